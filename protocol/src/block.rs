@@ -1,0 +1,228 @@
+//! The header that every block travels and rests with, and the digest that binds its bytes. Made by the writer, verified
+//! by the reader after the last copy; any mismatch is a miss (`DESIGN.md`, "What always holds" 1).
+
+use crate::{BlockKey, Era, LayoutFingerprint, TenantId};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use thiserror::Error;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+/// Bytes of an encoded block header.
+pub const HEADER_BYTES: usize = 104;
+/// The digest's piece: pieces are hashed apart, so a GPU can hash them side by side and a reader while they are hot.
+pub const PIECE_BYTES: usize = 16 * 1024;
+
+const MAGIC: [u8; 4] = *b"KVB1";
+const FORMAT: u16 = 1;
+
+/// How a block's bytes are stored.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[repr(u16)]
+pub enum Codec {
+    /// As the engine gave them.
+    #[default]
+    Raw = 0,
+}
+
+/// What binds a block's bytes to its key, layout, tenant and era.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockHeader {
+    /// The block's name.
+    pub key: BlockKey,
+    /// What its bytes mean.
+    pub fingerprint: LayoutFingerprint,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// The tenant's era when it was stored.
+    pub era: Era,
+    /// Its position in its prefix, from 0.
+    pub depth: u32,
+    /// How its bytes are stored.
+    pub codec: Codec,
+    /// Stored bytes.
+    pub payload_bytes: u64,
+    /// [`digest`] of the stored bytes.
+    pub digest: u64,
+}
+
+/// Why a header or the bytes under it were refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum HeaderError {
+    /// Not a block header, or one of a format this build does not know.
+    #[error("not a block header of format {FORMAT}")]
+    Format,
+    /// The header's own checksum does not hold.
+    #[error("block header is damaged")]
+    Damaged,
+    /// The header names another block.
+    #[error("block header names another key")]
+    Key,
+    /// The block has another layout.
+    #[error("block has another layout")]
+    Layout,
+    /// The block belongs to another tenant.
+    #[error("block belongs to another tenant")]
+    Tenant,
+    /// The block is of an era that a clear has ended.
+    #[error("block is of an older era")]
+    Era,
+    /// The bytes are not as many as the header says.
+    #[error("block has another length than its header says")]
+    Length,
+    /// The bytes do not match the header's digest.
+    #[error("block bytes do not match their digest")]
+    Digest,
+}
+
+impl BlockHeader {
+    /// Encodes the header, its own checksum last.
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut out = [0; HEADER_BYTES];
+        out[0..4].copy_from_slice(&MAGIC);
+        out[4..6].copy_from_slice(&FORMAT.to_le_bytes());
+        out[6..8].copy_from_slice(&(self.codec as u16).to_le_bytes());
+        out[8..16].copy_from_slice(&self.payload_bytes.to_le_bytes());
+        out[16..48].copy_from_slice(self.key.as_bytes());
+        out[48..64].copy_from_slice(&self.fingerprint.0);
+        out[64..68].copy_from_slice(&self.tenant.0.to_le_bytes());
+        out[68..72].copy_from_slice(&self.depth.to_le_bytes());
+        out[72..80].copy_from_slice(&self.era.0.to_le_bytes());
+        out[80..88].copy_from_slice(&self.digest.to_le_bytes());
+        // 88..96 stay zero: room for a publication id without a new format.
+        let sum = xxh3_64(&out[..96]);
+        out[96..104].copy_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// Decodes a header and checks its own checksum.
+    ///
+    /// # Errors
+    /// [`HeaderError::Format`] or [`HeaderError::Damaged`].
+    pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, HeaderError> {
+        fn field<const N: usize>(bytes: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
+            let mut out = [0; N];
+            out.copy_from_slice(&bytes[at..at + N]);
+            out
+        }
+        if bytes[0..4] != MAGIC || u16::from_le_bytes(field(bytes, 4)) != FORMAT {
+            return Err(HeaderError::Format);
+        }
+        if u64::from_le_bytes(field(bytes, 96)) != xxh3_64(&bytes[..96]) {
+            return Err(HeaderError::Damaged);
+        }
+        let codec = match u16::from_le_bytes(field(bytes, 6)) {
+            0 => Codec::Raw,
+            _ => return Err(HeaderError::Format),
+        };
+        Ok(BlockHeader {
+            key: BlockKey::from_bytes(field(bytes, 16)),
+            fingerprint: LayoutFingerprint(field(bytes, 48)),
+            tenant: TenantId(u32::from_le_bytes(field(bytes, 64))),
+            era: Era(u64::from_le_bytes(field(bytes, 72))),
+            depth: u32::from_le_bytes(field(bytes, 68)),
+            codec,
+            payload_bytes: u64::from_le_bytes(field(bytes, 8)),
+            digest: u64::from_le_bytes(field(bytes, 80)),
+        })
+    }
+
+    /// Checks that this header is the one of `key` in `fingerprint` and `tenant`, no older than `era`.
+    ///
+    /// # Errors
+    /// The first thing that does not match.
+    pub fn check(
+        &self,
+        key: &BlockKey,
+        fingerprint: LayoutFingerprint,
+        tenant: TenantId,
+        era: Era,
+    ) -> Result<(), HeaderError> {
+        if self.key != *key {
+            return Err(HeaderError::Key);
+        }
+        if self.fingerprint != fingerprint {
+            return Err(HeaderError::Layout);
+        }
+        if self.tenant != tenant {
+            return Err(HeaderError::Tenant);
+        }
+        if self.era < era {
+            return Err(HeaderError::Era);
+        }
+        Ok(())
+    }
+
+    /// Checks `bytes` against the header's length and digest.
+    ///
+    /// # Errors
+    /// [`HeaderError::Length`] or [`HeaderError::Digest`].
+    pub fn check_bytes(&self, bytes: &[u8]) -> Result<(), HeaderError> {
+        if bytes.len() as u64 != self.payload_bytes {
+            return Err(HeaderError::Length);
+        }
+        if digest(bytes) != self.digest {
+            return Err(HeaderError::Digest);
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for BlockHeader {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.encode())
+    }
+}
+
+impl<'de> Deserialize<'de> for BlockHeader {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = serde_bytes::ByteArray::<HEADER_BYTES>::deserialize(deserializer)?;
+        BlockHeader::decode(&bytes).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Returns the 64-bit digest of a block's bytes: XXH3 of each 16 KiB piece, then XXH3 of those digests seeded by the
+/// length. Detects damage, not malice; who may write is decided by authentication.
+pub fn digest(bytes: &[u8]) -> u64 {
+    let mut digest = BlockDigest::default();
+    digest.update(bytes);
+    digest.finish()
+}
+
+/// The same digest fed piece by piece, so that bytes are hashed while they are still in the CPU's cache.
+#[derive(Default)]
+pub struct BlockDigest {
+    pieces: xxhash_rust::xxh3::Xxh3Default,
+    open: Vec<u8>,
+    length: u64,
+}
+
+impl BlockDigest {
+    /// Takes in the next bytes. Cheapest when called with multiples of [`PIECE_BYTES`].
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        self.length += bytes.len() as u64;
+        if !self.open.is_empty() {
+            let (head, rest) = bytes.split_at(bytes.len().min(PIECE_BYTES - self.open.len()));
+            self.open.extend_from_slice(head);
+            bytes = rest;
+            if self.open.len() < PIECE_BYTES {
+                return;
+            }
+            let sum = xxh3_64(&self.open);
+            self.pieces.update(&sum.to_le_bytes());
+            self.open.clear();
+        }
+        let mut pieces = bytes.chunks_exact(PIECE_BYTES);
+        for piece in &mut pieces {
+            self.pieces.update(&xxh3_64(piece).to_le_bytes());
+        }
+        self.open.extend_from_slice(pieces.remainder());
+    }
+
+    /// Returns the digest of all bytes taken in.
+    pub fn finish(mut self) -> u64 {
+        if !self.open.is_empty() {
+            let sum = xxh3_64(&self.open);
+            self.pieces.update(&sum.to_le_bytes());
+        }
+        xxh3_64_with_seed(&self.pieces.digest().to_le_bytes(), self.length)
+    }
+}

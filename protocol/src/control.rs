@@ -1,0 +1,281 @@
+//! The control plane: nodes and clients to coordinators, and the commands that coordinators agree on through raft.
+
+use crate::data::Ack;
+use crate::error::WireError;
+use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
+use crate::map::{ClusterMap, DeviceDescription, Settings};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The longest name of a member or tenant, in bytes.
+pub const MAX_NAME_BYTES: usize = 63;
+/// The most devices of one member.
+pub const MAX_DEVICES: usize = 16;
+/// The most labels of one member.
+pub const MAX_LABELS: usize = 32;
+/// The most tenants of one cluster.
+pub const MAX_TENANTS: usize = 65_536;
+/// The most members a cluster's map ever holds.
+pub const MAX_MEMBERS: usize = 4096;
+
+/// A request to a coordinator.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ControlRequest {
+    /// The cluster map, unless the asker has this epoch or a newer one.
+    FetchMap {
+        /// The asker's epoch; 0 if it has none.
+        have: Epoch,
+        /// Through the leader and a read index: no older than any change acknowledged before. Otherwise whatever the
+        /// asked coordinator has applied.
+        linearizable: bool,
+    },
+    /// A node starts.
+    Register(Registration),
+    /// A node lives; renews its lease.
+    Heartbeat(Heartbeat),
+    /// A change of the map, applied once however often it is sent.
+    Submit {
+        /// Its name for repeats.
+        request: RequestId,
+        /// The change.
+        command: Command,
+    },
+    /// How the coordinator sees itself and its peers.
+    Status,
+}
+
+/// A node's first word.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Registration {
+    /// Its name for repeats.
+    pub request: RequestId,
+    /// Its name in the cluster file.
+    pub name: String,
+    /// `host:port` of its data plane.
+    pub data_address: String,
+    /// `host:port` of its metrics.
+    pub metrics_address: String,
+    /// Failure domains and whatever else the operator says of it.
+    pub labels: BTreeMap<String, String>,
+    /// Its devices, by index.
+    pub devices: Vec<DeviceDescription>,
+}
+
+/// What a node says of itself, a few times a second.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Who.
+    pub member: MemberId,
+    /// Which start of it.
+    pub generation: Generation,
+    /// The newest map that it serves by.
+    pub epoch: Epoch,
+    /// What each of its devices holds and does.
+    pub devices: Vec<DeviceLoad>,
+}
+
+/// One device's report.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct DeviceLoad {
+    /// Resident blocks, both tiers.
+    pub blocks: u64,
+    /// Bytes they take in frames, both tiers.
+    pub used_bytes: u64,
+    /// Bytes of all frames, both tiers.
+    pub capacity_bytes: u64,
+    /// Keys asked by match, since this start.
+    pub matched_keys: u64,
+    /// Keys of those that were covered.
+    pub covered_keys: u64,
+    /// Blocks given out, since this start.
+    pub fetched_blocks: u64,
+    /// Blocks taken in, since this start.
+    pub stored_blocks: u64,
+    /// Blocks evicted, since this start.
+    pub evicted_blocks: u64,
+    /// One bit a slot: whether any block of it is resident. `SLOTS / 8` bytes, or empty for none.
+    #[serde(with = "serde_bytes")]
+    pub occupied: Vec<u8>,
+}
+
+impl DeviceLoad {
+    /// Says whether any block of `slot` is resident.
+    pub fn occupies(&self, slot: Slot) -> bool {
+        let byte = self.occupied.get(usize::from(slot.0 / 8)).copied().unwrap_or(0);
+        byte >> (slot.0 % 8) & 1 == 1
+    }
+}
+
+/// A coordinator's answer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ControlReply {
+    /// The map, or none when the asker's is as new.
+    Map(Option<Box<ClusterMap>>),
+    /// The node is a member from now on, and this is its generation.
+    Registered {
+        /// Its id.
+        member: MemberId,
+        /// Its generation.
+        generation: Generation,
+        /// The map that has it.
+        map: Box<ClusterMap>,
+    },
+    /// The lease is renewed for `Settings::lease_ms` from when the heartbeat was **sent**.
+    Beat {
+        /// The newest map, when the member's is older.
+        map: Option<Box<ClusterMap>>,
+    },
+    /// The member is no longer one in this generation: serve nothing, register anew.
+    Fenced,
+    /// The change was applied.
+    Done(CommandReply),
+    /// How the coordinator sees itself and its peers.
+    Status(CoordinatorStatus),
+    /// It was not done.
+    Failed(WireError),
+}
+
+/// How a coordinator sees itself and its peers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CoordinatorStatus {
+    /// Its name in the cluster file.
+    pub name: String,
+    /// Its peer number.
+    pub peer: u64,
+    /// `leader`, `follower`, `candidate` or `pre-candidate`.
+    pub role: String,
+    /// Raft's term.
+    pub term: u64,
+    /// The leader's name, if known.
+    pub leader: Option<String>,
+    /// Raft's committed index.
+    pub committed: u64,
+    /// Raft's applied index.
+    pub applied: u64,
+    /// The map's epoch.
+    pub epoch: Epoch,
+}
+
+/// A change of the cluster's memory of itself: an entry of the raft log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Starts the cluster; does nothing when it has started.
+    Bootstrap {
+        /// Its random identity.
+        cluster: ClusterId,
+        /// Its name.
+        name: String,
+        /// What holds for all of it.
+        settings: Settings,
+        /// The secret of the tenant `default`.
+        default_secret: [u8; 32],
+    },
+    /// A node starts.
+    Register(Registration),
+    /// A member's lease ran out.
+    MarkDown {
+        /// Who.
+        member: MemberId,
+        /// Which start of it; another one is not concerned.
+        generation: Generation,
+    },
+    /// A member says that it stops.
+    Leave {
+        /// Who.
+        member: MemberId,
+        /// Which start of it.
+        generation: Generation,
+    },
+    /// A new tenant.
+    CreateTenant {
+        /// Its name.
+        name: String,
+        /// What its block keys are derived from.
+        secret: [u8; 32],
+    },
+    /// Ends the tenant's era: its blocks do not exist any more.
+    ClearTenant {
+        /// Whose.
+        tenant: TenantId,
+    },
+    /// New places for some slots, planned on the map of epoch `based_on`; refused when the map has moved on.
+    PlaceSlots {
+        /// The epoch that was planned on.
+        based_on: Epoch,
+        /// The slots and their new replica sets.
+        changes: Vec<(Slot, Vec<DeviceId>)>,
+    },
+    /// Changes the default acknowledgement of stores.
+    SetAck {
+        /// The new default.
+        ack: Ack,
+    },
+}
+
+impl Command {
+    /// Names the command, for logs and errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Command::Bootstrap { .. } => "bootstrap",
+            Command::Register(_) => "register",
+            Command::MarkDown { .. } => "mark-down",
+            Command::Leave { .. } => "leave",
+            Command::CreateTenant { .. } => "create-tenant",
+            Command::ClearTenant { .. } => "clear-tenant",
+            Command::PlaceSlots { .. } => "place-slots",
+            Command::SetAck { .. } => "set-ack",
+        }
+    }
+}
+
+// Secrets stay out of logs.
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What applying a command came to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum CommandReply {
+    /// Applied (or already so); the map has this epoch now.
+    Applied {
+        /// The epoch after it.
+        epoch: Epoch,
+    },
+    /// The node is a member.
+    Registered {
+        /// Its id.
+        member: MemberId,
+        /// Its generation.
+        generation: Generation,
+        /// The epoch after it.
+        epoch: Epoch,
+    },
+    /// The tenant exists.
+    TenantCreated {
+        /// Its id.
+        tenant: TenantId,
+        /// The epoch after it.
+        epoch: Epoch,
+    },
+    /// The tenant's older blocks do not exist.
+    TenantCleared {
+        /// Its era now.
+        era: Era,
+        /// The epoch after it.
+        epoch: Epoch,
+    },
+    /// It was not applied, and never will be under this request id.
+    Rejected(WireError),
+}
+
+/// A raft log entry's data.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Proposal {
+    /// Its name for repeats.
+    pub request: RequestId,
+    /// The change.
+    pub command: Command,
+}

@@ -1,0 +1,178 @@
+//! The data plane: match, fetch, store, between a client and a node and between nodes.
+
+use crate::block::BlockHeader;
+use crate::ids::{DeviceId, Epoch, Slot, TenantId};
+use crate::key::{BlockKey, KeyList};
+use serde::{Deserialize, Serialize};
+
+/// The most blocks one fetch or store may name.
+pub const MAX_BLOCKS_PER_TRANSFER: usize = 512;
+/// The most keys one match may name.
+pub const MAX_KEYS_PER_MATCH: usize = 65_536;
+
+/// When a store is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub enum Ack {
+    /// When the primary holds the block.
+    #[default]
+    Primary,
+    /// When more than half of the slot's replicas hold it.
+    Quorum,
+    /// When all of the slot's replicas hold it.
+    All,
+}
+
+impl Ack {
+    /// Returns how many of `replicas` copies an acknowledged block has.
+    pub fn copies(self, replicas: usize) -> usize {
+        match self {
+            Ack::Primary => replicas.min(1),
+            Ack::Quorum => replicas / 2 + usize::from(replicas > 0),
+            Ack::All => replicas,
+        }
+    }
+}
+
+/// Part of a segment: this many of the request's keys, in order, live in `slot`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Run {
+    /// Where the segment's home key puts them.
+    pub slot: Slot,
+    /// How many keys.
+    pub keys: u32,
+}
+
+/// A request on the data plane. One request concerns one device.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum DataRequest {
+    /// How far does this device cover these segments? Answered by [`DataReply::Matched`].
+    Match(MatchRequest),
+    /// Give me these blocks. Answered by [`DataReply::Fetched`] with the hits' bytes as payload, in order.
+    Fetch(FetchRequest),
+    /// Take these blocks; their bytes are the payload, in order. Answered by [`DataReply::Stored`].
+    Store(StoreRequest),
+}
+
+/// See [`DataRequest::Match`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MatchRequest {
+    /// The asker's map.
+    pub epoch: Epoch,
+    /// The device asked.
+    pub device: DeviceId,
+    /// Whose blocks.
+    pub tenant: TenantId,
+    /// How long the covered blocks should be kept from eviction, in milliseconds; the node bounds it. 0: not at all.
+    pub hold_ms: u32,
+    /// Segments, each a run of `keys`; the runs' counts add up to the number of keys.
+    pub runs: Vec<Run>,
+    /// The blocks' keys, run after run.
+    pub keys: KeyList,
+}
+
+/// See [`DataRequest::Fetch`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FetchRequest {
+    /// The asker's map.
+    pub epoch: Epoch,
+    /// The device asked.
+    pub device: DeviceId,
+    /// Whose blocks.
+    pub tenant: TenantId,
+    /// Where each block lives, as in [`MatchRequest::runs`].
+    pub runs: Vec<Run>,
+    /// The blocks' keys; at most [`MAX_BLOCKS_PER_TRANSFER`].
+    pub keys: KeyList,
+}
+
+/// See [`DataRequest::Store`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StoreRequest {
+    /// The asker's map.
+    pub epoch: Epoch,
+    /// The device asked.
+    pub device: DeviceId,
+    /// Whose blocks.
+    pub tenant: TenantId,
+    /// When to answer.
+    pub ack: Ack,
+    /// A copy from the primary to another replica; is not passed on further.
+    pub copy: bool,
+    /// Where each block lives, as in [`MatchRequest::runs`].
+    pub runs: Vec<Run>,
+    /// The blocks; at most [`MAX_BLOCKS_PER_TRANSFER`]. Their `payload_bytes` add up to the payload.
+    pub blocks: Vec<StoreBlock>,
+}
+
+/// One block of a [`StoreRequest`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StoreBlock {
+    /// The header made by the writer.
+    pub header: BlockHeader,
+    /// The block before it in its prefix, [`BlockKey::NONE`] if none: a shard never loses a block before its child.
+    pub parent: BlockKey,
+}
+
+/// An answer on the data plane. Errors of the whole request travel as [`crate::frame::Kind::Refused`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum DataReply {
+    /// For each run: how many of its keys are covered, from its start, without a gap.
+    Matched {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// Covered keys per run.
+        covered: Vec<u32>,
+    },
+    /// For each key: the block's header (its bytes are in the payload), or why there is none.
+    Fetched {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// One answer a key.
+        blocks: Vec<Fetched>,
+    },
+    /// For each block: what became of it.
+    Stored {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// One answer a block.
+        blocks: Vec<Stored>,
+    },
+}
+
+/// What a fetch found of one block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Fetched {
+    /// It is here: `header.payload_bytes` bytes of the payload are its.
+    Hit(BlockHeader),
+    /// It is not here.
+    Miss,
+}
+
+/// What became of one block of a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Stored {
+    /// It is resident on this many replicas, the primary included; fewer than asked means it is not acknowledged.
+    Kept {
+        /// Replicas that hold it.
+        copies: u8,
+        /// It was here before; its bytes were not taken.
+        already: bool,
+    },
+    /// It is not resident.
+    Refused(Refusal),
+}
+
+/// Why a block was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Every frame of its size is in use or held.
+    NoRoom,
+    /// No frame is large enough.
+    TooLarge,
+    /// Another store of the same key is under way.
+    InFlight,
+    /// Its bytes do not match its header.
+    Corrupt,
+    /// It is of an era that a clear has ended, or of another tenant than the request.
+    WrongEra,
+}

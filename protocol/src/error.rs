@@ -1,0 +1,138 @@
+//! Errors as they travel: what a peer may do differently about each.
+
+use crate::{DeviceId, Epoch, TenantId};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use thiserror::Error;
+
+/// The longest explanation that travels, in bytes.
+const MAX_DETAIL_BYTES: usize = 256;
+
+/// An answer that is not what was asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Error, Serialize, Deserialize)]
+pub enum WireError {
+    /// The asker's cluster map is old: fetch a newer one and ask once more.
+    #[error("the cluster map has moved on to epoch {epoch}")]
+    StaleEpoch {
+        /// The answering member's epoch.
+        epoch: Epoch,
+    },
+    /// The member holds no lease and serves nothing: ask another replica, or later.
+    #[error("this member holds no lease and serves nothing")]
+    NoLease,
+    /// Too much is under way: back off, then repeat.
+    #[error("busy: {what}")]
+    Busy {
+        /// What is full.
+        what: String,
+    },
+    /// The request passes a limit: make it smaller.
+    #[error("{bytes} bytes are over the limit of {limit}")]
+    TooLarge {
+        /// What was asked.
+        bytes: u64,
+        /// What is allowed.
+        limit: u64,
+    },
+    /// The member has no such device: fetch a newer map.
+    #[error("device {device} is not on this member")]
+    WrongDevice {
+        /// What was asked for.
+        device: DeviceId,
+    },
+    /// No such tenant in the map.
+    #[error("tenant {tenant} does not exist")]
+    UnknownTenant {
+        /// What was asked for.
+        tenant: TenantId,
+    },
+    /// Bytes that are no message of this protocol: the connection is closed.
+    #[error("malformed: {detail}")]
+    Malformed {
+        /// What is wrong with them.
+        detail: String,
+    },
+    /// The token is missing or wrong: the connection is closed.
+    #[error("authentication failed: the token is missing or wrong")]
+    Unauthorized,
+    /// The peer may not ask this in its role.
+    #[error("a {role} may not {what}")]
+    Forbidden {
+        /// The asker's role.
+        role: String,
+        /// What it asked.
+        what: String,
+    },
+    /// The two ends speak no common version: upgrade one.
+    #[error(
+        "no common protocol version: this end speaks {ours_min} to {ours_max}, the other {theirs_min} to {theirs_max}"
+    )]
+    Version {
+        /// The oldest version that the refusing end speaks.
+        ours_min: u16,
+        /// The newest version that the refusing end speaks.
+        ours_max: u16,
+        /// The oldest version that the asker offered.
+        theirs_min: u16,
+        /// The newest version that the asker offered.
+        theirs_max: u16,
+    },
+    /// The peer is of another cluster: check its address.
+    #[error("this is a member of another cluster")]
+    WrongCluster,
+    /// This coordinator does not lead: ask the one named, or look for it.
+    #[error("this coordinator does not lead")]
+    NotLeader {
+        /// Where the leader listens, if known.
+        leader: Option<String>,
+    },
+    /// The deadline passed before the answer was there.
+    #[error("deadline passed")]
+    Deadline,
+    /// The request was refused for a reason that a repeat does not change.
+    #[error("refused: {detail}")]
+    Rejected {
+        /// Why.
+        detail: String,
+    },
+    /// The outcome is unknown: leadership changed while it was under way. Repeat it under the same request id.
+    #[error("outcome unknown: leadership changed while the request was under way")]
+    OutcomeUnknown,
+    /// Something broke on the answering side; it is in that process's log.
+    #[error("internal error: {detail}")]
+    Internal {
+        /// What broke.
+        detail: String,
+    },
+}
+
+impl WireError {
+    /// Makes a [`WireError::Malformed`] with a bounded explanation.
+    pub fn malformed(detail: fmt::Arguments<'_>) -> Self {
+        WireError::Malformed { detail: bounded(detail) }
+    }
+
+    /// Makes a [`WireError::Busy`].
+    pub fn busy(what: &str) -> Self {
+        WireError::Busy { what: bounded(format_args!("{what}")) }
+    }
+
+    /// Makes a [`WireError::Rejected`] with a bounded explanation.
+    pub fn rejected(detail: fmt::Arguments<'_>) -> Self {
+        WireError::Rejected { detail: bounded(detail) }
+    }
+
+    /// Makes a [`WireError::Internal`] with a bounded explanation.
+    pub fn internal(detail: fmt::Arguments<'_>) -> Self {
+        WireError::Internal { detail: bounded(detail) }
+    }
+}
+
+fn bounded(detail: fmt::Arguments<'_>) -> String {
+    let mut text = detail.to_string();
+    if text.len() > MAX_DETAIL_BYTES {
+        let cut = (0..=MAX_DETAIL_BYTES).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(cut);
+    }
+    text
+}

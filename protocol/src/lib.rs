@@ -1,0 +1,29 @@
+//! What kvhive's processes say to each other: ids, block keys, layouts, block headers, the cluster map, frames and
+//! messages. Everything here is a value or a pure function: no IO, no clock, no threads.
+//!
+//! A frame on the wire is a fixed header ([`frame::FrameHeader`]), a bincode-encoded message ([`data`], [`control`],
+//! [`handshake`]) and raw payload bytes. Block bytes never pass through the codec.
+
+pub mod block;
+pub mod codec;
+pub mod control;
+pub mod data;
+pub mod error;
+pub mod frame;
+pub mod handshake;
+pub mod ids;
+pub mod key;
+pub mod layout;
+pub mod map;
+pub mod moment;
+
+pub use block::{BlockDigest, BlockHeader, HeaderError};
+pub use error::WireError;
+pub use ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
+pub use key::{BlockKey, KeyList, Namespace, NamespaceKey};
+pub use layout::{AxisOrder, Dtype, Layout, LayoutFingerprint};
+pub use map::{ClusterMap, Member, MemberState, ReplicaSet, Tenant};
+pub use moment::Moment;
+
+/// Slots of a cluster: the unit of placement. A home key belongs to slot `hash(home key) mod SLOTS`.
+pub const SLOTS: u16 = 4096;

@@ -1,0 +1,193 @@
+//! The cluster map: members, devices, slot → replica set, tenants, under one epoch. Small, raft-replicated, everyone
+//! holds a copy.
+
+use crate::data::Ack;
+use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, Slot, TenantId};
+use crate::{BlockKey, SLOTS};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// What holds for the whole cluster, set when it is first started.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    /// Members that each slot is placed on, while there are as many.
+    pub replicas: u8,
+    /// Consecutive blocks of a prefix that live together.
+    pub segment_blocks: u32,
+    /// When a store is answered, unless the request says.
+    pub ack: Ack,
+    /// How long a heartbeat's answer lets a member serve, in milliseconds.
+    pub lease_ms: u64,
+    /// How often members send heartbeats, in milliseconds.
+    pub heartbeat_ms: u64,
+}
+
+/// One device as its member describes it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceDescription {
+    /// `host`, later also GPU names.
+    pub kind: String,
+    /// Bytes of the device tier.
+    pub device_bytes: u64,
+    /// Bytes of the host tier over it.
+    pub host_bytes: u64,
+}
+
+impl DeviceDescription {
+    /// Returns the bytes of both tiers: the weight of this device in placement.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.device_bytes.saturating_add(self.host_bytes)
+    }
+}
+
+/// Whether a member may hold slots.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum MemberState {
+    /// It registered and its lease has not run out.
+    Up,
+    /// Its lease ran out, or it left.
+    Down,
+}
+
+/// One node of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Member {
+    /// Its name in the cluster file.
+    pub name: String,
+    /// Its current start.
+    pub generation: Generation,
+    /// Whether it may hold slots.
+    pub state: MemberState,
+    /// `host:port` of its data plane.
+    pub data_address: String,
+    /// `host:port` of its metrics.
+    pub metrics_address: String,
+    /// Failure domains and whatever else the operator says of it.
+    pub labels: BTreeMap<String, String>,
+    /// Its devices, by index.
+    pub devices: Vec<DeviceDescription>,
+}
+
+/// The devices that a slot is placed on; the first is primary. Empty while no member is up.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ReplicaSet(pub Vec<DeviceId>);
+
+impl ReplicaSet {
+    /// Returns the primary, if the slot is placed at all.
+    pub fn primary(&self) -> Option<DeviceId> {
+        self.0.first().copied()
+    }
+
+    /// Says whether `device` holds this slot.
+    pub fn contains(&self, device: DeviceId) -> bool {
+        self.0.contains(&device)
+    }
+}
+
+/// A tenant: whose blocks these are.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tenant {
+    /// Its name, unique in the cluster.
+    pub name: String,
+    /// Raised by each clear.
+    pub era: Era,
+    /// What its block keys are derived from.
+    pub secret: [u8; 32],
+}
+
+impl fmt::Debug for Tenant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tenant").field("name", &self.name).field("era", &self.era).finish_non_exhaustive()
+    }
+}
+
+/// Who holds what, under one epoch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ClusterMap {
+    /// Which cluster this is.
+    pub cluster: ClusterId,
+    /// Its name.
+    pub name: String,
+    /// This map's version.
+    pub epoch: Epoch,
+    /// What holds for the whole cluster.
+    pub settings: Settings,
+    /// Every node that ever registered.
+    pub members: BTreeMap<MemberId, Member>,
+    /// One replica set a slot, [`SLOTS`] of them. Shared, so that a map is cheap to copy.
+    pub slots: Arc<Vec<ReplicaSet>>,
+    /// Every tenant.
+    pub tenants: BTreeMap<TenantId, Tenant>,
+}
+
+impl ClusterMap {
+    /// Returns where the slot is placed.
+    pub fn replicas(&self, slot: Slot) -> &ReplicaSet {
+        static NOWHERE: ReplicaSet = ReplicaSet(Vec::new());
+        self.slots.get(usize::from(slot.0)).unwrap_or(&NOWHERE)
+    }
+
+    /// Returns where the segment with this home key is placed.
+    pub fn replicas_of(&self, home: &BlockKey) -> &ReplicaSet {
+        self.replicas(home.slot())
+    }
+
+    /// Returns the member that owns `device`, if the device exists.
+    pub fn owner(&self, device: DeviceId) -> Option<&Member> {
+        self.members.get(&device.member).filter(|member| usize::from(device.index) < member.devices.len())
+    }
+
+    /// Finds a tenant by name.
+    pub fn tenant(&self, name: &str) -> Option<(TenantId, &Tenant)> {
+        self.tenants.iter().find(|(_, tenant)| tenant.name == name).map(|(id, tenant)| (*id, tenant))
+    }
+
+    /// Finds a member by name.
+    pub fn member(&self, name: &str) -> Option<(MemberId, &Member)> {
+        self.members.iter().find(|(_, member)| member.name == name).map(|(id, member)| (*id, member))
+    }
+
+    /// Returns every device of every member that is up, with its description.
+    pub fn devices_up(&self) -> impl Iterator<Item = (DeviceId, &DeviceDescription)> {
+        self.members.iter().filter(|(_, member)| member.state == MemberState::Up).flat_map(|(id, member)| {
+            member.devices.iter().enumerate().map(|(at, device)| (DeviceId::new(*id, at as u16), device))
+        })
+    }
+
+    /// Checks what every map must satisfy: each slot has one replica set, its devices exist, are up, and no two of
+    /// them are on one member; names are unique.
+    ///
+    /// # Errors
+    /// A sentence that says what does not hold.
+    pub fn check(&self) -> Result<(), String> {
+        if self.slots.len() != usize::from(SLOTS) {
+            return Err(format!("{} slots instead of {SLOTS}", self.slots.len()));
+        }
+        for (slot, set) in self.slots.iter().enumerate() {
+            for (at, device) in set.0.iter().enumerate() {
+                let owner = self
+                    .owner(*device)
+                    .ok_or_else(|| format!("slot {slot} is on unknown device {device}"))?;
+                if owner.state != MemberState::Up {
+                    return Err(format!("slot {slot} is on device {device}, whose member is down"));
+                }
+                if set.0[..at].iter().any(|other| other.member == device.member) {
+                    return Err(format!("slot {slot} has two replicas on member {}", device.member));
+                }
+            }
+        }
+        for (at, member) in self.members.values().enumerate() {
+            if self.members.values().skip(at + 1).any(|other| other.name == member.name) {
+                return Err(format!("two members are named {}", member.name));
+            }
+        }
+        for (at, tenant) in self.tenants.values().enumerate() {
+            if self.tenants.values().skip(at + 1).any(|other| other.name == tenant.name) {
+                return Err(format!("two tenants are named {}", tenant.name));
+            }
+        }
+        Ok(())
+    }
+}
