@@ -182,47 +182,32 @@ impl<'de> Deserialize<'de> for BlockHeader {
 /// Returns the 64-bit digest of a block's bytes: XXH3 of each 16 KiB piece, then XXH3 of those digests seeded by the
 /// length. Detects damage, not malice; who may write is decided by authentication.
 pub fn digest(bytes: &[u8]) -> u64 {
-    let mut digest = BlockDigest::default();
-    digest.update(bytes);
-    digest.finish()
+    BlockDigest::default().finish(bytes)
 }
 
-/// The same digest fed piece by piece, so that bytes are hashed while they are still in the CPU's cache.
+/// The same digest taken while a block arrives, so that each piece is hashed while it is still in the CPU's cache.
 #[derive(Default)]
 pub struct BlockDigest {
-    pieces: xxhash_rust::xxh3::Xxh3Default,
-    open: Vec<u8>,
-    length: u64,
+    sums: xxhash_rust::xxh3::Xxh3Default,
+    hashed: usize,
 }
 
 impl BlockDigest {
-    /// Takes in the next bytes. Cheapest when called with multiples of [`PIECE_BYTES`].
-    pub fn update(&mut self, mut bytes: &[u8]) {
-        self.length += bytes.len() as u64;
-        if !self.open.is_empty() {
-            let (head, rest) = bytes.split_at(bytes.len().min(PIECE_BYTES - self.open.len()));
-            self.open.extend_from_slice(head);
-            bytes = rest;
-            if self.open.len() < PIECE_BYTES {
-                return;
-            }
-            let sum = xxh3_64(&self.open);
-            self.pieces.update(&sum.to_le_bytes());
-            self.open.clear();
+    /// Hashes the whole pieces of `so_far` (the block's first bytes, all that have arrived) that were not hashed yet.
+    pub fn advance(&mut self, so_far: &[u8]) {
+        let Some(fresh) = so_far.get(self.hashed..) else { return };
+        for piece in fresh.chunks_exact(PIECE_BYTES) {
+            self.sums.update(&xxh3_64(piece).to_le_bytes());
+            self.hashed += PIECE_BYTES;
         }
-        let mut pieces = bytes.chunks_exact(PIECE_BYTES);
-        for piece in &mut pieces {
-            self.pieces.update(&xxh3_64(piece).to_le_bytes());
-        }
-        self.open.extend_from_slice(pieces.remainder());
     }
 
-    /// Returns the digest of all bytes taken in.
-    pub fn finish(mut self) -> u64 {
-        if !self.open.is_empty() {
-            let sum = xxh3_64(&self.open);
-            self.pieces.update(&sum.to_le_bytes());
+    /// Returns the digest of `block`, whose first bytes were given to [`BlockDigest::advance`] before.
+    pub fn finish(mut self, block: &[u8]) -> u64 {
+        self.advance(block);
+        if let Some(tail) = block.get(self.hashed..).filter(|tail| !tail.is_empty()) {
+            self.sums.update(&xxh3_64(tail).to_le_bytes());
         }
-        xxh3_64_with_seed(&self.pieces.digest().to_le_bytes(), self.length)
+        xxh3_64_with_seed(&self.sums.digest().to_le_bytes(), block.len() as u64)
     }
 }

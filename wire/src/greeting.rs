@@ -1,0 +1,150 @@
+//! Both ends of the handshake over a socket (`kvhive_protocol::handshake` says what is exchanged and why).
+
+use crate::connection::Connection;
+use crate::fault::Fault;
+use kvhive_protocol::error::WireError;
+use kvhive_protocol::frame::Kind;
+use kvhive_protocol::handshake::{self, Challenge, Hello, Proof, Role, TokenKey, Welcome};
+use kvhive_protocol::ids::ClusterId;
+use std::io;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Who this process is when it connects.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The cluster's token.
+    pub token: TokenKey,
+    /// Its role.
+    pub role: Role,
+    /// Its peer number or member id, 0 if it has none.
+    pub sender: u64,
+    /// The cluster it belongs to, if it knows.
+    pub cluster: Option<ClusterId>,
+}
+
+/// What a listening process checks of those who connect.
+#[derive(Clone, Debug)]
+pub struct Listening {
+    /// The cluster's token.
+    pub token: TokenKey,
+    /// The cluster it belongs to, if it knows.
+    pub cluster: Option<ClusterId>,
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    /// Its role.
+    pub role: Role,
+    /// Its peer number or member id, 0 if it has none.
+    pub sender: u64,
+    /// The version both ends speak.
+    pub version: u16,
+    /// The cluster of the listening end, if it knows; on the connecting end only.
+    pub cluster: Option<ClusterId>,
+}
+
+impl Connection {
+    /// Connects to `address` (`host:port`) and shakes hands within `limit`.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] with the listening end's reason, [`Fault::Impostor`] when that end does not know the token.
+    pub async fn connect(
+        address: &str,
+        identity: &Identity,
+        limit: Duration,
+    ) -> Result<(Connection, Peer), Fault> {
+        timeout(limit, async {
+            let mut connection = Connection::new(TcpStream::connect(address).await?)?;
+            let peer = connection.greet(identity).await?;
+            connection.open();
+            Ok((connection, peer))
+        })
+        .await
+        .map_err(|_| Fault::Timeout(limit))?
+    }
+
+    /// Shakes hands with whoever connected, within `limit`. Nothing but greetings is read before the proof holds.
+    ///
+    /// # Errors
+    /// Why the peer was turned away; it has been told already.
+    pub async fn accept(
+        stream: TcpStream,
+        listening: &Listening,
+        limit: Duration,
+    ) -> Result<(Connection, Peer), Fault> {
+        timeout(limit, async {
+            let mut connection = Connection::new(stream)?;
+            match connection.admit(listening).await {
+                Ok(peer) => {
+                    connection.open();
+                    Ok((connection, peer))
+                }
+                Err(Fault::Protocol(error)) => {
+                    // Told for the log at the other end; it may be gone or no kvhive at all.
+                    let _ = connection.refuse(0, &error).await;
+                    Err(Fault::Protocol(error))
+                }
+                Err(fault) => Err(fault),
+            }
+        })
+        .await
+        .map_err(|_| Fault::Timeout(limit))?
+    }
+
+    async fn greet(&mut self, identity: &Identity) -> Result<Peer, Fault> {
+        let hello = Hello::new(identity.role, identity.sender, identity.cluster, nonce()?);
+        self.send(Kind::Hello, 0, &hello, &[]).await?;
+        let challenge: Challenge = self.receive_answer(Kind::Challenge, 0).await?;
+        if !(hello.version_min..=hello.version_max).contains(&challenge.version) {
+            return Err(Fault::Protocol(WireError::malformed(format_args!(
+                "version {} was not offered",
+                challenge.version
+            ))));
+        }
+        let proof = Proof { proof: identity.token.client_proof(&hello, &challenge) };
+        self.send(Kind::Proof, 0, &proof, &[]).await?;
+        let welcome: Welcome = self.receive_answer(Kind::Welcome, 0).await?;
+        if !TokenKey::same(&identity.token.server_proof(&hello, &challenge), &welcome.proof) {
+            return Err(Fault::Impostor);
+        }
+        if let (Some(ours), Some(theirs)) = (identity.cluster, challenge.cluster)
+            && ours != theirs
+        {
+            return Err(Fault::Refused(WireError::WrongCluster));
+        }
+        Ok(Peer { role: identity.role, sender: 0, version: challenge.version, cluster: challenge.cluster })
+    }
+
+    async fn admit(&mut self, listening: &Listening) -> Result<Peer, Fault> {
+        let frame = self.receive().await?;
+        self.expect(frame, Kind::Hello)?;
+        let hello: Hello = self.message()?;
+        let version = handshake::agree(&hello).map_err(Fault::Protocol)?;
+        let challenge = Challenge { version, cluster: listening.cluster, nonce: nonce()? };
+        self.send(Kind::Challenge, 0, &challenge, &[]).await?;
+        let frame = self.receive().await?;
+        self.expect(frame, Kind::Proof)?;
+        let proof: Proof = self.message()?;
+        if !TokenKey::same(&listening.token.client_proof(&hello, &challenge), &proof.proof) {
+            return Err(Fault::Protocol(WireError::Unauthorized));
+        }
+        // Only a peer that knows the token learns whether it has the right cluster.
+        if let (Some(ours), Some(theirs)) = (listening.cluster, hello.cluster)
+            && ours != theirs
+        {
+            return Err(Fault::Protocol(WireError::WrongCluster));
+        }
+        let welcome = Welcome { proof: listening.token.server_proof(&hello, &challenge) };
+        self.send(Kind::Welcome, 0, &welcome, &[]).await?;
+        Ok(Peer { role: hello.role, sender: hello.sender, version, cluster: hello.cluster })
+    }
+}
+
+fn nonce() -> Result<[u8; 32], Fault> {
+    let mut nonce = [0; 32];
+    getrandom::fill(&mut nonce).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(nonce)
+}
