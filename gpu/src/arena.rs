@@ -1,0 +1,190 @@
+//! An arena: one slab cut into frames of a few sizes, and the lists of those that are free.
+
+use crate::device::{Device, DeviceError};
+use crate::frame::{FrameId, WriteFrame};
+use crate::slab::{PageKind, Slab};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use thiserror::Error;
+
+/// Frames begin at multiples of this, so that direct IO and copy engines can use them.
+const ALIGN_BYTES: u64 = 4096;
+/// Frames smaller than a page begin at multiples of this: a cache line.
+const ALIGN_SMALL_BYTES: u64 = 64;
+/// The most size classes of one arena.
+const MAX_CLASSES: usize = 64;
+
+/// Frames of one size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SizeClass {
+    /// The most bytes that a frame holds.
+    pub frame_bytes: u64,
+    /// How many frames.
+    pub frames: u32,
+}
+
+/// Names a size class: its position among the arena's classes, smallest frames first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ClassId(pub u8);
+
+/// Why an arena could not be made.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum ArenaError {
+    /// Sizes must differ, grow and not be 0; at most 64 of them.
+    #[error(
+        "size class {at} has frames of {frame_bytes} bytes; sizes must grow from class to class, at most {MAX_CLASSES} classes"
+    )]
+    Classes {
+        /// Which class.
+        at: usize,
+        /// Its frame size.
+        frame_bytes: u64,
+    },
+    /// The sizes and counts come to more than can be addressed.
+    #[error("the frames together are more than can be addressed")]
+    Overflow,
+    /// The device has not the memory.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// Frames cut from one slab. Cheap to clone; the memory goes back when the last clone and the last frame are gone.
+#[derive(Clone)]
+pub struct Arena {
+    shared: Arc<Shared>,
+}
+
+/// What an arena and its frames hold together.
+pub(crate) struct Shared {
+    slab: Slab,
+    classes: Vec<Class>,
+}
+
+struct Class {
+    size: SizeClass,
+    stride: u64,
+    start: u64,
+    frames: Vec<State>,
+    free: Mutex<Vec<u32>>,
+    used_bytes: AtomicU64,
+}
+
+/// One frame's counters.
+pub(crate) struct State {
+    /// Read handles; 0 while free or being written.
+    pub(crate) readers: AtomicU32,
+    /// How often the frame was taken.
+    pub(crate) generation: AtomicU32,
+}
+
+impl Arena {
+    /// Takes memory for all `classes` (smallest frames first) from `device` and cuts it into frames.
+    ///
+    /// # Errors
+    /// See [`ArenaError`].
+    pub fn new(device: Arc<dyn Device>, classes: &[SizeClass]) -> Result<Arena, ArenaError> {
+        let mut total = 0u64;
+        let mut made = Vec::with_capacity(classes.len());
+        for (at, size) in classes.iter().enumerate() {
+            let before = if at == 0 { 0 } else { classes[at - 1].frame_bytes };
+            if size.frame_bytes <= before || at >= MAX_CLASSES {
+                return Err(ArenaError::Classes { at, frame_bytes: size.frame_bytes });
+            }
+            let unit = if size.frame_bytes < ALIGN_BYTES { ALIGN_SMALL_BYTES } else { ALIGN_BYTES };
+            let stride = size.frame_bytes.checked_next_multiple_of(unit).ok_or(ArenaError::Overflow)?;
+            let start = total.checked_next_multiple_of(ALIGN_BYTES).ok_or(ArenaError::Overflow)?;
+            let bytes = stride.checked_mul(u64::from(size.frames)).ok_or(ArenaError::Overflow)?;
+            total = start.checked_add(bytes).ok_or(ArenaError::Overflow)?;
+            made.push((*size, stride, start));
+        }
+        // The device may refuse; the counters below are only made when it gave the memory.
+        let slab = device.open_slab(total)?;
+        let classes = made
+            .into_iter()
+            .map(|(size, stride, start)| Class {
+                size,
+                stride,
+                start,
+                frames: (0..size.frames)
+                    .map(|_| State { readers: AtomicU32::new(0), generation: AtomicU32::new(0) })
+                    .collect(),
+                // Taken from the end: the lowest frames first.
+                free: Mutex::new((0..size.frames).rev().collect()),
+                used_bytes: AtomicU64::new(0),
+            })
+            .collect();
+        Ok(Arena { shared: Arc::new(Shared { slab, classes }) })
+    }
+
+    /// Returns the size classes, smallest frames first.
+    pub fn classes(&self) -> Vec<SizeClass> {
+        self.shared.classes.iter().map(|class| class.size).collect()
+    }
+
+    /// Returns the class with the smallest frames that hold `bytes`, if any do.
+    pub fn class_for(&self, bytes: u64) -> Option<ClassId> {
+        let at = self.shared.classes.iter().position(|class| class.size.frame_bytes >= bytes)?;
+        Some(ClassId(at as u8))
+    }
+
+    /// Takes a free frame for `len` bytes. None when the class does not exist, its frames are smaller than `len`, or
+    /// none of them is free.
+    pub fn take(&self, class: ClassId, len: u64) -> Option<WriteFrame> {
+        let from =
+            self.shared.classes.get(usize::from(class.0)).filter(|from| len <= from.size.frame_bytes)?;
+        let index = from.free_list().pop()?;
+        from.used_bytes.fetch_add(from.stride, Ordering::Relaxed);
+        from.frames[index as usize].generation.fetch_add(1, Ordering::Relaxed);
+        Some(WriteFrame::new(self.shared.clone(), FrameId { class, index }, len as usize))
+    }
+
+    /// Returns how many frames of a class are free; 0 for a class that does not exist.
+    pub fn free_frames(&self, class: ClassId) -> u32 {
+        self.shared.classes.get(usize::from(class.0)).map_or(0, |class| class.free_list().len() as u32)
+    }
+
+    /// Returns the bytes of the whole slab.
+    pub fn total_bytes(&self) -> u64 {
+        self.shared.slab.len() as u64
+    }
+
+    /// Returns the bytes of all frames that are taken, whole frames counted.
+    pub fn used_bytes(&self) -> u64 {
+        self.shared.classes.iter().map(|class| class.used_bytes.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Returns which pages the slab got.
+    pub fn pages(&self) -> PageKind {
+        self.shared.slab.pages()
+    }
+}
+
+impl Class {
+    /// Locks the free list. A thread that panicked holding it left it whole: push and pop cannot tear.
+    fn free_list(&self) -> MutexGuard<'_, Vec<u32>> {
+        self.free.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+}
+
+impl Shared {
+    /// Returns where a frame's bytes begin.
+    pub(crate) fn address(&self, frame: FrameId) -> NonNull<u8> {
+        let class = &self.classes[usize::from(frame.class.0)];
+        self.slab.address((class.start + class.stride * u64::from(frame.index)) as usize)
+    }
+
+    /// Returns a frame's counters.
+    pub(crate) fn state(&self, frame: FrameId) -> &State {
+        &self.classes[usize::from(frame.class.0)].frames[frame.index as usize]
+    }
+
+    /// Takes a frame back. Its last handle calls this, once.
+    pub(crate) fn give_back(&self, frame: FrameId) {
+        let class = &self.classes[usize::from(frame.class.0)];
+        class.used_bytes.fetch_sub(class.stride, Ordering::Relaxed);
+        let mut free = class.free_list();
+        debug_assert!(free.len() < class.frames.len(), "a frame is given back once");
+        free.push(frame.index);
+    }
+}

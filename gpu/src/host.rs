@@ -1,0 +1,46 @@
+//! Host memory as a device.
+
+use crate::device::{Device, DeviceError, DeviceInfo, DeviceKind};
+use crate::frame::{ReadFrame, WriteFrame};
+use crate::slab::Slab;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Host memory with a budget: the backend of machines without a GPU, and of every host tier.
+pub struct HostDevice {
+    memory_bytes: u64,
+    given: Arc<AtomicU64>,
+}
+
+impl HostDevice {
+    /// Makes a device that gives at most `memory_bytes` in all its slabs together.
+    pub fn new(memory_bytes: u64) -> Self {
+        HostDevice { memory_bytes, given: Arc::new(AtomicU64::new(0)) }
+    }
+
+    fn refuse(&self, bytes: u64, reason: String) -> DeviceError {
+        DeviceError::OutOfMemory { device: self.info().name, bytes, reason }
+    }
+}
+
+impl Device for HostDevice {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { kind: DeviceKind::Host, name: "host memory".to_owned(), memory_bytes: self.memory_bytes }
+    }
+
+    fn open_slab(&self, bytes: u64) -> Result<Slab, DeviceError> {
+        let reserve = |given: u64| given.checked_add(bytes).filter(|sum| *sum <= self.memory_bytes);
+        self.given.fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve).map_err(|given| {
+            self.refuse(bytes, format!("{given} of its {} bytes are given", self.memory_bytes))
+        })?;
+        Slab::map(bytes, self.given.clone()).map_err(|error| self.refuse(bytes, error.to_string()))
+    }
+
+    fn copy(&self, from: &ReadFrame, to: &mut WriteFrame) -> Result<(), DeviceError> {
+        if from.len() != to.len() {
+            return Err(DeviceError::Length { from: from.len() as u64, to: to.len() as u64 });
+        }
+        to.bytes_mut().copy_from_slice(from.bytes());
+        Ok(())
+    }
+}
