@@ -1,0 +1,198 @@
+//! Which requests were applied and what they came to, so that a repeat happens once (M3). Part of the replicated state:
+//! every coordinator forgets the same requests at the same log index.
+
+use kvhive_protocol::control::CommandReply;
+use kvhive_protocol::{RequestId, WireError};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Askers whose requests are remembered: those that were heard last.
+pub const MAX_CLIENTS: usize = 4096;
+/// How far an asker's sequences reach back from its greatest one. A request below that is refused, never applied twice.
+pub const REPLY_WINDOW: u64 = 64;
+
+/// The remembered requests.
+#[derive(Clone, Default)]
+pub(crate) struct Dedupe {
+    clients: BTreeMap<u128, Client>,
+    /// Asker by the log index that heard it last; an index hears one asker.
+    by_age: BTreeMap<u64, u128>,
+}
+
+/// What one asker asked.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Client {
+    heard_at: u64,
+    /// Ascending sequences, all within [`REPLY_WINDOW`] of the last.
+    replies: VecDeque<(u64, CommandReply)>,
+}
+
+/// What is known of a request.
+pub(crate) enum Seen {
+    /// It was never applied.
+    New,
+    /// It was applied and came to this.
+    Before(CommandReply),
+    /// It may have been applied; nobody knows any more.
+    Forgotten(WireError),
+}
+
+impl Dedupe {
+    pub(crate) fn look(&self, request: RequestId) -> Seen {
+        if request.sequence == 0 {
+            return Seen::Forgotten(WireError::rejected(format_args!(
+                "request sequence is 0, they count from 1"
+            )));
+        }
+        let Some(client) = self.clients.get(&request.client) else { return Seen::New };
+        if let Ok(at) = client.find(request.sequence) {
+            return Seen::Before(client.replies[at].1.clone());
+        }
+        let newest = client.newest();
+        if newest.saturating_sub(request.sequence) >= REPLY_WINDOW {
+            return Seen::Forgotten(WireError::rejected(format_args!(
+                "request sequence {} is more than {REPLY_WINDOW} behind this asker's newest, {newest}: its outcome is no \
+                 longer known; read the map, then ask under a new sequence",
+                request.sequence
+            )));
+        }
+        Seen::New
+    }
+
+    /// Remembers that the entry at `index` was this request.
+    pub(crate) fn record(&mut self, index: u64, request: RequestId, reply: CommandReply) {
+        let client = self
+            .clients
+            .entry(request.client)
+            .or_insert_with(|| Client { heard_at: index, replies: VecDeque::new() });
+        if let Err(at) = client.find(request.sequence) {
+            client.replies.insert(at, (request.sequence, reply));
+        }
+        let newest = client.newest();
+        while client.replies.front().is_some_and(|(sequence, _)| newest - sequence >= REPLY_WINDOW) {
+            client.replies.pop_front();
+        }
+        self.touch(index, request.client);
+        while self.clients.len() > MAX_CLIENTS {
+            let (_, oldest) = self.by_age.pop_first().expect("each remembered asker has an age");
+            self.clients.remove(&oldest);
+        }
+    }
+
+    /// Remembers that the entry at `index` was heard from this asker.
+    pub(crate) fn touch(&mut self, index: u64, client: u128) {
+        if let Some(known) = self.clients.get_mut(&client) {
+            self.by_age.remove(&known.heard_at);
+            known.heard_at = index;
+            self.by_age.insert(index, client);
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&u128, &Client)> {
+        self.clients.iter()
+    }
+
+    /// Takes back what [`Dedupe::iter`] gave, or says what is wrong with it.
+    pub(crate) fn restore(clients: Vec<(u128, Client)>, applied: u64) -> Result<Self, String> {
+        if clients.len() > MAX_CLIENTS {
+            return Err(format!("{} askers are remembered, allowed are {MAX_CLIENTS}", clients.len()));
+        }
+        let mut dedupe = Dedupe::default();
+        for (id, client) in clients {
+            let ascending = client.replies.iter().zip(client.replies.iter().skip(1)).all(|(a, b)| a.0 < b.0);
+            let first = client.replies.front().map_or(0, |(sequence, _)| *sequence);
+            if first == 0
+                || !ascending
+                || client.newest() - first >= REPLY_WINDOW
+                || client.heard_at > applied
+            {
+                return Err(format!("the remembered requests of asker {id:032x} contradict each other"));
+            }
+            if dedupe.by_age.insert(client.heard_at, id).is_some()
+                || dedupe.clients.insert(id, client).is_some()
+            {
+                return Err(format!("asker {id:032x} is remembered twice, or two at one log index"));
+            }
+        }
+        Ok(dedupe)
+    }
+}
+
+impl Client {
+    fn newest(&self) -> u64 {
+        self.replies.back().map_or(0, |(sequence, _)| *sequence)
+    }
+
+    fn find(&self, sequence: u64) -> Result<usize, usize> {
+        // Nearly every request is its asker's newest.
+        if self.newest() < sequence {
+            return Err(self.replies.len());
+        }
+        self.replies.binary_search_by_key(&sequence, |(sequence, _)| *sequence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::Epoch;
+
+    fn request(client: u128, sequence: u64) -> RequestId {
+        RequestId { client, sequence }
+    }
+
+    fn reply(epoch: u64) -> CommandReply {
+        CommandReply::Applied { epoch: Epoch(epoch) }
+    }
+
+    fn is_new(dedupe: &Dedupe, request: RequestId) -> bool {
+        matches!(dedupe.look(request), Seen::New)
+    }
+
+    fn before(dedupe: &Dedupe, request: RequestId) -> Option<CommandReply> {
+        match dedupe.look(request) {
+            Seen::Before(reply) => Some(reply),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_request_that_was_overtaken_is_still_new() {
+        let mut dedupe = Dedupe::default();
+        dedupe.record(1, request(7, 5), reply(1));
+        assert!(is_new(&dedupe, request(7, 3)));
+        dedupe.record(2, request(7, 3), reply(2));
+        assert_eq!(before(&dedupe, request(7, 3)), Some(reply(2)));
+        assert_eq!(before(&dedupe, request(7, 5)), Some(reply(1)));
+        assert!(is_new(&dedupe, request(7, 4)));
+    }
+
+    #[test]
+    fn below_the_window_nothing_is_applied() {
+        let mut dedupe = Dedupe::default();
+        for sequence in 1..=REPLY_WINDOW + 1 {
+            dedupe.record(sequence, request(7, sequence), reply(sequence));
+        }
+        assert!(matches!(dedupe.look(request(7, 1)), Seen::Forgotten(WireError::Rejected { .. })));
+        assert_eq!(before(&dedupe, request(7, 2)), Some(reply(2)));
+        assert_eq!(dedupe.clients[&7].replies.len() as u64, REPLY_WINDOW);
+        assert!(matches!(dedupe.look(request(7, 0)), Seen::Forgotten(_)));
+        assert!(matches!(dedupe.look(request(8, 0)), Seen::Forgotten(_)));
+        dedupe.record(100, request(7, u64::MAX), reply(9));
+        assert_eq!(dedupe.clients[&7].replies.len(), 1);
+    }
+
+    #[test]
+    fn the_asker_not_heard_for_longest_is_forgotten() {
+        let mut dedupe = Dedupe::default();
+        for client in 0..MAX_CLIENTS as u128 {
+            dedupe.record(client as u64 + 1, request(client, 1), reply(1));
+        }
+        dedupe.touch(5000, 0);
+        dedupe.record(5001, request(9999, 1), reply(1));
+        assert_eq!(dedupe.clients.len(), MAX_CLIENTS);
+        assert_eq!(dedupe.by_age.len(), MAX_CLIENTS);
+        assert!(before(&dedupe, request(0, 1)).is_some());
+        assert!(is_new(&dedupe, request(1, 1)));
+    }
+}

@@ -1,0 +1,28 @@
+//! The rules of the cluster's memory of itself, pure: no waiting, no clock, no thread, no file.
+//!
+//! [`Registry`] is what the coordinators agree on: it applies commands to the cluster map, each request once.
+//! [`placement`] says where slots belong, [`Planner`] which of them can go there now. [`Overseer`] is the leader's own:
+//! leases, failure detection, and when a tenant's clear is complete. Raft, sockets and disks are elsewhere.
+
+mod dedupe;
+mod leases;
+mod log2;
+mod overseer;
+pub mod placement;
+mod planner;
+mod registry;
+mod repair;
+mod snapshot;
+mod validate;
+
+pub use dedupe::{MAX_CLIENTS, REPLY_WINDOW};
+pub use leases::grace;
+pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
+pub use planner::{MAX_CHANGES_PER_PLAN, Planner, imbalance};
+pub use registry::Registry;
+pub use repair::Repair;
+pub use snapshot::{RestoreError, SNAPSHOT_VERSION};
+pub use validate::{
+    HEARTBEAT_MS, LEASE_MS, MAX_ADDRESS_BYTES, MAX_LABEL_BYTES, MAX_MAP_BYTES, MAX_REPLICAS,
+    MAX_SEGMENT_BLOCKS,
+};

@@ -1,0 +1,309 @@
+//! The leader's own machine: renews leases, declares members down, lets the planner move slots, and knows when a clear
+//! is complete. Nothing of it is replicated; a new leader starts with nothing and waits a full lease before it judges.
+
+use crate::leases::Leases;
+use crate::planner::Planner;
+use kvhive_protocol::control::{Command, DeviceLoad, Heartbeat};
+use kvhive_protocol::{ClusterMap, DeviceId, Epoch, MemberId, Moment, ReplicaSet, Slot, TenantId, WireError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The most clears that wait for members at once.
+pub const MAX_CLEARS: usize = 1024;
+/// The most members that one tick declares down; the others follow at the next.
+const MAX_VERDICTS_PER_TICK: usize = 64;
+
+/// How often the overseer does what it does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tuning {
+    /// How long after a proposal that was not applied it is first made again.
+    pub repropose_after: Duration,
+    /// How long at most, after doubling each time.
+    pub repropose_at_most: Duration,
+    /// How long between two plans.
+    pub plan_every: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Tuning {
+            repropose_after: Duration::from_millis(500),
+            repropose_at_most: Duration::from_secs(8),
+            plan_every: Duration::from_millis(250),
+        }
+    }
+}
+
+/// Names a clear that waits for members; its asker chooses it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ClearTicket(pub u64);
+
+/// A clear that waits until every member has confirmed its epoch, or cannot be serving any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PendingClear {
+    /// Its asker's name for it.
+    pub ticket: ClearTicket,
+    /// Whose blocks are gone.
+    pub tenant: TenantId,
+    /// The map that says so.
+    pub epoch: Epoch,
+    /// Since when it waits.
+    pub since: Moment,
+}
+
+/// What the overseer asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Propose this to raft, under a request id of its own.
+    Propose(Command),
+    /// Nobody serves the tenant's older blocks any more: answer the asker.
+    ClearDone(ClearTicket),
+}
+
+/// What to answer a heartbeat.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BeatVerdict {
+    /// The lease is renewed.
+    Renew {
+        /// The member's map is older than the one given: send it along.
+        send_map: bool,
+    },
+    /// The member is none in this generation, or is being declared down: it must serve nothing and register anew.
+    Fenced,
+    /// This coordinator does not lead, so nobody's lease is its to renew.
+    NotLeading,
+}
+
+/// What happened since the overseer was made, for metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Heartbeats that renewed a lease.
+    pub renewed: u64,
+    /// Heartbeats that were fenced.
+    pub fenced: u64,
+    /// Heartbeats whose device reports did not fit the member and were left out.
+    pub unsound_reports: u64,
+    /// Leases that ran out: proposals to declare a member down.
+    pub expired: u64,
+    /// Such proposals made again.
+    pub reproposed: u64,
+    /// Plans proposed.
+    pub plans: u64,
+    /// Times at which the leader itself had been paused.
+    pub pauses: u64,
+    /// Clears that every member has confirmed or outlived.
+    pub clears_done: u64,
+}
+
+/// The leader's machine; idle while another coordinator leads.
+///
+/// Call [`Overseer::tick`] at least every 100 ms. Time that passes unheard beyond a quarter of a lease is taken for a
+/// pause of this process and does not count against members.
+#[derive(Clone)]
+pub struct Overseer {
+    tuning: Tuning,
+    planner: Planner,
+    counters: Counters,
+    reign: Option<Reign>,
+}
+
+/// What is known only while leading.
+#[derive(Clone)]
+struct Reign {
+    leases: Leases,
+    clears: BTreeMap<ClearTicket, PendingClear>,
+    next_plan: Moment,
+    /// The epoch last planned on, and until when that plan may be under way.
+    planned: Option<(Epoch, Moment)>,
+    /// The placement last seen and the epoch at which it was: older reports say nothing of it.
+    placement: Option<(Arc<Vec<ReplicaSet>>, Epoch)>,
+}
+
+impl Overseer {
+    /// Makes an overseer that does not lead.
+    pub fn new(tuning: Tuning) -> Self {
+        Overseer { tuning, planner: Planner::new(), counters: Counters::default(), reign: None }
+    }
+
+    /// Starts to lead: every member that is up may hold a lease granted by the leader before, so none is declared down
+    /// within a full grace from now. `map` is what this coordinator has applied so far, if any; it may be behind.
+    pub fn became_leader(&mut self, now: Moment, map: Option<&ClusterMap>) {
+        let leases = Leases::new(now);
+        let mut reign =
+            Reign { leases, clears: BTreeMap::new(), next_plan: now, planned: None, placement: None };
+        if let Some(map) = map {
+            reign.follow(map);
+        }
+        self.reign = Some(reign);
+    }
+
+    /// Stops to lead and forgets everybody. Askers of pending clears must be told that the outcome is unknown.
+    pub fn lost_leadership(&mut self) {
+        self.reign = None;
+    }
+
+    /// Takes a heartbeat that was received at `received`.
+    ///
+    /// To be called only after a read index, asked for **after** the receipt, has confirmed that this coordinator still
+    /// leads, and with the map as applied up to that index: a deposed leader must renew nothing.
+    pub fn heartbeat_confirmed(
+        &mut self,
+        received: Moment,
+        beat: Heartbeat,
+        map: &ClusterMap,
+    ) -> BeatVerdict {
+        let Some(reign) = &mut self.reign else { return BeatVerdict::NotLeading };
+        self.counters.pauses += u64::from(reign.leases.advance(received, &map.settings));
+        reign.follow(map);
+        let known = reign.leases.get(beat.member).filter(|record| record.generation == beat.generation);
+        // One that is being declared down is not renewed: it must not hold a lease when that is applied.
+        if known.is_none_or(|record| record.condemned.is_some()) {
+            self.counters.fenced += 1;
+            return BeatVerdict::Fenced;
+        }
+        let send_map = beat.epoch < map.epoch;
+        let sound = reign.leases.renew(received, beat, map);
+        self.counters.renewed += 1;
+        self.counters.unsound_reports += u64::from(!sound);
+        BeatVerdict::Renew { send_map }
+    }
+
+    /// Lets time pass: asks to declare silent members down, to move slots, and to answer clears that are complete.
+    pub fn tick(&mut self, now: Moment, map: &ClusterMap, effects: &mut Vec<Effect>) {
+        let Some(reign) = &mut self.reign else { return };
+        self.counters.pauses += u64::from(reign.leases.advance(now, &map.settings));
+        reign.follow(map);
+        reign.declare_down(&self.tuning, &mut self.counters, effects);
+        reign.finish_clears(map, &mut self.counters, effects);
+        reign.plan(&self.tuning, map, &mut self.planner, &mut self.counters, effects);
+    }
+
+    /// Waits until nobody serves the blocks that a clear of `tenant`, applied at `epoch`, has ended; then a tick asks
+    /// to answer `ticket`. A ticket that is given again waits for its newest clear. It waits as long as that takes,
+    /// which is at most a lease for a member that does not answer; the asker's deadline is the caller's.
+    ///
+    /// # Errors
+    /// [`WireError::Busy`] when [`MAX_CLEARS`] wait, [`WireError::OutcomeUnknown`] when this coordinator does not lead.
+    pub fn clear_started(
+        &mut self,
+        now: Moment,
+        ticket: ClearTicket,
+        tenant: TenantId,
+        epoch: Epoch,
+    ) -> Result<(), WireError> {
+        let Some(reign) = &mut self.reign else { return Err(WireError::OutcomeUnknown) };
+        if reign.clears.len() >= MAX_CLEARS && !reign.clears.contains_key(&ticket) {
+            return Err(WireError::busy("clears that wait for members"));
+        }
+        reign.clears.insert(ticket, PendingClear { ticket, tenant, epoch, since: now });
+        Ok(())
+    }
+
+    /// Forgets a clear whose asker has gone.
+    pub fn clear_abandoned(&mut self, ticket: ClearTicket) {
+        if let Some(reign) = &mut self.reign {
+            reign.clears.remove(&ticket);
+        }
+    }
+
+    /// Returns the clears that wait for members.
+    pub fn pending_clears(&self) -> impl Iterator<Item = &PendingClear> {
+        self.reign.iter().flat_map(|reign| reign.clears.values())
+    }
+
+    /// Returns the newest report of each device of each member that is up, as far as there is one.
+    pub fn loads(&self) -> impl Iterator<Item = (DeviceId, &DeviceLoad)> {
+        self.reign.iter().flat_map(|reign| reign.leases.records()).flat_map(|(member, record)| {
+            let loads = record.loads.iter().flat_map(|(_, loads)| loads.iter().zip(0_u16..));
+            loads.map(|(load, index)| (DeviceId::new(*member, index), load))
+        })
+    }
+
+    /// Returns until when a member may be serving; none if it is not up, or this coordinator does not lead.
+    pub fn lease_until(&self, member: MemberId) -> Option<Moment> {
+        self.reign.as_ref()?.leases.get(member).map(|record| record.lease_until)
+    }
+
+    /// Returns how many slots are not where they belong.
+    pub fn unsettled(&mut self, map: &ClusterMap) -> usize {
+        self.planner.unsettled(map)
+    }
+
+    /// Returns what happened so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+}
+
+impl Reign {
+    fn follow(&mut self, map: &ClusterMap) {
+        self.leases.sync(map);
+        if !self.placement.as_ref().is_some_and(|(slots, _)| Arc::ptr_eq(slots, &map.slots)) {
+            self.placement = Some((map.slots.clone(), map.epoch));
+        }
+    }
+
+    fn declare_down(&mut self, tuning: &Tuning, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        for _ in 0..MAX_VERDICTS_PER_TICK {
+            let due = self.leases.condemn(tuning.repropose_after, tuning.repropose_at_most);
+            let Some((member, generation, repeated)) = due else { return };
+            counters.expired += u64::from(!repeated);
+            counters.reproposed += u64::from(repeated);
+            effects.push(Effect::Propose(Command::MarkDown { member, generation }));
+        }
+    }
+
+    fn finish_clears(&mut self, map: &ClusterMap, counters: &mut Counters, effects: &mut Vec<Effect>) {
+        if self.clears.is_empty() {
+            return;
+        }
+        let confirmed = self.leases.confirmed(map);
+        self.clears.retain(|ticket, clear| {
+            let done = confirmed.is_none_or(|confirmed| confirmed >= clear.epoch);
+            if done {
+                counters.clears_done += 1;
+                effects.push(Effect::ClearDone(*ticket));
+            }
+            !done
+        });
+    }
+
+    fn plan(
+        &mut self,
+        tuning: &Tuning,
+        map: &ClusterMap,
+        planner: &mut Planner,
+        counters: &mut Counters,
+        effects: &mut Vec<Effect>,
+    ) {
+        let now = self.leases.now();
+        // The same map gives the same plan: it is proposed again only if it seems to have got lost.
+        let under_way = self.planned.is_some_and(|(epoch, until)| epoch == map.epoch && now < until);
+        if now < self.next_plan || under_way || self.leases.anyone_condemned() {
+            return;
+        }
+        self.next_plan = now + tuning.plan_every;
+        if let Some(command) = planner.plan(map, |device, slot| self.occupied(device, slot)) {
+            self.planned = Some((map.epoch, now + tuning.repropose_after));
+            counters.plans += 1;
+            effects.push(Effect::Propose(command));
+        }
+    }
+
+    /// Says whether a device holds any block of a slot, if it has reported since the slots were last placed.
+    fn occupied(&self, device: DeviceId, slot: Slot) -> Option<bool> {
+        let (_, placed_at) = self.placement.as_ref()?;
+        let (epoch, loads) = self.leases.get(device.member)?.loads.as_ref()?;
+        (epoch >= placed_at).then_some(())?;
+        loads.get(usize::from(device.index)).map(|load| load.occupies(slot))
+    }
+}
+
+#[cfg(test)]
+#[path = "overseer_test.rs"]
+mod tests;
+
+#[cfg(test)]
+#[path = "overseer_model_test.rs"]
+mod model_tests;

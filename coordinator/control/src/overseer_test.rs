@@ -1,0 +1,379 @@
+//! Stories of the overseer, rule by rule.
+
+use super::*;
+use crate::leases::grace;
+use crate::registry::tests::Cluster;
+use kvhive_protocol::Generation;
+use kvhive_protocol::control::CommandReply;
+use kvhive_protocol::data::Ack;
+
+/// A lease of 1 s, one per cent, 50 ms.
+const GRACE_MS: u64 = 1060;
+
+/// A cluster and its leader; time in milliseconds.
+pub(super) struct Scene {
+    pub(super) cluster: Cluster,
+    pub(super) overseer: Overseer,
+    pub(super) now: u64,
+    pub(super) effects: Vec<Effect>,
+}
+
+impl Scene {
+    pub(super) fn with(names: &[&str]) -> Self {
+        let mut cluster = Cluster::with_replicas(1);
+        for name in names {
+            cluster.register(name, 1);
+        }
+        let mut scene =
+            Scene { cluster, overseer: Overseer::new(Tuning::default()), now: 10_000, effects: Vec::new() };
+        scene.lead();
+        scene
+    }
+
+    pub(super) fn lead(&mut self) {
+        let map = self.cluster.map();
+        self.overseer.became_leader(Moment::from_millis(self.now), Some(&map));
+    }
+
+    /// Ticks every 50 ms until `millis` have passed.
+    fn pass(&mut self, millis: u64) -> &mut Self {
+        for _ in 0..millis / 50 {
+            self.jump(50);
+        }
+        self.jump(millis % 50)
+    }
+
+    /// Ticks once, `millis` later.
+    pub(super) fn jump(&mut self, millis: u64) -> &mut Self {
+        self.now += millis;
+        self.overseer.tick(Moment::from_millis(self.now), &self.cluster.map(), &mut self.effects);
+        self
+    }
+
+    pub(super) fn beat_as(
+        &mut self,
+        member: u32,
+        generation: u64,
+        epoch: Epoch,
+        devices: Vec<DeviceLoad>,
+    ) -> BeatVerdict {
+        let beat = Heartbeat { member: MemberId(member), generation: Generation(generation), epoch, devices };
+        self.overseer.heartbeat_confirmed(Moment::from_millis(self.now), beat, &self.cluster.map())
+    }
+
+    fn beat(&mut self, member: u32) -> BeatVerdict {
+        let map = self.cluster.map();
+        let generation = map.members[&MemberId(member)].generation.0;
+        self.beat_as(member, generation, map.epoch, vec![DeviceLoad::default()])
+    }
+
+    fn declared_down(&mut self) -> Vec<u32> {
+        let down = |effect: Effect| match effect {
+            Effect::Propose(Command::MarkDown { member, .. }) => Some(member.0),
+            _ => None,
+        };
+        self.effects.drain(..).filter_map(down).collect()
+    }
+
+    pub(super) fn clear(&mut self) -> ClearTicket {
+        let reply = self.cluster.apply(Command::ClearTenant { tenant: TenantId(1) });
+        let CommandReply::TenantCleared { epoch, .. } = reply else { panic!("not cleared: {reply:?}") };
+        let ticket = ClearTicket(epoch.0);
+        let now = Moment::from_millis(self.now);
+        self.overseer.clear_started(now, ticket, TenantId(1), epoch).expect("there is room");
+        ticket
+    }
+
+    fn is_done(&mut self, ticket: ClearTicket) -> bool {
+        self.jump(0);
+        let done = self.effects.contains(&Effect::ClearDone(ticket));
+        assert_eq!(done, self.overseer.pending_clears().all(|clear| clear.ticket != ticket));
+        done
+    }
+}
+
+const RENEWED: BeatVerdict = BeatVerdict::Renew { send_map: false };
+
+#[test]
+fn a_silent_member_is_declared_down_when_its_lease_is_over_and_not_before() {
+    let mut scene = Scene::with(&["a", "b"]);
+    scene.beat(1);
+    for _ in 0..10 {
+        scene.pass(GRACE_MS / 10);
+        scene.beat(2);
+    }
+    assert_eq!(scene.pass(1).declared_down(), [1]);
+    assert_eq!(grace(&scene.cluster.map().settings), Duration::from_millis(GRACE_MS));
+    assert_eq!(scene.overseer.counters().expired, 1);
+}
+
+#[test]
+fn a_new_leader_gives_everybody_a_full_grace() {
+    let mut scene = Scene::with(&["a"]);
+    scene.now += 60_000;
+    scene.lead();
+    assert_eq!(scene.pass(GRACE_MS - 1).declared_down(), []);
+    assert_eq!(scene.pass(1).declared_down(), [1]);
+}
+
+#[test]
+fn a_member_that_registers_gets_a_full_grace() {
+    let mut scene = Scene::with(&[]);
+    scene.pass(5000);
+    scene.cluster.register("a", 1);
+    assert_eq!(scene.pass(GRACE_MS).declared_down(), []);
+    assert_eq!(scene.pass(50).declared_down(), [1]);
+}
+
+#[test]
+fn a_verdict_that_is_not_applied_is_proposed_again_ever_more_slowly() {
+    let mut scene = Scene::with(&["a"]);
+    scene.pass(GRACE_MS);
+    assert_eq!(scene.declared_down(), [1]);
+    assert_eq!(scene.pass(450).declared_down(), []);
+    assert_eq!(scene.pass(50).declared_down(), [1]);
+    assert_eq!(scene.pass(950).declared_down(), []);
+    assert_eq!(scene.pass(50).declared_down(), [1]);
+    scene.pass(60_000);
+    assert!((8..=13).contains(&scene.declared_down().len()));
+    scene.cluster.mark_down(MemberId(1));
+    assert_eq!(scene.pass(60_000).declared_down(), []);
+    assert_eq!(scene.overseer.counters().expired, 1);
+}
+
+#[test]
+fn who_is_not_a_member_now_is_fenced() {
+    let mut scene = Scene::with(&["a"]);
+    let epoch = scene.cluster.map().epoch;
+    assert_eq!(scene.beat_as(9, 1, epoch, vec![]), BeatVerdict::Fenced);
+    assert_eq!(scene.beat_as(1, 2, epoch, vec![]), BeatVerdict::Fenced);
+    scene.cluster.register("a", 1);
+    assert_eq!(scene.beat_as(1, 1, epoch, vec![]), BeatVerdict::Fenced);
+    assert_eq!(scene.beat(1), RENEWED);
+    scene.cluster.mark_down(MemberId(1));
+    assert_eq!(scene.beat(1), BeatVerdict::Fenced);
+    assert_eq!((scene.overseer.counters().fenced, scene.overseer.counters().renewed), (4, 1));
+}
+
+#[test]
+fn a_member_being_declared_down_gets_no_lease_any_more() {
+    let mut scene = Scene::with(&["a"]);
+    scene.pass(GRACE_MS);
+    assert_eq!(scene.beat(1), BeatVerdict::Fenced);
+    assert_eq!(scene.overseer.lease_until(MemberId(1)), Some(Moment::from_millis(10_000 + GRACE_MS)));
+}
+
+#[test]
+fn an_older_map_is_answered_with_the_newer() {
+    let mut scene = Scene::with(&["a"]);
+    let old = scene.cluster.map().epoch;
+    scene.cluster.apply(Command::SetAck { ack: Ack::All });
+    assert_eq!(scene.beat_as(1, 1, old, vec![]), BeatVerdict::Renew { send_map: true });
+    assert_eq!(scene.beat(1), RENEWED);
+}
+
+#[test]
+fn who_does_not_lead_renews_and_asks_nothing() {
+    let mut scene = Scene::with(&["a"]);
+    let ticket = scene.clear();
+    scene.overseer.lost_leadership();
+    assert_eq!(scene.beat(1), BeatVerdict::NotLeading);
+    scene.pass(10_000);
+    assert_eq!(scene.effects, []);
+    assert_eq!(scene.overseer.pending_clears().count(), 0);
+    let again = scene.overseer.clear_started(Moment::ZERO, ticket, TenantId(1), Epoch(1));
+    assert_eq!(again, Err(WireError::OutcomeUnknown));
+}
+
+#[test]
+fn the_leaders_own_sleep_does_not_count_against_members() {
+    let mut scene = Scene::with(&["a"]);
+    scene.beat(1);
+    assert_eq!(scene.jump(300_000).declared_down(), []);
+    assert_eq!(scene.overseer.counters().pauses, 1);
+    // It had 1060 ms, a quarter of a lease of them is used up.
+    assert_eq!(scene.pass(809).declared_down(), []);
+    assert_eq!(scene.pass(1).declared_down(), [1]);
+}
+
+#[test]
+fn a_leader_that_is_always_slow_still_declares_down() {
+    let mut scene = Scene::with(&["a"]);
+    for _ in 0..4 {
+        assert_eq!(scene.jump(700).declared_down(), []);
+    }
+    assert_eq!(scene.jump(700).declared_down(), [1]);
+}
+
+#[test]
+fn a_clock_that_goes_back_ends_no_lease() {
+    let mut scene = Scene::with(&["a"]);
+    scene.pass(500);
+    scene.now -= 5000;
+    scene.beat(1);
+    assert_eq!(scene.pass(5000 + GRACE_MS - 50).declared_down(), []);
+    assert_eq!(scene.pass(100).declared_down(), [1]);
+}
+
+#[test]
+fn a_clear_is_done_when_every_member_has_its_map() {
+    let mut scene = Scene::with(&["a", "b"]);
+    scene.beat(1);
+    let ticket = scene.clear();
+    assert!(!scene.is_done(ticket));
+    scene.beat(1);
+    assert!(!scene.is_done(ticket));
+    scene.beat(2);
+    assert!(scene.is_done(ticket));
+    assert_eq!(scene.overseer.counters().clears_done, 1);
+}
+
+#[test]
+fn a_clear_waits_out_the_lease_of_a_silent_member() {
+    let mut scene = Scene::with(&["a", "b"]);
+    scene.beat(2);
+    let ticket = scene.clear();
+    scene.beat(1);
+    scene.pass(1000);
+    scene.beat(1);
+    scene.pass(GRACE_MS - 1000 - 1);
+    assert!(!scene.is_done(ticket));
+    scene.pass(1);
+    assert!(scene.is_done(ticket));
+}
+
+#[test]
+fn a_clear_waits_for_a_start_that_was_replaced_or_left_with_a_lease() {
+    let leave = |scene: &mut Scene| {
+        scene.cluster.apply(Command::Leave { member: MemberId(1), generation: Generation(1) });
+    };
+    let restart = |scene: &mut Scene| {
+        scene.cluster.register("a", 1);
+    };
+    let both = |scene: &mut Scene| {
+        scene.cluster.register("a", 1);
+        scene.beat(1);
+        scene.cluster.apply(Command::Leave { member: MemberId(1), generation: Generation(2) });
+    };
+    for goes in [leave as fn(&mut Scene), restart, both] {
+        let mut scene = Scene::with(&["a", "b"]);
+        scene.pass(2 * GRACE_MS);
+        scene.lead();
+        scene.pass(900);
+        scene.beat(1);
+        scene.beat(2);
+        goes(&mut scene);
+        let ticket = scene.clear();
+        scene.beat(2);
+        scene.beat(1);
+        assert!(!scene.is_done(ticket));
+        scene.pass(900);
+        scene.beat(2);
+        assert!(!scene.is_done(ticket));
+        scene.pass(GRACE_MS - 900);
+        assert!(scene.is_done(ticket));
+    }
+}
+
+#[test]
+fn a_clear_under_a_new_leader_waits_for_leases_that_the_old_one_granted() {
+    let mut scene = Scene::with(&["a", "b"]);
+    scene.cluster.apply(Command::Leave { member: MemberId(1), generation: Generation(1) });
+    scene.lead();
+    let ticket = scene.clear();
+    scene.beat(2);
+    assert!(!scene.is_done(ticket));
+    scene.pass(GRACE_MS / 2);
+    scene.beat(2);
+    scene.pass(GRACE_MS / 2);
+    assert!(scene.is_done(ticket));
+}
+
+#[test]
+fn a_leader_elected_before_it_has_applied_the_map_knows_of_no_lease_and_waits_for_all() {
+    let mut scene = Scene::with(&["a"]);
+    scene.overseer.became_leader(Moment::from_millis(scene.now), None);
+    let ticket = scene.clear();
+    scene.pass(GRACE_MS - 1);
+    assert!(!scene.is_done(ticket));
+    assert_eq!(scene.declared_down(), []);
+    scene.pass(1);
+    assert!(scene.is_done(ticket));
+}
+
+#[test]
+fn an_overtaken_heartbeat_unsays_nothing() {
+    let mut scene = Scene::with(&["a"]);
+    let old = scene.cluster.map().epoch;
+    let ticket = scene.clear();
+    let load = DeviceLoad { blocks: 3, ..DeviceLoad::default() };
+    let newest = scene.cluster.map().epoch;
+    scene.beat_as(1, 1, newest, vec![load.clone()]);
+    scene.beat_as(1, 1, old, vec![DeviceLoad::default()]);
+    assert!(scene.is_done(ticket));
+    assert_eq!(scene.overseer.loads().collect::<Vec<_>>(), [(DeviceId::new(MemberId(1), 0), &load)]);
+}
+
+#[test]
+fn clears_that_wait_are_bounded() {
+    let mut scene = Scene::with(&["a"]);
+    let start = |scene: &mut Scene, at| {
+        scene.overseer.clear_started(Moment::ZERO, ClearTicket(at), TenantId(1), Epoch(99))
+    };
+    for at in 0..MAX_CLEARS as u64 {
+        assert_eq!(start(&mut scene, at), Ok(()));
+    }
+    assert!(matches!(start(&mut scene, MAX_CLEARS as u64), Err(WireError::Busy { .. })));
+    assert_eq!(start(&mut scene, 0), Ok(()));
+    scene.overseer.clear_abandoned(ClearTicket(0));
+    assert_eq!(start(&mut scene, MAX_CLEARS as u64), Ok(()));
+}
+
+#[test]
+fn reports_that_do_not_fit_the_member_are_left_out() {
+    let mut scene = Scene::with(&["a"]);
+    let epoch = scene.cluster.map().epoch;
+    let odd = DeviceLoad { occupied: vec![0; 7], ..DeviceLoad::default() };
+    for devices in [vec![], vec![DeviceLoad::default(); 2], vec![odd]] {
+        assert_eq!(scene.beat_as(1, 1, epoch, devices), RENEWED);
+    }
+    assert_eq!((scene.overseer.loads().count(), scene.overseer.counters().unsound_reports), (0, 3));
+    scene.beat(1);
+    assert_eq!(scene.overseer.loads().count(), 1);
+    scene.cluster.mark_down(MemberId(1));
+    assert_eq!(scene.jump(1).overseer.loads().count(), 0);
+}
+
+#[test]
+fn slots_move_once_all_have_reported_under_the_present_placement() {
+    let mut scene = Scene::with(&["a", "b"]);
+    let mut plans = 0;
+    for _ in 0..20 {
+        scene.pass(250);
+        scene.beat(1);
+        scene.beat(2);
+        for effect in std::mem::take(&mut scene.effects) {
+            let Effect::Propose(command) = effect else { panic!("{effect:?}") };
+            scene.cluster.apply(command);
+            plans += 1;
+            // Nobody has reported under the new placement yet.
+            assert_eq!(scene.pass(500).effects, []);
+            scene.beat(1);
+            scene.beat(2);
+        }
+    }
+    assert_eq!(plans, 1);
+    assert_eq!(scene.overseer.unsettled(&scene.cluster.map()), 0);
+    assert_eq!(scene.overseer.counters().plans, 1);
+}
+
+#[test]
+fn a_slot_that_holds_blocks_is_not_planned() {
+    let mut scene = Scene::with(&["a", "b"]);
+    let epoch = scene.cluster.map().epoch;
+    let full = DeviceLoad { occupied: vec![0xFF; 512], ..DeviceLoad::default() };
+    scene.beat_as(1, 1, epoch, vec![full]);
+    scene.beat(2);
+    assert_eq!(scene.pass(500).effects, []);
+    assert!(scene.overseer.unsettled(&scene.cluster.map()) > 1000);
+}

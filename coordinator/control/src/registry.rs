@@ -1,0 +1,325 @@
+//! The replicated state machine: what raft applies, entry by entry, alike on every coordinator. Owns the cluster map and
+//! the memory of applied requests. Decides nothing by time; who is alive is the overseer's to say, through commands.
+
+use crate::dedupe::{Dedupe, Seen};
+use crate::repair::{self, Repair};
+use crate::validate;
+use kvhive_protocol::control::{Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Proposal, Registration};
+use kvhive_protocol::data::Ack;
+use kvhive_protocol::map::Settings;
+use kvhive_protocol::{
+    ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, Member, MemberId, MemberState, ReplicaSet,
+    RequestId, SLOTS, Slot, Tenant, TenantId, WireError,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The name of the first tenant.
+const DEFAULT_TENANT: &str = "default";
+
+/// The cluster's agreed memory of itself.
+///
+/// ```
+/// use kvhive_control::Registry;
+/// use kvhive_protocol::control::{Command, CommandReply, Proposal};
+/// use kvhive_protocol::{ClusterId, Epoch, RequestId, data::Ack, map::Settings};
+///
+/// let settings = Settings { replicas: 2, segment_blocks: 16, ack: Ack::Primary, lease_ms: 2000, heartbeat_ms: 500 };
+/// let command =
+///     Command::Bootstrap { cluster: ClusterId(7), name: "laptop".into(), settings, default_secret: [1; 32] };
+/// let mut registry = Registry::new();
+/// let reply = registry.apply(1, Proposal { request: RequestId { client: 9, sequence: 1 }, command });
+/// assert_eq!(reply, CommandReply::Applied { epoch: Epoch(1) });
+/// ```
+#[derive(Clone, Default)]
+pub struct Registry {
+    pub(crate) applied: u64,
+    pub(crate) map: Option<Arc<ClusterMap>>,
+    pub(crate) dedupe: Dedupe,
+    /// Found again from the map: what would take too long to look up in it for each command.
+    index: Index,
+    repair: Option<Repair>,
+}
+
+/// Names and sizes of what is in the map.
+#[derive(Clone, Default)]
+struct Index {
+    members: BTreeMap<String, MemberId>,
+    tenants: BTreeMap<String, TenantId>,
+    /// Bytes of members and tenants, as `validate` counts them.
+    bytes: usize,
+}
+
+type Outcome = Result<CommandReply, WireError>;
+
+impl Registry {
+    /// Makes the memory of a cluster that was never started.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn from_parts(applied: u64, map: Option<ClusterMap>, dedupe: Dedupe) -> Self {
+        let index = map.as_ref().map(Index::of).unwrap_or_default();
+        Registry { applied, map: map.map(Arc::new), dedupe, index, repair: None }
+    }
+
+    /// Applies the log entry at `index` and returns what it came to.
+    ///
+    /// A request that was applied before changes nothing and gets its first reply; one whose outcome is forgotten is
+    /// rejected. So is a log entry that was applied before: indexes ascend. The epoch grows by one if anything in the
+    /// map changed, else not at all. Nothing is copied unless someone still reads the map that changes.
+    pub fn apply(&mut self, index: u64, proposal: Proposal) -> CommandReply {
+        self.repair = None;
+        let Proposal { request, command } = proposal;
+        if index <= self.applied {
+            return self.outcome(request).unwrap_or_else(|| {
+                let applied = self.applied;
+                CommandReply::Rejected(WireError::rejected(format_args!(
+                    "log entry {index} is not after {applied}, the last one applied"
+                )))
+            });
+        }
+        self.applied = index;
+        match self.dedupe.look(request) {
+            Seen::Before(reply) => {
+                self.dedupe.touch(index, request.client);
+                return reply;
+            }
+            Seen::Forgotten(error) => return CommandReply::Rejected(error),
+            Seen::New => {}
+        }
+        let before = self.epoch();
+        let reply = self.execute(command).unwrap_or_else(CommandReply::Rejected);
+        self.dedupe.record(index, request, reply.clone());
+        debug_assert!(self.epoch() == before || self.epoch() == before.next());
+        debug_assert_eq!(self.check(), Ok(()));
+        reply
+    }
+
+    /// Returns the map, none before the cluster was started. Whoever keeps it makes the next change copy it.
+    pub fn map(&self) -> Option<Arc<ClusterMap>> {
+        self.map.clone()
+    }
+
+    /// Returns the map's epoch, 0 before the cluster was started.
+    pub fn epoch(&self) -> Epoch {
+        self.map.as_ref().map_or(Epoch(0), |map| map.epoch)
+    }
+
+    /// Returns the index of the last log entry applied.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Returns what a request came to, if it was applied and is remembered.
+    pub fn outcome(&self, request: RequestId) -> Option<CommandReply> {
+        match self.dedupe.look(request) {
+            Seen::Before(reply) => Some(reply),
+            Seen::New | Seen::Forgotten(_) => None,
+        }
+    }
+
+    /// Returns what the last call of [`Registry::apply`] did to the slots because members changed; none if they did not.
+    pub fn last_repair(&self) -> Option<Repair> {
+        self.repair
+    }
+
+    /// Checks the whole map, unless it is so large that a debug build would do nothing else.
+    fn check(&self) -> Result<(), String> {
+        self.map.as_ref().filter(|map| map.tenants.len() <= 256).map_or(Ok(()), |map| validate::map(map))
+    }
+
+    fn execute(&mut self, command: Command) -> Outcome {
+        if let Command::Bootstrap { cluster, name, settings, default_secret } = command {
+            return self.bootstrap(cluster, name, settings, default_secret);
+        }
+        if self.map.is_none() {
+            return Err(WireError::rejected(format_args!(
+                "{} needs a cluster that was started: bootstrap first",
+                command.name()
+            )));
+        }
+        match command {
+            Command::Bootstrap { .. } => Ok(self.unchanged()),
+            Command::Register(registration) => self.register(registration),
+            Command::MarkDown { member, generation } | Command::Leave { member, generation } => {
+                Ok(self.take_down(member, generation))
+            }
+            Command::CreateTenant { name, secret } => self.create_tenant(name, secret),
+            Command::ClearTenant { tenant } => self.clear_tenant(tenant),
+            Command::PlaceSlots { based_on, changes } => self.place_slots(based_on, changes),
+            Command::SetAck { ack } => Ok(self.set_ack(ack)),
+        }
+    }
+
+    fn bootstrap(
+        &mut self,
+        cluster: ClusterId,
+        name: String,
+        settings: Settings,
+        secret: [u8; 32],
+    ) -> Outcome {
+        if self.map.is_some() {
+            return Ok(self.unchanged());
+        }
+        validate::name("cluster name", &name)?;
+        validate::settings(&settings)?;
+        let tenant = Tenant { name: DEFAULT_TENANT.to_owned(), era: Era(1), secret };
+        let map = ClusterMap {
+            cluster,
+            name,
+            epoch: Epoch(1),
+            settings,
+            members: BTreeMap::new(),
+            slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
+            tenants: BTreeMap::from([(TenantId(1), tenant)]),
+        };
+        self.index = Index::of(&map);
+        self.map = Some(Arc::new(map));
+        Ok(self.unchanged())
+    }
+
+    fn register(&mut self, registration: Registration) -> Outcome {
+        validate::registration(&registration)?;
+        let known = self.index.members.get(&registration.name).copied();
+        let map = self.map.as_ref().expect("execute has checked that there is a map");
+        let (id, generation) = match known {
+            Some(id) => (id, map.members[&id].generation.next()),
+            None => {
+                (MemberId(next_id(map.members.keys().map(|id| id.0), MAX_MEMBERS, "members")?), Generation(1))
+            }
+        };
+        let replaced = map.members.get(&id).map_or(0, validate::member_bytes);
+        let Registration { request: _, name, data_address, metrics_address, labels, devices } = registration;
+        let state = MemberState::Up;
+        let member = Member { name, generation, state, data_address, metrics_address, labels, devices };
+        self.index.take(validate::member_bytes(&member), replaced)?;
+        self.index.members.insert(member.name.clone(), id);
+
+        let map = self.change();
+        // A process that starts anew holds nothing: what the one before it held is lost, and its replicas take over.
+        let mut repair = repair::withdraw(map, id);
+        map.members.insert(id, member);
+        repair::fill(map, &mut repair);
+        let epoch = map.epoch;
+        self.repair = Some(repair);
+        Ok(CommandReply::Registered { member: id, generation, epoch })
+    }
+
+    fn take_down(&mut self, id: MemberId, generation: Generation) -> CommandReply {
+        let concerned = |member: &Member| member.generation == generation && member.state == MemberState::Up;
+        if !self.map.as_ref().is_some_and(|map| map.members.get(&id).is_some_and(concerned)) {
+            return self.unchanged();
+        }
+        let map = self.change();
+        if let Some(member) = map.members.get_mut(&id) {
+            member.state = MemberState::Down;
+        }
+        let mut repair = repair::withdraw(map, id);
+        repair::fill(map, &mut repair);
+        self.repair = Some(repair);
+        self.unchanged()
+    }
+
+    fn create_tenant(&mut self, name: String, secret: [u8; 32]) -> Outcome {
+        validate::name("tenant name", &name)?;
+        if let Some(id) = self.index.tenants.get(&name) {
+            return Err(WireError::rejected(format_args!(
+                "tenant {name} exists already as number {id}: use it, or choose another name"
+            )));
+        }
+        let map = self.map.as_ref().expect("execute has checked that there is a map");
+        let id = TenantId(next_id(map.tenants.keys().map(|id| id.0), MAX_TENANTS, "tenants")?);
+        let tenant = Tenant { name, era: Era(1), secret };
+        self.index.take(validate::tenant_bytes(&tenant), 0)?;
+        self.index.tenants.insert(tenant.name.clone(), id);
+        let map = self.change();
+        map.tenants.insert(id, tenant);
+        Ok(CommandReply::TenantCreated { tenant: id, epoch: map.epoch })
+    }
+
+    fn clear_tenant(&mut self, id: TenantId) -> Outcome {
+        if !self.map.as_ref().is_some_and(|map| map.tenants.contains_key(&id)) {
+            return Err(WireError::UnknownTenant { tenant: id });
+        }
+        let map = self.change();
+        let tenant = map.tenants.get_mut(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
+        tenant.era = tenant.era.next();
+        Ok(CommandReply::TenantCleared { era: tenant.era, epoch: map.epoch })
+    }
+
+    fn place_slots(&mut self, based_on: Epoch, changes: Vec<(Slot, Vec<DeviceId>)>) -> Outcome {
+        let map = self.map.as_ref().expect("execute has checked that there is a map");
+        if based_on != map.epoch {
+            return Err(WireError::StaleEpoch { epoch: map.epoch });
+        }
+        validate::placement(map, &changes)?;
+        if changes.iter().any(|(slot, set)| map.replicas(*slot).0 != *set) {
+            let slots = Arc::make_mut(&mut self.change().slots);
+            for (slot, set) in changes {
+                slots[usize::from(slot.0)] = ReplicaSet(set);
+            }
+        }
+        Ok(self.unchanged())
+    }
+
+    fn set_ack(&mut self, ack: Ack) -> CommandReply {
+        if self.map.as_ref().is_some_and(|map| map.settings.ack != ack) {
+            self.change().settings.ack = ack;
+        }
+        self.unchanged()
+    }
+
+    /// Returns the map to change, already under its next epoch. Called once by each command that changes something.
+    fn change(&mut self) -> &mut ClusterMap {
+        let map = Arc::make_mut(self.map.as_mut().expect("execute has checked that there is a map"));
+        map.epoch = map.epoch.next();
+        map
+    }
+
+    fn unchanged(&self) -> CommandReply {
+        CommandReply::Applied { epoch: self.epoch() }
+    }
+}
+
+impl Index {
+    fn of(map: &ClusterMap) -> Self {
+        Index {
+            members: map.members.iter().map(|(id, member)| (member.name.clone(), *id)).collect(),
+            tenants: map.tenants.iter().map(|(id, tenant)| (tenant.name.clone(), *id)).collect(),
+            bytes: map.members.values().map(validate::member_bytes).sum::<usize>()
+                + map.tenants.values().map(validate::tenant_bytes).sum::<usize>(),
+        }
+    }
+
+    /// Counts something that comes in the place of something else, if the map stays small enough to be sent.
+    fn take(&mut self, bytes: usize, replaced: usize) -> Result<(), WireError> {
+        let sum = self.bytes - replaced + bytes;
+        if sum > validate::MAX_MAP_BYTES {
+            return Err(WireError::rejected(format_args!(
+                "the cluster map would take {sum} bytes, allowed are {}: use fewer tenants, or fewer labels on members",
+                validate::MAX_MAP_BYTES
+            )));
+        }
+        self.bytes = sum;
+        Ok(())
+    }
+}
+
+/// Returns the id after the greatest. Neither members nor tenants are ever removed, so no id is used twice.
+fn next_id(
+    mut ids: impl DoubleEndedIterator<Item = u32> + ExactSizeIterator,
+    most: usize,
+    what: &str,
+) -> Result<u32, WireError> {
+    if ids.len() >= most {
+        return Err(WireError::rejected(format_args!(
+            "the cluster has {most} {what}, which is the most it can ever have"
+        )));
+    }
+    Ok(ids.next_back().unwrap_or(0) + 1)
+}
+
+#[cfg(test)]
+#[path = "registry_test.rs"]
+pub(crate) mod tests;

@@ -1,0 +1,243 @@
+//! The registry as bytes: what a coordinator writes down and sends to one that is far behind. Sections of bounded size
+//! behind a version, a checksum at the end; equal registries give equal bytes. Bytes from elsewhere are checked whole.
+
+use crate::dedupe::{Client, Dedupe};
+use crate::registry::Registry;
+use crate::validate;
+use kvhive_protocol::map::Settings;
+use kvhive_protocol::{ClusterId, ClusterMap, Epoch, Member, MemberId, ReplicaSet, Tenant, TenantId, codec};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use thiserror::Error;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The version of snapshots that this crate writes, and the only one it reads.
+pub const SNAPSHOT_VERSION: u32 = 1;
+
+const MAGIC: [u8; 8] = *b"kvhiveRG";
+const HEAD_BYTES: usize = MAGIC.len() + 4;
+const SUM_BYTES: usize = 8;
+/// Each keeps a section well under the codec's 16 MiB, whatever the items hold.
+const MEMBERS_PER_SECTION: usize = 256;
+const TENANTS_PER_SECTION: usize = 8192;
+const CLIENTS_PER_SECTION: usize = 64;
+/// No counter gets here by counting; one that is here would overflow.
+const MAX_COUNTER: u64 = 1 << 62;
+
+/// Why bytes are no registry.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum RestoreError {
+    /// They are of another version: use the kvhive that wrote them.
+    #[error("snapshot is of version {found}, this kvhive reads {SNAPSHOT_VERSION}")]
+    Version {
+        /// What they say.
+        found: u32,
+    },
+    /// They were damaged, or never were a snapshot: fetch another.
+    #[error("snapshot is damaged: {detail}")]
+    Damaged {
+        /// What is wrong with them.
+        detail: String,
+    },
+    /// They decode to something that no cluster can be in.
+    #[error("snapshot is impossible: {detail}")]
+    Impossible {
+        /// What does not hold.
+        detail: String,
+    },
+}
+
+/// Part of a snapshot. The first is the head.
+#[derive(Serialize, Deserialize)]
+enum Section {
+    Head { applied: u64, map: Option<MapHead> },
+    Members(Vec<(MemberId, Member)>),
+    Slots(Vec<ReplicaSet>),
+    Tenants(Vec<(TenantId, Tenant)>),
+    Clients(Vec<(u128, Client)>),
+}
+
+/// What a map has once.
+#[derive(Serialize, Deserialize)]
+struct MapHead {
+    cluster: ClusterId,
+    name: String,
+    epoch: Epoch,
+    settings: Settings,
+}
+
+impl Registry {
+    /// Returns everything [`Registry::restore`] needs. Holds the tenants' secrets: whoever stores it guards it.
+    pub fn snapshot(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(256 << 10);
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&SNAPSHOT_VERSION.to_le_bytes());
+        let map = self.map.as_deref();
+        let head = map.map(|map| MapHead {
+            cluster: map.cluster,
+            name: map.name.clone(),
+            epoch: map.epoch,
+            settings: map.settings.clone(),
+        });
+        put(&mut out, &Section::Head { applied: self.applied, map: head });
+        if let Some(map) = map {
+            let members: Vec<_> = map.members.iter().map(|(id, member)| (*id, member.clone())).collect();
+            for part in members.chunks(MEMBERS_PER_SECTION) {
+                put(&mut out, &Section::Members(part.to_vec()));
+            }
+            put(&mut out, &Section::Slots(map.slots.to_vec()));
+            let tenants: Vec<_> = map.tenants.iter().map(|(id, tenant)| (*id, tenant.clone())).collect();
+            for part in tenants.chunks(TENANTS_PER_SECTION) {
+                put(&mut out, &Section::Tenants(part.to_vec()));
+            }
+        }
+        let clients: Vec<_> = self.dedupe.iter().collect();
+        for part in clients.chunks(CLIENTS_PER_SECTION) {
+            put(
+                &mut out,
+                &Section::Clients(part.iter().map(|(id, client)| (**id, (*client).clone())).collect()),
+            );
+        }
+        let sum = xxh3_64(&out);
+        out.extend_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// Makes the registry again that gave these bytes.
+    ///
+    /// # Errors
+    /// [`RestoreError`] for bytes that no [`Registry::snapshot`] of this version can have given; allocates no more than
+    /// a few times their length first.
+    pub fn restore(bytes: &[u8]) -> Result<Registry, RestoreError> {
+        let damaged = |detail: &str| RestoreError::Damaged { detail: detail.to_owned() };
+        if bytes.len() < HEAD_BYTES + SUM_BYTES || bytes[..MAGIC.len()] != MAGIC {
+            return Err(damaged("it does not start as one"));
+        }
+        let found = u32::from_le_bytes(four(&bytes[MAGIC.len()..]));
+        if found != SNAPSHOT_VERSION {
+            return Err(RestoreError::Version { found });
+        }
+        let (body, sum) = bytes.split_at(bytes.len() - SUM_BYTES);
+        if xxh3_64(body).to_le_bytes() != *sum {
+            return Err(damaged("its checksum does not match"));
+        }
+        let mut parts = Parts::default();
+        let mut rest = &body[HEAD_BYTES..];
+        while !rest.is_empty() {
+            let (section, after) = take(rest)?;
+            parts.add(section)?;
+            rest = after;
+        }
+        parts.build().map_err(|detail| RestoreError::Impossible { detail })
+    }
+
+    /// Returns a hash of everything replicated: equal on all coordinators that applied the same entries (M7).
+    ///
+    /// Costs a [`Registry::snapshot`]: to be compared every thousand entries or so, not at each.
+    pub fn state_hash(&self) -> u64 {
+        let snapshot = self.snapshot();
+        xxh3_64(&snapshot[..snapshot.len() - SUM_BYTES])
+    }
+}
+
+/// What was read so far.
+#[derive(Default)]
+struct Parts {
+    head: Option<(u64, Option<MapHead>)>,
+    members: Vec<(MemberId, Member)>,
+    slots: Vec<ReplicaSet>,
+    tenants: Vec<(TenantId, Tenant)>,
+    clients: Vec<(u128, Client)>,
+}
+
+impl Parts {
+    fn add(&mut self, section: Section) -> Result<(), RestoreError> {
+        match section {
+            Section::Head { applied, map } if self.head.is_none() => self.head = Some((applied, map)),
+            _ if self.head.is_none() => {
+                return Err(RestoreError::Damaged { detail: "the head is not first".to_owned() });
+            }
+            Section::Head { .. } => {
+                return Err(RestoreError::Damaged { detail: "there are two heads".to_owned() });
+            }
+            Section::Members(part) => self.members.extend(part),
+            Section::Slots(part) => self.slots.extend(part),
+            Section::Tenants(part) => self.tenants.extend(part),
+            Section::Clients(part) => self.clients.extend(part),
+        }
+        Ok(())
+    }
+
+    fn build(self) -> Result<Registry, String> {
+        let (applied, head) = self.head.ok_or("there is no head")?;
+        counter("applied index", applied)?;
+        let dedupe = Dedupe::restore(self.clients, applied)?;
+        let Some(head) = head else {
+            if self.members.is_empty() && self.slots.is_empty() && self.tenants.is_empty() {
+                return Ok(Registry::from_parts(applied, None, dedupe));
+            }
+            return Err("a cluster that was never started has members, slots or tenants".to_owned());
+        };
+        counter("epoch", head.epoch.0)?;
+        // Ids are given in order and nothing is removed, which is also what makes the next one known.
+        for (at, (id, member)) in self.members.iter().enumerate() {
+            follows("member", at, id.0)?;
+            counter("generation", member.generation.0)?;
+        }
+        for (at, (id, tenant)) in self.tenants.iter().enumerate() {
+            follows("tenant", at, id.0)?;
+            counter("era", tenant.era.0)?;
+        }
+        let map = ClusterMap {
+            cluster: head.cluster,
+            name: head.name,
+            epoch: head.epoch,
+            settings: head.settings,
+            members: BTreeMap::from_iter(self.members),
+            slots: Arc::new(self.slots),
+            tenants: BTreeMap::from_iter(self.tenants),
+        };
+        validate::map(&map)?;
+        Ok(Registry::from_parts(applied, Some(map), dedupe))
+    }
+}
+
+fn put(out: &mut Vec<u8>, section: &Section) {
+    let at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    codec::encode_into(section, out)
+        .expect("the limits of names, labels and replies keep each section under 16 MiB");
+    let length = (out.len() - at - 4) as u32;
+    out[at..at + 4].copy_from_slice(&length.to_le_bytes());
+}
+
+fn take(rest: &[u8]) -> Result<(Section, &[u8]), RestoreError> {
+    let cut_short = || RestoreError::Damaged { detail: "a section is cut short".to_owned() };
+    if rest.len() < 4 {
+        return Err(cut_short());
+    }
+    let length = u32::from_le_bytes(four(rest)) as usize;
+    let section = rest[4..].get(..length).ok_or_else(cut_short)?;
+    let decoded =
+        codec::decode(section).map_err(|error| RestoreError::Damaged { detail: error.to_string() })?;
+    Ok((decoded, &rest[4 + length..]))
+}
+
+fn four(bytes: &[u8]) -> [u8; 4] {
+    [bytes[0], bytes[1], bytes[2], bytes[3]]
+}
+
+fn counter(what: &str, value: u64) -> Result<(), String> {
+    if value > MAX_COUNTER {
+        return Err(format!("{what} {value} is beyond what counting reaches"));
+    }
+    Ok(())
+}
+
+fn follows(what: &str, at: usize, id: u32) -> Result<(), String> {
+    if u64::from(id) != at as u64 + 1 {
+        return Err(format!("{what} {} has the number {id}", at + 1));
+    }
+    Ok(())
+}

@@ -1,0 +1,325 @@
+//! What a command may contain: names, addresses, descriptions, settings, replica sets, and what a whole map must satisfy.
+//! Every refusal says what was given, where, and what is allowed.
+
+use kvhive_protocol::control::{
+    MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS, Registration,
+};
+use kvhive_protocol::map::{DeviceDescription, Settings};
+use kvhive_protocol::{
+    ClusterMap, DeviceId, Member, MemberId, MemberState, ReplicaSet, SLOTS, Slot, Tenant, WireError,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+/// The most members that one slot is ever placed on.
+pub const MAX_REPLICAS: u8 = 8;
+/// The most blocks of a segment.
+pub const MAX_SEGMENT_BLOCKS: u32 = 1024;
+/// How short and long a lease may be, in milliseconds.
+pub const LEASE_MS: RangeInclusive<u64> = 100..=300_000;
+/// How short and long a heartbeat interval may be, in milliseconds; besides, two must fit into a lease.
+pub const HEARTBEAT_MS: RangeInclusive<u64> = 10..=60_000;
+/// The longest `host:port`, in bytes: a DNS name, a colon, a port, brackets.
+pub const MAX_ADDRESS_BYTES: usize = 261;
+/// The longest value of a label, in bytes.
+pub const MAX_LABEL_BYTES: usize = 128;
+/// The most bytes that a map's members and tenants take when encoded. With its slots it stays under the codec's
+/// 16 MiB, so a map that exists can be sent.
+pub const MAX_MAP_BYTES: usize = 14 << 20;
+
+pub(crate) fn name(what: &str, name: &str) -> Result<(), WireError> {
+    let starts_well =
+        name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
+    if !starts_well || !name.bytes().all(allowed) || name.len() > MAX_NAME_BYTES {
+        return Err(WireError::rejected(format_args!(
+            "{what} {:?} is not allowed: 1 to {MAX_NAME_BYTES} of a-z 0-9 - _ . starting with a letter or digit",
+            shortened(name)
+        )));
+    }
+    Ok(())
+}
+
+pub(crate) fn settings(settings: &Settings) -> Result<(), WireError> {
+    within("settings.replicas", u64::from(settings.replicas), 1..=u64::from(MAX_REPLICAS))?;
+    within("settings.segment_blocks", u64::from(settings.segment_blocks), 1..=u64::from(MAX_SEGMENT_BLOCKS))?;
+    within("settings.lease_ms", settings.lease_ms, LEASE_MS)?;
+    within("settings.heartbeat_ms", settings.heartbeat_ms, HEARTBEAT_MS)?;
+    if settings.heartbeat_ms * 2 > settings.lease_ms {
+        return Err(WireError::rejected(format_args!(
+            "settings.heartbeat_ms is {}, allowed is at most half of lease_ms = {}: one lost heartbeat must not end a lease",
+            settings.heartbeat_ms, settings.lease_ms
+        )));
+    }
+    Ok(())
+}
+
+pub(crate) fn registration(registration: &Registration) -> Result<(), WireError> {
+    name("member name", &registration.name)?;
+    address("data_address", &registration.data_address)?;
+    address("metrics_address", &registration.metrics_address)?;
+    labels(&registration.labels)?;
+    devices(&registration.devices)
+}
+
+/// Checks new sets for some slots: each slot once, its devices exist and are up, its members are distinct, and there
+/// are as many as settings ask for and members allow.
+pub(crate) fn placement(map: &ClusterMap, changes: &[(Slot, Vec<DeviceId>)]) -> Result<(), WireError> {
+    let places = Places::of(map);
+    let least = places.0.len().min(usize::from(map.settings.replicas)).max(1);
+    let mut named = BTreeSet::new();
+    for (slot, set) in changes {
+        if slot.0 >= SLOTS || !named.insert(*slot) {
+            return Err(WireError::rejected(format_args!(
+                "slot {slot} is named twice or does not exist: each of 0 to {} may be named once",
+                SLOTS - 1
+            )));
+        }
+        if set.len() < least || set.len() > usize::from(MAX_REPLICAS) {
+            return Err(WireError::rejected(format_args!(
+                "slot {slot} would get {} replicas, allowed are {least} to {MAX_REPLICAS}",
+                set.len()
+            )));
+        }
+        places.check(slot.0, set).map_err(|why| WireError::rejected(format_args!("{why}")))?;
+    }
+    Ok(())
+}
+
+/// Returns about how many bytes a member takes in an encoded map; never fewer than it does.
+pub(crate) fn member_bytes(member: &Member) -> usize {
+    let labels: usize = member.labels.iter().map(|(key, value)| key.len() + value.len() + 16).sum();
+    let devices: usize = member.devices.iter().map(|device| device.kind.len() + 24).sum();
+    64 + member.name.len() + member.data_address.len() + member.metrics_address.len() + labels + devices
+}
+
+/// Returns about how many bytes a tenant takes in an encoded map; never fewer than it does.
+pub(crate) fn tenant_bytes(tenant: &Tenant) -> usize {
+    64 + tenant.name.len()
+}
+
+/// Checks a whole map in linear time: what [`ClusterMap::check`] asks, and the limits of this file.
+pub(crate) fn map(map: &ClusterMap) -> Result<(), String> {
+    let said = |error: WireError| error.to_string();
+    name("cluster name", &map.name).map_err(said)?;
+    settings(&map.settings).map_err(said)?;
+    if map.slots.len() != usize::from(SLOTS) {
+        return Err(format!("{} slots instead of {SLOTS}", map.slots.len()));
+    }
+    if map.members.len() > MAX_MEMBERS || map.tenants.len() > MAX_TENANTS {
+        return Err(format!("{} members and {} tenants are too many", map.members.len(), map.tenants.len()));
+    }
+    let mut names = BTreeSet::new();
+    for member in map.members.values() {
+        member_fields(member).map_err(said)?;
+        if !names.insert(&member.name) {
+            return Err(format!("two members are named {}", member.name));
+        }
+    }
+    let mut names = BTreeSet::new();
+    for tenant in map.tenants.values() {
+        name("tenant name", &tenant.name).map_err(said)?;
+        if !names.insert(&tenant.name) {
+            return Err(format!("two tenants are named {}", tenant.name));
+        }
+    }
+    let bytes: usize =
+        map.members.values().map(member_bytes).chain(map.tenants.values().map(tenant_bytes)).sum();
+    if bytes > MAX_MAP_BYTES {
+        return Err(format!("members and tenants take {bytes} bytes, allowed are {MAX_MAP_BYTES}"));
+    }
+    slots(map)
+}
+
+fn slots(map: &ClusterMap) -> Result<(), String> {
+    let places = Places::of(map);
+    for (slot, ReplicaSet(set)) in map.slots.iter().enumerate() {
+        if set.len() > usize::from(MAX_REPLICAS) {
+            return Err(format!("slot {slot} has {} replicas, allowed are {MAX_REPLICAS}", set.len()));
+        }
+        places.check(slot as u16, set)?;
+    }
+    Ok(())
+}
+
+/// How many devices each member that is up has: looked up once a slot, so kept small.
+struct Places(BTreeMap<MemberId, usize>);
+
+impl Places {
+    fn of(map: &ClusterMap) -> Self {
+        let up = map.members.iter().filter(|(_, member)| member.state == MemberState::Up);
+        Places(up.map(|(id, member)| (*id, member.devices.len())).collect())
+    }
+
+    fn check(&self, slot: u16, set: &[DeviceId]) -> Result<(), String> {
+        for (at, device) in set.iter().enumerate() {
+            if self.0.get(&device.member).is_none_or(|devices| usize::from(device.index) >= *devices) {
+                return Err(format!(
+                    "slot {slot} would be on device {device}, which is not one of a member that is up"
+                ));
+            }
+            if set[..at].iter().any(|other| other.member == device.member) {
+                return Err(format!("slot {slot} would have two replicas on member {}", device.member));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn member_fields(member: &Member) -> Result<(), WireError> {
+    name("member name", &member.name)?;
+    address("data_address", &member.data_address)?;
+    address("metrics_address", &member.metrics_address)?;
+    labels(&member.labels)?;
+    devices(&member.devices)
+}
+
+fn address(what: &str, address: &str) -> Result<(), WireError> {
+    let refuse = || {
+        Err(WireError::rejected(format_args!(
+            "{what} {:?} is not host:port with a port of 1 to 65535 and at most {MAX_ADDRESS_BYTES} bytes",
+            shortened(address)
+        )))
+    };
+    let Some((host, port)) = address.rsplit_once(':') else { return refuse() };
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host_is_good = match bracketed {
+        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        }
+    };
+    let port_is_good =
+        port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0);
+    if address.len() > MAX_ADDRESS_BYTES || !host_is_good || !port_is_good {
+        return refuse();
+    }
+    Ok(())
+}
+
+fn labels(labels: &BTreeMap<String, String>) -> Result<(), WireError> {
+    if labels.len() > MAX_LABELS {
+        return Err(WireError::rejected(format_args!("{} labels, allowed are {MAX_LABELS}", labels.len())));
+    }
+    for (key, value) in labels {
+        name("label", key)?;
+        if value.len() > MAX_LABEL_BYTES || value.chars().any(char::is_control) {
+            return Err(WireError::rejected(format_args!(
+                "label {key} has {} bytes, allowed are {MAX_LABEL_BYTES} without control characters",
+                value.len()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn devices(devices: &[DeviceDescription]) -> Result<(), WireError> {
+    within("number of devices", devices.len() as u64, 1..=MAX_DEVICES as u64)?;
+    for (at, device) in devices.iter().enumerate() {
+        let printable = device.kind.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+        if device.kind.is_empty() || device.kind.len() > MAX_NAME_BYTES || !printable {
+            return Err(WireError::rejected(format_args!(
+                "devices[{at}].kind {:?} is not 1 to {MAX_NAME_BYTES} printable ASCII characters",
+                shortened(&device.kind)
+            )));
+        }
+        if device.capacity_bytes() == 0 {
+            return Err(WireError::rejected(format_args!(
+                "devices[{at}] has no bytes in any tier, at least 1 is needed"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn within(what: &str, value: u64, allowed: RangeInclusive<u64>) -> Result<(), WireError> {
+    if allowed.contains(&value) {
+        return Ok(());
+    }
+    Err(WireError::rejected(format_args!(
+        "{what} is {value}, allowed is {} to {}",
+        allowed.start(),
+        allowed.end()
+    )))
+}
+
+/// A hostile name may be megabytes long; an error message is not.
+fn shortened(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_plain() {
+        for good in ["a", "node-1", "0", "a.b_c-d", &"x".repeat(63)] {
+            assert_eq!(name("member name", good), Ok(()), "{good}");
+        }
+        for bad in ["", "-a", ".", "../x", "_default", "A", "a b", "a\n", "nöde", "\u{0430}", &"x".repeat(64)]
+        {
+            assert!(name("member name", bad).is_err(), "{bad:?}");
+        }
+        let long = name("tenant name", &"x".repeat(10 << 20)).unwrap_err().to_string();
+        assert!(long.len() < 300 && long.contains("1 to 63"), "{long}");
+    }
+
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        for good in ["127.0.0.1:7810", "[::1]:7810", "gpu-3.rack_1.example:1", "h:65535"] {
+            assert_eq!(address("data_address", good), Ok(()), "{good}");
+        }
+        for bad in [
+            "", "h", "h:", ":1", "h:0", "h:65536", "h:+1", "h h:1", "::1:1", "[::1:1", "[x]:1", "u@h:1",
+            "h/x:1",
+        ] {
+            assert!(address("data_address", bad).is_err(), "{bad:?}");
+        }
+        assert!(address("data_address", &format!("{}:1", "h".repeat(300))).is_err());
+    }
+
+    #[test]
+    fn labels_and_devices_are_bounded() {
+        let label = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        assert_eq!(labels(&label("rack", "Row 3, über")), Ok(()));
+        assert!(labels(&label("rack", &"x".repeat(129))).is_err());
+        assert!(labels(&label("rack", "a\u{7}")).is_err());
+        assert!(labels(&label("Rack", "a")).is_err());
+        assert!(labels(&(0..33).map(|at| (format!("l{at}"), String::new())).collect()).is_err());
+
+        let device =
+            |kind: &str, bytes| DeviceDescription { kind: kind.into(), device_bytes: bytes, host_bytes: 0 };
+        assert_eq!(devices(&[device("NVIDIA H100 80GB HBM3", 1)]), Ok(()));
+        assert!(devices(&[]).is_err());
+        assert!(devices(&vec![device("host", 1); 17]).is_err());
+        assert!(devices(&[device("host", 0)]).is_err());
+        assert!(devices(&[device("", 1)]).is_err());
+        assert!(devices(&[device("hôst", 1)]).is_err());
+    }
+
+    #[test]
+    fn settings_are_bounded_and_agree_with_each_other() {
+        let good = Settings {
+            replicas: 2,
+            segment_blocks: 16,
+            ack: kvhive_protocol::data::Ack::Primary,
+            lease_ms: 2000,
+            heartbeat_ms: 500,
+        };
+        assert_eq!(settings(&good), Ok(()));
+        for bad in [
+            Settings { replicas: 0, ..good.clone() },
+            Settings { replicas: 9, ..good.clone() },
+            Settings { segment_blocks: 0, ..good.clone() },
+            Settings { segment_blocks: 1025, ..good.clone() },
+            Settings { lease_ms: 99, ..good.clone() },
+            Settings { lease_ms: 300_001, ..good.clone() },
+            Settings { heartbeat_ms: 9, ..good.clone() },
+            Settings { heartbeat_ms: 1001, ..good.clone() },
+        ] {
+            assert!(settings(&bad).is_err(), "{bad:?}");
+        }
+    }
+}
