@@ -1,0 +1,247 @@
+//! Text and variables to a cluster. Reading goes on after a problem with a stand-in value, which never leaves this
+//! crate: `ClusterConfig::from_toml` returns no cluster if the ledger holds a problem.
+
+use crate::check;
+use crate::config::{
+    Ack, BlockClass, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig, DeviceKind, NodeConfig,
+    RaftSettings, TokenSource,
+};
+use crate::environment;
+use crate::keys::{self, CLUSTER, COORDINATOR, DEVICE, NODE, RAFT, ROOT, TOKEN_VARIABLE};
+use crate::ledger::Ledger;
+use crate::parse;
+use crate::problem::{Origin, Problem};
+use crate::section::Section;
+use crate::token::Token;
+use crate::tree::{self, Kind, Table};
+use crate::units::Bytes;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+const ADMIN_PORT: u16 = 7800;
+const RAFT_PORT: u16 = 7801;
+const DATA_PORT: u16 = 7810;
+const METRICS_PORT: u16 = 7811;
+
+pub(crate) fn read(
+    text: &str,
+    env: impl IntoIterator<Item = (String, String)>,
+    ledger: &mut Ledger,
+) -> ClusterParts {
+    let mut root = tree::parse(text, ledger);
+    // What the parser recovered from a broken text is a guess; its keys would be told as missing.
+    let broken = !ledger.is_empty();
+    let ours = |(name, _): &(String, String)| name.starts_with(environment::PREFIX);
+    let variables: BTreeMap<String, String> = env.into_iter().filter(ours).collect();
+    let mut aside = Ledger::default();
+    let ledger = if broken { &mut aside } else { ledger };
+
+    environment::apply(&mut root, &variables, ledger);
+    let parts = file(&root, variables.get(TOKEN_VARIABLE), ledger);
+    check::all(&parts, ledger);
+    parts
+}
+
+fn file(root: &Table, token: Option<&String>, ledger: &mut Ledger) -> ClusterParts {
+    let top = Section::of(String::new(), ROOT, Cow::Borrowed(root), ledger);
+    let cluster = Section::open("cluster".to_owned(), CLUSTER, root.get("cluster"), ledger);
+    let cluster = cluster_settings(&cluster, token, ledger);
+    let raft = Section::open("raft".to_owned(), RAFT, root.get("raft"), ledger);
+    let raft = RaftSettings {
+        election_timeout: time(&raft, ledger, "election_timeout"),
+        heartbeat: time(&raft, ledger, "heartbeat"),
+        snapshot_every: whole_number(&raft, ledger, "snapshot_every"),
+    };
+
+    let (_, tables) = top.tables(ledger, "coordinator");
+    let mut coordinators = Vec::with_capacity(tables.len());
+    for (at, table) in tables.into_iter().enumerate() {
+        let section = Section::open(format!("coordinator[{at}]"), COORDINATOR, Some(table), ledger);
+        coordinators.push(coordinator(&section, at, ledger));
+    }
+
+    let empty = Table::new();
+    let defaults = match root.get("node_defaults").map(|value| &value.kind) {
+        Some(Kind::Table(table)) => table,
+        _ => &empty,
+    };
+    node_defaults(
+        &Section::open("node_defaults".to_owned(), keys::node_defaults(), root.get("node_defaults"), ledger),
+        ledger,
+    );
+    let (_, tables) = top.tables(ledger, "node");
+    let mut nodes = Vec::with_capacity(tables.len());
+    for (at, table) in tables.into_iter().enumerate() {
+        let section =
+            Section::open(format!("node[{at}]"), NODE, Some(table), ledger).over("node_defaults", defaults);
+        nodes.push(node(&section, ledger));
+    }
+    ClusterParts { cluster, raft, coordinators, nodes }
+}
+
+fn cluster_settings(section: &Section<'_>, token: Option<&String>, ledger: &mut Ledger) -> ClusterSettings {
+    let file = section.read(ledger, "token_file", parse::path);
+    if let Some(Err(error)) = token.map(|token| Token::parse(token)) {
+        ledger.add(Problem::Token { variable: TOKEN_VARIABLE, error });
+    }
+    if file.is_none() && token.is_none() && section.given("token_file").is_none() {
+        let allowed =
+            format!("a file with the shared token, 16 to 1024 bytes, or {TOKEN_VARIABLE} in the environment");
+        ledger.missing("cluster.token_file", allowed);
+    }
+    ClusterSettings {
+        name: section.read(ledger, "name", parse::name).unwrap_or_default(),
+        replicas: u8::try_from(whole_number(section, ledger, "replicas")).expect("keys.rs bounds it by 8"),
+        ack: match section.read(ledger, "ack", parse::choice) {
+            Some(2) => Ack::All,
+            Some(1) => Ack::Quorum,
+            _ => Ack::Primary,
+        },
+        segment_blocks: u32::try_from(whole_number(section, ledger, "segment_blocks"))
+            .expect("keys.rs bounds it by 1024"),
+        token: match (token, file) {
+            (Some(_), file) => TokenSource::Environment { file },
+            (None, file) => TokenSource::File(file.unwrap_or_default()),
+        },
+        lease: time(section, ledger, "lease"),
+        heartbeat: time(section, ledger, "heartbeat"),
+    }
+}
+
+fn coordinator(section: &Section<'_>, at: usize, ledger: &mut Ledger) -> CoordinatorConfig {
+    let host = section.read(ledger, "host", parse::host);
+    let position = at as u64 + 1;
+    let peer = match section.given("peer") {
+        Some(_) => whole_number(section, ledger, "peer"),
+        None => {
+            let key = section.key_path("peer");
+            ledger.saw(&key, &key, Origin::Default, position.to_string());
+            position
+        }
+    };
+    CoordinatorConfig {
+        id: section.read(ledger, "id", parse::name).unwrap_or_default(),
+        peer,
+        admin: listen(section, ledger, "admin", host.as_deref(), ADMIN_PORT),
+        raft: listen(section, ledger, "raft", host.as_deref(), RAFT_PORT),
+        host: host.unwrap_or_default(),
+        data_dir: section.read(ledger, "data_dir", parse::path).unwrap_or_default(),
+    }
+}
+
+/// Reads the defaults by themselves, so that a mistake in them is found even if each node has its own value.
+fn node_defaults(section: &Section<'_>, ledger: &mut Ledger) {
+    for name in ["data", "metrics"] {
+        section.read(ledger, name, parse::listen);
+    }
+    section.read(ledger, "labels", parse::labels);
+    node_limits(section, ledger);
+    if section.given("device").is_some() {
+        devices(section, ledger);
+    }
+}
+
+fn node(section: &Section<'_>, ledger: &mut Ledger) -> NodeConfig {
+    let host = section.read(ledger, "host", parse::host);
+    let limits = node_limits(section, ledger);
+    NodeConfig {
+        id: section.read(ledger, "id", parse::name).unwrap_or_default(),
+        data: listen(section, ledger, "data", host.as_deref(), DATA_PORT),
+        metrics: listen(section, ledger, "metrics", host.as_deref(), METRICS_PORT),
+        host: host.unwrap_or_default(),
+        labels: labels(section, ledger),
+        io_threads: limits.io_threads,
+        max_connections: limits.max_connections,
+        max_inflight: limits.max_inflight,
+        block_sizes: limits.block_sizes,
+        devices: devices(section, ledger),
+    }
+}
+
+struct NodeLimits {
+    io_threads: usize,
+    max_connections: usize,
+    max_inflight: Bytes,
+    block_sizes: Vec<BlockClass>,
+}
+
+fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
+    let mut count =
+        |name| usize::try_from(whole_number(section, ledger, name)).expect("keys.rs bounds it by a million");
+    NodeLimits {
+        io_threads: count("io_threads"),
+        max_connections: count("max_connections"),
+        max_inflight: section.read(ledger, "max_inflight", parse::size).unwrap_or_default(),
+        block_sizes: section.read(ledger, "block_sizes", parse::classes).unwrap_or_default(),
+    }
+}
+
+fn labels(section: &Section<'_>, ledger: &mut Ledger) -> BTreeMap<String, String> {
+    // The defaults' labels are checked where they stand; here they only lie under the node's.
+    let under = section.under().and_then(|table| table.get("labels"));
+    let mut labels =
+        under.and_then(|value| parse::labels(value, &keys::Rule::Labels).ok()).unwrap_or_default();
+    labels.extend(section.read(ledger, "labels", parse::labels).unwrap_or_default());
+    let key = section.key_path("labels");
+    if labels.len() > keys::MAX_LABELS && ledger.is_good(&key) {
+        ledger.conflict(
+            &key,
+            format!(
+                "with those of node_defaults there are {} labels; allowed are {}",
+                labels.len(),
+                keys::MAX_LABELS
+            ),
+        );
+    }
+    labels
+}
+
+fn devices(section: &Section<'_>, ledger: &mut Ledger) -> Vec<DeviceConfig> {
+    let (source, tables) = section.tables(ledger, "device");
+    let mut devices = Vec::with_capacity(tables.len());
+    for (at, table) in tables.into_iter().enumerate() {
+        let device = Section::open(format!("{source}[{at}]"), DEVICE, Some(table), ledger);
+        // The only kind there is; reading it refuses any other.
+        let kind = device.read(ledger, "kind", parse::choice).map_or(DeviceKind::Host, |_| DeviceKind::Host);
+        devices.push(DeviceConfig {
+            kind,
+            memory: device.read(ledger, "memory", parse::size).unwrap_or_default(),
+            host_memory: device.read(ledger, "host_memory", parse::size).unwrap_or_default(),
+        });
+    }
+    devices
+}
+
+fn whole_number(section: &Section<'_>, ledger: &mut Ledger, name: &str) -> u64 {
+    section.read(ledger, name, parse::whole).unwrap_or(1)
+}
+
+fn time(section: &Section<'_>, ledger: &mut Ledger, name: &str) -> Duration {
+    section.read(ledger, name, parse::time).unwrap_or_default()
+}
+
+fn listen(
+    section: &Section<'_>,
+    ledger: &mut Ledger,
+    name: &str,
+    host: Option<&str>,
+    port: u16,
+) -> SocketAddr {
+    let any = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+    if section.given(name).is_some() {
+        return section.read(ledger, name, parse::listen).unwrap_or(SocketAddr::new(any, port));
+    }
+    let ip = match host.map(|host| (host, host.parse::<IpAddr>())) {
+        Some((_, Ok(ip))) => ip,
+        Some((host, Err(_))) if check::is_loopback(host) => IpAddr::from(Ipv4Addr::LOCALHOST),
+        _ => any,
+    };
+    let address = SocketAddr::new(ip, port);
+    if host.is_some() {
+        let key = section.key_path(name);
+        ledger.saw(&key, &key, Origin::Default, format!("{:?}", address.to_string()));
+    }
+    address
+}

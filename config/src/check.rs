@@ -1,0 +1,234 @@
+//! The rules between keys: what is right by itself and wrong beside another. Each passes over keys that are refused
+//! already.
+
+use crate::config::{ClusterParts, NodeConfig};
+use crate::ledger::Ledger;
+use crate::units::{Bytes, format_time};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+pub(crate) fn all(parts: &ClusterParts, ledger: &mut Ledger) {
+    times(parts, ledger);
+    replicas(parts, ledger);
+    ids(parts, ledger);
+    peers(parts, ledger);
+    data_dirs(parts, ledger);
+    let listeners = listeners(parts);
+    hosts(parts, ledger);
+    reachable(&listeners, ledger);
+    own_listeners(&listeners, ledger);
+    for (at, node) in parts.nodes.iter().enumerate() {
+        memory(at, node, ledger);
+    }
+}
+
+/// Says whether `host` means the own machine to everyone.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn times(parts: &ClusterParts, ledger: &mut Ledger) {
+    let cluster = &parts.cluster;
+    if good(ledger, &["cluster.heartbeat", "cluster.lease"]) && cluster.heartbeat * 3 >= cluster.lease {
+        let lease = format_time(cluster.lease);
+        ledger.conflict(
+            "cluster.heartbeat",
+            format!("allowed is less than a third of cluster.lease, which is \"{lease}\""),
+        );
+    }
+    let raft = &parts.raft;
+    if good(ledger, &["raft.heartbeat", "raft.election_timeout"])
+        && raft.heartbeat * 3 > raft.election_timeout
+    {
+        let timeout = format_time(raft.election_timeout);
+        ledger.conflict(
+            "raft.heartbeat",
+            format!("allowed is at most a third of raft.election_timeout, which is \"{timeout}\""),
+        );
+    }
+}
+
+fn replicas(parts: &ClusterParts, ledger: &mut Ledger) {
+    let nodes = parts.nodes.len();
+    if good(ledger, &["cluster.replicas", "node"]) && usize::from(parts.cluster.replicas) > nodes {
+        let plural = if nodes == 1 { "" } else { "s" };
+        ledger.conflict(
+            "cluster.replicas",
+            format!("the file has {nodes} node{plural}; allowed is at most one copy a node"),
+        );
+    }
+}
+
+fn ids(parts: &ClusterParts, ledger: &mut Ledger) {
+    let mut first: BTreeMap<&str, String> = BTreeMap::new();
+    let coordinators =
+        parts.coordinators.iter().enumerate().map(|(at, one)| (format!("coordinator[{at}].id"), &one.id));
+    let nodes = parts.nodes.iter().enumerate().map(|(at, one)| (format!("node[{at}].id"), &one.id));
+    for (key, id) in coordinators.chain(nodes) {
+        if !ledger.is_good(&key) {
+            continue;
+        }
+        match first.get(id.as_str()) {
+            Some(other) => {
+                ledger.conflict(&key, format!("{other} is the same; each process needs an id of its own"))
+            }
+            None => drop(first.insert(id, key)),
+        }
+    }
+}
+
+fn peers(parts: &ClusterParts, ledger: &mut Ledger) {
+    let mut first: BTreeMap<u64, String> = BTreeMap::new();
+    for (at, coordinator) in parts.coordinators.iter().enumerate() {
+        let key = format!("coordinator[{at}].peer");
+        if !ledger.is_good(&key) {
+            continue;
+        }
+        match first.get(&coordinator.peer) {
+            Some(other) => ledger
+                .conflict(&key, format!("{other} is the same; each coordinator needs a number of its own")),
+            None => drop(first.insert(coordinator.peer, key)),
+        }
+    }
+}
+
+fn data_dirs(parts: &ClusterParts, ledger: &mut Ledger) {
+    let mut first: BTreeMap<(String, &str), String> = BTreeMap::new();
+    for (at, coordinator) in parts.coordinators.iter().enumerate() {
+        let key = format!("coordinator[{at}].data_dir");
+        if !good(ledger, &[&key, &format!("coordinator[{at}].host")]) {
+            continue;
+        }
+        let place = (machine(&coordinator.host), coordinator.data_dir.as_str());
+        match first.get(&place) {
+            Some(other) => {
+                ledger.conflict(
+                    &key,
+                    format!(
+                        "{other} is the same on the same host; each coordinator needs a folder of its own"
+                    ),
+                );
+            }
+            None => drop(first.insert(place, key)),
+        }
+    }
+}
+
+/// A listener: its key, its process's place and host, and whether other hosts must reach it.
+struct Listener<'a> {
+    key: String,
+    process: String,
+    host: &'a str,
+    address: SocketAddr,
+    from_afar: bool,
+}
+
+fn listeners(parts: &ClusterParts) -> Vec<Listener<'_>> {
+    let mut listeners = Vec::new();
+    let mut add = |process: String, host, name, address, from_afar| {
+        listeners.push(Listener { key: format!("{process}.{name}"), process, host, address, from_afar });
+    };
+    for (at, one) in parts.coordinators.iter().enumerate() {
+        add(format!("coordinator[{at}]"), &one.host, "admin", one.admin, true);
+        add(format!("coordinator[{at}]"), &one.host, "raft", one.raft, true);
+    }
+    for (at, one) in parts.nodes.iter().enumerate() {
+        add(format!("node[{at}]"), &one.host, "data", one.data, true);
+        add(format!("node[{at}]"), &one.host, "metrics", one.metrics, false);
+    }
+    listeners
+}
+
+fn own_listeners(listeners: &[Listener<'_>], ledger: &mut Ledger) {
+    let mut taken: BTreeMap<(String, u16), Vec<&Listener<'_>>> = BTreeMap::new();
+    for listener in listeners {
+        if !good(ledger, &[&listener.key, &format!("{}.host", listener.process)]) {
+            continue;
+        }
+        let there = taken.entry((machine(listener.host), listener.address.port())).or_default();
+        let overlaps = |other: &&&Listener<'_>| {
+            let (one, two) = (listener.address.ip(), other.address.ip());
+            one == two || one.is_unspecified() || two.is_unspecified()
+        };
+        if let Some(other) = there.iter().find(overlaps) {
+            let reason = format!(
+                "{} listens on {} of the same host; each listener needs a port of its own",
+                other.key, other.address
+            );
+            ledger.conflict(&listener.key, reason);
+        }
+        there.push(listener);
+    }
+}
+
+/// A loopback host means another machine to each reader, so it goes only with others like it.
+fn hosts(parts: &ClusterParts, ledger: &mut Ledger) {
+    let coordinators =
+        parts.coordinators.iter().enumerate().map(|(at, one)| (format!("coordinator[{at}].host"), &one.host));
+    let nodes = parts.nodes.iter().enumerate().map(|(at, one)| (format!("node[{at}].host"), &one.host));
+    let good: Vec<(String, &String)> =
+        coordinators.chain(nodes).filter(|(key, _)| ledger.is_good(key)).collect();
+    let Some((far, _)) = good.iter().find(|(_, host)| !is_loopback(host)) else { return };
+    for (key, _) in good.iter().filter(|(_, host)| is_loopback(host)) {
+        ledger.conflict(key, format!("{far} is another machine, which cannot reach this one by it; give an address that all can use"));
+    }
+}
+
+fn reachable(listeners: &[Listener<'_>], ledger: &mut Ledger) {
+    for listener in listeners {
+        let host = format!("{}.host", listener.process);
+        if !listener.from_afar || !good(ledger, &[&listener.key, &host]) {
+            continue;
+        }
+        if listener.address.ip().is_loopback() && !is_loopback(listener.host) {
+            let reason = format!(
+                "others reach it by {host}, which is \"{}\"; listen there or on 0.0.0.0",
+                listener.host
+            );
+            ledger.conflict(&listener.key, reason);
+        }
+    }
+}
+
+fn memory(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
+    let classes = format!("node[{at}].block_sizes");
+    if !ledger.is_good(&classes) {
+        return;
+    }
+    let sizes = ledger.source(&classes);
+    let largest = node.block_sizes.last().map_or(Bytes(0), |class| class.size);
+    let inflight = format!("node[{at}].max_inflight");
+    if ledger.is_good(&inflight) && node.max_inflight < largest {
+        let key = ledger.source(&inflight);
+        ledger.conflict(
+            &key,
+            format!("a block of {sizes} has \"{largest}\"; allowed is at least one such block"),
+        );
+    }
+    for (index, device) in node.devices.iter().enumerate() {
+        for (name, memory) in [("memory", device.memory), ("host_memory", device.host_memory)] {
+            // Devices that come from the defaults are told there, once.
+            let own = format!("node[{at}].device[{index}].{name}");
+            let shared = format!("node_defaults.device[{index}].{name}");
+            let key = if ledger.has(&own) { own } else { shared };
+            if !ledger.is_good(&key) || (name == "host_memory" && memory == Bytes(0)) {
+                continue;
+            }
+            let short = node.frames(memory).iter().position(|frames| *frames == 0);
+            if let Some(short) = short.map(|class| node.block_sizes[class].size) {
+                ledger.conflict(
+                    &key,
+                    format!("no block of \"{short}\" ({sizes}) fits its part; each size needs room for one"),
+                );
+            }
+        }
+    }
+}
+
+fn good(ledger: &Ledger, keys: &[&str]) -> bool {
+    keys.iter().all(|key| ledger.is_good(key))
+}
+
+fn machine(host: &str) -> String {
+    if is_loopback(host) { "localhost".to_owned() } else { host.to_ascii_lowercase() }
+}

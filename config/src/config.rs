@@ -1,0 +1,335 @@
+//! A cluster as its file describes it. A [`ClusterConfig`] exists only if every check passed, so what reads one checks
+//! nothing again. How the text becomes one is told in `build.rs`, the rules between keys in `check.rs`.
+
+use crate::build;
+use crate::ledger::Ledger;
+use crate::problem::ConfigError;
+use crate::render;
+use crate::units::Bytes;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
+use std::time::Duration;
+
+/// A checked cluster file. Its parts are read as fields (`config.nodes`) and cannot be changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClusterConfig {
+    parts: ClusterParts,
+}
+
+/// What a cluster file says; reached through [`ClusterConfig`], which vouches for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct ClusterParts {
+    /// `[cluster]`: what all processes share.
+    pub cluster: ClusterSettings,
+    /// `[raft]`: how the coordinators agree.
+    pub raft: RaftSettings,
+    /// `[[coordinator]]`: 1, 3, 5 or 7.
+    pub coordinators: Vec<CoordinatorConfig>,
+    /// `[[node]]`, each with `[node_defaults]` filled in.
+    pub nodes: Vec<NodeConfig>,
+}
+
+/// What all processes of a cluster share.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClusterSettings {
+    /// The cluster's name.
+    pub name: String,
+    /// Copies of each slot.
+    pub replicas: u8,
+    /// When a store is answered, unless the request says.
+    pub ack: Ack,
+    /// Consecutive blocks of a prefix that live together.
+    pub segment_blocks: u32,
+    /// Where the shared token is read from.
+    pub token: TokenSource,
+    /// How long a heartbeat's answer lets a member serve.
+    pub lease: Duration,
+    /// How often members send heartbeats; under a third of `lease`.
+    pub heartbeat: Duration,
+}
+
+/// When a store is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Ack {
+    /// When the primary holds the block.
+    Primary,
+    /// When more than half of the slot's replicas hold it.
+    Quorum,
+    /// When all of the slot's replicas hold it.
+    All,
+}
+
+impl Ack {
+    /// Returns the word for it in the cluster file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Ack::Primary => "primary",
+            Ack::Quorum => "quorum",
+            Ack::All => "all",
+        }
+    }
+}
+
+/// Where a process reads the token that all processes of the cluster share. Checked with [`crate::Token::parse`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TokenSource {
+    /// From this file; a relative path starts at the cluster file's folder.
+    File(String),
+    /// From `KVHIVE_TOKEN`, which was set when the cluster file was read and wins over the file.
+    Environment {
+        /// The file that the cluster file names all the same.
+        file: Option<String>,
+    },
+}
+
+impl TokenSource {
+    /// Returns the file that the cluster file names, whether or not the environment wins over it.
+    pub fn file(&self) -> Option<&str> {
+        match self {
+            TokenSource::File(file) => Some(file),
+            TokenSource::Environment { file } => file.as_deref(),
+        }
+    }
+}
+
+/// How the coordinators agree.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RaftSettings {
+    /// How long a follower waits for its leader before it stands for election.
+    pub election_timeout: Duration,
+    /// How often the leader says that it is there; at most a third of `election_timeout`.
+    pub heartbeat: Duration,
+    /// Log entries between two snapshots.
+    pub snapshot_every: u64,
+}
+
+/// One coordinator process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CoordinatorConfig {
+    /// Its name, unlike any other process's.
+    pub id: String,
+    /// Its number in raft, from 1.
+    pub peer: u64,
+    /// The address or name that others reach it by.
+    pub host: String,
+    /// Where it listens for the admin API.
+    pub admin: SocketAddr,
+    /// Where it listens for its peers, nodes and clients.
+    pub raft: SocketAddr,
+    /// Its folder for log and snapshots; a relative path starts at the cluster file's folder.
+    pub data_dir: String,
+}
+
+impl CoordinatorConfig {
+    /// Returns the `host:port` by which others reach its admin API.
+    pub fn admin_address(&self) -> String {
+        reached(&self.host, self.admin.port())
+    }
+
+    /// Returns the `host:port` by which peers, nodes and clients reach it.
+    pub fn raft_address(&self) -> String {
+        reached(&self.host, self.raft.port())
+    }
+}
+
+/// One node process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeConfig {
+    /// Its name, unlike any other process's.
+    pub id: String,
+    /// The address or name that others reach it by.
+    pub host: String,
+    /// Where it listens for the data plane.
+    pub data: SocketAddr,
+    /// Where it listens for metrics and health.
+    pub metrics: SocketAddr,
+    /// Failure domains and whatever else the operator says of it.
+    pub labels: BTreeMap<String, String>,
+    /// Threads that serve connections.
+    pub io_threads: usize,
+    /// Connections at once; one more is refused.
+    pub max_connections: usize,
+    /// Payload bytes in flight at once; more is answered `Busy`.
+    pub max_inflight: Bytes,
+    /// Size classes of its frames, smallest first.
+    pub block_sizes: Vec<BlockClass>,
+    /// Its devices, by index.
+    pub devices: Vec<DeviceConfig>,
+}
+
+impl NodeConfig {
+    /// Returns the `host:port` by which others reach its data plane.
+    pub fn data_address(&self) -> String {
+        reached(&self.host, self.data.port())
+    }
+
+    /// Returns the `host:port` by which others reach its metrics.
+    pub fn metrics_address(&self) -> String {
+        reached(&self.host, self.metrics.port())
+    }
+
+    /// Returns how many frames each size class gets of a tier of `memory`, in the order of `block_sizes`.
+    pub fn frames(&self, memory: Bytes) -> Vec<u64> {
+        let whole: u128 = self.block_sizes.iter().map(|class| u128::from(class.share_ppm)).sum();
+        let frames = |class: &BlockClass| {
+            let part = u128::from(memory.0) * u128::from(class.share_ppm) / whole.max(1);
+            u64::try_from(part / u128::from(class.size.0.max(1))).expect("a part of a u64 fits one")
+        };
+        self.block_sizes.iter().map(frames).collect()
+    }
+
+    /// Returns the bytes of all tiers of all devices.
+    pub fn total_memory(&self) -> Bytes {
+        // At most 16 devices of two tiers of 64 TiB, so the sum fits.
+        Bytes(self.devices.iter().map(|device| device.memory.0 + device.host_memory.0).sum())
+    }
+}
+
+/// One size of frame and its part of each tier.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BlockClass {
+    /// Bytes of one frame; a multiple of 64.
+    pub size: Bytes,
+    /// Its part of each tier, in millionths.
+    pub share_ppm: u32,
+}
+
+/// One device of a node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DeviceConfig {
+    /// What holds the bytes of the device tier.
+    pub kind: DeviceKind,
+    /// Bytes of the device tier.
+    pub memory: Bytes,
+    /// Bytes of the host tier over it; 0 means that there is none.
+    pub host_memory: Bytes,
+}
+
+/// What holds the bytes of a device tier.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum DeviceKind {
+    /// Host memory.
+    Host,
+}
+
+impl DeviceKind {
+    /// Returns the word for it in the cluster file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            DeviceKind::Host => "host",
+        }
+    }
+}
+
+/// One process of a cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Process<'a> {
+    /// A coordinator.
+    Coordinator(&'a CoordinatorConfig),
+    /// A node.
+    Node(&'a NodeConfig),
+}
+
+impl<'a> Process<'a> {
+    /// Returns the process's name.
+    pub fn id(self) -> &'a str {
+        match self {
+            Process::Coordinator(coordinator) => &coordinator.id,
+            Process::Node(node) => &node.id,
+        }
+    }
+
+    /// Returns the process's kind: `coordinator` or `node`.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Process::Coordinator(_) => "coordinator",
+            Process::Node(_) => "node",
+        }
+    }
+
+    /// Returns the address or name that others reach it by.
+    pub fn host(self) -> &'a str {
+        match self {
+            Process::Coordinator(coordinator) => &coordinator.host,
+            Process::Node(node) => &node.host,
+        }
+    }
+
+    /// Returns the `host:port` that answers health checks: a coordinator's admin API, a node's metrics.
+    pub fn health_address(self) -> String {
+        match self {
+            Process::Coordinator(coordinator) => coordinator.admin_address(),
+            Process::Node(node) => node.metrics_address(),
+        }
+    }
+}
+
+impl ClusterConfig {
+    /// Reads a cluster file's text, with the overrides that `env` holds put over it.
+    ///
+    /// Of `env`, `KVHIVE_TOKEN` and names that begin with `KVHIVE_` and hold `__` matter (see [`crate::reference_markdown`]);
+    /// all others are passed over.
+    ///
+    /// # Errors
+    /// Every problem found, each with its line or variable, the value given and what is allowed.
+    pub fn from_toml(
+        text: &str,
+        env: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<ClusterConfig, ConfigError> {
+        let mut ledger = Ledger::default();
+        let parts = build::read(text, env, &mut ledger);
+        ledger.finish()?;
+        Ok(ClusterConfig { parts })
+    }
+
+    /// Renders the cluster file of this cluster, every key written out. Reading it gives this cluster again.
+    pub fn to_toml(&self) -> String {
+        render::toml(&self.parts)
+    }
+
+    /// Returns the process named `id`.
+    pub fn process(&self, id: &str) -> Option<Process<'_>> {
+        self.processes().find(|process| process.id() == id)
+    }
+
+    /// Returns every process: coordinators first, each kind in the file's order.
+    pub fn processes(&self) -> impl Iterator<Item = Process<'_>> {
+        let coordinators = self.parts.coordinators.iter().map(Process::Coordinator);
+        coordinators.chain(self.parts.nodes.iter().map(Process::Node))
+    }
+
+    /// Returns every process's name, in the order of [`ClusterConfig::processes`].
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.processes().map(Process::id)
+    }
+
+    /// Renders what `scripts/launch` reads: lines of fields between tabs. The first is `cluster`, its name, its token file or
+    /// `-`; then one line a process: its kind, id, host and the `host:port` that answers health checks.
+    pub fn process_lines(&self) -> String {
+        let mut lines =
+            format!("cluster\t{}\t{}\n", self.cluster.name, self.cluster.token.file().unwrap_or("-"));
+        for process in self.processes() {
+            let fields = [process.kind(), process.id(), process.host(), &process.health_address()];
+            lines.push_str(&fields.join("\t"));
+            lines.push('\n');
+        }
+        lines
+    }
+}
+
+impl Deref for ClusterConfig {
+    type Target = ClusterParts;
+
+    fn deref(&self) -> &ClusterParts {
+        &self.parts
+    }
+}
+
+fn reached(host: &str, port: u16) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, port).to_string(),
+        Err(_) => format!("{host}:{port}"),
+    }
+}

@@ -1,0 +1,350 @@
+//! The one table of every key: what it takes, its default and what it does. Reading, messages, overrides and the
+//! reference all follow it, so that none of them can disagree.
+
+use crate::units::{Bytes, format_time};
+use std::time::Duration;
+
+/// The variable that holds the token, if no file does.
+pub const TOKEN_VARIABLE: &str = "KVHIVE_TOKEN";
+
+/// One key.
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) rule: Rule,
+    pub(crate) absent: Absent,
+    pub(crate) meaning: &'static str,
+}
+
+impl Key {
+    /// Says whether a variable can give this key.
+    pub(crate) fn is_overridable(&self) -> bool {
+        self.name != "id" && !matches!(self.rule, Rule::Labels | Rule::Table | Rule::Tables { .. })
+    }
+}
+
+/// What a key may be.
+pub(crate) enum Rule {
+    /// A name of a cluster or process.
+    Name,
+    /// An address or DNS name that others use.
+    Host,
+    /// `ip:port` to listen on.
+    Listen,
+    /// A path.
+    Path,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A whole number.
+    Whole { min: u64, max: u64 },
+    /// A size.
+    Size { min: u64, max: u64, or_zero: bool },
+    /// A time, in milliseconds.
+    Time { min: u64, max: u64 },
+    /// Size classes.
+    Classes,
+    /// Free labels.
+    Labels,
+    /// A table with keys of its own.
+    Table,
+    /// An array of tables.
+    Tables { counts: Counts, header: &'static str },
+}
+
+/// How many tables an array may have.
+pub(crate) enum Counts {
+    /// From one up to this many.
+    UpTo(usize),
+    /// One of these.
+    OneOf(&'static [usize]),
+}
+
+/// What holds if a key is not given.
+pub(crate) enum Absent {
+    /// It must be given.
+    Required,
+    /// This.
+    Value(&'static str),
+    /// What this says.
+    Derived(&'static str),
+}
+
+/// The smallest and largest frame.
+pub(crate) const BLOCK_BYTES: (u64, u64) = (4 << 10, 64 << 20);
+/// Frames are cut at multiples of this.
+pub(crate) const BLOCK_ALIGN: u64 = 64;
+/// The most size classes of a node.
+pub(crate) const MAX_CLASSES: usize = 8;
+/// The most labels of a node, and bytes of a label's key or value.
+pub(crate) const MAX_LABELS: usize = 32;
+pub(crate) const MAX_LABEL_BYTES: usize = 63;
+/// The longest name.
+pub(crate) const MAX_NAME_BYTES: usize = 63;
+/// The longest host name and path.
+pub(crate) const MAX_HOST_BYTES: usize = 253;
+pub(crate) const MAX_PATH_BYTES: usize = 1024;
+/// The most devices of a node, and nodes of a cluster.
+pub(crate) const MAX_DEVICES: usize = 16;
+pub(crate) const MAX_NODES: usize = 1024;
+/// The largest tier. All tiers of a node together fit a u64 by far.
+pub(crate) const MAX_TIER_BYTES: u64 = 64 << 40;
+const _: () = assert!(MAX_TIER_BYTES as u128 * 2 * (MAX_DEVICES * MAX_NODES) as u128 <= u64::MAX as u128);
+
+impl Rule {
+    /// Says what is allowed, to stand after "allowed is".
+    pub(crate) fn allowed(&self) -> String {
+        match self {
+            Rule::Name => format!(
+                "1 to {MAX_NAME_BYTES} of a-z, 0-9 and single hyphens, with a letter or digit at both ends"
+            ),
+            Rule::Host => "an IP address or a DNS name".to_owned(),
+            Rule::Listen => "an IP address and a port from 1 to 65535, such as \"0.0.0.0:7810\"".to_owned(),
+            Rule::Path => format!("a path of 1 to {MAX_PATH_BYTES} bytes without control characters"),
+            Rule::Choice(words) => {
+                let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+                words.join(" or ")
+            }
+            Rule::Whole { min, max } => format!("a whole number from {min} to {max}"),
+            Rule::Size { min, max, or_zero } => {
+                let zero = if *or_zero { "\"0\" or " } else { "" };
+                format!("{zero}a size from \"{}\" to \"{}\"", Bytes(*min), Bytes(*max))
+            }
+            Rule::Time { min, max } => {
+                let text = |ms: &u64| format_time(Duration::from_millis(*ms));
+                format!("a time from \"{}\" to \"{}\"", text(min), text(max))
+            }
+            Rule::Classes => format!(
+                "an array of 1 to {MAX_CLASSES} different sizes from \"{}\" to \"{}\", multiples of {BLOCK_ALIGN} bytes, \
+                 all or none as {{ size, share }}",
+                Bytes(BLOCK_BYTES.0),
+                Bytes(BLOCK_BYTES.1)
+            ),
+            Rule::Labels => format!(
+                "a table of at most {MAX_LABELS} texts; keys of 1 to {MAX_LABEL_BYTES} letters, digits, '.', '_', '-' and '/', \
+                 values of at most {MAX_LABEL_BYTES} bytes without control characters"
+            ),
+            Rule::Table => "a table".to_owned(),
+            Rule::Tables { counts, header } => match counts {
+                Counts::UpTo(max) => format!("1 to {max} tables, each begun by [[{header}]]"),
+                Counts::OneOf(counts) => {
+                    let (last, first) = counts.split_last().expect("a list of counts is not empty");
+                    let first: Vec<String> = first.iter().map(usize::to_string).collect();
+                    format!("{} or {last} tables, each begun by [[{header}]]", first.join(", "))
+                }
+            },
+        }
+    }
+}
+
+macro_rules! key {
+    ($name:literal, $rule:expr, $absent:expr, $meaning:literal) => {
+        Key { name: $name, rule: $rule, absent: $absent, meaning: $meaning }
+    };
+}
+
+use Absent::{Derived, Required, Value};
+
+/// `[cluster]`.
+pub(crate) const CLUSTER: &[Key] = &[
+    key!("name", Rule::Name, Required, "The cluster's name, in logs and on the dashboard."),
+    key!(
+        "replicas",
+        Rule::Whole { min: 1, max: 8 },
+        Value("1"),
+        "Copies of each slot; at most the number of nodes."
+    ),
+    key!(
+        "ack",
+        Rule::Choice(&["primary", "quorum", "all"]),
+        Value("primary"),
+        "When a store is answered, unless the request says: when the primary, more than half or all of the slot's replicas hold \
+         the block."
+    ),
+    key!(
+        "segment_blocks",
+        Rule::Whole { min: 1, max: 1024 },
+        Value("16"),
+        "Consecutive blocks of a prefix that live together, so that a request touches few nodes."
+    ),
+    key!(
+        "token_file",
+        Rule::Path,
+        Derived("none; then `KVHIVE_TOKEN` must be set"),
+        "File with the token that all processes share, 16 to 1024 bytes after trimming. A relative path starts at this file's \
+         folder. `KVHIVE_TOKEN` wins over it."
+    ),
+    key!(
+        "lease",
+        Rule::Time { min: 200, max: 60_000 },
+        Value("2s"),
+        "How long a heartbeat's answer lets a node serve. A dead node's slots are taken over after this."
+    ),
+    key!(
+        "heartbeat",
+        Rule::Time { min: 10, max: 20_000 },
+        Value("200ms"),
+        "How often a node sends heartbeats; less than a third of `lease`, so that two can be lost."
+    ),
+];
+
+/// `[raft]`.
+pub(crate) const RAFT: &[Key] = &[
+    key!(
+        "election_timeout",
+        Rule::Time { min: 100, max: 60_000 },
+        Value("400ms"),
+        "How long a coordinator waits for its leader before it stands for election."
+    ),
+    key!(
+        "heartbeat",
+        Rule::Time { min: 10, max: 20_000 },
+        Value("60ms"),
+        "How often the leader says that it is there; at most a third of `election_timeout`."
+    ),
+    key!(
+        "snapshot_every",
+        Rule::Whole { min: 10, max: 10_000_000 },
+        Value("10000"),
+        "Log entries between two snapshots; fewer mean a shorter log and a quicker start."
+    ),
+];
+
+/// `[[coordinator]]`.
+pub(crate) const COORDINATOR: &[Key] = &[
+    key!("id", Rule::Name, Required, "The process's name, for `kvhive up --id`; unlike any other's."),
+    key!(
+        "peer",
+        Rule::Whole { min: 1, max: 65_535 },
+        Derived("its position in the file, from 1"),
+        "Its number in raft. Give it explicitly before you ever reorder or remove coordinators: a number belongs to one \
+         `data_dir` for good."
+    ),
+    key!("host", Rule::Host, Required, "Address or name by which others reach it."),
+    key!(
+        "admin",
+        Rule::Listen,
+        Derived("port 7800 at `host`; at `0.0.0.0` if that is a name"),
+        "Where it listens for the admin API and the dashboard."
+    ),
+    key!(
+        "raft",
+        Rule::Listen,
+        Derived("port 7801 at `host`; at `0.0.0.0` if that is a name"),
+        "Where it listens for its peers, nodes and clients."
+    ),
+    key!(
+        "data_dir",
+        Rule::Path,
+        Required,
+        "Folder of its log and snapshots, its own alone. A relative path starts at this file's folder."
+    ),
+];
+
+/// `[[node]]`; `[node_defaults]` takes the same keys but the first [`NODE_OWN`].
+pub(crate) const NODE: &[Key] = &[
+    key!("id", Rule::Name, Required, "The process's name, for `kvhive up --id`; unlike any other's."),
+    key!("host", Rule::Host, Required, "Address or name by which others reach it."),
+    key!(
+        "data",
+        Rule::Listen,
+        Derived("port 7810 at `host`; at `0.0.0.0` if that is a name"),
+        "Where it listens for the data plane."
+    ),
+    key!(
+        "metrics",
+        Rule::Listen,
+        Derived("port 7811 at `host`; at `0.0.0.0` if that is a name"),
+        "Where it listens for metrics and health checks."
+    ),
+    key!(
+        "labels",
+        Rule::Labels,
+        Derived("none"),
+        "What the operator says of it, such as `{ zone = \"a\", rack = \"r1\" }`. A node's labels are put over the defaults'."
+    ),
+    key!("io_threads", Rule::Whole { min: 1, max: 256 }, Value("2"), "Threads that serve its connections."),
+    key!(
+        "max_connections",
+        Rule::Whole { min: 1, max: 1_000_000 },
+        Value("1024"),
+        "Connections at once; one more is refused."
+    ),
+    key!(
+        "max_inflight",
+        Rule::Size { min: 1 << 20, max: 1 << 40, or_zero: false },
+        Value("256MiB"),
+        "Payload bytes in flight at once, at least one block of the largest size; more is answered `Busy`."
+    ),
+    key!(
+        "block_sizes",
+        Rule::Classes,
+        Value("64KiB"),
+        "Size classes of its frames. A tier is parted among them evenly, or by `share` as in \
+         `[{ size = \"64KiB\", share = 0.75 }, { size = \"1MiB\", share = 0.25 }]`; shares add up to 1. Each class must get at \
+         least one frame of each tier."
+    ),
+    key!(
+        "device",
+        Rule::Tables { counts: Counts::UpTo(MAX_DEVICES), header: "node.device" },
+        Required,
+        "Its devices, each a shard of the cache. A node without any takes those of `node_defaults`."
+    ),
+];
+/// Keys of a node that have no default for all: `id` and `host`.
+pub(crate) const NODE_OWN: usize = 2;
+
+/// `[[node.device]]`.
+pub(crate) const DEVICE: &[Key] = &[
+    key!(
+        "kind",
+        Rule::Choice(&["host"]),
+        Value("host"),
+        "What holds the device tier. In this version that is host memory, with or without a GPU."
+    ),
+    key!(
+        "memory",
+        Rule::Size { min: 4 << 10, max: MAX_TIER_BYTES, or_zero: false },
+        Value("128MiB"),
+        "Bytes of the device tier, taken once at the start."
+    ),
+    key!(
+        "host_memory",
+        Rule::Size { min: 4 << 10, max: MAX_TIER_BYTES, or_zero: true },
+        Value("64MiB"),
+        "Bytes of the host tier over it; \"0\" means none."
+    ),
+];
+
+/// The file itself.
+pub(crate) const ROOT: &[Key] = &[
+    key!("cluster", Rule::Table, Required, "What all processes share."),
+    key!("raft", Rule::Table, Derived("defaults"), "How the coordinators agree."),
+    key!(
+        "coordinator",
+        Rule::Tables { counts: Counts::OneOf(&[1, 3, 5, 7]), header: "coordinator" },
+        Required,
+        "The coordinator processes."
+    ),
+    key!("node_defaults", Rule::Table, Derived("none"), "What nodes take that do not say it."),
+    key!(
+        "node",
+        Rule::Tables { counts: Counts::UpTo(MAX_NODES), header: "node" },
+        Required,
+        "The node processes."
+    ),
+];
+
+/// Returns the keys of `[node_defaults]`.
+pub(crate) fn node_defaults() -> &'static [Key] {
+    &NODE[NODE_OWN..]
+}
+
+/// Returns the nearest of `known` to `given`, or all of them, as a hint.
+pub(crate) fn hint<'a>(given: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+    // Typing mistakes change a letter or two; a word further away would only mislead.
+    let distance = |word: &str| strsim::osa_distance(&given.chars().take(64).collect::<String>(), word);
+    let nearest = known.clone().map(|word| (distance(word), word)).min();
+    match nearest {
+        Some((distance, word)) if distance <= 1 + word.len() / 4 => format!("did you mean \"{word}\"?"),
+        _ => format!("known here are {}", known.collect::<Vec<_>>().join(", ")),
+    }
+}

@@ -1,0 +1,155 @@
+//! A whole cluster on this machine: all processes on 127.0.0.1, on ports that the caller has found free.
+
+use crate::config::ClusterConfig;
+use crate::problem::ConfigError;
+use crate::units::Bytes;
+use std::fmt::Write;
+
+/// What a cluster on this machine looks like. The default is what `kvhive up` starts.
+///
+/// ```
+/// use kvhive_config::{Bytes, LocalCluster};
+///
+/// let small = LocalCluster { coordinators: 1, nodes: 1, ports: vec![4000, 4001, 4002, 4003], ..LocalCluster::default() };
+/// let config = small.config()?;
+/// assert_eq!(config.ids().collect::<Vec<_>>(), ["coord-1", "node-1"]);
+/// assert_eq!(config.nodes[0].data_address(), "127.0.0.1:4002");
+/// # Ok::<(), kvhive_config::ConfigError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LocalCluster {
+    /// Coordinator processes, `coord-1` and up: 1, 3, 5 or 7.
+    pub coordinators: u32,
+    /// Node processes, `node-1` and up.
+    pub nodes: u32,
+    /// Devices of each node.
+    pub devices_per_node: u32,
+    /// Device tier of each device.
+    pub device_memory: Bytes,
+    /// Host tier over each device; 0 for none.
+    pub host_memory: Bytes,
+    /// Size of every frame.
+    pub block_size: Bytes,
+    /// Copies of each slot.
+    pub replicas: u32,
+    /// Folder under which each coordinator gets one of its own, by its id. The token is read from `token` beside the
+    /// cluster file.
+    pub base_dir: String,
+    /// Admin and raft of each coordinator in turn, then data and metrics of each node.
+    pub ports: Vec<u16>,
+}
+
+/// Written out at most, so that a huge wish costs little; each is more than a file may have, so it is refused.
+const MOST_PROCESSES: u32 = 9_999;
+const MOST_DEVICES: u32 = 17;
+
+impl Default for LocalCluster {
+    fn default() -> Self {
+        LocalCluster {
+            coordinators: 3,
+            nodes: 2,
+            devices_per_node: 2,
+            device_memory: Bytes(128 << 20),
+            host_memory: Bytes(64 << 20),
+            block_size: Bytes(64 << 10),
+            replicas: 1,
+            base_dir: "data".to_owned(),
+            ports: vec![7800, 7801, 7820, 7821, 7840, 7841, 7810, 7811, 7830, 7831],
+        }
+    }
+}
+
+impl LocalCluster {
+    /// Returns the cluster file of this cluster, checked like any other.
+    ///
+    /// # Errors
+    /// When the numbers make no cluster, such as two coordinators, too few ports or one port twice.
+    pub fn config(&self) -> Result<ClusterConfig, ConfigError> {
+        ClusterConfig::from_toml(&self.text(), []).map_err(|mut error| {
+            error.problems.iter_mut().for_each(crate::Problem::forget_line);
+            error
+        })
+    }
+
+    /// Writes the file with what is given; what makes no cluster is told by the checks that every file passes.
+    fn text(&self) -> String {
+        let mut out = format!(
+            "cluster = {{ name = \"local\", replicas = {}, token_file = \"token\" }}\n",
+            self.replicas
+        );
+        let mut ports = self.ports.iter().copied();
+        // A port that was not given is refused as port 0, under its key.
+        let mut address = || format!("\"127.0.0.1:{}\"", ports.next().unwrap_or(0));
+        let base_dir = self.base_dir.replace('\\', "\\\\").replace('"', "\\\"");
+        for number in 1..=self.coordinators.min(MOST_PROCESSES) {
+            let (admin, raft) = (address(), address());
+            write!(
+                out,
+                "[[coordinator]]\nid = \"coord-{number}\"\nhost = \"127.0.0.1\"\nadmin = {admin}\nraft = {raft}\n\
+                 data_dir = \"{base_dir}/coord-{number}\"\n"
+            )
+            .expect("writing to a String does not fail");
+        }
+        let devices = self.devices_per_node.min(MOST_DEVICES);
+        let device = format!(
+            "[[node.device]]\nmemory = \"{}\"\nhost_memory = \"{}\"\n",
+            self.device_memory, self.host_memory
+        );
+        for number in 1..=self.nodes.min(MOST_PROCESSES) {
+            let (data, metrics) = (address(), address());
+            write!(
+                out,
+                "[[node]]\nid = \"node-{number}\"\nhost = \"127.0.0.1\"\ndata = {data}\nmetrics = {metrics}\n\
+                 block_sizes = [\"{}\"]\n",
+                self.block_size
+            )
+            .expect("writing to a String does not fail");
+            for _ in 0..devices {
+                out.push_str(&device);
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(cluster: &LocalCluster) -> Vec<String> {
+        cluster.config().unwrap_err().problems().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn numbers_that_make_no_cluster_are_told_by_key() {
+        let two = LocalCluster { coordinators: 2, ..LocalCluster::default() };
+        assert_eq!(
+            problems(&two),
+            ["coordinator = (array of 2): allowed is 1, 3, 5 or 7 tables, each begun by [[coordinator]]"]
+        );
+        let few_ports = LocalCluster { ports: vec![7800; 9], ..LocalCluster::default() };
+        let found = problems(&few_ports);
+        assert!(found[0].starts_with("node[1].metrics = \"127.0.0.1:0\": allowed is"), "{found:?}");
+        assert!(
+            found[1].starts_with("coordinator[0].raft = \"127.0.0.1:7800\": coordinator[0].admin listens"),
+            "{found:?}"
+        );
+        let no_nodes = LocalCluster { nodes: 0, ..LocalCluster::default() };
+        assert_eq!(
+            problems(&no_nodes),
+            ["node: missing; wanted is 1 to 1024 tables, each begun by [[node]]"]
+        );
+    }
+
+    #[test]
+    fn a_huge_wish_is_refused_and_not_built() {
+        let huge = LocalCluster { nodes: u32::MAX, devices_per_node: u32::MAX, ..LocalCluster::default() };
+        assert!(huge.config().is_err());
+    }
+
+    #[test]
+    fn a_folder_with_quotes_in_its_name_stays_a_folder() {
+        let odd = LocalCluster { base_dir: "/tmp/a \"b\" \\c".to_owned(), ..LocalCluster::default() };
+        assert_eq!(odd.config().unwrap().coordinators[0].data_dir, "/tmp/a \"b\" \\c/coord-1");
+    }
+}

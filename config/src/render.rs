@@ -1,0 +1,103 @@
+//! A cluster as a cluster file, every key written out.
+
+use crate::config::{BlockClass, ClusterParts, CoordinatorConfig, NodeConfig};
+use crate::units::format_time;
+use std::fmt::Write;
+
+pub(crate) fn toml(parts: &ClusterParts) -> String {
+    let mut out = Lines(String::new());
+    let cluster = &parts.cluster;
+    out.header("[cluster]");
+    out.text("name", &cluster.name);
+    out.plain("replicas", cluster.replicas);
+    out.text("ack", cluster.ack.as_str());
+    out.plain("segment_blocks", cluster.segment_blocks);
+    if let Some(file) = cluster.token.file() {
+        out.text("token_file", file);
+    }
+    out.text("lease", &format_time(cluster.lease));
+    out.text("heartbeat", &format_time(cluster.heartbeat));
+    out.header("\n[raft]");
+    out.text("election_timeout", &format_time(parts.raft.election_timeout));
+    out.text("heartbeat", &format_time(parts.raft.heartbeat));
+    out.plain("snapshot_every", parts.raft.snapshot_every);
+    for one in &parts.coordinators {
+        coordinator(&mut out, one);
+    }
+    for one in &parts.nodes {
+        node(&mut out, one);
+    }
+    out.0
+}
+
+fn coordinator(out: &mut Lines, one: &CoordinatorConfig) {
+    out.header("\n[[coordinator]]");
+    out.text("id", &one.id);
+    out.plain("peer", one.peer);
+    out.text("host", &one.host);
+    out.text("admin", &one.admin.to_string());
+    out.text("raft", &one.raft.to_string());
+    out.text("data_dir", &one.data_dir);
+}
+
+fn node(out: &mut Lines, one: &NodeConfig) {
+    out.header("\n[[node]]");
+    out.text("id", &one.id);
+    out.text("host", &one.host);
+    out.text("data", &one.data.to_string());
+    out.text("metrics", &one.metrics.to_string());
+    if !one.labels.is_empty() {
+        let labels: Vec<String> =
+            one.labels.iter().map(|(key, value)| format!("{} = {}", quoted(key), quoted(value))).collect();
+        out.plain("labels", format!("{{ {} }}", labels.join(", ")));
+    }
+    out.plain("io_threads", one.io_threads);
+    out.plain("max_connections", one.max_connections);
+    out.text("max_inflight", &one.max_inflight.to_string());
+    out.plain("block_sizes", format!("[{}]", classes(&one.block_sizes)));
+    for device in &one.devices {
+        out.header("[[node.device]]");
+        out.text("kind", device.kind.as_str());
+        out.text("memory", &device.memory.to_string());
+        out.text("host_memory", &device.host_memory.to_string());
+    }
+}
+
+fn classes(classes: &[BlockClass]) -> String {
+    let even = 1_000_000 / u32::try_from(classes.len()).expect("a node has at most 8 classes").max(1);
+    let shared = classes.iter().any(|class| class.share_ppm != even);
+    let written = |class: &BlockClass| {
+        let size = quoted(&class.size.to_string());
+        if !shared {
+            return size;
+        }
+        format!(
+            "{{ size = {size}, share = {}.{:06} }}",
+            class.share_ppm / 1_000_000,
+            class.share_ppm % 1_000_000
+        )
+    };
+    classes.iter().map(written).collect::<Vec<_>>().join(", ")
+}
+
+struct Lines(String);
+
+impl Lines {
+    fn header(&mut self, line: &str) {
+        self.0.push_str(line);
+        self.0.push('\n');
+    }
+
+    fn text(&mut self, key: &str, value: &str) {
+        self.plain(key, quoted(value));
+    }
+
+    fn plain(&mut self, key: &str, value: impl std::fmt::Display) {
+        writeln!(self.0, "{key} = {value}").expect("writing to a String does not fail");
+    }
+}
+
+/// Quotes a text that holds no control characters, as every text of a checked cluster.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}

@@ -1,0 +1,463 @@
+//! What an operator reads when a cluster file is wrong: whole texts, because they are the interface.
+
+use kvhive_config::{Bytes, ClusterConfig, Process, TokenSource};
+
+const VALID: &str = r#"[cluster]
+name = "test"
+token_file = "token"
+[raft]
+[[coordinator]]
+id = "coord-a"
+host = "10.0.0.1"
+data_dir = "/data/a"
+[[node]]
+id = "node-a"
+host = "10.0.0.2"
+[[node.device]]
+"#;
+
+fn problems_with(text: &str, env: &[(&str, &str)]) -> Vec<String> {
+    let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+    match ClusterConfig::from_toml(text, env) {
+        Ok(_) => Vec::new(),
+        Err(error) => error.problems().iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// The problems of `VALID` with `line` put under the line `under`.
+fn with(under: &str, line: &str) -> Vec<String> {
+    assert!(VALID.contains(under), "{under}");
+    problems_with(&VALID.replacen(under, &format!("{under}\n{line}"), 1), &[])
+}
+
+/// The problems of `VALID` with `old` replaced.
+fn instead(old: &str, new: &str) -> Vec<String> {
+    assert!(VALID.contains(old), "{old}");
+    problems_with(&VALID.replacen(old, new, 1), &[])
+}
+
+#[test]
+fn the_file_that_these_tests_break_is_right() {
+    assert_eq!(problems_with(VALID, &[]), [""; 0]);
+}
+
+#[test]
+fn each_wrong_value_is_told_with_line_key_value_and_what_is_allowed() {
+    for (under, line, message) in [
+        ("[cluster]", "replicas = 9", "line 2: cluster.replicas = 9: allowed is a whole number from 1 to 8"),
+        (
+            "[cluster]",
+            "replicas = -1",
+            "line 2: cluster.replicas = -1: allowed is a whole number from 1 to 8",
+        ),
+        (
+            "[cluster]",
+            "replicas = \"2\"",
+            "line 2: cluster.replicas = \"2\": allowed is a whole number from 1 to 8",
+        ),
+        (
+            "[cluster]",
+            "replicas = true",
+            "line 2: cluster.replicas = true: allowed is a whole number from 1 to 8",
+        ),
+        (
+            "[cluster]",
+            "replicas = 1.5",
+            "line 2: cluster.replicas = 1.5: allowed is a whole number from 1 to 8",
+        ),
+        (
+            "[cluster]",
+            "ack = \"some\"",
+            "line 2: cluster.ack = \"some\": allowed is \"primary\" or \"quorum\" or \"all\"",
+        ),
+        (
+            "[cluster]",
+            "lease = 2000",
+            "line 2: cluster.lease = 2000: a time needs a unit, such as \"2000ms\"; allowed is a time from \"200ms\" to \"60s\"",
+        ),
+        (
+            "[cluster]",
+            "lease = \"100ms\"",
+            "line 2: cluster.lease = \"100ms\": allowed is a time from \"200ms\" to \"60s\"",
+        ),
+        (
+            "[cluster]",
+            "lease = \"soon\"",
+            "line 2: cluster.lease = \"soon\": a time is a number and a unit, such as \"400ms\" or \"2s\"; allowed is a time from \"200ms\" to \"60s\"",
+        ),
+        (
+            "[cluster]",
+            "heartbeat = \"1s\"",
+            "line 2: cluster.heartbeat = \"1s\": allowed is less than a third of cluster.lease, which is \"2s\"",
+        ),
+        (
+            "[raft]",
+            "heartbeat = \"200ms\"",
+            "line 5: raft.heartbeat = \"200ms\": allowed is at most a third of raft.election_timeout, which is \"400ms\"",
+        ),
+        (
+            "id = \"coord-a\"",
+            "admin = \"7800\"",
+            "line 7: coordinator[0].admin = \"7800\": allowed is an IP address and a port from 1 to 65535, such as \"0.0.0.0:7810\"",
+        ),
+        (
+            "id = \"coord-a\"",
+            "admin = \"0.0.0.0:0\"",
+            "line 7: coordinator[0].admin = \"0.0.0.0:0\": allowed is an IP address and a port from 1 to 65535, such as \"0.0.0.0:7810\"",
+        ),
+        (
+            "id = \"coord-a\"",
+            "admin = \"127.0.0.1:7800\"",
+            "line 7: coordinator[0].admin = \"127.0.0.1:7800\": others reach it by coordinator[0].host, which is \"10.0.0.1\"; listen there or on 0.0.0.0",
+        ),
+        (
+            "id = \"coord-a\"",
+            "raft = \"0.0.0.0:7800\"",
+            "line 7: coordinator[0].raft = \"0.0.0.0:7800\": coordinator[0].admin listens on 10.0.0.1:7800 of the same host; each listener needs a port of its own",
+        ),
+        (
+            "id = \"node-a\"",
+            "max_inflight = 268435456",
+            "line 11: node[0].max_inflight = 268435456: a size needs a unit, such as \"64MiB\"; allowed is a size from \"1MiB\" to \"1TiB\"",
+        ),
+        (
+            "id = \"node-a\"",
+            "max_inflight = \"64M\"",
+            "line 11: node[0].max_inflight = \"64M\": \"M\" is no unit; units are B, KB, MB, GB, TB, KiB, MiB, GiB, TiB; allowed is a size from \"1MiB\" to \"1TiB\"",
+        ),
+        (
+            "id = \"node-a\"",
+            "block_sizes = [\"2KiB\"]",
+            "line 11: node[0].block_sizes = (array of 1): \"2KiB\" is no block size; allowed is an array of 1 to 8 different sizes from \"4KiB\" to \"64MiB\", multiples of 64 bytes, all or none as { size, share }",
+        ),
+        (
+            "[[node.device]]",
+            "memory = \"0\"",
+            "line 13: node[0].device[0].memory = \"0\": allowed is a size from \"4KiB\" to \"64TiB\"",
+        ),
+        (
+            "[[node.device]]",
+            "host_memory = \"1KiB\"",
+            "line 13: node[0].device[0].host_memory = \"1KiB\": allowed is \"0\" or a size from \"4KiB\" to \"64TiB\"",
+        ),
+        (
+            "[[node.device]]",
+            "kind = \"cuda\"",
+            "line 13: node[0].device[0].kind = \"cuda\": allowed is \"host\"",
+        ),
+        (
+            "[[node.device]]",
+            "memory = \"32KiB\"",
+            "line 13: node[0].device[0].memory = \"32KiB\": no block of \"64KiB\" (node[0].block_sizes) fits its part; each size needs room for one",
+        ),
+    ] {
+        assert_eq!(with(under, line), [message]);
+    }
+}
+
+#[test]
+fn replaced_values_are_told_alike() {
+    for (old, new, message) in [
+        (
+            "\"test\"",
+            "\"Test\"",
+            "line 2: cluster.name = \"Test\": allowed is 1 to 63 of a-z, 0-9 and single hyphens, with a letter or digit at both ends",
+        ),
+        (
+            "\"node-a\"",
+            "\"node--a\"",
+            "line 10: node[0].id = \"node--a\": allowed is 1 to 63 of a-z, 0-9 and single hyphens, with a letter or digit at both ends",
+        ),
+        (
+            "\"node-a\"",
+            "\"coord-a\"",
+            "line 10: node[0].id = \"coord-a\": coordinator[0].id is the same; each process needs an id of its own",
+        ),
+        (
+            "\"10.0.0.2\"",
+            "\"10.0.0.256\"",
+            "line 11: node[0].host = \"10.0.0.256\": allowed is an IP address or a DNS name",
+        ),
+        (
+            "\"10.0.0.2\"",
+            "\"0.0.0.0\"",
+            "line 11: node[0].host = \"0.0.0.0\": nobody can be reached there; allowed is an IP address or a DNS name",
+        ),
+        (
+            "\"10.0.0.2\"",
+            "\"localhost\"",
+            "line 11: node[0].host = \"localhost\": coordinator[0].host is another machine, which cannot reach this one by it; give an address that all can use",
+        ),
+        (
+            "data_dir = \"/data/a\"",
+            "",
+            "coordinator[0].data_dir: missing; wanted is a path of 1 to 1024 bytes without control characters",
+        ),
+        (
+            "\"/data/a\"",
+            "\"\"",
+            "line 8: coordinator[0].data_dir = \"\": allowed is a path of 1 to 1024 bytes without control characters",
+        ),
+        (
+            "[[node.device]]",
+            "",
+            "node[0].device: missing; wanted is 1 to 16 tables, each begun by [[node.device]]",
+        ),
+        ("[raft]", "[rafts]", "line 4: rafts: unknown key, did you mean \"raft\"?"),
+        (
+            "[raft]",
+            "[raft]\n[storage]",
+            "line 5: storage: unknown key, known here are cluster, raft, coordinator, node_defaults, node",
+        ),
+        ("token_file", "tokenfile", "line 3: cluster.tokenfile: unknown key, did you mean \"token_file\"?"),
+        ("[raft]", "[[raft]]", "line 4: raft = (array of 1): allowed is a table"),
+    ] {
+        let found = instead(old, new);
+        assert!(found.iter().any(|found| found == message), "wanted {message}\nfound {found:#?}");
+    }
+}
+
+#[test]
+fn a_wrong_number_of_processes_is_told() {
+    let second = VALID.replace(
+        "[[node]]",
+        "[[coordinator]]\nid = \"coord-b\"\nhost = \"10.0.0.3\"\ndata_dir = \"b\"\n[[node]]",
+    );
+    assert_eq!(
+        problems_with(&second, &[]),
+        ["line 5: coordinator = (array of 2): allowed is 1, 3, 5 or 7 tables, each begun by [[coordinator]]"]
+    );
+    let copies = VALID.replace("[raft]", "replicas = 2");
+    assert_eq!(
+        problems_with(&copies, &[]),
+        ["line 4: cluster.replicas = 2: the file has 1 node; allowed is at most one copy a node"]
+    );
+}
+
+#[test]
+fn coordinators_cannot_share_a_number_or_a_folder() {
+    let more: String = ["b", "c"]
+        .iter()
+        .map(|id| format!("[[coordinator]]\nid = \"coord-{id}\"\npeer = 1\nhost = \"10.0.0.1\"\ndata_dir = \"/data/a\"\nadmin = \"10.0.0.1:1{id}\"\n"))
+        .collect::<String>()
+        .replace(":1b", ":11")
+        .replace(":1c", ":12")
+        .replacen("data_dir", "raft = \"10.0.0.1:13\"\ndata_dir", 1);
+    let found = problems_with(&VALID.replace("[[node]]", &(more + "[[node]]")), &[]);
+    assert_eq!(
+        found,
+        [
+            "line 11: coordinator[1].peer = 1: coordinator[0].peer is the same; each coordinator needs a number of its own",
+            "line 18: coordinator[2].peer = 1: coordinator[0].peer is the same; each coordinator needs a number of its own",
+            "line 14: coordinator[1].data_dir = \"/data/a\": coordinator[0].data_dir is the same on the same host; each coordinator needs a folder of its own",
+            "line 20: coordinator[2].data_dir = \"/data/a\": coordinator[0].data_dir is the same on the same host; each coordinator needs a folder of its own",
+            "coordinator[2].raft = \"10.0.0.1:7801\": coordinator[0].raft listens on 10.0.0.1:7801 of the same host; each listener needs a port of its own",
+        ]
+    );
+}
+
+#[test]
+fn size_classes_that_do_not_add_up_are_told() {
+    let allowed = "allowed is an array of 1 to 8 different sizes from \"4KiB\" to \"64MiB\", multiples of 64 bytes, all or none as { size, share }";
+    for (sizes, what) in [
+        (
+            "[{ size = \"64KiB\", share = 0.5 }, { size = \"1MiB\", share = 0.4 }]",
+            "the shares add up to 0.9, not to 1; ",
+        ),
+        ("[{ size = \"64KiB\", share = 0.5 }, \"1MiB\"]", "some classes have a share and some have none; "),
+        ("[{ size = \"64KiB\" }, \"1MiB\"]", "a class has no share; "),
+        ("[{ share = 1 }, \"1MiB\"]", "a class has no size; "),
+        ("[{ size = \"64KiB\", part = 1 }, \"1MiB\"]", "unknown key \"part\" of a class; "),
+        ("[{ size = \"64KiB\", share = nan }, \"1MiB\"]", "a share is a number from 0.001 to 1, not NaN; "),
+        ("[\"64KiB\", \"0.0625MiB\"]", "\"64KiB\" is there twice; "),
+        ("[\"64KiB\", \"5000B\"]", "\"5000B\" is no block size; "),
+    ] {
+        let found = with("id = \"node-a\"", &format!("block_sizes = {sizes}"));
+        assert_eq!(found, [format!("line 11: node[0].block_sizes = (array of 2): {what}{allowed}")]);
+    }
+    assert_eq!(
+        with("id = \"node-a\"", "block_sizes = []"),
+        [format!("line 11: node[0].block_sizes = (array of 0): {allowed}")]
+    );
+    assert_eq!(
+        with("id = \"node-a\"", "block_sizes = [\"64MiB\"]\nmax_inflight = \"1MiB\"")[0],
+        "line 12: node[0].max_inflight = \"1MiB\": a block of node[0].block_sizes has \"64MiB\"; allowed is at least one such block"
+    );
+}
+
+#[test]
+fn labels_are_bounded() {
+    let allowed = "allowed is a table of at most 32 texts; keys of 1 to 63 letters, digits, '.', '_', '-' and '/', values of at most 63 bytes without control characters";
+    for (labels, what) in [
+        ("{ zone = 3 }", "the value of \"zone\" is 3; ".to_owned()),
+        ("{ \"a b\" = \"x\" }", "\"a b\" is no key of a label; ".to_owned()),
+        (
+            &format!("{{ {} }}", (0..33).map(|at| format!("l{at} = \"\"")).collect::<Vec<_>>().join(", ")),
+            "there are 33 labels; ".to_owned(),
+        ),
+    ] {
+        let found = with("id = \"node-a\"", &format!("labels = {labels}"));
+        assert_eq!(found, [format!("line 11: node[0].labels = (table): {what}{allowed}")]);
+    }
+}
+
+#[test]
+fn a_text_that_is_not_toml_is_told_with_line_and_column() {
+    let found = problems_with("[cluster]\nname = \n[raft\n", &[]);
+    assert_eq!(found[0], "line 2, column 8: string values must be quoted, expected literal string");
+    assert!(found.iter().skip(1).all(|found| found.starts_with("line ")), "{found:?}");
+    let twice = problems_with("[cluster]\nname = \"a\"\nname = \"b\"\n", &[]);
+    assert_eq!(twice, ["line 3, column 1: duplicate key"]);
+    let long = "#".repeat((16 << 20) + 1);
+    assert_eq!(problems_with(&long, &[])[0], "the file has 16777217 bytes; allowed is at most 16777216");
+}
+
+#[test]
+fn all_problems_are_told_at_once_and_each_once() {
+    let text = "[cluster]\nname = \"UP\"\nreplicas = 0\nlease = 5\n[node_defaults]\nio_threads = 0\n\
+                [[node_defaults.device]]\nmemory = 1\n[[node]]\nid = \"a\"\n[[node]]\nhost = \"h\"\n";
+    let error = ClusterConfig::from_toml(text, []).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the cluster file has 9 problems:\n  \
+         cluster.token_file: missing; wanted is a file with the shared token, 16 to 1024 bytes, or KVHIVE_TOKEN in the environment\n  \
+         line 2: cluster.name = \"UP\": allowed is 1 to 63 of a-z, 0-9 and single hyphens, with a letter or digit at both ends\n  \
+         line 3: cluster.replicas = 0: allowed is a whole number from 1 to 8\n  \
+         line 4: cluster.lease = 5: a time needs a unit, such as \"5ms\"; allowed is a time from \"200ms\" to \"60s\"\n  \
+         coordinator: missing; wanted is 1, 3, 5 or 7 tables, each begun by [[coordinator]]\n  \
+         line 6: node_defaults.io_threads = 0: allowed is a whole number from 1 to 256\n  \
+         line 8: node_defaults.device[0].memory = 1: a size needs a unit, such as \"64MiB\"; allowed is a size from \"4KiB\" to \"64TiB\"\n  \
+         node[0].host: missing; wanted is an IP address or a DNS name\n  \
+         node[1].id: missing; wanted is 1 to 63 of a-z, 0-9 and single hyphens, with a letter or digit at both ends"
+    );
+}
+
+#[test]
+fn a_file_full_of_mistakes_ends_with_a_count() {
+    let keys: String = (0..150).map(|at| format!("wrong-{at} = 1\n")).collect();
+    let error = ClusterConfig::from_toml(&VALID.replace("[raft]", &keys), []).unwrap_err();
+    assert_eq!((error.problems().len(), error.omitted()), (100, 50));
+    assert!(error.to_string().ends_with("\n  and 50 more"));
+}
+
+#[test]
+fn variables_override_what_the_file_says_and_pass_its_checks() {
+    let env = [
+        ("KVHIVE_CLUSTER__SEGMENT_BLOCKS", "32"),
+        ("KVHIVE_RAFT__ELECTION_TIMEOUT", "1s"),
+        ("KVHIVE_NODE_DEFAULTS__IO_THREADS", "4"),
+        ("KVHIVE_NODE__NODE_A__DATA", "0.0.0.0:9000"),
+        ("KVHIVE_NODE__NODE_A__BLOCK_SIZES", "1MiB, 64KiB"),
+        ("KVHIVE_COORDINATOR__COORD_A__PEER", "7"),
+        ("KVHIVE_LOG", "debug"),
+        ("KVHIVE_TRACE__X", "1"),
+        ("OTHER__X", "1"),
+    ];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let config = ClusterConfig::from_toml(VALID, env).unwrap();
+    assert_eq!(config.cluster.segment_blocks, 32);
+    assert_eq!(config.raft.election_timeout.as_millis(), 1000);
+    assert_eq!(config.coordinators[0].peer, 7);
+    let Some(Process::Node(node)) = config.process("node-a") else { panic!("node-a is a node") };
+    assert_eq!((node.io_threads, node.data_address().as_str()), (4, "10.0.0.2:9000"));
+    let sizes: Vec<Bytes> = node.block_sizes.iter().map(|class| class.size).collect();
+    assert_eq!(sizes, [Bytes(64 << 10), Bytes(1 << 20)]);
+}
+
+#[test]
+fn a_wrong_variable_is_told_by_its_name() {
+    for (name, value, message) in [
+        (
+            "KVHIVE_CLUSTER__REPLICAS",
+            "9",
+            "KVHIVE_CLUSTER__REPLICAS: cluster.replicas = \"9\": allowed is a whole number from 1 to 8",
+        ),
+        (
+            "KVHIVE_CLUSTER__REPLICA",
+            "1",
+            "KVHIVE_CLUSTER__REPLICA: cluster.replica: unknown key, did you mean \"replicas\"?",
+        ),
+        (
+            "KVHIVE_CLUSTR__REPLICAS",
+            "1",
+            "KVHIVE_CLUSTR__REPLICAS: clustr.replicas: unknown key, did you mean \"cluster\"?",
+        ),
+        (
+            "KVHIVE_NODE__DATA",
+            "1",
+            "KVHIVE_NODE__DATA: node.data: unknown key, an override of it is KVHIVE_NODE__<ID>__<KEY>",
+        ),
+        (
+            "KVHIVE_NODE__NODE_B__DATA",
+            "1",
+            "KVHIVE_NODE__NODE_B__DATA: the file has no node \"NODE_B\"; it has NODE_A",
+        ),
+        (
+            "KVHIVE_NODE__NODE_A__LABELS",
+            "1",
+            "KVHIVE_NODE__NODE_A__LABELS: node.labels: unknown key, it can be given in the file only",
+        ),
+        (
+            "KVHIVE_NODE__NODE_A__DATA",
+            "9000",
+            "KVHIVE_NODE__NODE_A__DATA: node[0].data = \"9000\": allowed is an IP address and a port from 1 to 65535, such as \"0.0.0.0:7810\"",
+        ),
+        (
+            "KVHIVE_CLUSTER__HEARTBEAT",
+            "1s",
+            "KVHIVE_CLUSTER__HEARTBEAT: cluster.heartbeat = \"1s\": allowed is less than a third of cluster.lease, which is \"2s\"",
+        ),
+        (
+            "KVHIVE_TOKEN",
+            "sesame",
+            "KVHIVE_TOKEN: the token has 6 bytes after trimming; allowed is 16 to 1024",
+        ),
+    ] {
+        assert_eq!(problems_with(VALID, &[(name, value)]), [message]);
+    }
+}
+
+#[test]
+fn a_token_in_the_environment_stands_in_for_the_file_and_wins_over_it() {
+    let env = || [("KVHIVE_TOKEN".to_owned(), "0123456789abcdef".to_owned())];
+    let with_file = ClusterConfig::from_toml(VALID, env()).unwrap();
+    assert_eq!(with_file.cluster.token, TokenSource::Environment { file: Some("token".to_owned()) });
+    let without = VALID.replace("token_file = \"token\"\n", "");
+    let without = ClusterConfig::from_toml(&without, env()).unwrap();
+    assert_eq!(without.cluster.token, TokenSource::Environment { file: None });
+    assert!(!format!("{without:?}{}", without.to_toml()).contains("0123456789abcdef"));
+    let alone = ClusterConfig::from_toml(VALID, []).unwrap();
+    assert_eq!(alone.cluster.token, TokenSource::File("token".to_owned()));
+}
+
+#[test]
+fn every_key_of_the_reference_is_read() {
+    // A key that nothing reads would take any value in silence.
+    let reference = kvhive_config::reference_markdown();
+    let mut section = "";
+    let mut keys = 0;
+    for line in reference.lines() {
+        if let Some(header) = line.strip_prefix("### ") {
+            section = header.trim_matches(['`', '[', ']']);
+        }
+        let Some(key) = line.strip_prefix("| `").and_then(|rest| rest.split('`').next()) else { continue };
+        keys += 1;
+        let header = VALID
+            .lines()
+            .find(|line| line.trim_matches(['[', ']']) == section)
+            .expect("VALID has each section");
+        let text: String = VALID
+            .replacen(header, &format!("{header}\n{key} = 1979-05-27"), 1)
+            .lines()
+            .filter(|line| !line.starts_with(&format!("{key} = \"")) || section == "raft")
+            .filter(|line| !(key == "device" && line.contains("[[node.device]]")))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let found = problems_with(&text, &[]);
+        assert!(
+            found.iter().any(|found| found.contains(&format!("{key} = 1979-05-27: allowed is"))),
+            "{section}.{key}: {found:#?}"
+        );
+    }
+    assert_eq!(keys, 7 + 3 + 6 + 10 + 3);
+}
