@@ -1,0 +1,20 @@
+//! Raft as a machine: events in, effects out. It owns the `raft` crate's node and the log in memory; it opens no file,
+//! sends nothing, has no clock and no randomness of its own. Whoever runs it performs the effects in order and reports
+//! back what came of them.
+//!
+//! Pre-vote, check-quorum and linearizable reads by read index (Ongaro, "Consensus: bridging theory and practice", 2014,
+//! §6.4 and §9.6) are always on. Log writes overlap with replication (ibid. §10.2.1), but nothing that vouches for an
+//! entry or a vote leaves before [`Event::Persisted`] says that it is durable.
+
+mod machine;
+mod memory;
+mod messages;
+mod reads;
+mod types;
+
+pub use machine::Consensus;
+pub use messages::MAX_MESSAGE_BYTES;
+pub use types::{
+    ConsensusConfig, ConsensusError, Effect, Event, LogBatch, LogEntry, PeerId, RefuseReason, Restored, Role,
+    SnapshotRecord, Status, Ticket, WriteId,
+};
