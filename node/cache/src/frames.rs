@@ -1,0 +1,51 @@
+//! The ledger of frames: every frame of every tier and size class is free, or counted under what it is used for.
+
+use crate::block::Tier;
+
+/// How many frames a tier has, per size class.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TierCapacity {
+    /// Frames per class, in the classes' order.
+    pub frames: Vec<u32>,
+}
+
+/// Free frames per tier and class.
+pub(crate) struct Ledger {
+    capacity: [Vec<u32>; 2],
+    free: [Vec<u32>; 2],
+}
+
+impl Ledger {
+    pub(crate) fn new(device: &TierCapacity, host: &TierCapacity) -> Ledger {
+        let capacity = [device.frames.clone(), host.frames.clone()];
+        Ledger { free: capacity.clone(), capacity }
+    }
+
+    /// Takes a frame if one is free.
+    pub(crate) fn take(&mut self, tier: Tier, class: u8) -> bool {
+        let free = &mut self.free[tier as usize][usize::from(class)];
+        if *free == 0 {
+            return false;
+        }
+        *free -= 1;
+        true
+    }
+
+    pub(crate) fn give_back(&mut self, tier: Tier, class: u8) {
+        let (tier, class) = (tier as usize, usize::from(class));
+        debug_assert!(self.free[tier][class] < self.capacity[tier][class], "no frame is given back twice");
+        self.free[tier][class] += 1;
+    }
+
+    pub(crate) fn free(&self, tier: Tier, class: u8) -> u32 {
+        self.free[tier as usize][usize::from(class)]
+    }
+
+    pub(crate) fn capacity(&self, tier: Tier, class: u8) -> u32 {
+        self.capacity[tier as usize][usize::from(class)]
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.capacity.iter().flatten().map(|frames| u64::from(*frames)).sum()
+    }
+}

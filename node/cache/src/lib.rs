@@ -1,0 +1,21 @@
+//! The rules of a node, pure: what one shard keeps and gives up, how a node holds its lease, and the same rules run over
+//! a trace. Nothing here knows bytes, sockets, threads or clocks; time comes in with each call.
+//!
+//! - [`Shard`]: index, prefix match, two tiers, pins and holds, leaf-first LRU eviction, the typed life of a block.
+//! - [`Member`]: registration, heartbeats, lease and map of one node.
+//! - [`simulate`]: a shard without bytes.
+
+mod block;
+mod frames;
+mod index;
+pub mod member;
+mod order;
+mod shard;
+pub mod simulate;
+mod stats;
+
+pub use block::{BlockId, CopyTicket, Tier, WriteTicket};
+pub use frames::TierCapacity;
+pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
+pub use shard::{CopyVerdict, Effect, Reserve, Shard, ShardConfig};
+pub use stats::{ShardStats, TierStats};
