@@ -1,0 +1,262 @@
+//! The control plane from outside: finds the coordinator that leads, asks it, repeats what may be repeated.
+
+use crate::error::ClientError;
+use crate::retry::Backoff;
+use kvhive_protocol::control::{
+    Command, CommandReply, ControlReply, ControlRequest, CoordinatorStatus, Heartbeat, Registration,
+};
+use kvhive_protocol::frame::Kind;
+use kvhive_protocol::{ClusterMap, Epoch, RequestId, WireError};
+use kvhive_wire::{Connection, Fault, Identity};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A coordinator that does not answer a read, a registration or a heartbeat within this is passed over.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A change may wait for every member to learn of it.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
+/// Connections kept for the next request.
+const MAX_IDLE: usize = 8;
+
+/// The coordinators of one cluster. Cheap to share behind an `Arc`.
+pub struct Coordinators {
+    addresses: Vec<String>,
+    identity: Identity,
+    client: u128,
+    sequence: AtomicU64,
+    requests: AtomicU64,
+    target: Mutex<Target>,
+}
+
+struct Target {
+    /// Who is asked first.
+    address: String,
+    /// Connections to it.
+    idle: Vec<Connection>,
+    /// Where the search goes on when it fails.
+    next: usize,
+}
+
+impl Coordinators {
+    /// Names the coordinators' control-plane addresses (`host:port`); nothing is dialled yet.
+    ///
+    /// # Errors
+    /// When there are none, or the system has no random bytes.
+    pub fn new(addresses: Vec<String>, identity: Identity) -> Result<Coordinators, ClientError> {
+        let Some(first) = addresses.first().cloned() else {
+            return Err(ClientError::Misuse("no coordinator addresses are given".to_owned()));
+        };
+        let mut client = [0; 16];
+        getrandom::fill(&mut client)
+            .map_err(|error| ClientError::Misuse(format!("no random bytes: {error}")))?;
+        Ok(Coordinators {
+            addresses,
+            identity,
+            client: u128::from_le_bytes(client),
+            sequence: AtomicU64::new(1),
+            requests: AtomicU64::new(1),
+            target: Mutex::new(Target { address: first, idle: Vec::new(), next: 1 }),
+        })
+    }
+
+    /// Returns the map if it is newer than `have`. Linearizable: as new as any change acknowledged before the call.
+    ///
+    /// # Errors
+    /// When no coordinator answers by `deadline`.
+    pub async fn fetch_map(
+        &self,
+        have: Epoch,
+        linearizable: bool,
+        deadline: Instant,
+    ) -> Result<Option<Arc<ClusterMap>>, ClientError> {
+        match self.ask(&ControlRequest::FetchMap { have, linearizable }, PATIENCE, deadline).await? {
+            ControlReply::Map(map) => Ok(map.map(|map| Arc::new(*map))),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes a name for a change, to be repeated with it.
+    pub fn request_id(&self) -> RequestId {
+        RequestId { client: self.client, sequence: self.sequence.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// Has a change applied once, however often it must be sent.
+    ///
+    /// # Errors
+    /// When it is refused, or its outcome is unknown at `deadline`.
+    pub async fn submit(&self, command: Command, deadline: Instant) -> Result<CommandReply, ClientError> {
+        let request = ControlRequest::Submit { request: self.request_id(), command };
+        match self.ask(&request, CHANGE_PATIENCE, deadline).await? {
+            ControlReply::Done(CommandReply::Rejected(error)) => Err(ClientError::Refused(error)),
+            ControlReply::Done(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Registers a node; `registration.request` names it for repeats.
+    ///
+    /// # Errors
+    /// When it is refused or no coordinator answers by `deadline`.
+    pub async fn register(
+        &self,
+        registration: &Registration,
+        deadline: Instant,
+    ) -> Result<ControlReply, ClientError> {
+        self.ask(&ControlRequest::Register(registration.clone()), CHANGE_PATIENCE, deadline).await
+    }
+
+    /// Sends a heartbeat: one try, and one more when the leader is another. The answer renews a lease from when the
+    /// caller sent it, so nothing here may wait and try for long.
+    ///
+    /// # Errors
+    /// When it was not answered by `deadline`.
+    pub async fn heartbeat(
+        &self,
+        heartbeat: Heartbeat,
+        deadline: Instant,
+    ) -> Result<ControlReply, ClientError> {
+        let request = ControlRequest::Heartbeat(heartbeat);
+        let mut last = String::new();
+        for _ in 0..2 {
+            match self.try_once(&request, deadline).await {
+                Ok(ControlReply::Failed(WireError::NotLeader { leader })) => {
+                    last = "not the leader".to_owned();
+                    self.retarget(leader);
+                }
+                Ok(ControlReply::Failed(error)) => return Err(ClientError::Refused(error)),
+                Ok(reply) => return Ok(reply),
+                Err(fault) => {
+                    last = fault.to_string();
+                    self.retarget(None);
+                }
+            }
+        }
+        Err(self.unreachable(deadline, last))
+    }
+
+    /// Asks each coordinator how it sees itself; one that does not answer is an error in its place.
+    pub async fn status(&self, limit: Duration) -> Vec<(String, Result<CoordinatorStatus, Fault>)> {
+        let asks = self.addresses.iter().map(|address| async move {
+            let answer = tokio::time::timeout(limit, async {
+                let (mut connection, _) = Connection::connect(address, &self.identity, limit).await?;
+                let number = self.requests.fetch_add(1, Ordering::Relaxed);
+                connection.send(Kind::ControlRequest, number, &ControlRequest::Status, &[]).await?;
+                match connection.receive_answer(Kind::ControlReply, number).await? {
+                    ControlReply::Status(status) => Ok(status),
+                    other => Err(Fault::Protocol(WireError::malformed(format_args!(
+                        "unexpected answer {other:?}"
+                    )))),
+                }
+            });
+            (address.clone(), answer.await.unwrap_or(Err(Fault::Timeout(limit))))
+        });
+        futures_util::future::join_all(asks).await
+    }
+
+    /// Asks until there is an answer that a repeat would not change.
+    async fn ask(
+        &self,
+        request: &ControlRequest,
+        patience: Duration,
+        deadline: Instant,
+    ) -> Result<ControlReply, ClientError> {
+        let begun = Instant::now();
+        let mut backoff = Backoff::new();
+        let mut tried = 0;
+        let mut last;
+        loop {
+            let attempt = deadline.min(Instant::now() + patience);
+            match self.try_once(request, attempt).await {
+                Ok(ControlReply::Failed(error)) => match error {
+                    WireError::NotLeader { leader } => {
+                        last = "not the leader".to_owned();
+                        let known = leader.is_some();
+                        self.retarget(leader);
+                        tried += 1;
+                        // The first hints are followed at once; in an election everybody points in circles.
+                        if known && tried <= self.addresses.len() {
+                            continue;
+                        }
+                    }
+                    WireError::Busy { .. } | WireError::OutcomeUnknown | WireError::Deadline => {
+                        last = error.to_string()
+                    }
+                    error => return Err(ClientError::Refused(error)),
+                },
+                Ok(reply) => return Ok(reply),
+                Err(Fault::Refused(
+                    error @ (WireError::Unauthorized | WireError::Version { .. } | WireError::WrongCluster),
+                )) => {
+                    return Err(ClientError::Refused(error));
+                }
+                Err(fault @ Fault::Impostor) => return Err(fault.into()),
+                Err(fault) => {
+                    last = fault.to_string();
+                    self.retarget(None);
+                    tried += 1;
+                    if tried < self.addresses.len() {
+                        continue;
+                    }
+                }
+            }
+            if !backoff.wait(deadline).await {
+                let limit = deadline.saturating_duration_since(begun);
+                return Err(ClientError::Unreachable { addresses: self.addresses.clone(), limit, last });
+            }
+        }
+    }
+
+    async fn try_once(&self, request: &ControlRequest, deadline: Instant) -> Result<ControlReply, Fault> {
+        let limit = deadline.saturating_duration_since(Instant::now());
+        tokio::time::timeout_at(deadline, async {
+            let (address, idle) = {
+                let mut target = self.target();
+                (target.address.clone(), target.idle.pop())
+            };
+            let mut connection = match idle.filter(Connection::is_idle) {
+                Some(connection) => connection,
+                None => Connection::connect(&address, &self.identity, limit).await?.0,
+            };
+            let number = self.requests.fetch_add(1, Ordering::Relaxed);
+            connection.send(Kind::ControlRequest, number, request, &[]).await?;
+            let reply = connection.receive_answer(Kind::ControlReply, number).await?;
+            let mut target = self.target();
+            if target.address == address && target.idle.len() < MAX_IDLE && connection.is_idle() {
+                target.idle.push(connection);
+            }
+            Ok(reply)
+        })
+        .await
+        .unwrap_or(Err(Fault::Timeout(limit)))
+    }
+
+    /// Asks `leader` next, or the next coordinator in turn.
+    fn retarget(&self, leader: Option<String>) {
+        let mut target = self.target();
+        let address = leader.unwrap_or_else(|| {
+            let next = self.addresses[target.next % self.addresses.len()].clone();
+            target.next = target.next.wrapping_add(1);
+            next
+        });
+        if target.address != address {
+            target.address = address;
+            target.idle.clear();
+        }
+    }
+
+    fn target(&self) -> MutexGuard<'_, Target> {
+        // Nothing is left half-done under this lock.
+        self.target.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    fn unreachable(&self, deadline: Instant, last: String) -> ClientError {
+        let limit = deadline.saturating_duration_since(Instant::now());
+        ClientError::Unreachable { addresses: self.addresses.clone(), limit, last }
+    }
+}
+
+fn unexpected(reply: &ControlReply) -> ClientError {
+    ClientError::Refused(WireError::malformed(format_args!("unexpected answer {reply:?}")))
+}

@@ -1,0 +1,50 @@
+//! A client of a kvhive cluster: names blocks, finds where they live, matches, fetches and stores them.
+//!
+//! The cache is an accelerator: what cannot be reached in time is a miss, never a reason to wait. Every fetched block is
+//! checked against its header after the last copy, in the caller's own memory; one that does not match is a miss too.
+//!
+//! ```no_run
+//! use kvhive_client::{Client, ClientConfig, StoreOptions};
+//! use kvhive_protocol::{AxisOrder, Dtype, Layout};
+//!
+//! # async fn run() -> Result<(), kvhive_client::ClientError> {
+//! let client = Client::connect(ClientConfig::new(vec!["10.0.0.1:7801".into()], b"the cluster's token".to_vec())).await?;
+//! let layout = Layout { layers: 32, kv_heads: 8, head_dim: 128, tokens: 16, dtype: Dtype::F16, order: AxisOrder::LayersFirst };
+//! let blocks = client.namespace("default", "llama-8b@1", layout, 0)?;
+//! let prefix = blocks.keys(&[1; 64]);
+//! let covered = blocks.match_prefix(&prefix).await?.covered;
+//! let bytes = layout.block_bytes().expect("a layout of ordinary size") as usize;
+//! let mut memory = vec![vec![0u8; bytes]; covered];
+//! let mut targets: Vec<&mut [u8]> = memory.iter_mut().map(|block| &mut block[..]).collect();
+//! let loaded = blocks.fetch_into(&prefix, 0..covered, &mut targets).await?.delivered();
+//! // … compute what is missing, then:
+//! let computed = vec![vec![0u8; bytes]; prefix.len() - loaded];
+//! let computed: Vec<&[u8]> = computed.iter().map(|block| &block[..]).collect();
+//! blocks.store(&prefix, loaded..prefix.len(), &computed, StoreOptions::default()).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod client;
+mod control;
+mod error;
+mod fetch;
+mod matching;
+mod namespace;
+mod pool;
+mod prefix;
+mod retry;
+mod route;
+mod stats;
+mod store;
+
+pub use client::{Client, ClientConfig};
+pub use control::Coordinators;
+pub use error::ClientError;
+pub use fetch::{FetchOutcome, FetchReport, Loaded, MissReason};
+pub use matching::PrefixMatch;
+pub use namespace::NamespaceClient;
+pub use pool::{Lease, Pool};
+pub use prefix::Prefix;
+pub use stats::ClientStats;
+pub use store::{StoreOptions, StoreOutcome, StoreReport};

@@ -1,0 +1,130 @@
+//! Match: how far a cluster covers a prefix.
+
+use crate::client::Verdict;
+use crate::error::ClientError;
+use crate::namespace::NamespaceClient;
+use crate::prefix::Prefix;
+use crate::retry::Backoff;
+use crate::route::{Job, plan};
+use kvhive_protocol::data::{DataReply, DataRequest, MAX_KEYS_PER_MATCH, MatchRequest};
+use kvhive_protocol::{ClusterMap, DeviceId, KeyList};
+use kvhive_wire::Fault;
+use tokio::time::Instant;
+
+/// How far a prefix is covered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PrefixMatch {
+    /// Blocks from the first on that are covered without a gap. They are held for a while, so that they can be fetched.
+    pub covered: usize,
+    /// Devices that could not be asked; what they hold counts as not covered.
+    pub unreachable: usize,
+}
+
+impl NamespaceClient {
+    /// Says how far the cluster covers `prefix`.
+    ///
+    /// # Errors
+    /// [`ClientError::Misuse`] for a prefix of more than 65,536 blocks. Devices that cannot be reached make misses.
+    pub async fn match_prefix(&self, prefix: &Prefix) -> Result<PrefixMatch, ClientError> {
+        if prefix.len() > MAX_KEYS_PER_MATCH {
+            return Err(ClientError::Misuse(format!(
+                "{} blocks in one match, at most {MAX_KEYS_PER_MATCH}",
+                prefix.len()
+            )));
+        }
+        let deadline = self.deadline();
+        let mut avoid: Vec<DeviceId> = Vec::new();
+        let mut backoff = Backoff::new();
+        loop {
+            let map = self.shared().map();
+            let plan = plan(&map, prefix, 0..prefix.len(), &avoid, false);
+            let answers = self.ask_all(&map, prefix, &plan.jobs, deadline).await;
+            let mut known = vec![false; prefix.len()];
+            let mut failed = Vec::new();
+            for (job, answer) in plan.jobs.iter().zip(answers) {
+                match answer {
+                    Ok(covered) => mark(&mut known, job, &covered),
+                    Err(fault) => failed.push((job.device, self.shared().judge(&fault))),
+                }
+            }
+            let covered = known.iter().position(|is| !is).unwrap_or(prefix.len());
+            let done =
+                PrefixMatch { covered, unreachable: failed.len() + usize::from(!plan.nowhere.is_empty()) };
+            if failed.is_empty() {
+                return Ok(done);
+            }
+            let mut again = false;
+            for (device, verdict) in failed {
+                again |= match verdict {
+                    Verdict::Refresh => self.shared().refresh_past(map.epoch, deadline).await,
+                    Verdict::Wait => backoff.wait(deadline).await,
+                    Verdict::Elsewhere => {
+                        avoid.push(device);
+                        map.settings.replicas > 1
+                    }
+                    Verdict::GiveUp => false,
+                };
+            }
+            if !again || Instant::now() >= deadline {
+                return Ok(done);
+            }
+        }
+    }
+
+    async fn ask_all(
+        &self,
+        map: &ClusterMap,
+        prefix: &Prefix,
+        jobs: &[Job],
+        deadline: Instant,
+    ) -> Vec<Result<Vec<u32>, Fault>> {
+        match jobs {
+            // The common case needs no gathering.
+            [job] => vec![self.ask_one(map, prefix, job, deadline).await],
+            jobs => {
+                futures_util::future::join_all(
+                    jobs.iter().map(|job| self.ask_one(map, prefix, job, deadline)),
+                )
+                .await
+            }
+        }
+    }
+
+    async fn ask_one(
+        &self,
+        map: &ClusterMap,
+        prefix: &Prefix,
+        job: &Job,
+        deadline: Instant,
+    ) -> Result<Vec<u32>, Fault> {
+        let mut keys = KeyList::with_capacity(job.positions.len());
+        for at in &job.positions {
+            keys.push(&prefix.keys()[*at]);
+        }
+        let request = DataRequest::Match(MatchRequest {
+            epoch: map.epoch,
+            device: job.device,
+            tenant: self.tenant,
+            hold_ms: u32::try_from(self.shared().config.hold.as_millis()).unwrap_or(u32::MAX),
+            runs: job.runs.clone(),
+            keys,
+        });
+        let (lease, reply) = self.shared().call(map, job.device, &request, &[], deadline).await?;
+        let DataReply::Matched { covered, .. } = reply else {
+            return Err(Fault::Protocol(kvhive_protocol::WireError::malformed(format_args!(
+                "a match was answered otherwise"
+            ))));
+        };
+        lease.give_back();
+        Ok(covered)
+    }
+}
+
+fn mark(known: &mut [bool], job: &Job, covered: &[u32]) {
+    let mut positions = job.positions.iter();
+    for (run, covered) in job.runs.iter().zip(covered) {
+        for (at, position) in positions.by_ref().take(run.keys as usize).enumerate() {
+            known[*position] = (at as u32) < *covered;
+        }
+    }
+}

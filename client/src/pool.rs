@@ -1,0 +1,150 @@
+//! Connections to nodes, kept per address and bounded. An address that cannot be dialled is left alone for a while, so
+//! that a dead member costs its callers one refusal and not one dial each.
+
+use kvhive_wire::{Connection, Fault, Identity};
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+/// The first time an address is left alone after a failed dial; doubled each time.
+const REST_LEAST: Duration = Duration::from_millis(50);
+/// The longest time.
+const REST_MOST: Duration = Duration::from_secs(2);
+/// Addresses remembered at most; the map's members are far fewer.
+const MAX_ADDRESSES: usize = 8192;
+
+/// Connections to nodes.
+pub struct Pool {
+    identity: Identity,
+    per_address: usize,
+    dial_limit: Duration,
+    addresses: Mutex<HashMap<String, Arc<Address>>>,
+    dials: AtomicU64,
+}
+
+struct Address {
+    permits: Arc<Semaphore>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Connection>,
+    failures: u32,
+    rests_until: Option<Instant>,
+}
+
+/// A connection that is one caller's until it is given back. Dropped instead, it is closed.
+pub struct Lease {
+    connection: Connection,
+    address: Arc<Address>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Pool {
+    /// Makes an empty pool of at most `per_address` connections to each address.
+    pub fn new(identity: Identity, per_address: usize, dial_limit: Duration) -> Pool {
+        Pool {
+            identity,
+            per_address,
+            dial_limit,
+            addresses: Mutex::new(HashMap::new()),
+            dials: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes an idle connection to `address` or dials one, by `deadline`.
+    ///
+    /// # Errors
+    /// When none could be had; at once while the address rests after a failed dial.
+    pub async fn take(&self, address: &str, deadline: Instant) -> Result<Lease, Fault> {
+        let known = self.known(address);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let permit = tokio::time::timeout_at(deadline, known.permits.clone().acquire_owned())
+            .await
+            .map_err(|_| Fault::Timeout(left))?
+            .map_err(|_| Fault::Closed)?;
+        {
+            let mut state = lock(&known.state);
+            while let Some(connection) = state.idle.pop() {
+                if connection.is_idle() {
+                    drop(state);
+                    return Ok(Lease { connection, address: known, _permit: permit });
+                }
+            }
+            if state.rests_until.is_some_and(|until| Instant::now() < until) {
+                return Err(io::Error::new(
+                    io::ErrorKind::ConnectionRefused,
+                    format!("{address} could not be dialled"),
+                )
+                .into());
+            }
+        }
+        self.dials.fetch_add(1, Ordering::Relaxed);
+        let dialled = Connection::connect(address, &self.identity, left.min(self.dial_limit)).await;
+        let mut state = lock(&known.state);
+        match dialled {
+            Ok((connection, _)) => {
+                state.failures = 0;
+                state.rests_until = None;
+                drop(state);
+                Ok(Lease { connection, address: known, _permit: permit })
+            }
+            Err(fault) => {
+                state.failures = (state.failures + 1).min(16);
+                let rest = REST_LEAST.saturating_mul(1 << (state.failures - 1)).min(REST_MOST);
+                state.rests_until = Some(Instant::now() + rest);
+                Err(fault)
+            }
+        }
+    }
+
+    /// Forgets every address but these: members that are gone from the map.
+    pub fn retain(&self, mut wanted: impl FnMut(&str) -> bool) {
+        lock(&self.addresses).retain(|address, _| wanted(address));
+    }
+
+    /// Returns how often the pool dialled.
+    pub fn dials(&self) -> u64 {
+        self.dials.load(Ordering::Relaxed)
+    }
+
+    fn known(&self, address: &str) -> Arc<Address> {
+        let mut addresses = lock(&self.addresses);
+        if let Some(known) = addresses.get(address) {
+            return known.clone();
+        }
+        if addresses.len() >= MAX_ADDRESSES {
+            addresses.clear();
+        }
+        let known = Arc::new(Address {
+            permits: Arc::new(Semaphore::new(self.per_address)),
+            state: Mutex::new(State::default()),
+        });
+        addresses.insert(address.to_owned(), known.clone());
+        known
+    }
+}
+
+impl Lease {
+    /// Gives the connection back for others, if it is still whole.
+    pub fn give_back(self) {
+        if self.connection.is_idle() {
+            lock(&self.address.state).idle.push(self.connection);
+        }
+    }
+
+    /// Returns the connection.
+    pub fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing is left half-done under these locks.
+    mutex.lock().unwrap_or_else(|poison| poison.into_inner())
+}

@@ -1,0 +1,48 @@
+//! A prefix: ordered block keys from token 0, and which of them are home keys.
+
+use kvhive_protocol::BlockKey;
+
+/// Ordered block keys. Every [`segment_blocks`](kvhive_protocol::map::Settings::segment_blocks) of them live together,
+/// where their first one's slot is placed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Prefix {
+    keys: Vec<BlockKey>,
+    loose: bool,
+}
+
+impl Prefix {
+    /// Makes a prefix of keys that are chained from token 0.
+    pub fn chained(keys: Vec<BlockKey>) -> Prefix {
+        Prefix { keys, loose: false }
+    }
+
+    /// Makes a set of keys without order: each is its own home key. Its blocks must be stored that way too.
+    pub fn loose(keys: Vec<BlockKey>) -> Prefix {
+        Prefix { keys, loose: true }
+    }
+
+    /// Returns the keys.
+    pub fn keys(&self) -> &[BlockKey] {
+        &self.keys
+    }
+
+    /// Returns the number of blocks.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Says whether there are no blocks.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Returns the position of the home key of block `at`.
+    pub(crate) fn home(&self, at: usize, segment_blocks: usize) -> usize {
+        if self.loose { at } else { at - at % segment_blocks.max(1) }
+    }
+
+    /// Returns the key of the block before `at`.
+    pub(crate) fn parent(&self, at: usize) -> BlockKey {
+        if self.loose || at == 0 { BlockKey::NONE } else { self.keys[at - 1] }
+    }
+}

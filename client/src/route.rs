@@ -1,0 +1,193 @@
+//! Where blocks are asked for: pure decisions over a cluster map.
+
+use crate::prefix::Prefix;
+use kvhive_protocol::data::Run;
+use kvhive_protocol::{ClusterMap, DeviceId, Slot};
+
+/// What one device is asked: some positions of a prefix, in order, as runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Job {
+    pub(crate) device: DeviceId,
+    pub(crate) runs: Vec<Run>,
+    pub(crate) positions: Vec<usize>,
+}
+
+/// Jobs for the positions that some device serves, and the positions that none does.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) nowhere: Vec<usize>,
+}
+
+/// Plans `positions` (growing) of `prefix`: each goes to its slot's first replica that is not in `avoid`; with
+/// `primary_only`, to the primary or nowhere.
+pub(crate) fn plan(
+    map: &ClusterMap,
+    prefix: &Prefix,
+    positions: impl Iterator<Item = usize>,
+    avoid: &[DeviceId],
+    primary_only: bool,
+) -> Plan {
+    let segment_blocks = map.settings.segment_blocks as usize;
+    let mut plan = Plan::default();
+    // The segment looked at last: its home, slot and job. A prefix walks through one after the other.
+    let mut segment: Option<(usize, Slot, Option<usize>)> = None;
+    for at in positions {
+        let home = prefix.home(at, segment_blocks);
+        let (fresh, slot, job) = match segment {
+            Some((known, slot, job)) if known == home => (false, slot, job),
+            _ => {
+                let slot = prefix.keys()[home].slot();
+                let replicas = &map.replicas(slot).0;
+                let reach = if primary_only { replicas.len().min(1) } else { replicas.len() };
+                let device = replicas[..reach].iter().find(|device| !avoid.contains(device));
+                let job = device.map(|device| {
+                    plan.jobs.iter().position(|job| job.device == *device).unwrap_or_else(|| {
+                        plan.jobs.push(Job { device: *device, runs: Vec::new(), positions: Vec::new() });
+                        plan.jobs.len() - 1
+                    })
+                });
+                segment = Some((home, slot, job));
+                (true, slot, job)
+            }
+        };
+        let Some(job) = job else {
+            plan.nowhere.push(at);
+            continue;
+        };
+        let job = &mut plan.jobs[job];
+        job.positions.push(at);
+        match job.runs.last_mut() {
+            Some(run) if !fresh => run.keys += 1,
+            _ => job.runs.push(Run { slot, keys: 1 }),
+        }
+    }
+    plan
+}
+
+/// Splits the jobs that are over `blocks` blocks, keeping runs whole or cut at a block.
+pub(crate) fn split(job: Job, blocks: usize) -> Vec<Job> {
+    if job.positions.len() <= blocks {
+        return vec![job];
+    }
+    let mut parts = Vec::new();
+    let mut runs = job.runs.into_iter();
+    let mut open: Option<Run> = runs.next();
+    for positions in job.positions.chunks(blocks.max(1)) {
+        let mut part = Job { device: job.device, runs: Vec::new(), positions: positions.to_vec() };
+        let mut room = positions.len() as u32;
+        while let Some(run) = open.filter(|_| room > 0) {
+            let keys = run.keys.min(room);
+            part.runs.push(Run { slot: run.slot, keys });
+            room -= keys;
+            open = if run.keys > keys { Some(Run { keys: run.keys - keys, ..run }) } else { runs.next() };
+        }
+        parts.push(part);
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::data::Ack;
+    use kvhive_protocol::map::{ReplicaSet, Settings};
+    use kvhive_protocol::{BlockKey, ClusterId, Epoch, MemberId, SLOTS};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    fn device(number: u32) -> DeviceId {
+        DeviceId::new(MemberId(number), 0)
+    }
+
+    fn key(number: u64) -> BlockKey {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        bytes[24..].copy_from_slice(&number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+        BlockKey::from_bytes(bytes)
+    }
+
+    /// Slot s is on devices s % 3 and (s + 1) % 3.
+    fn map(segment_blocks: u32) -> ClusterMap {
+        ClusterMap {
+            cluster: ClusterId(1),
+            name: "test".into(),
+            epoch: Epoch(1),
+            settings: Settings {
+                replicas: 2,
+                segment_blocks,
+                ack: Ack::Primary,
+                lease_ms: 2000,
+                heartbeat_ms: 200,
+            },
+            members: BTreeMap::new(),
+            slots: Arc::new(
+                (0..u32::from(SLOTS))
+                    .map(|slot| ReplicaSet(vec![device(slot % 3), device((slot + 1) % 3)]))
+                    .collect(),
+            ),
+            tenants: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_segment_lives_where_its_first_key_says() {
+        let prefix = Prefix::chained((0..10).map(key).collect());
+        let plan = plan(&map(4), &prefix, 0..10, &[], false);
+        for job in &plan.jobs {
+            let mut positions = job.positions.iter();
+            for run in &job.runs {
+                for _ in 0..run.keys {
+                    let at = positions.next().expect("runs cover the positions");
+                    assert_eq!(prefix.keys()[at - at % 4].slot(), run.slot);
+                }
+            }
+            assert_eq!(positions.next(), None);
+        }
+        let mut all: Vec<usize> = plan.jobs.iter().flat_map(|job| job.positions.clone()).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn part_of_a_prefix_keeps_its_home_keys() {
+        let prefix = Prefix::chained((0..12).map(key).collect());
+        let plan = plan(&map(4), &prefix, 6..7, &[], false);
+        assert_eq!(plan.jobs[0].runs, [Run { slot: prefix.keys()[4].slot(), keys: 1 }]);
+    }
+
+    #[test]
+    fn a_device_that_failed_is_passed_over_while_there_is_another() {
+        let prefix = Prefix::loose(vec![key(1)]);
+        let slot = u32::from(key(1).slot().0);
+        let (first, second) = (device(slot % 3), device((slot + 1) % 3));
+        let ask = |avoid: &[DeviceId], primary_only| plan(&map(4), &prefix, 0..1, avoid, primary_only);
+        assert_eq!(ask(&[], false).jobs[0].device, first);
+        assert_eq!(ask(&[first], false).jobs[0].device, second);
+        assert_eq!(ask(&[first, second], false), Plan { jobs: vec![], nowhere: vec![0] });
+        assert_eq!(ask(&[first], true), Plan { jobs: vec![], nowhere: vec![0] });
+    }
+
+    proptest! {
+        #[test]
+        fn split_jobs_are_the_whole_job(keys in 1..200usize, segment in 1..9u32, blocks in 1..40usize) {
+            let prefix = Prefix::chained((0..keys as u64).map(key).collect());
+            for job in plan(&map(segment), &prefix, 0..keys, &[], false).jobs {
+                let parts = split(job.clone(), blocks);
+                let positions: Vec<usize> = parts.iter().flat_map(|part| part.positions.clone()).collect();
+                prop_assert_eq!(&positions, &job.positions);
+                for part in &parts {
+                    prop_assert!(part.positions.len() <= blocks);
+                    let covered: u32 = part.runs.iter().map(|run| run.keys).sum();
+                    prop_assert_eq!(covered as usize, part.positions.len());
+                }
+                let slots = |jobs: &[Job]| -> Vec<Slot> {
+                    let runs = jobs.iter().flat_map(|job| &job.runs);
+                    runs.flat_map(|run| std::iter::repeat_n(run.slot, run.keys as usize)).collect()
+                };
+                prop_assert_eq!(slots(&parts), slots(&[job]));
+            }
+        }
+    }
+}

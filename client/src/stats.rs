@@ -1,0 +1,57 @@
+//! What a client has done, for its owner's metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters since the client connected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ClientStats {
+    /// Requests sent to nodes.
+    pub requests: u64,
+    /// Payload bytes fetched.
+    pub bytes_fetched: u64,
+    /// Payload bytes stored.
+    pub bytes_stored: u64,
+    /// Blocks that arrived and did not match their header.
+    pub corrupt_blocks: u64,
+    /// Requests repeated because the map was old.
+    pub stale_epochs: u64,
+    /// Requests repeated elsewhere or later because a device could not be reached or had no lease.
+    pub failovers: u64,
+    /// Requests repeated because a node was busy.
+    pub busy: u64,
+    /// Connections dialled to nodes.
+    pub dials: u64,
+}
+
+/// The live counters.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) bytes_fetched: AtomicU64,
+    pub(crate) bytes_stored: AtomicU64,
+    pub(crate) corrupt_blocks: AtomicU64,
+    pub(crate) stale_epochs: AtomicU64,
+    pub(crate) failovers: AtomicU64,
+    pub(crate) busy: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn snapshot(&self, dials: u64) -> ClientStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ClientStats {
+            requests: read(&self.requests),
+            bytes_fetched: read(&self.bytes_fetched),
+            bytes_stored: read(&self.bytes_stored),
+            corrupt_blocks: read(&self.corrupt_blocks),
+            stale_epochs: read(&self.stale_epochs),
+            failovers: read(&self.failovers),
+            busy: read(&self.busy),
+            dials,
+        }
+    }
+}
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}

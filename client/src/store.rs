@@ -1,0 +1,244 @@
+//! Store: blocks to the primaries of their slots, acknowledged by as many replicas as asked.
+
+use crate::client::Verdict;
+use crate::error::ClientError;
+use crate::fetch::{blocks_per_transfer, run_all, senseless};
+use crate::namespace::NamespaceClient;
+use crate::prefix::Prefix;
+use crate::retry::Backoff;
+use crate::route::{Job, plan, split};
+use crate::stats::count;
+use kvhive_protocol::block::{Codec, digest};
+use kvhive_protocol::data::{Ack, DataReply, DataRequest, Refusal, StoreBlock, StoreRequest, Stored};
+use kvhive_protocol::{BlockHeader, ClusterMap};
+use kvhive_wire::Fault;
+use std::ops::Range;
+use tokio::time::Instant;
+
+/// How blocks are stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StoreOptions {
+    /// When a block counts as stored; the cluster's default when none.
+    pub ack: Option<Ack>,
+}
+
+/// What became of one block of a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StoreOutcome {
+    /// As many replicas as asked hold it.
+    Acknowledged {
+        /// How many.
+        copies: u8,
+        /// It was there before.
+        already: bool,
+    },
+    /// Fewer replicas than asked hold it.
+    TooFewCopies {
+        /// How many.
+        copies: u8,
+        /// How many were asked.
+        wanted: u8,
+    },
+    /// The node did not take it.
+    Refused(Refusal),
+    /// Its device could not be reached in time, or has no lease, or there is none.
+    Unreachable,
+}
+
+/// What became of a store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoreReport {
+    /// One outcome a block, in order.
+    pub outcomes: Vec<StoreOutcome>,
+}
+
+impl StoreReport {
+    /// Returns how many blocks are acknowledged.
+    pub fn acknowledged(&self) -> usize {
+        self.outcomes.iter().filter(|outcome| matches!(outcome, StoreOutcome::Acknowledged { .. })).count()
+    }
+
+    /// Returns how many blocks were new to the cluster.
+    pub fn sent(&self) -> usize {
+        let new = |outcome: &&StoreOutcome| {
+            matches!(
+                outcome,
+                StoreOutcome::Acknowledged { already: false, .. }
+                    | StoreOutcome::TooFewCopies { copies: 1.., .. }
+            )
+        };
+        self.outcomes.iter().filter(new).count()
+    }
+}
+
+impl NamespaceClient {
+    /// Stores `blocks` (each of a block's size) as the blocks `range` of `prefix`. A block that is there already is not
+    /// sent over it: keys are content.
+    ///
+    /// # Errors
+    /// [`ClientError::Misuse`] when range, prefix and blocks do not fit together. Blocks that were not stored are in the
+    /// report.
+    pub async fn store(
+        &self,
+        prefix: &Prefix,
+        range: Range<usize>,
+        blocks: &[&[u8]],
+        options: StoreOptions,
+    ) -> Result<StoreReport, ClientError> {
+        self.check_range(prefix, &range, blocks.len())?;
+        if let Some(block) = blocks.iter().find(|block| block.len() as u64 != self.block_bytes) {
+            let given = block.len();
+            return Err(ClientError::Misuse(format!("{given} bytes for a block of {}", self.block_bytes)));
+        }
+        let deadline = self.deadline();
+        let digests: Vec<u64> = blocks.iter().map(|block| digest(block)).collect();
+        let mut outcomes: Vec<Option<StoreOutcome>> = vec![None; range.len()];
+        let mut backoff = Backoff::new();
+        loop {
+            let map = self.shared().map();
+            let open = range.clone().filter(|at| outcomes[at - range.start].is_none());
+            let plan = plan(&map, prefix, open, &[], true);
+            let ack = options.ack.unwrap_or(map.settings.ack);
+            let per_transfer = blocks_per_transfer(self.block_bytes);
+            let source = Source { prefix, range: &range, blocks, digests: &digests, ack };
+            let tasks: Vec<_> = plan
+                .jobs
+                .into_iter()
+                .map(|job| self.store_parts(&map, &source, split(job, per_transfer), deadline))
+                .collect();
+            let mut again = false;
+            let mut nowhere = !plan.nowhere.is_empty();
+            for (done, fault) in run_all(tasks).await {
+                for (at, outcome) in done {
+                    // A clear came between: the next map has the new era.
+                    if outcome == StoreOutcome::Refused(Refusal::WrongEra)
+                        && self.shared().refresh_past(map.epoch, deadline).await
+                    {
+                        again = true;
+                        continue;
+                    }
+                    outcomes[at - range.start] = Some(outcome);
+                }
+                let Some(fault) = fault else { continue };
+                again |= match self.shared().judge(&fault) {
+                    Verdict::Refresh => {
+                        self.shared().refresh_past(map.epoch, deadline).await || backoff.wait(deadline).await
+                    }
+                    Verdict::Wait => backoff.wait(deadline).await,
+                    Verdict::Elsewhere => {
+                        nowhere = true;
+                        false
+                    }
+                    Verdict::GiveUp => false,
+                };
+            }
+            // The primary is gone; the coordinators will name another when its lease has run out.
+            if nowhere && backoff.wait(deadline).await {
+                self.shared().refresh_past(map.epoch, deadline).await;
+                again = true;
+            }
+            if !again || Instant::now() >= deadline || outcomes.iter().all(Option::is_some) {
+                break;
+            }
+        }
+        let outcomes =
+            outcomes.into_iter().map(|outcome| outcome.unwrap_or(StoreOutcome::Unreachable)).collect();
+        let report = StoreReport { outcomes };
+        count(&self.shared().counters.bytes_stored, report.sent() as u64 * self.block_bytes);
+        Ok(report)
+    }
+
+    /// Stores the parts of one device's job, one after the other; stops at the first that fails as a whole.
+    async fn store_parts(
+        &self,
+        map: &ClusterMap,
+        source: &Source<'_>,
+        parts: Vec<Job>,
+        deadline: Instant,
+    ) -> (Vec<(usize, StoreOutcome)>, Option<Fault>) {
+        let mut done = Vec::new();
+        for job in parts {
+            match self.store_part(map, source, &job, deadline).await {
+                Ok(outcomes) => done.extend(job.positions.into_iter().zip(outcomes)),
+                Err(fault) => return (done, Some(fault)),
+            }
+        }
+        (done, None)
+    }
+
+    async fn store_part(
+        &self,
+        map: &ClusterMap,
+        source: &Source<'_>,
+        job: &Job,
+        deadline: Instant,
+    ) -> Result<Vec<StoreOutcome>, Fault> {
+        let era = self.era(map);
+        let blocks = job.positions.iter().map(|at| StoreBlock {
+            header: BlockHeader {
+                key: source.prefix.keys()[*at],
+                fingerprint: self.fingerprint,
+                tenant: self.tenant,
+                era,
+                depth: *at as u32,
+                codec: Codec::Raw,
+                payload_bytes: self.block_bytes,
+                digest: source.digests[at - source.range.start],
+            },
+            parent: source.prefix.parent(*at),
+        });
+        let request = DataRequest::Store(StoreRequest {
+            epoch: map.epoch,
+            device: job.device,
+            tenant: self.tenant,
+            ack: source.ack,
+            copy: false,
+            runs: job.runs.clone(),
+            blocks: blocks.collect(),
+        });
+        let payload: Vec<&[u8]> =
+            job.positions.iter().map(|at| source.blocks[at - source.range.start]).collect();
+        let (lease, reply) = self.shared().call(map, job.device, &request, &payload, deadline).await?;
+        let DataReply::Stored { blocks, .. } = reply else {
+            return Err(senseless("a store was answered otherwise"));
+        };
+        if blocks.len() != job.positions.len() {
+            return Err(senseless("a store's answer does not fit its question"));
+        }
+        lease.give_back();
+        let wanted = self.wanted_copies(map, source.ack, job);
+        Ok(blocks.into_iter().zip(wanted).map(|(stored, wanted)| outcome(stored, wanted)).collect())
+    }
+
+    /// Returns how many copies acknowledge each block of a job.
+    fn wanted_copies<'a>(
+        &self,
+        map: &'a ClusterMap,
+        ack: Ack,
+        job: &'a Job,
+    ) -> impl Iterator<Item = u8> + 'a {
+        job.runs.iter().flat_map(move |run| {
+            let wanted = ack.copies(map.replicas(run.slot).0.len()) as u8;
+            std::iter::repeat_n(wanted, run.keys as usize)
+        })
+    }
+}
+
+/// What a store call stores.
+struct Source<'a> {
+    prefix: &'a Prefix,
+    range: &'a Range<usize>,
+    blocks: &'a [&'a [u8]],
+    digests: &'a [u64],
+    ack: Ack,
+}
+
+fn outcome(stored: Stored, wanted: u8) -> StoreOutcome {
+    match stored {
+        Stored::Kept { copies, already } if copies >= wanted => {
+            StoreOutcome::Acknowledged { copies, already }
+        }
+        Stored::Kept { copies, .. } => StoreOutcome::TooFewCopies { copies, wanted },
+        Stored::Refused(refusal) => StoreOutcome::Refused(refusal),
+    }
+}
