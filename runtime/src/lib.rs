@@ -39,4 +39,4 @@ pub use actor::{Actor, Context, RestartPolicy, Spawn};
 pub use clock::{BootClock, Clock, ManualClock};
 pub use runtime::{NamedArbiter, Runtime, RuntimeConfig, RuntimeError};
 pub use sender::{AskError, Reply, SendError, Sender};
-pub use shutdown::{Shutdown, Stage, shutdown_signal};
+pub use shutdown::{Shutdown, Stage, shutdown_signal, stopped};

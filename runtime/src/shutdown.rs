@@ -72,3 +72,9 @@ pub async fn shutdown_signal() -> std::io::Result<&'static str> {
         _ = terminate.recv() => "SIGTERM",
     })
 }
+
+/// Waits until `stop` turns true or its sender is gone.
+pub async fn stopped(stop: &mut tokio::sync::watch::Receiver<bool>) {
+    // Either way nobody wants this to go on.
+    let _ = stop.wait_for(|stop| *stop).await;
+}

@@ -20,6 +20,13 @@ pub enum Tier {
     Host,
 }
 
+impl BlockId {
+    /// Returns the number of its record: below the shard's number of frames, one block at a time.
+    pub fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

@@ -1,0 +1,3 @@
+//! Actors of a node.
+
+pub(crate) mod device;

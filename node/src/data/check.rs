@@ -1,0 +1,75 @@
+//! What a request must satisfy before anything is done for it.
+
+use crate::view::Serving;
+use kvhive_cache::member;
+use kvhive_protocol::data::{Run, StoreRequest};
+use kvhive_protocol::handshake::Role;
+use kvhive_protocol::{DeviceId, TenantId, WireError};
+
+/// Checks that the runs' counts add up to `keys`, and that there are not more than `limit`.
+pub(super) fn sizes(runs: &[Run], keys: usize, limit: usize) -> Result<(), WireError> {
+    if keys > limit {
+        return Err(WireError::TooLarge { bytes: keys as u64, limit: limit as u64 });
+    }
+    let counted: u64 = runs.iter().map(|run| u64::from(run.keys)).sum();
+    if counted != keys as u64 || runs.len() > keys {
+        return Err(WireError::malformed(format_args!(
+            "{} runs of {counted} blocks name {keys} blocks",
+            runs.len()
+        )));
+    }
+    Ok(())
+}
+
+/// Checks device, placement and tenant by the map that this node serves by.
+pub(super) fn admits(
+    serving: &Serving,
+    device: DeviceId,
+    tenant: TenantId,
+    runs: &[Run],
+) -> Result<(), WireError> {
+    member::admits(&serving.map, serving.member, device, runs)?;
+    if !serving.map.tenants.contains_key(&tenant) {
+        return Err(WireError::UnknownTenant { tenant });
+    }
+    Ok(())
+}
+
+/// Checks that a store fits its payload, and that it is the asker's to make.
+pub(super) fn store(request: &StoreRequest, payload: u64, role: Role) -> Result<(), WireError> {
+    if request.copy && role != Role::Node {
+        return Err(WireError::Forbidden { role: role.to_string(), what: "store copies".to_owned() });
+    }
+    let announced =
+        request.blocks.iter().map(|block| block.header.payload_bytes).try_fold(0u64, u64::checked_add);
+    if announced != Some(payload) {
+        return Err(WireError::malformed(format_args!(
+            "headers announce {announced:?} bytes, the payload has {payload}"
+        )));
+    }
+    if request.blocks.iter().any(|block| block.header.tenant != request.tenant) {
+        return Err(WireError::malformed(format_args!("a block of another tenant than the request's")));
+    }
+    Ok(())
+}
+
+/// Walks over each block's slot.
+pub(super) fn slots(runs: &[Run]) -> impl Iterator<Item = kvhive_protocol::Slot> + '_ {
+    runs.iter().flat_map(|run| std::iter::repeat_n(run.slot, run.keys as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::Slot;
+
+    #[test]
+    fn runs_must_add_up_within_the_limit() {
+        let run = |keys| Run { slot: Slot(1), keys };
+        assert_eq!(sizes(&[run(2), run(1)], 3, 3), Ok(()));
+        assert!(matches!(sizes(&[run(2)], 3, 3), Err(WireError::Malformed { .. })));
+        assert!(matches!(sizes(&[run(u32::MAX), run(u32::MAX)], 3, 3), Err(WireError::Malformed { .. })));
+        assert!(matches!(sizes(&[run(0), run(0), run(1)], 1, 3), Err(WireError::Malformed { .. })));
+        assert!(matches!(sizes(&[run(4)], 4, 3), Err(WireError::TooLarge { bytes: 4, limit: 3 })));
+    }
+}

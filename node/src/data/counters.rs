@@ -1,0 +1,36 @@
+//! What the data plane has done, for metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters since the node started.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) connections: AtomicU64,
+    pub(crate) refused_connections: AtomicU64,
+    pub(crate) refused_handshakes: AtomicU64,
+    pub(crate) matches: AtomicU64,
+    pub(crate) fetches: AtomicU64,
+    pub(crate) stores: AtomicU64,
+    pub(crate) fetched_bytes: AtomicU64,
+    pub(crate) stored_bytes: AtomicU64,
+    pub(crate) corrupt_blocks: AtomicU64,
+    pub(crate) busy: AtomicU64,
+    pub(crate) no_lease: AtomicU64,
+    pub(crate) stale_epoch: AtomicU64,
+    pub(crate) malformed: AtomicU64,
+    pub(crate) stalled: AtomicU64,
+    pub(crate) replicated_blocks: AtomicU64,
+    pub(crate) replication_failures: AtomicU64,
+    pub(crate) replication_dropped: AtomicU64,
+    pub(crate) actor_restarts: AtomicU64,
+}
+
+/// Adds one.
+pub(crate) fn count(counter: &AtomicU64) {
+    add(counter, 1);
+}
+
+/// Adds.
+pub(crate) fn add(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}

@@ -1,0 +1,189 @@
+//! Replication: a block's bytes, straight from its frame, to the other replicas of its slot.
+
+use crate::data::counters::{Counters, add, count};
+use crate::guards::ReadGuard;
+use crate::view::Serving;
+use futures_util::future::join_all;
+use kvhive_client::Pool;
+use kvhive_protocol::data::{
+    Ack, DataReply, DataRequest, MatchRequest, Run, StoreBlock, StoreRequest, Stored,
+};
+use kvhive_protocol::frame::Kind;
+use kvhive_protocol::{DeviceId, KeyList, Slot, TenantId, WireError};
+use kvhive_wire::Fault;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+/// A replica that has not taken a batch within this does not hold it.
+const COPY_LIMIT: Duration = Duration::from_secs(5);
+/// Batches copied later that wait or are under way; beyond it they are dropped and counted.
+const MAX_LATER: usize = 256;
+/// Of these, so many are under way at a time.
+const LATER_AT_A_TIME: usize = 4;
+
+/// One block to be copied.
+pub(crate) struct Item {
+    /// Its position in the request.
+    pub(crate) at: usize,
+    pub(crate) block: StoreBlock,
+    pub(crate) slot: Slot,
+    pub(crate) guard: ReadGuard,
+    /// It was here before: the replica may have it too.
+    pub(crate) already: bool,
+}
+
+/// Copies blocks to other nodes. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Replicator {
+    pool: Arc<Pool>,
+    waiting: Arc<Semaphore>,
+    running: Arc<Semaphore>,
+    requests: Arc<AtomicU64>,
+    io: Handle,
+}
+
+impl Replicator {
+    pub(crate) fn new(pool: Pool, io: Handle) -> Replicator {
+        Replicator {
+            pool: Arc::new(pool),
+            waiting: Arc::new(Semaphore::new(MAX_LATER)),
+            running: Arc::new(Semaphore::new(LATER_AT_A_TIME)),
+            requests: Arc::new(AtomicU64::new(1)),
+            io,
+        }
+    }
+
+    /// Copies the items and returns how many other replicas hold each, by its position.
+    pub(crate) async fn now(
+        &self,
+        serving: &Serving,
+        device: DeviceId,
+        tenant: TenantId,
+        items: Vec<Item>,
+        counters: &Counters,
+    ) -> Vec<(usize, u8)> {
+        let mut targets: BTreeMap<DeviceId, Vec<&Item>> = BTreeMap::new();
+        for item in &items {
+            for target in &serving.map.replicas(item.slot).0 {
+                if *target != device {
+                    targets.entry(*target).or_default().push(item);
+                }
+            }
+        }
+        let copies = targets.into_iter().map(|(target, items)| async move {
+            let copied = self.copy(serving, target, tenant, &items, counters).await;
+            copied.unwrap_or_else(|fault| {
+                count(&counters.replication_failures);
+                tracing::debug!(%target, %fault, "copy failed");
+                Vec::new()
+            })
+        });
+        let mut held: BTreeMap<usize, u8> = BTreeMap::new();
+        for at in join_all(copies).await.into_iter().flatten() {
+            *held.entry(at).or_default() += 1;
+        }
+        held.into_iter().collect()
+    }
+
+    /// Copies the items in the background, unless too much waits already.
+    pub(crate) fn later(
+        &self,
+        serving: Serving,
+        device: DeviceId,
+        tenant: TenantId,
+        items: Vec<Item>,
+        counters: &Arc<Counters>,
+    ) {
+        if items.is_empty() {
+            return;
+        }
+        let Ok(place) = self.waiting.clone().try_acquire_owned() else {
+            add(&counters.replication_dropped, items.len() as u64);
+            return;
+        };
+        let (replicator, counters) = (self.clone(), counters.clone());
+        self.io.spawn(async move {
+            if let Ok(_turn) = replicator.running.acquire().await {
+                replicator.now(&serving, device, tenant, items, &counters).await;
+            }
+            drop(place);
+        });
+    }
+
+    /// Copies items to one replica; returns the positions of those that it holds then.
+    async fn copy(
+        &self,
+        serving: &Serving,
+        target: DeviceId,
+        tenant: TenantId,
+        items: &[&Item],
+        counters: &Counters,
+    ) -> Result<Vec<usize>, Fault> {
+        let Some(owner) = serving.map.owner(target) else {
+            return Err(Fault::Refused(WireError::WrongDevice { device: target }));
+        };
+        let deadline = Instant::now() + COPY_LIMIT;
+        let exchange = async {
+            let mut lease = self.pool.take(&owner.data_address, deadline).await?;
+            let connection = lease.connection();
+            let mut held = Vec::new();
+            let known: Vec<&Item> = items.iter().copied().filter(|item| item.already).collect();
+            let mut missing: Vec<&Item> = items.iter().copied().filter(|item| !item.already).collect();
+            if !known.is_empty() {
+                let number = self.requests.fetch_add(1, Ordering::Relaxed);
+                let request = DataRequest::Match(MatchRequest {
+                    epoch: serving.map.epoch,
+                    device: target,
+                    tenant,
+                    hold_ms: 0,
+                    runs: known.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
+                    keys: known.iter().map(|item| item.block.header.key).collect::<KeyList>(),
+                });
+                connection.send(Kind::DataRequest, number, &request, &[]).await?;
+                match connection.receive_answer(Kind::DataReply, number).await? {
+                    DataReply::Matched { covered, .. } if covered.len() == known.len() => {
+                        for (item, covered) in known.into_iter().zip(covered) {
+                            if covered == 1 { held.push(item.at) } else { missing.push(item) }
+                        }
+                    }
+                    _ => return Err(senseless()),
+                }
+            }
+            if !missing.is_empty() {
+                let number = self.requests.fetch_add(1, Ordering::Relaxed);
+                let request = DataRequest::Store(StoreRequest {
+                    epoch: serving.map.epoch,
+                    device: target,
+                    tenant,
+                    ack: Ack::Primary,
+                    copy: true,
+                    runs: missing.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
+                    blocks: missing.iter().map(|item| item.block).collect(),
+                });
+                let payload: Vec<&[u8]> = missing.iter().map(|item| item.guard.bytes()).collect();
+                connection.send(Kind::DataRequest, number, &request, &payload).await?;
+                match connection.receive_answer(Kind::DataReply, number).await? {
+                    DataReply::Stored { blocks, .. } if blocks.len() == missing.len() => {
+                        let kept =
+                            missing.iter().zip(blocks).filter(|(_, one)| matches!(one, Stored::Kept { .. }));
+                        held.extend(kept.map(|(item, _)| item.at));
+                    }
+                    _ => return Err(senseless()),
+                }
+            }
+            lease.give_back();
+            add(&counters.replicated_blocks, held.len() as u64);
+            Ok(held)
+        };
+        timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(COPY_LIMIT)))
+    }
+}
+
+fn senseless() -> Fault {
+    Fault::Protocol(WireError::malformed(format_args!("a replica's answer does not fit its question")))
+}

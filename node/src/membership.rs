@@ -1,0 +1,189 @@
+//! Membership: the thin hand around the member machine. Registers, sends heartbeats with what the devices hold, has new
+//! maps adopted by everything that serves, and only then lets the lease count.
+
+use crate::actors::device::{DeviceMessage, eras};
+use crate::view::{Serving, View};
+use kvhive_cache::{Member, MemberEffect, MemberEvent, MemberTuning};
+use kvhive_client::{ClientError, Coordinators};
+use kvhive_protocol::control::{Command, ControlReply, DeviceLoad, Heartbeat, Registration};
+use kvhive_protocol::map::DeviceDescription;
+use kvhive_protocol::{ClusterMap, Epoch, Generation, MemberId, Moment};
+use kvhive_runtime::{Sender, stopped};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+/// How often the machine is told the time.
+const TICK: Duration = Duration::from_millis(10);
+/// A registration that is not through within this is tried anew.
+const REGISTER_LIMIT: Duration = Duration::from_secs(10);
+/// A heartbeat that is not answered within this is lost.
+const HEARTBEAT_LIMIT: Duration = Duration::from_secs(1);
+/// A device that does not answer within this is asked again.
+const ADOPT_LIMIT: Duration = Duration::from_secs(1);
+/// Events on their way to the machine.
+const MAX_EVENTS: usize = 64;
+
+/// What a node says of itself.
+#[derive(Clone)]
+pub(crate) struct Introduction {
+    pub(crate) name: String,
+    pub(crate) data_address: String,
+    pub(crate) metrics_address: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) devices: Vec<DeviceDescription>,
+}
+
+/// What membership works with.
+#[derive(Clone)]
+pub(crate) struct Membership {
+    pub(crate) coordinators: Arc<Coordinators>,
+    pub(crate) introduction: Introduction,
+    pub(crate) devices: Vec<Sender<DeviceMessage>>,
+    pub(crate) view: Arc<View>,
+}
+
+impl Membership {
+    /// Runs until `stop` turns true, then leaves the cluster.
+    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+        let mut machine = Member::new(MemberTuning::default());
+        let mut effects = Vec::new();
+        let (events, mut heard) = mpsc::channel(MAX_EVENTS);
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let event = tokio::select! {
+                _ = ticks.tick() => MemberEvent::Tick,
+                event = heard.recv() => match event {
+                    Some(event) => event,
+                    None => return,
+                },
+                () = stopped(&mut stop) => break,
+            };
+            machine.step(self.view.now(), event, &mut effects);
+            for effect in effects.drain(..) {
+                self.perform(&machine, effect, &events);
+            }
+        }
+        self.leave(&machine).await;
+    }
+
+    fn perform(&self, machine: &Member, effect: MemberEffect, events: &mpsc::Sender<MemberEvent>) {
+        let (this, events) = (self.clone(), events.clone());
+        let identity = machine.identity();
+        match effect {
+            MemberEffect::Register => {
+                tokio::spawn(async move { tell(&events, this.register().await).await });
+            }
+            MemberEffect::SendHeartbeat { member, generation, epoch } => {
+                tokio::spawn(
+                    async move { tell(&events, this.heartbeat(member, generation, epoch).await).await },
+                );
+            }
+            MemberEffect::Adopt { map } => {
+                let Some((member, _)) = identity else { return };
+                tokio::spawn(async move {
+                    let epoch = this.adopt(member, map).await;
+                    tell(&events, MemberEvent::Adopted { epoch }).await;
+                });
+            }
+            MemberEffect::ServeUntil { lease } => {
+                if lease == Moment::ZERO {
+                    warn!("fenced: serving nothing until registered anew");
+                }
+                self.view.serve_until(lease);
+            }
+        }
+    }
+
+    async fn register(&self) -> MemberEvent {
+        let Introduction { name, data_address, metrics_address, labels, devices } = self.introduction.clone();
+        let request = self.coordinators.request_id();
+        let registration = Registration { request, name, data_address, metrics_address, labels, devices };
+        match self.coordinators.register(&registration, Instant::now() + REGISTER_LIMIT).await {
+            Ok(ControlReply::Registered { member, generation, map }) => {
+                info!(%member, %generation, epoch = %map.epoch, "registered");
+                MemberEvent::Registered { member, generation, map: Arc::new(*map) }
+            }
+            Ok(other) => {
+                error!(?other, "registration was answered otherwise");
+                MemberEvent::Failed
+            }
+            Err(error @ ClientError::Refused(_)) => {
+                error!(%error, "registration was refused");
+                MemberEvent::Failed
+            }
+            Err(error) => {
+                warn!(%error, "registration failed");
+                MemberEvent::Failed
+            }
+        }
+    }
+
+    async fn heartbeat(&self, member: MemberId, generation: Generation, epoch: Epoch) -> MemberEvent {
+        let mut devices = Vec::with_capacity(self.devices.len());
+        for device in &self.devices {
+            // A device that is too busy to say is reported empty of news, not of blocks: every slot counts as occupied.
+            let unknown = DeviceLoad {
+                occupied: vec![0xFF; usize::from(kvhive_protocol::SLOTS) / 8],
+                ..DeviceLoad::default()
+            };
+            let answer = device.ask(HEARTBEAT_LIMIT / 4, |reply| DeviceMessage::Load { reply }).await;
+            devices.push(answer.map_or(unknown, |(load, _)| load));
+        }
+        let sent = self.view.now();
+        let heartbeat = Heartbeat { member, generation, epoch, devices };
+        match self.coordinators.heartbeat(heartbeat, Instant::now() + HEARTBEAT_LIMIT).await {
+            Ok(ControlReply::Beat { map }) => MemberEvent::Beat { sent, map: map.map(|map| Arc::new(*map)) },
+            Ok(ControlReply::Fenced) => MemberEvent::Fenced,
+            Ok(_) | Err(_) => MemberEvent::Failed,
+        }
+    }
+
+    /// Has every device serve by the map's tenants; returns its epoch when all do.
+    async fn adopt(&self, member: MemberId, map: Arc<ClusterMap>) -> Epoch {
+        let epoch = map.epoch;
+        let tenants = eras(&map);
+        let newer =
+            self.view.serving().is_none_or(|serving| serving.map.epoch < epoch || serving.member != member);
+        if newer {
+            self.view.adopt(Serving { map, member });
+        }
+        for device in &self.devices {
+            loop {
+                let tenants = tenants.clone();
+                let told = device
+                    .ask(ADOPT_LIMIT, |reply| DeviceMessage::SetTenants { epoch, tenants, reply })
+                    .await;
+                match told {
+                    Ok(()) => break,
+                    Err(error) => {
+                        warn!(%error, %epoch, "a device has not adopted the map yet");
+                        tokio::time::sleep(TICK).await;
+                    }
+                }
+            }
+        }
+        epoch
+    }
+
+    async fn leave(&self, machine: &Member) {
+        let Some((member, generation)) = machine.identity() else { return };
+        self.view.serve_until(Moment::ZERO);
+        let left = self
+            .coordinators
+            .submit(Command::Leave { member, generation }, Instant::now() + REGISTER_LIMIT / 5);
+        match left.await {
+            Ok(_) => info!(%member, "left the cluster"),
+            Err(error) => warn!(%error, "could not say goodbye; the lease will run out"),
+        }
+    }
+}
+
+async fn tell(events: &mpsc::Sender<MemberEvent>, event: MemberEvent) {
+    // The machine is gone when the node stops.
+    let _ = events.send(event).await;
+}

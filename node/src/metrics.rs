@@ -1,0 +1,138 @@
+//! The node's metrics, in Prometheus' text format, and its health.
+
+use crate::actors::device::DeviceMessage;
+use crate::data::Counters;
+use crate::view::View;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use kvhive_cache::ShardStats;
+use kvhive_runtime::Sender;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// A device that does not answer a scrape within this is left out of it.
+const DEVICE_LIMIT: Duration = Duration::from_millis(500);
+
+/// What is measured.
+pub(crate) struct Sources {
+    pub(crate) devices: Vec<Sender<DeviceMessage>>,
+    pub(crate) view: Arc<View>,
+    pub(crate) counters: Arc<Counters>,
+    /// Arenas and everything else that is sized by the configuration, in bytes.
+    pub(crate) memory_configured: u64,
+}
+
+/// Returns the routes `/metrics`, `/healthz` and `/readyz`.
+pub(crate) fn routes(sources: Sources) -> Router {
+    Router::new()
+        .route("/metrics", get(scrape))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(Arc::new(sources))
+}
+
+async fn ready(State(sources): State<Arc<Sources>>) -> Response {
+    match sources.view.check_lease() {
+        Ok(()) => "ready\n".into_response(),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn scrape(State(sources): State<Arc<Sources>>) -> Response {
+    let mut devices = Vec::with_capacity(sources.devices.len());
+    for device in &sources.devices {
+        let load = device.ask(DEVICE_LIMIT, |reply| DeviceMessage::Load { reply }).await;
+        devices.push(load.ok().map(|(_, stats)| stats));
+    }
+    // A recorder of this scrape's own: two nodes in one process never mix.
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    metrics::with_local_recorder(&recorder, || record(&sources, &devices));
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], handle.render()).into_response()
+}
+
+fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
+    let now = sources.view.now();
+    metrics::gauge!("kvhive_node_lease_seconds").set(sources.view.lease().since(now).as_secs_f64());
+    let epoch = sources.view.serving().map_or(0, |serving| serving.map.epoch.0);
+    metrics::gauge!("kvhive_node_epoch").set(epoch as f64);
+    metrics::gauge!("kvhive_node_memory_configured_bytes").set(sources.memory_configured as f64);
+    let counters = &sources.counters;
+    for (name, counter) in [
+        ("kvhive_node_connections_total", &counters.connections),
+        ("kvhive_node_connections_refused_total", &counters.refused_connections),
+        ("kvhive_node_handshakes_refused_total", &counters.refused_handshakes),
+        ("kvhive_node_fetched_bytes_total", &counters.fetched_bytes),
+        ("kvhive_node_stored_bytes_total", &counters.stored_bytes),
+        ("kvhive_node_corrupt_blocks_total", &counters.corrupt_blocks),
+        ("kvhive_node_stalled_transfers_total", &counters.stalled),
+        ("kvhive_node_malformed_total", &counters.malformed),
+        ("kvhive_node_replicated_blocks_total", &counters.replicated_blocks),
+        ("kvhive_node_replication_failures_total", &counters.replication_failures),
+        ("kvhive_node_replication_dropped_blocks_total", &counters.replication_dropped),
+        ("kvhive_node_actor_restarts_total", &counters.actor_restarts),
+    ] {
+        metrics::counter!(name).absolute(counter.load(Ordering::Relaxed));
+    }
+    for (verb, counter) in
+        [("match", &counters.matches), ("fetch", &counters.fetches), ("store", &counters.stores)]
+    {
+        metrics::counter!("kvhive_node_requests_total", "verb" => verb)
+            .absolute(counter.load(Ordering::Relaxed));
+    }
+    for (reason, counter) in
+        [("busy", &counters.busy), ("no_lease", &counters.no_lease), ("stale_epoch", &counters.stale_epoch)]
+    {
+        let total = counter.load(Ordering::Relaxed);
+        metrics::counter!("kvhive_node_requests_refused_total", "reason" => reason).absolute(total);
+    }
+    for (device, stats) in devices.iter().enumerate() {
+        if let Some(stats) = stats {
+            record_device(&device.to_string(), stats);
+        }
+    }
+}
+
+fn record_device(device: &str, stats: &ShardStats) {
+    for (tier, figures) in [("device", stats.device), ("host", stats.host)] {
+        let labels = [("device", device.to_owned()), ("tier", tier.to_owned())];
+        metrics::gauge!("kvhive_node_blocks", &labels).set(figures.blocks as f64);
+        metrics::gauge!("kvhive_node_used_bytes", &labels).set(figures.used_bytes as f64);
+        metrics::gauge!("kvhive_node_capacity_bytes", &labels).set(figures.capacity_bytes as f64);
+    }
+    for (name, value) in [
+        ("kvhive_node_writes_under_way", stats.filling),
+        ("kvhive_node_readers", stats.readers),
+        ("kvhive_node_leaving_blocks", stats.leaving),
+    ] {
+        metrics::gauge!(name, "device" => device.to_owned()).set(value as f64);
+    }
+    for (name, value) in [
+        ("kvhive_node_matched_keys_total", stats.matched_keys),
+        ("kvhive_node_covered_keys_total", stats.covered_keys),
+        ("kvhive_node_hits_total", stats.hits),
+        ("kvhive_node_misses_total", stats.misses),
+        ("kvhive_node_stored_blocks_total", stats.stored),
+        ("kvhive_node_already_stored_blocks_total", stats.already),
+        ("kvhive_node_abandoned_writes_total", stats.abandoned),
+        ("kvhive_node_evicted_blocks_total", stats.evicted),
+        ("kvhive_node_cleared_blocks_total", stats.cleared),
+        ("kvhive_node_demoted_blocks_total", stats.demoted),
+    ] {
+        metrics::counter!(name, "device" => device.to_owned()).absolute(value);
+    }
+    for (reason, value) in [
+        ("no_room", stats.refused_no_room),
+        ("too_large", stats.refused_too_large),
+        ("in_flight", stats.refused_in_flight),
+        ("wrong_era", stats.refused_wrong_era),
+    ] {
+        let labels = [("device", device.to_owned()), ("reason", reason.to_owned())];
+        metrics::counter!("kvhive_node_refused_blocks_total", &labels).absolute(value);
+    }
+}

@@ -1,0 +1,52 @@
+//! What every part of a node reads and only membership writes: the map served by, who this node is, how long it may
+//! serve.
+
+use kvhive_protocol::{ClusterMap, MemberId, Moment, WireError};
+use kvhive_runtime::Clock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+
+/// A node's shared view of its cluster.
+pub(crate) struct View {
+    clock: Arc<dyn Clock>,
+    serving: RwLock<Option<Serving>>,
+    lease: AtomicU64,
+}
+
+/// The map served by, and this node's id in it.
+#[derive(Clone)]
+pub(crate) struct Serving {
+    pub(crate) map: Arc<ClusterMap>,
+    pub(crate) member: MemberId,
+}
+
+impl View {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> View {
+        View { clock, serving: RwLock::new(None), lease: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        self.clock.now()
+    }
+
+    pub(crate) fn adopt(&self, serving: Serving) {
+        *self.serving.write().unwrap_or_else(|poison| poison.into_inner()) = Some(serving);
+    }
+
+    pub(crate) fn serving(&self) -> Option<Serving> {
+        self.serving.read().unwrap_or_else(|poison| poison.into_inner()).clone()
+    }
+
+    pub(crate) fn serve_until(&self, lease: Moment) {
+        self.lease.store(lease.as_nanos(), Ordering::SeqCst);
+    }
+
+    pub(crate) fn lease(&self) -> Moment {
+        Moment::from_nanos(self.lease.load(Ordering::SeqCst))
+    }
+
+    /// Checks the lease; asked before the work and again before its answer leaves.
+    pub(crate) fn check_lease(&self) -> Result<(), WireError> {
+        if self.now() < self.lease() { Ok(()) } else { Err(WireError::NoLease) }
+    }
+}
