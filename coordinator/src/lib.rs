@@ -1,0 +1,3 @@
+//! The cluster's memory of itself: raft actor, members, admin API.
+
+pub mod log;
