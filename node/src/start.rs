@@ -146,19 +146,7 @@ pub fn start(config: NodeConfig) -> Result<NodeHandle, NodeError> {
 }
 
 fn listen(runtime: &Runtime, address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
-    let (ready, bound) = std::sync::mpsc::channel();
-    // Bound on the runtime that will serve it, without blocking a thread of another runtime on it.
-    runtime.io().spawn(async move {
-        let listener = TcpListener::bind(address).await.and_then(|listener| {
-            let bound = listener.local_addr()?;
-            Ok((listener, bound))
-        });
-        let _ = ready.send(listener);
-    });
-    bound
-        .recv()
-        .unwrap_or_else(|_| Err(std::io::Error::other("the runtime has ended")))
-        .map_err(|source| NodeError::Listen { address, source })
+    runtime.listen(address).map_err(|source| NodeError::Listen { address, source })
 }
 
 impl NodeHandle {

@@ -43,6 +43,21 @@ pub enum ControlRequest {
     },
     /// How the coordinator sees itself and its peers.
     Status,
+    /// Everything the leader knows, through a read index: what the admin API shows.
+    Overview,
+}
+
+/// Everything the leader knows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Overview {
+    /// How it sees itself.
+    pub status: CoordinatorStatus,
+    /// The map, once the cluster has started.
+    pub map: Option<ClusterMap>,
+    /// What each device reported last, without its slots.
+    pub loads: Vec<(DeviceId, DeviceLoad)>,
+    /// Slots that are not where they belong and may still be moved there.
+    pub unsettled: u64,
 }
 
 /// A node's first word.
@@ -132,6 +147,8 @@ pub enum ControlReply {
     Done(CommandReply),
     /// How the coordinator sees itself and its peers.
     Status(CoordinatorStatus),
+    /// Everything the leader knows.
+    Overview(Box<Overview>),
     /// It was not done.
     Failed(WireError),
 }

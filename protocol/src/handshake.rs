@@ -147,6 +147,11 @@ impl TokenKey {
     }
 }
 
+/// Hashes `bytes` under a random key: two values can then be compared in constant time, whatever their lengths.
+pub fn keyed_digest(key: &[u8; 32], bytes: &[u8]) -> [u8; 32] {
+    *blake3::keyed_hash(key, bytes).as_bytes()
+}
+
 impl fmt::Debug for TokenKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TokenKey(secret)")

@@ -5,10 +5,12 @@ use actix::System;
 use actix_rt::{Arbiter, ArbiterHandle};
 use std::ffi::CString;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use thiserror::Error;
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 
 /// Linux keeps this many bytes of a thread's name.
@@ -147,6 +149,19 @@ impl Runtime {
     /// Returns the runtime that serves sockets.
     pub fn io(&self) -> &Handle {
         &self.shared.io_handle
+    }
+
+    /// Opens a listener that the socket threads serve, and says where it listens (port 0 takes a free one). May be called
+    /// on any thread.
+    ///
+    /// # Errors
+    /// When the address is not to be had.
+    pub fn listen(&self, address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let bound = listener.local_addr()?;
+        let _entered = self.io().enter();
+        Ok((TcpListener::from_std(listener)?, bound))
     }
 
     /// Returns what is done, in which order, when the process ends.

@@ -1,0 +1,3 @@
+//! Actors of a coordinator.
+
+pub(crate) mod raft;

@@ -1,0 +1,480 @@
+//! The raft actor: the thin hand around consensus, registry and overseer. It performs their effects and remembers who
+//! waits for what.
+
+use crate::log_thread::Write;
+use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Ticket, WriteId};
+use kvhive_control::{BeatVerdict, ClearTicket, Counters, Effect as Oversight, Overseer, Registry};
+use kvhive_protocol::control::{
+    Command, CommandReply, ControlReply, CoordinatorStatus, DeviceLoad, Heartbeat, Overview, Proposal,
+};
+use kvhive_protocol::map::Settings;
+use kvhive_protocol::{ClusterId, ClusterMap, Epoch, Moment, RequestId, TenantId, WireError, codec};
+use kvhive_runtime::{Actor, Clock, Context, Reply, Sender};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info, warn};
+
+/// What the raft actor can be told.
+pub(crate) enum RaftMessage {
+    /// The timer ticked.
+    Tick,
+    /// A peer's message.
+    Received { from: PeerId, bytes: Vec<u8> },
+    /// A peer cannot be reached.
+    Unreachable { peer: PeerId },
+    /// The log has synced this write and all before it.
+    Persisted { write: WriteId },
+    /// The log failed.
+    LogFailed { reason: String },
+    /// Apply this change; answered when it is applied, and a clear when it is complete.
+    Propose { proposal: Proposal, reply: Reply<ControlReply> },
+    /// The map, if it is newer than `have`.
+    FetchMap { have: Epoch, linearizable: bool, reply: Reply<ControlReply> },
+    /// Renew a member's lease.
+    Heartbeat { beat: Heartbeat, reply: Reply<ControlReply> },
+    /// How do you see yourself?
+    Status { reply: Reply<CoordinatorStatus> },
+    /// Everything you know; through a read index, or as it is.
+    Overview { linearizable: bool, reply: Reply<ControlReply> },
+    /// What have you counted?
+    Figures { reply: Reply<Figures> },
+}
+
+/// What the raft actor has counted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Figures {
+    pub(crate) proposals: u64,
+    pub(crate) refused: u64,
+    pub(crate) waiting: u64,
+    pub(crate) elections: u64,
+    pub(crate) dropped_sends: u64,
+    pub(crate) ignored_messages: u64,
+    pub(crate) lost_slots: u64,
+    pub(crate) oversight: Counters,
+}
+
+/// What the actor is made of.
+pub(crate) struct Parts {
+    pub(crate) consensus: Consensus,
+    pub(crate) registry: Registry,
+    pub(crate) overseer: Overseer,
+    pub(crate) names: BTreeMap<PeerId, Name>,
+    pub(crate) us: PeerId,
+    pub(crate) peers: BTreeMap<PeerId, mpsc::Sender<Vec<u8>>>,
+    pub(crate) log: SyncSender<Write>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) tick: Duration,
+    pub(crate) bootstrap: Bootstrap,
+    /// Told why this coordinator must end.
+    pub(crate) failed: watch::Sender<Option<String>>,
+    /// Told the cluster's id once it is known, for handshakes.
+    pub(crate) cluster: watch::Sender<Option<ClusterId>>,
+    /// This start's identity in request ids.
+    pub(crate) client: u128,
+}
+
+/// What a first leader proposes.
+#[derive(Clone)]
+pub(crate) struct Bootstrap {
+    pub(crate) cluster: ClusterId,
+    pub(crate) name: String,
+    pub(crate) settings: Settings,
+    pub(crate) default_secret: [u8; 32],
+}
+
+/// What a peer is called, and where its control plane listens.
+#[derive(Clone)]
+pub(crate) struct Name {
+    pub(crate) name: String,
+    pub(crate) raft_address: String,
+}
+
+enum Waiting {
+    Proposal { register: bool, clears: Option<TenantId>, reply: Option<Reply<ControlReply>> },
+    Map { have: Epoch, reply: Reply<ControlReply> },
+    Beat { received: Moment, beat: Heartbeat, reply: Reply<ControlReply> },
+    Overview { reply: Reply<ControlReply> },
+}
+
+/// One coordinator's raft actor.
+pub(crate) struct RaftActor {
+    parts: Parts,
+    waiting: BTreeMap<Ticket, Waiting>,
+    clears: BTreeMap<ClearTicket, (Reply<ControlReply>, CommandReply)>,
+    next_ticket: u64,
+    next_sequence: u64,
+    bootstrapping: bool,
+    effects: Vec<Effect>,
+    oversight: Vec<Oversight>,
+    figures: Figures,
+}
+
+impl RaftActor {
+    pub(crate) fn new(parts: Parts) -> RaftActor {
+        RaftActor {
+            parts,
+            waiting: BTreeMap::new(),
+            clears: BTreeMap::new(),
+            next_ticket: 1,
+            next_sequence: 1,
+            bootstrapping: false,
+            effects: Vec::new(),
+            oversight: Vec::new(),
+            figures: Figures::default(),
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.parts.consensus.step(event, &mut effects);
+        for effect in effects.drain(..) {
+            self.perform(effect);
+        }
+        self.effects = effects;
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { to, bytes } => {
+                let sent = self.parts.peers.get(&to).is_some_and(|peer| peer.try_send(bytes).is_ok());
+                // Raft repeats what matters.
+                self.figures.dropped_sends += u64::from(!sent);
+            }
+            Effect::Persist { write, batch } => {
+                if self.parts.log.try_send((write, batch)).is_err() {
+                    self.fail("the log takes no more writes".to_owned());
+                }
+            }
+            Effect::Apply { index, data, ticket, .. } => self.apply(index, &data, ticket),
+            Effect::Install { index, data } => match Registry::restore(&data) {
+                Ok(registry) => {
+                    info!(index, "took over the leader's snapshot");
+                    self.parts.registry = registry;
+                    self.tell_cluster();
+                }
+                Err(error) => self.fail(format!("a leader's snapshot cannot be used: {error}")),
+            },
+            Effect::TakeSnapshot { index } => {
+                let data = self.parts.registry.snapshot();
+                let mut effects = Vec::new();
+                self.parts.consensus.step(Event::SnapshotTaken { index, data }, &mut effects);
+                for effect in effects {
+                    self.perform(effect);
+                }
+            }
+            Effect::Readable { ticket } => self.serve_read(ticket),
+            Effect::Refused { ticket, reason } => {
+                self.figures.refused += 1;
+                let error = self.refusal(reason);
+                self.answer(ticket, ControlReply::Failed(error));
+            }
+            Effect::RoleChanged { role, term, leader } => self.role_changed(role, term, leader),
+        }
+    }
+
+    fn role_changed(&mut self, role: Role, term: u64, leader: Option<PeerId>) {
+        let leader =
+            leader.and_then(|leader| self.parts.names.get(&leader)).map_or("none", |known| &known.name);
+        info!(?role, term, leader, "role changed");
+        if role == Role::Leader {
+            self.figures.elections += 1;
+            let map = self.parts.registry.map();
+            self.parts.overseer.became_leader(self.parts.clock.now(), map.as_deref());
+        } else {
+            self.parts.overseer.lost_leadership();
+            self.bootstrapping = false;
+            for (_, (reply, _)) in std::mem::take(&mut self.clears) {
+                // It is applied; whether everybody knows is the next leader's to say.
+                reply.send(ControlReply::Failed(WireError::OutcomeUnknown));
+            }
+        }
+    }
+
+    fn apply(&mut self, index: u64, data: &[u8], ticket: Option<Ticket>) {
+        let proposal: Proposal = match codec::decode(data) {
+            Ok(proposal) => proposal,
+            // Written by a build that knows more: going on would leave this coordinator with another state.
+            Err(error) => return self.fail(format!("entry {index} cannot be applied: {error}")),
+        };
+        let name = proposal.command.name();
+        let reply = self.parts.registry.apply(index, proposal);
+        debug!(index, command = name, ?reply, "applied");
+        if let Some(repair) = self.parts.registry.last_repair()
+            && repair.lost > 0
+        {
+            self.figures.lost_slots += u64::from(repair.lost);
+            warn!(command = name, ?repair, "slots lost their last replica; their blocks are misses");
+        }
+        self.tell_cluster();
+        let Some(ticket) = ticket else { return };
+        let Some(Waiting::Proposal { register, clears, reply: Some(asker) }) = self.waiting.remove(&ticket)
+        else {
+            return;
+        };
+        match (reply, clears) {
+            (CommandReply::Registered { member, generation, .. }, _) if register => {
+                match self.parts.registry.map() {
+                    Some(map) => {
+                        asker.send(ControlReply::Registered {
+                            member,
+                            generation,
+                            map: Box::new((*map).clone()),
+                        });
+                    }
+                    None => {
+                        asker.send(ControlReply::Failed(WireError::busy("the cluster has not started yet")))
+                    }
+                }
+            }
+            (reply @ CommandReply::TenantCleared { epoch, .. }, Some(tenant)) => {
+                let ticket = ClearTicket(ticket.0);
+                match self.parts.overseer.clear_started(self.parts.clock.now(), ticket, tenant, epoch) {
+                    Ok(()) => {
+                        self.clears.insert(ticket, (asker, reply));
+                    }
+                    Err(error) => asker.send(ControlReply::Failed(error)),
+                }
+            }
+            (CommandReply::Rejected(error), _) if register => asker.send(ControlReply::Failed(error)),
+            (reply, _) => asker.send(ControlReply::Done(reply)),
+        }
+    }
+
+    fn tell_cluster(&self) {
+        let cluster = self.parts.registry.map().map(|map| map.cluster);
+        self.parts.cluster.send_if_modified(|known| {
+            let news = *known != cluster;
+            *known = cluster;
+            news
+        });
+    }
+
+    fn serve_read(&mut self, ticket: Ticket) {
+        match self.waiting.remove(&ticket) {
+            Some(Waiting::Map { have, reply }) => reply.send(self.map_reply(have)),
+            Some(Waiting::Overview { reply }) => reply.send(self.overview()),
+            Some(Waiting::Beat { received, beat, reply }) => {
+                let Some(map) = self.parts.registry.map() else {
+                    return reply.send(ControlReply::Fenced);
+                };
+                reply.send(match self.parts.overseer.heartbeat_confirmed(received, beat, &map) {
+                    BeatVerdict::Renew { send_map } => {
+                        ControlReply::Beat { map: send_map.then(|| Box::new((*map).clone())) }
+                    }
+                    BeatVerdict::Fenced => ControlReply::Fenced,
+                    BeatVerdict::NotLeading => {
+                        ControlReply::Failed(self.refusal(RefuseReason::NotLeader { leader: None }))
+                    }
+                });
+            }
+            Some(Waiting::Proposal { .. }) | None => {}
+        }
+    }
+
+    fn map_reply(&self, have: Epoch) -> ControlReply {
+        match self.parts.registry.map() {
+            None => ControlReply::Failed(WireError::busy("the cluster has not started yet")),
+            Some(map) if map.epoch <= have => ControlReply::Map(None),
+            Some(map) => ControlReply::Map(Some(Box::new((*map).clone()))),
+        }
+    }
+
+    fn overview(&mut self) -> ControlReply {
+        let map = self.parts.registry.map();
+        let unsettled = map.as_ref().map_or(0, |map| self.parts.overseer.unsettled(map) as u64);
+        let loads = self.parts.overseer.loads();
+        let loads = loads
+            .map(|(device, load)| (device, DeviceLoad { occupied: Vec::new(), ..load.clone() }))
+            .collect();
+        let map = map.map(|map| ClusterMap::clone(&map));
+        ControlReply::Overview(Box::new(Overview { status: self.status(), map, loads, unsettled }))
+    }
+
+    fn status(&self) -> CoordinatorStatus {
+        let status = self.parts.consensus.status();
+        let name = |peer: PeerId| self.parts.names.get(&peer).map(|known| known.name.clone());
+        CoordinatorStatus {
+            name: name(self.parts.us).unwrap_or_default(),
+            peer: self.parts.us.0,
+            role: match status.role {
+                Role::Leader => "leader",
+                Role::Follower => "follower",
+                Role::Candidate => "candidate",
+                Role::PreCandidate => "pre-candidate",
+            }
+            .to_owned(),
+            term: status.term,
+            leader: status.leader.and_then(name),
+            committed: status.committed,
+            applied: status.applied,
+            epoch: self.parts.registry.epoch(),
+        }
+    }
+
+    fn refusal(&self, reason: RefuseReason) -> WireError {
+        match reason {
+            RefuseReason::NotLeader { leader } => {
+                let leader =
+                    leader.or(self.parts.consensus.status().leader).filter(|leader| *leader != self.parts.us);
+                let address =
+                    |peer: PeerId| self.parts.names.get(&peer).map(|known| known.raft_address.clone());
+                WireError::NotLeader { leader: leader.and_then(address) }
+            }
+            RefuseReason::Overloaded => WireError::busy("as many proposals as allowed are under way"),
+            RefuseReason::TooLarge => WireError::rejected(format_args!("the change is too large")),
+            RefuseReason::Lost => WireError::OutcomeUnknown,
+        }
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: ControlReply) {
+        match self.waiting.remove(&ticket) {
+            Some(Waiting::Proposal { reply: Some(reply), .. })
+            | Some(Waiting::Map { reply, .. } | Waiting::Beat { reply, .. } | Waiting::Overview { reply }) => {
+                reply.send(answer);
+            }
+            _ => {}
+        }
+    }
+
+    fn ticket(&mut self, waiting: Waiting) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.waiting.insert(ticket, waiting);
+        ticket
+    }
+
+    fn read(&mut self, waiting: Waiting) {
+        let ticket = self.ticket(waiting);
+        self.step(Event::Read { ticket });
+    }
+
+    fn propose(&mut self, proposal: &Proposal, reply: Option<Reply<ControlReply>>) {
+        let data = match codec::encode(proposal) {
+            Ok(data) => data,
+            Err(error) => {
+                if let Some(reply) = reply {
+                    reply.send(ControlReply::Failed(error));
+                }
+                return;
+            }
+        };
+        self.figures.proposals += 1;
+        let register = matches!(proposal.command, Command::Register(_));
+        let clears = match proposal.command {
+            Command::ClearTenant { tenant } => Some(tenant),
+            _ => None,
+        };
+        let ticket = self.ticket(Waiting::Proposal { register, clears, reply });
+        self.step(Event::Propose { ticket, data });
+    }
+
+    /// Proposes a change of the coordinator's own.
+    fn propose_own(&mut self, command: Command) {
+        info!(command = command.name(), "proposing");
+        let request = RequestId { client: self.parts.client, sequence: self.next_sequence };
+        self.next_sequence += 1;
+        self.propose(&Proposal { request, command }, None);
+    }
+
+    fn tick(&mut self) {
+        self.step(Event::Tick);
+        let leads = self.parts.consensus.status().role == Role::Leader;
+        match self.parts.registry.map() {
+            Some(map) => {
+                let mut oversight = std::mem::take(&mut self.oversight);
+                self.parts.overseer.tick(self.parts.clock.now(), &map, &mut oversight);
+                // The map must not be held while changes are applied: each would copy it.
+                drop(map);
+                for effect in oversight.drain(..) {
+                    match effect {
+                        Oversight::Propose(command) => self.propose_own(command),
+                        Oversight::ClearDone(ticket) => {
+                            if let Some((reply, done)) = self.clears.remove(&ticket) {
+                                reply.send(ControlReply::Done(done));
+                            }
+                        }
+                    }
+                }
+                self.oversight = oversight;
+            }
+            None if leads && !self.bootstrapping => {
+                self.bootstrapping = true;
+                let Bootstrap { cluster, name, settings, default_secret } = self.parts.bootstrap.clone();
+                self.propose_own(Command::Bootstrap { cluster, name, settings, default_secret });
+            }
+            None => {}
+        }
+        // Askers that went away wait for nothing; what they proposed goes on.
+        if self.clears.len() > 64 {
+            let gone: Vec<ClearTicket> = self
+                .clears
+                .iter()
+                .filter(|(_, (reply, _))| reply.is_abandoned())
+                .map(|(ticket, _)| *ticket)
+                .collect();
+            for ticket in gone {
+                self.clears.remove(&ticket);
+                self.parts.overseer.clear_abandoned(ticket);
+            }
+        }
+    }
+
+    fn fail(&mut self, reason: String) {
+        tracing::error!(%reason, "this coordinator cannot go on");
+        self.parts.failed.send_replace(Some(reason));
+    }
+}
+
+impl Actor for RaftActor {
+    type Message = RaftMessage;
+
+    fn started(&mut self, ctx: &mut Context<'_, Self>) {
+        self.tell_cluster();
+        ctx.run_interval(self.parts.tick, || RaftMessage::Tick);
+    }
+
+    fn handle(&mut self, message: RaftMessage, _ctx: &mut Context<'_, Self>) {
+        match message {
+            RaftMessage::Tick => self.tick(),
+            RaftMessage::Received { from, bytes } => self.step(Event::Received { from, bytes }),
+            RaftMessage::Unreachable { peer } => self.step(Event::PeerUnreachable { peer }),
+            RaftMessage::Persisted { write } => self.step(Event::Persisted { write }),
+            RaftMessage::LogFailed { reason } => self.fail(reason),
+            RaftMessage::Propose { proposal, reply } => {
+                // A rejection would stick to the request's id.
+                if self.parts.registry.map().is_none() {
+                    let leads = self.parts.consensus.status().role == Role::Leader;
+                    let error = if leads {
+                        WireError::busy("the cluster has not started yet")
+                    } else {
+                        self.refusal(RefuseReason::NotLeader { leader: None })
+                    };
+                    return reply.send(ControlReply::Failed(error));
+                }
+                self.propose(&proposal, Some(reply));
+            }
+            RaftMessage::FetchMap { have, linearizable: false, reply } => reply.send(self.map_reply(have)),
+            RaftMessage::FetchMap { have, linearizable: true, reply } => {
+                self.read(Waiting::Map { have, reply })
+            }
+            RaftMessage::Heartbeat { beat, reply } => {
+                self.read(Waiting::Beat { received: self.parts.clock.now(), beat, reply });
+            }
+            RaftMessage::Status { reply } => reply.send(self.status()),
+            RaftMessage::Overview { linearizable: false, reply } => reply.send(self.overview()),
+            RaftMessage::Overview { linearizable: true, reply } => self.read(Waiting::Overview { reply }),
+            RaftMessage::Figures { reply } => reply.send(Figures {
+                waiting: self.waiting.len() as u64,
+                ignored_messages: self.parts.consensus.status().ignored_messages,
+                oversight: self.parts.overseer.counters(),
+                ..self.figures.clone()
+            }),
+        }
+    }
+}
+
+/// The raft actor's mailbox, from outside.
+pub(crate) type Raft = Sender<RaftMessage>;

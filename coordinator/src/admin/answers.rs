@@ -1,0 +1,263 @@
+//! The admin API's answers, typed, so that its OpenAPI document is generated from them.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use kvhive_protocol::WireError;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::{IntoParams, ToSchema};
+
+/// The cluster at a glance: what `kvhive status --json` prints.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Cluster {
+    /// The leader's name; none during an election.
+    pub(super) leader: Option<String>,
+    /// Raft's term.
+    pub(super) term: u64,
+    /// The cluster map's version.
+    pub(super) epoch: u64,
+    /// The cluster's name.
+    pub(super) name: Option<String>,
+    /// The cluster's random identity, in hexadecimal.
+    pub(super) cluster: Option<String>,
+    /// Every coordinator, as it sees itself; `unreachable` where it did not answer.
+    pub(super) coordinators: Vec<Coordinator>,
+    /// Every node.
+    pub(super) nodes: Vec<Node>,
+    /// Every device of every node that is up.
+    pub(super) devices: Vec<Device>,
+    /// The slots.
+    pub(super) slots: Slots,
+}
+
+/// One coordinator.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Coordinator {
+    pub(super) name: String,
+    pub(super) peer: u64,
+    /// `leader`, `follower`, `candidate`, `pre-candidate` or `unreachable`.
+    pub(super) role: String,
+    pub(super) term: u64,
+    pub(super) committed: u64,
+    pub(super) applied: u64,
+    pub(super) epoch: u64,
+    /// Where its admin API listens.
+    pub(super) admin_address: String,
+}
+
+/// One node.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Node {
+    pub(super) id: u32,
+    pub(super) name: String,
+    /// `up` or `down`.
+    pub(super) state: String,
+    /// How often it has registered.
+    pub(super) generation: u64,
+    pub(super) data_address: String,
+    pub(super) metrics_address: String,
+    pub(super) labels: BTreeMap<String, String>,
+    /// How many devices it has.
+    pub(super) devices: usize,
+}
+
+/// One device.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Device {
+    /// `member/index`.
+    pub(super) device: String,
+    /// Its node's name.
+    pub(super) node: String,
+    pub(super) kind: String,
+    /// Bytes of all frames, both tiers.
+    pub(super) capacity_bytes: u64,
+    /// Slots whose primary it is.
+    pub(super) primary_slots: u64,
+    /// Slots it holds.
+    pub(super) slots: u64,
+    /// Resident blocks, as last reported.
+    pub(super) blocks: Option<u64>,
+    /// Bytes of frames in use, as last reported.
+    pub(super) used_bytes: Option<u64>,
+    /// Covered keys of all keys asked since the node started.
+    pub(super) hit_rate: Option<f64>,
+}
+
+/// The slots in numbers.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Slots {
+    pub(super) total: u64,
+    /// Slots that no device holds.
+    pub(super) unavailable: u64,
+    /// Slots that are not where they belong and may still be moved there.
+    pub(super) moving: u64,
+}
+
+/// `/v1/members`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Members {
+    pub(super) members: Vec<Node>,
+    pub(super) epoch: u64,
+}
+
+/// `/v1/slots`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SlotList {
+    pub(super) total: u64,
+    pub(super) unavailable: u64,
+    pub(super) moving: u64,
+    /// Slots per device.
+    pub(super) devices: Vec<Device>,
+    /// The slots that were asked for.
+    pub(super) slots: Vec<SlotEntry>,
+    pub(super) epoch: u64,
+}
+
+/// One slot.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SlotEntry {
+    pub(super) slot: u16,
+    /// Devices that hold it, the primary first.
+    pub(super) replicas: Vec<String>,
+}
+
+/// `/v1/tenants`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Tenants {
+    pub(super) tenants: Vec<Tenant>,
+    pub(super) epoch: u64,
+}
+
+/// One tenant. Its secret is never shown.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Tenant {
+    pub(super) id: u32,
+    pub(super) name: String,
+    /// Raised by each clear.
+    pub(super) era: u64,
+}
+
+/// A tenant to be created.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewTenant {
+    /// Its name: lower-case letters, digits, `-`, `_` and `.`, at most 63 characters.
+    pub(super) name: String,
+}
+
+/// `/v1/stats`: sums over all devices.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Stats {
+    pub(super) blocks: u64,
+    pub(super) used_bytes: u64,
+    pub(super) capacity_bytes: u64,
+    pub(super) matched_keys: u64,
+    pub(super) covered_keys: u64,
+    /// Covered keys of all keys asked.
+    pub(super) hit_rate: Option<f64>,
+    pub(super) fetched_blocks: u64,
+    pub(super) stored_blocks: u64,
+    pub(super) evicted_blocks: u64,
+    pub(super) devices: Vec<Device>,
+}
+
+/// How new an answer must be.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Consistency {
+    /// `linearizable` (as new as any change acknowledged before) or `stale` (what this coordinator has).
+    #[serde(default)]
+    pub(super) consistency: Freshness,
+}
+
+/// How new an answer must be.
+#[derive(Deserialize, ToSchema, Clone, Copy, PartialEq, Eq, Default)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Freshness {
+    /// As new as any change acknowledged before.
+    #[default]
+    Linearizable,
+    /// What this coordinator has.
+    Stale,
+}
+
+/// Which slots are listed.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SlotQuery {
+    /// This slot alone.
+    pub(super) slot: Option<u16>,
+    /// Every slot.
+    #[serde(default)]
+    pub(super) full: bool,
+    /// `linearizable` or `stale`.
+    #[serde(default)]
+    pub(super) consistency: Freshness,
+}
+
+/// An error, as JSON: `{"error": {"code", "message"}}`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ErrorBody {
+    error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Serialize, ToSchema)]
+struct ErrorDetail {
+    /// For programs.
+    code: &'static str,
+    /// For people: what, where, what to do.
+    message: String,
+}
+
+/// An error on its way out.
+pub(super) struct Trouble {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl Trouble {
+    pub(super) fn unauthorized() -> Trouble {
+        let message = "send the cluster's token as `Authorization: Bearer TOKEN`".to_owned();
+        Trouble { status: StatusCode::UNAUTHORIZED, code: "unauthorized", message }
+    }
+
+    pub(super) fn not_found(message: String) -> Trouble {
+        Trouble { status: StatusCode::NOT_FOUND, code: "not_found", message }
+    }
+
+    pub(super) fn bad_request(message: String) -> Trouble {
+        Trouble { status: StatusCode::BAD_REQUEST, code: "bad_request", message }
+    }
+
+    pub(super) fn unavailable(message: String) -> Trouble {
+        Trouble { status: StatusCode::SERVICE_UNAVAILABLE, code: "unavailable", message }
+    }
+}
+
+impl From<WireError> for Trouble {
+    fn from(error: WireError) -> Trouble {
+        let message = error.to_string();
+        match error {
+            WireError::NotLeader { .. } => {
+                Trouble::unavailable("no leader is known; an election is under way".to_owned())
+            }
+            WireError::Busy { .. } | WireError::Deadline => Trouble::unavailable(message),
+            WireError::OutcomeUnknown => {
+                Trouble { status: StatusCode::SERVICE_UNAVAILABLE, code: "outcome_unknown", message }
+            }
+            WireError::UnknownTenant { .. } => Trouble::not_found(message),
+            WireError::Rejected { .. } => Trouble { status: StatusCode::CONFLICT, code: "rejected", message },
+            _ => Trouble { status: StatusCode::INTERNAL_SERVER_ERROR, code: "internal", message },
+        }
+    }
+}
+
+impl IntoResponse for Trouble {
+    fn into_response(self) -> Response {
+        let body = ErrorBody { error: ErrorDetail { code: self.code, message: self.message } };
+        (self.status, Json(body)).into_response()
+    }
+}

@@ -1,0 +1,10 @@
+//! The admin API: what an operator sees and does, as JSON over HTTP, on every coordinator. Reads are linearizable: a
+//! follower asks the leader; `?consistency=stale` answers from what it has itself.
+
+mod answers;
+mod auth;
+mod figures;
+mod overview;
+mod routes;
+
+pub(crate) use routes::{Admin, Sources, serve};

@@ -1,0 +1,123 @@
+//! From the leader's overview to the admin API's answers: pure.
+
+use super::answers::{
+    Cluster, Coordinator, Device, Node, SlotEntry, SlotList, Slots, Stats, Tenant, Tenants,
+};
+use kvhive_protocol::control::{DeviceLoad, Overview};
+use kvhive_protocol::{ClusterMap, DeviceId, MemberState, SLOTS, Slot};
+use std::collections::BTreeMap;
+
+pub(super) fn cluster(overview: &Overview, coordinators: Vec<Coordinator>) -> Cluster {
+    let map = overview.map.as_ref();
+    Cluster {
+        leader: overview.status.leader.clone(),
+        term: overview.status.term,
+        epoch: overview.status.epoch.0,
+        name: map.map(|map| map.name.clone()),
+        cluster: map.map(|map| map.cluster.to_string()),
+        coordinators,
+        nodes: map.map_or(Vec::new(), nodes),
+        devices: devices(overview),
+        slots: slots(overview),
+    }
+}
+
+pub(super) fn nodes(map: &ClusterMap) -> Vec<Node> {
+    let node = |(id, member): (&kvhive_protocol::MemberId, &kvhive_protocol::Member)| Node {
+        id: id.0,
+        name: member.name.clone(),
+        state: match member.state {
+            MemberState::Up => "up",
+            MemberState::Down => "down",
+        }
+        .to_owned(),
+        generation: member.generation.0,
+        data_address: member.data_address.clone(),
+        metrics_address: member.metrics_address.clone(),
+        labels: member.labels.clone(),
+        devices: member.devices.len(),
+    };
+    map.members.iter().map(node).collect()
+}
+
+pub(super) fn slots(overview: &Overview) -> Slots {
+    let unavailable = overview.map.as_ref().map_or(u64::from(SLOTS), |map| {
+        map.slots.iter().filter(|set| set.primary().is_none()).count() as u64
+    });
+    Slots { total: u64::from(SLOTS), unavailable, moving: overview.unsettled }
+}
+
+fn devices(overview: &Overview) -> Vec<Device> {
+    let Some(map) = &overview.map else { return Vec::new() };
+    let mut counts: BTreeMap<DeviceId, (u64, u64)> = BTreeMap::new();
+    for set in map.slots.iter() {
+        for (at, device) in set.0.iter().enumerate() {
+            let count = counts.entry(*device).or_default();
+            count.0 += u64::from(at == 0);
+            count.1 += 1;
+        }
+    }
+    let loads: BTreeMap<DeviceId, &DeviceLoad> =
+        overview.loads.iter().map(|(device, load)| (*device, load)).collect();
+    map.devices_up()
+        .map(|(id, description)| {
+            let load = loads.get(&id);
+            let (primary_slots, slots) = counts.get(&id).copied().unwrap_or_default();
+            Device {
+                device: id.to_string(),
+                node: map.owner(id).map(|owner| owner.name.clone()).unwrap_or_default(),
+                kind: description.kind.clone(),
+                capacity_bytes: description.capacity_bytes(),
+                primary_slots,
+                slots,
+                blocks: load.map(|load| load.blocks),
+                used_bytes: load.map(|load| load.used_bytes),
+                hit_rate: load.and_then(|load| rate(load.covered_keys, load.matched_keys)),
+            }
+        })
+        .collect()
+}
+
+fn rate(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+pub(super) fn slot_list(overview: &Overview, wanted: impl Fn(u16) -> bool) -> SlotList {
+    let counts = slots(overview);
+    let entry = |slot: Slot| {
+        let replicas = overview.map.as_ref().map_or(Vec::new(), |map| map.replicas(slot).0.clone());
+        SlotEntry { slot: slot.0, replicas: replicas.iter().map(DeviceId::to_string).collect() }
+    };
+    SlotList {
+        total: counts.total,
+        unavailable: counts.unavailable,
+        moving: counts.moving,
+        devices: devices(overview),
+        slots: Slot::all().filter(|slot| wanted(slot.0)).map(entry).collect(),
+        epoch: overview.status.epoch.0,
+    }
+}
+
+pub(super) fn tenants(overview: &Overview) -> Tenants {
+    let all = overview.map.iter().flat_map(|map| &map.tenants);
+    let tenants =
+        all.map(|(id, tenant)| Tenant { id: id.0, name: tenant.name.clone(), era: tenant.era.0 }).collect();
+    Tenants { tenants, epoch: overview.status.epoch.0 }
+}
+
+pub(super) fn stats(overview: &Overview) -> Stats {
+    let sum = |field: fn(&DeviceLoad) -> u64| overview.loads.iter().map(|(_, load)| field(load)).sum::<u64>();
+    let (matched_keys, covered_keys) = (sum(|load| load.matched_keys), sum(|load| load.covered_keys));
+    Stats {
+        blocks: sum(|load| load.blocks),
+        used_bytes: sum(|load| load.used_bytes),
+        capacity_bytes: sum(|load| load.capacity_bytes),
+        matched_keys,
+        covered_keys,
+        hit_rate: rate(covered_keys, matched_keys),
+        fetched_blocks: sum(|load| load.fetched_blocks),
+        stored_blocks: sum(|load| load.stored_blocks),
+        evicted_blocks: sum(|load| load.evicted_blocks),
+        devices: devices(overview),
+    }
+}

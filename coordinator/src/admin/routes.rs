@@ -1,0 +1,317 @@
+//! The routes.
+
+use super::answers::{
+    Cluster, Consistency, Coordinator, ErrorBody, Freshness, Members, NewTenant, SlotList, SlotQuery, Stats,
+    Tenant, Tenants, Trouble,
+};
+use super::{auth, figures, overview};
+use crate::actors::raft::{Raft, RaftMessage};
+use crate::config::PeerConfig;
+use crate::control_plane::{ControlPlane, ask_peer, trouble};
+use crate::log_thread::LogFigures;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router, middleware};
+use kvhive_protocol::control::{
+    Command, CommandReply, ControlReply, ControlRequest, CoordinatorStatus, Overview,
+};
+use kvhive_protocol::handshake::Role;
+use kvhive_protocol::{RequestId, SLOTS, WireError};
+use kvhive_runtime::stopped;
+use kvhive_wire::Identity;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// The largest request body, in bytes.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+/// The longest a read may take, the leader included.
+const READ_LIMIT: Duration = Duration::from_secs(5);
+/// The longest a change may take: a clear waits for every lease.
+const CHANGE_LIMIT: Duration = Duration::from_secs(10);
+/// A coordinator that does not say how it is within this is shown as unreachable.
+const PEER_LIMIT: Duration = Duration::from_millis(500);
+
+/// Where the admin API gets its answers.
+pub(crate) struct Sources {
+    pub(crate) raft: Raft,
+    pub(crate) control: ControlPlane,
+    pub(crate) identity: Identity,
+    pub(crate) us: u64,
+    pub(crate) peers: Vec<PeerConfig>,
+    pub(crate) log: Arc<LogFigures>,
+}
+
+/// What the admin API works with.
+pub(crate) struct Admin {
+    pub(super) sources: Sources,
+    /// Digest of the token, under `key`.
+    pub(super) token: [u8; 32],
+    key: [u8; 32],
+    client: u128,
+    sequence: AtomicU64,
+}
+
+type Shared = State<Arc<Admin>>;
+type Answer<T> = Result<Json<T>, Trouble>;
+
+impl Admin {
+    /// Makes the API's state; `random` are fresh random bytes.
+    pub(crate) fn new(sources: Sources, token: &[u8], random: [u8; 48]) -> Admin {
+        let (key, client) = random.split_at(32);
+        let key: [u8; 32] = key.try_into().expect("the first 32 of 48 bytes");
+        let client = u128::from_le_bytes(client.try_into().expect("the last 16 of 48 bytes"));
+        let token = kvhive_protocol::handshake::keyed_digest(&key, token);
+        Admin { sources, token, key, client, sequence: AtomicU64::new(1) }
+    }
+
+    pub(super) fn token_digest(&self, shown: &[u8]) -> [u8; 32] {
+        kvhive_protocol::handshake::keyed_digest(&self.key, shown)
+    }
+
+    /// Everything the leader knows, or what this coordinator knows itself.
+    async fn overview(&self, freshness: Freshness) -> Result<Overview, Trouble> {
+        let linearizable = freshness == Freshness::Linearizable;
+        let reply =
+            self.sources.raft.ask(READ_LIMIT, |reply| RaftMessage::Overview { linearizable, reply }).await;
+        let reply = match reply {
+            Ok(ControlReply::Failed(WireError::NotLeader { leader: Some(leader) })) => {
+                ask_peer(&leader, &self.sources.identity, &ControlRequest::Overview, READ_LIMIT)
+                    .await
+                    .map_err(|fault| {
+                        Trouble::unavailable(format!("the leader at {leader} does not answer: {fault}"))
+                    })?
+            }
+            Ok(reply) => reply,
+            Err(error) => return Err(trouble(error).into()),
+        };
+        match reply {
+            ControlReply::Overview(overview) => Ok(*overview),
+            ControlReply::Failed(error) => Err(error.into()),
+            other => Err(WireError::internal(format_args!("unexpected answer {other:?}")).into()),
+        }
+    }
+
+    /// Has a change applied, here or by the leader; repeated under the same id while its outcome is unknown.
+    async fn submit(&self, command: Command) -> Result<CommandReply, Trouble> {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let request =
+            ControlRequest::Submit { request: RequestId { client: self.client, sequence }, command };
+        let deadline = tokio::time::Instant::now() + CHANGE_LIMIT;
+        loop {
+            let mut reply = self.sources.control.serve(Role::Coordinator, request.clone()).await;
+            if let ControlReply::Failed(WireError::NotLeader { leader: Some(leader) }) = &reply {
+                let asked = ask_peer(leader, &self.sources.identity, &request, CHANGE_LIMIT).await;
+                reply = asked.unwrap_or(ControlReply::Failed(WireError::OutcomeUnknown));
+            }
+            match reply {
+                ControlReply::Done(CommandReply::Rejected(error)) => return Err(error.into()),
+                ControlReply::Done(done) => return Ok(done),
+                ControlReply::Failed(
+                    error @ (WireError::OutcomeUnknown
+                    | WireError::NotLeader { .. }
+                    | WireError::Busy { .. }
+                    | WireError::Deadline),
+                ) => {
+                    if tokio::time::Instant::now() + PEER_LIMIT > deadline {
+                        return Err(error.into());
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                ControlReply::Failed(error) => return Err(error.into()),
+                other => return Err(WireError::internal(format_args!("unexpected answer {other:?}")).into()),
+            }
+        }
+    }
+
+    async fn coordinators(&self) -> Vec<Coordinator> {
+        let asks = self.sources.peers.iter().map(|peer| async move {
+            let status = if peer.peer == self.sources.us {
+                self.sources.raft.ask(PEER_LIMIT, |reply| RaftMessage::Status { reply }).await.ok()
+            } else {
+                match ask_peer(
+                    &peer.raft_address,
+                    &self.sources.identity,
+                    &ControlRequest::Status,
+                    PEER_LIMIT,
+                )
+                .await
+                {
+                    Ok(ControlReply::Status(status)) => Some(status),
+                    _ => None,
+                }
+            };
+            coordinator(peer, status)
+        });
+        futures_util::future::join_all(asks).await
+    }
+}
+
+fn coordinator(peer: &PeerConfig, status: Option<CoordinatorStatus>) -> Coordinator {
+    let admin_address = peer.admin_address.clone();
+    match status {
+        Some(status) => Coordinator {
+            name: peer.name.clone(),
+            peer: peer.peer,
+            role: status.role,
+            term: status.term,
+            committed: status.committed,
+            applied: status.applied,
+            epoch: status.epoch.0,
+            admin_address,
+        },
+        None => Coordinator {
+            name: peer.name.clone(),
+            peer: peer.peer,
+            role: "unreachable".to_owned(),
+            term: 0,
+            committed: 0,
+            applied: 0,
+            epoch: 0,
+            admin_address,
+        },
+    }
+}
+
+/// The API's document.
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "kvhive admin API",
+    description = "What an operator of a kvhive cluster sees and does. Everything but health needs `Authorization: Bearer TOKEN`."
+))]
+struct Document;
+
+/// Makes all routes and their OpenAPI document.
+fn router(admin: Arc<Admin>) -> Router {
+    let (guarded, guarded_doc) = OpenApiRouter::with_openapi(<Document as utoipa::OpenApi>::openapi())
+        .routes(routes!(metrics_text))
+        .routes(routes!(cluster))
+        .routes(routes!(members))
+        .routes(routes!(slots))
+        .routes(routes!(tenants, create_tenant))
+        .routes(routes!(clear_tenant))
+        .routes(routes!(stats))
+        .split_for_parts();
+    let (open, open_doc) =
+        OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).split_for_parts();
+    let mut document = guarded_doc;
+    document.merge(open_doc);
+    let guarded = guarded
+        .route("/openapi.json", axum::routing::get(move || async move { Json(document) }))
+        .layer(middleware::from_fn_with_state(admin.clone(), auth::check));
+    guarded
+        .merge(open)
+        .fallback(|| async { Trouble::not_found("no such route; see /openapi.json".to_owned()) })
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(admin)
+}
+
+/// Serves the admin API until `stop`.
+pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>, mut stop: watch::Receiver<bool>) {
+    let until = async move { stopped(&mut stop).await };
+    if let Err(error) = axum::serve(listener, router(admin)).with_graceful_shutdown(until).await {
+        tracing::error!(%error, "the admin listener failed");
+    }
+}
+
+/// Says that this process lives.
+#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It lives")))]
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Says whether this coordinator can serve: a leader is known, the cluster has started, and slots are where they belong.
+#[utoipa::path(get, path = "/readyz", responses((status = 200, description = "Ready"), (status = 503, description = "Not yet, and why")))]
+async fn readyz(State(admin): Shared) -> Response {
+    match admin.overview(Freshness::Linearizable).await {
+        Ok(overview) if overview.map.is_some() => "ready\n".into_response(),
+        Ok(_) => (StatusCode::SERVICE_UNAVAILABLE, "the cluster has not started yet\n").into_response(),
+        Err(trouble) => trouble.into_response(),
+    }
+}
+
+/// Figures for Prometheus.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Prometheus text format"), (status = 401, body = ErrorBody)))]
+async fn metrics_text(State(admin): Shared) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], figures::render(&admin).await).into_response()
+}
+
+/// The cluster at a glance.
+#[utoipa::path(get, path = "/v1/cluster", params(Consistency), responses((status = 200, body = Cluster), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn cluster(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Cluster> {
+    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let (overview, coordinators) = tokio::join!(admin.overview(query.consistency), admin.coordinators());
+    Ok(Json(overview::cluster(&overview?, coordinators)))
+}
+
+/// Every node that ever registered.
+#[utoipa::path(get, path = "/v1/members", params(Consistency), responses((status = 200, body = Members), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn members(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Members> {
+    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let overview = admin.overview(query.consistency).await?;
+    let members = overview.map.as_ref().map_or(Vec::new(), overview::nodes);
+    Ok(Json(Members { members, epoch: overview.status.epoch.0 }))
+}
+
+/// Where slots are placed.
+#[utoipa::path(get, path = "/v1/slots", params(SlotQuery), responses((status = 200, body = SlotList), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn slots(State(admin): Shared, query: Result<Query<SlotQuery>, QueryRejection>) -> Answer<SlotList> {
+    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    if let Some(slot) = query.slot
+        && slot >= SLOTS
+    {
+        return Err(Trouble::bad_request(format!("slot is {slot}, allowed are 0 to {}", SLOTS - 1)));
+    }
+    let overview = admin.overview(query.consistency).await?;
+    Ok(Json(overview::slot_list(&overview, |slot| query.full || query.slot == Some(slot))))
+}
+
+/// Every tenant.
+#[utoipa::path(get, path = "/v1/tenants", params(Consistency), responses((status = 200, body = Tenants), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn tenants(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Tenants> {
+    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    Ok(Json(overview::tenants(&admin.overview(query.consistency).await?)))
+}
+
+/// Creates a tenant.
+#[utoipa::path(post, path = "/v1/tenants", request_body = NewTenant, responses((status = 201, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn create_tenant(
+    State(admin): Shared,
+    body: Result<Json<NewTenant>, JsonRejection>,
+) -> Result<(StatusCode, Json<Tenant>), Trouble> {
+    let Json(wanted) = body.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret)
+        .map_err(|error| Trouble::unavailable(format!("no random bytes: {error}")))?;
+    match admin.submit(Command::CreateTenant { name: wanted.name.clone(), secret }).await? {
+        CommandReply::TenantCreated { tenant, .. } => {
+            Ok((StatusCode::CREATED, Json(Tenant { id: tenant.0, name: wanted.name, era: 0 })))
+        }
+        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+    }
+}
+
+/// Ends a tenant's era. Answered when nobody serves its older blocks any more.
+#[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name")), responses((status = 200, body = Tenant), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn clear_tenant(State(admin): Shared, Path(name): Path<String>) -> Answer<Tenant> {
+    let overview = admin.overview(Freshness::Linearizable).await?;
+    let known = overview.map.as_ref().and_then(|map| map.tenant(&name)).map(|(id, _)| id);
+    let tenant = known.ok_or_else(|| Trouble::not_found(format!("tenant {name:?} does not exist")))?;
+    match admin.submit(Command::ClearTenant { tenant }).await? {
+        CommandReply::TenantCleared { era, .. } => Ok(Json(Tenant { id: tenant.0, name, era: era.0 })),
+        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+    }
+}
+
+/// Sums over all devices, as last reported.
+#[utoipa::path(get, path = "/v1/stats", params(Consistency), responses((status = 200, body = Stats), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+async fn stats(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Stats> {
+    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    Ok(Json(overview::stats(&admin.overview(query.consistency).await?)))
+}

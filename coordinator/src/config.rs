@@ -1,0 +1,83 @@
+//! How a coordinator is set up, and why it may not start.
+
+use crate::log::LogError;
+use kvhive_consensus::ConsensusError;
+use kvhive_control::RestoreError;
+use kvhive_protocol::map::Settings;
+use kvhive_runtime::RuntimeError;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use thiserror::Error;
+
+/// One coordinator.
+#[derive(Clone, Debug)]
+pub struct CoordinatorConfig {
+    /// Its peer number; one of `peers`.
+    pub peer: u64,
+    /// All coordinators, this one included; the same on each of them.
+    pub peers: Vec<PeerConfig>,
+    /// Where raft and the control plane listen; port 0 takes a free one.
+    pub raft_listen: SocketAddr,
+    /// Where the admin API listens; port 0 takes a free one.
+    pub admin_listen: SocketAddr,
+    /// Where its log is kept.
+    pub data_dir: PathBuf,
+    /// The cluster's name.
+    pub cluster_name: String,
+    /// What holds for the whole cluster, if it is started now.
+    pub settings: Settings,
+    /// The cluster's token.
+    pub token: Vec<u8>,
+    /// Without word of a leader for this long, up to twice as long, an election is held.
+    pub election_timeout: Duration,
+    /// How often a leader says that it leads.
+    pub heartbeat: Duration,
+    /// Applied entries after which the log is compacted.
+    pub snapshot_every: u64,
+}
+
+/// One of the coordinators, as the others know it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerConfig {
+    /// Its peer number, from 1.
+    pub peer: u64,
+    /// Its name in the cluster file.
+    pub name: String,
+    /// `host:port` of its raft and control plane.
+    pub raft_address: String,
+    /// `host:port` of its admin API.
+    pub admin_address: String,
+}
+
+/// Why a coordinator did not start, or had to end.
+#[derive(Debug, Error)]
+pub enum CoordinatorError {
+    /// The setup makes no sense.
+    #[error("coordinator setup: {0}")]
+    Config(String),
+    /// The log cannot be read or written.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The log's content makes no sense to raft.
+    #[error(transparent)]
+    Consensus(#[from] ConsensusError),
+    /// The snapshot's content makes no sense.
+    #[error("the snapshot cannot be used: {0}")]
+    Snapshot(#[from] RestoreError),
+    /// A listener could not be opened.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Threads could not be made.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// It ran and had to end.
+    #[error("the coordinator had to end: {0}")]
+    Failed(String),
+}

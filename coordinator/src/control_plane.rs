@@ -1,0 +1,138 @@
+//! The control plane: what nodes, clients and other coordinators may ask, and what comes of it.
+
+use crate::actors::raft::{Raft, RaftMessage};
+use kvhive_protocol::WireError;
+use kvhive_protocol::control::{Command, ControlReply, ControlRequest, Proposal};
+use kvhive_protocol::handshake::Role;
+use kvhive_runtime::{AskError, Reply};
+use kvhive_wire::{Connection, Fault, Identity};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A request that is not through within this is answered with its deadline; the asker repeats it.
+const LIMIT: Duration = Duration::from_secs(8);
+
+/// Serves control requests. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct ControlPlane {
+    raft: Raft,
+}
+
+impl ControlPlane {
+    pub(crate) fn new(raft: Raft) -> ControlPlane {
+        ControlPlane { raft }
+    }
+
+    /// Serves one request of somebody in this role.
+    pub(crate) async fn serve(&self, role: Role, request: ControlRequest) -> ControlReply {
+        if let Err(error) = allowed(role, &request) {
+            return ControlReply::Failed(error);
+        }
+        match request {
+            ControlRequest::FetchMap { have, linearizable } => {
+                self.ask(|reply| RaftMessage::FetchMap { have, linearizable, reply }).await
+            }
+            ControlRequest::Register(registration) => {
+                let proposal =
+                    Proposal { request: registration.request, command: Command::Register(registration) };
+                self.ask(|reply| RaftMessage::Propose { proposal, reply }).await
+            }
+            ControlRequest::Heartbeat(beat) => self.ask(|reply| RaftMessage::Heartbeat { beat, reply }).await,
+            ControlRequest::Submit { request, command } => {
+                let proposal = Proposal { request, command };
+                self.ask(|reply| RaftMessage::Propose { proposal, reply }).await
+            }
+            ControlRequest::Status => match self.raft.ask(LIMIT, |reply| RaftMessage::Status { reply }).await
+            {
+                Ok(status) => ControlReply::Status(status),
+                Err(error) => ControlReply::Failed(trouble(error)),
+            },
+            ControlRequest::Overview => {
+                self.ask(|reply| RaftMessage::Overview { linearizable: true, reply }).await
+            }
+        }
+    }
+
+    async fn ask(&self, question: impl FnOnce(Reply<ControlReply>) -> RaftMessage) -> ControlReply {
+        self.raft.ask(LIMIT, question).await.unwrap_or_else(|error| ControlReply::Failed(trouble(error)))
+    }
+}
+
+/// Says what a role may ask.
+fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
+    let what = match (role, request) {
+        (Role::Client, ControlRequest::Register(_)) => "register",
+        (Role::Client, ControlRequest::Heartbeat(_)) => "send heartbeats",
+        (Role::Client | Role::Node, ControlRequest::Overview) => "ask for an overview",
+        (Role::Coordinator, _) => return Ok(()),
+        (_, ControlRequest::Submit { command, .. }) => match (role, command) {
+            (
+                _,
+                Command::Bootstrap { .. }
+                | Command::Register(_)
+                | Command::MarkDown { .. }
+                | Command::PlaceSlots { .. },
+            ) => command.name(),
+            (Role::Client, Command::Leave { .. }) => command.name(),
+            (
+                Role::Node,
+                Command::CreateTenant { .. } | Command::ClearTenant { .. } | Command::SetAck { .. },
+            ) => command.name(),
+            _ => return Ok(()),
+        },
+        _ => return Ok(()),
+    };
+    Err(WireError::Forbidden { role: role.to_string(), what: what.to_owned() })
+}
+
+/// What an actor that did not answer means to an asker.
+pub(crate) fn trouble(error: AskError) -> WireError {
+    match error {
+        AskError::Full => WireError::busy("the coordinator's mailbox is full"),
+        AskError::Deadline => WireError::Deadline,
+        AskError::Closed => WireError::OutcomeUnknown,
+    }
+}
+
+/// Asks another coordinator.
+pub(crate) async fn ask_peer(
+    address: &str,
+    identity: &Identity,
+    request: &ControlRequest,
+    limit: Duration,
+) -> Result<ControlReply, Fault> {
+    static NUMBERS: AtomicU64 = AtomicU64::new(1);
+    let exchange = async {
+        let (mut connection, _) = Connection::connect(address, identity, limit).await?;
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let kind = kvhive_protocol::frame::Kind::ControlRequest;
+        connection.send(kind, number, request, &[]).await?;
+        connection.receive_answer(kvhive_protocol::frame::Kind::ControlReply, number).await
+    };
+    tokio::time::timeout(limit, exchange).await.unwrap_or(Err(Fault::Timeout(limit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::{Generation, MemberId, RequestId};
+
+    #[test]
+    fn each_role_may_ask_what_is_its_own() {
+        let submit =
+            |command| ControlRequest::Submit { request: RequestId { client: 1, sequence: 1 }, command };
+        let down = || Command::MarkDown { member: MemberId(1), generation: Generation(1) };
+        let create = || Command::CreateTenant { name: "a".into(), secret: [0; 32] };
+        for (role, request, may) in [
+            (Role::Client, submit(create()), true),
+            (Role::Node, submit(create()), false),
+            (Role::Client, submit(down()), false),
+            (Role::Node, submit(down()), false),
+            (Role::Client, ControlRequest::Overview, false),
+            (Role::Coordinator, ControlRequest::Overview, true),
+            (Role::Client, ControlRequest::Status, true),
+        ] {
+            assert_eq!(allowed(role, &request).is_ok(), may, "{role} {request:?}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The listener for raft and the control plane: who connects is told apart by role.
+
+use crate::actors::raft::{Raft, RaftMessage};
+use crate::control_plane::ControlPlane;
+use crate::peers;
+use kvhive_consensus::{MAX_MESSAGE_BYTES, PeerId};
+use kvhive_protocol::control::ControlReply;
+use kvhive_protocol::frame::{FrameLimits, Kind};
+use kvhive_protocol::handshake::{Role, TokenKey};
+use kvhive_protocol::{ClusterId, WireError};
+use kvhive_runtime::stopped;
+use kvhive_wire::{Connection, Fault, Listening, Peer};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tracing::{debug, warn};
+
+/// A handshake that takes longer is ended.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// Connections at a time, and of these in their handshake.
+const MAX_CONNECTIONS: usize = 4096;
+const MAX_HANDSHAKES: usize = 64;
+/// A connection without a request for this long is closed.
+const IDLE_LIMIT: Duration = Duration::from_secs(600);
+/// A payload or an answer that makes no progress for this long ends its connection.
+const STALL_LIMIT: Duration = Duration::from_secs(10);
+/// Wait after the system refused a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What all connections share.
+pub(crate) struct Server {
+    pub(crate) raft: Raft,
+    pub(crate) control: ControlPlane,
+    pub(crate) token: TokenKey,
+    pub(crate) cluster: watch::Receiver<Option<ClusterId>>,
+    pub(crate) voters: Vec<PeerId>,
+}
+
+/// Serves connections until `stop`.
+pub(crate) async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: watch::Receiver<bool>) {
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            () = stopped(&mut stop) => return,
+        };
+        let places = (connections.clone().try_acquire_owned(), handshakes.clone().try_acquire_owned());
+        let (Ok(place), Ok(handshake)) = places else { continue };
+        let (server, mut stop) = (server.clone(), stop.clone());
+        tokio::spawn(async move {
+            let cluster = *server.cluster.borrow();
+            let listening = Listening { token: server.token.clone(), cluster };
+            let accepted = Connection::accept(stream, &listening, HANDSHAKE_LIMIT).await;
+            drop(handshake);
+            match accepted {
+                Ok((connection, peer)) => tokio::select! {
+                    ended = converse(connection, peer, &server) => {
+                        if let Err(fault) = ended {
+                            debug!(role = %peer.role, sender = peer.sender, %fault, "connection ended");
+                        }
+                    }
+                    () = stopped(&mut stop) => {}
+                },
+                Err(fault) => debug!(%fault, "handshake failed"),
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn converse(mut connection: Connection, peer: Peer, server: &Server) -> Result<(), Fault> {
+    // Nobody but a coordinator sends payloads here.
+    let payload = if peer.role == Role::Coordinator { MAX_MESSAGE_BYTES as u32 + (8 << 20) } else { 0 };
+    connection.set_limits(FrameLimits { payload_bytes: payload, ..FrameLimits::OPEN });
+    loop {
+        let frame = match tokio::time::timeout(IDLE_LIMIT, connection.receive()).await {
+            Ok(Ok(frame)) => frame,
+            Ok(Err(Fault::Protocol(error))) => {
+                // The peer is told why, if it still listens.
+                let _ = connection.refuse(0, &error).await;
+                return Err(Fault::Protocol(error));
+            }
+            Ok(Err(Fault::Closed)) | Err(_) => return Ok(()),
+            Ok(Err(fault)) => return Err(fault),
+        };
+        match frame.kind {
+            Kind::Raft => receive_raft(&mut connection, peer, frame.payload_bytes as usize, server).await?,
+            Kind::ControlRequest => {
+                let request = connection.message()?;
+                let reply = server.control.serve(peer.role, request).await;
+                let sent = answer(&mut connection, frame.request, &reply);
+                tokio::time::timeout(STALL_LIMIT, sent).await.unwrap_or(Err(Fault::Timeout(STALL_LIMIT)))?;
+            }
+            _ => connection.expect(frame, Kind::ControlRequest)?,
+        }
+    }
+}
+
+async fn answer(connection: &mut Connection, request: u64, reply: &ControlReply) -> Result<(), Fault> {
+    connection.send(Kind::ControlReply, request, reply, &[]).await
+}
+
+async fn receive_raft(
+    connection: &mut Connection,
+    peer: Peer,
+    bytes: usize,
+    server: &Server,
+) -> Result<(), Fault> {
+    let from = PeerId(peer.sender);
+    if peer.role != Role::Coordinator || !server.voters.contains(&from) {
+        let error =
+            WireError::Forbidden { role: peer.role.to_string(), what: "send raft messages".to_owned() };
+        connection.refuse(0, &error).await?;
+        return Err(Fault::Protocol(error));
+    }
+    let mut payload = vec![0; bytes];
+    let read = tokio::time::timeout(STALL_LIMIT, connection.read_payload(&mut payload));
+    read.await.unwrap_or(Err(Fault::Timeout(STALL_LIMIT)))?;
+    let messages = peers::split(&payload).ok_or_else(|| {
+        Fault::Protocol(WireError::malformed(format_args!("raft messages do not fit their frame")))
+    })?;
+    for message in messages {
+        // A full mailbox drops it: raft repeats.
+        let _ = server.raft.try_send(RaftMessage::Received { from, bytes: message.to_vec() });
+    }
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! Starts a coordinator: log, raft actor, peers, listeners; and ends it in order.
+
+use crate::actors::raft::{Bootstrap, Name, Parts, Raft, RaftActor};
+use crate::admin::{self, Admin, Sources};
+use crate::config::{CoordinatorConfig, CoordinatorError};
+use crate::control_plane::ControlPlane;
+use crate::log::LogStore;
+use crate::log_thread::{self, LogFigures};
+use crate::peers;
+use crate::server::{self, Server};
+use kvhive_consensus::{Consensus, ConsensusConfig, PeerId, Restored};
+use kvhive_control::{Overseer, Registry, Tuning};
+use kvhive_protocol::ClusterId;
+use kvhive_protocol::handshake::{Role, TokenKey};
+use kvhive_runtime::{BootClock, Clock, RestartPolicy, Runtime, RuntimeConfig, Spawn, Stage};
+use kvhive_wire::Identity;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::info;
+
+/// Ticks of an election timeout: its resolution.
+const ELECTION_TICKS: u32 = 20;
+/// Messages that wait for the raft actor.
+const RAFT_MAILBOX: usize = 16_384;
+/// Proposals that wait at a time; reads likewise.
+const MAX_INFLIGHT: usize = 4096;
+/// The largest change, in bytes. A plan over all slots fits.
+const MAX_PROPOSAL_BYTES: usize = 4 << 20;
+/// Threads that serve sockets.
+const IO_THREADS: usize = 2;
+
+/// A running coordinator. Dropped, it ends.
+pub struct CoordinatorHandle {
+    runtime: Runtime,
+    raft_address: SocketAddr,
+    admin_address: SocketAddr,
+    failed: watch::Receiver<Option<String>>,
+}
+
+/// Starts a coordinator and returns once it listens.
+///
+/// # Errors
+/// When its log cannot be used, or threads or addresses are not to be had.
+pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, CoordinatorError> {
+    let us = PeerId(config.peer);
+    let Some(own) = config.peers.iter().find(|peer| peer.peer == config.peer) else {
+        return Err(CoordinatorError::Config(format!("peer {} is not among the coordinators", config.peer)));
+    };
+    let name = own.name.clone();
+    let random = random()?;
+    let word = |at: usize| u64::from_le_bytes(random[at..at + 8].try_into().expect("eight bytes"));
+    let (store, restored) = LogStore::open(&config.data_dir)?;
+    let registry = registry_of(&restored)?;
+    let tick = config.election_timeout / ELECTION_TICKS;
+    let heartbeat_ticks = config.heartbeat.as_nanos().div_ceil(tick.as_nanos().max(1)) as u32;
+    let consensus = Consensus::new(
+        ConsensusConfig {
+            id: us,
+            voters: config.peers.iter().map(|peer| PeerId(peer.peer)).collect(),
+            election_ticks: ELECTION_TICKS,
+            heartbeat_ticks: heartbeat_ticks.clamp(1, ELECTION_TICKS - 1),
+            max_inflight: MAX_INFLIGHT,
+            max_proposal_bytes: MAX_PROPOSAL_BYTES,
+            snapshot_every: config.snapshot_every.max(1),
+            seed: word(0),
+            start: word(8),
+        },
+        restored,
+    )?;
+    let runtime = Runtime::new(RuntimeConfig { name: name.clone(), io_threads: IO_THREADS })?;
+    let (raft_listener, raft_address) = listen(&runtime, config.raft_listen)?;
+    let (admin_listener, admin_address) = listen(&runtime, config.admin_listen)?;
+    let (stop, stopping) = watch::channel(false);
+    let (failed, failure) = watch::channel(None);
+    let (cluster, known_cluster) = watch::channel(None::<ClusterId>);
+    let (log_queue, log_writes) = log_thread::queue();
+    let mut queues = BTreeMap::new();
+    let mut outgoing = Vec::new();
+    for peer in config.peers.iter().filter(|peer| peer.peer != config.peer) {
+        let (sender, receiver) = peers::queue();
+        queues.insert(PeerId(peer.peer), sender);
+        outgoing.push((PeerId(peer.peer), peer.raft_address.clone(), receiver));
+    }
+    let token = TokenKey::new(&config.token);
+    let names = config.peers.iter().map(|peer| {
+        (PeerId(peer.peer), Name { name: peer.name.clone(), raft_address: peer.raft_address.clone() })
+    });
+    let bootstrap = Bootstrap {
+        cluster: ClusterId(u128::from(word(16)) << 64 | u128::from(word(24))),
+        name: config.cluster_name.clone(),
+        settings: config.settings.clone(),
+        default_secret: random[32..64].try_into().expect("32 bytes"),
+    };
+    let given_up = failed.clone();
+    let mut parts = Some(Parts {
+        consensus,
+        registry,
+        overseer: Overseer::new(Tuning::default()),
+        names: names.collect(),
+        us,
+        peers: queues,
+        log: log_queue,
+        clock: Arc::new(BootClock) as Arc<dyn Clock>,
+        tick,
+        bootstrap,
+        failed,
+        cluster,
+        client: u128::from(word(64)) << 64 | u128::from(word(72)),
+    });
+    let arbiter = runtime.arbiter("raft")?;
+    // What it held in memory and what is on disk may differ after a panic: the process ends and reads its disk again.
+    let raft: Raft = Spawn::new(format!("{name} raft"))
+        .mailbox(RAFT_MAILBOX)
+        .policy(RestartPolicy { max_restarts: 0, within: Duration::from_secs(1) })
+        .on_give_up(move || {
+            given_up.send_replace(Some("the raft actor panicked".to_owned()));
+        })
+        .on(&arbiter, move || RaftActor::new(parts.take().expect("a raft actor is made once")));
+    let figures = Arc::new(LogFigures::default());
+    let (teller, counted) = (raft.clone(), figures.clone());
+    std::thread::Builder::new()
+        .name("raft-log".to_owned())
+        .spawn(move || log_thread::run(store, log_writes, teller, counted))
+        .map_err(|source| CoordinatorError::Failed(format!("cannot start the log's thread: {source}")))?;
+    let identity =
+        Identity { token: token.clone(), role: Role::Coordinator, sender: config.peer, cluster: None };
+    for (peer, address, queue) in outgoing {
+        runtime.io().spawn(peers::run(
+            peer,
+            address,
+            identity.clone(),
+            queue,
+            raft.clone(),
+            stopping.clone(),
+        ));
+    }
+    let control = ControlPlane::new(raft.clone());
+    let server = Arc::new(Server {
+        raft: raft.clone(),
+        control: control.clone(),
+        token,
+        cluster: known_cluster,
+        voters: config.peers.iter().map(|peer| PeerId(peer.peer)).collect(),
+    });
+    let serving = runtime.io().spawn(server::serve(raft_listener, server, stopping.clone()));
+    let sources =
+        Sources { raft, control, identity, us: config.peer, peers: config.peers.clone(), log: figures };
+    let admin = Arc::new(Admin::new(sources, &config.token, random[80..128].try_into().expect("48 bytes")));
+    let administering = runtime.io().spawn(admin::serve(admin_listener, admin, stopping));
+    runtime.on_shutdown().at(Stage::StopAccepting, "close listeners", async move {
+        stop.send_replace(true);
+        let _ = serving.await;
+        let _ = administering.await;
+    });
+    info!(coordinator = %name, raft = %raft_address, admin = %admin_address, "coordinator listens");
+    Ok(CoordinatorHandle { runtime, raft_address, admin_address, failed: failure })
+}
+
+/// Rebuilds the state machine up to the snapshot; raft hands out the entries after it.
+fn registry_of(restored: &Restored) -> Result<Registry, CoordinatorError> {
+    match &restored.snapshot {
+        Some(snapshot) => Ok(Registry::restore(&snapshot.data)?),
+        None => Ok(Registry::new()),
+    }
+}
+
+fn random() -> Result<[u8; 128], CoordinatorError> {
+    let mut random = [0; 128];
+    getrandom::fill(&mut random)
+        .map_err(|error| CoordinatorError::Failed(format!("no random bytes: {error}")))?;
+    Ok(random)
+}
+
+fn listen(runtime: &Runtime, address: SocketAddr) -> Result<(TcpListener, SocketAddr), CoordinatorError> {
+    runtime.listen(address).map_err(|source| CoordinatorError::Listen { address, source })
+}
+
+impl CoordinatorHandle {
+    /// Returns where raft and the control plane listen.
+    pub fn raft_address(&self) -> SocketAddr {
+        self.raft_address
+    }
+
+    /// Returns where the admin API listens.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Waits until this coordinator must end, and says why: its log failed, or its raft actor.
+    pub async fn failed(&mut self) -> CoordinatorError {
+        let reason = match self.failed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => "the raft actor has ended".to_owned(),
+        };
+        CoordinatorError::Failed(reason)
+    }
+
+    /// Closes listeners and ends all threads, within `limit`. Must not be called on one of its own threads.
+    pub fn shutdown(self, limit: Duration) {
+        self.runtime.shutdown(limit);
+    }
+}
