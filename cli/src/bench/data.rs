@@ -1,0 +1,243 @@
+//! `kvhive bench data`: a real node behind real sockets, next to TCP alone.
+
+use super::baseline::Baseline;
+use super::private::Private;
+use super::{Row, cpu};
+use crate::cluster::local::Shape;
+use crate::commands;
+use crate::report::Latencies;
+use anyhow::{Result, bail};
+use kvhive_client::{NamespaceClient, Prefix, StoreOptions};
+use kvhive_config::Bytes;
+use kvhive_protocol::Layout;
+use std::time::Instant;
+
+/// Bytes moved by one run of a throughput case.
+const RUN_BYTES: u64 = 1 << 30;
+/// Bytes moved by one run of a small-block case.
+const SMALL_RUN_BYTES: u64 = 256 << 20;
+/// Blocks asked for by one call.
+const BATCH_BYTES: u64 = 16 << 20;
+/// Round trips of one latency run.
+const ROUND_TRIPS: u32 = 5000;
+/// Bytes that ask for a block, roughly: what a 4 KiB fetch's request takes on the wire.
+const ASK_BYTES: u32 = 160;
+
+pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (name, bytes, total) in [("1MiB", 1u64 << 20, RUN_BYTES), ("64KiB", 64 << 10, SMALL_RUN_BYTES)] {
+        let mut bench = Throughput::start(bytes)?;
+        let (mut fetch, mut store) = (Figures::default(), Figures::default());
+        bench.fetch(total / 4)?;
+        bench.blast(total / 4, true)?;
+        for _ in 0..runs {
+            fetch.take(bench.fetch(total)?, bench.blast(total, true)?);
+            store.take(bench.store(total)?, bench.blast(total, false)?);
+        }
+        rows.push(fetch.speed(&format!("fetch-{name}"), "raw TCP blast"));
+        rows.push(store.speed(&format!("store-{name}"), "raw TCP blast"));
+        if name == "1MiB" {
+            rows.push(fetch.cost(&format!("cpu-per-gb-fetch-{name}")));
+            rows.push(store.cost(&format!("cpu-per-gb-store-{name}")));
+        }
+    }
+    rows.push(latency(runs)?);
+    Ok(rows)
+}
+
+/// One run: GB/s, and CPU seconds a GB of both ends.
+type Run = (f64, f64);
+
+#[derive(Default)]
+struct Figures {
+    ours: Vec<Run>,
+    baseline: Vec<Run>,
+}
+
+impl Figures {
+    fn take(&mut self, ours: Run, baseline: Run) {
+        self.ours.push(ours);
+        self.baseline.push(baseline);
+    }
+
+    fn speed(&self, case: &str, baseline: &'static str) -> Row {
+        let of = |runs: &[Run]| runs.iter().map(|run| run.0).collect::<Vec<_>>();
+        Row::of_runs(case, "GB/s", &of(&self.ours), &of(&self.baseline), baseline)
+    }
+
+    fn cost(&self, case: &str) -> Row {
+        let of = |runs: &[Run]| runs.iter().map(|run| run.1).collect::<Vec<_>>();
+        Row::of_runs(case, "CPU s/GB", &of(&self.ours), &of(&self.baseline), "raw TCP blast")
+    }
+}
+
+/// One stream of blocks of one size.
+struct Throughput {
+    runtime: tokio::runtime::Runtime,
+    private: Private,
+    baseline: Baseline,
+    blocks: NamespaceClient,
+    block_bytes: u64,
+    memory: Vec<Vec<u8>>,
+    fetched: Prefix,
+    stored: u64,
+}
+
+impl Throughput {
+    fn start(block_bytes: u64) -> Result<Throughput> {
+        let private = Private::start(Shape {
+            coordinators: 1,
+            nodes: 1,
+            devices: 1,
+            device_memory: Bytes(256 << 20),
+            host_memory: Bytes(0),
+            block_size: Bytes(block_bytes),
+            replicas: 1,
+        })?;
+        let runtime = commands::runtime()?;
+        let client = runtime.block_on(private.client(|config| config.connections_per_member = 1))?;
+        let layout = Layout::opaque(block_bytes as u32, 16);
+        let blocks = client.namespace("default", "bench", layout, 0)?;
+        let batch = (BATCH_BYTES / block_bytes) as usize;
+        let memory = (0..batch).map(|at| vec![at as u8; block_bytes as usize]).collect();
+        let hashes: Vec<[u8; 8]> = (0..batch as u64).map(u64::to_le_bytes).collect();
+        let fetched = blocks.prefix_of_engine_hashes(&hashes);
+        let mut bench = Throughput {
+            runtime,
+            private,
+            baseline: Baseline::start()?,
+            blocks,
+            block_bytes,
+            memory,
+            fetched,
+            stored: 0,
+        };
+        let first = bench.fetched.clone();
+        bench.store_batch(&first)?;
+        Ok(bench)
+    }
+
+    /// Runs `work` on `bytes` bytes and returns its speed and cost, both ends' processes counted.
+    fn measure(
+        &mut self,
+        bytes: u64,
+        server: u32,
+        work: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<Run> {
+        let pids = [std::process::id(), server];
+        let (cpu_before, begun) = (cpu::of_processes(&pids)?, Instant::now());
+        work(self)?;
+        let (took, cpu) = (begun.elapsed(), cpu::of_processes(&pids)? - cpu_before);
+        let gigabytes = bytes as f64 / 1e9;
+        Ok((gigabytes / took.as_secs_f64(), cpu.as_secs_f64() / gigabytes))
+    }
+
+    fn fetch(&mut self, bytes: u64) -> Result<Run> {
+        let server = self.private.node_pids()[0];
+        self.measure(bytes, server, |bench| {
+            let blocks = bench.fetched.len();
+            for _ in 0..bytes / BATCH_BYTES {
+                let mut targets: Vec<&mut [u8]> =
+                    bench.memory.iter_mut().map(|block| &mut block[..]).collect();
+                let report = bench.runtime.block_on(bench.blocks.fetch_into(
+                    &bench.fetched,
+                    0..blocks,
+                    &mut targets,
+                ))?;
+                if report.delivered() != blocks {
+                    bail!("{} of {blocks} blocks were fetched", report.delivered());
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn store(&mut self, bytes: u64) -> Result<Run> {
+        let server = self.private.node_pids()[0];
+        let run = self.measure(bytes, server, |bench| {
+            for _ in 0..bytes / BATCH_BYTES {
+                bench.stored += 1;
+                let hashes: Vec<[u8; 16]> = (0..bench.memory.len() as u128)
+                    .map(|at| (u128::from(bench.stored) << 64 | at).to_le_bytes())
+                    .collect();
+                let prefix = bench.blocks.prefix_of_engine_hashes(&hashes);
+                bench.store_batch(&prefix)?;
+            }
+            Ok(())
+        })?;
+        // The stores have pushed out what is fetched next.
+        let fetched = self.fetched.clone();
+        self.store_batch(&fetched)?;
+        Ok(run)
+    }
+
+    fn store_batch(&mut self, prefix: &Prefix) -> Result<()> {
+        let blocks: Vec<&[u8]> = self.memory.iter().map(|block| &block[..]).collect();
+        let report = self.runtime.block_on(self.blocks.store(
+            prefix,
+            0..blocks.len(),
+            &blocks,
+            StoreOptions::default(),
+        ))?;
+        if report.acknowledged() != blocks.len() {
+            bail!("{} of {} blocks were stored: {:?}", report.acknowledged(), blocks.len(), report.outcomes);
+        }
+        Ok(())
+    }
+
+    fn blast(&mut self, bytes: u64, receive: bool) -> Result<Run> {
+        let (server, block) = (self.baseline.pid(), self.block_bytes);
+        self.measure(bytes, server, |bench| {
+            let count = bytes / block;
+            if receive {
+                bench.baseline.blast(count, block as usize)
+            } else {
+                bench.baseline.sink(count, block as usize)
+            }
+        })
+    }
+}
+
+fn latency(runs: u32) -> Result<Row> {
+    const BYTES: usize = 4096;
+    let private = Private::start(Shape {
+        coordinators: 1,
+        nodes: 1,
+        devices: 1,
+        device_memory: Bytes(64 << 20),
+        host_memory: Bytes(0),
+        block_size: Bytes(BYTES as u64),
+        replicas: 1,
+    })?;
+    // As a serving process would that awaits one block: no other thread between it and the socket.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let client = runtime.block_on(private.client(|config| config.connections_per_member = 1))?;
+    let blocks = client.namespace("default", "bench", Layout::opaque(BYTES as u32, 16), 0)?;
+    let prefix = blocks.prefix_of_engine_hashes(&[[7u8; 8]]);
+    let mut memory = vec![7u8; BYTES];
+    let stored = runtime.block_on(blocks.store(&prefix, 0..1, &[&memory], StoreOptions::default()))?;
+    if stored.acknowledged() != 1 {
+        bail!("the block was not stored: {:?}", stored.outcomes);
+    }
+    let mut baseline = Baseline::start()?;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut calls = Latencies::new();
+    for _ in 0..runs {
+        let mut one = Latencies::new();
+        for _ in 0..ROUND_TRIPS {
+            let begun = Instant::now();
+            let report = runtime.block_on(blocks.fetch_into(&prefix, 0..1, &mut [&mut memory[..]]))?;
+            one.record(begun.elapsed());
+            if report.delivered() != 1 {
+                bail!("the block was not fetched");
+            }
+        }
+        let mut raw = Latencies::new();
+        baseline.ping(ROUND_TRIPS, ASK_BYTES, BYTES, |took| raw.record(took))?;
+        ours.push(one.quantile(0.5) as f64 / 1e3);
+        theirs.push(raw.quantile(0.5) as f64 / 1e3);
+        calls.merge(&one);
+    }
+    let row = Row::of_runs("fetch-4KiB-latency", "µs p50", &ours, &theirs, "raw TCP ping-pong");
+    Ok(row.with_calls(calls.quantile(0.5) as f64 / 1e3, calls.quantile(0.99) as f64 / 1e3))
+}

@@ -1,0 +1,215 @@
+//! `kvhive bench`: speed and cost side by side with a baseline measured in the same run, interleaved. The JSON form is
+//! fixed by the design: `{"bench", "machine", "rows": [...]}`.
+
+mod baseline;
+mod cpu;
+mod data;
+mod matching;
+mod metadata;
+mod private;
+
+use crate::report;
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+pub use baseline::serve as serve_baseline;
+
+/// Measure this build on this machine, next to a baseline in the same run
+#[derive(Args, Debug)]
+pub struct Bench {
+    #[command(subcommand)]
+    kind: Kind,
+    /// Print the report as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Interleaved runs of ours and the baseline; medians are reported
+    #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+}
+
+#[derive(Subcommand, Clone, Copy, Debug)]
+enum Kind {
+    /// Fetch and store over loopback, against a raw TCP blast (throughput, CPU per GB) and ping-pong (latency)
+    Data,
+    /// Match through the network and within one shard, against raw TCP echo and a hash map
+    Match,
+    /// Committed map changes on three coordinators with fsync on, against fdatasync; leader kill to next write
+    Metadata,
+}
+
+/// A whole report.
+#[derive(Serialize, Debug)]
+pub struct Report {
+    bench: &'static str,
+    machine: Machine,
+    rows: Vec<Row>,
+}
+
+/// Where it was measured.
+#[derive(Serialize, Debug)]
+struct Machine {
+    cpu: String,
+    cores: usize,
+    memory_bytes: u64,
+    kernel: String,
+    load_1m: f64,
+    build: &'static str,
+}
+
+/// One case: our median, the baseline's, and their ratio.
+#[derive(Serialize, Debug)]
+pub struct Row {
+    case: String,
+    unit: &'static str,
+    ours: f64,
+    baseline: f64,
+    baseline_name: &'static str,
+    ratio: f64,
+    p50: f64,
+    p99: f64,
+    runs: u32,
+}
+
+impl Row {
+    /// Makes a row from one figure a run of ours and the baseline, taken in turn. `ratio` is the median of the pairwise
+    /// ratios' two medians: ours / baseline.
+    pub fn of_runs(
+        case: &str,
+        unit: &'static str,
+        ours: &[f64],
+        baseline: &[f64],
+        baseline_name: &'static str,
+    ) -> Row {
+        let (mine, theirs) = (quantile(ours, 0.5), quantile(baseline, 0.5));
+        Row {
+            case: case.to_owned(),
+            unit,
+            ours: mine,
+            baseline: theirs,
+            baseline_name,
+            ratio: mine / theirs,
+            p50: mine,
+            p99: quantile(ours, 0.99),
+            runs: ours.len() as u32,
+        }
+    }
+
+    /// Makes a row whose p50 and p99 are those of single calls rather than of runs.
+    pub fn with_calls(mut self, p50: f64, p99: f64) -> Row {
+        (self.p50, self.p99) = (p50, p99);
+        self
+    }
+}
+
+/// Returns the value that this share of `values` does not exceed (nearest rank); NaN when there are none.
+pub fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    if sorted.is_empty() {
+        return f64::NAN;
+    }
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted[rank.clamp(1, sorted.len()) - 1]
+}
+
+impl Bench {
+    /// Runs the benchmark and prints its report.
+    ///
+    /// # Errors
+    /// When a private cluster cannot be started or a call fails.
+    pub fn run(self) -> Result<()> {
+        if cfg!(debug_assertions) {
+            eprintln!("warning: this is a debug build; its figures mean nothing");
+        }
+        let (bench, rows) = match self.kind {
+            Kind::Data => ("data", data::run(self.runs)?),
+            Kind::Match => ("match", matching::run(self.runs)?),
+            Kind::Metadata => ("metadata", metadata::run(self.runs)?),
+        };
+        let report = Report { bench, machine: Machine::this(), rows };
+        if self.json {
+            return report::print_json(&report);
+        }
+        let mut table =
+            report::table(&["CASE", "OURS", "BASELINE", "UNIT", "RATIO", "P50", "P99", "BASELINE IS"]);
+        for row in &report.rows {
+            table.add_row([
+                row.case.clone(),
+                show(row.ours),
+                show(row.baseline),
+                row.unit.to_owned(),
+                format!("{:.2}", row.ratio),
+                show(row.p50),
+                show(row.p99),
+                row.baseline_name.to_owned(),
+            ]);
+        }
+        report::print_table(&table);
+        Ok(())
+    }
+}
+
+fn show(value: f64) -> String {
+    match value.abs() {
+        size if size >= 1000.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+impl Machine {
+    fn this() -> Machine {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let cpu = read("/proc/cpuinfo")
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.to_owned())
+            })
+            .unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+        let memory_kib: u64 = read("/proc/meminfo")
+            .lines()
+            .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok())
+            .unwrap_or(0);
+        Machine {
+            cpu,
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: memory_kib * 1024,
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            load_1m: read("/proc/loadavg")
+                .split(' ')
+                .next()
+                .and_then(|load| load.parse().ok())
+                .unwrap_or(0.0),
+            build: if cfg!(debug_assertions) { "debug" } else { "release" },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_nearest_ranks() {
+        let values = [5.0, 1.0, 4.0, 2.0, 3.0];
+        assert_eq!(
+            (quantile(&values, 0.5), quantile(&values, 0.99), quantile(&values, 0.0)),
+            (3.0, 5.0, 1.0)
+        );
+        assert!(quantile(&[], 0.5).is_nan());
+    }
+
+    #[test]
+    fn a_row_has_the_fields_that_machines_read() {
+        let row = Row::of_runs("fetch-1MiB", "GB/s", &[1.0, 3.0, 2.0], &[4.0, 4.0, 4.0], "raw TCP blast");
+        let json = serde_json::to_value(&row).expect("plain numbers");
+        let mut fields: Vec<&str> = json.as_object().expect("an object").keys().map(String::as_str).collect();
+        fields.sort_unstable();
+        assert_eq!(
+            fields,
+            ["baseline", "baseline_name", "case", "ours", "p50", "p99", "ratio", "runs", "unit"]
+        );
+        assert_eq!(row.ratio, 0.5);
+    }
+}

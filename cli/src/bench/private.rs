@@ -1,0 +1,60 @@
+//! A cluster of a benchmark's own, in a temporary folder, gone when the benchmark ends.
+
+use crate::cluster::local::{self, Cluster, Shape};
+use anyhow::Result;
+use kvhive_client::{Client, ClientConfig};
+
+/// A private cluster and how to reach it.
+pub struct Private {
+    // Dropped in this order: processes first, then their folder.
+    cluster: Cluster,
+    folder: tempfile::TempDir,
+}
+
+impl Private {
+    /// Starts a cluster of this shape.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(shape: Shape) -> Result<Private> {
+        let folder = tempfile::Builder::new().prefix("kvhive-bench-").tempdir()?;
+        local::prepare(folder.path(), Some(shape), false)?;
+        let cluster = Cluster::start(folder.path(), |_| {})?;
+        Ok(Private { cluster, folder })
+    }
+
+    /// Connects to it with the changes that `adjust` makes to the default client.
+    ///
+    /// # Errors
+    /// When no coordinator answers.
+    pub async fn client(&self, adjust: impl FnOnce(&mut ClientConfig)) -> Result<Client> {
+        let mut config = self.client_config()?;
+        adjust(&mut config);
+        Ok(Client::connect(config).await?)
+    }
+
+    /// Returns how a client reaches it.
+    ///
+    /// # Errors
+    /// When the token cannot be read.
+    pub fn client_config(&self) -> Result<ClientConfig> {
+        let token = std::fs::read_to_string(self.folder.path().join(local::TOKEN_FILE))?;
+        Ok(ClientConfig::new(self.cluster.running(true).coordinators, token.trim().as_bytes().to_vec()))
+    }
+
+    /// Returns its folder.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// Returns the process ids of its nodes.
+    pub fn node_pids(&self) -> Vec<u32> {
+        let running = self.cluster.running(true);
+        running.processes.iter().filter(|process| process.kind == "node").map(|process| process.pid).collect()
+    }
+
+    /// Gives access to its processes.
+    pub fn cluster(&mut self) -> &mut Cluster {
+        &mut self.cluster
+    }
+}

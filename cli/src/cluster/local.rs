@@ -1,0 +1,460 @@
+//! A whole cluster on this machine: its folder, its processes, and the supervisor that starts and ends them in order.
+//!
+//! ```text
+//! DIR/cluster.toml   the cluster file     DIR/token          its token, mode 600
+//! DIR/running.json   what runs, and where DIR/logs/ID.log    one log a process
+//! DIR/data/ID        raft logs            DIR/supervisor.lock  held while it runs
+//! ```
+
+use anyhow::{Context, Result, bail};
+use kvhive_config::{Bytes, ClusterConfig, LocalCluster};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The token's file within the cluster's folder.
+pub const TOKEN_FILE: &str = "token";
+/// The cluster file within the cluster's folder.
+pub const CONFIG_FILE: &str = "cluster.toml";
+const RUNNING_FILE: &str = "running.json";
+const LOCK_FILE: &str = "supervisor.lock";
+/// Set for processes that a supervisor started: they end when it does.
+pub const SUPERVISED: &str = "KVHIVE_SUPERVISED";
+
+/// How long a cluster may take until it serves.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a process may take to end before it is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(50);
+
+/// Returns the folder of the local cluster when none is given.
+pub fn default_dir() -> PathBuf {
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let home =
+        || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from).join(".local/state");
+    state.unwrap_or_else(home).join("kvhive")
+}
+
+/// What a new local cluster looks like.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Coordinator processes: 1, 3, 5 or 7.
+    pub coordinators: u32,
+    /// Node processes.
+    pub nodes: u32,
+    /// Device actors a node.
+    pub devices: u32,
+    /// Device tier of each device.
+    pub device_memory: Bytes,
+    /// Host tier over each device.
+    pub host_memory: Bytes,
+    /// Size of a frame.
+    pub block_size: Bytes,
+    /// Copies of each slot.
+    pub replicas: u32,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Shape {
+            coordinators: 3,
+            nodes: 2,
+            devices: 2,
+            device_memory: Bytes(128 << 20),
+            host_memory: Bytes(64 << 20),
+            block_size: Bytes(64 << 10),
+            replicas: 1,
+        }
+    }
+}
+
+/// A running local cluster, as its supervisor wrote it down.
+#[derive(Clone, Serialize, Deserialize, Debug)]
+pub struct Running {
+    /// The supervisor.
+    pub pid: u32,
+    /// Whether every coordinator and node has answered.
+    pub ready: bool,
+    /// Admin URLs of the coordinators.
+    pub admin_urls: Vec<String>,
+    /// `host:port` of the coordinators' control plane.
+    pub coordinators: Vec<String>,
+    /// The processes.
+    pub processes: Vec<RunningProcess>,
+}
+
+/// One process of a running local cluster.
+#[derive(Clone, Serialize, Deserialize, Debug)]
+pub struct RunningProcess {
+    /// Its id in the cluster file.
+    pub id: String,
+    /// `coordinator` or `node`.
+    pub kind: String,
+    /// Its process id.
+    pub pid: u32,
+}
+
+impl Running {
+    /// Reads what runs in `dir`.
+    ///
+    /// # Errors
+    /// When no cluster runs there.
+    pub fn load(dir: &Path) -> Result<Running> {
+        if !is_locked(dir)? {
+            bail!(
+                "no cluster runs in {}; start one with `kvhive up`, or name one with --admin and --token-file",
+                dir.display()
+            );
+        }
+        let file = dir.join(RUNNING_FILE);
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))
+    }
+
+    fn save(&self, dir: &Path) -> Result<()> {
+        let next = dir.join("running.json.next");
+        fs::write(&next, serde_json::to_vec_pretty(self)?)?;
+        fs::rename(&next, dir.join(RUNNING_FILE))?;
+        Ok(())
+    }
+}
+
+/// Makes the cluster's folder, token and cluster file if they are not there.
+///
+/// # Errors
+/// When the folder cannot be written, or holds a cluster already and `shape` asks for another.
+pub fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<()> {
+    if is_locked(dir)? {
+        bail!(
+            "a cluster already runs in {}; stop it with `kvhive down --dir {}`",
+            dir.display(),
+            dir.display()
+        );
+    }
+    let config = dir.join(CONFIG_FILE);
+    if fresh {
+        for old in [CONFIG_FILE, RUNNING_FILE, TOKEN_FILE] {
+            remove(&dir.join(old), |path| fs::remove_file(path))?;
+        }
+        for old in ["data", "logs"] {
+            remove(&dir.join(old), |path| fs::remove_dir_all(path))?;
+        }
+    } else if config.exists() {
+        if shape.is_some() {
+            bail!(
+                "{} holds a cluster of its own shape; add --fresh to remake it, or use another --dir",
+                dir.display()
+            );
+        }
+        return Ok(());
+    }
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir.join("logs"))
+        .with_context(|| format!("cannot make {}", dir.display()))?;
+    let dir = dir.canonicalize()?;
+    let shape = shape.unwrap_or_default();
+    let cluster = LocalCluster {
+        coordinators: shape.coordinators,
+        nodes: shape.nodes,
+        devices_per_node: shape.devices,
+        device_memory: shape.device_memory,
+        host_memory: shape.host_memory,
+        block_size: shape.block_size,
+        replicas: shape.replicas,
+        base_dir: dir.join("data").display().to_string(),
+        ports: ports(shape.coordinators, shape.nodes)?,
+    };
+    let mut secret = [0u8; 32];
+    getrandom::fill(&mut secret).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
+    let token: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(dir.join(TOKEN_FILE))?;
+    writeln!(file, "{token}")?;
+    let text = cluster.config()?.to_toml();
+    fs::write(dir.join(CONFIG_FILE), text)?;
+    Ok(())
+}
+
+fn remove(path: &Path, how: impl Fn(&Path) -> std::io::Result<()>) -> Result<()> {
+    match how(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Picks two ports for each process: the documented ones where they are all free, else any free ones.
+fn ports(coordinators: u32, nodes: u32) -> Result<Vec<u16>> {
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let first =
+        (0..coordinators).map(|at| 7800 + 20 * at as u16).chain((0..nodes).map(|at| 7810 + 20 * at as u16));
+    let usual: Vec<u16> = first.flat_map(|port| [port, port + 1]).collect();
+    if usual.iter().all(|port| free(*port)) {
+        return Ok(usual);
+    }
+    // Held together until all are picked, so that no two are the same.
+    let held: Vec<TcpListener> =
+        (0..usual.len()).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
+    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}
+
+fn lock(dir: &Path) -> Result<Option<File>> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join(LOCK_FILE))
+        .with_context(|| format!("cannot write in {}", dir.display()))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot lock {}", dir.join(LOCK_FILE).display())),
+    }
+}
+
+fn is_locked(dir: &Path) -> Result<bool> {
+    if !dir.join(LOCK_FILE).exists() {
+        return Ok(false);
+    }
+    Ok(lock(dir)?.is_none())
+}
+
+/// A local cluster's processes, owned by the calling process; dropping it kills what still runs.
+pub struct Cluster {
+    dir: PathBuf,
+    config: ClusterConfig,
+    children: Vec<(RunningProcess, Child)>,
+    _lock: File,
+}
+
+impl Cluster {
+    /// Starts every process of the prepared cluster in `dir` and waits until all of them serve.
+    ///
+    /// # Errors
+    /// When a process ends or does not serve in time; the others are stopped then.
+    pub fn start(dir: &Path, mut waiting: impl FnMut(&str)) -> Result<Cluster> {
+        let dir = dir.canonicalize().with_context(|| format!("no cluster in {}", dir.display()))?;
+        let lock = lock(&dir)?.with_context(|| format!("a cluster already runs in {}", dir.display()))?;
+        let text = fs::read_to_string(dir.join(CONFIG_FILE)).context("cannot read the cluster file")?;
+        let config = ClusterConfig::from_toml(&text, std::env::vars())?;
+        let mut cluster = Cluster { dir, config, children: Vec::new(), _lock: lock };
+        let ids: Vec<(String, &str)> = cluster
+            .config
+            .coordinators
+            .iter()
+            .map(|one| (one.id.clone(), "coordinator"))
+            .chain(cluster.config.nodes.iter().map(|one| (one.id.clone(), "node")))
+            .collect();
+        for (id, kind) in ids {
+            let child = cluster.spawn(&id)?;
+            cluster.children.push((RunningProcess { id, kind: kind.to_owned(), pid: child.id() }, child));
+        }
+        cluster.running(false).save(&cluster.dir)?;
+        cluster.wait_until_ready(&mut waiting)?;
+        cluster.running(true).save(&cluster.dir)?;
+        Ok(cluster)
+    }
+
+    fn spawn(&self, id: &str) -> Result<Child> {
+        let log = OpenOptions::new().create(true).append(true).open(self.log_file(id))?;
+        Command::new(std::env::current_exe()?)
+            .args(["up", "--config"])
+            .arg(self.dir.join(CONFIG_FILE))
+            .args(["--id", id])
+            .env(SUPERVISED, "1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C reaches the supervisor alone; it stops them in order.
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start {id}"))
+    }
+
+    fn log_file(&self, id: &str) -> PathBuf {
+        self.dir.join("logs").join(format!("{id}.log"))
+    }
+
+    /// Kills a process at once, as a crash would.
+    ///
+    /// # Errors
+    /// When there is no process of this id.
+    pub fn kill(&mut self, id: &str) -> Result<()> {
+        let at = self.children.iter().position(|(process, _)| process.id == id);
+        let (_, mut child) = self.children.remove(at.with_context(|| format!("{id} does not run"))?);
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Starts a process again that was killed or has ended.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn respawn(&mut self, id: &str) -> Result<()> {
+        let kind =
+            if self.config.coordinators.iter().any(|one| one.id == id) { "coordinator" } else { "node" };
+        let child = self.spawn(id)?;
+        let process = RunningProcess { id: id.to_owned(), kind: kind.to_owned(), pid: child.id() };
+        self.children.push((process, child));
+        Ok(())
+    }
+
+    /// Returns what runs, as it is written down.
+    pub fn running(&self, ready: bool) -> Running {
+        Running {
+            pid: std::process::id(),
+            ready,
+            admin_urls: self.config.coordinators.iter().map(|one| format!("http://{}", one.admin)).collect(),
+            coordinators: self.config.coordinators.iter().map(|one| one.raft.to_string()).collect(),
+            processes: self.children.iter().map(|(process, _)| process.clone()).collect(),
+        }
+    }
+
+    /// Returns the cluster file's content.
+    pub fn config(&self) -> &ClusterConfig {
+        &self.config
+    }
+
+    fn wait_until_ready(&mut self, waiting: &mut impl FnMut(&str)) -> Result<()> {
+        let target = crate::admin::Target {
+            admin: Some(self.running(false).admin_urls.join(",")),
+            token_file: Some(self.dir.join(TOKEN_FILE)),
+            dir: self.dir.clone(),
+        };
+        let admin = target.resolve()?;
+        let begun = Instant::now();
+        loop {
+            if let Some((id, status)) = self.dead()? {
+                bail!("{id} ended while starting ({status}); its log ends with:\n{}", self.log_tail(&id));
+            }
+            let up = match admin.get::<serde_json::Value>("/v1/cluster") {
+                Ok(status) => status["nodes"].as_array().map_or(0, |nodes| {
+                    nodes.iter().filter(|node| node["state"].as_str() == Some("up")).count()
+                }),
+                Err(_) => 0,
+            };
+            if up == self.config.nodes.len() {
+                return Ok(());
+            }
+            if begun.elapsed() > START_LIMIT {
+                bail!(
+                    "{up} of {} nodes serve after {START_LIMIT:?}; see {}",
+                    self.config.nodes.len(),
+                    self.dir.join("logs").display()
+                );
+            }
+            waiting(&format!("{up} of {} nodes serve", self.config.nodes.len()));
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Returns a process that has ended by itself, if one has, and forgets it.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn dead(&mut self) -> Result<Option<(String, std::process::ExitStatus)>> {
+        for at in 0..self.children.len() {
+            if let Some(status) = self.children[at].1.try_wait()? {
+                let (process, _) = self.children.remove(at);
+                return Ok(Some((process.id, status)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the end of a process's log.
+    pub fn log_tail(&self, id: &str) -> String {
+        const TAIL_BYTES: u64 = 4096;
+        let mut text = String::new();
+        if let Ok(mut file) = File::open(self.log_file(id)) {
+            let length = file.metadata().map_or(0, |meta| meta.len());
+            if file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).is_ok() {
+                let mut bytes = Vec::new();
+                // A log that can't be read leaves the tail empty; the caller names the file.
+                let _ = file.take(TAIL_BYTES).read_to_end(&mut bytes);
+                text = String::from_utf8_lossy(&bytes).into_owned();
+            }
+        }
+        text
+    }
+
+    /// Ends the nodes, then the coordinators, each with time to finish; kills what does not.
+    pub fn stop(mut self) {
+        for kind in ["node", "coordinator"] {
+            let (now, later): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut self.children).into_iter().partition(|(process, _)| process.kind == kind);
+            self.children = later;
+            end(now);
+        }
+        remove(&self.dir.join(RUNNING_FILE), |path| fs::remove_file(path))
+            .unwrap_or_else(|error| eprintln!("warning: {error:#}"));
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        end(std::mem::take(&mut self.children));
+    }
+}
+
+fn end(mut children: Vec<(RunningProcess, Child)>) {
+    for (_, child) in &children {
+        signal(child.id(), rustix::process::Signal::TERM);
+    }
+    let begun = Instant::now();
+    while !children.is_empty() {
+        children.retain_mut(|(process, child)| match child.try_wait() {
+            Ok(None) => {
+                if begun.elapsed() > STOP_LIMIT {
+                    eprintln!("warning: {} did not end within {STOP_LIMIT:?}; killing it", process.id);
+                    // Fails only when it has ended meanwhile.
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return false;
+                }
+                true
+            }
+            _ => false,
+        });
+        if !children.is_empty() {
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+fn signal(pid: u32, signal: rustix::process::Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        // Fails only when it has ended meanwhile.
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// Stops the local cluster in `dir` and waits until its supervisor has ended. Says whether one ran.
+///
+/// # Errors
+/// When it does not end.
+pub fn down(dir: &Path) -> Result<bool> {
+    if !is_locked(dir)? {
+        return Ok(false);
+    }
+    let running = Running::load(dir)?;
+    signal(running.pid, rustix::process::Signal::TERM);
+    let begun = Instant::now();
+    while is_locked(dir)? {
+        if begun.elapsed() > STOP_LIMIT * 3 {
+            bail!("the supervisor (process {}) does not end", running.pid);
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(true)
+}

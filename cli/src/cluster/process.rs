@@ -1,0 +1,145 @@
+//! One process of a cluster file: reads it, starts a coordinator or a node, runs until told to end.
+
+use crate::admin::read_token;
+use crate::cluster::local::SUPERVISED;
+use crate::commands::config;
+use anyhow::{Context, Result, bail};
+use kvhive_config::{Ack, Bytes, ClusterConfig, CoordinatorConfig, NodeConfig, Process, Token, TokenSource};
+use kvhive_coordinator::PeerConfig;
+use kvhive_node::DeviceConfig;
+use kvhive_protocol::data;
+use kvhive_protocol::map::Settings;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a process may take to end in order.
+const STOP_LIMIT: Duration = Duration::from_secs(8);
+
+/// Runs the process `id` of the cluster file until SIGINT, SIGTERM, or a failure that it cannot go on from.
+///
+/// # Errors
+/// When it does not start, or fails.
+pub fn run(file: &Path, id: &str) -> Result<()> {
+    if std::env::var_os(SUPERVISED).is_some() {
+        // A supervisor that is killed takes its processes along.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    }
+    let config = config::read(file)?;
+    let token = token(&config, file)?;
+    let process = config.process(id).with_context(|| {
+        format!(
+            "{} describes no process {id:?}; it has {}",
+            file.display(),
+            config.ids().collect::<Vec<_>>().join(", ")
+        )
+    })?;
+    let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match process {
+        Process::Coordinator(own) => {
+            let mut running = kvhive_coordinator::start(coordinator(&config, own, token, file)?)?;
+            let ended = signals.block_on(async {
+                tokio::select! {
+                    signal = kvhive_runtime::shutdown_signal() => Ok(signal?),
+                    error = running.failed() => Err(anyhow::Error::from(error)),
+                }
+            });
+            running.shutdown(STOP_LIMIT);
+            tracing::info!(reason = ?ended.as_ref().ok(), "coordinator ended");
+            ended.map(|_| ())
+        }
+        Process::Node(own) => {
+            let running = kvhive_node::start(node(&config, own, token)?)?;
+            let signal = signals.block_on(kvhive_runtime::shutdown_signal())?;
+            tracing::info!(signal, "node ends");
+            running.shutdown(STOP_LIMIT);
+            Ok(())
+        }
+    }
+}
+
+fn token(config: &ClusterConfig, file: &Path) -> Result<Vec<u8>> {
+    let relative = match &config.cluster.token {
+        TokenSource::File(path) => Some(path.clone()),
+        TokenSource::Environment { file } => file.clone(),
+    };
+    let path: PathBuf = file.parent().unwrap_or(Path::new(".")).join(relative.unwrap_or_default());
+    let text = read_token(&path)?;
+    // Checked here so that a token that is too short is refused before anything listens.
+    Token::parse(&text)?;
+    Ok(text.into_bytes())
+}
+
+fn coordinator(
+    config: &ClusterConfig,
+    own: &CoordinatorConfig,
+    token: Vec<u8>,
+    file: &Path,
+) -> Result<kvhive_coordinator::CoordinatorConfig> {
+    let cluster = &config.cluster;
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let data_dir = file.parent().unwrap_or(Path::new(".")).join(&own.data_dir);
+    Ok(kvhive_coordinator::CoordinatorConfig {
+        peer: own.peer.into(),
+        peers: config
+            .coordinators
+            .iter()
+            .map(|peer| PeerConfig {
+                peer: peer.peer.into(),
+                name: peer.id.clone(),
+                raft_address: peer.raft_address(),
+                admin_address: peer.admin_address(),
+            })
+            .collect(),
+        raft_listen: own.raft,
+        admin_listen: own.admin,
+        data_dir,
+        cluster_name: cluster.name.clone(),
+        settings: Settings {
+            replicas: u8::try_from(cluster.replicas).context("replicas are at most 8")?,
+            segment_blocks: cluster.segment_blocks,
+            ack: match cluster.ack {
+                Ack::Primary => data::Ack::Primary,
+                Ack::Quorum => data::Ack::Quorum,
+                Ack::All => data::Ack::All,
+            },
+            lease_ms: ms(cluster.lease),
+            heartbeat_ms: ms(cluster.heartbeat),
+        },
+        token,
+        election_timeout: config.raft.election_timeout,
+        heartbeat: config.raft.heartbeat,
+        snapshot_every: config.raft.snapshot_every,
+    })
+}
+
+fn node(config: &ClusterConfig, own: &NodeConfig, token: Vec<u8>) -> Result<kvhive_node::NodeConfig> {
+    let frames = |memory: Bytes| -> Result<Vec<u32>> {
+        let counts = own.frames(memory).into_iter();
+        counts.map(|count| u32::try_from(count).context("a tier of more than 4 billion frames")).collect()
+    };
+    let mut devices = Vec::with_capacity(own.devices.len());
+    for device in &own.devices {
+        devices.push(DeviceConfig {
+            classes: own.block_sizes.iter().map(|class| class.size.0).collect(),
+            device_frames: frames(device.memory)?,
+            host_frames: frames(device.host_memory)?,
+        });
+    }
+    if devices.is_empty() {
+        bail!("node {} has no devices", own.id);
+    }
+    Ok(kvhive_node::NodeConfig {
+        name: own.id.clone(),
+        data_listen: own.data,
+        data_address: Some(own.data_address()),
+        metrics_listen: own.metrics,
+        metrics_address: Some(own.metrics_address()),
+        labels: own.labels.clone(),
+        io_threads: own.io_threads as usize,
+        max_connections: own.max_connections as usize,
+        max_inflight_bytes: own.max_inflight.0,
+        devices,
+        coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
+        token,
+    })
+}

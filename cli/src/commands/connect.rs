@@ -1,0 +1,45 @@
+//! How a command finds the data plane: the coordinators of a cluster and its token.
+
+use crate::admin::read_token;
+use crate::cluster::local;
+use anyhow::{Context, Result};
+use clap::Args;
+use kvhive_client::{Client, ClientConfig};
+use std::path::PathBuf;
+
+/// Which cluster's data plane a command uses.
+#[derive(Args, Clone, Debug)]
+pub struct Connect {
+    /// Control-plane addresses (HOST:PORT) of the coordinators, separated by commas [default: the local cluster's]
+    #[arg(long, env = "KVHIVE_COORDINATORS", value_name = "ADDRESSES")]
+    pub coordinators: Option<String>,
+    /// File that holds the cluster's token [default: the local cluster's]
+    #[arg(long, env = "KVHIVE_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Folder of the local cluster that `kvhive up` made
+    #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir())]
+    pub dir: PathBuf,
+}
+
+impl Connect {
+    /// Returns the coordinators' addresses and the token.
+    ///
+    /// # Errors
+    /// When neither options nor a local cluster say which cluster is meant.
+    pub fn config(&self) -> Result<ClientConfig> {
+        let coordinators = match &self.coordinators {
+            Some(list) => list.split(',').map(|address| address.trim().to_owned()).collect(),
+            None => local::Running::load(&self.dir)?.coordinators,
+        };
+        let token_file = self.token_file.clone().unwrap_or_else(|| self.dir.join(local::TOKEN_FILE));
+        Ok(ClientConfig::new(coordinators, read_token(&token_file)?.into_bytes()))
+    }
+
+    /// Connects to the cluster.
+    ///
+    /// # Errors
+    /// When no coordinator answers or the token is wrong.
+    pub async fn client(&self) -> Result<Client> {
+        Client::connect(self.config()?).await.context("cannot connect to the cluster")
+    }
+}

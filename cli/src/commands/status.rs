@@ -1,0 +1,268 @@
+//! `kvhive status|nodes|slots|tenants`: tables from the admin API.
+
+use crate::admin::Target;
+use crate::report;
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+/// Show who leads, which nodes serve and how the slots stand
+#[derive(Args, Debug)]
+pub struct Status {
+    #[command(flatten)]
+    target: Target,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// List the nodes, their devices and what these hold
+#[derive(Args, Debug)]
+pub struct Nodes {
+    #[command(flatten)]
+    target: Target,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Show where slots are placed: a summary per device, or one slot
+#[derive(Args, Debug)]
+pub struct Slots {
+    #[command(flatten)]
+    target: Target,
+    /// Show this slot alone
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(..4096))]
+    slot: Option<u16>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// List tenants, create one, or clear one
+#[derive(Args, Debug)]
+pub struct Tenants {
+    #[command(flatten)]
+    target: Target,
+    /// Print the answer as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Option<TenantVerb>,
+}
+
+#[derive(Subcommand, Debug)]
+enum TenantVerb {
+    /// Create a tenant
+    Create {
+        /// Its name: lower-case letters, digits, '-', '_' and '.'
+        name: String,
+    },
+    /// End a tenant's era: when this returns, nobody serves its older blocks
+    Clear {
+        /// Its name
+        name: String,
+    },
+}
+
+/// Reads a field as text, whatever its type.
+fn text(value: &Value, field: &str) -> String {
+    match &value[field] {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn size(value: &Value, field: &str) -> String {
+    value[field].as_u64().map_or_else(|| "-".to_owned(), report::bytes)
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+impl Status {
+    /// Prints the status.
+    ///
+    /// # Errors
+    /// When no coordinator answers.
+    pub fn run(self) -> Result<()> {
+        let status: Value = self.target.resolve()?.get("/v1/cluster")?;
+        if self.json {
+            return report::print_json(&status);
+        }
+        let slots = &status["slots"];
+        println!(
+            "leader {}   term {}   epoch {}   slots {} ({} unavailable, {} moving)\n",
+            text(&status, "leader"),
+            text(&status, "term"),
+            text(&status, "epoch"),
+            text(slots, "total"),
+            text(slots, "unavailable"),
+            text(slots, "moving")
+        );
+        let mut table = report::table(&["COORDINATOR", "ROLE", "TERM", "COMMITTED", "APPLIED"]);
+        for one in list(&status["coordinators"]) {
+            table.add_row([
+                text(one, "name"),
+                text(one, "role"),
+                text(one, "term"),
+                text(one, "committed"),
+                text(one, "applied"),
+            ]);
+        }
+        report::print_table(&table);
+        println!();
+        print_nodes(&status);
+        Ok(())
+    }
+}
+
+impl Nodes {
+    /// Prints the nodes.
+    ///
+    /// # Errors
+    /// When no coordinator answers.
+    pub fn run(self) -> Result<()> {
+        let status: Value = self.target.resolve()?.get("/v1/cluster")?;
+        if self.json {
+            return report::print_json(&status["nodes"]);
+        }
+        print_nodes(&status);
+        println!();
+        let mut table = report::table(&[
+            "DEVICE",
+            "NODE",
+            "KIND",
+            "BLOCKS",
+            "USED",
+            "CAPACITY",
+            "PRIMARY SLOTS",
+            "SLOTS",
+            "HIT RATE",
+        ]);
+        for one in list(&status["devices"]) {
+            let rate = one["hit_rate"]
+                .as_f64()
+                .map_or_else(|| "-".to_owned(), |rate| format!("{:.1} %", 100.0 * rate));
+            table.add_row([
+                text(one, "device"),
+                text(one, "node"),
+                text(one, "kind"),
+                text(one, "blocks"),
+                size(one, "used_bytes"),
+                size(one, "capacity_bytes"),
+                text(one, "primary_slots"),
+                text(one, "slots"),
+                rate,
+            ]);
+        }
+        report::print_table(&table);
+        Ok(())
+    }
+}
+
+fn print_nodes(status: &Value) {
+    let mut table = report::table(&["NODE", "STATE", "GENERATION", "DATA PLANE", "DEVICES", "LABELS"]);
+    for one in list(&status["nodes"]) {
+        let labels = one["labels"].as_object().map_or_else(String::new, |labels| {
+            labels
+                .iter()
+                .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+                .collect::<Vec<_>>()
+                .join(",")
+        });
+        table.add_row([
+            text(one, "name"),
+            text(one, "state"),
+            text(one, "generation"),
+            text(one, "data_address"),
+            text(one, "devices"),
+            labels,
+        ]);
+    }
+    report::print_table(&table);
+}
+
+impl Slots {
+    /// Prints the slots.
+    ///
+    /// # Errors
+    /// When no coordinator answers.
+    pub fn run(self) -> Result<()> {
+        let path = self.slot.map_or_else(|| "/v1/slots".to_owned(), |slot| format!("/v1/slots?slot={slot}"));
+        let slots: Value = self.target.resolve()?.get(&path)?;
+        if self.json {
+            return report::print_json(&slots);
+        }
+        if self.slot.is_some() {
+            let mut table = report::table(&["SLOT", "REPLICAS, PRIMARY FIRST"]);
+            for one in list(&slots["slots"]) {
+                let replicas: Vec<String> = list(&one["replicas"])
+                    .iter()
+                    .map(|device| device.as_str().unwrap_or_default().to_owned())
+                    .collect();
+                table.add_row([text(one, "slot"), replicas.join("  ")]);
+            }
+            report::print_table(&table);
+            return Ok(());
+        }
+        println!(
+            "{} slots, {} unavailable, {} moving\n",
+            text(&slots, "total"),
+            text(&slots, "unavailable"),
+            text(&slots, "moving")
+        );
+        let mut table = report::table(&["DEVICE", "NODE", "PRIMARY SLOTS", "SLOTS"]);
+        for one in list(&slots["devices"]) {
+            table.add_row([
+                text(one, "device"),
+                text(one, "node"),
+                text(one, "primary_slots"),
+                text(one, "slots"),
+            ]);
+        }
+        report::print_table(&table);
+        Ok(())
+    }
+}
+
+impl Tenants {
+    /// Does what was asked and prints the answer.
+    ///
+    /// # Errors
+    /// When no coordinator answers or the change is refused.
+    pub fn run(self) -> Result<()> {
+        let admin = self.target.resolve()?;
+        let answer: Value = match &self.verb {
+            None => admin.get("/v1/tenants")?,
+            Some(TenantVerb::Create { name }) => admin.post("/v1/tenants", &json!({ "name": name }))?,
+            Some(TenantVerb::Clear { name }) => {
+                admin.post(&format!("/v1/tenants/{name}/clear"), &json!({}))?
+            }
+        };
+        if self.json {
+            return report::print_json(&answer);
+        }
+        match &self.verb {
+            None => {
+                let mut table = report::table(&["TENANT", "ID", "ERA"]);
+                for one in list(&answer["tenants"]) {
+                    table.add_row([text(one, "name"), text(one, "id"), text(one, "era")]);
+                }
+                report::print_table(&table);
+            }
+            Some(TenantVerb::Create { name }) => {
+                println!("tenant {name} created, id {}", text(&answer, "id"))
+            }
+            Some(TenantVerb::Clear { name }) => {
+                println!(
+                    "tenant {name} cleared: nobody serves blocks older than era {}",
+                    text(&answer, "era")
+                );
+            }
+        }
+        Ok(())
+    }
+}

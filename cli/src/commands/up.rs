@@ -1,0 +1,179 @@
+//! `kvhive up`: a whole cluster on this machine, or one process of a cluster file.
+
+use crate::cluster::local::{self, Cluster, Shape};
+use crate::cluster::process;
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use kvhive_config::Bytes;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a detached cluster may take until it serves.
+const DETACH_LIMIT: Duration = Duration::from_secs(90);
+const POLL: Duration = Duration::from_millis(100);
+
+/// Start a whole cluster on this machine, or one process of a cluster file
+///
+/// Without --config: three coordinators and two nodes of two devices each on loopback, host memory as the devices. It
+/// runs until Ctrl-C, or in the background with --detach (stop it with `kvhive down`). With --config and --id: the
+/// process of that name, in the foreground.
+#[derive(Args, Debug)]
+pub struct Up {
+    /// Cluster file; run one process of it
+    #[arg(long, value_name = "FILE", requires = "id")]
+    config: Option<PathBuf>,
+    /// Which process of the cluster file
+    #[arg(long, value_name = "ID", requires = "config")]
+    id: Option<String>,
+    /// Folder of the local cluster: cluster file, token, logs, raft data
+    #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir(), conflicts_with = "config")]
+    dir: PathBuf,
+    /// Return when the cluster serves, and leave it running
+    #[arg(long, conflicts_with = "config")]
+    detach: bool,
+    /// Remove what an earlier cluster left in the folder, its data included
+    #[arg(long, conflicts_with = "config")]
+    fresh: bool,
+    /// Coordinator processes: 1, 3, 5 or 7 [default: 3]
+    #[arg(long, value_name = "N", conflicts_with = "config")]
+    coordinators: Option<u32>,
+    /// Node processes [default: 2]
+    #[arg(long, value_name = "N", conflicts_with = "config")]
+    nodes: Option<u32>,
+    /// Devices of each node [default: 2]
+    #[arg(long, value_name = "N", conflicts_with = "config")]
+    devices: Option<u32>,
+    /// Device tier of each device [default: 128MiB]
+    #[arg(long, value_name = "SIZE", conflicts_with = "config")]
+    device_memory: Option<Bytes>,
+    /// Host tier over each device [default: 64MiB]
+    #[arg(long, value_name = "SIZE", conflicts_with = "config")]
+    host_memory: Option<Bytes>,
+    /// Size of a block's frame [default: 64KiB]
+    #[arg(long, value_name = "SIZE", conflicts_with = "config")]
+    block_size: Option<Bytes>,
+    /// Copies of each block's slot [default: 1]
+    #[arg(long, value_name = "N", conflicts_with = "config")]
+    replicas: Option<u32>,
+}
+
+impl Up {
+    /// Starts what was asked and, unless detached, runs until it is told to end.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn run(self) -> Result<()> {
+        if let (Some(config), Some(id)) = (&self.config, &self.id) {
+            return process::run(config, id);
+        }
+        local::prepare(&self.dir, self.shape(), self.fresh)?;
+        if self.detach { self.detached() } else { self.attached() }
+    }
+
+    /// Returns the shape that was asked for, if any of it was.
+    fn shape(&self) -> Option<Shape> {
+        let asked = self.coordinators.is_some()
+            || self.nodes.is_some()
+            || self.devices.is_some()
+            || self.device_memory.is_some()
+            || self.host_memory.is_some()
+            || self.block_size.is_some()
+            || self.replicas.is_some();
+        let usual = Shape::default();
+        asked.then(|| Shape {
+            coordinators: self.coordinators.unwrap_or(usual.coordinators),
+            nodes: self.nodes.unwrap_or(usual.nodes),
+            devices: self.devices.unwrap_or(usual.devices),
+            device_memory: self.device_memory.unwrap_or(usual.device_memory),
+            host_memory: self.host_memory.unwrap_or(usual.host_memory),
+            block_size: self.block_size.unwrap_or(usual.block_size),
+            replicas: self.replicas.unwrap_or(usual.replicas),
+        })
+    }
+
+    fn attached(&self) -> Result<()> {
+        let spinner = spinner();
+        let mut cluster = Cluster::start(&self.dir, |state| spinner.set_message(state.to_owned()))?;
+        spinner.finish_and_clear();
+        announce(&cluster.running(true));
+        println!("Ctrl-C stops it");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let ended = runtime.block_on(async {
+            let mut ticks = tokio::time::interval(POLL);
+            let signal = kvhive_runtime::shutdown_signal();
+            tokio::pin!(signal);
+            loop {
+                tokio::select! {
+                    signal = &mut signal => return signal.map(|_| ()),
+                    _ = ticks.tick() => {
+                        while let Some((id, status)) = cluster.dead().map_err(std::io::Error::other)? {
+                            eprintln!("warning: {id} has ended ({status}); its log is in {}", self.dir.join("logs").display());
+                        }
+                    }
+                }
+            }
+        });
+        eprintln!("stopping the cluster");
+        cluster.stop();
+        Ok(ended?)
+    }
+
+    fn detached(&self) -> Result<()> {
+        let log_file = self.dir.join("logs/supervisor.log");
+        let log = std::fs::File::create(&log_file)
+            .with_context(|| format!("cannot write {}", log_file.display()))?;
+        let mut supervisor = Command::new(std::env::current_exe()?)
+            .args(["up", "--dir"])
+            .arg(&self.dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C in this terminal is not meant for it.
+            .process_group(0)
+            .spawn()
+            .context("cannot start the supervisor")?;
+        let spinner = spinner();
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = supervisor.try_wait()? {
+                let said = std::fs::read_to_string(&log_file).unwrap_or_default();
+                bail!("the cluster did not start ({status}):\n{said}");
+            }
+            if let Ok(running) = local::Running::load(&self.dir)
+                && running.ready
+            {
+                spinner.finish_and_clear();
+                announce(&running);
+                println!("it runs in the background; `kvhive down` stops it");
+                return Ok(());
+            }
+            if begun.elapsed() > DETACH_LIMIT {
+                bail!(
+                    "the cluster does not serve after {DETACH_LIMIT:?}; see {}",
+                    self.dir.join("logs").display()
+                );
+            }
+            spinner.set_message("waiting for the cluster".to_owned());
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+fn spinner() -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}");
+    let spinner =
+        ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    spinner.enable_steady_tick(POLL);
+    spinner
+}
+
+fn announce(running: &local::Running) {
+    let of = |kind: &str| running.processes.iter().filter(|process| process.kind == kind).count();
+    println!("cluster serves: {} coordinators, {} nodes", of("coordinator"), of("node"));
+    for url in &running.admin_urls {
+        println!("admin API       {url}");
+    }
+}

@@ -1,0 +1,72 @@
+//! The kvhive command: starts clusters, drives them, asks them, measures them.
+
+mod admin;
+mod bench;
+mod cluster;
+mod commands;
+mod report;
+mod trace;
+
+use clap::{Parser, Subcommand};
+use commands::{config, down, replay, simulate, status, trace as trace_command, up};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// A cluster-wide KV cache for LLM serving.
+///
+/// `kvhive up` starts a whole cluster on this machine; `kvhive replay` drives it; `kvhive status` shows it.
+#[derive(Parser, Debug)]
+#[command(name = "kvhive", version, propagate_version = true)]
+struct Kvhive {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Up(up::Up),
+    Down(down::Down),
+    Status(status::Status),
+    Nodes(status::Nodes),
+    Slots(status::Slots),
+    Tenants(status::Tenants),
+    Replay(replay::Replay),
+    Simulate(simulate::Simulate),
+    Bench(bench::Bench),
+    Trace(trace_command::TraceCommand),
+    Config(config::ConfigCommand),
+    /// Serves the baselines of benchmarks
+    #[command(hide = true)]
+    BenchBaseline,
+}
+
+fn main() -> ExitCode {
+    // Logs go to standard error: reports own standard output.
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_env("KVHIVE_LOG").unwrap_or_else(|_| EnvFilter::new("info,raft=warn")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let done = match Kvhive::parse().command {
+        Command::Up(command) => command.run(),
+        Command::Down(command) => command.run(),
+        Command::Status(command) => command.run(),
+        Command::Nodes(command) => command.run(),
+        Command::Slots(command) => command.run(),
+        Command::Tenants(command) => command.run(),
+        Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
+        Command::Simulate(command) => command.run(),
+        Command::Bench(command) => command.run(),
+        Command::Trace(command) => command.run(),
+        Command::Config(command) => command.run(),
+        Command::BenchBaseline => bench::serve_baseline(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

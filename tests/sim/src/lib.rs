@@ -1,0 +1,1 @@
+//! All machines of a cluster on one seeded event heap.
