@@ -13,16 +13,16 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Which cluster a command talks to.
 #[derive(Args, Clone, Debug)]
-pub struct Target {
+pub(crate) struct Target {
     /// Admin URL of any coordinator; several separated by commas are tried in order [default: the local cluster's]
     #[arg(long, env = "KVHIVE_ADMIN", value_name = "URL")]
-    pub admin: Option<String>,
+    pub(crate) admin: Option<String>,
     /// File that holds the cluster's token [default: the local cluster's]
     #[arg(long, env = "KVHIVE_TOKEN_FILE", value_name = "FILE")]
-    pub token_file: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
     /// Folder of the local cluster that `kvhive up` made
     #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir())]
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
 }
 
 impl Target {
@@ -30,7 +30,7 @@ impl Target {
     ///
     /// # Errors
     /// When neither options nor a local cluster say which cluster is meant.
-    pub fn resolve(&self) -> Result<Admin> {
+    pub(crate) fn resolve(&self) -> Result<Admin> {
         let urls: Vec<String> = match &self.admin {
             Some(urls) => urls.split(',').map(|url| url.trim().trim_end_matches('/').to_owned()).collect(),
             None => local::Running::load(&self.dir)?.admin_urls,
@@ -50,7 +50,7 @@ impl Target {
 ///
 /// # Errors
 /// When the file cannot be read or holds no usable token.
-pub fn read_token(file: &Path) -> Result<String> {
+pub(crate) fn read_token(file: &Path) -> Result<String> {
     if let Ok(token) = std::env::var("KVHIVE_TOKEN") {
         return Ok(token.trim().to_owned());
     }
@@ -61,7 +61,7 @@ pub fn read_token(file: &Path) -> Result<String> {
 }
 
 /// The admin API of one cluster.
-pub struct Admin {
+pub(crate) struct Admin {
     urls: Vec<String>,
     token: String,
     agent: ureq::Agent,
@@ -72,7 +72,7 @@ impl Admin {
     ///
     /// # Errors
     /// When none answers, or the answer is an error.
-    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+    pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.ask(|url| {
             self.agent
                 .get(format!("{url}{path}"))
@@ -85,7 +85,7 @@ impl Admin {
     ///
     /// # Errors
     /// When none answers, or the answer is an error.
-    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &serde_json::Value) -> Result<T> {
+    pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &serde_json::Value) -> Result<T> {
         let text = body.to_string();
         self.ask(|url| {
             self.agent

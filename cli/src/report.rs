@@ -7,13 +7,13 @@ use std::fmt::Write;
 ///
 /// # Errors
 /// When standard output is closed.
-pub fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
+pub(crate) fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }
 
 /// Makes a table with these column names, in the house's plain style.
-pub fn table(columns: &[&str]) -> comfy_table::Table {
+pub(crate) fn table(columns: &[&str]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING);
     table.set_header(columns);
@@ -21,7 +21,7 @@ pub fn table(columns: &[&str]) -> comfy_table::Table {
 }
 
 /// Prints a table without the spaces that pad its last column.
-pub fn print_table(table: &comfy_table::Table) {
+pub(crate) fn print_table(table: &comfy_table::Table) {
     let mut text = String::new();
     for line in table.lines() {
         // Writing to a string cannot fail.
@@ -31,7 +31,7 @@ pub fn print_table(table: &comfy_table::Table) {
 }
 
 /// Writes a number of bytes in the unit that fits it.
-pub fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = count as f64;
     let mut unit = 0;
@@ -43,7 +43,7 @@ pub fn bytes(count: u64) -> String {
 }
 
 /// Writes nanoseconds in the unit that fits them.
-pub fn duration(nanos: u64) -> String {
+pub(crate) fn duration(nanos: u64) -> String {
     match nanos {
         0..10_000 => format!("{nanos} ns"),
         10_000..10_000_000 => format!("{:.0} µs", nanos as f64 / 1e3),
@@ -53,11 +53,11 @@ pub fn duration(nanos: u64) -> String {
 }
 
 /// Latencies of one kind of call, in nanoseconds; three significant digits.
-pub struct Latencies(hdrhistogram::Histogram<u64>);
+pub(crate) struct Latencies(hdrhistogram::Histogram<u64>);
 
 impl Latencies {
     /// Makes an empty record of calls up to ten minutes.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         const TEN_MINUTES_NS: u64 = 600_000_000_000;
         Latencies(
             hdrhistogram::Histogram::new_with_bounds(1, TEN_MINUTES_NS, 3).expect("the bounds are in order"),
@@ -65,22 +65,22 @@ impl Latencies {
     }
 
     /// Records one call.
-    pub fn record(&mut self, took: std::time::Duration) {
+    pub(crate) fn record(&mut self, took: std::time::Duration) {
         self.0.saturating_record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1));
     }
 
     /// Adds another record's calls.
-    pub fn merge(&mut self, other: &Latencies) {
+    pub(crate) fn merge(&mut self, other: &Latencies) {
         self.0.add(&other.0).expect("all records have the same bounds");
     }
 
     /// Returns the latency that this share of calls stayed within, in nanoseconds; 0 when there were none.
-    pub fn quantile(&self, share: f64) -> u64 {
+    pub(crate) fn quantile(&self, share: f64) -> u64 {
         if self.0.is_empty() { 0 } else { self.0.value_at_quantile(share) }
     }
 
     /// Returns p50, p95 and p99 in milliseconds.
-    pub fn summary(&self) -> Summary {
+    pub(crate) fn summary(&self) -> Summary {
         let ms = |share| self.quantile(share) as f64 / 1e6;
         Summary { p50: ms(0.50), p95: ms(0.95), p99: ms(0.99) }
     }
@@ -88,18 +88,18 @@ impl Latencies {
 
 /// Latencies as reports give them, in milliseconds.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// Half of the calls stayed within this.
-    pub p50: f64,
+    pub(crate) p50: f64,
     /// 95 of 100 calls.
-    pub p95: f64,
+    pub(crate) p95: f64,
     /// 99 of 100 calls.
-    pub p99: f64,
+    pub(crate) p99: f64,
 }
 
 impl Summary {
     /// Writes the three for a person.
-    pub fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let show = |ms: f64| duration((ms * 1e6) as u64);
         format!("p50 {}   p95 {}   p99 {}", show(self.p50), show(self.p95), show(self.p99))
     }

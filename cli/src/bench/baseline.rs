@@ -15,7 +15,7 @@ const PING: u8 = b'P';
 ///
 /// # Errors
 /// When a socket fails.
-pub fn serve() -> Result<()> {
+pub(crate) fn serve() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("{}", listener.local_addr()?);
     std::thread::spawn(|| {
@@ -66,7 +66,7 @@ fn answer(mut stream: TcpStream) -> Result<()> {
 }
 
 /// A running baseline server and a connection to it.
-pub struct Baseline {
+pub(crate) struct Baseline {
     child: Child,
     stream: TcpStream,
     buffer: Vec<u8>,
@@ -77,7 +77,7 @@ impl Baseline {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start() -> Result<Baseline> {
+    pub(crate) fn start() -> Result<Baseline> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg("bench-baseline")
             .stdin(Stdio::piped())
@@ -92,7 +92,7 @@ impl Baseline {
     }
 
     /// Returns the server's process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
@@ -108,7 +108,7 @@ impl Baseline {
     ///
     /// # Errors
     /// When the socket fails.
-    pub fn blast(&mut self, count: u64, piece: usize) -> Result<()> {
+    pub(crate) fn blast(&mut self, count: u64, piece: usize) -> Result<()> {
         self.order(BLAST, count * piece as u64, piece as u32)?;
         self.buffer.resize(piece, 0);
         for _ in 0..count {
@@ -121,7 +121,7 @@ impl Baseline {
     ///
     /// # Errors
     /// When the socket fails.
-    pub fn sink(&mut self, count: u64, piece: usize) -> Result<()> {
+    pub(crate) fn sink(&mut self, count: u64, piece: usize) -> Result<()> {
         self.order(SINK, count * piece as u64, piece as u32)?;
         self.buffer.resize(piece, 0);
         for _ in 0..count {
@@ -135,7 +135,7 @@ impl Baseline {
     ///
     /// # Errors
     /// When the socket fails.
-    pub fn ping(
+    pub(crate) fn ping(
         &mut self,
         count: u32,
         ask: u32,

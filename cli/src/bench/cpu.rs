@@ -7,7 +7,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// When there is no such process.
-pub fn of_process(pid: u32) -> Result<Duration> {
+pub(crate) fn of_process(pid: u32) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .with_context(|| format!("process {pid} is gone"))?;
     // The name in parentheses may hold anything; fields are counted after it. utime and stime are the 14th and 15th.
@@ -25,7 +25,7 @@ pub fn of_process(pid: u32) -> Result<Duration> {
 ///
 /// # Errors
 /// When one of them is gone.
-pub fn of_processes(pids: &[u32]) -> Result<Duration> {
+pub(crate) fn of_processes(pids: &[u32]) -> Result<Duration> {
     pids.iter().map(|pid| of_process(*pid)).sum()
 }
 

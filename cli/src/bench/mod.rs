@@ -13,11 +13,11 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-pub use baseline::serve as serve_baseline;
+pub(crate) use baseline::serve as serve_baseline;
 
 /// Measure this build on this machine, next to a baseline in the same run
 #[derive(Args, Debug)]
-pub struct Bench {
+pub(crate) struct Bench {
     #[command(subcommand)]
     kind: Kind,
     /// Print the report as JSON
@@ -40,7 +40,7 @@ enum Kind {
 
 /// A whole report.
 #[derive(Serialize, Debug)]
-pub struct Report {
+pub(crate) struct Report {
     bench: &'static str,
     machine: Machine,
     rows: Vec<Row>,
@@ -59,7 +59,7 @@ struct Machine {
 
 /// One case: our median, the baseline's, and their ratio.
 #[derive(Serialize, Debug)]
-pub struct Row {
+pub(crate) struct Row {
     case: String,
     unit: &'static str,
     ours: f64,
@@ -74,7 +74,7 @@ pub struct Row {
 impl Row {
     /// Makes a row from one figure a run of ours and the baseline, taken in turn. `ratio` is the median of the pairwise
     /// ratios' two medians: ours / baseline.
-    pub fn of_runs(
+    pub(crate) fn of_runs(
         case: &str,
         unit: &'static str,
         ours: &[f64],
@@ -96,14 +96,14 @@ impl Row {
     }
 
     /// Makes a row whose p50 and p99 are those of single calls rather than of runs.
-    pub fn with_calls(mut self, p50: f64, p99: f64) -> Row {
+    pub(crate) fn with_calls(mut self, p50: f64, p99: f64) -> Row {
         (self.p50, self.p99) = (p50, p99);
         self
     }
 }
 
 /// Returns the value that this share of `values` does not exceed (nearest rank); NaN when there are none.
-pub fn quantile(values: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     if sorted.is_empty() {
@@ -118,7 +118,7 @@ impl Bench {
     ///
     /// # Errors
     /// When a private cluster cannot be started or a call fails.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         if cfg!(debug_assertions) {
             eprintln!("warning: this is a debug build; its figures mean nothing");
         }

@@ -5,7 +5,7 @@ use anyhow::Result;
 use kvhive_client::{Client, ClientConfig};
 
 /// A private cluster and how to reach it.
-pub struct Private {
+pub(crate) struct Private {
     // Dropped in this order: processes first, then their folder.
     cluster: Cluster,
     folder: tempfile::TempDir,
@@ -16,7 +16,7 @@ impl Private {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start(shape: Shape) -> Result<Private> {
+    pub(crate) fn start(shape: Shape) -> Result<Private> {
         let folder = tempfile::Builder::new().prefix("kvhive-bench-").tempdir()?;
         local::prepare(folder.path(), Some(shape), false)?;
         let cluster = Cluster::start(folder.path(), |_| {})?;
@@ -27,7 +27,7 @@ impl Private {
     ///
     /// # Errors
     /// When no coordinator answers.
-    pub async fn client(&self, adjust: impl FnOnce(&mut ClientConfig)) -> Result<Client> {
+    pub(crate) async fn client(&self, adjust: impl FnOnce(&mut ClientConfig)) -> Result<Client> {
         let mut config = self.client_config()?;
         adjust(&mut config);
         Ok(Client::connect(config).await?)
@@ -37,24 +37,24 @@ impl Private {
     ///
     /// # Errors
     /// When the token cannot be read.
-    pub fn client_config(&self) -> Result<ClientConfig> {
+    pub(crate) fn client_config(&self) -> Result<ClientConfig> {
         let token = std::fs::read_to_string(self.folder.path().join(local::TOKEN_FILE))?;
         Ok(ClientConfig::new(self.cluster.running(true).coordinators, token.trim().as_bytes().to_vec()))
     }
 
     /// Returns its folder.
-    pub fn folder(&self) -> &std::path::Path {
+    pub(crate) fn folder(&self) -> &std::path::Path {
         self.folder.path()
     }
 
     /// Returns the process ids of its nodes.
-    pub fn node_pids(&self) -> Vec<u32> {
+    pub(crate) fn node_pids(&self) -> Vec<u32> {
         let running = self.cluster.running(true);
         running.processes.iter().filter(|process| process.kind == "node").map(|process| process.pid).collect()
     }
 
     /// Gives access to its processes.
-    pub fn cluster(&mut self) -> &mut Cluster {
+    pub(crate) fn cluster(&mut self) -> &mut Cluster {
         &mut self.cluster
     }
 }

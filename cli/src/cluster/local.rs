@@ -19,13 +19,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The token's file within the cluster's folder.
-pub const TOKEN_FILE: &str = "token";
+pub(crate) const TOKEN_FILE: &str = "token";
 /// The cluster file within the cluster's folder.
-pub const CONFIG_FILE: &str = "cluster.toml";
+pub(crate) const CONFIG_FILE: &str = "cluster.toml";
 const RUNNING_FILE: &str = "running.json";
 const LOCK_FILE: &str = "supervisor.lock";
 /// Set for processes that a supervisor started: they end when it does.
-pub const SUPERVISED: &str = "KVHIVE_SUPERVISED";
+pub(crate) const SUPERVISED: &str = "KVHIVE_SUPERVISED";
 
 /// How long a cluster may take until it serves.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Returns the folder of the local cluster when none is given.
-pub fn default_dir() -> PathBuf {
+pub(crate) fn default_dir() -> PathBuf {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let home =
         || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from).join(".local/state");
@@ -43,21 +43,21 @@ pub fn default_dir() -> PathBuf {
 
 /// What a new local cluster looks like.
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// Coordinator processes: 1, 3, 5 or 7.
-    pub coordinators: u32,
+    pub(crate) coordinators: u32,
     /// Node processes.
-    pub nodes: u32,
+    pub(crate) nodes: u32,
     /// Device actors a node.
-    pub devices: u32,
+    pub(crate) devices: u32,
     /// Device tier of each device.
-    pub device_memory: Bytes,
+    pub(crate) device_memory: Bytes,
     /// Host tier over each device.
-    pub host_memory: Bytes,
+    pub(crate) host_memory: Bytes,
     /// Size of a frame.
-    pub block_size: Bytes,
+    pub(crate) block_size: Bytes,
     /// Copies of each slot.
-    pub replicas: u32,
+    pub(crate) replicas: u32,
 }
 
 impl Default for Shape {
@@ -76,28 +76,28 @@ impl Default for Shape {
 
 /// A running local cluster, as its supervisor wrote it down.
 #[derive(Clone, Serialize, Deserialize, Debug)]
-pub struct Running {
+pub(crate) struct Running {
     /// The supervisor.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// Whether every coordinator and node has answered.
-    pub ready: bool,
+    pub(crate) ready: bool,
     /// Admin URLs of the coordinators.
-    pub admin_urls: Vec<String>,
+    pub(crate) admin_urls: Vec<String>,
     /// `host:port` of the coordinators' control plane.
-    pub coordinators: Vec<String>,
+    pub(crate) coordinators: Vec<String>,
     /// The processes.
-    pub processes: Vec<RunningProcess>,
+    pub(crate) processes: Vec<RunningProcess>,
 }
 
 /// One process of a running local cluster.
 #[derive(Clone, Serialize, Deserialize, Debug)]
-pub struct RunningProcess {
+pub(crate) struct RunningProcess {
     /// Its id in the cluster file.
-    pub id: String,
+    pub(crate) id: String,
     /// `coordinator` or `node`.
-    pub kind: String,
+    pub(crate) kind: String,
     /// Its process id.
-    pub pid: u32,
+    pub(crate) pid: u32,
 }
 
 impl Running {
@@ -105,7 +105,7 @@ impl Running {
     ///
     /// # Errors
     /// When no cluster runs there.
-    pub fn load(dir: &Path) -> Result<Running> {
+    pub(crate) fn load(dir: &Path) -> Result<Running> {
         if !is_locked(dir)? {
             bail!(
                 "no cluster runs in {}; start one with `kvhive up`, or name one with --admin and --token-file",
@@ -129,7 +129,7 @@ impl Running {
 ///
 /// # Errors
 /// When the folder cannot be written, or holds a cluster already and `shape` asks for another.
-pub fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<()> {
+pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<()> {
     if is_locked(dir)? {
         bail!(
             "a cluster already runs in {}; stop it with `kvhive down --dir {}`",
@@ -229,7 +229,7 @@ fn is_locked(dir: &Path) -> Result<bool> {
 }
 
 /// A local cluster's processes, owned by the calling process; dropping it kills what still runs.
-pub struct Cluster {
+pub(crate) struct Cluster {
     dir: PathBuf,
     config: ClusterConfig,
     children: Vec<(RunningProcess, Child)>,
@@ -241,7 +241,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When a process ends or does not serve in time; the others are stopped then.
-    pub fn start(dir: &Path, mut waiting: impl FnMut(&str)) -> Result<Cluster> {
+    pub(crate) fn start(dir: &Path, mut waiting: impl FnMut(&str)) -> Result<Cluster> {
         let dir = dir.canonicalize().with_context(|| format!("no cluster in {}", dir.display()))?;
         let lock = lock(&dir)?.with_context(|| format!("a cluster already runs in {}", dir.display()))?;
         let text = fs::read_to_string(dir.join(CONFIG_FILE)).context("cannot read the cluster file")?;
@@ -288,7 +288,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When there is no process of this id.
-    pub fn kill(&mut self, id: &str) -> Result<()> {
+    pub(crate) fn kill(&mut self, id: &str) -> Result<()> {
         let at = self.children.iter().position(|(process, _)| process.id == id);
         let (_, mut child) = self.children.remove(at.with_context(|| format!("{id} does not run"))?);
         child.kill()?;
@@ -300,7 +300,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn respawn(&mut self, id: &str) -> Result<()> {
+    pub(crate) fn respawn(&mut self, id: &str) -> Result<()> {
         let kind =
             if self.config.coordinators.iter().any(|one| one.id == id) { "coordinator" } else { "node" };
         let child = self.spawn(id)?;
@@ -310,7 +310,7 @@ impl Cluster {
     }
 
     /// Returns what runs, as it is written down.
-    pub fn running(&self, ready: bool) -> Running {
+    pub(crate) fn running(&self, ready: bool) -> Running {
         Running {
             pid: std::process::id(),
             ready,
@@ -321,7 +321,7 @@ impl Cluster {
     }
 
     /// Returns the cluster file's content.
-    pub fn config(&self) -> &ClusterConfig {
+    pub(crate) fn config(&self) -> &ClusterConfig {
         &self.config
     }
 
@@ -337,13 +337,13 @@ impl Cluster {
             if let Some((id, status)) = self.dead()? {
                 bail!("{id} ended while starting ({status}); its log ends with:\n{}", self.log_tail(&id));
             }
-            let up = match admin.get::<serde_json::Value>("/v1/cluster") {
-                Ok(status) => status["nodes"].as_array().map_or(0, |nodes| {
-                    nodes.iter().filter(|node| node["state"].as_str() == Some("up")).count()
-                }),
-                Err(_) => 0,
-            };
-            if up == self.config.nodes.len() {
+            let status = admin.get::<serde_json::Value>("/v1/cluster").unwrap_or_default();
+            let is_up = |node: &&serde_json::Value| node["state"].as_str() == Some("up");
+            let up = status["nodes"].as_array().map_or(0, |nodes| nodes.iter().filter(is_up).count());
+            let slots = &status["slots"];
+            // Slots settle once every device has reported that it is empty.
+            let settled = slots["unavailable"].as_u64() == Some(0) && slots["moving"].as_u64() == Some(0);
+            if up == self.config.nodes.len() && settled {
                 return Ok(());
             }
             if begun.elapsed() > START_LIMIT {
@@ -362,7 +362,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When the system does not say.
-    pub fn dead(&mut self) -> Result<Option<(String, std::process::ExitStatus)>> {
+    pub(crate) fn dead(&mut self) -> Result<Option<(String, std::process::ExitStatus)>> {
         for at in 0..self.children.len() {
             if let Some(status) = self.children[at].1.try_wait()? {
                 let (process, _) = self.children.remove(at);
@@ -373,7 +373,7 @@ impl Cluster {
     }
 
     /// Returns the end of a process's log.
-    pub fn log_tail(&self, id: &str) -> String {
+    pub(crate) fn log_tail(&self, id: &str) -> String {
         const TAIL_BYTES: u64 = 4096;
         let mut text = String::new();
         if let Ok(mut file) = File::open(self.log_file(id)) {
@@ -389,7 +389,7 @@ impl Cluster {
     }
 
     /// Ends the nodes, then the coordinators, each with time to finish; kills what does not.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         for kind in ["node", "coordinator"] {
             let (now, later): (Vec<_>, Vec<_>) =
                 std::mem::take(&mut self.children).into_iter().partition(|(process, _)| process.kind == kind);
@@ -443,7 +443,7 @@ fn signal(pid: u32, signal: rustix::process::Signal) {
 ///
 /// # Errors
 /// When it does not end.
-pub fn down(dir: &Path) -> Result<bool> {
+pub(crate) fn down(dir: &Path) -> Result<bool> {
     if !is_locked(dir)? {
         return Ok(false);
     }

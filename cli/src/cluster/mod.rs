@@ -1,4 +1,4 @@
 //! Clusters as processes: one process of a cluster file, or a whole cluster on this machine.
 
-pub mod local;
-pub mod process;
+pub(crate) mod local;
+pub(crate) mod process;

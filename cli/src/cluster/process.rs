@@ -19,7 +19,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(8);
 ///
 /// # Errors
 /// When it does not start, or fails.
-pub fn run(file: &Path, id: &str) -> Result<()> {
+pub(crate) fn run(file: &Path, id: &str) -> Result<()> {
     if std::env::var_os(SUPERVISED).is_some() {
         // A supervisor that is killed takes its processes along.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
@@ -79,12 +79,12 @@ fn coordinator(
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let data_dir = file.parent().unwrap_or(Path::new(".")).join(&own.data_dir);
     Ok(kvhive_coordinator::CoordinatorConfig {
-        peer: own.peer.into(),
+        peer: own.peer,
         peers: config
             .coordinators
             .iter()
             .map(|peer| PeerConfig {
-                peer: peer.peer.into(),
+                peer: peer.peer,
                 name: peer.id.clone(),
                 raft_address: peer.raft_address(),
                 admin_address: peer.admin_address(),
@@ -95,7 +95,7 @@ fn coordinator(
         data_dir,
         cluster_name: cluster.name.clone(),
         settings: Settings {
-            replicas: u8::try_from(cluster.replicas).context("replicas are at most 8")?,
+            replicas: cluster.replicas,
             segment_blocks: cluster.segment_blocks,
             ack: match cluster.ack {
                 Ack::Primary => data::Ack::Primary,
@@ -135,8 +135,8 @@ fn node(config: &ClusterConfig, own: &NodeConfig, token: Vec<u8>) -> Result<kvhi
         metrics_listen: own.metrics,
         metrics_address: Some(own.metrics_address()),
         labels: own.labels.clone(),
-        io_threads: own.io_threads as usize,
-        max_connections: own.max_connections as usize,
+        io_threads: own.io_threads,
+        max_connections: own.max_connections,
         max_inflight_bytes: own.max_inflight.0,
         devices,
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),

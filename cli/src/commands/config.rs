@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Check a cluster file
 #[derive(Args, Debug)]
-pub struct ConfigCommand {
+pub(crate) struct ConfigCommand {
     #[command(subcommand)]
     verb: Verb,
 }
@@ -33,7 +33,7 @@ enum Verb {
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub fn read(file: &Path) -> Result<ClusterConfig> {
+pub(crate) fn read(file: &Path) -> Result<ClusterConfig> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     ClusterConfig::from_toml(&text, std::env::vars())
         .with_context(|| format!("{} is no cluster file", file.display()))
@@ -44,7 +44,7 @@ impl ConfigCommand {
     ///
     /// # Errors
     /// Everything that is wrong with the file.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let Verb::Check { file, processes, json } = self.verb;
         let config = match read(&file) {
             Ok(config) => config,

@@ -9,16 +9,16 @@ use std::path::PathBuf;
 
 /// Which cluster's data plane a command uses.
 #[derive(Args, Clone, Debug)]
-pub struct Connect {
+pub(crate) struct Connect {
     /// Control-plane addresses (HOST:PORT) of the coordinators, separated by commas [default: the local cluster's]
     #[arg(long, env = "KVHIVE_COORDINATORS", value_name = "ADDRESSES")]
-    pub coordinators: Option<String>,
+    pub(crate) coordinators: Option<String>,
     /// File that holds the cluster's token [default: the local cluster's]
     #[arg(long, env = "KVHIVE_TOKEN_FILE", value_name = "FILE")]
-    pub token_file: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
     /// Folder of the local cluster that `kvhive up` made
     #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir())]
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
 }
 
 impl Connect {
@@ -26,7 +26,7 @@ impl Connect {
     ///
     /// # Errors
     /// When neither options nor a local cluster say which cluster is meant.
-    pub fn config(&self) -> Result<ClientConfig> {
+    pub(crate) fn config(&self) -> Result<ClientConfig> {
         let coordinators = match &self.coordinators {
             Some(list) => list.split(',').map(|address| address.trim().to_owned()).collect(),
             None => local::Running::load(&self.dir)?.coordinators,
@@ -39,7 +39,7 @@ impl Connect {
     ///
     /// # Errors
     /// When no coordinator answers or the token is wrong.
-    pub async fn client(&self) -> Result<Client> {
+    pub(crate) async fn client(&self) -> Result<Client> {
         Client::connect(self.config()?).await.context("cannot connect to the cluster")
     }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 /// Stop the cluster that `kvhive up` started on this machine
 #[derive(Args, Debug)]
-pub struct Down {
+pub(crate) struct Down {
     /// Folder of the local cluster
     #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir())]
     dir: PathBuf,
@@ -18,7 +18,7 @@ impl Down {
     ///
     /// # Errors
     /// When it does not end.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         if local::down(&self.dir)? {
             println!("stopped the cluster in {}", self.dir.display());
         } else {

@@ -8,18 +8,18 @@ const REQUESTS: usize = 2000;
 
 /// The built-in workload's options.
 #[derive(Args, Clone, Copy, Debug)]
-pub struct Generated {
+pub(crate) struct Generated {
     /// Seed of the built-in workload: multi-turn chats, documents and agent loops over shared system prompts
     #[arg(long, default_value_t = 1, value_name = "N")]
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Tokens of one block of the trace
     #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
-    pub block_tokens: u32,
+    pub(crate) block_tokens: u32,
 }
 
 impl Generated {
     /// Generates the built-in workload.
-    pub fn generate(&self, requests: Option<usize>) -> Vec<Request> {
+    pub(crate) fn generate(&self, requests: Option<usize>) -> Vec<Request> {
         generate(Workload {
             requests: requests.unwrap_or(REQUESTS),
             block_tokens: self.block_tokens,

@@ -1,19 +1,19 @@
 //! The verbs, one file each.
 
-pub mod config;
-pub mod connect;
-pub mod down;
-pub mod generated;
-pub mod replay;
-pub mod simulate;
-pub mod status;
-pub mod trace;
-pub mod up;
+pub(crate) mod config;
+pub(crate) mod connect;
+pub(crate) mod down;
+pub(crate) mod generated;
+pub(crate) mod replay;
+pub(crate) mod simulate;
+pub(crate) mod status;
+pub(crate) mod trace;
+pub(crate) mod up;
 
 /// Makes the runtime of a command that talks to the data plane.
 ///
 /// # Errors
 /// When the system gives no threads.
-pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }

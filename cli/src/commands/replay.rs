@@ -24,7 +24,7 @@ const BLOCKS_PER_CALL: usize = 128;
 
 /// Drive a live cluster with a trace and report hit rate, bytes and latencies
 #[derive(Args, Debug)]
-pub struct Replay {
+pub(crate) struct Replay {
     /// Trace of JSON lines (.gz and .zst are read as they are); without one the built-in workload is generated
     #[arg(value_name = "TRACE")]
     trace: Option<PathBuf>,
@@ -54,7 +54,7 @@ pub struct Replay {
 
 /// What a replay came to; the JSON form of it is stable.
 #[derive(Serialize, Debug)]
-pub struct Report {
+pub(crate) struct Report {
     requests: u64,
     blocks: u64,
     hits: u64,
@@ -76,7 +76,7 @@ pub struct Report {
 
 /// Latencies of the three calls, in milliseconds.
 #[derive(Serialize, Debug)]
-pub struct CallLatencies {
+pub(crate) struct CallLatencies {
     r#match: Summary,
     fetch: Summary,
     store: Summary,
@@ -87,7 +87,7 @@ impl Replay {
     ///
     /// # Errors
     /// When the cluster or the trace cannot be reached; single failed calls are counted in the report.
-    pub async fn run(self) -> Result<()> {
+    pub(crate) async fn run(self) -> Result<()> {
         let requests = self.load()?;
         let client = self.connect.client().await?;
         let report = self.drive(&client, requests).await?;

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 /// Run the node's own rules over a trace, without bytes or sockets, and report the hit rate
 #[derive(Args, Debug)]
-pub struct Simulate {
+pub(crate) struct Simulate {
     /// Trace of JSON lines (.gz and .zst are read as they are); without one the built-in workload is generated
     #[arg(value_name = "TRACE")]
     trace: Option<PathBuf>,
@@ -36,14 +36,14 @@ pub struct Simulate {
 /// What a shard keeps.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Strategy {
+pub(crate) enum Strategy {
     /// Least recently used first, leaves before their parents
     Lru,
 }
 
 /// What a simulation came to; stable.
 #[derive(Serialize, Debug)]
-pub struct Report {
+pub(crate) struct Report {
     strategy: Strategy,
     capacity_blocks: u32,
     requests: u64,
@@ -59,7 +59,7 @@ impl Simulate {
     ///
     /// # Errors
     /// When the trace cannot be read.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let report = match &self.trace {
             None => self.simulate(self.generated.generate(self.requests).into_iter().map(Ok)),
             Some(path) => self.simulate(trace::open(path)?.take(self.requests.unwrap_or(usize::MAX))),

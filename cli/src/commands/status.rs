@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 /// Show who leads, which nodes serve and how the slots stand
 #[derive(Args, Debug)]
-pub struct Status {
+pub(crate) struct Status {
     #[command(flatten)]
     target: Target,
     /// Print the report as JSON
@@ -18,7 +18,7 @@ pub struct Status {
 
 /// List the nodes, their devices and what these hold
 #[derive(Args, Debug)]
-pub struct Nodes {
+pub(crate) struct Nodes {
     #[command(flatten)]
     target: Target,
     /// Print the report as JSON
@@ -28,7 +28,7 @@ pub struct Nodes {
 
 /// Show where slots are placed: a summary per device, or one slot
 #[derive(Args, Debug)]
-pub struct Slots {
+pub(crate) struct Slots {
     #[command(flatten)]
     target: Target,
     /// Show this slot alone
@@ -41,7 +41,7 @@ pub struct Slots {
 
 /// List tenants, create one, or clear one
 #[derive(Args, Debug)]
-pub struct Tenants {
+pub(crate) struct Tenants {
     #[command(flatten)]
     target: Target,
     /// Print the answer as JSON
@@ -87,7 +87,7 @@ impl Status {
     ///
     /// # Errors
     /// When no coordinator answers.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let status: Value = self.target.resolve()?.get("/v1/cluster")?;
         if self.json {
             return report::print_json(&status);
@@ -124,7 +124,7 @@ impl Nodes {
     ///
     /// # Errors
     /// When no coordinator answers.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let status: Value = self.target.resolve()?.get("/v1/cluster")?;
         if self.json {
             return report::print_json(&status["nodes"]);
@@ -190,7 +190,7 @@ impl Slots {
     ///
     /// # Errors
     /// When no coordinator answers.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let path = self.slot.map_or_else(|| "/v1/slots".to_owned(), |slot| format!("/v1/slots?slot={slot}"));
         let slots: Value = self.target.resolve()?.get(&path)?;
         if self.json {
@@ -233,7 +233,7 @@ impl Tenants {
     ///
     /// # Errors
     /// When no coordinator answers or the change is refused.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let admin = self.target.resolve()?;
         let answer: Value = match &self.verb {
             None => admin.get("/v1/tenants")?,

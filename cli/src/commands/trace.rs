@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// Make traces
 #[derive(Args, Debug)]
-pub struct TraceCommand {
+pub(crate) struct TraceCommand {
     #[command(subcommand)]
     verb: Verb,
 }
@@ -33,7 +33,7 @@ impl TraceCommand {
     ///
     /// # Errors
     /// When the trace cannot be written.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let Verb::Generate { generated, requests, output } = self.verb;
         let mut out: Box<dyn Write> = match &output {
             Some(file) => Box::new(std::io::BufWriter::new(

@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// runs until Ctrl-C, or in the background with --detach (stop it with `kvhive down`). With --config and --id: the
 /// process of that name, in the foreground.
 #[derive(Args, Debug)]
-pub struct Up {
+pub(crate) struct Up {
     /// Cluster file; run one process of it
     #[arg(long, value_name = "FILE", requires = "id")]
     config: Option<PathBuf>,
@@ -65,7 +65,7 @@ impl Up {
     ///
     /// # Errors
     /// When something does not start.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         if let (Some(config), Some(id)) = (&self.config, &self.id) {
             return process::run(config, id);
         }

@@ -15,29 +15,29 @@ const MAX_BLOCKS: u64 = 1 << 20;
 
 /// One request of a trace.
 #[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct Request {
+pub(crate) struct Request {
     /// Milliseconds since the trace began.
-    pub timestamp: f64,
+    pub(crate) timestamp: f64,
     /// Tokens of the prompt; zero when the trace does not say.
-    pub input_length: u64,
+    pub(crate) input_length: u64,
     /// Tokens of the answer; zero when the trace does not say.
-    pub output_length: u64,
+    pub(crate) output_length: u64,
     /// Block ids from token 0. Equal ids mean equal content and equal whole prefix.
-    pub hash_ids: Vec<u64>,
+    pub(crate) hash_ids: Vec<u64>,
     /// Which conversation it belongs to, where the trace says; for reading, never for a cache's decision.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub chat_id: Option<i64>,
+    pub(crate) chat_id: Option<i64>,
 }
 
 impl Request {
     /// Returns the tokens that `blocks` leading blocks save, at `block_tokens` tokens a block.
-    pub fn tokens_in(&self, blocks: usize, block_tokens: u32) -> u64 {
+    pub(crate) fn tokens_in(&self, blocks: usize, block_tokens: u32) -> u64 {
         let tokens = blocks as u64 * u64::from(block_tokens);
         if self.input_length == 0 { tokens } else { tokens.min(self.input_length) }
     }
 
     /// Returns the prompt's tokens, counted from its blocks when the trace does not say.
-    pub fn tokens(&self, block_tokens: u32) -> u64 {
+    pub(crate) fn tokens(&self, block_tokens: u32) -> u64 {
         if self.input_length == 0 {
             self.tokens_in(self.hash_ids.len(), block_tokens)
         } else {
@@ -48,7 +48,7 @@ impl Request {
 
 /// Why a trace could not be read.
 #[derive(Debug, Error)]
-pub enum TraceError {
+pub(crate) enum TraceError {
     /// The file cannot be opened or read.
     #[error("{path}: {source}", path = path.display())]
     File {
@@ -88,7 +88,9 @@ struct Line {
 ///
 /// # Errors
 /// When the file cannot be opened; each item is an error when its line is no request.
-pub fn open(path: &Path) -> Result<impl Iterator<Item = Result<Request, TraceError>> + use<>, TraceError> {
+pub(crate) fn open(
+    path: &Path,
+) -> Result<impl Iterator<Item = Result<Request, TraceError>> + use<>, TraceError> {
     let fail = |source| TraceError::File { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(fail)?;
     let mut magic = Vec::with_capacity(4);

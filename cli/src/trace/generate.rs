@@ -10,13 +10,13 @@ use std::collections::BinaryHeap;
 
 /// What to generate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Workload {
+pub(crate) struct Workload {
     /// How many requests.
-    pub requests: usize,
+    pub(crate) requests: usize,
     /// Tokens of a block.
-    pub block_tokens: u32,
+    pub(crate) block_tokens: u32,
     /// What the random choices start from.
-    pub seed: u64,
+    pub(crate) seed: u64,
 }
 
 /// Milliseconds between the starts of two sessions, on average.
@@ -43,7 +43,7 @@ impl Kind {
         match self {
             Kind::Chat => (1, 4),
             Kind::Document => (1, 2),
-            Kind::Agent => (1, 8),
+            Kind::Agent => (2, 12),
         }
     }
 
@@ -58,7 +58,7 @@ impl Kind {
 }
 
 /// Generates a trace, sorted by time.
-pub fn generate(workload: Workload) -> Vec<Request> {
+pub(crate) fn generate(workload: Workload) -> Vec<Request> {
     let mut rng = ChaCha8Rng::seed_from_u64(workload.seed);
     let mut fresh = 0u64;
     let mut take = |count: u64| -> Vec<u64> {
@@ -87,7 +87,7 @@ pub fn generate(workload: Workload) -> Vec<Request> {
             let turns_left = match kind {
                 Kind::Chat => rng.random_range(1..=10),
                 Kind::Document => {
-                    blocks.extend(take(rng.random_range(10..=80)));
+                    blocks.extend(take(rng.random_range(20..=200)));
                     rng.random_range(1..=4)
                 }
                 Kind::Agent => rng.random_range(3..=40),

@@ -3,5 +3,5 @@
 mod format;
 mod generate;
 
-pub use format::{Request, TraceError, open};
-pub use generate::{Workload, generate};
+pub(crate) use format::{Request, TraceError, open};
+pub(crate) use generate::{Workload, generate};
