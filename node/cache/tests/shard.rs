@@ -1,0 +1,327 @@
+//! The shard's rules as stories, and under random use with every invariant checked after each step.
+
+use kvhive_cache::{BlockId, CopyVerdict, Effect, Reserve, Shard, ShardConfig, Tier, TierCapacity, WriteTicket};
+use kvhive_protocol::block::Codec;
+use kvhive_protocol::data::{Refusal, Run, StoreBlock};
+use kvhive_protocol::{BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, SLOTS, Slot, TenantId};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+const TENANT: TenantId = TenantId(1);
+
+fn key(number: u64) -> BlockKey {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&(number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+    bytes[8..16].copy_from_slice(&number.to_le_bytes());
+    BlockKey::from_bytes(bytes)
+}
+
+fn block(number: u64, parent: Option<u64>, depth: u32, bytes: u64, era: u64) -> StoreBlock {
+    let header = BlockHeader {
+        key: key(number),
+        fingerprint: LayoutFingerprint::default(),
+        tenant: TENANT,
+        era: Era(era),
+        depth,
+        codec: Codec::Raw,
+        payload_bytes: bytes,
+        digest: 0,
+    };
+    StoreBlock { header, parent: parent.map_or(BlockKey::NONE, key) }
+}
+
+/// A shard with its effects and a clock in milliseconds.
+struct Scenario {
+    shard: Shard,
+    effects: Vec<Effect>,
+    now: u64,
+}
+
+impl Scenario {
+    fn with(device: &[u32], host: &[u32], low_water_per_mille: u16) -> Scenario {
+        let mut shard = Shard::new(ShardConfig {
+            classes: (0..device.len()).map(|class| 100 << class).collect(),
+            device: TierCapacity { frames: device.to_vec() },
+            host: TierCapacity { frames: host.to_vec() },
+            max_hold: Duration::from_millis(50),
+            max_writes: 8,
+            low_water_per_mille,
+            hash_seed: 9,
+        });
+        shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
+        Scenario { shard, effects: Vec::new(), now: 1000 }
+    }
+
+    fn now(&self) -> Moment {
+        Moment::from_millis(self.now)
+    }
+
+    fn reserve(&mut self, number: u64, parent: Option<u64>, depth: u32) -> Reserve {
+        let block = block(number, parent, depth, 100, 1);
+        self.shard.reserve(self.now(), TENANT, &block, Slot((number % u64::from(SLOTS)) as u16), &mut self.effects)
+    }
+
+    fn store(&mut self, number: u64, parent: Option<u64>, depth: u32) -> BlockId {
+        match self.reserve(number, parent, depth) {
+            Reserve::Take { ticket, .. } => self.shard.seal(ticket).expect("its era stands"),
+            other => panic!("block {number}: {other:?}"),
+        }
+    }
+
+    fn ticket(&mut self, number: u64) -> WriteTicket {
+        match self.reserve(number, None, 0) {
+            Reserve::Take { ticket, .. } => ticket,
+            other => panic!("block {number}: {other:?}"),
+        }
+    }
+
+    fn covered(&mut self, numbers: &[u64], hold_ms: u64) -> u32 {
+        let keys: KeyList = numbers.iter().map(|number| key(*number)).collect();
+        let run = Run { slot: Slot(0), keys: numbers.len() as u32 };
+        self.shard.match_runs(self.now(), TENANT, &[run], &keys, Duration::from_millis(hold_ms))[0]
+    }
+
+    fn read(&mut self, number: u64) -> Option<BlockId> {
+        self.shard.read(TENANT, &[key(number)].iter().collect())[0]
+    }
+
+    fn resident(&mut self, numbers: std::ops::Range<u64>) -> Vec<u64> {
+        numbers.filter(|number| self.covered(&[*number], 0) == 1).collect()
+    }
+}
+
+#[test]
+fn a_block_is_seen_only_when_it_is_sealed() {
+    let mut scene = Scenario::with(&[2], &[0], 0);
+    let ticket = scene.ticket(1);
+    assert_eq!((scene.covered(&[1], 0), scene.read(1)), (0, None));
+    assert_eq!(scene.reserve(1, None, 0), Reserve::Refused(Refusal::InFlight));
+    scene.shard.abandon(ticket);
+    assert_eq!(scene.covered(&[1], 0), 0, "an abandoned write is never seen");
+    assert_eq!(scene.shard.seal(ticket), None, "nor sealed later");
+    let ticket = scene.ticket(1);
+    let id = scene.shard.seal(ticket).expect("its era stands");
+    assert_eq!(scene.covered(&[1], 0), 1);
+    assert_eq!(scene.reserve(1, None, 0), Reserve::Present(id), "the first writer wins");
+    scene.shard.invariants().expect("all hold");
+}
+
+#[test]
+fn a_prefix_loses_its_tail_before_its_head() {
+    let mut scene = Scenario::with(&[4], &[0], 0);
+    for at in 0..4 {
+        scene.store(at, at.checked_sub(1), at as u32);
+    }
+    for other in 10..13 {
+        scene.store(other, None, 0);
+        scene.shard.invariants().expect("all hold");
+    }
+    assert_eq!(scene.resident(0..20), [0, 10, 11, 12]);
+}
+
+#[test]
+fn the_least_recently_used_leaf_goes_first_whichever_tier_it_is_in() {
+    let mut scene = Scenario::with(&[2], &[2], 0);
+    for at in 0..4 {
+        scene.store(at, None, 0);
+    }
+    assert_eq!(scene.covered(&[0], 0), 1);
+    scene.store(4, None, 0);
+    assert_eq!(scene.resident(0..9), [0, 2, 3, 4]);
+}
+
+#[test]
+fn a_reader_keeps_a_block_and_a_hold_keeps_it_for_a_while() {
+    let mut scene = Scenario::with(&[2], &[0], 0);
+    scene.store(0, None, 0);
+    scene.store(1, None, 0);
+    let read = scene.read(0).expect("it is there");
+    assert_eq!(scene.covered(&[1], 10_000), 1);
+    assert_eq!(scene.reserve(2, None, 0), Reserve::Refused(Refusal::NoRoom));
+    scene.now += 51;
+    scene.store(2, None, 0);
+    assert_eq!(scene.resident(0..3), [0, 2], "the hold is bounded and has ended");
+    scene.shard.unread(read);
+    scene.store(3, None, 0);
+    assert_eq!(scene.resident(0..4), [2, 3]);
+}
+
+#[test]
+fn a_block_never_pushes_out_its_own_parent() {
+    let mut scene = Scenario::with(&[2], &[0], 0);
+    scene.store(0, None, 0);
+    scene.store(1, Some(0), 1);
+    assert_eq!(scene.reserve(2, Some(1), 2), Reserve::Refused(Refusal::NoRoom));
+    assert_eq!(scene.resident(0..3), [0, 1]);
+}
+
+#[test]
+fn a_clear_ends_every_older_block_at_once() {
+    let mut scene = Scenario::with(&[4], &[0], 0);
+    scene.store(0, None, 0);
+    let under_way = scene.ticket(1);
+    let read = scene.read(0).expect("it is there");
+    scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(2))]));
+    assert_eq!((scene.covered(&[0], 0), scene.read(0)), (0, None));
+    assert_eq!(scene.shard.seal(under_way), None, "a write of an older era is never seen");
+    assert_eq!(scene.reserve(5, None, 0), Reserve::Refused(Refusal::WrongEra));
+    scene.shard.tend(scene.now(), &mut scene.effects);
+    assert_eq!(scene.shard.stats().leaving, 1, "its frame is still being read");
+    scene.shard.unread(read);
+    let stats = scene.shard.stats();
+    assert_eq!((stats.leaving, stats.device.used_bytes, stats.cleared), (0, 0, 1));
+    scene.shard.invariants().expect("all hold");
+}
+
+#[test]
+fn blocks_that_do_not_fit_are_refused_with_the_reason() {
+    let mut scene = Scenario::with(&[1, 1], &[0, 0], 0);
+    let ask = |scene: &mut Scenario, number, bytes| {
+        let now = scene.now();
+        scene.shard.reserve(now, TENANT, &block(number, None, 0, bytes, 1), Slot(1), &mut scene.effects)
+    };
+    assert_eq!(ask(&mut scene, 1, 201), Reserve::Refused(Refusal::TooLarge));
+    assert!(matches!(ask(&mut scene, 1, 100), Reserve::Take { class: 0, .. }));
+    assert!(matches!(ask(&mut scene, 2, 100), Reserve::Take { class: 1, .. }), "the next size up is free");
+    assert_eq!(ask(&mut scene, 3, 100), Reserve::Refused(Refusal::NoRoom), "writes are not victims");
+}
+
+#[test]
+fn demotion_makes_room_on_the_device_and_loses_nothing() {
+    let mut scene = Scenario::with(&[4], &[4], 500);
+    for at in 0..4 {
+        scene.store(at, None, 0);
+    }
+    scene.shard.tend(scene.now(), &mut scene.effects);
+    let copies: Vec<Effect> = scene.effects.drain(..).collect();
+    assert_eq!(copies.len(), 2, "half of the device is to be free");
+    let reader = scene.read(0).expect("readable while it is copied");
+    for (at, copy) in copies.into_iter().enumerate() {
+        let Effect::Copy { ticket, id, to: Tier::Host, .. } = copy else { panic!("{copy:?}") };
+        let verdict = scene.shard.copied(ticket, true);
+        // The block that is being read keeps its frame.
+        assert_eq!(verdict, if at == 0 { CopyVerdict::Discard } else { CopyVerdict::Adopt(id) });
+        assert_eq!(scene.shard.copied(ticket, true), CopyVerdict::Discard, "a copy ends once");
+    }
+    scene.shard.unread(reader);
+    assert_eq!(scene.resident(0..4), [0, 1, 2, 3]);
+    let stats = scene.shard.stats();
+    assert_eq!((stats.device.blocks, stats.host.blocks, stats.demoted), (3, 1, 1));
+    scene.shard.invariants().expect("all hold");
+}
+
+#[test]
+fn occupied_slots_are_those_with_blocks() {
+    let mut scene = Scenario::with(&[2], &[0], 0);
+    scene.store(5, None, 0);
+    scene.store(4095, None, 0);
+    let bits = scene.shard.occupied();
+    let set: Vec<usize> = (0..usize::from(SLOTS)).filter(|slot| bits[slot / 8] >> (slot % 8) & 1 == 1).collect();
+    assert_eq!(set, [5, 4095]);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Reserve { number: u64, parent: Option<u64>, large: bool },
+    Seal(usize),
+    Abandon(usize),
+    Match { first: u64, count: u64, hold: u64 },
+    Read(u64),
+    Unread(usize),
+    Copied(usize, bool),
+    Tend,
+    Clear,
+    Wait(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let number = 0..24u64;
+    let step = prop_oneof![
+        4 => (number.clone(), proptest::option::of(number.clone()), any::<bool>())
+            .prop_map(|(number, parent, large)| Step::Reserve { number, parent, large }),
+        3 => any::<usize>().prop_map(Step::Seal),
+        1 => any::<usize>().prop_map(Step::Abandon),
+        2 => (number.clone(), 1..6u64, 0..30u64).prop_map(|(first, count, hold)| Step::Match { first, count, hold }),
+        2 => number.prop_map(Step::Read),
+        2 => any::<usize>().prop_map(Step::Unread),
+        1 => (any::<usize>(), any::<bool>()).prop_map(|(at, done)| Step::Copied(at, done)),
+        1 => Just(Step::Tend),
+        1 => Just(Step::Clear),
+        1 => (0..40u64).prop_map(Step::Wait),
+    ];
+    proptest::collection::vec(step, 1..250)
+}
+
+proptest! {
+    /// What the host would hold: a frame for each block, from seal to drop. Nothing is seen without one, nothing that is
+    /// read is dropped, and the ledger balances after every step.
+    #[test]
+    fn any_use_keeps_every_invariant(steps in steps()) {
+        let mut scene = Scenario::with(&[4, 2], &[3, 1], 300);
+        let mut era = 1u64;
+        let (mut writes, mut readers, mut copies) = (Vec::new(), Vec::new(), Vec::new());
+        let mut frames: HashMap<BlockId, BlockKey> = HashMap::new();
+        for step in steps {
+            match step {
+                Step::Reserve { number, parent, large } => {
+                    let bytes = if large { 200 } else { 100 };
+                    let block = block(number, parent.filter(|parent| *parent != number), 0, bytes, era);
+                    let now = scene.now();
+                    let slot = Slot(number as u16);
+                    match scene.shard.reserve(now, TENANT, &block, slot, &mut scene.effects) {
+                        Reserve::Take { ticket, .. } => writes.push((ticket, key(number))),
+                        Reserve::Present(id) => prop_assert_eq!(frames.get(&id), Some(&key(number))),
+                        Reserve::Refused(_) => {}
+                    }
+                }
+                Step::Seal(at) if !writes.is_empty() => {
+                    let (ticket, key) = writes.swap_remove(at % writes.len());
+                    if let Some(id) = scene.shard.seal(ticket) {
+                        prop_assert!(frames.insert(id, key).is_none());
+                    }
+                }
+                Step::Abandon(at) if !writes.is_empty() => {
+                    scene.shard.abandon(writes.swap_remove(at % writes.len()).0);
+                }
+                Step::Match { first, count, hold } => {
+                    let numbers: Vec<u64> = (first..first + count).collect();
+                    scene.covered(&numbers, hold);
+                }
+                Step::Read(number) => {
+                    if let Some(id) = scene.read(number) {
+                        prop_assert_eq!(frames.get(&id), Some(&key(number)), "what is read has a frame");
+                        readers.push(id);
+                    }
+                }
+                Step::Unread(at) if !readers.is_empty() => scene.shard.unread(readers.swap_remove(at % readers.len())),
+                Step::Copied(at, done) if !copies.is_empty() => {
+                    let ticket = copies.swap_remove(at % copies.len());
+                    if let CopyVerdict::Adopt(id) = scene.shard.copied(ticket, done) {
+                        prop_assert!(frames.contains_key(&id) && !readers.contains(&id));
+                    }
+                }
+                Step::Tend => {
+                    let now = scene.now();
+                    scene.shard.tend(now, &mut scene.effects);
+                }
+                Step::Clear => {
+                    era += 1;
+                    scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(era))]));
+                }
+                Step::Wait(ms) => scene.now += ms,
+                _ => {}
+            }
+            for effect in scene.effects.drain(..) {
+                match effect {
+                    // A clear may drop what is still read: it is leaving. Eviction never does.
+                    Effect::Drop { id } => prop_assert!(frames.remove(&id).is_some()),
+                    Effect::Copy { ticket, .. } => copies.push(ticket),
+                }
+            }
+            if let Err(broken) = scene.shard.invariants() {
+                return Err(TestCaseError::fail(broken));
+            }
+        }
+    }
+}
