@@ -1,34 +1,39 @@
-//! How a node is set up, and why it may not start.
+//! How a node is set up, and why it may not start or go on.
 
 use kvhive_gpu::ArenaError;
+use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
 use kvhive_runtime::RuntimeError;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use thiserror::Error;
 
+/// The most connections that a setup may allow.
+const MAX_CONNECTIONS: usize = 1 << 20;
+
 /// One node.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NodeConfig {
     /// Its name in the cluster.
     pub name: String,
     /// Where its data plane listens; port 0 takes a free one.
     pub data_listen: SocketAddr,
-    /// `host:port` at which others reach its data plane; the listening address when none.
-    pub data_address: Option<String>,
+    /// `host:port` at which others reach its data plane; empty for the address it got.
+    pub advertise_data: String,
     /// Where its metrics listen; port 0 takes a free one.
     pub metrics_listen: SocketAddr,
-    /// `host:port` at which others reach its metrics; the listening address when none.
-    pub metrics_address: Option<String>,
+    /// `host:port` at which others reach its metrics; empty for the address it got.
+    pub advertise_metrics: String,
     /// Failure domains and whatever else the operator says of it.
     pub labels: BTreeMap<String, String>,
     /// Threads that serve sockets.
     pub io_threads: usize,
-    /// Connections at a time.
+    /// Connections at a time; one more is closed.
     pub max_connections: usize,
-    /// Payload bytes of stores under way at a time.
+    /// Payload bytes of stores being received at a time, and as many again being copied in the background; a store over
+    /// it is answered `Busy`.
     pub max_inflight_bytes: u64,
-    /// Its devices.
+    /// Its devices, by index.
     pub devices: Vec<DeviceConfig>,
     /// `host:port` of the coordinators' control plane.
     pub coordinators: Vec<String>,
@@ -36,24 +41,89 @@ pub struct NodeConfig {
     pub token: Vec<u8>,
 }
 
-/// One device of a node: frames per size class, in both tiers.
+/// One device of a node: two tiers, each parted into frames of a few sizes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeviceConfig {
-    /// Bytes of a frame, per size class, growing.
-    pub classes: Vec<u64>,
-    /// Frames of the device tier, per class.
-    pub device_frames: Vec<u32>,
-    /// Frames of the host tier, per class.
-    pub host_frames: Vec<u32>,
+    /// Bytes of the device tier.
+    pub device_bytes: u64,
+    /// Bytes of the host tier over it; 0 for none.
+    pub host_bytes: u64,
+    /// Sizes of frames, growing.
+    pub classes: Vec<ClassConfig>,
 }
 
-/// Why a node did not start.
+/// One size of frames.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClassConfig {
+    /// Bytes of a frame.
+    pub frame_bytes: u64,
+    /// Its part of each tier, in relation to the sum of all classes' shares.
+    pub share: u32,
+}
+
+impl DeviceConfig {
+    /// Returns how many frames each class gets of a tier of `tier_bytes`.
+    pub fn frames(&self, tier_bytes: u64) -> Vec<u32> {
+        let whole: u128 = self.classes.iter().map(|class| u128::from(class.share)).sum();
+        let frames = |class: &ClassConfig| {
+            let part = u128::from(tier_bytes) * u128::from(class.share) / whole.max(1);
+            u32::try_from(part / u128::from(class.frame_bytes.max(1))).unwrap_or(u32::MAX)
+        };
+        self.classes.iter().map(frames).collect()
+    }
+}
+
+impl NodeConfig {
+    /// Checks what does not depend on the machine.
+    ///
+    /// # Errors
+    /// [`NodeError::Config`] with the first thing that makes no sense.
+    pub(crate) fn check(&self) -> Result<(), NodeError> {
+        let wrong = |what: String| Err(NodeError::Config(what));
+        if self.name.is_empty() || self.name.len() > MAX_NAME_BYTES {
+            return wrong(format!("name {:?} has not 1 to {MAX_NAME_BYTES} bytes", self.name));
+        }
+        if self.devices.is_empty() || self.devices.len() > MAX_DEVICES {
+            return wrong(format!("{} devices instead of 1 to {MAX_DEVICES}", self.devices.len()));
+        }
+        if self.labels.len() > MAX_LABELS {
+            return wrong(format!("{} labels, at most {MAX_LABELS}", self.labels.len()));
+        }
+        if self.io_threads == 0 || self.max_connections == 0 || self.max_inflight_bytes == 0 {
+            return wrong(
+                "io_threads, max_connections and max_inflight_bytes must be more than 0".to_owned(),
+            );
+        }
+        if self.max_connections > MAX_CONNECTIONS {
+            return wrong(format!("{} connections, at most {MAX_CONNECTIONS}", self.max_connections));
+        }
+        if self.token.is_empty() {
+            return wrong("the token is empty".to_owned());
+        }
+        for (at, device) in self.devices.iter().enumerate() {
+            if device.classes.is_empty() {
+                return wrong(format!("device {at} has no size class"));
+            }
+            let frames = device.frames(device.device_bytes);
+            if let Some(class) = frames.iter().position(|frames| *frames == 0) {
+                let ClassConfig { frame_bytes, share } = device.classes[class];
+                let bytes = device.device_bytes;
+                return wrong(format!(
+                    "device {at}: share {share} of {bytes} bytes holds no frame of {frame_bytes} bytes"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a node did not start, or ended by itself.
 #[derive(Debug, Error)]
 pub enum NodeError {
     /// The setup makes no sense.
     #[error("node setup: {0}")]
     Config(String),
-    /// A device gave not the memory.
+    /// A device did not give the memory.
     #[error("device {device}: {source}")]
     Memory {
         /// Which device.
@@ -72,4 +142,10 @@ pub enum NodeError {
     /// Threads could not be made.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// A device's actor panicked again and again and was given up; the node has left its cluster.
+    #[error("device {device} was given up after repeated panics; they are in the log")]
+    DeviceLost {
+        /// Which device.
+        device: usize,
+    },
 }

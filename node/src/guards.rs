@@ -22,6 +22,11 @@ pub(crate) enum Return {
 pub(crate) struct Returns(Arc<Mutex<Vec<Return>>>);
 
 impl Returns {
+    /// Says whether both lead to the same life of an actor.
+    fn is_same(&self, other: &Returns) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(crate) fn push(&self, back: Return) {
         self.0.lock().unwrap_or_else(|poison| poison.into_inner()).push(back);
     }
@@ -115,6 +120,11 @@ pub(crate) struct Verified {
 }
 
 impl Verified {
+    /// Says whether the write began in the life of an actor that `returns` lead to.
+    pub(crate) fn is_of(&self, returns: &Returns) -> bool {
+        self.returns.is_same(returns)
+    }
+
     pub(crate) fn ticket(&self) -> WriteTicket {
         self.ticket
     }

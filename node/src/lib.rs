@@ -1,15 +1,20 @@
 //! One cache server: a device actor for each device, the data plane that moves blocks between sockets and their arenas,
-//! and membership in a cluster. Starts with [`start`]; may live inside a serving process.
+//! and membership in a cluster. Starts with [`start`]; may live inside a serving process: it keeps nothing global and
+//! ends no process.
 
 mod actors;
 mod config;
 mod data;
 mod guards;
+mod http;
 mod membership;
 mod memory;
 mod metrics;
 mod start;
 mod view;
 
-pub use config::{DeviceConfig, NodeConfig, NodeError};
+#[cfg(test)]
+mod tests;
+
+pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError};
 pub use start::{NodeHandle, start};

@@ -1,7 +1,8 @@
 //! Membership: the thin hand around the member machine. Registers, sends heartbeats with what the devices hold, has new
 //! maps adopted by everything that serves, and only then lets the lease count.
 
-use crate::actors::device::{DeviceMessage, eras};
+use crate::actors::device::DeviceMessage;
+use crate::data::Replicator;
 use crate::view::{Serving, View};
 use kvhive_cache::{Member, MemberEffect, MemberEvent, MemberTuning};
 use kvhive_client::{ClientError, Coordinators};
@@ -24,6 +25,10 @@ const REGISTER_LIMIT: Duration = Duration::from_secs(10);
 const HEARTBEAT_LIMIT: Duration = Duration::from_secs(1);
 /// A device that does not answer within this is asked again.
 const ADOPT_LIMIT: Duration = Duration::from_secs(1);
+/// The wait before it is asked again.
+const ADOPT_PAUSE: Duration = Duration::from_millis(20);
+/// A farewell that is not through within this is left to the lease.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 /// Events on their way to the machine.
 const MAX_EVENTS: usize = 64;
 
@@ -43,6 +48,7 @@ pub(crate) struct Membership {
     pub(crate) coordinators: Arc<Coordinators>,
     pub(crate) introduction: Introduction,
     pub(crate) devices: Vec<Sender<DeviceMessage>>,
+    pub(crate) replicator: Replicator,
     pub(crate) view: Arc<View>,
 }
 
@@ -143,26 +149,22 @@ impl Membership {
         }
     }
 
-    /// Has every device serve by the map's tenants; returns its epoch when all do.
+    /// Has everything that serves take over the map, and returns its epoch when every device has confirmed it: from then
+    /// on no older era is served here, which is what the next heartbeat tells the coordinators.
     async fn adopt(&self, member: MemberId, map: Arc<ClusterMap>) -> Epoch {
         let epoch = map.epoch;
-        let tenants = eras(&map);
-        let newer =
-            self.view.serving().is_none_or(|serving| serving.map.epoch < epoch || serving.member != member);
-        if newer {
-            self.view.adopt(Serving { map, member });
-        }
+        let serving = Serving { map, member };
+        self.view.adopt(serving.clone());
+        self.replicator.keep(&serving.map);
         for device in &self.devices {
             loop {
-                let tenants = tenants.clone();
-                let told = device
-                    .ask(ADOPT_LIMIT, |reply| DeviceMessage::SetTenants { epoch, tenants, reply })
-                    .await;
-                match told {
+                let told =
+                    device.ask(ADOPT_LIMIT, |reply| DeviceMessage::Adopt { serving: serving.clone(), reply });
+                match told.await {
                     Ok(()) => break,
                     Err(error) => {
                         warn!(%error, %epoch, "a device has not adopted the map yet");
-                        tokio::time::sleep(TICK).await;
+                        tokio::time::sleep(ADOPT_PAUSE).await;
                     }
                 }
             }
@@ -173,9 +175,8 @@ impl Membership {
     async fn leave(&self, machine: &Member) {
         let Some((member, generation)) = machine.identity() else { return };
         self.view.serve_until(Moment::ZERO);
-        let left = self
-            .coordinators
-            .submit(Command::Leave { member, generation }, Instant::now() + REGISTER_LIMIT / 5);
+        let left =
+            self.coordinators.submit(Command::Leave { member, generation }, Instant::now() + LEAVE_LIMIT);
         match left.await {
             Ok(_) => info!(%member, "left the cluster"),
             Err(error) => warn!(%error, "could not say goodbye; the lease will run out"),

@@ -2,8 +2,8 @@
 //! it there.
 
 use crate::config::{DeviceConfig, NodeError};
-use kvhive_cache::Tier;
-use kvhive_gpu::{Arena, ClassId, Device, HostDevice, ReadFrame, SizeClass, WriteFrame};
+use kvhive_cache::{Tier, TierCapacity};
+use kvhive_gpu::{Arena, ClassId, Device, DeviceKind, HostDevice, ReadFrame, SizeClass, WriteFrame};
 use std::sync::Arc;
 
 /// Arenas of one device. Cheap to clone.
@@ -16,21 +16,16 @@ pub(crate) struct Memory {
 impl Memory {
     /// Takes the memory of device number `at`.
     pub(crate) fn take(at: usize, config: &DeviceConfig) -> Result<Memory, NodeError> {
-        let classes = config.classes.len();
-        if classes == 0 || config.device_frames.len() != classes || config.host_frames.len() != classes {
-            return Err(NodeError::Config(format!(
-                "device {at} needs frames for each of its {classes} size classes"
-            )));
-        }
+        // The arenas are the budget: rounding frames up to pages may take a little more than was configured.
         let device: Arc<dyn Device> = Arc::new(HostDevice::new(u64::MAX));
-        let arena = |frames: &[u32]| {
+        let arena = |bytes: u64| {
+            let frames = config.frames(bytes).into_iter();
             let sizes = config.classes.iter().zip(frames);
-            let sizes: Vec<SizeClass> = sizes
-                .map(|(frame_bytes, frames)| SizeClass { frame_bytes: *frame_bytes, frames: *frames })
-                .collect();
+            let sizes: Vec<SizeClass> =
+                sizes.map(|(class, frames)| SizeClass { frame_bytes: class.frame_bytes, frames }).collect();
             Arena::new(device.clone(), &sizes).map_err(|source| NodeError::Memory { device: at, source })
         };
-        let tiers = [arena(&config.device_frames)?, arena(&config.host_frames)?];
+        let tiers = [arena(config.device_bytes)?, arena(config.host_bytes)?];
         Ok(Memory { device, tiers })
     }
 
@@ -43,15 +38,31 @@ impl Memory {
         self.device.copy(from, &mut to).ok().map(|()| to.seal())
     }
 
-    /// Returns the bytes of both arenas.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.tiers.iter().map(Arena::total_bytes).sum()
+    /// Returns a tier's frames per class.
+    pub(crate) fn capacity(&self, tier: Tier) -> TierCapacity {
+        TierCapacity {
+            frames: self.tiers[tier as usize].classes().iter().map(|class| class.frames).collect(),
+        }
+    }
+
+    /// Returns the bytes of one tier's arena.
+    pub(crate) fn tier_bytes(&self, tier: Tier) -> u64 {
+        self.tiers[tier as usize].total_bytes()
     }
 
     /// Returns what kind of device this is.
     pub(crate) fn kind(&self) -> &'static str {
         match self.device.info().kind {
-            kvhive_gpu::DeviceKind::Host => "host",
+            DeviceKind::Host => "host",
         }
+    }
+}
+
+#[cfg(test)]
+impl Memory {
+    /// Returns the free frames of a tier, over all classes.
+    pub(crate) fn free_frames(&self, tier: Tier) -> u32 {
+        let arena = &self.tiers[tier as usize];
+        (0..arena.classes().len()).map(|class| arena.free_frames(ClassId(class as u8))).sum()
     }
 }

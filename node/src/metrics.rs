@@ -1,8 +1,7 @@
 //! The node's metrics, in Prometheus' text format, and its health.
 
 use crate::actors::device::DeviceMessage;
-use crate::data::Counters;
-use crate::view::View;
+use crate::data::DataPlane;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -21,9 +20,8 @@ const DEVICE_LIMIT: Duration = Duration::from_millis(500);
 /// What is measured.
 pub(crate) struct Sources {
     pub(crate) devices: Vec<Sender<DeviceMessage>>,
-    pub(crate) view: Arc<View>,
-    pub(crate) counters: Arc<Counters>,
-    /// Arenas and everything else that is sized by the configuration, in bytes.
+    pub(crate) plane: Arc<DataPlane>,
+    /// Arenas, indices and buffers as the configuration sizes them, in bytes.
     pub(crate) memory_configured: u64,
 }
 
@@ -37,7 +35,7 @@ pub(crate) fn routes(sources: Sources) -> Router {
 }
 
 async fn ready(State(sources): State<Arc<Sources>>) -> Response {
-    match sources.view.check_lease() {
+    match sources.plane.view.check_lease() {
         Ok(()) => "ready\n".into_response(),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
     }
@@ -57,12 +55,22 @@ async fn scrape(State(sources): State<Arc<Sources>>) -> Response {
 }
 
 fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
-    let now = sources.view.now();
-    metrics::gauge!("kvhive_node_lease_seconds").set(sources.view.lease().since(now).as_secs_f64());
-    let epoch = sources.view.serving().map_or(0, |serving| serving.map.epoch.0);
-    metrics::gauge!("kvhive_node_epoch").set(epoch as f64);
-    metrics::gauge!("kvhive_node_memory_configured_bytes").set(sources.memory_configured as f64);
-    let counters = &sources.counters;
+    let Sources { plane, memory_configured, .. } = sources;
+    let view = &plane.view;
+    let counters = &plane.counters;
+    let epoch = view.serving().map_or(0, |serving| serving.map.epoch.0);
+    let lag = counters.replication_lag_us.load(Ordering::Relaxed);
+    for (name, value) in [
+        ("kvhive_node_lease_seconds", view.lease().since(view.now()).as_secs_f64()),
+        ("kvhive_node_epoch", epoch as f64),
+        ("kvhive_node_memory_configured_bytes", *memory_configured as f64),
+        ("kvhive_node_open_connections", plane.open_connections() as f64),
+        ("kvhive_node_inflight_bytes", plane.inflight_bytes() as f64),
+        ("kvhive_node_replication_waiting_batches", plane.replicator.waiting() as f64),
+        ("kvhive_node_replication_lag_seconds", lag as f64 / 1e6),
+    ] {
+        metrics::gauge!(name).set(value);
+    }
     for (name, counter) in [
         ("kvhive_node_connections_total", &counters.connections),
         ("kvhive_node_connections_refused_total", &counters.refused_connections),
@@ -75,6 +83,7 @@ fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
         ("kvhive_node_replicated_blocks_total", &counters.replicated_blocks),
         ("kvhive_node_replication_failures_total", &counters.replication_failures),
         ("kvhive_node_replication_dropped_blocks_total", &counters.replication_dropped),
+        ("kvhive_node_mailbox_full_total", &counters.mailbox_full),
         ("kvhive_node_actor_restarts_total", &counters.actor_restarts),
     ] {
         metrics::counter!(name).absolute(counter.load(Ordering::Relaxed));
@@ -85,9 +94,12 @@ fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
         metrics::counter!("kvhive_node_requests_total", "verb" => verb)
             .absolute(counter.load(Ordering::Relaxed));
     }
-    for (reason, counter) in
-        [("busy", &counters.busy), ("no_lease", &counters.no_lease), ("stale_epoch", &counters.stale_epoch)]
-    {
+    for (reason, counter) in [
+        ("busy", &counters.busy),
+        ("no_lease", &counters.no_lease),
+        ("stale_epoch", &counters.stale_epoch),
+        ("forbidden", &counters.forbidden),
+    ] {
         let total = counter.load(Ordering::Relaxed);
         metrics::counter!("kvhive_node_requests_refused_total", "reason" => reason).absolute(total);
     }

@@ -1,25 +1,28 @@
 //! Starts a node: memory, actors, listeners, membership; and ends it in order.
 
-use crate::actors::device::DeviceActor;
-use crate::config::{NodeConfig, NodeError};
-use crate::data::{Counters, DataPlane, Limits, Replicator, serve};
+use crate::actors::device::{DeviceActor, DeviceMessage};
+use crate::config::{DeviceConfig, NodeConfig, NodeError};
+use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
+use crate::http::BoundedListener;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
 use crate::view::View;
-use kvhive_cache::{ShardConfig, TierCapacity};
+use kvhive_cache::{ShardConfig, Tier};
 use kvhive_client::{Coordinators, Pool};
+use kvhive_protocol::MemberId;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_runtime::{BootClock, Clock, Runtime, RuntimeConfig, Spawn, Stage, stopped};
+use kvhive_runtime::{BootClock, Runtime, RuntimeConfig, Sender, Spawn, Stage, stopped};
 use kvhive_wire::Identity;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{error, info};
 
 /// Messages that wait for a device actor.
 const DEVICE_MAILBOX: usize = 1024;
@@ -33,120 +36,216 @@ const LOW_WATER_PER_MILLE: u16 = 10;
 const CONNECTIONS_PER_PEER: usize = 8;
 /// The longest a dial to another node may take.
 const DIAL_LIMIT: Duration = Duration::from_secs(1);
-/// Memory of one connection: its buffers.
+/// Memory of one connection at rest: its buffers.
 const CONNECTION_BYTES: u64 = 32 * 1024;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// See [`Limits::stall`].
+const STALL: Duration = Duration::from_secs(30);
+/// See [`Limits::least_rate`].
+const LEAST_RATE: u64 = 1 << 20;
 
-/// A running node. Dropped, it ends without saying goodbye.
+/// A running node. Dropped without [`NodeHandle::shutdown`], it ends as if killed.
 pub struct NodeHandle {
     runtime: Runtime,
     data_address: SocketAddr,
     metrics_address: SocketAddr,
+    view: Arc<View>,
+    ending: Arc<Ending>,
+    #[cfg(test)]
+    pub(crate) inside: Inside,
 }
 
-/// Starts a node and returns once it listens; it serves when the coordinators have given it a lease.
+/// What tests look into.
+#[cfg(test)]
+pub(crate) struct Inside {
+    pub(crate) devices: Vec<Sender<DeviceMessage>>,
+    pub(crate) memories: Vec<Memory>,
+    pub(crate) plane: Arc<DataPlane>,
+}
+
+/// How a node ended.
+#[derive(Default)]
+struct Ending {
+    outcome: Mutex<Option<Result<(), usize>>>,
+    known: Condvar,
+}
+
+impl Ending {
+    /// Tells those who wait; the first word counts.
+    fn tell(&self, outcome: Result<(), usize>) {
+        self.outcome.lock().unwrap_or_else(|poison| poison.into_inner()).get_or_insert(outcome);
+        self.known.notify_all();
+    }
+}
+
+/// Starts a node and returns once it listens; it serves when the coordinators have given it a lease. May be called on any
+/// thread, also of another runtime.
 ///
 /// # Errors
-/// When memory, threads or addresses are not to be had.
+/// When the setup makes no sense, or memory, threads or addresses are not to be had.
 pub fn start(config: NodeConfig) -> Result<NodeHandle, NodeError> {
-    if config.devices.is_empty() || config.devices.len() > kvhive_protocol::control::MAX_DEVICES {
-        return Err(NodeError::Config(format!("{} devices", config.devices.len())));
-    }
+    let NodeConfig { max_connections, max_inflight_bytes, .. } = config;
+    let limits = Limits {
+        connections: max_connections,
+        inflight_bytes: max_inflight_bytes,
+        stall: STALL,
+        least_rate: LEAST_RATE,
+    };
+    start_within(config, limits)
+}
+
+/// Starts a node whose data plane has these bounds.
+pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHandle, NodeError> {
+    config.check()?;
     let runtime = Runtime::new(RuntimeConfig { name: config.name.clone(), io_threads: config.io_threads })?;
-    let clock: Arc<dyn Clock> = Arc::new(BootClock);
-    let view = Arc::new(View::new(clock.clone()));
+    let view = Arc::new(View::new(Arc::new(BootClock)));
     let counters = Arc::new(Counters::default());
-    let mut devices = Vec::new();
-    let mut descriptions = Vec::new();
-    let mut memory_configured = config.max_connections as u64 * CONNECTION_BYTES;
+    let ending = Arc::new(Ending::default());
+    let (stop, stopping) = watch::channel(false);
+    let stop = Arc::new(stop);
+
+    let mut devices = Vec::with_capacity(config.devices.len());
+    let mut memories = Vec::with_capacity(config.devices.len());
     for (at, device) in config.devices.iter().enumerate() {
         let memory = Memory::take(at, device)?;
-        let frames: u64 =
-            device.device_frames.iter().chain(&device.host_frames).map(|frames| u64::from(*frames)).sum();
-        memory_configured += memory.bytes() + frames * DeviceActor::bytes_per_frame();
-        let tier = |frames: &[u32]| {
-            device.classes.iter().zip(frames).map(|(size, count)| size * u64::from(*count)).sum()
-        };
-        descriptions.push(DeviceDescription {
-            kind: memory.kind().to_owned(),
-            device_bytes: tier(&device.device_frames),
-            host_bytes: tier(&device.host_frames),
-        });
-        let shard = ShardConfig {
-            classes: device.classes.clone(),
-            device: TierCapacity { frames: device.device_frames.clone() },
-            host: TierCapacity { frames: device.host_frames.clone() },
-            max_hold: MAX_HOLD,
-            max_writes: MAX_WRITES,
-            low_water_per_mille: LOW_WATER_PER_MILLE,
-            hash_seed: clock.now().as_nanos(),
-        };
-        let arbiter = runtime.arbiter(&format!("device-{at}"))?;
-        let (clock, io, served, restarts) =
-            (clock.clone(), runtime.io().clone(), view.clone(), counters.clone());
-        let sender = Spawn::new(format!("{} device {at}", config.name))
+        let (give_up_ending, give_up_stop, restarts) = (ending.clone(), stop.clone(), counters.clone());
+        let spawn = Spawn::new(format!("{} device {at}", config.name))
             .mailbox(DEVICE_MAILBOX)
-            .on_restart(move || {
-                restarts.actor_restarts.fetch_add(1, Ordering::Relaxed);
-            })
-            .on(&arbiter, move || {
-                let serving = served.serving();
-                let map = serving.as_ref().map(|serving| &*serving.map);
-                DeviceActor::new(shard.clone(), memory.clone(), clock.clone(), io.clone(), map)
+            .on_restart(move || count(&restarts.actor_restarts))
+            .on_give_up(move || {
+                // Half a node would hold slots that nobody answers for: the member leaves as a whole.
+                give_up_stop.send_replace(true);
+                give_up_ending.tell(Err(at));
             });
-        devices.push(sender);
+        devices.push(spawn_device(&runtime, spawn, at, device, &memory, &view)?);
+        memories.push(memory);
     }
-    let (data_listener, data_bound) = listen(&runtime, config.data_listen)?;
-    let (metrics_listener, metrics_bound) = listen(&runtime, config.metrics_listen)?;
-    let identity =
-        Identity { token: TokenKey::new(&config.token), role: Role::Node, sender: 0, cluster: None };
+
+    let (data_listener, data_address) = listen(&runtime, config.data_listen)?;
+    let (metrics_listener, metrics_address) = listen(&runtime, config.metrics_listen)?;
+    let token = TokenKey::new(&config.token);
+    let identity = Identity { token: token.clone(), role: Role::Node, sender: 0, cluster: None };
     let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())
         .map_err(|error| NodeError::Config(error.to_string()))?;
-    let replicator =
-        Replicator::new(Pool::new(identity, CONNECTIONS_PER_PEER, DIAL_LIMIT), runtime.io().clone());
-    let plane = Arc::new(DataPlane::new(
-        devices.clone(),
-        view.clone(),
-        counters.clone(),
+    let pool = Pool::new(identity, CONNECTIONS_PER_PEER, DIAL_LIMIT);
+    let replicator = Replicator::new(pool, runtime.io().clone(), limits.inflight_bytes);
+    let plane =
+        Arc::new(DataPlane::new(devices.clone(), view.clone(), counters, replicator.clone(), token, limits));
+
+    let memory_configured = memory_configured(&config, &memories);
+    let serving = runtime.io().spawn(serve(data_listener, plane.clone(), stopping.clone()));
+    let sources = Sources { devices: devices.clone(), plane: plane.clone(), memory_configured };
+    runtime.io().spawn(serve_metrics(metrics_listener, sources, stopping.clone()));
+    let membership = Membership {
+        coordinators: Arc::new(coordinators),
+        introduction: introduce(&config, &memories, data_address, metrics_address),
+        devices: devices.clone(),
         replicator,
-        TokenKey::new(&config.token),
-        Limits { connections: config.max_connections, inflight_bytes: config.max_inflight_bytes },
-    ));
-    let (stop, stopping) = watch::channel(false);
-    let serving = runtime.io().spawn(serve(data_listener, plane, stopping.clone()));
-    let metrics =
-        routes(Sources { devices: devices.clone(), view: view.clone(), counters, memory_configured });
-    let mut metrics_stopped = stopping.clone();
-    let scraping = runtime.io().spawn(async move {
-        let until = async move { stopped(&mut metrics_stopped).await };
-        if let Err(error) = axum::serve(metrics_listener, metrics).with_graceful_shutdown(until).await {
-            tracing::error!(%error, "the metrics listener failed");
-        }
-    });
-    let introduction = Introduction {
-        name: config.name.clone(),
-        data_address: config.data_address.clone().unwrap_or_else(|| data_bound.to_string()),
-        metrics_address: config.metrics_address.clone().unwrap_or_else(|| metrics_bound.to_string()),
-        labels: config.labels.clone(),
-        devices: descriptions,
+        view: view.clone(),
     };
-    let membership = Membership { coordinators: Arc::new(coordinators), introduction, devices, view };
-    let (member_stop, member_stopped) = watch::channel(false);
-    let member = runtime.io().spawn(membership.run(member_stopped));
+    let member = runtime.io().spawn(membership.run(stopping));
+
     runtime.on_shutdown().at(Stage::StopAccepting, "leave the cluster", async move {
-        let _ = member_stop.send(true);
+        stop.send_replace(true);
+        // Both end by themselves, and a panic of theirs is in the log.
+        let _ = serving.await;
         let _ = member.await;
     });
-    runtime.on_shutdown().at(Stage::DrainRequests, "close connections", async move {
-        let _ = stop.send(true);
-        let _ = serving.await;
-        let _ = scraping.await;
-    });
-    info!(node = %config.name, data = %data_bound, metrics = %metrics_bound, memory_configured, "node listens");
-    Ok(NodeHandle { runtime, data_address: data_bound, metrics_address: metrics_bound })
+    let draining = plane.clone();
+    runtime.on_shutdown().at(
+        Stage::DrainRequests,
+        "end connections",
+        async move { draining.drained().await },
+    );
+    info!(node = %config.name, data = %data_address, metrics = %metrics_address, memory_configured, "node listens");
+    Ok(NodeHandle {
+        runtime,
+        data_address,
+        metrics_address,
+        view,
+        ending,
+        #[cfg(test)]
+        inside: Inside { devices, memories, plane },
+    })
+}
+
+fn spawn_device(
+    runtime: &Runtime,
+    spawn: Spawn,
+    at: usize,
+    device: &DeviceConfig,
+    memory: &Memory,
+    view: &Arc<View>,
+) -> Result<Sender<DeviceMessage>, NodeError> {
+    let shard = ShardConfig {
+        classes: device.classes.iter().map(|class| class.frame_bytes).collect(),
+        device: memory.capacity(Tier::Device),
+        host: memory.capacity(Tier::Host),
+        max_hold: MAX_HOLD,
+        max_writes: MAX_WRITES,
+        low_water_per_mille: LOW_WATER_PER_MILLE,
+        hash_seed: RandomState::new().hash_one(at),
+    };
+    let arbiter = runtime.arbiter(&format!("device-{at}"))?;
+    let (memory, view, io) = (memory.clone(), view.clone(), runtime.io().clone());
+    Ok(spawn.on(&arbiter, move || DeviceActor::new(shard.clone(), memory.clone(), view.clone(), io.clone())))
+}
+
+fn introduce(
+    config: &NodeConfig,
+    memories: &[Memory],
+    data_address: SocketAddr,
+    metrics_address: SocketAddr,
+) -> Introduction {
+    let reached = |advertised: &str, bound: SocketAddr| {
+        if advertised.is_empty() { bound.to_string() } else { advertised.to_owned() }
+    };
+    let describe = |memory: &Memory| DeviceDescription {
+        kind: memory.kind().to_owned(),
+        device_bytes: memory.tier_bytes(Tier::Device),
+        host_bytes: memory.tier_bytes(Tier::Host),
+    };
+    Introduction {
+        name: config.name.clone(),
+        data_address: reached(&config.advertise_data, data_address),
+        metrics_address: reached(&config.advertise_metrics, metrics_address),
+        labels: config.labels.clone(),
+        devices: memories.iter().map(describe).collect(),
+    }
+}
+
+/// Returns the bytes of arenas, indices and connections' buffers.
+fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
+    let of_device = |memory: &Memory| {
+        let tiers = [Tier::Device, Tier::Host];
+        let frames: u64 = tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).map(u64::from).sum();
+        let arenas: u64 = tiers.iter().map(|tier| memory.tier_bytes(*tier)).sum();
+        arenas + frames * DeviceActor::bytes_per_frame()
+    };
+    memories.iter().map(of_device).sum::<u64>() + config.max_connections as u64 * CONNECTION_BYTES
+}
+
+async fn serve_metrics(listener: TcpListener, sources: Sources, mut stopping: watch::Receiver<bool>) {
+    let until = async move { stopped(&mut stopping).await };
+    let served = axum::serve(BoundedListener::new(listener), routes(sources)).with_graceful_shutdown(until);
+    if let Err(error) = served.await {
+        error!(%error, "the metrics listener failed");
+    }
 }
 
 fn listen(runtime: &Runtime, address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
-    runtime.listen(address).map_err(|source| NodeError::Listen { address, source })
+    // The sockets belong to this node's runtime, whichever runtime the caller is on.
+    let _entered = runtime.io().enter();
+    let open = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    open().map_err(|source| NodeError::Listen { address, source })
 }
 
 impl NodeHandle {
@@ -160,9 +259,44 @@ impl NodeHandle {
         self.metrics_address
     }
 
-    /// Leaves the cluster, closes connections and ends all threads, within `limit`. Must not be called on one of the
-    /// node's own threads.
-    pub fn shutdown(self, limit: Duration) {
-        self.runtime.shutdown(limit);
+    /// Returns its id in the cluster, once it has registered.
+    pub fn member(&self) -> Option<MemberId> {
+        self.view.serving().map(|serving| serving.member)
+    }
+
+    /// Says whether it holds a lease and serves.
+    pub fn is_serving(&self) -> bool {
+        self.view.serving().is_some() && self.view.check_lease().is_ok()
+    }
+
+    /// Leaves the cluster, ends connections after their present requests, then all threads, within `limit`. Blocks; may
+    /// be called on any thread but the node's own. Later calls do nothing.
+    pub fn shutdown(&self, limit: Duration) {
+        // On a thread of its own: the runtime blocks on its own work, which no thread of another runtime may.
+        std::thread::scope(|scope| {
+            let ended = scope.spawn(|| self.runtime.shutdown(limit)).join();
+            if ended.is_err() {
+                error!("the node's shutdown panicked");
+            }
+        });
+        self.ending.tell(Ok(()));
+    }
+
+    /// Waits until the node has ended. Blocks the thread.
+    ///
+    /// # Errors
+    /// [`NodeError::DeviceLost`] when it ended by itself; it has left its cluster, [`NodeHandle::shutdown`] frees what it
+    /// still holds.
+    pub fn wait(&self) -> Result<(), NodeError> {
+        let mut outcome = self.ending.outcome.lock().unwrap_or_else(|poison| poison.into_inner());
+        loop {
+            match *outcome {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(device)) => return Err(NodeError::DeviceLost { device }),
+                None => {
+                    outcome = self.ending.known.wait(outcome).unwrap_or_else(|poison| poison.into_inner());
+                }
+            }
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! What every part of a node reads and only membership writes: the map served by, who this node is, how long it may
 //! serve.
 
-use kvhive_protocol::{ClusterMap, MemberId, Moment, WireError};
+use kvhive_protocol::{ClusterMap, Era, MemberId, Moment, TenantId, WireError};
 use kvhive_runtime::Clock;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
@@ -20,6 +21,13 @@ pub(crate) struct Serving {
     pub(crate) member: MemberId,
 }
 
+impl Serving {
+    /// Returns every tenant's era.
+    pub(crate) fn eras(&self) -> BTreeMap<TenantId, Era> {
+        self.map.tenants.iter().map(|(id, tenant)| (*id, tenant.era)).collect()
+    }
+}
+
 impl View {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> View {
         View { clock, serving: RwLock::new(None), lease: AtomicU64::new(0) }
@@ -29,8 +37,12 @@ impl View {
         self.clock.now()
     }
 
-    pub(crate) fn adopt(&self, serving: Serving) {
-        *self.serving.write().unwrap_or_else(|poison| poison.into_inner()) = Some(serving);
+    /// Takes over a map, unless a newer one is here already.
+    pub(crate) fn adopt(&self, fresh: Serving) {
+        let mut serving = self.serving.write().unwrap_or_else(|poison| poison.into_inner());
+        if serving.as_ref().is_none_or(|known| known.map.epoch <= fresh.map.epoch) {
+            *serving = Some(fresh);
+        }
     }
 
     pub(crate) fn serving(&self) -> Option<Serving> {

@@ -1,15 +1,15 @@
 //! The device actor: the thin hand around one shard. It holds the resident frames, performs the shard's effects and
-//! hands out guards; bytes never pass through it.
+//! hands out guards; bytes never pass through it. One made after a panic begins with an empty shard over the same arenas.
 
 use crate::guards::{ReadGuard, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
+use crate::view::{Serving, View};
 use kvhive_cache::{BlockId, CopyVerdict, Effect, Reserve, Shard, ShardConfig, ShardStats};
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{Refusal, Run, StoreBlock};
-use kvhive_protocol::{BlockHeader, ClusterMap, Epoch, Era, KeyList, Slot, TenantId};
-use kvhive_runtime::{Actor, Clock, Context, Reply};
-use std::collections::BTreeMap;
+use kvhive_protocol::{BlockHeader, Epoch, KeyList, Slot, TenantId};
+use kvhive_runtime::{Actor, Context, Reply};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -27,12 +27,15 @@ pub(crate) enum DeviceMessage {
     Reserve { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, pin: bool, reply: Reply<Vec<Reserved>> },
     /// Make these blocks visible.
     Seal { blocks: Vec<Verified>, pin: bool, reply: Reply<Vec<Sealed>> },
-    /// These tenants exist, in these eras.
-    SetTenants { epoch: Epoch, tenants: BTreeMap<TenantId, Era>, reply: Reply<()> },
+    /// Serve by this map's tenants and eras, unless a newer map came before.
+    Adopt { serving: Serving, reply: Reply<()> },
     /// How is it going?
     Load { reply: Reply<(DeviceLoad, ShardStats)> },
     /// Do a piece of what can wait.
     Tend,
+    /// Break, to show that another takes over.
+    #[cfg(test)]
+    Panic,
 }
 
 /// What a reservation came to.
@@ -49,18 +52,13 @@ pub(crate) enum Reserved {
 pub(crate) enum Sealed {
     /// It is visible; pinned when that was asked.
     Visible(Option<ReadGuard>),
-    /// A clear has ended its era meanwhile.
+    /// It is not visible: a clear has ended its era meanwhile, or the actor was made anew.
     Ended,
 }
 
 struct Resident {
     header: BlockHeader,
     frame: ReadFrame,
-}
-
-/// Returns every tenant's era.
-pub(crate) fn eras(map: &ClusterMap) -> BTreeMap<TenantId, Era> {
-    map.tenants.iter().map(|(id, tenant)| (*id, tenant.era)).collect()
 }
 
 /// One device's actor.
@@ -74,36 +72,38 @@ pub(crate) struct DeviceActor {
     effects: Vec<Effect>,
     /// Of the map whose tenants the shard serves by.
     epoch: Epoch,
-    clock: Arc<dyn Clock>,
+    view: Arc<View>,
     blocking: Handle,
 }
 
 impl DeviceActor {
-    /// Makes an actor with an empty shard. `map` is the one served by, if there is one: an actor made after a panic goes
-    /// on by it.
-    pub(crate) fn new(
-        config: ShardConfig,
-        memory: Memory,
-        clock: Arc<dyn Clock>,
-        blocking: Handle,
-        map: Option<&ClusterMap>,
-    ) -> DeviceActor {
+    /// Makes an actor with an empty shard that goes on by the map served by, if there is one.
+    pub(crate) fn new(config: ShardConfig, memory: Memory, view: Arc<View>, blocking: Handle) -> DeviceActor {
         let frames: u64 =
             config.device.frames.iter().chain(&config.host.frames).map(|frames| u64::from(*frames)).sum();
-        let mut shard = Shard::new(config);
-        if let Some(map) = map {
-            shard.set_tenants(eras(map));
-        }
-        DeviceActor {
-            epoch: map.map_or(Epoch(0), |map| map.epoch),
-            shard,
+        let mut actor = DeviceActor {
+            shard: Shard::new(config),
             memory,
             resident: (0..frames).map(|_| None).collect(),
             returns: Returns::default(),
             back: Vec::new(),
             effects: Vec::new(),
-            clock,
+            view,
+            epoch: Epoch(0),
             blocking,
+        };
+        // The view is never older than a map that an actor before this one has confirmed.
+        if let Some(serving) = actor.view.serving() {
+            actor.adopt(&serving);
+        }
+        actor
+    }
+
+    fn adopt(&mut self, serving: &Serving) {
+        // An older map that was on its way when a newer one came would bring ended eras back.
+        if self.epoch <= serving.map.epoch {
+            self.epoch = serving.map.epoch;
+            self.shard.set_tenants(serving.eras());
         }
     }
 
@@ -176,7 +176,7 @@ impl DeviceActor {
     }
 
     fn reserve(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot, pin: bool) -> Reserved {
-        let now = self.clock.now();
+        let now = self.view.now();
         let reserve = self.shard.reserve(now, tenant, block, slot, &mut self.effects);
         self.perform_effects();
         match reserve {
@@ -198,6 +198,10 @@ impl DeviceActor {
     }
 
     fn seal(&mut self, block: Verified, pin: bool) -> Sealed {
+        // A ticket of an actor before this one may read like one of this shard's own.
+        if !block.is_of(&self.returns) {
+            return Sealed::Ended;
+        }
         let Some(id) = self.shard.seal(block.ticket()) else { return Sealed::Ended };
         let Some((frame, header)) = block.take() else { return Sealed::Ended };
         self.resident[id.index()] = Some(Resident { header, frame });
@@ -232,7 +236,7 @@ impl Actor for DeviceActor {
         self.take_returns();
         match message {
             DeviceMessage::Match { tenant, runs, keys, hold, reply } => {
-                reply.send(self.shard.match_runs(self.clock.now(), tenant, &runs, &keys, hold));
+                reply.send(self.shard.match_runs(self.view.now(), tenant, &runs, &keys, hold));
             }
             DeviceMessage::Read { tenant, keys, reply } => {
                 if !reply.is_abandoned() {
@@ -249,18 +253,17 @@ impl Actor for DeviceActor {
             DeviceMessage::Seal { blocks, pin, reply } => {
                 reply.send(blocks.into_iter().map(|block| self.seal(block, pin)).collect());
             }
-            DeviceMessage::SetTenants { epoch, tenants, reply } => {
-                if epoch >= self.epoch {
-                    self.epoch = epoch;
-                    self.shard.set_tenants(tenants);
-                }
+            DeviceMessage::Adopt { serving, reply } => {
+                self.adopt(&serving);
                 reply.send(());
             }
             DeviceMessage::Load { reply } => reply.send(self.load()),
             DeviceMessage::Tend => {
-                self.shard.tend(self.clock.now(), &mut self.effects);
+                self.shard.tend(self.view.now(), &mut self.effects);
                 self.perform_effects();
             }
+            #[cfg(test)]
+            DeviceMessage::Panic => panic!("a test wants it so"),
         }
     }
 }

@@ -1,3 +1,3 @@
-//! Actors of a node.
+//! The actors of a node.
 
 pub(crate) mod device;

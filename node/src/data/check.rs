@@ -47,9 +47,6 @@ pub(super) fn store(request: &StoreRequest, payload: u64, role: Role) -> Result<
             "headers announce {announced:?} bytes, the payload has {payload}"
         )));
     }
-    if request.blocks.iter().any(|block| block.header.tenant != request.tenant) {
-        return Err(WireError::malformed(format_args!("a block of another tenant than the request's")));
-    }
     Ok(())
 }
 

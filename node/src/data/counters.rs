@@ -17,11 +17,15 @@ pub(crate) struct Counters {
     pub(crate) busy: AtomicU64,
     pub(crate) no_lease: AtomicU64,
     pub(crate) stale_epoch: AtomicU64,
+    pub(crate) forbidden: AtomicU64,
     pub(crate) malformed: AtomicU64,
+    pub(crate) mailbox_full: AtomicU64,
     pub(crate) stalled: AtomicU64,
     pub(crate) replicated_blocks: AtomicU64,
     pub(crate) replication_failures: AtomicU64,
     pub(crate) replication_dropped: AtomicU64,
+    /// How long the batch copied last in the background had waited and taken, in microseconds.
+    pub(crate) replication_lag_us: AtomicU64,
     pub(crate) actor_restarts: AtomicU64,
 }
 

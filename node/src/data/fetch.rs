@@ -1,36 +1,28 @@
 //! Fetch: guards from the actor, headers in the message, bytes straight from their frames.
 
 use crate::actors::device::DeviceMessage;
-use crate::data::connection::{ACTOR_LIMIT, STALL_LIMIT, busy, transferred};
-use crate::data::counters::count;
-use crate::data::{DataPlane, check};
+use crate::data::check;
+use crate::data::counters::{add, count};
+use crate::data::plane::DataPlane;
 use crate::guards::ReadGuard;
+use kvhive_protocol::WireError;
 use kvhive_protocol::data::{DataReply, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
-use kvhive_protocol::{Epoch, WireError};
 use kvhive_wire::{Connection, Fault};
-use tokio::time::timeout;
 
-/// Blocks that are ready to go out.
-pub(super) struct Answer {
-    epoch: Epoch,
-    blocks: Vec<Option<ReadGuard>>,
-}
+/// Blocks that are held for a fetch, by the position of their key.
+pub(super) struct Found(Vec<Option<ReadGuard>>);
 
 impl DataPlane {
     /// Finds the blocks of a fetch and holds them.
-    pub(super) async fn fetch(&self, request: FetchRequest) -> Result<Answer, WireError> {
+    pub(super) async fn fetch(&self, request: FetchRequest) -> Result<Found, WireError> {
         count(&self.counters.fetches);
         check::sizes(&request.runs, request.keys.len(), MAX_BLOCKS_PER_TRANSFER)?;
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
         check::admits(&serving, request.device, request.tenant, &request.runs)?;
         let FetchRequest { device, tenant, keys, .. } = request;
-        let mut blocks = self
-            .device(device)?
-            .ask(ACTOR_LIMIT, |reply| DeviceMessage::Read { tenant, keys, reply })
-            .await
-            .map_err(busy)?;
+        let mut blocks = self.ask(device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
         // What does not fit into one frame is a miss; an asker that knows its blocks' size never asks for that much.
         let mut room = u64::from(MAX_PAYLOAD_BYTES);
         for block in &mut blocks {
@@ -40,36 +32,43 @@ impl DataPlane {
                 None => *block = None,
             }
         }
-        Ok(Answer { epoch: serving.map.epoch, blocks })
+        Ok(Found(blocks))
     }
-}
 
-impl Answer {
-    /// Sends the blocks, if the lease still holds.
-    pub(super) async fn send(
-        self,
+    /// Checks once more that the blocks found may leave: the lease holds, and no clear has ended the era of one of them
+    /// since the actor gave it out.
+    pub(super) fn answer(&self, found: &Found) -> Result<DataReply, WireError> {
+        let serving = self.view.serving().ok_or(WireError::NoLease)?;
+        self.view.check_lease()?;
+        let mut blocks = Vec::with_capacity(found.0.len());
+        for guard in &found.0 {
+            let Some(guard) = guard else {
+                blocks.push(Fetched::Miss);
+                continue;
+            };
+            let header = *guard.header();
+            let era = serving.map.tenants.get(&header.tenant).map(|tenant| tenant.era);
+            if era != Some(header.era) {
+                // The same answer as for any other epoch that has moved on: refresh and ask once more.
+                return Err(WireError::StaleEpoch { epoch: serving.map.epoch });
+            }
+            blocks.push(Fetched::Hit(header));
+        }
+        Ok(DataReply::Fetched { epoch: serving.map.epoch, blocks })
+    }
+
+    /// Sends the reply made by [`DataPlane::answer`] with the blocks' bytes.
+    pub(super) async fn send_found(
+        &self,
         connection: &mut Connection,
         number: u64,
-        plane: &DataPlane,
+        reply: &DataReply,
+        found: &Found,
     ) -> Result<(), Fault> {
-        if let Err(error) = plane.view.check_lease() {
-            count(&plane.counters.no_lease);
-            return connection.refuse(number, &error).await;
-        }
-        let found = |guard: &Option<ReadGuard>| {
-            guard.as_ref().map_or(Fetched::Miss, |guard| Fetched::Hit(*guard.header()))
-        };
-        let reply = DataReply::Fetched { epoch: self.epoch, blocks: self.blocks.iter().map(found).collect() };
-        let payload: Vec<&[u8]> = self.blocks.iter().flatten().map(ReadGuard::bytes).collect();
+        let payload: Vec<&[u8]> = found.0.iter().flatten().map(ReadGuard::bytes).collect();
         let bytes: u64 = payload.iter().map(|block| block.len() as u64).sum();
-        match timeout(STALL_LIMIT, connection.send(Kind::DataReply, number, &reply, &payload)).await {
-            Ok(sent) => sent?,
-            Err(_) => {
-                count(&plane.counters.stalled);
-                return Err(Fault::Timeout(STALL_LIMIT));
-            }
-        }
-        transferred(&plane.counters.fetched_bytes, bytes);
+        self.paced(bytes, connection.send(Kind::DataReply, number, reply, &payload)).await?;
+        add(&self.counters.fetched_bytes, bytes);
         Ok(())
     }
 }

@@ -4,10 +4,12 @@ mod check;
 mod connection;
 mod counters;
 mod fetch;
+mod plane;
 mod replicate;
 mod server;
 mod store;
 
-pub(crate) use counters::Counters;
+pub(crate) use counters::{Counters, count};
+pub(crate) use plane::{DataPlane, Limits};
 pub(crate) use replicate::Replicator;
-pub(crate) use server::{DataPlane, Limits, serve};
+pub(crate) use server::serve;

@@ -1,6 +1,7 @@
 //! Replication: a block's bytes, straight from its frame, to the other replicas of its slot.
 
 use crate::data::counters::{Counters, add, count};
+use crate::data::plane::kib;
 use crate::guards::ReadGuard;
 use crate::view::Serving;
 use futures_util::future::join_all;
@@ -9,7 +10,7 @@ use kvhive_protocol::data::{
     Ack, DataReply, DataRequest, MatchRequest, Run, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::frame::Kind;
-use kvhive_protocol::{DeviceId, KeyList, Slot, TenantId, WireError};
+use kvhive_protocol::{ClusterMap, DeviceId, KeyList, Slot, TenantId, WireError};
 use kvhive_wire::Fault;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use tokio::time::{Instant, timeout_at};
 
 /// A replica that has not taken a batch within this does not hold it.
 const COPY_LIMIT: Duration = Duration::from_secs(5);
-/// Batches copied later that wait or are under way; beyond it they are dropped and counted.
+/// Batches copied later that wait or are under way; beyond it they are dropped and counted. Their bytes are bounded too:
+/// they hold frames that nothing else can have.
 const MAX_LATER: usize = 256;
 /// Of these, so many are under way at a time.
 const LATER_AT_A_TIME: usize = 4;
@@ -42,16 +44,23 @@ pub(crate) struct Item {
 pub(crate) struct Replicator {
     pool: Arc<Pool>,
     waiting: Arc<Semaphore>,
+    /// One permit a KiB of the blocks that wait.
+    room: Arc<Semaphore>,
+    room_kib: u32,
     running: Arc<Semaphore>,
     requests: Arc<AtomicU64>,
     io: Handle,
 }
 
 impl Replicator {
-    pub(crate) fn new(pool: Pool, io: Handle) -> Replicator {
+    /// Copies over connections of `pool`; in the background at most `later_bytes` at a time.
+    pub(crate) fn new(pool: Pool, io: Handle, later_bytes: u64) -> Replicator {
+        let room_kib = kib(later_bytes).clamp(1, 1 << 28);
         Replicator {
             pool: Arc::new(pool),
             waiting: Arc::new(Semaphore::new(MAX_LATER)),
+            room: Arc::new(Semaphore::new(room_kib as usize)),
+            room_kib,
             running: Arc::new(Semaphore::new(LATER_AT_A_TIME)),
             requests: Arc::new(AtomicU64::new(1)),
             io,
@@ -99,20 +108,37 @@ impl Replicator {
         items: Vec<Item>,
         counters: &Arc<Counters>,
     ) {
-        if items.is_empty() {
+        // Slots of one replica have nobody to copy to.
+        if !items.iter().any(|item| serving.map.replicas(item.slot).0.len() > 1) {
             return;
         }
-        let Ok(place) = self.waiting.clone().try_acquire_owned() else {
+        let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
+        let place = self.waiting.clone().try_acquire_owned();
+        let room = self.room.clone().try_acquire_many_owned(kib(bytes).min(self.room_kib));
+        let (Ok(place), Ok(room)) = (place, room) else {
             add(&counters.replication_dropped, items.len() as u64);
             return;
         };
         let (replicator, counters) = (self.clone(), counters.clone());
+        let begun = Instant::now();
         self.io.spawn(async move {
             if let Ok(_turn) = replicator.running.acquire().await {
                 replicator.now(&serving, device, tenant, items, &counters).await;
             }
-            drop(place);
+            let lag = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            counters.replication_lag_us.store(lag, Ordering::Relaxed);
+            drop((place, room));
         });
+    }
+
+    /// Returns how many batches wait to be copied or are being copied in the background.
+    pub(crate) fn waiting(&self) -> usize {
+        MAX_LATER - self.waiting.available_permits()
+    }
+
+    /// Forgets connections to members that are not in the map.
+    pub(crate) fn keep(&self, map: &ClusterMap) {
+        self.pool.retain(|address| map.members.values().any(|member| member.data_address == address));
     }
 
     /// Copies items to one replica; returns the positions of those that it holds then.

@@ -2,25 +2,43 @@
 //! other replicas, answered.
 
 use crate::actors::device::{DeviceMessage, Reserved, Sealed};
-use crate::data::connection::{ACTOR_LIMIT, STALL_LIMIT, busy, skip, transferred};
-use crate::data::counters::count;
+use crate::data::check;
+use crate::data::counters::{add, count};
+use crate::data::plane::DataPlane;
 use crate::data::replicate::Item;
-use crate::data::{DataPlane, check};
 use crate::guards::{ReadGuard, Verified};
-use kvhive_protocol::data::{Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreRequest, Stored};
-use kvhive_protocol::{Slot, WireError};
+use crate::view::Serving;
+use kvhive_protocol::data::{
+    Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
+};
+use kvhive_protocol::{DeviceId, Slot, TenantId, WireError};
 use kvhive_wire::{Connection, Fault, Peer};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// A store waits this long for room among the bytes under way; then it is told to come back.
+/// A store waits this long for room among the bytes being received; then it is told to come back.
 const INFLIGHT_WAIT: Duration = Duration::from_millis(100);
+/// A copy from another node waits longer: a client waits for that node's answer, and a refusal costs a replica.
+const COPY_INFLIGHT_WAIT: Duration = Duration::from_secs(1);
 
 /// What has become of one block so far.
-enum Progress {
-    Present(Option<ReadGuard>),
+enum Taken {
+    /// Its bytes are in a frame and match its header.
     Verified(Verified),
-    Done(Stored),
+    /// It was here before.
+    Present(Option<ReadGuard>),
+    Refused(Refusal),
+}
+
+/// What is done with every block of a store.
+struct Task {
+    serving: Serving,
+    device: DeviceId,
+    tenant: TenantId,
+    ack: Ack,
+    blocks: Vec<(StoreBlock, Slot)>,
+    /// Other members are to have copies.
+    replicated: bool,
 }
 
 impl DataPlane {
@@ -33,103 +51,42 @@ impl DataPlane {
     ) -> Result<Result<DataReply, WireError>, Fault> {
         count(&self.counters.stores);
         let payload = connection.payload_left();
-        if let Err(error) = self.check_store(&request, payload, peer) {
-            return Ok(Err(error));
-        }
-        let room = self.inflight.clone().acquire_many_owned(self.permits(payload));
-        let Ok(Ok(_room)) = timeout(INFLIGHT_WAIT, room).await else {
-            return Ok(Err(WireError::busy("as many payload bytes as allowed are under way")));
-        };
-        let Some(serving) = self.view.serving() else { return Ok(Err(WireError::NoLease)) };
-        let StoreRequest { device, tenant, ack, copy, runs, blocks, .. } = request;
-        let slots: Vec<Slot> = check::slots(&runs).collect();
-        let replicated = !copy && slots.iter().any(|slot| serving.map.replicas(*slot).0.len() > 1);
-        let actor = match self.device(device) {
-            Ok(actor) => actor,
+        let copy = request.copy;
+        let task = match self.check_store(request, payload, peer) {
+            Ok(task) => task,
             Err(error) => return Ok(Err(error)),
         };
-        let wanted: Vec<_> = blocks.iter().copied().zip(slots.iter().copied()).collect();
-        let reserved = actor
-            .ask(ACTOR_LIMIT, |reply| DeviceMessage::Reserve {
-                tenant,
-                blocks: wanted,
-                pin: replicated,
-                reply,
-            })
-            .await;
-        let reserved = match reserved {
-            Ok(reserved) => reserved,
-            Err(error) => return Ok(Err(busy(error))),
+        let wait = if copy { COPY_INFLIGHT_WAIT } else { INFLIGHT_WAIT };
+        let room = self.inflight.clone().acquire_many_owned(self.permits(payload));
+        let Ok(Ok(room)) = timeout(wait, room).await else {
+            return Ok(Err(WireError::busy("as many payload bytes as allowed are under way")));
         };
-        let mut progress = Vec::with_capacity(blocks.len());
-        for (block, reserved) in blocks.iter().zip(reserved) {
-            progress.push(self.take_in(connection, block.header.payload_bytes, reserved).await?);
+        let (tenant, wanted, pin) = (task.tenant, task.blocks.clone(), task.replicated);
+        let reserved =
+            self.ask(task.device, |reply| DeviceMessage::Reserve { tenant, blocks: wanted, pin, reply });
+        let reserved = match reserved.await {
+            Ok(reserved) => reserved,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut taken = Vec::with_capacity(task.blocks.len());
+        for ((block, _), reserved) in task.blocks.iter().zip(reserved) {
+            taken.push(self.take_in(connection, block.header.payload_bytes, reserved).await?);
         }
-        let verified: Vec<usize> =
-            (0..progress.len()).filter(|at| matches!(progress[*at], Progress::Verified(_))).collect();
-        let mut sealing = Vec::with_capacity(verified.len());
-        for at in &verified {
-            let placeholder = Progress::Done(Stored::Refused(Refusal::WrongEra));
-            if let Progress::Verified(block) = std::mem::replace(&mut progress[*at], placeholder) {
-                sealing.push(block);
-            }
-        }
-        let mut fresh: Vec<Option<ReadGuard>> = (0..progress.len()).map(|_| None).collect();
-        if !sealing.is_empty() {
-            let sealed = actor
-                .ask(ACTOR_LIMIT, |reply| DeviceMessage::Seal { blocks: sealing, pin: replicated, reply })
-                .await;
-            let sealed = match sealed {
-                Ok(sealed) => sealed,
-                // Visible or not, it is not acknowledged.
-                Err(error) => return Ok(Err(busy(error))),
-            };
-            for (at, sealed) in verified.into_iter().zip(sealed) {
-                if let Sealed::Visible(guard) = sealed {
-                    progress[at] = Progress::Done(Stored::Kept { copies: 1, already: false });
-                    fresh[at] = guard;
-                }
-            }
-        }
-        let mut stored = Vec::with_capacity(progress.len());
-        let mut items = Vec::new();
-        for (at, (one, guard)) in progress.into_iter().zip(fresh).enumerate() {
-            let (outcome, guard, already) = match one {
-                Progress::Present(guard) => (Stored::Kept { copies: 1, already: true }, guard, true),
-                Progress::Done(outcome) => (outcome, guard, false),
-                Progress::Verified(_) => (Stored::Refused(Refusal::WrongEra), None, false),
-            };
-            stored.push(outcome);
-            if let Some(guard) = guard {
-                items.push(Item { at, block: blocks[at], slot: slots[at], guard, already });
-            }
-        }
-        if replicated && !items.is_empty() {
-            if ack == Ack::Primary {
-                // Blocks that were here before have been copied when they came.
-                items.retain(|item| !item.already);
-                self.replicator.later(serving.clone(), device, tenant, items, &self.counters);
-            } else {
-                for (at, copies) in self.replicator.now(&serving, device, tenant, items, &self.counters).await
-                {
-                    if let Stored::Kept { copies: held, .. } = &mut stored[at] {
-                        *held = held.saturating_add(copies);
-                    }
-                }
-            }
-        }
-        if let Err(error) = self.view.check_lease() {
-            return Ok(Err(error));
-        }
-        Ok(Ok(DataReply::Stored { epoch: serving.map.epoch, blocks: stored }))
+        // From here on the bytes count as blocks. Two nodes that copy to each other must not wait for this room.
+        drop(room);
+        Ok(self.settle(task, taken).await)
     }
 
-    fn check_store(&self, request: &StoreRequest, payload: u64, peer: Peer) -> Result<(), WireError> {
+    fn check_store(&self, request: StoreRequest, payload: u64, peer: Peer) -> Result<Task, WireError> {
         check::sizes(&request.runs, request.blocks.len(), MAX_BLOCKS_PER_TRANSFER)?;
-        check::store(request, payload, peer.role)?;
+        check::store(&request, payload, peer.role)?;
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
-        check::admits(&serving, request.device, request.tenant, &request.runs)
+        check::admits(&serving, request.device, request.tenant, &request.runs)?;
+        let StoreRequest { device, tenant, ack, copy, runs, blocks, .. } = request;
+        let blocks: Vec<_> = blocks.into_iter().zip(check::slots(&runs)).collect();
+        let replicated = !copy && runs.iter().any(|run| serving.map.replicas(run.slot).0.len() > 1);
+        Ok(Task { serving, device, tenant, ack, blocks, replicated })
     }
 
     /// Takes one block's bytes off the socket: into its frame, or past it.
@@ -138,30 +95,82 @@ impl DataPlane {
         connection: &mut Connection,
         bytes: u64,
         reserved: Reserved,
-    ) -> Result<Progress, Fault> {
+    ) -> Result<Taken, Fault> {
         match reserved {
             Reserved::Write(mut guard) => {
-                let digest = timeout(STALL_LIMIT, connection.read_payload(guard.bytes_mut())).await;
-                let digest = digest.unwrap_or_else(|_| {
-                    count(&self.counters.stalled);
-                    Err(Fault::Timeout(STALL_LIMIT))
-                })?;
-                transferred(&self.counters.stored_bytes, bytes);
+                let digest = self.paced(bytes, connection.read_payload(guard.bytes_mut())).await?;
+                add(&self.counters.stored_bytes, bytes);
                 Ok(guard.verify(digest).map_or_else(
                     || {
                         count(&self.counters.corrupt_blocks);
-                        Progress::Done(Stored::Refused(Refusal::Corrupt))
+                        Taken::Refused(Refusal::Corrupt)
                     },
-                    Progress::Verified,
+                    Taken::Verified,
                 ))
             }
             Reserved::Present(guard) => {
-                skip(connection, bytes, self).await?;
-                Ok(Progress::Present(guard))
+                self.paced(bytes, connection.skip_payload(bytes)).await?;
+                Ok(Taken::Present(guard))
             }
             Reserved::Refused(refusal) => {
-                skip(connection, bytes, self).await?;
-                Ok(Progress::Done(Stored::Refused(refusal)))
+                self.paced(bytes, connection.skip_payload(bytes)).await?;
+                Ok(Taken::Refused(refusal))
+            }
+        }
+    }
+
+    /// Makes what was verified visible, has it copied, and answers.
+    async fn settle(&self, task: Task, taken: Vec<Taken>) -> Result<DataReply, WireError> {
+        let mut stored = Vec::with_capacity(taken.len());
+        let mut sealing = Vec::new();
+        let mut sealed_at = Vec::new();
+        let mut items = Vec::new();
+        let item = |at: usize, guard: ReadGuard, already: bool| {
+            let (block, slot) = task.blocks[at];
+            Item { at, block, slot, guard, already }
+        };
+        for (at, one) in taken.into_iter().enumerate() {
+            match one {
+                Taken::Verified(block) => {
+                    sealing.push(block);
+                    sealed_at.push(at);
+                    // Until the actor says that it is visible.
+                    stored.push(Stored::Refused(Refusal::WrongEra));
+                }
+                Taken::Present(guard) => {
+                    stored.push(Stored::Kept { copies: 1, already: true });
+                    items.extend(guard.map(|guard| item(at, guard, true)));
+                }
+                Taken::Refused(refusal) => stored.push(Stored::Refused(refusal)),
+            }
+        }
+        if !sealing.is_empty() {
+            let pin = task.replicated;
+            let sealed =
+                self.ask(task.device, |reply| DeviceMessage::Seal { blocks: sealing, pin, reply }).await?;
+            for (at, sealed) in sealed_at.into_iter().zip(sealed) {
+                if let Sealed::Visible(guard) = sealed {
+                    stored[at] = Stored::Kept { copies: 1, already: false };
+                    items.extend(guard.map(|guard| item(at, guard, false)));
+                }
+            }
+        }
+        self.replicate(&task, items, &mut stored).await;
+        self.view.check_lease()?;
+        Ok(DataReply::Stored { epoch: task.serving.map.epoch, blocks: stored })
+    }
+
+    async fn replicate(&self, task: &Task, mut items: Vec<Item>, stored: &mut [Stored]) {
+        let Task { serving, device, tenant, ack, .. } = task;
+        if *ack == Ack::Primary {
+            // Blocks that were here before have been copied when they came.
+            items.retain(|item| !item.already);
+            self.replicator.later(serving.clone(), *device, *tenant, items, &self.counters);
+            return;
+        }
+        for (at, copies) in self.replicator.now(serving, *device, *tenant, items, &self.counters).await {
+            if let Stored::Kept { copies: held, .. } = &mut stored[at] {
+                *held = held.saturating_add(copies);
             }
         }
     }

@@ -1,0 +1,126 @@
+//! What all connections share: the way to the devices, the view of the cluster, bounds and counters.
+
+use crate::actors::device::DeviceMessage;
+use crate::data::counters::{Counters, count};
+use crate::data::replicate::Replicator;
+use crate::view::View;
+use kvhive_protocol::handshake::TokenKey;
+use kvhive_protocol::{DeviceId, WireError};
+use kvhive_runtime::{AskError, Reply, Sender};
+use kvhive_wire::Fault;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+/// A device actor that does not answer within this is busy.
+const ACTOR_LIMIT: Duration = Duration::from_secs(2);
+
+/// Bounds of the data plane.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Connections at a time.
+    pub(crate) connections: usize,
+    /// Payload bytes of stores being received at a time.
+    pub(crate) inflight_bytes: u64,
+    /// A transfer that needs more than this, and more than its bytes at `least_rate`, has stalled.
+    pub(crate) stall: Duration,
+    /// Bytes a second below which a peer counts as stalled.
+    pub(crate) least_rate: u64,
+}
+
+/// What all connections share.
+pub(crate) struct DataPlane {
+    pub(crate) view: Arc<View>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) replicator: Replicator,
+    pub(super) token: TokenKey,
+    pub(super) connections: Arc<Semaphore>,
+    devices: Vec<Sender<DeviceMessage>>,
+    limits: Limits,
+    /// One permit a KiB of payload.
+    pub(super) inflight: Arc<Semaphore>,
+    inflight_kib: u32,
+}
+
+impl DataPlane {
+    pub(crate) fn new(
+        devices: Vec<Sender<DeviceMessage>>,
+        view: Arc<View>,
+        counters: Arc<Counters>,
+        replicator: Replicator,
+        token: TokenKey,
+        limits: Limits,
+    ) -> DataPlane {
+        let inflight_kib = kib(limits.inflight_bytes).clamp(1, 1 << 28);
+        DataPlane {
+            view,
+            counters,
+            replicator,
+            token,
+            connections: Arc::new(Semaphore::new(limits.connections)),
+            devices,
+            limits,
+            inflight: Arc::new(Semaphore::new(inflight_kib as usize)),
+            inflight_kib,
+        }
+    }
+
+    /// Asks the actor of one of this node's devices; one that has no room or time is busy.
+    pub(super) async fn ask<T>(
+        &self,
+        device: DeviceId,
+        question: impl FnOnce(Reply<T>) -> DeviceMessage,
+    ) -> Result<T, WireError> {
+        let actor = self.devices.get(usize::from(device.index)).ok_or(WireError::WrongDevice { device })?;
+        actor.ask(ACTOR_LIMIT, question).await.map_err(|error| match error {
+            AskError::Full => {
+                count(&self.counters.mailbox_full);
+                WireError::busy("the device's mailbox is full")
+            }
+            AskError::Deadline => WireError::busy("the device did not answer in time"),
+            AskError::Closed => WireError::busy("the device is being restarted"),
+        })
+    }
+
+    /// Lets a transfer of `bytes` go on at the peer's pace, unless it stalls.
+    pub(super) async fn paced<T>(
+        &self,
+        bytes: u64,
+        transfer: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
+        let limit = self.limits.stall + Duration::from_secs(bytes / self.limits.least_rate.max(1));
+        timeout(limit, transfer).await.unwrap_or_else(|_| {
+            count(&self.counters.stalled);
+            Err(Fault::Timeout(limit))
+        })
+    }
+
+    /// Returns the permits that a payload takes; one larger than all of them takes all.
+    pub(super) fn permits(&self, bytes: u64) -> u32 {
+        kib(bytes).min(self.inflight_kib)
+    }
+
+    /// Returns how many connections stand, handshakes included.
+    pub(crate) fn open_connections(&self) -> usize {
+        self.limits.connections.saturating_sub(self.connections.available_permits())
+    }
+
+    /// Returns the payload bytes of stores that are being received, in whole KiB.
+    pub(crate) fn inflight_bytes(&self) -> u64 {
+        (self.inflight_kib as usize).saturating_sub(self.inflight.available_permits()) as u64 * 1024
+    }
+
+    /// Waits until no connection stands.
+    pub(crate) async fn drained(&self) {
+        let all = u32::try_from(self.limits.connections).unwrap_or(u32::MAX);
+        // Never closed: the permits come back as connections end.
+        let _ = self.connections.acquire_many(all).await;
+    }
+}
+
+/// Returns how many KiB hold `bytes`.
+pub(super) fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,181 @@
+//! A client that speaks the wire by hand, so that it can also misbehave.
+
+use super::TOKEN;
+use super::coordinator::TENANT;
+use kvhive_protocol::block::{Codec, digest};
+use kvhive_protocol::data::{
+    Ack, DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Run, StoreBlock, StoreRequest, Stored,
+};
+use kvhive_protocol::frame::Kind;
+use kvhive_protocol::handshake::{Role, TokenKey};
+use kvhive_protocol::{
+    BlockHeader, BlockKey, DeviceId, Epoch, Era, LayoutFingerprint, MemberId, Slot, TenantId, WireError,
+};
+use kvhive_wire::{Connection, Fault, Identity};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// A block with bytes that say which it is.
+#[derive(Clone)]
+pub(super) struct Block {
+    pub(super) header: BlockHeader,
+    pub(super) bytes: Vec<u8>,
+}
+
+pub(super) fn key(number: u64) -> BlockKey {
+    let mut bytes = [0x5A; 32];
+    // Spread over the index, which takes a key's first bytes as uniform.
+    bytes[..8].copy_from_slice(&number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+    bytes[8..16].copy_from_slice(&number.to_le_bytes());
+    BlockKey::from_bytes(bytes)
+}
+
+impl Block {
+    pub(super) fn new(number: u64, len: usize) -> Block {
+        Block::in_era(number, len, Era(1))
+    }
+
+    pub(super) fn in_era(number: u64, len: usize, era: Era) -> Block {
+        let bytes: Vec<u8> = (0..len).map(|at| (number as usize * 31 + at + at / 251) as u8).collect();
+        let header = BlockHeader {
+            key: key(number),
+            fingerprint: LayoutFingerprint([3; 16]),
+            tenant: TENANT,
+            era,
+            depth: 0,
+            codec: Codec::Raw,
+            payload_bytes: len as u64,
+            digest: digest(&bytes),
+        };
+        Block { header, bytes }
+    }
+}
+
+pub(super) fn kept(copies: u8) -> Stored {
+    Stored::Kept { copies, already: false }
+}
+
+pub(super) fn already(copies: u8) -> Stored {
+    Stored::Kept { copies, already: true }
+}
+
+pub(super) struct Asker {
+    pub(super) connection: Connection,
+    number: u64,
+    pub(super) device: DeviceId,
+    pub(super) slot: Slot,
+    pub(super) tenant: TenantId,
+    pub(super) copy: bool,
+}
+
+impl Asker {
+    pub(super) async fn connect(address: &str, member: MemberId) -> Result<Asker, Fault> {
+        Asker::connect_with(address, member, TOKEN).await
+    }
+
+    pub(super) async fn connect_with(address: &str, member: MemberId, token: &[u8]) -> Result<Asker, Fault> {
+        let identity = Identity { token: TokenKey::new(token), role: Role::Client, sender: 0, cluster: None };
+        let (connection, _) = Connection::connect(address, &identity, LIMIT).await?;
+        let device = DeviceId::new(member, 0);
+        Ok(Asker { connection, number: 0, device, slot: Slot(9), tenant: TENANT, copy: false })
+    }
+
+    fn runs(&self, keys: usize) -> Vec<Run> {
+        vec![Run { slot: self.slot, keys: keys as u32 }]
+    }
+
+    pub(super) fn fetch_request(&self, numbers: &[u64]) -> DataRequest {
+        DataRequest::Fetch(FetchRequest {
+            epoch: Epoch(1),
+            device: self.device,
+            tenant: self.tenant,
+            runs: self.runs(numbers.len()),
+            keys: numbers.iter().map(|number| key(*number)).collect(),
+        })
+    }
+
+    fn store_request(&self, blocks: &[Block], ack: Ack) -> DataRequest {
+        DataRequest::Store(StoreRequest {
+            epoch: Epoch(1),
+            device: self.device,
+            tenant: self.tenant,
+            ack,
+            copy: self.copy,
+            runs: self.runs(blocks.len()),
+            blocks: blocks
+                .iter()
+                .map(|block| StoreBlock { header: block.header, parent: BlockKey::NONE })
+                .collect(),
+        })
+    }
+
+    pub(super) async fn exchange(
+        &mut self,
+        request: &DataRequest,
+        payload: &[&[u8]],
+    ) -> Result<DataReply, Fault> {
+        self.number += 1;
+        self.connection.send(Kind::DataRequest, self.number, request, payload).await?;
+        self.connection.receive_answer(Kind::DataReply, self.number).await
+    }
+
+    /// Stores; an error is the node's refusal of all of it.
+    pub(super) async fn store(&mut self, blocks: &[Block], ack: Ack) -> Result<Vec<Stored>, WireError> {
+        match self.try_store(blocks, ack).await {
+            Ok(stored) => Ok(stored),
+            Err(Fault::Refused(error)) => Err(error),
+            Err(fault) => panic!("the connection failed: {fault}"),
+        }
+    }
+
+    /// Stores; an error may also be the connection's.
+    pub(super) async fn try_store(&mut self, blocks: &[Block], ack: Ack) -> Result<Vec<Stored>, Fault> {
+        let request = self.store_request(blocks, ack);
+        let payload: Vec<&[u8]> = blocks.iter().map(|block| &block.bytes[..]).collect();
+        match self.exchange(&request, &payload).await? {
+            DataReply::Stored { blocks, .. } => Ok(blocks),
+            other => panic!("a store was answered by {other:?}"),
+        }
+    }
+
+    /// Fetches, and checks what came against its header.
+    pub(super) async fn fetch(&mut self, numbers: &[u64]) -> Result<Vec<Option<Vec<u8>>>, WireError> {
+        let request = self.fetch_request(numbers);
+        let found = match self.exchange(&request, &[]).await {
+            Ok(DataReply::Fetched { blocks, .. }) => blocks,
+            Err(Fault::Refused(error)) => return Err(error),
+            other => panic!("a fetch was answered by {other:?}"),
+        };
+        let mut blocks = Vec::new();
+        for (number, one) in numbers.iter().zip(found) {
+            blocks.push(match one {
+                Fetched::Miss => None,
+                Fetched::Hit(header) => {
+                    assert_eq!(header.key, key(*number));
+                    let mut bytes = vec![0; header.payload_bytes as usize];
+                    let digest = self.connection.read_payload(&mut bytes).await.expect("the payload comes");
+                    assert_eq!(digest, header.digest);
+                    Some(bytes)
+                }
+            });
+        }
+        Ok(blocks)
+    }
+
+    pub(super) async fn covered(&mut self, numbers: &[u64]) -> Result<u32, WireError> {
+        let request = DataRequest::Match(MatchRequest {
+            epoch: Epoch(1),
+            device: self.device,
+            tenant: self.tenant,
+            hold_ms: 0,
+            runs: self.runs(numbers.len()),
+            keys: numbers.iter().map(|number| key(*number)).collect(),
+        });
+        match self.exchange(&request, &[]).await {
+            Ok(DataReply::Matched { covered, .. }) => Ok(covered[0]),
+            Err(Fault::Refused(error)) => Err(error),
+            other => panic!("a match was answered by {other:?}"),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! A coordinator without raft: one map, changed by the test.
+
+use super::TOKEN;
+use kvhive_protocol::control::{
+    Command, CommandReply, ControlReply, ControlRequest, Heartbeat, Registration,
+};
+use kvhive_protocol::data::Ack;
+use kvhive_protocol::frame::Kind;
+use kvhive_protocol::handshake::TokenKey;
+use kvhive_protocol::map::{Member, MemberState, ReplicaSet, Settings, Tenant};
+use kvhive_protocol::{
+    ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, MemberId, SLOTS, Slot, TenantId,
+};
+use kvhive_wire::{Connection, Listening};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Placed nowhere, so that a request for it is misdirected.
+pub(super) const UNPLACED: Slot = Slot(SLOTS - 1);
+pub(super) const TENANT: TenantId = TenantId(1);
+
+pub(super) struct FakeCoordinator {
+    address: SocketAddr,
+    script: Arc<Mutex<Script>>,
+}
+
+struct Script {
+    map: ClusterMap,
+    silent: bool,
+    fenced: bool,
+    confirmed: BTreeMap<MemberId, Epoch>,
+    left: Vec<MemberId>,
+    occupied: Vec<u8>,
+}
+
+impl FakeCoordinator {
+    pub(super) async fn start() -> FakeCoordinator {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let tenant = Tenant { name: "default".into(), era: Era(1), secret: [7; 32] };
+        let map = ClusterMap {
+            cluster: ClusterId(77),
+            name: "test".into(),
+            epoch: Epoch(1),
+            settings: Settings {
+                replicas: 3,
+                segment_blocks: 16,
+                ack: Ack::Primary,
+                lease_ms: 1000,
+                heartbeat_ms: 20,
+            },
+            members: BTreeMap::new(),
+            slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
+            tenants: BTreeMap::from([(TENANT, tenant)]),
+        };
+        let script = Arc::new(Mutex::new(Script {
+            map,
+            silent: false,
+            fenced: false,
+            confirmed: BTreeMap::new(),
+            left: Vec::new(),
+            occupied: Vec::new(),
+        }));
+        let served = script.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(converse(stream, served.clone()));
+            }
+        });
+        FakeCoordinator { address, script }
+    }
+
+    pub(super) fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    fn script(&self) -> std::sync::MutexGuard<'_, Script> {
+        self.script.lock().expect("no test panics holding it")
+    }
+
+    /// Answers nothing any more, or again.
+    pub(super) fn be_silent(&self, silent: bool) {
+        self.script().silent = silent;
+    }
+
+    /// Fences every member once: it is answered so until it registers anew.
+    pub(super) fn fence(&self) {
+        self.script().fenced = true;
+    }
+
+    /// Raises the tenant's era; returns the era and the map's epoch.
+    pub(super) fn clear(&self) -> (Era, Epoch) {
+        let mut script = self.script();
+        script.map.epoch = script.map.epoch.next();
+        let epoch = script.map.epoch;
+        let tenant = script.map.tenants.get_mut(&TENANT).expect("it is there");
+        tenant.era = tenant.era.next();
+        (tenant.era, epoch)
+    }
+
+    /// Says whether the member's heartbeats report this epoch.
+    pub(super) fn has_confirmed(&self, member: MemberId, epoch: Epoch) -> bool {
+        self.script().confirmed.get(&member).is_some_and(|confirmed| *confirmed >= epoch)
+    }
+
+    pub(super) fn left(&self) -> Vec<MemberId> {
+        self.script().left.clone()
+    }
+
+    /// Returns the slots that the last heartbeat said to be occupied.
+    pub(super) fn occupied(&self) -> Vec<u8> {
+        self.script().occupied.clone()
+    }
+}
+
+async fn converse(stream: TcpStream, script: Arc<Mutex<Script>>) {
+    let listening = Listening { token: TokenKey::new(TOKEN), cluster: Some(ClusterId(77)) };
+    let Ok((mut connection, _)) = Connection::accept(stream, &listening, Duration::from_secs(5)).await else {
+        return;
+    };
+    while let Ok(frame) = connection.receive().await {
+        let Ok(request) = connection.message::<ControlRequest>() else { return };
+        let Some(reply) = script.lock().expect("no test panics holding it").answer(request) else { continue };
+        if connection.send(Kind::ControlReply, frame.request, &reply, &[]).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Script {
+    fn answer(&mut self, request: ControlRequest) -> Option<ControlReply> {
+        if self.silent {
+            return None;
+        }
+        Some(match request {
+            ControlRequest::Register(registration) => self.register(registration),
+            ControlRequest::Heartbeat(heartbeat) => self.beat(heartbeat),
+            ControlRequest::Submit { command: Command::Leave { member, .. }, .. } => {
+                self.left.push(member);
+                ControlReply::Done(CommandReply::Applied { epoch: self.map.epoch })
+            }
+            other => panic!("no node asks {other:?}"),
+        })
+    }
+
+    fn register(&mut self, registration: Registration) -> ControlReply {
+        self.fenced = false;
+        self.map.epoch = self.map.epoch.next();
+        let known = self.map.member(&registration.name).map(|(id, member)| (id, member.generation));
+        let fresh = (MemberId(self.map.members.len() as u32 + 1), Generation(0));
+        let (id, generation) = known.unwrap_or(fresh);
+        let generation = generation.next();
+        let member = Member {
+            name: registration.name,
+            generation,
+            state: MemberState::Up,
+            data_address: registration.data_address,
+            metrics_address: registration.metrics_address,
+            labels: registration.labels,
+            devices: registration.devices,
+        };
+        self.map.members.insert(id, member);
+        let everywhere: Vec<_> = self.map.members.keys().map(|id| DeviceId::new(*id, 0)).collect();
+        let mut slots = vec![ReplicaSet(everywhere); usize::from(SLOTS)];
+        slots[usize::from(UNPLACED.0)] = ReplicaSet::default();
+        self.map.slots = Arc::new(slots);
+        ControlReply::Registered { member: id, generation, map: Box::new(self.map.clone()) }
+    }
+
+    fn beat(&mut self, heartbeat: Heartbeat) -> ControlReply {
+        let generation = self.map.members.get(&heartbeat.member).map(|member| member.generation);
+        if self.fenced || generation != Some(heartbeat.generation) {
+            return ControlReply::Fenced;
+        }
+        self.confirmed.insert(heartbeat.member, heartbeat.epoch);
+        self.occupied.clone_from(&heartbeat.devices[0].occupied);
+        let newer = heartbeat.epoch < self.map.epoch;
+        ControlReply::Beat { map: newer.then(|| Box::new(self.map.clone())) }
+    }
+}

@@ -1,0 +1,140 @@
+//! Whole nodes on real sockets, with a coordinator that does as it is told.
+
+mod asker;
+mod blocks;
+mod coordinator;
+mod faults;
+mod life;
+mod proxy;
+mod replication;
+
+use crate::actors::device::DeviceMessage;
+use crate::data::Limits;
+use crate::start::start_within;
+use crate::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle};
+use asker::Asker;
+use coordinator::FakeCoordinator;
+use kvhive_cache::ShardStats;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+const TOKEN: &[u8] = b"a token of these tests";
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+/// One node as a test wants it.
+struct Setup {
+    frame_bytes: usize,
+    device_frames: usize,
+    host_frames: usize,
+    max_connections: usize,
+    inflight_bytes: usize,
+    stall: Duration,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            frame_bytes: 64 * KIB,
+            device_frames: 32,
+            host_frames: 0,
+            max_connections: 64,
+            inflight_bytes: 64 * MIB,
+            stall: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Setup {
+    fn start(&self, name: &str, coordinator: &FakeCoordinator) -> NodeHandle {
+        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let config = NodeConfig {
+            name: name.to_owned(),
+            data_listen: free,
+            advertise_data: String::new(),
+            metrics_listen: free,
+            advertise_metrics: String::new(),
+            labels: BTreeMap::new(),
+            io_threads: 1,
+            max_connections: self.max_connections,
+            max_inflight_bytes: self.inflight_bytes as u64,
+            devices: vec![DeviceConfig {
+                device_bytes: (self.device_frames * self.frame_bytes) as u64,
+                host_bytes: (self.host_frames * self.frame_bytes) as u64,
+                classes: vec![ClassConfig { frame_bytes: self.frame_bytes as u64, share: 1 }],
+            }],
+            coordinators: vec![coordinator.address()],
+            token: TOKEN.to_vec(),
+        };
+        let limits = Limits {
+            connections: self.max_connections,
+            inflight_bytes: self.inflight_bytes as u64,
+            stall: self.stall,
+            least_rate: u64::MAX,
+        };
+        start_within(config, limits).expect("a node starts")
+    }
+
+    /// Starts a coordinator and one node, and waits until it serves.
+    async fn one(&self) -> (FakeCoordinator, NodeHandle) {
+        let (coordinator, mut nodes) = self.several(1).await;
+        (coordinator, nodes.remove(0))
+    }
+
+    /// Starts a coordinator and nodes that are all replicas of all slots, and waits until all serve by that map.
+    async fn several(&self, count: usize) -> (FakeCoordinator, Vec<NodeHandle>) {
+        let coordinator = FakeCoordinator::start().await;
+        let nodes: Vec<_> = (0..count).map(|at| self.start(&format!("node-{at}"), &coordinator)).collect();
+        for node in &nodes {
+            eventually("every node serves by the whole map", || {
+                let members = node.inside.plane.view.serving().map_or(0, |serving| serving.map.members.len());
+                node.is_serving() && members == count
+            })
+            .await;
+        }
+        (coordinator, nodes)
+    }
+}
+
+/// Waits until something holds.
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..4000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never came true: {what}");
+}
+
+impl NodeHandle {
+    async fn ask(&self) -> Asker {
+        Asker::connect(&self.data_address().to_string(), self.member().expect("it is a member"))
+            .await
+            .expect("the node lets a client in")
+    }
+
+    async fn stats(&self) -> ShardStats {
+        let load = |reply| DeviceMessage::Load { reply };
+        let (_, stats) =
+            self.inside.devices[0].ask(Duration::from_secs(5), load).await.expect("the device answers");
+        stats
+    }
+
+    /// Waits until the shard's figures are as wanted.
+    async fn settles(&self, what: &str, wanted: impl Fn(&ShardStats) -> bool) {
+        for _ in 0..4000 {
+            if wanted(&self.stats().await) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("never came true: {what}; {:?}", self.stats().await);
+    }
+
+    fn counted(&self, counter: impl Fn(&crate::data::Counters) -> &AtomicU64) -> u64 {
+        counter(&self.inside.plane.counters).load(Ordering::Relaxed)
+    }
+}
