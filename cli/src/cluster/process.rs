@@ -4,12 +4,13 @@ use crate::admin::read_token;
 use crate::cluster::local::SUPERVISED;
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
-use kvhive_config::{Ack, Bytes, ClusterConfig, CoordinatorConfig, NodeConfig, Process, Token, TokenSource};
+use kvhive_config::{Ack, ClusterConfig, CoordinatorConfig, NodeConfig, Process, Token, TokenSource};
 use kvhive_coordinator::PeerConfig;
-use kvhive_node::DeviceConfig;
+use kvhive_node::{ClassConfig, DeviceConfig};
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a process may take to end in order.
@@ -48,11 +49,20 @@ pub(crate) fn run(file: &Path, id: &str) -> Result<()> {
             ended.map(|_| ())
         }
         Process::Node(own) => {
-            let running = kvhive_node::start(node(&config, own, token)?)?;
-            let signal = signals.block_on(kvhive_runtime::shutdown_signal())?;
-            tracing::info!(signal, "node ends");
+            let running = Arc::new(kvhive_node::start(node(&config, own, token)?)?);
+            let (ended, end) = tokio::sync::oneshot::channel();
+            let waiting = running.clone();
+            // Ends with the process: a node that loses a device says so here.
+            std::thread::spawn(move || ended.send(waiting.wait()));
+            let lost = signals.block_on(async {
+                tokio::select! {
+                    signal = kvhive_runtime::shutdown_signal() => signal.map(|_| None).map_err(anyhow::Error::from),
+                    error = end => Ok(error.ok().and_then(Result::err)),
+                }
+            })?;
+            tracing::info!(?lost, "node ends");
             running.shutdown(STOP_LIMIT);
-            Ok(())
+            lost.map_or(Ok(()), |error| Err(error.into()))
         }
     }
 }
@@ -113,27 +123,26 @@ fn coordinator(
 }
 
 fn node(config: &ClusterConfig, own: &NodeConfig, token: Vec<u8>) -> Result<kvhive_node::NodeConfig> {
-    let frames = |memory: Bytes| -> Result<Vec<u32>> {
-        let counts = own.frames(memory).into_iter();
-        counts.map(|count| u32::try_from(count).context("a tier of more than 4 billion frames")).collect()
+    let classes: Vec<ClassConfig> = own
+        .block_sizes
+        .iter()
+        .map(|class| ClassConfig { frame_bytes: class.size.0, share: class.share_ppm })
+        .collect();
+    let device = |device: &kvhive_config::DeviceConfig| DeviceConfig {
+        device_bytes: device.memory.0,
+        host_bytes: device.host_memory.0,
+        classes: classes.clone(),
     };
-    let mut devices = Vec::with_capacity(own.devices.len());
-    for device in &own.devices {
-        devices.push(DeviceConfig {
-            classes: own.block_sizes.iter().map(|class| class.size.0).collect(),
-            device_frames: frames(device.memory)?,
-            host_frames: frames(device.host_memory)?,
-        });
-    }
+    let devices: Vec<DeviceConfig> = own.devices.iter().map(device).collect();
     if devices.is_empty() {
         bail!("node {} has no devices", own.id);
     }
     Ok(kvhive_node::NodeConfig {
         name: own.id.clone(),
         data_listen: own.data,
-        data_address: Some(own.data_address()),
+        advertise_data: own.data_address(),
         metrics_listen: own.metrics,
-        metrics_address: Some(own.metrics_address()),
+        advertise_metrics: own.metrics_address(),
         labels: own.labels.clone(),
         io_threads: own.io_threads,
         max_connections: own.max_connections,

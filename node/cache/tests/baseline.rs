@@ -55,7 +55,8 @@ fn shared_traces_give_the_reference_hit_rates() {
             if fields[3] != "leaf_lru_sglang" || !["1%", "5%", "20%"].contains(&fields[1]) {
                 continue;
             }
-            let (blocks, reference): (u32, f64) = (fields[2].parse().expect("blocks"), fields[4].parse().expect("a rate"));
+            let (blocks, reference): (u32, f64) =
+                (fields[2].parse().expect("blocks"), fields[4].parse().expect("a rate"));
             let mut simulation = Simulation::new(blocks);
             for ids in &requests {
                 let keys: Vec<BlockKey> = ids.iter().map(|id| key(*id)).collect();
@@ -84,7 +85,8 @@ impl Model {
         for (depth, id) in ids.iter().enumerate() {
             let parent = depth.checked_sub(1).map(|at| ids[at]);
             if !self.touched.contains_key(id) && self.touched.len() == self.capacity {
-                let has_child = |id: &u64| self.touched.values().any(|(.., parent)| parent.as_ref() == Some(id));
+                let has_child =
+                    |id: &u64| self.touched.values().any(|(.., parent)| parent.as_ref() == Some(id));
                 let leaves = self.touched.iter().filter(|(id, _)| !has_child(id) && Some(**id) != parent);
                 let victim = leaves.min_by_key(|(_, (touched, depth, _))| (*touched, u32::MAX - depth));
                 let Some(victim) = victim.map(|(id, _)| *id) else { break };
@@ -110,8 +112,9 @@ fn the_shard_is_a_leaf_lru() {
             // Chains that share heads: id = (branch, depth), the first two blocks shared by all branches of a family.
             let (family, branch) = (random(3), random(5));
             let length = 1 + random(7);
-            let ids: Vec<u64> =
-                (0..length).map(|at| family * 1000 + at + if at < 2 { 0 } else { 10 * (branch + 1) }).collect();
+            let ids: Vec<u64> = (0..length)
+                .map(|at| family * 1000 + at + if at < 2 { 0 } else { 10 * (branch + 1) })
+                .collect();
             let keys: Vec<BlockKey> = ids.iter().map(|id| key(*id)).collect();
             assert_eq!(simulation.request(&keys), model.request(&ids), "capacity {capacity}");
         }

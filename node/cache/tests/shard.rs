@@ -1,9 +1,13 @@
 //! The shard's rules as stories, and under random use with every invariant checked after each step.
 
-use kvhive_cache::{BlockId, CopyVerdict, Effect, Reserve, Shard, ShardConfig, Tier, TierCapacity, WriteTicket};
+use kvhive_cache::{
+    BlockId, CopyVerdict, Effect, Reserve, Shard, ShardConfig, Tier, TierCapacity, WriteTicket,
+};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Refusal, Run, StoreBlock};
-use kvhive_protocol::{BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, SLOTS, Slot, TenantId};
+use kvhive_protocol::{
+    BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, SLOTS, Slot, TenantId,
+};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -59,7 +63,13 @@ impl Scenario {
 
     fn reserve(&mut self, number: u64, parent: Option<u64>, depth: u32) -> Reserve {
         let block = block(number, parent, depth, 100, 1);
-        self.shard.reserve(self.now(), TENANT, &block, Slot((number % u64::from(SLOTS)) as u16), &mut self.effects)
+        self.shard.reserve(
+            self.now(),
+            TENANT,
+            &block,
+            Slot((number % u64::from(SLOTS)) as u16),
+            &mut self.effects,
+        )
     }
 
     fn store(&mut self, number: u64, parent: Option<u64>, depth: u32) -> BlockId {
@@ -217,7 +227,8 @@ fn occupied_slots_are_those_with_blocks() {
     scene.store(5, None, 0);
     scene.store(4095, None, 0);
     let bits = scene.shard.occupied();
-    let set: Vec<usize> = (0..usize::from(SLOTS)).filter(|slot| bits[slot / 8] >> (slot % 8) & 1 == 1).collect();
+    let set: Vec<usize> =
+        (0..usize::from(SLOTS)).filter(|slot| bits[slot / 8] >> (slot % 8) & 1 == 1).collect();
     assert_eq!(set, [5, 4095]);
 }
 
