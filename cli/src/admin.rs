@@ -15,13 +15,13 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Target {
     /// Admin URL of any coordinator; several separated by commas are tried in order [default: the local cluster's]
-    #[arg(long, env = "KVHIVE_ADMIN", value_name = "URL")]
+    #[arg(long, global = true, env = "KVHIVE_ADMIN", value_name = "URL")]
     pub(crate) admin: Option<String>,
     /// File that holds the cluster's token [default: the local cluster's]
-    #[arg(long, env = "KVHIVE_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "KVHIVE_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// Folder of the local cluster that `kvhive up` made
-    #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir())]
+    #[arg(long, global = true, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir())]
     pub(crate) dir: PathBuf,
 }
 

@@ -1,1 +1,193 @@
-//! Whole clusters on real sockets.
+//! Whole clusters on real sockets: starts real processes with the real command, kills them, and asks them as a user
+//! would. Each cluster has a folder and ports of its own and leaves nothing behind.
+
+use anyhow::{Context, Result, bail};
+use kvhive_client::{Client, ClientConfig, NamespaceClient};
+use kvhive_protocol::Layout;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// Longest wait for anything that should happen: a hang guard, not a measure.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One cluster at a time in this process: two cores run it.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A running cluster of real processes; stopped when dropped.
+pub struct Cluster {
+    folder: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Returns the built `kvhive`, which `scripts/test` names in `KVHIVE_BIN`.
+pub fn kvhive() -> PathBuf {
+    if let Some(path) = std::env::var_os("KVHIVE_BIN") {
+        return path.into();
+    }
+    // Beside this test: target/debug/deps/TEST → target/debug/kvhive.
+    let test = std::env::current_exe().expect("a test has a path");
+    test.parent().and_then(Path::parent).expect("target/debug").join("kvhive")
+}
+
+/// Runs `kvhive` with these words.
+///
+/// # Errors
+/// When it cannot be run, or fails.
+pub fn run(words: &[&str]) -> Result<Output> {
+    let binary = kvhive();
+    let output = Command::new(&binary).args(words).output();
+    let output = output.with_context(|| {
+        format!("cannot run {}; build it with `cargo build -p kvhive-cli`", binary.display())
+    })?;
+    if !output.status.success() {
+        bail!("kvhive {words:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(output)
+}
+
+impl Cluster {
+    /// Starts a cluster with these options of `kvhive up`.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start(options: &[&str]) -> Cluster {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poison| poison.into_inner());
+        let folder = tempfile::Builder::new().prefix("kvhive-test-").tempdir().expect("a temporary folder");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let cluster = Cluster { folder, runtime: runtime.expect("threads"), _turn: turn };
+        let mut words = vec!["up", "--detach", "--dir", cluster.dir()];
+        words.extend(options);
+        run(&words).expect("the cluster starts");
+        cluster
+    }
+
+    /// Returns its folder.
+    pub fn dir(&self) -> &str {
+        self.folder.path().to_str().expect("a temporary folder has a plain name")
+    }
+
+    /// Returns what runs, as the supervisor wrote it down.
+    pub fn running(&self) -> serde_json::Value {
+        let text = std::fs::read(self.folder.path().join("running.json")).expect("the supervisor wrote it");
+        serde_json::from_slice(&text).expect("it is JSON")
+    }
+
+    /// Returns the cluster's token.
+    pub fn token(&self) -> String {
+        let text = std::fs::read_to_string(self.folder.path().join("token")).expect("the cluster has one");
+        text.trim().to_owned()
+    }
+
+    /// Runs `kvhive` on this cluster and returns its JSON.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn json(&self, words: &[&str]) -> Result<serde_json::Value> {
+        let words: Vec<&str> = words.iter().copied().chain(["--dir", self.dir(), "--json"]).collect();
+        Ok(serde_json::from_slice(&run(&words)?.stdout)?)
+    }
+
+    /// Returns the cluster's status, as soon as a coordinator gives one.
+    pub fn status(&self) -> serde_json::Value {
+        self.until("a status", || self.json(&["status"]).ok())
+    }
+
+    /// Waits until `what` is so and returns what it gave.
+    ///
+    /// # Panics
+    /// When it is not so after [`PATIENCE`].
+    pub fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let begun = Instant::now();
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Sends a signal (`KILL`, `STOP`, `CONT`) to one process.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    pub fn signal(&self, id: &str, signal: &str) {
+        let running = self.running();
+        let processes = running["processes"].as_array().expect("a list");
+        let process = processes.iter().find(|process| process["id"] == id).expect("a known process");
+        let sent = Command::new("kill").args([&format!("-{signal}"), &process["pid"].to_string()]).status();
+        assert!(sent.expect("kill is there").success(), "cannot signal {id}");
+    }
+
+    /// Starts a process again that was killed. It ends with the returned guard.
+    pub fn respawn(&self, id: &str) -> Respawned {
+        let config = self.folder.path().join("cluster.toml");
+        let log = std::fs::File::create(self.folder.path().join(format!("logs/{id}-again.log")))
+            .expect("room for a log");
+        let child = Command::new(kvhive())
+            .arg("up")
+            .arg("--config")
+            .arg(config)
+            .args(["--id", id])
+            .stderr(log)
+            .spawn();
+        Respawned(child.expect("kvhive is there"))
+    }
+
+    /// Returns how a client reaches it.
+    pub fn client_config(&self) -> ClientConfig {
+        let running = self.running();
+        let addresses = running["coordinators"].as_array().expect("a list").iter();
+        let addresses = addresses.map(|address| address.as_str().expect("an address").to_owned()).collect();
+        ClientConfig::new(addresses, self.token().into_bytes())
+    }
+
+    /// Connects a client.
+    ///
+    /// # Panics
+    /// When no coordinator answers.
+    pub fn client(&self) -> Client {
+        self.wait(Client::connect(self.client_config())).expect("a coordinator answers")
+    }
+
+    /// Opens a namespace of blocks of this many bytes.
+    pub fn blocks(&self, client: &Client, bytes: u32) -> NamespaceClient {
+        client.namespace("default", "test", Layout::opaque(bytes, 16), 0).expect("the default tenant exists")
+    }
+
+    /// Runs a future to its end.
+    pub fn wait<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Err(error) = run(&["down", "--dir", self.dir()]) {
+            eprintln!("warning: {error:#}");
+        }
+        if std::thread::panicking() {
+            // The logs say why; the folder goes with this value.
+            for log in std::fs::read_dir(self.folder.path().join("logs")).into_iter().flatten().flatten() {
+                let text = std::fs::read_to_string(log.path()).unwrap_or_default();
+                let tail: Vec<&str> = text.lines().rev().take(15).collect();
+                eprintln!("--- {}", log.path().display());
+                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+        }
+    }
+}
+
+/// A process that a test started; killed when dropped.
+pub struct Respawned(std::process::Child);
+
+impl Drop for Respawned {
+    fn drop(&mut self) {
+        // Fails only when it has ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
