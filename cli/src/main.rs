@@ -47,6 +47,7 @@ fn main() -> ExitCode {
             EnvFilter::try_from_env("KVHIVE_LOG").unwrap_or_else(|_| EnvFilter::new("info,raft=warn")),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
     let done = match Kvhive::parse().command {
         Command::Up(command) => command.run(),

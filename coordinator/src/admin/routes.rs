@@ -291,7 +291,10 @@ async fn create_tenant(
         .map_err(|error| Trouble::unavailable(format!("no random bytes: {error}")))?;
     match admin.submit(Command::CreateTenant { name: wanted.name.clone(), secret }).await? {
         CommandReply::TenantCreated { tenant, .. } => {
-            Ok((StatusCode::CREATED, Json(Tenant { id: tenant.0, name: wanted.name, era: 0 })))
+            let map = admin.overview(Freshness::Linearizable).await?.map;
+            let era =
+                map.and_then(|map| map.tenants.get(&tenant).map(|known| known.era.0)).unwrap_or_default();
+            Ok((StatusCode::CREATED, Json(Tenant { id: tenant.0, name: wanted.name, era })))
         }
         other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
     }
