@@ -5,6 +5,7 @@ mod baseline;
 mod cpu;
 mod data;
 mod matching;
+mod memory;
 mod metadata;
 mod private;
 
@@ -36,6 +37,8 @@ enum Kind {
     Match,
     /// Committed map changes on three coordinators with fsync on, against fdatasync; leader kill to next write
     Metadata,
+    /// A node's memory after a million stores into a cache ten times too small, against its configuration
+    Memory,
 }
 
 /// A whole report.
@@ -126,6 +129,7 @@ impl Bench {
             Kind::Data => ("data", data::run(self.runs)?),
             Kind::Match => ("match", matching::run(self.runs)?),
             Kind::Metadata => ("metadata", metadata::run(self.runs)?),
+            Kind::Memory => ("memory", memory::run()?),
         };
         let report = Report { bench, machine: Machine::this(), rows };
         if self.json {

@@ -1,0 +1,130 @@
+//! The house's rules, read off the manifests and the sources: imports point down, each dangerous thing has one place.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+}
+
+fn metadata() -> serde_json::Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// Every crate's level: a crate names only crates of lower levels.
+const LEVELS: [(&str, u8); 14] = [
+    ("kvhive-protocol", 0),
+    ("kvhive-gpu", 0),
+    ("kvhive-wire", 1),
+    ("kvhive-config", 1),
+    ("kvhive-runtime", 1),
+    ("kvhive-cache", 1),
+    ("kvhive-control", 1),
+    ("kvhive-consensus", 1),
+    ("kvhive-client", 2),
+    ("kvhive-sim", 2),
+    ("kvhive-node", 3),
+    ("kvhive-coordinator", 3),
+    ("kvhive-cli", 4),
+    ("kvhive-tests", 5),
+];
+
+#[test]
+fn imports_point_down_and_pure_crates_stay_pure() {
+    let levels: BTreeMap<&str, u8> = LEVELS.into_iter().collect();
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().expect("a list");
+    assert_eq!(packages.len(), LEVELS.len(), "a new crate needs a level here");
+    for package in packages {
+        let name = package["name"].as_str().expect("a name");
+        for dependency in package["dependencies"].as_array().expect("a list") {
+            let other = dependency["name"].as_str().expect("a name");
+            if dependency["kind"] == "dev" {
+                continue;
+            }
+            if let Some(level) = levels.get(other) {
+                assert!(*level < levels[name], "{name} names {other}: imports point down");
+            }
+            let never: &[&str] = match name {
+                "kvhive-protocol" | "kvhive-cache" | "kvhive-control" | "kvhive-config"
+                | "kvhive-consensus" => &["tokio", "actix", "actix-rt", "rand", "getrandom", "rustix"],
+                "kvhive-gpu" => &["kvhive-protocol", "tokio"],
+                "kvhive-coordinator" => &["kvhive-gpu", "kvhive-node"],
+                "kvhive-node" => &["kvhive-coordinator"],
+                _ => &[],
+            };
+            assert!(!never.contains(&other), "{name} must never name {other}");
+            for (thing, owner) in
+                [("actix", "kvhive-runtime"), ("raft", "kvhive-consensus"), ("bincode", "kvhive-protocol")]
+            {
+                assert!(
+                    other != thing || name == owner,
+                    "{thing} has one place, {owner}; {name} names it too"
+                );
+            }
+            if other == "bincode" {
+                assert_eq!(dependency["req"], "=2.0.1", "3.0.0 does not build, by its authors' choice");
+            }
+        }
+    }
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+        let path = entry.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        if path.is_dir() && !["target", ".git"].contains(&name.as_str()) {
+            sources(&path, found);
+        } else if name.ends_with(".rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn sources_keep_to_the_house() {
+    let root = root();
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    assert!(files.len() > 80, "the sources are found");
+    // Put together, so that this file does not name what it forbids.
+    let forbidden =
+        [["to", "do!("], ["unimple", "mented!("], ["db", "g!("], [".do_", "send("]].map(|two| two.concat());
+    let pure = [
+        "protocol/src",
+        "config/src",
+        "node/cache/src",
+        "coordinator/control/src",
+        "coordinator/consensus/src",
+    ];
+    let worldly = ["std::thread", "std::net::Tcp", "std::fs", "Instant::now", "SystemTime", "RandomState"];
+    for file in files {
+        let name = file.strip_prefix(&root).expect("below the root").display().to_string();
+        let text = std::fs::read_to_string(&file).expect("a source is text");
+        assert!(text.starts_with("//!") || text.starts_with("#!"), "{name} begins with what it owns");
+        for word in &forbidden {
+            assert!(!text.contains(word.as_str()), "{name} has {word}");
+        }
+        let is_test = name.contains("/tests/") || name.ends_with("_test.rs") || name.contains("/tests.rs");
+        if is_test {
+            continue;
+        }
+        let lines = text.lines().count();
+        assert!(lines <= 600, "{name} has {lines} lines: look for the second idea");
+        let has_unsafe = text.lines().any(|line| line.contains("unsafe {") || line.contains("unsafe impl"));
+        assert!(!has_unsafe || name.starts_with("gpu/"), "{name} has unsafe code; it lives in gpu");
+        if pure.iter().any(|folder| name.starts_with(folder)) {
+            let shipped = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for word in worldly {
+                assert!(!shipped.contains(word), "{name} is pure and names {word}");
+            }
+        }
+    }
+}
