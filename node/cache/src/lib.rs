@@ -5,6 +5,7 @@
 //! - [`Member`]: registration, heartbeats, lease and map of one node.
 //! - [`simulate`]: a shard without bytes.
 
+mod answers;
 mod block;
 mod frames;
 mod index;
@@ -14,8 +15,9 @@ mod shard;
 pub mod simulate;
 mod stats;
 
+pub use answers::{CopyVerdict, Effect, Reserve, ShardConfig};
 pub use block::{BlockId, CopyTicket, Tier, WriteTicket};
 pub use frames::TierCapacity;
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
-pub use shard::{CopyVerdict, Effect, Reserve, Shard, ShardConfig};
+pub use shard::Shard;
 pub use stats::{ShardStats, TierStats};

@@ -1,7 +1,8 @@
 //! A shard without bytes: the same rules run over a trace, as fast as they go.
 
+use crate::answers::{Reserve, ShardConfig};
 use crate::frames::TierCapacity;
-use crate::shard::{Reserve, Shard, ShardConfig};
+use crate::shard::Shard;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Run, StoreBlock};
 use kvhive_protocol::{BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, Slot, TenantId};

@@ -96,6 +96,8 @@ pub struct World {
     leaders: BTreeMap<u64, Host>,
     hashes: BTreeMap<u64, u64>,
     epochs: BTreeMap<Host, Epoch>,
+    /// The newest epoch that any coordinator has applied, and since when.
+    newest: (Epoch, u64),
     outcome: Outcome,
 }
 
@@ -139,6 +141,7 @@ impl World {
             leaders: BTreeMap::new(),
             hashes: BTreeMap::new(),
             epochs: BTreeMap::new(),
+            newest: (Epoch(0), 0),
             outcome,
         };
         world.start_all();
@@ -433,7 +436,8 @@ impl World {
         let host = PEERS as usize + NODES;
         let (key, to) = (key(self.random.below(KEYS)), self.random.below(PEERS) as usize);
         match self.random.below(40) {
-            0 => {
+            // The last map must have time to reach everybody before it is looked for.
+            0 if self.now < TROUBLE_MS + QUIET_MS - 2000 => {
                 let request = RequestId { client: 9, sequence: self.outcome.events };
                 let command = Command::ClearTenant { tenant: TENANT };
                 self.ask(host, to, Asker::Clear, &What::Submit(Proposal { request, command }));
@@ -518,6 +522,11 @@ impl World {
                 newest = Some(map);
             }
         }
+        if let Some(map) = &newest
+            && map.epoch > self.newest.0
+        {
+            self.newest = (map.epoch, self.now);
+        }
         let now = self.moment();
         for (at, node) in self.nodes.iter().enumerate() {
             let Some(running) = node.running.as_ref().filter(|running| running.serves(now)) else { continue };
@@ -551,10 +560,13 @@ impl World {
             return fail("a slot lacks replicas");
         }
         let now = self.moment();
-        for node in &self.nodes {
+        for (at, node) in self.nodes.iter().enumerate() {
             let Some(running) = &node.running else { return fail("a node does not run") };
-            if !running.serves(now) || running.epoch() != map.epoch {
-                return fail("a node does not serve by the newest map");
+            let has_had_time = self.now - self.newest.1 > 5 * settings().heartbeat_ms;
+            if !running.serves(now) || (running.epoch() != map.epoch && has_had_time) {
+                let serves = running.serves(now);
+                let (ours, newest) = (running.epoch(), map.epoch);
+                return fail(&format!("node {at} serves: {serves}, by epoch {ours}; the newest is {newest}"));
             }
         }
         Ok(())
