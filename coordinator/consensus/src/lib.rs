@@ -13,7 +13,7 @@ mod reads;
 mod types;
 
 pub use machine::Consensus;
-pub use messages::MAX_MESSAGE_BYTES;
+pub use messages::{MAX_MESSAGE_BYTES, MAX_PROPOSAL_BYTES, MAX_SNAPSHOT_BYTES};
 pub use types::{
     ConsensusConfig, ConsensusError, Effect, Event, LogBatch, LogEntry, PeerId, RefuseReason, Restored, Role,
     SnapshotRecord, Status, Ticket, WriteId,

@@ -1,7 +1,7 @@
 //! The machine itself.
 
 use crate::memory::{MemoryLog, encode_entry};
-use crate::messages::{Expected, decode};
+use crate::messages::{Expected, MAX_PROPOSAL_BYTES, MAX_SNAPSHOT_BYTES, decode};
 use crate::reads::Reads;
 use crate::types::{
     ConsensusConfig, ConsensusError, Effect, Event, LogBatch, PeerId, RefuseReason, Restored, Role,
@@ -11,12 +11,12 @@ use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState, Message, MessageType};
 use raft::prelude::{Config, RawNode};
 use raft::{ProgressState, ReadOnlyOption, Ready, SnapshotStatus, StateRole};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Bytes of entries in one append message.
 const MAX_APPEND_BYTES: u64 = 1 << 20;
 /// Append messages under way to one peer.
-const MAX_INFLIGHT_APPENDS: usize = 256;
+const MAX_INFLIGHT_APPENDS: usize = 64;
 /// Entries handed over for applying at a time, in bytes.
 const MAX_APPLY_BYTES: u64 = 4 << 20;
 /// A snapshot that a peer has not confirmed after this many election timeouts is sent again.
@@ -29,31 +29,49 @@ pub struct Consensus {
     ticks: u64,
     role: (Role, u64, Option<PeerId>),
     applied: u64,
-    /// Proposals of this start that were appended here while leading, by ticket.
-    proposed: BTreeMap<Ticket, ()>,
+    /// Proposals of this start that were appended here while leading and are not applied.
+    proposed: BTreeSet<Ticket>,
     reads: Reads,
     next_write: u64,
     /// Writes that were asked for, each with the readies it finishes and what may be sent then.
     unpersisted: VecDeque<(WriteId, u64, Vec<Message>)>,
     persisted_hard_state: (u64, u64),
+    /// The write that brings a leader's snapshot, while it is not durable.
+    installing: Option<WriteId>,
     snapshot_asked: bool,
+    /// Where a snapshot was last asked for.
+    snapshot_tried: u64,
     snapshots_sent: BTreeMap<PeerId, u64>,
+    /// Elections that were due here; each gets another timeout.
+    elections: u64,
     ignored_messages: u64,
+    oversized_snapshots: u64,
 }
 
 impl Consensus {
-    /// Makes a peer from what its log held.
+    /// Makes a peer from what its log held. The state machine must stand where the restored snapshot does, if there is one;
+    /// what is committed after it is given out again as [`Effect::Apply`].
     ///
     /// # Errors
     /// When the setup or the log makes no sense.
     pub fn new(mut config: ConsensusConfig, restored: Restored) -> Result<Consensus, ConsensusError> {
         config.voters.sort_unstable();
         let fail = |what: String| Err(ConsensusError::Config(what));
-        if !config.voters.contains(&config.id) || config.id.0 == 0 {
+        if config.voters.first().is_none_or(|lowest| lowest.0 == 0) {
+            return fail("peers are numbered from 1".to_owned());
+        }
+        if !config.voters.contains(&config.id) {
             return fail(format!("peer {} is not among the voters", config.id.0));
         }
         if config.voters.windows(2).any(|pair| pair[0] == pair[1]) {
             return fail("two voters have the same number".to_owned());
+        }
+        if config.max_proposal_bytes > MAX_PROPOSAL_BYTES {
+            let (found, limit) = (config.max_proposal_bytes, MAX_PROPOSAL_BYTES);
+            return fail(format!("proposals of {found} bytes are over the limit of {limit}"));
+        }
+        if config.max_inflight == 0 || config.snapshot_every == 0 {
+            return fail("max_inflight and snapshot_every must be at least 1".to_owned());
         }
         let log = MemoryLog::new(config.voters.iter().map(|voter| voter.0).collect(), restored)?;
         let applied = log.snapshot_index();
@@ -78,14 +96,18 @@ impl Consensus {
             ticks: 0,
             role: (Role::Follower, raw.raft.term, None),
             applied,
-            proposed: BTreeMap::new(),
+            proposed: BTreeSet::new(),
             reads: Reads::default(),
             next_write: 1,
             unpersisted: VecDeque::new(),
             persisted_hard_state,
+            installing: None,
             snapshot_asked: false,
+            snapshot_tried: applied,
             snapshots_sent: BTreeMap::new(),
+            elections: 0,
             ignored_messages: 0,
+            oversized_snapshots: 0,
             config,
             raw,
         };
@@ -104,7 +126,8 @@ impl Consensus {
             Event::SnapshotTaken { index, data } => self.on_snapshot_taken(index, data, effects),
             Event::PeerUnreachable { peer } => self.raw.report_unreachable(peer.0),
             Event::TransferLeadership { to } => {
-                if self.config.voters.contains(&to) {
+                let leads = self.raw.raft.state == StateRole::Leader;
+                if leads && to != self.config.id && self.config.voters.contains(&to) {
                     self.raw.transfer_leader(to.0);
                 }
             }
@@ -125,6 +148,7 @@ impl Consensus {
             applied: self.applied,
             last_index: log.last_index(),
             ignored_messages: self.ignored_messages,
+            oversized_snapshots: self.oversized_snapshots,
         }
     }
 
@@ -142,6 +166,18 @@ impl Consensus {
                 log.last_index()
             ));
         }
+        let (stored, snapshot) = (self.raw.store().last(), self.raw.store().snapshot_index());
+        if stored != log.last_index() || snapshot > self.applied || log.persisted > stored {
+            return Err(format!(
+                "the log here ends at {stored}, raft's at {}; snapshot {snapshot}, applied {}, durable {}",
+                log.last_index(),
+                self.applied,
+                log.persisted
+            ));
+        }
+        if self.installing.is_some() && self.role.0 != Role::Follower {
+            return Err(format!("a {:?} waits for a leader's snapshot to be durable", self.role.0));
+        }
         if self.role.0 != Role::Leader && (!self.proposed.is_empty() || self.reads.len() > 0) {
             return Err(format!("a {:?} has proposals or reads waiting", self.role.0));
         }
@@ -153,7 +189,13 @@ impl Consensus {
 
     fn on_tick(&mut self) {
         self.ticks += 1;
-        self.raw.tick();
+        // Nobody can be elected whose log is not durable, and raft would look for entries that the snapshot has replaced.
+        if self.installing.is_none() {
+            let waited = self.raw.raft.election_elapsed;
+            self.raw.tick();
+            let raft = &self.raw.raft;
+            self.elections += u64::from(raft.state != StateRole::Leader && raft.election_elapsed <= waited);
+        }
         let patience = u64::from(self.config.election_ticks) * SNAPSHOT_PATIENCE;
         let overdue: Vec<PeerId> = self
             .snapshots_sent
@@ -172,8 +214,15 @@ impl Consensus {
 
     fn on_received(&mut self, from: PeerId, bytes: &[u8]) {
         let log = &self.raw.raft.raft_log;
-        let expected =
-            Expected { us: self.config.id, from, voters: &self.config.voters, last_index: log.last_index() };
+        let expected = Expected {
+            us: self.config.id,
+            from,
+            voters: &self.config.voters,
+            term: self.raw.raft.term,
+            last_index: log.last_index(),
+            is_durable: log.persisted == log.last_index(),
+            is_installing: self.installing.is_some(),
+        };
         // Raft's own refusals (an answer from a peer it does not track, say) concern nobody.
         let heard = decode(bytes, &expected).is_some_and(|message| self.raw.step(message).is_ok());
         if !heard {
@@ -189,12 +238,12 @@ impl Consensus {
         if data.len() > self.config.max_proposal_bytes {
             return refuse(RefuseReason::TooLarge);
         }
-        if self.proposed.len() >= self.config.max_inflight || self.proposed.contains_key(&ticket) {
+        if self.proposed.len() >= self.config.max_inflight || self.proposed.contains(&ticket) {
             return refuse(RefuseReason::Overloaded);
         }
         match self.raw.propose(self.context(ticket), data) {
             Ok(()) => {
-                self.proposed.insert(ticket, ());
+                self.proposed.insert(ticket);
             }
             // Leadership is being handed over, or too much is uncommitted.
             Err(_) => refuse(RefuseReason::Overloaded),
@@ -216,7 +265,8 @@ impl Consensus {
         while let Some((id, _, _)) = self.unpersisted.front()
             && *id <= write
         {
-            let (_, ready, messages) = self.unpersisted.pop_front().expect("its front was just looked at");
+            let (id, ready, messages) = self.unpersisted.pop_front().expect("its front was just looked at");
+            self.installing.take_if(|installing| *installing == id);
             self.raw.on_persist_ready(ready);
             self.note_applied();
             self.send(messages, effects);
@@ -226,6 +276,11 @@ impl Consensus {
     fn on_snapshot_taken(&mut self, index: u64, data: Vec<u8>, effects: &mut Vec<Effect>) {
         self.snapshot_asked = false;
         if index > self.applied {
+            return;
+        }
+        if data.len() > MAX_SNAPSHOT_BYTES {
+            // No peer could be sent it, and without its entries none could catch up.
+            self.oversized_snapshots += 1;
             return;
         }
         // A peer that lags less than this gets entries instead of the whole state.
@@ -258,9 +313,10 @@ impl Consensus {
         for ticket in self.reads.take_readable(self.applied) {
             effects.push(Effect::Readable { ticket });
         }
-        let behind = self.applied - self.raw.store().snapshot_index();
+        let behind = self.applied - self.raw.store().snapshot_index().max(self.snapshot_tried);
         if behind >= self.config.snapshot_every && !self.snapshot_asked {
             self.snapshot_asked = true;
+            self.snapshot_tried = self.applied;
             effects.push(Effect::TakeSnapshot { index: self.applied });
         }
     }
@@ -281,12 +337,15 @@ impl Consensus {
                 term: metadata.term,
                 data: ready.snapshot().get_data().to_vec(),
             };
+            assert!(record.index >= self.applied, "a snapshot never takes back what is applied");
             self.raw.mut_store().install(record.clone());
             self.applied = record.index;
             effects.push(Effect::Install { index: record.index, data: record.data.clone() });
             batch.snapshot = Some(record);
             batch.reset = true;
         }
+        let rewritten = ready.entries().first().is_some_and(|first| first.index <= self.applied);
+        assert!(!rewritten, "raft never rewrites what is applied");
         self.raw.mut_store().append(ready.entries());
         batch.entries = ready.entries().iter().map(encode_entry).collect();
         if let Some(state) = ready.hs() {
@@ -305,6 +364,9 @@ impl Consensus {
         self.raw.advance_append_async(ready);
         if batch != LogBatch::default() {
             let write = self.next_write();
+            if batch.reset {
+                self.installing = Some(write);
+            }
             self.unpersisted.push_back((write, number, after_write));
             effects.push(Effect::Persist { write, batch });
         } else if let Some((_, last, messages)) = self.unpersisted.back_mut() {
@@ -320,12 +382,11 @@ impl Consensus {
     fn apply(&mut self, entries: Vec<Entry>, effects: &mut Vec<Effect>) {
         for mut entry in entries {
             self.applied = entry.index;
-            // A new leader's first entry is empty and nobody's.
-            if entry.get_data().is_empty() {
+            // A new leader's first entry is nobody's.
+            if entry.get_context().is_empty() {
                 continue;
             }
-            let ticket =
-                self.own_ticket(entry.get_context()).filter(|ticket| self.proposed.remove(ticket).is_some());
+            let ticket = self.own_ticket(entry.get_context()).filter(|ticket| self.proposed.remove(ticket));
             let data = entry.take_data().to_vec();
             effects.push(Effect::Apply { index: entry.index, term: entry.term, data, ticket });
         }
@@ -367,7 +428,7 @@ impl Consensus {
         self.role = now;
         if led {
             self.snapshots_sent.clear();
-            let waiting = std::mem::take(&mut self.proposed).into_keys().chain(self.reads.take_all());
+            let waiting = std::mem::take(&mut self.proposed).into_iter().chain(self.reads.take_all());
             for ticket in waiting {
                 effects.push(Effect::Refused { ticket, reason: RefuseReason::Lost });
             }
@@ -386,12 +447,12 @@ impl Consensus {
     }
 
     /// Raft draws election timeouts from the thread's randomness. They are replaced before they are ever compared, by one
-    /// that follows from seed, peer, term and role: two candidates that collide get different ones in the next term.
+    /// that follows from seed, peer, term, role and the elections so far: candidates that collide draw anew.
     fn own_timeout(&mut self) {
         let raft = &mut self.raw.raft;
         // SplitMix64 (Steele, Lea and Flood 2014).
         let mut word = self.config.seed;
-        for part in [self.config.id.0, raft.term, raft.state as u64] {
+        for part in [self.config.id.0, raft.term, raft.state as u64, self.elections] {
             word = (word ^ part).wrapping_add(0x9E37_79B9_7F4A_7C15);
             word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
             word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -4,7 +4,7 @@
 use crate::types::{ConsensusError, LogEntry, Restored, SnapshotRecord};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
-use raft::{GetEntriesContext, RaftState, Storage, StorageError, util};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 /// The log in memory.
 pub(crate) struct MemoryLog {
@@ -27,12 +27,20 @@ impl MemoryLog {
         };
         let offset = restored.snapshot.as_ref().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
         let mut entries = Vec::with_capacity(restored.entries.len());
+        let mut term = offset.1;
         for entry in &restored.entries {
             let expected = offset.0 + 1 + entries.len() as u64;
             if entry.index != expected {
                 return Err(fail(format!("entry {} where {expected} should be", entry.index)));
             }
+            if entry.term < term {
+                return Err(fail(format!("entry {expected} is of term {}, after {term}", entry.term)));
+            }
+            term = entry.term;
             entries.push(decode_entry(entry)?);
+        }
+        if term > hard_state.term {
+            return Err(fail(format!("an entry is of term {term} and the vote of term {}", hard_state.term)));
         }
         let mut log = MemoryLog {
             voters: (voters, vec![]).into(),
@@ -128,8 +136,17 @@ impl Storage for MemoryLog {
             return Err(StorageError::Unavailable.into());
         }
         let (from, to) = (low - self.offset.0 - 1, high - self.offset.0 - 1);
-        let mut entries = self.entries[from as usize..to as usize].to_vec();
-        util::limit_size(&mut entries, max_size.into());
+        let limit = max_size.into().unwrap_or(u64::MAX);
+        let mut bytes = 0;
+        let mut entries = Vec::new();
+        // Only what fits is copied: a peer far behind asks for the whole log at every message.
+        for entry in &self.entries[from as usize..to as usize] {
+            bytes += u64::from(entry.compute_size());
+            if bytes > limit && !entries.is_empty() {
+                break;
+            }
+            entries.push(entry.clone());
+        }
         Ok(entries)
     }
 

@@ -27,7 +27,7 @@ pub struct ConsensusConfig {
     pub heartbeat_ticks: u32,
     /// Proposals that may wait at a time; more are refused as [`RefuseReason::Overloaded`]. Reads likewise.
     pub max_inflight: usize,
-    /// The largest proposal, in bytes.
+    /// The largest proposal, in bytes; at most [`MAX_PROPOSAL_BYTES`](crate::MAX_PROPOSAL_BYTES).
     pub max_proposal_bytes: usize,
     /// Applied entries after which a snapshot is asked for.
     pub snapshot_every: u64,
@@ -240,6 +240,8 @@ pub struct Status {
     pub last_index: u64,
     /// Messages that were ignored because they were damaged or made no sense.
     pub ignored_messages: u64,
+    /// Snapshots that were not taken over because no message could carry them; the log grows until one can.
+    pub oversized_snapshots: u64,
 }
 
 /// Why a machine could not be made.

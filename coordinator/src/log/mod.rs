@@ -1,13 +1,16 @@
-//! The durable raft log: an append-only file in preallocated segments, one fdatasync a batch, snapshots in files of
-//! their own (docs/decisions/0001-own-log-store.md).
+//! The durable raft log: records in preallocated segments, one fdatasync a write however many batches it brings,
+//! snapshots in files of their own.
 //!
-//! What was synced is never given up silently. Every record says up to which sequence number everything was durable when
-//! it was written. A damaged record is taken for a torn, never acknowledged end only if no record behind it says that
-//! the damaged one had been synced; otherwise the log refuses to open.
+//! What was synced is never given up silently. Record n is written only after record n - 1 was synced, so whatever follows
+//! a record proves that it was durable; the last one is made of sectors that are sealed each by itself, so a write that a
+//! crash cut short (sectors missing) is not taken for damage, nor damage for it. A cut-short end is dropped; after
+//! anything else the log refuses to open and changes nothing. It relies on disks writing whole sectors, and cannot notice
+//! when sectors of the very last record turn to zeros after they were synced.
 
 mod error;
 mod record;
 mod recover;
+mod sector;
 mod segment;
 mod snapshot;
 mod store;

@@ -1,147 +1,250 @@
-//! Reading a log back.
+//! Reading a log back, and saying what is wrong with it.
 
 use super::error::LogError;
-use super::record::{self, Body, Record};
-use super::segment::{Header, SEGMENT_HEADER, Segment, fail};
-use super::snapshot;
-use kvhive_consensus::{LogEntry, Restored};
-use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
+use super::record::{Batch, MAX_RECORD_BYTES, Record, SnapshotName, Standing, claimed_bytes, decode};
+use super::sector::{DATA_BYTES, Found, LogId, Place, SECTOR_BYTES, Seal, Sequence, inspect, sectors_for};
+use super::segment::{HEADER_SECTORS, Header, MAX_SEGMENT_BYTES, Segment, fill_zeros};
+use kvhive_consensus::LogEntry;
+use rustix::fs::Advice;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What a log held, and where writing goes on.
 pub(super) struct Recovered {
-    pub(super) log: u128,
-    pub(super) state: State,
-    pub(super) last_seq: u64,
-    /// Every segment, with the highest entry index in it.
-    pub(super) segments: Vec<(PathBuf, u64)>,
-    pub(super) last: Segment,
-}
-
-/// The log's content, as records build it up.
-#[derive(Clone, Default)]
-pub(super) struct State {
+    pub(super) log: LogId,
+    pub(super) standing: Standing,
+    /// What follows the snapshot, without a gap.
     pub(super) entries: Vec<LogEntry>,
-    pub(super) hard_state: Option<Vec<u8>>,
-    pub(super) snapshot: Option<(u64, u64)>,
+    /// The last record.
+    pub(super) sequence: Sequence,
+    /// Segments before the last, with the highest entry index in each.
+    pub(super) older: Vec<(PathBuf, u64)>,
+    pub(super) last: Segment,
+    pub(super) highest: u64,
 }
 
-impl State {
-    pub(super) fn apply(&mut self, body: Body) {
-        match body {
-            Body::Entry(entry) => {
-                let keep = self.entries.partition_point(|held| held.index < entry.index);
-                self.entries.truncate(keep);
-                self.entries.push(entry);
-            }
-            Body::HardState(bytes) => self.hard_state = Some(bytes),
-            Body::Snapshot { index, term, reset } => {
-                let cut = if reset {
-                    self.entries.len()
-                } else {
-                    self.entries.partition_point(|held| held.index <= index)
-                };
-                self.entries.drain(..cut);
-                self.snapshot = Some((index, term));
-            }
+impl Standing {
+    /// Takes in a batch of these parts.
+    ///
+    /// # Errors
+    /// [`LogError::Gap`] when it does not follow; nothing of it is taken in then.
+    pub(super) fn follow(
+        &mut self,
+        snapshot: Option<SnapshotName>,
+        reset: bool,
+        entries: &[LogEntry],
+        hard_state: Option<&[u8]>,
+    ) -> Result<(), LogError> {
+        let mut base = self.snapshot.map_or(0, |name| name.index);
+        let mut last = self.last_index;
+        if let Some(name) = snapshot {
+            let (lowest, highest) = if reset { (base, u64::MAX - 1) } else { (base + 1, last) };
+            check(name.index, lowest, highest)?;
+            base = name.index;
+            last = if reset { base } else { last };
         }
+        if let Some(first) = entries.first() {
+            check(first.index, base + 1, last + 1)?;
+            for pair in entries.windows(2) {
+                check(pair[1].index, pair[0].index + 1, pair[0].index + 1)?;
+            }
+            last = first.index + (entries.len() as u64 - 1);
+        }
+        self.snapshot = snapshot.or(self.snapshot);
+        self.last_index = last;
+        if let Some(bytes) = hard_state {
+            self.hard_state = Some(bytes.to_vec());
+        }
+        Ok(())
     }
 }
 
-/// Reads the log in `folder`, which has at least one segment.
+fn check(found: u64, lowest: u64, highest: u64) -> Result<(), LogError> {
+    if (lowest..=highest).contains(&found) { Ok(()) } else { Err(LogError::Gap { found, lowest, highest }) }
+}
+
+/// Reads the log in `folder`, whose segments are `found`, at least one.
 pub(super) fn recover(folder: &Path, found: &[(u64, PathBuf)]) -> Result<Recovered, LogError> {
-    let mut state = State::default();
-    let mut log: Option<Header> = None;
-    let mut segments = Vec::new();
-    let mut next_seq = None;
-    let mut last = None;
+    let mut standing = Standing::default();
+    let mut entries = Vec::new();
+    let mut before: Option<(Header, Sequence)> = None;
+    let mut older = Vec::new();
     for (at, (number, path)) in found.iter().enumerate() {
-        let bytes = std::fs::read(path).map_err(fail(path))?;
+        let mut file = open(path)?;
+        let bytes = read(path, &mut file)?;
         let header = Header::decode(path, &bytes)?;
-        let corrupt = |offset: usize, reason: String| LogError::Corrupt {
-            path: path.clone(),
-            offset: offset as u64,
-            reason,
-        };
-        let follows = log.is_none_or(|before| before.log == header.log && before.number + 1 == header.number);
-        if header.number != *number || !follows || next_seq.is_some_and(|next| next != header.first_seq) {
-            return Err(corrupt(0, "the segment does not follow the one before it".to_owned()));
-        }
-        log = Some(header);
-        let mut seq = header.first_seq;
-        let mut offset = SEGMENT_HEADER as usize;
-        let mut highest = 0;
-        while let Some((record, length)) = record::decode(header.log, &bytes[offset..]) {
-            if record.seq != seq {
-                return Err(corrupt(offset, format!("record {} where {seq} should be", record.seq)));
-            }
-            if let Body::Entry(entry) = &record.body {
-                highest = highest.max(entry.index);
-            }
-            state.apply(record.body);
-            seq += 1;
-            offset += length;
-        }
-        let is_last = at + 1 == found.len();
-        let rest = &bytes[offset..];
-        let torn = rest.iter().any(|byte| *byte != 0);
-        if torn {
-            // Segments before the last were synced whole before the next was made.
-            let witness = if is_last { find_witness(header.log, rest, seq) } else { Some(offset) };
-            if let Some(at) = witness {
-                return Err(corrupt(
-                    offset,
-                    format!("record {seq} was synced (so says the one at byte {at}) and is damaged"),
-                ));
-            }
-        }
-        next_seq = Some(seq);
-        segments.push((path.clone(), highest));
-        if is_last {
-            let file = OpenOptions::new().read(true).write(true).open(path).map_err(fail(path))?;
-            if torn {
-                // The torn end was never acknowledged; gone for good before anything is written behind it.
-                file.write_all_at(&vec![0; rest.len()], offset as u64).map_err(fail(path))?;
-                file.sync_all().map_err(fail(path))?;
-            }
-            last = Some(Segment {
-                file,
-                path: path.clone(),
-                number: *number,
-                length: bytes.len() as u64,
-                end: offset as u64,
-            });
-        }
-    }
-    let (Some(header), Some(last), Some(next)) = (log, last, next_seq) else {
-        return Err(LogError::Corrupt {
-            path: folder.to_owned(),
-            offset: 0,
-            reason: "no segments".to_owned(),
+        let follows = before.is_none_or(|(earlier, sequence)| {
+            (header.log, header.number, header.first) == (earlier.log, earlier.number + 1, sequence.next())
         });
-    };
-    Ok(Recovered { log: header.log, state, last_seq: next - 1, segments, last })
+        if header.number != *number || !follows {
+            return Err(LogError::corrupt(path, 0, "the segment does not follow the one before it"));
+        }
+        let Scan { records, next, torn_until } = scan(path, &bytes, &header)?;
+        let is_last = at + 1 == found.len();
+        if let (false, Some(_)) = (is_last, torn_until) {
+            let reason = "a record was cut short, and all were synced before the next segment was made";
+            return Err(LogError::corrupt(path, byte_of(next), reason));
+        }
+        let sequence = Sequence(header.first.0 + records.len() as u64 - 1);
+        let highest = replay(path, records, before.is_none(), &mut standing, &mut entries)?;
+        if !is_last {
+            older.push((path.clone(), highest));
+            before = Some((header, sequence));
+            continue;
+        }
+        if let Some(until) = torn_until {
+            // Never acknowledged. It goes before anything is written behind it, or it would look like damage then.
+            let (from, length) = (byte_of(next), byte_of(until - next));
+            fill_zeros(&file, from, length).map_err(LogError::io(path))?;
+            file.sync_data().map_err(LogError::sync(path))?;
+        }
+        check_whole(folder, &standing, &entries)?;
+        let last = Segment { file, path: path.clone(), header, next };
+        return Ok(Recovered { log: header.log, standing, entries, sequence, older, last, highest });
+    }
+    Err(LogError::corrupt(folder, 0, "there is no segment"))
 }
 
-/// Looks behind a damaged record for one that says that `seq` had been synced; returns where it is.
-fn find_witness(log: u128, rest: &[u8], seq: u64) -> Option<usize> {
-    (8..rest.len()).step_by(8).find(|at| {
-        let plausible = rest[*at..*at + 4] != [0; 4];
-        plausible && record::decode(log, &rest[*at..]).is_some_and(|(Record { synced, .. }, _)| synced >= seq)
-    })
+fn open(path: &Path) -> Result<File, LogError> {
+    OpenOptions::new().read(true).write(true).open(path).map_err(LogError::io(path))
 }
 
-/// Turns a log's content into what consensus starts from.
-pub(super) fn restore(folder: &Path, log: u128, state: &State) -> Result<Restored, LogError> {
-    let snapshot =
-        state.snapshot.map(|(index, term)| snapshot::read(folder, log, index, term)).transpose()?;
-    let first = snapshot.as_ref().map_or(0, |snapshot| snapshot.index) + 1;
-    for (expected, entry) in (first..).zip(&state.entries) {
-        if entry.index != expected {
-            let reason = format!("entry {} where {expected} should be", entry.index);
-            return Err(LogError::Corrupt { path: folder.to_owned(), offset: 0, reason });
+/// Reads a segment as it is on the disk.
+///
+/// A process that ended left pages that were not written: those are synced first. And a failed sync leaves pages that
+/// pass for written and are not: those are dropped from the cache before reading.
+fn read(path: &Path, file: &mut File) -> Result<Vec<u8>, LogError> {
+    file.sync_all().map_err(LogError::sync(path))?;
+    rustix::fs::fadvise(&*file, 0, None, Advice::DontNeed)
+        .map_err(|errno| LogError::io(path)(errno.into()))?;
+    let length = file.metadata().map_err(LogError::io(path))?.len();
+    if length > MAX_SEGMENT_BYTES {
+        return Err(LogError::corrupt(path, MAX_SEGMENT_BYTES, "the segment is longer than any is made"));
+    }
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.read_to_end(&mut bytes).map_err(LogError::io(path))?;
+    Ok(bytes)
+}
+
+/// What a segment holds.
+struct Scan {
+    records: Vec<(u64, Record)>,
+    /// The sector behind the last record.
+    next: u64,
+    /// The sector behind what a cut-short write left.
+    torn_until: Option<u64>,
+}
+
+fn scan(path: &Path, bytes: &[u8], header: &Header) -> Result<Scan, LogError> {
+    if header.sectors.checked_mul(SECTOR_BYTES as u64) != Some(bytes.len() as u64) {
+        return Err(LogError::corrupt(path, bytes.len() as u64, "the segment's length has changed"));
+    }
+    let sector = |at: u64| &bytes[byte_of(at) as usize..byte_of(at + 1) as usize];
+    let found = |at: u64| inspect(sector(at), Place { log: header.log, segment: header.number, sector: at });
+    let mut records = Vec::new();
+    let mut sequence = header.first;
+    let mut next = HEADER_SECTORS;
+    while next < header.sectors && found(next) == Found::Sealed(Seal { sequence, part: 0 }) {
+        let claimed = claimed_bytes(sector(next));
+        let count = sectors_for(claimed);
+        if claimed == 0 || claimed > MAX_RECORD_BYTES || count > header.sectors - next {
+            return Err(LogError::corrupt(path, byte_of(next), "a record claims a length that none has"));
+        }
+        let whole =
+            (1..count).all(|part| found(next + part) == Found::Sealed(Seal { sequence, part: part as u32 }));
+        if !whole {
+            break;
+        }
+        let mut record = Vec::with_capacity(count as usize * DATA_BYTES);
+        for part in 0..count {
+            record.extend_from_slice(&sector(next + part)[..DATA_BYTES]);
+        }
+        let Some(decoded) = decode(&record[..claimed as usize]) else {
+            return Err(LogError::corrupt(path, byte_of(next), "a record makes no sense"));
+        };
+        records.push((next, decoded));
+        next += count;
+        sequence = sequence.next();
+    }
+    if records.is_empty() {
+        return Err(LogError::corrupt(path, byte_of(next), "the segment's first record is missing"));
+    }
+    // Whatever follows must be one write that was cut short: part of the record that is due, never sealed sectors of another.
+    let mut torn_until = None;
+    for at in next..header.sectors {
+        match found(at) {
+            Found::Damaged => {
+                return Err(LogError::corrupt(path, byte_of(at), "a sector changed after it was written"));
+            }
+            Found::Sealed(seal) if seal.sequence != sequence => {
+                let reason = format!(
+                    "record {} is missing, and was synced before record {} behind it was written",
+                    sequence.0, seal.sequence.0
+                );
+                return Err(LogError::corrupt(path, byte_of(next), reason));
+            }
+            Found::Sealed(_) => torn_until = Some(at + 1),
+            Found::Unsealed if sector(at).iter().any(|byte| *byte != 0) => torn_until = Some(at + 1),
+            Found::Unsealed => {}
         }
     }
-    Ok(Restored { snapshot, entries: state.entries.clone(), hard_state: state.hard_state.clone() })
+    Ok(Scan { records, next, torn_until })
+}
+
+/// Applies a segment's records and returns the highest entry index among them.
+fn replay(
+    path: &Path,
+    records: Vec<(u64, Record)>,
+    is_oldest: bool,
+    standing: &mut Standing,
+    entries: &mut Vec<LogEntry>,
+) -> Result<u64, LogError> {
+    let mut highest = 0;
+    for (at, (sector, record)) in records.into_iter().enumerate() {
+        let corrupt = |reason: &str| LogError::corrupt(path, byte_of(sector), reason);
+        match record {
+            // The oldest segment says what those before it held; every other must agree with what was read.
+            Record::Anchor(anchor) if at == 0 && is_oldest => *standing = anchor,
+            Record::Anchor(anchor) if at == 0 && anchor == *standing => {}
+            Record::Batches(batches) if at > 0 => {
+                for batch in batches {
+                    let Batch { snapshot, reset, entries: new, hard_state } = batch;
+                    standing
+                        .follow(snapshot, reset, &new, hard_state.as_deref())
+                        .map_err(|gap| corrupt(&gap.to_string()))?;
+                    highest = new.last().map_or(highest, |entry| highest.max(entry.index));
+                    take_in(entries, snapshot, reset, new);
+                }
+            }
+            _ => return Err(corrupt("the record does not follow from those before it")),
+        }
+    }
+    Ok(highest)
+}
+
+fn take_in(entries: &mut Vec<LogEntry>, snapshot: Option<SnapshotName>, reset: bool, new: Vec<LogEntry>) {
+    if let Some(name) = snapshot {
+        entries.retain(|entry| !reset && entry.index > name.index);
+    }
+    if let Some(first) = new.first() {
+        let keep = entries.partition_point(|held| held.index < first.index);
+        entries.truncate(keep);
+        entries.extend(new);
+    }
+}
+
+/// Checks that every entry after the snapshot is there.
+fn check_whole(folder: &Path, standing: &Standing, entries: &[LogEntry]) -> Result<(), LogError> {
+    let base = standing.snapshot.map_or(0, |name| name.index);
+    let expected = base + 1..=standing.last_index;
+    if entries.iter().map(|entry| entry.index).eq(expected.clone()) {
+        return Ok(());
+    }
+    let reason = format!("entries {} to {} are not all there", expected.start(), expected.end());
+    Err(LogError::corrupt(folder, 0, reason))
+}
+
+fn byte_of(sector: u64) -> u64 {
+    sector * SECTOR_BYTES as u64
 }

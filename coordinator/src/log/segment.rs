@@ -1,119 +1,163 @@
-//! Segments: preallocated files that hold records, so that a sync need not update the file's size.
+//! Segments: preallocated, zero-filled files that hold records, so that a sync need not update the file's metadata.
 
 use super::error::LogError;
+use super::sector::{LogId, Place, SECTOR_BYTES, Sequence, read_u32, read_u64, seal, sectors_for};
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// Bytes of a segment, unless a single batch is larger.
-pub(super) const SEGMENT_BYTES: u64 = 4 << 20;
-/// Bytes before the first record.
-pub(super) const SEGMENT_HEADER: u64 = 64;
+/// Bytes of a segment, unless a single record needs more. Small in tests, so that they meet the next one.
+pub(super) const SEGMENT_BYTES: u64 = if cfg!(test) { 16 << 10 } else { 8 << 20 };
+/// No segment is larger, in bytes: one that seems to be is not read.
+pub(super) const MAX_SEGMENT_BYTES: u64 = 64 << 20;
+/// Sectors before the first record: a page of its own, never written again.
+pub(super) const HEADER_SECTORS: u64 = 8;
+/// Where a new segment is made before it gets its name.
+pub(super) const NEXT_NAME: &str = "log.next";
+
 const MAGIC: [u8; 8] = *b"KVHLOG\0\0";
-const FORMAT: u32 = 1;
+/// The format of segments. The header's layout and checksum stay the same in every format.
+const FORMAT: u32 = 2;
+const HEADER_BYTES: usize = 64;
 
 /// A segment's header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Header {
-    pub(super) log: u128,
+    pub(super) log: LogId,
     pub(super) number: u64,
-    pub(super) first_seq: u64,
+    /// The sequence number of its first record.
+    pub(super) first: Sequence,
+    /// The file's length, in sectors.
+    pub(super) sectors: u64,
 }
 
 /// The segment that is written.
 pub(super) struct Segment {
     pub(super) file: File,
     pub(super) path: PathBuf,
-    pub(super) number: u64,
-    pub(super) length: u64,
-    pub(super) end: u64,
-}
-
-pub(super) fn fail(path: &Path) -> impl Fn(io::Error) -> LogError + use<> {
-    let path = path.to_owned();
-    move |source| LogError::Io { path: path.clone(), source }
-}
-
-pub(super) fn sync_folder(folder: &Path) -> Result<(), LogError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail(folder))
+    pub(super) header: Header,
+    /// The sector that the next record begins at.
+    pub(super) next: u64,
 }
 
 impl Segment {
-    /// Makes a new segment with room for `room` bytes of records; durable when this returns.
-    pub(super) fn create(folder: &Path, header: Header, room: u64) -> Result<Segment, LogError> {
-        let path = folder.join(format!("log-{:016x}", header.number));
-        let next = folder.join("log.next");
-        let fail = fail(&path);
-        let length = (SEGMENT_HEADER + room).max(SEGMENT_BYTES);
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .read(true)
-            .open(&next)
-            .map_err(&fail)?;
-        let zeroes = vec![0; 1 << 20];
-        let mut at = 0;
-        while at < length {
-            let some = zeroes.len().min((length - at) as usize);
-            file.write_all_at(&zeroes[..some], at).map_err(&fail)?;
-            at += some as u64;
-        }
+    /// Makes segment `number`: its first record is `anchor`, and one of `room_bytes` fits behind. Durable when this
+    /// returns; until then it has no name, so a segment always begins with its anchor.
+    pub(super) fn create(
+        folder: &Path,
+        (log, number, first): (LogId, u64, Sequence),
+        anchor: &[u8],
+        room_bytes: u64,
+    ) -> Result<Segment, LogError> {
+        let path = path_of(folder, number);
+        let next = folder.join(NEXT_NAME);
+        let needed = HEADER_SECTORS + sectors_for(anchor.len() as u64) + sectors_for(room_bytes);
+        let sectors = needed.max(SEGMENT_BYTES / SECTOR_BYTES as u64);
+        let header = Header { log, number, first, sectors };
+        let fail = LogError::io(&next);
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(true).write(true).read(true).open(&next).map_err(&fail)?;
+        let length = sectors * SECTOR_BYTES as u64;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length)
+            .map_err(|errno| fail(errno.into()))?;
+        // Allocated blocks still count as unwritten; writing zeros now spares each sync an update of the file's extents.
+        fill_zeros(&file, 0, length).map_err(&fail)?;
         file.write_all_at(&header.encode(), 0).map_err(&fail)?;
-        file.sync_all().map_err(&fail)?;
+        let place = Place { log, segment: number, sector: HEADER_SECTORS };
+        let sealed = seal(anchor, place, first);
+        file.write_all_at(&sealed, HEADER_SECTORS * SECTOR_BYTES as u64).map_err(&fail)?;
+        file.sync_all().map_err(LogError::sync(&next))?;
         std::fs::rename(&next, &path).map_err(&fail)?;
         sync_folder(folder)?;
-        Ok(Segment { file, path, number: header.number, length, end: SEGMENT_HEADER })
+        Ok(Segment { file, path, header, next: HEADER_SECTORS + sectors_for(anchor.len() as u64) })
     }
 
-    /// Returns the numbers of the segments in `folder`, growing.
-    pub(super) fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, LogError> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(fail(folder))? {
-            let path = entry.map_err(fail(folder))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if let Some(number) = name.strip_prefix("log-").and_then(|hex| u64::from_str_radix(hex, 16).ok())
-            {
-                found.push((number, path));
-            }
-        }
-        found.sort_unstable();
-        Ok(found)
+    /// Says whether a record of `bytes` bytes fits behind what is there.
+    pub(super) fn fits(&self, bytes: u64) -> bool {
+        self.next + sectors_for(bytes) <= self.header.sectors
+    }
+
+    /// Appends a record that fits; durable when this returns.
+    pub(super) fn append(&mut self, sequence: Sequence, record: &[u8]) -> Result<(), LogError> {
+        debug_assert!(self.fits(record.len() as u64));
+        let place = Place { log: self.header.log, segment: self.header.number, sector: self.next };
+        let sealed = seal(record, place, sequence);
+        let at = self.next * SECTOR_BYTES as u64;
+        self.file.write_all_at(&sealed, at).map_err(LogError::io(&self.path))?;
+        self.file.sync_data().map_err(LogError::sync(&self.path))?;
+        self.next += sectors_for(record.len() as u64);
+        Ok(())
     }
 }
 
 impl Header {
-    fn encode(&self) -> [u8; SEGMENT_HEADER as usize] {
-        let mut out = [0; SEGMENT_HEADER as usize];
-        out[0..8].copy_from_slice(&MAGIC);
-        out[8..12].copy_from_slice(&FORMAT.to_le_bytes());
-        out[16..32].copy_from_slice(&self.log.to_le_bytes());
-        out[32..40].copy_from_slice(&self.number.to_le_bytes());
-        out[40..48].copy_from_slice(&self.first_seq.to_le_bytes());
-        let crc = crc32fast::hash(&out[..60]);
-        out[60..64].copy_from_slice(&crc.to_le_bytes());
-        out
-    }
-
-    /// Decodes the header of the segment at `path`.
+    /// Decodes the header at the front of the segment at `path`.
     pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Header, LogError> {
-        let corrupt =
-            |reason: &str| LogError::Corrupt { path: path.to_owned(), offset: 0, reason: reason.to_owned() };
-        let head: &[u8; 64] = bytes
-            .get(..64)
-            .and_then(|head| head.try_into().ok())
-            .ok_or_else(|| corrupt("shorter than its header"))?;
-        let crc = u32::from_le_bytes([head[60], head[61], head[62], head[63]]);
-        if head[0..8] != MAGIC || crc != crc32fast::hash(&head[..60]) {
+        let corrupt = |reason: &str| LogError::corrupt(path, 0, reason);
+        let Some(page) = bytes.get(..HEADER_SECTORS as usize * SECTOR_BYTES) else {
+            return Err(corrupt("the segment is shorter than its header"));
+        };
+        let (head, rest) = page.split_at(HEADER_BYTES);
+        if head[..8] != MAGIC || read_u32(&head[60..]) != crc32fast::hash(&head[..60]) {
             return Err(corrupt("the segment's header does not match its checksum"));
         }
-        let found = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
+        let found = read_u32(&head[8..]);
         if found != FORMAT {
             return Err(LogError::Format { path: path.to_owned(), found, expected: FORMAT });
         }
-        let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
-        let log = u128::from_le_bytes(head[16..32].try_into().expect("sixteen bytes"));
-        Ok(Header { log, number: word(32), first_seq: word(40) })
+        if rest.iter().any(|byte| *byte != 0) {
+            return Err(corrupt("there is something behind the segment's header"));
+        }
+        let log = LogId(head[16..32].try_into().expect("sixteen bytes were cut off"));
+        let first = Sequence(read_u64(&head[40..]));
+        Ok(Header { log, number: read_u64(&head[32..]), first, sectors: read_u64(&head[48..]) })
     }
+
+    fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut out = [0; HEADER_BYTES];
+        out[..8].copy_from_slice(&MAGIC);
+        out[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+        out[16..32].copy_from_slice(&self.log.0);
+        out[32..40].copy_from_slice(&self.number.to_le_bytes());
+        out[40..48].copy_from_slice(&self.first.0.to_le_bytes());
+        out[48..56].copy_from_slice(&self.sectors.to_le_bytes());
+        let sum = crc32fast::hash(&out[..60]);
+        out[60..].copy_from_slice(&sum.to_le_bytes());
+        out
+    }
+}
+
+/// Returns the numbers of the segments in `folder` with their paths, growing.
+pub(super) fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, LogError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(LogError::io(folder))? {
+        let path = entry.map_err(LogError::io(folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if let Some(number) = name.strip_prefix("log-").and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
+            found.push((number, path));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+pub(super) fn path_of(folder: &Path, number: u64) -> PathBuf {
+    folder.join(format!("log-{number:016x}"))
+}
+
+pub(super) fn sync_folder(folder: &Path) -> Result<(), LogError> {
+    let opened = File::open(folder).map_err(LogError::io(folder))?;
+    opened.sync_all().map_err(LogError::sync(folder))
+}
+
+/// Writes `length` zeros from byte `from` on.
+pub(super) fn fill_zeros(file: &File, from: u64, length: u64) -> std::io::Result<()> {
+    let zeros = vec![0; length.min(1 << 20) as usize];
+    let mut done = 0;
+    while done < length {
+        let some = (length - done).min(zeros.len() as u64);
+        file.write_all_at(&zeros[..some as usize], from + done)?;
+        done += some;
+    }
+    Ok(())
 }

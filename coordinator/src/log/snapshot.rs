@@ -1,74 +1,116 @@
-//! Snapshot files: written beside, synced, renamed; a file under its name is complete.
+//! Snapshot files: written beside, synced, renamed; a file under its name is complete. It counts once a record in the log
+//! names it, and the one before it goes after that record is synced.
 
 use super::error::LogError;
-use super::segment::{fail, sync_folder};
+use super::record::SnapshotName;
+use super::sector::{LogId, read_u32, read_u64};
+use super::segment::sync_folder;
 use kvhive_consensus::SnapshotRecord;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-const MAGIC: [u8; 8] = *b"KVHSNAP1";
-const HEADER: usize = 48;
+/// The largest state, in bytes.
+pub(super) const MAX_SNAPSHOT_BYTES: u64 = 256 << 20;
+
+const MAGIC: [u8; 8] = *b"KVHSNAP\0";
+/// The format of snapshot files. The header's layout stays the same in every format.
+const FORMAT: u32 = 2;
+const HEADER_BYTES: usize = 48;
+const NEXT_NAME: &str = "snapshot.next";
 
 fn path_of(folder: &Path, index: u64) -> PathBuf {
     folder.join(format!("snapshot-{index:016x}"))
 }
 
 /// Writes a snapshot; durable when this returns.
-pub(super) fn write(folder: &Path, log: u128, snapshot: &SnapshotRecord) -> Result<(), LogError> {
-    let next = folder.join("snapshot.next");
-    let mut head = [0u8; HEADER];
-    head[0..8].copy_from_slice(&MAGIC);
-    head[8..24].copy_from_slice(&log.to_le_bytes());
+pub(super) fn write(folder: &Path, log: LogId, snapshot: &SnapshotRecord) -> Result<(), LogError> {
+    write_beside(folder, log, snapshot)?;
+    publish(folder, snapshot.index)
+}
+
+/// Writes a snapshot under a name that nobody reads.
+pub(super) fn write_beside(folder: &Path, log: LogId, snapshot: &SnapshotRecord) -> Result<(), LogError> {
+    let next = folder.join(NEXT_NAME);
+    let mut head = [0; HEADER_BYTES];
+    head[..8].copy_from_slice(&MAGIC);
+    head[8..24].copy_from_slice(&log.0);
     head[24..32].copy_from_slice(&snapshot.index.to_le_bytes());
     head[32..40].copy_from_slice(&snapshot.term.to_le_bytes());
-    let crc = checksum(&head, &snapshot.data);
-    head[40..44].copy_from_slice(&crc.to_le_bytes());
-    let written = File::create(&next).and_then(|mut file| {
-        file.write_all(&head)?;
-        file.write_all(&snapshot.data)?;
-        file.sync_all()
-    });
-    written.map_err(fail(&next))?;
-    std::fs::rename(&next, path_of(folder, snapshot.index)).map_err(fail(&next))?;
+    head[40..44].copy_from_slice(&FORMAT.to_le_bytes());
+    let sum = sum(&head, &snapshot.data);
+    head[44..].copy_from_slice(&sum.to_le_bytes());
+    let mut file = File::create(&next).map_err(LogError::io(&next))?;
+    file.write_all(&head).and_then(|()| file.write_all(&snapshot.data)).map_err(LogError::io(&next))?;
+    file.sync_all().map_err(LogError::sync(&next))
+}
+
+/// Gives what was written beside its name.
+pub(super) fn publish(folder: &Path, index: u64) -> Result<(), LogError> {
+    let next = folder.join(NEXT_NAME);
+    std::fs::rename(&next, path_of(folder, index)).map_err(LogError::io(&next))?;
     sync_folder(folder)
 }
 
-/// Reads the snapshot of this index and term.
-pub(super) fn read(folder: &Path, log: u128, index: u64, term: u64) -> Result<SnapshotRecord, LogError> {
-    let path = path_of(folder, index);
-    let bytes = std::fs::read(&path).map_err(fail(&path))?;
-    let corrupt =
-        |reason: &str| LogError::Corrupt { path: path.clone(), offset: 0, reason: reason.to_owned() };
-    let Some((head, data)) = bytes.split_at_checked(HEADER) else {
-        return Err(corrupt("shorter than its header"));
+/// Reads the snapshot of this name, which the log says is there.
+pub(super) fn read(folder: &Path, log: LogId, name: SnapshotName) -> Result<SnapshotRecord, LogError> {
+    let path = path_of(folder, name.index);
+    let corrupt = |reason: &str| LogError::corrupt(&path, 0, reason);
+    let mut file = match File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(corrupt("the log needs this snapshot and it is not there"));
+        }
+        opened => opened.map_err(LogError::io(&path))?,
     };
-    let crc = u32::from_le_bytes([head[40], head[41], head[42], head[43]]);
-    let word = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("eight bytes"));
-    if head[0..8] != MAGIC || crc != checksum(head, data) {
+    let length = file.metadata().map_err(LogError::io(&path))?.len();
+    if length > HEADER_BYTES as u64 + MAX_SNAPSHOT_BYTES {
+        return Err(corrupt("the snapshot is longer than any is written"));
+    }
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.read_to_end(&mut bytes).map_err(LogError::io(&path))?;
+    let Some((head, data)) = bytes.split_at_checked(HEADER_BYTES) else {
+        return Err(corrupt("the snapshot is shorter than its header"));
+    };
+    if head[..8] != MAGIC || read_u32(&head[44..]) != sum(head, data) {
         return Err(corrupt("the snapshot does not match its checksum"));
     }
-    if head[8..24] != log.to_le_bytes() || (word(24), word(32)) != (index, term) {
+    let found = read_u32(&head[40..]);
+    if found != FORMAT {
+        return Err(LogError::Format { path, found, expected: FORMAT });
+    }
+    if head[8..24] != log.0 || (read_u64(&head[24..]), read_u64(&head[32..])) != (name.index, name.term) {
         return Err(corrupt("the snapshot is of another log, index or term"));
     }
-    Ok(SnapshotRecord { index, term, data: data.to_vec() })
+    bytes.drain(..HEADER_BYTES);
+    Ok(SnapshotRecord { index: name.index, term: name.term, data: bytes })
 }
 
-/// Removes every snapshot but the one of this index, and what an interrupted write left.
-pub(super) fn remove_others(folder: &Path, keep: u64) -> Result<(), LogError> {
-    for entry in std::fs::read_dir(folder).map_err(fail(folder))? {
-        let path = entry.map_err(fail(folder))?.path();
+/// Returns every snapshot file in `folder` but the one of index `keep`, and what interrupted writes left.
+pub(super) fn others(folder: &Path, keep: Option<u64>) -> Result<Vec<PathBuf>, LogError> {
+    let kept = keep.map(|index| path_of(folder, index));
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(LogError::io(folder))? {
+        let path = entry.map_err(LogError::io(folder))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if (name.starts_with("snapshot-") && path != path_of(folder, keep)) || name.ends_with(".next") {
-            std::fs::remove_file(&path).map_err(fail(&path))?;
+        let is_snapshot = name.starts_with("snapshot-") && kept.as_ref() != Some(&path);
+        if is_snapshot || name == NEXT_NAME || name == super::segment::NEXT_NAME {
+            found.push(path);
         }
+    }
+    Ok(found)
+}
+
+/// Removes what [`others`] finds.
+pub(super) fn remove_others(folder: &Path, keep: Option<u64>) -> Result<(), LogError> {
+    for path in others(folder, keep)? {
+        std::fs::remove_file(&path).map_err(LogError::io(&path))?;
     }
     Ok(())
 }
 
-fn checksum(head: &[u8], data: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&head[..40]);
-    crc.update(data);
-    crc.finalize()
+fn sum(head: &[u8], data: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&head[..44]);
+    hasher.update(data);
+    hasher.finalize()
 }

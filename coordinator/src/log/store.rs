@@ -1,27 +1,27 @@
 //! The store: opens a log and appends batches to it.
 
 use super::error::LogError;
-use super::record::{self, Body, MAX_BODY};
-use super::recover::{Recovered, recover, restore};
-use super::segment::{Header, Segment, fail, sync_folder};
-use super::snapshot;
+use super::record::{self, MAX_RECORD_BYTES, Standing, encode_anchor, encode_batches, snapshot_of};
+use super::recover::{Recovered, recover};
+use super::sector::{LogId, Sequence};
+use super::segment::{self, Segment, sync_folder};
+use super::snapshot::{self, MAX_SNAPSHOT_BYTES};
 use kvhive_consensus::{LogBatch, Restored};
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// A durable raft log. Calls block; give it a thread of its own.
 pub struct LogStore {
     folder: PathBuf,
-    log: u128,
-    last_seq: u64,
-    synced: u64,
+    log: LogId,
+    /// The last record that is durable.
+    sequence: Sequence,
+    standing: Standing,
     current: Segment,
-    /// Older segments, with the highest entry index in each.
-    older: Vec<(PathBuf, u64)>,
+    /// The highest entry index in the current segment.
     highest: u64,
-    hard_state: Option<Vec<u8>>,
-    snapshot: Option<(u64, u64)>,
+    /// Older segments from the oldest on, with the highest entry index in each.
+    older: Vec<(PathBuf, u64)>,
     poisoned: bool,
     _lock: File,
 }
@@ -32,85 +32,50 @@ impl LogStore {
     /// # Errors
     /// See [`LogError`]. What was synced and cannot be read back is an error, never left out.
     pub fn open(folder: &Path) -> Result<(LogStore, Restored), LogError> {
-        std::fs::create_dir_all(folder).map_err(fail(folder))?;
-        let lock_path = folder.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(fail(&lock_path))?;
-        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(LogError::InUse { path: folder.to_owned() }),
-            Err(error) => return Err(LogError::Io { path: lock_path, source: error.into() }),
-        }
-        let found = Segment::list(folder)?;
+        std::fs::create_dir_all(folder).map_err(LogError::io(folder))?;
+        let lock = lock(folder)?;
+        let found = segment::list(folder)?;
         if found.is_empty() {
-            let mut id = [0; 16];
-            getrandom::fill(&mut id).map_err(|error| {
-                let source = std::io::Error::other(error.to_string());
-                LogError::Io { path: folder.to_owned(), source }
-            })?;
-            let log = u128::from_le_bytes(id);
-            let current = Segment::create(folder, Header { log, number: 1, first_seq: 1 }, 0)?;
-            let store = LogStore {
-                folder: folder.to_owned(),
-                log,
-                last_seq: 0,
-                synced: 0,
-                current,
-                older: Vec::new(),
-                highest: 0,
-                hard_state: None,
-                snapshot: None,
-                poisoned: false,
-                _lock: lock,
-            };
-            return Ok((store, Restored::default()));
+            return Ok((LogStore::make(folder, lock)?, Restored::default()));
         }
-        let Recovered { log, state, last_seq, mut segments, last } = recover(folder, &found)?;
-        let restored = restore(folder, log, &state)?;
-        snapshot::remove_others(folder, state.snapshot.map_or(0, |(index, _)| index))?;
-        let (_, highest) = segments.pop().unwrap_or_default();
+        let Recovered { log, standing, entries, sequence, older, last, highest } = recover(folder, &found)?;
+        let snapshot = standing.snapshot.map(|name| snapshot::read(folder, log, name)).transpose()?;
+        snapshot::remove_others(folder, standing.snapshot.map(|name| name.index))?;
+        let restored = Restored { snapshot, entries, hard_state: standing.hard_state.clone() };
         let store = LogStore {
             folder: folder.to_owned(),
             log,
-            last_seq,
-            // What was read back is on disk, as far as anything is.
-            synced: last_seq,
+            sequence,
+            standing,
             current: last,
-            older: segments,
             highest,
-            hard_state: state.hard_state,
-            snapshot: state.snapshot,
+            older,
             poisoned: false,
             _lock: lock,
         };
-        // Read from the page cache is not read from the disk: sync before vouching for it.
-        store.current.file.sync_data().map_err(fail(&store.current.path))?;
         Ok((store, restored))
     }
 
-    /// Appends batches, in order, under one sync; durable when this returns.
+    /// Appends batches, in order, under one sync as long as they fit into one record; durable when this returns.
     ///
     /// # Errors
-    /// Any error poisons the store: nothing is written after it, and the process should end.
+    /// See [`LogError`]. After [`LogError::TooLarge`] and [`LogError::Gap`] the log is as it was; any other error poisons
+    /// the store: nothing is written after it, and the process must end.
     pub fn write(&mut self, batches: &[LogBatch]) -> Result<(), LogError> {
         if self.poisoned {
             return Err(LogError::Poisoned);
         }
+        self.check(batches)?;
         self.poisoned = true;
-        let mut bodies = Vec::new();
-        for batch in batches {
-            if let Some(record) = &batch.snapshot {
-                snapshot::write(&self.folder, self.log, record)?;
-                bodies.push(Body::Snapshot { index: record.index, term: record.term, reset: batch.reset });
-            }
-            bodies.extend(batch.entries.iter().cloned().map(Body::Entry));
-            bodies.extend(batch.hard_state.clone().map(Body::HardState));
+        for snapshot in batches.iter().filter_map(|batch| batch.snapshot.as_ref()) {
+            snapshot::write(&self.folder, self.log, snapshot)?;
         }
-        self.append(&bodies)?;
+        let mut rest = batches;
+        while !rest.is_empty() {
+            let (group, later) = rest.split_at(group_length(rest));
+            self.append(group)?;
+            rest = later;
+        }
         if batches.iter().any(|batch| batch.snapshot.is_some()) {
             self.compact()?;
         }
@@ -118,70 +83,117 @@ impl LogStore {
         Ok(())
     }
 
-    fn append(&mut self, bodies: &[Body]) -> Result<(), LogError> {
-        let mut out = Vec::new();
-        let mut seq = self.last_seq;
-        for body in bodies {
-            let bytes = match body {
-                Body::Entry(entry) => entry.bytes.len() + 16,
-                Body::HardState(bytes) => bytes.len(),
-                Body::Snapshot { .. } => 17,
-            };
-            if bytes > MAX_BODY {
-                return Err(LogError::TooLarge { bytes, limit: MAX_BODY });
-            }
-            seq += 1;
-            record::encode(self.log, seq, self.synced, body, &mut out);
+    fn make(folder: &Path, lock: File) -> Result<LogStore, LogError> {
+        if snapshot::others(folder, None)?.iter().any(|path| path.extension().is_none()) {
+            return Err(LogError::corrupt(folder, 0, "there are snapshots and no log"));
         }
-        if self.current.end + out.len() as u64 > self.current.length {
-            self.roll(out.len() as u64)?;
-            return self.append(bodies);
+        let mut id = [0; 16];
+        getrandom::fill(&mut id)
+            .map_err(|error| LogError::io(folder)(std::io::Error::other(error.to_string())))?;
+        let (log, sequence, standing) = (LogId(id), Sequence(1), Standing::default());
+        let current = Segment::create(folder, (log, 1, sequence), &encode_anchor(&standing), 0)?;
+        // The folder's own name must last as well.
+        if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            sync_folder(parent)?;
         }
-        let fail = fail(&self.current.path);
-        self.current.file.write_all_at(&out, self.current.end).map_err(&fail)?;
-        self.current.file.sync_data().map_err(&fail)?;
-        self.current.end += out.len() as u64;
-        self.last_seq = seq;
-        self.synced = seq;
-        for body in bodies {
-            match body {
-                Body::Entry(entry) => self.highest = self.highest.max(entry.index),
-                Body::HardState(bytes) => self.hard_state = Some(bytes.clone()),
-                Body::Snapshot { index, term, .. } => self.snapshot = Some((*index, *term)),
+        Ok(LogStore {
+            folder: folder.to_owned(),
+            log,
+            sequence,
+            standing,
+            current,
+            highest: 0,
+            older: Vec::new(),
+            poisoned: false,
+            _lock: lock,
+        })
+    }
+
+    /// Checks that every batch can be written and read back, before anything is written.
+    fn check(&self, batches: &[LogBatch]) -> Result<(), LogError> {
+        let mut standing = self.standing.clone();
+        for batch in batches {
+            let snapshot = batch.snapshot.as_ref().map_or(0, |record| record.data.len() as u64);
+            let sizes = [(record::bytes_of(batch), MAX_RECORD_BYTES), (snapshot, MAX_SNAPSHOT_BYTES)];
+            for (bytes, limit) in sizes {
+                if bytes > limit {
+                    return Err(LogError::TooLarge { bytes, limit });
+                }
             }
+            follow(&mut standing, batch)?;
         }
         Ok(())
     }
 
-    /// Begins a segment with room for `room` bytes more than what every segment begins with: the hard state and the
-    /// snapshot, so that older segments can go.
-    fn roll(&mut self, room: u64) -> Result<(), LogError> {
-        let mut bodies = Vec::new();
-        bodies.extend(self.snapshot.map(|(index, term)| Body::Snapshot { index, term, reset: false }));
-        bodies.extend(self.hard_state.clone().map(Body::HardState));
-        let header = Header { log: self.log, number: self.current.number + 1, first_seq: self.last_seq + 1 };
-        let begin: u64 = 256 + self.hard_state.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        let next = Segment::create(&self.folder, header, room + begin)?;
+    /// Appends batches as one record.
+    fn append(&mut self, batches: &[LogBatch]) -> Result<(), LogError> {
+        let record = encode_batches(batches);
+        if !self.current.fits(record.len() as u64) {
+            self.roll(record.len() as u64)?;
+        }
+        self.current.append(self.sequence.next(), &record)?;
+        self.sequence = self.sequence.next();
+        for batch in batches {
+            follow(&mut self.standing, batch)?;
+            self.highest = batch.entries.last().map_or(self.highest, |entry| self.highest.max(entry.index));
+        }
+        Ok(())
+    }
+
+    /// Begins a segment with room for a record of `room_bytes` bytes.
+    fn roll(&mut self, room_bytes: u64) -> Result<(), LogError> {
+        let place = (self.log, self.current.header.number + 1, self.sequence.next());
+        let next = Segment::create(&self.folder, place, &encode_anchor(&self.standing), room_bytes)?;
         let old = std::mem::replace(&mut self.current, next);
         self.older.push((old.path, std::mem::take(&mut self.highest)));
-        if bodies.is_empty() { Ok(()) } else { self.append(&bodies) }
+        self.sequence = self.sequence.next();
+        Ok(())
     }
 
     /// Removes segments and snapshots that the newest snapshot makes needless.
     fn compact(&mut self) -> Result<(), LogError> {
-        let Some((index, _)) = self.snapshot else { return Ok(()) };
-        // From the oldest on, so that what is left has no gap. What every segment begins with is in the next one too.
+        let index = self.standing.snapshot.map(|name| name.index);
         while let Some((path, highest)) = self.older.first()
-            && *highest <= index
+            && Some(*highest) <= index
         {
-            std::fs::remove_file(path).map_err(fail(path))?;
+            std::fs::remove_file(path).map_err(LogError::io(path))?;
             self.older.remove(0);
+            // Each before the next, so that what is left never has a gap.
+            sync_folder(&self.folder)?;
         }
-        snapshot::remove_others(&self.folder, index)?;
-        sync_folder(&self.folder)
+        snapshot::remove_others(&self.folder, index)
     }
 }
 
+/// Locks the folder for as long as the file is open.
+fn lock(folder: &Path) -> Result<File, LogError> {
+    let path = folder.join("lock");
+    let mut options = OpenOptions::new();
+    let lock = options.create(true).truncate(false).write(true).open(&path).map_err(LogError::io(&path))?;
+    match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(LogError::InUse { path: folder.to_owned() }),
+        Err(errno) => Err(LogError::Io { path, source: errno.into() }),
+    }
+}
+
+fn follow(standing: &mut Standing, batch: &LogBatch) -> Result<(), LogError> {
+    standing.follow(snapshot_of(batch), batch.reset, &batch.entries, batch.hard_state.as_deref())
+}
+
+/// Returns how many of the batches, at least one, fit into one record.
+fn group_length(batches: &[LogBatch]) -> usize {
+    let mut bytes = 0;
+    let over = batches.iter().position(|batch| {
+        bytes += record::bytes_of(batch);
+        bytes > MAX_RECORD_BYTES
+    });
+    over.unwrap_or(batches.len()).max(1)
+}
+
+#[cfg(test)]
+#[path = "damage_test.rs"]
+mod damage_tests;
 #[cfg(test)]
 #[path = "store_test.rs"]
 mod tests;

@@ -1,31 +1,43 @@
-//! The log under crashes, damage and time.
+//! The log over time: writing, reopening, snapshots, and random batches against a model.
 
 use super::super::error::LogError;
+use super::super::record::MAX_RECORD_BYTES;
+use super::super::sector::SECTOR_BYTES;
+use super::super::segment::{SEGMENT_BYTES, path_of};
+use super::super::snapshot;
 use super::LogStore;
 use kvhive_consensus::{LogBatch, LogEntry, Restored, SnapshotRecord};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::fs::{self, File, OpenOptions};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use tempfile::TempDir;
 
-fn entry(index: u64, term: u64) -> LogEntry {
+pub(super) fn entry(index: u64, term: u64) -> LogEntry {
     LogEntry { index, term, bytes: format!("entry {index} of term {term}").into_bytes() }
 }
 
-fn entries(range: std::ops::Range<u64>, term: u64) -> LogBatch {
+pub(super) fn entries(range: Range<u64>, term: u64) -> LogBatch {
     LogBatch { entries: range.map(|index| entry(index, term)).collect(), ..LogBatch::default() }
 }
 
-fn voted(term: u8) -> LogBatch {
+/// One entry of `bytes` bytes.
+pub(super) fn large(index: u64, bytes: usize) -> LogBatch {
+    let entry = LogEntry { index, term: 1, bytes: vec![index as u8; bytes] };
+    LogBatch { entries: vec![entry], ..LogBatch::default() }
+}
+
+pub(super) fn voted(term: u8) -> LogBatch {
     LogBatch { hard_state: Some(vec![term; 5]), ..LogBatch::default() }
 }
 
-fn snapshot(index: u64, reset: bool) -> LogBatch {
+pub(super) fn snapshot(index: u64, reset: bool) -> LogBatch {
     let record = SnapshotRecord { index, term: 1, data: vec![index as u8; 1000] };
     LogBatch { snapshot: Some(record), reset, ..LogBatch::default() }
 }
 
 /// What a log must hold after these batches.
-fn model(batches: &[LogBatch]) -> Restored {
+pub(super) fn model(batches: &[LogBatch]) -> Restored {
     let mut held = Restored::default();
     for batch in batches {
         if let Some(snapshot) = &batch.snapshot {
@@ -43,25 +55,25 @@ fn model(batches: &[LogBatch]) -> Restored {
     held
 }
 
-fn written(batches: &[LogBatch]) -> TempDir {
-    let folder = TempDir::new().expect("a temporary folder");
-    let (mut store, empty) = LogStore::open(folder.path()).expect("a fresh log");
-    assert_eq!(empty, Restored::default());
+pub(super) fn write_each(store: &mut LogStore, batches: &[LogBatch]) {
     for batch in batches {
         store.write(std::slice::from_ref(batch)).expect("room on disk");
     }
+}
+
+pub(super) fn written(batches: &[LogBatch]) -> TempDir {
+    let folder = TempDir::new().expect("a temporary folder");
+    let (mut store, empty) = LogStore::open(folder.path()).expect("a fresh log");
+    assert_eq!(empty, Restored::default());
+    write_each(&mut store, batches);
     folder
 }
 
-fn reopen(folder: &Path) -> Result<Restored, LogError> {
+pub(super) fn reopen(folder: &Path) -> Result<Restored, LogError> {
     LogStore::open(folder).map(|(_, restored)| restored)
 }
 
-fn segment(folder: &Path) -> PathBuf {
-    folder.join("log-0000000000000001")
-}
-
-fn some_batches() -> Vec<LogBatch> {
+pub(super) fn some_batches() -> Vec<LogBatch> {
     vec![voted(1), entries(1..4, 1), entries(4..5, 1), voted(2), entries(3..6, 2)]
 }
 
@@ -80,6 +92,13 @@ fn what_was_written_is_read_back_and_written_on() {
 }
 
 #[test]
+fn entries_at_a_lower_index_replace_those_from_there_on() {
+    let folder = written(&[entries(1..9, 1), entries(4..6, 2)]);
+    let held = reopen(folder.path()).expect("it opens").entries;
+    assert_eq!(held, [entry(1, 1), entry(2, 1), entry(3, 1), entry(4, 2), entry(5, 2)]);
+}
+
+#[test]
 fn a_log_is_one_processs() {
     let folder = written(&some_batches());
     let held = LogStore::open(folder.path()).expect("it opens");
@@ -88,80 +107,66 @@ fn a_log_is_one_processs() {
     reopen(folder.path()).expect("it is free again");
 }
 
-/// The bytes of a log before and after its last batch.
-fn last_batch() -> (TempDir, Vec<LogBatch>, Vec<u8>, usize, usize) {
-    let mut batches = some_batches();
-    let end = |folder: &Path| {
-        let bytes = fs::read(segment(folder)).expect("it is there");
-        bytes.len() - bytes.iter().rev().take_while(|byte| **byte == 0).count()
-    };
-    let before = end(written(&batches).path()).next_multiple_of(8);
-    batches.push(entries(6..9, 2));
+#[test]
+fn a_failed_sync_ends_all_writing() {
+    let folder = written(&some_batches());
+    let (mut store, before) = LogStore::open(folder.path()).expect("it opens");
+    // It takes every byte and cannot be synced.
+    store.current.file = OpenOptions::new().write(true).open("/dev/null").expect("a null device");
+    assert!(matches!(store.write(&[entries(6..7, 2)]), Err(LogError::Sync { .. })));
+    store.current.file = File::options().write(true).open(&store.current.path).expect("it is there");
+    assert!(matches!(store.write(&[entries(6..7, 2)]), Err(LogError::Poisoned)), "it is not tried again");
+    drop(store);
+    assert_eq!(reopen(folder.path()).expect("it opens"), before);
+}
+
+#[test]
+fn a_batch_that_does_not_follow_or_fit_is_refused_whole() {
+    let batches = [entries(1..9, 1), snapshot(4, false)];
     let folder = written(&batches);
-    let after = end(folder.path());
-    let bytes = fs::read(segment(folder.path())).expect("it is there");
-    (folder, batches, bytes, before, after)
-}
-
-#[test]
-fn a_torn_last_batch_is_lost_as_a_whole_tail_and_nothing_before_it() {
-    let (folder, batches, bytes, before, after) = last_batch();
-    let synced = model(&batches[..batches.len() - 1]);
-    for cut in before..after {
-        for garbage in [0u8, 0xA5] {
-            let mut torn = bytes.clone();
-            torn[cut..after].fill(garbage);
-            fs::write(segment(folder.path()), &torn).expect("room on disk");
-            let held = reopen(folder.path()).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
-            assert_eq!(held.hard_state, synced.hard_state);
-            assert!(held.entries.starts_with(&synced.entries), "cut at {cut}");
-            // The torn end is gone for good: it opens the same once more, and takes new entries.
-            let (mut store, again) = LogStore::open(folder.path()).expect("it opens");
-            assert_eq!(again, held);
-            let next = again.entries.last().expect("entries").index + 1;
-            store.write(&[entries(next..next + 1, 3)]).expect("room on disk");
-            drop(store);
-            assert_eq!(reopen(folder.path()).expect("it opens").entries.last(), Some(&entry(next, 3)));
-        }
+    let (mut store, _) = LogStore::open(folder.path()).expect("it opens");
+    let mut holey = entries(9..12, 1);
+    holey.entries.remove(1);
+    for wrong in [entries(10..11, 1), entries(4..5, 2), snapshot(9, false), snapshot(3, true), holey] {
+        let refused = store.write(&[voted(7), wrong]);
+        assert!(matches!(refused, Err(LogError::Gap { .. })), "{refused:?}");
     }
+    let refused = store.write(&[voted(7), large(9, MAX_RECORD_BYTES as usize)]);
+    assert!(matches!(refused, Err(LogError::TooLarge { .. })), "{refused:?}");
+    drop(store);
+    assert_eq!(reopen(folder.path()).expect("it opens"), model(&batches));
 }
 
 #[test]
-fn a_flipped_bit_in_what_was_synced_is_never_passed_over() {
-    let (folder, batches, bytes, before, _) = last_batch();
-    let whole = model(&batches);
-    for at in 0..before {
-        let mut flipped = bytes.clone();
-        flipped[at] ^= 1 << (at % 8);
-        fs::write(segment(folder.path()), &flipped).expect("room on disk");
-        match reopen(folder.path()) {
-            Err(LogError::Corrupt { .. } | LogError::Format { .. }) => {}
-            // A bit of padding carries nothing.
-            Ok(held) => assert_eq!(held, whole, "byte {at}"),
-            Err(error) => panic!("byte {at}: {error}"),
-        }
-    }
-}
-
-#[test]
-fn a_snapshot_lets_old_segments_go() {
+fn many_batches_go_under_one_sync_and_more_than_a_record_holds_under_several() {
     let folder = TempDir::new().expect("a temporary folder");
     let (mut store, _) = LogStore::open(folder.path()).expect("a fresh log");
-    let mut batches = vec![voted(1)];
-    let large = |index| LogBatch {
-        entries: vec![LogEntry { index, term: 1, bytes: vec![index as u8; 1 << 20] }],
-        ..LogBatch::default()
-    };
-    batches.extend((1..=12).map(large));
-    batches.push(snapshot(9, false));
-    batches.extend((13..=14).map(large));
-    for batch in &batches {
-        store.write(std::slice::from_ref(batch)).expect("room on disk");
-    }
+    let before = store.sequence.0;
+    let small: Vec<LogBatch> = (1..=20).map(|index| large(index, 10)).collect();
+    store.write(&small).expect("room on disk");
+    assert_eq!(store.sequence.0, before + 1);
+    let third = MAX_RECORD_BYTES as usize / 3;
+    let mut batches = small;
+    let big: Vec<LogBatch> = (21..=23).map(|index| large(index, third)).collect();
+    store.write(&big).expect("room on disk");
+    batches.extend(big);
     drop(store);
-    let segments = fs::read_dir(folder.path()).expect("it is there").count();
-    assert!(segments <= 6, "{segments} files are left");
-    assert!(!segment(folder.path()).exists(), "the first segment is gone");
+    assert_eq!(reopen(folder.path()).expect("it opens"), model(&batches));
+}
+
+#[test]
+fn a_snapshot_lets_old_segments_go_and_keeps_the_vote() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let (mut store, _) = LogStore::open(folder.path()).expect("a fresh log");
+    let each = SEGMENT_BYTES as usize / 3;
+    let mut batches = vec![voted(1)];
+    batches.extend((1..=12).map(|index| large(index, each)));
+    batches.push(snapshot(9, false));
+    write_each(&mut store, &batches);
+    assert!(!path_of(folder.path(), 1).exists(), "the first segment is gone");
+    assert!(store.older.len() <= 2, "{} older segments are left", store.older.len());
+    drop(store);
+    // Nothing but the later segments says who was voted for.
     assert_eq!(reopen(folder.path()).expect("it opens"), model(&batches));
 }
 
@@ -175,85 +180,110 @@ fn a_leaders_snapshot_replaces_the_whole_log() {
 }
 
 #[test]
-fn an_interrupted_snapshot_leaves_the_old_state() {
-    let batches = [voted(1), entries(1..20, 1), snapshot(10, false)];
-    let folder = written(&batches);
-    // Cut off while writing the next one beside; and after renaming it, before the log knew.
-    fs::write(folder.path().join("snapshot.next"), b"half a snaps").expect("room on disk");
-    assert_eq!(reopen(folder.path()).expect("it opens"), model(&batches));
-    assert!(!folder.path().join("snapshot.next").exists());
-    fs::write(folder.path().join(format!("snapshot-{:016x}", 15)), b"complete, say").expect("room on disk");
-    assert_eq!(reopen(folder.path()).expect("it opens"), model(&batches));
-    assert!(!folder.path().join(format!("snapshot-{:016x}", 15)).exists());
-}
-
-#[test]
-fn a_damaged_or_missing_snapshot_refuses_to_open() {
-    let folder = written(&[voted(1), entries(1..20, 1), snapshot(10, false)]);
-    let file = folder.path().join(format!("snapshot-{:016x}", 10));
-    let bytes = fs::read(&file).expect("it is there");
-    for at in [0, 9, 30, 41, 60, bytes.len() - 1] {
-        let mut flipped = bytes.clone();
-        flipped[at] ^= 4;
-        fs::write(&file, &flipped).expect("room on disk");
-        assert!(matches!(reopen(folder.path()), Err(LogError::Corrupt { .. })), "byte {at}");
+fn a_crash_at_any_step_of_a_snapshot_leaves_the_old_state_or_the_new() {
+    let each = SEGMENT_BYTES as usize / 3;
+    let mut batches = vec![voted(1)];
+    batches.extend((1..=9).map(|index| large(index, each)));
+    batches.push(snapshot(2, false));
+    let newer = snapshot(8, false);
+    let record = newer.snapshot.clone().expect("it is one");
+    let old = model(&batches);
+    batches.push(newer.clone());
+    let new = model(&batches);
+    for steps in 0..=5 {
+        let folder = written(&batches[..batches.len() - 1]);
+        let (mut store, _) = LogStore::open(folder.path()).expect("it opens");
+        let log = store.log;
+        if steps >= 1 {
+            snapshot::write_beside(folder.path(), log, &record).expect("room on disk");
+        }
+        if steps >= 2 {
+            snapshot::publish(folder.path(), record.index).expect("room on disk");
+        }
+        if steps >= 3 {
+            store.append(std::slice::from_ref(&newer)).expect("room on disk");
+        }
+        if steps >= 4 {
+            fs::remove_file(&store.older[0].0).expect("it is there");
+        }
+        if steps >= 5 {
+            store.older.remove(0);
+            store.compact().expect("the rest goes");
+        }
+        drop(store);
+        let expected = if steps < 3 { &old } else { &new };
+        assert_eq!(&reopen(folder.path()).expect("it opens"), expected, "after step {steps}");
+        let kept = expected.snapshot.as_ref().expect("both have one").index;
+        assert!(snapshot::others(folder.path(), Some(kept)).expect("a folder").is_empty(), "step {steps}");
+        // Life goes on from either.
+        let (mut store, _) = LogStore::open(folder.path()).expect("it opens");
+        store.write(&[large(10, each)]).expect("room on disk");
     }
-    fs::remove_file(&file).expect("it is there");
-    assert!(matches!(reopen(folder.path()), Err(LogError::Io { .. })));
 }
 
 #[test]
-fn a_missing_segment_or_one_of_another_log_refuses_to_open() {
-    let other = written(&some_batches());
+fn a_crash_while_a_segment_is_made_leaves_no_trace() {
     let folder = TempDir::new().expect("a temporary folder");
-    let (mut store, _) = LogStore::open(folder.path()).expect("a fresh log");
-    for index in 1..=9 {
-        let large = LogEntry { index, term: 1, bytes: vec![1; 1 << 20] };
-        store.write(&[LogBatch { entries: vec![large], ..LogBatch::default() }]).expect("room on disk");
-    }
+    fs::write(folder.path().join("log.next"), b"half a segm").expect("room on disk");
+    let (mut store, empty) = LogStore::open(folder.path()).expect("nothing was written yet");
+    assert_eq!(empty, Restored::default());
+    let batches = some_batches();
+    write_each(&mut store, &batches);
     drop(store);
-    let second = folder.path().join("log-0000000000000002");
-    let bytes = fs::read(&second).expect("it rolled over");
-    fs::remove_file(&second).expect("it is there");
-    assert!(matches!(reopen(folder.path()), Err(LogError::Corrupt { .. })));
-    fs::copy(segment(other.path()), &second).expect("room on disk");
-    assert!(matches!(reopen(folder.path()), Err(LogError::Corrupt { .. })));
-    fs::write(&second, bytes).expect("room on disk");
-    reopen(folder.path()).expect("whole again");
+    fs::write(folder.path().join("log.next"), b"half a segm").expect("room on disk");
+    assert_eq!(reopen(folder.path()).expect("it opens"), model(&batches));
+    assert!(!folder.path().join("log.next").exists());
 }
 
 #[test]
-fn random_batches_with_reopening_agree_with_a_model() {
-    let mut word = 7u64;
-    let mut random = move |below: u64| {
-        word = word.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (word >> 33) % below
-    };
-    for _ in 0..5 {
+fn random_batches_crashes_and_reopening_agree_with_a_model() {
+    for seed in 0..8 {
+        let mut word = seed;
+        let mut random = move |below: u64| {
+            word = u64::wrapping_mul(word, 6364136223846793005).wrapping_add(1442695040888963407);
+            (word >> 33) % below
+        };
         let folder = TempDir::new().expect("a temporary folder");
         let mut batches: Vec<LogBatch> = Vec::new();
         let (mut store, _) = LogStore::open(folder.path()).expect("a fresh log");
-        for _ in 0..60 {
+        for step in 0..80 {
             let held = model(&batches);
             let base = held.snapshot.as_ref().map_or(0, |snapshot| snapshot.index);
             let last = held.entries.last().map_or(base, |entry| entry.index);
             let batch = match random(8) {
                 0 => voted(random(9) as u8),
                 1 if last > base => snapshot(base + 1 + random(last - base), false),
-                2 => snapshot(last + 1 + random(3), true),
+                2 if random(3) == 0 => snapshot(last + 1 + random(3), true),
+                3 => large(last + 1, random(9000) as usize),
                 _ => {
                     let from = base + 1 + random(last - base + 1);
-                    entries(from..from + 1 + random(5), 1 + random(4))
+                    entries(from..from + 1 + random(30), 1 + random(4))
                 }
             };
+            let (path, from) = (store.current.path.clone(), store.current.next);
             store.write(std::slice::from_ref(&batch)).expect("room on disk");
-            batches.push(batch);
-            if random(10) == 0 {
-                drop(store);
-                let (again, restored) = LogStore::open(folder.path()).expect("it opens");
-                assert_eq!(restored, model(&batches));
-                store = again;
+            let sectors = from..store.current.next;
+            let same_segment = store.current.path == path;
+            if random(4) == 0 && same_segment && batch.snapshot.is_none() {
+                // The crash came before the sync: some of its sectors never reached the disk.
+                let lost = sectors.start + random(sectors.end - sectors.start);
+                for sector in sectors {
+                    if sector == lost || random(2) == 0 {
+                        let zeros = [0; SECTOR_BYTES];
+                        let at = sector * SECTOR_BYTES as u64;
+                        store.current.file.write_all_at(&zeros, at).expect("room on disk");
+                    }
+                }
+            } else {
+                batches.push(batch);
+                if random(6) != 0 {
+                    continue;
+                }
             }
+            drop(store);
+            let (again, restored) = LogStore::open(folder.path()).expect("it opens");
+            assert_eq!(restored, model(&batches), "seed {seed} step {step}");
+            store = again;
         }
     }
 }
