@@ -50,7 +50,7 @@ pub enum Effect {
         /// Which block.
         id: BlockId,
     },
-    /// Copy the block's bytes into a frame of the other tier, then report [`Shard::copied`]. It stays readable meanwhile.
+    /// Copy the block's bytes into a frame of the other tier, then report [`crate::Shard::copied`]. It stays readable meanwhile.
     Copy {
         /// Names the copy.
         ticket: CopyTicket,

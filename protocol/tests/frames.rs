@@ -1,0 +1,308 @@
+//! Frames as they lie on the wire: golden bytes, and what becomes of damaged ones.
+
+use kvhive_protocol::block::{BlockDigest, BlockHeader, Codec, HEADER_BYTES, digest};
+use kvhive_protocol::codec;
+use kvhive_protocol::control::{
+    Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat, Proposal,
+};
+use kvhive_protocol::data::{
+    Ack, DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Refusal, Run, StoreBlock, StoreRequest,
+    Stored,
+};
+use kvhive_protocol::error::WireError;
+use kvhive_protocol::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameLimits, Kind, encode_frame};
+use kvhive_protocol::handshake::{Challenge, Hello, Proof, Role, TokenKey, agree};
+use kvhive_protocol::*;
+use proptest::prelude::*;
+use serde::{Serialize, de::DeserializeOwned};
+use std::fmt::Debug;
+
+fn key(byte: u8) -> BlockKey {
+    BlockKey::from_bytes([byte; 32])
+}
+
+fn header() -> BlockHeader {
+    BlockHeader {
+        key: key(3),
+        fingerprint: LayoutFingerprint([9; 16]),
+        tenant: TenantId(4),
+        era: Era(5),
+        depth: 6,
+        codec: Codec::Raw,
+        payload_bytes: 7,
+        digest: 8,
+    }
+}
+
+fn requests() -> Vec<DataRequest> {
+    let (epoch, device, tenant) = (Epoch(2), DeviceId::new(MemberId(1), 1), TenantId(4));
+    let runs = vec![Run { slot: Slot(17), keys: 2 }];
+    let keys: KeyList = [key(3), key(4)].iter().collect();
+    vec![
+        DataRequest::Match(MatchRequest {
+            epoch,
+            device,
+            tenant,
+            hold_ms: 100,
+            runs: runs.clone(),
+            keys: keys.clone(),
+        }),
+        DataRequest::Fetch(FetchRequest { epoch, device, tenant, runs: runs.clone(), keys }),
+        DataRequest::Store(StoreRequest {
+            epoch,
+            device,
+            tenant,
+            ack: Ack::Quorum,
+            copy: false,
+            runs,
+            blocks: vec![StoreBlock { header: header(), parent: key(2) }],
+        }),
+    ]
+}
+
+fn replies() -> Vec<DataReply> {
+    vec![
+        DataReply::Matched { epoch: Epoch(2), covered: vec![1, 0] },
+        DataReply::Fetched { epoch: Epoch(2), blocks: vec![Fetched::Hit(header()), Fetched::Miss] },
+        DataReply::Stored {
+            epoch: Epoch(2),
+            blocks: vec![Stored::Kept { copies: 2, already: true }, Stored::Refused(Refusal::Corrupt)],
+        },
+    ]
+}
+
+fn frame<T: Serialize>(kind: Kind, message: &T, payload: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_frame(kind, 77, message, payload, &mut out).expect("a small frame");
+    out
+}
+
+fn open<T: DeserializeOwned>(frame: &[u8]) -> Result<(FrameHeader, T), WireError> {
+    let head: &[u8; FRAME_HEADER_BYTES] = frame
+        .get(..FRAME_HEADER_BYTES)
+        .and_then(|head| head.try_into().ok())
+        .ok_or_else(|| WireError::malformed(format_args!("short")))?;
+    let header = FrameHeader::decode(head, FrameLimits::OPEN)?;
+    let message = header.message(head, &frame[FRAME_HEADER_BYTES..])?;
+    Ok((header, message))
+}
+
+fn fold(bytes: &[u8]) -> String {
+    digest(bytes).to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The whole bytes of a small frame, and digests of larger ones. A difference is a new protocol version: raise
+/// `frame::VERSION` and keep the old one readable, or undo the change.
+#[test]
+fn frames_on_the_wire_are_what_they_were() {
+    let small = frame(Kind::DataReply, &replies()[0], 0);
+    let hex: String = small.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(hex, GOLDEN_MATCHED);
+    let folded: Vec<String> = requests()
+        .iter()
+        .map(|request| fold(&frame(Kind::DataRequest, request, 7)))
+        .chain(replies().iter().map(|reply| fold(&frame(Kind::DataReply, reply, 7))))
+        .collect();
+    assert_eq!(folded, GOLDEN_DATA);
+    assert_eq!(fold(&header().encode()), GOLDEN_HEADER);
+}
+
+#[test]
+fn keys_and_slots_are_what_they_were() {
+    let layout = Layout {
+        layers: 4,
+        kv_heads: 2,
+        head_dim: 64,
+        tokens: 4,
+        dtype: Dtype::F16,
+        order: AxisOrder::LayersFirst,
+    };
+    let namespace = |rank| Namespace { tenant_secret: [7; 32], model: "tiny@1".into(), layout, rank }.key();
+    let keys = namespace(0).prefix(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 4, &[]);
+    assert_eq!(keys.len(), 2, "a partial block has no key");
+    let folded: Vec<String> = keys.iter().map(|key| fold(key.as_bytes())).collect();
+    assert_eq!(folded, GOLDEN_KEYS);
+    assert_eq!(keys.iter().map(|key| key.slot().0).collect::<Vec<_>>(), GOLDEN_SLOTS);
+    assert_ne!(keys, namespace(1).prefix(&[1, 2, 3, 4, 5, 6, 7, 8], 4, &[]), "another rank, other keys");
+    let other = Layout { dtype: Dtype::Bf16, ..layout };
+    assert_ne!(layout.fingerprint(), other.fingerprint());
+    let first = namespace(0);
+    assert_ne!(
+        first.block(&BlockKey::NONE, &[1], &[b"ab", b"c"]),
+        first.block(&BlockKey::NONE, &[1], &[b"a", b"bc"])
+    );
+    assert_ne!(first.rekey(&BlockKey::NONE, b"x"), first.block(&BlockKey::NONE, &[], &[b"x"]));
+    assert_eq!(BlockKey::from_hex(&keys[0].to_string()), Some(keys[0]));
+}
+
+fn refused<T: DeserializeOwned + Debug>(bytes: &[u8]) -> bool {
+    open::<T>(bytes).is_err()
+}
+
+#[test]
+fn every_truncation_and_every_flipped_bit_is_an_error() {
+    for request in requests() {
+        let whole = frame(Kind::DataRequest, &request, 7);
+        let (header, back) = open::<DataRequest>(&whole).expect("whole");
+        assert_eq!(
+            (header.kind, header.request, header.payload_bytes, back),
+            (Kind::DataRequest, 77, 7, request)
+        );
+        for cut in 0..whole.len() {
+            assert!(refused::<DataRequest>(&whole[..cut]), "cut at {cut}");
+        }
+        for at in 0..whole.len() * 8 {
+            let mut flipped = whole.clone();
+            flipped[at / 8] ^= 1 << (at % 8);
+            assert!(refused::<DataRequest>(&flipped), "bit {at}");
+        }
+        let mut longer = whole.clone();
+        longer.push(0);
+        assert!(refused::<DataRequest>(&longer));
+    }
+}
+
+#[test]
+fn lengths_over_the_limits_are_refused_by_the_header_alone() {
+    let whole = frame(Kind::DataRequest, &requests()[0], 7);
+    let mut head: [u8; FRAME_HEADER_BYTES] = whole[..FRAME_HEADER_BYTES].try_into().expect("32 bytes");
+    for at in [16, 20] {
+        let kept = head;
+        head[at..at + 4].fill(0xFF);
+        let refused = FrameHeader::decode(&head, FrameLimits::OPEN);
+        assert!(matches!(refused, Err(WireError::TooLarge { bytes: 0xFFFF_FFFF, .. })), "{refused:?}");
+        head = kept;
+    }
+    let greeting = FrameHeader::decode(&head, FrameLimits::GREETING);
+    assert!(
+        matches!(greeting, Err(WireError::TooLarge { bytes: 7, limit: 0 })),
+        "no payload before the handshake"
+    );
+    let mut out = vec![1];
+    let too_much = encode_frame(Kind::DataReply, 1, &(), u64::from(u32::MAX), &mut out);
+    assert!(matches!(too_much, Err(WireError::TooLarge { .. })) && out == [1]);
+}
+
+#[test]
+fn a_length_inside_a_message_is_bounded_by_the_message() {
+    // A list that claims 2^40 keys, in a dozen bytes.
+    let mut message = codec::encode(&0u32).expect("four bytes");
+    message.extend((1u64 << 40).to_le_bytes());
+    assert!(codec::decode::<(u32, Vec<u64>)>(&message).is_err());
+    assert!(codec::decode::<(u32, String)>(&message).is_err());
+    assert!(codec::decode::<(u32, KeyList)>(&message).is_err());
+    let odd = codec::encode(&serde_bytes::Bytes::new(&[0; 33])).expect("small");
+    assert!(codec::decode::<KeyList>(&odd).is_err(), "keys come in 32 bytes");
+}
+
+#[test]
+fn a_header_is_of_its_block_alone() {
+    let header = header();
+    let ok = |key, fingerprint, tenant, era| header.check(&key, fingerprint, tenant, era);
+    let print = header.fingerprint;
+    assert_eq!(ok(key(3), print, TenantId(4), Era(5)), Ok(()));
+    assert_eq!(ok(key(2), print, TenantId(4), Era(5)), Err(HeaderError::Key));
+    assert_eq!(ok(key(3), LayoutFingerprint([8; 16]), TenantId(4), Era(5)), Err(HeaderError::Layout));
+    assert_eq!(ok(key(3), print, TenantId(5), Era(5)), Err(HeaderError::Tenant));
+    assert_eq!(ok(key(3), print, TenantId(4), Era(6)), Err(HeaderError::Era));
+    let encoded = header.encode();
+    assert_eq!(BlockHeader::decode(&encoded), Ok(header));
+    for at in 0..HEADER_BYTES * 8 {
+        let mut flipped = encoded;
+        flipped[at / 8] ^= 1 << (at % 8);
+        assert!(BlockHeader::decode(&flipped).is_err(), "bit {at}");
+    }
+    let bytes = [5u8; 7];
+    let sealed = BlockHeader { digest: digest(&bytes), ..header };
+    assert_eq!(sealed.check_bytes(&bytes), Ok(()));
+    assert_eq!(sealed.check_bytes(&bytes[..6]), Err(HeaderError::Length));
+    assert_eq!(sealed.check_bytes(&[4; 7]), Err(HeaderError::Digest));
+}
+
+#[test]
+fn a_proof_is_bound_to_everything_that_was_said() {
+    let hello = Hello::new(Role::Node, 3, Some(ClusterId(1)), [1; 32]);
+    let challenge = Challenge { version: 1, cluster: Some(ClusterId(1)), nonce: [2; 32] };
+    let token = TokenKey::new(b"a token of sixteen");
+    let proof = token.client_proof(&hello, &challenge);
+    assert!(TokenKey::same(&proof, &token.client_proof(&hello, &challenge)));
+    let others = [
+        TokenKey::new(b"another token here").client_proof(&hello, &challenge),
+        token.server_proof(&hello, &challenge),
+        token.client_proof(&Hello { role: Role::Client, ..hello.clone() }, &challenge),
+        token.client_proof(&Hello { sender: 4, ..hello.clone() }, &challenge),
+        token.client_proof(&Hello { nonce: [3; 32], ..hello.clone() }, &challenge),
+        token.client_proof(&Hello { cluster: None, ..hello.clone() }, &challenge),
+        token.client_proof(&Hello { version_max: 9, ..hello.clone() }, &challenge),
+        token.client_proof(&hello, &Challenge { nonce: [3; 32], ..challenge.clone() }),
+        token.client_proof(&hello, &Challenge { version: 2, ..challenge.clone() }),
+        token.client_proof(&hello, &Challenge { cluster: None, ..challenge }),
+    ];
+    assert!(others.iter().all(|other| !TokenKey::same(&proof, other)));
+    assert!(
+        !format!("{token:?} {:?}", Command::CreateTenant { name: "a".into(), secret: [0xAB; 32] })
+            .contains("171")
+    );
+    assert_eq!(agree(&hello), Ok(1));
+    let strange = Hello { version_min: 7, version_max: 9, ..hello };
+    assert!(matches!(agree(&strange), Err(WireError::Version { theirs_min: 7, theirs_max: 9, .. })));
+}
+
+#[test]
+fn control_messages_come_back_as_they_went() {
+    let load = DeviceLoad { blocks: 3, occupied: vec![0b10; 512], ..DeviceLoad::default() };
+    assert!(load.occupies(Slot(1)) && !load.occupies(Slot(2)) && load.occupies(Slot(4089)));
+    let beat =
+        Heartbeat { member: MemberId(1), generation: Generation(2), epoch: Epoch(3), devices: vec![load] };
+    let request = ControlRequest::Heartbeat(beat);
+    assert_eq!(codec::decode::<ControlRequest>(&codec::encode(&request).expect("small")), Ok(request));
+    let reply =
+        ControlReply::Done(CommandReply::Rejected(WireError::rejected(format_args!("{}", "é".repeat(400)))));
+    assert_eq!(
+        codec::decode::<ControlReply>(&codec::encode(&reply).expect("small")),
+        Ok(reply),
+        "details are bounded"
+    );
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_are_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = open::<DataRequest>(&bytes);
+        let _ = codec::decode::<DataRequest>(&bytes);
+        let _ = codec::decode::<DataReply>(&bytes);
+        let _ = codec::decode::<ControlRequest>(&bytes);
+        let _ = codec::decode::<ControlReply>(&bytes);
+        let _ = codec::decode::<Proposal>(&bytes);
+        let _ = codec::decode::<ClusterMap>(&bytes);
+        let _ = codec::decode::<Proof>(&bytes);
+        let _ = codec::decode::<WireError>(&bytes);
+    }
+
+    #[test]
+    fn a_digest_is_the_same_however_the_bytes_arrive(
+        bytes in proptest::collection::vec(any::<u8>(), 0..70_000),
+        cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..6),
+    ) {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+        cuts.sort_unstable();
+        let mut arriving = BlockDigest::default();
+        for cut in cuts {
+            arriving.advance(&bytes[..cut]);
+        }
+        prop_assert_eq!(arriving.finish(&bytes), digest(&bytes));
+    }
+}
+
+const GOLDEN_MATCHED: &str = "4b564846010011004d000000000000001c000000000000007bb16f32f45f2f3200000000020000000000000002000000000000000100000000000000";
+const GOLDEN_DATA: [&str; 6] = [
+    "c1791ded770783eb",
+    "6a0473a7f07e15d4",
+    "322a4e740edb5cb7",
+    "114c7c9b021a6c52",
+    "ec56b2f0dafde55a",
+    "964b4412bc2e7214",
+];
+const GOLDEN_HEADER: &str = "47796c8f8ee92e6a";
+const GOLDEN_KEYS: [&str; 2] = ["b0d0b3ebcd406732", "4e5fe816c51df97e"];
+const GOLDEN_SLOTS: [u16; 2] = [3143, 1214];
