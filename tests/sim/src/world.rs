@@ -1,16 +1,17 @@
 //! The world: time, network, crashes, clients, and what must hold after every event.
 
-use crate::coordinator::{Coordinator, Disk, Out, PEERS, TICK_MS, settings};
-use crate::node::{Node, TENANT, labels};
+use crate::coordinator::{Coordinator, Disk, Out, PEERS, TICK_MS};
+use crate::node::{Node, labels};
 use crate::random::Random;
 use kvhive_cache::{MemberEffect, MemberEvent};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, Heartbeat, Proposal, Registration};
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_protocol::{
-    BlockKey, ClusterMap, Epoch, Era, Generation, MemberId, MemberState, Moment, RequestId,
-};
+use kvhive_protocol::{BlockKey, ClusterMap, Epoch, Era, MemberId, Moment, RequestId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+mod checks;
+mod users;
 
 /// Nodes of the simulated cluster.
 const NODES: usize = 3;
@@ -398,191 +399,6 @@ impl World {
     fn node_of(&self, member: MemberId) -> Option<Host> {
         let map = self.map.as_ref()?;
         map.members.get(&member)?.name.strip_prefix("node-")?.parse().ok()
-    }
-
-    fn store(&mut self, to: Host, key: BlockKey, era: Era, copy: bool) -> Option<Host> {
-        let now = self.moment();
-        let running = self.nodes[to].running.as_mut()?;
-        if running.store(now, key, era, content(&key, era)) && !copy {
-            let us = running.identity().map(|(member, _)| member);
-            let others = running.replicas(key.slot()).into_iter().filter(|member| Some(*member) != us);
-            for other in others.collect::<Vec<_>>() {
-                if let Some(other) = self.node_of(other) {
-                    let (from, host) = (PEERS as usize + to, PEERS as usize + other);
-                    self.send(from, host, || Event::Store { to: other, key, era, copy: true });
-                }
-            }
-        }
-        Some(to)
-    }
-
-    fn fetch(&mut self, to: Host, key: BlockKey, oldest: Era) -> Option<Host> {
-        let now = self.moment();
-        let running = self.nodes[to].running.as_mut()?;
-        if let Some(bytes) = running.fetch(now, key) {
-            self.outcome.hits += 1;
-            let era = Era(bytes & 0xFFFF);
-            assert_eq!(bytes, content(&key, era), "seed {}: another block's bytes", self.seed);
-            assert!(
-                era >= oldest,
-                "seed {}: a block of era {era} after era {oldest} was acknowledged",
-                self.seed
-            );
-        }
-        Some(to)
-    }
-
-    fn client(&mut self) {
-        let host = PEERS as usize + NODES;
-        let (key, to) = (key(self.random.below(KEYS)), self.random.below(PEERS) as usize);
-        match self.random.below(40) {
-            // The last map must have time to reach everybody before it is looked for.
-            0 if self.now < TROUBLE_MS + QUIET_MS - 2000 => {
-                let request = RequestId { client: 9, sequence: self.outcome.events };
-                let command = Command::ClearTenant { tenant: TENANT };
-                self.ask(host, to, Asker::Clear, &What::Submit(Proposal { request, command }));
-            }
-            1..=4 => {
-                let have = self.map.as_ref().map_or(Epoch(0), |map| map.epoch);
-                self.ask(host, to, Asker::Map, &What::Map(have));
-            }
-            choice => {
-                if let Some(map) = self.map.clone() {
-                    let replicas = &map.replicas(key.slot()).0;
-                    let Some(device) = replicas.get(self.random.below(2) as usize).or(replicas.first())
-                    else {
-                        return self.at(15, Event::Client);
-                    };
-                    if let Some(node) = self.node_of(device.member) {
-                        let era = map.tenants.get(&TENANT).map_or(Era(0), |tenant| tenant.era);
-                        let oldest = self.cleared;
-                        self.send(host, PEERS as usize + node, || {
-                            if choice % 2 == 0 {
-                                Event::Store { to: node, key, era, copy: false }
-                            } else {
-                                Event::Fetch { to: node, key, oldest }
-                            }
-                        });
-                    }
-                }
-            }
-        }
-        self.at(15, Event::Client);
-    }
-
-    fn trouble(&mut self) {
-        let hosts = PEERS as usize + NODES;
-        match self.random.below(12) {
-            0 => {
-                let host = self.random.below(PEERS) as usize;
-                self.outcome.crashes += u64::from(self.coordinators[host].0.running.take().is_some());
-            }
-            1 | 2 => {
-                let node = self.random.below(NODES as u64) as usize;
-                self.outcome.crashes += u64::from(self.nodes[node].running.take().is_some());
-            }
-            3..=5 => self.start_all(),
-            6 | 7 => {
-                // Cut one host off, in one direction or both.
-                let (host, ways) = (self.random.below(hosts as u64) as usize, self.random.below(3));
-                for other in 0..=hosts {
-                    if ways != 1 {
-                        self.cut.insert((host, other));
-                    }
-                    if ways != 2 {
-                        self.cut.insert((other, host));
-                    }
-                }
-            }
-            8..=10 => self.cut.clear(),
-            _ => {}
-        }
-        let pause = 50 + self.random.below(400);
-        self.at(pause, Event::Trouble);
-    }
-
-    fn check(&mut self, touched: Option<Host>) -> Result<(), String> {
-        let mut newest: Option<Arc<ClusterMap>> = None;
-        for at in 0..self.coordinators.len() {
-            let Some(coordinator) = &self.coordinators[at].0.running else { continue };
-            coordinator.invariants()?;
-            let Some(map) = coordinator.map() else { continue };
-            let before = self.epochs.insert(at, map.epoch);
-            if before.is_some_and(|before| before > map.epoch) {
-                return Err(format!("coordinator {at} went back to epoch {}", map.epoch));
-            }
-            if before != Some(map.epoch) {
-                map.check()?;
-                let (applied, hash) = (coordinator.registry.applied(), coordinator.registry.state_hash());
-                if *self.hashes.entry(applied).or_insert(hash) != hash {
-                    return Err(format!("two states after entry {applied}"));
-                }
-            }
-            if newest.as_ref().is_none_or(|known| known.epoch < map.epoch) {
-                newest = Some(map);
-            }
-        }
-        if let Some(map) = &newest
-            && map.epoch > self.newest.0
-        {
-            self.newest = (map.epoch, self.now);
-        }
-        let now = self.moment();
-        for (at, node) in self.nodes.iter().enumerate() {
-            let Some(running) = node.running.as_ref().filter(|running| running.serves(now)) else { continue };
-            if running.era() < self.cleared {
-                return Err(format!(
-                    "node {at} serves era {} after {} was acknowledged",
-                    running.era(),
-                    self.cleared
-                ));
-            }
-            if let (Some((member, generation)), Some(map)) = (running.identity(), &newest) {
-                in_office(map, member, generation)
-                    .map_err(|why| format!("node {at} serves by its lease, but {why}"))?;
-            }
-        }
-        if let Some(node) = touched.and_then(|node| self.nodes[node].running.as_ref()) {
-            node.invariants()?;
-        }
-        Ok(())
-    }
-
-    fn check_liveness(&mut self) -> Result<(), String> {
-        let fail = |what: &str| Err(format!("seed {}: after a quiet while {what}", self.seed));
-        let map = self
-            .coordinators
-            .iter()
-            .filter_map(|(machine, _)| machine.running.as_ref()?.map())
-            .max_by_key(|map| map.epoch);
-        let Some(map) = map else { return fail("there is no map") };
-        if map.slots.iter().any(|set| set.0.len() != usize::from(settings().replicas)) {
-            return fail("a slot lacks replicas");
-        }
-        let now = self.moment();
-        for (at, node) in self.nodes.iter().enumerate() {
-            let Some(running) = &node.running else { return fail("a node does not run") };
-            let has_had_time = self.now - self.newest.1 > 5 * settings().heartbeat_ms;
-            if !running.serves(now) || (running.epoch() != map.epoch && has_had_time) {
-                let serves = running.serves(now);
-                let (ours, newest) = (running.epoch(), map.epoch);
-                return fail(&format!("node {at} serves: {serves}, by epoch {ours}; the newest is {newest}"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Checks that a member that serves is one: a lease never outlives its generation.
-fn in_office(map: &ClusterMap, member: MemberId, generation: Generation) -> Result<(), String> {
-    match map.members.get(&member) {
-        // A registration may be newer than the newest map that any coordinator has applied since it returned.
-        None => Ok(()),
-        Some(known) if known.generation < generation => Ok(()),
-        Some(known) if known.generation == generation && known.state == MemberState::Up => Ok(()),
-        Some(known) => {
-            Err(format!("member {member} is {:?} in generation {}", known.state, known.generation))
-        }
     }
 }
 
