@@ -41,6 +41,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    leave_quietly_when_nobody_reads();
     // Logs go to standard error: reports own standard output.
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -70,4 +71,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Ends the command without a fuss when standard output is closed (`kvhive status | head`), where printing would panic.
+fn leave_quietly_when_nobody_reads() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.to_string().contains("failed printing to stdout") {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
 }
