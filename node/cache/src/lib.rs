@@ -11,6 +11,7 @@ mod frames;
 mod index;
 pub mod member;
 mod order;
+pub mod policy;
 mod shard;
 pub mod simulate;
 mod stats;

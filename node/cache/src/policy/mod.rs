@@ -1,0 +1,99 @@
+//! Which block leaves when a shard is full: the seam between the shard's rules and the policies that it can be given.
+//!
+//! A policy decides only what leaves the pool (all tiers of one shard together) and what is not worth letting in. In which tier a
+//! block rests is the shard's own matter. A policy knows blocks by the number of their record: dense, below the shard's
+//! capacity, one block at a time, used again after [`Policy::removed`].
+
+use kvhive_protocol::{BlockKey, Moment};
+
+/// What the engine said about a request's future, if it said anything.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Hint {
+    /// Nothing was said.
+    #[default]
+    None,
+    /// The session is over: nobody is expected to extend this prefix.
+    Over,
+    /// A tool call is pending: the session comes back soon.
+    Pending,
+    /// The session is expected back after so many seconds.
+    Returns(u32),
+}
+
+/// One request as far as this shard sees it. The calls that follow, until the next request, are its.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Request {
+    /// When it came.
+    pub now: Moment,
+    /// Number of this request in this shard; grows.
+    pub number: u64,
+    /// Blocks that it names.
+    pub blocks: u32,
+    /// Blocks of them, from the start, that were resident.
+    pub covered: u32,
+    /// Tokens of its prompt, 0 if not known.
+    pub input_tokens: u32,
+    /// Tokens of its answer, 0 if not known.
+    pub output_tokens: u32,
+    /// What the engine said.
+    pub hint: Hint,
+}
+
+/// One block of a request.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Visit {
+    /// Its key; ghosts are known by it.
+    pub key: BlockKey,
+    /// The record of the block before it in its prefix, if that is resident in this shard.
+    pub parent: Option<u32>,
+    /// Blocks before it in its prefix.
+    pub depth: u32,
+    /// Whether it is the last block of its request and not full of tokens.
+    pub partial: bool,
+}
+
+/// What a policy says to a block that has no room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// This block leaves for it.
+    Evict(u32),
+    /// The newcomer is worth less than what would leave for it.
+    Refuse,
+    /// Nothing may leave now.
+    Stuck,
+}
+
+/// Why a block is not resident any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Removal {
+    /// For want of room: the policy itself said so. It may be remembered as a ghost.
+    Evicted,
+    /// A clear, a move to another device, a failed disk: says nothing about its worth.
+    Dropped,
+}
+
+/// Decides what leaves.
+pub trait Policy: Send {
+    /// A request begins.
+    fn begin(&mut self, request: &Request);
+
+    /// A resident block was used by the request.
+    fn hit(&mut self, at: u32, visit: &Visit);
+
+    /// A block has become resident as record `at`.
+    fn inserted(&mut self, at: u32, visit: &Visit);
+
+    /// A block of the request was not taken, by [`Verdict::Refuse`] or because the pool is stuck.
+    fn refused(&mut self, visit: &Visit);
+
+    /// Says what leaves for `newcomer`. `may_go` says whether a block can go at all (it is a leaf, nobody reads or holds
+    /// it); where it says no, the policy proposes its next best, and gives up with [`Verdict::Stuck`] after a bounded search.
+    /// Nothing changes by this call but what the policy needs for itself: the shard follows with [`Policy::removed`].
+    fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict;
+
+    /// The block of record `at` is gone.
+    fn removed(&mut self, at: u32, why: Removal);
+
+    /// Bytes of memory that it holds, ghosts included.
+    fn memory_bytes(&self) -> usize;
+}
