@@ -208,9 +208,22 @@ impl Shared {
         }
     }
 
+    /// Has the map fetched in the background when a member answers by a newer one. The answer itself does not wait.
+    fn notice(self: &Arc<Self>, epoch: Epoch) {
+        let seen = self.map().epoch;
+        // Whoever refreshes already learns what this would.
+        if epoch > seen && self.refreshing.available_permits() > 0 {
+            let shared = self.clone();
+            tokio::spawn(async move {
+                let deadline = Instant::now() + shared.config.request_timeout;
+                shared.refresh_past(seen, deadline).await;
+            });
+        }
+    }
+
     /// Sends one request to the member of `device` and returns its answer, the connection at the answer's payload.
     pub(crate) async fn call(
-        &self,
+        self: &Arc<Self>,
         map: &ClusterMap,
         device: DeviceId,
         request: &DataRequest,
@@ -227,8 +240,11 @@ impl Shared {
             let mut lease = self.pool.take(&owner.data_address, deadline).await?;
             let connection = lease.connection();
             connection.send(Kind::DataRequest, number, request, payload).await?;
-            match connection.receive_answer(Kind::DataReply, number).await {
-                Ok(reply) => Ok((lease, reply)),
+            match connection.receive_answer::<DataReply>(Kind::DataReply, number).await {
+                Ok(reply) => {
+                    self.notice(reply.epoch());
+                    Ok((lease, reply))
+                }
                 Err(fault @ Fault::Refused(_)) => {
                     lease.give_back();
                     Err(fault)

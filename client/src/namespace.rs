@@ -73,7 +73,7 @@ impl NamespaceClient {
         Prefix::chained(keys)
     }
 
-    pub(crate) fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.client.shared
     }
 

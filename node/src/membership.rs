@@ -1,7 +1,8 @@
 //! Membership: the thin hand around the member machine. Registers, sends heartbeats with what the devices hold, has new
 //! maps adopted by everything that serves, and only then lets the lease count.
 
-use crate::actors::device::DeviceMessage;
+use crate::actors::core::DeviceMessage;
+use crate::actors::device::Device;
 use crate::data::Replicator;
 use crate::view::{Serving, View};
 use kvhive_cache::{Member, MemberEffect, MemberEvent, MemberTuning};
@@ -9,7 +10,7 @@ use kvhive_client::{ClientError, Coordinators};
 use kvhive_protocol::control::{Command, ControlReply, DeviceLoad, Heartbeat, Registration};
 use kvhive_protocol::map::DeviceDescription;
 use kvhive_protocol::{ClusterMap, Epoch, Generation, MemberId, Moment};
-use kvhive_runtime::{Sender, stopped};
+use kvhive_runtime::stopped;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +48,7 @@ pub(crate) struct Introduction {
 pub(crate) struct Membership {
     pub(crate) coordinators: Arc<Coordinators>,
     pub(crate) introduction: Introduction,
-    pub(crate) devices: Vec<Sender<DeviceMessage>>,
+    pub(crate) devices: Vec<Device>,
     pub(crate) replicator: Replicator,
     pub(crate) view: Arc<View>,
 }

@@ -1,6 +1,7 @@
 //! The node's metrics, in Prometheus' text format, and its health.
 
-use crate::actors::device::DeviceMessage;
+use crate::actors::core::DeviceMessage;
+use crate::actors::device::Device;
 use crate::data::DataPlane;
 use axum::Router;
 use axum::extract::State;
@@ -8,7 +9,6 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use kvhive_cache::ShardStats;
-use kvhive_runtime::Sender;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +19,7 @@ const DEVICE_LIMIT: Duration = Duration::from_millis(500);
 
 /// What is measured.
 pub(crate) struct Sources {
-    pub(crate) devices: Vec<Sender<DeviceMessage>>,
+    pub(crate) devices: Vec<Device>,
     pub(crate) plane: Arc<DataPlane>,
     /// Arenas, indices and buffers as the configuration sizes them, in bytes.
     pub(crate) memory_configured: u64,

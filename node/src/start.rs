@@ -1,6 +1,7 @@
 //! Starts a node: memory, actors, listeners, membership; and ends it in order.
 
-use crate::actors::device::{DeviceActor, DeviceMessage};
+use crate::actors::core::DeviceCore;
+use crate::actors::device::Device;
 use crate::config::{DeviceConfig, NodeConfig, NodeError};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
 use crate::http::BoundedListener;
@@ -13,7 +14,7 @@ use kvhive_client::{Coordinators, Pool};
 use kvhive_protocol::MemberId;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_runtime::{BootClock, Runtime, RuntimeConfig, Sender, Spawn, Stage, stopped};
+use kvhive_runtime::{BootClock, Runtime, RuntimeConfig, Spawn, Stage, stopped};
 use kvhive_wire::Identity;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -59,7 +60,7 @@ pub struct NodeHandle {
 /// What tests look into.
 #[cfg(test)]
 pub(crate) struct Inside {
-    pub(crate) devices: Vec<Sender<DeviceMessage>>,
+    pub(crate) devices: Vec<Device>,
     pub(crate) memories: Vec<Memory>,
     pub(crate) plane: Arc<DataPlane>,
 }
@@ -177,7 +178,7 @@ fn spawn_device(
     device: &DeviceConfig,
     memory: &Memory,
     view: &Arc<View>,
-) -> Result<Sender<DeviceMessage>, NodeError> {
+) -> Result<Device, NodeError> {
     let shard = ShardConfig {
         classes: device.classes.iter().map(|class| class.frame_bytes).collect(),
         device: memory.capacity(Tier::Device),
@@ -189,7 +190,8 @@ fn spawn_device(
     };
     let arbiter = runtime.arbiter(&format!("device-{at}"))?;
     let (memory, view, io) = (memory.clone(), view.clone(), runtime.io().clone());
-    Ok(spawn.on(&arbiter, move || DeviceActor::new(shard.clone(), memory.clone(), view.clone(), io.clone())))
+    let make = move || DeviceCore::new(shard.clone(), memory.clone(), view.clone(), io.clone());
+    Ok(Device::start(spawn, &arbiter, make))
 }
 
 fn introduce(
@@ -221,7 +223,7 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         let tiers = [Tier::Device, Tier::Host];
         let frames: u64 = tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).map(u64::from).sum();
         let arenas: u64 = tiers.iter().map(|tier| memory.tier_bytes(*tier)).sum();
-        arenas + frames * DeviceActor::bytes_per_frame()
+        arenas + frames * DeviceCore::bytes_per_frame()
     };
     memories.iter().map(of_device).sum::<u64>() + config.max_connections as u64 * CONNECTION_BYTES
 }

@@ -139,6 +139,17 @@ pub enum DataReply {
     },
 }
 
+impl DataReply {
+    /// Returns the answering member's epoch.
+    pub fn epoch(&self) -> Epoch {
+        match self {
+            DataReply::Matched { epoch, .. }
+            | DataReply::Fetched { epoch, .. }
+            | DataReply::Stored { epoch, .. } => *epoch,
+        }
+    }
+}
+
 /// What a fetch found of one block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Fetched {

@@ -1,228 +1,77 @@
-//! The device actor: the thin hand around one shard. It holds the resident frames, performs the shard's effects and
-//! hands out guards; bytes never pass through it. One made after a panic begins with an empty shard over the same arenas.
+//! The device actor, and the way to it. Its state is a core that one thread at a time may be in. The actor's own thread does
+//! what comes by mailbox and by the clock; an asker that finds the core free goes in itself, and is spared two changes of
+//! thread, which would cost more than the answer (docs/decisions/0009).
 
-use crate::guards::{ReadGuard, Return, Returns, Verified, WriteGuard};
-use crate::memory::Memory;
-use crate::view::{Serving, View};
-use kvhive_cache::{BlockId, CopyVerdict, Effect, Reserve, Shard, ShardConfig, ShardStats};
-use kvhive_gpu::ReadFrame;
-use kvhive_protocol::control::DeviceLoad;
-use kvhive_protocol::data::{Refusal, Run, StoreBlock};
-use kvhive_protocol::{BlockHeader, Epoch, KeyList, Slot, TenantId};
-use kvhive_runtime::{Actor, Context, Reply};
-use std::sync::Arc;
+use crate::actors::core::{DeviceCore, DeviceMessage};
+use kvhive_runtime::{Actor, AskError, Context, NamedArbiter, Reply, Sender, Spawn};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::runtime::Handle;
 
 /// How often what can wait is done.
 const TEND_EVERY: Duration = Duration::from_millis(10);
 
-/// What a device actor can be told.
-pub(crate) enum DeviceMessage {
-    /// How far are these runs covered?
-    Match { tenant: TenantId, runs: Vec<Run>, keys: KeyList, hold: Duration, reply: Reply<Vec<u32>> },
-    /// Let me read these blocks.
-    Read { tenant: TenantId, keys: KeyList, reply: Reply<Vec<Option<ReadGuard>>> },
-    /// Give me frames for these blocks.
-    Reserve { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, pin: bool, reply: Reply<Vec<Reserved>> },
-    /// Make these blocks visible.
-    Seal { blocks: Vec<Verified>, pin: bool, reply: Reply<Vec<Sealed>> },
-    /// Serve by this map's tenants and eras, unless a newer map came before.
-    Adopt { serving: Serving, reply: Reply<()> },
-    /// How is it going?
-    Load { reply: Reply<(DeviceLoad, ShardStats)> },
-    /// Do a piece of what can wait.
-    Tend,
-    /// Break, to show that another takes over.
+/// The way to one device.
+#[derive(Clone)]
+pub(crate) struct Device {
+    actor: Sender<DeviceMessage>,
+    core: Arc<Mutex<DeviceCore>>,
+}
+
+impl Device {
+    /// Starts the actor of the core that `make` makes; `make` is called again after a panic.
+    pub(crate) fn start(
+        spawn: Spawn,
+        arbiter: &NamedArbiter,
+        mut make: impl FnMut() -> DeviceCore + Send + 'static,
+    ) -> Device {
+        let core = Arc::new(Mutex::new(make()));
+        let of_actor = core.clone();
+        let actor = spawn.on(arbiter, move || {
+            if of_actor.is_poisoned() {
+                // What a panic has left half done is replaced before anybody can see it.
+                *of_actor.lock().unwrap_or_else(|poison| poison.into_inner()) = make();
+                of_actor.clear_poison();
+            }
+            DeviceActor { core: of_actor.clone() }
+        });
+        Device { actor, core }
+    }
+
+    /// Asks, by going in if nobody is, else by the mailbox.
+    ///
+    /// # Errors
+    /// As [`Sender::ask`].
+    pub(crate) async fn ask<T>(
+        &self,
+        limit: Duration,
+        question: impl FnOnce(Reply<T>) -> DeviceMessage,
+    ) -> Result<T, AskError> {
+        if let Ok(core) = self.core.try_lock() {
+            return answer_in(core, question);
+        }
+        self.actor.ask(limit, question).await
+    }
+
+    /// Returns the actor's mailbox.
     #[cfg(test)]
-    Panic,
+    pub(crate) fn actor(&self) -> &Sender<DeviceMessage> {
+        &self.actor
+    }
 }
 
-/// What a reservation came to.
-pub(crate) enum Reserved {
-    /// Fill it, then have it sealed.
-    Write(WriteGuard),
-    /// It is there already; pinned when that was asked.
-    Present(Option<ReadGuard>),
-    /// It is not taken.
-    Refused(Refusal),
-}
-
-/// What a seal came to.
-pub(crate) enum Sealed {
-    /// It is visible; pinned when that was asked.
-    Visible(Option<ReadGuard>),
-    /// It is not visible: a clear has ended its era meanwhile, or the actor was made anew.
-    Ended,
-}
-
-struct Resident {
-    header: BlockHeader,
-    frame: ReadFrame,
+fn answer_in<T>(
+    mut core: MutexGuard<'_, DeviceCore>,
+    question: impl FnOnce(Reply<T>) -> DeviceMessage,
+) -> Result<T, AskError> {
+    let (reply, mut answer) = Reply::channel();
+    core.handle(question(reply));
+    drop(core);
+    answer.try_recv().map_err(|_| AskError::Closed)
 }
 
 /// One device's actor.
-pub(crate) struct DeviceActor {
-    shard: Shard,
-    memory: Memory,
-    resident: Vec<Option<Resident>>,
-    returns: Returns,
-    /// Kept to reuse their memory.
-    back: Vec<Return>,
-    effects: Vec<Effect>,
-    /// Of the map whose tenants the shard serves by.
-    epoch: Epoch,
-    view: Arc<View>,
-    blocking: Handle,
-}
-
-impl DeviceActor {
-    /// Makes an actor with an empty shard that goes on by the map served by, if there is one.
-    pub(crate) fn new(config: ShardConfig, memory: Memory, view: Arc<View>, blocking: Handle) -> DeviceActor {
-        let frames: u64 =
-            config.device.frames.iter().chain(&config.host.frames).map(|frames| u64::from(*frames)).sum();
-        let mut actor = DeviceActor {
-            shard: Shard::new(config),
-            memory,
-            resident: (0..frames).map(|_| None).collect(),
-            returns: Returns::default(),
-            back: Vec::new(),
-            effects: Vec::new(),
-            view,
-            epoch: Epoch(0),
-            blocking,
-        };
-        // The view is never older than a map that an actor before this one has confirmed.
-        if let Some(serving) = actor.view.serving() {
-            actor.adopt(&serving);
-        }
-        actor
-    }
-
-    fn adopt(&mut self, serving: &Serving) {
-        // An older map that was on its way when a newer one came would bring ended eras back.
-        if self.epoch <= serving.map.epoch {
-            self.epoch = serving.map.epoch;
-            self.shard.set_tenants(serving.eras());
-        }
-    }
-
-    /// Returns the bytes that actor and shard take for each frame, at most.
-    pub(crate) const fn bytes_per_frame() -> u64 {
-        Shard::index_bytes_per_frame() + size_of::<Option<Resident>>() as u64
-    }
-
-    fn take_returns(&mut self) {
-        let mut back = std::mem::take(&mut self.back);
-        self.returns.take(&mut back);
-        for one in back.drain(..) {
-            match one {
-                Return::Reader(id) => self.shard.unread(id),
-                Return::Write(ticket) => self.shard.abandon(ticket),
-                Return::Copy(ticket, frame) => match (self.shard.copied(ticket, frame.is_some()), frame) {
-                    (CopyVerdict::Adopt(id), Some(frame)) => {
-                        if let Some(resident) = &mut self.resident[id.index()] {
-                            resident.frame = frame;
-                        }
-                    }
-                    (_, frame) => drop(frame),
-                },
-            }
-        }
-        self.back = back;
-    }
-
-    fn perform_effects(&mut self) {
-        let mut effects = std::mem::take(&mut self.effects);
-        for effect in effects.drain(..) {
-            match effect {
-                Effect::Drop { id } => self.resident[id.index()] = None,
-                Effect::Copy { ticket, id, to, class } => {
-                    let returns = self.returns.clone();
-                    let source = self.resident[id.index()].as_ref().map(|resident| resident.frame.clone());
-                    let target =
-                        source.as_ref().and_then(|from| self.memory.take_frame(to, class, from.len() as u64));
-                    let (Some(source), Some(target)) = (source, target) else {
-                        returns.push(Return::Copy(ticket, None));
-                        continue;
-                    };
-                    let memory = self.memory.clone();
-                    self.blocking.spawn_blocking(move || {
-                        let copy = memory.copy(&source, target);
-                        drop(source);
-                        returns.push(Return::Copy(ticket, copy));
-                    });
-                }
-            }
-        }
-        self.effects = effects;
-    }
-
-    /// Makes a guard on a block that the shard has counted a reader of.
-    fn guard(&self, id: BlockId) -> Option<ReadGuard> {
-        let resident = self.resident[id.index()].as_ref();
-        debug_assert!(resident.is_some(), "a block that the shard gives out has a frame");
-        resident
-            .map(|resident| ReadGuard::new(resident.frame.clone(), resident.header, id, self.returns.clone()))
-    }
-
-    fn pin(&mut self, id: BlockId) -> Option<ReadGuard> {
-        if self.shard.pin(id) { self.guard(id) } else { None }
-    }
-
-    fn read(&mut self, tenant: TenantId, keys: &KeyList) -> Vec<Option<ReadGuard>> {
-        let found = self.shard.read(tenant, keys);
-        found.into_iter().map(|id| self.guard(id?)).collect()
-    }
-
-    fn reserve(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot, pin: bool) -> Reserved {
-        let now = self.view.now();
-        let reserve = self.shard.reserve(now, tenant, block, slot, &mut self.effects);
-        self.perform_effects();
-        match reserve {
-            Reserve::Refused(refusal) => Reserved::Refused(refusal),
-            Reserve::Present(id) => Reserved::Present(if pin { self.pin(id) } else { None }),
-            Reserve::Take { ticket, tier, class } => {
-                match self.memory.take_frame(tier, class, block.header.payload_bytes) {
-                    Some(frame) => {
-                        Reserved::Write(WriteGuard::new(frame, block.header, ticket, self.returns.clone()))
-                    }
-                    // Guards of an actor that panicked may still hold frames.
-                    None => {
-                        self.shard.abandon(ticket);
-                        Reserved::Refused(Refusal::NoRoom)
-                    }
-                }
-            }
-        }
-    }
-
-    fn seal(&mut self, block: Verified, pin: bool) -> Sealed {
-        // A ticket of an actor before this one may read like one of this shard's own.
-        if !block.is_of(&self.returns) {
-            return Sealed::Ended;
-        }
-        let Some(id) = self.shard.seal(block.ticket()) else { return Sealed::Ended };
-        let Some((frame, header)) = block.take() else { return Sealed::Ended };
-        self.resident[id.index()] = Some(Resident { header, frame });
-        Sealed::Visible(if pin { self.pin(id) } else { None })
-    }
-
-    fn load(&self) -> (DeviceLoad, ShardStats) {
-        let stats = self.shard.stats();
-        let load = DeviceLoad {
-            blocks: stats.blocks(),
-            used_bytes: stats.device.used_bytes + stats.host.used_bytes,
-            capacity_bytes: stats.device.capacity_bytes + stats.host.capacity_bytes,
-            matched_keys: stats.matched_keys,
-            covered_keys: stats.covered_keys,
-            fetched_blocks: stats.hits,
-            stored_blocks: stats.stored,
-            evicted_blocks: stats.evicted,
-            occupied: self.shard.occupied(),
-        };
-        (load, stats)
-    }
+struct DeviceActor {
+    core: Arc<Mutex<DeviceCore>>,
 }
 
 impl Actor for DeviceActor {
@@ -233,37 +82,7 @@ impl Actor for DeviceActor {
     }
 
     fn handle(&mut self, message: DeviceMessage, _ctx: &mut Context<'_, Self>) {
-        self.take_returns();
-        match message {
-            DeviceMessage::Match { tenant, runs, keys, hold, reply } => {
-                reply.send(self.shard.match_runs(self.view.now(), tenant, &runs, &keys, hold));
-            }
-            DeviceMessage::Read { tenant, keys, reply } => {
-                if !reply.is_abandoned() {
-                    reply.send(self.read(tenant, &keys));
-                }
-            }
-            DeviceMessage::Reserve { tenant, blocks, pin, reply } => {
-                if !reply.is_abandoned() {
-                    reply.send(
-                        blocks.iter().map(|(block, slot)| self.reserve(tenant, block, *slot, pin)).collect(),
-                    );
-                }
-            }
-            DeviceMessage::Seal { blocks, pin, reply } => {
-                reply.send(blocks.into_iter().map(|block| self.seal(block, pin)).collect());
-            }
-            DeviceMessage::Adopt { serving, reply } => {
-                self.adopt(&serving);
-                reply.send(());
-            }
-            DeviceMessage::Load { reply } => reply.send(self.load()),
-            DeviceMessage::Tend => {
-                self.shard.tend(self.view.now(), &mut self.effects);
-                self.perform_effects();
-            }
-            #[cfg(test)]
-            DeviceMessage::Panic => panic!("a test wants it so"),
-        }
+        // An asker has panicked inside: this actor ends here, and the next one has a new core.
+        self.core.lock().expect("a core is whole unless a panic has ended it").handle(message);
     }
 }

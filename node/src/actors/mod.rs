@@ -1,3 +1,4 @@
 //! The actors of a node.
 
+pub(crate) mod core;
 pub(crate) mod device;

@@ -1,6 +1,6 @@
 //! One connection: receive a request, do it, answer; one at a time, until the peer leaves or breaks the protocol.
 
-use crate::actors::device::DeviceMessage;
+use crate::actors::core::DeviceMessage;
 use crate::data::check;
 use crate::data::counters::count;
 use crate::data::plane::DataPlane;

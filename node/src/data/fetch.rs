@@ -1,6 +1,6 @@
 //! Fetch: guards from the actor, headers in the message, bytes straight from their frames.
 
-use crate::actors::device::DeviceMessage;
+use crate::actors::core::DeviceMessage;
 use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;

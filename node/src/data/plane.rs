@@ -1,12 +1,13 @@
 //! What all connections share: the way to the devices, the view of the cluster, bounds and counters.
 
-use crate::actors::device::DeviceMessage;
+use crate::actors::core::DeviceMessage;
+use crate::actors::device::Device;
 use crate::data::counters::{Counters, count};
 use crate::data::replicate::Replicator;
 use crate::view::View;
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::{DeviceId, WireError};
-use kvhive_runtime::{AskError, Reply, Sender};
+use kvhive_runtime::{AskError, Reply};
 use kvhive_wire::Fault;
 use std::future::Future;
 use std::sync::Arc;
@@ -37,7 +38,7 @@ pub(crate) struct DataPlane {
     pub(crate) replicator: Replicator,
     pub(super) token: TokenKey,
     pub(super) connections: Arc<Semaphore>,
-    devices: Vec<Sender<DeviceMessage>>,
+    devices: Vec<Device>,
     limits: Limits,
     /// One permit a KiB of payload.
     pub(super) inflight: Arc<Semaphore>,
@@ -46,7 +47,7 @@ pub(crate) struct DataPlane {
 
 impl DataPlane {
     pub(crate) fn new(
-        devices: Vec<Sender<DeviceMessage>>,
+        devices: Vec<Device>,
         view: Arc<View>,
         counters: Arc<Counters>,
         replicator: Replicator,

@@ -1,7 +1,7 @@
 //! Store: frames from the actor, bytes from the socket straight into them, checked there, made visible, copied to the
 //! other replicas, answered.
 
-use crate::actors::device::{DeviceMessage, Reserved, Sealed};
+use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;

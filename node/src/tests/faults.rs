@@ -4,7 +4,7 @@ use super::asker::{Asker, Block, kept};
 use super::coordinator::UNPLACED;
 use super::proxy::{Proxy, Then};
 use super::{KIB, MIB, Setup, eventually};
-use crate::actors::device::DeviceMessage;
+use crate::actors::core::DeviceMessage;
 use kvhive_cache::Tier;
 use kvhive_protocol::data::{Ack, DataRequest, Refusal, Stored};
 use kvhive_protocol::frame::Kind;
@@ -171,12 +171,31 @@ async fn service_goes_on_after_an_actor_panicked() {
     let (_coordinator, node) = Setup::default().one().await;
     let mut client = node.ask().await;
     assert_eq!(client.store(&[Block::new(1, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
-    node.inside.devices[0].try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     eventually("it was made anew", || node.counted(|counters| &counters.actor_restarts) == 1).await;
     assert_eq!(client.fetch(&[1]).await, Ok(vec![None]), "what it held are misses");
     assert_eq!(client.store(&[Block::new(2, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
     assert_eq!(client.fetch(&[2]).await, Ok(vec![Some(Block::new(2, KIB).bytes)]));
     assert_eq!(node.inside.memories[0].free_frames(Tier::Device), 31, "the first block's frame came back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_asker_that_panics_inside_ends_the_actor_and_not_the_device() {
+    let (_coordinator, node) = Setup::default().one().await;
+    let mut client = node.ask().await;
+    assert_eq!(client.store(&[Block::new(1, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+    let device = node.inside.devices[0].clone();
+    let asker = tokio::spawn(async move {
+        let limit = std::time::Duration::from_secs(2);
+        device.ask::<()>(limit, |_reply| DeviceMessage::Panic).await
+    });
+    let outcome = asker.await;
+    assert!(
+        outcome.is_err_and(|error| error.is_panic()) || node.counted(|counters| &counters.actor_restarts) > 0
+    );
+    eventually("it was made anew", || node.counted(|counters| &counters.actor_restarts) > 0).await;
+    assert_eq!(client.store(&[Block::new(2, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+    assert_eq!(client.fetch(&[1, 2]).await, Ok(vec![None, Some(Block::new(2, KIB).bytes)]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -188,7 +207,7 @@ async fn a_write_begun_before_a_panic_never_becomes_another_block() {
     let mut early = Asker::connect(&proxy.address(), member).await.expect("the proxy passes it on");
     let early = tokio::spawn(async move { early.store(&[Block::new(1, MIB)], Ack::Primary).await });
     node.settles("the write is under way", |stats| stats.filling == 1).await;
-    node.inside.devices[0].try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     eventually("it was made anew", || node.counted(|counters| &counters.actor_restarts) == 1).await;
     // The first write of the new shard bears the same ticket; it is held open while the old one ends.
     let second = Proxy::before(node.data_address(), 512 * KIB, Then::Hold).await;

@@ -3,7 +3,7 @@
 use super::asker::{Asker, Block, kept};
 use super::coordinator::FakeCoordinator;
 use super::{KIB, Setup, eventually};
-use crate::actors::device::DeviceMessage;
+use crate::actors::core::DeviceMessage;
 use crate::{NodeError, NodeHandle};
 use kvhive_protocol::data::{Ack, Refusal, Stored};
 use kvhive_protocol::{Era, WireError};
@@ -117,7 +117,7 @@ async fn ended(node: NodeHandle) -> NodeHandle {
 async fn a_device_that_breaks_again_and_again_takes_its_node_out_of_the_cluster() {
     let (coordinator, node) = Setup::default().one().await;
     for _ in 0..6 {
-        node.inside.devices[0].try_send(DeviceMessage::Panic).expect("the mailbox has room");
+        node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     }
     let member = node.member().expect("it is a member");
     let (node, outcome) = tokio::task::spawn_blocking(move || {

@@ -8,7 +8,7 @@ mod life;
 mod proxy;
 mod replication;
 
-use crate::actors::device::DeviceMessage;
+use crate::actors::core::DeviceMessage;
 use crate::data::Limits;
 use crate::start::start_within;
 use crate::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle};

@@ -22,8 +22,8 @@ async fn a_block_that_was_here_is_copied_only_where_it_lacks() {
     let block = Block::new(1, 64 * KIB);
     let mut client = nodes[0].ask().await;
     assert_eq!(client.store(std::slice::from_ref(&block), Ack::All).await, Ok(vec![kept(3)]));
-    let panic = crate::actors::device::DeviceMessage::Panic;
-    nodes[2].inside.devices[0].try_send(panic).expect("the mailbox has room");
+    let panic = crate::actors::core::DeviceMessage::Panic;
+    nodes[2].inside.devices[0].actor().try_send(panic).expect("the mailbox has room");
     eventually("the third has forgotten it", || nodes[2].counted(|counters| &counters.actor_restarts) == 1)
         .await;
     let before = nodes[1].counted(|counters| &counters.stored_bytes);
