@@ -296,16 +296,18 @@ impl Connection {
         count
     }
 
-    /// Buffers at least `bytes` bytes; false when the stream ended before the first of them.
+    /// Buffers at least `bytes` bytes; false when the stream ended before the first of them. The buffer grows with what
+    /// has come, not with what was announced.
     async fn fill(&mut self, bytes: usize) -> Result<bool, Fault> {
         if self.buffer.len() - self.start < bytes {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
-            if self.buffer.len() < bytes {
-                self.buffer.resize(bytes, 0);
-            }
         }
         while self.end - self.start < bytes {
+            if self.end == self.buffer.len() {
+                let grown = self.buffer.len().saturating_mul(4).min(self.start + bytes);
+                self.buffer.resize(grown, 0);
+            }
             match self.stream.read(&mut self.buffer[self.end..]).await? {
                 0 if self.start == self.end => return Ok(false),
                 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
