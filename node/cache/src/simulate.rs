@@ -1,4 +1,13 @@
-//! A shard without bytes: the same rules run over a trace, as fast as they go.
+//! Caches without bytes, run over a trace as fast as they go: a whole shard ([`Simulation`]), one policy by itself
+//! ([`replay`]), and the best that any could have done ([`optimum`]).
+
+mod optimum;
+mod replay;
+mod trace;
+
+pub use optimum::{Future, optimum};
+pub use replay::{Outcome, Rules, replay};
+pub use trace::{Trace, TraceFull, Turn};
 
 use crate::answers::{Reserve, ShardConfig};
 use crate::frames::TierCapacity;

@@ -4,6 +4,12 @@
 //! block rests is the shard's own matter. A policy knows blocks by the number of their record: dense, below the shard's
 //! capacity, one block at a time, used again after [`Policy::removed`].
 
+mod list;
+pub mod lru;
+mod strategy;
+
+pub use strategy::{Strategy, UnknownStrategy};
+
 use kvhive_protocol::{BlockKey, Moment};
 
 /// What the engine said about a request's future, if it said anything.
