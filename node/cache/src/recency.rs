@@ -58,7 +58,11 @@ impl Recency {
         let Record { tier, party, class, .. } = records[at as usize];
         let list = self.list(tier, party, class);
         list.len += 1;
-        let older = if newer == NIL { std::mem::replace(&mut list.newest, at) } else { records[newer as usize].older };
+        let older = if newer == NIL {
+            std::mem::replace(&mut list.newest, at)
+        } else {
+            records[newer as usize].older
+        };
         if older == NIL {
             list.oldest = at;
         } else {
@@ -93,7 +97,13 @@ impl Recency {
     }
 
     /// Returns the coldest block of a list that may move now.
-    pub(crate) fn coldest(&mut self, records: &mut [Record], tier: Tier, party: u16, class: u8) -> Option<u32> {
+    pub(crate) fn coldest(
+        &mut self,
+        records: &mut [Record],
+        tier: Tier,
+        party: u16,
+        class: u8,
+    ) -> Option<u32> {
         let mut at = self.list(tier, party, class).oldest;
         for _ in 0..MAX_SCAN {
             let record = records.get(at as usize)?;

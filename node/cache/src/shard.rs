@@ -7,8 +7,8 @@
 //! Only leaves leave, so a prefix never loses its head before its tail (as in RadixAttention: Zheng et al., SGLang, 2024). That
 //! makes a match a search for the deepest resident block instead of a walk: see [`find`].
 
-use crate::answers::{About, CopyVerdict, Effect, Reserve, ShardConfig};
-use crate::block::{BlockId, CopyTicket, Life, NIL, NO_PARENT, Record, Tier, WriteTicket};
+use crate::answers::{About, Effect, Reserve, ShardConfig};
+use crate::block::{BlockId, Life, NO_PARENT, Record, Tier, WriteTicket};
 use crate::frames::Ledger;
 use crate::index::Index;
 use crate::party::{COMMONS, Party, Rules};
@@ -210,7 +210,11 @@ impl Shard {
 
     fn parent_of(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
         let at = if key.is_none() { None } else { self.index.find(key) };
-        at.filter(|at| self.index.records[*at as usize].tenant == tenant)
+        at.filter(|at| {
+            let parent = &self.index.records[*at as usize];
+            // One of an ended era is not there for anybody.
+            parent.tenant == tenant && self.tenants.get(&tenant) == Some(&parent.era)
+        })
     }
 
     /// A store goes on with the request that used its parent last; else it is a request of its own.

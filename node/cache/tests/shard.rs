@@ -1,14 +1,15 @@
 //! The shard's rules as stories, and under random use with every invariant checked after each step.
 
+use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
-    BlockId, CopyVerdict, Effect, Reserve, Shard, ShardConfig, Tier, TierCapacity, WriteTicket,
+    About, BlockId, CopyVerdict, Effect, Reserve, Rules, Shard, ShardConfig, Tier, TierCapacity, WriteTicket,
 };
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Refusal, Run, StoreBlock};
 use kvhive_protocol::{
     BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, SLOTS, Slot, TenantId,
 };
-use proptest::prelude::*;
+use proptest::prelude::{Just, TestCaseError, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -44,10 +45,17 @@ struct Scenario {
 
 impl Scenario {
     fn with(device: &[u32], host: &[u32], low_water_per_mille: u16) -> Scenario {
+        Scenario::over(device, host, &[], low_water_per_mille)
+    }
+
+    fn over(device: &[u32], host: &[u32], disk: &[u32], low_water_per_mille: u16) -> Scenario {
         let mut shard = Shard::new(ShardConfig {
             classes: (0..device.len()).map(|class| 100 << class).collect(),
             device: TierCapacity { frames: device.to_vec() },
             host: TierCapacity { frames: host.to_vec() },
+            disk: TierCapacity { frames: disk.to_vec() },
+            rules: Rules::new(Strategy::Lru),
+            prefetch: 8,
             max_hold: Duration::from_millis(50),
             max_writes: 8,
             low_water_per_mille,
@@ -68,6 +76,7 @@ impl Scenario {
             TENANT,
             &block,
             Slot((number % u64::from(SLOTS)) as u16),
+            About::default(),
             &mut self.effects,
         )
     }
@@ -93,7 +102,7 @@ impl Scenario {
     }
 
     fn read(&mut self, number: u64) -> Option<BlockId> {
-        self.shard.read(TENANT, &[key(number)].iter().collect())[0]
+        self.shard.read(self.now(), TENANT, &[key(number)].iter().collect())[0]
     }
 
     fn resident(&mut self, numbers: std::ops::Range<u64>) -> Vec<u64> {
@@ -176,7 +185,7 @@ fn a_clear_ends_every_older_block_at_once() {
     assert_eq!((scene.covered(&[0], 0), scene.read(0)), (0, None));
     assert_eq!(scene.shard.seal(under_way), None, "a write of an older era is never seen");
     assert_eq!(scene.reserve(5, None, 0), Reserve::Refused(Refusal::WrongEra));
-    scene.shard.tend(scene.now(), &mut scene.effects);
+    scene.shard.tend(&mut scene.effects);
     assert_eq!(scene.shard.stats().leaving, 1, "its frame is still being read");
     scene.shard.unread(read);
     let stats = scene.shard.stats();
@@ -189,7 +198,14 @@ fn blocks_that_do_not_fit_are_refused_with_the_reason() {
     let mut scene = Scenario::with(&[1, 1], &[0, 0], 0);
     let ask = |scene: &mut Scenario, number, bytes| {
         let now = scene.now();
-        scene.shard.reserve(now, TENANT, &block(number, None, 0, bytes, 1), Slot(1), &mut scene.effects)
+        scene.shard.reserve(
+            now,
+            TENANT,
+            &block(number, None, 0, bytes, 1),
+            Slot(1),
+            About::default(),
+            &mut scene.effects,
+        )
     };
     assert_eq!(ask(&mut scene, 1, 201), Reserve::Refused(Refusal::TooLarge));
     assert!(matches!(ask(&mut scene, 1, 100), Reserve::Take { class: 0, .. }));
@@ -203,7 +219,7 @@ fn demotion_makes_room_on_the_device_and_loses_nothing() {
     for at in 0..4 {
         scene.store(at, None, 0);
     }
-    scene.shard.tend(scene.now(), &mut scene.effects);
+    scene.shard.tend(&mut scene.effects);
     let copies: Vec<Effect> = scene.effects.drain(..).collect();
     assert_eq!(copies.len(), 2, "half of the device is to be free");
     let reader = scene.read(0).expect("readable while it is copied");
@@ -234,30 +250,35 @@ fn occupied_slots_are_those_with_blocks() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Reserve { number: u64, parent: Option<u64>, large: bool },
+    Reserve { number: u64, linked: bool, large: bool },
     Seal(usize),
     Abandon(usize),
     Match { first: u64, count: u64, hold: u64 },
     Read(u64),
     Unread(usize),
     Copied(usize, bool),
+    Lost(u64),
     Tend,
     Clear,
+    Rules(bool, bool),
     Wait(u64),
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
+    use proptest::strategy::Strategy as _;
     let number = 0..24u64;
     let step = prop_oneof![
-        4 => (number.clone(), proptest::option::of(number.clone()), any::<bool>())
-            .prop_map(|(number, parent, large)| Step::Reserve { number, parent, large }),
+        4 => (number.clone(), any::<bool>(), any::<bool>())
+            .prop_map(|(number, linked, large)| Step::Reserve { number, linked, large }),
         3 => any::<usize>().prop_map(Step::Seal),
         1 => any::<usize>().prop_map(Step::Abandon),
         2 => (number.clone(), 1..6u64, 0..30u64).prop_map(|(first, count, hold)| Step::Match { first, count, hold }),
         2 => number.prop_map(Step::Read),
         2 => any::<usize>().prop_map(Step::Unread),
         1 => (any::<usize>(), any::<bool>()).prop_map(|(at, done)| Step::Copied(at, done)),
-        1 => Just(Step::Tend),
+        1 => (0..24u64).prop_map(Step::Lost),
+        2 => Just(Step::Tend),
+        1 => any::<(bool, bool)>().prop_map(|(own, quota)| Step::Rules(own, quota)),
         1 => Just(Step::Clear),
         1 => (0..40u64).prop_map(Step::Wait),
     ];
@@ -269,27 +290,29 @@ proptest! {
     /// read is dropped, and the ledger balances after every step.
     #[test]
     fn any_use_keeps_every_invariant(steps in steps()) {
-        let mut scene = Scenario::with(&[4, 2], &[3, 1], 300);
+        let mut scene = Scenario::over(&[4, 2], &[3, 1], &[5, 2], 300);
         let mut era = 1u64;
         let (mut writes, mut readers, mut copies) = (Vec::new(), Vec::new(), Vec::new());
         let mut frames: HashMap<BlockId, BlockKey> = HashMap::new();
+        let mut alive: BTreeMap<u64, BlockId> = BTreeMap::new();
         for step in steps {
             match step {
-                Step::Reserve { number, parent, large } => {
+                Step::Reserve { number, linked, large } => {
                     let bytes = if large { 200 } else { 100 };
-                    let block = block(number, parent.filter(|parent| *parent != number), 0, bytes, era);
+                    let block = block(number, number.checked_sub(1).filter(|_| linked), number as u32, bytes, era);
                     let now = scene.now();
                     let slot = Slot(number as u16);
-                    match scene.shard.reserve(now, TENANT, &block, slot, &mut scene.effects) {
-                        Reserve::Take { ticket, .. } => writes.push((ticket, key(number))),
+                    match scene.shard.reserve(now, TENANT, &block, slot, About::default(), &mut scene.effects) {
+                        Reserve::Take { ticket, .. } => writes.push((ticket, number)),
                         Reserve::Present(id) => prop_assert_eq!(frames.get(&id), Some(&key(number))),
                         Reserve::Refused(_) => {}
                     }
                 }
                 Step::Seal(at) if !writes.is_empty() => {
-                    let (ticket, key) = writes.swap_remove(at % writes.len());
+                    let (ticket, number) = writes.swap_remove(at % writes.len());
                     if let Some(id) = scene.shard.seal(ticket) {
-                        prop_assert!(frames.insert(id, key).is_none());
+                        prop_assert!(frames.insert(id, key(number)).is_none());
+                        alive.insert(number, id);
                     }
                 }
                 Step::Abandon(at) if !writes.is_empty() => {
@@ -297,7 +320,8 @@ proptest! {
                 }
                 Step::Match { first, count, hold } => {
                     let numbers: Vec<u64> = (first..first + count).collect();
-                    scene.covered(&numbers, hold);
+                    let there = numbers.iter().take_while(|number| alive.contains_key(number)).count();
+                    prop_assert_eq!(scene.covered(&numbers, hold), there as u32, "of {:?}", numbers);
                 }
                 Step::Read(number) => {
                     if let Some(id) = scene.read(number) {
@@ -313,11 +337,23 @@ proptest! {
                     }
                 }
                 Step::Tend => {
-                    let now = scene.now();
-                    scene.shard.tend(now, &mut scene.effects);
+                    scene.shard.tend(&mut scene.effects);
+                }
+                Step::Lost(number) => {
+                    if let Some(id) = alive.get(&number) {
+                        scene.shard.lost(*id, &mut scene.effects);
+                    }
+                }
+                Step::Rules(own, quota) => {
+                    let quota = [quota.then_some(200), None, quota.then_some(100)];
+                    let rules = Rules { strategy: Strategy::Lru, quota };
+                    let own = own.then_some((TENANT, rules)).into_iter().collect();
+                    scene.shard.set_rules(Rules::new(Strategy::Lru), &own);
+                    prop_assert_eq!(scene.shard.rules().1, own);
                 }
                 Step::Clear => {
                     era += 1;
+                    alive.clear();
                     scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(era))]));
                 }
                 Step::Wait(ms) => scene.now += ms,
@@ -326,7 +362,10 @@ proptest! {
             for effect in scene.effects.drain(..) {
                 match effect {
                     // A clear may drop what is still read: it is leaving. Eviction never does.
-                    Effect::Drop { id } => prop_assert!(frames.remove(&id).is_some()),
+                    Effect::Drop { id } => {
+                        alive.retain(|_, other| *other != id);
+                        prop_assert!(frames.remove(&id).is_some());
+                    }
                     Effect::Copy { ticket, .. } => copies.push(ticket),
                 }
             }

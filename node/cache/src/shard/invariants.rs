@@ -21,7 +21,8 @@ impl Shard {
             }
             for tier in std::iter::once(record.tier).chain(record.copying) {
                 used[tier as usize][usize::from(record.class)] += 1;
-                bytes[usize::from(record.party)][tier as usize] += self.config.classes[usize::from(record.class)];
+                bytes[usize::from(record.party)][tier as usize] +=
+                    self.config.classes[usize::from(record.class)];
             }
             copies += usize::from(record.copying.is_some());
             if let Some(parent) = self.linked(record.parent) {
@@ -39,7 +40,8 @@ impl Shard {
                 return Err(format!("record {at} is {:?}, listed {}", record.life, record.is_listed));
             }
             listed += usize::from(record.is_listed);
-            if record.life == Life::Resident && !self.is_torn && record.chain > self.true_chain(at) {
+            let counts = self.tenants.get(&record.tenant) == Some(&record.era) && !self.is_torn;
+            if counts && record.life == Life::Resident && record.chain > self.true_chain(at) {
                 return Err(format!("record {at} claims {} before it", record.chain));
             }
             let found = self.index.find(&record.key);

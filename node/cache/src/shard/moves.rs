@@ -76,7 +76,8 @@ impl Shard {
                 continue;
             }
             let (tier, class) = (record.tier, record.class);
-            let started = self.next(tier, class, Tier::above).is_some_and(|to| self.start_copy(at, to, effects));
+            let started =
+                self.next(tier, class, Tier::above).is_some_and(|to| self.start_copy(at, to, effects));
             if !started && std::mem::take(&mut self.index.records[at as usize].is_ahead) {
                 self.stats.prefetch_cancelled += 1;
             }
@@ -94,7 +95,6 @@ impl Shard {
     }
 
     fn relieve(&mut self, tier: Tier, class: u8, to: Tier, effects: &mut Vec<Effect>) {
-        let leaving = |record: &crate::block::Record| record.copying.is_some() && record.tier == tier;
         let mut coming = self.copies as u32;
         let wanted = self.low_water(tier, class);
         while self.copies < MAX_COPIES && self.ledger.free(tier, class) + coming < wanted {
@@ -104,7 +104,6 @@ impl Shard {
                 .into_iter()
                 .find_map(|party| self.recency.coldest(&mut self.index.records, tier, party, class));
             let Some(at) = coldest else { return };
-            debug_assert!(!leaving(&self.index.records[at as usize]), "what moves already is not moved again");
             if !self.start_copy(at, to, effects) {
                 return;
             }

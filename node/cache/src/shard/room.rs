@@ -60,7 +60,14 @@ impl Shard {
     }
 
     /// Lets one block leave when the pool is down to what the tiers keep free for moves.
-    fn keep_some_free(&mut self, now: Moment, party: u16, class: u8, visit: &Visit, effects: &mut Vec<Effect>) {
+    fn keep_some_free(
+        &mut self,
+        now: Moment,
+        party: u16,
+        class: u8,
+        visit: &Visit,
+        effects: &mut Vec<Effect>,
+    ) {
         let open = Tier::ALL.into_iter().filter(|tier| !self.closed[*tier as usize]);
         let (mut free, mut kept) = (0u64, 0u64);
         for tier in open {
