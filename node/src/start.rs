@@ -9,7 +9,8 @@ use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
 use crate::view::View;
-use kvhive_cache::{ShardConfig, Tier};
+use kvhive_cache::policy::Strategy;
+use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
 use kvhive_protocol::MemberId;
 use kvhive_protocol::handshake::{Role, TokenKey};
@@ -33,6 +34,8 @@ const MAX_WRITES: usize = 4096;
 const MAX_HOLD: Duration = Duration::from_secs(5);
 /// Share of the device tier that demotion keeps free, in thousandths.
 const LOW_WATER_PER_MILLE: u16 = 10;
+/// Blocks that one match may have brought up a tier ahead of their use.
+const PREFETCH: u32 = 64;
 /// Connections kept to each other node, for copies.
 const CONNECTIONS_PER_PEER: usize = 8;
 /// The longest a dial to another node may take.
@@ -183,6 +186,9 @@ fn spawn_device(
         classes: device.classes.iter().map(|class| class.frame_bytes).collect(),
         device: memory.capacity(Tier::Device),
         host: memory.capacity(Tier::Host),
+        disk: TierCapacity::default(),
+        rules: Rules::new(Strategy::Lru),
+        prefetch: PREFETCH,
         max_hold: MAX_HOLD,
         max_writes: MAX_WRITES,
         low_water_per_mille: LOW_WATER_PER_MILLE,

@@ -4,7 +4,7 @@
 use crate::guards::{ReadGuard, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
 use crate::view::{Serving, View};
-use kvhive_cache::{BlockId, CopyVerdict, Effect, Reserve, Shard, ShardConfig, ShardStats};
+use kvhive_cache::{About, BlockId, CopyVerdict, Effect, Reserve, Shard, ShardConfig, ShardStats};
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{Refusal, Run, StoreBlock};
@@ -168,13 +168,13 @@ impl DeviceCore {
     }
 
     fn read(&mut self, tenant: TenantId, keys: &KeyList) -> Vec<Option<ReadGuard>> {
-        let found = self.shard.read(tenant, keys);
+        let found = self.shard.read(self.view.now(), tenant, keys);
         found.into_iter().map(|id| self.guard(id?)).collect()
     }
 
     fn reserve(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot, pin: bool) -> Reserved {
         let now = self.view.now();
-        let reserve = self.shard.reserve(now, tenant, block, slot, &mut self.effects);
+        let reserve = self.shard.reserve(now, tenant, block, slot, About::default(), &mut self.effects);
         self.perform_effects();
         match reserve {
             Reserve::Refused(refusal) => Reserved::Refused(refusal),
@@ -249,7 +249,7 @@ impl DeviceCore {
             }
             DeviceMessage::Load { reply } => reply.send(self.load()),
             DeviceMessage::Tend => {
-                self.shard.tend(self.view.now(), &mut self.effects);
+                self.shard.tend(&mut self.effects);
                 self.perform_effects();
             }
             #[cfg(test)]
