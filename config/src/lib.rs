@@ -35,6 +35,7 @@ mod environment;
 mod keys;
 mod ledger;
 mod local;
+mod mode;
 mod parse;
 mod problem;
 mod reference;
@@ -50,6 +51,7 @@ pub use config::{
 };
 pub use keys::TOKEN_VARIABLE;
 pub use local::LocalCluster;
+pub use mode::{DiskAdmission, Mode, Tuning};
 pub use problem::{ConfigError, Origin, Problem};
 pub use reference::reference_markdown;
 pub use token::{Token, TokenError};
