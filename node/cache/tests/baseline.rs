@@ -1,7 +1,7 @@
 //! Simulations against the reference results of the shared traces, where they are at hand; and against a plain model of
 //! leaf-LRU always.
 
-use kvhive_cache::policy::{Policy, Strategy};
+use kvhive_cache::policy::{Lfu, Policy, Strategy};
 use kvhive_cache::simulate::{Future, Rules, Simulation, Trace, Turn, optimum, replay};
 use kvhive_protocol::{BlockKey, Moment};
 use std::collections::BTreeMap;
@@ -100,14 +100,29 @@ fn the_shard_gives_the_reference_hit_rates() {
 /// What is compared: our name, rules, the table's name.
 type Compared = (&'static str, Rules, &'static str);
 
+/// The table's rows but `lru` and the leaf ones were taken with a request's blocks used from its end.
 #[rustfmt::skip]
 const COMPARED: &[Compared] = &[
     ("lru", Rules::Flat, "lru"),
     ("lru", Rules::Leaf, "leaf_lru_sglang"),
+    ("paged", Rules::Flat, "lru_reverse_vllm"),
+    ("paged", Rules::Leaf, "leaf_lru_sglang"),
+    ("compressed", Rules::Leaf, "leaf_lru_sglang"),
+    ("plain lfu", Rules::FlatFromEnd, "lfu"),
+    ("lru-2", Rules::FlatFromEnd, "lru2"),
+    ("arc", Rules::FlatFromEnd, "arc"),
+    ("lirs", Rules::FlatFromEnd, "lirs"),
+    ("s3-fifo", Rules::FlatFromEnd, "s3fifo"),
+    ("sieve", Rules::FlatFromEnd, "sieve"),
+    ("w-tinylfu", Rules::FlatFromEnd, "wtinylfu"),
 ];
 
 fn policy(name: &str, capacity: u32) -> Box<dyn Policy> {
-    name.parse::<Strategy>().expect("a strategy").build(capacity, 1)
+    match name {
+        // The table's has no aging.
+        "plain lfu" => Box::new(Lfu::plain()),
+        name => name.parse::<Strategy>().expect("a strategy").build(capacity, 1),
+    }
 }
 
 #[test]

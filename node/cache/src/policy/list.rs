@@ -42,6 +42,19 @@ impl Links {
     }
 }
 
+/// Returns a record's entry in a column of values, which grows with the largest number seen.
+pub(super) fn entry<T: Clone + Default>(column: &mut Vec<T>, at: u32) -> &mut T {
+    if column.len() <= at as usize {
+        column.resize(at as usize + 1, T::default());
+    }
+    &mut column[at as usize]
+}
+
+/// Returns a record's value in a column, that of a fresh record where the column does not reach.
+pub(super) fn value<T: Copy + Default>(column: &[T], at: u32) -> T {
+    column.get(at as usize).copied().unwrap_or_default()
+}
+
 /// One list; its neighbours lie in [`Links`].
 pub(super) struct List {
     newest: u32,
@@ -58,6 +71,14 @@ impl List {
 
     pub(super) fn oldest(&self) -> Option<u32> {
         Some(self.oldest).filter(|at| *at != NIL)
+    }
+
+    /// Returns the oldest record after making it the newest.
+    pub(super) fn turn(&mut self, links: &mut Links) -> Option<u32> {
+        let at = self.oldest()?;
+        self.leave(links, at);
+        self.enter(links, at, None);
+        Some(at)
     }
 
     /// Puts a record that is in no list at the newest end; or, given `below`, which is in this list, just older than that.
@@ -112,8 +133,7 @@ impl List {
             if may_go(at) {
                 return Some(at);
             }
-            self.leave(links, at);
-            self.enter(links, at, None);
+            self.turn(links);
         }
         None
     }

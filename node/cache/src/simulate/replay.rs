@@ -11,6 +11,8 @@ const NIL: u32 = u32::MAX;
 pub enum Rules {
     /// Any block, as if blocks knew nothing of each other: a prefix can get holes, and policies are told no parents.
     Flat,
+    /// The same, and the blocks of a request are used from its end, so that its head was used last.
+    FlatFromEnd,
     /// Only a block without a resident child that the current request does not use, as in a shard. No prefix has a hole.
     Leaf,
 }
@@ -120,7 +122,9 @@ impl Pool {
         });
         let mut parent = NIL;
         let mut is_refused = false;
-        for (depth, block) in blocks.iter().enumerate() {
+        for step in 0..blocks.len() {
+            let depth = if self.rules == Rules::FlatFromEnd { blocks.len() - 1 - step } else { step };
+            let block = &blocks[depth];
             let visit = Visit {
                 key: trace.key(*block),
                 parent: Some(parent).filter(|parent| *parent != NIL && self.rules == Rules::Leaf),
@@ -160,7 +164,7 @@ impl Pool {
                 let record = &records[at as usize];
                 record.block != NIL
                     && match self.rules {
-                        Rules::Flat => true,
+                        Rules::Flat | Rules::FlatFromEnd => true,
                         Rules::Leaf => record.children == 0 && record.used_by != request,
                     }
             };
