@@ -4,8 +4,9 @@ use crate::actors::raft::{Bootstrap, Name, Parts, Raft, RaftActor};
 use crate::admin::{self, Admin, Sources};
 use crate::config::{CoordinatorConfig, CoordinatorError};
 use crate::control_plane::ControlPlane;
-use crate::log::LogStore;
+use crate::log::LogFolder;
 use crate::log_thread::{self, LogFigures};
+use crate::membership::Membership;
 use crate::peers;
 use crate::server::{self, Server};
 use kvhive_consensus::{Consensus, ConsensusConfig, PeerId, Restored};
@@ -44,7 +45,7 @@ pub struct CoordinatorHandle {
 /// Starts a coordinator and returns once it listens.
 ///
 /// # Errors
-/// When its log cannot be used, or threads or addresses are not to be had.
+/// When its log cannot be used or is another's, or threads or addresses are not to be had.
 pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, CoordinatorError> {
     let us = PeerId(config.peer);
     let Some(own) = config.peers.iter().find(|peer| peer.peer == config.peer) else {
@@ -53,7 +54,9 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let name = own.name.clone();
     let random = random()?;
     let word = |at: usize| u64::from_le_bytes(random[at..at + 8].try_into().expect("eight bytes"));
-    let (store, restored) = LogStore::open(&config.data_dir)?;
+    let folder = LogFolder::lock(&config.data_dir)?;
+    Membership::of(&config).claim(&config.data_dir, folder.holds_log()?)?;
+    let (store, restored) = folder.open()?;
     let registry = registry_of(&restored)?;
     let tick = config.election_timeout / ELECTION_TICKS;
     let heartbeat_ticks = config.heartbeat.as_nanos().div_ceil(tick.as_nanos().max(1)) as u32;

@@ -95,6 +95,11 @@ impl Group {
         self.running[at] = Some(start(self.configs[at].clone()).expect("the coordinator starts"));
     }
 
+    /// Takes in a coordinator that was started elsewhere.
+    pub(crate) fn adopt(&mut self, at: usize, handle: CoordinatorHandle) {
+        self.running[at] = Some(handle);
+    }
+
     pub(crate) fn stop(&mut self, at: usize) {
         self.running[at].take().expect("only one that runs is stopped").shutdown(STOP_LIMIT);
     }
