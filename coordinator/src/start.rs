@@ -7,8 +7,8 @@ use crate::control_plane::ControlPlane;
 use crate::log::LogFolder;
 use crate::log_thread::{self, LogFigures};
 use crate::membership::Membership;
-use crate::peers;
-use crate::server::{self, Server};
+use crate::peers::{self, Destination};
+use crate::server::{self, Room, Server};
 use kvhive_consensus::{Consensus, ConsensusConfig, PeerId, Restored};
 use kvhive_control::{Overseer, Registry, Tuning};
 use kvhive_protocol::ClusterId;
@@ -84,9 +84,9 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let mut queues = BTreeMap::new();
     let mut outgoing = Vec::new();
     for peer in config.peers.iter().filter(|peer| peer.peer != config.peer) {
-        let (sender, receiver) = peers::queue();
-        queues.insert(PeerId(peer.peer), sender);
-        outgoing.push((PeerId(peer.peer), peer.raft_address.clone(), receiver));
+        let (lanes, receivers) = peers::lanes();
+        queues.insert(PeerId(peer.peer), lanes);
+        outgoing.push((peer, receivers));
     }
     let token = TokenKey::new(&config.token);
     let names = config.peers.iter().map(|peer| {
@@ -131,15 +131,15 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         .map_err(|source| CoordinatorError::Failed(format!("cannot start the log's thread: {source}")))?;
     let identity =
         Identity { token: token.clone(), role: Role::Coordinator, sender: config.peer, cluster: None };
-    for (peer, address, queue) in outgoing {
-        runtime.io().spawn(peers::run(
-            peer,
-            address,
-            identity.clone(),
-            queue,
-            raft.clone(),
-            stopping.clone(),
-        ));
+    for (peer, queues) in outgoing {
+        let destination = Destination {
+            peer: PeerId(peer.peer),
+            name: peer.name.clone(),
+            address: peer.raft_address.clone(),
+            identity: identity.clone(),
+            cluster: known_cluster.clone(),
+        };
+        runtime.io().spawn(peers::run(destination, queues, raft.clone(), stopping.clone()));
     }
     let control = ControlPlane::new(raft.clone());
     let server = Arc::new(Server {
@@ -148,6 +148,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         token,
         cluster: known_cluster,
         voters: config.peers.iter().map(|peer| PeerId(peer.peer)).collect(),
+        room: Room::default(),
     });
     let serving = runtime.io().spawn(server::serve(raft_listener, server, stopping.clone()));
     let sources =

@@ -83,7 +83,7 @@ fn a_coordinator_that_missed_everything_is_sent_a_snapshot() {
 fn a_log_is_refused_to_another_coordinator_set_or_cluster_and_left_as_it_is() {
     let mut group = Group::of(3);
     submit(&group, &create("kept", 7));
-    let before = group.map(0);
+    let before = group.map(group.leader());
     group.stop_all();
     let configured = group.configs[0].clone();
     type Change = fn(&mut CoordinatorConfig);
