@@ -101,6 +101,7 @@ fn resident(runs: u32) -> Result<Row> {
         host: TierCapacity::default(),
         disk: TierCapacity::default(),
         rules: Rules::new(Strategy::Lru),
+        unused_to_disk: true,
         prefetch: 0,
         max_hold: Duration::from_secs(1),
         max_writes: 1,

@@ -26,6 +26,8 @@ pub struct ShardConfig {
     pub max_writes: usize,
     /// Share of a tier's frames that is kept free by moving blocks down, in thousandths; 0 moves none.
     pub low_water_per_mille: u16,
+    /// Whether blocks that were never used since they were stored go to disk too, or leave instead.
+    pub unused_to_disk: bool,
     /// Blocks that one match may have brought up a tier ahead of their use; 0 brings none.
     pub prefetch: u32,
     /// Keys the index's hash function.

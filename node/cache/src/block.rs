@@ -121,6 +121,8 @@ pub(crate) struct Record {
     pub(crate) is_listed: bool,
     /// It was used since it came to its place in that list.
     pub(crate) is_used: bool,
+    /// It was used since it was stored.
+    pub(crate) is_reused: bool,
     /// It was brought up a tier ahead of its use, and has not been used since.
     pub(crate) is_ahead: bool,
 }
@@ -148,6 +150,7 @@ impl Record {
         copying: None,
         is_listed: false,
         is_used: false,
+        is_reused: false,
         is_ahead: false,
     };
 

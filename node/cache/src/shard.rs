@@ -342,7 +342,7 @@ impl Shard {
 
     /// Does a bounded piece of what can wait: tells the policies what was used, drops blocks of ended eras, moves blocks
     /// between tiers.
-    pub fn tend(&mut self, effects: &mut Vec<Effect>) {
+    pub fn tend(&mut self, now: Moment, effects: &mut Vec<Effect>) {
         self.tell_uses();
         if let Some(from) = self.sweep {
             let until = self.index.records.len().min(from + SWEEP);
@@ -359,7 +359,7 @@ impl Shard {
             self.mend();
         }
         self.bring_up(effects);
-        self.move_down(effects);
+        self.move_down(now, effects);
     }
 
     /// Takes a resident block out of sight; its frame comes back now, or when its last reader and copy have gone.

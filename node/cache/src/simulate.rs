@@ -47,6 +47,7 @@ impl Simulation {
             host: TierCapacity::default(),
             disk: TierCapacity::default(),
             rules: crate::party::Rules::new(Strategy::Lru),
+            unused_to_disk: true,
             prefetch: 0,
             max_hold: Duration::ZERO,
             max_writes: 1,

@@ -51,6 +51,8 @@ pub struct ShardStats {
     pub lost: u64,
     /// Blocks moved down a tier.
     pub demoted: u64,
+    /// Blocks evicted because they were not worth a place on disk; counted among the evicted too.
+    pub not_admitted: u64,
     /// Blocks moved up a tier.
     pub promoted: u64,
     /// Blocks that a match asked to have moved up ahead of their use.

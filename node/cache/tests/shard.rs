@@ -55,6 +55,7 @@ impl Scenario {
             host: TierCapacity { frames: host.to_vec() },
             disk: TierCapacity { frames: disk.to_vec() },
             rules: Rules::new(Strategy::Lru),
+            unused_to_disk: true,
             prefetch: 8,
             max_hold: Duration::from_millis(50),
             max_writes: 8,
@@ -185,7 +186,7 @@ fn a_clear_ends_every_older_block_at_once() {
     assert_eq!((scene.covered(&[0], 0), scene.read(0)), (0, None));
     assert_eq!(scene.shard.seal(under_way), None, "a write of an older era is never seen");
     assert_eq!(scene.reserve(5, None, 0), Reserve::Refused(Refusal::WrongEra));
-    scene.shard.tend(&mut scene.effects);
+    scene.shard.tend(scene.now(), &mut scene.effects);
     assert_eq!(scene.shard.stats().leaving, 1, "its frame is still being read");
     scene.shard.unread(read);
     let stats = scene.shard.stats();
@@ -219,7 +220,7 @@ fn demotion_makes_room_on_the_device_and_loses_nothing() {
     for at in 0..4 {
         scene.store(at, None, 0);
     }
-    scene.shard.tend(&mut scene.effects);
+    scene.shard.tend(scene.now(), &mut scene.effects);
     let copies: Vec<Effect> = scene.effects.drain(..).collect();
     assert_eq!(copies.len(), 2, "half of the device is to be free");
     let reader = scene.read(0).expect("readable while it is copied");
@@ -337,7 +338,7 @@ proptest! {
                     }
                 }
                 Step::Tend => {
-                    scene.shard.tend(&mut scene.effects);
+                    scene.shard.tend(scene.now(), &mut scene.effects);
                 }
                 Step::Lost(number) => {
                     if let Some(id) = alive.get(&number) {

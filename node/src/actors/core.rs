@@ -249,7 +249,7 @@ impl DeviceCore {
             }
             DeviceMessage::Load { reply } => reply.send(self.load()),
             DeviceMessage::Tend => {
-                self.shard.tend(&mut self.effects);
+                self.shard.tend(self.view.now(), &mut self.effects);
                 self.perform_effects();
             }
             #[cfg(test)]

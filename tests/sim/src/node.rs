@@ -42,6 +42,7 @@ impl Node {
                 host: TierCapacity { frames: vec![FRAMES / 3] },
                 disk: TierCapacity { frames: vec![FRAMES / 3] },
                 rules: Rules::new(Strategy::Lru),
+                unused_to_disk: true,
                 prefetch: 0,
                 max_hold: Duration::from_millis(200),
                 max_writes: 8,
@@ -168,9 +169,9 @@ impl Node {
     }
 
     /// Does what can wait; copies between tiers end at once.
-    pub(crate) fn tend(&mut self) {
+    pub(crate) fn tend(&mut self, now: Moment) {
         let mut effects = Vec::new();
-        self.shard.tend(&mut effects);
+        self.shard.tend(now, &mut effects);
         self.perform(effects);
     }
 

@@ -267,7 +267,7 @@ impl World {
             Event::AskLimit { ask } => return self.answered(ask, None),
             Event::NodeTick(node) => {
                 if let Some(running) = &mut self.nodes[node].running {
-                    running.tend();
+                    running.tend(now);
                     let asks = running.member_event(now, MemberEvent::Tick);
                     self.perform(node, asks);
                 }

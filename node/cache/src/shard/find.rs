@@ -190,7 +190,7 @@ impl Shard {
             return;
         }
         record.request = request.number as u32;
-        record.is_used = true;
+        (record.is_used, record.is_reused) = (true, true);
         let (class, party) = (record.class, usize::from(record.party));
         let (key, depth, link) = (record.key, record.depth, record.parent);
         if *ahead > 0 && self.want(at) {

@@ -4,6 +4,7 @@ use super::Shard;
 use crate::answers::{CopyVerdict, Effect};
 use crate::block::{BlockId, CopyTicket, Life, Tier};
 use crate::party::donors;
+use kvhive_protocol::Moment;
 
 /// Copies between tiers under way at a time.
 const MAX_COPIES: usize = 32;
@@ -85,16 +86,16 @@ impl Shard {
     }
 
     /// Starts to move the coldest blocks down where a tier runs short.
-    pub(super) fn move_down(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn move_down(&mut self, now: Moment, effects: &mut Vec<Effect>) {
         for tier in [Tier::Host, Tier::Device] {
             for class in 0..self.config.classes.len() as u8 {
                 let Some(to) = self.next(tier, class, Tier::below) else { continue };
-                self.relieve(tier, class, to, effects);
+                self.relieve(now, tier, class, to, effects);
             }
         }
     }
 
-    fn relieve(&mut self, tier: Tier, class: u8, to: Tier, effects: &mut Vec<Effect>) {
+    fn relieve(&mut self, now: Moment, tier: Tier, class: u8, to: Tier, effects: &mut Vec<Effect>) {
         let mut coming = self.copies as u32;
         let wanted = self.low_water(tier, class);
         while self.copies < MAX_COPIES && self.ledger.free(tier, class) + coming < wanted {
@@ -104,6 +105,16 @@ impl Shard {
                 .into_iter()
                 .find_map(|party| self.recency.coldest(&mut self.index.records, tier, party, class));
             let Some(at) = coldest else { return };
+            let record = &self.index.records[at as usize];
+            if to == Tier::Disk
+                && !self.config.unused_to_disk
+                && !record.is_reused
+                && record.is_evictable(now)
+            {
+                self.evict(at, effects);
+                self.stats.not_admitted += 1;
+                continue;
+            }
             if !self.start_copy(at, to, effects) {
                 return;
             }

@@ -82,7 +82,7 @@ impl Shard {
         }
     }
 
-    fn evict(&mut self, at: u32, effects: &mut Vec<Effect>) {
+    pub(super) fn evict(&mut self, at: u32, effects: &mut Vec<Effect>) {
         self.drop_block(at, Removal::Evicted, effects);
         self.stats.evicted += 1;
     }
