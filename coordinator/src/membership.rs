@@ -57,8 +57,8 @@ pub enum MembershipError {
     },
     /// There is a log, and nothing says whose.
     #[error(
-        "{path} holds a log, but {NAME} is missing, which says whose it is: put the folder back as it was, or, if the other \
-         coordinators are a majority, let this one come back under a new peer number with an empty data_dir",
+        "{path} holds a log, but {NAME} is missing, which says whose it is: put the folder back as it was; or, if nothing of \
+         the cluster is needed, begin a new one with an empty data_dir for every coordinator",
         path = path.display()
     )]
     Missing {
