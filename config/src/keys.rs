@@ -88,7 +88,6 @@ pub(crate) const MODES: [&str; 5] = ["training", "inference", "bulk", "streaming
 pub(crate) const DISK_ADMISSIONS: [&str; 2] = ["all", "used"];
 /// Names of the strategies.
 pub const STRATEGIES: [&str; 11] = [
-    "adaptive",
     "lru",
     "lfu",
     "paged",
