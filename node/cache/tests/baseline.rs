@@ -2,7 +2,7 @@
 //! leaf-LRU always.
 
 use kvhive_cache::policy::{Lfu, Policy, Strategy};
-use kvhive_cache::simulate::{Future, Rules, Simulation, Trace, Turn, optimum, replay};
+use kvhive_cache::simulate::{Future, Rules, Setting, Simulation, Trace, Turn, optimum, replay};
 use kvhive_protocol::{BlockKey, Moment};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -140,8 +140,13 @@ fn simple_policies_agree_with_the_reference_within_three_tenths_of_a_point() {
         let is_quick =
             |size: &str| !cfg!(debug_assertions) || size == if name == TRACES[0] { "5%" } else { "1%" };
         for ((ours, rules, theirs), (size, blocks, rate, _)) in jobs.filter(|job| is_quick(&job.1.0)) {
-            let outcome =
-                replay(&trace, BLOCK_TOKENS, &mut *policy(ours, blocks), blocks, *rules, &mut |_| {});
+            let setting = Setting {
+                capacity: blocks,
+                rules: *rules,
+                block_tokens: BLOCK_TOKENS,
+                shrunk_per_mille: 1000,
+            };
+            let outcome = replay(&trace, &mut *policy(ours, blocks), setting, &mut |_| {});
             let line = format!("{name} {size} {theirs}: {:.5}, reference {rate:.5}", outcome.hit_rate());
             println!("{line}");
             if (outcome.hit_rate() - rate).abs() >= 0.003 {
