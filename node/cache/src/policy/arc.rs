@@ -159,3 +159,26 @@ impl Policy for Arc {
             + self.frequent_ghosts.memory_bytes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Strategy;
+    use crate::policy::scenario::Scenario;
+
+    #[test]
+    fn a_scan_passes_by_what_was_used_twice() {
+        let mut pool = Scenario::with_room_for(4, Strategy::Arc);
+        assert_eq!(pool.serve_each("aabbcdefgh").resident(), "abgh");
+    }
+
+    #[test]
+    fn a_ghost_that_comes_back_moves_the_balance() {
+        let mut arc = Arc::new(4, 1);
+        arc.target = 1.0;
+        arc.recent_ghosts.remember(10);
+        arc.frequent_ghosts.remember(20);
+        arc.frequent_ghosts.remember(21);
+        assert_eq!([10, 20, 30].map(|print| arc.target_with(print)), [3.0, 0.0, 1.0]);
+    }
+}

@@ -65,7 +65,7 @@ impl Policy for Lfu {
     }
 
     fn hit(&mut self, at: u32, visit: &Visit) {
-        let count = value(&self.counts, at).saturating_add(1).min(MAX_COUNT);
+        let count = value(&self.counts, at).saturating_add(1);
         self.place(at, count, visit);
     }
 
@@ -107,5 +107,30 @@ impl Policy for Lfu {
             + self.ring.capacity() * size_of::<List>()
             + self.counts.capacity()
             + self.places.capacity()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Strategy;
+    use crate::policy::scenario::Scenario;
+
+    #[test]
+    fn what_was_popular_long_ago_leaves_when_counts_age() {
+        let mut plain = Scenario::of(2, Box::new(Lfu::plain()));
+        assert_eq!(plain.serve_each("aaaabbccdd").resident(), "ad");
+        let mut aging = Scenario::with_room_for(2, Strategy::Lfu);
+        assert_eq!(aging.serve_each("aaaabbccdd").resident(), "cd");
+    }
+
+    #[test]
+    fn the_ring_comes_around_without_losing_its_order() {
+        let mut pool = Scenario::with_room_for(2, Strategy::Lfu);
+        // Each pair of letters raises the age by one or two: it passes 256 more than once.
+        for _ in 0..200 {
+            pool.serve_each("aabbccdd");
+        }
+        assert_eq!(pool.serve_each("xxxyz").resident(), "xz");
     }
 }

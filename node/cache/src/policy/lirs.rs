@@ -226,3 +226,18 @@ impl Policy for Lirs {
             + self.ghosts.memory_bytes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::Strategy;
+    use crate::policy::scenario::Scenario;
+
+    #[test]
+    fn a_block_that_comes_back_soon_turns_hot_and_the_oldest_hot_one_cools() {
+        // Two of the four are hot.
+        let mut pool = Scenario::with_room_for(4, Strategy::Lirs);
+        assert_eq!(pool.serve_each("abcdef").resident(), "abef");
+        assert_eq!(pool.serve_each("c").resident(), "abcf");
+        assert_eq!(pool.serve_each("gh").resident(), "bcgh");
+    }
+}

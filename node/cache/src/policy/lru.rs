@@ -63,3 +63,17 @@ impl Policy for Lru {
         size_of::<Self>() + self.links.memory_bytes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::Strategy;
+    use crate::policy::scenario::Scenario;
+
+    #[test]
+    fn the_leaf_used_longest_ago_leaves() {
+        let mut pool = Scenario::with_room_for(4, Strategy::Lru);
+        assert_eq!(pool.serve("abc d abe").resident(), "abde");
+        assert_eq!(pool.serve("f").resident(), "abef");
+        assert_eq!(pool.serve("g").resident(), "abfg");
+    }
+}

@@ -144,3 +144,24 @@ impl Policy for LruTwo {
             + self.ghost_uses.capacity() * size_of::<u64>()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::Strategy;
+    use crate::policy::scenario::Scenario;
+
+    #[test]
+    fn blocks_used_once_leave_before_those_used_twice() {
+        let mut pool = Scenario::with_room_for(3, Strategy::Lru2);
+        assert_eq!(pool.serve_each("aabbcd").resident(), "abd");
+        assert_eq!(pool.serve_each("e").resident(), "abe");
+    }
+
+    #[test]
+    fn a_block_that_comes_back_is_known_to_have_been_used_before() {
+        let mut pool = Scenario::with_room_for(3, Strategy::Lru2);
+        pool.serve_each("aabbcde");
+        assert_eq!(pool.serve_each("d").resident(), "abd");
+        assert_eq!(pool.serve_each("e").resident(), "bde", "all were used twice, a the longest ago");
+    }
+}

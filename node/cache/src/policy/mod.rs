@@ -5,6 +5,8 @@
 //! capacity, one block at a time, used again after [`Policy::removed`].
 
 mod arc;
+#[cfg(test)]
+mod contract_test;
 mod ghosts;
 mod lfu;
 mod lirs;
@@ -13,6 +15,8 @@ mod lru;
 mod lru2;
 mod paged;
 mod s3fifo;
+#[cfg(test)]
+mod scenario;
 mod shrinking;
 mod sieve;
 mod sketch;

@@ -86,3 +86,23 @@ impl Policy for Paged {
             + self.in_use.capacity() * size_of::<u32>()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::Strategy;
+    use crate::policy::scenario::Scenario;
+
+    #[test]
+    fn blocks_are_freed_the_last_first() {
+        let mut pool = Scenario::with_room_for(3, Strategy::Paged);
+        assert_eq!(pool.serve("abc x").resident(), "abx");
+        assert_eq!(pool.serve("abd").resident(), "abd");
+    }
+
+    #[test]
+    fn a_request_larger_than_the_pool_keeps_its_head() {
+        let mut pool = Scenario::with_room_for(3, Strategy::Paged);
+        pool.serve("abcde");
+        assert_eq!((pool.resident().as_str(), pool.refused.as_str()), ("abc", "d"));
+    }
+}

@@ -69,7 +69,7 @@ impl S3Fifo {
     }
 
     /// Walks over the small queue. Returns the first block that was hardly used, unless the main queue overflows before.
-    fn from_small(&mut self, may_go: &mut dyn FnMut(u32) -> bool, scan: &mut usize) -> Option<u32> {
+    fn search_small(&mut self, may_go: &mut dyn FnMut(u32) -> bool, scan: &mut usize) -> Option<u32> {
         for _ in 0..self.small.len() {
             let at = self.small.oldest()?;
             if *scan == 0 {
@@ -94,7 +94,7 @@ impl S3Fifo {
     }
 
     /// Walks over the main queue, each use being a life. Returns the first block without one.
-    fn from_main(&mut self, may_go: &mut dyn FnMut(u32) -> bool, scan: &mut usize) -> Option<u32> {
+    fn search_main(&mut self, may_go: &mut dyn FnMut(u32) -> bool, scan: &mut usize) -> Option<u32> {
         let mut spared = None;
         let lives = 1 + usize::from(MAX_COUNT);
         for _ in 0..self.main.len() * lives {
@@ -150,11 +150,11 @@ impl Policy for S3Fifo {
         let mut scan = MAX_SCAN;
         let mut found = None;
         if self.small.len() >= self.small_target || self.main.len() == 0 {
-            found = self.from_small(may_go, &mut scan);
+            found = self.search_small(may_go, &mut scan);
         }
         if found.is_none() {
             // The small queue may have used up the search; the main one has its own.
-            found = self.from_main(may_go, &mut scan.max(MAX_SCAN / 2));
+            found = self.search_main(may_go, &mut scan.max(MAX_SCAN / 2));
         }
         if found.is_none() {
             found = self.small.oldest_free(&mut self.links, may_go, &mut scan);
@@ -185,5 +185,19 @@ impl Policy for S3Fifo {
             + self.prints.capacity() * size_of::<Print>()
             + self.ghosts.memory_bytes()
             + self.ghost_stamps.capacity() * size_of::<u64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::Strategy;
+    use crate::policy::scenario::Scenario;
+
+    #[test]
+    fn one_time_newcomers_leave_and_the_others_stay() {
+        let mut pool = Scenario::with_room_for(10, Strategy::S3Fifo);
+        assert_eq!(pool.serve_each("abcdefghijaak").resident(), "acdefghijk");
+        // The ghost of b brings it to the main queue; what comes after leaves from the small one.
+        assert_eq!(pool.serve_each("blmnopqrs").resident(), "ablmnopqrs");
     }
 }

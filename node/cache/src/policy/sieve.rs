@@ -90,3 +90,16 @@ impl Policy for Sieve {
         size_of::<Self>() + self.links.memory_bytes() + self.is_used.capacity()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::Strategy;
+    use crate::policy::scenario::Scenario;
+
+    #[test]
+    fn the_hand_forgives_once_and_goes_on() {
+        let mut pool = Scenario::with_room_for(3, Strategy::Sieve);
+        assert_eq!(pool.serve_each("abcad").resident(), "acd");
+        assert_eq!(pool.serve_each("e").resident(), "ade");
+    }
+}

@@ -163,3 +163,23 @@ impl Policy for WTinyLfu {
             + self.sketch.memory_bytes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::Strategy;
+    use crate::policy::scenario::Scenario;
+
+    #[test]
+    fn only_what_is_used_more_often_is_let_in() {
+        let mut pool = Scenario::with_room_for(4, Strategy::WTinyLfu);
+        assert_eq!(pool.serve_each("abcdabcef").resident(), "abcf");
+        assert_eq!(pool.serve_each("fffg").resident(), "bcfg");
+    }
+
+    #[test]
+    fn the_rest_of_a_long_cold_prefix_is_refused() {
+        let mut pool = Scenario::with_room_for(4, Strategy::WTinyLfu);
+        pool.serve("abc abc abc d efgh");
+        assert_eq!((pool.resident().as_str(), pool.refused.as_str()), ("abce", "f"));
+    }
+}

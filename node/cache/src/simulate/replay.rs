@@ -5,6 +5,8 @@ use super::trace::Trace;
 use crate::policy::{Policy, Removal, Request, Verdict, Visit};
 
 const NIL: u32 = u32::MAX;
+/// The size of a block that was not shrunk, in thousandths.
+const WHOLE: u16 = 1000;
 
 /// Which blocks may leave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,23 +59,43 @@ impl Outcome {
     }
 }
 
-/// Runs a policy, empty at first, over a trace in a pool of `capacity` blocks. One request after the other; what a request
-/// names is available at once to the next. `watch` is told the number of each request before it is served.
+/// A pool to replay a trace in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Setting {
+    /// Blocks that fit.
+    pub capacity: u32,
+    /// Which of them may leave.
+    pub rules: Rules,
+    /// Tokens of a block.
+    pub block_tokens: u32,
+    /// What a block takes after it was shrunk, in thousandths, for strategies that shrink what is cold before anything leaves;
+    /// 1000 where none does. A block never grows back: readers get it decoded.
+    pub shrunk_per_mille: u16,
+}
+
+/// Runs a policy, empty at first, over a trace. One request after the other; what a request names is available at once to the
+/// next. `watch` is told the number of each request before it is served.
 ///
 /// # Panics
 /// When the policy breaks its contract: it names a record that is not resident or that may not go.
 pub fn replay(
     trace: &Trace,
-    block_tokens: u32,
     policy: &mut dyn Policy,
-    capacity: u32,
-    rules: Rules,
+    setting: Setting,
     watch: &mut dyn FnMut(usize),
 ) -> Outcome {
-    let mut pool = Pool::new(trace.unique_blocks(), capacity, rules);
+    let mut pool = Pool {
+        setting,
+        used: 0,
+        record_of: vec![NIL; trace.unique_blocks()],
+        records: Vec::new(),
+        free: Vec::new(),
+        cold: Vec::new(),
+        outcome: Outcome::default(),
+    };
     for at in 0..trace.requests() {
         watch(at);
-        pool.request(trace, at, block_tokens, policy);
+        pool.request(trace, at, policy);
     }
     pool.outcome
 }
@@ -85,30 +107,23 @@ struct Resident {
     parent: u32,
     children: u32,
     used_by: u32,
+    /// In thousandths of a block.
+    size: u16,
 }
 
 struct Pool {
-    rules: Rules,
-    capacity: usize,
+    setting: Setting,
+    /// In thousandths of a block.
+    used: u64,
     record_of: Vec<u32>,
     records: Vec<Resident>,
     free: Vec<u32>,
+    cold: Vec<u32>,
     outcome: Outcome,
 }
 
 impl Pool {
-    fn new(unique_blocks: usize, capacity: u32, rules: Rules) -> Pool {
-        Pool {
-            rules,
-            capacity: capacity as usize,
-            record_of: vec![NIL; unique_blocks],
-            records: Vec::new(),
-            free: Vec::new(),
-            outcome: Outcome::default(),
-        }
-    }
-
-    fn request(&mut self, trace: &Trace, at: usize, block_tokens: u32, policy: &mut dyn Policy) {
+    fn request(&mut self, trace: &Trace, at: usize, policy: &mut dyn Policy) {
         let (turn, blocks) = trace.request(at);
         let covered = blocks.iter().take_while(|block| self.record_of[**block as usize] != NIL).count();
         policy.begin(&Request {
@@ -123,11 +138,11 @@ impl Pool {
         let mut parent = NIL;
         let mut is_refused = false;
         for step in 0..blocks.len() {
-            let depth = if self.rules == Rules::FlatFromEnd { blocks.len() - 1 - step } else { step };
+            let depth = if self.setting.rules == Rules::FlatFromEnd { blocks.len() - 1 - step } else { step };
             let block = &blocks[depth];
             let visit = Visit {
                 key: trace.key(*block),
-                parent: Some(parent).filter(|parent| *parent != NIL && self.rules == Rules::Leaf),
+                parent: Some(parent).filter(|parent| *parent != NIL && self.setting.rules == Rules::Leaf),
                 depth: depth as u32,
                 partial: turn.partial && depth + 1 == blocks.len(),
             };
@@ -144,10 +159,10 @@ impl Pool {
                 policy.refused(&visit);
                 self.outcome.refused += 1;
                 // Without its parent no block is of use; caches that know no prefixes go on regardless.
-                is_refused = self.rules == Rules::Leaf;
+                is_refused = self.setting.rules == Rules::Leaf;
             }
         }
-        self.outcome.count(turn.input_tokens, blocks.len(), covered, block_tokens);
+        self.outcome.count(turn.input_tokens, blocks.len(), covered, self.setting.block_tokens);
     }
 
     /// Takes a block in, if the policy lets it. Returns its record.
@@ -159,25 +174,21 @@ impl Pool {
         visit: &Visit,
         policy: &mut dyn Policy,
     ) -> u32 {
-        if self.records.len() - self.free.len() >= self.capacity {
-            let may_go = |records: &[Resident], at: u32| {
-                let record = &records[at as usize];
-                record.block != NIL
-                    && match self.rules {
-                        Rules::Flat | Rules::FlatFromEnd => true,
-                        Rules::Leaf => record.children == 0 && record.used_by != request,
-                    }
-            };
-            match policy.victim(visit, &mut |at| may_go(&self.records, at)) {
+        while self.used + u64::from(WHOLE) > u64::from(self.setting.capacity) * u64::from(WHOLE) {
+            if self.shrink(policy) {
+                continue;
+            }
+            match policy.victim(visit, &mut |at| self.may_go(at, request)) {
                 Verdict::Evict(victim) => {
-                    assert!(may_go(&self.records, victim), "the policy named a record that may not go");
+                    assert!(self.may_go(victim, request), "the policy named a record that may not go");
                     self.evict(victim);
                     policy.removed(victim, Removal::Evicted);
                 }
                 Verdict::Refuse | Verdict::Stuck => return NIL,
             }
         }
-        let record = Resident { block, parent, children: 0, used_by: request };
+        self.used += u64::from(WHOLE);
+        let record = Resident { block, parent, children: 0, used_by: request, size: WHOLE };
         let at = match self.free.pop() {
             Some(at) => {
                 self.records[at as usize] = record;
@@ -196,15 +207,93 @@ impl Pool {
         at
     }
 
+    fn may_go(&self, at: u32, request: u32) -> bool {
+        let record = &self.records[at as usize];
+        let is_free = match self.setting.rules {
+            Rules::Flat | Rules::FlatFromEnd => true,
+            Rules::Leaf => record.children == 0 && record.used_by != request,
+        };
+        record.block != NIL && is_free
+    }
+
+    /// Shrinks the coldest block that is whole. Says whether there was one.
+    fn shrink(&mut self, policy: &mut dyn Policy) -> bool {
+        while self.setting.shrunk_per_mille < WHOLE {
+            self.cold.clear();
+            policy.coldest(1, &mut self.cold);
+            let Some(at) = self.cold.first() else { break };
+            let record = &mut self.records[*at as usize];
+            // One that was used since it shrank is named again.
+            if record.size == WHOLE {
+                record.size = self.setting.shrunk_per_mille.max(1);
+                self.used -= u64::from(WHOLE - record.size);
+                return true;
+            }
+        }
+        false
+    }
+
     fn evict(&mut self, at: u32) {
-        let Resident { block, parent, .. } = self.records[at as usize];
+        let Resident { block, parent, size, .. } = self.records[at as usize];
+        self.used -= u64::from(size);
         self.record_of[block as usize] = NIL;
         // Under flat rules the parent may have gone before, and its record may be another block's: nobody reads the count.
-        if parent != NIL && self.rules == Rules::Leaf {
+        if parent != NIL && self.setting.rules == Rules::Leaf {
             self.records[parent as usize].children -= 1;
         }
         self.records[at as usize].block = NIL;
         self.free.push(at);
         self.outcome.evicted += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Strategy;
+    use crate::simulate::Turn;
+    use kvhive_protocol::BlockKey;
+
+    fn trace(requests: &str) -> Trace {
+        let mut trace = Trace::new();
+        for request in requests.split(' ') {
+            let keys = request.bytes().map(|id| BlockKey::from_bytes([id; 32]));
+            trace.push(Turn::default(), keys).expect("short");
+        }
+        trace
+    }
+
+    fn run(
+        requests: &str,
+        strategy: Strategy,
+        capacity: u32,
+        rules: Rules,
+        shrunk_per_mille: u16,
+    ) -> Outcome {
+        let setting = Setting { capacity, rules, block_tokens: 16, shrunk_per_mille };
+        replay(&trace(requests), &mut *strategy.build(capacity, 1), setting, &mut |_| {})
+    }
+
+    #[test]
+    fn under_leaf_rules_the_end_of_a_prefix_leaves_first() {
+        // The head of abc is used longest ago; without it the rest would be of no use.
+        assert_eq!(run("abc d abc", Strategy::Lru, 3, Rules::Flat, 1000).hits, 0);
+        assert_eq!(run("abc d abc", Strategy::Lru, 3, Rules::FlatFromEnd, 1000).hits, 2);
+        assert_eq!(run("abc d abc", Strategy::Lru, 3, Rules::Leaf, 1000).hits, 2);
+    }
+
+    #[test]
+    fn what_a_request_uses_does_not_leave_for_its_own_end() {
+        let outcome = run("abcde abcde", Strategy::Lru, 3, Rules::Leaf, 1000);
+        assert_eq!((outcome.hits, outcome.refused, outcome.evicted), (3, 4, 0));
+        assert_eq!((outcome.tokens, outcome.tokens_saved), (160, 48));
+    }
+
+    #[test]
+    fn shrunk_blocks_leave_room_for_more() {
+        assert_eq!(run("a b c d a b c d", Strategy::Compressed, 3, Rules::Leaf, 1000).hits, 0);
+        let half = run("a b c d a b c d", Strategy::Compressed, 3, Rules::Leaf, 400);
+        assert_eq!((half.hits, half.evicted), (4, 0));
+        assert_eq!(run("a b c d a b c d", Strategy::Lru, 3, Rules::Leaf, 400).hits, 0, "lru does not shrink");
     }
 }
