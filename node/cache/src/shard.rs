@@ -161,6 +161,10 @@ impl Shard {
                 self.stats.already += 1;
                 return Ok(Reserve::Present(id));
             }
+            // Keys of two tenants are unlike unless one has learnt the other's: it gets nothing for it.
+            if record.tenant != tenant && self.tenants.get(&record.tenant) == Some(&record.era) {
+                return Err(Refusal::NoRoom);
+            }
             // A block that a clear has ended is still here under this key.
             self.drop_block(at, Removal::Dropped, effects);
             self.stats.cleared += 1;

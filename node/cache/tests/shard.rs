@@ -39,6 +39,7 @@ fn block(number: u64, parent: Option<u64>, depth: u32, bytes: u64, era: u64) -> 
 /// A shard with its effects and a clock in milliseconds.
 struct Scenario {
     shard: Shard,
+    config: ShardConfig,
     effects: Vec<Effect>,
     now: u64,
 }
@@ -49,7 +50,7 @@ impl Scenario {
     }
 
     fn over(device: &[u32], host: &[u32], disk: &[u32], low_water_per_mille: u16) -> Scenario {
-        let mut shard = Shard::new(ShardConfig {
+        let config = ShardConfig {
             classes: (0..device.len()).map(|class| 100 << class).collect(),
             device: TierCapacity { frames: device.to_vec() },
             host: TierCapacity { frames: host.to_vec() },
@@ -61,9 +62,26 @@ impl Scenario {
             max_writes: 8,
             low_water_per_mille,
             hash_seed: 9,
-        });
+        };
+        let mut shard = Shard::new(config.clone());
         shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
-        Scenario { shard, effects: Vec::new(), now: 1000 }
+        Scenario { shard, config, effects: Vec::new(), now: 1000 }
+    }
+
+    /// Tends until nothing moves any more; copies end at once and well.
+    fn settle(&mut self) {
+        loop {
+            self.shard.tend(self.now(), &mut self.effects);
+            let effects = std::mem::take(&mut self.effects);
+            let copies = effects.iter().filter_map(|effect| match effect {
+                Effect::Copy { ticket, .. } => Some(*ticket),
+                Effect::Drop { .. } => None,
+            });
+            let adopted = copies.map(|ticket| self.shard.copied(ticket, true)).count();
+            if adopted == 0 {
+                return;
+            }
+        }
     }
 
     fn now(&self) -> Moment {
@@ -247,6 +265,132 @@ fn occupied_slots_are_those_with_blocks() {
     let set: Vec<usize> =
         (0..usize::from(SLOTS)).filter(|slot| bits[slot / 8] >> (slot % 8) & 1 == 1).collect();
     assert_eq!(set, [5, 4095]);
+}
+
+#[test]
+fn a_tenant_that_knows_anothers_key_neither_sees_nor_harms_its_block() {
+    let other = TenantId(2);
+    let mut scene = Scenario::with(&[4], &[0], 0);
+    scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(1)), (other, Era(1))]));
+    scene.store(1, None, 0);
+    let mut foreign = block(1, None, 0, 100, 1);
+    foreign.header.tenant = other;
+    let now = scene.now();
+    let answer = scene.shard.reserve(now, other, &foreign, Slot(1), About::default(), &mut scene.effects);
+    assert_eq!(answer, Reserve::Refused(Refusal::NoRoom));
+    assert_eq!(scene.shard.read(now, other, &[key(1)].iter().collect()), [None]);
+    assert_eq!(scene.covered(&[1], 0), 1, "its owner has it still");
+}
+
+#[test]
+fn what_a_match_finds_on_disk_is_brought_up_before_it_is_read() {
+    let mut scene = Scenario::over(&[2], &[2], &[8], 500);
+    for number in 0..8 {
+        scene.store(number, number.checked_sub(1), number as u32);
+        scene.settle();
+    }
+    assert_eq!(scene.covered(&[0, 1, 2, 3, 4, 5, 6, 7], 0), 8, "nothing was lost on the way down");
+    let before = scene.shard.stats();
+    assert!(before.disk.blocks >= 4, "{before:?}");
+    scene.settle();
+    let brought = scene.shard.stats();
+    assert!(brought.prefetched > 0 && brought.promoted > before.promoted, "{brought:?}");
+    assert_eq!(brought.blocks(), 8);
+    for number in 0..8 {
+        let id = scene.read(number).expect("it is here");
+        scene.shard.unread(id);
+    }
+    let read = scene.shard.stats();
+    let told = read.prefetch_useful + read.prefetch_late + read.prefetch_cancelled + read.prefetch_wasted;
+    assert_eq!(told, read.prefetched, "each one brought ahead is accounted for: {read:?}");
+    scene.shard.invariants().expect("all hold");
+}
+
+#[test]
+fn a_closed_disk_takes_nothing_and_gives_what_it_has() {
+    let mut scene = Scenario::over(&[2], &[0], &[4], 500);
+    scene.store(0, None, 0);
+    scene.store(1, None, 0);
+    scene.settle();
+    assert_eq!(scene.shard.stats().disk.blocks, 1);
+    scene.shard.set_open(Tier::Disk, false);
+    for number in 2..6 {
+        scene.store(number, None, 0);
+        scene.settle();
+    }
+    let stats = scene.shard.stats();
+    assert_eq!((stats.disk.blocks, stats.device.blocks), (1, 2), "memory alone goes on: {stats:?}");
+    scene.shard.set_open(Tier::Disk, true);
+    scene.store(6, None, 0);
+    scene.settle();
+    assert!(scene.shard.stats().disk.blocks > 1, "it is used again");
+}
+
+#[test]
+fn a_block_that_was_never_used_does_not_go_to_a_disk_that_wants_used_ones() {
+    let mut scene = Scenario::over(&[4], &[0], &[8], 250);
+    scene.shard = {
+        let mut shard = Shard::new(ShardConfig { unused_to_disk: false, ..scene.config.clone() });
+        shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
+        shard
+    };
+    for number in 0..4 {
+        scene.store(number, None, 0);
+    }
+    scene.covered(&[0], 0);
+    for number in 4..8 {
+        scene.store(number, None, 0);
+        scene.settle();
+    }
+    let stats = scene.shard.stats();
+    assert_eq!((stats.disk.blocks, scene.resident(0..4)), (1, vec![0]), "{stats:?}");
+    assert!(stats.not_admitted >= 3);
+}
+
+#[test]
+fn blocks_come_back_from_disk_with_their_prefixes() {
+    let mut scene = Scenario::over(&[2], &[0], &[4], 0);
+    for number in 0..3 {
+        let block = block(number, number.checked_sub(1), number as u32, 100, 1);
+        assert!(scene.shard.restore(TENANT, &block, Slot(1)).is_some());
+    }
+    assert_eq!(scene.shard.restore(TENANT, &block(1, Some(0), 1, 100, 1), Slot(1)), None, "once");
+    assert_eq!(scene.shard.restore(TENANT, &block(7, None, 0, 100, 0), Slot(1)), None, "an ended era");
+    assert_eq!(scene.covered(&[0, 1, 2], 0), 3);
+    assert_eq!(scene.shard.stats().disk.blocks, 3);
+    scene.shard.invariants().expect("all hold");
+}
+
+#[test]
+fn a_tenant_keeps_what_it_was_promised_while_another_floods_the_shard() {
+    let other = TenantId(2);
+    let mut scene = Scenario::with(&[8], &[0], 0);
+    scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(1)), (other, Era(1))]));
+    let promised = Rules { strategy: Strategy::Lru, quota: [Some(400), None, None] };
+    scene.shard.set_rules(Rules::new(Strategy::Lru), &BTreeMap::from([(TENANT, promised)]));
+    for number in 0..6 {
+        scene.store(number, None, 0);
+    }
+    let flood = |scene: &mut Scenario, numbers: std::ops::Range<u64>| {
+        for number in numbers {
+            let mut block = block(number, None, 0, 100, 1);
+            block.header.tenant = other;
+            let now = scene.now();
+            let taken =
+                scene.shard.reserve(now, other, &block, Slot(1), About::default(), &mut scene.effects);
+            let Reserve::Take { ticket, .. } = taken else { panic!("{taken:?}") };
+            scene.shard.seal(ticket).expect("its era stands");
+        }
+    };
+    flood(&mut scene, 100..120);
+    assert_eq!(scene.resident(0..6), [2, 3, 4, 5], "what it had borrowed went, what it was promised stayed");
+    // Idle room is lent: the one without a promise filled the rest.
+    assert_eq!(scene.shard.stats().blocks(), 8);
+    for number in 200..204 {
+        scene.store(number, None, 0);
+    }
+    assert_eq!(scene.shard.stats().blocks(), 8);
+    scene.shard.invariants().expect("all hold");
 }
 
 #[derive(Clone, Debug)]

@@ -194,15 +194,15 @@ impl DeviceCore {
         }
     }
 
-    fn seal(&mut self, block: Verified, pin: bool) -> Sealed {
+    fn seal(&mut self, block: Verified, pin: bool) -> (Sealed, Option<BlockId>) {
         // A ticket of an actor before this one may read like one of this shard's own.
         if !block.is_of(&self.returns) {
-            return Sealed::Ended;
+            return (Sealed::Ended, None);
         }
-        let Some(id) = self.shard.seal(block.ticket()) else { return Sealed::Ended };
-        let Some((frame, header)) = block.take() else { return Sealed::Ended };
+        let Some(id) = self.shard.seal(block.ticket()) else { return (Sealed::Ended, None) };
+        let Some((frame, header)) = block.take() else { return (Sealed::Ended, None) };
         self.resident[id.index()] = Some(Resident { header, frame });
-        Sealed::Visible(if pin { self.pin(id) } else { None })
+        (Sealed::Visible(if pin { self.pin(id) } else { None }), Some(id))
     }
 
     fn load(&self) -> (DeviceLoad, ShardStats) {
@@ -241,7 +241,17 @@ impl DeviceCore {
                 }
             }
             DeviceMessage::Seal { blocks, pin, reply } => {
-                reply.send(blocks.into_iter().map(|block| self.seal(block, pin)).collect());
+                // A store that was answered as failed is never seen: not one whose asker has gone, nor one whose asker goes
+                // just now.
+                if !reply.is_abandoned() {
+                    let (sealed, ids): (Vec<Sealed>, Vec<Option<BlockId>>) =
+                        blocks.into_iter().map(|block| self.seal(block, pin)).unzip();
+                    if let Err(unheard) = reply.try_send(sealed) {
+                        drop(unheard);
+                        ids.into_iter().flatten().for_each(|id| self.shard.lost(id, &mut self.effects));
+                        self.perform_effects();
+                    }
+                }
             }
             DeviceMessage::Adopt { serving, reply } => {
                 self.adopt(&serving);
