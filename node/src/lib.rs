@@ -10,6 +10,7 @@ mod http;
 mod membership;
 mod memory;
 mod metrics;
+mod persist;
 mod start;
 mod view;
 
@@ -17,4 +18,5 @@ mod view;
 mod tests;
 
 pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, Tuning};
+pub use persist::{Loaded, PersistError, PersistProgress, Saved};
 pub use start::{NodeHandle, start};

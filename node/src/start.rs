@@ -8,6 +8,7 @@ use crate::http::BoundedListener;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
+use crate::persist::{self, Loaded, PersistError, PersistProgress, Saved};
 use crate::view::View;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
@@ -17,8 +18,10 @@ use kvhive_protocol::map::DeviceDescription;
 use kvhive_runtime::{BootClock, Runtime, RuntimeConfig, Spawn, Stage, stopped};
 use kvhive_wire::Identity;
 use std::collections::hash_map::RandomState;
+use std::future::Future;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
@@ -47,6 +50,9 @@ const LEAST_RATE: u64 = 1 << 20;
 /// A running node. Dropped without [`NodeHandle::shutdown`], it ends as if killed.
 pub struct NodeHandle {
     runtime: Runtime,
+    devices: Vec<Device>,
+    /// Bytes of the largest frame.
+    frame_bytes: u64,
     data_address: SocketAddr,
     metrics_address: SocketAddr,
     view: Arc<View>,
@@ -158,8 +164,11 @@ pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHan
         async move { draining.drained().await },
     );
     info!(node = %config.name, data = %data_address, metrics = %metrics_address, memory_configured, "node listens");
+    let largest = |device: &DeviceConfig| device.classes.iter().map(|class| class.frame_bytes).max();
     Ok(NodeHandle {
         runtime,
+        frame_bytes: config.devices.iter().filter_map(largest).max().unwrap_or(0),
+        devices: devices.clone(),
         data_address,
         metrics_address,
         view,
@@ -272,6 +281,41 @@ impl NodeHandle {
     /// Says whether it holds a lease and serves.
     pub fn is_serving(&self) -> bool {
         self.view.serving().is_some() && self.view.check_lease().is_ok()
+    }
+
+    /// Writes what the node holds to a snapshot: the folder `path`, which stands or is replaced as a whole. What an interrupted
+    /// run has written is gone on with. Blocks the thread; the node serves meanwhile.
+    ///
+    /// # Errors
+    /// When the node does not serve, or a file cannot be written: an older snapshot at `path` stands.
+    pub fn persist(
+        &self,
+        path: &Path,
+        mut progress: impl FnMut(PersistProgress) + Send,
+    ) -> Result<Saved, PersistError> {
+        self.wait_for(persist::save(&self.devices, &self.view, path, &mut progress))
+    }
+
+    /// Takes in the snapshot at `path`, as far as there are free frames; what is here already stays. Blocks the thread; the
+    /// node serves meanwhile.
+    ///
+    /// # Errors
+    /// When there is none, it is damaged as a whole, or it was written under another secret or layout: nothing is taken in.
+    pub fn load(
+        &self,
+        path: &Path,
+        mut progress: impl FnMut(PersistProgress) + Send,
+    ) -> Result<Loaded, PersistError> {
+        self.wait_for(persist::load(&self.devices, self.frame_bytes, &self.view, path, &mut progress))
+    }
+
+    /// Runs a future on the node's own threads, from any thread of another runtime or of none.
+    fn wait_for<T: Send>(&self, future: impl Future<Output = T> + Send) -> T {
+        let io = self.runtime.io();
+        std::thread::scope(|scope| {
+            let ran = scope.spawn(|| io.block_on(future)).join();
+            ran.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// Leaves the cluster, ends connections after their present requests, then all threads, within `limit`. Blocks; may

@@ -5,6 +5,7 @@ use crate::frames::TierCapacity;
 use crate::party::Rules;
 use crate::policy::Hint;
 use kvhive_protocol::data::Refusal;
+use kvhive_protocol::{BlockKey, Slot};
 use std::time::Duration;
 
 /// A shard's size.
@@ -43,6 +44,17 @@ pub struct About {
     pub output_tokens: u32,
     /// What the engine expects of its session.
     pub hint: Hint,
+}
+
+/// A resident block, as it is listed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// Names it.
+    pub id: BlockId,
+    /// The block before it in its prefix, if that is here; else [`BlockKey::NONE`].
+    pub parent: BlockKey,
+    /// Where it is placed.
+    pub slot: Slot,
 }
 
 /// What a reservation came to.

@@ -4,11 +4,11 @@
 use crate::guards::{ReadGuard, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
 use crate::view::{Serving, View};
-use kvhive_cache::{About, BlockId, CopyVerdict, Effect, Reserve, Shard, ShardConfig, ShardStats};
+use kvhive_cache::{About, BlockId, CopyVerdict, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats};
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{Refusal, Run, StoreBlock};
-use kvhive_protocol::{BlockHeader, Epoch, KeyList, Slot, TenantId};
+use kvhive_protocol::{BlockHeader, BlockKey, Epoch, KeyList, Slot, TenantId};
 use kvhive_runtime::Reply;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,8 @@ pub(crate) enum DeviceMessage {
     Seal { blocks: Vec<Verified>, pin: bool, reply: Reply<Vec<Sealed>> },
     /// Serve by this map's tenants and eras, unless a newer map came before.
     Adopt { serving: Serving, reply: Reply<()> },
+    /// Let me read up to `limit` of the blocks that are here, from record `from` on; the answer says where to go on.
+    Export { from: u32, limit: usize, reply: Reply<(Vec<Exported>, Option<u32>)> },
     /// How is it going?
     Load { reply: Reply<(DeviceLoad, ShardStats)> },
     /// Do a piece of what can wait.
@@ -33,6 +35,13 @@ pub(crate) enum DeviceMessage {
     /// Break, to show that another takes over.
     #[cfg(test)]
     Panic,
+}
+
+/// A block as a snapshot wants it.
+pub(crate) struct Exported {
+    pub(crate) guard: ReadGuard,
+    pub(crate) parent: BlockKey,
+    pub(crate) slot: Slot,
 }
 
 /// What a reservation came to.
@@ -256,6 +265,13 @@ impl DeviceCore {
             DeviceMessage::Adopt { serving, reply } => {
                 self.adopt(&serving);
                 reply.send(());
+            }
+            DeviceMessage::Export { from, limit, reply } => {
+                let (listed, next) = self.shard.list(from, limit);
+                let export = |one: Listed| {
+                    Some(Exported { guard: self.pin(one.id)?, parent: one.parent, slot: one.slot })
+                };
+                reply.send((listed.into_iter().filter_map(export).collect(), next));
             }
             DeviceMessage::Load { reply } => reply.send(self.load()),
             DeviceMessage::Tend => {

@@ -1,10 +1,11 @@
 //! Match and read: what is resident of a prefix.
 
 use super::Shard;
+use crate::answers::Listed;
 use crate::block::{BlockId, Life, Record, Tier};
 use crate::policy::{Request, Visit};
 use kvhive_protocol::data::Run;
-use kvhive_protocol::{BlockKey, KeyList, Moment, TenantId};
+use kvhive_protocol::{BlockKey, KeyList, Moment, Slot, TenantId};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -149,6 +150,24 @@ impl Shard {
             found.push(Some(id));
         }
         found
+    }
+
+    /// Lists up to `limit` of the blocks that may be seen, from record `from` on, and where to go on; a block that comes
+    /// meanwhile may or may not be listed.
+    pub fn list(&self, from: u32, limit: usize) -> (Vec<Listed>, Option<u32>) {
+        let mut listed = Vec::with_capacity(limit);
+        for at in from..self.index.records.len() as u32 {
+            if listed.len() == limit {
+                return (listed, Some(at));
+            }
+            let record = &self.index.records[at as usize];
+            if record.life == Life::Resident && self.tenants.get(&record.tenant) == Some(&record.era) {
+                let parent = self.linked(record.parent).map(|parent| self.index.records[parent as usize].key);
+                let id = BlockId { index: at, generation: record.generation };
+                listed.push(Listed { id, parent: parent.unwrap_or(BlockKey::NONE), slot: Slot(record.slot) });
+            }
+        }
+        (listed, None)
     }
 
     /// Returns the record of a block that may be seen by `tenant`.

@@ -1,0 +1,209 @@
+//! One file of a snapshot: blocks end to end, each told by its header and a checksum before its bytes. Written under another
+//! name, flushed, then renamed: a file that has its name is whole.
+
+use kvhive_protocol::block::HEADER_BYTES;
+use kvhive_protocol::key::KEY_BYTES;
+use kvhive_protocol::{BlockHeader, BlockKey, Slot};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// What stands before each block's bytes: its header, its parent, its slot, and a checksum over these.
+const META_BYTES: usize = HEADER_BYTES + KEY_BYTES + 2 + 8;
+/// Writes are gathered up to this size.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// One block of a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Meta {
+    pub(super) header: BlockHeader,
+    /// The block before it in its prefix, [`BlockKey::NONE`] if none is known.
+    pub(super) parent: BlockKey,
+    pub(super) slot: Slot,
+}
+
+impl Meta {
+    fn encode(&self) -> [u8; META_BYTES] {
+        let mut bytes = [0; META_BYTES];
+        bytes[..HEADER_BYTES].copy_from_slice(&self.header.encode());
+        bytes[HEADER_BYTES..HEADER_BYTES + KEY_BYTES].copy_from_slice(self.parent.as_bytes());
+        bytes[META_BYTES - 10..META_BYTES - 8].copy_from_slice(&self.slot.0.to_le_bytes());
+        let sum = xxh3_64(&bytes[..META_BYTES - 8]);
+        bytes[META_BYTES - 8..].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8; META_BYTES]) -> Option<Meta> {
+        let (body, sum) = bytes.split_at(META_BYTES - 8);
+        if xxh3_64(body).to_le_bytes() != sum {
+            return None;
+        }
+        let header = BlockHeader::decode(body[..HEADER_BYTES].try_into().ok()?).ok()?;
+        let parent = BlockKey::from_bytes(body[HEADER_BYTES..HEADER_BYTES + KEY_BYTES].try_into().ok()?);
+        let slot = Slot(u16::from_le_bytes([body[META_BYTES - 10], body[META_BYTES - 9]]));
+        Some(Meta { header, parent, slot })
+    }
+}
+
+/// A segment on its way to disk.
+pub(super) struct SegmentWriter {
+    file: BufWriter<File>,
+    partial: PathBuf,
+    path: PathBuf,
+    pub(super) blocks: u64,
+    pub(super) bytes: u64,
+}
+
+impl SegmentWriter {
+    pub(super) fn create(path: PathBuf) -> io::Result<SegmentWriter> {
+        let partial = path.with_extension("partial");
+        let file = BufWriter::with_capacity(BUFFER_BYTES, File::create(&partial)?);
+        Ok(SegmentWriter { file, partial, path, blocks: 0, bytes: 0 })
+    }
+
+    pub(super) fn push(&mut self, meta: &Meta, payload: &[u8]) -> io::Result<()> {
+        self.file.write_all(&meta.encode())?;
+        self.file.write_all(payload)?;
+        self.blocks += 1;
+        self.bytes += payload.len() as u64;
+        Ok(())
+    }
+
+    /// Makes the segment durable under its own name.
+    pub(super) fn finish(self) -> io::Result<()> {
+        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        std::fs::rename(&self.partial, &self.path)
+    }
+}
+
+/// A segment that is read.
+pub(super) struct SegmentReader {
+    file: BufReader<File>,
+    length: u64,
+    at: u64,
+}
+
+impl SegmentReader {
+    pub(super) fn open(path: &Path) -> io::Result<SegmentReader> {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        Ok(SegmentReader { file: BufReader::new(file), length, at: 0 })
+    }
+
+    /// Returns the next block's meta and where its bytes begin. None at the end, and where the rest cannot be read for
+    /// damage: then [`SegmentReader::is_damaged`].
+    pub(super) fn next_meta(&mut self) -> io::Result<Option<(Meta, u64)>> {
+        if self.length - self.at < META_BYTES as u64 {
+            return Ok(None);
+        }
+        let mut bytes = [0; META_BYTES];
+        self.file.seek(SeekFrom::Start(self.at))?;
+        self.file.read_exact(&mut bytes)?;
+        let Some(meta) = Meta::decode(&bytes) else { return Ok(None) };
+        let begin = self.at + META_BYTES as u64;
+        if self.length - begin < meta.header.payload_bytes {
+            return Ok(None);
+        }
+        self.at = begin + meta.header.payload_bytes;
+        Ok(Some((meta, begin)))
+    }
+
+    /// Says whether something is left that could not be read.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.at != self.length
+    }
+
+    /// Reads the bytes of a block that [`SegmentReader::next_meta`] has named.
+    pub(super) fn read_at(&mut self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(at))?;
+        self.file.read_exact(into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::block::{Codec, digest};
+    use kvhive_protocol::{Era, LayoutFingerprint, TenantId};
+
+    fn meta(number: u8, payload: &[u8]) -> Meta {
+        let header = BlockHeader {
+            key: BlockKey::from_bytes([number; KEY_BYTES]),
+            fingerprint: LayoutFingerprint::default(),
+            tenant: TenantId(1),
+            era: Era(2),
+            depth: u32::from(number),
+            codec: Codec::Raw,
+            payload_bytes: payload.len() as u64,
+            digest: digest(payload),
+        };
+        Meta { header, parent: BlockKey::from_bytes([number.wrapping_sub(1); KEY_BYTES]), slot: Slot(7) }
+    }
+
+    fn segment(folder: &Path) -> PathBuf {
+        let path = folder.join("0.seg");
+        let mut writer = SegmentWriter::create(path.clone()).expect("a file");
+        for number in 1..4u8 {
+            let payload = vec![number; 100 * usize::from(number)];
+            writer.push(&meta(number, &payload), &payload).expect("room");
+        }
+        assert!(!path.exists(), "half a segment has no name");
+        writer.finish().expect("room");
+        path
+    }
+
+    fn metas(path: &Path) -> (Vec<Meta>, bool) {
+        let mut reader = SegmentReader::open(path).expect("it is there");
+        let mut metas = Vec::new();
+        while let Some((meta, at)) = reader.next_meta().expect("readable") {
+            let mut bytes = vec![0; meta.header.payload_bytes as usize];
+            reader.read_at(at, &mut bytes).expect("readable");
+            if digest(&bytes) == meta.header.digest {
+                metas.push(meta);
+            }
+        }
+        (metas, reader.is_damaged())
+    }
+
+    #[test]
+    fn what_was_written_comes_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = segment(folder.path());
+        let wanted: Vec<Meta> =
+            (1..4u8).map(|number| meta(number, &vec![number; 100 * usize::from(number)])).collect();
+        assert_eq!(metas(&path), (wanted, false));
+    }
+
+    #[test]
+    fn no_flipped_or_missing_byte_gets_a_block_through_that_was_not_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = segment(folder.path());
+        let whole = std::fs::read(&path).expect("readable");
+        let all = metas(&path).0;
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            std::fs::write(&path, &bytes).expect("writable");
+            let (found, _) = metas(&path);
+            assert!(
+                found.len() < all.len() && found.iter().all(|meta| all.contains(meta)),
+                "byte {at} flipped"
+            );
+            if at % 37 == 0 {
+                std::fs::write(&path, &whole[..at]).expect("writable");
+                let (found, damaged) = metas(&path);
+                assert!(all.starts_with(&found) && found.len() < all.len());
+                assert!(
+                    damaged
+                        || found
+                            .iter()
+                            .map(|one| one.header.payload_bytes as usize + META_BYTES)
+                            .sum::<usize>()
+                            == at
+                );
+            }
+        }
+    }
+}
