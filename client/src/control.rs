@@ -167,7 +167,11 @@ impl Coordinators {
         let mut tried = 0;
         let mut last;
         loop {
-            let attempt = deadline.min(Instant::now() + patience);
+            // Each coordinator gets its share of a short deadline: one that hangs shall not use up the others'.
+            let now = Instant::now();
+            let untried = self.addresses.len().saturating_sub(tried).max(1) as u32;
+            let share = deadline.saturating_duration_since(now) / untried;
+            let attempt = now + patience.min(share);
             match self.try_once(request, attempt).await {
                 Ok(ControlReply::Failed(error)) => match error {
                     WireError::NotLeader { leader } => {
@@ -236,14 +240,15 @@ impl Coordinators {
     fn retarget(&self, leader: Option<String>) {
         let mut target = self.target();
         let address = leader.unwrap_or_else(|| {
-            let next = self.addresses[target.next % self.addresses.len()].clone();
-            target.next = target.next.wrapping_add(1);
-            next
+            let count = self.addresses.len();
+            let mut turn = (0..count).map(|step| (target.next + step) % count);
+            let at = turn.find(|at| self.addresses[*at] != target.address).unwrap_or(0);
+            target.next = (at + 1) % count;
+            self.addresses[at].clone()
         });
-        if target.address != address {
-            target.address = address;
-            target.idle.clear();
-        }
+        // Also when it is the same one: what failed was one of these.
+        target.idle.clear();
+        target.address = address;
     }
 
     fn target(&self) -> MutexGuard<'_, Target> {

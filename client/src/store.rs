@@ -1,6 +1,6 @@
 //! Store: blocks to the primaries of their slots, acknowledged by as many replicas as asked.
 
-use crate::client::Verdict;
+use crate::call::Verdict;
 use crate::error::ClientError;
 use crate::fetch::{blocks_per_transfer, run_all, senseless};
 use crate::namespace::NamespaceClient;
@@ -106,31 +106,45 @@ impl NamespaceClient {
                 .into_iter()
                 .map(|job| self.store_parts(&map, &source, split(job, per_transfer), deadline))
                 .collect();
-            let mut again = false;
             let mut nowhere = !plan.nowhere.is_empty();
+            let (mut wanted, mut wait, mut old_era) = (None, false, Vec::new());
             for (done, fault) in run_all(tasks).await {
                 for (at, outcome) in done {
-                    // A clear came between: the next map has the new era.
-                    if outcome == StoreOutcome::Refused(Refusal::WrongEra)
-                        && self.shared().refresh_past(map.epoch, deadline).await
-                    {
-                        again = true;
-                        continue;
+                    let at = at - range.start;
+                    match outcome {
+                        // A clear came between: the next map has the new era.
+                        StoreOutcome::Refused(Refusal::WrongEra) => old_era.push(at),
+                        outcome => outcomes[at] = Some(outcome),
                     }
-                    outcomes[at - range.start] = Some(outcome);
                 }
-                let Some(fault) = fault else { continue };
-                again |= match self.shared().judge(&fault) {
-                    Verdict::Refresh => {
-                        self.shared().refresh_past(map.epoch, deadline).await || backoff.wait(deadline).await
+                let Some((left, fault)) = fault else { continue };
+                tracing::debug!(blocks = left.len(), %fault, "store failed");
+                match self.shared().judge(&map, &fault) {
+                    Verdict::Refresh(epoch) => wanted = wanted.max(Some(epoch)),
+                    Verdict::Wait => wait = true,
+                    Verdict::Elsewhere => nowhere = true,
+                    Verdict::GiveUp => {
+                        for at in left {
+                            outcomes[at - range.start] = Some(StoreOutcome::Unreachable);
+                        }
                     }
-                    Verdict::Wait => backoff.wait(deadline).await,
-                    Verdict::Elsewhere => {
-                        nowhere = true;
-                        false
+                }
+            }
+            if !old_era.is_empty() {
+                wanted = wanted.max(Some(map.epoch.next()));
+            }
+            let mut again = false;
+            if let Some(epoch) = wanted {
+                again = self.shared().refresh_to(map.epoch, epoch, deadline).await;
+                if !again {
+                    wait |= old_era.is_empty();
+                    for at in old_era {
+                        outcomes[at] = Some(StoreOutcome::Refused(Refusal::WrongEra));
                     }
-                    Verdict::GiveUp => false,
-                };
+                }
+            }
+            if wait {
+                again |= backoff.wait(deadline).await;
             }
             // The primary is gone; the coordinators will name another when its lease has run out.
             if nowhere && backoff.wait(deadline).await {
@@ -148,19 +162,24 @@ impl NamespaceClient {
         Ok(report)
     }
 
-    /// Stores the parts of one device's job, one after the other; stops at the first that fails as a whole.
+    /// Stores the parts of one device's job, one after the other; stops at the first that fails as a whole and returns the
+    /// positions that are left.
     async fn store_parts(
         &self,
         map: &ClusterMap,
         source: &Source<'_>,
         parts: Vec<Job>,
         deadline: Instant,
-    ) -> (Vec<(usize, StoreOutcome)>, Option<Fault>) {
+    ) -> (Vec<(usize, StoreOutcome)>, Option<(Vec<usize>, Fault)>) {
         let mut done = Vec::new();
-        for job in parts {
+        let mut parts = parts.into_iter();
+        while let Some(job) = parts.next() {
             match self.store_part(map, source, &job, deadline).await {
                 Ok(outcomes) => done.extend(job.positions.into_iter().zip(outcomes)),
-                Err(fault) => return (done, Some(fault)),
+                Err(fault) => {
+                    let left = job.positions.into_iter().chain(parts.flat_map(|part| part.positions));
+                    return (done, Some((left.collect(), fault)));
+                }
             }
         }
         (done, None)
@@ -198,7 +217,7 @@ impl NamespaceClient {
         });
         let payload: Vec<&[u8]> =
             job.positions.iter().map(|at| source.blocks[at - source.range.start]).collect();
-        let (lease, reply) = self.shared().call(map, job.device, &request, &payload, deadline).await?;
+        let (lease, reply) = self.shared().call(map, job.device, &request, &payload, 0, deadline).await?;
         let DataReply::Stored { blocks, .. } = reply else {
             return Err(senseless("a store was answered otherwise"));
         };
