@@ -4,7 +4,7 @@ use crate::control::Coordinators;
 use crate::error::ClientError;
 use crate::namespace::NamespaceClient;
 use crate::pool::Pool;
-use crate::retry::in_time;
+use crate::retry::{Backoff, in_time};
 use crate::stats::{ClientStats, Counters};
 use kvhive_protocol::control::{Command, CommandReply};
 use kvhive_protocol::handshake::{Role, TokenKey};
@@ -80,8 +80,7 @@ impl Client {
         let identity = Identity { token, role: Role::Client, sender: 0, cluster: None };
         let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())?;
         let deadline = in_time(config.request_timeout.max(config.connect_timeout));
-        let map = coordinators.fetch_map(Epoch(0), false, deadline).await?;
-        let map = map.ok_or_else(|| ClientError::Misuse("the cluster has no map yet".to_owned()))?;
+        let map = first_map(&coordinators, deadline).await?;
         let identity = Identity { cluster: Some(map.cluster), ..identity };
         let pool = Pool::new(identity, config.connections_per_member.max(1), config.connect_timeout);
         let shared = Shared {
@@ -259,6 +258,19 @@ impl Shared {
                     return;
                 }
             }
+        }
+    }
+}
+
+/// Fetches the map of a cluster that may be about to get its first.
+async fn first_map(coordinators: &Coordinators, deadline: Instant) -> Result<Arc<ClusterMap>, ClientError> {
+    let mut backoff = Backoff::new();
+    loop {
+        if let Some(map) = coordinators.fetch_map(Epoch(0), false, deadline).await? {
+            return Ok(map);
+        }
+        if !backoff.wait(deadline).await {
+            return Err(ClientError::Misuse("the cluster has no map yet".to_owned()));
         }
     }
 }

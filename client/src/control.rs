@@ -118,6 +118,7 @@ impl Coordinators {
         deadline: Instant,
     ) -> Result<ControlReply, ClientError> {
         let request = ControlRequest::Heartbeat(heartbeat);
+        let limit = deadline.saturating_duration_since(Instant::now());
         let mut last = String::new();
         for _ in 0..2 {
             match self.try_once(&request, deadline).await {
@@ -133,7 +134,7 @@ impl Coordinators {
                 }
             }
         }
-        Err(self.unreachable(deadline, last))
+        Err(self.unreachable(limit, last))
     }
 
     /// Asks each coordinator how it sees itself; one that does not answer is an error in its place.
@@ -207,7 +208,7 @@ impl Coordinators {
             }
             if !backoff.wait(deadline).await {
                 let limit = deadline.saturating_duration_since(begun);
-                return Err(ClientError::Unreachable { addresses: self.addresses.clone(), limit, last });
+                return Err(self.unreachable(limit, last));
             }
         }
     }
@@ -256,8 +257,7 @@ impl Coordinators {
         self.target.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    fn unreachable(&self, deadline: Instant, last: String) -> ClientError {
-        let limit = deadline.saturating_duration_since(Instant::now());
+    fn unreachable(&self, limit: Duration, last: String) -> ClientError {
         ClientError::Unreachable { addresses: self.addresses.clone(), limit, last }
     }
 }

@@ -52,6 +52,20 @@ async fn a_short_deadline_is_shared_among_the_coordinators() {
 }
 
 #[tokio::test]
+async fn a_cluster_that_has_no_map_yet_is_asked_again() {
+    let cluster = Cluster::start(1, 1).await;
+    for _ in 0..3 {
+        cluster.coordinator.next(ControlTurn::reply(ControlReply::Map(None)));
+    }
+    let client = cluster.client().await;
+    assert_eq!(*client.map(), cluster.coordinator.map());
+    cluster.coordinator.always(ControlTurn::reply(ControlReply::Map(None)));
+    let config = ClientConfig { request_timeout: SHORT, connect_timeout: SHORT, ..cluster.config() };
+    let error = in_patience(Client::connect(config)).await.err().expect("there is none");
+    assert_eq!(error.to_string(), "the cluster has no map yet");
+}
+
+#[tokio::test]
 async fn without_a_coordinator_the_error_names_who_was_asked() {
     let cluster = Cluster::start(1, 1).await;
     let (first, second) = (nobody().await, nobody().await);
