@@ -1,6 +1,6 @@
 //! Coordinators that are down, hang, do not lead or refuse: who is asked next, and when no one is.
 
-use crate::fakes::{Cluster, ControlTurn, Coordinator, PATIENCE, SHORT, TOKEN, Text, in_patience, nobody};
+use crate::fakes::{Cluster, ControlTurn, Coordinator, Nobody, PATIENCE, SHORT, TOKEN, Text, in_patience};
 use kvhive_client::{Client, ClientConfig, ClientError};
 use kvhive_protocol::WireError;
 use kvhive_protocol::control::{ControlReply, ControlRequest};
@@ -17,7 +17,8 @@ fn of(cluster: &Cluster, coordinators: &[&str]) -> ClientConfig {
 #[tokio::test]
 async fn the_next_coordinator_is_asked_when_the_first_is_down() {
     let cluster = Cluster::start(1, 1).await;
-    let config = of(&cluster, &[&nobody().await, &cluster.coordinator.address]);
+    let nobody = Nobody::somewhere();
+    let config = of(&cluster, &[&nobody.address, &cluster.coordinator.address]);
     let client = in_patience(Client::connect(config)).await.expect("one coordinator answers");
     // It is remembered: a refresh asks nobody else first.
     client.refresh().await.expect("it answers");
@@ -68,14 +69,17 @@ async fn a_cluster_that_has_no_map_yet_is_asked_again() {
 #[tokio::test]
 async fn without_a_coordinator_the_error_names_who_was_asked() {
     let cluster = Cluster::start(1, 1).await;
-    let (first, second) = (nobody().await, nobody().await);
-    let short =
-        ClientConfig { request_timeout: SHORT, connect_timeout: SHORT, ..of(&cluster, &[&first, &second]) };
+    let (first, second) = (Nobody::somewhere(), Nobody::somewhere());
+    let short = ClientConfig {
+        request_timeout: SHORT,
+        connect_timeout: SHORT,
+        ..of(&cluster, &[&first.address, &second.address])
+    };
     let begun = Instant::now();
     let error = in_patience(Client::connect(short)).await.err().expect("nobody is there");
     assert!(begun.elapsed() < PATIENCE / 2);
     let ClientError::Unreachable { addresses, last, .. } = error else { panic!("{error}") };
-    assert_eq!(addresses, [first, second]);
+    assert_eq!(addresses, [&first.address[..], &second.address]);
     assert!(last.contains("refused"), "{last}");
 }
 

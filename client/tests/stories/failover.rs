@@ -1,6 +1,6 @@
 //! Members that are gone, have no lease or let nobody in: the replica is asked, and who was merely restarted is asked again.
 
-use crate::fakes::{Answer, Cluster, Node, TOKEN, Text, Turn, device, nobody, whole_frame};
+use crate::fakes::{Answer, Cluster, Nobody, Node, TOKEN, Text, Turn, device, whole_frame};
 use kvhive_protocol::WireError;
 
 /// Four blocks on two nodes, the first of which is their primary.
@@ -134,10 +134,10 @@ async fn a_replica_is_asked_when_the_primary_lets_nobody_in() {
 #[tokio::test]
 async fn a_store_finds_the_replica_that_was_promoted() {
     let (cluster, _, text) = twofold().await;
-    let gone = nobody().await;
+    let gone = Nobody::somewhere();
     let promoted = Node::start(device(1), TOKEN).await;
     cluster.coordinator.change(|map| {
-        map.members.get_mut(&device(0).member).expect("it is there").data_address = gone;
+        map.members.get_mut(&device(0).member).expect("it is there").data_address = gone.address.clone();
     });
     cluster.nodes[0].next(Turn::refuse(WireError::StaleEpoch { epoch: kvhive_protocol::Epoch(2) }));
     let promotion = async {

@@ -1,6 +1,6 @@
 //! A coordinator without raft: it holds one map, and answers from it unless a story has put a turn in its way.
 
-use super::{CLUSTER, PATIENCE, TOKEN};
+use super::{CLUSTER, Nobody, PATIENCE, TOKEN};
 use kvhive_protocol::Era;
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest};
 use kvhive_protocol::frame::Kind;
@@ -17,6 +17,8 @@ pub(crate) struct Coordinator {
     pub(crate) address: String,
     state: Arc<Mutex<State>>,
     serving: JoinHandle<()>,
+    /// Holds the address while it is stopped.
+    stopped: Option<Nobody>,
 }
 
 struct State {
@@ -48,7 +50,7 @@ impl Coordinator {
         let state = State { map, turns: VecDeque::new(), always: None, requests: Vec::new(), connections: 0 };
         let state = Arc::new(Mutex::new(state));
         let serving = tokio::spawn(serve(listener, state.clone()));
-        Coordinator { address, state, serving }
+        Coordinator { address, state, serving, stopped: None }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -93,6 +95,7 @@ impl Coordinator {
         self.serving.abort();
         let ended = (&mut self.serving).await;
         assert!(ended.is_err_and(|error| error.is_cancelled()));
+        self.stopped = Some(Nobody::at(self.address.parse().expect("it was bound")));
     }
 }
 

@@ -14,9 +14,10 @@ use kvhive_protocol::{
     MemberState, ReplicaSet, SLOTS, Slot, Tenant, TenantId,
 };
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 pub(crate) const TOKEN: &[u8] = b"the right token";
 pub(crate) const CLUSTER: ClusterId = ClusterId(77);
@@ -198,10 +199,25 @@ pub(crate) async fn until(mut holds: impl FnMut() -> bool) {
     .await;
 }
 
-/// An address where nobody listens.
-pub(crate) async fn nobody() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    listener.local_addr().expect("it is bound").to_string()
+/// An address where nobody listens, and nobody else will meanwhile.
+pub(crate) struct Nobody {
+    pub(crate) address: String,
+    _held: TcpSocket,
+}
+
+impl Nobody {
+    pub(crate) fn somewhere() -> Nobody {
+        Nobody::at("127.0.0.1:0".parse().expect("an address"))
+    }
+
+    /// Holds an address that was just given up.
+    fn at(address: SocketAddr) -> Nobody {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(address.port() != 0).expect("an option that there is");
+        socket.bind(address).expect("the port is free");
+        let address = socket.local_addr().expect("it is bound").to_string();
+        Nobody { address, _held: socket }
+    }
 }
 
 /// A second handle of a socket, for bytes that are no frame.

@@ -1,6 +1,6 @@
 //! A node without rules: it keeps what it is told, and answers honestly unless a story has put a turn in its way.
 
-use super::{CLUSTER, PATIENCE, second};
+use super::{CLUSTER, Nobody, PATIENCE, second};
 use kvhive_protocol::data::{DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Stored};
 use kvhive_protocol::frame::{Kind, encode_frame};
 use kvhive_protocol::handshake::TokenKey;
@@ -16,6 +16,8 @@ pub(crate) struct Node {
     pub(crate) address: String,
     state: Arc<Mutex<State>>,
     serving: JoinHandle<()>,
+    /// Holds the address while it is stopped.
+    stopped: Option<Nobody>,
 }
 
 struct State {
@@ -106,7 +108,7 @@ impl Node {
         };
         let state = Arc::new(Mutex::new(state));
         let serving = tokio::spawn(serve(listener, token.to_vec(), state.clone()));
-        Node { address, state, serving }
+        Node { address, state, serving, stopped: None }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -163,11 +165,13 @@ impl Node {
         self.serving.abort();
         let ended = (&mut self.serving).await;
         assert!(ended.is_err_and(|error| error.is_cancelled()));
+        self.stopped = Some(Nobody::at(self.address.parse().expect("it was bound")));
     }
 
     /// Closes everything and listens anew at the same address, holding what it held.
     pub(crate) async fn restart(&mut self) {
         self.stop().await;
+        self.stopped = None;
         let listener = TcpListener::bind(&self.address).await.expect("the port is free again");
         self.serving = tokio::spawn(serve(listener, super::TOKEN.to_vec(), self.state.clone()));
     }
