@@ -8,7 +8,7 @@ mod report;
 mod trace;
 
 use clap::{Parser, Subcommand};
-use commands::{config, down, replay, simulate, status, trace as trace_command, up};
+use commands::{config, down, node, replay, simulate, status, trace as trace_command, up};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -35,6 +35,8 @@ enum Command {
     Bench(bench::Bench),
     Trace(trace_command::TraceCommand),
     Config(config::ConfigCommand),
+    /// Look at one node's settings
+    Node(node::NodeCommand),
     /// Serves the baselines of benchmarks
     #[command(hide = true)]
     BenchBaseline,
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Bench(command) => command.run(),
         Command::Trace(command) => command.run(),
         Command::Config(command) => command.run(),
+        Command::Node(command) => command.run(),
         Command::BenchBaseline => bench::serve_baseline(),
     };
     match done {

@@ -205,13 +205,22 @@ fn memory(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
             format!("a block of {sizes} has \"{largest}\"; allowed is at least one such block"),
         );
     }
+    let folder = format!("node[{at}].disk_dir");
+    if node.disk_dir.is_none()
+        && node.devices.iter().any(|device| device.disk > Bytes(0))
+        && ledger.is_good(&folder)
+    {
+        let key = ledger.source(&folder);
+        ledger.conflict(&key, "a device has a disk tier; allowed is a folder for its files".to_owned());
+    }
     for (index, device) in node.devices.iter().enumerate() {
-        for (name, memory) in [("memory", device.memory), ("host_memory", device.host_memory)] {
+        let tiers = [("memory", device.memory), ("host_memory", device.host_memory), ("disk", device.disk)];
+        for (name, memory) in tiers {
             // Devices that come from the defaults are told there, once.
             let own = format!("node[{at}].device[{index}].{name}");
             let shared = format!("node_defaults.device[{index}].{name}");
             let key = if ledger.has(&own) { own } else { shared };
-            if !ledger.is_good(&key) || (name == "host_memory" && memory == Bytes(0)) {
+            if !ledger.is_good(&key) || (name != "memory" && memory == Bytes(0)) {
                 continue;
             }
             let short = node.frames(memory).iter().position(|frames| *frames == 0);

@@ -3,6 +3,7 @@
 
 use crate::build;
 use crate::ledger::Ledger;
+use crate::mode::{Mode, Tuning};
 use crate::problem::ConfigError;
 use crate::render;
 use crate::units::Bytes;
@@ -155,6 +156,12 @@ pub struct NodeConfig {
     pub max_inflight: Bytes,
     /// Size classes of its frames, smallest first.
     pub block_sizes: Vec<BlockClass>,
+    /// Folder of the disk tier's files, if any device has one; a relative path starts at the cluster file's folder.
+    pub disk_dir: Option<String>,
+    /// What the cache mostly serves.
+    pub mode: Mode,
+    /// What `mode` chose, with what the file says put over it.
+    pub tuning: Tuning,
     /// Its devices, by index.
     pub devices: Vec<DeviceConfig>,
 }
@@ -180,7 +187,7 @@ impl NodeConfig {
         self.block_sizes.iter().map(frames).collect()
     }
 
-    /// Returns the bytes of all tiers of all devices.
+    /// Returns the bytes of memory of all devices.
     pub fn total_memory(&self) -> Bytes {
         // At most 16 devices of two tiers of 64 TiB, so the sum fits.
         Bytes(self.devices.iter().map(|device| device.memory.0 + device.host_memory.0).sum())
@@ -205,6 +212,8 @@ pub struct DeviceConfig {
     pub memory: Bytes,
     /// Bytes of the host tier over it; 0 means that there is none.
     pub host_memory: Bytes,
+    /// Bytes of the disk tier under it; 0 means that there is none.
+    pub disk: Bytes,
 }
 
 /// What holds the bytes of a device tier.

@@ -82,12 +82,30 @@ pub(crate) const MAX_NAME_BYTES: usize = 63;
 /// The longest host name and path.
 pub(crate) const MAX_HOST_BYTES: usize = 253;
 pub(crate) const MAX_PATH_BYTES: usize = 1024;
+/// Names of the modes.
+pub(crate) const MODES: [&str; 5] = ["training", "inference", "bulk", "streaming", "interactive"];
+/// Names of what decides which blocks go to disk.
+pub(crate) const DISK_ADMISSIONS: [&str; 2] = ["all", "used"];
+/// Names of the strategies.
+pub const STRATEGIES: [&str; 11] = [
+    "lru",
+    "lfu",
+    "paged",
+    "compressed",
+    "quantized",
+    "s3-fifo",
+    "arc",
+    "lirs",
+    "lru-2",
+    "w-tinylfu",
+    "sieve",
+];
 /// The most devices of a node, and nodes of a cluster.
 pub(crate) const MAX_DEVICES: usize = 16;
 pub(crate) const MAX_NODES: usize = 1024;
 /// The largest tier. All tiers of a node together fit a u64 by far.
 pub(crate) const MAX_TIER_BYTES: u64 = 64 << 40;
-const _: () = assert!(MAX_TIER_BYTES as u128 * 2 * (MAX_DEVICES * MAX_NODES) as u128 <= u64::MAX as u128);
+const _: () = assert!(MAX_TIER_BYTES as u128 * 3 * (MAX_DEVICES * MAX_NODES) as u128 <= u64::MAX as u128);
 
 impl Rule {
     /// Says what is allowed, to stand after "allowed is".
@@ -283,6 +301,49 @@ pub(crate) const NODE: &[Key] = &[
          least one frame of each tier."
     ),
     key!(
+        "disk_dir",
+        Rule::Path,
+        Derived("none; then no device may have a `disk`"),
+        "Folder of the disk tier's files, one folder a device in it. A relative path starts at this file's folder."
+    ),
+    key!(
+        "mode",
+        Rule::Choice(&MODES),
+        Value("inference"),
+        "What the cache mostly serves. It chooses `strategy`, `prefetch_blocks`, `hold`, `batch_delay` and `disk_admission` where those \
+         are not given; `kvhive node config` shows what came of it."
+    ),
+    key!(
+        "strategy",
+        Rule::Choice(&STRATEGIES),
+        Derived("what `mode` says"),
+        "What decides which block leaves a full shard; tenants may have another (see strategies.md)."
+    ),
+    key!(
+        "prefetch_blocks",
+        Rule::Whole { min: 0, max: 4096 },
+        Derived("what `mode` says"),
+        "Blocks that one match may have brought up a tier ahead of their fetch."
+    ),
+    key!(
+        "hold",
+        Rule::Time { min: 0, max: 60_000 },
+        Derived("what `mode` says"),
+        "The longest time for which a match may keep what it found from being evicted."
+    ),
+    key!(
+        "batch_delay",
+        Rule::Time { min: 1, max: 1000 },
+        Derived("what `mode` says"),
+        "How long moves between tiers and the strategy's bookkeeping may wait, to be done together."
+    ),
+    key!(
+        "disk_admission",
+        Rule::Choice(&DISK_ADMISSIONS),
+        Derived("what `mode` says"),
+        "Which blocks go to disk when they must leave memory: all, or those that were used since they were stored."
+    ),
+    key!(
         "device",
         Rule::Tables { counts: Counts::UpTo(MAX_DEVICES), header: "node.device" },
         Required,
@@ -311,6 +372,12 @@ pub(crate) const DEVICE: &[Key] = &[
         Rule::Size { min: 4 << 10, max: MAX_TIER_BYTES, or_zero: true },
         Value("64MiB"),
         "Bytes of the host tier over it; \"0\" means none."
+    ),
+    key!(
+        "disk",
+        Rule::Size { min: 4 << 10, max: MAX_TIER_BYTES, or_zero: true },
+        Value("0"),
+        "Bytes of the disk tier under it, in files in the node's `disk_dir`; \"0\" means none."
     ),
 ];
 

@@ -459,5 +459,5 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 7 + 3 + 6 + 10 + 3);
+    assert_eq!(keys, 7 + 3 + 6 + 17 + 4);
 }

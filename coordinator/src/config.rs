@@ -1,6 +1,7 @@
 //! How a coordinator is set up, and why it may not start.
 
 use crate::log::LogError;
+use crate::membership::MembershipError;
 use kvhive_consensus::ConsensusError;
 use kvhive_control::RestoreError;
 use kvhive_protocol::map::Settings;
@@ -22,7 +23,8 @@ pub struct CoordinatorConfig {
     pub raft_listen: SocketAddr,
     /// Where the admin API listens; port 0 takes a free one.
     pub admin_listen: SocketAddr,
-    /// Where its log is kept.
+    /// Where its log is kept. Once one is there, it belongs to this peer of this cluster with these coordinators, by name
+    /// and number.
     pub data_dir: PathBuf,
     /// The cluster's name.
     pub cluster_name: String,
@@ -57,6 +59,9 @@ pub enum CoordinatorError {
     /// The setup makes no sense.
     #[error("coordinator setup: {0}")]
     Config(String),
+    /// The log in its folder belongs to another coordinator, set or cluster.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
     /// The log cannot be read or written.
     #[error(transparent)]
     Log(#[from] LogError),

@@ -7,9 +7,11 @@ mod config;
 mod control_plane;
 pub mod log;
 mod log_thread;
+mod membership;
 mod peers;
 mod server;
 mod start;
 
 pub use config::{CoordinatorConfig, CoordinatorError, PeerConfig};
+pub use membership::{Difference, Membership, MembershipError};
 pub use start::{CoordinatorHandle, start};

@@ -1,64 +1,122 @@
-//! Outgoing raft connections: one a peer, one direction each. What cannot be sent is dropped; raft repeats it.
+//! Outgoing raft connections: to each peer one for what is small and urgent, one for what is large, one direction each, so
+//! that heartbeats never wait behind a snapshot. What cannot be sent is dropped; raft repeats it.
 
 use crate::actors::raft::{Raft, RaftMessage};
-use kvhive_consensus::PeerId;
-use kvhive_protocol::frame::Kind;
+use kvhive_consensus::{MAX_MESSAGE_BYTES, MAX_PROPOSAL_BYTES, PeerId};
+use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
+use kvhive_protocol::{ClusterId, WireError};
 use kvhive_wire::{Connection, Fault, Identity};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tracing::{debug, info};
+use tracing::{debug, error, info};
 
 /// Messages that wait for one peer.
 const MAX_WAITING: usize = 4096;
+/// A message over this many bytes is large. No append is, so appends keep their order.
+const LARGE_BYTES: usize = MAX_PROPOSAL_BYTES + (2 << 20);
 /// Messages of one frame, and their bytes.
 const MAX_GROUP: usize = 256;
 const MAX_GROUP_BYTES: usize = 4 << 20;
-/// The longest a dial or a write may take.
+/// The largest frame, in bytes: a group is closed by the message that fills it, each behind its length.
+pub(crate) const MAX_FRAME_BYTES: usize = MAX_GROUP_BYTES + 4 * MAX_GROUP + MAX_MESSAGE_BYTES;
+/// The largest frame of small messages, in bytes.
+pub(crate) const MAX_SMALL_FRAME_BYTES: usize = MAX_GROUP_BYTES + 4 * MAX_GROUP + LARGE_BYTES;
+const _: () =
+    assert!(MAX_FRAME_BYTES <= MAX_PAYLOAD_BYTES as usize, "a frame of raft messages is sent whole");
+const _: () = assert!(
+    kvhive_control::MAX_SNAPSHOT_BYTES <= kvhive_consensus::MAX_SNAPSHOT_BYTES,
+    "any state can be sent"
+);
+/// The longest a dial may take.
 const LIMIT: Duration = Duration::from_secs(1);
+/// The longest a small frame may be under way. A large one gets longer, see [`frame_limit`].
+const FRAME_LIMIT: Duration = Duration::from_secs(10);
+/// A way slower than this, in bytes a second, is no way to a peer.
+const LEAST_RATE: usize = 1 << 20;
 /// Wait after a failed dial: short, since a returning peer should be heard before it holds an election.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Makes the queue to one peer.
-pub(crate) fn queue() -> (mpsc::Sender<Vec<u8>>, mpsc::Receiver<Vec<u8>>) {
-    mpsc::channel(MAX_WAITING)
+/// The queues to one peer.
+pub(crate) struct Lanes {
+    small: mpsc::Sender<Vec<u8>>,
+    large: mpsc::Sender<Vec<u8>>,
+}
+
+/// What [`run`] sends from.
+pub(crate) struct Outgoing {
+    small: mpsc::Receiver<Vec<u8>>,
+    large: mpsc::Receiver<Vec<u8>>,
+}
+
+/// A peer as the one who dials knows it.
+pub(crate) struct Destination {
+    pub(crate) peer: PeerId,
+    pub(crate) name: String,
+    pub(crate) address: String,
+    /// Who dials.
+    pub(crate) identity: Identity,
+    /// The dialler's cluster, once known: a log of another one is never mixed into its own.
+    pub(crate) cluster: watch::Receiver<Option<ClusterId>>,
+}
+
+/// Makes the queues to one peer. One large message may wait while another is sent.
+pub(crate) fn lanes() -> (Lanes, Outgoing) {
+    let (small, small_out) = mpsc::channel(MAX_WAITING);
+    let (large, large_out) = mpsc::channel(1);
+    (Lanes { small, large }, Outgoing { small: small_out, large: large_out })
+}
+
+impl Lanes {
+    /// Queues a message; false when it was dropped for want of room.
+    pub(crate) fn try_send(&self, message: Vec<u8>) -> bool {
+        let lane = if message.len() > LARGE_BYTES { &self.large } else { &self.small };
+        lane.try_send(message).is_ok()
+    }
+}
+
+/// Returns how long a frame with a payload of `bytes` may be under way.
+pub(crate) fn frame_limit(bytes: usize) -> Duration {
+    FRAME_LIMIT + Duration::from_secs((bytes / LEAST_RATE) as u64)
 }
 
 /// Sends what is queued for a peer, until `stop`.
-pub(crate) async fn run(
-    peer: PeerId,
-    address: String,
-    identity: Identity,
-    mut queue: mpsc::Receiver<Vec<u8>>,
-    raft: Raft,
-    mut stop: watch::Receiver<bool>,
-) {
+pub(crate) async fn run(to: Destination, mut queues: Outgoing, raft: Raft, mut stop: watch::Receiver<bool>) {
     tokio::select! {
-        () = send_all(peer, &address, &identity, &mut queue, &raft) => {}
+        () = send_small(&to, &mut queues.small, &raft) => {}
+        () = send_large(&to, &mut queues.large) => {}
         () = kvhive_runtime::stopped(&mut stop) => {}
     }
 }
 
-async fn send_all(
-    peer: PeerId,
-    address: &str,
-    identity: &Identity,
-    queue: &mut mpsc::Receiver<Vec<u8>>,
-    raft: &Raft,
-) {
+async fn send_small(to: &Destination, queue: &mut mpsc::Receiver<Vec<u8>>, raft: &Raft) {
+    let mut is_estranged = false;
     loop {
-        match Connection::connect(address, identity, LIMIT).await {
-            Ok((mut connection, _)) => {
-                info!(peer = peer.0, address, "connected to peer");
+        match to.dial().await {
+            Ok(mut connection) => {
+                is_estranged = false;
+                info!(peer = %to.name, address = to.address, "connected to peer");
                 let fault = send_on(&mut connection, queue).await;
                 let Some(fault) = fault else { return };
-                debug!(peer = peer.0, address, %fault, "connection to peer ended");
+                debug!(peer = %to.name, address = to.address, %fault, "connection to peer ended");
             }
-            Err(fault) => debug!(peer = peer.0, address, %fault, "peer cannot be reached"),
+            Err(fault) => {
+                // Neither heals by itself, and each is retried many times a second: told once.
+                let strange = matches!(fault, Fault::Impostor)
+                    || matches!(fault.refusal(), Some(WireError::WrongCluster | WireError::Unauthorized));
+                if strange && !is_estranged {
+                    error!(
+                        peer = %to.name, address = to.address, %fault,
+                        "this coordinator and its peer are not of one cluster; compare their tokens and data folders"
+                    );
+                }
+                is_estranged = strange;
+                debug!(peer = %to.name, address = to.address, %fault, "peer cannot be reached");
+            }
         }
         // What waited is old by the time the peer is back.
         while queue.try_recv().is_ok() {}
         // A full mailbox has other troubles; the next failure tells it again.
-        let _ = raft.try_send(RaftMessage::Unreachable { peer });
+        let _ = raft.try_send(RaftMessage::Unreachable { peer: to.peer });
         tokio::time::sleep(PAUSE).await;
     }
 }
@@ -79,13 +137,42 @@ async fn send_on(connection: &mut Connection, queue: &mut mpsc::Receiver<Vec<u8>
                 Err(_) => break,
             }
         }
-        let sent = tokio::time::timeout(LIMIT * 10, connection.send(Kind::Raft, 0, &(), &[&payload])).await;
-        match sent {
-            Ok(Ok(())) => {}
-            Ok(Err(fault)) => return Some(fault),
-            Err(_) => return Some(Fault::Timeout(LIMIT * 10)),
+        if let Err(fault) = send_frame(connection, &[&payload]).await {
+            return Some(fault);
         }
     }
+}
+
+/// Sends large messages, each over a connection of its own: they are rare.
+async fn send_large(to: &Destination, queue: &mut mpsc::Receiver<Vec<u8>>) {
+    while let Some(message) = queue.recv().await {
+        let bytes = message.len();
+        let sent = async {
+            let mut connection = to.dial().await?;
+            send_frame(&mut connection, &[&(bytes as u32).to_le_bytes(), &message]).await?;
+            connection.close().await;
+            Ok::<(), Fault>(())
+        };
+        match sent.await {
+            Ok(()) => info!(peer = %to.name, bytes, "sent a snapshot"),
+            Err(fault) => info!(peer = %to.name, bytes, %fault, "could not send a snapshot"),
+        }
+        // What was queued meanwhile says the same again; raft repeats it once more if it is still needed.
+        while queue.try_recv().is_ok() {}
+    }
+}
+
+impl Destination {
+    async fn dial(&self) -> Result<Connection, Fault> {
+        let identity = Identity { cluster: *self.cluster.borrow(), ..self.identity.clone() };
+        Connection::connect(&self.address, &identity, LIMIT).await.map(|(connection, _)| connection)
+    }
+}
+
+async fn send_frame(connection: &mut Connection, payload: &[&[u8]]) -> Result<(), Fault> {
+    let limit = frame_limit(payload.iter().map(|part| part.len()).sum());
+    let sent = tokio::time::timeout(limit, connection.send(Kind::Raft, 0, &(), payload)).await;
+    sent.unwrap_or(Err(Fault::Timeout(limit)))
 }
 
 fn append(payload: &mut Vec<u8>, message: &[u8]) {
@@ -106,19 +193,5 @@ pub(crate) fn split(mut payload: &[u8]) -> Option<Vec<&[u8]>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_of_a_frame_come_apart_as_they_were_put_together() {
-        let mut payload = Vec::new();
-        for message in [&b"one"[..], b"", b"three"] {
-            append(&mut payload, message);
-        }
-        assert_eq!(split(&payload), Some(vec![&b"one"[..], b"", b"three"]));
-        for cut in 1..payload.len() {
-            let whole = [7, 11].contains(&cut);
-            assert_eq!(split(&payload[..cut]).is_some(), whole, "cut at {cut}");
-        }
-    }
-}
+#[path = "peers_test.rs"]
+mod tests;

@@ -2,8 +2,8 @@
 
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::control_plane::ControlPlane;
-use crate::peers;
-use kvhive_consensus::{MAX_MESSAGE_BYTES, PeerId};
+use crate::peers::{self, MAX_FRAME_BYTES, MAX_SMALL_FRAME_BYTES};
+use kvhive_consensus::PeerId;
 use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::frame::{FrameLimits, Kind};
 use kvhive_protocol::handshake::{Role, TokenKey};
@@ -13,7 +13,7 @@ use kvhive_wire::{Connection, Fault, Listening, Peer};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::{debug, warn};
 
 /// A handshake that takes longer is ended.
@@ -23,8 +23,12 @@ const MAX_CONNECTIONS: usize = 4096;
 const MAX_HANDSHAKES: usize = 64;
 /// A connection without a request for this long is closed.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
-/// A payload or an answer that makes no progress for this long ends its connection.
+/// An answer that is not taken within this ends its connection, and so does a frame that finds no room for as long.
 const STALL_LIMIT: Duration = Duration::from_secs(10);
+/// KiB of raft messages that were received and not worked off, in small frames and in large ones: of these, one a leader
+/// and one more.
+const SMALL_ROOM_KIB: usize = 64 << 10;
+const LARGE_ROOM_KIB: usize = 2 * MAX_FRAME_BYTES.div_ceil(1024);
 /// Wait after the system refused a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -35,6 +39,33 @@ pub(crate) struct Server {
     pub(crate) token: TokenKey,
     pub(crate) cluster: watch::Receiver<Option<ClusterId>>,
     pub(crate) voters: Vec<PeerId>,
+    pub(crate) room: Room,
+}
+
+/// Memory for what peers send, taken before a frame is read and given back when its messages are worked off.
+pub(crate) struct Room {
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+}
+
+impl Default for Room {
+    fn default() -> Room {
+        Room {
+            small: Arc::new(Semaphore::new(SMALL_ROOM_KIB)),
+            large: Arc::new(Semaphore::new(LARGE_ROOM_KIB)),
+        }
+    }
+}
+
+impl Room {
+    async fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Fault> {
+        let room = if bytes > MAX_SMALL_FRAME_BYTES { &self.large } else { &self.small };
+        let taken = room.clone().acquire_many_owned(bytes.div_ceil(1024) as u32);
+        match tokio::time::timeout(STALL_LIMIT, taken).await {
+            Ok(taken) => Ok(taken.expect("room is never closed")),
+            Err(_) => Err(Fault::Timeout(STALL_LIMIT)),
+        }
+    }
 }
 
 /// Serves connections until `stop`.
@@ -79,7 +110,7 @@ pub(crate) async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: 
 
 async fn converse(mut connection: Connection, peer: Peer, server: &Server) -> Result<(), Fault> {
     // Nobody but a coordinator sends payloads here.
-    let payload = if peer.role == Role::Coordinator { MAX_MESSAGE_BYTES as u32 + (8 << 20) } else { 0 };
+    let payload = if peer.role == Role::Coordinator { MAX_FRAME_BYTES as u32 } else { 0 };
     connection.set_limits(FrameLimits { payload_bytes: payload, ..FrameLimits::OPEN });
     loop {
         let frame = match tokio::time::timeout(IDLE_LIMIT, connection.receive()).await {
@@ -122,15 +153,18 @@ async fn receive_raft(
         connection.refuse(0, &error).await?;
         return Err(Fault::Protocol(error));
     }
+    let room = Arc::new(server.room.take(bytes).await?);
     let mut payload = vec![0; bytes];
-    let read = tokio::time::timeout(STALL_LIMIT, connection.read_payload(&mut payload));
-    read.await.unwrap_or(Err(Fault::Timeout(STALL_LIMIT)))?;
+    let limit = peers::frame_limit(bytes);
+    let read = tokio::time::timeout(limit, connection.read_payload(&mut payload));
+    read.await.unwrap_or(Err(Fault::Timeout(limit)))?;
     let messages = peers::split(&payload).ok_or_else(|| {
         Fault::Protocol(WireError::malformed(format_args!("raft messages do not fit their frame")))
     })?;
     for message in messages {
         // A full mailbox drops it: raft repeats.
-        let _ = server.raft.try_send(RaftMessage::Received { from, bytes: message.to_vec() });
+        let received = RaftMessage::Received { from, bytes: message.to_vec(), room: room.clone() };
+        let _ = server.raft.try_send(received);
     }
     Ok(())
 }

@@ -4,10 +4,11 @@ use crate::actors::raft::{Bootstrap, Name, Parts, Raft, RaftActor};
 use crate::admin::{self, Admin, Sources};
 use crate::config::{CoordinatorConfig, CoordinatorError};
 use crate::control_plane::ControlPlane;
-use crate::log::LogStore;
+use crate::log::LogFolder;
 use crate::log_thread::{self, LogFigures};
-use crate::peers;
-use crate::server::{self, Server};
+use crate::membership::Membership;
+use crate::peers::{self, Destination};
+use crate::server::{self, Room, Server};
 use kvhive_consensus::{Consensus, ConsensusConfig, PeerId, Restored};
 use kvhive_control::{Overseer, Registry, Tuning};
 use kvhive_protocol::ClusterId;
@@ -44,7 +45,7 @@ pub struct CoordinatorHandle {
 /// Starts a coordinator and returns once it listens.
 ///
 /// # Errors
-/// When its log cannot be used, or threads or addresses are not to be had.
+/// When its log cannot be used or is another's, or threads or addresses are not to be had.
 pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, CoordinatorError> {
     let us = PeerId(config.peer);
     let Some(own) = config.peers.iter().find(|peer| peer.peer == config.peer) else {
@@ -53,7 +54,9 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let name = own.name.clone();
     let random = random()?;
     let word = |at: usize| u64::from_le_bytes(random[at..at + 8].try_into().expect("eight bytes"));
-    let (store, restored) = LogStore::open(&config.data_dir)?;
+    let folder = LogFolder::lock(&config.data_dir)?;
+    Membership::of(&config).claim(&config.data_dir, folder.holds_log()?)?;
+    let (store, restored) = folder.open()?;
     let registry = registry_of(&restored)?;
     let tick = config.election_timeout / ELECTION_TICKS;
     let heartbeat_ticks = config.heartbeat.as_nanos().div_ceil(tick.as_nanos().max(1)) as u32;
@@ -81,9 +84,9 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let mut queues = BTreeMap::new();
     let mut outgoing = Vec::new();
     for peer in config.peers.iter().filter(|peer| peer.peer != config.peer) {
-        let (sender, receiver) = peers::queue();
-        queues.insert(PeerId(peer.peer), sender);
-        outgoing.push((PeerId(peer.peer), peer.raft_address.clone(), receiver));
+        let (lanes, receivers) = peers::lanes();
+        queues.insert(PeerId(peer.peer), lanes);
+        outgoing.push((peer, receivers));
     }
     let token = TokenKey::new(&config.token);
     let names = config.peers.iter().map(|peer| {
@@ -128,15 +131,15 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         .map_err(|source| CoordinatorError::Failed(format!("cannot start the log's thread: {source}")))?;
     let identity =
         Identity { token: token.clone(), role: Role::Coordinator, sender: config.peer, cluster: None };
-    for (peer, address, queue) in outgoing {
-        runtime.io().spawn(peers::run(
-            peer,
-            address,
-            identity.clone(),
-            queue,
-            raft.clone(),
-            stopping.clone(),
-        ));
+    for (peer, queues) in outgoing {
+        let destination = Destination {
+            peer: PeerId(peer.peer),
+            name: peer.name.clone(),
+            address: peer.raft_address.clone(),
+            identity: identity.clone(),
+            cluster: known_cluster.clone(),
+        };
+        runtime.io().spawn(peers::run(destination, queues, raft.clone(), stopping.clone()));
     }
     let control = ControlPlane::new(raft.clone());
     let server = Arc::new(Server {
@@ -145,6 +148,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         token,
         cluster: known_cluster,
         voters: config.peers.iter().map(|peer| PeerId(peer.peer)).collect(),
+        room: Room::default(),
     });
     let serving = runtime.io().spawn(server::serve(raft_listener, server, stopping.clone()));
     let sources =

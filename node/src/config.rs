@@ -1,11 +1,13 @@
 //! How a node is set up, and why it may not start or go on.
 
+use kvhive_cache::policy::Strategy;
 use kvhive_gpu::ArenaError;
 use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
 use kvhive_runtime::RuntimeError;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 use thiserror::Error;
 
 /// The most connections that a setup may allow.
@@ -35,10 +37,39 @@ pub struct NodeConfig {
     pub max_inflight_bytes: u64,
     /// Its devices, by index.
     pub devices: Vec<DeviceConfig>,
+    /// How its shards keep blocks.
+    pub tuning: Tuning,
     /// `host:port` of the coordinators' control plane.
     pub coordinators: Vec<String>,
     /// The cluster's token.
     pub token: Vec<u8>,
+}
+
+/// The knobs of a node's shards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tuning {
+    /// What decides which block leaves, for tenants without a strategy of their own.
+    pub strategy: Strategy,
+    /// Blocks that one match may have brought up a tier ahead of their fetch.
+    pub prefetch_blocks: u32,
+    /// The longest hold that a match may ask.
+    pub hold: Duration,
+    /// How long moves between tiers and bookkeeping may wait.
+    pub batch_delay: Duration,
+    /// Whether blocks that were never used since they were stored go to disk too.
+    pub unused_to_disk: bool,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            strategy: Strategy::Lru,
+            prefetch_blocks: 64,
+            hold: Duration::from_secs(5),
+            batch_delay: Duration::from_millis(10),
+            unused_to_disk: true,
+        }
+    }
 }
 
 /// One device of a node: two tiers, each parted into frames of a few sizes.
@@ -96,6 +127,9 @@ impl NodeConfig {
         }
         if self.max_connections > MAX_CONNECTIONS {
             return wrong(format!("{} connections, at most {MAX_CONNECTIONS}", self.max_connections));
+        }
+        if self.tuning.batch_delay.is_zero() {
+            return wrong("batch_delay must be more than 0".to_owned());
         }
         if self.token.is_empty() {
             return wrong("the token is empty".to_owned());

@@ -16,5 +16,5 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError};
+pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, Tuning};
 pub use start::{NodeHandle, start};

@@ -2,14 +2,14 @@
 
 use crate::actors::core::DeviceCore;
 use crate::actors::device::Device;
-use crate::config::{DeviceConfig, NodeConfig, NodeError};
+use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
 use crate::http::BoundedListener;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
 use crate::view::View;
-use kvhive_cache::{ShardConfig, Tier};
+use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
 use kvhive_protocol::MemberId;
 use kvhive_protocol::handshake::{Role, TokenKey};
@@ -29,8 +29,6 @@ use tracing::{error, info};
 const DEVICE_MAILBOX: usize = 1024;
 /// Writes under way in one shard.
 const MAX_WRITES: usize = 4096;
-/// The longest hold that a match may ask.
-const MAX_HOLD: Duration = Duration::from_secs(5);
 /// Share of the device tier that demotion keeps free, in thousandths.
 const LOW_WATER_PER_MILLE: u16 = 10;
 /// Connections kept to each other node, for copies.
@@ -119,7 +117,7 @@ pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHan
                 give_up_stop.send_replace(true);
                 give_up_ending.tell(Err(at));
             });
-        devices.push(spawn_device(&runtime, spawn, at, device, &memory, &view)?);
+        devices.push(spawn_device(&runtime, spawn, at, device, config.tuning, &memory, &view)?);
         memories.push(memory);
     }
 
@@ -176,6 +174,7 @@ fn spawn_device(
     spawn: Spawn,
     at: usize,
     device: &DeviceConfig,
+    tuning: Tuning,
     memory: &Memory,
     view: &Arc<View>,
 ) -> Result<Device, NodeError> {
@@ -183,7 +182,11 @@ fn spawn_device(
         classes: device.classes.iter().map(|class| class.frame_bytes).collect(),
         device: memory.capacity(Tier::Device),
         host: memory.capacity(Tier::Host),
-        max_hold: MAX_HOLD,
+        disk: TierCapacity::default(),
+        rules: Rules::new(tuning.strategy),
+        unused_to_disk: tuning.unused_to_disk,
+        prefetch: tuning.prefetch_blocks,
+        max_hold: tuning.hold,
         max_writes: MAX_WRITES,
         low_water_per_mille: LOW_WATER_PER_MILLE,
         hash_seed: RandomState::new().hash_one(at),
@@ -191,7 +194,7 @@ fn spawn_device(
     let arbiter = runtime.arbiter(&format!("device-{at}"))?;
     let (memory, view, io) = (memory.clone(), view.clone(), runtime.io().clone());
     let make = move || DeviceCore::new(shard.clone(), memory.clone(), view.clone(), io.clone());
-    Ok(Device::start(spawn, &arbiter, make))
+    Ok(Device::start(spawn, &arbiter, tuning.batch_delay, make))
 }
 
 fn introduce(

@@ -69,7 +69,15 @@ impl<T> Reply<T> {
 
     /// Answers. An asker that went away is no concern of the actor's.
     pub fn send(self, answer: T) {
-        let _ = self.0.send(answer);
+        let _ = self.try_send(answer);
+    }
+
+    /// Answers, and hands the answer back when the asker has gone away: for actors that then undo what they did.
+    ///
+    /// # Errors
+    /// With the answer.
+    pub fn try_send(self, answer: T) -> Result<(), T> {
+        self.0.send(answer)
     }
 
     /// Says whether the asker has gone away.

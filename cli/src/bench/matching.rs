@@ -7,7 +7,8 @@ use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Result, bail};
-use kvhive_cache::{Reserve, Shard, ShardConfig, TierCapacity};
+use kvhive_cache::policy::Strategy;
+use kvhive_cache::{About, Reserve, Rules, Shard, ShardConfig, TierCapacity};
 use kvhive_client::StoreOptions;
 use kvhive_config::Bytes;
 use kvhive_protocol::block::Codec;
@@ -97,7 +98,11 @@ fn resident(runs: u32) -> Result<Row> {
     let mut shard = Shard::new(ShardConfig {
         classes: vec![1],
         device: TierCapacity { frames: vec![RESIDENT_BLOCKS as u32] },
-        host: TierCapacity { frames: vec![0] },
+        host: TierCapacity::default(),
+        disk: TierCapacity::default(),
+        rules: Rules::new(Strategy::Lru),
+        unused_to_disk: true,
+        prefetch: 0,
         max_hold: Duration::from_secs(1),
         max_writes: 1,
         low_water_per_mille: 0,
@@ -111,23 +116,23 @@ fn resident(runs: u32) -> Result<Row> {
             fingerprint: LayoutFingerprint::default(),
             tenant: TENANT,
             era: Era(0),
-            depth: 0,
+            depth: (number % RESIDENT_KEYS as u64) as u32,
             codec: Codec::Raw,
             payload_bytes: 1,
             digest: 0,
         };
-        let block = StoreBlock { header, parent: BlockKey::NONE };
-        match shard.reserve(Moment::ZERO, TENANT, &block, Slot(0), &mut Vec::new()) {
+        let parent = if header.depth == 0 { BlockKey::NONE } else { key(number - 1) };
+        let block = StoreBlock { header, parent };
+        match shard.reserve(Moment::ZERO, TENANT, &block, Slot(0), About::default(), &mut Vec::new()) {
             Reserve::Take { ticket, .. } => drop(shard.seal(ticket)),
             other => bail!("block {number} was not taken: {other:?}"),
         }
         map.insert(key(number), number as u32);
     }
-    // Keys of one match lie far apart, so that each lookup misses the CPU's cache.
+    // One prefix after the other, far apart, so that each lookup misses the CPU's cache.
     let ask = |round: usize| -> KeyList {
-        (0..RESIDENT_KEYS)
-            .map(|at| key(((round * RESIDENT_KEYS + at) * 7919 % RESIDENT_BLOCKS) as u64))
-            .collect()
+        let first = round * 7919 % (RESIDENT_BLOCKS / RESIDENT_KEYS) * RESIDENT_KEYS;
+        (first..first + RESIDENT_KEYS).map(|number| key(number as u64)).collect()
     };
     let asks: Vec<KeyList> = (0..RESIDENT_MATCHES).map(ask).collect();
     let run = [Run { slot: Slot(0), keys: RESIDENT_KEYS as u32 }];

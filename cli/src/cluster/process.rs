@@ -4,9 +4,11 @@ use crate::admin::read_token;
 use crate::cluster::local::SUPERVISED;
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
-use kvhive_config::{Ack, ClusterConfig, CoordinatorConfig, NodeConfig, Process, Token, TokenSource};
+use kvhive_config::{
+    Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, NodeConfig, Process, Token, TokenSource,
+};
 use kvhive_coordinator::PeerConfig;
-use kvhive_node::{ClassConfig, DeviceConfig};
+use kvhive_node::{ClassConfig, DeviceConfig, Tuning};
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
 use std::path::{Path, PathBuf};
@@ -148,7 +150,35 @@ fn node(config: &ClusterConfig, own: &NodeConfig, token: Vec<u8>) -> Result<kvhi
         max_connections: own.max_connections,
         max_inflight_bytes: own.max_inflight.0,
         devices,
+        tuning: tuning(own),
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
         token,
     })
+}
+
+fn tuning(own: &NodeConfig) -> Tuning {
+    let kvhive_config::Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission } = own.tuning;
+    Tuning {
+        strategy: strategy
+            .parse()
+            .expect("the configuration takes names of strategies only; a test compares them"),
+        prefetch_blocks,
+        hold,
+        batch_delay,
+        unused_to_disk: disk_admission == DiskAdmission::All,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvhive_cache::policy::Strategy;
+
+    #[test]
+    fn the_configuration_takes_the_names_of_all_strategies_and_no_others() {
+        let mut known: Vec<&str> = Strategy::ALL.iter().map(|strategy| strategy.name()).collect();
+        let mut taken = kvhive_config::STRATEGIES.to_vec();
+        known.sort_unstable();
+        taken.sort_unstable();
+        assert_eq!(known, taken);
+    }
 }

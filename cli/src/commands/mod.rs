@@ -4,6 +4,7 @@ pub(crate) mod config;
 pub(crate) mod connect;
 pub(crate) mod down;
 pub(crate) mod generated;
+pub(crate) mod node;
 pub(crate) mod replay;
 pub(crate) mod simulate;
 pub(crate) mod status;

@@ -223,4 +223,19 @@ mod tests {
         assert_eq!(count_entries(&bytes), Some(MAX_ENTRIES + 1));
         assert!(decode(&bytes, &expected()).is_none());
     }
+
+    #[test]
+    fn the_largest_snapshot_of_the_largest_group_is_a_message() {
+        let voters: Vec<PeerId> = (1..=1000).map(|peer| PeerId(u64::MAX / 4 + peer)).collect();
+        let expected = Expected { us: voters[0], from: voters[1], voters: &voters, ..expected() };
+        let mut snapshot =
+            Message { from: expected.from.0, to: expected.us.0, ..message(MessageType::MsgSnapshot) };
+        let content = snapshot.mut_snapshot();
+        content.set_data(vec![0xFF; MAX_SNAPSHOT_BYTES].into());
+        (content.mut_metadata().index, content.mut_metadata().term) = (NUMBER_LIMIT - 1, 5);
+        content.mut_metadata().mut_conf_state().voters = voters.iter().map(|voter| voter.0).collect();
+        let bytes = snapshot.write_to_bytes().expect("it encodes");
+        assert!(bytes.len() <= MAX_MESSAGE_BYTES, "{} bytes", bytes.len());
+        assert!(decode(&bytes, &expected).is_some());
+    }
 }

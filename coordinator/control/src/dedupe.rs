@@ -2,7 +2,7 @@
 //! every coordinator forgets the same requests at the same log index.
 
 use kvhive_protocol::control::CommandReply;
-use kvhive_protocol::{RequestId, WireError};
+use kvhive_protocol::{RequestId, WireError, codec};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,6 +10,9 @@ use std::collections::{BTreeMap, VecDeque};
 pub const MAX_CLIENTS: usize = 4096;
 /// How far an asker's sequences reach back from its greatest one. A request below that is refused, never applied twice.
 pub const REPLY_WINDOW: u64 = 64;
+/// What all remembered outcomes may take in a snapshot, in bytes: four times what that many askers come to who are
+/// mostly not refused. A snapshot must fit into one raft message, however long the refusals are.
+pub const MAX_REPLY_BYTES: usize = 32 << 20;
 
 /// The remembered requests.
 #[derive(Clone, Default)]
@@ -17,6 +20,8 @@ pub(crate) struct Dedupe {
     clients: BTreeMap<u128, Client>,
     /// Asker by the log index that heard it last; an index hears one asker.
     by_age: BTreeMap<u64, u128>,
+    /// What the outcomes take in a snapshot.
+    bytes: usize,
 }
 
 /// What one asker asked.
@@ -66,16 +71,19 @@ impl Dedupe {
             .entry(request.client)
             .or_insert_with(|| Client { heard_at: index, replies: VecDeque::new() });
         if let Err(at) = client.find(request.sequence) {
+            self.bytes += bytes_of(&reply);
             client.replies.insert(at, (request.sequence, reply));
         }
         let newest = client.newest();
         while client.replies.front().is_some_and(|(sequence, _)| newest - sequence >= REPLY_WINDOW) {
-            client.replies.pop_front();
+            self.bytes -= client.replies.pop_front().map_or(0, |(_, reply)| bytes_of(&reply));
         }
         self.touch(index, request.client);
-        while self.clients.len() > MAX_CLIENTS {
+        // One asker's window is far below the limit of bytes: the one just heard stays.
+        while self.clients.len() > MAX_CLIENTS || self.bytes > MAX_REPLY_BYTES {
             let (_, oldest) = self.by_age.pop_first().expect("each remembered asker has an age");
-            self.clients.remove(&oldest);
+            let forgotten = self.clients.remove(&oldest).expect("each age is of a remembered asker");
+            self.bytes -= forgotten.bytes();
         }
     }
 
@@ -108,6 +116,7 @@ impl Dedupe {
             {
                 return Err(format!("the remembered requests of asker {id:032x} contradict each other"));
             }
+            dedupe.bytes += client.bytes();
             if dedupe.by_age.insert(client.heard_at, id).is_some()
                 || dedupe.clients.insert(id, client).is_some()
             {
@@ -118,7 +127,16 @@ impl Dedupe {
     }
 }
 
+/// Returns what an outcome and its sequence take in a snapshot.
+fn bytes_of(reply: &CommandReply) -> usize {
+    8 + codec::encode(reply).expect("errors are bounded, and so is every outcome").len()
+}
+
 impl Client {
+    fn bytes(&self) -> usize {
+        self.replies.iter().map(|(_, reply)| bytes_of(reply)).sum()
+    }
+
     fn newest(&self) -> u64 {
         self.replies.back().map_or(0, |(sequence, _)| *sequence)
     }
@@ -194,5 +212,28 @@ mod tests {
         assert_eq!(dedupe.by_age.len(), MAX_CLIENTS);
         assert!(before(&dedupe, request(0, 1)).is_some());
         assert!(is_new(&dedupe, request(1, 1)));
+    }
+
+    #[test]
+    fn long_refusals_shorten_the_memory_and_not_the_limit() {
+        let refusal = CommandReply::Rejected(WireError::rejected(format_args!("{}", "x".repeat(10_000))));
+        let mut dedupe = Dedupe::default();
+        let mut index = 0;
+        for client in 0..MAX_CLIENTS as u128 {
+            for sequence in 1..=REPLY_WINDOW {
+                index += 1;
+                dedupe.record(index, request(client, sequence), refusal.clone());
+            }
+        }
+        let held: usize = dedupe.clients.values().map(Client::bytes).sum();
+        assert_eq!(dedupe.bytes, held);
+        assert!(held <= MAX_REPLY_BYTES, "{held} bytes");
+        assert!(held + (1 << 20) > MAX_REPLY_BYTES, "no more is forgotten than must be: {held} bytes");
+        assert_eq!(dedupe.by_age.len(), dedupe.clients.len());
+        let newest = MAX_CLIENTS as u128 - 1;
+        assert_eq!(before(&dedupe, request(newest, 1)), Some(refusal));
+        assert!(is_new(&dedupe, request(0, REPLY_WINDOW)));
+        let clients = dedupe.iter().map(|(id, client)| (*id, client.clone())).collect();
+        assert_eq!(Dedupe::restore(clients, index).map(|restored| restored.bytes), Ok(held));
     }
 }

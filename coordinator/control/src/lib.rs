@@ -15,13 +15,13 @@ mod repair;
 mod snapshot;
 mod validate;
 
-pub use dedupe::{MAX_CLIENTS, REPLY_WINDOW};
+pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
 pub use leases::grace;
 pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
 pub use planner::{MAX_CHANGES_PER_PLAN, Planner, imbalance};
 pub use registry::Registry;
 pub use repair::Repair;
-pub use snapshot::{RestoreError, SNAPSHOT_VERSION};
+pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, SNAPSHOT_VERSION};
 pub use validate::{
     HEARTBEAT_MS, LEASE_MS, MAX_ADDRESS_BYTES, MAX_LABEL_BYTES, MAX_MAP_BYTES, MAX_REPLICAS,
     MAX_SEGMENT_BLOCKS,

@@ -1,7 +1,7 @@
 //! The registry as bytes: what a coordinator writes down and sends to one that is far behind. Sections of bounded size
 //! behind a version, a checksum at the end; equal registries give equal bytes. Bytes from elsewhere are checked whole.
 
-use crate::dedupe::{Client, Dedupe};
+use crate::dedupe::{self, Client, Dedupe};
 use crate::registry::Registry;
 use crate::validate;
 use kvhive_protocol::map::Settings;
@@ -14,6 +14,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of snapshots that this crate writes, and the only one it reads.
 pub const SNAPSHOT_VERSION: u32 = 1;
+/// The largest snapshot, in bytes: members and tenants, remembered outcomes, and less than 1 MiB each for slots and for
+/// what surrounds the rest.
+pub const MAX_SNAPSHOT_BYTES: usize = validate::MAX_MAP_BYTES + dedupe::MAX_REPLY_BYTES + (2 << 20);
 
 const MAGIC: [u8; 8] = *b"kvhiveRG";
 const HEAD_BYTES: usize = MAGIC.len() + 4;
@@ -101,6 +104,7 @@ impl Registry {
         }
         let sum = xxh3_64(&out);
         out.extend_from_slice(&sum.to_le_bytes());
+        debug_assert!(out.len() <= MAX_SNAPSHOT_BYTES);
         out
     }
 

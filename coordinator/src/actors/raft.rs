@@ -2,6 +2,7 @@
 //! waits for what.
 
 use crate::log_thread::Write;
+use crate::peers::Lanes;
 use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Ticket, WriteId};
 use kvhive_control::{BeatVerdict, ClearTicket, Counters, Effect as Oversight, Overseer, Registry};
 use kvhive_protocol::control::{
@@ -14,15 +15,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tracing::{debug, info, warn};
 
 /// What the raft actor can be told.
 pub(crate) enum RaftMessage {
     /// The timer ticked.
     Tick,
-    /// A peer's message.
-    Received { from: PeerId, bytes: Vec<u8> },
+    /// A peer's message, and the memory that was set aside for it.
+    Received { from: PeerId, bytes: Vec<u8>, room: Arc<OwnedSemaphorePermit> },
     /// A peer cannot be reached.
     Unreachable { peer: PeerId },
     /// The log has synced this write and all before it.
@@ -63,7 +64,7 @@ pub(crate) struct Parts {
     pub(crate) overseer: Overseer,
     pub(crate) names: BTreeMap<PeerId, Name>,
     pub(crate) us: PeerId,
-    pub(crate) peers: BTreeMap<PeerId, mpsc::Sender<Vec<u8>>>,
+    pub(crate) peers: BTreeMap<PeerId, Lanes>,
     pub(crate) log: SyncSender<Write>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) tick: Duration,
@@ -139,7 +140,7 @@ impl RaftActor {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Send { to, bytes } => {
-                let sent = self.parts.peers.get(&to).is_some_and(|peer| peer.try_send(bytes).is_ok());
+                let sent = self.parts.peers.get(&to).is_some_and(|peer| peer.try_send(bytes));
                 // Raft repeats what matters.
                 self.figures.dropped_sends += u64::from(!sent);
             }
@@ -439,7 +440,10 @@ impl Actor for RaftActor {
     fn handle(&mut self, message: RaftMessage, _ctx: &mut Context<'_, Self>) {
         match message {
             RaftMessage::Tick => self.tick(),
-            RaftMessage::Received { from, bytes } => self.step(Event::Received { from, bytes }),
+            RaftMessage::Received { from, bytes, room } => {
+                self.step(Event::Received { from, bytes });
+                drop(room);
+            }
             RaftMessage::Unreachable { peer } => self.step(Event::PeerUnreachable { peer }),
             RaftMessage::Persisted { write } => self.step(Event::Persisted { write }),
             RaftMessage::LogFailed { reason } => self.fail(reason),

@@ -1,7 +1,8 @@
 //! The admin API's answers, typed, so that its OpenAPI document is generated from them.
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::extract::rejection::JsonRejection;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use kvhive_protocol::WireError;
 use serde::{Deserialize, Serialize};
@@ -232,6 +233,27 @@ impl Trouble {
         Trouble { status: StatusCode::BAD_REQUEST, code: "bad_request", message }
     }
 
+    pub(super) fn too_large(limit_bytes: usize) -> Trouble {
+        let message = format!("request bodies may have {limit_bytes} bytes at most");
+        Trouble { status: StatusCode::PAYLOAD_TOO_LARGE, code: "too_large", message }
+    }
+
+    pub(super) fn method_not_allowed() -> Trouble {
+        let message = "this route does not take that method; see /openapi.json".to_owned();
+        Trouble { status: StatusCode::METHOD_NOT_ALLOWED, code: "method_not_allowed", message }
+    }
+
+    /// Says what is wrong with a body that should be JSON.
+    pub(super) fn unusable_body(rejection: &JsonRejection, limit_bytes: usize) -> Trouble {
+        match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Trouble::too_large(limit_bytes),
+            status @ StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+                Trouble { status, code: "unsupported_media_type", message: rejection.body_text() }
+            }
+            _ => Trouble::bad_request(rejection.body_text()),
+        }
+    }
+
     pub(super) fn unavailable(message: String) -> Trouble {
         Trouble { status: StatusCode::SERVICE_UNAVAILABLE, code: "unavailable", message }
     }
@@ -258,6 +280,11 @@ impl From<WireError> for Trouble {
 impl IntoResponse for Trouble {
     fn into_response(self) -> Response {
         let body = ErrorBody { error: ErrorDetail { code: self.code, message: self.message } };
-        (self.status, Json(body)).into_response()
+        let mut response = (self.status, Json(body)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            // RFC 9110, 15.5.2: what would be accepted.
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
     }
 }

@@ -3,6 +3,7 @@
 
 mod answers;
 mod auth;
+mod door;
 mod figures;
 mod overview;
 mod routes;

@@ -4,14 +4,17 @@ use super::answers::{
     Cluster, Consistency, Coordinator, ErrorBody, Freshness, Members, NewTenant, SlotList, SlotQuery, Stats,
     Tenant, Tenants, Trouble,
 };
+use super::door::BoundedListener;
 use super::{auth, figures, overview};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::config::PeerConfig;
 use crate::control_plane::{ControlPlane, ask_peer, trouble};
 use crate::log_thread::LogFigures;
-use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::body::HttpBody;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, middleware};
 use kvhive_protocol::control::{
@@ -35,6 +38,8 @@ const MAX_BODY_BYTES: usize = 64 * 1024;
 const READ_LIMIT: Duration = Duration::from_secs(5);
 /// The longest a change may take: a clear waits for every lease.
 const CHANGE_LIMIT: Duration = Duration::from_secs(10);
+/// The longest that answers under way may hold up a shutdown.
+const STOP_GRACE: Duration = Duration::from_secs(2);
 /// A coordinator that does not say how it is within this is shown as unreachable.
 const PEER_LIMIT: Duration = Duration::from_millis(500);
 
@@ -208,15 +213,33 @@ fn router(admin: Arc<Admin>) -> Router {
     guarded
         .merge(open)
         .fallback(|| async { Trouble::not_found("no such route; see /openapi.json".to_owned()) })
+        .method_not_allowed_fallback(|| async { Trouble::method_not_allowed() })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn(refuse_large_bodies))
         .with_state(admin)
 }
 
 /// Serves the admin API until `stop`.
 pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>, mut stop: watch::Receiver<bool>) {
+    let mut stop_again = stop.clone();
     let until = async move { stopped(&mut stop).await };
-    if let Err(error) = axum::serve(listener, router(admin)).with_graceful_shutdown(until).await {
-        tracing::error!(%error, "the admin listener failed");
+    let listener = BoundedListener::new(listener);
+    tokio::select! {
+        served = axum::serve(listener, router(admin)).with_graceful_shutdown(until).into_future() => {
+            if let Err(error) = served {
+                tracing::error!(%error, "the admin listener failed");
+            }
+        }
+        // Whoever is in the middle of a request gets its answer; whoever just holds a connection does not hold us.
+        () = async { stopped(&mut stop_again).await; tokio::time::sleep(STOP_GRACE).await } => {}
+    }
+}
+
+/// Refuses a body that announces itself as too large, before a byte of it is read.
+async fn refuse_large_bodies(request: Request, next: Next) -> Response {
+    match request.body().size_hint().lower() {
+        bytes if bytes > MAX_BODY_BYTES as u64 => Trouble::too_large(MAX_BODY_BYTES).into_response(),
+        _ => next.run(request).await,
     }
 }
 
@@ -285,7 +308,7 @@ async fn create_tenant(
     State(admin): Shared,
     body: Result<Json<NewTenant>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Tenant>), Trouble> {
-    let Json(wanted) = body.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let Json(wanted) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let mut secret = [0; 32];
     getrandom::fill(&mut secret)
         .map_err(|error| Trouble::unavailable(format!("no random bytes: {error}")))?;
@@ -302,7 +325,8 @@ async fn create_tenant(
 
 /// Ends a tenant's era. Answered when nobody serves its older blocks any more.
 #[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name")), responses((status = 200, body = Tenant), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
-async fn clear_tenant(State(admin): Shared, Path(name): Path<String>) -> Answer<Tenant> {
+async fn clear_tenant(State(admin): Shared, name: Result<Path<String>, PathRejection>) -> Answer<Tenant> {
+    let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let overview = admin.overview(Freshness::Linearizable).await?;
     let known = overview.map.as_ref().and_then(|map| map.tenant(&name)).map(|(id, _)| id);
     let tenant = known.ok_or_else(|| Trouble::not_found(format!("tenant {name:?} does not exist")))?;

@@ -16,4 +16,4 @@ mod snapshot;
 mod store;
 
 pub use error::LogError;
-pub use store::LogStore;
+pub use store::{LogFolder, LogStore};

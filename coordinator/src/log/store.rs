@@ -10,6 +10,59 @@ use kvhive_consensus::{LogBatch, Restored};
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
+/// A folder for a log, made and locked, so that one process at a time looks into it.
+pub struct LogFolder {
+    path: PathBuf,
+    lock: File,
+}
+
+impl LogFolder {
+    /// Makes the folder if it is not there, and locks it until this, or the store opened from it, is dropped.
+    ///
+    /// # Errors
+    /// [`LogError::InUse`] while another process has it, [`LogError::Io`] when the system refuses.
+    pub fn lock(path: &Path) -> Result<LogFolder, LogError> {
+        std::fs::create_dir_all(path).map_err(LogError::io(path))?;
+        Ok(LogFolder { path: path.to_owned(), lock: lock(path)? })
+    }
+
+    /// Says whether there is a log, or part of one.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] when the system refuses.
+    pub fn holds_log(&self) -> Result<bool, LogError> {
+        Ok(!segment::list(&self.path)?.is_empty() || holds_snapshots(&self.path)?)
+    }
+
+    /// Opens the log, making it if it is not there, and returns what it held.
+    ///
+    /// # Errors
+    /// See [`LogError`]. What was synced and cannot be read back is an error, never left out.
+    pub fn open(self) -> Result<(LogStore, Restored), LogError> {
+        let LogFolder { path: folder, lock } = self;
+        let found = segment::list(&folder)?;
+        if found.is_empty() {
+            return Ok((LogStore::make(&folder, lock)?, Restored::default()));
+        }
+        let Recovered { log, standing, entries, sequence, older, last, highest } = recover(&folder, &found)?;
+        let snapshot = standing.snapshot.map(|name| snapshot::read(&folder, log, name)).transpose()?;
+        snapshot::remove_others(&folder, standing.snapshot.map(|name| name.index))?;
+        let restored = Restored { snapshot, entries, hard_state: standing.hard_state.clone() };
+        let store = LogStore {
+            folder,
+            log,
+            sequence,
+            standing,
+            current: last,
+            highest,
+            older,
+            poisoned: false,
+            _lock: lock,
+        };
+        Ok((store, restored))
+    }
+}
+
 /// A durable raft log. Calls block; give it a thread of its own.
 pub struct LogStore {
     folder: PathBuf,
@@ -32,28 +85,7 @@ impl LogStore {
     /// # Errors
     /// See [`LogError`]. What was synced and cannot be read back is an error, never left out.
     pub fn open(folder: &Path) -> Result<(LogStore, Restored), LogError> {
-        std::fs::create_dir_all(folder).map_err(LogError::io(folder))?;
-        let lock = lock(folder)?;
-        let found = segment::list(folder)?;
-        if found.is_empty() {
-            return Ok((LogStore::make(folder, lock)?, Restored::default()));
-        }
-        let Recovered { log, standing, entries, sequence, older, last, highest } = recover(folder, &found)?;
-        let snapshot = standing.snapshot.map(|name| snapshot::read(folder, log, name)).transpose()?;
-        snapshot::remove_others(folder, standing.snapshot.map(|name| name.index))?;
-        let restored = Restored { snapshot, entries, hard_state: standing.hard_state.clone() };
-        let store = LogStore {
-            folder: folder.to_owned(),
-            log,
-            sequence,
-            standing,
-            current: last,
-            highest,
-            older,
-            poisoned: false,
-            _lock: lock,
-        };
-        Ok((store, restored))
+        LogFolder::lock(folder)?.open()
     }
 
     /// Appends batches, in order, under one sync as long as they fit into one record; durable when this returns.
@@ -84,7 +116,7 @@ impl LogStore {
     }
 
     fn make(folder: &Path, lock: File) -> Result<LogStore, LogError> {
-        if snapshot::others(folder, None)?.iter().any(|path| path.extension().is_none()) {
+        if holds_snapshots(folder)? {
             return Err(LogError::corrupt(folder, 0, "there are snapshots and no log"));
         }
         let mut id = [0; 16];
@@ -163,6 +195,11 @@ impl LogStore {
         }
         snapshot::remove_others(&self.folder, index)
     }
+}
+
+/// Says whether there are snapshots that were complete.
+fn holds_snapshots(folder: &Path) -> Result<bool, LogError> {
+    Ok(snapshot::others(folder, None)?.iter().any(|path| path.extension().is_none()))
 }
 
 /// Locks the folder for as long as the file is open.

@@ -2,6 +2,8 @@
 
 use crate::block::{BlockId, CopyTicket, Tier, WriteTicket};
 use crate::frames::TierCapacity;
+use crate::party::Rules;
+use crate::policy::Hint;
 use kvhive_protocol::data::Refusal;
 use std::time::Duration;
 
@@ -14,14 +16,33 @@ pub struct ShardConfig {
     pub device: TierCapacity,
     /// Frames of the host tier.
     pub host: TierCapacity,
+    /// Records of the disk tier.
+    pub disk: TierCapacity,
+    /// How the blocks of tenants without rules of their own are kept.
+    pub rules: Rules,
     /// The longest hold that a match may ask.
     pub max_hold: Duration,
     /// Writes under way at a time.
     pub max_writes: usize,
-    /// Share of the device tier's frames that demotion keeps free, in thousandths; 0 turns demotion off.
+    /// Share of a tier's frames that is kept free by moving blocks down, in thousandths; 0 moves none.
     pub low_water_per_mille: u16,
+    /// Whether blocks that were never used since they were stored go to disk too, or leave instead.
+    pub unused_to_disk: bool,
+    /// Blocks that one match may have brought up a tier ahead of their use; 0 brings none.
+    pub prefetch: u32,
     /// Keys the index's hash function.
     pub hash_seed: u64,
+}
+
+/// What is known about the request that a store is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct About {
+    /// Tokens of its prompt, 0 if not known.
+    pub input_tokens: u32,
+    /// Tokens of its answer, 0 if not known.
+    pub output_tokens: u32,
+    /// What the engine expects of its session.
+    pub hint: Hint,
 }
 
 /// What a reservation came to.
@@ -50,7 +71,7 @@ pub enum Effect {
         /// Which block.
         id: BlockId,
     },
-    /// Copy the block's bytes into a frame of the other tier, then report [`crate::Shard::copied`]. It stays readable meanwhile.
+    /// Copy the block's bytes into a frame of another tier, then report [`crate::Shard::copied`]. It stays readable meanwhile.
     Copy {
         /// Names the copy.
         ticket: CopyTicket,

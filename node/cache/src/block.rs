@@ -11,13 +11,38 @@ pub(crate) const NIL: u32 = u32::MAX;
 /// No link to a parent.
 pub(crate) const NO_PARENT: (u32, u32) = (NIL, 0);
 
-/// Where a block's frame is.
+/// Where a block's bytes are.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Tier {
     /// The device's own memory.
     Device,
     /// Host memory over it.
     Host,
+    /// Records in files.
+    Disk,
+}
+
+impl Tier {
+    /// All tiers, fastest first.
+    pub const ALL: [Tier; 3] = [Tier::Device, Tier::Host, Tier::Disk];
+
+    /// Returns the next slower tier.
+    pub fn below(self) -> Option<Tier> {
+        match self {
+            Tier::Device => Some(Tier::Host),
+            Tier::Host => Some(Tier::Disk),
+            Tier::Disk => None,
+        }
+    }
+
+    /// Returns the next faster tier.
+    pub fn above(self) -> Option<Tier> {
+        match self {
+            Tier::Device => None,
+            Tier::Host => Some(Tier::Device),
+            Tier::Disk => Some(Tier::Host),
+        }
+    }
 }
 
 impl BlockId {
@@ -64,14 +89,11 @@ pub(crate) enum Life {
     Leaving,
 }
 
-/// One record. 112 bytes; the index adds about 6 and the order about 30 for a leaf.
+/// One record.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record {
     pub(crate) key: BlockKey,
     pub(crate) era: Era,
-    pub(crate) touch: u64,
-    /// The touch under which the order knows it, while it is a leaf.
-    pub(crate) ranked: u64,
     pub(crate) held_until: Moment,
     pub(crate) tenant: TenantId,
     pub(crate) generation: u32,
@@ -80,40 +102,66 @@ pub(crate) struct Record {
     pub(crate) parent: (u32, u32),
     /// Records (resident or filling) that name this one as parent.
     pub(crate) children: u32,
+    /// Blocks before it in its prefix that are resident without a gap, by the links to parents; at most so many as are.
+    pub(crate) chain: u32,
     pub(crate) readers: u32,
+    /// Neighbours in its tier's recency list.
+    pub(crate) older: u32,
+    pub(crate) newer: u32,
+    /// The request that used it last (wraps).
+    pub(crate) request: u32,
     pub(crate) slot: u16,
+    pub(crate) party: u16,
     pub(crate) class: u8,
     pub(crate) tier: Tier,
     pub(crate) life: Life,
-    /// A copy to the other tier is under way.
-    pub(crate) copying: bool,
-    pub(crate) is_ranked: bool,
+    /// Where a copy of it that is under way goes.
+    pub(crate) copying: Option<Tier>,
+    /// It is in its tier's recency list.
+    pub(crate) is_listed: bool,
+    /// It was used since it came to its place in that list.
+    pub(crate) is_used: bool,
+    /// It was used since it was stored.
+    pub(crate) is_reused: bool,
+    /// It was brought up a tier ahead of its use, and has not been used since.
+    pub(crate) is_ahead: bool,
 }
 
 impl Record {
     pub(crate) const EMPTY: Record = Record {
         key: BlockKey::NONE,
         era: Era(0),
-        touch: 0,
-        ranked: 0,
         held_until: Moment::ZERO,
         tenant: TenantId(0),
         generation: 0,
         depth: 0,
         parent: NO_PARENT,
         children: 0,
+        chain: 0,
         readers: 0,
+        older: NIL,
+        newer: NIL,
+        request: 0,
         slot: 0,
+        party: 0,
         class: 0,
         tier: Tier::Device,
         life: Life::Free,
-        copying: false,
-        is_ranked: false,
+        copying: None,
+        is_listed: false,
+        is_used: false,
+        is_reused: false,
+        is_ahead: false,
     };
 
-    /// Says whether the block may be evicted now.
+    /// Says whether the block's frame may be taken from it now.
+    pub(crate) fn is_movable(&self) -> bool {
+        self.life == Life::Resident && self.readers == 0 && self.copying.is_none()
+    }
+
+    /// Says whether the block may be evicted now: it is a leaf that nobody reads, holds or copies.
     pub(crate) fn is_evictable(&self, now: Moment) -> bool {
-        self.readers == 0 && !self.copying && self.held_until <= now
+        self.is_movable() && self.children == 0 && self.held_until <= now
     }
 }
 

@@ -5,19 +5,23 @@ use crate::block::Tier;
 /// How many frames a tier has, per size class.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TierCapacity {
-    /// Frames per class, in the classes' order.
+    /// Frames per class, in the classes' order; classes that are not named have none.
     pub frames: Vec<u32>,
 }
 
 /// Free frames per tier and class.
 pub(crate) struct Ledger {
-    capacity: [Vec<u32>; 2],
-    free: [Vec<u32>; 2],
+    capacity: [Vec<u32>; 3],
+    free: [Vec<u32>; 3],
 }
 
 impl Ledger {
-    pub(crate) fn new(device: &TierCapacity, host: &TierCapacity) -> Ledger {
-        let capacity = [device.frames.clone(), host.frames.clone()];
+    pub(crate) fn new(classes: usize, tiers: [&TierCapacity; 3]) -> Ledger {
+        let capacity = tiers.map(|tier| {
+            let mut frames = tier.frames.clone();
+            frames.resize(classes, 0);
+            frames
+        });
         Ledger { free: capacity.clone(), capacity }
     }
 

@@ -1,7 +1,7 @@
 //! The rules of a node, pure: what one shard keeps and gives up, how a node holds its lease, and the same rules run over
 //! a trace. Nothing here knows bytes, sockets, threads or clocks; time comes in with each call.
 //!
-//! - [`Shard`]: index, prefix match, two tiers, pins and holds, leaf-first LRU eviction, the typed life of a block.
+//! - [`Shard`]: index, prefix match, three tiers, pins and holds, parties and policies, the typed life of a block.
 //! - [`Member`]: registration, heartbeats, lease and map of one node.
 //! - [`simulate`]: a shard without bytes.
 
@@ -10,15 +10,17 @@ mod block;
 mod frames;
 mod index;
 pub mod member;
-mod order;
+mod party;
 pub mod policy;
+mod recency;
 mod shard;
 pub mod simulate;
 mod stats;
 
-pub use answers::{CopyVerdict, Effect, Reserve, ShardConfig};
+pub use answers::{About, CopyVerdict, Effect, Reserve, ShardConfig};
 pub use block::{BlockId, CopyTicket, Tier, WriteTicket};
 pub use frames::TierCapacity;
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
+pub use party::{Quota, Rules};
 pub use shard::Shard;
 pub use stats::{ShardStats, TierStats};

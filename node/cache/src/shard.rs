@@ -1,23 +1,30 @@
-//! The shard: every rule of what one device actor keeps, in two tiers.
+//! The shard: every rule of what one device actor keeps, in three tiers.
 //!
-//! Both tiers together act as one LRU over all their frames; which tier a block is in is a matter of speed, decided
-//! apart from what is kept. A full tier is never a reason to lose a block while the other has room.
+//! Two questions are kept apart. *What leaves the pool* is decided over all tiers together by the policy of the party whose
+//! turn it is ([`crate::policy`], [`crate::party`]). *In which tier a block rests* is a matter of speed: recency moves it
+//! down, use brings it up. A full tier is never a reason to lose a block while another has room.
+//!
+//! Only leaves leave, so a prefix never loses its head before its tail (as in RadixAttention: Zheng et al., SGLang, 2024). That
+//! makes a match a search for the deepest resident block instead of a walk: see [`find`].
 
-use crate::answers::{CopyVerdict, Effect, Reserve, ShardConfig};
-use crate::block::{BlockId, CopyTicket, Life, NIL, NO_PARENT, Record, Tier, WriteTicket};
+use crate::answers::{About, Effect, Reserve, ShardConfig};
+use crate::block::{BlockId, Life, NO_PARENT, Record, Tier, WriteTicket};
 use crate::frames::Ledger;
 use crate::index::Index;
-use crate::order::Order;
+use crate::party::{COMMONS, Party, Rules};
+use crate::policy::{Removal, Request, Visit};
+use crate::recency::Recency;
 use crate::stats::ShardStats;
-use kvhive_protocol::data::{Refusal, Run, StoreBlock};
-use kvhive_protocol::{BlockKey, Era, KeyList, Moment, SLOTS, Slot, TenantId};
-use std::collections::BTreeMap;
-use std::time::Duration;
+use kvhive_protocol::data::{Refusal, StoreBlock};
+use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
+use std::collections::{BTreeMap, VecDeque};
 
+mod find;
 mod invariants;
+mod moves;
+mod room;
+mod rules;
 
-/// Copies between tiers under way at a time.
-const MAX_COPIES: usize = 16;
 /// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind.
 const SWEEP: usize = 4096;
 
@@ -25,97 +32,63 @@ const SWEEP: usize = 4096;
 pub struct Shard {
     config: ShardConfig,
     index: Index,
-    order: Order,
+    recency: Recency,
     ledger: Ledger,
     tenants: BTreeMap<TenantId, Era>,
+    parties: Vec<Party>,
+    party_of: BTreeMap<TenantId, u16>,
     occupied: Vec<u32>,
-    touch: u64,
+    /// The request that came last; stores go on with it.
+    request: Request,
+    /// Uses that the policies have not been told of yet.
+    uses: VecDeque<find::Use>,
+    /// Blocks to be brought up a tier, by record and generation.
+    wanted: VecDeque<(u32, u32)>,
+    /// The block that was declined last: its child is not worth more.
+    declined: BlockKey,
+    closed: [bool; 3],
     writes: usize,
     copies: usize,
     /// Where the sweep for dead blocks goes on, if one is under way.
     sweep: Option<usize>,
+    /// A block has gone before its children: chains may be longer than what is resident.
+    is_torn: bool,
     stats: ShardStats,
 }
 
 impl Shard {
     /// Makes an empty shard. Its index takes its memory at once.
     pub fn new(config: ShardConfig) -> Shard {
-        let ledger = Ledger::new(&config.device, &config.host);
+        let classes = config.classes.len();
+        let ledger = Ledger::new(classes, [&config.device, &config.host, &config.disk]);
         // Leaving blocks hold both a record and a frame, so frames bound the records.
         let index = Index::new(ledger.total() as usize, config.hash_seed);
-        Shard {
-            order: Order::new(config.classes.len()),
+        let mut shard = Shard {
+            recency: Recency::new(classes),
             index,
             ledger,
             tenants: BTreeMap::new(),
+            parties: Vec::new(),
+            party_of: BTreeMap::new(),
             occupied: vec![0; usize::from(SLOTS)],
-            touch: 0,
+            request: Request::default(),
+            uses: VecDeque::new(),
+            wanted: VecDeque::new(),
+            declined: BlockKey::NONE,
+            closed: [false; 3],
             writes: 0,
             copies: 0,
             sweep: None,
+            is_torn: false,
             stats: ShardStats::default(),
             config,
-        }
+        };
+        shard.parties.push(shard.party(shard.config.rules));
+        shard
     }
 
-    /// Says how far each run is covered, from its start, without a gap. Covered blocks count as used now, and are kept
-    /// for `hold` (bounded by the configuration).
-    pub fn match_runs(
-        &mut self,
-        now: Moment,
-        tenant: TenantId,
-        runs: &[Run],
-        keys: &KeyList,
-        hold: Duration,
-    ) -> Vec<u32> {
-        self.touch += 1;
-        let until = now + hold.min(self.config.max_hold);
-        let mut covered = Vec::with_capacity(runs.len());
-        let mut keys = keys.iter();
-        for run in runs {
-            let mut count = 0;
-            let mut gap = false;
-            for key in keys.by_ref().take(run.keys as usize) {
-                self.stats.matched_keys += 1;
-                if gap {
-                    continue;
-                }
-                match self.visible(tenant, &key) {
-                    Some(at) => {
-                        let record = &mut self.index.records[at as usize];
-                        record.touch = self.touch;
-                        record.held_until = record.held_until.max(until);
-                        count += 1;
-                    }
-                    None => gap = true,
-                }
-            }
-            self.stats.covered_keys += u64::from(count);
-            covered.push(count);
-        }
-        covered
-    }
-
-    /// Finds blocks for reading; each one found has one reader more until [`Shard::unread`].
-    pub fn read(&mut self, tenant: TenantId, keys: &KeyList) -> Vec<Option<BlockId>> {
-        self.touch += 1;
-        let mut found = Vec::with_capacity(keys.len());
-        for key in keys.iter() {
-            let id = self.visible(tenant, &key).map(|at| {
-                let record = &mut self.index.records[at as usize];
-                record.touch = self.touch;
-                record.readers += 1;
-                self.stats.readers += 1;
-                BlockId { index: at, generation: record.generation }
-            });
-            if id.is_some() {
-                self.stats.hits += 1
-            } else {
-                self.stats.misses += 1
-            }
-            found.push(id);
-        }
-        found
+    fn party(&self, rules: Rules) -> Party {
+        Party::new(rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
     }
 
     /// Adds a reader to a block that was just named by [`Reserve::Present`] or [`Shard::seal`]. False when it is gone.
@@ -147,10 +120,11 @@ impl Shard {
         tenant: TenantId,
         block: &StoreBlock,
         slot: Slot,
+        about: About,
         effects: &mut Vec<Effect>,
     ) -> Reserve {
-        self.touch += 1;
-        match self.try_reserve(now, tenant, block, slot, effects) {
+        self.tell_uses();
+        match self.try_reserve(now, tenant, block, slot, about, effects) {
             Ok(reserve) => reserve,
             Err(refusal) => {
                 self.stats.count_refusal(refusal);
@@ -165,44 +139,56 @@ impl Shard {
         tenant: TenantId,
         block: &StoreBlock,
         slot: Slot,
+        about: About,
         effects: &mut Vec<Effect>,
     ) -> Result<Reserve, Refusal> {
         let header = &block.header;
-        let era = self.tenants.get(&tenant).ok_or(Refusal::WrongEra)?;
-        if header.tenant != tenant || header.era != *era || slot.0 >= SLOTS {
+        self.check_era(tenant, header.tenant, header.era)?;
+        if slot.0 >= SLOTS {
             return Err(Refusal::WrongEra);
         }
-        let class = self.config.classes.iter().position(|bytes| *bytes >= header.payload_bytes);
-        let class = class.ok_or(Refusal::TooLarge)? as u8;
+        let class = self.class_of(header.payload_bytes).ok_or(Refusal::TooLarge)?;
+        let parent = self.parent_of(tenant, &block.parent);
+        self.go_on_with(now, parent, header.depth, about);
         if let Some(at) = self.index.find(&header.key) {
-            let record = &mut self.index.records[at as usize];
-            if record.life == Life::Filling {
+            if self.index.records[at as usize].life == Life::Filling {
                 return Err(Refusal::InFlight);
             }
+            let record = &self.index.records[at as usize];
             if record.tenant == tenant && record.era == header.era {
-                record.touch = self.touch;
+                let id = BlockId { index: at, generation: record.generation };
+                self.used(at);
                 self.stats.already += 1;
-                return Ok(Reserve::Present(BlockId { index: at, generation: record.generation }));
+                return Ok(Reserve::Present(id));
+            }
+            // Keys of two tenants are unlike unless one has learnt the other's: it gets nothing for it.
+            if record.tenant != tenant && self.tenants.get(&record.tenant) == Some(&record.era) {
+                return Err(Refusal::NoRoom);
             }
             // A block that a clear has ended is still here under this key.
-            self.drop_block(at, effects);
+            self.drop_block(at, Removal::Dropped, effects);
             self.stats.cleared += 1;
         }
         if self.writes >= self.config.max_writes {
             return Err(Refusal::NoRoom);
         }
-        let parent = if block.parent.is_none() { None } else { self.index.find(&block.parent) };
-        let parent = parent.filter(|at| self.index.records[*at as usize].tenant == tenant);
-        let (tier, class) =
-            self.take_frame(now, class, parent.unwrap_or(NIL), effects).ok_or(Refusal::NoRoom)?;
+        if !self.declined.is_none() && block.parent == self.declined {
+            self.declined = header.key;
+            self.stats.declined += 1;
+            return Err(Refusal::NoRoom);
+        }
+        let party = self.party_of.get(&tenant).copied().unwrap_or(COMMONS);
+        let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
+        let (tier, class) = self.take_frame(now, party, class, &visit, effects)?;
         let record = Record {
             key: header.key,
             era: header.era,
-            touch: self.touch,
             tenant,
             depth: header.depth,
             parent: parent.map_or(NO_PARENT, |at| (at, self.index.records[at as usize].generation)),
+            request: self.request.number as u32,
             slot: slot.0,
+            party,
             class,
             tier,
             life: Life::Filling,
@@ -210,52 +196,45 @@ impl Shard {
         };
         let at = self.index.insert(record).expect("there are as many records as frames");
         if let Some(parent) = parent {
-            let record = &mut self.index.records[parent as usize];
-            record.children += 1;
-            self.order.remove(record, parent);
+            self.index.records[parent as usize].children += 1;
         }
         self.writes += 1;
         let generation = self.index.records[at as usize].generation;
         Ok(Reserve::Take { ticket: WriteTicket { index: at, generation }, tier, class: usize::from(class) })
     }
 
-    /// Finds a frame of at least this class: a free one of the device, of the host, of a larger class, or the victim's.
-    fn take_frame(
-        &mut self,
-        now: Moment,
-        class: u8,
-        parent: u32,
-        effects: &mut Vec<Effect>,
-    ) -> Option<(Tier, u8)> {
-        let larger = class..self.config.classes.len() as u8;
-        for class in larger.clone() {
-            for tier in [Tier::Device, Tier::Host] {
-                if self.ledger.take(tier, class) {
-                    return Some((tier, class));
-                }
-            }
-        }
-        for class in larger {
-            if let Some(victim) = self.victim(now, class, parent) {
-                let tier = self.index.records[victim as usize].tier;
-                self.drop_block(victim, effects);
-                self.stats.evicted += 1;
-                let taken = self.ledger.take(tier, class);
-                debug_assert!(taken, "a victim without readers frees its frame");
-                return taken.then_some((tier, class));
-            }
-        }
-        None
+    fn check_era(&self, tenant: TenantId, of_block: TenantId, era: Era) -> Result<(), Refusal> {
+        let stands = of_block == tenant && self.tenants.get(&tenant) == Some(&era);
+        if stands { Ok(()) } else { Err(Refusal::WrongEra) }
     }
 
-    /// Returns the least recently used leaf of both tiers that may go.
-    fn victim(&mut self, now: Moment, class: u8, except: u32) -> Option<u32> {
-        let device = self.order.oldest(&mut self.index.records, Tier::Device, class, now, except);
-        let host = self.order.oldest(&mut self.index.records, Tier::Host, class, now, except);
-        match (device, host) {
-            (Some(device), Some(host)) => Some(device.min(host).2),
-            (one, other) => one.or(other).map(|rank| rank.2),
-        }
+    fn class_of(&self, bytes: u64) -> Option<u8> {
+        self.config.classes.iter().position(|frame| *frame >= bytes).map(|class| class as u8)
+    }
+
+    fn parent_of(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
+        let at = if key.is_none() { None } else { self.index.find(key) };
+        at.filter(|at| {
+            let parent = &self.index.records[*at as usize];
+            // One of an ended era is not there for anybody.
+            parent.tenant == tenant && self.tenants.get(&tenant) == Some(&parent.era)
+        })
+    }
+
+    /// A store goes on with the request that used its parent last; else it is a request of its own.
+    fn go_on_with(&mut self, now: Moment, parent: Option<u32>, depth: u32, about: About) {
+        let goes_on = match parent {
+            Some(at) => self.index.records[at as usize].request == self.request.number as u32,
+            None => depth == 0 && self.request.covered == 0 && self.request.number > 0,
+        };
+        let About { input_tokens, output_tokens, hint } = about;
+        let request = if goes_on {
+            Request { input_tokens, output_tokens, hint, ..self.request }
+        } else {
+            let (number, blocks) = (self.request.number + 1, depth.saturating_add(1));
+            Request { now, number, blocks, covered: depth, input_tokens, output_tokens, hint }
+        };
+        self.request = request;
     }
 
     /// Makes a written block visible. None when a clear has ended its era meanwhile: the host drops the frame.
@@ -266,19 +245,65 @@ impl Shard {
             self.abandon(ticket);
             return None;
         }
+        self.tell_uses();
         self.writes -= 1;
-        self.touch += 1;
+        Some(self.appear(at))
+    }
+
+    /// Takes in a block that is on the disk since before this shard was made. Parents must come before their children.
+    /// None when it is of an ended era, here already, or has no place.
+    pub fn restore(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> Option<BlockId> {
+        let header = &block.header;
+        self.check_era(tenant, header.tenant, header.era).ok()?;
+        let class = self.class_of(header.payload_bytes)?;
+        if slot.0 >= SLOTS || self.index.find(&header.key).is_some() {
+            return None;
+        }
+        let party = self.party_of.get(&tenant).copied().unwrap_or(COMMONS);
+        if !self.take(Tier::Disk, class, party) {
+            return None;
+        }
+        let parent = self.parent_of(tenant, &block.parent);
+        let record = Record {
+            key: header.key,
+            era: header.era,
+            tenant,
+            depth: header.depth,
+            parent: parent.map_or(NO_PARENT, |at| (at, self.index.records[at as usize].generation)),
+            slot: slot.0,
+            party,
+            class,
+            tier: Tier::Disk,
+            life: Life::Filling,
+            ..Record::EMPTY
+        };
+        let at = self.index.insert(record).expect("there are as many records as frames");
+        if let Some(parent) = parent {
+            self.index.records[parent as usize].children += 1;
+        }
+        Some(self.appear(at))
+    }
+
+    /// Makes a filled record resident, and tells everybody who ranks it.
+    fn appear(&mut self, at: u32) -> BlockId {
+        let link = self.index.records[at as usize].parent;
+        let parent = self.linked(link);
+        let chain = parent.map(|parent| &self.index.records[parent as usize]);
+        let chain = chain.filter(|parent| parent.life == Life::Resident).map_or(0, |parent| parent.chain + 1);
         let record = &mut self.index.records[at as usize];
         record.life = Life::Resident;
-        record.touch = self.touch;
+        record.chain = chain;
         self.occupied[usize::from(record.slot)] += 1;
-        if record.children == 0 {
-            self.order.insert(record, at);
-        }
-        let generation = record.generation;
+        let (party, class) = (record.party, record.class);
+        let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
+        let id = BlockId { index: at, generation: record.generation };
+        self.recency.insert(&mut self.index.records, at);
+        let ranking = self.parties[usize::from(party)].ranking(class);
+        ranking.begin(&self.request);
+        ranking.policy().inserted(at, &visit);
         self.count_resident(at, 1);
         self.stats.stored += 1;
-        Some(BlockId { index: at, generation })
+        id
     }
 
     /// Ends a write without a block; its frame is free again, its handle dropped before.
@@ -288,8 +313,8 @@ impl Shard {
         self.stats.abandoned += 1;
         self.index.hide(at);
         self.unlink(at);
-        let record = self.index.records[at as usize];
-        self.ledger.give_back(record.tier, record.class);
+        let Record { tier, class, party, .. } = self.index.records[at as usize];
+        self.give(tier, class, party);
         self.index.free(at);
     }
 
@@ -298,36 +323,15 @@ impl Shard {
         (self.index.records[at as usize].life == Life::Filling).then_some(at)
     }
 
-    /// A copy between tiers has ended. The verdict says which frame is the block's from now on.
-    pub fn copied(&mut self, ticket: CopyTicket, done: bool) -> CopyVerdict {
-        let Some(at) = self.index.named(ticket.index, ticket.generation) else { return CopyVerdict::Discard };
-        let record = &mut self.index.records[at as usize];
-        if !record.copying {
-            return CopyVerdict::Discard;
+    /// A resident block turned out to be unreadable where it is kept: it goes at once, whoever its children are.
+    pub fn lost(&mut self, id: BlockId, effects: &mut Vec<Effect>) {
+        let Some(at) = self.index.named(id.index, id.generation) else { return };
+        let record = &self.index.records[at as usize];
+        if record.life == Life::Resident {
+            self.is_torn |= record.children > 0;
+            self.drop_block(at, Removal::Dropped, effects);
+            self.stats.lost += 1;
         }
-        record.copying = false;
-        self.copies -= 1;
-        let (from, to) = (record.tier, other(record.tier));
-        // Readers hold the old frame: it would not be free.
-        if record.life != Life::Resident || !done || record.readers > 0 {
-            let class = record.class;
-            self.ledger.give_back(to, class);
-            self.finish_leaving(at);
-            return CopyVerdict::Discard;
-        }
-        let ranked = record.is_ranked;
-        self.order.remove(record, at);
-        self.count_resident(at, -1);
-        let record = &mut self.index.records[at as usize];
-        record.tier = to;
-        if ranked {
-            self.order.insert(record, at);
-        }
-        let (class, generation) = (record.class, record.generation);
-        self.count_resident(at, 1);
-        self.ledger.give_back(from, class);
-        self.stats.demoted += u64::from(to == Tier::Host);
-        CopyVerdict::Adopt(BlockId { index: at, generation })
     }
 
     /// Takes over the tenants' eras. Blocks of older eras and of unknown tenants do not exist from now on; their frames
@@ -340,90 +344,59 @@ impl Shard {
         }
     }
 
-    /// Does a bounded piece of what can wait: drops blocks of ended eras, copies cold blocks from device to host.
+    /// Does a bounded piece of what can wait: tells the policies what was used, drops blocks of ended eras, moves blocks
+    /// between tiers.
     pub fn tend(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        self.tell_uses();
         if let Some(from) = self.sweep {
             let until = self.index.records.len().min(from + SWEEP);
             for at in from..until {
                 let record = &self.index.records[at];
                 if record.life == Life::Resident && self.tenants.get(&record.tenant) != Some(&record.era) {
-                    self.drop_block(at as u32, effects);
+                    self.drop_block(at as u32, Removal::Dropped, effects);
                     self.stats.cleared += 1;
                 }
             }
             self.sweep = (until < self.index.records.len()).then_some(until);
         }
-        if self.config.low_water_per_mille > 0 {
-            for class in 0..self.config.classes.len() as u8 {
-                self.demote(now, class, effects);
-            }
+        if self.is_torn {
+            self.mend();
         }
-    }
-
-    fn demote(&mut self, now: Moment, class: u8, effects: &mut Vec<Effect>) {
-        let share =
-            u64::from(self.ledger.capacity(Tier::Device, class)) * u64::from(self.config.low_water_per_mille);
-        let wanted = share.div_ceil(1000);
-        let mut coming = 0;
-        while self.copies < MAX_COPIES && u64::from(self.ledger.free(Tier::Device, class)) + coming < wanted {
-            let coldest = self.order.oldest(&mut self.index.records, Tier::Device, class, now, NIL);
-            let Some((_, _, at)) = coldest else { return };
-            if !self.ledger.take(Tier::Host, class) {
-                return;
-            }
-            let record = &mut self.index.records[at as usize];
-            record.copying = true;
-            self.copies += 1;
-            coming += 1;
-            let (index, generation) = (at, record.generation);
-            effects.push(Effect::Copy {
-                ticket: CopyTicket { index, generation },
-                id: BlockId { index, generation },
-                to: Tier::Host,
-                class: usize::from(class),
-            });
-        }
-    }
-
-    /// Returns the record of a block that may be seen by `tenant`.
-    fn visible(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
-        let at = self.index.find(key)?;
-        let record = &self.index.records[at as usize];
-        let exists = record.life == Life::Resident && record.tenant == tenant;
-        (exists && self.tenants.get(&tenant) == Some(&record.era)).then_some(at)
+        self.bring_up(effects);
+        self.move_down(now, effects);
     }
 
     /// Takes a resident block out of sight; its frame comes back now, or when its last reader and copy have gone.
-    fn drop_block(&mut self, at: u32, effects: &mut Vec<Effect>) {
+    fn drop_block(&mut self, at: u32, why: Removal, effects: &mut Vec<Effect>) {
         self.index.hide(at);
-        self.order.remove(&mut self.index.records[at as usize], at);
+        self.recency.remove(&mut self.index.records, at);
         self.unlink(at);
         self.count_resident(at, -1);
         let record = &mut self.index.records[at as usize];
         record.life = Life::Leaving;
+        self.stats.prefetch_wasted += u64::from(record.is_ahead);
         self.occupied[usize::from(record.slot)] -= 1;
         effects.push(Effect::Drop { id: BlockId { index: at, generation: record.generation } });
+        let (party, class) = (record.party, record.class);
+        self.parties[usize::from(party)].ranking(class).policy().removed(at, why);
         self.finish_leaving(at);
     }
 
     fn finish_leaving(&mut self, at: u32) {
         let record = self.index.records[at as usize];
-        if record.life == Life::Leaving && record.readers == 0 && !record.copying {
-            self.ledger.give_back(record.tier, record.class);
+        if record.life == Life::Leaving && record.readers == 0 && record.copying.is_none() {
+            self.give(record.tier, record.class, record.party);
             self.index.free(at);
         }
     }
 
-    /// Takes a block off its parent. Its own children, if it goes before them (a clear, an abandoned write), find their
-    /// link dangling: it names a stay that has ended.
+    /// Takes a block off its parent. Its own children, if it goes before them (a clear, an abandoned write, a lost block),
+    /// find their link dangling: it names a stay that has ended.
     fn unlink(&mut self, at: u32) {
         let link = std::mem::replace(&mut self.index.records[at as usize].parent, NO_PARENT);
         self.index.records[at as usize].children = 0;
-        let Some(parent) = self.linked(link) else { return };
-        let record = &mut self.index.records[parent as usize];
-        record.children -= 1;
-        if record.children == 0 && record.life == Life::Resident {
-            self.order.insert(record, parent);
+        if let Some(parent) = self.linked(link) {
+            self.index.records[parent as usize].children -= 1;
         }
     }
 
@@ -433,18 +406,44 @@ impl Shard {
         matches!(self.index.records[at as usize].life, Life::Resident | Life::Filling).then_some(at)
     }
 
+    /// Makes chains true again after a block has gone before its children.
+    fn mend(&mut self) {
+        let resident = |at: &u32| self.index.records[*at as usize].life == Life::Resident;
+        let mut all: Vec<u32> = (0..self.index.records.len() as u32).filter(resident).collect();
+        all.sort_unstable_by_key(|at| self.index.records[*at as usize].depth);
+        for at in all {
+            let parent = self.linked(self.index.records[at as usize].parent);
+            let parent = parent.map(|parent| &self.index.records[parent as usize]);
+            let chain = parent.filter(|parent| parent.life == Life::Resident).map_or(0, |one| one.chain + 1);
+            self.index.records[at as usize].chain = chain;
+        }
+        self.is_torn = false;
+    }
+
     fn count_resident(&mut self, at: u32, by: i64) {
-        let tier = match self.index.records[at as usize].tier {
-            Tier::Device => &mut self.stats.device,
-            Tier::Host => &mut self.stats.host,
-        };
+        let tier = self.stats.tier(self.index.records[at as usize].tier);
         tier.blocks = tier.blocks.wrapping_add_signed(by);
+    }
+
+    /// Takes a frame if one is free, on a party's account.
+    fn take(&mut self, tier: Tier, class: u8, party: u16) -> bool {
+        let taken = self.ledger.take(tier, class);
+        if taken {
+            self.parties[usize::from(party)].used[tier as usize] += self.config.classes[usize::from(class)];
+        }
+        taken
+    }
+
+    fn give(&mut self, tier: Tier, class: u8, party: u16) {
+        self.ledger.give_back(tier, class);
+        self.parties[usize::from(party)].used[tier as usize] -= self.config.classes[usize::from(class)];
     }
 
     /// Returns the shard's figures.
     pub fn stats(&self) -> ShardStats {
         let mut stats = self.stats;
-        for (tier, figures) in [(Tier::Device, &mut stats.device), (Tier::Host, &mut stats.host)] {
+        for tier in Tier::ALL {
+            let figures = stats.tier(tier);
             for (class, bytes) in self.config.classes.iter().enumerate() {
                 let capacity = u64::from(self.ledger.capacity(tier, class as u8));
                 let free = u64::from(self.ledger.free(tier, class as u8));
@@ -466,16 +465,14 @@ impl Shard {
         bits
     }
 
-    /// Returns the bytes of memory that the index takes for each frame, at most.
+    /// Returns the bytes of memory that the index takes for each frame, at most; policies come on top.
     pub const fn index_bytes_per_frame() -> u64 {
-        // A record, its number in the table (with the table's slack) and free list, and its rank in the order's tree.
-        (size_of::<Record>() + 10 + 4 + 40) as u64
+        // A record, its number in the table (with the table's slack) and in the free list.
+        (size_of::<Record>() + 10 + 4) as u64
     }
-}
 
-fn other(tier: Tier) -> Tier {
-    match tier {
-        Tier::Device => Tier::Host,
-        Tier::Host => Tier::Device,
+    /// Returns the bytes of memory that the policies hold.
+    pub fn policy_bytes(&self) -> usize {
+        self.parties.iter().map(Party::memory_bytes).sum()
     }
 }

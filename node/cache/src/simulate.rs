@@ -1,7 +1,17 @@
-//! A shard without bytes: the same rules run over a trace, as fast as they go.
+//! Caches without bytes, run over a trace as fast as they go: a whole shard ([`Simulation`]), one policy by itself
+//! ([`replay`]), and the best that any could have done ([`optimum`]).
 
-use crate::answers::{Reserve, ShardConfig};
+mod optimum;
+mod replay;
+mod trace;
+
+pub use optimum::{Future, optimum};
+pub use replay::{Outcome, Rules, Setting, replay};
+pub use trace::{Trace, TraceFull, Turn};
+
+use crate::answers::{About, Reserve, ShardConfig};
 use crate::frames::TierCapacity;
+use crate::policy::Strategy;
 use crate::shard::Shard;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Run, StoreBlock};
@@ -34,7 +44,11 @@ impl Simulation {
         let mut shard = Shard::new(ShardConfig {
             classes: vec![1],
             device: TierCapacity { frames: vec![blocks] },
-            host: TierCapacity { frames: vec![0] },
+            host: TierCapacity::default(),
+            disk: TierCapacity::default(),
+            rules: crate::party::Rules::new(Strategy::Lru),
+            unused_to_disk: true,
+            prefetch: 0,
             max_hold: Duration::ZERO,
             max_writes: 1,
             low_water_per_mille: 0,
@@ -64,7 +78,7 @@ impl Simulation {
             };
             let parent = if at == 0 { BlockKey::NONE } else { prefix[at - 1] };
             let block = StoreBlock { header, parent };
-            match self.shard.reserve(Moment::ZERO, TENANT, &block, Slot(0), &mut effects) {
+            match self.shard.reserve(Moment::ZERO, TENANT, &block, Slot(0), About::default(), &mut effects) {
                 Reserve::Take { ticket, .. } => {
                     self.shard.seal(ticket).expect("its era stands");
                 }

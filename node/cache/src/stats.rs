@@ -1,5 +1,6 @@
 //! What a shard holds and has done, for metrics and load reports.
 
+use crate::block::Tier;
 use kvhive_protocol::data::Refusal;
 
 /// One tier's frames.
@@ -20,6 +21,8 @@ pub struct ShardStats {
     pub device: TierStats,
     /// The host tier.
     pub host: TierStats,
+    /// The disk tier.
+    pub disk: TierStats,
     /// Writes under way.
     pub filling: u64,
     /// Blocks that left while they were read or copied.
@@ -44,8 +47,26 @@ pub struct ShardStats {
     pub evicted: u64,
     /// Blocks dropped because a clear ended their era.
     pub cleared: u64,
-    /// Blocks copied from device to host.
+    /// Blocks that could not be read any more where they were kept.
+    pub lost: u64,
+    /// Blocks moved down a tier.
     pub demoted: u64,
+    /// Blocks evicted because they were not worth a place on disk; counted among the evicted too.
+    pub not_admitted: u64,
+    /// Blocks moved up a tier.
+    pub promoted: u64,
+    /// Blocks that a match asked to have moved up ahead of their use.
+    pub prefetched: u64,
+    /// Of those: used where they were brought.
+    pub prefetch_useful: u64,
+    /// Of those: gone from there before they were used.
+    pub prefetch_wasted: u64,
+    /// Of those: used before they had come.
+    pub prefetch_late: u64,
+    /// Of those: not brought, for want of a free frame.
+    pub prefetch_cancelled: u64,
+    /// Stores refused because what would leave for them is worth more.
+    pub declined: u64,
     /// Stores refused for want of a frame.
     pub refused_no_room: u64,
     /// Stores refused because no frame is large enough.
@@ -57,9 +78,17 @@ pub struct ShardStats {
 }
 
 impl ShardStats {
-    /// Returns resident blocks of both tiers.
+    /// Returns resident blocks of all tiers.
     pub fn blocks(&self) -> u64 {
-        self.device.blocks + self.host.blocks
+        self.device.blocks + self.host.blocks + self.disk.blocks
+    }
+
+    pub(crate) fn tier(&mut self, tier: Tier) -> &mut TierStats {
+        match tier {
+            Tier::Device => &mut self.device,
+            Tier::Host => &mut self.host,
+            Tier::Disk => &mut self.disk,
+        }
     }
 
     pub(crate) fn count_refusal(&mut self, refusal: Refusal) {

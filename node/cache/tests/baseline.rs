@@ -1,11 +1,15 @@
-//! The simulation against the reference results of the shared traces, where they are at hand; and against a plain model
-//! of leaf-LRU always.
+//! Simulations against the reference results of the shared traces, where they are at hand; and against a plain model of
+//! leaf-LRU always.
 
-use kvhive_cache::simulate::Simulation;
-use kvhive_protocol::BlockKey;
+use kvhive_cache::policy::{Lfu, Policy, Strategy};
+use kvhive_cache::simulate::{Future, Rules, Setting, Simulation, Trace, Turn, optimum, replay};
+use kvhive_protocol::{BlockKey, Moment};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+
+const TRACES: [&str; 2] = ["mooncake_conversation", "coding_agents_a"];
+const BLOCK_TOKENS: u32 = 512;
 
 fn key(id: u64) -> BlockKey {
     let mut bytes = [0; 32];
@@ -16,6 +20,17 @@ fn key(id: u64) -> BlockKey {
     BlockKey::from_bytes(bytes)
 }
 
+/// The folder of the shared traces: beside the checkout, or where `KVHIVE_TRACES` says.
+fn traces() -> Option<PathBuf> {
+    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/traces");
+    let folder = std::env::var_os("KVHIVE_TRACES").map_or_else(beside, PathBuf::from);
+    if folder.join("baseline_hit_rates.csv.gz").exists() {
+        return Some(folder);
+    }
+    println!("SKIPPED: no traces at {}", folder.display());
+    None
+}
+
 fn unzip(path: &Path) -> String {
     let file = std::fs::File::open(path).expect("it is there");
     let mut text = String::new();
@@ -23,52 +38,147 @@ fn unzip(path: &Path) -> String {
     text
 }
 
-fn requests(path: &Path) -> Vec<Vec<u64>> {
-    let ids = |line: &str| -> Vec<u64> {
+fn load(path: &Path) -> Trace {
+    let mut trace = Trace::new();
+    for line in unzip(path).lines() {
         let value: serde_json::Value = serde_json::from_str(line).expect("a request a line");
-        let number = |value: &serde_json::Value| value.as_u64().expect("a block id");
-        match value["hash_ids"].as_array() {
+        let number = |value: &serde_json::Value| value.as_u64().expect("a whole number");
+        let ids: Vec<u64> = match value["hash_ids"].as_array() {
             Some(ids) => ids.iter().map(number).collect(),
             None => {
                 let runs = value["hash_runs"].as_array().expect("ids or runs");
                 runs.iter().flat_map(|run| number(&run[0])..number(&run[0]) + number(&run[1])).collect()
             }
-        }
-    };
-    unzip(path).lines().map(ids).collect()
+        };
+        let input_tokens = number(&value["input_length"]) as u32;
+        let turn = Turn {
+            now: Moment::from_millis(value["timestamp"].as_f64().expect("milliseconds") as u64),
+            input_tokens,
+            output_tokens: number(&value["output_length"]) as u32,
+            partial: ids.len() as u64 * u64::from(BLOCK_TOKENS) > u64::from(input_tokens),
+            ..Turn::default()
+        };
+        trace.push(turn, ids.into_iter().map(key)).expect("a short trace");
+    }
+    trace
+}
+
+/// Rows of the table for one trace and policy: size in percent, blocks, hit rate, share of tokens saved.
+fn reference(table: &str, trace: &str, policy: &str) -> Vec<(String, u32, f64, f64)> {
+    let rows = table.lines().map(|row| row.split(',').collect::<Vec<&str>>());
+    rows.filter(|row| {
+        row[0] == trace && row[3] == policy && ["1%", "2%", "5%", "10%", "20%"].contains(&row[1])
+    })
+    .map(|row| {
+        let number = |at: usize| row[at].parse::<f64>().expect("a number");
+        (row[1].to_owned(), number(2) as u32, number(4), number(5))
+    })
+    .collect()
 }
 
 #[test]
-fn shared_traces_give_the_reference_hit_rates() {
-    let traces = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/traces");
-    let table = traces.join("baseline_hit_rates.csv.gz");
-    if !table.exists() {
-        println!("SKIPPED: no traces at {}", traces.display());
-        return;
-    }
-    let table = unzip(&table);
-    for trace in ["mooncake_conversation", "coding_agents_a"] {
-        let requests = requests(&traces.join(format!("{trace}.jsonl.gz")));
-        let mut compared = 0;
-        for row in table.lines().filter(|row| row.starts_with(trace)) {
-            let fields: Vec<&str> = row.split(',').collect();
-            if fields[3] != "leaf_lru_sglang" || !["1%", "5%", "20%"].contains(&fields[1]) {
-                continue;
-            }
-            let (blocks, reference): (u32, f64) =
-                (fields[2].parse().expect("blocks"), fields[4].parse().expect("a rate"));
-            let mut simulation = Simulation::new(blocks);
-            for ids in &requests {
-                let keys: Vec<BlockKey> = ids.iter().map(|id| key(*id)).collect();
+fn the_shard_gives_the_reference_hit_rates() {
+    let Some(folder) = traces() else { return };
+    let table = unzip(&folder.join("baseline_hit_rates.csv.gz"));
+    for name in TRACES {
+        let trace = load(&folder.join(format!("{name}.jsonl.gz")));
+        let rows = reference(&table, name, "leaf_lru_sglang");
+        for (size, blocks, rate, _) in rows.iter().filter(|row| ["1%", "5%", "20%"].contains(&row.0.as_str()))
+        {
+            let mut simulation = Simulation::new(*blocks);
+            for at in 0..trace.requests() {
+                let keys: Vec<BlockKey> = trace.request(at).1.iter().map(|block| trace.key(*block)).collect();
                 simulation.request(&keys);
             }
             let totals = simulation.totals();
-            let rate = totals.hits as f64 / totals.blocks as f64;
-            assert!((rate - reference).abs() < 0.001, "{trace} {blocks}: {rate} instead of {reference}");
-            compared += 1;
+            let ours = totals.hits as f64 / totals.blocks as f64;
+            assert!((ours - rate).abs() < 0.001, "{name} {size}: {ours} instead of {rate}");
         }
-        assert_eq!(compared, 3, "{trace}");
     }
+}
+
+/// What is compared: our name, rules, the table's name.
+type Compared = (&'static str, Rules, &'static str);
+
+/// The table's rows but `lru` and the leaf ones were taken with a request's blocks used from its end.
+#[rustfmt::skip]
+const COMPARED: &[Compared] = &[
+    ("lru", Rules::Flat, "lru"),
+    ("lru", Rules::Leaf, "leaf_lru_sglang"),
+    ("paged", Rules::Flat, "lru_reverse_vllm"),
+    ("paged", Rules::Leaf, "leaf_lru_sglang"),
+    ("compressed", Rules::Leaf, "leaf_lru_sglang"),
+    ("plain lfu", Rules::FlatFromEnd, "lfu"),
+    ("lru-2", Rules::FlatFromEnd, "lru2"),
+    ("arc", Rules::FlatFromEnd, "arc"),
+    ("lirs", Rules::FlatFromEnd, "lirs"),
+    ("s3-fifo", Rules::FlatFromEnd, "s3fifo"),
+    ("sieve", Rules::FlatFromEnd, "sieve"),
+    ("w-tinylfu", Rules::FlatFromEnd, "wtinylfu"),
+];
+
+fn policy(name: &str, capacity: u32) -> Box<dyn Policy> {
+    match name {
+        // The table's has no aging.
+        "plain lfu" => Box::new(Lfu::plain()),
+        name => name.parse::<Strategy>().expect("a strategy").build(capacity, 1),
+    }
+}
+
+/// Says whether a row is compared without optimization too, where the whole table takes minutes.
+fn is_quick(size: &str, compared: &Compared) -> bool {
+    size == "1%" && compared.0 != "compressed" && (compared.0, compared.1) != ("paged", Rules::Leaf)
+}
+
+fn compare_with_reference(name: &str) {
+    let Some(folder) = traces() else { return };
+    let table = unzip(&folder.join("baseline_hit_rates.csv.gz"));
+    let trace = load(&folder.join(format!("{name}.jsonl.gz")));
+    let mut far = Vec::new();
+    let mut compared_rows = 0;
+    for compared in COMPARED {
+        let (ours, rules, theirs) = *compared;
+        for (size, blocks, rate, _) in reference(&table, name, theirs) {
+            if cfg!(debug_assertions) && !is_quick(&size, compared) {
+                continue;
+            }
+            let setting =
+                Setting { capacity: blocks, rules, block_tokens: BLOCK_TOKENS, shrunk_per_mille: 1000 };
+            let outcome = replay(&trace, &mut *policy(ours, blocks), setting, &mut |_| {});
+            let line = format!("{name} {size} {theirs}: {:.5}, reference {rate:.5}", outcome.hit_rate());
+            println!("{line}");
+            compared_rows += 1;
+            if (outcome.hit_rate() - rate).abs() >= 0.003 {
+                far.push(line);
+            }
+        }
+    }
+    let future = Future::of(&trace);
+    for (size, blocks, rate, tokens) in reference(&table, name, "opt_belady_bypass") {
+        if cfg!(debug_assertions) && size != "5%" {
+            continue;
+        }
+        let outcome = optimum(&trace, &future, BLOCK_TOKENS, blocks, &mut |_| {});
+        let saved = outcome.tokens_saved as f64 / outcome.tokens as f64;
+        let line = format!("{name} {size} optimum: {:.5} {saved:.5}, {rate} {tokens}", outcome.hit_rate());
+        println!("{line}");
+        compared_rows += 1;
+        if (outcome.hit_rate() - rate).abs() >= 0.00001 || (saved - tokens).abs() >= 0.00001 {
+            far.push(line);
+        }
+    }
+    assert!(far.is_empty(), "{}", far.join("\n"));
+    assert_eq!(compared_rows, if cfg!(debug_assertions) { 11 } else { 65 }, "rows of {name}");
+}
+
+#[test]
+fn policies_are_within_three_tenths_of_a_point_of_the_reference_on_chats() {
+    compare_with_reference("mooncake_conversation");
+}
+
+#[test]
+fn policies_are_within_three_tenths_of_a_point_of_the_reference_on_agents() {
+    compare_with_reference("coding_agents_a");
 }
 
 /// Leaf-LRU as plainly as it can be written.

@@ -1,14 +1,15 @@
 //! The shard's rules as stories, and under random use with every invariant checked after each step.
 
+use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
-    BlockId, CopyVerdict, Effect, Reserve, Shard, ShardConfig, Tier, TierCapacity, WriteTicket,
+    About, BlockId, CopyVerdict, Effect, Reserve, Rules, Shard, ShardConfig, Tier, TierCapacity, WriteTicket,
 };
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Refusal, Run, StoreBlock};
 use kvhive_protocol::{
     BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, SLOTS, Slot, TenantId,
 };
-use proptest::prelude::*;
+use proptest::prelude::{Just, TestCaseError, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -38,23 +39,49 @@ fn block(number: u64, parent: Option<u64>, depth: u32, bytes: u64, era: u64) -> 
 /// A shard with its effects and a clock in milliseconds.
 struct Scenario {
     shard: Shard,
+    config: ShardConfig,
     effects: Vec<Effect>,
     now: u64,
 }
 
 impl Scenario {
     fn with(device: &[u32], host: &[u32], low_water_per_mille: u16) -> Scenario {
-        let mut shard = Shard::new(ShardConfig {
+        Scenario::over(device, host, &[], low_water_per_mille)
+    }
+
+    fn over(device: &[u32], host: &[u32], disk: &[u32], low_water_per_mille: u16) -> Scenario {
+        let config = ShardConfig {
             classes: (0..device.len()).map(|class| 100 << class).collect(),
             device: TierCapacity { frames: device.to_vec() },
             host: TierCapacity { frames: host.to_vec() },
+            disk: TierCapacity { frames: disk.to_vec() },
+            rules: Rules::new(Strategy::Lru),
+            unused_to_disk: true,
+            prefetch: 8,
             max_hold: Duration::from_millis(50),
             max_writes: 8,
             low_water_per_mille,
             hash_seed: 9,
-        });
+        };
+        let mut shard = Shard::new(config.clone());
         shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
-        Scenario { shard, effects: Vec::new(), now: 1000 }
+        Scenario { shard, config, effects: Vec::new(), now: 1000 }
+    }
+
+    /// Tends until nothing moves any more; copies end at once and well.
+    fn settle(&mut self) {
+        loop {
+            self.shard.tend(self.now(), &mut self.effects);
+            let effects = std::mem::take(&mut self.effects);
+            let copies = effects.iter().filter_map(|effect| match effect {
+                Effect::Copy { ticket, .. } => Some(*ticket),
+                Effect::Drop { .. } => None,
+            });
+            let adopted = copies.map(|ticket| self.shard.copied(ticket, true)).count();
+            if adopted == 0 {
+                return;
+            }
+        }
     }
 
     fn now(&self) -> Moment {
@@ -68,6 +95,7 @@ impl Scenario {
             TENANT,
             &block,
             Slot((number % u64::from(SLOTS)) as u16),
+            About::default(),
             &mut self.effects,
         )
     }
@@ -93,7 +121,7 @@ impl Scenario {
     }
 
     fn read(&mut self, number: u64) -> Option<BlockId> {
-        self.shard.read(TENANT, &[key(number)].iter().collect())[0]
+        self.shard.read(self.now(), TENANT, &[key(number)].iter().collect())[0]
     }
 
     fn resident(&mut self, numbers: std::ops::Range<u64>) -> Vec<u64> {
@@ -189,7 +217,14 @@ fn blocks_that_do_not_fit_are_refused_with_the_reason() {
     let mut scene = Scenario::with(&[1, 1], &[0, 0], 0);
     let ask = |scene: &mut Scenario, number, bytes| {
         let now = scene.now();
-        scene.shard.reserve(now, TENANT, &block(number, None, 0, bytes, 1), Slot(1), &mut scene.effects)
+        scene.shard.reserve(
+            now,
+            TENANT,
+            &block(number, None, 0, bytes, 1),
+            Slot(1),
+            About::default(),
+            &mut scene.effects,
+        )
     };
     assert_eq!(ask(&mut scene, 1, 201), Reserve::Refused(Refusal::TooLarge));
     assert!(matches!(ask(&mut scene, 1, 100), Reserve::Take { class: 0, .. }));
@@ -232,32 +267,163 @@ fn occupied_slots_are_those_with_blocks() {
     assert_eq!(set, [5, 4095]);
 }
 
+#[test]
+fn a_tenant_that_knows_anothers_key_neither_sees_nor_harms_its_block() {
+    let other = TenantId(2);
+    let mut scene = Scenario::with(&[4], &[0], 0);
+    scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(1)), (other, Era(1))]));
+    scene.store(1, None, 0);
+    let mut foreign = block(1, None, 0, 100, 1);
+    foreign.header.tenant = other;
+    let now = scene.now();
+    let answer = scene.shard.reserve(now, other, &foreign, Slot(1), About::default(), &mut scene.effects);
+    assert_eq!(answer, Reserve::Refused(Refusal::NoRoom));
+    assert_eq!(scene.shard.read(now, other, &[key(1)].iter().collect()), [None]);
+    assert_eq!(scene.covered(&[1], 0), 1, "its owner has it still");
+}
+
+#[test]
+fn what_a_match_finds_on_disk_is_brought_up_before_it_is_read() {
+    let mut scene = Scenario::over(&[2], &[2], &[8], 500);
+    for number in 0..8 {
+        scene.store(number, number.checked_sub(1), number as u32);
+        scene.settle();
+    }
+    assert_eq!(scene.covered(&[0, 1, 2, 3, 4, 5, 6, 7], 0), 8, "nothing was lost on the way down");
+    let before = scene.shard.stats();
+    assert!(before.disk.blocks >= 4, "{before:?}");
+    scene.settle();
+    let brought = scene.shard.stats();
+    assert!(brought.prefetched > 0 && brought.promoted > before.promoted, "{brought:?}");
+    assert_eq!(brought.blocks(), 8);
+    for number in 0..8 {
+        let id = scene.read(number).expect("it is here");
+        scene.shard.unread(id);
+    }
+    let read = scene.shard.stats();
+    let told = read.prefetch_useful + read.prefetch_late + read.prefetch_cancelled + read.prefetch_wasted;
+    assert_eq!(told, read.prefetched, "each one brought ahead is accounted for: {read:?}");
+    scene.shard.invariants().expect("all hold");
+}
+
+#[test]
+fn a_closed_disk_takes_nothing_and_gives_what_it_has() {
+    let mut scene = Scenario::over(&[2], &[0], &[4], 500);
+    scene.store(0, None, 0);
+    scene.store(1, None, 0);
+    scene.settle();
+    assert_eq!(scene.shard.stats().disk.blocks, 1);
+    scene.shard.set_open(Tier::Disk, false);
+    for number in 2..6 {
+        scene.store(number, None, 0);
+        scene.settle();
+    }
+    let stats = scene.shard.stats();
+    assert_eq!((stats.disk.blocks, stats.device.blocks), (1, 2), "memory alone goes on: {stats:?}");
+    scene.shard.set_open(Tier::Disk, true);
+    scene.store(6, None, 0);
+    scene.settle();
+    assert!(scene.shard.stats().disk.blocks > 1, "it is used again");
+}
+
+#[test]
+fn a_block_that_was_never_used_does_not_go_to_a_disk_that_wants_used_ones() {
+    let mut scene = Scenario::over(&[4], &[0], &[8], 250);
+    scene.shard = {
+        let mut shard = Shard::new(ShardConfig { unused_to_disk: false, ..scene.config.clone() });
+        shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
+        shard
+    };
+    for number in 0..4 {
+        scene.store(number, None, 0);
+    }
+    scene.covered(&[0], 0);
+    for number in 4..8 {
+        scene.store(number, None, 0);
+        scene.settle();
+    }
+    let stats = scene.shard.stats();
+    assert_eq!((stats.disk.blocks, scene.resident(0..4)), (1, vec![0]), "{stats:?}");
+    assert!(stats.not_admitted >= 3);
+}
+
+#[test]
+fn blocks_come_back_from_disk_with_their_prefixes() {
+    let mut scene = Scenario::over(&[2], &[0], &[4], 0);
+    for number in 0..3 {
+        let block = block(number, number.checked_sub(1), number as u32, 100, 1);
+        assert!(scene.shard.restore(TENANT, &block, Slot(1)).is_some());
+    }
+    assert_eq!(scene.shard.restore(TENANT, &block(1, Some(0), 1, 100, 1), Slot(1)), None, "once");
+    assert_eq!(scene.shard.restore(TENANT, &block(7, None, 0, 100, 0), Slot(1)), None, "an ended era");
+    assert_eq!(scene.covered(&[0, 1, 2], 0), 3);
+    assert_eq!(scene.shard.stats().disk.blocks, 3);
+    scene.shard.invariants().expect("all hold");
+}
+
+#[test]
+fn a_tenant_keeps_what_it_was_promised_while_another_floods_the_shard() {
+    let other = TenantId(2);
+    let mut scene = Scenario::with(&[8], &[0], 0);
+    scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(1)), (other, Era(1))]));
+    let promised = Rules { strategy: Strategy::Lru, quota: [Some(400), None, None] };
+    scene.shard.set_rules(Rules::new(Strategy::Lru), &BTreeMap::from([(TENANT, promised)]));
+    for number in 0..6 {
+        scene.store(number, None, 0);
+    }
+    let flood = |scene: &mut Scenario, numbers: std::ops::Range<u64>| {
+        for number in numbers {
+            let mut block = block(number, None, 0, 100, 1);
+            block.header.tenant = other;
+            let now = scene.now();
+            let taken =
+                scene.shard.reserve(now, other, &block, Slot(1), About::default(), &mut scene.effects);
+            let Reserve::Take { ticket, .. } = taken else { panic!("{taken:?}") };
+            scene.shard.seal(ticket).expect("its era stands");
+        }
+    };
+    flood(&mut scene, 100..120);
+    assert_eq!(scene.resident(0..6), [2, 3, 4, 5], "what it had borrowed went, what it was promised stayed");
+    // Idle room is lent: the one without a promise filled the rest.
+    assert_eq!(scene.shard.stats().blocks(), 8);
+    for number in 200..204 {
+        scene.store(number, None, 0);
+    }
+    assert_eq!(scene.shard.stats().blocks(), 8);
+    scene.shard.invariants().expect("all hold");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
-    Reserve { number: u64, parent: Option<u64>, large: bool },
+    Reserve { number: u64, linked: bool, large: bool },
     Seal(usize),
     Abandon(usize),
     Match { first: u64, count: u64, hold: u64 },
     Read(u64),
     Unread(usize),
     Copied(usize, bool),
+    Lost(u64),
     Tend,
     Clear,
+    Rules(bool, bool),
     Wait(u64),
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
+    use proptest::strategy::Strategy as _;
     let number = 0..24u64;
     let step = prop_oneof![
-        4 => (number.clone(), proptest::option::of(number.clone()), any::<bool>())
-            .prop_map(|(number, parent, large)| Step::Reserve { number, parent, large }),
+        4 => (number.clone(), any::<bool>(), any::<bool>())
+            .prop_map(|(number, linked, large)| Step::Reserve { number, linked, large }),
         3 => any::<usize>().prop_map(Step::Seal),
         1 => any::<usize>().prop_map(Step::Abandon),
         2 => (number.clone(), 1..6u64, 0..30u64).prop_map(|(first, count, hold)| Step::Match { first, count, hold }),
         2 => number.prop_map(Step::Read),
         2 => any::<usize>().prop_map(Step::Unread),
         1 => (any::<usize>(), any::<bool>()).prop_map(|(at, done)| Step::Copied(at, done)),
-        1 => Just(Step::Tend),
+        1 => (0..24u64).prop_map(Step::Lost),
+        2 => Just(Step::Tend),
+        1 => any::<(bool, bool)>().prop_map(|(own, quota)| Step::Rules(own, quota)),
         1 => Just(Step::Clear),
         1 => (0..40u64).prop_map(Step::Wait),
     ];
@@ -269,27 +435,29 @@ proptest! {
     /// read is dropped, and the ledger balances after every step.
     #[test]
     fn any_use_keeps_every_invariant(steps in steps()) {
-        let mut scene = Scenario::with(&[4, 2], &[3, 1], 300);
+        let mut scene = Scenario::over(&[4, 2], &[3, 1], &[5, 2], 300);
         let mut era = 1u64;
         let (mut writes, mut readers, mut copies) = (Vec::new(), Vec::new(), Vec::new());
         let mut frames: HashMap<BlockId, BlockKey> = HashMap::new();
+        let mut alive: BTreeMap<u64, BlockId> = BTreeMap::new();
         for step in steps {
             match step {
-                Step::Reserve { number, parent, large } => {
+                Step::Reserve { number, linked, large } => {
                     let bytes = if large { 200 } else { 100 };
-                    let block = block(number, parent.filter(|parent| *parent != number), 0, bytes, era);
+                    let block = block(number, number.checked_sub(1).filter(|_| linked), number as u32, bytes, era);
                     let now = scene.now();
                     let slot = Slot(number as u16);
-                    match scene.shard.reserve(now, TENANT, &block, slot, &mut scene.effects) {
-                        Reserve::Take { ticket, .. } => writes.push((ticket, key(number))),
+                    match scene.shard.reserve(now, TENANT, &block, slot, About::default(), &mut scene.effects) {
+                        Reserve::Take { ticket, .. } => writes.push((ticket, number)),
                         Reserve::Present(id) => prop_assert_eq!(frames.get(&id), Some(&key(number))),
                         Reserve::Refused(_) => {}
                     }
                 }
                 Step::Seal(at) if !writes.is_empty() => {
-                    let (ticket, key) = writes.swap_remove(at % writes.len());
+                    let (ticket, number) = writes.swap_remove(at % writes.len());
                     if let Some(id) = scene.shard.seal(ticket) {
-                        prop_assert!(frames.insert(id, key).is_none());
+                        prop_assert!(frames.insert(id, key(number)).is_none());
+                        alive.insert(number, id);
                     }
                 }
                 Step::Abandon(at) if !writes.is_empty() => {
@@ -297,7 +465,8 @@ proptest! {
                 }
                 Step::Match { first, count, hold } => {
                     let numbers: Vec<u64> = (first..first + count).collect();
-                    scene.covered(&numbers, hold);
+                    let there = numbers.iter().take_while(|number| alive.contains_key(number)).count();
+                    prop_assert_eq!(scene.covered(&numbers, hold), there as u32, "of {:?}", numbers);
                 }
                 Step::Read(number) => {
                     if let Some(id) = scene.read(number) {
@@ -313,11 +482,23 @@ proptest! {
                     }
                 }
                 Step::Tend => {
-                    let now = scene.now();
-                    scene.shard.tend(now, &mut scene.effects);
+                    scene.shard.tend(scene.now(), &mut scene.effects);
+                }
+                Step::Lost(number) => {
+                    if let Some(id) = alive.get(&number) {
+                        scene.shard.lost(*id, &mut scene.effects);
+                    }
+                }
+                Step::Rules(own, quota) => {
+                    let quota = [quota.then_some(200), None, quota.then_some(100)];
+                    let rules = Rules { strategy: Strategy::Lru, quota };
+                    let own = own.then_some((TENANT, rules)).into_iter().collect();
+                    scene.shard.set_rules(Rules::new(Strategy::Lru), &own);
+                    prop_assert_eq!(scene.shard.rules().1, own);
                 }
                 Step::Clear => {
                     era += 1;
+                    alive.clear();
                     scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(era))]));
                 }
                 Step::Wait(ms) => scene.now += ms,
@@ -326,7 +507,10 @@ proptest! {
             for effect in scene.effects.drain(..) {
                 match effect {
                     // A clear may drop what is still read: it is leaving. Eviction never does.
-                    Effect::Drop { id } => prop_assert!(frames.remove(&id).is_some()),
+                    Effect::Drop { id } => {
+                        alive.retain(|_, other| *other != id);
+                        prop_assert!(frames.remove(&id).is_some());
+                    }
                     Effect::Copy { ticket, .. } => copies.push(ticket),
                 }
             }

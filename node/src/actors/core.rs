@@ -4,7 +4,7 @@
 use crate::guards::{ReadGuard, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
 use crate::view::{Serving, View};
-use kvhive_cache::{BlockId, CopyVerdict, Effect, Reserve, Shard, ShardConfig, ShardStats};
+use kvhive_cache::{About, BlockId, CopyVerdict, Effect, Reserve, Shard, ShardConfig, ShardStats};
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{Refusal, Run, StoreBlock};
@@ -168,13 +168,13 @@ impl DeviceCore {
     }
 
     fn read(&mut self, tenant: TenantId, keys: &KeyList) -> Vec<Option<ReadGuard>> {
-        let found = self.shard.read(tenant, keys);
+        let found = self.shard.read(self.view.now(), tenant, keys);
         found.into_iter().map(|id| self.guard(id?)).collect()
     }
 
     fn reserve(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot, pin: bool) -> Reserved {
         let now = self.view.now();
-        let reserve = self.shard.reserve(now, tenant, block, slot, &mut self.effects);
+        let reserve = self.shard.reserve(now, tenant, block, slot, About::default(), &mut self.effects);
         self.perform_effects();
         match reserve {
             Reserve::Refused(refusal) => Reserved::Refused(refusal),
@@ -194,15 +194,15 @@ impl DeviceCore {
         }
     }
 
-    fn seal(&mut self, block: Verified, pin: bool) -> Sealed {
+    fn seal(&mut self, block: Verified, pin: bool) -> (Sealed, Option<BlockId>) {
         // A ticket of an actor before this one may read like one of this shard's own.
         if !block.is_of(&self.returns) {
-            return Sealed::Ended;
+            return (Sealed::Ended, None);
         }
-        let Some(id) = self.shard.seal(block.ticket()) else { return Sealed::Ended };
-        let Some((frame, header)) = block.take() else { return Sealed::Ended };
+        let Some(id) = self.shard.seal(block.ticket()) else { return (Sealed::Ended, None) };
+        let Some((frame, header)) = block.take() else { return (Sealed::Ended, None) };
         self.resident[id.index()] = Some(Resident { header, frame });
-        Sealed::Visible(if pin { self.pin(id) } else { None })
+        (Sealed::Visible(if pin { self.pin(id) } else { None }), Some(id))
     }
 
     fn load(&self) -> (DeviceLoad, ShardStats) {
@@ -241,7 +241,17 @@ impl DeviceCore {
                 }
             }
             DeviceMessage::Seal { blocks, pin, reply } => {
-                reply.send(blocks.into_iter().map(|block| self.seal(block, pin)).collect());
+                // A store that was answered as failed is never seen: not one whose asker has gone, nor one whose asker goes
+                // just now.
+                if !reply.is_abandoned() {
+                    let (sealed, ids): (Vec<Sealed>, Vec<Option<BlockId>>) =
+                        blocks.into_iter().map(|block| self.seal(block, pin)).unzip();
+                    if let Err(unheard) = reply.try_send(sealed) {
+                        drop(unheard);
+                        ids.into_iter().flatten().for_each(|id| self.shard.lost(id, &mut self.effects));
+                        self.perform_effects();
+                    }
+                }
             }
             DeviceMessage::Adopt { serving, reply } => {
                 self.adopt(&serving);

@@ -7,9 +7,6 @@ use kvhive_runtime::{Actor, AskError, Context, NamedArbiter, Reply, Sender, Spaw
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// How often what can wait is done.
-const TEND_EVERY: Duration = Duration::from_millis(10);
-
 /// The way to one device.
 #[derive(Clone)]
 pub(crate) struct Device {
@@ -18,10 +15,12 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Starts the actor of the core that `make` makes; `make` is called again after a panic.
+    /// Starts the actor of the core that `make` makes; `make` is called again after a panic. What can wait is done every
+    /// `tend_every`.
     pub(crate) fn start(
         spawn: Spawn,
         arbiter: &NamedArbiter,
+        tend_every: Duration,
         mut make: impl FnMut() -> DeviceCore + Send + 'static,
     ) -> Device {
         let core = Arc::new(Mutex::new(make()));
@@ -32,7 +31,7 @@ impl Device {
                 *of_actor.lock().unwrap_or_else(|poison| poison.into_inner()) = make();
                 of_actor.clear_poison();
             }
-            DeviceActor { core: of_actor.clone() }
+            DeviceActor { core: of_actor.clone(), tend_every }
         });
         Device { actor, core }
     }
@@ -72,13 +71,14 @@ fn answer_in<T>(
 /// One device's actor.
 struct DeviceActor {
     core: Arc<Mutex<DeviceCore>>,
+    tend_every: Duration,
 }
 
 impl Actor for DeviceActor {
     type Message = DeviceMessage;
 
     fn started(&mut self, ctx: &mut Context<'_, Self>) {
-        ctx.run_interval(TEND_EVERY, || DeviceMessage::Tend);
+        ctx.run_interval(self.tend_every, || DeviceMessage::Tend);
     }
 
     fn handle(&mut self, message: DeviceMessage, _ctx: &mut Context<'_, Self>) {

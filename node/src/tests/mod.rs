@@ -65,6 +65,7 @@ impl Setup {
                 host_bytes: (self.host_frames * self.frame_bytes) as u64,
                 classes: vec![ClassConfig { frame_bytes: self.frame_bytes as u64, share: 1 }],
             }],
+            tuning: crate::Tuning::default(),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
         };

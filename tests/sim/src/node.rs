@@ -1,9 +1,10 @@
 //! A simulated node: membership and one shard, as its actors run them. A block's bytes are a number that follows from its
 //! key and the era in which it was stored.
 
+use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
-    BlockId, Effect, Member, MemberEffect, MemberEvent, MemberTuning, Reserve, Shard, ShardConfig,
-    TierCapacity,
+    About, BlockId, Effect, Member, MemberEffect, MemberEvent, MemberTuning, Reserve, Rules, Shard,
+    ShardConfig, TierCapacity,
 };
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::DeviceLoad;
@@ -39,6 +40,10 @@ impl Node {
                 classes: vec![1],
                 device: TierCapacity { frames: vec![FRAMES / 3 * 2] },
                 host: TierCapacity { frames: vec![FRAMES / 3] },
+                disk: TierCapacity { frames: vec![FRAMES / 3] },
+                rules: Rules::new(Strategy::Lru),
+                unused_to_disk: true,
+                prefetch: 0,
                 max_hold: Duration::from_millis(200),
                 max_writes: 8,
                 low_water_per_mille: 100,
@@ -126,7 +131,7 @@ impl Node {
         };
         let mut effects = Vec::new();
         let block = StoreBlock { header, parent: BlockKey::NONE };
-        let reserve = self.shard.reserve(now, TENANT, &block, key.slot(), &mut effects);
+        let reserve = self.shard.reserve(now, TENANT, &block, key.slot(), About::default(), &mut effects);
         self.perform(effects);
         match reserve {
             Reserve::Present(_) => true,
@@ -154,7 +159,7 @@ impl Node {
         let keys: KeyList = [key].iter().collect();
         let run = Run { slot: key.slot(), keys: 1 };
         let covered = self.shard.match_runs(now, TENANT, &[run], &keys, Duration::from_millis(100))[0];
-        let id = self.shard.read(TENANT, &keys)[0];
+        let id = self.shard.read(now, TENANT, &keys)[0];
         assert_eq!(covered == 1, id.is_some(), "what is matched is read");
         let bytes = id.map(|id| self.bytes[&id]);
         if let Some(id) = id {

@@ -4,6 +4,37 @@
 //! block rests is the shard's own matter. A policy knows blocks by the number of their record: dense, below the shard's
 //! capacity, one block at a time, used again after [`Policy::removed`].
 
+mod arc;
+#[cfg(test)]
+mod contract_test;
+mod ghosts;
+mod lfu;
+mod lirs;
+mod list;
+mod lru;
+mod lru2;
+mod paged;
+mod s3fifo;
+#[cfg(test)]
+mod scenario;
+mod shrinking;
+mod sieve;
+mod sketch;
+mod strategy;
+mod wtinylfu;
+
+pub use arc::Arc;
+pub use lfu::Lfu;
+pub use lirs::Lirs;
+pub use lru::Lru;
+pub use lru2::LruTwo;
+pub use paged::Paged;
+pub use s3fifo::S3Fifo;
+pub use shrinking::Shrinking;
+pub use sieve::Sieve;
+pub use strategy::{Shrink, Strategy, UnknownStrategy};
+pub use wtinylfu::WTinyLfu;
+
 use kvhive_protocol::{BlockKey, Moment};
 
 /// What the engine said about a request's future, if it said anything.
@@ -93,6 +124,10 @@ pub trait Policy: Send {
 
     /// The block of record `at` is gone.
     fn removed(&mut self, at: u32, why: Removal);
+
+    /// Appends the records that would leave next and were not named since their last use, coldest first, at most `limit`.
+    /// For a shard that re-encodes what is cold before it lets anything go ([`Strategy::shrinks`]); others name none.
+    fn coldest(&mut self, _limit: usize, _cold: &mut Vec<u32>) {}
 
     /// Bytes of memory that it holds, ghosts included.
     fn memory_bytes(&self) -> usize;

@@ -1,6 +1,6 @@
 //! What always holds of a shard, looked at from scratch.
 
-use super::{Shard, other};
+use super::Shard;
 use crate::block::{Life, Tier};
 use kvhive_protocol::SLOTS;
 
@@ -11,40 +11,45 @@ impl Shard {
     /// A sentence that says what does not.
     pub fn invariants(&self) -> Result<(), String> {
         let classes = self.config.classes.len();
-        let mut used = [vec![0u32; classes], vec![0u32; classes]];
+        let mut used = [vec![0u32; classes], vec![0u32; classes], vec![0u32; classes]];
+        let mut bytes = vec![[0u64; 3]; self.parties.len()];
         let mut children = vec![0u32; self.index.records.len()];
-        let (mut leaves, mut writes, mut copies, mut occupied) = (0, 0, 0, vec![0u32; usize::from(SLOTS)]);
+        let (mut listed, mut writes, mut copies, mut occupied) = (0, 0, 0, vec![0u32; usize::from(SLOTS)]);
         for (at, record) in self.index.records.iter().enumerate() {
             if record.life == Life::Free {
                 continue;
             }
-            used[record.tier as usize][usize::from(record.class)] += 1;
-            if record.copying {
-                used[other(record.tier) as usize][usize::from(record.class)] += 1;
-                copies += 1;
+            for tier in std::iter::once(record.tier).chain(record.copying) {
+                used[tier as usize][usize::from(record.class)] += 1;
+                bytes[usize::from(record.party)][tier as usize] +=
+                    self.config.classes[usize::from(record.class)];
             }
+            copies += usize::from(record.copying.is_some());
             if let Some(parent) = self.linked(record.parent) {
                 children[parent as usize] += 1;
             }
             match record.life {
                 Life::Filling => writes += 1,
                 Life::Resident => occupied[usize::from(record.slot)] += 1,
-                Life::Leaving if record.readers == 0 && !record.copying => {
+                Life::Leaving if record.readers == 0 && record.copying.is_none() => {
                     return Err(format!("record {at} is leaving but nobody holds it"));
                 }
                 _ => {}
             }
-            let is_leaf = record.life == Life::Resident && record.children == 0;
-            if is_leaf != record.is_ranked {
-                return Err(format!("record {at}: leaf {is_leaf}, ranked {}", record.is_ranked));
+            if record.is_listed != (record.life == Life::Resident) {
+                return Err(format!("record {at} is {:?}, listed {}", record.life, record.is_listed));
             }
-            leaves += usize::from(is_leaf);
+            listed += usize::from(record.is_listed);
+            let counts = self.tenants.get(&record.tenant) == Some(&record.era) && !self.is_torn;
+            if counts && record.life == Life::Resident && record.chain > self.true_chain(at) {
+                return Err(format!("record {at} claims {} before it", record.chain));
+            }
             let found = self.index.find(&record.key);
             if (found == Some(at as u32)) != (record.life != Life::Leaving) {
                 return Err(format!("record {at} is {:?} and found as {found:?}", record.life));
             }
         }
-        for tier in [Tier::Device, Tier::Host] {
+        for tier in Tier::ALL {
             for class in 0..classes as u8 {
                 let used = used[tier as usize][usize::from(class)];
                 if used + self.ledger.free(tier, class) != self.ledger.capacity(tier, class) {
@@ -60,11 +65,37 @@ impl Shard {
                 return Err(format!("record {at} has {} children, counts {}", children[at], record.children));
             }
         }
-        if (leaves, writes, copies) != (self.order.len(), self.writes, self.copies)
+        if (listed, writes, copies) != (self.recency.listed(), self.writes, self.copies)
             || occupied != self.occupied
         {
-            return Err("leaves, writes, copies or occupied slots are miscounted".to_owned());
+            return Err("listed blocks, writes, copies or occupied slots are miscounted".to_owned());
+        }
+        if bytes.iter().zip(&self.parties).any(|(bytes, party)| *bytes != party.used) {
+            return Err("a party's bytes are miscounted".to_owned());
+        }
+        for tier in Tier::ALL {
+            for party in 0..self.parties.len() as u16 {
+                for class in 0..classes as u8 {
+                    let walked = self.recency.of(&self.index.records, tier, party, class).count();
+                    if walked != self.recency.len(tier, party, class) as usize {
+                        return Err(format!("the list of {tier:?}, party {party} is broken"));
+                    }
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Counts the blocks before one that are resident without a gap.
+    fn true_chain(&self, mut at: usize) -> u32 {
+        let mut chain = 0;
+        while let Some(parent) = self.linked(self.index.records[at].parent) {
+            if self.index.records[parent as usize].life != Life::Resident {
+                break;
+            }
+            chain += 1;
+            at = parent as usize;
+        }
+        chain
     }
 }

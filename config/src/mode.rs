@@ -1,0 +1,97 @@
+//! Modes: what a cache mostly serves, and the knobs that this turns. A knob that the file gives wins over its mode.
+
+use crate::keys::{DISK_ADMISSIONS, MODES};
+use std::time::Duration;
+
+/// What a cache mostly serves.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Mode {
+    /// Rollouts and evaluation: the same prefixes again and again, in a loop that may be larger than the cache.
+    Training,
+    /// Serving of all kinds.
+    #[default]
+    Inference,
+    /// Offline batches: throughput counts, latency does not.
+    Bulk,
+    /// Long answers and feeds: most of what is stored never comes back.
+    Streaming,
+    /// People who wait: the next turn comes soon, and its first token is what they see.
+    Interactive,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Mode; 5] =
+        [Mode::Training, Mode::Inference, Mode::Bulk, Mode::Streaming, Mode::Interactive];
+
+    /// Returns the word for it in the cluster file.
+    pub const fn as_str(self) -> &'static str {
+        MODES[self as usize]
+    }
+
+    /// Returns what it makes of the knobs.
+    pub const fn tuning(self) -> Tuning {
+        let ms = Duration::from_millis;
+        let (strategy, prefetch_blocks, hold, batch_delay, disk_admission) = match self {
+            // A loop larger than the cache starves recency: LIRS keeps a part of it that stays.
+            Mode::Training => ("lirs", 0, ms(1000), ms(50), DiskAdmission::Used),
+            Mode::Inference => ("lru", 64, ms(5000), ms(10), DiskAdmission::All),
+            // Whole prefixes are read in order, and a batch waits for the slowest anyway.
+            Mode::Bulk => ("lru", 512, ms(20_000), ms(50), DiskAdmission::All),
+            Mode::Streaming => ("s3-fifo", 16, ms(1000), ms(10), DiskAdmission::Used),
+            Mode::Interactive => ("lru", 256, ms(10_000), ms(2), DiskAdmission::All),
+        };
+        Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission }
+    }
+}
+
+/// The knobs of a node's shards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tuning {
+    /// Name of the strategy.
+    pub strategy: &'static str,
+    /// Blocks that one match may have brought up a tier.
+    pub prefetch_blocks: u32,
+    /// The longest hold of a match.
+    pub hold: Duration,
+    /// How long moves and bookkeeping may wait.
+    pub batch_delay: Duration,
+    /// Which blocks go to disk.
+    pub disk_admission: DiskAdmission,
+}
+
+/// Which blocks go to disk when they must leave memory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum DiskAdmission {
+    /// All of them.
+    All,
+    /// Those that were used since they were stored.
+    Used,
+}
+
+impl DiskAdmission {
+    /// All of them.
+    pub const ALL: [DiskAdmission; 2] = [DiskAdmission::All, DiskAdmission::Used];
+
+    /// Returns the word for it in the cluster file.
+    pub const fn as_str(self) -> &'static str {
+        DISK_ADMISSIONS[self as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::STRATEGIES;
+
+    #[test]
+    fn every_mode_names_a_strategy_that_there_is_and_differs_from_the_others() {
+        for (at, mode) in Mode::ALL.into_iter().enumerate() {
+            assert_eq!(MODES[at], mode.as_str());
+            assert!(STRATEGIES.contains(&mode.tuning().strategy));
+            for other in &Mode::ALL[..at] {
+                assert_ne!(other.tuning(), mode.tuning(), "{mode:?} changes nothing over {other:?}");
+            }
+        }
+    }
+}

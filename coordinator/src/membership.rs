@@ -1,0 +1,279 @@
+//! Whose log a data folder holds: cluster, coordinator, and the set that it votes in, written down before the log is made
+//! and compared at each start. Raft's promises hold for one set and one owner of a log; whoever starts with another could
+//! elect two leaders. Addresses are not part of it: coordinators may move.
+
+use crate::config::CoordinatorConfig;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// The file's name within the data folder.
+const NAME: &str = "membership.json";
+/// What it is written as before it is complete.
+const NEXT_NAME: &str = "membership.next";
+/// The format of the file.
+const FORMAT: u32 = 1;
+/// Longer than any that is written, in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Whose log it is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Membership {
+    format: u32,
+    /// The cluster's name.
+    cluster: String,
+    /// The coordinator that writes the log.
+    own: Seat,
+    /// All coordinators, by number.
+    coordinators: Vec<Seat>,
+}
+
+/// One of the coordinators.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seat {
+    peer: u64,
+    name: String,
+}
+
+/// Why a data folder cannot be used. Nothing in it was changed.
+#[derive(Debug, Error)]
+pub enum MembershipError {
+    /// The log belongs to somebody else than is configured.
+    #[error("{path} holds the log of {found}; configured is {configured}: {}", difference.advice(), path = path.display())]
+    Mismatch {
+        /// The data folder.
+        path: PathBuf,
+        /// Whose log it is.
+        found: Box<Membership>,
+        /// Who is starting.
+        configured: Box<Membership>,
+        /// In what they differ first.
+        difference: Difference,
+    },
+    /// There is a log, and nothing says whose.
+    #[error(
+        "{path} holds a log, but {NAME} is missing, which says whose it is: put the folder back as it was; or, if nothing of \
+         the cluster is needed, begin a new one with an empty data_dir for every coordinator",
+        path = path.display()
+    )]
+    Missing {
+        /// The data folder.
+        path: PathBuf,
+    },
+    /// The file does not say what it should.
+    #[error("{path} cannot be understood: {reason}; put the folder back as it was", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The system refused.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// In what a data folder and the configuration differ.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Difference {
+    /// The cluster's name.
+    Cluster,
+    /// Which of the same coordinators it is.
+    Coordinator,
+    /// Who the coordinators are.
+    Set,
+}
+
+impl Difference {
+    fn advice(self) -> &'static str {
+        match self {
+            Difference::Cluster => {
+                "a log stays with its cluster; set the cluster's name back, or give this coordinator another data_dir"
+            }
+            Difference::Coordinator => {
+                "a log stays with its coordinator; set data_dir, or peer and id, back to what they were"
+            }
+            Difference::Set => {
+                "the coordinators of a cluster cannot be changed under its log; set their ids and peer numbers back (without \
+                 `peer` the order in the file gives the numbers), or begin a new, empty cluster with an empty data_dir for \
+                 every coordinator"
+            }
+        }
+    }
+}
+
+impl Membership {
+    /// Returns what the configuration says.
+    pub(crate) fn of(config: &CoordinatorConfig) -> Membership {
+        let mut coordinators: Vec<Seat> =
+            config.peers.iter().map(|peer| Seat { peer: peer.peer, name: peer.name.clone() }).collect();
+        coordinators.sort_unstable();
+        let own = coordinators.iter().find(|seat| seat.peer == config.peer).cloned();
+        let own = own.unwrap_or(Seat { peer: config.peer, name: String::new() });
+        Membership { format: FORMAT, cluster: config.cluster_name.clone(), own, coordinators }
+    }
+
+    /// Says in what a data folder differs from this configuration, if it does.
+    fn difference(&self, found: &Membership) -> Option<Difference> {
+        if found.cluster != self.cluster {
+            return Some(Difference::Cluster);
+        }
+        if found.coordinators != self.coordinators {
+            return Some(Difference::Set);
+        }
+        (found.own != self.own).then_some(Difference::Coordinator)
+    }
+
+    /// Checks that the log in `folder` belongs to who is starting; where there is no log yet, writes down whose it will be,
+    /// durably. The folder must be locked.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub(crate) fn claim(&self, folder: &Path, holds_log: bool) -> Result<(), MembershipError> {
+        // Left by a start that never came to its log: nobody has voted by it.
+        if !holds_log {
+            return self.write(folder);
+        }
+        let found = read(folder)?.ok_or_else(|| MembershipError::Missing { path: folder.to_owned() })?;
+        match self.difference(&found) {
+            None => Ok(()),
+            Some(difference) => Err(MembershipError::Mismatch {
+                path: folder.to_owned(),
+                found: Box::new(found),
+                configured: Box::new(self.clone()),
+                difference,
+            }),
+        }
+    }
+
+    fn write(&self, folder: &Path) -> Result<(), MembershipError> {
+        let (path, next) = (folder.join(NAME), folder.join(NEXT_NAME));
+        let text = serde_json::to_vec_pretty(self).expect("names and numbers always encode");
+        let write = || {
+            let mut file = File::create(&next)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            std::fs::rename(&next, &path)?;
+            File::open(folder)?.sync_all()
+        };
+        write().map_err(|source| MembershipError::Io { path, source })
+    }
+}
+
+/// Reads what a data folder says; none when it says nothing.
+fn read(folder: &Path) -> Result<Option<Membership>, MembershipError> {
+    let path = folder.join(NAME);
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(|source| MembershipError::Io { path: path.clone(), source })?,
+    };
+    let mut bytes = Vec::new();
+    if let Err(source) = file.take(MAX_FILE_BYTES).read_to_end(&mut bytes) {
+        return Err(MembershipError::Io { path, source });
+    }
+    let damaged = |reason: String| MembershipError::Damaged { path: path.clone(), reason };
+    // The format first: a later one may have other fields.
+    let value: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    match value.get("format").and_then(serde_json::Value::as_u64) {
+        Some(format) if format == u64::from(FORMAT) => {}
+        Some(format) => return Err(damaged(format!("it has format {format}, this build reads {FORMAT}"))),
+        None => return Err(damaged("it does not say its format".to_owned())),
+    }
+    serde_json::from_value(value).map(Some).map_err(|error| damaged(error.to_string()))
+}
+
+impl fmt::Display for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: Vec<String> = self.coordinators.iter().map(Seat::to_string).collect();
+        write!(f, "coordinator {} of cluster {:?} with {}", self.own, self.cluster, all.join(", "))
+    }
+}
+
+impl fmt::Display for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (peer {})", self.name, self.peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn membership(cluster: &str, own: u64, names: &[(u64, &str)]) -> Membership {
+        let seat = |(peer, name): &(u64, &str)| Seat { peer: *peer, name: (*name).to_owned() };
+        let coordinators: Vec<Seat> = names.iter().map(seat).collect();
+        let own = coordinators.iter().find(|seat| seat.peer == own).cloned().expect("it is one of them");
+        Membership { format: FORMAT, cluster: cluster.to_owned(), own, coordinators }
+    }
+
+    const THREE: [(u64, &str); 3] = [(1, "a"), (2, "b"), (3, "c")];
+
+    fn ours() -> Membership {
+        membership("ours", 1, &THREE)
+    }
+
+    #[test]
+    fn a_log_is_for_one_cluster_one_set_and_one_coordinator_of_it() {
+        let cases = [
+            (ours(), None),
+            (membership("theirs", 1, &THREE), Some(Difference::Cluster)),
+            (membership("ours", 2, &THREE), Some(Difference::Coordinator)),
+            (membership("ours", 1, &THREE[..1]), Some(Difference::Set)),
+            (membership("ours", 1, &[(1, "a"), (2, "b"), (3, "c"), (4, "d")]), Some(Difference::Set)),
+            (membership("ours", 1, &[(1, "a"), (2, "c"), (3, "b")]), Some(Difference::Set)),
+            (membership("ours", 1, &[(1, "x"), (2, "b"), (3, "c")]), Some(Difference::Set)),
+            (membership("ours", 2, &[(2, "a"), (3, "b"), (4, "c")]), Some(Difference::Set)),
+        ];
+        for (found, difference) in cases {
+            assert_eq!(ours().difference(&found), difference, "{found}");
+        }
+    }
+
+    #[test]
+    fn a_folder_keeps_its_first_owner_once_it_holds_a_log() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let theirs = membership("ours", 2, &THREE);
+        theirs.claim(folder.path(), false).expect("an empty folder is anybody's");
+        ours().claim(folder.path(), false).expect("no log was made by the one before");
+        ours().claim(folder.path(), true).expect("it is ours");
+        let refused = theirs.claim(folder.path(), true).expect_err("it is not theirs");
+        assert_eq!(
+            refused.to_string(),
+            format!(
+                "{} holds the log of coordinator a (peer 1) of cluster \"ours\" with a (peer 1), b (peer 2), c (peer 3); \
+                 configured is coordinator b (peer 2) of cluster \"ours\" with a (peer 1), b (peer 2), c (peer 3): a log \
+                 stays with its coordinator; set data_dir, or peer and id, back to what they were",
+                folder.path().display()
+            )
+        );
+        assert_eq!(read(folder.path()).expect("it reads back"), Some(ours()));
+    }
+
+    #[test]
+    fn a_log_of_unknown_owner_is_nobodys() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let missing = ours().claim(folder.path(), true);
+        assert!(matches!(missing, Err(MembershipError::Missing { .. })), "{missing:?}");
+        let whole = serde_json::to_string(&ours()).expect("it encodes");
+        let later = whole.replace("\"format\":1", "\"format\":2,\"learners\":[]");
+        let unknown = whole.replace("\"format\":1", "\"format\":1,\"learners\":[]");
+        for text in ["", "{}", "[1]", &whole[..whole.len() - 1], &later, &unknown, &"[".repeat(2 << 20)] {
+            std::fs::write(folder.path().join(NAME), text).expect("the folder is ours");
+            let damaged = ours().claim(folder.path(), true);
+            assert!(matches!(damaged, Err(MembershipError::Damaged { .. })), "{damaged:?}");
+        }
+        std::fs::write(folder.path().join(NAME), &whole).expect("the folder is ours");
+        ours().claim(folder.path(), true).expect("it is ours");
+    }
+}

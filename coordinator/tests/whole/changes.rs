@@ -1,0 +1,106 @@
+//! Changes through a whole group: applied once however often they are sent, and a clear that keeps its word.
+
+use crate::group::{Group, eventually, fresh_request, settings, submit};
+use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest};
+use kvhive_protocol::handshake::Role;
+use kvhive_protocol::{Epoch, Era, MemberState, TenantId, WireError};
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_follower_names_the_leader_to_whoever_asks_it_for_a_change() {
+    let group = Group::of(3);
+    let (leader, follower) = (group.leader(), group.follower());
+    let address = group.configs[leader].peers[leader].raft_address.clone();
+    let create = ControlRequest::Submit {
+        request: fresh_request(),
+        command: Command::CreateTenant { name: "redirected".to_owned(), secret: [1; 32] },
+    };
+    let fresh = ControlRequest::FetchMap { have: Epoch(0), linearizable: true };
+    for request in [&create, &fresh] {
+        let reply = group.ask(follower, Role::Client, request);
+        assert_eq!(reply, ControlReply::Failed(WireError::NotLeader { leader: Some(address.clone()) }));
+    }
+    assert!(matches!(
+        group.ask(leader, Role::Client, &create),
+        ControlReply::Done(CommandReply::TenantCreated { .. })
+    ));
+}
+
+#[test]
+fn a_request_repeated_to_the_next_leader_is_answered_as_before_and_not_applied_again() {
+    let mut group = Group::of(3);
+    let clear = ControlRequest::Submit {
+        request: fresh_request(),
+        command: Command::ClearTenant { tenant: TenantId(1) },
+    };
+    let create = ControlRequest::Submit {
+        request: fresh_request(),
+        command: Command::CreateTenant { name: "once".to_owned(), secret: [1; 32] },
+    };
+    let first = [submit(&group, &clear), submit(&group, &create)];
+    assert!(
+        matches!(first[0], ControlReply::Done(CommandReply::TenantCleared { era: Era(2), .. })),
+        "{first:?}"
+    );
+    let leader = group.leader();
+    group.stop(leader);
+    assert_ne!(group.leader(), leader);
+    assert_eq!([submit(&group, &clear), submit(&group, &create)], first);
+    group.start(leader);
+    group.wait_until_it_serves();
+    eventually("the old leader has caught up", || {
+        group.status(leader).map(|own| own.applied) == group.status(group.leader()).map(|own| own.applied)
+    });
+    assert_eq!([submit(&group, &clear), submit(&group, &create)], first);
+    for at in group.living() {
+        let map = group.map(at);
+        assert_eq!(map.tenants.values().map(|tenant| tenant.era).collect::<Vec<_>>(), [Era(2), Era(1)]);
+    }
+}
+
+#[test]
+fn a_clear_waits_until_every_member_has_confirmed_it() {
+    let group = Group::of(3);
+    let mut nodes = [group.register("node-a"), group.register("node-b")];
+    let door = group.admin(group.follower());
+    let old = group.map(group.leader()).epoch;
+    for node in &mut nodes {
+        node.epoch = old;
+    }
+    let clearing = std::thread::spawn(move || door.post("/v1/tenants/default/clear", ""));
+    eventually("the era is raised", || group.map(group.leader()).tenants[&TenantId(1)].era == Era(2));
+    // Both live on by the old map for longer than a lease; one of them then follows.
+    let until = Instant::now() + Duration::from_millis(settings().lease_ms * 2);
+    while Instant::now() < until {
+        assert!(nodes.iter().all(|node| matches!(group.beat(node), ControlReply::Beat { map: Some(_) })));
+        assert!(!clearing.is_finished(), "answered while both members serve by the old map");
+        std::thread::sleep(Duration::from_millis(settings().heartbeat_ms));
+    }
+    let new = group.map(group.leader()).epoch;
+    nodes[0].epoch = new;
+    for _ in 0..5 {
+        nodes.iter().for_each(|node| drop(group.beat(node)));
+        assert!(!clearing.is_finished(), "answered while one member serves by the old map");
+        std::thread::sleep(Duration::from_millis(settings().heartbeat_ms));
+    }
+    nodes[1].epoch = new;
+    nodes.iter().for_each(|node| drop(group.beat(node)));
+    let answer = clearing.join().expect("the asker lives");
+    assert_eq!((answer.status, answer.json()["era"].as_u64()), (200, Some(2)));
+    let map = group.map(group.leader());
+    assert!(map.members.values().all(|member| member.state == MemberState::Up), "no lease had to run out");
+}
+
+#[test]
+fn a_clear_waits_for_a_silent_member_only_until_its_lease_has_run_out() {
+    let group = Group::of(1);
+    let node = group.register("node-a");
+    assert!(matches!(group.beat(&node), ControlReply::Beat { .. }));
+    let begun = Instant::now();
+    let answer = group.admin(0).post("/v1/tenants/default/clear", "");
+    let waited = begun.elapsed();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    // The heartbeat before may have used up a little of the lease by now.
+    assert!(waited >= Duration::from_millis(settings().lease_ms * 3 / 4), "answered after {waited:?}");
+    assert!(matches!(group.beat(&node), ControlReply::Fenced), "its lease has run out");
+}

@@ -1,0 +1,219 @@
+//! What every policy promises to a shard, whatever the shard meets.
+
+use super::{Hint, Policy, Removal, Request, Strategy, Verdict, Visit};
+use kvhive_protocol::{BlockKey, Moment};
+use proptest::prelude::*;
+use proptest::strategy::Strategy as Generator;
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A request for the path from the root to this node of the tree, some of whose resident blocks are being read.
+    Request { node: u16, held: u8, hint: u8 },
+    /// A record is dropped, by number modulo those resident.
+    Drop { nth: u16 },
+    /// The shard looks for cold blocks.
+    Shrink,
+    /// Everything is dropped.
+    Clear,
+}
+
+fn steps() -> impl Generator<Value = Vec<Step>> {
+    let request =
+        (0u16..600, any::<u8>(), 0u8..4).prop_map(|(node, held, hint)| Step::Request { node, held, hint });
+    let drop = any::<u16>().prop_map(|nth| Step::Drop { nth });
+    prop::collection::vec(
+        prop_oneof![40 => request, 3 => drop, 1 => Just(Step::Shrink), 1 => Just(Step::Clear)],
+        1..300,
+    )
+}
+
+fn key(number: u64) -> BlockKey {
+    let word = (number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&(word ^ word >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9).to_le_bytes());
+    BlockKey::from_bytes(bytes)
+}
+
+/// Nodes of a tree of three children each, from the root.
+fn path(node: u16) -> Vec<u16> {
+    let mut path: Vec<u16> =
+        std::iter::successors(Some(node), |node| node.checked_sub(1).map(|node| node / 3)).collect();
+    path.reverse();
+    path
+}
+
+struct Pool {
+    policy: Box<dyn Policy>,
+    is_leaf_first: bool,
+    /// Node and parent's record, by record.
+    records: Vec<Option<(u16, Option<u32>)>>,
+    requests: u64,
+}
+
+impl Pool {
+    fn resident(&self) -> Vec<u32> {
+        (0..self.records.len() as u32).filter(|at| self.records[*at as usize].is_some()).collect()
+    }
+
+    fn find(&self, node: u16) -> Option<u32> {
+        self.records
+            .iter()
+            .position(|record| record.is_some_and(|record| record.0 == node))
+            .map(|at| at as u32)
+    }
+
+    fn request(&mut self, node: u16, held: u8, hint: u8) {
+        let path = path(node);
+        self.requests += 1;
+        let hint = [Hint::None, Hint::Over, Hint::Pending, Hint::Returns(u32::from(held))][usize::from(hint)];
+        let covered = path.iter().take_while(|node| self.find(**node).is_some()).count() as u32;
+        self.policy.begin(&Request {
+            now: Moment::from_millis(self.requests * 37),
+            number: self.requests,
+            blocks: path.len() as u32,
+            covered,
+            input_tokens: 16 * path.len() as u32,
+            output_tokens: 5,
+            hint,
+        });
+        let mut used = Vec::new();
+        let mut parent = None;
+        for (depth, node) in (0..).zip(path) {
+            let partial = used.len() + 1 == depth as usize && held.is_multiple_of(5);
+            let visit = Visit { key: key(u64::from(node)), parent, depth, partial };
+            parent = match self.find(node) {
+                Some(at) => {
+                    self.policy.hit(at, &visit);
+                    Some(at)
+                }
+                None => self.admit(node, &visit, &used, held),
+            };
+            match parent {
+                Some(at) => used.push(at),
+                None => {
+                    self.policy.refused(&visit);
+                    if self.is_leaf_first {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, node: u16, visit: &Visit, used: &[u32], held: u8) -> Option<u32> {
+        if self.records.iter().all(Option::is_some) {
+            let (records, is_leaf_first) = (&self.records, self.is_leaf_first);
+            let may_go = |at: u32| {
+                let resident = records.get(at as usize).is_some_and(Option::is_some);
+                assert!(resident, "asked about record {at}, which holds nothing");
+                let is_parent = records.iter().flatten().any(|record| record.1 == Some(at));
+                let is_held = held > 200 || u32::from(held) % 7 == at % 7;
+                !(used.contains(&at) || is_held || is_leaf_first && is_parent)
+            };
+            let verdict = self.policy.victim(visit, &mut |at| may_go(at));
+            match verdict {
+                Verdict::Evict(at) => {
+                    assert!(may_go(at), "record {at} was refused, and named");
+                    self.records[at as usize] = None;
+                    self.policy.removed(at, Removal::Evicted);
+                }
+                Verdict::Refuse => return None,
+                Verdict::Stuck => {
+                    let free: Vec<u32> = self.resident().into_iter().filter(|at| may_go(*at)).collect();
+                    assert!(free.is_empty(), "stuck, though {free:?} might go");
+                    return None;
+                }
+            }
+        }
+        let at = self.records.iter().position(Option::is_none).expect("one has left") as u32;
+        self.records[at as usize] = Some((node, visit.parent));
+        self.policy.inserted(at, visit);
+        Some(at)
+    }
+
+    fn drop_record(&mut self, at: u32) {
+        self.records[at as usize] = None;
+        for record in self.records.iter_mut().flatten().filter(|record| record.1 == Some(at)) {
+            record.1 = None;
+        }
+        self.policy.removed(at, Removal::Dropped);
+    }
+
+    fn is_empty_when_cleared(&mut self) {
+        for at in self.resident() {
+            self.drop_record(at);
+        }
+        let visit = Visit { key: key(0), parent: None, depth: 0, partial: false };
+        let mut cold = Vec::new();
+        self.policy.coldest(9, &mut cold);
+        let verdict = self.policy.victim(&visit, &mut |at| panic!("record {at} is gone"));
+        assert!(matches!(verdict, Verdict::Stuck | Verdict::Refuse), "{verdict:?} of nothing");
+        assert!(cold.is_empty(), "{cold:?} of nothing");
+    }
+}
+
+proptest! {
+    #[test]
+    fn only_residents_that_may_go_are_named(capacity in 1u32..40, is_leaf_first: bool, steps in steps()) {
+        for strategy in Strategy::ALL {
+            let mut pool = Pool {
+                policy: strategy.build(capacity, 3),
+                is_leaf_first,
+                records: vec![None; capacity as usize],
+                requests: 0,
+            };
+            for step in &steps {
+                match *step {
+                    Step::Request { node, held, hint } => pool.request(node, held, hint),
+                    Step::Drop { nth } => {
+                        let resident = pool.resident();
+                        if !resident.is_empty() {
+                            pool.drop_record(resident[usize::from(nth) % resident.len()]);
+                        }
+                    }
+                    Step::Shrink => {
+                        let mut cold = Vec::new();
+                        pool.policy.coldest(3, &mut cold);
+                        assert!(cold.iter().all(|at| pool.records[*at as usize].is_some()) && cold.len() <= 3);
+                    }
+                    Step::Clear => pool.is_empty_when_cleared(),
+                }
+            }
+            pool.is_empty_when_cleared();
+        }
+    }
+}
+
+#[test]
+fn memory_is_bounded_by_the_capacity_not_by_the_keys_seen() {
+    const BLOCKS: u32 = 20_000;
+    for strategy in Strategy::ALL {
+        let mut policy = strategy.build(BLOCKS, 1);
+        let mut seen = [0; 2];
+        for (round, seen) in seen.iter_mut().enumerate() {
+            for number in 0..BLOCKS * 20 {
+                let key = key(u64::from(number) + u64::from(BLOCKS) * 20 * round as u64);
+                let visit = Visit { key, parent: None, depth: 0, partial: false };
+                policy.begin(&Request { number: u64::from(number), blocks: 1, ..Request::default() });
+                let mut at = number;
+                if round > 0 || number >= BLOCKS {
+                    match policy.victim(&visit, &mut |_| true) {
+                        Verdict::Evict(victim) => {
+                            policy.removed(victim, Removal::Evicted);
+                            at = victim;
+                        }
+                        _ => {
+                            policy.refused(&visit);
+                            continue;
+                        }
+                    }
+                }
+                policy.inserted(at, &visit);
+            }
+            *seen = policy.memory_bytes();
+        }
+        let floor = 12 << 20;
+        assert!(seen[1] < floor + 160 * BLOCKS as usize, "{strategy}: {seen:?}");
+        assert!(seen[1] <= seen[0] * 5 / 4, "{strategy} grows: {seen:?}");
+    }
+}

@@ -1,0 +1,243 @@
+//! `lirs`: blocks are ranked by the distance between their last two uses. A short one makes a block hot, and hot blocks take 99 %
+//! of the pool; the others pass a small queue, and become hot when they come back while they are still on the stack (Jiang,
+//! Zhang, "LIRS: An Efficient Low Inter-reference Recency Set Replacement Policy to Improve Buffer Cache Performance",
+//! SIGMETRICS 2002). LIR blocks are called hot here, HIR blocks cold; ghosts are the non-resident HIR blocks.
+
+use super::ghosts::{Ghosts, Print, Printer};
+use super::list::{Links, List, MAX_SCAN, Path, entry, value};
+use super::{Policy, Removal, Request, Verdict, Visit};
+
+/// Ghosts for each block of the pool.
+const GHOSTS_PER_BLOCK: usize = 2;
+/// The cold queue's share of the pool is one in so many.
+const COLD_SHARE: usize = 100;
+
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum State {
+    #[default]
+    Out,
+    Hot,
+    Cold,
+}
+
+/// The stack orders blocks and ghosts by their last use, the queue the cold blocks that are resident.
+pub struct Lirs {
+    hot_limit: usize,
+    hot: usize,
+    /// On the stack, record n is node 2n and ghost n is node 2n + 1.
+    stack_links: Links,
+    stack: List,
+    queue_links: Links,
+    queue: List,
+    states: Vec<State>,
+    prints: Vec<Print>,
+    printer: Printer,
+    ghosts: Ghosts,
+    path: Path,
+}
+
+const fn node_of_record(at: u32) -> u32 {
+    2 * at
+}
+
+const fn node_of_ghost(ghost: u32) -> u32 {
+    2 * ghost + 1
+}
+
+impl Lirs {
+    /// Makes an empty stack for `capacity` blocks.
+    pub fn new(capacity: u32, seed: u64) -> Lirs {
+        let capacity = capacity as usize;
+        let cold = (capacity / COLD_SHARE).max(2);
+        Lirs {
+            hot_limit: capacity.saturating_sub(cold).max(1),
+            hot: 0,
+            stack_links: Links::default(),
+            stack: List::EMPTY,
+            queue_links: Links::default(),
+            queue: List::EMPTY,
+            states: Vec::new(),
+            prints: Vec::new(),
+            printer: Printer::new(seed),
+            ghosts: Ghosts::new(GHOSTS_PER_BLOCK * capacity),
+            path: Path::NONE,
+        }
+    }
+
+    fn is_stacked(&self, at: u32) -> bool {
+        self.stack_links.contains(node_of_record(at))
+    }
+
+    /// Puts a block on top of the stack, or just below its parent.
+    fn raise(&mut self, at: u32, parent: Option<u32>) {
+        let node = node_of_record(at);
+        if self.is_stacked(at) {
+            self.stack.leave(&mut self.stack_links, node);
+        }
+        let below = parent.filter(|parent| self.is_stacked(*parent)).map(node_of_record);
+        self.stack.enter(&mut self.stack_links, node, below);
+    }
+
+    fn queue_up(&mut self, at: u32, parent: Option<u32>) {
+        if self.queue_links.contains(at) {
+            self.queue.leave(&mut self.queue_links, at);
+        }
+        let below = parent.filter(|parent| self.queue_links.contains(*parent));
+        self.queue.enter(&mut self.queue_links, at, below);
+    }
+
+    fn heat(&mut self, at: u32, parent: Option<u32>) {
+        if self.queue_links.contains(at) {
+            self.queue.leave(&mut self.queue_links, at);
+        }
+        self.raise(at, parent);
+        self.states[at as usize] = State::Hot;
+        self.hot += 1;
+        if self.hot > self.hot_limit {
+            self.cool_the_bottom();
+        }
+    }
+
+    fn cool_the_bottom(&mut self) {
+        self.prune();
+        let Some(node) = self.stack.oldest() else { return };
+        let at = node / 2;
+        self.stack.leave(&mut self.stack_links, node);
+        self.states[at as usize] = State::Cold;
+        self.hot -= 1;
+        self.queue_up(at, None);
+        self.prune();
+    }
+
+    /// Takes off the stack what lies below the oldest hot block: only a use while stacked says that a block is hot.
+    fn prune(&mut self) {
+        while let Some(node) = self.stack.oldest() {
+            if node % 2 == 1 {
+                self.ghosts.forget(node / 2);
+            } else if self.states[node as usize / 2] == State::Hot {
+                return;
+            }
+            self.stack.leave(&mut self.stack_links, node);
+        }
+    }
+
+    fn forget_ghost(&mut self, ghost: u32) {
+        self.ghosts.forget(ghost);
+        self.stack.leave(&mut self.stack_links, node_of_ghost(ghost));
+    }
+
+    /// Leaves a ghost in a block's place on the stack.
+    fn haunt(&mut self, at: u32) {
+        let print = value(&self.prints, at);
+        if let Some(again) = self.ghosts.find(print) {
+            self.forget_ghost(again);
+        }
+        if self.ghosts.is_full()
+            && let Some(oldest) = self.ghosts.oldest()
+        {
+            self.forget_ghost(oldest);
+        }
+        if let Some(ghost) = self.ghosts.remember(print) {
+            self.stack.enter(&mut self.stack_links, node_of_ghost(ghost), Some(node_of_record(at)));
+        }
+    }
+}
+
+impl Policy for Lirs {
+    fn begin(&mut self, _request: &Request) {
+        self.path.begin();
+    }
+
+    fn hit(&mut self, at: u32, visit: &Visit) {
+        let parent = self.path.step(at, visit);
+        match value(&self.states, at) {
+            State::Out => {}
+            State::Hot => {
+                self.raise(at, parent);
+                self.prune();
+            }
+            State::Cold if self.is_stacked(at) => self.heat(at, parent),
+            State::Cold => {
+                self.raise(at, parent);
+                self.queue_up(at, parent);
+            }
+        }
+    }
+
+    fn inserted(&mut self, at: u32, visit: &Visit) {
+        self.removed(at, Removal::Dropped);
+        let print = self.printer.print(&visit.key);
+        *entry(&mut self.prints, at) = print;
+        let parent = self.path.step(at, visit);
+        let ghost = self.ghosts.find(print);
+        if let Some(ghost) = ghost {
+            self.forget_ghost(ghost);
+        }
+        if ghost.is_some() || self.hot < self.hot_limit {
+            self.heat(at, parent);
+        } else {
+            self.states[at as usize] = State::Cold;
+            self.raise(at, parent);
+            self.queue_up(at, parent);
+        }
+    }
+
+    fn refused(&mut self, _visit: &Visit) {}
+
+    fn victim(&mut self, _newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
+        let mut scan = MAX_SCAN;
+        if let Some(at) = self.queue.oldest_free(&mut self.queue_links, may_go, &mut scan) {
+            return Verdict::Evict(at);
+        }
+        let mut next = self.stack.oldest();
+        for _ in 0..MAX_SCAN {
+            let Some(node) = next else { break };
+            if node % 2 == 0 && may_go(node / 2) {
+                return Verdict::Evict(node / 2);
+            }
+            next = self.stack_links.newer(node);
+        }
+        Verdict::Stuck
+    }
+
+    fn removed(&mut self, at: u32, why: Removal) {
+        self.path.forget(at);
+        let state = std::mem::take(entry(&mut self.states, at));
+        match state {
+            State::Out => return,
+            State::Hot => self.hot -= 1,
+            State::Cold => self.queue.leave(&mut self.queue_links, at),
+        }
+        if self.is_stacked(at) {
+            if state == State::Cold && why == Removal::Evicted {
+                self.haunt(at);
+            }
+            self.stack.leave(&mut self.stack_links, node_of_record(at));
+        }
+        self.prune();
+    }
+
+    fn memory_bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.stack_links.memory_bytes()
+            + self.queue_links.memory_bytes()
+            + self.states.capacity() * size_of::<State>()
+            + self.prints.capacity() * size_of::<Print>()
+            + self.ghosts.memory_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::Strategy;
+    use crate::policy::scenario::Scenario;
+
+    #[test]
+    fn a_block_that_comes_back_soon_turns_hot_and_the_oldest_hot_one_cools() {
+        // Two of the four are hot.
+        let mut pool = Scenario::with_room_for(4, Strategy::Lirs);
+        assert_eq!(pool.serve_each("abcdef").resident(), "abef");
+        assert_eq!(pool.serve_each("c").resident(), "abcf");
+        assert_eq!(pool.serve_each("gh").resident(), "bcgh");
+    }
+}

@@ -1,0 +1,185 @@
+//! `w-tinylfu`: newcomers pass a window of 1 %; the block that leaves it comes into the main part, an LRU of two segments, only if
+//! a sketch knows it as used more often than the block that would make room (Einziger, Friedman, Manes, "TinyLFU: A Highly
+//! Efficient Cache Admission Policy", ACM Transactions on Storage, 2017).
+
+use super::ghosts::{Print, Printer};
+use super::list::{Links, List, MAX_SCAN, Path, entry, value};
+use super::sketch::Sketch;
+use super::{Policy, Removal, Request, Verdict, Visit};
+
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Place {
+    #[default]
+    Out,
+    Window,
+    /// The main part's trial.
+    Probation,
+    /// Used again since it came into the main part.
+    Protected,
+}
+
+/// A window, two segments and a sketch of how often keys are used.
+pub struct WTinyLfu {
+    window_target: usize,
+    protected_target: usize,
+    links: Links,
+    window: List,
+    probation: List,
+    protected: List,
+    places: Vec<Place>,
+    prints: Vec<Print>,
+    printer: Printer,
+    sketch: Sketch,
+    path: Path,
+}
+
+impl WTinyLfu {
+    /// Makes empty segments for `capacity` blocks.
+    pub fn new(capacity: u32, seed: u64) -> WTinyLfu {
+        let window_target = (capacity as usize / 100).max(1);
+        let main = (capacity as usize).saturating_sub(window_target);
+        WTinyLfu {
+            window_target,
+            protected_target: main * 8 / 10,
+            links: Links::default(),
+            window: List::EMPTY,
+            probation: List::EMPTY,
+            protected: List::EMPTY,
+            places: Vec::new(),
+            prints: Vec::new(),
+            printer: Printer::new(seed),
+            sketch: Sketch::new(capacity),
+            path: Path::NONE,
+        }
+    }
+
+    fn list(&mut self, place: Place) -> Option<&mut List> {
+        match place {
+            Place::Out => None,
+            Place::Window => Some(&mut self.window),
+            Place::Probation => Some(&mut self.probation),
+            Place::Protected => Some(&mut self.protected),
+        }
+    }
+
+    /// Puts a block into a segment, whichever it was in.
+    fn put(&mut self, at: u32, place: Place, parent: Option<u32>) {
+        let before = std::mem::take(entry(&mut self.places, at));
+        let below = parent.filter(|parent| value(&self.places, *parent) == place);
+        let mut links = std::mem::take(&mut self.links);
+        if let Some(list) = self.list(before) {
+            list.leave(&mut links, at);
+        }
+        if let Some(list) = self.list(place) {
+            list.enter(&mut links, at, below);
+        }
+        self.links = links;
+        self.places[at as usize] = place;
+    }
+
+    fn estimate(&self, at: u32) -> u64 {
+        self.sketch.estimate(value(&self.prints, at))
+    }
+}
+
+impl Policy for WTinyLfu {
+    fn begin(&mut self, _request: &Request) {
+        self.path.begin();
+    }
+
+    fn hit(&mut self, at: u32, visit: &Visit) {
+        self.sketch.count(value(&self.prints, at));
+        let parent = self.path.step(at, visit);
+        match value(&self.places, at) {
+            Place::Out => {}
+            Place::Window => self.put(at, Place::Window, parent),
+            Place::Probation | Place::Protected => {
+                self.put(at, Place::Protected, parent);
+                if self.protected.len() > self.protected_target
+                    && let Some(oldest) = self.protected.oldest()
+                {
+                    self.put(oldest, Place::Probation, None);
+                }
+            }
+        }
+    }
+
+    fn inserted(&mut self, at: u32, visit: &Visit) {
+        let print = self.printer.print(&visit.key);
+        *entry(&mut self.prints, at) = print;
+        self.sketch.count(print);
+        let parent = self.path.step(at, visit);
+        self.put(at, Place::Window, parent);
+        if self.window.len() > self.window_target
+            && let Some(oldest) = self.window.oldest()
+        {
+            self.put(oldest, Place::Probation, None);
+        }
+    }
+
+    fn refused(&mut self, visit: &Visit) {
+        self.sketch.count(self.printer.print(&visit.key));
+    }
+
+    fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
+        let mut scan = MAX_SCAN;
+        let is_window_full = self.window.len() >= self.window_target;
+        let mut candidate = None;
+        if is_window_full {
+            candidate = self.window.oldest_free(&mut self.links, may_go, &mut scan);
+        }
+        let mut resident = self.probation.oldest_free(&mut self.links, may_go, &mut scan);
+        if resident.is_none() {
+            resident = self.protected.oldest_free(&mut self.links, may_go, &mut scan);
+        }
+        match (candidate, resident) {
+            (Some(candidate), Some(resident)) if self.estimate(candidate) > self.estimate(resident) => {
+                Verdict::Evict(resident)
+            }
+            (Some(candidate), _) => Verdict::Evict(candidate),
+            (None, Some(resident)) if !is_window_full => Verdict::Evict(resident),
+            // All of the window is in use: the newcomer itself is the candidate.
+            (None, Some(resident)) => {
+                let uses = 1 + self.sketch.estimate(self.printer.print(&newcomer.key));
+                if uses > self.estimate(resident) { Verdict::Evict(resident) } else { Verdict::Refuse }
+            }
+            (None, None) => self
+                .window
+                .oldest_free(&mut self.links, may_go, &mut scan)
+                .map_or(Verdict::Stuck, Verdict::Evict),
+        }
+    }
+
+    fn removed(&mut self, at: u32, _why: Removal) {
+        self.path.forget(at);
+        self.put(at, Place::Out, None);
+    }
+
+    fn memory_bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.links.memory_bytes()
+            + self.places.capacity() * size_of::<Place>()
+            + self.prints.capacity() * size_of::<Print>()
+            + self.sketch.memory_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::policy::Strategy;
+    use crate::policy::scenario::Scenario;
+
+    #[test]
+    fn only_what_is_used_more_often_is_let_in() {
+        let mut pool = Scenario::with_room_for(4, Strategy::WTinyLfu);
+        assert_eq!(pool.serve_each("abcdabcef").resident(), "abcf");
+        assert_eq!(pool.serve_each("fffg").resident(), "bcfg");
+    }
+
+    #[test]
+    fn the_rest_of_a_long_cold_prefix_is_refused() {
+        let mut pool = Scenario::with_room_for(4, Strategy::WTinyLfu);
+        pool.serve("abc abc abc d efgh");
+        assert_eq!((pool.resident().as_str(), pool.refused.as_str()), ("abce", "f"));
+    }
+}

@@ -1,0 +1,212 @@
+//! Match and read: what is resident of a prefix.
+
+use super::Shard;
+use crate::block::{BlockId, Life, Record, Tier};
+use crate::policy::{Request, Visit};
+use kvhive_protocol::data::Run;
+use kvhive_protocol::{BlockKey, KeyList, Moment, TenantId};
+use std::ops::Range;
+use std::time::Duration;
+
+/// Uses that may wait for the policies to be told; with more, the asker tells them.
+const MAX_USES: usize = 4096;
+
+/// One use of a piece of a prefix: a block and the blocks before it.
+pub(super) struct Use {
+    at: u32,
+    generation: u32,
+    /// Blocks used, this one included.
+    count: u32,
+    request: Request,
+}
+
+impl Shard {
+    /// Says how far each run is covered, from its start, without a gap. Covered blocks count as used now, and are kept
+    /// for `hold` (bounded by the configuration).
+    ///
+    /// A resident block knows how many blocks before it are resident without a gap, so the end of the coverage is found by
+    /// bisection: a match of n keys looks up O(log n) of them.
+    pub fn match_runs(
+        &mut self,
+        now: Moment,
+        tenant: TenantId,
+        runs: &[Run],
+        keys: &KeyList,
+        hold: Duration,
+    ) -> Vec<u32> {
+        let until = now + hold.min(self.config.max_hold);
+        let mut covered = Vec::with_capacity(runs.len());
+        let mut deepest = Vec::with_capacity(runs.len());
+        let mut from = 0;
+        for run in runs {
+            let count = (run.keys as usize).min(keys.len() - from);
+            let (covers, ends) = self.cover(tenant, keys, from, count);
+            if let Some(at) = ends {
+                let record = &mut self.index.records[at as usize];
+                // The blocks before it are kept by being no leaves.
+                record.held_until = record.held_until.max(until);
+            }
+            deepest.push(ends);
+            covered.push(covers as u32);
+            self.stats.matched_keys += count as u64;
+            self.stats.covered_keys += covers as u64;
+            from += count;
+        }
+        let total = covered.iter().sum();
+        let request = Request {
+            now,
+            number: self.request.number + 1,
+            blocks: from as u32,
+            covered: total,
+            ..Request::default()
+        };
+        self.request = request;
+        let mut from = 0;
+        for ((ends, count), run) in deepest.into_iter().zip(&covered).zip(runs) {
+            if let Some(at) = ends {
+                let Record { generation, chain, .. } = self.index.records[at as usize];
+                if chain + 1 >= *count {
+                    self.note(Use { at, generation, count: *count, request });
+                } else {
+                    self.note_each(tenant, keys, from..from + *count as usize, until);
+                }
+            }
+            from += run.keys as usize;
+        }
+        covered
+    }
+
+    /// Notes the use of blocks that are not linked to one another.
+    fn note_each(&mut self, tenant: TenantId, keys: &KeyList, range: Range<usize>, until: Moment) {
+        let request = self.request;
+        for key in range.filter_map(|at| keys.get(at)) {
+            let Some(at) = self.visible(tenant, &key) else { continue };
+            let record = &mut self.index.records[at as usize];
+            record.held_until = record.held_until.max(until);
+            let generation = record.generation;
+            self.note(Use { at, generation, count: 1, request });
+        }
+    }
+
+    /// Returns how many of `count` keys from `from` on are covered, and the record of the last that is.
+    fn cover(&self, tenant: TenantId, keys: &KeyList, from: usize, count: usize) -> (usize, Option<u32>) {
+        // Covered: the first `low` keys. Not covered: key `high` and all after it.
+        let (mut low, mut high, mut ends) = (0, count, None);
+        // The whole run is the likeliest answer, none of it the second.
+        let mut probe = count.saturating_sub(1);
+        while low < high && !self.is_torn {
+            match self.resident(tenant, keys, from + probe) {
+                None => high = probe,
+                Some((at, chain)) if chain as usize >= probe - low => (low, ends) = (probe + 1, Some(at)),
+                // A gap before it, or a link that was never made: only a walk can tell.
+                Some(_) => break,
+            }
+            probe = if low == 0 && high == count - 1 { 0 } else { low + (high - low) / 2 };
+        }
+        while low < high {
+            match self.resident(tenant, keys, from + low) {
+                None => high = low,
+                Some((at, _)) => (low, ends) = (low + 1, Some(at)),
+            }
+        }
+        (low, ends)
+    }
+
+    fn resident(&self, tenant: TenantId, keys: &KeyList, at: usize) -> Option<(u32, u32)> {
+        let at = self.visible(tenant, &keys.get(at)?)?;
+        Some((at, self.index.records[at as usize].chain))
+    }
+
+    /// Finds blocks for reading; each one found has one reader more until [`Shard::unread`].
+    pub fn read(&mut self, now: Moment, tenant: TenantId, keys: &KeyList) -> Vec<Option<BlockId>> {
+        let mut found = Vec::with_capacity(keys.len());
+        let mut is_request = false;
+        for key in keys.iter() {
+            let Some(at) = self.visible(tenant, &key) else {
+                self.stats.misses += 1;
+                found.push(None);
+                continue;
+            };
+            let record = &mut self.index.records[at as usize];
+            record.readers += 1;
+            let was_ahead = std::mem::take(&mut record.is_ahead);
+            let is_late = was_ahead && record.tier == Tier::Disk;
+            let id = BlockId { index: at, generation: record.generation };
+            // What a match has just named was counted there; what nobody asked for before counts here.
+            if record.request != self.request.number as u32 && record.held_until <= now {
+                if !is_request {
+                    is_request = true;
+                    let (number, blocks) = (self.request.number + 1, keys.len() as u32);
+                    self.request = Request { now, number, blocks, covered: blocks, ..Request::default() };
+                }
+                let request = self.request;
+                self.note(Use { at, generation: id.generation, count: 1, request });
+            }
+            self.stats.readers += 1;
+            self.stats.hits += 1;
+            self.stats.prefetch_late += u64::from(is_late);
+            self.stats.prefetch_useful += u64::from(was_ahead && !is_late);
+            found.push(Some(id));
+        }
+        found
+    }
+
+    /// Returns the record of a block that may be seen by `tenant`.
+    pub(super) fn visible(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
+        let at = self.index.find(key)?;
+        let record = &self.index.records[at as usize];
+        let exists = record.life == Life::Resident && record.tenant == tenant;
+        (exists && self.tenants.get(&tenant) == Some(&record.era)).then_some(at)
+    }
+
+    fn note(&mut self, one: Use) {
+        if self.uses.len() >= MAX_USES {
+            self.tell_uses();
+        }
+        self.uses.push_back(one);
+    }
+
+    /// Tells the policies what was used since they were told last, from the head of each prefix to its tail.
+    pub(super) fn tell_uses(&mut self) {
+        let mut path = Vec::new();
+        while let Some(one) = self.uses.pop_front() {
+            let Some(mut at) = self.index.named(one.at, one.generation) else { continue };
+            path.clear();
+            for _ in 0..one.count {
+                path.push(at);
+                let Some(parent) = self.linked(self.index.records[at as usize].parent) else { break };
+                at = parent;
+            }
+            let mut ahead = self.config.prefetch;
+            for at in path.iter().rev() {
+                self.tell_use(*at, &one.request, &mut ahead);
+            }
+        }
+    }
+
+    fn tell_use(&mut self, at: u32, request: &Request, ahead: &mut u32) {
+        let record = &mut self.index.records[at as usize];
+        if record.life != Life::Resident {
+            return;
+        }
+        record.request = request.number as u32;
+        (record.is_used, record.is_reused) = (true, true);
+        let (class, party) = (record.class, usize::from(record.party));
+        let (key, depth, link) = (record.key, record.depth, record.parent);
+        if *ahead > 0 && self.want(at) {
+            *ahead -= 1;
+        }
+        let visit = Visit { key, parent: self.linked(link), depth, partial: false };
+        let ranking = self.parties[party].ranking(class);
+        ranking.begin(request);
+        ranking.policy().hit(at, &visit);
+    }
+
+    /// A store met the block where it is.
+    pub(super) fn used(&mut self, at: u32) {
+        if self.index.records[at as usize].request != self.request.number as u32 {
+            let request = self.request;
+            self.tell_use(at, &request, &mut 0);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Blocks on their way between tiers: down when a tier runs short, up when they are used.
+
+use super::Shard;
+use crate::answers::{CopyVerdict, Effect};
+use crate::block::{BlockId, CopyTicket, Life, Tier};
+use crate::party::donors;
+use kvhive_protocol::Moment;
+
+/// Copies between tiers under way at a time.
+const MAX_COPIES: usize = 32;
+/// Blocks that may wait to be brought up.
+const MAX_WANTED: usize = 1024;
+
+impl Shard {
+    /// A copy between tiers has ended. The verdict says which frame is the block's from now on.
+    pub fn copied(&mut self, ticket: CopyTicket, done: bool) -> CopyVerdict {
+        let Some(at) = self.index.named(ticket.index, ticket.generation) else { return CopyVerdict::Discard };
+        let record = &mut self.index.records[at as usize];
+        let Some(to) = record.copying.take() else { return CopyVerdict::Discard };
+        self.copies -= 1;
+        let (from, class, party) = (record.tier, record.class, record.party);
+        // Readers hold the old frame: it would not be free.
+        if record.life != Life::Resident || !done || record.readers > 0 {
+            self.give(to, class, party);
+            self.finish_leaving(at);
+            return CopyVerdict::Discard;
+        }
+        let id = BlockId { index: at, generation: record.generation };
+        if to > from && std::mem::take(&mut record.is_ahead) {
+            self.stats.prefetch_wasted += 1;
+        }
+        self.recency.remove(&mut self.index.records, at);
+        self.count_resident(at, -1);
+        self.index.records[at as usize].tier = to;
+        self.recency.insert(&mut self.index.records, at);
+        self.count_resident(at, 1);
+        self.give(from, class, party);
+        if to > from {
+            self.stats.demoted += 1;
+        } else {
+            self.stats.promoted += 1;
+        }
+        CopyVerdict::Adopt(id)
+    }
+
+    /// Opens or closes a tier for blocks that come: a failing disk takes none, and gives what it still can.
+    pub fn set_open(&mut self, tier: Tier, open: bool) {
+        self.closed[tier as usize] = !open;
+    }
+
+    /// Asks for a block to be brought up a tier. Says whether that was news.
+    pub(super) fn want(&mut self, at: u32) -> bool {
+        let record = &mut self.index.records[at as usize];
+        let (tier, class, generation) = (record.tier, record.class, record.generation);
+        if record.is_ahead || record.copying.is_some() || self.wanted.len() >= MAX_WANTED {
+            return false;
+        }
+        if self.next(tier, class, Tier::above).is_none() {
+            return false;
+        }
+        if tier == Tier::Disk {
+            self.index.records[at as usize].is_ahead = true;
+            self.stats.prefetched += 1;
+        }
+        self.wanted.push_back((at, generation));
+        true
+    }
+
+    /// Starts to bring up what was asked for, while there are free frames.
+    pub(super) fn bring_up(&mut self, effects: &mut Vec<Effect>) {
+        while self.copies < MAX_COPIES
+            && let Some((index, generation)) = self.wanted.pop_front()
+        {
+            let Some(at) = self.index.named(index, generation) else { continue };
+            let record = &self.index.records[at as usize];
+            if record.life != Life::Resident || record.copying.is_some() {
+                continue;
+            }
+            let (tier, class) = (record.tier, record.class);
+            let started =
+                self.next(tier, class, Tier::above).is_some_and(|to| self.start_copy(at, to, effects));
+            if !started && std::mem::take(&mut self.index.records[at as usize].is_ahead) {
+                self.stats.prefetch_cancelled += 1;
+            }
+        }
+    }
+
+    /// Starts to move the coldest blocks down where a tier runs short.
+    pub(super) fn move_down(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        for tier in [Tier::Host, Tier::Device] {
+            for class in 0..self.config.classes.len() as u8 {
+                let Some(to) = self.next(tier, class, Tier::below) else { continue };
+                self.relieve(now, tier, class, to, effects);
+            }
+        }
+    }
+
+    fn relieve(&mut self, now: Moment, tier: Tier, class: u8, to: Tier, effects: &mut Vec<Effect>) {
+        let mut coming = self.copies as u32;
+        let wanted = self.low_water(tier, class);
+        while self.copies < MAX_COPIES && self.ledger.free(tier, class) + coming < wanted {
+            let mut capacity = [0; 3];
+            capacity[tier as usize] = self.tier_bytes(tier);
+            let coldest = donors(&self.parties, &[tier], capacity)
+                .into_iter()
+                .find_map(|party| self.recency.coldest(&mut self.index.records, tier, party, class));
+            let Some(at) = coldest else { return };
+            let record = &self.index.records[at as usize];
+            if to == Tier::Disk
+                && !self.config.unused_to_disk
+                && !record.is_reused
+                && record.is_evictable(now)
+            {
+                self.evict(at, effects);
+                self.stats.not_admitted += 1;
+                continue;
+            }
+            if !self.start_copy(at, to, effects) {
+                return;
+            }
+            coming += 1;
+        }
+    }
+
+    fn start_copy(&mut self, at: u32, to: Tier, effects: &mut Vec<Effect>) -> bool {
+        let record = &self.index.records[at as usize];
+        let (class, party, generation) = (record.class, record.party, record.generation);
+        if !self.take(to, class, party) {
+            return false;
+        }
+        self.index.records[at as usize].copying = Some(to);
+        self.copies += 1;
+        effects.push(Effect::Copy {
+            ticket: CopyTicket { index: at, generation },
+            id: BlockId { index: at, generation },
+            to,
+            class: usize::from(class),
+        });
+        true
+    }
+
+    /// Returns the next tier in a direction that has frames of the class and takes blocks.
+    fn next(&self, tier: Tier, class: u8, step: impl Fn(Tier) -> Option<Tier>) -> Option<Tier> {
+        let usable = |to: &Tier| self.ledger.capacity(*to, class) > 0 && !self.closed[*to as usize];
+        std::iter::successors(step(tier), |tier| step(*tier)).find(usable)
+    }
+
+    /// Returns how many frames of a tier are kept free.
+    pub(super) fn low_water(&self, tier: Tier, class: u8) -> u32 {
+        if self.next(tier, class, Tier::below).is_none() {
+            return 0;
+        }
+        let share = u64::from(self.ledger.capacity(tier, class)) * u64::from(self.config.low_water_per_mille);
+        share.div_ceil(1000) as u32
+    }
+
+    pub(super) fn tier_bytes(&self, tier: Tier) -> u64 {
+        let classes = self.config.classes.iter().enumerate();
+        classes.map(|(class, bytes)| bytes * u64::from(self.ledger.capacity(tier, class as u8))).sum()
+    }
+}

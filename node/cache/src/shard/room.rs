@@ -1,0 +1,127 @@
+//! Room for a block that comes: a free frame, or one that another block leaves for it.
+
+use super::Shard;
+use crate::answers::Effect;
+use crate::block::{Record, Tier};
+use crate::party::donors;
+use crate::policy::{Removal, Verdict, Visit};
+use kvhive_protocol::Moment;
+use kvhive_protocol::data::Refusal;
+
+/// Tiers that a store writes to.
+const MEMORY: [Tier; 2] = [Tier::Device, Tier::Host];
+
+/// What a search for room came to.
+enum Leaves {
+    /// This block leaves.
+    Block(u32),
+    /// Whoever would leave is worth more.
+    Nobody,
+    /// Nobody may leave.
+    Stuck,
+}
+
+impl Shard {
+    /// Finds a frame in memory of at least this class: a free one of the device, of the host, of a larger class, or a victim's.
+    pub(super) fn take_frame(
+        &mut self,
+        now: Moment,
+        party: u16,
+        class: u8,
+        visit: &Visit,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(Tier, u8), Refusal> {
+        let larger = class..self.config.classes.len() as u8;
+        for class in larger.clone() {
+            if let Some(tier) = MEMORY.into_iter().find(|tier| self.take(*tier, class, party)) {
+                // What is kept free below is kept free by what leaves the pool, wherever that is worth least.
+                self.keep_some_free(now, party, class, visit, effects);
+                return Ok((tier, class));
+            }
+        }
+        for class in larger {
+            match self.leaves(now, party, class, visit, &MEMORY) {
+                Leaves::Block(at) => {
+                    let tier = self.index.records[at as usize].tier;
+                    self.evict(at, effects);
+                    let taken = self.take(tier, class, party);
+                    debug_assert!(taken, "a victim without readers frees its frame");
+                    return if taken { Ok((tier, class)) } else { Err(Refusal::NoRoom) };
+                }
+                Leaves::Nobody => {
+                    self.declined = visit.key;
+                    self.stats.declined += 1;
+                    return Err(Refusal::NoRoom);
+                }
+                Leaves::Stuck => {}
+            }
+        }
+        Err(Refusal::NoRoom)
+    }
+
+    /// Lets one block leave when the pool is down to what the tiers keep free for moves.
+    fn keep_some_free(
+        &mut self,
+        now: Moment,
+        party: u16,
+        class: u8,
+        visit: &Visit,
+        effects: &mut Vec<Effect>,
+    ) {
+        let open = Tier::ALL.into_iter().filter(|tier| !self.closed[*tier as usize]);
+        let (mut free, mut kept) = (0u64, 0u64);
+        for tier in open {
+            free += u64::from(self.ledger.free(tier, class));
+            kept += u64::from(self.low_water(tier, class));
+        }
+        if kept > 0
+            && free < kept
+            && let Leaves::Block(at) = self.leaves(now, party, class, visit, &Tier::ALL)
+        {
+            self.evict(at, effects);
+        }
+    }
+
+    pub(super) fn evict(&mut self, at: u32, effects: &mut Vec<Effect>) {
+        self.drop_block(at, Removal::Evicted, effects);
+        self.stats.evicted += 1;
+    }
+
+    /// Asks the parties in turn, who owes most first, which of its blocks leaves for the newcomer.
+    fn leaves(&mut self, now: Moment, party: u16, class: u8, visit: &Visit, tiers: &[Tier]) -> Leaves {
+        let order = if self.parties.len() == 1 {
+            vec![party]
+        } else {
+            donors(&self.parties, tiers, Tier::ALL.map(|tier| self.tier_bytes(tier)))
+        };
+        let request = self.request;
+        for donor in order {
+            let records = &self.index.records;
+            let mut may_go = |at: u32| {
+                let record: &Record = &records[at as usize];
+                Some(at) != visit.parent && record.is_evictable(now) && tiers.contains(&record.tier)
+            };
+            let ranking = self.parties[usize::from(donor)].ranking(class);
+            ranking.begin(&request);
+            match ranking.victim(visit, &mut may_go) {
+                Verdict::Evict(at) => return Leaves::Block(at),
+                Verdict::Refuse if donor == party => {
+                    ranking.policy().refused(visit);
+                    return Leaves::Nobody;
+                }
+                // Another party's worth is not compared with ours: it owes room.
+                Verdict::Refuse => {
+                    let coldest = tiers.iter().find_map(|tier| {
+                        let mut list = self.recency.of(records, *tier, donor, class);
+                        list.find(|at| may_go(*at))
+                    });
+                    if let Some(at) = coldest {
+                        return Leaves::Block(at);
+                    }
+                }
+                Verdict::Stuck => {}
+            }
+        }
+        Leaves::Stuck
+    }
+}

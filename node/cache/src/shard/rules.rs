@@ -1,0 +1,91 @@
+//! Rules that change while blocks are there.
+
+use super::Shard;
+use crate::block::{Life, Tier};
+use crate::party::{COMMONS, Party, Rules};
+use crate::policy::{Request, Visit};
+use kvhive_protocol::TenantId;
+use std::collections::BTreeMap;
+
+impl Shard {
+    /// Takes over how the blocks of everybody, and of the tenants that have rules of their own, are kept. No block is lost by
+    /// it: those of a party whose strategy changes are told to the new one in the order of their last use.
+    pub fn set_rules(&mut self, commons: Rules, own: &BTreeMap<TenantId, Rules>) {
+        self.tell_uses();
+        let same_parties = own.keys().eq(self.party_of.keys());
+        if !same_parties {
+            self.split_anew(own);
+        }
+        let wanted = std::iter::once(commons).chain(own.values().copied());
+        for (at, rules) in wanted.enumerate() {
+            let party = &mut self.parties[at];
+            let is_new = party.rules.strategy != rules.strategy;
+            party.rules = rules;
+            if is_new || !same_parties {
+                party.forget();
+                self.teach(at as u16);
+            }
+        }
+    }
+
+    /// Says which tenant has which rules of its own.
+    pub fn rules(&self) -> (Rules, BTreeMap<TenantId, Rules>) {
+        let of = |party: &u16| self.parties[usize::from(*party)].rules;
+        (of(&COMMONS), self.party_of.iter().map(|(tenant, party)| (*tenant, of(party))).collect())
+    }
+
+    /// Makes the parties anew and gives every block to its own, each tier's in the order of use.
+    fn split_anew(&mut self, own: &BTreeMap<TenantId, Rules>) {
+        let classes = self.config.classes.len() as u8;
+        let mut order = Vec::with_capacity(self.recency.listed());
+        for tier in Tier::ALL {
+            for party in 0..self.parties.len() as u16 {
+                for class in 0..classes {
+                    order.extend(self.recency.of(&self.index.records, tier, party, class));
+                }
+            }
+        }
+        for at in &order {
+            self.recency.remove(&mut self.index.records, *at);
+        }
+        self.party_of = own.keys().zip(1u16..).map(|(tenant, at)| (*tenant, at)).collect();
+        let rules = std::iter::once(self.parties[0].rules).chain(own.values().copied());
+        let parties: Vec<Party> = rules.map(|rules| self.party(rules)).collect();
+        self.parties = parties;
+        for record in &mut self.index.records {
+            if record.life == Life::Free {
+                continue;
+            }
+            record.party = self.party_of.get(&record.tenant).copied().unwrap_or(COMMONS);
+            let bytes = self.config.classes[usize::from(record.class)];
+            let used = &mut self.parties[usize::from(record.party)].used;
+            used[record.tier as usize] += bytes;
+            if let Some(to) = record.copying {
+                used[to as usize] += bytes;
+            }
+        }
+        for at in order {
+            self.recency.insert(&mut self.index.records, at);
+        }
+    }
+
+    /// Tells a party's fresh policies what is there: coldest tier first, in each the oldest first, parents before children
+    /// where both are of one age.
+    fn teach(&mut self, party: u16) {
+        for class in 0..self.config.classes.len() as u8 {
+            let mut order: Vec<u32> = Vec::new();
+            for tier in Tier::ALL.into_iter().rev() {
+                order.extend(self.recency.of(&self.index.records, tier, party, class));
+            }
+            let request = Request { covered: 0, blocks: order.len() as u32, ..self.request };
+            for at in order {
+                let record = &self.index.records[at as usize];
+                let parent = self.linked(record.parent);
+                let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
+                let ranking = self.parties[usize::from(party)].ranking(class);
+                ranking.begin(&request);
+                ranking.policy().inserted(at, &visit);
+            }
+        }
+    }
+}
