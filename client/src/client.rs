@@ -3,18 +3,21 @@
 use crate::control::Coordinators;
 use crate::error::ClientError;
 use crate::namespace::NamespaceClient;
-use crate::pool::{Lease, Pool};
-use crate::stats::{ClientStats, Counters, count};
+use crate::pool::Pool;
+use crate::retry::{Backoff, in_time};
+use crate::stats::{ClientStats, Counters};
 use kvhive_protocol::control::{Command, CommandReply};
-use kvhive_protocol::data::{DataReply, DataRequest};
-use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
-use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Era, Layout, TenantId, WireError};
-use kvhive_wire::{Fault, Identity};
-use std::sync::{Arc, RwLock};
+use kvhive_protocol::{ClusterMap, Epoch, Era, Layout, TenantId, WireError};
+use kvhive_wire::Identity;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+
+/// After a refresh in the background, answers of a newer epoch cause no other for this long.
+const NOTICE_REST: Duration = Duration::from_millis(200);
 
 /// How a client reaches its cluster.
 #[derive(Clone)]
@@ -59,10 +62,12 @@ pub(crate) struct Shared {
     coordinators: Coordinators,
     map: RwLock<Arc<ClusterMap>>,
     /// One refresh at a time; the others wait for its result.
-    refreshing: Semaphore,
-    pool: Pool,
+    refreshing: Arc<Semaphore>,
+    /// No refresh in the background before.
+    rests_until: Mutex<Option<Instant>>,
+    pub(crate) pool: Pool,
     pub(crate) counters: Counters,
-    requests: std::sync::atomic::AtomicU64,
+    pub(crate) requests: AtomicU64,
 }
 
 impl Client {
@@ -74,19 +79,19 @@ impl Client {
         let token = TokenKey::new(&config.token);
         let identity = Identity { token, role: Role::Client, sender: 0, cluster: None };
         let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())?;
-        let deadline = Instant::now() + config.request_timeout.max(config.connect_timeout);
-        let map = coordinators.fetch_map(Epoch(0), false, deadline).await?;
-        let map = map.ok_or_else(|| ClientError::Misuse("the cluster has no map yet".to_owned()))?;
+        let deadline = in_time(config.request_timeout.max(config.connect_timeout));
+        let map = first_map(&coordinators, deadline).await?;
         let identity = Identity { cluster: Some(map.cluster), ..identity };
         let pool = Pool::new(identity, config.connections_per_member.max(1), config.connect_timeout);
         let shared = Shared {
             config,
             coordinators,
             map: RwLock::new(map),
-            refreshing: Semaphore::new(1),
+            refreshing: Arc::new(Semaphore::new(1)),
+            rests_until: Mutex::new(None),
             pool,
             counters: Counters::default(),
-            requests: std::sync::atomic::AtomicU64::new(1),
+            requests: AtomicU64::new(1),
         };
         Ok(Client { shared: Arc::new(shared) })
     }
@@ -101,7 +106,7 @@ impl Client {
     /// # Errors
     /// When no coordinator answers.
     pub async fn refresh(&self) -> Result<Arc<ClusterMap>, ClientError> {
-        let deadline = Instant::now() + self.shared.config.request_timeout;
+        let deadline = in_time(self.shared.config.request_timeout);
         let have = self.map().epoch;
         if let Some(map) = self.shared.coordinators.fetch_map(have, true, deadline).await? {
             self.shared.learn(map);
@@ -135,16 +140,19 @@ impl Client {
         }
     }
 
-    /// Submits a change of the cluster's map that clients may make, and refreshes the map.
+    /// Submits a change of the cluster's map that clients may make, and refreshes the map if it can.
     ///
     /// # Errors
     /// When it is refused, or the coordinators do not answer.
     pub async fn submit(&self, command: Command) -> Result<CommandReply, ClientError> {
         // A change may wait for a lease to run out.
-        let patience = Duration::from_millis(self.map().settings.lease_ms) * 3;
-        let deadline = Instant::now() + self.shared.config.request_timeout + patience;
+        let patience = Duration::from_millis(self.map().settings.lease_ms).saturating_mul(3);
+        let deadline = in_time(self.shared.config.request_timeout.saturating_add(patience));
         let reply = self.shared.coordinators.submit(command, deadline).await?;
-        self.refresh().await?;
+        // The change is made, whatever becomes of the refresh: an error here would have it made twice.
+        if let Err(error) = self.refresh().await {
+            tracing::warn!(%error, "the map could not be refreshed after a change");
+        }
         Ok(reply)
     }
 
@@ -196,96 +204,75 @@ impl Shared {
         let Ok(Ok(_permit)) = tokio::time::timeout_at(deadline, self.refreshing.acquire()).await else {
             return false;
         };
-        if self.map().epoch > seen {
-            return true;
+        if self.map().epoch <= seen
+            && let Ok(Some(map)) = self.coordinators.fetch_map(seen, false, deadline).await
+        {
+            self.learn(map);
         }
-        match self.coordinators.fetch_map(seen, false, deadline).await {
-            Ok(Some(map)) => {
-                self.learn(map);
-                true
-            }
-            _ => false,
-        }
+        self.map().epoch > seen
+    }
+
+    /// Gets a map of at least epoch `wanted`, which a member named, once for all who ask at the same time. Says whether
+    /// there is one newer than `seen`.
+    pub(crate) async fn refresh_to(&self, seen: Epoch, wanted: Epoch, deadline: Instant) -> bool {
+        let Ok(Ok(_permit)) = tokio::time::timeout_at(deadline, self.refreshing.acquire()).await else {
+            return false;
+        };
+        self.fetch_up_to(wanted, deadline).await;
+        self.map().epoch > seen
     }
 
     /// Has the map fetched in the background when a member answers by a newer one. The answer itself does not wait.
-    fn notice(self: &Arc<Self>, epoch: Epoch) {
-        let seen = self.map().epoch;
-        // Whoever refreshes already learns what this would.
-        if epoch > seen && self.refreshing.available_permits() > 0 {
-            let shared = self.clone();
-            tokio::spawn(async move {
-                let deadline = Instant::now() + shared.config.request_timeout;
-                shared.refresh_past(seen, deadline).await;
-            });
+    pub(crate) fn notice(self: &Arc<Self>, epoch: Epoch) {
+        if epoch <= self.map().epoch {
+            return;
         }
+        // Whoever refreshes already learns what this would, or the next answer asks again.
+        let Ok(permit) = self.refreshing.clone().try_acquire_owned() else { return };
+        let mut rests_until = self.rests_until.lock().unwrap_or_else(|poison| poison.into_inner());
+        if rests_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        // A member may name an epoch that nobody has; it shall not cost the coordinators a request for each answer.
+        *rests_until = Some(Instant::now() + NOTICE_REST);
+        drop(rests_until);
+        let shared = self.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            shared.fetch_up_to(epoch, in_time(shared.config.request_timeout)).await;
+        });
     }
 
-    /// Sends one request to the member of `device` and returns its answer, the connection at the answer's payload.
-    pub(crate) async fn call(
-        self: &Arc<Self>,
-        map: &ClusterMap,
-        device: DeviceId,
-        request: &DataRequest,
-        payload: &[&[u8]],
-        deadline: Instant,
-    ) -> Result<(Lease, DataReply), Fault> {
-        let Some(owner) = map.owner(device) else {
-            return Err(Fault::Refused(WireError::WrongDevice { device }));
-        };
-        count(&self.counters.requests, 1);
-        let limit = deadline.saturating_duration_since(Instant::now());
-        let number = self.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let exchange = async {
-            let mut lease = self.pool.take(&owner.data_address, deadline).await?;
-            let connection = lease.connection();
-            connection.send(Kind::DataRequest, number, request, payload).await?;
-            match connection.receive_answer::<DataReply>(Kind::DataReply, number).await {
-                Ok(reply) => {
-                    self.notice(reply.epoch());
-                    Ok((lease, reply))
+    /// Asks any coordinator for the map, and when that one lags behind `wanted`, for what the cluster agreed on.
+    async fn fetch_up_to(&self, wanted: Epoch, deadline: Instant) {
+        for linearizable in [false, true] {
+            let have = self.map().epoch;
+            if have >= wanted {
+                return;
+            }
+            match self.coordinators.fetch_map(have, linearizable, deadline).await {
+                Ok(Some(map)) => self.learn(map),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(%error, epoch = %wanted, "map not fetched");
+                    return;
                 }
-                Err(fault @ Fault::Refused(_)) => {
-                    lease.give_back();
-                    Err(fault)
-                }
-                Err(fault) => Err(fault),
             }
-        };
-        tokio::time::timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(limit)))
-    }
-
-    /// Counts why a request is repeated, and says what the repeat needs.
-    pub(crate) fn judge(&self, fault: &Fault) -> Verdict {
-        match fault {
-            Fault::Refused(WireError::StaleEpoch { .. } | WireError::WrongDevice { .. }) => {
-                count(&self.counters.stale_epochs, 1);
-                Verdict::Refresh
-            }
-            Fault::Refused(WireError::Busy { .. }) => {
-                count(&self.counters.busy, 1);
-                Verdict::Wait
-            }
-            Fault::Refused(WireError::NoLease) | Fault::Io(_) | Fault::Closed | Fault::Timeout(_) => {
-                count(&self.counters.failovers, 1);
-                Verdict::Elsewhere
-            }
-            _ => Verdict::GiveUp,
         }
     }
 }
 
-/// What the repeat of a failed request needs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Verdict {
-    /// A newer map.
-    Refresh,
-    /// Time.
-    Wait,
-    /// Another replica, or a newer map and time.
-    Elsewhere,
-    /// There is no use in a repeat.
-    GiveUp,
+/// Fetches the map of a cluster that may be about to get its first.
+async fn first_map(coordinators: &Coordinators, deadline: Instant) -> Result<Arc<ClusterMap>, ClientError> {
+    let mut backoff = Backoff::new();
+    loop {
+        if let Some(map) = coordinators.fetch_map(Epoch(0), false, deadline).await? {
+            return Ok(map);
+        }
+        if !backoff.wait(deadline).await {
+            return Err(ClientError::Misuse("the cluster has no map yet".to_owned()));
+        }
+    }
 }
 
 fn unexpected(reply: &CommandReply) -> ClientError {

@@ -118,6 +118,7 @@ impl Coordinators {
         deadline: Instant,
     ) -> Result<ControlReply, ClientError> {
         let request = ControlRequest::Heartbeat(heartbeat);
+        let limit = deadline.saturating_duration_since(Instant::now());
         let mut last = String::new();
         for _ in 0..2 {
             match self.try_once(&request, deadline).await {
@@ -133,7 +134,7 @@ impl Coordinators {
                 }
             }
         }
-        Err(self.unreachable(deadline, last))
+        Err(self.unreachable(limit, last))
     }
 
     /// Asks each coordinator how it sees itself; one that does not answer is an error in its place.
@@ -167,7 +168,11 @@ impl Coordinators {
         let mut tried = 0;
         let mut last;
         loop {
-            let attempt = deadline.min(Instant::now() + patience);
+            // Each coordinator gets its share of a short deadline: one that hangs shall not use up the others'.
+            let now = Instant::now();
+            let untried = self.addresses.len().saturating_sub(tried).max(1) as u32;
+            let share = deadline.saturating_duration_since(now) / untried;
+            let attempt = now + patience.min(share);
             match self.try_once(request, attempt).await {
                 Ok(ControlReply::Failed(error)) => match error {
                     WireError::NotLeader { leader } => {
@@ -203,7 +208,7 @@ impl Coordinators {
             }
             if !backoff.wait(deadline).await {
                 let limit = deadline.saturating_duration_since(begun);
-                return Err(ClientError::Unreachable { addresses: self.addresses.clone(), limit, last });
+                return Err(self.unreachable(limit, last));
             }
         }
     }
@@ -236,14 +241,15 @@ impl Coordinators {
     fn retarget(&self, leader: Option<String>) {
         let mut target = self.target();
         let address = leader.unwrap_or_else(|| {
-            let next = self.addresses[target.next % self.addresses.len()].clone();
-            target.next = target.next.wrapping_add(1);
-            next
+            let count = self.addresses.len();
+            let mut turn = (0..count).map(|step| (target.next + step) % count);
+            let at = turn.find(|at| self.addresses[*at] != target.address).unwrap_or(0);
+            target.next = (at + 1) % count;
+            self.addresses[at].clone()
         });
-        if target.address != address {
-            target.address = address;
-            target.idle.clear();
-        }
+        // Also when it is the same one: what failed was one of these.
+        target.idle.clear();
+        target.address = address;
     }
 
     fn target(&self) -> MutexGuard<'_, Target> {
@@ -251,8 +257,7 @@ impl Coordinators {
         self.target.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    fn unreachable(&self, deadline: Instant, last: String) -> ClientError {
-        let limit = deadline.saturating_duration_since(Instant::now());
+    fn unreachable(&self, limit: Duration, last: String) -> ClientError {
         ClientError::Unreachable { addresses: self.addresses.clone(), limit, last }
     }
 }

@@ -18,8 +18,8 @@ pub enum ClientError {
         /// The last failure.
         last: String,
     },
-    /// The other end refused, for a reason that a repeat does not change.
-    #[error("{0}")]
+    /// The other end refused, for a reason that a repeat does not change. The message says what to do, where that is known.
+    #[error("{0}{advice}", advice = advice(.0))]
     Refused(WireError),
     /// The call's arguments do not fit together.
     #[error("{0}")]
@@ -30,4 +30,13 @@ pub enum ClientError {
     /// One connection failed.
     #[error("{0}")]
     Connection(#[from] Fault),
+}
+
+fn advice(error: &WireError) -> &'static str {
+    match error {
+        WireError::Unauthorized => "; give this process the token of the cluster's token file",
+        WireError::WrongCluster => "; compare the addresses with the cluster's file",
+        WireError::Version { .. } => "; upgrade the older end",
+        _ => "",
+    }
 }

@@ -1,6 +1,5 @@
 //! Fetch: blocks into the caller's memory, each checked there.
 
-use crate::client::Verdict;
 use crate::error::ClientError;
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
@@ -118,19 +117,7 @@ impl NamespaceClient {
             if failed.is_empty() {
                 break;
             }
-            let mut again = false;
-            for (device, fault) in failed {
-                again |= match self.shared().judge(&fault) {
-                    Verdict::Refresh => self.shared().refresh_past(map.epoch, deadline).await,
-                    Verdict::Wait => backoff.wait(deadline).await,
-                    Verdict::Elsewhere => {
-                        avoid.push(device);
-                        map.settings.replicas > 1
-                    }
-                    Verdict::GiveUp => false,
-                };
-            }
-            if !again || Instant::now() >= deadline {
+            if !self.shared().mend(&map, &failed, &mut avoid, &mut backoff, deadline).await {
                 break;
             }
         }
@@ -181,7 +168,8 @@ impl NamespaceClient {
             runs: job.runs.clone(),
             keys,
         });
-        let (mut lease, reply) = self.shared().call(map, job.device, &request, &[], deadline).await?;
+        let (mut lease, reply) =
+            self.shared().call(map, job.device, &request, &[], self.block_bytes, deadline).await?;
         let DataReply::Fetched { blocks, .. } = reply else {
             return Err(senseless("a fetch was answered otherwise"));
         };

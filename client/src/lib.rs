@@ -25,6 +25,7 @@
 //! # }
 //! ```
 
+mod call;
 mod client;
 mod control;
 mod error;

@@ -1,7 +1,7 @@
 //! Match: how far a cluster covers a prefix.
 
-use crate::client::Verdict;
 use crate::error::ClientError;
+use crate::fetch::senseless;
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
 use crate::retry::Backoff;
@@ -9,6 +9,7 @@ use crate::route::{Job, plan};
 use kvhive_protocol::data::{DataReply, DataRequest, MAX_KEYS_PER_MATCH, MatchRequest};
 use kvhive_protocol::{ClusterMap, DeviceId, KeyList};
 use kvhive_wire::Fault;
+use std::collections::BTreeSet;
 use tokio::time::Instant;
 
 /// How far a prefix is covered.
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 pub struct PrefixMatch {
     /// Blocks from the first on that are covered without a gap. They are held for a while, so that they can be fetched.
     pub covered: usize,
-    /// Devices that could not be asked; what they hold counts as not covered.
+    /// Primaries of the blocks that nobody could be asked for and that would have counted; they count as not covered.
     pub unreachable: usize,
 }
 
@@ -33,40 +34,31 @@ impl NamespaceClient {
             )));
         }
         let deadline = self.deadline();
+        let mut known: Vec<Option<bool>> = vec![None; prefix.len()];
         let mut avoid: Vec<DeviceId> = Vec::new();
         let mut backoff = Backoff::new();
         loop {
             let map = self.shared().map();
-            let plan = plan(&map, prefix, 0..prefix.len(), &avoid, false);
+            let plan = plan(&map, prefix, open(&known), &avoid, false);
             let answers = self.ask_all(&map, prefix, &plan.jobs, deadline).await;
-            let mut known = vec![false; prefix.len()];
             let mut failed = Vec::new();
             for (job, answer) in plan.jobs.iter().zip(answers) {
                 match answer {
                     Ok(covered) => mark(&mut known, job, &covered),
-                    Err(fault) => failed.push((job.device, self.shared().judge(&fault))),
+                    Err(fault) => failed.push((job.device, fault)),
                 }
             }
-            let covered = known.iter().position(|is| !is).unwrap_or(prefix.len());
-            let done =
-                PrefixMatch { covered, unreachable: failed.len() + usize::from(!plan.nowhere.is_empty()) };
-            if failed.is_empty() {
-                return Ok(done);
-            }
-            let mut again = false;
-            for (device, verdict) in failed {
-                again |= match verdict {
-                    Verdict::Refresh => self.shared().refresh_past(map.epoch, deadline).await,
-                    Verdict::Wait => backoff.wait(deadline).await,
-                    Verdict::Elsewhere => {
-                        avoid.push(device);
-                        map.settings.replicas > 1
-                    }
-                    Verdict::GiveUp => false,
-                };
-            }
-            if !again || Instant::now() >= deadline {
-                return Ok(done);
+            if failed.is_empty()
+                || !self.shared().mend(&map, &failed, &mut avoid, &mut backoff, deadline).await
+            {
+                let segment_blocks = map.settings.segment_blocks as usize;
+                let primaries = open(&known).map(|at| {
+                    let home = &prefix.keys()[prefix.home(at, segment_blocks)];
+                    map.replicas_of(home).primary()
+                });
+                let unreachable = primaries.collect::<BTreeSet<_>>().len();
+                let covered = known.iter().position(|is| *is != Some(true)).unwrap_or(prefix.len());
+                return Ok(PrefixMatch { covered, unreachable });
             }
         }
     }
@@ -109,22 +101,29 @@ impl NamespaceClient {
             runs: job.runs.clone(),
             keys,
         });
-        let (lease, reply) = self.shared().call(map, job.device, &request, &[], deadline).await?;
+        let (lease, reply) = self.shared().call(map, job.device, &request, &[], 0, deadline).await?;
         let DataReply::Matched { covered, .. } = reply else {
-            return Err(Fault::Protocol(kvhive_protocol::WireError::malformed(format_args!(
-                "a match was answered otherwise"
-            ))));
+            return Err(senseless("a match was answered otherwise"));
         };
+        if covered.len() != job.runs.len() {
+            return Err(senseless("a match's answer does not fit its question"));
+        }
         lease.give_back();
         Ok(covered)
     }
 }
 
-fn mark(known: &mut [bool], job: &Job, covered: &[u32]) {
+/// Returns the positions that nobody answered for, up to the first that is not covered: past it nothing counts.
+fn open(known: &[Option<bool>]) -> impl Iterator<Item = usize> + '_ {
+    let hole = known.iter().position(|is| *is == Some(false)).unwrap_or(known.len());
+    (0..hole).filter(|at| known[*at].is_none())
+}
+
+fn mark(known: &mut [Option<bool>], job: &Job, covered: &[u32]) {
     let mut positions = job.positions.iter();
     for (run, covered) in job.runs.iter().zip(covered) {
         for (at, position) in positions.by_ref().take(run.keys as usize).enumerate() {
-            known[*position] = (at as u32) < *covered;
+            known[*position] = Some((at as u32) < *covered);
         }
     }
 }

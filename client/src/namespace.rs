@@ -3,6 +3,7 @@
 use crate::client::{Client, Shared};
 use crate::error::ClientError;
 use crate::prefix::Prefix;
+use crate::retry::in_time;
 use kvhive_protocol::{BlockKey, Era, Layout, LayoutFingerprint, Namespace, NamespaceKey, TenantId};
 use std::ops::Range;
 use std::sync::Arc;
@@ -82,7 +83,7 @@ impl NamespaceClient {
     }
 
     pub(crate) fn deadline(&self) -> Instant {
-        Instant::now() + self.client.shared.config.request_timeout
+        in_time(self.client.shared.config.request_timeout)
     }
 
     pub(crate) fn check_range(

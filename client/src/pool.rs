@@ -42,6 +42,7 @@ struct State {
 pub struct Lease {
     connection: Connection,
     address: Arc<Address>,
+    was_idle: bool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -63,28 +64,46 @@ impl Pool {
     /// When none could be had; at once while the address rests after a failed dial.
     pub async fn take(&self, address: &str, deadline: Instant) -> Result<Lease, Fault> {
         let known = self.known(address);
-        let left = deadline.saturating_duration_since(Instant::now());
-        let permit = tokio::time::timeout_at(deadline, known.permits.clone().acquire_owned())
-            .await
-            .map_err(|_| Fault::Timeout(left))?
-            .map_err(|_| Fault::Closed)?;
-        {
-            let mut state = lock(&known.state);
-            while let Some(connection) = state.idle.pop() {
-                if connection.is_idle() {
-                    drop(state);
-                    return Ok(Lease { connection, address: known, _permit: permit });
+        let permit = permit(&known, deadline).await?;
+        loop {
+            let idle = lock(&known.state).idle.pop();
+            match idle {
+                Some(connection) if connection.is_idle() => {
+                    return Ok(Lease { connection, address: known, was_idle: true, _permit: permit });
                 }
-            }
-            if state.rests_until.is_some_and(|until| Instant::now() < until) {
-                return Err(io::Error::new(
-                    io::ErrorKind::ConnectionRefused,
-                    format!("{address} could not be dialled"),
-                )
-                .into());
+                Some(_) => {}
+                None => return self.dial(address, known, permit, deadline).await,
             }
         }
+    }
+
+    /// As [`Pool::take`], but dials: an idle connection turned out to be dead, so the others to `address` are forgotten.
+    ///
+    /// # Errors
+    /// As [`Pool::take`].
+    pub async fn take_fresh(&self, address: &str, deadline: Instant) -> Result<Lease, Fault> {
+        let known = self.known(address);
+        let permit = permit(&known, deadline).await?;
+        lock(&known.state).idle.clear();
+        self.dial(address, known, permit, deadline).await
+    }
+
+    async fn dial(
+        &self,
+        address: &str,
+        known: Arc<Address>,
+        permit: OwnedSemaphorePermit,
+        deadline: Instant,
+    ) -> Result<Lease, Fault> {
+        if lock(&known.state).rests_until.is_some_and(|until| Instant::now() < until) {
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionRefused,
+                format!("{address} could not be dialled"),
+            )
+            .into());
+        }
         self.dials.fetch_add(1, Ordering::Relaxed);
+        let left = deadline.saturating_duration_since(Instant::now());
         let dialled = Connection::connect(address, &self.identity, left.min(self.dial_limit)).await;
         let mut state = lock(&known.state);
         match dialled {
@@ -92,12 +111,17 @@ impl Pool {
                 state.failures = 0;
                 state.rests_until = None;
                 drop(state);
-                Ok(Lease { connection, address: known, _permit: permit })
+                Ok(Lease { connection, address: known, was_idle: false, _permit: permit })
             }
             Err(fault) => {
                 state.failures = (state.failures + 1).min(16);
                 let rest = REST_LEAST.saturating_mul(1 << (state.failures - 1)).min(REST_MOST);
                 state.rests_until = Some(Instant::now() + rest);
+                drop(state);
+                // At most once a rest: somebody must look at the configuration.
+                if matches!(fault, Fault::Refused(_) | Fault::Impostor) {
+                    tracing::warn!(address, %fault, "a node lets nobody in from here");
+                }
                 Err(fault)
             }
         }
@@ -138,10 +162,21 @@ impl Lease {
         }
     }
 
+    /// Says whether the connection had been idle rather than dialled for this lease: its other end may be gone.
+    pub fn was_idle(&self) -> bool {
+        self.was_idle
+    }
+
     /// Returns the connection.
     pub fn connection(&mut self) -> &mut Connection {
         &mut self.connection
     }
+}
+
+async fn permit(address: &Address, deadline: Instant) -> Result<OwnedSemaphorePermit, Fault> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let permit = tokio::time::timeout_at(deadline, address.permits.clone().acquire_owned()).await;
+    permit.map_err(|_| Fault::Timeout(left))?.map_err(|_| Fault::Closed)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

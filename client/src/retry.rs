@@ -8,6 +8,14 @@ const LEAST: Duration = Duration::from_millis(5);
 /// The longest wait.
 const MOST: Duration = Duration::from_millis(200);
 
+/// No call lasts longer, whatever its caller configured.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// Returns the moment `limit` from now; a limit of more than a day is a day, so that no sum overflows.
+pub(crate) fn in_time(limit: Duration) -> Instant {
+    Instant::now() + limit.min(LONGEST)
+}
+
 /// Waits that double, each between half and all of its length (Brooker, "Exponential backoff and jitter", 2015).
 pub(crate) struct Backoff {
     next: Duration,

@@ -1,6 +1,6 @@
 //! Store: blocks to the primaries of their slots, acknowledged by as many replicas as asked.
 
-use crate::client::Verdict;
+use crate::call::Verdict;
 use crate::error::ClientError;
 use crate::fetch::{blocks_per_transfer, run_all, senseless};
 use crate::namespace::NamespaceClient;
@@ -10,7 +10,7 @@ use crate::route::{Job, plan, split};
 use crate::stats::count;
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::data::{Ack, DataReply, DataRequest, Refusal, StoreBlock, StoreRequest, Stored};
-use kvhive_protocol::{BlockHeader, ClusterMap};
+use kvhive_protocol::{BlockHeader, ClusterMap, Epoch};
 use kvhive_wire::Fault;
 use std::ops::Range;
 use tokio::time::Instant;
@@ -106,37 +106,17 @@ impl NamespaceClient {
                 .into_iter()
                 .map(|job| self.store_parts(&map, &source, split(job, per_transfer), deadline))
                 .collect();
-            let mut again = false;
-            let mut nowhere = !plan.nowhere.is_empty();
-            for (done, fault) in run_all(tasks).await {
-                for (at, outcome) in done {
-                    // A clear came between: the next map has the new era.
-                    if outcome == StoreOutcome::Refused(Refusal::WrongEra)
-                        && self.shared().refresh_past(map.epoch, deadline).await
-                    {
-                        again = true;
-                        continue;
-                    }
-                    outcomes[at - range.start] = Some(outcome);
+            let nowhere = !plan.nowhere.is_empty();
+            let mut round =
+                Round { outcomes: &mut outcomes, start: range.start, nowhere, ..Round::default() };
+            for (done, failed) in run_all(tasks).await {
+                round.take(done);
+                if let Some((left, fault)) = failed {
+                    tracing::debug!(blocks = left.len(), %fault, "store failed");
+                    round.take_failed(left, self.shared().judge(&map, &fault));
                 }
-                let Some(fault) = fault else { continue };
-                again |= match self.shared().judge(&fault) {
-                    Verdict::Refresh => {
-                        self.shared().refresh_past(map.epoch, deadline).await || backoff.wait(deadline).await
-                    }
-                    Verdict::Wait => backoff.wait(deadline).await,
-                    Verdict::Elsewhere => {
-                        nowhere = true;
-                        false
-                    }
-                    Verdict::GiveUp => false,
-                };
             }
-            // The primary is gone; the coordinators will name another when its lease has run out.
-            if nowhere && backoff.wait(deadline).await {
-                self.shared().refresh_past(map.epoch, deadline).await;
-                again = true;
-            }
+            let again = self.mend(&map, round, &mut backoff, deadline).await;
             if !again || Instant::now() >= deadline || outcomes.iter().all(Option::is_some) {
                 break;
             }
@@ -148,19 +128,55 @@ impl NamespaceClient {
         Ok(report)
     }
 
-    /// Stores the parts of one device's job, one after the other; stops at the first that fails as a whole.
+    /// Does what a round's failed requests need, each thing once for all of them. Says whether another round may do better.
+    async fn mend(
+        &self,
+        map: &ClusterMap,
+        mut round: Round<'_>,
+        backoff: &mut Backoff,
+        deadline: Instant,
+    ) -> bool {
+        let mut again = false;
+        if !round.old_era.is_empty() {
+            round.wanted = round.wanted.max(Some(map.epoch.next()));
+        }
+        if let Some(epoch) = round.wanted {
+            again = self.shared().refresh_to(map.epoch, epoch, deadline).await;
+            if !again {
+                // A map that a member named may still come; a refusal of an era that nobody raised is the outcome.
+                round.wait |= round.stale;
+                round.refuse_old_era();
+            }
+        }
+        if round.wait {
+            again |= backoff.wait(deadline).await;
+        }
+        // The primary is gone; the coordinators will name another when its lease has run out.
+        if round.nowhere && backoff.wait(deadline).await {
+            self.shared().refresh_past(map.epoch, deadline).await;
+            again = true;
+        }
+        again
+    }
+
+    /// Stores the parts of one device's job, one after the other; stops at the first that fails as a whole and returns the
+    /// positions that are left.
     async fn store_parts(
         &self,
         map: &ClusterMap,
         source: &Source<'_>,
         parts: Vec<Job>,
         deadline: Instant,
-    ) -> (Vec<(usize, StoreOutcome)>, Option<Fault>) {
+    ) -> (Vec<(usize, StoreOutcome)>, Option<(Vec<usize>, Fault)>) {
         let mut done = Vec::new();
-        for job in parts {
+        let mut parts = parts.into_iter();
+        while let Some(job) = parts.next() {
             match self.store_part(map, source, &job, deadline).await {
                 Ok(outcomes) => done.extend(job.positions.into_iter().zip(outcomes)),
-                Err(fault) => return (done, Some(fault)),
+                Err(fault) => {
+                    let left = job.positions.into_iter().chain(parts.flat_map(|part| part.positions));
+                    return (done, Some((left.collect(), fault)));
+                }
             }
         }
         (done, None)
@@ -198,7 +214,7 @@ impl NamespaceClient {
         });
         let payload: Vec<&[u8]> =
             job.positions.iter().map(|at| source.blocks[at - source.range.start]).collect();
-        let (lease, reply) = self.shared().call(map, job.device, &request, &payload, deadline).await?;
+        let (lease, reply) = self.shared().call(map, job.device, &request, &payload, 0, deadline).await?;
         let DataReply::Stored { blocks, .. } = reply else {
             return Err(senseless("a store was answered otherwise"));
         };
@@ -231,6 +247,58 @@ struct Source<'a> {
     blocks: &'a [&'a [u8]],
     digests: &'a [u64],
     ack: Ack,
+}
+
+/// What one round of a store came to.
+#[derive(Default)]
+struct Round<'a> {
+    outcomes: &'a mut [Option<StoreOutcome>],
+    /// The position of the first outcome.
+    start: usize,
+    /// A map of this epoch is needed.
+    wanted: Option<Epoch>,
+    /// A member refused the map.
+    stale: bool,
+    /// Time is needed.
+    wait: bool,
+    /// Some block has no primary that can be reached.
+    nowhere: bool,
+    /// Outcomes of blocks whose era is over: a clear came between, the next map has the new one.
+    old_era: Vec<usize>,
+}
+
+impl Round<'_> {
+    fn take(&mut self, done: Vec<(usize, StoreOutcome)>) {
+        for (at, outcome) in done {
+            let at = at - self.start;
+            match outcome {
+                StoreOutcome::Refused(Refusal::WrongEra) => self.old_era.push(at),
+                outcome => self.outcomes[at] = Some(outcome),
+            }
+        }
+    }
+
+    fn take_failed(&mut self, left: Vec<usize>, verdict: Verdict) {
+        match verdict {
+            Verdict::Refresh(epoch) => {
+                self.wanted = self.wanted.max(Some(epoch));
+                self.stale = true;
+            }
+            Verdict::Wait => self.wait = true,
+            Verdict::Elsewhere => self.nowhere = true,
+            Verdict::GiveUp => {
+                for at in left {
+                    self.outcomes[at - self.start] = Some(StoreOutcome::Unreachable);
+                }
+            }
+        }
+    }
+
+    fn refuse_old_era(&mut self) {
+        for at in std::mem::take(&mut self.old_era) {
+            self.outcomes[at] = Some(StoreOutcome::Refused(Refusal::WrongEra));
+        }
+    }
 }
 
 fn outcome(stored: Stored, wanted: u8) -> StoreOutcome {

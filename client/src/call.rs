@@ -1,0 +1,254 @@
+//! One request to one node: where it goes, how large its answer may be, what a failure means and what a repeat needs.
+//! Which blocks are asked of whom is `route`'s.
+
+use crate::client::Shared;
+use crate::pool::Lease;
+use crate::retry::Backoff;
+use crate::stats::count;
+use kvhive_protocol::data::{DataReply, DataRequest};
+use kvhive_protocol::frame::{FrameLimits, Kind, MAX_PAYLOAD_BYTES};
+use kvhive_protocol::{ClusterMap, DeviceId, Epoch, WireError};
+use kvhive_wire::Fault;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::time::Instant;
+
+/// Message bytes that every answer may have: a refusal with its explanation fits.
+const ANSWER_BYTES: usize = 4096;
+/// Message bytes of one block's answer to a fetch: its header, encoded, and what tells a hit from a miss.
+const FETCHED_BYTES: usize = 128;
+/// Message bytes of one block's answer to a store, or of one run's to a match.
+const VERDICT_BYTES: usize = 16;
+
+/// What the repeat of a failed request needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// A map of at least this epoch.
+    Refresh(Epoch),
+    /// Time.
+    Wait,
+    /// Another replica, or a newer map and time.
+    Elsewhere,
+    /// Another replica, if at all: this member would answer no better later.
+    GiveUp,
+}
+
+impl Shared {
+    /// Sends one request to the member of `device` and returns its answer, the connection at the answer's payload. The
+    /// answer's payload is at most `block_bytes` for each block that a fetch names.
+    pub(crate) async fn call(
+        self: &Arc<Self>,
+        map: &ClusterMap,
+        device: DeviceId,
+        request: &DataRequest,
+        payload: &[&[u8]],
+        block_bytes: u64,
+        deadline: Instant,
+    ) -> Result<(Lease, DataReply), Fault> {
+        let Some(owner) = map.owner(device) else {
+            return Err(Fault::Refused(WireError::WrongDevice { device }));
+        };
+        count(&self.counters.requests, 1);
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let address = &owner.data_address;
+        let limits = answer_limits(request, block_bytes);
+        let exchange = async {
+            let mut lease = self.pool.take(address, deadline).await?;
+            let mut answer = self.ask(&mut lease, request, payload, limits).await;
+            // A member closes what lies idle for long, or was restarted meanwhile. That says nothing about its health.
+            if lease.was_idle() && matches!(answer, Err(Fault::Closed | Fault::Io(_))) {
+                drop(lease);
+                lease = self.pool.take_fresh(address, deadline).await?;
+                answer = self.ask(&mut lease, request, payload, limits).await;
+            }
+            match answer {
+                Ok(reply) => {
+                    self.notice(reply.epoch());
+                    Ok((lease, reply))
+                }
+                Err(fault) => {
+                    if matches!(fault, Fault::Refused(_)) {
+                        lease.give_back();
+                    }
+                    Err(fault)
+                }
+            }
+        };
+        tokio::time::timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(limit)))
+    }
+
+    async fn ask(
+        &self,
+        lease: &mut Lease,
+        request: &DataRequest,
+        payload: &[&[u8]],
+        limits: FrameLimits,
+    ) -> Result<DataReply, Fault> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        let connection = lease.connection();
+        connection.set_limits(limits);
+        connection.send(Kind::DataRequest, number, request, payload).await?;
+        connection.receive_answer(Kind::DataReply, number).await
+    }
+
+    /// Counts why a request that was made by `map` is repeated, and says what the repeat needs.
+    pub(crate) fn judge(&self, map: &ClusterMap, fault: &Fault) -> Verdict {
+        match fault {
+            Fault::Refused(WireError::StaleEpoch { epoch }) => {
+                count(&self.counters.stale_epochs, 1);
+                // Whichever map is older, its owner refreshes. A member learns at its next heartbeat.
+                if *epoch > map.epoch { Verdict::Refresh(*epoch) } else { Verdict::Wait }
+            }
+            Fault::Refused(WireError::WrongDevice { .. }) => {
+                count(&self.counters.stale_epochs, 1);
+                Verdict::Refresh(map.epoch.next())
+            }
+            Fault::Refused(WireError::Busy { .. }) => {
+                count(&self.counters.busy, 1);
+                Verdict::Wait
+            }
+            Fault::Refused(WireError::NoLease) | Fault::Io(_) | Fault::Closed | Fault::Timeout(_) => {
+                count(&self.counters.failovers, 1);
+                Verdict::Elsewhere
+            }
+            _ => Verdict::GiveUp,
+        }
+    }
+
+    /// Does what the failed reads of one round need, each thing once for all of them: a newer map, a pause, other
+    /// replicas than those in `avoid`. Says whether to ask again.
+    pub(crate) async fn mend(
+        &self,
+        map: &ClusterMap,
+        failed: &[(DeviceId, Fault)],
+        avoid: &mut Vec<DeviceId>,
+        backoff: &mut Backoff,
+        deadline: Instant,
+    ) -> bool {
+        let mut wanted = None;
+        let mut outdated = Vec::new();
+        let mut wait = false;
+        for (device, fault) in failed {
+            tracing::debug!(%device, %fault, "read failed");
+            match self.judge(map, fault) {
+                Verdict::Refresh(epoch) => {
+                    wanted = wanted.max(Some(epoch));
+                    outdated.push(*device);
+                }
+                Verdict::Wait => wait = true,
+                Verdict::Elsewhere | Verdict::GiveUp => avoid.push(*device),
+            }
+        }
+        if let Some(epoch) = wanted
+            && !self.refresh_to(map.epoch, epoch, deadline).await
+        {
+            avoid.extend(outdated);
+        }
+        (!wait || backoff.wait(deadline).await) && Instant::now() < deadline
+    }
+}
+
+/// Returns how large an answer to `request` may be. What is larger is refused by its frame's header, before it is read.
+fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLimits {
+    let (message, payload) = match request {
+        DataRequest::Match(request) => (request.runs.len().saturating_mul(VERDICT_BYTES), 0),
+        DataRequest::Fetch(request) => {
+            let blocks = request.keys.len();
+            (blocks.saturating_mul(FETCHED_BYTES), block_bytes.saturating_mul(blocks as u64))
+        }
+        DataRequest::Store(request) => (request.blocks.len().saturating_mul(VERDICT_BYTES), 0),
+    };
+    let open = FrameLimits::OPEN;
+    let message = u32::try_from(message.saturating_add(ANSWER_BYTES)).unwrap_or(u32::MAX);
+    let payload = u32::try_from(payload).unwrap_or(u32::MAX);
+    FrameLimits {
+        message_bytes: message.min(open.message_bytes),
+        payload_bytes: payload.min(MAX_PAYLOAD_BYTES),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::block::Codec;
+    use kvhive_protocol::data::{Ack, FetchRequest, Fetched, MatchRequest, Refusal, Run, Stored};
+    use kvhive_protocol::data::{StoreBlock, StoreRequest};
+    use kvhive_protocol::{
+        BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, MemberId, Slot, TenantId, codec,
+    };
+
+    const BLOCKS: usize = 512;
+    const BLOCK_BYTES: u64 = 1 << 16;
+
+    fn header() -> BlockHeader {
+        BlockHeader {
+            key: BlockKey::from_bytes([255; 32]),
+            fingerprint: LayoutFingerprint([255; 16]),
+            tenant: TenantId(u32::MAX),
+            era: Era(u64::MAX),
+            depth: u32::MAX,
+            codec: Codec::Raw,
+            payload_bytes: BLOCK_BYTES,
+            digest: u64::MAX,
+        }
+    }
+
+    /// Each kind of request for many blocks, and its largest honest answer.
+    fn largest() -> [(DataRequest, DataReply); 3] {
+        let (epoch, device, tenant) = (Epoch(u64::MAX), DeviceId::new(MemberId(1), 0), TenantId(1));
+        let runs = vec![Run { slot: Slot(1), keys: 1 }; BLOCKS];
+        let keys: KeyList = std::iter::repeat_n(header().key, BLOCKS).collect();
+        let block = StoreBlock { header: header(), parent: BlockKey::NONE };
+        [
+            (
+                DataRequest::Match(MatchRequest {
+                    epoch,
+                    device,
+                    tenant,
+                    hold_ms: 0,
+                    runs: runs.clone(),
+                    keys: keys.clone(),
+                }),
+                DataReply::Matched { epoch, covered: vec![u32::MAX; BLOCKS] },
+            ),
+            (
+                DataRequest::Fetch(FetchRequest { epoch, device, tenant, runs: runs.clone(), keys }),
+                DataReply::Fetched { epoch, blocks: vec![Fetched::Hit(header()); BLOCKS] },
+            ),
+            (
+                DataRequest::Store(StoreRequest {
+                    epoch,
+                    device,
+                    tenant,
+                    ack: Ack::All,
+                    copy: false,
+                    runs,
+                    blocks: vec![block; BLOCKS],
+                }),
+                DataReply::Stored { epoch, blocks: vec![Stored::Refused(Refusal::WrongEra); BLOCKS] },
+            ),
+        ]
+    }
+
+    #[test]
+    fn the_largest_honest_answer_passes_and_not_much_more() {
+        for (request, reply) in largest() {
+            let bytes = codec::encode(&reply).expect("within the codec's limit").len();
+            let limits = answer_limits(&request, BLOCK_BYTES);
+            assert!(bytes <= limits.message_bytes as usize, "{bytes} of {limits:?}");
+            assert!(limits.message_bytes as usize <= 4 * bytes + ANSWER_BYTES, "{bytes} of {limits:?}");
+            let payload = match request {
+                DataRequest::Fetch(_) => BLOCKS as u32 * BLOCK_BYTES as u32,
+                _ => 0,
+            };
+            assert_eq!(limits.payload_bytes, payload);
+        }
+    }
+
+    #[test]
+    fn the_longest_refusal_passes() {
+        let long = "x".repeat(10_000);
+        let error = WireError::malformed(format_args!("{long}"));
+        assert!(codec::encode(&error).expect("within the codec's limit").len() <= ANSWER_BYTES);
+    }
+}

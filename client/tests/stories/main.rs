@@ -1,0 +1,10 @@
+//! The client against nodes and coordinators that do what a story tells them, over real sockets. What a real node or
+//! coordinator does is tested where they live, and whole clusters in the crate `tests`.
+
+mod coordinators;
+mod deadlines;
+mod failover;
+mod fakes;
+mod hostile;
+mod maps;
+mod stores;
