@@ -7,12 +7,14 @@ mod data;
 mod matching;
 mod memory;
 mod metadata;
+mod policy;
 mod private;
 
 use crate::report;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use std::path::PathBuf;
 
 pub(crate) use baseline::serve as serve_baseline;
 
@@ -29,7 +31,7 @@ pub(crate) struct Bench {
     runs: u32,
 }
 
-#[derive(Subcommand, Clone, Copy, Debug)]
+#[derive(Subcommand, Clone, Debug)]
 enum Kind {
     /// Fetch and store over loopback, against a raw TCP blast (throughput, CPU per GB) and ping-pong (latency)
     Data,
@@ -39,6 +41,12 @@ enum Kind {
     Metadata,
     /// A node's memory after a million stores into a cache ten times too small, against its configuration
     Memory,
+    /// What each strategy costs with a million blocks, and what it hits, against the exact offline optimum
+    Policy {
+        /// Traces of JSON lines; without one the built-in workload is taken
+        #[arg(value_name = "TRACE")]
+        traces: Vec<PathBuf>,
+    },
 }
 
 /// A whole report.
@@ -125,11 +133,12 @@ impl Bench {
         if cfg!(debug_assertions) {
             eprintln!("warning: this is a debug build; its figures mean nothing");
         }
-        let (bench, rows) = match self.kind {
+        let (bench, rows) = match &self.kind {
             Kind::Data => ("data", data::run(self.runs)?),
             Kind::Match => ("match", matching::run(self.runs)?),
             Kind::Metadata => ("metadata", metadata::run(self.runs)?),
             Kind::Memory => ("memory", memory::run()?),
+            Kind::Policy { traces } => ("policy", policy::run(self.runs, traces)?),
         };
         let report = Report { bench, machine: Machine::this(), rows };
         if self.json {

@@ -1,17 +1,18 @@
-//! `kvhive simulate`: the rules of a node over a trace, without bytes or sockets.
+//! `kvhive simulate`: the strategies of a node over a trace, without bytes or sockets.
+
+mod plot;
+pub(crate) mod sweep;
 
 use super::generated::Generated;
 use crate::report;
-use crate::trace::{self, Request};
-use anyhow::{Result, bail};
-use clap::{Args, ValueEnum};
-use kvhive_cache::simulate::Simulation;
-use kvhive_protocol::BlockKey;
-use serde::Serialize;
+use anyhow::{Context, Result};
+use clap::Args;
+use kvhive_cache::simulate::Rules;
+use std::fmt;
 use std::path::PathBuf;
-use std::time::Instant;
+use sweep::{Choice, Contender, Row, Size, Sweep};
 
-/// Run the node's own rules over a trace, without bytes or sockets, and report the hit rate
+/// Run a node's strategies over a trace, without bytes or sockets, and report the hit rates
 #[derive(Args, Debug)]
 pub(crate) struct Simulate {
     /// Trace of JSON lines (.gz and .zst are read as they are); without one the built-in workload is generated
@@ -22,101 +23,116 @@ pub(crate) struct Simulate {
     /// Stop after this many requests of the trace [default: all of a file, 2000 of the built-in workload]
     #[arg(long, value_name = "N")]
     requests: Option<usize>,
-    /// Which blocks leave first
-    #[arg(long, value_enum, default_value_t = Strategy::Lru)]
-    strategy: Strategy,
+    /// What decides which blocks leave: names, `optimum` for the best that was possible, `all`
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "lru")]
+    strategy: Vec<Choice>,
     /// Blocks that fit, all devices and tiers together
-    #[arg(long, value_name = "N")]
-    capacity_blocks: u32,
-    /// Print the report as JSON
+    #[arg(long, value_name = "N", required_unless_present = "sizes",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    capacity_blocks: Option<u32>,
+    /// Several capacities: numbers of blocks, or percent of the different blocks of the trace (1%,2%,5000)
+    #[arg(long, value_name = "SIZE,...", value_delimiter = ',', conflicts_with = "capacity_blocks")]
+    sizes: Vec<Size>,
+    /// Let any block leave, not only the ends of prefixes: how the literature measures its policies
+    #[arg(long)]
+    flat: bool,
+    /// Tell strategies that listen whether each session is over; this share of what they are told is true (0 to 1)
+    #[arg(long, value_name = "P", value_parser = share)]
+    hints: Option<f64>,
+    /// What remains of a block's bytes when `compressed` or `quantized` shrinks it (0 to 1)
+    #[arg(long, value_name = "R", default_value_t = 0.5, value_parser = share)]
+    compression_ratio: f64,
+    /// Draw hit rate against size, with the optimum as the ceiling
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    /// Print the report as JSON: an object, or a list of them where there are several strategies or sizes
     #[arg(long)]
     json: bool,
 }
 
-/// What a shard keeps.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Strategy {
-    /// Least recently used first, leaves before their parents
-    Lru,
-}
-
-/// What a simulation came to; stable.
-#[derive(Serialize, Debug)]
-pub(crate) struct Report {
-    strategy: Strategy,
-    capacity_blocks: u32,
-    requests: u64,
-    blocks: u64,
-    hits: u64,
-    block_hit_rate: f64,
-    tokens_saved_ratio: f64,
-    seconds: f64,
+fn share(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err(format!("{value} is not from 0 to 1")) }
 }
 
 impl Simulate {
-    /// Runs the simulation and prints its report.
+    /// Runs the simulations and prints their report.
     ///
     /// # Errors
-    /// When the trace cannot be read.
+    /// When the trace cannot be read or has no requests, or the plot cannot be written.
     pub(crate) fn run(self) -> Result<()> {
-        let report = match &self.trace {
-            None => self.simulate(self.generated.generate(self.requests).into_iter().map(Ok)),
-            Some(path) => self.simulate(trace::open(path)?.take(self.requests.unwrap_or(usize::MAX))),
-        }?;
-        if self.json {
-            return report::print_json(&report);
+        let block_tokens = self.generated.block_tokens;
+        let mut trace = match &self.trace {
+            Some(path) => sweep::load(path, self.requests, block_tokens)?,
+            None => sweep::collect(self.generated.generate(self.requests).into_iter().map(Ok), block_tokens)?,
+        };
+        if let Some(right) = self.hints {
+            trace.give_hints(right, self.generated.seed);
         }
-        println!("strategy        {:?}, {} blocks", report.strategy, report.capacity_blocks);
-        println!("requests        {}", report.requests);
-        println!(
-            "blocks          {} looked up, {} hit: {:.2} %",
-            report.blocks,
-            report.hits,
-            100.0 * report.block_hit_rate
-        );
-        println!("prefill tokens  {:.2} % saved", 100.0 * report.tokens_saved_ratio);
-        println!("took            {:.2} s", report.seconds);
+        let mut contenders = sweep::contenders(&self.strategy);
+        if self.plot.is_some() && !contenders.contains(&Contender::Optimum) {
+            contenders.push(Contender::Optimum);
+        }
+        let mut sizes = self.sizes.clone();
+        sizes.extend(self.capacity_blocks.map(Size::Blocks));
+        let sweep = Sweep {
+            trace: &trace,
+            contenders,
+            capacities: sizes.iter().map(|size| size.blocks(trace.unique_blocks())).collect(),
+            rules: if self.flat { Rules::Flat } else { Rules::Leaf },
+            block_tokens,
+            compression_ratio: self.compression_ratio,
+        };
+        let rows = sweep.run();
+        if let Some(path) = &self.plot {
+            let name = self.trace.as_ref().and_then(|path| path.file_name());
+            let name = name.map_or("built-in workload".into(), |name| name.to_string_lossy());
+            let svg = plot::draw(&name, &sizes, &rows);
+            std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        match rows.as_slice() {
+            [row] if self.json => report::print_json(row)?,
+            rows if self.json => report::print_json(&rows)?,
+            [row] => print!("{row}"),
+            rows => print_table(rows, &sizes, &sweep),
+        }
         Ok(())
-    }
-
-    fn simulate(&self, requests: impl Iterator<Item = Result<Request, trace::TraceError>>) -> Result<Report> {
-        let begun = Instant::now();
-        let mut shard = Simulation::new(self.capacity_blocks);
-        let (mut asked, mut tokens, mut saved) = (0u64, 0u64, 0u64);
-        let mut keys = Vec::new();
-        for request in requests {
-            let request = request?;
-            keys.clear();
-            keys.extend(request.hash_ids.iter().map(|id| key(*id)));
-            let hits = shard.request(&keys);
-            asked += 1;
-            tokens += request.tokens(self.generated.block_tokens);
-            saved += request.tokens_in(hits, self.generated.block_tokens);
-        }
-        if asked == 0 {
-            bail!("the trace has no requests");
-        }
-        let totals = shard.totals();
-        Ok(Report {
-            strategy: self.strategy,
-            capacity_blocks: self.capacity_blocks,
-            requests: totals.requests,
-            blocks: totals.blocks,
-            hits: totals.hits,
-            block_hit_rate: totals.hits as f64 / totals.blocks.max(1) as f64,
-            tokens_saved_ratio: saved as f64 / tokens.max(1) as f64,
-            seconds: begun.elapsed().as_secs_f64(),
-        })
     }
 }
 
-/// Spreads a trace's id over a key, as a hash would.
-fn key(id: u64) -> BlockKey {
-    let mut bytes = [0; 32];
-    for (at, piece) in bytes.chunks_exact_mut(8).enumerate() {
-        let word = (id + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(16 * at as u32) ^ (at as u64);
-        piece.copy_from_slice(&word.to_le_bytes());
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "strategy        {}, {} blocks", self.strategy, self.capacity_blocks)?;
+        writeln!(f, "requests        {}", self.requests)?;
+        let rate = 100.0 * self.block_hit_rate;
+        writeln!(f, "blocks          {} looked up, {} hit: {rate:.2} %", self.blocks, self.hits)?;
+        writeln!(f, "prefill tokens  {:.2} % saved", 100.0 * self.tokens_saved_ratio)?;
+        writeln!(f, "took            {:.2} s", self.seconds)
     }
-    BlockKey::from_bytes(bytes)
+}
+
+/// Prints hit rates in percent, a strategy a line, a size a column.
+fn print_table(rows: &[Row], sizes: &[Size], sweep: &Sweep<'_>) {
+    let mut columns = vec!["STRATEGY".to_owned()];
+    columns.extend(sizes.iter().map(Size::to_string));
+    if sizes.len() > 1 {
+        columns.push("MEAN".to_owned());
+    }
+    let mut table = report::table(&columns.iter().map(String::as_str).collect::<Vec<_>>());
+    for rows in rows.chunks(sizes.len()) {
+        let mut line = vec![rows[0].strategy.to_string()];
+        line.extend(rows.iter().map(|row| format!("{:.2}", 100.0 * row.block_hit_rate)));
+        if rows.len() > 1 {
+            let sum: f64 = rows.iter().map(|row| row.block_hit_rate).sum();
+            line.push(format!("{:.2}", 100.0 * sum / rows.len() as f64));
+        }
+        table.add_row(line);
+    }
+    report::print_table(&table);
+    println!(
+        "\nblock hit rate in %; {} requests, {} blocks looked up, {} of them different",
+        rows[0].requests,
+        rows[0].blocks,
+        sweep.trace.unique_blocks()
+    );
 }

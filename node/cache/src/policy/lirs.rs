@@ -129,6 +129,13 @@ impl Lirs {
     /// Leaves a ghost in a block's place on the stack.
     fn haunt(&mut self, at: u32) {
         let print = value(&self.prints, at);
+        if let Some(ghost) = self.new_ghost(print) {
+            self.stack.enter(&mut self.stack_links, node_of_ghost(ghost), Some(node_of_record(at)));
+        }
+    }
+
+    /// Makes a ghost that is not on the stack yet.
+    fn new_ghost(&mut self, print: Print) -> Option<u32> {
         if let Some(again) = self.ghosts.find(print) {
             self.forget_ghost(again);
         }
@@ -137,9 +144,7 @@ impl Lirs {
         {
             self.forget_ghost(oldest);
         }
-        if let Some(ghost) = self.ghosts.remember(print) {
-            self.stack.enter(&mut self.stack_links, node_of_ghost(ghost), Some(node_of_record(at)));
-        }
+        self.ghosts.remember(print)
     }
 }
 
@@ -182,12 +187,24 @@ impl Policy for Lirs {
         }
     }
 
-    fn refused(&mut self, _visit: &Visit) {}
+    fn refused(&mut self, visit: &Visit) {
+        let print = self.printer.print(&visit.key);
+        if let Some(ghost) = self.new_ghost(print) {
+            self.stack.enter(&mut self.stack_links, node_of_ghost(ghost), None);
+        }
+        self.prune();
+    }
 
-    fn victim(&mut self, _newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
+    fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
         let mut scan = MAX_SCAN;
         if let Some(at) = self.queue.oldest_free(&mut self.queue_links, may_go, &mut scan) {
             return Verdict::Evict(at);
+        }
+        // The queue is full of what this request brought. A newcomer that would only join it is not let in; it is known when it
+        // comes back, and then takes a hot block's place.
+        let was_stacked = self.ghosts.find(self.printer.print(&newcomer.key)).is_some();
+        if self.queue.len() > 0 && self.hot >= self.hot_limit && !was_stacked {
+            return Verdict::Refuse;
         }
         let mut next = self.stack.oldest();
         for _ in 0..MAX_SCAN {
