@@ -4,6 +4,8 @@
 //! block rests is the shard's own matter. A policy knows blocks by the number of their record: dense, below the shard's
 //! capacity, one block at a time, used again after [`Policy::removed`].
 
+pub mod adaptive;
+
 use kvhive_protocol::{BlockKey, Moment};
 
 /// What the engine said about a request's future, if it said anything.
