@@ -7,7 +7,7 @@ use crate::policy::Hint;
 /// Levels of the request's score within a class; classes that differ by it alone share a parent.
 pub(super) const OCTILES: usize = 8;
 
-const USES: usize = 4;
+const USES: usize = 8;
 const GAPS: usize = 4;
 const TAILS: usize = 2;
 const HINTS: usize = 4;
@@ -84,7 +84,11 @@ impl Past {
             0 | 1 => 0,
             2 => 1,
             3..=5 => 2,
-            _ => 3,
+            6..=9 => 3,
+            10..=17 => 4,
+            18..=35 => 5,
+            36..=80 => 6,
+            _ => 7,
         };
         let hint = match hint {
             Hint::None => 0,
