@@ -29,7 +29,7 @@ use score::Score;
 const MAX_SEARCH: usize = 256;
 
 /// Ghosts per block of capacity.
-const GHOSTS_PER_BLOCK: usize = 8;
+const FEW_GHOSTS: usize = 16_384;
 
 /// Row of a class that was never seen.
 const UNSEEN: u16 = u16::MAX;
@@ -63,9 +63,16 @@ pub struct Adaptive {
     rows: Vec<Row>,
     /// The row whose rank is next to be brought up to date.
     next_rerank: usize,
+    /// Uses when what was learnt was last faded.
+    faded_at: u64,
     /// Running mean of the age at which blocks leave, in requests.
     life: f32,
 }
+
+const HALF_LIFE_USES: u64 = 100_000;
+const HALF_LIFE_CAPACITIES: u64 = 64;
+const FADES_PER_HALF_LIFE: u64 = 8;
+const FADE: f32 = 0.917_004;
 
 /// Uses that may pass, per block of capacity, until a class opens a new cohort: the grain of ages in a large cache.
 const COHORTS_PER_CAPACITY: u64 = 4096;
@@ -83,13 +90,14 @@ impl Adaptive {
             cohorts: Cohorts::new(ages.clone()),
             ages,
             records: Records::new(),
-            ghosts: Ghosts::with_limit(capacity.saturating_mul(GHOSTS_PER_BLOCK)),
+            ghosts: Ghosts::with_limit((capacity / 2).max(FEW_GHOSTS)),
             score: Score::new(),
             history: History::new(),
             current: Current::default(),
             row_of: vec![UNSEEN; MAX_ROWS],
             rows: Vec::new(),
             next_rerank: 0,
+            faded_at: 0,
             life: 100.0,
         }
     }
@@ -253,6 +261,14 @@ impl Adaptive {
         }
     }
 
+    fn fade(&mut self) {
+        let half_life = HALF_LIFE_USES.max(self.capacity as u64 * HALF_LIFE_CAPACITIES);
+        if (self.uses - self.faded_at) * FADES_PER_HALF_LIFE >= half_life {
+            self.faded_at = self.uses;
+            self.hazards.decay(FADE);
+        }
+    }
+
     /// Returns the rank that a newcomer would have.
     fn level_of(&mut self, visit: &Visit) -> Level {
         let ghost = self.ghosts.get(print(visit)).map(|ghost| ghost.past);
@@ -292,6 +308,7 @@ impl Policy for Adaptive {
         self.cohorts.age(self.now, &mut self.hazards, &mut self.ranking);
         self.score.learn(self.now, (self.life * PATIENCE).max(MIN_HORIZON) as u32);
         self.rerank_some();
+        self.fade();
         self.current.begin(request);
     }
 
