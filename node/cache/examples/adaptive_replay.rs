@@ -63,6 +63,7 @@ fn main() {
                 }
                 print!("  best {:+.2}", rate - best);
             }
+            print!("  {}", pool.policy.report());
             let bytes = pool.policy.memory_bytes() / capacity.max(1);
             println!("  {seconds:.2} s, {bytes} B/block, {} ghosts", pool.policy.ghosts());
         }

@@ -27,6 +27,11 @@ impl Ages {
         Ages { begin }
     }
 
+    /// Returns the age at which a block comes to `bucket`.
+    pub(super) fn begin(&self, bucket: usize) -> u32 {
+        self.begin[bucket]
+    }
+
     /// Returns the age at which a block leaves `bucket`, none for the last.
     pub(super) fn end(&self, bucket: usize) -> Option<u32> {
         self.begin.get(bucket + 1).copied()

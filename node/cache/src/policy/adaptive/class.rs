@@ -39,6 +39,10 @@ const BRANCHES: u8 = 0b0000_1100;
 const BRANCH: u8 = 0b0000_0100;
 const PARTIAL: u8 = 0b0001_0000;
 const WATCHED: u8 = 0b0010_0000;
+const SAMPLED: u8 = 0b0100_0000;
+
+/// Blocks that a sampled one stands for.
+pub(super) const SAMPLE: u32 = 8;
 
 impl Past {
     /// Level of the time between its last two uses: 0 for one use only, then 1 to 3.
@@ -78,6 +82,15 @@ impl Past {
         self.marks = self.marks & !WATCHED | if watched { WATCHED } else { 0 };
     }
 
+    /// Whether it stands for [`SAMPLE`] blocks, as those sampled from many ghosts do until they are used again.
+    pub(super) fn is_sampled(self) -> bool {
+        self.marks & SAMPLED != 0
+    }
+
+    pub(super) fn set_sampled(&mut self, sampled: bool) {
+        self.marks = self.marks & !SAMPLED | if sampled { SAMPLED } else { 0 };
+    }
+
     /// Returns the class but for the score.
     pub(super) fn family(self, hint: Hint) -> usize {
         let uses = match self.uses {
@@ -102,8 +115,13 @@ impl Past {
     /// Returns how much the block weighs in what is learnt: 1/sqrt(blocks of its request), in 1/256.
     pub(super) fn weight(self) -> u32 {
         const WEIGHT: [u32; 17] = [256, 215, 181, 152, 128, 108, 91, 76, 64, 54, 45, 38, 32, 27, 23, 19, 16];
-        WEIGHT[usize::from(self.span).min(16)]
+        WEIGHT[usize::from(self.span).min(16)] * if self.is_sampled() { SAMPLE } else { 1 }
     }
+}
+
+/// Returns about how often the blocks of a family were used.
+pub(super) fn uses_of(family: usize) -> u8 {
+    [1, 2, 4, 7, 13, 26, 56, 128][family / (TAILS * GAPS) % USES]
 }
 
 /// Returns the binary logarithm of a request's length in half steps, for [`Past::span`].

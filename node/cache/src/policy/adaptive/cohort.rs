@@ -111,6 +111,12 @@ impl Cohorts {
         cohort.weight += weight;
     }
 
+    /// Lets a member weigh more or less from now on.
+    pub(super) fn reweigh(&mut self, at: u32, before: u32, after: u32) {
+        let cohort = &mut self.slots[at as usize];
+        cohort.weight = cohort.weight - before + after;
+    }
+
     /// Counts a member out that was used again or is forgotten, and is in no list of leaves any more.
     pub(super) fn leave(&mut self, at: u32, weight: u32) {
         let cohort = &mut self.slots[at as usize];

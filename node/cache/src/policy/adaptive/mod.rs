@@ -5,6 +5,7 @@
 //! leaves first ([`ranking`]), and a newcomer that ranks lower still is refused. Leaves leave before their parents, always.
 
 mod ages;
+mod choice;
 mod class;
 mod cohort;
 mod ghosts;
@@ -13,23 +14,49 @@ mod ranking;
 mod records;
 mod request;
 mod score;
+mod shadow;
 
 use crate::policy::{Policy, Removal, Request, Verdict, Visit};
-use ages::{Ages, Tick};
+use ages::{Ages, BUCKETS, Tick};
+use choice::Choice;
+pub use choice::{Ranker, Report};
 use class::{OCTILES, Past};
 use cohort::{Cohort, Cohorts};
 use ghosts::{Ghost, Ghosts};
 use hazard::{Hazards, MAX_ROWS};
-use ranking::{Level, NONE, Ranking, cell};
+use ranking::{Level, NONE, Ranking, cell, level_on_scale};
 use records::{Records, Resident};
 use request::{Current, History, Touched};
 use score::Score;
+use shadow::Seen;
+
+/// Classes of the same rank that are compared by age when a simple way to rank is in charge.
+const MAX_TIES: usize = 16;
+
+/// Mean lifetimes in which a use loses half its worth to the aged LFU.
+const LFU_LIVES: f32 = 8.0;
+
+/// Halvings that the aged LFU tells apart.
+const LFU_SCALE: f32 = 24.0;
+
+/// What a block is worth to the aged LFU: the binary logarithm of its uses, less one for each `half_life` since the last.
+fn lfu(uses: u8, age: f32, half_life: f32) -> f32 {
+    f32::from(uses.max(1)).log2() - age / half_life.max(1.0)
+}
+
+/// Makes room for one more, a good deal more at a time but far less than twice, and never beyond the limit.
+fn grow<T>(list: &mut Vec<T>, limit: usize) {
+    if list.len() == list.capacity() {
+        let more = (list.len() / 8).max(1024).min(limit.saturating_sub(list.len()));
+        list.reserve_exact(more.max(1));
+    }
+}
 
 /// Leaves that are offered for one victim before the search is given up.
 const MAX_SEARCH: usize = 256;
 
 /// Ghosts per block of capacity.
-const FEW_GHOSTS: usize = 16_384;
+const FEW_GHOSTS: usize = 32_768;
 
 /// Row of a class that was never seen.
 const UNSEEN: u16 = u16::MAX;
@@ -59,6 +86,7 @@ pub struct Adaptive {
     score: Score,
     history: History,
     current: Current,
+    choice: Choice,
     row_of: Vec<u16>,
     rows: Vec<Row>,
     /// The row whose rank is next to be brought up to date.
@@ -81,6 +109,7 @@ impl Adaptive {
     /// Makes a policy for a pool of so many blocks.
     pub fn new(capacity: usize) -> Adaptive {
         let ages = Ages::new();
+        let ghosts = (capacity / 2).max(FEW_GHOSTS);
         Adaptive {
             capacity,
             now: 0,
@@ -90,10 +119,11 @@ impl Adaptive {
             cohorts: Cohorts::new(ages.clone()),
             ages,
             records: Records::new(),
-            ghosts: Ghosts::with_limit((capacity / 2).max(FEW_GHOSTS)),
+            ghosts: Ghosts::with_limits(ghosts / 4 * 3, ghosts / 4),
             score: Score::new(),
             history: History::new(),
             current: Current::default(),
+            choice: Choice::new(capacity),
             row_of: vec![UNSEEN; MAX_ROWS],
             rows: Vec::new(),
             next_rerank: 0,
@@ -125,6 +155,9 @@ impl Adaptive {
             if old.is_watched() {
                 self.score.came_back(print);
                 past.set_watched(false);
+            }
+            if old.is_sampled() {
+                past.set_sampled(false);
             }
             let Cohort { row, family, bucket, .. } = *self.cohorts.get(cohort);
             self.hazards.event(row, family.into(), bucket.into(), old.weight());
@@ -183,6 +216,7 @@ impl Adaptive {
         if self.score.note(&facts, touched[watched].print, self.now) {
             touched[watched].past.set_watched(true);
         }
+        self.shadow(&touched, octile);
         // The deepest first: within a cohort it is the first to leave.
         for block in touched.drain(..).rev() {
             let mut past = block.past;
@@ -202,6 +236,51 @@ impl Adaptive {
             }
         }
         self.current.touched = touched;
+    }
+
+    /// Lets the shadow caches see the sampled blocks of the request, and decides who ranks.
+    fn shadow(&mut self, touched: &[Touched], octile: usize) {
+        self.choice.begin();
+        for block in touched {
+            if !self.choice.samples(block.print) {
+                continue;
+            }
+            let row = self.row(block.past, octile);
+            let seen = Seen { print: block.print, last: block.past.last, uses: block.past.uses, row };
+            let (now, ages, ranking, fade) = (self.now, &self.ages, &self.ranking, self.life * LFU_LIVES);
+            self.choice.visit(seen, &|ranker, seen| {
+                let age = now.wrapping_sub(seen.last);
+                match ranker {
+                    Ranker::Learnt => f32::from(ranking.learnt_level(cell(seen.row, ages.bucket(age) as u8))),
+                    Ranker::Lru => -(age as f32),
+                    Ranker::Lfu => lfu(seen.uses, age as f32, fade),
+                }
+            });
+        }
+        if self.choice.adjust() {
+            for row in 0..self.rows.len() {
+                self.rerank(row as u16);
+            }
+        }
+    }
+
+    /// Brings the ranks of a class up to date.
+    fn rerank(&mut self, row: u16) {
+        let family = usize::from(self.rows[usize::from(row)].family);
+        let learnt = self.hazards.index(row, family).map(ranking::level);
+        let mut levels = learnt;
+        let uses = class::uses_of(family);
+        for (bucket, level) in levels.iter_mut().enumerate() {
+            match self.choice.in_charge() {
+                Ranker::Learnt => break,
+                Ranker::Lru => *level = level_on_scale(1.0 - bucket as f32 / BUCKETS as f32),
+                Ranker::Lfu => {
+                    let worth = lfu(uses, self.ages.begin(bucket) as f32, self.life * LFU_LIVES);
+                    *level = level_on_scale((worth + LFU_SCALE) / (LFU_SCALE + 8.0));
+                }
+            }
+        }
+        self.ranking.rerank(row, &learnt, &levels);
     }
 
     /// Counts a block as used now into the cohort of its class.
@@ -233,9 +312,10 @@ impl Adaptive {
         let class = family * OCTILES + octile;
         if self.row_of[class] == UNSEEN {
             let row = self.hazards.add_row(family);
-            self.ranking.add_row(&self.hazards.index(row, family));
+            self.ranking.add_row();
             self.rows.push(Row { family: family as u16, open: NONE, opened: 0, opened_uses: 0 });
             self.row_of[class] = row;
+            self.rerank(row);
         }
         self.row_of[class]
     }
@@ -244,8 +324,14 @@ impl Adaptive {
         if let Some(twin) = self.ghosts.take(ghost.print) {
             self.cohorts.leave(twin.cohort, twin.past.weight());
         }
-        if let Some(forgotten) = self.ghosts.put(ghost) {
+        let displaced = self.ghosts.put(ghost);
+        if let Some(forgotten) = displaced.forgotten {
             self.cohorts.leave(forgotten.cohort, forgotten.past.weight());
+        }
+        if let Some(sampled) = displaced.sampled {
+            let mut before = sampled.past;
+            before.set_sampled(false);
+            self.cohorts.reweigh(sampled.cohort, before.weight(), sampled.past.weight());
         }
     }
 
@@ -255,9 +341,7 @@ impl Adaptive {
         let period = if self.now < 2048 { 64 } else { 256 };
         for _ in 0..rows.div_ceil(period) {
             self.next_rerank = (self.next_rerank + 1) % rows;
-            let row = self.next_rerank as u16;
-            let index = self.hazards.index(row, self.rows[self.next_rerank].family.into());
-            self.ranking.rerank(row, &index);
+            self.rerank(self.next_rerank as u16);
         }
     }
 
@@ -267,6 +351,29 @@ impl Adaptive {
             self.faded_at = self.uses;
             self.hazards.decay(FADE);
         }
+    }
+
+    /// Returns which cell of a level, beginning with `first`, holds the block unused for longest. A simple way to rank ties
+    /// classes of the same age. It comes first on its level, so that leaves that may not go are not offered twice.
+    fn oldest_on_level(&mut self, first: u32) -> u32 {
+        let level = self.ranking.level_of(first);
+        let mut oldest = first;
+        let mut next = Some(first);
+        for _ in 0..MAX_TIES {
+            let Some(cell) = next.filter(|cell| self.ranking.level_of(*cell) == level) else { break };
+            let age = |cell: u32| self.now.wrapping_sub(self.cohorts.get(self.ranking.head(cell)).start);
+            if age(cell) > age(oldest) {
+                oldest = cell;
+            }
+            next = self.ranking.after(cell);
+        }
+        self.ranking.put_first(oldest);
+        oldest
+    }
+
+    /// Says who ranks now, and on what evidence.
+    pub fn report(&self) -> Report {
+        self.choice.report()
     }
 
     /// Returns the rank that a newcomer would have.
@@ -368,9 +475,13 @@ impl Policy for Adaptive {
     }
 
     fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
-        let level = self.level_of(newcomer);
+        let is_learnt = self.choice.in_charge() == Ranker::Learnt;
+        let level = if is_learnt { self.level_of(newcomer) } else { Level::MAX };
         let mut offered = 0;
         let mut next = self.ranking.lowest(0);
+        if !is_learnt {
+            next = next.map(|first| self.oldest_on_level(first));
+        }
         while let Some(cell) = next {
             if self.ranking.level_of(cell) > level {
                 return Verdict::Refuse;
@@ -435,6 +546,7 @@ impl Policy for Adaptive {
             + self.ghosts.memory_bytes()
             + self.score.memory_bytes()
             + self.history.memory_bytes()
+            + self.choice.memory_bytes()
             + self.current.touched.capacity() * size_of::<Touched>()
             + self.row_of.capacity() * size_of::<u16>()
             + self.rows.capacity() * size_of::<Row>()

@@ -16,6 +16,11 @@ const OCTAVES: f32 = 40.0;
 /// Quantized rank; the lowest leaves first.
 pub(super) type Level = u16;
 
+/// Returns the level of a place on a scale from 0, leaves first, to 1.
+pub(super) fn level_on_scale(place: f32) -> Level {
+    (place * (LEVELS - 1) as f32).clamp(0.0, (LEVELS - 1) as f32) as Level
+}
+
 /// Returns the level of a rank between 0 and 1.
 pub(super) fn level(rank: f32) -> Level {
     ((rank.max(f32::MIN_POSITIVE).log2() + OCTAVES) * LEVELS_PER_OCTAVE).clamp(0.0, (LEVELS - 1) as f32)
@@ -24,7 +29,10 @@ pub(super) fn level(rank: f32) -> Level {
 
 #[derive(Clone, Copy, Debug)]
 struct Cell {
+    /// By who is in charge.
     level: Level,
+    /// By what was learnt.
+    learnt: Level,
     /// First and last cohort of the cell that has resident leaves; the list is threaded through the cohorts.
     head: u32,
     tail: u32,
@@ -49,30 +57,35 @@ impl Ranking {
         Ranking { cells: Vec::new(), heads: vec![NONE; LEVELS], filled: [0; LEVELS / 64] }
     }
 
-    pub(super) fn add_row(&mut self, index: &[f32; BUCKETS]) {
-        for rank in index {
-            self.cells.push(Cell { level: level(*rank), head: NONE, tail: NONE, previous: NONE, next: NONE });
-        }
+    /// Adds a class, ranked lowest until [`Ranking::rerank`].
+    pub(super) fn add_row(&mut self) {
+        let cell = Cell { level: 0, learnt: 0, head: NONE, tail: NONE, previous: NONE, next: NONE };
+        self.cells.resize(self.cells.len() + BUCKETS, cell);
     }
 
-    /// Gives a class new ranks.
-    pub(super) fn rerank(&mut self, row: u16, index: &[f32; BUCKETS]) {
-        for (bucket, rank) in index.iter().enumerate() {
+    /// Gives a class new ranks: what was learnt, and what counts now.
+    pub(super) fn rerank(&mut self, row: u16, learnt: &[Level; BUCKETS], levels: &[Level; BUCKETS]) {
+        for bucket in 0..BUCKETS {
             let at = cell(row, bucket as u8);
-            let new = level(*rank);
-            let cell = &self.cells[at as usize];
-            if cell.level == new {
+            let cell = &mut self.cells[at as usize];
+            cell.learnt = learnt[bucket];
+            if cell.level == levels[bucket] {
                 continue;
             }
             let is_listed = cell.head != NONE;
             if is_listed {
                 self.unlist(at);
             }
-            self.cells[at as usize].level = new;
+            self.cells[at as usize].level = levels[bucket];
             if is_listed {
                 self.list(at);
             }
         }
+    }
+
+    /// Returns the level of a cell by what was learnt, whoever is in charge.
+    pub(super) fn learnt_level(&self, cell: u32) -> Level {
+        self.cells[cell as usize].learnt
     }
 
     pub(super) fn level_of(&self, cell: u32) -> Level {
@@ -119,6 +132,14 @@ impl Ranking {
             return Some(cell.next);
         }
         self.lowest(cell.level + 1)
+    }
+
+    /// Puts a listed cell before the others of its level.
+    pub(super) fn put_first(&mut self, at: u32) {
+        if self.cells[at as usize].previous != NONE {
+            self.unlist(at);
+            self.list(at);
+        }
     }
 
     fn list(&mut self, at: u32) {
