@@ -4,6 +4,7 @@
 //! block rests is the shard's own matter. A policy knows blocks by the number of their record: dense, below the shard's
 //! capacity, one block at a time, used again after [`Policy::removed`].
 
+pub mod adaptive;
 mod arc;
 #[cfg(test)]
 mod contract_test;

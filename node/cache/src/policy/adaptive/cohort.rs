@@ -1,0 +1,264 @@
+//! Blocks of one class last used at about the same time. They age together, so that ageing costs the number of cohorts and
+//! not of blocks; and ghosts need no place in any queue.
+
+use super::ages::{Ages, BUCKETS, Tick};
+use super::hazard::Hazards;
+use super::ranking::{NONE, Ranking, cell};
+
+/// A cohort. It lives until the last of its members is used again or forgotten.
+#[derive(Clone, Debug)]
+pub(super) struct Cohort {
+    /// When its members were last used.
+    pub(super) start: Tick,
+    pub(super) row: u16,
+    pub(super) family: u16,
+    pub(super) bucket: u8,
+    /// Its members, resident and ghost.
+    members: u32,
+    /// Their weight in what is learnt, in 1/256.
+    weight: u32,
+    /// Resident leaves, the first to leave first; threaded through the records.
+    pub(super) head: u32,
+    pub(super) tail: u32,
+    /// Cohorts of the same cell with leaves.
+    previous: u32,
+    pub(super) next: u32,
+    /// The cohorts that age before and after this one; among free slots `behind` is the next free one.
+    ahead: u32,
+    behind: u32,
+}
+
+/// Bucket of a slot that holds no cohort.
+const FREE: u8 = u8::MAX;
+
+/// A first-in first-out queue of the cohorts of one age bucket.
+#[derive(Clone, Copy)]
+struct Queue {
+    head: u32,
+    tail: u32,
+    /// When the head has to leave the bucket; only meaningful when there is one.
+    due: Tick,
+}
+
+/// Steps that a cohort is looked for its place by age before it is put where it is.
+const MAX_STEPS: usize = 16;
+
+/// All cohorts.
+pub(super) struct Cohorts {
+    ages: Ages,
+    slots: Vec<Cohort>,
+    free: u32,
+    alive: u32,
+    queues: [Queue; BUCKETS],
+}
+
+/// Whether `a` comes before `b`, modulo 2^32.
+fn is_before(a: Tick, b: Tick) -> bool {
+    (a.wrapping_sub(b) as i32) < 0
+}
+
+impl Cohorts {
+    pub(super) fn new(ages: Ages) -> Cohorts {
+        let queue = Queue { head: NONE, tail: NONE, due: 0 };
+        Cohorts { ages, slots: Vec::new(), free: NONE, alive: 0, queues: [queue; BUCKETS] }
+    }
+
+    pub(super) fn alive(&self) -> u32 {
+        self.alive
+    }
+
+    pub(super) fn get(&self, at: u32) -> &Cohort {
+        &self.slots[at as usize]
+    }
+
+    pub(super) fn get_mut(&mut self, at: u32) -> &mut Cohort {
+        &mut self.slots[at as usize]
+    }
+
+    /// Makes a cohort without members; the caller gives it at least one at once.
+    pub(super) fn open(&mut self, row: u16, family: u16, now: Tick) -> u32 {
+        let cohort = Cohort {
+            start: now,
+            row,
+            family,
+            bucket: 0,
+            members: 0,
+            weight: 0,
+            head: NONE,
+            tail: NONE,
+            previous: NONE,
+            next: NONE,
+            ahead: NONE,
+            behind: NONE,
+        };
+        let at = if self.free == NONE {
+            self.slots.push(cohort);
+            u32::try_from(self.slots.len() - 1).expect("there are fewer cohorts than records and ghosts")
+        } else {
+            let at = self.free;
+            self.free = self.slots[at as usize].behind;
+            self.slots[at as usize] = cohort;
+            at
+        };
+        self.alive += 1;
+        self.enqueue(0, at);
+        at
+    }
+
+    pub(super) fn join(&mut self, at: u32, weight: u32) {
+        let cohort = &mut self.slots[at as usize];
+        cohort.members += 1;
+        cohort.weight += weight;
+    }
+
+    /// Lets a member weigh more or less from now on.
+    pub(super) fn reweigh(&mut self, at: u32, before: u32, after: u32) {
+        let cohort = &mut self.slots[at as usize];
+        cohort.weight = cohort.weight - before + after;
+    }
+
+    /// Counts a member out that was used again or is forgotten, and is in no list of leaves any more.
+    pub(super) fn leave(&mut self, at: u32, weight: u32) {
+        let cohort = &mut self.slots[at as usize];
+        debug_assert!(cohort.members > 0, "a member leaves its own cohort");
+        cohort.members -= 1;
+        cohort.weight -= weight;
+        if cohort.members == 0 {
+            debug_assert_eq!(cohort.head, NONE, "an empty cohort has no leaf");
+            let bucket = usize::from(cohort.bucket);
+            self.dequeue(bucket, at);
+            self.slots[at as usize].bucket = FREE;
+            self.slots[at as usize].behind = self.free;
+            self.free = at;
+            self.alive -= 1;
+        }
+    }
+
+    /// Whether this slot holds the cohort that was opened for `row` at `start`.
+    pub(super) fn is_open(&self, at: u32, row: u16, start: Tick) -> bool {
+        self.slots
+            .get(at as usize)
+            .is_some_and(|cohort| cohort.bucket != FREE && cohort.row == row && cohort.start == start)
+    }
+
+    fn enqueue(&mut self, bucket: usize, at: u32) {
+        let tail = self.queues[bucket].tail;
+        self.slots[at as usize].ahead = tail;
+        self.slots[at as usize].behind = NONE;
+        if tail == NONE {
+            self.queues[bucket].head = at;
+            self.set_due(bucket);
+        } else {
+            self.slots[tail as usize].behind = at;
+        }
+        self.queues[bucket].tail = at;
+    }
+
+    fn dequeue(&mut self, bucket: usize, at: u32) {
+        let Cohort { ahead, behind, .. } = self.slots[at as usize];
+        if behind == NONE {
+            self.queues[bucket].tail = ahead;
+        } else {
+            self.slots[behind as usize].ahead = ahead;
+        }
+        if ahead == NONE {
+            self.queues[bucket].head = behind;
+            self.set_due(bucket);
+        } else {
+            self.slots[ahead as usize].behind = behind;
+        }
+    }
+
+    fn set_due(&mut self, bucket: usize) {
+        let head = self.queues[bucket].head;
+        if head != NONE {
+            let age = self.ages.end(bucket).unwrap_or(u32::MAX / 2);
+            self.queues[bucket].due = self.slots[head as usize].start.wrapping_add(age);
+        }
+    }
+
+    /// Moves every cohort to the bucket of its age and counts its members as having come that far.
+    pub(super) fn age(&mut self, now: Tick, hazards: &mut Hazards, ranking: &mut Ranking) {
+        for bucket in 0..BUCKETS {
+            while self.queues[bucket].head != NONE && !is_before(now, self.queues[bucket].due) {
+                let at = self.queues[bucket].head;
+                self.dequeue(bucket, at);
+                self.move_on(at, (bucket + 1).min(BUCKETS - 1), now, hazards, ranking);
+            }
+        }
+    }
+
+    fn move_on(&mut self, at: u32, bucket: usize, now: Tick, hazards: &mut Hazards, ranking: &mut Ranking) {
+        let has_leaves = self.slots[at as usize].head != NONE;
+        if has_leaves {
+            self.unlist(at, ranking);
+        }
+        let cohort = &mut self.slots[at as usize];
+        if usize::from(cohort.bucket) == BUCKETS - 1 {
+            // Half the range of a tick has passed: kept comparable, and as old as can be.
+            cohort.start = now.wrapping_sub(u32::MAX / 4);
+        }
+        cohort.bucket = bucket as u8;
+        hazards.at_risk(cohort.row, cohort.family.into(), bucket, cohort.weight);
+        if has_leaves {
+            self.list(at, ranking);
+        }
+        self.enqueue(bucket, at);
+    }
+
+    /// Puts a cohort that has leaves into the list of its cell, by age.
+    pub(super) fn list(&mut self, at: u32, ranking: &mut Ranking) {
+        let Cohort { row, bucket, start, .. } = self.slots[at as usize];
+        let cell = cell(row, bucket);
+        let (mut head, mut tail) = (ranking.head(cell), ranking.tail(cell));
+        let mut before = tail;
+        if tail != NONE && is_before(start, self.slots[tail as usize].start) {
+            // It has become leafy late, as a rule as one of the oldest: looked for from the old end.
+            before = NONE;
+            let mut after = head;
+            for _ in 0..MAX_STEPS {
+                if after == NONE || is_before(start, self.slots[after as usize].start) {
+                    break;
+                }
+                before = after;
+                after = self.slots[after as usize].next;
+            }
+        }
+        let after = if before == NONE { head } else { self.slots[before as usize].next };
+        self.slots[at as usize].previous = before;
+        self.slots[at as usize].next = after;
+        if before == NONE {
+            head = at;
+        } else {
+            self.slots[before as usize].next = at;
+        }
+        if after == NONE {
+            tail = at;
+        } else {
+            self.slots[after as usize].previous = at;
+        }
+        ranking.set_ends(cell, head, tail);
+    }
+
+    /// Takes a cohort out of the list of its cell.
+    pub(super) fn unlist(&mut self, at: u32, ranking: &mut Ranking) {
+        let Cohort { row, bucket, previous, next, .. } = self.slots[at as usize];
+        let cell = cell(row, bucket);
+        let (mut head, mut tail) = (ranking.head(cell), ranking.tail(cell));
+        if previous == NONE {
+            head = next;
+        } else {
+            self.slots[previous as usize].next = next;
+        }
+        if next == NONE {
+            tail = previous;
+        } else {
+            self.slots[next as usize].previous = previous;
+        }
+        ranking.set_ends(cell, head, tail);
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.slots.capacity() * size_of::<Cohort>()
+    }
+}

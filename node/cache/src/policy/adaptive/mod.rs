@@ -1,0 +1,554 @@
+//! `adaptive`: learns online which blocks come back and when, and ranks them by it.
+//!
+//! A block's class is what was known at its last use ([`class`], [`score`]); each class has hazards of reuse by age, learnt
+//! from resident and remembered blocks alike ([`hazard`], [`cohort`], [`ghosts`]); the block with the lowest Gittins index
+//! leaves first ([`ranking`]), and a newcomer that ranks lower still is refused. Leaves leave before their parents, always.
+
+mod ages;
+mod choice;
+mod class;
+mod cohort;
+mod ghosts;
+mod hazard;
+mod ranking;
+mod records;
+mod request;
+mod score;
+mod shadow;
+
+use crate::policy::{Policy, Removal, Request, Verdict, Visit};
+use ages::{Ages, BUCKETS, Tick};
+use choice::Choice;
+pub use choice::{Ranker, Report};
+use class::{OCTILES, Past};
+use cohort::{Cohort, Cohorts};
+use ghosts::{Ghost, Ghosts};
+use hazard::{Hazards, MAX_ROWS};
+use ranking::{Level, NONE, Ranking, cell, level_on_scale};
+use records::{Records, Resident};
+use request::{Current, History, Touched};
+use score::Score;
+use shadow::Seen;
+
+/// Classes of the same rank that are compared by age when a simple way to rank is in charge.
+const MAX_TIES: usize = 16;
+
+/// Mean lifetimes in which a use loses half its worth to the aged LFU.
+const LFU_LIVES: f32 = 8.0;
+
+/// Halvings that the aged LFU tells apart.
+const LFU_SCALE: f32 = 24.0;
+
+/// What a block is worth to the aged LFU: the binary logarithm of its uses, less one for each `half_life` since the last.
+fn lfu(uses: u8, age: f32, half_life: f32) -> f32 {
+    f32::from(uses.max(1)).log2() - age / half_life.max(1.0)
+}
+
+/// Makes room for one more, a good deal more at a time but far less than twice, and never beyond the limit.
+fn grow<T>(list: &mut Vec<T>, limit: usize) {
+    if list.len() == list.capacity() {
+        let more = (list.len() / 8).max(1024).min(limit.saturating_sub(list.len()));
+        list.reserve_exact(more.max(1));
+    }
+}
+
+/// Leaves that are offered for one victim before the search is given up.
+const MAX_SEARCH: usize = 256;
+
+/// Ghosts per block of capacity.
+const FEW_GHOSTS: usize = 32_768;
+
+/// Row of a class that was never seen.
+const UNSEEN: u16 = u16::MAX;
+
+/// A class that was seen: where its new members go.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    family: u16,
+    /// The cohort that takes new members, when it was opened and how many uses had been seen then.
+    open: u32,
+    opened: Tick,
+    opened_uses: u64,
+}
+
+/// The policy; see the module.
+pub struct Adaptive {
+    capacity: usize,
+    now: Tick,
+    /// Uses of blocks seen so far.
+    uses: u64,
+    ages: Ages,
+    hazards: Hazards,
+    ranking: Ranking,
+    cohorts: Cohorts,
+    records: Records,
+    ghosts: Ghosts,
+    score: Score,
+    history: History,
+    current: Current,
+    choice: Choice,
+    row_of: Vec<u16>,
+    rows: Vec<Row>,
+    /// The row whose rank is next to be brought up to date.
+    next_rerank: usize,
+    /// Uses when what was learnt was last faded.
+    faded_at: u64,
+    /// Running mean of the age at which blocks leave, in requests.
+    life: f32,
+}
+
+const HALF_LIFE_USES: u64 = 100_000;
+const HALF_LIFE_CAPACITIES: u64 = 64;
+const FADES_PER_HALF_LIFE: u64 = 8;
+const FADE: f32 = 0.917_004;
+
+/// Uses that may pass, per block of capacity, until a class opens a new cohort: the grain of ages in a large cache.
+const COHORTS_PER_CAPACITY: u64 = 4096;
+
+impl Adaptive {
+    /// Makes a policy for a pool of so many blocks.
+    pub fn new(capacity: usize) -> Adaptive {
+        let ages = Ages::new();
+        let ghosts = (capacity / 2).max(FEW_GHOSTS);
+        Adaptive {
+            capacity,
+            now: 0,
+            uses: 0,
+            hazards: Hazards::new(ages.clone()),
+            ranking: Ranking::new(),
+            cohorts: Cohorts::new(ages.clone()),
+            ages,
+            records: Records::new(),
+            ghosts: Ghosts::with_limits(ghosts / 4 * 3, ghosts / 4),
+            score: Score::new(),
+            history: History::new(),
+            current: Current::default(),
+            choice: Choice::new(capacity),
+            row_of: vec![UNSEEN; MAX_ROWS],
+            rows: Vec::new(),
+            next_rerank: 0,
+            faded_at: 0,
+            life: 100.0,
+        }
+    }
+
+    /// Returns how many blocks are remembered that are not resident.
+    pub fn ghosts(&self) -> usize {
+        self.ghosts.len()
+    }
+
+    /// Returns how many blocks are resident.
+    pub fn resident(&self) -> usize {
+        self.records.count()
+    }
+
+    /// A block is used: notes how long it had waited, and makes it part of the request at hand.
+    fn touch(&mut self, print: u64, at: u32, known: Option<(Past, u32)>, visit: &Visit) {
+        if self.current.is_full() {
+            self.settle();
+        }
+        self.uses += 1;
+        let mut past = Past::EMPTY;
+        if let Some((old, cohort)) = known {
+            self.current.known_block(old);
+            past = self.next_past(old);
+            if old.is_watched() {
+                self.score.came_back(print);
+                past.set_watched(false);
+            }
+            if old.is_sampled() {
+                past.set_sampled(false);
+            }
+            let Cohort { row, family, bucket, .. } = *self.cohorts.get(cohort);
+            self.hazards.event(row, family.into(), bucket.into(), old.weight());
+            self.cohorts.leave(cohort, old.weight());
+        } else {
+            self.branch(visit);
+            self.current.unknown_block();
+            past.uses = 1;
+        }
+        past.last = self.now;
+        past.set_partial(visit.partial);
+        past.span = self.current.span;
+        self.current.touched.push(Touched { print, at, past, is_new: known.is_none() });
+    }
+
+    /// Returns what is remembered of a block after a use now.
+    fn next_past(&self, old: Past) -> Past {
+        let mut past = old;
+        past.uses = old.uses.saturating_add(1);
+        past.set_gap(match self.ages.bucket(self.now.wrapping_sub(old.last)) {
+            0..=4 => 1,
+            5..=10 => 2,
+            _ => 3,
+        });
+        past
+    }
+
+    /// A block never seen before follows its parent.
+    fn branch(&mut self, visit: &Visit) {
+        if let Some(parent) = visit.parent.filter(|at| self.records.get(*at).is_some()) {
+            let record = self.records.at(parent);
+            if record.cohort == NONE {
+                let place = record.previous as usize;
+                self.current.touched[place].past.add_branch();
+            } else {
+                record.past.add_branch();
+            }
+        } else if visit.depth > 0 {
+            if let Some(parent) = self.current.touched.last_mut() {
+                parent.past.add_branch();
+            }
+        }
+    }
+
+    /// Gives the blocks of the request at hand their classes, now that as much is known of it as will be.
+    fn settle(&mut self) {
+        if self.current.touched.is_empty() {
+            return;
+        }
+        let outlook = self.current.outlook(None, &self.history);
+        let facts = self.current.facts(&outlook, &self.history);
+        let octile = self.score.octile(&facts);
+        self.history.put(self.now, &self.current.request, &facts);
+        let mut touched = std::mem::take(&mut self.current.touched);
+        let watched = touched.len().saturating_sub(2);
+        if self.score.note(&facts, touched[watched].print, self.now) {
+            touched[watched].past.set_watched(true);
+        }
+        self.shadow(&touched, octile);
+        // The deepest first: within a cohort it is the first to leave.
+        for block in touched.drain(..).rev() {
+            let mut past = block.past;
+            if block.is_new {
+                past.turn = facts.turn;
+            }
+            let cohort = self.join(past, octile);
+            if block.at == NONE {
+                self.remember(Ghost { print: block.print, cohort, past });
+                continue;
+            }
+            let record = self.records.at(block.at);
+            record.cohort = cohort;
+            record.past = past;
+            if record.children == 0 {
+                self.records.list(block.at, false, &mut self.cohorts, &mut self.ranking);
+            }
+        }
+        self.current.touched = touched;
+    }
+
+    /// Lets the shadow caches see the sampled blocks of the request, and decides who ranks.
+    fn shadow(&mut self, touched: &[Touched], octile: usize) {
+        self.choice.begin();
+        for block in touched {
+            if !self.choice.samples(block.print) {
+                continue;
+            }
+            let row = self.row(block.past, octile);
+            let seen = Seen { print: block.print, last: block.past.last, uses: block.past.uses, row };
+            let (now, ages, ranking, fade) = (self.now, &self.ages, &self.ranking, self.life * LFU_LIVES);
+            self.choice.visit(seen, &|ranker, seen| {
+                let age = now.wrapping_sub(seen.last);
+                match ranker {
+                    Ranker::Learnt => f32::from(ranking.learnt_level(cell(seen.row, ages.bucket(age) as u8))),
+                    Ranker::Lru => -(age as f32),
+                    Ranker::Lfu => lfu(seen.uses, age as f32, fade),
+                }
+            });
+        }
+        if self.choice.adjust() {
+            for row in 0..self.rows.len() {
+                self.rerank(row as u16);
+            }
+        }
+    }
+
+    /// Brings the ranks of a class up to date.
+    fn rerank(&mut self, row: u16) {
+        let family = usize::from(self.rows[usize::from(row)].family);
+        let learnt = self.hazards.index(row, family).map(ranking::level);
+        let mut levels = learnt;
+        let uses = class::uses_of(family);
+        for (bucket, level) in levels.iter_mut().enumerate() {
+            match self.choice.in_charge() {
+                Ranker::Learnt => break,
+                Ranker::Lru => *level = level_on_scale(1.0 - bucket as f32 / BUCKETS as f32),
+                Ranker::Lfu => {
+                    let worth = lfu(uses, self.ages.begin(bucket) as f32, self.life * LFU_LIVES);
+                    *level = level_on_scale((worth + LFU_SCALE) / (LFU_SCALE + 8.0));
+                }
+            }
+        }
+        self.ranking.rerank(row, &learnt, &levels);
+    }
+
+    /// Counts a block as used now into the cohort of its class.
+    fn join(&mut self, past: Past, octile: usize) -> u32 {
+        let row = self.row(past, octile);
+        let Row { family, open, opened, opened_uses } = self.rows[usize::from(row)];
+        let grain = self.capacity as u64 / COHORTS_PER_CAPACITY;
+        let cohort = if (opened == self.now || self.uses - opened_uses <= grain)
+            && self.cohorts.is_open(open, row, opened)
+        {
+            open
+        } else {
+            let cohort = self.cohorts.open(row, family, self.now);
+            self.rows[usize::from(row)] =
+                Row { family, open: cohort, opened: self.now, opened_uses: self.uses };
+            cohort
+        };
+        let bucket = usize::from(self.cohorts.get(cohort).bucket);
+        for bucket in 0..=bucket {
+            self.hazards.at_risk(row, family.into(), bucket, past.weight());
+        }
+        self.cohorts.join(cohort, past.weight());
+        cohort
+    }
+
+    /// Returns the row of a block's class, a new one if it is the first of its class.
+    fn row(&mut self, past: Past, octile: usize) -> u16 {
+        let family = past.family(self.current.request.hint);
+        let class = family * OCTILES + octile;
+        if self.row_of[class] == UNSEEN {
+            let row = self.hazards.add_row(family);
+            self.ranking.add_row();
+            self.rows.push(Row { family: family as u16, open: NONE, opened: 0, opened_uses: 0 });
+            self.row_of[class] = row;
+            self.rerank(row);
+        }
+        self.row_of[class]
+    }
+
+    fn remember(&mut self, ghost: Ghost) {
+        if let Some(twin) = self.ghosts.take(ghost.print) {
+            self.cohorts.leave(twin.cohort, twin.past.weight());
+        }
+        let displaced = self.ghosts.put(ghost);
+        if let Some(forgotten) = displaced.forgotten {
+            self.cohorts.leave(forgotten.cohort, forgotten.past.weight());
+        }
+        if let Some(sampled) = displaced.sampled {
+            let mut before = sampled.past;
+            before.set_sampled(false);
+            self.cohorts.reweigh(sampled.cohort, before.weight(), sampled.past.weight());
+        }
+    }
+
+    /// Brings the ranks of some classes up to date, in turn.
+    fn rerank_some(&mut self) {
+        let rows = self.rows.len();
+        let period = if self.now < 2048 { 64 } else { 256 };
+        for _ in 0..rows.div_ceil(period) {
+            self.next_rerank = (self.next_rerank + 1) % rows;
+            self.rerank(self.next_rerank as u16);
+        }
+    }
+
+    fn fade(&mut self) {
+        let half_life = HALF_LIFE_USES.max(self.capacity as u64 * HALF_LIFE_CAPACITIES);
+        if (self.uses - self.faded_at) * FADES_PER_HALF_LIFE >= half_life {
+            self.faded_at = self.uses;
+            self.hazards.decay(FADE);
+        }
+    }
+
+    /// Returns which cell of a level, beginning with `first`, holds the block unused for longest. A simple way to rank ties
+    /// classes of the same age. It comes first on its level, so that leaves that may not go are not offered twice.
+    fn oldest_on_level(&mut self, first: u32) -> u32 {
+        let level = self.ranking.level_of(first);
+        let mut oldest = first;
+        let mut next = Some(first);
+        for _ in 0..MAX_TIES {
+            let Some(cell) = next.filter(|cell| self.ranking.level_of(*cell) == level) else { break };
+            let age = |cell: u32| self.now.wrapping_sub(self.cohorts.get(self.ranking.head(cell)).start);
+            if age(cell) > age(oldest) {
+                oldest = cell;
+            }
+            next = self.ranking.after(cell);
+        }
+        self.ranking.put_first(oldest);
+        oldest
+    }
+
+    /// Says who ranks now, and on what evidence.
+    pub fn report(&self) -> Report {
+        self.choice.report()
+    }
+
+    /// Returns the rank that a newcomer would have.
+    fn level_of(&mut self, visit: &Visit) -> Level {
+        let ghost = self.ghosts.get(print(visit)).map(|ghost| ghost.past);
+        let outlook = self.current.outlook(ghost, &self.history);
+        let octile = self.current.judged(&outlook).unwrap_or_else(|| {
+            let octile = self.score.octile(&self.current.facts(&outlook, &self.history));
+            self.current.set_judged(outlook, octile);
+            octile
+        });
+        let mut past = ghost.map_or(Past::EMPTY, |old| self.next_past(old));
+        past.uses = past.uses.max(1);
+        past.set_partial(visit.partial);
+        let row = self.row(past, octile);
+        self.ranking.level_of(cell(row, 0))
+    }
+}
+
+/// Cache lifetimes that the score waits for a request's prefix to come back.
+const PATIENCE: f32 = 4.0;
+
+/// The shortest time that it waits, in requests.
+const MIN_HORIZON: f32 = 20.0;
+
+/// Part of the running mean of lifetimes that each block that leaves replaces.
+const LIFE_RATE: f32 = 0.001;
+
+/// Part of a key that stands for it. The shard's index hashes the first eight bytes, placement uses the last.
+fn print(visit: &Visit) -> u64 {
+    let bytes: [u8; 8] = visit.key.as_bytes()[8..16].try_into().expect("a key has 32 bytes");
+    u64::from_le_bytes(bytes)
+}
+
+impl Policy for Adaptive {
+    fn begin(&mut self, request: &Request) {
+        self.settle();
+        self.now = self.now.wrapping_add(1);
+        self.cohorts.age(self.now, &mut self.hazards, &mut self.ranking);
+        self.score.learn(self.now, (self.life * PATIENCE).max(MIN_HORIZON) as u32);
+        self.rerank_some();
+        self.fade();
+        self.current.begin(request);
+    }
+
+    fn hit(&mut self, at: u32, visit: &Visit) {
+        let Some(&Resident { print, cohort, children, past, .. }) = self.records.get(at) else {
+            return self.inserted(at, visit);
+        };
+        if cohort == NONE {
+            return;
+        }
+        if children == 0 {
+            self.records.unlist(at, &mut self.cohorts, &mut self.ranking);
+        }
+        self.touch(print, at, Some((past, cohort)), visit);
+        let place = self.current.touched.len() as u32 - 1;
+        let record = self.records.at(at);
+        record.cohort = NONE;
+        record.previous = place;
+    }
+
+    fn inserted(&mut self, at: u32, visit: &Visit) {
+        let print = print(visit);
+        if self.records.get(at).is_some() {
+            debug_assert!(false, "a record is taken once");
+            return;
+        }
+        let ghost = self.ghosts.take(print);
+        self.touch(print, at, ghost.map(|ghost| (ghost.past, ghost.cohort)), visit);
+        let parent = visit.parent.filter(|parent| self.records.get(*parent).is_some());
+        if let Some(parent) = parent {
+            let record = self.records.at(parent);
+            record.children += 1;
+            if record.children == 1 && record.cohort != NONE {
+                self.records.unlist(parent, &mut self.cohorts, &mut self.ranking);
+            }
+        }
+        let place = self.current.touched.len() as u32 - 1;
+        self.records.insert(
+            at,
+            Resident {
+                print,
+                cohort: NONE,
+                parent: parent.unwrap_or(NONE),
+                children: 0,
+                previous: place,
+                next: NONE,
+                past: Past::EMPTY,
+                is_resident: true,
+            },
+        );
+    }
+
+    fn refused(&mut self, visit: &Visit) {
+        let print = print(visit);
+        let ghost = self.ghosts.take(print);
+        self.touch(print, NONE, ghost.map(|ghost| (ghost.past, ghost.cohort)), visit);
+    }
+
+    fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
+        let is_learnt = self.choice.in_charge() == Ranker::Learnt;
+        let level = if is_learnt { self.level_of(newcomer) } else { Level::MAX };
+        let mut offered = 0;
+        let mut next = self.ranking.lowest(0);
+        if !is_learnt {
+            next = next.map(|first| self.oldest_on_level(first));
+        }
+        while let Some(cell) = next {
+            if self.ranking.level_of(cell) > level {
+                return Verdict::Refuse;
+            }
+            let mut cohort = self.ranking.head(cell);
+            while cohort != NONE {
+                let mut leaf = self.cohorts.get(cohort).head;
+                while leaf != NONE {
+                    if may_go(leaf) {
+                        return Verdict::Evict(leaf);
+                    }
+                    offered += 1;
+                    if offered >= MAX_SEARCH {
+                        return Verdict::Stuck;
+                    }
+                    leaf = self.records.at(leaf).next;
+                }
+                cohort = self.cohorts.get(cohort).next;
+            }
+            next = self.ranking.after(cell);
+        }
+        Verdict::Stuck
+    }
+
+    fn removed(&mut self, at: u32, why: Removal) {
+        let Some(&Resident { print, cohort, parent, children, previous, past, .. }) = self.records.get(at)
+        else {
+            return;
+        };
+        if cohort == NONE {
+            // It leaves within the request that used it: remembered with the others at the end, whatever the reason.
+            self.current.touched[previous as usize].at = NONE;
+        } else {
+            if children == 0 {
+                self.records.unlist(at, &mut self.cohorts, &mut self.ranking);
+            }
+            match why {
+                Removal::Evicted => {
+                    self.life += LIFE_RATE * (self.now.wrapping_sub(past.last) as f32 - self.life);
+                    self.remember(Ghost { print, cohort, past });
+                }
+                Removal::Dropped => self.cohorts.leave(cohort, past.weight()),
+            }
+        }
+        self.records.remove(at);
+        if parent == NONE || self.records.get(parent).is_none() {
+            return;
+        }
+        let record = self.records.at(parent);
+        record.children = record.children.saturating_sub(1);
+        if record.children == 0 && record.cohort != NONE {
+            self.records.list(parent, true, &mut self.cohorts, &mut self.ranking);
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        size_of::<Adaptive>()
+            + self.hazards.memory_bytes()
+            + self.ranking.memory_bytes()
+            + self.cohorts.memory_bytes()
+            + self.records.memory_bytes()
+            + self.ghosts.memory_bytes()
+            + self.score.memory_bytes()
+            + self.history.memory_bytes()
+            + self.choice.memory_bytes()
+            + self.current.touched.capacity() * size_of::<Touched>()
+            + self.row_of.capacity() * size_of::<u16>()
+            + self.rows.capacity() * size_of::<Row>()
+    }
+}
