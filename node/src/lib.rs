@@ -7,16 +7,20 @@ mod config;
 mod data;
 mod guards;
 mod http;
+mod latency;
 mod membership;
 mod memory;
 mod metrics;
 mod persist;
 mod start;
+mod stats;
 mod view;
 
 #[cfg(test)]
 mod tests;
 
 pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, Tuning};
+pub use latency::{Latencies, LatencySummary};
 pub use persist::{Loaded, PersistError, PersistProgress, Saved};
 pub use start::{NodeHandle, start};
+pub use stats::{Evictions, NodeStats, Prefetches, TierUse};

@@ -2,7 +2,8 @@
 
 use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
-use crate::data::DataPlane;
+use crate::data::{DataPlane, VERBS};
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -51,7 +52,20 @@ async fn scrape(State(sources): State<Arc<Sources>>) -> Response {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
     metrics::with_local_recorder(&recorder, || record(&sources, &devices));
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], handle.render()).into_response()
+    let mut text = handle.render();
+    render_latencies(&sources, &mut text);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+fn render_latencies(sources: &Sources, text: &mut String) {
+    const NAME: &str = "kvhive_node_request_seconds";
+    text.push_str(&format!(
+        "# HELP {NAME} How long requests took, from the whole question to the whole answer\n"
+    ));
+    text.push_str(&format!("# TYPE {NAME} histogram\n"));
+    for (verb, took) in VERBS.into_iter().zip(&sources.plane.counters.took) {
+        took.read().render(NAME, &format!("verb=\"{verb}\""), text);
+    }
 }
 
 fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
@@ -60,6 +74,7 @@ fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
     let counters = &plane.counters;
     let epoch = view.serving().map_or(0, |serving| serving.map.epoch.0);
     let lag = counters.replication_lag_us.load(Ordering::Relaxed);
+    metrics::gauge!("kvhive_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     for (name, value) in [
         ("kvhive_node_lease_seconds", view.lease().since(view.now()).as_secs_f64()),
         ("kvhive_node_epoch", epoch as f64),
@@ -111,7 +126,7 @@ fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
 }
 
 fn record_device(device: &str, stats: &ShardStats) {
-    for (tier, figures) in [("device", stats.device), ("host", stats.host)] {
+    for (tier, figures) in [("device", stats.device), ("host", stats.host), ("disk", stats.disk)] {
         let labels = [("device", device.to_owned()), ("tier", tier.to_owned())];
         metrics::gauge!("kvhive_node_blocks", &labels).set(figures.blocks as f64);
         metrics::gauge!("kvhive_node_used_bytes", &labels).set(figures.used_bytes as f64);
@@ -135,8 +150,22 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_evicted_blocks_total", stats.evicted),
         ("kvhive_node_cleared_blocks_total", stats.cleared),
         ("kvhive_node_demoted_blocks_total", stats.demoted),
+        ("kvhive_node_promoted_blocks_total", stats.promoted),
+        ("kvhive_node_lost_blocks_total", stats.lost),
+        ("kvhive_node_not_admitted_to_disk_total", stats.not_admitted),
+        ("kvhive_node_declined_stores_total", stats.declined),
     ] {
         metrics::counter!(name, "device" => device.to_owned()).absolute(value);
+    }
+    for (outcome, value) in [
+        ("asked", stats.prefetched),
+        ("useful", stats.prefetch_useful),
+        ("wasted", stats.prefetch_wasted),
+        ("late", stats.prefetch_late),
+        ("cancelled", stats.prefetch_cancelled),
+    ] {
+        let labels = [("device", device.to_owned()), ("outcome", outcome.to_owned())];
+        metrics::counter!("kvhive_node_prefetched_blocks_total", &labels).absolute(value);
     }
     for (reason, value) in [
         ("no_room", stats.refused_no_room),

@@ -5,10 +5,12 @@ use crate::actors::device::Device;
 use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
 use crate::http::BoundedListener;
+use crate::latency::Latencies;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
 use crate::persist::{self, Loaded, PersistError, PersistProgress, Saved};
+use crate::stats::{self, NodeStats};
 use crate::view::View;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
@@ -51,6 +53,7 @@ const LEAST_RATE: u64 = 1 << 20;
 pub struct NodeHandle {
     runtime: Runtime,
     devices: Vec<Device>,
+    plane: Arc<DataPlane>,
     /// Bytes of the largest frame.
     frame_bytes: u64,
     data_address: SocketAddr,
@@ -169,6 +172,7 @@ pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHan
         runtime,
         frame_bytes: config.devices.iter().filter_map(largest).max().unwrap_or(0),
         devices: devices.clone(),
+        plane: plane.clone(),
         data_address,
         metrics_address,
         view,
@@ -281,6 +285,16 @@ impl NodeHandle {
     /// Says whether it holds a lease and serves.
     pub fn is_serving(&self) -> bool {
         self.view.serving().is_some() && self.view.check_lease().is_ok()
+    }
+
+    /// Returns the node's figures since it started. Blocks the thread for a moment.
+    pub fn stats(&self) -> NodeStats {
+        self.wait_for(stats::gather(&self.devices, &self.plane))
+    }
+
+    /// Returns the latencies of matches, fetches and stores, to be merged with those of other nodes.
+    pub fn latencies(&self) -> [Latencies; 3] {
+        stats::latencies(&self.plane)
     }
 
     /// Writes what the node holds to a snapshot: the folder `path`, which stands or is replaced as a whole. What an interrupted

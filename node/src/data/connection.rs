@@ -9,7 +9,7 @@ use kvhive_protocol::data::{DataReply, DataRequest, MAX_KEYS_PER_MATCH, MatchReq
 use kvhive_protocol::frame::Kind;
 use kvhive_runtime::stopped;
 use kvhive_wire::{Connection, Fault, Peer};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::debug;
@@ -57,6 +57,24 @@ pub(super) async fn serve_connection(
 }
 
 async fn serve_request(
+    connection: &mut Connection,
+    peer: Peer,
+    plane: &DataPlane,
+    number: u64,
+    request: DataRequest,
+) -> Result<(), Fault> {
+    let begun = Instant::now();
+    let verb = match request {
+        DataRequest::Match(_) => 0,
+        DataRequest::Fetch(_) => 1,
+        DataRequest::Store(_) => 2,
+    };
+    let served = answer(connection, peer, plane, number, request).await;
+    plane.counters.took[verb].record(begun.elapsed());
+    served
+}
+
+async fn answer(
     connection: &mut Connection,
     peer: Peer,
     plane: &DataPlane,

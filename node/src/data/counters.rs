@@ -1,5 +1,6 @@
 //! What the data plane has done, for metrics.
 
+use crate::latency::LatencyRecorder;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counters since the node started.
@@ -27,7 +28,12 @@ pub(crate) struct Counters {
     /// How long the batch copied last in the background had waited and taken, in microseconds.
     pub(crate) replication_lag_us: AtomicU64,
     pub(crate) actor_restarts: AtomicU64,
+    /// How long requests took, from the whole question to the whole answer.
+    pub(crate) took: [LatencyRecorder; 3],
 }
+
+/// Names of the requests whose latencies are recorded, in the order of [`Counters::took`].
+pub(crate) const VERBS: [&str; 3] = ["match", "fetch", "store"];
 
 /// Adds one.
 pub(crate) fn count(counter: &AtomicU64) {

@@ -92,7 +92,9 @@ impl SegmentReader {
         Ok(SegmentReader { file: BufReader::new(file), length, at: 0 })
     }
 
-    /// Returns the next block's meta and where its bytes begin. None at the end, and where the rest cannot be read for
+    /// Returns the next block's meta and where its bytes begin. What follows a damaged meta is not searched for another: bytes
+    /// of a block can look like one.
+    /// None at the end, and where the rest cannot be read for
     /// damage: then [`SegmentReader::is_damaged`].
     pub(super) fn next_meta(&mut self) -> io::Result<Option<(Meta, u64)>> {
         if self.length - self.at < META_BYTES as u64 {

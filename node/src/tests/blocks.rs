@@ -47,7 +47,7 @@ async fn a_full_cache_gives_up_its_oldest_blocks() {
         let expected = (number >= 24).then(|| Block::new(number as u64, 64 * KIB).bytes);
         assert!(bytes == expected, "block {number}");
     }
-    assert_eq!(node.stats().await.evicted, 24);
+    assert_eq!(node.shard_stats().await.evicted, 24);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,7 +60,7 @@ async fn demoted_blocks_keep_their_bytes() {
         node.settles("a device frame is free again", |stats| stats.device.used_bytes < 16 * 64 * KIB as u64)
             .await;
     }
-    let stats = node.stats().await;
+    let stats = node.shard_stats().await;
     assert!(stats.demoted >= 8, "{stats:?}");
     assert_eq!(stats.blocks(), 24);
     for number in 0..24 {

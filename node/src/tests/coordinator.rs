@@ -91,6 +91,13 @@ impl FakeCoordinator {
         self.script().fenced = true;
     }
 
+    /// Changes the map under a new epoch.
+    pub(super) fn change(&self, how: impl FnOnce(&mut ClusterMap)) {
+        let mut script = self.script();
+        script.map.epoch = script.map.epoch.next();
+        how(&mut script.map);
+    }
+
     /// Raises the tenant's era; returns the era and the map's epoch.
     pub(super) fn clear(&self) -> (Era, Epoch) {
         let mut script = self.script();

@@ -5,6 +5,7 @@ mod blocks;
 mod coordinator;
 mod faults;
 mod life;
+mod persist;
 mod proxy;
 mod replication;
 
@@ -117,7 +118,7 @@ impl NodeHandle {
             .expect("the node lets a client in")
     }
 
-    async fn stats(&self) -> ShardStats {
+    async fn shard_stats(&self) -> ShardStats {
         let load = |reply| DeviceMessage::Load { reply };
         let (_, stats) =
             self.inside.devices[0].ask(Duration::from_secs(5), load).await.expect("the device answers");
@@ -127,12 +128,12 @@ impl NodeHandle {
     /// Waits until the shard's figures are as wanted.
     async fn settles(&self, what: &str, wanted: impl Fn(&ShardStats) -> bool) {
         for _ in 0..4000 {
-            if wanted(&self.stats().await) {
+            if wanted(&self.shard_stats().await) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("never came true: {what}; {:?}", self.stats().await);
+        panic!("never came true: {what}; {:?}", self.shard_stats().await);
     }
 
     fn counted(&self, counter: impl Fn(&crate::data::Counters) -> &AtomicU64) -> u64 {

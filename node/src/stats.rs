@@ -1,0 +1,153 @@
+//! What a node tells whoever embeds it.
+
+use crate::actors::core::DeviceMessage;
+use crate::actors::device::Device;
+use crate::data::DataPlane;
+use crate::latency::{Latencies, LatencySummary};
+use kvhive_cache::{ShardStats, TierStats};
+use serde::Serialize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// A device that does not answer within this is left out.
+const LIMIT: Duration = Duration::from_millis(500);
+
+/// One tier of all devices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct TierUse {
+    /// Resident blocks.
+    pub blocks: u64,
+    /// Bytes of frames in use.
+    pub used_bytes: u64,
+    /// Bytes of all frames.
+    pub capacity_bytes: u64,
+}
+
+impl TierUse {
+    fn add(&mut self, tier: TierStats) {
+        self.blocks += tier.blocks;
+        self.used_bytes += tier.used_bytes;
+        self.capacity_bytes += tier.capacity_bytes;
+    }
+}
+
+/// Why blocks left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Evictions {
+    /// For others that came.
+    pub for_room: u64,
+    /// Not worth a place on disk when memory ran short.
+    pub not_admitted: u64,
+    /// Their tenant's era ended.
+    pub cleared: u64,
+    /// They could not be read any more.
+    pub lost: u64,
+}
+
+/// What prefetching came to, in blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Prefetches {
+    /// Asked for by matches.
+    pub asked: u64,
+    /// Used where they were brought.
+    pub useful: u64,
+    /// Gone from there before they were used.
+    pub wasted: u64,
+    /// Used before they had come.
+    pub late: u64,
+    /// Not brought, for want of a free frame.
+    pub cancelled: u64,
+}
+
+/// A node's figures since it started; a device whose actor panicked counts from its new beginning.
+#[derive(Clone, PartialEq, Debug, Default, Serialize)]
+pub struct NodeStats {
+    /// Matches, fetches and stores that were answered.
+    pub requests: u64,
+    /// Blocks that fetches found.
+    pub hits: u64,
+    /// Blocks that fetches did not find.
+    pub misses: u64,
+    /// Hits of all blocks that were asked for, from 0 to 1; 0 when none were.
+    pub hit_rate: f64,
+    /// Keys that matches asked for.
+    pub matched_keys: u64,
+    /// Keys of those that were covered.
+    pub covered_keys: u64,
+    /// Latency of matches, in milliseconds.
+    pub match_latency: LatencySummary,
+    /// Latency of fetches, in milliseconds.
+    pub fetch_latency: LatencySummary,
+    /// Latency of stores, in milliseconds.
+    pub store_latency: LatencySummary,
+    /// The device tiers.
+    pub device: TierUse,
+    /// The host tiers.
+    pub host: TierUse,
+    /// The disk tiers.
+    pub disk: TierUse,
+    /// Used bytes of the device tiers, from 0 to 1.
+    pub device_utilization: f64,
+    /// Blocks that left, by reason.
+    pub evictions: Evictions,
+    /// Blocks moved down a tier.
+    pub demoted: u64,
+    /// Blocks moved up a tier.
+    pub promoted: u64,
+    /// What prefetching came to.
+    pub prefetch: Prefetches,
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+impl NodeStats {
+    fn add(&mut self, shard: &ShardStats) {
+        self.hits += shard.hits;
+        self.misses += shard.misses;
+        self.matched_keys += shard.matched_keys;
+        self.covered_keys += shard.covered_keys;
+        self.device.add(shard.device);
+        self.host.add(shard.host);
+        self.disk.add(shard.disk);
+        self.evictions.for_room += shard.evicted - shard.not_admitted;
+        self.evictions.not_admitted += shard.not_admitted;
+        self.evictions.cleared += shard.cleared;
+        self.evictions.lost += shard.lost;
+        self.demoted += shard.demoted;
+        self.promoted += shard.promoted;
+        self.prefetch.asked += shard.prefetched;
+        self.prefetch.useful += shard.prefetch_useful;
+        self.prefetch.wasted += shard.prefetch_wasted;
+        self.prefetch.late += shard.prefetch_late;
+        self.prefetch.cancelled += shard.prefetch_cancelled;
+    }
+}
+
+/// Returns the latencies of matches, fetches and stores.
+pub(crate) fn latencies(plane: &DataPlane) -> [Latencies; 3] {
+    plane.counters.took.each_ref().map(|recorder| recorder.read())
+}
+
+/// Asks everybody.
+pub(crate) async fn gather(devices: &[Device], plane: &DataPlane) -> NodeStats {
+    let counters = &plane.counters;
+    let requests = [&counters.matches, &counters.fetches, &counters.stores];
+    let [matches, fetches, stores] = latencies(plane).map(|latencies| latencies.summary());
+    let mut stats = NodeStats {
+        requests: requests.map(|counter| counter.load(Ordering::Relaxed)).iter().sum(),
+        match_latency: matches,
+        fetch_latency: fetches,
+        store_latency: stores,
+        ..NodeStats::default()
+    };
+    for device in devices {
+        if let Ok((_, shard)) = device.ask(LIMIT, |reply| DeviceMessage::Load { reply }).await {
+            stats.add(&shard);
+        }
+    }
+    stats.hit_rate = share(stats.hits, stats.hits + stats.misses);
+    stats.device_utilization = share(stats.device.used_bytes, stats.device.capacity_bytes);
+    stats
+}
