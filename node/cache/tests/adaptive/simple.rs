@@ -52,7 +52,16 @@ fn short(visit: &Visit) -> u64 {
 
 impl Simple {
     pub fn new(rule: Rule, capacity: usize) -> Simple {
-        Simple { rule, capacity: capacity as u64, now: 0, uses: 0, blocks: HashMap::new(), seen: HashMap::new(), leaves: BTreeSet::new(), dice: Dice(3) }
+        Simple {
+            rule,
+            capacity: capacity as u64,
+            now: 0,
+            uses: 0,
+            blocks: HashMap::new(),
+            seen: HashMap::new(),
+            leaves: BTreeSet::new(),
+            dice: Dice(3),
+        }
     }
 
     fn touch(&mut self, at: u32, key: u64) {
@@ -71,7 +80,9 @@ impl Simple {
             Rule::Lru => (seen.last, 0, depth),
             Rule::Lru2 => (seen.before, seen.last, depth),
             Rule::Lfu => (seen.uses, seen.last, depth),
-            Rule::Hyperbolic => ((seen.uses as f64 / (self.uses - seen.first + 10) as f64 * 1e12) as u64, seen.last, depth),
+            Rule::Hyperbolic => {
+                ((seen.uses as f64 / (self.uses - seen.first + 10) as f64 * 1e12) as u64, seen.last, depth)
+            }
             Rule::Random => (self.dice.roll(), 0, depth),
         };
         if block.children == 0 {

@@ -10,7 +10,14 @@ pub struct Zipf {
 impl Zipf {
     pub fn new(items: u32, skew: f64) -> Zipf {
         let mut sum = 0.0;
-        Zipf { sums: (1..=items).map(|item| { sum += f64::from(item).powf(-skew); sum }).collect() }
+        Zipf {
+            sums: (1..=items)
+                .map(|item| {
+                    sum += f64::from(item).powf(-skew);
+                    sum
+                })
+                .collect(),
+        }
     }
 
     pub fn draw(&self, dice: &mut Dice) -> u32 {

@@ -49,7 +49,11 @@ impl fmt::Display for Report {
         for (ranker, rate) in Ranker::ALL.iter().zip(self.hit_rates) {
             write!(f, " {} {:.2} %,", ranker.name(), rate * 100.0)?;
         }
-        write!(f, " of {:.0} blocks, one in {} sampled; {} switches", self.evidence, self.sampled_one_in, self.switches)
+        write!(
+            f,
+            " of {:.0} blocks, one in {} sampled; {} switches",
+            self.evidence, self.sampled_one_in, self.switches
+        )
     }
 }
 

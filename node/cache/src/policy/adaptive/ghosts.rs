@@ -66,7 +66,11 @@ pub(super) struct Ghosts {
 const IN_SAMPLE: u32 = 1 << 31;
 
 fn at<'a>(latest: &'a Ring, sample: &'a Ring, slot: u32) -> &'a Ghost {
-    if slot & IN_SAMPLE == 0 { &latest.slots[slot as usize] } else { &sample.slots[(slot & !IN_SAMPLE) as usize] }
+    if slot & IN_SAMPLE == 0 {
+        &latest.slots[slot as usize]
+    } else {
+        &sample.slots[(slot & !IN_SAMPLE) as usize]
+    }
 }
 
 impl Ghosts {
@@ -86,7 +90,8 @@ impl Ghosts {
 
     pub(super) fn get(&self, print: u64) -> Option<&Ghost> {
         let (latest, sample) = (&self.latest, &self.sample);
-        let found = self.table.find(self.hasher.hash_one(print), |slot| at(latest, sample, *slot).print == print);
+        let found =
+            self.table.find(self.hasher.hash_one(print), |slot| at(latest, sample, *slot).print == print);
         found.map(|slot| at(latest, sample, *slot))
     }
 

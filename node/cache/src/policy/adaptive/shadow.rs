@@ -85,7 +85,9 @@ impl Shadow {
         }
         if self.table.len() >= self.room {
             let victim = self.victim(seen.last, worth);
-            let Some(victim) = victim.filter(|at| !refuses || worth(&self.entries[*at as usize].seen) <= worth(&seen)) else {
+            let Some(victim) =
+                victim.filter(|at| !refuses || worth(&self.entries[*at as usize].seen) <= worth(&seen))
+            else {
                 self.is_refused = true;
                 return false;
             };
