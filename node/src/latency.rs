@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn the_text_has_growing_buckets_and_ends_with_all() {
         let recorder = LatencyRecorder::default();
-        [3, 70, 70, 9000].map(|us| recorder.record(Duration::from_micros(us)));
+        [3, 70, 70, 9000].into_iter().for_each(|us| recorder.record(Duration::from_micros(us)));
         let mut text = String::new();
         recorder.read().render("x_seconds", "verb=\"fetch\"", &mut text);
         let counts: Vec<u64> = text

@@ -63,10 +63,6 @@ impl Cohorts {
         Cohorts { ages, slots: Vec::new(), free: NONE, alive: 0, queues: [queue; BUCKETS] }
     }
 
-    pub(super) fn alive(&self) -> u32 {
-        self.alive
-    }
-
     pub(super) fn get(&self, at: u32) -> &Cohort {
         &self.slots[at as usize]
     }

@@ -122,8 +122,8 @@ fn gittins(ages: &Ages, hazard: &[f32; BUCKETS]) -> [f32; BUCKETS] {
     for (from, index) in index.iter_mut().enumerate() {
         let mut alive: f32 = 1.0;
         let mut held: f32 = 0.0;
-        for bucket in from..BUCKETS {
-            let after = alive * (1.0 - hazard[bucket]);
+        for (bucket, chance) in hazard.iter().enumerate().skip(from) {
+            let after = alive * (1.0 - chance);
             held += ages.width(bucket) * (alive + after) * 0.5;
             alive = after;
             *index = f32::max(*index, (1.0 - alive) / held);

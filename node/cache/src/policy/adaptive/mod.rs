@@ -195,10 +195,10 @@ impl Adaptive {
             } else {
                 record.past.add_branch();
             }
-        } else if visit.depth > 0 {
-            if let Some(parent) = self.current.touched.last_mut() {
-                parent.past.add_branch();
-            }
+        } else if visit.depth > 0
+            && let Some(parent) = self.current.touched.last_mut()
+        {
+            parent.past.add_branch();
         }
     }
 

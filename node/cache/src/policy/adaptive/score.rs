@@ -183,12 +183,11 @@ impl Score {
 
     /// Notes that a watched block was used again.
     pub(super) fn came_back(&mut self, watched: u64) {
-        if let Some(number) = self.watched.remove(&watched) {
-            if let Some(waiting) =
+        if let Some(number) = self.watched.remove(&watched)
+            && let Some(waiting) =
                 number.checked_sub(self.popped).and_then(|at| self.waiting.get_mut(at as usize))
-            {
-                waiting.came_back = true;
-            }
+        {
+            waiting.came_back = true;
         }
     }
 
