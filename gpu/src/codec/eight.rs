@@ -2,8 +2,8 @@
 //! by row. Keys of at least [`CHANNEL_TOKENS`] tokens have a scale a channel, everything else a scale a token and head.
 #![allow(unsafe_code, reason = "calls functions compiled for instructions that the CPU was asked about")]
 
-use super::shape::{Plane, Tensor};
-use super::wide::{PIECE, Path, Portable, ROUNDER, Wide, finite_magnitude, saturate};
+use super::shape::{Element, Plane, Tensor};
+use super::wide::{PIECE, Path, Portable, RUN, Wide, from_e4m3, to_e4m3, to_int8};
 
 /// Tokens from which on a scale a channel costs at most an eighth of the codes.
 pub(super) const CHANNEL_TOKENS: usize = 16;
@@ -47,9 +47,9 @@ pub(super) fn decode(path: Path, fp8: bool, tensor: &Tensor, stored: &[u8], raw:
 #[target_feature(enable = "avx2,f16c")]
 fn encode_avx2(fp8: bool, tensor: &Tensor, raw: &[u8], stored: &mut [u8]) {
     if fp8 {
-        encode_planes::<super::wide::Avx2, Fp8>(tensor, raw, stored);
+        encode_planes::<super::avx2::Avx2, Fp8>(tensor, raw, stored);
     } else {
-        encode_planes::<super::wide::Avx2, Int8>(tensor, raw, stored);
+        encode_planes::<super::avx2::Avx2, Int8>(tensor, raw, stored);
     }
 }
 
@@ -57,9 +57,9 @@ fn encode_avx2(fp8: bool, tensor: &Tensor, raw: &[u8], stored: &mut [u8]) {
 #[target_feature(enable = "avx2,f16c")]
 fn decode_avx2(fp8: bool, tensor: &Tensor, stored: &[u8], raw: &mut [u8]) {
     if fp8 {
-        decode_planes::<super::wide::Avx2, Fp8>(tensor, stored, raw);
+        decode_planes::<super::avx2::Avx2, Fp8>(tensor, stored, raw);
     } else {
-        decode_planes::<super::wide::Avx2, Int8>(tensor, stored, raw);
+        decode_planes::<super::avx2::Avx2, Int8>(tensor, stored, raw);
     }
 }
 
@@ -69,8 +69,12 @@ trait Code {
     const LARGEST: f32;
     /// Returns the code nearest to a scaled value; what is beyond the largest gets the largest.
     fn code(scaled: f32) -> u8;
+    /// Does as [`Code::code`] with each of a run.
+    fn codes<W: Wide>(scaled: &[f32; RUN]) -> [u8; RUN];
     /// Returns what a code stands for before it is scaled.
     fn value(code: u8) -> f32;
+    /// Does as [`Code::value`] with each of a run.
+    fn values<W: Wide>(codes: &[u8; RUN]) -> [f32; RUN];
 }
 
 /// Two's complement; -128 is NaN.
@@ -81,17 +85,31 @@ impl Code for Int8 {
 
     #[inline(always)]
     fn code(scaled: f32) -> u8 {
-        let rounded = (saturate(scaled, 127.0) + ROUNDER).to_bits() as u8;
-        if scaled.is_nan() { 0x80 } else { rounded }
+        to_int8(scaled)
+    }
+
+    #[inline(always)]
+    fn codes<W: Wide>(scaled: &[f32; RUN]) -> [u8; RUN] {
+        W::int8(scaled)
     }
 
     #[inline(always)]
     fn value(code: u8) -> f32 {
         if code == 0x80 { f32::NAN } else { f32::from(code as i8) }
     }
+
+    #[inline(always)]
+    fn values<W: Wide>(codes: &[u8; RUN]) -> [f32; RUN] {
+        // A loop: an array's `map` is not vectorised, which was measured to halve the speed.
+        let mut values = [0f32; RUN];
+        for (value, code) in values.iter_mut().zip(codes) {
+            *value = Int8::value(*code);
+        }
+        values
+    }
 }
 
-/// OCP e4m3: bias 7, no infinities, 0x7F and 0xFF are NaN.
+/// OCP e4m3: bias 7, no infinities; 0x7F and 0xFF are NaN, of which 0x7F is written.
 struct Fp8;
 
 impl Code for Fp8 {
@@ -99,32 +117,30 @@ impl Code for Fp8 {
 
     #[inline(always)]
     fn code(scaled: f32) -> u8 {
-        let bits = saturate(scaled, 448.0).to_bits();
-        let (sign, magnitude) = (bits >> 24 & 0x80, bits & 0x7FFF_FFFF);
-        // Under 2^-6: the last place of 2^14 is 2^-9, the subnormals' step, so the sum rounds as they do.
-        const STEP: f32 = 16384.0;
-        let subnormal = (f32::from_bits(magnitude) + STEP).to_bits().wrapping_sub(STEP.to_bits());
-        let normal = magnitude.wrapping_add(0x7_FFFF + (magnitude >> 20 & 1)).wrapping_sub(120 << 23) >> 20;
-        let rest = if magnitude < 0x3C80_0000 { subnormal } else { normal };
-        let rest = if scaled.is_nan() { 0x7F } else { rest };
-        (sign | rest) as u8
+        to_e4m3(scaled)
+    }
+
+    #[inline(always)]
+    fn codes<W: Wide>(scaled: &[f32; RUN]) -> [u8; RUN] {
+        W::e4m3(scaled)
     }
 
     #[inline(always)]
     fn value(code: u8) -> f32 {
-        const STEP: f32 = 16384.0;
-        let (sign, rest) = (u32::from(code & 0x80) << 24, u32::from(code & 0x7F));
-        let subnormal = (f32::from_bits(STEP.to_bits() | rest) - STEP).to_bits();
-        let magnitude = if rest < 8 { subnormal } else { (rest << 20) + (120 << 23) };
-        if rest == 0x7F { f32::NAN } else { f32::from_bits(sign | magnitude) }
+        from_e4m3(code)
+    }
+
+    #[inline(always)]
+    fn values<W: Wide>(codes: &[u8; RUN]) -> [f32; RUN] {
+        W::from_e4m3(codes)
     }
 }
 
 /// Returns the bits of the scale that brings a magnitude under the largest code, rounded up; 0 where its reciprocal
 /// would not be finite: such a group is stored as zeros.
 #[inline(always)]
-fn scale_for<C: Code>(magnitude: i32) -> u16 {
-    let exact = f32::from_bits(magnitude as u32) / C::LARGEST;
+fn scale_for<C: Code>(magnitude: u32) -> u16 {
+    let exact = f32::from_bits(magnitude) / C::LARGEST;
     let half = (exact.to_bits() + 0xFFFF) >> 16;
     if half < 0x0080 { 0 } else { half as u16 }
 }
@@ -143,6 +159,75 @@ fn reciprocal(half: u16) -> f32 {
 #[inline(always)]
 fn by_channel(plane: &Plane) -> bool {
     plane.keys && plane.tokens >= CHANNEL_TOKENS
+}
+
+/// The largest finite magnitude of each of [`PIECE`] channels, in the bits of the element: they order as magnitudes do,
+/// and 16 of 16 bits fit one register.
+struct Largest {
+    of_two: [u16; PIECE],
+    of_four: [u32; PIECE],
+}
+
+impl Largest {
+    #[inline(always)]
+    fn new() -> Largest {
+        Largest { of_two: [0; PIECE], of_four: [0; PIECE] }
+    }
+
+    /// Takes one token's numbers, from the first channel on.
+    #[inline(always)]
+    fn take<W: Wide>(&mut self, element: Element, raw: &[u8]) {
+        match element {
+            Element::F16 => W::raise::<0x7C00>(raw, &mut self.of_two),
+            Element::Bf16 => W::raise::<0x7F80>(raw, &mut self.of_two),
+            Element::F32 => {
+                for (most, four) in self.of_four.iter_mut().zip(raw.chunks_exact(4)) {
+                    let bits = u32::from_le_bytes([four[0], four[1], four[2], four[3]]) & 0x7FFF_FFFF;
+                    *most = (if bits < 0x7F80_0000 { bits } else { 0 }).max(*most);
+                }
+            }
+        }
+    }
+
+    /// Returns one channel's as the bits of a binary32.
+    #[inline(always)]
+    fn of(&self, element: Element, at: usize) -> u32 {
+        match element {
+            Element::F32 => self.of_four[at],
+            _ => widened(element, self.of_two[at]),
+        }
+    }
+}
+
+/// Returns the largest finite magnitude of some numbers as the bits of a binary32.
+#[inline(always)]
+fn largest_of<W: Wide>(element: Element, raw: &[u8]) -> u32 {
+    match element {
+        Element::F16 => widened(element, largest_half::<W, 0x7C00>(raw)),
+        Element::Bf16 => widened(element, largest_half::<W, 0x7F80>(raw)),
+        Element::F32 => raw.chunks_exact(4).fold(0, |most, four| {
+            let bits = u32::from_le_bytes([four[0], four[1], four[2], four[3]]) & 0x7FFF_FFFF;
+            most.max(if bits < 0x7F80_0000 { bits } else { 0 })
+        }),
+    }
+}
+
+#[inline(always)]
+fn largest_half<W: Wide, const INFINITE: u16>(raw: &[u8]) -> u16 {
+    let mut most = [0u16; RUN];
+    let (runs, rest) = raw.as_chunks::<{ 2 * RUN }>();
+    for run in runs {
+        W::raise::<INFINITE>(run, &mut most);
+    }
+    W::raise::<INFINITE>(rest, &mut most);
+    most.into_iter().fold(0, u16::max)
+}
+
+#[inline(always)]
+fn widened(element: Element, half: u16) -> u32 {
+    let mut value = [0f32];
+    Portable::load(element, &half.to_le_bytes(), &mut value);
+    value[0].to_bits()
 }
 
 #[inline(always)]
@@ -167,59 +252,76 @@ fn encode_planes<W: Wide, C: Code>(tensor: &Tensor, raw: &[u8], mut stored: &mut
 #[inline(always)]
 fn encode_channels<W: Wide, C: Code>(plane: &Plane, raw: &[u8], scales: &mut [u8], codes: &mut [u8]) {
     let width = plane.width();
-    let mut piece = [0f32; PIECE];
     let mut inverses = [0f32; PIECE];
     for column in (0..width).step_by(PIECE) {
         let count = PIECE.min(width - column);
-        let mut largest = [0i32; PIECE];
+        let mut largest = Largest::new();
         for token in 0..plane.tokens {
-            W::load(plane.element, &raw[plane.range(token, column, count)], &mut piece[..count]);
-            for (most, value) in largest[..count].iter_mut().zip(&piece[..count]) {
-                *most = finite_magnitude(*value).max(*most);
-            }
+            largest.take::<W>(plane.element, &raw[plane.range(token, column, count)]);
         }
         let places = scales[column * SCALE..(column + count) * SCALE].chunks_exact_mut(SCALE);
-        for ((place, inverse), most) in places.zip(&mut inverses).zip(&largest) {
-            let half = scale_for::<C>(*most);
+        for (at, (place, inverse)) in places.zip(&mut inverses).enumerate() {
+            let half = scale_for::<C>(largest.of(plane.element, at));
             *inverse = reciprocal(half);
             place.copy_from_slice(&half.to_le_bytes());
         }
         for token in 0..plane.tokens {
-            W::load(plane.element, &raw[plane.range(token, column, count)], &mut piece[..count]);
-            let places = &mut codes[token * width + column..][..count];
-            for ((code, value), inverse) in places.iter_mut().zip(&piece).zip(&inverses) {
-                *code = C::code(*value * *inverse);
-            }
+            let numbers = &raw[plane.range(token, column, count)];
+            encode_row::<W, C>(
+                plane.element,
+                numbers,
+                &inverses[..count],
+                &mut codes[token * width + column..],
+            );
         }
     }
 }
 
 #[inline(always)]
 fn encode_tokens<W: Wide, C: Code>(plane: &Plane, raw: &[u8], scales: &mut [u8], codes: &mut [u8]) {
-    let mut piece = [0f32; PIECE];
+    let mut inverses = [0f32; PIECE];
     let rows = codes.chunks_exact_mut(plane.head_dim).zip(scales.chunks_exact_mut(SCALE));
     for (at, (codes, scale)) in rows.enumerate() {
         let (token, first) = (at / plane.heads, at % plane.heads * plane.head_dim);
-        let mut largest = 0;
-        for column in (0..plane.head_dim).step_by(PIECE) {
-            let count = PIECE.min(plane.head_dim - column);
-            W::load(plane.element, &raw[plane.range(token, first + column, count)], &mut piece[..count]);
-            for value in &piece[..count] {
-                largest = finite_magnitude(*value).max(largest);
-            }
-        }
+        let largest = largest_of::<W>(plane.element, &raw[plane.range(token, first, plane.head_dim)]);
         let half = scale_for::<C>(largest);
-        let inverse = reciprocal(half);
+        inverses[..PIECE.min(plane.head_dim)].fill(reciprocal(half));
         scale.copy_from_slice(&half.to_le_bytes());
         for column in (0..plane.head_dim).step_by(PIECE) {
             let count = PIECE.min(plane.head_dim - column);
-            if plane.head_dim > PIECE {
-                W::load(plane.element, &raw[plane.range(token, first + column, count)], &mut piece[..count]);
-            }
-            for (code, value) in codes[column..column + count].iter_mut().zip(&piece) {
-                *code = C::code(*value * inverse);
-            }
+            let numbers = &raw[plane.range(token, first + column, count)];
+            encode_row::<W, C>(plane.element, numbers, &inverses[..count], &mut codes[column..]);
         }
+    }
+}
+
+/// Writes the codes of as many numbers as there are inverses.
+#[inline(always)]
+fn encode_row<W: Wide, C: Code>(element: Element, raw: &[u8], inverses: &[f32], codes: &mut [u8]) {
+    match element {
+        Element::F16 => encode_row_of::<W, C>(Element::F16, raw, inverses, codes),
+        Element::Bf16 => encode_row_of::<W, C>(Element::Bf16, raw, inverses, codes),
+        Element::F32 => encode_row_of::<W, C>(Element::F32, raw, inverses, codes),
+    }
+}
+
+/// As [`encode_row`], the element known when it is compiled: a run of numbers goes from memory to its codes in registers.
+#[inline(always)]
+fn encode_row_of<W: Wide, C: Code>(element: Element, raw: &[u8], inverses: &[f32], codes: &mut [u8]) {
+    let bytes = element.bytes();
+    let whole = inverses.len() / RUN * RUN;
+    for at in (0..whole).step_by(RUN) {
+        let mut values = [0f32; RUN];
+        W::load(element, &raw[at * bytes..][..RUN * bytes], &mut values);
+        for (value, inverse) in values.iter_mut().zip(&inverses[at..][..RUN]) {
+            *value *= *inverse;
+        }
+        codes[at..][..RUN].copy_from_slice(&C::codes::<W>(&values));
+    }
+    for at in whole..inverses.len() {
+        let mut value = [0f32];
+        W::load(element, &raw[at * bytes..][..bytes], &mut value);
+        codes[at] = C::code(value[0] * inverses[at]);
     }
 }
 
@@ -240,7 +342,6 @@ fn decode_planes<W: Wide, C: Code>(tensor: &Tensor, mut stored: &[u8], raw: &mut
 #[inline(always)]
 fn decode_channels<W: Wide, C: Code>(plane: &Plane, scales: &[u8], codes: &[u8], raw: &mut [u8]) {
     let width = plane.width();
-    let mut piece = [0f32; PIECE];
     let mut factors = [0f32; PIECE];
     for column in (0..width).step_by(PIECE) {
         let count = PIECE.min(width - column);
@@ -249,29 +350,54 @@ fn decode_channels<W: Wide, C: Code>(plane: &Plane, scales: &[u8], codes: &[u8],
             *factor = scale_value(u16::from_le_bytes([place[0], place[1]]));
         }
         for token in 0..plane.tokens {
-            let codes = &codes[token * width + column..][..count];
-            for ((value, code), factor) in piece.iter_mut().zip(codes).zip(&factors) {
-                *value = C::value(*code) * *factor;
-            }
-            W::save(plane.element, &piece[..count], &mut raw[plane.range(token, column, count)]);
+            let place = &mut raw[plane.range(token, column, count)];
+            let codes = &codes[token * width + column..];
+            decode_row::<W, C>(plane.element, codes, &factors[..count], place);
         }
     }
 }
 
 #[inline(always)]
 fn decode_tokens<W: Wide, C: Code>(plane: &Plane, scales: &[u8], codes: &[u8], raw: &mut [u8]) {
-    let mut piece = [0f32; PIECE];
+    let mut factors = [0f32; PIECE];
     let rows = codes.chunks_exact(plane.head_dim).zip(scales.chunks_exact(SCALE));
     for (at, (codes, scale)) in rows.enumerate() {
         let (token, first) = (at / plane.heads, at % plane.heads * plane.head_dim);
         let factor = scale_value(u16::from_le_bytes([scale[0], scale[1]]));
+        factors[..PIECE.min(plane.head_dim)].fill(factor);
         for column in (0..plane.head_dim).step_by(PIECE) {
             let count = PIECE.min(plane.head_dim - column);
-            for (value, code) in piece.iter_mut().zip(&codes[column..column + count]) {
-                *value = C::value(*code) * factor;
-            }
-            let place = plane.range(token, first + column, count);
-            W::save(plane.element, &piece[..count], &mut raw[place]);
+            let place = &mut raw[plane.range(token, first + column, count)];
+            decode_row::<W, C>(plane.element, &codes[column..], &factors[..count], place);
         }
+    }
+}
+
+/// Writes as many numbers as there are factors.
+#[inline(always)]
+fn decode_row<W: Wide, C: Code>(element: Element, codes: &[u8], factors: &[f32], raw: &mut [u8]) {
+    match element {
+        Element::F16 => decode_row_of::<W, C>(Element::F16, codes, factors, raw),
+        Element::Bf16 => decode_row_of::<W, C>(Element::Bf16, codes, factors, raw),
+        Element::F32 => decode_row_of::<W, C>(Element::F32, codes, factors, raw),
+    }
+}
+
+/// As [`decode_row`], the element known when it is compiled.
+#[inline(always)]
+fn decode_row_of<W: Wide, C: Code>(element: Element, codes: &[u8], factors: &[f32], raw: &mut [u8]) {
+    let bytes = element.bytes();
+    let whole = factors.len() / RUN * RUN;
+    for at in (0..whole).step_by(RUN) {
+        let Some(run) = codes[at..].first_chunk::<RUN>() else { break };
+        let mut values = C::values::<W>(run);
+        for (value, factor) in values.iter_mut().zip(&factors[at..][..RUN]) {
+            *value *= *factor;
+        }
+        W::save(element, &values, &mut raw[at * bytes..][..RUN * bytes]);
+    }
+    for at in whole..factors.len() {
+        let value = C::value(codes[at]) * factors[at];
+        W::save(element, &[value], &mut raw[at * bytes..][..bytes]);
     }
 }

@@ -135,13 +135,13 @@ pub(super) fn decode(path: Path, tensor: &Tensor, stored: &[u8], raw: &mut [u8])
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,f16c")]
 fn encode_avx2(tensor: &Tensor, raw: &[u8], stored: &mut [u8]) {
-    encode_planes::<super::wide::Avx2>(tensor, raw, stored);
+    encode_planes::<super::avx2::Avx2>(tensor, raw, stored);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,f16c")]
 fn decode_avx2(tensor: &Tensor, stored: &[u8], raw: &mut [u8]) {
-    decode_planes::<super::wide::Avx2>(tensor, stored, raw);
+    decode_planes::<super::avx2::Avx2>(tensor, stored, raw);
 }
 
 fn tiles(plane: &Plane) -> impl Iterator<Item = Tile> + use<> {

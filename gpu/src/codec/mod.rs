@@ -31,6 +31,8 @@
 //! # Ok::<(), kvhive_gpu::codec::CodecError>(())
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod eight;
 mod four;
 mod lossless;
@@ -211,7 +213,7 @@ fn encode_as(
             stored.clear();
             stored.extend_from_slice(raw);
         }
-        Codec::Lossless => return lossless::encode(shape.number_bytes(), raw, stored),
+        Codec::Lossless => return lossless::encode(path, shape.number_bytes(), raw, stored),
         Codec::Fp8 | Codec::Int8 | Codec::Int4 => {
             let tensor = shape.tensor().ok_or(CodecError::Opaque { codec })?;
             // Not cleared first: every byte is overwritten, and zeroing them costs as much as a copy.
@@ -234,7 +236,7 @@ fn decode_as(
 ) -> Result<(), CodecError> {
     check_raw(shape, raw)?;
     if codec == Codec::Lossless {
-        return lossless::decode(shape.number_bytes(), stored, raw);
+        return lossless::decode(path, shape.number_bytes(), stored, raw);
     }
     let wanted = stored_length(codec, shape)?;
     if stored.len() != wanted {

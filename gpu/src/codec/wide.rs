@@ -1,7 +1,5 @@
 //! Numbers in bulk: raw bytes to binary32 and back, and which instructions do it. Every path gives the same bits: each
 //! operation is one IEEE operation, rounded to nearest even, never fused with another.
-#![allow(unsafe_code, reason = "instructions that the CPU was asked about")]
-
 use super::shape::Element;
 
 /// Adding this to a number of magnitude under 2^22 leaves it rounded to nearest even in the low bits.
@@ -9,6 +7,9 @@ pub(super) const ROUNDER: f32 = 12_582_912.0;
 
 /// Numbers that are handled at a time: 4 KiB of binary32, which stay in the first cache.
 pub(super) const PIECE: usize = 1024;
+
+/// Numbers that stay in registers from memory to their codes.
+pub(super) const RUN: usize = 32;
 
 /// Which instructions are used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +39,14 @@ pub(super) trait Wide {
     /// Writes `values` as numbers of this element: nearest even, saturated at the largest finite one, NaN as the
     /// positive quiet NaN without payload.
     fn save(element: Element, values: &[f32], raw: &mut [u8]);
+    /// Raises each of `most` to its number's magnitude, numbers of 16 bits from `INFINITE` on not being finite.
+    fn raise<const INFINITE: u16>(raw: &[u8], most: &mut [u16]);
+    /// Returns the int8 codes of scaled values.
+    fn int8(scaled: &[f32; RUN]) -> [u8; RUN];
+    /// Returns the e4m3 codes of scaled values.
+    fn e4m3(scaled: &[f32; RUN]) -> [u8; RUN];
+    /// Returns what e4m3 codes stand for; some NaN for NaN.
+    fn from_e4m3(codes: &[u8; RUN]) -> [f32; RUN];
 }
 
 /// What every CPU can do.
@@ -69,85 +78,50 @@ impl Wide for Portable {
             Element::F32 => save_f32(values, raw),
         }
     }
-}
 
-/// AVX2 and F16C. Named only inside functions that are compiled for both.
-#[cfg(target_arch = "x86_64")]
-pub(super) struct Avx2;
-
-#[cfg(target_arch = "x86_64")]
-impl Wide for Avx2 {
     #[inline(always)]
-    fn load(element: Element, raw: &[u8], values: &mut [f32]) {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
-        match element {
-            Element::F16 => {
-                let count = values.len().min(raw.len() / 2);
-                let whole = count / 8 * 8;
-                for at in (0..whole).step_by(8) {
-                    // SAFETY: 16 bytes from 2 * at and 8 values from at lie within `whole`; the CPU has F16C here.
-                    unsafe {
-                        let eight = _mm_loadu_si128(raw.as_ptr().add(2 * at).cast::<__m128i>());
-                        _mm256_storeu_ps(values.as_mut_ptr().add(at), _mm256_cvtph_ps(eight));
-                    }
-                }
-                Portable::load(element, &raw[2 * whole..2 * count], &mut values[whole..count]);
-            }
-            Element::Bf16 => load_bf16(raw, values),
-            Element::F32 => load_f32(raw, values),
+    fn raise<const INFINITE: u16>(raw: &[u8], most: &mut [u16]) {
+        for (most, two) in most.iter_mut().zip(raw.chunks_exact(2)) {
+            let bits = u16::from_le_bytes([two[0], two[1]]) & 0x7FFF;
+            *most = (if bits < INFINITE { bits } else { 0 }).max(*most);
         }
     }
 
     #[inline(always)]
-    fn save(element: Element, values: &[f32], raw: &mut [u8]) {
-        use std::arch::x86_64::{
-            __m128i, _CMP_UNORD_Q, _MM_FROUND_TO_NEAREST_INT, _mm_storeu_si128, _mm256_blendv_ps,
-            _mm256_cmp_ps, _mm256_cvtps_ph, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_set1_ps,
-        };
-        match element {
-            Element::F16 => {
-                let count = values.len().min(raw.len() / 2);
-                let whole = count / 8 * 8;
-                for at in (0..whole).step_by(8) {
-                    // SAFETY: 8 values from at and 16 bytes from 2 * at lie within `whole`; the CPU has AVX and F16C
-                    // here. Both limits come first, since `min` and `max` give their second operand when one is NaN.
-                    unsafe {
-                        let eight = _mm256_loadu_ps(values.as_ptr().add(at));
-                        let eight = _mm256_min_ps(_mm256_set1_ps(LARGEST_F16), eight);
-                        let eight = _mm256_max_ps(_mm256_set1_ps(-LARGEST_F16), eight);
-                        let is_nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(eight, eight);
-                        let eight = _mm256_blendv_ps(eight, _mm256_set1_ps(f32::NAN), is_nan);
-                        let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(eight);
-                        _mm_storeu_si128(raw.as_mut_ptr().add(2 * at).cast::<__m128i>(), halves);
-                    }
-                }
-                Portable::save(element, &values[whole..count], &mut raw[2 * whole..2 * count]);
-            }
-            Element::Bf16 => save_bf16(values, raw),
-            Element::F32 => save_f32(values, raw),
-        }
+    fn int8(scaled: &[f32; RUN]) -> [u8; RUN] {
+        scaled.map(to_int8)
+    }
+
+    #[inline(always)]
+    fn e4m3(scaled: &[f32; RUN]) -> [u8; RUN] {
+        scaled.map(to_e4m3)
+    }
+
+    #[inline(always)]
+    fn from_e4m3(codes: &[u8; RUN]) -> [f32; RUN] {
+        codes.map(from_e4m3)
     }
 }
 
-const LARGEST_F16: f32 = 65504.0;
+pub(super) const LARGEST_F16: f32 = 65504.0;
 const LARGEST_BF16: f32 = f32::from_bits(0x7F7F_0000);
 
 #[inline(always)]
-fn load_bf16(raw: &[u8], values: &mut [f32]) {
+pub(super) fn load_bf16(raw: &[u8], values: &mut [f32]) {
     for (two, value) in raw.chunks_exact(2).zip(values) {
         *value = f32::from_bits(u32::from(u16::from_le_bytes([two[0], two[1]])) << 16);
     }
 }
 
 #[inline(always)]
-fn load_f32(raw: &[u8], values: &mut [f32]) {
+pub(super) fn load_f32(raw: &[u8], values: &mut [f32]) {
     for (four, value) in raw.chunks_exact(4).zip(values) {
         *value = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
     }
 }
 
 #[inline(always)]
-fn save_bf16(values: &[f32], raw: &mut [u8]) {
+pub(super) fn save_bf16(values: &[f32], raw: &mut [u8]) {
     for (two, value) in raw.chunks_exact_mut(2).zip(values) {
         let bits = saturate(*value, LARGEST_BF16).to_bits();
         let rounded = (bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16) as u16;
@@ -157,7 +131,7 @@ fn save_bf16(values: &[f32], raw: &mut [u8]) {
 }
 
 #[inline(always)]
-fn save_f32(values: &[f32], raw: &mut [u8]) {
+pub(super) fn save_f32(values: &[f32], raw: &mut [u8]) {
     for (four, value) in raw.chunks_exact_mut(4).zip(values) {
         let bits = if value.is_nan() { 0x7FC0_0000 } else { saturate(*value, f32::MAX).to_bits() };
         four.copy_from_slice(&bits.to_le_bytes());
@@ -171,11 +145,37 @@ pub(super) fn saturate(value: f32, limit: f32) -> f32 {
     if value < -limit { -limit } else { value }
 }
 
-/// Returns the magnitude's bits, which order as the magnitudes do; 0 for what is not finite.
+/// Returns the nearest of -127 to 127; -128 for NaN.
 #[inline(always)]
-pub(super) fn finite_magnitude(value: f32) -> i32 {
-    let bits = (value.to_bits() & 0x7FFF_FFFF) as i32;
-    if bits < 0x7F80_0000 { bits } else { 0 }
+pub(super) fn to_int8(scaled: f32) -> u8 {
+    let rounded = (saturate(scaled, 127.0) + ROUNDER).to_bits() as u8;
+    if scaled.is_nan() { 0x80 } else { rounded }
+}
+
+/// What is under 2^-6 is subnormal in e4m3. The last place of this is 2^-9, the subnormals' step, so that a sum with it
+/// rounds as they do.
+pub(super) const E4M3_STEP: f32 = 16384.0;
+
+/// Returns the nearest e4m3, 448 at most; 0x7F for NaN.
+#[inline(always)]
+pub(super) fn to_e4m3(scaled: f32) -> u8 {
+    if scaled.is_nan() {
+        return 0x7F;
+    }
+    let bits = saturate(scaled, 448.0).to_bits();
+    let (sign, magnitude) = (bits >> 24 & 0x80, bits & 0x7FFF_FFFF);
+    let subnormal = (f32::from_bits(magnitude) + E4M3_STEP).to_bits().wrapping_sub(E4M3_STEP.to_bits());
+    let normal = magnitude.wrapping_add(0x7_FFFF + (magnitude >> 20 & 1)).wrapping_sub(120 << 23) >> 20;
+    (sign | if magnitude < 0x3C80_0000 { subnormal } else { normal }) as u8
+}
+
+/// Returns what an e4m3 code stands for.
+#[inline(always)]
+pub(super) fn from_e4m3(code: u8) -> f32 {
+    let (sign, rest) = (u32::from(code & 0x80) << 24, u32::from(code & 0x7F));
+    let subnormal = (f32::from_bits(E4M3_STEP.to_bits() | rest) - E4M3_STEP).to_bits();
+    let magnitude = if rest < 8 { subnormal } else { (rest << 20) + (120 << 23) };
+    if rest == 0x7F { f32::NAN } else { f32::from_bits(sign | magnitude) }
 }
 
 #[inline(always)]
