@@ -1,4 +1,4 @@
-//! The layouts of the blocks that a node holds, as stores and askers have told them. A block whose layout is not known is
+//! The layouts of the blocks that a node holds, as stores, askers and snapshots have told them. A block whose layout is not known is
 //! served as it is stored, and stays as it is.
 
 use kvhive_protocol::frame::MAX_PAYLOAD_BYTES;
@@ -23,6 +23,14 @@ impl Layouts {
                 known.insert(fingerprint, *layout);
             }
         }
+    }
+
+    /// Returns all that are known, in the order of their fingerprints.
+    pub(crate) fn all(&self) -> Vec<Layout> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<(LayoutFingerprint, Layout)> = known.iter().map(|(at, one)| (*at, *one)).collect();
+        all.sort_unstable_by_key(|(fingerprint, _)| *fingerprint);
+        all.into_iter().map(|(_, layout)| layout).collect()
     }
 
     pub(crate) fn get(&self, fingerprint: LayoutFingerprint) -> Option<Layout> {

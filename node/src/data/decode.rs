@@ -53,6 +53,9 @@ impl DataPlane {
         layout: Layout,
     ) -> Result<(Vec<Option<Held>>, Option<OwnedSemaphorePermit>), WireError> {
         let (fingerprint, bytes) = (layout.fingerprint(), check::layout_bytes(&layout)?);
+        if found.iter().flatten().any(|guard| guard.header().fingerprint == fingerprint) {
+            self.view.layouts.learn(&layout);
+        }
         let mut room = self.most_decoded();
         let mut held = Vec::with_capacity(found.len());
         let mut encoded = Vec::new();

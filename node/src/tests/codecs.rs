@@ -1,7 +1,8 @@
 //! What becomes of blocks that are stored encoded, or that are shrunk where they rest.
 
-use super::asker::{Asker, Block, kept};
-use super::{KIB, Setup};
+use super::asker::{Asker, Block, already, kept};
+use super::{KIB, Setup, eventually};
+use crate::actors::core::DeviceMessage;
 use kvhive_cache::Tier;
 use kvhive_cache::policy::Strategy;
 use kvhive_client::codec;
@@ -205,9 +206,30 @@ async fn copies_are_stored_as_the_first_is_and_know_their_layout() {
     let mut client = nodes[0].ask().await.of_tensors();
     let blocks = [encoded(1, Codec::Int4), encoded(2, Codec::Lossless)];
     assert_eq!(client.store(&blocks, Ack::All).await, Ok(vec![kept(2); 2]));
-    // A second store of a block that is stored otherwise already: the copy follows what is here.
-    assert_eq!(client.store(&[tensor(1)], Ack::All).await, Ok(vec![super::asker::already(2)]));
-    let mut other = nodes[1].ask().await.of_tensors();
-    assert_eq!(other.fetch_whole(&[1, 2]).await, Ok(blocks.map(Some).to_vec()));
+    let copies = || async { nodes[1].ask().await.fetch_whole(&[1, 2]).await };
+    assert_eq!(copies().await, Ok(blocks.clone().map(Some).to_vec()));
     assert_eq!(nodes[1].inside.plane.view.layouts.get(LAYOUT.fingerprint()), Some(LAYOUT));
+    // The second node forgets them, and the same blocks are stored raw: what is copied is what the first node has.
+    nodes[1].inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    eventually("it was made anew", || nodes[1].counted(|counters| &counters.actor_restarts) == 1).await;
+    let again = client.store(&[tensor(1), tensor(2)], Ack::All).await;
+    assert_eq!(again, Ok(vec![already(2); 2]));
+    assert_eq!(copies().await, Ok(blocks.map(Some).to_vec()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_brings_encoded_blocks_back_with_what_their_bytes_mean() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("snapshot");
+    let blocks = [encoded(1, Codec::Int8), encoded(2, Codec::Lossless), tensor(3)];
+    let (_coordinator, first) = Setup::default().one().await;
+    let stored = first.ask().await.of_tensors().store(&blocks, Ack::Primary).await;
+    assert_eq!(stored, Ok(vec![kept(1); 3]));
+    first.persist(&path, |_| {}).expect("it is written");
+    let (_coordinator, second) = Setup::default().one().await;
+    assert_eq!(second.load(&path, |_| {}).expect("it is whole").blocks, 3);
+    assert_eq!(second.ask().await.fetch_whole(&[1, 2, 3]).await, Ok(blocks.map(Some).to_vec()));
+    let stats = second.stats();
+    let int8 = stats.codecs[Codec::Int8 as usize];
+    assert_eq!((int8.blocks, int8.raw_bytes), (1, 16 * KIB as u64), "{stats:?}");
 }
