@@ -1,8 +1,8 @@
 //! `adaptive`: learns online which blocks come back and when, and ranks them by it.
 //!
-//! A block's class is what was known at its last use ([`class`], [`score`]); each class has hazards of reuse by age, learnt
-//! from resident and remembered blocks alike ([`hazard`], [`cohort`], [`ghosts`]); the block with the lowest Gittins index
-//! leaves first ([`ranking`]), and a newcomer that ranks lower still is refused. Leaves leave before their parents, always.
+//! A block's class is what was known at its last use (`class`, `score`); each class has hazards of reuse by age, learnt
+//! from resident and remembered blocks alike (`hazard`, `cohort`, `ghosts`); the block with the lowest Gittins index
+//! leaves first (`ranking`), and a newcomer that ranks lower still is refused. Leaves leave before their parents, always.
 
 mod ages;
 mod choice;
