@@ -43,7 +43,9 @@ pub(crate) async fn load(
     let manifest = Manifest::read(&path)?;
     check(&manifest, frame_bytes, &serving)?;
     let layouts = manifest.layouts.iter().filter(|layout| layouts::block_bytes(layout).is_some());
-    layouts.for_each(|layout| view.layouts.learn(layout));
+    for layout in layouts {
+        view.layouts.learn(layout, layout.fingerprint());
+    }
     let (mut files, mut wanted) = survey(&manifest, &path, &serving, &mut loaded)?;
     wanted.sort_by_key(|one| one.meta.header.depth);
     let mut done = PersistProgress { blocks: 0, of_blocks: wanted.len() as u64 };
