@@ -233,3 +233,47 @@ async fn a_snapshot_brings_encoded_blocks_back_with_what_their_bytes_mean() {
     let int8 = stats.codecs[Codec::Int8 as usize];
     assert_eq!((int8.blocks, int8.raw_bytes), (1, 16 * KIB as u64), "{stats:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_and_writers_of_a_shrinking_shard_get_their_blocks_or_none() {
+    let setup = Setup {
+        frame_bytes: 16 * KIB,
+        device_frames: 8,
+        smaller: Some((8 * KIB, 16)),
+        host_frames: 8,
+        strategy: Strategy::Compressed,
+        ..Setup::default()
+    };
+    let (_coordinator, node) = setup.one().await;
+    let mut askers = tokio::task::JoinSet::new();
+    for task in 0..4u64 {
+        let mut client = node.ask().await.of_tensors();
+        askers.spawn(async move {
+            let mut hits = [0, 0];
+            for round in 0..300u64 {
+                let number = (round * 7 + task * 13) % 48;
+                let raw = client.raw(&[number, (number + 1) % 48]).await;
+                for (number, block) in [number, (number + 1) % 48].into_iter().zip(raw) {
+                    if let Some(block) = block {
+                        assert!(block == tensor(number), "block {number}");
+                        hits[0] += 1;
+                    }
+                }
+                let stored = client.fetch_whole(&[number]).await.expect("the node serves").remove(0);
+                hits[1] += u64::from(stored.is_some_and(|block| block.header.codec == Codec::Lossless));
+                // Refused for want of a frame, or taken.
+                client.store(&[tensor(number)], Ack::Primary).await.expect("the node serves");
+            }
+            hits
+        });
+    }
+    let hits = askers.join_all().await;
+    let stats = node.shard_stats().await;
+    assert!(stats.shrunk > 0 && stats.evicted > 0, "{stats:?}");
+    assert!(hits.iter().all(|hits| hits[0] > 0) && hits.iter().any(|hits| hits[1] > 0), "{hits:?}");
+    assert_eq!((node.counted(|counters| &counters.corrupt_blocks), stats.lost), (0, 0));
+    node.settles("nobody reads or moves", |stats| {
+        stats.readers + stats.shrinking + stats.leaving + stats.filling == 0
+    })
+    .await;
+}
