@@ -22,6 +22,8 @@ use tokio::time::Instant;
 pub struct StoreOptions {
     /// When a block counts as stored; the cluster's default when none.
     pub ack: Option<Ack>,
+    /// How the blocks are stored; as the tenant's rules say when none. What does not get smaller is stored raw.
+    pub codec: Option<Codec>,
 }
 
 /// What became of one block of a store.
@@ -93,7 +95,8 @@ impl NamespaceClient {
             return Err(ClientError::Misuse(format!("{given} bytes for a block of {}", self.block_bytes)));
         }
         let deadline = self.deadline();
-        let codec = codec::chosen(&self.shared().map(), self.tenant, &self.layout());
+        let chosen = || codec::chosen(&self.shared().map(), self.tenant, &self.layout());
+        let codec = options.codec.unwrap_or_else(chosen);
         let mut payloads = Vec::with_capacity(blocks.len());
         for block in blocks {
             payloads.push(self.payload(codec, block));

@@ -2,10 +2,10 @@
 //! loaded block.
 
 use crate::fakes::{Cluster, LAYOUT, Text, Turn};
-use kvhive_client::{Client, ClientConfig, FetchOutcome, MissReason, codec};
-use kvhive_protocol::HeaderError;
+use kvhive_client::{Client, ClientConfig, FetchOutcome, MissReason, StoreOptions, codec};
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::data::{Accept, DataRequest, Fetched};
+use kvhive_protocol::{Dtype, HeaderError, Layout};
 
 /// Answers with blocks that a node holds encoded; `damage` gets each one's number and bytes before they are sent, and says
 /// whether its header knows of it.
@@ -53,6 +53,44 @@ async fn encoded_blocks_are_decoded_into_the_callers_memory() {
     let bytes = 4 * LAYOUT.block_bytes().expect("a small block");
     let stats = client.stats();
     assert!(stats.bytes_fetched > bytes && stats.bytes_fetched < 2 * bytes, "fewer bytes came: {stats:?}");
+}
+
+#[tokio::test]
+async fn blocks_are_stored_as_asked_and_come_back_within_their_codecs_bound() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = cluster.client().await;
+    let layout = Layout { head_dim: 64, dtype: Dtype::F32, ..LAYOUT };
+    for codec in Codec::ALL {
+        // Keys of each model are others.
+        let namespace = client.namespace("default", codec.name(), layout, 0).expect("the tenant is there");
+        let prefix = namespace.keys(&[7; 16]);
+        let values: Vec<f32> =
+            (0..layout.block_bytes().expect("small") / 4).map(|at| (at as f32).sin()).collect();
+        let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let options = StoreOptions { codec: Some(codec), ..StoreOptions::default() };
+        let stored = namespace.store(&prefix, 0..1, &[&raw], options).await.expect("range and block fit");
+        assert_eq!(stored.acknowledged(), 1);
+        let mut back = vec![0; raw.len()];
+        let report =
+            namespace.fetch_into(&prefix, 0..1, &mut [&mut back[..]]).await.expect("range and memory fit");
+        let [FetchOutcome::Loaded(loaded)] = report.outcomes[..] else { panic!("{report:?}") };
+        assert_eq!(loaded.bytes(), raw.len() as u64);
+        let (bound, per_mille) = match codec {
+            Codec::Raw => (0.0, 1000),
+            Codec::Lossless => (0.0, 1000),
+            Codec::Fp8 => (1.0 / 15.0, 300),
+            Codec::Int8 => (1.0 / 250.0, 300),
+            Codec::Int4 => (2.0 / 19.0, 200),
+        };
+        assert!(loaded.stored_bytes() * 1000 <= loaded.bytes() * per_mille, "{codec:?}: {loaded:?}");
+        let read =
+            back.chunks_exact(4).map(|value| f32::from_le_bytes(value.try_into().expect("four bytes")));
+        let worst = read.zip(&values).map(|(read, value)| (read - value).abs()).fold(0.0, f32::max);
+        assert!(worst <= bound, "{codec:?} is off by {worst}");
+        assert!(!codec.is_exact() || back == raw, "{codec:?} is bit-exact");
+    }
+    let stats = client.stats();
+    assert_eq!((stats.encoded_blocks, stats.decoded_blocks), (4, 4), "{stats:?}");
 }
 
 #[tokio::test]
