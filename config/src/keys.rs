@@ -309,6 +309,19 @@ pub(crate) const NODE: &[Key] = &[
         "Folder of the disk tier's files, one folder a device in it. A relative path starts at this file's folder."
     ),
     key!(
+        "persist_dir",
+        Rule::Path,
+        Derived("none; then blocks in memory end with the process"),
+        "Folder of its snapshot, a folder of the node's name in it: taken in when it begins to serve, written anew when it ends in \
+         order. A relative path starts at this file's folder."
+    ),
+    key!(
+        "persist_every",
+        Rule::Time { min: 1000, max: 7 * 24 * 3_600_000 },
+        Derived("only at the end"),
+        "How often the snapshot is also written while the node serves: a node that is killed loses at most so much."
+    ),
+    key!(
         "mode",
         Rule::Choice(&MODES),
         Value("inference"),

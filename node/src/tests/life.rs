@@ -150,6 +150,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
             host_bytes: 0,
             classes: vec![crate::ClassConfig { frame_bytes: 4096, share: 1 }],
         }],
+        persist: None,
         tuning: crate::Tuning::default(),
         coordinators: vec![coordinator.address()],
         token: b"token".to_vec(),
