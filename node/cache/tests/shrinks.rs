@@ -174,6 +174,27 @@ fn other_strategies_shrink_nothing_and_nor_does_a_shard_of_one_size() {
 }
 
 #[test]
+fn a_tenants_own_strategy_shrinks_its_blocks_alone_and_from_the_day_it_is_set() {
+    let other = TenantId(2);
+    let mut scene = Scenario::new(Strategy::Lru, [6, 3], [0, 0]);
+    scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(1)), (other, Era(1))]));
+    for number in 0..3 {
+        scene.store(number, LARGE, Codec::Raw);
+    }
+    scene.shard.tend(scene.now(), &mut scene.effects);
+    assert_eq!(scene.shrinks(), [], "lru shrinks nothing");
+    let compressed = Rules::new(Strategy::Compressed);
+    scene.shard.set_rules(Rules::new(Strategy::Lru), &BTreeMap::from([(other, compressed)]));
+    scene.shard.tend(scene.now(), &mut scene.effects);
+    assert_eq!(scene.shrinks(), [], "these are not the other's");
+    scene.shard.set_rules(Rules::new(Strategy::Lru), &BTreeMap::from([(TENANT, compressed)]));
+    scene.shard.tend(scene.now(), &mut scene.effects);
+    assert_eq!(scene.shrink_all(90, Codec::Lossless), 1);
+    let stats = scene.stats();
+    assert_eq!((stats.blocks(), stats.shrunk, stats.evicted), (3, 1, 0));
+}
+
+#[test]
 fn nothing_is_shrunk_twice_to_one_codec() {
     let asked = |strategy, codec| {
         let mut scene = Scenario::new(strategy, [6, 2], [0, 0]);

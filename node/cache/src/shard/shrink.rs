@@ -26,6 +26,9 @@ pub(super) struct UnderWay {
 impl Shard {
     /// Starts to shrink the coldest blocks of a class when few of its frames in memory are free.
     pub(super) fn shrink_cold(&mut self, class: u8, effects: &mut Vec<Effect>) {
+        if !self.may_shrink || !self.is_short_of(class) {
+            return;
+        }
         for party in 0..self.parties.len() {
             let Some(how) = self.parties[party].rules.strategy.shrinks() else { continue };
             let mut named = Vec::with_capacity(1);
