@@ -253,12 +253,15 @@ impl NamespaceClient {
         target: &mut [u8],
     ) -> Result<Result<Loaded, HeaderError>, Fault> {
         let checked = header.check(&prefix.keys()[at], self.fingerprint, self.tenant, self.era(map));
-        let fits = match header.codec {
-            Codec::Raw => header.payload_bytes == target.len() as u64,
-            // Who asked for raw takes nothing else; no codec makes a block larger.
-            _ => !self.reads_raw() && header.payload_bytes <= target.len() as u64,
+        let expected = match header.codec {
+            Codec::Raw if header.payload_bytes == target.len() as u64 => Ok(()),
+            Codec::Raw => Err(HeaderError::Length),
+            codec if self.reads_raw() => Err(HeaderError::Codec(codec)),
+            // No codec makes a block larger.
+            _ if header.payload_bytes <= target.len() as u64 => Ok(()),
+            _ => Err(HeaderError::Length),
         };
-        if let Err(error) = checked.and(if fits { Ok(()) } else { Err(HeaderError::Length) }) {
+        if let Err(error) = checked.and(expected) {
             connection.skip_payload(header.payload_bytes).await?;
             return Ok(Err(error));
         }

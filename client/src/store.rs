@@ -29,6 +29,8 @@ const PART_BYTES: u64 = 1 << 20;
 pub struct StoreOptions {
     /// When a block counts as stored; the cluster's default when none.
     pub ack: Option<Ack>,
+    /// How the blocks are stored; as the tenant's rules say when none. What does not get smaller is stored raw.
+    pub codec: Option<Codec>,
 }
 
 /// What became of one block of a store.
@@ -100,7 +102,8 @@ impl NamespaceClient {
             return Err(ClientError::Misuse(format!("{given} bytes for a block of {}", self.block_bytes)));
         }
         let deadline = self.deadline();
-        let codec = codec::chosen(&self.shared().map(), self.tenant, &self.layout());
+        let chosen = || codec::chosen(&self.shared().map(), self.tenant, &self.layout());
+        let codec = options.codec.unwrap_or_else(chosen);
         let payloads: Vec<OnceLock<Payload<'_>>> = blocks.iter().map(|_| OnceLock::new()).collect();
         let mut outcomes: Vec<Option<StoreOutcome>> = vec![None; range.len()];
         let mut backoff = Backoff::new();

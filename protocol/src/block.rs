@@ -105,8 +105,8 @@ pub enum HeaderError {
     /// The bytes do not match the header's digest.
     #[error("block bytes do not match their digest")]
     Digest,
-    /// The bytes are those that were stored, but do not decode to a block of its layout.
-    #[error("block does not decode as {} of its layout", .0.name())]
+    /// The bytes are those that were stored, but do not decode to a block of its layout, or the reader did not ask for such.
+    #[error("block is stored as {}, and cannot be read as that", .0.name())]
     Codec(Codec),
 }
 

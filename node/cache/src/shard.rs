@@ -184,7 +184,6 @@ impl Shard {
         let party = self.party_of.get(&tenant).copied().unwrap_or(COMMONS);
         let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
         let (tier, class) = self.take_frame(now, party, class, &visit, effects)?;
-        self.shrink_cold(class, effects);
         let record = Record {
             codec: header.codec,
             key: header.key,

@@ -33,6 +33,11 @@ struct Scenario {
 
 impl Scenario {
     fn new(strategy: Strategy, device: [u32; 2], host: [u32; 2]) -> Scenario {
+        Scenario::keeping(strategy, device, host, 0)
+    }
+
+    /// One that keeps a share of its frames free.
+    fn keeping(strategy: Strategy, device: [u32; 2], host: [u32; 2], low_water_per_mille: u16) -> Scenario {
         let mut shard = Shard::new(ShardConfig {
             classes: vec![SMALL, LARGE],
             device: TierCapacity { frames: device.to_vec() },
@@ -43,7 +48,7 @@ impl Scenario {
             prefetch: 4,
             max_hold: Duration::from_millis(50),
             max_writes: 8,
-            low_water_per_mille: 0,
+            low_water_per_mille,
             hash_seed: 9,
         });
         shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
@@ -132,6 +137,26 @@ fn a_full_shard_shrinks_its_coldest_before_it_lets_any_go() {
     scene.shrink_all(90, Codec::Lossless);
     assert_eq!(scene.resident(0..10), [2, 3, 4, 5, 6, 7, 8, 9], "then the coldest of the small go");
     assert_eq!(scene.stats().evicted, 2);
+}
+
+#[test]
+fn what_a_tier_keeps_free_is_kept_free_by_shrinking_too() {
+    let mut scene = Scenario::keeping(Strategy::Compressed, [6, 4], [4, 4], 250);
+    for number in 0..14 {
+        scene.store(number, LARGE, Codec::Raw);
+        scene.shard.tend(scene.now(), &mut scene.effects);
+        let copies = scene.effects.iter().filter_map(|effect| match effect {
+            Effect::Copy { ticket, .. } => Some(*ticket),
+            Effect::Drop { .. } | Effect::Shrink { .. } => None,
+        });
+        let copies: Vec<_> = copies.collect();
+        scene.shrink_all(90, Codec::Lossless);
+        copies
+            .into_iter()
+            .for_each(|ticket| assert_ne!(scene.shard.copied(ticket, true), CopyVerdict::Discard));
+    }
+    let stats = scene.stats();
+    assert_eq!((stats.blocks(), stats.evicted), (14, 0), "{stats:?}");
 }
 
 #[test]
