@@ -87,7 +87,8 @@ pub(crate) const MODES: [&str; 5] = ["training", "inference", "bulk", "streaming
 /// Names of what decides which blocks go to disk.
 pub(crate) const DISK_ADMISSIONS: [&str; 2] = ["all", "used"];
 /// Names of the strategies.
-pub const STRATEGIES: [&str; 11] = [
+pub const STRATEGIES: [&str; 12] = [
+    "adaptive",
     "lru",
     "lfu",
     "paged",

@@ -277,12 +277,9 @@ impl Policy for Adaptive {
         self.touch(print, at, ghost.map(|ghost| (ghost.past, ghost.cohort)), visit);
         let parent = visit.parent.filter(|parent| self.records.get(*parent).is_some());
         if let Some(parent) = parent {
-            let record = self.records.at(parent);
-            record.children += 1;
-            if record.children == 1 && record.cohort != NONE {
-                self.records.unlist(parent, &mut self.cohorts, &mut self.ranking);
-            }
+            self.records.adopt(parent, &mut self.cohorts, &mut self.ranking);
         }
+        let parent_stay = parent.map_or(0, |parent| self.records.at(parent).stay);
         let place = self.current.touched.len() as u32 - 1;
         self.records.insert(
             at,
@@ -295,6 +292,8 @@ impl Policy for Adaptive {
                 next: NONE,
                 past: Past::EMPTY,
                 is_resident: true,
+                stay: 0,
+                parent_stay,
             },
         );
     }
@@ -338,10 +337,8 @@ impl Policy for Adaptive {
     }
 
     fn removed(&mut self, at: u32, why: Removal) {
-        let Some(&Resident { print, cohort, parent, children, previous, past, .. }) = self.records.get(at)
-        else {
-            return;
-        };
+        let Some(&record) = self.records.get(at) else { return };
+        let Resident { print, cohort, parent, parent_stay, children, previous, past, .. } = record;
         if cohort == NONE {
             // It leaves within the request that used it: remembered with the others at the end, whatever the reason.
             self.current.touched[previous as usize].at = NONE;
@@ -358,13 +355,8 @@ impl Policy for Adaptive {
             }
         }
         self.records.remove(at);
-        if parent == NONE || self.records.get(parent).is_none() {
-            return;
-        }
-        let record = self.records.at(parent);
-        record.children = record.children.saturating_sub(1);
-        if record.children == 0 && record.cohort != NONE {
-            self.records.list(parent, true, &mut self.cohorts, &mut self.ranking);
+        if parent != NONE {
+            self.records.bereave(parent, parent_stay, &mut self.cohorts, &mut self.ranking);
         }
     }
 
