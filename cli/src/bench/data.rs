@@ -95,6 +95,8 @@ impl Throughput {
             host_memory: Bytes(0),
             block_size: Bytes(block_bytes),
             replicas: 1,
+            // A strategy that declines what never comes back would leave nothing to measure.
+            strategy: Some("lru".to_owned()),
         })?;
         let runtime = commands::runtime()?;
         let client = runtime.block_on(private.client(|config| config.connections_per_member = 1))?;
@@ -211,6 +213,8 @@ fn latency(runs: u32) -> Result<Row> {
         host_memory: Bytes(0),
         block_size: Bytes(BYTES as u64),
         replicas: 1,
+        // A strategy that declines what never comes back would leave nothing to measure.
+        strategy: Some("lru".to_owned()),
     })?;
     // As a serving process would that awaits one block: no other thread between it and the socket.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -42,6 +42,8 @@ fn network(runs: u32) -> Result<Row> {
         host_memory: Bytes(0),
         block_size: Bytes(BYTES as u64),
         replicas: 1,
+        // A strategy that declines what never comes back would leave nothing to measure.
+        strategy: Some("lru".to_owned()),
     })?;
     let runtime = commands::runtime()?;
     let client = runtime.block_on(private.client(|config| config.connections_per_member = 1))?;
