@@ -171,7 +171,7 @@ fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLimits {
 mod tests {
     use super::*;
     use kvhive_protocol::block::Codec;
-    use kvhive_protocol::data::{Ack, FetchRequest, Fetched, MatchRequest, Refusal, Run, Stored};
+    use kvhive_protocol::data::{Accept, Ack, FetchRequest, Fetched, MatchRequest, Refusal, Run, Stored};
     use kvhive_protocol::data::{StoreBlock, StoreRequest};
     use kvhive_protocol::{
         BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, MemberId, Slot, TenantId, codec,
@@ -212,7 +212,14 @@ mod tests {
                 DataReply::Matched { epoch, covered: vec![u32::MAX; BLOCKS] },
             ),
             (
-                DataRequest::Fetch(FetchRequest { epoch, device, tenant, runs: runs.clone(), keys }),
+                DataRequest::Fetch(FetchRequest {
+                    epoch,
+                    device,
+                    tenant,
+                    runs: runs.clone(),
+                    keys,
+                    accept: Accept::Stored,
+                }),
                 DataReply::Fetched { epoch, blocks: vec![Fetched::Hit(header()); BLOCKS] },
             ),
             (
@@ -222,6 +229,7 @@ mod tests {
                     tenant,
                     ack: Ack::All,
                     copy: false,
+                    layout: None,
                     runs,
                     blocks: vec![block; BLOCKS],
                 }),

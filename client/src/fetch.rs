@@ -1,12 +1,14 @@
 //! Fetch: blocks into the caller's memory, each checked there.
 
+use crate::codec;
 use crate::error::ClientError;
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
 use crate::retry::Backoff;
 use crate::route::{Job, plan, split};
 use crate::stats::count;
-use kvhive_protocol::data::{DataReply, DataRequest, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
+use kvhive_protocol::block::Codec;
+use kvhive_protocol::data::{Accept, DataReply, DataRequest, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::{BlockHeader, ClusterMap, DeviceId, HeaderError, KeyList, WireError};
 use kvhive_wire::{Connection, Fault};
 use std::ops::Range;
@@ -19,12 +21,18 @@ pub(crate) const BYTES_PER_TRANSFER: u64 = 8 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Loaded {
     bytes: u64,
+    stored_bytes: u64,
 }
 
 impl Loaded {
     /// Returns the block's bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Returns the bytes that it came in: fewer than the block's where it was encoded.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes
     }
 }
 
@@ -124,8 +132,11 @@ impl NamespaceClient {
         let missed = FetchOutcome::Missed(MissReason::Unreachable);
         let outcomes: Vec<FetchOutcome> =
             outcomes.into_iter().map(|outcome| outcome.unwrap_or(missed)).collect();
-        let loaded = outcomes.iter().filter(|outcome| matches!(outcome, FetchOutcome::Loaded(_))).count();
-        count(&self.shared().counters.bytes_fetched, loaded as u64 * self.block_bytes);
+        let payload = |outcome: &FetchOutcome| match outcome {
+            FetchOutcome::Loaded(loaded) => loaded.stored_bytes,
+            FetchOutcome::Missed(_) => 0,
+        };
+        count(&self.shared().counters.bytes_fetched, outcomes.iter().map(payload).sum());
         Ok(FetchReport { outcomes })
     }
 
@@ -167,6 +178,7 @@ impl NamespaceClient {
             tenant: self.tenant,
             runs: job.runs.clone(),
             keys,
+            accept: if self.reads_raw() { Accept::Raw(self.layout()) } else { Accept::Stored },
         });
         let (mut lease, reply) =
             self.shared().call(map, job.device, &request, &[], self.block_bytes, deadline).await?;
@@ -198,7 +210,8 @@ impl NamespaceClient {
         Ok(())
     }
 
-    /// Reads one block into its place and checks it there: the only maker of [`Loaded`].
+    /// Reads one block into its place and checks it there, or decodes it to there when it was checked: the only maker of
+    /// [`Loaded`].
     async fn receive(
         &self,
         map: &ClusterMap,
@@ -209,16 +222,31 @@ impl NamespaceClient {
         target: &mut [u8],
     ) -> Result<Result<Loaded, HeaderError>, Fault> {
         let checked = header.check(&prefix.keys()[at], self.fingerprint, self.tenant, self.era(map));
-        let fits = header.payload_bytes == target.len() as u64;
+        let fits = match header.codec {
+            Codec::Raw => header.payload_bytes == target.len() as u64,
+            // Who asked for raw takes nothing else; no codec makes a block larger.
+            _ => !self.reads_raw() && header.payload_bytes <= target.len() as u64,
+        };
         if let Err(error) = checked.and(if fits { Ok(()) } else { Err(HeaderError::Length) }) {
             connection.skip_payload(header.payload_bytes).await?;
             return Ok(Err(error));
         }
-        let digest = connection.read_payload(target).await?;
+        let loaded = Loaded { bytes: target.len() as u64, stored_bytes: header.payload_bytes };
+        if header.codec == Codec::Raw {
+            let digest = connection.read_payload(target).await?;
+            return Ok(if digest == header.digest { Ok(loaded) } else { Err(HeaderError::Digest) });
+        }
+        let mut stored = vec![0; header.payload_bytes as usize];
+        let digest = connection.read_payload(&mut stored).await?;
         if digest != header.digest {
             return Ok(Err(HeaderError::Digest));
         }
-        Ok(Ok(Loaded { bytes: header.payload_bytes }))
+        if let Err(error) = codec::decode(header.codec, &self.layout(), &stored, target) {
+            tracing::debug!(%error, codec = header.codec.name(), "block not decoded");
+            return Ok(Err(HeaderError::Codec(header.codec)));
+        }
+        count(&self.shared().counters.decoded_blocks, 1);
+        Ok(Ok(loaded))
     }
 }
 

@@ -27,6 +27,7 @@
 
 mod call;
 mod client;
+pub mod codec;
 mod control;
 mod error;
 mod fetch;

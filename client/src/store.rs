@@ -1,6 +1,7 @@
 //! Store: blocks to the primaries of their slots, acknowledged by as many replicas as asked.
 
 use crate::call::Verdict;
+use crate::codec;
 use crate::error::ClientError;
 use crate::fetch::{blocks_per_transfer, run_all, senseless};
 use crate::namespace::NamespaceClient;
@@ -12,6 +13,7 @@ use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::data::{Ack, DataReply, DataRequest, Refusal, StoreBlock, StoreRequest, Stored};
 use kvhive_protocol::{BlockHeader, ClusterMap, Epoch};
 use kvhive_wire::Fault;
+use std::borrow::Cow;
 use std::ops::Range;
 use tokio::time::Instant;
 
@@ -60,15 +62,15 @@ impl StoreReport {
 
     /// Returns how many blocks were new to the cluster.
     pub fn sent(&self) -> usize {
-        let new = |outcome: &&StoreOutcome| {
-            matches!(
-                outcome,
-                StoreOutcome::Acknowledged { already: false, .. }
-                    | StoreOutcome::TooFewCopies { copies: 1.., .. }
-            )
-        };
-        self.outcomes.iter().filter(new).count()
+        self.outcomes.iter().filter(|outcome| is_sent(outcome)).count()
     }
+}
+
+fn is_sent(outcome: &StoreOutcome) -> bool {
+    matches!(
+        outcome,
+        StoreOutcome::Acknowledged { already: false, .. } | StoreOutcome::TooFewCopies { copies: 1.., .. }
+    )
 }
 
 impl NamespaceClient {
@@ -91,7 +93,15 @@ impl NamespaceClient {
             return Err(ClientError::Misuse(format!("{given} bytes for a block of {}", self.block_bytes)));
         }
         let deadline = self.deadline();
-        let digests: Vec<u64> = blocks.iter().map(|block| digest(block)).collect();
+        let codec = codec::chosen(&self.shared().map(), self.tenant, &self.layout());
+        let mut payloads = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            payloads.push(self.payload(codec, block));
+            if codec != Codec::Raw {
+                // Encoding takes a core for a while; others on this thread have their turn.
+                tokio::task::yield_now().await;
+            }
+        }
         let mut outcomes: Vec<Option<StoreOutcome>> = vec![None; range.len()];
         let mut backoff = Backoff::new();
         loop {
@@ -100,7 +110,7 @@ impl NamespaceClient {
             let plan = plan(&map, prefix, open, &[], true);
             let ack = options.ack.unwrap_or(map.settings.ack);
             let per_transfer = blocks_per_transfer(self.block_bytes);
-            let source = Source { prefix, range: &range, blocks, digests: &digests, ack };
+            let source = Source { prefix, range: &range, payloads: &payloads, ack };
             let tasks: Vec<_> = plan
                 .jobs
                 .into_iter()
@@ -124,8 +134,26 @@ impl NamespaceClient {
         let outcomes =
             outcomes.into_iter().map(|outcome| outcome.unwrap_or(StoreOutcome::Unreachable)).collect();
         let report = StoreReport { outcomes };
-        count(&self.shared().counters.bytes_stored, report.sent() as u64 * self.block_bytes);
+        let sent = report.outcomes.iter().zip(&payloads).filter(|(outcome, _)| is_sent(outcome));
+        let bytes: usize = sent.map(|(_, payload)| payload.bytes.len()).sum();
+        count(&self.shared().counters.bytes_stored, bytes as u64);
         Ok(report)
+    }
+
+    /// Makes what is sent of a block: encoded where that makes it smaller, else as it is.
+    fn payload<'a>(&self, codec: Codec, block: &'a [u8]) -> Payload<'a> {
+        if codec != Codec::Raw {
+            let mut stored = Vec::new();
+            match codec::encode(codec, &self.layout(), block, &mut stored) {
+                Ok(()) if stored.len() < block.len() => {
+                    count(&self.shared().counters.encoded_blocks, 1);
+                    return Payload { codec, digest: digest(&stored), bytes: Cow::Owned(stored) };
+                }
+                Ok(()) => {}
+                Err(error) => tracing::debug!(%error, codec = codec.name(), "block not encoded"),
+            }
+        }
+        Payload { codec: Codec::Raw, digest: digest(block), bytes: Cow::Borrowed(block) }
     }
 
     /// Does what a round's failed requests need, each thing once for all of them. Says whether another round may do better.
@@ -190,6 +218,7 @@ impl NamespaceClient {
         deadline: Instant,
     ) -> Result<Vec<StoreOutcome>, Fault> {
         let era = self.era(map);
+        let payload_of = |at: &usize| &source.payloads[at - source.range.start];
         let blocks = job.positions.iter().map(|at| StoreBlock {
             header: BlockHeader {
                 key: source.prefix.keys()[*at],
@@ -197,9 +226,9 @@ impl NamespaceClient {
                 tenant: self.tenant,
                 era,
                 depth: *at as u32,
-                codec: Codec::Raw,
-                payload_bytes: self.block_bytes,
-                digest: source.digests[at - source.range.start],
+                codec: payload_of(at).codec,
+                payload_bytes: payload_of(at).bytes.len() as u64,
+                digest: payload_of(at).digest,
             },
             parent: source.prefix.parent(*at),
         });
@@ -209,11 +238,11 @@ impl NamespaceClient {
             tenant: self.tenant,
             ack: source.ack,
             copy: false,
+            layout: Some(self.layout()),
             runs: job.runs.clone(),
             blocks: blocks.collect(),
         });
-        let payload: Vec<&[u8]> =
-            job.positions.iter().map(|at| source.blocks[at - source.range.start]).collect();
+        let payload: Vec<&[u8]> = job.positions.iter().map(|at| &*payload_of(at).bytes).collect();
         let (lease, reply) = self.shared().call(map, job.device, &request, &payload, 0, deadline).await?;
         let DataReply::Stored { blocks, .. } = reply else {
             return Err(senseless("a store was answered otherwise"));
@@ -244,9 +273,15 @@ impl NamespaceClient {
 struct Source<'a> {
     prefix: &'a Prefix,
     range: &'a Range<usize>,
-    blocks: &'a [&'a [u8]],
-    digests: &'a [u64],
+    payloads: &'a [Payload<'a>],
     ack: Ack,
+}
+
+/// What is sent of one block.
+struct Payload<'a> {
+    codec: Codec,
+    bytes: Cow<'a, [u8]>,
+    digest: u64,
 }
 
 /// What one round of a store came to.

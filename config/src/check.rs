@@ -2,6 +2,7 @@
 //! already.
 
 use crate::config::{ClusterParts, NodeConfig};
+use crate::keys::SHRINKING_STRATEGIES;
 use crate::ledger::Ledger;
 use crate::units::{Bytes, format_time};
 use std::collections::BTreeMap;
@@ -203,6 +204,17 @@ fn memory(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
         ledger.conflict(
             &key,
             format!("a block of {sizes} has \"{largest}\"; allowed is at least one such block"),
+        );
+    }
+    let strategy = format!("node[{at}].strategy");
+    if SHRINKING_STRATEGIES.contains(&node.tuning.strategy)
+        && node.block_sizes.len() < 2
+        && ledger.is_good(&strategy)
+    {
+        let key = ledger.source(&strategy);
+        ledger.conflict(
+            &key,
+            format!("it shrinks blocks into frames of a smaller size, and {sizes} has one size only; allowed is with two or more"),
         );
     }
     let folder = format!("node[{at}].disk_dir");

@@ -100,6 +100,8 @@ pub const STRATEGIES: [&str; 11] = [
     "w-tinylfu",
     "sieve",
 ];
+/// Names of those that shrink blocks before any leaves: into the frames of a smaller size.
+pub const SHRINKING_STRATEGIES: [&str; 2] = ["compressed", "quantized"];
 /// The most devices of a node, and nodes of a cluster.
 pub(crate) const MAX_DEVICES: usize = 16;
 pub(crate) const MAX_NODES: usize = 1024;
@@ -317,7 +319,8 @@ pub(crate) const NODE: &[Key] = &[
         "strategy",
         Rule::Choice(&STRATEGIES),
         Derived("what `mode` says"),
-        "What decides which block leaves a full shard; tenants may have another (see strategies.md)."
+        "What decides which block leaves a full shard; tenants may have another (see strategies.md). `compressed` and `quantized` \
+         need at least two `block_sizes`: a block shrinks into a smaller one."
     ),
     key!(
         "prefetch_blocks",

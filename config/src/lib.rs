@@ -49,7 +49,7 @@ pub use config::{
     Ack, BlockClass, ClusterConfig, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig,
     DeviceKind, NodeConfig, Process, RaftSettings, TokenSource,
 };
-pub use keys::{STRATEGIES, TOKEN_VARIABLE};
+pub use keys::{SHRINKING_STRATEGIES, STRATEGIES, TOKEN_VARIABLE};
 pub use local::LocalCluster;
 pub use mode::{DiskAdmission, Mode, Tuning};
 pub use problem::{ConfigError, Origin, Problem};

@@ -22,6 +22,7 @@
 //! ```
 
 mod arena;
+pub mod codec;
 pub mod contract;
 mod device;
 mod frame;

@@ -2,6 +2,7 @@
 
 use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
+use crate::actors::uses::CodecUses;
 use crate::data::{DataPlane, VERBS};
 
 use axum::Router;
@@ -10,6 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use kvhive_cache::ShardStats;
+use kvhive_protocol::block::Codec;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,7 +48,8 @@ async fn scrape(State(sources): State<Arc<Sources>>) -> Response {
     let mut devices = Vec::with_capacity(sources.devices.len());
     for device in &sources.devices {
         let load = device.ask(DEVICE_LIMIT, |reply| DeviceMessage::Load { reply }).await;
-        devices.push(load.ok().map(|(_, stats)| stats));
+        let codecs = device.ask(DEVICE_LIMIT, |reply| DeviceMessage::Codecs { reply }).await;
+        devices.push(load.ok().map(|(_, stats)| stats).zip(codecs.ok()));
     }
     // A recorder of this scrape's own: two nodes in one process never mix.
     let recorder = PrometheusBuilder::new().build_recorder();
@@ -68,7 +71,7 @@ fn render_latencies(sources: &Sources, text: &mut String) {
     }
 }
 
-fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
+fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
     let Sources { plane, memory_configured, .. } = sources;
     let view = &plane.view;
     let counters = &plane.counters;
@@ -93,6 +96,8 @@ fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
         ("kvhive_node_fetched_bytes_total", &counters.fetched_bytes),
         ("kvhive_node_stored_bytes_total", &counters.stored_bytes),
         ("kvhive_node_corrupt_blocks_total", &counters.corrupt_blocks),
+        ("kvhive_node_decoded_blocks_total", &counters.decoded_blocks),
+        ("kvhive_node_undecoded_blocks_total", &counters.undecoded_blocks),
         ("kvhive_node_stalled_transfers_total", &counters.stalled),
         ("kvhive_node_malformed_total", &counters.malformed),
         ("kvhive_node_replicated_blocks_total", &counters.replicated_blocks),
@@ -119,9 +124,19 @@ fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
         metrics::counter!("kvhive_node_requests_refused_total", "reason" => reason).absolute(total);
     }
     for (device, stats) in devices.iter().enumerate() {
-        if let Some(stats) = stats {
+        if let Some((stats, codecs)) = stats {
             record_device(&device.to_string(), stats);
+            record_codecs(&device.to_string(), codecs);
         }
+    }
+}
+
+fn record_codecs(device: &str, codecs: &CodecUses) {
+    for (codec, one) in Codec::ALL.iter().zip(&codecs.0) {
+        let labels = [("device", device.to_owned()), ("codec", codec.name().to_owned())];
+        metrics::gauge!("kvhive_node_codec_blocks", &labels).set(one.blocks as f64);
+        metrics::gauge!("kvhive_node_codec_stored_bytes", &labels).set(one.stored_bytes as f64);
+        metrics::gauge!("kvhive_node_codec_raw_bytes", &labels).set(one.raw_bytes as f64);
     }
 }
 
@@ -136,6 +151,7 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_writes_under_way", stats.filling),
         ("kvhive_node_readers", stats.readers),
         ("kvhive_node_leaving_blocks", stats.leaving),
+        ("kvhive_node_shrinking_blocks", stats.shrinking),
     ] {
         metrics::gauge!(name, "device" => device.to_owned()).set(value as f64);
     }
@@ -166,6 +182,12 @@ fn record_device(device: &str, stats: &ShardStats) {
     ] {
         let labels = [("device", device.to_owned()), ("outcome", outcome.to_owned())];
         metrics::counter!("kvhive_node_prefetched_blocks_total", &labels).absolute(value);
+    }
+    for (outcome, value) in
+        [("done", stats.shrunk), ("unfit", stats.shrink_unfit), ("dropped", stats.shrink_dropped)]
+    {
+        let labels = [("device", device.to_owned()), ("outcome", outcome.to_owned())];
+        metrics::counter!("kvhive_node_shrunk_blocks_total", &labels).absolute(value);
     }
     for (reason, value) in [
         ("no_room", stats.refused_no_room),

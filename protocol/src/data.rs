@@ -3,6 +3,7 @@
 use crate::block::BlockHeader;
 use crate::ids::{DeviceId, Epoch, Slot, TenantId};
 use crate::key::{BlockKey, KeyList};
+use crate::layout::Layout;
 use serde::{Deserialize, Serialize};
 
 /// The most blocks one fetch or store may name.
@@ -83,6 +84,18 @@ pub struct FetchRequest {
     pub runs: Vec<Run>,
     /// The blocks' keys; at most [`MAX_BLOCKS_PER_TRANSFER`].
     pub keys: KeyList,
+    /// What the asker can read.
+    pub accept: Accept,
+}
+
+/// How the blocks of a fetch may be stored.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub enum Accept {
+    /// As they are: the asker decodes.
+    #[default]
+    Stored,
+    /// Raw alone, of blocks of this layout: the node decodes what is not. One that it cannot decode is a miss.
+    Raw(Layout),
 }
 
 /// See [`DataRequest::Store`].
@@ -98,6 +111,9 @@ pub struct StoreRequest {
     pub ack: Ack,
     /// A copy from the primary to another replica; is not passed on further.
     pub copy: bool,
+    /// What the blocks' bytes mean, if it is known: every block's header has its fingerprint, no block more bytes. A node
+    /// re-encodes and decodes only blocks whose layout it has been told.
+    pub layout: Option<Layout>,
     /// Where each block lives, as in [`MatchRequest::runs`].
     pub runs: Vec<Run>,
     /// The blocks; at most [`MAX_BLOCKS_PER_TRANSFER`]. Their `payload_bytes` add up to the payload.

@@ -3,7 +3,7 @@
 use kvhive_client::{
     Client, ClientConfig, ClientError, FetchOutcome, NamespaceClient, Prefix, StoreOptions, StoreOutcome,
 };
-use kvhive_protocol::data::{Ack, DataRequest, FetchRequest, Refusal, Run};
+use kvhive_protocol::data::{Accept, Ack, DataRequest, FetchRequest, Refusal, Run};
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::{DeviceId, TenantId, WireError};
@@ -199,6 +199,7 @@ fn a_slow_reader_holds_its_frames_and_nobody_else() {
         tenant: map.tenant("default").expect("it exists").0,
         runs: runs.map(|segment| Run { slot: segment[0].slot(), keys: segment.len() as u32 }).collect(),
         keys: asked.keys().iter().collect(),
+        accept: Accept::Stored,
     });
     let identity = Identity {
         token: TokenKey::new(cluster.token().as_bytes()),

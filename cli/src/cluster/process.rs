@@ -180,5 +180,8 @@ mod tests {
         known.sort_unstable();
         taken.sort_unstable();
         assert_eq!(known, taken);
+        let shrinks = |name: &&str| name.parse().is_ok_and(|strategy: Strategy| strategy.shrinks().is_some());
+        taken.retain(shrinks);
+        assert_eq!(taken, kvhive_config::SHRINKING_STRATEGIES);
     }
 }

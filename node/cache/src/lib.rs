@@ -18,7 +18,7 @@ pub mod simulate;
 mod stats;
 
 pub use answers::{About, CopyVerdict, Effect, Listed, Reserve, ShardConfig};
-pub use block::{BlockId, CopyTicket, Tier, WriteTicket};
+pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
 pub use frames::TierCapacity;
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
 pub use party::{Quota, Rules};

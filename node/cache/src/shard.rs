@@ -24,6 +24,7 @@ mod invariants;
 mod moves;
 mod room;
 mod rules;
+mod shrink;
 
 /// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind.
 const SWEEP: usize = 4096;
@@ -49,6 +50,8 @@ pub struct Shard {
     closed: [bool; 3],
     writes: usize,
     copies: usize,
+    /// Shrinks under way, by record.
+    shrinks: BTreeMap<u32, shrink::UnderWay>,
     /// Where the sweep for dead blocks goes on, if one is under way.
     sweep: Option<usize>,
     /// A block has gone before its children: chains may be longer than what is resident.
@@ -78,6 +81,7 @@ impl Shard {
             closed: [false; 3],
             writes: 0,
             copies: 0,
+            shrinks: BTreeMap::new(),
             sweep: None,
             is_torn: false,
             stats: ShardStats::default(),
@@ -180,7 +184,9 @@ impl Shard {
         let party = self.party_of.get(&tenant).copied().unwrap_or(COMMONS);
         let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
         let (tier, class) = self.take_frame(now, party, class, &visit, effects)?;
+        self.shrink_cold(class, effects);
         let record = Record {
+            codec: header.codec,
             key: header.key,
             era: header.era,
             tenant,
@@ -265,6 +271,7 @@ impl Shard {
         }
         let parent = self.parent_of(tenant, &block.parent);
         let record = Record {
+            codec: header.codec,
             key: header.key,
             era: header.era,
             tenant,
@@ -363,6 +370,9 @@ impl Shard {
             self.mend();
         }
         self.bring_up(effects);
+        for class in 0..self.config.classes.len() as u8 {
+            self.shrink_cold(class, effects);
+        }
         self.move_down(now, effects);
     }
 
@@ -384,7 +394,7 @@ impl Shard {
 
     fn finish_leaving(&mut self, at: u32) {
         let record = self.index.records[at as usize];
-        if record.life == Life::Leaving && record.readers == 0 && record.copying.is_none() {
+        if record.life == Life::Leaving && record.readers == 0 && !record.is_worked_on() {
             self.give(record.tier, record.class, record.party);
             self.index.free(at);
         }
@@ -452,6 +462,7 @@ impl Shard {
             }
         }
         stats.filling = self.writes as u64;
+        stats.shrinking = self.shrinks.len() as u64;
         stats.leaving = (self.index.taken() - self.index.findable()) as u64;
         stats
     }

@@ -75,7 +75,7 @@ impl Scenario {
             let effects = std::mem::take(&mut self.effects);
             let copies = effects.iter().filter_map(|effect| match effect {
                 Effect::Copy { ticket, .. } => Some(*ticket),
-                Effect::Drop { .. } => None,
+                Effect::Drop { .. } | Effect::Shrink { .. } => None,
             });
             let adopted = copies.map(|ticket| self.shard.copied(ticket, true)).count();
             if adopted == 0 {
@@ -512,6 +512,7 @@ proptest! {
                         prop_assert!(frames.remove(&id).is_some());
                     }
                     Effect::Copy { ticket, .. } => copies.push(ticket),
+                    Effect::Shrink { .. } => prop_assert!(false, "lru shrinks nothing"),
                 }
             }
             if let Err(broken) = scene.shard.invariants() {

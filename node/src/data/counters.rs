@@ -15,6 +15,10 @@ pub(crate) struct Counters {
     pub(crate) fetched_bytes: AtomicU64,
     pub(crate) stored_bytes: AtomicU64,
     pub(crate) corrupt_blocks: AtomicU64,
+    /// Blocks decoded for askers who want them raw.
+    pub(crate) decoded_blocks: AtomicU64,
+    /// Blocks that such an asker got for a miss, because they do not decode.
+    pub(crate) undecoded_blocks: AtomicU64,
     pub(crate) busy: AtomicU64,
     pub(crate) no_lease: AtomicU64,
     pub(crate) stale_epoch: AtomicU64,

@@ -3,6 +3,7 @@
 mod check;
 mod connection;
 mod counters;
+mod decode;
 mod fetch;
 mod plane;
 mod replicate;

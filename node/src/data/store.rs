@@ -11,7 +11,7 @@ use crate::view::Serving;
 use kvhive_protocol::data::{
     Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
 };
-use kvhive_protocol::{DeviceId, Slot, TenantId, WireError};
+use kvhive_protocol::{DeviceId, Layout, Slot, TenantId, WireError};
 use kvhive_wire::{Connection, Fault, Peer};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -36,6 +36,7 @@ struct Task {
     device: DeviceId,
     tenant: TenantId,
     ack: Ack,
+    layout: Option<Layout>,
     blocks: Vec<(StoreBlock, Slot)>,
     /// Other members are to have copies.
     replicated: bool,
@@ -83,10 +84,13 @@ impl DataPlane {
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
         check::admits(&serving, request.device, request.tenant, &request.runs)?;
-        let StoreRequest { device, tenant, ack, copy, runs, blocks, .. } = request;
+        let StoreRequest { device, tenant, ack, copy, layout, runs, blocks, .. } = request;
+        if let Some(layout) = &layout {
+            self.view.layouts.learn(layout);
+        }
         let blocks: Vec<_> = blocks.into_iter().zip(check::slots(&runs)).collect();
         let replicated = !copy && runs.iter().any(|run| serving.map.replicas(run.slot).0.len() > 1);
-        Ok(Task { serving, device, tenant, ack, blocks, replicated })
+        Ok(Task { serving, device, tenant, ack, layout, blocks, replicated })
     }
 
     /// Takes one block's bytes off the socket: into its frame, or past it.
@@ -161,14 +165,16 @@ impl DataPlane {
     }
 
     async fn replicate(&self, task: &Task, mut items: Vec<Item>, stored: &mut [Stored]) {
-        let Task { serving, device, tenant, ack, .. } = task;
+        let Task { serving, device, tenant, ack, layout, .. } = task;
         if *ack == Ack::Primary {
             // Blocks that were here before have been copied when they came.
             items.retain(|item| !item.already);
-            self.replicator.later(serving.clone(), *device, *tenant, items, &self.counters);
+            self.replicator.later(serving.clone(), *device, *tenant, *layout, items, &self.counters);
             return;
         }
-        for (at, copies) in self.replicator.now(serving, *device, *tenant, items, &self.counters).await {
+        for (at, copies) in
+            self.replicator.now(serving, *device, *tenant, *layout, items, &self.counters).await
+        {
             if let Stored::Kept { copies: held, .. } = &mut stored[at] {
                 *held = held.saturating_add(copies);
             }

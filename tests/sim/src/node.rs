@@ -184,6 +184,10 @@ impl Node {
                 Effect::Copy { ticket, .. } => {
                     self.shard.copied(ticket, true);
                 }
+                // There are no bytes to re-encode.
+                Effect::Shrink { ticket, .. } => {
+                    self.shard.shrunk(ticket, None);
+                }
             }
         }
     }

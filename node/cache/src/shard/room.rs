@@ -12,7 +12,7 @@ use kvhive_protocol::data::Refusal;
 const MEMORY: [Tier; 2] = [Tier::Device, Tier::Host];
 
 /// What a search for room came to.
-enum Leaves {
+pub(super) enum Leaves {
     /// This block leaves.
     Block(u32),
     /// Whoever would leave is worth more.
@@ -88,7 +88,14 @@ impl Shard {
     }
 
     /// Asks the parties in turn, who owes most first, which of its blocks leaves for the newcomer.
-    fn leaves(&mut self, now: Moment, party: u16, class: u8, visit: &Visit, tiers: &[Tier]) -> Leaves {
+    pub(super) fn leaves(
+        &mut self,
+        now: Moment,
+        party: u16,
+        class: u8,
+        visit: &Visit,
+        tiers: &[Tier],
+    ) -> Leaves {
         let order = if self.parties.len() == 1 {
             vec![party]
         } else {

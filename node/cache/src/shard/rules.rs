@@ -64,6 +64,7 @@ impl Shard {
                 used[to as usize] += bytes;
             }
         }
+        self.count_shrinks();
         for at in order {
             self.recency.insert(&mut self.index.records, at);
         }

@@ -1,0 +1,63 @@
+//! The layouts of the blocks that a node holds, as stores and askers have told them. A block whose layout is not known is
+//! served as it is stored, and stays as it is.
+
+use kvhive_protocol::frame::MAX_PAYLOAD_BYTES;
+use kvhive_protocol::{Layout, LayoutFingerprint};
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+
+/// Layouts known at a time; a node that serves so many models learns no other.
+const MAX_LAYOUTS: usize = 1024;
+
+/// A node's layouts, by fingerprint.
+#[derive(Default)]
+pub(crate) struct Layouts(RwLock<HashMap<LayoutFingerprint, Layout>>);
+
+impl Layouts {
+    /// Takes note of a layout whose block has a size that [`block_bytes`] lets pass.
+    pub(crate) fn learn(&self, layout: &Layout) {
+        let fingerprint = layout.fingerprint();
+        if self.get(fingerprint).is_none() {
+            let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            if known.len() < MAX_LAYOUTS {
+                known.insert(fingerprint, *layout);
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, fingerprint: LayoutFingerprint) -> Option<Layout> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&fingerprint).copied()
+    }
+}
+
+/// Returns the bytes of a layout's blocks; none when such blocks cannot be.
+pub(crate) fn block_bytes(layout: &Layout) -> Option<u64> {
+    layout.block_bytes().filter(|bytes| (1..=u64::from(MAX_PAYLOAD_BYTES)).contains(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_is_known_and_bounded() {
+        let layouts = Layouts::default();
+        let of = |bytes| Layout::opaque(bytes, 16);
+        for bytes in 1..=MAX_LAYOUTS as u32 + 1 {
+            layouts.learn(&of(bytes));
+            layouts.learn(&of(bytes));
+        }
+        assert_eq!(layouts.get(of(1).fingerprint()), Some(of(1)));
+        assert_eq!(layouts.get(of(MAX_LAYOUTS as u32).fingerprint()), Some(of(MAX_LAYOUTS as u32)));
+        assert_eq!(layouts.get(of(MAX_LAYOUTS as u32 + 1).fingerprint()), None);
+    }
+
+    #[test]
+    fn a_layout_of_impossible_blocks_has_no_size() {
+        assert_eq!(block_bytes(&Layout::opaque(4096, 16)), Some(4096));
+        assert_eq!(block_bytes(&Layout::opaque(0, 16)), None);
+        assert_eq!(block_bytes(&Layout::opaque(MAX_PAYLOAD_BYTES + 1, 16)), None);
+        let huge = Layout { layers: u32::MAX, head_dim: u32::MAX, tokens: u32::MAX, ..Layout::opaque(1, 1) };
+        assert_eq!(block_bytes(&huge), None);
+    }
+}
