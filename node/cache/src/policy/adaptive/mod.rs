@@ -10,39 +10,29 @@ mod class;
 mod cohort;
 mod ghosts;
 mod hazard;
+mod learning;
 mod ranking;
 mod records;
 mod request;
+mod reranking;
 mod score;
 mod shadow;
 
 use crate::policy::{Policy, Removal, Request, Verdict, Visit};
-use ages::{Ages, BUCKETS, Tick};
+use ages::{Ages, Tick};
 use choice::Choice;
 pub use choice::{Ranker, Report};
-use class::{OCTILES, Past};
-use cohort::{Cohort, Cohorts};
+use class::Past;
+use cohort::Cohorts;
 use ghosts::{Ghost, Ghosts};
 use hazard::{Hazards, MAX_ROWS};
-use ranking::{Level, NONE, Ranking, cell, level_on_scale};
+use ranking::{Level, NONE, Ranking, cell};
 use records::{Records, Resident};
 use request::{Current, History, Touched};
 use score::Score;
-use shadow::Seen;
 
 /// Classes of the same rank that are compared by age when a simple way to rank is in charge.
 const MAX_TIES: usize = 16;
-
-/// Mean lifetimes in which a use loses half its worth to the aged LFU.
-const LFU_LIVES: f32 = 8.0;
-
-/// Halvings that the aged LFU tells apart.
-const LFU_SCALE: f32 = 24.0;
-
-/// What a block is worth to the aged LFU: the binary logarithm of its uses, less one for each `half_life` since the last.
-fn lfu(uses: u8, age: f32, half_life: f32) -> f32 {
-    f32::from(uses.max(1)).log2() - age / half_life.max(1.0)
-}
 
 /// Makes room for one more, a good deal more at a time but far less than twice, and never beyond the limit.
 fn grow<T>(list: &mut Vec<T>, limit: usize) {
@@ -97,14 +87,6 @@ pub struct Adaptive {
     life: f32,
 }
 
-const HALF_LIFE_USES: u64 = 100_000;
-const HALF_LIFE_CAPACITIES: u64 = 64;
-const FADES_PER_HALF_LIFE: u64 = 8;
-const FADE: f32 = 0.917_004;
-
-/// Uses that may pass, per block of capacity, until a class opens a new cohort: the grain of ages in a large cache.
-const COHORTS_PER_CAPACITY: u64 = 4096;
-
 impl Adaptive {
     /// Makes a policy for a pool of so many blocks.
     pub fn new(capacity: usize) -> Adaptive {
@@ -140,217 +122,6 @@ impl Adaptive {
     /// Returns how many blocks are resident.
     pub fn resident(&self) -> usize {
         self.records.count()
-    }
-
-    /// A block is used: notes how long it had waited, and makes it part of the request at hand.
-    fn touch(&mut self, print: u64, at: u32, known: Option<(Past, u32)>, visit: &Visit) {
-        if self.current.is_full() {
-            self.settle();
-        }
-        self.uses += 1;
-        let mut past = Past::EMPTY;
-        if let Some((old, cohort)) = known {
-            self.current.known_block(old);
-            past = self.next_past(old);
-            if old.is_watched() {
-                self.score.came_back(print);
-                past.set_watched(false);
-            }
-            if old.is_sampled() {
-                past.set_sampled(false);
-            }
-            let Cohort { row, family, bucket, .. } = *self.cohorts.get(cohort);
-            self.hazards.event(row, family.into(), bucket.into(), old.weight());
-            self.cohorts.leave(cohort, old.weight());
-        } else {
-            self.branch(visit);
-            self.current.unknown_block();
-            past.uses = 1;
-        }
-        past.last = self.now;
-        past.set_partial(visit.partial);
-        past.span = self.current.span;
-        self.current.touched.push(Touched { print, at, past, is_new: known.is_none() });
-    }
-
-    /// Returns what is remembered of a block after a use now.
-    fn next_past(&self, old: Past) -> Past {
-        let mut past = old;
-        past.uses = old.uses.saturating_add(1);
-        past.set_gap(match self.ages.bucket(self.now.wrapping_sub(old.last)) {
-            0..=4 => 1,
-            5..=10 => 2,
-            _ => 3,
-        });
-        past
-    }
-
-    /// A block never seen before follows its parent.
-    fn branch(&mut self, visit: &Visit) {
-        if let Some(parent) = visit.parent.filter(|at| self.records.get(*at).is_some()) {
-            let record = self.records.at(parent);
-            if record.cohort == NONE {
-                let place = record.previous as usize;
-                self.current.touched[place].past.add_branch();
-            } else {
-                record.past.add_branch();
-            }
-        } else if visit.depth > 0
-            && let Some(parent) = self.current.touched.last_mut()
-        {
-            parent.past.add_branch();
-        }
-    }
-
-    /// Gives the blocks of the request at hand their classes, now that as much is known of it as will be.
-    fn settle(&mut self) {
-        if self.current.touched.is_empty() {
-            return;
-        }
-        let outlook = self.current.outlook(None, &self.history);
-        let facts = self.current.facts(&outlook, &self.history);
-        let octile = self.score.octile(&facts);
-        self.history.put(self.now, &self.current.request, &facts);
-        let mut touched = std::mem::take(&mut self.current.touched);
-        let watched = touched.len().saturating_sub(2);
-        if self.score.note(&facts, touched[watched].print, self.now) {
-            touched[watched].past.set_watched(true);
-        }
-        self.shadow(&touched, octile);
-        // The deepest first: within a cohort it is the first to leave.
-        for block in touched.drain(..).rev() {
-            let mut past = block.past;
-            if block.is_new {
-                past.turn = facts.turn;
-            }
-            let cohort = self.join(past, octile);
-            if block.at == NONE {
-                self.remember(Ghost { print: block.print, cohort, past });
-                continue;
-            }
-            let record = self.records.at(block.at);
-            record.cohort = cohort;
-            record.past = past;
-            if record.children == 0 {
-                self.records.list(block.at, false, &mut self.cohorts, &mut self.ranking);
-            }
-        }
-        self.current.touched = touched;
-    }
-
-    /// Lets the shadow caches see the sampled blocks of the request, and decides who ranks.
-    fn shadow(&mut self, touched: &[Touched], octile: usize) {
-        self.choice.begin();
-        for block in touched {
-            if !self.choice.samples(block.print) {
-                continue;
-            }
-            let row = self.row(block.past, octile);
-            let seen = Seen { print: block.print, last: block.past.last, uses: block.past.uses, row };
-            let (now, ages, ranking, fade) = (self.now, &self.ages, &self.ranking, self.life * LFU_LIVES);
-            self.choice.visit(seen, &|ranker, seen| {
-                let age = now.wrapping_sub(seen.last);
-                match ranker {
-                    Ranker::Learnt => f32::from(ranking.learnt_level(cell(seen.row, ages.bucket(age) as u8))),
-                    Ranker::Lru => -(age as f32),
-                    Ranker::Lfu => lfu(seen.uses, age as f32, fade),
-                }
-            });
-        }
-        if self.choice.adjust() {
-            for row in 0..self.rows.len() {
-                self.rerank(row as u16);
-            }
-        }
-    }
-
-    /// Brings the ranks of a class up to date.
-    fn rerank(&mut self, row: u16) {
-        let family = usize::from(self.rows[usize::from(row)].family);
-        let learnt = self.hazards.index(row, family).map(ranking::level);
-        let mut levels = learnt;
-        let uses = class::uses_of(family);
-        for (bucket, level) in levels.iter_mut().enumerate() {
-            match self.choice.in_charge() {
-                Ranker::Learnt => break,
-                Ranker::Lru => *level = level_on_scale(1.0 - bucket as f32 / BUCKETS as f32),
-                Ranker::Lfu => {
-                    let worth = lfu(uses, self.ages.begin(bucket) as f32, self.life * LFU_LIVES);
-                    *level = level_on_scale((worth + LFU_SCALE) / (LFU_SCALE + 8.0));
-                }
-            }
-        }
-        self.ranking.rerank(row, &learnt, &levels);
-    }
-
-    /// Counts a block as used now into the cohort of its class.
-    fn join(&mut self, past: Past, octile: usize) -> u32 {
-        let row = self.row(past, octile);
-        let Row { family, open, opened, opened_uses } = self.rows[usize::from(row)];
-        let grain = self.capacity as u64 / COHORTS_PER_CAPACITY;
-        let cohort = if (opened == self.now || self.uses - opened_uses <= grain)
-            && self.cohorts.is_open(open, row, opened)
-        {
-            open
-        } else {
-            let cohort = self.cohorts.open(row, family, self.now);
-            self.rows[usize::from(row)] =
-                Row { family, open: cohort, opened: self.now, opened_uses: self.uses };
-            cohort
-        };
-        let bucket = usize::from(self.cohorts.get(cohort).bucket);
-        for bucket in 0..=bucket {
-            self.hazards.at_risk(row, family.into(), bucket, past.weight());
-        }
-        self.cohorts.join(cohort, past.weight());
-        cohort
-    }
-
-    /// Returns the row of a block's class, a new one if it is the first of its class.
-    fn row(&mut self, past: Past, octile: usize) -> u16 {
-        let family = past.family(self.current.request.hint);
-        let class = family * OCTILES + octile;
-        if self.row_of[class] == UNSEEN {
-            let row = self.hazards.add_row(family);
-            self.ranking.add_row();
-            self.rows.push(Row { family: family as u16, open: NONE, opened: 0, opened_uses: 0 });
-            self.row_of[class] = row;
-            self.rerank(row);
-        }
-        self.row_of[class]
-    }
-
-    fn remember(&mut self, ghost: Ghost) {
-        if let Some(twin) = self.ghosts.take(ghost.print) {
-            self.cohorts.leave(twin.cohort, twin.past.weight());
-        }
-        let displaced = self.ghosts.put(ghost);
-        if let Some(forgotten) = displaced.forgotten {
-            self.cohorts.leave(forgotten.cohort, forgotten.past.weight());
-        }
-        if let Some(sampled) = displaced.sampled {
-            let mut before = sampled.past;
-            before.set_sampled(false);
-            self.cohorts.reweigh(sampled.cohort, before.weight(), sampled.past.weight());
-        }
-    }
-
-    /// Brings the ranks of some classes up to date, in turn.
-    fn rerank_some(&mut self) {
-        let rows = self.rows.len();
-        let period = if self.now < 2048 { 64 } else { 256 };
-        for _ in 0..rows.div_ceil(period) {
-            self.next_rerank = (self.next_rerank + 1) % rows;
-            self.rerank(self.next_rerank as u16);
-        }
-    }
-
-    fn fade(&mut self) {
-        let half_life = HALF_LIFE_USES.max(self.capacity as u64 * HALF_LIFE_CAPACITIES);
-        if (self.uses - self.faded_at) * FADES_PER_HALF_LIFE >= half_life {
-            self.faded_at = self.uses;
-            self.hazards.decay(FADE);
-        }
     }
 
     /// Returns which cell of a level, beginning with `first`, holds the block unused for longest. A simple way to rank ties
