@@ -1,12 +1,12 @@
 //! Simple policies to compare with, exact and slow: each keeps its leaves in order of one key.
 
-use crate::replay::Dice;
+use crate::workloads::Dice;
 use kvhive_cache::policy::{Policy, Removal, Request, Verdict, Visit};
 use std::collections::{BTreeSet, HashMap};
 
 /// What a simple policy ranks by.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Rule {
+pub(crate) enum Rule {
     Lru,
     /// Second last use, blocks with one use first (O'Neil et al. 1993); uses of blocks that left are remembered for ever.
     Lru2,
@@ -35,7 +35,7 @@ struct Seen {
     age: u64,
 }
 
-pub struct Simple {
+pub(crate) struct Simple {
     rule: Rule,
     capacity: u64,
     now: u64,
@@ -51,7 +51,7 @@ fn short(visit: &Visit) -> u64 {
 }
 
 impl Simple {
-    pub fn new(rule: Rule, capacity: usize) -> Simple {
+    pub(crate) fn new(rule: Rule, capacity: usize) -> Simple {
         Simple {
             rule,
             capacity: capacity as u64,
