@@ -2,6 +2,7 @@
 
 use crate::codec;
 use crate::error::ClientError;
+use crate::line::{Line, WINDOW};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
 use crate::retry::Backoff;
@@ -11,6 +12,7 @@ use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Accept, DataReply, DataRequest, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::{BlockHeader, ClusterMap, DeviceId, HeaderError, KeyList, WireError};
 use kvhive_wire::{Connection, Fault};
+use std::collections::VecDeque;
 use std::ops::Range;
 use tokio::time::Instant;
 
@@ -101,7 +103,7 @@ impl NamespaceClient {
             for at in &plan.nowhere {
                 outcomes[at - range.start] = Some(FetchOutcome::Missed(MissReason::Unreachable));
             }
-            let blocks = blocks_per_transfer(self.block_bytes);
+            let blocks = blocks_per_transfer(BYTES_PER_TRANSFER, self.block_bytes);
             let mut memory: Vec<Option<&mut [u8]>> =
                 targets.iter_mut().map(|target| Some(&mut **target)).collect();
             let tasks = plan.jobs.into_iter().map(|job| {
@@ -140,7 +142,7 @@ impl NamespaceClient {
         Ok(FetchReport { outcomes })
     }
 
-    /// Fetches the parts of one device's job, one after the other; stops at the first that fails as a whole.
+    /// Fetches the parts of one device's job in their order; stops at the first that fails as a whole.
     async fn fetch_parts(
         &self,
         map: &ClusterMap,
@@ -148,52 +150,82 @@ impl NamespaceClient {
         parts: Vec<(Job, Vec<&mut [u8]>)>,
         deadline: Instant,
     ) -> (Vec<(usize, FetchOutcome)>, Option<(DeviceId, Fault)>) {
+        let Some((job, _)) = parts.first() else { return (Vec::new(), None) };
+        let device = job.device;
         let mut done = Vec::new();
-        for (job, mut targets) in parts {
-            let limit = deadline.saturating_duration_since(Instant::now());
-            let part = self.fetch_part(map, prefix, &job, &mut targets, deadline, &mut done);
-            let fault = match tokio::time::timeout_at(deadline, part).await {
-                Ok(Ok(())) => continue,
-                Ok(Err(fault)) => fault,
-                Err(_) => Fault::Timeout(limit),
-            };
-            return (done, Some((job.device, fault)));
-        }
-        (done, None)
+        let mut left = VecDeque::from(parts);
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let exchange = async {
+            let mut line = Line::open(self.shared(), map, device, deadline).await?;
+            loop {
+                match self.fetch_over(&mut line, map, prefix, &mut left, &mut done).await {
+                    Err(fault) if !matches!(fault, Fault::Refused(_)) => line.revive(fault).await?,
+                    ended => {
+                        line.close();
+                        return ended;
+                    }
+                }
+            }
+        };
+        let ended = tokio::time::timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(limit)));
+        (done, ended.err().map(|fault| (device, fault)))
     }
 
-    async fn fetch_part(
+    /// Asks for the parts that are left and takes their blocks in. A part leaves `left` when its answer has begun.
+    async fn fetch_over(
         &self,
+        line: &mut Line<'_>,
         map: &ClusterMap,
         prefix: &Prefix,
-        job: &Job,
-        targets: &mut [&mut [u8]],
-        deadline: Instant,
+        left: &mut VecDeque<(Job, Vec<&mut [u8]>)>,
         done: &mut Vec<(usize, FetchOutcome)>,
     ) -> Result<(), Fault> {
+        while !left.is_empty() {
+            while let Some((job, _)) = left.get(line.unanswered()).filter(|_| line.unanswered() < WINDOW) {
+                line.ask(&self.fetch_request(map, prefix, job), &[], self.block_bytes).await?;
+            }
+            let reply = line.answer().await?;
+            let (job, targets) = left.pop_front().expect("what was asked is left until it is answered");
+            self.take_part(line.connection(), map, prefix, &job, targets, reply, done).await?;
+        }
+        Ok(())
+    }
+
+    fn fetch_request(&self, map: &ClusterMap, prefix: &Prefix, job: &Job) -> DataRequest {
         let keys: KeyList = job.positions.iter().map(|at| prefix.keys()[*at]).collect();
-        let request = DataRequest::Fetch(FetchRequest {
+        DataRequest::Fetch(FetchRequest {
             epoch: map.epoch,
             device: job.device,
             tenant: self.tenant,
             runs: job.runs.clone(),
             keys,
             accept: if self.reads_raw() { Accept::Raw(self.layout()) } else { Accept::Stored },
-        });
-        let (mut lease, reply) =
-            self.shared().call(map, job.device, &request, &[], self.block_bytes, deadline).await?;
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one part's question, answer and memory")]
+    async fn take_part(
+        &self,
+        connection: &mut Connection,
+        map: &ClusterMap,
+        prefix: &Prefix,
+        job: &Job,
+        targets: Vec<&mut [u8]>,
+        reply: DataReply,
+        done: &mut Vec<(usize, FetchOutcome)>,
+    ) -> Result<(), Fault> {
         let DataReply::Fetched { blocks, .. } = reply else {
             return Err(senseless("a fetch was answered otherwise"));
         };
         let announced: u64 = blocks.iter().map(payload_bytes).fold(0, u64::saturating_add);
-        if blocks.len() != job.positions.len() || announced != lease.connection().payload_left() {
+        if blocks.len() != job.positions.len() || announced != connection.payload_left() {
             return Err(senseless("a fetch's answer does not fit its question or its payload"));
         }
         for ((at, block), target) in job.positions.iter().zip(blocks).zip(targets) {
             let outcome = match block {
                 Fetched::Miss => FetchOutcome::Missed(MissReason::Absent),
                 Fetched::Hit(header) => {
-                    let checked = self.receive(map, prefix, *at, &header, lease.connection(), target).await?;
+                    let checked = self.receive(map, prefix, *at, &header, connection, target).await?;
                     checked.map_or_else(
                         |error| {
                             count(&self.shared().counters.corrupt_blocks, 1);
@@ -206,7 +238,6 @@ impl NamespaceClient {
             };
             done.push((*at, outcome));
         }
-        lease.give_back();
         Ok(())
     }
 
@@ -222,12 +253,15 @@ impl NamespaceClient {
         target: &mut [u8],
     ) -> Result<Result<Loaded, HeaderError>, Fault> {
         let checked = header.check(&prefix.keys()[at], self.fingerprint, self.tenant, self.era(map));
-        let fits = match header.codec {
-            Codec::Raw => header.payload_bytes == target.len() as u64,
-            // Who asked for raw takes nothing else; no codec makes a block larger.
-            _ => !self.reads_raw() && header.payload_bytes <= target.len() as u64,
+        let expected = match header.codec {
+            Codec::Raw if header.payload_bytes == target.len() as u64 => Ok(()),
+            Codec::Raw => Err(HeaderError::Length),
+            codec if self.reads_raw() => Err(HeaderError::Codec(codec)),
+            // No codec makes a block larger.
+            _ if header.payload_bytes <= target.len() as u64 => Ok(()),
+            _ => Err(HeaderError::Length),
         };
-        if let Err(error) = checked.and(if fits { Ok(()) } else { Err(HeaderError::Length) }) {
+        if let Err(error) = checked.and(expected) {
             connection.skip_payload(header.payload_bytes).await?;
             return Ok(Err(error));
         }
@@ -250,9 +284,9 @@ impl NamespaceClient {
     }
 }
 
-/// Returns how many blocks of this size one request carries.
-pub(crate) fn blocks_per_transfer(block_bytes: u64) -> usize {
-    let fit = usize::try_from(BYTES_PER_TRANSFER / block_bytes).unwrap_or(usize::MAX);
+/// Returns how many blocks of this size a request of `bytes` carries.
+pub(crate) fn blocks_per_transfer(bytes: u64, block_bytes: u64) -> usize {
+    let fit = usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX);
     fit.clamp(1, MAX_BLOCKS_PER_TRANSFER)
 }
 

@@ -31,6 +31,7 @@ pub mod codec;
 mod control;
 mod error;
 mod fetch;
+mod line;
 mod matching;
 mod namespace;
 mod pool;

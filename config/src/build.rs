@@ -158,6 +158,8 @@ fn node(section: &Section<'_>, ledger: &mut Ledger) -> NodeConfig {
         max_inflight: limits.max_inflight,
         block_sizes: limits.block_sizes,
         disk_dir: limits.disk_dir,
+        persist_dir: limits.persist_dir,
+        persist_every: limits.persist_every,
         mode: limits.mode,
         tuning: limits.tuning,
         devices: devices(section, ledger),
@@ -170,6 +172,8 @@ struct NodeLimits {
     max_inflight: Bytes,
     block_sizes: Vec<BlockClass>,
     disk_dir: Option<String>,
+    persist_dir: Option<String>,
+    persist_every: Option<Duration>,
     mode: Mode,
     tuning: Tuning,
 }
@@ -184,6 +188,8 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
         max_inflight: section.read(ledger, "max_inflight", parse::size).unwrap_or_default(),
         block_sizes: section.read(ledger, "block_sizes", parse::classes).unwrap_or_default(),
         disk_dir: section.read(ledger, "disk_dir", parse::path),
+        persist_dir: section.read(ledger, "persist_dir", parse::path),
+        persist_every: section.read(ledger, "persist_every", parse::time),
         mode,
         tuning: tuning(section, mode.tuning(), ledger),
     }

@@ -20,6 +20,7 @@ pub(crate) fn all(parts: &ClusterParts, ledger: &mut Ledger) {
     own_listeners(&listeners, ledger);
     for (at, node) in parts.nodes.iter().enumerate() {
         memory(at, node, ledger);
+        snapshot(at, node, ledger);
     }
 }
 
@@ -188,6 +189,14 @@ fn reachable(listeners: &[Listener<'_>], ledger: &mut Ledger) {
             );
             ledger.conflict(&listener.key, reason);
         }
+    }
+}
+
+fn snapshot(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
+    let every = format!("node[{at}].persist_every");
+    if node.persist_dir.is_none() && node.persist_every.is_some() && ledger.is_good(&every) {
+        let key = ledger.source(&every);
+        ledger.conflict(&key, "no snapshot is kept; allowed is with a \"persist_dir\"".to_owned());
     }
 }
 

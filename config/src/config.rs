@@ -158,6 +158,10 @@ pub struct NodeConfig {
     pub block_sizes: Vec<BlockClass>,
     /// Folder of the disk tier's files, if any device has one; a relative path starts at the cluster file's folder.
     pub disk_dir: Option<String>,
+    /// Folder in which its snapshot's folder stands, if it keeps one; a relative path starts at the cluster file's folder.
+    pub persist_dir: Option<String>,
+    /// How often the snapshot is written while the node serves, if not only at its end.
+    pub persist_every: Option<Duration>,
     /// What the cache mostly serves.
     pub mode: Mode,
     /// What `mode` chose, with what the file says put over it.

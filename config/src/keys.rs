@@ -87,7 +87,8 @@ pub(crate) const MODES: [&str; 5] = ["training", "inference", "bulk", "streaming
 /// Names of what decides which blocks go to disk.
 pub(crate) const DISK_ADMISSIONS: [&str; 2] = ["all", "used"];
 /// Names of the strategies.
-pub const STRATEGIES: [&str; 11] = [
+pub const STRATEGIES: [&str; 12] = [
+    "adaptive",
     "lru",
     "lfu",
     "paged",
@@ -307,6 +308,19 @@ pub(crate) const NODE: &[Key] = &[
         Rule::Path,
         Derived("none; then no device may have a `disk`"),
         "Folder of the disk tier's files, one folder a device in it. A relative path starts at this file's folder."
+    ),
+    key!(
+        "persist_dir",
+        Rule::Path,
+        Derived("none; then blocks in memory end with the process"),
+        "Folder of its snapshot, a folder of the node's name in it: taken in when it begins to serve, written anew when it ends in \
+         order. A relative path starts at this file's folder."
+    ),
+    key!(
+        "persist_every",
+        Rule::Time { min: 1000, max: 7 * 24 * 3_600_000 },
+        Derived("only at the end"),
+        "How often the snapshot is also written while the node serves: a node that is killed loses at most so much."
     ),
     key!(
         "mode",

@@ -35,11 +35,11 @@ impl Mode {
         let (strategy, prefetch_blocks, hold, batch_delay, disk_admission) = match self {
             // A loop larger than the cache starves recency: LIRS keeps a part of it that stays.
             Mode::Training => ("lirs", 0, ms(1000), ms(50), DiskAdmission::Used),
-            Mode::Inference => ("lru", 64, ms(5000), ms(10), DiskAdmission::All),
+            Mode::Inference => ("adaptive", 64, ms(5000), ms(10), DiskAdmission::All),
             // Whole prefixes are read in order, and a batch waits for the slowest anyway.
-            Mode::Bulk => ("lru", 512, ms(20_000), ms(50), DiskAdmission::All),
+            Mode::Bulk => ("adaptive", 512, ms(20_000), ms(50), DiskAdmission::All),
             Mode::Streaming => ("s3-fifo", 16, ms(1000), ms(10), DiskAdmission::Used),
-            Mode::Interactive => ("lru", 256, ms(10_000), ms(2), DiskAdmission::All),
+            Mode::Interactive => ("adaptive", 256, ms(10_000), ms(2), DiskAdmission::All),
         };
         Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission }
     }

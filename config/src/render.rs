@@ -58,6 +58,12 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     if let Some(folder) = &one.disk_dir {
         out.text("disk_dir", folder);
     }
+    if let Some(folder) = &one.persist_dir {
+        out.text("persist_dir", folder);
+    }
+    if let Some(every) = one.persist_every {
+        out.text("persist_every", &format_time(every));
+    }
     out.text("mode", one.mode.as_str());
     out.text("strategy", one.tuning.strategy);
     out.plain("prefetch_blocks", one.tuning.prefetch_blocks);

@@ -1,4 +1,4 @@
-//! The layouts of the blocks that a node holds, as stores and askers have told them. A block whose layout is not known is
+//! The layouts of the blocks that a node holds, as stores, askers and snapshots have told them. A block whose layout is not known is
 //! served as it is stored, and stays as it is.
 
 use kvhive_protocol::frame::MAX_PAYLOAD_BYTES;
@@ -14,15 +14,27 @@ const MAX_LAYOUTS: usize = 1024;
 pub(crate) struct Layouts(RwLock<HashMap<LayoutFingerprint, Layout>>);
 
 impl Layouts {
-    /// Takes note of a layout whose block has a size that [`block_bytes`] lets pass.
-    pub(crate) fn learn(&self, layout: &Layout) {
-        let fingerprint = layout.fingerprint();
-        if self.get(fingerprint).is_none() {
+    /// Says whether `fingerprint` is the layout's; takes note of it if so. The layout's blocks have a size that [`block_bytes`]
+    /// lets pass.
+    pub(crate) fn learn(&self, layout: &Layout, fingerprint: LayoutFingerprint) -> bool {
+        // Most requests are of a layout that is known: they are spared the hash.
+        let known = self.get(fingerprint);
+        if known.is_none() && layout.fingerprint() == fingerprint {
             let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
             if known.len() < MAX_LAYOUTS {
                 known.insert(fingerprint, *layout);
             }
+            return true;
         }
+        known == Some(*layout)
+    }
+
+    /// Returns all that are known, in the order of their fingerprints.
+    pub(crate) fn all(&self) -> Vec<Layout> {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<(LayoutFingerprint, Layout)> = known.iter().map(|(at, one)| (*at, *one)).collect();
+        all.sort_unstable_by_key(|(fingerprint, _)| *fingerprint);
+        all.into_iter().map(|(_, layout)| layout).collect()
     }
 
     pub(crate) fn get(&self, fingerprint: LayoutFingerprint) -> Option<Layout> {
@@ -44,8 +56,10 @@ mod tests {
         let layouts = Layouts::default();
         let of = |bytes| Layout::opaque(bytes, 16);
         for bytes in 1..=MAX_LAYOUTS as u32 + 1 {
-            layouts.learn(&of(bytes));
-            layouts.learn(&of(bytes));
+            let (layout, fingerprint) = (of(bytes), of(bytes).fingerprint());
+            assert!(!layouts.learn(&of(bytes + 1), fingerprint) && layouts.get(fingerprint).is_none());
+            assert!(layouts.learn(&layout, fingerprint) && layouts.learn(&layout, fingerprint));
+            assert!(!layouts.learn(&of(bytes + 1), fingerprint), "another layout is not of this fingerprint");
         }
         assert_eq!(layouts.get(of(1).fingerprint()), Some(of(1)));
         assert_eq!(layouts.get(of(MAX_LAYOUTS as u32).fingerprint()), Some(of(MAX_LAYOUTS as u32)));

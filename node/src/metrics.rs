@@ -105,6 +105,10 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_replication_dropped_blocks_total", &counters.replication_dropped),
         ("kvhive_node_mailbox_full_total", &counters.mailbox_full),
         ("kvhive_node_actor_restarts_total", &counters.actor_restarts),
+        ("kvhive_node_snapshots_total", &counters.snapshots),
+        ("kvhive_node_snapshot_failures_total", &counters.snapshot_failures),
+        ("kvhive_node_snapshot_loaded_blocks_total", &counters.snapshot_loaded_blocks),
+        ("kvhive_node_snapshot_damaged_blocks_total", &counters.snapshot_damaged_blocks),
     ] {
         metrics::counter!(name).absolute(counter.load(Ordering::Relaxed));
     }

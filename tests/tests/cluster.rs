@@ -37,7 +37,8 @@ async fn store(blocks: &NamespaceClient, name: u64, count: usize, ack: Option<Ac
     let memory: Vec<Vec<u8>> =
         (0..count).map(|at| content(name, at, blocks.block_bytes() as usize)).collect();
     let memory: Vec<&[u8]> = memory.iter().map(|block| &block[..]).collect();
-    blocks.store(&prefix, 0..count, &memory, StoreOptions { ack }).await.expect("the arguments fit").outcomes
+    let options = StoreOptions { ack, ..StoreOptions::default() };
+    blocks.store(&prefix, 0..count, &memory, options).await.expect("the arguments fit").outcomes
 }
 
 /// Fetches a prefix and returns which blocks came, each compared with what was stored.

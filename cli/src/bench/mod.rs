@@ -2,6 +2,7 @@
 //! fixed by the design: `{"bench", "machine", "rows": [...]}`.
 
 mod baseline;
+mod codec;
 mod cpu;
 mod data;
 mod matching;
@@ -47,6 +48,8 @@ enum Kind {
         #[arg(value_name = "TRACE")]
         traces: Vec<PathBuf>,
     },
+    /// Each codec's speed on one core, against memcpy; what it stores of fp16 and does to attention's output
+    Codec,
 }
 
 /// A whole report.
@@ -139,6 +142,7 @@ impl Bench {
             Kind::Metadata => ("metadata", metadata::run(self.runs)?),
             Kind::Memory => ("memory", memory::run()?),
             Kind::Policy { traces } => ("policy", policy::run(self.runs, traces)?),
+            Kind::Codec => ("codec", codec::run(self.runs)?),
         };
         let report = Report { bench, machine: Machine::this(), rows };
         if self.json {

@@ -8,7 +8,7 @@ use kvhive_config::{
     Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, NodeConfig, Process, Token, TokenSource,
 };
 use kvhive_coordinator::PeerConfig;
-use kvhive_node::{ClassConfig, DeviceConfig, Tuning};
+use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// How long a process may take to end in order.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
+/// How long a node may take that writes its snapshot at its end.
+const PERSIST_LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs the process `id` of the cluster file until SIGINT, SIGTERM, or a failure that it cannot go on from.
 ///
@@ -51,7 +53,7 @@ pub(crate) fn run(file: &Path, id: &str) -> Result<()> {
             ended.map(|_| ())
         }
         Process::Node(own) => {
-            let running = Arc::new(kvhive_node::start(node(&config, own, token)?)?);
+            let running = Arc::new(kvhive_node::start(node(&config, own, token, file)?)?);
             let (ended, end) = tokio::sync::oneshot::channel();
             let waiting = running.clone();
             // Ends with the process: a node that loses a device says so here.
@@ -63,7 +65,7 @@ pub(crate) fn run(file: &Path, id: &str) -> Result<()> {
                 }
             })?;
             tracing::info!(?lost, "node ends");
-            running.shutdown(STOP_LIMIT);
+            running.shutdown(if own.persist_dir.is_some() { PERSIST_LIMIT } else { STOP_LIMIT });
             lost.map_or(Ok(()), |error| Err(error.into()))
         }
     }
@@ -124,7 +126,12 @@ fn coordinator(
     })
 }
 
-fn node(config: &ClusterConfig, own: &NodeConfig, token: Vec<u8>) -> Result<kvhive_node::NodeConfig> {
+fn node(
+    config: &ClusterConfig,
+    own: &NodeConfig,
+    token: Vec<u8>,
+    file: &Path,
+) -> Result<kvhive_node::NodeConfig> {
     let classes: Vec<ClassConfig> = own
         .block_sizes
         .iter()
@@ -151,6 +158,10 @@ fn node(config: &ClusterConfig, own: &NodeConfig, token: Vec<u8>) -> Result<kvhi
         max_inflight_bytes: own.max_inflight.0,
         devices,
         tuning: tuning(own),
+        persist: own.persist_dir.as_ref().map(|folder| PersistConfig {
+            folder: file.parent().unwrap_or(Path::new(".")).join(folder).join(&own.id),
+            every: own.persist_every,
+        }),
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
         token,
     })

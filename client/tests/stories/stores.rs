@@ -6,7 +6,7 @@ use kvhive_protocol::data::{Ack, DataReply, DataRequest, Refusal, Stored};
 use kvhive_protocol::{BlockKey, Epoch};
 
 fn asking(ack: Ack) -> StoreOptions {
-    StoreOptions { ack: Some(ack) }
+    StoreOptions { ack: Some(ack), ..StoreOptions::default() }
 }
 
 #[tokio::test]

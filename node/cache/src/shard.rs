@@ -52,6 +52,8 @@ pub struct Shard {
     copies: usize,
     /// Shrinks under way, by record.
     shrinks: BTreeMap<u32, shrink::UnderWay>,
+    /// Some party's strategy shrinks.
+    may_shrink: bool,
     /// Where the sweep for dead blocks goes on, if one is under way.
     sweep: Option<usize>,
     /// A block has gone before its children: chains may be longer than what is resident.
@@ -82,6 +84,7 @@ impl Shard {
             writes: 0,
             copies: 0,
             shrinks: BTreeMap::new(),
+            may_shrink: config.rules.strategy.shrinks().is_some(),
             sweep: None,
             is_torn: false,
             stats: ShardStats::default(),
@@ -184,7 +187,6 @@ impl Shard {
         let party = self.party_of.get(&tenant).copied().unwrap_or(COMMONS);
         let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
         let (tier, class) = self.take_frame(now, party, class, &visit, effects)?;
-        self.shrink_cold(class, effects);
         let record = Record {
             codec: header.codec,
             key: header.key,

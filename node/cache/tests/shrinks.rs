@@ -33,6 +33,11 @@ struct Scenario {
 
 impl Scenario {
     fn new(strategy: Strategy, device: [u32; 2], host: [u32; 2]) -> Scenario {
+        Scenario::keeping(strategy, device, host, 0)
+    }
+
+    /// One that keeps a share of its frames free.
+    fn keeping(strategy: Strategy, device: [u32; 2], host: [u32; 2], low_water_per_mille: u16) -> Scenario {
         let mut shard = Shard::new(ShardConfig {
             classes: vec![SMALL, LARGE],
             device: TierCapacity { frames: device.to_vec() },
@@ -43,7 +48,7 @@ impl Scenario {
             prefetch: 4,
             max_hold: Duration::from_millis(50),
             max_writes: 8,
-            low_water_per_mille: 0,
+            low_water_per_mille,
             hash_seed: 9,
         });
         shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
@@ -135,6 +140,26 @@ fn a_full_shard_shrinks_its_coldest_before_it_lets_any_go() {
 }
 
 #[test]
+fn what_a_tier_keeps_free_is_kept_free_by_shrinking_too() {
+    let mut scene = Scenario::keeping(Strategy::Compressed, [6, 4], [4, 4], 250);
+    for number in 0..14 {
+        scene.store(number, LARGE, Codec::Raw);
+        scene.shard.tend(scene.now(), &mut scene.effects);
+        let copies = scene.effects.iter().filter_map(|effect| match effect {
+            Effect::Copy { ticket, .. } => Some(*ticket),
+            Effect::Drop { .. } | Effect::Shrink { .. } => None,
+        });
+        let copies: Vec<_> = copies.collect();
+        scene.shrink_all(90, Codec::Lossless);
+        copies
+            .into_iter()
+            .for_each(|ticket| assert_ne!(scene.shard.copied(ticket, true), CopyVerdict::Discard));
+    }
+    let stats = scene.stats();
+    assert_eq!((stats.blocks(), stats.evicted), (14, 0), "{stats:?}");
+}
+
+#[test]
 fn other_strategies_shrink_nothing_and_nor_does_a_shard_of_one_size() {
     let mut scene = Scenario::new(Strategy::Lru, [6, 3], [0, 0]);
     for number in 0..5 {
@@ -146,6 +171,27 @@ fn other_strategies_shrink_nothing_and_nor_does_a_shard_of_one_size() {
         scene.store(number, LARGE, Codec::Raw);
     }
     assert_eq!(scene.shrinks(), []);
+}
+
+#[test]
+fn a_tenants_own_strategy_shrinks_its_blocks_alone_and_from_the_day_it_is_set() {
+    let other = TenantId(2);
+    let mut scene = Scenario::new(Strategy::Lru, [6, 3], [0, 0]);
+    scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(1)), (other, Era(1))]));
+    for number in 0..3 {
+        scene.store(number, LARGE, Codec::Raw);
+    }
+    scene.shard.tend(scene.now(), &mut scene.effects);
+    assert_eq!(scene.shrinks(), [], "lru shrinks nothing");
+    let compressed = Rules::new(Strategy::Compressed);
+    scene.shard.set_rules(Rules::new(Strategy::Lru), &BTreeMap::from([(other, compressed)]));
+    scene.shard.tend(scene.now(), &mut scene.effects);
+    assert_eq!(scene.shrinks(), [], "these are not the other's");
+    scene.shard.set_rules(Rules::new(Strategy::Lru), &BTreeMap::from([(TENANT, compressed)]));
+    scene.shard.tend(scene.now(), &mut scene.effects);
+    assert_eq!(scene.shrink_all(90, Codec::Lossless), 1);
+    let stats = scene.stats();
+    assert_eq!((stats.blocks(), stats.shrunk, stats.evicted), (3, 1, 0));
 }
 
 #[test]

@@ -137,3 +137,128 @@ impl DeviceCore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ClassConfig, DeviceConfig};
+    use kvhive_cache::policy::Strategy;
+    use kvhive_cache::{About, Effect, Reserve, Rules, Shard, ShardConfig, TierCapacity};
+    use kvhive_protocol::data::StoreBlock;
+    use kvhive_protocol::{AxisOrder, BlockKey, Dtype, Era, Moment, Slot, TenantId};
+    use std::time::Duration;
+
+    /// Blocks of 1 KiB.
+    const LAYOUT: Layout = Layout {
+        layers: 1,
+        kv_heads: 1,
+        head_dim: 8,
+        tokens: 16,
+        dtype: Dtype::F32,
+        order: AxisOrder::LayersFirst,
+    };
+
+    /// Shrinks these bytes, stored by `codec` under a header with their digest less `off_by`; returns how that ended.
+    fn shrunk(bytes: &[u8], codec: Codec, to: Codec, off_by: u64) -> Shrunk {
+        let classes = [512, 4096].map(|frame_bytes| ClassConfig { frame_bytes, share: 1 }).to_vec();
+        let config = DeviceConfig { device_bytes: 1 << 16, host_bytes: 0, classes };
+        let memory = Memory::take(0, &config).expect("a little memory");
+        let mut frame = memory.take_frame(Tier::Device, 1, bytes.len() as u64).expect("a free frame");
+        frame.bytes_mut().copy_from_slice(bytes);
+        let header = BlockHeader {
+            key: BlockKey::from_bytes([1; 32]),
+            fingerprint: LAYOUT.fingerprint(),
+            tenant: TenantId(1),
+            era: Era(1),
+            depth: 0,
+            codec,
+            payload_bytes: bytes.len() as u64,
+            digest: digest(bytes).wrapping_sub(off_by),
+        };
+        let mut cold = Shard::new(ShardConfig {
+            classes: vec![512, 4096],
+            device: memory.capacity(Tier::Device),
+            host: memory.capacity(Tier::Host),
+            disk: TierCapacity::default(),
+            rules: Rules::new(Strategy::Quantized),
+            max_hold: Duration::ZERO,
+            max_writes: 64,
+            low_water_per_mille: 1000,
+            unused_to_disk: true,
+            prefetch: 0,
+            hash_seed: 1,
+        });
+        let (ticket, id) = asked(&mut cold, header);
+        let returns = Returns::default();
+        let mut job = Job {
+            header,
+            layout: LAYOUT,
+            codec: to,
+            outcome: Shrunk::Unfit,
+            ticket,
+            id,
+            returns: returns.clone(),
+        };
+        job.run(&frame.seal(), &memory, Tier::Device, 0);
+        drop(job);
+        let mut back = Vec::new();
+        returns.take(&mut back);
+        match back.pop() {
+            Some(Return::Shrunk(_, _, outcome)) => outcome,
+            _ => panic!("a job returns once"),
+        }
+    }
+
+    /// Has a shard ask for a shrink, for the names that it gives.
+    fn asked(shard: &mut Shard, header: BlockHeader) -> (ShrinkTicket, BlockId) {
+        shard.set_tenants([(TenantId(1), Era(1))].into());
+        let block = StoreBlock {
+            header: BlockHeader { codec: Codec::Raw, payload_bytes: 1024, ..header },
+            parent: BlockKey::NONE,
+        };
+        let mut effects = Vec::new();
+        let taken = shard.reserve(Moment::ZERO, TenantId(1), &block, Slot(1), About::default(), &mut effects);
+        let Reserve::Take { ticket, .. } = taken else { panic!("{taken:?}") };
+        shard.seal(ticket).expect("its era stands");
+        shard.tend(Moment::ZERO, &mut effects);
+        match effects.pop() {
+            Some(Effect::Shrink { ticket, id, .. }) => (ticket, id),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn raw() -> Vec<u8> {
+        (0..256).flat_map(|at| ((at % 11) as f32).to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn a_shrunk_block_decodes_to_what_it_was_and_its_header_is_of_its_new_bytes() {
+        let mut lossless = Vec::new();
+        let rough: Vec<u8> = (0..256).flat_map(|at| (at as f32).sin().to_le_bytes()).collect();
+        codec::encode(Codec::Lossless, &LAYOUT, &rough, &mut lossless).expect("a block");
+        for (bytes, from, to) in
+            [(raw(), Codec::Raw, Codec::Lossless), (lossless, Codec::Lossless, Codec::Int8)]
+        {
+            let Shrunk::Smaller(frame, header) = shrunk(&bytes, from, to, 0) else {
+                panic!("{from:?} to {to:?}")
+            };
+            assert_eq!((header.codec, header.check_bytes(frame.bytes())), (to, Ok(())));
+            let mut back = vec![0; 1024];
+            codec::decode(to, &LAYOUT, frame.bytes(), &mut back).expect("what was encoded");
+            assert!(to != Codec::Lossless || back == raw());
+        }
+    }
+
+    #[test]
+    fn a_damaged_block_is_not_given_a_header_that_vouches_for_it() {
+        assert!(matches!(shrunk(&raw(), Codec::Raw, Codec::Int8, 1), Shrunk::Damaged));
+    }
+
+    #[test]
+    fn what_does_not_get_small_enough_or_is_no_block_is_left() {
+        let noise: Vec<u8> = (0..1024u32).map(|at| (at.wrapping_mul(0x9E37_79B9) >> 13) as u8).collect();
+        assert!(matches!(shrunk(&noise, Codec::Raw, Codec::Lossless, 0), Shrunk::Unfit));
+        assert!(matches!(shrunk(&raw()[..1000], Codec::Raw, Codec::Int8, 0), Shrunk::Unfit));
+        assert!(matches!(shrunk(&[7; 100], Codec::Lossless, Codec::Int8, 0), Shrunk::Unfit));
+    }
+}

@@ -1,6 +1,6 @@
 //! What a request must satisfy before anything is done for it.
 
-use crate::layouts;
+use crate::layouts::{self, Layouts};
 use crate::view::Serving;
 use kvhive_cache::member;
 use kvhive_protocol::block::Codec;
@@ -37,8 +37,13 @@ pub(super) fn admits(
     Ok(())
 }
 
-/// Checks that a store fits its payload, and that it is the asker's to make.
-pub(super) fn store(request: &StoreRequest, payload: u64, role: Role) -> Result<(), WireError> {
+/// Checks that a store fits its payload and its layout, of which note is taken, and that it is the asker's to make.
+pub(super) fn store(
+    request: &StoreRequest,
+    payload: u64,
+    role: Role,
+    layouts: &Layouts,
+) -> Result<(), WireError> {
     if request.copy && role != Role::Node {
         return Err(WireError::Forbidden { role: role.to_string(), what: "store copies".to_owned() });
     }
@@ -50,15 +55,15 @@ pub(super) fn store(request: &StoreRequest, payload: u64, role: Role) -> Result<
         )));
     }
     if let Some(layout) = &request.layout {
-        let (fingerprint, bytes) = (layout.fingerprint(), layout_bytes(layout)?);
+        let bytes = layout_bytes(layout)?;
         for header in request.blocks.iter().map(|block| &block.header) {
             let fits = match header.codec {
                 Codec::Raw => header.payload_bytes == bytes,
                 _ => header.payload_bytes <= bytes,
             };
-            if header.fingerprint != fingerprint || !fits {
+            if !fits || !layouts.learn(layout, header.fingerprint) {
                 return Err(WireError::malformed(format_args!(
-                    "a block of {} bytes and layout {:?} in a store of blocks of {bytes} bytes and layout {fingerprint:?}",
+                    "a block of {} bytes and layout {:?} in a store of blocks of {layout:?}, {bytes} bytes each",
                     header.payload_bytes, header.fingerprint
                 )));
             }

@@ -32,6 +32,12 @@ pub(crate) struct Counters {
     /// How long the batch copied last in the background had waited and taken, in microseconds.
     pub(crate) replication_lag_us: AtomicU64,
     pub(crate) actor_restarts: AtomicU64,
+    /// Snapshots written by the node itself.
+    pub(crate) snapshots: AtomicU64,
+    /// Snapshots that could not be written or taken in.
+    pub(crate) snapshot_failures: AtomicU64,
+    pub(crate) snapshot_loaded_blocks: AtomicU64,
+    pub(crate) snapshot_damaged_blocks: AtomicU64,
     /// How long requests took, from the whole question to the whole answer.
     pub(crate) took: [LatencyRecorder; 3],
 }

@@ -2,7 +2,7 @@
 //! may take its time.
 
 use crate::data::check;
-use crate::data::counters::{add, count};
+use crate::data::counters::count;
 use crate::data::plane::DataPlane;
 use crate::guards::ReadGuard;
 use kvhive_client::codec;
@@ -52,13 +52,17 @@ impl DataPlane {
         found: Vec<Option<ReadGuard>>,
         layout: Layout,
     ) -> Result<(Vec<Option<Held>>, Option<OwnedSemaphorePermit>), WireError> {
-        let (fingerprint, bytes) = (layout.fingerprint(), check::layout_bytes(&layout)?);
+        let bytes = check::layout_bytes(&layout)?;
         let mut room = self.most_decoded();
         let mut held = Vec::with_capacity(found.len());
         let mut encoded = Vec::new();
         for (at, guard) in found.into_iter().enumerate() {
             held.push(match guard {
                 Some(guard) if guard.header().codec == Codec::Raw => Some(Held::Frame(guard)),
+                Some(guard) if !self.view.layouts.learn(&layout, guard.header().fingerprint) => {
+                    count(&self.counters.undecoded_blocks);
+                    None
+                }
                 // What does not fit into one answer is a miss, as elsewhere.
                 Some(guard) if room >= bytes => {
                     room -= bytes;
@@ -77,10 +81,7 @@ impl DataPlane {
             return Err(WireError::busy("as many blocks as allowed are being decoded"));
         };
         let decoded = tokio::task::spawn_blocking(move || {
-            let decode = |(at, guard): (usize, ReadGuard)| {
-                let fits = guard.header().fingerprint == fingerprint;
-                (at, if fits { decode(&guard, &layout, bytes) } else { Err(Trouble::Codec) })
-            };
+            let decode = |(at, guard): (usize, ReadGuard)| (at, decode(&guard, &layout, bytes));
             encoded.into_iter().map(decode).collect::<Vec<_>>()
         });
         for (at, decoded) in decoded.await.unwrap_or_default() {
@@ -90,7 +91,7 @@ impl DataPlane {
                     held[at] = Some(block);
                 }
                 Err(Trouble::Damaged) => count(&self.counters.corrupt_blocks),
-                Err(Trouble::Codec) => add(&self.counters.undecoded_blocks, 1),
+                Err(Trouble::Codec) => count(&self.counters.undecoded_blocks),
             }
         }
         Ok((held, Some(permit)))

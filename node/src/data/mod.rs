@@ -10,7 +10,7 @@ mod replicate;
 mod server;
 mod store;
 
-pub(crate) use counters::{Counters, VERBS, count};
+pub(crate) use counters::{Counters, VERBS, add, count};
 pub(crate) use plane::{DataPlane, Limits};
 pub(crate) use replicate::Replicator;
 pub(crate) use server::serve;

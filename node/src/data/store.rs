@@ -80,14 +80,11 @@ impl DataPlane {
 
     fn check_store(&self, request: StoreRequest, payload: u64, peer: Peer) -> Result<Task, WireError> {
         check::sizes(&request.runs, request.blocks.len(), MAX_BLOCKS_PER_TRANSFER)?;
-        check::store(&request, payload, peer.role)?;
+        check::store(&request, payload, peer.role, &self.view.layouts)?;
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
         check::admits(&serving, request.device, request.tenant, &request.runs)?;
         let StoreRequest { device, tenant, ack, copy, layout, runs, blocks, .. } = request;
-        if let Some(layout) = &layout {
-            self.view.layouts.learn(layout);
-        }
         let blocks: Vec<_> = blocks.into_iter().zip(check::slots(&runs)).collect();
         let replicated = !copy && runs.iter().any(|run| serving.map.replicas(run.slot).0.len() > 1);
         Ok(Task { serving, device, tenant, ack, layout, blocks, replicated })

@@ -1,7 +1,8 @@
 //! What becomes of blocks that are stored encoded, or that are shrunk where they rest.
 
-use super::asker::{Asker, Block, kept};
-use super::{KIB, Setup};
+use super::asker::{Asker, Block, already, kept};
+use super::{KIB, Setup, eventually};
+use crate::actors::core::DeviceMessage;
 use kvhive_cache::Tier;
 use kvhive_cache::policy::Strategy;
 use kvhive_client::codec;
@@ -205,9 +206,74 @@ async fn copies_are_stored_as_the_first_is_and_know_their_layout() {
     let mut client = nodes[0].ask().await.of_tensors();
     let blocks = [encoded(1, Codec::Int4), encoded(2, Codec::Lossless)];
     assert_eq!(client.store(&blocks, Ack::All).await, Ok(vec![kept(2); 2]));
-    // A second store of a block that is stored otherwise already: the copy follows what is here.
-    assert_eq!(client.store(&[tensor(1)], Ack::All).await, Ok(vec![super::asker::already(2)]));
-    let mut other = nodes[1].ask().await.of_tensors();
-    assert_eq!(other.fetch_whole(&[1, 2]).await, Ok(blocks.map(Some).to_vec()));
+    let copies = || async { nodes[1].ask().await.fetch_whole(&[1, 2]).await };
+    assert_eq!(copies().await, Ok(blocks.clone().map(Some).to_vec()));
     assert_eq!(nodes[1].inside.plane.view.layouts.get(LAYOUT.fingerprint()), Some(LAYOUT));
+    // The second node forgets them, and the same blocks are stored raw: what is copied is what the first node has.
+    nodes[1].inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    eventually("it was made anew", || nodes[1].counted(|counters| &counters.actor_restarts) == 1).await;
+    let again = client.store(&[tensor(1), tensor(2)], Ack::All).await;
+    assert_eq!(again, Ok(vec![already(2); 2]));
+    assert_eq!(copies().await, Ok(blocks.map(Some).to_vec()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_brings_encoded_blocks_back_with_what_their_bytes_mean() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("snapshot");
+    let blocks = [encoded(1, Codec::Int8), encoded(2, Codec::Lossless), tensor(3)];
+    let (_coordinator, first) = Setup::default().one().await;
+    let stored = first.ask().await.of_tensors().store(&blocks, Ack::Primary).await;
+    assert_eq!(stored, Ok(vec![kept(1); 3]));
+    first.persist(&path, |_| {}).expect("it is written");
+    let (_coordinator, second) = Setup::default().one().await;
+    assert_eq!(second.load(&path, |_| {}).expect("it is whole").blocks, 3);
+    assert_eq!(second.ask().await.fetch_whole(&[1, 2, 3]).await, Ok(blocks.map(Some).to_vec()));
+    let stats = second.stats();
+    let int8 = stats.codecs[Codec::Int8 as usize];
+    assert_eq!((int8.blocks, int8.raw_bytes), (1, 16 * KIB as u64), "{stats:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_and_writers_of_a_shrinking_shard_get_their_blocks_or_none() {
+    let setup = Setup {
+        frame_bytes: 16 * KIB,
+        device_frames: 8,
+        smaller: Some((8 * KIB, 16)),
+        host_frames: 8,
+        strategy: Strategy::Compressed,
+        ..Setup::default()
+    };
+    let (_coordinator, node) = setup.one().await;
+    let mut askers = tokio::task::JoinSet::new();
+    for task in 0..4u64 {
+        let mut client = node.ask().await.of_tensors();
+        askers.spawn(async move {
+            let mut hits = [0, 0];
+            for round in 0..300u64 {
+                let number = (round * 7 + task * 13) % 48;
+                let raw = client.raw(&[number, (number + 1) % 48]).await;
+                for (number, block) in [number, (number + 1) % 48].into_iter().zip(raw) {
+                    if let Some(block) = block {
+                        assert!(block == tensor(number), "block {number}");
+                        hits[0] += 1;
+                    }
+                }
+                let stored = client.fetch_whole(&[number]).await.expect("the node serves").remove(0);
+                hits[1] += u64::from(stored.is_some_and(|block| block.header.codec == Codec::Lossless));
+                // Refused for want of a frame, or taken.
+                client.store(&[tensor(number)], Ack::Primary).await.expect("the node serves");
+            }
+            hits
+        });
+    }
+    let hits = askers.join_all().await;
+    let stats = node.shard_stats().await;
+    assert!(stats.shrunk > 0 && stats.evicted > 0, "{stats:?}");
+    assert!(hits.iter().all(|hits| hits[0] > 0) && hits.iter().any(|hits| hits[1] > 0), "{hits:?}");
+    assert_eq!((node.counted(|counters| &counters.corrupt_blocks), stats.lost), (0, 0));
+    node.settles("nobody reads or moves", |stats| {
+        stats.readers + stats.shrinking + stats.leaving + stats.filling == 0
+    })
+    .await;
 }

@@ -33,6 +33,7 @@ struct Setup {
     /// Bytes and number of smaller frames on the device.
     smaller: Option<(usize, usize)>,
     strategy: Strategy,
+    persist: Option<crate::PersistConfig>,
     device_frames: usize,
     host_frames: usize,
     max_connections: usize,
@@ -46,6 +47,7 @@ impl Default for Setup {
             frame_bytes: 64 * KIB,
             smaller: None,
             strategy: Strategy::Lru,
+            persist: None,
             device_frames: 32,
             host_frames: 0,
             max_connections: 64,
@@ -81,6 +83,7 @@ impl Setup {
                 classes,
             }],
             tuning: crate::Tuning { strategy: self.strategy, ..crate::Tuning::default() },
+            persist: self.persist.clone(),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
         };

@@ -33,13 +33,12 @@ impl Shard {
                     shrink.is_some()
                 ));
             }
-            if let Some(class) = shrink.and_then(|shrink| shrink.into) {
+            if let Some((tier, class)) = shrink.and_then(|shrink| shrink.into) {
                 if class >= record.class || record.copying.is_some() {
                     return Err(format!("record {at} of class {} shrinks into class {class}", record.class));
                 }
-                used[record.tier as usize][usize::from(class)] += 1;
-                bytes[usize::from(record.party)][record.tier as usize] +=
-                    self.config.classes[usize::from(class)];
+                used[tier as usize][usize::from(class)] += 1;
+                bytes[usize::from(record.party)][tier as usize] += self.config.classes[usize::from(class)];
             }
             shrinks += usize::from(shrink.is_some());
             copies += usize::from(record.copying.is_some());

@@ -1,5 +1,5 @@
 //! Blocks that become smaller before any leaves: where the strategy of a party says so, its coldest are re-encoded and move to
-//! frames of a smaller class of their tier. Which codec makes how many bytes is the host's to know; what may be shrunk, when,
+//! frames of a smaller class. Which codec makes how many bytes is the host's to know; what may be shrunk, when,
 //! and into which frame is decided here.
 
 use super::Shard;
@@ -19,13 +19,16 @@ const MEMORY: [Tier; 2] = [Tier::Device, Tier::Host];
 
 /// One shrink.
 pub(super) struct UnderWay {
-    /// The class of the frame that is taken for it.
-    pub(super) into: Option<u8>,
+    /// Tier and class of the frame that is taken for it.
+    pub(super) into: Option<(Tier, u8)>,
 }
 
 impl Shard {
     /// Starts to shrink the coldest blocks of a class when few of its frames in memory are free.
     pub(super) fn shrink_cold(&mut self, class: u8, effects: &mut Vec<Effect>) {
+        if !self.may_shrink || !self.is_short_of(class) {
+            return;
+        }
         for party in 0..self.parties.len() {
             let Some(how) = self.parties[party].rules.strategy.shrinks() else { continue };
             let mut named = Vec::with_capacity(1);
@@ -51,9 +54,12 @@ impl Shard {
         }
         let share = u64::from(capacity) * u64::from(self.config.low_water_per_mille);
         let wanted = share.div_ceil(1000).max(1) as u32;
-        let coming =
-            self.shrinks.keys().filter(|at| self.index.records[**at as usize].class == class).count();
-        over(&|tier| self.ledger.free(tier, class)) + (coming as u32) < wanted
+        over(&|tier| self.ledger.free(tier, class)) + self.shrinking_of(class) < wanted
+    }
+
+    /// Returns how many blocks of a class are being shrunk: their frames are about to be free.
+    pub(super) fn shrinking_of(&self, class: u8) -> u32 {
+        self.shrinks.keys().filter(|at| self.index.records[**at as usize].class == class).count() as u32
     }
 
     fn start_shrink(&mut self, at: u32, how: Shrink, effects: &mut Vec<Effect>) {
@@ -78,9 +84,9 @@ impl Shard {
         });
     }
 
-    /// Takes the frame that a shrink writes to: the smallest free one of the block's tier that holds `bytes`, or where these
-    /// are not known before, one of the next smaller class. It may be one that a colder block leaves. None when there is none:
-    /// then the shrink has ended.
+    /// Takes the frame that a shrink writes to: the smallest free one in memory that holds `bytes`, or where these are not
+    /// known before, one of the next smaller class; of the block's own tier if there is one. It may be one that a colder block
+    /// leaves: then a drop is asked for, and nothing else. None when there is none: then the shrink has ended.
     pub fn shrink_into(
         &mut self,
         now: Moment,
@@ -97,9 +103,9 @@ impl Shard {
             self.end_shrink(at, Shrinking::Open);
             return None;
         }
-        let smaller = (0..class).filter(|class| self.ledger.capacity(tier, *class) > 0);
+        let there_is = |class: &u8| MEMORY.into_iter().any(|tier| self.ledger.capacity(tier, *class) > 0);
         let holds = |class: &u8| bytes.is_none_or(|bytes| self.config.classes[usize::from(*class)] >= bytes);
-        let mut classes: Vec<u8> = smaller.filter(holds).collect();
+        let mut classes: Vec<u8> = (0..class).filter(|class| there_is(class) && holds(class)).collect();
         if bytes.is_none() {
             // The largest alone.
             classes.drain(..classes.len().saturating_sub(1));
@@ -108,20 +114,23 @@ impl Shard {
             self.end_shrink(at, Shrinking::Unfit);
             return None;
         };
-        let mut into = classes.into_iter().find(|class| self.take(tier, *class, party));
+        let own_first = if tier == Tier::Host { [Tier::Host, Tier::Device] } else { MEMORY };
+        let places = classes.iter().flat_map(|class| own_first.map(|tier| (tier, *class)));
+        let mut into = places.into_iter().find(|(tier, class)| self.take(*tier, *class, party));
         if into.is_none() {
             let visit = Visit { key, parent: self.linked(parent), depth, partial: false };
-            if let Leaves::Block(victim) = self.leaves(now, party, tightest, &visit, &[tier]) {
+            if let Leaves::Block(victim) = self.leaves(now, party, tightest, &visit, &MEMORY) {
+                let tier = self.index.records[victim as usize].tier;
                 self.evict(victim, effects);
-                into = self.take(tier, tightest, party).then_some(tightest);
+                into = self.take(tier, tightest, party).then_some((tier, tightest));
             }
         }
-        let Some(into) = into else {
+        let Some((tier, class)) = into else {
             self.end_shrink(at, Shrinking::Open);
             return None;
         };
-        self.shrinks.insert(at, UnderWay { into: Some(into) });
-        Some((tier, usize::from(into)))
+        self.shrinks.insert(at, UnderWay { into });
+        Some((tier, usize::from(class)))
     }
 
     /// A shrink has ended: with the codec of what is in its frame now, or with none when it did not get small enough. The
@@ -131,7 +140,7 @@ impl Shard {
         let Some(under_way) = self.shrinks.get(&at) else { return CopyVerdict::Discard };
         let Record { tier, class, party, life, readers, depth, key, parent, .. } =
             self.index.records[at as usize];
-        let (Some(codec), Some(into)) = (codec, under_way.into) else {
+        let (Some(codec), Some((to, into))) = (codec, under_way.into) else {
             self.end_shrink(at, Shrinking::Unfit);
             return CopyVerdict::Discard;
         };
@@ -142,12 +151,15 @@ impl Shard {
         }
         self.shrinks.remove(&at);
         self.recency.remove(&mut self.index.records, at);
+        self.count_resident(at, -1);
         self.parties[usize::from(party)].ranking(class).policy().removed(at, Removal::Dropped);
         let record = &mut self.index.records[at as usize];
-        (record.class, record.codec, record.shrinking) = (into, codec, Shrinking::Open);
+        (record.tier, record.class) = (to, into);
+        (record.codec, record.shrinking) = (codec, Shrinking::Open);
         let id = BlockId { index: at, generation: record.generation };
         self.give(tier, class, party);
         self.recency.insert(&mut self.index.records, at);
+        self.count_resident(at, 1);
         let visit = Visit { key, parent: self.linked(parent), depth, partial: false };
         let ranking = self.parties[usize::from(party)].ranking(into);
         ranking.begin(&self.request);
@@ -161,8 +173,8 @@ impl Shard {
         let Some(UnderWay { into }) = self.shrinks.remove(&at) else { return };
         let record = &mut self.index.records[at as usize];
         record.shrinking = becomes;
-        let (tier, party) = (record.tier, record.party);
-        if let Some(class) = into {
+        let party = record.party;
+        if let Some((tier, class)) = into {
             self.give(tier, class, party);
         }
         match becomes {
@@ -176,8 +188,8 @@ impl Shard {
     pub(super) fn count_shrinks(&mut self) {
         for (at, under_way) in &self.shrinks {
             let record = &self.index.records[*at as usize];
-            if let Some(class) = under_way.into {
-                self.parties[usize::from(record.party)].used[record.tier as usize] +=
+            if let Some((tier, class)) = under_way.into {
+                self.parties[usize::from(record.party)].used[tier as usize] +=
                     self.config.classes[usize::from(class)];
             }
         }

@@ -1,85 +1,17 @@
-//! What a use teaches: the block's old class had an event, its new one a member. Done for a whole request at once, when as
-//! much is known of it as will be. Who ranks by what was learnt is not decided here.
+//! What a finished request teaches: uses and disuses are counted by class, ranks follow, what was learnt fades.
 
-use super::class::{OCTILES, Past};
-use super::cohort::Cohort;
+use super::ages::BUCKETS;
+use super::class::{self, OCTILES, Past};
 use super::ghosts::Ghost;
-use super::ranking::NONE;
+use super::ranking::{self, NONE, cell, level_on_scale};
 use super::request::Touched;
-use super::{Adaptive, Row, UNSEEN};
-use crate::policy::Visit;
-
-/// Uses, and capacities of uses if that is more, in which what was learnt loses half its weight.
-const HALF_LIFE_USES: u64 = 100_000;
-const HALF_LIFE_CAPACITIES: u64 = 64;
-/// Steps in which it is lost, and what is left after one: the eighth root of a half.
-const FADES_PER_HALF_LIFE: u64 = 8;
-const FADE: f32 = 0.917_004;
-
-/// Uses that may pass, per block of capacity, until a class opens a new cohort: the grain of ages in a large cache.
-const COHORTS_PER_CAPACITY: u64 = 4096;
+use super::shadow::Seen;
+use super::{
+    Adaptive, COHORTS_PER_CAPACITY, FADE, FADES_PER_HALF_LIFE, HALF_LIFE_CAPACITIES, HALF_LIFE_USES,
+    LFU_LIVES, LFU_SCALE, MAX_TIES, Ranker, Row, UNSEEN, lfu,
+};
 
 impl Adaptive {
-    /// A block is used: notes how long it had waited, and makes it part of the request at hand.
-    pub(super) fn touch(&mut self, print: u64, at: u32, known: Option<(Past, u32)>, visit: &Visit) {
-        if self.current.is_full() {
-            self.settle();
-        }
-        self.uses += 1;
-        let mut past = Past::EMPTY;
-        if let Some((old, cohort)) = known {
-            self.current.known_block(old);
-            past = self.next_past(old);
-            if old.is_watched() {
-                self.score.came_back(print);
-                past.set_watched(false);
-            }
-            if old.is_sampled() {
-                past.set_sampled(false);
-            }
-            let Cohort { row, family, bucket, .. } = *self.cohorts.get(cohort);
-            self.hazards.event(row, family.into(), bucket.into(), old.weight());
-            self.cohorts.leave(cohort, old.weight());
-        } else {
-            self.branch(visit);
-            self.current.unknown_block();
-            past.uses = 1;
-        }
-        past.last = self.now;
-        past.set_partial(visit.partial);
-        past.span = self.current.span;
-        self.current.touched.push(Touched { print, at, past, is_new: known.is_none() });
-    }
-
-    /// Returns what is remembered of a block after a use now.
-    pub(super) fn next_past(&self, old: Past) -> Past {
-        let mut past = old;
-        past.uses = old.uses.saturating_add(1);
-        past.set_gap(match self.ages.bucket(self.now.wrapping_sub(old.last)) {
-            0..=4 => 1,
-            5..=10 => 2,
-            _ => 3,
-        });
-        past
-    }
-
-    /// A block never seen before follows its parent.
-    fn branch(&mut self, visit: &Visit) {
-        if let Some(parent) = visit.parent.filter(|at| self.records.get(*at).is_some()) {
-            let record = self.records.at(parent);
-            if record.cohort == NONE {
-                let place = record.previous as usize;
-                self.current.touched[place].past.add_branch();
-            } else {
-                record.past.add_branch();
-            }
-        } else if visit.depth > 0
-            && let Some(parent) = self.current.touched.last_mut()
-        {
-            parent.past.add_branch();
-        }
-    }
-
     /// Gives the blocks of the request at hand their classes, now that as much is known of it as will be.
     pub(super) fn settle(&mut self) {
         if self.current.touched.is_empty() {
@@ -116,8 +48,53 @@ impl Adaptive {
         self.current.touched = touched;
     }
 
+    /// Lets the shadow caches see the sampled blocks of the request, and decides who ranks.
+    pub(super) fn shadow(&mut self, touched: &[Touched], octile: usize) {
+        self.choice.begin();
+        for block in touched {
+            if !self.choice.samples(block.print) {
+                continue;
+            }
+            let row = self.row(block.past, octile);
+            let seen = Seen { print: block.print, last: block.past.last, uses: block.past.uses, row };
+            let (now, ages, ranking, fade) = (self.now, &self.ages, &self.ranking, self.life * LFU_LIVES);
+            self.choice.visit(seen, &|ranker, seen| {
+                let age = now.wrapping_sub(seen.last);
+                match ranker {
+                    Ranker::Learnt => f32::from(ranking.learnt_level(cell(seen.row, ages.bucket(age) as u8))),
+                    Ranker::Lru => -(age as f32),
+                    Ranker::Lfu => lfu(seen.uses, age as f32, fade),
+                }
+            });
+        }
+        if self.choice.adjust() {
+            for row in 0..self.rows.len() {
+                self.rerank(row as u16);
+            }
+        }
+    }
+
+    /// Brings the ranks of a class up to date.
+    pub(super) fn rerank(&mut self, row: u16) {
+        let family = usize::from(self.rows[usize::from(row)].family);
+        let learnt = self.hazards.index(row, family).map(ranking::level);
+        let mut levels = learnt;
+        let uses = class::uses_of(family);
+        for (bucket, level) in levels.iter_mut().enumerate() {
+            match self.choice.in_charge() {
+                Ranker::Learnt => break,
+                Ranker::Lru => *level = level_on_scale(1.0 - bucket as f32 / BUCKETS as f32),
+                Ranker::Lfu => {
+                    let worth = lfu(uses, self.ages.begin(bucket) as f32, self.life * LFU_LIVES);
+                    *level = level_on_scale((worth + LFU_SCALE) / (LFU_SCALE + 8.0));
+                }
+            }
+        }
+        self.ranking.rerank(row, &learnt, &levels);
+    }
+
     /// Counts a block as used now into the cohort of its class.
-    fn join(&mut self, past: Past, octile: usize) -> u32 {
+    pub(super) fn join(&mut self, past: Past, octile: usize) -> u32 {
         let row = self.row(past, octile);
         let Row { family, open, opened, opened_uses } = self.rows[usize::from(row)];
         let grain = self.capacity as u64 / COHORTS_PER_CAPACITY;
@@ -168,11 +145,39 @@ impl Adaptive {
         }
     }
 
+    /// Brings the ranks of some classes up to date, in turn.
+    pub(super) fn rerank_some(&mut self) {
+        let rows = self.rows.len();
+        let period = if self.now < 2048 { 64 } else { 256 };
+        for _ in 0..rows.div_ceil(period) {
+            self.next_rerank = (self.next_rerank + 1) % rows;
+            self.rerank(self.next_rerank as u16);
+        }
+    }
+
     pub(super) fn fade(&mut self) {
         let half_life = HALF_LIFE_USES.max(self.capacity as u64 * HALF_LIFE_CAPACITIES);
         if (self.uses - self.faded_at) * FADES_PER_HALF_LIFE >= half_life {
             self.faded_at = self.uses;
             self.hazards.decay(FADE);
         }
+    }
+
+    /// Returns which cell of a level, beginning with `first`, holds the block unused for longest. A simple way to rank ties
+    /// classes of the same age. It comes first on its level, so that leaves that may not go are not offered twice.
+    pub(super) fn oldest_on_level(&mut self, first: u32) -> u32 {
+        let level = self.ranking.level_of(first);
+        let mut oldest = first;
+        let mut next = Some(first);
+        for _ in 0..MAX_TIES {
+            let Some(cell) = next.filter(|cell| self.ranking.level_of(*cell) == level) else { break };
+            let age = |cell: u32| self.now.wrapping_sub(self.cohorts.get(self.ranking.head(cell)).start);
+            if age(cell) > age(oldest) {
+                oldest = cell;
+            }
+            next = self.ranking.after(cell);
+        }
+        self.ranking.put_first(oldest);
+        oldest
     }
 }

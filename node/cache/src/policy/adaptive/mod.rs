@@ -14,7 +14,6 @@ mod learning;
 mod ranking;
 mod records;
 mod request;
-mod reranking;
 mod score;
 mod shadow;
 
@@ -23,7 +22,7 @@ use ages::{Ages, Tick};
 use choice::Choice;
 pub use choice::{Ranker, Report};
 use class::Past;
-use cohort::Cohorts;
+use cohort::{Cohort, Cohorts};
 use ghosts::{Ghost, Ghosts};
 use hazard::{Hazards, MAX_ROWS};
 use ranking::{Level, NONE, Ranking, cell};
@@ -33,6 +32,17 @@ use score::Score;
 
 /// Classes of the same rank that are compared by age when a simple way to rank is in charge.
 const MAX_TIES: usize = 16;
+
+/// Mean lifetimes in which a use loses half its worth to the aged LFU.
+const LFU_LIVES: f32 = 8.0;
+
+/// Halvings that the aged LFU tells apart.
+const LFU_SCALE: f32 = 24.0;
+
+/// What a block is worth to the aged LFU: the binary logarithm of its uses, less one for each `half_life` since the last.
+fn lfu(uses: u8, age: f32, half_life: f32) -> f32 {
+    f32::from(uses.max(1)).log2() - age / half_life.max(1.0)
+}
 
 /// Makes room for one more, a good deal more at a time but far less than twice, and never beyond the limit.
 fn grow<T>(list: &mut Vec<T>, limit: usize) {
@@ -87,6 +97,14 @@ pub struct Adaptive {
     life: f32,
 }
 
+const HALF_LIFE_USES: u64 = 100_000;
+const HALF_LIFE_CAPACITIES: u64 = 64;
+const FADES_PER_HALF_LIFE: u64 = 8;
+const FADE: f32 = 0.917_004;
+
+/// Uses that may pass, per block of capacity, until a class opens a new cohort: the grain of ages in a large cache.
+const COHORTS_PER_CAPACITY: u64 = 4096;
+
 impl Adaptive {
     /// Makes a policy for a pool of so many blocks.
     pub fn new(capacity: usize) -> Adaptive {
@@ -130,22 +148,64 @@ impl Adaptive {
         self.records.count()
     }
 
-    /// Returns which cell of a level, beginning with `first`, holds the block unused for longest. A simple way to rank ties
-    /// classes of the same age. It comes first on its level, so that leaves that may not go are not offered twice.
-    fn oldest_on_level(&mut self, first: u32) -> u32 {
-        let level = self.ranking.level_of(first);
-        let mut oldest = first;
-        let mut next = Some(first);
-        for _ in 0..MAX_TIES {
-            let Some(cell) = next.filter(|cell| self.ranking.level_of(*cell) == level) else { break };
-            let age = |cell: u32| self.now.wrapping_sub(self.cohorts.get(self.ranking.head(cell)).start);
-            if age(cell) > age(oldest) {
-                oldest = cell;
-            }
-            next = self.ranking.after(cell);
+    /// A block is used: notes how long it had waited, and makes it part of the request at hand.
+    fn touch(&mut self, print: u64, at: u32, known: Option<(Past, u32)>, visit: &Visit) {
+        if self.current.is_full() {
+            self.settle();
         }
-        self.ranking.put_first(oldest);
-        oldest
+        self.uses += 1;
+        let mut past = Past::EMPTY;
+        if let Some((old, cohort)) = known {
+            self.current.known_block(old);
+            past = self.next_past(old);
+            if old.is_watched() {
+                self.score.came_back(print);
+                past.set_watched(false);
+            }
+            if old.is_sampled() {
+                past.set_sampled(false);
+            }
+            let Cohort { row, family, bucket, .. } = *self.cohorts.get(cohort);
+            self.hazards.event(row, family.into(), bucket.into(), old.weight());
+            self.cohorts.leave(cohort, old.weight());
+        } else {
+            self.branch(visit);
+            self.current.unknown_block();
+            past.uses = 1;
+        }
+        past.last = self.now;
+        past.set_partial(visit.partial);
+        past.span = self.current.span;
+        self.current.touched.push(Touched { print, at, past, is_new: known.is_none() });
+    }
+
+    /// Returns what is remembered of a block after a use now.
+    fn next_past(&self, old: Past) -> Past {
+        let mut past = old;
+        past.uses = old.uses.saturating_add(1);
+        past.set_gap(match self.ages.bucket(self.now.wrapping_sub(old.last)) {
+            0..=4 => 1,
+            5..=10 => 2,
+            _ => 3,
+        });
+        past
+    }
+
+    /// A block never seen before follows its parent.
+    fn branch(&mut self, visit: &Visit) {
+        if let Some(parent) = visit.parent.filter(|at| self.records.get(*at).is_some()) {
+            let record = self.records.at(parent);
+            if record.cohort == NONE {
+                let place = record.previous as usize;
+                self.current.touched[place].past.add_branch();
+            } else {
+                record.past.add_branch();
+            }
+        } else if visit.depth > 0
+            && let Some(parent) = self.current.touched.last_mut()
+        {
+            parent.past.add_branch();
+        }
     }
 
     /// Says who ranks now, and on what evidence.
@@ -223,12 +283,9 @@ impl Policy for Adaptive {
         self.touch(print, at, ghost.map(|ghost| (ghost.past, ghost.cohort)), visit);
         let parent = visit.parent.filter(|parent| self.records.get(*parent).is_some());
         if let Some(parent) = parent {
-            let record = self.records.at(parent);
-            record.children += 1;
-            if record.children == 1 && record.cohort != NONE {
-                self.records.unlist(parent, &mut self.cohorts, &mut self.ranking);
-            }
+            self.records.adopt(parent, &mut self.cohorts, &mut self.ranking);
         }
+        let parent_stay = parent.map_or(0, |parent| self.records.at(parent).stay);
         let place = self.current.touched.len() as u32 - 1;
         self.records.insert(
             at,
@@ -241,6 +298,8 @@ impl Policy for Adaptive {
                 next: NONE,
                 past: Past::EMPTY,
                 is_resident: true,
+                stay: 0,
+                parent_stay,
             },
         );
     }
@@ -284,10 +343,8 @@ impl Policy for Adaptive {
     }
 
     fn removed(&mut self, at: u32, why: Removal) {
-        let Some(&Resident { print, cohort, parent, children, previous, past, .. }) = self.records.get(at)
-        else {
-            return;
-        };
+        let Some(&record) = self.records.get(at) else { return };
+        let Resident { print, cohort, parent, parent_stay, children, previous, past, .. } = record;
         if cohort == NONE {
             // It leaves within the request that used it: remembered with the others at the end, whatever the reason.
             self.current.touched[previous as usize].at = NONE;
@@ -304,13 +361,8 @@ impl Policy for Adaptive {
             }
         }
         self.records.remove(at);
-        if parent == NONE || self.records.get(parent).is_none() {
-            return;
-        }
-        let record = self.records.at(parent);
-        record.children = record.children.saturating_sub(1);
-        if record.children == 0 && record.cohort != NONE {
-            self.records.list(parent, true, &mut self.cohorts, &mut self.ranking);
+        if parent != NONE {
+            self.records.bereave(parent, parent_stay, &mut self.cohorts, &mut self.ranking);
         }
     }
 
