@@ -55,7 +55,7 @@ fn grow<T>(list: &mut Vec<T>, limit: usize) {
 /// Leaves that are offered for one victim before the search is given up.
 const MAX_SEARCH: usize = 256;
 
-/// Ghosts per block of capacity.
+/// Ghosts that a pool remembers however small it is.
 const FEW_GHOSTS: usize = 32_768;
 
 /// Row of a class that was never seen.
@@ -109,7 +109,7 @@ impl Adaptive {
     /// Makes a policy for a pool of so many blocks.
     pub fn new(capacity: usize) -> Adaptive {
         let ages = Ages::new();
-        let ghosts = (capacity / 2).max(FEW_GHOSTS);
+        let ghosts = Adaptive::ghost_limit(capacity);
         Adaptive {
             capacity,
             now: 0,
@@ -130,6 +130,12 @@ impl Adaptive {
             faded_at: 0,
             life: 100.0,
         }
+    }
+
+    /// Returns how many blocks that are not resident are remembered at most: half as many as fit, and in a small pool
+    /// 32,768, so that what comes back late is learnt there too.
+    pub fn ghost_limit(capacity: usize) -> usize {
+        (capacity / 2).max(FEW_GHOSTS)
     }
 
     /// Returns how many blocks are remembered that are not resident.
