@@ -111,10 +111,10 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
 mod tests {
     use super::*;
     use kvhive_protocol::block::Codec;
+    use kvhive_protocol::data::{About, StoreBlock, StoreRequest};
     use kvhive_protocol::data::{
         Accept, Ack, DataReply, FetchRequest, Fetched, MatchRequest, Refusal, Run, Stored,
     };
-    use kvhive_protocol::data::{StoreBlock, StoreRequest};
     use kvhive_protocol::{
         BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, MemberId, Slot, TenantId, codec,
     };
@@ -172,6 +172,7 @@ mod tests {
                     ack: Ack::All,
                     copy: false,
                     layout: None,
+                    about: About::default(),
                     runs,
                     blocks: vec![block; BLOCKS],
                 }),

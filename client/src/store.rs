@@ -11,7 +11,9 @@ use crate::retry::Backoff;
 use crate::route::{Job, plan, split};
 use crate::stats::count;
 use kvhive_protocol::block::{Codec, digest};
-use kvhive_protocol::data::{Ack, DataReply, DataRequest, Refusal, Run, StoreBlock, StoreRequest, Stored};
+use kvhive_protocol::data::{
+    About, Ack, DataReply, DataRequest, Refusal, Run, StoreBlock, StoreRequest, Stored,
+};
 use kvhive_protocol::{BlockHeader, ClusterMap, Epoch};
 use kvhive_wire::Fault;
 use std::borrow::Cow;
@@ -31,6 +33,8 @@ pub struct StoreOptions {
     pub ack: Option<Ack>,
     /// How the blocks are stored; as the tenant's rules say when none. What does not get smaller is stored raw.
     pub codec: Option<Codec>,
+    /// What is known of the request that the blocks are of: what is kept is decided by it, nothing else.
+    pub about: About,
 }
 
 /// What became of one block of a store.
@@ -112,7 +116,15 @@ impl NamespaceClient {
             let open = range.clone().filter(|at| outcomes[at - range.start].is_none());
             let plan = plan(&map, prefix, open, &[], true);
             let ack = options.ack.unwrap_or(map.settings.ack);
-            let source = Source { prefix, range: &range, blocks, codec, payloads: &payloads, ack };
+            let source = Source {
+                prefix,
+                range: &range,
+                blocks,
+                codec,
+                payloads: &payloads,
+                ack,
+                about: options.about,
+            };
             let tasks: Vec<_> = plan
                 .jobs
                 .into_iter()
@@ -292,6 +304,7 @@ impl NamespaceClient {
             ack: source.ack,
             copy: false,
             layout: Some(self.layout()),
+            about: source.about,
             runs: job.runs.clone(),
             blocks: job.positions.iter().map(block).collect(),
         })
@@ -338,6 +351,7 @@ struct Source<'a> {
     codec: Codec,
     payloads: &'a [OnceLock<Payload<'a>>],
     ack: Ack,
+    about: About,
 }
 
 impl<'a> Source<'a> {

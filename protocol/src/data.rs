@@ -98,6 +98,31 @@ pub enum Accept {
     Raw(Layout),
 }
 
+/// What an engine expects of a request's session.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub enum Hint {
+    /// Nothing was said.
+    #[default]
+    None,
+    /// The session is over: nobody is expected to extend this prefix.
+    Over,
+    /// A tool call is pending: the session comes back soon.
+    Pending,
+    /// The session is expected back after so many seconds.
+    Returns(u32),
+}
+
+/// What is known about the request that a store is of. It decides nothing but what is worth keeping.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct About {
+    /// Tokens of its prompt, 0 if not known.
+    pub input_tokens: u32,
+    /// Tokens of its answer, 0 if not known.
+    pub output_tokens: u32,
+    /// What the engine expects of its session.
+    pub hint: Hint,
+}
+
 /// See [`DataRequest::Store`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StoreRequest {
@@ -114,6 +139,8 @@ pub struct StoreRequest {
     /// What the blocks' bytes mean, if it is known: every block's header has its fingerprint, no block more bytes. A node
     /// re-encodes and decodes only blocks whose layout it has been told.
     pub layout: Option<Layout>,
+    /// What is known of the request that the blocks are of.
+    pub about: About,
     /// Where each block lives, as in [`MatchRequest::runs`].
     pub runs: Vec<Run>,
     /// The blocks; at most [`MAX_BLOCKS_PER_TRANSFER`]. Their `payload_bytes` add up to the payload.

@@ -6,8 +6,8 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat, Proposal,
 };
 use kvhive_protocol::data::{
-    Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Refusal, Run, StoreBlock,
-    StoreRequest, Stored,
+    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, Refusal, Run,
+    StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::error::WireError;
 use kvhive_protocol::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameLimits, Kind, encode_frame};
@@ -73,6 +73,7 @@ fn requests() -> Vec<DataRequest> {
             ack: Ack::Quorum,
             copy: false,
             layout: Some(layout()),
+            about: About { input_tokens: 64, output_tokens: 9, hint: Hint::Returns(30) },
             runs,
             blocks: vec![StoreBlock { header: header(), parent: key(2) }],
         }),
@@ -320,7 +321,7 @@ const GOLDEN_MATCHED: &str = "4b564846010011004d000000000000001c000000000000007b
 const GOLDEN_DATA: [&str; 6] = [
     "c1791ded770783eb",
     "8fe94038a31a07aa",
-    "513aa68ea96a6e04",
+    "881f5e289c257256",
     "114c7c9b021a6c52",
     "ec56b2f0dafde55a",
     "964b4412bc2e7214",

@@ -8,11 +8,11 @@ use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Result, bail};
 use kvhive_cache::policy::Strategy;
-use kvhive_cache::{About, Reserve, Rules, Shard, ShardConfig, TierCapacity};
+use kvhive_cache::{Reserve, Rules, Shard, ShardConfig, TierCapacity};
 use kvhive_client::StoreOptions;
 use kvhive_config::Bytes;
 use kvhive_protocol::block::Codec;
-use kvhive_protocol::data::{Run, StoreBlock};
+use kvhive_protocol::data::{About, Run, StoreBlock};
 use kvhive_protocol::{
     BlockHeader, BlockKey, Era, KeyList, Layout, LayoutFingerprint, Moment, Slot, TenantId,
 };

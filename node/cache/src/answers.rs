@@ -3,7 +3,7 @@
 use crate::block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
 use crate::frames::TierCapacity;
 use crate::party::Rules;
-use crate::policy::{Hint, Shrink};
+use crate::policy::Shrink;
 use kvhive_protocol::data::Refusal;
 use kvhive_protocol::{BlockKey, Slot};
 use std::time::Duration;
@@ -33,17 +33,6 @@ pub struct ShardConfig {
     pub prefetch: u32,
     /// Keys the index's hash function.
     pub hash_seed: u64,
-}
-
-/// What is known about the request that a store is of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct About {
-    /// Tokens of its prompt, 0 if not known.
-    pub input_tokens: u32,
-    /// Tokens of its answer, 0 if not known.
-    pub output_tokens: u32,
-    /// What the engine expects of its session.
-    pub hint: Hint,
 }
 
 /// A resident block, as it is listed.

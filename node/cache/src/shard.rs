@@ -7,7 +7,7 @@
 //! Only leaves leave, so a prefix never loses its head before its tail (as in RadixAttention: Zheng et al., SGLang, 2024). That
 //! makes a match a search for the deepest resident block instead of a walk: see [`find`].
 
-use crate::answers::{About, Effect, Reserve, ShardConfig};
+use crate::answers::{Effect, Reserve, ShardConfig};
 use crate::block::{BlockId, Life, NO_PARENT, Record, Tier, WriteTicket};
 use crate::frames::Ledger;
 use crate::index::Index;
@@ -15,7 +15,7 @@ use crate::party::{COMMONS, Party, Rules};
 use crate::policy::{Removal, Request, Visit};
 use crate::recency::Recency;
 use crate::stats::ShardStats;
-use kvhive_protocol::data::{Refusal, StoreBlock};
+use kvhive_protocol::data::{About, Refusal, StoreBlock};
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
 use std::collections::{BTreeMap, VecDeque};
 

@@ -2,10 +2,10 @@
 
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
-    About, BlockId, CopyVerdict, Effect, Reserve, Rules, Shard, ShardConfig, Tier, TierCapacity, WriteTicket,
+    BlockId, CopyVerdict, Effect, Reserve, Rules, Shard, ShardConfig, Tier, TierCapacity, WriteTicket,
 };
 use kvhive_protocol::block::Codec;
-use kvhive_protocol::data::{Refusal, Run, StoreBlock};
+use kvhive_protocol::data::{About, Refusal, Run, StoreBlock};
 use kvhive_protocol::{
     BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, SLOTS, Slot, TenantId,
 };

@@ -2,11 +2,11 @@
 
 use kvhive_cache::policy::{Shrink, Strategy};
 use kvhive_cache::{
-    About, BlockId, CopyVerdict, Effect, Reserve, Rules, Shard, ShardConfig, ShardStats, ShrinkTicket, Tier,
+    BlockId, CopyVerdict, Effect, Reserve, Rules, Shard, ShardConfig, ShardStats, ShrinkTicket, Tier,
     TierCapacity,
 };
 use kvhive_protocol::block::Codec;
-use kvhive_protocol::data::{Run, StoreBlock};
+use kvhive_protocol::data::{About, Run, StoreBlock};
 use kvhive_protocol::{BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, Slot, TenantId};
 use proptest::prelude::{Just, TestCaseError, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use std::collections::{BTreeMap, HashMap};

@@ -6,11 +6,11 @@ use crate::guards::{ReadGuard, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
 use crate::view::{Serving, View};
 use kvhive_cache::{
-    About, BlockId, CopyTicket, CopyVerdict, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats, Tier,
+    BlockId, CopyTicket, CopyVerdict, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats, Tier,
 };
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
-use kvhive_protocol::data::{Refusal, Run, StoreBlock};
+use kvhive_protocol::data::{About, Refusal, Run, StoreBlock};
 use kvhive_protocol::{BlockHeader, BlockKey, Epoch, KeyList, Slot, TenantId};
 use kvhive_runtime::Reply;
 use std::sync::Arc;
@@ -24,7 +24,13 @@ pub(crate) enum DeviceMessage {
     /// Let me read these blocks.
     Read { tenant: TenantId, keys: KeyList, reply: Reply<Vec<Option<ReadGuard>>> },
     /// Give me frames for these blocks.
-    Reserve { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, pin: bool, reply: Reply<Vec<Reserved>> },
+    Reserve {
+        tenant: TenantId,
+        blocks: Vec<(StoreBlock, Slot)>,
+        about: About,
+        pin: bool,
+        reply: Reply<Vec<Reserved>>,
+    },
     /// Make these blocks visible.
     Seal { blocks: Vec<Verified>, pin: bool, reply: Reply<Vec<Sealed>> },
     /// Serve by this map's tenants and eras, unless a newer map came before.
@@ -211,9 +217,16 @@ impl DeviceCore {
         found.into_iter().map(|id| self.guard(id?)).collect()
     }
 
-    fn reserve(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot, pin: bool) -> Reserved {
+    fn reserve(
+        &mut self,
+        tenant: TenantId,
+        block: &StoreBlock,
+        slot: Slot,
+        about: About,
+        pin: bool,
+    ) -> Reserved {
         let now = self.view.now();
-        let reserve = self.shard.reserve(now, tenant, block, slot, About::default(), &mut self.effects);
+        let reserve = self.shard.reserve(now, tenant, block, slot, about, &mut self.effects);
         self.perform_effects();
         match reserve {
             Reserve::Refused(refusal) => Reserved::Refused(refusal),
@@ -272,10 +285,13 @@ impl DeviceCore {
                     reply.send(self.read(tenant, &keys));
                 }
             }
-            DeviceMessage::Reserve { tenant, blocks, pin, reply } => {
+            DeviceMessage::Reserve { tenant, blocks, about, pin, reply } => {
                 if !reply.is_abandoned() {
                     reply.send(
-                        blocks.iter().map(|(block, slot)| self.reserve(tenant, block, *slot, pin)).collect(),
+                        blocks
+                            .iter()
+                            .map(|(block, slot)| self.reserve(tenant, block, *slot, about, pin))
+                            .collect(),
                     );
                 }
             }

@@ -143,8 +143,8 @@ mod tests {
     use super::*;
     use crate::{ClassConfig, DeviceConfig};
     use kvhive_cache::policy::Strategy;
-    use kvhive_cache::{About, Effect, Reserve, Rules, Shard, ShardConfig, TierCapacity};
-    use kvhive_protocol::data::StoreBlock;
+    use kvhive_cache::{Effect, Reserve, Rules, Shard, ShardConfig, TierCapacity};
+    use kvhive_protocol::data::{About, StoreBlock};
     use kvhive_protocol::{AxisOrder, BlockKey, Dtype, Era, Moment, Slot, TenantId};
     use std::time::Duration;
 

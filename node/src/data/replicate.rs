@@ -7,7 +7,7 @@ use crate::view::Serving;
 use futures_util::future::join_all;
 use kvhive_client::Pool;
 use kvhive_protocol::data::{
-    Ack, DataReply, DataRequest, MatchRequest, Run, StoreBlock, StoreRequest, Stored,
+    About, Ack, DataReply, DataRequest, MatchRequest, Run, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::{ClusterMap, DeviceId, KeyList, Layout, Slot, TenantId, WireError};
@@ -197,6 +197,7 @@ impl Replicator {
                     ack: Ack::Primary,
                     copy: true,
                     layout: layout.filter(|_| alike),
+                    about: About::default(),
                     runs: missing.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
                     blocks,
                 });

@@ -9,7 +9,7 @@ use crate::data::replicate::Item;
 use crate::guards::{ReadGuard, Verified};
 use crate::view::Serving;
 use kvhive_protocol::data::{
-    Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
+    About, Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::{DeviceId, Layout, Slot, TenantId, WireError};
 use kvhive_wire::{Connection, Fault, Peer};
@@ -36,6 +36,7 @@ struct Task {
     device: DeviceId,
     tenant: TenantId,
     ack: Ack,
+    about: About,
     layout: Option<Layout>,
     blocks: Vec<(StoreBlock, Slot)>,
     /// Other members are to have copies.
@@ -62,9 +63,14 @@ impl DataPlane {
         let Ok(Ok(room)) = timeout(wait, room).await else {
             return Ok(Err(WireError::busy("as many payload bytes as allowed are under way")));
         };
-        let (tenant, wanted, pin) = (task.tenant, task.blocks.clone(), task.replicated);
-        let reserved =
-            self.ask(task.device, |reply| DeviceMessage::Reserve { tenant, blocks: wanted, pin, reply });
+        let (tenant, wanted, about, pin) = (task.tenant, task.blocks.clone(), task.about, task.replicated);
+        let reserved = self.ask(task.device, |reply| DeviceMessage::Reserve {
+            tenant,
+            blocks: wanted,
+            about,
+            pin,
+            reply,
+        });
         let reserved = match reserved.await {
             Ok(reserved) => reserved,
             Err(error) => return Ok(Err(error)),
@@ -84,10 +90,10 @@ impl DataPlane {
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
         check::admits(&serving, request.device, request.tenant, &request.runs)?;
-        let StoreRequest { device, tenant, ack, copy, layout, runs, blocks, .. } = request;
+        let StoreRequest { device, tenant, ack, copy, layout, about, runs, blocks, .. } = request;
         let blocks: Vec<_> = blocks.into_iter().zip(check::slots(&runs)).collect();
         let replicated = !copy && runs.iter().any(|run| serving.map.replicas(run.slot).0.len() > 1);
-        Ok(Task { serving, device, tenant, ack, layout, blocks, replicated })
+        Ok(Task { serving, device, tenant, ack, layout, about, blocks, replicated })
     }
 
     /// Takes one block's bytes off the socket: into its frame, or past it.

@@ -9,7 +9,7 @@ use crate::guards::WriteGuard;
 use crate::layouts;
 use crate::view::{Serving, View};
 use kvhive_protocol::block::digest;
-use kvhive_protocol::data::StoreBlock;
+use kvhive_protocol::data::{About, StoreBlock};
 use kvhive_protocol::{DeviceId, TenantId};
 use std::collections::HashMap;
 use std::io;
@@ -137,7 +137,8 @@ async fn take_in(
             (StoreBlock { header: one.meta.header, parent: one.meta.parent }, one.meta.slot)
         };
         let blocks = batch.iter().map(block).collect();
-        let ask = |reply| DeviceMessage::Reserve { tenant, blocks, pin: false, reply };
+        let ask =
+            |reply| DeviceMessage::Reserve { tenant, blocks, about: About::default(), pin: false, reply };
         let reserved = device.ask(LIMIT, ask).await.ok()?;
         let mut verified = Vec::with_capacity(batch.len());
         for (one, reserved) in batch.iter().zip(reserved) {

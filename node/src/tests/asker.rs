@@ -4,8 +4,8 @@ use super::TOKEN;
 use super::coordinator::TENANT;
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::data::{
-    Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Run, StoreBlock, StoreRequest,
-    Stored,
+    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Run, StoreBlock,
+    StoreRequest, Stored,
 };
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
@@ -71,6 +71,7 @@ pub(super) struct Asker {
     pub(super) copy: bool,
     pub(super) layout: Option<Layout>,
     pub(super) accept: Accept,
+    pub(super) about: About,
 }
 
 impl Asker {
@@ -92,6 +93,7 @@ impl Asker {
             copy: false,
             layout: None,
             accept: Accept::Stored,
+            about: About::default(),
         })
     }
 
@@ -118,6 +120,7 @@ impl Asker {
             ack,
             copy: self.copy,
             layout: self.layout,
+            about: self.about,
             runs: self.runs(blocks.len()),
             blocks: blocks
                 .iter()

@@ -5,6 +5,7 @@ mod blocks;
 mod codecs;
 mod coordinator;
 mod faults;
+mod hints;
 mod life;
 mod persist;
 mod proxy;
