@@ -226,16 +226,8 @@ fn memory(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
             format!("it shrinks blocks into frames of a smaller size, and {sizes} has one size only; allowed is with two or more"),
         );
     }
-    let folder = format!("node[{at}].disk_dir");
-    if node.disk_dir.is_none()
-        && node.devices.iter().any(|device| device.disk > Bytes(0))
-        && ledger.is_good(&folder)
-    {
-        let key = ledger.source(&folder);
-        ledger.conflict(&key, "a device has a disk tier; allowed is a folder for its files".to_owned());
-    }
     for (index, device) in node.devices.iter().enumerate() {
-        let tiers = [("memory", device.memory), ("host_memory", device.host_memory), ("disk", device.disk)];
+        let tiers = [("memory", device.memory), ("host_memory", device.host_memory)];
         for (name, memory) in tiers {
             // Devices that come from the defaults are told there, once.
             let own = format!("node[{at}].device[{index}].{name}");

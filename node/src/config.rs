@@ -68,8 +68,6 @@ pub struct Tuning {
     pub hold: Duration,
     /// How long moves between tiers and bookkeeping may wait.
     pub batch_delay: Duration,
-    /// Whether blocks that were never used since they were stored go to disk too.
-    pub unused_to_disk: bool,
 }
 
 impl Default for Tuning {
@@ -79,7 +77,6 @@ impl Default for Tuning {
             prefetch_blocks: 64,
             hold: Duration::from_secs(5),
             batch_delay: Duration::from_millis(10),
-            unused_to_disk: true,
         }
     }
 }

@@ -145,7 +145,7 @@ fn record_codecs(device: &str, codecs: &CodecUses) {
 }
 
 fn record_device(device: &str, stats: &ShardStats) {
-    for (tier, figures) in [("device", stats.device), ("host", stats.host), ("disk", stats.disk)] {
+    for (tier, figures) in [("device", stats.device), ("host", stats.host)] {
         let labels = [("device", device.to_owned()), ("tier", tier.to_owned())];
         metrics::gauge!("kvhive_node_blocks", &labels).set(figures.blocks as f64);
         metrics::gauge!("kvhive_node_used_bytes", &labels).set(figures.used_bytes as f64);
@@ -172,7 +172,6 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_demoted_blocks_total", stats.demoted),
         ("kvhive_node_promoted_blocks_total", stats.promoted),
         ("kvhive_node_lost_blocks_total", stats.lost),
-        ("kvhive_node_not_admitted_to_disk_total", stats.not_admitted),
         ("kvhive_node_declined_stores_total", stats.declined),
     ] {
         metrics::counter!(name, "device" => device.to_owned()).absolute(value);

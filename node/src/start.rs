@@ -221,7 +221,7 @@ fn spawn_device(
         host: memory.capacity(Tier::Host),
         disk: TierCapacity::default(),
         rules: Rules::new(tuning.strategy),
-        unused_to_disk: tuning.unused_to_disk,
+        unused_to_disk: true,
         prefetch: tuning.prefetch_blocks,
         max_hold: tuning.hold,
         max_writes: MAX_WRITES,

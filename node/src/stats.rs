@@ -38,8 +38,6 @@ impl TierUse {
 pub struct Evictions {
     /// For others that came.
     pub for_room: u64,
-    /// Not worth a place on disk when memory ran short.
-    pub not_admitted: u64,
     /// Their tenant's era ended.
     pub cleared: u64,
     /// They could not be read any more.
@@ -112,8 +110,6 @@ pub struct NodeStats {
     pub device: TierUse,
     /// The host tiers.
     pub host: TierUse,
-    /// The disk tiers.
-    pub disk: TierUse,
     /// Used bytes of the device tiers, from 0 to 1.
     pub device_utilization: f64,
     /// Blocks that left, by reason.
@@ -144,9 +140,7 @@ impl NodeStats {
         self.covered_keys += shard.covered_keys;
         self.device.add(shard.device);
         self.host.add(shard.host);
-        self.disk.add(shard.disk);
-        self.evictions.for_room += shard.evicted - shard.not_admitted;
-        self.evictions.not_admitted += shard.not_admitted;
+        self.evictions.for_room += shard.evicted;
         self.evictions.cleared += shard.cleared;
         self.evictions.lost += shard.lost;
         self.demoted += shard.demoted;

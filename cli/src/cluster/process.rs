@@ -4,9 +4,7 @@ use crate::admin::read_token;
 use crate::cluster::local::SUPERVISED;
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
-use kvhive_config::{
-    Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, NodeConfig, Process, Token, TokenSource,
-};
+use kvhive_config::{Ack, ClusterConfig, CoordinatorConfig, NodeConfig, Process, Token, TokenSource};
 use kvhive_coordinator::PeerConfig;
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
 use kvhive_protocol::data;
@@ -168,7 +166,7 @@ fn node(
 }
 
 fn tuning(own: &NodeConfig) -> Tuning {
-    let kvhive_config::Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission } = own.tuning;
+    let kvhive_config::Tuning { strategy, prefetch_blocks, hold, batch_delay } = own.tuning;
     Tuning {
         strategy: strategy
             .parse()
@@ -176,7 +174,6 @@ fn tuning(own: &NodeConfig) -> Tuning {
         prefetch_blocks,
         hold,
         batch_delay,
-        unused_to_disk: disk_admission == DiskAdmission::All,
     }
 }
 
