@@ -1,16 +1,13 @@
-//! One request to one node: where it goes, how large its answer may be, what a failure means and what a repeat needs.
-//! Which blocks are asked of whom is `route`'s.
+//! One request to one node: how large its answer may be, what a failure means and what a repeat needs. Which blocks are
+//! asked of whom is `route`'s, how it travels is `line`'s.
 
 use crate::client::Shared;
-use crate::pool::Lease;
 use crate::retry::Backoff;
 use crate::stats::count;
-use kvhive_protocol::data::{DataReply, DataRequest};
-use kvhive_protocol::frame::{FrameLimits, Kind, MAX_PAYLOAD_BYTES};
+use kvhive_protocol::data::DataRequest;
+use kvhive_protocol::frame::{FrameLimits, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::{ClusterMap, DeviceId, Epoch, WireError};
 use kvhive_wire::Fault;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 /// Message bytes that every answer may have: a refusal with its explanation fits.
@@ -34,63 +31,6 @@ pub(crate) enum Verdict {
 }
 
 impl Shared {
-    /// Sends one request to the member of `device` and returns its answer, the connection at the answer's payload. The
-    /// answer's payload is at most `block_bytes` for each block that a fetch names.
-    pub(crate) async fn call(
-        self: &Arc<Self>,
-        map: &ClusterMap,
-        device: DeviceId,
-        request: &DataRequest,
-        payload: &[&[u8]],
-        block_bytes: u64,
-        deadline: Instant,
-    ) -> Result<(Lease, DataReply), Fault> {
-        let Some(owner) = map.owner(device) else {
-            return Err(Fault::Refused(WireError::WrongDevice { device }));
-        };
-        count(&self.counters.requests, 1);
-        let limit = deadline.saturating_duration_since(Instant::now());
-        let address = &owner.data_address;
-        let limits = answer_limits(request, block_bytes);
-        let exchange = async {
-            let mut lease = self.pool.take(address, deadline).await?;
-            let mut answer = self.ask(&mut lease, request, payload, limits).await;
-            // A member closes what lies idle for long, or was restarted meanwhile. That says nothing about its health.
-            if lease.was_idle() && matches!(answer, Err(Fault::Closed | Fault::Io(_))) {
-                drop(lease);
-                lease = self.pool.take_fresh(address, deadline).await?;
-                answer = self.ask(&mut lease, request, payload, limits).await;
-            }
-            match answer {
-                Ok(reply) => {
-                    self.notice(reply.epoch());
-                    Ok((lease, reply))
-                }
-                Err(fault) => {
-                    if matches!(fault, Fault::Refused(_)) {
-                        lease.give_back();
-                    }
-                    Err(fault)
-                }
-            }
-        };
-        tokio::time::timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(limit)))
-    }
-
-    async fn ask(
-        &self,
-        lease: &mut Lease,
-        request: &DataRequest,
-        payload: &[&[u8]],
-        limits: FrameLimits,
-    ) -> Result<DataReply, Fault> {
-        let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        let connection = lease.connection();
-        connection.set_limits(limits);
-        connection.send(Kind::DataRequest, number, request, payload).await?;
-        connection.receive_answer(Kind::DataReply, number).await
-    }
-
     /// Counts why a request that was made by `map` is repeated, and says what the repeat needs.
     pub(crate) fn judge(&self, map: &ClusterMap, fault: &Fault) -> Verdict {
         match fault {
@@ -149,7 +89,7 @@ impl Shared {
 }
 
 /// Returns how large an answer to `request` may be. What is larger is refused by its frame's header, before it is read.
-fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLimits {
+pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLimits {
     let (message, payload) = match request {
         DataRequest::Match(request) => (request.runs.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Fetch(request) => {
@@ -171,8 +111,10 @@ fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLimits {
 mod tests {
     use super::*;
     use kvhive_protocol::block::Codec;
-    use kvhive_protocol::data::{Ack, FetchRequest, Fetched, MatchRequest, Refusal, Run, Stored};
-    use kvhive_protocol::data::{StoreBlock, StoreRequest};
+    use kvhive_protocol::data::{About, StoreBlock, StoreRequest};
+    use kvhive_protocol::data::{
+        Accept, Ack, DataReply, FetchRequest, Fetched, MatchRequest, Refusal, Run, Stored,
+    };
     use kvhive_protocol::{
         BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, MemberId, Slot, TenantId, codec,
     };
@@ -212,7 +154,14 @@ mod tests {
                 DataReply::Matched { epoch, covered: vec![u32::MAX; BLOCKS] },
             ),
             (
-                DataRequest::Fetch(FetchRequest { epoch, device, tenant, runs: runs.clone(), keys }),
+                DataRequest::Fetch(FetchRequest {
+                    epoch,
+                    device,
+                    tenant,
+                    runs: runs.clone(),
+                    keys,
+                    accept: Accept::Stored,
+                }),
                 DataReply::Fetched { epoch, blocks: vec![Fetched::Hit(header()); BLOCKS] },
             ),
             (
@@ -222,6 +171,8 @@ mod tests {
                     tenant,
                     ack: Ack::All,
                     copy: false,
+                    layout: None,
+                    about: About::default(),
                     runs,
                     blocks: vec![block; BLOCKS],
                 }),

@@ -34,11 +34,13 @@ pub struct ClientConfig {
     pub connections_per_member: usize,
     /// How long matched blocks are kept from eviction, so that they can be fetched.
     pub hold: Duration,
+    /// Whether nodes decode what is stored encoded, so that nothing but raw blocks arrives.
+    pub raw_reads: bool,
 }
 
 impl ClientConfig {
     /// Connects to these coordinators with this token, everything else as usual: dials within 1 s, calls within 5 s,
-    /// 4 connections to each node, holds of 2 s.
+    /// 4 connections to each node, holds of 2 s, blocks decoded here.
     pub fn new(coordinators: Vec<String>, token: Vec<u8>) -> ClientConfig {
         ClientConfig {
             coordinators,
@@ -47,6 +49,7 @@ impl ClientConfig {
             request_timeout: Duration::from_secs(5),
             connections_per_member: 4,
             hold: Duration::from_secs(2),
+            raw_reads: false,
         }
     }
 }

@@ -1,14 +1,18 @@
 //! Fetch: blocks into the caller's memory, each checked there.
 
+use crate::codec;
 use crate::error::ClientError;
+use crate::line::{Line, WINDOW};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
 use crate::retry::Backoff;
 use crate::route::{Job, plan, split};
 use crate::stats::count;
-use kvhive_protocol::data::{DataReply, DataRequest, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
+use kvhive_protocol::block::Codec;
+use kvhive_protocol::data::{Accept, DataReply, DataRequest, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::{BlockHeader, ClusterMap, DeviceId, HeaderError, KeyList, WireError};
 use kvhive_wire::{Connection, Fault};
+use std::collections::VecDeque;
 use std::ops::Range;
 use tokio::time::Instant;
 
@@ -19,12 +23,18 @@ pub(crate) const BYTES_PER_TRANSFER: u64 = 8 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Loaded {
     bytes: u64,
+    stored_bytes: u64,
 }
 
 impl Loaded {
     /// Returns the block's bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Returns the bytes that it came in: fewer than the block's where it was encoded.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes
     }
 }
 
@@ -93,7 +103,7 @@ impl NamespaceClient {
             for at in &plan.nowhere {
                 outcomes[at - range.start] = Some(FetchOutcome::Missed(MissReason::Unreachable));
             }
-            let blocks = blocks_per_transfer(self.block_bytes);
+            let blocks = blocks_per_transfer(BYTES_PER_TRANSFER, self.block_bytes);
             let mut memory: Vec<Option<&mut [u8]>> =
                 targets.iter_mut().map(|target| Some(&mut **target)).collect();
             let tasks = plan.jobs.into_iter().map(|job| {
@@ -124,12 +134,15 @@ impl NamespaceClient {
         let missed = FetchOutcome::Missed(MissReason::Unreachable);
         let outcomes: Vec<FetchOutcome> =
             outcomes.into_iter().map(|outcome| outcome.unwrap_or(missed)).collect();
-        let loaded = outcomes.iter().filter(|outcome| matches!(outcome, FetchOutcome::Loaded(_))).count();
-        count(&self.shared().counters.bytes_fetched, loaded as u64 * self.block_bytes);
+        let payload = |outcome: &FetchOutcome| match outcome {
+            FetchOutcome::Loaded(loaded) => loaded.stored_bytes,
+            FetchOutcome::Missed(_) => 0,
+        };
+        count(&self.shared().counters.bytes_fetched, outcomes.iter().map(payload).sum());
         Ok(FetchReport { outcomes })
     }
 
-    /// Fetches the parts of one device's job, one after the other; stops at the first that fails as a whole.
+    /// Fetches the parts of one device's job in their order; stops at the first that fails as a whole.
     async fn fetch_parts(
         &self,
         map: &ClusterMap,
@@ -137,51 +150,82 @@ impl NamespaceClient {
         parts: Vec<(Job, Vec<&mut [u8]>)>,
         deadline: Instant,
     ) -> (Vec<(usize, FetchOutcome)>, Option<(DeviceId, Fault)>) {
+        let Some((job, _)) = parts.first() else { return (Vec::new(), None) };
+        let device = job.device;
         let mut done = Vec::new();
-        for (job, mut targets) in parts {
-            let limit = deadline.saturating_duration_since(Instant::now());
-            let part = self.fetch_part(map, prefix, &job, &mut targets, deadline, &mut done);
-            let fault = match tokio::time::timeout_at(deadline, part).await {
-                Ok(Ok(())) => continue,
-                Ok(Err(fault)) => fault,
-                Err(_) => Fault::Timeout(limit),
-            };
-            return (done, Some((job.device, fault)));
-        }
-        (done, None)
+        let mut left = VecDeque::from(parts);
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let exchange = async {
+            let mut line = Line::open(self.shared(), map, device, deadline).await?;
+            loop {
+                match self.fetch_over(&mut line, map, prefix, &mut left, &mut done).await {
+                    Err(fault) if !matches!(fault, Fault::Refused(_)) => line.revive(fault).await?,
+                    ended => {
+                        line.close();
+                        return ended;
+                    }
+                }
+            }
+        };
+        let ended = tokio::time::timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(limit)));
+        (done, ended.err().map(|fault| (device, fault)))
     }
 
-    async fn fetch_part(
+    /// Asks for the parts that are left and takes their blocks in. A part leaves `left` when its answer has begun.
+    async fn fetch_over(
         &self,
+        line: &mut Line<'_>,
         map: &ClusterMap,
         prefix: &Prefix,
-        job: &Job,
-        targets: &mut [&mut [u8]],
-        deadline: Instant,
+        left: &mut VecDeque<(Job, Vec<&mut [u8]>)>,
         done: &mut Vec<(usize, FetchOutcome)>,
     ) -> Result<(), Fault> {
+        while !left.is_empty() {
+            while let Some((job, _)) = left.get(line.unanswered()).filter(|_| line.unanswered() < WINDOW) {
+                line.ask(&self.fetch_request(map, prefix, job), &[], self.block_bytes).await?;
+            }
+            let reply = line.answer().await?;
+            let (job, targets) = left.pop_front().expect("what was asked is left until it is answered");
+            self.take_part(line.connection(), map, prefix, &job, targets, reply, done).await?;
+        }
+        Ok(())
+    }
+
+    fn fetch_request(&self, map: &ClusterMap, prefix: &Prefix, job: &Job) -> DataRequest {
         let keys: KeyList = job.positions.iter().map(|at| prefix.keys()[*at]).collect();
-        let request = DataRequest::Fetch(FetchRequest {
+        DataRequest::Fetch(FetchRequest {
             epoch: map.epoch,
             device: job.device,
             tenant: self.tenant,
             runs: job.runs.clone(),
             keys,
-        });
-        let (mut lease, reply) =
-            self.shared().call(map, job.device, &request, &[], self.block_bytes, deadline).await?;
+            accept: if self.reads_raw() { Accept::Raw(self.layout()) } else { Accept::Stored },
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one part's question, answer and memory")]
+    async fn take_part(
+        &self,
+        connection: &mut Connection,
+        map: &ClusterMap,
+        prefix: &Prefix,
+        job: &Job,
+        targets: Vec<&mut [u8]>,
+        reply: DataReply,
+        done: &mut Vec<(usize, FetchOutcome)>,
+    ) -> Result<(), Fault> {
         let DataReply::Fetched { blocks, .. } = reply else {
             return Err(senseless("a fetch was answered otherwise"));
         };
         let announced: u64 = blocks.iter().map(payload_bytes).fold(0, u64::saturating_add);
-        if blocks.len() != job.positions.len() || announced != lease.connection().payload_left() {
+        if blocks.len() != job.positions.len() || announced != connection.payload_left() {
             return Err(senseless("a fetch's answer does not fit its question or its payload"));
         }
         for ((at, block), target) in job.positions.iter().zip(blocks).zip(targets) {
             let outcome = match block {
                 Fetched::Miss => FetchOutcome::Missed(MissReason::Absent),
                 Fetched::Hit(header) => {
-                    let checked = self.receive(map, prefix, *at, &header, lease.connection(), target).await?;
+                    let checked = self.receive(map, prefix, *at, &header, connection, target).await?;
                     checked.map_or_else(
                         |error| {
                             count(&self.shared().counters.corrupt_blocks, 1);
@@ -194,11 +238,11 @@ impl NamespaceClient {
             };
             done.push((*at, outcome));
         }
-        lease.give_back();
         Ok(())
     }
 
-    /// Reads one block into its place and checks it there: the only maker of [`Loaded`].
+    /// Reads one block into its place and checks it there, or decodes it to there when it was checked: the only maker of
+    /// [`Loaded`].
     async fn receive(
         &self,
         map: &ClusterMap,
@@ -209,22 +253,40 @@ impl NamespaceClient {
         target: &mut [u8],
     ) -> Result<Result<Loaded, HeaderError>, Fault> {
         let checked = header.check(&prefix.keys()[at], self.fingerprint, self.tenant, self.era(map));
-        let fits = header.payload_bytes == target.len() as u64;
-        if let Err(error) = checked.and(if fits { Ok(()) } else { Err(HeaderError::Length) }) {
+        let expected = match header.codec {
+            Codec::Raw if header.payload_bytes == target.len() as u64 => Ok(()),
+            Codec::Raw => Err(HeaderError::Length),
+            codec if self.reads_raw() => Err(HeaderError::Codec(codec)),
+            // No codec makes a block larger.
+            _ if header.payload_bytes <= target.len() as u64 => Ok(()),
+            _ => Err(HeaderError::Length),
+        };
+        if let Err(error) = checked.and(expected) {
             connection.skip_payload(header.payload_bytes).await?;
             return Ok(Err(error));
         }
-        let digest = connection.read_payload(target).await?;
+        let loaded = Loaded { bytes: target.len() as u64, stored_bytes: header.payload_bytes };
+        if header.codec == Codec::Raw {
+            let digest = connection.read_payload(target).await?;
+            return Ok(if digest == header.digest { Ok(loaded) } else { Err(HeaderError::Digest) });
+        }
+        let mut stored = vec![0; header.payload_bytes as usize];
+        let digest = connection.read_payload(&mut stored).await?;
         if digest != header.digest {
             return Ok(Err(HeaderError::Digest));
         }
-        Ok(Ok(Loaded { bytes: header.payload_bytes }))
+        if let Err(error) = codec::decode(header.codec, &self.layout(), &stored, target) {
+            tracing::debug!(%error, codec = header.codec.name(), "block not decoded");
+            return Ok(Err(HeaderError::Codec(header.codec)));
+        }
+        count(&self.shared().counters.decoded_blocks, 1);
+        Ok(Ok(loaded))
     }
 }
 
-/// Returns how many blocks of this size one request carries.
-pub(crate) fn blocks_per_transfer(block_bytes: u64) -> usize {
-    let fit = usize::try_from(BYTES_PER_TRANSFER / block_bytes).unwrap_or(usize::MAX);
+/// Returns how many blocks of this size a request of `bytes` carries.
+pub(crate) fn blocks_per_transfer(bytes: u64, block_bytes: u64) -> usize {
+    let fit = usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX);
     fit.clamp(1, MAX_BLOCKS_PER_TRANSFER)
 }
 

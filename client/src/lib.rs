@@ -27,9 +27,11 @@
 
 mod call;
 mod client;
+pub mod codec;
 mod control;
 mod error;
 mod fetch;
+mod line;
 mod matching;
 mod namespace;
 mod pool;

@@ -101,14 +101,13 @@ impl NamespaceClient {
             runs: job.runs.clone(),
             keys,
         });
-        let (lease, reply) = self.shared().call(map, job.device, &request, &[], 0, deadline).await?;
+        let reply = self.shared().call(map, job.device, &request, deadline).await?;
         let DataReply::Matched { covered, .. } = reply else {
             return Err(senseless("a match was answered otherwise"));
         };
         if covered.len() != job.runs.len() {
             return Err(senseless("a match's answer does not fit its question"));
         }
-        lease.give_back();
         Ok(covered)
     }
 }

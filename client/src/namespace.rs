@@ -82,6 +82,11 @@ impl NamespaceClient {
         map.tenants.get(&self.tenant).map_or(Era(0), |tenant| tenant.era)
     }
 
+    /// Says whether nodes decode for this client.
+    pub(crate) fn reads_raw(&self) -> bool {
+        self.client.shared.config.raw_reads
+    }
+
     pub(crate) fn deadline(&self) -> Instant {
         in_time(self.client.shared.config.request_timeout)
     }

@@ -13,6 +13,10 @@ pub struct ClientStats {
     pub bytes_stored: u64,
     /// Blocks that arrived and did not match their header.
     pub corrupt_blocks: u64,
+    /// Blocks that were encoded to be stored.
+    pub encoded_blocks: u64,
+    /// Blocks that arrived encoded and were decoded.
+    pub decoded_blocks: u64,
     /// Requests repeated because the map was old.
     pub stale_epochs: u64,
     /// Requests repeated elsewhere or later because a device could not be reached or had no lease.
@@ -30,6 +34,8 @@ pub(crate) struct Counters {
     pub(crate) bytes_fetched: AtomicU64,
     pub(crate) bytes_stored: AtomicU64,
     pub(crate) corrupt_blocks: AtomicU64,
+    pub(crate) encoded_blocks: AtomicU64,
+    pub(crate) decoded_blocks: AtomicU64,
     pub(crate) stale_epochs: AtomicU64,
     pub(crate) failovers: AtomicU64,
     pub(crate) busy: AtomicU64,
@@ -43,6 +49,8 @@ impl Counters {
             bytes_fetched: read(&self.bytes_fetched),
             bytes_stored: read(&self.bytes_stored),
             corrupt_blocks: read(&self.corrupt_blocks),
+            encoded_blocks: read(&self.encoded_blocks),
+            decoded_blocks: read(&self.decoded_blocks),
             stale_epochs: read(&self.stale_epochs),
             failovers: read(&self.failovers),
             busy: read(&self.busy),

@@ -1,25 +1,40 @@
 //! Store: blocks to the primaries of their slots, acknowledged by as many replicas as asked.
 
 use crate::call::Verdict;
+use crate::codec;
 use crate::error::ClientError;
-use crate::fetch::{blocks_per_transfer, run_all, senseless};
+use crate::fetch::{BYTES_PER_TRANSFER, blocks_per_transfer, run_all, senseless};
+use crate::line::{Line, WINDOW};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
 use crate::retry::Backoff;
 use crate::route::{Job, plan, split};
 use crate::stats::count;
 use kvhive_protocol::block::{Codec, digest};
-use kvhive_protocol::data::{Ack, DataReply, DataRequest, Refusal, StoreBlock, StoreRequest, Stored};
+use kvhive_protocol::data::{
+    About, Ack, DataReply, DataRequest, Refusal, Run, StoreBlock, StoreRequest, Stored,
+};
 use kvhive_protocol::{BlockHeader, ClusterMap, Epoch};
 use kvhive_wire::Fault;
+use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::OnceLock;
 use tokio::time::Instant;
+
+/// Bytes of one request's blocks where it goes to one device alone: few enough that they are sent from the CPU's cache, where
+/// their digests left them.
+const PART_BYTES: u64 = 1 << 20;
 
 /// How blocks are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct StoreOptions {
     /// When a block counts as stored; the cluster's default when none.
     pub ack: Option<Ack>,
+    /// How the blocks are stored; as the tenant's rules say when none. What does not get smaller is stored raw.
+    pub codec: Option<Codec>,
+    /// What is known of the request that the blocks are of: what is kept is decided by it, nothing else.
+    pub about: About,
 }
 
 /// What became of one block of a store.
@@ -60,15 +75,15 @@ impl StoreReport {
 
     /// Returns how many blocks were new to the cluster.
     pub fn sent(&self) -> usize {
-        let new = |outcome: &&StoreOutcome| {
-            matches!(
-                outcome,
-                StoreOutcome::Acknowledged { already: false, .. }
-                    | StoreOutcome::TooFewCopies { copies: 1.., .. }
-            )
-        };
-        self.outcomes.iter().filter(new).count()
+        self.outcomes.iter().filter(|outcome| is_sent(outcome)).count()
     }
+}
+
+fn is_sent(outcome: &StoreOutcome) -> bool {
+    matches!(
+        outcome,
+        StoreOutcome::Acknowledged { already: false, .. } | StoreOutcome::TooFewCopies { copies: 1.., .. }
+    )
 }
 
 impl NamespaceClient {
@@ -91,7 +106,9 @@ impl NamespaceClient {
             return Err(ClientError::Misuse(format!("{given} bytes for a block of {}", self.block_bytes)));
         }
         let deadline = self.deadline();
-        let digests: Vec<u64> = blocks.iter().map(|block| digest(block)).collect();
+        let chosen = || codec::chosen(&self.shared().map(), self.tenant, &self.layout());
+        let codec = options.codec.unwrap_or_else(chosen);
+        let payloads: Vec<OnceLock<Payload<'_>>> = blocks.iter().map(|_| OnceLock::new()).collect();
         let mut outcomes: Vec<Option<StoreOutcome>> = vec![None; range.len()];
         let mut backoff = Backoff::new();
         loop {
@@ -99,12 +116,22 @@ impl NamespaceClient {
             let open = range.clone().filter(|at| outcomes[at - range.start].is_none());
             let plan = plan(&map, prefix, open, &[], true);
             let ack = options.ack.unwrap_or(map.settings.ack);
-            let per_transfer = blocks_per_transfer(self.block_bytes);
-            let source = Source { prefix, range: &range, blocks, digests: &digests, ack };
+            let source = Source {
+                prefix,
+                range: &range,
+                blocks,
+                codec,
+                payloads: &payloads,
+                ack,
+                about: options.about,
+            };
             let tasks: Vec<_> = plan
                 .jobs
                 .into_iter()
-                .map(|job| self.store_parts(&map, &source, split(job, per_transfer), deadline))
+                .map(|job| {
+                    let blocks = source.blocks_per_part(&map, &job, self.block_bytes);
+                    self.store_parts(&map, &source, split(job, blocks), deadline)
+                })
                 .collect();
             let nowhere = !plan.nowhere.is_empty();
             let mut round =
@@ -124,8 +151,27 @@ impl NamespaceClient {
         let outcomes =
             outcomes.into_iter().map(|outcome| outcome.unwrap_or(StoreOutcome::Unreachable)).collect();
         let report = StoreReport { outcomes };
-        count(&self.shared().counters.bytes_stored, report.sent() as u64 * self.block_bytes);
+        let sent = report.outcomes.iter().zip(&payloads).filter(|(outcome, _)| is_sent(outcome));
+        let bytes: usize =
+            sent.filter_map(|(_, payload)| payload.get()).map(|payload| payload.bytes.len()).sum();
+        count(&self.shared().counters.bytes_stored, bytes as u64);
         Ok(report)
+    }
+
+    /// Makes what is sent of a block: encoded where that makes it smaller, else as it is.
+    fn payload<'a>(&self, codec: Codec, block: &'a [u8]) -> Payload<'a> {
+        if codec != Codec::Raw {
+            let mut stored = Vec::new();
+            match codec::encode(codec, &self.layout(), block, &mut stored) {
+                Ok(()) if stored.len() < block.len() => {
+                    count(&self.shared().counters.encoded_blocks, 1);
+                    return Payload { codec, digest: digest(&stored), bytes: Cow::Owned(stored) };
+                }
+                Ok(()) => {}
+                Err(error) => tracing::debug!(%error, codec = codec.name(), "block not encoded"),
+            }
+        }
+        Payload { codec: Codec::Raw, digest: digest(block), bytes: Cow::Borrowed(block) }
     }
 
     /// Does what a round's failed requests need, each thing once for all of them. Says whether another round may do better.
@@ -159,7 +205,7 @@ impl NamespaceClient {
         again
     }
 
-    /// Stores the parts of one device's job, one after the other; stops at the first that fails as a whole and returns the
+    /// Stores the parts of one device's job in their order; stops at the first that fails as a whole and returns the
     /// positions that are left.
     async fn store_parts(
         &self,
@@ -168,62 +214,119 @@ impl NamespaceClient {
         parts: Vec<Job>,
         deadline: Instant,
     ) -> (Vec<(usize, StoreOutcome)>, Option<(Vec<usize>, Fault)>) {
-        let mut done = Vec::new();
-        let mut parts = parts.into_iter();
-        while let Some(job) = parts.next() {
-            match self.store_part(map, source, &job, deadline).await {
-                Ok(outcomes) => done.extend(job.positions.into_iter().zip(outcomes)),
-                Err(fault) => {
-                    let left = job.positions.into_iter().chain(parts.flat_map(|part| part.positions));
-                    return (done, Some((left.collect(), fault)));
+        let Some(device) = parts.first().map(|job| job.device) else { return (Vec::new(), None) };
+        let mut progress = Progress { left: VecDeque::from(parts), ..Progress::default() };
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let exchange = async {
+            let mut line = Line::open(self.shared(), map, device, deadline).await?;
+            loop {
+                match self.store_over(&mut line, map, source, &mut progress).await {
+                    Err(fault) if !matches!(fault, Fault::Refused(_)) => line.revive(fault).await?,
+                    ended => {
+                        line.close();
+                        return ended;
+                    }
                 }
             }
-        }
-        (done, None)
+        };
+        let ended = tokio::time::timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(limit)));
+        let Progress { done, refused, left } = progress;
+        let left = refused.into_iter().chain(left).flat_map(|job| job.positions).collect();
+        (done, ended.err().map(|fault| (left, fault)))
     }
 
-    async fn store_part(
+    /// Sends the parts that are left and hears what became of them. After a refusal nothing more is sent, but what is under way
+    /// is heard to its end, so that the line stands.
+    async fn store_over(
         &self,
+        line: &mut Line<'_>,
         map: &ClusterMap,
         source: &Source<'_>,
-        job: &Job,
-        deadline: Instant,
-    ) -> Result<Vec<StoreOutcome>, Fault> {
+        progress: &mut Progress,
+    ) -> Result<(), Fault> {
+        let Progress { done, refused, left } = progress;
+        let mut refusal = None;
+        while !left.is_empty() {
+            while refusal.is_none() && line.unanswered() < WINDOW.min(left.len()) {
+                let job = &left[line.unanswered()];
+                self.prepare(source, job).await;
+                let payload: Vec<&[u8]> =
+                    job.positions.iter().map(|at| &*source.payload(*at).bytes).collect();
+                line.ask(&self.store_request(map, source, job), &payload, 0).await?;
+            }
+            if line.unanswered() == 0 {
+                break;
+            }
+            let answer = line.answer().await;
+            if let Err(fault @ Fault::Refused(_)) = answer {
+                refused.extend(left.pop_front());
+                refusal.get_or_insert(fault);
+                continue;
+            }
+            let job = left.front().expect("what was asked is left until it is answered");
+            done.extend(self.outcomes(map, source, job, answer?)?);
+            left.pop_front();
+        }
+        refusal.map_or(Ok(()), Err)
+    }
+
+    /// Makes what is sent of each block of a part, just before it is sent: its bytes are in the CPU's cache then.
+    async fn prepare(&self, source: &Source<'_>, job: &Job) {
+        for at in job.positions.iter().map(|at| at - source.range.start) {
+            source.payloads[at].get_or_init(|| self.payload(source.codec, source.blocks[at]));
+            if source.codec != Codec::Raw {
+                // Encoding takes a core for a while; others on this thread have their turn.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn store_request(&self, map: &ClusterMap, source: &Source<'_>, job: &Job) -> DataRequest {
         let era = self.era(map);
-        let blocks = job.positions.iter().map(|at| StoreBlock {
-            header: BlockHeader {
+        let block = |at: &usize| {
+            let payload = source.payload(*at);
+            let header = BlockHeader {
                 key: source.prefix.keys()[*at],
                 fingerprint: self.fingerprint,
                 tenant: self.tenant,
                 era,
                 depth: *at as u32,
-                codec: Codec::Raw,
-                payload_bytes: self.block_bytes,
-                digest: source.digests[at - source.range.start],
-            },
-            parent: source.prefix.parent(*at),
-        });
-        let request = DataRequest::Store(StoreRequest {
+                codec: payload.codec,
+                payload_bytes: payload.bytes.len() as u64,
+                digest: payload.digest,
+            };
+            StoreBlock { header, parent: source.prefix.parent(*at) }
+        };
+        DataRequest::Store(StoreRequest {
             epoch: map.epoch,
             device: job.device,
             tenant: self.tenant,
             ack: source.ack,
             copy: false,
+            layout: Some(self.layout()),
+            about: source.about,
             runs: job.runs.clone(),
-            blocks: blocks.collect(),
-        });
-        let payload: Vec<&[u8]> =
-            job.positions.iter().map(|at| source.blocks[at - source.range.start]).collect();
-        let (lease, reply) = self.shared().call(map, job.device, &request, &payload, 0, deadline).await?;
+            blocks: job.positions.iter().map(block).collect(),
+        })
+    }
+
+    /// Returns what became of the blocks of one part.
+    fn outcomes(
+        &self,
+        map: &ClusterMap,
+        source: &Source<'_>,
+        job: &Job,
+        reply: DataReply,
+    ) -> Result<Vec<(usize, StoreOutcome)>, Fault> {
         let DataReply::Stored { blocks, .. } = reply else {
             return Err(senseless("a store was answered otherwise"));
         };
         if blocks.len() != job.positions.len() {
             return Err(senseless("a store's answer does not fit its question"));
         }
-        lease.give_back();
-        let wanted = self.wanted_copies(map, source.ack, job);
-        Ok(blocks.into_iter().zip(wanted).map(|(stored, wanted)| outcome(stored, wanted)).collect())
+        let outcomes = blocks.into_iter().zip(self.wanted_copies(map, source.ack, job));
+        let outcomes = outcomes.map(|(stored, wanted)| outcome(stored, wanted));
+        Ok(job.positions.iter().copied().zip(outcomes).collect())
     }
 
     /// Returns how many copies acknowledge each block of a job.
@@ -245,8 +348,39 @@ struct Source<'a> {
     prefix: &'a Prefix,
     range: &'a Range<usize>,
     blocks: &'a [&'a [u8]],
-    digests: &'a [u64],
+    codec: Codec,
+    payloads: &'a [OnceLock<Payload<'a>>],
     ack: Ack,
+    about: About,
+}
+
+impl<'a> Source<'a> {
+    fn payload(&self, at: usize) -> &Payload<'a> {
+        self.payloads[at - self.range.start].get().expect("a part is prepared before it is sent")
+    }
+
+    /// Returns how many blocks one request carries. Where copies are waited for, each request costs a way to other nodes.
+    fn blocks_per_part(&self, map: &ClusterMap, job: &Job, block_bytes: u64) -> usize {
+        let copies = |run: &Run| self.ack.copies(map.replicas(run.slot).0.len());
+        let is_alone = job.runs.iter().all(|run| copies(run) <= 1);
+        blocks_per_transfer(if is_alone { PART_BYTES } else { BYTES_PER_TRANSFER }, block_bytes)
+    }
+}
+
+/// How far the parts of one job are.
+#[derive(Default)]
+struct Progress {
+    done: Vec<(usize, StoreOutcome)>,
+    refused: Vec<Job>,
+    /// Parts without an answer, those that were sent first.
+    left: VecDeque<Job>,
+}
+
+/// What is sent of one block.
+struct Payload<'a> {
+    codec: Codec,
+    bytes: Cow<'a, [u8]>,
+    digest: u64,
 }
 
 /// What one round of a store came to.

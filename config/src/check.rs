@@ -2,6 +2,7 @@
 //! already.
 
 use crate::config::{ClusterParts, NodeConfig};
+use crate::keys::SHRINKING_STRATEGIES;
 use crate::ledger::Ledger;
 use crate::units::{Bytes, format_time};
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ pub(crate) fn all(parts: &ClusterParts, ledger: &mut Ledger) {
     own_listeners(&listeners, ledger);
     for (at, node) in parts.nodes.iter().enumerate() {
         memory(at, node, ledger);
+        snapshot(at, node, ledger);
     }
 }
 
@@ -190,6 +192,14 @@ fn reachable(listeners: &[Listener<'_>], ledger: &mut Ledger) {
     }
 }
 
+fn snapshot(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
+    let every = format!("node[{at}].persist_every");
+    if node.persist_dir.is_none() && node.persist_every.is_some() && ledger.is_good(&every) {
+        let key = ledger.source(&every);
+        ledger.conflict(&key, "no snapshot is kept; allowed is with a \"persist_dir\"".to_owned());
+    }
+}
+
 fn memory(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
     let classes = format!("node[{at}].block_sizes");
     if !ledger.is_good(&classes) {
@@ -205,16 +215,19 @@ fn memory(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
             format!("a block of {sizes} has \"{largest}\"; allowed is at least one such block"),
         );
     }
-    let folder = format!("node[{at}].disk_dir");
-    if node.disk_dir.is_none()
-        && node.devices.iter().any(|device| device.disk > Bytes(0))
-        && ledger.is_good(&folder)
+    let strategy = format!("node[{at}].strategy");
+    if SHRINKING_STRATEGIES.contains(&node.tuning.strategy)
+        && node.block_sizes.len() < 2
+        && ledger.is_good(&strategy)
     {
-        let key = ledger.source(&folder);
-        ledger.conflict(&key, "a device has a disk tier; allowed is a folder for its files".to_owned());
+        let key = ledger.source(&strategy);
+        ledger.conflict(
+            &key,
+            format!("it shrinks blocks into frames of a smaller size, and {sizes} has one size only; allowed is with two or more"),
+        );
     }
     for (index, device) in node.devices.iter().enumerate() {
-        let tiers = [("memory", device.memory), ("host_memory", device.host_memory), ("disk", device.disk)];
+        let tiers = [("memory", device.memory), ("host_memory", device.host_memory)];
         for (name, memory) in tiers {
             // Devices that come from the defaults are told there, once.
             let own = format!("node[{at}].device[{index}].{name}");

@@ -156,8 +156,10 @@ pub struct NodeConfig {
     pub max_inflight: Bytes,
     /// Size classes of its frames, smallest first.
     pub block_sizes: Vec<BlockClass>,
-    /// Folder of the disk tier's files, if any device has one; a relative path starts at the cluster file's folder.
-    pub disk_dir: Option<String>,
+    /// Folder in which its snapshot's folder stands, if it keeps one; a relative path starts at the cluster file's folder.
+    pub persist_dir: Option<String>,
+    /// How often the snapshot is written while the node serves, if not only at its end.
+    pub persist_every: Option<Duration>,
     /// What the cache mostly serves.
     pub mode: Mode,
     /// What `mode` chose, with what the file says put over it.
@@ -212,8 +214,6 @@ pub struct DeviceConfig {
     pub memory: Bytes,
     /// Bytes of the host tier over it; 0 means that there is none.
     pub host_memory: Bytes,
-    /// Bytes of the disk tier under it; 0 means that there is none.
-    pub disk: Bytes,
 }
 
 /// What holds the bytes of a device tier.

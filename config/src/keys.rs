@@ -84,10 +84,9 @@ pub(crate) const MAX_HOST_BYTES: usize = 253;
 pub(crate) const MAX_PATH_BYTES: usize = 1024;
 /// Names of the modes.
 pub(crate) const MODES: [&str; 5] = ["training", "inference", "bulk", "streaming", "interactive"];
-/// Names of what decides which blocks go to disk.
-pub(crate) const DISK_ADMISSIONS: [&str; 2] = ["all", "used"];
 /// Names of the strategies.
-pub const STRATEGIES: [&str; 11] = [
+pub const STRATEGIES: [&str; 12] = [
+    "adaptive",
     "lru",
     "lfu",
     "paged",
@@ -100,6 +99,8 @@ pub const STRATEGIES: [&str; 11] = [
     "w-tinylfu",
     "sieve",
 ];
+/// Names of those that shrink blocks before any leaves: into the frames of a smaller size.
+pub const SHRINKING_STRATEGIES: [&str; 2] = ["compressed", "quantized"];
 /// The most devices of a node, and nodes of a cluster.
 pub(crate) const MAX_DEVICES: usize = 16;
 pub(crate) const MAX_NODES: usize = 1024;
@@ -301,23 +302,31 @@ pub(crate) const NODE: &[Key] = &[
          least one frame of each tier."
     ),
     key!(
-        "disk_dir",
+        "persist_dir",
         Rule::Path,
-        Derived("none; then no device may have a `disk`"),
-        "Folder of the disk tier's files, one folder a device in it. A relative path starts at this file's folder."
+        Derived("none; then blocks in memory end with the process"),
+        "Folder of its snapshot, a folder of the node's name in it: taken in when it begins to serve, written anew when it ends in \
+         order. A relative path starts at this file's folder."
+    ),
+    key!(
+        "persist_every",
+        Rule::Time { min: 1000, max: 7 * 24 * 3_600_000 },
+        Derived("only at the end"),
+        "How often the snapshot is also written while the node serves: a node that is killed loses at most so much."
     ),
     key!(
         "mode",
         Rule::Choice(&MODES),
         Value("inference"),
-        "What the cache mostly serves. It chooses `strategy`, `prefetch_blocks`, `hold`, `batch_delay` and `disk_admission` where those \
+        "What the cache mostly serves. It chooses `strategy`, `prefetch_blocks`, `hold` and `batch_delay` where those \
          are not given; `kvhive node config` shows what came of it."
     ),
     key!(
         "strategy",
         Rule::Choice(&STRATEGIES),
         Derived("what `mode` says"),
-        "What decides which block leaves a full shard; tenants may have another (see strategies.md)."
+        "What decides which block leaves a full shard (see docs/strategies.md). `compressed` and `quantized` \
+         need at least two `block_sizes`: a block shrinks into a smaller one."
     ),
     key!(
         "prefetch_blocks",
@@ -336,12 +345,6 @@ pub(crate) const NODE: &[Key] = &[
         Rule::Time { min: 1, max: 1000 },
         Derived("what `mode` says"),
         "How long moves between tiers and the strategy's bookkeeping may wait, to be done together."
-    ),
-    key!(
-        "disk_admission",
-        Rule::Choice(&DISK_ADMISSIONS),
-        Derived("what `mode` says"),
-        "Which blocks go to disk when they must leave memory: all, or those that were used since they were stored."
     ),
     key!(
         "device",
@@ -372,12 +375,6 @@ pub(crate) const DEVICE: &[Key] = &[
         Rule::Size { min: 4 << 10, max: MAX_TIER_BYTES, or_zero: true },
         Value("64MiB"),
         "Bytes of the host tier over it; \"0\" means none."
-    ),
-    key!(
-        "disk",
-        Rule::Size { min: 4 << 10, max: MAX_TIER_BYTES, or_zero: true },
-        Value("0"),
-        "Bytes of the disk tier under it, in files in the node's `disk_dir`; \"0\" means none."
     ),
 ];
 

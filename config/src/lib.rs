@@ -49,9 +49,9 @@ pub use config::{
     Ack, BlockClass, ClusterConfig, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig,
     DeviceKind, NodeConfig, Process, RaftSettings, TokenSource,
 };
-pub use keys::{STRATEGIES, TOKEN_VARIABLE};
+pub use keys::{SHRINKING_STRATEGIES, STRATEGIES, TOKEN_VARIABLE};
 pub use local::LocalCluster;
-pub use mode::{DiskAdmission, Mode, Tuning};
+pub use mode::{Mode, Tuning};
 pub use problem::{ConfigError, Origin, Problem};
 pub use reference::reference_markdown;
 pub use token::{Token, TokenError};

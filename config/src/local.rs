@@ -32,6 +32,8 @@ pub struct LocalCluster {
     pub block_size: Bytes,
     /// Copies of each slot.
     pub replicas: u32,
+    /// What decides which block leaves a full shard; what the usual mode says when none.
+    pub strategy: Option<String>,
     /// Folder under which each coordinator gets one of its own, by its id. The token is read from `token` beside the
     /// cluster file.
     pub base_dir: String,
@@ -53,6 +55,7 @@ impl Default for LocalCluster {
             host_memory: Bytes(64 << 20),
             block_size: Bytes(64 << 10),
             replicas: 1,
+            strategy: None,
             base_dir: "data".to_owned(),
             ports: vec![7800, 7801, 7820, 7821, 7840, 7841, 7810, 7811, 7830, 7831],
         }
@@ -104,6 +107,10 @@ impl LocalCluster {
                 self.block_size
             )
             .expect("writing to a String does not fail");
+            if let Some(strategy) = &self.strategy {
+                let strategy = strategy.replace('\\', "\\\\").replace('"', "\\\"");
+                writeln!(out, "strategy = \"{strategy}\"").expect("writing to a String does not fail");
+            }
             for _ in 0..devices {
                 out.push_str(&device);
             }

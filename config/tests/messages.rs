@@ -286,6 +286,23 @@ fn size_classes_that_do_not_add_up_are_told() {
 }
 
 #[test]
+fn a_strategy_that_shrinks_needs_a_smaller_size_to_shrink_into() {
+    for strategy in ["compressed", "quantized"] {
+        let given = |sizes: &str| {
+            with("id = \"node-a\"", &format!("block_sizes = {sizes}\nstrategy = \"{strategy}\""))
+        };
+        assert_eq!(
+            given("[\"64KiB\"]"),
+            [format!(
+                "line 12: node[0].strategy = \"{strategy}\": it shrinks blocks into frames of a smaller size, and \
+                 node[0].block_sizes has one size only; allowed is with two or more"
+            )]
+        );
+        assert_eq!(given("[\"32KiB\", \"64KiB\"]"), [] as [String; 0]);
+    }
+}
+
+#[test]
 fn labels_are_bounded() {
     let allowed = "allowed is a table of at most 32 texts; keys of 1 to 63 letters, digits, '.', '_', '-' and '/', values of at most 63 bytes without control characters";
     for (labels, what) in [
@@ -459,5 +476,5 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 7 + 3 + 6 + 17 + 4);
+    assert_eq!(keys, 7 + 3 + 6 + 17 + 3);
 }

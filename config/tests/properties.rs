@@ -153,10 +153,12 @@ proptest! {
     fn any_wish_for_a_local_cluster_is_an_answer(
         coordinators in 0u32..9, nodes in 0u32..20, devices_per_node in 0u32..20, memory in any::<u64>(), host in any::<u64>(),
         block in any::<u64>(), replicas in any::<u32>(), base_dir in any::<String>(), ports in proptest::collection::vec(any::<u16>(), 0..60),
+        strategy in any::<Option<String>>(),
     ) {
         let wish = LocalCluster {
             coordinators, nodes, devices_per_node, device_memory: Bytes(memory), host_memory: Bytes(host),
             block_size: Bytes(block), replicas, base_dir, ports,
+            strategy,
         };
         if let Ok(config) = wish.config() {
             prop_assert_eq!(config.nodes.len(), nodes as usize);

@@ -7,6 +7,7 @@ use kvhive_runtime::RuntimeError;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -39,10 +40,21 @@ pub struct NodeConfig {
     pub devices: Vec<DeviceConfig>,
     /// How its shards keep blocks.
     pub tuning: Tuning,
+    /// The snapshot that it takes in at its start and leaves at its end; none keeps none.
+    pub persist: Option<PersistConfig>,
     /// `host:port` of the coordinators' control plane.
     pub coordinators: Vec<String>,
     /// The cluster's token.
     pub token: Vec<u8>,
+}
+
+/// Where a node keeps its snapshot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PersistConfig {
+    /// The snapshot's folder; what is being written stands beside it.
+    pub folder: PathBuf,
+    /// How often one is written; none writes it at the end alone.
+    pub every: Option<Duration>,
 }
 
 /// The knobs of a node's shards.
@@ -56,8 +68,6 @@ pub struct Tuning {
     pub hold: Duration,
     /// How long moves between tiers and bookkeeping may wait.
     pub batch_delay: Duration,
-    /// Whether blocks that were never used since they were stored go to disk too.
-    pub unused_to_disk: bool,
 }
 
 impl Default for Tuning {
@@ -67,7 +77,6 @@ impl Default for Tuning {
             prefetch_blocks: 64,
             hold: Duration::from_secs(5),
             batch_delay: Duration::from_millis(10),
-            unused_to_disk: true,
         }
     }
 }
@@ -130,6 +139,9 @@ impl NodeConfig {
         }
         if self.tuning.batch_delay.is_zero() {
             return wrong("batch_delay must be more than 0".to_owned());
+        }
+        if self.persist.as_ref().and_then(|persist| persist.every).is_some_and(|every| every.is_zero()) {
+            return wrong("persist.every must be more than 0".to_owned());
         }
         if self.token.is_empty() {
             return wrong("the token is empty".to_owned());

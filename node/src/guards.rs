@@ -2,7 +2,8 @@
 //! before each message. The typed way of a block into sight: [`WriteGuard`] → [`Verified`] → sealed by the actor; there
 //! is no other, so a store that failed or stopped half-way is never seen.
 
-use kvhive_cache::{BlockId, CopyTicket, WriteTicket};
+use crate::actors::shrink::Shrunk;
+use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
 use kvhive_gpu::{ReadFrame, WriteFrame};
 use kvhive_protocol::BlockHeader;
 use std::sync::{Arc, Mutex};
@@ -15,6 +16,8 @@ pub(crate) enum Return {
     Write(WriteTicket),
     /// A copy between tiers has ended, with its frame if it worked.
     Copy(CopyTicket, Option<ReadFrame>),
+    /// A shrink has ended.
+    Shrunk(ShrinkTicket, BlockId, Shrunk),
 }
 
 /// Returns on their way to one life of an actor. As many as there are guards at most.

@@ -8,6 +8,7 @@ mod data;
 mod guards;
 mod http;
 mod latency;
+mod layouts;
 mod membership;
 mod memory;
 mod metrics;
@@ -19,8 +20,8 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, Tuning};
+pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, PersistConfig, Tuning};
 pub use latency::{Latencies, LatencySummary};
 pub use persist::{Loaded, PersistError, PersistProgress, Saved};
 pub use start::{NodeHandle, start};
-pub use stats::{Evictions, NodeStats, Prefetches, TierUse};
+pub use stats::{CodecFigures, Evictions, NodeStats, Prefetches, Shrinks, TierUse};

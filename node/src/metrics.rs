@@ -2,6 +2,7 @@
 
 use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
+use crate::actors::uses::CodecUses;
 use crate::data::{DataPlane, VERBS};
 
 use axum::Router;
@@ -10,6 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use kvhive_cache::ShardStats;
+use kvhive_protocol::block::Codec;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,7 +48,8 @@ async fn scrape(State(sources): State<Arc<Sources>>) -> Response {
     let mut devices = Vec::with_capacity(sources.devices.len());
     for device in &sources.devices {
         let load = device.ask(DEVICE_LIMIT, |reply| DeviceMessage::Load { reply }).await;
-        devices.push(load.ok().map(|(_, stats)| stats));
+        let codecs = device.ask(DEVICE_LIMIT, |reply| DeviceMessage::Codecs { reply }).await;
+        devices.push(load.ok().map(|(_, stats)| stats).zip(codecs.ok()));
     }
     // A recorder of this scrape's own: two nodes in one process never mix.
     let recorder = PrometheusBuilder::new().build_recorder();
@@ -68,7 +71,7 @@ fn render_latencies(sources: &Sources, text: &mut String) {
     }
 }
 
-fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
+fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
     let Sources { plane, memory_configured, .. } = sources;
     let view = &plane.view;
     let counters = &plane.counters;
@@ -93,6 +96,8 @@ fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
         ("kvhive_node_fetched_bytes_total", &counters.fetched_bytes),
         ("kvhive_node_stored_bytes_total", &counters.stored_bytes),
         ("kvhive_node_corrupt_blocks_total", &counters.corrupt_blocks),
+        ("kvhive_node_decoded_blocks_total", &counters.decoded_blocks),
+        ("kvhive_node_undecoded_blocks_total", &counters.undecoded_blocks),
         ("kvhive_node_stalled_transfers_total", &counters.stalled),
         ("kvhive_node_malformed_total", &counters.malformed),
         ("kvhive_node_replicated_blocks_total", &counters.replicated_blocks),
@@ -100,6 +105,10 @@ fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
         ("kvhive_node_replication_dropped_blocks_total", &counters.replication_dropped),
         ("kvhive_node_mailbox_full_total", &counters.mailbox_full),
         ("kvhive_node_actor_restarts_total", &counters.actor_restarts),
+        ("kvhive_node_snapshots_total", &counters.snapshots),
+        ("kvhive_node_snapshot_failures_total", &counters.snapshot_failures),
+        ("kvhive_node_snapshot_loaded_blocks_total", &counters.snapshot_loaded_blocks),
+        ("kvhive_node_snapshot_damaged_blocks_total", &counters.snapshot_damaged_blocks),
     ] {
         metrics::counter!(name).absolute(counter.load(Ordering::Relaxed));
     }
@@ -119,14 +128,24 @@ fn record(sources: &Sources, devices: &[Option<ShardStats>]) {
         metrics::counter!("kvhive_node_requests_refused_total", "reason" => reason).absolute(total);
     }
     for (device, stats) in devices.iter().enumerate() {
-        if let Some(stats) = stats {
+        if let Some((stats, codecs)) = stats {
             record_device(&device.to_string(), stats);
+            record_codecs(&device.to_string(), codecs);
         }
     }
 }
 
+fn record_codecs(device: &str, codecs: &CodecUses) {
+    for (codec, one) in Codec::ALL.iter().zip(&codecs.0) {
+        let labels = [("device", device.to_owned()), ("codec", codec.name().to_owned())];
+        metrics::gauge!("kvhive_node_codec_blocks", &labels).set(one.blocks as f64);
+        metrics::gauge!("kvhive_node_codec_stored_bytes", &labels).set(one.stored_bytes as f64);
+        metrics::gauge!("kvhive_node_codec_raw_bytes", &labels).set(one.raw_bytes as f64);
+    }
+}
+
 fn record_device(device: &str, stats: &ShardStats) {
-    for (tier, figures) in [("device", stats.device), ("host", stats.host), ("disk", stats.disk)] {
+    for (tier, figures) in [("device", stats.device), ("host", stats.host)] {
         let labels = [("device", device.to_owned()), ("tier", tier.to_owned())];
         metrics::gauge!("kvhive_node_blocks", &labels).set(figures.blocks as f64);
         metrics::gauge!("kvhive_node_used_bytes", &labels).set(figures.used_bytes as f64);
@@ -136,6 +155,7 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_writes_under_way", stats.filling),
         ("kvhive_node_readers", stats.readers),
         ("kvhive_node_leaving_blocks", stats.leaving),
+        ("kvhive_node_shrinking_blocks", stats.shrinking),
     ] {
         metrics::gauge!(name, "device" => device.to_owned()).set(value as f64);
     }
@@ -152,7 +172,6 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_demoted_blocks_total", stats.demoted),
         ("kvhive_node_promoted_blocks_total", stats.promoted),
         ("kvhive_node_lost_blocks_total", stats.lost),
-        ("kvhive_node_not_admitted_to_disk_total", stats.not_admitted),
         ("kvhive_node_declined_stores_total", stats.declined),
     ] {
         metrics::counter!(name, "device" => device.to_owned()).absolute(value);
@@ -166,6 +185,12 @@ fn record_device(device: &str, stats: &ShardStats) {
     ] {
         let labels = [("device", device.to_owned()), ("outcome", outcome.to_owned())];
         metrics::counter!("kvhive_node_prefetched_blocks_total", &labels).absolute(value);
+    }
+    for (outcome, value) in
+        [("done", stats.shrunk), ("unfit", stats.shrink_unfit), ("dropped", stats.shrink_dropped)]
+    {
+        let labels = [("device", device.to_owned()), ("outcome", outcome.to_owned())];
+        metrics::counter!("kvhive_node_shrunk_blocks_total", &labels).absolute(value);
     }
     for (reason, value) in [
         ("no_room", stats.refused_no_room),

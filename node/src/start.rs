@@ -9,7 +9,7 @@ use crate::latency::Latencies;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
-use crate::persist::{self, Loaded, PersistError, PersistProgress, Saved};
+use crate::persist::{self, Keeper, Loaded, PersistError, PersistProgress, Saved};
 use crate::stats::{self, NodeStats};
 use crate::view::View;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
@@ -152,6 +152,9 @@ pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHan
         replicator,
         view: view.clone(),
     };
+    let largest = |device: &DeviceConfig| device.classes.iter().map(|class| class.frame_bytes).max();
+    let frame_bytes = config.devices.iter().filter_map(largest).max().unwrap_or(0);
+    keep_snapshot(&config, &runtime, &devices, frame_bytes, &plane, stopping.clone());
     let member = runtime.io().spawn(membership.run(stopping));
 
     runtime.on_shutdown().at(Stage::StopAccepting, "leave the cluster", async move {
@@ -167,10 +170,9 @@ pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHan
         async move { draining.drained().await },
     );
     info!(node = %config.name, data = %data_address, metrics = %metrics_address, memory_configured, "node listens");
-    let largest = |device: &DeviceConfig| device.classes.iter().map(|class| class.frame_bytes).max();
     Ok(NodeHandle {
         runtime,
-        frame_bytes: config.devices.iter().filter_map(largest).max().unwrap_or(0),
+        frame_bytes,
         devices: devices.clone(),
         plane: plane.clone(),
         data_address,
@@ -180,6 +182,28 @@ pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHan
         #[cfg(test)]
         inside: Inside { devices, memories, plane },
     })
+}
+
+/// Has the node's snapshot kept, if it has one: the last is written when requests have ended and before actors do.
+fn keep_snapshot(
+    config: &NodeConfig,
+    runtime: &Runtime,
+    devices: &[Device],
+    frame_bytes: u64,
+    plane: &Arc<DataPlane>,
+    stopping: watch::Receiver<bool>,
+) {
+    let Some(config) = config.persist.clone() else { return };
+    let (view, counters) = (plane.view.clone(), plane.counters.clone());
+    let keeper = Arc::new(Keeper { devices: devices.to_vec(), frame_bytes, view, counters, config });
+    let (at_work, plane) = (keeper.clone(), plane.clone());
+    let kept = runtime.io().spawn(async move { at_work.run(stopping).await });
+    runtime.on_shutdown().at(Stage::DrainRequests, "write the snapshot", async move {
+        // Its panic is in the log; what the devices hold is written all the same.
+        let _ = kept.await;
+        plane.drained().await;
+        keeper.write().await;
+    });
 }
 
 fn spawn_device(
@@ -197,7 +221,7 @@ fn spawn_device(
         host: memory.capacity(Tier::Host),
         disk: TierCapacity::default(),
         rules: Rules::new(tuning.strategy),
-        unused_to_disk: tuning.unused_to_disk,
+        unused_to_disk: true,
         prefetch: tuning.prefetch_blocks,
         max_hold: tuning.hold,
         max_writes: MAX_WRITES,

@@ -2,9 +2,11 @@
 
 use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
+use crate::actors::uses::CodecUses;
 use crate::data::DataPlane;
 use crate::latency::{Latencies, LatencySummary};
 use kvhive_cache::{ShardStats, TierStats};
+use kvhive_protocol::block::Codec;
 use serde::Serialize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -36,8 +38,6 @@ impl TierUse {
 pub struct Evictions {
     /// For others that came.
     pub for_room: u64,
-    /// Not worth a place on disk when memory ran short.
-    pub not_admitted: u64,
     /// Their tenant's era ended.
     pub cleared: u64,
     /// They could not be read any more.
@@ -57,6 +57,32 @@ pub struct Prefetches {
     pub late: u64,
     /// Not brought, for want of a free frame.
     pub cancelled: u64,
+}
+
+/// The blocks that are stored by one codec.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+pub struct CodecFigures {
+    /// The codec's name.
+    pub codec: &'static str,
+    /// Resident blocks.
+    pub blocks: u64,
+    /// Bytes of these blocks as they are stored.
+    pub stored_bytes: u64,
+    /// Bytes of these blocks before they were encoded; where their layout was never told, as they are stored.
+    pub raw_bytes: u64,
+    /// Stored bytes of raw ones, from 0 to 1; 1 when there are no blocks.
+    pub ratio: f64,
+}
+
+/// What shrinking cold blocks came to, in blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Shrinks {
+    /// Moved to a smaller frame.
+    pub done: u64,
+    /// Not small enough for one.
+    pub unfit: u64,
+    /// Given up: no smaller frame was free, or the block was read or gone when it was done.
+    pub dropped: u64,
 }
 
 /// A node's figures since it started; a device whose actor panicked counts from its new beginning.
@@ -84,8 +110,6 @@ pub struct NodeStats {
     pub device: TierUse,
     /// The host tiers.
     pub host: TierUse,
-    /// The disk tiers.
-    pub disk: TierUse,
     /// Used bytes of the device tiers, from 0 to 1.
     pub device_utilization: f64,
     /// Blocks that left, by reason.
@@ -96,6 +120,12 @@ pub struct NodeStats {
     pub promoted: u64,
     /// What prefetching came to.
     pub prefetch: Prefetches,
+    /// How the blocks are stored, codec by codec.
+    pub codecs: Vec<CodecFigures>,
+    /// What shrinking came to.
+    pub shrinks: Shrinks,
+    /// Blocks decoded for askers who want them raw.
+    pub decoded_for_askers: u64,
 }
 
 fn share(part: u64, whole: u64) -> f64 {
@@ -110,9 +140,7 @@ impl NodeStats {
         self.covered_keys += shard.covered_keys;
         self.device.add(shard.device);
         self.host.add(shard.host);
-        self.disk.add(shard.disk);
-        self.evictions.for_room += shard.evicted - shard.not_admitted;
-        self.evictions.not_admitted += shard.not_admitted;
+        self.evictions.for_room += shard.evicted;
         self.evictions.cleared += shard.cleared;
         self.evictions.lost += shard.lost;
         self.demoted += shard.demoted;
@@ -122,7 +150,22 @@ impl NodeStats {
         self.prefetch.wasted += shard.prefetch_wasted;
         self.prefetch.late += shard.prefetch_late;
         self.prefetch.cancelled += shard.prefetch_cancelled;
+        self.shrinks.done += shard.shrunk;
+        self.shrinks.unfit += shard.shrink_unfit;
+        self.shrinks.dropped += shard.shrink_dropped;
     }
+}
+
+/// Returns the figures of every codec.
+fn codec_figures(uses: &CodecUses) -> Vec<CodecFigures> {
+    let figures = Codec::ALL.iter().zip(&uses.0).map(|(codec, one)| CodecFigures {
+        codec: codec.name(),
+        blocks: one.blocks,
+        stored_bytes: one.stored_bytes,
+        raw_bytes: one.raw_bytes,
+        ratio: if one.raw_bytes == 0 { 1.0 } else { share(one.stored_bytes, one.raw_bytes) },
+    });
+    figures.collect()
 }
 
 /// Returns the latencies of matches, fetches and stores.
@@ -142,12 +185,18 @@ pub(crate) async fn gather(devices: &[Device], plane: &DataPlane) -> NodeStats {
         store_latency: stores,
         ..NodeStats::default()
     };
+    let mut uses = CodecUses::default();
     for device in devices {
+        if let Ok(of_device) = device.ask(LIMIT, |reply| DeviceMessage::Codecs { reply }).await {
+            uses.merge(&of_device);
+        }
         if let Ok((_, shard)) = device.ask(LIMIT, |reply| DeviceMessage::Load { reply }).await {
             stats.add(&shard);
         }
     }
     stats.hit_rate = share(stats.hits, stats.hits + stats.misses);
+    stats.codecs = codec_figures(&uses);
+    stats.decoded_for_askers = counters.decoded_blocks.load(Ordering::Relaxed);
     stats.device_utilization = share(stats.device.used_bytes, stats.device.capacity_bytes);
     stats
 }

@@ -1,6 +1,7 @@
-//! What every part of a node reads and only membership writes: the map served by, who this node is, how long it may
-//! serve.
+//! What every part of a node reads: the map served by, who this node is and how long it may serve, which only membership
+//! writes, and the layouts of its blocks, which stores tell.
 
+use crate::layouts::Layouts;
 use kvhive_protocol::{ClusterMap, Era, MemberId, Moment, TenantId, WireError};
 use kvhive_runtime::Clock;
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ pub(crate) struct View {
     clock: Arc<dyn Clock>,
     serving: RwLock<Option<Serving>>,
     lease: AtomicU64,
+    pub(crate) layouts: Layouts,
 }
 
 /// The map served by, and this node's id in it.
@@ -30,7 +32,7 @@ impl Serving {
 
 impl View {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> View {
-        View { clock, serving: RwLock::new(None), lease: AtomicU64::new(0) }
+        View { clock, serving: RwLock::new(None), lease: AtomicU64::new(0), layouts: Layouts::default() }
     }
 
     pub(crate) fn now(&self) -> Moment {

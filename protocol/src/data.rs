@@ -3,6 +3,7 @@
 use crate::block::BlockHeader;
 use crate::ids::{DeviceId, Epoch, Slot, TenantId};
 use crate::key::{BlockKey, KeyList};
+use crate::layout::Layout;
 use serde::{Deserialize, Serialize};
 
 /// The most blocks one fetch or store may name.
@@ -83,6 +84,43 @@ pub struct FetchRequest {
     pub runs: Vec<Run>,
     /// The blocks' keys; at most [`MAX_BLOCKS_PER_TRANSFER`].
     pub keys: KeyList,
+    /// What the asker can read.
+    pub accept: Accept,
+}
+
+/// How the blocks of a fetch may be stored.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub enum Accept {
+    /// As they are: the asker decodes.
+    #[default]
+    Stored,
+    /// Raw alone, of blocks of this layout: the node decodes what is not. One that it cannot decode is a miss.
+    Raw(Layout),
+}
+
+/// What an engine expects of a request's session.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub enum Hint {
+    /// Nothing was said.
+    #[default]
+    None,
+    /// The session is over: nobody is expected to extend this prefix.
+    Over,
+    /// A tool call is pending: the session comes back soon.
+    Pending,
+    /// The session is expected back after so many seconds.
+    Returns(u32),
+}
+
+/// What is known about the request that a store is of. It decides nothing but what is worth keeping.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct About {
+    /// Tokens of its prompt, 0 if not known.
+    pub input_tokens: u32,
+    /// Tokens of its answer, 0 if not known.
+    pub output_tokens: u32,
+    /// What the engine expects of its session.
+    pub hint: Hint,
 }
 
 /// See [`DataRequest::Store`].
@@ -98,6 +136,11 @@ pub struct StoreRequest {
     pub ack: Ack,
     /// A copy from the primary to another replica; is not passed on further.
     pub copy: bool,
+    /// What the blocks' bytes mean, if it is known: every block's header has its fingerprint, no block more bytes. A node
+    /// re-encodes and decodes only blocks whose layout it has been told.
+    pub layout: Option<Layout>,
+    /// What is known of the request that the blocks are of.
+    pub about: About,
     /// Where each block lives, as in [`MatchRequest::runs`].
     pub runs: Vec<Run>,
     /// The blocks; at most [`MAX_BLOCKS_PER_TRANSFER`]. Their `payload_bytes` add up to the payload.

@@ -80,7 +80,8 @@ impl Layout {
         elements.checked_mul(2)?.checked_mul(self.dtype.bytes())
     }
 
-    fn is_opaque(&self) -> bool {
+    /// Says whether its bytes mean nothing to anybody but their owner.
+    pub fn is_opaque(&self) -> bool {
         self.dtype == Dtype::U8 && self.order == AxisOrder::Packed && self.layers == 1 && self.kv_heads == 1
     }
 

@@ -6,8 +6,8 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat, Proposal,
 };
 use kvhive_protocol::data::{
-    Ack, DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Refusal, Run, StoreBlock, StoreRequest,
-    Stored,
+    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, Refusal, Run,
+    StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::error::WireError;
 use kvhive_protocol::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameLimits, Kind, encode_frame};
@@ -34,6 +34,17 @@ fn header() -> BlockHeader {
     }
 }
 
+fn layout() -> Layout {
+    Layout {
+        layers: 4,
+        kv_heads: 2,
+        head_dim: 64,
+        tokens: 4,
+        dtype: Dtype::F16,
+        order: AxisOrder::LayersFirst,
+    }
+}
+
 fn requests() -> Vec<DataRequest> {
     let (epoch, device, tenant) = (Epoch(2), DeviceId::new(MemberId(1), 1), TenantId(4));
     let runs = vec![Run { slot: Slot(17), keys: 2 }];
@@ -47,13 +58,22 @@ fn requests() -> Vec<DataRequest> {
             runs: runs.clone(),
             keys: keys.clone(),
         }),
-        DataRequest::Fetch(FetchRequest { epoch, device, tenant, runs: runs.clone(), keys }),
+        DataRequest::Fetch(FetchRequest {
+            epoch,
+            device,
+            tenant,
+            runs: runs.clone(),
+            keys,
+            accept: Accept::Raw(layout()),
+        }),
         DataRequest::Store(StoreRequest {
             epoch,
             device,
             tenant,
             ack: Ack::Quorum,
             copy: false,
+            layout: Some(layout()),
+            about: About { input_tokens: 64, output_tokens: 9, hint: Hint::Returns(30) },
             runs,
             blocks: vec![StoreBlock { header: header(), parent: key(2) }],
         }),
@@ -109,14 +129,7 @@ fn frames_on_the_wire_are_what_they_were() {
 
 #[test]
 fn keys_and_slots_are_what_they_were() {
-    let layout = Layout {
-        layers: 4,
-        kv_heads: 2,
-        head_dim: 64,
-        tokens: 4,
-        dtype: Dtype::F16,
-        order: AxisOrder::LayersFirst,
-    };
+    let layout = layout();
     let namespace = |rank| Namespace { tenant_secret: [7; 32], model: "tiny@1".into(), layout, rank }.key();
     let keys = namespace(0).prefix(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 4, &[]);
     assert_eq!(keys.len(), 2, "a partial block has no key");
@@ -212,6 +225,16 @@ fn a_header_is_of_its_block_alone() {
         flipped[at / 8] ^= 1 << (at % 8);
         assert!(BlockHeader::decode(&flipped).is_err(), "bit {at}");
     }
+    for id in 0..=u16::from(u8::MAX) + 1 {
+        // As a writer of a later version would make it, checksum and all.
+        let mut encoded = header.encode();
+        encoded[6..8].copy_from_slice(&id.to_le_bytes());
+        let sum = xxhash_rust::xxh3::xxh3_64(&encoded[..96]);
+        encoded[96..].copy_from_slice(&sum.to_le_bytes());
+        let known = Codec::from_id(id).map(|codec| BlockHeader { codec, ..header });
+        assert_eq!(BlockHeader::decode(&encoded), known.ok_or(HeaderError::Format), "codec {id}");
+        assert_eq!(known.is_some(), id < 5);
+    }
     let bytes = [5u8; 7];
     let sealed = BlockHeader { digest: digest(&bytes), ..header };
     assert_eq!(sealed.check_bytes(&bytes), Ok(()));
@@ -297,8 +320,8 @@ proptest! {
 const GOLDEN_MATCHED: &str = "4b564846010011004d000000000000001c000000000000007bb16f32f45f2f3200000000020000000000000002000000000000000100000000000000";
 const GOLDEN_DATA: [&str; 6] = [
     "c1791ded770783eb",
-    "6a0473a7f07e15d4",
-    "322a4e740edb5cb7",
+    "8fe94038a31a07aa",
+    "881f5e289c257256",
     "114c7c9b021a6c52",
     "ec56b2f0dafde55a",
     "964b4412bc2e7214",

@@ -3,7 +3,7 @@
 use kvhive_client::{
     Client, ClientConfig, ClientError, FetchOutcome, NamespaceClient, Prefix, StoreOptions, StoreOutcome,
 };
-use kvhive_protocol::data::{Ack, DataRequest, FetchRequest, Refusal, Run};
+use kvhive_protocol::data::{Accept, Ack, DataRequest, FetchRequest, Refusal, Run};
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::{DeviceId, TenantId, WireError};
@@ -37,7 +37,8 @@ async fn store(blocks: &NamespaceClient, name: u64, count: usize, ack: Option<Ac
     let memory: Vec<Vec<u8>> =
         (0..count).map(|at| content(name, at, blocks.block_bytes() as usize)).collect();
     let memory: Vec<&[u8]> = memory.iter().map(|block| &block[..]).collect();
-    blocks.store(&prefix, 0..count, &memory, StoreOptions { ack }).await.expect("the arguments fit").outcomes
+    let options = StoreOptions { ack, ..StoreOptions::default() };
+    blocks.store(&prefix, 0..count, &memory, options).await.expect("the arguments fit").outcomes
 }
 
 /// Fetches a prefix and returns which blocks came, each compared with what was stored.
@@ -199,6 +200,7 @@ fn a_slow_reader_holds_its_frames_and_nobody_else() {
         tenant: map.tenant("default").expect("it exists").0,
         runs: runs.map(|segment| Run { slot: segment[0].slot(), keys: segment.len() as u32 }).collect(),
         keys: asked.keys().iter().collect(),
+        accept: Accept::Stored,
     });
     let identity = Identity {
         token: TokenKey::new(cluster.token().as_bytes()),

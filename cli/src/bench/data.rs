@@ -18,6 +18,8 @@ const RUN_BYTES: u64 = 1 << 30;
 const SMALL_RUN_BYTES: u64 = 256 << 20;
 /// Blocks asked for by one call.
 const BATCH_BYTES: u64 = 16 << 20;
+/// Device tier of the node that is measured.
+const DEVICE_BYTES: u64 = 256 << 20;
 /// Round trips of one latency run.
 const ROUND_TRIPS: u32 = 5000;
 /// Bytes that ask for a block, roughly: what a 4 KiB fetch's request takes on the wire.
@@ -89,10 +91,12 @@ impl Throughput {
             coordinators: 1,
             nodes: 1,
             devices: 1,
-            device_memory: Bytes(256 << 20),
+            device_memory: Bytes(DEVICE_BYTES),
             host_memory: Bytes(0),
             block_size: Bytes(block_bytes),
             replicas: 1,
+            // A strategy that declines what never comes back would leave nothing to measure.
+            strategy: Some("lru".to_owned()),
         })?;
         let runtime = commands::runtime()?;
         let client = runtime.block_on(private.client(|config| config.connections_per_member = 1))?;
@@ -188,11 +192,12 @@ impl Throughput {
     fn blast(&mut self, bytes: u64, receive: bool) -> Result<Run> {
         let (server, block) = (self.baseline.pid(), self.block_bytes);
         self.measure(bytes, server, |bench| {
-            let count = bytes / block;
+            // From and to as much memory as ours: what stays in a cache is not moved at all.
+            let (count, block, batch) = (bytes / block, block as usize, BATCH_BYTES as usize);
             if receive {
-                bench.baseline.blast(count, block as usize)
+                bench.baseline.blast(count, block, batch)
             } else {
-                bench.baseline.sink(count, block as usize)
+                bench.baseline.sink(count, block, batch, DEVICE_BYTES as usize)
             }
         })
     }
@@ -208,6 +213,8 @@ fn latency(runs: u32) -> Result<Row> {
         host_memory: Bytes(0),
         block_size: Bytes(BYTES as u64),
         replicas: 1,
+        // A strategy that declines what never comes back would leave nothing to measure.
+        strategy: Some("lru".to_owned()),
     })?;
     // As a serving process would that awaits one block: no other thread between it and the socket.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -8,11 +8,11 @@ use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Result, bail};
 use kvhive_cache::policy::Strategy;
-use kvhive_cache::{About, Reserve, Rules, Shard, ShardConfig, TierCapacity};
+use kvhive_cache::{Reserve, Rules, Shard, ShardConfig, TierCapacity};
 use kvhive_client::StoreOptions;
 use kvhive_config::Bytes;
 use kvhive_protocol::block::Codec;
-use kvhive_protocol::data::{Run, StoreBlock};
+use kvhive_protocol::data::{About, Run, StoreBlock};
 use kvhive_protocol::{
     BlockHeader, BlockKey, Era, KeyList, Layout, LayoutFingerprint, Moment, Slot, TenantId,
 };
@@ -42,6 +42,8 @@ fn network(runs: u32) -> Result<Row> {
         host_memory: Bytes(0),
         block_size: Bytes(BYTES as u64),
         replicas: 1,
+        // A strategy that declines what never comes back would leave nothing to measure.
+        strategy: Some("lru".to_owned()),
     })?;
     let runtime = commands::runtime()?;
     let client = runtime.block_on(private.client(|config| config.connections_per_member = 1))?;

@@ -24,6 +24,7 @@ pub(super) fn run() -> Result<Vec<Row>> {
         host_memory: Bytes(0),
         block_size: Bytes(BLOCK_BYTES),
         replicas: 1,
+        strategy: Some("lru".to_owned()),
     })?;
     let runtime = commands::runtime()?;
     let client = runtime.block_on(private.client(|_| {}))?;

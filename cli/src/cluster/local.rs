@@ -58,6 +58,8 @@ pub(crate) struct Shape {
     pub(crate) block_size: Bytes,
     /// Copies of each slot.
     pub(crate) replicas: u32,
+    /// What decides which block leaves; what the usual mode says when none.
+    pub(crate) strategy: Option<String>,
 }
 
 impl Default for Shape {
@@ -70,6 +72,7 @@ impl Default for Shape {
             host_memory: Bytes(64 << 20),
             block_size: Bytes(64 << 10),
             replicas: 1,
+            strategy: None,
         }
     }
 }
@@ -169,6 +172,7 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
         host_memory: shape.host_memory,
         block_size: shape.block_size,
         replicas: shape.replicas,
+        strategy: shape.strategy,
         base_dir: dir.join("data").display().to_string(),
         ports: ports(shape.coordinators, shape.nodes)?,
     };

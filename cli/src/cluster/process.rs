@@ -4,11 +4,9 @@ use crate::admin::read_token;
 use crate::cluster::local::SUPERVISED;
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
-use kvhive_config::{
-    Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, NodeConfig, Process, Token, TokenSource,
-};
+use kvhive_config::{Ack, ClusterConfig, CoordinatorConfig, NodeConfig, Process, Token, TokenSource};
 use kvhive_coordinator::PeerConfig;
-use kvhive_node::{ClassConfig, DeviceConfig, Tuning};
+use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
 use std::path::{Path, PathBuf};
@@ -17,6 +15,8 @@ use std::time::Duration;
 
 /// How long a process may take to end in order.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
+/// How long a node may take that writes its snapshot at its end.
+const PERSIST_LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs the process `id` of the cluster file until SIGINT, SIGTERM, or a failure that it cannot go on from.
 ///
@@ -51,7 +51,7 @@ pub(crate) fn run(file: &Path, id: &str) -> Result<()> {
             ended.map(|_| ())
         }
         Process::Node(own) => {
-            let running = Arc::new(kvhive_node::start(node(&config, own, token)?)?);
+            let running = Arc::new(kvhive_node::start(node(&config, own, token, file)?)?);
             let (ended, end) = tokio::sync::oneshot::channel();
             let waiting = running.clone();
             // Ends with the process: a node that loses a device says so here.
@@ -63,7 +63,7 @@ pub(crate) fn run(file: &Path, id: &str) -> Result<()> {
                 }
             })?;
             tracing::info!(?lost, "node ends");
-            running.shutdown(STOP_LIMIT);
+            running.shutdown(if own.persist_dir.is_some() { PERSIST_LIMIT } else { STOP_LIMIT });
             lost.map_or(Ok(()), |error| Err(error.into()))
         }
     }
@@ -124,7 +124,12 @@ fn coordinator(
     })
 }
 
-fn node(config: &ClusterConfig, own: &NodeConfig, token: Vec<u8>) -> Result<kvhive_node::NodeConfig> {
+fn node(
+    config: &ClusterConfig,
+    own: &NodeConfig,
+    token: Vec<u8>,
+    file: &Path,
+) -> Result<kvhive_node::NodeConfig> {
     let classes: Vec<ClassConfig> = own
         .block_sizes
         .iter()
@@ -151,13 +156,17 @@ fn node(config: &ClusterConfig, own: &NodeConfig, token: Vec<u8>) -> Result<kvhi
         max_inflight_bytes: own.max_inflight.0,
         devices,
         tuning: tuning(own),
+        persist: own.persist_dir.as_ref().map(|folder| PersistConfig {
+            folder: file.parent().unwrap_or(Path::new(".")).join(folder).join(&own.id),
+            every: own.persist_every,
+        }),
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
         token,
     })
 }
 
 fn tuning(own: &NodeConfig) -> Tuning {
-    let kvhive_config::Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission } = own.tuning;
+    let kvhive_config::Tuning { strategy, prefetch_blocks, hold, batch_delay } = own.tuning;
     Tuning {
         strategy: strategy
             .parse()
@@ -165,7 +174,6 @@ fn tuning(own: &NodeConfig) -> Tuning {
         prefetch_blocks,
         hold,
         batch_delay,
-        unused_to_disk: disk_admission == DiskAdmission::All,
     }
 }
 
@@ -180,5 +188,8 @@ mod tests {
         known.sort_unstable();
         taken.sort_unstable();
         assert_eq!(known, taken);
+        let shrinks = |name: &&str| name.parse().is_ok_and(|strategy: Strategy| strategy.shrinks().is_some());
+        taken.retain(shrinks);
+        assert_eq!(taken, kvhive_config::SHRINKING_STRATEGIES);
     }
 }

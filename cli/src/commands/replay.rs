@@ -8,6 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use kvhive_client::{Client, NamespaceClient, Prefix, StoreOptions};
 use kvhive_config::Bytes;
+use kvhive_protocol::data::About;
 use kvhive_protocol::{BlockKey, Layout};
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -189,7 +190,13 @@ impl Worker {
         let delivered = self.fetch(&prefix, covered).await;
         self.tally.hits += delivered as u64;
         self.tally.tokens_saved += request.tokens_in(delivered, self.block_tokens);
-        self.store(&prefix, delivered).await;
+        let tokens = |length: u64| u32::try_from(length).unwrap_or(u32::MAX);
+        let about = About {
+            input_tokens: tokens(request.input_length),
+            output_tokens: tokens(request.output_length),
+            ..About::default()
+        };
+        self.store(&prefix, delivered, StoreOptions { about, ..StoreOptions::default() }).await;
     }
 
     /// Fetches the covered blocks and returns how many arrived from the first on without a hole.
@@ -224,7 +231,7 @@ impl Worker {
         at
     }
 
-    async fn store(&mut self, prefix: &Prefix, from: usize) {
+    async fn store(&mut self, prefix: &Prefix, from: usize, options: StoreOptions) {
         let mut at = from;
         while at < prefix.keys().len() {
             let until = prefix.keys().len().min(at + BLOCKS_PER_CALL);
@@ -234,7 +241,7 @@ impl Worker {
             }
             let blocks: Vec<&[u8]> = self.buffers[..until - at].iter().map(|buffer| &buffer[..]).collect();
             let begun = Instant::now();
-            let answer = self.namespace.store(prefix, at..until, &blocks, StoreOptions::default()).await;
+            let answer = self.namespace.store(prefix, at..until, &blocks, options).await;
             self.tally.storing.record(begun.elapsed());
             match answer {
                 Ok(report) => {

@@ -24,7 +24,7 @@ pub(crate) struct Simulate {
     #[arg(long, value_name = "N")]
     requests: Option<usize>,
     /// What decides which blocks leave: names, `optimum` for the best that was possible, `all`
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "lru")]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "adaptive")]
     strategy: Vec<Choice>,
     /// Blocks that fit, all devices and tiers together
     #[arg(long, value_name = "N", required_unless_present = "sizes",

@@ -58,6 +58,9 @@ pub(crate) struct Up {
     /// Copies of each block's slot [default: 1]
     #[arg(long, value_name = "N", conflicts_with = "config")]
     replicas: Option<u32>,
+    /// What decides which block leaves a full shard, such as adaptive, lru or s3-fifo [default: adaptive]
+    #[arg(long, value_name = "NAME", conflicts_with = "config", value_parser = clap::builder::PossibleValuesParser::new(kvhive_config::STRATEGIES))]
+    strategy: Option<String>,
 }
 
 impl Up {
@@ -81,7 +84,8 @@ impl Up {
             || self.device_memory.is_some()
             || self.host_memory.is_some()
             || self.block_size.is_some()
-            || self.replicas.is_some();
+            || self.replicas.is_some()
+            || self.strategy.is_some();
         let usual = Shape::default();
         asked.then(|| Shape {
             coordinators: self.coordinators.unwrap_or(usual.coordinators),
@@ -91,6 +95,7 @@ impl Up {
             host_memory: self.host_memory.unwrap_or(usual.host_memory),
             block_size: self.block_size.unwrap_or(usual.block_size),
             replicas: self.replicas.unwrap_or(usual.replicas),
+            strategy: self.strategy.clone(),
         })
     }
 

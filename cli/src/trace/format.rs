@@ -50,12 +50,12 @@ impl Request {
 #[derive(Debug, Error)]
 pub(crate) enum TraceError {
     /// The file cannot be opened or read.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("cannot read the trace {path}: {why}", path = path.display())]
     File {
         /// Which file.
         path: PathBuf,
         /// What the system says.
-        source: io::Error,
+        why: io::Error,
     },
     /// A line is no request.
     #[error("{path}:{line}: {reason}", path = path.display())]
@@ -91,7 +91,7 @@ struct Line {
 pub(crate) fn open(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<Request, TraceError>> + use<>, TraceError> {
-    let fail = |source| TraceError::File { path: path.to_owned(), source };
+    let fail = |why| TraceError::File { path: path.to_owned(), why };
     let mut file = File::open(path).map_err(fail)?;
     let mut magic = Vec::with_capacity(4);
     file.by_ref().take(4).read_to_end(&mut magic).map_err(fail)?;
@@ -136,7 +136,7 @@ impl Iterator for Requests {
                 }
                 Err(source) => {
                     self.failed = true;
-                    return Some(Err(TraceError::File { path: self.path.clone(), source }));
+                    return Some(Err(TraceError::File { path: self.path.clone(), why: source }));
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! The client against nodes and coordinators that do what a story tells them, over real sockets. What a real node or
 //! coordinator does is tested where they live, and whole clusters in the crate `tests`.
 
+mod codecs;
 mod coordinators;
 mod deadlines;
 mod failover;

@@ -2,11 +2,11 @@
 
 use crate::fakes::{Answer, Cluster, Text, Turn};
 use kvhive_client::{StoreOptions, StoreOutcome};
-use kvhive_protocol::data::{Ack, DataReply, DataRequest, Refusal, Stored};
+use kvhive_protocol::data::{About, Ack, DataReply, DataRequest, Hint, Refusal, Stored};
 use kvhive_protocol::{BlockKey, Epoch};
 
 fn asking(ack: Ack) -> StoreOptions {
-    StoreOptions { ack: Some(ack) }
+    StoreOptions { ack: Some(ack), ..StoreOptions::default() }
 }
 
 #[tokio::test]
@@ -96,4 +96,18 @@ async fn a_block_says_who_comes_before_it() {
     assert_eq!(parents[1..], text.prefix.keys()[..5]);
     let depths: Vec<u32> = request.blocks.iter().map(|block| block.header.depth).collect();
     assert_eq!(depths, [0, 1, 2, 3, 4, 5]);
+}
+
+#[tokio::test]
+async fn what_is_known_of_the_request_travels_with_its_blocks() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = cluster.client().await;
+    let text = Text::of(&client, 2);
+    let about = About { input_tokens: 900, output_tokens: 70, hint: Hint::Returns(60) };
+    text.store_with(StoreOptions { about, ..StoreOptions::default() }).await;
+    let told = cluster.nodes[0].requests().into_iter().filter_map(|request| match request {
+        DataRequest::Store(request) => Some(request.about),
+        _ => None,
+    });
+    assert_eq!(told.collect::<Vec<_>>(), [about]);
 }

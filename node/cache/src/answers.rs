@@ -1,9 +1,9 @@
 //! What a shard is made from, what it answers, and what it asks of its host.
 
-use crate::block::{BlockId, CopyTicket, Tier, WriteTicket};
+use crate::block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
 use crate::frames::TierCapacity;
 use crate::party::Rules;
-use crate::policy::Hint;
+use crate::policy::Shrink;
 use kvhive_protocol::data::Refusal;
 use kvhive_protocol::{BlockKey, Slot};
 use std::time::Duration;
@@ -33,17 +33,6 @@ pub struct ShardConfig {
     pub prefetch: u32,
     /// Keys the index's hash function.
     pub hash_seed: u64,
-}
-
-/// What is known about the request that a store is of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct About {
-    /// Tokens of its prompt, 0 if not known.
-    pub input_tokens: u32,
-    /// Tokens of its answer, 0 if not known.
-    pub output_tokens: u32,
-    /// What the engine expects of its session.
-    pub hint: Hint,
 }
 
 /// A resident block, as it is listed.
@@ -94,9 +83,19 @@ pub enum Effect {
         /// Class of both frames.
         class: usize,
     },
+    /// Re-encode the block's bytes so that they are fewer: say how many they will be ([`crate::Shard::shrink_into`]), write
+    /// them to the frame named there, then report [`crate::Shard::shrunk`]. The block stays readable meanwhile.
+    Shrink {
+        /// Names the shrink.
+        ticket: ShrinkTicket,
+        /// Which block.
+        id: BlockId,
+        /// What may be lost by it.
+        how: Shrink,
+    },
 }
 
-/// What becomes of a finished copy.
+/// What becomes of a finished copy or shrink.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CopyVerdict {
     /// The copy is the block now; the old frame is dropped.

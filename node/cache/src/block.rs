@@ -4,6 +4,7 @@
 //! block that goes while somebody reads it is *leaving* until the last reader has gone. There is no way from a ticket
 //! that was abandoned, or from a leaving block, back to a resident one.
 
+use kvhive_protocol::block::Codec;
 use kvhive_protocol::{BlockKey, Era, Moment, TenantId};
 
 /// No record.
@@ -75,6 +76,10 @@ name! {
     /// Names one copy between tiers under way.
     CopyTicket
 }
+name! {
+    /// Names one shrink under way.
+    ShrinkTicket
+}
 
 /// What a record is in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,6 +92,17 @@ pub(crate) enum Life {
     Resident,
     /// Invisible; its frame is still being read or copied.
     Leaving,
+}
+
+/// How far a record's bytes are from being fewer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Shrinking {
+    /// Nothing was tried in vain.
+    Open,
+    /// They are being re-encoded.
+    UnderWay,
+    /// They do not get small enough.
+    Unfit,
 }
 
 /// One record.
@@ -117,6 +133,9 @@ pub(crate) struct Record {
     pub(crate) life: Life,
     /// Where a copy of it that is under way goes.
     pub(crate) copying: Option<Tier>,
+    /// How its bytes are stored.
+    pub(crate) codec: Codec,
+    pub(crate) shrinking: Shrinking,
     /// It is in its tier's recency list.
     pub(crate) is_listed: bool,
     /// It was used since it came to its place in that list.
@@ -148,6 +167,8 @@ impl Record {
         tier: Tier::Device,
         life: Life::Free,
         copying: None,
+        codec: Codec::Raw,
+        shrinking: Shrinking::Open,
         is_listed: false,
         is_used: false,
         is_reused: false,
@@ -156,7 +177,12 @@ impl Record {
 
     /// Says whether the block's frame may be taken from it now.
     pub(crate) fn is_movable(&self) -> bool {
-        self.life == Life::Resident && self.readers == 0 && self.copying.is_none()
+        self.life == Life::Resident && self.readers == 0 && !self.is_worked_on()
+    }
+
+    /// Says whether its frame is being copied from or re-encoded.
+    pub(crate) fn is_worked_on(&self) -> bool {
+        self.copying.is_some() || self.shrinking == Shrinking::UnderWay
     }
 
     /// Says whether the block may be evicted now: it is a leaf that nobody reads, holds or copies.

@@ -17,8 +17,8 @@ mod shard;
 pub mod simulate;
 mod stats;
 
-pub use answers::{About, CopyVerdict, Effect, Listed, Reserve, ShardConfig};
-pub use block::{BlockId, CopyTicket, Tier, WriteTicket};
+pub use answers::{CopyVerdict, Effect, Listed, Reserve, ShardConfig};
+pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
 pub use frames::TierCapacity;
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
 pub use party::{Quota, Rules};

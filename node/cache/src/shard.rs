@@ -7,7 +7,7 @@
 //! Only leaves leave, so a prefix never loses its head before its tail (as in RadixAttention: Zheng et al., SGLang, 2024). That
 //! makes a match a search for the deepest resident block instead of a walk: see [`find`].
 
-use crate::answers::{About, Effect, Reserve, ShardConfig};
+use crate::answers::{Effect, Reserve, ShardConfig};
 use crate::block::{BlockId, Life, NO_PARENT, Record, Tier, WriteTicket};
 use crate::frames::Ledger;
 use crate::index::Index;
@@ -15,7 +15,7 @@ use crate::party::{COMMONS, Party, Rules};
 use crate::policy::{Removal, Request, Visit};
 use crate::recency::Recency;
 use crate::stats::ShardStats;
-use kvhive_protocol::data::{Refusal, StoreBlock};
+use kvhive_protocol::data::{About, Refusal, StoreBlock};
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -24,6 +24,7 @@ mod invariants;
 mod moves;
 mod room;
 mod rules;
+mod shrink;
 
 /// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind.
 const SWEEP: usize = 4096;
@@ -49,6 +50,10 @@ pub struct Shard {
     closed: [bool; 3],
     writes: usize,
     copies: usize,
+    /// Shrinks under way, by record.
+    shrinks: BTreeMap<u32, shrink::UnderWay>,
+    /// Some party's strategy shrinks.
+    may_shrink: bool,
     /// Where the sweep for dead blocks goes on, if one is under way.
     sweep: Option<usize>,
     /// A block has gone before its children: chains may be longer than what is resident.
@@ -78,6 +83,8 @@ impl Shard {
             closed: [false; 3],
             writes: 0,
             copies: 0,
+            shrinks: BTreeMap::new(),
+            may_shrink: config.rules.strategy.shrinks().is_some(),
             sweep: None,
             is_torn: false,
             stats: ShardStats::default(),
@@ -181,6 +188,7 @@ impl Shard {
         let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
         let (tier, class) = self.take_frame(now, party, class, &visit, effects)?;
         let record = Record {
+            codec: header.codec,
             key: header.key,
             era: header.era,
             tenant,
@@ -265,6 +273,7 @@ impl Shard {
         }
         let parent = self.parent_of(tenant, &block.parent);
         let record = Record {
+            codec: header.codec,
             key: header.key,
             era: header.era,
             tenant,
@@ -363,6 +372,9 @@ impl Shard {
             self.mend();
         }
         self.bring_up(effects);
+        for class in 0..self.config.classes.len() as u8 {
+            self.shrink_cold(class, effects);
+        }
         self.move_down(now, effects);
     }
 
@@ -384,7 +396,7 @@ impl Shard {
 
     fn finish_leaving(&mut self, at: u32) {
         let record = self.index.records[at as usize];
-        if record.life == Life::Leaving && record.readers == 0 && record.copying.is_none() {
+        if record.life == Life::Leaving && record.readers == 0 && !record.is_worked_on() {
             self.give(record.tier, record.class, record.party);
             self.index.free(at);
         }
@@ -452,6 +464,7 @@ impl Shard {
             }
         }
         stats.filling = self.writes as u64;
+        stats.shrinking = self.shrinks.len() as u64;
         stats.leaving = (self.index.taken() - self.index.findable()) as u64;
         stats
     }

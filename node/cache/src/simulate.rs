@@ -9,12 +9,12 @@ pub use optimum::{Future, optimum};
 pub use replay::{Outcome, Rules, Setting, replay};
 pub use trace::{Trace, TraceFull, Turn};
 
-use crate::answers::{About, Reserve, ShardConfig};
+use crate::answers::{Reserve, ShardConfig};
 use crate::frames::TierCapacity;
 use crate::policy::Strategy;
 use crate::shard::Shard;
 use kvhive_protocol::block::Codec;
-use kvhive_protocol::data::{Run, StoreBlock};
+use kvhive_protocol::data::{About, Run, StoreBlock};
 use kvhive_protocol::{BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, Slot, TenantId};
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -65,6 +65,14 @@ pub struct ShardStats {
     pub prefetch_late: u64,
     /// Of those: not brought, for want of a free frame.
     pub prefetch_cancelled: u64,
+    /// Blocks being re-encoded to be smaller.
+    pub shrinking: u64,
+    /// Blocks re-encoded, and moved to a smaller frame.
+    pub shrunk: u64,
+    /// Blocks that do not get small enough for a smaller frame.
+    pub shrink_unfit: u64,
+    /// Shrinks that came to nothing: for want of a smaller frame, or because the block was read or gone when it was done.
+    pub shrink_dropped: u64,
     /// Stores refused because what would leave for them is worth more.
     pub declined: u64,
     /// Stores refused for want of a frame.

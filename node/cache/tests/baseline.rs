@@ -1,68 +1,16 @@
 //! Simulations against the reference results of the shared traces, where they are at hand; and against a plain model of
 //! leaf-LRU always.
 
+#[path = "shared/traces.rs"]
+mod traces;
+
 use kvhive_cache::policy::{Lfu, Policy, Strategy};
-use kvhive_cache::simulate::{Future, Rules, Setting, Simulation, Trace, Turn, optimum, replay};
-use kvhive_protocol::{BlockKey, Moment};
+use kvhive_cache::simulate::{Future, Rules, Setting, Simulation, optimum, replay};
+use kvhive_protocol::BlockKey;
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use traces::{BLOCK_TOKENS, key, load, traces, unzip};
 
 const TRACES: [&str; 2] = ["mooncake_conversation", "coding_agents_a"];
-const BLOCK_TOKENS: u32 = 512;
-
-fn key(id: u64) -> BlockKey {
-    let mut bytes = [0; 32];
-    for (at, piece) in bytes.chunks_exact_mut(8).enumerate() {
-        let word = (id + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(16 * at as u32) ^ (at as u64);
-        piece.copy_from_slice(&word.to_le_bytes());
-    }
-    BlockKey::from_bytes(bytes)
-}
-
-/// The folder of the shared traces: beside the checkout, or where `KVHIVE_TRACES` says.
-fn traces() -> Option<PathBuf> {
-    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/traces");
-    let folder = std::env::var_os("KVHIVE_TRACES").map_or_else(beside, PathBuf::from);
-    if folder.join("baseline_hit_rates.csv.gz").exists() {
-        return Some(folder);
-    }
-    println!("SKIPPED: no traces at {}", folder.display());
-    None
-}
-
-fn unzip(path: &Path) -> String {
-    let file = std::fs::File::open(path).expect("it is there");
-    let mut text = String::new();
-    flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect("a gzip file of text");
-    text
-}
-
-fn load(path: &Path) -> Trace {
-    let mut trace = Trace::new();
-    for line in unzip(path).lines() {
-        let value: serde_json::Value = serde_json::from_str(line).expect("a request a line");
-        let number = |value: &serde_json::Value| value.as_u64().expect("a whole number");
-        let ids: Vec<u64> = match value["hash_ids"].as_array() {
-            Some(ids) => ids.iter().map(number).collect(),
-            None => {
-                let runs = value["hash_runs"].as_array().expect("ids or runs");
-                runs.iter().flat_map(|run| number(&run[0])..number(&run[0]) + number(&run[1])).collect()
-            }
-        };
-        let input_tokens = number(&value["input_length"]) as u32;
-        let turn = Turn {
-            now: Moment::from_millis(value["timestamp"].as_f64().expect("milliseconds") as u64),
-            input_tokens,
-            output_tokens: number(&value["output_length"]) as u32,
-            partial: ids.len() as u64 * u64::from(BLOCK_TOKENS) > u64::from(input_tokens),
-            ..Turn::default()
-        };
-        trace.push(turn, ids.into_iter().map(key)).expect("a short trace");
-    }
-    trace
-}
-
 /// Rows of the table for one trace and policy: size in percent, blocks, hit rate, share of tokens saved.
 fn reference(table: &str, trace: &str, policy: &str) -> Vec<(String, u32, f64, f64)> {
     let rows = table.lines().map(|row| row.split(',').collect::<Vec<&str>>());

@@ -2,10 +2,10 @@
 
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
-    About, BlockId, CopyVerdict, Effect, Reserve, Rules, Shard, ShardConfig, Tier, TierCapacity, WriteTicket,
+    BlockId, CopyVerdict, Effect, Reserve, Rules, Shard, ShardConfig, Tier, TierCapacity, WriteTicket,
 };
 use kvhive_protocol::block::Codec;
-use kvhive_protocol::data::{Refusal, Run, StoreBlock};
+use kvhive_protocol::data::{About, Refusal, Run, StoreBlock};
 use kvhive_protocol::{
     BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, SLOTS, Slot, TenantId,
 };
@@ -75,7 +75,7 @@ impl Scenario {
             let effects = std::mem::take(&mut self.effects);
             let copies = effects.iter().filter_map(|effect| match effect {
                 Effect::Copy { ticket, .. } => Some(*ticket),
-                Effect::Drop { .. } => None,
+                Effect::Drop { .. } | Effect::Shrink { .. } => None,
             });
             let adopted = copies.map(|ticket| self.shard.copied(ticket, true)).count();
             if adopted == 0 {
@@ -512,6 +512,7 @@ proptest! {
                         prop_assert!(frames.remove(&id).is_some());
                     }
                     Effect::Copy { ticket, .. } => copies.push(ticket),
+                    Effect::Shrink { .. } => prop_assert!(false, "lru shrinks nothing"),
                 }
             }
             if let Err(broken) = scene.shard.invariants() {

@@ -1,13 +1,16 @@
 //! What a device actor owns: the thin hand around one shard. It holds the resident frames, performs the shard's effects and
 //! hands out guards; bytes never pass through it. One made after a panic begins with an empty shard over the same arenas.
 
+use crate::actors::uses::CodecUses;
 use crate::guards::{ReadGuard, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
 use crate::view::{Serving, View};
-use kvhive_cache::{About, BlockId, CopyVerdict, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats};
+use kvhive_cache::{
+    BlockId, CopyTicket, CopyVerdict, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats, Tier,
+};
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
-use kvhive_protocol::data::{Refusal, Run, StoreBlock};
+use kvhive_protocol::data::{About, Refusal, Run, StoreBlock};
 use kvhive_protocol::{BlockHeader, BlockKey, Epoch, KeyList, Slot, TenantId};
 use kvhive_runtime::Reply;
 use std::sync::Arc;
@@ -21,7 +24,13 @@ pub(crate) enum DeviceMessage {
     /// Let me read these blocks.
     Read { tenant: TenantId, keys: KeyList, reply: Reply<Vec<Option<ReadGuard>>> },
     /// Give me frames for these blocks.
-    Reserve { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, pin: bool, reply: Reply<Vec<Reserved>> },
+    Reserve {
+        tenant: TenantId,
+        blocks: Vec<(StoreBlock, Slot)>,
+        about: About,
+        pin: bool,
+        reply: Reply<Vec<Reserved>>,
+    },
     /// Make these blocks visible.
     Seal { blocks: Vec<Verified>, pin: bool, reply: Reply<Vec<Sealed>> },
     /// Serve by this map's tenants and eras, unless a newer map came before.
@@ -30,6 +39,8 @@ pub(crate) enum DeviceMessage {
     Export { from: u32, limit: usize, reply: Reply<(Vec<Exported>, Option<u32>)> },
     /// How is it going?
     Load { reply: Reply<(DeviceLoad, ShardStats)> },
+    /// How are the blocks stored?
+    Codecs { reply: Reply<CodecUses> },
     /// Do a piece of what can wait.
     Tend,
     /// Break, to show that another takes over.
@@ -62,24 +73,27 @@ pub(crate) enum Sealed {
     Ended,
 }
 
-struct Resident {
-    header: BlockHeader,
-    frame: ReadFrame,
+pub(super) struct Resident {
+    pub(super) header: BlockHeader,
+    pub(super) frame: ReadFrame,
+    /// Bytes before it was encoded, as they are counted.
+    raw_bytes: u64,
 }
 
 /// What one device's actor owns.
 pub(crate) struct DeviceCore {
-    shard: Shard,
-    memory: Memory,
-    resident: Vec<Option<Resident>>,
-    returns: Returns,
+    pub(super) shard: Shard,
+    pub(super) memory: Memory,
+    pub(super) resident: Vec<Option<Resident>>,
+    uses: CodecUses,
+    pub(super) returns: Returns,
     /// Kept to reuse their memory.
     back: Vec<Return>,
-    effects: Vec<Effect>,
+    pub(super) effects: Vec<Effect>,
     /// Of the map whose tenants the shard serves by.
     epoch: Epoch,
-    view: Arc<View>,
-    blocking: Handle,
+    pub(super) view: Arc<View>,
+    pub(super) blocking: Handle,
 }
 
 impl DeviceCore {
@@ -91,6 +105,7 @@ impl DeviceCore {
             shard: Shard::new(config),
             memory,
             resident: (0..frames).map(|_| None).collect(),
+            uses: CodecUses::default(),
             returns: Returns::default(),
             back: Vec::new(),
             effects: Vec::new(),
@@ -133,35 +148,56 @@ impl DeviceCore {
                     }
                     (_, frame) => drop(frame),
                 },
+                Return::Shrunk(ticket, id, outcome) => self.take_shrunk(ticket, id, outcome),
             }
         }
         self.back = back;
+        self.perform_effects();
     }
 
     fn perform_effects(&mut self) {
         let mut effects = std::mem::take(&mut self.effects);
         for effect in effects.drain(..) {
-            match effect {
-                Effect::Drop { id } => self.resident[id.index()] = None,
-                Effect::Copy { ticket, id, to, class } => {
-                    let returns = self.returns.clone();
-                    let source = self.resident[id.index()].as_ref().map(|resident| resident.frame.clone());
-                    let target =
-                        source.as_ref().and_then(|from| self.memory.take_frame(to, class, from.len() as u64));
-                    let (Some(source), Some(target)) = (source, target) else {
-                        returns.push(Return::Copy(ticket, None));
-                        continue;
-                    };
-                    let memory = self.memory.clone();
-                    self.blocking.spawn_blocking(move || {
-                        let copy = memory.copy(&source, target);
-                        drop(source);
-                        returns.push(Return::Copy(ticket, copy));
-                    });
-                }
-            }
+            self.perform(effect);
         }
         self.effects = effects;
+    }
+
+    pub(super) fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Drop { id } => self.let_go(id),
+            Effect::Copy { ticket, id, to, class } => self.copy(ticket, id, to, class),
+            Effect::Shrink { ticket, id, how } => self.shrink(ticket, id, how),
+        }
+    }
+
+    fn copy(&mut self, ticket: CopyTicket, id: BlockId, to: Tier, class: usize) {
+        let returns = self.returns.clone();
+        let source = self.resident[id.index()].as_ref().map(|resident| resident.frame.clone());
+        let target = source.as_ref().and_then(|from| self.memory.take_frame(to, class, from.len() as u64));
+        let (Some(source), Some(target)) = (source, target) else {
+            returns.push(Return::Copy(ticket, None));
+            return;
+        };
+        let memory = self.memory.clone();
+        self.blocking.spawn_blocking(move || {
+            let copy = memory.copy(&source, target);
+            drop(source);
+            returns.push(Return::Copy(ticket, copy));
+        });
+    }
+
+    /// Keeps a block's frame and header, instead of those that it had.
+    pub(super) fn keep(&mut self, id: BlockId, frame: ReadFrame, header: BlockHeader) {
+        self.let_go(id);
+        let raw_bytes = self.uses.add(&header, &self.view.layouts);
+        self.resident[id.index()] = Some(Resident { header, frame, raw_bytes });
+    }
+
+    fn let_go(&mut self, id: BlockId) {
+        if let Some(Resident { header, raw_bytes, .. }) = self.resident[id.index()].take() {
+            self.uses.remove(&header, raw_bytes);
+        }
     }
 
     /// Makes a guard on a block that the shard has counted a reader of.
@@ -181,9 +217,16 @@ impl DeviceCore {
         found.into_iter().map(|id| self.guard(id?)).collect()
     }
 
-    fn reserve(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot, pin: bool) -> Reserved {
+    fn reserve(
+        &mut self,
+        tenant: TenantId,
+        block: &StoreBlock,
+        slot: Slot,
+        about: About,
+        pin: bool,
+    ) -> Reserved {
         let now = self.view.now();
-        let reserve = self.shard.reserve(now, tenant, block, slot, About::default(), &mut self.effects);
+        let reserve = self.shard.reserve(now, tenant, block, slot, about, &mut self.effects);
         self.perform_effects();
         match reserve {
             Reserve::Refused(refusal) => Reserved::Refused(refusal),
@@ -210,7 +253,7 @@ impl DeviceCore {
         }
         let Some(id) = self.shard.seal(block.ticket()) else { return (Sealed::Ended, None) };
         let Some((frame, header)) = block.take() else { return (Sealed::Ended, None) };
-        self.resident[id.index()] = Some(Resident { header, frame });
+        self.keep(id, frame, header);
         (Sealed::Visible(if pin { self.pin(id) } else { None }), Some(id))
     }
 
@@ -242,10 +285,13 @@ impl DeviceCore {
                     reply.send(self.read(tenant, &keys));
                 }
             }
-            DeviceMessage::Reserve { tenant, blocks, pin, reply } => {
+            DeviceMessage::Reserve { tenant, blocks, about, pin, reply } => {
                 if !reply.is_abandoned() {
                     reply.send(
-                        blocks.iter().map(|(block, slot)| self.reserve(tenant, block, *slot, pin)).collect(),
+                        blocks
+                            .iter()
+                            .map(|(block, slot)| self.reserve(tenant, block, *slot, about, pin))
+                            .collect(),
                     );
                 }
             }
@@ -274,6 +320,7 @@ impl DeviceCore {
                 reply.send((listed.into_iter().filter_map(export).collect(), next));
             }
             DeviceMessage::Load { reply } => reply.send(self.load()),
+            DeviceMessage::Codecs { reply } => reply.send(self.uses),
             DeviceMessage::Tend => {
                 self.shard.tend(self.view.now(), &mut self.effects);
                 self.perform_effects();

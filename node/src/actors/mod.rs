@@ -2,3 +2,5 @@
 
 pub(crate) mod core;
 pub(crate) mod device;
+pub(crate) mod shrink;
+pub(crate) mod uses;

@@ -1,10 +1,12 @@
 //! What a request must satisfy before anything is done for it.
 
+use crate::layouts::{self, Layouts};
 use crate::view::Serving;
 use kvhive_cache::member;
+use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Run, StoreRequest};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{DeviceId, TenantId, WireError};
+use kvhive_protocol::{DeviceId, Layout, TenantId, WireError};
 
 /// Checks that the runs' counts add up to `keys`, and that there are not more than `limit`.
 pub(super) fn sizes(runs: &[Run], keys: usize, limit: usize) -> Result<(), WireError> {
@@ -35,8 +37,13 @@ pub(super) fn admits(
     Ok(())
 }
 
-/// Checks that a store fits its payload, and that it is the asker's to make.
-pub(super) fn store(request: &StoreRequest, payload: u64, role: Role) -> Result<(), WireError> {
+/// Checks that a store fits its payload and its layout, of which note is taken, and that it is the asker's to make.
+pub(super) fn store(
+    request: &StoreRequest,
+    payload: u64,
+    role: Role,
+    layouts: &Layouts,
+) -> Result<(), WireError> {
     if request.copy && role != Role::Node {
         return Err(WireError::Forbidden { role: role.to_string(), what: "store copies".to_owned() });
     }
@@ -47,7 +54,28 @@ pub(super) fn store(request: &StoreRequest, payload: u64, role: Role) -> Result<
             "headers announce {announced:?} bytes, the payload has {payload}"
         )));
     }
+    if let Some(layout) = &request.layout {
+        let bytes = layout_bytes(layout)?;
+        for header in request.blocks.iter().map(|block| &block.header) {
+            let fits = match header.codec {
+                Codec::Raw => header.payload_bytes == bytes,
+                _ => header.payload_bytes <= bytes,
+            };
+            if !fits || !layouts.learn(layout, header.fingerprint) {
+                return Err(WireError::malformed(format_args!(
+                    "a block of {} bytes and layout {:?} in a store of blocks of {layout:?}, {bytes} bytes each",
+                    header.payload_bytes, header.fingerprint
+                )));
+            }
+        }
+    }
     Ok(())
+}
+
+/// Returns the bytes of a layout's blocks.
+pub(super) fn layout_bytes(layout: &Layout) -> Result<u64, WireError> {
+    layouts::block_bytes(layout)
+        .ok_or_else(|| WireError::malformed(format_args!("there are no blocks of {layout:?}")))
 }
 
 /// Walks over each block's slot.

@@ -15,6 +15,10 @@ pub(crate) struct Counters {
     pub(crate) fetched_bytes: AtomicU64,
     pub(crate) stored_bytes: AtomicU64,
     pub(crate) corrupt_blocks: AtomicU64,
+    /// Blocks decoded for askers who want them raw.
+    pub(crate) decoded_blocks: AtomicU64,
+    /// Blocks that such an asker got for a miss, because they do not decode.
+    pub(crate) undecoded_blocks: AtomicU64,
     pub(crate) busy: AtomicU64,
     pub(crate) no_lease: AtomicU64,
     pub(crate) stale_epoch: AtomicU64,
@@ -28,6 +32,12 @@ pub(crate) struct Counters {
     /// How long the batch copied last in the background had waited and taken, in microseconds.
     pub(crate) replication_lag_us: AtomicU64,
     pub(crate) actor_restarts: AtomicU64,
+    /// Snapshots written by the node itself.
+    pub(crate) snapshots: AtomicU64,
+    /// Snapshots that could not be written or taken in.
+    pub(crate) snapshot_failures: AtomicU64,
+    pub(crate) snapshot_loaded_blocks: AtomicU64,
+    pub(crate) snapshot_damaged_blocks: AtomicU64,
     /// How long requests took, from the whole question to the whole answer.
     pub(crate) took: [LatencyRecorder; 3],
 }

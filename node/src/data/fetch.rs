@@ -3,15 +3,20 @@
 use crate::actors::core::DeviceMessage;
 use crate::data::check;
 use crate::data::counters::{add, count};
+use crate::data::decode::Held;
 use crate::data::plane::DataPlane;
-use crate::guards::ReadGuard;
 use kvhive_protocol::WireError;
-use kvhive_protocol::data::{DataReply, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
+use kvhive_protocol::data::{Accept, DataReply, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
 use kvhive_wire::{Connection, Fault};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Blocks that are held for a fetch, by the position of their key.
-pub(super) struct Found(Vec<Option<ReadGuard>>);
+pub(super) struct Found {
+    blocks: Vec<Option<Held>>,
+    /// For what was decoded; back when it is sent.
+    _room: Option<OwnedSemaphorePermit>,
+}
 
 impl DataPlane {
     /// Finds the blocks of a fetch and holds them.
@@ -21,18 +26,22 @@ impl DataPlane {
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
         check::admits(&serving, request.device, request.tenant, &request.runs)?;
-        let FetchRequest { device, tenant, keys, .. } = request;
-        let mut blocks = self.ask(device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
+        let FetchRequest { device, tenant, keys, accept, .. } = request;
+        let blocks = self.ask(device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
+        let (mut blocks, room_taken) = match accept {
+            Accept::Stored => (blocks.into_iter().map(|guard| guard.map(Held::Frame)).collect(), None),
+            Accept::Raw(layout) => self.decoded(blocks, layout).await?,
+        };
         // What does not fit into one frame is a miss; an asker that knows its blocks' size never asks for that much.
         let mut room = u64::from(MAX_PAYLOAD_BYTES);
         for block in &mut blocks {
-            let bytes = block.as_ref().map_or(0, |guard| guard.bytes().len() as u64);
+            let bytes = block.as_ref().map_or(0, |held: &Held| held.bytes().len() as u64);
             match room.checked_sub(bytes) {
                 Some(left) => room = left,
                 None => *block = None,
             }
         }
-        Ok(Found(blocks))
+        Ok(Found { blocks, _room: room_taken })
     }
 
     /// Checks once more that the blocks found may leave: the lease holds, and no clear has ended the era of one of them
@@ -40,13 +49,13 @@ impl DataPlane {
     pub(super) fn answer(&self, found: &Found) -> Result<DataReply, WireError> {
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
         self.view.check_lease()?;
-        let mut blocks = Vec::with_capacity(found.0.len());
-        for guard in &found.0 {
-            let Some(guard) = guard else {
+        let mut blocks = Vec::with_capacity(found.blocks.len());
+        for held in &found.blocks {
+            let Some(held) = held else {
                 blocks.push(Fetched::Miss);
                 continue;
             };
-            let header = *guard.header();
+            let header = *held.header();
             let era = serving.map.tenants.get(&header.tenant).map(|tenant| tenant.era);
             if era != Some(header.era) {
                 // The same answer as for any other epoch that has moved on: refresh and ask once more.
@@ -65,7 +74,7 @@ impl DataPlane {
         reply: &DataReply,
         found: &Found,
     ) -> Result<(), Fault> {
-        let payload: Vec<&[u8]> = found.0.iter().flatten().map(ReadGuard::bytes).collect();
+        let payload: Vec<&[u8]> = found.blocks.iter().flatten().map(Held::bytes).collect();
         let bytes: u64 = payload.iter().map(|block| block.len() as u64).sum();
         self.paced(bytes, connection.send(Kind::DataReply, number, reply, &payload)).await?;
         add(&self.counters.fetched_bytes, bytes);

@@ -3,13 +3,14 @@
 mod check;
 mod connection;
 mod counters;
+mod decode;
 mod fetch;
 mod plane;
 mod replicate;
 mod server;
 mod store;
 
-pub(crate) use counters::{Counters, VERBS, count};
+pub(crate) use counters::{Counters, VERBS, add, count};
 pub(crate) use plane::{DataPlane, Limits};
 pub(crate) use replicate::Replicator;
 pub(crate) use server::serve;

@@ -42,6 +42,8 @@ pub(crate) struct DataPlane {
     limits: Limits,
     /// One permit a KiB of payload.
     pub(super) inflight: Arc<Semaphore>,
+    /// One permit a KiB of blocks that are decoded for askers who want them raw: as many as of payload.
+    pub(super) decoding: Arc<Semaphore>,
     inflight_kib: u32,
 }
 
@@ -64,6 +66,7 @@ impl DataPlane {
             devices,
             limits,
             inflight: Arc::new(Semaphore::new(inflight_kib as usize)),
+            decoding: Arc::new(Semaphore::new(inflight_kib as usize)),
             inflight_kib,
         }
     }
@@ -101,6 +104,11 @@ impl DataPlane {
     /// Returns the permits that a payload takes; one larger than all of them takes all.
     pub(super) fn permits(&self, bytes: u64) -> u32 {
         kib(bytes).min(self.inflight_kib)
+    }
+
+    /// Returns the most bytes that one fetch may have decoded.
+    pub(super) fn most_decoded(&self) -> u64 {
+        u64::from(self.inflight_kib) * 1024
     }
 
     /// Returns how many connections stand, handshakes included.

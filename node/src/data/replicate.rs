@@ -7,10 +7,10 @@ use crate::view::Serving;
 use futures_util::future::join_all;
 use kvhive_client::Pool;
 use kvhive_protocol::data::{
-    Ack, DataReply, DataRequest, MatchRequest, Run, StoreBlock, StoreRequest, Stored,
+    About, Ack, DataReply, DataRequest, MatchRequest, Run, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::frame::Kind;
-use kvhive_protocol::{ClusterMap, DeviceId, KeyList, Slot, TenantId, WireError};
+use kvhive_protocol::{ClusterMap, DeviceId, KeyList, Layout, Slot, TenantId, WireError};
 use kvhive_wire::Fault;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,6 +73,7 @@ impl Replicator {
         serving: &Serving,
         device: DeviceId,
         tenant: TenantId,
+        layout: Option<Layout>,
         items: Vec<Item>,
         counters: &Counters,
     ) -> Vec<(usize, u8)> {
@@ -85,7 +86,7 @@ impl Replicator {
             }
         }
         let copies = targets.into_iter().map(|(target, items)| async move {
-            let copied = self.copy(serving, target, tenant, &items, counters).await;
+            let copied = self.copy(serving, target, tenant, layout, &items, counters).await;
             copied.unwrap_or_else(|fault| {
                 count(&counters.replication_failures);
                 tracing::debug!(%target, %fault, "copy failed");
@@ -105,6 +106,7 @@ impl Replicator {
         serving: Serving,
         device: DeviceId,
         tenant: TenantId,
+        layout: Option<Layout>,
         items: Vec<Item>,
         counters: &Arc<Counters>,
     ) {
@@ -123,7 +125,7 @@ impl Replicator {
         let begun = Instant::now();
         self.io.spawn(async move {
             if let Ok(_turn) = replicator.running.acquire().await {
-                replicator.now(&serving, device, tenant, items, &counters).await;
+                replicator.now(&serving, device, tenant, layout, items, &counters).await;
             }
             let lag = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             counters.replication_lag_us.store(lag, Ordering::Relaxed);
@@ -147,6 +149,7 @@ impl Replicator {
         serving: &Serving,
         target: DeviceId,
         tenant: TenantId,
+        layout: Option<Layout>,
         items: &[&Item],
         counters: &Counters,
     ) -> Result<Vec<usize>, Fault> {
@@ -182,14 +185,21 @@ impl Replicator {
             }
             if !missing.is_empty() {
                 let number = self.requests.fetch_add(1, Ordering::Relaxed);
+                // What is here may be stored otherwise than what came now, and says so itself.
+                let block = |item: &&Item| StoreBlock { header: *item.guard.header(), ..item.block };
+                let blocks: Vec<StoreBlock> = missing.iter().map(block).collect();
+                let fingerprint = layout.map(|layout| layout.fingerprint());
+                let alike = blocks.iter().all(|block| Some(block.header.fingerprint) == fingerprint);
                 let request = DataRequest::Store(StoreRequest {
                     epoch: serving.map.epoch,
                     device: target,
                     tenant,
                     ack: Ack::Primary,
                     copy: true,
+                    layout: layout.filter(|_| alike),
+                    about: About::default(),
                     runs: missing.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
-                    blocks: missing.iter().map(|item| item.block).collect(),
+                    blocks,
                 });
                 let payload: Vec<&[u8]> = missing.iter().map(|item| item.guard.bytes()).collect();
                 connection.send(Kind::DataRequest, number, &request, &payload).await?;

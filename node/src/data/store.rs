@@ -9,9 +9,9 @@ use crate::data::replicate::Item;
 use crate::guards::{ReadGuard, Verified};
 use crate::view::Serving;
 use kvhive_protocol::data::{
-    Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
+    About, Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
 };
-use kvhive_protocol::{DeviceId, Slot, TenantId, WireError};
+use kvhive_protocol::{DeviceId, Layout, Slot, TenantId, WireError};
 use kvhive_wire::{Connection, Fault, Peer};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -36,6 +36,8 @@ struct Task {
     device: DeviceId,
     tenant: TenantId,
     ack: Ack,
+    about: About,
+    layout: Option<Layout>,
     blocks: Vec<(StoreBlock, Slot)>,
     /// Other members are to have copies.
     replicated: bool,
@@ -61,9 +63,14 @@ impl DataPlane {
         let Ok(Ok(room)) = timeout(wait, room).await else {
             return Ok(Err(WireError::busy("as many payload bytes as allowed are under way")));
         };
-        let (tenant, wanted, pin) = (task.tenant, task.blocks.clone(), task.replicated);
-        let reserved =
-            self.ask(task.device, |reply| DeviceMessage::Reserve { tenant, blocks: wanted, pin, reply });
+        let (tenant, wanted, about, pin) = (task.tenant, task.blocks.clone(), task.about, task.replicated);
+        let reserved = self.ask(task.device, |reply| DeviceMessage::Reserve {
+            tenant,
+            blocks: wanted,
+            about,
+            pin,
+            reply,
+        });
         let reserved = match reserved.await {
             Ok(reserved) => reserved,
             Err(error) => return Ok(Err(error)),
@@ -79,14 +86,14 @@ impl DataPlane {
 
     fn check_store(&self, request: StoreRequest, payload: u64, peer: Peer) -> Result<Task, WireError> {
         check::sizes(&request.runs, request.blocks.len(), MAX_BLOCKS_PER_TRANSFER)?;
-        check::store(&request, payload, peer.role)?;
+        check::store(&request, payload, peer.role, &self.view.layouts)?;
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
         check::admits(&serving, request.device, request.tenant, &request.runs)?;
-        let StoreRequest { device, tenant, ack, copy, runs, blocks, .. } = request;
+        let StoreRequest { device, tenant, ack, copy, layout, about, runs, blocks, .. } = request;
         let blocks: Vec<_> = blocks.into_iter().zip(check::slots(&runs)).collect();
         let replicated = !copy && runs.iter().any(|run| serving.map.replicas(run.slot).0.len() > 1);
-        Ok(Task { serving, device, tenant, ack, blocks, replicated })
+        Ok(Task { serving, device, tenant, ack, layout, about, blocks, replicated })
     }
 
     /// Takes one block's bytes off the socket: into its frame, or past it.
@@ -161,14 +168,16 @@ impl DataPlane {
     }
 
     async fn replicate(&self, task: &Task, mut items: Vec<Item>, stored: &mut [Stored]) {
-        let Task { serving, device, tenant, ack, .. } = task;
+        let Task { serving, device, tenant, ack, layout, .. } = task;
         if *ack == Ack::Primary {
             // Blocks that were here before have been copied when they came.
             items.retain(|item| !item.already);
-            self.replicator.later(serving.clone(), *device, *tenant, items, &self.counters);
+            self.replicator.later(serving.clone(), *device, *tenant, *layout, items, &self.counters);
             return;
         }
-        for (at, copies) in self.replicator.now(serving, *device, *tenant, items, &self.counters).await {
+        for (at, copies) in
+            self.replicator.now(serving, *device, *tenant, *layout, items, &self.counters).await
+        {
             if let Stored::Kept { copies: held, .. } = &mut stored[at] {
                 *held = held.saturating_add(copies);
             }

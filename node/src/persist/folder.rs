@@ -2,6 +2,7 @@
 //! so a snapshot is there or is not.
 
 use super::PersistError;
+use kvhive_protocol::Layout;
 use kvhive_protocol::map::{ClusterMap, Tenant};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
@@ -22,6 +23,8 @@ pub(super) struct Manifest {
     /// Bytes of the largest block.
     pub(super) largest_block: u64,
     pub(super) tenants: Vec<TenantMark>,
+    /// What the blocks' bytes mean, as far as it was known.
+    pub(super) layouts: Vec<Layout>,
     pub(super) segments: Vec<SegmentMark>,
     /// Over everything else, as hexadecimal digits.
     checksum: String,
@@ -55,7 +58,12 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl Manifest {
-    pub(super) fn new(map: &ClusterMap, largest_block: u64, segments: Vec<SegmentMark>) -> Manifest {
+    pub(super) fn new(
+        map: &ClusterMap,
+        layouts: Vec<Layout>,
+        largest_block: u64,
+        segments: Vec<SegmentMark>,
+    ) -> Manifest {
         let mark = |(id, tenant): (&kvhive_protocol::TenantId, &Tenant)| TenantMark {
             id: id.0,
             name: tenant.name.clone(),
@@ -63,7 +71,7 @@ impl Manifest {
         };
         let tenants = map.tenants.iter().map(mark).collect();
         let mut manifest =
-            Manifest { version: VERSION, largest_block, tenants, segments, checksum: String::new() };
+            Manifest { version: VERSION, largest_block, tenants, layouts, segments, checksum: String::new() };
         manifest.checksum = manifest.sum();
         manifest
     }

@@ -6,9 +6,10 @@ use super::{Loaded, PersistError, PersistProgress};
 use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::actors::device::Device;
 use crate::guards::WriteGuard;
+use crate::layouts;
 use crate::view::{Serving, View};
 use kvhive_protocol::block::digest;
-use kvhive_protocol::data::StoreBlock;
+use kvhive_protocol::data::{About, StoreBlock};
 use kvhive_protocol::{DeviceId, TenantId};
 use std::collections::HashMap;
 use std::io;
@@ -41,6 +42,10 @@ pub(crate) async fn load(
     let mut loaded = Loaded::default();
     let manifest = Manifest::read(&path)?;
     check(&manifest, frame_bytes, &serving)?;
+    let layouts = manifest.layouts.iter().filter(|layout| layouts::block_bytes(layout).is_some());
+    for layout in layouts {
+        view.layouts.learn(layout, layout.fingerprint());
+    }
     let (mut files, mut wanted) = survey(&manifest, &path, &serving, &mut loaded)?;
     wanted.sort_by_key(|one| one.meta.header.depth);
     let mut done = PersistProgress { blocks: 0, of_blocks: wanted.len() as u64 };
@@ -132,7 +137,8 @@ async fn take_in(
             (StoreBlock { header: one.meta.header, parent: one.meta.parent }, one.meta.slot)
         };
         let blocks = batch.iter().map(block).collect();
-        let ask = |reply| DeviceMessage::Reserve { tenant, blocks, pin: false, reply };
+        let ask =
+            |reply| DeviceMessage::Reserve { tenant, blocks, about: About::default(), pin: false, reply };
         let reserved = device.ask(LIMIT, ask).await.ok()?;
         let mut verified = Vec::with_capacity(batch.len());
         for (one, reserved) in batch.iter().zip(reserved) {

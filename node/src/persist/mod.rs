@@ -2,10 +2,12 @@
 //! resumable (what an interrupted run has written is kept), checked (a damaged block is a counted miss).
 
 mod folder;
+mod keeper;
 mod load;
 mod save;
 mod segment;
 
+pub(crate) use keeper::Keeper;
 pub(crate) use load::load;
 pub(crate) use save::save;
 

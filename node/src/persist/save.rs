@@ -51,10 +51,10 @@ pub(crate) async fn save(
             progress(done);
         }
     }
-    let (path, map) = (path.to_owned(), serving.map);
+    let (path, map, layouts) = (path.to_owned(), serving.map, view.layouts.all());
     let published = tokio::task::spawn_blocking(move || {
         work.close()?;
-        let manifest = Manifest::new(&map, work.largest, work.segments);
+        let manifest = Manifest::new(&map, layouts, work.largest, work.segments);
         folder::publish(&manifest, &path)?;
         Ok(manifest)
     });

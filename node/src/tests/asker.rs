@@ -4,12 +4,14 @@ use super::TOKEN;
 use super::coordinator::TENANT;
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::data::{
-    Ack, DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Run, StoreBlock, StoreRequest, Stored,
+    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Run, StoreBlock,
+    StoreRequest, Stored,
 };
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::{
-    BlockHeader, BlockKey, DeviceId, Epoch, Era, LayoutFingerprint, MemberId, Slot, TenantId, WireError,
+    BlockHeader, BlockKey, DeviceId, Epoch, Era, Layout, LayoutFingerprint, MemberId, Slot, TenantId,
+    WireError,
 };
 use kvhive_wire::{Connection, Fault, Identity};
 use std::time::Duration;
@@ -17,7 +19,7 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// A block with bytes that say which it is.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Debug)]
 pub(super) struct Block {
     pub(super) header: BlockHeader,
     pub(super) bytes: Vec<u8>,
@@ -67,6 +69,9 @@ pub(super) struct Asker {
     pub(super) slot: Slot,
     pub(super) tenant: TenantId,
     pub(super) copy: bool,
+    pub(super) layout: Option<Layout>,
+    pub(super) accept: Accept,
+    pub(super) about: About,
 }
 
 impl Asker {
@@ -78,7 +83,18 @@ impl Asker {
         let identity = Identity { token: TokenKey::new(token), role: Role::Client, sender: 0, cluster: None };
         let (connection, _) = Connection::connect(address, &identity, LIMIT).await?;
         let device = DeviceId::new(member, 0);
-        Ok(Asker { connection, number: 0, device, slot: Slot(9), tenant: TENANT, copy: false })
+        let (slot, tenant) = (Slot(9), TENANT);
+        Ok(Asker {
+            connection,
+            number: 0,
+            device,
+            slot,
+            tenant,
+            copy: false,
+            layout: None,
+            accept: Accept::Stored,
+            about: About::default(),
+        })
     }
 
     fn runs(&self, keys: usize) -> Vec<Run> {
@@ -92,6 +108,7 @@ impl Asker {
             tenant: self.tenant,
             runs: self.runs(numbers.len()),
             keys: numbers.iter().map(|number| key(*number)).collect(),
+            accept: self.accept,
         })
     }
 
@@ -102,6 +119,8 @@ impl Asker {
             tenant: self.tenant,
             ack,
             copy: self.copy,
+            layout: self.layout,
+            about: self.about,
             runs: self.runs(blocks.len()),
             blocks: blocks
                 .iter()
@@ -141,6 +160,12 @@ impl Asker {
 
     /// Fetches, and checks what came against its header.
     pub(super) async fn fetch(&mut self, numbers: &[u64]) -> Result<Vec<Option<Vec<u8>>>, WireError> {
+        let found = self.fetch_whole(numbers).await?;
+        Ok(found.into_iter().map(|block| block.map(|block| block.bytes)).collect())
+    }
+
+    /// Fetches with headers.
+    pub(super) async fn fetch_whole(&mut self, numbers: &[u64]) -> Result<Vec<Option<Block>>, WireError> {
         let request = self.fetch_request(numbers);
         let found = match self.exchange(&request, &[]).await {
             Ok(DataReply::Fetched { blocks, .. }) => blocks,
@@ -156,7 +181,7 @@ impl Asker {
                     let mut bytes = vec![0; header.payload_bytes as usize];
                     let digest = self.connection.read_payload(&mut bytes).await.expect("the payload comes");
                     assert_eq!(digest, header.digest);
-                    Some(bytes)
+                    Some(Block { header, bytes })
                 }
             });
         }

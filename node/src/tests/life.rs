@@ -79,6 +79,11 @@ async fn metrics_say_what_was_done() {
         "kvhive_node_requests_total{verb=\"store\"} 1\n",
         "kvhive_node_open_connections 1\n",
         "kvhive_node_corrupt_blocks_total 0\n",
+        "kvhive_node_codec_blocks{device=\"0\",codec=\"raw\"} 1\n",
+        "kvhive_node_codec_stored_bytes{device=\"0\",codec=\"raw\"} 1024\n",
+        "kvhive_node_codec_raw_bytes{device=\"0\",codec=\"int4\"} 0\n",
+        "kvhive_node_shrunk_blocks_total{device=\"0\",outcome=\"done\"} 0\n",
+        "kvhive_node_decoded_blocks_total 0\n",
     ] {
         assert!(page.contains(line), "{line} is missing in {page}");
     }
@@ -150,6 +155,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
             host_bytes: 0,
             classes: vec![crate::ClassConfig { frame_bytes: 4096, share: 1 }],
         }],
+        persist: None,
         tuning: crate::Tuning::default(),
         coordinators: vec![coordinator.address()],
         token: b"token".to_vec(),

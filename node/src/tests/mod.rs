@@ -2,8 +2,10 @@
 
 mod asker;
 mod blocks;
+mod codecs;
 mod coordinator;
 mod faults;
+mod hints;
 mod life;
 mod persist;
 mod proxy;
@@ -16,6 +18,7 @@ use crate::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle};
 use asker::Asker;
 use coordinator::FakeCoordinator;
 use kvhive_cache::ShardStats;
+use kvhive_cache::policy::Strategy;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +31,10 @@ const MIB: usize = 1024 * KIB;
 /// One node as a test wants it.
 struct Setup {
     frame_bytes: usize,
+    /// Bytes and number of smaller frames on the device.
+    smaller: Option<(usize, usize)>,
+    strategy: Strategy,
+    persist: Option<crate::PersistConfig>,
     device_frames: usize,
     host_frames: usize,
     max_connections: usize,
@@ -39,6 +46,9 @@ impl Default for Setup {
     fn default() -> Self {
         Setup {
             frame_bytes: 64 * KIB,
+            smaller: None,
+            strategy: Strategy::Lru,
+            persist: None,
             device_frames: 32,
             host_frames: 0,
             max_connections: 64,
@@ -50,6 +60,13 @@ impl Default for Setup {
 
 impl Setup {
     fn start(&self, name: &str, coordinator: &FakeCoordinator) -> NodeHandle {
+        // Shares are the classes' bytes, so that each gets the frames that were asked for.
+        let class = |(frame_bytes, frames): (usize, usize)| ClassConfig {
+            frame_bytes: frame_bytes as u64,
+            share: (frame_bytes * frames) as u32,
+        };
+        let large = (self.frame_bytes, self.device_frames);
+        let classes: Vec<ClassConfig> = self.smaller.into_iter().chain([large]).map(class).collect();
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let config = NodeConfig {
             name: name.to_owned(),
@@ -62,11 +79,12 @@ impl Setup {
             max_connections: self.max_connections,
             max_inflight_bytes: self.inflight_bytes as u64,
             devices: vec![DeviceConfig {
-                device_bytes: (self.device_frames * self.frame_bytes) as u64,
+                device_bytes: classes.iter().map(|class| u64::from(class.share)).sum(),
                 host_bytes: (self.host_frames * self.frame_bytes) as u64,
-                classes: vec![ClassConfig { frame_bytes: self.frame_bytes as u64, share: 1 }],
+                classes,
             }],
-            tuning: crate::Tuning::default(),
+            tuning: crate::Tuning { strategy: self.strategy, ..crate::Tuning::default() },
+            persist: self.persist.clone(),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
         };

@@ -3,10 +3,11 @@
 use super::asker::Block;
 use super::{KIB, Setup, eventually};
 use crate::actors::core::DeviceMessage;
-use crate::{Loaded, NodeHandle, PersistError, Saved};
+use crate::{Loaded, NodeHandle, PersistConfig, PersistError, Saved};
 use kvhive_protocol::data::Ack;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 const BLOCKS: u64 = 12;
 
@@ -126,4 +127,40 @@ async fn another_layout_or_secret_is_refused_with_what_to_do() {
     .await;
     let refused = node.load(&path, |_| {}).expect_err("its keys name nothing").to_string();
     assert!(refused.contains("secret of tenant \"default\""), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_ended_in_order_begins_with_what_it_held() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let persist = PersistConfig { folder: folder.path().join("snapshot"), every: None };
+    let setup = Setup { persist: Some(persist), ..Setup::default() };
+    let (coordinator, node) = filled(&setup).await;
+    node.shutdown(Duration::from_secs(30));
+    let again = setup.start("node-0", &coordinator);
+    eventually("the snapshot is taken in", || {
+        again.counted(|counters| &counters.snapshot_loaded_blocks) == BLOCKS
+    })
+    .await;
+    let numbers: Vec<u64> = (0..BLOCKS).collect();
+    let found = again.ask().await.fetch(&numbers).await.expect("an answer");
+    assert_eq!(found, blocks().into_iter().map(|block| Some(block.bytes)).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_killed_begins_with_its_last_periodic_snapshot() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let persist =
+        PersistConfig { folder: folder.path().join("snapshot"), every: Some(Duration::from_millis(20)) };
+    let setup = Setup { persist: Some(persist), ..Setup::default() };
+    let (coordinator, node) = filled(&setup).await;
+    let written = node.counted(|counters| &counters.snapshots);
+    // The first to end may have begun before the last block came.
+    eventually("a snapshot of all blocks", || node.counted(|counters| &counters.snapshots) >= written + 2)
+        .await;
+    drop(node);
+    let again = setup.start("node-0", &coordinator);
+    eventually("the snapshot is taken in", || {
+        again.counted(|counters| &counters.snapshot_loaded_blocks) == BLOCKS
+    })
+    .await;
 }

@@ -3,12 +3,12 @@
 
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
-    About, BlockId, Effect, Member, MemberEffect, MemberEvent, MemberTuning, Reserve, Rules, Shard,
-    ShardConfig, TierCapacity,
+    BlockId, Effect, Member, MemberEffect, MemberEvent, MemberTuning, Reserve, Rules, Shard, ShardConfig,
+    TierCapacity,
 };
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::DeviceLoad;
-use kvhive_protocol::data::{Run, StoreBlock};
+use kvhive_protocol::data::{About, Run, StoreBlock};
 use kvhive_protocol::{
     BlockHeader, BlockKey, ClusterMap, DeviceId, Epoch, Era, Generation, KeyList, LayoutFingerprint,
     MemberId, Moment, Slot, TenantId,
@@ -183,6 +183,10 @@ impl Node {
                 }
                 Effect::Copy { ticket, .. } => {
                     self.shard.copied(ticket, true);
+                }
+                // There are no bytes to re-encode.
+                Effect::Shrink { ticket, .. } => {
+                    self.shard.shrunk(ticket, None);
                 }
             }
         }

@@ -36,21 +36,8 @@ pub use sieve::Sieve;
 pub use strategy::{Shrink, Strategy, UnknownStrategy};
 pub use wtinylfu::WTinyLfu;
 
+pub use kvhive_protocol::data::Hint;
 use kvhive_protocol::{BlockKey, Moment};
-
-/// What the engine said about a request's future, if it said anything.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub enum Hint {
-    /// Nothing was said.
-    #[default]
-    None,
-    /// The session is over: nobody is expected to extend this prefix.
-    Over,
-    /// A tool call is pending: the session comes back soon.
-    Pending,
-    /// The session is expected back after so many seconds.
-    Returns(u32),
-}
 
 /// One request as far as this shard sees it. The calls that follow, until the next request, are its.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]

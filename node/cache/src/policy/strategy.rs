@@ -1,5 +1,6 @@
 //! Strategies by name, as configuration, requests and reports spell them, and the policy that each stands for.
 
+use super::adaptive::Adaptive;
 use super::{Arc, Lfu, Lirs, Lru, LruTwo, Paged, Policy, S3Fifo, Shrinking, Sieve, WTinyLfu};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -17,6 +18,8 @@ pub enum Strategy {
     Lfu,
     /// Least recent last use but one first.
     Lru2,
+    /// Learns which blocks come back and when, and falls back to a simple rank that does better.
+    Adaptive,
     /// Recency and frequency, balanced by ghosts.
     Arc,
     /// Shortest distance between two uses stays.
@@ -54,10 +57,11 @@ pub struct UnknownStrategy {
 
 impl Strategy {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Strategy; 11] = [
+    pub const ALL: [Strategy; 12] = [
         Strategy::Lru,
         Strategy::Lfu,
         Strategy::Lru2,
+        Strategy::Adaptive,
         Strategy::Arc,
         Strategy::Lirs,
         Strategy::S3Fifo,
@@ -74,6 +78,7 @@ impl Strategy {
             Strategy::Lru => "lru",
             Strategy::Lfu => "lfu",
             Strategy::Lru2 => "lru-2",
+            Strategy::Adaptive => "adaptive",
             Strategy::Arc => "arc",
             Strategy::Lirs => "lirs",
             Strategy::S3Fifo => "s3-fifo",
@@ -92,6 +97,7 @@ impl Strategy {
             Strategy::Lru => Box::new(Lru::new()),
             Strategy::Lfu => Box::new(Lfu::aging()),
             Strategy::Lru2 => Box::new(LruTwo::new(capacity, seed)),
+            Strategy::Adaptive => Box::new(Adaptive::new(capacity as usize)),
             Strategy::Arc => Box::new(Arc::new(capacity, seed)),
             Strategy::Lirs => Box::new(Lirs::new(capacity, seed)),
             Strategy::S3Fifo => Box::new(S3Fifo::new(capacity, seed)),

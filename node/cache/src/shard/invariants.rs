@@ -1,7 +1,7 @@
 //! What always holds of a shard, looked at from scratch.
 
 use super::Shard;
-use crate::block::{Life, Tier};
+use crate::block::{Life, Shrinking, Tier};
 use kvhive_protocol::SLOTS;
 
 impl Shard {
@@ -14,7 +14,8 @@ impl Shard {
         let mut used = [vec![0u32; classes], vec![0u32; classes], vec![0u32; classes]];
         let mut bytes = vec![[0u64; 3]; self.parties.len()];
         let mut children = vec![0u32; self.index.records.len()];
-        let (mut listed, mut writes, mut copies, mut occupied) = (0, 0, 0, vec![0u32; usize::from(SLOTS)]);
+        let (mut shrinks, mut listed, mut writes, mut copies, mut occupied) =
+            (0, 0, 0, 0, vec![0u32; usize::from(SLOTS)]);
         for (at, record) in self.index.records.iter().enumerate() {
             if record.life == Life::Free {
                 continue;
@@ -24,6 +25,22 @@ impl Shard {
                 bytes[usize::from(record.party)][tier as usize] +=
                     self.config.classes[usize::from(record.class)];
             }
+            let shrink = self.shrinks.get(&(at as u32));
+            if shrink.is_some() != (record.shrinking == Shrinking::UnderWay) {
+                return Err(format!(
+                    "record {at} is {:?}, its shrink {}",
+                    record.shrinking,
+                    shrink.is_some()
+                ));
+            }
+            if let Some((tier, class)) = shrink.and_then(|shrink| shrink.into) {
+                if class >= record.class || record.copying.is_some() {
+                    return Err(format!("record {at} of class {} shrinks into class {class}", record.class));
+                }
+                used[tier as usize][usize::from(class)] += 1;
+                bytes[usize::from(record.party)][tier as usize] += self.config.classes[usize::from(class)];
+            }
+            shrinks += usize::from(shrink.is_some());
             copies += usize::from(record.copying.is_some());
             if let Some(parent) = self.linked(record.parent) {
                 children[parent as usize] += 1;
@@ -31,7 +48,7 @@ impl Shard {
             match record.life {
                 Life::Filling => writes += 1,
                 Life::Resident => occupied[usize::from(record.slot)] += 1,
-                Life::Leaving if record.readers == 0 && record.copying.is_none() => {
+                Life::Leaving if record.readers == 0 && !record.is_worked_on() => {
                     return Err(format!("record {at} is leaving but nobody holds it"));
                 }
                 _ => {}
@@ -67,8 +84,9 @@ impl Shard {
         }
         if (listed, writes, copies) != (self.recency.listed(), self.writes, self.copies)
             || occupied != self.occupied
+            || shrinks != self.shrinks.len()
         {
-            return Err("listed blocks, writes, copies or occupied slots are miscounted".to_owned());
+            return Err("listed blocks, writes, copies, shrinks or occupied slots are miscounted".to_owned());
         }
         if bytes.iter().zip(&self.parties).any(|(bytes, party)| *bytes != party.used) {
             return Err("a party's bytes are miscounted".to_owned());

@@ -52,7 +52,7 @@ impl Shard {
     pub(super) fn want(&mut self, at: u32) -> bool {
         let record = &mut self.index.records[at as usize];
         let (tier, class, generation) = (record.tier, record.class, record.generation);
-        if record.is_ahead || record.copying.is_some() || self.wanted.len() >= MAX_WANTED {
+        if record.is_ahead || record.is_worked_on() || self.wanted.len() >= MAX_WANTED {
             return false;
         }
         if self.next(tier, class, Tier::above).is_none() {
@@ -73,7 +73,7 @@ impl Shard {
         {
             let Some(at) = self.index.named(index, generation) else { continue };
             let record = &self.index.records[at as usize];
-            if record.life != Life::Resident || record.copying.is_some() {
+            if record.life != Life::Resident || record.is_worked_on() {
                 continue;
             }
             let (tier, class) = (record.tier, record.class);

@@ -12,7 +12,7 @@ use kvhive_protocol::data::Refusal;
 const MEMORY: [Tier; 2] = [Tier::Device, Tier::Host];
 
 /// What a search for room came to.
-enum Leaves {
+pub(super) enum Leaves {
     /// This block leaves.
     Block(u32),
     /// Whoever would leave is worth more.
@@ -34,6 +34,8 @@ impl Shard {
         let larger = class..self.config.classes.len() as u8;
         for class in larger.clone() {
             if let Some(tier) = MEMORY.into_iter().find(|tier| self.take(*tier, class, party)) {
+                // Evict last, shrink first.
+                self.shrink_cold(class, effects);
                 // What is kept free below is kept free by what leaves the pool, wherever that is worth least.
                 self.keep_some_free(now, party, class, visit, effects);
                 return Ok((tier, class));
@@ -45,6 +47,7 @@ impl Shard {
                     let tier = self.index.records[at as usize].tier;
                     self.evict(at, effects);
                     let taken = self.take(tier, class, party);
+                    self.shrink_cold(class, effects);
                     debug_assert!(taken, "a victim without readers frees its frame");
                     return if taken { Ok((tier, class)) } else { Err(Refusal::NoRoom) };
                 }
@@ -69,7 +72,7 @@ impl Shard {
         effects: &mut Vec<Effect>,
     ) {
         let open = Tier::ALL.into_iter().filter(|tier| !self.closed[*tier as usize]);
-        let (mut free, mut kept) = (0u64, 0u64);
+        let (mut free, mut kept) = (u64::from(self.shrinking_of(class)), 0u64);
         for tier in open {
             free += u64::from(self.ledger.free(tier, class));
             kept += u64::from(self.low_water(tier, class));
@@ -88,7 +91,14 @@ impl Shard {
     }
 
     /// Asks the parties in turn, who owes most first, which of its blocks leaves for the newcomer.
-    fn leaves(&mut self, now: Moment, party: u16, class: u8, visit: &Visit, tiers: &[Tier]) -> Leaves {
+    pub(super) fn leaves(
+        &mut self,
+        now: Moment,
+        party: u16,
+        class: u8,
+        visit: &Visit,
+        tiers: &[Tier],
+    ) -> Leaves {
         let order = if self.parties.len() == 1 {
             vec![party]
         } else {

@@ -17,6 +17,7 @@ impl Shard {
             self.split_anew(own);
         }
         let wanted = std::iter::once(commons).chain(own.values().copied());
+        self.may_shrink = wanted.clone().any(|rules| rules.strategy.shrinks().is_some());
         for (at, rules) in wanted.enumerate() {
             let party = &mut self.parties[at];
             let is_new = party.rules.strategy != rules.strategy;
@@ -64,6 +65,7 @@ impl Shard {
                 used[to as usize] += bytes;
             }
         }
+        self.count_shrinks();
         for at in order {
             self.recency.insert(&mut self.index.records, at);
         }

@@ -1,73 +1,30 @@
-//! A pool without bytes that a policy can be run in: keys, records, leaves, one request at a time. Shared by the tests and
-//! by `examples/adaptive_replay.rs`.
+//! A pool without bytes that a policy can be run in: keys, records, leaves, one request at a time.
 
 use kvhive_cache::policy::{Hint, Policy, Removal, Request, Verdict, Visit};
 use kvhive_protocol::{BlockKey, Moment};
 use std::collections::HashMap;
-use std::io::Read;
-use std::path::Path;
 
 /// One request of a trace.
 #[derive(Clone, Debug, Default)]
-pub struct Line {
-    pub at_ms: u64,
-    pub input_tokens: u32,
-    pub output_tokens: u32,
-    pub blocks: Vec<u32>,
-    pub last_is_partial: bool,
-    pub hint: Hint,
+pub(crate) struct Line {
+    pub(crate) at_ms: u64,
+    pub(crate) input_tokens: u32,
+    pub(crate) output_tokens: u32,
+    pub(crate) blocks: Vec<u32>,
+    pub(crate) last_is_partial: bool,
+    pub(crate) hint: Hint,
 }
 
 /// Requests whose block numbers are dense.
 #[derive(Clone, Debug, Default)]
-pub struct Trace {
-    pub lines: Vec<Line>,
-    pub footprint: usize,
+pub(crate) struct Trace {
+    pub(crate) lines: Vec<Line>,
+    pub(crate) footprint: usize,
 }
 
 impl Trace {
-    /// Reads a trace of `../shared/traces`, none if it is not there.
-    pub fn read(path: &Path, tokens_per_block: u32) -> Option<Trace> {
-        let file = std::fs::File::open(path).ok()?;
-        let mut text = String::new();
-        flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect("the trace is gzip");
-        let mut dense = HashMap::new();
-        let mut trace = Trace::default();
-        for line in text.lines() {
-            let json: serde_json::Value = serde_json::from_str(line).expect("the trace is JSON lines");
-            let number = |name: &str| json[name].as_u64().expect("a number");
-            let mut ids = Vec::new();
-            if let Some(list) = json["hash_ids"].as_array() {
-                ids.extend(list.iter().map(|id| id.as_u64().expect("an id")));
-            } else {
-                for run in json["hash_runs"].as_array().expect("hash_ids or hash_runs") {
-                    let (first, count) = (run[0].as_u64().expect("an id"), run[1].as_u64().expect("a count"));
-                    ids.extend(first..first + count);
-                }
-            }
-            let blocks: Vec<u32> = ids
-                .iter()
-                .map(|id| {
-                    let next = dense.len() as u32;
-                    *dense.entry(*id).or_insert(next)
-                })
-                .collect();
-            let input_tokens = number("input_length") as u32;
-            trace.lines.push(Line {
-                at_ms: number("timestamp"),
-                input_tokens,
-                output_tokens: number("output_length") as u32,
-                last_is_partial: blocks.len() as u32 * tokens_per_block > input_tokens,
-                blocks,
-                hint: Hint::None,
-            });
-        }
-        trace.footprint = dense.len();
-        Some(trace)
-    }
-
     /// Makes a trace of requests of the given blocks, a second apart.
-    pub fn of(requests: impl IntoIterator<Item = Vec<u32>>) -> Trace {
+    pub(crate) fn of(requests: impl IntoIterator<Item = Vec<u32>>) -> Trace {
         let mut trace = Trace::default();
         let mut seen = std::collections::HashSet::new();
         for (at, blocks) in requests.into_iter().enumerate() {
@@ -77,28 +34,13 @@ impl Trace {
         trace.footprint = seen.len();
         trace
     }
-
-    /// Says after each request whether its session is over, and is right with this probability. The last whole block tells
-    /// the truth: a session is over when nobody uses it again.
-    pub fn with_hints(mut self, right: f64) -> Trace {
-        let mut used_later = std::collections::HashSet::new();
-        let mut dice = Dice(7);
-        for line in self.lines.iter_mut().rev() {
-            let whole = line.blocks.len() - usize::from(line.last_is_partial && line.blocks.len() > 1);
-            let is_over = !used_later.contains(&line.blocks[whole - 1]);
-            let is_right = dice.unit() < right;
-            line.hint = if is_over == is_right { Hint::Over } else { Hint::None };
-            used_later.extend(line.blocks.iter().copied());
-        }
-        self
-    }
 }
 
 /// Numbers that look random (SplitMix64).
-pub struct Dice(pub u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    pub fn roll(&mut self) -> u64 {
+    pub(crate) fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -106,17 +48,17 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    pub fn unit(&mut self) -> f64 {
+    pub(crate) fn unit(&mut self) -> f64 {
         (self.roll() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.roll() % limit
     }
 }
 
 /// Returns a key for a block number.
-pub fn key(block: u32) -> BlockKey {
+pub(crate) fn key(block: u32) -> BlockKey {
     let mut bytes = [0; 32];
     let mut dice = Dice(u64::from(block) << 1 | 1);
     for word in bytes.chunks_exact_mut(8) {
@@ -134,8 +76,8 @@ struct Slot {
 }
 
 /// Records of a pool of fixed size, driven by the blocks of requests.
-pub struct Pool<P> {
-    pub policy: P,
+pub(crate) struct Pool {
+    pub(crate) policy: Box<dyn Policy>,
     capacity: usize,
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -143,21 +85,13 @@ pub struct Pool<P> {
     requests: u64,
 }
 
-impl<P: Policy> Pool<P> {
-    pub fn new(policy: P, capacity: usize) -> Pool<P> {
+impl Pool {
+    pub(crate) fn new(policy: Box<dyn Policy>, capacity: usize) -> Pool {
         Pool { policy, capacity, slots: Vec::new(), free: Vec::new(), at: HashMap::new(), requests: 0 }
     }
 
-    pub fn contains(&self, block: u32) -> bool {
-        self.at.contains_key(&block)
-    }
-
-    pub fn len(&self) -> usize {
-        self.at.len()
-    }
-
     /// Runs one request; returns how many of its blocks, from the start, were resident.
-    pub fn request(&mut self, line: &Line) -> usize {
+    pub(crate) fn request(&mut self, line: &Line) -> usize {
         self.requests += 1;
         let covered = line.blocks.iter().take_while(|block| self.at.contains_key(block)).count();
         self.policy.begin(&Request {
@@ -233,7 +167,7 @@ impl<P: Policy> Pool<P> {
     }
 
     /// Runs a trace; returns the part of its blocks that were covered.
-    pub fn run(&mut self, trace: &Trace) -> f64 {
+    pub(crate) fn run(&mut self, trace: &Trace) -> f64 {
         let (mut hits, mut all) = (0, 0);
         for line in &trace.lines {
             hits += self.request(line);

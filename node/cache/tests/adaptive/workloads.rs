@@ -3,12 +3,12 @@
 use crate::replay::{Dice, Trace};
 
 /// Draws 0.. with probability proportional to 1/(n+1)^skew.
-pub struct Zipf {
+struct Zipf {
     sums: Vec<f64>,
 }
 
 impl Zipf {
-    pub fn new(items: u32, skew: f64) -> Zipf {
+    fn new(items: u32, skew: f64) -> Zipf {
         let mut sum = 0.0;
         Zipf {
             sums: (1..=items)
@@ -20,7 +20,7 @@ impl Zipf {
         }
     }
 
-    pub fn draw(&self, dice: &mut Dice) -> u32 {
+    fn draw(&self, dice: &mut Dice) -> u32 {
         let total = self.sums[self.sums.len() - 1];
         let at = dice.unit() * total;
         self.sums.partition_point(|sum| *sum < at) as u32
@@ -28,13 +28,13 @@ impl Zipf {
 }
 
 /// Single blocks of fixed popularity.
-pub fn zipf(items: u32, skew: f64, requests: usize) -> Trace {
+pub(crate) fn zipf(items: u32, skew: f64, requests: usize) -> Trace {
     let (zipf, mut dice) = (Zipf::new(items, skew), Dice(1));
     Trace::of((0..requests).map(|_| vec![zipf.draw(&mut dice)]))
 }
 
 /// The popularity of single blocks, drawn anew `phases` times.
-pub fn zipf_phases(items: u32, skew: f64, requests: usize, phases: u32) -> Trace {
+pub(crate) fn zipf_phases(items: u32, skew: f64, requests: usize, phases: u32) -> Trace {
     let (zipf, mut dice) = (Zipf::new(items, skew), Dice(1));
     let per_phase = requests / phases as usize;
     Trace::of((0..requests).map(|at| {
@@ -44,7 +44,7 @@ pub fn zipf_phases(items: u32, skew: f64, requests: usize, phases: u32) -> Trace
 }
 
 /// Popular documents of up to `longest` blocks, each followed by a question of its own.
-pub fn documents(items: u32, skew: f64, longest: u32, requests: usize) -> Trace {
+pub(crate) fn documents(items: u32, skew: f64, longest: u32, requests: usize) -> Trace {
     let (zipf, mut dice) = (Zipf::new(items, skew), Dice(2));
     let mut fresh = items * longest;
     Trace::of((0..requests).map(|_| {
@@ -60,13 +60,13 @@ pub fn documents(items: u32, skew: f64, longest: u32, requests: usize) -> Trace 
 }
 
 /// A loop over `items` blocks in requests of `run` blocks.
-pub fn around(items: u32, run: u32, requests: usize) -> Trace {
+pub(crate) fn around(items: u32, run: u32, requests: usize) -> Trace {
     let runs = items / run;
     Trace::of((0..requests as u32).map(|at| (0..run).map(|block| at % runs * run + block).collect()))
 }
 
 /// A popular set, with a scan of blocks that never return through it every other request.
-pub fn zipf_and_scan(items: u32, skew: f64, requests: usize) -> Trace {
+pub(crate) fn zipf_and_scan(items: u32, skew: f64, requests: usize) -> Trace {
     let (zipf, mut dice) = (Zipf::new(items, skew), Dice(3));
     let mut fresh = items;
     Trace::of((0..requests).map(|at| {
@@ -79,7 +79,7 @@ pub fn zipf_and_scan(items: u32, skew: f64, requests: usize) -> Trace {
 }
 
 /// Conversations: a shared prompt of 4 blocks, turns that each add blocks, thinking times and lengths that differ widely.
-pub fn chats(sessions: usize, at_once: usize, mean_turns: f64, seed: u64) -> Trace {
+pub(crate) fn chats(sessions: usize, at_once: usize, mean_turns: f64, seed: u64) -> Trace {
     let mut dice = Dice(seed);
     let mut fresh = 4;
     let mut live: Vec<Vec<u32>> = Vec::new();
@@ -106,28 +106,8 @@ pub fn chats(sessions: usize, at_once: usize, mean_turns: f64, seed: u64) -> Tra
 }
 
 /// Requests of one workload after those of another; blocks of the second are its own.
-pub fn then(first: Trace, second: Trace) -> Trace {
+pub(crate) fn then(first: Trace, second: Trace) -> Trace {
     let shift = first.lines.iter().flat_map(|line| &line.blocks).max().map_or(0, |block| block + 1);
     let second = second.lines.into_iter().map(|line| line.blocks.iter().map(|block| block + shift).collect());
     Trace::of(first.lines.into_iter().map(|line| line.blocks).chain(second))
-}
-
-/// All workloads by name, about 100,000 requests each.
-pub fn all() -> Vec<(&'static str, Trace)> {
-    vec![
-        ("zipf 0.6", zipf(20_000, 0.6, 100_000)),
-        ("zipf 0.8", zipf(20_000, 0.8, 100_000)),
-        ("zipf 1.0", zipf(20_000, 1.0, 100_000)),
-        ("zipf 1.2", zipf(20_000, 1.2, 100_000)),
-        ("zipf 0.9, 4 phases", zipf_phases(20_000, 0.9, 100_000, 4)),
-        ("documents 0.8", documents(1_000, 0.8, 32, 30_000)),
-        ("documents 1.1", documents(1_000, 1.1, 32, 30_000)),
-        ("loop", around(10_000, 10, 30_000)),
-        ("zipf 0.9 and scan", zipf_and_scan(10_000, 0.9, 100_000)),
-        ("chats short", chats(4_000, 100, 4.0, 5)),
-        ("chats long", chats(600, 60, 25.0, 6)),
-        ("chats, then zipf", then(chats(2_000, 100, 6.0, 8), zipf(20_000, 0.9, 100_000))),
-        ("zipf, then chats", then(zipf(20_000, 0.9, 50_000), chats(2_000, 100, 6.0, 8))),
-        ("loop, then zipf", then(around(5_000, 5, 20_000), zipf(10_000, 1.0, 60_000))),
-    ]
 }

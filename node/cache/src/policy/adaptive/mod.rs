@@ -1,8 +1,8 @@
 //! `adaptive`: learns online which blocks come back and when, and ranks them by it.
 //!
-//! A block's class is what was known at its last use ([`class`], [`score`]); each class has hazards of reuse by age, learnt
-//! from resident and remembered blocks alike ([`hazard`], [`cohort`], [`ghosts`]); the block with the lowest Gittins index
-//! leaves first ([`ranking`]), and a newcomer that ranks lower still is refused. Leaves leave before their parents, always.
+//! A block's class is what was known at its last use (`class`, `score`); each class has hazards of reuse by age, learnt
+//! from resident and remembered blocks alike (`hazard`, `cohort`, `ghosts`); the block with the lowest Gittins index
+//! leaves first (`ranking`), and a newcomer that ranks lower still is refused. Leaves leave before their parents, always.
 
 mod ages;
 mod choice;
@@ -10,6 +10,7 @@ mod class;
 mod cohort;
 mod ghosts;
 mod hazard;
+mod learning;
 mod ranking;
 mod records;
 mod request;
@@ -17,18 +18,17 @@ mod score;
 mod shadow;
 
 use crate::policy::{Policy, Removal, Request, Verdict, Visit};
-use ages::{Ages, BUCKETS, Tick};
+use ages::{Ages, Tick};
 use choice::Choice;
 pub use choice::{Ranker, Report};
-use class::{OCTILES, Past};
+use class::Past;
 use cohort::{Cohort, Cohorts};
 use ghosts::{Ghost, Ghosts};
 use hazard::{Hazards, MAX_ROWS};
-use ranking::{Level, NONE, Ranking, cell, level_on_scale};
+use ranking::{Level, NONE, Ranking, cell};
 use records::{Records, Resident};
 use request::{Current, History, Touched};
 use score::Score;
-use shadow::Seen;
 
 /// Classes of the same rank that are compared by age when a simple way to rank is in charge.
 const MAX_TIES: usize = 16;
@@ -55,7 +55,7 @@ fn grow<T>(list: &mut Vec<T>, limit: usize) {
 /// Leaves that are offered for one victim before the search is given up.
 const MAX_SEARCH: usize = 256;
 
-/// Ghosts per block of capacity.
+/// Ghosts that a pool remembers however small it is.
 const FEW_GHOSTS: usize = 32_768;
 
 /// Row of a class that was never seen.
@@ -109,7 +109,7 @@ impl Adaptive {
     /// Makes a policy for a pool of so many blocks.
     pub fn new(capacity: usize) -> Adaptive {
         let ages = Ages::new();
-        let ghosts = (capacity / 2).max(FEW_GHOSTS);
+        let ghosts = Adaptive::ghost_limit(capacity);
         Adaptive {
             capacity,
             now: 0,
@@ -130,6 +130,12 @@ impl Adaptive {
             faded_at: 0,
             life: 100.0,
         }
+    }
+
+    /// Returns how many blocks that are not resident are remembered at most: half as many as fit, and in a small pool
+    /// 32,768, so that what comes back late is learnt there too.
+    pub fn ghost_limit(capacity: usize) -> usize {
+        (capacity / 2).max(FEW_GHOSTS)
     }
 
     /// Returns how many blocks are remembered that are not resident.
@@ -200,175 +206,6 @@ impl Adaptive {
         {
             parent.past.add_branch();
         }
-    }
-
-    /// Gives the blocks of the request at hand their classes, now that as much is known of it as will be.
-    fn settle(&mut self) {
-        if self.current.touched.is_empty() {
-            return;
-        }
-        let outlook = self.current.outlook(None, &self.history);
-        let facts = self.current.facts(&outlook, &self.history);
-        let octile = self.score.octile(&facts);
-        self.history.put(self.now, &self.current.request, &facts);
-        let mut touched = std::mem::take(&mut self.current.touched);
-        let watched = touched.len().saturating_sub(2);
-        if self.score.note(&facts, touched[watched].print, self.now) {
-            touched[watched].past.set_watched(true);
-        }
-        self.shadow(&touched, octile);
-        // The deepest first: within a cohort it is the first to leave.
-        for block in touched.drain(..).rev() {
-            let mut past = block.past;
-            if block.is_new {
-                past.turn = facts.turn;
-            }
-            let cohort = self.join(past, octile);
-            if block.at == NONE {
-                self.remember(Ghost { print: block.print, cohort, past });
-                continue;
-            }
-            let record = self.records.at(block.at);
-            record.cohort = cohort;
-            record.past = past;
-            if record.children == 0 {
-                self.records.list(block.at, false, &mut self.cohorts, &mut self.ranking);
-            }
-        }
-        self.current.touched = touched;
-    }
-
-    /// Lets the shadow caches see the sampled blocks of the request, and decides who ranks.
-    fn shadow(&mut self, touched: &[Touched], octile: usize) {
-        self.choice.begin();
-        for block in touched {
-            if !self.choice.samples(block.print) {
-                continue;
-            }
-            let row = self.row(block.past, octile);
-            let seen = Seen { print: block.print, last: block.past.last, uses: block.past.uses, row };
-            let (now, ages, ranking, fade) = (self.now, &self.ages, &self.ranking, self.life * LFU_LIVES);
-            self.choice.visit(seen, &|ranker, seen| {
-                let age = now.wrapping_sub(seen.last);
-                match ranker {
-                    Ranker::Learnt => f32::from(ranking.learnt_level(cell(seen.row, ages.bucket(age) as u8))),
-                    Ranker::Lru => -(age as f32),
-                    Ranker::Lfu => lfu(seen.uses, age as f32, fade),
-                }
-            });
-        }
-        if self.choice.adjust() {
-            for row in 0..self.rows.len() {
-                self.rerank(row as u16);
-            }
-        }
-    }
-
-    /// Brings the ranks of a class up to date.
-    fn rerank(&mut self, row: u16) {
-        let family = usize::from(self.rows[usize::from(row)].family);
-        let learnt = self.hazards.index(row, family).map(ranking::level);
-        let mut levels = learnt;
-        let uses = class::uses_of(family);
-        for (bucket, level) in levels.iter_mut().enumerate() {
-            match self.choice.in_charge() {
-                Ranker::Learnt => break,
-                Ranker::Lru => *level = level_on_scale(1.0 - bucket as f32 / BUCKETS as f32),
-                Ranker::Lfu => {
-                    let worth = lfu(uses, self.ages.begin(bucket) as f32, self.life * LFU_LIVES);
-                    *level = level_on_scale((worth + LFU_SCALE) / (LFU_SCALE + 8.0));
-                }
-            }
-        }
-        self.ranking.rerank(row, &learnt, &levels);
-    }
-
-    /// Counts a block as used now into the cohort of its class.
-    fn join(&mut self, past: Past, octile: usize) -> u32 {
-        let row = self.row(past, octile);
-        let Row { family, open, opened, opened_uses } = self.rows[usize::from(row)];
-        let grain = self.capacity as u64 / COHORTS_PER_CAPACITY;
-        let cohort = if (opened == self.now || self.uses - opened_uses <= grain)
-            && self.cohorts.is_open(open, row, opened)
-        {
-            open
-        } else {
-            let cohort = self.cohorts.open(row, family, self.now);
-            self.rows[usize::from(row)] =
-                Row { family, open: cohort, opened: self.now, opened_uses: self.uses };
-            cohort
-        };
-        let bucket = usize::from(self.cohorts.get(cohort).bucket);
-        for bucket in 0..=bucket {
-            self.hazards.at_risk(row, family.into(), bucket, past.weight());
-        }
-        self.cohorts.join(cohort, past.weight());
-        cohort
-    }
-
-    /// Returns the row of a block's class, a new one if it is the first of its class.
-    fn row(&mut self, past: Past, octile: usize) -> u16 {
-        let family = past.family(self.current.request.hint);
-        let class = family * OCTILES + octile;
-        if self.row_of[class] == UNSEEN {
-            let row = self.hazards.add_row(family);
-            self.ranking.add_row();
-            self.rows.push(Row { family: family as u16, open: NONE, opened: 0, opened_uses: 0 });
-            self.row_of[class] = row;
-            self.rerank(row);
-        }
-        self.row_of[class]
-    }
-
-    fn remember(&mut self, ghost: Ghost) {
-        if let Some(twin) = self.ghosts.take(ghost.print) {
-            self.cohorts.leave(twin.cohort, twin.past.weight());
-        }
-        let displaced = self.ghosts.put(ghost);
-        if let Some(forgotten) = displaced.forgotten {
-            self.cohorts.leave(forgotten.cohort, forgotten.past.weight());
-        }
-        if let Some(sampled) = displaced.sampled {
-            let mut before = sampled.past;
-            before.set_sampled(false);
-            self.cohorts.reweigh(sampled.cohort, before.weight(), sampled.past.weight());
-        }
-    }
-
-    /// Brings the ranks of some classes up to date, in turn.
-    fn rerank_some(&mut self) {
-        let rows = self.rows.len();
-        let period = if self.now < 2048 { 64 } else { 256 };
-        for _ in 0..rows.div_ceil(period) {
-            self.next_rerank = (self.next_rerank + 1) % rows;
-            self.rerank(self.next_rerank as u16);
-        }
-    }
-
-    fn fade(&mut self) {
-        let half_life = HALF_LIFE_USES.max(self.capacity as u64 * HALF_LIFE_CAPACITIES);
-        if (self.uses - self.faded_at) * FADES_PER_HALF_LIFE >= half_life {
-            self.faded_at = self.uses;
-            self.hazards.decay(FADE);
-        }
-    }
-
-    /// Returns which cell of a level, beginning with `first`, holds the block unused for longest. A simple way to rank ties
-    /// classes of the same age. It comes first on its level, so that leaves that may not go are not offered twice.
-    fn oldest_on_level(&mut self, first: u32) -> u32 {
-        let level = self.ranking.level_of(first);
-        let mut oldest = first;
-        let mut next = Some(first);
-        for _ in 0..MAX_TIES {
-            let Some(cell) = next.filter(|cell| self.ranking.level_of(*cell) == level) else { break };
-            let age = |cell: u32| self.now.wrapping_sub(self.cohorts.get(self.ranking.head(cell)).start);
-            if age(cell) > age(oldest) {
-                oldest = cell;
-            }
-            next = self.ranking.after(cell);
-        }
-        self.ranking.put_first(oldest);
-        oldest
     }
 
     /// Says who ranks now, and on what evidence.
@@ -446,12 +283,9 @@ impl Policy for Adaptive {
         self.touch(print, at, ghost.map(|ghost| (ghost.past, ghost.cohort)), visit);
         let parent = visit.parent.filter(|parent| self.records.get(*parent).is_some());
         if let Some(parent) = parent {
-            let record = self.records.at(parent);
-            record.children += 1;
-            if record.children == 1 && record.cohort != NONE {
-                self.records.unlist(parent, &mut self.cohorts, &mut self.ranking);
-            }
+            self.records.adopt(parent, &mut self.cohorts, &mut self.ranking);
         }
+        let parent_stay = parent.map_or(0, |parent| self.records.at(parent).stay);
         let place = self.current.touched.len() as u32 - 1;
         self.records.insert(
             at,
@@ -464,6 +298,8 @@ impl Policy for Adaptive {
                 next: NONE,
                 past: Past::EMPTY,
                 is_resident: true,
+                stay: 0,
+                parent_stay,
             },
         );
     }
@@ -507,10 +343,8 @@ impl Policy for Adaptive {
     }
 
     fn removed(&mut self, at: u32, why: Removal) {
-        let Some(&Resident { print, cohort, parent, children, previous, past, .. }) = self.records.get(at)
-        else {
-            return;
-        };
+        let Some(&record) = self.records.get(at) else { return };
+        let Resident { print, cohort, parent, parent_stay, children, previous, past, .. } = record;
         if cohort == NONE {
             // It leaves within the request that used it: remembered with the others at the end, whatever the reason.
             self.current.touched[previous as usize].at = NONE;
@@ -527,13 +361,8 @@ impl Policy for Adaptive {
             }
         }
         self.records.remove(at);
-        if parent == NONE || self.records.get(parent).is_none() {
-            return;
-        }
-        let record = self.records.at(parent);
-        record.children = record.children.saturating_sub(1);
-        if record.children == 0 && record.cohort != NONE {
-            self.records.list(parent, true, &mut self.cohorts, &mut self.ranking);
+        if parent != NONE {
+            self.records.bereave(parent, parent_stay, &mut self.cohorts, &mut self.ranking);
         }
     }
 

@@ -11,13 +11,18 @@ pub(super) struct Resident {
     pub(super) print: u64,
     /// The cohort that it is counted in; [`NONE`] while it is part of the request at hand.
     pub(super) cohort: u32,
+    /// Its parent's record, as it was in that record's `stay`.
     pub(super) parent: u32,
+    /// Residents that name it as their parent. A leaf is in its cohort's list exactly while this is zero.
     pub(super) children: u32,
     /// Its neighbours among its cohort's leaves. While it is part of the request at hand, `previous` is its place there.
     pub(super) previous: u32,
     pub(super) next: u32,
     pub(super) past: Past,
     pub(super) is_resident: bool,
+    /// Tells the blocks of one record apart (wraps).
+    pub(super) stay: u8,
+    pub(super) parent_stay: u8,
 }
 
 const VACANT: Resident = Resident {
@@ -29,6 +34,8 @@ const VACANT: Resident = Resident {
     next: NONE,
     past: Past::EMPTY,
     is_resident: false,
+    stay: 0,
+    parent_stay: 0,
 };
 
 /// The resident blocks, by the number of their record.
@@ -61,13 +68,36 @@ impl Records {
             self.slots.resize(at + 1, VACANT);
         }
         debug_assert!(!self.slots[at].is_resident, "one block a record at a time");
-        self.slots[at] = record;
+        let stay = self.slots[at].stay.wrapping_add(1);
+        self.slots[at] = Resident { stay, ..record };
         self.count += 1;
     }
 
     pub(super) fn remove(&mut self, at: u32) {
-        self.slots[at as usize] = VACANT;
+        let stay = self.slots[at as usize].stay;
+        self.slots[at as usize] = Resident { stay, ..VACANT };
         self.count -= 1;
+    }
+
+    /// Counts a child of `parent` more.
+    pub(super) fn adopt(&mut self, parent: u32, cohorts: &mut Cohorts, ranking: &mut Ranking) {
+        let record = self.at(parent);
+        record.children += 1;
+        if record.children == 1 && record.cohort != NONE {
+            self.unlist(parent, cohorts, ranking);
+        }
+    }
+
+    /// Counts a child less of the block that is `parent` in its `stay`; another block of that record never had it.
+    pub(super) fn bereave(&mut self, parent: u32, stay: u8, cohorts: &mut Cohorts, ranking: &mut Ranking) {
+        if self.get(parent).is_none_or(|record| record.stay != stay || record.children == 0) {
+            return;
+        }
+        let record = self.at(parent);
+        record.children -= 1;
+        if record.children == 0 && record.cohort != NONE {
+            self.list(parent, true, cohorts, ranking);
+        }
     }
 
     /// Puts a leaf into its cohort's list: last, or first when its child has just left.

@@ -4,7 +4,7 @@
 use super::ages::Tick;
 use super::class::OCTILES;
 use crate::policy::Hint;
-use foldhash::fast::RandomState;
+use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 
@@ -113,7 +113,7 @@ pub(super) struct Score {
     bin_step: f32,
     waiting: VecDeque<Waiting>,
     /// Number in the queue's life of each watched block's latest entry.
-    watched: HashMap<u64, u64, RandomState>,
+    watched: HashMap<u64, u64, FixedState>,
     popped: u64,
     every: u32,
     skipped: u32,

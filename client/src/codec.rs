@@ -1,0 +1,113 @@
+//! Codecs as the cluster uses them, in clients and in nodes: from a block's layout to the shape that the codecs know, from a
+//! tenant's rules to the codec of its blocks. The codecs themselves are `kvhive-gpu`'s.
+
+use kvhive_gpu::codec::{self, CodecError, Element, Order, Shape};
+use kvhive_protocol::block::Codec;
+use kvhive_protocol::{AxisOrder, ClusterMap, Dtype, Layout, TenantId};
+
+/// Bits of a block that its tenant lets be quantized without saying to how many.
+const DEFAULT_BITS: u8 = 8;
+
+/// Encodes a block; `stored` becomes its stored bytes.
+///
+/// # Errors
+/// When `raw` is no block of the layout, or the codec is not for such blocks.
+pub fn encode(codec: Codec, layout: &Layout, raw: &[u8], stored: &mut Vec<u8>) -> Result<(), CodecError> {
+    codec::encode(of_gpu(codec), &shape(layout), raw, stored)
+}
+
+/// Decodes a block into `raw`, which has the layout's bytes. After an error their content is unspecified.
+///
+/// # Errors
+/// When `stored` is not what the codec makes of a block of the layout.
+pub fn decode(codec: Codec, layout: &Layout, stored: &[u8], raw: &mut [u8]) -> Result<(), CodecError> {
+    codec::decode(of_gpu(codec), &shape(layout), stored, raw)
+}
+
+/// Returns how many bytes a codec makes of any block of the layout, where that is known before.
+pub fn stored_bytes(codec: Codec, layout: &Layout) -> Option<u64> {
+    if codec == Codec::Lossless { None } else { codec::max_stored_bytes(of_gpu(codec), &shape(layout)) }
+}
+
+/// Returns the codec that a tenant's rules choose for its blocks of this layout.
+pub fn chosen(map: &ClusterMap, tenant: TenantId, layout: &Layout) -> Codec {
+    let (bits, ratio_per_mille) = wishes(map, tenant);
+    of_protocol(codec::choose(bits, ratio_per_mille, &shape(layout)))
+}
+
+/// Returns the codec that a tenant's blocks of this layout are quantized with when they are to be smaller: a lossless one
+/// where they have no numbers.
+pub fn quantized(map: &ClusterMap, tenant: TenantId, layout: &Layout) -> Codec {
+    let (bits, _) = wishes(map, tenant);
+    let bits = bits.filter(|bits| *bits <= DEFAULT_BITS).unwrap_or(DEFAULT_BITS);
+    of_protocol(codec::choose(Some(bits), None, &shape(layout)))
+}
+
+/// Returns what a tenant's rules say of codecs: bits an element, and stored bytes of original bytes in thousandths.
+fn wishes(_map: &ClusterMap, _tenant: TenantId) -> (Option<u8>, Option<u16>) {
+    (None, None)
+}
+
+fn of_gpu(codec: Codec) -> codec::Codec {
+    match codec {
+        Codec::Raw => codec::Codec::Raw,
+        Codec::Lossless => codec::Codec::Lossless,
+        Codec::Fp8 => codec::Codec::Fp8,
+        Codec::Int8 => codec::Codec::Int8,
+        Codec::Int4 => codec::Codec::Int4,
+    }
+}
+
+fn of_protocol(codec: codec::Codec) -> Codec {
+    match codec {
+        codec::Codec::Raw => Codec::Raw,
+        codec::Codec::Lossless => Codec::Lossless,
+        codec::Codec::Fp8 => Codec::Fp8,
+        codec::Codec::Int8 => Codec::Int8,
+        codec::Codec::Int4 => Codec::Int4,
+    }
+}
+
+fn shape(layout: &Layout) -> Shape {
+    let Layout { layers, kv_heads, head_dim, tokens, dtype, order } = *layout;
+    let element = match dtype {
+        Dtype::F16 => Element::F16,
+        Dtype::Bf16 => Element::Bf16,
+        Dtype::F32 => Element::F32,
+        // A layout whose size overflows has no block.
+        Dtype::Fp8E4M3 | Dtype::U8 => return Shape::Opaque { bytes: layout.block_bytes().unwrap_or(0) },
+    };
+    let order = match order {
+        AxisOrder::LayersFirst => Order::LayersFirst,
+        AxisOrder::KvFirst => Order::KvFirst,
+        AxisOrder::Packed => Order::Packed,
+    };
+    Shape::Tensor { layers, kv_heads, head_dim, tokens, element, order }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_codec_has_one_id_and_one_name_on_the_wire_and_in_the_library() {
+        for codec in Codec::ALL {
+            let of_gpu = of_gpu(codec);
+            assert_eq!((of_gpu.id(), of_gpu.name()), (codec as u16, codec.name()));
+            assert_eq!(of_gpu.is_exact(), codec.is_exact());
+            assert_eq!(of_protocol(of_gpu), codec);
+        }
+    }
+
+    #[test]
+    fn a_layout_and_its_shape_have_as_many_bytes() {
+        for dtype in [Dtype::F16, Dtype::Bf16, Dtype::F32, Dtype::Fp8E4M3, Dtype::U8] {
+            for order in [AxisOrder::LayersFirst, AxisOrder::KvFirst, AxisOrder::Packed] {
+                let layout = Layout { layers: 3, kv_heads: 2, head_dim: 8, tokens: 5, dtype, order };
+                assert_eq!(shape(&layout).raw_bytes(), layout.block_bytes(), "{layout:?}");
+            }
+        }
+        let opaque = Layout::opaque(1000, 16);
+        assert_eq!(shape(&opaque).raw_bytes(), Some(1000));
+    }
+}

@@ -1,0 +1,146 @@
+//! Requests to one node over one connection. The next may be sent before the last is answered, so that neither end waits for
+//! the other between two parts of a long transfer; answers come in the order of the questions.
+
+use crate::call::answer_limits;
+use crate::client::Shared;
+use crate::pool::Lease;
+use crate::stats::count;
+use kvhive_protocol::data::{DataReply, DataRequest};
+use kvhive_protocol::frame::{FrameLimits, Kind};
+use kvhive_protocol::{ClusterMap, DeviceId, WireError};
+use kvhive_wire::{Connection, Fault};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::time::Instant;
+
+/// Requests of one transfer that are under way at a time.
+pub(crate) const WINDOW: usize = 3;
+
+/// One connection to the member of one device, for the time of a transfer.
+pub(crate) struct Line<'a> {
+    shared: &'a Arc<Shared>,
+    address: &'a str,
+    lease: Lease,
+    /// Number and limits of each request that is not answered, oldest first.
+    asked: VecDeque<(u64, FrameLimits)>,
+    has_answered: bool,
+    deadline: Instant,
+}
+
+impl<'a> Line<'a> {
+    /// Takes a connection to the member that owns `device`.
+    ///
+    /// # Errors
+    /// When the map has no such device, or the member cannot be reached.
+    pub(crate) async fn open(
+        shared: &'a Arc<Shared>,
+        map: &'a ClusterMap,
+        device: DeviceId,
+        deadline: Instant,
+    ) -> Result<Line<'a>, Fault> {
+        let owner = map.owner(device).ok_or(Fault::Refused(WireError::WrongDevice { device }))?;
+        let address = &owner.data_address;
+        let lease = shared.pool.take(address, deadline).await?;
+        Ok(Line { shared, address, lease, asked: VecDeque::new(), has_answered: false, deadline })
+    }
+
+    /// Sends one request. The answer's payload is at most `block_bytes` for each block that a fetch names.
+    ///
+    /// # Errors
+    /// When it passes a limit or the socket fails.
+    pub(crate) async fn ask(
+        &mut self,
+        request: &DataRequest,
+        payload: &[&[u8]],
+        block_bytes: u64,
+    ) -> Result<(), Fault> {
+        count(&self.shared.counters.requests, 1);
+        let number = self.shared.requests.fetch_add(1, Ordering::Relaxed);
+        self.lease.connection().send(Kind::DataRequest, number, request, payload).await?;
+        self.asked.push_back((number, answer_limits(request, block_bytes)));
+        Ok(())
+    }
+
+    /// Receives the answer to the oldest request that has none yet; its payload is to be read before the next call.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] when the member said no: the line stands. After any other error it is dead.
+    pub(crate) async fn answer(&mut self) -> Result<DataReply, Fault> {
+        let (number, limits) = self.asked.pop_front().expect("an answer is awaited after a question");
+        let connection = self.lease.connection();
+        connection.set_limits(limits);
+        let answer: Result<DataReply, Fault> = connection.receive_answer(Kind::DataReply, number).await;
+        self.has_answered |= matches!(answer, Ok(_) | Err(Fault::Refused(_)));
+        if let Ok(reply) = &answer {
+            self.shared.notice(reply.epoch());
+        }
+        answer
+    }
+
+    /// Returns how many requests have no answer yet.
+    pub(crate) fn unanswered(&self) -> usize {
+        self.asked.len()
+    }
+
+    /// Returns the connection, for the payload of the last answer.
+    pub(crate) fn connection(&mut self) -> &mut Connection {
+        self.lease.connection()
+    }
+
+    /// Dials anew when `fault` says no more than that a member closes what lies idle for long, or was restarted meanwhile;
+    /// what was asked is then to be asked again.
+    ///
+    /// # Errors
+    /// `fault` when it says more, or why the dial failed.
+    pub(crate) async fn revive(&mut self, fault: Fault) -> Result<(), Fault> {
+        let is_stale =
+            self.lease.was_idle() && !self.has_answered && matches!(fault, Fault::Closed | Fault::Io(_));
+        if !is_stale {
+            return Err(fault);
+        }
+        self.asked.clear();
+        self.lease = self.shared.pool.take_fresh(self.address, self.deadline).await?;
+        Ok(())
+    }
+
+    /// Gives the connection back for others.
+    pub(crate) fn close(self) {
+        if self.asked.is_empty() {
+            self.lease.give_back();
+        }
+    }
+}
+
+impl Shared {
+    /// Sends one request without payload to the member of `device` and returns its answer, which has none either.
+    ///
+    /// # Errors
+    /// When the member refused it, or did not answer by `deadline`.
+    pub(crate) async fn call(
+        self: &Arc<Self>,
+        map: &ClusterMap,
+        device: DeviceId,
+        request: &DataRequest,
+        deadline: Instant,
+    ) -> Result<DataReply, Fault> {
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let exchange = async {
+            let mut line = Line::open(self, map, device, deadline).await?;
+            loop {
+                let answer = match line.ask(request, &[], 0).await {
+                    Ok(()) => line.answer().await,
+                    Err(fault) => Err(fault),
+                };
+                match answer {
+                    Err(fault) if !matches!(fault, Fault::Refused(_)) => line.revive(fault).await?,
+                    answer => {
+                        line.close();
+                        return answer;
+                    }
+                }
+            }
+        };
+        tokio::time::timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(limit)))
+    }
+}
