@@ -24,4 +24,4 @@ pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, PersistConfig
 pub use latency::{Latencies, LatencySummary};
 pub use persist::{Loaded, PersistError, PersistProgress, Saved};
 pub use start::{NodeHandle, start};
-pub use stats::{CodecFigures, Evictions, NodeStats, Prefetches, Shrinks, TierUse};
+pub use stats::{CodecFigures, Evictions, NodeStats, Shrinks, TierUse};

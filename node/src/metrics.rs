@@ -176,16 +176,6 @@ fn record_device(device: &str, stats: &ShardStats) {
     ] {
         metrics::counter!(name, "device" => device.to_owned()).absolute(value);
     }
-    for (outcome, value) in [
-        ("asked", stats.prefetched),
-        ("useful", stats.prefetch_useful),
-        ("wasted", stats.prefetch_wasted),
-        ("late", stats.prefetch_late),
-        ("cancelled", stats.prefetch_cancelled),
-    ] {
-        let labels = [("device", device.to_owned()), ("outcome", outcome.to_owned())];
-        metrics::counter!("kvhive_node_prefetched_blocks_total", &labels).absolute(value);
-    }
     for (outcome, value) in
         [("done", stats.shrunk), ("unfit", stats.shrink_unfit), ("dropped", stats.shrink_dropped)]
     {

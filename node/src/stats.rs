@@ -44,21 +44,6 @@ pub struct Evictions {
     pub lost: u64,
 }
 
-/// What prefetching came to, in blocks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
-pub struct Prefetches {
-    /// Asked for by matches.
-    pub asked: u64,
-    /// Used where they were brought.
-    pub useful: u64,
-    /// Gone from there before they were used.
-    pub wasted: u64,
-    /// Used before they had come.
-    pub late: u64,
-    /// Not brought, for want of a free frame.
-    pub cancelled: u64,
-}
-
 /// The blocks that are stored by one codec.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
 pub struct CodecFigures {
@@ -118,8 +103,6 @@ pub struct NodeStats {
     pub demoted: u64,
     /// Blocks moved up a tier.
     pub promoted: u64,
-    /// What prefetching came to.
-    pub prefetch: Prefetches,
     /// How the blocks are stored, codec by codec.
     pub codecs: Vec<CodecFigures>,
     /// What shrinking came to.
@@ -145,11 +128,6 @@ impl NodeStats {
         self.evictions.lost += shard.lost;
         self.demoted += shard.demoted;
         self.promoted += shard.promoted;
-        self.prefetch.asked += shard.prefetched;
-        self.prefetch.useful += shard.prefetch_useful;
-        self.prefetch.wasted += shard.prefetch_wasted;
-        self.prefetch.late += shard.prefetch_late;
-        self.prefetch.cancelled += shard.prefetch_cancelled;
         self.shrinks.done += shard.shrunk;
         self.shrinks.unfit += shard.shrink_unfit;
         self.shrinks.dropped += shard.shrink_dropped;
