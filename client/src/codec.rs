@@ -1,12 +1,12 @@
-//! Codecs as the cluster uses them, in clients and in nodes: from a block's layout to the shape that the codecs know, from a
-//! tenant's rules to the codec of its blocks. The codecs themselves are `kvhive-gpu`'s.
+//! Codecs as the cluster uses them, in clients and in nodes: from a block's layout to the shape that the codecs know. The
+//! codecs themselves are `kvhive-gpu`'s.
 
 use kvhive_gpu::codec::{self, CodecError, Element, Order, Shape};
 use kvhive_protocol::block::Codec;
-use kvhive_protocol::{AxisOrder, ClusterMap, Dtype, Layout, TenantId};
+use kvhive_protocol::{AxisOrder, Dtype, Layout};
 
-/// Bits of a block that its tenant lets be quantized without saying to how many.
-const DEFAULT_BITS: u8 = 8;
+/// Bits of a quantized element.
+const QUANTIZED_BITS: u8 = 8;
 
 /// Encodes a block; `stored` becomes its stored bytes.
 ///
@@ -29,23 +29,9 @@ pub fn stored_bytes(codec: Codec, layout: &Layout) -> Option<u64> {
     if codec == Codec::Lossless { None } else { codec::max_stored_bytes(of_gpu(codec), &shape(layout)) }
 }
 
-/// Returns the codec that a tenant's rules choose for its blocks of this layout.
-pub fn chosen(map: &ClusterMap, tenant: TenantId, layout: &Layout) -> Codec {
-    let (bits, ratio_per_mille) = wishes(map, tenant);
-    of_protocol(codec::choose(bits, ratio_per_mille, &shape(layout)))
-}
-
-/// Returns the codec that a tenant's blocks of this layout are quantized with when they are to be smaller: a lossless one
-/// where they have no numbers.
-pub fn quantized(map: &ClusterMap, tenant: TenantId, layout: &Layout) -> Codec {
-    let (bits, _) = wishes(map, tenant);
-    let bits = bits.filter(|bits| *bits <= DEFAULT_BITS).unwrap_or(DEFAULT_BITS);
-    of_protocol(codec::choose(Some(bits), None, &shape(layout)))
-}
-
-/// Returns what a tenant's rules say of codecs: bits an element, and stored bytes of original bytes in thousandths.
-fn wishes(_map: &ClusterMap, _tenant: TenantId) -> (Option<u8>, Option<u16>) {
-    (None, None)
+/// Returns the codec that blocks of this layout are quantized with: a lossless one where they have no numbers.
+pub fn quantized(layout: &Layout) -> Codec {
+    of_protocol(codec::choose(Some(QUANTIZED_BITS), None, &shape(layout)))
 }
 
 fn of_gpu(codec: Codec) -> codec::Codec {

@@ -31,8 +31,8 @@ const PART_BYTES: u64 = 1 << 20;
 pub struct StoreOptions {
     /// When a block counts as stored; the cluster's default when none.
     pub ack: Option<Ack>,
-    /// How the blocks are stored; as the tenant's rules say when none. What does not get smaller is stored raw.
-    pub codec: Option<Codec>,
+    /// How the blocks are stored. What does not get smaller is stored raw.
+    pub codec: Codec,
     /// What is known of the request that the blocks are of: what is kept is decided by it, nothing else.
     pub about: About,
 }
@@ -106,8 +106,6 @@ impl NamespaceClient {
             return Err(ClientError::Misuse(format!("{given} bytes for a block of {}", self.block_bytes)));
         }
         let deadline = self.deadline();
-        let chosen = || codec::chosen(&self.shared().map(), self.tenant, &self.layout());
-        let codec = options.codec.unwrap_or_else(chosen);
         let payloads: Vec<OnceLock<Payload<'_>>> = blocks.iter().map(|_| OnceLock::new()).collect();
         let mut outcomes: Vec<Option<StoreOutcome>> = vec![None; range.len()];
         let mut backoff = Backoff::new();
@@ -120,7 +118,7 @@ impl NamespaceClient {
                 prefix,
                 range: &range,
                 blocks,
-                codec,
+                codec: options.codec,
                 payloads: &payloads,
                 ack,
                 about: options.about,

@@ -170,7 +170,7 @@ pub fn max_stored_bytes(codec: Codec, shape: &Shape) -> Option<u64> {
     }
 }
 
-/// Chooses a codec for a tenant's settings. `quantization_bits` wins over `compression_ratio_per_mille` (stored bytes
+/// Chooses a codec for what a caller wants. `quantization_bits` wins over `compression_ratio_per_mille` (stored bytes
 /// for 1000 raw ones). Bits: 8 to 15 are int8, fewer are int4, more are raw. A ratio: 1000 and more is raw, down to
 /// [`LOSSLESS_PER_MILLE`] lossless, which reaches what the data allow, then int8 where its exact ratio on this shape is
 /// low enough, else int4. Opaque bytes are never rounded: what asks for that makes them lossless.

@@ -43,7 +43,7 @@ pub enum Strategy {
 pub enum Shrink {
     /// Every bit comes back.
     Lossless,
-    /// To fewer bits, as many as the tenant's configuration says.
+    /// To fewer bits: which codec makes them is the host's matter.
     Quantize,
 }
 
