@@ -4,12 +4,10 @@
 use crate::log_thread::Write;
 use crate::peers::Lanes;
 use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Ticket, WriteId};
-use kvhive_control::{BeatVerdict, ClearTicket, Counters, Effect as Oversight, Overseer, Registry};
-use kvhive_protocol::control::{
-    Command, CommandReply, ControlReply, CoordinatorStatus, DeviceLoad, Heartbeat, Overview, Proposal,
-};
+use kvhive_control::{ClearTicket, Counters, Effect as Oversight, Overseer, Registry};
+use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
 use kvhive_protocol::map::Settings;
-use kvhive_protocol::{ClusterId, ClusterMap, Epoch, Moment, RequestId, TenantId, WireError, codec};
+use kvhive_protocol::{ClusterId, Epoch, Moment, RequestId, TenantId, WireError, codec};
 use kvhive_runtime::{Actor, Clock, Context, Reply, Sender};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -93,7 +91,8 @@ pub(crate) struct Name {
     pub(crate) raft_address: String,
 }
 
-enum Waiting {
+/// Who waits for what.
+pub(super) enum Waiting {
     Proposal { register: bool, clears: Option<TenantId>, reply: Option<Reply<ControlReply>> },
     Map { have: Epoch, reply: Reply<ControlReply> },
     Beat { received: Moment, beat: Heartbeat, reply: Reply<ControlReply> },
@@ -102,8 +101,8 @@ enum Waiting {
 
 /// One coordinator's raft actor.
 pub(crate) struct RaftActor {
-    parts: Parts,
-    waiting: BTreeMap<Ticket, Waiting>,
+    pub(super) parts: Parts,
+    pub(super) waiting: BTreeMap<Ticket, Waiting>,
     clears: BTreeMap<ClearTicket, (Reply<ControlReply>, CommandReply)>,
     next_ticket: u64,
     next_sequence: u64,
@@ -251,93 +250,6 @@ impl RaftActor {
             *known = cluster;
             news
         });
-    }
-
-    fn serve_read(&mut self, ticket: Ticket) {
-        match self.waiting.remove(&ticket) {
-            Some(Waiting::Map { have, reply }) => reply.send(self.map_reply(have)),
-            Some(Waiting::Overview { reply }) => reply.send(self.overview()),
-            Some(Waiting::Beat { received, beat, reply }) => {
-                let Some(map) = self.parts.registry.map() else {
-                    return reply.send(ControlReply::Fenced);
-                };
-                reply.send(match self.parts.overseer.heartbeat_confirmed(received, beat, &map) {
-                    BeatVerdict::Renew { send_map } => {
-                        ControlReply::Beat { map: send_map.then(|| Box::new((*map).clone())) }
-                    }
-                    BeatVerdict::Fenced => ControlReply::Fenced,
-                    BeatVerdict::NotLeading => {
-                        ControlReply::Failed(self.refusal(RefuseReason::NotLeader { leader: None }))
-                    }
-                });
-            }
-            Some(Waiting::Proposal { .. }) | None => {}
-        }
-    }
-
-    fn map_reply(&self, have: Epoch) -> ControlReply {
-        match self.parts.registry.map() {
-            None => ControlReply::Failed(WireError::busy("the cluster has not started yet")),
-            Some(map) if map.epoch <= have => ControlReply::Map(None),
-            Some(map) => ControlReply::Map(Some(Box::new((*map).clone()))),
-        }
-    }
-
-    fn overview(&mut self) -> ControlReply {
-        let map = self.parts.registry.map();
-        let unsettled = map.as_ref().map_or(0, |map| self.parts.overseer.unsettled(map) as u64);
-        let loads = self.parts.overseer.loads();
-        let loads = loads
-            .map(|(device, load)| (device, DeviceLoad { occupied: Vec::new(), ..load.clone() }))
-            .collect();
-        let map = map.map(|map| ClusterMap::clone(&map));
-        ControlReply::Overview(Box::new(Overview { status: self.status(), map, loads, unsettled }))
-    }
-
-    fn status(&self) -> CoordinatorStatus {
-        let status = self.parts.consensus.status();
-        let name = |peer: PeerId| self.parts.names.get(&peer).map(|known| known.name.clone());
-        CoordinatorStatus {
-            name: name(self.parts.us).unwrap_or_default(),
-            peer: self.parts.us.0,
-            role: match status.role {
-                Role::Leader => "leader",
-                Role::Follower => "follower",
-                Role::Candidate => "candidate",
-                Role::PreCandidate => "pre-candidate",
-            }
-            .to_owned(),
-            term: status.term,
-            leader: status.leader.and_then(name),
-            committed: status.committed,
-            applied: status.applied,
-            epoch: self.parts.registry.epoch(),
-        }
-    }
-
-    fn refusal(&self, reason: RefuseReason) -> WireError {
-        match reason {
-            RefuseReason::NotLeader { leader } => {
-                let leader =
-                    leader.or(self.parts.consensus.status().leader).filter(|leader| *leader != self.parts.us);
-                let address =
-                    |peer: PeerId| self.parts.names.get(&peer).map(|known| known.raft_address.clone());
-                WireError::NotLeader { leader: leader.and_then(address) }
-            }
-            RefuseReason::Overloaded => WireError::busy("as many proposals as allowed are under way"),
-            RefuseReason::TooLarge => WireError::rejected(format_args!("the change is too large")),
-            RefuseReason::Lost => WireError::OutcomeUnknown,
-        }
-    }
-
-    fn answer(&mut self, ticket: Ticket, answer: ControlReply) {
-        match self.waiting.remove(&ticket) {
-            Some(Waiting::Proposal { reply: Some(reply), .. })
-            | Some(Waiting::Map { reply, .. } | Waiting::Beat { reply, .. } | Waiting::Overview { reply }) => {
-                reply.send(answer);
-            }
-            _ => {}
-        }
     }
 
     fn ticket(&mut self, waiting: Waiting) -> Ticket {
