@@ -107,6 +107,8 @@ pub(crate) struct RaftActor {
     next_ticket: u64,
     next_sequence: u64,
     bootstrapping: bool,
+    /// Something was lost that must not be: nothing more is taken in, done or answered. A restart reads the disk.
+    has_failed: bool,
     effects: Vec<Effect>,
     oversight: Vec<Oversight>,
     figures: Figures,
@@ -121,6 +123,7 @@ impl RaftActor {
             next_ticket: 1,
             next_sequence: 1,
             bootstrapping: false,
+            has_failed: false,
             effects: Vec::new(),
             oversight: Vec::new(),
             figures: Figures::default(),
@@ -128,6 +131,9 @@ impl RaftActor {
     }
 
     fn step(&mut self, event: Event) {
+        if self.has_failed {
+            return;
+        }
         let mut effects = std::mem::take(&mut self.effects);
         self.parts.consensus.step(event, &mut effects);
         for effect in effects.drain(..) {
@@ -137,6 +143,11 @@ impl RaftActor {
     }
 
     fn perform(&mut self, effect: Effect) {
+        // What follows a failure would build on what did not happen: a write behind one that was dropped vouches for both,
+        // and a snapshot of a state that misses an entry would make that last.
+        if self.has_failed {
+            return;
+        }
         match effect {
             Effect::Send { to, bytes } => {
                 let sent = self.parts.peers.get(&to).is_some_and(|peer| peer.try_send(bytes));
@@ -294,6 +305,9 @@ impl RaftActor {
 
     fn tick(&mut self) {
         self.step(Event::Tick);
+        if self.has_failed {
+            return;
+        }
         let leads = self.parts.consensus.status().role == Role::Leader;
         match self.parts.registry.map() {
             Some(map) => {
@@ -337,6 +351,10 @@ impl RaftActor {
 
     fn fail(&mut self, reason: String) {
         tracing::error!(%reason, "this coordinator cannot go on");
+        self.has_failed = true;
+        // Dropped, so that their askers hear at once that the outcome is unknown.
+        self.waiting.clear();
+        self.clears.clear();
         self.parts.failed.send_replace(Some(reason));
     }
 }
@@ -350,6 +368,9 @@ impl Actor for RaftActor {
     }
 
     fn handle(&mut self, message: RaftMessage, _ctx: &mut Context<'_, Self>) {
+        if self.has_failed {
+            return;
+        }
         match message {
             RaftMessage::Tick => self.tick(),
             RaftMessage::Received { from, bytes, room } => {
@@ -394,3 +415,7 @@ impl Actor for RaftActor {
 
 /// The raft actor's mailbox, from outside.
 pub(crate) type Raft = Sender<RaftMessage>;
+
+#[cfg(test)]
+#[path = "raft_test.rs"]
+mod tests;
