@@ -1,7 +1,7 @@
 //! What the raft actor tells its askers: maps, statuses, overviews, verdicts on heartbeats, and why something was not done.
 
 use super::raft::{RaftActor, Waiting};
-use kvhive_consensus::{PeerId, RefuseReason, Role, Ticket};
+use kvhive_consensus::{PeerId, RefuseReason, Role, Standing, Ticket};
 use kvhive_control::BeatVerdict;
 use kvhive_protocol::control::{ControlReply, CoordinatorStatus, DeviceLoad, Overview};
 use kvhive_protocol::{ClusterMap, Epoch, WireError};
@@ -55,6 +55,8 @@ impl RaftActor {
             name: name(self.parts.us).unwrap_or_default(),
             peer: self.parts.us.0,
             role: match status.role {
+                Role::Follower if status.standing == Standing::Newborn => "newborn",
+                Role::Follower if status.standing == Standing::Rejoining => "rejoining",
                 Role::Leader => "leader",
                 Role::Follower => "follower",
                 Role::Candidate => "candidate",

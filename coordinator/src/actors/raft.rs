@@ -3,7 +3,7 @@
 
 use crate::log_thread::Write;
 use crate::peers::Lanes;
-use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Ticket, WriteId};
+use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Standing, Ticket, WriteId};
 use kvhive_control::{ClearTicket, Counters, Effect as Oversight, Overseer, Registry};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
 use kvhive_protocol::map::Settings;
@@ -109,6 +109,8 @@ pub(crate) struct RaftActor {
     bootstrapping: bool,
     /// Something was lost that must not be: nothing more is taken in, done or answered. A restart reads the disk.
     has_failed: bool,
+    /// As it was last told in the log.
+    standing: Standing,
     effects: Vec<Effect>,
     oversight: Vec<Oversight>,
     figures: Figures,
@@ -124,6 +126,7 @@ impl RaftActor {
             next_sequence: 1,
             bootstrapping: false,
             has_failed: false,
+            standing: Standing::Settled,
             effects: Vec::new(),
             oversight: Vec::new(),
             figures: Figures::default(),
@@ -308,6 +311,7 @@ impl RaftActor {
         if self.has_failed {
             return;
         }
+        self.tell_standing();
         let leads = self.parts.consensus.status().role == Role::Leader;
         match self.parts.registry.map() {
             Some(map) => {
@@ -346,6 +350,27 @@ impl RaftActor {
                 self.clears.remove(&ticket);
                 self.parts.overseer.clear_abandoned(ticket);
             }
+        }
+    }
+
+    fn tell_standing(&mut self) {
+        let standing = self.parts.consensus.status().standing;
+        if standing == self.standing {
+            return;
+        }
+        self.standing = standing;
+        match standing {
+            Standing::Newborn => info!(
+                "the log is empty: no vote before every coordinator has said that its own is too, or a leader has given back \
+                 what was lost"
+            ),
+            Standing::Founder => info!("every coordinator's log is empty: a new cluster begins"),
+            Standing::Rejoining => {
+                warn!(
+                    "the log is empty and others' are not: following a leader, and no vote before everything is back"
+                )
+            }
+            Standing::Settled => info!("votes like any other"),
         }
     }
 
