@@ -180,7 +180,7 @@ impl Registry {
     }
 
     fn register(&mut self, registration: Registration) -> Outcome {
-        validate::registration(&registration)?;
+        validate::check_registration(&registration)?;
         let known = self.index.members.get(&registration.name).copied();
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         let (id, generation) = match known {
