@@ -10,11 +10,12 @@
 //! | raw, lossless | the same bits |
 //! | int8 | within `largest / 250` |
 //! | fp8 | within 1/15 of the value, or `largest / 450_000` where that is more |
-//! | int4 | within `range / 19`, `largest / 168` or 1/128 of the tile's coarsest bound, whichever is most |
+//! | int4 | within `range / 19`, `largest / 168` or 1/64 of the tile's coarsest bound, whichever is most |
 //!
 //! Each plus the rounding to the element's own precision. NaN stays NaN (int4: its whole group becomes NaN); an infinity
 //! becomes the nearest value that its scale reaches. Scales are per channel for keys and per token for values (KIVI: Liu
-//! et al., ICML 2024); int4 takes whichever fits a tile of 32 tokens better.
+//! et al., ICML 2024); int4 takes whichever fits a tile of 32 tokens better, and values of 16 to 31 tokens, which by channel
+//! have three bits and come back within `range / 9`.
 //!
 //! ```
 //! use kvhive_gpu::codec::{Codec, Element, Order, Shape, decode, encode};
