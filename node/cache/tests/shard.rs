@@ -352,10 +352,10 @@ fn blocks_come_back_from_disk_with_their_prefixes() {
     let mut scene = Scenario::over(&[2], &[0], &[4], 0);
     for number in 0..3 {
         let block = block(number, number.checked_sub(1), number as u32, 100, 1);
-        assert!(scene.shard.restore(TENANT, &block, Slot(1)).is_some());
+        assert!(scene.shard.restore(TENANT, &block, Slot(1), 0).is_some());
     }
-    assert_eq!(scene.shard.restore(TENANT, &block(1, Some(0), 1, 100, 1), Slot(1)), None, "once");
-    assert_eq!(scene.shard.restore(TENANT, &block(7, None, 0, 100, 0), Slot(1)), None, "an ended era");
+    assert_eq!(scene.shard.restore(TENANT, &block(1, Some(0), 1, 100, 1), Slot(1), 0), None, "once");
+    assert_eq!(scene.shard.restore(TENANT, &block(7, None, 0, 100, 0), Slot(1), 0), None, "an ended era");
     assert_eq!(scene.covered(&[0, 1, 2], 0), 3);
     assert_eq!(scene.shard.stats().disk.blocks, 3);
     scene.shard.invariants().expect("all hold");
