@@ -22,7 +22,7 @@ mod view;
 mod tests;
 
 pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, PersistConfig, Tuning};
-pub use disk::DiskError;
+pub use disk::{DiskBench, DiskError};
 pub use latency::{Latencies, LatencySummary};
 pub use persist::{Loaded, PersistError, PersistProgress, Saved};
 pub use start::{NodeHandle, start};

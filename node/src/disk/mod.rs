@@ -6,6 +6,7 @@ mod figures;
 mod folder;
 mod health;
 mod keeper;
+mod measure;
 mod places;
 mod queue;
 mod record;
@@ -22,6 +23,7 @@ pub(crate) use figures::Bad;
 pub(crate) use figures::record;
 pub(crate) use health::ProbeWaits;
 pub(crate) use keeper::Keeper;
+pub use measure::DiskBench;
 pub(crate) use queue::Backend;
 pub(crate) use record::{TenantMark, record_bytes, tenant_mark};
 pub(crate) use scan::Found;
@@ -87,6 +89,8 @@ pub(crate) enum Mover {
     /// io_uring where the kernel has it, threads where not.
     #[default]
     Best,
+    /// Threads.
+    Threads,
     /// This.
     #[cfg(test)]
     Given(Arc<dyn Backend>),
@@ -97,6 +101,7 @@ impl Mover {
     pub(crate) fn start(&self) -> io::Result<Arc<dyn Backend>> {
         match self {
             Mover::Best => best(),
+            Mover::Threads => Ok(Arc::new(threads::Threads::start()?)),
             #[cfg(test)]
             Mover::Given(backend) => Ok(backend.clone()),
         }
