@@ -159,7 +159,10 @@ impl Cluster {
     }
 
     /// Runs a future beside the test.
-    pub fn spawn<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> tokio::task::JoinHandle<F::Output> {
+    pub fn spawn<F: Future<Output: Send> + Send + 'static>(
+        &self,
+        future: F,
+    ) -> tokio::task::JoinHandle<F::Output> {
         self.runtime.spawn(future)
     }
 

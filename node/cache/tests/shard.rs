@@ -334,11 +334,11 @@ fn a_block_that_was_never_used_does_not_go_to_a_disk_that_wants_used_ones() {
         shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
         shard
     };
-    for number in 0..4 {
+    for number in 0..3 {
         scene.store(number, None, 0);
     }
     scene.covered(&[0], 0);
-    for number in 4..8 {
+    for number in 3..8 {
         scene.store(number, None, 0);
         scene.settle();
     }

@@ -366,7 +366,7 @@ impl DeviceCore {
             DeviceMessage::Restore { found, reply } => reply.send(self.restore(found)),
             DeviceMessage::Restored { reply } => {
                 if let Some(disk) = &mut self.disk {
-                    disk.is_restored = true;
+                    disk.restored();
                 }
                 reply.send(());
             }

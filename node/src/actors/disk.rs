@@ -24,7 +24,14 @@ pub(crate) struct DiskTier {
 
 impl DiskTier {
     pub(super) fn new(store: Arc<Store>) -> DiskTier {
+        store.set_known(false);
         DiskTier { store, marks: BTreeMap::new(), is_restored: false, was_open: false }
+    }
+
+    /// All that is on disk has been taken in.
+    pub(super) fn restored(&mut self) {
+        self.is_restored = true;
+        self.store.set_known(true);
     }
 
     /// Takes over the tenants' secrets.

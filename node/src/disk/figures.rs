@@ -94,7 +94,7 @@ pub(crate) fn record(device: &str, store: &Store) {
     ];
     metrics::gauge!("kvhive_node_disk_info", &labels).set(1.0);
     for (name, value) in [
-        ("kvhive_node_disk_open", u64::from(store.is_open())),
+        ("kvhive_node_disk_open", u64::from(store.takes_blocks())),
         ("kvhive_node_disk_waiting_transfers", store.waiting() as u64),
     ] {
         metrics::gauge!(name, "device" => device.to_owned()).set(value as f64);

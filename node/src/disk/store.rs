@@ -55,6 +55,7 @@ pub(crate) struct Store {
     sequence: AtomicU64,
     health: Mutex<Health>,
     is_open: AtomicBool,
+    is_known: AtomicBool,
     /// The folder may be another node's.
     has_ended: AtomicBool,
     /// Blocks on their way to records.
@@ -122,6 +123,7 @@ impl Store {
             sequence: AtomicU64::new(1),
             health: Mutex::new(Health::new(tuning.waits)),
             is_open: AtomicBool::new(true),
+            is_known: AtomicBool::new(false),
             has_ended: AtomicBool::new(false),
             writing: AtomicU64::new(0),
             figures: Figures::default(),
@@ -157,7 +159,17 @@ impl Store {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says whether it takes blocks.
+    /// What is on disk is known, or not yet.
+    pub(crate) fn set_known(&self, known: bool) {
+        self.is_known.store(known, Ordering::Relaxed);
+    }
+
+    /// Says whether blocks go there now.
+    pub(super) fn takes_blocks(&self) -> bool {
+        self.is_open() && self.is_known.load(Ordering::Relaxed)
+    }
+
+    /// Says whether it works.
     pub(crate) fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
     }

@@ -469,9 +469,8 @@ async fn readers_and_writers_over_a_disk_get_their_blocks_or_none() {
         assert_eq!((bad(&node), stats.lost), (vec![], 0));
         node.settles("nobody reads or moves", |stats| stats.readers + stats.leaving + stats.filling == 0)
             .await;
-        let stats = node.shard_stats().await;
-        eventually("every record is free or a block's", || {
-            store_of(&node).free_records() + stats.disk.blocks as u32 == 64
+        node.settles("every record is free or a block's", |stats| {
+            u64::from(store_of(&node).free_records()) + stats.disk.blocks == 64
         })
         .await;
     }
