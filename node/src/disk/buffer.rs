@@ -2,6 +2,7 @@
 
 use super::record::PAGE;
 use kvhive_gpu::{ReadFrame, WriteFrame};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of buffers that are kept for their next use, a device.
@@ -25,7 +26,8 @@ impl Pages {
 
 #[derive(Default)]
 struct Idle {
-    pages: Vec<Pages>,
+    /// By their length.
+    pages: BTreeMap<usize, Vec<Pages>>,
     bytes: usize,
 }
 
@@ -38,11 +40,8 @@ impl Buffers {
     pub(crate) fn take(&self, bytes: usize) -> Buffer {
         let len = bytes.next_multiple_of(PAGE);
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = idle.pages.iter().rposition(|pages| pages.len == len);
-        let pages = found.map(|at| {
-            idle.bytes -= len;
-            idle.pages.swap_remove(at)
-        });
+        let pages = idle.pages.get_mut(&len).and_then(Vec::pop);
+        idle.bytes -= pages.as_ref().map_or(0, |pages| pages.len);
         drop(idle);
         Buffer { pages: Some(pages.unwrap_or_else(|| Pages::new(len))), home: self.clone() }
     }
@@ -51,7 +50,7 @@ impl Buffers {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.bytes + pages.len <= MAX_IDLE_BYTES {
             idle.bytes += pages.len;
-            idle.pages.push(pages);
+            idle.pages.entry(pages.len).or_default().push(pages);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Transfers by threads that wait for each of theirs: for kernels without io_uring, or that forbid it.
 
-use super::queue::{Backend, Done, Job, Queue, Transfer, Way};
+use super::queue::{Backend, Done, Queue, Run, Transfer, Way};
 use rustix::io::{Errno, preadv, pwritev};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::thread::JoinHandle;
@@ -22,8 +22,9 @@ impl Threads {
         for number in 0..THREADS {
             let queue = started.queue.clone();
             let work = move || {
-                while let Some(job) = queue.wait() {
-                    work_on(job);
+                while let Some(mut run) = queue.wait() {
+                    let result = transfer(&mut run);
+                    run.end(result, &queue);
                 }
             };
             started.threads.push(std::thread::Builder::new().name(format!("disk-{number}")).spawn(work)?);
@@ -57,22 +58,17 @@ impl Drop for Threads {
     }
 }
 
-fn work_on(mut job: Job) {
-    let result = transfer(&mut job.transfer);
-    job.end(result);
-}
-
 /// Moves all bytes, however few the kernel takes at a time.
-fn transfer(transfer: &mut Transfer) -> io::Result<()> {
-    let Transfer { file, at, way, pieces } = transfer;
-    let mut at = *at;
-    match way {
+fn transfer(run: &mut Run) -> io::Result<()> {
+    let mut at = run.at();
+    let file = run.file().clone();
+    match run.way() {
         Way::Read => {
             let mut slices: Vec<IoSliceMut<'_>> =
-                pieces.iter_mut().map(|piece| IoSliceMut::new(piece.bytes_mut())).collect();
+                run.pieces_mut().map(|piece| IoSliceMut::new(piece.bytes_mut())).collect();
             let mut left = &mut slices[..];
             while left.iter().any(|slice| !slice.is_empty()) {
-                let moved = again(|| preadv(&*file, left, at))?;
+                let moved = again(|| preadv(&file, left, at))?;
                 if moved == 0 {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
@@ -82,10 +78,10 @@ fn transfer(transfer: &mut Transfer) -> io::Result<()> {
         }
         Way::Write => {
             let mut slices: Vec<IoSlice<'_>> =
-                pieces.iter().map(|piece| IoSlice::new(piece.bytes())).collect();
+                run.pieces_mut().map(|piece| IoSlice::new(piece.bytes())).collect();
             let mut left = &mut slices[..];
             while left.iter().any(|slice| !slice.is_empty()) {
-                let moved = again(|| pwritev(&*file, left, at))?;
+                let moved = again(|| pwritev(&file, left, at))?;
                 if moved == 0 {
                     return Err(io::ErrorKind::WriteZero.into());
                 }

@@ -4,12 +4,13 @@
     reason = "the kernel reads and writes memory that a transfer owns until its completion has come"
 )]
 
-use super::queue::{Backend, Done, Job, Queue, Transfer, Way};
+use super::buffer::Piece;
+use super::queue::{Backend, Done, Queue, Run, Transfer, Way};
 use io_uring::{IoUring, Probe, opcode, types::Fd};
 use rustix::event::{EventfdFlags, eventfd};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
@@ -31,18 +32,23 @@ impl Uring {
     /// # Errors
     /// When the kernel has no io_uring, forbids it, or lacks what is needed of it.
     pub(crate) fn start() -> io::Result<Uring> {
-        let ring = IoUring::new((DEPTH + 1).next_power_of_two() as u32)?;
-        let mut probe = Probe::new();
-        ring.submitter().register_probe(&mut probe)?;
-        let needed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Read::CODE];
-        if !needed.into_iter().all(|code| probe.is_supported(code)) {
-            return Err(ErrorKind::Unsupported.into());
-        }
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let queue = Queue::default();
-        let driver = Driver { flying: Flying::new(), queue: queue.clone(), bell: bell.clone() };
-        let thread =
-            std::thread::Builder::new().name("disk-uring".to_owned()).spawn(move || driver.run(ring))?;
+        let (told, made) = mpsc::sync_channel(1);
+        let (its_queue, its_bell) = (queue.clone(), bell.clone());
+        // The ring belongs to the thread that makes it.
+        let work = move || match ring() {
+            Ok(ring) => {
+                let driver = Driver { flying: Flying::new(), queue: its_queue, bell: its_bell };
+                if told.send(Ok(())).is_ok() {
+                    driver.run(ring);
+                }
+            }
+            // Nobody waits only if this thread was given up.
+            Err(error) => drop(told.send(Err(error))),
+        };
+        let thread = std::thread::Builder::new().name("disk-uring".to_owned()).spawn(work)?;
+        made.recv().map_err(io::Error::other)??;
         Ok(Uring { queue, bell, thread: Some(thread) })
     }
 
@@ -58,8 +64,8 @@ impl Backend for Uring {
     }
 
     fn submit(&self, transfer: Transfer) -> oneshot::Receiver<Done> {
-        let (done, is_in) = self.queue.push(transfer);
-        if is_in {
+        let (done, must_tell) = self.queue.push(transfer);
+        if must_tell {
             self.ring_the_bell();
         }
         done
@@ -83,6 +89,22 @@ impl Drop for Uring {
     }
 }
 
+/// Makes a ring that can do what is asked of it.
+fn ring() -> io::Result<IoUring> {
+    let entries = (DEPTH + 1).next_power_of_two() as u32;
+    // Completions wait for the thread instead of interrupting it, where the kernel knows how (6.1).
+    let quiet = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(entries);
+    let ring = match quiet {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => IoUring::new(entries)?,
+        made => made?,
+    };
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let needed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Read::CODE];
+    let can_all = needed.into_iter().all(|code| probe.is_supported(code));
+    if can_all { Ok(ring) } else { Err(ErrorKind::Unsupported.into()) }
+}
+
 /// As the kernel knows it.
 #[repr(C)]
 struct Iovec {
@@ -90,46 +112,46 @@ struct Iovec {
     len: usize,
 }
 
-/// A transfer that the kernel has.
+/// What the kernel has.
 struct Flight {
-    job: Job,
+    run: Run,
     /// Where its memory is; the kernel reads this list when it is submitted.
     iovecs: Vec<Iovec>,
     bytes: usize,
 }
 
 impl Flight {
-    fn new(mut job: Job) -> Flight {
-        let way = job.transfer.way;
-        let iovec = |piece: &mut super::buffer::Piece| match way {
+    fn new(mut run: Run) -> Flight {
+        let way = run.way();
+        let iovec = |piece: &mut Piece| match way {
             Way::Read => Iovec { base: piece.bytes_mut().as_mut_ptr(), len: piece.bytes_mut().len() },
             // The kernel only reads what is written out.
             Way::Write => Iovec { base: piece.bytes().as_ptr().cast_mut(), len: piece.bytes().len() },
         };
-        let iovecs: Vec<Iovec> = job.transfer.pieces.iter_mut().map(iovec).collect();
-        let bytes = iovecs.iter().map(|iovec| iovec.len).sum();
-        Flight { job, iovecs, bytes }
+        let iovecs: Vec<Iovec> = run.pieces_mut().map(iovec).collect();
+        let bytes = run.bytes();
+        Flight { run, iovecs, bytes }
     }
 
     fn entry(&self, number: usize) -> io_uring::squeue::Entry {
-        let Transfer { file, at, way, .. } = &self.job.transfer;
-        let (fd, list, len) = (Fd(file.as_raw_fd()), self.iovecs.as_ptr().cast(), self.iovecs.len() as u32);
-        let entry = match way {
-            Way::Read => opcode::Readv::new(fd, list, len).offset(*at).build(),
-            Way::Write => opcode::Writev::new(fd, list, len).offset(*at).build(),
+        let (fd, at) = (Fd(self.run.file().as_raw_fd()), self.run.at());
+        let (list, len) = (self.iovecs.as_ptr().cast(), self.iovecs.len() as u32);
+        let entry = match self.run.way() {
+            Way::Read => opcode::Readv::new(fd, list, len).offset(at).build(),
+            Way::Write => opcode::Writev::new(fd, list, len).offset(at).build(),
         };
         entry.user_data(number as u64)
     }
 
-    fn end(self, moved: i32) {
+    fn end(self, moved: i32, queue: &Queue) {
         let result = match usize::try_from(moved) {
             Err(_) => Err(io::Error::from_raw_os_error(-moved)),
             Ok(moved) if moved == self.bytes => Ok(()),
             // A file that is shorter, or a disk that took half: neither is gone on with.
-            Ok(_) if self.job.transfer.way == Way::Read => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(_) if self.run.way() == Way::Read => Err(ErrorKind::UnexpectedEof.into()),
             Ok(_) => Err(ErrorKind::WriteZero.into()),
         };
-        self.job.end(result);
+        self.run.end(result, queue);
     }
 }
 
@@ -169,9 +191,6 @@ struct Driver {
     bell: Arc<OwnedFd>,
 }
 
-// SAFETY: the pointers in `flying` lead into memory that its jobs own; a driver moves to its thread before there are any.
-unsafe impl Send for Driver {}
-
 impl Driver {
     fn run(mut self, mut ring: IoUring) {
         loop {
@@ -198,7 +217,7 @@ impl Driver {
                 let number = completion.user_data() as usize;
                 if let Some(flight) = self.flying.flights.get_mut(number).and_then(Option::take) {
                     self.flying.free.push(number);
-                    flight.end(completion.result());
+                    flight.end(completion.result(), &self.queue);
                 }
             }
         }
@@ -216,8 +235,8 @@ impl Driver {
             flying.is_listening = unsafe { submission.push(&read.build().user_data(WAKE)) }.is_ok();
         }
         while let Some(number) = flying.free.last().copied() {
-            let Some(job) = queue.take() else { return };
-            let flight = flying.flights[number].insert(Flight::new(job));
+            let Some(run) = queue.take() else { return };
+            let flight = flying.flights[number].insert(Flight::new(run));
             let entry = flight.entry(number);
             // SAFETY: the entry names memory and a file that the flight owns; it stays in `flights`, where nothing touches it,
             // until its completion has come, and `Flying` leaks it rather than free it before.
@@ -225,7 +244,7 @@ impl Driver {
             if is_in {
                 flying.free.pop();
             } else if let Some(flight) = flying.flights[number].take() {
-                flight.job.end(Err(ErrorKind::QuotaExceeded.into()));
+                flight.end(-rustix::io::Errno::AGAIN.raw_os_error(), queue);
             }
         }
     }
@@ -234,8 +253,8 @@ impl Driver {
     fn break_off(self, error: &io::Error) {
         tracing::error!(%error, "io_uring failed; the disk takes no more transfers until the node starts anew");
         self.queue.close();
-        while let Some(job) = self.queue.take() {
-            job.end(Err(ErrorKind::BrokenPipe.into()));
+        while let Some(run) = self.queue.take() {
+            run.end(Err(ErrorKind::BrokenPipe.into()), &self.queue);
         }
     }
 }
