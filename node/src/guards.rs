@@ -133,7 +133,7 @@ impl RecordGuard {
             }
             Ok(Err(ReadError::Bad(..))) => pin.returns.push(Return::Lost(pin.id)),
             Ok(Err(ReadError::Late)) => {}
-            Err(_) => place.store().count_late(),
+            Err(_) => place.store().was_silent(),
         }
         drop(place);
         None

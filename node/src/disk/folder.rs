@@ -2,11 +2,11 @@
 
 use super::record::record_bytes;
 use super::{DiskError, Geometry};
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock, fstatvfs};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,7 +67,8 @@ pub(super) fn open(folder: &Path, geometry: &[Geometry]) -> Result<(Vec<Arc<File
 
 fn open_file(path: &Path) -> io::Result<(File, bool)> {
     let mut options = OpenOptions::new();
-    options.create(true).truncate(false).read(true).write(true);
+    // What engines computed for one user is no other's to read.
+    options.create(true).truncate(false).read(true).write(true).mode(0o600);
     let direct = options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path);
     match direct {
         Ok(file) => Ok((file, true)),
@@ -78,9 +79,24 @@ fn open_file(path: &Path) -> io::Result<(File, bool)> {
 }
 
 /// Gives every file its size, and the disk's promise of it; done again, does nothing.
+///
+/// # Errors
+/// When the disk has not the room: nothing more of it is taken then.
 pub(super) fn prepare(files: &[Arc<File>], geometry: &[Geometry]) -> io::Result<()> {
+    let mut wanted = 0u64;
     for (file, class) in files.iter().zip(geometry) {
-        let bytes = record_bytes(class.frame_bytes) * u64::from(class.records);
+        let has = file.metadata()?.blocks() * 512;
+        wanted = wanted.saturating_add(file_bytes(class)?.saturating_sub(has));
+    }
+    if let Some(file) = files.first().filter(|_| wanted > 0) {
+        let disk = fstatvfs(file)?;
+        // Asked before: a file system that runs short half-way keeps what it has given so far.
+        if wanted > disk.f_bavail.saturating_mul(disk.f_frsize) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+    }
+    for (file, class) in files.iter().zip(geometry) {
+        let bytes = file_bytes(class)?;
         if file.metadata()?.len() > bytes {
             file.set_len(bytes)?;
         }
@@ -95,4 +111,35 @@ pub(super) fn prepare(files: &[Arc<File>], geometry: &[Geometry]) -> io::Result<
         }
     }
     Ok(())
+}
+
+fn file_bytes(class: &Geometry) -> io::Result<u64> {
+    let bytes = record_bytes(class.frame_bytes).checked_mul(u64::from(class.records));
+    bytes.filter(|bytes| i64::try_from(*bytes).is_ok()).ok_or_else(|| io::ErrorKind::FileTooLarge.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_without_the_room_gives_none_of_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let fits = Geometry { frame_bytes: 4096, records: 2 };
+        for (frame_bytes, kind) in
+            [(1 << 40, io::ErrorKind::StorageFull), (1 << 50, io::ErrorKind::FileTooLarge)]
+        {
+            let geometry = [fits, Geometry { frame_bytes, records: 1 << 20 }];
+            let (files, _) = open(folder.path(), &geometry).expect("files");
+            assert_eq!(prepare(&files, &geometry).map_err(|error| error.kind()), Err(kind));
+            assert!(files.iter().all(|file| file.metadata().expect("a file").len() == 0));
+        }
+        let (files, _) = open(folder.path(), &[fits]).expect("files");
+        for _ in 0..2 {
+            prepare(&files, &[fits]).expect("a little room");
+            assert_eq!(files[0].metadata().expect("a file").len(), 16384);
+        }
+        let mode = files[0].metadata().expect("a file").mode();
+        assert_eq!(mode & 0o077, 0, "{mode:o}");
+    }
 }

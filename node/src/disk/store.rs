@@ -184,9 +184,15 @@ impl Store {
         self.backend.name()
     }
 
-    /// Counts a block that was not waited for.
+    /// Counts a block that there was no room to read.
     pub(crate) fn count_late(&self) {
         add(&self.figures.late, 1);
+    }
+
+    /// A read was not waited for any longer: a disk that does so again and again fails.
+    pub(crate) fn was_silent(&self) {
+        self.count_late();
+        self.note_read(&Err(io::ErrorKind::TimedOut.into()));
     }
 
     /// Returns how many transfers wait to begin.
