@@ -14,6 +14,8 @@ pub(crate) enum Trouble {
     Full,
     /// It neither takes nor gives.
     Broken,
+    /// It does not answer.
+    Silent,
     /// It says that it has written all, and has written each transfer's first page alone.
     Tears,
 }
@@ -22,15 +24,18 @@ pub(crate) enum Trouble {
 pub(crate) struct Faulty {
     inner: Arc<dyn Backend>,
     trouble: Mutex<Trouble>,
+    /// Whom it has not answered.
+    unheard: Mutex<Vec<(Transfer, oneshot::Sender<Done>)>>,
 }
 
 impl Faulty {
     pub(crate) fn over(inner: Arc<dyn Backend>) -> Arc<Faulty> {
-        Arc::new(Faulty { inner, trouble: Mutex::new(Trouble::None) })
+        Arc::new(Faulty { inner, trouble: Mutex::new(Trouble::None), unheard: Mutex::default() })
     }
 
     pub(crate) fn has(&self, trouble: Trouble) {
         *self.trouble.lock().expect("nobody panics here") = trouble;
+        self.unheard.lock().expect("nobody panics here").clear();
     }
 }
 
@@ -46,6 +51,11 @@ impl Backend for Faulty {
         let errno = match (trouble, transfer.way) {
             (Trouble::Full, Way::Write) => ENOSPC,
             (Trouble::Broken, _) => EIO,
+            (Trouble::Silent, _) => {
+                let (done, waits) = oneshot::channel();
+                self.unheard.lock().expect("nobody panics here").push((transfer, done));
+                return waits;
+            }
             (Trouble::Tears, Way::Write) => {
                 transfer.pieces.truncate(1);
                 return self.inner.submit(transfer);

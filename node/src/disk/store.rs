@@ -263,9 +263,16 @@ impl Store {
         Ok(u32::try_from(whole).unwrap_or(u32::MAX).min(places.records()))
     }
 
-    /// Closes the store when a write failed, and tells why.
+    /// Changes its health; what everybody sees of it changes with it.
+    fn note<T>(&self, what: impl FnOnce(&mut Health) -> T) -> T {
+        let mut health = self.health();
+        let change = what(&mut health);
+        self.is_open.store(health.is_open() && !self.has_ended.load(Ordering::SeqCst), Ordering::Relaxed);
+        change
+    }
+
     fn note_write(&self, result: &io::Result<()>) {
-        let closed = self.health().wrote(self.view.now(), result.is_ok());
+        let closed = self.note(|health| health.wrote(self.view.now(), result.is_ok()));
         if let Err(error) = result {
             add(&self.figures.write_failures, 1);
             if closed {
@@ -275,14 +282,13 @@ impl Store {
     }
 
     fn note_read(&self, result: &io::Result<()>) {
-        let closed = self.health().read(self.view.now(), result.is_ok());
+        let closed = self.note(|health| health.read(self.view.now(), result.is_ok()));
         if let (true, Err(error)) = (closed, result) {
             self.tell_closed(error);
         }
     }
 
     fn tell_closed(&self, error: &io::Error) {
-        self.is_open.store(false, Ordering::Relaxed);
         add(&self.figures.closed, 1);
         error!(folder = %self.folder.display(), %error, "the disk fails; blocks stay in memory only until a probe works");
     }
@@ -295,8 +301,7 @@ impl Store {
         let Some(_writing) = Writing::begin(self) else { return };
         add(&self.figures.probes, 1);
         let result = self.probe().await;
-        if self.health().probed(self.view.now(), result.is_ok()) {
-            self.is_open.store(true, Ordering::Relaxed);
+        if self.note(|health| health.probed(self.view.now(), result.is_ok())) {
             info!(folder = %self.folder.display(), "the disk works again");
         }
     }
@@ -336,6 +341,11 @@ impl Drop for Writing<'_> {
     fn drop(&mut self) {
         self.0.writing.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// Says whether nobody moved the bytes any more: that is not the record's end.
+fn was_given_up(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe && error.raw_os_error().is_none()
 }
 
 /// Says whether a transfer found no room in the queue, rather than failed.
@@ -452,6 +462,9 @@ impl Place {
             return Err(ReadError::Late);
         }
         store.note_read(&result);
+        if result.as_ref().err().is_some_and(was_given_up) {
+            return Err(ReadError::Late);
+        }
         let bad = |bad, why: &dyn ToString| ReadError::Bad(bad, why.to_string());
         result.map_err(|error| bad(Bad::Io, &error))?;
         let (Some(body), Some(page)) = (pieces.pop(), pieces.pop()) else {

@@ -385,6 +385,28 @@ async fn a_broken_disk_costs_what_it_held_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_does_not_answer_costs_hits_and_no_blocks() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let faulty = Faulty::over(movers().remove(0));
+    let setup = Setup { disk_tuning: tuning(faulty.clone()), ..setup(folder.path()) };
+    let all = blocks(24);
+    let (_coordinator, node) = filled(&setup, &all).await;
+    node.settles("nothing moves", |stats| stats.disk.blocks >= 16 && stats.readers == 0).await;
+    faulty.has(Trouble::Silent);
+    let mut client = node.ask().await;
+    let found = client.fetch(&(0..24).collect::<Vec<_>>()).await.expect("the node serves");
+    assert!(found[..16].iter().all(Option::is_none) && found[23].is_some());
+    eventually("the disk is closed", || !store_of(&node).is_open()).await;
+    assert_eq!(client.store(&[Block::new(100, FRAME)], Ack::Primary).await, Ok(vec![kept(1)]));
+    faulty.has(Trouble::None);
+    eventually("a probe opens it", || store_of(&node).is_open()).await;
+    node.settles("nobody waits any more", |stats| stats.readers == 0).await;
+    let come = come(&node, &all).await;
+    assert!(come[..16].iter().all(|came| *came), "{come:?}");
+    assert_eq!((bad(&node), node.shard_stats().await.lost), (vec![], 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_match_brings_blocks_up_before_they_are_fetched() {
     let folder = tempfile::tempdir().expect("a folder");
     let setup = Setup { host_frames: 8, ..setup(folder.path()) };
