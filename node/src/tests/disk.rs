@@ -7,8 +7,8 @@ use crate::actors::core::DeviceMessage;
 use crate::disk::fault::{Faulty, Trouble};
 use crate::disk::{Backend, Bad, DiskTuning, Mover, ProbeWaits, Store, movers, record_bytes};
 use kvhive_cache::ShardStats;
-use kvhive_protocol::Era;
 use kvhive_protocol::data::{Ack, Stored};
+use kvhive_protocol::{Era, WireError};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -456,6 +456,12 @@ async fn files_follow_the_configuration() {
     assert_eq!(store_of(&node).figures.restored(), 0);
 }
 
+/// None while the node has no lease: a machine under load may be late for it.
+fn served<T: std::fmt::Debug>(answer: Result<T, WireError>) -> Option<T> {
+    assert!(matches!(answer, Ok(_) | Err(WireError::NoLease)), "{answer:?}");
+    answer.ok()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_and_writers_over_a_disk_get_their_blocks_or_none() {
     for mover in movers() {
@@ -471,15 +477,15 @@ async fn readers_and_writers_over_a_disk_get_their_blocks_or_none() {
                 for round in 0..400u64 {
                     let number = (round * 7 + task * 13) % 120;
                     let wanted = [number, (number + 1) % 120, (number + 50) % 120];
-                    let found = client.fetch(&wanted).await.expect("the node serves");
+                    let Some(found) = served(client.fetch(&wanted).await) else { continue };
                     for (number, bytes) in wanted.into_iter().zip(found) {
                         if let Some(bytes) = bytes {
                             assert!(bytes == Block::new(number, FRAME).bytes, "block {number}");
                             hits += 1;
                         }
                     }
-                    client.covered(&wanted[..1]).await.expect("the node serves");
-                    client.store(&[Block::new(number, FRAME)], Ack::Primary).await.expect("the node serves");
+                    served(client.covered(&wanted[..1]).await);
+                    served(client.store(&[Block::new(number, FRAME)], Ack::Primary).await);
                 }
                 hits
             });
