@@ -124,7 +124,10 @@ impl Flight {
     fn new(mut run: Run) -> Flight {
         let way = run.way();
         let iovec = |piece: &mut Piece| match way {
-            Way::Read => Iovec { base: piece.bytes_mut().as_mut_ptr(), len: piece.bytes_mut().len() },
+            Way::Read => {
+                let bytes = piece.bytes_mut();
+                Iovec { base: bytes.as_mut_ptr(), len: bytes.len() }
+            }
             // The kernel only reads what is written out.
             Way::Write => Iovec { base: piece.bytes().as_ptr().cast_mut(), len: piece.bytes().len() },
         };
