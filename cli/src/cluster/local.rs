@@ -144,14 +144,7 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
         );
     }
     let config = dir.join(CONFIG_FILE);
-    if fresh {
-        for old in [CONFIG_FILE, RUNNING_FILE, TOKEN_FILE] {
-            remove(&dir.join(old), |path| fs::remove_file(path))?;
-        }
-        for old in ["data", "logs"] {
-            remove(&dir.join(old), |path| fs::remove_dir_all(path))?;
-        }
-    } else if config.exists() {
+    if config.exists() && !fresh {
         if shape.is_some() {
             bail!(
                 "{} holds a cluster of its own shape; add --fresh to remake it, or use another --dir",
@@ -160,13 +153,35 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
         }
         return Ok(());
     }
+    // Refused before anything is removed.
+    let text = describe(dir, shape.unwrap_or_default())?;
+    // Only what a cluster has left here goes: another's folder of that name is not ours to remove.
+    if config.exists() {
+        for old in [CONFIG_FILE, RUNNING_FILE, TOKEN_FILE] {
+            remove(&dir.join(old), |path| fs::remove_file(path))?;
+        }
+        for old in ["data", "logs"] {
+            remove(&dir.join(old), |path| fs::remove_dir_all(path))?;
+        }
+    }
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir.join("logs"))
         .with_context(|| format!("cannot make {}", dir.display()))?;
-    let dir = dir.canonicalize()?;
-    let shape = shape.unwrap_or_default();
+    let mut secret = [0u8; 32];
+    getrandom::fill(&mut secret).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
+    let token: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(dir.join(TOKEN_FILE))?;
+    writeln!(file, "{token}")?;
+    fs::write(config, text)?;
+    Ok(())
+}
+
+/// Writes the cluster file of a cluster of this shape.
+fn describe(dir: &Path, shape: Shape) -> Result<String> {
+    let base_dir = std::path::absolute(dir)?.join("data").display().to_string();
     let cluster = LocalCluster {
         coordinators: shape.coordinators,
         nodes: shape.nodes,
@@ -177,18 +192,10 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
         block_size: shape.block_size,
         replicas: shape.replicas,
         strategy: shape.strategy,
-        base_dir: dir.join("data").display().to_string(),
+        base_dir,
         ports: ports(shape.coordinators, shape.nodes)?,
     };
-    let mut secret = [0u8; 32];
-    getrandom::fill(&mut secret).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
-    let token: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(dir.join(TOKEN_FILE))?;
-    writeln!(file, "{token}")?;
-    let text = cluster.config()?.to_toml();
-    fs::write(dir.join(CONFIG_FILE), text)?;
-    Ok(())
+    Ok(cluster.config()?.to_toml())
 }
 
 fn remove(path: &Path, how: impl Fn(&Path) -> std::io::Result<()>) -> Result<()> {
