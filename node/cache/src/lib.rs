@@ -10,6 +10,7 @@ mod block;
 mod frames;
 mod index;
 pub mod member;
+mod owners;
 mod party;
 pub mod policy;
 mod recency;

@@ -94,17 +94,17 @@ impl Strategy {
     /// nothing else.
     pub fn build(self, capacity: u32, seed: u64) -> Box<dyn Policy> {
         match self {
-            Strategy::Lru => Box::new(Lru::new()),
-            Strategy::Lfu => Box::new(Lfu::aging()),
+            Strategy::Lru => Box::new(Lru::new(capacity)),
+            Strategy::Lfu => Box::new(Lfu::aging(capacity)),
             Strategy::Lru2 => Box::new(LruTwo::new(capacity, seed)),
             Strategy::Adaptive => Box::new(Adaptive::new(capacity as usize)),
             Strategy::Arc => Box::new(Arc::new(capacity, seed)),
             Strategy::Lirs => Box::new(Lirs::new(capacity, seed)),
             Strategy::S3Fifo => Box::new(S3Fifo::new(capacity, seed)),
-            Strategy::Sieve => Box::new(Sieve::new()),
+            Strategy::Sieve => Box::new(Sieve::new(capacity)),
             Strategy::WTinyLfu => Box::new(WTinyLfu::new(capacity, seed)),
-            Strategy::Paged => Box::new(Paged::new()),
-            Strategy::Compressed | Strategy::Quantized => Box::new(Shrinking::new()),
+            Strategy::Paged => Box::new(Paged::new(capacity)),
+            Strategy::Compressed | Strategy::Quantized => Box::new(Shrinking::new(capacity)),
         }
     }
 

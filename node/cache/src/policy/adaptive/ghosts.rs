@@ -10,11 +10,24 @@ use std::hash::BuildHasher;
 /// A remembered block.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Ghost {
-    /// Part of its key; a ghost that is taken for another one costs a misjudged block, no more.
-    pub(super) print: u64,
+    /// Half of its print; a ghost that is taken for another one costs a misjudged block, no more.
+    pub(super) print: u32,
     /// The cohort that it still is counted in.
     pub(super) cohort: u32,
     pub(super) past: Past,
+}
+
+const _: () = assert!(size_of::<Ghost>() == 16);
+
+impl Ghost {
+    pub(super) fn new(print: u64, cohort: u32, past: Past) -> Ghost {
+        Ghost { print: half(print), cohort, past }
+    }
+}
+
+/// Returns the half of a print that ghosts are known by.
+fn half(print: u64) -> u32 {
+    print as u32
 }
 
 /// Cohort of a slot that holds no ghost.
@@ -89,6 +102,7 @@ impl Ghosts {
     }
 
     pub(super) fn get(&self, print: u64) -> Option<&Ghost> {
+        let print = half(print);
         let (latest, sample) = (&self.latest, &self.sample);
         let found =
             self.table.find(self.hasher.hash_one(print), |slot| at(latest, sample, *slot).print == print);
@@ -97,6 +111,7 @@ impl Ghosts {
 
     /// Takes a ghost out: its block is back.
     pub(super) fn take(&mut self, print: u64) -> Option<Ghost> {
+        let print = half(print);
         let (latest, sample) = (&self.latest, &self.sample);
         let is_it = |slot: &u32| at(latest, sample, *slot).print == print;
         let (slot, _) = self.table.find_entry(self.hasher.hash_one(print), is_it).ok()?.remove();
@@ -109,7 +124,7 @@ impl Ghosts {
 
     /// Remembers a block that is no ghost yet.
     pub(super) fn put(&mut self, ghost: Ghost) -> Displaced {
-        debug_assert!(self.get(ghost.print).is_none(), "a block becomes a ghost once");
+        debug_assert!(self.get(ghost.print.into()).is_none(), "a block becomes a ghost once");
         let (slot, old) = self.latest.put(ghost);
         let mut displaced = Displaced::default();
         if let Some(mut old) = old {
@@ -132,13 +147,13 @@ impl Ghosts {
         displaced
     }
 
-    fn enter(&mut self, print: u64, slot: u32) {
+    fn enter(&mut self, print: u32, slot: u32) {
         let (latest, sample, hasher) = (&self.latest, &self.sample, &self.hasher);
         let rehash = |slot: &u32| hasher.hash_one(at(latest, sample, *slot).print);
         self.table.insert_unique(hasher.hash_one(print), slot, rehash);
     }
 
-    fn strike(&mut self, print: u64, slot: u32) {
+    fn strike(&mut self, print: u32, slot: u32) {
         if let Ok(entry) = self.table.find_entry(self.hasher.hash_one(print), |other| *other == slot) {
             entry.remove();
         }
