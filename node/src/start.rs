@@ -261,9 +261,10 @@ fn introduce(
 fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
     let of_device = |memory: &Memory| {
         let tiers = [Tier::Device, Tier::Host];
-        let frames: u64 = tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).map(u64::from).sum();
+        let frames: Vec<u32> = tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).collect();
+        let classes = frames.len() / tiers.len();
         let arenas: u64 = tiers.iter().map(|tier| memory.tier_bytes(*tier)).sum();
-        arenas + frames * DeviceCore::bytes_per_frame()
+        arenas + DeviceCore::bytes(frames.iter().sum(), classes, config.tuning.strategy)
     };
     memories.iter().map(of_device).sum::<u64>() + config.max_connections as u64 * CONNECTION_BYTES
 }

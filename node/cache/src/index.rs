@@ -1,15 +1,15 @@
 //! Key → record. The table holds record numbers only; keys are compared where they lie.
 
 use crate::block::{Life, NIL, Record};
+use crate::table::Table;
 use foldhash::fast::FixedState;
-use hashbrown::HashTable;
 use kvhive_protocol::BlockKey;
 use std::hash::BuildHasher;
 
 /// Records and the table that finds them by key. Both are as large as the frames allow from the start.
 pub(crate) struct Index {
     pub(crate) records: Vec<Record>,
-    table: HashTable<u32>,
+    table: Table,
     /// The first free record; each names the next one as its older neighbour.
     free: u32,
     taken: usize,
@@ -19,7 +19,7 @@ pub(crate) struct Index {
 impl Index {
     pub(crate) fn new(records: usize, seed: u64) -> Index {
         Index {
-            table: HashTable::with_capacity(records),
+            table: Table::full_size(records),
             free: if records == 0 { NIL } else { 0 },
             taken: 0,
             records: (1..=records as u32)
@@ -35,7 +35,7 @@ impl Index {
     /// Finds the record of `key`, filling or resident.
     pub(crate) fn find(&self, key: &BlockKey) -> Option<u32> {
         let hash = self.hasher.hash_one(key);
-        self.table.find(hash, |at| self.records[*at as usize].key == *key).copied()
+        self.table.find(hash, |at| self.records[at as usize].key == *key)
     }
 
     /// Takes a free record for `key`, which must not be in the table.
@@ -47,16 +47,14 @@ impl Index {
         let hash = self.hasher.hash_one(record.key);
         self.records[at as usize] = Record { generation, ..record };
         let (records, hasher) = (&self.records, &self.hasher);
-        self.table.insert_unique(hash, at, |other| hasher.hash_one(records[*other as usize].key));
+        self.table.insert(hash, at, |other| hasher.hash_one(records[other as usize].key));
         Some(at)
     }
 
     /// Makes a record unfindable; it stays taken.
     pub(crate) fn hide(&mut self, at: u32) {
         let hash = self.hasher.hash_one(self.records[at as usize].key);
-        if let Ok(entry) = self.table.find_entry(hash, |other| *other == at) {
-            entry.remove();
-        }
+        self.table.remove(hash, at);
     }
 
     /// Gives a hidden record back.

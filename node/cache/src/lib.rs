@@ -17,6 +17,7 @@ mod recency;
 mod shard;
 pub mod simulate;
 mod stats;
+mod table;
 
 pub use answers::{CopyVerdict, Effect, Listed, Reserve, ShardConfig};
 pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};

@@ -13,9 +13,10 @@ use crate::frames::Ledger;
 use crate::index::Index;
 use crate::owners::Owners;
 use crate::party::{COMMONS, Party, Rules};
-use crate::policy::{Removal, Request, Visit};
+use crate::policy::{Removal, Request, Strategy, Visit};
 use crate::recency::Recency;
 use crate::stats::ShardStats;
+use crate::table::Table;
 use kvhive_protocol::data::{About, Refusal, StoreBlock};
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
 use std::collections::{BTreeMap, VecDeque};
@@ -447,10 +448,11 @@ impl Shard {
         bits
     }
 
-    /// Returns the bytes of memory that the index takes for each frame, at most; policies come on top.
-    pub const fn index_bytes_per_frame() -> u64 {
-        // A record, its number in the table (with the table's slack) and in the free list.
-        (size_of::<Record>() + 10 + 4) as u64
+    /// Returns the bytes of memory that the index of so many frames takes, and at most what a policy takes for each class of
+    /// frames. Tenants with rules of their own have policies of their own, which come on top.
+    pub fn index_bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
+        let index = frames as usize * size_of::<Record>() + Table::bytes(frames as usize);
+        (index + classes * strategy.most_bytes(frames)) as u64
     }
 
     /// Returns the bytes of memory that the policies hold.

@@ -34,6 +34,15 @@ pub struct Arc {
 }
 
 impl Arc {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>()
+            + Links::bytes(capacity)
+            + Column::<Place>::bytes(capacity)
+            + 2 * Ghosts::bytes(capacity.max(1))
+    }
+
     /// Makes empty lists for `blocks` blocks.
     pub fn new(blocks: u32, seed: u64) -> Arc {
         let capacity = blocks.max(1) as usize;

@@ -3,8 +3,8 @@
 //! it and nothing else.
 
 use super::list::Column;
+use crate::table::Table;
 use foldhash::fast::FixedState;
-use hashbrown::HashTable;
 use kvhive_protocol::BlockKey;
 use std::hash::BuildHasher;
 
@@ -27,7 +27,7 @@ impl Printer {
     }
 }
 
-/// Spreads a print over the bits that a table looks at: the lowest, and the seven highest.
+/// Spreads a print over the highest bits, which a table looks at.
 fn spread(print: Print) -> u64 {
     u64::from(print).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
@@ -39,7 +39,7 @@ pub(super) struct Ghosts {
     /// Places that are more than what is remembered at most; where there are none, those of ghosts taken out stay empty
     /// until their turn comes.
     spare: u32,
-    table: HashTable<u32>,
+    table: Table,
     prints: Column<Print>,
     /// Where the next one goes.
     next: u32,
@@ -63,11 +63,16 @@ impl Ghosts {
         Ghosts {
             limit: limit as u32,
             spare: spare as u32,
-            table: HashTable::new(),
+            table: Table::new(limit),
             prints: Column::new(limit + spare),
             next: 0,
             oldest: 0,
         }
+    }
+
+    /// Returns the bytes that so many take at most, with [`Ghosts::exactly`].
+    pub(super) const fn bytes(limit: usize) -> usize {
+        Table::bytes(limit) + Column::<Print>::bytes(limit + limit / 8 + 1)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -92,7 +97,7 @@ impl Ghosts {
 
     /// Returns the number of the ghost with this print.
     pub(super) fn find(&self, print: Print) -> Option<u32> {
-        self.table.find(spread(print), |ghost| self.prints.get(*ghost) == print).copied()
+        self.table.find(spread(print), |ghost| self.prints.get(ghost) == print)
     }
 
     /// Remembers a block as the newest ghost. Returns its number.
@@ -122,16 +127,14 @@ impl Ghosts {
         }
         *self.prints.entry(ghost) = print;
         let prints = &self.prints;
-        self.table.insert_unique(spread(print), ghost, |other| spread(prints.get(*other)));
+        self.table.insert(spread(print), ghost, |other| spread(prints.get(other)));
         Some(ghost)
     }
 
     /// Forgets a ghost. Its number may come back as another's.
     pub(super) fn forget(&mut self, ghost: u32) {
         let print = std::mem::replace(self.prints.entry(ghost), NOBODY);
-        if let Ok(entry) = self.table.find_entry(spread(print), |other| *other == ghost) {
-            entry.remove();
-        }
+        self.table.remove(spread(print), ghost);
     }
 
     /// Forgets the ghost with this print. Says whether there was one.
@@ -147,9 +150,7 @@ impl Ghosts {
             let print = std::mem::replace(self.prints.entry(from), NOBODY);
             if print != NOBODY {
                 *self.prints.entry(to) = print;
-                if let Some(number) = self.table.find_mut(spread(print), |other| *other == from) {
-                    *number = to;
-                }
+                self.table.renumber(spread(print), from, to);
                 to = self.after(to);
             }
             from = self.after(from);
@@ -163,7 +164,7 @@ impl Ghosts {
 
     /// Returns bytes of memory held.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.table.allocation_size() + self.prints.memory_bytes()
+        self.table.memory_bytes() + self.prints.memory_bytes()
     }
 }
 

@@ -26,6 +26,15 @@ pub struct Lfu {
 }
 
 impl Lfu {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>()
+            + Links::bytes(capacity)
+            + RING * size_of::<List>()
+            + 2 * Column::<u8>::bytes(capacity)
+    }
+
     /// Makes the policy that `lfu` names, for `capacity` blocks: it ages.
     pub fn aging(capacity: u32) -> Lfu {
         Lfu {

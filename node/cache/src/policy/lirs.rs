@@ -65,6 +65,16 @@ const fn stacked(node: u32) -> Stacked {
 }
 
 impl Lirs {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>()
+            + Links::bytes(capacity.div_ceil(BLOCKS as usize) * NODES as usize)
+            + Links::bytes(capacity)
+            + Column::<State>::bytes(capacity)
+            + Ghosts::bytes(capacity * GHOSTS as usize / BLOCKS as usize)
+    }
+
     /// Makes an empty stack for `blocks` blocks.
     pub fn new(blocks: u32, seed: u64) -> Lirs {
         let capacity = blocks as usize;

@@ -34,6 +34,11 @@ impl Links {
         Links(Column::new(limit))
     }
 
+    /// Returns the bytes that links for so many records take at most.
+    pub(super) const fn bytes(limit: usize) -> usize {
+        Column::<Node>::bytes(limit)
+    }
+
     /// Says whether a record is in a list.
     pub(super) fn contains(&self, at: u32) -> bool {
         self.0.get(at).newer != OUT
@@ -90,6 +95,11 @@ impl<T: Copy + Default> Column<T> {
             self.values.reserve_exact(room - self.values.len());
         }
         self.values.resize(wanted, T::default());
+    }
+
+    /// Returns the bytes that a column with this limit takes at most.
+    pub(super) const fn bytes(limit: usize) -> usize {
+        limit * size_of::<T>()
     }
 
     /// Changes every value.

@@ -13,6 +13,12 @@ pub struct Lru {
 }
 
 impl Lru {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>() + Links::bytes(capacity)
+    }
+
     /// Makes an empty order for `capacity` blocks.
     pub fn new(capacity: u32) -> Lru {
         Lru { links: Links::new(capacity as usize), order: List::EMPTY, path: Path::NONE }

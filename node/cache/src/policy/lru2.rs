@@ -49,6 +49,18 @@ pub struct LruTwo {
 }
 
 impl LruTwo {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        let ghosts = (capacity * GHOSTS_PER_BLOCK).max(MIN_GHOSTS);
+        size_of::<Self>()
+            + Links::bytes(capacity)
+            + capacity * BYTES_IN_SET
+            + Column::<Uses>::bytes(capacity)
+            + Ghosts::bytes(ghosts)
+            + Column::<Time>::bytes(ghosts)
+    }
+
     /// Makes an empty order for `capacity` blocks.
     pub fn new(capacity: u32, seed: u64) -> LruTwo {
         let ghosts = (capacity as usize * GHOSTS_PER_BLOCK).max(MIN_GHOSTS);

@@ -25,6 +25,12 @@ pub struct Paged {
 }
 
 impl Paged {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>() + Links::bytes(capacity) + Column::<State>::bytes(capacity)
+    }
+
     /// Makes an empty queue for `capacity` blocks.
     pub fn new(capacity: u32) -> Paged {
         Paged {

@@ -34,6 +34,16 @@ pub struct S3Fifo {
 }
 
 impl S3Fifo {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>()
+            + Links::bytes(capacity)
+            + Column::<Place>::bytes(capacity)
+            + Column::<u8>::bytes(capacity)
+            + Ghosts::bytes(capacity)
+    }
+
     /// Makes empty queues for `capacity` blocks.
     pub fn new(capacity: u32, seed: u64) -> S3Fifo {
         let small_target = (capacity as usize / 10).max(1);

@@ -17,6 +17,12 @@ pub struct Shrinking {
 }
 
 impl Shrinking {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>() + Links::bytes(capacity) + Column::<bool>::bytes(capacity)
+    }
+
     /// Makes an empty order for `capacity` blocks.
     pub fn new(capacity: u32) -> Shrinking {
         Shrinking {

@@ -23,8 +23,17 @@ pub(super) struct Sketch {
 
 impl Sketch {
     pub(super) fn new(capacity: u32) -> Sketch {
-        let words = (WORDS_PER_BLOCK * capacity as usize).clamp(8, MAX_WORDS);
+        let words = Sketch::words(capacity as usize);
         Sketch { words: vec![0; words], uses: 0, uses_to_halve: 10 * capacity.max(1) as usize }
+    }
+
+    fn words(capacity: usize) -> usize {
+        (WORDS_PER_BLOCK * capacity).clamp(8, MAX_WORDS)
+    }
+
+    /// Returns the bytes that one for so many blocks takes.
+    pub(super) fn most_bytes(capacity: usize) -> usize {
+        Sketch::words(capacity) * size_of::<u64>()
     }
 
     /// Counts a use.

@@ -108,6 +108,23 @@ impl Strategy {
         }
     }
 
+    /// Returns the bytes that its policy takes at most, ghosts included, for a pool of so many blocks.
+    pub fn most_bytes(self, capacity: u32) -> usize {
+        match self {
+            Strategy::Lru => Lru::most_bytes(capacity),
+            Strategy::Lfu => Lfu::most_bytes(capacity),
+            Strategy::Lru2 => LruTwo::most_bytes(capacity),
+            Strategy::Adaptive => Adaptive::most_bytes(capacity),
+            Strategy::Arc => Arc::most_bytes(capacity),
+            Strategy::Lirs => Lirs::most_bytes(capacity),
+            Strategy::S3Fifo => S3Fifo::most_bytes(capacity),
+            Strategy::Sieve => Sieve::most_bytes(capacity),
+            Strategy::WTinyLfu => WTinyLfu::most_bytes(capacity),
+            Strategy::Paged => Paged::most_bytes(capacity),
+            Strategy::Compressed | Strategy::Quantized => Shrinking::most_bytes(capacity),
+        }
+    }
+
     /// Says how a shard shrinks the blocks that [`Policy::coldest`] names before it lets any go, if it does.
     pub const fn shrinks(self) -> Option<Shrink> {
         match self {

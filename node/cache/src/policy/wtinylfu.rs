@@ -35,6 +35,16 @@ pub struct WTinyLfu {
 }
 
 impl WTinyLfu {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>()
+            + Links::bytes(capacity)
+            + Column::<Place>::bytes(capacity)
+            + Column::<Print>::bytes(capacity)
+            + Sketch::most_bytes(capacity)
+    }
+
     /// Makes empty segments for `capacity` blocks.
     pub fn new(capacity: u32, seed: u64) -> WTinyLfu {
         let window_target = (capacity as usize / 100).max(1);

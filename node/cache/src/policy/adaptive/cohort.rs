@@ -68,9 +68,18 @@ fn is_before(a: Tick, b: Tick) -> bool {
 impl Cohorts {
     /// Makes no cohorts yet, for a pool of so many blocks.
     pub(super) fn new(ages: Ages, capacity: usize) -> Cohorts {
-        let limit = (capacity / BLOCKS_PER_COHORT).max(FEW_COHORTS);
+        let limit = Cohorts::limit(capacity);
         let queue = Queue { head: NONE, tail: NONE, due: 0 };
         Cohorts { ages, limit, slots: Vec::new(), free: NONE, alive: 0, queues: [queue; BUCKETS] }
+    }
+
+    fn limit(capacity: usize) -> usize {
+        (capacity / BLOCKS_PER_COHORT).max(FEW_COHORTS)
+    }
+
+    /// Returns the bytes that they take at most.
+    pub(super) fn most_bytes(capacity: usize) -> usize {
+        (Cohorts::limit(capacity) + MAX_ROWS) * size_of::<Cohort>()
     }
 
     pub(super) fn get(&self, at: u32) -> &Cohort {

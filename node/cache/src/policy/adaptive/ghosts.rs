@@ -3,8 +3,8 @@
 //! tells what a block that comes back was; the second shows how long others wait, at a fraction of the memory.
 
 use super::class::{Past, SAMPLE};
+use crate::table::Table;
 use foldhash::fast::FixedState;
-use hashbrown::HashTable;
 use std::hash::BuildHasher;
 
 /// A remembered block.
@@ -72,7 +72,7 @@ pub(super) struct Ghosts {
     latest: Ring,
     sample: Ring,
     /// Slots of `latest`, and with the highest bit set of `sample`.
-    table: HashTable<u32>,
+    table: Table,
     hasher: FixedState,
 }
 
@@ -92,9 +92,14 @@ impl Ghosts {
         Ghosts {
             latest: Ring::with_limit(latest),
             sample: Ring::with_limit(sample),
-            table: HashTable::new(),
+            table: Table::new(latest + sample),
             hasher: FixedState::default(),
         }
+    }
+
+    /// Returns the bytes that so many take at most.
+    pub(super) const fn most_bytes(limit: usize) -> usize {
+        limit * size_of::<Ghost>() + Table::bytes(limit)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -104,17 +109,19 @@ impl Ghosts {
     pub(super) fn get(&self, print: u64) -> Option<&Ghost> {
         let print = half(print);
         let (latest, sample) = (&self.latest, &self.sample);
-        let found =
-            self.table.find(self.hasher.hash_one(print), |slot| at(latest, sample, *slot).print == print);
-        found.map(|slot| at(latest, sample, *slot))
+        let is_it = |slot: u32| at(latest, sample, slot).print == print;
+        let found = self.table.find(self.hasher.hash_one(print), is_it);
+        found.map(|slot| at(latest, sample, slot))
     }
 
     /// Takes a ghost out: its block is back.
     pub(super) fn take(&mut self, print: u64) -> Option<Ghost> {
         let print = half(print);
         let (latest, sample) = (&self.latest, &self.sample);
-        let is_it = |slot: &u32| at(latest, sample, *slot).print == print;
-        let (slot, _) = self.table.find_entry(self.hasher.hash_one(print), is_it).ok()?.remove();
+        let is_it = |slot: u32| at(latest, sample, slot).print == print;
+        let hash = self.hasher.hash_one(print);
+        let slot = self.table.find(hash, is_it)?;
+        self.table.remove(hash, slot);
         let ring = if slot & IN_SAMPLE == 0 { &mut self.latest } else { &mut self.sample };
         let ghost = &mut ring.slots[(slot & !IN_SAMPLE) as usize];
         let taken = *ghost;
@@ -149,18 +156,16 @@ impl Ghosts {
 
     fn enter(&mut self, print: u32, slot: u32) {
         let (latest, sample, hasher) = (&self.latest, &self.sample, &self.hasher);
-        let rehash = |slot: &u32| hasher.hash_one(at(latest, sample, *slot).print);
-        self.table.insert_unique(hasher.hash_one(print), slot, rehash);
+        let hash_of = |slot: u32| hasher.hash_one(at(latest, sample, slot).print);
+        self.table.insert(hasher.hash_one(print), slot, hash_of);
     }
 
     fn strike(&mut self, print: u32, slot: u32) {
-        if let Ok(entry) = self.table.find_entry(self.hasher.hash_one(print), |other| *other == slot) {
-            entry.remove();
-        }
+        self.table.remove(self.hasher.hash_one(print), slot);
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
         let slots = self.latest.slots.capacity() + self.sample.slots.capacity();
-        slots * size_of::<Ghost>() + self.table.allocation_size()
+        slots * size_of::<Ghost>() + self.table.memory_bytes()
     }
 }

@@ -98,6 +98,9 @@ pub struct Adaptive {
     life: f32,
 }
 
+/// What classes, score, history, shadow caches and the request at hand take at most, as long as that is of some thousand blocks.
+const WHATEVER_THE_POOL: usize = 6 << 20;
+
 const HALF_LIFE_USES: u64 = 100_000;
 const HALF_LIFE_CAPACITIES: u64 = 64;
 const FADES_PER_HALF_LIFE: u64 = 8;
@@ -131,6 +134,13 @@ impl Adaptive {
             faded_at: 0,
             life: 100.0,
         }
+    }
+
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        let ghosts = Ghosts::most_bytes(Adaptive::ghost_limit(capacity));
+        WHATEVER_THE_POOL + Records::most_bytes(capacity) + ghosts + Cohorts::most_bytes(capacity)
     }
 
     /// Returns how many blocks that are not resident are remembered at most: half as many as fit, and in a small pool

@@ -53,6 +53,11 @@ impl Records {
         Records { slots: Column::new(limit), count: 0 }
     }
 
+    /// Returns the bytes that records for numbers below `limit` take at most.
+    pub(super) const fn most_bytes(limit: usize) -> usize {
+        Column::<Resident>::bytes(limit)
+    }
+
     pub(super) fn count(&self) -> usize {
         self.count
     }
