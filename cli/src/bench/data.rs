@@ -31,16 +31,24 @@ pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
         let mut bench = Throughput::start(bytes)?;
         let (mut fetch, mut store) = (Figures::default(), Figures::default());
         bench.fetch(total / 4)?;
-        bench.blast(total / 4, true)?;
-        for _ in 0..runs {
-            fetch.take(bench.fetch(total)?, bench.blast(total, true)?);
-            store.take(bench.store(total)?, bench.blast(total, false)?);
+        for blast in Blast::BOTH {
+            bench.blast(total / 4, true, blast)?;
         }
-        rows.push(fetch.speed(&format!("fetch-{name}"), "raw TCP blast"));
-        rows.push(store.speed(&format!("store-{name}"), "raw TCP blast"));
+        for _ in 0..runs {
+            fetch.ours.push(bench.fetch(total)?);
+            store.ours.push(bench.store(total)?);
+            for (at, blast) in Blast::BOTH.into_iter().enumerate() {
+                fetch.baselines[at].push(bench.blast(total, true, blast)?);
+                store.baselines[at].push(bench.blast(total, false, blast)?);
+            }
+        }
+        for (figures, case) in [(&fetch, "fetch"), (&store, "store")] {
+            rows.extend(figures.rows(&format!("{case}-{name}"), "GB/s", |run| run.0));
+        }
         if name == "1MiB" {
-            rows.push(fetch.cost(&format!("cpu-per-gb-fetch-{name}")));
-            rows.push(store.cost(&format!("cpu-per-gb-store-{name}")));
+            for (figures, case) in [(&fetch, "fetch"), (&store, "store")] {
+                rows.extend(figures.rows(&format!("cpu-per-gb-{case}-{name}"), "CPU s/GB", |run| run.1));
+            }
         }
     }
     rows.push(latency(runs)?);
@@ -50,26 +58,39 @@ pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
 /// One run: GB/s, and CPU seconds a GB of both ends.
 type Run = (f64, f64);
 
+/// The two readings of "what TCP itself does".
+#[derive(Clone, Copy)]
+enum Blast {
+    /// From and to as much memory as ours: what stays in a cache is not moved at all.
+    SameMemory,
+    /// Out of and into one piece again and again, as iperf does: the least that the sockets cost.
+    OnePiece,
+}
+
+impl Blast {
+    const BOTH: [Blast; 2] = [Blast::SameMemory, Blast::OnePiece];
+
+    fn name(self) -> &'static str {
+        match self {
+            Blast::SameMemory => "raw TCP blast over the same memory",
+            Blast::OnePiece => "raw TCP blast of one cached piece",
+        }
+    }
+}
+
 #[derive(Default)]
 struct Figures {
     ours: Vec<Run>,
-    baseline: Vec<Run>,
+    baselines: [Vec<Run>; 2],
 }
 
 impl Figures {
-    fn take(&mut self, ours: Run, baseline: Run) {
-        self.ours.push(ours);
-        self.baseline.push(baseline);
-    }
-
-    fn speed(&self, case: &str, baseline: &'static str) -> Row {
-        let of = |runs: &[Run]| runs.iter().map(|run| run.0).collect::<Vec<_>>();
-        Row::of_runs(case, "GB/s", &of(&self.ours), &of(&self.baseline), baseline)
-    }
-
-    fn cost(&self, case: &str) -> Row {
-        let of = |runs: &[Run]| runs.iter().map(|run| run.1).collect::<Vec<_>>();
-        Row::of_runs(case, "CPU s/GB", &of(&self.ours), &of(&self.baseline), "raw TCP blast")
+    /// Makes a row against each blast.
+    fn rows(&self, case: &str, unit: &'static str, of: impl Fn(&Run) -> f64) -> Vec<Row> {
+        let figures = |runs: &[Run]| runs.iter().map(&of).collect::<Vec<_>>();
+        let ours = figures(&self.ours);
+        let against = Blast::BOTH.iter().zip(&self.baselines);
+        against.map(|(blast, runs)| Row::of_runs(case, unit, &ours, &figures(runs), blast.name())).collect()
     }
 }
 
@@ -189,15 +210,18 @@ impl Throughput {
         Ok(())
     }
 
-    fn blast(&mut self, bytes: u64, receive: bool) -> Result<Run> {
-        let (server, block) = (self.baseline.pid(), self.block_bytes);
+    fn blast(&mut self, bytes: u64, receive: bool, blast: Blast) -> Result<Run> {
+        let (server, block) = (self.baseline.pid(), self.block_bytes as usize);
+        let (near, far) = match blast {
+            Blast::SameMemory => (BATCH_BYTES as usize, DEVICE_BYTES as usize),
+            Blast::OnePiece => (block, block),
+        };
         self.measure(bytes, server, |bench| {
-            // From and to as much memory as ours: what stays in a cache is not moved at all.
-            let (count, block, batch) = (bytes / block, block as usize, BATCH_BYTES as usize);
+            let count = bytes / block as u64;
             if receive {
-                bench.baseline.blast(count, block, batch)
+                bench.baseline.blast(count, block, near)
             } else {
-                bench.baseline.sink(count, block, batch, DEVICE_BYTES as usize)
+                bench.baseline.sink(count, block, near, far)
             }
         })
     }

@@ -12,8 +12,9 @@ use kvhive_cache::{
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Refusal, Run, StoreBlock};
-use kvhive_protocol::{BlockHeader, BlockKey, Epoch, KeyList, Slot, TenantId};
+use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, Slot, TenantId};
 use kvhive_runtime::Reply;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -29,6 +30,8 @@ pub(crate) enum DeviceMessage {
         tenant: TenantId,
         blocks: Vec<(StoreBlock, Slot)>,
         about: About,
+        /// It comes from the primary, which has taken the block.
+        copy: bool,
         pin: bool,
         reply: Reply<Vec<Reserved>>,
     },
@@ -93,6 +96,10 @@ pub(crate) struct DeviceCore {
     pub(super) effects: Vec<Effect>,
     /// Of the map whose tenants the shard serves by.
     epoch: Epoch,
+    /// Whose map that is; with another, nothing that is here exists.
+    cluster: Option<ClusterId>,
+    /// Slots that take no new blocks for now.
+    held: Arc<BTreeSet<Slot>>,
     pub(super) view: Arc<View>,
     pub(super) blocking: Handle,
 }
@@ -112,6 +119,8 @@ impl DeviceCore {
             effects: Vec::new(),
             view,
             epoch: Epoch(0),
+            cluster: None,
+            held: Arc::default(),
             blocking,
         };
         // The view is never older than a map that an actor before this one has confirmed.
@@ -122,11 +131,24 @@ impl DeviceCore {
     }
 
     fn adopt(&mut self, serving: &Serving) {
+        let map = &serving.map;
+        if self.cluster.replace(map.cluster).is_some_and(|cluster| cluster != map.cluster) {
+            self.begin_anew();
+        }
         // An older map that was on its way when a newer one came would bring ended eras back.
-        if self.epoch <= serving.map.epoch {
-            self.epoch = serving.map.epoch;
+        if self.epoch <= map.epoch {
+            self.epoch = map.epoch;
+            self.held = map.held.clone();
             self.shard.set_tenants(serving.eras());
         }
+    }
+
+    /// Forgets everything, as after a panic: frames that somebody reads or writes come back by themselves.
+    fn begin_anew(&mut self) {
+        self.shard = Shard::new(self.shard.config().clone());
+        self.resident.iter_mut().for_each(|one| *one = None);
+        (self.uses, self.returns, self.epoch) = (CodecUses::default(), Returns::default(), Epoch(0));
+        self.effects.clear();
     }
 
     /// Returns the bytes that actor and shard take for so many frames, at most.
@@ -225,8 +247,13 @@ impl DeviceCore {
         block: &StoreBlock,
         slot: Slot,
         about: About,
+        copy: bool,
         pin: bool,
     ) -> Reserved {
+        // Admitted just before this hold was adopted: what comes now would be missed when the slot has moved.
+        if !copy && self.held.contains(&slot) {
+            return Reserved::Refused(Refusal::NoRoom);
+        }
         let now = self.view.now();
         let reserve = self.shard.reserve(now, tenant, block, slot, about, &mut self.effects);
         self.perform_effects();
@@ -287,12 +314,12 @@ impl DeviceCore {
                     reply.send(self.read(tenant, &keys));
                 }
             }
-            DeviceMessage::Reserve { tenant, blocks, about, pin, reply } => {
+            DeviceMessage::Reserve { tenant, blocks, about, copy, pin, reply } => {
                 if !reply.is_abandoned() {
                     reply.send(
                         blocks
                             .iter()
-                            .map(|(block, slot)| self.reserve(tenant, block, *slot, about, pin))
+                            .map(|(block, slot)| self.reserve(tenant, block, *slot, about, copy, pin))
                             .collect(),
                     );
                 }
