@@ -170,6 +170,11 @@ impl DeviceCore {
         self.resident.iter_mut().for_each(|one| *one = None);
         (self.uses, self.returns, self.epoch) = (CodecUses::default(), Returns::default(), Epoch(0));
         self.effects.clear();
+        // Records of the cluster before are free places now.
+        self.shard.set_open(Tier::Disk, false);
+        if let Some(disk) = &mut self.disk {
+            disk.began_anew();
+        }
     }
 
     /// Returns the bytes that actor and shard take for so many frames, at most.

@@ -28,6 +28,11 @@ impl DiskTier {
         DiskTier { store, marks: BTreeMap::new(), is_restored: false, was_open: false }
     }
 
+    /// The shard is another one, which knows its disk closed.
+    pub(super) fn began_anew(&mut self) {
+        self.was_open = false;
+    }
+
     /// All that is on disk has been taken in.
     pub(super) fn restored(&mut self) {
         self.is_restored = true;
