@@ -5,7 +5,7 @@ use crate::data::Ack;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, Slot, TenantId};
 use crate::{BlockKey, SLOTS};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -118,6 +118,9 @@ pub struct ClusterMap {
     pub members: BTreeMap<MemberId, Member>,
     /// One replica set a slot, [`SLOTS`] of them. Shared, so that a map is cheap to copy.
     pub slots: Arc<Vec<ReplicaSet>>,
+    /// Slots that take no new blocks for now: they are about to be moved, once whoever holds them has said under this hold
+    /// that nothing is there.
+    pub held: Arc<BTreeSet<Slot>>,
     /// Every tenant.
     pub tenants: BTreeMap<TenantId, Tenant>,
 }
@@ -177,6 +180,9 @@ impl ClusterMap {
                     return Err(format!("slot {slot} has two replicas on member {}", device.member));
                 }
             }
+        }
+        if let Some(slot) = self.held.iter().find(|slot| slot.0 >= SLOTS) {
+            return Err(format!("slot {slot} is held and does not exist"));
         }
         for (at, member) in self.members.values().enumerate() {
             if self.members.values().skip(at + 1).any(|other| other.name == member.name) {

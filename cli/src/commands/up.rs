@@ -28,8 +28,8 @@ pub(crate) struct Up {
     /// Which process of the cluster file
     #[arg(long, value_name = "ID", requires = "config")]
     id: Option<String>,
-    /// Folder of the local cluster: cluster file, token, logs, raft data
-    #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir(), conflicts_with = "config")]
+    /// Folder of the local cluster: cluster file, token, logs, raft data; means nothing with --config
+    #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir())]
     dir: PathBuf,
     /// Return when the cluster serves, and leave it running
     #[arg(long, conflicts_with = "config")]
@@ -52,6 +52,9 @@ pub(crate) struct Up {
     /// Host tier over each device [default: 64MiB]
     #[arg(long, value_name = "SIZE", conflicts_with = "config")]
     host_memory: Option<Bytes>,
+    /// Disk tier under each device [default: none]
+    #[arg(long, value_name = "SIZE", conflicts_with = "config")]
+    disk: Option<Bytes>,
     /// Size of a block's frame [default: 64KiB]
     #[arg(long, value_name = "SIZE", conflicts_with = "config")]
     block_size: Option<Bytes>,
@@ -83,6 +86,7 @@ impl Up {
             || self.devices.is_some()
             || self.device_memory.is_some()
             || self.host_memory.is_some()
+            || self.disk.is_some()
             || self.block_size.is_some()
             || self.replicas.is_some()
             || self.strategy.is_some();
@@ -93,6 +97,7 @@ impl Up {
             devices: self.devices.unwrap_or(usual.devices),
             device_memory: self.device_memory.unwrap_or(usual.device_memory),
             host_memory: self.host_memory.unwrap_or(usual.host_memory),
+            disk: self.disk.unwrap_or(usual.disk),
             block_size: self.block_size.unwrap_or(usual.block_size),
             replicas: self.replicas.unwrap_or(usual.replicas),
             strategy: self.strategy.clone(),
@@ -128,6 +133,7 @@ impl Up {
 
     fn detached(&self) -> Result<()> {
         let log_file = self.dir.join("logs/supervisor.log");
+        std::fs::create_dir_all(self.dir.join("logs"))?;
         let log = std::fs::File::create(&log_file)
             .with_context(|| format!("cannot write {}", log_file.display()))?;
         let mut supervisor = Command::new(std::env::current_exe()?)
@@ -152,7 +158,12 @@ impl Up {
             {
                 spinner.finish_and_clear();
                 announce(&running);
-                println!("it runs in the background; `kvhive down` stops it");
+                let dir = if self.dir == local::default_dir() {
+                    String::new()
+                } else {
+                    format!(" --dir {}", self.dir.display())
+                };
+                println!("it runs in the background; `kvhive down{dir}` stops it");
                 return Ok(());
             }
             if begun.elapsed() > DETACH_LIMIT {
@@ -181,4 +192,5 @@ fn announce(running: &local::Running) {
     for url in &running.admin_urls {
         println!("admin API       {url}");
     }
+    println!("for clients     {}", running.coordinators.join(","));
 }

@@ -5,7 +5,7 @@ use crate::leases::Leases;
 use crate::planner::Planner;
 use kvhive_protocol::control::{Command, DeviceLoad, Heartbeat};
 use kvhive_protocol::{ClusterMap, DeviceId, Epoch, MemberId, Moment, ReplicaSet, Slot, TenantId, WireError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,8 +116,17 @@ struct Reign {
     next_plan: Moment,
     /// The epoch last planned on, and until when that plan may be under way.
     planned: Option<(Epoch, Moment)>,
-    /// The placement last seen and the epoch at which it was: older reports say nothing of it.
-    placement: Option<(Arc<Vec<ReplicaSet>>, Epoch)>,
+    placement: Option<Placement>,
+}
+
+/// Where slots are placed and which are held, as last seen.
+#[derive(Clone)]
+struct Placement {
+    slots: Arc<Vec<ReplicaSet>>,
+    held: Arc<BTreeSet<Slot>>,
+    /// Reports of older epochs say nothing of it.
+    epoch: Epoch,
+    since: Moment,
 }
 
 impl Overseer {
@@ -239,8 +248,11 @@ impl Overseer {
 impl Reign {
     fn follow(&mut self, map: &ClusterMap) {
         self.leases.sync(map);
-        if !self.placement.as_ref().is_some_and(|(slots, _)| Arc::ptr_eq(slots, &map.slots)) {
-            self.placement = Some((map.slots.clone(), map.epoch));
+        let is_this =
+            |known: &Placement| Arc::ptr_eq(&known.slots, &map.slots) && Arc::ptr_eq(&known.held, &map.held);
+        if !self.placement.as_ref().is_some_and(is_this) {
+            let (slots, held, since) = (map.slots.clone(), map.held.clone(), self.leases.now());
+            self.placement = Some(Placement { slots, held, epoch: map.epoch, since });
         }
     }
 
@@ -284,16 +296,19 @@ impl Reign {
             return;
         }
         self.next_plan = now + tuning.plan_every;
-        if let Some(command) = planner.plan(map, |device, slot| self.occupied(device, slot)) {
+        // Who has not reported within two leases is not going to, or is declared down.
+        let since = self.placement.as_ref().map_or(now, |placement| placement.since);
+        let is_over = now.since(since) > 2 * crate::leases::grace(&map.settings);
+        if let Some(command) = planner.plan(map, |device, slot| self.occupied(device, slot), is_over) {
             self.planned = Some((map.epoch, now + tuning.repropose_after));
             counters.plans += 1;
             effects.push(Effect::Propose(command));
         }
     }
 
-    /// Says whether a device holds any block of a slot, if it has reported since the slots were last placed.
+    /// Says whether a device holds any block of a slot, if it has reported since slots were last placed or held.
     fn occupied(&self, device: DeviceId, slot: Slot) -> Option<bool> {
-        let (_, placed_at) = self.placement.as_ref()?;
+        let placed_at = &self.placement.as_ref()?.epoch;
         let (epoch, loads) = self.leases.get(device.member)?.loads.as_ref()?;
         (epoch >= placed_at).then_some(())?;
         loads.get(usize::from(device.index)).map(|load| load.occupies(slot))

@@ -21,6 +21,8 @@ pub const LEASE_MS: RangeInclusive<u64> = 100..=300_000;
 pub const HEARTBEAT_MS: RangeInclusive<u64> = 10..=60_000;
 /// The longest `host:port`, in bytes: a DNS name, a colon, a port, brackets.
 pub const MAX_ADDRESS_BYTES: usize = 261;
+/// The longest key of a label, in bytes. What the cluster file allows, the registry must: a node that it refuses never serves.
+pub(crate) const MAX_LABEL_KEY_BYTES: usize = 63;
 /// The longest value of a label, in bytes.
 pub const MAX_LABEL_BYTES: usize = 128;
 /// The most bytes that a map's members and tenants take when encoded. With its slots it stays under the codec's
@@ -40,7 +42,8 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         }
         Command::Register(known) => check_registration(known),
         Command::CreateTenant { name: tenant, .. } => name("tenant name", tenant),
-        Command::PlaceSlots { changes, .. } => {
+        Command::PlaceSlots { changes, held: wanted, .. } => {
+            held(wanted)?;
             let mut named = BTreeSet::new();
             changes.iter().try_for_each(|(slot, set)| {
                 slot_once(*slot, &mut named)?;
@@ -101,6 +104,11 @@ pub(crate) fn placement(map: &ClusterMap, changes: &[(Slot, Vec<DeviceId>)]) -> 
     let mut named = BTreeSet::new();
     for (slot, set) in changes {
         slot_once(*slot, &mut named)?;
+        if !map.held.contains(slot) {
+            return Err(WireError::rejected(format_args!(
+                "slot {slot} is not held: stores acknowledged meanwhile would be lost by its move; hold it first"
+            )));
+        }
         set_size(*slot, set, least)?;
         places.check(slot.0, set).map_err(|why| WireError::rejected(format_args!("{why}")))?;
     }
@@ -125,6 +133,17 @@ fn set_size(slot: Slot, set: &[DeviceId], least: usize) -> Result<(), WireError>
         )));
     }
     Ok(())
+}
+
+/// Checks slots to be held: each exists and is named once, ascending.
+pub(crate) fn held(slots: &[Slot]) -> Result<BTreeSet<Slot>, WireError> {
+    if slots.last().is_some_and(|last| last.0 >= SLOTS) || !slots.is_sorted_by(|one, next| one < next) {
+        return Err(WireError::rejected(format_args!(
+            "the slots to be held must exist and ascend: each of 0 to {} once",
+            SLOTS - 1
+        )));
+    }
+    Ok(slots.iter().copied().collect())
 }
 
 /// Returns about how many bytes a member takes in an encoded map; never fewer than it does.
@@ -168,6 +187,9 @@ pub(crate) fn map(map: &ClusterMap) -> Result<(), String> {
         map.members.values().map(member_bytes).chain(map.tenants.values().map(tenant_bytes)).sum();
     if bytes > MAX_MAP_BYTES {
         return Err(format!("members and tenants take {bytes} bytes, allowed are {MAX_MAP_BYTES}"));
+    }
+    if let Some(slot) = map.held.iter().find(|slot| slot.0 >= SLOTS) {
+        return Err(format!("slot {slot} is held and does not exist"));
     }
     slots(map)
 }
@@ -244,7 +266,13 @@ fn labels(labels: &BTreeMap<String, String>) -> Result<(), WireError> {
         return Err(WireError::rejected(format_args!("{} labels, allowed are {MAX_LABELS}", labels.len())));
     }
     for (key, value) in labels {
-        name("label", key)?;
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+        if !(1..=MAX_LABEL_KEY_BYTES).contains(&key.len()) || !key.bytes().all(fits) {
+            return Err(WireError::rejected(format_args!(
+                "{:?} is no key of a label: 1 to {MAX_LABEL_KEY_BYTES} letters, digits, '.', '_', '-' and '/'",
+                shortened(key)
+            )));
+        }
         if value.len() > MAX_LABEL_BYTES || value.chars().any(char::is_control) {
             return Err(WireError::rejected(format_args!(
                 "label {key} has {} bytes, allowed are {MAX_LABEL_BYTES} without control characters",
@@ -325,9 +353,12 @@ mod tests {
     fn labels_and_devices_are_bounded() {
         let label = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
         assert_eq!(labels(&label("rack", "Row 3, über")), Ok(()));
+        assert_eq!(labels(&label("topology.kubernetes.io/Zone", "a")), Ok(()));
         assert!(labels(&label("rack", &"x".repeat(129))).is_err());
         assert!(labels(&label("rack", "a\u{7}")).is_err());
-        assert!(labels(&label("Rack", "a")).is_err());
+        assert!(labels(&label("", "a")).is_err());
+        assert!(labels(&label("rack name", "a")).is_err());
+        assert!(labels(&label(&"x".repeat(64), "a")).is_err());
         assert!(labels(&(0..33).map(|at| (format!("l{at}"), String::new())).collect()).is_err());
 
         let device =
@@ -346,6 +377,7 @@ mod tests {
         let place = |slots: &[u16], replicas: usize| Command::PlaceSlots {
             based_on: kvhive_protocol::Epoch(1),
             changes: slots.iter().map(|slot| (Slot(*slot), vec![device; replicas])).collect(),
+            held: Vec::new(),
         };
         let tenant = |name: String| Command::CreateTenant { name, secret: [0; 32] };
         for good in [tenant("a".into()), place(&[0, SLOTS - 1], 8), place(&[], 0)] {

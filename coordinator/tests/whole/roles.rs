@@ -44,7 +44,8 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
         })
     };
     let create = || submit(Command::CreateTenant { name: "sneaked-in".to_owned(), secret: [0; 32] });
-    let place = || submit(Command::PlaceSlots { based_on: before.epoch, changes: Vec::new() });
+    let place =
+        || submit(Command::PlaceSlots { based_on: before.epoch, changes: Vec::new(), held: Vec::new() });
     let tries = [
         (Role::Client, ControlRequest::Register(register())),
         (Role::Client, submit(Command::Register(register()))),

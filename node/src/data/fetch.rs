@@ -25,9 +25,10 @@ impl DataPlane {
         check::sizes(&request.runs, request.keys.len(), MAX_BLOCKS_PER_TRANSFER)?;
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
-        check::admits(&serving, request.device, request.tenant, &request.runs)?;
+        check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
         let FetchRequest { device, tenant, keys, accept, .. } = request;
         let blocks = self.ask(device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
+        let blocks = self.bring(blocks).await;
         let (mut blocks, room_taken) = match accept {
             Accept::Stored => (blocks.into_iter().map(|guard| guard.map(Held::Frame)).collect(), None),
             Accept::Raw(layout) => self.decoded(blocks, layout).await?,

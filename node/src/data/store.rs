@@ -6,8 +6,9 @@ use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
 use crate::data::replicate::Item;
-use crate::guards::{ReadGuard, Verified};
+use crate::guards::{Lent, ReadGuard, Verified};
 use crate::view::Serving;
+use kvhive_cache::member;
 use kvhive_protocol::data::{
     About, Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
 };
@@ -26,7 +27,7 @@ enum Taken {
     /// Its bytes are in a frame and match its header.
     Verified(Verified),
     /// It was here before.
-    Present(Option<ReadGuard>),
+    Present(Option<Lent>),
     Refused(Refusal),
 }
 
@@ -68,6 +69,7 @@ impl DataPlane {
             tenant,
             blocks: wanted,
             about,
+            copy,
             pin,
             reply,
         });
@@ -89,7 +91,8 @@ impl DataPlane {
         check::store(&request, payload, peer.role, &self.view.layouts)?;
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
-        check::admits(&serving, request.device, request.tenant, &request.runs)?;
+        check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
+        member::takes(&serving.map, request.device, request.copy, &request.runs)?;
         let StoreRequest { device, tenant, ack, copy, layout, about, runs, blocks, .. } = request;
         let blocks: Vec<_> = blocks.into_iter().zip(check::slots(&runs)).collect();
         let replicated = !copy && runs.iter().any(|run| serving.map.replicas(run.slot).0.len() > 1);
@@ -128,9 +131,12 @@ impl DataPlane {
 
     /// Makes what was verified visible, has it copied, and answers.
     async fn settle(&self, task: Task, taken: Vec<Taken>) -> Result<DataReply, WireError> {
+        // A member without a lease makes nothing visible; from here on, one that loses it can only leave its asker unsure.
+        self.view.check_lease()?;
         let mut stored = Vec::with_capacity(taken.len());
         let mut sealing = Vec::new();
         let mut sealed_at = Vec::new();
+        let (mut present, mut present_at) = (Vec::new(), Vec::new());
         let mut items = Vec::new();
         let item = |at: usize, guard: ReadGuard, already: bool| {
             let (block, slot) = task.blocks[at];
@@ -144,9 +150,14 @@ impl DataPlane {
                     // Until the actor says that it is visible.
                     stored.push(Stored::Refused(Refusal::WrongEra));
                 }
-                Taken::Present(guard) => {
+                Taken::Present(lent) => {
                     stored.push(Stored::Kept { copies: 1, already: true });
-                    items.extend(guard.map(|guard| item(at, guard, true)));
+                    // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
+                    let lent = lent.filter(|_| task.ack != Ack::Primary);
+                    if lent.is_some() {
+                        present.push(lent);
+                        present_at.push(at);
+                    }
                 }
                 Taken::Refused(refusal) => stored.push(Stored::Refused(refusal)),
             }
@@ -162,16 +173,18 @@ impl DataPlane {
                 }
             }
         }
+        let present = self.bring(present).await;
+        items.extend(
+            present_at.into_iter().zip(present).filter_map(|(at, guard)| Some(item(at, guard?, true))),
+        );
         self.replicate(&task, items, &mut stored).await;
         self.view.check_lease()?;
         Ok(DataReply::Stored { epoch: task.serving.map.epoch, blocks: stored })
     }
 
-    async fn replicate(&self, task: &Task, mut items: Vec<Item>, stored: &mut [Stored]) {
+    async fn replicate(&self, task: &Task, items: Vec<Item>, stored: &mut [Stored]) {
         let Task { serving, device, tenant, ack, layout, .. } = task;
         if *ack == Ack::Primary {
-            // Blocks that were here before have been copied when they came.
-            items.retain(|item| !item.already);
             self.replicator.later(serving.clone(), *device, *tenant, *layout, items, &self.counters);
             return;
         }
