@@ -8,7 +8,7 @@ use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::frame::{FrameLimits, Kind};
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::{ClusterId, WireError};
-use kvhive_runtime::stopped;
+use kvhive_runtime::{Places, stopped};
 use kvhive_wire::{Connection, Fault, Listening, Peer};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +18,9 @@ use tracing::{debug, warn};
 
 /// A handshake that takes longer is ended.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
-/// Connections at a time, and of these in their handshake.
+/// Connections at a time.
 const MAX_CONNECTIONS: usize = 4096;
+/// Handshakes under way at a time; one more ends the one that has taken longest.
 const MAX_HANDSHAKES: usize = 64;
 /// A connection without a request for this long is closed.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
@@ -71,7 +72,7 @@ impl Room {
 /// Serves connections until `stop`.
 pub(crate) async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: watch::Receiver<bool>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let handshakes = Places::new(MAX_HANDSHAKES);
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -84,14 +85,19 @@ pub(crate) async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: 
             },
             () = stopped(&mut stop) => return,
         };
-        let places = (connections.clone().try_acquire_owned(), handshakes.clone().try_acquire_owned());
-        let (Ok(place), Ok(handshake)) = places else { continue };
+        let Some(mut handshake) = handshakes.enter() else { continue };
+        let connections = connections.clone();
         let (server, mut stop) = (server.clone(), stop.clone());
         tokio::spawn(async move {
             let cluster = *server.cluster.borrow();
             let listening = Listening { token: server.token.clone(), cluster };
-            let accepted = Connection::accept(stream, &listening, HANDSHAKE_LIMIT).await;
+            let accepted = tokio::select! {
+                accepted = Connection::accept(stream, &listening, HANDSHAKE_LIMIT) => accepted,
+                () = handshake.turned_out() => return,
+            };
             drop(handshake);
+            // Taken by those who know the token alone.
+            let Ok(_place) = connections.try_acquire() else { return };
             match accepted {
                 Ok((connection, peer)) => tokio::select! {
                     ended = converse(connection, peer, &server) => {
@@ -103,7 +109,6 @@ pub(crate) async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: 
                 },
                 Err(fault) => debug!(%fault, "handshake failed"),
             }
-            drop(place);
         });
     }
 }

@@ -7,7 +7,6 @@ mod config;
 mod data;
 mod disk;
 mod guards;
-mod http;
 mod latency;
 mod layouts;
 mod membership;

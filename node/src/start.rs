@@ -6,7 +6,6 @@ use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
 use crate::disk::DiskError;
 use crate::disk::{self, DiskTuning, Store};
-use crate::http::BoundedListener;
 use crate::latency::Latencies;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
@@ -19,7 +18,7 @@ use kvhive_client::{Coordinators, Pool};
 use kvhive_protocol::MemberId;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_runtime::{BootClock, Runtime, RuntimeConfig, Spawn, Stage, stopped};
+use kvhive_runtime::{BootClock, BoundedListener, DoorLimits, Runtime, RuntimeConfig, Spawn, Stage, stopped};
 use kvhive_wire::Identity;
 use std::collections::hash_map::RandomState;
 use std::future::Future;
@@ -28,7 +27,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{error, info};
 
@@ -46,8 +45,13 @@ const CONNECTIONS_PER_PEER: usize = 8;
 const DIAL_LIMIT: Duration = Duration::from_secs(1);
 /// Memory of one connection at rest: its buffers.
 const CONNECTION_BYTES: u64 = 32 * 1024;
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
+/// What strangers can hold of the metrics listener.
+const METRICS_DOOR: DoorLimits = DoorLimits {
+    connections: 32,
+    head: Duration::from_secs(5),
+    answer: Duration::from_secs(60),
+    idle: Duration::from_secs(60),
+};
 /// See [`Limits::stall`].
 const STALL: Duration = Duration::from_secs(30);
 /// See [`Limits::least_rate`].
@@ -338,24 +342,15 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
 
 async fn serve_metrics(listener: TcpListener, sources: Sources, mut stopping: watch::Receiver<bool>) {
     let until = async move { stopped(&mut stopping).await };
-    let served = axum::serve(BoundedListener::new(listener), routes(sources)).with_graceful_shutdown(until);
+    let served = axum::serve(BoundedListener::new(listener, METRICS_DOOR), routes(sources))
+        .with_graceful_shutdown(until);
     if let Err(error) = served.await {
         error!(%error, "the metrics listener failed");
     }
 }
 
 fn listen(runtime: &Runtime, address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
-    // The sockets belong to this node's runtime, whichever runtime the caller is on.
-    let _entered = runtime.io().enter();
-    let open = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        let listener = socket.listen(BACKLOG)?;
-        let bound = listener.local_addr()?;
-        Ok((listener, bound))
-    };
-    open().map_err(|source| NodeError::Listen { address, source })
+    runtime.listen(address).map_err(|source| NodeError::Listen { address, source })
 }
 
 impl NodeHandle {

@@ -31,12 +31,16 @@
 
 mod actor;
 mod clock;
+mod door;
+mod places;
 mod runtime;
 mod sender;
 mod shutdown;
 
 pub use actor::{Actor, Context, RestartPolicy, Spawn};
 pub use clock::{BootClock, Clock, ManualClock};
+pub use door::{BoundedListener, BoundedStream, DoorLimits};
+pub use places::{Place, Places};
 pub use runtime::{NamedArbiter, Runtime, RuntimeConfig, RuntimeError};
 pub use sender::{AskError, Reply, SendError, Sender};
 pub use shutdown::{Shutdown, Stage, shutdown_signal, stopped};

@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Handle;
 
 /// Linux keeps this many bytes of a thread's name.
 const MAX_THREAD_NAME: usize = 15;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// How a process's threads are made.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -157,11 +159,14 @@ impl Runtime {
     /// # Errors
     /// When the address is not to be had.
     pub fn listen(&self, address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-        let listener = std::net::TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        let bound = listener.local_addr()?;
         let _entered = self.io().enter();
-        Ok((TcpListener::from_std(listener)?, bound))
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A process started again takes the address over from connections of the one before it that still linger.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
     }
 
     /// Returns what is done, in which order, when the process ends.

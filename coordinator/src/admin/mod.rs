@@ -3,7 +3,6 @@
 
 mod answers;
 mod auth;
-mod door;
 mod figures;
 mod overview;
 mod routes;

@@ -4,7 +4,6 @@ use super::answers::{
     Cluster, Consistency, Coordinator, ErrorBody, Freshness, Members, NewTenant, SlotList, SlotQuery, Stats,
     Tenant, Tenants, Trouble,
 };
-use super::door::BoundedListener;
 use super::{auth, figures, overview};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
@@ -23,7 +22,7 @@ use kvhive_protocol::control::{
 };
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{RequestId, SLOTS, WireError};
-use kvhive_runtime::stopped;
+use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
 use kvhive_wire::Identity;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,6 +40,13 @@ const READ_LIMIT: Duration = Duration::from_secs(5);
 const CHANGE_LIMIT: Duration = Duration::from_secs(10);
 /// The longest that answers under way may hold up a shutdown.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+/// What strangers can hold of the listener. A clear is answered when the longest lease that there can be has run out.
+const DOOR: DoorLimits = DoorLimits {
+    connections: 1024,
+    head: Duration::from_secs(5),
+    answer: Duration::from_secs(900),
+    idle: Duration::from_secs(60),
+};
 /// A coordinator that does not say how it is within this is shown as unreachable.
 const PEER_LIMIT: Duration = Duration::from_millis(500);
 
@@ -225,7 +231,7 @@ fn router(admin: Arc<Admin>) -> Router {
 pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>, mut stop: watch::Receiver<bool>) {
     let mut stop_again = stop.clone();
     let until = async move { stopped(&mut stop).await };
-    let listener = BoundedListener::new(listener);
+    let listener = BoundedListener::new(listener, DOOR);
     tokio::select! {
         served = axum::serve(listener, router(admin)).with_graceful_shutdown(until).into_future() => {
             if let Err(error) = served {

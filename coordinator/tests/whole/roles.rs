@@ -76,6 +76,23 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
 }
 
 #[test]
+fn idle_strangers_keep_nobody_out() {
+    let group = Group::of(1);
+    let (raft, admin) = (group.configs[0].raft_listen, group.configs[0].admin_listen);
+    // More than there are places for, and all of them stay.
+    let mut strangers: Vec<std::net::TcpStream> = Vec::new();
+    for _ in 0..100 {
+        strangers.push(std::net::TcpStream::connect(raft).expect("it listens"));
+        strangers.push(std::net::TcpStream::connect(admin).expect("it listens"));
+    }
+    for _ in 0..10 {
+        let known = group.ask(0, Role::Client, &ControlRequest::Status);
+        assert!(matches!(known, ControlReply::Status(_)), "{known:?}");
+        assert_eq!(group.admin(0).get_open("/healthz").status, 200);
+    }
+}
+
+#[test]
 fn a_wrong_token_or_another_cluster_is_turned_away_in_the_handshake() {
     let group = Group::of(1);
     let ours = group.map(0).cluster;

@@ -3,24 +3,24 @@
 use crate::data::connection::serve_connection;
 use crate::data::counters::count;
 use crate::data::plane::DataPlane;
-use kvhive_runtime::stopped;
+use kvhive_runtime::{Place, Places, stopped};
 use kvhive_wire::{Connection, Listening};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 /// A handshake that takes longer is ended.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
-/// Handshakes under way at a time.
+/// Handshakes under way at a time; one more ends the one that has taken longest.
 const MAX_HANDSHAKES: usize = 64;
 /// Wait after the system refused a connection (no file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Lets connections in until `stop` turns true; those that stand end by themselves after their present request.
 pub(crate) async fn serve(listener: TcpListener, plane: Arc<DataPlane>, mut stop: watch::Receiver<bool>) {
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let handshakes = Places::new(MAX_HANDSHAKES);
     loop {
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -33,33 +33,34 @@ pub(crate) async fn serve(listener: TcpListener, plane: Arc<DataPlane>, mut stop
             },
             () = stopped(&mut stop) => return,
         };
-        let (Ok(place), Ok(handshake)) =
-            (plane.connections.clone().try_acquire_owned(), handshakes.clone().try_acquire_owned())
-        else {
-            // Dropped: the peer sees the end of the stream, and its pool backs off.
+        let Some(handshake) = handshakes.enter() else {
             count(&plane.counters.refused_connections);
             continue;
         };
         let (plane, stop) = (plane.clone(), stop.clone());
-        tokio::spawn(async move {
-            admit(stream, &plane, handshake, stop).await;
-            drop(place);
-        });
+        tokio::spawn(async move { admit(stream, &plane, handshake, stop).await });
     }
 }
 
-async fn admit(
-    stream: TcpStream,
-    plane: &DataPlane,
-    handshake: OwnedSemaphorePermit,
-    stop: watch::Receiver<bool>,
-) {
+async fn admit(stream: TcpStream, plane: &DataPlane, mut handshake: Place, stop: watch::Receiver<bool>) {
     let cluster = plane.view.serving().map(|serving| serving.map.cluster);
     let listening = Listening { token: plane.token.clone(), cluster };
-    let accepted = Connection::accept(stream, &listening, HANDSHAKE_LIMIT).await;
+    let accepted = tokio::select! {
+        accepted = Connection::accept(stream, &listening, HANDSHAKE_LIMIT) => accepted,
+        () = handshake.turned_out() => {
+            count(&plane.counters.refused_handshakes);
+            return;
+        }
+    };
     drop(handshake);
     match accepted {
         Ok((connection, peer)) => {
+            // Taken by those who know the token alone.
+            let Ok(_place) = plane.connections.try_acquire() else {
+                // Dropped: the peer sees the end of the stream, and its pool backs off.
+                count(&plane.counters.refused_connections);
+                return;
+            };
             count(&plane.counters.connections);
             serve_connection(connection, peer, plane, stop).await;
         }
