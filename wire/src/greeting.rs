@@ -131,7 +131,8 @@ impl Connection {
         if !TokenKey::same(&listening.token.client_proof(&hello, &challenge), &proof.proof) {
             return Err(Fault::Protocol(WireError::Unauthorized));
         }
-        // Only a peer that knows the token learns whether it has the right cluster.
+        // The challenge has told it which cluster this is, a random number and no secret; what this end thinks of the peer's
+        // own is for those who know the token.
         if let (Some(ours), Some(theirs)) = (listening.cluster, hello.cluster)
             && ours != theirs
         {
