@@ -180,17 +180,25 @@ impl Runtime {
         let Some(io) = lock(&self.shared.io).take() else { return };
         let begun = std::time::Instant::now();
         self.shared.shutdown.run(io.handle(), limit);
-        for arbiter in lock(&self.shared.arbiters).drain(..) {
-            arbiter.stop();
-            if arbiter.join().is_err() {
-                tracing::error!(runtime = %self.shared.name, "an arbiter's thread panicked");
+        let arbiters: Vec<Arbiter> = lock(&self.shared.arbiters).drain(..).collect();
+        arbiters.iter().for_each(|arbiter| drop(arbiter.stop()));
+        let (system, system_thread) = (self.shared.system.clone(), lock(&self.shared.system_thread).take());
+        let (joined, all_joined) = mpsc::channel();
+        let name = self.shared.name.clone();
+        // Joining cannot be given a limit; waiting for who joins can.
+        let joiner = std::thread::Builder::new().name(short(&format!("{name}-end"))).spawn(move || {
+            let panicked = arbiters.into_iter().filter_map(|arbiter| arbiter.join().err()).count();
+            system.stop();
+            let panicked = panicked + usize::from(system_thread.is_some_and(|thread| thread.join().is_err()));
+            if panicked > 0 {
+                tracing::error!(runtime = %name, panicked, "threads panicked");
             }
-        }
-        self.shared.system.stop();
-        if let Some(thread) = lock(&self.shared.system_thread).take()
-            && thread.join().is_err()
-        {
-            tracing::error!(runtime = %self.shared.name, "the system's thread panicked");
+            // Whoever waits may have given up.
+            let _ = joined.send(());
+        });
+        let left = limit.saturating_sub(begun.elapsed());
+        if joiner.is_err() || all_joined.recv_timeout(left).is_err() {
+            tracing::warn!(runtime = %self.shared.name, ?limit, "threads took too long and are left behind");
         }
         io.shutdown_timeout(limit.saturating_sub(begun.elapsed()));
     }

@@ -218,6 +218,16 @@ fn shutdown_runs_its_stages_in_order_and_leaves_behind_what_hangs() {
 }
 
 #[test]
+fn a_thread_that_hangs_is_left_behind() {
+    let runtime = runtime();
+    let worker = worker(&runtime, 4);
+    let release = hold(&worker);
+    // Returns although the worker's thread does not end.
+    runtime.shutdown(Duration::from_millis(200));
+    drop(release);
+}
+
+#[test]
 fn a_manual_clock_moves_only_by_hand() {
     let clock = ManualClock::default();
     let before = clock.now();
