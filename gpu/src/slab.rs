@@ -53,22 +53,8 @@ impl Slab {
                 given,
             });
         }
-        let (base, mapped, pages) = map_best(length).map_err(give_back)?;
-        // Owned from here on: an error below unmaps it.
-        let slab = Slab { base, bytes: length, mapped, pages, given };
-        // SAFETY: the range was just mapped and nobody else knows it; populating writes nothing that was there.
-        match unsafe { madvise(base.as_ptr().cast(), mapped, Advice::LinuxPopulateWrite) } {
-            Ok(()) => Ok(slab),
-            // Before Linux 5.14: touch each page instead.
-            Err(Errno::INVAL) => {
-                for at in (0..mapped).step_by(PAGE_BYTES) {
-                    // SAFETY: `at` is inside the mapping, which nobody else knows yet.
-                    unsafe { base.as_ptr().add(at).write_volatile(0) };
-                }
-                Ok(slab)
-            }
-            Err(errno) => Err(errno),
-        }
+        let (base, mapped, pages) = map_best(length, populate).map_err(give_back)?;
+        Ok(Slab { base, bytes: length, mapped, pages, given })
     }
 
     /// Returns which pages it got.
@@ -97,34 +83,92 @@ impl Slab {
     }
 }
 
-fn map_best(length: usize) -> Result<(NonNull<u8>, usize, PageKind), Errno> {
-    let protection = ProtFlags::READ | ProtFlags::WRITE;
+/// Maps memory and has it populated: on reserved huge pages if they are to be had, else on ordinary ones.
+fn map_best(
+    length: usize,
+    populate: impl Fn(NonNull<u8>, usize) -> Result<(), Errno>,
+) -> Result<(NonNull<u8>, usize, PageKind), Errno> {
     let round = |unit: usize| length.div_ceil(unit) * unit;
     if length >= HUGE_BYTES {
         let mapped = round(HUGE_BYTES);
-        let flags = MapFlags::PRIVATE | MapFlags::HUGETLB;
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice replaces nothing.
-        if let Ok(address) = unsafe { mmap_anonymous(std::ptr::null_mut(), mapped, protection, flags) } {
-            let base = NonNull::new(address.cast()).ok_or(Errno::NOMEM)?;
-            return Ok((base, mapped, PageKind::Huge));
+        // Reserved pages can be promised and then not be there, where a control group has fewer than the host.
+        if let Ok(base) = map_fresh(mapped, MapFlags::PRIVATE | MapFlags::HUGETLB) {
+            match populate(base, mapped) {
+                Ok(()) => return Ok((base, mapped, PageKind::Huge)),
+                Err(_) => unmap(base, mapped),
+            }
         }
     }
     let mapped = round(PAGE_BYTES);
-    // SAFETY: as above.
-    let address = unsafe { mmap_anonymous(std::ptr::null_mut(), mapped, protection, MapFlags::PRIVATE) }?;
-    let base = NonNull::new(address.cast()).ok_or(Errno::NOMEM)?;
+    let base = map_fresh(mapped, MapFlags::PRIVATE)?;
     // SAFETY: advice on the range just mapped changes no byte of it.
-    let advised = unsafe { madvise(address, mapped, Advice::LinuxHugepage) };
-    Ok((base, mapped, if advised.is_ok() { PageKind::Transparent } else { PageKind::Small }))
+    let advised = unsafe { madvise(base.as_ptr().cast(), mapped, Advice::LinuxHugepage) };
+    match populate(base, mapped) {
+        Ok(()) => Ok((base, mapped, if advised.is_ok() { PageKind::Transparent } else { PageKind::Small })),
+        Err(errno) => {
+            unmap(base, mapped);
+            Err(errno)
+        }
+    }
+}
+
+fn map_fresh(mapped: usize, flags: MapFlags) -> Result<NonNull<u8>, Errno> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice replaces nothing.
+    let address = unsafe { mmap_anonymous(std::ptr::null_mut(), mapped, protection, flags) }?;
+    NonNull::new(address.cast()).ok_or(Errno::NOMEM)
+}
+
+fn unmap(base: NonNull<u8>, mapped: usize) {
+    // SAFETY: only called for a mapping that was made here and that nobody uses any more.
+    let unmapped = unsafe { munmap(base.as_ptr().cast(), mapped) };
+    debug_assert!(unmapped.is_ok(), "a mapping of one's own can be unmapped");
+}
+
+/// Has every page of a fresh mapping taken.
+fn populate(base: NonNull<u8>, mapped: usize) -> Result<(), Errno> {
+    // SAFETY: the range was just mapped and nobody else knows it; populating writes nothing that was there.
+    match unsafe { madvise(base.as_ptr().cast(), mapped, Advice::LinuxPopulateWrite) } {
+        // Before Linux 5.14: touch each page instead.
+        Err(Errno::INVAL) => {
+            for at in (0..mapped).step_by(PAGE_BYTES) {
+                // SAFETY: `at` is inside the mapping, which nobody else knows yet.
+                unsafe { base.as_ptr().add(at).write_volatile(0) };
+            }
+            Ok(())
+        }
+        populated => populated,
+    }
 }
 
 impl Drop for Slab {
     fn drop(&mut self) {
         if self.mapped > 0 {
-            // SAFETY: this slab made the mapping; frames hold the arena, and with it this slab, so none is left.
-            let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.mapped) };
-            debug_assert!(unmapped.is_ok(), "a slab's own mapping can be unmapped");
+            // Frames hold the arena, and with it this slab: none is left.
+            unmap(self.base, self.mapped);
         }
         self.given.fetch_sub(self.bytes as u64, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn huge_pages_that_are_promised_and_not_there_end_no_start() {
+        let tried = RefCell::new(Vec::new());
+        let length = HUGE_BYTES + PAGE_BYTES;
+        // As a control group without huge pages answers: whatever is rounded to them is not to be had.
+        let mapped = map_best(length, |_, mapped| {
+            tried.borrow_mut().push(mapped);
+            if mapped % HUGE_BYTES == 0 { Err(Errno::FAULT) } else { Ok(()) }
+        });
+        let (base, mapped, pages) = mapped.expect("ordinary pages are there");
+        assert_eq!((tried.into_inner().pop(), mapped), (Some(length), length));
+        assert_ne!(pages, PageKind::Huge);
+        unmap(base, mapped);
+        assert_eq!(map_best(length, |_, _| Err(Errno::NOMEM)).err(), Some(Errno::NOMEM));
     }
 }
