@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// Askers whose requests are remembered: those that were heard last.
 pub const MAX_CLIENTS: usize = 4096;
-/// How far an asker's sequences reach back from its greatest one. A request below that is refused, never applied twice.
+/// How far an asker's sequences reach back from its greatest one. A request below that is refused, never applied twice: an asker
+/// has fewer under way at a time, or asks under several names.
 pub const REPLY_WINDOW: u64 = 64;
 /// What all remembered outcomes may take in a snapshot, in bytes: four times what that many askers come to who are
 /// mostly not refused. A snapshot must fit into one raft message, however long the refusals are.

@@ -4,6 +4,7 @@
 mod answers;
 mod auth;
 mod figures;
+mod lanes;
 mod overview;
 mod routes;
 

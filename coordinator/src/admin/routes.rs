@@ -4,6 +4,7 @@ use super::answers::{
     Cluster, Consistency, Coordinator, ErrorBody, Freshness, Members, NewTenant, SlotList, SlotQuery, Stats,
     Tenant, Tenants, Trouble,
 };
+use super::lanes::Lanes;
 use super::{auth, figures, overview};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
@@ -25,7 +26,6 @@ use kvhive_protocol::{RequestId, SLOTS, WireError};
 use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
 use kvhive_wire::Identity;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -36,7 +36,7 @@ use utoipa_axum::routes;
 const MAX_BODY_BYTES: usize = 64 * 1024;
 /// The longest a read may take, the leader included.
 const READ_LIMIT: Duration = Duration::from_secs(5);
-/// The longest a change may take: a clear waits for every lease.
+/// The longest a change may take that waits for no lease.
 const CHANGE_LIMIT: Duration = Duration::from_secs(10);
 /// The longest that answers under way may hold up a shutdown.
 const STOP_GRACE: Duration = Duration::from_secs(2);
@@ -67,8 +67,7 @@ pub(crate) struct Admin {
     /// Digest of the token, under `key`.
     pub(super) token: [u8; 32],
     key: [u8; 32],
-    client: u128,
-    sequence: AtomicU64,
+    lanes: Lanes,
 }
 
 type Shared = State<Arc<Admin>>;
@@ -81,7 +80,7 @@ impl Admin {
         let key: [u8; 32] = key.try_into().expect("the first 32 of 48 bytes");
         let client = u128::from_le_bytes(client.try_into().expect("the last 16 of 48 bytes"));
         let token = kvhive_protocol::handshake::keyed_digest(&key, token);
-        Admin { sources, token, key, client, sequence: AtomicU64::new(1) }
+        Admin { sources, token, key, lanes: Lanes::new(client) }
     }
 
     pub(super) fn token_digest(&self, shown: &[u8]) -> [u8; 32] {
@@ -113,10 +112,17 @@ impl Admin {
 
     /// Has a change applied, here or by the leader; repeated under the same id while its outcome is unknown.
     async fn submit(&self, command: Command) -> Result<CommandReply, Trouble> {
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let request =
-            ControlRequest::Submit { request: RequestId { client: self.client, sequence }, command };
-        let deadline = tokio::time::Instant::now() + CHANGE_LIMIT;
+        let request = self.lanes.take();
+        let submitted = self.submit_as(request, command).await;
+        // One that is given up half-way keeps its lane: a repeat of it may still be on its way.
+        self.lanes.give_back(request);
+        submitted
+    }
+
+    async fn submit_as(&self, request: RequestId, command: Command) -> Result<CommandReply, Trouble> {
+        let request = ControlRequest::Submit { request, command };
+        let limit = change_limit(self.sources.vitals.borrow().lease);
+        let deadline = tokio::time::Instant::now() + limit;
         loop {
             let mut reply = self.sources.control.serve(Role::Coordinator, request.clone()).await;
             if let ControlReply::Failed(WireError::NotLeader { leader: Some(leader) }) = &reply {
@@ -164,6 +170,12 @@ impl Admin {
         });
         futures_util::future::join_all(asks).await
     }
+}
+
+/// Returns how long a change may take: a clear waits for the lease of a member that is silent, and a leader elected meanwhile
+/// waits for all of it once more.
+fn change_limit(lease: Option<Duration>) -> Duration {
+    CHANGE_LIMIT + 2 * lease.unwrap_or_default()
 }
 
 fn coordinator(peer: &PeerConfig, status: Option<CoordinatorStatus>) -> Coordinator {
@@ -349,4 +361,17 @@ async fn clear_tenant(State(admin): Shared, name: Result<Path<String>, PathRejec
 async fn stats(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Stats> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     Ok(Json(overview::stats(&admin.overview(query.consistency).await?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_may_take_as_long_as_the_longest_lease_and_no_longer_than_its_connection() {
+        let longest = Duration::from_millis(*kvhive_control::LEASE_MS.end());
+        let limit = change_limit(Some(longest));
+        assert!(limit > 2 * longest && limit < DOOR.answer, "{limit:?}");
+        assert_eq!(change_limit(None), CHANGE_LIMIT);
+    }
 }
