@@ -12,6 +12,11 @@ use std::time::Duration;
 /// A request that is not through within this is answered with its deadline; the asker repeats it.
 const LIMIT: Duration = Duration::from_secs(8);
 
+/// The largest request, in bytes: a plan that names every slot, each with all its devices, and is held. A node's
+/// registration and heartbeat are far smaller.
+pub(crate) const MAX_REQUEST_BYTES: u32 =
+    512 + kvhive_protocol::SLOTS as u32 * (2 + 2 + 8 + 6 * kvhive_control::MAX_REPLICAS as u32);
+
 /// Serves control requests. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct ControlPlane {
@@ -128,6 +133,50 @@ pub(crate) async fn ask_peer(
 mod tests {
     use super::*;
     use kvhive_protocol::{Generation, MemberId, RequestId};
+
+    #[test]
+    fn the_largest_of_each_request_is_taken_in() {
+        use kvhive_protocol::control::{
+            DeviceLoad, Heartbeat, MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES, Registration,
+        };
+        use kvhive_protocol::map::DeviceDescription;
+        use kvhive_protocol::{DeviceId, Epoch, SLOTS, Slot};
+        let request = RequestId { client: 1, sequence: 1 };
+        let device = DeviceId::new(MemberId(1), 0);
+        let all: Vec<Slot> = Slot::all().collect();
+        let set = || vec![device; usize::from(kvhive_control::MAX_REPLICAS)];
+        let plan = Command::PlaceSlots {
+            based_on: Epoch(1),
+            changes: all.iter().map(|slot| (*slot, set())).collect(),
+            held: all.clone(),
+        };
+        let load = DeviceLoad { occupied: vec![0; usize::from(SLOTS / 8)], ..DeviceLoad::default() };
+        let (member, generation, epoch) = (MemberId(1), Generation(1), Epoch(1));
+        let name = "x".repeat(MAX_NAME_BYTES);
+        let address = "x".repeat(kvhive_control::MAX_ADDRESS_BYTES);
+        let label = |at: usize| (format!("{at:0>63}"), "x".repeat(kvhive_control::MAX_LABEL_BYTES));
+        let description = DeviceDescription { kind: name.clone(), device_bytes: 1, host_bytes: 1 };
+        for request in [
+            ControlRequest::Submit { request, command: plan },
+            ControlRequest::Heartbeat(Heartbeat {
+                member,
+                generation,
+                epoch,
+                devices: vec![load; MAX_DEVICES],
+            }),
+            ControlRequest::Register(Registration {
+                request,
+                name,
+                data_address: address.clone(),
+                metrics_address: address,
+                labels: (0..MAX_LABELS).map(label).collect(),
+                devices: vec![description; MAX_DEVICES],
+            }),
+        ] {
+            let bytes = kvhive_protocol::codec::encode(&request).expect("it encodes").len();
+            assert!(bytes <= MAX_REQUEST_BYTES as usize, "{bytes} bytes");
+        }
+    }
 
     #[test]
     fn each_role_may_ask_what_is_its_own() {

@@ -180,10 +180,14 @@ fn append(payload: &mut Vec<u8>, message: &[u8]) {
     payload.extend_from_slice(message);
 }
 
-/// Splits a frame's payload into its messages; none when it is damaged.
+/// Splits a frame's payload into its messages; none when it is damaged, or there are more than anybody sends at once.
 pub(crate) fn split(mut payload: &[u8]) -> Option<Vec<&[u8]>> {
     let mut messages = Vec::new();
     while !payload.is_empty() {
+        // Each takes a place in the raft actor's mailbox.
+        if messages.len() == MAX_GROUP {
+            return None;
+        }
         let (length, rest) = payload.split_first_chunk::<4>()?;
         let (message, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
         messages.push(message);

@@ -1,7 +1,7 @@
 //! The listener for raft and the control plane: who connects is told apart by role.
 
 use crate::actors::raft::{Raft, RaftMessage};
-use crate::control_plane::ControlPlane;
+use crate::control_plane::{ControlPlane, MAX_REQUEST_BYTES};
 use crate::peers::{self, MAX_FRAME_BYTES, MAX_SMALL_FRAME_BYTES};
 use kvhive_consensus::PeerId;
 use kvhive_protocol::control::ControlReply;
@@ -116,7 +116,7 @@ pub(crate) async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: 
 async fn converse(mut connection: Connection, peer: Peer, server: &Server) -> Result<(), Fault> {
     // Nobody but a coordinator sends payloads here.
     let payload = if peer.role == Role::Coordinator { MAX_FRAME_BYTES as u32 } else { 0 };
-    connection.set_limits(FrameLimits { payload_bytes: payload, ..FrameLimits::OPEN });
+    connection.set_limits(FrameLimits { message_bytes: MAX_REQUEST_BYTES, payload_bytes: payload });
     loop {
         let frame = match tokio::time::timeout(IDLE_LIMIT, connection.receive()).await {
             Ok(Ok(frame)) => frame,

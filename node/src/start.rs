@@ -43,7 +43,8 @@ const LOW_WATER_OVER_DISK_PER_MILLE: u16 = 50;
 const CONNECTIONS_PER_PEER: usize = 8;
 /// The longest a dial to another node may take.
 const DIAL_LIMIT: Duration = Duration::from_secs(1);
-/// Memory of one connection at rest: its buffers.
+/// Memory of one connection whose messages are small: its buffers. One whose messages are large keeps up to 512 KiB, and holds
+/// up to [`kvhive_protocol::data::MAX_REQUEST_BYTES`] while one is under way; that is not counted as configured.
 const CONNECTION_BYTES: u64 = 32 * 1024;
 /// What strangers can hold of the metrics listener.
 const METRICS_DOOR: DoorLimits = DoorLimits {

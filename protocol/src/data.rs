@@ -11,6 +11,10 @@ pub const MAX_BLOCKS_PER_TRANSFER: usize = 512;
 /// The most keys one match may name.
 pub const MAX_KEYS_PER_MATCH: usize = 65_536;
 
+/// The largest request, in bytes: a match of as many keys as may be, each a segment of its own. Transfers name fewer blocks,
+/// with a header each.
+pub const MAX_REQUEST_BYTES: usize = 1024 + MAX_KEYS_PER_MATCH * (32 + 8);
+
 /// When a store is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 pub enum Ack {

@@ -3,6 +3,8 @@
 use crate::data::connection::serve_connection;
 use crate::data::counters::count;
 use crate::data::plane::DataPlane;
+use kvhive_protocol::data::MAX_REQUEST_BYTES;
+use kvhive_protocol::frame::FrameLimits;
 use kvhive_runtime::{Place, Places, stopped};
 use kvhive_wire::{Connection, Listening};
 use std::sync::Arc;
@@ -54,7 +56,7 @@ async fn admit(stream: TcpStream, plane: &DataPlane, mut handshake: Place, stop:
     };
     drop(handshake);
     match accepted {
-        Ok((connection, peer)) => {
+        Ok((mut connection, peer)) => {
             // Taken by those who know the token alone.
             let Ok(_place) = plane.connections.try_acquire() else {
                 // Dropped: the peer sees the end of the stream, and its pool backs off.
@@ -62,6 +64,8 @@ async fn admit(stream: TcpStream, plane: &DataPlane, mut handshake: Place, stop:
                 return;
             };
             count(&plane.counters.connections);
+            connection
+                .set_limits(FrameLimits { message_bytes: MAX_REQUEST_BYTES as u32, ..FrameLimits::OPEN });
             serve_connection(connection, peer, plane, stop).await;
         }
         Err(fault) => {
