@@ -6,7 +6,6 @@ use crate::sender::Sender;
 use actix::{Actor as _, ActorContext, AsyncContext, SpawnHandle};
 use std::any::Any;
 use std::collections::VecDeque;
-use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 use tracing::error;
@@ -215,11 +214,6 @@ pub struct Context<'a, A: Actor> {
 }
 
 impl<A: Actor> Context<'_, A> {
-    /// Returns a sender to this actor.
-    pub fn sender(&self) -> Sender<A::Message> {
-        Sender::new(self.inner.address().recipient())
-    }
-
     /// Handles `message` after `delay`, past the mailbox's bound.
     pub fn run_later(&mut self, delay: Duration, message: A::Message) {
         self.inner.run_later(delay, move |host, ctx| {
@@ -234,11 +228,6 @@ impl<A: Actor> Context<'_, A> {
             host.guard(ctx, |actor, context| actor.handle(message(), context));
         });
         self.intervals.push(handle);
-    }
-
-    /// Runs a future on this actor's thread; it ends with the thread.
-    pub fn spawn(&mut self, future: impl Future<Output = ()> + 'static) {
-        actix_rt::spawn(future);
     }
 
     /// Ends this actor after the present message.

@@ -181,7 +181,9 @@ impl Runtime {
         let begun = std::time::Instant::now();
         self.shared.shutdown.run(io.handle(), limit);
         let arbiters: Vec<Arbiter> = lock(&self.shared.arbiters).drain(..).collect();
-        arbiters.iter().for_each(|arbiter| drop(arbiter.stop()));
+        for arbiter in &arbiters {
+            arbiter.stop();
+        }
         let (system, system_thread) = (self.shared.system.clone(), lock(&self.shared.system_thread).take());
         let (joined, all_joined) = mpsc::channel();
         let name = self.shared.name.clone();

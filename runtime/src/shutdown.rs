@@ -1,4 +1,5 @@
-//! The order in which a process ends: first nobody new is let in, then what is under way ends, then actors, then disks.
+//! The order in which a process ends: first nobody new is let in, then what is under way ends, then disks. Actors
+//! and threads follow.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -15,8 +16,6 @@ pub enum Stage {
     StopAccepting,
     /// Requests that are under way end.
     DrainRequests,
-    /// Actors end.
-    StopActors,
     /// Files are synced and closed.
     CloseDisks,
 }

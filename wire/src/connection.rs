@@ -6,7 +6,6 @@ use kvhive_protocol::error::WireError;
 use kvhive_protocol::frame::{self, FRAME_HEADER_BYTES, FrameHeader, FrameLimits, Kind};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -73,22 +72,6 @@ impl Connection {
         !self.broken && self.payload_left == 0 && self.start == self.end
     }
 
-    /// Returns the other end's address.
-    ///
-    /// # Errors
-    /// When the socket has none any more.
-    pub fn peer_address(&self) -> io::Result<SocketAddr> {
-        self.stream.peer_addr()
-    }
-
-    /// Waits until the other end closes or sends; lets a handler notice that its asker went away.
-    ///
-    /// # Errors
-    /// When the socket fails.
-    pub async fn readable(&self) -> io::Result<()> {
-        self.stream.readable().await
-    }
-
     /// Receives the next frame's header and message. Its payload, if any, must be read or skipped before the next call.
     ///
     /// # Errors
@@ -104,10 +87,13 @@ impl Connection {
         self.frame = None;
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-            if self.buffer.len() > KEEP_BYTES {
-                self.buffer.truncate(BUFFER_BYTES);
-                self.buffer.shrink_to_fit();
-            }
+        }
+        // Also when the next message is here already: a peer that never lets the buffer run empty keeps no large one either.
+        if self.buffer.len() > KEEP_BYTES && self.end - self.start <= BUFFER_BYTES {
+            let mut small = vec![0; BUFFER_BYTES];
+            small[..self.end - self.start].copy_from_slice(&self.buffer[self.start..self.end]);
+            (self.start, self.end) = (0, self.end - self.start);
+            self.buffer = small;
         }
         if !self.fill(FRAME_HEADER_BYTES).await? {
             return Err(Fault::Closed);
@@ -327,4 +313,44 @@ async fn write_all_vectored(stream: &mut TcpStream, mut slices: &mut [IoSlice<'_
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    async fn pair() -> (Connection, Connection) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let address = listener.local_addr().expect("it has an address");
+        let near = TcpStream::connect(address).await.expect("it listens");
+        let (far, _) = listener.accept().await.expect("it was dialled");
+        let mut ends = [near, far].map(|end| Connection::new(end).expect("it is connected"));
+        ends.iter_mut().for_each(Connection::open);
+        let [near, far] = ends;
+        (near, far)
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_sends_without_a_pause_keeps_no_large_buffer() {
+        let (mut near, mut far) = pair().await;
+        let sending = tokio::spawn(async move {
+            near.send(Kind::DataRequest, 1, &vec![7_u8; 1 << 20], &[]).await.expect("it is read");
+            // All of them lie there before the first is read.
+            for at in 2..2000 {
+                near.send(Kind::DataRequest, at, &"small", &[]).await.expect("it is read");
+            }
+            near
+        });
+        far.receive().await.expect("it was sent");
+        let large = far.buffer.len();
+        assert!(large > 1 << 20, "{large} bytes");
+        for at in 2..2000 {
+            assert_eq!(far.receive().await.expect("it was sent").request, at);
+            if at == 1999 {
+                assert_eq!(far.buffer.len(), BUFFER_BYTES);
+            }
+        }
+        drop(sending.await.expect("it ended"));
+    }
 }

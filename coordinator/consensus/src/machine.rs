@@ -134,12 +134,6 @@ impl Consensus {
             Event::Persisted { write } => self.on_persisted(write, effects),
             Event::SnapshotTaken { index, data } => self.on_snapshot_taken(index, data, effects),
             Event::PeerUnreachable { peer } => self.raw.report_unreachable(peer.0),
-            Event::TransferLeadership { to } => {
-                let leads = self.raw.raft.state == StateRole::Leader;
-                if leads && to != self.config.id && self.config.voters.contains(&to) {
-                    self.raw.transfer_leader(to.0);
-                }
-            }
         }
         self.own_timeout();
         self.drain(effects);

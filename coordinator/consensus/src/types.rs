@@ -125,11 +125,6 @@ pub enum Event {
         /// Which.
         peer: PeerId,
     },
-    /// Hand leadership over, if this peer has it.
-    TransferLeadership {
-        /// To whom.
-        to: PeerId,
-    },
 }
 
 /// What the machine asks for. Effects are performed in order.

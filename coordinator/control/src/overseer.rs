@@ -4,7 +4,7 @@
 use crate::leases::Leases;
 use crate::planner::Planner;
 use kvhive_protocol::control::{Command, DeviceLoad, Heartbeat};
-use kvhive_protocol::{ClusterMap, DeviceId, Epoch, MemberId, Moment, ReplicaSet, Slot, TenantId, WireError};
+use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Moment, ReplicaSet, Slot, TenantId, WireError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -227,11 +227,6 @@ impl Overseer {
             let loads = record.loads.iter().flat_map(|(_, loads)| loads.iter().zip(0_u16..));
             loads.map(|(load, index)| (DeviceId::new(*member, index), load))
         })
-    }
-
-    /// Returns until when a member may be serving; none if it is not up, or this coordinator does not lead.
-    pub fn lease_until(&self, member: MemberId) -> Option<Moment> {
-        self.reign.as_ref()?.leases.get(member).map(|record| record.lease_until)
     }
 
     /// Returns how many slots are not where they belong.

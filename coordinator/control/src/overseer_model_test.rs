@@ -3,6 +3,7 @@
 
 use super::tests::Scene;
 use super::*;
+use kvhive_protocol::MemberId;
 use kvhive_protocol::control::DeviceLoad;
 use proptest::prelude::*;
 

@@ -139,14 +139,6 @@ impl Registry {
         }
         parts.build().map_err(|detail| RestoreError::Impossible { detail })
     }
-
-    /// Returns a hash of everything replicated: equal on all coordinators that applied the same entries (M7).
-    ///
-    /// Costs a [`Registry::snapshot`]: to be compared every thousand entries or so, not at each.
-    pub fn state_hash(&self) -> u64 {
-        let snapshot = self.snapshot();
-        xxh3_64(&snapshot[..snapshot.len() - SUM_BYTES])
-    }
 }
 
 /// What was read so far.

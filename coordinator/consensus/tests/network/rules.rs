@@ -307,18 +307,6 @@ fn a_snapshot_too_large_for_a_message_keeps_the_entries() {
 }
 
 #[test]
-fn leadership_can_be_handed_over() {
-    let mut net = Net::new(3, 8);
-    let leader = net.elect();
-    let heir = net.follower();
-    net.step(leader, Event::TransferLeadership { to: heir });
-    for _ in 0..8 {
-        net.tick();
-    }
-    assert_eq!(net.leader(), Some(heir));
-}
-
-#[test]
 fn a_log_with_a_gap_or_a_false_commit_is_refused() {
     let config = ConsensusConfig {
         id: PeerId(1),
