@@ -169,6 +169,11 @@ impl DeviceCore {
         self.resident.iter_mut().for_each(|one| *one = None);
         (self.uses, self.returns, self.epoch) = (CodecUses::default(), Returns::default(), Epoch(0));
         self.effects.clear();
+        // What is on disk is looked at anew, by the other cluster's secrets.
+        self.shard.set_open(Tier::Disk, false);
+        if let Some(disk) = &mut self.disk {
+            disk.forget();
+        }
     }
 
     /// Returns the bytes that actor and shard take for each frame, at most.
