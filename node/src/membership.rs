@@ -64,6 +64,7 @@ impl Membership {
         let mut effects = Vec::new();
         // Whom the coordinators know, also while it registers anew.
         let mut known = None;
+        let mut served = false;
         let (events, mut heard) = mpsc::channel(MAX_EVENTS);
         let mut emptied = self.emptied.clone();
         let mut ticks = tokio::time::interval(TICK);
@@ -83,6 +84,14 @@ impl Membership {
             };
             machine.step(self.view.now(), event, &mut effects);
             known = machine.identity().or(known);
+            let serves = self.view.check_lease().is_ok();
+            match (std::mem::replace(&mut served, serves), serves) {
+                (true, false) => {
+                    warn!("serving nothing: no coordinator has renewed the lease; looking for one that leads")
+                }
+                (false, true) => info!("holding a lease: serving"),
+                _ => {}
+            }
             for effect in effects.drain(..) {
                 self.perform(&machine, effect, &events);
             }

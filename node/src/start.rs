@@ -157,7 +157,8 @@ pub(crate) fn start_within(
     let plane =
         Arc::new(DataPlane::new(devices.clone(), view.clone(), counters, replicator.clone(), token, limits));
 
-    let memory_configured = memory_configured(&config, &memories);
+    let buffers: u64 = stores.iter().flatten().map(|store| store.buffer_bytes()).sum();
+    let memory_configured = memory_configured(&config, &memories) + buffers;
     keep_disks(&runtime, &devices, &stores, &view, &stopping);
     let serving = runtime.io().spawn(serve(data_listener, plane.clone(), stopping.clone()));
     let sources =
@@ -326,10 +327,11 @@ fn introduce(
 fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
     let of_device = |(memory, device): (&Memory, &DeviceConfig)| {
         let tiers = [Tier::Device, Tier::Host];
-        let frames: u64 = tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).map(u64::from).sum();
+        let frames: Vec<u32> = tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).collect();
+        let classes = frames.len() / tiers.len();
         let arenas: u64 = tiers.iter().map(|tier| memory.tier_bytes(*tier)).sum();
-        let records: u64 = device.disk_geometry().iter().map(|class| u64::from(class.records)).sum();
-        arenas + (frames + records) * DeviceCore::bytes_per_frame()
+        let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
+        arenas + DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy)
     };
     memories.iter().zip(&config.devices).map(of_device).sum::<u64>()
         + config.max_connections as u64 * CONNECTION_BYTES

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 const CHUNK: usize = 1 << 20;
 /// What direct reads begin and end at multiples of.
 const PAGE: usize = 4096;
-/// Blocks that a fetch reads side by side.
-const FETCH: usize = 64;
+/// Bytes that are read side by side: as many as a client asks for in one fetch.
+const FETCH_BYTES: u64 = 8 << 20;
 /// Parts of a file that are read in turn.
 const SLICES: u32 = 16;
 const SEED: u64 = 7;
@@ -44,12 +44,20 @@ pub(super) fn run(runs: u32, dir: Option<&Path>, size: u64) -> Result<Vec<Row>> 
             folder.path().display()
         );
         eprintln!("{case}: {records} blocks in {}, by {}", bench.file().display(), bench.mover());
-        rows.push(measure(case, &bench, records, is_random, runs)?);
+        let at_a_time = (FETCH_BYTES / block_bytes).max(1) as usize;
+        rows.push(measure(case, &bench, records, at_a_time, is_random, runs)?);
     }
     Ok(rows)
 }
 
-fn measure(case: &str, bench: &DiskBench, records: u32, is_random: bool, runs: u32) -> Result<Row> {
+fn measure(
+    case: &str,
+    bench: &DiskBench,
+    records: u32,
+    at_a_time: usize,
+    is_random: bool,
+    runs: u32,
+) -> Result<Row> {
     let mut order: Vec<u32> = (0..records).collect();
     if is_random {
         order.shuffle(&mut SmallRng::seed_from_u64(SEED));
@@ -62,7 +70,7 @@ fn measure(case: &str, bench: &DiskBench, records: u32, is_random: bool, runs: u
         // In turn, a slice each: what else this machine does, both feel.
         for (slice, blocks) in order.chunks(records.div_ceil(SLICES) as usize).enumerate() {
             plainly.add(|| file.read(slice as u64, SLICES.into()))?;
-            tier.add(|| Ok(bench.read(blocks, FETCH)?))?;
+            tier.add(|| Ok(bench.read(blocks, at_a_time)?))?;
         }
         if round > 0 {
             plain.push(plainly.gb_a_second());

@@ -109,13 +109,15 @@ struct Record {
     parent: Option<u32>,
     children: u32,
     used_by: u64,
+    /// What its key is made of.
+    number: u64,
     is_resident: bool,
 }
 
 impl Pool {
     /// Fills a pool twice over, so that there are ghosts where the policy has any.
     fn filled(policy: Box<dyn Policy>) -> Result<Pool> {
-        let empty = Record { parent: None, children: 0, used_by: 0, is_resident: false };
+        let empty = Record { parent: None, children: 0, used_by: 0, number: 0, is_resident: false };
         let mut pool = Pool {
             policy,
             records: vec![empty; BLOCKS as usize],
@@ -149,7 +151,8 @@ impl Pool {
             self.begin(prefix.len() as u32);
             let mut parent = None;
             for (depth, at) in (0..).zip(prefix) {
-                let visit = Visit { key: key(u64::from(*at)), parent, depth, partial: false };
+                let key = key(self.records[*at as usize].number);
+                let visit = Visit { key, parent, depth, partial: false };
                 self.policy.hit(*at, &visit);
                 parent = Some(*at);
             }
@@ -173,8 +176,8 @@ impl Pool {
                 self.policy.refused(&visit);
                 return depth;
             };
-            let used_by = self.requests;
-            self.records[at as usize] = Record { parent, children: 0, used_by, is_resident: true };
+            let (used_by, number) = (self.requests, self.next_key);
+            self.records[at as usize] = Record { parent, children: 0, used_by, number, is_resident: true };
             if let Some(parent) = parent {
                 self.records[parent as usize].children += 1;
             }
@@ -194,11 +197,16 @@ impl Pool {
             record.children == 0 && record.used_by != now
         };
         let Verdict::Evict(at) = self.policy.victim(visit, &mut may_go) else { return None };
-        self.records[at as usize].is_resident = false;
-        if let Some(parent) = self.records[at as usize].parent {
+        let gone = &mut self.records[at as usize];
+        gone.is_resident = false;
+        let (parent, key) = (gone.parent, key(gone.number));
+        self.policy.removed(at, &key, Removal::Evicted);
+        if let Some(parent) = parent {
             self.records[parent as usize].children -= 1;
+            if self.records[parent as usize].children == 0 {
+                self.policy.set_leaf(parent, true);
+            }
         }
-        self.policy.removed(at, Removal::Evicted);
         Some(at)
     }
 
@@ -264,7 +272,7 @@ impl Policy for Textbook {
         oldest.map_or(Verdict::Stuck, |(_, at)| Verdict::Evict(*at))
     }
 
-    fn removed(&mut self, at: u32, _why: Removal) {
+    fn removed(&mut self, at: u32, _key: &BlockKey, _why: Removal) {
         self.order.remove(&(self.used[at as usize], at));
     }
 

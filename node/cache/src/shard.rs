@@ -8,19 +8,22 @@
 //! makes a match a search for the deepest resident block instead of a walk: see [`find`].
 
 use crate::answers::{Effect, Reserve, ShardConfig};
-use crate::block::{BlockId, Life, NO_PARENT, Record, Tier, WriteTicket};
+use crate::block::{BlockId, HoldClock, Life, MAX_HOLD, NO_PARENT, Record, Tier, WriteTicket};
 use crate::frames::Ledger;
 use crate::index::Index;
+use crate::owners::Owners;
 use crate::party::{COMMONS, Party, Rules};
-use crate::policy::{Removal, Request, Visit};
+use crate::policy::{Removal, Request, Strategy, Visit};
 use crate::recency::Recency;
 use crate::stats::ShardStats;
+use crate::table::Table;
 use kvhive_protocol::data::{About, Refusal, StoreBlock};
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
 use std::collections::{BTreeMap, VecDeque};
 
 mod find;
 mod invariants;
+mod leave;
 mod moves;
 mod restore;
 mod room;
@@ -37,6 +40,7 @@ pub struct Shard {
     recency: Recency,
     ledger: Ledger,
     tenants: BTreeMap<TenantId, Era>,
+    owners: Owners,
     parties: Vec<Party>,
     party_of: BTreeMap<TenantId, u16>,
     occupied: Vec<u32>,
@@ -74,6 +78,7 @@ impl Shard {
             index,
             ledger,
             tenants: BTreeMap::new(),
+            owners: Owners::default(),
             parties: Vec::new(),
             party_of: BTreeMap::new(),
             occupied: vec![0; usize::from(SLOTS)],
@@ -91,6 +96,7 @@ impl Shard {
             stats: ShardStats::default(),
             config,
         };
+        shard.config.max_hold = shard.config.max_hold.min(MAX_HOLD);
         shard.parties.push(shard.party(shard.config.rules));
         shard
     }
@@ -104,14 +110,14 @@ impl Shard {
         Party::new(rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
     }
 
-    /// Adds a reader to a block that was just named by [`Reserve::Present`] or [`Shard::seal`]. False when it is gone.
+    /// Adds a reader to a block that was just named by [`Reserve::Present`] or [`Shard::seal`]. False when it is gone, or read
+    /// by 65,535 at once.
     pub fn pin(&mut self, id: BlockId) -> bool {
         let Some(at) = self.index.named(id.index, id.generation) else { return false };
         let record = &mut self.index.records[at as usize];
-        if record.life != Life::Resident {
+        if record.life != Life::Resident || !record.add_reader() {
             return false;
         }
-        record.readers += 1;
         self.stats.readers += 1;
         true
     }
@@ -168,14 +174,15 @@ impl Shard {
                 return Err(Refusal::InFlight);
             }
             let record = &self.index.records[at as usize];
-            if record.tenant == tenant && record.era == header.era {
+            let owner = self.owners.of(record.owner);
+            if owner == (tenant, header.era) {
                 let id = BlockId { index: at, generation: record.generation };
                 self.used(at);
                 self.stats.already += 1;
                 return Ok(Reserve::Present(id));
             }
             // Keys of two tenants are unlike unless one has learnt the other's: it gets nothing for it.
-            if record.tenant != tenant && self.tenants.get(&record.tenant) == Some(&record.era) {
+            if owner.0 != tenant && self.stands(record) {
                 return Err(Refusal::NoRoom);
             }
             // A block that a clear has ended is still here under this key.
@@ -192,12 +199,14 @@ impl Shard {
         }
         let party = self.party_of.get(&tenant).copied().unwrap_or(COMMONS);
         let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
-        let (tier, class) = self.take_frame(now, party, class, &visit, effects)?;
+        // Before the frame: a victim may be the last of its owner.
+        let owner = self.owners.enter(tenant, header.era).ok_or(Refusal::NoRoom)?;
+        let frame = self.take_frame(now, party, class, &visit, effects);
+        let (tier, class) = frame.inspect_err(|_| self.owners.leave(owner))?;
         let record = Record {
             codec: header.codec,
             key: header.key,
-            era: header.era,
-            tenant,
+            owner,
             depth: header.depth,
             parent: parent.map_or(NO_PARENT, |at| (at, self.index.records[at as usize].generation)),
             request: self.request.number as u32,
@@ -219,6 +228,12 @@ impl Shard {
         Ok(Reserve::Take { ticket: WriteTicket { index: at, generation }, tier, class: usize::from(class) })
     }
 
+    /// Says whether a record's block exists: no clear has ended its era.
+    fn stands(&self, record: &Record) -> bool {
+        let (tenant, era) = self.owners.of(record.owner);
+        self.tenants.get(&tenant) == Some(&era)
+    }
+
     fn check_era(&self, tenant: TenantId, of_block: TenantId, era: Era) -> Result<(), Refusal> {
         let stands = of_block == tenant && self.tenants.get(&tenant) == Some(&era);
         if stands { Ok(()) } else { Err(Refusal::WrongEra) }
@@ -233,7 +248,7 @@ impl Shard {
         at.filter(|at| {
             let parent = &self.index.records[*at as usize];
             // One of an ended era is not there for anybody.
-            parent.tenant == tenant && self.tenants.get(&tenant) == Some(&parent.era)
+            self.owners.of(parent.owner).0 == tenant && self.stands(parent)
         })
     }
 
@@ -256,8 +271,7 @@ impl Shard {
     /// Makes a written block visible. None when a clear has ended its era meanwhile: the host drops the frame.
     pub fn seal(&mut self, ticket: WriteTicket) -> Option<BlockId> {
         let at = self.filling(ticket)?;
-        let record = &self.index.records[at as usize];
-        if self.tenants.get(&record.tenant) != Some(&record.era) {
+        if !self.stands(&self.index.records[at as usize]) {
             self.abandon(ticket);
             return None;
         }
@@ -271,7 +285,9 @@ impl Shard {
         let link = self.index.records[at as usize].parent;
         let parent = self.linked(link);
         let chain = parent.map(|parent| &self.index.records[parent as usize]);
-        let chain = chain.filter(|parent| parent.life == Life::Resident).map_or(0, |parent| parent.chain + 1);
+        let chain = chain
+            .filter(|parent| parent.life == Life::Resident)
+            .map_or(0, |parent| parent.chain.saturating_add(1));
         let record = &mut self.index.records[at as usize];
         record.life = Life::Resident;
         record.chain = chain;
@@ -282,6 +298,8 @@ impl Shard {
         let ranking = self.parties[usize::from(party)].ranking(class);
         ranking.begin(&self.request);
         ranking.policy().inserted(at, &visit);
+        // A parent of another class is ranked elsewhere.
+        self.tell_leaf(parent, false);
         self.count_resident(at, 1);
         self.stats.stored += 1;
         id
@@ -294,10 +312,11 @@ impl Shard {
         self.occupied[usize::from(self.index.records[at as usize].slot)] -= 1;
         self.stats.abandoned += 1;
         self.index.hide(at);
-        self.unlink(at);
+        let bared = self.unlink(at);
+        self.tell_leaf(bared, true);
         let Record { tier, class, party, .. } = self.index.records[at as usize];
         self.give(tier, class, party);
-        self.index.free(at);
+        self.free(at);
     }
 
     fn filling(&self, ticket: WriteTicket) -> Option<u32> {
@@ -334,7 +353,7 @@ impl Shard {
             let until = self.index.records.len().min(from + SWEEP);
             for at in from..until {
                 let record = &self.index.records[at];
-                if record.life == Life::Resident && self.tenants.get(&record.tenant) != Some(&record.era) {
+                if record.life == Life::Resident && !self.stands(record) {
                     self.drop_block(at as u32, Removal::Dropped, effects);
                     self.stats.cleared += 1;
                 }
@@ -351,58 +370,8 @@ impl Shard {
         self.move_down(now, effects);
     }
 
-    /// Takes a resident block out of sight; its frame comes back now, or when its last reader and copy have gone.
-    fn drop_block(&mut self, at: u32, why: Removal, effects: &mut Vec<Effect>) {
-        self.index.hide(at);
-        self.recency.remove(&mut self.index.records, at);
-        self.unlink(at);
-        self.count_resident(at, -1);
-        let record = &mut self.index.records[at as usize];
-        record.life = Life::Leaving;
-        self.stats.prefetch_wasted += u64::from(record.is_ahead);
-        self.occupied[usize::from(record.slot)] -= 1;
-        effects.push(Effect::Drop { id: BlockId { index: at, generation: record.generation } });
-        let (party, class) = (record.party, record.class);
-        self.parties[usize::from(party)].ranking(class).policy().removed(at, why);
-        self.finish_leaving(at);
-    }
-
-    fn finish_leaving(&mut self, at: u32) {
-        let record = self.index.records[at as usize];
-        if record.life == Life::Leaving && record.readers == 0 && !record.is_worked_on() {
-            self.give(record.tier, record.class, record.party);
-            self.index.free(at);
-        }
-    }
-
-    /// Takes a block off its parent. Its own children, if it goes before them (a clear, an abandoned write, a lost block),
-    /// find their link dangling: it names a stay that has ended.
-    fn unlink(&mut self, at: u32) {
-        let link = std::mem::replace(&mut self.index.records[at as usize].parent, NO_PARENT);
-        self.index.records[at as usize].children = 0;
-        if let Some(parent) = self.linked(link) {
-            self.index.records[parent as usize].children -= 1;
-        }
-    }
-
-    /// Returns the record that a link to a parent names, while that stay lasts.
-    fn linked(&self, (index, generation): (u32, u32)) -> Option<u32> {
-        let at = self.index.named(index, generation)?;
-        matches!(self.index.records[at as usize].life, Life::Resident | Life::Filling).then_some(at)
-    }
-
-    /// Makes chains true again after a block has gone before its children.
-    fn mend(&mut self) {
-        let resident = |at: &u32| self.index.records[*at as usize].life == Life::Resident;
-        let mut all: Vec<u32> = (0..self.index.records.len() as u32).filter(resident).collect();
-        all.sort_unstable_by_key(|at| self.index.records[*at as usize].depth);
-        for at in all {
-            let parent = self.linked(self.index.records[at as usize].parent);
-            let parent = parent.map(|parent| &self.index.records[parent as usize]);
-            let chain = parent.filter(|parent| parent.life == Life::Resident).map_or(0, |one| one.chain + 1);
-            self.index.records[at as usize].chain = chain;
-        }
-        self.is_torn = false;
+    fn hold_clock(&self, now: Moment) -> HoldClock {
+        HoldClock::at(now, self.config.max_hold)
     }
 
     fn count_resident(&mut self, at: u32, by: i64) {
@@ -451,10 +420,11 @@ impl Shard {
         bits
     }
 
-    /// Returns the bytes of memory that the index takes for each frame, at most; policies come on top.
-    pub const fn index_bytes_per_frame() -> u64 {
-        // A record, its number in the table (with the table's slack) and in the free list.
-        (size_of::<Record>() + 10 + 4) as u64
+    /// Returns the bytes of memory that the index of so many frames takes, and at most what a policy takes for each class of
+    /// frames. Tenants with rules of their own have policies of their own, which come on top.
+    pub fn index_bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
+        let index = frames as usize * size_of::<Record>() + Table::bytes(frames as usize);
+        (index + classes * strategy.most_bytes(frames)) as u64
     }
 
     /// Returns the bytes of memory that the policies hold.

@@ -130,6 +130,16 @@ impl Scenario {
 }
 
 #[test]
+fn the_index_of_a_million_blocks_takes_160_bytes_a_block_whatever_the_strategy() {
+    const BLOCKS: u32 = 1_000_000;
+    for strategy in Strategy::ALL {
+        let bytes = Shard::index_bytes(BLOCKS, 1, strategy) as f64 / f64::from(BLOCKS);
+        println!("{strategy}: {bytes:.1}");
+        assert!(bytes <= 160.0, "{strategy}: {bytes}");
+    }
+}
+
+#[test]
 fn a_block_is_seen_only_when_it_is_sealed() {
     let mut scene = Scenario::with(&[2], &[0], 0);
     let ticket = scene.ticket(1);

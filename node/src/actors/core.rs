@@ -7,6 +7,7 @@ use crate::disk::{Found, Store};
 use crate::guards::{Lent, ReadGuard, Rest, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
 use crate::view::{Serving, View};
+use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
     BlockId, CopyTicket, CopyVerdict, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats, Tier,
 };
@@ -176,9 +177,10 @@ impl DeviceCore {
         }
     }
 
-    /// Returns the bytes that actor and shard take for each frame, at most.
-    pub(crate) const fn bytes_per_frame() -> u64 {
-        Shard::index_bytes_per_frame() + size_of::<Option<Resident>>() as u64
+    /// Returns the bytes that actor and shard take for so many frames, at most.
+    pub(crate) fn bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
+        let resident = size_of::<Option<Resident>>() as u64;
+        Shard::index_bytes(frames, classes, strategy) + u64::from(frames) * resident
     }
 
     fn take_returns(&mut self) {

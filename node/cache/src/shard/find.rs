@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::answers::Listed;
-use crate::block::{BlockId, Life, Record, Tier};
+use crate::block::{BlockId, Life, Mark, Record, Tier};
 use crate::policy::{Request, Visit};
 use kvhive_protocol::data::Run;
 use kvhive_protocol::{BlockKey, KeyList, Moment, Slot, TenantId};
@@ -35,7 +35,7 @@ impl Shard {
         keys: &KeyList,
         hold: Duration,
     ) -> Vec<u32> {
-        let until = now + hold.min(self.config.max_hold);
+        let (until, clock) = (now + hold.min(self.config.max_hold), self.hold_clock(now));
         let mut covered = Vec::with_capacity(runs.len());
         let mut deepest = Vec::with_capacity(runs.len());
         let mut from = 0;
@@ -45,7 +45,7 @@ impl Shard {
             if let Some(at) = ends {
                 let record = &mut self.index.records[at as usize];
                 // The blocks before it are kept by being no leaves.
-                record.held_until = record.held_until.max(until);
+                record.hold(clock, until);
             }
             deepest.push(ends);
             covered.push(covers as u32);
@@ -66,7 +66,7 @@ impl Shard {
         for ((ends, count), run) in deepest.into_iter().zip(&covered).zip(runs) {
             if let Some(at) = ends {
                 let Record { generation, chain, .. } = self.index.records[at as usize];
-                if chain + 1 >= *count {
+                if u32::from(chain) + 1 >= *count {
                     self.note(Use { at, generation, count: *count, request });
                 } else {
                     self.note_each(tenant, keys, from..from + *count as usize, until);
@@ -79,11 +79,11 @@ impl Shard {
 
     /// Notes the use of blocks that are not linked to one another.
     fn note_each(&mut self, tenant: TenantId, keys: &KeyList, range: Range<usize>, until: Moment) {
-        let request = self.request;
+        let (request, clock) = (self.request, self.hold_clock(self.request.now));
         for key in range.filter_map(|at| keys.get(at)) {
             let Some(at) = self.visible(tenant, &key) else { continue };
             let record = &mut self.index.records[at as usize];
-            record.held_until = record.held_until.max(until);
+            record.hold(clock, until);
             let generation = record.generation;
             self.note(Use { at, generation, count: 1, request });
         }
@@ -98,7 +98,7 @@ impl Shard {
         while low < high && !self.is_torn {
             match self.resident(tenant, keys, from + probe) {
                 None => high = probe,
-                Some((at, chain)) if chain as usize >= probe - low => (low, ends) = (probe + 1, Some(at)),
+                Some((at, chain)) if usize::from(chain) >= probe - low => (low, ends) = (probe + 1, Some(at)),
                 // A gap before it, or a link that was never made: only a walk can tell.
                 Some(_) => break,
             }
@@ -113,7 +113,7 @@ impl Shard {
         (low, ends)
     }
 
-    fn resident(&self, tenant: TenantId, keys: &KeyList, at: usize) -> Option<(u32, u32)> {
+    fn resident(&self, tenant: TenantId, keys: &KeyList, at: usize) -> Option<(u32, u16)> {
         let at = self.visible(tenant, &keys.get(at)?)?;
         Some((at, self.index.records[at as usize].chain))
     }
@@ -123,6 +123,7 @@ impl Shard {
     pub fn read(&mut self, now: Moment, tenant: TenantId, keys: &KeyList) -> Vec<Option<BlockId>> {
         let mut found = Vec::with_capacity(keys.len());
         let mut is_request = false;
+        let clock = self.hold_clock(now);
         for key in keys.iter() {
             let Some(at) = self.visible(tenant, &key) else {
                 self.stats.misses += 1;
@@ -130,13 +131,17 @@ impl Shard {
                 continue;
             };
             let record = &mut self.index.records[at as usize];
-            record.readers += 1;
-            let was_ahead = std::mem::take(&mut record.is_ahead);
+            if !record.add_reader() {
+                self.stats.misses += 1;
+                found.push(None);
+                continue;
+            }
+            let was_ahead = record.take(Mark::AHEAD);
             let is_on_disk = record.tier == Tier::Disk;
             let is_late = was_ahead && is_on_disk;
             let id = BlockId { index: at, generation: record.generation };
             // What a match has just named was counted there; what nobody asked for before counts here.
-            if record.request != self.request.number as u32 && record.held_until <= now {
+            if record.request != self.request.number as u32 && !record.is_held(clock) {
                 if !is_request {
                     is_request = true;
                     let (number, blocks) = (self.request.number + 1, keys.len() as u32);
@@ -177,7 +182,7 @@ impl Shard {
                 return (listed, Some(at));
             }
             let record = &self.index.records[at as usize];
-            if record.life == Life::Resident && self.tenants.get(&record.tenant) == Some(&record.era) {
+            if record.life == Life::Resident && self.stands(record) {
                 listed.extend(self.listed(BlockId { index: at, generation: record.generation }));
             }
         }
@@ -188,8 +193,8 @@ impl Shard {
     pub(super) fn visible(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
         let at = self.index.find(key)?;
         let record = &self.index.records[at as usize];
-        let exists = record.life == Life::Resident && record.tenant == tenant;
-        (exists && self.tenants.get(&tenant) == Some(&record.era)).then_some(at)
+        let exists = record.life == Life::Resident && self.owners.of(record.owner).0 == tenant;
+        (exists && self.stands(record)).then_some(at)
     }
 
     fn note(&mut self, one: Use) {
@@ -223,7 +228,8 @@ impl Shard {
             return;
         }
         record.request = request.number as u32;
-        (record.is_used, record.is_reused) = (true, true);
+        record.set(Mark::USED, true);
+        record.set(Mark::REUSED, true);
         let (class, party) = (record.class, usize::from(record.party));
         let (key, depth, link) = (record.key, record.depth, record.parent);
         if *ahead > 0 && self.want(at) {

@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::answers::{CopyVerdict, Effect};
-use crate::block::{BlockId, CopyTicket, Life, Tier};
+use crate::block::{BlockId, CopyTicket, Life, Mark, Tier};
 use crate::party::donors;
 use kvhive_protocol::Moment;
 
@@ -26,7 +26,7 @@ impl Shard {
             return CopyVerdict::Discard;
         }
         let id = BlockId { index: at, generation: record.generation };
-        if to > from && std::mem::take(&mut record.is_ahead) {
+        if to > from && record.take(Mark::AHEAD) {
             self.stats.prefetch_wasted += 1;
         }
         self.recency.remove(&mut self.index.records, at);
@@ -52,14 +52,14 @@ impl Shard {
     pub(super) fn want(&mut self, at: u32) -> bool {
         let record = &mut self.index.records[at as usize];
         let (tier, class, generation) = (record.tier, record.class, record.generation);
-        if record.is_ahead || record.is_worked_on() || self.wanted.len() >= MAX_WANTED {
+        if record.is(Mark::AHEAD) || record.is_worked_on() || self.wanted.len() >= MAX_WANTED {
             return false;
         }
         if self.next(tier, class, Tier::above).is_none() {
             return false;
         }
         if tier == Tier::Disk {
-            self.index.records[at as usize].is_ahead = true;
+            self.index.records[at as usize].set(Mark::AHEAD, true);
             self.stats.prefetched += 1;
         }
         self.wanted.push_back((at, generation));
@@ -79,7 +79,7 @@ impl Shard {
             let (tier, class) = (record.tier, record.class);
             let started =
                 self.next(tier, class, Tier::above).is_some_and(|to| self.start_copy(at, to, effects));
-            if !started && std::mem::take(&mut self.index.records[at as usize].is_ahead) {
+            if !started && self.index.records[at as usize].take(Mark::AHEAD) {
                 self.stats.prefetch_cancelled += 1;
             }
         }
@@ -112,7 +112,7 @@ impl Shard {
 
     fn relieve(&mut self, now: Moment, tier: Tier, class: u8, to: Tier, effects: &mut Vec<Effect>) {
         let mut coming = self.copies as u32;
-        let wanted = self.low_water(tier, class);
+        let (wanted, clock) = (self.low_water(tier, class), self.hold_clock(now));
         while self.copies < MAX_COPIES && self.ledger.free(tier, class) + coming < wanted {
             let mut capacity = [0; 3];
             capacity[tier as usize] = self.tier_bytes(tier);
@@ -123,8 +123,8 @@ impl Shard {
             let record = &self.index.records[at as usize];
             if to == Tier::Disk
                 && !self.config.unused_to_disk
-                && !record.is_reused
-                && record.is_evictable(now)
+                && !record.is(Mark::REUSED)
+                && record.is_evictable(clock)
             {
                 self.evict(at, effects);
                 self.stats.not_admitted += 1;

@@ -23,15 +23,16 @@ impl Shard {
             return None;
         }
         let (class, party) = (class as u8, self.party_of.get(&tenant).copied().unwrap_or(COMMONS));
+        let owner = self.owners.enter(tenant, header.era)?;
         if !self.take(Tier::Disk, class, party) {
+            self.owners.leave(owner);
             return None;
         }
         let parent = self.parent_of(tenant, &block.parent);
         let record = Record {
             codec: header.codec,
             key: header.key,
-            era: header.era,
-            tenant,
+            owner,
             depth: header.depth,
             parent: parent.map_or(NO_PARENT, |at| (at, self.index.records[at as usize].generation)),
             slot: slot.0,

@@ -106,12 +106,12 @@ impl Shard {
         } else {
             donors(&self.parties, tiers, Tier::ALL.map(|tier| self.tier_bytes(tier)))
         };
-        let request = self.request;
+        let (request, clock) = (self.request, self.hold_clock(now));
         for donor in order {
             let records = &self.index.records;
             let mut may_go = |at: u32| {
                 let record: &Record = &records[at as usize];
-                Some(at) != visit.parent && record.is_evictable(now) && tiers.contains(&record.tier)
+                Some(at) != visit.parent && record.is_evictable(clock) && tiers.contains(&record.tier)
             };
             let ranking = self.parties[usize::from(donor)].ranking(class);
             ranking.begin(&request);
