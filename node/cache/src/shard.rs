@@ -280,15 +280,21 @@ impl Shard {
     }
 
     /// Takes in a block that is on the disk since before this shard was made. Parents must come before their children.
-    /// None when it is of an ended era, here already, or has no place.
-    pub fn restore(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> Option<BlockId> {
+    /// None when it is of an ended era, here already, or has no place in its class.
+    pub fn restore(
+        &mut self,
+        tenant: TenantId,
+        block: &StoreBlock,
+        slot: Slot,
+        class: usize,
+    ) -> Option<BlockId> {
         let header = &block.header;
         self.check_era(tenant, header.tenant, header.era).ok()?;
-        let class = self.class_of(header.payload_bytes)?;
-        if slot.0 >= SLOTS || self.index.find(&header.key).is_some() {
+        let holds = self.config.classes.get(class).is_some_and(|bytes| *bytes >= header.payload_bytes);
+        if !holds || slot.0 >= SLOTS || self.index.find(&header.key).is_some() {
             return None;
         }
-        let party = self.party_of.get(&tenant).copied().unwrap_or(COMMONS);
+        let (class, party) = (class as u8, self.party_of.get(&tenant).copied().unwrap_or(COMMONS));
         let owner = self.owners.enter(tenant, header.era)?;
         if !self.take(Tier::Disk, class, party) {
             self.owners.leave(owner);

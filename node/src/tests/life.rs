@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-async fn get(address: SocketAddr, path: &str) -> String {
+pub(super) async fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.expect("metrics listen");
     let request = format!("GET {path} HTTP/1.1\r\nhost: metrics\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("it takes a request");
@@ -154,8 +154,10 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         devices: vec![crate::DeviceConfig {
             device_bytes: 100,
             host_bytes: 0,
+            disk_bytes: 0,
             classes: vec![crate::ClassConfig { frame_bytes: 4096, share: 1 }],
         }],
+        disk_folder: None,
         persist: None,
         tuning: crate::Tuning::default(),
         coordinators: vec![coordinator.address()],

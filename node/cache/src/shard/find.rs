@@ -118,7 +118,8 @@ impl Shard {
         Some((at, self.index.records[at as usize].chain))
     }
 
-    /// Finds blocks for reading; each one found has one reader more until [`Shard::unread`].
+    /// Finds blocks for reading; each one found has one reader more until [`Shard::unread`]. One on disk is a hit when its bytes
+    /// have come: see [`Shard::brought`].
     pub fn read(&mut self, now: Moment, tenant: TenantId, keys: &KeyList) -> Vec<Option<BlockId>> {
         let mut found = Vec::with_capacity(keys.len());
         let mut is_request = false;
@@ -136,7 +137,8 @@ impl Shard {
                 continue;
             }
             let was_ahead = record.take(Mark::AHEAD);
-            let is_late = was_ahead && record.tier == Tier::Disk;
+            let is_on_disk = record.tier == Tier::Disk;
+            let is_late = was_ahead && is_on_disk;
             let id = BlockId { index: at, generation: record.generation };
             // What a match has just named was counted there; what nobody asked for before counts here.
             if record.request != self.request.number as u32 && !record.is_held(clock) {
@@ -149,12 +151,26 @@ impl Shard {
                 self.note(Use { at, generation: id.generation, count: 1, request });
             }
             self.stats.readers += 1;
-            self.stats.hits += 1;
+            self.stats.hits += u64::from(!is_on_disk);
             self.stats.prefetch_late += u64::from(is_late);
             self.stats.prefetch_useful += u64::from(was_ahead && !is_late);
             found.push(Some(id));
         }
         found
+    }
+
+    /// The bytes of a block that [`Shard::read`] found on disk have come, or they have not: a hit or a miss.
+    pub fn brought(&mut self, came: bool) {
+        self.stats.hits += u64::from(came);
+        self.stats.misses += u64::from(!came);
+    }
+
+    /// Returns what a list says of one block that is here.
+    pub fn listed(&self, id: BlockId) -> Option<Listed> {
+        let at = self.index.named(id.index, id.generation)?;
+        let record = &self.index.records[at as usize];
+        let parent = self.linked(record.parent).map(|parent| self.index.records[parent as usize].key);
+        Some(Listed { id, parent: parent.unwrap_or(BlockKey::NONE), slot: Slot(record.slot) })
     }
 
     /// Lists up to `limit` of the blocks that may be seen, from record `from` on, and where to go on; a block that comes
@@ -167,9 +183,7 @@ impl Shard {
             }
             let record = &self.index.records[at as usize];
             if record.life == Life::Resident && self.stands(record) {
-                let parent = self.linked(record.parent).map(|parent| self.index.records[parent as usize].key);
-                let id = BlockId { index: at, generation: record.generation };
-                listed.push(Listed { id, parent: parent.unwrap_or(BlockKey::NONE), slot: Slot(record.slot) });
+                listed.extend(self.listed(BlockId { index: at, generation: record.generation }));
             }
         }
         (listed, None)

@@ -95,6 +95,21 @@ impl Shard {
         }
     }
 
+    /// Starts to move blocks down to an open disk as soon as a store has taken a frame: a burst does not wait for
+    /// [`Shard::tend`], and less of it pushes blocks out of memory that the disk has room for.
+    pub(super) fn move_down_early(&mut self, now: Moment, class: u8, effects: &mut Vec<Effect>) {
+        if self.closed[Tier::Disk as usize] || self.ledger.capacity(Tier::Disk, class) == 0 {
+            return;
+        }
+        for tier in [Tier::Host, Tier::Device] {
+            if self.ledger.free(tier, class) < self.low_water(tier, class)
+                && let Some(to) = self.next(tier, class, Tier::below)
+            {
+                self.relieve(now, tier, class, to, effects);
+            }
+        }
+    }
+
     fn relieve(&mut self, now: Moment, tier: Tier, class: u8, to: Tier, effects: &mut Vec<Effect>) {
         let mut coming = self.copies as u32;
         let (wanted, clock) = (self.low_water(tier, class), self.hold_clock(now));
