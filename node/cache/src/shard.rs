@@ -291,13 +291,17 @@ impl Shard {
         let record = &mut self.index.records[at as usize];
         record.life = Life::Resident;
         record.chain = chain;
-        let (party, class) = (record.party, record.class);
+        // A child may have been written in less time.
+        let (party, class, has_children) = (record.party, record.class, record.children > 0);
         let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
         let id = BlockId { index: at, generation: record.generation };
         self.recency.insert(&mut self.index.records, at);
         let ranking = self.parties[usize::from(party)].ranking(class);
         ranking.begin(&self.request);
         ranking.policy().inserted(at, &visit);
+        if has_children {
+            ranking.policy().set_leaf(at, false);
+        }
         // A parent of another class is ranked elsewhere.
         self.tell_leaf(parent, false);
         self.count_resident(at, 1);
