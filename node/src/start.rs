@@ -230,7 +230,8 @@ fn spawn_device(
     };
     let arbiter = runtime.arbiter(&format!("device-{at}"))?;
     let (memory, view, io) = (memory.clone(), view.clone(), runtime.io().clone());
-    let make = move || DeviceCore::new(shard.clone(), memory.clone(), view.clone(), io.clone());
+    let index = u16::try_from(at).expect("a node has few devices");
+    let make = move || DeviceCore::new(index, shard.clone(), memory.clone(), view.clone(), io.clone());
     Ok(Device::start(spawn, &arbiter, tuning.batch_delay, make))
 }
 

@@ -4,6 +4,7 @@ use crate::data::Ack;
 use crate::error::WireError;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 use crate::map::{ClusterMap, DeviceDescription, Settings};
+use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -210,6 +211,8 @@ pub enum Command {
         name: String,
         /// What its block keys are derived from.
         secret: [u8; 32],
+        /// How its blocks are kept and stored.
+        rules: TenantRules,
     },
     /// Ends the tenant's era: its blocks do not exist any more.
     ClearTenant {
@@ -228,6 +231,13 @@ pub enum Command {
         /// The new default.
         ack: Ack,
     },
+    /// Changes some of a tenant's rules, on top of whatever they are when this is applied.
+    SetTenantRules {
+        /// Whose.
+        tenant: TenantId,
+        /// Which become what.
+        change: RulesChange,
+    },
 }
 
 impl Command {
@@ -242,6 +252,7 @@ impl Command {
             Command::ClearTenant { .. } => "clear-tenant",
             Command::PlaceSlots { .. } => "place-slots",
             Command::SetAck { .. } => "set-ack",
+            Command::SetTenantRules { .. } => "set-tenant-rules",
         }
     }
 }

@@ -4,7 +4,7 @@ use super::Row;
 use crate::commands::simulate::sweep::{self, Choice, Contender, Size, Sweep};
 use crate::trace::{Workload, generate};
 use anyhow::{Result, bail};
-use kvhive_cache::policy::{Policy, Removal, Request, Strategy, Verdict, Visit};
+use kvhive_cache::policy::{Policy, Removal, Request, Strategy, Verdict, Visit, build};
 use kvhive_cache::simulate::{Rules, Trace};
 use kvhive_protocol::BlockKey;
 use rand::rngs::SmallRng;
@@ -76,7 +76,7 @@ fn costs(runs: u32) -> Result<Vec<Row>> {
     let mut textbook = Pool::filled(Box::new(Textbook::default()))?;
     let mut rows = Vec::new();
     for strategy in Strategy::ALL {
-        let mut pool = Pool::filled(strategy.build(BLOCKS, 1))?;
+        let mut pool = Pool::filled(build(strategy, BLOCKS, 1))?;
         let [mut hits, mut inserts, mut theirs_hits, mut theirs_inserts] = [const { Vec::new() }; 4];
         for _ in 0..runs {
             hits.push(pool.time_hits());

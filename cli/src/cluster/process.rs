@@ -179,7 +179,7 @@ fn tuning(own: &NodeConfig) -> Tuning {
 
 #[cfg(test)]
 mod tests {
-    use kvhive_cache::policy::Strategy;
+    use kvhive_cache::policy::{self, Strategy};
 
     #[test]
     fn the_configuration_takes_the_names_of_all_strategies_and_no_others() {
@@ -188,7 +188,8 @@ mod tests {
         known.sort_unstable();
         taken.sort_unstable();
         assert_eq!(known, taken);
-        let shrinks = |name: &&str| name.parse().is_ok_and(|strategy: Strategy| strategy.shrinks().is_some());
+        let shrinks =
+            |name: &&str| name.parse().is_ok_and(|strategy: Strategy| policy::shrinks(strategy).is_some());
         taken.retain(shrinks);
         assert_eq!(taken, kvhive_config::SHRINKING_STRATEGIES);
     }

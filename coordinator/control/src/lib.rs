@@ -13,6 +13,7 @@ mod planner;
 mod registry;
 mod repair;
 mod snapshot;
+mod tenant_rules;
 mod validate;
 
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};

@@ -21,7 +21,7 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, CoordinatorStatus, Overview,
 };
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{RequestId, SLOTS, WireError};
+use kvhive_protocol::{RequestId, SLOTS, TenantRules, WireError};
 use kvhive_runtime::stopped;
 use kvhive_wire::Identity;
 use std::sync::Arc;
@@ -312,7 +312,10 @@ async fn create_tenant(
     let mut secret = [0; 32];
     getrandom::fill(&mut secret)
         .map_err(|error| Trouble::unavailable(format!("no random bytes: {error}")))?;
-    match admin.submit(Command::CreateTenant { name: wanted.name.clone(), secret }).await? {
+    match admin
+        .submit(Command::CreateTenant { name: wanted.name.clone(), secret, rules: TenantRules::default() })
+        .await?
+    {
         CommandReply::TenantCreated { tenant, .. } => {
             let map = admin.overview(Freshness::Linearizable).await?.map;
             let era =

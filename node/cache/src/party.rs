@@ -5,7 +5,7 @@
 //! the party furthest over its quota that gives (weighted max-min fairness, as in FairRide: Pu et al., NSDI 2016).
 
 use crate::block::Tier;
-use crate::policy::{Policy, Request, Strategy, Verdict, Visit};
+use crate::policy::{self, Policy, Request, Strategy, Verdict, Visit};
 
 /// Number of the party of all tenants without rules of their own.
 pub(crate) const COMMONS: u16 = 0;
@@ -71,7 +71,7 @@ impl Party {
     /// Returns the ranking of its blocks of one size class.
     pub(crate) fn ranking(&mut self, class: u8) -> &mut Ranking {
         let (strategy, capacity, seed) = (self.rules.strategy, self.capacity, self.seed);
-        let make = || Ranking { policy: strategy.build(capacity, seed), told: None };
+        let make = || Ranking { policy: policy::build(strategy, capacity, seed), told: None };
         self.rankings[usize::from(class)].get_or_insert_with(make)
     }
 

@@ -12,7 +12,7 @@ use crate::block::{BlockId, Life, NO_PARENT, Record, Tier, WriteTicket};
 use crate::frames::Ledger;
 use crate::index::Index;
 use crate::party::{COMMONS, Party, Rules};
-use crate::policy::{Removal, Request, Visit};
+use crate::policy::{Removal, Request, Visit, shrinks};
 use crate::recency::Recency;
 use crate::stats::ShardStats;
 use kvhive_protocol::data::{About, Refusal, StoreBlock};
@@ -84,7 +84,7 @@ impl Shard {
             writes: 0,
             copies: 0,
             shrinks: BTreeMap::new(),
-            may_shrink: config.rules.strategy.shrinks().is_some(),
+            may_shrink: shrinks(config.rules.strategy).is_some(),
             sweep: None,
             is_torn: false,
             stats: ShardStats::default(),

@@ -4,9 +4,10 @@
 use crate::actors::uses::CodecUses;
 use crate::guards::{ReadGuard, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
+use crate::rules;
 use crate::view::{Serving, View};
 use kvhive_cache::{
-    BlockId, CopyTicket, CopyVerdict, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats, Tier,
+    BlockId, CopyTicket, CopyVerdict, Effect, Listed, Reserve, Rules, Shard, ShardConfig, ShardStats, Tier,
 };
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
@@ -33,7 +34,7 @@ pub(crate) enum DeviceMessage {
     },
     /// Make these blocks visible.
     Seal { blocks: Vec<Verified>, pin: bool, reply: Reply<Vec<Sealed>> },
-    /// Serve by this map's tenants and eras, unless a newer map came before.
+    /// Serve by this map's tenants, their eras and rules, unless a newer map came before.
     Adopt { serving: Serving, reply: Reply<()> },
     /// Let me read up to `limit` of the blocks that are here, from record `from` on; the answer says where to go on.
     Export { from: u32, limit: usize, reply: Reply<(Vec<Exported>, Option<u32>)> },
@@ -92,16 +93,28 @@ pub(crate) struct DeviceCore {
     pub(super) effects: Vec<Effect>,
     /// Of the map whose tenants the shard serves by.
     epoch: Epoch,
+    /// Which of the node's devices this is.
+    index: u16,
+    /// How tenants without rules of their own are kept.
+    commons: Rules,
     pub(super) view: Arc<View>,
     pub(super) blocking: Handle,
 }
 
 impl DeviceCore {
-    /// Makes a core with an empty shard that goes on by the map served by, if there is one.
-    pub(crate) fn new(config: ShardConfig, memory: Memory, view: Arc<View>, blocking: Handle) -> DeviceCore {
+    /// Makes the core of device `index` with an empty shard that goes on by the map served by, if there is one.
+    pub(crate) fn new(
+        index: u16,
+        config: ShardConfig,
+        memory: Memory,
+        view: Arc<View>,
+        blocking: Handle,
+    ) -> DeviceCore {
         let frames: u64 =
             config.device.frames.iter().chain(&config.host.frames).map(|frames| u64::from(*frames)).sum();
         let mut actor = DeviceCore {
+            index,
+            commons: config.rules,
             shard: Shard::new(config),
             memory,
             resident: (0..frames).map(|_| None).collect(),
@@ -125,6 +138,8 @@ impl DeviceCore {
         if self.epoch <= serving.map.epoch {
             self.epoch = serving.map.epoch;
             self.shard.set_tenants(serving.eras());
+            let own = rules::kept_apart(serving, self.index, self.commons.strategy);
+            self.shard.set_rules(self.commons, &own);
         }
     }
 

@@ -9,7 +9,7 @@ use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::map::{Member, MemberState, ReplicaSet, Settings, Tenant};
 use kvhive_protocol::{
-    ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, MemberId, SLOTS, Slot, TenantId,
+    ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, MemberId, SLOTS, Slot, TenantId, TenantRules,
 };
 use kvhive_wire::{Connection, Listening};
 use std::collections::BTreeMap;
@@ -40,7 +40,8 @@ impl FakeCoordinator {
     pub(super) async fn start() -> FakeCoordinator {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let tenant = Tenant { name: "default".into(), era: Era(1), secret: [7; 32] };
+        let tenant =
+            Tenant { name: "default".into(), era: Era(1), secret: [7; 32], rules: TenantRules::default() };
         let map = ClusterMap {
             cluster: ClusterId(77),
             name: "test".into(),
