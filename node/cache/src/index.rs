@@ -1,9 +1,10 @@
-//! Key → record. The table holds record numbers only; keys are compared where they lie.
+//! Tenant and key → record. The table holds record numbers only; keys are compared where they lie. A block of one tenant is not
+//! found for another, whatever the other knows: to it the key is nobody's.
 
 use crate::block::{Life, NIL, Record};
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
-use kvhive_protocol::BlockKey;
+use kvhive_protocol::{BlockKey, TenantId};
 use std::hash::BuildHasher;
 
 /// Records and the table that finds them by key. Both are as large as the frames allow from the start.
@@ -24,13 +25,14 @@ impl Index {
         }
     }
 
-    /// Finds the record of `key`, filling or resident.
-    pub(crate) fn find(&self, key: &BlockKey) -> Option<u32> {
+    /// Finds the tenant's record of `key`, filling or resident.
+    pub(crate) fn find(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
         let hash = self.hasher.hash_one(key);
-        self.table.find(hash, |at| self.records[*at as usize].key == *key).copied()
+        let is_it = |record: &Record| record.key == *key && record.tenant == tenant;
+        self.table.find(hash, |at| is_it(&self.records[*at as usize])).copied()
     }
 
-    /// Takes a free record for `key`, which must not be in the table.
+    /// Takes a free record for a tenant's key, which must not be in the table.
     pub(crate) fn insert(&mut self, record: Record) -> Option<u32> {
         let at = self.free.pop()?;
         let generation = self.records[at as usize].generation.wrapping_add(1);

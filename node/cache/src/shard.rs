@@ -45,8 +45,8 @@ pub struct Shard {
     uses: VecDeque<find::Use>,
     /// Blocks to be brought up a tier, by record and generation.
     wanted: VecDeque<(u32, u32)>,
-    /// The block that was declined last: its child is not worth more.
-    declined: BlockKey,
+    /// The block that was declined last, and whose it is: its child is not worth more.
+    declined: Option<(TenantId, BlockKey)>,
     closed: [bool; 3],
     writes: usize,
     copies: usize,
@@ -79,7 +79,7 @@ impl Shard {
             request: Request::default(),
             uses: VecDeque::new(),
             wanted: VecDeque::new(),
-            declined: BlockKey::NONE,
+            declined: None,
             closed: [false; 3],
             writes: 0,
             copies: 0,
@@ -157,20 +157,16 @@ impl Shard {
         let class = self.class_of(header.payload_bytes).ok_or(Refusal::TooLarge)?;
         let parent = self.parent_of(tenant, &block.parent);
         self.go_on_with(now, parent, header.depth, about);
-        if let Some(at) = self.index.find(&header.key) {
+        if let Some(at) = self.index.find(tenant, &header.key) {
             if self.index.records[at as usize].life == Life::Filling {
                 return Err(Refusal::InFlight);
             }
             let record = &self.index.records[at as usize];
-            if record.tenant == tenant && record.era == header.era {
+            if record.era == header.era {
                 let id = BlockId { index: at, generation: record.generation };
                 self.used(at);
                 self.stats.already += 1;
                 return Ok(Reserve::Present(id));
-            }
-            // Keys of two tenants are unlike unless one has learnt the other's: it gets nothing for it.
-            if record.tenant != tenant && self.tenants.get(&record.tenant) == Some(&record.era) {
-                return Err(Refusal::NoRoom);
             }
             // A block that a clear has ended is still here under this key.
             self.drop_block(at, Removal::Dropped, effects);
@@ -179,14 +175,14 @@ impl Shard {
         if self.writes >= self.config.max_writes {
             return Err(Refusal::NoRoom);
         }
-        if !self.declined.is_none() && block.parent == self.declined {
-            self.declined = header.key;
+        if !block.parent.is_none() && self.declined == Some((tenant, block.parent)) {
+            self.declined = Some((tenant, header.key));
             self.stats.declined += 1;
             return Err(Refusal::NoRoom);
         }
-        let party = self.party_of.get(&tenant).copied().unwrap_or(COMMONS);
         let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
-        let (tier, class) = self.take_frame(now, party, class, &visit, effects)?;
+        let (tier, class) = self.take_frame(now, tenant, class, &visit, effects)?;
+        let party = self.party_of(tenant);
         let record = Record {
             codec: header.codec,
             key: header.key,
@@ -211,6 +207,10 @@ impl Shard {
         Ok(Reserve::Take { ticket: WriteTicket { index: at, generation }, tier, class: usize::from(class) })
     }
 
+    fn party_of(&self, tenant: TenantId) -> u16 {
+        self.party_of.get(&tenant).copied().unwrap_or(COMMONS)
+    }
+
     fn check_era(&self, tenant: TenantId, of_block: TenantId, era: Era) -> Result<(), Refusal> {
         let stands = of_block == tenant && self.tenants.get(&tenant) == Some(&era);
         if stands { Ok(()) } else { Err(Refusal::WrongEra) }
@@ -221,11 +221,11 @@ impl Shard {
     }
 
     fn parent_of(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
-        let at = if key.is_none() { None } else { self.index.find(key) };
+        let at = if key.is_none() { None } else { self.index.find(tenant, key) };
         at.filter(|at| {
             let parent = &self.index.records[*at as usize];
             // One of an ended era is not there for anybody.
-            parent.tenant == tenant && self.tenants.get(&tenant) == Some(&parent.era)
+            self.tenants.get(&tenant) == Some(&parent.era)
         })
     }
 
@@ -264,10 +264,10 @@ impl Shard {
         let header = &block.header;
         self.check_era(tenant, header.tenant, header.era).ok()?;
         let class = self.class_of(header.payload_bytes)?;
-        if slot.0 >= SLOTS || self.index.find(&header.key).is_some() {
+        if slot.0 >= SLOTS || self.index.find(tenant, &header.key).is_some() {
             return None;
         }
-        let party = self.party_of.get(&tenant).copied().unwrap_or(COMMONS);
+        let party = self.party_of(tenant);
         if !self.take(Tier::Disk, class, party) {
             return None;
         }

@@ -99,6 +99,10 @@ impl FakeCoordinator {
         how(&mut script.map);
     }
 
+    pub(super) fn epoch(&self) -> Epoch {
+        self.script().map.epoch
+    }
+
     /// Raises the tenant's era; returns the era and the map's epoch.
     pub(super) fn clear(&self) -> (Era, Epoch) {
         let mut script = self.script();

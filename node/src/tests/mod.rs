@@ -10,6 +10,7 @@ mod life;
 mod persist;
 mod proxy;
 mod replication;
+mod tenants;
 
 use crate::actors::core::DeviceMessage;
 use crate::data::Limits;

@@ -172,10 +172,9 @@ impl Shard {
 
     /// Returns the record of a block that may be seen by `tenant`.
     pub(super) fn visible(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
-        let at = self.index.find(key)?;
+        let at = self.index.find(tenant, key)?;
         let record = &self.index.records[at as usize];
-        let exists = record.life == Life::Resident && record.tenant == tenant;
-        (exists && self.tenants.get(&tenant) == Some(&record.era)).then_some(at)
+        (record.life == Life::Resident && self.tenants.get(&tenant) == Some(&record.era)).then_some(at)
     }
 
     fn note(&mut self, one: Use) {

@@ -61,7 +61,7 @@ impl Shard {
             if counts && record.life == Life::Resident && record.chain > self.true_chain(at) {
                 return Err(format!("record {at} claims {} before it", record.chain));
             }
-            let found = self.index.find(&record.key);
+            let found = self.index.find(record.tenant, &record.key);
             if (found == Some(at as u32)) != (record.life != Life::Leaving) {
                 return Err(format!("record {at} is {:?} and found as {found:?}", record.life));
             }

@@ -119,7 +119,8 @@ impl Shard {
         let mut into = places.into_iter().find(|(tier, class)| self.take(*tier, *class, party));
         if into.is_none() {
             let visit = Visit { key, parent: self.linked(parent), depth, partial: false };
-            if let Leaves::Block(victim) = self.leaves(now, party, tightest, &visit, &MEMORY) {
+            let bytes = self.config.classes[usize::from(tightest)];
+            if let Leaves::Block(victim) = self.leaves(now, (party, bytes), tightest, &visit, &MEMORY) {
                 let tier = self.index.records[victim as usize].tier;
                 self.evict(victim, effects);
                 into = self.take(tier, tightest, party).then_some((tier, tightest));
