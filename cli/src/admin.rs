@@ -17,7 +17,7 @@ pub(crate) struct Target {
     /// Admin URL of any coordinator; several separated by commas are tried in order [default: the local cluster's]
     #[arg(long, global = true, env = "KVHIVE_ADMIN", value_name = "URL")]
     pub(crate) admin: Option<String>,
-    /// File that holds the cluster's token [default: the local cluster's]
+    /// File that holds the cluster's token; the variable KVHIVE_TOKEN comes before it [default: the local cluster's]
     #[arg(long, global = true, env = "KVHIVE_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// Folder of the local cluster that `kvhive up` made
@@ -32,7 +32,7 @@ impl Target {
     /// When neither options nor a local cluster say which cluster is meant.
     pub(crate) fn resolve(&self) -> Result<Admin> {
         let urls: Vec<String> = match &self.admin {
-            Some(urls) => urls.split(',').map(|url| url.trim().trim_end_matches('/').to_owned()).collect(),
+            Some(urls) => urls.split(',').map(|url| with_scheme(url.trim().trim_end_matches('/'))).collect(),
             None => local::Running::load(&self.dir)?.admin_urls,
         };
         let token_file = self.token_file.clone().unwrap_or_else(|| self.dir.join(local::TOKEN_FILE));
@@ -42,8 +42,16 @@ impl Target {
             .http_status_as_error(false)
             .build()
             .new_agent();
-        Ok(Admin { urls, token, agent })
+        let token_from = match std::env::var_os("KVHIVE_TOKEN") {
+            Some(_) => "the variable KVHIVE_TOKEN".to_owned(),
+            None => token_file.display().to_string(),
+        };
+        Ok(Admin { urls, token, token_from, agent })
     }
+}
+
+fn with_scheme(url: &str) -> String {
+    if url.contains("://") { url.to_owned() } else { format!("http://{url}") }
 }
 
 /// Reads a token file; `KVHIVE_TOKEN` comes before it.
@@ -64,6 +72,7 @@ pub(crate) fn read_token(file: &Path) -> Result<String> {
 pub(crate) struct Admin {
     urls: Vec<String>,
     token: String,
+    token_from: String,
     agent: ureq::Agent,
 }
 
@@ -118,7 +127,13 @@ impl Admin {
             let message = serde_json::from_str::<serde_json::Value>(&text)
                 .ok()
                 .and_then(|value| value["error"]["message"].as_str().map(str::to_owned))
-                .unwrap_or(text);
+                .unwrap_or_else(|| "that is no answer of a coordinator's admin API".to_owned());
+            if status.as_u16() == 401 {
+                bail!(
+                    "{url} does not accept the token from {}: give the cluster's by --token-file or KVHIVE_TOKEN",
+                    self.token_from
+                );
+            }
             if status.as_u16() == 503 {
                 failures.push(format!("{url}: {message}"));
                 continue;

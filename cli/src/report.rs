@@ -55,6 +55,12 @@ pub(crate) fn duration(nanos: u64) -> String {
 /// Latencies of one kind of call, in nanoseconds; three significant digits.
 pub(crate) struct Latencies(hdrhistogram::Histogram<u64>);
 
+impl Default for Latencies {
+    fn default() -> Self {
+        Latencies::new()
+    }
+}
+
 impl Latencies {
     /// Makes an empty record of calls up to ten minutes.
     pub(crate) fn new() -> Self {

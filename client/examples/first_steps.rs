@@ -14,7 +14,8 @@ async fn main() -> Result<()> {
     let mut words = std::env::args().skip(1);
     let coordinator = words.next().context("first word: a coordinator's control address, HOST:PORT")?;
     let token_file = words.next().context("second word: the cluster's token file")?;
-    let token = std::fs::read_to_string(token_file)?.trim().as_bytes().to_vec();
+    let token = std::fs::read_to_string(&token_file).with_context(|| format!("cannot read {token_file}"))?;
+    let token = token.trim().as_bytes().to_vec();
     let client = Client::connect(ClientConfig::new(vec![coordinator], token)).await?;
 
     let layout = Layout {

@@ -120,7 +120,8 @@ impl Coordinators {
         let request = ControlRequest::Heartbeat(heartbeat);
         let limit = deadline.saturating_duration_since(Instant::now());
         let mut last = String::new();
-        for _ in 0..2 {
+        // A leader that hangs shall not use up the time of who is asked next.
+        for deadline in [deadline - limit / 2, deadline] {
             match self.try_once(&request, deadline).await {
                 Ok(ControlReply::Failed(WireError::NotLeader { leader })) => {
                     last = "not the leader".to_owned();

@@ -127,6 +127,7 @@ mod tests {
                     .map(|slot| ReplicaSet(vec![device(slot % 3), device((slot + 1) % 3)]))
                     .collect(),
             ),
+            held: Arc::default(),
             tenants: BTreeMap::new(),
         }
     }

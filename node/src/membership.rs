@@ -22,8 +22,10 @@ use tracing::{error, info, warn};
 const TICK: Duration = Duration::from_millis(10);
 /// A registration that is not through within this is tried anew.
 const REGISTER_LIMIT: Duration = Duration::from_secs(10);
-/// A heartbeat that is not answered within this is lost.
+/// A heartbeat that is not answered within this is lost, however long the lease.
 const HEARTBEAT_LIMIT: Duration = Duration::from_secs(1);
+/// A device that does not say what it holds within this is reported as one that may hold anything.
+const LOAD_LIMIT: Duration = Duration::from_millis(50);
 /// A device that does not answer within this is asked again.
 const ADOPT_LIMIT: Duration = Duration::from_secs(1);
 /// The wait before it is asked again.
@@ -51,6 +53,8 @@ pub(crate) struct Membership {
     pub(crate) devices: Vec<Device>,
     pub(crate) replicator: Replicator,
     pub(crate) view: Arc<View>,
+    /// Counts the devices that were made anew after a panic, and so lost what they held.
+    pub(crate) emptied: watch::Receiver<u64>,
 }
 
 impl Membership {
@@ -58,12 +62,20 @@ impl Membership {
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut machine = Member::new(MemberTuning::default());
         let mut effects = Vec::new();
+        // Whom the coordinators know, also while it registers anew.
+        let mut known = None;
+        let mut served = false;
         let (events, mut heard) = mpsc::channel(MAX_EVENTS);
+        let mut emptied = self.emptied.clone();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
                 _ = ticks.tick() => MemberEvent::Tick,
+                Ok(()) = emptied.changed() => {
+                    warn!("a device has lost what it held: registering anew, so that other replicas take over");
+                    MemberEvent::Emptied
+                }
                 event = heard.recv() => match event {
                     Some(event) => event,
                     None => return,
@@ -71,11 +83,20 @@ impl Membership {
                 () = stopped(&mut stop) => break,
             };
             machine.step(self.view.now(), event, &mut effects);
+            known = machine.identity().or(known);
+            let serves = self.view.check_lease().is_ok();
+            match (std::mem::replace(&mut served, serves), serves) {
+                (true, false) => {
+                    warn!("serving nothing: no coordinator has renewed the lease; looking for one that leads")
+                }
+                (false, true) => info!("holding a lease: serving"),
+                _ => {}
+            }
             for effect in effects.drain(..) {
                 self.perform(&machine, effect, &events);
             }
         }
-        self.leave(&machine).await;
+        self.leave(known).await;
     }
 
     fn perform(&self, machine: &Member, effect: MemberEffect, events: &mpsc::Sender<MemberEvent>) {
@@ -93,8 +114,9 @@ impl Membership {
             MemberEffect::Adopt { map } => {
                 let Some((member, _)) = identity else { return };
                 tokio::spawn(async move {
+                    let cluster = map.cluster;
                     let epoch = this.adopt(member, map).await;
-                    tell(&events, MemberEvent::Adopted { epoch }).await;
+                    tell(&events, MemberEvent::Adopted { cluster, epoch }).await;
                 });
             }
             MemberEffect::ServeUntil { lease } => {
@@ -138,16 +160,23 @@ impl Membership {
                 occupied: vec![0xFF; usize::from(kvhive_protocol::SLOTS) / 8],
                 ..DeviceLoad::default()
             };
-            let answer = device.ask(HEARTBEAT_LIMIT / 4, |reply| DeviceMessage::Load { reply }).await;
+            let answer = device.ask(LOAD_LIMIT, |reply| DeviceMessage::Load { reply }).await;
             devices.push(answer.map_or(unknown, |(load, _)| load));
         }
         let sent = self.view.now();
         let heartbeat = Heartbeat { member, generation, epoch, devices };
-        match self.coordinators.heartbeat(heartbeat, Instant::now() + HEARTBEAT_LIMIT).await {
+        match self.coordinators.heartbeat(heartbeat, Instant::now() + self.heartbeat_limit()).await {
             Ok(ControlReply::Beat { map }) => MemberEvent::Beat { sent, map: map.map(|map| Arc::new(*map)) },
             Ok(ControlReply::Fenced) => MemberEvent::Fenced,
             Ok(_) | Err(_) => MemberEvent::Failed,
         }
+    }
+
+    /// Returns how long to wait for a heartbeat's answer: two that are lost, one after the other, do not cost the lease.
+    fn heartbeat_limit(&self) -> Duration {
+        let settings = self.view.serving().map(|serving| serving.map.settings.clone());
+        let spare = settings.map(|settings| settings.lease_ms.saturating_sub(settings.heartbeat_ms) / 3);
+        spare.map_or(HEARTBEAT_LIMIT, |spare| Duration::from_millis(spare).min(HEARTBEAT_LIMIT))
     }
 
     /// Has everything that serves take over the map, and returns its epoch when every device has confirmed it: from then
@@ -173,8 +202,8 @@ impl Membership {
         epoch
     }
 
-    async fn leave(&self, machine: &Member) {
-        let Some((member, generation)) = machine.identity() else { return };
+    async fn leave(&self, known: Option<(MemberId, Generation)>) {
+        let Some((member, generation)) = known else { return };
         self.view.serve_until(Moment::ZERO);
         let left =
             self.coordinators.submit(Command::Leave { member, generation }, Instant::now() + LEAVE_LIMIT);

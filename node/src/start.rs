@@ -113,14 +113,20 @@ pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHan
     let (stop, stopping) = watch::channel(false);
     let stop = Arc::new(stop);
 
+    let (emptied, emptied_seen) = watch::channel(0u64);
+    let emptied = Arc::new(emptied);
     let mut devices = Vec::with_capacity(config.devices.len());
     let mut memories = Vec::with_capacity(config.devices.len());
     for (at, device) in config.devices.iter().enumerate() {
         let memory = Memory::take(at, device)?;
-        let (give_up_ending, give_up_stop, restarts) = (ending.clone(), stop.clone(), counters.clone());
+        let (give_up_ending, give_up_stop) = (ending.clone(), stop.clone());
+        let (restarts, emptied) = (counters.clone(), emptied.clone());
         let spawn = Spawn::new(format!("{} device {at}", config.name))
             .mailbox(DEVICE_MAILBOX)
-            .on_restart(move || count(&restarts.actor_restarts))
+            .on_restart(move || {
+                count(&restarts.actor_restarts);
+                emptied.send_modify(|times| *times += 1);
+            })
             .on_give_up(move || {
                 // Half a node would hold slots that nobody answers for: the member leaves as a whole.
                 give_up_stop.send_replace(true);
@@ -151,6 +157,7 @@ pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHan
         devices: devices.clone(),
         replicator,
         view: view.clone(),
+        emptied: emptied_seen,
     };
     let largest = |device: &DeviceConfig| device.classes.iter().map(|class| class.frame_bytes).max();
     let frame_bytes = config.devices.iter().filter_map(largest).max().unwrap_or(0);

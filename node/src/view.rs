@@ -42,7 +42,9 @@ impl View {
     /// Takes over a map, unless a newer one is here already.
     pub(crate) fn adopt(&self, fresh: Serving) {
         let mut serving = self.serving.write().unwrap_or_else(|poison| poison.into_inner());
-        if serving.as_ref().is_none_or(|known| known.map.epoch <= fresh.map.epoch) {
+        let is_newer =
+            |known: &Serving| known.map.cluster != fresh.map.cluster || known.map.epoch <= fresh.map.epoch;
+        if serving.as_ref().is_none_or(is_newer) {
             *serving = Some(fresh);
         }
     }

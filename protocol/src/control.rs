@@ -110,13 +110,13 @@ pub struct DeviceLoad {
     pub stored_blocks: u64,
     /// Blocks evicted, since this start.
     pub evicted_blocks: u64,
-    /// One bit a slot: whether any block of it is resident. `SLOTS / 8` bytes, or empty for none.
+    /// One bit a slot: whether any block of it is resident or being written. `SLOTS / 8` bytes, or empty for none.
     #[serde(with = "serde_bytes")]
     pub occupied: Vec<u8>,
 }
 
 impl DeviceLoad {
-    /// Says whether any block of `slot` is resident.
+    /// Says whether any block of `slot` is resident or being written.
     pub fn occupies(&self, slot: Slot) -> bool {
         let byte = self.occupied.get(usize::from(slot.0 / 8)).copied().unwrap_or(0);
         byte >> (slot.0 % 8) & 1 == 1
@@ -219,12 +219,15 @@ pub enum Command {
         /// Whose.
         tenant: TenantId,
     },
-    /// New places for some slots, planned on the map of epoch `based_on`; refused when the map has moved on.
+    /// New places for some slots, planned on the map of epoch `based_on`; refused when the map has moved on. A slot is held
+    /// first, and only one that is held is moved.
     PlaceSlots {
         /// The epoch that was planned on.
         based_on: Epoch,
-        /// The slots and their new replica sets.
+        /// The slots and their new replica sets; each is held in the map of that epoch.
         changes: Vec<(Slot, Vec<DeviceId>)>,
+        /// The slots that are held from now on, instead of those held before; ascending.
+        held: Vec<Slot>,
     },
     /// Changes the default acknowledgement of stores.
     SetAck {

@@ -6,7 +6,7 @@ use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, Slot, Te
 use crate::tenant::TenantRules;
 use crate::{BlockKey, SLOTS};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -125,6 +125,9 @@ pub struct ClusterMap {
     pub members: BTreeMap<MemberId, Member>,
     /// One replica set a slot, [`SLOTS`] of them. Shared, so that a map is cheap to copy.
     pub slots: Arc<Vec<ReplicaSet>>,
+    /// Slots that take no new blocks for now: they are about to be moved, once whoever holds them has said under this hold
+    /// that nothing is there.
+    pub held: Arc<BTreeSet<Slot>>,
     /// Every tenant.
     pub tenants: BTreeMap<TenantId, Tenant>,
 }
@@ -191,6 +194,9 @@ impl ClusterMap {
                     return Err(format!("slot {slot} has two replicas on member {}", device.member));
                 }
             }
+        }
+        if let Some(slot) = self.held.iter().find(|slot| slot.0 >= SLOTS) {
+            return Err(format!("slot {slot} is held and does not exist"));
         }
         for (at, member) in self.members.values().enumerate() {
             if self.members.values().skip(at + 1).any(|other| other.name == member.name) {

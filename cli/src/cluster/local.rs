@@ -141,14 +141,7 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
         );
     }
     let config = dir.join(CONFIG_FILE);
-    if fresh {
-        for old in [CONFIG_FILE, RUNNING_FILE, TOKEN_FILE] {
-            remove(&dir.join(old), |path| fs::remove_file(path))?;
-        }
-        for old in ["data", "logs"] {
-            remove(&dir.join(old), |path| fs::remove_dir_all(path))?;
-        }
-    } else if config.exists() {
+    if config.exists() && !fresh {
         if shape.is_some() {
             bail!(
                 "{} holds a cluster of its own shape; add --fresh to remake it, or use another --dir",
@@ -157,13 +150,42 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
         }
         return Ok(());
     }
+    // Refused before anything is removed.
+    let text = describe(dir, shape.unwrap_or_default())?;
+    // Only what a cluster has left here goes: another's folder of that name is not ours to remove.
+    if config.exists() {
+        let old = fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
+        if ClusterConfig::from_toml(&old, std::iter::empty::<(String, String)>()).is_err() {
+            bail!(
+                "{} is no cluster file of kvhive's, so nothing here is removed; use another --dir, or remove it yourself",
+                config.display()
+            );
+        }
+        for old in [CONFIG_FILE, RUNNING_FILE, TOKEN_FILE] {
+            remove(&dir.join(old), |path| fs::remove_file(path))?;
+        }
+        for old in ["data", "logs"] {
+            remove(&dir.join(old), |path| fs::remove_dir_all(path))?;
+        }
+    }
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir.join("logs"))
         .with_context(|| format!("cannot make {}", dir.display()))?;
-    let dir = dir.canonicalize()?;
-    let shape = shape.unwrap_or_default();
+    let mut secret = [0u8; 32];
+    getrandom::fill(&mut secret).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
+    let token: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(dir.join(TOKEN_FILE))?;
+    writeln!(file, "{token}")?;
+    fs::write(config, text)?;
+    Ok(())
+}
+
+/// Writes the cluster file of a cluster of this shape.
+fn describe(dir: &Path, shape: Shape) -> Result<String> {
+    let base_dir = std::path::absolute(dir)?.join("data").display().to_string();
     let cluster = LocalCluster {
         coordinators: shape.coordinators,
         nodes: shape.nodes,
@@ -173,18 +195,10 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
         block_size: shape.block_size,
         replicas: shape.replicas,
         strategy: shape.strategy,
-        base_dir: dir.join("data").display().to_string(),
+        base_dir,
         ports: ports(shape.coordinators, shape.nodes)?,
     };
-    let mut secret = [0u8; 32];
-    getrandom::fill(&mut secret).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
-    let token: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(dir.join(TOKEN_FILE))?;
-    writeln!(file, "{token}")?;
-    let text = cluster.config()?.to_toml();
-    fs::write(dir.join(CONFIG_FILE), text)?;
-    Ok(())
+    Ok(cluster.config()?.to_toml())
 }
 
 fn remove(path: &Path, how: impl Fn(&Path) -> std::io::Result<()>) -> Result<()> {
@@ -248,6 +262,10 @@ impl Cluster {
     pub(crate) fn start(dir: &Path, mut waiting: impl FnMut(&str)) -> Result<Cluster> {
         let dir = dir.canonicalize().with_context(|| format!("no cluster in {}", dir.display()))?;
         let lock = lock(&dir)?.with_context(|| format!("a cluster already runs in {}", dir.display()))?;
+        // What a killed supervisor has left says nothing of this one.
+        remove(&dir.join(RUNNING_FILE), |path| fs::remove_file(path))?;
+        fs::create_dir_all(dir.join("logs"))
+            .with_context(|| format!("cannot make {}", dir.join("logs").display()))?;
         let text = fs::read_to_string(dir.join(CONFIG_FILE)).context("cannot read the cluster file")?;
         let config = ClusterConfig::from_toml(&text, std::env::vars())?;
         let mut cluster = Cluster { dir, config, children: Vec::new(), _lock: lock };
@@ -275,6 +293,7 @@ impl Cluster {
             .arg(self.dir.join(CONFIG_FILE))
             .args(["--id", id])
             .env(SUPERVISED, "1")
+            .env_remove("KVHIVE_DIR")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -341,25 +360,53 @@ impl Cluster {
             if let Some((id, status)) = self.dead()? {
                 bail!("{id} ended while starting ({status}); its log ends with:\n{}", self.log_tail(&id));
             }
-            let status = admin.get::<serde_json::Value>("/v1/cluster").unwrap_or_default();
-            let is_up = |node: &&serde_json::Value| node["state"].as_str() == Some("up");
-            let up = status["nodes"].as_array().map_or(0, |nodes| nodes.iter().filter(is_up).count());
-            let slots = &status["slots"];
-            // Slots settle once every device has reported that it is empty.
-            let settled = slots["unavailable"].as_u64() == Some(0) && slots["moving"].as_u64() == Some(0);
-            if up == self.config.nodes.len() && settled {
-                return Ok(());
+            let answer = admin.get::<serde_json::Value>("/v1/cluster");
+            let state = match &answer {
+                Ok(status) => self.state(status),
+                Err(error) => Err(format!("no coordinator answers: {error:#}")),
+            };
+            match state {
+                // Once more: what ended since would be taken for what serves.
+                Ok(()) if self.dead_now()?.is_none() => return Ok(()),
+                Ok(()) => continue,
+                Err(lacking) if begun.elapsed() > START_LIMIT => {
+                    bail!(
+                        "the cluster does not serve after {START_LIMIT:?}: {lacking}; see {}",
+                        self.dir.join("logs").display()
+                    );
+                }
+                Err(lacking) => waiting(&lacking),
             }
-            if begun.elapsed() > START_LIMIT {
-                bail!(
-                    "{up} of {} nodes serve after {START_LIMIT:?}; see {}",
-                    self.config.nodes.len(),
-                    self.dir.join("logs").display()
-                );
-            }
-            waiting(&format!("{up} of {} nodes serve", self.config.nodes.len()));
             std::thread::sleep(POLL);
         }
+    }
+
+    /// Says what a status lacks until the whole cluster serves.
+    fn state(&self, status: &serde_json::Value) -> Result<(), String> {
+        let list = |field: &str| status[field].as_array().cloned().unwrap_or_default();
+        let nodes = self.config.nodes.len();
+        let up = list("nodes").iter().filter(|node| node["state"].as_str() == Some("up")).count();
+        // A registration may be of an earlier start; a report is of this one, as no leader inherits any.
+        let silent = list("devices").iter().filter(|device| device["blocks"].is_null()).count();
+        let slots = &status["slots"];
+        let (unavailable, moving) = (&slots["unavailable"], &slots["moving"]);
+        if up < nodes || silent > 0 {
+            return Err(format!("{up} of {nodes} nodes serve, {silent} devices have not reported"));
+        }
+        // Slots settle once every device has reported that it is empty.
+        if unavailable.as_u64() != Some(0) || moving.as_u64() != Some(0) {
+            return Err(format!("{unavailable} slots are unavailable, {moving} are moving"));
+        }
+        Ok(())
+    }
+
+    fn dead_now(&mut self) -> Result<Option<usize>> {
+        for (at, (_, child)) in self.children.iter_mut().enumerate() {
+            if child.try_wait()?.is_some() {
+                return Ok(Some(at));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns a process that has ended by itself, if one has, and forgets it.
@@ -367,13 +414,9 @@ impl Cluster {
     /// # Errors
     /// When the system does not say.
     pub(crate) fn dead(&mut self) -> Result<Option<(String, std::process::ExitStatus)>> {
-        for at in 0..self.children.len() {
-            if let Some(status) = self.children[at].1.try_wait()? {
-                let (process, _) = self.children.remove(at);
-                return Ok(Some((process.id, status)));
-            }
-        }
-        Ok(None)
+        let Some(at) = self.dead_now()? else { return Ok(None) };
+        let (process, mut child) = self.children.remove(at);
+        Ok(Some((process.id, child.wait()?)))
     }
 
     /// Returns the end of a process's log.
@@ -461,4 +504,21 @@ pub(crate) fn down(dir: &Path) -> Result<bool> {
         std::thread::sleep(POLL);
     }
     Ok(true)
+}
+
+/// Names the processes of the cluster file in `dir` whose ports somebody still holds: started by hand, they are not the
+/// supervisor's to stop.
+pub(crate) fn strays(dir: &Path) -> Vec<String> {
+    let text = fs::read_to_string(dir.join(CONFIG_FILE)).unwrap_or_default();
+    let Ok(config) = ClusterConfig::from_toml(&text, std::env::vars()) else { return Vec::new() };
+    let coordinators = config.coordinators.iter().map(|one| (one.id.clone(), one.raft.to_string()));
+    let nodes = config.nodes.iter().map(|one| (one.id.clone(), one.data.to_string()));
+    let is_held = |address: &str| {
+        TcpListener::bind(address).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+    };
+    coordinators
+        .chain(nodes)
+        .filter(|(_, address)| is_held(address))
+        .map(|(id, address)| format!("{id} ({address})"))
+        .collect()
 }

@@ -13,7 +13,7 @@ pub(crate) struct Connect {
     /// Control-plane addresses (HOST:PORT) of the coordinators, separated by commas [default: the local cluster's]
     #[arg(long, env = "KVHIVE_COORDINATORS", value_name = "ADDRESSES")]
     pub(crate) coordinators: Option<String>,
-    /// File that holds the cluster's token [default: the local cluster's]
+    /// File that holds the cluster's token; the variable KVHIVE_TOKEN comes before it [default: the local cluster's]
     #[arg(long, env = "KVHIVE_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// Folder of the local cluster that `kvhive up` made
@@ -40,6 +40,8 @@ impl Connect {
     /// # Errors
     /// When no coordinator answers or the token is wrong.
     pub(crate) async fn client(&self) -> Result<Client> {
-        Client::connect(self.config()?).await.context("cannot connect to the cluster")
+        Client::connect(self.config()?).await.with_context(|| {
+            "cannot connect to the cluster; --coordinators takes control addresses (port 7801 in the documented setup), not admin ones"
+        })
     }
 }

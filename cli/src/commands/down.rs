@@ -21,6 +21,13 @@ impl Down {
     pub(crate) fn run(self) -> Result<()> {
         if local::down(&self.dir)? {
             println!("stopped the cluster in {}", self.dir.display());
+            let strays = local::strays(&self.dir);
+            if !strays.is_empty() {
+                eprintln!(
+                    "warning: somebody still holds the ports of {}: processes that were started by hand end by Ctrl-C or SIGTERM",
+                    strays.join(", ")
+                );
+            }
         } else {
             println!("no cluster runs in {}", self.dir.display());
         }

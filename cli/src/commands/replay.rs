@@ -1,25 +1,30 @@
 //! `kvhive replay`: drive a live cluster with a trace as a serving fleet would: match the prefix, fetch what is covered,
 //! store the rest. Blocks hold bytes that tell whose they are, so a wrong one shows.
 
-use crate::report::{self, Latencies, Summary};
+use crate::report;
 use crate::trace::{self, Request};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use kvhive_client::{Client, NamespaceClient, Prefix, StoreOptions};
+use kvhive_client::{Client, NamespaceClient, Prefix, StoreOptions, StoreOutcome};
 use kvhive_config::Bytes;
 use kvhive_protocol::data::About;
 use kvhive_protocol::{BlockKey, Layout};
-use serde::Serialize;
 use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+mod tally;
+
+use tally::{Report, Tally};
 
 use super::connect::Connect;
 use super::generated::Generated;
 
+/// Requests in a row that nobody answered, after which a worker gives up.
+const HOPELESS: u32 = 5;
 /// Blocks fetched or stored by one call: bounds the memory of a worker.
 const BLOCKS_PER_CALL: usize = 128;
 
@@ -53,36 +58,6 @@ pub(crate) struct Replay {
     json: bool,
 }
 
-/// What a replay came to; the JSON form of it is stable.
-#[derive(Serialize, Debug)]
-pub(crate) struct Report {
-    requests: u64,
-    blocks: u64,
-    hits: u64,
-    block_hit_rate: f64,
-    tokens: u64,
-    tokens_saved: u64,
-    tokens_saved_ratio: f64,
-    bytes: u64,
-    bytes_fetched: u64,
-    bytes_stored: u64,
-    gb_per_second: f64,
-    seconds: f64,
-    latencies: CallLatencies,
-    stored_blocks: u64,
-    refused_blocks: u64,
-    errors: u64,
-    wrong_bytes: u64,
-}
-
-/// Latencies of the three calls, in milliseconds.
-#[derive(Serialize, Debug)]
-pub(crate) struct CallLatencies {
-    r#match: Summary,
-    fetch: Summary,
-    store: Summary,
-}
-
 impl Replay {
     /// Runs the replay and prints its report.
     ///
@@ -99,6 +74,12 @@ impl Replay {
         }
         if report.wrong_bytes > 0 {
             bail!("{} blocks held wrong bytes", report.wrong_bytes);
+        }
+        if report.gave_up {
+            bail!(
+                "nobody answered {HOPELESS} requests in a row, so the replay ended after {} requests; `kvhive status` says who lives",
+                report.requests
+            );
         }
         Ok(())
     }
@@ -117,7 +98,10 @@ impl Replay {
     }
 
     async fn drive(&self, client: &Client, requests: Vec<Request>) -> Result<Report> {
-        let block_bytes = u32::try_from(self.block_size.0).context("--block-size is over 4GiB")?;
+        let block_bytes = u32::try_from(self.block_size.0).ok().filter(|bytes| *bytes > 0);
+        let block_bytes = block_bytes.with_context(|| {
+            format!("--block-size is {}: 1B to just under 4GiB are allowed", self.block_size)
+        })?;
         let block_tokens = self.generated.block_tokens;
         let layout = Layout::opaque(block_bytes, block_tokens);
         if client.map().tenant(&self.tenant).is_none() {
@@ -136,12 +120,17 @@ impl Replay {
                     let next = queue.lock().unwrap_or_else(|poison| poison.into_inner()).pop_front();
                     let Some(request) = next else { return worker.tally };
                     worker.serve(&request).await;
+                    if worker.silent >= HOPELESS {
+                        // The others need not find out for themselves.
+                        queue.lock().unwrap_or_else(|poison| poison.into_inner()).clear();
+                        worker.tally.gave_up = true;
+                    }
                     bar.inc(1);
                     bar.set_message(worker.tally.line());
                 }
             });
         }
-        let mut tally = Tally::new();
+        let mut tally = Tally::default();
         while let Some(done) = workers.join_next().await {
             tally.merge(&done.context("a replay worker panicked")?);
         }
@@ -165,11 +154,20 @@ struct Worker {
     block_tokens: u32,
     buffers: Vec<Vec<u8>>,
     tally: Tally,
+    /// Requests in a row that nobody answered anything of.
+    silent: u32,
 }
 
 impl Worker {
     fn new(namespace: NamespaceClient, block_bytes: usize, block_tokens: u32) -> Self {
-        Worker { namespace, block_bytes, block_tokens, buffers: Vec::new(), tally: Tally::new() }
+        Worker {
+            namespace,
+            block_bytes,
+            block_tokens,
+            buffers: Vec::new(),
+            tally: Tally::default(),
+            silent: 0,
+        }
     }
 
     async fn serve(&mut self, request: &Request) {
@@ -179,7 +177,9 @@ impl Worker {
         self.tally.blocks += request.hash_ids.len() as u64;
         self.tally.tokens += request.tokens(self.block_tokens);
         let begun = Instant::now();
-        let covered = match self.namespace.match_prefix(&prefix).await {
+        let found = self.namespace.match_prefix(&prefix).await;
+        let mut is_answered = found.as_ref().is_ok_and(|found| found.unreachable == 0);
+        let covered = match found {
             Ok(found) => found.covered,
             Err(error) => {
                 self.tally.fail(&error);
@@ -196,7 +196,9 @@ impl Worker {
             output_tokens: tokens(request.output_length),
             ..About::default()
         };
-        self.store(&prefix, delivered, StoreOptions { about, ..StoreOptions::default() }).await;
+        is_answered |=
+            self.store(&prefix, delivered, StoreOptions { about, ..StoreOptions::default() }).await;
+        self.silent = if is_answered { 0 } else { self.silent + 1 };
     }
 
     /// Fetches the covered blocks and returns how many arrived from the first on without a hole.
@@ -231,8 +233,10 @@ impl Worker {
         at
     }
 
-    async fn store(&mut self, prefix: &Prefix, from: usize, options: StoreOptions) {
+    /// Stores the blocks from `from` on; says whether anybody answered.
+    async fn store(&mut self, prefix: &Prefix, from: usize, options: StoreOptions) -> bool {
         let mut at = from;
+        let mut is_answered = false;
         while at < prefix.keys().len() {
             let until = prefix.keys().len().min(at + BLOCKS_PER_CALL);
             self.make_room(until - at);
@@ -245,15 +249,16 @@ impl Worker {
             self.tally.storing.record(begun.elapsed());
             match answer {
                 Ok(report) => {
-                    let kept = report.acknowledged();
-                    self.tally.stored_blocks += kept as u64;
-                    self.tally.refused_blocks += (until - at - kept) as u64;
+                    is_answered |= report.outcomes.iter().any(|one| *one != StoreOutcome::Unreachable);
+                    self.tally.stored_blocks += report.acknowledged() as u64;
+                    report.outcomes.iter().for_each(|outcome| self.tally.refused.add(*outcome));
                     self.tally.bytes_stored += (report.sent() * self.block_bytes) as u64;
                 }
                 Err(error) => self.tally.fail(&error),
             }
             at = until;
         }
+        is_answered
     }
 
     fn make_room(&mut self, blocks: usize) {
@@ -295,139 +300,6 @@ fn words(key: &BlockKey) -> impl FnMut() -> u64 {
         word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         word ^ (word >> 31)
-    }
-}
-
-struct Tally {
-    requests: u64,
-    blocks: u64,
-    hits: u64,
-    tokens: u64,
-    tokens_saved: u64,
-    bytes_fetched: u64,
-    bytes_stored: u64,
-    stored_blocks: u64,
-    refused_blocks: u64,
-    errors: u64,
-    wrong_bytes: u64,
-    matching: Latencies,
-    fetching: Latencies,
-    storing: Latencies,
-}
-
-impl Tally {
-    fn new() -> Self {
-        Tally {
-            requests: 0,
-            blocks: 0,
-            hits: 0,
-            tokens: 0,
-            tokens_saved: 0,
-            bytes_fetched: 0,
-            bytes_stored: 0,
-            stored_blocks: 0,
-            refused_blocks: 0,
-            errors: 0,
-            wrong_bytes: 0,
-            matching: Latencies::new(),
-            fetching: Latencies::new(),
-            storing: Latencies::new(),
-        }
-    }
-
-    fn fail(&mut self, error: &dyn std::fmt::Display) {
-        self.errors += 1;
-        tracing::warn!(%error, "call failed");
-    }
-
-    fn line(&self) -> String {
-        format!("{:.1} % hits", 100.0 * ratio(self.hits, self.blocks))
-    }
-
-    fn merge(&mut self, other: &Tally) {
-        for (ours, theirs) in [
-            (&mut self.requests, other.requests),
-            (&mut self.blocks, other.blocks),
-            (&mut self.hits, other.hits),
-            (&mut self.tokens, other.tokens),
-            (&mut self.tokens_saved, other.tokens_saved),
-            (&mut self.bytes_fetched, other.bytes_fetched),
-            (&mut self.bytes_stored, other.bytes_stored),
-            (&mut self.stored_blocks, other.stored_blocks),
-            (&mut self.refused_blocks, other.refused_blocks),
-            (&mut self.errors, other.errors),
-            (&mut self.wrong_bytes, other.wrong_bytes),
-        ] {
-            *ours += theirs;
-        }
-        self.matching.merge(&other.matching);
-        self.fetching.merge(&other.fetching);
-        self.storing.merge(&other.storing);
-    }
-
-    fn report(self, took: Duration) -> Report {
-        let bytes = self.bytes_fetched + self.bytes_stored;
-        let seconds = took.as_secs_f64();
-        Report {
-            requests: self.requests,
-            blocks: self.blocks,
-            hits: self.hits,
-            block_hit_rate: ratio(self.hits, self.blocks),
-            tokens: self.tokens,
-            tokens_saved: self.tokens_saved,
-            tokens_saved_ratio: ratio(self.tokens_saved, self.tokens),
-            bytes,
-            bytes_fetched: self.bytes_fetched,
-            bytes_stored: self.bytes_stored,
-            gb_per_second: bytes as f64 / 1e9 / seconds,
-            seconds,
-            latencies: CallLatencies {
-                r#match: self.matching.summary(),
-                fetch: self.fetching.summary(),
-                store: self.storing.summary(),
-            },
-            stored_blocks: self.stored_blocks,
-            refused_blocks: self.refused_blocks,
-            errors: self.errors,
-            wrong_bytes: self.wrong_bytes,
-        }
-    }
-}
-
-fn ratio(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
-}
-
-impl Report {
-    fn print(&self) {
-        println!("requests        {}", self.requests);
-        println!(
-            "blocks          {} looked up, {} hit: {:.2} %",
-            self.blocks,
-            self.hits,
-            100.0 * self.block_hit_rate
-        );
-        println!(
-            "prefill tokens  {} of {} saved: {:.2} %",
-            self.tokens_saved,
-            self.tokens,
-            100.0 * self.tokens_saved_ratio
-        );
-        println!(
-            "bytes moved     {} ({} fetched, {} stored) in {:.1} s: {:.2} GB/s",
-            report::bytes(self.bytes),
-            report::bytes(self.bytes_fetched),
-            report::bytes(self.bytes_stored),
-            self.seconds,
-            self.gb_per_second
-        );
-        println!("match           {}", self.latencies.r#match.line());
-        println!("fetch           {}", self.latencies.fetch.line());
-        println!("store           {}", self.latencies.store.line());
-        println!(
-            "trouble         {} errors, {} blocks refused, {} blocks with wrong bytes",
-            self.errors, self.refused_blocks, self.wrong_bytes
-        );
     }
 }
 

@@ -28,8 +28,8 @@ pub(crate) struct Up {
     /// Which process of the cluster file
     #[arg(long, value_name = "ID", requires = "config")]
     id: Option<String>,
-    /// Folder of the local cluster: cluster file, token, logs, raft data
-    #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir(), conflicts_with = "config")]
+    /// Folder of the local cluster: cluster file, token, logs, raft data; means nothing with --config
+    #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir())]
     dir: PathBuf,
     /// Return when the cluster serves, and leave it running
     #[arg(long, conflicts_with = "config")]
@@ -128,6 +128,7 @@ impl Up {
 
     fn detached(&self) -> Result<()> {
         let log_file = self.dir.join("logs/supervisor.log");
+        std::fs::create_dir_all(self.dir.join("logs"))?;
         let log = std::fs::File::create(&log_file)
             .with_context(|| format!("cannot write {}", log_file.display()))?;
         let mut supervisor = Command::new(std::env::current_exe()?)
@@ -152,7 +153,12 @@ impl Up {
             {
                 spinner.finish_and_clear();
                 announce(&running);
-                println!("it runs in the background; `kvhive down` stops it");
+                let dir = if self.dir == local::default_dir() {
+                    String::new()
+                } else {
+                    format!(" --dir {}", self.dir.display())
+                };
+                println!("it runs in the background; `kvhive down{dir}` stops it");
                 return Ok(());
             }
             if begun.elapsed() > DETACH_LIMIT {
@@ -181,4 +187,5 @@ fn announce(running: &local::Running) {
     for url in &running.admin_urls {
         println!("admin API       {url}");
     }
+    println!("for clients     {}", running.coordinators.join(","));
 }

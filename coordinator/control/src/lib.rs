@@ -19,7 +19,7 @@ mod validate;
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
 pub use leases::grace;
 pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
-pub use planner::{MAX_CHANGES_PER_PLAN, Planner, imbalance};
+pub use planner::{Planner, imbalance};
 pub use registry::Registry;
 pub use repair::Repair;
 pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, SNAPSHOT_VERSION};

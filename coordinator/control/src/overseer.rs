@@ -5,7 +5,7 @@ use crate::leases::Leases;
 use crate::planner::Planner;
 use kvhive_protocol::control::{Command, DeviceLoad, Heartbeat};
 use kvhive_protocol::{ClusterMap, DeviceId, Epoch, MemberId, Moment, ReplicaSet, Slot, TenantId, WireError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,8 +116,10 @@ struct Reign {
     next_plan: Moment,
     /// The epoch last planned on, and until when that plan may be under way.
     planned: Option<(Epoch, Moment)>,
-    /// The placement last seen and the epoch at which it was: older reports say nothing of it.
-    placement: Option<(Arc<Vec<ReplicaSet>>, Epoch)>,
+    /// The placement and hold last seen and the epoch at which they were: older reports say nothing of them.
+    placement: Option<(Arc<Vec<ReplicaSet>>, Arc<BTreeSet<Slot>>, Epoch)>,
+    /// Since when they stand.
+    placed: Moment,
 }
 
 impl Overseer {
@@ -130,8 +132,14 @@ impl Overseer {
     /// within a full grace from now. `map` is what this coordinator has applied so far, if any; it may be behind.
     pub fn became_leader(&mut self, now: Moment, map: Option<&ClusterMap>) {
         let leases = Leases::new(now);
-        let mut reign =
-            Reign { leases, clears: BTreeMap::new(), next_plan: now, planned: None, placement: None };
+        let mut reign = Reign {
+            leases,
+            clears: BTreeMap::new(),
+            next_plan: now,
+            planned: None,
+            placement: None,
+            placed: now,
+        };
         if let Some(map) = map {
             reign.follow(map);
         }
@@ -239,8 +247,13 @@ impl Overseer {
 impl Reign {
     fn follow(&mut self, map: &ClusterMap) {
         self.leases.sync(map);
-        if !self.placement.as_ref().is_some_and(|(slots, _)| Arc::ptr_eq(slots, &map.slots)) {
-            self.placement = Some((map.slots.clone(), map.epoch));
+        let is_known = self
+            .placement
+            .as_ref()
+            .is_some_and(|(slots, held, _)| Arc::ptr_eq(slots, &map.slots) && Arc::ptr_eq(held, &map.held));
+        if !is_known {
+            self.placement = Some((map.slots.clone(), map.held.clone(), map.epoch));
+            self.placed = self.leases.now();
         }
     }
 
@@ -284,16 +297,18 @@ impl Reign {
             return;
         }
         self.next_plan = now + tuning.plan_every;
-        if let Some(command) = planner.plan(map, |device, slot| self.occupied(device, slot)) {
+        // Who has not reported within two leases is not going to, or is declared down.
+        let is_over = now.since(self.placed) > 2 * crate::leases::grace(&map.settings);
+        if let Some(command) = planner.plan(map, |device, slot| self.occupied(device, slot), is_over) {
             self.planned = Some((map.epoch, now + tuning.repropose_after));
             counters.plans += 1;
             effects.push(Effect::Propose(command));
         }
     }
 
-    /// Says whether a device holds any block of a slot, if it has reported since the slots were last placed.
+    /// Says whether a device holds any block of a slot, if it has reported since slots were last placed or held.
     fn occupied(&self, device: DeviceId, slot: Slot) -> Option<bool> {
-        let (_, placed_at) = self.placement.as_ref()?;
+        let (_, _, placed_at) = self.placement.as_ref()?;
         let (epoch, loads) = self.leases.get(device.member)?.loads.as_ref()?;
         (epoch >= placed_at).then_some(())?;
         loads.get(usize::from(device.index)).map(|load| load.occupies(slot))

@@ -1,13 +1,13 @@
 //! Moves slots toward where they belong, only where nothing is lost by it. Runs on the leader; what it plans is an
 //! ordinary command, refused if the map has moved on. Moving slots that hold blocks is not its business.
+//!
+//! A move takes two plans. The first has the slot held: who serves by that map takes no new block of it. The second moves it,
+//! if everybody who holds it has reported, serving by that map, that nothing is there; else it is let go.
 
 use crate::placement::{self, Candidate};
 use kvhive_protocol::control::Command;
 use kvhive_protocol::{ClusterMap, DeviceId, ReplicaSet, Slot};
 use std::collections::BTreeMap;
-
-/// The most slots that one plan moves.
-pub const MAX_CHANGES_PER_PLAN: usize = 2048;
 
 /// Plans moves. Remembers only the last wanted map, which takes milliseconds to find.
 #[derive(Clone, Default)]
@@ -28,35 +28,41 @@ impl Planner {
         Self::default()
     }
 
-    /// Plans the next moves, at most [`MAX_CHANGES_PER_PLAN`]; none if every slot is where it belongs or has to stay.
+    /// Plans the next step; none if every slot is where it belongs or has to stay, or reports are awaited.
     ///
-    /// `occupied` says whether a device holds any block of a slot, as of a report made under the present placement;
-    /// `None` if it has not reported so. A slot moves only when every device that holds it reported that it is empty
-    /// there, and every device that is to hold it has reported at all.
-    ///
-    /// A block stored between a report and the moment at which its writer learns of the move is missed afterwards.
-    /// It is never served wrongly; wait for [`Planner::unsettled`] to be 0 before relying on acknowledged stores.
+    /// `occupied` says whether a device holds any block of a slot, as of a report made under the present placement and hold;
+    /// `None` if it has not reported so. While slots are held and a report is missing, that is awaited, unless `is_over`: then
+    /// what is still unknown is let go.
     pub fn plan(
         &mut self,
         map: &ClusterMap,
         occupied: impl Fn(DeviceId, Slot) -> Option<bool>,
+        is_over: bool,
     ) -> Option<Command> {
         let wanted = self.wanted(map);
-        let mut changes = Vec::new();
+        let (mut changes, mut held) = (Vec::new(), Vec::new());
         for slot in Slot::all() {
             let (now, then) = (map.replicas(slot), &wanted[usize::from(slot.0)]);
             if now == then || then.0.is_empty() {
                 continue;
             }
-            let empty = now.0.iter().all(|device| occupied(*device, slot) == Some(false));
-            if empty && then.0.iter().all(|device| occupied(*device, slot).is_some()) {
-                changes.push((slot, then.0.clone()));
+            let is_held = map.held.contains(&slot);
+            let mut holders = now.0.iter().map(|device| occupied(*device, slot));
+            if holders.clone().any(|there| there == Some(true)) {
+                continue;
             }
-            if changes.len() == MAX_CHANGES_PER_PLAN {
-                break;
+            let is_empty = holders.all(|there| there == Some(false));
+            let is_known = is_empty && then.0.iter().all(|device| occupied(*device, slot).is_some());
+            match (is_held, is_known) {
+                (true, true) => changes.push((slot, then.0.clone())),
+                (false, true) => held.push(slot),
+                (true, false) if !is_over => return None,
+                (_, false) => {}
             }
         }
-        (!changes.is_empty()).then_some(Command::PlaceSlots { based_on: map.epoch, changes })
+        let lets_go = !map.held.is_empty();
+        let is_step = lets_go || !held.is_empty();
+        is_step.then_some(Command::PlaceSlots { based_on: map.epoch, changes, held })
     }
 
     /// Returns how many slots are not where they belong.
@@ -101,13 +107,18 @@ mod tests {
     use super::*;
     use crate::registry::Registry;
     use crate::registry::tests::Cluster;
-    use std::collections::BTreeSet;
 
-    fn changes(command: Option<Command>) -> Vec<(Slot, Vec<DeviceId>)> {
+    fn changes(command: &Command) -> &[(Slot, Vec<DeviceId>)] {
         match command {
-            Some(Command::PlaceSlots { changes, .. }) => changes,
-            Some(other) => panic!("planned {other:?}"),
-            None => Vec::new(),
+            Command::PlaceSlots { changes, .. } => changes,
+            other => panic!("planned {other:?}"),
+        }
+    }
+
+    fn held(command: &Option<Command>) -> &[Slot] {
+        match command {
+            Some(Command::PlaceSlots { held, .. }) => held,
+            other => panic!("planned {other:?}"),
         }
     }
 
@@ -124,11 +135,13 @@ mod tests {
         let mut planner = Planner::new();
         assert!(imbalance(&map(&cluster.registry)) > 0.9);
         let mut plans = 0;
-        while let Some(command) = planner.plan(&map(&cluster.registry), |_, _| Some(false)) {
+        while let Some(command) = planner.plan(&map(&cluster.registry), |_, _| Some(false), false) {
             cluster.apply(command);
             plans += 1;
         }
+        // All that are to move are held, then they move.
         assert_eq!(plans, 2);
+        assert!(map(&cluster.registry).held.is_empty());
         assert_eq!(planner.unsettled(&map(&cluster.registry)), 0);
         assert!(imbalance(&map(&cluster.registry)) < 0.01);
     }
@@ -139,15 +152,35 @@ mod tests {
         for name in ["a", "b", "c"] {
             cluster.register(name, 1);
         }
-        let map = map(&cluster.registry);
         let mut planner = Planner::new();
-        let all: BTreeSet<Slot> =
-            changes(planner.plan(&map, |_, _| Some(false))).into_iter().map(|(slot, _)| slot).collect();
-        let kept = *all.first().expect("c holds nothing yet");
-        let secondary = map.replicas(kept).0[1];
-        let some = changes(planner.plan(&map, |device, slot| Some(slot == kept && device == secondary)));
-        assert!(some.iter().all(|(slot, _)| *slot != kept));
-        assert!(!some.is_empty());
+        let plan = planner.plan(&map(&cluster.registry), |_, _| Some(false), false);
+        let kept = *held(&plan).first().expect("c holds nothing yet");
+        let secondary = map(&cluster.registry).replicas(kept).0[1];
+        let report = |device: DeviceId, slot| Some(slot == kept && device == secondary);
+        let others = planner.plan(&map(&cluster.registry), report, false);
+        assert!(!held(&others).contains(&kept) && !held(&others).is_empty());
+        // A block that came before the hold was known keeps its slot, and the slot is let go.
+        cluster.apply(plan.expect("slots to hold"));
+        let moves = planner.plan(&map(&cluster.registry), report, false).expect("slots to move");
+        assert!(!changes(&moves).is_empty() && changes(&moves).iter().all(|(slot, _)| *slot != kept));
+        cluster.apply(moves);
+        assert!(map(&cluster.registry).held.is_empty());
+        assert!(map(&cluster.registry).replicas(kept).contains(secondary));
+    }
+
+    #[test]
+    fn a_hold_waits_for_reports_and_not_for_ever() {
+        let mut cluster = Cluster::with_replicas(1);
+        for name in ["a", "b"] {
+            cluster.register(name, 1);
+        }
+        let mut planner = Planner::new();
+        let plan = planner.plan(&map(&cluster.registry), |_, _| Some(false), false);
+        cluster.apply(plan.expect("slots to hold"));
+        let map = map(&cluster.registry);
+        assert_eq!(planner.plan(&map, |_, _| None, false), None);
+        let over = planner.plan(&map, |_, _| None, true);
+        assert_eq!(over, Some(Command::PlaceSlots { based_on: map.epoch, changes: vec![], held: vec![] }));
     }
 
     #[test]
@@ -159,19 +192,7 @@ mod tests {
         let mut planner = Planner::new();
         for silent in [a, b] {
             let report = |device: DeviceId, _| (device.member != silent).then_some(false);
-            assert!(planner.plan(&map, report).is_none());
+            assert!(planner.plan(&map, report, false).is_none());
         }
-    }
-
-    #[test]
-    fn a_plan_has_a_limit_and_names_its_epoch() {
-        let mut cluster = Cluster::with_replicas(1);
-        for at in 0..8 {
-            cluster.register(&format!("n{at}"), 1);
-        }
-        let map = map(&cluster.registry);
-        let command = Planner::new().plan(&map, |_, _| Some(false));
-        assert!(matches!(&command, Some(Command::PlaceSlots { based_on, .. }) if *based_on == map.epoch));
-        assert_eq!(changes(command).len(), MAX_CHANGES_PER_PLAN);
     }
 }

@@ -147,7 +147,7 @@ impl Registry {
             }
             Command::CreateTenant { name, secret, rules } => self.create_tenant(name, secret, rules),
             Command::ClearTenant { tenant } => self.clear_tenant(tenant),
-            Command::PlaceSlots { based_on, changes } => self.place_slots(based_on, changes),
+            Command::PlaceSlots { based_on, changes, held } => self.place_slots(based_on, changes, held),
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
         }
@@ -174,6 +174,7 @@ impl Registry {
             settings,
             members: BTreeMap::new(),
             slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
+            held: Arc::default(),
             tenants: BTreeMap::from([(TenantId(1), tenant)]),
         };
         self.index = Index::of(&map);
@@ -269,14 +270,28 @@ impl Registry {
         Ok(self.unchanged())
     }
 
-    fn place_slots(&mut self, based_on: Epoch, changes: Vec<(Slot, Vec<DeviceId>)>) -> Outcome {
+    fn place_slots(
+        &mut self,
+        based_on: Epoch,
+        changes: Vec<(Slot, Vec<DeviceId>)>,
+        held: Vec<Slot>,
+    ) -> Outcome {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         if based_on != map.epoch {
             return Err(WireError::StaleEpoch { epoch: map.epoch });
         }
         validate::placement(map, &changes)?;
-        if changes.iter().any(|(slot, set)| map.replicas(*slot).0 != *set) {
-            let slots = Arc::make_mut(&mut self.change().slots);
+        let held = validate::held(held)?;
+        let moves = changes.iter().any(|(slot, set)| map.replicas(*slot).0 != *set);
+        if !moves && *map.held == held {
+            return Ok(self.unchanged());
+        }
+        let map = self.change();
+        if *map.held != held {
+            map.held = Arc::new(held);
+        }
+        if moves {
+            let slots = Arc::make_mut(&mut map.slots);
             for (slot, set) in changes {
                 slots[usize::from(slot.0)] = ReplicaSet(set);
             }

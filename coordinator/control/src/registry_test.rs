@@ -284,14 +284,23 @@ fn slots_move_only_on_the_map_that_was_planned_on() {
     let b = cluster.register("b", 1);
     let based_on = cluster.registry.epoch();
     let to = |member| vec![DeviceId::new(member, 0)];
-    let place = |based_on, changes| Command::PlaceSlots { based_on, changes };
-    assert_eq!(
-        cluster.apply(place(based_on, vec![(Slot(0), to(a))])),
-        CommandReply::Applied { epoch: based_on }
-    );
+    let place = |based_on, changes| Command::PlaceSlots { based_on, changes, held: vec![] };
+    let hold = |based_on, held| Command::PlaceSlots { based_on, changes: vec![], held };
+    let early = cluster.apply(place(based_on, vec![(Slot(4095), to(b))]));
+    assert!(refused(&early, "not held"), "{early:?}");
+    for unfit in [vec![Slot(1), Slot(0)], vec![Slot(7), Slot(7)], vec![Slot(4096)]] {
+        assert!(refused(&cluster.apply(hold(based_on, unfit)), "ascend"));
+    }
+    cluster.apply(hold(based_on, vec![Slot(0), Slot(4095)]));
+    let based_on = based_on.next();
+    assert_eq!(cluster.registry.epoch(), based_on);
+    let stays =
+        Command::PlaceSlots { based_on, changes: vec![(Slot(0), to(a))], held: vec![Slot(0), Slot(4095)] };
+    assert_eq!(cluster.apply(stays), CommandReply::Applied { epoch: based_on });
     let moved = cluster.apply(place(based_on, vec![(Slot(0), to(b)), (Slot(4095), to(b))]));
     assert_eq!(moved, CommandReply::Applied { epoch: based_on.next() });
     assert_eq!(cluster.primaries(b), 2);
+    assert!(cluster.map().held.is_empty());
     let stale = cluster.apply(place(based_on, vec![(Slot(1), to(b))]));
     assert_eq!(stale, CommandReply::Rejected(WireError::StaleEpoch { epoch: based_on.next() }));
 }
@@ -304,9 +313,12 @@ fn an_impossible_placement_is_refused() {
     let c = cluster.register("c", 1);
     cluster.mark_down(c);
     let at = |member, index| DeviceId::new(member, index);
+    let (based_on, held) = (cluster.registry.epoch(), vec![Slot(1)]);
+    cluster.apply(Command::PlaceSlots { based_on, changes: vec![], held });
     let before = cluster.map();
     for (changes, because) in [
         (vec![(Slot(4096), vec![at(a, 0), at(b, 0)])], "does not exist"),
+        (vec![(Slot(2), vec![at(a, 0), at(b, 0)])], "not held"),
         (vec![(Slot(1), vec![at(a, 0), at(b, 0)]), (Slot(1), vec![at(b, 0), at(a, 0)])], "named twice"),
         (vec![(Slot(1), vec![])], "0 replicas"),
         (vec![(Slot(1), vec![at(a, 0)])], "1 replicas"),
@@ -315,7 +327,8 @@ fn an_impossible_placement_is_refused() {
         (vec![(Slot(1), vec![at(a, 0), at(c, 0)])], "not one of a member that is up"),
         (vec![(Slot(1), vec![at(a, 0); 9])], "9 replicas"),
     ] {
-        let reply = cluster.apply(Command::PlaceSlots { based_on: before.epoch, changes });
+        let reply =
+            cluster.apply(Command::PlaceSlots { based_on: before.epoch, changes, held: vec![Slot(1)] });
         assert!(refused(&reply, because), "{reply:?} instead of {because}");
     }
     assert_eq!(cluster.map(), before);

@@ -5,15 +5,17 @@ use crate::dedupe::{self, Client, Dedupe};
 use crate::registry::Registry;
 use crate::validate;
 use kvhive_protocol::map::Settings;
-use kvhive_protocol::{ClusterId, ClusterMap, Epoch, Member, MemberId, ReplicaSet, Tenant, TenantId, codec};
+use kvhive_protocol::{
+    ClusterId, ClusterMap, Epoch, Member, MemberId, ReplicaSet, Slot, Tenant, TenantId, codec,
+};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of snapshots that this crate writes, and the only one it reads.
-pub const SNAPSHOT_VERSION: u32 = 2;
+pub const SNAPSHOT_VERSION: u32 = 3;
 /// The largest snapshot, in bytes: members and tenants, remembered outcomes, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize = validate::MAX_MAP_BYTES + dedupe::MAX_REPLY_BYTES + (2 << 20);
@@ -68,6 +70,7 @@ struct MapHead {
     name: String,
     epoch: Epoch,
     settings: Settings,
+    held: Vec<Slot>,
 }
 
 impl Registry {
@@ -82,6 +85,7 @@ impl Registry {
             name: map.name.clone(),
             epoch: map.epoch,
             settings: map.settings.clone(),
+            held: map.held.iter().copied().collect(),
         });
         put(&mut out, &Section::Head { applied: self.applied, map: head });
         if let Some(map) = map {
@@ -200,6 +204,7 @@ impl Parts {
             settings: head.settings,
             members: BTreeMap::from_iter(self.members),
             slots: Arc::new(self.slots),
+            held: Arc::new(BTreeSet::from_iter(head.held)),
             tenants: BTreeMap::from_iter(self.tenants),
         };
         validate::map(&map)?;

@@ -23,6 +23,8 @@ pub const LEASE_MS: RangeInclusive<u64> = 100..=300_000;
 pub const HEARTBEAT_MS: RangeInclusive<u64> = 10..=60_000;
 /// The longest `host:port`, in bytes: a DNS name, a colon, a port, brackets.
 pub const MAX_ADDRESS_BYTES: usize = 261;
+/// The longest key of a label, in bytes. What the cluster file allows, the registry must: a node that it refuses never serves.
+pub(crate) const MAX_LABEL_KEY_BYTES: usize = 63;
 /// The longest value of a label, in bytes.
 pub const MAX_LABEL_BYTES: usize = 128;
 /// The most bytes that a map's members and tenants take when encoded. With its slots it stays under the codec's
@@ -77,6 +79,11 @@ pub(crate) fn placement(map: &ClusterMap, changes: &[(Slot, Vec<DeviceId>)]) -> 
                 SLOTS - 1
             )));
         }
+        if !map.held.contains(slot) {
+            return Err(WireError::rejected(format_args!(
+                "slot {slot} is not held: stores acknowledged meanwhile would be lost by its move; hold it first"
+            )));
+        }
         if set.len() < least || set.len() > usize::from(MAX_REPLICAS) {
             return Err(WireError::rejected(format_args!(
                 "slot {slot} would get {} replicas, allowed are {least} to {MAX_REPLICAS}",
@@ -86,6 +93,17 @@ pub(crate) fn placement(map: &ClusterMap, changes: &[(Slot, Vec<DeviceId>)]) -> 
         places.check(slot.0, set).map_err(|why| WireError::rejected(format_args!("{why}")))?;
     }
     Ok(())
+}
+
+/// Checks slots to be held: each exists and is named once, ascending.
+pub(crate) fn held(slots: Vec<Slot>) -> Result<BTreeSet<Slot>, WireError> {
+    if slots.last().is_some_and(|last| last.0 >= SLOTS) || !slots.is_sorted_by(|one, next| one < next) {
+        return Err(WireError::rejected(format_args!(
+            "the slots to be held must exist and ascend: each of 0 to {} once",
+            SLOTS - 1
+        )));
+    }
+    Ok(slots.into_iter().collect())
 }
 
 /// Returns about how many bytes a member takes in an encoded map; never fewer than it does.
@@ -131,6 +149,9 @@ pub(crate) fn map(map: &ClusterMap) -> Result<(), String> {
         map.members.values().map(member_bytes).chain(map.tenants.values().map(tenant_bytes)).sum();
     if bytes > MAX_MAP_BYTES {
         return Err(format!("members and tenants take {bytes} bytes, allowed are {MAX_MAP_BYTES}"));
+    }
+    if let Some(slot) = map.held.iter().find(|slot| slot.0 >= SLOTS) {
+        return Err(format!("slot {slot} is held and does not exist"));
     }
     slots(map)
 }
@@ -207,7 +228,13 @@ fn labels(labels: &BTreeMap<String, String>) -> Result<(), WireError> {
         return Err(WireError::rejected(format_args!("{} labels, allowed are {MAX_LABELS}", labels.len())));
     }
     for (key, value) in labels {
-        name("label", key)?;
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+        if !(1..=MAX_LABEL_KEY_BYTES).contains(&key.len()) || !key.bytes().all(fits) {
+            return Err(WireError::rejected(format_args!(
+                "{:?} is no key of a label: 1 to {MAX_LABEL_KEY_BYTES} letters, digits, '.', '_', '-' and '/'",
+                shortened(key)
+            )));
+        }
         if value.len() > MAX_LABEL_BYTES || value.chars().any(char::is_control) {
             return Err(WireError::rejected(format_args!(
                 "label {key} has {} bytes, allowed are {MAX_LABEL_BYTES} without control characters",
@@ -289,9 +316,12 @@ mod tests {
     fn labels_and_devices_are_bounded() {
         let label = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
         assert_eq!(labels(&label("rack", "Row 3, über")), Ok(()));
+        assert_eq!(labels(&label("topology.kubernetes.io/Zone", "a")), Ok(()));
         assert!(labels(&label("rack", &"x".repeat(129))).is_err());
         assert!(labels(&label("rack", "a\u{7}")).is_err());
-        assert!(labels(&label("Rack", "a")).is_err());
+        assert!(labels(&label("", "a")).is_err());
+        assert!(labels(&label("rack name", "a")).is_err());
+        assert!(labels(&label(&"x".repeat(64), "a")).is_err());
         assert!(labels(&(0..33).map(|at| (format!("l{at}"), String::new())).collect()).is_err());
 
         let device =

@@ -6,7 +6,7 @@
 //! that the coordinators have acknowledged is known to every member that serves.
 
 use kvhive_protocol::data::Run;
-use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Generation, MemberId, Moment, WireError};
+use kvhive_protocol::{ClusterId, ClusterMap, DeviceId, Epoch, Generation, MemberId, Moment, WireError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,11 +50,15 @@ pub enum MemberEvent {
     Failed,
     /// The coordinators no longer know this member in this generation.
     Fenced,
-    /// Everything that serves has adopted the map of this epoch.
+    /// Everything that serves has adopted this map.
     Adopted {
+        /// Whose map.
+        cluster: ClusterId,
         /// Its epoch.
         epoch: Epoch,
     },
+    /// A device has lost what it held, while the member lives: its replicas must take over.
+    Emptied,
 }
 
 /// What a member asks for.
@@ -150,7 +154,15 @@ impl Member {
                 self.next_ask = now;
                 self.set_lease(Moment::ZERO, effects);
             }
-            MemberEvent::Adopted { epoch } => {
+            MemberEvent::Emptied => {
+                // Registered anew, it is withdrawn from every slot whose blocks another holds.
+                self.state = State::Outside;
+                self.pending = None;
+                self.next_ask = now;
+                self.set_lease(Moment::ZERO, effects);
+            }
+            MemberEvent::Adopted { cluster, .. } if self.cluster() != Some(cluster) => {}
+            MemberEvent::Adopted { epoch, .. } => {
                 self.adopted = self.adopted.max(epoch);
                 if let Some((_, lease)) = self.pending.take_if(|(wanted, _)| *wanted <= epoch) {
                     self.set_lease(lease, effects);
@@ -173,6 +185,10 @@ impl Member {
         }
     }
 
+    fn cluster(&self) -> Option<ClusterId> {
+        self.map.as_ref().map(|map| map.cluster)
+    }
+
     fn on_beat(&mut self, sent: Moment, map: Option<Arc<ClusterMap>>, effects: &mut Vec<MemberEffect>) {
         self.asking = false;
         self.failures = 0;
@@ -192,6 +208,11 @@ impl Member {
     }
 
     fn learn(&mut self, map: Arc<ClusterMap>, effects: &mut Vec<MemberEffect>) {
+        if self.cluster().is_some_and(|known| known != map.cluster) {
+            // Coordinators that were made anew count epochs from one; nothing of before is true any more.
+            (self.map, self.adopted, self.pending) = (None, Epoch(0), None);
+            self.set_lease(Moment::ZERO, effects);
+        }
         // An epoch never goes back, whichever coordinator answered.
         if self.map.as_ref().is_none_or(|known| known.epoch < map.epoch) {
             self.map = Some(map.clone());
@@ -262,12 +283,25 @@ pub fn admits(map: &ClusterMap, member: MemberId, device: DeviceId, runs: &[Run]
     Ok(())
 }
 
+/// Says whether new blocks of these runs are taken: a slot that is held takes none. The primary says so for all replicas, so a
+/// copy from it passes.
+///
+/// # Errors
+/// [`WireError::Busy`]: the slot is about to be moved; its writer waits a moment.
+pub fn takes(map: &ClusterMap, device: DeviceId, copy: bool, runs: &[Run]) -> Result<(), WireError> {
+    let passes = |run: &Run| copy && map.replicas(run.slot).primary() != Some(device);
+    if runs.iter().any(|run| map.held.contains(&run.slot) && !passes(run)) {
+        return Err(WireError::busy("a slot is about to be moved"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use kvhive_protocol::data::Ack;
     use kvhive_protocol::map::{ReplicaSet, Settings};
-    use kvhive_protocol::{ClusterId, SLOTS, Slot};
+    use kvhive_protocol::{SLOTS, Slot};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -285,6 +319,7 @@ mod tests {
             },
             members: BTreeMap::new(),
             slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
+            held: Arc::default(),
             tenants: BTreeMap::new(),
         })
     }
@@ -313,7 +348,7 @@ mod tests {
         assert_eq!(step(&mut member, 0, MemberEvent::Tick), [MemberEffect::Register]);
         assert_eq!(step(&mut member, 5, MemberEvent::Tick), [], "one request at a time");
         assert_eq!(step(&mut member, 10, registered(4)), [MemberEffect::Adopt { map: map(4) }, heartbeat(0)]);
-        step(&mut member, 12, MemberEvent::Adopted { epoch: Epoch(4) });
+        step(&mut member, 12, MemberEvent::Adopted { cluster: ClusterId(1), epoch: Epoch(4) });
         let effects = step(&mut member, 50, MemberEvent::Beat { sent: at(10), map: None });
         assert_eq!(effects, [MemberEffect::ServeUntil { lease: at(2010) }]);
         assert!(member.may_serve(at(2009)) && !member.may_serve(at(2010)));
@@ -324,11 +359,11 @@ mod tests {
     fn a_renewed_lease_waits_for_the_map_it_came_with() {
         let mut member = Member::new(MemberTuning::default());
         step(&mut member, 0, registered(4));
-        step(&mut member, 1, MemberEvent::Adopted { epoch: Epoch(4) });
+        step(&mut member, 1, MemberEvent::Adopted { cluster: ClusterId(1), epoch: Epoch(4) });
         let effects = step(&mut member, 2, MemberEvent::Beat { sent: at(1), map: Some(map(5)) });
         assert_eq!(effects, [MemberEffect::Adopt { map: map(5) }]);
         assert!(!member.may_serve(at(3)), "the lease does not count before the map is adopted");
-        let effects = step(&mut member, 4, MemberEvent::Adopted { epoch: Epoch(5) });
+        let effects = step(&mut member, 4, MemberEvent::Adopted { cluster: ClusterId(1), epoch: Epoch(5) });
         assert_eq!(effects, [MemberEffect::ServeUntil { lease: at(2001) }]);
     }
 
@@ -336,7 +371,7 @@ mod tests {
     fn a_fenced_member_serves_nothing_and_registers_anew() {
         let mut member = Member::new(MemberTuning::default());
         step(&mut member, 0, registered(4));
-        step(&mut member, 1, MemberEvent::Adopted { epoch: Epoch(4) });
+        step(&mut member, 1, MemberEvent::Adopted { cluster: ClusterId(1), epoch: Epoch(4) });
         step(&mut member, 2, MemberEvent::Beat { sent: at(1), map: None });
         let effects = step(&mut member, 300, MemberEvent::Fenced);
         assert_eq!(effects, [MemberEffect::ServeUntil { lease: Moment::ZERO }, MemberEffect::Register]);
@@ -408,13 +443,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_held_slot_takes_no_block_but_copies_from_its_primary() {
+        let (primary, other) = (DeviceId::new(MemberId(1), 0), DeviceId::new(MemberId(2), 0));
+        let mut map = (*map(7)).clone();
+        Arc::make_mut(&mut map.slots)[5] = ReplicaSet(vec![primary, other]);
+        let run = |slot| [Run { slot: Slot(slot), keys: 1 }];
+        assert_eq!(takes(&map, primary, false, &run(5)), Ok(()));
+        Arc::make_mut(&mut map.held).insert(Slot(5));
+        assert!(matches!(takes(&map, primary, false, &run(5)), Err(WireError::Busy { .. })));
+        assert!(takes(&map, primary, true, &run(5)).is_err());
+        assert_eq!(takes(&map, other, true, &run(5)), Ok(()));
+        assert_eq!(takes(&map, primary, false, &run(6)), Ok(()));
+    }
+
     fn events() -> impl Strategy<Value = (u64, MemberEvent)> {
         let event = prop_oneof![
             Just(MemberEvent::Tick),
             Just(MemberEvent::Failed),
             Just(MemberEvent::Fenced),
             (1..20u64).prop_map(registered),
-            (1..20u64).prop_map(|epoch| MemberEvent::Adopted { epoch: Epoch(epoch) }),
+            (1..20u64).prop_map(|epoch| MemberEvent::Adopted { cluster: ClusterId(1), epoch: Epoch(epoch) }),
             (0..5000u64, proptest::option::of(1..20u64))
                 .prop_map(|(sent, epoch)| MemberEvent::Beat { sent: at(sent), map: epoch.map(map) }),
         ];

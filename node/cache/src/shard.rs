@@ -94,6 +94,11 @@ impl Shard {
         shard
     }
 
+    /// Returns what it was made with.
+    pub fn config(&self) -> &ShardConfig {
+        &self.config
+    }
+
     fn party(&self, rules: Rules) -> Party {
         Party::new(rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
     }
@@ -203,6 +208,8 @@ impl Shard {
             self.index.records[parent as usize].children += 1;
         }
         self.writes += 1;
+        // What is being written counts: a slot that is about to be moved must not look empty because of it.
+        self.occupied[usize::from(slot.0)] += 1;
         let generation = self.index.records[at as usize].generation;
         Ok(Reserve::Take { ticket: WriteTicket { index: at, generation }, tier, class: usize::from(class) })
     }
@@ -290,6 +297,7 @@ impl Shard {
         if let Some(parent) = parent {
             self.index.records[parent as usize].children += 1;
         }
+        self.occupied[usize::from(slot.0)] += 1;
         Some(self.appear(at))
     }
 
@@ -302,7 +310,6 @@ impl Shard {
         let record = &mut self.index.records[at as usize];
         record.life = Life::Resident;
         record.chain = chain;
-        self.occupied[usize::from(record.slot)] += 1;
         let (party, class) = (record.party, record.class);
         let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
         let id = BlockId { index: at, generation: record.generation };
@@ -319,6 +326,7 @@ impl Shard {
     pub fn abandon(&mut self, ticket: WriteTicket) {
         let Some(at) = self.filling(ticket) else { return };
         self.writes -= 1;
+        self.occupied[usize::from(self.index.records[at as usize].slot)] -= 1;
         self.stats.abandoned += 1;
         self.index.hide(at);
         self.unlink(at);
@@ -469,7 +477,7 @@ impl Shard {
         stats
     }
 
-    /// Returns one bit a slot: whether any block of it is resident.
+    /// Returns one bit a slot: whether any block of it is resident or being written.
     pub fn occupied(&self) -> Vec<u8> {
         let mut bits = vec![0u8; usize::from(SLOTS) / 8];
         for (slot, count) in self.occupied.iter().enumerate() {

@@ -7,13 +7,14 @@ use crate::memory::Memory;
 use crate::rules;
 use crate::view::{Serving, View};
 use kvhive_cache::{
-    BlockId, CopyTicket, CopyVerdict, Effect, Listed, Reserve, Rules, Shard, ShardConfig, ShardStats, Tier,
+    BlockId, CopyTicket, CopyVerdict, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats, Tier,
 };
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Refusal, Run, StoreBlock};
-use kvhive_protocol::{BlockHeader, BlockKey, Epoch, KeyList, Slot, TenantId};
+use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, Slot, TenantId};
 use kvhive_runtime::Reply;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -29,6 +30,8 @@ pub(crate) enum DeviceMessage {
         tenant: TenantId,
         blocks: Vec<(StoreBlock, Slot)>,
         about: About,
+        /// It comes from the primary, which has taken the block.
+        copy: bool,
         pin: bool,
         reply: Reply<Vec<Reserved>>,
     },
@@ -95,8 +98,10 @@ pub(crate) struct DeviceCore {
     epoch: Epoch,
     /// Which of the node's devices this is.
     index: u16,
-    /// How tenants without rules of their own are kept.
-    commons: Rules,
+    /// Whose map that is; with another, nothing that is here exists.
+    cluster: Option<ClusterId>,
+    /// Slots that take no new blocks for now.
+    held: Arc<BTreeSet<Slot>>,
     pub(super) view: Arc<View>,
     pub(super) blocking: Handle,
 }
@@ -114,7 +119,6 @@ impl DeviceCore {
             config.device.frames.iter().chain(&config.host.frames).map(|frames| u64::from(*frames)).sum();
         let mut actor = DeviceCore {
             index,
-            commons: config.rules,
             shard: Shard::new(config),
             memory,
             resident: (0..frames).map(|_| None).collect(),
@@ -124,6 +128,8 @@ impl DeviceCore {
             effects: Vec::new(),
             view,
             epoch: Epoch(0),
+            cluster: None,
+            held: Arc::default(),
             blocking,
         };
         // The view is never older than a map that an actor before this one has confirmed.
@@ -134,13 +140,27 @@ impl DeviceCore {
     }
 
     fn adopt(&mut self, serving: &Serving) {
-        // An older map that was on its way when a newer one came would bring ended eras back.
-        if self.epoch <= serving.map.epoch {
-            self.epoch = serving.map.epoch;
-            self.shard.set_tenants(serving.eras());
-            let own = rules::kept_apart(serving, self.index, self.commons.strategy);
-            self.shard.set_rules(self.commons, &own);
+        let map = &serving.map;
+        if self.cluster.replace(map.cluster).is_some_and(|cluster| cluster != map.cluster) {
+            self.begin_anew();
         }
+        // An older map that was on its way when a newer one came would bring ended eras back.
+        if self.epoch <= map.epoch {
+            self.epoch = map.epoch;
+            self.held = map.held.clone();
+            self.shard.set_tenants(serving.eras());
+            let commons = self.shard.config().rules;
+            let own = rules::kept_apart(serving, self.index, commons.strategy);
+            self.shard.set_rules(commons, &own);
+        }
+    }
+
+    /// Forgets everything, as after a panic: frames that somebody reads or writes come back by themselves.
+    fn begin_anew(&mut self) {
+        self.shard = Shard::new(self.shard.config().clone());
+        self.resident.iter_mut().for_each(|one| *one = None);
+        (self.uses, self.returns, self.epoch) = (CodecUses::default(), Returns::default(), Epoch(0));
+        self.effects.clear();
     }
 
     /// Returns the bytes that actor and shard take for each frame, at most.
@@ -238,8 +258,13 @@ impl DeviceCore {
         block: &StoreBlock,
         slot: Slot,
         about: About,
+        copy: bool,
         pin: bool,
     ) -> Reserved {
+        // Admitted just before this hold was adopted: what comes now would be missed when the slot has moved.
+        if !copy && self.held.contains(&slot) {
+            return Reserved::Refused(Refusal::NoRoom);
+        }
         let now = self.view.now();
         let reserve = self.shard.reserve(now, tenant, block, slot, about, &mut self.effects);
         self.perform_effects();
@@ -300,12 +325,12 @@ impl DeviceCore {
                     reply.send(self.read(tenant, &keys));
                 }
             }
-            DeviceMessage::Reserve { tenant, blocks, about, pin, reply } => {
+            DeviceMessage::Reserve { tenant, blocks, about, copy, pin, reply } => {
                 if !reply.is_abandoned() {
                     reply.send(
                         blocks
                             .iter()
-                            .map(|(block, slot)| self.reserve(tenant, block, *slot, about, pin))
+                            .map(|(block, slot)| self.reserve(tenant, block, *slot, about, copy, pin))
                             .collect(),
                     );
                 }

@@ -6,7 +6,7 @@ use kvhive_cache::member;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Run, StoreRequest};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{DeviceId, Layout, TenantId, WireError};
+use kvhive_protocol::{DeviceId, Epoch, Layout, TenantId, WireError};
 
 /// Checks that the runs' counts add up to `keys`, and that there are not more than `limit`.
 pub(super) fn sizes(runs: &[Run], keys: usize, limit: usize) -> Result<(), WireError> {
@@ -23,15 +23,21 @@ pub(super) fn sizes(runs: &[Run], keys: usize, limit: usize) -> Result<(), WireE
     Ok(())
 }
 
-/// Checks device, placement and tenant by the map that this node serves by.
+/// Checks device, placement and tenant by the map that this node serves by. A tenant that only the asker's newer map may have is
+/// one to wait for: the next heartbeat brings that map.
 pub(super) fn admits(
     serving: &Serving,
+    of_asker: Epoch,
     device: DeviceId,
     tenant: TenantId,
     runs: &[Run],
 ) -> Result<(), WireError> {
     member::admits(&serving.map, serving.member, device, runs)?;
-    if !serving.map.tenants.contains_key(&tenant) {
+    let (ours, known) = (serving.map.epoch, serving.map.tenants.contains_key(&tenant));
+    if !known && of_asker > ours {
+        return Err(WireError::StaleEpoch { epoch: ours });
+    }
+    if !known {
         return Err(WireError::UnknownTenant { tenant });
     }
     Ok(())

@@ -118,7 +118,7 @@ async fn matched(plane: &DataPlane, request: MatchRequest) -> Result<DataReply, 
     check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_MATCH)?;
     plane.view.check_lease()?;
     let serving = plane.view.serving().ok_or(WireError::NoLease)?;
-    check::admits(&serving, request.device, request.tenant, &request.runs)?;
+    check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let MatchRequest { device, tenant, hold_ms, runs, keys, .. } = request;
     let hold = Duration::from_millis(u64::from(hold_ms));
     let covered = plane.ask(device, |reply| DeviceMessage::Match { tenant, runs, keys, hold, reply }).await?;

@@ -25,7 +25,7 @@ impl DataPlane {
         check::sizes(&request.runs, request.keys.len(), MAX_BLOCKS_PER_TRANSFER)?;
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
-        check::admits(&serving, request.device, request.tenant, &request.runs)?;
+        check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
         let FetchRequest { device, tenant, keys, accept, .. } = request;
         let blocks = self.ask(device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
         let (mut blocks, room_taken) = match accept {

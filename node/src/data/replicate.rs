@@ -5,7 +5,7 @@ use crate::data::plane::kib;
 use crate::guards::ReadGuard;
 use crate::view::Serving;
 use futures_util::future::join_all;
-use kvhive_client::Pool;
+use kvhive_client::{Lease, Pool};
 use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, MatchRequest, Run, StoreBlock, StoreRequest, Stored,
 };
@@ -37,6 +37,15 @@ pub(crate) struct Item {
     pub(crate) guard: ReadGuard,
     /// It was here before: the replica may have it too.
     pub(crate) already: bool,
+}
+
+/// What one replica is to have.
+struct Batch<'a> {
+    serving: &'a Serving,
+    target: DeviceId,
+    tenant: TenantId,
+    layout: Option<Layout>,
+    items: &'a [&'a Item],
 }
 
 /// Copies blocks to other nodes. Cheap to clone.
@@ -86,7 +95,8 @@ impl Replicator {
             }
         }
         let copies = targets.into_iter().map(|(target, items)| async move {
-            let copied = self.copy(serving, target, tenant, layout, &items, counters).await;
+            let batch = Batch { serving, target, tenant, layout, items: &items };
+            let copied = self.copy(&batch, counters).await;
             copied.unwrap_or_else(|fault| {
                 count(&counters.replication_failures);
                 tracing::debug!(%target, %fault, "copy failed");
@@ -144,21 +154,32 @@ impl Replicator {
     }
 
     /// Copies items to one replica; returns the positions of those that it holds then.
-    async fn copy(
-        &self,
-        serving: &Serving,
-        target: DeviceId,
-        tenant: TenantId,
-        layout: Option<Layout>,
-        items: &[&Item],
-        counters: &Counters,
-    ) -> Result<Vec<usize>, Fault> {
-        let Some(owner) = serving.map.owner(target) else {
-            return Err(Fault::Refused(WireError::WrongDevice { device: target }));
+    async fn copy(&self, batch: &Batch<'_>, counters: &Counters) -> Result<Vec<usize>, Fault> {
+        let Some(owner) = batch.serving.map.owner(batch.target) else {
+            return Err(Fault::Refused(WireError::WrongDevice { device: batch.target }));
         };
         let deadline = Instant::now() + COPY_LIMIT;
+        let lease = self.pool.take(&owner.data_address, deadline).await?;
+        let was_idle = lease.was_idle();
+        match self.copy_over(lease, batch, counters, deadline).await {
+            // The other end has gone since it was used last: started anew, or tired of waiting.
+            Err(Fault::Closed | Fault::Io(_)) if was_idle => {
+                let lease = self.pool.take_fresh(&owner.data_address, deadline).await?;
+                self.copy_over(lease, batch, counters, deadline).await
+            }
+            copied => copied,
+        }
+    }
+
+    async fn copy_over(
+        &self,
+        mut lease: Lease,
+        batch: &Batch<'_>,
+        counters: &Counters,
+        deadline: Instant,
+    ) -> Result<Vec<usize>, Fault> {
+        let Batch { serving, target, tenant, layout, items } = *batch;
         let exchange = async {
-            let mut lease = self.pool.take(&owner.data_address, deadline).await?;
             let connection = lease.connection();
             let mut held = Vec::new();
             let known: Vec<&Item> = items.iter().copied().filter(|item| item.already).collect();

@@ -8,6 +8,7 @@ use crate::data::plane::DataPlane;
 use crate::data::replicate::Item;
 use crate::guards::{ReadGuard, Verified};
 use crate::view::Serving;
+use kvhive_cache::member;
 use kvhive_protocol::data::{
     About, Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
 };
@@ -68,6 +69,7 @@ impl DataPlane {
             tenant,
             blocks: wanted,
             about,
+            copy,
             pin,
             reply,
         });
@@ -89,7 +91,8 @@ impl DataPlane {
         check::store(&request, payload, peer.role, &self.view.layouts)?;
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
-        check::admits(&serving, request.device, request.tenant, &request.runs)?;
+        check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
+        member::takes(&serving.map, request.device, request.copy, &request.runs)?;
         let StoreRequest { device, tenant, ack, copy, layout, about, runs, blocks, .. } = request;
         let blocks: Vec<_> = blocks.into_iter().zip(check::slots(&runs)).collect();
         let replicated = !copy && runs.iter().any(|run| serving.map.replicas(run.slot).0.len() > 1);
@@ -128,6 +131,8 @@ impl DataPlane {
 
     /// Makes what was verified visible, has it copied, and answers.
     async fn settle(&self, task: Task, taken: Vec<Taken>) -> Result<DataReply, WireError> {
+        // A member without a lease makes nothing visible; from here on, one that loses it can only leave its asker unsure.
+        self.view.check_lease()?;
         let mut stored = Vec::with_capacity(taken.len());
         let mut sealing = Vec::new();
         let mut sealed_at = Vec::new();

@@ -72,6 +72,7 @@ pub(super) struct Asker {
     pub(super) layout: Option<Layout>,
     pub(super) accept: Accept,
     pub(super) about: About,
+    pub(super) epoch: Epoch,
 }
 
 impl Asker {
@@ -94,6 +95,7 @@ impl Asker {
             layout: None,
             accept: Accept::Stored,
             about: About::default(),
+            epoch: Epoch(1),
         })
     }
 
@@ -103,7 +105,7 @@ impl Asker {
 
     pub(super) fn fetch_request(&self, numbers: &[u64]) -> DataRequest {
         DataRequest::Fetch(FetchRequest {
-            epoch: Epoch(1),
+            epoch: self.epoch,
             device: self.device,
             tenant: self.tenant,
             runs: self.runs(numbers.len()),
@@ -114,7 +116,7 @@ impl Asker {
 
     fn store_request(&self, blocks: &[Block], ack: Ack) -> DataRequest {
         DataRequest::Store(StoreRequest {
-            epoch: Epoch(1),
+            epoch: self.epoch,
             device: self.device,
             tenant: self.tenant,
             ack,
@@ -190,7 +192,7 @@ impl Asker {
 
     pub(super) async fn covered(&mut self, numbers: &[u64]) -> Result<u32, WireError> {
         let request = DataRequest::Match(MatchRequest {
-            epoch: Epoch(1),
+            epoch: self.epoch,
             device: self.device,
             tenant: self.tenant,
             hold_ms: 0,

@@ -237,7 +237,7 @@ async fn copies_are_stored_as_the_first_is_and_know_their_layout() {
     assert_eq!(nodes[1].inside.plane.view.layouts.get(LAYOUT.fingerprint()), Some(LAYOUT));
     // The second node forgets them, and the same blocks are stored raw: what is copied is what the first node has.
     nodes[1].inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
-    eventually("it was made anew", || nodes[1].counted(|counters| &counters.actor_restarts) == 1).await;
+    nodes[1].is_made_anew().await;
     let again = client.store(&[tensor(1), tensor(2)], Ack::All).await;
     assert_eq!(again, Ok(vec![already(2); 2]));
     assert_eq!(copies().await, Ok(blocks.map(Some).to_vec()));

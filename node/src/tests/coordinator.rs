@@ -55,6 +55,7 @@ impl FakeCoordinator {
             },
             members: BTreeMap::new(),
             slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
+            held: Arc::default(),
             tenants: BTreeMap::from([(TENANT, tenant)]),
         };
         let script = Arc::new(Mutex::new(Script {

@@ -172,7 +172,7 @@ async fn service_goes_on_after_an_actor_panicked() {
     let mut client = node.ask().await;
     assert_eq!(client.store(&[Block::new(1, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
     node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
-    eventually("it was made anew", || node.counted(|counters| &counters.actor_restarts) == 1).await;
+    node.is_made_anew().await;
     assert_eq!(client.fetch(&[1]).await, Ok(vec![None]), "what it held are misses");
     assert_eq!(client.store(&[Block::new(2, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
     assert_eq!(client.fetch(&[2]).await, Ok(vec![Some(Block::new(2, KIB).bytes)]));
@@ -193,7 +193,7 @@ async fn an_asker_that_panics_inside_ends_the_actor_and_not_the_device() {
     assert!(
         outcome.is_err_and(|error| error.is_panic()) || node.counted(|counters| &counters.actor_restarts) > 0
     );
-    eventually("it was made anew", || node.counted(|counters| &counters.actor_restarts) > 0).await;
+    node.is_made_anew().await;
     assert_eq!(client.store(&[Block::new(2, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
     assert_eq!(client.fetch(&[1, 2]).await, Ok(vec![None, Some(Block::new(2, KIB).bytes)]));
 }
@@ -208,7 +208,7 @@ async fn a_write_begun_before_a_panic_never_becomes_another_block() {
     let early = tokio::spawn(async move { early.store(&[Block::new(1, MIB)], Ack::Primary).await });
     node.settles("the write is under way", |stats| stats.filling == 1).await;
     node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
-    eventually("it was made anew", || node.counted(|counters| &counters.actor_restarts) == 1).await;
+    node.is_made_anew().await;
     // The first write of the new shard bears the same ticket; it is held open while the old one ends.
     let second = Proxy::before(node.data_address(), 512 * KIB, Then::Hold).await;
     let mut late = Asker::connect(&second.address(), member).await.expect("the proxy passes it on");

@@ -20,6 +20,7 @@ use asker::Asker;
 use coordinator::FakeCoordinator;
 use kvhive_cache::ShardStats;
 use kvhive_cache::policy::Strategy;
+use kvhive_protocol::Generation;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -153,6 +154,18 @@ impl NodeHandle {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         panic!("never came true: {what}; {:?}", self.shard_stats().await);
+    }
+
+    /// Waits until a device was made anew after a panic, and the node is a member again in its second generation.
+    async fn is_made_anew(&self) {
+        eventually("it was made anew and has registered so", || {
+            let serving = self.inside.plane.view.serving();
+            let generation = serving
+                .and_then(|serving| serving.map.members.get(&serving.member).map(|member| member.generation));
+            let restarted = self.counted(|counters| &counters.actor_restarts) == 1;
+            restarted && generation == Some(Generation(2)) && self.is_serving()
+        })
+        .await;
     }
 
     fn counted(&self, counter: impl Fn(&crate::data::Counters) -> &AtomicU64) -> u64 {

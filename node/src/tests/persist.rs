@@ -32,7 +32,7 @@ fn save(node: &NodeHandle, path: &Path) -> Saved {
 /// Makes the node forget everything.
 async fn forget(node: &NodeHandle) {
     node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
-    eventually("it was made anew", || node.counted(|counters| &counters.actor_restarts) == 1).await;
+    node.is_made_anew().await;
     assert_eq!(node.ask().await.fetch(&[1]).await, Ok(vec![None]));
 }
 

@@ -68,7 +68,7 @@ impl Node {
                         let Some((member, _)) = self.member.identity() else { continue };
                         let tenants = map.tenants.iter().map(|(id, tenant)| (*id, tenant.era)).collect();
                         self.shard.set_tenants(tenants);
-                        events.push(MemberEvent::Adopted { epoch: map.epoch });
+                        events.push(MemberEvent::Adopted { cluster: map.cluster, epoch: map.epoch });
                         self.serving = Some((member, map));
                     }
                     MemberEffect::ServeUntil { lease } => self.lease = lease,
@@ -107,6 +107,18 @@ impl Node {
         }
     }
 
+    fn takes(&self, slot: Slot, copy: bool) -> bool {
+        let Some((member, map)) = &self.serving else { return false };
+        let runs = [Run { slot, keys: 1 }];
+        kvhive_cache::member::takes(map, DeviceId::new(*member, 0), copy, &runs).is_ok()
+    }
+
+    /// Says whether any block of a slot is here that may be seen.
+    pub(crate) fn has_any(&self, slot: Slot) -> bool {
+        let (listed, _) = self.shard.list(0, FRAMES as usize * 2);
+        listed.iter().any(|one| one.slot == slot)
+    }
+
     fn admits(&self, now: Moment, slot: Slot) -> bool {
         let Some((member, map)) = &self.serving else { return false };
         let runs = [Run { slot, keys: 1 }];
@@ -115,8 +127,8 @@ impl Node {
     }
 
     /// Takes a block; says whether it is here then. Other replicas are the world's to ask.
-    pub(crate) fn store(&mut self, now: Moment, key: BlockKey, era: Era, bytes: u64) -> bool {
-        if !self.admits(now, key.slot()) {
+    pub(crate) fn store(&mut self, now: Moment, key: BlockKey, era: Era, bytes: u64, copy: bool) -> bool {
+        if !self.admits(now, key.slot()) || !self.takes(key.slot(), copy) {
             return false;
         }
         let header = BlockHeader {

@@ -99,6 +99,8 @@ pub struct World {
     epochs: BTreeMap<Host, Epoch>,
     /// The newest epoch that any coordinator has applied, and since when.
     newest: (Epoch, u64),
+    /// The newest map that any coordinator has applied.
+    placed: Option<Arc<ClusterMap>>,
     outcome: Outcome,
 }
 
@@ -143,6 +145,7 @@ impl World {
             hashes: BTreeMap::new(),
             epochs: BTreeMap::new(),
             newest: (Epoch(0), 0),
+            placed: None,
             outcome,
         };
         world.start_all();

@@ -109,6 +109,7 @@ fn map(addresses: impl Iterator<Item = String>, place: impl Fn(Slot) -> Vec<Devi
         },
         members: addresses.enumerate().map(|(at, address)| (device(at).member, member(address))).collect(),
         slots: Arc::new((0..SLOTS).map(|slot| ReplicaSet(place(Slot(slot)))).collect()),
+        held: Arc::default(),
         tenants: BTreeMap::from([(TENANT, tenant)]),
     }
 }

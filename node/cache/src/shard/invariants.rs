@@ -46,7 +46,10 @@ impl Shard {
                 children[parent as usize] += 1;
             }
             match record.life {
-                Life::Filling => writes += 1,
+                Life::Filling => {
+                    writes += 1;
+                    occupied[usize::from(record.slot)] += 1;
+                }
                 Life::Resident => occupied[usize::from(record.slot)] += 1,
                 Life::Leaving if record.readers == 0 && !record.is_worked_on() => {
                     return Err(format!("record {at} is leaving but nobody holds it"));

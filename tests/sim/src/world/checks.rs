@@ -2,7 +2,8 @@
 
 use super::{Host, World};
 use crate::coordinator::settings;
-use kvhive_protocol::{ClusterMap, Generation, MemberId, MemberState};
+use crate::node::Node;
+use kvhive_protocol::{ClusterMap, Generation, MemberId, MemberState, Slot};
 use std::sync::Arc;
 
 impl World {
@@ -30,6 +31,9 @@ impl World {
         if let Some(map) = &newest
             && map.epoch > self.newest.0
         {
+            if let Some(before) = self.placed.replace(map.clone()) {
+                self.check_moves(&before, map)?;
+            }
             self.newest = (map.epoch, self.now);
         }
         let now = self.moment();
@@ -49,6 +53,31 @@ impl World {
         }
         if let Some(node) = touched.and_then(|node| self.nodes[node].running.as_ref()) {
             node.invariants()?;
+        }
+        Ok(())
+    }
+
+    /// Checks that no slot has moved away from blocks: its primary goes only with its member, or when nothing is there.
+    fn check_moves(&self, before: &ClusterMap, after: &ClusterMap) -> Result<(), String> {
+        for slot in Slot::all() {
+            let Some(device) = before.replicas(slot).primary() else { continue };
+            let (then, now) = (before.members.get(&device.member), after.members.get(&device.member));
+            let lives_on = then
+                .zip(now)
+                .filter(|(then, now)| then.generation == now.generation && now.state == MemberState::Up);
+            if lives_on.is_none() || after.replicas(slot).contains(device) {
+                continue;
+            }
+            let node = then.and_then(|member| member.name.strip_prefix("node-")?.parse::<usize>().ok());
+            let running = node.and_then(|node| self.nodes[node].running.as_ref());
+            let is_that =
+                |running: &&Node| running.identity() == then.map(|member| (device.member, member.generation));
+            if running.filter(is_that).is_some_and(|running| running.has_any(slot)) {
+                return Err(format!(
+                    "slot {slot} was moved from {device}, where blocks are, in epoch {}",
+                    after.epoch
+                ));
+            }
         }
         Ok(())
     }

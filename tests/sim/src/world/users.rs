@@ -10,7 +10,7 @@ impl World {
     pub(super) fn store(&mut self, to: Host, key: BlockKey, era: Era, copy: bool) -> Option<Host> {
         let now = self.moment();
         let running = self.nodes[to].running.as_mut()?;
-        if running.store(now, key, era, content(&key, era)) && !copy {
+        if running.store(now, key, era, content(&key, era), copy) && !copy {
             let us = running.identity().map(|(member, _)| member);
             let others = running.replicas(key.slot()).into_iter().filter(|member| Some(*member) != us);
             for other in others.collect::<Vec<_>>() {
