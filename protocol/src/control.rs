@@ -3,6 +3,7 @@
 use crate::data::Ack;
 use crate::error::WireError;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
+use crate::load::TenantLoad;
 use crate::map::{ClusterMap, DeviceDescription, Settings};
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
@@ -55,8 +56,10 @@ pub struct Overview {
     pub status: CoordinatorStatus,
     /// The map, once the cluster has started.
     pub map: Option<ClusterMap>,
-    /// What each device reported last, without its slots.
+    /// What each device reported last, without its slots and tenants.
     pub loads: Vec<(DeviceId, DeviceLoad)>,
+    /// What devices reported of tenants, summed up, of those that use most.
+    pub tenants: Vec<(TenantId, TenantLoad)>,
     /// Slots that are not where they belong and may still be moved there.
     pub unsettled: u64,
 }
@@ -110,6 +113,10 @@ pub struct DeviceLoad {
     pub stored_blocks: u64,
     /// Blocks evicted, since this start.
     pub evicted_blocks: u64,
+    /// Of the tenants that use most of it, at most [`MAX_TENANT_LOADS`].
+    ///
+    /// [`MAX_TENANT_LOADS`]: crate::load::MAX_TENANT_LOADS
+    pub tenants: Vec<(TenantId, TenantLoad)>,
     /// One bit a slot: whether any block of it is resident or being written. `SLOTS / 8` bytes, or empty for none.
     #[serde(with = "serde_bytes")]
     pub occupied: Vec<u8>,

@@ -14,6 +14,7 @@ pub mod handshake;
 pub mod ids;
 pub mod key;
 pub mod layout;
+pub mod load;
 pub mod map;
 pub mod moment;
 pub mod strategy;

@@ -8,6 +8,7 @@ use kvhive_control::{BeatVerdict, ClearTicket, Counters, Effect as Oversight, Ov
 use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, CoordinatorStatus, DeviceLoad, Heartbeat, Overview, Proposal,
 };
+use kvhive_protocol::load::{MAX_TENANT_SUMS, TenantLoad};
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{ClusterId, ClusterMap, Epoch, Moment, RequestId, TenantId, WireError, codec};
 use kvhive_runtime::{Actor, Clock, Context, Reply, Sender};
@@ -286,12 +287,13 @@ impl RaftActor {
     fn overview(&mut self) -> ControlReply {
         let map = self.parts.registry.map();
         let unsettled = map.as_ref().map_or(0, |map| self.parts.overseer.unsettled(map) as u64);
-        let loads = self.parts.overseer.loads();
-        let loads = loads
-            .map(|(device, load)| (device, DeviceLoad { occupied: Vec::new(), ..load.clone() }))
-            .collect();
+        let reports = self.parts.overseer.loads().flat_map(|(_, load)| &load.tenants);
+        let tenants = TenantLoad::sums(reports, MAX_TENANT_SUMS);
+        let bare =
+            |load: &DeviceLoad| DeviceLoad { occupied: Vec::new(), tenants: Vec::new(), ..load.clone() };
+        let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(load))).collect();
         let map = map.map(|map| ClusterMap::clone(&map));
-        ControlReply::Overview(Box::new(Overview { status: self.status(), map, loads, unsettled }))
+        ControlReply::Overview(Box::new(Overview { status: self.status(), map, loads, tenants, unsettled }))
     }
 
     fn status(&self) -> CoordinatorStatus {

@@ -16,6 +16,7 @@ use crate::policy::{Removal, Request, Visit, shrinks};
 use crate::recency::Recency;
 use crate::stats::ShardStats;
 use kvhive_protocol::data::{About, Refusal, StoreBlock};
+use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -25,6 +26,7 @@ mod moves;
 mod room;
 mod rules;
 mod shrink;
+mod tenants;
 
 /// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind.
 const SWEEP: usize = 4096;
@@ -59,6 +61,8 @@ pub struct Shard {
     /// A block has gone before its children: chains may be longer than what is resident.
     is_torn: bool,
     stats: ShardStats,
+    /// Figures of each tenant that was ever seen.
+    loads: BTreeMap<TenantId, TenantLoad>,
 }
 
 impl Shard {
@@ -88,6 +92,7 @@ impl Shard {
             sweep: None,
             is_torn: false,
             stats: ShardStats::default(),
+            loads: BTreeMap::new(),
             config,
         };
         shard.parties.push(shard.party(shard.config.rules));
@@ -140,6 +145,7 @@ impl Shard {
             Ok(reserve) => reserve,
             Err(refusal) => {
                 self.stats.count_refusal(refusal);
+                self.load_of(tenant).refused_blocks += 1;
                 Reserve::Refused(refusal)
             }
         }
@@ -310,7 +316,7 @@ impl Shard {
         let record = &mut self.index.records[at as usize];
         record.life = Life::Resident;
         record.chain = chain;
-        let (party, class) = (record.party, record.class);
+        let (tenant, party, class) = (record.tenant, record.party, record.class);
         let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
         let id = BlockId { index: at, generation: record.generation };
         self.recency.insert(&mut self.index.records, at);
@@ -319,6 +325,7 @@ impl Shard {
         ranking.policy().inserted(at, &visit);
         self.count_resident(at, 1);
         self.stats.stored += 1;
+        self.load_of(tenant).stored_blocks += 1;
         id
     }
 
@@ -348,16 +355,6 @@ impl Shard {
             self.is_torn |= record.children > 0;
             self.drop_block(at, Removal::Dropped, effects);
             self.stats.lost += 1;
-        }
-    }
-
-    /// Takes over the tenants' eras. Blocks of older eras and of unknown tenants do not exist from now on; their frames
-    /// come back as [`Shard::tend`] gets to them.
-    pub fn set_tenants(&mut self, tenants: BTreeMap<TenantId, Era>) {
-        let ended = self.tenants.iter().any(|(tenant, era)| tenants.get(tenant) != Some(era));
-        self.tenants = tenants;
-        if ended {
-            self.sweep = Some(0);
         }
     }
 
@@ -438,11 +435,6 @@ impl Shard {
             self.index.records[at as usize].chain = chain;
         }
         self.is_torn = false;
-    }
-
-    fn count_resident(&mut self, at: u32, by: i64) {
-        let tier = self.stats.tier(self.index.records[at as usize].tier);
-        tier.blocks = tier.blocks.wrapping_add_signed(by);
     }
 
     /// Takes a frame if one is free, on a party's account.

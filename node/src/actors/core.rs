@@ -12,6 +12,7 @@ use kvhive_cache::{
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Refusal, Run, StoreBlock};
+use kvhive_protocol::load::MAX_TENANT_LOADS;
 use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, Slot, TenantId};
 use kvhive_runtime::Reply;
 use std::collections::BTreeSet;
@@ -308,6 +309,7 @@ impl DeviceCore {
             fetched_blocks: stats.hits,
             stored_blocks: stats.stored,
             evicted_blocks: stats.evicted,
+            tenants: self.shard.tenant_loads(MAX_TENANT_LOADS),
             occupied: self.shard.occupied(),
         };
         (load, stats)

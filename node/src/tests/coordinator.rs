@@ -7,6 +7,7 @@ use kvhive_protocol::control::{
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::TokenKey;
+use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::map::{Member, MemberState, ReplicaSet, Settings, Tenant};
 use kvhive_protocol::{
     ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, MemberId, SLOTS, Slot, TenantId, TenantRules,
@@ -34,6 +35,7 @@ struct Script {
     confirmed: BTreeMap<MemberId, Epoch>,
     left: Vec<MemberId>,
     occupied: Vec<u8>,
+    tenants: Vec<(TenantId, TenantLoad)>,
 }
 
 impl FakeCoordinator {
@@ -65,6 +67,7 @@ impl FakeCoordinator {
             confirmed: BTreeMap::new(),
             left: Vec::new(),
             occupied: Vec::new(),
+            tenants: Vec::new(),
         }));
         let served = script.clone();
         tokio::spawn(async move {
@@ -121,6 +124,11 @@ impl FakeCoordinator {
 
     pub(super) fn left(&self) -> Vec<MemberId> {
         self.script().left.clone()
+    }
+
+    /// Returns what the last heartbeat said of tenants.
+    pub(super) fn tenants(&self) -> Vec<(TenantId, TenantLoad)> {
+        self.script().tenants.clone()
     }
 
     /// Returns the slots that the last heartbeat said to be occupied.
@@ -189,6 +197,7 @@ impl Script {
             return ControlReply::Fenced;
         }
         self.confirmed.insert(heartbeat.member, heartbeat.epoch);
+        self.tenants.clone_from(&heartbeat.devices[0].tenants);
         self.occupied.clone_from(&heartbeat.devices[0].occupied);
         let newer = heartbeat.epoch < self.map.epoch;
         ControlReply::Beat { map: newer.then(|| Box::new(self.map.clone())) }

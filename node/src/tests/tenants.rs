@@ -5,6 +5,7 @@ use super::coordinator::{FakeCoordinator, TENANT};
 use super::{KIB, Setup, eventually};
 use crate::NodeHandle;
 use kvhive_protocol::data::Ack;
+use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::map::Tenant;
 use kvhive_protocol::{Era, Strategy, TenantId, TenantRules};
 
@@ -163,4 +164,42 @@ async fn what_one_tenant_holds_is_to_another_as_if_nobody_held_it() {
     let found = client.fetch(&[1, 2]).await;
     assert!(found == Ok(own.map(|block| Some(block.bytes)).to_vec()), "each has its own bytes under the key");
     assert_eq!(present(&mut client, TENANT, 1..2).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_for_each_tenant_is_counted_and_told() {
+    let setup = Setup { device_frames: 4, ..Setup::default() };
+    let (coordinator, node) = setup.one().await;
+    add_other(&coordinator, TenantRules::default());
+    has_adopted(&coordinator, &node).await;
+    let mut client = node.ask().await;
+    for number in 0..3 {
+        store(&mut client, TENANT, number).await;
+    }
+    for number in 100..102 {
+        store(&mut client, OTHER, number).await;
+    }
+    assert_eq!(present(&mut client, OTHER, 99..102).await, 2);
+    let expected = |blocks, stored, evicted, hits| TenantLoad {
+        blocks: [blocks, 0, 0],
+        used_bytes: [blocks * FRAME as u64, 0, 0],
+        matched_keys: stored,
+        fetched_blocks: hits,
+        missed_blocks: u64::from(hits > 0),
+        stored_blocks: stored,
+        evicted_blocks: evicted,
+        ..TenantLoad::default()
+    };
+    let reported = [(TENANT, expected(2, 3, 1, 0)), (OTHER, expected(2, 2, 0, 2))];
+    eventually("a heartbeat says so", || coordinator.tenants() == reported).await;
+    let metrics = super::life::get(node.metrics_address(), "/metrics").await;
+    for line in [
+        "kvhive_node_tenant_used_bytes{tenant=\"other\",tier=\"device\"} 131072",
+        "kvhive_node_tenant_hits_total{tenant=\"other\"} 2",
+        "kvhive_node_tenant_misses_total{tenant=\"other\"} 1",
+        "kvhive_node_tenant_evicted_blocks_total{tenant=\"default\"} 1",
+        "kvhive_node_tenant_stored_blocks_total{tenant=\"default\"} 3",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
 }

@@ -54,6 +54,9 @@ impl Shard {
             from += count;
         }
         let total = covered.iter().sum();
+        let load = self.load_of(tenant);
+        load.matched_keys += from as u64;
+        load.covered_keys += u64::from(total);
         let request = Request {
             now,
             number: self.request.number + 1,
@@ -149,6 +152,10 @@ impl Shard {
             self.stats.prefetch_useful += u64::from(was_ahead && !is_late);
             found.push(Some(id));
         }
+        let hits = found.iter().flatten().count();
+        let load = self.load_of(tenant);
+        load.fetched_blocks += hits as u64;
+        load.missed_blocks += (found.len() - hits) as u64;
         found
     }
 

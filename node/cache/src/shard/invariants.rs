@@ -2,7 +2,8 @@
 
 use super::Shard;
 use crate::block::{Life, Shrinking, Tier};
-use kvhive_protocol::SLOTS;
+use kvhive_protocol::{SLOTS, TenantId};
+use std::collections::BTreeMap;
 
 impl Shard {
     /// Checks what always holds.
@@ -91,6 +92,7 @@ impl Shard {
         {
             return Err("listed blocks, writes, copies, shrinks or occupied slots are miscounted".to_owned());
         }
+        self.check_loads()?;
         if bytes.iter().zip(&self.parties).any(|(bytes, party)| *bytes != party.used) {
             return Err("a party's bytes are miscounted".to_owned());
         }
@@ -105,6 +107,22 @@ impl Shard {
             }
         }
         Ok(())
+    }
+
+    fn check_loads(&self) -> Result<(), String> {
+        let mut held: BTreeMap<TenantId, ([u64; 3], [u64; 3])> = BTreeMap::new();
+        for record in self.index.records.iter().filter(|record| record.life == Life::Resident) {
+            let (blocks, bytes) = held.entry(record.tenant).or_default();
+            blocks[record.tier as usize] += 1;
+            bytes[record.tier as usize] += self.config.classes[usize::from(record.class)];
+        }
+        for (tenant, load) in &self.loads {
+            let held = held.remove(tenant).unwrap_or_default();
+            if held != (load.blocks, load.used_bytes) {
+                return Err(format!("tenant {tenant} holds {held:?}, counted is {load:?}"));
+            }
+        }
+        if held.is_empty() { Ok(()) } else { Err(format!("{held:?} are counted nowhere")) }
     }
 
     /// Counts the blocks before one that are resident without a gap.

@@ -91,8 +91,10 @@ impl Shard {
     }
 
     pub(super) fn evict(&mut self, at: u32, effects: &mut Vec<Effect>) {
+        let tenant = self.index.records[at as usize].tenant;
         self.drop_block(at, Removal::Evicted, effects);
         self.stats.evicted += 1;
+        self.load_of(tenant).evicted_blocks += 1;
     }
 
     /// Asks the parties in turn, who owes most first, which of its blocks leaves for the newcomer, whose party wants so many
