@@ -46,7 +46,19 @@ pub enum Change<T> {
     Set(T),
 }
 
-impl<T: Copy> Change<T> {
+impl<T> Change<T> {
+    /// Makes another value of the one that is set.
+    ///
+    /// # Errors
+    /// As `how` has them.
+    pub fn try_map<U, E>(self, how: impl FnOnce(T) -> Result<U, E>) -> Result<Change<U>, E> {
+        Ok(match self {
+            Change::Keep => Change::Keep,
+            Change::Reset => Change::Reset,
+            Change::Set(value) => Change::Set(how(value)?),
+        })
+    }
+
     fn apply(self, rule: &mut Option<T>) {
         match self {
             Change::Keep => {}

@@ -10,7 +10,7 @@ pub(crate) const MAX_QUOTA_BYTES: u64 = 1 << 60;
 
 /// Checks the rules that tenant `of` of this map would get; none for a new tenant.
 pub(crate) fn check(map: &ClusterMap, of: Option<TenantId>, rules: &TenantRules) -> Result<(), WireError> {
-    ranges(rules)?;
+    check_rules(rules)?;
     let before = of.and_then(|of| map.tenants.get(&of)).map(|tenant| tenant.rules).unwrap_or_default();
     if let Some(with) = rules.shares_with {
         sharing(map, of, rules, with)?;
@@ -35,7 +35,7 @@ pub(crate) fn check(map: &ClusterMap, of: Option<TenantId>, rules: &TenantRules)
 pub(crate) fn check_all(map: &ClusterMap) -> Result<(), WireError> {
     enough_places(map, 0)?;
     for (id, tenant) in &map.tenants {
-        ranges(&tenant.rules)?;
+        check_rules(&tenant.rules)?;
         if let Some(with) = tenant.rules.shares_with {
             sharing(map, Some(*id), &tenant.rules, with)?;
         }
@@ -43,7 +43,11 @@ pub(crate) fn check_all(map: &ClusterMap) -> Result<(), WireError> {
     Ok(())
 }
 
-fn ranges(rules: &TenantRules) -> Result<(), WireError> {
+/// Checks what rules may say by themselves, whatever other tenants there are.
+///
+/// # Errors
+/// Which rule says what, and what is allowed.
+pub fn check_rules(rules: &TenantRules) -> Result<(), WireError> {
     for (name, quota) in
         [("device_quota_bytes", rules.device_quota_bytes), ("host_quota_bytes", rules.host_quota_bytes)]
     {
@@ -105,7 +109,7 @@ mod tests {
     fn what_is_out_of_range_is_named_with_what_is_allowed() {
         let none = TenantRules::default();
         for bits in [4, 8, 16] {
-            assert_eq!(ranges(&TenantRules { quantization_bits: Some(bits), ..none }), Ok(()));
+            assert_eq!(check_rules(&TenantRules { quantization_bits: Some(bits), ..none }), Ok(()));
         }
         for (wrong, says) in [
             (
@@ -122,7 +126,7 @@ mod tests {
             ),
             (TenantRules { host_quota_bytes: Some(u64::MAX), ..none }, "host_quota_bytes is"),
         ] {
-            let error = ranges(&wrong).expect_err("out of range").to_string();
+            let error = check_rules(&wrong).expect_err("out of range").to_string();
             assert!(error.contains(says), "{error}");
         }
     }
