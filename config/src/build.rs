@@ -9,7 +9,7 @@ use crate::config::{
 use crate::environment;
 use crate::keys::{self, CLUSTER, COORDINATOR, DEVICE, NODE, RAFT, ROOT, TOKEN_VARIABLE};
 use crate::ledger::Ledger;
-use crate::mode::{Mode, Tuning};
+use crate::mode::{DiskAdmission, Mode, Tuning};
 use crate::parse;
 use crate::problem::{Origin, Problem};
 use crate::section::Section;
@@ -157,6 +157,7 @@ fn node(section: &Section<'_>, ledger: &mut Ledger) -> NodeConfig {
         max_connections: limits.max_connections,
         max_inflight: limits.max_inflight,
         block_sizes: limits.block_sizes,
+        disk_dir: limits.disk_dir,
         persist_dir: limits.persist_dir,
         persist_every: limits.persist_every,
         mode: limits.mode,
@@ -170,6 +171,7 @@ struct NodeLimits {
     max_connections: usize,
     max_inflight: Bytes,
     block_sizes: Vec<BlockClass>,
+    disk_dir: Option<String>,
     persist_dir: Option<String>,
     persist_every: Option<Duration>,
     mode: Mode,
@@ -185,6 +187,7 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
         max_connections: count("max_connections"),
         max_inflight: section.read(ledger, "max_inflight", parse::size).unwrap_or_default(),
         block_sizes: section.read(ledger, "block_sizes", parse::classes).unwrap_or_default(),
+        disk_dir: section.read(ledger, "disk_dir", parse::path),
         persist_dir: section.read(ledger, "persist_dir", parse::path),
         persist_every: section.read(ledger, "persist_every", parse::time),
         mode,
@@ -196,11 +199,13 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
 fn tuning(section: &Section<'_>, chosen: Tuning, ledger: &mut Ledger) -> Tuning {
     let strategy = section.read(ledger, "strategy", parse::choice);
     let prefetch = section.read(ledger, "prefetch_blocks", parse::whole);
+    let admission = section.read(ledger, "disk_admission", parse::choice);
     Tuning {
         strategy: strategy.map_or(chosen.strategy, |at| keys::STRATEGIES[at]),
         prefetch_blocks: prefetch.map_or(chosen.prefetch_blocks, |blocks| blocks as u32),
         hold: section.read(ledger, "hold", parse::time).unwrap_or(chosen.hold),
         batch_delay: section.read(ledger, "batch_delay", parse::time).unwrap_or(chosen.batch_delay),
+        disk_admission: admission.map_or(chosen.disk_admission, |at| DiskAdmission::ALL[at]),
     }
 }
 
@@ -235,6 +240,7 @@ fn devices(section: &Section<'_>, ledger: &mut Ledger) -> Vec<DeviceConfig> {
             kind,
             memory: device.read(ledger, "memory", parse::size).unwrap_or_default(),
             host_memory: device.read(ledger, "host_memory", parse::size).unwrap_or_default(),
+            disk: device.read(ledger, "disk", parse::size).unwrap_or_default(),
         });
     }
     devices

@@ -226,8 +226,9 @@ fn memory(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
             format!("it shrinks blocks into frames of a smaller size, and {sizes} has one size only; allowed is with two or more"),
         );
     }
+    let has_folder = ledger.has(&format!("node[{at}].disk_dir"));
     for (index, device) in node.devices.iter().enumerate() {
-        let tiers = [("memory", device.memory), ("host_memory", device.host_memory)];
+        let tiers = [("memory", device.memory), ("host_memory", device.host_memory), ("disk", device.disk)];
         for (name, memory) in tiers {
             // Devices that come from the defaults are told there, once.
             let own = format!("node[{at}].device[{index}].{name}");
@@ -236,7 +237,11 @@ fn memory(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
             if !ledger.is_good(&key) || (name != "memory" && memory == Bytes(0)) {
                 continue;
             }
-            let short = node.frames(memory).iter().position(|frames| *frames == 0);
+            if name == "disk" && !has_folder {
+                ledger.conflict(&key, "its files have no folder; allowed is with a \"disk_dir\"".to_owned());
+            }
+            let places = if name == "disk" { node.records(memory) } else { node.frames(memory) };
+            let short = places.iter().position(|frames| *frames == 0);
             if let Some(short) = short.map(|class| node.block_sizes[class].size) {
                 ledger.conflict(
                     &key,

@@ -12,6 +12,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::time::Duration;
 
+/// What a record on disk takes more than its block, and what its bytes are a multiple of.
+const PAGE_BYTES: u64 = 4096;
+
 /// A checked cluster file. Its parts are read as fields (`config.nodes`) and cannot be changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClusterConfig {
@@ -156,6 +159,8 @@ pub struct NodeConfig {
     pub max_inflight: Bytes,
     /// Size classes of its frames, smallest first.
     pub block_sizes: Vec<BlockClass>,
+    /// Folder of the disk tier's files, if any device has one; a relative path starts at the cluster file's folder.
+    pub disk_dir: Option<String>,
     /// Folder in which its snapshot's folder stands, if it keeps one; a relative path starts at the cluster file's folder.
     pub persist_dir: Option<String>,
     /// How often the snapshot is written while the node serves, if not only at its end.
@@ -181,10 +186,19 @@ impl NodeConfig {
 
     /// Returns how many frames each size class gets of a tier of `memory`, in the order of `block_sizes`.
     pub fn frames(&self, memory: Bytes) -> Vec<u64> {
+        self.parted(memory, |size| size.0)
+    }
+
+    /// Returns how many records each size class gets of a disk tier: a record is whole pages, and one more says what it holds.
+    pub fn records(&self, disk: Bytes) -> Vec<u64> {
+        self.parted(disk, |size| PAGE_BYTES + size.0.next_multiple_of(PAGE_BYTES))
+    }
+
+    fn parted(&self, tier: Bytes, takes: impl Fn(Bytes) -> u64) -> Vec<u64> {
         let whole: u128 = self.block_sizes.iter().map(|class| u128::from(class.share_ppm)).sum();
         let frames = |class: &BlockClass| {
-            let part = u128::from(memory.0) * u128::from(class.share_ppm) / whole.max(1);
-            u64::try_from(part / u128::from(class.size.0.max(1))).expect("a part of a u64 fits one")
+            let part = u128::from(tier.0) * u128::from(class.share_ppm) / whole.max(1);
+            u64::try_from(part / u128::from(takes(class.size).max(1))).expect("a part of a u64 fits one")
         };
         self.block_sizes.iter().map(frames).collect()
     }
@@ -214,6 +228,8 @@ pub struct DeviceConfig {
     pub memory: Bytes,
     /// Bytes of the host tier over it; 0 means that there is none.
     pub host_memory: Bytes,
+    /// Bytes of the disk tier under it; 0 means that there is none.
+    pub disk: Bytes,
 }
 
 /// What holds the bytes of a device tier.

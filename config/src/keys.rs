@@ -84,6 +84,8 @@ pub(crate) const MAX_HOST_BYTES: usize = 253;
 pub(crate) const MAX_PATH_BYTES: usize = 1024;
 /// Names of the modes.
 pub(crate) const MODES: [&str; 5] = ["training", "inference", "bulk", "streaming", "interactive"];
+/// Names of what decides which blocks go to disk.
+pub(crate) const DISK_ADMISSIONS: [&str; 2] = ["all", "used"];
 /// Names of the strategies.
 pub const STRATEGIES: [&str; 12] = [
     "adaptive",
@@ -302,6 +304,13 @@ pub(crate) const NODE: &[Key] = &[
          least one frame of each tier."
     ),
     key!(
+        "disk_dir",
+        Rule::Path,
+        Derived("none; then no device may have a `disk`"),
+        "Folder of its disk tier's files: a folder of the node's name in it, and in that one folder a device. A \
+         relative path starts at this file's folder."
+    ),
+    key!(
         "persist_dir",
         Rule::Path,
         Derived("none; then blocks in memory end with the process"),
@@ -318,8 +327,8 @@ pub(crate) const NODE: &[Key] = &[
         "mode",
         Rule::Choice(&MODES),
         Value("inference"),
-        "What the cache mostly serves. It chooses `strategy`, `prefetch_blocks`, `hold` and `batch_delay` where those \
-         are not given; `kvhive node config` shows what came of it."
+        "What the cache mostly serves. It chooses `strategy`, `prefetch_blocks`, `hold`, `batch_delay` and `disk_admission` \
+         where those are not given; `kvhive node config` shows what came of it."
     ),
     key!(
         "strategy",
@@ -345,6 +354,12 @@ pub(crate) const NODE: &[Key] = &[
         Rule::Time { min: 1, max: 1000 },
         Derived("what `mode` says"),
         "How long moves between tiers and the strategy's bookkeeping may wait, to be done together."
+    ),
+    key!(
+        "disk_admission",
+        Rule::Choice(&DISK_ADMISSIONS),
+        Derived("what `mode` says"),
+        "Which blocks go to disk when they must leave memory: all, or those that were used since they were stored."
     ),
     key!(
         "device",
@@ -375,6 +390,13 @@ pub(crate) const DEVICE: &[Key] = &[
         Rule::Size { min: 4 << 10, max: MAX_TIER_BYTES, or_zero: true },
         Value("64MiB"),
         "Bytes of the host tier over it; \"0\" means none."
+    ),
+    key!(
+        "disk",
+        Rule::Size { min: 4 << 10, max: MAX_TIER_BYTES, or_zero: true },
+        Value("0"),
+        "Bytes of the disk tier under it, in files in the node's `disk_dir`; \"0\" means none. Each block takes a page of \
+         4 KiB more than its frame."
     ),
 ];
 

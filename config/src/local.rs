@@ -28,13 +28,15 @@ pub struct LocalCluster {
     pub device_memory: Bytes,
     /// Host tier over each device; 0 for none.
     pub host_memory: Bytes,
+    /// Disk tier under each device; 0 for none.
+    pub disk: Bytes,
     /// Size of every frame.
     pub block_size: Bytes,
     /// Copies of each slot.
     pub replicas: u32,
     /// What decides which block leaves a full shard; what the usual mode says when none.
     pub strategy: Option<String>,
-    /// Folder under which each coordinator gets one of its own, by its id. The token is read from `token` beside the
+    /// Folder under which each coordinator, and each node that has a disk tier, gets one of its own, by its id. The token is read from `token` beside the
     /// cluster file.
     pub base_dir: String,
     /// Admin and raft of each coordinator in turn, then data and metrics of each node.
@@ -53,6 +55,7 @@ impl Default for LocalCluster {
             devices_per_node: 2,
             device_memory: Bytes(128 << 20),
             host_memory: Bytes(64 << 20),
+            disk: Bytes(0),
             block_size: Bytes(64 << 10),
             replicas: 1,
             strategy: None,
@@ -95,8 +98,8 @@ impl LocalCluster {
         }
         let devices = self.devices_per_node.min(MOST_DEVICES);
         let device = format!(
-            "[[node.device]]\nmemory = \"{}\"\nhost_memory = \"{}\"\n",
-            self.device_memory, self.host_memory
+            "[[node.device]]\nmemory = \"{}\"\nhost_memory = \"{}\"\ndisk = \"{}\"\n",
+            self.device_memory, self.host_memory, self.disk
         );
         for number in 1..=self.nodes.min(MOST_PROCESSES) {
             let (data, metrics) = (address(), address());
@@ -107,6 +110,9 @@ impl LocalCluster {
                 self.block_size
             )
             .expect("writing to a String does not fail");
+            if self.disk > Bytes(0) {
+                writeln!(out, "disk_dir = \"{base_dir}\"").expect("writing to a String does not fail");
+            }
             if let Some(strategy) = &self.strategy {
                 let strategy = strategy.replace('\\', "\\\\").replace('"', "\\\"");
                 writeln!(out, "strategy = \"{strategy}\"").expect("writing to a String does not fail");
@@ -152,6 +158,15 @@ mod tests {
     fn a_huge_wish_is_refused_and_not_built() {
         let huge = LocalCluster { nodes: u32::MAX, devices_per_node: u32::MAX, ..LocalCluster::default() };
         assert!(huge.config().is_err());
+    }
+
+    #[test]
+    fn a_disk_stands_beside_the_raft_logs() {
+        let plain = LocalCluster::default().config().unwrap();
+        assert!(plain.nodes.iter().all(|node| node.disk_dir.is_none()));
+        let with = LocalCluster { disk: Bytes(1 << 30), ..LocalCluster::default() }.config().unwrap();
+        assert!(with.nodes.iter().all(|node| node.disk_dir.as_deref() == Some("data")));
+        assert!(with.nodes[1].devices.iter().all(|device| device.disk == Bytes(1 << 30)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Modes: what a cache mostly serves, and the knobs that this turns. A knob that the file gives wins over its mode.
 
-use crate::keys::MODES;
+use crate::keys::{DISK_ADMISSIONS, MODES};
 use std::time::Duration;
 
 /// What a cache mostly serves.
@@ -32,16 +32,16 @@ impl Mode {
     /// Returns what it makes of the knobs.
     pub const fn tuning(self) -> Tuning {
         let ms = Duration::from_millis;
-        let (strategy, prefetch_blocks, hold, batch_delay) = match self {
+        let (strategy, prefetch_blocks, hold, batch_delay, disk_admission) = match self {
             // A loop larger than the cache starves recency: LIRS keeps a part of it that stays.
-            Mode::Training => ("lirs", 0, ms(1000), ms(50)),
-            Mode::Inference => ("adaptive", 64, ms(5000), ms(10)),
+            Mode::Training => ("lirs", 0, ms(1000), ms(50), DiskAdmission::Used),
+            Mode::Inference => ("adaptive", 64, ms(5000), ms(10), DiskAdmission::All),
             // Whole prefixes are read in order, and a batch waits for the slowest anyway.
-            Mode::Bulk => ("adaptive", 512, ms(20_000), ms(50)),
-            Mode::Streaming => ("s3-fifo", 16, ms(1000), ms(10)),
-            Mode::Interactive => ("adaptive", 256, ms(10_000), ms(2)),
+            Mode::Bulk => ("adaptive", 512, ms(20_000), ms(50), DiskAdmission::All),
+            Mode::Streaming => ("s3-fifo", 16, ms(1000), ms(10), DiskAdmission::Used),
+            Mode::Interactive => ("adaptive", 256, ms(10_000), ms(2), DiskAdmission::All),
         };
-        Tuning { strategy, prefetch_blocks, hold, batch_delay }
+        Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission }
     }
 }
 
@@ -56,6 +56,27 @@ pub struct Tuning {
     pub hold: Duration,
     /// How long moves and bookkeeping may wait.
     pub batch_delay: Duration,
+    /// Which blocks go to disk.
+    pub disk_admission: DiskAdmission,
+}
+
+/// Which blocks go to disk when they must leave memory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum DiskAdmission {
+    /// All of them.
+    All,
+    /// Those that were used since they were stored.
+    Used,
+}
+
+impl DiskAdmission {
+    /// All of them.
+    pub const ALL: [DiskAdmission; 2] = [DiskAdmission::All, DiskAdmission::Used];
+
+    /// Returns the word for it in the cluster file.
+    pub const fn as_str(self) -> &'static str {
+        DISK_ADMISSIONS[self as usize]
+    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,9 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     out.plain("max_connections", one.max_connections);
     out.text("max_inflight", &one.max_inflight.to_string());
     out.plain("block_sizes", format!("[{}]", classes(&one.block_sizes)));
+    if let Some(folder) = &one.disk_dir {
+        out.text("disk_dir", folder);
+    }
     if let Some(folder) = &one.persist_dir {
         out.text("persist_dir", folder);
     }
@@ -66,11 +69,13 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     out.plain("prefetch_blocks", one.tuning.prefetch_blocks);
     out.text("hold", &format_time(one.tuning.hold));
     out.text("batch_delay", &format_time(one.tuning.batch_delay));
+    out.text("disk_admission", one.tuning.disk_admission.as_str());
     for device in &one.devices {
         out.header("[[node.device]]");
         out.text("kind", device.kind.as_str());
         out.text("memory", &device.memory.to_string());
         out.text("host_memory", &device.host_memory.to_string());
+        out.text("disk", &device.disk.to_string());
     }
 }
 

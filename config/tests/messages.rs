@@ -286,6 +286,30 @@ fn size_classes_that_do_not_add_up_are_told() {
 }
 
 #[test]
+fn a_disk_tier_needs_a_folder_and_room_for_a_record_of_each_size() {
+    let device = "[[node.device]]";
+    assert_eq!(
+        with(device, "disk = \"1GiB\""),
+        [
+            "line 13: node[0].device[0].disk = \"1GiB\": its files have no folder; allowed is with a \"disk_dir\""
+        ]
+    );
+    let given = |disk: &str| {
+        let text = VALID.replace("id = \"node-a\"", "id = \"node-a\"\ndisk_dir = \"cache\"");
+        problems_with(&format!("{text}disk = \"{disk}\"\n"), &[])
+    };
+    assert_eq!(given("68KiB"), [""; 0]);
+    // A frame of 64 KiB fits, and the page that says what is in it does not.
+    assert_eq!(
+        given("64KiB"),
+        [
+            "line 14: node[0].device[0].disk = \"64KiB\": no block of \"64KiB\" (node[0].block_sizes) fits its part; each size \
+          needs room for one"
+        ]
+    );
+}
+
+#[test]
 fn a_strategy_that_shrinks_needs_a_smaller_size_to_shrink_into() {
     for strategy in ["compressed", "quantized"] {
         let given = |sizes: &str| {
@@ -476,5 +500,5 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 7 + 3 + 6 + 17 + 3);
+    assert_eq!(keys, 7 + 3 + 6 + 19 + 4);
 }

@@ -156,7 +156,7 @@ proptest! {
         strategy in any::<Option<String>>(),
     ) {
         let wish = LocalCluster {
-            coordinators, nodes, devices_per_node, device_memory: Bytes(memory), host_memory: Bytes(host),
+            coordinators, nodes, devices_per_node, device_memory: Bytes(memory), host_memory: Bytes(host), disk: Bytes(0),
             block_size: Bytes(block), replicas, base_dir, ports,
             strategy,
         };

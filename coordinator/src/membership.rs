@@ -57,8 +57,8 @@ pub enum MembershipError {
     },
     /// There is a log, and nothing says whose.
     #[error(
-        "{path} holds a log, but {NAME} is missing, which says whose it is: put the folder back as it was; or, if nothing of \
-         the cluster is needed, begin a new one with an empty data_dir for every coordinator",
+        "{path} holds a log, but {NAME} is missing, which says whose it is; with a majority of the coordinators whole, empty \
+         this one's data_dir and start it again: it catches up before it votes (never put an older copy there)",
         path = path.display()
     )]
     Missing {
@@ -66,7 +66,11 @@ pub enum MembershipError {
         path: PathBuf,
     },
     /// The file does not say what it should.
-    #[error("{path} cannot be understood: {reason}; put the folder back as it was", path = path.display())]
+    #[error(
+        "{path} cannot be understood: {reason}; with a majority of the coordinators whole, empty this one's data_dir and start \
+         it again: it catches up before it votes (never put an older copy there)",
+        path = path.display()
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -140,7 +144,8 @@ impl Membership {
     /// # Errors
     /// See [`MembershipError`].
     pub(crate) fn claim(&self, folder: &Path, holds_log: bool) -> Result<(), MembershipError> {
-        // Left by a start that never came to its log: nobody has voted by it.
+        // Left by a start that never came to its log, or the log was taken away. The second may have voted by it, which is why
+        // raft lets no peer vote whose log is empty while others' are not.
         if !holds_log {
             return self.write(folder);
         }

@@ -87,6 +87,12 @@ impl WriteFrame {
         self.len() == 0
     }
 
+    /// Makes the frame hold its first `len` bytes only: it was taken for more, to be filled by whole pages.
+    pub fn truncate(&mut self, len: usize) {
+        let place = self.place.as_mut().expect("only seal and drop take the place");
+        place.len = place.len.min(len);
+    }
+
     /// Returns the frame's place.
     pub fn frame_id(&self) -> FrameId {
         self.place().frame

@@ -1,5 +1,6 @@
 //! How a node is set up, and why it may not start or go on.
 
+use crate::disk::{DiskError, Geometry, record_bytes};
 use kvhive_cache::policy::Strategy;
 use kvhive_gpu::ArenaError;
 use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
@@ -40,6 +41,8 @@ pub struct NodeConfig {
     pub devices: Vec<DeviceConfig>,
     /// How its shards keep blocks.
     pub tuning: Tuning,
+    /// Folder of its devices' disk tiers, one folder a device in it; needed if any device has one.
+    pub disk_folder: Option<PathBuf>,
     /// The snapshot that it takes in at its start and leaves at its end; none keeps none.
     pub persist: Option<PersistConfig>,
     /// `host:port` of the coordinators' control plane.
@@ -68,6 +71,8 @@ pub struct Tuning {
     pub hold: Duration,
     /// How long moves between tiers and bookkeeping may wait.
     pub batch_delay: Duration,
+    /// Whether blocks that were never used since they were stored go to disk too.
+    pub unused_to_disk: bool,
 }
 
 impl Default for Tuning {
@@ -77,17 +82,20 @@ impl Default for Tuning {
             prefetch_blocks: 64,
             hold: Duration::from_secs(5),
             batch_delay: Duration::from_millis(10),
+            unused_to_disk: true,
         }
     }
 }
 
-/// One device of a node: two tiers, each parted into frames of a few sizes.
+/// One device of a node: two tiers of memory and one on disk, each parted into frames of a few sizes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeviceConfig {
     /// Bytes of the device tier.
     pub device_bytes: u64,
     /// Bytes of the host tier over it; 0 for none.
     pub host_bytes: u64,
+    /// Bytes of the disk tier under it; 0 for none. Every block on disk takes a page more than its frame.
+    pub disk_bytes: u64,
     /// Sizes of frames, growing.
     pub classes: Vec<ClassConfig>,
 }
@@ -104,10 +112,26 @@ pub struct ClassConfig {
 impl DeviceConfig {
     /// Returns how many frames each class gets of a tier of `tier_bytes`.
     pub fn frames(&self, tier_bytes: u64) -> Vec<u32> {
+        self.parted(tier_bytes, |frame_bytes| frame_bytes.max(1))
+    }
+
+    /// Returns how many records each class gets of the disk tier.
+    pub fn records(&self) -> Vec<u32> {
+        self.parted(self.disk_bytes, record_bytes)
+    }
+
+    /// Returns what is on disk of each class.
+    pub(crate) fn disk_geometry(&self) -> Vec<Geometry> {
+        let classes = self.classes.iter().zip(self.records());
+        classes.map(|(class, records)| Geometry { frame_bytes: class.frame_bytes, records }).collect()
+    }
+
+    /// Parts a tier by the classes' shares, and each part by what one block of the class takes there.
+    fn parted(&self, tier_bytes: u64, takes: impl Fn(u64) -> u64) -> Vec<u32> {
         let whole: u128 = self.classes.iter().map(|class| u128::from(class.share)).sum();
         let frames = |class: &ClassConfig| {
             let part = u128::from(tier_bytes) * u128::from(class.share) / whole.max(1);
-            u32::try_from(part / u128::from(class.frame_bytes.max(1))).unwrap_or(u32::MAX)
+            u32::try_from(part / u128::from(takes(class.frame_bytes))).unwrap_or(u32::MAX)
         };
         self.classes.iter().map(frames).collect()
     }
@@ -158,6 +182,12 @@ impl NodeConfig {
                     "device {at}: share {share} of {bytes} bytes holds no frame of {frame_bytes} bytes"
                 ));
             }
+            if device.disk_bytes > 0 && self.disk_folder.is_none() {
+                return wrong(format!(
+                    "device {at} has {} bytes on disk, and disk_folder is not set",
+                    device.disk_bytes
+                ));
+            }
         }
         Ok(())
     }
@@ -176,6 +206,14 @@ pub enum NodeError {
         device: usize,
         /// Why.
         source: ArenaError,
+    },
+    /// A device's disk tier could not be used.
+    #[error("device {device}: {source}")]
+    Disk {
+        /// Which device.
+        device: usize,
+        /// Why.
+        source: DiskError,
     },
     /// A listener could not be opened.
     #[error("cannot listen on {address}: {source}")]

@@ -3,10 +3,17 @@
 //! is no other, so a store that failed or stopped half-way is never seen.
 
 use crate::actors::shrink::Shrunk;
+use crate::disk::{Payload, Place, ReadError};
 use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
 use kvhive_gpu::{ReadFrame, WriteFrame};
 use kvhive_protocol::BlockHeader;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+/// A disk that has not given a block within this is not waited for: recomputing it would have taken less.
+const DISK_LIMIT: Duration = Duration::from_secs(1);
 
 /// What came back to an actor.
 pub(crate) enum Return {
@@ -14,10 +21,22 @@ pub(crate) enum Return {
     Reader(BlockId),
     /// A write ended without a block.
     Write(WriteTicket),
-    /// A copy between tiers has ended, with its frame if it worked.
-    Copy(CopyTicket, Option<ReadFrame>),
+    /// A copy between tiers has ended, with where the block's bytes are now if it worked.
+    Copy(CopyTicket, Option<Rest>),
+    /// A block on disk was asked for: its bytes came, or they did not.
+    Brought(bool),
+    /// A block's record is of no use.
+    Lost(BlockId),
     /// A shrink has ended.
     Shrunk(ShrinkTicket, BlockId, Shrunk),
+}
+
+/// Where the bytes of a resident block are.
+pub(crate) enum Rest {
+    /// In memory.
+    Frame(ReadFrame),
+    /// On disk.
+    Record(Place),
 }
 
 /// Returns on their way to one life of an actor. As many as there are guards at most.
@@ -41,17 +60,40 @@ impl Returns {
     }
 }
 
-/// A reader's hold on a block: its bytes stay as they are until this is dropped.
-pub(crate) struct ReadGuard {
-    frame: Option<ReadFrame>,
-    header: BlockHeader,
+/// One reader, as the shard counts them. The actor hears of it when it is dropped.
+struct Pin {
     id: BlockId,
     returns: Returns,
 }
 
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.returns.push(Return::Reader(self.id));
+    }
+}
+
+/// The bytes that a reader holds.
+enum Held {
+    Frame(ReadFrame),
+    /// Read from disk.
+    Read {
+        payload: Payload,
+        /// That they take, given back with them.
+        _room: Option<OwnedSemaphorePermit>,
+    },
+}
+
+/// A reader's hold on a block: its bytes stay as they are until this is dropped.
+pub(crate) struct ReadGuard {
+    /// Goes before the pin: the shard counts the frame free when it hears of that.
+    held: Held,
+    header: BlockHeader,
+    _pin: Pin,
+}
+
 impl ReadGuard {
     pub(crate) fn new(frame: ReadFrame, header: BlockHeader, id: BlockId, returns: Returns) -> ReadGuard {
-        ReadGuard { frame: Some(frame), header, id, returns }
+        ReadGuard { held: Held::Frame(frame), header, _pin: Pin { id, returns } }
     }
 
     pub(crate) fn header(&self) -> &BlockHeader {
@@ -59,15 +101,67 @@ impl ReadGuard {
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.frame.as_ref().map_or(&[], |frame| frame.bytes())
+        match &self.held {
+            Held::Frame(frame) => frame.bytes(),
+            Held::Read { payload, .. } => payload.bytes(),
+        }
     }
 }
 
-impl Drop for ReadGuard {
-    fn drop(&mut self) {
-        // The frame first: the shard counts it free when it hears of this.
-        self.frame = None;
-        self.returns.push(Return::Reader(self.id));
+/// A reader's hold on a block whose bytes are on disk.
+pub(crate) struct RecordGuard {
+    /// Goes before the pin, as a frame does.
+    place: Place,
+    header: BlockHeader,
+    pin: Pin,
+}
+
+impl RecordGuard {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.header.payload_bytes
+    }
+
+    /// Reads the block. None when the disk did not give it in time, or gave something else: then it is lost, and counted.
+    pub(crate) async fn read(self, room: Option<OwnedSemaphorePermit>) -> Option<ReadGuard> {
+        let RecordGuard { place, header, pin } = self;
+        let read = timeout(DISK_LIMIT, place.read(&header)).await;
+        let came = matches!(read, Ok(Ok(_)));
+        pin.returns.push(Return::Brought(came));
+        match read {
+            Ok(Ok(payload)) => {
+                return Some(ReadGuard { held: Held::Read { payload, _room: room }, header, _pin: pin });
+            }
+            Ok(Err(ReadError::Bad(..))) => pin.returns.push(Return::Lost(pin.id)),
+            Ok(Err(ReadError::Late)) => {}
+            Err(_) => place.store().was_silent(),
+        }
+        drop(place);
+        None
+    }
+
+    /// Gives up a block that there is no room to read.
+    pub(crate) fn give_up(self) {
+        self.place.store().count_late();
+        self.pin.returns.push(Return::Brought(false));
+    }
+}
+
+/// A block that is held for a reader.
+pub(crate) enum Lent {
+    /// Its bytes are at hand.
+    Guard(ReadGuard),
+    /// Its bytes must be read first.
+    Record(RecordGuard),
+}
+
+impl Lent {
+    pub(crate) fn new(rest: &Rest, header: BlockHeader, id: BlockId, returns: Returns) -> Lent {
+        match rest {
+            Rest::Frame(frame) => Lent::Guard(ReadGuard::new(frame.clone(), header, id, returns)),
+            Rest::Record(place) => {
+                Lent::Record(RecordGuard { place: place.clone(), header, pin: Pin { id, returns } })
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 mod actors;
 mod config;
 mod data;
+mod disk;
 mod guards;
 mod http;
 mod latency;
@@ -22,7 +23,8 @@ mod view;
 mod tests;
 
 pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, PersistConfig, Tuning};
+pub use disk::{DiskBench, DiskError};
 pub use latency::{Latencies, LatencySummary};
 pub use persist::{Loaded, PersistError, PersistProgress, Saved};
 pub use start::{NodeHandle, start};
-pub use stats::{CodecFigures, Evictions, NodeStats, Shrinks, TierUse};
+pub use stats::{CodecFigures, Evictions, NodeStats, Prefetches, Shrinks, TierUse};

@@ -4,6 +4,7 @@ use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::actors::uses::CodecUses;
 use crate::data::{DataPlane, VERBS};
+use crate::disk::{self, Store};
 
 use axum::Router;
 use axum::extract::State;
@@ -25,6 +26,7 @@ const DEVICE_LIMIT: Duration = Duration::from_millis(500);
 /// What is measured.
 pub(crate) struct Sources {
     pub(crate) devices: Vec<Device>,
+    pub(crate) stores: Vec<Option<Arc<Store>>>,
     pub(crate) plane: Arc<DataPlane>,
     /// Arenas, indices and buffers as the configuration sizes them, in bytes.
     pub(crate) memory_configured: u64,
@@ -137,6 +139,11 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         let total = counter.load(Ordering::Relaxed);
         metrics::counter!("kvhive_node_requests_refused_total", "reason" => reason).absolute(total);
     }
+    for (device, store) in sources.stores.iter().enumerate() {
+        if let Some(store) = store {
+            disk::record(&device.to_string(), store);
+        }
+    }
     for (device, stats) in devices.iter().enumerate() {
         if let Some((stats, codecs)) = stats {
             record_device(&device.to_string(), stats);
@@ -179,7 +186,7 @@ fn record_codecs(device: &str, codecs: &CodecUses) {
 }
 
 fn record_device(device: &str, stats: &ShardStats) {
-    for (tier, figures) in [("device", stats.device), ("host", stats.host)] {
+    for (tier, figures) in [("device", stats.device), ("host", stats.host), ("disk", stats.disk)] {
         let labels = [("device", device.to_owned()), ("tier", tier.to_owned())];
         metrics::gauge!("kvhive_node_blocks", &labels).set(figures.blocks as f64);
         metrics::gauge!("kvhive_node_used_bytes", &labels).set(figures.used_bytes as f64);
@@ -206,9 +213,20 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_demoted_blocks_total", stats.demoted),
         ("kvhive_node_promoted_blocks_total", stats.promoted),
         ("kvhive_node_lost_blocks_total", stats.lost),
+        ("kvhive_node_not_admitted_to_disk_total", stats.not_admitted),
         ("kvhive_node_declined_stores_total", stats.declined),
     ] {
         metrics::counter!(name, "device" => device.to_owned()).absolute(value);
+    }
+    for (outcome, value) in [
+        ("asked", stats.prefetched),
+        ("useful", stats.prefetch_useful),
+        ("wasted", stats.prefetch_wasted),
+        ("late", stats.prefetch_late),
+        ("cancelled", stats.prefetch_cancelled),
+    ] {
+        let labels = [("device", device.to_owned()), ("outcome", outcome.to_owned())];
+        metrics::counter!("kvhive_node_prefetched_blocks_total", &labels).absolute(value);
     }
     for (outcome, value) in
         [("done", stats.shrunk), ("unfit", stats.shrink_unfit), ("dropped", stats.shrink_dropped)]

@@ -4,12 +4,14 @@ use crate::actors::core::DeviceCore;
 use crate::actors::device::Device;
 use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
+use crate::disk::DiskError;
+use crate::disk::{self, DiskTuning, Store};
 use crate::http::BoundedListener;
 use crate::latency::Latencies;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
-use crate::persist::{self, Keeper, Loaded, PersistError, PersistProgress, Saved};
+use crate::persist::{self, Extent, Keeper, Loaded, PersistError, PersistProgress, Saved};
 use crate::stats::{self, NodeStats};
 use crate::view::View;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
@@ -36,6 +38,8 @@ const DEVICE_MAILBOX: usize = 1024;
 const MAX_WRITES: usize = 4096;
 /// Share of the device tier that demotion keeps free, in thousandths.
 const LOW_WATER_PER_MILLE: u16 = 10;
+/// The same where blocks go down to a disk: a burst of stores comes faster than they do.
+const LOW_WATER_OVER_DISK_PER_MILLE: u16 = 50;
 /// Connections kept to each other node, for copies.
 const CONNECTIONS_PER_PEER: usize = 8;
 /// The longest a dial to another node may take.
@@ -69,6 +73,7 @@ pub struct NodeHandle {
 pub(crate) struct Inside {
     pub(crate) devices: Vec<Device>,
     pub(crate) memories: Vec<Memory>,
+    pub(crate) stores: Vec<Option<Arc<Store>>>,
     pub(crate) plane: Arc<DataPlane>,
 }
 
@@ -100,11 +105,15 @@ pub fn start(config: NodeConfig) -> Result<NodeHandle, NodeError> {
         stall: STALL,
         least_rate: LEAST_RATE,
     };
-    start_within(config, limits)
+    start_within(config, limits, &DiskTuning::default())
 }
 
-/// Starts a node whose data plane has these bounds.
-pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHandle, NodeError> {
+/// Starts a node whose data plane has these bounds, and whose disks are used like this.
+pub(crate) fn start_within(
+    config: NodeConfig,
+    limits: Limits,
+    disks: &DiskTuning,
+) -> Result<NodeHandle, NodeError> {
     config.check()?;
     let runtime = Runtime::new(RuntimeConfig { name: config.name.clone(), io_threads: config.io_threads })?;
     let view = Arc::new(View::new(Arc::new(BootClock)));
@@ -117,6 +126,7 @@ pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHan
     let emptied = Arc::new(emptied);
     let mut devices = Vec::with_capacity(config.devices.len());
     let mut memories = Vec::with_capacity(config.devices.len());
+    let stores = open_disks(&config, &view, disks)?;
     for (at, device) in config.devices.iter().enumerate() {
         let memory = Memory::take(at, device)?;
         let (give_up_ending, give_up_stop) = (ending.clone(), stop.clone());
@@ -132,7 +142,7 @@ pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHan
                 give_up_stop.send_replace(true);
                 give_up_ending.tell(Err(at));
             });
-        devices.push(spawn_device(&runtime, spawn, at, device, config.tuning, &memory, &view)?);
+        devices.push(spawn_device(&runtime, spawn, at, device, config.tuning, &memory, &stores[at], &view)?);
         memories.push(memory);
     }
 
@@ -148,8 +158,10 @@ pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHan
         Arc::new(DataPlane::new(devices.clone(), view.clone(), counters, replicator.clone(), token, limits));
 
     let memory_configured = memory_configured(&config, &memories);
+    keep_disks(&runtime, &devices, &stores, &view, &stopping);
     let serving = runtime.io().spawn(serve(data_listener, plane.clone(), stopping.clone()));
-    let sources = Sources { devices: devices.clone(), plane: plane.clone(), memory_configured };
+    let sources =
+        Sources { devices: devices.clone(), stores: stores.clone(), plane: plane.clone(), memory_configured };
     runtime.io().spawn(serve_metrics(metrics_listener, sources, stopping.clone()));
     let membership = Membership {
         coordinators: Arc::new(coordinators),
@@ -187,7 +199,7 @@ pub(crate) fn start_within(config: NodeConfig, limits: Limits) -> Result<NodeHan
         view,
         ending,
         #[cfg(test)]
-        inside: Inside { devices, memories, plane },
+        inside: Inside { devices, memories, stores, plane },
     })
 }
 
@@ -213,6 +225,46 @@ fn keep_snapshot(
     });
 }
 
+/// Opens the disk tier of every device that has one.
+fn open_disks(
+    config: &NodeConfig,
+    view: &Arc<View>,
+    tuning: &DiskTuning,
+) -> Result<Vec<Option<Arc<Store>>>, NodeError> {
+    let mut stores = Vec::with_capacity(config.devices.len());
+    for (at, device) in config.devices.iter().enumerate() {
+        let Some(folder) = config.disk_folder.as_ref().filter(|_| device.disk_bytes > 0) else {
+            stores.push(None);
+            continue;
+        };
+        let folder = folder.join(format!("device-{at}"));
+        let failed = |source| NodeError::Disk { device: at, source };
+        let mover = tuning.mover.start();
+        let mover = mover.map_err(|source| failed(DiskError::Io { path: folder.clone(), source }))?;
+        let store = Store::open(&folder, &device.disk_geometry(), mover, view.clone(), tuning);
+        stores.push(Some(store.map_err(failed)?));
+    }
+    Ok(stores)
+}
+
+/// Has every disk kept until the node stops; their folders are let go when requests have ended.
+fn keep_disks(
+    runtime: &Runtime,
+    devices: &[Device],
+    stores: &[Option<Arc<Store>>],
+    view: &Arc<View>,
+    stopping: &watch::Receiver<bool>,
+) {
+    for (device, store) in devices.iter().zip(stores) {
+        let Some(store) = store else { continue };
+        let keeper = disk::Keeper { device: device.clone(), store: store.clone(), view: view.clone() };
+        runtime.io().spawn(keeper.run(stopping.clone()));
+        let store = store.clone();
+        runtime.on_shutdown().at(Stage::CloseDisks, "let go of the disk", async move { store.close().await });
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "what one device is made of")]
 fn spawn_device(
     runtime: &Runtime,
     spawn: Spawn,
@@ -220,25 +272,32 @@ fn spawn_device(
     device: &DeviceConfig,
     tuning: Tuning,
     memory: &Memory,
+    store: &Option<Arc<Store>>,
     view: &Arc<View>,
 ) -> Result<Device, NodeError> {
     let shard = ShardConfig {
         classes: device.classes.iter().map(|class| class.frame_bytes).collect(),
         device: memory.capacity(Tier::Device),
         host: memory.capacity(Tier::Host),
-        disk: TierCapacity::default(),
+        disk: TierCapacity { frames: store.as_ref().map(|store| store.records()).unwrap_or_default() },
         rules: Rules::new(tuning.strategy),
-        unused_to_disk: true,
+        unused_to_disk: tuning.unused_to_disk,
         prefetch: tuning.prefetch_blocks,
         max_hold: tuning.hold,
         max_writes: MAX_WRITES,
-        low_water_per_mille: LOW_WATER_PER_MILLE,
+        low_water_per_mille: if store.is_some() {
+            LOW_WATER_OVER_DISK_PER_MILLE
+        } else {
+            LOW_WATER_PER_MILLE
+        },
         hash_seed: RandomState::new().hash_one(at),
     };
     let arbiter = runtime.arbiter(&format!("device-{at}"))?;
-    let (memory, view, io) = (memory.clone(), view.clone(), runtime.io().clone());
+    let (memory, store, view, io) = (memory.clone(), store.clone(), view.clone(), runtime.io().clone());
     let index = u16::try_from(at).expect("a node has few devices");
-    let make = move || DeviceCore::new(index, shard.clone(), memory.clone(), view.clone(), io.clone());
+    let make = move || {
+        DeviceCore::new(index, shard.clone(), memory.clone(), store.clone(), view.clone(), io.clone())
+    };
     Ok(Device::start(spawn, &arbiter, tuning.batch_delay, make))
 }
 
@@ -265,15 +324,18 @@ fn introduce(
     }
 }
 
-/// Returns the bytes of arenas, indices and connections' buffers.
+/// Returns the bytes of arenas, indices (of blocks on disk too) and connections' buffers.
 fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
-    let of_device = |memory: &Memory| {
+    let of_device = |(memory, device): (&Memory, &DeviceConfig)| {
         let tiers = [Tier::Device, Tier::Host];
-        let frames: u64 = tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).map(u64::from).sum();
+        let frames: Vec<u32> = tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).collect();
+        let classes = frames.len() / tiers.len();
         let arenas: u64 = tiers.iter().map(|tier| memory.tier_bytes(*tier)).sum();
-        arenas + frames * DeviceCore::bytes_per_frame()
+        let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
+        arenas + DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy)
     };
-    memories.iter().map(of_device).sum::<u64>() + config.max_connections as u64 * CONNECTION_BYTES
+    memories.iter().zip(&config.devices).map(of_device).sum::<u64>()
+        + config.max_connections as u64 * CONNECTION_BYTES
 }
 
 async fn serve_metrics(listener: TcpListener, sources: Sources, mut stopping: watch::Receiver<bool>) {
@@ -329,7 +391,7 @@ impl NodeHandle {
         stats::latencies(&self.plane)
     }
 
-    /// Writes what the node holds to a snapshot: the folder `path`, which stands or is replaced as a whole. What an interrupted
+    /// Writes what the node holds, on disk too, to a snapshot: the folder `path`, which stands or is replaced as a whole. What an interrupted
     /// run has written is gone on with. Blocks the thread; the node serves meanwhile.
     ///
     /// # Errors
@@ -339,7 +401,7 @@ impl NodeHandle {
         path: &Path,
         mut progress: impl FnMut(PersistProgress) + Send,
     ) -> Result<Saved, PersistError> {
-        self.wait_for(persist::save(&self.devices, &self.view, path, &mut progress))
+        self.wait_for(persist::save(&self.devices, &self.view, path, Extent::All, &mut progress))
     }
 
     /// Takes in the snapshot at `path`, as far as there are free frames; what is here already stays. Blocks the thread; the

@@ -38,10 +38,27 @@ impl TierUse {
 pub struct Evictions {
     /// For others that came.
     pub for_room: u64,
+    /// Not worth a place on disk when memory ran short.
+    pub not_admitted: u64,
     /// Their tenant's era ended.
     pub cleared: u64,
     /// They could not be read any more.
     pub lost: u64,
+}
+
+/// What prefetching came to, in blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Prefetches {
+    /// Asked for by matches.
+    pub asked: u64,
+    /// Used where they were brought.
+    pub useful: u64,
+    /// Gone from there before they were used.
+    pub wasted: u64,
+    /// Used before they had come.
+    pub late: u64,
+    /// Not brought, for want of a free frame.
+    pub cancelled: u64,
 }
 
 /// The blocks that are stored by one codec.
@@ -95,6 +112,8 @@ pub struct NodeStats {
     pub device: TierUse,
     /// The host tiers.
     pub host: TierUse,
+    /// The disk tiers.
+    pub disk: TierUse,
     /// Used bytes of the device tiers, from 0 to 1.
     pub device_utilization: f64,
     /// Blocks that left, by reason.
@@ -103,6 +122,8 @@ pub struct NodeStats {
     pub demoted: u64,
     /// Blocks moved up a tier.
     pub promoted: u64,
+    /// What prefetching came to.
+    pub prefetch: Prefetches,
     /// How the blocks are stored, codec by codec.
     pub codecs: Vec<CodecFigures>,
     /// What shrinking came to.
@@ -123,11 +144,18 @@ impl NodeStats {
         self.covered_keys += shard.covered_keys;
         self.device.add(shard.device);
         self.host.add(shard.host);
-        self.evictions.for_room += shard.evicted;
+        self.disk.add(shard.disk);
+        self.evictions.for_room += shard.evicted - shard.not_admitted;
+        self.evictions.not_admitted += shard.not_admitted;
         self.evictions.cleared += shard.cleared;
         self.evictions.lost += shard.lost;
         self.demoted += shard.demoted;
         self.promoted += shard.promoted;
+        self.prefetch.asked += shard.prefetched;
+        self.prefetch.useful += shard.prefetch_useful;
+        self.prefetch.wasted += shard.prefetch_wasted;
+        self.prefetch.late += shard.prefetch_late;
+        self.prefetch.cancelled += shard.prefetch_cancelled;
         self.shrinks.done += shard.shrunk;
         self.shrinks.unfit += shard.shrink_unfit;
         self.shrinks.dropped += shard.shrink_dropped;

@@ -12,7 +12,7 @@ pub const HEADER_BYTES: usize = 104;
 pub const PIECE_BYTES: usize = 16 * 1024;
 
 const MAGIC: [u8; 4] = *b"KVB1";
-const FORMAT: u16 = 1;
+const FORMAT: u16 = 2;
 
 /// How a block's bytes are stored.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]

@@ -168,7 +168,8 @@ pub struct CoordinatorStatus {
     pub name: String,
     /// Its peer number.
     pub peer: u64,
-    /// `leader`, `follower`, `candidate` or `pre-candidate`.
+    /// `leader`, `follower`, `candidate`, `pre-candidate`; `newborn` while its log is empty and it knows nothing of the others,
+    /// `rejoining` while it gets back what it lost.
     pub role: String,
     /// Raft's term.
     pub term: u64,

@@ -350,13 +350,13 @@ const GOLDEN_MATCHED: &str = "4b564846010011004d000000000000001c000000000000007b
 const GOLDEN_DATA: [&str; 6] = [
     "c1791ded770783eb",
     "8fe94038a31a07aa",
-    "881f5e289c257256",
+    "3d6d95cc83dd0511",
     "114c7c9b021a6c52",
-    "ec56b2f0dafde55a",
+    "e8162bef608b1509",
     "964b4412bc2e7214",
 ];
 const GOLDEN_COMMANDS: [&str; 4] =
     ["ca3e5a884fedfeee", "5516b38b5a66a5e0", "b3c17b250b9d5249", "fa7b46838738007d"];
-const GOLDEN_HEADER: &str = "47796c8f8ee92e6a";
+const GOLDEN_HEADER: &str = "146920c73de8eb0a";
 const GOLDEN_KEYS: [&str; 2] = ["b0d0b3ebcd406732", "4e5fe816c51df97e"];
 const GOLDEN_SLOTS: [u16; 2] = [3143, 1214];

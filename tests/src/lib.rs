@@ -158,6 +158,14 @@ impl Cluster {
         client.namespace("default", "test", Layout::opaque(bytes, 16), 0).expect("the default tenant exists")
     }
 
+    /// Runs a future beside the test.
+    pub fn spawn<F: Future<Output: Send> + Send + 'static>(
+        &self,
+        future: F,
+    ) -> tokio::task::JoinHandle<F::Output> {
+        self.runtime.spawn(future)
+    }
+
     /// Runs a future to its end.
     pub fn wait<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(future)

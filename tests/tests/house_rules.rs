@@ -119,7 +119,11 @@ fn sources_keep_to_the_house() {
         let lines = text.lines().count();
         assert!(lines <= 520, "{name} has {lines} lines: look for the second idea");
         let has_unsafe = text.lines().any(|line| line.contains("unsafe {") || line.contains("unsafe impl"));
-        assert!(!has_unsafe || name.starts_with("gpu/"), "{name} has unsafe code; it lives in gpu");
+        let may = name.starts_with("gpu/") || name == "node/src/disk/uring.rs";
+        assert!(
+            !has_unsafe || may,
+            "{name} has unsafe code; it lives in gpu, and where io_uring is spoken to"
+        );
         if pure.iter().any(|folder| name.starts_with(folder)) {
             let shipped = text.split("#[cfg(test)]").next().unwrap_or_default();
             for word in worldly {

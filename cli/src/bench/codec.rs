@@ -14,24 +14,29 @@ const KV_HEADS: u32 = 8;
 const HEAD_DIM: u32 = 128;
 /// Tokens of a block whose speed is measured, and of those whose ratio and error are.
 const TOKENS: u32 = 64;
-const BLOCK_TOKENS: [u32; 4] = [16, 32, 64, 256];
+const BLOCK_TOKENS: [u32; 4] = [16, 32, 64, 128];
 /// Blocks that a run goes through: far more than the caches hold of one, so that each comes from memory.
 const BLOCKS: usize = 16;
 /// Tokens attended to, and queries that do.
 const CONTEXT: usize = 512;
 const QUERIES: usize = 64;
-/// One channel in so many of the keys is an outlier, so many times as large as the others.
+/// One channel in so many of the keys is an outlier, one of these times as large as the others.
 const OUTLIER_EVERY: usize = 32;
-const OUTLIER_GAIN: f32 = 10.0;
-const SEED: u64 = 7;
+const OUTLIER_GAINS: [u8; 2] = [10, 20];
+/// Tensors and queries that the error is measured with; the speed is with the first.
+const SEEDS: [u64; 3] = [7, 8, 9];
 
 pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for codec in [Codec::Int8, Codec::Fp8, Codec::Int4, Codec::Lossless] {
-        rows.extend(speed(codec, runs)?);
+        rows.extend(speed(codec, Walk::new(SEEDS[0], OUTLIER_GAINS[0]), "", runs)?);
     }
+    let unrelated = Walk { keeps: 0.0, step: 1.0, ..Walk::new(SEEDS[0], OUTLIER_GAINS[0]) };
+    rows.extend(speed(Codec::Lossless, unrelated, "-unrelated", runs)?);
     for tokens in BLOCK_TOKENS {
-        rows.extend(loss(tokens)?);
+        for gain in OUTLIER_GAINS {
+            rows.extend(loss(tokens, gain, &SEEDS)?);
+        }
     }
     Ok(rows)
 }
@@ -48,9 +53,8 @@ fn shape(tokens: u32, layers: u32) -> Shape {
 }
 
 /// Both ways of one codec, a copy of the same bytes before each.
-fn speed(codec: Codec, runs: u32) -> Result<[Row; 2]> {
+fn speed(codec: Codec, mut walk: Walk, case: &str, runs: u32) -> Result<[Row; 2]> {
     let shape = shape(TOKENS, LAYERS);
-    let mut walk = Walk::new(SEED);
     let blocks: Vec<Vec<u8>> =
         (0..BLOCKS).map(|_| walk.block(LAYERS as usize, KV_HEADS as usize, TOKENS as usize)).collect();
     let bytes: usize = blocks.iter().map(Vec::len).sum();
@@ -83,48 +87,51 @@ fn speed(codec: Codec, runs: u32) -> Result<[Row; 2]> {
         }
     }
     let row = |way, ours: &[f64]| {
-        Row::of_runs(&format!("{codec}-{way}"), "GB/s", ours, &copies, "memcpy of the raw bytes")
+        Row::of_runs(&format!("{codec}-{way}{case}"), "GB/s", ours, &copies, "memcpy of the raw bytes")
     };
     Ok([row("encode", &encodes), row("decode", &decodes)])
 }
 
-/// What each codec stores, and what it does to attention's output, in blocks of this many tokens.
-fn loss(tokens: u32) -> Result<Vec<Row>> {
+/// What each codec stores, and what it does to attention's output, in blocks of this many tokens; a run a seed.
+fn loss(tokens: u32, gain: u8, seeds: &[u64]) -> Result<Vec<Row>> {
+    let codecs = [Codec::Lossless, Codec::Int8, Codec::Fp8, Codec::Int4];
+    let (mut ratios, mut errors) = (vec![Vec::new(); codecs.len()], vec![Vec::new(); codecs.len()]);
+    let mut baselines = Vec::new();
     let shape = shape(tokens, 1);
-    let mut walk = Walk::new(SEED);
-    let mut rows = Vec::new();
-    let blocks: Vec<Vec<u8>> =
-        (0..CONTEXT / tokens as usize).map(|_| walk.block(1, KV_HEADS as usize, tokens as usize)).collect();
-    let queries: Vec<f32> =
-        (0..KV_HEADS as usize * QUERIES * HEAD_DIM as usize).map(|_| walk.normal()).collect();
-    let exact = attention(&queries, &blocks);
-    let plain: Vec<Vec<u8>> = blocks.iter().map(|block| four_bits_by_token(block)).collect();
-    let baseline = distance(&exact, &attention(&queries, &plain));
-    for codec in [Codec::Lossless, Codec::Int8, Codec::Fp8, Codec::Int4] {
-        let (mut stored, mut bytes) = (Vec::new(), 0);
-        let mut back = blocks.clone();
-        for (block, back) in blocks.iter().zip(&mut back) {
-            encode(codec, &shape, block, &mut stored)?;
-            decode(codec, &shape, &stored, back)?;
-            bytes += stored.len();
-        }
+    for seed in seeds {
+        let mut walk = Walk::new(*seed, gain);
+        let blocks: Vec<Vec<u8>> = (0..CONTEXT / tokens as usize)
+            .map(|_| walk.block(1, KV_HEADS as usize, tokens as usize))
+            .collect();
         let raw: usize = blocks.iter().map(Vec::len).sum();
-        let case = match tokens {
-            TOKENS => String::new(),
-            other => format!("-{other}-tokens"),
-        };
-        let ratio = bytes as f64 / raw as f64;
-        let stored = format!("{codec}-stored-ratio{case}");
-        rows.push(Row::of_runs(&stored, "stored/raw", &[ratio], &[1.0], "raw fp16"));
-        if !codec.is_exact() {
-            let error = distance(&exact, &attention(&queries, &back));
-            rows.push(Row::of_runs(
-                &format!("{codec}-attention-error{case}"),
-                "relative",
-                &[error],
-                &[baseline],
-                "4 bits, one scale a token and head",
-            ));
+        let queries: Vec<f32> =
+            (0..KV_HEADS as usize * QUERIES * HEAD_DIM as usize).map(|_| walk.normal()).collect();
+        let exact = attention(&queries, &blocks);
+        let plain: Vec<Vec<u8>> = blocks.iter().map(|block| four_bits_by_token(block)).collect();
+        baselines.push(distance(&exact, &attention(&queries, &plain)));
+        for ((codec, ratios), errors) in codecs.into_iter().zip(&mut ratios).zip(&mut errors) {
+            let (mut stored, mut bytes) = (Vec::new(), 0);
+            let mut back = blocks.clone();
+            for (block, back) in blocks.iter().zip(&mut back) {
+                encode(codec, &shape, block, &mut stored)?;
+                decode(codec, &shape, &stored, back)?;
+                bytes += stored.len();
+            }
+            ratios.push(bytes as f64 / raw as f64);
+            if !codec.is_exact() {
+                errors.push(distance(&exact, &attention(&queries, &back)));
+            }
+        }
+    }
+    let mut rows = Vec::new();
+    let case = format!("{tokens}-tokens-outliers-x{gain}");
+    let raw = vec![1.0; seeds.len()];
+    for ((codec, ratios), errors) in codecs.into_iter().zip(ratios).zip(errors) {
+        rows.push(Row::of_runs(&format!("{codec}-stored-{case}"), "stored/raw", &ratios, &raw, "raw fp16"));
+        if !errors.is_empty() {
+            let case = format!("{codec}-attention-error-{case}");
+            let baseline_name = "4 bits, one scale a token and head";
+            rows.push(Row::of_runs(&case, "relative", &errors, &baselines, baseline_name));
         }
     }
     Ok(rows)
@@ -134,14 +141,17 @@ fn loss(tokens: u32) -> Result<Vec<Row>> {
 struct Walk {
     random: SmallRng,
     levels: Vec<f32>,
+    /// What of a number goes into the next token's: all of it, unless nothing is to be related.
+    keeps: f32,
+    /// A step's size next to the spread at the start.
+    step: f32,
+    gain: f32,
 }
 
 impl Walk {
-    /// A step's size next to the spread at the start.
-    const STEP: f32 = 0.1;
-
-    fn new(seed: u64) -> Walk {
-        Walk { random: SmallRng::seed_from_u64(seed), levels: Vec::new() }
+    fn new(seed: u64, gain: u8) -> Walk {
+        let random = SmallRng::seed_from_u64(seed);
+        Walk { random, levels: Vec::new(), keeps: 1.0, step: 0.1, gain: f32::from(gain) }
     }
 
     /// Returns a roughly normal number of variance 1.
@@ -162,11 +172,11 @@ impl Walk {
         for plane in 0..layers * 2 {
             for _ in 0..tokens {
                 for channel in 0..width {
-                    let step = self.normal() * Walk::STEP;
+                    let step = self.normal() * self.step;
                     let level = &mut self.levels[plane * width + channel];
-                    *level += step;
+                    *level = *level * self.keeps + step;
                     let is_outlier = plane % 2 == 0 && channel % OUTLIER_EVERY == 5;
-                    let value = *level * if is_outlier { OUTLIER_GAIN } else { 1.0 };
+                    let value = *level * if is_outlier { self.gain } else { 1.0 };
                     raw.extend_from_slice(&to_f16(value).to_le_bytes());
                 }
             }
@@ -249,12 +259,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn int4_keeps_attention_within_three_percent_from_32_tokens_on() {
-        for tokens in [32, 64] {
-            let rows = loss(tokens).expect("the shapes are sound");
+    fn int4_keeps_attention_within_one_percent_at_28_percent_of_the_bytes() {
+        for (tokens, gain) in [(16, 10), (16, 20), (64, 20)] {
+            let rows = loss(tokens, gain, &SEEDS[..1]).expect("the shapes are sound");
             let of = |start: &str| rows.iter().find(|row| row.case.starts_with(start)).expect("a row").ours;
-            assert!(of("int4-attention-error") <= 0.03, "{tokens} tokens: {}", of("int4-attention-error"));
-            assert!(of("int4-stored-ratio") <= 0.28 && of("lossless-stored-ratio") < 1.0);
+            let error = of("int4-attention-error");
+            assert!(error <= 0.01, "{tokens} tokens, outliers x{gain}: {error}");
+            assert!(of("int4-stored") <= 0.28 && of("lossless-stored") < 0.7);
             assert!(of("int8-attention-error") < of("fp8-attention-error"));
         }
     }

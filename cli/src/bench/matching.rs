@@ -40,6 +40,7 @@ fn network(runs: u32) -> Result<Row> {
         devices: 1,
         device_memory: Bytes(64 << 20),
         host_memory: Bytes(0),
+        disk: Bytes(0),
         block_size: Bytes(BYTES as u64),
         replicas: 1,
         // A strategy that declines what never comes back would leave nothing to measure.

@@ -22,6 +22,7 @@ pub(super) fn run() -> Result<Vec<Row>> {
         devices: 1,
         device_memory: Bytes(FRAMES * BLOCK_BYTES),
         host_memory: Bytes(0),
+        disk: Bytes(0),
         block_size: Bytes(BLOCK_BYTES),
         replicas: 1,
         strategy: Some("lru".to_owned()),

@@ -5,6 +5,7 @@ mod baseline;
 mod codec;
 mod cpu;
 mod data;
+mod disk;
 mod matching;
 mod memory;
 mod metadata;
@@ -14,6 +15,7 @@ mod private;
 use crate::report;
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use kvhive_config::Bytes;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -47,6 +49,15 @@ enum Kind {
         /// Traces of JSON lines; without one the built-in workload is taken
         #[arg(value_name = "TRACE")]
         traces: Vec<PathBuf>,
+    },
+    /// A disk tier's reads, verified, against a plain sequential direct read of the same file
+    Disk {
+        /// Where the files are made, and deleted again [default: the folder for temporary files]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// Bytes of each file
+        #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+        size: Bytes,
     },
     /// Each codec's speed on one core, against memcpy; what it stores of fp16 and does to attention's output
     Codec,
@@ -142,6 +153,7 @@ impl Bench {
             Kind::Metadata => ("metadata", metadata::run(self.runs)?),
             Kind::Memory => ("memory", memory::run()?),
             Kind::Policy { traces } => ("policy", policy::run(self.runs, traces)?),
+            Kind::Disk { dir, size } => ("disk", disk::run(self.runs, dir.as_deref(), size.0)?),
             Kind::Codec => ("codec", codec::run(self.runs)?),
         };
         let report = Report { bench, machine: Machine::this(), rows };

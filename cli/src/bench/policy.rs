@@ -4,7 +4,8 @@ use super::Row;
 use crate::commands::simulate::sweep::{self, Choice, Contender, Size, Sweep};
 use crate::trace::{Workload, generate};
 use anyhow::{Result, bail};
-use kvhive_cache::policy::{Policy, Removal, Request, Strategy, Verdict, Visit, build};
+use kvhive_cache::Shard;
+use kvhive_cache::policy::{Policy, Removal, Request, Strategy, Verdict, Visit, build, most_bytes};
 use kvhive_cache::simulate::{Rules, Trace};
 use kvhive_protocol::BlockKey;
 use rand::rngs::SmallRng;
@@ -84,7 +85,9 @@ fn costs(runs: u32) -> Result<Vec<Row>> {
             inserts.push(pool.time_inserts());
             theirs_inserts.push(textbook.time_inserts());
         }
-        let memory = [pool.policy.memory_bytes() as f64 / f64::from(BLOCKS)];
+        // The index of a shard, with what the policy has taken in place of what it may take.
+        let beside = Shard::index_bytes(BLOCKS, 1, strategy) as usize - most_bytes(strategy, BLOCKS);
+        let memory = [(beside + pool.policy.memory_bytes()) as f64 / f64::from(BLOCKS)];
         let case = |what: &str| format!("{what}-{strategy}");
         rows.push(Row::of_runs(&case("hit"), "ns/block", &hits, &theirs_hits, BASELINE));
         rows.push(Row::of_runs(&case("insert-evict"), "ns/block", &inserts, &theirs_inserts, BASELINE));
@@ -109,13 +112,15 @@ struct Record {
     parent: Option<u32>,
     children: u32,
     used_by: u64,
+    /// What its key is made of.
+    number: u64,
     is_resident: bool,
 }
 
 impl Pool {
     /// Fills a pool twice over, so that there are ghosts where the policy has any.
     fn filled(policy: Box<dyn Policy>) -> Result<Pool> {
-        let empty = Record { parent: None, children: 0, used_by: 0, is_resident: false };
+        let empty = Record { parent: None, children: 0, used_by: 0, number: 0, is_resident: false };
         let mut pool = Pool {
             policy,
             records: vec![empty; BLOCKS as usize],
@@ -133,11 +138,11 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Returns nanoseconds for each block of new prefixes that make others leave.
+    /// Returns nanoseconds for each block of new prefixes, taken in place of another or declined.
     fn time_inserts(&mut self) -> f64 {
         let begun = Instant::now();
-        let taken: u32 = (0..REQUESTS).map(|_| self.insert_prefix()).sum();
-        begun.elapsed().as_nanos() as f64 / f64::from(taken.max(1))
+        let offered: u32 = (0..REQUESTS).map(|_| self.insert_prefix()).sum();
+        begun.elapsed().as_nanos() as f64 / f64::from(offered.max(1))
     }
 
     /// Returns nanoseconds for each block of resident prefixes that are used again.
@@ -149,7 +154,8 @@ impl Pool {
             self.begin(prefix.len() as u32);
             let mut parent = None;
             for (depth, at) in (0..).zip(prefix) {
-                let visit = Visit { key: key(u64::from(*at)), parent, depth, partial: false };
+                let key = key(self.records[*at as usize].number);
+                let visit = Visit { key, parent, depth, partial: false };
                 self.policy.hit(*at, &visit);
                 parent = Some(*at);
             }
@@ -162,7 +168,7 @@ impl Pool {
         self.policy.begin(&Request { number: self.requests, blocks, ..Request::default() });
     }
 
-    /// Offers a new prefix. Returns the blocks of it that were taken.
+    /// Offers a new prefix. Returns the blocks of it that were offered: up to the first that is not taken.
     fn insert_prefix(&mut self) -> u32 {
         self.begin(REQUEST_BLOCKS);
         let mut parent = None;
@@ -171,10 +177,10 @@ impl Pool {
             let visit = Visit { key: key(self.next_key), parent, depth, partial: false };
             let Some(at) = self.room_for(&visit) else {
                 self.policy.refused(&visit);
-                return depth;
+                return depth + 1;
             };
-            let used_by = self.requests;
-            self.records[at as usize] = Record { parent, children: 0, used_by, is_resident: true };
+            let (used_by, number) = (self.requests, self.next_key);
+            self.records[at as usize] = Record { parent, children: 0, used_by, number, is_resident: true };
             if let Some(parent) = parent {
                 self.records[parent as usize].children += 1;
             }
@@ -194,11 +200,16 @@ impl Pool {
             record.children == 0 && record.used_by != now
         };
         let Verdict::Evict(at) = self.policy.victim(visit, &mut may_go) else { return None };
-        self.records[at as usize].is_resident = false;
-        if let Some(parent) = self.records[at as usize].parent {
+        let gone = &mut self.records[at as usize];
+        gone.is_resident = false;
+        let (parent, key) = (gone.parent, key(gone.number));
+        self.policy.removed(at, &key, Removal::Evicted);
+        if let Some(parent) = parent {
             self.records[parent as usize].children -= 1;
+            if self.records[parent as usize].children == 0 {
+                self.policy.set_leaf(parent, true);
+            }
         }
-        self.policy.removed(at, Removal::Evicted);
         Some(at)
     }
 
@@ -264,7 +275,7 @@ impl Policy for Textbook {
         oldest.map_or(Verdict::Stuck, |(_, at)| Verdict::Evict(*at))
     }
 
-    fn removed(&mut self, at: u32, _why: Removal) {
+    fn removed(&mut self, at: u32, _key: &BlockKey, _why: Removal) {
         self.order.remove(&(self.used[at as usize], at));
     }
 

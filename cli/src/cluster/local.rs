@@ -3,7 +3,7 @@
 //! ```text
 //! DIR/cluster.toml   the cluster file     DIR/token          its token, mode 600
 //! DIR/running.json   what runs, and where DIR/logs/ID.log    one log a process
-//! DIR/data/ID        raft logs            DIR/supervisor.lock  held while it runs
+//! DIR/data/ID        raft logs, disk tiers DIR/supervisor.lock  held while it runs
 //! ```
 
 use anyhow::{Context, Result, bail};
@@ -54,6 +54,8 @@ pub(crate) struct Shape {
     pub(crate) device_memory: Bytes,
     /// Host tier over each device.
     pub(crate) host_memory: Bytes,
+    /// Disk tier under each device; 0 for none.
+    pub(crate) disk: Bytes,
     /// Size of a frame.
     pub(crate) block_size: Bytes,
     /// Copies of each slot.
@@ -70,6 +72,7 @@ impl Default for Shape {
             devices: 2,
             device_memory: Bytes(128 << 20),
             host_memory: Bytes(64 << 20),
+            disk: Bytes(0),
             block_size: Bytes(64 << 10),
             replicas: 1,
             strategy: None,
@@ -192,6 +195,7 @@ fn describe(dir: &Path, shape: Shape) -> Result<String> {
         devices_per_node: shape.devices,
         device_memory: shape.device_memory,
         host_memory: shape.host_memory,
+        disk: shape.disk,
         block_size: shape.block_size,
         replicas: shape.replicas,
         strategy: shape.strategy,

@@ -4,7 +4,9 @@ use crate::admin::read_token;
 use crate::cluster::local::SUPERVISED;
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
-use kvhive_config::{Ack, ClusterConfig, CoordinatorConfig, NodeConfig, Process, Token, TokenSource};
+use kvhive_config::{
+    Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, NodeConfig, Process, Token, TokenSource,
+};
 use kvhive_coordinator::PeerConfig;
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
 use kvhive_protocol::data;
@@ -138,6 +140,7 @@ fn node(
     let device = |device: &kvhive_config::DeviceConfig| DeviceConfig {
         device_bytes: device.memory.0,
         host_bytes: device.host_memory.0,
+        disk_bytes: device.disk.0,
         classes: classes.clone(),
     };
     let devices: Vec<DeviceConfig> = own.devices.iter().map(device).collect();
@@ -156,8 +159,9 @@ fn node(
         max_inflight_bytes: own.max_inflight.0,
         devices,
         tuning: tuning(own),
+        disk_folder: own.disk_dir.as_ref().map(|folder| beside(file, folder).join(&own.id)),
         persist: own.persist_dir.as_ref().map(|folder| PersistConfig {
-            folder: file.parent().unwrap_or(Path::new(".")).join(folder).join(&own.id),
+            folder: beside(file, folder).join(&own.id),
             every: own.persist_every,
         }),
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
@@ -165,8 +169,13 @@ fn node(
     })
 }
 
+/// Returns a path of the cluster file: a relative one starts at that file's folder.
+fn beside(file: &Path, path: &str) -> PathBuf {
+    file.parent().unwrap_or(Path::new(".")).join(path)
+}
+
 fn tuning(own: &NodeConfig) -> Tuning {
-    let kvhive_config::Tuning { strategy, prefetch_blocks, hold, batch_delay } = own.tuning;
+    let kvhive_config::Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission } = own.tuning;
     Tuning {
         strategy: strategy
             .parse()
@@ -174,12 +183,46 @@ fn tuning(own: &NodeConfig) -> Tuning {
         prefetch_blocks,
         hold,
         batch_delay,
+        unused_to_disk: disk_admission == DiskAdmission::All,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use kvhive_cache::policy::{self, Strategy};
+    use kvhive_config::ClusterConfig;
+    use kvhive_node::{ClassConfig, DeviceConfig};
+
+    #[test]
+    fn the_configuration_and_a_node_part_a_disk_alike() {
+        let text = r#"
+            [cluster]
+            name = "test"
+            token_file = "token"
+            [raft]
+            [[coordinator]]
+            id = "coord-a"
+            host = "10.0.0.1"
+            data_dir = "/data/a"
+            [[node]]
+            id = "node-a"
+            host = "10.0.0.2"
+            disk_dir = "/cache"
+            block_sizes = [{ size = "4160B", share = 0.3 }, { size = "64KiB", share = 0.7 }]
+            [[node.device]]
+            disk = "10MiB"
+        "#;
+        let config = ClusterConfig::from_toml(text, std::iter::empty()).expect("a right file");
+        let node = &config.nodes[0];
+        let classes = node.block_sizes.iter();
+        let classes =
+            classes.map(|class| ClassConfig { frame_bytes: class.size.0, share: class.share_ppm }).collect();
+        let device =
+            DeviceConfig { device_bytes: 0, host_bytes: 0, disk_bytes: node.devices[0].disk.0, classes };
+        let records: Vec<u64> = device.records().into_iter().map(u64::from).collect();
+        assert_eq!(records, node.records(node.devices[0].disk));
+        assert_eq!(records, [256, 105], "records of 12 KiB in 3 MiB, of 68 KiB in 7 MiB");
+    }
 
     #[test]
     fn the_configuration_takes_the_names_of_all_strategies_and_no_others() {

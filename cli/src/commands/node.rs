@@ -55,6 +55,7 @@ fn knobs(tuning: Tuning, mode: Mode) -> Vec<Knob> {
             ("prefetch_blocks", tuning.prefetch_blocks.to_string()),
             ("hold", format_time(tuning.hold)),
             ("batch_delay", format_time(tuning.batch_delay)),
+            ("disk_admission", tuning.disk_admission.as_str().to_owned()),
         ]
     };
     let pairs = shown(tuning).into_iter().zip(shown(mode.tuning()));

@@ -52,6 +52,9 @@ pub(crate) struct Up {
     /// Host tier over each device [default: 64MiB]
     #[arg(long, value_name = "SIZE", conflicts_with = "config")]
     host_memory: Option<Bytes>,
+    /// Disk tier under each device [default: none]
+    #[arg(long, value_name = "SIZE", conflicts_with = "config")]
+    disk: Option<Bytes>,
     /// Size of a block's frame [default: 64KiB]
     #[arg(long, value_name = "SIZE", conflicts_with = "config")]
     block_size: Option<Bytes>,
@@ -83,6 +86,7 @@ impl Up {
             || self.devices.is_some()
             || self.device_memory.is_some()
             || self.host_memory.is_some()
+            || self.disk.is_some()
             || self.block_size.is_some()
             || self.replicas.is_some()
             || self.strategy.is_some();
@@ -93,6 +97,7 @@ impl Up {
             devices: self.devices.unwrap_or(usual.devices),
             device_memory: self.device_memory.unwrap_or(usual.device_memory),
             host_memory: self.host_memory.unwrap_or(usual.host_memory),
+            disk: self.disk.unwrap_or(usual.disk),
             block_size: self.block_size.unwrap_or(usual.block_size),
             replicas: self.replicas.unwrap_or(usual.replicas),
             strategy: self.strategy.clone(),

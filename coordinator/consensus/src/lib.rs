@@ -4,16 +4,20 @@
 //!
 //! Pre-vote, check-quorum and linearizable reads by read index (Ongaro, "Consensus: bridging theory and practice", 2014,
 //! §6.4 and §9.6) are always on. Log writes overlap with replication (ibid. §10.2.1), but nothing that vouches for an
-//! entry or a vote leaves before [`Event::Persisted`] says that it is durable.
+//! entry or a vote leaves before [`Event::Persisted`] says that it is durable. A peer that starts with an empty log votes only
+//! when nobody can have counted on what it held: see [`Standing`].
 
+mod founding;
 mod machine;
 mod memory;
 mod messages;
 mod reads;
+mod standing;
 mod types;
 
 pub use machine::Consensus;
 pub use messages::{MAX_MESSAGE_BYTES, MAX_PROPOSAL_BYTES, MAX_SNAPSHOT_BYTES};
+pub use standing::Standing;
 pub use types::{
     ConsensusConfig, ConsensusError, Effect, Event, LogBatch, LogEntry, PeerId, RefuseReason, Restored, Role,
     SnapshotRecord, Status, Ticket, WriteId,

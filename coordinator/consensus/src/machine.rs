@@ -3,12 +3,13 @@
 use crate::memory::{MemoryLog, encode_entry};
 use crate::messages::{Expected, MAX_PROPOSAL_BYTES, MAX_SNAPSHOT_BYTES, decode};
 use crate::reads::Reads;
+use crate::standing::{Heard, Standing, encode_hard_state, is_word};
 use crate::types::{
     ConsensusConfig, ConsensusError, Effect, Event, LogBatch, PeerId, RefuseReason, Restored, Role,
     SnapshotRecord, Status, Ticket, WriteId,
 };
 use protobuf::Message as _;
-use raft::eraftpb::{Entry, HardState, Message, MessageType};
+use raft::eraftpb::{Entry, Message, MessageType};
 use raft::prelude::{Config, RawNode};
 use raft::{ProgressState, ReadOnlyOption, Ready, SnapshotStatus, StateRole};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,9 +25,9 @@ const SNAPSHOT_PATIENCE: u64 = 8;
 
 /// A peer of the raft group.
 pub struct Consensus {
-    config: ConsensusConfig,
-    raw: RawNode<MemoryLog>,
-    ticks: u64,
+    pub(crate) config: ConsensusConfig,
+    pub(crate) raw: RawNode<MemoryLog>,
+    pub(crate) ticks: u64,
     role: (Role, u64, Option<PeerId>),
     applied: u64,
     /// Proposals of this start that were appended here while leading and are not applied.
@@ -34,17 +35,22 @@ pub struct Consensus {
     reads: Reads,
     next_write: u64,
     /// Writes that were asked for, each with the readies it finishes and what may be sent then.
-    unpersisted: VecDeque<(WriteId, u64, Vec<Message>)>,
-    persisted_hard_state: (u64, u64),
+    pub(crate) unpersisted: VecDeque<(WriteId, u64, Vec<Message>)>,
+    /// Term, vote and standing that were asked to be durable last.
+    persisted_hard_state: (u64, u64, Standing),
+    pub(crate) standing: Standing,
+    pub(crate) heard: Heard,
+    /// The write that makes this peer a founder, while it is not durable.
+    pub(crate) founding: Option<WriteId>,
     /// The write that brings a leader's snapshot, while it is not durable.
     installing: Option<WriteId>,
     snapshot_asked: bool,
     /// Where a snapshot was last asked for.
     snapshot_tried: u64,
-    snapshots_sent: BTreeMap<PeerId, u64>,
+    pub(crate) snapshots_sent: BTreeMap<PeerId, u64>,
     /// Elections that were due here; each gets another timeout.
     elections: u64,
-    ignored_messages: u64,
+    pub(crate) ignored_messages: u64,
     oversized_snapshots: u64,
 }
 
@@ -73,9 +79,10 @@ impl Consensus {
         if config.max_inflight == 0 || config.snapshot_every == 0 {
             return fail("max_inflight and snapshot_every must be at least 1".to_owned());
         }
+        let standing = Standing::of(&restored, config.voters.len())?;
         let log = MemoryLog::new(config.voters.iter().map(|voter| voter.0).collect(), restored)?;
         let applied = log.snapshot_index();
-        let persisted_hard_state = (log.hard_state.term, log.hard_state.vote);
+        let persisted_hard_state = (log.hard_state.term, log.hard_state.vote, standing);
         let setup = Config {
             id: config.id.0,
             election_tick: config.election_ticks as usize,
@@ -101,6 +108,9 @@ impl Consensus {
             next_write: 1,
             unpersisted: VecDeque::new(),
             persisted_hard_state,
+            standing,
+            heard: Heard::default(),
+            founding: None,
             installing: None,
             snapshot_asked: false,
             snapshot_tried: applied,
@@ -118,7 +128,8 @@ impl Consensus {
     /// Tells the machine what happened; what it asks for is added to `effects`, in order.
     pub fn step(&mut self, event: Event, effects: &mut Vec<Effect>) {
         match event {
-            Event::Tick => self.on_tick(),
+            Event::Tick => self.on_tick(effects),
+            Event::Received { from, bytes } if is_word(&bytes) => self.on_word(from, &bytes, effects),
             Event::Received { from, bytes } => self.on_received(from, &bytes),
             Event::Propose { ticket, data } => self.on_propose(ticket, data, effects),
             Event::Read { ticket } => self.on_read(ticket, effects),
@@ -144,6 +155,7 @@ impl Consensus {
             role,
             term,
             leader,
+            standing: self.standing,
             committed: log.committed,
             applied: self.applied,
             last_index: log.last_index(),
@@ -178,6 +190,10 @@ impl Consensus {
         if self.installing.is_some() && self.role.0 != Role::Follower {
             return Err(format!("a {:?} waits for a leader's snapshot to be durable", self.role.0));
         }
+        let may_lead = matches!(self.standing, Standing::Founder | Standing::Settled);
+        if !may_lead && self.role.0 != Role::Follower {
+            return Err(format!("a {:?} is {:?}", self.role.0, self.standing));
+        }
         if self.role.0 != Role::Leader && (!self.proposed.is_empty() || self.reads.len() > 0) {
             return Err(format!("a {:?} has proposals or reads waiting", self.role.0));
         }
@@ -187,10 +203,11 @@ impl Consensus {
         Ok(())
     }
 
-    fn on_tick(&mut self) {
+    fn on_tick(&mut self, effects: &mut Vec<Effect>) {
         self.ticks += 1;
+        self.ask_peers(effects);
         // Nobody can be elected whose log is not durable, and raft would look for entries that the snapshot has replaced.
-        if self.installing.is_none() {
+        if self.installing.is_none() && self.may_campaign() {
             let waited = self.raw.raft.election_elapsed;
             self.raw.tick();
             let raft = &self.raw.raft;
@@ -224,7 +241,10 @@ impl Consensus {
             is_installing: self.installing.is_some(),
         };
         // Raft's own refusals (an answer from a peer it does not track, say) concern nobody.
-        let heard = decode(bytes, &expected).is_some_and(|message| self.raw.step(message).is_ok());
+        let standing = self.standing;
+        let heard = decode(bytes, &expected)
+            .filter(|message| standing.heeds(message.get_msg_type()))
+            .is_some_and(|message| self.raw.step(message).is_ok());
         if !heard {
             self.ignored_messages += 1;
         }
@@ -267,6 +287,9 @@ impl Consensus {
         {
             let (id, ready, messages) = self.unpersisted.pop_front().expect("its front was just looked at");
             self.installing.take_if(|installing| *installing == id);
+            if self.founding.take_if(|founding| *founding == id).is_some() {
+                self.standing = Standing::Founder;
+            }
             self.raw.on_persist_ready(ready);
             self.note_applied();
             self.send(messages, effects);
@@ -297,6 +320,10 @@ impl Consensus {
     /// Takes out of raft whatever it has ready, until nothing is left.
     fn drain(&mut self, effects: &mut Vec<Effect>) {
         loop {
+            // Whoever has voted, or follows a leader, has a past.
+            if self.standing == Standing::Founder && self.raw.raft.term > 0 {
+                self.standing = Standing::Settled;
+            }
             self.note_role(effects);
             if self.raw.raft.state == StateRole::Leader
                 && self.raw.raft.commit_to_current_term()
@@ -352,10 +379,10 @@ impl Consensus {
             self.raw.mut_store().hard_state = state.clone();
         }
         let state = &self.raw.store().hard_state;
-        let vouched = (state.term, state.vote);
+        let vouched = (state.term, state.vote, self.standing);
         if vouched != self.persisted_hard_state || !batch.entries.is_empty() || batch.snapshot.is_some() {
             // The commit index alone needs no write: it is learnt again.
-            batch.hard_state = Some(encode_hard_state(state));
+            batch.hard_state = Some(encode_hard_state(self.standing, state));
             self.persisted_hard_state = vouched;
         }
         self.apply(ready.take_committed_entries(), effects);
@@ -440,7 +467,7 @@ impl Consensus {
         Some(PeerId(self.raw.raft.leader_id)).filter(|leader| leader.0 != 0)
     }
 
-    fn next_write(&mut self) -> WriteId {
+    pub(crate) fn next_write(&mut self) -> WriteId {
         let write = WriteId(self.next_write);
         self.next_write += 1;
         write
@@ -471,8 +498,4 @@ impl Consensus {
         let ticket = u64::from_le_bytes(ticket.try_into().ok()?);
         (self.context(Ticket(ticket))[..16] == *head).then_some(Ticket(ticket))
     }
-}
-
-fn encode_hard_state(state: &HardState) -> Vec<u8> {
-    state.write_to_bytes().expect("a hard state in memory always encodes")
 }

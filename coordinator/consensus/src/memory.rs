@@ -1,6 +1,7 @@
 //! The log in memory: every entry since the snapshot, and the snapshot itself. Disk is written by whoever performs
 //! `Effect::Persist`; raft reads from here alone.
 
+use crate::standing::decode_hard_state;
 use crate::types::{ConsensusError, LogEntry, Restored, SnapshotRecord};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
@@ -20,9 +21,7 @@ impl MemoryLog {
     pub(crate) fn new(voters: Vec<u64>, restored: Restored) -> Result<MemoryLog, ConsensusError> {
         let fail = |what: String| ConsensusError::Log(what);
         let hard_state = match &restored.hard_state {
-            Some(bytes) => {
-                HardState::parse_from_bytes(bytes).map_err(|error| fail(format!("hard state: {error}")))?
-            }
+            Some(bytes) => decode_hard_state(bytes)?.1,
             None => HardState::default(),
         };
         let offset = restored.snapshot.as_ref().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));

@@ -1,5 +1,6 @@
 //! What the machine is told, what it asks for, and the plain types of a log that is written elsewhere.
 
+use crate::standing::Standing;
 use thiserror::Error;
 
 /// A coordinator's number in the raft group, from 1.
@@ -68,7 +69,7 @@ pub struct LogBatch {
     pub reset: bool,
     /// Follow what is there; an entry with an index that is there already replaces it and all after it.
     pub entries: Vec<LogEntry>,
-    /// Vote, term and commit as raft encodes them; the last one counts.
+    /// Vote, term, commit and standing as the machine encodes them; the last one counts.
     pub hard_state: Option<Vec<u8>>,
 }
 
@@ -232,6 +233,8 @@ pub struct Status {
     pub term: u64,
     /// The leader, if known.
     pub leader: Option<PeerId>,
+    /// What its log is worth.
+    pub standing: Standing,
     /// The highest index known to be committed.
     pub committed: u64,
     /// The highest index applied.

@@ -116,10 +116,17 @@ struct Reign {
     next_plan: Moment,
     /// The epoch last planned on, and until when that plan may be under way.
     planned: Option<(Epoch, Moment)>,
-    /// The placement and hold last seen and the epoch at which they were: older reports say nothing of them.
-    placement: Option<(Arc<Vec<ReplicaSet>>, Arc<BTreeSet<Slot>>, Epoch)>,
-    /// Since when they stand.
-    placed: Moment,
+    placement: Option<Placement>,
+}
+
+/// Where slots are placed and which are held, as last seen.
+#[derive(Clone)]
+struct Placement {
+    slots: Arc<Vec<ReplicaSet>>,
+    held: Arc<BTreeSet<Slot>>,
+    /// Reports of older epochs say nothing of it.
+    epoch: Epoch,
+    since: Moment,
 }
 
 impl Overseer {
@@ -132,14 +139,8 @@ impl Overseer {
     /// within a full grace from now. `map` is what this coordinator has applied so far, if any; it may be behind.
     pub fn became_leader(&mut self, now: Moment, map: Option<&ClusterMap>) {
         let leases = Leases::new(now);
-        let mut reign = Reign {
-            leases,
-            clears: BTreeMap::new(),
-            next_plan: now,
-            planned: None,
-            placement: None,
-            placed: now,
-        };
+        let mut reign =
+            Reign { leases, clears: BTreeMap::new(), next_plan: now, planned: None, placement: None };
         if let Some(map) = map {
             reign.follow(map);
         }
@@ -247,13 +248,11 @@ impl Overseer {
 impl Reign {
     fn follow(&mut self, map: &ClusterMap) {
         self.leases.sync(map);
-        let is_known = self
-            .placement
-            .as_ref()
-            .is_some_and(|(slots, held, _)| Arc::ptr_eq(slots, &map.slots) && Arc::ptr_eq(held, &map.held));
-        if !is_known {
-            self.placement = Some((map.slots.clone(), map.held.clone(), map.epoch));
-            self.placed = self.leases.now();
+        let is_this =
+            |known: &Placement| Arc::ptr_eq(&known.slots, &map.slots) && Arc::ptr_eq(&known.held, &map.held);
+        if !self.placement.as_ref().is_some_and(is_this) {
+            let (slots, held, since) = (map.slots.clone(), map.held.clone(), self.leases.now());
+            self.placement = Some(Placement { slots, held, epoch: map.epoch, since });
         }
     }
 
@@ -298,7 +297,8 @@ impl Reign {
         }
         self.next_plan = now + tuning.plan_every;
         // Who has not reported within two leases is not going to, or is declared down.
-        let is_over = now.since(self.placed) > 2 * crate::leases::grace(&map.settings);
+        let since = self.placement.as_ref().map_or(now, |placement| placement.since);
+        let is_over = now.since(since) > 2 * crate::leases::grace(&map.settings);
         if let Some(command) = planner.plan(map, |device, slot| self.occupied(device, slot), is_over) {
             self.planned = Some((map.epoch, now + tuning.repropose_after));
             counters.plans += 1;
@@ -308,7 +308,7 @@ impl Reign {
 
     /// Says whether a device holds any block of a slot, if it has reported since slots were last placed or held.
     fn occupied(&self, device: DeviceId, slot: Slot) -> Option<bool> {
-        let (_, _, placed_at) = self.placement.as_ref()?;
+        let placed_at = &self.placement.as_ref()?.epoch;
         let (epoch, loads) = self.leases.get(device.member)?.loads.as_ref()?;
         (epoch >= placed_at).then_some(())?;
         loads.get(usize::from(device.index)).map(|load| load.occupies(slot))

@@ -1,3 +1,4 @@
 //! Actors of a coordinator.
 
+mod answers;
 pub(crate) mod raft;

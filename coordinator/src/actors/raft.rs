@@ -3,14 +3,11 @@
 
 use crate::log_thread::Write;
 use crate::peers::Lanes;
-use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Ticket, WriteId};
-use kvhive_control::{BeatVerdict, ClearTicket, Counters, Effect as Oversight, Overseer, Registry};
-use kvhive_protocol::control::{
-    Command, CommandReply, ControlReply, CoordinatorStatus, DeviceLoad, Heartbeat, Overview, Proposal,
-};
-use kvhive_protocol::load::{MAX_TENANT_SUMS, TenantLoad};
+use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Standing, Ticket, WriteId};
+use kvhive_control::{ClearTicket, Counters, Effect as Oversight, Overseer, Registry};
+use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
 use kvhive_protocol::map::Settings;
-use kvhive_protocol::{ClusterId, ClusterMap, Epoch, Moment, RequestId, TenantId, WireError, codec};
+use kvhive_protocol::{ClusterId, Epoch, Moment, RequestId, TenantId, WireError, codec};
 use kvhive_runtime::{Actor, Clock, Context, Reply, Sender};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -94,7 +91,8 @@ pub(crate) struct Name {
     pub(crate) raft_address: String,
 }
 
-enum Waiting {
+/// Who waits for what.
+pub(super) enum Waiting {
     Proposal { register: bool, clears: Option<TenantId>, reply: Option<Reply<ControlReply>> },
     Map { have: Epoch, reply: Reply<ControlReply> },
     Beat { received: Moment, beat: Heartbeat, reply: Reply<ControlReply> },
@@ -103,12 +101,16 @@ enum Waiting {
 
 /// One coordinator's raft actor.
 pub(crate) struct RaftActor {
-    parts: Parts,
-    waiting: BTreeMap<Ticket, Waiting>,
+    pub(super) parts: Parts,
+    pub(super) waiting: BTreeMap<Ticket, Waiting>,
     clears: BTreeMap<ClearTicket, (Reply<ControlReply>, CommandReply)>,
     next_ticket: u64,
     next_sequence: u64,
     bootstrapping: bool,
+    /// Something was lost that must not be: nothing more is taken in, done or answered. A restart reads the disk.
+    has_failed: bool,
+    /// As it was last told in the log.
+    standing: Standing,
     effects: Vec<Effect>,
     oversight: Vec<Oversight>,
     figures: Figures,
@@ -123,6 +125,8 @@ impl RaftActor {
             next_ticket: 1,
             next_sequence: 1,
             bootstrapping: false,
+            has_failed: false,
+            standing: Standing::Settled,
             effects: Vec::new(),
             oversight: Vec::new(),
             figures: Figures::default(),
@@ -130,6 +134,9 @@ impl RaftActor {
     }
 
     fn step(&mut self, event: Event) {
+        if self.has_failed {
+            return;
+        }
         let mut effects = std::mem::take(&mut self.effects);
         self.parts.consensus.step(event, &mut effects);
         for effect in effects.drain(..) {
@@ -139,6 +146,11 @@ impl RaftActor {
     }
 
     fn perform(&mut self, effect: Effect) {
+        // What follows a failure would build on what did not happen: a write behind one that was dropped vouches for both,
+        // and a snapshot of a state that misses an entry would make that last.
+        if self.has_failed {
+            return;
+        }
         match effect {
             Effect::Send { to, bytes } => {
                 let sent = self.parts.peers.get(&to).is_some_and(|peer| peer.try_send(bytes));
@@ -254,94 +266,6 @@ impl RaftActor {
         });
     }
 
-    fn serve_read(&mut self, ticket: Ticket) {
-        match self.waiting.remove(&ticket) {
-            Some(Waiting::Map { have, reply }) => reply.send(self.map_reply(have)),
-            Some(Waiting::Overview { reply }) => reply.send(self.overview()),
-            Some(Waiting::Beat { received, beat, reply }) => {
-                let Some(map) = self.parts.registry.map() else {
-                    return reply.send(ControlReply::Fenced);
-                };
-                reply.send(match self.parts.overseer.heartbeat_confirmed(received, beat, &map) {
-                    BeatVerdict::Renew { send_map } => {
-                        ControlReply::Beat { map: send_map.then(|| Box::new((*map).clone())) }
-                    }
-                    BeatVerdict::Fenced => ControlReply::Fenced,
-                    BeatVerdict::NotLeading => {
-                        ControlReply::Failed(self.refusal(RefuseReason::NotLeader { leader: None }))
-                    }
-                });
-            }
-            Some(Waiting::Proposal { .. }) | None => {}
-        }
-    }
-
-    fn map_reply(&self, have: Epoch) -> ControlReply {
-        match self.parts.registry.map() {
-            None => ControlReply::Failed(WireError::busy("the cluster has not started yet")),
-            Some(map) if map.epoch <= have => ControlReply::Map(None),
-            Some(map) => ControlReply::Map(Some(Box::new((*map).clone()))),
-        }
-    }
-
-    fn overview(&mut self) -> ControlReply {
-        let map = self.parts.registry.map();
-        let unsettled = map.as_ref().map_or(0, |map| self.parts.overseer.unsettled(map) as u64);
-        let reports = self.parts.overseer.loads().flat_map(|(_, load)| &load.tenants);
-        let tenants = TenantLoad::sums(reports, MAX_TENANT_SUMS);
-        let bare =
-            |load: &DeviceLoad| DeviceLoad { occupied: Vec::new(), tenants: Vec::new(), ..load.clone() };
-        let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(load))).collect();
-        let map = map.map(|map| ClusterMap::clone(&map));
-        ControlReply::Overview(Box::new(Overview { status: self.status(), map, loads, tenants, unsettled }))
-    }
-
-    fn status(&self) -> CoordinatorStatus {
-        let status = self.parts.consensus.status();
-        let name = |peer: PeerId| self.parts.names.get(&peer).map(|known| known.name.clone());
-        CoordinatorStatus {
-            name: name(self.parts.us).unwrap_or_default(),
-            peer: self.parts.us.0,
-            role: match status.role {
-                Role::Leader => "leader",
-                Role::Follower => "follower",
-                Role::Candidate => "candidate",
-                Role::PreCandidate => "pre-candidate",
-            }
-            .to_owned(),
-            term: status.term,
-            leader: status.leader.and_then(name),
-            committed: status.committed,
-            applied: status.applied,
-            epoch: self.parts.registry.epoch(),
-        }
-    }
-
-    fn refusal(&self, reason: RefuseReason) -> WireError {
-        match reason {
-            RefuseReason::NotLeader { leader } => {
-                let leader =
-                    leader.or(self.parts.consensus.status().leader).filter(|leader| *leader != self.parts.us);
-                let address =
-                    |peer: PeerId| self.parts.names.get(&peer).map(|known| known.raft_address.clone());
-                WireError::NotLeader { leader: leader.and_then(address) }
-            }
-            RefuseReason::Overloaded => WireError::busy("as many proposals as allowed are under way"),
-            RefuseReason::TooLarge => WireError::rejected(format_args!("the change is too large")),
-            RefuseReason::Lost => WireError::OutcomeUnknown,
-        }
-    }
-
-    fn answer(&mut self, ticket: Ticket, answer: ControlReply) {
-        match self.waiting.remove(&ticket) {
-            Some(Waiting::Proposal { reply: Some(reply), .. })
-            | Some(Waiting::Map { reply, .. } | Waiting::Beat { reply, .. } | Waiting::Overview { reply }) => {
-                reply.send(answer);
-            }
-            _ => {}
-        }
-    }
-
     fn ticket(&mut self, waiting: Waiting) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
@@ -384,6 +308,10 @@ impl RaftActor {
 
     fn tick(&mut self) {
         self.step(Event::Tick);
+        if self.has_failed {
+            return;
+        }
+        self.tell_standing();
         let leads = self.parts.consensus.status().role == Role::Leader;
         match self.parts.registry.map() {
             Some(map) => {
@@ -425,8 +353,33 @@ impl RaftActor {
         }
     }
 
+    fn tell_standing(&mut self) {
+        let standing = self.parts.consensus.status().standing;
+        if standing == self.standing {
+            return;
+        }
+        self.standing = standing;
+        match standing {
+            Standing::Newborn => info!(
+                "the log is empty: no vote before every coordinator has said that its own is too, or a leader has given back \
+                 what was lost"
+            ),
+            Standing::Founder => info!("every coordinator's log is empty: a new cluster begins"),
+            Standing::Rejoining => {
+                warn!(
+                    "the log is empty and others' are not: following a leader, and no vote before everything is back"
+                )
+            }
+            Standing::Settled => info!("votes like any other"),
+        }
+    }
+
     fn fail(&mut self, reason: String) {
         tracing::error!(%reason, "this coordinator cannot go on");
+        self.has_failed = true;
+        // Dropped, so that their askers hear at once that the outcome is unknown.
+        self.waiting.clear();
+        self.clears.clear();
         self.parts.failed.send_replace(Some(reason));
     }
 }
@@ -440,6 +393,9 @@ impl Actor for RaftActor {
     }
 
     fn handle(&mut self, message: RaftMessage, _ctx: &mut Context<'_, Self>) {
+        if self.has_failed {
+            return;
+        }
         match message {
             RaftMessage::Tick => self.tick(),
             RaftMessage::Received { from, bytes, room } => {
@@ -484,3 +440,7 @@ impl Actor for RaftActor {
 
 /// The raft actor's mailbox, from outside.
 pub(crate) type Raft = Sender<RaftMessage>;
+
+#[cfg(test)]
+#[path = "raft_test.rs"]
+mod tests;

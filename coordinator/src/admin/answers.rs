@@ -37,7 +37,8 @@ pub(super) struct Cluster {
 pub(super) struct Coordinator {
     pub(super) name: String,
     pub(super) peer: u64,
-    /// `leader`, `follower`, `candidate`, `pre-candidate` or `unreachable`.
+    /// `leader`, `follower`, `candidate`, `pre-candidate`; `newborn` while its log is empty and it knows nothing of the others,
+    /// `rejoining` while it gets back what it lost; or `unreachable`.
     pub(super) role: String,
     pub(super) term: u64,
     pub(super) committed: u64,

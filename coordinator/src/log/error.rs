@@ -31,9 +31,14 @@ pub enum LogError {
         /// The log's folder.
         path: PathBuf,
     },
-    /// What was synced is damaged. The file is left as it is. The peer must stay down, since it could vote or acknowledge
-    /// twice: restore this coordinator's folder, or remove it and let the coordinator come back under a new peer number.
-    #[error("{path} is damaged at byte {offset}: {reason}", path = path.display())]
+    /// What was synced is damaged. The file is left as it is. An older copy of the folder is no cure, since this coordinator
+    /// could vote or acknowledge twice by it; an empty folder is: the coordinator then follows a leader, and votes when it has
+    /// everything back.
+    #[error(
+        "{path} is damaged at byte {offset}: {reason}; with a majority of the coordinators whole, empty this one's data_dir and \
+         start it again: it catches up before it votes (never put an older copy there)",
+        path = path.display()
+    )]
     Corrupt {
         /// Which file or folder.
         path: PathBuf,

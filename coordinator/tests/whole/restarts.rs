@@ -84,6 +84,51 @@ fn a_coordinator_that_missed_everything_is_sent_a_snapshot() {
 }
 
 #[test]
+fn a_coordinator_whose_folder_was_emptied_catches_up_where_nothing_happens_and_votes_again() {
+    let mut group = Group::of(3);
+    for at in 1..=5 {
+        submit(&group, &create(&format!("tenant-{at}"), at));
+    }
+    let (leader, emptied) = (group.leader(), group.follower());
+    let before = group.map(leader);
+    group.stop(emptied);
+    std::fs::remove_dir_all(&group.configs[emptied].data_dir).expect("the folder is ours");
+    group.start(emptied);
+    eventually("it has caught up", || {
+        let status = group.status(emptied);
+        status.is_some_and(|status| status.epoch == before.epoch && status.role == "follower")
+    });
+    // Its vote is needed now.
+    group.stop(leader);
+    eventually("the two that are left elect one of them", || {
+        group.status(emptied).is_some_and(|status| status.leader.is_some())
+    });
+    assert_eq!(group.map(group.leader()), before);
+}
+
+#[test]
+fn an_emptied_coordinator_and_one_that_knows_little_elect_nobody() {
+    let mut group = Group::of(3);
+    let (leader, lags) = (group.leader(), group.follower());
+    group.stop(lags);
+    submit(&group, &create("kept", 7));
+    let emptied = (0..3).find(|at| ![leader, lags].contains(at)).expect("there are three");
+    group.stop_all();
+    std::fs::remove_dir_all(&group.configs[emptied].data_dir).expect("the folder is ours");
+    group.start(emptied);
+    group.start(lags);
+    // Elections are due every 300 to 600 ms.
+    for _ in 0..100 {
+        assert_eq!(group.status(emptied).and_then(|status| status.leader), None);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    group.start(leader);
+    group.wait_until_it_serves();
+    let tenants = group.map(emptied).tenants;
+    assert!(tenants.values().any(|tenant| tenant.name == "kept"), "{tenants:?}");
+}
+
+#[test]
 fn a_log_is_refused_to_another_coordinator_set_or_cluster_and_left_as_it_is() {
     let mut group = Group::of(3);
     submit(&group, &create("kept", 7));

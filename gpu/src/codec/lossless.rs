@@ -1,10 +1,13 @@
-//! Exact compression: pieces of raw bytes, split into byte planes (all first bytes of the numbers, then all second ones),
-//! each plane compressed by zstd at level 1 where that helps. Exponents repeat and shrink; mantissas do not.
+//! Exact compression: pieces of raw bytes, where a channel's numbers are near from token to token their differences, split
+//! into byte planes (all first bytes of the numbers, then all second ones), each plane compressed by zstd at level 1 where
+//! that helps. Exponents repeat and shrink; mantissas do not.
 //!
 //! Stored bytes as many as the raw ones are the raw ones. Fewer are pieces of [`PIECE_BYTES`] raw bytes, the last one
-//! shorter; a piece is its planes, each a length of 4 bytes whose upper bit says "compressed", then so many bytes.
-#![allow(unsafe_code, reason = "calls functions compiled for instructions that the CPU was asked about")]
+//! shorter; a piece is a byte, [`AS_THEY_ARE`] or [`DIFFERENCES`], and its planes, each a length of 4 bytes whose upper bit
+//! says "compressed", then so many bytes.
 
+use super::planes::{self, plane_bytes};
+use super::shape::Numbers;
 use super::wide::Path;
 use super::{Codec, CodecError};
 use std::cell::RefCell;
@@ -13,6 +16,10 @@ use zstd::zstd_safe::{CParameter, ParamSwitch};
 
 /// Raw bytes of a piece: both its planes and what becomes of them stay in the second cache.
 const PIECE_BYTES: usize = 256 << 10;
+/// The planes are those of the numbers.
+const AS_THEY_ARE: u8 = 0;
+/// The planes are those of each number, its bits taken as an integer, less the one of the token before.
+const DIFFERENCES: u8 = 1;
 const COMPRESSED: u32 = 1 << 31;
 const LENGTH_BYTES: usize = 4;
 /// Bytes of the longest number.
@@ -30,8 +37,13 @@ thread_local! {
     static PLANES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Encodes bytes of numbers of `stride` bytes each.
-pub(super) fn encode(path: Path, stride: usize, raw: &[u8], stored: &mut Vec<u8>) -> Result<(), CodecError> {
+/// Encodes bytes of numbers of `numbers.bytes` bytes each.
+pub(super) fn encode(
+    path: Path,
+    numbers: Numbers,
+    raw: &[u8],
+    stored: &mut Vec<u8>,
+) -> Result<(), CodecError> {
     // Not cleared first: what is kept of it is overwritten.
     stored.resize(raw.len(), 0);
     let written = COMPRESSOR.with_borrow_mut(|kept| {
@@ -41,12 +53,17 @@ pub(super) fn encode(path: Path, stride: usize, raw: &[u8], stored: &mut Vec<u8>
         };
         PLANES.with_borrow_mut(|planes| {
             let mut at = 0;
-            for piece in raw.chunks(PIECE_BYTES) {
+            for start in (0..raw.len()).step_by(PIECE_BYTES) {
+                let piece = start..raw.len().min(start + PIECE_BYTES);
                 planes.resize(piece.len(), 0);
-                split(path, stride, piece, planes);
+                let row_bytes = numbers.row_bytes.filter(|row| planes::are_near(*row, raw, &piece));
+                let Some(how) = stored.get_mut(at) else { return Ok(None) };
+                *how = if row_bytes.is_some() { DIFFERENCES } else { AS_THEY_ARE };
+                at += 1;
+                planes::split(path, Numbers { row_bytes, ..numbers }, raw, piece.clone(), planes);
                 let mut rest = &planes[..];
-                for plane in 0..stride {
-                    let (bytes, after) = rest.split_at(plane_bytes(piece.len(), stride, plane));
+                for plane in 0..numbers.bytes {
+                    let (bytes, after) = rest.split_at(plane_bytes(piece.len(), numbers.bytes, plane));
                     rest = after;
                     match append(compressor, bytes, &mut stored[at..]) {
                         Some(more) => at += more,
@@ -77,7 +94,7 @@ fn compressor() -> Result<Compressor<'static>, CodecError> {
 }
 
 /// Decodes into `raw`, whose length alone says how much comes out: no length among the stored bytes is trusted.
-pub(super) fn decode(path: Path, stride: usize, stored: &[u8], raw: &mut [u8]) -> Result<(), CodecError> {
+pub(super) fn decode(path: Path, numbers: Numbers, stored: &[u8], raw: &mut [u8]) -> Result<(), CodecError> {
     if stored.len() >= raw.len() {
         if stored.len() > raw.len() {
             return Err(CodecError::StoredLength {
@@ -96,18 +113,30 @@ pub(super) fn decode(path: Path, stride: usize, stored: &[u8], raw: &mut [u8]) -
             None => kept.insert(Decompressor::new().map_err(|_| CodecError::Compressor)?),
         };
         PLANES.with_borrow_mut(|planes| {
-            for piece in raw.chunks_mut(PIECE_BYTES) {
+            for start in (0..raw.len()).step_by(PIECE_BYTES) {
+                let piece = start..raw.len().min(start + PIECE_BYTES);
                 planes.resize(piece.len(), 0);
+                let damaged = CodecError::Damaged { at: (stored.len() - rest.len()) as u64 };
+                let (how, after) = rest.split_first().ok_or(damaged)?;
+                let row_bytes = match *how {
+                    AS_THEY_ARE => None,
+                    DIFFERENCES => Some(numbers.row_bytes.ok_or(damaged)?),
+                    _ => return Err(damaged),
+                };
+                rest = after;
                 let mut places = &mut planes[..];
                 let mut sources: [&[u8]; MOST_PLANES] = [&[]; MOST_PLANES];
-                for (plane, source) in sources.iter_mut().enumerate().take(stride) {
-                    let (place, after) =
-                        std::mem::take(&mut places).split_at_mut(plane_bytes(piece.len(), stride, plane));
+                for (plane, source) in sources.iter_mut().enumerate().take(numbers.bytes) {
+                    let (place, after) = std::mem::take(&mut places).split_at_mut(plane_bytes(
+                        piece.len(),
+                        numbers.bytes,
+                        plane,
+                    ));
                     places = after;
                     let damaged = CodecError::Damaged { at: (stored.len() - rest.len()) as u64 };
                     (*source, rest) = take(decompressor, rest, place).ok_or(damaged)?;
                 }
-                join(path, &sources[..stride], piece);
+                planes::join(path, row_bytes, &sources[..numbers.bytes], raw, piece);
             }
             Ok(())
         })
@@ -116,11 +145,6 @@ pub(super) fn decode(path: Path, stride: usize, stored: &[u8], raw: &mut [u8]) -
         return Err(CodecError::Damaged { at: (stored.len() - rest.len()) as u64 });
     }
     Ok(())
-}
-
-/// Returns the bytes of one plane of a piece.
-fn plane_bytes(piece: usize, stride: usize, plane: usize) -> usize {
-    (piece + stride - 1 - plane) / stride
 }
 
 /// Writes a plane to the front of `place` and returns its bytes there; `None` when there are too few.
@@ -174,68 +198,4 @@ fn is_worth_it(plane: &[u8]) -> bool {
     let pairs: u32 = seen.iter().map(|count| count * count).sum();
     let random = (SAMPLE * SAMPLE / 256 + SAMPLE) as u32;
     pairs > random + random / 8
-}
-
-fn split(path: Path, stride: usize, piece: &[u8], planes: &mut [u8]) {
-    if stride == 2 && piece.len().is_multiple_of(2) {
-        let (low, high) = planes.split_at_mut(piece.len() / 2);
-        return match path {
-            Path::Portable => split_pairs(piece, low, high),
-            // SAFETY: this path is chosen only where the CPU has AVX2.
-            #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => unsafe { split_pairs_avx2(piece, low, high) },
-        };
-    }
-    let mut rest = planes;
-    for plane in 0..stride {
-        let (place, after) = std::mem::take(&mut rest).split_at_mut(plane_bytes(piece.len(), stride, plane));
-        for (to, from) in place.iter_mut().zip(piece[plane.min(piece.len())..].iter().step_by(stride)) {
-            *to = *from;
-        }
-        rest = after;
-    }
-}
-
-fn join(path: Path, planes: &[&[u8]], piece: &mut [u8]) {
-    if let ([low, high], true) = (planes, piece.len().is_multiple_of(2)) {
-        return match path {
-            Path::Portable => join_pairs(low, high, piece),
-            // SAFETY: this path is chosen only where the CPU has AVX2.
-            #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => unsafe { join_pairs_avx2(low, high, piece) },
-        };
-    }
-    let length = piece.len();
-    for (plane, from) in planes.iter().enumerate() {
-        let places = piece[plane.min(length)..].iter_mut().step_by(planes.len());
-        for (to, from) in places.zip(*from) {
-            *to = *from;
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn split_pairs_avx2(piece: &[u8], low: &mut [u8], high: &mut [u8]) {
-    split_pairs(piece, low, high);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn join_pairs_avx2(low: &[u8], high: &[u8], piece: &mut [u8]) {
-    join_pairs(low, high, piece);
-}
-
-#[inline(always)]
-fn split_pairs(piece: &[u8], low: &mut [u8], high: &mut [u8]) {
-    for ((two, low), high) in piece.chunks_exact(2).zip(low).zip(high) {
-        (*low, *high) = (two[0], two[1]);
-    }
-}
-
-#[inline(always)]
-fn join_pairs(low: &[u8], high: &[u8], piece: &mut [u8]) {
-    for ((two, low), high) in piece.chunks_exact_mut(2).zip(low).zip(high) {
-        (two[0], two[1]) = (*low, *high);
-    }
 }

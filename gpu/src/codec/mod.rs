@@ -10,11 +10,12 @@
 //! | raw, lossless | the same bits |
 //! | int8 | within `largest / 250` |
 //! | fp8 | within 1/15 of the value, or `largest / 450_000` where that is more |
-//! | int4 | within `range / 19`, `largest / 168` or 1/128 of the tile's coarsest bound, whichever is most |
+//! | int4 | within `range / 19`, `largest / 168` or 1/64 of the tile's coarsest bound, whichever is most |
 //!
 //! Each plus the rounding to the element's own precision. NaN stays NaN (int4: its whole group becomes NaN); an infinity
 //! becomes the nearest value that its scale reaches. Scales are per channel for keys and per token for values (KIVI: Liu
-//! et al., ICML 2024); int4 takes whichever fits a tile of 32 tokens better.
+//! et al., ICML 2024); int4 takes whichever fits a tile of 32 tokens better, and values of 16 to 31 tokens, which by channel
+//! have three bits and come back within `range / 9`.
 //!
 //! ```
 //! use kvhive_gpu::codec::{Codec, Element, Order, Shape, decode, encode};
@@ -36,6 +37,7 @@ mod avx2;
 mod eight;
 mod four;
 mod lossless;
+mod planes;
 mod shape;
 mod wide;
 
@@ -55,7 +57,7 @@ pub enum Codec {
     /// As the engine gave them.
     #[default]
     Raw = 0,
-    /// Byte planes apart, each compressed where that helps. The same bits come back.
+    /// Byte planes apart, of differences from token to token or not, each compressed where that helps. The same bits come back.
     Lossless = 1,
     /// OCP fp8 e4m3 with a scale a channel (keys) or token (values).
     Fp8 = 2,
@@ -190,7 +192,7 @@ pub fn choose(
     if max_stored_bytes(rounded, shape).is_some() { rounded } else { Codec::Lossless }
 }
 
-/// The lowest ratio at which [`choose`] stays exact: what lossless reaches on 16-bit tensors is 0.7 to 0.9.
+/// The lowest ratio at which [`choose`] stays exact: what lossless reaches on 16-bit tensors is 0.6 to 0.9.
 pub const LOSSLESS_PER_MILLE: u16 = 700;
 
 fn reaches(codec: Codec, per_mille: u16, shape: &Shape) -> bool {
@@ -213,7 +215,7 @@ fn encode_as(
             stored.clear();
             stored.extend_from_slice(raw);
         }
-        Codec::Lossless => return lossless::encode(path, shape.number_bytes(), raw, stored),
+        Codec::Lossless => return lossless::encode(path, shape.numbers(), raw, stored),
         Codec::Fp8 | Codec::Int8 | Codec::Int4 => {
             let tensor = shape.tensor().ok_or(CodecError::Opaque { codec })?;
             // Not cleared first: every byte is overwritten, and zeroing them costs as much as a copy.
@@ -236,7 +238,7 @@ fn decode_as(
 ) -> Result<(), CodecError> {
     check_raw(shape, raw)?;
     if codec == Codec::Lossless {
-        return lossless::decode(path, shape.number_bytes(), stored, raw);
+        return lossless::decode(path, shape.numbers(), stored, raw);
     }
     let wanted = stored_length(codec, shape)?;
     if stored.len() != wanted {

@@ -74,12 +74,16 @@ impl Shape {
         }
     }
 
-    /// Returns the distance of bytes that mean the same: those of one number, or 2 for opaque bytes, which are mostly
-    /// 16-bit numbers.
-    pub(super) fn number_bytes(&self) -> usize {
-        match self {
-            Shape::Opaque { .. } => 2,
-            Shape::Tensor { element, .. } => element.bytes(),
+    /// Returns how its bytes make numbers. Opaque bytes are mostly numbers of 16 bits, in rows of unknown length. The
+    /// caller holds the raw bytes, so a row's fit `usize`.
+    pub(super) fn numbers(&self) -> Numbers {
+        match *self {
+            Shape::Opaque { .. } => Numbers { bytes: 2, row_bytes: None },
+            Shape::Tensor { element: Element::F32, .. } => Numbers { bytes: 4, row_bytes: None },
+            Shape::Tensor { kv_heads, head_dim, order, .. } => {
+                let per_channel = if order == Order::Packed { 2 } else { kv_heads as usize };
+                Numbers { bytes: 2, row_bytes: Some(2 * per_channel * head_dim as usize) }
+            }
         }
     }
 
@@ -102,6 +106,15 @@ impl Shape {
             }
         }
     }
+}
+
+/// Bytes as numbers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbers {
+    /// Bytes of a number.
+    pub(super) bytes: usize,
+    /// From a number to that of the same channel of the next token, for numbers of two bytes where it is known.
+    pub(super) row_bytes: Option<usize>,
 }
 
 /// A tensor as a row of planes. A plane is the keys or the values of one layer (of one layer and head when packed):

@@ -154,7 +154,7 @@ pub(super) fn to_int8(scaled: f32) -> u8 {
 
 /// What is under 2^-6 is subnormal in e4m3. The last place of this is 2^-9, the subnormals' step, so that a sum with it
 /// rounds as they do.
-pub(super) const E4M3_STEP: f32 = 16384.0;
+const E4M3_STEP: f32 = 16384.0;
 
 /// Returns the nearest e4m3, 448 at most; 0x7F for NaN.
 #[inline(always)]

@@ -21,7 +21,7 @@ pub struct ShardConfig {
     pub disk: TierCapacity,
     /// How the blocks of tenants without rules of their own are kept.
     pub rules: Rules,
-    /// The longest hold that a match may ask.
+    /// The longest hold that a match may ask; 24 days at most.
     pub max_hold: Duration,
     /// Writes under way at a time.
     pub max_writes: usize,

@@ -5,7 +5,8 @@
 //! that was abandoned, or from a leaving block, back to a resident one.
 
 use kvhive_protocol::block::Codec;
-use kvhive_protocol::{BlockKey, Era, Moment, TenantId};
+use kvhive_protocol::{BlockKey, Moment};
+use std::time::Duration;
 
 /// No record.
 pub(crate) const NIL: u32 = u32::MAX;
@@ -105,29 +106,75 @@ pub(crate) enum Shrinking {
     Unfit,
 }
 
+/// What may be said of a record, a bit each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Mark(u8);
+
+impl Mark {
+    /// It is in its tier's recency list.
+    pub(crate) const LISTED: Mark = Mark(1);
+    /// It was used since it came to its place in that list.
+    pub(crate) const USED: Mark = Mark(1 << 1);
+    /// It was used since it was stored.
+    pub(crate) const REUSED: Mark = Mark(1 << 2);
+    /// It was brought up a tier ahead of its use, and has not been used since.
+    pub(crate) const AHEAD: Mark = Mark(1 << 3);
+    const SHRINKING: Mark = Mark(1 << 4);
+    const UNFIT: Mark = Mark(1 << 5);
+}
+
+/// The time in milliseconds, modulo 2^32, as ends of holds are written down; they are never farther away than `longest_ms`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HoldClock {
+    now_ms: u32,
+    longest_ms: u32,
+}
+
+/// The longest hold that can be written down.
+pub(crate) const MAX_HOLD: Duration = Duration::from_secs(24 * 24 * 3600);
+
+/// Nobody holds it.
+const NOT_HELD: u32 = 0;
+
+const NANOS_PER_MS: u64 = 1_000_000;
+
+impl HoldClock {
+    pub(crate) fn at(now: Moment, longest: Duration) -> HoldClock {
+        let longest_ms = longest.min(MAX_HOLD).as_millis() as u32 + 1;
+        HoldClock { now_ms: (now.as_nanos() / NANOS_PER_MS) as u32, longest_ms }
+    }
+
+    /// How long a hold still lasts: a hold that ended is as good as forgotten, but for a moment every 49 days.
+    fn left_ms(self, held_until_ms: u32) -> u32 {
+        let left = held_until_ms.wrapping_sub(self.now_ms);
+        if held_until_ms == NOT_HELD || left > self.longest_ms { 0 } else { left }
+    }
+}
+
 /// One record.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record {
     pub(crate) key: BlockKey,
-    pub(crate) era: Era,
-    pub(crate) held_until: Moment,
-    pub(crate) tenant: TenantId,
     pub(crate) generation: u32,
     pub(crate) depth: u32,
     /// The parent's record and generation; dangles when that stay has ended.
     pub(crate) parent: (u32, u32),
     /// Records (resident or filling) that name this one as parent.
     pub(crate) children: u32,
-    /// Blocks before it in its prefix that are resident without a gap, by the links to parents; at most so many as are.
-    pub(crate) chain: u32,
-    pub(crate) readers: u32,
     /// Neighbours in its tier's recency list.
     pub(crate) older: u32,
     pub(crate) newer: u32,
     /// The request that used it last (wraps).
     pub(crate) request: u32,
-    pub(crate) slot: u16,
+    /// See [`HoldClock`].
+    pub(crate) held_until_ms: u32,
+    /// Blocks before it in its prefix that are resident without a gap, by the links to parents; at most so many as are.
+    pub(crate) chain: u16,
+    pub(crate) readers: u16,
+    /// Number of its tenant and era.
+    pub(crate) owner: u16,
     pub(crate) party: u16,
+    pub(crate) slot: u16,
     pub(crate) class: u8,
     pub(crate) tier: Tier,
     pub(crate) life: Life,
@@ -135,45 +182,81 @@ pub(crate) struct Record {
     pub(crate) copying: Option<Tier>,
     /// How its bytes are stored.
     pub(crate) codec: Codec,
-    pub(crate) shrinking: Shrinking,
-    /// It is in its tier's recency list.
-    pub(crate) is_listed: bool,
-    /// It was used since it came to its place in that list.
-    pub(crate) is_used: bool,
-    /// It was used since it was stored.
-    pub(crate) is_reused: bool,
-    /// It was brought up a tier ahead of its use, and has not been used since.
-    pub(crate) is_ahead: bool,
+    pub(crate) marks: u8,
 }
 
 impl Record {
     pub(crate) const EMPTY: Record = Record {
         key: BlockKey::NONE,
-        era: Era(0),
-        held_until: Moment::ZERO,
-        tenant: TenantId(0),
         generation: 0,
         depth: 0,
         parent: NO_PARENT,
         children: 0,
-        chain: 0,
-        readers: 0,
         older: NIL,
         newer: NIL,
         request: 0,
-        slot: 0,
+        held_until_ms: NOT_HELD,
+        chain: 0,
+        readers: 0,
+        owner: 0,
         party: 0,
+        slot: 0,
         class: 0,
         tier: Tier::Device,
         life: Life::Free,
         copying: None,
         codec: Codec::Raw,
-        shrinking: Shrinking::Open,
-        is_listed: false,
-        is_used: false,
-        is_reused: false,
-        is_ahead: false,
+        marks: 0,
     };
+
+    pub(crate) fn is(&self, mark: Mark) -> bool {
+        self.marks & mark.0 != 0
+    }
+
+    pub(crate) fn set(&mut self, mark: Mark, is: bool) {
+        self.marks = self.marks & !mark.0 | if is { mark.0 } else { 0 };
+    }
+
+    /// Says whether it had a mark, which it has no more.
+    pub(crate) fn take(&mut self, mark: Mark) -> bool {
+        let was = self.is(mark);
+        self.set(mark, false);
+        was
+    }
+
+    pub(crate) fn shrinking(&self) -> Shrinking {
+        if self.is(Mark::SHRINKING) {
+            Shrinking::UnderWay
+        } else if self.is(Mark::UNFIT) {
+            Shrinking::Unfit
+        } else {
+            Shrinking::Open
+        }
+    }
+
+    pub(crate) fn set_shrinking(&mut self, shrinking: Shrinking) {
+        self.set(Mark::SHRINKING, shrinking == Shrinking::UnderWay);
+        self.set(Mark::UNFIT, shrinking == Shrinking::Unfit);
+    }
+
+    /// Counts a reader more. False where there are as many as can be counted.
+    pub(crate) fn add_reader(&mut self) -> bool {
+        let more = self.readers.checked_add(1);
+        more.inspect(|readers| self.readers = *readers).is_some()
+    }
+
+    /// Holds the block until then at least.
+    pub(crate) fn hold(&mut self, clock: HoldClock, until: Moment) {
+        let until_ms = until.as_nanos().div_ceil(NANOS_PER_MS) as u32;
+        let left_ms = until_ms.wrapping_sub(clock.now_ms);
+        if left_ms > clock.left_ms(self.held_until_ms) && left_ms <= clock.longest_ms {
+            self.held_until_ms = if until_ms == NOT_HELD { 1 } else { until_ms };
+        }
+    }
+
+    pub(crate) fn is_held(&self, clock: HoldClock) -> bool {
+        clock.left_ms(self.held_until_ms) > 0
+    }
 
     /// Says whether the block's frame may be taken from it now.
     pub(crate) fn is_movable(&self) -> bool {
@@ -182,13 +265,67 @@ impl Record {
 
     /// Says whether its frame is being copied from or re-encoded.
     pub(crate) fn is_worked_on(&self) -> bool {
-        self.copying.is_some() || self.shrinking == Shrinking::UnderWay
+        self.copying.is_some() || self.is(Mark::SHRINKING)
     }
 
     /// Says whether the block may be evicted now: it is a leaf that nobody reads, holds or copies.
-    pub(crate) fn is_evictable(&self, now: Moment) -> bool {
-        self.is_movable() && self.children == 0 && self.held_until <= now
+    pub(crate) fn is_evictable(&self, clock: HoldClock) -> bool {
+        self.is_movable() && self.children == 0 && !self.is_held(clock)
     }
 }
 
-const _: () = assert!(size_of::<Record>() <= 112);
+const _: () = assert!(size_of::<Record>() == 84);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONGEST: Duration = Duration::from_millis(5000);
+
+    /// Says at which of the moments a block is held that was matched at `now` for so long.
+    fn held(now: Moment, hold_ms: u64, later_ms: &[u64]) -> Vec<bool> {
+        let mut record = Record::EMPTY;
+        record.hold(HoldClock::at(now, LONGEST), now + Duration::from_millis(hold_ms));
+        let at = |later: &u64| HoldClock::at(now + Duration::from_millis(*later), LONGEST);
+        later_ms.iter().map(|later| record.is_held(at(later))).collect()
+    }
+
+    #[test]
+    fn a_hold_ends_when_it_is_over_and_not_before() {
+        const DAY: u64 = 24 * 3600 * 1000;
+        let wraps = u64::from(u32::MAX) + 1;
+        for now_ms in [0, 1, 7 * DAY, wraps - 3, wraps, 400 * DAY] {
+            let now = Moment::from_millis(now_ms);
+            assert_eq!(
+                held(now, 50, &[0, 49, 50, 51, 5001, DAY, 30 * DAY, 49 * DAY]),
+                [true, true, false, false, false, false, false, false],
+                "{now:?}"
+            );
+            assert_eq!(held(now, 0, &[0, 1, DAY]), [false; 3]);
+            assert_eq!(held(now, 5000, &[0, 4999, 5000]), [true, true, false]);
+        }
+    }
+
+    #[test]
+    fn a_shorter_hold_does_not_end_a_longer_one() {
+        let now = Moment::from_millis(1000);
+        let clock = HoldClock::at(now, LONGEST);
+        let mut record = Record::EMPTY;
+        record.hold(clock, now + LONGEST);
+        record.hold(clock, now + Duration::from_millis(1));
+        assert!(record.is_held(HoldClock::at(now + Duration::from_millis(4999), LONGEST)));
+    }
+
+    #[test]
+    fn who_was_never_held_is_not_held_when_the_milliseconds_come_around() {
+        let almost = Moment::from_millis(u64::from(u32::MAX) - 10);
+        assert!(!Record::EMPTY.is_held(HoldClock::at(almost, LONGEST)));
+    }
+
+    #[test]
+    fn readers_are_counted_as_far_as_that_goes() {
+        let mut record = Record { readers: u16::MAX - 1, ..Record::EMPTY };
+        assert_eq!([record.add_reader(), record.add_reader()], [true, false]);
+        assert_eq!(record.readers, u16::MAX);
+    }
+}

@@ -10,12 +10,14 @@ mod block;
 mod frames;
 mod index;
 pub mod member;
+mod owners;
 mod party;
 pub mod policy;
 mod recency;
 mod shard;
 pub mod simulate;
 mod stats;
+mod table;
 
 pub use answers::{CopyVerdict, Effect, Listed, Reserve, ShardConfig};
 pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};

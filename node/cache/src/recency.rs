@@ -4,7 +4,7 @@
 //! its place goes back to the young end when its turn comes. A child stored with its parent enters on the old side of it, so
 //! that a prefix moves down from its tail.
 
-use crate::block::{NIL, Record, Tier};
+use crate::block::{Mark, NIL, Record, Tier};
 
 /// Blocks looked at for one that may move, before the search is given up.
 const MAX_SCAN: usize = 64;
@@ -41,13 +41,14 @@ impl Recency {
     /// Lists a block where its tier, party and class say: just before its parent, or as the newest.
     pub(crate) fn insert(&mut self, records: &mut [Record], at: u32) {
         let record = &mut records[at as usize];
-        debug_assert!(!record.is_listed, "a block is listed once");
-        (record.is_listed, record.is_used) = (true, false);
+        debug_assert!(!record.is(Mark::LISTED), "a block is listed once");
+        record.set(Mark::LISTED, true);
+        record.set(Mark::USED, false);
         let (parent, request) = (record.parent.0, record.request);
         let place = (record.tier, record.party, record.class);
         let beside = records.get(parent as usize).is_some_and(|other| {
-            let together = other.request == request && !other.is_used;
-            other.is_listed && together && (other.tier, other.party, other.class) == place
+            let together = other.request == request && !other.is(Mark::USED);
+            other.is(Mark::LISTED) && together && (other.tier, other.party, other.class) == place
         });
         let newer = if beside { parent } else { NIL };
         self.link(records, at, newer);
@@ -76,8 +77,8 @@ impl Recency {
 
     /// Takes a block out, if it is listed.
     pub(crate) fn remove(&mut self, records: &mut [Record], at: u32) {
-        let Record { tier, party, class, older, newer, is_listed, .. } = records[at as usize];
-        if !is_listed {
+        let Record { tier, party, class, older, newer, .. } = records[at as usize];
+        if !records[at as usize].take(Mark::LISTED) {
             return;
         }
         let list = self.list(tier, party, class);
@@ -93,7 +94,7 @@ impl Recency {
             records[newer as usize].older = older;
         }
         let record = &mut records[at as usize];
-        (record.older, record.newer, record.is_listed) = (NIL, NIL, false);
+        (record.older, record.newer) = (NIL, NIL);
     }
 
     /// Returns the coldest block of a list that may move now.
@@ -107,16 +108,17 @@ impl Recency {
         let mut at = self.list(tier, party, class).oldest;
         for _ in 0..MAX_SCAN {
             let record = records.get(at as usize)?;
-            let (newer, is_used) = (record.newer, record.is_used);
+            let (newer, is_used) = (record.newer, record.is(Mark::USED));
             if !is_used && record.is_movable() {
                 return Some(at);
             }
             if is_used && newer != NIL {
                 self.remove(records, at);
-                (records[at as usize].is_used, records[at as usize].is_listed) = (false, true);
+                records[at as usize].set(Mark::USED, false);
+                records[at as usize].set(Mark::LISTED, true);
                 self.link(records, at, NIL);
             } else if is_used {
-                records[at as usize].is_used = false;
+                records[at as usize].set(Mark::USED, false);
                 continue;
             }
             at = newer;

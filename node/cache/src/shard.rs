@@ -8,13 +8,15 @@
 //! makes a match a search for the deepest resident block instead of a walk: see [`find`].
 
 use crate::answers::{Effect, Reserve, ShardConfig};
-use crate::block::{BlockId, Life, NO_PARENT, Record, Tier, WriteTicket};
+use crate::block::{BlockId, HoldClock, Life, MAX_HOLD, NO_PARENT, Record, Tier, WriteTicket};
 use crate::frames::Ledger;
 use crate::index::Index;
+use crate::owners::Owners;
 use crate::party::{COMMONS, Party, Rules};
-use crate::policy::{Removal, Request, Visit, shrinks};
+use crate::policy::{Removal, Request, Strategy, Visit, most_bytes, shrinks};
 use crate::recency::Recency;
 use crate::stats::ShardStats;
+use crate::table::Table;
 use kvhive_protocol::data::{About, Refusal, StoreBlock};
 use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
@@ -22,6 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 mod find;
 mod invariants;
+mod leave;
 mod moves;
 mod room;
 mod rules;
@@ -38,6 +41,7 @@ pub struct Shard {
     recency: Recency,
     ledger: Ledger,
     tenants: BTreeMap<TenantId, Era>,
+    owners: Owners,
     parties: Vec<Party>,
     party_of: BTreeMap<TenantId, u16>,
     occupied: Vec<u32>,
@@ -77,6 +81,7 @@ impl Shard {
             index,
             ledger,
             tenants: BTreeMap::new(),
+            owners: Owners::default(),
             parties: Vec::new(),
             party_of: BTreeMap::new(),
             occupied: vec![0; usize::from(SLOTS)],
@@ -95,6 +100,7 @@ impl Shard {
             loads: BTreeMap::new(),
             config,
         };
+        shard.config.max_hold = shard.config.max_hold.min(MAX_HOLD);
         shard.parties.push(shard.party(shard.config.rules));
         shard
     }
@@ -108,14 +114,14 @@ impl Shard {
         Party::new(rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
     }
 
-    /// Adds a reader to a block that was just named by [`Reserve::Present`] or [`Shard::seal`]. False when it is gone.
+    /// Adds a reader to a block that was just named by [`Reserve::Present`] or [`Shard::seal`]. False when it is gone, or read
+    /// by 65,535 at once.
     pub fn pin(&mut self, id: BlockId) -> bool {
         let Some(at) = self.index.named(id.index, id.generation) else { return false };
         let record = &mut self.index.records[at as usize];
-        if record.life != Life::Resident {
+        if record.life != Life::Resident || !record.add_reader() {
             return false;
         }
-        record.readers += 1;
         self.stats.readers += 1;
         true
     }
@@ -168,12 +174,12 @@ impl Shard {
         let class = self.class_of(header.payload_bytes).ok_or(Refusal::TooLarge)?;
         let parent = self.parent_of(tenant, &block.parent);
         self.go_on_with(now, parent, header.depth, about);
-        if let Some(at) = self.index.find(tenant, &header.key) {
+        if let Some(at) = self.find(tenant, &header.key) {
             if self.index.records[at as usize].life == Life::Filling {
                 return Err(Refusal::InFlight);
             }
             let record = &self.index.records[at as usize];
-            if record.era == header.era {
+            if self.owners.of(record.owner).1 == header.era {
                 let id = BlockId { index: at, generation: record.generation };
                 self.used(at);
                 self.stats.already += 1;
@@ -192,13 +198,15 @@ impl Shard {
             return Err(Refusal::NoRoom);
         }
         let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
-        let (tier, class) = self.take_frame(now, tenant, class, &visit, effects)?;
+        // Before the frame: a victim may be the last of its owner.
+        let owner = self.owners.enter(tenant, header.era).ok_or(Refusal::NoRoom)?;
+        let frame = self.take_frame(now, tenant, class, &visit, effects);
+        let (tier, class) = frame.inspect_err(|_| self.owners.leave(owner))?;
         let party = self.party_of(tenant);
         let record = Record {
             codec: header.codec,
             key: header.key,
-            era: header.era,
-            tenant,
+            owner,
             depth: header.depth,
             parent: parent.map_or(NO_PARENT, |at| (at, self.index.records[at as usize].generation)),
             request: self.request.number as u32,
@@ -224,6 +232,12 @@ impl Shard {
         self.party_of.get(&tenant).copied().unwrap_or(COMMONS)
     }
 
+    /// Says whether a record's block exists: no clear has ended its era.
+    fn stands(&self, record: &Record) -> bool {
+        let (tenant, era) = self.owners.of(record.owner);
+        self.tenants.get(&tenant) == Some(&era)
+    }
+
     fn check_era(&self, tenant: TenantId, of_block: TenantId, era: Era) -> Result<(), Refusal> {
         let stands = of_block == tenant && self.tenants.get(&tenant) == Some(&era);
         if stands { Ok(()) } else { Err(Refusal::WrongEra) }
@@ -234,11 +248,11 @@ impl Shard {
     }
 
     fn parent_of(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
-        let at = if key.is_none() { None } else { self.index.find(tenant, key) };
+        let at = if key.is_none() { None } else { self.find(tenant, key) };
         at.filter(|at| {
             let parent = &self.index.records[*at as usize];
             // One of an ended era is not there for anybody.
-            self.tenants.get(&tenant) == Some(&parent.era)
+            self.stands(parent)
         })
     }
 
@@ -261,8 +275,7 @@ impl Shard {
     /// Makes a written block visible. None when a clear has ended its era meanwhile: the host drops the frame.
     pub fn seal(&mut self, ticket: WriteTicket) -> Option<BlockId> {
         let at = self.filling(ticket)?;
-        let record = &self.index.records[at as usize];
-        if self.tenants.get(&record.tenant) != Some(&record.era) {
+        if !self.stands(&self.index.records[at as usize]) {
             self.abandon(ticket);
             return None;
         }
@@ -272,24 +285,31 @@ impl Shard {
     }
 
     /// Takes in a block that is on the disk since before this shard was made. Parents must come before their children.
-    /// None when it is of an ended era, here already, or has no place.
-    pub fn restore(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> Option<BlockId> {
+    /// None when it is of an ended era, here already, or has no place in its class.
+    pub fn restore(
+        &mut self,
+        tenant: TenantId,
+        block: &StoreBlock,
+        slot: Slot,
+        class: usize,
+    ) -> Option<BlockId> {
         let header = &block.header;
         self.check_era(tenant, header.tenant, header.era).ok()?;
-        let class = self.class_of(header.payload_bytes)?;
-        if slot.0 >= SLOTS || self.index.find(tenant, &header.key).is_some() {
+        let holds = self.config.classes.get(class).is_some_and(|bytes| *bytes >= header.payload_bytes);
+        if !holds || slot.0 >= SLOTS || self.find(tenant, &header.key).is_some() {
             return None;
         }
-        let party = self.party_of(tenant);
+        let (class, party) = (class as u8, self.party_of(tenant));
+        let owner = self.owners.enter(tenant, header.era)?;
         if !self.take(Tier::Disk, class, party) {
+            self.owners.leave(owner);
             return None;
         }
         let parent = self.parent_of(tenant, &block.parent);
         let record = Record {
             codec: header.codec,
             key: header.key,
-            era: header.era,
-            tenant,
+            owner,
             depth: header.depth,
             parent: parent.map_or(NO_PARENT, |at| (at, self.index.records[at as usize].generation)),
             slot: slot.0,
@@ -312,17 +332,26 @@ impl Shard {
         let link = self.index.records[at as usize].parent;
         let parent = self.linked(link);
         let chain = parent.map(|parent| &self.index.records[parent as usize]);
-        let chain = chain.filter(|parent| parent.life == Life::Resident).map_or(0, |parent| parent.chain + 1);
+        let chain = chain
+            .filter(|parent| parent.life == Life::Resident)
+            .map_or(0, |parent| parent.chain.saturating_add(1));
         let record = &mut self.index.records[at as usize];
         record.life = Life::Resident;
         record.chain = chain;
-        let (tenant, party, class) = (record.tenant, record.party, record.class);
+        let (tenant, _) = self.owners.of(record.owner);
+        // A child may have been written in less time.
+        let (party, class, has_children) = (record.party, record.class, record.children > 0);
         let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
         let id = BlockId { index: at, generation: record.generation };
         self.recency.insert(&mut self.index.records, at);
         let ranking = self.parties[usize::from(party)].ranking(class);
         ranking.begin(&self.request);
         ranking.policy().inserted(at, &visit);
+        if has_children {
+            ranking.policy().set_leaf(at, false);
+        }
+        // A parent of another class is ranked elsewhere.
+        self.tell_leaf(parent, false);
         self.count_resident(at, 1);
         self.stats.stored += 1;
         self.load_of(tenant).stored_blocks += 1;
@@ -336,10 +365,11 @@ impl Shard {
         self.occupied[usize::from(self.index.records[at as usize].slot)] -= 1;
         self.stats.abandoned += 1;
         self.index.hide(at);
-        self.unlink(at);
+        let bared = self.unlink(at);
+        self.tell_leaf(bared, true);
         let Record { tier, class, party, .. } = self.index.records[at as usize];
         self.give(tier, class, party);
-        self.index.free(at);
+        self.free(at);
     }
 
     fn filling(&self, ticket: WriteTicket) -> Option<u32> {
@@ -366,7 +396,7 @@ impl Shard {
             let until = self.index.records.len().min(from + SWEEP);
             for at in from..until {
                 let record = &self.index.records[at];
-                if record.life == Life::Resident && self.tenants.get(&record.tenant) != Some(&record.era) {
+                if record.life == Life::Resident && !self.stands(record) {
                     self.drop_block(at as u32, Removal::Dropped, effects);
                     self.stats.cleared += 1;
                 }
@@ -383,58 +413,8 @@ impl Shard {
         self.move_down(now, effects);
     }
 
-    /// Takes a resident block out of sight; its frame comes back now, or when its last reader and copy have gone.
-    fn drop_block(&mut self, at: u32, why: Removal, effects: &mut Vec<Effect>) {
-        self.index.hide(at);
-        self.recency.remove(&mut self.index.records, at);
-        self.unlink(at);
-        self.count_resident(at, -1);
-        let record = &mut self.index.records[at as usize];
-        record.life = Life::Leaving;
-        self.stats.prefetch_wasted += u64::from(record.is_ahead);
-        self.occupied[usize::from(record.slot)] -= 1;
-        effects.push(Effect::Drop { id: BlockId { index: at, generation: record.generation } });
-        let (party, class) = (record.party, record.class);
-        self.parties[usize::from(party)].ranking(class).policy().removed(at, why);
-        self.finish_leaving(at);
-    }
-
-    fn finish_leaving(&mut self, at: u32) {
-        let record = self.index.records[at as usize];
-        if record.life == Life::Leaving && record.readers == 0 && !record.is_worked_on() {
-            self.give(record.tier, record.class, record.party);
-            self.index.free(at);
-        }
-    }
-
-    /// Takes a block off its parent. Its own children, if it goes before them (a clear, an abandoned write, a lost block),
-    /// find their link dangling: it names a stay that has ended.
-    fn unlink(&mut self, at: u32) {
-        let link = std::mem::replace(&mut self.index.records[at as usize].parent, NO_PARENT);
-        self.index.records[at as usize].children = 0;
-        if let Some(parent) = self.linked(link) {
-            self.index.records[parent as usize].children -= 1;
-        }
-    }
-
-    /// Returns the record that a link to a parent names, while that stay lasts.
-    fn linked(&self, (index, generation): (u32, u32)) -> Option<u32> {
-        let at = self.index.named(index, generation)?;
-        matches!(self.index.records[at as usize].life, Life::Resident | Life::Filling).then_some(at)
-    }
-
-    /// Makes chains true again after a block has gone before its children.
-    fn mend(&mut self) {
-        let resident = |at: &u32| self.index.records[*at as usize].life == Life::Resident;
-        let mut all: Vec<u32> = (0..self.index.records.len() as u32).filter(resident).collect();
-        all.sort_unstable_by_key(|at| self.index.records[*at as usize].depth);
-        for at in all {
-            let parent = self.linked(self.index.records[at as usize].parent);
-            let parent = parent.map(|parent| &self.index.records[parent as usize]);
-            let chain = parent.filter(|parent| parent.life == Life::Resident).map_or(0, |one| one.chain + 1);
-            self.index.records[at as usize].chain = chain;
-        }
-        self.is_torn = false;
+    fn hold_clock(&self, now: Moment) -> HoldClock {
+        HoldClock::at(now, self.config.max_hold)
     }
 
     /// Takes a frame if one is free, on a party's account.
@@ -478,10 +458,11 @@ impl Shard {
         bits
     }
 
-    /// Returns the bytes of memory that the index takes for each frame, at most; policies come on top.
-    pub const fn index_bytes_per_frame() -> u64 {
-        // A record, its number in the table (with the table's slack) and in the free list.
-        (size_of::<Record>() + 10 + 4) as u64
+    /// Returns the bytes of memory that the index of so many frames takes, and at most what a policy takes for each class of
+    /// frames. Tenants with rules of their own have policies of their own, which come on top.
+    pub fn index_bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
+        let index = frames as usize * size_of::<Record>() + Table::bytes(frames as usize);
+        (index + classes * most_bytes(strategy, frames)) as u64
     }
 
     /// Returns the bytes of memory that the policies hold.

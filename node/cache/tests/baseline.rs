@@ -68,7 +68,7 @@ const COMPARED: &[Compared] = &[
 fn policy(name: &str, capacity: u32) -> Box<dyn Policy> {
     match name {
         // The table's has no aging.
-        "plain lfu" => Box::new(Lfu::plain()),
+        "plain lfu" => Box::new(Lfu::plain(capacity)),
         name => build(name.parse::<Strategy>().expect("a strategy"), capacity, 1),
     }
 }

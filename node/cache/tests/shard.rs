@@ -130,6 +130,16 @@ impl Scenario {
 }
 
 #[test]
+fn the_index_of_a_million_blocks_takes_160_bytes_a_block_whatever_the_strategy() {
+    const BLOCKS: u32 = 1_000_000;
+    for strategy in Strategy::ALL {
+        let bytes = Shard::index_bytes(BLOCKS, 1, strategy) as f64 / f64::from(BLOCKS);
+        println!("{strategy}: {bytes:.1}");
+        assert!(bytes <= 160.0, "{strategy}: {bytes}");
+    }
+}
+
+#[test]
 fn a_block_is_seen_only_when_it_is_sealed() {
     let mut scene = Scenario::with(&[2], &[0], 0);
     let ticket = scene.ticket(1);
@@ -367,11 +377,11 @@ fn a_block_that_was_never_used_does_not_go_to_a_disk_that_wants_used_ones() {
         shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
         shard
     };
-    for number in 0..4 {
+    for number in 0..3 {
         scene.store(number, None, 0);
     }
     scene.covered(&[0], 0);
-    for number in 4..8 {
+    for number in 3..8 {
         scene.store(number, None, 0);
         scene.settle();
     }
@@ -385,13 +395,51 @@ fn blocks_come_back_from_disk_with_their_prefixes() {
     let mut scene = Scenario::over(&[2], &[0], &[4], 0);
     for number in 0..3 {
         let block = block(number, number.checked_sub(1), number as u32, 100, 1);
-        assert!(scene.shard.restore(TENANT, &block, Slot(1)).is_some());
+        assert!(scene.shard.restore(TENANT, &block, Slot(1), 0).is_some());
     }
-    assert_eq!(scene.shard.restore(TENANT, &block(1, Some(0), 1, 100, 1), Slot(1)), None, "once");
-    assert_eq!(scene.shard.restore(TENANT, &block(7, None, 0, 100, 0), Slot(1)), None, "an ended era");
+    assert_eq!(scene.shard.restore(TENANT, &block(1, Some(0), 1, 100, 1), Slot(1), 0), None, "once");
+    assert_eq!(scene.shard.restore(TENANT, &block(7, None, 0, 100, 0), Slot(1), 0), None, "an ended era");
     assert_eq!(scene.covered(&[0, 1, 2], 0), 3);
     assert_eq!(scene.shard.stats().disk.blocks, 3);
     scene.shard.invariants().expect("all hold");
+}
+
+#[test]
+fn a_record_stays_in_the_class_of_its_file() {
+    let config = Scenario::over(&[1, 1], &[0, 0], &[2, 2], 0).config;
+    let (small, large) = (config.classes[0], config.classes[1]);
+    let mut shard = Shard::new(config);
+    shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
+    let mut restore = |number: u64, bytes: u64, class: usize| {
+        let block = block(number, None, 0, bytes, 1);
+        shard.restore(TENANT, &block, Slot(1), class).is_some()
+    };
+    // A small block that came when only large frames were free.
+    assert!(restore(0, small, 1) && restore(1, large, 1));
+    assert!(!restore(2, large, 0) && !restore(2, small, 2), "too large for its class, no such class");
+    assert!(!restore(2, small, 1) && restore(2, small, 0), "as many as there are records of each");
+    assert_eq!(shard.stats().disk.used_bytes, small + 2 * large);
+    shard.invariants().expect("all hold");
+}
+
+#[test]
+fn a_block_on_disk_is_a_hit_when_its_bytes_have_come() {
+    let mut scene = Scenario::over(&[2], &[0], &[4], 0);
+    for number in 0..2 {
+        assert!(scene.shard.restore(TENANT, &block(number, None, 0, 100, 1), Slot(1), 0).is_some());
+    }
+    let found = [0, 1].map(|number| scene.read(number).expect("it is on disk"));
+    assert_eq!((scene.shard.stats().hits, scene.shard.stats().misses), (0, 0));
+    scene.shard.brought(true);
+    scene.shard.brought(false);
+    assert_eq!((scene.shard.stats().hits, scene.shard.stats().misses), (1, 1));
+    let listed = scene.shard.listed(found[0]).expect("it is here");
+    assert_eq!((listed.parent, listed.slot), (BlockKey::NONE, Slot(1)));
+    let mut effects = Vec::new();
+    scene.shard.lost(found[0], &mut effects);
+    found.into_iter().for_each(|id| scene.shard.unread(id));
+    assert_eq!(scene.shard.listed(found[0]), None);
+    assert_eq!((scene.shard.stats().lost, scene.shard.stats().disk.used_bytes), (1, 100));
 }
 
 #[test]
@@ -436,6 +484,8 @@ enum Step {
     Unread(usize),
     Copied(usize, bool),
     Lost(u64),
+    Restore(u64, bool),
+    Open(bool),
     Tend,
     Clear,
     Rules(bool, bool),
@@ -455,6 +505,8 @@ fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
         2 => any::<usize>().prop_map(Step::Unread),
         1 => (any::<usize>(), any::<bool>()).prop_map(|(at, done)| Step::Copied(at, done)),
         1 => (0..24u64).prop_map(Step::Lost),
+        1 => (0..24u64, any::<bool>()).prop_map(|(number, large)| Step::Restore(number, large)),
+        1 => any::<bool>().prop_map(Step::Open),
         2 => Just(Step::Tend),
         1 => any::<(bool, bool)>().prop_map(|(own, quota)| Step::Rules(own, quota)),
         1 => Just(Step::Clear),
@@ -522,6 +574,14 @@ proptest! {
                         scene.shard.lost(*id, &mut scene.effects);
                     }
                 }
+                Step::Restore(number, large) => {
+                    let block = block(number, number.checked_sub(1), number as u32, 100, era);
+                    if let Some(id) = scene.shard.restore(TENANT, &block, Slot(number as u16), usize::from(large)) {
+                        prop_assert!(frames.insert(id, key(number)).is_none());
+                        prop_assert!(alive.insert(number, id).is_none());
+                    }
+                }
+                Step::Open(open) => scene.shard.set_open(Tier::Disk, open),
                 Step::Rules(own, quota) => {
                     let quota = [quota.then_some(200), None, quota.then_some(100)];
                     let rules = Rules { strategy: Strategy::Lru, quota };

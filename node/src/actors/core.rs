@@ -1,11 +1,14 @@
 //! What a device actor owns: the thin hand around one shard. It holds the resident frames, performs the shard's effects and
 //! hands out guards; bytes never pass through it. One made after a panic begins with an empty shard over the same arenas.
 
+use crate::actors::disk::DiskTier;
 use crate::actors::uses::CodecUses;
-use crate::guards::{ReadGuard, Return, Returns, Verified, WriteGuard};
+use crate::disk::{Found, Store};
+use crate::guards::{Lent, ReadGuard, Rest, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
 use crate::rules;
 use crate::view::{Serving, View};
+use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
     BlockId, CopyTicket, CopyVerdict, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats, Tier,
 };
@@ -25,7 +28,7 @@ pub(crate) enum DeviceMessage {
     /// How far are these runs covered?
     Match { tenant: TenantId, runs: Vec<Run>, keys: KeyList, hold: Duration, reply: Reply<Vec<u32>> },
     /// Let me read these blocks.
-    Read { tenant: TenantId, keys: KeyList, reply: Reply<Vec<Option<ReadGuard>>> },
+    Read { tenant: TenantId, keys: KeyList, reply: Reply<Vec<Option<Lent>>> },
     /// Give me frames for these blocks.
     Reserve {
         tenant: TenantId,
@@ -42,6 +45,12 @@ pub(crate) enum DeviceMessage {
     Adopt { serving: Serving, reply: Reply<()> },
     /// Let me read up to `limit` of the blocks that are here, from record `from` on; the answer says where to go on.
     Export { from: u32, limit: usize, reply: Reply<(Vec<Exported>, Option<u32>)> },
+    /// Is what is on disk still to be taken in?
+    AwaitsDisk { reply: Reply<bool> },
+    /// Take these in, parents first; the answer says how many there were places for.
+    Restore { found: Vec<Found>, reply: Reply<u64> },
+    /// That was all that is on disk.
+    Restored { reply: Reply<()> },
     /// How is it going?
     Load { reply: Reply<(DeviceLoad, ShardStats)> },
     /// How are the blocks stored?
@@ -55,7 +64,7 @@ pub(crate) enum DeviceMessage {
 
 /// A block as a snapshot wants it.
 pub(crate) struct Exported {
-    pub(crate) guard: ReadGuard,
+    pub(crate) block: Lent,
     pub(crate) parent: BlockKey,
     pub(crate) slot: Slot,
 }
@@ -65,7 +74,7 @@ pub(crate) enum Reserved {
     /// Fill it, then have it sealed.
     Write(WriteGuard),
     /// It is there already; pinned when that was asked.
-    Present(Option<ReadGuard>),
+    Present(Option<Lent>),
     /// It is not taken.
     Refused(Refusal),
 }
@@ -80,7 +89,7 @@ pub(crate) enum Sealed {
 
 pub(super) struct Resident {
     pub(super) header: BlockHeader,
-    pub(super) frame: ReadFrame,
+    pub(super) rest: Rest,
     /// Bytes before it was encoded, as they are counted.
     raw_bytes: u64,
 }
@@ -105,6 +114,7 @@ pub(crate) struct DeviceCore {
     held: Arc<BTreeSet<Slot>>,
     pub(super) view: Arc<View>,
     pub(super) blocking: Handle,
+    pub(super) disk: Option<DiskTier>,
 }
 
 impl DeviceCore {
@@ -113,11 +123,12 @@ impl DeviceCore {
         index: u16,
         config: ShardConfig,
         memory: Memory,
+        disk: Option<Arc<Store>>,
         view: Arc<View>,
         blocking: Handle,
     ) -> DeviceCore {
-        let frames: u64 =
-            config.device.frames.iter().chain(&config.host.frames).map(|frames| u64::from(*frames)).sum();
+        let tiers = [&config.device, &config.host, &config.disk];
+        let frames: u64 = tiers.iter().flat_map(|tier| &tier.frames).map(|frames| u64::from(*frames)).sum();
         let mut actor = DeviceCore {
             index,
             shard: Shard::new(config),
@@ -132,7 +143,10 @@ impl DeviceCore {
             cluster: None,
             held: Arc::default(),
             blocking,
+            disk: disk.map(DiskTier::new),
         };
+        // Nothing goes to disk before what is there is known.
+        actor.shard.set_open(Tier::Disk, false);
         // The view is never older than a map that an actor before this one has confirmed.
         if let Some(serving) = actor.view.serving() {
             actor.adopt(&serving);
@@ -153,6 +167,9 @@ impl DeviceCore {
             let commons = self.shard.config().rules;
             let own = rules::kept_apart(serving, self.index, commons.strategy);
             self.shard.set_rules(commons, &own);
+            if let Some(disk) = &mut self.disk {
+                disk.adopt(&serving.map);
+            }
         }
     }
 
@@ -162,11 +179,17 @@ impl DeviceCore {
         self.resident.iter_mut().for_each(|one| *one = None);
         (self.uses, self.returns, self.epoch) = (CodecUses::default(), Returns::default(), Epoch(0));
         self.effects.clear();
+        // Records of the cluster before are free places now.
+        self.shard.set_open(Tier::Disk, false);
+        if let Some(disk) = &mut self.disk {
+            disk.began_anew();
+        }
     }
 
-    /// Returns the bytes that actor and shard take for each frame, at most.
-    pub(crate) const fn bytes_per_frame() -> u64 {
-        Shard::index_bytes_per_frame() + size_of::<Option<Resident>>() as u64
+    /// Returns the bytes that actor and shard take for so many frames, at most.
+    pub(crate) fn bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
+        let resident = size_of::<Option<Resident>>() as u64;
+        Shard::index_bytes(frames, classes, strategy) + u64::from(frames) * resident
     }
 
     fn take_returns(&mut self) {
@@ -176,18 +199,21 @@ impl DeviceCore {
             match one {
                 Return::Reader(id) => self.shard.unread(id),
                 Return::Write(ticket) => self.shard.abandon(ticket),
-                Return::Copy(ticket, frame) => match (self.shard.copied(ticket, frame.is_some()), frame) {
-                    (CopyVerdict::Adopt(id), Some(frame)) => {
+                Return::Copy(ticket, rest) => match (self.shard.copied(ticket, rest.is_some()), rest) {
+                    (CopyVerdict::Adopt(id), Some(rest)) => {
                         if let Some(resident) = &mut self.resident[id.index()] {
-                            resident.frame = frame;
+                            resident.rest = rest;
                         }
                     }
-                    (_, frame) => drop(frame),
+                    (_, rest) => drop(rest),
                 },
+                Return::Brought(came) => self.shard.brought(came),
+                Return::Lost(id) => self.shard.lost(id, &mut self.effects),
                 Return::Shrunk(ticket, id, outcome) => self.take_shrunk(ticket, id, outcome),
             }
         }
         self.back = back;
+        self.heed_disk();
         self.perform_effects();
     }
 
@@ -208,26 +234,39 @@ impl DeviceCore {
     }
 
     fn copy(&mut self, ticket: CopyTicket, id: BlockId, to: Tier, class: usize) {
-        let returns = self.returns.clone();
-        let source = self.resident[id.index()].as_ref().map(|resident| resident.frame.clone());
-        let target = source.as_ref().and_then(|from| self.memory.take_frame(to, class, from.len() as u64));
-        let (Some(source), Some(target)) = (source, target) else {
-            returns.push(Return::Copy(ticket, None));
-            return;
+        let begun = match self.resident[id.index()].as_ref() {
+            Some(Resident { rest: Rest::Frame(from), header, .. }) if to == Tier::Disk => {
+                self.demote(ticket, id, class, from.clone(), *header)
+            }
+            Some(Resident { rest: Rest::Frame(from), .. }) => {
+                self.copy_frame(ticket, to, class, from.clone())
+            }
+            Some(Resident { rest: Rest::Record(from), header, .. }) => {
+                self.promote(ticket, id, (to, class), from.clone(), *header)
+            }
+            None => None,
         };
-        let memory = self.memory.clone();
+        if begun.is_none() {
+            self.returns.push(Return::Copy(ticket, None));
+        }
+    }
+
+    fn copy_frame(&self, ticket: CopyTicket, to: Tier, class: usize, source: ReadFrame) -> Option<()> {
+        let target = self.memory.take_frame(to, class, source.len() as u64)?;
+        let (memory, returns) = (self.memory.clone(), self.returns.clone());
         self.blocking.spawn_blocking(move || {
             let copy = memory.copy(&source, target);
             drop(source);
-            returns.push(Return::Copy(ticket, copy));
+            returns.push(Return::Copy(ticket, copy.map(Rest::Frame)));
         });
+        Some(())
     }
 
-    /// Keeps a block's frame and header, instead of those that it had.
-    pub(super) fn keep(&mut self, id: BlockId, frame: ReadFrame, header: BlockHeader) {
+    /// Keeps where a block's bytes are and its header, instead of those that it had.
+    pub(super) fn keep(&mut self, id: BlockId, rest: Rest, header: BlockHeader) {
         self.let_go(id);
         let raw_bytes = self.uses.add(&header, &self.view.layouts);
-        self.resident[id.index()] = Some(Resident { header, frame, raw_bytes });
+        self.resident[id.index()] = Some(Resident { header, rest, raw_bytes });
     }
 
     fn let_go(&mut self, id: BlockId) {
@@ -236,21 +275,20 @@ impl DeviceCore {
         }
     }
 
-    /// Makes a guard on a block that the shard has counted a reader of.
-    fn guard(&self, id: BlockId) -> Option<ReadGuard> {
+    /// Lends a block that the shard has counted a reader of.
+    fn lend(&self, id: BlockId) -> Option<Lent> {
         let resident = self.resident[id.index()].as_ref();
-        debug_assert!(resident.is_some(), "a block that the shard gives out has a frame");
-        resident
-            .map(|resident| ReadGuard::new(resident.frame.clone(), resident.header, id, self.returns.clone()))
+        debug_assert!(resident.is_some(), "a block that the shard gives out is somewhere");
+        resident.map(|resident| Lent::new(&resident.rest, resident.header, id, self.returns.clone()))
     }
 
-    fn pin(&mut self, id: BlockId) -> Option<ReadGuard> {
-        if self.shard.pin(id) { self.guard(id) } else { None }
+    fn pin(&mut self, id: BlockId) -> Option<Lent> {
+        if self.shard.pin(id) { self.lend(id) } else { None }
     }
 
-    fn read(&mut self, tenant: TenantId, keys: &KeyList) -> Vec<Option<ReadGuard>> {
+    fn read(&mut self, tenant: TenantId, keys: &KeyList) -> Vec<Option<Lent>> {
         let found = self.shard.read(self.view.now(), tenant, keys);
-        found.into_iter().map(|id| self.guard(id?)).collect()
+        found.into_iter().map(|id| self.lend(id?)).collect()
     }
 
     fn reserve(
@@ -294,8 +332,13 @@ impl DeviceCore {
         }
         let Some(id) = self.shard.seal(block.ticket()) else { return (Sealed::Ended, None) };
         let Some((frame, header)) = block.take() else { return (Sealed::Ended, None) };
-        self.keep(id, frame, header);
-        (Sealed::Visible(if pin { self.pin(id) } else { None }), Some(id))
+        self.keep(id, Rest::Frame(frame), header);
+        let pinned = if pin { self.pin(id) } else { None };
+        let guard = pinned.and_then(|lent| match lent {
+            Lent::Guard(guard) => Some(guard),
+            Lent::Record(_) => None,
+        });
+        (Sealed::Visible(guard), Some(id))
     }
 
     fn load(&self) -> (DeviceLoad, ShardStats) {
@@ -357,9 +400,19 @@ impl DeviceCore {
             DeviceMessage::Export { from, limit, reply } => {
                 let (listed, next) = self.shard.list(from, limit);
                 let export = |one: Listed| {
-                    Some(Exported { guard: self.pin(one.id)?, parent: one.parent, slot: one.slot })
+                    Some(Exported { block: self.pin(one.id)?, parent: one.parent, slot: one.slot })
                 };
                 reply.send((listed.into_iter().filter_map(export).collect(), next));
+            }
+            DeviceMessage::AwaitsDisk { reply } => {
+                reply.send(self.disk.as_ref().is_some_and(|disk| !disk.is_restored));
+            }
+            DeviceMessage::Restore { found, reply } => reply.send(self.restore(found)),
+            DeviceMessage::Restored { reply } => {
+                if let Some(disk) = &mut self.disk {
+                    disk.restored();
+                }
+                reply.send(());
             }
             DeviceMessage::Load { reply } => reply.send(self.load()),
             DeviceMessage::Codecs { reply } => reply.send(self.uses),

@@ -2,7 +2,7 @@
 //! into which frame, is the shard's.
 
 use crate::actors::core::{DeviceCore, Resident};
-use crate::guards::{Return, Returns};
+use crate::guards::{Rest, Return, Returns};
 use crate::memory::Memory;
 use kvhive_cache::policy::Shrink;
 use kvhive_cache::{BlockId, CopyVerdict, ShrinkTicket, Tier};
@@ -105,7 +105,9 @@ impl DeviceCore {
     /// Says what is re-encoded and how; none when nobody has told the block's layout, or it
     /// is as dense already.
     fn plan(&self, id: BlockId, how: Shrink) -> Option<Plan> {
-        let Resident { header, frame, .. } = self.resident[id.index()].as_ref()?;
+        let Resident { header, rest: Rest::Frame(frame), .. } = self.resident[id.index()].as_ref()? else {
+            return None;
+        };
         let layout = self.view.layouts.get(header.fingerprint)?;
         let codec = match how {
             Shrink::Lossless => Codec::Lossless,
@@ -132,7 +134,7 @@ impl DeviceCore {
             }
         };
         match self.shard.shrunk(ticket, Some(header.codec)) {
-            CopyVerdict::Adopt(id) => self.keep(id, frame, header),
+            CopyVerdict::Adopt(id) => self.keep(id, Rest::Frame(frame), header),
             CopyVerdict::Discard => drop(frame),
         }
     }
@@ -161,7 +163,7 @@ mod tests {
     /// Shrinks these bytes, stored by `codec` under a header with their digest less `off_by`; returns how that ended.
     fn shrunk(bytes: &[u8], codec: Codec, to: Codec, off_by: u64) -> Shrunk {
         let classes = [512, 4096].map(|frame_bytes| ClassConfig { frame_bytes, share: 1 }).to_vec();
-        let config = DeviceConfig { device_bytes: 1 << 16, host_bytes: 0, classes };
+        let config = DeviceConfig { device_bytes: 1 << 16, host_bytes: 0, disk_bytes: 0, classes };
         let memory = Memory::take(0, &config).expect("a little memory");
         let mut frame = memory.take_frame(Tier::Device, 1, bytes.len() as u64).expect("a free frame");
         frame.bytes_mut().copy_from_slice(bytes);

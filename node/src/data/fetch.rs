@@ -28,6 +28,7 @@ impl DataPlane {
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
         let FetchRequest { device, tenant, keys, accept, .. } = request;
         let blocks = self.ask(device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
+        let blocks = self.bring(blocks).await;
         let (mut blocks, room_taken) = match accept {
             Accept::Stored => (blocks.into_iter().map(|guard| guard.map(Held::Frame)).collect(), None),
             Accept::Raw(layout) => self.decoded(blocks, layout).await?,

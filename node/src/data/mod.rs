@@ -1,5 +1,6 @@
 //! The data plane: connections, and what each request does.
 
+mod bring;
 mod check;
 mod connection;
 mod counters;

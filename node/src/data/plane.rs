@@ -44,6 +44,8 @@ pub(crate) struct DataPlane {
     pub(super) inflight: Arc<Semaphore>,
     /// One permit a KiB of blocks that are decoded for askers who want them raw: as many as of payload.
     pub(super) decoding: Arc<Semaphore>,
+    /// One permit a KiB of blocks that are read from disk: as many as of payload.
+    pub(super) bringing: Arc<Semaphore>,
     inflight_kib: u32,
 }
 
@@ -67,6 +69,7 @@ impl DataPlane {
             limits,
             inflight: Arc::new(Semaphore::new(inflight_kib as usize)),
             decoding: Arc::new(Semaphore::new(inflight_kib as usize)),
+            bringing: Arc::new(Semaphore::new(inflight_kib as usize)),
             inflight_kib,
         }
     }

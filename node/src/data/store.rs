@@ -6,7 +6,7 @@ use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
 use crate::data::replicate::Item;
-use crate::guards::{ReadGuard, Verified};
+use crate::guards::{Lent, ReadGuard, Verified};
 use crate::view::Serving;
 use kvhive_cache::member;
 use kvhive_protocol::data::{
@@ -27,7 +27,7 @@ enum Taken {
     /// Its bytes are in a frame and match its header.
     Verified(Verified),
     /// It was here before.
-    Present(Option<ReadGuard>),
+    Present(Option<Lent>),
     Refused(Refusal),
 }
 
@@ -136,6 +136,7 @@ impl DataPlane {
         let mut stored = Vec::with_capacity(taken.len());
         let mut sealing = Vec::new();
         let mut sealed_at = Vec::new();
+        let (mut present, mut present_at) = (Vec::new(), Vec::new());
         let mut items = Vec::new();
         let item = |at: usize, guard: ReadGuard, already: bool| {
             let (block, slot) = task.blocks[at];
@@ -149,9 +150,14 @@ impl DataPlane {
                     // Until the actor says that it is visible.
                     stored.push(Stored::Refused(Refusal::WrongEra));
                 }
-                Taken::Present(guard) => {
+                Taken::Present(lent) => {
                     stored.push(Stored::Kept { copies: 1, already: true });
-                    items.extend(guard.map(|guard| item(at, guard, true)));
+                    // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
+                    let lent = lent.filter(|_| task.ack != Ack::Primary);
+                    if lent.is_some() {
+                        present.push(lent);
+                        present_at.push(at);
+                    }
                 }
                 Taken::Refused(refusal) => stored.push(Stored::Refused(refusal)),
             }
@@ -167,16 +173,18 @@ impl DataPlane {
                 }
             }
         }
+        let present = self.bring(present).await;
+        items.extend(
+            present_at.into_iter().zip(present).filter_map(|(at, guard)| Some(item(at, guard?, true))),
+        );
         self.replicate(&task, items, &mut stored).await;
         self.view.check_lease()?;
         Ok(DataReply::Stored { epoch: task.serving.map.epoch, blocks: stored })
     }
 
-    async fn replicate(&self, task: &Task, mut items: Vec<Item>, stored: &mut [Stored]) {
+    async fn replicate(&self, task: &Task, items: Vec<Item>, stored: &mut [Stored]) {
         let Task { serving, device, tenant, ack, layout, .. } = task;
         if *ack == Ack::Primary {
-            // Blocks that were here before have been copied when they came.
-            items.retain(|item| !item.already);
             self.replicator.later(serving.clone(), *device, *tenant, *layout, items, &self.counters);
             return;
         }

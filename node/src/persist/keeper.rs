@@ -1,7 +1,7 @@
 //! Keeps a node's snapshot: takes in the one that stands when the node begins to serve, writes a new one every so often, and
 //! the last one when the node ends in order.
 
-use super::{Loaded, PersistError, Saved, load, save};
+use super::{Extent, Loaded, PersistError, Saved, load, save};
 use crate::actors::device::Device;
 use crate::config::PersistConfig;
 use crate::data::{Counters, add, count};
@@ -98,7 +98,7 @@ impl Keeper {
 
     /// Writes what the node holds; an older snapshot stands when that fails.
     pub(crate) async fn write(&self) {
-        match save(&self.devices, &self.view, &self.config.folder, &mut |_| {}).await {
+        match save(&self.devices, &self.view, &self.config.folder, Extent::Memory, &mut |_| {}).await {
             Ok(Saved { blocks, bytes, resumed }) => {
                 info!(blocks, bytes, resumed, "snapshot written");
                 count(&self.counters.snapshots);

@@ -9,7 +9,7 @@ mod segment;
 
 pub(crate) use keeper::Keeper;
 pub(crate) use load::load;
-pub(crate) use save::save;
+pub(crate) use save::{Extent, save};
 
 use std::io;
 use std::path::PathBuf;

@@ -5,8 +5,9 @@ use super::segment::{Meta, SegmentReader, SegmentWriter};
 use super::{PersistError, PersistProgress, Saved};
 use crate::actors::core::{DeviceMessage, Exported};
 use crate::actors::device::Device;
+use crate::guards::{Lent, ReadGuard};
 use crate::view::View;
-use kvhive_protocol::BlockKey;
+use kvhive_protocol::{BlockKey, Slot};
 use std::collections::HashSet;
 use std::fs;
 use std::io;
@@ -20,11 +21,21 @@ const SEGMENT_BYTES: u64 = 256 << 20;
 /// A device that does not answer within this is busy.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Which blocks a snapshot holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Extent {
+    /// Those in memory: those on disk are there after a restart without it.
+    Memory,
+    /// Those on disk too.
+    All,
+}
+
 /// Writes what the devices hold to the folder `path`. What an earlier, interrupted run left beside it is gone on with.
 pub(crate) async fn save(
     devices: &[Device],
     view: &View,
     path: &Path,
+    extent: Extent,
     progress: &mut (dyn FnMut(PersistProgress) + Send),
 ) -> Result<Saved, PersistError> {
     let serving = view.serving().ok_or(PersistError::NotServing)?;
@@ -45,9 +56,20 @@ pub(crate) async fn save(
             let (exported, after) = asked.map_err(|_| PersistError::Busy { device: number })?;
             next = after;
             done.blocks += exported.len() as u64;
-            // Files are written where that may block; the blocks are held until they are.
-            let written = tokio::task::spawn_blocking(move || work.write(exported).map(|()| work)).await;
-            work = written.map_err(io::Error::other).and_then(|work| work).map_err(at)?;
+            let mut at_hand = Vec::with_capacity(exported.len());
+            for Exported { block, parent, slot } in exported {
+                match block {
+                    Lent::Guard(guard) => at_hand.push((guard, parent, slot)),
+                    Lent::Record(record) if extent == Extent::All => {
+                        // One at a time: nobody has set memory aside for more.
+                        if let Some(guard) = record.read(None).await {
+                            work = written(work, vec![(guard, parent, slot)]).await.map_err(at)?;
+                        }
+                    }
+                    Lent::Record(record) => drop(record),
+                }
+            }
+            work = written(work, at_hand).await.map_err(at)?;
             progress(done);
         }
     }
@@ -62,6 +84,12 @@ pub(crate) async fn save(
     saved.blocks = manifest.segments.iter().map(|segment| segment.blocks).sum();
     saved.bytes = manifest.segments.iter().map(|segment| segment.bytes).sum();
     Ok(saved)
+}
+
+/// Writes blocks where that may block; they are held until they are written.
+async fn written(mut work: Work, blocks: Vec<(ReadGuard, BlockKey, Slot)>) -> io::Result<Work> {
+    let written = tokio::task::spawn_blocking(move || work.write(blocks).map(|()| work)).await;
+    written.map_err(io::Error::other)?
 }
 
 /// The snapshot as far as it is made.
@@ -105,8 +133,8 @@ impl Work {
         Ok(work)
     }
 
-    fn write(&mut self, exported: Vec<Exported>) -> io::Result<()> {
-        for Exported { guard, parent, slot } in exported {
+    fn write(&mut self, blocks: Vec<(ReadGuard, BlockKey, Slot)>) -> io::Result<()> {
+        for (guard, parent, slot) in blocks {
             let header = *guard.header();
             if self.known.contains(&header.key) {
                 continue;

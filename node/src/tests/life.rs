@@ -154,8 +154,10 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         devices: vec![crate::DeviceConfig {
             device_bytes: 100,
             host_bytes: 0,
+            disk_bytes: 0,
             classes: vec![crate::ClassConfig { frame_bytes: 4096, share: 1 }],
         }],
+        disk_folder: None,
         persist: None,
         tuning: crate::Tuning::default(),
         coordinators: vec![coordinator.address()],

@@ -4,6 +4,7 @@ mod asker;
 mod blocks;
 mod codecs;
 mod coordinator;
+mod disk;
 mod faults;
 mod hints;
 mod life;
@@ -14,6 +15,7 @@ mod tenants;
 
 use crate::actors::core::DeviceMessage;
 use crate::data::Limits;
+use crate::disk::{DiskTuning, record_bytes};
 use crate::start::start_within;
 use crate::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle};
 use asker::Asker;
@@ -23,6 +25,7 @@ use kvhive_cache::policy::Strategy;
 use kvhive_protocol::Generation;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -37,6 +40,9 @@ struct Setup {
     smaller: Option<(usize, usize)>,
     strategy: Strategy,
     persist: Option<crate::PersistConfig>,
+    /// Folder and number of records of its disk tier.
+    disk: Option<(PathBuf, usize)>,
+    disk_tuning: DiskTuning,
     device_frames: usize,
     host_frames: usize,
     max_connections: usize,
@@ -51,6 +57,8 @@ impl Default for Setup {
             smaller: None,
             strategy: Strategy::Lru,
             persist: None,
+            disk: None,
+            disk_tuning: DiskTuning::default(),
             device_frames: 32,
             host_frames: 0,
             max_connections: 64,
@@ -62,6 +70,10 @@ impl Default for Setup {
 
 impl Setup {
     fn start(&self, name: &str, coordinator: &FakeCoordinator) -> NodeHandle {
+        self.try_start(name, coordinator).expect("a node starts")
+    }
+
+    fn try_start(&self, name: &str, coordinator: &FakeCoordinator) -> Result<NodeHandle, crate::NodeError> {
         // Shares are the classes' bytes, so that each gets the frames that were asked for.
         let class = |(frame_bytes, frames): (usize, usize)| ClassConfig {
             frame_bytes: frame_bytes as u64,
@@ -83,9 +95,14 @@ impl Setup {
             devices: vec![DeviceConfig {
                 device_bytes: classes.iter().map(|class| u64::from(class.share)).sum(),
                 host_bytes: (self.host_frames * self.frame_bytes) as u64,
+                disk_bytes: self
+                    .disk
+                    .as_ref()
+                    .map_or(0, |(_, records)| record_bytes(self.frame_bytes as u64) * *records as u64),
                 classes,
             }],
             tuning: crate::Tuning { strategy: self.strategy, ..crate::Tuning::default() },
+            disk_folder: self.disk.as_ref().map(|(folder, _)| folder.clone()),
             persist: self.persist.clone(),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
@@ -96,7 +113,7 @@ impl Setup {
             stall: self.stall,
             least_rate: u64::MAX,
         };
-        start_within(config, limits).expect("a node starts")
+        start_within(config, limits, &self.disk_tuning)
     }
 
     /// Starts a coordinator and one node, and waits until it serves.

@@ -2,6 +2,7 @@
 //! synced. Everything follows from one seed.
 
 mod chaos;
+mod founding;
 mod hostile;
 mod net;
 mod rules;

@@ -1,8 +1,8 @@
 //! The network, its peers and their disks. What must hold at all times is asserted with every step.
 
 use kvhive_consensus::{
-    Consensus, ConsensusConfig, Effect, Event, LogBatch, PeerId, RefuseReason, Restored, Role, Ticket,
-    WriteId,
+    Consensus, ConsensusConfig, Effect, Event, LogBatch, PeerId, RefuseReason, Restored, Role, Standing,
+    Ticket, WriteId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -155,6 +155,17 @@ impl Net {
         peer.readable.clear();
     }
 
+    /// Takes away a peer's log. Its connections end with it, and what was on its way over them.
+    pub(crate) fn wipe(&mut self, id: PeerId) {
+        self.crash(id);
+        self.peers.get_mut(&id).expect("a known peer").disk = Disk::default();
+        self.flying.retain(|(from, to, _)| *from != id && *to != id);
+    }
+
+    pub(crate) fn standing(&self, id: PeerId) -> Option<Standing> {
+        self.peers[&id].machine.as_ref().map(|machine| machine.status().standing)
+    }
+
     pub(crate) fn step(&mut self, id: PeerId, event: Event) {
         let mut effects = Vec::new();
         let peer = self.peers.get_mut(&id).expect("a known peer");
@@ -281,6 +292,17 @@ impl Net {
             .filter(|(status, _)| status.role == Role::Leader)
             .max_by_key(|(status, _)| status.term)
             .map(|(_, id)| id)
+    }
+
+    /// Lets time pass until something holds.
+    pub(crate) fn wait_until(&mut self, holds: impl Fn(&Net) -> bool) {
+        for _ in 0..300 {
+            if holds(self) {
+                return;
+            }
+            self.tick();
+        }
+        panic!("waited 300 ticks in vain");
     }
 
     pub(crate) fn elect(&mut self) -> PeerId {

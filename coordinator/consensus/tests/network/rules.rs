@@ -2,7 +2,7 @@
 
 use super::net::Net;
 use kvhive_consensus::{
-    Consensus, ConsensusConfig, Event, LogEntry, PeerId, RefuseReason, Restored, Role, Ticket,
+    Consensus, ConsensusConfig, Event, LogEntry, PeerId, RefuseReason, Restored, Role, Standing, Ticket,
 };
 
 #[test]
@@ -101,6 +101,7 @@ fn a_peer_that_is_heard_and_hears_nothing_does_not_stop_the_others() {
 #[test]
 fn nobody_votes_or_is_elected_before_the_vote_is_durable() {
     let mut net = Net::new(3, 15);
+    net.wait_until(|net| net.ids().into_iter().all(|id| net.standing(id) == Some(Standing::Founder)));
     net.stalled = net.ids().into_iter().collect();
     for _ in 0..100 {
         net.tick();

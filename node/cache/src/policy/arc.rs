@@ -3,8 +3,9 @@
 //! are at most twice what fits.
 
 use super::ghosts::{Ghosts, Print, Printer};
-use super::list::{Links, List, MAX_SCAN, Path, entry, value};
+use super::list::{Column, Links, List, MAX_SCAN, Path};
 use super::{Policy, Removal, Request, Verdict, Visit};
+use kvhive_protocol::BlockKey;
 
 /// In which list a block is.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -25,8 +26,7 @@ pub struct Arc {
     links: Links,
     recent: List,
     frequent: List,
-    places: Vec<Place>,
-    prints: Vec<Print>,
+    places: Column<Place>,
     printer: Printer,
     recent_ghosts: Ghosts,
     frequent_ghosts: Ghosts,
@@ -34,20 +34,28 @@ pub struct Arc {
 }
 
 impl Arc {
-    /// Makes empty lists for `capacity` blocks.
-    pub fn new(capacity: u32, seed: u64) -> Arc {
-        let capacity = capacity.max(1) as usize;
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>()
+            + Links::bytes(capacity)
+            + Column::<Place>::bytes(capacity)
+            + 2 * Ghosts::bytes(capacity.max(1))
+    }
+
+    /// Makes empty lists for `blocks` blocks.
+    pub fn new(blocks: u32, seed: u64) -> Arc {
+        let capacity = blocks.max(1) as usize;
         Arc {
             capacity,
             target: 0.0,
-            links: Links::default(),
+            links: Links::new(capacity),
             recent: List::EMPTY,
             frequent: List::EMPTY,
-            places: Vec::new(),
-            prints: Vec::new(),
+            places: Column::new(capacity),
             printer: Printer::new(seed),
-            recent_ghosts: Ghosts::new(capacity),
-            frequent_ghosts: Ghosts::new(2 * capacity),
+            recent_ghosts: Ghosts::exactly(capacity),
+            frequent_ghosts: Ghosts::exactly(capacity),
             path: Path::NONE,
         }
     }
@@ -66,15 +74,15 @@ impl Arc {
 
     fn place(&mut self, at: u32, place: Place, visit: &Visit) {
         self.take_out(at);
-        let below = self.path.step(at, visit).filter(|parent| value(&self.places, *parent) == place);
-        *entry(&mut self.places, at) = place;
+        let below = self.path.step(at, visit).filter(|parent| self.places.get(*parent) == place);
+        *self.places.entry(at) = place;
         let list = if place == Place::Recent { &mut self.recent } else { &mut self.frequent };
         list.enter(&mut self.links, at, below);
     }
 
     /// Takes a block out. Returns where it was.
     fn take_out(&mut self, at: u32) -> Place {
-        let place = std::mem::take(entry(&mut self.places, at));
+        let place = std::mem::take(self.places.entry(at));
         match place {
             Place::Out => {}
             Place::Recent => self.recent.leave(&mut self.links, at),
@@ -110,7 +118,6 @@ impl Policy for Arc {
 
     fn inserted(&mut self, at: u32, visit: &Visit) {
         let print = self.printer.print(&visit.key);
-        *entry(&mut self.prints, at) = print;
         self.target = self.target_with(print);
         let came_back = self.recent_ghosts.take(print) || self.frequent_ghosts.take(print);
         self.place(at, if came_back { Place::Frequent } else { Place::Recent }, visit);
@@ -136,11 +143,11 @@ impl Policy for Arc {
         Verdict::Stuck
     }
 
-    fn removed(&mut self, at: u32, why: Removal) {
+    fn removed(&mut self, at: u32, key: &BlockKey, why: Removal) {
         self.path.forget(at);
         let place = self.take_out(at);
         if why == Removal::Evicted {
-            let print = value(&self.prints, at);
+            let print = self.printer.print(key);
             match place {
                 Place::Out => None,
                 Place::Recent => self.recent_ghosts.remember(print),
@@ -153,8 +160,7 @@ impl Policy for Arc {
     fn memory_bytes(&self) -> usize {
         size_of::<Self>()
             + self.links.memory_bytes()
-            + self.places.capacity() * size_of::<Place>()
-            + self.prints.capacity() * size_of::<Print>()
+            + self.places.memory_bytes()
             + self.recent_ghosts.memory_bytes()
             + self.frequent_ghosts.memory_bytes()
     }

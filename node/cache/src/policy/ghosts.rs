@@ -1,14 +1,18 @@
-//! Ghosts: blocks that left for want of room, remembered for a while by a hash of their key, newest last. Bounded; two keys
-//! of one hash are taken for one block, which costs a wrong guess in 2^64 and nothing else.
+//! Ghosts: blocks that left for want of room, remembered for a while by a hash of their key, newest last. Bounded. Two keys of
+//! one hash are taken for one block: with a million ghosts that is one newcomer in four thousand, and costs a wrong guess about
+//! it and nothing else.
 
-use super::list::{Links, List};
+use super::list::Column;
+use crate::table::Table;
 use foldhash::fast::FixedState;
-use hashbrown::HashTable;
 use kvhive_protocol::BlockKey;
 use std::hash::BuildHasher;
 
-/// What a ghost is known by.
-pub(super) type Print = u64;
+/// What a ghost is known by; never [`NOBODY`].
+pub(super) type Print = u32;
+
+/// In place of a print: nobody is remembered here.
+const NOBODY: Print = 0;
 
 /// Makes prints of keys. A secret seed keeps a stranger from making keys that fall together.
 pub(super) struct Printer(FixedState);
@@ -19,81 +23,118 @@ impl Printer {
     }
 
     pub(super) fn print(&self, key: &BlockKey) -> Print {
-        self.0.hash_one(key)
+        ((self.0.hash_one(key) >> 32) as Print).max(NOBODY + 1)
     }
 }
 
-/// At most so many ghosts, each with a dense number of its own.
+/// Spreads a print over the highest bits, which a table looks at.
+fn spread(print: Print) -> u64 {
+    u64::from(print).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+/// The blocks that left last, in a ring of fixed size: each is remembered until as many have left after it, or it is taken
+/// out. A ghost's number is its place in the ring.
 pub(super) struct Ghosts {
-    limit: usize,
-    table: HashTable<u32>,
-    prints: Vec<Print>,
-    free: Vec<u32>,
-    links: Links,
-    order: List,
+    limit: u32,
+    /// Places that are more than what is remembered at most; where there are none, those of ghosts taken out stay empty
+    /// until their turn comes.
+    spare: u32,
+    table: Table,
+    prints: Column<Print>,
+    /// Where the next one goes.
+    next: u32,
+    /// No ghost is older than the one that is here or comes after.
+    oldest: u32,
 }
 
 impl Ghosts {
+    /// Remembers for as long as no more than `limit` leave.
     pub(super) fn new(limit: usize) -> Ghosts {
+        Ghosts::with_spare(limit, 0)
+    }
+
+    /// Remembers exactly the last `limit` that were not taken out. Their numbers may change with each one that comes.
+    pub(super) fn exactly(limit: usize) -> Ghosts {
+        Ghosts::with_spare(limit, limit / 8 + 1)
+    }
+
+    fn with_spare(limit: usize, spare: usize) -> Ghosts {
+        let limit = limit.min(u32::MAX as usize / 4);
         Ghosts {
-            limit,
-            table: HashTable::new(),
-            prints: Vec::new(),
-            free: Vec::new(),
-            links: Links::default(),
-            order: List::EMPTY,
+            limit: limit as u32,
+            spare: spare as u32,
+            table: Table::new(limit),
+            prints: Column::new(limit + spare),
+            next: 0,
+            oldest: 0,
         }
     }
 
+    /// Returns the bytes that so many take at most, with [`Ghosts::exactly`].
+    pub(super) const fn bytes(limit: usize) -> usize {
+        Table::bytes(limit) + Column::<Print>::bytes(limit + limit / 8 + 1)
+    }
+
     pub(super) fn len(&self) -> usize {
-        self.order.len()
+        self.table.len()
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.len() >= self.limit
+    /// Returns the number of the oldest ghost.
+    pub(super) fn oldest(&mut self) -> Option<u32> {
+        if self.len() == 0 {
+            return None;
+        }
+        while self.prints.get(self.oldest) == NOBODY {
+            self.oldest = self.after(self.oldest);
+        }
+        Some(self.oldest)
     }
 
-    pub(super) fn oldest(&self) -> Option<u32> {
-        self.order.oldest()
+    /// Returns the ghost that the next one takes the place of.
+    pub(super) fn next_to_go(&self) -> Option<u32> {
+        Some(self.next).filter(|ghost| self.prints.get(*ghost) != NOBODY)
     }
 
     /// Returns the number of the ghost with this print.
     pub(super) fn find(&self, print: Print) -> Option<u32> {
-        self.table.find(print, |ghost| self.prints[*ghost as usize] == print).copied()
+        self.table.find(spread(print), |ghost| self.prints.get(ghost) == print)
     }
 
-    /// Remembers a block as the newest ghost, if need be instead of the oldest. Returns its number.
+    /// Remembers a block as the newest ghost. Returns its number.
     pub(super) fn remember(&mut self, print: Print) -> Option<u32> {
-        if let Some(again) = self.find(print) {
-            self.forget(again);
+        if self.limit == 0 {
+            return None;
         }
-        if self.is_full() {
-            self.forget(self.oldest()?);
+        self.take(print);
+        if self.len() >= self.limit as usize
+            && let Some(oldest) = self.oldest()
+        {
+            self.forget(oldest);
         }
-        let ghost = match self.free.pop() {
-            Some(ghost) => {
-                self.prints[ghost as usize] = print;
-                ghost
+        if let Some(displaced) = self.next_to_go() {
+            if self.spare > 0 {
+                self.close_up();
+            } else {
+                self.forget(displaced);
             }
-            None => {
-                self.prints.push(print);
-                self.prints.len() as u32 - 1
-            }
-        };
+        }
+        let ghost = self.next;
+        self.next = self.after(ghost);
+        if self.len() == 0 {
+            self.oldest = ghost;
+        } else if self.oldest == ghost {
+            self.oldest = self.next;
+        }
+        *self.prints.entry(ghost) = print;
         let prints = &self.prints;
-        self.table.insert_unique(print, ghost, |other| prints[*other as usize]);
-        self.order.enter(&mut self.links, ghost, None);
+        self.table.insert(spread(print), ghost, |other| spread(prints.get(other)));
         Some(ghost)
     }
 
     /// Forgets a ghost. Its number may come back as another's.
     pub(super) fn forget(&mut self, ghost: u32) {
-        let print = self.prints[ghost as usize];
-        if let Ok(entry) = self.table.find_entry(print, |other| *other == ghost) {
-            entry.remove();
-            self.order.leave(&mut self.links, ghost);
-            self.free.push(ghost);
-        }
+        let print = std::mem::replace(self.prints.entry(ghost), NOBODY);
+        self.table.remove(spread(print), ghost);
     }
 
     /// Forgets the ghost with this print. Says whether there was one.
@@ -102,12 +143,28 @@ impl Ghosts {
         found.inspect(|ghost| self.forget(*ghost)).is_some()
     }
 
+    /// Moves the ghosts of a full ring together; there are as many empty places among them as are spare at least.
+    fn close_up(&mut self) {
+        let (mut from, mut to) = (self.next, self.next);
+        for _ in 0..self.limit + self.spare {
+            let print = std::mem::replace(self.prints.entry(from), NOBODY);
+            if print != NOBODY {
+                *self.prints.entry(to) = print;
+                self.table.renumber(spread(print), from, to);
+                to = self.after(to);
+            }
+            from = self.after(from);
+        }
+        (self.oldest, self.next) = (self.next, to);
+    }
+
+    fn after(&self, ghost: u32) -> u32 {
+        if ghost + 1 < self.limit + self.spare { ghost + 1 } else { 0 }
+    }
+
     /// Returns bytes of memory held.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.table.allocation_size()
-            + self.prints.capacity() * size_of::<Print>()
-            + self.free.capacity() * size_of::<u32>()
-            + self.links.memory_bytes()
+        self.table.memory_bytes() + self.prints.memory_bytes()
     }
 }
 
@@ -124,12 +181,54 @@ mod tests {
         let known: Vec<bool> = [10, 11, 12].map(|print| ghosts.find(print).is_some()).into();
         assert_eq!((known, ghosts.len()), (vec![true, false, true], 2));
         assert!(ghosts.take(10) && !ghosts.take(10));
-        assert_eq!((ghosts.len(), ghosts.find(12), ghosts.oldest()), (1, ghosts.oldest(), ghosts.find(12)));
+        assert_eq!((ghosts.len(), ghosts.find(12)), (1, ghosts.oldest()));
+    }
+
+    #[test]
+    fn the_oldest_is_found_whoever_was_taken_out() {
+        let mut ghosts = Ghosts::new(5);
+        let mut model: Vec<Print> = Vec::new();
+        let mut dice = 7u32;
+        for print in 1..2000 {
+            dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            if dice >> 30 == 0 && !model.is_empty() {
+                let taken = model.remove((dice >> 8) as usize % model.len());
+                assert!(ghosts.take(taken));
+            } else {
+                ghosts.remember(print);
+                model.push(print);
+                model.retain(|known| ghosts.find(*known).is_some());
+                assert_eq!(model.last(), Some(&print));
+            }
+            let oldest = ghosts.oldest().map(|ghost| ghosts.prints.get(ghost));
+            assert_eq!((oldest.as_ref(), ghosts.len()), (model.first(), model.len()));
+        }
+    }
+
+    #[test]
+    fn as_many_as_fit_are_remembered_exactly_whoever_was_taken_out() {
+        let mut ghosts = Ghosts::exactly(20);
+        let mut model: Vec<Print> = Vec::new();
+        let mut dice = 7u32;
+        for print in 1..4000 {
+            dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            if dice >> 31 == 0 && !model.is_empty() {
+                assert!(ghosts.take(model.remove((dice >> 8) as usize % model.len())));
+            } else {
+                ghosts.remember(print);
+                model.push(print);
+                model.drain(..model.len().saturating_sub(20));
+            }
+            let known = |print: &Print| ghosts.find(*print).is_some();
+            assert!(model.iter().all(known) && ghosts.len() == model.len());
+            let oldest = ghosts.oldest().map(|ghost| ghosts.prints.get(ghost));
+            assert_eq!(oldest.as_ref(), model.first());
+        }
     }
 
     #[test]
     fn no_room_is_no_ghost() {
         let mut ghosts = Ghosts::new(0);
-        assert_eq!((ghosts.remember(1), ghosts.find(1)), (None, None));
+        assert_eq!((ghosts.remember(1), ghosts.find(1), ghosts.next_to_go()), (None, None, None));
     }
 }

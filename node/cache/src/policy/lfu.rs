@@ -2,8 +2,9 @@
 //! Jin, "Evaluating Content Management Techniques for Web Proxy Caches", 1999): a block's priority is its count plus the
 //! priority of the last block that left, so counts of long ago stop to matter. Of equals the least recently used leaves.
 
-use super::list::{Links, List, MAX_SCAN, Path, entry, value};
+use super::list::{Column, Links, List, MAX_SCAN, Path};
 use super::{Policy, Removal, Request, Verdict, Visit};
+use kvhive_protocol::BlockKey;
 
 /// Priorities lie in a window of so many from the age upwards, so a ring of lists holds them all.
 const RING: usize = 256;
@@ -19,42 +20,51 @@ pub struct Lfu {
     age: u8,
     is_aging: bool,
     /// Uses of each block, and its place in the ring.
-    counts: Vec<u8>,
-    places: Vec<u8>,
+    counts: Column<u8>,
+    places: Column<u8>,
     path: Path,
 }
 
 impl Lfu {
-    /// Makes the policy that `lfu` names: it ages.
-    pub fn aging() -> Lfu {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>()
+            + Links::bytes(capacity)
+            + RING * size_of::<List>()
+            + 2 * Column::<u8>::bytes(capacity)
+    }
+
+    /// Makes the policy that `lfu` names, for `capacity` blocks: it ages.
+    pub fn aging(capacity: u32) -> Lfu {
         Lfu {
-            links: Links::default(),
+            links: Links::new(capacity as usize),
             ring: (0..RING).map(|_| List::EMPTY).collect(),
             age: 0,
             is_aging: true,
-            counts: Vec::new(),
-            places: Vec::new(),
+            counts: Column::new(capacity as usize),
+            places: Column::new(capacity as usize),
             path: Path::NONE,
         }
     }
 
     /// Makes the textbook policy, for comparison: what was popular once stays for good.
-    pub fn plain() -> Lfu {
-        Lfu { is_aging: false, ..Lfu::aging() }
+    pub fn plain(capacity: u32) -> Lfu {
+        Lfu { is_aging: false, ..Lfu::aging(capacity) }
     }
 
     fn place(&mut self, at: u32, count: u8, visit: &Visit) {
         self.take_out(at);
         let place = self.age.wrapping_add(count);
-        *entry(&mut self.counts, at) = count;
-        *entry(&mut self.places, at) = place;
-        let below = self.path.step(at, visit).filter(|parent| value(&self.places, *parent) == place);
+        *self.counts.entry(at) = count;
+        *self.places.entry(at) = place;
+        let below = self.path.step(at, visit).filter(|parent| self.places.get(*parent) == place);
         self.ring[usize::from(place)].enter(&mut self.links, at, below);
     }
 
     fn take_out(&mut self, at: u32) {
         if self.links.contains(at) {
-            self.ring[usize::from(self.places[at as usize])].leave(&mut self.links, at);
+            self.ring[usize::from(self.places.get(at))].leave(&mut self.links, at);
         }
     }
 }
@@ -65,7 +75,7 @@ impl Policy for Lfu {
     }
 
     fn hit(&mut self, at: u32, visit: &Visit) {
-        let count = value(&self.counts, at).saturating_add(1);
+        let count = self.counts.get(at).saturating_add(1);
         self.place(at, count, visit);
     }
 
@@ -86,7 +96,7 @@ impl Policy for Lfu {
         Verdict::Stuck
     }
 
-    fn removed(&mut self, at: u32, why: Removal) {
+    fn removed(&mut self, at: u32, _key: &BlockKey, why: Removal) {
         self.path.forget(at);
         if !self.links.contains(at) {
             return;
@@ -94,7 +104,7 @@ impl Policy for Lfu {
         self.take_out(at);
         if self.is_aging && why == Removal::Evicted {
             // Blocks that could not go may lie lower than the one that left; the age never passes them.
-            let left = self.places[at as usize];
+            let left = self.places.get(at);
             while self.age != left && self.ring[usize::from(self.age)].len() == 0 {
                 self.age = self.age.wrapping_add(1);
             }
@@ -105,8 +115,8 @@ impl Policy for Lfu {
         size_of::<Self>()
             + self.links.memory_bytes()
             + self.ring.capacity() * size_of::<List>()
-            + self.counts.capacity()
-            + self.places.capacity()
+            + self.counts.memory_bytes()
+            + self.places.memory_bytes()
     }
 }
 
@@ -118,7 +128,7 @@ mod tests {
 
     #[test]
     fn what_was_popular_long_ago_leaves_when_counts_age() {
-        let mut plain = Scenario::of(2, Box::new(Lfu::plain()));
+        let mut plain = Scenario::of(2, Box::new(Lfu::plain(2)));
         assert_eq!(plain.serve_each("aaaabbccdd").resident(), "ad");
         let mut aging = Scenario::with_room_for(2, Strategy::Lfu);
         assert_eq!(aging.serve_each("aaaabbccdd").resident(), "cd");

@@ -4,11 +4,14 @@
 //! SIGMETRICS 2002). LIR blocks are called hot here, HIR blocks cold; ghosts are the non-resident HIR blocks.
 
 use super::ghosts::{Ghosts, Print, Printer};
-use super::list::{Links, List, MAX_SCAN, Path, entry, value};
+use super::list::{Column, Links, List, MAX_SCAN, Path};
 use super::{Policy, Removal, Request, Verdict, Visit};
+use kvhive_protocol::BlockKey;
 
-/// Ghosts for each block of the pool.
-const GHOSTS_PER_BLOCK: usize = 2;
+/// For so many blocks of the pool there are so many ghosts: 2.125 for each. An eighth is for those that come back or sink below
+/// the stack, whose places stay empty for a while.
+const BLOCKS: u32 = 8;
+const GHOSTS: u32 = 17;
 /// The cold queue's share of the pool is one in so many.
 const COLD_SHARE: usize = 100;
 
@@ -24,42 +27,68 @@ enum State {
 pub struct Lirs {
     hot_limit: usize,
     hot: usize,
-    /// On the stack, record n is node 2n and ghost n is node 2n + 1.
+    /// Of each 25 nodes on the stack, the first eight are records' and the others ghosts'.
     stack_links: Links,
     stack: List,
     queue_links: Links,
     queue: List,
-    states: Vec<State>,
-    prints: Vec<Print>,
+    states: Column<State>,
     printer: Printer,
     ghosts: Ghosts,
     path: Path,
 }
 
+/// What a node on the stack stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stacked {
+    Record(u32),
+    Ghost(u32),
+}
+
+const NODES: u32 = BLOCKS + GHOSTS;
+
 const fn node_of_record(at: u32) -> u32 {
-    2 * at
+    at / BLOCKS * NODES + at % BLOCKS
 }
 
 const fn node_of_ghost(ghost: u32) -> u32 {
-    2 * ghost + 1
+    ghost / GHOSTS * NODES + BLOCKS + ghost % GHOSTS
+}
+
+const fn stacked(node: u32) -> Stacked {
+    let (group, place) = (node / NODES, node % NODES);
+    if place < BLOCKS {
+        Stacked::Record(group * BLOCKS + place)
+    } else {
+        Stacked::Ghost(group * GHOSTS + place - BLOCKS)
+    }
 }
 
 impl Lirs {
-    /// Makes an empty stack for `capacity` blocks.
-    pub fn new(capacity: u32, seed: u64) -> Lirs {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
         let capacity = capacity as usize;
+        size_of::<Self>()
+            + Links::bytes(capacity.div_ceil(BLOCKS as usize) * NODES as usize)
+            + Links::bytes(capacity)
+            + Column::<State>::bytes(capacity)
+            + Ghosts::bytes(capacity * GHOSTS as usize / BLOCKS as usize)
+    }
+
+    /// Makes an empty stack for `blocks` blocks.
+    pub fn new(blocks: u32, seed: u64) -> Lirs {
+        let capacity = blocks as usize;
         let cold = (capacity / COLD_SHARE).max(2);
         Lirs {
             hot_limit: capacity.saturating_sub(cold).max(1),
             hot: 0,
-            stack_links: Links::default(),
+            stack_links: Links::new(capacity.div_ceil(BLOCKS as usize) * NODES as usize),
             stack: List::EMPTY,
-            queue_links: Links::default(),
+            queue_links: Links::new(capacity),
             queue: List::EMPTY,
-            states: Vec::new(),
-            prints: Vec::new(),
+            states: Column::new(capacity),
             printer: Printer::new(seed),
-            ghosts: Ghosts::new(GHOSTS_PER_BLOCK * capacity),
+            ghosts: Ghosts::new(capacity * GHOSTS as usize / BLOCKS as usize),
             path: Path::NONE,
         }
     }
@@ -91,7 +120,7 @@ impl Lirs {
             self.queue.leave(&mut self.queue_links, at);
         }
         self.raise(at, parent);
-        self.states[at as usize] = State::Hot;
+        *self.states.entry(at) = State::Hot;
         self.hot += 1;
         if self.hot > self.hot_limit {
             self.cool_the_bottom();
@@ -100,10 +129,9 @@ impl Lirs {
 
     fn cool_the_bottom(&mut self) {
         self.prune();
-        let Some(node) = self.stack.oldest() else { return };
-        let at = node / 2;
-        self.stack.leave(&mut self.stack_links, node);
-        self.states[at as usize] = State::Cold;
+        let Some(Stacked::Record(at)) = self.stack.oldest().map(stacked) else { return };
+        self.stack.leave(&mut self.stack_links, node_of_record(at));
+        *self.states.entry(at) = State::Cold;
         self.hot -= 1;
         self.queue_up(at, None);
         self.prune();
@@ -112,10 +140,10 @@ impl Lirs {
     /// Takes off the stack what lies below the oldest hot block: only a use while stacked says that a block is hot.
     fn prune(&mut self) {
         while let Some(node) = self.stack.oldest() {
-            if node % 2 == 1 {
-                self.ghosts.forget(node / 2);
-            } else if self.states[node as usize / 2] == State::Hot {
-                return;
+            match stacked(node) {
+                Stacked::Ghost(ghost) => self.ghosts.forget(ghost),
+                Stacked::Record(at) if self.states.get(at) == State::Hot => return,
+                Stacked::Record(_) => {}
             }
             self.stack.leave(&mut self.stack_links, node);
         }
@@ -127,9 +155,8 @@ impl Lirs {
     }
 
     /// Leaves a ghost in a block's place on the stack.
-    fn haunt(&mut self, at: u32) {
-        let print = value(&self.prints, at);
-        if let Some(ghost) = self.new_ghost(print) {
+    fn haunt(&mut self, at: u32, key: &BlockKey) {
+        if let Some(ghost) = self.new_ghost(self.printer.print(key)) {
             self.stack.enter(&mut self.stack_links, node_of_ghost(ghost), Some(node_of_record(at)));
         }
     }
@@ -139,9 +166,7 @@ impl Lirs {
         if let Some(again) = self.ghosts.find(print) {
             self.forget_ghost(again);
         }
-        if self.ghosts.is_full()
-            && let Some(oldest) = self.ghosts.oldest()
-        {
+        if let Some(oldest) = self.ghosts.next_to_go() {
             self.forget_ghost(oldest);
         }
         self.ghosts.remember(print)
@@ -155,7 +180,7 @@ impl Policy for Lirs {
 
     fn hit(&mut self, at: u32, visit: &Visit) {
         let parent = self.path.step(at, visit);
-        match value(&self.states, at) {
+        match self.states.get(at) {
             State::Out => {}
             State::Hot => {
                 self.raise(at, parent);
@@ -170,9 +195,8 @@ impl Policy for Lirs {
     }
 
     fn inserted(&mut self, at: u32, visit: &Visit) {
-        self.removed(at, Removal::Dropped);
+        self.removed(at, &visit.key, Removal::Dropped);
         let print = self.printer.print(&visit.key);
-        *entry(&mut self.prints, at) = print;
         let parent = self.path.step(at, visit);
         let ghost = self.ghosts.find(print);
         if let Some(ghost) = ghost {
@@ -181,7 +205,7 @@ impl Policy for Lirs {
         if ghost.is_some() || self.hot < self.hot_limit {
             self.heat(at, parent);
         } else {
-            self.states[at as usize] = State::Cold;
+            *self.states.entry(at) = State::Cold;
             self.raise(at, parent);
             self.queue_up(at, parent);
         }
@@ -209,17 +233,19 @@ impl Policy for Lirs {
         let mut next = self.stack.oldest();
         for _ in 0..MAX_SCAN {
             let Some(node) = next else { break };
-            if node % 2 == 0 && may_go(node / 2) {
-                return Verdict::Evict(node / 2);
+            if let Stacked::Record(at) = stacked(node)
+                && may_go(at)
+            {
+                return Verdict::Evict(at);
             }
             next = self.stack_links.newer(node);
         }
         Verdict::Stuck
     }
 
-    fn removed(&mut self, at: u32, why: Removal) {
+    fn removed(&mut self, at: u32, key: &BlockKey, why: Removal) {
         self.path.forget(at);
-        let state = std::mem::take(entry(&mut self.states, at));
+        let state = std::mem::take(self.states.entry(at));
         match state {
             State::Out => return,
             State::Hot => self.hot -= 1,
@@ -227,7 +253,7 @@ impl Policy for Lirs {
         }
         if self.is_stacked(at) {
             if state == State::Cold && why == Removal::Evicted {
-                self.haunt(at);
+                self.haunt(at, key);
             }
             self.stack.leave(&mut self.stack_links, node_of_record(at));
         }
@@ -238,16 +264,25 @@ impl Policy for Lirs {
         size_of::<Self>()
             + self.stack_links.memory_bytes()
             + self.queue_links.memory_bytes()
-            + self.states.capacity() * size_of::<State>()
-            + self.prints.capacity() * size_of::<Print>()
+            + self.states.memory_bytes()
             + self.ghosts.memory_bytes()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::policy::Strategy;
     use crate::policy::scenario::Scenario;
+
+    #[test]
+    fn nodes_of_records_and_ghosts_fill_the_stack_without_a_gap() {
+        let mut all: Vec<u32> = (0..24).map(node_of_record).chain((0..51).map(node_of_ghost)).collect();
+        assert!((0..24).all(|at| stacked(node_of_record(at)) == Stacked::Record(at)));
+        assert!((0..51).all(|ghost| stacked(node_of_ghost(ghost)) == Stacked::Ghost(ghost)));
+        all.sort_unstable();
+        assert_eq!(all, (0..75).collect::<Vec<u32>>());
+    }
 
     #[test]
     fn a_block_that_comes_back_soon_turns_hot_and_the_oldest_hot_one_cools() {

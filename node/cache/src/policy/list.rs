@@ -17,42 +17,100 @@ struct Node {
     older: u32,
 }
 
-/// The neighbours of every record; grows with the largest number seen.
-#[derive(Default)]
-pub(super) struct Links(Vec<Node>);
+/// The neighbours of every record.
+pub(super) struct Links(Column<Node>);
+
+const NOWHERE: Node = Node { newer: OUT, older: OUT };
+
+impl Default for Node {
+    fn default() -> Node {
+        NOWHERE
+    }
+}
 
 impl Links {
+    /// Makes links for records with numbers below `limit`.
+    pub(super) fn new(limit: usize) -> Links {
+        Links(Column::new(limit))
+    }
+
+    /// Returns the bytes that links for so many records take at most.
+    pub(super) const fn bytes(limit: usize) -> usize {
+        Column::<Node>::bytes(limit)
+    }
+
     /// Says whether a record is in a list.
     pub(super) fn contains(&self, at: u32) -> bool {
-        self.0.get(at as usize).is_some_and(|node| node.newer != OUT)
+        self.0.get(at).newer != OUT
     }
 
     /// Returns the next record towards the newest.
     pub(super) fn newer(&self, at: u32) -> Option<u32> {
-        Some(self.0[at as usize].newer).filter(|next| *next != NIL)
+        Some(self.0.get(at).newer).filter(|next| *next != NIL)
     }
 
     /// Returns bytes of memory held.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.0.capacity() * size_of::<Node>()
+        self.0.memory_bytes()
     }
 
     fn node(&mut self, at: u32) -> &mut Node {
-        &mut self.0[at as usize]
+        self.0.entry(at)
     }
 }
 
-/// Returns a record's entry in a column of values, which grows with the largest number seen.
-pub(super) fn entry<T: Clone + Default>(column: &mut Vec<T>, at: u32) -> &mut T {
-    if column.len() <= at as usize {
-        column.resize(at as usize + 1, T::default());
-    }
-    &mut column[at as usize]
+/// A value for each record. It grows with the largest number seen, by an eighth at a time and never beyond its limit as
+/// long as the numbers are below that: a full pool has not a byte to spare.
+pub(super) struct Column<T> {
+    values: Vec<T>,
+    limit: usize,
 }
 
-/// Returns a record's value in a column, that of a fresh record where the column does not reach.
-pub(super) fn value<T: Copy + Default>(column: &[T], at: u32) -> T {
-    column.get(at as usize).copied().unwrap_or_default()
+/// Values that a column has room for at least.
+const LEAST_ROOM: usize = 1024;
+
+impl<T: Copy + Default> Column<T> {
+    /// Makes a column for numbers below `limit`.
+    pub(super) fn new(limit: usize) -> Column<T> {
+        Column { values: Vec::new(), limit }
+    }
+
+    /// Returns a record's value, that of a fresh record where the column does not reach.
+    pub(super) fn get(&self, at: u32) -> T {
+        self.values.get(at as usize).copied().unwrap_or_default()
+    }
+
+    /// Returns a record's value to be changed.
+    pub(super) fn entry(&mut self, at: u32) -> &mut T {
+        let wanted = at as usize + 1;
+        if self.values.len() < wanted {
+            self.reach(wanted);
+        }
+        &mut self.values[at as usize]
+    }
+
+    fn reach(&mut self, wanted: usize) {
+        if self.values.capacity() < wanted {
+            let room = (wanted + wanted / 8).max(LEAST_ROOM).min(self.limit).max(wanted);
+            self.values.reserve_exact(room - self.values.len());
+        }
+        self.values.resize(wanted, T::default());
+    }
+
+    /// Returns the bytes that a column with this limit takes at most.
+    pub(super) const fn bytes(limit: usize) -> usize {
+        limit * size_of::<T>()
+    }
+
+    /// Changes every value.
+    pub(super) fn update(&mut self, change: impl FnMut(&mut T)) {
+        self.values.iter_mut().for_each(change);
+    }
+
+    /// Returns bytes of memory held.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.values.capacity() * size_of::<T>()
+    }
 }
 
 /// One list; its neighbours lie in [`Links`].
@@ -83,9 +141,6 @@ impl List {
 
     /// Puts a record that is in no list at the newest end; or, given `below`, which is in this list, just older than that.
     pub(super) fn enter(&mut self, links: &mut Links, at: u32, below: Option<u32>) {
-        if links.0.len() <= at as usize {
-            links.0.resize(at as usize + 1, Node { newer: OUT, older: OUT });
-        }
         debug_assert!(!links.contains(at), "record {at} is in a list");
         let newer = below.unwrap_or(NIL);
         let older = below.map_or(self.newest, |below| links.node(below).older);
@@ -104,7 +159,7 @@ impl List {
     /// Takes out a record that is in this list.
     pub(super) fn leave(&mut self, links: &mut Links, at: u32) {
         debug_assert!(links.contains(at), "record {at} is in no list");
-        let Node { newer, older } = std::mem::replace(links.node(at), Node { newer: OUT, older: OUT });
+        let Node { newer, older } = std::mem::replace(links.node(at), NOWHERE);
         match newer {
             NIL => self.newest = older,
             newer => links.node(newer).older = older,
@@ -177,7 +232,7 @@ mod tests {
 
     #[test]
     fn records_enter_at_the_newest_end_or_below_another() {
-        let (mut links, mut list) = (Links::default(), List::EMPTY);
+        let (mut links, mut list) = (Links::new(8), List::EMPTY);
         list.enter(&mut links, 3, None);
         list.enter(&mut links, 1, Some(3));
         list.enter(&mut links, 7, None);
@@ -191,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_record_that_may_not_go_is_passed_over_once() {
-        let (mut links, mut list) = (Links::default(), List::EMPTY);
+        let (mut links, mut list) = (Links::new(8), List::EMPTY);
         for at in 0..4 {
             list.enter(&mut links, at, None);
         }
@@ -209,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_search_ends_when_nothing_may_go() {
-        let (mut links, mut list) = (Links::default(), List::EMPTY);
+        let (mut links, mut list) = (Links::new(8), List::EMPTY);
         for at in 0..10 {
             list.enter(&mut links, at, None);
         }

@@ -3,6 +3,7 @@
 
 use super::list::{Links, List, MAX_SCAN, Path};
 use super::{Policy, Removal, Request, Verdict, Visit};
+use kvhive_protocol::BlockKey;
 
 /// Least recently used first.
 pub struct Lru {
@@ -12,9 +13,15 @@ pub struct Lru {
 }
 
 impl Lru {
-    /// Makes an empty order.
-    pub fn new() -> Lru {
-        Lru { links: Links::default(), order: List::EMPTY, path: Path::NONE }
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>() + Links::bytes(capacity)
+    }
+
+    /// Makes an empty order for `capacity` blocks.
+    pub fn new(capacity: u32) -> Lru {
+        Lru { links: Links::new(capacity as usize), order: List::EMPTY, path: Path::NONE }
     }
 
     fn place(&mut self, at: u32, visit: &Visit) {
@@ -23,12 +30,6 @@ impl Lru {
         }
         let below = self.path.step(at, visit);
         self.order.enter(&mut self.links, at, below);
-    }
-}
-
-impl Default for Lru {
-    fn default() -> Lru {
-        Lru::new()
     }
 }
 
@@ -52,7 +53,7 @@ impl Policy for Lru {
         self.order.oldest_free(&mut self.links, may_go, &mut scan).map_or(Verdict::Stuck, Verdict::Evict)
     }
 
-    fn removed(&mut self, at: u32, _why: Removal) {
+    fn removed(&mut self, at: u32, _key: &BlockKey, _why: Removal) {
         if self.links.contains(at) {
             self.order.leave(&mut self.links, at);
         }

@@ -33,7 +33,7 @@ pub use paged::Paged;
 pub use s3fifo::S3Fifo;
 pub use shrinking::Shrinking;
 pub use sieve::Sieve;
-pub use strategy::{Shrink, build, shrinks};
+pub use strategy::{Shrink, build, most_bytes, shrinks};
 pub use wtinylfu::WTinyLfu;
 
 pub use kvhive_protocol::data::Hint;
@@ -111,8 +111,12 @@ pub trait Policy: Send {
     /// Nothing changes by this call but what the policy needs for itself: the shard follows with [`Policy::removed`].
     fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict;
 
-    /// The block of record `at` is gone.
-    fn removed(&mut self, at: u32, why: Removal);
+    /// The block of record `at`, known by `key`, is gone.
+    fn removed(&mut self, at: u32, key: &BlockKey, why: Removal);
+
+    /// A resident block has become a leaf, its last child being gone; or it was inserted with children, and is none. That a
+    /// block is no leaf any more once a child of it is inserted goes without saying.
+    fn set_leaf(&mut self, _at: u32, _leaf: bool) {}
 
     /// Appends the records that would leave next and were not named since their last use, coldest first, at most `limit`.
     /// For a shard that re-encodes what is cold before it lets anything go ([`shrinks`]); others name none.

@@ -3,8 +3,9 @@
 //! admission (Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention", SOSP 2023;
 //! the free queue of vLLM's prefix cache).
 
-use super::list::{Links, List, MAX_SCAN, entry};
+use super::list::{Column, Links, List, MAX_SCAN};
 use super::{Policy, Removal, Request, Verdict, Visit};
+use kvhive_protocol::BlockKey;
 
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum State {
@@ -18,43 +19,46 @@ enum State {
 pub struct Paged {
     links: Links,
     free: List,
-    states: Vec<State>,
-    /// Blocks of the current request in order. A block that is gone meanwhile is not in use any more.
-    in_use: Vec<u32>,
+    states: Column<State>,
+    /// Blocks of the current request, the last as the oldest.
+    in_use: List,
 }
 
 impl Paged {
-    /// Makes an empty queue.
-    pub fn new() -> Paged {
-        Paged { links: Links::default(), free: List::EMPTY, states: Vec::new(), in_use: Vec::new() }
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>() + Links::bytes(capacity) + Column::<State>::bytes(capacity)
+    }
+
+    /// Makes an empty queue for `capacity` blocks.
+    pub fn new(capacity: u32) -> Paged {
+        Paged {
+            links: Links::new(capacity as usize),
+            free: List::EMPTY,
+            states: Column::new(capacity as usize),
+            in_use: List::EMPTY,
+        }
     }
 
     fn start_use(&mut self, at: u32) {
-        let state = std::mem::replace(entry(&mut self.states, at), State::InUse);
+        let state = std::mem::replace(self.states.entry(at), State::InUse);
         match state {
-            State::Out => self.in_use.push(at),
-            State::InUse => {}
-            State::Free => {
-                self.free.leave(&mut self.links, at);
-                self.in_use.push(at);
-            }
+            State::Out => {}
+            State::InUse => return,
+            State::Free => self.free.leave(&mut self.links, at),
         }
-    }
-}
-
-impl Default for Paged {
-    fn default() -> Paged {
-        Paged::new()
+        let last = self.in_use.oldest();
+        self.in_use.enter(&mut self.links, at, last);
     }
 }
 
 impl Policy for Paged {
     fn begin(&mut self, _request: &Request) {
-        for at in self.in_use.drain(..).rev() {
-            if self.states[at as usize] == State::InUse {
-                self.states[at as usize] = State::Free;
-                self.free.enter(&mut self.links, at, None);
-            }
+        while let Some(last) = self.in_use.oldest() {
+            self.in_use.leave(&mut self.links, last);
+            *self.states.entry(last) = State::Free;
+            self.free.enter(&mut self.links, last, None);
         }
     }
 
@@ -73,17 +77,16 @@ impl Policy for Paged {
         self.free.oldest_free(&mut self.links, may_go, &mut scan).map_or(Verdict::Stuck, Verdict::Evict)
     }
 
-    fn removed(&mut self, at: u32, _why: Removal) {
-        if std::mem::take(entry(&mut self.states, at)) == State::Free {
-            self.free.leave(&mut self.links, at);
+    fn removed(&mut self, at: u32, _key: &BlockKey, _why: Removal) {
+        match std::mem::take(self.states.entry(at)) {
+            State::Out => {}
+            State::InUse => self.in_use.leave(&mut self.links, at),
+            State::Free => self.free.leave(&mut self.links, at),
         }
     }
 
     fn memory_bytes(&self) -> usize {
-        size_of::<Self>()
-            + self.links.memory_bytes()
-            + self.states.capacity() * size_of::<State>()
-            + self.in_use.capacity() * size_of::<u32>()
+        size_of::<Self>() + self.links.memory_bytes() + self.states.memory_bytes()
     }
 }
 

@@ -2,9 +2,10 @@
 //! the rest leaves and is remembered: who comes back goes to the main queue at once (Yang, Zhang, Qiu, Yue, Rashmi, "FIFO
 //! Queues Are All You Need for Cache Eviction", SOSP 2023).
 
-use super::ghosts::{Ghosts, Print, Printer};
-use super::list::{Links, List, MAX_SCAN, Path, entry, value};
+use super::ghosts::{Ghosts, Printer};
+use super::list::{Column, Links, List, MAX_SCAN, Path};
 use super::{Policy, Removal, Request, Verdict, Visit};
+use kvhive_protocol::BlockKey;
 
 /// Uses that are counted.
 const MAX_COUNT: u8 = 3;
@@ -24,18 +25,25 @@ pub struct S3Fifo {
     links: Links,
     small: List,
     main: List,
-    places: Vec<Place>,
-    counts: Vec<u8>,
-    prints: Vec<Print>,
+    places: Column<Place>,
+    counts: Column<u8>,
     printer: Printer,
     /// Blocks that left the small queue lately; each is a ghost for as many that leave after it as the main queue has places.
     ghosts: Ghosts,
-    ghost_stamps: Vec<u64>,
-    left: u64,
     path: Path,
 }
 
 impl S3Fifo {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>()
+            + Links::bytes(capacity)
+            + Column::<Place>::bytes(capacity)
+            + Column::<u8>::bytes(capacity)
+            + Ghosts::bytes(capacity)
+    }
+
     /// Makes empty queues for `capacity` blocks.
     pub fn new(capacity: u32, seed: u64) -> S3Fifo {
         let small_target = (capacity as usize / 10).max(1);
@@ -43,23 +51,20 @@ impl S3Fifo {
         S3Fifo {
             small_target,
             main_target,
-            links: Links::default(),
+            links: Links::new(capacity as usize),
             small: List::EMPTY,
             main: List::EMPTY,
-            places: Vec::new(),
-            counts: Vec::new(),
-            prints: Vec::new(),
+            places: Column::new(capacity as usize),
+            counts: Column::new(capacity as usize),
             printer: Printer::new(seed),
             ghosts: Ghosts::new(main_target),
-            ghost_stamps: Vec::new(),
-            left: 0,
             path: Path::NONE,
         }
     }
 
     /// Takes a block out. Returns where it was.
     fn take_out(&mut self, at: u32) -> Place {
-        let place = std::mem::take(entry(&mut self.places, at));
+        let place = std::mem::take(self.places.entry(at));
         match place {
             Place::Out => {}
             Place::Small => self.small.leave(&mut self.links, at),
@@ -76,10 +81,10 @@ impl S3Fifo {
                 return None;
             }
             *scan -= 1;
-            if value(&self.counts, at) > 1 {
+            if self.counts.get(at) > 1 {
                 self.small.leave(&mut self.links, at);
-                self.places[at as usize] = Place::Main;
-                self.counts[at as usize] = 0;
+                *self.places.entry(at) = Place::Main;
+                *self.counts.entry(at) = 0;
                 self.main.enter(&mut self.links, at, None);
                 if self.main.len() > self.main_target {
                     return None;
@@ -104,12 +109,12 @@ impl S3Fifo {
             *scan -= 1;
             let at = self.main.oldest()?;
             if may_go(at) {
-                if value(&self.counts, at) == 0 {
+                if self.counts.get(at) == 0 {
                     return Some(at);
                 }
                 spared = Some(at);
             }
-            let count = entry(&mut self.counts, at);
+            let count = self.counts.entry(at);
             *count = count.saturating_sub(1);
             self.main.turn(&mut self.links);
         }
@@ -124,7 +129,7 @@ impl Policy for S3Fifo {
     }
 
     fn hit(&mut self, at: u32, _visit: &Visit) {
-        let count = entry(&mut self.counts, at);
+        let count = self.counts.entry(at);
         *count = (*count + 1).min(MAX_COUNT);
         // Its place is an old one: children that come in now do not belong below it.
         self.path.begin();
@@ -133,15 +138,14 @@ impl Policy for S3Fifo {
     fn inserted(&mut self, at: u32, visit: &Visit) {
         self.take_out(at);
         let print = self.printer.print(&visit.key);
-        *entry(&mut self.prints, at) = print;
-        *entry(&mut self.counts, at) = 0;
+        *self.counts.entry(at) = 0;
         let (place, list) = match self.ghosts.take(print) {
             true => (Place::Main, &mut self.main),
             false => (Place::Small, &mut self.small),
         };
-        let below = self.path.step(at, visit).filter(|parent| value(&self.places, *parent) == place);
+        let below = self.path.step(at, visit).filter(|parent| self.places.get(*parent) == place);
         list.enter(&mut self.links, at, below);
-        self.places[at as usize] = place;
+        *self.places.entry(at) = place;
     }
 
     fn refused(&mut self, _visit: &Visit) {}
@@ -162,29 +166,19 @@ impl Policy for S3Fifo {
         found.map_or(Verdict::Stuck, Verdict::Evict)
     }
 
-    fn removed(&mut self, at: u32, why: Removal) {
+    fn removed(&mut self, at: u32, key: &BlockKey, why: Removal) {
         self.path.forget(at);
         if self.take_out(at) == Place::Small && why == Removal::Evicted {
-            self.left += 1;
-            if let Some(ghost) = self.ghosts.remember(value(&self.prints, at)) {
-                *entry(&mut self.ghost_stamps, ghost) = self.left;
-            }
-            while let Some(oldest) = self.ghosts.oldest()
-                && self.left - value(&self.ghost_stamps, oldest) >= self.main_target as u64
-            {
-                self.ghosts.forget(oldest);
-            }
+            self.ghosts.remember(self.printer.print(key));
         }
     }
 
     fn memory_bytes(&self) -> usize {
         size_of::<Self>()
             + self.links.memory_bytes()
-            + self.places.capacity() * size_of::<Place>()
-            + self.counts.capacity()
-            + self.prints.capacity() * size_of::<Print>()
+            + self.places.memory_bytes()
+            + self.counts.memory_bytes()
             + self.ghosts.memory_bytes()
-            + self.ghost_stamps.capacity() * size_of::<u64>()
     }
 }
 

@@ -12,10 +12,14 @@ pub(super) struct Scenario {
     pub(super) refused: String,
 }
 
-pub(super) fn visit(letter: char, parent: Option<u32>, depth: u32) -> Visit {
+fn key(letter: char) -> BlockKey {
     let mut bytes = [0; 32];
     bytes[..4].copy_from_slice(&u32::from(letter).to_le_bytes());
-    Visit { key: BlockKey::from_bytes(bytes), parent, depth, partial: false }
+    BlockKey::from_bytes(bytes)
+}
+
+pub(super) fn visit(letter: char, parent: Option<u32>, depth: u32) -> Visit {
+    Visit { key: key(letter), parent, depth, partial: false }
 }
 
 impl Scenario {
@@ -82,8 +86,14 @@ impl Scenario {
             let mut may_go = |at: u32| !is_parent(at) && !used_now(at);
             match self.policy.victim(visit, &mut may_go) {
                 Verdict::Evict(at) => {
-                    self.records[at as usize] = None;
-                    self.policy.removed(at, Removal::Evicted);
+                    let (gone, parent, _) =
+                        self.records[at as usize].take().expect("what leaves is resident");
+                    self.policy.removed(at, &key(gone), Removal::Evicted);
+                    let is_parent =
+                        |at: u32| self.records.iter().flatten().any(|record| record.1 == Some(at));
+                    if let Some(parent) = parent.filter(|parent| !is_parent(*parent)) {
+                        self.policy.set_leaf(parent, true);
+                    }
                 }
                 Verdict::Refuse | Verdict::Stuck => return None,
             }

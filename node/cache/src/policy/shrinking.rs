@@ -3,48 +3,49 @@
 //! compression cache's (Douglis, "The Compression Cache: Using On-line Compression to Extend Physical Memory", USENIX 1993);
 //! that tensors of keys and values bear few bits is KIVI's finding (Liu et al., ICML 2024). Which codec is the shard's matter.
 
-use super::list::{Links, List, MAX_SCAN, Path, entry, value};
+use super::list::{Column, Links, List, MAX_SCAN, Path};
 use super::{Policy, Removal, Request, Verdict, Visit};
+use kvhive_protocol::BlockKey;
 
 /// Least recently used first, in two parts: the cold were named by [`Policy::coldest`] since their last use.
 pub struct Shrinking {
     links: Links,
     warm: List,
     cold: List,
-    is_cold: Vec<bool>,
+    is_cold: Column<bool>,
     path: Path,
 }
 
 impl Shrinking {
-    /// Makes an empty order.
-    pub fn new() -> Shrinking {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>() + Links::bytes(capacity) + Column::<bool>::bytes(capacity)
+    }
+
+    /// Makes an empty order for `capacity` blocks.
+    pub fn new(capacity: u32) -> Shrinking {
         Shrinking {
-            links: Links::default(),
+            links: Links::new(capacity as usize),
             warm: List::EMPTY,
             cold: List::EMPTY,
-            is_cold: Vec::new(),
+            is_cold: Column::new(capacity as usize),
             path: Path::NONE,
         }
     }
 
     fn take_out(&mut self, at: u32) {
         if self.links.contains(at) {
-            let list = if value(&self.is_cold, at) { &mut self.cold } else { &mut self.warm };
+            let list = if self.is_cold.get(at) { &mut self.cold } else { &mut self.warm };
             list.leave(&mut self.links, at);
         }
     }
 
     fn place(&mut self, at: u32, visit: &Visit) {
         self.take_out(at);
-        *entry(&mut self.is_cold, at) = false;
-        let below = self.path.step(at, visit).filter(|parent| !value(&self.is_cold, *parent));
+        *self.is_cold.entry(at) = false;
+        let below = self.path.step(at, visit).filter(|parent| !self.is_cold.get(*parent));
         self.warm.enter(&mut self.links, at, below);
-    }
-}
-
-impl Default for Shrinking {
-    fn default() -> Shrinking {
-        Shrinking::new()
     }
 }
 
@@ -73,7 +74,7 @@ impl Policy for Shrinking {
         Verdict::Stuck
     }
 
-    fn removed(&mut self, at: u32, _why: Removal) {
+    fn removed(&mut self, at: u32, _key: &BlockKey, _why: Removal) {
         self.path.forget(at);
         self.take_out(at);
     }
@@ -82,14 +83,14 @@ impl Policy for Shrinking {
         for _ in 0..limit {
             let Some(at) = self.warm.oldest() else { break };
             self.warm.leave(&mut self.links, at);
-            *entry(&mut self.is_cold, at) = true;
+            *self.is_cold.entry(at) = true;
             self.cold.enter(&mut self.links, at, None);
             cold.push(at);
         }
     }
 
     fn memory_bytes(&self) -> usize {
-        size_of::<Self>() + self.links.memory_bytes() + self.is_cold.capacity()
+        size_of::<Self>() + self.links.memory_bytes() + self.is_cold.memory_bytes()
     }
 }
 
@@ -99,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_block_is_named_for_shrinking_once_until_it_is_used_again() {
-        let mut policy = Shrinking::new();
+        let mut policy = Shrinking::new(4);
         let visit = Visit { key: kvhive_protocol::BlockKey::NONE, parent: None, depth: 0, partial: false };
         for at in 0..4 {
             policy.inserted(at, &visit);

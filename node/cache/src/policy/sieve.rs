@@ -2,26 +2,33 @@
 //! came by, and takes the first that was not (Zhang, Yang, Yue, Vigfusson, Rashmi, "SIEVE is Simpler than LRU: an Efficient
 //! Turn-Key Eviction Algorithm for Web Caches", NSDI 2024).
 
-use super::list::{Links, List, MAX_SCAN, Path, entry, value};
+use super::list::{Column, Links, List, MAX_SCAN, Path};
 use super::{Policy, Removal, Request, Verdict, Visit};
+use kvhive_protocol::BlockKey;
 
 /// A queue, a hand, and one bit a block.
 pub struct Sieve {
     links: Links,
     queue: List,
     hand: Option<u32>,
-    is_used: Vec<bool>,
+    is_used: Column<bool>,
     path: Path,
 }
 
 impl Sieve {
-    /// Makes an empty queue.
-    pub fn new() -> Sieve {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>() + Links::bytes(capacity) + Column::<bool>::bytes(capacity)
+    }
+
+    /// Makes an empty queue for `capacity` blocks.
+    pub fn new(capacity: u32) -> Sieve {
         Sieve {
-            links: Links::default(),
+            links: Links::new(capacity as usize),
             queue: List::EMPTY,
             hand: None,
-            is_used: Vec::new(),
+            is_used: Column::new(capacity as usize),
             path: Path::NONE,
         }
     }
@@ -36,26 +43,20 @@ impl Sieve {
     }
 }
 
-impl Default for Sieve {
-    fn default() -> Sieve {
-        Sieve::new()
-    }
-}
-
 impl Policy for Sieve {
     fn begin(&mut self, _request: &Request) {
         self.path.begin();
     }
 
     fn hit(&mut self, at: u32, _visit: &Visit) {
-        *entry(&mut self.is_used, at) = true;
+        *self.is_used.entry(at) = true;
         // Its place is an old one: children that come in now do not belong below it.
         self.path.begin();
     }
 
     fn inserted(&mut self, at: u32, visit: &Visit) {
         self.take_out(at);
-        *entry(&mut self.is_used, at) = false;
+        *self.is_used.entry(at) = false;
         let below = self.path.step(at, visit);
         self.queue.enter(&mut self.links, at, below);
     }
@@ -69,25 +70,25 @@ impl Policy for Sieve {
             let Some(at) = self.hand.or(self.queue.oldest()) else { break };
             self.hand = Some(at);
             if may_go(at) {
-                if !value(&self.is_used, at) {
+                if !self.is_used.get(at) {
                     return Verdict::Evict(at);
                 }
                 forgiven = Some(at);
             }
-            *entry(&mut self.is_used, at) = false;
+            *self.is_used.entry(at) = false;
             self.hand = self.links.newer(at);
         }
         // A long run of used blocks: one of them goes, lest one call walk over the whole pool.
         forgiven.map_or(Verdict::Stuck, Verdict::Evict)
     }
 
-    fn removed(&mut self, at: u32, _why: Removal) {
+    fn removed(&mut self, at: u32, _key: &BlockKey, _why: Removal) {
         self.path.forget(at);
         self.take_out(at);
     }
 
     fn memory_bytes(&self) -> usize {
-        size_of::<Self>() + self.links.memory_bytes() + self.is_used.capacity()
+        size_of::<Self>() + self.links.memory_bytes() + self.is_used.memory_bytes()
     }
 }
 

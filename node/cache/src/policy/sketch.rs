@@ -1,6 +1,5 @@
 //! A count-min sketch of four-bit counters that forgets: after ten uses for each block of the pool all counts are halved (the
-//! "reset" of TinyLFU: Einziger, Friedman, Manes, ACM TOS 2017). 32 bytes for each block of the pool, rounded up to a power of
-//! two, whatever the number of keys.
+//! "reset" of TinyLFU: Einziger, Friedman, Manes, ACM TOS 2017). 32 bytes for each block of the pool, whatever the number of keys.
 
 use super::ghosts::Print;
 
@@ -24,8 +23,17 @@ pub(super) struct Sketch {
 
 impl Sketch {
     pub(super) fn new(capacity: u32) -> Sketch {
-        let words = (WORDS_PER_BLOCK * capacity as usize).clamp(8, MAX_WORDS).next_power_of_two();
+        let words = Sketch::words(capacity as usize);
         Sketch { words: vec![0; words], uses: 0, uses_to_halve: 10 * capacity.max(1) as usize }
+    }
+
+    fn words(capacity: usize) -> usize {
+        (WORDS_PER_BLOCK * capacity).clamp(8, MAX_WORDS)
+    }
+
+    /// Returns the bytes that one for so many blocks takes.
+    pub(super) fn most_bytes(capacity: usize) -> usize {
+        Sketch::words(capacity) * size_of::<u64>()
     }
 
     /// Counts a use.
@@ -66,9 +74,10 @@ impl Sketch {
     fn counter(&self, print: Print, row: usize) -> (usize, u32) {
         const MIX: [u64; ROWS] =
             [0x9E37_79B9_7F4A_7C15, 0xC2B2_AE3D_27D4_EB4F, 0x1656_67B1_9E37_79F9, 0xD6E8_FEB8_6659_FD93];
-        let mixed = print.wrapping_add(MIX[row]).wrapping_mul(MIX[row]);
+        let mixed = u64::from(print).wrapping_add(MIX[row]).wrapping_mul(MIX[row]);
         let mixed = mixed ^ mixed >> 32;
-        let word = mixed as usize & (self.words.len() - 1);
+        // The lower half as a fraction of one, of as many words.
+        let word = ((mixed & 0xFFFF_FFFF) as usize * self.words.len()) >> 32;
         let column = (mixed >> 62) as u32;
         (word, 4 * (4 * row as u32 + column))
     }
@@ -81,7 +90,7 @@ mod tests {
     #[test]
     fn counts_are_never_too_low_and_seldom_too_high() {
         let mut sketch = Sketch::new(1000);
-        let print = |key: u64| (key + 1).wrapping_mul(0x2545_F491_4F6C_DD1D);
+        let print = |key: u64| ((key + 1).wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) as Print;
         for key in 0..1000 {
             for _ in 0..key % 8 {
                 sketch.count(print(key));

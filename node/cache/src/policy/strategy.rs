@@ -17,17 +17,17 @@ pub enum Shrink {
 /// nothing else.
 pub fn build(strategy: Strategy, capacity: u32, seed: u64) -> Box<dyn Policy> {
     match strategy {
-        Strategy::Lru => Box::new(Lru::new()),
-        Strategy::Lfu => Box::new(Lfu::aging()),
+        Strategy::Lru => Box::new(Lru::new(capacity)),
+        Strategy::Lfu => Box::new(Lfu::aging(capacity)),
         Strategy::Lru2 => Box::new(LruTwo::new(capacity, seed)),
         Strategy::Adaptive => Box::new(Adaptive::new(capacity as usize)),
         Strategy::Arc => Box::new(Arc::new(capacity, seed)),
         Strategy::Lirs => Box::new(Lirs::new(capacity, seed)),
         Strategy::S3Fifo => Box::new(S3Fifo::new(capacity, seed)),
-        Strategy::Sieve => Box::new(Sieve::new()),
+        Strategy::Sieve => Box::new(Sieve::new(capacity)),
         Strategy::WTinyLfu => Box::new(WTinyLfu::new(capacity, seed)),
-        Strategy::Paged => Box::new(Paged::new()),
-        Strategy::Compressed | Strategy::Quantized => Box::new(Shrinking::new()),
+        Strategy::Paged => Box::new(Paged::new(capacity)),
+        Strategy::Compressed | Strategy::Quantized => Box::new(Shrinking::new(capacity)),
     }
 }
 
@@ -37,5 +37,22 @@ pub const fn shrinks(strategy: Strategy) -> Option<Shrink> {
         Strategy::Compressed => Some(Shrink::Lossless),
         Strategy::Quantized => Some(Shrink::Quantize),
         _ => None,
+    }
+}
+
+/// Returns the bytes that its policy takes at most, ghosts included, for a pool of so many blocks.
+pub fn most_bytes(strategy: Strategy, capacity: u32) -> usize {
+    match strategy {
+        Strategy::Lru => Lru::most_bytes(capacity),
+        Strategy::Lfu => Lfu::most_bytes(capacity),
+        Strategy::Lru2 => LruTwo::most_bytes(capacity),
+        Strategy::Adaptive => Adaptive::most_bytes(capacity),
+        Strategy::Arc => Arc::most_bytes(capacity),
+        Strategy::Lirs => Lirs::most_bytes(capacity),
+        Strategy::S3Fifo => S3Fifo::most_bytes(capacity),
+        Strategy::Sieve => Sieve::most_bytes(capacity),
+        Strategy::WTinyLfu => WTinyLfu::most_bytes(capacity),
+        Strategy::Paged => Paged::most_bytes(capacity),
+        Strategy::Compressed | Strategy::Quantized => Shrinking::most_bytes(capacity),
     }
 }

@@ -3,9 +3,10 @@
 //! Efficient Cache Admission Policy", ACM Transactions on Storage, 2017).
 
 use super::ghosts::{Print, Printer};
-use super::list::{Links, List, MAX_SCAN, Path, entry, value};
+use super::list::{Column, Links, List, MAX_SCAN, Path};
 use super::sketch::Sketch;
 use super::{Policy, Removal, Request, Verdict, Visit};
+use kvhive_protocol::BlockKey;
 
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 enum Place {
@@ -26,14 +27,24 @@ pub struct WTinyLfu {
     window: List,
     probation: List,
     protected: List,
-    places: Vec<Place>,
-    prints: Vec<Print>,
+    places: Column<Place>,
+    prints: Column<Print>,
     printer: Printer,
     sketch: Sketch,
     path: Path,
 }
 
 impl WTinyLfu {
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        size_of::<Self>()
+            + Links::bytes(capacity)
+            + Column::<Place>::bytes(capacity)
+            + Column::<Print>::bytes(capacity)
+            + Sketch::most_bytes(capacity)
+    }
+
     /// Makes empty segments for `capacity` blocks.
     pub fn new(capacity: u32, seed: u64) -> WTinyLfu {
         let window_target = (capacity as usize / 100).max(1);
@@ -41,44 +52,43 @@ impl WTinyLfu {
         WTinyLfu {
             window_target,
             protected_target: main * 8 / 10,
-            links: Links::default(),
+            links: Links::new(capacity as usize),
             window: List::EMPTY,
             probation: List::EMPTY,
             protected: List::EMPTY,
-            places: Vec::new(),
-            prints: Vec::new(),
+            places: Column::new(capacity as usize),
+            prints: Column::new(capacity as usize),
             printer: Printer::new(seed),
             sketch: Sketch::new(capacity),
             path: Path::NONE,
         }
     }
 
-    fn list(&mut self, place: Place) -> Option<&mut List> {
-        match place {
+    fn list(&mut self, place: Place) -> (Option<&mut List>, &mut Links) {
+        let list = match place {
             Place::Out => None,
             Place::Window => Some(&mut self.window),
             Place::Probation => Some(&mut self.probation),
             Place::Protected => Some(&mut self.protected),
-        }
+        };
+        (list, &mut self.links)
     }
 
     /// Puts a block into a segment, whichever it was in.
     fn put(&mut self, at: u32, place: Place, parent: Option<u32>) {
-        let before = std::mem::take(entry(&mut self.places, at));
-        let below = parent.filter(|parent| value(&self.places, *parent) == place);
-        let mut links = std::mem::take(&mut self.links);
-        if let Some(list) = self.list(before) {
-            list.leave(&mut links, at);
+        let before = std::mem::take(self.places.entry(at));
+        let below = parent.filter(|parent| self.places.get(*parent) == place);
+        if let (Some(list), links) = self.list(before) {
+            list.leave(links, at);
         }
-        if let Some(list) = self.list(place) {
-            list.enter(&mut links, at, below);
+        if let (Some(list), links) = self.list(place) {
+            list.enter(links, at, below);
         }
-        self.links = links;
-        self.places[at as usize] = place;
+        *self.places.entry(at) = place;
     }
 
     fn estimate(&self, at: u32) -> u64 {
-        self.sketch.estimate(value(&self.prints, at))
+        self.sketch.estimate(self.prints.get(at))
     }
 }
 
@@ -88,9 +98,9 @@ impl Policy for WTinyLfu {
     }
 
     fn hit(&mut self, at: u32, visit: &Visit) {
-        self.sketch.count(value(&self.prints, at));
+        self.sketch.count(self.prints.get(at));
         let parent = self.path.step(at, visit);
-        match value(&self.places, at) {
+        match self.places.get(at) {
             Place::Out => {}
             Place::Window => self.put(at, Place::Window, parent),
             Place::Probation | Place::Protected => {
@@ -106,7 +116,7 @@ impl Policy for WTinyLfu {
 
     fn inserted(&mut self, at: u32, visit: &Visit) {
         let print = self.printer.print(&visit.key);
-        *entry(&mut self.prints, at) = print;
+        *self.prints.entry(at) = print;
         self.sketch.count(print);
         let parent = self.path.step(at, visit);
         self.put(at, Place::Window, parent);
@@ -150,7 +160,7 @@ impl Policy for WTinyLfu {
         }
     }
 
-    fn removed(&mut self, at: u32, _why: Removal) {
+    fn removed(&mut self, at: u32, _key: &BlockKey, _why: Removal) {
         self.path.forget(at);
         self.put(at, Place::Out, None);
     }
@@ -158,8 +168,8 @@ impl Policy for WTinyLfu {
     fn memory_bytes(&self) -> usize {
         size_of::<Self>()
             + self.links.memory_bytes()
-            + self.places.capacity() * size_of::<Place>()
-            + self.prints.capacity() * size_of::<Print>()
+            + self.places.memory_bytes()
+            + self.prints.memory_bytes()
             + self.sketch.memory_bytes()
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::answers::Listed;
-use crate::block::{BlockId, Life, Record, Tier};
+use crate::block::{BlockId, Life, Mark, Record, Tier};
 use crate::policy::{Request, Visit};
 use kvhive_protocol::data::Run;
 use kvhive_protocol::{BlockKey, KeyList, Moment, Slot, TenantId};
@@ -35,7 +35,7 @@ impl Shard {
         keys: &KeyList,
         hold: Duration,
     ) -> Vec<u32> {
-        let until = now + hold.min(self.config.max_hold);
+        let (until, clock) = (now + hold.min(self.config.max_hold), self.hold_clock(now));
         let mut covered = Vec::with_capacity(runs.len());
         let mut deepest = Vec::with_capacity(runs.len());
         let mut from = 0;
@@ -45,7 +45,7 @@ impl Shard {
             if let Some(at) = ends {
                 let record = &mut self.index.records[at as usize];
                 // The blocks before it are kept by being no leaves.
-                record.held_until = record.held_until.max(until);
+                record.hold(clock, until);
             }
             deepest.push(ends);
             covered.push(covers as u32);
@@ -69,7 +69,7 @@ impl Shard {
         for ((ends, count), run) in deepest.into_iter().zip(&covered).zip(runs) {
             if let Some(at) = ends {
                 let Record { generation, chain, .. } = self.index.records[at as usize];
-                if chain + 1 >= *count {
+                if u32::from(chain) + 1 >= *count {
                     self.note(Use { at, generation, count: *count, request });
                 } else {
                     self.note_each(tenant, keys, from..from + *count as usize, until);
@@ -82,11 +82,11 @@ impl Shard {
 
     /// Notes the use of blocks that are not linked to one another.
     fn note_each(&mut self, tenant: TenantId, keys: &KeyList, range: Range<usize>, until: Moment) {
-        let request = self.request;
+        let (request, clock) = (self.request, self.hold_clock(self.request.now));
         for key in range.filter_map(|at| keys.get(at)) {
             let Some(at) = self.visible(tenant, &key) else { continue };
             let record = &mut self.index.records[at as usize];
-            record.held_until = record.held_until.max(until);
+            record.hold(clock, until);
             let generation = record.generation;
             self.note(Use { at, generation, count: 1, request });
         }
@@ -101,7 +101,7 @@ impl Shard {
         while low < high && !self.is_torn {
             match self.resident(tenant, keys, from + probe) {
                 None => high = probe,
-                Some((at, chain)) if chain as usize >= probe - low => (low, ends) = (probe + 1, Some(at)),
+                Some((at, chain)) if usize::from(chain) >= probe - low => (low, ends) = (probe + 1, Some(at)),
                 // A gap before it, or a link that was never made: only a walk can tell.
                 Some(_) => break,
             }
@@ -116,15 +116,17 @@ impl Shard {
         (low, ends)
     }
 
-    fn resident(&self, tenant: TenantId, keys: &KeyList, at: usize) -> Option<(u32, u32)> {
+    fn resident(&self, tenant: TenantId, keys: &KeyList, at: usize) -> Option<(u32, u16)> {
         let at = self.visible(tenant, &keys.get(at)?)?;
         Some((at, self.index.records[at as usize].chain))
     }
 
-    /// Finds blocks for reading; each one found has one reader more until [`Shard::unread`].
+    /// Finds blocks for reading; each one found has one reader more until [`Shard::unread`]. One on disk is a hit when its bytes
+    /// have come: see [`Shard::brought`].
     pub fn read(&mut self, now: Moment, tenant: TenantId, keys: &KeyList) -> Vec<Option<BlockId>> {
         let mut found = Vec::with_capacity(keys.len());
         let mut is_request = false;
+        let clock = self.hold_clock(now);
         for key in keys.iter() {
             let Some(at) = self.visible(tenant, &key) else {
                 self.stats.misses += 1;
@@ -132,12 +134,17 @@ impl Shard {
                 continue;
             };
             let record = &mut self.index.records[at as usize];
-            record.readers += 1;
-            let was_ahead = std::mem::take(&mut record.is_ahead);
-            let is_late = was_ahead && record.tier == Tier::Disk;
+            if !record.add_reader() {
+                self.stats.misses += 1;
+                found.push(None);
+                continue;
+            }
+            let was_ahead = record.take(Mark::AHEAD);
+            let is_on_disk = record.tier == Tier::Disk;
+            let is_late = was_ahead && is_on_disk;
             let id = BlockId { index: at, generation: record.generation };
             // What a match has just named was counted there; what nobody asked for before counts here.
-            if record.request != self.request.number as u32 && record.held_until <= now {
+            if record.request != self.request.number as u32 && !record.is_held(clock) {
                 if !is_request {
                     is_request = true;
                     let (number, blocks) = (self.request.number + 1, keys.len() as u32);
@@ -147,7 +154,7 @@ impl Shard {
                 self.note(Use { at, generation: id.generation, count: 1, request });
             }
             self.stats.readers += 1;
-            self.stats.hits += 1;
+            self.stats.hits += u64::from(!is_on_disk);
             self.stats.prefetch_late += u64::from(is_late);
             self.stats.prefetch_useful += u64::from(was_ahead && !is_late);
             found.push(Some(id));
@@ -159,6 +166,20 @@ impl Shard {
         found
     }
 
+    /// The bytes of a block that [`Shard::read`] found on disk have come, or they have not: a hit or a miss.
+    pub fn brought(&mut self, came: bool) {
+        self.stats.hits += u64::from(came);
+        self.stats.misses += u64::from(!came);
+    }
+
+    /// Returns what a list says of one block that is here.
+    pub fn listed(&self, id: BlockId) -> Option<Listed> {
+        let at = self.index.named(id.index, id.generation)?;
+        let record = &self.index.records[at as usize];
+        let parent = self.linked(record.parent).map(|parent| self.index.records[parent as usize].key);
+        Some(Listed { id, parent: parent.unwrap_or(BlockKey::NONE), slot: Slot(record.slot) })
+    }
+
     /// Lists up to `limit` of the blocks that may be seen, from record `from` on, and where to go on; a block that comes
     /// meanwhile may or may not be listed.
     pub fn list(&self, from: u32, limit: usize) -> (Vec<Listed>, Option<u32>) {
@@ -168,10 +189,8 @@ impl Shard {
                 return (listed, Some(at));
             }
             let record = &self.index.records[at as usize];
-            if record.life == Life::Resident && self.tenants.get(&record.tenant) == Some(&record.era) {
-                let parent = self.linked(record.parent).map(|parent| self.index.records[parent as usize].key);
-                let id = BlockId { index: at, generation: record.generation };
-                listed.push(Listed { id, parent: parent.unwrap_or(BlockKey::NONE), slot: Slot(record.slot) });
+            if record.life == Life::Resident && self.stands(record) {
+                listed.extend(self.listed(BlockId { index: at, generation: record.generation }));
             }
         }
         (listed, None)
@@ -179,9 +198,9 @@ impl Shard {
 
     /// Returns the record of a block that may be seen by `tenant`.
     pub(super) fn visible(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
-        let at = self.index.find(tenant, key)?;
+        let at = self.find(tenant, key)?;
         let record = &self.index.records[at as usize];
-        (record.life == Life::Resident && self.tenants.get(&tenant) == Some(&record.era)).then_some(at)
+        (record.life == Life::Resident && self.stands(record)).then_some(at)
     }
 
     fn note(&mut self, one: Use) {
@@ -215,7 +234,8 @@ impl Shard {
             return;
         }
         record.request = request.number as u32;
-        (record.is_used, record.is_reused) = (true, true);
+        record.set(Mark::USED, true);
+        record.set(Mark::REUSED, true);
         let (class, party) = (record.class, usize::from(record.party));
         let (key, depth, link) = (record.key, record.depth, record.parent);
         if *ahead > 0 && self.want(at) {

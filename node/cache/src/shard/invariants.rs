@@ -1,7 +1,7 @@
 //! What always holds of a shard, looked at from scratch.
 
 use super::Shard;
-use crate::block::{Life, Shrinking, Tier};
+use crate::block::{Life, Mark, Shrinking, Tier};
 use kvhive_protocol::{SLOTS, TenantId};
 use std::collections::BTreeMap;
 
@@ -27,10 +27,10 @@ impl Shard {
                     self.config.classes[usize::from(record.class)];
             }
             let shrink = self.shrinks.get(&(at as u32));
-            if shrink.is_some() != (record.shrinking == Shrinking::UnderWay) {
+            if shrink.is_some() != (record.shrinking() == Shrinking::UnderWay) {
                 return Err(format!(
                     "record {at} is {:?}, its shrink {}",
-                    record.shrinking,
+                    record.shrinking(),
                     shrink.is_some()
                 ));
             }
@@ -57,15 +57,16 @@ impl Shard {
                 }
                 _ => {}
             }
-            if record.is_listed != (record.life == Life::Resident) {
-                return Err(format!("record {at} is {:?}, listed {}", record.life, record.is_listed));
+            let is_listed = record.is(Mark::LISTED);
+            if is_listed != (record.life == Life::Resident) {
+                return Err(format!("record {at} is {:?}, listed {}", record.life, is_listed));
             }
-            listed += usize::from(record.is_listed);
-            let counts = self.tenants.get(&record.tenant) == Some(&record.era) && !self.is_torn;
-            if counts && record.life == Life::Resident && record.chain > self.true_chain(at) {
+            listed += usize::from(is_listed);
+            let counts = self.stands(record) && !self.is_torn;
+            if counts && record.life == Life::Resident && u32::from(record.chain) > self.true_chain(at) {
                 return Err(format!("record {at} claims {} before it", record.chain));
             }
-            let found = self.index.find(record.tenant, &record.key);
+            let found = self.find(self.owners.of(record.owner).0, &record.key);
             if (found == Some(at as u32)) != (record.life != Life::Leaving) {
                 return Err(format!("record {at} is {:?} and found as {found:?}", record.life));
             }
@@ -89,8 +90,11 @@ impl Shard {
         if (listed, writes, copies) != (self.recency.listed(), self.writes, self.copies)
             || occupied != self.occupied
             || shrinks != self.shrinks.len()
+            || self.owners.records() != self.index.taken()
         {
-            return Err("listed blocks, writes, copies, shrinks or occupied slots are miscounted".to_owned());
+            return Err(
+                "listed blocks, writes, copies, shrinks, owners or occupied slots are miscounted".to_owned()
+            );
         }
         self.check_loads()?;
         if bytes.iter().zip(&self.parties).any(|(bytes, party)| *bytes != party.used) {
@@ -112,7 +116,7 @@ impl Shard {
     fn check_loads(&self) -> Result<(), String> {
         let mut held: BTreeMap<TenantId, ([u64; 3], [u64; 3])> = BTreeMap::new();
         for record in self.index.records.iter().filter(|record| record.life == Life::Resident) {
-            let (blocks, bytes) = held.entry(record.tenant).or_default();
+            let (blocks, bytes) = held.entry(self.owners.of(record.owner).0).or_default();
             blocks[record.tier as usize] += 1;
             bytes[record.tier as usize] += self.config.classes[usize::from(record.class)];
         }

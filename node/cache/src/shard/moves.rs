@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::answers::{CopyVerdict, Effect};
-use crate::block::{BlockId, CopyTicket, Life, Tier};
+use crate::block::{BlockId, CopyTicket, Life, Mark, Tier};
 use kvhive_protocol::Moment;
 
 /// Copies between tiers under way at a time.
@@ -25,7 +25,7 @@ impl Shard {
             return CopyVerdict::Discard;
         }
         let id = BlockId { index: at, generation: record.generation };
-        if to > from && std::mem::take(&mut record.is_ahead) {
+        if to > from && record.take(Mark::AHEAD) {
             self.stats.prefetch_wasted += 1;
         }
         self.recency.remove(&mut self.index.records, at);
@@ -51,14 +51,14 @@ impl Shard {
     pub(super) fn want(&mut self, at: u32) -> bool {
         let record = &mut self.index.records[at as usize];
         let (tier, class, generation) = (record.tier, record.class, record.generation);
-        if record.is_ahead || record.is_worked_on() || self.wanted.len() >= MAX_WANTED {
+        if record.is(Mark::AHEAD) || record.is_worked_on() || self.wanted.len() >= MAX_WANTED {
             return false;
         }
         if self.next(tier, class, Tier::above).is_none() {
             return false;
         }
         if tier == Tier::Disk {
-            self.index.records[at as usize].is_ahead = true;
+            self.index.records[at as usize].set(Mark::AHEAD, true);
             self.stats.prefetched += 1;
         }
         self.wanted.push_back((at, generation));
@@ -78,7 +78,7 @@ impl Shard {
             let (tier, class) = (record.tier, record.class);
             let started =
                 self.next(tier, class, Tier::above).is_some_and(|to| self.start_copy(at, to, effects));
-            if !started && std::mem::take(&mut self.index.records[at as usize].is_ahead) {
+            if !started && self.index.records[at as usize].take(Mark::AHEAD) {
                 self.stats.prefetch_cancelled += 1;
             }
         }
@@ -94,9 +94,24 @@ impl Shard {
         }
     }
 
+    /// Starts to move blocks down to an open disk as soon as a store has taken a frame: a burst does not wait for
+    /// [`Shard::tend`], and less of it pushes blocks out of memory that the disk has room for.
+    pub(super) fn move_down_early(&mut self, now: Moment, class: u8, effects: &mut Vec<Effect>) {
+        if self.closed[Tier::Disk as usize] || self.ledger.capacity(Tier::Disk, class) == 0 {
+            return;
+        }
+        for tier in [Tier::Host, Tier::Device] {
+            if self.ledger.free(tier, class) < self.low_water(tier, class)
+                && let Some(to) = self.next(tier, class, Tier::below)
+            {
+                self.relieve(now, tier, class, to, effects);
+            }
+        }
+    }
+
     fn relieve(&mut self, now: Moment, tier: Tier, class: u8, to: Tier, effects: &mut Vec<Effect>) {
         let mut coming = self.copies as u32;
-        let wanted = self.low_water(tier, class);
+        let (wanted, clock) = (self.low_water(tier, class), self.hold_clock(now));
         while self.copies < MAX_COPIES && self.ledger.free(tier, class) + coming < wanted {
             let mut capacity = [0; 3];
             capacity[tier as usize] = self.tier_bytes(tier);
@@ -108,8 +123,8 @@ impl Shard {
             let record = &self.index.records[at as usize];
             if to == Tier::Disk
                 && !self.config.unused_to_disk
-                && !record.is_reused
-                && record.is_evictable(now)
+                && !record.is(Mark::REUSED)
+                && record.is_evictable(clock)
             {
                 self.evict(at, effects);
                 self.stats.not_admitted += 1;

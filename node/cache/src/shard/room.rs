@@ -42,6 +42,7 @@ impl Shard {
                 self.shrink_cold(class, effects);
                 // What is kept free below is kept free by what leaves the pool, wherever that is worth least.
                 self.keep_some_free(now, party, class, visit, effects);
+                self.move_down_early(now, class, effects);
                 return Ok((tier, class));
             }
         }
@@ -53,6 +54,7 @@ impl Shard {
                     self.evict(at, effects);
                     let taken = self.take(tier, class, party);
                     self.shrink_cold(class, effects);
+                    self.move_down_early(now, class, effects);
                     debug_assert!(taken, "a victim without readers frees its frame");
                     return if taken { Ok((tier, class)) } else { Err(Refusal::NoRoom) };
                 }
@@ -91,7 +93,7 @@ impl Shard {
     }
 
     pub(super) fn evict(&mut self, at: u32, effects: &mut Vec<Effect>) {
-        let tenant = self.index.records[at as usize].tenant;
+        let (tenant, _) = self.owners.of(self.index.records[at as usize].owner);
         self.drop_block(at, Removal::Evicted, effects);
         self.stats.evicted += 1;
         self.load_of(tenant).evicted_blocks += 1;
@@ -113,12 +115,12 @@ impl Shard {
             let capacity = Tier::ALL.map(|tier| self.tier_bytes(tier));
             self.donors(tiers, capacity, class, Some((party, wanted)))
         };
-        let request = self.request;
+        let (request, clock) = (self.request, self.hold_clock(now));
         for donor in order {
             let records = &self.index.records;
             let mut may_go = |at: u32| {
                 let record: &Record = &records[at as usize];
-                Some(at) != visit.parent && record.is_evictable(now) && tiers.contains(&record.tier)
+                Some(at) != visit.parent && record.is_evictable(clock) && tiers.contains(&record.tier)
             };
             let ranking = self.parties[usize::from(donor)].ranking(class);
             ranking.begin(&request);

@@ -57,7 +57,8 @@ impl Shard {
             if record.life == Life::Free {
                 continue;
             }
-            record.party = self.party_of.get(&record.tenant).copied().unwrap_or(COMMONS);
+            let (tenant, _) = self.owners.of(record.owner);
+            record.party = self.party_of.get(&tenant).copied().unwrap_or(COMMONS);
             let bytes = self.config.classes[usize::from(record.class)];
             let used = &mut self.parties[usize::from(record.party)].used;
             used[record.tier as usize] += bytes;
@@ -87,6 +88,9 @@ impl Shard {
                 let ranking = self.parties[usize::from(party)].ranking(class);
                 ranking.begin(&request);
                 ranking.policy().inserted(at, &visit);
+                if record.children > 0 {
+                    ranking.policy().set_leaf(at, false);
+                }
             }
         }
     }

@@ -63,18 +63,19 @@ impl Shard {
     }
 
     fn start_shrink(&mut self, at: u32, how: Shrink, effects: &mut Vec<Effect>) {
-        let record = &mut self.index.records[at as usize];
+        let record = &self.index.records[at as usize];
         // Nothing is shrunk twice to one codec, and what has lost bits loses no more.
         let denser = match how {
             Shrink::Lossless => record.codec == Codec::Raw,
             Shrink::Quantize => record.codec.is_exact(),
         };
-        let stands = self.tenants.get(&record.tenant) == Some(&record.era);
+        let stands = self.stands(record);
         let here = MEMORY.contains(&record.tier) && record.is_movable();
-        if !denser || !stands || !here || record.shrinking != Shrinking::Open {
+        if !denser || !stands || !here || record.shrinking() != Shrinking::Open {
             return;
         }
-        record.shrinking = Shrinking::UnderWay;
+        let record = &mut self.index.records[at as usize];
+        record.set_shrinking(Shrinking::UnderWay);
         let generation = record.generation;
         self.shrinks.insert(at, UnderWay { into: None });
         effects.push(Effect::Shrink {
@@ -153,10 +154,11 @@ impl Shard {
         self.shrinks.remove(&at);
         self.recency.remove(&mut self.index.records, at);
         self.count_resident(at, -1);
-        self.parties[usize::from(party)].ranking(class).policy().removed(at, Removal::Dropped);
+        self.parties[usize::from(party)].ranking(class).policy().removed(at, &key, Removal::Dropped);
         let record = &mut self.index.records[at as usize];
         (record.tier, record.class) = (to, into);
-        (record.codec, record.shrinking) = (codec, Shrinking::Open);
+        record.codec = codec;
+        record.set_shrinking(Shrinking::Open);
         let id = BlockId { index: at, generation: record.generation };
         self.give(tier, class, party);
         self.recency.insert(&mut self.index.records, at);
@@ -165,6 +167,9 @@ impl Shard {
         let ranking = self.parties[usize::from(party)].ranking(into);
         ranking.begin(&self.request);
         ranking.policy().inserted(at, &visit);
+        if self.index.records[at as usize].children > 0 {
+            ranking.policy().set_leaf(at, false);
+        }
         self.stats.shrunk += 1;
         CopyVerdict::Adopt(id)
     }
@@ -173,7 +178,7 @@ impl Shard {
     fn end_shrink(&mut self, at: u32, becomes: Shrinking) {
         let Some(UnderWay { into }) = self.shrinks.remove(&at) else { return };
         let record = &mut self.index.records[at as usize];
-        record.shrinking = becomes;
+        record.set_shrinking(becomes);
         let party = record.party;
         if let Some((tier, class)) = into {
             self.give(tier, class, party);

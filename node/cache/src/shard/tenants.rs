@@ -2,7 +2,7 @@
 
 use super::Shard;
 use kvhive_protocol::load::{self, TenantLoad};
-use kvhive_protocol::{Era, TenantId};
+use kvhive_protocol::{BlockKey, Era, TenantId};
 use std::collections::BTreeMap;
 
 impl Shard {
@@ -21,6 +21,11 @@ impl Shard {
         load::most(self.loads.iter().map(|(tenant, load)| (*tenant, *load)).collect(), limit)
     }
 
+    /// Finds the tenant's record of a key, filling or resident. What another tenant holds under it is not found.
+    pub(super) fn find(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
+        self.index.find(key, |owner| self.owners.of(owner).0 == tenant)
+    }
+
     /// Returns a tenant's figures, to count in. There are no more of them than tenants were ever named by a map.
     pub(super) fn load_of(&mut self, tenant: TenantId) -> &mut TenantLoad {
         self.loads.entry(tenant).or_default()
@@ -29,8 +34,8 @@ impl Shard {
     /// Counts a block that is resident from now on, or is no longer, where it is.
     pub(super) fn count_resident(&mut self, at: u32, by: i64) {
         let record = &self.index.records[at as usize];
-        let (tenant, tier, bytes) =
-            (record.tenant, record.tier, self.config.classes[usize::from(record.class)]);
+        let (tenant, _) = self.owners.of(record.owner);
+        let (tier, bytes) = (record.tier, self.config.classes[usize::from(record.class)]);
         let figures = self.stats.tier(tier);
         figures.blocks = figures.blocks.wrapping_add_signed(by);
         let load = self.load_of(tenant);

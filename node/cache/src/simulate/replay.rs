@@ -148,7 +148,7 @@ impl Pool {
             };
             parent = match self.record_of[*block as usize] {
                 NIL if is_refused => NIL,
-                NIL => self.admit(*block, parent, at as u32, &visit, policy),
+                NIL => self.admit(*block, parent, at as u32, &visit, trace, policy),
                 resident => {
                     self.records[resident as usize].used_by = at as u32;
                     policy.hit(resident, &visit);
@@ -172,6 +172,7 @@ impl Pool {
         parent: u32,
         request: u32,
         visit: &Visit,
+        trace: &Trace,
         policy: &mut dyn Policy,
     ) -> u32 {
         while self.used + u64::from(WHOLE) > u64::from(self.setting.capacity) * u64::from(WHOLE) {
@@ -181,8 +182,12 @@ impl Pool {
             match policy.victim(visit, &mut |at| self.may_go(at, request)) {
                 Verdict::Evict(victim) => {
                     assert!(self.may_go(victim, request), "the policy named a record that may not go");
-                    self.evict(victim);
-                    policy.removed(victim, Removal::Evicted);
+                    let block = self.records[victim as usize].block;
+                    let bared = self.evict(victim);
+                    policy.removed(victim, &trace.key(block), Removal::Evicted);
+                    if let Some(parent) = bared {
+                        policy.set_leaf(parent, true);
+                    }
                 }
                 Verdict::Refuse | Verdict::Stuck => return NIL,
             }
@@ -233,17 +238,21 @@ impl Pool {
         false
     }
 
-    fn evict(&mut self, at: u32) {
+    /// Returns its parent if that is a leaf now.
+    fn evict(&mut self, at: u32) -> Option<u32> {
         let Resident { block, parent, size, .. } = self.records[at as usize];
         self.used -= u64::from(size);
         self.record_of[block as usize] = NIL;
-        // Under flat rules the parent may have gone before, and its record may be another block's: nobody reads the count.
-        if parent != NIL && self.setting.rules == Rules::Leaf {
-            self.records[parent as usize].children -= 1;
-        }
         self.records[at as usize].block = NIL;
         self.free.push(at);
         self.outcome.evicted += 1;
+        // Under flat rules the parent may have gone before, and its record may be another block's: nobody reads the count.
+        if parent == NIL || self.setting.rules != Rules::Leaf {
+            return None;
+        }
+        let children = &mut self.records[parent as usize].children;
+        *children -= 1;
+        (*children == 0).then_some(parent)
     }
 }
 

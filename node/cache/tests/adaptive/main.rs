@@ -9,7 +9,7 @@ use replay::{Pool, Trace};
 use workloads::{around, chats, documents, then, zipf, zipf_and_scan, zipf_phases};
 
 /// Hit rate that it may be behind the best of the others, in points.
-const MARGIN: f64 = 1.5;
+const MARGIN: f64 = 1.0;
 
 fn rate(strategy: Strategy, trace: &Trace, capacity: usize) -> f64 {
     Pool::new(policy::build(strategy, capacity as u32, 1), capacity).run(trace) * 100.0

@@ -143,11 +143,14 @@ impl Pool {
             gone.children == 0 && self.at.remove(&gone.block) == Some(at),
             "what leaves is a resident leaf"
         );
+        self.free.push(at);
+        self.policy.removed(at, &key(gone.block), Removal::Evicted);
         if let Some(parent) = gone.parent {
             self.slots[parent as usize].children -= 1;
+            if self.slots[parent as usize].children == 0 {
+                self.policy.set_leaf(parent, true);
+            }
         }
-        self.free.push(at);
-        self.policy.removed(at, Removal::Evicted);
         true
     }
 

@@ -1,11 +1,11 @@
 //! Blocks of one class last used at about the same time. They age together, so that ageing costs the number of cohorts and
-//! not of blocks; and ghosts need no place in any queue.
+//! not of blocks; and ghosts need no place in any queue. What became of them in an age bucket is counted when that is over.
 
 use super::ages::{Ages, BUCKETS, Tick};
-use super::hazard::Hazards;
+use super::hazard::{Hazards, MAX_ROWS};
 use super::ranking::{NONE, Ranking, cell};
 
-/// A cohort. It lives until the last of its members is used again or forgotten.
+/// A cohort. It lives until the last of its members is used again or forgotten, and that is counted.
 #[derive(Clone, Debug)]
 pub(super) struct Cohort {
     /// When its members were last used.
@@ -17,6 +17,8 @@ pub(super) struct Cohort {
     members: u32,
     /// Their weight in what is learnt, in 1/256.
     weight: u32,
+    /// Weight of those that were members when its bucket began, and were used since.
+    used: u32,
     /// Resident leaves, the first to leave first; threaded through the records.
     pub(super) head: u32,
     pub(super) tail: u32,
@@ -43,9 +45,15 @@ struct Queue {
 /// Steps that a cohort is looked for its place by age before it is put where it is.
 const MAX_STEPS: usize = 16;
 
+/// Cohorts that there may be in a small pool; in a large one, one for so many blocks of its capacity.
+const FEW_COHORTS: usize = 1 << 16;
+const BLOCKS_PER_COHORT: usize = 16;
+
 /// All cohorts.
 pub(super) struct Cohorts {
     ages: Ages,
+    /// With more, none is made where an older one will do, and none is kept only to be counted in time.
+    limit: usize,
     slots: Vec<Cohort>,
     free: u32,
     alive: u32,
@@ -58,9 +66,20 @@ fn is_before(a: Tick, b: Tick) -> bool {
 }
 
 impl Cohorts {
-    pub(super) fn new(ages: Ages) -> Cohorts {
+    /// Makes no cohorts yet, for a pool of so many blocks.
+    pub(super) fn new(ages: Ages, capacity: usize) -> Cohorts {
+        let limit = Cohorts::limit(capacity);
         let queue = Queue { head: NONE, tail: NONE, due: 0 };
-        Cohorts { ages, slots: Vec::new(), free: NONE, alive: 0, queues: [queue; BUCKETS] }
+        Cohorts { ages, limit, slots: Vec::new(), free: NONE, alive: 0, queues: [queue; BUCKETS] }
+    }
+
+    fn limit(capacity: usize) -> usize {
+        (capacity / BLOCKS_PER_COHORT).max(FEW_COHORTS)
+    }
+
+    /// Returns the bytes that they take at most.
+    pub(super) fn most_bytes(capacity: usize) -> usize {
+        (Cohorts::limit(capacity) + MAX_ROWS) * size_of::<Cohort>()
     }
 
     pub(super) fn get(&self, at: u32) -> &Cohort {
@@ -80,6 +99,7 @@ impl Cohorts {
             bucket: 0,
             members: 0,
             weight: 0,
+            used: 0,
             head: NONE,
             tail: NONE,
             previous: NONE,
@@ -88,6 +108,8 @@ impl Cohorts {
             behind: NONE,
         };
         let at = if self.free == NONE {
+            // Each class may open one beyond the limit.
+            super::grow(&mut self.slots, self.limit + MAX_ROWS);
             self.slots.push(cohort);
             u32::try_from(self.slots.len() - 1).expect("there are fewer cohorts than records and ghosts")
         } else {
@@ -113,21 +135,50 @@ impl Cohorts {
         cohort.weight = cohort.weight - before + after;
     }
 
-    /// Counts a member out that was used again or is forgotten, and is in no list of leaves any more.
+    /// Counts a member out that is forgotten, and is in no list of leaves any more.
     pub(super) fn leave(&mut self, at: u32, weight: u32) {
         let cohort = &mut self.slots[at as usize];
         debug_assert!(cohort.members > 0, "a member leaves its own cohort");
         cohort.members -= 1;
         cohort.weight -= weight;
-        if cohort.members == 0 {
-            debug_assert_eq!(cohort.head, NONE, "an empty cohort has no leaf");
-            let bucket = usize::from(cohort.bucket);
-            self.dequeue(bucket, at);
-            self.slots[at as usize].bucket = FREE;
-            self.slots[at as usize].behind = self.free;
-            self.free = at;
-            self.alive -= 1;
+        if cohort.members == 0 && cohort.used == 0 {
+            self.close(at);
         }
+    }
+
+    /// Counts a member out that was used again, and is in no list of leaves any more.
+    pub(super) fn leave_used(&mut self, at: u32, weight: u32, hazards: &mut Hazards) {
+        self.slots[at as usize].used += weight;
+        self.leave(at, weight);
+        if self.slots[at as usize].members == 0 && self.is_crowded() {
+            self.count(at, hazards);
+            self.close(at);
+        }
+    }
+
+    /// Says whether there are as many cohorts as there may be.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.alive as usize >= self.limit
+    }
+
+    /// Counts what became of the members in the bucket that is over.
+    fn count(&mut self, at: u32, hazards: &mut Hazards) {
+        let Cohort { row, family, bucket, weight, ref mut used, .. } = self.slots[at as usize];
+        let used = std::mem::take(used);
+        hazards.count(row, family.into(), bucket.into(), weight + used, used);
+    }
+
+    fn close(&mut self, at: u32) {
+        debug_assert_eq!(self.slots[at as usize].head, NONE, "an empty cohort has no leaf");
+        self.dequeue(self.slots[at as usize].bucket.into(), at);
+        self.set_free(at);
+    }
+
+    fn set_free(&mut self, at: u32) {
+        self.slots[at as usize].bucket = FREE;
+        self.slots[at as usize].behind = self.free;
+        self.free = at;
+        self.alive -= 1;
     }
 
     /// Whether this slot holds the cohort that was opened for `row` at `start`.
@@ -173,18 +224,23 @@ impl Cohorts {
         }
     }
 
-    /// Moves every cohort to the bucket of its age and counts its members as having come that far.
+    /// Moves every cohort to the bucket of its age, after counting what became of its members in the one before.
     pub(super) fn age(&mut self, now: Tick, hazards: &mut Hazards, ranking: &mut Ranking) {
         for bucket in 0..BUCKETS {
             while self.queues[bucket].head != NONE && !is_before(now, self.queues[bucket].due) {
                 let at = self.queues[bucket].head;
                 self.dequeue(bucket, at);
-                self.move_on(at, (bucket + 1).min(BUCKETS - 1), now, hazards, ranking);
+                self.count(at, hazards);
+                if self.slots[at as usize].members == 0 {
+                    self.set_free(at);
+                    continue;
+                }
+                self.move_on(at, (bucket + 1).min(BUCKETS - 1), now, ranking);
             }
         }
     }
 
-    fn move_on(&mut self, at: u32, bucket: usize, now: Tick, hazards: &mut Hazards, ranking: &mut Ranking) {
+    fn move_on(&mut self, at: u32, bucket: usize, now: Tick, ranking: &mut Ranking) {
         let has_leaves = self.slots[at as usize].head != NONE;
         if has_leaves {
             self.unlist(at, ranking);
@@ -195,7 +251,6 @@ impl Cohorts {
             cohort.start = now.wrapping_sub(u32::MAX / 4);
         }
         cohort.bucket = bucket as u8;
-        hazards.at_risk(cohort.row, cohort.family.into(), bucket, cohort.weight);
         if has_leaves {
             self.list(at, ranking);
         }

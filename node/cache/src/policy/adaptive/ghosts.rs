@@ -3,18 +3,31 @@
 //! tells what a block that comes back was; the second shows how long others wait, at a fraction of the memory.
 
 use super::class::{Past, SAMPLE};
+use crate::table::Table;
 use foldhash::fast::FixedState;
-use hashbrown::HashTable;
 use std::hash::BuildHasher;
 
 /// A remembered block.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Ghost {
-    /// Part of its key; a ghost that is taken for another one costs a misjudged block, no more.
-    pub(super) print: u64,
+    /// Half of its print; a ghost that is taken for another one costs a misjudged block, no more.
+    pub(super) print: u32,
     /// The cohort that it still is counted in.
     pub(super) cohort: u32,
     pub(super) past: Past,
+}
+
+const _: () = assert!(size_of::<Ghost>() == 16);
+
+impl Ghost {
+    pub(super) fn new(print: u64, cohort: u32, past: Past) -> Ghost {
+        Ghost { print: half(print), cohort, past }
+    }
+}
+
+/// Returns the half of a print that ghosts are known by.
+fn half(print: u64) -> u32 {
+    print as u32
 }
 
 /// Cohort of a slot that holds no ghost.
@@ -59,7 +72,7 @@ pub(super) struct Ghosts {
     latest: Ring,
     sample: Ring,
     /// Slots of `latest`, and with the highest bit set of `sample`.
-    table: HashTable<u32>,
+    table: Table,
     hasher: FixedState,
 }
 
@@ -79,9 +92,14 @@ impl Ghosts {
         Ghosts {
             latest: Ring::with_limit(latest),
             sample: Ring::with_limit(sample),
-            table: HashTable::new(),
+            table: Table::new(latest + sample),
             hasher: FixedState::default(),
         }
+    }
+
+    /// Returns the bytes that so many take at most.
+    pub(super) const fn most_bytes(limit: usize) -> usize {
+        limit * size_of::<Ghost>() + Table::bytes(limit)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -89,17 +107,21 @@ impl Ghosts {
     }
 
     pub(super) fn get(&self, print: u64) -> Option<&Ghost> {
+        let print = half(print);
         let (latest, sample) = (&self.latest, &self.sample);
-        let found =
-            self.table.find(self.hasher.hash_one(print), |slot| at(latest, sample, *slot).print == print);
-        found.map(|slot| at(latest, sample, *slot))
+        let is_it = |slot: u32| at(latest, sample, slot).print == print;
+        let found = self.table.find(self.hasher.hash_one(print), is_it);
+        found.map(|slot| at(latest, sample, slot))
     }
 
     /// Takes a ghost out: its block is back.
     pub(super) fn take(&mut self, print: u64) -> Option<Ghost> {
+        let print = half(print);
         let (latest, sample) = (&self.latest, &self.sample);
-        let is_it = |slot: &u32| at(latest, sample, *slot).print == print;
-        let (slot, _) = self.table.find_entry(self.hasher.hash_one(print), is_it).ok()?.remove();
+        let is_it = |slot: u32| at(latest, sample, slot).print == print;
+        let hash = self.hasher.hash_one(print);
+        let slot = self.table.find(hash, is_it)?;
+        self.table.remove(hash, slot);
         let ring = if slot & IN_SAMPLE == 0 { &mut self.latest } else { &mut self.sample };
         let ghost = &mut ring.slots[(slot & !IN_SAMPLE) as usize];
         let taken = *ghost;
@@ -109,7 +131,7 @@ impl Ghosts {
 
     /// Remembers a block that is no ghost yet.
     pub(super) fn put(&mut self, ghost: Ghost) -> Displaced {
-        debug_assert!(self.get(ghost.print).is_none(), "a block becomes a ghost once");
+        debug_assert!(self.get(ghost.print.into()).is_none(), "a block becomes a ghost once");
         let (slot, old) = self.latest.put(ghost);
         let mut displaced = Displaced::default();
         if let Some(mut old) = old {
@@ -132,20 +154,18 @@ impl Ghosts {
         displaced
     }
 
-    fn enter(&mut self, print: u64, slot: u32) {
+    fn enter(&mut self, print: u32, slot: u32) {
         let (latest, sample, hasher) = (&self.latest, &self.sample, &self.hasher);
-        let rehash = |slot: &u32| hasher.hash_one(at(latest, sample, *slot).print);
-        self.table.insert_unique(hasher.hash_one(print), slot, rehash);
+        let hash_of = |slot: u32| hasher.hash_one(at(latest, sample, slot).print);
+        self.table.insert(hasher.hash_one(print), slot, hash_of);
     }
 
-    fn strike(&mut self, print: u64, slot: u32) {
-        if let Ok(entry) = self.table.find_entry(self.hasher.hash_one(print), |other| *other == slot) {
-            entry.remove();
-        }
+    fn strike(&mut self, print: u32, slot: u32) {
+        self.table.remove(self.hasher.hash_one(print), slot);
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
         let slots = self.latest.slots.capacity() + self.sample.slots.capacity();
-        slots * size_of::<Ghost>() + self.table.allocation_size()
+        slots * size_of::<Ghost>() + self.table.memory_bytes()
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! For each class and age bucket: how many blocks came that far without a use (at risk) and how many were used in it
 //! (events); their ratio is the discrete hazard of Kaplan and Meier (JASA 53, 1958), in which blocks that are forgotten
-//! unseen count as censored. A class that has seen little is drawn to its family, the family to the whole (empirical Bayes).
+//! unseen count as censored. A bucket counts when it is over, for used and unused blocks alike: if blocks counted as at risk when
+//! they come to it, a young class would look as if its blocks never came back, for their uses are still ahead of it.
+//! A class that has seen little is drawn to its family, the family to the whole (empirical Bayes).
 //! From the hazards follows the Gittins index (J. Royal Stat. Soc. B 41, 1979): the best ratio, over all times to hold the
 //! block from now, of the chance of a use to the expected time held. It is the rank of the block.
 
@@ -56,23 +58,14 @@ impl Hazards {
         u16::try_from(self.rows.len() - 1).expect("there are fewer classes than 2^16")
     }
 
-    /// Notes that blocks of this weight have come to `bucket` unused.
-    pub(super) fn at_risk(&mut self, row: u16, family: usize, bucket: usize, weight: u32) {
-        let weight = weight as f32 / 256.0;
-        self.rows[usize::from(row)].at_risk[bucket] += weight;
-        self.whole.at_risk[bucket] += weight;
-        if let Some(family) = &mut self.families[family] {
-            family.at_risk[bucket] += weight;
-        }
-    }
-
-    /// Notes that a block of this weight was used in `bucket`.
-    pub(super) fn event(&mut self, row: u16, family: usize, bucket: usize, weight: u32) {
-        let weight = weight as f32 / 256.0;
-        self.rows[usize::from(row)].events[bucket] += weight;
-        self.whole.events[bucket] += weight;
-        if let Some(family) = &mut self.families[family] {
-            family.events[bucket] += weight;
+    /// Notes that of blocks of the weight `at_risk` that came to `bucket` unused, those of the weight `used` were used in it.
+    pub(super) fn count(&mut self, row: u16, family: usize, bucket: usize, at_risk: u32, used: u32) {
+        let (at_risk, used) = (at_risk as f32 / 256.0, used as f32 / 256.0);
+        let row = Some(&mut self.rows[usize::from(row)]);
+        let family = self.families[family].as_deref_mut();
+        for counts in [row, family, Some(&mut self.whole)].into_iter().flatten() {
+            counts.at_risk[bucket] += at_risk;
+            counts.events[bucket] += used;
         }
     }
 

@@ -35,13 +35,13 @@ impl Adaptive {
             }
             let cohort = self.join(past, octile);
             if block.at == NONE {
-                self.remember(Ghost { print: block.print, cohort, past });
+                self.remember(Ghost::new(block.print, cohort, past));
                 continue;
             }
             let record = self.records.at(block.at);
             record.cohort = cohort;
             record.past = past;
-            if record.children == 0 {
+            if record.is_leaf() {
                 self.records.list(block.at, false, &mut self.cohorts, &mut self.ranking);
             }
         }
@@ -98,7 +98,7 @@ impl Adaptive {
         let row = self.row(past, octile);
         let Row { family, open, opened, opened_uses } = self.rows[usize::from(row)];
         let grain = self.capacity as u64 / COHORTS_PER_CAPACITY;
-        let cohort = if (opened == self.now || self.uses - opened_uses <= grain)
+        let cohort = if (opened == self.now || self.uses - opened_uses <= grain || self.cohorts.is_crowded())
             && self.cohorts.is_open(open, row, opened)
         {
             open
@@ -109,8 +109,8 @@ impl Adaptive {
             cohort
         };
         let bucket = usize::from(self.cohorts.get(cohort).bucket);
-        for bucket in 0..=bucket {
-            self.hazards.at_risk(row, family.into(), bucket, past.weight());
+        for bucket in 0..bucket {
+            self.hazards.count(row, family.into(), bucket, past.weight(), 0);
         }
         self.cohorts.join(cohort, past.weight());
         cohort
@@ -131,7 +131,7 @@ impl Adaptive {
     }
 
     pub(super) fn remember(&mut self, ghost: Ghost) {
-        if let Some(twin) = self.ghosts.take(ghost.print) {
+        if let Some(twin) = self.ghosts.take(ghost.print.into()) {
             self.cohorts.leave(twin.cohort, twin.past.weight());
         }
         let displaced = self.ghosts.put(ghost);

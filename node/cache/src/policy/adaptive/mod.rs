@@ -22,11 +22,12 @@ use ages::{Ages, Tick};
 use choice::Choice;
 pub use choice::{Ranker, Report};
 use class::Past;
-use cohort::{Cohort, Cohorts};
+use cohort::Cohorts;
 use ghosts::{Ghost, Ghosts};
 use hazard::{Hazards, MAX_ROWS};
+use kvhive_protocol::BlockKey;
 use ranking::{Level, NONE, Ranking, cell};
-use records::{Records, Resident};
+use records::Records;
 use request::{Current, History, Touched};
 use score::Score;
 
@@ -97,6 +98,9 @@ pub struct Adaptive {
     life: f32,
 }
 
+/// What classes, score, history, shadow caches and the request at hand take at most, as long as that is of some thousand blocks.
+const WHATEVER_THE_POOL: usize = 6 << 20;
+
 const HALF_LIFE_USES: u64 = 100_000;
 const HALF_LIFE_CAPACITIES: u64 = 64;
 const FADES_PER_HALF_LIFE: u64 = 8;
@@ -116,9 +120,9 @@ impl Adaptive {
             uses: 0,
             hazards: Hazards::new(ages.clone()),
             ranking: Ranking::new(),
-            cohorts: Cohorts::new(ages.clone()),
+            cohorts: Cohorts::new(ages.clone(), capacity),
             ages,
-            records: Records::new(),
+            records: Records::new(capacity),
             ghosts: Ghosts::with_limits(ghosts / 4 * 3, ghosts / 4),
             score: Score::new(),
             history: History::new(),
@@ -130,6 +134,13 @@ impl Adaptive {
             faded_at: 0,
             life: 100.0,
         }
+    }
+
+    /// Returns the bytes that it takes at most for a pool of so many blocks.
+    pub(super) fn most_bytes(capacity: u32) -> usize {
+        let capacity = capacity as usize;
+        let ghosts = Ghosts::most_bytes(Adaptive::ghost_limit(capacity));
+        WHATEVER_THE_POOL + Records::most_bytes(capacity) + ghosts + Cohorts::most_bytes(capacity)
     }
 
     /// Returns how many blocks that are not resident are remembered at most: half as many as fit, and in a small pool
@@ -165,9 +176,7 @@ impl Adaptive {
             if old.is_sampled() {
                 past.set_sampled(false);
             }
-            let Cohort { row, family, bucket, .. } = *self.cohorts.get(cohort);
-            self.hazards.event(row, family.into(), bucket.into(), old.weight());
-            self.cohorts.leave(cohort, old.weight());
+            self.cohorts.leave_used(cohort, old.weight(), &mut self.hazards);
         } else {
             self.branch(visit);
             self.current.unknown_block();
@@ -193,13 +202,13 @@ impl Adaptive {
 
     /// A block never seen before follows its parent.
     fn branch(&mut self, visit: &Visit) {
-        if let Some(parent) = visit.parent.filter(|at| self.records.get(*at).is_some()) {
-            let record = self.records.at(parent);
-            if record.cohort == NONE {
-                let place = record.previous as usize;
-                self.current.touched[place].past.add_branch();
+        if let Some(parent) = visit.parent
+            && let Some(record) = self.records.get(parent)
+        {
+            if record.is_of_this_request() {
+                self.current.touched[record.previous as usize].past.add_branch();
             } else {
-                record.past.add_branch();
+                self.records.at(parent).past.add_branch();
             }
         } else if visit.depth > 0
             && let Some(parent) = self.current.touched.last_mut()
@@ -215,7 +224,7 @@ impl Adaptive {
 
     /// Returns the rank that a newcomer would have.
     fn level_of(&mut self, visit: &Visit) -> Level {
-        let ghost = self.ghosts.get(print(visit)).map(|ghost| ghost.past);
+        let ghost = self.ghosts.get(print(&visit.key)).map(|ghost| ghost.past);
         let outlook = self.current.outlook(ghost, &self.history);
         let octile = self.current.judged(&outlook).unwrap_or_else(|| {
             let octile = self.score.octile(&self.current.facts(&outlook, &self.history));
@@ -240,8 +249,8 @@ const MIN_HORIZON: f32 = 20.0;
 const LIFE_RATE: f32 = 0.001;
 
 /// Part of a key that stands for it. The shard's index hashes the first eight bytes, placement uses the last.
-fn print(visit: &Visit) -> u64 {
-    let bytes: [u8; 8] = visit.key.as_bytes()[8..16].try_into().expect("a key has 32 bytes");
+fn print(key: &BlockKey) -> u64 {
+    let bytes: [u8; 8] = key.as_bytes()[8..16].try_into().expect("a key has 32 bytes");
     u64::from_le_bytes(bytes)
 }
 
@@ -257,16 +266,16 @@ impl Policy for Adaptive {
     }
 
     fn hit(&mut self, at: u32, visit: &Visit) {
-        let Some(&Resident { print, cohort, children, past, .. }) = self.records.get(at) else {
+        let Some(record) = self.records.get(at) else {
             return self.inserted(at, visit);
         };
-        if cohort == NONE {
+        if record.is_of_this_request() {
             return;
         }
-        if children == 0 {
+        if record.is_leaf() {
             self.records.unlist(at, &mut self.cohorts, &mut self.ranking);
         }
-        self.touch(print, at, Some((past, cohort)), visit);
+        self.touch(print(&visit.key), at, Some((record.past, record.cohort)), visit);
         let place = self.current.touched.len() as u32 - 1;
         let record = self.records.at(at);
         record.cohort = NONE;
@@ -274,38 +283,21 @@ impl Policy for Adaptive {
     }
 
     fn inserted(&mut self, at: u32, visit: &Visit) {
-        let print = print(visit);
+        let print = print(&visit.key);
         if self.records.get(at).is_some() {
             debug_assert!(false, "a record is taken once");
             return;
         }
         let ghost = self.ghosts.take(print);
         self.touch(print, at, ghost.map(|ghost| (ghost.past, ghost.cohort)), visit);
-        let parent = visit.parent.filter(|parent| self.records.get(*parent).is_some());
-        if let Some(parent) = parent {
-            self.records.adopt(parent, &mut self.cohorts, &mut self.ranking);
+        if let Some(parent) = visit.parent {
+            self.records.set_leaf(parent, false, &mut self.cohorts, &mut self.ranking);
         }
-        let parent_stay = parent.map_or(0, |parent| self.records.at(parent).stay);
-        let place = self.current.touched.len() as u32 - 1;
-        self.records.insert(
-            at,
-            Resident {
-                print,
-                cohort: NONE,
-                parent: parent.unwrap_or(NONE),
-                children: 0,
-                previous: place,
-                next: NONE,
-                past: Past::EMPTY,
-                is_resident: true,
-                stay: 0,
-                parent_stay,
-            },
-        );
+        self.records.insert(at, self.current.touched.len() as u32 - 1);
     }
 
     fn refused(&mut self, visit: &Visit) {
-        let print = print(visit);
+        let print = print(&visit.key);
         let ghost = self.ghosts.take(print);
         self.touch(print, NONE, ghost.map(|ghost| (ghost.past, ghost.cohort)), visit);
     }
@@ -333,7 +325,7 @@ impl Policy for Adaptive {
                     if offered >= MAX_SEARCH {
                         return Verdict::Stuck;
                     }
-                    leaf = self.records.at(leaf).next;
+                    leaf = self.records.get(leaf).map_or(NONE, |record| record.next);
                 }
                 cohort = self.cohorts.get(cohort).next;
             }
@@ -342,28 +334,29 @@ impl Policy for Adaptive {
         Verdict::Stuck
     }
 
-    fn removed(&mut self, at: u32, why: Removal) {
-        let Some(&record) = self.records.get(at) else { return };
-        let Resident { print, cohort, parent, parent_stay, children, previous, past, .. } = record;
-        if cohort == NONE {
+    fn removed(&mut self, at: u32, key: &BlockKey, why: Removal) {
+        let Some(record) = self.records.get(at) else { return };
+        let (cohort, past) = (record.cohort, record.past);
+        if record.is_of_this_request() {
             // It leaves within the request that used it: remembered with the others at the end, whatever the reason.
-            self.current.touched[previous as usize].at = NONE;
+            self.current.touched[record.previous as usize].at = NONE;
         } else {
-            if children == 0 {
+            if record.is_leaf() {
                 self.records.unlist(at, &mut self.cohorts, &mut self.ranking);
             }
             match why {
                 Removal::Evicted => {
                     self.life += LIFE_RATE * (self.now.wrapping_sub(past.last) as f32 - self.life);
-                    self.remember(Ghost { print, cohort, past });
+                    self.remember(Ghost::new(print(key), cohort, past));
                 }
                 Removal::Dropped => self.cohorts.leave(cohort, past.weight()),
             }
         }
         self.records.remove(at);
-        if parent != NONE {
-            self.records.bereave(parent, parent_stay, &mut self.cohorts, &mut self.ranking);
-        }
+    }
+
+    fn set_leaf(&mut self, at: u32, leaf: bool) {
+        self.records.set_leaf(at, leaf, &mut self.cohorts, &mut self.ranking);
     }
 
     fn memory_bytes(&self) -> usize {

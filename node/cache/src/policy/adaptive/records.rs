@@ -3,50 +3,59 @@
 use super::class::Past;
 use super::cohort::Cohorts;
 use super::ranking::{NONE, Ranking};
+use crate::policy::list::Column;
+
+/// Cohort of a record that holds no block.
+const VACANT: u32 = NONE - 1;
+
+/// In place of the next leaf: the block is none itself.
+const HAS_CHILDREN: u32 = NONE - 1;
 
 /// A resident block.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Resident {
-    /// Part of its key, zero while the slot is free.
-    pub(super) print: u64,
     /// The cohort that it is counted in; [`NONE`] while it is part of the request at hand.
     pub(super) cohort: u32,
-    /// Its parent's record, as it was in that record's `stay`.
-    pub(super) parent: u32,
-    /// Residents that name it as their parent. A leaf is in its cohort's list exactly while this is zero.
-    pub(super) children: u32,
     /// Its neighbours among its cohort's leaves. While it is part of the request at hand, `previous` is its place there.
     pub(super) previous: u32,
     pub(super) next: u32,
     pub(super) past: Past,
-    pub(super) is_resident: bool,
-    /// Tells the blocks of one record apart (wraps).
-    pub(super) stay: u8,
-    pub(super) parent_stay: u8,
 }
 
-const VACANT: Resident = Resident {
-    print: 0,
-    cohort: NONE,
-    parent: NONE,
-    children: 0,
-    previous: NONE,
-    next: NONE,
-    past: Past::EMPTY,
-    is_resident: false,
-    stay: 0,
-    parent_stay: 0,
-};
+const _: () = assert!(size_of::<Resident>() == 20);
+
+impl Default for Resident {
+    fn default() -> Resident {
+        Resident { cohort: VACANT, previous: NONE, next: NONE, past: Past::EMPTY }
+    }
+}
+
+impl Resident {
+    /// Says whether no resident block names it as its parent. A leaf that is counted in a cohort is in that one's list.
+    pub(super) fn is_leaf(&self) -> bool {
+        self.next != HAS_CHILDREN
+    }
+
+    pub(super) fn is_of_this_request(&self) -> bool {
+        self.cohort == NONE
+    }
+}
 
 /// The resident blocks, by the number of their record.
 pub(super) struct Records {
-    slots: Vec<Resident>,
+    slots: Column<Resident>,
     count: usize,
 }
 
 impl Records {
-    pub(super) fn new() -> Records {
-        Records { slots: Vec::new(), count: 0 }
+    /// Makes records for numbers below `limit`.
+    pub(super) fn new(limit: usize) -> Records {
+        Records { slots: Column::new(limit), count: 0 }
+    }
+
+    /// Returns the bytes that records for numbers below `limit` take at most.
+    pub(super) const fn most_bytes(limit: usize) -> usize {
+        Column::<Resident>::bytes(limit)
     }
 
     pub(super) fn count(&self) -> usize {
@@ -54,70 +63,58 @@ impl Records {
     }
 
     /// Returns the block of a record, none if the policy was not told of one.
-    pub(super) fn get(&self, at: u32) -> Option<&Resident> {
-        self.slots.get(at as usize).filter(|record| record.is_resident)
+    pub(super) fn get(&self, at: u32) -> Option<Resident> {
+        Some(self.slots.get(at)).filter(|record| record.cohort != VACANT)
     }
 
     pub(super) fn at(&mut self, at: u32) -> &mut Resident {
-        &mut self.slots[at as usize]
+        self.slots.entry(at)
     }
 
-    pub(super) fn insert(&mut self, at: u32, record: Resident) {
-        let at = at as usize;
-        if at >= self.slots.len() {
-            self.slots.resize(at + 1, VACANT);
-        }
-        debug_assert!(!self.slots[at].is_resident, "one block a record at a time");
-        let stay = self.slots[at].stay.wrapping_add(1);
-        self.slots[at] = Resident { stay, ..record };
+    /// Takes in a leaf of the request at hand, which has it at `place`.
+    pub(super) fn insert(&mut self, at: u32, place: u32) {
+        debug_assert!(self.get(at).is_none(), "one block a record at a time");
+        *self.at(at) = Resident { cohort: NONE, previous: place, ..Resident::default() };
         self.count += 1;
     }
 
     pub(super) fn remove(&mut self, at: u32) {
-        let stay = self.slots[at as usize].stay;
-        self.slots[at as usize] = Resident { stay, ..VACANT };
+        *self.at(at) = Resident::default();
         self.count -= 1;
     }
 
-    /// Counts a child of `parent` more.
-    pub(super) fn adopt(&mut self, parent: u32, cohorts: &mut Cohorts, ranking: &mut Ranking) {
-        let record = self.at(parent);
-        record.children += 1;
-        if record.children == 1 && record.cohort != NONE {
-            self.unlist(parent, cohorts, ranking);
+    /// Makes a block a leaf, the first of its cohort to leave, or no leaf any more. One that the policy was not told of
+    /// stays what it is.
+    pub(super) fn set_leaf(&mut self, at: u32, leaf: bool, cohorts: &mut Cohorts, ranking: &mut Ranking) {
+        let Some(record) = self.get(at).filter(|record| record.is_leaf() != leaf) else { return };
+        let is_counted = !record.is_of_this_request();
+        if !leaf && is_counted {
+            self.unlist(at, cohorts, ranking);
         }
-    }
-
-    /// Counts a child less of the block that is `parent` in its `stay`; another block of that record never had it.
-    pub(super) fn bereave(&mut self, parent: u32, stay: u8, cohorts: &mut Cohorts, ranking: &mut Ranking) {
-        if self.get(parent).is_none_or(|record| record.stay != stay || record.children == 0) {
-            return;
-        }
-        let record = self.at(parent);
-        record.children -= 1;
-        if record.children == 0 && record.cohort != NONE {
-            self.list(parent, true, cohorts, ranking);
+        self.at(at).next = if leaf { NONE } else { HAS_CHILDREN };
+        if leaf && is_counted {
+            self.list(at, true, cohorts, ranking);
         }
     }
 
     /// Puts a leaf into its cohort's list: last, or first when its child has just left.
     pub(super) fn list(&mut self, at: u32, first: bool, cohorts: &mut Cohorts, ranking: &mut Ranking) {
-        let number = self.slots[at as usize].cohort;
+        let number = self.slots.get(at).cohort;
         let cohort = cohorts.get_mut(number);
         let was_empty = cohort.head == NONE;
         let (previous, next) = if first { (NONE, cohort.head) } else { (cohort.tail, NONE) };
         if previous == NONE {
             cohort.head = at;
         } else {
-            self.slots[previous as usize].next = at;
+            self.at(previous).next = at;
         }
         if next == NONE {
             cohort.tail = at;
         } else {
-            self.slots[next as usize].previous = at;
+            self.at(next).previous = at;
         }
-        self.slots[at as usize].previous = previous;
-        self.slots[at as usize].next = next;
+        let record = self.at(at);
+        (record.previous, record.next) = (previous, next);
         if was_empty {
             cohorts.list(number, ranking);
         }
@@ -125,24 +122,26 @@ impl Records {
 
     /// Takes a leaf out of its cohort's list.
     pub(super) fn unlist(&mut self, at: u32, cohorts: &mut Cohorts, ranking: &mut Ranking) {
-        let Resident { cohort: number, previous, next, .. } = self.slots[at as usize];
+        let Resident { cohort: number, previous, next, .. } = self.slots.get(at);
         let cohort = cohorts.get_mut(number);
         if previous == NONE {
             cohort.head = next;
         } else {
-            self.slots[previous as usize].next = next;
+            self.at(previous).next = next;
         }
         if next == NONE {
             cohort.tail = previous;
         } else {
-            self.slots[next as usize].previous = previous;
+            self.at(next).previous = previous;
         }
+        let record = self.at(at);
+        (record.previous, record.next) = (NONE, NONE);
         if cohorts.get(number).head == NONE {
             cohorts.unlist(number, ranking);
         }
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        self.slots.capacity() * size_of::<Resident>()
+        self.slots.memory_bytes()
     }
 }

@@ -1,0 +1,100 @@
+//! What the raft actor tells its askers: maps, statuses, overviews, verdicts on heartbeats, and why something was not done.
+
+use super::raft::{RaftActor, Waiting};
+use kvhive_consensus::{PeerId, RefuseReason, Role, Standing, Ticket};
+use kvhive_control::BeatVerdict;
+use kvhive_protocol::control::{ControlReply, CoordinatorStatus, DeviceLoad, Overview};
+use kvhive_protocol::load::{MAX_TENANT_SUMS, TenantLoad};
+use kvhive_protocol::{ClusterMap, Epoch, WireError};
+
+impl RaftActor {
+    pub(super) fn serve_read(&mut self, ticket: Ticket) {
+        match self.waiting.remove(&ticket) {
+            Some(Waiting::Map { have, reply }) => reply.send(self.map_reply(have)),
+            Some(Waiting::Overview { reply }) => reply.send(self.overview()),
+            Some(Waiting::Beat { received, beat, reply }) => {
+                let Some(map) = self.parts.registry.map() else {
+                    return reply.send(ControlReply::Fenced);
+                };
+                reply.send(match self.parts.overseer.heartbeat_confirmed(received, beat, &map) {
+                    BeatVerdict::Renew { send_map } => {
+                        ControlReply::Beat { map: send_map.then(|| Box::new((*map).clone())) }
+                    }
+                    BeatVerdict::Fenced => ControlReply::Fenced,
+                    BeatVerdict::NotLeading => {
+                        ControlReply::Failed(self.refusal(RefuseReason::NotLeader { leader: None }))
+                    }
+                });
+            }
+            Some(Waiting::Proposal { .. }) | None => {}
+        }
+    }
+
+    pub(super) fn map_reply(&self, have: Epoch) -> ControlReply {
+        match self.parts.registry.map() {
+            None => ControlReply::Failed(WireError::busy("the cluster has not started yet")),
+            Some(map) if map.epoch <= have => ControlReply::Map(None),
+            Some(map) => ControlReply::Map(Some(Box::new((*map).clone()))),
+        }
+    }
+
+    pub(super) fn overview(&mut self) -> ControlReply {
+        let map = self.parts.registry.map();
+        let unsettled = map.as_ref().map_or(0, |map| self.parts.overseer.unsettled(map) as u64);
+        let reports = self.parts.overseer.loads().flat_map(|(_, load)| &load.tenants);
+        let tenants = TenantLoad::sums(reports, MAX_TENANT_SUMS);
+        let bare =
+            |load: &DeviceLoad| DeviceLoad { occupied: Vec::new(), tenants: Vec::new(), ..load.clone() };
+        let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(load))).collect();
+        let map = map.map(|map| ClusterMap::clone(&map));
+        ControlReply::Overview(Box::new(Overview { status: self.status(), map, loads, tenants, unsettled }))
+    }
+
+    pub(super) fn status(&self) -> CoordinatorStatus {
+        let status = self.parts.consensus.status();
+        let name = |peer: PeerId| self.parts.names.get(&peer).map(|known| known.name.clone());
+        CoordinatorStatus {
+            name: name(self.parts.us).unwrap_or_default(),
+            peer: self.parts.us.0,
+            role: match status.role {
+                Role::Follower if status.standing == Standing::Newborn => "newborn",
+                Role::Follower if status.standing == Standing::Rejoining => "rejoining",
+                Role::Leader => "leader",
+                Role::Follower => "follower",
+                Role::Candidate => "candidate",
+                Role::PreCandidate => "pre-candidate",
+            }
+            .to_owned(),
+            term: status.term,
+            leader: status.leader.and_then(name),
+            committed: status.committed,
+            applied: status.applied,
+            epoch: self.parts.registry.epoch(),
+        }
+    }
+
+    pub(super) fn refusal(&self, reason: RefuseReason) -> WireError {
+        match reason {
+            RefuseReason::NotLeader { leader } => {
+                let leader =
+                    leader.or(self.parts.consensus.status().leader).filter(|leader| *leader != self.parts.us);
+                let address =
+                    |peer: PeerId| self.parts.names.get(&peer).map(|known| known.raft_address.clone());
+                WireError::NotLeader { leader: leader.and_then(address) }
+            }
+            RefuseReason::Overloaded => WireError::busy("as many proposals as allowed are under way"),
+            RefuseReason::TooLarge => WireError::rejected(format_args!("the change is too large")),
+            RefuseReason::Lost => WireError::OutcomeUnknown,
+        }
+    }
+
+    pub(super) fn answer(&mut self, ticket: Ticket, answer: ControlReply) {
+        match self.waiting.remove(&ticket) {
+            Some(Waiting::Proposal { reply: Some(reply), .. })
+            | Some(Waiting::Map { reply, .. } | Waiting::Beat { reply, .. } | Waiting::Overview { reply }) => {
+                reply.send(answer);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! How a block leaves: out of sight at once, its frame and its record when nobody needs them any more.
+
+use super::Shard;
+use crate::answers::Effect;
+use crate::block::{BlockId, Life, Mark, NO_PARENT, Record};
+use crate::policy::Removal;
+
+impl Shard {
+    /// Takes a resident block out of sight; its frame comes back now, or when its last reader and copy have gone.
+    pub(super) fn drop_block(&mut self, at: u32, why: Removal, effects: &mut Vec<Effect>) {
+        self.index.hide(at);
+        self.recency.remove(&mut self.index.records, at);
+        let bared = self.unlink(at);
+        self.count_resident(at, -1);
+        let record = &mut self.index.records[at as usize];
+        record.life = Life::Leaving;
+        self.stats.prefetch_wasted += u64::from(record.is(Mark::AHEAD));
+        self.occupied[usize::from(record.slot)] -= 1;
+        effects.push(Effect::Drop { id: BlockId { index: at, generation: record.generation } });
+        let (party, class, key) = (record.party, record.class, record.key);
+        self.parties[usize::from(party)].ranking(class).policy().removed(at, &key, why);
+        self.tell_leaf(bared, true);
+        self.finish_leaving(at);
+    }
+
+    pub(super) fn finish_leaving(&mut self, at: u32) {
+        let record = self.index.records[at as usize];
+        if record.life == Life::Leaving && record.readers == 0 && !record.is_worked_on() {
+            self.give(record.tier, record.class, record.party);
+            self.free(at);
+        }
+    }
+
+    /// Gives a hidden record back.
+    pub(super) fn free(&mut self, at: u32) {
+        self.owners.leave(self.index.records[at as usize].owner);
+        self.index.free(at);
+    }
+
+    /// Tells whoever ranks a block that it has become a leaf, or that it is none.
+    pub(super) fn tell_leaf(&mut self, at: Option<u32>, leaf: bool) {
+        let Some(at) = at else { return };
+        let Record { party, class, life, .. } = self.index.records[at as usize];
+        if life == Life::Resident {
+            self.parties[usize::from(party)].ranking(class).policy().set_leaf(at, leaf);
+        }
+    }
+
+    /// Takes a block off its parent; returns that if it is a leaf now. Its own children, if it goes before them (a clear, an abandoned write, a lost block),
+    /// find their link dangling: it names a stay that has ended.
+    pub(super) fn unlink(&mut self, at: u32) -> Option<u32> {
+        let link = std::mem::replace(&mut self.index.records[at as usize].parent, NO_PARENT);
+        self.index.records[at as usize].children = 0;
+        let parent = self.linked(link)?;
+        let children = &mut self.index.records[parent as usize].children;
+        *children -= 1;
+        (*children == 0).then_some(parent)
+    }
+
+    /// Returns the record that a link to a parent names, while that stay lasts.
+    pub(super) fn linked(&self, (index, generation): (u32, u32)) -> Option<u32> {
+        let at = self.index.named(index, generation)?;
+        matches!(self.index.records[at as usize].life, Life::Resident | Life::Filling).then_some(at)
+    }
+
+    /// Makes chains true again after a block has gone before its children.
+    pub(super) fn mend(&mut self) {
+        let resident = |at: &u32| self.index.records[*at as usize].life == Life::Resident;
+        let mut all: Vec<u32> = (0..self.index.records.len() as u32).filter(resident).collect();
+        all.sort_unstable_by_key(|at| self.index.records[*at as usize].depth);
+        for at in all {
+            let parent = self.linked(self.index.records[at as usize].parent);
+            let parent = parent.map(|parent| &self.index.records[parent as usize]);
+            let chain = parent
+                .filter(|parent| parent.life == Life::Resident)
+                .map_or(0, |one| one.chain.saturating_add(1));
+            self.index.records[at as usize].chain = chain;
+        }
+        self.is_torn = false;
+    }
+}

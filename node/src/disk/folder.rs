@@ -1,0 +1,145 @@
+//! A device's folder on disk: its lock, and one file of records for each size of frames.
+
+use super::record::record_bytes;
+use super::{DiskError, Geometry};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock, fstatvfs};
+use rustix::io::Errno;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tracing::warn;
+
+/// Name of the lock file.
+const LOCK: &str = "lock";
+/// How often it is tried while it is another's.
+const LOCK_EVERY: Duration = Duration::from_millis(20);
+
+fn file_name(frame_bytes: u64) -> String {
+    format!("records-{frame_bytes}")
+}
+
+/// Makes the folder if need be and takes its lock.
+pub(super) fn lock(folder: &Path, limit: Duration) -> Result<File, DiskError> {
+    let failed = |source| DiskError::Io { path: folder.to_owned(), source };
+    fs::create_dir_all(folder).map_err(failed)?;
+    let path = folder.join(LOCK);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    let until = Instant::now() + limit;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(LOCK_EVERY),
+            Err(Errno::WOULDBLOCK) => return Err(DiskError::Shared { folder: folder.to_owned() }),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(failed(error.into())),
+        }
+    }
+}
+
+/// Opens the record files, past the page cache where the file system lets them be, and deletes those of sizes that are no
+/// more. Says whether all are past it.
+pub(super) fn open(folder: &Path, geometry: &[Geometry]) -> Result<(Vec<Arc<File>>, bool), DiskError> {
+    let mut files = Vec::with_capacity(geometry.len());
+    let mut all_direct = true;
+    for class in geometry {
+        let path = folder.join(file_name(class.frame_bytes));
+        let (file, direct) =
+            open_file(&path).map_err(|source| DiskError::Io { path: path.clone(), source })?;
+        all_direct &= direct;
+        files.push(Arc::new(file));
+    }
+    let failed = |source| DiskError::Io { path: folder.to_owned(), source };
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let wanted = geometry.iter().any(|class| *name == *file_name(class.frame_bytes));
+        if name.starts_with("records-") && !wanted {
+            warn!(file = %entry.path().display(), "records of a block size that is no more are deleted");
+            fs::remove_file(entry.path()).map_err(failed)?;
+        }
+    }
+    Ok((files, all_direct))
+}
+
+fn open_file(path: &Path) -> io::Result<(File, bool)> {
+    let mut options = OpenOptions::new();
+    // What engines computed for one user is no other's to read.
+    options.create(true).truncate(false).read(true).write(true).mode(0o600);
+    let direct = options.clone().custom_flags(OFlags::DIRECT.bits() as i32).open(path);
+    match direct {
+        Ok(file) => Ok((file, true)),
+        // This file system has a page cache and nothing else.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok((options.open(path)?, false)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives every file its size, and the disk's promise of it; done again, does nothing.
+///
+/// # Errors
+/// When the disk has not the room: nothing more of it is taken then.
+pub(super) fn prepare(files: &[Arc<File>], geometry: &[Geometry]) -> io::Result<()> {
+    let mut wanted = 0u64;
+    for (file, class) in files.iter().zip(geometry) {
+        let has = file.metadata()?.blocks() * 512;
+        wanted = wanted.saturating_add(file_bytes(class)?.saturating_sub(has));
+    }
+    if let Some(file) = files.first().filter(|_| wanted > 0) {
+        let disk = fstatvfs(file)?;
+        // Asked before: a file system that runs short half-way keeps what it has given so far.
+        if wanted > disk.f_bavail.saturating_mul(disk.f_frsize) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+    }
+    for (file, class) in files.iter().zip(geometry) {
+        let bytes = file_bytes(class)?;
+        if file.metadata()?.len() > bytes {
+            file.set_len(bytes)?;
+        }
+        if bytes == 0 {
+            continue;
+        }
+        match fallocate(&**file, FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => {}
+            // Room is taken as records come.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(bytes)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn file_bytes(class: &Geometry) -> io::Result<u64> {
+    let bytes = record_bytes(class.frame_bytes).checked_mul(u64::from(class.records));
+    bytes.filter(|bytes| i64::try_from(*bytes).is_ok()).ok_or_else(|| io::ErrorKind::FileTooLarge.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_without_the_room_gives_none_of_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let fits = Geometry { frame_bytes: 4096, records: 2 };
+        for (frame_bytes, kind) in
+            [(1 << 40, io::ErrorKind::StorageFull), (1 << 50, io::ErrorKind::FileTooLarge)]
+        {
+            let geometry = [fits, Geometry { frame_bytes, records: 1 << 20 }];
+            let (files, _) = open(folder.path(), &geometry).expect("files");
+            assert_eq!(prepare(&files, &geometry).map_err(|error| error.kind()), Err(kind));
+            assert!(files.iter().all(|file| file.metadata().expect("a file").len() == 0));
+        }
+        let (files, _) = open(folder.path(), &[fits]).expect("files");
+        for _ in 0..2 {
+            prepare(&files, &[fits]).expect("a little room");
+            assert_eq!(files[0].metadata().expect("a file").len(), 16384);
+        }
+        let mode = files[0].metadata().expect("a file").mode();
+        assert_eq!(mode & 0o077, 0, "{mode:o}");
+    }
+}

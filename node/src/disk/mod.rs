@@ -1,0 +1,127 @@
+//! The disk tier's bytes: fixed-size records in large files, past the page cache, by io_uring or by threads. What is kept
+//! there is the shard's to decide ([`crate::actors`]); here blocks are written, read, verified, and found again after a start.
+
+mod buffer;
+mod figures;
+mod folder;
+mod health;
+mod keeper;
+mod measure;
+mod places;
+mod queue;
+mod record;
+mod scan;
+mod store;
+mod threads;
+mod uring;
+
+#[cfg(test)]
+pub(crate) mod fault;
+
+#[cfg(test)]
+pub(crate) use figures::Bad;
+pub(crate) use figures::record;
+pub(crate) use health::ProbeWaits;
+pub(crate) use keeper::Keeper;
+pub use measure::DiskBench;
+pub(crate) use queue::Backend;
+pub(crate) use record::{TenantMark, record_bytes, tenant_mark};
+pub(crate) use scan::Found;
+pub(crate) use store::{Payload, Place, ReadError, Store};
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tracing::info;
+
+/// Why a disk tier cannot be used.
+#[derive(Debug, Error)]
+pub enum DiskError {
+    /// Two nodes, or two devices, were given one folder.
+    #[error("{} is in use by another node; give each node a disk_dir of its own, or end the other", folder.display())]
+    Shared {
+        /// Which folder.
+        folder: PathBuf,
+    },
+    /// The folder or a file in it cannot be used.
+    #[error("cannot use {}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// One size of records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Geometry {
+    /// Bytes of the largest block that a record holds.
+    pub(crate) frame_bytes: u64,
+    /// How many records.
+    pub(crate) records: u32,
+}
+
+/// What moves the bytes, and how patient one is with it.
+#[derive(Clone)]
+pub(crate) struct DiskTuning {
+    pub(crate) mover: Mover,
+    pub(crate) waits: ProbeWaits,
+    /// How long a folder's lock is waited for: a process that was killed lets go when it has ended.
+    pub(crate) lock_limit: Duration,
+}
+
+impl Default for DiskTuning {
+    fn default() -> DiskTuning {
+        DiskTuning {
+            mover: Mover::default(),
+            waits: ProbeWaits::default(),
+            lock_limit: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What moves the bytes.
+#[derive(Clone, Default)]
+pub(crate) enum Mover {
+    /// io_uring where the kernel has it, threads where not.
+    #[default]
+    Best,
+    /// Threads.
+    Threads,
+    /// This.
+    #[cfg(test)]
+    Given(Arc<dyn Backend>),
+}
+
+impl Mover {
+    /// Starts it.
+    pub(crate) fn start(&self) -> io::Result<Arc<dyn Backend>> {
+        match self {
+            Mover::Best => best(),
+            Mover::Threads => Ok(Arc::new(threads::Threads::start()?)),
+            #[cfg(test)]
+            Mover::Given(backend) => Ok(backend.clone()),
+        }
+    }
+}
+
+fn best() -> io::Result<Arc<dyn Backend>> {
+    match uring::Uring::start() {
+        Ok(ring) => Ok(Arc::new(ring)),
+        Err(error) => {
+            info!(%error, "the kernel gives no io_uring; threads move the disk's bytes");
+            Ok(Arc::new(threads::Threads::start()?))
+        }
+    }
+}
+
+/// Returns both, for tests and measurements that compare them.
+#[cfg(test)]
+pub(crate) fn movers() -> Vec<Arc<dyn Backend>> {
+    let ring = uring::Uring::start().ok().map(|ring| Arc::new(ring) as Arc<dyn Backend>);
+    let threads = Arc::new(threads::Threads::start().expect("threads")) as Arc<dyn Backend>;
+    ring.into_iter().chain([threads]).collect()
+}

@@ -1,0 +1,263 @@
+//! Transfers by io_uring: one thread keeps up to [`DEPTH`] of them with the kernel and hears of their ends.
+#![allow(
+    unsafe_code,
+    reason = "the kernel reads and writes memory that a transfer owns until its completion has come"
+)]
+
+use super::buffer::Piece;
+use super::queue::{Backend, Done, Queue, Run, Transfer, Way};
+use io_uring::{IoUring, Probe, opcode, types::Fd};
+use rustix::event::{EventfdFlags, eventfd};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use tokio::sync::oneshot;
+
+/// Transfers that the kernel has at a time.
+const DEPTH: usize = 64;
+/// Names the completion of the wait for more work.
+const WAKE: u64 = u64::MAX;
+
+/// The ring's thread, and the way to it.
+pub(crate) struct Uring {
+    queue: Queue,
+    bell: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Uring {
+    /// Makes a ring and starts its thread.
+    ///
+    /// # Errors
+    /// When the kernel has no io_uring, forbids it, or lacks what is needed of it.
+    pub(crate) fn start() -> io::Result<Uring> {
+        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let queue = Queue::default();
+        let (told, made) = mpsc::sync_channel(1);
+        let (its_queue, its_bell) = (queue.clone(), bell.clone());
+        // The ring belongs to the thread that makes it.
+        let work = move || match ring() {
+            Ok(ring) => {
+                let driver = Driver { flying: Flying::new(), queue: its_queue, bell: its_bell };
+                if told.send(Ok(())).is_ok() {
+                    driver.run(ring);
+                }
+            }
+            // Nobody waits only if this thread was given up.
+            Err(error) => drop(told.send(Err(error))),
+        };
+        let thread = std::thread::Builder::new().name("disk-uring".to_owned()).spawn(work)?;
+        made.recv().map_err(io::Error::other)??;
+        Ok(Uring { queue, bell, thread: Some(thread) })
+    }
+
+    fn ring_the_bell(&self) {
+        // A bell that has rung already is as good.
+        let _ = rustix::io::write(&*self.bell, &1u64.to_ne_bytes());
+    }
+}
+
+impl Backend for Uring {
+    fn name(&self) -> &'static str {
+        "io_uring"
+    }
+
+    fn submit(&self, transfer: Transfer) -> oneshot::Receiver<Done> {
+        let (done, must_tell) = self.queue.push(transfer);
+        if must_tell {
+            self.ring_the_bell();
+        }
+        done
+    }
+
+    fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        self.queue.close();
+        self.ring_the_bell();
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+            && thread.join().is_err()
+        {
+            tracing::error!("the disk's io_uring thread panicked");
+        }
+    }
+}
+
+/// Makes a ring that can do what is asked of it.
+fn ring() -> io::Result<IoUring> {
+    let entries = (DEPTH + 1).next_power_of_two() as u32;
+    // Completions wait for the thread instead of interrupting it, where the kernel knows how (6.1).
+    let quiet = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(entries);
+    let ring = match quiet {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => IoUring::new(entries)?,
+        made => made?,
+    };
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let needed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Read::CODE];
+    let can_all = needed.into_iter().all(|code| probe.is_supported(code));
+    if can_all { Ok(ring) } else { Err(ErrorKind::Unsupported.into()) }
+}
+
+/// As the kernel knows it.
+#[repr(C)]
+struct Iovec {
+    base: *mut u8,
+    len: usize,
+}
+
+/// What the kernel has.
+struct Flight {
+    run: Run,
+    /// Where its memory is; the kernel reads this list when it is submitted.
+    iovecs: Vec<Iovec>,
+    bytes: usize,
+}
+
+impl Flight {
+    fn new(mut run: Run) -> Flight {
+        let way = run.way();
+        let iovec = |piece: &mut Piece| match way {
+            Way::Read => {
+                let bytes = piece.bytes_mut();
+                Iovec { base: bytes.as_mut_ptr(), len: bytes.len() }
+            }
+            // The kernel only reads what is written out.
+            Way::Write => Iovec { base: piece.bytes().as_ptr().cast_mut(), len: piece.bytes().len() },
+        };
+        let iovecs: Vec<Iovec> = run.pieces_mut().map(iovec).collect();
+        let bytes = run.bytes();
+        Flight { run, iovecs, bytes }
+    }
+
+    fn entry(&self, number: usize) -> io_uring::squeue::Entry {
+        let (fd, at) = (Fd(self.run.file().as_raw_fd()), self.run.at());
+        let (list, len) = (self.iovecs.as_ptr().cast(), self.iovecs.len() as u32);
+        let entry = match self.run.way() {
+            Way::Read => opcode::Readv::new(fd, list, len).offset(at).build(),
+            Way::Write => opcode::Writev::new(fd, list, len).offset(at).build(),
+        };
+        entry.user_data(number as u64)
+    }
+
+    fn end(self, moved: i32, queue: &Queue) {
+        let result = match usize::try_from(moved) {
+            Err(_) => Err(io::Error::from_raw_os_error(-moved)),
+            Ok(moved) if moved == self.bytes => Ok(()),
+            // A file that is shorter, or a disk that took half: neither is gone on with.
+            Ok(_) if self.run.way() == Way::Read => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(_) => Err(ErrorKind::WriteZero.into()),
+        };
+        self.run.end(result, queue);
+    }
+}
+
+/// What the kernel may touch. While any of it is with the kernel nothing of it is freed: not even by a panic, which leaks it.
+struct Flying {
+    flights: Vec<Option<Flight>>,
+    free: Vec<usize>,
+    /// Where the wait for more work reads to.
+    woken: Box<[u8; 8]>,
+    is_listening: bool,
+}
+
+impl Flying {
+    fn new() -> Flying {
+        let flights = (0..DEPTH).map(|_| None).collect();
+        Flying { flights, free: (0..DEPTH).collect(), woken: Box::new([0; 8]), is_listening: false }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.free.len() == DEPTH
+    }
+}
+
+impl Drop for Flying {
+    fn drop(&mut self) {
+        if !self.is_empty() || self.is_listening {
+            std::mem::forget(std::mem::take(&mut self.flights));
+            std::mem::forget(std::mem::take(&mut self.woken));
+        }
+    }
+}
+
+/// The ring's side.
+struct Driver {
+    flying: Flying,
+    queue: Queue,
+    bell: Arc<OwnedFd>,
+}
+
+impl Driver {
+    fn run(mut self, mut ring: IoUring) {
+        loop {
+            self.fill(&mut ring);
+            if self.flying.is_empty() && !self.flying.is_listening {
+                // Closed, and all is done.
+                return;
+            }
+            match ring.submit_and_wait(1) {
+                Ok(_) => {}
+                // A signal, or completions that must be taken first.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::ResourceBusy
+                    ) => {}
+                Err(error) => return self.break_off(&error),
+            }
+            for completion in ring.completion() {
+                if completion.user_data() == WAKE {
+                    self.flying.is_listening = false;
+                    continue;
+                }
+                let number = completion.user_data() as usize;
+                if let Some(flight) = self.flying.flights.get_mut(number).and_then(Option::take) {
+                    self.flying.free.push(number);
+                    flight.end(completion.result(), &self.queue);
+                }
+            }
+        }
+    }
+
+    /// Hands the kernel what waits, as far as it may have it.
+    fn fill(&mut self, ring: &mut IoUring) {
+        let Driver { flying, queue, bell } = self;
+        let mut submission = ring.submission();
+        // Asked before the queue is looked at: a bell rung after that look wakes the thread.
+        if !flying.is_listening && !queue.is_closed() {
+            let read = opcode::Read::new(Fd(bell.as_raw_fd()), flying.woken.as_mut_ptr(), 8);
+            // SAFETY: `woken` and the bell live as long as the driver, and `Flying` leaks the former rather than free it while
+            // this read is out. There is room: the ring has more entries than are ever out together.
+            flying.is_listening = unsafe { submission.push(&read.build().user_data(WAKE)) }.is_ok();
+        }
+        while let Some(number) = flying.free.last().copied() {
+            let Some(run) = queue.take() else { return };
+            let flight = flying.flights[number].insert(Flight::new(run));
+            let entry = flight.entry(number);
+            // SAFETY: the entry names memory and a file that the flight owns; it stays in `flights`, where nothing touches it,
+            // until its completion has come, and `Flying` leaks it rather than free it before.
+            let is_in = unsafe { submission.push(&entry) }.is_ok();
+            if is_in {
+                flying.free.pop();
+            } else if let Some(flight) = flying.flights[number].take() {
+                flight.end(-rustix::io::Errno::AGAIN.raw_os_error(), queue);
+            }
+        }
+    }
+
+    /// The ring itself fails: nobody waits for it any more.
+    fn break_off(self, error: &io::Error) {
+        tracing::error!(%error, "io_uring failed; the disk takes no more transfers until the node starts anew");
+        self.queue.close();
+        while let Some(run) = self.queue.take() {
+            run.end(Err(ErrorKind::BrokenPipe.into()), &self.queue);
+        }
+    }
+}
