@@ -76,7 +76,10 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
             (Role::Client, Command::Leave { .. }) => command.name(),
             (
                 Role::Node,
-                Command::CreateTenant { .. } | Command::ClearTenant { .. } | Command::SetAck { .. },
+                Command::CreateTenant { .. }
+                | Command::ClearTenant { .. }
+                | Command::SetTenantRules { .. }
+                | Command::SetAck { .. },
             ) => command.name(),
             _ => return Ok(()),
         },
@@ -115,15 +118,19 @@ pub(crate) async fn ask_peer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvhive_protocol::{Generation, MemberId, RequestId};
+    use kvhive_protocol::{Generation, MemberId, RequestId, RulesChange, TenantId, TenantRules};
 
     #[test]
     fn each_role_may_ask_what_is_its_own() {
         let submit =
             |command| ControlRequest::Submit { request: RequestId { client: 1, sequence: 1 }, command };
         let down = || Command::MarkDown { member: MemberId(1), generation: Generation(1) };
-        let create = || Command::CreateTenant { name: "a".into(), secret: [0; 32] };
+        let create =
+            || Command::CreateTenant { name: "a".into(), secret: [0; 32], rules: TenantRules::default() };
+        let rule = || Command::SetTenantRules { tenant: TenantId(1), change: RulesChange::default() };
         for (role, request, may) in [
+            (Role::Client, submit(rule()), true),
+            (Role::Node, submit(rule()), false),
             (Role::Client, submit(create()), true),
             (Role::Node, submit(create()), false),
             (Role::Client, submit(down()), false),

@@ -295,8 +295,10 @@ fn spawn_device(
     };
     let arbiter = runtime.arbiter(&format!("device-{at}"))?;
     let (memory, store, view, io) = (memory.clone(), store.clone(), view.clone(), runtime.io().clone());
-    let make =
-        move || DeviceCore::new(shard.clone(), memory.clone(), store.clone(), view.clone(), io.clone());
+    let index = u16::try_from(at).expect("a node has few devices");
+    let make = move || {
+        DeviceCore::new(index, shard.clone(), memory.clone(), store.clone(), view.clone(), io.clone())
+    };
     Ok(Device::start(spawn, &arbiter, tuning.batch_delay, make))
 }
 

@@ -5,7 +5,7 @@ use crate::commands::simulate::sweep::{self, Choice, Contender, Size, Sweep};
 use crate::trace::{Workload, generate};
 use anyhow::{Result, bail};
 use kvhive_cache::Shard;
-use kvhive_cache::policy::{Policy, Removal, Request, Strategy, Verdict, Visit};
+use kvhive_cache::policy::{Policy, Removal, Request, Strategy, Verdict, Visit, build, most_bytes};
 use kvhive_cache::simulate::{Rules, Trace};
 use kvhive_protocol::BlockKey;
 use rand::rngs::SmallRng;
@@ -77,7 +77,7 @@ fn costs(runs: u32) -> Result<Vec<Row>> {
     let mut textbook = Pool::filled(Box::new(Textbook::default()))?;
     let mut rows = Vec::new();
     for strategy in Strategy::ALL {
-        let mut pool = Pool::filled(strategy.build(BLOCKS, 1))?;
+        let mut pool = Pool::filled(build(strategy, BLOCKS, 1))?;
         let [mut hits, mut inserts, mut theirs_hits, mut theirs_inserts] = [const { Vec::new() }; 4];
         for _ in 0..runs {
             hits.push(pool.time_hits());
@@ -86,7 +86,7 @@ fn costs(runs: u32) -> Result<Vec<Row>> {
             theirs_inserts.push(textbook.time_inserts());
         }
         // The index of a shard, with what the policy has taken in place of what it may take.
-        let beside = Shard::index_bytes(BLOCKS, 1, strategy) as usize - strategy.most_bytes(BLOCKS);
+        let beside = Shard::index_bytes(BLOCKS, 1, strategy) as usize - most_bytes(strategy, BLOCKS);
         let memory = [(beside + pool.policy.memory_bytes()) as f64 / f64::from(BLOCKS)];
         let case = |what: &str| format!("{what}-{strategy}");
         rows.push(Row::of_runs(&case("hit"), "ns/block", &hits, &theirs_hits, BASELINE));

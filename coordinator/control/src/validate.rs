@@ -1,12 +1,14 @@
 //! What a command may contain: names, addresses, descriptions, settings, replica sets, and what a whole map must satisfy.
 //! Every refusal says what was given, where, and what is allowed.
 
+use crate::tenant_rules;
 use kvhive_protocol::control::{
     MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS, Registration,
 };
 use kvhive_protocol::map::{DeviceDescription, Settings};
 use kvhive_protocol::{
-    ClusterMap, DeviceId, Member, MemberId, MemberState, ReplicaSet, SLOTS, Slot, Tenant, WireError,
+    ClusterMap, DeviceId, Member, MemberId, MemberState, ReplicaSet, SLOTS, Slot, Tenant, TenantRules,
+    WireError,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -113,7 +115,8 @@ pub(crate) fn member_bytes(member: &Member) -> usize {
 
 /// Returns about how many bytes a tenant takes in an encoded map; never fewer than it does.
 pub(crate) fn tenant_bytes(tenant: &Tenant) -> usize {
-    64 + tenant.name.len()
+    let rules = if tenant.rules == TenantRules::default() { 0 } else { 48 };
+    64 + tenant.name.len() + rules
 }
 
 /// Checks a whole map in linear time: what [`ClusterMap::check`] asks, and the limits of this file.
@@ -141,6 +144,7 @@ pub(crate) fn map(map: &ClusterMap) -> Result<(), String> {
             return Err(format!("two tenants are named {}", tenant.name));
         }
     }
+    tenant_rules::check_all(map).map_err(said)?;
     let bytes: usize =
         map.members.values().map(member_bytes).chain(map.tenants.values().map(tenant_bytes)).sum();
     if bytes > MAX_MAP_BYTES {
@@ -260,7 +264,7 @@ fn devices(devices: &[DeviceDescription]) -> Result<(), WireError> {
     Ok(())
 }
 
-fn within(what: &str, value: u64, allowed: RangeInclusive<u64>) -> Result<(), WireError> {
+pub(crate) fn within(what: &str, value: u64, allowed: RangeInclusive<u64>) -> Result<(), WireError> {
     if allowed.contains(&value) {
         return Ok(());
     }
@@ -279,6 +283,7 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvhive_protocol::{Era, TenantId};
 
     #[test]
     fn names_are_plain() {
@@ -327,6 +332,23 @@ mod tests {
         assert!(devices(&[device("host", 0)]).is_err());
         assert!(devices(&[device("", 1)]).is_err());
         assert!(devices(&[device("hôst", 1)]).is_err());
+    }
+
+    #[test]
+    fn a_tenant_takes_no_more_bytes_than_are_counted() {
+        let full = TenantRules {
+            strategy: kvhive_protocol::Strategy::ALL.into_iter().max_by_key(|strategy| strategy.name().len()),
+            device_quota_bytes: Some(u64::MAX),
+            host_quota_bytes: Some(u64::MAX),
+            quantization_bits: Some(u8::MAX),
+            compression_per_mille: Some(u16::MAX),
+            shares_with: Some(TenantId(u32::MAX)),
+        };
+        for rules in [TenantRules::default(), full] {
+            let tenant = Tenant { name: "x".repeat(63), era: Era(u64::MAX), secret: [255; 32], rules };
+            let encoded = kvhive_protocol::codec::encode(&(TenantId(u32::MAX), &tenant)).expect("small");
+            assert!(encoded.len() <= tenant_bytes(&tenant), "{} of {}", encoded.len(), tenant_bytes(&tenant));
+        }
     }
 
     #[test]

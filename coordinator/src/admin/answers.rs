@@ -124,30 +124,6 @@ pub(super) struct SlotEntry {
     pub(super) replicas: Vec<String>,
 }
 
-/// `/v1/tenants`.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Tenants {
-    pub(super) tenants: Vec<Tenant>,
-    pub(super) epoch: u64,
-}
-
-/// One tenant. Its secret is never shown.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Tenant {
-    pub(super) id: u32,
-    pub(super) name: String,
-    /// Raised by each clear.
-    pub(super) era: u64,
-}
-
-/// A tenant to be created.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NewTenant {
-    /// Its name: lower-case letters, digits, `-`, `_` and `.`, at most 63 characters.
-    pub(super) name: String,
-}
-
 /// `/v1/stats`: sums over all devices.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Stats {

@@ -7,5 +7,6 @@ mod door;
 mod figures;
 mod overview;
 mod routes;
+mod tenants;
 
 pub(crate) use routes::{Admin, Sources, serve};

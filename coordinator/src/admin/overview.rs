@@ -1,8 +1,6 @@
 //! From the leader's overview to the admin API's answers: pure.
 
-use super::answers::{
-    Cluster, Coordinator, Device, Node, SlotEntry, SlotList, Slots, Stats, Tenant, Tenants,
-};
+use super::answers::{Cluster, Coordinator, Device, Node, SlotEntry, SlotList, Slots, Stats};
 use kvhive_protocol::control::{DeviceLoad, Overview};
 use kvhive_protocol::{ClusterMap, DeviceId, MemberState, SLOTS, Slot};
 use std::collections::BTreeMap;
@@ -78,7 +76,7 @@ fn devices(overview: &Overview) -> Vec<Device> {
         .collect()
 }
 
-fn rate(part: u64, whole: u64) -> Option<f64> {
+pub(super) fn rate(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
@@ -96,13 +94,6 @@ pub(super) fn slot_list(overview: &Overview, wanted: impl Fn(u16) -> bool) -> Sl
         slots: Slot::all().filter(|slot| wanted(slot.0)).map(entry).collect(),
         epoch: overview.status.epoch.0,
     }
-}
-
-pub(super) fn tenants(overview: &Overview) -> Tenants {
-    let all = overview.map.iter().flat_map(|map| &map.tenants);
-    let tenants =
-        all.map(|(id, tenant)| Tenant { id: id.0, name: tenant.name.clone(), era: tenant.era.0 }).collect();
-    Tenants { tenants, epoch: overview.status.epoch.0 }
 }
 
 pub(super) fn stats(overview: &Overview) -> Stats {

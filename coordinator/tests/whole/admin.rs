@@ -41,7 +41,9 @@ fn whoever_does_not_show_the_token_learns_nothing() {
         }
     }
     let tenants = group.admin(0).get("/v1/tenants").json();
-    assert_eq!(tenants["tenants"], json!([{"id": 1, "name": "default", "era": 1}]));
+    let names: Vec<&serde_json::Value> =
+        tenants["tenants"].as_array().expect("a list").iter().map(|tenant| &tenant["name"]).collect();
+    assert_eq!(names, ["default"]);
 }
 
 #[test]
@@ -124,9 +126,11 @@ fn a_follower_has_the_leader_do_it_and_answers_as_the_leader_would() {
     let group = Group::of(3);
     let (leader, follower) = (group.leader(), group.follower());
     let created = group.admin(follower).post("/v1/tenants", r#"{"name":"through-a-follower"}"#);
+    let shown = created.json();
+    assert_eq!(created.status, 201);
     assert_eq!(
-        (created.status, created.json()),
-        (201, json!({"id": 2, "name": "through-a-follower", "era": 1}))
+        (&shown["id"], &shown["name"], &shown["era"]),
+        (&json!(2), &json!("through-a-follower"), &json!(1))
     );
     for at in [leader, follower] {
         for path in ["/v1/tenants", "/v1/members", "/v1/slots?slot=7", "/v1/stats"] {

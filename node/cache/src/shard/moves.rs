@@ -3,7 +3,6 @@
 use super::Shard;
 use crate::answers::{CopyVerdict, Effect};
 use crate::block::{BlockId, CopyTicket, Life, Mark, Tier};
-use crate::party::donors;
 use kvhive_protocol::Moment;
 
 /// Copies between tiers under way at a time.
@@ -116,7 +115,8 @@ impl Shard {
         while self.copies < MAX_COPIES && self.ledger.free(tier, class) + coming < wanted {
             let mut capacity = [0; 3];
             capacity[tier as usize] = self.tier_bytes(tier);
-            let coldest = donors(&self.parties, &[tier], capacity)
+            let coldest = self
+                .donors(&[tier], capacity, class, None)
                 .into_iter()
                 .find_map(|party| self.recency.coldest(&mut self.index.records, tier, party, class));
             let Some(at) = coldest else { return };

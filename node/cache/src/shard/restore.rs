@@ -2,7 +2,6 @@
 
 use super::Shard;
 use crate::block::{BlockId, Life, NO_PARENT, Record, Tier};
-use crate::party::COMMONS;
 use kvhive_protocol::data::StoreBlock;
 use kvhive_protocol::{SLOTS, Slot, TenantId};
 
@@ -19,10 +18,10 @@ impl Shard {
         let header = &block.header;
         self.check_era(tenant, header.tenant, header.era).ok()?;
         let holds = self.config.classes.get(class).is_some_and(|bytes| *bytes >= header.payload_bytes);
-        if !holds || slot.0 >= SLOTS || self.index.find(&header.key).is_some() {
+        if !holds || slot.0 >= SLOTS || self.find(tenant, &header.key).is_some() {
             return None;
         }
-        let (class, party) = (class as u8, self.party_of.get(&tenant).copied().unwrap_or(COMMONS));
+        let (class, party) = (class as u8, self.party_of(tenant));
         let owner = self.owners.enter(tenant, header.era)?;
         if !self.take(Tier::Disk, class, party) {
             self.owners.leave(owner);
