@@ -2,7 +2,7 @@
 
 use crate::actors::raft::{Raft, RaftMessage};
 use kvhive_protocol::WireError;
-use kvhive_protocol::control::{Command, ControlReply, ControlRequest, Proposal};
+use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest, Proposal};
 use kvhive_protocol::handshake::Role;
 use kvhive_runtime::{AskError, Reply};
 use kvhive_wire::{Connection, Fault, Identity};
@@ -27,6 +27,18 @@ impl ControlPlane {
     pub(crate) async fn serve(&self, role: Role, request: ControlRequest) -> ControlReply {
         if let Err(error) = allowed(role, &request) {
             return ControlReply::Failed(error);
+        }
+        // What no map takes is not written into every log first.
+        let sound = match &request {
+            ControlRequest::Register(registration) => kvhive_control::check_registration(registration),
+            ControlRequest::Submit { command, .. } => kvhive_control::check_command(command),
+            _ => Ok(()),
+        };
+        if let Err(error) = sound {
+            return match request {
+                ControlRequest::Submit { .. } => ControlReply::Done(CommandReply::Rejected(error)),
+                _ => ControlReply::Failed(error),
+            };
         }
         match request {
             ControlRequest::FetchMap { have, linearizable } => {

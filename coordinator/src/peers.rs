@@ -2,7 +2,7 @@
 //! that heartbeats never wait behind a snapshot. What cannot be sent is dropped; raft repeats it.
 
 use crate::actors::raft::{Raft, RaftMessage};
-use kvhive_consensus::{MAX_MESSAGE_BYTES, MAX_PROPOSAL_BYTES, PeerId};
+use kvhive_consensus::{MAX_APPEND_MESSAGE_BYTES, MAX_MESSAGE_BYTES, PeerId};
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::{ClusterId, WireError};
 use kvhive_wire::{Connection, Fault, Identity};
@@ -13,7 +13,7 @@ use tracing::{debug, error, info};
 /// Messages that wait for one peer.
 const MAX_WAITING: usize = 4096;
 /// A message over this many bytes is large. No append is, so appends keep their order.
-const LARGE_BYTES: usize = MAX_PROPOSAL_BYTES + (2 << 20);
+const LARGE_BYTES: usize = MAX_APPEND_MESSAGE_BYTES;
 /// Messages of one frame, and their bytes.
 const MAX_GROUP: usize = 256;
 const MAX_GROUP_BYTES: usize = 4 << 20;

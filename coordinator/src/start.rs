@@ -1,6 +1,7 @@
 //! Starts a coordinator: log, raft actor, peers, listeners; and ends it in order.
 
 use crate::actors::raft::{Bootstrap, Name, Parts, Raft, RaftActor};
+use crate::actors::vitals::Vitals;
 use crate::admin::{self, Admin, Sources};
 use crate::config::{CoordinatorConfig, CoordinatorError};
 use crate::control_plane::ControlPlane;
@@ -80,6 +81,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let (stop, stopping) = watch::channel(false);
     let (failed, failure) = watch::channel(None);
     let (cluster, known_cluster) = watch::channel(None::<ClusterId>);
+    let (vitals, known_vitals) = watch::channel(Vitals::UNKNOWN);
     let (log_queue, log_writes) = log_thread::queue();
     let mut queues = BTreeMap::new();
     let mut outgoing = Vec::new();
@@ -112,6 +114,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         bootstrap,
         failed,
         cluster,
+        vitals,
         client: u128::from(word(64)) << 64 | u128::from(word(72)),
     });
     let arbiter = runtime.arbiter("raft")?;
@@ -151,8 +154,15 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         room: Room::default(),
     });
     let serving = runtime.io().spawn(server::serve(raft_listener, server, stopping.clone()));
-    let sources =
-        Sources { raft, control, identity, us: config.peer, peers: config.peers.clone(), log: figures };
+    let sources = Sources {
+        raft,
+        control,
+        identity,
+        us: config.peer,
+        peers: config.peers.clone(),
+        log: figures,
+        vitals: known_vitals,
+    };
     let admin = Arc::new(Admin::new(sources, &config.token, random[80..128].try_into().expect("48 bytes")));
     let administering = runtime.io().spawn(admin::serve(admin_listener, admin, stopping));
     runtime.on_shutdown().at(Stage::StopAccepting, "close listeners", async move {

@@ -16,7 +16,9 @@ mod standing;
 mod types;
 
 pub use machine::Consensus;
-pub use messages::{MAX_MESSAGE_BYTES, MAX_PROPOSAL_BYTES, MAX_SNAPSHOT_BYTES};
+pub use messages::{
+    MAX_APPEND_MESSAGE_BYTES, MAX_ENTRIES, MAX_MESSAGE_BYTES, MAX_PROPOSAL_BYTES, MAX_SNAPSHOT_BYTES,
+};
 pub use standing::Standing;
 pub use types::{
     ConsensusConfig, ConsensusError, Effect, Event, LogBatch, LogEntry, PeerId, RefuseReason, Restored, Role,

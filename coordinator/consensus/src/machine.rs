@@ -1,7 +1,7 @@
 //! The machine itself.
 
 use crate::memory::{MemoryLog, encode_entry};
-use crate::messages::{Expected, MAX_PROPOSAL_BYTES, MAX_SNAPSHOT_BYTES, decode};
+use crate::messages::{Expected, MAX_APPEND_BYTES, MAX_PROPOSAL_BYTES, MAX_SNAPSHOT_BYTES, decode};
 use crate::reads::Reads;
 use crate::standing::{Heard, Standing, encode_hard_state, is_word};
 use crate::types::{
@@ -14,8 +14,6 @@ use raft::prelude::{Config, RawNode};
 use raft::{ProgressState, ReadOnlyOption, Ready, SnapshotStatus, StateRole};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Bytes of entries in one append message.
-const MAX_APPEND_BYTES: u64 = 1 << 20;
 /// Append messages under way to one peer.
 const MAX_INFLIGHT_APPENDS: usize = 64;
 /// Entries handed over for applying at a time, in bytes.

@@ -10,9 +10,14 @@ pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 pub const MAX_SNAPSHOT_BYTES: usize = MAX_MESSAGE_BYTES - (1 << 20);
 /// The largest proposal that may be configured, in bytes.
 pub const MAX_PROPOSAL_BYTES: usize = 8 << 20;
+/// The largest append, in bytes: raft closes one with the entry that passes [`MAX_APPEND_BYTES`]. A log must take as many
+/// entries at once.
+pub const MAX_APPEND_MESSAGE_BYTES: usize = MAX_PROPOSAL_BYTES + MAX_APPEND_BYTES as usize + (1 << 20);
+/// Bytes of entries in one append, unless a single entry has more.
+pub(crate) const MAX_APPEND_BYTES: u64 = 1 << 20;
 
 /// Entries in one message: a decoded entry takes many times the two bytes that an empty one takes on the wire.
-const MAX_ENTRIES: usize = 1 << 17;
+pub const MAX_ENTRIES: usize = 1 << 17;
 /// Bytes of a heartbeat's context: the number of a read round.
 const MAX_CONTEXT_BYTES: usize = 64;
 /// Indices and terms stay below this, so that adding to them never overflows.
@@ -52,7 +57,8 @@ pub(crate) fn decode(bytes: &[u8], expected: &Expected<'_>) -> Option<Message> {
         return None;
     }
     let sound = match kind {
-        MessageType::MsgAppend => is_append(&message),
+        // No log takes more at once.
+        MessageType::MsgAppend => bytes.len() <= MAX_APPEND_MESSAGE_BYTES && is_append(&message),
         // A leader that believes us to have more than we have met us before our log was lost.
         MessageType::MsgHeartbeat => {
             message.commit <= expected.last_index && message.get_context().len() <= MAX_CONTEXT_BYTES
@@ -169,6 +175,17 @@ mod tests {
         assert!(!passes(&append, &expected()), "raft would take it to follow an entry that is not there");
         append.index = 0;
         assert!(passes(&append, &expected()));
+    }
+
+    #[test]
+    fn an_append_is_no_larger_than_a_log_takes() {
+        let mut append = message(MessageType::MsgAppend);
+        (append.index, append.log_term) = (9, 4);
+        for (bytes, sound) in [(MAX_PROPOSAL_BYTES, true), (MAX_APPEND_MESSAGE_BYTES, false)] {
+            append.entries =
+                vec![Entry { index: 10, term: 5, data: vec![7; bytes].into(), ..Entry::default() }].into();
+            assert_eq!(passes(&append, &expected()), sound, "{bytes} bytes");
+        }
     }
 
     #[test]

@@ -183,7 +183,7 @@ impl Registry {
     }
 
     fn register(&mut self, registration: Registration) -> Outcome {
-        validate::registration(&registration)?;
+        validate::check_registration(&registration)?;
         let known = self.index.members.get(&registration.name).copied();
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         let (id, generation) = match known {
@@ -281,7 +281,7 @@ impl Registry {
             return Err(WireError::StaleEpoch { epoch: map.epoch });
         }
         validate::placement(map, &changes)?;
-        let held = validate::held(held)?;
+        let held = validate::held(&held)?;
         let moves = changes.iter().any(|(slot, set)| map.replicas(*slot).0 != *set);
         if !moves && *map.held == held {
             return Ok(self.unchanged());

@@ -3,7 +3,7 @@
 
 use crate::tenant_rules;
 use kvhive_protocol::control::{
-    MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS, Registration,
+    Command, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS, Registration,
 };
 use kvhive_protocol::map::{DeviceDescription, Settings};
 use kvhive_protocol::{
@@ -30,6 +30,35 @@ pub const MAX_LABEL_BYTES: usize = 128;
 /// The most bytes that a map's members and tenants take when encoded. With its slots it stays under the codec's
 /// 16 MiB, so a map that exists can be sent.
 pub const MAX_MAP_BYTES: usize = 14 << 20;
+
+/// Checks what can be said of a command without a map: one that fails here is refused wherever it is applied, so it need
+/// not be written into any log first. What passes may still be refused by the map that it meets.
+///
+/// # Errors
+/// [`WireError::Rejected`] with what was given and what is allowed.
+pub fn check_command(command: &Command) -> Result<(), WireError> {
+    match command {
+        Command::Bootstrap { name: cluster, settings: of_all, .. } => {
+            name("cluster name", cluster)?;
+            settings(of_all)
+        }
+        Command::Register(known) => check_registration(known),
+        Command::CreateTenant { name: tenant, .. } => name("tenant name", tenant),
+        Command::PlaceSlots { changes, held: wanted, .. } => {
+            held(wanted)?;
+            let mut named = BTreeSet::new();
+            changes.iter().try_for_each(|(slot, set)| {
+                slot_once(*slot, &mut named)?;
+                set_size(*slot, set, 1)
+            })
+        }
+        Command::MarkDown { .. }
+        | Command::Leave { .. }
+        | Command::ClearTenant { .. }
+        | Command::SetTenantRules { .. }
+        | Command::SetAck { .. } => Ok(()),
+    }
+}
 
 pub(crate) fn name(what: &str, name: &str) -> Result<(), WireError> {
     let starts_well =
@@ -58,7 +87,11 @@ pub(crate) fn settings(settings: &Settings) -> Result<(), WireError> {
     Ok(())
 }
 
-pub(crate) fn registration(registration: &Registration) -> Result<(), WireError> {
+/// Checks what a node says of itself.
+///
+/// # Errors
+/// [`WireError::Rejected`] with what was given and what is allowed.
+pub fn check_registration(registration: &Registration) -> Result<(), WireError> {
     name("member name", &registration.name)?;
     address("data_address", &registration.data_address)?;
     address("metrics_address", &registration.metrics_address)?;
@@ -73,37 +106,47 @@ pub(crate) fn placement(map: &ClusterMap, changes: &[(Slot, Vec<DeviceId>)]) -> 
     let least = places.0.len().min(usize::from(map.settings.replicas)).max(1);
     let mut named = BTreeSet::new();
     for (slot, set) in changes {
-        if slot.0 >= SLOTS || !named.insert(*slot) {
-            return Err(WireError::rejected(format_args!(
-                "slot {slot} is named twice or does not exist: each of 0 to {} may be named once",
-                SLOTS - 1
-            )));
-        }
+        slot_once(*slot, &mut named)?;
         if !map.held.contains(slot) {
             return Err(WireError::rejected(format_args!(
                 "slot {slot} is not held: stores acknowledged meanwhile would be lost by its move; hold it first"
             )));
         }
-        if set.len() < least || set.len() > usize::from(MAX_REPLICAS) {
-            return Err(WireError::rejected(format_args!(
-                "slot {slot} would get {} replicas, allowed are {least} to {MAX_REPLICAS}",
-                set.len()
-            )));
-        }
+        set_size(*slot, set, least)?;
         places.check(slot.0, set).map_err(|why| WireError::rejected(format_args!("{why}")))?;
     }
     Ok(())
 }
 
+fn slot_once(slot: Slot, named: &mut BTreeSet<Slot>) -> Result<(), WireError> {
+    if slot.0 >= SLOTS || !named.insert(slot) {
+        return Err(WireError::rejected(format_args!(
+            "slot {slot} is named twice or does not exist: each of 0 to {} may be named once",
+            SLOTS - 1
+        )));
+    }
+    Ok(())
+}
+
+fn set_size(slot: Slot, set: &[DeviceId], least: usize) -> Result<(), WireError> {
+    if set.len() < least || set.len() > usize::from(MAX_REPLICAS) {
+        return Err(WireError::rejected(format_args!(
+            "slot {slot} would get {} replicas, allowed are {least} to {MAX_REPLICAS}",
+            set.len()
+        )));
+    }
+    Ok(())
+}
+
 /// Checks slots to be held: each exists and is named once, ascending.
-pub(crate) fn held(slots: Vec<Slot>) -> Result<BTreeSet<Slot>, WireError> {
+pub(crate) fn held(slots: &[Slot]) -> Result<BTreeSet<Slot>, WireError> {
     if slots.last().is_some_and(|last| last.0 >= SLOTS) || !slots.is_sorted_by(|one, next| one < next) {
         return Err(WireError::rejected(format_args!(
             "the slots to be held must exist and ascend: each of 0 to {} once",
             SLOTS - 1
         )));
     }
-    Ok(slots.into_iter().collect())
+    Ok(slots.iter().copied().collect())
 }
 
 /// Returns about how many bytes a member takes in an encoded map; never fewer than it does.
@@ -348,6 +391,32 @@ mod tests {
             let tenant = Tenant { name: "x".repeat(63), era: Era(u64::MAX), secret: [255; 32], rules };
             let encoded = kvhive_protocol::codec::encode(&(TenantId(u32::MAX), &tenant)).expect("small");
             assert!(encoded.len() <= tenant_bytes(&tenant), "{} of {}", encoded.len(), tenant_bytes(&tenant));
+        }
+    }
+
+    #[test]
+    fn what_no_map_would_take_is_known_beforehand() {
+        let device = DeviceId::new(MemberId(1), 0);
+        let place = |slots: &[u16], replicas: usize| Command::PlaceSlots {
+            based_on: kvhive_protocol::Epoch(1),
+            changes: slots.iter().map(|slot| (Slot(*slot), vec![device; replicas])).collect(),
+            held: Vec::new(),
+        };
+        let tenant =
+            |name: String| Command::CreateTenant { name, secret: [0; 32], rules: TenantRules::default() };
+        for good in [tenant("a".into()), place(&[0, SLOTS - 1], 8), place(&[], 0)] {
+            assert_eq!(check_command(&good), Ok(()), "{good:?}");
+        }
+        for bad in [
+            tenant(String::new()),
+            tenant("x".repeat(4 << 20)),
+            place(&[SLOTS], 1),
+            place(&[3, 3], 1),
+            place(&[3], 0),
+            place(&[3], 9),
+        ] {
+            let refused = check_command(&bad).expect_err("no map takes it").to_string();
+            assert!(refused.len() < 300, "{refused}");
         }
     }
 

@@ -2,3 +2,4 @@
 
 mod answers;
 pub(crate) mod raft;
+pub(crate) mod vitals;

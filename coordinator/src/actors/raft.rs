@@ -1,6 +1,7 @@
 //! The raft actor: the thin hand around consensus, registry and overseer. It performs their effects and remembers who
 //! waits for what.
 
+use super::vitals::Vitals;
 use crate::log_thread::Write;
 use crate::peers::Lanes;
 use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Standing, Ticket, WriteId};
@@ -46,6 +47,8 @@ pub(crate) enum RaftMessage {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) proposals: u64,
+    /// Read indexes asked for: heartbeats, and whoever wants the newest map.
+    pub(crate) reads: u64,
     pub(crate) refused: u64,
     pub(crate) waiting: u64,
     pub(crate) elections: u64,
@@ -71,6 +74,8 @@ pub(crate) struct Parts {
     pub(crate) failed: watch::Sender<Option<String>>,
     /// Told the cluster's id once it is known, for handshakes.
     pub(crate) cluster: watch::Sender<Option<ClusterId>>,
+    /// Told what it knows of itself.
+    pub(crate) vitals: watch::Sender<Vitals>,
     /// This start's identity in request ids.
     pub(crate) client: u128,
 }
@@ -143,6 +148,15 @@ impl RaftActor {
             self.perform(effect);
         }
         self.effects = effects;
+        self.tell_vitals();
+    }
+
+    fn tell_vitals(&self) {
+        let status = self.parts.consensus.status();
+        let lease = self.parts.registry.map().map(|map| Duration::from_millis(map.settings.lease_ms));
+        let (has_failed, standing) = (self.has_failed, status.standing);
+        let vitals = Vitals { has_failed, standing, knows_leader: status.leader.is_some(), lease };
+        self.parts.vitals.send_if_modified(|known| std::mem::replace(known, vitals) != vitals);
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -274,6 +288,7 @@ impl RaftActor {
     }
 
     fn read(&mut self, waiting: Waiting) {
+        self.figures.reads += 1;
         let ticket = self.ticket(waiting);
         self.step(Event::Read { ticket });
     }
@@ -380,6 +395,7 @@ impl RaftActor {
         // Dropped, so that their askers hear at once that the outcome is unknown.
         self.waiting.clear();
         self.clears.clear();
+        self.tell_vitals();
         self.parts.failed.send_replace(Some(reason));
     }
 }
@@ -389,6 +405,7 @@ impl Actor for RaftActor {
 
     fn started(&mut self, ctx: &mut Context<'_, Self>) {
         self.tell_cluster();
+        self.tell_vitals();
         ctx.run_interval(self.parts.tick, || RaftMessage::Tick);
     }
 

@@ -100,6 +100,7 @@ impl Scene {
             },
             failed,
             cluster: watch::channel(None).0,
+            vitals: watch::channel(Vitals::UNKNOWN).0,
             client: 9,
         });
         Scene { actor, writes, failure }
@@ -139,6 +140,7 @@ fn behind_an_entry_that_cannot_be_applied_nothing_is_applied_or_made_to_last() {
     let written = scene.run();
     assert!(scene.why().starts_with("entry 3 cannot be applied"), "{}", scene.why());
     assert_eq!(scene.actor.parts.registry.applied(), 2);
+    assert!(scene.actor.parts.vitals.borrow().has_failed);
     assert!(snapshots(&written).is_empty());
 }
 

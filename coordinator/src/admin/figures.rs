@@ -32,6 +32,7 @@ fn record_figures(admin: &Admin, figures: &Figures) {
     let log = &admin.sources.log;
     for (name, value) in [
         ("kvhive_coordinator_proposals_total", figures.proposals),
+        ("kvhive_coordinator_reads_total", figures.reads),
         ("kvhive_coordinator_refused_total", figures.refused),
         ("kvhive_coordinator_elections_won_total", figures.elections),
         ("kvhive_coordinator_raft_sends_dropped_total", figures.dropped_sends),

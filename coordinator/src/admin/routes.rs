@@ -6,6 +6,7 @@ use super::answers::{
 use super::door::BoundedListener;
 use super::{auth, figures, overview, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
+use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
 use crate::control_plane::{ControlPlane, ask_peer, trouble};
 use crate::log_thread::LogFigures;
@@ -50,6 +51,7 @@ pub(crate) struct Sources {
     pub(crate) us: u64,
     pub(crate) peers: Vec<PeerConfig>,
     pub(crate) log: Arc<LogFigures>,
+    pub(crate) vitals: watch::Receiver<Vitals>,
 }
 
 /// What the admin API works with.
@@ -249,13 +251,13 @@ async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Says whether this coordinator can serve: a leader is known, the cluster has started, and slots are where they belong.
+/// Says whether this coordinator can serve: it votes, a leader is known, and it has the cluster's map. Strangers may ask, so
+/// it answers from what it knows already.
 #[utoipa::path(get, path = "/readyz", responses((status = 200, description = "Ready"), (status = 503, description = "Not yet, and why")))]
 async fn readyz(State(admin): Shared) -> Response {
-    match admin.overview(Freshness::Linearizable).await {
-        Ok(overview) if overview.map.is_some() => "ready\n".into_response(),
-        Ok(_) => (StatusCode::SERVICE_UNAVAILABLE, "the cluster has not started yet\n").into_response(),
-        Err(trouble) => trouble.into_response(),
+    match admin.sources.vitals.borrow().ready() {
+        Ok(()) => "ready\n".into_response(),
+        Err(missing) => (StatusCode::SERVICE_UNAVAILABLE, format!("{missing}\n")).into_response(),
     }
 }
 

@@ -2,11 +2,19 @@
 //! and a record that exists proves that every record before it was synced.
 
 use super::sector::{read_u32, read_u64};
-use kvhive_consensus::{LogBatch, LogEntry};
+use kvhive_consensus::{LogBatch, LogEntry, MAX_APPEND_MESSAGE_BYTES, MAX_ENTRIES};
 
 /// The largest record, in bytes.
 pub(super) const MAX_RECORD_BYTES: u64 = 32 << 20;
 
+// Whatever raft accepts can be written: an append's entries, each behind its index, term and length.
+const _: () = assert!(
+    (MAX_APPEND_MESSAGE_BYTES + MAX_ENTRIES * ENTRY_HEAD_BYTES as usize + 4096) as u64 <= MAX_RECORD_BYTES,
+    "an append fits into a record"
+);
+
+/// Bytes before an entry's own.
+const ENTRY_HEAD_BYTES: u64 = 21;
 /// Bytes before a record's first batch: its length, its kind and how many batches follow.
 const HEAD_BYTES: u64 = 9;
 const ANCHOR: u8 = 1;
@@ -52,7 +60,7 @@ pub(super) fn snapshot_of(batch: &LogBatch) -> Option<SnapshotName> {
 
 /// Returns what a record of this batch alone would take, in bytes.
 pub(super) fn bytes_of(batch: &LogBatch) -> u64 {
-    let entries: u64 = batch.entries.iter().map(|entry| 21 + entry.bytes.len() as u64).sum();
+    let entries: u64 = batch.entries.iter().map(|entry| ENTRY_HEAD_BYTES + entry.bytes.len() as u64).sum();
     HEAD_BYTES + 17 + 1 + 5 + batch.hard_state.as_ref().map_or(0, |bytes| bytes.len() as u64) + 4 + entries
 }
 

@@ -1,6 +1,6 @@
 //! The admin API from outside: who gets in, what is refused and how, and that any coordinator serves.
 
-use crate::group::{Group, TOKEN, bearer};
+use crate::group::{Group, TOKEN, bearer, eventually};
 use crate::http::{announce, ask, connect};
 use serde_json::json;
 use std::io::Write;
@@ -171,8 +171,37 @@ fn without_a_majority_changes_and_fresh_reads_are_refused_and_stale_ones_served(
     assert_eq!(stale.json()["tenants"][1]["name"], json!("before"));
     assert_eq!(door.get("/v1/tenants").refusal().0, 503);
     assert_eq!(door.post("/v1/tenants", r#"{"name":"after"}"#).refusal().0, 503);
-    assert_eq!(door.get_open("/readyz").refusal().0, 503);
+    assert_eq!(door.get_open("/readyz").status, 503);
     assert_eq!(door.get_open("/healthz").status, 200);
+}
+
+#[test]
+fn whoever_asks_whether_it_is_ready_costs_the_group_nothing() {
+    let mut group = Group::of(3);
+    let (leader, follower) = (group.leader(), group.follower());
+    let asked = |at: usize| {
+        let metrics = group.admin(at).get("/metrics").body;
+        let line = metrics.lines().find_map(|line| line.strip_prefix("kvhive_coordinator_reads_total "));
+        line.and_then(|value| value.parse::<u64>().ok()).expect("it is among the metrics")
+    };
+    let before = asked(leader);
+    for _ in 0..20 {
+        for at in [leader, follower] {
+            assert_eq!(group.admin(at).get_open("/readyz").body, "ready\n");
+        }
+    }
+    assert_eq!(asked(leader), before);
+    // One that is left alone says so itself.
+    let last =
+        group.living().into_iter().find(|at| ![leader, follower].contains(at)).expect("there are three");
+    group.stop(leader);
+    group.stop(last);
+    let mut answer = group.admin(follower).get_open("/readyz");
+    eventually("it notices", || {
+        answer = group.admin(follower).get_open("/readyz");
+        answer.status == 503
+    });
+    assert_eq!(answer.body, "no leader is known\n");
 }
 
 #[test]

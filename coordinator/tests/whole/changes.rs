@@ -67,6 +67,21 @@ fn a_request_repeated_to_the_next_leader_is_answered_as_before_and_not_applied_a
 }
 
 #[test]
+fn what_no_map_would_take_is_refused_before_it_reaches_a_log() {
+    let group = Group::of(3);
+    let leader = group.leader();
+    let index = |at: usize| group.status(at).expect("it answers").committed;
+    let before = index(leader);
+    let create = Command::CreateTenant { name: "x".repeat(1000), secret: [0; 32] };
+    for _ in 0..5 {
+        let request = ControlRequest::Submit { request: fresh_request(), command: create.clone() };
+        let refused = group.ask(leader, Role::Client, &request);
+        assert!(matches!(refused, ControlReply::Done(CommandReply::Rejected(_))), "{refused:?}");
+    }
+    assert_eq!(index(leader), before);
+}
+
+#[test]
 fn a_clear_waits_until_every_member_has_confirmed_it() {
     let group = Group::of(3);
     let mut nodes = [group.register("node-a"), group.register("node-b")];
