@@ -72,7 +72,8 @@ fn what_no_map_would_take_is_refused_before_it_reaches_a_log() {
     let leader = group.leader();
     let index = |at: usize| group.status(at).expect("it answers").committed;
     let before = index(leader);
-    let create = Command::CreateTenant { name: "x".repeat(1000), secret: [0; 32] };
+    let create =
+        Command::CreateTenant { name: "x".repeat(1000), secret: [0; 32], rules: TenantRules::default() };
     for _ in 0..5 {
         let request = ControlRequest::Submit { request: fresh_request(), command: create.clone() };
         let refused = group.ask(leader, Role::Client, &request);
