@@ -97,7 +97,10 @@ pub(super) fn slot_list(overview: &Overview, wanted: impl Fn(u16) -> bool) -> Sl
 }
 
 pub(super) fn stats(overview: &Overview) -> Stats {
-    let sum = |field: fn(&DeviceLoad) -> u64| overview.loads.iter().map(|(_, load)| field(load)).sum::<u64>();
+    let sum = |field: fn(&DeviceLoad) -> u64| {
+        let is_known = !overview.loads.is_empty();
+        is_known.then(|| overview.loads.iter().map(|(_, load)| field(load)).sum::<u64>())
+    };
     let (matched_keys, covered_keys) = (sum(|load| load.matched_keys), sum(|load| load.covered_keys));
     Stats {
         blocks: sum(|load| load.blocks),
@@ -105,7 +108,7 @@ pub(super) fn stats(overview: &Overview) -> Stats {
         capacity_bytes: sum(|load| load.capacity_bytes),
         matched_keys,
         covered_keys,
-        hit_rate: rate(covered_keys, matched_keys),
+        hit_rate: covered_keys.zip(matched_keys).and_then(|(part, whole)| rate(part, whole)),
         fetched_blocks: sum(|load| load.fetched_blocks),
         stored_blocks: sum(|load| load.stored_blocks),
         evicted_blocks: sum(|load| load.evicted_blocks),

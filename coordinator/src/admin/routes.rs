@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -187,11 +188,25 @@ fn coordinator(peer: &PeerConfig, status: Option<CoordinatorStatus>) -> Coordina
 
 /// The API's document.
 #[derive(utoipa::OpenApi)]
-#[openapi(info(
-    title = "kvhive admin API",
-    description = "What an operator of a kvhive cluster sees and does. Everything but health needs `Authorization: Bearer TOKEN`."
-))]
+#[openapi(
+    info(
+        title = "kvhive admin API",
+        description = "What an operator of a kvhive cluster sees and does. Everything but health needs `Authorization: Bearer TOKEN`."
+    ),
+    modifiers(&BearerToken)
+)]
 struct Document;
+
+/// Tells programs made from the document to send the token.
+struct BearerToken;
+
+impl utoipa::Modify for BearerToken {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        document.components.get_or_insert_default().add_security_scheme("token", scheme);
+        document.security = Some(vec![SecurityRequirement::new("token", Vec::<String>::new())]);
+    }
+}
 
 /// Makes all routes and their OpenAPI document.
 fn router(admin: Arc<Admin>) -> Router {
@@ -246,14 +261,14 @@ async fn refuse_large_bodies(request: Request, next: Next) -> Response {
 }
 
 /// Says that this process lives.
-#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It lives")))]
+#[utoipa::path(get, path = "/healthz", security(()), responses((status = 200, description = "It lives")))]
 async fn healthz() -> &'static str {
     "ok\n"
 }
 
 /// Says whether this coordinator can serve: it votes, a leader is known, and it has the cluster's map. Strangers may ask, so
 /// it answers from what it knows already.
-#[utoipa::path(get, path = "/readyz", responses((status = 200, description = "Ready"), (status = 503, description = "Not yet, and why")))]
+#[utoipa::path(get, path = "/readyz", security(()), responses((status = 200, description = "Ready"), (status = 503, description = "Not yet, and why")))]
 async fn readyz(State(admin): Shared) -> Response {
     match admin.sources.vitals.borrow().ready() {
         Ok(()) => "ready\n".into_response(),

@@ -260,7 +260,9 @@ pub(super) async fn create_tenant(
     let mut secret = [0; 32];
     getrandom::fill(&mut secret)
         .map_err(|error| Trouble::unavailable(format!("no random bytes: {error}")))?;
-    match admin.submit(Command::CreateTenant { name: wanted.name.clone(), secret, rules }).await? {
+    let command = Command::CreateTenant { name: wanted.name.clone(), secret, rules };
+    kvhive_control::check_command(&command).map_err(|error| Trouble::bad_request(error.to_string()))?;
+    match admin.submit(command).await? {
         CommandReply::TenantCreated { .. } => {
             Ok((StatusCode::CREATED, Json(admin.shown(&wanted.name).await?)))
         }
