@@ -157,7 +157,8 @@ pub(crate) fn start_within(
     let plane =
         Arc::new(DataPlane::new(devices.clone(), view.clone(), counters, replicator.clone(), token, limits));
 
-    let memory_configured = memory_configured(&config, &memories);
+    let buffers: u64 = stores.iter().flatten().map(|store| store.buffer_bytes()).sum();
+    let memory_configured = memory_configured(&config, &memories) + buffers;
     keep_disks(&runtime, &devices, &stores, &view, &stopping);
     let serving = runtime.io().spawn(serve(data_listener, plane.clone(), stopping.clone()));
     let sources =

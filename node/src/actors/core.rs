@@ -179,10 +179,10 @@ impl DeviceCore {
         self.resident.iter_mut().for_each(|one| *one = None);
         (self.uses, self.returns, self.epoch) = (CodecUses::default(), Returns::default(), Epoch(0));
         self.effects.clear();
-        // Records of the cluster before are free places now.
+        // What is on disk is looked at anew, by the other cluster's secrets.
         self.shard.set_open(Tier::Disk, false);
         if let Some(disk) = &mut self.disk {
-            disk.began_anew();
+            disk.forget();
         }
     }
 
