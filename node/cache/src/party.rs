@@ -94,49 +94,71 @@ pub(crate) struct Want<'a> {
     pub(crate) capacity: [u64; 3],
     /// The party that wants so many bytes more, which count as used.
     pub(crate) coming: Option<(u16, u64)>,
-    /// How long a party's coldest block was not used.
-    pub(crate) age: &'a dyn Fn(u16) -> u32,
 }
 
-/// Returns the parties by how much they owe, who owes most first: use of the tiers over what is promised there. Parties
-/// without any block in question do not count.
-///
-/// What nobody is promised is for all who are promised nothing, the commons among them, together: of them, whose coldest block
-/// is oldest gives first. While who wants more is over its promise, whoever keeps within its own gives nothing, even if nobody
-/// else can.
-pub(crate) fn donors(parties: &[Party], want: &Want<'_>) -> Vec<u16> {
-    let of = |values: &dyn Fn(usize) -> u64| want.tiers.iter().map(|tier| values(*tier as usize)).sum();
-    let promised = |party: &Party| {
-        let quotas = want.tiers.iter().filter_map(|tier| party.rules.quota[*tier as usize]);
-        quotas.reduce(u64::saturating_add)
-    };
-    let capacity: u64 = of(&|tier| want.capacity[tier]);
-    let used = |at: u16| -> u64 { of(&|tier| parties[usize::from(at)].used[tier]) };
-    let with_coming =
-        |at: u16| used(at) + want.coming.filter(|(party, _)| *party == at).map_or(0, |one| one.1);
-    let (mut bound, mut rest_used) = (0u64, 0);
-    let own = |at: u16| promised(&parties[usize::from(at)]).filter(|_| at != COMMONS);
-    for at in 0..parties.len() as u16 {
-        match own(at) {
-            Some(bytes) => bound = bound.saturating_add(bytes),
-            None => rest_used += with_coming(at),
+/// The parties that may give, found one by one: usually the first gives.
+pub(crate) struct Donors {
+    /// How much each owes.
+    owing: Vec<(f64, u16)>,
+}
+
+/// Parties that owe alike of which the oldest block is looked for; of more, a sample that changes with each search.
+const SAMPLED: usize = 16;
+
+impl Donors {
+    /// Finds who may give: who owes most is first, by use of the tiers over what is promised there. Parties without any block
+    /// in question do not count.
+    ///
+    /// What nobody is promised is for all who are promised nothing, the commons among them, together: they owe alike. While who
+    /// wants more is over its promise, whoever keeps within its own gives nothing, even if nobody else can.
+    pub(crate) fn among(parties: &[Party], want: &Want<'_>) -> Donors {
+        let promised = |at: usize| {
+            let quotas = want.tiers.iter().filter_map(|tier| parties[at].rules.quota[*tier as usize]);
+            quotas.reduce(u64::saturating_add)
+        };
+        let own = |at: usize| if at == usize::from(COMMONS) { None } else { promised(at) };
+        let used = |at: usize| want.tiers.iter().map(|tier| parties[at].used[*tier as usize]).sum::<u64>();
+        let coming =
+            |at: usize| want.coming.filter(|(party, _)| usize::from(*party) == at).map_or(0, |one| one.1);
+        let (mut bound, mut rest_used) = (0u64, 0u64);
+        for at in 0..parties.len() {
+            match own(at) {
+                Some(bytes) => bound = bound.saturating_add(bytes),
+                None => rest_used += used(at) + coming(at),
+            }
         }
-    }
-    let rest = capacity.saturating_sub(bound).max(promised(&parties[usize::from(COMMONS)]).unwrap_or(0));
-    let ratio = |at: u16| match own(at) {
-        Some(bytes) => with_coming(at) as f64 / bytes.max(1) as f64,
-        None => rest_used as f64 / rest.max(1) as f64,
-    };
-    let is_over = want.coming.is_some_and(|(party, _)| ratio(party) > 1.0);
-    let mut owing: Vec<(f64, u32, u16)> = Vec::with_capacity(parties.len());
-    for at in (0..parties.len() as u16).filter(|at| used(*at) > 0) {
-        let owes = ratio(at);
-        if owes > 1.0 || !is_over {
-            owing.push((owes, (want.age)(at), at));
+        let capacity: u64 = want.tiers.iter().map(|tier| want.capacity[*tier as usize]).sum();
+        let rest = capacity.saturating_sub(bound).max(promised(usize::from(COMMONS)).unwrap_or(0));
+        let of_rest = rest_used as f64 / rest.max(1) as f64;
+        let ratio = |at: usize| match own(at) {
+            Some(bytes) => (used(at) + coming(at)) as f64 / bytes.max(1) as f64,
+            None => of_rest,
+        };
+        let is_over = want.coming.is_some_and(|(party, _)| ratio(usize::from(party)) > 1.0);
+        let mut owing = Vec::with_capacity(parties.len());
+        for at in (0..parties.len()).filter(|at| used(*at) > 0) {
+            let owes = ratio(at);
+            if owes > 1.0 || !is_over {
+                owing.push((owes, at as u16));
+            }
         }
+        Donors { owing }
     }
-    owing.sort_by(|one, other| other.0.total_cmp(&one.0).then(other.1.cmp(&one.1)).then(one.2.cmp(&other.2)));
-    owing.into_iter().map(|(_, _, at)| at).collect()
+
+    /// Returns who gives next; among those that owe alike, whose coldest block is oldest. `turn` is another one in each search.
+    pub(crate) fn next(&mut self, turn: u64, age: impl Fn(u16) -> u32) -> Option<u16> {
+        let most = self.owing.iter().map(|(owes, _)| *owes).reduce(f64::max)?;
+        let tied = self.owing.iter().filter(|(owes, _)| *owes == most).count();
+        let step = tied.div_ceil(SAMPLED);
+        let alike = (0..self.owing.len()).filter(|at| self.owing[*at].0 == most);
+        let sample = alike.skip((turn % step as u64) as usize).step_by(step);
+        let first = if tied == 1 {
+            sample.min()
+        } else {
+            sample.min_by_key(|at| (std::cmp::Reverse(age(self.owing[*at].1)), *at))
+        };
+        first.map(|at| self.owing.remove(at).1)
+    }
 }
 
 #[cfg(test)]
@@ -150,8 +172,22 @@ mod tests {
 
     /// Of a device of 100 bytes; the later a party comes, the older is its coldest block.
     fn giving(parties: &[Party], coming: Option<(u16, u64)>) -> Vec<u16> {
-        let want = Want { tiers: &[Tier::Device], capacity: [100, 0, 0], coming, age: &u32::from };
-        donors(parties, &want)
+        let want = Want { tiers: &[Tier::Device], capacity: [100, 0, 0], coming };
+        let mut donors = Donors::among(parties, &want);
+        std::iter::from_fn(|| donors.next(0, u32::from)).collect()
+    }
+
+    #[test]
+    fn of_very_many_parties_that_owe_alike_every_one_gives_when_its_turn_comes() {
+        let parties: Vec<Party> = (0..100).map(|_| party(1, None)).collect();
+        let want = Want { tiers: &[Tier::Device], capacity: [100, 0, 0], coming: None };
+        let first = |turn, age: &dyn Fn(u16) -> u32| Donors::among(&parties, &want).next(turn, age);
+        let oldest = |party: u16| u32::from(party == 41);
+        assert!((0..20).any(|turn| first(turn, &oldest) == Some(41)));
+        let mut donors = Donors::among(&parties, &want);
+        let mut all: Vec<u16> = std::iter::from_fn(|| donors.next(3, u32::from)).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..100).collect::<Vec<_>>());
     }
 
     #[test]

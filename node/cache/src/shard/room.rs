@@ -3,7 +3,7 @@
 use super::Shard;
 use crate::answers::Effect;
 use crate::block::{Record, Tier};
-use crate::party::{Want, donors};
+use crate::party::{Donors, Want};
 use crate::policy::{Removal, Verdict, Visit};
 use kvhive_protocol::data::Refusal;
 use kvhive_protocol::{Moment, TenantId};
@@ -109,14 +109,11 @@ impl Shard {
         visit: &Visit,
         tiers: &[Tier],
     ) -> Leaves {
-        let order = if self.parties.len() == 1 {
-            vec![party]
-        } else {
-            let capacity = Tier::ALL.map(|tier| self.tier_bytes(tier));
-            self.donors(tiers, capacity, class, Some((party, wanted)))
-        };
-        let (request, clock) = (self.request, self.hold_clock(now));
-        for donor in order {
+        let capacity = Tier::ALL.map(|tier| self.tier_bytes(tier));
+        let mut donors =
+            Donors::among(&self.parties, &Want { tiers, capacity, coming: Some((party, wanted)) });
+        let (request, clock, turn) = (self.request, self.hold_clock(now), self.stats.evicted);
+        while let Some(donor) = donors.next(turn, |party| self.age(party, class, tiers)) {
             let records = &self.index.records;
             let mut may_go = |at: u32| {
                 let record: &Record = &records[at as usize];
@@ -146,21 +143,12 @@ impl Shard {
         Leaves::Stuck
     }
 
-    /// Asks who gives first of a class, where a party wants so many bytes more.
-    pub(super) fn donors(
-        &self,
-        tiers: &[Tier],
-        capacity: [u64; 3],
-        class: u8,
-        coming: Option<(u16, u64)>,
-    ) -> Vec<u16> {
-        let age = |party: u16| {
-            let coldest = tiers
-                .iter()
-                .flat_map(|tier| self.recency.of(&self.index.records, *tier, party, class).take(LOOKED_AT));
-            let requests = coldest.map(|at| self.index.records[at as usize].request);
-            requests.map(|last| (self.request.number as u32).wrapping_sub(last)).max().unwrap_or(0)
-        };
-        donors(&self.parties, &Want { tiers, capacity, coming, age: &age })
+    /// Returns how many requests ago the coldest blocks of a party and class were used.
+    pub(super) fn age(&self, party: u16, class: u8, tiers: &[Tier]) -> u32 {
+        let coldest = tiers
+            .iter()
+            .flat_map(|tier| self.recency.of(&self.index.records, *tier, party, class).take(LOOKED_AT));
+        let requests = coldest.map(|at| self.index.records[at as usize].request);
+        requests.map(|last| (self.request.number as u32).wrapping_sub(last)).max().unwrap_or(0)
     }
 }
