@@ -105,6 +105,21 @@ impl Admin {
         })
     }
 
+    /// Patches what is at `path`, by the first coordinator that answers.
+    ///
+    /// # Errors
+    /// When none answers, or the answer is an error.
+    pub(crate) fn patch<T: DeserializeOwned>(&self, path: &str, patch: &serde_json::Value) -> Result<T> {
+        let text = patch.to_string();
+        self.ask(|url| {
+            self.agent
+                .patch(format!("{url}{path}"))
+                .header("authorization", format!("Bearer {}", self.token))
+                .content_type("application/merge-patch+json")
+                .send(&text)
+        })
+    }
+
     fn ask<T: DeserializeOwned>(
         &self,
         call: impl Fn(&str) -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,

@@ -8,7 +8,7 @@ mod report;
 mod trace;
 
 use clap::{Parser, Subcommand};
-use commands::{config, down, node, replay, simulate, status, trace as trace_command, up};
+use commands::{config, down, node, replay, simulate, status, tenants, trace as trace_command, up};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -29,7 +29,7 @@ enum Command {
     Status(status::Status),
     Nodes(status::Nodes),
     Slots(status::Slots),
-    Tenants(status::Tenants),
+    Tenants(tenants::Tenants),
     Replay(replay::Replay),
     Simulate(simulate::Simulate),
     Bench(bench::Bench),

@@ -8,7 +8,7 @@ use crate::retry::{Backoff, in_time};
 use crate::stats::{ClientStats, Counters};
 use kvhive_protocol::control::{Command, CommandReply};
 use kvhive_protocol::handshake::{Role, TokenKey};
-use kvhive_protocol::{ClusterMap, Epoch, Era, Layout, TenantId, WireError};
+use kvhive_protocol::{ClusterMap, Epoch, Era, Layout, RulesChange, TenantId, TenantRules, WireError};
 use kvhive_wire::Identity;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
@@ -117,16 +117,36 @@ impl Client {
         Ok(self.map())
     }
 
-    /// Creates a tenant and returns its id.
+    /// Creates a tenant without rules of its own and returns its id.
     ///
     /// # Errors
-    /// When there is one of this name, or the coordinators do not answer.
+    /// As [`Client::create_tenant_with`].
     pub async fn create_tenant(&self, name: &str) -> Result<TenantId, ClientError> {
+        self.create_tenant_with(name, TenantRules::default()).await
+    }
+
+    /// Creates a tenant whose blocks are kept and stored by these rules, and returns its id.
+    ///
+    /// # Errors
+    /// When there is one of this name, the rules say what they may not, or the coordinators do not answer.
+    pub async fn create_tenant_with(&self, name: &str, rules: TenantRules) -> Result<TenantId, ClientError> {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret)
             .map_err(|error| ClientError::Misuse(format!("no random bytes: {error}")))?;
-        match self.submit(Command::CreateTenant { name: name.to_owned(), secret }).await? {
+        match self.submit(Command::CreateTenant { name: name.to_owned(), secret, rules }).await? {
             CommandReply::TenantCreated { tenant, .. } => Ok(tenant),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Changes some of a tenant's rules; what the change does not name stays as it is.
+    ///
+    /// # Errors
+    /// When there is no such tenant, the rules would say what they may not, or the coordinators do not answer.
+    pub async fn set_tenant_rules(&self, name: &str, change: RulesChange) -> Result<(), ClientError> {
+        let tenant = self.tenant(name).await?;
+        match self.submit(Command::SetTenantRules { tenant, change }).await? {
+            CommandReply::Applied { .. } => Ok(()),
             other => Err(unexpected(&other)),
         }
     }
@@ -134,7 +154,7 @@ impl Client {
     /// Ends a tenant's era. When this returns, nobody serves its older blocks.
     ///
     /// # Errors
-    /// When there is no such tenant, or the coordinators do not answer.
+    /// When there is no such tenant, it shares another's blocks, or the coordinators do not answer.
     pub async fn clear_tenant(&self, name: &str) -> Result<Era, ClientError> {
         let tenant = self.tenant(name).await?;
         match self.submit(Command::ClearTenant { tenant }).await? {
@@ -159,7 +179,8 @@ impl Client {
         Ok(reply)
     }
 
-    /// Opens a namespace: blocks of one tenant, model, layout and rank.
+    /// Opens a namespace: blocks of one tenant, model, layout and rank. Of a tenant that shares another's blocks it is that
+    /// one's namespace, and stays so: what a tenant shares is looked up here, not again.
     ///
     /// # Errors
     /// When the map known here has no such tenant, or the layout's size overflows.
@@ -171,8 +192,9 @@ impl Client {
         rank: u32,
     ) -> Result<NamespaceClient, ClientError> {
         let map = self.map();
-        let (id, known) = map.tenant(tenant).ok_or_else(|| ClientError::UnknownTenant(tenant.to_owned()))?;
-        NamespaceClient::new(self.clone(), id, known.secret, model, layout, rank)
+        let known = map.tenant(tenant).and_then(|(id, _)| map.pool_of(id));
+        let (pool, known) = known.ok_or_else(|| ClientError::UnknownTenant(tenant.to_owned()))?;
+        NamespaceClient::new(self.clone(), pool, known.secret, model, layout, rank)
     }
 
     /// Returns what this client has done.

@@ -3,9 +3,9 @@
 
 use kvhive_gpu::codec::{self, CodecError, Element, Order, Shape};
 use kvhive_protocol::block::Codec;
-use kvhive_protocol::{AxisOrder, Dtype, Layout};
+use kvhive_protocol::{AxisOrder, Dtype, Layout, TenantRules};
 
-/// Bits of a quantized element.
+/// Bits of a quantized element, unless a tenant's rules say fewer.
 const QUANTIZED_BITS: u8 = 8;
 
 /// Encodes a block; `stored` becomes its stored bytes.
@@ -29,9 +29,16 @@ pub fn stored_bytes(codec: Codec, layout: &Layout) -> Option<u64> {
     if codec == Codec::Lossless { None } else { codec::max_stored_bytes(of_gpu(codec), &shape(layout)) }
 }
 
-/// Returns the codec that blocks of this layout are quantized with: a lossless one where they have no numbers.
-pub fn quantized(layout: &Layout) -> Codec {
-    of_protocol(codec::choose(Some(QUANTIZED_BITS), None, &shape(layout)))
+/// Returns the codec that blocks of this layout are quantized with, to 4 bits where a tenant's rules say so: a lossless one
+/// where they have no numbers.
+pub fn quantized(layout: &Layout, rules: &TenantRules) -> Codec {
+    let bits = if rules.quantization_bits == Some(4) { 4 } else { QUANTIZED_BITS };
+    of_protocol(codec::choose(Some(bits), None, &shape(layout)))
+}
+
+/// Returns the codec that a tenant's rules ask for blocks of this layout; raw where they ask for none.
+pub fn of_rules(rules: &TenantRules, layout: &Layout) -> Codec {
+    of_protocol(codec::choose(rules.quantization_bits, rules.compression_per_mille, &shape(layout)))
 }
 
 fn of_gpu(codec: Codec) -> codec::Codec {
@@ -83,6 +90,37 @@ mod tests {
             assert_eq!(of_gpu.is_exact(), codec.is_exact());
             assert_eq!(of_protocol(of_gpu), codec);
         }
+    }
+
+    #[test]
+    fn a_tenants_rules_choose_a_codec_and_bits_win_over_a_ratio() {
+        let layout = Layout {
+            layers: 2,
+            kv_heads: 2,
+            head_dim: 64,
+            tokens: 16,
+            dtype: Dtype::F16,
+            order: AxisOrder::LayersFirst,
+        };
+        let opaque = Layout::opaque(1000, 16);
+        let chosen = |bits, per_mille| {
+            let rules = TenantRules {
+                quantization_bits: bits,
+                compression_per_mille: per_mille,
+                ..TenantRules::default()
+            };
+            (of_rules(&rules, &layout), of_rules(&rules, &opaque))
+        };
+        assert_eq!(chosen(None, None), (Codec::Raw, Codec::Raw));
+        assert_eq!(chosen(None, Some(800)), (Codec::Lossless, Codec::Lossless));
+        assert_eq!(chosen(None, Some(600)), (Codec::Int8, Codec::Lossless));
+        assert_eq!(chosen(None, Some(300)), (Codec::Int4, Codec::Lossless));
+        assert_eq!(chosen(Some(8), Some(300)), (Codec::Int8, Codec::Lossless));
+        assert_eq!(chosen(Some(4), None), (Codec::Int4, Codec::Lossless));
+        assert_eq!(chosen(Some(16), Some(300)), (Codec::Raw, Codec::Raw));
+        let four = TenantRules { quantization_bits: Some(4), ..TenantRules::default() };
+        assert_eq!(quantized(&layout, &four), Codec::Int4);
+        assert_eq!(quantized(&layout, &TenantRules::default()), Codec::Int8);
     }
 
     #[test]

@@ -31,8 +31,9 @@ const PART_BYTES: u64 = 1 << 20;
 pub struct StoreOptions {
     /// When a block counts as stored; the cluster's default when none.
     pub ack: Option<Ack>,
-    /// How the blocks are stored. What does not get smaller is stored raw.
-    pub codec: Codec,
+    /// How the blocks are stored; by the tenant's rules when none, and raw where they say nothing. What does not get smaller is
+    /// stored raw.
+    pub codec: Option<Codec>,
     /// What is known of the request that the blocks are of: what is kept is decided by it, nothing else.
     pub about: About,
 }
@@ -118,7 +119,7 @@ impl NamespaceClient {
                 prefix,
                 range: &range,
                 blocks,
-                codec: options.codec,
+                codec: options.codec.unwrap_or_else(|| self.ruled_codec(&map)),
                 payloads: &payloads,
                 ack,
                 about: options.about,
@@ -154,6 +155,11 @@ impl NamespaceClient {
             sent.filter_map(|(_, payload)| payload.get()).map(|payload| payload.bytes.len()).sum();
         count(&self.shared().counters.bytes_stored, bytes as u64);
         Ok(report)
+    }
+
+    fn ruled_codec(&self, map: &ClusterMap) -> Codec {
+        let rules = map.tenants.get(&self.tenant).map(|tenant| tenant.rules).unwrap_or_default();
+        codec::of_rules(&rules, &self.layout())
     }
 
     /// Makes what is sent of a block: encoded where that makes it smaller, else as it is.

@@ -2,8 +2,9 @@
 
 use crate::actors::raft::{Raft, RaftMessage};
 use kvhive_protocol::WireError;
-use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest, Proposal};
+use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest, MAX_DEVICES, Proposal};
 use kvhive_protocol::handshake::Role;
+use kvhive_protocol::load::MAX_TENANT_LOADS;
 use kvhive_runtime::{AskError, Reply};
 use kvhive_wire::{Connection, Fault, Identity};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +13,10 @@ use std::time::Duration;
 /// A request that is not through within this is answered with its deadline; the asker repeats it.
 const LIMIT: Duration = Duration::from_secs(8);
 
-/// The largest request, in bytes: a plan that names every slot, each with all its devices, and is held. A node's
-/// registration and heartbeat are far smaller.
+/// The largest request, in bytes: a heartbeat of a node whose devices each report every slot and as many tenants as they may.
+/// A plan that names every slot is smaller.
 pub(crate) const MAX_REQUEST_BYTES: u32 =
-    512 + kvhive_protocol::SLOTS as u32 * (2 + 2 + 8 + 6 * kvhive_control::MAX_REPLICAS as u32);
+    4096 + MAX_DEVICES as u32 * (kvhive_protocol::SLOTS as u32 / 8 + 128 + 108 * MAX_TENANT_LOADS as u32);
 
 /// Serves control requests. Cheap to clone.
 #[derive(Clone)]
@@ -93,7 +94,10 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
             (Role::Client, Command::Leave { .. }) => command.name(),
             (
                 Role::Node,
-                Command::CreateTenant { .. } | Command::ClearTenant { .. } | Command::SetAck { .. },
+                Command::CreateTenant { .. }
+                | Command::ClearTenant { .. }
+                | Command::SetTenantRules { .. }
+                | Command::SetAck { .. },
             ) => command.name(),
             _ => return Ok(()),
         },
@@ -132,13 +136,11 @@ pub(crate) async fn ask_peer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvhive_protocol::{Generation, MemberId, RequestId};
+    use kvhive_protocol::{Generation, MemberId, RequestId, RulesChange, TenantId, TenantRules};
 
     #[test]
     fn the_largest_of_each_request_is_taken_in() {
-        use kvhive_protocol::control::{
-            DeviceLoad, Heartbeat, MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES, Registration,
-        };
+        use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_LABELS, MAX_NAME_BYTES, Registration};
         use kvhive_protocol::map::DeviceDescription;
         use kvhive_protocol::{DeviceId, Epoch, SLOTS, Slot};
         let request = RequestId { client: 1, sequence: 1 };
@@ -150,7 +152,8 @@ mod tests {
             changes: all.iter().map(|slot| (*slot, set())).collect(),
             held: all.clone(),
         };
-        let load = DeviceLoad { occupied: vec![0; usize::from(SLOTS / 8)], ..DeviceLoad::default() };
+        let tenants = vec![Default::default(); MAX_TENANT_LOADS];
+        let load = DeviceLoad { occupied: vec![0; usize::from(SLOTS / 8)], tenants, ..DeviceLoad::default() };
         let (member, generation, epoch) = (MemberId(1), Generation(1), Epoch(1));
         let name = "x".repeat(MAX_NAME_BYTES);
         let address = "x".repeat(kvhive_control::MAX_ADDRESS_BYTES);
@@ -183,8 +186,12 @@ mod tests {
         let submit =
             |command| ControlRequest::Submit { request: RequestId { client: 1, sequence: 1 }, command };
         let down = || Command::MarkDown { member: MemberId(1), generation: Generation(1) };
-        let create = || Command::CreateTenant { name: "a".into(), secret: [0; 32] };
+        let create =
+            || Command::CreateTenant { name: "a".into(), secret: [0; 32], rules: TenantRules::default() };
+        let rule = || Command::SetTenantRules { tenant: TenantId(1), change: RulesChange::default() };
         for (role, request, may) in [
+            (Role::Client, submit(rule()), true),
+            (Role::Node, submit(rule()), false),
             (Role::Client, submit(create()), true),
             (Role::Node, submit(create()), false),
             (Role::Client, submit(down()), false),

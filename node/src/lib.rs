@@ -13,6 +13,7 @@ mod membership;
 mod memory;
 mod metrics;
 mod persist;
+mod rules;
 mod start;
 mod stats;
 mod view;

@@ -12,7 +12,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use kvhive_cache::ShardStats;
+use kvhive_protocol::TenantId;
 use kvhive_protocol::block::Codec;
+use kvhive_protocol::load::{MAX_TENANT_LOADS, TenantLoad};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -48,15 +50,23 @@ async fn ready(State(sources): State<Arc<Sources>>) -> Response {
 
 async fn scrape(State(sources): State<Arc<Sources>>) -> Response {
     let mut devices = Vec::with_capacity(sources.devices.len());
+    let mut reports = Vec::new();
     for device in &sources.devices {
         let load = device.ask(DEVICE_LIMIT, |reply| DeviceMessage::Load { reply }).await;
         let codecs = device.ask(DEVICE_LIMIT, |reply| DeviceMessage::Codecs { reply }).await;
-        devices.push(load.ok().map(|(_, stats)| stats).zip(codecs.ok()));
+        let stats = load.ok().map(|(load, stats)| {
+            reports.extend(load.tenants);
+            stats
+        });
+        devices.push(stats.zip(codecs.ok()));
     }
     // A recorder of this scrape's own: two nodes in one process never mix.
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
-    metrics::with_local_recorder(&recorder, || record(&sources, &devices));
+    metrics::with_local_recorder(&recorder, || {
+        record(&sources, &devices);
+        record_tenants(&sources, &TenantLoad::sums(reports.iter(), MAX_TENANT_LOADS));
+    });
     let mut text = handle.render();
     render_latencies(&sources, &mut text);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
@@ -138,6 +148,30 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         if let Some((stats, codecs)) = stats {
             record_device(&device.to_string(), stats);
             record_codecs(&device.to_string(), codecs);
+        }
+    }
+}
+
+/// Records what each tenant has here, over all devices.
+fn record_tenants(sources: &Sources, tenants: &[(TenantId, TenantLoad)]) {
+    let Some(serving) = sources.plane.view.serving() else { return };
+    for (id, load) in tenants {
+        let Some(tenant) = serving.map.tenants.get(id) else { continue };
+        for (at, tier) in ["device", "host", "disk"].into_iter().enumerate() {
+            let labels = [("tenant", tenant.name.clone()), ("tier", tier.to_owned())];
+            metrics::gauge!("kvhive_node_tenant_blocks", &labels).set(load.blocks[at] as f64);
+            metrics::gauge!("kvhive_node_tenant_used_bytes", &labels).set(load.used_bytes[at] as f64);
+        }
+        for (name, value) in [
+            ("kvhive_node_tenant_matched_keys_total", load.matched_keys),
+            ("kvhive_node_tenant_covered_keys_total", load.covered_keys),
+            ("kvhive_node_tenant_hits_total", load.fetched_blocks),
+            ("kvhive_node_tenant_misses_total", load.missed_blocks),
+            ("kvhive_node_tenant_stored_blocks_total", load.stored_blocks),
+            ("kvhive_node_tenant_evicted_blocks_total", load.evicted_blocks),
+            ("kvhive_node_tenant_refused_blocks_total", load.refused_blocks),
+        ] {
+            metrics::counter!(name, "tenant" => tenant.name.clone()).absolute(value);
         }
     }
 }

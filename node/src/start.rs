@@ -162,7 +162,8 @@ pub(crate) fn start_within(
     let plane =
         Arc::new(DataPlane::new(devices.clone(), view.clone(), counters, replicator.clone(), token, limits));
 
-    let memory_configured = memory_configured(&config, &memories);
+    let buffers: u64 = stores.iter().flatten().map(|store| store.buffer_bytes()).sum();
+    let memory_configured = memory_configured(&config, &memories) + buffers;
     keep_disks(&runtime, &devices, &stores, &view, &stopping);
     let serving = runtime.io().spawn(serve(data_listener, plane.clone(), stopping.clone()));
     let sources =
@@ -299,8 +300,10 @@ fn spawn_device(
     };
     let arbiter = runtime.arbiter(&format!("device-{at}"))?;
     let (memory, store, view, io) = (memory.clone(), store.clone(), view.clone(), runtime.io().clone());
-    let make =
-        move || DeviceCore::new(shard.clone(), memory.clone(), store.clone(), view.clone(), io.clone());
+    let index = u16::try_from(at).expect("a node has few devices");
+    let make = move || {
+        DeviceCore::new(index, shard.clone(), memory.clone(), store.clone(), view.clone(), io.clone())
+    };
     Ok(Device::start(spawn, &arbiter, tuning.batch_delay, make))
 }
 

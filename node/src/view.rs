@@ -2,7 +2,7 @@
 //! writes, and the layouts of its blocks, which stores tell.
 
 use crate::layouts::Layouts;
-use kvhive_protocol::{ClusterMap, Era, MemberId, Moment, TenantId, WireError};
+use kvhive_protocol::{ClusterMap, Era, MemberId, Moment, TenantId, TenantRules, WireError};
 use kvhive_runtime::Clock;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,6 +51,13 @@ impl View {
 
     pub(crate) fn serving(&self) -> Option<Serving> {
         self.serving.read().unwrap_or_else(|poison| poison.into_inner()).clone()
+    }
+
+    /// Returns the rules of a tenant, none of its own where it is not known.
+    pub(crate) fn rules_of(&self, tenant: TenantId) -> TenantRules {
+        let serving = self.serving.read().unwrap_or_else(|poison| poison.into_inner());
+        let known = serving.as_ref().and_then(|serving| serving.map.tenants.get(&tenant));
+        known.map(|tenant| tenant.rules).unwrap_or_default()
     }
 
     pub(crate) fn serve_until(&self, lease: Moment) {

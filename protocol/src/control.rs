@@ -3,7 +3,9 @@
 use crate::data::Ack;
 use crate::error::WireError;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
+use crate::load::TenantLoad;
 use crate::map::{ClusterMap, DeviceDescription, Settings};
+use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -54,8 +56,10 @@ pub struct Overview {
     pub status: CoordinatorStatus,
     /// The map, once the cluster has started.
     pub map: Option<ClusterMap>,
-    /// What each device reported last, without its slots.
+    /// What each device reported last, without its slots and tenants.
     pub loads: Vec<(DeviceId, DeviceLoad)>,
+    /// What devices reported of tenants, summed up, of those that use most.
+    pub tenants: Vec<(TenantId, TenantLoad)>,
     /// Slots that are not where they belong and may still be moved there.
     pub unsettled: u64,
 }
@@ -109,6 +113,10 @@ pub struct DeviceLoad {
     pub stored_blocks: u64,
     /// Blocks evicted, since this start.
     pub evicted_blocks: u64,
+    /// Of the tenants that use most of it, at most [`MAX_TENANT_LOADS`].
+    ///
+    /// [`MAX_TENANT_LOADS`]: crate::load::MAX_TENANT_LOADS
+    pub tenants: Vec<(TenantId, TenantLoad)>,
     /// One bit a slot: whether any block of it is resident or being written. `SLOTS / 8` bytes, or empty for none.
     #[serde(with = "serde_bytes")]
     pub occupied: Vec<u8>,
@@ -211,6 +219,8 @@ pub enum Command {
         name: String,
         /// What its block keys are derived from.
         secret: [u8; 32],
+        /// How its blocks are kept and stored.
+        rules: TenantRules,
     },
     /// Ends the tenant's era: its blocks do not exist any more.
     ClearTenant {
@@ -232,6 +242,13 @@ pub enum Command {
         /// The new default.
         ack: Ack,
     },
+    /// Changes some of a tenant's rules, on top of whatever they are when this is applied.
+    SetTenantRules {
+        /// Whose.
+        tenant: TenantId,
+        /// Which become what.
+        change: RulesChange,
+    },
 }
 
 impl Command {
@@ -246,6 +263,7 @@ impl Command {
             Command::ClearTenant { .. } => "clear-tenant",
             Command::PlaceSlots { .. } => "place-slots",
             Command::SetAck { .. } => "set-ack",
+            Command::SetTenantRules { .. } => "set-tenant-rules",
         }
     }
 }

@@ -14,8 +14,11 @@ pub mod handshake;
 pub mod ids;
 pub mod key;
 pub mod layout;
+pub mod load;
 pub mod map;
 pub mod moment;
+pub mod strategy;
+pub mod tenant;
 
 pub use block::{BlockDigest, BlockHeader, HeaderError};
 pub use error::WireError;
@@ -24,6 +27,8 @@ pub use key::{BlockKey, KeyList, Namespace, NamespaceKey};
 pub use layout::{AxisOrder, Dtype, Layout, LayoutFingerprint};
 pub use map::{ClusterMap, Member, MemberState, ReplicaSet, Tenant};
 pub use moment::Moment;
+pub use strategy::Strategy;
+pub use tenant::{Change, RulesChange, TenantRules};
 
 /// Slots of a cluster: the unit of placement. A home key belongs to slot `hash(home key) mod SLOTS`.
 pub const SLOTS: u16 = 4096;

@@ -3,6 +3,7 @@
 
 use crate::data::Ack;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, Slot, TenantId};
+use crate::tenant::TenantRules;
 use crate::{BlockKey, SLOTS};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,11 +96,17 @@ pub struct Tenant {
     pub era: Era,
     /// What its block keys are derived from.
     pub secret: [u8; 32],
+    /// How its blocks are kept and stored.
+    pub rules: TenantRules,
 }
 
 impl fmt::Debug for Tenant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tenant").field("name", &self.name).field("era", &self.era).finish_non_exhaustive()
+        f.debug_struct("Tenant")
+            .field("name", &self.name)
+            .field("era", &self.era)
+            .field("rules", &self.rules)
+            .finish_non_exhaustive()
     }
 }
 
@@ -147,6 +154,13 @@ impl ClusterMap {
         self.tenants.iter().find(|(_, tenant)| tenant.name == name).map(|(id, tenant)| (*id, tenant))
     }
 
+    /// Returns the tenant whose blocks those of `tenant` are: itself, unless it shares another's.
+    pub fn pool_of(&self, tenant: TenantId) -> Option<(TenantId, &Tenant)> {
+        let known = self.tenants.get(&tenant)?;
+        let pool = known.rules.shares_with.unwrap_or(tenant);
+        self.tenants.get(&pool).map(|of_pool| (pool, of_pool))
+    }
+
     /// Finds a member by name.
     pub fn member(&self, name: &str) -> Option<(MemberId, &Member)> {
         self.members.iter().find(|(_, member)| member.name == name).map(|(id, member)| (*id, member))
@@ -192,6 +206,10 @@ impl ClusterMap {
         for (at, tenant) in self.tenants.values().enumerate() {
             if self.tenants.values().skip(at + 1).any(|other| other.name == tenant.name) {
                 return Err(format!("two tenants are named {}", tenant.name));
+            }
+            let pool = tenant.rules.shares_with.map(|pool| self.tenants.get(&pool));
+            if pool.is_some_and(|pool| pool.is_none_or(|pool| pool.rules.shares_with.is_some())) {
+                return Err(format!("tenant {} shares what is no tenant's own", tenant.name));
             }
         }
         Ok(())

@@ -127,6 +127,32 @@ fn frames_on_the_wire_are_what_they_were() {
     assert_eq!(fold(&header().encode()), GOLDEN_HEADER);
 }
 
+/// Commands lie in coordinators' logs, tenants in their snapshots.
+#[test]
+fn commands_and_tenants_are_what_they_were() {
+    let rules = TenantRules {
+        strategy: Some(kvhive_protocol::Strategy::Adaptive),
+        device_quota_bytes: Some(1),
+        host_quota_bytes: Some(2),
+        quantization_bits: Some(4),
+        compression_per_mille: Some(500),
+        shares_with: Some(TenantId(3)),
+    };
+    let change = RulesChange {
+        strategy: Change::Set(kvhive_protocol::Strategy::Lru),
+        host_quota_bytes: Change::Reset,
+        ..RulesChange::default()
+    };
+    let folded = [
+        codec::encode(&Command::CreateTenant { name: "a".into(), secret: [7; 32], rules }),
+        codec::encode(&Command::ClearTenant { tenant: TenantId(2) }),
+        codec::encode(&Command::SetTenantRules { tenant: TenantId(2), change }),
+        codec::encode(&Tenant { name: "a".into(), era: Era(2), secret: [7; 32], rules }),
+    ]
+    .map(|encoded| fold(&encoded.expect("small")));
+    assert_eq!(folded, GOLDEN_COMMANDS);
+}
+
 #[test]
 fn keys_and_slots_are_what_they_were() {
     let layout = layout();
@@ -263,8 +289,11 @@ fn a_proof_is_bound_to_everything_that_was_said() {
     ];
     assert!(others.iter().all(|other| !TokenKey::same(&proof, other)));
     assert!(
-        !format!("{token:?} {:?}", Command::CreateTenant { name: "a".into(), secret: [0xAB; 32] })
-            .contains("171")
+        !format!(
+            "{token:?} {:?}",
+            Command::CreateTenant { name: "a".into(), secret: [0xAB; 32], rules: TenantRules::default() }
+        )
+        .contains("171")
     );
     assert_eq!(agree(&hello), Ok(1));
     let strange = Hello { version_min: 7, version_max: 9, ..hello };
@@ -326,6 +355,8 @@ const GOLDEN_DATA: [&str; 6] = [
     "e8162bef608b1509",
     "964b4412bc2e7214",
 ];
+const GOLDEN_COMMANDS: [&str; 4] =
+    ["ca3e5a884fedfeee", "5516b38b5a66a5e0", "b3c17b250b9d5249", "fa7b46838738007d"];
 const GOLDEN_HEADER: &str = "146920c73de8eb0a";
 const GOLDEN_KEYS: [&str; 2] = ["b0d0b3ebcd406732", "4e5fe816c51df97e"];
 const GOLDEN_SLOTS: [u16; 2] = [3143, 1214];

@@ -26,7 +26,7 @@ fn tensor(at: usize) -> Vec<u8> {
 async fn store(blocks: &NamespaceClient, prefix: &Prefix, codec: Codec) {
     let tensors: Vec<Vec<u8>> = (0..BLOCKS).map(tensor).collect();
     let tensors: Vec<&[u8]> = tensors.iter().map(Vec::as_slice).collect();
-    let options = StoreOptions { ack: Some(Ack::All), codec, ..StoreOptions::default() };
+    let options = StoreOptions { ack: Some(Ack::All), codec: Some(codec), ..StoreOptions::default() };
     let report = blocks.store(prefix, 0..BLOCKS, &tensors, options).await.expect("range and blocks fit");
     assert_eq!(report.acknowledged(), BLOCKS, "{report:?}");
 }

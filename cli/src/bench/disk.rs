@@ -7,17 +7,19 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rustix::fs::OFlags;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a plain read asks for at a time.
 const CHUNK: usize = 1 << 20;
 /// What direct reads begin and end at multiples of.
 const PAGE: usize = 4096;
-/// Blocks that a fetch reads side by side.
-const FETCH: usize = 64;
+/// Bytes that are read side by side: as many as a client asks for in one fetch.
+const FETCH_BYTES: u64 = 8 << 20;
+/// Parts of a file that are read in turn.
+const SLICES: u32 = 16;
 const SEED: u64 = 7;
 
 pub(super) fn run(runs: u32, dir: Option<&Path>, size: u64) -> Result<Vec<Row>> {
@@ -42,44 +44,89 @@ pub(super) fn run(runs: u32, dir: Option<&Path>, size: u64) -> Result<Vec<Row>> 
             folder.path().display()
         );
         eprintln!("{case}: {records} blocks in {}, by {}", bench.file().display(), bench.mover());
-        rows.push(measure(case, &bench, records, is_random, runs)?);
+        let at_a_time = (FETCH_BYTES / block_bytes).max(1) as usize;
+        rows.push(measure(case, &bench, records, at_a_time, is_random, runs)?);
     }
     Ok(rows)
 }
 
-fn measure(case: &str, bench: &DiskBench, records: u32, is_random: bool, runs: u32) -> Result<Row> {
+fn measure(
+    case: &str,
+    bench: &DiskBench,
+    records: u32,
+    at_a_time: usize,
+    is_random: bool,
+    runs: u32,
+) -> Result<Row> {
     let mut order: Vec<u32> = (0..records).collect();
     if is_random {
         order.shuffle(&mut SmallRng::seed_from_u64(SEED));
     }
+    let mut file = PlainFile::open(bench.file())?;
     let (mut ours, mut plain) = (Vec::new(), Vec::new());
     // The first round of both is not counted.
     for round in 0..=runs {
-        let begun = Instant::now();
-        let bytes = plain_read(bench.file())?;
-        let plainly = bytes as f64 / begun.elapsed().as_secs_f64() / 1e9;
-        let begun = Instant::now();
-        let bytes = bench.read(&order, FETCH)?;
-        let tier = bytes as f64 / begun.elapsed().as_secs_f64() / 1e9;
+        let (mut tier, mut plainly) = (Rate::default(), Rate::default());
+        // In turn, a slice each: what else this machine does, both feel.
+        for (slice, blocks) in order.chunks(records.div_ceil(SLICES) as usize).enumerate() {
+            plainly.add(|| file.read(slice as u64, SLICES.into()))?;
+            tier.add(|| Ok(bench.read(blocks, at_a_time)?))?;
+        }
         if round > 0 {
-            plain.push(plainly);
-            ours.push(tier);
+            plain.push(plainly.gb_a_second());
+            ours.push(tier.gb_a_second());
         }
     }
     Ok(Row::of_runs(case, "GB/s", &ours, &plain, "sequential O_DIRECT read, 1 MiB at a time"))
 }
 
-/// Reads a file from its begin to its end, past the page cache; returns its bytes.
-fn plain_read(path: &Path) -> Result<u64> {
-    let file = OpenOptions::new().read(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path)?;
-    let mut memory = vec![0u8; CHUNK + PAGE];
-    let start = memory.as_ptr().align_offset(PAGE);
-    let chunk = &mut memory[start..start + CHUNK];
-    let mut at = 0;
-    loop {
-        match file.read_at(chunk, at)? {
-            0 => return Ok(at),
-            read => at += read as u64,
+/// Bytes over the time that they took.
+#[derive(Default)]
+struct Rate {
+    bytes: u64,
+    took: Duration,
+}
+
+impl Rate {
+    fn add(&mut self, work: impl FnOnce() -> Result<u64>) -> Result<()> {
+        let begun = Instant::now();
+        self.bytes += work()?;
+        self.took += begun.elapsed();
+        Ok(())
+    }
+
+    fn gb_a_second(&self) -> f64 {
+        self.bytes as f64 / self.took.as_secs_f64() / 1e9
+    }
+}
+
+/// A file read past the page cache, with nothing around it.
+struct PlainFile {
+    file: File,
+    bytes: u64,
+    /// Where it is read to: one chunk, and what aligns it.
+    memory: Vec<u8>,
+}
+
+impl PlainFile {
+    fn open(path: &Path) -> Result<PlainFile> {
+        let file = OpenOptions::new().read(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path)?;
+        Ok(PlainFile { bytes: file.metadata()?.len(), file, memory: vec![0; CHUNK + PAGE] })
+    }
+
+    /// Reads one of `slices` equal parts of it, from its begin to its end; returns its bytes.
+    fn read(&mut self, slice: u64, slices: u64) -> Result<u64> {
+        let start = self.memory.as_ptr().align_offset(PAGE);
+        let chunk = &mut self.memory[start..start + CHUNK];
+        let whole = (self.bytes / slices).next_multiple_of(CHUNK as u64);
+        let (begin, end) = (slice * whole, ((slice + 1) * whole).min(self.bytes));
+        let mut at = begin;
+        while at < end {
+            match self.file.read_at(chunk, at)? {
+                0 => break,
+                read => at += read as u64,
+            }
         }
+        Ok(at.saturating_sub(begin))
     }
 }

@@ -4,7 +4,8 @@ use super::Row;
 use crate::commands::simulate::sweep::{self, Choice, Contender, Size, Sweep};
 use crate::trace::{Workload, generate};
 use anyhow::{Result, bail};
-use kvhive_cache::policy::{Policy, Removal, Request, Strategy, Verdict, Visit};
+use kvhive_cache::Shard;
+use kvhive_cache::policy::{Policy, Removal, Request, Strategy, Verdict, Visit, build, most_bytes};
 use kvhive_cache::simulate::{Rules, Trace};
 use kvhive_protocol::BlockKey;
 use rand::rngs::SmallRng;
@@ -76,7 +77,7 @@ fn costs(runs: u32) -> Result<Vec<Row>> {
     let mut textbook = Pool::filled(Box::new(Textbook::default()))?;
     let mut rows = Vec::new();
     for strategy in Strategy::ALL {
-        let mut pool = Pool::filled(strategy.build(BLOCKS, 1))?;
+        let mut pool = Pool::filled(build(strategy, BLOCKS, 1))?;
         let [mut hits, mut inserts, mut theirs_hits, mut theirs_inserts] = [const { Vec::new() }; 4];
         for _ in 0..runs {
             hits.push(pool.time_hits());
@@ -84,7 +85,9 @@ fn costs(runs: u32) -> Result<Vec<Row>> {
             inserts.push(pool.time_inserts());
             theirs_inserts.push(textbook.time_inserts());
         }
-        let memory = [pool.policy.memory_bytes() as f64 / f64::from(BLOCKS)];
+        // The index of a shard, with what the policy has taken in place of what it may take.
+        let beside = Shard::index_bytes(BLOCKS, 1, strategy) as usize - most_bytes(strategy, BLOCKS);
+        let memory = [(beside + pool.policy.memory_bytes()) as f64 / f64::from(BLOCKS)];
         let case = |what: &str| format!("{what}-{strategy}");
         rows.push(Row::of_runs(&case("hit"), "ns/block", &hits, &theirs_hits, BASELINE));
         rows.push(Row::of_runs(&case("insert-evict"), "ns/block", &inserts, &theirs_inserts, BASELINE));
@@ -135,11 +138,11 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Returns nanoseconds for each block of new prefixes that make others leave.
+    /// Returns nanoseconds for each block of new prefixes, taken in place of another or declined.
     fn time_inserts(&mut self) -> f64 {
         let begun = Instant::now();
-        let taken: u32 = (0..REQUESTS).map(|_| self.insert_prefix()).sum();
-        begun.elapsed().as_nanos() as f64 / f64::from(taken.max(1))
+        let offered: u32 = (0..REQUESTS).map(|_| self.insert_prefix()).sum();
+        begun.elapsed().as_nanos() as f64 / f64::from(offered.max(1))
     }
 
     /// Returns nanoseconds for each block of resident prefixes that are used again.
@@ -165,7 +168,7 @@ impl Pool {
         self.policy.begin(&Request { number: self.requests, blocks, ..Request::default() });
     }
 
-    /// Offers a new prefix. Returns the blocks of it that were taken.
+    /// Offers a new prefix. Returns the blocks of it that were offered: up to the first that is not taken.
     fn insert_prefix(&mut self) -> u32 {
         self.begin(REQUEST_BLOCKS);
         let mut parent = None;
@@ -174,7 +177,7 @@ impl Pool {
             let visit = Visit { key: key(self.next_key), parent, depth, partial: false };
             let Some(at) = self.room_for(&visit) else {
                 self.policy.refused(&visit);
-                return depth;
+                return depth + 1;
             };
             let (used_by, number) = (self.requests, self.next_key);
             self.records[at as usize] = Record { parent, children: 0, used_by, number, is_resident: true };

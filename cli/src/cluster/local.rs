@@ -6,8 +6,9 @@
 //! DIR/data/ID        raft logs, disk tiers DIR/supervisor.lock  held while it runs
 //! ```
 
+pub(crate) use super::shape::Shape;
 use anyhow::{Context, Result, bail};
-use kvhive_config::{Bytes, ClusterConfig, LocalCluster};
+use kvhive_config::{ClusterConfig, LocalCluster};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -39,45 +40,6 @@ pub(crate) fn default_dir() -> PathBuf {
     let home =
         || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from).join(".local/state");
     state.unwrap_or_else(home).join("kvhive")
-}
-
-/// What a new local cluster looks like.
-#[derive(Clone, Debug)]
-pub(crate) struct Shape {
-    /// Coordinator processes: 1, 3, 5 or 7.
-    pub(crate) coordinators: u32,
-    /// Node processes.
-    pub(crate) nodes: u32,
-    /// Device actors a node.
-    pub(crate) devices: u32,
-    /// Device tier of each device.
-    pub(crate) device_memory: Bytes,
-    /// Host tier over each device.
-    pub(crate) host_memory: Bytes,
-    /// Disk tier under each device; 0 for none.
-    pub(crate) disk: Bytes,
-    /// Size of a frame.
-    pub(crate) block_size: Bytes,
-    /// Copies of each slot.
-    pub(crate) replicas: u32,
-    /// What decides which block leaves; what the usual mode says when none.
-    pub(crate) strategy: Option<String>,
-}
-
-impl Default for Shape {
-    fn default() -> Self {
-        Shape {
-            coordinators: 3,
-            nodes: 2,
-            devices: 2,
-            device_memory: Bytes(128 << 20),
-            host_memory: Bytes(64 << 20),
-            disk: Bytes(0),
-            block_size: Bytes(64 << 10),
-            replicas: 1,
-            strategy: None,
-        }
-    }
 }
 
 /// A running local cluster, as its supervisor wrote it down.

@@ -189,7 +189,7 @@ fn tuning(own: &NodeConfig) -> Tuning {
 
 #[cfg(test)]
 mod tests {
-    use kvhive_cache::policy::Strategy;
+    use kvhive_cache::policy::{self, Strategy};
     use kvhive_config::ClusterConfig;
     use kvhive_node::{ClassConfig, DeviceConfig};
 
@@ -231,7 +231,8 @@ mod tests {
         known.sort_unstable();
         taken.sort_unstable();
         assert_eq!(known, taken);
-        let shrinks = |name: &&str| name.parse().is_ok_and(|strategy: Strategy| strategy.shrinks().is_some());
+        let shrinks =
+            |name: &&str| name.parse().is_ok_and(|strategy: Strategy| policy::shrinks(strategy).is_some());
         taken.retain(shrinks);
         assert_eq!(taken, kvhive_config::SHRINKING_STRATEGIES);
     }

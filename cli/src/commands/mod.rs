@@ -8,6 +8,7 @@ pub(crate) mod node;
 pub(crate) mod replay;
 pub(crate) mod simulate;
 pub(crate) mod status;
+pub(crate) mod tenants;
 pub(crate) mod trace;
 pub(crate) mod up;
 

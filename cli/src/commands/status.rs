@@ -1,10 +1,10 @@
-//! `kvhive status|nodes|slots|tenants`: tables from the admin API.
+//! `kvhive status|nodes|slots`: tables from the admin API.
 
 use crate::admin::Target;
 use crate::report;
 use anyhow::Result;
-use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use clap::Args;
+use serde_json::Value;
 
 /// Show who leads, which nodes serve and how the slots stand
 #[derive(Args, Debug)]
@@ -39,34 +39,8 @@ pub(crate) struct Slots {
     json: bool,
 }
 
-/// List tenants, create one, or clear one
-#[derive(Args, Debug)]
-pub(crate) struct Tenants {
-    #[command(flatten)]
-    target: Target,
-    /// Print the answer as JSON
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    verb: Option<TenantVerb>,
-}
-
-#[derive(Subcommand, Debug)]
-enum TenantVerb {
-    /// Create a tenant
-    Create {
-        /// Its name: lower-case letters, digits, '-', '_' and '.'
-        name: String,
-    },
-    /// End a tenant's era: when this returns, nobody serves its older blocks
-    Clear {
-        /// Its name
-        name: String,
-    },
-}
-
 /// Reads a field as text, whatever its type.
-fn text(value: &Value, field: &str) -> String {
+pub(super) fn text(value: &Value, field: &str) -> String {
     match &value[field] {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
@@ -74,11 +48,18 @@ fn text(value: &Value, field: &str) -> String {
     }
 }
 
-fn size(value: &Value, field: &str) -> String {
+/// Reads a number of bytes in the unit that fits it.
+pub(super) fn size(value: &Value, field: &str) -> String {
     value[field].as_u64().map_or_else(|| "-".to_owned(), report::bytes)
 }
 
-fn list(value: &Value) -> &[Value] {
+/// Reads a share as a percentage.
+pub(super) fn rate(value: &Value, field: &str) -> String {
+    value[field].as_f64().map_or_else(|| "-".to_owned(), |rate| format!("{:.1} %", 100.0 * rate))
+}
+
+/// Returns a list's items.
+pub(super) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
@@ -143,9 +124,6 @@ impl Nodes {
             "HIT RATE",
         ]);
         for one in list(&status["devices"]) {
-            let rate = one["hit_rate"]
-                .as_f64()
-                .map_or_else(|| "-".to_owned(), |rate| format!("{:.1} %", 100.0 * rate));
             table.add_row([
                 text(one, "device"),
                 text(one, "node"),
@@ -155,7 +133,7 @@ impl Nodes {
                 size(one, "capacity_bytes"),
                 text(one, "primary_slots"),
                 text(one, "slots"),
-                rate,
+                rate(one, "hit_rate"),
             ]);
         }
         report::print_table(&table);
@@ -224,45 +202,6 @@ impl Slots {
             ]);
         }
         report::print_table(&table);
-        Ok(())
-    }
-}
-
-impl Tenants {
-    /// Does what was asked and prints the answer.
-    ///
-    /// # Errors
-    /// When no coordinator answers or the change is refused.
-    pub(crate) fn run(self) -> Result<()> {
-        let admin = self.target.resolve()?;
-        let answer: Value = match &self.verb {
-            None => admin.get("/v1/tenants")?,
-            Some(TenantVerb::Create { name }) => admin.post("/v1/tenants", &json!({ "name": name }))?,
-            Some(TenantVerb::Clear { name }) => {
-                admin.post(&format!("/v1/tenants/{name}/clear"), &json!({}))?
-            }
-        };
-        if self.json {
-            return report::print_json(&answer);
-        }
-        match &self.verb {
-            None => {
-                let mut table = report::table(&["TENANT", "ID", "ERA"]);
-                for one in list(&answer["tenants"]) {
-                    table.add_row([text(one, "name"), text(one, "id"), text(one, "era")]);
-                }
-                report::print_table(&table);
-            }
-            Some(TenantVerb::Create { name }) => {
-                println!("tenant {name} created, id {}", text(&answer, "id"))
-            }
-            Some(TenantVerb::Clear { name }) => {
-                println!(
-                    "tenant {name} cleared: nobody serves blocks older than era {}",
-                    text(&answer, "era")
-                );
-            }
-        }
         Ok(())
     }
 }

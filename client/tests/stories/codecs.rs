@@ -67,7 +67,7 @@ async fn blocks_are_stored_as_asked_and_come_back_within_their_codecs_bound() {
         let values: Vec<f32> =
             (0..layout.block_bytes().expect("small") / 4).map(|at| (at as f32).sin()).collect();
         let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let options = StoreOptions { codec, ..StoreOptions::default() };
+        let options = StoreOptions { codec: Some(codec), ..StoreOptions::default() };
         let stored = namespace.store(&prefix, 0..1, &[&raw], options).await.expect("range and block fit");
         assert_eq!(stored.acknowledged(), 1);
         let mut back = vec![0; raw.len()];

@@ -9,3 +9,4 @@ mod fakes;
 mod hostile;
 mod maps;
 mod stores;
+mod tenants;

@@ -2,6 +2,7 @@
 //! confirmed, and who is past the moment at which they may be declared down.
 
 use kvhive_protocol::control::{DeviceLoad, Heartbeat};
+use kvhive_protocol::load::MAX_TENANT_LOADS;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{ClusterMap, Epoch, Generation, Member, MemberId, MemberState, Moment, SLOTS};
 use std::collections::BTreeMap;
@@ -194,5 +195,6 @@ fn is_up(member: &Member) -> bool {
 }
 
 fn is_sound(load: &DeviceLoad) -> bool {
-    load.occupied.is_empty() || load.occupied.len() == usize::from(SLOTS / 8)
+    let slots_fit = load.occupied.is_empty() || load.occupied.len() == usize::from(SLOTS / 8);
+    slots_fit && load.tenants.len() <= MAX_TENANT_LOADS
 }

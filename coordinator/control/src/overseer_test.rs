@@ -5,6 +5,7 @@ use crate::leases::grace;
 use crate::registry::tests::Cluster;
 use kvhive_protocol::control::CommandReply;
 use kvhive_protocol::data::Ack;
+use kvhive_protocol::load::{MAX_TENANT_LOADS, TenantLoad};
 use kvhive_protocol::{Generation, MemberId};
 
 /// A lease of 1 s, one per cent, 50 ms.
@@ -334,10 +335,12 @@ fn reports_that_do_not_fit_the_member_are_left_out() {
     let mut scene = Scene::with(&["a"]);
     let epoch = scene.cluster.map().epoch;
     let odd = DeviceLoad { occupied: vec![0; 7], ..DeviceLoad::default() };
-    for devices in [vec![], vec![DeviceLoad::default(); 2], vec![odd]] {
+    let tenants = vec![(TenantId(1), TenantLoad::default()); MAX_TENANT_LOADS + 1];
+    let long = DeviceLoad { tenants, ..DeviceLoad::default() };
+    for devices in [vec![], vec![DeviceLoad::default(); 2], vec![odd], vec![long]] {
         assert_eq!(scene.beat_as(1, 1, epoch, devices), RENEWED);
     }
-    assert_eq!((scene.overseer.loads().count(), scene.overseer.counters().unsound_reports), (0, 3));
+    assert_eq!((scene.overseer.loads().count(), scene.overseer.counters().unsound_reports), (0, 4));
     scene.beat(1);
     assert_eq!(scene.overseer.loads().count(), 1);
     scene.cluster.mark_down(MemberId(1));

@@ -3,13 +3,13 @@
 
 use crate::dedupe::{Dedupe, Seen};
 use crate::repair::{self, Repair};
-use crate::validate;
+use crate::{tenant_rules, validate};
 use kvhive_protocol::control::{Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Proposal, Registration};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{
     ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, Member, MemberId, MemberState, ReplicaSet,
-    RequestId, SLOTS, Slot, Tenant, TenantId, WireError,
+    RequestId, RulesChange, SLOTS, Slot, Tenant, TenantId, TenantRules, WireError,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -145,10 +145,11 @@ impl Registry {
             Command::MarkDown { member, generation } | Command::Leave { member, generation } => {
                 Ok(self.take_down(member, generation))
             }
-            Command::CreateTenant { name, secret } => self.create_tenant(name, secret),
+            Command::CreateTenant { name, secret, rules } => self.create_tenant(name, secret, rules),
             Command::ClearTenant { tenant } => self.clear_tenant(tenant),
             Command::PlaceSlots { based_on, changes, held } => self.place_slots(based_on, changes, held),
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
+            Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
         }
     }
 
@@ -164,7 +165,8 @@ impl Registry {
         }
         validate::name("cluster name", &name)?;
         validate::settings(&settings)?;
-        let tenant = Tenant { name: DEFAULT_TENANT.to_owned(), era: Era(1), secret };
+        let tenant =
+            Tenant { name: DEFAULT_TENANT.to_owned(), era: Era(1), secret, rules: TenantRules::default() };
         let map = ClusterMap {
             cluster,
             name,
@@ -222,7 +224,7 @@ impl Registry {
         self.unchanged()
     }
 
-    fn create_tenant(&mut self, name: String, secret: [u8; 32]) -> Outcome {
+    fn create_tenant(&mut self, name: String, secret: [u8; 32], rules: TenantRules) -> Outcome {
         validate::name("tenant name", &name)?;
         if let Some(id) = self.index.tenants.get(&name) {
             return Err(WireError::rejected(format_args!(
@@ -230,8 +232,9 @@ impl Registry {
             )));
         }
         let map = self.map.as_ref().expect("execute has checked that there is a map");
+        tenant_rules::check(map, None, &rules)?;
         let id = TenantId(next_id(map.tenants.keys().map(|id| id.0), MAX_TENANTS, "tenants")?);
-        let tenant = Tenant { name, era: Era(1), secret };
+        let tenant = Tenant { name, era: Era(1), secret, rules };
         self.index.take(validate::tenant_bytes(&tenant), 0)?;
         self.index.tenants.insert(tenant.name.clone(), id);
         let map = self.change();
@@ -240,13 +243,31 @@ impl Registry {
     }
 
     fn clear_tenant(&mut self, id: TenantId) -> Outcome {
-        if !self.map.as_ref().is_some_and(|map| map.tenants.contains_key(&id)) {
-            return Err(WireError::UnknownTenant { tenant: id });
+        let known = self.map.as_ref().and_then(|map| map.tenants.get(&id).map(|tenant| (map, tenant)));
+        let (map, tenant) = known.ok_or(WireError::UnknownTenant { tenant: id })?;
+        if let Some(pool) = tenant.rules.shares_with.and_then(|pool| map.tenants.get(&pool)) {
+            return Err(WireError::rejected(format_args!(
+                "tenant {} shares the blocks of {1}, and has none to clear: clear {1}, for all who share it",
+                tenant.name, pool.name
+            )));
         }
         let map = self.change();
         let tenant = map.tenants.get_mut(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
         tenant.era = tenant.era.next();
         Ok(CommandReply::TenantCleared { era: tenant.era, epoch: map.epoch })
+    }
+
+    fn set_tenant_rules(&mut self, id: TenantId, change: &RulesChange) -> Outcome {
+        let map = self.map.as_ref().expect("execute has checked that there is a map");
+        let tenant = map.tenants.get(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
+        let changed = Tenant { rules: change.apply(tenant.rules), ..tenant.clone() };
+        if changed == *tenant {
+            return Ok(self.unchanged());
+        }
+        tenant_rules::check(map, Some(id), &changed.rules)?;
+        self.index.take(validate::tenant_bytes(&changed), validate::tenant_bytes(tenant))?;
+        self.change().tenants.insert(id, changed);
+        Ok(self.unchanged())
     }
 
     fn place_slots(

@@ -2,6 +2,7 @@
 
 use super::*;
 use kvhive_protocol::map::DeviceDescription;
+use kvhive_protocol::{Change, TenantRules};
 
 /// A cluster that was started, and an asker that counts its requests.
 pub(crate) struct Cluster {
@@ -106,7 +107,11 @@ fn a_repeat_happens_once_and_tells_its_first_reply() {
     let mut cluster = Cluster::with_replicas(1);
     let proposal = Proposal {
         request: RequestId { client: 77, sequence: 1 },
-        command: Command::CreateTenant { name: "acme".into(), secret: [1; 32] },
+        command: Command::CreateTenant {
+            name: "acme".into(),
+            secret: [1; 32],
+            rules: TenantRules::default(),
+        },
     };
     assert_eq!(cluster.registry.outcome(proposal.request), None);
     let first = cluster.registry.apply(2, proposal.clone());
@@ -130,7 +135,11 @@ fn a_repeat_happens_once_and_tells_its_first_reply() {
 fn a_rejected_request_stays_rejected() {
     let mut cluster = Cluster::with_replicas(1);
     let request = RequestId { client: 77, sequence: 1 };
-    let take = |name: &str| Command::CreateTenant { name: name.into(), secret: [1; 32] };
+    let take = |name: &str| Command::CreateTenant {
+        name: name.into(),
+        secret: [1; 32],
+        rules: TenantRules::default(),
+    };
     let reply = cluster.registry.apply(2, Proposal { request, command: take("default") });
     assert!(refused(&reply, "choose another name"));
     assert_eq!(cluster.registry.apply(3, Proposal { request, command: take("free") }), reply);
@@ -256,7 +265,11 @@ fn only_the_generation_named_goes_down_and_only_once() {
 #[test]
 fn clearing_a_tenant_raises_its_era_only() {
     let mut cluster = Cluster::with_replicas(1);
-    cluster.apply(Command::CreateTenant { name: "acme".into(), secret: [1; 32] });
+    cluster.apply(Command::CreateTenant {
+        name: "acme".into(),
+        secret: [1; 32],
+        rules: TenantRules::default(),
+    });
     let reply = cluster.apply(Command::ClearTenant { tenant: TenantId(2) });
     assert_eq!(reply, CommandReply::TenantCleared { era: Era(2), epoch: Epoch(3) });
     assert_eq!(cluster.map().tenants[&TenantId(1)].era, Era(1));
@@ -325,7 +338,11 @@ fn an_impossible_placement_is_refused() {
 fn a_map_too_large_to_send_cannot_come_about() {
     let mut cluster = Cluster::with_replicas(1);
     cluster.registry.index.bytes = validate::MAX_MAP_BYTES - 100;
-    let create = |name: &str| Command::CreateTenant { name: name.into(), secret: [1; 32] };
+    let create = |name: &str| Command::CreateTenant {
+        name: name.into(),
+        secret: [1; 32],
+        rules: TenantRules::default(),
+    };
     assert!(matches!(cluster.apply(create("a")), CommandReply::TenantCreated { .. }));
     assert!(refused(&cluster.apply(create("b")), "fewer tenants"));
     assert!(refused(&cluster.apply(registration("m", 1)), "fewer labels"));
@@ -336,7 +353,11 @@ fn a_map_too_large_to_send_cannot_come_about() {
 fn sizes_are_never_counted_too_small() {
     let mut cluster = Cluster::with_replicas(1);
     cluster.register("a-member-with-a-name", 16);
-    cluster.apply(Command::CreateTenant { name: "acme".into(), secret: [1; 32] });
+    cluster.apply(Command::CreateTenant {
+        name: "acme".into(),
+        secret: [1; 32],
+        rules: TenantRules::default(),
+    });
     let map = cluster.map();
     let size = |bytes: Result<Vec<u8>, WireError>| bytes.expect("small").len();
     for member in &map.members {
@@ -355,4 +376,100 @@ fn a_map_in_use_is_left_alone() {
     assert_eq!((held.settings.ack, held.epoch), (Ack::Primary, Epoch(1)));
     let next = cluster.map();
     assert!(Arc::ptr_eq(&held.slots, &next.slots));
+}
+
+fn create(name: &str, rules: TenantRules) -> Command {
+    Command::CreateTenant { name: name.into(), secret: [1; 32], rules }
+}
+
+fn set(tenant: u32, change: RulesChange) -> Command {
+    Command::SetTenantRules { tenant: TenantId(tenant), change }
+}
+
+fn sharing(pool: u32) -> TenantRules {
+    TenantRules { shares_with: Some(TenantId(pool)), ..TenantRules::default() }
+}
+
+fn share(tenant: u32, pool: u32) -> Command {
+    set(tenant, RulesChange { shares_with: Change::Set(TenantId(pool)), ..RulesChange::default() })
+}
+
+#[test]
+fn rules_of_a_tenant_change_one_by_one_and_a_change_to_the_same_is_none() {
+    let mut cluster = Cluster::with_replicas(1);
+    let quota = RulesChange { device_quota_bytes: Change::Set(1 << 30), ..RulesChange::default() };
+    let strategy =
+        RulesChange { strategy: Change::Set(kvhive_protocol::Strategy::Adaptive), ..RulesChange::default() };
+    assert_eq!(cluster.apply(set(1, quota)), applied(2));
+    assert_eq!(cluster.apply(set(1, strategy)), applied(3));
+    assert_eq!(cluster.apply(set(1, strategy)), applied(3), "nothing changed");
+    let rules = TenantRules {
+        strategy: Some(kvhive_protocol::Strategy::Adaptive),
+        device_quota_bytes: Some(1 << 30),
+        ..TenantRules::default()
+    };
+    assert_eq!(cluster.map().tenants[&TenantId(1)].rules, rules);
+    let reset = RulesChange { strategy: Change::Reset, ..RulesChange::default() };
+    assert_eq!(cluster.apply(set(1, reset)), applied(4));
+    assert_eq!(
+        cluster.map().tenants[&TenantId(1)].rules,
+        TenantRules { device_quota_bytes: Some(1 << 30), ..TenantRules::default() }
+    );
+    let unknown = cluster.apply(set(9, strategy));
+    assert_eq!(unknown, CommandReply::Rejected(WireError::UnknownTenant { tenant: TenantId(9) }));
+}
+
+#[test]
+fn a_tenant_shares_with_one_that_shares_with_nobody_and_says_nothing_else() {
+    let mut cluster = Cluster::with_replicas(1);
+    let name = |reply: CommandReply| match reply {
+        CommandReply::TenantCreated { tenant, .. } => tenant,
+        other => panic!("{other:?}"),
+    };
+    let pool = name(cluster.apply(create("pool", TenantRules::default())));
+    let user = name(cluster.apply(create("user", sharing(pool.0))));
+    let other = name(cluster.apply(create("other", TenantRules::default())));
+    assert_eq!(cluster.map().pool_of(user).map(|(id, _)| id), Some(pool));
+    assert_eq!(cluster.map().pool_of(pool).map(|(id, _)| id), Some(pool));
+
+    assert!(refused(&cluster.apply(create("third", sharing(user.0))), "tenant user shares another's"));
+    assert!(refused(&cluster.apply(share(other.0, other.0)), "the tenant itself"));
+    assert!(refused(&cluster.apply(share(pool.0, other.0)), "tenant user shares the blocks of this tenant"));
+    assert_eq!(
+        cluster.apply(share(other.0, 9)),
+        CommandReply::Rejected(WireError::UnknownTenant { tenant: TenantId(9) })
+    );
+    let bits = RulesChange { quantization_bits: Change::Set(4), ..RulesChange::default() };
+    assert!(refused(&cluster.apply(set(user.0, bits)), "set them on pool"));
+    assert!(refused(
+        &cluster.apply(Command::ClearTenant { tenant: user }),
+        "clear pool, for all who share it"
+    ));
+
+    assert!(matches!(cluster.apply(share(other.0, pool.0)), CommandReply::Applied { .. }));
+    let alone = RulesChange { shares_with: Change::Reset, ..bits };
+    assert!(matches!(cluster.apply(set(user.0, alone)), CommandReply::Applied { .. }));
+    assert_eq!(cluster.map().pool_of(user).map(|(id, _)| id), Some(user));
+}
+
+#[test]
+fn no_more_tenants_are_kept_apart_than_nodes_can_rank() {
+    let mut cluster = Cluster::with_replicas(1);
+    let apart = TenantRules { host_quota_bytes: Some(1), ..TenantRules::default() };
+    for at in 0..crate::tenant_rules::MAX_TENANTS_APART {
+        let reply = cluster.registry.apply(
+            cluster.registry.applied() + 1,
+            Proposal {
+                request: RequestId { client: 2, sequence: at as u64 + 1 },
+                command: create(&format!("t{at}"), apart),
+            },
+        );
+        assert!(matches!(reply, CommandReply::TenantCreated { .. }), "{reply:?}");
+    }
+    assert!(refused(&cluster.apply(create("one-more", apart)), "at most 1024 may"));
+    let bits = TenantRules { quantization_bits: Some(8), ..TenantRules::default() };
+    assert!(matches!(cluster.apply(create("encoded", bits)), CommandReply::TenantCreated { .. }));
+    // One of them may be ruled otherwise, as it is among them already.
+    let more = RulesChange { host_quota_bytes: Change::Set(2), ..RulesChange::default() };
+    assert!(matches!(cluster.apply(set(2, more)), CommandReply::Applied { .. }));
 }

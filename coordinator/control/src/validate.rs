@@ -1,12 +1,14 @@
 //! What a command may contain: names, addresses, descriptions, settings, replica sets, and what a whole map must satisfy.
 //! Every refusal says what was given, where, and what is allowed.
 
+use crate::tenant_rules;
 use kvhive_protocol::control::{
     Command, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS, Registration,
 };
 use kvhive_protocol::map::{DeviceDescription, Settings};
 use kvhive_protocol::{
-    ClusterMap, DeviceId, Member, MemberId, MemberState, ReplicaSet, SLOTS, Slot, Tenant, WireError,
+    ClusterMap, DeviceId, Member, MemberId, MemberState, ReplicaSet, SLOTS, Slot, Tenant, TenantRules,
+    WireError,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -53,6 +55,7 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         Command::MarkDown { .. }
         | Command::Leave { .. }
         | Command::ClearTenant { .. }
+        | Command::SetTenantRules { .. }
         | Command::SetAck { .. } => Ok(()),
     }
 }
@@ -155,7 +158,8 @@ pub(crate) fn member_bytes(member: &Member) -> usize {
 
 /// Returns about how many bytes a tenant takes in an encoded map; never fewer than it does.
 pub(crate) fn tenant_bytes(tenant: &Tenant) -> usize {
-    64 + tenant.name.len()
+    let rules = if tenant.rules == TenantRules::default() { 0 } else { 48 };
+    64 + tenant.name.len() + rules
 }
 
 /// Checks a whole map in linear time: what [`ClusterMap::check`] asks, and the limits of this file.
@@ -183,6 +187,7 @@ pub(crate) fn map(map: &ClusterMap) -> Result<(), String> {
             return Err(format!("two tenants are named {}", tenant.name));
         }
     }
+    tenant_rules::check_all(map).map_err(said)?;
     let bytes: usize =
         map.members.values().map(member_bytes).chain(map.tenants.values().map(tenant_bytes)).sum();
     if bytes > MAX_MAP_BYTES {
@@ -302,7 +307,7 @@ fn devices(devices: &[DeviceDescription]) -> Result<(), WireError> {
     Ok(())
 }
 
-fn within(what: &str, value: u64, allowed: RangeInclusive<u64>) -> Result<(), WireError> {
+pub(crate) fn within(what: &str, value: u64, allowed: RangeInclusive<u64>) -> Result<(), WireError> {
     if allowed.contains(&value) {
         return Ok(());
     }
@@ -321,6 +326,7 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvhive_protocol::{Era, TenantId};
 
     #[test]
     fn names_are_plain() {
@@ -372,6 +378,23 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_takes_no_more_bytes_than_are_counted() {
+        let full = TenantRules {
+            strategy: kvhive_protocol::Strategy::ALL.into_iter().max_by_key(|strategy| strategy.name().len()),
+            device_quota_bytes: Some(u64::MAX),
+            host_quota_bytes: Some(u64::MAX),
+            quantization_bits: Some(u8::MAX),
+            compression_per_mille: Some(u16::MAX),
+            shares_with: Some(TenantId(u32::MAX)),
+        };
+        for rules in [TenantRules::default(), full] {
+            let tenant = Tenant { name: "x".repeat(63), era: Era(u64::MAX), secret: [255; 32], rules };
+            let encoded = kvhive_protocol::codec::encode(&(TenantId(u32::MAX), &tenant)).expect("small");
+            assert!(encoded.len() <= tenant_bytes(&tenant), "{} of {}", encoded.len(), tenant_bytes(&tenant));
+        }
+    }
+
+    #[test]
     fn what_no_map_would_take_is_known_beforehand() {
         let device = DeviceId::new(MemberId(1), 0);
         let place = |slots: &[u16], replicas: usize| Command::PlaceSlots {
@@ -379,7 +402,8 @@ mod tests {
             changes: slots.iter().map(|slot| (Slot(*slot), vec![device; replicas])).collect(),
             held: Vec::new(),
         };
-        let tenant = |name: String| Command::CreateTenant { name, secret: [0; 32] };
+        let tenant =
+            |name: String| Command::CreateTenant { name, secret: [0; 32], rules: TenantRules::default() };
         for good in [tenant("a".into()), place(&[0, SLOTS - 1], 8), place(&[], 0)] {
             assert_eq!(check_command(&good), Ok(()), "{good:?}");
         }

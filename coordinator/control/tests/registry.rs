@@ -5,7 +5,8 @@ use kvhive_protocol::control::{Command, CommandReply, Proposal, Registration};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::{DeviceDescription, Settings};
 use kvhive_protocol::{
-    ClusterId, ClusterMap, DeviceId, Epoch, Generation, MemberId, MemberState, RequestId, Slot, TenantId,
+    Change, ClusterId, ClusterMap, DeviceId, Epoch, Generation, MemberId, MemberState, RequestId,
+    RulesChange, Slot, TenantId, TenantRules,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -34,6 +35,46 @@ fn generation() -> impl Strategy<Value = Generation> {
     prop_oneof![4 => Just(Generation(1)), 1 => (0..4_u64).prop_map(Generation)]
 }
 
+fn a_strategy() -> impl Strategy<Value = kvhive_protocol::Strategy> {
+    prop::sample::select(&kvhive_protocol::Strategy::ALL[..])
+}
+
+fn bits() -> impl Strategy<Value = u8> {
+    prop::sample::select(&[4, 8, 16, 7][..])
+}
+
+fn pool() -> impl Strategy<Value = TenantId> {
+    (0..6_u32).prop_map(TenantId)
+}
+
+fn rules() -> impl Strategy<Value = TenantRules> {
+    let rare = |strategy| prop::option::weighted(0.2, strategy);
+    (rare(a_strategy().boxed()), prop::option::weighted(0.2, bits()), prop::option::weighted(0.4, pool()))
+        .prop_map(|(strategy, quantization_bits, shares_with)| TenantRules {
+            strategy,
+            quantization_bits,
+            shares_with,
+            ..TenantRules::default()
+        })
+}
+
+fn of<T: Copy + std::fmt::Debug>(value: impl Strategy<Value = T>) -> impl Strategy<Value = Change<T>> {
+    prop_oneof![3 => Just(Change::Keep), 1 => Just(Change::Reset), 1 => value.prop_map(Change::Set)]
+}
+
+fn rules_change() -> impl Strategy<Value = RulesChange> {
+    (of(a_strategy()), of(any::<u64>()), of(bits()), of(0..1100_u16), of(pool())).prop_map(
+        |(strategy, quota, quantization_bits, compression_per_mille, shares_with)| RulesChange {
+            strategy,
+            device_quota_bytes: quota,
+            host_quota_bytes: quota,
+            quantization_bits,
+            compression_per_mille,
+            shares_with,
+        },
+    )
+}
+
 fn command() -> impl Strategy<Value = Command> {
     let member = || (0..7_u32).prop_map(MemberId);
     let device = (0..7_u32, 0..3_u16).prop_map(|(member, index)| DeviceId::new(MemberId(member), index));
@@ -44,7 +85,10 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (".{0,3}", 0..18_usize).prop_map(|(name, devices)| register(name, devices)),
         3 => (member(), generation()).prop_map(|(member, generation)| Command::MarkDown { member, generation }),
         1 => (member(), generation()).prop_map(|(member, generation)| Command::Leave { member, generation }),
-        2 => "[a-f_]".prop_map(|name| Command::CreateTenant { name, secret: [3; 32] }),
+        2 => ("[a-f_]", rules()).prop_map(|(name, rules)| Command::CreateTenant { name, secret: [3; 32], rules }),
+        4 => (0..6_u32, rules_change()).prop_map(|(tenant, change)| {
+            Command::SetTenantRules { tenant: TenantId(tenant), change }
+        }),
         2 => (0..6_u32).prop_map(|tenant| Command::ClearTenant { tenant: TenantId(tenant) }),
         3 => (0..40_u64, prop::collection::vec(change, 0..4), prop::collection::vec((0..4100_u16).prop_map(Slot), 0..4))
             .prop_map(|(epoch, changes, mut held)| {
@@ -213,12 +257,13 @@ fn reseal(bytes: &mut [u8]) {
 
 fn populated() -> Registry {
     let mut registry = Registry::new();
+    let ruled = TenantRules { host_quota_bytes: Some(7), ..TenantRules::default() };
     let commands = [
         bootstrap(2),
         register("a".into(), 2),
         register("b".into(), 1),
-        Command::CreateTenant { name: "acme".into(), secret: [9; 32] },
-        Command::CreateTenant { name: "acme".into(), secret: [9; 32] },
+        Command::CreateTenant { name: "acme".into(), secret: [9; 32], rules: ruled },
+        Command::CreateTenant { name: "acme".into(), secret: [9; 32], rules: ruled },
         Command::ClearTenant { tenant: TenantId(2) },
     ];
     for (index, command) in (1..).zip(commands) {
@@ -240,7 +285,7 @@ fn the_snapshot_is_the_same_on_every_machine() {
     // Changes only with SNAPSHOT_VERSION, or with placement: then running clusters disagree with new ones.
     assert_eq!(
         u64::from_le_bytes(*populated().snapshot().last_chunk().expect("a checksum ends it")),
-        8_659_022_172_220_034_567
+        7_086_534_878_949_958_536
     );
 }
 
@@ -251,8 +296,8 @@ fn a_restored_registry_goes_on_alike() {
     let commands = [
         register("c".into(), 1),
         Command::MarkDown { member: MemberId(1), generation: Generation(1) },
-        Command::CreateTenant { name: "acme".into(), secret: [9; 32] },
-        Command::CreateTenant { name: "other".into(), secret: [9; 32] },
+        Command::CreateTenant { name: "acme".into(), secret: [9; 32], rules: TenantRules::default() },
+        Command::CreateTenant { name: "other".into(), secret: [9; 32], rules: TenantRules::default() },
         register("a".into(), 1),
     ];
     for (at, command) in (7..).zip(commands) {
@@ -286,7 +331,11 @@ fn an_asker_that_repeats_is_remembered_longer() {
 fn thousands_of_tenants_and_askers_survive_a_snapshot() {
     let mut registry = populated();
     for index in 7..9007_u64 {
-        let command = Command::CreateTenant { name: format!("t{index}"), secret: [1; 32] };
+        let command = Command::CreateTenant {
+            name: format!("t{index}"),
+            secret: [1; 32],
+            rules: TenantRules::default(),
+        };
         let request = RequestId { client: u128::from(index), sequence: 1 };
         let reply = registry.apply(index, Proposal { request, command });
         assert!(matches!(reply, CommandReply::TenantCreated { .. }), "{reply:?}");

@@ -4,6 +4,7 @@ use super::raft::{RaftActor, Waiting};
 use kvhive_consensus::{PeerId, RefuseReason, Role, Standing, Ticket};
 use kvhive_control::BeatVerdict;
 use kvhive_protocol::control::{ControlReply, CoordinatorStatus, DeviceLoad, Overview};
+use kvhive_protocol::load::{MAX_TENANT_SUMS, TenantLoad};
 use kvhive_protocol::{ClusterMap, Epoch, WireError};
 
 impl RaftActor {
@@ -40,12 +41,13 @@ impl RaftActor {
     pub(super) fn overview(&mut self) -> ControlReply {
         let map = self.parts.registry.map();
         let unsettled = map.as_ref().map_or(0, |map| self.parts.overseer.unsettled(map) as u64);
-        let loads = self.parts.overseer.loads();
-        let loads = loads
-            .map(|(device, load)| (device, DeviceLoad { occupied: Vec::new(), ..load.clone() }))
-            .collect();
+        let reports = self.parts.overseer.loads().flat_map(|(_, load)| &load.tenants);
+        let tenants = TenantLoad::sums(reports, MAX_TENANT_SUMS);
+        let bare =
+            |load: &DeviceLoad| DeviceLoad { occupied: Vec::new(), tenants: Vec::new(), ..load.clone() };
+        let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(load))).collect();
         let map = map.map(|map| ClusterMap::clone(&map));
-        ControlReply::Overview(Box::new(Overview { status: self.status(), map, loads, unsettled }))
+        ControlReply::Overview(Box::new(Overview { status: self.status(), map, loads, tenants, unsettled }))
     }
 
     pub(super) fn status(&self) -> CoordinatorStatus {

@@ -36,7 +36,14 @@ fn bootstrap() -> Vec<u8> {
 }
 
 fn tenant(at: u64) -> Vec<u8> {
-    change(at, Command::CreateTenant { name: format!("tenant-{at}"), secret: [2; 32] })
+    change(
+        at,
+        Command::CreateTenant {
+            name: format!("tenant-{at}"),
+            secret: [2; 32],
+            rules: kvhive_protocol::TenantRules::default(),
+        },
+    )
 }
 
 /// Returns the log of a lone coordinator to which these were proposed.

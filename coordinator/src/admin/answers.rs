@@ -124,43 +124,19 @@ pub(super) struct SlotEntry {
     pub(super) replicas: Vec<String>,
 }
 
-/// `/v1/tenants`.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Tenants {
-    pub(super) tenants: Vec<Tenant>,
-    pub(super) epoch: u64,
-}
-
-/// One tenant. Its secret is never shown.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Tenant {
-    pub(super) id: u32,
-    pub(super) name: String,
-    /// Raised by each clear.
-    pub(super) era: u64,
-}
-
-/// A tenant to be created.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NewTenant {
-    /// Its name: lower-case letters, digits, `-`, `_` and `.`, at most 63 characters.
-    pub(super) name: String,
-}
-
-/// `/v1/stats`: sums over all devices.
+/// `/v1/stats`: sums over all devices; none while no device has reported to whom was asked (to a follower none does).
 #[derive(Serialize, ToSchema)]
 pub(super) struct Stats {
-    pub(super) blocks: u64,
-    pub(super) used_bytes: u64,
-    pub(super) capacity_bytes: u64,
-    pub(super) matched_keys: u64,
-    pub(super) covered_keys: u64,
+    pub(super) blocks: Option<u64>,
+    pub(super) used_bytes: Option<u64>,
+    pub(super) capacity_bytes: Option<u64>,
+    pub(super) matched_keys: Option<u64>,
+    pub(super) covered_keys: Option<u64>,
     /// Covered keys of all keys asked.
     pub(super) hit_rate: Option<f64>,
-    pub(super) fetched_blocks: u64,
-    pub(super) stored_blocks: u64,
-    pub(super) evicted_blocks: u64,
+    pub(super) fetched_blocks: Option<u64>,
+    pub(super) stored_blocks: Option<u64>,
+    pub(super) evicted_blocks: Option<u64>,
     pub(super) devices: Vec<Device>,
 }
 

@@ -7,5 +7,6 @@ mod figures;
 mod lanes;
 mod overview;
 mod routes;
+mod tenants;
 
 pub(crate) use routes::{Admin, Sources, serve};

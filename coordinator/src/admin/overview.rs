@@ -1,8 +1,6 @@
 //! From the leader's overview to the admin API's answers: pure.
 
-use super::answers::{
-    Cluster, Coordinator, Device, Node, SlotEntry, SlotList, Slots, Stats, Tenant, Tenants,
-};
+use super::answers::{Cluster, Coordinator, Device, Node, SlotEntry, SlotList, Slots, Stats};
 use kvhive_protocol::control::{DeviceLoad, Overview};
 use kvhive_protocol::{ClusterMap, DeviceId, MemberState, SLOTS, Slot};
 use std::collections::BTreeMap;
@@ -78,7 +76,7 @@ fn devices(overview: &Overview) -> Vec<Device> {
         .collect()
 }
 
-fn rate(part: u64, whole: u64) -> Option<f64> {
+pub(super) fn rate(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
@@ -98,15 +96,11 @@ pub(super) fn slot_list(overview: &Overview, wanted: impl Fn(u16) -> bool) -> Sl
     }
 }
 
-pub(super) fn tenants(overview: &Overview) -> Tenants {
-    let all = overview.map.iter().flat_map(|map| &map.tenants);
-    let tenants =
-        all.map(|(id, tenant)| Tenant { id: id.0, name: tenant.name.clone(), era: tenant.era.0 }).collect();
-    Tenants { tenants, epoch: overview.status.epoch.0 }
-}
-
 pub(super) fn stats(overview: &Overview) -> Stats {
-    let sum = |field: fn(&DeviceLoad) -> u64| overview.loads.iter().map(|(_, load)| field(load)).sum::<u64>();
+    let sum = |field: fn(&DeviceLoad) -> u64| {
+        let is_known = !overview.loads.is_empty();
+        is_known.then(|| overview.loads.iter().map(|(_, load)| field(load)).sum::<u64>())
+    };
     let (matched_keys, covered_keys) = (sum(|load| load.matched_keys), sum(|load| load.covered_keys));
     Stats {
         blocks: sum(|load| load.blocks),
@@ -114,7 +108,7 @@ pub(super) fn stats(overview: &Overview) -> Stats {
         capacity_bytes: sum(|load| load.capacity_bytes),
         matched_keys,
         covered_keys,
-        hit_rate: rate(covered_keys, matched_keys),
+        hit_rate: covered_keys.zip(matched_keys).and_then(|(part, whole)| rate(part, whole)),
         fetched_blocks: sum(|load| load.fetched_blocks),
         stored_blocks: sum(|load| load.stored_blocks),
         evicted_blocks: sum(|load| load.evicted_blocks),

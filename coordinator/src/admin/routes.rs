@@ -1,19 +1,18 @@
 //! The routes.
 
 use super::answers::{
-    Cluster, Consistency, Coordinator, ErrorBody, Freshness, Members, NewTenant, SlotList, SlotQuery, Stats,
-    Tenant, Tenants, Trouble,
+    Cluster, Consistency, Coordinator, ErrorBody, Freshness, Members, SlotList, SlotQuery, Stats, Trouble,
 };
 use super::lanes::Lanes;
-use super::{auth, figures, overview};
+use super::{auth, figures, overview, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
 use crate::control_plane::{ControlPlane, ask_peer, trouble};
 use crate::log_thread::LogFigures;
 use axum::body::HttpBody;
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -29,11 +28,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 /// The largest request body, in bytes.
-const MAX_BODY_BYTES: usize = 64 * 1024;
+pub(super) const MAX_BODY_BYTES: usize = 64 * 1024;
 /// The longest a read may take, the leader included.
 const READ_LIMIT: Duration = Duration::from_secs(5);
 /// The longest a change may take that waits for no lease.
@@ -70,8 +70,8 @@ pub(crate) struct Admin {
     lanes: Lanes,
 }
 
-type Shared = State<Arc<Admin>>;
-type Answer<T> = Result<Json<T>, Trouble>;
+pub(super) type Shared = State<Arc<Admin>>;
+pub(super) type Answer<T> = Result<Json<T>, Trouble>;
 
 impl Admin {
     /// Makes the API's state; `random` are fresh random bytes.
@@ -88,7 +88,7 @@ impl Admin {
     }
 
     /// Everything the leader knows, or what this coordinator knows itself.
-    async fn overview(&self, freshness: Freshness) -> Result<Overview, Trouble> {
+    pub(super) async fn overview(&self, freshness: Freshness) -> Result<Overview, Trouble> {
         let linearizable = freshness == Freshness::Linearizable;
         let reply =
             self.sources.raft.ask(READ_LIMIT, |reply| RaftMessage::Overview { linearizable, reply }).await;
@@ -111,7 +111,7 @@ impl Admin {
     }
 
     /// Has a change applied, here or by the leader; repeated under the same id while its outcome is unknown.
-    async fn submit(&self, command: Command) -> Result<CommandReply, Trouble> {
+    pub(super) async fn submit(&self, command: Command) -> Result<CommandReply, Trouble> {
         let request = self.lanes.take();
         let submitted = self.submit_as(request, command).await;
         // One that is given up half-way keeps its lane: a repeat of it may still be on its way.
@@ -206,11 +206,25 @@ fn coordinator(peer: &PeerConfig, status: Option<CoordinatorStatus>) -> Coordina
 
 /// The API's document.
 #[derive(utoipa::OpenApi)]
-#[openapi(info(
-    title = "kvhive admin API",
-    description = "What an operator of a kvhive cluster sees and does. Everything but health needs `Authorization: Bearer TOKEN`."
-))]
+#[openapi(
+    info(
+        title = "kvhive admin API",
+        description = "What an operator of a kvhive cluster sees and does. Everything but health needs `Authorization: Bearer TOKEN`."
+    ),
+    modifiers(&BearerToken)
+)]
 struct Document;
+
+/// Tells programs made from the document to send the token.
+struct BearerToken;
+
+impl utoipa::Modify for BearerToken {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        document.components.get_or_insert_default().add_security_scheme("token", scheme);
+        document.security = Some(vec![SecurityRequirement::new("token", Vec::<String>::new())]);
+    }
+}
 
 /// Makes all routes and their OpenAPI document.
 fn router(admin: Arc<Admin>) -> Router {
@@ -219,8 +233,9 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(cluster))
         .routes(routes!(members))
         .routes(routes!(slots))
-        .routes(routes!(tenants, create_tenant))
-        .routes(routes!(clear_tenant))
+        .routes(routes!(tenants::tenants, tenants::create_tenant))
+        .routes(routes!(tenants::tenant, tenants::change_tenant))
+        .routes(routes!(tenants::clear_tenant))
         .routes(routes!(stats))
         .split_for_parts();
     let (open, open_doc) =
@@ -264,14 +279,14 @@ async fn refuse_large_bodies(request: Request, next: Next) -> Response {
 }
 
 /// Says that this process lives.
-#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It lives")))]
+#[utoipa::path(get, path = "/healthz", security(()), responses((status = 200, description = "It lives")))]
 async fn healthz() -> &'static str {
     "ok\n"
 }
 
 /// Says whether this coordinator can serve: it votes, a leader is known, and it has the cluster's map. Strangers may ask, so
 /// it answers from what it knows already.
-#[utoipa::path(get, path = "/readyz", responses((status = 200, description = "Ready"), (status = 503, description = "Not yet, and why")))]
+#[utoipa::path(get, path = "/readyz", security(()), responses((status = 200, description = "Ready"), (status = 503, description = "Not yet, and why")))]
 async fn readyz(State(admin): Shared) -> Response {
     match admin.sources.vitals.borrow().ready() {
         Ok(()) => "ready\n".into_response(),
@@ -313,47 +328,6 @@ async fn slots(State(admin): Shared, query: Result<Query<SlotQuery>, QueryReject
     }
     let overview = admin.overview(query.consistency).await?;
     Ok(Json(overview::slot_list(&overview, |slot| query.full || query.slot == Some(slot))))
-}
-
-/// Every tenant.
-#[utoipa::path(get, path = "/v1/tenants", params(Consistency), responses((status = 200, body = Tenants), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
-async fn tenants(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Tenants> {
-    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
-    Ok(Json(overview::tenants(&admin.overview(query.consistency).await?)))
-}
-
-/// Creates a tenant.
-#[utoipa::path(post, path = "/v1/tenants", request_body = NewTenant, responses((status = 201, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
-async fn create_tenant(
-    State(admin): Shared,
-    body: Result<Json<NewTenant>, JsonRejection>,
-) -> Result<(StatusCode, Json<Tenant>), Trouble> {
-    let Json(wanted) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret)
-        .map_err(|error| Trouble::unavailable(format!("no random bytes: {error}")))?;
-    match admin.submit(Command::CreateTenant { name: wanted.name.clone(), secret }).await? {
-        CommandReply::TenantCreated { tenant, .. } => {
-            let map = admin.overview(Freshness::Linearizable).await?.map;
-            let era =
-                map.and_then(|map| map.tenants.get(&tenant).map(|known| known.era.0)).unwrap_or_default();
-            Ok((StatusCode::CREATED, Json(Tenant { id: tenant.0, name: wanted.name, era })))
-        }
-        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
-    }
-}
-
-/// Ends a tenant's era. Answered when nobody serves its older blocks any more.
-#[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name")), responses((status = 200, body = Tenant), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
-async fn clear_tenant(State(admin): Shared, name: Result<Path<String>, PathRejection>) -> Answer<Tenant> {
-    let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
-    let overview = admin.overview(Freshness::Linearizable).await?;
-    let known = overview.map.as_ref().and_then(|map| map.tenant(&name)).map(|(id, _)| id);
-    let tenant = known.ok_or_else(|| Trouble::not_found(format!("tenant {name:?} does not exist")))?;
-    match admin.submit(Command::ClearTenant { tenant }).await? {
-        CommandReply::TenantCleared { era, .. } => Ok(Json(Tenant { id: tenant.0, name, era: era.0 })),
-        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
-    }
 }
 
 /// Sums over all devices, as last reported.

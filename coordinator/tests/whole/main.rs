@@ -8,3 +8,4 @@ mod http;
 mod raft_peers;
 mod restarts;
 mod roles;
+mod tenants;

@@ -1,10 +1,10 @@
 //! Who may speak raft, and what one that may not can do to those that may.
 
 use crate::group::{Group, TOKEN, eventually, fresh_request, submit};
-use kvhive_protocol::WireError;
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest};
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
+use kvhive_protocol::{TenantRules, WireError};
 use kvhive_wire::{Fault, Identity};
 use std::time::Duration;
 
@@ -65,7 +65,11 @@ fn garbage_in_the_name_of_a_peer_is_counted_and_changes_nothing() {
     eventually("all of them are counted", || ignored(&group, leader) == before + 257);
     let request = ControlRequest::Submit {
         request: fresh_request(),
-        command: Command::CreateTenant { name: "still-here".to_owned(), secret: [0; 32] },
+        command: Command::CreateTenant {
+            name: "still-here".to_owned(),
+            secret: [0; 32],
+            rules: TenantRules::default(),
+        },
     };
     assert!(matches!(submit(&group, &request), ControlReply::Done(CommandReply::TenantCreated { .. })));
     assert_eq!((group.leader(), group.status(leader).map(|own| own.term)), (leader, Some(term)));

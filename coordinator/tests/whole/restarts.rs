@@ -3,13 +3,17 @@
 use crate::group::{Group, eventually, fresh_request, submit};
 use kvhive_coordinator::{CoordinatorConfig, CoordinatorError, MembershipError};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest};
-use kvhive_protocol::{Epoch, Era};
+use kvhive_protocol::{Epoch, Era, TenantRules};
 use std::path::{Path, PathBuf};
 
 fn create(name: &str, secret: u8) -> ControlRequest {
     ControlRequest::Submit {
         request: fresh_request(),
-        command: Command::CreateTenant { name: name.to_owned(), secret: [secret; 32] },
+        command: Command::CreateTenant {
+            name: name.to_owned(),
+            secret: [secret; 32],
+            rules: TenantRules::default(),
+        },
     }
 }
 

@@ -4,7 +4,7 @@ use crate::group::{Group, fresh_request};
 use kvhive_protocol::control::{Command, ControlReply, ControlRequest, Heartbeat, Registration};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::handshake::{Role, TokenKey};
-use kvhive_protocol::{ClusterId, Epoch, Generation, MemberId, TenantId, WireError};
+use kvhive_protocol::{ClusterId, Epoch, Generation, MemberId, TenantId, TenantRules, WireError};
 use kvhive_wire::{Fault, Identity};
 
 fn submit(command: Command) -> ControlRequest {
@@ -43,7 +43,13 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
             default_secret: [0; 32],
         })
     };
-    let create = || submit(Command::CreateTenant { name: "sneaked-in".to_owned(), secret: [0; 32] });
+    let create = || {
+        submit(Command::CreateTenant {
+            name: "sneaked-in".to_owned(),
+            secret: [0; 32],
+            rules: TenantRules::default(),
+        })
+    };
     let place =
         || submit(Command::PlaceSlots { based_on: before.epoch, changes: Vec::new(), held: Vec::new() });
     let tries = [

@@ -1,4 +1,5 @@
-//! Key → record. The table holds record numbers only; keys are compared where they lie.
+//! Tenant and key → record. The table holds record numbers only; keys are compared where they lie. A block of one tenant is not
+//! found for another, whatever the other knows: to it the key is nobody's.
 
 use crate::block::{Life, NIL, Record};
 use crate::table::Table;
@@ -32,13 +33,16 @@ impl Index {
         }
     }
 
-    /// Finds the record of `key`, filling or resident.
-    pub(crate) fn find(&self, key: &BlockKey) -> Option<u32> {
+    /// Finds the record of `key` of the owner that is meant, filling or resident.
+    pub(crate) fn find(&self, key: &BlockKey, is_owner: impl Fn(u16) -> bool) -> Option<u32> {
         let hash = self.hasher.hash_one(key);
-        self.table.find(hash, |at| self.records[at as usize].key == *key)
+        self.table.find(hash, |at| {
+            let record = &self.records[at as usize];
+            record.key == *key && is_owner(record.owner)
+        })
     }
 
-    /// Takes a free record for `key`, which must not be in the table.
+    /// Takes a free record for a tenant's key, which must not be in the table.
     pub(crate) fn insert(&mut self, record: Record) -> Option<u32> {
         let at = self.free;
         self.free = self.records.get(at as usize)?.older;

@@ -13,11 +13,12 @@ use crate::frames::Ledger;
 use crate::index::Index;
 use crate::owners::Owners;
 use crate::party::{COMMONS, Party, Rules};
-use crate::policy::{Removal, Request, Strategy, Visit};
+use crate::policy::{Removal, Request, Strategy, Visit, most_bytes, shrinks};
 use crate::recency::Recency;
 use crate::stats::ShardStats;
 use crate::table::Table;
 use kvhive_protocol::data::{About, Refusal, StoreBlock};
+use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -25,9 +26,11 @@ mod find;
 mod invariants;
 mod leave;
 mod moves;
+mod restore;
 mod room;
 mod rules;
 mod shrink;
+mod tenants;
 
 /// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind.
 const SWEEP: usize = 4096;
@@ -49,8 +52,8 @@ pub struct Shard {
     uses: VecDeque<find::Use>,
     /// Blocks to be brought up a tier, by record and generation.
     wanted: VecDeque<(u32, u32)>,
-    /// The block that was declined last: its child is not worth more.
-    declined: BlockKey,
+    /// The block that was declined last, and whose it is: its child is not worth more.
+    declined: Option<(TenantId, BlockKey)>,
     closed: [bool; 3],
     writes: usize,
     copies: usize,
@@ -63,6 +66,8 @@ pub struct Shard {
     /// A block has gone before its children: chains may be longer than what is resident.
     is_torn: bool,
     stats: ShardStats,
+    /// Figures of each tenant that was ever seen.
+    loads: BTreeMap<TenantId, TenantLoad>,
 }
 
 impl Shard {
@@ -84,15 +89,16 @@ impl Shard {
             request: Request::default(),
             uses: VecDeque::new(),
             wanted: VecDeque::new(),
-            declined: BlockKey::NONE,
+            declined: None,
             closed: [false; 3],
             writes: 0,
             copies: 0,
             shrinks: BTreeMap::new(),
-            may_shrink: config.rules.strategy.shrinks().is_some(),
+            may_shrink: shrinks(config.rules.strategy).is_some(),
             sweep: None,
             is_torn: false,
             stats: ShardStats::default(),
+            loads: BTreeMap::new(),
             config,
         };
         shard.config.max_hold = shard.config.max_hold.min(MAX_HOLD);
@@ -146,6 +152,7 @@ impl Shard {
             Ok(reserve) => reserve,
             Err(refusal) => {
                 self.stats.count_refusal(refusal);
+                self.load_of(tenant).refused_blocks += 1;
                 Reserve::Refused(refusal)
             }
         }
@@ -168,21 +175,16 @@ impl Shard {
         let class = self.class_of(header.payload_bytes).ok_or(Refusal::TooLarge)?;
         let parent = self.parent_of(tenant, &block.parent);
         self.go_on_with(now, parent, header.depth, about);
-        if let Some(at) = self.index.find(&header.key) {
+        if let Some(at) = self.find(tenant, &header.key) {
             if self.index.records[at as usize].life == Life::Filling {
                 return Err(Refusal::InFlight);
             }
             let record = &self.index.records[at as usize];
-            let owner = self.owners.of(record.owner);
-            if owner == (tenant, header.era) {
+            if self.owners.of(record.owner).1 == header.era {
                 let id = BlockId { index: at, generation: record.generation };
                 self.used(at);
                 self.stats.already += 1;
                 return Ok(Reserve::Present(id));
-            }
-            // Keys of two tenants are unlike unless one has learnt the other's: it gets nothing for it.
-            if owner.0 != tenant && self.stands(record) {
-                return Err(Refusal::NoRoom);
             }
             // A block that a clear has ended is still here under this key.
             self.drop_block(at, Removal::Dropped, effects);
@@ -191,17 +193,17 @@ impl Shard {
         if self.writes >= self.config.max_writes {
             return Err(Refusal::NoRoom);
         }
-        if !self.declined.is_none() && block.parent == self.declined {
-            self.declined = header.key;
+        if !block.parent.is_none() && self.declined == Some((tenant, block.parent)) {
+            self.declined = Some((tenant, header.key));
             self.stats.declined += 1;
             return Err(Refusal::NoRoom);
         }
-        let party = self.party_of.get(&tenant).copied().unwrap_or(COMMONS);
         let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
         // Before the frame: a victim may be the last of its owner.
         let owner = self.owners.enter(tenant, header.era).ok_or(Refusal::NoRoom)?;
-        let frame = self.take_frame(now, party, class, &visit, effects);
+        let frame = self.take_frame(now, tenant, class, &visit, effects);
         let (tier, class) = frame.inspect_err(|_| self.owners.leave(owner))?;
+        let party = self.party_of(tenant);
         let record = Record {
             codec: header.codec,
             key: header.key,
@@ -227,6 +229,10 @@ impl Shard {
         Ok(Reserve::Take { ticket: WriteTicket { index: at, generation }, tier, class: usize::from(class) })
     }
 
+    fn party_of(&self, tenant: TenantId) -> u16 {
+        self.party_of.get(&tenant).copied().unwrap_or(COMMONS)
+    }
+
     /// Says whether a record's block exists: no clear has ended its era.
     fn stands(&self, record: &Record) -> bool {
         let (tenant, era) = self.owners.of(record.owner);
@@ -243,11 +249,11 @@ impl Shard {
     }
 
     fn parent_of(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
-        let at = if key.is_none() { None } else { self.index.find(key) };
+        let at = if key.is_none() { None } else { self.find(tenant, key) };
         at.filter(|at| {
             let parent = &self.index.records[*at as usize];
             // One of an ended era is not there for anybody.
-            self.owners.of(parent.owner).0 == tenant && self.stands(parent)
+            self.stands(parent)
         })
     }
 
@@ -279,49 +285,6 @@ impl Shard {
         Some(self.appear(at))
     }
 
-    /// Takes in a block that is on the disk since before this shard was made. Parents must come before their children.
-    /// None when it is of an ended era, here already, or has no place in its class.
-    pub fn restore(
-        &mut self,
-        tenant: TenantId,
-        block: &StoreBlock,
-        slot: Slot,
-        class: usize,
-    ) -> Option<BlockId> {
-        let header = &block.header;
-        self.check_era(tenant, header.tenant, header.era).ok()?;
-        let holds = self.config.classes.get(class).is_some_and(|bytes| *bytes >= header.payload_bytes);
-        if !holds || slot.0 >= SLOTS || self.index.find(&header.key).is_some() {
-            return None;
-        }
-        let (class, party) = (class as u8, self.party_of.get(&tenant).copied().unwrap_or(COMMONS));
-        let owner = self.owners.enter(tenant, header.era)?;
-        if !self.take(Tier::Disk, class, party) {
-            self.owners.leave(owner);
-            return None;
-        }
-        let parent = self.parent_of(tenant, &block.parent);
-        let record = Record {
-            codec: header.codec,
-            key: header.key,
-            owner,
-            depth: header.depth,
-            parent: parent.map_or(NO_PARENT, |at| (at, self.index.records[at as usize].generation)),
-            slot: slot.0,
-            party,
-            class,
-            tier: Tier::Disk,
-            life: Life::Filling,
-            ..Record::EMPTY
-        };
-        let at = self.index.insert(record).expect("there are as many records as frames");
-        if let Some(parent) = parent {
-            self.index.records[parent as usize].children += 1;
-        }
-        self.occupied[usize::from(slot.0)] += 1;
-        Some(self.appear(at))
-    }
-
     /// Makes a filled record resident, and tells everybody who ranks it.
     fn appear(&mut self, at: u32) -> BlockId {
         let link = self.index.records[at as usize].parent;
@@ -333,17 +296,23 @@ impl Shard {
         let record = &mut self.index.records[at as usize];
         record.life = Life::Resident;
         record.chain = chain;
-        let (party, class) = (record.party, record.class);
+        let (tenant, _) = self.owners.of(record.owner);
+        // A child may have been written in less time.
+        let (party, class, has_children) = (record.party, record.class, record.children > 0);
         let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
         let id = BlockId { index: at, generation: record.generation };
         self.recency.insert(&mut self.index.records, at);
         let ranking = self.parties[usize::from(party)].ranking(class);
         ranking.begin(&self.request);
         ranking.policy().inserted(at, &visit);
+        if has_children {
+            ranking.policy().set_leaf(at, false);
+        }
         // A parent of another class is ranked elsewhere.
         self.tell_leaf(parent, false);
         self.count_resident(at, 1);
         self.stats.stored += 1;
+        self.load_of(tenant).stored_blocks += 1;
         id
     }
 
@@ -377,16 +346,6 @@ impl Shard {
         }
     }
 
-    /// Takes over the tenants' eras. Blocks of older eras and of unknown tenants do not exist from now on; their frames
-    /// come back as [`Shard::tend`] gets to them.
-    pub fn set_tenants(&mut self, tenants: BTreeMap<TenantId, Era>) {
-        let ended = self.tenants.iter().any(|(tenant, era)| tenants.get(tenant) != Some(era));
-        self.tenants = tenants;
-        if ended {
-            self.sweep = Some(0);
-        }
-    }
-
     /// Does a bounded piece of what can wait: tells the policies what was used, drops blocks of ended eras, moves blocks
     /// between tiers.
     pub fn tend(&mut self, now: Moment, effects: &mut Vec<Effect>) {
@@ -414,11 +373,6 @@ impl Shard {
 
     fn hold_clock(&self, now: Moment) -> HoldClock {
         HoldClock::at(now, self.config.max_hold)
-    }
-
-    fn count_resident(&mut self, at: u32, by: i64) {
-        let tier = self.stats.tier(self.index.records[at as usize].tier);
-        tier.blocks = tier.blocks.wrapping_add_signed(by);
     }
 
     /// Takes a frame if one is free, on a party's account.
@@ -466,7 +420,7 @@ impl Shard {
     /// frames. Tenants with rules of their own have policies of their own, which come on top.
     pub fn index_bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
         let index = frames as usize * size_of::<Record>() + Table::bytes(frames as usize);
-        (index + classes * strategy.most_bytes(frames)) as u64
+        (index + classes * most_bytes(strategy, frames)) as u64
     }
 
     /// Returns the bytes of memory that the policies hold.

@@ -4,7 +4,7 @@
 #[path = "shared/traces.rs"]
 mod traces;
 
-use kvhive_cache::policy::{Lfu, Policy, Strategy};
+use kvhive_cache::policy::{Lfu, Policy, Strategy, build};
 use kvhive_cache::simulate::{Future, Rules, Setting, Simulation, optimum, replay};
 use kvhive_protocol::BlockKey;
 use std::collections::BTreeMap;
@@ -69,7 +69,7 @@ fn policy(name: &str, capacity: u32) -> Box<dyn Policy> {
     match name {
         // The table's has no aging.
         "plain lfu" => Box::new(Lfu::plain(capacity)),
-        name => name.parse::<Strategy>().expect("a strategy").build(capacity, 1),
+        name => build(name.parse::<Strategy>().expect("a strategy"), capacity, 1),
     }
 }
 

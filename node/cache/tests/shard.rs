@@ -278,18 +278,51 @@ fn occupied_slots_are_those_with_blocks() {
 }
 
 #[test]
-fn a_tenant_that_knows_anothers_key_neither_sees_nor_harms_its_block() {
+fn a_tenant_that_knows_anothers_key_is_answered_as_if_nobody_held_it() {
     let other = TenantId(2);
     let mut scene = Scenario::with(&[4], &[0], 0);
     scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(1)), (other, Era(1))]));
     scene.store(1, None, 0);
+    let filling = scene.ticket(2);
+    for number in [1, 2, 3] {
+        let keys: KeyList = [key(number)].iter().collect();
+        let run = Run { slot: Slot(0), keys: 1 };
+        let now = scene.now();
+        assert_eq!(scene.shard.match_runs(now, other, &[run], &keys, Duration::ZERO), [0], "{number}");
+        assert_eq!(scene.shard.read(now, other, &keys), [None], "{number}");
+        let mut foreign = block(number, None, 0, 100, 1);
+        foreign.header.tenant = other;
+        let answer = scene.shard.reserve(now, other, &foreign, Slot(1), About::default(), &mut scene.effects);
+        let Reserve::Take { ticket, .. } = answer else { panic!("{number}: {answer:?}") };
+        scene.shard.abandon(ticket);
+    }
+    scene.shard.seal(filling).expect("its era stands");
+    assert_eq!(scene.resident(1..4), [1, 2], "their owner has them still");
+    scene.shard.invariants().expect("all hold");
+}
+
+#[test]
+fn two_tenants_blocks_under_one_key_are_two_blocks() {
+    let other = TenantId(2);
+    let mut scene = Scenario::with(&[4], &[0], 0);
+    scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(1)), (other, Era(1))]));
+    let own = scene.store(1, None, 0);
     let mut foreign = block(1, None, 0, 100, 1);
     foreign.header.tenant = other;
     let now = scene.now();
-    let answer = scene.shard.reserve(now, other, &foreign, Slot(1), About::default(), &mut scene.effects);
-    assert_eq!(answer, Reserve::Refused(Refusal::NoRoom));
-    assert_eq!(scene.shard.read(now, other, &[key(1)].iter().collect()), [None]);
-    assert_eq!(scene.covered(&[1], 0), 1, "its owner has it still");
+    let taken = scene.shard.reserve(now, other, &foreign, Slot(1), About::default(), &mut scene.effects);
+    let Reserve::Take { ticket, .. } = taken else { panic!("{taken:?}") };
+    let foreign = scene.shard.seal(ticket).expect("its era stands");
+    assert_ne!(own, foreign);
+    let keys: KeyList = [key(1)].iter().collect();
+    assert_eq!(scene.shard.read(now, TENANT, &keys), [Some(own)]);
+    assert_eq!(scene.shard.read(now, other, &keys), [Some(foreign)]);
+    // One of them ends without the other.
+    scene.shard.set_tenants(BTreeMap::from([(TENANT, Era(2)), (other, Era(1))]));
+    scene.settle();
+    assert_eq!(scene.shard.read(now, TENANT, &keys), [None]);
+    assert_eq!(scene.shard.read(now, other, &keys), [Some(foreign)]);
+    scene.shard.invariants().expect("all hold");
 }
 
 #[test]

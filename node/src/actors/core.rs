@@ -6,6 +6,7 @@ use crate::actors::uses::CodecUses;
 use crate::disk::{Found, Store};
 use crate::guards::{Lent, ReadGuard, Rest, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
+use crate::rules;
 use crate::view::{Serving, View};
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
@@ -14,6 +15,7 @@ use kvhive_cache::{
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Refusal, Run, StoreBlock};
+use kvhive_protocol::load::MAX_TENANT_LOADS;
 use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, Slot, TenantId};
 use kvhive_runtime::Reply;
 use std::collections::BTreeSet;
@@ -39,7 +41,7 @@ pub(crate) enum DeviceMessage {
     },
     /// Make these blocks visible.
     Seal { blocks: Vec<Verified>, pin: bool, reply: Reply<Vec<Sealed>> },
-    /// Serve by this map's tenants and eras, unless a newer map came before.
+    /// Serve by this map's tenants, their eras and rules, unless a newer map came before.
     Adopt { serving: Serving, reply: Reply<()> },
     /// Let me read up to `limit` of the blocks that are here, from record `from` on; the answer says where to go on.
     Export { from: u32, limit: usize, reply: Reply<(Vec<Exported>, Option<u32>)> },
@@ -104,6 +106,8 @@ pub(crate) struct DeviceCore {
     pub(super) effects: Vec<Effect>,
     /// Of the map whose tenants the shard serves by.
     epoch: Epoch,
+    /// Which of the node's devices this is.
+    index: u16,
     /// Whose map that is; with another, nothing that is here exists.
     cluster: Option<ClusterId>,
     /// Slots that take no new blocks for now.
@@ -114,8 +118,9 @@ pub(crate) struct DeviceCore {
 }
 
 impl DeviceCore {
-    /// Makes a core with an empty shard that goes on by the map served by, if there is one.
+    /// Makes the core of device `index` with an empty shard that goes on by the map served by, if there is one.
     pub(crate) fn new(
+        index: u16,
         config: ShardConfig,
         memory: Memory,
         disk: Option<Arc<Store>>,
@@ -125,6 +130,7 @@ impl DeviceCore {
         let tiers = [&config.device, &config.host, &config.disk];
         let frames: u64 = tiers.iter().flat_map(|tier| &tier.frames).map(|frames| u64::from(*frames)).sum();
         let mut actor = DeviceCore {
+            index,
             shard: Shard::new(config),
             memory,
             resident: (0..frames).map(|_| None).collect(),
@@ -158,6 +164,9 @@ impl DeviceCore {
             self.epoch = map.epoch;
             self.held = map.held.clone();
             self.shard.set_tenants(serving.eras());
+            let commons = self.shard.config().rules;
+            let own = rules::kept_apart(serving, self.index, commons.strategy);
+            self.shard.set_rules(commons, &own);
             if let Some(disk) = &mut self.disk {
                 disk.adopt(&serving.map);
             }
@@ -170,10 +179,10 @@ impl DeviceCore {
         self.resident.iter_mut().for_each(|one| *one = None);
         (self.uses, self.returns, self.epoch) = (CodecUses::default(), Returns::default(), Epoch(0));
         self.effects.clear();
-        // Records of the cluster before are free places now.
+        // What is on disk is looked at anew, by the other cluster's secrets.
         self.shard.set_open(Tier::Disk, false);
         if let Some(disk) = &mut self.disk {
-            disk.began_anew();
+            disk.forget();
         }
     }
 
@@ -343,6 +352,7 @@ impl DeviceCore {
             fetched_blocks: stats.hits,
             stored_blocks: stats.stored,
             evicted_blocks: stats.evicted,
+            tenants: self.shard.tenant_loads(MAX_TENANT_LOADS),
             occupied: self.shard.occupied(),
         };
         (load, stats)

@@ -28,15 +28,15 @@ impl DiskTier {
         DiskTier { store, marks: BTreeMap::new(), is_restored: false, was_open: false }
     }
 
-    /// The shard is another one, which knows its disk closed.
-    pub(super) fn began_anew(&mut self) {
-        self.was_open = false;
-    }
-
     /// All that is on disk has been taken in.
     pub(super) fn restored(&mut self) {
         self.is_restored = true;
         self.store.set_known(true);
+    }
+
+    /// Knows nothing of what is on disk any more.
+    pub(super) fn forget(&mut self) {
+        *self = DiskTier::new(self.store.clone());
     }
 
     /// Takes over the tenants' secrets.
@@ -103,9 +103,14 @@ impl DeviceCore {
 
     /// Takes in what is on disk, parents first; returns how many there were places for.
     pub(super) fn restore(&mut self, found: Vec<Found>) -> u64 {
-        let Some(store) = self.disk.as_ref().map(|disk| disk.store.clone()) else { return 0 };
+        let Some(DiskTier { store, marks, .. }) = &self.disk else { return 0 };
+        let (store, marks) = (store.clone(), marks.clone());
         let mut restored = 0;
         for Found { class, header } in found {
+            // The map may have changed since the scan began.
+            if marks.get(&header.block.header.tenant) != Some(&header.mark) {
+                continue;
+            }
             // One that is read still was taken in before.
             let Some(place) = store.take_this(class, header.number) else { continue };
             let block = header.block.header;

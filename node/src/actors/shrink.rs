@@ -111,7 +111,7 @@ impl DeviceCore {
         let layout = self.view.layouts.get(header.fingerprint)?;
         let codec = match how {
             Shrink::Lossless => Codec::Lossless,
-            Shrink::Quantize => codec::quantized(&layout),
+            Shrink::Quantize => codec::quantized(&layout, &self.view.rules_of(header.tenant)),
         };
         if codec <= header.codec {
             return None;

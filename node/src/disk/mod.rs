@@ -29,6 +29,7 @@ pub(crate) use record::{TenantMark, record_bytes, tenant_mark};
 pub(crate) use scan::Found;
 pub(crate) use store::{Payload, Place, ReadError, Store};
 
+use kvhive_gpu::ArenaError;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,6 +46,9 @@ pub enum DiskError {
         /// Which folder.
         folder: PathBuf,
     },
+    /// There is not the memory for its buffers.
+    #[error("no memory for the disk's buffers: {0}")]
+    Memory(#[from] ArenaError),
     /// The folder or a file in it cannot be used.
     #[error("cannot use {}: {source}", path.display())]
     Io {

@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn transfers_side_by_side_are_one_until_it_fails() {
         let file = Arc::new(tempfile::tempfile().expect("a file"));
-        let buffers = Buffers::default();
+        let buffers = Buffers::new([]).expect("a little memory");
         let read = |at: u64, bytes: usize| Transfer {
             file: file.clone(),
             at,

@@ -108,6 +108,7 @@ impl Store {
     ) -> Result<Arc<Store>, DiskError> {
         let lock = folder::lock(folder, tuning.lock_limit)?;
         let (files, is_direct) = folder::open(folder, geometry)?;
+        let buffers = Buffers::new(geometry.iter().map(|class| class.frame_bytes))?;
         let class = |(file, class): (Arc<File>, &Geometry)| Class {
             frame_bytes: class.frame_bytes,
             file,
@@ -119,7 +120,7 @@ impl Store {
             classes: files.into_iter().zip(geometry).map(class).collect(),
             is_direct,
             backend,
-            buffers: Buffers::default(),
+            buffers,
             sequence: AtomicU64::new(1),
             health: Mutex::new(Health::new(tuning.waits)),
             is_open: AtomicBool::new(true),
@@ -172,6 +173,11 @@ impl Store {
     /// Says whether it works.
     pub(crate) fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
+    }
+
+    /// Returns the most bytes of memory that its buffers take.
+    pub(crate) fn buffer_bytes(&self) -> u64 {
+        self.buffers.most_bytes()
     }
 
     /// Says whether bytes go past the page cache.

@@ -1,14 +1,15 @@
 //! What becomes of blocks that are stored encoded, or that are shrunk where they rest.
 
 use super::asker::{Asker, Block, already, kept};
-use super::{KIB, Setup};
+use super::coordinator::TENANT;
+use super::{KIB, Setup, eventually};
 use crate::actors::core::DeviceMessage;
 use kvhive_cache::Tier;
 use kvhive_cache::policy::Strategy;
 use kvhive_client::codec;
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::data::{Accept, Ack};
-use kvhive_protocol::{AxisOrder, Dtype, Layout, WireError};
+use kvhive_protocol::{AxisOrder, Dtype, Layout, TenantRules, WireError};
 
 /// Blocks of 16 KiB.
 const LAYOUT: Layout = Layout {
@@ -155,6 +156,31 @@ async fn a_full_shard_of_compressed_keeps_more_than_it_has_large_frames() {
     assert_eq!(client.fetch(&[4, 5]).await.map(|found| found.iter().flatten().count()), Ok(1));
     node.settles("nobody reads", |stats| stats.readers == 0).await;
     assert_eq!(node.inside.memories[0].free_frames(Tier::Device), 1, "every frame is free or a block's");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_whose_rules_say_four_bits_is_quantized_to_four() {
+    let setup =
+        Setup { frame_bytes: 16 * KIB, device_frames: 2, smaller: Some((8 * KIB, 4)), ..Setup::default() };
+    let (coordinator, node) = setup.one().await;
+    coordinator.change(|map| {
+        map.tenants.get_mut(&TENANT).expect("it is there").rules = TenantRules {
+            strategy: Some(Strategy::Quantized),
+            quantization_bits: Some(4),
+            ..TenantRules::default()
+        };
+    });
+    let member = node.member().expect("it is a member");
+    eventually("the node serves by the rules", || coordinator.has_confirmed(member, coordinator.epoch()))
+        .await;
+    let mut client = node.ask().await.of_tensors();
+    for number in 0..3 {
+        assert_eq!(client.store(&[tensor(number)], Ack::Primary).await, Ok(vec![kept(1)]));
+        node.settles("a large frame is free again", |stats| stats.shrunk + 1 >= stats.stored).await;
+    }
+    let found = client.fetch_whole(&[0, 1]).await.expect("the node serves");
+    assert!(found.iter().flatten().all(|block| block.header.codec == Codec::Int4), "{found:?}");
+    assert_eq!(found.iter().flatten().count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,9 +7,10 @@ use kvhive_protocol::control::{
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::TokenKey;
+use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::map::{Member, MemberState, ReplicaSet, Settings, Tenant};
 use kvhive_protocol::{
-    ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, MemberId, SLOTS, Slot, TenantId,
+    ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, MemberId, SLOTS, Slot, TenantId, TenantRules,
 };
 use kvhive_wire::{Connection, Listening};
 use std::collections::BTreeMap;
@@ -34,13 +35,15 @@ struct Script {
     confirmed: BTreeMap<MemberId, Epoch>,
     left: Vec<MemberId>,
     occupied: Vec<u8>,
+    tenants: Vec<(TenantId, TenantLoad)>,
 }
 
 impl FakeCoordinator {
     pub(super) async fn start() -> FakeCoordinator {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let tenant = Tenant { name: "default".into(), era: Era(1), secret: [7; 32] };
+        let tenant =
+            Tenant { name: "default".into(), era: Era(1), secret: [7; 32], rules: TenantRules::default() };
         let map = ClusterMap {
             cluster: ClusterId(77),
             name: "test".into(),
@@ -64,6 +67,7 @@ impl FakeCoordinator {
             confirmed: BTreeMap::new(),
             left: Vec::new(),
             occupied: Vec::new(),
+            tenants: Vec::new(),
         }));
         let served = script.clone();
         tokio::spawn(async move {
@@ -99,6 +103,10 @@ impl FakeCoordinator {
         how(&mut script.map);
     }
 
+    pub(super) fn epoch(&self) -> Epoch {
+        self.script().map.epoch
+    }
+
     /// Raises the tenant's era; returns the era and the map's epoch.
     pub(super) fn clear(&self) -> (Era, Epoch) {
         let mut script = self.script();
@@ -116,6 +124,11 @@ impl FakeCoordinator {
 
     pub(super) fn left(&self) -> Vec<MemberId> {
         self.script().left.clone()
+    }
+
+    /// Returns what the last heartbeat said of tenants.
+    pub(super) fn tenants(&self) -> Vec<(TenantId, TenantLoad)> {
+        self.script().tenants.clone()
     }
 
     /// Returns the slots that the last heartbeat said to be occupied.
@@ -184,6 +197,7 @@ impl Script {
             return ControlReply::Fenced;
         }
         self.confirmed.insert(heartbeat.member, heartbeat.epoch);
+        self.tenants.clone_from(&heartbeat.devices[0].tenants);
         self.occupied.clone_from(&heartbeat.devices[0].occupied);
         let newer = heartbeat.epoch < self.map.epoch;
         ControlReply::Beat { map: newer.then(|| Box::new(self.map.clone())) }

@@ -8,7 +8,7 @@ use crate::disk::fault::{Faulty, Trouble};
 use crate::disk::{Backend, Bad, DiskTuning, Mover, ProbeWaits, Store, movers, record_bytes};
 use kvhive_cache::ShardStats;
 use kvhive_protocol::data::{Ack, Stored};
-use kvhive_protocol::{Era, WireError};
+use kvhive_protocol::{ClusterId, Epoch, Era, WireError};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -187,7 +187,7 @@ async fn a_device_that_broke_finds_its_disk_again() {
     let (setup, blocks) = (setup(folder.path()), blocks(30));
     let (_coordinator, node) = filled(&setup, &blocks).await;
     node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
-    eventually("it was made anew", || node.counted(|counters| &counters.actor_restarts) == 1).await;
+    node.is_made_anew().await;
     knows_its_disk(&node).await;
     let come = come(&node, &blocks).await;
     assert!(come.iter().filter(|came| **came).count() >= 30 - MEMORY, "{come:?}");
@@ -327,6 +327,29 @@ async fn records_of_another_cluster_s_tenant_are_foreign() {
     let [(Bad::Foreign, foreign)] = bad(&node)[..] else { panic!("{:?}", bad(&node)) };
     assert!(foreign >= 20 - MEMORY as u64);
     assert!(!come(&node, &all).await.contains(&true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn coordinators_that_were_made_anew_get_nothing_from_the_disk() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (setup, all) = (setup(folder.path()), blocks(20));
+    let (coordinator, node) = filled(&setup, &all).await;
+    coordinator.change(|map| {
+        map.cluster = ClusterId(78);
+        map.epoch = Epoch(0);
+        map.tenants.values_mut().for_each(|tenant| tenant.secret = [8; 32]);
+    });
+    coordinator.fence();
+    eventually("it serves by the new cluster's map", || {
+        let serving = node.inside.plane.view.serving();
+        serving.is_some_and(|serving| serving.map.cluster.0 == 78) && node.is_serving()
+    })
+    .await;
+    knows_its_disk(&node).await;
+    assert!(!come(&node, &all).await.contains(&true));
+    assert_eq!(node.shard_stats().await.blocks(), 0);
+    fill(&node, &mut node.ask().await, &all).await;
+    assert_eq!(come(&node, &all).await, [true; 20]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

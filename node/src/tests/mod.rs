@@ -11,6 +11,7 @@ mod life;
 mod persist;
 mod proxy;
 mod replication;
+mod tenants;
 
 use crate::actors::core::DeviceMessage;
 use crate::data::Limits;

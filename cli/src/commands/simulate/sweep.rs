@@ -3,7 +3,7 @@
 use crate::trace::{self, Request, TraceError};
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use kvhive_cache::policy::{Strategy, UnknownStrategy};
+use kvhive_cache::policy::{Strategy, UnknownStrategy, build, shrinks};
 use kvhive_cache::simulate::{Future, Outcome, Rules, Setting, Trace, Turn, optimum, replay};
 use kvhive_protocol::{BlockKey, Moment};
 use serde::{Serialize, Serializer};
@@ -255,7 +255,7 @@ impl Sweep<'_> {
                 let setting = self.setting(strategy, capacity);
                 let records = u64::from(capacity) * 1000 / u64::from(setting.shrunk_per_mille);
                 let records = u32::try_from(records).unwrap_or(u32::MAX);
-                replay(self.trace, &mut *strategy.build(records, SEED), setting, &mut watch)
+                replay(self.trace, &mut *build(strategy, records, SEED), setting, &mut watch)
             }
         };
         bar.inc((self.trace.requests() % STRIDE) as u64);
@@ -263,7 +263,7 @@ impl Sweep<'_> {
     }
 
     fn setting(&self, strategy: Strategy, capacity: u32) -> Setting {
-        let shrunk_per_mille = match strategy.shrinks() {
+        let shrunk_per_mille = match shrinks(strategy) {
             Some(_) => (1000.0 * self.compression_ratio).round().clamp(1.0, 1000.0) as u16,
             None => 1000,
         };

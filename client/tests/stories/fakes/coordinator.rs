@@ -136,10 +136,10 @@ impl State {
             ControlRequest::FetchMap { have, .. } => {
                 ControlReply::Map((self.map.epoch > have).then(|| Box::new(self.map.clone())))
             }
-            ControlRequest::Submit { command: Command::CreateTenant { name, secret }, .. } => {
+            ControlRequest::Submit { command: Command::CreateTenant { name, secret, rules }, .. } => {
                 let tenant = TenantId(self.map.tenants.len() as u32 + 1);
                 self.map.epoch = self.map.epoch.next();
-                self.map.tenants.insert(tenant, Tenant { name, era: Era(1), secret });
+                self.map.tenants.insert(tenant, Tenant { name, era: Era(1), secret, rules });
                 ControlReply::Done(CommandReply::TenantCreated { tenant, epoch: self.map.epoch })
             }
             other => panic!("no story asks {other:?}"),

@@ -11,7 +11,7 @@ use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::{DeviceDescription, Settings};
 use kvhive_protocol::{
     AxisOrder, ClusterId, ClusterMap, DeviceId, Dtype, Epoch, Era, Generation, Layout, Member, MemberId,
-    MemberState, ReplicaSet, SLOTS, Slot, Tenant, TenantId,
+    MemberState, ReplicaSet, SLOTS, Slot, Tenant, TenantId, TenantRules,
 };
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -94,7 +94,8 @@ fn map(addresses: impl Iterator<Item = String>, place: impl Fn(Slot) -> Vec<Devi
         labels: BTreeMap::new(),
         devices: vec![DeviceDescription { kind: "host".into(), device_bytes: 1 << 30, host_bytes: 0 }],
     };
-    let tenant = Tenant { name: "default".into(), era: Era(1), secret: [7; 32] };
+    let tenant =
+        Tenant { name: "default".into(), era: Era(1), secret: [7; 32], rules: TenantRules::default() };
     ClusterMap {
         cluster: CLUSTER,
         name: "story".into(),

@@ -1,6 +1,6 @@
 //! What every policy promises to a shard, whatever the shard meets.
 
-use super::{Hint, Policy, Removal, Request, Strategy, Verdict, Visit};
+use super::{Hint, Policy, Removal, Request, Strategy, Verdict, Visit, build, most_bytes};
 use kvhive_protocol::{BlockKey, Moment};
 use proptest::prelude::*;
 use proptest::strategy::Strategy as Generator;
@@ -164,7 +164,7 @@ proptest! {
     fn only_residents_that_may_go_are_named(capacity in 1u32..40, is_leaf_first: bool, steps in steps()) {
         for strategy in Strategy::ALL {
             let mut pool = Pool {
-                policy: strategy.build(capacity, 3),
+                policy: build(strategy, capacity, 3),
                 // It offers leaves alone, which is what a shard lets go.
                 is_leaf_first: is_leaf_first || strategy == Strategy::Adaptive,
                 records: vec![None; capacity as usize],
@@ -196,7 +196,7 @@ proptest! {
 fn memory_is_bounded_by_the_capacity_not_by_the_keys_seen() {
     const BLOCKS: u32 = 20_000;
     for strategy in Strategy::ALL {
-        let mut policy = strategy.build(BLOCKS, 1);
+        let mut policy = build(strategy, BLOCKS, 1);
         let mut seen = [0; 2];
         let mut keys = vec![key(0); BLOCKS as usize];
         for (round, seen) in seen.iter_mut().enumerate() {
@@ -222,7 +222,7 @@ fn memory_is_bounded_by_the_capacity_not_by_the_keys_seen() {
             }
             *seen = policy.memory_bytes();
         }
-        let most = strategy.most_bytes(BLOCKS);
+        let most = most_bytes(strategy, BLOCKS);
         assert!(seen[1] <= most, "{strategy}: {seen:?}, said to be {most} at most");
         assert!(seen[1] <= seen[0] * 5 / 4, "{strategy} grows: {seen:?}");
     }

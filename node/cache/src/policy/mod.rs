@@ -33,10 +33,11 @@ pub use paged::Paged;
 pub use s3fifo::S3Fifo;
 pub use shrinking::Shrinking;
 pub use sieve::Sieve;
-pub use strategy::{Shrink, Strategy, UnknownStrategy};
+pub use strategy::{Shrink, build, most_bytes, shrinks};
 pub use wtinylfu::WTinyLfu;
 
 pub use kvhive_protocol::data::Hint;
+pub use kvhive_protocol::strategy::{Strategy, UnknownStrategy};
 use kvhive_protocol::{BlockKey, Moment};
 
 /// One request as far as this shard sees it. The calls that follow, until the next request, are its.
@@ -118,7 +119,7 @@ pub trait Policy: Send {
     fn set_leaf(&mut self, _at: u32, _leaf: bool) {}
 
     /// Appends the records that would leave next and were not named since their last use, coldest first, at most `limit`.
-    /// For a shard that re-encodes what is cold before it lets anything go ([`Strategy::shrinks`]); others name none.
+    /// For a shard that re-encodes what is cold before it lets anything go ([`shrinks`]); others name none.
     fn coldest(&mut self, _limit: usize, _cold: &mut Vec<u32>) {}
 
     /// Bytes of memory that it holds, ghosts included.

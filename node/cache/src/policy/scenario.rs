@@ -1,6 +1,6 @@
 //! A pool in miniature for the tests of policies: blocks are letters, a request is a word whose letters are a prefix.
 
-use super::{Policy, Removal, Request, Strategy, Verdict, Visit};
+use super::{Policy, Removal, Request, Strategy, Verdict, Visit, build};
 use kvhive_protocol::BlockKey;
 
 pub(super) struct Scenario {
@@ -24,7 +24,7 @@ pub(super) fn visit(letter: char, parent: Option<u32>, depth: u32) -> Visit {
 
 impl Scenario {
     pub(super) fn with_room_for(blocks: u32, strategy: Strategy) -> Scenario {
-        Scenario::of(blocks, strategy.build(blocks, 7))
+        Scenario::of(blocks, build(strategy, blocks, 7))
     }
 
     pub(super) fn of(blocks: u32, policy: Box<dyn Policy>) -> Scenario {

@@ -1,42 +1,8 @@
-//! Strategies by name, as configuration, requests and reports spell them, and the policy that each stands for.
+//! The policy that each strategy stands for, and whether it shrinks blocks.
 
 use super::adaptive::Adaptive;
 use super::{Arc, Lfu, Lirs, Lru, LruTwo, Paged, Policy, S3Fifo, Shrinking, Sieve, WTinyLfu};
-use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::str::FromStr;
-use thiserror::Error;
-
-/// A way to choose what leaves.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "&'static str")]
-pub enum Strategy {
-    /// Least recently used first.
-    #[default]
-    Lru,
-    /// Least frequently used first; counts age.
-    Lfu,
-    /// Least recent last use but one first.
-    Lru2,
-    /// Learns which blocks come back and when, and falls back to a simple rank that does better.
-    Adaptive,
-    /// Recency and frequency, balanced by ghosts.
-    Arc,
-    /// Shortest distance between two uses stays.
-    Lirs,
-    /// A small and a main queue, and ghosts.
-    S3Fifo,
-    /// One queue and a hand.
-    Sieve,
-    /// A window, then admission by frequency.
-    WTinyLfu,
-    /// What engines do: a queue of frames that are recycled in place.
-    Paged,
-    /// Least recently used first; cold blocks are compressed without loss before any leaves.
-    Compressed,
-    /// Least recently used first; cold blocks are quantized before any leaves.
-    Quantized,
-}
+use kvhive_protocol::strategy::Strategy;
 
 /// How cold blocks become smaller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,144 +13,46 @@ pub enum Shrink {
     Quantize,
 }
 
-/// The name is no strategy's.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("no strategy is called {name:?}; there are {}", Strategy::names())]
-pub struct UnknownStrategy {
-    /// What was asked for.
-    pub name: String,
-}
-
-impl Strategy {
-    /// All of them, in the order of the documentation.
-    pub const ALL: [Strategy; 12] = [
-        Strategy::Lru,
-        Strategy::Lfu,
-        Strategy::Lru2,
-        Strategy::Adaptive,
-        Strategy::Arc,
-        Strategy::Lirs,
-        Strategy::S3Fifo,
-        Strategy::Sieve,
-        Strategy::WTinyLfu,
-        Strategy::Paged,
-        Strategy::Compressed,
-        Strategy::Quantized,
-    ];
-
-    /// Returns its name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Strategy::Lru => "lru",
-            Strategy::Lfu => "lfu",
-            Strategy::Lru2 => "lru-2",
-            Strategy::Adaptive => "adaptive",
-            Strategy::Arc => "arc",
-            Strategy::Lirs => "lirs",
-            Strategy::S3Fifo => "s3-fifo",
-            Strategy::Sieve => "sieve",
-            Strategy::WTinyLfu => "w-tinylfu",
-            Strategy::Paged => "paged",
-            Strategy::Compressed => "compressed",
-            Strategy::Quantized => "quantized",
-        }
-    }
-
-    /// Makes its policy, empty, for a pool of at most `capacity` blocks. `seed` decides how ghosts and counts are hashed,
-    /// nothing else.
-    pub fn build(self, capacity: u32, seed: u64) -> Box<dyn Policy> {
-        match self {
-            Strategy::Lru => Box::new(Lru::new(capacity)),
-            Strategy::Lfu => Box::new(Lfu::aging(capacity)),
-            Strategy::Lru2 => Box::new(LruTwo::new(capacity, seed)),
-            Strategy::Adaptive => Box::new(Adaptive::new(capacity as usize)),
-            Strategy::Arc => Box::new(Arc::new(capacity, seed)),
-            Strategy::Lirs => Box::new(Lirs::new(capacity, seed)),
-            Strategy::S3Fifo => Box::new(S3Fifo::new(capacity, seed)),
-            Strategy::Sieve => Box::new(Sieve::new(capacity)),
-            Strategy::WTinyLfu => Box::new(WTinyLfu::new(capacity, seed)),
-            Strategy::Paged => Box::new(Paged::new(capacity)),
-            Strategy::Compressed | Strategy::Quantized => Box::new(Shrinking::new(capacity)),
-        }
-    }
-
-    /// Returns the bytes that its policy takes at most, ghosts included, for a pool of so many blocks.
-    pub fn most_bytes(self, capacity: u32) -> usize {
-        match self {
-            Strategy::Lru => Lru::most_bytes(capacity),
-            Strategy::Lfu => Lfu::most_bytes(capacity),
-            Strategy::Lru2 => LruTwo::most_bytes(capacity),
-            Strategy::Adaptive => Adaptive::most_bytes(capacity),
-            Strategy::Arc => Arc::most_bytes(capacity),
-            Strategy::Lirs => Lirs::most_bytes(capacity),
-            Strategy::S3Fifo => S3Fifo::most_bytes(capacity),
-            Strategy::Sieve => Sieve::most_bytes(capacity),
-            Strategy::WTinyLfu => WTinyLfu::most_bytes(capacity),
-            Strategy::Paged => Paged::most_bytes(capacity),
-            Strategy::Compressed | Strategy::Quantized => Shrinking::most_bytes(capacity),
-        }
-    }
-
-    /// Says how a shard shrinks the blocks that [`Policy::coldest`] names before it lets any go, if it does.
-    pub const fn shrinks(self) -> Option<Shrink> {
-        match self {
-            Strategy::Compressed => Some(Shrink::Lossless),
-            Strategy::Quantized => Some(Shrink::Quantize),
-            _ => None,
-        }
-    }
-
-    fn names() -> String {
-        Strategy::ALL.map(Strategy::name).join(", ")
+/// Makes a strategy's policy, empty, for a pool of at most `capacity` blocks. `seed` decides how ghosts and counts are hashed,
+/// nothing else.
+pub fn build(strategy: Strategy, capacity: u32, seed: u64) -> Box<dyn Policy> {
+    match strategy {
+        Strategy::Lru => Box::new(Lru::new(capacity)),
+        Strategy::Lfu => Box::new(Lfu::aging(capacity)),
+        Strategy::Lru2 => Box::new(LruTwo::new(capacity, seed)),
+        Strategy::Adaptive => Box::new(Adaptive::new(capacity as usize)),
+        Strategy::Arc => Box::new(Arc::new(capacity, seed)),
+        Strategy::Lirs => Box::new(Lirs::new(capacity, seed)),
+        Strategy::S3Fifo => Box::new(S3Fifo::new(capacity, seed)),
+        Strategy::Sieve => Box::new(Sieve::new(capacity)),
+        Strategy::WTinyLfu => Box::new(WTinyLfu::new(capacity, seed)),
+        Strategy::Paged => Box::new(Paged::new(capacity)),
+        Strategy::Compressed | Strategy::Quantized => Box::new(Shrinking::new(capacity)),
     }
 }
 
-impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
+/// Says how a shard shrinks the blocks that [`Policy::coldest`] names before it lets any go, if it does.
+pub const fn shrinks(strategy: Strategy) -> Option<Shrink> {
+    match strategy {
+        Strategy::Compressed => Some(Shrink::Lossless),
+        Strategy::Quantized => Some(Shrink::Quantize),
+        _ => None,
     }
 }
 
-impl FromStr for Strategy {
-    type Err = UnknownStrategy;
-
-    fn from_str(name: &str) -> Result<Strategy, UnknownStrategy> {
-        let known = Strategy::ALL.into_iter().find(|strategy| strategy.name() == name);
-        known.ok_or_else(|| UnknownStrategy { name: name.chars().take(64).collect() })
-    }
-}
-
-impl TryFrom<String> for Strategy {
-    type Error = UnknownStrategy;
-
-    fn try_from(name: String) -> Result<Strategy, UnknownStrategy> {
-        name.parse()
-    }
-}
-
-impl From<Strategy> for &'static str {
-    fn from(strategy: Strategy) -> &'static str {
-        strategy.name()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_strategy_is_written_and_read_by_one_name() {
-        for strategy in Strategy::ALL {
-            assert_eq!(strategy.to_string().parse(), Ok(strategy));
-            let json = serde_json::to_string(&strategy).expect("a name");
-            assert_eq!(json, format!("\"{strategy}\""));
-            assert_eq!(serde_json::from_str::<Strategy>(&json).expect("its own name"), strategy);
-        }
-    }
-
-    #[test]
-    fn an_unknown_name_is_answered_with_the_known_ones() {
-        let error = "belady".parse::<Strategy>().expect_err("it needs the future");
-        assert!(error.to_string().starts_with("no strategy is called \"belady\"; there are lru"), "{error}");
+/// Returns the bytes that its policy takes at most, ghosts included, for a pool of so many blocks.
+pub fn most_bytes(strategy: Strategy, capacity: u32) -> usize {
+    match strategy {
+        Strategy::Lru => Lru::most_bytes(capacity),
+        Strategy::Lfu => Lfu::most_bytes(capacity),
+        Strategy::Lru2 => LruTwo::most_bytes(capacity),
+        Strategy::Adaptive => Adaptive::most_bytes(capacity),
+        Strategy::Arc => Arc::most_bytes(capacity),
+        Strategy::Lirs => Lirs::most_bytes(capacity),
+        Strategy::S3Fifo => S3Fifo::most_bytes(capacity),
+        Strategy::Sieve => Sieve::most_bytes(capacity),
+        Strategy::WTinyLfu => WTinyLfu::most_bytes(capacity),
+        Strategy::Paged => Paged::most_bytes(capacity),
+        Strategy::Compressed | Strategy::Quantized => Shrinking::most_bytes(capacity),
     }
 }

@@ -54,6 +54,9 @@ impl Shard {
             from += count;
         }
         let total = covered.iter().sum();
+        let load = self.load_of(tenant);
+        load.matched_keys += from as u64;
+        load.covered_keys += u64::from(total);
         let request = Request {
             now,
             number: self.request.number + 1,
@@ -156,6 +159,10 @@ impl Shard {
             self.stats.prefetch_useful += u64::from(was_ahead && !is_late);
             found.push(Some(id));
         }
+        let hits = found.iter().flatten().count();
+        let load = self.load_of(tenant);
+        load.fetched_blocks += hits as u64;
+        load.missed_blocks += (found.len() - hits) as u64;
         found
     }
 
@@ -191,10 +198,9 @@ impl Shard {
 
     /// Returns the record of a block that may be seen by `tenant`.
     pub(super) fn visible(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
-        let at = self.index.find(key)?;
+        let at = self.find(tenant, key)?;
         let record = &self.index.records[at as usize];
-        let exists = record.life == Life::Resident && self.owners.of(record.owner).0 == tenant;
-        (exists && self.stands(record)).then_some(at)
+        (record.life == Life::Resident && self.stands(record)).then_some(at)
     }
 
     fn note(&mut self, one: Use) {

@@ -2,7 +2,8 @@
 
 use super::Shard;
 use crate::block::{Life, Mark, Shrinking, Tier};
-use kvhive_protocol::SLOTS;
+use kvhive_protocol::{SLOTS, TenantId};
+use std::collections::BTreeMap;
 
 impl Shard {
     /// Checks what always holds.
@@ -65,7 +66,7 @@ impl Shard {
             if counts && record.life == Life::Resident && u32::from(record.chain) > self.true_chain(at) {
                 return Err(format!("record {at} claims {} before it", record.chain));
             }
-            let found = self.index.find(&record.key);
+            let found = self.find(self.owners.of(record.owner).0, &record.key);
             if (found == Some(at as u32)) != (record.life != Life::Leaving) {
                 return Err(format!("record {at} is {:?} and found as {found:?}", record.life));
             }
@@ -95,6 +96,7 @@ impl Shard {
                 "listed blocks, writes, copies, shrinks, owners or occupied slots are miscounted".to_owned()
             );
         }
+        self.check_loads()?;
         if bytes.iter().zip(&self.parties).any(|(bytes, party)| *bytes != party.used) {
             return Err("a party's bytes are miscounted".to_owned());
         }
@@ -109,6 +111,22 @@ impl Shard {
             }
         }
         Ok(())
+    }
+
+    fn check_loads(&self) -> Result<(), String> {
+        let mut held: BTreeMap<TenantId, ([u64; 3], [u64; 3])> = BTreeMap::new();
+        for record in self.index.records.iter().filter(|record| record.life == Life::Resident) {
+            let (blocks, bytes) = held.entry(self.owners.of(record.owner).0).or_default();
+            blocks[record.tier as usize] += 1;
+            bytes[record.tier as usize] += self.config.classes[usize::from(record.class)];
+        }
+        for (tenant, load) in &self.loads {
+            let held = held.remove(tenant).unwrap_or_default();
+            if held != (load.blocks, load.used_bytes) {
+                return Err(format!("tenant {tenant} holds {held:?}, counted is {load:?}"));
+            }
+        }
+        if held.is_empty() { Ok(()) } else { Err(format!("{held:?} are counted nowhere")) }
     }
 
     /// Counts the blocks before one that are resident without a gap.

@@ -3,7 +3,7 @@
 use super::Shard;
 use crate::answers::{CopyVerdict, Effect};
 use crate::block::{BlockId, CopyTicket, Life, Mark, Tier};
-use crate::party::donors;
+use crate::party::{Donors, Want};
 use kvhive_protocol::Moment;
 
 /// Copies between tiers under way at a time.
@@ -116,9 +116,13 @@ impl Shard {
         while self.copies < MAX_COPIES && self.ledger.free(tier, class) + coming < wanted {
             let mut capacity = [0; 3];
             capacity[tier as usize] = self.tier_bytes(tier);
-            let coldest = donors(&self.parties, &[tier], capacity)
-                .into_iter()
-                .find_map(|party| self.recency.coldest(&mut self.index.records, tier, party, class));
+            let mut donors = Donors::among(&self.parties, &Want { tiers: &[tier], capacity, coming: None });
+            let mut coldest = None;
+            while coldest.is_none()
+                && let Some(party) = donors.next(self.stats.demoted, |party| self.age(party, class, &[tier]))
+            {
+                coldest = self.recency.coldest(&mut self.index.records, tier, party, class);
+            }
             let Some(at) = coldest else { return };
             let record = &self.index.records[at as usize];
             if to == Tier::Disk

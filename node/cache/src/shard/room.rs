@@ -3,13 +3,16 @@
 use super::Shard;
 use crate::answers::Effect;
 use crate::block::{Record, Tier};
-use crate::party::donors;
+use crate::party::{Donors, Want};
 use crate::policy::{Removal, Verdict, Visit};
-use kvhive_protocol::Moment;
 use kvhive_protocol::data::Refusal;
+use kvhive_protocol::{Moment, TenantId};
 
 /// Tiers that a store writes to.
 const MEMORY: [Tier; 2] = [Tier::Device, Tier::Host];
+
+/// Blocks at the old end of a list that are looked at for the one that was not used for longest.
+const LOOKED_AT: usize = 4;
 
 /// What a search for room came to.
 pub(super) enum Leaves {
@@ -26,11 +29,12 @@ impl Shard {
     pub(super) fn take_frame(
         &mut self,
         now: Moment,
-        party: u16,
+        tenant: TenantId,
         class: u8,
         visit: &Visit,
         effects: &mut Vec<Effect>,
     ) -> Result<(Tier, u8), Refusal> {
+        let party = self.party_of(tenant);
         let larger = class..self.config.classes.len() as u8;
         for class in larger.clone() {
             if let Some(tier) = MEMORY.into_iter().find(|tier| self.take(*tier, class, party)) {
@@ -43,7 +47,8 @@ impl Shard {
             }
         }
         for class in larger {
-            match self.leaves(now, party, class, visit, &MEMORY) {
+            let bytes = self.config.classes[usize::from(class)];
+            match self.leaves(now, (party, bytes), class, visit, &MEMORY) {
                 Leaves::Block(at) => {
                     let tier = self.index.records[at as usize].tier;
                     self.evict(at, effects);
@@ -54,7 +59,7 @@ impl Shard {
                     return if taken { Ok((tier, class)) } else { Err(Refusal::NoRoom) };
                 }
                 Leaves::Nobody => {
-                    self.declined = visit.key;
+                    self.declined = Some((tenant, visit.key));
                     self.stats.declined += 1;
                     return Err(Refusal::NoRoom);
                 }
@@ -81,33 +86,34 @@ impl Shard {
         }
         if kept > 0
             && free < kept
-            && let Leaves::Block(at) = self.leaves(now, party, class, visit, &Tier::ALL)
+            && let Leaves::Block(at) = self.leaves(now, (party, 0), class, visit, &Tier::ALL)
         {
             self.evict(at, effects);
         }
     }
 
     pub(super) fn evict(&mut self, at: u32, effects: &mut Vec<Effect>) {
+        let (tenant, _) = self.owners.of(self.index.records[at as usize].owner);
         self.drop_block(at, Removal::Evicted, effects);
         self.stats.evicted += 1;
+        self.load_of(tenant).evicted_blocks += 1;
     }
 
-    /// Asks the parties in turn, who owes most first, which of its blocks leaves for the newcomer.
+    /// Asks the parties in turn, who owes most first, which of its blocks leaves for the newcomer, whose party wants so many
+    /// bytes more than it has.
     pub(super) fn leaves(
         &mut self,
         now: Moment,
-        party: u16,
+        (party, wanted): (u16, u64),
         class: u8,
         visit: &Visit,
         tiers: &[Tier],
     ) -> Leaves {
-        let order = if self.parties.len() == 1 {
-            vec![party]
-        } else {
-            donors(&self.parties, tiers, Tier::ALL.map(|tier| self.tier_bytes(tier)))
-        };
-        let (request, clock) = (self.request, self.hold_clock(now));
-        for donor in order {
+        let capacity = Tier::ALL.map(|tier| self.tier_bytes(tier));
+        let mut donors =
+            Donors::among(&self.parties, &Want { tiers, capacity, coming: Some((party, wanted)) });
+        let (request, clock, turn) = (self.request, self.hold_clock(now), self.stats.evicted);
+        while let Some(donor) = donors.next(turn, |party| self.age(party, class, tiers)) {
             let records = &self.index.records;
             let mut may_go = |at: u32| {
                 let record: &Record = &records[at as usize];
@@ -135,5 +141,14 @@ impl Shard {
             }
         }
         Leaves::Stuck
+    }
+
+    /// Returns how many requests ago the coldest blocks of a party and class were used.
+    pub(super) fn age(&self, party: u16, class: u8, tiers: &[Tier]) -> u32 {
+        let coldest = tiers
+            .iter()
+            .flat_map(|tier| self.recency.of(&self.index.records, *tier, party, class).take(LOOKED_AT));
+        let requests = coldest.map(|at| self.index.records[at as usize].request);
+        requests.map(|last| (self.request.number as u32).wrapping_sub(last)).max().unwrap_or(0)
     }
 }

@@ -3,7 +3,7 @@
 use super::Shard;
 use crate::block::{Life, Tier};
 use crate::party::{COMMONS, Party, Rules};
-use crate::policy::{Request, Visit};
+use crate::policy::{Request, Visit, shrinks};
 use kvhive_protocol::TenantId;
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ impl Shard {
             self.split_anew(own);
         }
         let wanted = std::iter::once(commons).chain(own.values().copied());
-        self.may_shrink = wanted.clone().any(|rules| rules.strategy.shrinks().is_some());
+        self.may_shrink = wanted.clone().any(|rules| shrinks(rules.strategy).is_some());
         for (at, rules) in wanted.enumerate() {
             let party = &mut self.parties[at];
             let is_new = party.rules.strategy != rules.strategy;

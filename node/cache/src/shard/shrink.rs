@@ -6,7 +6,7 @@ use super::Shard;
 use super::room::Leaves;
 use crate::answers::{CopyVerdict, Effect};
 use crate::block::{BlockId, Life, Record, ShrinkTicket, Shrinking, Tier};
-use crate::policy::{Removal, Shrink, Visit};
+use crate::policy::{Removal, Shrink, Visit, shrinks};
 use kvhive_protocol::Moment;
 use kvhive_protocol::block::Codec;
 
@@ -30,7 +30,7 @@ impl Shard {
             return;
         }
         for party in 0..self.parties.len() {
-            let Some(how) = self.parties[party].rules.strategy.shrinks() else { continue };
+            let Some(how) = shrinks(self.parties[party].rules.strategy) else { continue };
             let mut named = Vec::with_capacity(1);
             for _ in 0..MAX_NAMED {
                 if self.shrinks.len() >= MAX_SHRINKS || !self.is_short_of(class) {
@@ -120,7 +120,8 @@ impl Shard {
         let mut into = places.into_iter().find(|(tier, class)| self.take(*tier, *class, party));
         if into.is_none() {
             let visit = Visit { key, parent: self.linked(parent), depth, partial: false };
-            if let Leaves::Block(victim) = self.leaves(now, party, tightest, &visit, &MEMORY) {
+            let bytes = self.config.classes[usize::from(tightest)];
+            if let Leaves::Block(victim) = self.leaves(now, (party, bytes), tightest, &visit, &MEMORY) {
                 let tier = self.index.records[victim as usize].tier;
                 self.evict(victim, effects);
                 into = self.take(tier, tightest, party).then_some((tier, tightest));

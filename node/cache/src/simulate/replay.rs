@@ -280,7 +280,7 @@ mod tests {
         shrunk_per_mille: u16,
     ) -> Outcome {
         let setting = Setting { capacity, rules, block_tokens: 16, shrunk_per_mille };
-        replay(&trace(requests), &mut *strategy.build(capacity, 1), setting, &mut |_| {})
+        replay(&trace(requests), &mut *crate::policy::build(strategy, capacity, 1), setting, &mut |_| {})
     }
 
     #[test]

@@ -4,7 +4,7 @@
 mod replay;
 mod workloads;
 
-use kvhive_cache::policy::Strategy;
+use kvhive_cache::policy::{self, Strategy};
 use replay::{Pool, Trace};
 use workloads::{around, chats, documents, then, zipf, zipf_and_scan, zipf_phases};
 
@@ -12,7 +12,7 @@ use workloads::{around, chats, documents, then, zipf, zipf_and_scan, zipf_phases
 const MARGIN: f64 = 1.0;
 
 fn rate(strategy: Strategy, trace: &Trace, capacity: usize) -> f64 {
-    Pool::new(strategy.build(capacity as u32, 1), capacity).run(trace) * 100.0
+    Pool::new(policy::build(strategy, capacity as u32, 1), capacity).run(trace) * 100.0
 }
 
 fn is_near_the_best_of(name: &str, trace: &Trace) {

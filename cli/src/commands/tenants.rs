@@ -1,0 +1,320 @@
+//! `kvhive tenants`: lists tenants, makes them, rules them, clears them.
+
+use super::status::{list, rate, size, text};
+use crate::admin::Target;
+use crate::report;
+use anyhow::{Result, bail};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Subcommand, ValueEnum};
+use kvhive_config::Bytes;
+use kvhive_protocol::Strategy;
+use serde_json::{Map, Value, json};
+
+/// List tenants with what they use; create, rule, show or clear one
+#[derive(Args, Debug)]
+pub(crate) struct Tenants {
+    #[command(flatten)]
+    target: Target,
+    /// Print the answer as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Create a tenant, with rules of its own if any are given
+    ///
+    /// Without rules its blocks are kept by each node's strategy, in the room that nobody is promised, and stored as they are.
+    #[command(after_help = CREATE_EXAMPLES)]
+    Create {
+        /// Its name: lower-case letters, digits, '-', '_' and '.'
+        name: String,
+        #[command(flatten)]
+        rules: Rules,
+    },
+    /// Change some of a tenant's rules; the others stay as they are, and no block is lost
+    #[command(after_help = SET_EXAMPLES)]
+    Set {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        rules: Rules,
+        /// Rules that are as for everybody again, separated by commas
+        #[arg(long, value_enum, value_delimiter = ',', value_name = "RULE,..")]
+        reset: Vec<Rule>,
+    },
+    /// Show one tenant: its rules, what it uses, how often it hits
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// End a tenant's era: when this returns, nobody serves its older blocks
+    Clear {
+        /// Its name
+        name: String,
+    },
+}
+
+const CREATE_EXAMPLES: &str = "Examples:
+  kvhive tenants create search --strategy adaptive --device-quota 64GiB
+  kvhive tenants create archive --compression-ratio 0.5 --host-quota 1TiB
+  kvhive tenants create search-canary --shares-with search";
+
+const SET_EXAMPLES: &str = "Examples:
+  kvhive tenants set search --strategy s3-fifo
+  kvhive tenants set search --quantization-bits 8 --reset device-quota,compression-ratio";
+
+/// Rules, as both verbs take them.
+#[derive(Args, Debug, Default)]
+struct Rules {
+    /// What decides which of its blocks leaves: lru, lfu, lru-2, adaptive, arc, lirs, s3-fifo, sieve, w-tinylfu, paged,
+    /// compressed or quantized [default: each node's own]
+    #[arg(long, value_name = "NAME")]
+    strategy: Option<Strategy>,
+    /// Bytes of device memory promised to it over the whole cluster, replicas counted, such as 64GiB: a promise, not a ceiling
+    #[arg(long, value_name = "SIZE")]
+    device_quota: Option<Bytes>,
+    /// Bytes of host memory promised to it, likewise
+    #[arg(long, value_name = "SIZE")]
+    host_quota: Option<Bytes>,
+    /// Bits of an element as stored: 4, 8, or 16 for blocks as they are [default: as they are]
+    #[arg(long, value_name = "BITS", value_parser = PossibleValuesParser::new(["4", "8", "16"]))]
+    quantization_bits: Option<String>,
+    /// Stored bytes over raw ones to aim at, from 0.001 to 1: down to 0.7 without loss; bits come before it
+    #[arg(long, value_name = "RATIO")]
+    compression_ratio: Option<f64>,
+    /// Another tenant whose blocks it names too: both find what either has stored. Takes no other rule
+    #[arg(long, value_name = "TENANT")]
+    shares_with: Option<String>,
+}
+
+/// A rule, by the name of its option.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Rule {
+    Strategy,
+    DeviceQuota,
+    HostQuota,
+    QuantizationBits,
+    CompressionRatio,
+    SharesWith,
+}
+
+impl Rule {
+    const fn field(self) -> &'static str {
+        match self {
+            Rule::Strategy => "strategy",
+            Rule::DeviceQuota => "device_quota_bytes",
+            Rule::HostQuota => "host_quota_bytes",
+            Rule::QuantizationBits => "quantization_bits",
+            Rule::CompressionRatio => "compression_ratio",
+            Rule::SharesWith => "shares_with",
+        }
+    }
+}
+
+impl Rules {
+    fn fields(&self) -> Map<String, Value> {
+        let said = [
+            (Rule::Strategy, self.strategy.map(|strategy| json!(strategy.name()))),
+            (Rule::DeviceQuota, self.device_quota.map(|size| json!(size.0))),
+            (Rule::HostQuota, self.host_quota.map(|size| json!(size.0))),
+            (
+                Rule::QuantizationBits,
+                self.quantization_bits
+                    .as_ref()
+                    .map(|bits| json!(bits.parse::<u8>().expect("clap lets 4, 8 and 16 pass"))),
+            ),
+            (Rule::CompressionRatio, self.compression_ratio.map(|ratio| json!(ratio))),
+            (Rule::SharesWith, self.shares_with.as_ref().map(|tenant| json!(tenant))),
+        ];
+        let said = said.into_iter().filter_map(|(rule, value)| Some((rule.field().to_owned(), value?)));
+        said.collect()
+    }
+
+    /// Returns the merge patch that sets these and resets those.
+    fn patch(&self, reset: &[Rule]) -> Result<Value> {
+        let mut fields = self.fields();
+        for rule in reset {
+            let field = rule.field();
+            if fields.get(field).is_some_and(|value| !value.is_null()) {
+                bail!("{field} is both set and reset: leave one of them out");
+            }
+            fields.insert(field.to_owned(), Value::Null);
+        }
+        if fields.is_empty() {
+            bail!(
+                "nothing to change: give a rule, such as --strategy adaptive, or --reset with the name of one"
+            );
+        }
+        Ok(Value::Object(fields))
+    }
+}
+
+impl Tenants {
+    /// Does what was asked and prints the answer.
+    ///
+    /// # Errors
+    /// When no coordinator answers or the change is refused.
+    pub(crate) fn run(self) -> Result<()> {
+        let admin = self.target.resolve()?;
+        let answer: Value = match &self.verb {
+            None => admin.get("/v1/tenants")?,
+            Some(Verb::Create { name, rules }) => {
+                let mut fields = rules.fields();
+                fields.insert("name".to_owned(), json!(name));
+                admin.post("/v1/tenants", &Value::Object(fields))?
+            }
+            Some(Verb::Set { name, rules, reset }) => admin.patch(&path(name)?, &rules.patch(reset)?)?,
+            Some(Verb::Show { name }) => admin.get(&path(name)?)?,
+            Some(Verb::Clear { name }) => admin.post(&format!("{}/clear", path(name)?), &json!({}))?,
+        };
+        if self.json {
+            return report::print_json(&answer);
+        }
+        match &self.verb {
+            None => print_all(&answer),
+            Some(Verb::Create { name, .. }) => println!("tenant {name} created, id {}", text(&answer, "id")),
+            Some(Verb::Set { .. } | Verb::Show { .. }) => print_one(&answer),
+            Some(Verb::Clear { name }) => {
+                println!(
+                    "tenant {name} cleared: nobody serves blocks older than era {}",
+                    text(&answer, "era")
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns a tenant's route. What is no name would name another route.
+fn path(name: &str) -> Result<String> {
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
+    if name.is_empty() || name.starts_with('.') || !name.bytes().all(is_plain) {
+        bail!("{name:?} is no tenant's name: names are of a-z 0-9 - _ . and begin with a letter or digit");
+    }
+    Ok(format!("/v1/tenants/{name}"))
+}
+
+fn print_all(answer: &Value) {
+    let columns =
+        ["TENANT", "ID", "ERA", "STRATEGY", "DEVICE QUOTA", "HOST QUOTA", "USED", "BLOCKS", "HIT RATE"];
+    let mut table = report::table(&columns);
+    for one in list(&answer["tenants"]) {
+        let strategy = match one["shares_with"].as_str() {
+            Some(pool) => format!("shares {pool}'s blocks"),
+            None => text(one, "strategy"),
+        };
+        table.add_row([
+            text(one, "name"),
+            text(one, "id"),
+            text(one, "era"),
+            strategy,
+            size(one, "device_quota_bytes"),
+            size(one, "host_quota_bytes"),
+            size(one, "used_bytes"),
+            text(one, "blocks"),
+            rate(one, "hit_rate"),
+        ]);
+    }
+    report::print_table(&table);
+}
+
+fn print_one(tenant: &Value) {
+    let codec = match (tenant["quantization_bits"].as_u64(), tenant["compression_ratio"].as_f64()) {
+        (Some(bits), _) => format!("{bits} bits"),
+        (None, Some(ratio)) => format!("to {ratio} of their size"),
+        (None, None) => "as they are".to_owned(),
+    };
+    let mut table = report::table(&["TENANT", &text(tenant, "name")]);
+    for (name, value) in [
+        ("id", text(tenant, "id")),
+        ("era", text(tenant, "era")),
+        ("shares the blocks of", text(tenant, "shares_with")),
+        ("strategy", text(tenant, "strategy")),
+        ("device quota", size(tenant, "device_quota_bytes")),
+        ("host quota", size(tenant, "host_quota_bytes")),
+        ("blocks are stored", codec),
+        ("used, device", size(tenant, "device_used_bytes")),
+        ("used, host", size(tenant, "host_used_bytes")),
+        ("used, all tiers", size(tenant, "used_bytes")),
+        ("blocks", text(tenant, "blocks")),
+        ("hit rate", rate(tenant, "hit_rate")),
+        ("keys matched", text(tenant, "matched_keys")),
+        ("blocks stored", text(tenant, "stored_blocks")),
+        ("blocks evicted", text(tenant, "evicted_blocks")),
+        ("blocks refused", text(tenant, "refused_blocks")),
+    ] {
+        table.add_row([name, &value]);
+    }
+    report::print_table(&table);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser, Debug)]
+    struct Line {
+        #[command(flatten)]
+        tenants: Tenants,
+    }
+
+    fn patch(options: &[&str]) -> Result<Value> {
+        let line = ["kvhive", "set", "acme"].iter().chain(options);
+        match Line::try_parse_from(line)?.tenants.verb {
+            Some(Verb::Set { rules, reset, .. }) => rules.patch(&reset),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_become_a_merge_patch_of_what_they_name() {
+        let options = [
+            "--strategy",
+            "w-tinylfu",
+            "--device-quota",
+            "8GiB",
+            "--quantization-bits",
+            "4",
+            "--reset",
+            "host-quota,shares-with",
+        ];
+        let expected = json!({"strategy": "w-tinylfu", "device_quota_bytes": 8_u64 << 30,
+            "quantization_bits": 4, "host_quota_bytes": null, "shares_with": null});
+        assert_eq!(patch(&options).expect("they make sense"), expected);
+    }
+
+    #[test]
+    fn options_that_make_no_sense_are_refused_before_anybody_is_asked() {
+        for (options, says) in [
+            (&[][..], "nothing to change"),
+            (&["--strategy", "lru", "--reset", "strategy"][..], "strategy is both set and reset"),
+            (&["--strategy", "belady"][..], "there are lru"),
+            (&["--device-quota", "8"][..], "a size needs a unit"),
+            (&["--quantization-bits", "7"][..], "[possible values: 4, 8, 16]"),
+            (&["--reset", "era"][..], "device-quota"),
+        ] {
+            let error = patch(options).expect_err("it makes no sense").to_string();
+            assert!(error.contains(says), "{options:?}: {error}");
+        }
+        for name in ["", "../cluster", "a/b", "A", "a b", "."] {
+            assert!(path(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn the_help_names_every_strategy() {
+        let mut text = String::new();
+        let command = <Line as clap::CommandFactory>::command();
+        for verb in ["create", "set"] {
+            let verb = command.find_subcommand(verb).expect("it is there");
+            text.push_str(&verb.clone().render_long_help().to_string().replace('\n', " "));
+        }
+        for strategy in Strategy::ALL {
+            assert!(text.matches(strategy.name()).count() >= 2, "{strategy}");
+        }
+    }
+}

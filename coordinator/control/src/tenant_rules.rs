@@ -1,0 +1,133 @@
+//! What tenants' rules may say, alone and together: ranges, who may share with whom, how many tenants nodes keep apart.
+
+use crate::validate::within;
+use kvhive_protocol::{ClusterMap, TenantId, TenantRules, WireError};
+
+/// The most tenants with a strategy or a quota of their own: nodes rank the blocks of each apart.
+pub(crate) const MAX_TENANTS_APART: usize = 1024;
+/// The largest quota, in bytes: 1 EiB.
+pub(crate) const MAX_QUOTA_BYTES: u64 = 1 << 60;
+
+/// Checks the rules that tenant `of` of this map would get; none for a new tenant.
+pub(crate) fn check(map: &ClusterMap, of: Option<TenantId>, rules: &TenantRules) -> Result<(), WireError> {
+    check_rules(rules)?;
+    let before = of.and_then(|of| map.tenants.get(&of)).map(|tenant| tenant.rules).unwrap_or_default();
+    if let Some(with) = rules.shares_with {
+        sharing(map, of, rules, with)?;
+        if before.shares_with.is_none()
+            && let Some(of) = of
+            && let Some(other) = map.tenants.values().find(|other| other.rules.shares_with == Some(of))
+        {
+            return Err(WireError::rejected(format_args!(
+                "shares_with: tenant {} shares the blocks of this tenant, which so cannot share another's: have it share \
+                 with tenant {with} first",
+                other.name
+            )));
+        }
+    }
+    if rules.is_kept_apart() && !before.is_kept_apart() {
+        enough_places(map, 1)?;
+    }
+    Ok(())
+}
+
+/// Checks the rules of all tenants of a map.
+pub(crate) fn check_all(map: &ClusterMap) -> Result<(), WireError> {
+    enough_places(map, 0)?;
+    for (id, tenant) in &map.tenants {
+        check_rules(&tenant.rules)?;
+        if let Some(with) = tenant.rules.shares_with {
+            sharing(map, Some(*id), &tenant.rules, with)?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks what rules may say by themselves, whatever other tenants there are.
+///
+/// # Errors
+/// Which rule says what, and what is allowed.
+pub fn check_rules(rules: &TenantRules) -> Result<(), WireError> {
+    for (name, quota) in
+        [("device_quota_bytes", rules.device_quota_bytes), ("host_quota_bytes", rules.host_quota_bytes)]
+    {
+        within(name, quota.unwrap_or(0), 0..=MAX_QUOTA_BYTES)?;
+    }
+    if let Some(bits) = rules.quantization_bits
+        && ![4, 8, 16].contains(&bits)
+    {
+        return Err(WireError::rejected(format_args!(
+            "quantization_bits is {bits}, allowed are 4, 8 and 16"
+        )));
+    }
+    within("compression_per_mille", u64::from(rules.compression_per_mille.unwrap_or(1)), 1..=1000)
+}
+
+fn sharing(
+    map: &ClusterMap,
+    of: Option<TenantId>,
+    rules: &TenantRules,
+    with: TenantId,
+) -> Result<(), WireError> {
+    if of == Some(with) {
+        return Err(WireError::rejected(format_args!(
+            "shares_with is the tenant itself, allowed is another; without the rule it shares with nobody"
+        )));
+    }
+    let pool = map.tenants.get(&with).ok_or(WireError::UnknownTenant { tenant: with })?;
+    if pool.rules.shares_with.is_some() {
+        return Err(WireError::rejected(format_args!(
+            "shares_with: tenant {} shares another's blocks itself: share with that one",
+            pool.name
+        )));
+    }
+    if rules.has_own() {
+        return Err(WireError::rejected(format_args!(
+            "a tenant that shares the blocks of {0} has no other rules: set them on {0}, and reset them here",
+            pool.name
+        )));
+    }
+    Ok(())
+}
+
+fn enough_places(map: &ClusterMap, more: usize) -> Result<(), WireError> {
+    let apart = map.tenants.values().filter(|tenant| tenant.rules.is_kept_apart()).count() + more;
+    if apart > MAX_TENANTS_APART {
+        return Err(WireError::rejected(format_args!(
+            "{apart} tenants would have a strategy or quota of their own, at most {MAX_TENANTS_APART} may: reset those of \
+             others, or share one tenant's blocks"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_out_of_range_is_named_with_what_is_allowed() {
+        let none = TenantRules::default();
+        for bits in [4, 8, 16] {
+            assert_eq!(check_rules(&TenantRules { quantization_bits: Some(bits), ..none }), Ok(()));
+        }
+        for (wrong, says) in [
+            (
+                TenantRules { quantization_bits: Some(7), ..none },
+                "quantization_bits is 7, allowed are 4, 8 and 16",
+            ),
+            (
+                TenantRules { compression_per_mille: Some(0), ..none },
+                "compression_per_mille is 0, allowed is 1 to 1000",
+            ),
+            (
+                TenantRules { compression_per_mille: Some(1001), ..none },
+                "compression_per_mille is 1001, allowed is 1 to 1000",
+            ),
+            (TenantRules { host_quota_bytes: Some(u64::MAX), ..none }, "host_quota_bytes is"),
+        ] {
+            let error = check_rules(&wrong).expect_err("out of range").to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

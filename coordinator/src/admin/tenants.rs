@@ -1,0 +1,308 @@
+//! Tenants in the admin API: what is shown of them, how they are made, ruled and cleared.
+
+use super::answers::{Consistency, ErrorBody, Freshness, Trouble};
+use super::overview::rate;
+use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use kvhive_control::check_rules;
+use kvhive_protocol::control::{Command, CommandReply, Overview};
+use kvhive_protocol::load::TenantLoad;
+use kvhive_protocol::{
+    Change, ClusterMap, RulesChange, Strategy, Tenant as KnownTenant, TenantId, TenantRules, WireError,
+};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// `/v1/tenants`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Tenants {
+    tenants: Vec<Tenant>,
+    epoch: u64,
+}
+
+/// One tenant. Its secret is never shown. A rule that is null is as for everybody. Figures are sums over all devices, as last
+/// reported; each device reports the 256 tenants that use most of it, and they start anew with it. Those of a tenant that
+/// shares another's blocks are shown at the other.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Tenant {
+    id: u32,
+    name: String,
+    /// Raised by each clear.
+    era: u64,
+    /// Whether its block keys have nothing in common with another tenant's: it shares nobody's blocks.
+    tenant_isolation: bool,
+    /// What decides which of its blocks leaves; null for each node's own.
+    strategy: Option<&'static str>,
+    /// Bytes promised to it in the device tiers of the whole cluster, replicas counted.
+    device_quota_bytes: Option<u64>,
+    /// Bytes promised to it in the host tiers of the whole cluster, replicas counted.
+    host_quota_bytes: Option<u64>,
+    /// Bits of a stored element.
+    quantization_bits: Option<u8>,
+    /// Stored bytes over raw ones that stores aim at, where no bits are said.
+    compression_ratio: Option<f64>,
+    /// The tenant whose blocks it shares.
+    shares_with: Option<String>,
+    /// Resident blocks, replicas counted.
+    blocks: u64,
+    /// Bytes of their frames.
+    used_bytes: u64,
+    /// Of those: in device tiers.
+    device_used_bytes: u64,
+    /// Of those: in host tiers.
+    host_used_bytes: u64,
+    matched_keys: u64,
+    covered_keys: u64,
+    /// Covered keys of all keys asked.
+    hit_rate: Option<f64>,
+    fetched_blocks: u64,
+    missed_blocks: u64,
+    stored_blocks: u64,
+    evicted_blocks: u64,
+    refused_blocks: u64,
+}
+
+/// A tenant to be created.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewTenant {
+    /// Its name: lower-case letters, digits, `-`, `_` and `.`, at most 63 characters.
+    name: String,
+    #[schema(value_type = Option<String>)]
+    strategy: Option<Strategy>,
+    device_quota_bytes: Option<u64>,
+    host_quota_bytes: Option<u64>,
+    /// 4, 8 or 16.
+    quantization_bits: Option<u8>,
+    /// From 0.001 to 1.
+    compression_ratio: Option<f64>,
+    /// Another tenant's name; then no other rule may be said.
+    shares_with: Option<String>,
+}
+
+/// A merge patch (RFC 7396) of a tenant's rules: what is not there stays as it is, null is as for everybody again.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TenantPatch {
+    #[serde(default, deserialize_with = "said")]
+    #[schema(value_type = Option<String>)]
+    strategy: Change<Strategy>,
+    #[serde(default, deserialize_with = "said")]
+    #[schema(value_type = Option<u64>)]
+    device_quota_bytes: Change<u64>,
+    #[serde(default, deserialize_with = "said")]
+    #[schema(value_type = Option<u64>)]
+    host_quota_bytes: Change<u64>,
+    /// 4, 8 or 16.
+    #[serde(default, deserialize_with = "said")]
+    #[schema(value_type = Option<u8>)]
+    quantization_bits: Change<u8>,
+    /// From 0.001 to 1.
+    #[serde(default, deserialize_with = "said")]
+    #[schema(value_type = Option<f64>)]
+    compression_ratio: Change<f64>,
+    /// Another tenant's name; then no other rule may be said.
+    #[serde(default, deserialize_with = "said")]
+    #[schema(value_type = Option<String>)]
+    shares_with: Change<String>,
+}
+
+fn said<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Change<T>, D::Error> {
+    Ok(Option::deserialize(value)?.map_or(Change::Reset, Change::Set))
+}
+
+impl TenantPatch {
+    fn change(self, map: &ClusterMap) -> Result<RulesChange, Trouble> {
+        Ok(RulesChange {
+            strategy: self.strategy,
+            device_quota_bytes: self.device_quota_bytes,
+            host_quota_bytes: self.host_quota_bytes,
+            quantization_bits: self.quantization_bits,
+            compression_per_mille: self.compression_ratio.try_map(per_mille)?,
+            shares_with: self.shares_with.try_map(|name| pool(map, &name))?,
+        })
+    }
+}
+
+fn per_mille(ratio: f64) -> Result<u16, Trouble> {
+    let per_mille = (ratio * 1000.0).round();
+    if (1.0..=1000.0).contains(&per_mille) {
+        return Ok(per_mille as u16);
+    }
+    Err(Trouble::bad_request(format!("compression_ratio is {ratio}, allowed is 0.001 to 1")))
+}
+
+fn pool(map: &ClusterMap, name: &str) -> Result<TenantId, Trouble> {
+    let known = map.tenant(name).map(|(id, _)| id);
+    known.ok_or_else(|| {
+        let name: String = name.chars().take(64).collect();
+        Trouble::bad_request(format!("shares_with is {name:?}, allowed is the name of a tenant that exists"))
+    })
+}
+
+/// Refuses rules that no tenant may have.
+fn check(rules: &TenantRules) -> Result<(), Trouble> {
+    check_rules(rules).map_err(|error| Trouble::bad_request(error.to_string()))
+}
+
+fn shown(map: &ClusterMap, id: TenantId, known: &KnownTenant, load: &TenantLoad) -> Tenant {
+    let rules = &known.rules;
+    let pool = rules.shares_with.and_then(|pool| map.tenants.get(&pool));
+    let [device_used_bytes, host_used_bytes, _] = load.used_bytes;
+    Tenant {
+        id: id.0,
+        name: known.name.clone(),
+        era: known.era.0,
+        tenant_isolation: rules.shares_with.is_none(),
+        strategy: rules.strategy.map(Strategy::name),
+        device_quota_bytes: rules.device_quota_bytes,
+        host_quota_bytes: rules.host_quota_bytes,
+        quantization_bits: rules.quantization_bits,
+        compression_ratio: rules.compression_per_mille.map(|per_mille| f64::from(per_mille) / 1000.0),
+        shares_with: pool.map(|pool| pool.name.clone()),
+        blocks: load.all_blocks(),
+        used_bytes: load.all_bytes(),
+        device_used_bytes,
+        host_used_bytes,
+        matched_keys: load.matched_keys,
+        covered_keys: load.covered_keys,
+        hit_rate: rate(load.covered_keys, load.matched_keys),
+        fetched_blocks: load.fetched_blocks,
+        missed_blocks: load.missed_blocks,
+        stored_blocks: load.stored_blocks,
+        evicted_blocks: load.evicted_blocks,
+        refused_blocks: load.refused_blocks,
+    }
+}
+
+fn all(overview: &Overview) -> Vec<Tenant> {
+    let Some(map) = &overview.map else { return Vec::new() };
+    let loads: BTreeMap<TenantId, &TenantLoad> =
+        overview.tenants.iter().map(|(tenant, load)| (*tenant, load)).collect();
+    let none = TenantLoad::default();
+    let show = |(id, known): (&TenantId, &KnownTenant)| {
+        shown(map, *id, known, loads.get(id).copied().unwrap_or(&none))
+    };
+    map.tenants.iter().map(show).collect()
+}
+
+fn one(overview: &Overview, name: &str) -> Result<Tenant, Trouble> {
+    let known = overview.map.as_ref().and_then(|map| Some((map, map.tenant(name)?)));
+    let (map, (id, known)) = known.ok_or_else(|| missing(name))?;
+    let load = overview.tenants.iter().find(|(tenant, _)| *tenant == id).map(|(_, load)| *load);
+    Ok(shown(map, id, known, &load.unwrap_or_default()))
+}
+
+fn missing(name: &str) -> Trouble {
+    let name: String = name.chars().take(64).collect();
+    Trouble::not_found(format!("tenant {name:?} does not exist; GET /v1/tenants lists those that do"))
+}
+
+impl Admin {
+    /// Returns the cluster's map as it is now.
+    async fn map(&self) -> Result<ClusterMap, Trouble> {
+        let map = self.overview(Freshness::Linearizable).await?.map;
+        map.ok_or_else(|| Trouble::unavailable("the cluster has not started yet".to_owned()))
+    }
+
+    async fn shown(&self, name: &str) -> Result<Tenant, Trouble> {
+        one(&self.overview(Freshness::Linearizable).await?, name)
+    }
+}
+
+/// Every tenant.
+#[utoipa::path(get, path = "/v1/tenants", params(Consistency), responses((status = 200, body = Tenants), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn tenants(
+    State(admin): Shared,
+    query: Result<Query<Consistency>, QueryRejection>,
+) -> Answer<Tenants> {
+    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let overview = admin.overview(query.consistency).await?;
+    Ok(Json(Tenants { tenants: all(&overview), epoch: overview.status.epoch.0 }))
+}
+
+/// One tenant.
+#[utoipa::path(get, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), Consistency), responses((status = 200, body = Tenant), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn tenant(
+    State(admin): Shared,
+    name: Result<Path<String>, PathRejection>,
+    query: Result<Query<Consistency>, QueryRejection>,
+) -> Answer<Tenant> {
+    let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    Ok(Json(one(&admin.overview(query.consistency).await?, &name)?))
+}
+
+/// Creates a tenant.
+#[utoipa::path(post, path = "/v1/tenants", request_body = NewTenant, responses((status = 201, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn create_tenant(
+    State(admin): Shared,
+    body: Result<Json<NewTenant>, JsonRejection>,
+) -> Result<(StatusCode, Json<Tenant>), Trouble> {
+    let Json(wanted) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let shares_with = match &wanted.shares_with {
+        Some(name) => Some(pool(&admin.map().await?, name)?),
+        None => None,
+    };
+    let rules = TenantRules {
+        strategy: wanted.strategy,
+        device_quota_bytes: wanted.device_quota_bytes,
+        host_quota_bytes: wanted.host_quota_bytes,
+        quantization_bits: wanted.quantization_bits,
+        compression_per_mille: wanted.compression_ratio.map(per_mille).transpose()?,
+        shares_with,
+    };
+    check(&rules)?;
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret)
+        .map_err(|error| Trouble::unavailable(format!("no random bytes: {error}")))?;
+    let command = Command::CreateTenant { name: wanted.name.clone(), secret, rules };
+    kvhive_control::check_command(&command).map_err(|error| Trouble::bad_request(error.to_string()))?;
+    match admin.submit(command).await? {
+        CommandReply::TenantCreated { .. } => {
+            Ok((StatusCode::CREATED, Json(admin.shown(&wanted.name).await?)))
+        }
+        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+    }
+}
+
+/// Changes a tenant's rules by a merge patch (RFC 7396). Nodes go by them within a heartbeat; no block is lost by it.
+#[utoipa::path(patch, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name")), request_body = TenantPatch, responses((status = 200, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn change_tenant(
+    State(admin): Shared,
+    name: Result<Path<String>, PathRejection>,
+    body: Result<Json<TenantPatch>, JsonRejection>,
+) -> Answer<Tenant> {
+    let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let Json(patch) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let map = admin.map().await?;
+    let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
+    let change = patch.change(&map)?;
+    check(&change.apply(TenantRules::default()))?;
+    match admin.submit(Command::SetTenantRules { tenant, change }).await? {
+        CommandReply::Applied { .. } => Ok(Json(admin.shown(&name).await?)),
+        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+    }
+}
+
+/// Ends a tenant's era. Answered when nobody serves its older blocks any more.
+#[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name")), responses((status = 200, body = Tenant), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn clear_tenant(
+    State(admin): Shared,
+    name: Result<Path<String>, PathRejection>,
+) -> Answer<Tenant> {
+    let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let map = admin.map().await?;
+    let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
+    match admin.submit(Command::ClearTenant { tenant }).await? {
+        CommandReply::TenantCleared { era, .. } => {
+            let shown = admin.shown(&name).await?;
+            Ok(Json(Tenant { era: era.0, ..shown }))
+        }
+        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+    }
+}

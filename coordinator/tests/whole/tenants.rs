@@ -1,0 +1,170 @@
+//! Tenants' rules through the admin API: said, changed field by field, reset, refused by name; and what is reported of tenants.
+
+use crate::group::{Group, bearer};
+use crate::group::{TOKEN, eventually};
+use crate::http::{Answer, ask};
+use kvhive_protocol::control::{ControlReply, ControlRequest, DeviceLoad, Heartbeat};
+use kvhive_protocol::handshake::Role;
+use kvhive_protocol::load::TenantLoad;
+use kvhive_protocol::{Epoch, TenantId};
+use serde_json::{Value, json};
+
+fn patch(group: &Group, at: usize, name: &str, body: &Value) -> Answer {
+    let token = bearer(TOKEN);
+    let headers = [("authorization", token.as_str()), ("content-type", "application/merge-patch+json")];
+    let path = format!("/v1/tenants/{name}");
+    ask(group.admin(at).address, "PATCH", &path, &headers, body.to_string().as_bytes())
+}
+
+const RULES: [&str; 6] = [
+    "strategy",
+    "device_quota_bytes",
+    "host_quota_bytes",
+    "quantization_bits",
+    "compression_ratio",
+    "shares_with",
+];
+
+fn rules(tenant: &Value) -> Vec<Value> {
+    RULES.map(|rule| tenant[rule].clone()).to_vec()
+}
+
+#[test]
+fn rules_are_said_at_creation_and_changed_by_a_merge_patch_of_what_it_names() {
+    let group = Group::of(1);
+    let door = group.admin(0);
+    let plain = door.get("/v1/tenants/default").json();
+    assert_eq!(rules(&plain), vec![Value::Null; 6]);
+    assert_eq!((&plain["tenant_isolation"], &plain["hit_rate"]), (&json!(true), &Value::Null));
+    let body = json!({"name": "acme", "strategy": "adaptive", "device_quota_bytes": 1_u64 << 33,
+        "host_quota_bytes": 7, "compression_ratio": 0.5});
+    let created = door.post("/v1/tenants", &body.to_string());
+    assert_eq!(created.status, 201);
+    let said = [json!("adaptive"), json!(1_u64 << 33), json!(7), Value::Null, json!(0.5), Value::Null];
+    assert_eq!(rules(&created.json()), said);
+    let changed =
+        patch(&group, 0, "acme", &json!({"strategy": null, "quantization_bits": 4, "host_quota_bytes": 8}));
+    assert_eq!(changed.status, 200);
+    let now = [Value::Null, json!(1_u64 << 33), json!(8), json!(4), json!(0.5), Value::Null];
+    assert_eq!(rules(&changed.json()), now);
+    assert_eq!(rules(&patch(&group, 0, "acme", &json!({})).json()), now, "nothing is named, nothing changes");
+    assert_eq!(door.get("/v1/tenants/acme").json(), door.get("/v1/tenants").json()["tenants"][1]);
+}
+
+#[test]
+fn a_tenant_that_shares_is_shown_with_whom_and_cannot_be_cleared_or_ruled() {
+    let group = Group::of(1);
+    let door = group.admin(0);
+    let guest = door.post("/v1/tenants", r#"{"name":"guest","shares_with":"default"}"#);
+    let shown = guest.json();
+    assert_eq!((guest.status, &shown["shares_with"]), (201, &json!("default")));
+    assert_eq!(shown["tenant_isolation"], json!(false));
+    let message = |answer: Answer| answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+    let ruled = patch(&group, 0, "guest", &json!({"quantization_bits": 8}));
+    assert_eq!(ruled.refusal(), (409, "rejected".to_owned()));
+    assert!(message(ruled).contains("set them on default"));
+    let cleared = door.post("/v1/tenants/guest/clear", "");
+    assert_eq!(cleared.refusal(), (409, "rejected".to_owned()));
+    assert!(message(cleared).contains("clear default, for all who share it"));
+    assert_eq!(patch(&group, 0, "default", &json!({"shares_with": "guest"})).refusal().0, 409);
+    let alone = patch(&group, 0, "guest", &json!({"shares_with": null, "quantization_bits": 8}));
+    assert_eq!((alone.status, &alone.json()["tenant_isolation"]), (200, &json!(true)));
+}
+
+#[test]
+fn a_rule_that_makes_no_sense_is_refused_with_its_name_its_value_and_what_is_allowed() {
+    let group = Group::of(1);
+    for (body, says) in [
+        (json!({"strategy": "belady"}), ["strategy", "belady", "s3-fifo"]),
+        (json!({"quantization_bits": 7}), ["quantization_bits", "7", "4, 8 and 16"]),
+        (json!({"quantization_bits": 300}), ["quantization_bits", "300", "u8"]),
+        (json!({"compression_ratio": 0}), ["compression_ratio", "0", "0.001 to 1"]),
+        (json!({"compression_ratio": 1.5}), ["compression_ratio", "1.5", "0.001 to 1"]),
+        (json!({"device_quota_bytes": -1}), ["device_quota_bytes", "-1", "u64"]),
+        (json!({"host_quota_bytes": u64::MAX}), ["host_quota_bytes", "18446744073709551615", "allowed is"]),
+        (json!({"shares_with": "nobody"}), ["shares_with", "nobody", "a tenant that exists"]),
+        (json!({"disk_quota_bytes": 1}), ["disk_quota_bytes", "unknown field", "device_quota_bytes"]),
+        (json!({"name": "other"}), ["name", "unknown field", "strategy"]),
+        (json!(7), ["7", "", ""]),
+    ] {
+        let answer = patch(&group, 0, "default", &body);
+        assert_eq!(answer.refusal(), (400, "bad_request".to_owned()), "{body}");
+        let text = answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+        assert!(says.iter().all(|part| text.contains(part)), "{body}: {text}");
+        if let Some(fields) = body.as_object().filter(|fields| !fields.contains_key("name")) {
+            let mut whole = fields.clone();
+            whole.insert("name".to_owned(), json!("fresh"));
+            let made = group.admin(0).post("/v1/tenants", &Value::Object(whole).to_string());
+            assert_eq!(made.refusal(), (400, "bad_request".to_owned()), "{body}");
+        }
+    }
+    assert_eq!(patch(&group, 0, "nobody", &json!({})).refusal(), (404, "not_found".to_owned()));
+    assert_eq!(group.admin(0).get("/v1/tenants/nobody").refusal(), (404, "not_found".to_owned()));
+    assert_eq!(rules(&group.admin(0).get("/v1/tenants/default").json()), vec![Value::Null; 6]);
+    let names = group.admin(0).get("/v1/tenants").json()["tenants"].as_array().map(Vec::len);
+    assert_eq!(names, Some(1), "nothing was made on the way");
+}
+
+#[test]
+fn two_operators_change_different_rules_through_different_coordinators_and_both_hold() {
+    let group = Group::of(3);
+    let [one, other] = [group.leader(), group.follower()];
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for quota in 1..20 {
+                assert_eq!(
+                    patch(&group, one, "default", &json!({ "device_quota_bytes": quota })).status,
+                    200
+                );
+            }
+        });
+        for quota in 101..120 {
+            assert_eq!(patch(&group, other, "default", &json!({ "host_quota_bytes": quota })).status, 200);
+        }
+    });
+    let shown = group.admin(one).get("/v1/tenants/default").json();
+    assert_eq!((&shown["device_quota_bytes"], &shown["host_quota_bytes"]), (&json!(19), &json!(119)));
+}
+
+#[test]
+fn what_devices_report_of_a_tenant_is_summed_up() {
+    let group = Group::of(1);
+    let nodes = [group.register("a"), group.register("b")];
+    for node in &nodes {
+        let load = TenantLoad {
+            blocks: [3, 2, 0],
+            used_bytes: [300, 200, 0],
+            matched_keys: 10,
+            covered_keys: 4,
+            fetched_blocks: 4,
+            missed_blocks: 1,
+            stored_blocks: 6,
+            evicted_blocks: 1,
+            refused_blocks: 2,
+        };
+        let devices = vec![DeviceLoad { tenants: vec![(TenantId(1), load)], ..DeviceLoad::default() }];
+        let beat = Heartbeat { member: node.member, generation: node.generation, epoch: Epoch(3), devices };
+        let reply = group.ask(0, Role::Node, &ControlRequest::Heartbeat(beat));
+        assert!(matches!(reply, ControlReply::Beat { .. }), "{reply:?}");
+    }
+    let mut shown = Value::Null;
+    eventually("both have reported", || {
+        shown = group.admin(0).get("/v1/tenants/default").json();
+        shown["blocks"] == json!(10)
+    });
+    for (field, value) in [
+        ("used_bytes", json!(1000)),
+        ("device_used_bytes", json!(600)),
+        ("host_used_bytes", json!(400)),
+        ("matched_keys", json!(20)),
+        ("covered_keys", json!(8)),
+        ("hit_rate", json!(0.4)),
+        ("fetched_blocks", json!(8)),
+        ("missed_blocks", json!(2)),
+        ("stored_blocks", json!(12)),
+        ("evicted_blocks", json!(2)),
+        ("refused_blocks", json!(4)),
+    ] {
+        assert_eq!(shown[field], value, "{field}");
+    }
+}

@@ -1,0 +1,46 @@
+//! Which tenants there are, what a shard holds of each and has done for it.
+
+use super::Shard;
+use kvhive_protocol::load::{self, TenantLoad};
+use kvhive_protocol::{BlockKey, Era, TenantId};
+use std::collections::BTreeMap;
+
+impl Shard {
+    /// Takes over the tenants' eras. Blocks of older eras and of unknown tenants do not exist from now on; their frames
+    /// come back as [`Shard::tend`] gets to them.
+    pub fn set_tenants(&mut self, tenants: BTreeMap<TenantId, Era>) {
+        let ended = self.tenants.iter().any(|(tenant, era)| tenants.get(tenant) != Some(era));
+        self.tenants = tenants;
+        if ended {
+            self.sweep = Some(0);
+        }
+    }
+
+    /// Returns the figures of the tenants that use most of it, at most so many, in the order of their ids.
+    pub fn tenant_loads(&self, limit: usize) -> Vec<(TenantId, TenantLoad)> {
+        load::most(self.loads.iter().map(|(tenant, load)| (*tenant, *load)).collect(), limit)
+    }
+
+    /// Finds the tenant's record of a key, filling or resident. What another tenant holds under it is not found.
+    pub(super) fn find(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
+        self.index.find(key, |owner| self.owners.of(owner).0 == tenant)
+    }
+
+    /// Returns a tenant's figures, to count in. There are no more of them than tenants were ever named by a map.
+    pub(super) fn load_of(&mut self, tenant: TenantId) -> &mut TenantLoad {
+        self.loads.entry(tenant).or_default()
+    }
+
+    /// Counts a block that is resident from now on, or is no longer, where it is.
+    pub(super) fn count_resident(&mut self, at: u32, by: i64) {
+        let record = &self.index.records[at as usize];
+        let (tenant, _) = self.owners.of(record.owner);
+        let (tier, bytes) = (record.tier, self.config.classes[usize::from(record.class)]);
+        let figures = self.stats.tier(tier);
+        figures.blocks = figures.blocks.wrapping_add_signed(by);
+        let load = self.load_of(tenant);
+        let (blocks, used_bytes) = (&mut load.blocks[tier as usize], &mut load.used_bytes[tier as usize]);
+        *blocks = blocks.wrapping_add_signed(by);
+        *used_bytes = used_bytes.wrapping_add_signed(by.wrapping_mul(bytes as i64));
+    }
+}

@@ -1,0 +1,125 @@
+//! What tenants' rules mean for one device: which tenants its shard keeps apart, and its part of what they are promised.
+
+use crate::view::Serving;
+use kvhive_cache::Rules;
+use kvhive_protocol::map::DeviceDescription;
+use kvhive_protocol::{DeviceId, Strategy, TenantId};
+use std::collections::BTreeMap;
+
+/// Returns the rules of the tenants that device `index` of this node keeps apart; `strategy` is the node's own.
+pub(crate) fn kept_apart(serving: &Serving, index: u16, strategy: Strategy) -> BTreeMap<TenantId, Rules> {
+    let device = DeviceId::new(serving.member, index);
+    let in_device = Share::of(serving, device, |described| described.device_bytes);
+    let in_host = Share::of(serving, device, |described| described.host_bytes);
+    let apart = serving.map.tenants.iter().filter(|(_, tenant)| tenant.rules.is_kept_apart());
+    let rules = apart.map(|(id, tenant)| {
+        let rules = &tenant.rules;
+        let quota = [
+            rules.device_quota_bytes.map(|bytes| in_device.part(bytes)),
+            rules.host_quota_bytes.map(|bytes| in_host.part(bytes)),
+            None,
+        ];
+        (*id, Rules { strategy: rules.strategy.unwrap_or(strategy), quota })
+    });
+    rules.collect()
+}
+
+/// A device's bytes of one tier, and those of all devices that are up.
+struct Share {
+    own: u64,
+    whole: u128,
+}
+
+impl Share {
+    fn of(serving: &Serving, device: DeviceId, bytes: impl Fn(&DeviceDescription) -> u64) -> Share {
+        let mut share = Share { own: 0, whole: 0 };
+        for (id, described) in serving.map.devices_up() {
+            let bytes = bytes(described);
+            share.whole += u128::from(bytes);
+            if id == device {
+                share.own = bytes;
+            }
+        }
+        share
+    }
+
+    /// Returns the device's part of what is promised over all of them: by its size, as blocks are placed.
+    fn part(&self, promised: u64) -> u64 {
+        let part = u128::from(promised) * u128::from(self.own) / self.whole.max(1);
+        u64::try_from(part).expect("a device has no more than all of them have")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::data::Ack;
+    use kvhive_protocol::map::{Member, Settings, Tenant};
+    use kvhive_protocol::{
+        ClusterId, ClusterMap, Epoch, Era, Generation, MemberId, MemberState, TenantRules,
+    };
+    use std::sync::Arc;
+
+    fn member(state: MemberState, devices: &[(u64, u64)]) -> Member {
+        let described = |(device_bytes, host_bytes): &(u64, u64)| DeviceDescription {
+            kind: "host".into(),
+            device_bytes: *device_bytes,
+            host_bytes: *host_bytes,
+        };
+        Member {
+            name: "node".into(),
+            generation: Generation(1),
+            state,
+            data_address: String::new(),
+            metrics_address: String::new(),
+            labels: BTreeMap::new(),
+            devices: devices.iter().map(described).collect(),
+        }
+    }
+
+    fn serving(rules: &[TenantRules]) -> Serving {
+        let tenant =
+            |rules: &TenantRules| Tenant { name: String::new(), era: Era(1), secret: [0; 32], rules: *rules };
+        let map = ClusterMap {
+            cluster: ClusterId(1),
+            name: "test".into(),
+            epoch: Epoch(1),
+            settings: Settings {
+                replicas: 1,
+                segment_blocks: 16,
+                ack: Ack::Primary,
+                lease_ms: 1000,
+                heartbeat_ms: 200,
+            },
+            members: BTreeMap::from([
+                (MemberId(1), member(MemberState::Up, &[(100, 0), (300, 50)])),
+                (MemberId(2), member(MemberState::Up, &[(400, 150)])),
+                (MemberId(3), member(MemberState::Down, &[(1 << 40, 1 << 40)])),
+            ]),
+            slots: Arc::default(),
+            held: Arc::default(),
+            tenants: (1..).map(TenantId).zip(rules.iter().map(tenant)).collect(),
+        };
+        Serving { map: Arc::new(map), member: MemberId(1) }
+    }
+
+    #[test]
+    fn each_device_promises_its_part_by_size_of_what_is_up() {
+        let none = TenantRules::default();
+        let serving = serving(&[
+            none,
+            TenantRules { device_quota_bytes: Some(80), host_quota_bytes: Some(1 << 60), ..none },
+            TenantRules { strategy: Some(Strategy::Sieve), ..none },
+            TenantRules { quantization_bits: Some(4), ..none },
+        ]);
+        let quota = |device, host| Rules { strategy: Strategy::Lfu, quota: [Some(device), Some(host), None] };
+        let sieve = Rules::new(Strategy::Sieve);
+        for (index, device, host) in [(0, 10, 0), (1, 30, 1 << 58)] {
+            let expected = BTreeMap::from([(TenantId(2), quota(device, host)), (TenantId(3), sieve)]);
+            assert_eq!(kept_apart(&serving, index, Strategy::Lfu), expected);
+        }
+        let other = Serving { member: MemberId(2), ..serving };
+        let of_other = kept_apart(&other, 0, Strategy::Lfu);
+        assert_eq!(of_other[&TenantId(2)], quota(40, 3 << 58));
+    }
+}

@@ -1,0 +1,205 @@
+//! Tenants with rules of their own on one node: what a change of rules leaves untouched, what a promise is worth.
+
+use super::asker::{Asker, Block, kept};
+use super::coordinator::{FakeCoordinator, TENANT};
+use super::{KIB, Setup, eventually};
+use crate::NodeHandle;
+use kvhive_protocol::data::Ack;
+use kvhive_protocol::load::TenantLoad;
+use kvhive_protocol::map::Tenant;
+use kvhive_protocol::{Era, Strategy, TenantId, TenantRules};
+
+const OTHER: TenantId = TenantId(2);
+const FRAME: usize = 64 * KIB;
+
+fn add_other(coordinator: &FakeCoordinator, rules: TenantRules) {
+    let other = Tenant { name: "other".into(), era: Era(1), secret: [8; 32], rules };
+    coordinator.change(|map| drop(map.tenants.insert(OTHER, other)));
+}
+
+fn set_rules(coordinator: &FakeCoordinator, tenant: TenantId, rules: TenantRules) {
+    coordinator.change(|map| map.tenants.get_mut(&tenant).expect("it is there").rules = rules);
+}
+
+/// Waits until the node has told the coordinator that it serves by the map of now.
+async fn has_adopted(coordinator: &FakeCoordinator, node: &NodeHandle) {
+    let (member, epoch) = (node.member().expect("it is a member"), coordinator.epoch());
+    eventually("the node serves by the new map", || coordinator.has_confirmed(member, epoch)).await;
+}
+
+fn block_of(tenant: TenantId, number: u64) -> Block {
+    let mut block = Block::new(number, FRAME);
+    block.header.tenant = tenant;
+    block
+}
+
+async fn store(client: &mut Asker, tenant: TenantId, number: u64) {
+    client.tenant = tenant;
+    // As engines do: what is stored was looked for before.
+    assert_eq!(client.covered(&[number]).await, Ok(0));
+    assert_eq!(client.store(&[block_of(tenant, number)], Ack::Primary).await, Ok(vec![kept(1)]));
+}
+
+/// Says how many of these the node has.
+async fn present(client: &mut Asker, tenant: TenantId, numbers: std::ops::Range<u64>) -> usize {
+    client.tenant = tenant;
+    let mut count = 0;
+    for number in numbers {
+        let found = client.fetch(&[number]).await.expect("the node serves");
+        if let Some(bytes) = &found[0] {
+            assert!(*bytes == block_of(tenant, number).bytes, "block {number} of {tenant}");
+            count += 1;
+        }
+    }
+    count
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_block_is_lost_when_a_tenants_strategy_changes_while_the_node_serves() {
+    let setup = Setup { device_frames: 24, ..Setup::default() };
+    let (coordinator, node) = setup.one().await;
+    add_other(&coordinator, TenantRules::default());
+    has_adopted(&coordinator, &node).await;
+    let mut client = node.ask().await;
+    for number in 0..10 {
+        store(&mut client, TENANT, number).await;
+        store(&mut client, OTHER, 100 + number).await;
+    }
+    for strategy in Strategy::ALL.map(Some).into_iter().chain([None]) {
+        set_rules(&coordinator, OTHER, TenantRules { strategy, ..TenantRules::default() });
+        has_adopted(&coordinator, &node).await;
+        assert_eq!(present(&mut client, TENANT, 0..10).await, 10, "{strategy:?}");
+        assert_eq!(present(&mut client, OTHER, 100..110).await, 10, "{strategy:?}");
+    }
+    let stats = node.shard_stats().await;
+    assert_eq!((stats.evicted, stats.blocks()), (0, 20));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_one_tenant_leaves_another_what_it_was_promised() {
+    let setup = Setup { device_frames: 16, ..Setup::default() };
+    let (coordinator, node) = setup.one().await;
+    // Half of the node.
+    let promised = TenantRules { device_quota_bytes: Some(8 * FRAME as u64), ..TenantRules::default() };
+    add_other(&coordinator, promised);
+    has_adopted(&coordinator, &node).await;
+    let mut client = node.ask().await;
+    for number in 0..8 {
+        store(&mut client, OTHER, 100 + number).await;
+    }
+    for number in 0..100 {
+        store(&mut client, TENANT, number).await;
+    }
+    assert_eq!(present(&mut client, OTHER, 100..108).await, 8);
+    assert_eq!(present(&mut client, TENANT, 92..100).await, 8, "the rest is the flood's");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promised_room_that_is_idle_is_lent_and_taken_back_when_it_is_needed() {
+    let setup = Setup { device_frames: 16, ..Setup::default() };
+    let (coordinator, node) = setup.one().await;
+    let promised = TenantRules { device_quota_bytes: Some(8 * FRAME as u64), ..TenantRules::default() };
+    add_other(&coordinator, promised);
+    has_adopted(&coordinator, &node).await;
+    let mut client = node.ask().await;
+    for number in 0..16 {
+        store(&mut client, TENANT, number).await;
+    }
+    assert_eq!(present(&mut client, TENANT, 0..16).await, 16, "nobody else wanted the room");
+    for number in 0..24 {
+        store(&mut client, OTHER, 100 + number).await;
+    }
+    assert_eq!(
+        present(&mut client, OTHER, 100..124).await,
+        8,
+        "it got back what it was promised, and no more"
+    );
+    assert_eq!(present(&mut client, TENANT, 0..16).await, 8);
+    // A promise that ends is nobody's.
+    set_rules(&coordinator, OTHER, TenantRules::default());
+    has_adopted(&coordinator, &node).await;
+    for number in 16..40 {
+        store(&mut client, TENANT, number).await;
+    }
+    assert_eq!(present(&mut client, OTHER, 100..124).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_with_a_strategy_and_no_promise_competes_like_anybody_else() {
+    let setup = Setup { device_frames: 16, ..Setup::default() };
+    let (coordinator, node) = setup.one().await;
+    add_other(&coordinator, TenantRules { strategy: Some(Strategy::Sieve), ..TenantRules::default() });
+    has_adopted(&coordinator, &node).await;
+    let mut client = node.ask().await;
+    for number in 0..16 {
+        store(&mut client, TENANT, number).await;
+    }
+    for number in 100..112 {
+        store(&mut client, OTHER, number).await;
+    }
+    assert_eq!(present(&mut client, OTHER, 100..112).await, 12, "what was there before is older");
+    for number in 16..32 {
+        store(&mut client, TENANT, number).await;
+    }
+    assert_eq!(present(&mut client, OTHER, 100..112).await, 0, "and so is this by now");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_tenant_holds_is_to_another_as_if_nobody_held_it() {
+    let (coordinator, node) = Setup::default().one().await;
+    add_other(&coordinator, TenantRules::default());
+    has_adopted(&coordinator, &node).await;
+    let mut client = node.ask().await;
+    store(&mut client, TENANT, 1).await;
+    // Key 1 is the first tenant's, key 2 nobody's.
+    client.tenant = OTHER;
+    assert_eq!((client.covered(&[1]).await, client.covered(&[2]).await), (Ok(0), Ok(0)));
+    assert_eq!(client.fetch(&[1, 2]).await, Ok(vec![None, None]));
+    let own = [1, 2].map(|number| {
+        let mut block = Block::new(number + 50, FRAME);
+        (block.header.key, block.header.tenant) = (Block::new(number, 1).header.key, OTHER);
+        block
+    });
+    assert_eq!(client.store(&own, Ack::Primary).await, Ok(vec![kept(1); 2]));
+    let found = client.fetch(&[1, 2]).await;
+    assert!(found == Ok(own.map(|block| Some(block.bytes)).to_vec()), "each has its own bytes under the key");
+    assert_eq!(present(&mut client, TENANT, 1..2).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_for_each_tenant_is_counted_and_told() {
+    let setup = Setup { device_frames: 4, ..Setup::default() };
+    let (coordinator, node) = setup.one().await;
+    add_other(&coordinator, TenantRules::default());
+    has_adopted(&coordinator, &node).await;
+    let mut client = node.ask().await;
+    for number in 0..3 {
+        store(&mut client, TENANT, number).await;
+    }
+    for number in 100..102 {
+        store(&mut client, OTHER, number).await;
+    }
+    assert_eq!(present(&mut client, OTHER, 99..102).await, 2);
+    let expected = |blocks, stored, evicted, hits| TenantLoad {
+        blocks: [blocks, 0, 0],
+        used_bytes: [blocks * FRAME as u64, 0, 0],
+        matched_keys: stored,
+        fetched_blocks: hits,
+        missed_blocks: u64::from(hits > 0),
+        stored_blocks: stored,
+        evicted_blocks: evicted,
+        ..TenantLoad::default()
+    };
+    let reported = [(TENANT, expected(2, 3, 1, 0)), (OTHER, expected(2, 2, 0, 2))];
+    eventually("a heartbeat says so", || coordinator.tenants() == reported).await;
+    let metrics = super::life::get(node.metrics_address(), "/metrics").await;
+    for line in [
+        "kvhive_node_tenant_used_bytes{tenant=\"other\",tier=\"device\"} 131072",
+        "kvhive_node_tenant_hits_total{tenant=\"other\"} 2",
+        "kvhive_node_tenant_misses_total{tenant=\"other\"} 1",
+        "kvhive_node_tenant_evicted_blocks_total{tenant=\"default\"} 1",
+        "kvhive_node_tenant_stored_blocks_total{tenant=\"default\"} 3",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+}

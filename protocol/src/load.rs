@@ -1,0 +1,118 @@
+//! What devices report of tenants: figures that add up over devices.
+
+use crate::ids::TenantId;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The most tenants that one device reports: those that use most of it.
+pub const MAX_TENANT_LOADS: usize = 256;
+/// The most tenants whose sums an overview carries.
+pub const MAX_TENANT_SUMS: usize = 4096;
+
+/// What a device holds of one tenant and has done for it. Counters count since the device's start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TenantLoad {
+    /// Resident blocks per tier, fastest first: device, host, disk.
+    pub blocks: [u64; 3],
+    /// Bytes of their frames per tier.
+    pub used_bytes: [u64; 3],
+    /// Keys asked by match.
+    pub matched_keys: u64,
+    /// Keys of those that were covered.
+    pub covered_keys: u64,
+    /// Blocks given out.
+    pub fetched_blocks: u64,
+    /// Blocks asked for that were not there.
+    pub missed_blocks: u64,
+    /// Blocks taken in.
+    pub stored_blocks: u64,
+    /// Blocks evicted.
+    pub evicted_blocks: u64,
+    /// Blocks that were not taken in.
+    pub refused_blocks: u64,
+}
+
+impl TenantLoad {
+    /// Returns resident blocks of all tiers.
+    pub fn all_blocks(&self) -> u64 {
+        self.blocks.iter().sum()
+    }
+
+    /// Returns bytes of frames in use in all tiers.
+    pub fn all_bytes(&self) -> u64 {
+        self.used_bytes.iter().sum()
+    }
+
+    /// Adds another device's figures. Sums that pass any figure stay at the greatest.
+    pub fn add(&mut self, other: &TenantLoad) {
+        for (sum, more) in self.blocks.iter_mut().zip(other.blocks) {
+            *sum = sum.saturating_add(more);
+        }
+        for (sum, more) in self.used_bytes.iter_mut().zip(other.used_bytes) {
+            *sum = sum.saturating_add(more);
+        }
+        for (sum, more) in [
+            (&mut self.matched_keys, other.matched_keys),
+            (&mut self.covered_keys, other.covered_keys),
+            (&mut self.fetched_blocks, other.fetched_blocks),
+            (&mut self.missed_blocks, other.missed_blocks),
+            (&mut self.stored_blocks, other.stored_blocks),
+            (&mut self.evicted_blocks, other.evicted_blocks),
+            (&mut self.refused_blocks, other.refused_blocks),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
+
+    /// Sums up what several devices report, for the tenants that use most, in the order of their ids.
+    pub fn sums<'a>(
+        reports: impl Iterator<Item = &'a (TenantId, TenantLoad)>,
+        limit: usize,
+    ) -> Vec<(TenantId, TenantLoad)> {
+        let mut sums: BTreeMap<TenantId, TenantLoad> = BTreeMap::new();
+        for (tenant, load) in reports {
+            sums.entry(*tenant).or_default().add(load);
+        }
+        most(sums.into_iter().collect(), limit)
+    }
+}
+
+/// Returns the tenants that use most bytes, or ask most, in the order of their ids.
+pub fn most(mut loads: Vec<(TenantId, TenantLoad)>, limit: usize) -> Vec<(TenantId, TenantLoad)> {
+    if loads.len() > limit {
+        let rank = |(tenant, load): &(TenantId, TenantLoad)| {
+            (std::cmp::Reverse((load.all_bytes(), load.matched_keys)), *tenant)
+        };
+        loads.select_nth_unstable_by_key(limit, rank);
+        loads.truncate(limit);
+    }
+    loads.sort_unstable_by_key(|(tenant, _)| *tenant);
+    loads
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(bytes: u64) -> TenantLoad {
+        TenantLoad { used_bytes: [bytes, 0, 1], blocks: [1, 0, 1], matched_keys: 5, ..TenantLoad::default() }
+    }
+
+    #[test]
+    fn reports_of_several_devices_add_up_and_who_uses_least_is_left_out() {
+        let reports = [(TenantId(3), load(10)), (TenantId(1), load(5)), (TenantId(2), load(7))];
+        let again = [(TenantId(1), load(5))];
+        let sums = TenantLoad::sums(reports.iter().chain(&again), 2);
+        let one = TenantLoad {
+            used_bytes: [10, 0, 2],
+            blocks: [2, 0, 2],
+            matched_keys: 10,
+            ..TenantLoad::default()
+        };
+        assert_eq!(sums, [(TenantId(1), one), (TenantId(3), load(10))]);
+        assert_eq!((sums[0].1.all_bytes(), sums[0].1.all_blocks()), (12, 4));
+        let mut most = load(u64::MAX);
+        most.add(&load(1));
+        assert_eq!(most.used_bytes, [u64::MAX, 0, 2]);
+    }
+}

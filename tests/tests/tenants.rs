@@ -1,0 +1,104 @@
+//! Tenants on a cluster of real processes: rules that operators say reach nodes and clients, and hold.
+
+use kvhive_client::{Client, FetchOutcome, NamespaceClient, StoreOptions};
+use kvhive_protocol::{AxisOrder, Dtype, Layout};
+use kvhive_tests::Cluster;
+use serde_json::json;
+
+/// Blocks of 16 KiB.
+const LAYOUT: Layout = Layout {
+    layers: 2,
+    kv_heads: 2,
+    head_dim: 64,
+    tokens: 16,
+    dtype: Dtype::F16,
+    order: AxisOrder::LayersFirst,
+};
+const BLOCKS: usize = 32;
+
+fn open(client: &Client, tenant: &str) -> NamespaceClient {
+    client.namespace(tenant, "model@1", LAYOUT, 0).expect("the tenant is there")
+}
+
+fn tensor(at: usize) -> Vec<u8> {
+    // The upper bytes of ordinary fp16 numbers.
+    (0..LAYOUT.block_bytes().expect("small"))
+        .map(|byte| if byte % 2 == 0 { (byte as usize * 7 + at) as u8 } else { 0x3C })
+        .collect()
+}
+
+/// Stores a prefix named by a number; returns how many of its blocks were taken.
+async fn store(blocks: &NamespaceClient, name: u32) -> usize {
+    let prefix = blocks.keys(&vec![name; BLOCKS * 16]);
+    let tensors: Vec<Vec<u8>> = (0..BLOCKS).map(tensor).collect();
+    let tensors: Vec<&[u8]> = tensors.iter().map(Vec::as_slice).collect();
+    let report = blocks.store(&prefix, 0..BLOCKS, &tensors, StoreOptions::default()).await;
+    report.expect("range and blocks fit").acknowledged()
+}
+
+/// Fetches a prefix; returns the bytes that each of its blocks that are there was sent as.
+async fn fetch(blocks: &NamespaceClient, name: u32) -> Vec<u64> {
+    let prefix = blocks.keys(&vec![name; BLOCKS * 16]);
+    let mut memory = vec![vec![0; blocks.block_bytes() as usize]; BLOCKS];
+    let mut targets: Vec<&mut [u8]> = memory.iter_mut().map(Vec::as_mut_slice).collect();
+    let report = blocks.fetch_into(&prefix, 0..BLOCKS, &mut targets).await.expect("range and memory fit");
+    let sent = report.outcomes.iter().filter_map(|outcome| match outcome {
+        FetchOutcome::Loaded(loaded) => Some(loaded.stored_bytes()),
+        FetchOutcome::Missed(_) => None,
+    });
+    sent.collect()
+}
+
+#[test]
+fn a_tenant_has_its_room_its_codec_and_its_guests_and_another_finds_nothing() {
+    let cluster = Cluster::start(&[
+        "--nodes",
+        "2",
+        "--device-memory",
+        "4MiB",
+        "--host-memory",
+        "0",
+        "--block-size",
+        "16KiB",
+    ]);
+    // A quarter of the four devices, each with both of a block's copies counted.
+    for words in [
+        &["tenants", "create", "search", "--device-quota", "4MiB", "--strategy", "adaptive"][..],
+        &["tenants", "create", "guest", "--shares-with", "search"],
+        &["tenants", "create", "rival"],
+    ] {
+        cluster.json(words).expect("it is made");
+    }
+    let client = cluster.client();
+    let [search, guest, rival] = ["search", "guest", "rival"].map(|tenant| open(&client, tenant));
+    assert_eq!(cluster.wait(store(&search, 1)), BLOCKS);
+    assert_eq!(cluster.wait(fetch(&guest, 1)), vec![16 * 1024; BLOCKS], "a guest finds what is there, raw");
+    assert_eq!(cluster.wait(fetch(&rival, 1)), Vec::<u64>::new(), "another's keys are others");
+
+    for name in 100..160 {
+        cluster.wait(store(&rival, name));
+    }
+    assert_eq!(cluster.wait(fetch(&search, 1)).len(), BLOCKS, "a flood takes nothing of what was promised");
+
+    let set = cluster.json(&["tenants", "set", "search", "--quantization-bits", "4", "--reset", "strategy"]);
+    let set = set.expect("it is changed");
+    assert_eq!((&set["strategy"], &set["quantization_bits"]), (&json!(null), &json!(4)));
+    cluster.wait(client.refresh()).expect("a coordinator answers");
+    assert_eq!(cluster.wait(store(&guest, 2)), BLOCKS);
+    let sent = cluster.wait(fetch(&search, 2));
+    assert!(sent.len() == BLOCKS && sent.iter().all(|bytes| *bytes < 5 * 1024), "{sent:?}");
+    assert_eq!(
+        cluster.wait(fetch(&search, 1)),
+        vec![16 * 1024; BLOCKS],
+        "what was stored before stays as it is"
+    );
+
+    let shown = cluster.until("its figures are reported", || {
+        let shown = cluster.json(&["tenants", "show", "search"]).ok()?;
+        (shown["stored_blocks"].as_u64()? >= 2 * BLOCKS as u64).then_some(shown)
+    });
+    assert!(shown["used_bytes"].as_u64() > Some(0) && shown["fetched_blocks"].as_u64() > Some(0), "{shown}");
+    assert!(cluster.json(&["tenants", "clear", "guest"]).is_err(), "it has nothing of its own");
+    cluster.json(&["tenants", "clear", "search"]).expect("it is cleared");
+    assert_eq!(cluster.wait(fetch(&guest, 1)), Vec::<u64>::new(), "for its guests too");
+}
