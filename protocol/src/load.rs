@@ -35,12 +35,12 @@ pub struct TenantLoad {
 impl TenantLoad {
     /// Returns resident blocks of all tiers.
     pub fn all_blocks(&self) -> u64 {
-        self.blocks.iter().sum()
+        self.blocks.iter().copied().fold(0, u64::saturating_add)
     }
 
     /// Returns bytes of frames in use in all tiers.
     pub fn all_bytes(&self) -> u64 {
-        self.used_bytes.iter().sum()
+        self.used_bytes.iter().copied().fold(0, u64::saturating_add)
     }
 
     /// Adds another device's figures. Sums that pass any figure stay at the greatest.

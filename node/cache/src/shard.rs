@@ -225,6 +225,8 @@ impl Shard {
         self.writes += 1;
         // What is being written counts: a slot that is about to be moved must not look empty because of it.
         self.occupied[usize::from(slot.0)] += 1;
+        // Only now that its parent has a child: before, that could be what leaves.
+        self.move_down_early(now, class, effects);
         let generation = self.index.records[at as usize].generation;
         Ok(Reserve::Take { ticket: WriteTicket { index: at, generation }, tier, class: usize::from(class) })
     }

@@ -391,6 +391,21 @@ fn a_block_that_was_never_used_does_not_go_to_a_disk_that_wants_used_ones() {
 }
 
 #[test]
+fn a_store_does_not_push_out_the_block_that_it_follows() {
+    let mut scene = Scenario::over(&[4], &[0], &[8], 750);
+    scene.shard = {
+        let mut shard = Shard::new(ShardConfig { unused_to_disk: false, ..scene.config.clone() });
+        shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
+        shard
+    };
+    // Never used again, so the coldest and not admitted to the disk, when its child comes.
+    scene.store(1, None, 0);
+    scene.store(2, Some(1), 1);
+    scene.shard.invariants().expect("a block is no child of its own");
+    assert_eq!(scene.resident(1..3), vec![1, 2]);
+}
+
+#[test]
 fn blocks_come_back_from_disk_with_their_prefixes() {
     let mut scene = Scenario::over(&[2], &[0], &[4], 0);
     for number in 0..3 {

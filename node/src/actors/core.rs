@@ -16,7 +16,7 @@ use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Refusal, Run, StoreBlock};
 use kvhive_protocol::load::MAX_TENANT_LOADS;
-use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, Slot, TenantId};
+use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, SLOTS, Slot, TenantId};
 use kvhive_runtime::Reply;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -341,6 +341,12 @@ impl DeviceCore {
         (Sealed::Visible(guard), Some(id))
     }
 
+    /// Says which slots have blocks here; any may, until what is on disk is known.
+    fn occupied(&self) -> Vec<u8> {
+        let is_known = self.disk.as_ref().is_none_or(|disk| disk.is_restored);
+        if is_known { self.shard.occupied() } else { vec![0xFF; usize::from(SLOTS) / 8] }
+    }
+
     fn load(&self) -> (DeviceLoad, ShardStats) {
         let stats = self.shard.stats();
         let load = DeviceLoad {
@@ -353,7 +359,7 @@ impl DeviceCore {
             stored_blocks: stats.stored,
             evicted_blocks: stats.evicted,
             tenants: self.shard.tenant_loads(MAX_TENANT_LOADS),
-            occupied: self.shard.occupied(),
+            occupied: self.occupied(),
         };
         (load, stats)
     }

@@ -53,12 +53,12 @@ impl Keeper {
         let Some(serving) = self.view.serving() else { return };
         let tenants = serving.map.tenants.iter();
         let tenants = tenants.map(|(id, tenant)| (*id, (tenant.era, tenant_mark(&tenant.secret)))).collect();
-        let mut found = self.store.scan(&tenants).await;
+        let found = self.store.scan(&tenants).await;
         let mut restored = 0;
         let records = found.len();
-        while !found.is_empty() {
-            let rest = found.split_off(found.len().min(BATCH));
-            let batch = std::mem::replace(&mut found, rest);
+        let mut found = found.into_iter();
+        while found.len() > 0 {
+            let batch = found.by_ref().take(BATCH).collect();
             let taken = self.device.ask(LIMIT, |reply| DeviceMessage::Restore { found: batch, reply }).await;
             // A device that panicked, or did not answer, is asked again what it awaits.
             let Ok(taken) = taken else { return };

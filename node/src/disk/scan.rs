@@ -54,9 +54,11 @@ impl Store {
         self.go_on_after(last);
         let all = found.len();
         found.sort_unstable_by_key(|one: &Found| {
-            (one.header.block.header.key, std::cmp::Reverse(one.header.sequence))
+            let header = &one.header.block.header;
+            (header.tenant, header.key, std::cmp::Reverse(one.header.sequence))
         });
-        found.dedup_by_key(|one| one.header.block.header.key);
+        // A key is a tenant's own: another's record of it is another block.
+        found.dedup_by_key(|one| (one.header.block.header.tenant, one.header.block.header.key));
         add(&self.figures.ended, (all - found.len()) as u64);
         found.sort_by_key(|one| one.header.block.header.depth);
         found

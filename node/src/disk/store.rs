@@ -301,7 +301,8 @@ impl Store {
 
     /// Tries a closed disk when it is time to.
     pub(super) async fn probe_if_due(self: &Arc<Self>) {
-        if !self.health().is_due(self.view.now()) {
+        // Before what is there is known, any place may hold a record, which a probe would write over.
+        if !self.is_known.load(Ordering::Relaxed) || !self.health().is_due(self.view.now()) {
             return;
         }
         let Some(_writing) = Writing::begin(self) else { return };

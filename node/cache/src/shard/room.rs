@@ -42,7 +42,6 @@ impl Shard {
                 self.shrink_cold(class, effects);
                 // What is kept free below is kept free by what leaves the pool, wherever that is worth least.
                 self.keep_some_free(now, party, class, visit, effects);
-                self.move_down_early(now, class, effects);
                 return Ok((tier, class));
             }
         }
@@ -54,7 +53,6 @@ impl Shard {
                     self.evict(at, effects);
                     let taken = self.take(tier, class, party);
                     self.shrink_cold(class, effects);
-                    self.move_down_early(now, class, effects);
                     debug_assert!(taken, "a victim without readers frees its frame");
                     return if taken { Ok((tier, class)) } else { Err(Refusal::NoRoom) };
                 }
