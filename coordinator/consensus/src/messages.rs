@@ -10,7 +10,7 @@ pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 pub const MAX_SNAPSHOT_BYTES: usize = MAX_MESSAGE_BYTES - (1 << 20);
 /// The largest proposal that may be configured, in bytes.
 pub const MAX_PROPOSAL_BYTES: usize = 8 << 20;
-/// The largest append, in bytes: raft closes one with the entry that passes [`MAX_APPEND_BYTES`]. A log must take as many
+/// The largest append, in bytes: raft closes one with the entry that passes 1 MiB. A log must take as many
 /// entries at once.
 pub const MAX_APPEND_MESSAGE_BYTES: usize = MAX_PROPOSAL_BYTES + MAX_APPEND_BYTES as usize + (1 << 20);
 /// Bytes of entries in one append, unless a single entry has more.
