@@ -203,11 +203,15 @@ fn arbiters_bear_their_names() {
 fn shutdown_runs_its_stages_in_order_and_leaves_behind_what_hangs() {
     let runtime = runtime();
     let done: Arc<Mutex<Vec<&str>>> = Arc::default();
-    for (stage, name) in [(Stage::DrainRequests, "requests"), (Stage::StopAccepting, "listeners")] {
+    for (stage, name) in [
+        (Stage::CloseDisks, "disks"),
+        (Stage::DrainRequests, "requests"),
+        (Stage::StopAccepting, "listeners"),
+    ] {
         let done = done.clone();
         runtime.on_shutdown().at(stage, name, async move { done.lock().expect("no panic").push(name) });
     }
-    runtime.on_shutdown().at(Stage::CloseDisks, "hangs", std::future::pending());
+    runtime.on_shutdown().at(Stage::DrainRequests, "hangs", std::future::pending());
     runtime.shutdown(Duration::from_millis(200));
     assert_eq!(*done.lock().expect("no panic"), ["listeners", "requests", "disks"]);
 }
