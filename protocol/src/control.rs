@@ -4,7 +4,7 @@ use crate::data::Ack;
 use crate::error::WireError;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 use crate::load::TenantLoad;
-use crate::map::{ClusterMap, DeviceDescription, Settings};
+use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -117,6 +117,8 @@ pub struct DeviceLoad {
     ///
     /// [`MAX_TENANT_LOADS`]: crate::load::MAX_TENANT_LOADS
     pub tenants: Vec<(TenantId, TenantLoad)>,
+    /// Replicas of slots whose primary this device is that have been given all that it holds, by the map of the heartbeat.
+    pub filled: Vec<(Slot, DeviceId)>,
     /// One bit a slot: whether any block of it is resident or being written. `SLOTS / 8` bytes, or empty for none.
     #[serde(with = "serde_bytes")]
     pub occupied: Vec<u8>,
@@ -183,6 +185,17 @@ pub struct CoordinatorStatus {
     pub epoch: Epoch,
 }
 
+/// Where one slot is to be. A device that is no replica of it yet comes to lack its blocks, so a block is somewhere at any time.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Placing {
+    /// Which.
+    pub slot: Slot,
+    /// Its replicas, the primary first: one that has been its replica before and lacks nothing.
+    pub set: Vec<DeviceId>,
+    /// Those of them that lack older blocks; all others are taken to have them.
+    pub filling: Filling,
+}
+
 /// A change of the cluster's memory of itself: an entry of the raft log.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
@@ -227,15 +240,19 @@ pub enum Command {
         /// Whose.
         tenant: TenantId,
     },
-    /// New places for some slots, planned on the map of epoch `based_on`; refused when the map has moved on. A slot is held
-    /// first, and only one that is held is moved.
+    /// New places for some slots, planned on the map of epoch `based_on`; refused when the map has moved on.
     PlaceSlots {
         /// The epoch that was planned on.
         based_on: Epoch,
-        /// The slots and their new replica sets; each is held in the map of that epoch.
-        changes: Vec<(Slot, Vec<DeviceId>)>,
-        /// The slots that are held from now on, instead of those held before; ascending.
-        held: Vec<Slot>,
+        /// The slots and where they are from then on, each once.
+        changes: Vec<Placing>,
+    },
+    /// Begins to empty a member, or ends that.
+    SetDrains {
+        /// Which.
+        member: MemberId,
+        /// Whether it is to be emptied.
+        drains: bool,
     },
     /// Changes the default acknowledgement of stores.
     SetAck {
@@ -262,6 +279,7 @@ impl Command {
             Command::CreateTenant { .. } => "create-tenant",
             Command::ClearTenant { .. } => "clear-tenant",
             Command::PlaceSlots { .. } => "place-slots",
+            Command::SetDrains { .. } => "set-drains",
             Command::SetAck { .. } => "set-ack",
             Command::SetTenantRules { .. } => "set-tenant-rules",
         }

@@ -25,7 +25,7 @@ pub use error::WireError;
 pub use ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 pub use key::{BlockKey, KeyList, Namespace, NamespaceKey};
 pub use layout::{AxisOrder, Dtype, Layout, LayoutFingerprint};
-pub use map::{ClusterMap, Member, MemberState, ReplicaSet, Tenant};
+pub use map::{ClusterMap, Filling, Member, MemberState, ReplicaSet, Tenant};
 pub use moment::Moment;
 pub use strategy::Strategy;
 pub use tenant::{Change, RulesChange, TenantRules};

@@ -6,7 +6,7 @@ use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, Slot, Te
 use crate::tenant::TenantRules;
 use crate::{BlockKey, SLOTS};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -69,6 +69,8 @@ pub struct Member {
     pub labels: BTreeMap<String, String>,
     /// Its devices, by index.
     pub devices: Vec<DeviceDescription>,
+    /// It is being emptied: no slot is wanted there any more, and those that are there leave with their blocks.
+    pub drains: bool,
 }
 
 /// The devices that a slot is placed on; the first is primary. Empty while no member is up.
@@ -85,6 +87,15 @@ impl ReplicaSet {
     pub fn contains(&self, device: DeviceId) -> bool {
         self.0.contains(&device)
     }
+}
+
+/// Replicas of one slot that have yet to be given its older blocks. New ones they get as every replica does.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Filling {
+    /// Which replicas, in the order in which they are filled.
+    pub devices: Vec<DeviceId>,
+    /// The slot's primary is giving the first of them what it holds.
+    pub streams: bool,
 }
 
 /// A tenant: whose blocks these are.
@@ -125,9 +136,8 @@ pub struct ClusterMap {
     pub members: BTreeMap<MemberId, Member>,
     /// One replica set a slot, [`SLOTS`] of them. Shared, so that a map is cheap to copy.
     pub slots: Arc<Vec<ReplicaSet>>,
-    /// Slots that take no new blocks for now: they are about to be moved, once whoever holds them has said under this hold
-    /// that nothing is there.
-    pub held: Arc<BTreeSet<Slot>>,
+    /// Slots of which some replicas lack older blocks. The primary never does.
+    pub filling: Arc<BTreeMap<Slot, Filling>>,
     /// Every tenant.
     pub tenants: BTreeMap<TenantId, Tenant>,
 }
@@ -137,6 +147,11 @@ impl ClusterMap {
     pub fn replicas(&self, slot: Slot) -> &ReplicaSet {
         static NOWHERE: ReplicaSet = ReplicaSet(Vec::new());
         self.slots.get(usize::from(slot.0)).unwrap_or(&NOWHERE)
+    }
+
+    /// Says whether `device` is a replica of `slot` that has yet to be given its older blocks.
+    pub fn is_filling(&self, slot: Slot, device: DeviceId) -> bool {
+        self.filling.get(&slot).is_some_and(|filling| filling.devices.contains(&device))
     }
 
     /// Returns where the segment with this home key is placed.
@@ -195,8 +210,8 @@ impl ClusterMap {
                 }
             }
         }
-        if let Some(slot) = self.held.iter().find(|slot| slot.0 >= SLOTS) {
-            return Err(format!("slot {slot} is held and does not exist"));
+        for (slot, filling) in self.filling.iter() {
+            self.check_filling(*slot, filling)?;
         }
         for (at, member) in self.members.values().enumerate() {
             if self.members.values().skip(at + 1).any(|other| other.name == member.name) {
@@ -213,5 +228,28 @@ impl ClusterMap {
             }
         }
         Ok(())
+    }
+
+    /// Checks what must hold of a slot's replicas that lack blocks: they are replicas, each once, and the primary is none of
+    /// them.
+    ///
+    /// # Errors
+    /// A sentence that says what does not hold.
+    pub fn check_filling(&self, slot: Slot, filling: &Filling) -> Result<(), String> {
+        let set = self.replicas(slot);
+        let is_one = |at: usize, device: &DeviceId| {
+            set.contains(*device)
+                && set.primary() != Some(*device)
+                && !filling.devices[..at].contains(device)
+        };
+        if slot.0 >= SLOTS || filling.devices.is_empty() {
+            return Err(format!("slot {slot} does not exist, or none of its replicas lacks blocks"));
+        }
+        match filling.devices.iter().enumerate().find(|(at, device)| !is_one(*at, device)) {
+            Some((_, device)) => {
+                Err(format!("device {device} lacks blocks of slot {slot} and is its primary, none of its replicas, or named twice"))
+            }
+            None => Ok(()),
+        }
     }
 }

@@ -196,5 +196,5 @@ fn is_up(member: &Member) -> bool {
 
 fn is_sound(load: &DeviceLoad) -> bool {
     let slots_fit = load.occupied.is_empty() || load.occupied.len() == usize::from(SLOTS / 8);
-    slots_fit && load.tenants.len() <= MAX_TENANT_LOADS
+    slots_fit && load.tenants.len() <= MAX_TENANT_LOADS && load.filled.len() <= usize::from(SLOTS)
 }

@@ -7,6 +7,7 @@
 mod dedupe;
 mod leases;
 mod log2;
+mod moves;
 mod overseer;
 pub mod placement;
 mod planner;
@@ -19,12 +20,12 @@ mod validate;
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
 pub use leases::grace;
 pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
-pub use planner::{Planner, imbalance};
+pub use planner::{Planner, Reports, imbalance};
 pub use registry::Registry;
 pub use repair::Repair;
 pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, SNAPSHOT_VERSION};
 pub use tenant_rules::check_rules;
 pub use validate::{
     HEARTBEAT_MS, LEASE_MS, MAX_ADDRESS_BYTES, MAX_LABEL_BYTES, MAX_MAP_BYTES, MAX_REPLICAS,
-    MAX_SEGMENT_BLOCKS, check_command, check_registration,
+    MAX_SEGMENT_BLOCKS, MAX_SET, check_command, check_registration,
 };

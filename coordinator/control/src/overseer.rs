@@ -2,10 +2,13 @@
 //! is complete. Nothing of it is replicated; a new leader starts with nothing and waits a full lease before it judges.
 
 use crate::leases::Leases;
-use crate::planner::Planner;
+use crate::planner::{Planner, Reports};
 use kvhive_protocol::control::{Command, DeviceLoad, Heartbeat};
-use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Moment, ReplicaSet, Slot, TenantId, WireError};
-use std::collections::{BTreeMap, BTreeSet};
+use kvhive_protocol::{
+    ClusterMap, DeviceId, Epoch, Filling, MemberId, MemberState, Moment, ReplicaSet, SLOTS, Slot, TenantId,
+    WireError,
+};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +26,10 @@ pub struct Tuning {
     pub repropose_at_most: Duration,
     /// How long between two plans.
     pub plan_every: Duration,
+    /// How long replicas that were lost may come back before others are given their blocks.
+    pub repair_after: Duration,
+    /// The most slots that one device gives away at a time.
+    pub streams: usize,
 }
 
 impl Default for Tuning {
@@ -31,6 +38,8 @@ impl Default for Tuning {
             repropose_after: Duration::from_millis(500),
             repropose_at_most: Duration::from_secs(8),
             plan_every: Duration::from_millis(250),
+            repair_after: Duration::from_secs(30),
+            streams: 64,
         }
     }
 }
@@ -117,30 +126,40 @@ struct Reign {
     /// The epoch last planned on, and until when that plan may be under way.
     planned: Option<(Epoch, Moment)>,
     placement: Option<Placement>,
+    /// Since when members are known to be down.
+    down: BTreeMap<MemberId, Moment>,
+    /// The epoch up to which that follows the map.
+    followed: Epoch,
 }
 
-/// Where slots are placed and which are held, as last seen.
+/// Where slots are placed and which replicas lack blocks, as last seen.
 #[derive(Clone)]
 struct Placement {
     slots: Arc<Vec<ReplicaSet>>,
-    held: Arc<BTreeSet<Slot>>,
-    /// Reports of older epochs say nothing of it.
-    epoch: Epoch,
-    since: Moment,
+    filling: Arc<BTreeMap<Slot, Filling>>,
+    /// For each slot: since which epoch it is placed so, of which older reports say nothing, and since when.
+    since: Vec<(Epoch, Moment)>,
 }
 
 impl Overseer {
     /// Makes an overseer that does not lead.
     pub fn new(tuning: Tuning) -> Self {
-        Overseer { tuning, planner: Planner::new(), counters: Counters::default(), reign: None }
+        Overseer { tuning, planner: Planner::new(tuning.streams), counters: Counters::default(), reign: None }
     }
 
     /// Starts to lead: every member that is up may hold a lease granted by the leader before, so none is declared down
     /// within a full grace from now. `map` is what this coordinator has applied so far, if any; it may be behind.
     pub fn became_leader(&mut self, now: Moment, map: Option<&ClusterMap>) {
         let leases = Leases::new(now);
-        let mut reign =
-            Reign { leases, clears: BTreeMap::new(), next_plan: now, planned: None, placement: None };
+        let mut reign = Reign {
+            leases,
+            clears: BTreeMap::new(),
+            next_plan: now,
+            planned: None,
+            placement: None,
+            down: BTreeMap::new(),
+            followed: Epoch(0),
+        };
         if let Some(map) = map {
             reign.follow(map);
         }
@@ -243,11 +262,42 @@ impl Overseer {
 impl Reign {
     fn follow(&mut self, map: &ClusterMap) {
         self.leases.sync(map);
-        let is_this =
-            |known: &Placement| Arc::ptr_eq(&known.slots, &map.slots) && Arc::ptr_eq(&known.held, &map.held);
-        if !self.placement.as_ref().is_some_and(is_this) {
-            let (slots, held, since) = (map.slots.clone(), map.held.clone(), self.leases.now());
-            self.placement = Some(Placement { slots, held, epoch: map.epoch, since });
+        self.follow_down(map);
+        let is_this = |known: &Placement| {
+            Arc::ptr_eq(&known.slots, &map.slots) && Arc::ptr_eq(&known.filling, &map.filling)
+        };
+        if self.placement.as_ref().is_some_and(is_this) {
+            return;
+        }
+        let now = (map.epoch, self.leases.now());
+        let since = match self.placement.take() {
+            None => vec![now; usize::from(SLOTS)],
+            Some(mut known) => {
+                for (slot, since) in Slot::all().zip(&mut known.since) {
+                    let at = usize::from(slot.0);
+                    if known.slots.get(at) != map.slots.get(at)
+                        || known.filling.get(&slot) != map.filling.get(&slot)
+                    {
+                        *since = now;
+                    }
+                }
+                known.since
+            }
+        };
+        let (slots, filling) = (map.slots.clone(), map.filling.clone());
+        self.placement = Some(Placement { slots, filling, since });
+    }
+
+    fn follow_down(&mut self, map: &ClusterMap) {
+        if self.followed == map.epoch {
+            return;
+        }
+        self.followed = map.epoch;
+        let is_down =
+            |id: &MemberId| map.members.get(id).is_some_and(|member| member.state == MemberState::Down);
+        self.down.retain(|id, _| is_down(id));
+        for id in map.members.keys().filter(|id| is_down(id)) {
+            self.down.entry(*id).or_insert(self.leases.now());
         }
     }
 
@@ -291,22 +341,43 @@ impl Reign {
             return;
         }
         self.next_plan = now + tuning.plan_every;
-        // Who has not reported within two leases is not going to, or is declared down.
-        let since = self.placement.as_ref().map_or(now, |placement| placement.since);
-        let is_over = now.since(since) > 2 * crate::leases::grace(&map.settings);
-        if let Some(command) = planner.plan(map, |device, slot| self.occupied(device, slot), is_over) {
+        let repair_after = tuning.repair_after;
+        if let Some(command) = planner.plan(map, &Told { reign: self, map, repair_after }) {
             self.planned = Some((map.epoch, now + tuning.repropose_after));
             counters.plans += 1;
             effects.push(Effect::Propose(command));
         }
     }
 
-    /// Says whether a device holds any block of a slot, if it has reported since slots were last placed or held.
-    fn occupied(&self, device: DeviceId, slot: Slot) -> Option<bool> {
-        let placed_at = &self.placement.as_ref()?.epoch;
+    /// Returns what a device has reported since the slot was placed as it is now, and under that placement.
+    fn report(&self, device: DeviceId, slot: Slot) -> Option<&DeviceLoad> {
+        let (placed_at, _) = self.placement.as_ref()?.since.get(usize::from(slot.0))?;
         let (epoch, loads) = self.leases.get(device.member)?.loads.as_ref()?;
-        (epoch >= placed_at).then_some(())?;
-        loads.get(usize::from(device.index)).map(|load| load.occupies(slot))
+        (epoch >= placed_at).then(|| loads.get(usize::from(device.index)))?
+    }
+}
+
+/// What members have told this leader.
+struct Told<'a> {
+    reign: &'a Reign,
+    map: &'a ClusterMap,
+    repair_after: Duration,
+}
+
+impl Reports for Told<'_> {
+    fn occupied(&self, device: DeviceId, slot: Slot) -> Option<bool> {
+        self.reign.report(device, slot).map(|load| load.occupies(slot))
+    }
+
+    fn is_filled(&self, slot: Slot, device: DeviceId) -> bool {
+        let primary = self.map.replicas(slot).primary();
+        let load = primary.and_then(|primary| self.reign.report(primary, slot));
+        load.is_some_and(|load| load.filled.binary_search(&(slot, device)).is_ok())
+    }
+
+    fn is_due(&self) -> bool {
+        let now = self.reign.leases.now();
+        self.reign.down.values().all(|since| now.since(*since) >= self.repair_after)
     }
 }
 

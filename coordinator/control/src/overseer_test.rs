@@ -365,19 +365,56 @@ fn slots_move_once_all_have_reported_under_the_present_placement() {
             scene.beat(2);
         }
     }
-    // Held, then moved.
+    // Joined, then moved.
     assert_eq!(plans, 2);
     assert_eq!(scene.overseer.unsettled(&scene.cluster.map()), 0);
     assert_eq!(scene.overseer.counters().plans, 2);
 }
 
 #[test]
-fn a_slot_that_holds_blocks_is_not_planned() {
+fn slots_with_blocks_move_as_their_primary_says_that_it_has_given_them() {
     let mut scene = Scene::with(&["a", "b"]);
-    let epoch = scene.cluster.map().epoch;
     let full = DeviceLoad { occupied: vec![0xFF; 512], ..DeviceLoad::default() };
-    scene.beat_as(1, 1, epoch, vec![full]);
-    scene.beat(2);
-    assert_eq!(scene.pass(500).effects, []);
-    assert!(scene.overseer.unsettled(&scene.cluster.map()) > 1000);
+    let before = scene.overseer.unsettled(&scene.cluster.map());
+    for says in [false, true, true, true] {
+        let map = scene.cluster.map();
+        let given = || map.filling.iter().map(|(slot, filling)| (*slot, filling.devices[0])).collect();
+        let load = DeviceLoad { filled: if says { given() } else { Vec::new() }, ..full.clone() };
+        scene.beat_as(1, 1, map.epoch, vec![load]);
+        scene.beat(2);
+        for effect in std::mem::take(&mut scene.pass(250).effects) {
+            let Effect::Propose(command) = effect else { panic!("{effect:?}") };
+            scene.cluster.apply(command);
+        }
+        assert_eq!(scene.cluster.map().filling.len(), Tuning::default().streams);
+    }
+    let left = scene.overseer.unsettled(&scene.cluster.map());
+    assert_eq!(before - left, 3 * Tuning::default().streams);
+}
+
+#[test]
+fn what_a_silent_member_held_is_given_to_others_when_it_has_had_time_to_come_back() {
+    let mut scene = Scene::with(&["a", "b", "c"]);
+    scene.cluster = Cluster::with_replicas(2);
+    for name in ["a", "b", "c"] {
+        scene.cluster.register(name, 1);
+    }
+    scene.cluster.mark_down(MemberId(2));
+    scene.lead();
+    let full = DeviceLoad { occupied: vec![0xFF; 512], ..DeviceLoad::default() };
+    let begins_within = |scene: &mut Scene, millis: u64| {
+        (0..millis / 500).any(|_| {
+            let epoch = scene.cluster.map().epoch;
+            for member in [1, 3] {
+                scene.beat_as(member, 1, epoch, vec![full.clone()]);
+            }
+            scene
+                .pass(500)
+                .effects
+                .drain(..)
+                .any(|effect| matches!(effect, Effect::Propose(Command::PlaceSlots { .. })))
+        })
+    };
+    assert!(!begins_within(&mut scene, 29_000));
+    assert!(begins_within(&mut scene, 2_000));
 }

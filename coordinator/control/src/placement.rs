@@ -18,11 +18,18 @@ pub struct Candidate {
     pub weight: u64,
 }
 
-/// Returns every device of every member that is up, ascending, weighted by capacity.
+/// Returns every device of every member that is up and is not being emptied, ascending, weighted by capacity.
 pub fn candidates(map: &ClusterMap) -> Vec<Candidate> {
+    let drains = |device: DeviceId| map.members.get(&device.member).is_some_and(|member| member.drains);
     map.devices_up()
+        .filter(|(device, _)| !drains(*device))
         .map(|(device, described)| Candidate { device, weight: described.capacity_bytes().max(1) })
         .collect()
+}
+
+/// Returns how many members they are of.
+pub(crate) fn members(candidates: &[Candidate]) -> usize {
+    candidates.chunk_by(|one, next| one.device.member == next.device.member).count()
 }
 
 /// Returns all candidates in the order in which `slot` prefers them.

@@ -1,17 +1,30 @@
-//! Moves slots toward where they belong, only where nothing is lost by it. Runs on the leader; what it plans is an
-//! ordinary command, refused if the map has moved on. Moving slots that hold blocks is not its business.
-//!
-//! A move takes two plans. The first has the slot held: who serves by that map takes no new block of it. The second moves it,
-//! if everybody who holds it has reported, serving by that map, that nothing is there; else it is let go.
+//! Moves slots toward where they belong, and has replicas given what they lack: the steps of [`crate::moves`] for every slot,
+//! bounded. Runs on the leader; what it plans is an ordinary command, refused if the map has moved on.
 
+use crate::moves::{self, Present};
 use crate::placement::{self, Candidate};
 use kvhive_protocol::control::Command;
 use kvhive_protocol::{ClusterMap, DeviceId, ReplicaSet, Slot};
 use std::collections::BTreeMap;
 
+/// What members have reported, as far as the planner asks.
+pub trait Reports {
+    /// Says whether a device holds any block of a slot, as of a report made since the slot was placed as it is now; none if it
+    /// has not reported so.
+    fn occupied(&self, device: DeviceId, slot: Slot) -> Option<bool>;
+
+    /// Says whether the slot's primary has reported, since the slot was placed as it is now, that `device` was given all it has.
+    fn is_filled(&self, slot: Slot, device: DeviceId) -> bool;
+
+    /// Says whether every member that is down has had the time to come back, so that others are to get what it held.
+    fn is_due(&self) -> bool;
+}
+
 /// Plans moves. Remembers only the last wanted map, which takes milliseconds to find.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Planner {
+    /// The most slots that one device gives away at a time.
+    streams: usize,
     wanted: Option<Wanted>,
 }
 
@@ -23,51 +36,59 @@ struct Wanted {
 }
 
 impl Planner {
-    /// Makes a planner.
-    pub fn new() -> Self {
-        Self::default()
+    /// Makes a planner that has a device give away the blocks of at most so many slots at a time.
+    pub fn new(streams: usize) -> Self {
+        Planner { streams, wanted: None }
     }
 
-    /// Plans the next step; none if every slot is where it belongs or has to stay, or reports are awaited.
-    ///
-    /// `occupied` says whether a device holds any block of a slot, as of a report made under the present placement and hold;
-    /// `None` if it has not reported so. While slots are held and a report is missing, that is awaited, unless `is_over`: then
-    /// what is still unknown is let go.
-    pub fn plan(
-        &mut self,
-        map: &ClusterMap,
-        occupied: impl Fn(DeviceId, Slot) -> Option<bool>,
-        is_over: bool,
-    ) -> Option<Command> {
+    /// Plans the next step of every slot that has one; none if every slot is where it belongs or reports are awaited.
+    pub fn plan(&mut self, map: &ClusterMap, reports: &impl Reports) -> Option<Command> {
+        let most = self.streams;
         let wanted = self.wanted(map);
-        let (mut changes, mut held) = (Vec::new(), Vec::new());
-        for slot in Slot::all() {
-            let (now, then) = (map.replicas(slot), &wanted[usize::from(slot.0)]);
-            if now == then || then.0.is_empty() {
-                continue;
-            }
-            let is_held = map.held.contains(&slot);
-            let mut holders = now.0.iter().map(|device| occupied(*device, slot));
-            if holders.clone().any(|there| there == Some(true)) {
-                continue;
-            }
-            let is_empty = holders.all(|there| there == Some(false));
-            let is_known = is_empty && then.0.iter().all(|device| occupied(*device, slot).is_some());
-            match (is_held, is_known) {
-                (true, true) => changes.push((slot, then.0.clone())),
-                (false, true) => held.push(slot),
-                (true, false) if !is_over => return None,
-                (_, false) => {}
+        let mut streaming: BTreeMap<DeviceId, usize> = BTreeMap::new();
+        for (slot, _) in map.filling.iter().filter(|(_, filling)| filling.streams) {
+            if let Some(primary) = map.replicas(*slot).primary() {
+                *streaming.entry(primary).or_default() += 1;
             }
         }
-        let lets_go = !map.held.is_empty();
-        let is_step = lets_go || !held.is_empty();
-        is_step.then_some(Command::PlaceSlots { based_on: map.epoch, changes, held })
+        let replicas = usize::from(map.settings.replicas);
+        let mut changes = Vec::new();
+        for slot in Slot::all() {
+            let (set, wanted) = (map.replicas(slot), &wanted[usize::from(slot.0)].0);
+            let filling = map.filling.get(&slot);
+            let Some(primary) = set.primary().filter(|_| filling.is_some() || set.0 != *wanted) else {
+                continue;
+            };
+            let Some(is_occupied) = reports.occupied(primary, slot) else { continue };
+            let given = filling.filter(|filling| filling.streams).map(|filling| filling.devices[0]);
+            let under_way = streaming.entry(primary).or_default();
+            let next = moves::next(&Present {
+                slot,
+                set,
+                filling,
+                wanted,
+                is_empty: !is_occupied,
+                is_filled: given.is_some_and(|device| reports.is_filled(slot, device)),
+                is_due: reports.is_due(),
+                may_start: given.is_some() || *under_way < most,
+                replicas,
+            });
+            if let Some(placing) = next {
+                *under_way -= usize::from(given.is_some());
+                *under_way += usize::from(placing.filling.streams && is_occupied);
+                changes.push(placing);
+            }
+        }
+        (!changes.is_empty()).then_some(Command::PlaceSlots { based_on: map.epoch, changes })
     }
 
     /// Returns how many slots are not where they belong.
     pub fn unsettled(&mut self, map: &ClusterMap) -> usize {
-        self.wanted(map).iter().zip(map.slots.iter()).filter(|(wanted, now)| wanted != now).count()
+        let places = self.wanted(map).iter().zip(map.slots.iter()).zip(Slot::all());
+        let is_settled = |(wanted, now): (&ReplicaSet, &ReplicaSet), slot| {
+            (wanted == now || wanted.0.is_empty()) && !map.filling.contains_key(&slot)
+        };
+        places.filter(|(sets, slot)| !is_settled(*sets, *slot)).count()
     }
 
     fn wanted(&mut self, map: &ClusterMap) -> &[ReplicaSet] {
@@ -108,17 +129,20 @@ mod tests {
     use crate::registry::Registry;
     use crate::registry::tests::Cluster;
 
-    fn changes(command: &Command) -> &[(Slot, Vec<DeviceId>)] {
-        match command {
-            Command::PlaceSlots { changes, .. } => changes,
-            other => panic!("planned {other:?}"),
-        }
-    }
+    /// What devices report: which of them hold blocks of which slots, and who was given all.
+    struct Told<O, F>(O, F);
 
-    fn held(command: &Option<Command>) -> &[Slot] {
-        match command {
-            Some(Command::PlaceSlots { held, .. }) => held,
-            other => panic!("planned {other:?}"),
+    impl<O: Fn(DeviceId, Slot) -> Option<bool>, F: Fn(Slot, DeviceId) -> bool> Reports for Told<O, F> {
+        fn occupied(&self, device: DeviceId, slot: Slot) -> Option<bool> {
+            self.0(device, slot)
+        }
+
+        fn is_filled(&self, slot: Slot, device: DeviceId) -> bool {
+            self.1(slot, device)
+        }
+
+        fn is_due(&self) -> bool {
+            true
         }
     }
 
@@ -126,73 +150,90 @@ mod tests {
         registry.map().expect("bootstrapped")
     }
 
+    fn streaming(map: &ClusterMap) -> usize {
+        map.filling.values().filter(|filling| filling.streams).count()
+    }
+
     #[test]
-    fn an_empty_cluster_is_brought_into_balance_in_a_few_plans() {
+    fn an_empty_cluster_is_brought_into_balance_in_two_plans() {
         let mut cluster = Cluster::with_replicas(1);
         for name in ["a", "b", "c", "d"] {
             cluster.register(name, 1);
         }
-        let mut planner = Planner::new();
+        let mut planner = Planner::new(4);
         assert!(imbalance(&map(&cluster.registry)) > 0.9);
         let mut plans = 0;
-        while let Some(command) = planner.plan(&map(&cluster.registry), |_, _| Some(false), false) {
+        let nothing = Told(|_, _| Some(false), |_, _| false);
+        while let Some(command) = planner.plan(&map(&cluster.registry), &nothing) {
             cluster.apply(command);
             plans += 1;
         }
-        // All that are to move are held, then they move.
         assert_eq!(plans, 2);
-        assert!(map(&cluster.registry).held.is_empty());
+        assert!(map(&cluster.registry).filling.is_empty());
         assert_eq!(planner.unsettled(&map(&cluster.registry)), 0);
         assert!(imbalance(&map(&cluster.registry)) < 0.01);
     }
 
     #[test]
-    fn a_slot_with_a_block_anywhere_stays() {
+    fn slots_with_blocks_are_given_away_a_few_at_a_time_and_nobody_lacks_any_in_the_end() {
         let mut cluster = Cluster::with_replicas(2);
         for name in ["a", "b", "c"] {
             cluster.register(name, 1);
         }
-        let mut planner = Planner::new();
-        let plan = planner.plan(&map(&cluster.registry), |_, _| Some(false), false);
-        let kept = *held(&plan).first().expect("c holds nothing yet");
-        let secondary = map(&cluster.registry).replicas(kept).0[1];
-        let report = |device: DeviceId, slot| Some(slot == kept && device == secondary);
-        let others = planner.plan(&map(&cluster.registry), report, false);
-        assert!(!held(&others).contains(&kept) && !held(&others).is_empty());
-        // A block that came before the hold was known keeps its slot, and the slot is let go.
-        cluster.apply(plan.expect("slots to hold"));
-        let moves = planner.plan(&map(&cluster.registry), report, false).expect("slots to move");
-        assert!(!changes(&moves).is_empty() && changes(&moves).iter().all(|(slot, _)| *slot != kept));
-        cluster.apply(moves);
-        assert!(map(&cluster.registry).held.is_empty());
-        assert!(map(&cluster.registry).replicas(kept).contains(secondary));
-    }
-
-    #[test]
-    fn a_hold_waits_for_reports_and_not_for_ever() {
-        let mut cluster = Cluster::with_replicas(1);
-        for name in ["a", "b"] {
-            cluster.register(name, 1);
+        let mut planner = Planner::new(40);
+        let waits = Told(|_, _| Some(true), |_, _| false);
+        cluster.apply(planner.plan(&map(&cluster.registry), &waits).expect("some begin"));
+        let before = map(&cluster.registry);
+        assert_eq!(streaming(&before), 40);
+        assert_eq!(planner.plan(&before, &waits), None, "they are awaited");
+        let goes_on = Told(|_, _| Some(true), |_, _| true);
+        let mut plans = 0;
+        while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on) {
+            cluster.apply(command);
+            assert!(streaming(&map(&cluster.registry)) <= 3 * 40);
+            plans += 1;
         }
-        let mut planner = Planner::new();
-        let plan = planner.plan(&map(&cluster.registry), |_, _| Some(false), false);
-        cluster.apply(plan.expect("slots to hold"));
-        let map = map(&cluster.registry);
-        assert_eq!(planner.plan(&map, |_, _| None, false), None);
-        let over = planner.plan(&map, |_, _| None, true);
-        assert_eq!(over, Some(Command::PlaceSlots { based_on: map.epoch, changes: vec![], held: vec![] }));
+        assert!(plans > 10, "{plans}");
+        assert_eq!(planner.unsettled(&map(&cluster.registry)), 0);
+        assert!(imbalance(&map(&cluster.registry)) < 0.01);
     }
 
     #[test]
-    fn nothing_moves_from_or_to_a_device_that_has_not_reported() {
+    fn nothing_moves_from_a_device_that_has_not_reported() {
         let mut cluster = Cluster::with_replicas(1);
         let a = cluster.register("a", 1);
-        let b = cluster.register("b", 1);
-        let map = map(&cluster.registry);
-        let mut planner = Planner::new();
-        for silent in [a, b] {
-            let report = |device: DeviceId, _| (device.member != silent).then_some(false);
-            assert!(planner.plan(&map, report, false).is_none());
-        }
+        cluster.register("b", 1);
+        let silent = Told(|device: DeviceId, _| (device.member != a).then_some(false), |_, _| true);
+        assert_eq!(Planner::new(9).plan(&map(&cluster.registry), &silent), None);
+    }
+
+    #[test]
+    fn a_member_that_drains_is_emptied_and_gets_nothing() {
+        let mut cluster = Cluster::with_replicas(2);
+        let members: Vec<_> = ["a", "b", "c"].map(|name| cluster.register(name, 1)).to_vec();
+        let mut planner = Planner::new(5000);
+        let settle = |cluster: &mut Cluster, planner: &mut Planner| {
+            let goes_on = Told(|_, _| Some(true), |_, _| true);
+            while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on) {
+                cluster.apply(command);
+            }
+            assert_eq!(planner.unsettled(&map(&cluster.registry)), 0);
+        };
+        let holds = |cluster: &Cluster, member| {
+            let holds = |set: &&ReplicaSet| set.0.iter().any(|device| device.member == member);
+            map(&cluster.registry).slots.iter().filter(holds).count()
+        };
+        settle(&mut cluster, &mut planner);
+        assert!(holds(&cluster, members[0]) > 2000);
+        cluster.apply(Command::SetDrains { member: members[0], drains: true });
+        settle(&mut cluster, &mut planner);
+        assert_eq!(holds(&cluster, members[0]), 0);
+        // Started anew, it still is being emptied.
+        cluster.register("a", 1);
+        settle(&mut cluster, &mut planner);
+        assert_eq!(holds(&cluster, members[0]), 0);
+        cluster.apply(Command::SetDrains { member: members[0], drains: false });
+        settle(&mut cluster, &mut planner);
+        assert!(holds(&cluster, members[0]) > 2000);
     }
 }

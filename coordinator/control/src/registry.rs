@@ -4,12 +4,14 @@
 use crate::dedupe::{Dedupe, Seen};
 use crate::repair::{self, Repair};
 use crate::{tenant_rules, validate};
-use kvhive_protocol::control::{Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Proposal, Registration};
+use kvhive_protocol::control::{
+    Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Placing, Proposal, Registration,
+};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{
-    ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, Member, MemberId, MemberState, ReplicaSet,
-    RequestId, RulesChange, SLOTS, Slot, Tenant, TenantId, TenantRules, WireError,
+    ClusterId, ClusterMap, Epoch, Era, Filling, Generation, Member, MemberId, MemberState, ReplicaSet,
+    RequestId, RulesChange, SLOTS, Tenant, TenantId, TenantRules, WireError,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -147,7 +149,8 @@ impl Registry {
             }
             Command::CreateTenant { name, secret, rules } => self.create_tenant(name, secret, rules),
             Command::ClearTenant { tenant } => self.clear_tenant(tenant),
-            Command::PlaceSlots { based_on, changes, held } => self.place_slots(based_on, changes, held),
+            Command::PlaceSlots { based_on, changes } => self.place_slots(based_on, changes),
+            Command::SetDrains { member, drains } => self.set_drains(member, drains),
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
         }
@@ -174,7 +177,7 @@ impl Registry {
             settings,
             members: BTreeMap::new(),
             slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
-            held: Arc::default(),
+            filling: Arc::default(),
             tenants: BTreeMap::from([(TenantId(1), tenant)]),
         };
         self.index = Index::of(&map);
@@ -195,7 +198,10 @@ impl Registry {
         let replaced = map.members.get(&id).map_or(0, validate::member_bytes);
         let Registration { request: _, name, data_address, metrics_address, labels, devices } = registration;
         let state = MemberState::Up;
-        let member = Member { name, generation, state, data_address, metrics_address, labels, devices };
+        // Who was being emptied when its process ended still is.
+        let drains = map.members.get(&id).is_some_and(|member| member.drains);
+        let member =
+            Member { name, generation, state, data_address, metrics_address, labels, devices, drains };
         self.index.take(validate::member_bytes(&member), replaced)?;
         self.index.members.insert(member.name.clone(), id);
 
@@ -270,31 +276,43 @@ impl Registry {
         Ok(self.unchanged())
     }
 
-    fn place_slots(
-        &mut self,
-        based_on: Epoch,
-        changes: Vec<(Slot, Vec<DeviceId>)>,
-        held: Vec<Slot>,
-    ) -> Outcome {
+    fn place_slots(&mut self, based_on: Epoch, changes: Vec<Placing>) -> Outcome {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         if based_on != map.epoch {
             return Err(WireError::StaleEpoch { epoch: map.epoch });
         }
         validate::placement(map, &changes)?;
-        let held = validate::held(&held)?;
-        let moves = changes.iter().any(|(slot, set)| map.replicas(*slot).0 != *set);
-        if !moves && *map.held == held {
+        let none = Filling::default();
+        let is_new = |one: &Placing| {
+            let lacking = map.filling.get(&one.slot).unwrap_or(&none);
+            map.replicas(one.slot).0 != one.set || *lacking != one.filling
+        };
+        let changes: Vec<Placing> = changes.into_iter().filter(is_new).collect();
+        if changes.is_empty() {
             return Ok(self.unchanged());
         }
         let map = self.change();
-        if *map.held != held {
-            map.held = Arc::new(held);
-        }
-        if moves {
-            let slots = Arc::make_mut(&mut map.slots);
-            for (slot, set) in changes {
-                slots[usize::from(slot.0)] = ReplicaSet(set);
+        let (slots, all) = (Arc::make_mut(&mut map.slots), Arc::make_mut(&mut map.filling));
+        for Placing { slot, set, filling } in changes {
+            slots[usize::from(slot.0)] = ReplicaSet(set);
+            if filling.devices.is_empty() {
+                all.remove(&slot);
+            } else {
+                all.insert(slot, filling);
             }
+        }
+        Ok(self.unchanged())
+    }
+
+    fn set_drains(&mut self, id: MemberId, drains: bool) -> Outcome {
+        let known = self.map.as_ref().and_then(|map| map.members.get(&id));
+        let member = known.ok_or_else(|| {
+            WireError::rejected(format_args!("there is no member {id}: `kvhive nodes` shows them"))
+        })?;
+        if member.drains != drains
+            && let Some(member) = self.change().members.get_mut(&id)
+        {
+            member.drains = drains;
         }
         Ok(self.unchanged())
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_protocol::{Change, TenantRules};
+use kvhive_protocol::{Change, DeviceId, Slot, TenantRules};
 
 /// A cluster that was started, and an asker that counts its requests.
 pub(crate) struct Cluster {
@@ -35,6 +35,18 @@ impl Cluster {
     pub(crate) fn mark_down(&mut self, member: MemberId) -> CommandReply {
         let generation = self.map().members[&member].generation;
         self.apply(Command::MarkDown { member, generation })
+    }
+
+    /// Has every replica be given what it lacks, where slots are.
+    pub(crate) fn fill(&mut self) {
+        let map = self.map();
+        let whole = |slot: &Slot| Placing {
+            slot: *slot,
+            set: map.replicas(*slot).0.clone(),
+            filling: Filling::default(),
+        };
+        let changes = map.filling.keys().map(whole).collect();
+        self.apply(Command::PlaceSlots { based_on: map.epoch, changes });
     }
 
     pub(crate) fn map(&self) -> Arc<ClusterMap> {
@@ -196,6 +208,7 @@ fn the_holder_of_the_data_stays_primary_when_another_joins() {
 fn survivors_are_promoted_and_the_gaps_filled() {
     let mut cluster = Cluster::with_replicas(2);
     let [a, b, c] = ["a", "b", "c"].map(|name| cluster.register(name, 1));
+    cluster.fill();
     assert!(matches!(cluster.mark_down(a), CommandReply::Applied { .. }));
     assert_eq!(
         cluster.registry.last_repair(),
@@ -209,6 +222,7 @@ fn survivors_are_promoted_and_the_gaps_filled() {
 fn survivors_keep_their_order() {
     let mut cluster = Cluster::with_replicas(4);
     let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| cluster.register(name, 1));
+    cluster.fill();
     let members = |cluster: &Cluster| -> Vec<MemberId> {
         cluster.map().replicas(Slot(9)).0.iter().map(|device| device.member).collect()
     };
@@ -242,6 +256,7 @@ fn a_member_that_starts_anew_gives_way_to_its_replicas() {
     let a = cluster.register("a", 1);
     let b = cluster.register("b", 1);
     assert_eq!(cluster.primaries(a), usize::from(SLOTS));
+    cluster.fill();
     cluster.register("a", 1);
     assert_eq!(cluster.primaries(b), usize::from(SLOTS));
     assert!(cluster.map().slots.iter().all(|set| set.0[1].member == a));
@@ -277,32 +292,30 @@ fn clearing_a_tenant_raises_its_era_only() {
     assert_eq!(unknown, CommandReply::Rejected(WireError::UnknownTenant { tenant: TenantId(9) }));
 }
 
+fn placing(slot: u16, set: &[DeviceId], lacking: &[DeviceId]) -> Placing {
+    let filling = Filling { devices: lacking.to_vec(), streams: !lacking.is_empty() };
+    Placing { slot: Slot(slot), set: set.to_vec(), filling }
+}
+
 #[test]
 fn slots_move_only_on_the_map_that_was_planned_on() {
     let mut cluster = Cluster::with_replicas(1);
-    let a = cluster.register("a", 1);
-    let b = cluster.register("b", 1);
+    let a = DeviceId::new(cluster.register("a", 1), 0);
+    let b = DeviceId::new(cluster.register("b", 1), 0);
     let based_on = cluster.registry.epoch();
-    let to = |member| vec![DeviceId::new(member, 0)];
-    let place = |based_on, changes| Command::PlaceSlots { based_on, changes, held: vec![] };
-    let hold = |based_on, held| Command::PlaceSlots { based_on, changes: vec![], held };
-    let early = cluster.apply(place(based_on, vec![(Slot(4095), to(b))]));
-    assert!(refused(&early, "not held"), "{early:?}");
-    for unfit in [vec![Slot(1), Slot(0)], vec![Slot(7), Slot(7)], vec![Slot(4096)]] {
-        assert!(refused(&cluster.apply(hold(based_on, unfit)), "ascend"));
-    }
-    cluster.apply(hold(based_on, vec![Slot(0), Slot(4095)]));
-    let based_on = based_on.next();
-    assert_eq!(cluster.registry.epoch(), based_on);
-    let stays =
-        Command::PlaceSlots { based_on, changes: vec![(Slot(0), to(a))], held: vec![Slot(0), Slot(4095)] };
-    assert_eq!(cluster.apply(stays), CommandReply::Applied { epoch: based_on });
-    let moved = cluster.apply(place(based_on, vec![(Slot(0), to(b)), (Slot(4095), to(b))]));
-    assert_eq!(moved, CommandReply::Applied { epoch: based_on.next() });
-    assert_eq!(cluster.primaries(b), 2);
-    assert!(cluster.map().held.is_empty());
-    let stale = cluster.apply(place(based_on, vec![(Slot(1), to(b))]));
+    let place = |based_on, changes| Command::PlaceSlots { based_on, changes };
+    let stays = cluster.apply(place(based_on, vec![placing(0, &[a], &[])]));
+    assert_eq!(stays, CommandReply::Applied { epoch: based_on });
+    let joined =
+        cluster.apply(place(based_on, vec![placing(0, &[a, b], &[b]), placing(4095, &[a, b], &[b])]));
+    assert_eq!(joined, CommandReply::Applied { epoch: based_on.next() });
+    assert!(cluster.map().is_filling(Slot(0), b) && !cluster.map().is_filling(Slot(1), b));
+    let stale = cluster.apply(place(based_on, vec![placing(0, &[b], &[])]));
     assert_eq!(stale, CommandReply::Rejected(WireError::StaleEpoch { epoch: based_on.next() }));
+    let moved = vec![placing(0, &[b], &[]), placing(4095, &[b], &[])];
+    cluster.apply(place(based_on.next(), moved));
+    assert_eq!(cluster.primaries(b.member), 2);
+    assert!(cluster.map().filling.is_empty());
 }
 
 #[test]
@@ -311,27 +324,54 @@ fn an_impossible_placement_is_refused() {
     let a = cluster.register("a", 2);
     let b = cluster.register("b", 1);
     let c = cluster.register("c", 1);
+    let d = cluster.register("d", 1);
     cluster.mark_down(c);
     let at = |member, index| DeviceId::new(member, index);
-    let (based_on, held) = (cluster.registry.epoch(), vec![Slot(1)]);
-    cluster.apply(Command::PlaceSlots { based_on, changes: vec![], held });
     let before = cluster.map();
+    let slot =
+        Slot::all().find(|slot| before.replicas(*slot).0 == [at(a, 0), at(b, 0)]).expect("the first two").0;
     for (changes, because) in [
-        (vec![(Slot(4096), vec![at(a, 0), at(b, 0)])], "does not exist"),
-        (vec![(Slot(2), vec![at(a, 0), at(b, 0)])], "not held"),
-        (vec![(Slot(1), vec![at(a, 0), at(b, 0)]), (Slot(1), vec![at(b, 0), at(a, 0)])], "named twice"),
-        (vec![(Slot(1), vec![])], "0 replicas"),
-        (vec![(Slot(1), vec![at(a, 0)])], "1 replicas"),
-        (vec![(Slot(1), vec![at(a, 0), at(a, 1)])], "two replicas on member"),
-        (vec![(Slot(1), vec![at(a, 0), at(b, 1)])], "not one of a member that is up"),
-        (vec![(Slot(1), vec![at(a, 0), at(c, 0)])], "not one of a member that is up"),
-        (vec![(Slot(1), vec![at(a, 0); 9])], "9 replicas"),
+        (vec![placing(4096, &[at(a, 0), at(b, 0)], &[])], "does not exist"),
+        (
+            vec![placing(slot, &[at(a, 0), at(b, 0)], &[]), placing(slot, &[at(b, 0), at(a, 0)], &[])],
+            "named twice",
+        ),
+        (vec![placing(slot, &[], &[])], "0 replicas"),
+        (vec![placing(slot, &[at(a, 0)], &[])], "1 replicas"),
+        (vec![placing(slot, &[at(a, 0), at(a, 1)], &[at(a, 1)])], "two replicas on member"),
+        (vec![placing(slot, &[at(a, 0), at(b, 1)], &[at(b, 1)])], "not one of a member that is up"),
+        (vec![placing(slot, &[at(a, 0), at(c, 0)], &[at(c, 0)])], "not one of a member that is up"),
+        (vec![placing(slot, &[at(a, 0); 17], &[])], "17 replicas"),
+        (vec![placing(slot, &[at(a, 0), at(d, 0)], &[])], "lose blocks"),
+        (vec![placing(slot, &[at(d, 0), at(a, 0)], &[at(d, 0)])], "lose blocks"),
+        (vec![placing(slot, &[at(a, 0), at(b, 0)], &[at(a, 0)])], "lose blocks"),
+        (vec![placing(slot, &[at(a, 0), at(b, 0)], &[at(d, 0)])], "one of its replicas"),
+        (vec![placing(slot, &[at(a, 0), at(b, 0)], &[at(b, 0), at(b, 0)])], "named once"),
     ] {
-        let reply =
-            cluster.apply(Command::PlaceSlots { based_on: before.epoch, changes, held: vec![Slot(1)] });
+        let reply = cluster.apply(Command::PlaceSlots { based_on: before.epoch, changes });
         assert!(refused(&reply, because), "{reply:?} instead of {because}");
     }
     assert_eq!(cluster.map(), before);
+}
+
+#[test]
+fn who_takes_over_has_what_was_lost_if_anybody_has() {
+    let mut cluster = Cluster::with_replicas(2);
+    let [a, b, c] = ["a", "b", "c"].map(|name| DeviceId::new(cluster.register(name, 1), 0));
+    cluster.fill();
+    // What a and b hold is asked of c, which lacks it, when b goes; then only a has it.
+    cluster.mark_down(b.member);
+    let map = cluster.map();
+    let slot = Slot::all().find(|slot| map.replicas(*slot).primary() == Some(a)).expect("a has some");
+    assert_eq!(map.replicas(slot).0, [a, c]);
+    assert_eq!(map.filling[&slot], Filling { devices: vec![c], streams: false });
+    cluster.mark_down(a.member);
+    assert_eq!(cluster.registry.last_repair().map(|repair| repair.lost > 0), Some(true));
+    assert_eq!(cluster.map().replicas(slot).0, [c]);
+    assert!(cluster.map().filling.is_empty(), "there is nobody to give it");
+    let back = DeviceId::new(cluster.register("b", 1), 0);
+    assert_eq!(cluster.map().filling[&slot].devices, [back]);
+    assert_eq!(cluster.map().check(), Ok(()));
 }
 
 #[test]

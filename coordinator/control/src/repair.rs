@@ -2,7 +2,7 @@
 //! whoever holds data keeps its slots. Part of applying a command, so the same on every coordinator.
 
 use crate::placement;
-use kvhive_protocol::{ClusterMap, DeviceId, MemberId, ReplicaSet, Slot};
+use kvhive_protocol::{ClusterMap, DeviceId, Filling, MemberId, ReplicaSet, SLOTS, Slot};
 use std::sync::Arc;
 
 /// What a change of members did to the slots; for logs and metrics.
@@ -24,12 +24,26 @@ pub(crate) fn withdraw(map: &mut ClusterMap, member: MemberId) -> Repair {
     if !map.slots.iter().any(|set| holds(set, member)) {
         return repair;
     }
-    for set in Arc::make_mut(&mut map.slots) {
+    let (slots, filling) = (Arc::make_mut(&mut map.slots), Arc::make_mut(&mut map.filling));
+    for (set, slot) in slots.iter_mut().zip(0..SLOTS).filter(|(set, _)| holds(set, member)) {
         let was_primary = set.primary().is_some_and(|primary| primary.member == member);
-        let held = holds(set, member);
         set.0.retain(|device| device.member != member);
-        repair.promoted += u32::from(was_primary && !set.0.is_empty());
-        repair.lost += u32::from(held && set.0.is_empty());
+        let lacking = filling.remove(&Slot(slot));
+        // Who is given what they lack by one that is gone waits for another to begin anew.
+        let lacking: Vec<DeviceId> = lacking
+            .into_iter()
+            .flat_map(|lacking| lacking.devices)
+            .filter(|device| device.member != member)
+            .collect();
+        let whole = set.0.iter().position(|device| !lacking.contains(device));
+        if let Some(whole) = whole {
+            set.0[..=whole].rotate_right(1);
+            if !lacking.is_empty() {
+                filling.insert(Slot(slot), Filling { devices: lacking, streams: false });
+            }
+        }
+        repair.promoted += u32::from(was_primary && whole.is_some());
+        repair.lost += u32::from(whole.is_none());
     }
     repair
 }
@@ -37,24 +51,28 @@ pub(crate) fn withdraw(map: &mut ClusterMap, member: MemberId) -> Repair {
 /// Gives every slot as many replicas as settings ask for and members allow, behind those that it has.
 pub(crate) fn fill(map: &mut ClusterMap, repair: &mut Repair) {
     let candidates = placement::candidates(map);
-    let mut members: Vec<MemberId> = candidates.iter().map(|candidate| candidate.device.member).collect();
-    members.dedup();
-    let replicas = members.len().min(usize::from(map.settings.replicas));
+    let replicas = placement::members(&candidates).min(usize::from(map.settings.replicas));
     if replicas > 0 && map.slots.iter().any(|set| set.0.len() < replicas) {
         // Where the slot belongs comes first, so that later there is less to move.
         let wanted = placement::wanted_map(&candidates, replicas);
+        let filling = Arc::make_mut(&mut map.filling);
         for (at, set) in Arc::make_mut(&mut map.slots).iter_mut().enumerate() {
-            repair.filled += append(set, &wanted[at].0, replicas);
+            let before = set.0.len();
+            append(set, &wanted[at].0, replicas);
             if set.0.len() < replicas {
-                repair.filled += append(set, &placement::rank(&candidates, Slot(at as u16)), replicas);
+                append(set, &placement::rank(&candidates, Slot(at as u16)), replicas);
+            }
+            repair.filled += (set.0.len() - before) as u32;
+            if before > 0 && set.0.len() > before {
+                let lacking = &mut filling.entry(Slot(at as u16)).or_default().devices;
+                lacking.extend_from_slice(&set.0[before..]);
             }
         }
     }
     repair.unplaced = map.slots.iter().filter(|set| set.0.is_empty()).count() as u32;
 }
 
-fn append(set: &mut ReplicaSet, from: &[DeviceId], replicas: usize) -> u32 {
-    let before = set.0.len();
+fn append(set: &mut ReplicaSet, from: &[DeviceId], replicas: usize) {
     for device in from {
         if set.0.len() >= replicas {
             break;
@@ -63,7 +81,6 @@ fn append(set: &mut ReplicaSet, from: &[DeviceId], replicas: usize) -> u32 {
             set.0.push(*device);
         }
     }
-    (set.0.len() - before) as u32
 }
 
 fn holds(set: &ReplicaSet, member: MemberId) -> bool {

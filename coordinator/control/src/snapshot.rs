@@ -6,16 +6,16 @@ use crate::registry::Registry;
 use crate::validate;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{
-    ClusterId, ClusterMap, Epoch, Member, MemberId, ReplicaSet, Slot, Tenant, TenantId, codec,
+    ClusterId, ClusterMap, Epoch, Filling, Member, MemberId, ReplicaSet, Slot, Tenant, TenantId, codec,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of snapshots that this crate writes, and the only one it reads.
-pub const SNAPSHOT_VERSION: u32 = 3;
+pub const SNAPSHOT_VERSION: u32 = 4;
 /// The largest snapshot, in bytes: members and tenants, remembered outcomes, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize = validate::MAX_MAP_BYTES + dedupe::MAX_REPLY_BYTES + (2 << 20);
@@ -59,6 +59,7 @@ enum Section {
     Head { applied: u64, map: Option<MapHead> },
     Members(Vec<(MemberId, Member)>),
     Slots(Vec<ReplicaSet>),
+    Filling(Vec<(Slot, Filling)>),
     Tenants(Vec<(TenantId, Tenant)>),
     Clients(Vec<(u128, Client)>),
 }
@@ -70,7 +71,6 @@ struct MapHead {
     name: String,
     epoch: Epoch,
     settings: Settings,
-    held: Vec<Slot>,
 }
 
 impl Registry {
@@ -85,7 +85,6 @@ impl Registry {
             name: map.name.clone(),
             epoch: map.epoch,
             settings: map.settings.clone(),
-            held: map.held.iter().copied().collect(),
         });
         put(&mut out, &Section::Head { applied: self.applied, map: head });
         if let Some(map) = map {
@@ -94,6 +93,8 @@ impl Registry {
                 put(&mut out, &Section::Members(part.to_vec()));
             }
             put(&mut out, &Section::Slots(map.slots.to_vec()));
+            let filling = map.filling.iter().map(|(slot, filling)| (*slot, filling.clone())).collect();
+            put(&mut out, &Section::Filling(filling));
             let tenants: Vec<_> = map.tenants.iter().map(|(id, tenant)| (*id, tenant.clone())).collect();
             for part in tenants.chunks(TENANTS_PER_SECTION) {
                 put(&mut out, &Section::Tenants(part.to_vec()));
@@ -147,6 +148,7 @@ struct Parts {
     head: Option<(u64, Option<MapHead>)>,
     members: Vec<(MemberId, Member)>,
     slots: Vec<ReplicaSet>,
+    filling: Vec<(Slot, Filling)>,
     tenants: Vec<(TenantId, Tenant)>,
     clients: Vec<(u128, Client)>,
 }
@@ -163,6 +165,7 @@ impl Parts {
             }
             Section::Members(part) => self.members.extend(part),
             Section::Slots(part) => self.slots.extend(part),
+            Section::Filling(part) => self.filling.extend(part),
             Section::Tenants(part) => self.tenants.extend(part),
             Section::Clients(part) => self.clients.extend(part),
         }
@@ -189,6 +192,9 @@ impl Parts {
             follows("tenant", at, id.0)?;
             counter("era", tenant.era.0)?;
         }
+        if !self.filling.is_sorted_by(|(one, _), (next, _)| one < next) {
+            return Err("slots of which replicas lack blocks do not ascend".to_owned());
+        }
         let map = ClusterMap {
             cluster: head.cluster,
             name: head.name,
@@ -196,7 +202,7 @@ impl Parts {
             settings: head.settings,
             members: BTreeMap::from_iter(self.members),
             slots: Arc::new(self.slots),
-            held: Arc::new(BTreeSet::from_iter(head.held)),
+            filling: Arc::new(BTreeMap::from_iter(self.filling)),
             tenants: BTreeMap::from_iter(self.tenants),
         };
         validate::map(&map)?;

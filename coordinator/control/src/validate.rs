@@ -1,9 +1,9 @@
 //! What a command may contain: names, addresses, descriptions, settings, replica sets, and what a whole map must satisfy.
 //! Every refusal says what was given, where, and what is allowed.
 
-use crate::tenant_rules;
+use crate::{placement, tenant_rules};
 use kvhive_protocol::control::{
-    Command, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS, Registration,
+    Command, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS, Placing, Registration,
 };
 use kvhive_protocol::map::{DeviceDescription, Settings};
 use kvhive_protocol::{
@@ -13,8 +13,10 @@ use kvhive_protocol::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-/// The most members that one slot is ever placed on.
+/// The most replicas that settings may ask for.
 pub const MAX_REPLICAS: u8 = 8;
+/// The most members that one slot is ever placed on: while it moves, those that it leaves and those that it goes to.
+pub const MAX_SET: usize = 2 * MAX_REPLICAS as usize;
 /// The most blocks of a segment.
 pub const MAX_SEGMENT_BLOCKS: u32 = 1024;
 /// How short and long a lease may be, in milliseconds.
@@ -44,15 +46,16 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         }
         Command::Register(known) => check_registration(known),
         Command::CreateTenant { name: tenant, .. } => name("tenant name", tenant),
-        Command::PlaceSlots { changes, held: wanted, .. } => {
-            held(wanted)?;
+        Command::PlaceSlots { changes, .. } => {
             let mut named = BTreeSet::new();
-            changes.iter().try_for_each(|(slot, set)| {
-                slot_once(*slot, &mut named)?;
-                set_size(*slot, set, 1)
+            changes.iter().try_for_each(|one| {
+                slot_once(one.slot, &mut named)?;
+                set_size(one.slot, &one.set, 1)?;
+                set_size(one.slot, &one.filling.devices, 0)
             })
         }
         Command::MarkDown { .. }
+        | Command::SetDrains { .. }
         | Command::Leave { .. }
         | Command::ClearTenant { .. }
         | Command::SetTenantRules { .. }
@@ -99,21 +102,32 @@ pub fn check_registration(registration: &Registration) -> Result<(), WireError> 
     devices(&registration.devices)
 }
 
-/// Checks new sets for some slots: each slot once, its devices exist and are up, its members are distinct, and there
-/// are as many as settings ask for and members allow.
-pub(crate) fn placement(map: &ClusterMap, changes: &[(Slot, Vec<DeviceId>)]) -> Result<(), WireError> {
+/// Checks new places for some slots: each slot once, its devices exist and are up, its members are distinct, there are as
+/// many as settings ask for and members allow, and no block gets lost by it: the primary was a replica, and who was none
+/// is known to lack blocks.
+pub(crate) fn placement(map: &ClusterMap, changes: &[Placing]) -> Result<(), WireError> {
     let places = Places::of(map);
-    let least = places.0.len().min(usize::from(map.settings.replicas)).max(1);
+    let members = placement::members(&placement::candidates(map));
+    let least = members.min(usize::from(map.settings.replicas)).max(1);
     let mut named = BTreeSet::new();
-    for (slot, set) in changes {
+    for Placing { slot, set, filling } in changes {
         slot_once(*slot, &mut named)?;
-        if !map.held.contains(slot) {
-            return Err(WireError::rejected(format_args!(
-                "slot {slot} is not held: stores acknowledged meanwhile would be lost by its move; hold it first"
-            )));
-        }
         set_size(*slot, set, least)?;
         places.check(slot.0, set).map_err(|why| WireError::rejected(format_args!("{why}")))?;
+        let now = map.replicas(*slot);
+        let is_kept = |device: &DeviceId| now.contains(*device) || filling.devices.contains(device);
+        if !now.contains(set[0]) || filling.devices.contains(&set[0]) || !set.iter().all(is_kept) {
+            return Err(WireError::rejected(format_args!(
+                "slot {slot} would lose blocks: its primary must be a replica that lacks none, and who is no replica yet lacks all"
+            )));
+        }
+        let is_named =
+            |at: usize, device: &DeviceId| set.contains(device) && !filling.devices[..at].contains(device);
+        if !filling.devices.iter().enumerate().all(|(at, device)| is_named(at, device)) {
+            return Err(WireError::rejected(format_args!(
+                "slot {slot}: who lacks blocks must be one of its replicas, named once"
+            )));
+        }
     }
     Ok(())
 }
@@ -129,31 +143,20 @@ fn slot_once(slot: Slot, named: &mut BTreeSet<Slot>) -> Result<(), WireError> {
 }
 
 fn set_size(slot: Slot, set: &[DeviceId], least: usize) -> Result<(), WireError> {
-    if set.len() < least || set.len() > usize::from(MAX_REPLICAS) {
+    if set.len() < least || set.len() > MAX_SET {
         return Err(WireError::rejected(format_args!(
-            "slot {slot} would get {} replicas, allowed are {least} to {MAX_REPLICAS}",
+            "slot {slot} would get {} replicas, allowed are {least} to {MAX_SET}",
             set.len()
         )));
     }
     Ok(())
 }
 
-/// Checks slots to be held: each exists and is named once, ascending.
-pub(crate) fn held(slots: &[Slot]) -> Result<BTreeSet<Slot>, WireError> {
-    if slots.last().is_some_and(|last| last.0 >= SLOTS) || !slots.is_sorted_by(|one, next| one < next) {
-        return Err(WireError::rejected(format_args!(
-            "the slots to be held must exist and ascend: each of 0 to {} once",
-            SLOTS - 1
-        )));
-    }
-    Ok(slots.iter().copied().collect())
-}
-
 /// Returns about how many bytes a member takes in an encoded map; never fewer than it does.
 pub(crate) fn member_bytes(member: &Member) -> usize {
     let labels: usize = member.labels.iter().map(|(key, value)| key.len() + value.len() + 16).sum();
     let devices: usize = member.devices.iter().map(|device| device.kind.len() + 24).sum();
-    64 + member.name.len() + member.data_address.len() + member.metrics_address.len() + labels + devices
+    65 + member.name.len() + member.data_address.len() + member.metrics_address.len() + labels + devices
 }
 
 /// Returns about how many bytes a tenant takes in an encoded map; never fewer than it does.
@@ -193,8 +196,8 @@ pub(crate) fn map(map: &ClusterMap) -> Result<(), String> {
     if bytes > MAX_MAP_BYTES {
         return Err(format!("members and tenants take {bytes} bytes, allowed are {MAX_MAP_BYTES}"));
     }
-    if let Some(slot) = map.held.iter().find(|slot| slot.0 >= SLOTS) {
-        return Err(format!("slot {slot} is held and does not exist"));
+    for (slot, filling) in map.filling.iter() {
+        map.check_filling(*slot, filling)?;
     }
     slots(map)
 }
@@ -202,8 +205,8 @@ pub(crate) fn map(map: &ClusterMap) -> Result<(), String> {
 fn slots(map: &ClusterMap) -> Result<(), String> {
     let places = Places::of(map);
     for (slot, ReplicaSet(set)) in map.slots.iter().enumerate() {
-        if set.len() > usize::from(MAX_REPLICAS) {
-            return Err(format!("slot {slot} has {} replicas, allowed are {MAX_REPLICAS}", set.len()));
+        if set.len() > MAX_SET {
+            return Err(format!("slot {slot} has {} replicas, allowed are {MAX_SET}", set.len()));
         }
         places.check(slot as u16, set)?;
     }
@@ -399,12 +402,18 @@ mod tests {
         let device = DeviceId::new(MemberId(1), 0);
         let place = |slots: &[u16], replicas: usize| Command::PlaceSlots {
             based_on: kvhive_protocol::Epoch(1),
-            changes: slots.iter().map(|slot| (Slot(*slot), vec![device; replicas])).collect(),
-            held: Vec::new(),
+            changes: slots
+                .iter()
+                .map(|slot| Placing {
+                    slot: Slot(*slot),
+                    set: vec![device; replicas],
+                    filling: kvhive_protocol::Filling::default(),
+                })
+                .collect(),
         };
         let tenant =
             |name: String| Command::CreateTenant { name, secret: [0; 32], rules: TenantRules::default() };
-        for good in [tenant("a".into()), place(&[0, SLOTS - 1], 8), place(&[], 0)] {
+        for good in [tenant("a".into()), place(&[0, SLOTS - 1], 16), place(&[], 0)] {
             assert_eq!(check_command(&good), Ok(()), "{good:?}");
         }
         for bad in [
@@ -413,7 +422,7 @@ mod tests {
             place(&[SLOTS], 1),
             place(&[3, 3], 1),
             place(&[3], 0),
-            place(&[3], 9),
+            place(&[3], 17),
         ] {
             let refused = check_command(&bad).expect_err("no map takes it").to_string();
             assert!(refused.len() < 300, "{refused}");

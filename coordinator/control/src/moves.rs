@@ -1,0 +1,231 @@
+//! The way of one slot from where it is to where it belongs, a step at a time, so that its blocks are always somewhere: a
+//! device that is to have it becomes a replica that lacks its older blocks, is given them, and only then may another leave.
+
+use kvhive_protocol::control::Placing;
+use kvhive_protocol::{DeviceId, Filling, ReplicaSet, Slot};
+
+/// What is known of one slot when its next step is looked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Present<'a> {
+    pub(crate) slot: Slot,
+    pub(crate) set: &'a ReplicaSet,
+    pub(crate) filling: Option<&'a Filling>,
+    /// Where it belongs, the primary first.
+    pub(crate) wanted: &'a [DeviceId],
+    /// Its primary has nothing to give.
+    pub(crate) is_empty: bool,
+    /// Who is being given the primary's blocks has them all.
+    pub(crate) is_filled: bool,
+    /// Replicas that lack blocks because another was lost are to be given them.
+    pub(crate) is_due: bool,
+    /// The primary may begin to give blocks away.
+    pub(crate) may_start: bool,
+    /// Replicas that settings ask for.
+    pub(crate) replicas: usize,
+}
+
+/// Returns where the slot is to be next; none while it is where it belongs or something is awaited.
+pub(crate) fn next(now: &Present<'_>) -> Option<Placing> {
+    let (set, wanted) = (&now.set.0, now.wanted);
+    let primary = *set.first().filter(|_| !wanted.is_empty())?;
+    let lacking: &[DeviceId] = now.filling.map_or(&[], |filling| &filling.devices);
+    let streams = now.filling.is_some_and(|filling| filling.streams);
+    let is_done = streams && now.is_filled;
+    if streams && !is_done && !now.is_empty && wanted.contains(&lacking[0]) {
+        return None;
+    }
+    let given = if now.is_empty { lacking } else { &lacking[..usize::from(is_done)] };
+    let lacking = &lacking[given.len()..];
+    // What lacks blocks and is not wanted either was to stand in for one that has come back.
+    let keeps = |device: &&DeviceId| wanted.contains(device) || !lacking.contains(device);
+    let useful: Vec<DeviceId> = set.iter().filter(keeps).copied().collect();
+    let mut incomplete =
+        wanted.iter().filter(|device| lacking.contains(device) || !set.contains(device)).copied().peekable();
+    let Some(first) = incomplete.peek().copied() else {
+        return if wanted[0] == primary || given.contains(&wanted[0]) || now.is_empty {
+            now.changed(wanted.to_vec(), Filling::default())
+        } else if now.may_start {
+            // Copies may have been dropped on their way to it, which the primary has.
+            now.changed(useful, Filling { devices: vec![wanted[0]], streams: true })
+        } else {
+            now.progress(lacking, given)
+        };
+    };
+    let is_new = !set.contains(&first);
+    if !(now.is_empty || now.may_start && (is_new || now.is_due || streams)) {
+        return now.progress(lacking, given);
+    }
+    let mut next = useful;
+    let mut devices = Vec::new();
+    for device in incomplete {
+        let is_replica = next.contains(&device);
+        if !is_replica && (device == first || now.is_empty || next.len() < now.replicas) {
+            next.push(device);
+        }
+        if is_replica || next.contains(&device) {
+            devices.push(device);
+        }
+    }
+    now.changed(next, Filling { devices, streams: true })
+}
+
+impl Present<'_> {
+    /// Notes what was given, if anything was.
+    fn progress(&self, lacking: &[DeviceId], given: &[DeviceId]) -> Option<Placing> {
+        let filling = Filling { devices: lacking.to_vec(), streams: false };
+        if given.is_empty() { None } else { self.changed(self.set.0.clone(), filling) }
+    }
+
+    fn changed(&self, set: Vec<DeviceId>, filling: Filling) -> Option<Placing> {
+        let is_same = self.set.0 == set && *self.filling.unwrap_or(&Filling::default()) == filling;
+        (!is_same).then_some(Placing { slot: self.slot, set, filling })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::MemberId;
+    use proptest::prelude::*;
+
+    fn devices(numbers: &[u32]) -> Vec<DeviceId> {
+        numbers.iter().map(|number| DeviceId::new(MemberId(*number), 0)).collect()
+    }
+
+    /// One slot on its way, as the registry would keep it.
+    struct Way {
+        set: ReplicaSet,
+        filling: Option<Filling>,
+        wanted: Vec<DeviceId>,
+        replicas: usize,
+    }
+
+    impl Way {
+        fn new(set: &[u32], lacking: &[u32], wanted: &[u32]) -> Way {
+            let filling = Filling { devices: devices(lacking), streams: false };
+            Way {
+                set: ReplicaSet(devices(set)),
+                filling: Some(filling).filter(|filling| !filling.devices.is_empty()),
+                wanted: devices(wanted),
+                replicas: wanted.len(),
+            }
+        }
+
+        fn present(&self) -> Present<'_> {
+            Present {
+                slot: Slot(3),
+                set: &self.set,
+                filling: self.filling.as_ref(),
+                wanted: &self.wanted,
+                is_empty: false,
+                is_filled: false,
+                is_due: true,
+                may_start: true,
+                replicas: self.replicas,
+            }
+        }
+
+        fn take(&mut self, placing: Option<Placing>) -> Option<()> {
+            let Placing { set, filling, .. } = placing?;
+            self.set = ReplicaSet(set);
+            self.filling = Some(filling).filter(|filling| !filling.devices.is_empty());
+            Some(())
+        }
+
+        fn is(&self, set: &[u32], lacking: &[u32]) -> bool {
+            let devices_lacking = self.filling.as_ref().map_or(Vec::new(), |filling| filling.devices.clone());
+            self.set.0 == devices(set) && devices_lacking == devices(lacking)
+        }
+    }
+
+    #[test]
+    fn a_slot_moves_by_being_copied_first() {
+        let mut way = Way::new(&[1], &[], &[2]);
+        let step = next(&way.present());
+        way.take(step).expect("it begins");
+        assert!(way.is(&[1, 2], &[2]) && way.filling.as_ref().is_some_and(|filling| filling.streams));
+        assert_eq!(next(&way.present()), None, "it is under way");
+        let step = next(&Present { is_filled: true, ..way.present() });
+        way.take(step).expect("it ends");
+        assert!(way.is(&[2], &[]));
+        assert_eq!(next(&way.present()), None);
+    }
+
+    #[test]
+    fn a_slot_without_blocks_moves_in_two_steps_whatever_else_is_under_way() {
+        let mut way = Way::new(&[1, 2], &[], &[3, 4]);
+        for expected in [&[1, 2, 3, 4][..], &[3, 4]] {
+            let step = next(&Present { is_empty: true, may_start: false, ..way.present() });
+            way.take(step).expect("it goes on");
+            assert_eq!(way.set.0, devices(expected));
+        }
+    }
+
+    #[test]
+    fn what_was_lost_is_given_again_when_it_is_due() {
+        let mut way = Way::new(&[1, 3], &[3], &[1, 3]);
+        assert_eq!(next(&Present { is_due: false, ..way.present() }), None);
+        assert_eq!(next(&Present { may_start: false, ..way.present() }), None);
+        let step = next(&way.present());
+        way.take(step).expect("it begins");
+        assert!(way.is(&[1, 3], &[3]));
+        let step = next(&Present { is_filled: true, ..way.present() });
+        way.take(step).expect("it ends");
+        assert!(way.is(&[1, 3], &[]));
+    }
+
+    #[test]
+    fn who_comes_back_is_given_blocks_instead_of_who_stood_in() {
+        let mut way = Way::new(&[1, 3], &[3], &[2, 1]);
+        let step = next(&Present { is_due: false, ..way.present() });
+        way.take(step).expect("it begins at once");
+        assert!(way.is(&[1, 2], &[2]));
+        let step = next(&Present { is_filled: true, ..way.present() });
+        way.take(step).expect("it ends");
+        assert!(way.is(&[2, 1], &[]));
+    }
+
+    #[test]
+    fn a_replica_becomes_primary_once_it_surely_has_everything() {
+        let mut way = Way::new(&[1, 2], &[], &[2, 1]);
+        let step = next(&way.present());
+        way.take(step).expect("it begins");
+        assert!(way.is(&[1, 2], &[2]));
+        let step = next(&Present { is_filled: true, ..way.present() });
+        way.take(step).expect("it ends");
+        assert!(way.is(&[2, 1], &[]));
+    }
+
+    proptest! {
+        /// However reports come, each step keeps a primary that was a replica and lacks nothing, adds only replicas that
+        /// are known to lack blocks, keeps as many replicas as there were up to what is asked for; and with all of them the
+        /// slot gets where it belongs.
+        #[test]
+        fn every_way_is_safe_and_ends(
+            set in prop::sample::subsequence(vec![1u32, 2, 3, 4, 5], 1..4),
+            wanted in prop::sample::subsequence(vec![1u32, 2, 3, 4, 5], 1..4).prop_shuffle(),
+            lacking in 0..3usize,
+            reports in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()), 0..12),
+        ) {
+            let lacking = &set[set.len() - lacking.min(set.len() - 1)..];
+            let mut way = Way::new(&set, lacking, &wanted);
+            let all = (true, true, true, false);
+            let peace = std::iter::repeat_n(all, 24);
+            for (is_filled, is_due, may_start, is_empty) in reports.into_iter().chain(peace) {
+                let present = Present { is_filled, is_due, may_start, is_empty, ..way.present() };
+                let Some(placing) = next(&present) else { continue };
+                let is_new = |device: &&DeviceId| !way.set.contains(**device);
+                prop_assert!(way.set.contains(placing.set[0]) && !placing.filling.devices.contains(&placing.set[0]));
+                prop_assert!(placing.set.iter().filter(is_new).all(|device| placing.filling.devices.contains(device)));
+                prop_assert!(placing.filling.devices.iter().all(|device| placing.set.contains(device)));
+                prop_assert!(placing.set.len() >= way.set.0.len().min(way.replicas));
+                let had = way.filling.as_ref().map_or(&[][..], |filling| &filling.devices);
+                let first_was_lacking = had.contains(&placing.set[0]);
+                prop_assert!(!first_was_lacking || is_filled && had[0] == placing.set[0] || is_empty);
+                way.take(Some(placing));
+            }
+            prop_assert_eq!(&way.set.0, &way.wanted);
+            prop_assert_eq!(way.filling, None);
+        }
+    }
+}
