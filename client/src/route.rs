@@ -40,7 +40,14 @@ pub(crate) fn plan(
                 let slot = prefix.keys()[home].slot();
                 let replicas = &map.replicas(slot).0;
                 let reach = if primary_only { replicas.len().min(1) } else { replicas.len() };
-                let device = replicas[..reach].iter().find(|device| !avoid.contains(device));
+                let mut rest = replicas[..reach].iter().filter(|device| !avoid.contains(device));
+                // One that lacks older blocks is asked when nobody else is left.
+                let device = match map.filling.get(&slot) {
+                    None => rest.next(),
+                    Some(filling) => {
+                        rest.clone().find(|device| !filling.devices.contains(device)).or(rest.next())
+                    }
+                };
                 let job = device.map(|device| {
                     plan.jobs.iter().position(|job| job.device == *device).unwrap_or_else(|| {
                         plan.jobs.push(Job { device: *device, runs: Vec::new(), positions: Vec::new() });
@@ -127,7 +134,7 @@ mod tests {
                     .map(|slot| ReplicaSet(vec![device(slot % 3), device((slot + 1) % 3)]))
                     .collect(),
             ),
-            held: Arc::default(),
+            filling: Arc::default(),
             tenants: BTreeMap::new(),
         }
     }
@@ -168,6 +175,21 @@ mod tests {
         assert_eq!(ask(&[first], false).jobs[0].device, second);
         assert_eq!(ask(&[first, second], false), Plan { jobs: vec![], nowhere: vec![0] });
         assert_eq!(ask(&[first], true), Plan { jobs: vec![], nowhere: vec![0] });
+    }
+
+    #[test]
+    fn a_replica_that_lacks_blocks_is_asked_last() {
+        let prefix = Prefix::loose(vec![key(1)]);
+        let slot = key(1).slot();
+        let mut map = map(4);
+        let set = [device(7), device(8), device(9)];
+        Arc::make_mut(&mut map.slots)[usize::from(slot.0)] = ReplicaSet(set.to_vec());
+        let filling = kvhive_protocol::Filling { devices: vec![set[1]], streams: true };
+        Arc::make_mut(&mut map.filling).insert(slot, filling);
+        let ask = |avoid: &[DeviceId]| plan(&map, &prefix, 0..1, avoid, false).jobs[0].device;
+        assert_eq!(ask(&[]), set[0]);
+        assert_eq!(ask(&[set[0]]), set[2]);
+        assert_eq!(ask(&[set[0], set[2]]), set[1]);
     }
 
     proptest! {

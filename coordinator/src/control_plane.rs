@@ -97,6 +97,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 Command::CreateTenant { .. }
                 | Command::ClearTenant { .. }
                 | Command::SetTenantRules { .. }
+                | Command::SetDrains { .. }
                 | Command::SetAck { .. },
             ) => command.name(),
             _ => return Ok(()),
@@ -140,20 +141,25 @@ mod tests {
 
     #[test]
     fn the_largest_of_each_request_is_taken_in() {
-        use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_LABELS, MAX_NAME_BYTES, Registration};
+        use kvhive_protocol::control::{
+            DeviceLoad, Heartbeat, MAX_LABELS, MAX_NAME_BYTES, Placing, Registration,
+        };
         use kvhive_protocol::map::DeviceDescription;
-        use kvhive_protocol::{DeviceId, Epoch, SLOTS, Slot};
+        use kvhive_protocol::{DeviceId, Epoch, Filling, SLOTS, Slot};
         let request = RequestId { client: 1, sequence: 1 };
         let device = DeviceId::new(MemberId(1), 0);
         let all: Vec<Slot> = Slot::all().collect();
-        let set = || vec![device; usize::from(kvhive_control::MAX_REPLICAS)];
-        let plan = Command::PlaceSlots {
-            based_on: Epoch(1),
-            changes: all.iter().map(|slot| (*slot, set())).collect(),
-            held: all.clone(),
+        let set = || vec![device; kvhive_control::MAX_SET];
+        let placing = |slot: &Slot| Placing {
+            slot: *slot,
+            set: set(),
+            filling: Filling { devices: set(), streams: true },
         };
+        let plan = Command::PlaceSlots { based_on: Epoch(1), changes: all.iter().map(placing).collect() };
         let tenants = vec![Default::default(); MAX_TENANT_LOADS];
-        let load = DeviceLoad { occupied: vec![0; usize::from(SLOTS / 8)], tenants, ..DeviceLoad::default() };
+        let filled = all.iter().map(|slot| (*slot, device)).collect();
+        let occupied = vec![0; usize::from(SLOTS / 8)];
+        let load = DeviceLoad { occupied, filled, tenants, ..DeviceLoad::default() };
         let (member, generation, epoch) = (MemberId(1), Generation(1), Epoch(1));
         let name = "x".repeat(MAX_NAME_BYTES);
         let address = "x".repeat(kvhive_control::MAX_ADDRESS_BYTES);

@@ -37,6 +37,8 @@ pub struct NodeConfig {
     /// Payload bytes of stores being received at a time, and as many again being copied in the background; a store over
     /// it is answered `Busy`.
     pub max_inflight_bytes: u64,
+    /// Bytes a second at which it gives blocks of slots that move to other nodes.
+    pub move_rate: u64,
     /// Its devices, by index.
     pub devices: Vec<DeviceConfig>,
     /// How its shards keep blocks.

@@ -6,6 +6,7 @@ mod actors;
 mod config;
 mod data;
 mod disk;
+mod fill;
 mod guards;
 mod latency;
 mod layouts;

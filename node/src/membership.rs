@@ -9,7 +9,7 @@ use kvhive_cache::{Member, MemberEffect, MemberEvent, MemberTuning};
 use kvhive_client::{ClientError, Coordinators};
 use kvhive_protocol::control::{Command, ControlReply, DeviceLoad, Heartbeat, Registration};
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_protocol::{ClusterMap, Epoch, Generation, MemberId, Moment};
+use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Generation, MemberId, Moment};
 use kvhive_runtime::stopped;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -154,14 +154,16 @@ impl Membership {
 
     async fn heartbeat(&self, member: MemberId, generation: Generation, epoch: Epoch) -> MemberEvent {
         let mut devices = Vec::with_capacity(self.devices.len());
-        for device in &self.devices {
+        for (at, device) in self.devices.iter().enumerate() {
             // A device that is too busy to say is reported empty of news, not of blocks: every slot counts as occupied.
             let unknown = DeviceLoad {
                 occupied: vec![0xFF; usize::from(kvhive_protocol::SLOTS) / 8],
                 ..DeviceLoad::default()
             };
             let answer = device.ask(LOAD_LIMIT, |reply| DeviceMessage::Load { reply }).await;
-            devices.push(answer.map_or(unknown, |(load, _)| load));
+            let mut load = answer.map_or(unknown, |(load, _)| load);
+            load.filled = self.replicator.giving.filled(&self.view, DeviceId::new(member, at as u16));
+            devices.push(load);
         }
         let sent = self.view.now();
         let heartbeat = Heartbeat { member, generation, epoch, devices };

@@ -98,6 +98,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_inflight_bytes", plane.inflight_bytes() as f64),
         ("kvhive_node_replication_waiting_batches", plane.replicator.waiting() as f64),
         ("kvhive_node_replication_lag_seconds", lag as f64 / 1e6),
+        ("kvhive_node_slots_to_give", plane.replicator.giving.left() as f64),
     ] {
         metrics::gauge!(name).set(value);
     }
@@ -113,6 +114,8 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_stalled_transfers_total", &counters.stalled),
         ("kvhive_node_malformed_total", &counters.malformed),
         ("kvhive_node_replicated_blocks_total", &counters.replicated_blocks),
+        ("kvhive_node_moved_blocks_total", &counters.moved_blocks),
+        ("kvhive_node_move_failures_total", &counters.move_failures),
         ("kvhive_node_replication_failures_total", &counters.replication_failures),
         ("kvhive_node_replication_dropped_blocks_total", &counters.replication_dropped),
         ("kvhive_node_mailbox_full_total", &counters.mailbox_full),

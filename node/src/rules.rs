@@ -74,6 +74,7 @@ mod tests {
             metrics_address: String::new(),
             labels: BTreeMap::new(),
             devices: devices.iter().map(described).collect(),
+            drains: false,
         }
     }
 
@@ -97,7 +98,7 @@ mod tests {
                 (MemberId(3), member(MemberState::Down, &[(1 << 40, 1 << 40)])),
             ]),
             slots: Arc::default(),
-            held: Arc::default(),
+            filling: Arc::default(),
             tenants: (1..).map(TenantId).zip(rules.iter().map(tenant)).collect(),
         };
         Serving { map: Arc::new(map), member: MemberId(1) }

@@ -6,6 +6,7 @@ use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
 use crate::disk::DiskError;
 use crate::disk::{self, DiskTuning, Store};
+use crate::fill::Filler;
 use crate::latency::Latencies;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
@@ -180,6 +181,14 @@ pub(crate) fn start_within(
     let largest = |device: &DeviceConfig| device.classes.iter().map(|class| class.frame_bytes).max();
     let frame_bytes = config.devices.iter().filter_map(largest).max().unwrap_or(0);
     keep_snapshot(&config, &runtime, &devices, frame_bytes, &plane, stopping.clone());
+    let filler = Filler {
+        devices: devices.clone(),
+        replicator: plane.replicator.clone(),
+        view: view.clone(),
+        counters: plane.counters.clone(),
+        rate: config.move_rate,
+    };
+    runtime.io().spawn(filler.run(stopping.clone()));
     let member = runtime.io().spawn(membership.run(stopping));
 
     runtime.on_shutdown().at(Stage::StopAccepting, "leave the cluster", async move {

@@ -238,17 +238,15 @@ impl ClusterMap {
     pub fn check_filling(&self, slot: Slot, filling: &Filling) -> Result<(), String> {
         let set = self.replicas(slot);
         let is_one = |at: usize, device: &DeviceId| {
-            set.contains(*device)
-                && set.primary() != Some(*device)
-                && !filling.devices[..at].contains(device)
+            set.contains(*device) && set.primary() != Some(*device) && !filling.devices[..at].contains(device)
         };
         if slot.0 >= SLOTS || filling.devices.is_empty() {
             return Err(format!("slot {slot} does not exist, or none of its replicas lacks blocks"));
         }
         match filling.devices.iter().enumerate().find(|(at, device)| !is_one(*at, device)) {
-            Some((_, device)) => {
-                Err(format!("device {device} lacks blocks of slot {slot} and is its primary, none of its replicas, or named twice"))
-            }
+            Some((_, device)) => Err(format!(
+                "device {device} lacks blocks of slot {slot} and is its primary, none of its replicas, or named twice"
+            )),
             None => Ok(()),
         }
     }

@@ -43,8 +43,12 @@ impl RaftActor {
         let unsettled = map.as_ref().map_or(0, |map| self.parts.overseer.unsettled(map) as u64);
         let reports = self.parts.overseer.loads().flat_map(|(_, load)| &load.tenants);
         let tenants = TenantLoad::sums(reports, MAX_TENANT_SUMS);
-        let bare =
-            |load: &DeviceLoad| DeviceLoad { occupied: Vec::new(), tenants: Vec::new(), ..load.clone() };
+        let bare = |load: &DeviceLoad| DeviceLoad {
+            occupied: Vec::new(),
+            filled: Vec::new(),
+            tenants: Vec::new(),
+            ..load.clone()
+        };
         let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(load))).collect();
         let map = map.map(|map| ClusterMap::clone(&map));
         ControlReply::Overview(Box::new(Overview { status: self.status(), map, loads, tenants, unsettled }))

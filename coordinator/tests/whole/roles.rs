@@ -50,8 +50,7 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
             rules: TenantRules::default(),
         })
     };
-    let place =
-        || submit(Command::PlaceSlots { based_on: before.epoch, changes: Vec::new(), held: Vec::new() });
+    let place = || submit(Command::PlaceSlots { based_on: before.epoch, changes: Vec::new() });
     let tries = [
         (Role::Client, ControlRequest::Register(register())),
         (Role::Client, submit(Command::Register(register()))),

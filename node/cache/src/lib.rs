@@ -3,10 +3,12 @@
 //!
 //! - [`Shard`]: index, prefix match, three tiers, pins and holds, parties and policies, the typed life of a block.
 //! - [`Member`]: registration, heartbeats, lease and map of one node.
+//! - [`Fills`]: which slots' blocks a node gives to other nodes.
 //! - [`simulate`]: a shard without bytes.
 
 mod answers;
 mod block;
+mod fills;
 mod frames;
 mod index;
 pub mod member;
@@ -21,6 +23,7 @@ mod table;
 
 pub use answers::{CopyVerdict, Effect, Listed, Reserve, ShardConfig};
 pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
+pub use fills::{Fills, Round};
 pub use frames::TierCapacity;
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
 pub use party::{Quota, Rules};

@@ -283,19 +283,6 @@ pub fn admits(map: &ClusterMap, member: MemberId, device: DeviceId, runs: &[Run]
     Ok(())
 }
 
-/// Says whether new blocks of these runs are taken: a slot that is held takes none. The primary says so for all replicas, so a
-/// copy from it passes.
-///
-/// # Errors
-/// [`WireError::Busy`]: the slot is about to be moved; its writer waits a moment.
-pub fn takes(map: &ClusterMap, device: DeviceId, copy: bool, runs: &[Run]) -> Result<(), WireError> {
-    let passes = |run: &Run| copy && map.replicas(run.slot).primary() != Some(device);
-    if runs.iter().any(|run| map.held.contains(&run.slot) && !passes(run)) {
-        return Err(WireError::busy("a slot is about to be moved"));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,7 +306,7 @@ mod tests {
             },
             members: BTreeMap::new(),
             slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
-            held: Arc::default(),
+            filling: Arc::default(),
             tenants: BTreeMap::new(),
         })
     }
@@ -427,6 +414,7 @@ mod tests {
                 metrics_address: "127.0.0.1:2".into(),
                 labels: BTreeMap::new(),
                 devices: vec![DeviceDescription { kind: "host".into(), device_bytes: 1, host_bytes: 0 }],
+                drains: false,
             },
         );
         let device = DeviceId::new(MemberId(3), 0);
@@ -441,20 +429,6 @@ mod tests {
             let refused = admits(&map, MemberId(3), stranger, &run(5));
             assert_eq!(refused, Err(WireError::WrongDevice { device: stranger }));
         }
-    }
-
-    #[test]
-    fn a_held_slot_takes_no_block_but_copies_from_its_primary() {
-        let (primary, other) = (DeviceId::new(MemberId(1), 0), DeviceId::new(MemberId(2), 0));
-        let mut map = (*map(7)).clone();
-        Arc::make_mut(&mut map.slots)[5] = ReplicaSet(vec![primary, other]);
-        let run = |slot| [Run { slot: Slot(slot), keys: 1 }];
-        assert_eq!(takes(&map, primary, false, &run(5)), Ok(()));
-        Arc::make_mut(&mut map.held).insert(Slot(5));
-        assert!(matches!(takes(&map, primary, false, &run(5)), Err(WireError::Busy { .. })));
-        assert!(takes(&map, primary, true, &run(5)).is_err());
-        assert_eq!(takes(&map, other, true, &run(5)), Ok(()));
-        assert_eq!(takes(&map, primary, false, &run(6)), Ok(()));
     }
 
     fn events() -> impl Strategy<Value = (u64, MemberEvent)> {

@@ -34,8 +34,6 @@ pub(crate) enum DeviceMessage {
         tenant: TenantId,
         blocks: Vec<(StoreBlock, Slot)>,
         about: About,
-        /// It comes from the primary, which has taken the block.
-        copy: bool,
         pin: bool,
         reply: Reply<Vec<Reserved>>,
     },
@@ -45,6 +43,11 @@ pub(crate) enum DeviceMessage {
     Adopt { serving: Serving, reply: Reply<()> },
     /// Let me read up to `limit` of the blocks that are here, from record `from` on; the answer says where to go on.
     Export { from: u32, limit: usize, reply: Reply<(Vec<Exported>, Option<u32>)> },
+    /// Which blocks of these slots are here, with their depths, among a bounded number of records from `from` on? The answer
+    /// says where to go on.
+    Contents { from: u32, slots: Arc<BTreeSet<Slot>>, reply: Reply<(Vec<(u32, BlockId)>, Option<u32>)> },
+    /// Let me read those of these blocks that are still here.
+    Lend { ids: Vec<BlockId>, reply: Reply<Vec<Exported>> },
     /// Is what is on disk still to be taken in?
     AwaitsDisk { reply: Reply<bool> },
     /// Take these in, parents first; the answer says how many there were places for.
@@ -110,8 +113,6 @@ pub(crate) struct DeviceCore {
     index: u16,
     /// Whose map that is; with another, nothing that is here exists.
     cluster: Option<ClusterId>,
-    /// Slots that take no new blocks for now.
-    held: Arc<BTreeSet<Slot>>,
     pub(super) view: Arc<View>,
     pub(super) blocking: Handle,
     pub(super) disk: Option<DiskTier>,
@@ -141,7 +142,6 @@ impl DeviceCore {
             view,
             epoch: Epoch(0),
             cluster: None,
-            held: Arc::default(),
             blocking,
             disk: disk.map(DiskTier::new),
         };
@@ -162,7 +162,6 @@ impl DeviceCore {
         // An older map that was on its way when a newer one came would bring ended eras back.
         if self.epoch <= map.epoch {
             self.epoch = map.epoch;
-            self.held = map.held.clone();
             self.shard.set_tenants(serving.eras());
             let commons = self.shard.config().rules;
             let own = rules::kept_apart(serving, self.index, commons.strategy);
@@ -286,6 +285,10 @@ impl DeviceCore {
         if self.shard.pin(id) { self.lend(id) } else { None }
     }
 
+    fn export(&mut self, one: Listed) -> Option<Exported> {
+        Some(Exported { block: self.pin(one.id)?, parent: one.parent, slot: one.slot })
+    }
+
     fn read(&mut self, tenant: TenantId, keys: &KeyList) -> Vec<Option<Lent>> {
         let found = self.shard.read(self.view.now(), tenant, keys);
         found.into_iter().map(|id| self.lend(id?)).collect()
@@ -297,13 +300,8 @@ impl DeviceCore {
         block: &StoreBlock,
         slot: Slot,
         about: About,
-        copy: bool,
         pin: bool,
     ) -> Reserved {
-        // Admitted just before this hold was adopted: what comes now would be missed when the slot has moved.
-        if !copy && self.held.contains(&slot) {
-            return Reserved::Refused(Refusal::NoRoom);
-        }
         let now = self.view.now();
         let reserve = self.shard.reserve(now, tenant, block, slot, about, &mut self.effects);
         self.perform_effects();
@@ -359,6 +357,8 @@ impl DeviceCore {
             stored_blocks: stats.stored,
             evicted_blocks: stats.evicted,
             tenants: self.shard.tenant_loads(MAX_TENANT_LOADS),
+            // Membership says that.
+            filled: Vec::new(),
             occupied: self.occupied(),
         };
         (load, stats)
@@ -376,12 +376,12 @@ impl DeviceCore {
                     reply.send(self.read(tenant, &keys));
                 }
             }
-            DeviceMessage::Reserve { tenant, blocks, about, copy, pin, reply } => {
+            DeviceMessage::Reserve { tenant, blocks, about, pin, reply } => {
                 if !reply.is_abandoned() {
                     reply.send(
                         blocks
                             .iter()
-                            .map(|(block, slot)| self.reserve(tenant, block, *slot, about, copy, pin))
+                            .map(|(block, slot)| self.reserve(tenant, block, *slot, about, pin))
                             .collect(),
                     );
                 }
@@ -405,10 +405,12 @@ impl DeviceCore {
             }
             DeviceMessage::Export { from, limit, reply } => {
                 let (listed, next) = self.shard.list(from, limit);
-                let export = |one: Listed| {
-                    Some(Exported { block: self.pin(one.id)?, parent: one.parent, slot: one.slot })
-                };
-                reply.send((listed.into_iter().filter_map(export).collect(), next));
+                reply.send((listed.into_iter().filter_map(|one| self.export(one)).collect(), next));
+            }
+            DeviceMessage::Contents { from, slots, reply } => reply.send(self.shard.list_slots(from, &slots)),
+            DeviceMessage::Lend { ids, reply } => {
+                let listed = ids.into_iter().filter_map(|id| self.shard.listed(id)).collect::<Vec<_>>();
+                reply.send(listed.into_iter().filter_map(|one| self.export(one)).collect());
             }
             DeviceMessage::AwaitsDisk { reply } => {
                 reply.send(self.disk.as_ref().is_some_and(|disk| !disk.is_restored));

@@ -31,6 +31,9 @@ pub(crate) struct Counters {
     pub(crate) replication_dropped: AtomicU64,
     /// How long the batch copied last in the background had waited and taken, in microseconds.
     pub(crate) replication_lag_us: AtomicU64,
+    /// Blocks of slots given away that their new replicas hold then, and times that some did not get there.
+    pub(crate) moved_blocks: AtomicU64,
+    pub(crate) move_failures: AtomicU64,
     pub(crate) actor_restarts: AtomicU64,
     /// Snapshots written by the node itself.
     pub(crate) snapshots: AtomicU64,

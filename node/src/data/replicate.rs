@@ -2,6 +2,7 @@
 
 use crate::data::counters::{Counters, add, count};
 use crate::data::plane::kib;
+use crate::fill::Giving;
 use crate::guards::ReadGuard;
 use crate::view::Serving;
 use futures_util::future::join_all;
@@ -59,6 +60,8 @@ pub(crate) struct Replicator {
     running: Arc<Semaphore>,
     requests: Arc<AtomicU64>,
     io: Handle,
+    /// Replicas that are being given their slots: what does not get there is given once more.
+    pub(crate) giving: Giving,
 }
 
 impl Replicator {
@@ -73,6 +76,7 @@ impl Replicator {
             running: Arc::new(Semaphore::new(LATER_AT_A_TIME)),
             requests: Arc::new(AtomicU64::new(1)),
             io,
+            giving: Giving::default(),
         }
     }
 
@@ -96,12 +100,15 @@ impl Replicator {
         }
         let copies = targets.into_iter().map(|(target, items)| async move {
             let batch = Batch { serving, target, tenant, layout, items: &items };
-            let copied = self.copy(&batch, counters).await;
-            copied.unwrap_or_else(|fault| {
+            let copied = self.copy(&batch).await;
+            let held = copied.unwrap_or_else(|fault| {
                 count(&counters.replication_failures);
                 tracing::debug!(%target, %fault, "copy failed");
+                items.iter().for_each(|item| self.giving.missed(item.slot, target));
                 Vec::new()
-            })
+            });
+            add(&counters.replicated_blocks, held.len() as u64);
+            held
         });
         let mut held: BTreeMap<usize, u8> = BTreeMap::new();
         for at in join_all(copies).await.into_iter().flatten() {
@@ -129,6 +136,12 @@ impl Replicator {
         let room = self.room.clone().try_acquire_many_owned(kib(bytes).min(self.room_kib));
         let (Ok(place), Ok(room)) = (place, room) else {
             add(&counters.replication_dropped, items.len() as u64);
+            for item in &items {
+                let filling = serving.map.filling.get(&item.slot).into_iter();
+                filling
+                    .flat_map(|filling| &filling.devices)
+                    .for_each(|to| self.giving.missed(item.slot, *to));
+            }
             return;
         };
         let (replicator, counters) = (self.clone(), counters.clone());
@@ -143,6 +156,25 @@ impl Replicator {
         });
     }
 
+    /// Copies blocks to a replica that is being given their slots, and does not have them as a rule.
+    ///
+    /// # Errors
+    /// Whatever kept it from answering for each of them.
+    pub(crate) async fn give(
+        &self,
+        serving: &Serving,
+        target: DeviceId,
+        tenant: TenantId,
+        layout: Option<Layout>,
+        items: &[Item],
+        counters: &Counters,
+    ) -> Result<(), Fault> {
+        let items: Vec<&Item> = items.iter().collect();
+        let held = self.copy(&Batch { serving, target, tenant, layout, items: &items }).await?;
+        add(&counters.moved_blocks, held.len() as u64);
+        Ok(())
+    }
+
     /// Returns how many batches wait to be copied or are being copied in the background.
     pub(crate) fn waiting(&self) -> usize {
         MAX_LATER - self.waiting.available_permits()
@@ -154,18 +186,18 @@ impl Replicator {
     }
 
     /// Copies items to one replica; returns the positions of those that it holds then.
-    async fn copy(&self, batch: &Batch<'_>, counters: &Counters) -> Result<Vec<usize>, Fault> {
+    async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<usize>, Fault> {
         let Some(owner) = batch.serving.map.owner(batch.target) else {
             return Err(Fault::Refused(WireError::WrongDevice { device: batch.target }));
         };
         let deadline = Instant::now() + COPY_LIMIT;
         let lease = self.pool.take(&owner.data_address, deadline).await?;
         let was_idle = lease.was_idle();
-        match self.copy_over(lease, batch, counters, deadline).await {
+        match self.copy_over(lease, batch, deadline).await {
             // The other end has gone since it was used last: started anew, or tired of waiting.
             Err(Fault::Closed | Fault::Io(_)) if was_idle => {
                 let lease = self.pool.take_fresh(&owner.data_address, deadline).await?;
-                self.copy_over(lease, batch, counters, deadline).await
+                self.copy_over(lease, batch, deadline).await
             }
             copied => copied,
         }
@@ -175,7 +207,6 @@ impl Replicator {
         &self,
         mut lease: Lease,
         batch: &Batch<'_>,
-        counters: &Counters,
         deadline: Instant,
     ) -> Result<Vec<usize>, Fault> {
         let Batch { serving, target, tenant, layout, items } = *batch;
@@ -234,7 +265,6 @@ impl Replicator {
                 }
             }
             lease.give_back();
-            add(&counters.replicated_blocks, held.len() as u64);
             Ok(held)
         };
         timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(COPY_LIMIT)))

@@ -8,11 +8,10 @@ use crate::data::plane::DataPlane;
 use crate::data::replicate::Item;
 use crate::guards::{Lent, ReadGuard, Verified};
 use crate::view::Serving;
-use kvhive_cache::member;
 use kvhive_protocol::data::{
     About, Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
 };
-use kvhive_protocol::{DeviceId, Layout, Slot, TenantId, WireError};
+use kvhive_protocol::{ClusterMap, DeviceId, Layout, Slot, TenantId, WireError};
 use kvhive_wire::{Connection, Fault, Peer};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -33,13 +32,14 @@ enum Taken {
 
 /// What is done with every block of a store.
 struct Task {
-    serving: Serving,
     device: DeviceId,
     tenant: TenantId,
     ack: Ack,
     about: About,
     layout: Option<Layout>,
     blocks: Vec<(StoreBlock, Slot)>,
+    /// It is a copy itself.
+    copy: bool,
     /// Other members are to have copies.
     replicated: bool,
 }
@@ -69,7 +69,6 @@ impl DataPlane {
             tenant,
             blocks: wanted,
             about,
-            copy,
             pin,
             reply,
         });
@@ -92,11 +91,10 @@ impl DataPlane {
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
-        member::takes(&serving.map, request.device, request.copy, &request.runs)?;
         let StoreRequest { device, tenant, ack, copy, layout, about, runs, blocks, .. } = request;
         let blocks: Vec<_> = blocks.into_iter().zip(check::slots(&runs)).collect();
         let replicated = !copy && runs.iter().any(|run| serving.map.replicas(run.slot).0.len() > 1);
-        Ok(Task { serving, device, tenant, ack, layout, about, blocks, replicated })
+        Ok(Task { device, tenant, ack, layout, about, blocks, copy, replicated })
     }
 
     /// Takes one block's bytes off the socket: into its frame, or past it.
@@ -166,7 +164,7 @@ impl DataPlane {
             let pin = task.replicated;
             let sealed =
                 self.ask(task.device, |reply| DeviceMessage::Seal { blocks: sealing, pin, reply }).await?;
-            for (at, sealed) in sealed_at.into_iter().zip(sealed) {
+            for (at, sealed) in sealed_at.iter().copied().zip(sealed) {
                 if let Sealed::Visible(guard) = sealed {
                     stored[at] = Stored::Kept { copies: 1, already: false };
                     items.extend(guard.map(|guard| item(at, guard, false)));
@@ -177,13 +175,34 @@ impl DataPlane {
         items.extend(
             present_at.into_iter().zip(present).filter_map(|(at, guard)| Some(item(at, guard?, true))),
         );
-        self.replicate(&task, items, &mut stored).await;
+        // Slots may have begun to move, or have moved, since the store came: whoever is a replica of them now gets the copies.
+        let serving = self.view.serving().ok_or(WireError::NoLease)?;
+        let map = &serving.map;
+        if task.blocks.iter().any(|(_, slot)| !map.replicas(*slot).contains(task.device)) {
+            return Err(WireError::StaleEpoch { epoch: map.epoch });
+        }
+        self.note_uncopied(&task, map, &sealed_at, &items);
+        self.replicate(&task, &serving, items, &mut stored).await;
         self.view.check_lease()?;
-        Ok(DataReply::Stored { epoch: task.serving.map.epoch, blocks: stored })
+        Ok(DataReply::Stored { epoch: map.epoch, blocks: stored })
     }
 
-    async fn replicate(&self, task: &Task, items: Vec<Item>, stored: &mut [Stored]) {
-        let Task { serving, device, tenant, ack, layout, .. } = task;
+    /// A new block that nobody is going to copy, because its slot had one replica when the store came, is to be given to those
+    /// that are given the slot now.
+    fn note_uncopied(&self, task: &Task, map: &ClusterMap, sealed_at: &[usize], items: &[Item]) {
+        if task.copy {
+            return;
+        }
+        for at in sealed_at.iter().filter(|at| !items.iter().any(|item| item.at == **at)) {
+            let slot = task.blocks[*at].1;
+            for device in map.filling.get(&slot).into_iter().flat_map(|filling| &filling.devices) {
+                self.replicator.giving.missed(slot, *device);
+            }
+        }
+    }
+
+    async fn replicate(&self, task: &Task, serving: &Serving, items: Vec<Item>, stored: &mut [Stored]) {
+        let Task { device, tenant, ack, layout, .. } = task;
         if *ack == Ack::Primary {
             self.replicator.later(serving.clone(), *device, *tenant, *layout, items, &self.counters);
             return;

@@ -137,14 +137,8 @@ async fn take_in(
             (StoreBlock { header: one.meta.header, parent: one.meta.parent }, one.meta.slot)
         };
         let blocks = batch.iter().map(block).collect();
-        let ask = |reply| DeviceMessage::Reserve {
-            tenant,
-            blocks,
-            about: About::default(),
-            copy: false,
-            pin: false,
-            reply,
-        };
+        let ask =
+            |reply| DeviceMessage::Reserve { tenant, blocks, about: About::default(), pin: false, reply };
         let reserved = device.ask(LIMIT, ask).await.ok()?;
         let mut verified = Vec::with_capacity(batch.len());
         for (one, reserved) in batch.iter().zip(reserved) {

@@ -35,6 +35,7 @@ struct Script {
     confirmed: BTreeMap<MemberId, Epoch>,
     left: Vec<MemberId>,
     occupied: Vec<u8>,
+    filled: Vec<(Slot, DeviceId)>,
     tenants: Vec<(TenantId, TenantLoad)>,
 }
 
@@ -57,7 +58,7 @@ impl FakeCoordinator {
             },
             members: BTreeMap::new(),
             slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
-            held: Arc::default(),
+            filling: Arc::default(),
             tenants: BTreeMap::from([(TENANT, tenant)]),
         };
         let script = Arc::new(Mutex::new(Script {
@@ -67,6 +68,7 @@ impl FakeCoordinator {
             confirmed: BTreeMap::new(),
             left: Vec::new(),
             occupied: Vec::new(),
+            filled: Vec::new(),
             tenants: Vec::new(),
         }));
         let served = script.clone();
@@ -131,6 +133,11 @@ impl FakeCoordinator {
         self.script().tenants.clone()
     }
 
+    /// Says whether any member's heartbeats have said that `device` was given all of `slot`.
+    pub(super) fn is_filled(&self, slot: Slot, device: DeviceId) -> bool {
+        self.script().filled.contains(&(slot, device))
+    }
+
     /// Returns the slots that the last heartbeat said to be occupied.
     pub(super) fn occupied(&self) -> Vec<u8> {
         self.script().occupied.clone()
@@ -182,6 +189,7 @@ impl Script {
             metrics_address: registration.metrics_address,
             labels: registration.labels,
             devices: registration.devices,
+            drains: false,
         };
         self.map.members.insert(id, member);
         let everywhere: Vec<_> = self.map.members.keys().map(|id| DeviceId::new(*id, 0)).collect();
@@ -199,6 +207,7 @@ impl Script {
         self.confirmed.insert(heartbeat.member, heartbeat.epoch);
         self.tenants.clone_from(&heartbeat.devices[0].tenants);
         self.occupied.clone_from(&heartbeat.devices[0].occupied);
+        self.filled.extend(&heartbeat.devices[0].filled);
         let newer = heartbeat.epoch < self.map.epoch;
         ControlReply::Beat { map: newer.then(|| Box::new(self.map.clone())) }
     }

@@ -6,9 +6,8 @@ use super::{KIB, Setup, eventually};
 use crate::actors::core::DeviceMessage;
 use crate::{NodeError, NodeHandle};
 use kvhive_protocol::data::{Ack, Refusal, Stored};
-use kvhive_protocol::{ClusterId, Epoch, Era, Slot, TenantId, WireError};
+use kvhive_protocol::{ClusterId, Epoch, Era, TenantId, WireError};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -151,6 +150,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         io_threads: 1,
         max_connections: 4,
         max_inflight_bytes: 1 << 20,
+        move_rate: 1,
         devices: vec![crate::DeviceConfig {
             device_bytes: 100,
             host_bytes: 0,
@@ -173,35 +173,6 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
     assert!(matches!(crate::start(busy).err(), Some(NodeError::Listen { .. })));
     let nobody = crate::NodeConfig { coordinators: Vec::new(), ..config };
     assert!(crate::start(nobody).is_err());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_that_is_about_to_be_moved_takes_no_block_and_is_reported_as_it_is() {
-    let (coordinator, node) = Setup::default().one().await;
-    let mut client = node.ask().await;
-    assert_eq!(client.store(&[Block::new(1, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
-    let slot = client.slot;
-    let member = client.device.member;
-    let has_confirmed = |is_held: bool| {
-        let serving = node.inside.plane.view.serving();
-        serving.is_some_and(|serving| {
-            serving.map.held.contains(&slot) == is_held
-                && coordinator.has_confirmed(member, serving.map.epoch)
-        })
-    };
-    coordinator.change(|map| {
-        Arc::make_mut(&mut map.held).insert(slot);
-    });
-    eventually("the node serves by the hold", || has_confirmed(true)).await;
-    let refused = client.store(&[Block::new(2, KIB)], Ack::Primary).await;
-    assert!(matches!(refused, Err(WireError::Busy { .. })), "{refused:?}");
-    assert_eq!(client.fetch(&[1]).await, Ok(vec![Some(Block::new(1, KIB).bytes)]), "what is there is served");
-    client.slot = Slot(slot.0 + 1);
-    assert_eq!(client.store(&[Block::new(2, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
-    coordinator.change(|map| map.held = Arc::default());
-    client.slot = slot;
-    eventually("the hold is over", || has_confirmed(false)).await;
-    assert_eq!(client.store(&[Block::new(3, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

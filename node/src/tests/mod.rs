@@ -8,6 +8,7 @@ mod disk;
 mod faults;
 mod hints;
 mod life;
+mod moves;
 mod persist;
 mod proxy;
 mod replication;
@@ -48,6 +49,7 @@ struct Setup {
     max_connections: usize,
     inflight_bytes: usize,
     stall: Duration,
+    move_rate: u64,
 }
 
 impl Default for Setup {
@@ -64,6 +66,7 @@ impl Default for Setup {
             max_connections: 64,
             inflight_bytes: 64 * MIB,
             stall: Duration::from_secs(10),
+            move_rate: 1 << 40,
         }
     }
 }
@@ -92,6 +95,7 @@ impl Setup {
             io_threads: 1,
             max_connections: self.max_connections,
             max_inflight_bytes: self.inflight_bytes as u64,
+            move_rate: self.move_rate,
             devices: vec![DeviceConfig {
                 device_bytes: classes.iter().map(|class| u64::from(class.share)).sum(),
                 host_bytes: (self.host_frames * self.frame_bytes) as u64,

@@ -93,6 +93,7 @@ fn map(addresses: impl Iterator<Item = String>, place: impl Fn(Slot) -> Vec<Devi
         metrics_address: String::new(),
         labels: BTreeMap::new(),
         devices: vec![DeviceDescription { kind: "host".into(), device_bytes: 1 << 30, host_bytes: 0 }],
+        drains: false,
     };
     let tenant =
         Tenant { name: "default".into(), era: Era(1), secret: [7; 32], rules: TenantRules::default() };
@@ -109,7 +110,7 @@ fn map(addresses: impl Iterator<Item = String>, place: impl Fn(Slot) -> Vec<Devi
         },
         members: addresses.enumerate().map(|(at, address)| (device(at).member, member(address))).collect(),
         slots: Arc::new((0..SLOTS).map(|slot| ReplicaSet(place(Slot(slot)))).collect()),
-        held: Arc::default(),
+        filling: Arc::default(),
         tenants: BTreeMap::from([(TENANT, tenant)]),
     }
 }

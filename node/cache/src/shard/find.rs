@@ -6,9 +6,12 @@ use crate::block::{BlockId, Life, Mark, Record, Tier};
 use crate::policy::{Request, Visit};
 use kvhive_protocol::data::Run;
 use kvhive_protocol::{BlockKey, KeyList, Moment, Slot, TenantId};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
+/// Records looked at by one [`Shard::list_slots`].
+const LOOK: u32 = 16_384;
 /// Uses that may wait for the policies to be told; with more, the asker tells them.
 const MAX_USES: usize = 4096;
 
@@ -194,6 +197,21 @@ impl Shard {
             }
         }
         (listed, None)
+    }
+
+    /// Lists the blocks of some slots that may be seen, with their depths, among a bounded number of records from `from` on,
+    /// and says where to go on.
+    pub fn list_slots(&self, from: u32, slots: &BTreeSet<Slot>) -> (Vec<(u32, BlockId)>, Option<u32>) {
+        let all = self.index.records.len() as u32;
+        let until = all.min(from.saturating_add(LOOK));
+        let is_one = |record: &Record| {
+            record.life == Life::Resident && slots.contains(&Slot(record.slot)) && self.stands(record)
+        };
+        let records = (from..until).map(|at| (at, &self.index.records[at as usize]));
+        let listed = records.filter(|(_, record)| is_one(record));
+        let listed =
+            listed.map(|(index, record)| (record.depth, BlockId { index, generation: record.generation }));
+        (listed.collect(), (until < all).then_some(until))
     }
 
     /// Returns the record of a block that may be seen by `tenant`.

@@ -1,0 +1,228 @@
+//! What a node gives away: of each slot whose primary is one of its devices and of which a replica lacks blocks, who is being
+//! given them and how far that is. Told by the map; what it says of a slot holds for the map that it was last told.
+
+use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Generation, MemberId, Slot};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Slots whose blocks one device gives to another in one pass over all that it holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Round {
+    /// Its number, one of its own.
+    pub number: u64,
+    /// Who gives.
+    pub source: DeviceId,
+    /// Who is given.
+    pub target: DeviceId,
+    /// Which slots.
+    pub slots: Arc<BTreeSet<Slot>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Waits,
+    /// In the round of this number.
+    UnderWay(u64),
+    Done,
+}
+
+/// One slot's blocks on their way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Job {
+    source: DeviceId,
+    target: DeviceId,
+    /// Which start of the target: another one has lost what this one got.
+    generation: Generation,
+    stage: Stage,
+    /// A block has not got there that came after the round had passed it.
+    missed: bool,
+}
+
+/// What a node gives away.
+#[derive(Debug, Default)]
+pub struct Fills {
+    jobs: BTreeMap<Slot, Job>,
+    rounds: u64,
+    epoch: Epoch,
+}
+
+impl Fills {
+    /// Follows the map that the node serves by from now on; older ones than that of before are passed over.
+    pub fn adopt(&mut self, map: &ClusterMap, member: MemberId) {
+        if map.epoch == self.epoch {
+            return;
+        }
+        self.epoch = map.epoch;
+        let before = std::mem::take(&mut self.jobs);
+        for (slot, filling) in map.filling.iter().filter(|(_, filling)| filling.streams) {
+            let source = map.replicas(*slot).primary().filter(|device| device.member == member);
+            let target = filling.devices.first().copied();
+            let (Some(source), Some(target)) = (source, target) else { continue };
+            let Some(generation) = map.members.get(&target.member).map(|member| member.generation) else {
+                continue;
+            };
+            let fresh = Job { source, target, generation, stage: Stage::Waits, missed: false };
+            let is_same =
+                |job: &&Job| (job.source, job.target, job.generation) == (source, target, generation);
+            self.jobs.insert(*slot, before.get(slot).filter(is_same).copied().unwrap_or(fresh));
+        }
+    }
+
+    /// Begins the next pass: all slots that one device has yet to give to another.
+    pub fn begin(&mut self) -> Option<Round> {
+        let (source, target) =
+            self.jobs.values().find(|job| job.stage == Stage::Waits).map(|job| (job.source, job.target))?;
+        self.rounds += 1;
+        let mut slots = BTreeSet::new();
+        for (slot, job) in &mut self.jobs {
+            if job.stage == Stage::Waits && (job.source, job.target) == (source, target) {
+                (job.stage, job.missed) = (Stage::UnderWay(self.rounds), false);
+                slots.insert(*slot);
+            }
+        }
+        Some(Round { number: self.rounds, source, target, slots: Arc::new(slots) })
+    }
+
+    /// Says whether any slot of the round is still to be given.
+    pub fn is_wanted(&self, round: &Round) -> bool {
+        self.jobs.values().any(|job| job.stage == Stage::UnderWay(round.number))
+    }
+
+    /// Ends a pass; `whole`: the target has answered for every block. A slot of which one did not get there begins anew.
+    pub fn ended(&mut self, round: &Round, whole: bool) {
+        for job in self.jobs.values_mut().filter(|job| job.stage == Stage::UnderWay(round.number)) {
+            job.stage = if whole && !job.missed { Stage::Done } else { Stage::Waits };
+        }
+    }
+
+    /// A new block of the slot did not get to `target`: if that is being given the slot, it is given all of it again.
+    pub fn missed(&mut self, slot: Slot, target: DeviceId) {
+        let Some(job) = self.jobs.get_mut(&slot).filter(|job| job.target == target) else { return };
+        job.missed = true;
+        if job.stage == Stage::Done {
+            job.stage = Stage::Waits;
+        }
+    }
+
+    /// Returns what `source` has given completely, ascending.
+    pub fn filled(&self, source: DeviceId) -> Vec<(Slot, DeviceId)> {
+        let done = |job: &Job| job.stage == Stage::Done && job.source == source;
+        self.jobs.iter().filter(|(_, job)| done(job)).map(|(slot, job)| (*slot, job.target)).collect()
+    }
+
+    /// Returns how many slots are yet to be given, wholly or in part.
+    pub fn left(&self) -> usize {
+        self.jobs.values().filter(|job| job.stage != Stage::Done).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::data::Ack;
+    use kvhive_protocol::map::{ReplicaSet, Settings};
+    use kvhive_protocol::{ClusterId, Filling, Member, MemberState, SLOTS};
+
+    const US: MemberId = MemberId(1);
+
+    fn device(member: u32) -> DeviceId {
+        DeviceId::new(MemberId(member), 0)
+    }
+
+    /// Every slot is on member 1 first; `lacking` slots are being given to a member.
+    fn map(epoch: u64, lacking: &[(u16, u32)]) -> ClusterMap {
+        let member = |id: u32| {
+            let member = Member {
+                name: format!("node-{id}"),
+                generation: Generation(1),
+                state: MemberState::Up,
+                data_address: String::new(),
+                metrics_address: String::new(),
+                labels: BTreeMap::new(),
+                devices: Vec::new(),
+                drains: false,
+            };
+            (MemberId(id), member)
+        };
+        let filling =
+            |(slot, to): &(u16, u32)| (Slot(*slot), Filling { devices: vec![device(*to)], streams: true });
+        ClusterMap {
+            cluster: ClusterId(1),
+            name: "test".into(),
+            epoch: Epoch(epoch),
+            settings: Settings {
+                replicas: 1,
+                segment_blocks: 16,
+                ack: Ack::Primary,
+                lease_ms: 2000,
+                heartbeat_ms: 200,
+            },
+            members: BTreeMap::from([1, 2, 3].map(member)),
+            slots: Arc::new(vec![ReplicaSet(vec![device(1), device(2), device(3)]); usize::from(SLOTS)]),
+            filling: Arc::new(lacking.iter().map(filling).collect()),
+            tenants: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_pass_gives_all_slots_of_one_target_and_what_is_given_is_said() {
+        let mut fills = Fills::default();
+        fills.adopt(&map(1, &[(3, 2), (5, 3), (9, 2)]), US);
+        let first = fills.begin().expect("there is something to give");
+        assert_eq!((first.target, first.slots.len()), (device(2), 2));
+        assert_eq!(fills.filled(device(1)), []);
+        fills.ended(&first, true);
+        assert_eq!(fills.filled(device(1)), [(Slot(3), device(2)), (Slot(9), device(2))]);
+        assert_eq!(fills.left(), 1);
+        let second = fills.begin().expect("the other target");
+        fills.ended(&second, false);
+        assert_eq!(fills.begin().map(|round| round.slots), Some(second.slots), "it failed and begins anew");
+    }
+
+    #[test]
+    fn a_block_that_did_not_get_there_has_its_slot_given_again() {
+        let mut fills = Fills::default();
+        fills.adopt(&map(1, &[(3, 2), (9, 2)]), US);
+        let round = fills.begin().expect("there is something to give");
+        fills.missed(Slot(3), device(2));
+        fills.missed(Slot(9), device(3));
+        fills.ended(&round, true);
+        assert_eq!(fills.filled(device(1)), [(Slot(9), device(2))]);
+        fills.missed(Slot(9), device(2));
+        assert_eq!(fills.filled(device(1)), []);
+        let again = fills.begin().expect("both again");
+        assert_eq!(again.slots.len(), 2);
+        fills.ended(&again, true);
+        assert_eq!(fills.left(), 0);
+    }
+
+    #[test]
+    fn a_newer_map_keeps_what_was_given_unless_the_target_has_lost_it() {
+        let mut fills = Fills::default();
+        fills.adopt(&map(1, &[(3, 2)]), US);
+        let round = fills.begin().expect("there is something to give");
+        fills.ended(&round, true);
+        fills.adopt(&map(2, &[(3, 2), (4, 2)]), US);
+        assert_eq!(fills.filled(device(1)), [(Slot(3), device(2))]);
+        let mut restarted = map(3, &[(3, 2), (4, 2)]);
+        restarted.members.get_mut(&MemberId(2)).expect("it is there").generation = Generation(2);
+        fills.adopt(&restarted, US);
+        assert_eq!((fills.filled(device(1)).len(), fills.left()), (0, 2));
+        fills.adopt(&map(4, &[]), US);
+        assert_eq!((fills.left(), fills.begin()), (0, None));
+    }
+
+    #[test]
+    fn a_pass_that_nobody_wants_any_more_changes_nothing() {
+        let mut fills = Fills::default();
+        fills.adopt(&map(1, &[(3, 2)]), US);
+        let round = fills.begin().expect("there is something to give");
+        assert!(fills.is_wanted(&round));
+        fills.adopt(&map(2, &[(3, 3)]), US);
+        assert!(!fills.is_wanted(&round));
+        fills.ended(&round, true);
+        assert_eq!(fills.filled(device(1)), []);
+        fills.adopt(&map(3, &[(3, 2)]), MemberId(2));
+        assert_eq!(fills.begin(), None, "another gives that");
+    }
+}

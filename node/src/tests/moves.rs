@@ -1,0 +1,105 @@
+//! Slots on their way to another node.
+
+use super::asker::{Asker, Block, kept};
+use super::coordinator::FakeCoordinator;
+use super::{KIB, Setup, eventually};
+use crate::NodeHandle;
+use kvhive_protocol::data::Ack;
+use kvhive_protocol::map::ReplicaSet;
+use kvhive_protocol::{DeviceId, Filling, Slot, WireError};
+use std::sync::Arc;
+
+/// Places a slot and says who lacks its blocks.
+fn place(coordinator: &FakeCoordinator, slot: Slot, set: &[DeviceId], lacking: &[DeviceId]) {
+    coordinator.change(|map| {
+        Arc::make_mut(&mut map.slots)[usize::from(slot.0)] = ReplicaSet(set.to_vec());
+        let filling = Arc::make_mut(&mut map.filling);
+        filling.remove(&slot);
+        if !lacking.is_empty() {
+            filling.insert(slot, Filling { devices: lacking.to_vec(), streams: true });
+        }
+    });
+}
+
+async fn serve_it(coordinator: &FakeCoordinator, nodes: &[NodeHandle]) {
+    let epoch = coordinator.epoch();
+    eventually("every node serves by the map", || {
+        nodes.iter().all(|node| node.member().is_some_and(|member| coordinator.has_confirmed(member, epoch)))
+    })
+    .await;
+}
+
+/// Two nodes and a slot that is on the first alone, with a client of its primary.
+async fn one_of_two(setup: Setup) -> (FakeCoordinator, Vec<NodeHandle>, Asker, [DeviceId; 2]) {
+    let (coordinator, nodes) = setup.several(2).await;
+    let client = nodes[0].ask().await;
+    let devices = [0, 1].map(|at: usize| DeviceId::new(nodes[at].member().expect("it is a member"), 0));
+    place(&coordinator, client.slot, &devices[..1], &[]);
+    serve_it(&coordinator, &nodes).await;
+    (coordinator, nodes, client, devices)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_moves_is_served_by_the_old_node_until_the_new_one_has_every_block() {
+    let (coordinator, nodes, mut client, [old, new]) = one_of_two(Setup::default()).await;
+    let blocks: Vec<Block> = (0..20).map(|number| Block::new(number, 4 * KIB)).collect();
+    assert_eq!(client.store(&blocks, Ack::Primary).await, Ok(vec![kept(1); 20]));
+    place(&coordinator, client.slot, &[old, new], &[new]);
+    eventually("it is given", || coordinator.is_filled(client.slot, new)).await;
+    let numbers: Vec<u64> = (0..20).collect();
+    assert_eq!(client.covered(&numbers).await, Ok(20));
+    place(&coordinator, client.slot, &[new], &[]);
+    serve_it(&coordinator, &nodes).await;
+    assert!(matches!(client.covered(&numbers).await, Err(WireError::StaleEpoch { .. })));
+    let mut after = nodes[1].ask().await;
+    let expected: Vec<_> = blocks.into_iter().map(|block| Some(block.bytes)).collect();
+    assert!(after.fetch(&numbers).await == Ok(expected));
+    assert_eq!(nodes[0].counted(|counters| &counters.moved_blocks), 20);
+    assert_eq!(nodes[0].counted(|counters| &counters.replicated_blocks), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_there_already_is_not_sent_and_other_slots_stay() {
+    let (coordinator, nodes, mut client, [old, new]) = one_of_two(Setup::default()).await;
+    let slot = client.slot;
+    let blocks: Vec<Block> = (0..6).map(|number| Block::new(number, 4 * KIB)).collect();
+    assert_eq!(client.store(&blocks[..3], Ack::Primary).await, Ok(vec![kept(1); 3]));
+    client.slot = Slot(slot.0 + 1);
+    place(&coordinator, client.slot, &[old], &[]);
+    serve_it(&coordinator, &nodes).await;
+    assert_eq!(client.store(&blocks[3..], Ack::Primary).await, Ok(vec![kept(1); 3]));
+    place(&coordinator, slot, &[old, new], &[new]);
+    eventually("it is given", || coordinator.is_filled(slot, new)).await;
+    nodes[1].settles("three blocks came", |stats| stats.blocks() == 3).await;
+    // The primary was another for a while: what is given once more is known.
+    let before = nodes[1].counted(|counters| &counters.stored_bytes);
+    place(&coordinator, slot, &[old, new], &[]);
+    serve_it(&coordinator, &nodes).await;
+    place(&coordinator, slot, &[old, new], &[new]);
+    eventually("it is said again", || nodes[0].counted(|counters| &counters.moved_blocks) == 6).await;
+    assert_eq!(nodes[1].counted(|counters| &counters.stored_bytes), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn blocks_that_come_while_a_slot_moves_are_on_both_sides() {
+    let setup = Setup { move_rate: 64 << 10, ..Setup::default() };
+    let (coordinator, nodes, mut client, [old, new]) = one_of_two(setup).await;
+    let blocks: Vec<Block> = (0..12).map(|number| Block::new(number, 4 * KIB)).collect();
+    assert_eq!(client.store(&blocks[..10], Ack::Primary).await, Ok(vec![kept(1); 10]));
+    place(&coordinator, client.slot, &[old, new], &[new]);
+    serve_it(&coordinator, &nodes).await;
+    assert_eq!(client.store(&blocks[10..11], Ack::All).await, Ok(vec![kept(2)]));
+    assert_eq!(client.store(&blocks[11..], Ack::Primary).await, Ok(vec![kept(1)]));
+    eventually("it is given", || coordinator.is_filled(client.slot, new)).await;
+    nodes[1].settles("all came", |stats| stats.blocks() == 12).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_cannot_be_reached_is_given_nothing_and_asked_again() {
+    let (coordinator, mut nodes, mut client, [old, new]) = one_of_two(Setup::default()).await;
+    assert_eq!(client.store(&[Block::new(1, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+    drop(nodes.remove(1));
+    place(&coordinator, client.slot, &[old, new], &[new]);
+    eventually("it was tried", || nodes[0].counted(|counters| &counters.move_failures) >= 2).await;
+    assert!(!coordinator.is_filled(client.slot, new));
+}
