@@ -108,6 +108,7 @@ fn cluster_settings(section: &Section<'_>, token: Option<&String>, ledger: &mut 
         },
         lease: time(section, ledger, "lease"),
         heartbeat: time(section, ledger, "heartbeat"),
+        repair_after: time(section, ledger, "repair_after"),
     }
 }
 
@@ -156,6 +157,7 @@ fn node(section: &Section<'_>, ledger: &mut Ledger) -> NodeConfig {
         io_threads: limits.io_threads,
         max_connections: limits.max_connections,
         max_inflight: limits.max_inflight,
+        move_rate: limits.move_rate,
         block_sizes: limits.block_sizes,
         disk_dir: limits.disk_dir,
         persist_dir: limits.persist_dir,
@@ -170,6 +172,7 @@ struct NodeLimits {
     io_threads: usize,
     max_connections: usize,
     max_inflight: Bytes,
+    move_rate: Bytes,
     block_sizes: Vec<BlockClass>,
     disk_dir: Option<String>,
     persist_dir: Option<String>,
@@ -186,6 +189,7 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
         io_threads: count("io_threads"),
         max_connections: count("max_connections"),
         max_inflight: section.read(ledger, "max_inflight", parse::size).unwrap_or_default(),
+        move_rate: section.read(ledger, "move_rate", parse::size).unwrap_or_default(),
         block_sizes: section.read(ledger, "block_sizes", parse::classes).unwrap_or_default(),
         disk_dir: section.read(ledger, "disk_dir", parse::path),
         persist_dir: section.read(ledger, "persist_dir", parse::path),

@@ -52,6 +52,8 @@ pub struct ClusterSettings {
     pub lease: Duration,
     /// How often members send heartbeats; under a third of `lease`.
     pub heartbeat: Duration,
+    /// How long a node that is gone may come back before others are given what it held.
+    pub repair_after: Duration,
 }
 
 /// When a store is answered.
@@ -157,6 +159,8 @@ pub struct NodeConfig {
     pub max_connections: usize,
     /// Payload bytes in flight at once; more is answered `Busy`.
     pub max_inflight: Bytes,
+    /// Bytes a second at which it gives blocks of slots that move to other nodes.
+    pub move_rate: Bytes,
     /// Size classes of its frames, smallest first.
     pub block_sizes: Vec<BlockClass>,
     /// Folder of the disk tier's files, if any device has one; a relative path starts at the cluster file's folder.

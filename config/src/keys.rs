@@ -205,6 +205,12 @@ pub(crate) const CLUSTER: &[Key] = &[
         Value("200ms"),
         "How often a node sends heartbeats; less than a third of `lease`, so that two can be lost."
     ),
+    key!(
+        "repair_after",
+        Rule::Time { min: 0, max: 24 * 3_600_000 },
+        Value("30s"),
+        "How long a node that is gone may come back before other nodes are given the blocks that it had copies of."
+    ),
 ];
 
 /// `[raft]`.
@@ -294,6 +300,12 @@ pub(crate) const NODE: &[Key] = &[
         Rule::Size { min: 1 << 20, max: 1 << 40, or_zero: false },
         Value("256MiB"),
         "Payload bytes in flight at once, at least one block of the largest size; more is answered `Busy`."
+    ),
+    key!(
+        "move_rate",
+        Rule::Size { min: 1 << 20, max: 1 << 40, or_zero: false },
+        Value("256MiB"),
+        "Bytes a second at which the node gives blocks of slots that move to other nodes, behind what is asked of it."
     ),
     key!(
         "block_sizes",

@@ -17,6 +17,7 @@ pub(crate) fn toml(parts: &ClusterParts) -> String {
     }
     out.text("lease", &format_time(cluster.lease));
     out.text("heartbeat", &format_time(cluster.heartbeat));
+    out.text("repair_after", &format_time(cluster.repair_after));
     out.header("\n[raft]");
     out.text("election_timeout", &format_time(parts.raft.election_timeout));
     out.text("heartbeat", &format_time(parts.raft.heartbeat));
@@ -54,6 +55,7 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     out.plain("io_threads", one.io_threads);
     out.plain("max_connections", one.max_connections);
     out.text("max_inflight", &one.max_inflight.to_string());
+    out.text("move_rate", &one.move_rate.to_string());
     out.plain("block_sizes", format!("[{}]", classes(&one.block_sizes)));
     if let Some(folder) = &one.disk_dir {
         out.text("disk_dir", folder);

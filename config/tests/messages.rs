@@ -500,5 +500,5 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 7 + 3 + 6 + 19 + 4);
+    assert_eq!(keys, 8 + 3 + 6 + 20 + 4);
 }

@@ -36,6 +36,8 @@ pub struct CoordinatorConfig {
     pub election_timeout: Duration,
     /// How often a leader says that it leads.
     pub heartbeat: Duration,
+    /// How long a member that is gone may come back before others are given what it held.
+    pub repair_after: Duration,
     /// Applied entries after which the log is compacted.
     pub snapshot_every: u64,
 }

@@ -104,7 +104,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let mut parts = Some(Parts {
         consensus,
         registry,
-        overseer: Overseer::new(Tuning::default()),
+        overseer: Overseer::new(Tuning { repair_after: config.repair_after, ..Tuning::default() }),
         names: names.collect(),
         us,
         peers: queues,

@@ -154,6 +154,11 @@ impl ClusterMap {
         self.filling.get(&slot).is_some_and(|filling| filling.devices.contains(&device))
     }
 
+    /// Returns whom the slot's primary is giving its blocks to.
+    pub fn given_to(&self, slot: Slot) -> Option<DeviceId> {
+        self.filling.get(&slot).filter(|filling| filling.streams)?.devices.first().copied()
+    }
+
     /// Returns where the segment with this home key is placed.
     pub fn replicas_of(&self, home: &BlockKey) -> &ReplicaSet {
         self.replicas(home.slot())

@@ -353,14 +353,16 @@ impl Cluster {
         let nodes = self.config.nodes.len();
         let up = list("nodes").iter().filter(|node| node["state"].as_str() == Some("up")).count();
         // A registration may be of an earlier start; a report is of this one, as no leader inherits any.
-        let silent = list("devices").iter().filter(|device| device["blocks"].is_null()).count();
+        let devices = list("devices");
+        let silent = devices.iter().filter(|device| device["blocks"].is_null()).count();
+        let is_empty = devices.iter().all(|device| device["blocks"].as_u64() == Some(0));
         let slots = &status["slots"];
         let (unavailable, moving) = (&slots["unavailable"], &slots["moving"]);
         if up < nodes || silent > 0 {
             return Err(format!("{up} of {nodes} nodes serve, {silent} devices have not reported"));
         }
-        // Slots settle once every device has reported that it is empty.
-        if unavailable.as_u64() != Some(0) || moving.as_u64() != Some(0) {
+        // Slots settle at once where there is nothing; others are served while they move.
+        if unavailable.as_u64() != Some(0) || is_empty && moving.as_u64() != Some(0) {
             return Err(format!("{unavailable} slots are unavailable, {moving} are moving"));
         }
         Ok(())

@@ -122,6 +122,7 @@ fn coordinator(
         token,
         election_timeout: config.raft.election_timeout,
         heartbeat: config.raft.heartbeat,
+        repair_after: cluster.repair_after,
         snapshot_every: config.raft.snapshot_every,
     })
 }
@@ -157,6 +158,7 @@ fn node(
         io_threads: own.io_threads,
         max_connections: own.max_connections,
         max_inflight_bytes: own.max_inflight.0,
+        move_rate: own.move_rate.0,
         devices,
         tuning: tuning(own),
         disk_folder: own.disk_dir.as_ref().map(|folder| beside(file, folder).join(&own.id)),

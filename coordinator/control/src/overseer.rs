@@ -342,18 +342,13 @@ impl Reign {
         }
         self.next_plan = now + tuning.plan_every;
         let repair_after = tuning.repair_after;
-        if let Some(command) = planner.plan(map, &Told { reign: self, map, repair_after }) {
+        // Whoever may be serving by an older map might still take blocks where a slot was before.
+        let confirmed = self.leases.confirmed(map);
+        if let Some(command) = planner.plan(map, &Told { reign: self, map, confirmed, repair_after }) {
             self.planned = Some((map.epoch, now + tuning.repropose_after));
             counters.plans += 1;
             effects.push(Effect::Propose(command));
         }
-    }
-
-    /// Returns what a device has reported since the slot was placed as it is now, and under that placement.
-    fn report(&self, device: DeviceId, slot: Slot) -> Option<&DeviceLoad> {
-        let (placed_at, _) = self.placement.as_ref()?.since.get(usize::from(slot.0))?;
-        let (epoch, loads) = self.leases.get(device.member)?.loads.as_ref()?;
-        (epoch >= placed_at).then(|| loads.get(usize::from(device.index)))?
     }
 }
 
@@ -361,17 +356,29 @@ impl Reign {
 struct Told<'a> {
     reign: &'a Reign,
     map: &'a ClusterMap,
+    /// The epoch that everybody who may be serving has confirmed; none if nobody may be.
+    confirmed: Option<Epoch>,
     repair_after: Duration,
+}
+
+impl Told<'_> {
+    /// Returns what a device has reported since everybody serves the slot as it is placed now.
+    fn report(&self, device: DeviceId, slot: Slot) -> Option<&DeviceLoad> {
+        let (placed_at, _) = self.reign.placement.as_ref()?.since.get(usize::from(slot.0))?;
+        let (epoch, loads) = self.reign.leases.get(device.member)?.loads.as_ref()?;
+        let is_known = self.confirmed.is_none_or(|confirmed| confirmed >= *placed_at);
+        (is_known && epoch >= placed_at).then(|| loads.get(usize::from(device.index)))?
+    }
 }
 
 impl Reports for Told<'_> {
     fn occupied(&self, device: DeviceId, slot: Slot) -> Option<bool> {
-        self.reign.report(device, slot).map(|load| load.occupies(slot))
+        self.report(device, slot).map(|load| load.occupies(slot))
     }
 
     fn is_filled(&self, slot: Slot, device: DeviceId) -> bool {
         let primary = self.map.replicas(slot).primary();
-        let load = primary.and_then(|primary| self.reign.report(primary, slot));
+        let load = primary.and_then(|primary| self.report(primary, slot));
         load.is_some_and(|load| load.filled.binary_search(&(slot, device)).is_ok())
     }
 

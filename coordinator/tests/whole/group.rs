@@ -80,6 +80,7 @@ impl Group {
                 election_timeout: Duration::from_millis(300),
                 heartbeat: Duration::from_millis(60),
                 snapshot_every: 10_000,
+                repair_after: Duration::from_secs(30),
             })
             .collect();
         let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();

@@ -40,6 +40,15 @@ pub(crate) struct Item {
     pub(crate) already: bool,
 }
 
+/// What became of blocks that were to be copied.
+#[derive(Default)]
+pub(crate) struct Copies {
+    /// How many other replicas hold each, by its position.
+    pub(crate) held: Vec<(usize, u8)>,
+    /// Replicas that did not answer for what they were to have.
+    pub(crate) unreached: Vec<DeviceId>,
+}
+
 /// What one replica is to have.
 struct Batch<'a> {
     serving: &'a Serving,
@@ -80,7 +89,7 @@ impl Replicator {
         }
     }
 
-    /// Copies the items and returns how many other replicas hold each, by its position.
+    /// Copies the items to every other replica of their slots.
     pub(crate) async fn now(
         &self,
         serving: &Serving,
@@ -89,7 +98,7 @@ impl Replicator {
         layout: Option<Layout>,
         items: Vec<Item>,
         counters: &Counters,
-    ) -> Vec<(usize, u8)> {
+    ) -> Copies {
         let mut targets: BTreeMap<DeviceId, Vec<&Item>> = BTreeMap::new();
         for item in &items {
             for target in &serving.map.replicas(item.slot).0 {
@@ -101,20 +110,28 @@ impl Replicator {
         let copies = targets.into_iter().map(|(target, items)| async move {
             let batch = Batch { serving, target, tenant, layout, items: &items };
             let copied = self.copy(&batch).await;
-            let held = copied.unwrap_or_else(|fault| {
-                count(&counters.replication_failures);
-                tracing::debug!(%target, %fault, "copy failed");
-                items.iter().for_each(|item| self.giving.missed(item.slot, target));
-                Vec::new()
-            });
-            add(&counters.replicated_blocks, held.len() as u64);
-            held
+            match copied {
+                Ok(held) => {
+                    add(&counters.replicated_blocks, held.len() as u64);
+                    Ok(held)
+                }
+                Err(fault) => {
+                    count(&counters.replication_failures);
+                    tracing::debug!(%target, %fault, "copy failed");
+                    items.iter().for_each(|item| self.giving.missed(item.slot, target));
+                    Err(target)
+                }
+            }
         });
         let mut held: BTreeMap<usize, u8> = BTreeMap::new();
-        for at in join_all(copies).await.into_iter().flatten() {
-            *held.entry(at).or_default() += 1;
+        let mut unreached = Vec::new();
+        for copied in join_all(copies).await {
+            match copied {
+                Ok(positions) => positions.into_iter().for_each(|at| *held.entry(at).or_default() += 1),
+                Err(target) => unreached.push(target),
+            }
         }
-        held.into_iter().collect()
+        Copies { held: held.into_iter().collect(), unreached }
     }
 
     /// Copies the items in the background, unless too much waits already.

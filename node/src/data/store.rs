@@ -8,11 +8,13 @@ use crate::data::plane::DataPlane;
 use crate::data::replicate::Item;
 use crate::guards::{Lent, ReadGuard, Verified};
 use crate::view::Serving;
+use kvhive_cache::member;
 use kvhive_protocol::data::{
     About, Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::{ClusterMap, DeviceId, Layout, Slot, TenantId, WireError};
 use kvhive_wire::{Connection, Fault, Peer};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -91,6 +93,9 @@ impl DataPlane {
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
+        if !request.copy {
+            member::leads(&serving.map, request.device, &request.runs)?;
+        }
         let StoreRequest { device, tenant, ack, copy, layout, about, runs, blocks, .. } = request;
         let blocks: Vec<_> = blocks.into_iter().zip(check::slots(&runs)).collect();
         let replicated = !copy && runs.iter().any(|run| serving.map.replicas(run.slot).0.len() > 1);
@@ -150,8 +155,6 @@ impl DataPlane {
                 }
                 Taken::Present(lent) => {
                     stored.push(Stored::Kept { copies: 1, already: true });
-                    // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
-                    let lent = lent.filter(|_| task.ack != Ack::Primary);
                     if lent.is_some() {
                         present.push(lent);
                         present_at.push(at);
@@ -171,48 +174,64 @@ impl DataPlane {
                 }
             }
         }
+        // Slots may have begun to move, or have moved, since the store came: whoever is a replica of them now gets the copies.
+        let serving = self.view.serving().ok_or(WireError::NoLease)?;
+        let map = &serving.map;
+        // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
+        let awaits = |at: &usize| task.ack != Ack::Primary || map.given_to(task.blocks[*at].1).is_some();
+        let present: Vec<_> = present_at.into_iter().zip(present).filter(|(at, _)| awaits(at)).collect();
+        let (present_at, present): (Vec<_>, Vec<_>) = present.into_iter().unzip();
         let present = self.bring(present).await;
         items.extend(
             present_at.into_iter().zip(present).filter_map(|(at, guard)| Some(item(at, guard?, true))),
         );
-        // Slots may have begun to move, or have moved, since the store came: whoever is a replica of them now gets the copies.
-        let serving = self.view.serving().ok_or(WireError::NoLease)?;
-        let map = &serving.map;
-        if task.blocks.iter().any(|(_, slot)| !map.replicas(*slot).contains(task.device)) {
-            return Err(WireError::StaleEpoch { epoch: map.epoch });
-        }
-        self.note_uncopied(&task, map, &sealed_at, &items);
-        self.replicate(&task, &serving, items, &mut stored).await;
+        task.check_moves(map, &stored, &items)?;
+        self.replicate(&task, &serving, items, &mut stored).await?;
         self.view.check_lease()?;
         Ok(DataReply::Stored { epoch: map.epoch, blocks: stored })
     }
 
-    /// A new block that nobody is going to copy, because its slot had one replica when the store came, is to be given to those
-    /// that are given the slot now.
-    fn note_uncopied(&self, task: &Task, map: &ClusterMap, sealed_at: &[usize], items: &[Item]) {
-        if task.copy {
-            return;
-        }
-        for at in sealed_at.iter().filter(|at| !items.iter().any(|item| item.at == **at)) {
-            let slot = task.blocks[*at].1;
-            for device in map.filling.get(&slot).into_iter().flat_map(|filling| &filling.devices) {
-                self.replicator.giving.missed(slot, *device);
-            }
-        }
-    }
-
-    async fn replicate(&self, task: &Task, serving: &Serving, items: Vec<Item>, stored: &mut [Stored]) {
+    /// Has blocks copied, in the background where nobody waits for it. A block of a slot that is being given to another device
+    /// is acknowledged once that has it too: the slot may be gone from here a moment later.
+    async fn replicate(
+        &self,
+        task: &Task,
+        serving: &Serving,
+        items: Vec<Item>,
+        stored: &mut [Stored],
+    ) -> Result<(), WireError> {
         let Task { device, tenant, ack, layout, .. } = task;
-        if *ack == Ack::Primary {
+        let needed: BTreeSet<DeviceId> =
+            items.iter().filter_map(|item| serving.map.given_to(item.slot)).collect();
+        if *ack == Ack::Primary && needed.is_empty() {
             self.replicator.later(serving.clone(), *device, *tenant, *layout, items, &self.counters);
-            return;
+            return Ok(());
         }
-        for (at, copies) in
-            self.replicator.now(serving, *device, *tenant, *layout, items, &self.counters).await
-        {
+        let copies = self.replicator.now(serving, *device, *tenant, *layout, items, &self.counters).await;
+        if copies.unreached.iter().any(|device| needed.contains(device)) {
+            return Err(WireError::busy("a slot is on its way to a node that does not answer"));
+        }
+        for (at, copies) in copies.held {
             if let Stored::Kept { copies: held, .. } = &mut stored[at] {
                 *held = held.saturating_add(copies);
             }
         }
+        Ok(())
+    }
+}
+
+impl Task {
+    /// Checks that the slots are still here, and that what is kept of those that are being given away is going to be copied.
+    fn check_moves(&self, map: &ClusterMap, stored: &[Stored], items: &[Item]) -> Result<(), WireError> {
+        let is_here = |at: usize, slot: Slot| {
+            let needs_copy =
+                !self.copy && map.given_to(slot).is_some() && matches!(stored[at], Stored::Kept { .. });
+            map.replicas(slot).contains(self.device)
+                && (!needs_copy || items.iter().any(|item| item.at == at))
+        };
+        if self.blocks.iter().enumerate().all(|(at, (_, slot))| is_here(at, *slot)) {
+            return Ok(());
+        }
+        Err(WireError::StaleEpoch { epoch: map.epoch })
     }
 }

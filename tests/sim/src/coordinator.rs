@@ -11,6 +11,7 @@ use kvhive_protocol::map::Settings;
 use kvhive_protocol::{ClusterId, ClusterMap, Epoch, Moment, RequestId, WireError, codec};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Coordinators of a simulated cluster.
 pub(crate) const PEERS: u64 = 3;
@@ -106,7 +107,7 @@ impl Coordinator {
             id,
             consensus,
             registry,
-            overseer: Overseer::new(Tuning::default()),
+            overseer: Overseer::new(Tuning { repair_after: Duration::from_secs(1), ..Tuning::default() }),
             waiting: BTreeMap::new(),
             clears: BTreeMap::new(),
             next: 1,

@@ -3,8 +3,8 @@
 
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
-    BlockId, Effect, Member, MemberEffect, MemberEvent, MemberTuning, Reserve, Rules, Shard, ShardConfig,
-    TierCapacity,
+    BlockId, Effect, Fills, Member, MemberEffect, MemberEvent, MemberTuning, Reserve, Round, Rules, Shard,
+    ShardConfig, TierCapacity,
 };
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::DeviceLoad;
@@ -13,7 +13,7 @@ use kvhive_protocol::{
     BlockHeader, BlockKey, ClusterMap, DeviceId, Epoch, Era, Generation, KeyList, LayoutFingerprint,
     MemberId, Moment, Slot, TenantId,
 };
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,10 +27,21 @@ pub(crate) struct Node {
     member: Member,
     pub(crate) shard: Shard,
     bytes: HashMap<BlockId, u64>,
+    named: HashMap<BlockId, (BlockKey, Era)>,
     /// The map served by.
     serving: Option<(MemberId, Arc<ClusterMap>)>,
     lease: Moment,
+    fills: Fills,
+    /// The pass that is under way, and since when.
+    giving: Option<(Round, Moment)>,
+    /// Blocks of slots that were being given away when they came, until who is given the slot has them: not acknowledged.
+    unsure: HashSet<(BlockKey, Era)>,
+    /// Every block that another node has given to this one, taken or not.
+    offered: HashSet<(BlockKey, Era)>,
 }
+
+/// A pass that is not answered within this has failed.
+const GIVE_LIMIT: Duration = Duration::from_millis(300);
 
 impl Node {
     pub(crate) fn start() -> Node {
@@ -50,8 +61,13 @@ impl Node {
                 hash_seed: 3,
             }),
             bytes: HashMap::new(),
+            named: HashMap::new(),
             serving: None,
             lease: Moment::ZERO,
+            fills: Fills::default(),
+            giving: None,
+            unsure: HashSet::new(),
+            offered: HashSet::new(),
         }
     }
 
@@ -68,6 +84,7 @@ impl Node {
                         let Some((member, _)) = self.member.identity() else { continue };
                         let tenants = map.tenants.iter().map(|(id, tenant)| (*id, tenant.era)).collect();
                         self.shard.set_tenants(tenants);
+                        self.fills.adopt(&map, member);
                         events.push(MemberEvent::Adopted { cluster: map.cluster, epoch: map.epoch });
                         self.serving = Some((member, map));
                     }
@@ -103,20 +120,99 @@ impl Node {
             used_bytes: stats.device.used_bytes + stats.host.used_bytes,
             capacity_bytes: u64::from(FRAMES),
             occupied: self.shard.occupied(),
+            filled: self.device().map(|device| self.fills.filled(device)).unwrap_or_default(),
             ..DeviceLoad::default()
         }
     }
 
-    fn takes(&self, slot: Slot, copy: bool) -> bool {
-        let Some((member, map)) = &self.serving else { return false };
-        let runs = [Run { slot, keys: 1 }];
-        kvhive_cache::member::takes(map, DeviceId::new(*member, 0), copy, &runs).is_ok()
+    fn device(&self) -> Option<DeviceId> {
+        self.serving.as_ref().map(|(member, _)| DeviceId::new(*member, 0))
     }
 
-    /// Says whether any block of a slot is here that may be seen.
-    pub(crate) fn has_any(&self, slot: Slot) -> bool {
-        let (listed, _) = self.shard.list(0, FRAMES as usize * 2);
-        listed.iter().any(|one| one.slot == slot)
+    /// Returns the acknowledged blocks of a slot that may be seen, with their eras.
+    pub(crate) fn acknowledged(&self, slot: Slot) -> Vec<(BlockKey, Era)> {
+        let mut blocks = self.blocks_of(&BTreeSet::from([slot]));
+        blocks.retain(|block| !self.unsure.contains(block));
+        blocks
+    }
+
+    /// Returns the blocks of some slots that may be seen, with their eras.
+    fn blocks_of(&self, slots: &BTreeSet<Slot>) -> Vec<(BlockKey, Era)> {
+        let (listed, _) = self.shard.list_slots(0, slots);
+        listed.into_iter().map(|(_, id)| self.named[&id]).collect()
+    }
+
+    /// Says whether another node has given this one a block.
+    pub(crate) fn was_offered(&self, block: &(BlockKey, Era)) -> bool {
+        self.offered.contains(block)
+    }
+
+    /// Begins to give blocks away, if there are any to give: to whom, and which.
+    pub(crate) fn give(&mut self, now: Moment) -> Option<(u64, MemberId, Vec<(BlockKey, Era)>)> {
+        let is_over = |(_, since): &mut (Round, Moment)| now.since(*since) > GIVE_LIMIT;
+        if let Some((round, _)) = self.giving.take_if(is_over) {
+            self.fills.ended(&round, false);
+        }
+        if self.giving.is_some() || !self.serves(now) {
+            return None;
+        }
+        let round = self.fills.begin()?;
+        let given = (round.number, round.target.member, self.blocks_of(&round.slots));
+        self.giving = Some((round, now));
+        Some(given)
+    }
+
+    /// The target has taken note of all that it was given.
+    pub(crate) fn given(&mut self, number: u64) {
+        if let Some((round, _)) = self.giving.take_if(|(round, _)| round.number == number) {
+            self.fills.ended(&round, true);
+        }
+    }
+
+    /// Takes a block from a client, if this is its primary: none if it is not taken, else which other members are to have it
+    /// and which of them must have it before it is acknowledged.
+    pub(crate) fn store_from_client(
+        &mut self,
+        now: Moment,
+        key: BlockKey,
+        era: Era,
+        bytes: u64,
+    ) -> Option<(Vec<MemberId>, Option<MemberId>)> {
+        let (member, map) = self.serving.clone()?;
+        let (us, slot) = (DeviceId::new(member, 0), key.slot());
+        kvhive_cache::member::leads(&map, us, &[Run { slot, keys: 1 }]).ok()?;
+        if !self.store(now, key, era, bytes) {
+            return None;
+        }
+        let needed = map.given_to(slot).map(|device| device.member);
+        match needed {
+            Some(_) => self.unsure.insert((key, era)),
+            None => self.unsure.remove(&(key, era)),
+        };
+        let others = map.replicas(slot).0.iter().map(|device| device.member);
+        Some((others.filter(|other| *other != member).collect(), needed))
+    }
+
+    /// Who is given the block's slot has it.
+    pub(crate) fn is_sure(&mut self, block: &(BlockKey, Era)) {
+        self.unsure.remove(block);
+    }
+
+    /// Is given blocks by another node: takes what it can. False when they are not its to have.
+    pub(crate) fn be_given(&mut self, now: Moment, blocks: &[(BlockKey, Era, u64)]) -> bool {
+        if !blocks.iter().all(|(key, ..)| self.admits(now, key.slot())) {
+            return false;
+        }
+        for (key, era, bytes) in blocks {
+            self.offered.insert((*key, *era));
+            self.store(now, *key, *era, *bytes);
+        }
+        true
+    }
+
+    /// A new block goes to a replica over a network that may lose it.
+    pub(crate) fn may_miss(&mut self, slot: Slot, member: MemberId) {
+        self.fills.missed(slot, DeviceId::new(member, 0));
     }
 
     fn admits(&self, now: Moment, slot: Slot) -> bool {
@@ -127,8 +223,8 @@ impl Node {
     }
 
     /// Takes a block; says whether it is here then. Other replicas are the world's to ask.
-    pub(crate) fn store(&mut self, now: Moment, key: BlockKey, era: Era, bytes: u64, copy: bool) -> bool {
-        if !self.admits(now, key.slot()) || !self.takes(key.slot(), copy) {
+    pub(crate) fn store(&mut self, now: Moment, key: BlockKey, era: Era, bytes: u64) -> bool {
+        if !self.admits(now, key.slot()) {
             return false;
         }
         let header = BlockHeader {
@@ -157,6 +253,7 @@ impl Node {
                 let sealed = self.shard.seal(ticket);
                 if let Some(id) = sealed {
                     self.bytes.insert(id, bytes);
+                    self.named.insert(id, (key, era));
                 }
                 sealed.is_some()
             }
@@ -192,6 +289,7 @@ impl Node {
             match effect {
                 Effect::Drop { id } => {
                     assert!(self.bytes.remove(&id).is_some(), "a block is dropped once");
+                    self.named.remove(&id);
                 }
                 Effect::Copy { ticket, .. } => {
                     self.shard.copied(ticket, true);
@@ -202,12 +300,6 @@ impl Node {
                 }
             }
         }
-    }
-
-    /// Replicas of a slot as this node knows them.
-    pub(crate) fn replicas(&self, slot: Slot) -> Vec<MemberId> {
-        let map = self.serving.as_ref().map(|(_, map)| map);
-        map.map_or(Vec::new(), |map| map.replicas(slot).0.iter().map(|device| device.member).collect())
     }
 
     /// Checks what always holds of the shard.

@@ -27,15 +27,55 @@ const ASK_LIMIT_MS: u64 = 700;
 type Host = usize;
 
 enum Event {
-    Raft { from: Host, to: Host, bytes: Vec<u8> },
+    Raft {
+        from: Host,
+        to: Host,
+        bytes: Vec<u8>,
+    },
     CoordinatorTick(Host),
     Sync(Host),
     NodeTick(Host),
-    Ask { to: Host, ask: u64, what: What },
-    Answer { ask: u64, reply: ControlReply },
-    AskLimit { ask: u64 },
-    Store { to: Host, key: BlockKey, era: Era, copy: bool },
-    Fetch { to: Host, key: BlockKey, oldest: Era },
+    Ask {
+        to: Host,
+        ask: u64,
+        what: What,
+    },
+    Answer {
+        ask: u64,
+        reply: ControlReply,
+    },
+    AskLimit {
+        ask: u64,
+    },
+    Store {
+        to: Host,
+        key: BlockKey,
+        era: Era,
+    },
+    /// `source` awaits that this arrives, if it is given.
+    Copy {
+        to: Host,
+        key: BlockKey,
+        era: Era,
+        source: Option<(Host, u64)>,
+    },
+    Give {
+        from: Host,
+        start: u64,
+        to: Host,
+        round: u64,
+        blocks: Vec<(BlockKey, Era)>,
+    },
+    Given {
+        to: Host,
+        start: u64,
+        round: u64,
+    },
+    Fetch {
+        to: Host,
+        key: BlockKey,
+        oldest: Era,
+    },
     Client,
     Trouble,
 }
@@ -73,6 +113,8 @@ pub struct Outcome {
     pub hits: u64,
     /// Clears that were acknowledged.
     pub clears: u64,
+    /// Blocks that nodes were given because their slots moved.
+    pub given: u64,
     /// Processes that crashed.
     pub crashes: u64,
 }
@@ -125,7 +167,8 @@ impl World {
     /// # Errors
     /// What did not hold, and when.
     pub fn run(seed: u64) -> Result<Outcome, String> {
-        let outcome = Outcome { trace: seed, events: 0, leaders: 0, hits: 0, clears: 0, crashes: 0 };
+        let outcome =
+            Outcome { trace: seed, events: 0, leaders: 0, hits: 0, clears: 0, given: 0, crashes: 0 };
         let mut world = World {
             seed,
             random: Random(seed),
@@ -271,14 +314,29 @@ impl World {
             Event::NodeTick(node) => {
                 if let Some(running) = &mut self.nodes[node].running {
                     running.tend(now);
+                    let gives = running.give(now);
                     let asks = running.member_event(now, MemberEvent::Tick);
                     self.perform(node, asks);
+                    self.give_blocks(node, gives);
                 }
                 self.at(10, Event::NodeTick(node));
                 return Some(node);
             }
-            Event::Store { to, key, era, copy } => return self.store(to, key, era, copy),
+            Event::Store { to, key, era } => return self.store(to, key, era),
+            Event::Copy { to, key, era, source } => return self.copy(to, key, era, source),
             Event::Fetch { to, key, oldest } => return self.fetch(to, key, oldest),
+            Event::Give { from, start, to, round, blocks } => {
+                return self.be_given(from, start, to, round, blocks);
+            }
+            Event::Given { to, start, round } => {
+                let node = &mut self.nodes[to];
+                if node.starts == start
+                    && let Some(running) = &mut node.running
+                {
+                    running.given(round);
+                }
+                return Some(to);
+            }
             Event::Client => self.client(),
             Event::Trouble => self.trouble(),
         }
@@ -419,6 +477,9 @@ impl Event {
             Event::AskLimit { ask } => 7 + ask * 256,
             Event::Store { to, .. } => 8 + (*to as u64) * 16,
             Event::Fetch { to, .. } => 9 + (*to as u64) * 16,
+            Event::Give { to, blocks, .. } => 12 + (*to as u64) * 16 + blocks.len() as u64 * 256,
+            Event::Given { to, round, .. } => 13 + (*to as u64) * 16 + round * 256,
+            Event::Copy { to, .. } => 14 + (*to as u64) * 16,
             Event::Client => 10,
             Event::Trouble => 11,
         }

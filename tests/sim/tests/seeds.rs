@@ -14,7 +14,7 @@ fn every_seed_keeps_every_invariant() {
         None => 1..1 + from_environment("KVHIVE_SIM_SEEDS").unwrap_or(200),
     };
     let workers = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let totals = std::sync::Mutex::new((0u64, 0u64, 0u64, 0u64));
+    let totals = std::sync::Mutex::new((0u64, 0u64, 0u64, 0u64, 0u64));
     std::thread::scope(|scope| {
         for worker in 0..workers {
             let (seeds, totals) = (seeds.clone(), &totals);
@@ -28,14 +28,15 @@ fn every_seed_keeps_every_invariant() {
                     totals.1 += outcome.hits;
                     totals.2 += outcome.clears;
                     totals.3 += outcome.crashes;
+                    totals.4 += outcome.given;
                 }
             });
         }
     });
-    let (events, hits, clears, crashes) = totals.into_inner().expect("no worker panicked");
-    println!("{events} events, {hits} hits, {clears} clears, {crashes} crashes");
+    let (events, hits, clears, crashes, given) = totals.into_inner().expect("no worker panicked");
+    println!("{events} events, {hits} hits, {clears} clears, {crashes} crashes, {given} blocks given away");
     if from_environment("KVHIVE_SIM_SEED").is_none() {
-        assert!(hits > 0 && clears > 0 && crashes > 0, "the simulation must do what it checks");
+        assert!(hits > 0 && clears > 0 && crashes > 0 && given > 0, "the simulation must do what it checks");
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::{Host, World};
 use crate::coordinator::settings;
-use crate::node::Node;
-use kvhive_protocol::{ClusterMap, Generation, MemberId, MemberState, Slot};
+use crate::node::{Node, TENANT};
+use kvhive_protocol::{BlockKey, ClusterMap, Era, Generation, MemberId, MemberState, Slot};
 use std::sync::Arc;
 
 impl World {
@@ -61,29 +61,42 @@ impl World {
         Ok(())
     }
 
-    /// Checks that no slot has moved away from blocks: its primary goes only with its member, or when nothing is there.
+    /// Checks that no slot has moved away from blocks that nobody else was given: its primary goes only with its member, or
+    /// when another replica has been offered every block that is there.
     fn check_moves(&self, before: &ClusterMap, after: &ClusterMap) -> Result<(), String> {
         for slot in Slot::all() {
             let Some(device) = before.replicas(slot).primary() else { continue };
-            let (then, now) = (before.members.get(&device.member), after.members.get(&device.member));
-            let lives_on = then
-                .zip(now)
-                .filter(|(then, now)| then.generation == now.generation && now.state == MemberState::Up);
-            if lives_on.is_none() || after.replicas(slot).contains(device) {
+            if after.replicas(slot).contains(device) {
                 continue;
             }
-            let node = then.and_then(|member| member.name.strip_prefix("node-")?.parse::<usize>().ok());
-            let running = node.and_then(|node| self.nodes[node].running.as_ref());
-            let is_that =
-                |running: &&Node| running.identity() == then.map(|member| (device.member, member.generation));
-            if running.filter(is_that).is_some_and(|running| running.has_any(slot)) {
+            let Some(old) = self.node_in_office(before, after, device.member) else { continue };
+            // What a clear has ended is nobody's to keep.
+            let era = after.tenants.get(&TENANT).map(|tenant| tenant.era);
+            let mut blocks = old.acknowledged(slot);
+            blocks.retain(|(_, of)| Some(*of) == era);
+            // Who has crashed since it was given the blocks has lost them, which nobody knows yet.
+            let new = after.replicas(slot).0.iter().map(|to| self.node_in_office(after, after, to.member));
+            let Some(new) = new.collect::<Option<Vec<_>>>() else { continue };
+            let is_kept = |block: &(BlockKey, Era)| new.iter().any(|node| node.was_offered(block));
+            if let Some((key, era)) = blocks.iter().find(|block| !is_kept(block)) {
                 return Err(format!(
-                    "slot {slot} was moved from {device}, where blocks are, in epoch {}",
+                    "slot {slot} was moved from {device} in epoch {}, and nobody was given {key} of era {era}",
                     after.epoch
                 ));
             }
         }
         Ok(())
+    }
+
+    /// Returns the node that is this member by both maps, if it runs in that generation.
+    fn node_in_office(&self, before: &ClusterMap, after: &ClusterMap, member: MemberId) -> Option<&Node> {
+        let (then, now) = (before.members.get(&member)?, after.members.get(&member)?);
+        if then.generation != now.generation || now.state != MemberState::Up {
+            return None;
+        }
+        let node = then.name.strip_prefix("node-")?.parse::<usize>().ok()?;
+        let running = self.nodes[node].running.as_ref()?;
+        (running.identity() == Some((member, then.generation))).then_some(running)
     }
 
     pub(super) fn check_liveness(&mut self) -> Result<(), String> {
@@ -95,7 +108,10 @@ impl World {
             .max_by_key(|map| map.epoch);
         let Some(map) = map else { return fail("there is no map") };
         if map.slots.iter().any(|set| set.0.len() != usize::from(settings().replicas)) {
-            return fail("a slot lacks replicas");
+            return fail("a slot lacks replicas, or is on its way");
+        }
+        if !map.filling.is_empty() {
+            return fail(&format!("replicas of {} slots lack blocks", map.filling.len()));
         }
         let now = self.moment();
         for (at, node) in self.nodes.iter().enumerate() {

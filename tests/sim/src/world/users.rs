@@ -4,21 +4,74 @@ use super::{Asker, Event, Host, KEYS, NODES, QUIET_MS, TROUBLE_MS, What, World, 
 use crate::coordinator::PEERS;
 use crate::node::TENANT;
 use kvhive_protocol::control::{Command, Proposal};
-use kvhive_protocol::{BlockKey, Epoch, Era, RequestId};
+use kvhive_protocol::{BlockKey, Epoch, Era, MemberId, RequestId};
 
 impl World {
-    pub(super) fn store(&mut self, to: Host, key: BlockKey, era: Era, copy: bool) -> Option<Host> {
+    pub(super) fn store(&mut self, to: Host, key: BlockKey, era: Era) -> Option<Host> {
         let now = self.moment();
         let running = self.nodes[to].running.as_mut()?;
-        if running.store(now, key, era, content(&key, era), copy) && !copy {
-            let us = running.identity().map(|(member, _)| member);
-            let others = running.replicas(key.slot()).into_iter().filter(|member| Some(*member) != us);
-            for other in others.collect::<Vec<_>>() {
-                if let Some(other) = self.node_of(other) {
-                    let (from, host) = (PEERS as usize + to, PEERS as usize + other);
-                    self.send(from, host, || Event::Store { to: other, key, era, copy: true });
-                }
+        let stored = running.store_from_client(now, key, era, content(&key, era));
+        let Some((others, needed)) = stored else { return Some(to) };
+        others.iter().for_each(|other| running.may_miss(key.slot(), *other));
+        let start = self.nodes[to].starts;
+        for other in others {
+            if let Some(target) = self.node_of(other) {
+                let source = (needed == Some(other)).then_some((to, start));
+                let (from, host) = (PEERS as usize + to, PEERS as usize + target);
+                self.send(from, host, || Event::Copy { to: target, key, era, source });
             }
+        }
+        Some(to)
+    }
+
+    /// A copy of a block arrives; `source` acknowledges the block then.
+    pub(super) fn copy(
+        &mut self,
+        to: Host,
+        key: BlockKey,
+        era: Era,
+        source: Option<(Host, u64)>,
+    ) -> Option<Host> {
+        let now = self.moment();
+        let running = self.nodes[to].running.as_mut()?;
+        if running.be_given(now, &[(key, era, content(&key, era))])
+            && let Some((source, start)) = source
+            && self.nodes[source].starts == start
+            && let Some(source) = &mut self.nodes[source].running
+        {
+            source.is_sure(&(key, era));
+        }
+        Some(to)
+    }
+
+    /// Sends what a node gives away.
+    pub(super) fn give_blocks(&mut self, from: Host, gives: Option<(u64, MemberId, Vec<(BlockKey, Era)>)>) {
+        let Some((round, target, blocks)) = gives else { return };
+        let Some(to) = self.node_of(target) else { return };
+        let start = self.nodes[from].starts;
+        self.send(PEERS as usize + from, PEERS as usize + to, || Event::Give {
+            from,
+            start,
+            to,
+            round,
+            blocks: blocks.clone(),
+        });
+    }
+
+    pub(super) fn be_given(
+        &mut self,
+        from: Host,
+        start: u64,
+        to: Host,
+        round: u64,
+        blocks: Vec<(BlockKey, Era)>,
+    ) -> Option<Host> {
+        let now = self.moment();
+        let running = self.nodes[to].running.as_mut()?;
+        let blocks: Vec<_> = blocks.iter().map(|(key, era)| (*key, *era, content(key, *era))).collect();
+        if running.be_given(now, &blocks) {
+            self.outcome.given += blocks.len() as u64;
+            self.send(PEERS as usize + to, PEERS as usize + from, || Event::Given { to: from, start, round });
         }
         Some(to)
     }
@@ -56,16 +109,18 @@ impl World {
             choice => {
                 if let Some(map) = self.map.clone() {
                     let replicas = &map.replicas(key.slot()).0;
-                    let Some(device) = replicas.get(self.random.below(2) as usize).or(replicas.first())
-                    else {
+                    let is_store = choice % 2 == 0;
+                    // Any replica may be asked, and the primary be told.
+                    let at = if is_store { 0 } else { self.random.below(2) as usize };
+                    let Some(device) = replicas.get(at).or(replicas.first()) else {
                         return self.at(15, Event::Client);
                     };
                     if let Some(node) = self.node_of(device.member) {
                         let era = map.tenants.get(&TENANT).map_or(Era(0), |tenant| tenant.era);
                         let oldest = self.cleared;
                         self.send(host, PEERS as usize + node, || {
-                            if choice % 2 == 0 {
-                                Event::Store { to: node, key, era, copy: false }
+                            if is_store {
+                                Event::Store { to: node, key, era }
                             } else {
                                 Event::Fetch { to: node, key, oldest }
                             }
