@@ -8,7 +8,7 @@ mod report;
 mod trace;
 
 use clap::{Parser, Subcommand};
-use commands::{config, down, node, replay, simulate, status, tenants, trace as trace_command, up};
+use commands::{config, down, drain, node, replay, simulate, status, tenants, trace as trace_command, up};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -29,6 +29,7 @@ enum Command {
     Status(status::Status),
     Nodes(status::Nodes),
     Slots(status::Slots),
+    Drain(drain::Drain),
     Tenants(tenants::Tenants),
     Replay(replay::Replay),
     Simulate(simulate::Simulate),
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Nodes(command) => command.run(),
         Command::Slots(command) => command.run(),
+        Command::Drain(command) => command.run(),
         Command::Tenants(command) => command.run(),
         Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
         Command::Simulate(command) => command.run(),

@@ -60,7 +60,7 @@ pub struct Overview {
     pub loads: Vec<(DeviceId, DeviceLoad)>,
     /// What devices reported of tenants, summed up, of those that use most.
     pub tenants: Vec<(TenantId, TenantLoad)>,
-    /// Slots that are not where they belong and may still be moved there.
+    /// Slots that are not where they belong yet, or of which a replica lacks blocks.
     pub unsettled: u64,
 }
 

@@ -37,8 +37,12 @@ pub fn kvhive() -> PathBuf {
 /// # Errors
 /// When it cannot be run, or fails.
 pub fn run(words: &[&str]) -> Result<Output> {
+    run_with(words, &[])
+}
+
+fn run_with(words: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
     let binary = kvhive();
-    let output = Command::new(&binary).args(words).output();
+    let output = Command::new(&binary).args(words).envs(variables.iter().copied()).output();
     let output = output.with_context(|| {
         format!("cannot run {}; build it with `cargo build -p kvhive-cli`", binary.display())
     })?;
@@ -54,13 +58,21 @@ impl Cluster {
     /// # Panics
     /// When it does not start.
     pub fn start(options: &[&str]) -> Cluster {
+        Cluster::start_with(options, &[])
+    }
+
+    /// Starts a cluster with these options of `kvhive up` and these variables of its processes.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_with(options: &[&str], variables: &[(&str, &str)]) -> Cluster {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(|poison| poison.into_inner());
         let folder = tempfile::Builder::new().prefix("kvhive-test-").tempdir().expect("a temporary folder");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let cluster = Cluster { folder, runtime: runtime.expect("threads"), _turn: turn };
         let mut words = vec!["up", "--detach", "--dir", cluster.dir()];
         words.extend(options);
-        run(&words).expect("the cluster starts");
+        run_with(&words, variables).expect("the cluster starts");
         cluster
     }
 

@@ -3,6 +3,7 @@
 pub(crate) mod config;
 pub(crate) mod connect;
 pub(crate) mod down;
+pub(crate) mod drain;
 pub(crate) mod generated;
 pub(crate) mod node;
 pub(crate) mod replay;

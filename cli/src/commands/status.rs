@@ -141,6 +141,11 @@ impl Nodes {
     }
 }
 
+fn state(node: &Value) -> String {
+    let state = text(node, "state");
+    if node["drains"] == Value::Bool(true) { format!("{state}, drains") } else { state }
+}
+
 fn print_nodes(status: &Value) {
     let mut table = report::table(&["NODE", "STATE", "GENERATION", "DATA PLANE", "DEVICES", "LABELS"]);
     for one in list(&status["nodes"]) {
@@ -153,7 +158,7 @@ fn print_nodes(status: &Value) {
         });
         table.add_row([
             text(one, "name"),
-            text(one, "state"),
+            state(one),
             text(one, "generation"),
             text(one, "data_address"),
             text(one, "devices"),

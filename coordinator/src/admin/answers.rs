@@ -55,6 +55,8 @@ pub(super) struct Node {
     pub(super) name: String,
     /// `up` or `down`.
     pub(super) state: String,
+    /// It is being emptied: its slots leave, and it gets none.
+    pub(super) drains: bool,
     /// How often it has registered.
     pub(super) generation: u64,
     pub(super) data_address: String,
@@ -92,7 +94,7 @@ pub(super) struct Slots {
     pub(super) total: u64,
     /// Slots that no device holds.
     pub(super) unavailable: u64,
-    /// Slots that are not where they belong and may still be moved there.
+    /// Slots that are not where they belong yet, or of which a replica lacks blocks.
     pub(super) moving: u64,
 }
 

@@ -5,6 +5,7 @@ mod answers;
 mod auth;
 mod figures;
 mod lanes;
+mod members;
 mod overview;
 mod routes;
 mod tenants;

@@ -29,6 +29,7 @@ pub(super) fn nodes(map: &ClusterMap) -> Vec<Node> {
             MemberState::Down => "down",
         }
         .to_owned(),
+        drains: member.drains,
         generation: member.generation.0,
         data_address: member.data_address.clone(),
         metrics_address: member.metrics_address.clone(),

@@ -1,10 +1,10 @@
 //! The routes.
 
 use super::answers::{
-    Cluster, Consistency, Coordinator, ErrorBody, Freshness, Members, SlotList, SlotQuery, Stats, Trouble,
+    Cluster, Consistency, Coordinator, ErrorBody, Freshness, SlotList, SlotQuery, Stats, Trouble,
 };
 use super::lanes::Lanes;
-use super::{auth, figures, overview, tenants};
+use super::{auth, figures, members, overview, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -231,7 +231,8 @@ fn router(admin: Arc<Admin>) -> Router {
     let (guarded, guarded_doc) = OpenApiRouter::with_openapi(<Document as utoipa::OpenApi>::openapi())
         .routes(routes!(metrics_text))
         .routes(routes!(cluster))
-        .routes(routes!(members))
+        .routes(routes!(members::members))
+        .routes(routes!(members::change_member))
         .routes(routes!(slots))
         .routes(routes!(tenants::tenants, tenants::create_tenant))
         .routes(routes!(tenants::tenant, tenants::change_tenant))
@@ -306,15 +307,6 @@ async fn cluster(State(admin): Shared, query: Result<Query<Consistency>, QueryRe
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let (overview, coordinators) = tokio::join!(admin.overview(query.consistency), admin.coordinators());
     Ok(Json(overview::cluster(&overview?, coordinators)))
-}
-
-/// Every node that ever registered.
-#[utoipa::path(get, path = "/v1/members", params(Consistency), responses((status = 200, body = Members), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
-async fn members(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Members> {
-    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
-    let overview = admin.overview(query.consistency).await?;
-    let members = overview.map.as_ref().map_or(Vec::new(), overview::nodes);
-    Ok(Json(Members { members, epoch: overview.status.epoch.0 }))
 }
 
 /// Where slots are placed.

@@ -1,0 +1,104 @@
+//! `kvhive drain`.
+
+use super::status::{list, text};
+use crate::admin::{Admin, Target};
+use crate::report;
+use anyhow::{Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// How often it is looked how many slots are left.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Empty a node before it is stopped: its slots go to other nodes with their blocks, then it may be ended
+#[derive(Args, Debug)]
+pub(crate) struct Drain {
+    #[command(flatten)]
+    target: Target,
+    /// The node's name
+    node: String,
+    /// End it: the node may hold slots again
+    #[arg(long, conflicts_with = "no_wait")]
+    undo: bool,
+    /// Return at once; `kvhive nodes` shows how many slots are left
+    #[arg(long)]
+    no_wait: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Drain {
+    /// Asks for it and waits until it is done.
+    ///
+    /// # Errors
+    /// When no coordinator answers, there is no such node, or nobody else could take its slots.
+    pub(crate) fn run(self) -> Result<()> {
+        let admin = self.target.resolve()?;
+        let path = format!("/v1/members/{}", self.node);
+        if self.undo {
+            let node: Value = admin.patch(&path, &json!({"drains": false}))?;
+            if self.json {
+                return report::print_json(&node);
+            }
+            println!("{} may hold slots again", self.node);
+            return Ok(());
+        }
+        let before: Value = admin.get("/v1/cluster")?;
+        let takes = |node: &&Value| {
+            text(node, "name") != self.node && text(node, "state") == "up" && node["drains"] != json!(true)
+        };
+        if list(&before["nodes"]).iter().find(takes).is_none() {
+            bail!("no other node that is up could take the slots of {}: start one first", self.node);
+        }
+        let begun = Instant::now();
+        let _: Value = admin.patch(&path, &json!({"drains": true}))?;
+        let (slots, blocks) = self.holds(&before);
+        let left = if self.no_wait { slots } else { self.wait(&admin, slots)? };
+        let seconds = begun.elapsed().as_secs_f64();
+        if self.json {
+            return report::print_json(&json!({
+                "node": self.node, "slots": slots, "slots_left": left, "blocks": blocks, "seconds": seconds,
+            }));
+        }
+        if self.no_wait {
+            println!(
+                "{} is being emptied of {slots} slots; `kvhive nodes` shows how many are left",
+                self.node
+            );
+        } else {
+            println!(
+                "{} is empty: {slots} slots with {blocks} blocks went to other nodes in {seconds:.1} s; it may be stopped",
+                self.node
+            );
+        }
+        Ok(())
+    }
+
+    /// Returns how many slots the node holds, and how many blocks it last reported.
+    fn holds(&self, status: &Value) -> (u64, u64) {
+        let devices = list(&status["devices"]).iter().filter(|device| text(device, "node") == self.node);
+        devices.fold((0, 0), |(slots, blocks), device| {
+            let number = |field: &str| device[field].as_u64().unwrap_or(0);
+            (slots + number("slots"), blocks + number("blocks"))
+        })
+    }
+
+    fn wait(&self, admin: &Admin, slots: u64) -> Result<u64> {
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} slots have left {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::new(slots).with_style(style).with_message(self.node.clone());
+        loop {
+            let status: Value = admin.get("/v1/cluster")?;
+            let (left, _) = self.holds(&status);
+            bar.set_position(slots.saturating_sub(left));
+            if left == 0 {
+                bar.finish_and_clear();
+                return Ok(0);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}

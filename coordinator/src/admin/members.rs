@@ -1,0 +1,59 @@
+//! Members: who there is, and emptying one before it goes.
+
+use super::answers::{Consistency, ErrorBody, Freshness, Members, Node, Trouble};
+use super::overview;
+use super::routes::{Answer, MAX_BODY_BYTES, Shared};
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use kvhive_protocol::WireError;
+use kvhive_protocol::control::{Command, CommandReply};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+/// What may be changed of a member.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MemberPatch {
+    /// Whether it is being emptied: its slots go to others with their blocks, and it gets none.
+    drains: bool,
+}
+
+/// Every node that ever registered.
+#[utoipa::path(get, path = "/v1/members", params(Consistency), responses((status = 200, body = Members), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn members(
+    State(admin): Shared,
+    query: Result<Query<Consistency>, QueryRejection>,
+) -> Answer<Members> {
+    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let overview = admin.overview(query.consistency).await?;
+    let members = overview.map.as_ref().map_or(Vec::new(), overview::nodes);
+    Ok(Json(Members { members, epoch: overview.status.epoch.0 }))
+}
+
+/// Begins to empty a member, or ends that. Answered when it is decided; its slots then leave in the background, which
+/// `/v1/slots` shows.
+#[utoipa::path(patch, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name")), request_body = MemberPatch, responses((status = 200, body = Node), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn change_member(
+    State(admin): Shared,
+    name: Result<Path<String>, PathRejection>,
+    body: Result<Json<MemberPatch>, JsonRejection>,
+) -> Answer<Node> {
+    let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let Json(patch) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let missing = || {
+        let name: String = name.chars().take(64).collect();
+        Trouble::not_found(format!("node {name:?} does not exist; GET /v1/members lists those that do"))
+    };
+    let overview = admin.overview(Freshness::Linearizable).await?;
+    let known = overview.map.as_ref().and_then(|map| map.member(&name));
+    let (member, _) = known.ok_or_else(missing)?;
+    match admin.submit(Command::SetDrains { member, drains: patch.drains }).await? {
+        CommandReply::Applied { .. } => {
+            let overview = admin.overview(Freshness::Linearizable).await?;
+            let nodes = overview.map.as_ref().map_or(Vec::new(), overview::nodes);
+            nodes.into_iter().find(|node| node.name == name).map(Json).ok_or_else(missing)
+        }
+        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+    }
+}
