@@ -45,7 +45,7 @@ pub(crate) enum DeviceMessage {
     Export { from: u32, limit: usize, reply: Reply<(Vec<Exported>, Option<u32>)> },
     /// Which blocks of these slots are here, with their depths, among a bounded number of records from `from` on? The answer
     /// says where to go on.
-    Contents { from: u32, slots: Arc<BTreeSet<Slot>>, reply: Reply<(Vec<(u32, BlockId)>, Option<u32>)> },
+    Contents { from: u32, slots: Arc<BTreeSet<Slot>>, reply: Reply<Contents> },
     /// Let me read those of these blocks that are still here.
     Lend { ids: Vec<BlockId>, reply: Reply<Vec<Exported>> },
     /// Is what is on disk still to be taken in?
@@ -64,6 +64,9 @@ pub(crate) enum DeviceMessage {
     #[cfg(test)]
     Panic,
 }
+
+/// Blocks with their depths, and where to go on.
+pub(crate) type Contents = (Vec<(u32, BlockId)>, Option<u32>);
 
 /// A block as a snapshot wants it.
 pub(crate) struct Exported {

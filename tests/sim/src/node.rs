@@ -40,6 +40,13 @@ pub(crate) struct Node {
     offered: HashSet<(BlockKey, Era)>,
 }
 
+/// Blocks that one pass gives away.
+pub(crate) struct Gift {
+    pub(crate) round: u64,
+    pub(crate) target: MemberId,
+    pub(crate) blocks: Vec<(BlockKey, Era)>,
+}
+
 /// A pass that is not answered within this has failed.
 const GIVE_LIMIT: Duration = Duration::from_millis(300);
 
@@ -147,8 +154,8 @@ impl Node {
         self.offered.contains(block)
     }
 
-    /// Begins to give blocks away, if there are any to give: to whom, and which.
-    pub(crate) fn give(&mut self, now: Moment) -> Option<(u64, MemberId, Vec<(BlockKey, Era)>)> {
+    /// Begins to give blocks away, if there are any to give.
+    pub(crate) fn give(&mut self, now: Moment) -> Option<Gift> {
         let is_over = |(_, since): &mut (Round, Moment)| now.since(*since) > GIVE_LIMIT;
         if let Some((round, _)) = self.giving.take_if(is_over) {
             self.fills.ended(&round, false);
@@ -157,9 +164,10 @@ impl Node {
             return None;
         }
         let round = self.fills.begin()?;
-        let given = (round.number, round.target.member, self.blocks_of(&round.slots));
+        let blocks = self.blocks_of(&round.slots);
+        let gift = Gift { round: round.number, target: round.target.member, blocks };
         self.giving = Some((round, now));
-        Some(given)
+        Some(gift)
     }
 
     /// The target has taken note of all that it was given.

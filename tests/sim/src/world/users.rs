@@ -2,9 +2,9 @@
 
 use super::{Asker, Event, Host, KEYS, NODES, QUIET_MS, TROUBLE_MS, What, World, content, key};
 use crate::coordinator::PEERS;
-use crate::node::TENANT;
+use crate::node::{Gift, TENANT};
 use kvhive_protocol::control::{Command, Proposal};
-use kvhive_protocol::{BlockKey, Epoch, Era, MemberId, RequestId};
+use kvhive_protocol::{BlockKey, Epoch, Era, RequestId};
 
 impl World {
     pub(super) fn store(&mut self, to: Host, key: BlockKey, era: Era) -> Option<Host> {
@@ -45,8 +45,8 @@ impl World {
     }
 
     /// Sends what a node gives away.
-    pub(super) fn give_blocks(&mut self, from: Host, gives: Option<(u64, MemberId, Vec<(BlockKey, Era)>)>) {
-        let Some((round, target, blocks)) = gives else { return };
+    pub(super) fn give_blocks(&mut self, from: Host, gift: Option<Gift>) {
+        let Some(Gift { round, target, blocks }) = gift else { return };
         let Some(to) = self.node_of(target) else { return };
         let start = self.nodes[from].starts;
         self.send(PEERS as usize + from, PEERS as usize + to, || Event::Give {
