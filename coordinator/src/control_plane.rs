@@ -13,10 +13,14 @@ use std::time::Duration;
 /// A request that is not through within this is answered with its deadline; the asker repeats it.
 const LIMIT: Duration = Duration::from_secs(8);
 
-/// The largest request, in bytes: a heartbeat of a node whose devices each report every slot and as many tenants as they may.
-/// A plan that names every slot is smaller.
-pub(crate) const MAX_REQUEST_BYTES: u32 =
-    4096 + MAX_DEVICES as u32 * (kvhive_protocol::SLOTS as u32 / 8 + 128 + 108 * MAX_TENANT_LOADS as u32);
+/// The largest request, in bytes: a heartbeat of a node whose devices each report every slot, as given away too, and as many
+/// tenants as they may. A plan that names every slot is smaller.
+pub(crate) const MAX_REQUEST_BYTES: u32 = 4096
+    + MAX_DEVICES as u32
+        * (kvhive_protocol::SLOTS as u32 / 8
+            + 12 * kvhive_protocol::SLOTS as u32
+            + 128
+            + 108 * MAX_TENANT_LOADS as u32);
 
 /// Serves control requests. Cheap to clone.
 #[derive(Clone)]

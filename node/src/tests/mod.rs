@@ -129,7 +129,7 @@ impl Setup {
     /// Starts a coordinator and nodes that are all replicas of all slots, and waits until all serve by that map.
     async fn several(&self, count: usize) -> (FakeCoordinator, Vec<NodeHandle>) {
         let coordinator = FakeCoordinator::start().await;
-        let nodes: Vec<_> = (0..count).map(|at| self.start(&format!("node-{at}"), &coordinator)).collect();
+        let mut nodes: Vec<_> = (0..count).map(|at| self.start(&format!("node-{at}"), &coordinator)).collect();
         for node in &nodes {
             eventually("every node serves by the whole map", || {
                 let members = node.inside.plane.view.serving().map_or(0, |serving| serving.map.members.len());
@@ -137,6 +137,8 @@ impl Setup {
             })
             .await;
         }
+        // In the order of their ids, which is that of replicas: the first is every slot's primary.
+        nodes.sort_by_key(NodeHandle::member);
         (coordinator, nodes)
     }
 }
