@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, VecDeque};
 mod find;
 mod invariants;
 mod leave;
+mod mend;
 mod moves;
 mod restore;
 mod room;
@@ -32,7 +33,7 @@ mod rules;
 mod shrink;
 mod tenants;
 
-/// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind.
+/// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind, or a block has gone before its children.
 const SWEEP: usize = 4096;
 
 /// The rules of one device's shard.
@@ -63,8 +64,7 @@ pub struct Shard {
     may_shrink: bool,
     /// Where the sweep for dead blocks goes on, if one is under way.
     sweep: Option<usize>,
-    /// A block has gone before its children: chains may be longer than what is resident.
-    is_torn: bool,
+    mending: mend::Mending,
     stats: ShardStats,
     /// Figures of each tenant that was ever seen.
     loads: BTreeMap<TenantId, TenantLoad>,
@@ -96,7 +96,7 @@ impl Shard {
             shrinks: BTreeMap::new(),
             may_shrink: shrinks(config.rules.strategy).is_some(),
             sweep: None,
-            is_torn: false,
+            mending: mend::Mending::default(),
             stats: ShardStats::default(),
             loads: BTreeMap::new(),
             config,
@@ -291,13 +291,9 @@ impl Shard {
     fn appear(&mut self, at: u32) -> BlockId {
         let link = self.index.records[at as usize].parent;
         let parent = self.linked(link);
-        let chain = parent.map(|parent| &self.index.records[parent as usize]);
-        let chain = chain
-            .filter(|parent| parent.life == Life::Resident)
-            .map_or(0, |parent| parent.chain.saturating_add(1));
-        let record = &mut self.index.records[at as usize];
-        record.life = Life::Resident;
-        record.chain = chain;
+        self.index.records[at as usize].life = Life::Resident;
+        self.chain_anew(at);
+        let record = &self.index.records[at as usize];
         let (tenant, _) = self.owners.of(record.owner);
         // A child may have been written in less time.
         let (party, class, has_children) = (record.party, record.class, record.children > 0);
@@ -337,17 +333,6 @@ impl Shard {
         (self.index.records[at as usize].life == Life::Filling).then_some(at)
     }
 
-    /// A resident block turned out to be unreadable where it is kept: it goes at once, whoever its children are.
-    pub fn lost(&mut self, id: BlockId, effects: &mut Vec<Effect>) {
-        let Some(at) = self.index.named(id.index, id.generation) else { return };
-        let record = &self.index.records[at as usize];
-        if record.life == Life::Resident {
-            self.is_torn |= record.children > 0;
-            self.drop_block(at, Removal::Dropped, effects);
-            self.stats.lost += 1;
-        }
-    }
-
     /// Does a bounded piece of what can wait: tells the policies what was used, drops blocks of ended eras, moves blocks
     /// between tiers.
     pub fn tend(&mut self, now: Moment, effects: &mut Vec<Effect>) {
@@ -363,9 +348,7 @@ impl Shard {
             }
             self.sweep = (until < self.index.records.len()).then_some(until);
         }
-        if self.is_torn {
-            self.mend();
-        }
+        self.mend(SWEEP);
         self.bring_up(effects);
         for class in 0..self.config.classes.len() as u8 {
             self.shrink_cold(class, effects);

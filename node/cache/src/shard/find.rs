@@ -93,12 +93,12 @@ impl Shard {
     }
 
     /// Returns how many of `count` keys from `from` on are covered, and the record of the last that is.
-    fn cover(&self, tenant: TenantId, keys: &KeyList, from: usize, count: usize) -> (usize, Option<u32>) {
+    fn cover(&mut self, tenant: TenantId, keys: &KeyList, from: usize, count: usize) -> (usize, Option<u32>) {
         // Covered: the first `low` keys. Not covered: key `high` and all after it.
         let (mut low, mut high, mut ends) = (0, count, None);
         // The whole run is the likeliest answer, none of it the second.
         let mut probe = count.saturating_sub(1);
-        while low < high && !self.is_torn {
+        while low < high && self.has_sound_chains() {
             match self.resident(tenant, keys, from + probe) {
                 None => high = probe,
                 Some((at, chain)) if usize::from(chain) >= probe - low => (low, ends) = (probe + 1, Some(at)),
@@ -116,9 +116,9 @@ impl Shard {
         (low, ends)
     }
 
-    fn resident(&self, tenant: TenantId, keys: &KeyList, at: usize) -> Option<(u32, u16)> {
+    fn resident(&mut self, tenant: TenantId, keys: &KeyList, at: usize) -> Option<(u32, u16)> {
         let at = self.visible(tenant, &keys.get(at)?)?;
-        Some((at, self.index.records[at as usize].chain))
+        Some((at, self.chain_of(at)))
     }
 
     /// Finds blocks for reading; each one found has one reader more until [`Shard::unread`]. One on disk is a hit when its bytes

@@ -62,7 +62,7 @@ impl Shard {
                 return Err(format!("record {at} is {:?}, listed {}", record.life, is_listed));
             }
             listed += usize::from(is_listed);
-            let counts = self.stands(record) && !self.is_torn;
+            let counts = self.stands(record) && self.is_sound(record);
             if counts && record.life == Life::Resident && u32::from(record.chain) > self.true_chain(at) {
                 return Err(format!("record {at} claims {} before it", record.chain));
             }

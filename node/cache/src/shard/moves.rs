@@ -21,6 +21,10 @@ impl Shard {
         let (from, class, party) = (record.tier, record.class, record.party);
         // Readers hold the old frame: it would not be free.
         if record.life != Life::Resident || !done || record.readers > 0 {
+            // It may be asked for again.
+            if from == Tier::Disk && record.take(Mark::AHEAD) {
+                self.stats.prefetch_cancelled += 1;
+            }
             self.give(to, class, party);
             self.finish_leaving(at);
             return CopyVerdict::Discard;
@@ -73,13 +77,14 @@ impl Shard {
         {
             let Some(at) = self.index.named(index, generation) else { continue };
             let record = &self.index.records[at as usize];
-            if record.life != Life::Resident || record.is_worked_on() {
+            if record.life != Life::Resident {
                 continue;
             }
-            let (tier, class) = (record.tier, record.class);
-            let started =
-                self.next(tier, class, Tier::above).is_some_and(|to| self.start_copy(at, to, effects));
-            if !started && self.index.records[at as usize].take(Mark::AHEAD) {
+            let (tier, class, is_worked_on) = (record.tier, record.class, record.is_worked_on());
+            let started = !is_worked_on
+                && self.next(tier, class, Tier::above).is_some_and(|to| self.start_copy(at, to, effects));
+            let record = &mut self.index.records[at as usize];
+            if !started && tier == Tier::Disk && record.take(Mark::AHEAD) {
                 self.stats.prefetch_cancelled += 1;
             }
         }
