@@ -191,6 +191,7 @@ fn record_device(device: &str, stats: &ShardStats) {
         metrics::gauge!("kvhive_node_blocks", &labels).set(figures.blocks as f64);
         metrics::gauge!("kvhive_node_used_bytes", &labels).set(figures.used_bytes as f64);
         metrics::gauge!("kvhive_node_capacity_bytes", &labels).set(figures.capacity_bytes as f64);
+        metrics::counter!("kvhive_node_tier_hits_total", &labels).absolute(figures.hits);
     }
     for (name, value) in [
         ("kvhive_node_writes_under_way", stats.filling),

@@ -62,7 +62,7 @@ pub(crate) async fn save(
                     Lent::Guard(guard) => at_hand.push((guard, parent, slot)),
                     Lent::Record(record) if extent == Extent::All => {
                         // One at a time: nobody has set memory aside for more.
-                        if let Some(guard) = record.read(None).await {
+                        if let Ok(guard) = record.read(None).await {
                             work = written(work, vec![(guard, parent, slot)]).await.map_err(at)?;
                         }
                     }

@@ -5,6 +5,7 @@ mod blocks;
 mod codecs;
 mod coordinator;
 mod disk;
+mod disk_trouble;
 mod faults;
 mod hints;
 mod life;
