@@ -11,6 +11,7 @@ use kvhive_gpu::{ReadFrame, WriteFrame};
 use kvhive_protocol::BlockHeader;
 use kvhive_protocol::Slot;
 use kvhive_protocol::data::StoreBlock;
+use rustix::io::Errno;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -74,15 +75,19 @@ impl Drop for Writing {
 }
 
 /// Says whether a transfer got no answer from the disk, rather than a bad one: there was no room in the queue, nobody moves the
-/// bytes any more, or it was not waited for any longer. That is not the record's end.
+/// bytes any more, it was not waited for any longer, or the kernel had no memory or time for it. That is not the record's end.
 pub(super) fn is_no_answer(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, QuotaExceeded, TimedOut};
-    matches!(error.kind(), BrokenPipe | QuotaExceeded | TimedOut) && error.raw_os_error().is_none()
+    const PASSING: [Errno; 5] = [Errno::AGAIN, Errno::INTR, Errno::NOMEM, Errno::NOBUFS, Errno::CANCELED];
+    match error.raw_os_error() {
+        Some(number) => PASSING.iter().any(|errno| errno.raw_os_error() == number),
+        None => matches!(error.kind(), BrokenPipe | QuotaExceeded | TimedOut),
+    }
 }
 
 /// Says whether a transfer found no room in the queue, which says nothing of the disk.
 fn is_late(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::QuotaExceeded && is_no_answer(error)
+    error.kind() == io::ErrorKind::QuotaExceeded && error.raw_os_error().is_none()
 }
 
 impl Place {
@@ -222,5 +227,23 @@ impl Place {
         let bytes = body.bytes().get(..wanted.payload_bytes as usize).unwrap_or_default();
         wanted.check_bytes(bytes).map_err(|error| bad(Bad::Torn, &error))?;
         Ok(body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_answer_is_told_from_a_bad_one() {
+        let of_kind = |kind: io::ErrorKind| is_no_answer(&kind.into());
+        assert!(
+            [io::ErrorKind::TimedOut, io::ErrorKind::BrokenPipe, io::ErrorKind::QuotaExceeded].map(of_kind)
+                == [true; 3]
+        );
+        let of_kernel = |errno: Errno| is_no_answer(&errno.into());
+        assert_eq!([Errno::NOMEM, Errno::AGAIN, Errno::CANCELED].map(of_kernel), [true; 3]);
+        assert_eq!([Errno::IO, Errno::NODATA, Errno::TIMEDOUT, Errno::PIPE].map(of_kernel), [false; 4]);
+        assert!(!of_kind(io::ErrorKind::UnexpectedEof), "a file that is too short has no record there");
     }
 }

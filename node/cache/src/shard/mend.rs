@@ -99,8 +99,8 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::block::BlockId;
     use crate::ShardConfig;
+    use crate::block::BlockId;
     use crate::frames::TierCapacity;
     use crate::party::Rules;
     use crate::policy::Strategy;
