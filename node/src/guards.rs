@@ -3,12 +3,11 @@
 //! is no other, so a store that failed or stopped half-way is never seen.
 
 use crate::actors::shrink::Shrunk;
-use crate::disk::{Payload, Place, ReadError};
+use crate::disk::{Payload, Place, ReadError, Room};
 use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
 use kvhive_gpu::{ReadFrame, WriteFrame};
 use kvhive_protocol::BlockHeader;
 use std::sync::{Arc, Mutex};
-use tokio::sync::OwnedSemaphorePermit;
 
 /// What came back to an actor.
 pub(crate) enum Return {
@@ -129,7 +128,7 @@ impl RecordGuard {
     }
 
     /// Reads the block. The room that it takes is given back when the disk and the reader have let go of its memory.
-    pub(crate) async fn read(self, room: Option<OwnedSemaphorePermit>) -> Result<ReadGuard, Unread> {
+    pub(crate) async fn read(self, room: Option<Room>) -> Result<ReadGuard, Unread> {
         let read = self.place.read(&self.header, room).await;
         self.tell(read.is_ok());
         let RecordGuard { place, header, pin, .. } = self;

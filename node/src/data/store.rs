@@ -233,7 +233,7 @@ impl DataPlane {
             }
         }
         let mut items = Vec::with_capacity(lacked.len());
-        for ((at, lacking), brought) in lacked.into_iter().zip(self.bring(lent).await) {
+        for ((at, lacking), brought) in lacked.into_iter().zip(self.bring(*device, lent).await) {
             match brought {
                 Some(Ok(guard)) => items.push(task.item(at, guard, lacking)),
                 Some(Err(Unread::Lost)) => sure.lost.push(at),

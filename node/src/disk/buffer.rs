@@ -93,19 +93,24 @@ enum Memory {
     Pages(Option<Pages>, Buffers),
 }
 
+/// What a read takes of the memory that reads may take: of its device's part, and of all of it.
+pub(crate) struct Room {
+    pub(crate) of_device: OwnedSemaphorePermit,
+    pub(crate) of_all: OwnedSemaphorePermit,
+}
+
 /// A buffer in use; dropped, it waits for its next.
 pub(crate) struct Buffer {
     memory: Memory,
-    /// That it takes of what all may take together: given back when the memory is, whoever has it until then.
-    _room: Option<OwnedSemaphorePermit>,
+    /// Given back when the memory is, whoever has it until then.
+    _room: Option<Room>,
 }
 
 impl Buffer {
-    /// Takes the permit that its bytes were waited for with.
-    pub(crate) fn in_room(self, room: Option<OwnedSemaphorePermit>) -> Buffer {
-        let mut buffer = self;
-        buffer._room = room;
-        buffer
+    /// Takes the room that was waited for over.
+    pub(crate) fn in_room(mut self, room: Option<Room>) -> Buffer {
+        self._room = room;
+        self
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

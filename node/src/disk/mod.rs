@@ -20,6 +20,7 @@ mod uring;
 #[cfg(test)]
 pub(crate) mod fault;
 
+pub(crate) use buffer::Room;
 #[cfg(test)]
 pub(crate) use figures::Bad;
 pub(crate) use figures::record;
@@ -84,10 +85,10 @@ pub(crate) struct DiskTuning {
 /// How long a transfer is waited for. The kernel may have its memory for longer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
-    /// A read: recomputing the block would have taken less.
-    pub(crate) read: Duration,
-    /// A write.
-    pub(crate) write: Duration,
+    /// A read that a fetch waits for: recomputing the block would have taken less.
+    pub(crate) fetch: Duration,
+    /// A write, or a read that nobody waits for.
+    pub(crate) other: Duration,
     /// All writes together, when the store is closed.
     pub(crate) close: Duration,
 }
@@ -95,8 +96,8 @@ pub(crate) struct Patience {
 impl Default for Patience {
     fn default() -> Patience {
         Patience {
-            read: Duration::from_secs(1),
-            write: Duration::from_secs(10),
+            fetch: Duration::from_secs(1),
+            other: Duration::from_secs(10),
             close: Duration::from_secs(4),
         }
     }

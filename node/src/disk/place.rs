@@ -2,7 +2,7 @@
 //! record and this block, the bytes must match its digest. What a transfer uses it keeps until it has ended, also when nobody
 //! waits for it any more: its buffers with the room that they take, the record's place, the folder.
 
-use super::buffer::{Buffer, Piece, is_direct};
+use super::buffer::{Buffer, Piece, Room, is_direct};
 use super::figures::{Bad, add};
 use super::queue::{Transfer, Way};
 use super::record::{PAGE, PageError, RecordHeader, TenantMark, whole_pages};
@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use thiserror::Error;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// Why a block did not come from its record.
 #[derive(Debug, Error)]
@@ -128,7 +128,8 @@ impl Place {
         let pieces = vec![Piece::Own(page), body];
         let writing = Writing::begin(store).ok_or(io::ErrorKind::BrokenPipe)?;
         let holds: Option<Box<dyn Send>> = Some(Box::new((self.clone(), writing)));
-        let (result, _) = store.transfer(Transfer { file, at, way: Way::Write, pieces, holds }).await;
+        let write = Transfer { file, at, way: Way::Write, pieces, holds };
+        let (result, _) = store.transfer(write, store.patience.other).await;
         if result.as_ref().err().is_some_and(is_late) {
             return result;
         }
@@ -140,15 +141,21 @@ impl Place {
         result
     }
 
-    /// Reads the block that this record is of into a buffer. The room that it was given is given back when the buffer is.
-    pub(crate) async fn read(
+    /// Reads the block that this record is of into a buffer, for a fetch that waits for it. The room that it was given is given back
+    /// when the buffer is.
+    pub(crate) async fn read(&self, wanted: &BlockHeader, room: Option<Room>) -> Result<Payload, ReadError> {
+        self.read_within(self.0.store.patience.fetch, wanted, room).await
+    }
+
+    async fn read_within(
         &self,
+        limit: Duration,
         wanted: &BlockHeader,
-        room: Option<OwnedSemaphorePermit>,
+        room: Option<Room>,
     ) -> Result<Payload, ReadError> {
         let len = wanted.payload_bytes as usize;
         let body = Piece::Own(self.0.store.buffers.take(len).in_room(room));
-        match self.read_piece(wanted, body).await? {
+        match self.read_piece(limit, wanted, body).await? {
             Piece::Own(buffer) => Ok(Payload { buffer, len }),
             _ => Err(ReadError::Late),
         }
@@ -167,8 +174,9 @@ impl Place {
         mut frame: WriteFrame,
     ) -> Result<ReadFrame, ReadError> {
         let len = wanted.payload_bytes as usize;
+        let limit = self.0.store.patience.other;
         if is_direct(frame.bytes()) {
-            return match self.read_piece(wanted, Piece::Fill(frame)).await? {
+            return match self.read_piece(limit, wanted, Piece::Fill(frame)).await? {
                 Piece::Fill(mut frame) => {
                     frame.truncate(len);
                     Ok(frame.seal())
@@ -176,15 +184,20 @@ impl Place {
                 _ => Err(ReadError::Late),
             };
         }
-        let payload = self.read(wanted, None).await?;
+        let payload = self.read_within(limit, wanted, None).await?;
         frame.truncate(len);
         frame.bytes_mut().copy_from_slice(payload.bytes());
         Ok(frame.seal())
     }
 
-    async fn read_piece(&self, wanted: &BlockHeader, body: Piece) -> Result<Piece, ReadError> {
+    async fn read_piece(
+        &self,
+        limit: Duration,
+        wanted: &BlockHeader,
+        body: Piece,
+    ) -> Result<Piece, ReadError> {
         let store = &self.0.store;
-        let read = self.try_read(wanted, body).await;
+        let read = self.try_read(limit, wanted, body).await;
         match &read {
             Ok(_) => {
                 add(&store.figures.reads, 1);
@@ -195,7 +208,7 @@ impl Place {
         read
     }
 
-    async fn try_read(&self, wanted: &BlockHeader, body: Piece) -> Result<Piece, ReadError> {
+    async fn try_read(&self, limit: Duration, wanted: &BlockHeader, body: Piece) -> Result<Piece, ReadError> {
         let Taken { store, class, number } = &*self.0;
         if !store.answers() {
             return Err(ReadError::Late);
@@ -203,7 +216,8 @@ impl Place {
         let (file, at) = (store.file(*class), store.at(*class, *number));
         let pieces = vec![Piece::Own(store.buffers.take(PAGE)), body];
         let holds: Option<Box<dyn Send>> = Some(Box::new(self.clone()));
-        let (result, mut pieces) = store.transfer(Transfer { file, at, way: Way::Read, pieces, holds }).await;
+        let read = Transfer { file, at, way: Way::Read, pieces, holds };
+        let (result, mut pieces) = store.transfer(read, limit).await;
         if result.as_ref().err().is_some_and(is_late) {
             return Err(ReadError::Late);
         }

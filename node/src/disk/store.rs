@@ -40,7 +40,7 @@ pub(crate) struct Store {
     pub(super) buffers: Buffers,
     pub(super) sequence: AtomicU64,
     health: Mutex<Health>,
-    patience: Patience,
+    pub(super) patience: Patience,
     is_open: AtomicBool,
     is_silent: AtomicBool,
     is_known: AtomicBool,
@@ -239,12 +239,8 @@ impl Store {
         self.sequence.fetch_max(sequence.saturating_add(1), Ordering::Relaxed);
     }
 
-    /// Has bytes moved, and waits for it as long as is worth it. Returns them unless they are still under way.
-    pub(super) async fn transfer(&self, transfer: Transfer) -> (io::Result<()>, Vec<Piece>) {
-        let limit = match transfer.way {
-            Way::Read => self.patience.read,
-            Way::Write => self.patience.write,
-        };
+    /// Has bytes moved, and waits for it within `limit`. Returns them unless they are still under way.
+    pub(super) async fn transfer(&self, transfer: Transfer, limit: Duration) -> (io::Result<()>, Vec<Piece>) {
         let done = timeout(limit, self.backend.submit(transfer)).await;
         match done {
             Ok(Ok(done)) => (done.result, done.pieces),
@@ -262,7 +258,8 @@ impl Store {
         let pieces = vec![Piece::Own(self.buffers.take(PAGE))];
         let holds: Option<Box<dyn Send>> = Some(Box::new(self.clone()));
         let (file, at) = (self.file(class), self.at(class, number));
-        let (result, mut pieces) = self.transfer(Transfer { file, at, way: Way::Read, pieces, holds }).await;
+        let read = Transfer { file, at, way: Way::Read, pieces, holds };
+        let (result, mut pieces) = self.transfer(read, self.patience.other).await;
         result?;
         match pieces.pop() {
             Some(Piece::Own(page)) => Ok(page),
@@ -345,7 +342,8 @@ impl Store {
         page.bytes_mut().fill(0);
         let (file, at, pieces) = (self.file(class), self.at(class, number), vec![Piece::Own(page)]);
         let holds: Option<Box<dyn Send>> = Some(Box::new((place.clone(), writing)));
-        self.transfer(Transfer { file, at, way: Way::Write, pieces, holds }).await.0?;
+        let write = Transfer { file, at, way: Way::Write, pieces, holds };
+        self.transfer(write, self.patience.other).await.0?;
         let page = self.read_page(class, number).await?;
         if page.bytes().iter().any(|byte| *byte != 0) {
             return Err(io::ErrorKind::InvalidData.into());
@@ -364,7 +362,7 @@ impl Store {
             store.is_preparing.store(false, Ordering::SeqCst);
             prepared
         });
-        let prepared = timeout(self.patience.write, preparing).await;
+        let prepared = timeout(self.patience.other, preparing).await;
         prepared.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)?
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 /// Nobody waits for long here.
 fn impatient(mover: Arc<dyn Backend>) -> DiskTuning {
     let soon = Duration::from_millis(50);
-    DiskTuning { patience: Patience { read: soon, write: soon, close: soon }, ..tuning(mover) }
+    DiskTuning { patience: Patience { fetch: soon, other: soon, close: soon }, ..tuning(mover) }
 }
 
 fn stalling(folder: &Path) -> (Arc<Faulty>, Setup) {
@@ -32,8 +32,13 @@ fn stalling(folder: &Path) -> (Arc<Faulty>, Setup) {
 /// A node of which these are on disk, and nothing moves.
 async fn at_rest(setup: &Setup, all: &[Block]) -> (FakeCoordinator, NodeHandle) {
     let (coordinator, node) = filled(setup, all).await;
-    let on_disk = all.len() as u64 - 8;
-    node.settles("nothing moves", |stats| stats.disk.blocks >= on_disk && stats.readers == 0).await;
+    node.settles("nothing moves", |stats| {
+        // What moves has a frame where it is and one where it goes.
+        let used = stats.device.used_bytes + stats.disk.used_bytes;
+        let has_room = stats.device.used_bytes < (8 * FRAME) as u64;
+        has_room && stats.readers == 0 && used == stats.blocks() * FRAME as u64
+    })
+    .await;
     (coordinator, node)
 }
 
@@ -341,6 +346,7 @@ async fn what_was_looked_for_in_another_life_is_not_taken_in() {
     assert_eq!(awaited().await, Some(now), "its own scan is still to come");
     faulty.has(Trouble::None);
     knows_its_disk(&node).await;
+    eventually("a probe had an answer", || store_of(&node).answers()).await;
     let come = come(&node, &all).await;
     assert!(come.iter().filter(|came| **came).count() >= 16, "{come:?}");
 }
