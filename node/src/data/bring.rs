@@ -67,7 +67,7 @@ impl DataPlane {
     }
 
     /// Waits for room among what is read from a device's disk, then among what is read from all.
-    async fn room(&self, device: DeviceId, of_device: u32, of_all: u32) -> Option<Room> {
+    pub(crate) async fn room(&self, device: DeviceId, of_device: u32, of_all: u32) -> Option<Room> {
         let own = self.bringing_of.get(usize::from(device.index))?.clone();
         let of_device = own.acquire_many_owned(of_device).await.ok()?;
         let of_all = self.bringing.clone().acquire_many_owned(of_all).await.ok()?;

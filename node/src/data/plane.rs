@@ -116,7 +116,7 @@ impl DataPlane {
     }
 
     /// Returns the permits that a block takes of its device's part; one larger than that takes all of it.
-    pub(super) fn device_permits(&self, bytes: u64) -> u32 {
+    pub(crate) fn device_permits(&self, bytes: u64) -> u32 {
         kib(bytes).min(self.device_kib)
     }
 

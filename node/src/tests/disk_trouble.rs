@@ -12,10 +12,11 @@ use crate::actors::disk::DiskLife;
 use crate::disk::fault::{Faulty, Trouble};
 use crate::disk::{Backend, Bad, DiskError, DiskTuning, Geometry, Patience, Store, movers};
 use kvhive_protocol::data::{Ack, Refusal, Stored};
-use kvhive_protocol::{ClusterId, Epoch};
+use kvhive_protocol::{ClusterId, DeviceId, Epoch};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// Nobody waits for long here.
 fn impatient(mover: Arc<dyn Backend>) -> DiskTuning {
@@ -140,6 +141,20 @@ async fn a_stalled_disk_keeps_no_more_memory_than_reads_may_take() {
     faulty.has(Trouble::None);
     eventually("a probe had an answer", || store_of(&node).answers() && store_of(&node).is_open()).await;
     assert_eq!(come(&node, &all[..16]).await, [true; 16]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_holds_all_that_it_may_leaves_another_device_its_room() {
+    let (_coordinator, node) = Setup { devices: 2, ..Setup::default() }.one().await;
+    let plane = &node.inside.plane;
+    let room = async |index: u16, permits: u32| {
+        let device = DeviceId { member: node.member().expect("it is a member"), index };
+        timeout(Duration::from_millis(50), plane.room(device, permits, permits)).await.ok().flatten()
+    };
+    let all = plane.device_permits(u64::MAX);
+    let held = room(0, all).await;
+    assert!(held.is_some() && room(0, 1).await.is_none());
+    assert!(room(1, all).await.is_some(), "another disk is read");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
