@@ -125,6 +125,30 @@ async fn promised_room_that_is_idle_is_lent_and_taken_back_when_it_is_needed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_leaves_another_what_it_was_promised_of_the_disk_that_the_node_registered() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let disk = Some((folder.path().to_owned(), 32));
+    let (coordinator, node) = Setup { device_frames: 8, disk, ..Setup::default() }.one().await;
+    let described = coordinator.devices(node.member().expect("it is a member"));
+    assert_eq!(described[0].disk_bytes, 32 * FRAME as u64);
+    let promised = TenantRules { disk_quota_bytes: Some(16 * FRAME as u64), ..TenantRules::default() };
+    add_other(&coordinator, promised);
+    has_adopted(&coordinator, &node).await;
+    let mut client = node.ask().await;
+    let come_to_rest = || node.settles("memory has room", |stats| stats.device.used_bytes < 8 * FRAME as u64);
+    for number in 0..20 {
+        store(&mut client, OTHER, 100 + number).await;
+        come_to_rest().await;
+    }
+    for number in 0..80 {
+        store(&mut client, TENANT, number).await;
+        come_to_rest().await;
+    }
+    let left = present(&mut client, OTHER, 100..120).await;
+    assert!(left >= 16, "{left} are left");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_with_a_strategy_and_no_promise_competes_like_anybody_else() {
     let setup = Setup { device_frames: 16, ..Setup::default() };
     let (coordinator, node) = setup.one().await;

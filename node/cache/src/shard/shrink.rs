@@ -6,6 +6,7 @@ use super::Shard;
 use super::room::Leaves;
 use crate::answers::{CopyVerdict, Effect};
 use crate::block::{BlockId, Life, Record, ShrinkTicket, Shrinking, Tier};
+use crate::party::MEMORY;
 use crate::policy::{Removal, Shrink, Visit, shrinks};
 use kvhive_protocol::Moment;
 use kvhive_protocol::block::Codec;
@@ -14,8 +15,6 @@ use kvhive_protocol::block::Codec;
 const MAX_SHRINKS: usize = 8;
 /// Blocks that a policy is asked to name at a time.
 const MAX_NAMED: usize = 16;
-/// Tiers whose blocks can be shrunk.
-const MEMORY: [Tier; 2] = [Tier::Device, Tier::Host];
 
 /// One shrink.
 pub(super) struct UnderWay {
@@ -46,7 +45,7 @@ impl Shard {
 
     /// Says whether few frames of a class are free or about to be, and smaller ones are there to shrink into.
     fn is_short_of(&self, class: u8) -> bool {
-        let over = |of: &dyn Fn(Tier) -> u32| MEMORY.into_iter().map(of).sum::<u32>();
+        let over = |of: &dyn Fn(Tier) -> u32| MEMORY.iter().copied().map(of).sum::<u32>();
         let capacity = over(&|tier| self.ledger.capacity(tier, class));
         let smaller = over(&|tier| (0..class).map(|smaller| self.ledger.capacity(tier, smaller)).sum());
         if capacity == 0 || smaller == 0 {
@@ -104,7 +103,7 @@ impl Shard {
             self.end_shrink(at, Shrinking::Open);
             return None;
         }
-        let there_is = |class: &u8| MEMORY.into_iter().any(|tier| self.ledger.capacity(tier, *class) > 0);
+        let there_is = |class: &u8| MEMORY.iter().any(|tier| self.ledger.capacity(*tier, *class) > 0);
         let holds = |class: &u8| bytes.is_none_or(|bytes| self.config.classes[usize::from(*class)] >= bytes);
         let mut classes: Vec<u8> = (0..class).filter(|class| there_is(class) && holds(class)).collect();
         if bytes.is_none() {
@@ -115,13 +114,14 @@ impl Shard {
             self.end_shrink(at, Shrinking::Unfit);
             return None;
         };
-        let own_first = if tier == Tier::Host { [Tier::Host, Tier::Device] } else { MEMORY };
+        let own_first =
+            if tier == Tier::Host { [Tier::Host, Tier::Device] } else { [Tier::Device, Tier::Host] };
         let places = classes.iter().flat_map(|class| own_first.map(|tier| (tier, *class)));
         let mut into = places.into_iter().find(|(tier, class)| self.take(*tier, *class, party));
         if into.is_none() {
             let visit = Visit { key, parent: self.linked(parent), depth, partial: false };
             let bytes = self.config.classes[usize::from(tightest)];
-            if let Leaves::Block(victim) = self.leaves(now, (party, bytes), tightest, &visit, &MEMORY) {
+            if let Leaves::Block(victim) = self.leaves_memory(now, (party, bytes), tightest, &visit) {
                 let tier = self.index.records[victim as usize].tier;
                 self.evict(victim, effects);
                 into = self.take(tier, tightest, party).then_some((tier, tightest));

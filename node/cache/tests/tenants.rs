@@ -1,0 +1,197 @@
+//! Several tenants in one shard: what a promise of each tier is worth, and what one of them can learn of another.
+
+use kvhive_cache::policy::Strategy;
+use kvhive_cache::{Effect, Reserve, Rules, Shard, ShardConfig, Tier, TierCapacity};
+use kvhive_protocol::block::Codec;
+use kvhive_protocol::data::{About, Run, StoreBlock};
+use kvhive_protocol::load::TenantLoad;
+use kvhive_protocol::{BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, Slot, TenantId};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+const ONE: TenantId = TenantId(1);
+const OTHER: TenantId = TenantId(2);
+/// Bytes of a frame.
+const FRAME: u64 = 100;
+
+fn key(number: u64) -> BlockKey {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&(number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+    BlockKey::from_bytes(bytes)
+}
+
+fn block(tenant: TenantId, number: u64) -> StoreBlock {
+    let header = BlockHeader {
+        key: key(number),
+        fingerprint: LayoutFingerprint::default(),
+        tenant,
+        era: Era(1),
+        depth: 0,
+        codec: Codec::Raw,
+        payload_bytes: FRAME,
+        digest: 0,
+    };
+    StoreBlock { header, parent: BlockKey::NONE }
+}
+
+/// A shard that two tenants share.
+struct Shared {
+    shard: Shard,
+    effects: Vec<Effect>,
+}
+
+impl Shared {
+    /// With so many frames in each tier.
+    fn with(frames: [u32; 3], strategy: Strategy) -> Shared {
+        let tier = |at: usize| TierCapacity { frames: vec![frames[at]] };
+        let mut shard = Shard::new(ShardConfig {
+            classes: vec![FRAME],
+            device: tier(0),
+            host: tier(1),
+            disk: tier(2),
+            rules: Rules::new(strategy),
+            unused_to_disk: true,
+            prefetch: 0,
+            max_hold: Duration::ZERO,
+            max_writes: 8,
+            low_water_per_mille: 100,
+            hash_seed: 9,
+        });
+        shard.set_tenants(BTreeMap::from([(ONE, Era(1)), (OTHER, Era(1))]));
+        Shared { shard, effects: Vec::new() }
+    }
+
+    /// With so many frames promised to each tenant that is named.
+    fn promised(mut self, promises: &[(TenantId, [Option<u64>; 3])]) -> Shared {
+        let (commons, _) = self.shard.rules();
+        let own = promises.iter().map(|(tenant, frames)| {
+            let quota = frames.map(|frames| frames.map(|frames| frames * FRAME));
+            (*tenant, Rules { strategy: commons.strategy, quota })
+        });
+        self.shard.set_rules(commons, &own.collect());
+        self
+    }
+
+    fn reserve(&mut self, tenant: TenantId, number: u64) -> Reserve {
+        let (now, block) = (Moment::ZERO, block(tenant, number));
+        self.shard.reserve(now, tenant, &block, Slot(1), About::default(), &mut self.effects)
+    }
+
+    /// Says whether a tenant has a block.
+    fn finds(&mut self, tenant: TenantId, number: u64) -> bool {
+        let (runs, keys) = ([Run { slot: Slot(1), keys: 1 }], KeyList::from_iter(&[key(number)]));
+        self.shard.match_runs(Moment::ZERO, tenant, &runs, &keys, Duration::ZERO) == [1]
+    }
+
+    /// Stores what there is room for, and lets all that moves come to rest after each. As engines do: what is stored was looked
+    /// for before.
+    fn store(&mut self, tenant: TenantId, numbers: Range<u64>) {
+        for number in numbers {
+            self.finds(tenant, number);
+            if let Reserve::Take { ticket, .. } = self.reserve(tenant, number) {
+                self.shard.seal(ticket).expect("its era stands");
+            }
+            self.settle();
+        }
+        self.shard.invariants().expect("all hold");
+    }
+
+    fn settle(&mut self) {
+        loop {
+            self.shard.tend(Moment::ZERO, &mut self.effects);
+            let effects = std::mem::take(&mut self.effects);
+            let copies = effects.iter().filter_map(|effect| match effect {
+                Effect::Copy { ticket, .. } => Some(*ticket),
+                Effect::Drop { .. } | Effect::Shrink { .. } => None,
+            });
+            if copies.map(|ticket| self.shard.copied(ticket, true)).count() == 0 {
+                return;
+            }
+        }
+    }
+
+    fn load(&self, tenant: TenantId) -> TenantLoad {
+        let loads = self.shard.tenant_loads(usize::MAX);
+        loads.into_iter().find(|(known, _)| *known == tenant).map(|(_, load)| load).unwrap_or_default()
+    }
+
+    fn on_disk(&self, tenant: TenantId) -> u64 {
+        self.load(tenant).blocks[Tier::Disk as usize]
+    }
+
+    fn in_memory(&self, tenant: TenantId) -> u64 {
+        let [device, host, _] = self.load(tenant).blocks;
+        device + host
+    }
+}
+
+#[test]
+fn a_promise_of_memory_costs_nothing_of_the_disk() {
+    for strategy in [Strategy::Lru, Strategy::Lfu, Strategy::Adaptive] {
+        let left = |promises: &[(TenantId, [Option<u64>; 3])]| {
+            let mut pool = Shared::with([10, 10, 100], strategy).promised(promises);
+            // Half of the disk each, alternating so that no one's blocks are older.
+            for round in 0..80 {
+                pool.store(ONE, round..round + 1);
+                pool.store(OTHER, 1000 + round..1001 + round);
+            }
+            (pool.in_memory(OTHER), pool.load(OTHER).all_blocks())
+        };
+        let none = left(&[(OTHER, [None; 3])]);
+        let with = left(&[(OTHER, [Some(10), Some(10), None])]);
+        assert!(with.0 > none.0 && with.1 + 1 >= none.1, "{strategy:?}: {none:?} without, {with:?} with it");
+    }
+}
+
+#[test]
+fn a_flood_leaves_another_what_it_was_promised_on_disk() {
+    for strategy in Strategy::ALL {
+        let mut pool = Shared::with([10, 0, 100], strategy).promised(&[(OTHER, [None, None, Some(60)])]);
+        pool.store(OTHER, 1000..1070);
+        let before = pool.on_disk(OTHER);
+        assert!(before >= 60, "{strategy:?}: {:?}", pool.load(OTHER));
+        pool.store(ONE, 0..400);
+        assert!(pool.on_disk(OTHER) >= 60, "{strategy:?}: {:?}", pool.load(OTHER));
+        assert!(pool.load(ONE).all_blocks() >= 35, "{strategy:?}: the rest is the flood's");
+    }
+}
+
+#[test]
+fn idle_room_on_disk_is_lent_and_given_back() {
+    let mut pool = Shared::with([10, 0, 100], Strategy::Lru).promised(&[(OTHER, [None, None, Some(50)])]);
+    pool.store(ONE, 0..200);
+    assert!(pool.on_disk(ONE) >= 95, "nobody else wanted it: {:?}", pool.load(ONE));
+    pool.store(OTHER, 1000..1200);
+    assert!(pool.on_disk(OTHER) >= 50, "{:?}", pool.load(OTHER));
+    assert!(pool.on_disk(ONE) >= 40, "and no more than that: {:?}", pool.load(ONE));
+}
+
+#[test]
+fn who_owes_on_disk_alone_keeps_its_promise_of_memory() {
+    for strategy in Strategy::ALL {
+        let promises = [(ONE, [None, None, Some(60)]), (OTHER, [Some(40), None, None])];
+        let mut pool = Shared::with([40, 0, 100], strategy).promised(&promises);
+        pool.store(OTHER, 1000..1130);
+        // What is on its disk is worth more to its strategy than what it has in memory.
+        for number in (1000..1090).cycle().take(400) {
+            pool.finds(OTHER, number);
+        }
+        let before = (pool.in_memory(OTHER), pool.on_disk(OTHER));
+        pool.store(ONE, 0..30);
+        let after = (pool.in_memory(OTHER), pool.on_disk(OTHER));
+        assert!(before.0 >= 34 && after.0 >= 34, "{strategy:?}: {before:?}, then {after:?}");
+        assert!(after.1 < before.1, "{strategy:?}: {before:?}, then {after:?}");
+    }
+}
+
+#[test]
+fn what_was_promised_in_the_device_is_kept_in_memory_when_it_has_moved_to_the_host() {
+    let mut pool = Shared::with([20, 20, 100], Strategy::Lru);
+    pool.store(OTHER, 1000..1016);
+    pool.store(ONE, 0..18);
+    assert!(pool.load(OTHER).blocks[Tier::Host as usize] >= 14, "{:?}", pool.load(OTHER));
+    let mut pool = pool.promised(&[(OTHER, [Some(20), None, None])]);
+    pool.store(ONE, 100..180);
+    assert_eq!(pool.in_memory(OTHER), 16, "{:?}", pool.load(OTHER));
+}
