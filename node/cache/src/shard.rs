@@ -52,7 +52,7 @@ pub struct Shard {
     uses: VecDeque<find::Use>,
     /// Blocks to be brought up a tier, by record and generation.
     wanted: VecDeque<(u32, u32)>,
-    /// The block that was declined last, and whose it is: its child is not worth more.
+    /// The block that was declined last, as policies know it, and whose it is: its child is not worth more.
     declined: Option<(TenantId, BlockKey)>,
     closed: [bool; 3],
     writes: usize,
@@ -82,7 +82,7 @@ impl Shard {
             index,
             ledger,
             tenants: BTreeMap::new(),
-            owners: Owners::default(),
+            owners: Owners::new(config.hash_seed),
             parties: Vec::new(),
             party_of: BTreeMap::new(),
             occupied: vec![0; usize::from(SLOTS)],
@@ -193,12 +193,13 @@ impl Shard {
         if self.writes >= self.config.max_writes {
             return Err(Refusal::NoRoom);
         }
-        if !block.parent.is_none() && self.declined == Some((tenant, block.parent)) {
-            self.declined = Some((tenant, header.key));
+        let salt = self.owners.salt(tenant);
+        let visit = Visit { key: salt.key(&header.key), parent, depth: header.depth, partial: false };
+        if !block.parent.is_none() && self.declined == Some((tenant, salt.key(&block.parent))) {
+            self.declined = Some((tenant, visit.key));
             self.stats.declined += 1;
             return Err(Refusal::NoRoom);
         }
-        let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
         // Before the frame: a victim may be the last of its owner.
         let owner = self.owners.enter(tenant, header.era).ok_or(Refusal::NoRoom)?;
         let frame = self.take_frame(now, tenant, class, &visit, effects);
@@ -218,7 +219,7 @@ impl Shard {
             life: Life::Filling,
             ..Record::EMPTY
         };
-        let at = self.index.insert(record).expect("there are as many records as frames");
+        let at = self.index.insert(&self.owners, record).expect("there are as many records as frames");
         if let Some(parent) = parent {
             self.index.records[parent as usize].children += 1;
         }
@@ -301,8 +302,8 @@ impl Shard {
         let (tenant, _) = self.owners.of(record.owner);
         // A child may have been written in less time.
         let (party, class, has_children) = (record.party, record.class, record.children > 0);
-        let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
         let id = BlockId { index: at, generation: record.generation };
+        let visit = self.visit_of(at);
         self.recency.insert(&mut self.index.records, at);
         let ranking = self.parties[usize::from(party)].ranking(class);
         ranking.begin(&self.request);
@@ -324,7 +325,7 @@ impl Shard {
         self.writes -= 1;
         self.occupied[usize::from(self.index.records[at as usize].slot)] -= 1;
         self.stats.abandoned += 1;
-        self.index.hide(at);
+        self.index.hide(&self.owners, at);
         let bared = self.unlink(at);
         self.tell_leaf(bared, true);
         let Record { tier, class, party, .. } = self.index.records[at as usize];

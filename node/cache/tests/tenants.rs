@@ -17,7 +17,10 @@ const FRAME: u64 = 100;
 
 fn key(number: u64) -> BlockKey {
     let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&(number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+    for (at, word) in (1..).zip(bytes.chunks_exact_mut(8)) {
+        let mixed = (number * 4 + at).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        word.copy_from_slice(&(mixed ^ mixed >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9).to_le_bytes());
+    }
     BlockKey::from_bytes(bytes)
 }
 
@@ -194,4 +197,81 @@ fn what_was_promised_in_the_device_is_kept_in_memory_when_it_has_moved_to_the_ho
     let mut pool = pool.promised(&[(OTHER, [Some(20), None, None])]);
     pool.store(ONE, 100..180);
     assert_eq!(pool.in_memory(OTHER), 16, "{:?}", pool.load(OTHER));
+}
+
+/// All that a tenant can see of the shard while another uses these keys, in memory, on disk, being written, or long gone.
+fn seen_by_other(strategy: Strategy, keys_of_one: u64) -> Vec<(bool, Reserve, TenantLoad)> {
+    let mut pool = Shared::with([6, 0, 20], strategy);
+    let mut seen = Vec::new();
+    for round in 0..200u64 {
+        // Most of what it stores leaves; some of it is used again and again.
+        let number = keys_of_one + if round % 3 == 0 { round % 9 } else { round };
+        if !pool.finds(ONE, number) {
+            pool.store(ONE, number..number + 1);
+        }
+        let probed = [round % 9, round.saturating_sub(20), round, round + 1][round as usize % 4];
+        let writes = pool.reserve(ONE, keys_of_one + round + 1);
+        let found = pool.finds(OTHER, probed);
+        let read = pool.shard.read(Moment::ZERO, OTHER, &KeyList::from_iter(&[key(probed)])).remove(0);
+        assert_eq!(read.is_some(), found, "match and fetch say the same");
+        read.into_iter().for_each(|id| pool.shard.unread(id));
+        let taken = pool.reserve(OTHER, probed);
+        for taken in [writes, taken.clone()] {
+            if let Reserve::Take { ticket, .. } = taken {
+                pool.shard.seal(ticket).expect("its era stands");
+            }
+        }
+        pool.settle();
+        seen.push((found, taken, pool.load(OTHER)));
+    }
+    seen
+}
+
+#[test]
+fn one_tenant_sees_the_same_whether_another_holds_held_or_never_had_the_keys_it_asks_for() {
+    for strategy in Strategy::ALL {
+        let (same_keys, other_keys) = (seen_by_other(strategy, 0), seen_by_other(strategy, 100_000));
+        for (at, (same, other)) in same_keys.iter().zip(&other_keys).enumerate() {
+            assert_eq!(same, other, "{strategy:?}, round {at}");
+        }
+        let last = same_keys.last().expect("there were rounds");
+        assert!(last.2.stored_blocks > 20 && last.2.evicted_blocks > 20, "{strategy:?}: {last:?}");
+    }
+}
+
+#[test]
+fn a_clear_of_one_tenant_ends_nothing_of_another_under_the_same_keys() {
+    let mut pool = Shared::with([20, 0, 0], Strategy::Lru);
+    for tenant in [ONE, OTHER] {
+        pool.store(tenant, 0..4);
+    }
+    pool.shard.set_tenants(BTreeMap::from([(ONE, Era(1)), (OTHER, Era(2))]));
+    let there = |pool: &mut Shared, tenant| (0..4).filter(|number| pool.finds(tenant, *number)).count();
+    assert_eq!((there(&mut pool, ONE), there(&mut pool, OTHER)), (4, 0));
+    pool.settle();
+    assert_eq!((there(&mut pool, ONE), pool.load(OTHER).all_blocks()), (4, 0));
+    pool.shard.invariants().expect("all hold");
+}
+
+#[test]
+fn keys_that_somebody_made_to_begin_alike_are_stored_and_found_like_others() {
+    let mut pool = Shared::with([2000, 0, 0], Strategy::Lru);
+    let alike = |number: u16| {
+        let mut bytes = [7; 32];
+        bytes[30..].copy_from_slice(&number.to_le_bytes());
+        BlockKey::from_bytes(bytes)
+    };
+    for number in 0..1000 {
+        let mut block = block(ONE, 0);
+        block.header.key = alike(number);
+        let taken =
+            pool.shard.reserve(Moment::ZERO, ONE, &block, Slot(1), About::default(), &mut pool.effects);
+        let Reserve::Take { ticket, .. } = taken else { panic!("{taken:?}") };
+        pool.shard.seal(ticket).expect("its era stands");
+    }
+    let keys: Vec<BlockKey> = (0..1000).map(alike).collect();
+    let runs = [Run { slot: Slot(1), keys: 1000 }];
+    let keys = KeyList::from_iter(&keys);
+    assert_eq!(pool.shard.match_runs(Moment::ZERO, ONE, &runs, &keys, Duration::ZERO), [1000]);
+    assert_eq!(pool.shard.match_runs(Moment::ZERO, OTHER, &runs, &keys, Duration::ZERO), [0]);
 }

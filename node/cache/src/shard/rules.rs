@@ -3,7 +3,7 @@
 use super::Shard;
 use crate::block::{Life, Tier};
 use crate::party::{COMMONS, Party, Rules};
-use crate::policy::{Request, Visit, shrinks};
+use crate::policy::{Request, shrinks};
 use kvhive_protocol::TenantId;
 use std::collections::BTreeMap;
 
@@ -82,9 +82,8 @@ impl Shard {
             }
             let request = Request { covered: 0, blocks: order.len() as u32, ..self.request };
             for at in order {
+                let visit = self.visit_of(at);
                 let record = &self.index.records[at as usize];
-                let parent = self.linked(record.parent);
-                let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
                 let ranking = self.parties[usize::from(party)].ranking(class);
                 ranking.begin(&request);
                 ranking.policy().inserted(at, &visit);

@@ -7,7 +7,7 @@ use super::room::Leaves;
 use crate::answers::{CopyVerdict, Effect};
 use crate::block::{BlockId, Life, Record, ShrinkTicket, Shrinking, Tier};
 use crate::party::MEMORY;
-use crate::policy::{Removal, Shrink, Visit, shrinks};
+use crate::policy::{Removal, Shrink, shrinks};
 use kvhive_protocol::Moment;
 use kvhive_protocol::block::Codec;
 
@@ -98,7 +98,7 @@ impl Shard {
         if self.shrinks.get(&at)?.into.is_some() {
             return None;
         }
-        let Record { key, tier, class, party, depth, parent, life, .. } = self.index.records[at as usize];
+        let Record { tier, class, party, life, .. } = self.index.records[at as usize];
         if life != Life::Resident {
             self.end_shrink(at, Shrinking::Open);
             return None;
@@ -119,7 +119,7 @@ impl Shard {
         let places = classes.iter().flat_map(|class| own_first.map(|tier| (tier, *class)));
         let mut into = places.into_iter().find(|(tier, class)| self.take(*tier, *class, party));
         if into.is_none() {
-            let visit = Visit { key, parent: self.linked(parent), depth, partial: false };
+            let visit = self.visit_of(at);
             let bytes = self.config.classes[usize::from(tightest)];
             if let Leaves::Block(victim) = self.leaves_memory(now, (party, bytes), tightest, &visit) {
                 let tier = self.index.records[victim as usize].tier;
@@ -140,8 +140,7 @@ impl Shard {
     pub fn shrunk(&mut self, ticket: ShrinkTicket, codec: Option<Codec>) -> CopyVerdict {
         let Some(at) = self.index.named(ticket.index, ticket.generation) else { return CopyVerdict::Discard };
         let Some(under_way) = self.shrinks.get(&at) else { return CopyVerdict::Discard };
-        let Record { tier, class, party, life, readers, depth, key, parent, .. } =
-            self.index.records[at as usize];
+        let Record { tier, class, party, life, readers, .. } = self.index.records[at as usize];
         let (Some(codec), Some((to, into))) = (codec, under_way.into) else {
             self.end_shrink(at, Shrinking::Unfit);
             return CopyVerdict::Discard;
@@ -154,7 +153,8 @@ impl Shard {
         self.shrinks.remove(&at);
         self.recency.remove(&mut self.index.records, at);
         self.count_resident(at, -1);
-        self.parties[usize::from(party)].ranking(class).policy().removed(at, &key, Removal::Dropped);
+        let visit = self.visit_of(at);
+        self.parties[usize::from(party)].ranking(class).policy().removed(at, &visit.key, Removal::Dropped);
         let record = &mut self.index.records[at as usize];
         (record.tier, record.class) = (to, into);
         record.codec = codec;
@@ -163,7 +163,6 @@ impl Shard {
         self.give(tier, class, party);
         self.recency.insert(&mut self.index.records, at);
         self.count_resident(at, 1);
-        let visit = Visit { key, parent: self.linked(parent), depth, partial: false };
         let ranking = self.parties[usize::from(party)].ranking(into);
         ranking.begin(&self.request);
         ranking.policy().inserted(at, &visit);
