@@ -216,7 +216,7 @@ fn seen_by_other(strategy: Strategy, keys_of_one: u64) -> Vec<(bool, Reserve, Te
         assert_eq!(read.is_some(), found, "match and fetch say the same");
         read.into_iter().for_each(|id| pool.shard.unread(id));
         let taken = pool.reserve(OTHER, probed);
-        for taken in [writes, taken.clone()] {
+        for taken in [writes, taken] {
             if let Reserve::Take { ticket, .. } = taken {
                 pool.shard.seal(ticket).expect("its era stands");
             }
