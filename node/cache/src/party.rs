@@ -5,7 +5,8 @@
 //! the party furthest over its quota that gives (weighted max-min fairness, as in FairRide: Pu et al., NSDI 2016).
 
 use crate::block::Tier;
-use crate::policy::{self, Policy, Request, Strategy, Verdict, Visit};
+use crate::policy::Strategy;
+use crate::ranking::Ranking;
 
 /// Number of the party of all tenants without rules of their own.
 pub(crate) const COMMONS: u16 = 0;
@@ -29,29 +30,6 @@ impl Rules {
     }
 }
 
-/// A policy and the request that it was told of last.
-pub(crate) struct Ranking {
-    policy: Box<dyn Policy>,
-    told: Option<u64>,
-}
-
-impl Ranking {
-    pub(crate) fn begin(&mut self, request: &Request) {
-        if self.told != Some(request.number) {
-            self.told = Some(request.number);
-            self.policy.begin(request);
-        }
-    }
-
-    pub(crate) fn policy(&mut self) -> &mut dyn Policy {
-        &mut *self.policy
-    }
-
-    pub(crate) fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
-        self.policy.victim(newcomer, may_go)
-    }
-}
-
 /// One party's standing.
 pub(crate) struct Party {
     pub(crate) rules: Rules,
@@ -60,18 +38,21 @@ pub(crate) struct Party {
     rankings: Vec<Option<Ranking>>,
     capacity: u32,
     seed: u64,
+    /// It holds a part of the shard only.
+    is_apart: bool,
 }
 
 impl Party {
-    pub(crate) fn new(rules: Rules, classes: usize, capacity: u32, seed: u64) -> Party {
+    /// Makes the party number `at`.
+    pub(crate) fn new(at: usize, rules: Rules, classes: usize, capacity: u32, seed: u64) -> Party {
         let rankings = (0..classes).map(|_| None).collect();
-        Party { rules, used: [0; 3], rankings, capacity, seed }
+        Party { rules, used: [0; 3], rankings, capacity, seed, is_apart: at != usize::from(COMMONS) }
     }
 
     /// Returns the ranking of its blocks of one size class.
     pub(crate) fn ranking(&mut self, class: u8) -> &mut Ranking {
         let (strategy, capacity, seed) = (self.rules.strategy, self.capacity, self.seed);
-        let make = || Ranking { policy: policy::build(strategy, capacity, seed), told: None };
+        let make = || Ranking::new(strategy, capacity, seed, self.is_apart);
         self.rankings[usize::from(class)].get_or_insert_with(make)
     }
 
@@ -82,7 +63,7 @@ impl Party {
 
     /// Returns the bytes that its policies hold.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.rankings.iter().flatten().map(|ranking| ranking.policy.memory_bytes()).sum()
+        self.rankings.iter().flatten().map(Ranking::memory_bytes).sum()
     }
 }
 
@@ -253,7 +234,7 @@ mod tests {
 
     fn party(used: u64, quota: Option<u64>) -> Party {
         let rules = Rules { strategy: Strategy::Lru, quota: [quota, None, None] };
-        Party { used: [used, 0, 0], ..Party::new(rules, 1, 8, 0) }
+        Party { used: [used, 0, 0], ..Party::new(1, rules, 1, 8, 0) }
     }
 
     /// Of a device of 100 bytes; the later a party comes, the older is its coldest block.

@@ -102,7 +102,7 @@ impl Shard {
             config,
         };
         shard.config.max_hold = shard.config.max_hold.min(MAX_HOLD);
-        shard.parties.push(shard.party(shard.config.rules));
+        shard.parties.push(shard.party(usize::from(COMMONS), shard.config.rules));
         shard
     }
 
@@ -111,8 +111,8 @@ impl Shard {
         &self.config
     }
 
-    fn party(&self, rules: Rules) -> Party {
-        Party::new(rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
+    fn party(&self, at: usize, rules: Rules) -> Party {
+        Party::new(at, rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
     }
 
     /// Adds a reader to a block that was just named by [`Reserve::Present`] or [`Shard::seal`]. False when it is gone, or read
@@ -307,10 +307,7 @@ impl Shard {
         self.recency.insert(&mut self.index.records, at);
         let ranking = self.parties[usize::from(party)].ranking(class);
         ranking.begin(&self.request);
-        ranking.policy().inserted(at, &visit);
-        if has_children {
-            ranking.policy().set_leaf(at, false);
-        }
+        ranking.inserted(at, &visit, has_children);
         // A parent of another class is ranked elsewhere.
         self.tell_leaf(parent, false);
         self.count_resident(at, 1);
@@ -404,6 +401,8 @@ impl Shard {
                 figures.used_bytes += (capacity - free) * bytes;
             }
         }
+        let own = self.parties.iter().skip(usize::from(COMMONS) + 1);
+        stats.own_policy_bytes = own.map(|party| party.memory_bytes() as u64).sum();
         stats.filling = self.writes as u64;
         stats.shrinking = self.shrinks.len() as u64;
         stats.leaving = (self.index.taken() - self.index.findable()) as u64;
@@ -420,7 +419,8 @@ impl Shard {
     }
 
     /// Returns the bytes of memory that the index of so many frames takes, and at most what a policy takes for each class of
-    /// frames. Tenants with rules of their own have policies of their own, which come on top.
+    /// frames. Tenants with rules of their own have policies of their own, which come on top
+    /// ([`ShardStats::own_policy_bytes`]): sized by what they hold, and each at most as large.
     pub fn index_bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
         let index = frames as usize * size_of::<Record>() + Table::bytes(frames as usize);
         (index + classes * most_bytes(strategy, frames)) as u64

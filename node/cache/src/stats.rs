@@ -23,6 +23,8 @@ pub struct ShardStats {
     pub host: TierStats,
     /// The disk tier.
     pub disk: TierStats,
+    /// Bytes of memory that the policies of tenants with rules of their own take; that of all others is counted from the start.
+    pub own_policy_bytes: u64,
     /// Writes under way.
     pub filling: u64,
     /// Blocks that left while they were read or copied.

@@ -287,6 +287,27 @@ async fn a_snapshot_that_was_interrupted_is_gone_on_with_for_each_tenant_by_itse
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_policies_of_tenants_with_rules_are_memory_that_is_counted() {
+    let setup = Setup { device_frames: 16, ..Setup::default() };
+    let (coordinator, node) = setup.one().await;
+    let figures = async || {
+        let page = super::life::get(node.metrics_address(), "/metrics").await;
+        ["memory_configured", "tenant_policies"].map(|name| {
+            let name = format!("kvhive_node_{name}_bytes ");
+            let line = page.lines().find_map(|line| line.strip_prefix(&name)).expect("it is a figure");
+            line.parse::<f64>().expect("a number")
+        })
+    };
+    let [without, none] = figures().await;
+    add_other(&coordinator, TenantRules { strategy: Some(Strategy::Adaptive), ..TenantRules::default() });
+    has_adopted(&coordinator, &node).await;
+    store(&mut node.ask().await, OTHER, 1).await;
+    let [with, own] = figures().await;
+    assert_eq!((none, with), (0.0, without + own));
+    assert!(own > 1000.0, "{own}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_done_for_each_tenant_is_counted_and_told() {
     let setup = Setup { device_frames: 4, ..Setup::default() };
     let (coordinator, node) = setup.one().await;

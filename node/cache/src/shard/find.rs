@@ -243,7 +243,7 @@ impl Shard {
         let visit = self.visit_of(at);
         let ranking = self.parties[party].ranking(class);
         ranking.begin(request);
-        ranking.policy().hit(at, &visit);
+        ranking.hit(at, &visit);
     }
 
     /// A store met the block where it is.

@@ -19,7 +19,7 @@ impl Shard {
         effects.push(Effect::Drop { id: BlockId { index: at, generation: record.generation } });
         let (party, class) = (record.party, record.class);
         let key = self.owners.salt_of(record.owner).key(&record.key);
-        self.parties[usize::from(party)].ranking(class).policy().removed(at, &key, why);
+        self.parties[usize::from(party)].ranking(class).removed(at, &key, why);
         self.tell_leaf(bared, true);
         self.finish_leaving(at);
     }
@@ -43,7 +43,7 @@ impl Shard {
         let Some(at) = at else { return };
         let Record { party, class, life, .. } = self.index.records[at as usize];
         if life == Life::Resident {
-            self.parties[usize::from(party)].ranking(class).policy().set_leaf(at, leaf);
+            self.parties[usize::from(party)].ranking(class).set_leaf(at, leaf);
         }
     }
 

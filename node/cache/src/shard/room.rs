@@ -145,7 +145,7 @@ impl Shard {
             match ranking.victim(visit, &mut may_go) {
                 Verdict::Evict(at) => return Leaves::Block(at),
                 Verdict::Refuse if donor.party == party => {
-                    ranking.policy().refused(visit);
+                    ranking.refused(visit);
                     return Leaves::Nobody;
                 }
                 Verdict::Stuck if donor.from.len() == Tier::ALL.len() => {}

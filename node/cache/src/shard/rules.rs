@@ -51,7 +51,7 @@ impl Shard {
         }
         self.party_of = own.keys().zip(1u16..).map(|(tenant, at)| (*tenant, at)).collect();
         let rules = std::iter::once(self.parties[0].rules).chain(own.values().copied());
-        let parties: Vec<Party> = rules.map(|rules| self.party(rules)).collect();
+        let parties: Vec<Party> = rules.enumerate().map(|(at, rules)| self.party(at, rules)).collect();
         self.parties = parties;
         for record in &mut self.index.records {
             if record.life == Life::Free {
@@ -83,13 +83,10 @@ impl Shard {
             let request = Request { covered: 0, blocks: order.len() as u32, ..self.request };
             for at in order {
                 let visit = self.visit_of(at);
-                let record = &self.index.records[at as usize];
+                let has_children = self.index.records[at as usize].children > 0;
                 let ranking = self.parties[usize::from(party)].ranking(class);
                 ranking.begin(&request);
-                ranking.policy().inserted(at, &visit);
-                if record.children > 0 {
-                    ranking.policy().set_leaf(at, false);
-                }
+                ranking.inserted(at, &visit, has_children);
             }
         }
     }

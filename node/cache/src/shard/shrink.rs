@@ -36,7 +36,7 @@ impl Shard {
                     break;
                 }
                 // One at a time: who is named and not shrunk is not named again before its next use.
-                self.parties[party].ranking(class).policy().coldest(1, &mut named);
+                self.parties[party].ranking(class).coldest(1, &mut named);
                 let Some(at) = named.pop() else { break };
                 self.start_shrink(at, how, effects);
             }
@@ -154,7 +154,7 @@ impl Shard {
         self.recency.remove(&mut self.index.records, at);
         self.count_resident(at, -1);
         let visit = self.visit_of(at);
-        self.parties[usize::from(party)].ranking(class).policy().removed(at, &visit.key, Removal::Dropped);
+        self.parties[usize::from(party)].ranking(class).removed(at, &visit.key, Removal::Dropped);
         let record = &mut self.index.records[at as usize];
         (record.tier, record.class) = (to, into);
         record.codec = codec;
@@ -165,10 +165,7 @@ impl Shard {
         self.count_resident(at, 1);
         let ranking = self.parties[usize::from(party)].ranking(into);
         ranking.begin(&self.request);
-        ranking.policy().inserted(at, &visit);
-        if self.index.records[at as usize].children > 0 {
-            ranking.policy().set_leaf(at, false);
-        }
+        ranking.inserted(at, &visit, self.index.records[at as usize].children > 0);
         self.stats.shrunk += 1;
         CopyVerdict::Adopt(id)
     }
