@@ -61,6 +61,11 @@ impl Party {
         self.rankings.iter_mut().for_each(|ranking| *ranking = None);
     }
 
+    /// Says of how many blocks of a class its policy has numbers, if it has any of its own.
+    pub(crate) fn numbered(&self, class: u8) -> Option<usize> {
+        self.rankings[usize::from(class)].as_ref().and_then(Ranking::numbered)
+    }
+
     /// Returns the bytes that its policies hold.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.rankings.iter().flatten().map(Ranking::memory_bytes).sum()

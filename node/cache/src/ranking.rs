@@ -88,6 +88,11 @@ impl Ranking {
         }
     }
 
+    /// Returns how many blocks it has numbers for; none where it needs none.
+    pub(crate) fn numbered(&self) -> Option<usize> {
+        self.numbers.as_ref().map(|numbers| numbers.table.len())
+    }
+
     pub(crate) fn memory_bytes(&self) -> usize {
         self.policy.memory_bytes() + self.numbers.as_ref().map_or(0, Numbers::memory_bytes)
     }
@@ -130,9 +135,7 @@ impl Numbers {
     }
 
     fn enter(&mut self, at: u32) -> u32 {
-        if let Some(number) = self.of(at) {
-            return number;
-        }
+        debug_assert!(self.of(at).is_none(), "record {at} is ranked once");
         let number = match self.free.pop() {
             Some(number) => {
                 self.records[number as usize] = at;

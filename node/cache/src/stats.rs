@@ -73,7 +73,8 @@ pub struct ShardStats {
     pub shrunk: u64,
     /// Blocks that do not get small enough for a smaller frame.
     pub shrink_unfit: u64,
-    /// Shrinks that came to nothing: for want of a smaller frame, or because the block was read or gone when it was done.
+    /// Shrinks that came to nothing: for want of a smaller frame, because the block was read or gone when it was done, or because
+    /// nothing smaller is known of it or allowed.
     pub shrink_dropped: u64,
     /// Stores refused because what would leave for them is worth more.
     pub declined: u64,

@@ -6,6 +6,7 @@ use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{About, Run, StoreBlock};
 use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::{BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, Slot, TenantId};
+use proptest::prelude::{TestCaseError, any, proptest};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
@@ -274,4 +275,81 @@ fn keys_that_somebody_made_to_begin_alike_are_stored_and_found_like_others() {
     let keys = KeyList::from_iter(&keys);
     assert_eq!(pool.shard.match_runs(Moment::ZERO, ONE, &runs, &keys, Duration::ZERO), [1000]);
     assert_eq!(pool.shard.match_runs(Moment::ZERO, OTHER, &runs, &keys, Duration::ZERO), [0]);
+}
+
+/// Picks one of few promises, a few frames large.
+fn promise(dice: u8) -> Option<u64> {
+    [None, Some(0), Some(3), Some(9)][usize::from(dice % 4)]
+}
+
+proptest! {
+    #[test]
+    fn whatever_rules_change_while_three_tenants_use_a_shard_every_invariant_holds(
+        steps in proptest::collection::vec((0..16u8, 1..4u32, 0..12u64, any::<u8>()), 1..200),
+    ) {
+        const LAST: TenantId = TenantId(3);
+        let mut pool = Shared::with([8, 3, 9], Strategy::Lru);
+        let mut eras = BTreeMap::from([(ONE, Era(1)), (OTHER, Era(1)), (LAST, Era(1))]);
+        pool.shard.set_tenants(eras.clone());
+        let (mut writes, mut copies, mut readers) = (Vec::new(), Vec::new(), Vec::new());
+        for (step, tenant, number, dice) in steps {
+            let tenant = TenantId(tenant);
+            match step {
+                0..6 => {
+                    let mut block = block(tenant, number);
+                    block.header.era = eras[&tenant];
+                    (block.header.depth, block.parent) = match number {
+                        0 => (0, BlockKey::NONE),
+                        _ => (number as u32, key(number - 1)),
+                    };
+                    let (now, about) = (Moment::ZERO, About::default());
+                    let taken = pool.shard.reserve(now, tenant, &block, Slot(1), about, &mut pool.effects);
+                    if let Reserve::Take { ticket, .. } = taken {
+                        writes.push(ticket);
+                    }
+                }
+                6 | 7 if !writes.is_empty() => {
+                    pool.shard.seal(writes.swap_remove(usize::from(dice) % writes.len()));
+                }
+                8 => drop(pool.finds(tenant, number)),
+                9 => readers.extend(
+                    pool.shard.read(Moment::ZERO, tenant, &KeyList::from_iter(&[key(number)])).remove(0),
+                ),
+                10 if !readers.is_empty() => {
+                    pool.shard.unread(readers.swap_remove(usize::from(dice) % readers.len()));
+                }
+                11 | 12 if !copies.is_empty() => {
+                    let ticket = copies.swap_remove(usize::from(dice) % copies.len());
+                    pool.shard.copied(ticket, dice % 5 > 0);
+                }
+                13 => {
+                    let strategy = Strategy::ALL[number as usize % Strategy::ALL.len()];
+                    let quota = [promise(dice), promise(dice >> 2), promise(dice >> 4)];
+                    let rules = Rules { strategy, quota: quota.map(|frames| frames.map(|one| one * FRAME)) };
+                    let (commons, mut own) = pool.shard.rules();
+                    if dice > 200 {
+                        own.remove(&tenant);
+                    } else {
+                        own.insert(tenant, rules);
+                    }
+                    pool.shard.set_rules(commons, &own);
+                }
+                14 if dice > 230 => {
+                    eras.entry(tenant).and_modify(|era| *era = era.next());
+                    pool.shard.set_tenants(eras.clone());
+                }
+                _ => pool.shard.tend(Moment::ZERO, &mut pool.effects),
+            }
+            for effect in pool.effects.drain(..) {
+                match effect {
+                    Effect::Copy { ticket, .. } => copies.push(ticket),
+                    Effect::Shrink { ticket, .. } => drop(pool.shard.shrunk(ticket, None)),
+                    Effect::Drop { .. } => {}
+                }
+            }
+            if let Err(broken) = pool.shard.invariants() {
+                return Err(TestCaseError::fail(broken));
+            }
+        }
+    }
 }

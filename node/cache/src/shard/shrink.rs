@@ -170,6 +170,14 @@ impl Shard {
         CopyVerdict::Adopt(id)
     }
 
+    /// A shrink has come to nothing for now: by what is known of the block, or what its tenant's rules say, it is as small as it may
+    /// be. It is tried again when it is cold after its next use.
+    pub fn forgo(&mut self, ticket: ShrinkTicket) {
+        if let Some(at) = self.index.named(ticket.index, ticket.generation) {
+            self.end_shrink(at, Shrinking::Open);
+        }
+    }
+
     /// Ends a shrink without a smaller block.
     fn end_shrink(&mut self, at: u32, becomes: Shrinking) {
         let Some(UnderWay { into }) = self.shrinks.remove(&at) else { return };
