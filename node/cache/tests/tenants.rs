@@ -200,6 +200,32 @@ fn what_was_promised_in_the_device_is_kept_in_memory_when_it_has_moved_to_the_ho
     assert_eq!(pool.in_memory(OTHER), 16, "{:?}", pool.load(OTHER));
 }
 
+#[test]
+fn what_is_learnt_of_a_tenant_outlives_that_another_gets_rules_or_loses_them() {
+    let own = || Rules::new(Strategy::Lfu);
+    // Whether the tenant that is learnt of has rules itself.
+    for is_ruled in [false, true] {
+        let rules = |more: bool| {
+            let with = |tenant, is: bool| is.then(|| (tenant, own()));
+            with(ONE, is_ruled).into_iter().chain(with(OTHER, more)).collect::<BTreeMap<_, _>>()
+        };
+        let mut pool = Shared::with([4, 0, 0], Strategy::Lfu);
+        pool.shard.set_rules(own(), &rules(false));
+        pool.store(ONE, 0..1);
+        assert!((0..20).all(|_| pool.finds(ONE, 0)));
+        pool.store(ONE, 1..4);
+        pool.shard.set_rules(own(), &rules(true));
+        pool.store(ONE, 10..20);
+        assert!(pool.finds(ONE, 0), "it is still the one that is used most");
+        if is_ruled {
+            pool.shard.set_rules(own(), &rules(false));
+            pool.store(ONE, 20..30);
+            assert!(pool.finds(ONE, 0));
+        }
+        pool.shard.invariants().expect("all hold");
+    }
+}
+
 /// All that a tenant can see of the shard while another uses these keys, in memory, on disk, being written, or long gone.
 fn seen_by_other(strategy: Strategy, keys_of_one: u64) -> Vec<(bool, Reserve, TenantLoad)> {
     let mut pool = Shared::with([6, 0, 20], strategy);
