@@ -53,7 +53,7 @@ pub struct Shard {
     uses: VecDeque<find::Use>,
     /// Blocks to be brought up a tier, by record and generation.
     wanted: VecDeque<(u32, u32)>,
-    /// The block that was declined last, and whose it is: its child is not worth more.
+    /// The block that was declined last, as policies know it, and whose it is: its child is not worth more.
     declined: Option<(TenantId, BlockKey)>,
     closed: [bool; 3],
     writes: usize,
@@ -82,7 +82,7 @@ impl Shard {
             index,
             ledger,
             tenants: BTreeMap::new(),
-            owners: Owners::default(),
+            owners: Owners::new(config.hash_seed),
             parties: Vec::new(),
             party_of: BTreeMap::new(),
             occupied: vec![0; usize::from(SLOTS)],
@@ -102,7 +102,7 @@ impl Shard {
             config,
         };
         shard.config.max_hold = shard.config.max_hold.min(MAX_HOLD);
-        shard.parties.push(shard.party(shard.config.rules));
+        shard.parties.push(shard.party(usize::from(COMMONS), shard.config.rules));
         shard
     }
 
@@ -111,8 +111,8 @@ impl Shard {
         &self.config
     }
 
-    fn party(&self, rules: Rules) -> Party {
-        Party::new(rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
+    fn party(&self, at: usize, rules: Rules) -> Party {
+        Party::new(at, rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
     }
 
     /// Adds a reader to a block that was just named by [`Reserve::Present`] or [`Shard::seal`]. False when it is gone, or read
@@ -193,12 +193,13 @@ impl Shard {
         if self.writes >= self.config.max_writes {
             return Err(Refusal::NoRoom);
         }
-        if !block.parent.is_none() && self.declined == Some((tenant, block.parent)) {
-            self.declined = Some((tenant, header.key));
+        let salt = self.owners.salt(tenant);
+        let visit = Visit { key: salt.key(&header.key), parent, depth: header.depth, partial: false };
+        if !block.parent.is_none() && self.declined == Some((tenant, salt.key(&block.parent))) {
+            self.declined = Some((tenant, visit.key));
             self.stats.declined += 1;
             return Err(Refusal::NoRoom);
         }
-        let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
         // Before the frame: a victim may be the last of its owner.
         let owner = self.owners.enter(tenant, header.era).ok_or(Refusal::NoRoom)?;
         let frame = self.take_frame(now, tenant, class, &visit, effects);
@@ -218,7 +219,7 @@ impl Shard {
             life: Life::Filling,
             ..Record::EMPTY
         };
-        let at = self.index.insert(record).expect("there are as many records as frames");
+        let at = self.index.insert(&self.owners, record).expect("there are as many records as frames");
         if let Some(parent) = parent {
             self.index.records[parent as usize].children += 1;
         }
@@ -297,15 +298,12 @@ impl Shard {
         let (tenant, _) = self.owners.of(record.owner);
         // A child may have been written in less time.
         let (party, class, has_children) = (record.party, record.class, record.children > 0);
-        let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
         let id = BlockId { index: at, generation: record.generation };
+        let visit = self.visit_of(at);
         self.recency.insert(&mut self.index.records, at);
         let ranking = self.parties[usize::from(party)].ranking(class);
         ranking.begin(&self.request);
-        ranking.policy().inserted(at, &visit);
-        if has_children {
-            ranking.policy().set_leaf(at, false);
-        }
+        ranking.inserted(at, &visit, has_children);
         // A parent of another class is ranked elsewhere.
         self.tell_leaf(parent, false);
         self.count_resident(at, 1);
@@ -320,7 +318,7 @@ impl Shard {
         self.writes -= 1;
         self.occupied[usize::from(self.index.records[at as usize].slot)] -= 1;
         self.stats.abandoned += 1;
-        self.index.hide(at);
+        self.index.hide(&self.owners, at);
         let bared = self.unlink(at);
         self.tell_leaf(bared, true);
         let Record { tier, class, party, .. } = self.index.records[at as usize];
@@ -386,6 +384,8 @@ impl Shard {
                 figures.used_bytes += (capacity - free) * bytes;
             }
         }
+        let own = self.parties.iter().skip(usize::from(COMMONS) + 1);
+        stats.own_policy_bytes = own.map(|party| party.memory_bytes() as u64).sum();
         stats.filling = self.writes as u64;
         stats.shrinking = self.shrinks.len() as u64;
         stats.leaving = (self.index.taken() - self.index.findable()) as u64;
@@ -402,7 +402,8 @@ impl Shard {
     }
 
     /// Returns the bytes of memory that the index of so many frames takes, and at most what a policy takes for each class of
-    /// frames. Tenants with rules of their own have policies of their own, which come on top.
+    /// frames. Tenants with rules of their own have policies of their own, which come on top
+    /// ([`ShardStats::own_policy_bytes`]): sized by what they hold, and each at most as large.
     pub fn index_bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
         let index = frames as usize * size_of::<Record>() + Table::bytes(frames as usize);
         (index + classes * most_bytes(strategy, frames)) as u64

@@ -25,6 +25,8 @@ pub struct ShardStats {
     pub host: TierStats,
     /// The disk tier.
     pub disk: TierStats,
+    /// Bytes of memory that the policies of tenants with rules of their own take; that of all others is counted from the start.
+    pub own_policy_bytes: u64,
     /// Writes under way.
     pub filling: u64,
     /// Blocks that left while they were read or copied.
@@ -73,7 +75,8 @@ pub struct ShardStats {
     pub shrunk: u64,
     /// Blocks that do not get small enough for a smaller frame.
     pub shrink_unfit: u64,
-    /// Shrinks that came to nothing: for want of a smaller frame, or because the block was read or gone when it was done.
+    /// Shrinks that came to nothing: for want of a smaller frame, because the block was read or gone when it was done, or because
+    /// nothing smaller is known of it or allowed.
     pub shrink_dropped: u64,
     /// Stores refused because what would leave for them is worth more.
     pub declined: u64,

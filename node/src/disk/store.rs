@@ -199,6 +199,11 @@ impl Store {
         self.classes.iter().map(|class| class.places.records()).collect()
     }
 
+    /// Returns the bytes of blocks that it has places for.
+    pub(crate) fn tier_bytes(&self) -> u64 {
+        self.classes.iter().map(|class| class.frame_bytes * u64::from(class.places.records())).sum()
+    }
+
     /// Returns how many records of all classes are free.
     #[cfg(test)]
     pub(crate) fn free_records(&self) -> u32 {

@@ -3,7 +3,7 @@
 use super::Shard;
 use crate::answers::Listed;
 use crate::block::{BlockId, Life, Mark, Record, Tier};
-use crate::policy::{Request, Visit};
+use crate::policy::Request;
 use kvhive_protocol::data::Run;
 use kvhive_protocol::{BlockKey, KeyList, Moment, Slot, TenantId};
 use std::ops::Range;
@@ -252,14 +252,13 @@ impl Shard {
         record.set(Mark::USED, true);
         record.set(Mark::REUSED, true);
         let (class, party) = (record.class, usize::from(record.party));
-        let (key, depth, link) = (record.key, record.depth, record.parent);
         if *ahead > 0 && self.want(at) {
             *ahead -= 1;
         }
-        let visit = Visit { key, parent: self.linked(link), depth, partial: false };
+        let visit = self.visit_of(at);
         let ranking = self.parties[party].ranking(class);
         ranking.begin(request);
-        ranking.policy().hit(at, &visit);
+        ranking.hit(at, &visit);
     }
 
     /// A store met the block where it is.

@@ -110,6 +110,17 @@ impl Shard {
                 }
             }
         }
+        for (at, party) in (0..).zip(&self.parties) {
+            for class in 0..classes as u8 {
+                let ranked: u32 = Tier::ALL.into_iter().map(|tier| self.recency.len(tier, at, class)).sum();
+                if party.numbered(class).is_some_and(|numbered| numbered != ranked as usize) {
+                    return Err(format!(
+                        "party {at} has {ranked} blocks and {:?} numbers",
+                        party.numbered(class)
+                    ));
+                }
+            }
+        }
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use crate::policy::Removal;
 impl Shard {
     /// Takes a resident block out of sight; its frame comes back now, or when its last reader and copy have gone.
     pub(super) fn drop_block(&mut self, at: u32, why: Removal, effects: &mut Vec<Effect>) {
-        self.index.hide(at);
+        self.index.hide(&self.owners, at);
         self.recency.remove(&mut self.index.records, at);
         let bared = self.unlink(at);
         self.count_resident(at, -1);
@@ -22,8 +22,9 @@ impl Shard {
         }
         self.occupied[usize::from(record.slot)] -= 1;
         effects.push(Effect::Drop { id: BlockId { index: at, generation: record.generation } });
-        let (party, class, key) = (record.party, record.class, record.key);
-        self.parties[usize::from(party)].ranking(class).policy().removed(at, &key, why);
+        let (party, class) = (record.party, record.class);
+        let key = self.owners.salt_of(record.owner).key(&record.key);
+        self.parties[usize::from(party)].ranking(class).removed(at, &key, why);
         self.tell_leaf(bared, true);
         self.finish_leaving(at);
     }
@@ -47,7 +48,7 @@ impl Shard {
         let Some(at) = at else { return };
         let Record { party, class, life, .. } = self.index.records[at as usize];
         if life == Life::Resident {
-            self.parties[usize::from(party)].ranking(class).policy().set_leaf(at, leaf);
+            self.parties[usize::from(party)].ranking(class).set_leaf(at, leaf);
         }
     }
 
