@@ -119,6 +119,10 @@ impl Mark {
     pub(crate) const REUSED: Mark = Mark(1 << 2);
     /// It was brought up a tier ahead of its use, and has not been used since.
     pub(crate) const AHEAD: Mark = Mark(1 << 3);
+    /// Its session is over, or long overdue: nobody is expected to use it.
+    pub(crate) const OVER: Mark = Mark(1 << 6);
+    /// It is to be brought up a tier, and has not come.
+    pub(crate) const COMING: Mark = Mark(1 << 7);
     const SHRINKING: Mark = Mark(1 << 4);
     const UNFIT: Mark = Mark(1 << 5);
 }

@@ -75,6 +75,11 @@ impl Party {
         self.rankings[usize::from(class)].get_or_insert_with(make)
     }
 
+    /// Walks over the policies of its size classes, where there are any yet.
+    pub(crate) fn rankings(&mut self) -> impl Iterator<Item = Option<&mut dyn Policy>> {
+        self.rankings.iter_mut().map(|ranking| ranking.as_mut().map(Ranking::policy))
+    }
+
     /// Forgets every ranking; they are made anew by the strategy of the day.
     pub(crate) fn forget(&mut self) {
         self.rankings.iter_mut().for_each(|ranking| *ranking = None);

@@ -39,12 +39,22 @@ pub(crate) struct Item {
     pub(crate) already: bool,
 }
 
+/// What all blocks of one store have in common.
+#[derive(Clone)]
+pub(crate) struct Origin {
+    pub(crate) serving: Serving,
+    /// The primary, which has them.
+    pub(crate) device: DeviceId,
+    pub(crate) tenant: TenantId,
+    pub(crate) layout: Option<Layout>,
+    /// What is known of their request: replicas keep what the primary keeps.
+    pub(crate) about: About,
+}
+
 /// What one replica is to have.
 struct Batch<'a> {
-    serving: &'a Serving,
+    origin: &'a Origin,
     target: DeviceId,
-    tenant: TenantId,
-    layout: Option<Layout>,
     items: &'a [&'a Item],
 }
 
@@ -79,23 +89,20 @@ impl Replicator {
     /// Copies the items and returns how many other replicas hold each, by its position.
     pub(crate) async fn now(
         &self,
-        serving: &Serving,
-        device: DeviceId,
-        tenant: TenantId,
-        layout: Option<Layout>,
+        origin: &Origin,
         items: Vec<Item>,
         counters: &Counters,
     ) -> Vec<(usize, u8)> {
         let mut targets: BTreeMap<DeviceId, Vec<&Item>> = BTreeMap::new();
         for item in &items {
-            for target in &serving.map.replicas(item.slot).0 {
-                if *target != device {
+            for target in &origin.serving.map.replicas(item.slot).0 {
+                if *target != origin.device {
                     targets.entry(*target).or_default().push(item);
                 }
             }
         }
         let copies = targets.into_iter().map(|(target, items)| async move {
-            let batch = Batch { serving, target, tenant, layout, items: &items };
+            let batch = Batch { origin, target, items: &items };
             let copied = self.copy(&batch, counters).await;
             copied.unwrap_or_else(|fault| {
                 count(&counters.replication_failures);
@@ -111,17 +118,9 @@ impl Replicator {
     }
 
     /// Copies the items in the background, unless too much waits already.
-    pub(crate) fn later(
-        &self,
-        serving: Serving,
-        device: DeviceId,
-        tenant: TenantId,
-        layout: Option<Layout>,
-        items: Vec<Item>,
-        counters: &Arc<Counters>,
-    ) {
+    pub(crate) fn later(&self, origin: Origin, items: Vec<Item>, counters: &Arc<Counters>) {
         // Slots of one replica have nobody to copy to.
-        if !items.iter().any(|item| serving.map.replicas(item.slot).0.len() > 1) {
+        if !items.iter().any(|item| origin.serving.map.replicas(item.slot).0.len() > 1) {
             return;
         }
         let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
@@ -135,7 +134,7 @@ impl Replicator {
         let begun = Instant::now();
         self.io.spawn(async move {
             if let Ok(_turn) = replicator.running.acquire().await {
-                replicator.now(&serving, device, tenant, layout, items, &counters).await;
+                replicator.now(&origin, items, &counters).await;
             }
             let lag = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             counters.replication_lag_us.store(lag, Ordering::Relaxed);
@@ -155,7 +154,7 @@ impl Replicator {
 
     /// Copies items to one replica; returns the positions of those that it holds then.
     async fn copy(&self, batch: &Batch<'_>, counters: &Counters) -> Result<Vec<usize>, Fault> {
-        let Some(owner) = batch.serving.map.owner(batch.target) else {
+        let Some(owner) = batch.origin.serving.map.owner(batch.target) else {
             return Err(Fault::Refused(WireError::WrongDevice { device: batch.target }));
         };
         let deadline = Instant::now() + COPY_LIMIT;
@@ -178,7 +177,8 @@ impl Replicator {
         counters: &Counters,
         deadline: Instant,
     ) -> Result<Vec<usize>, Fault> {
-        let Batch { serving, target, tenant, layout, items } = *batch;
+        let Batch { origin: Origin { serving, tenant, layout, about, .. }, target, items } = *batch;
+        let (tenant, layout, about) = (*tenant, *layout, *about);
         let exchange = async {
             let connection = lease.connection();
             let mut held = Vec::new();
@@ -218,7 +218,7 @@ impl Replicator {
                     ack: Ack::Primary,
                     copy: true,
                     layout: layout.filter(|_| alike),
-                    about: About::default(),
+                    about,
                     runs: missing.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
                     blocks,
                 });

@@ -5,7 +5,7 @@ use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
-use crate::data::replicate::Item;
+use crate::data::replicate::{Item, Origin};
 use crate::guards::{Lent, ReadGuard, Verified};
 use crate::view::Serving;
 use kvhive_cache::member;
@@ -183,14 +183,14 @@ impl DataPlane {
     }
 
     async fn replicate(&self, task: &Task, items: Vec<Item>, stored: &mut [Stored]) {
-        let Task { serving, device, tenant, ack, layout, .. } = task;
-        if *ack == Ack::Primary {
-            self.replicator.later(serving.clone(), *device, *tenant, *layout, items, &self.counters);
+        let Task { serving, device, tenant, layout, about, .. } = task;
+        let serving = serving.clone();
+        let origin = Origin { serving, device: *device, tenant: *tenant, layout: *layout, about: *about };
+        if task.ack == Ack::Primary {
+            self.replicator.later(origin, items, &self.counters);
             return;
         }
-        for (at, copies) in
-            self.replicator.now(serving, *device, *tenant, *layout, items, &self.counters).await
-        {
+        for (at, copies) in self.replicator.now(&origin, items, &self.counters).await {
             if let Stored::Kept { copies: held, .. } = &mut stored[at] {
                 *held = held.saturating_add(copies);
             }

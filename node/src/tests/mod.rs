@@ -39,6 +39,7 @@ struct Setup {
     /// Bytes and number of smaller frames on the device.
     smaller: Option<(usize, usize)>,
     strategy: Strategy,
+    gc_per_mille: Option<u16>,
     persist: Option<crate::PersistConfig>,
     /// Folder and number of records of its disk tier.
     disk: Option<(PathBuf, usize)>,
@@ -56,6 +57,7 @@ impl Default for Setup {
             frame_bytes: 64 * KIB,
             smaller: None,
             strategy: Strategy::Lru,
+            gc_per_mille: None,
             persist: None,
             disk: None,
             disk_tuning: DiskTuning::default(),
@@ -101,7 +103,11 @@ impl Setup {
                     .map_or(0, |(_, records)| record_bytes(self.frame_bytes as u64) * *records as u64),
                 classes,
             }],
-            tuning: crate::Tuning { strategy: self.strategy, ..crate::Tuning::default() },
+            tuning: crate::Tuning {
+                strategy: self.strategy,
+                gc_per_mille: self.gc_per_mille,
+                ..crate::Tuning::default()
+            },
             disk_folder: self.disk.as_ref().map(|(folder, _)| folder.clone()),
             persist: self.persist.clone(),
             coordinators: vec![coordinator.address()],
