@@ -78,13 +78,15 @@ struct Knob {
 
 fn knobs(tuning: Tuning, mode: Mode) -> Vec<Knob> {
     let shown = |tuning: Tuning| {
+        // Whoever adds a knob shows it.
+        let Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission, gc_per_mille } = tuning;
         [
-            ("strategy", tuning.strategy.to_owned()),
-            ("prefetch_blocks", tuning.prefetch_blocks.to_string()),
-            ("hold", format_time(tuning.hold)),
-            ("batch_delay", format_time(tuning.batch_delay)),
-            ("disk_admission", tuning.disk_admission.as_str().to_owned()),
-            ("gc_threshold", format_share(tuning.gc_per_mille)),
+            ("strategy", strategy.to_owned()),
+            ("prefetch_blocks", prefetch_blocks.to_string()),
+            ("hold", format_time(hold)),
+            ("batch_delay", format_time(batch_delay)),
+            ("disk_admission", disk_admission.as_str().to_owned()),
+            ("gc_threshold", format_share(gc_per_mille)),
         ]
     };
     let pairs = shown(tuning).into_iter().zip(shown(mode.tuning()));
