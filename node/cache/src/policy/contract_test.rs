@@ -207,7 +207,9 @@ proptest! {
                     Step::Hint { nth, hint } => {
                         let resident = pool.resident();
                         if !resident.is_empty() {
-                            pool.policy.hinted(resident[usize::from(nth) % resident.len()], hint_of(hint, 7));
+                            let at = resident[usize::from(nth) % resident.len()];
+                            let node = pool.records[at as usize].expect("it is resident").0;
+                            pool.policy.hinted(at, &key(node.into()), hint_of(hint, 7));
                         }
                     }
                     Step::Collect { rest } => pool.collect(rest.into()),

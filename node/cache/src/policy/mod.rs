@@ -120,7 +120,7 @@ pub trait Policy: Send {
 
     /// The engine has said what it expects of the session of a resident block, without using it. Those that do not listen to
     /// hints pass over it. A prefix is told from its tail to its head.
-    fn hinted(&mut self, _at: u32, _hint: Hint) {}
+    fn hinted(&mut self, _at: u32, _key: &BlockKey, _hint: Hint) {}
 
     /// Says what would leave next, whoever comes; `may_go` as in [`Policy::victim`]. None when nothing may, or when it takes a
     /// newcomer to tell.

@@ -23,8 +23,8 @@ impl Shard {
         for at in path.iter().rev() {
             let record = &mut self.index.records[*at as usize];
             record.set(Mark::OVER, false);
-            let (party, class) = (usize::from(record.party), record.class);
-            self.parties[party].ranking(class).policy().hinted(*at, hint);
+            let (party, class, key) = (usize::from(record.party), record.class, record.key);
+            self.parties[party].ranking(class).policy().hinted(*at, &key, hint);
         }
         if let Some(last) = path.last() {
             self.heed(now, *last, hint);

@@ -140,6 +140,11 @@ impl Choice {
         self.hits[ranker as usize] / self.seen.max(1.0)
     }
 
+    /// A sampled block is of another class from now on.
+    pub(super) fn reclassify(&mut self, print: u64, row: u16) {
+        self.shadows.iter_mut().for_each(|shadow| shadow.reclassify(print, row));
+    }
+
     /// At the end of a window decides who is in charge; returns whether that changed.
     pub(super) fn adjust(&mut self) -> bool {
         if self.left > 0 {

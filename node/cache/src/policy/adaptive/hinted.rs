@@ -7,7 +7,7 @@ use crate::policy::Hint;
 impl Adaptive {
     /// Counts a block among those of which the engine has said the same. It ages anew from now on: what the hint is worth
     /// shows in the time after it. In its class before it counts as one that nobody could go on watching.
-    pub(super) fn reclassify(&mut self, at: u32, hint: Hint) {
+    pub(super) fn reclassify(&mut self, at: u32, print: u64, hint: Hint) {
         // What the request at hand has used has no class yet.
         self.settle();
         let Some(record) = self.records.get(at) else { return };
@@ -24,6 +24,10 @@ impl Adaptive {
         let of_request = std::mem::replace(&mut self.current.request.hint, hint);
         let cohort = self.join(record.past, octile);
         self.current.request.hint = of_request;
+        // The learnt way is judged by what it would rank by.
+        if self.choice.samples(print) {
+            self.choice.reclassify(print, self.cohorts.get(cohort).row);
+        }
         self.records.at(at).cohort = cohort;
         if record.is_leaf() {
             self.records.list(at, false, &mut self.cohorts, &mut self.ranking);

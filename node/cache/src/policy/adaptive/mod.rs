@@ -340,8 +340,8 @@ impl Policy for Adaptive {
         self.lowest_below(level, may_go)
     }
 
-    fn hinted(&mut self, at: u32, hint: Hint) {
-        self.reclassify(at, hint);
+    fn hinted(&mut self, at: u32, key: &BlockKey, hint: Hint) {
+        self.reclassify(at, print(key), hint);
     }
 
     fn next_to_leave(&mut self, may_go: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
