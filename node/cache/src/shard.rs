@@ -193,6 +193,7 @@ impl Shard {
             if self.owners.of(record.owner).1 == header.era {
                 let id = BlockId { index: at, generation: record.generation };
                 self.used(at);
+                self.heed_again(now, at, parent, about.hint);
                 self.stats.already += 1;
                 return Ok(Reserve::Present(id));
             }

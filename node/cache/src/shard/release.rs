@@ -8,7 +8,7 @@ use kvhive_protocol::data::Hint;
 use kvhive_protocol::{KeyList, Moment, TenantId};
 
 /// Sessions that one [`Shard::tend`] brings up.
-const MAX_SESSIONS: usize = 16;
+const MAX_SESSIONS: usize = 4;
 /// Blocks looked at from the end of one session's prefix for those to be brought up.
 const MAX_BACK: usize = 4096;
 
@@ -39,6 +39,16 @@ impl Shard {
         self.expected.expect(now, last, generation, hint);
         if hint == Hint::Over {
             self.end_session(last, Reason::Over);
+        }
+    }
+
+    /// Notes what a store says of the session of a block that is here already.
+    pub(super) fn heed_again(&mut self, now: Moment, at: u32, parent: Option<u32>, hint: Hint) {
+        if hint != Hint::None && self.index.records[at as usize].children == 0 {
+            if let Some(parent) = parent {
+                self.expected.go_on(parent);
+            }
+            self.heed(now, at, hint);
         }
     }
 
