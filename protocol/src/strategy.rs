@@ -41,6 +41,12 @@ pub enum Strategy {
 /// The most reports of one device: those of the tenants that come first.
 pub const MAX_REPORTS: usize = 512;
 
+/// The most reports that a device's heartbeat carries.
+pub const MAX_LOAD_REPORTS: usize = 4;
+/// The longest name of a way to rank, and the most ways that one report tells of.
+const MAX_RANKER_BYTES: usize = 32;
+const MAX_RANKERS: usize = 8;
+
 /// How one strategy of a device does: that of the blocks of one size class, of one tenant or of all without rules of their own.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StrategyReport {
@@ -52,6 +58,19 @@ pub struct StrategyReport {
     pub strategy: Strategy,
     /// What it has chosen, if it is one that chooses.
     pub choice: Option<ChoiceReport>,
+}
+
+impl StrategyReport {
+    /// Says whether its names and lists are as short as they may be.
+    pub fn is_sound(&self) -> bool {
+        let fits = |name: &str| name.len() <= MAX_RANKER_BYTES;
+        self.choice.as_ref().is_none_or(|choice| {
+            let estimates = &choice.estimates;
+            fits(&choice.in_charge)
+                && estimates.len() <= MAX_RANKERS
+                && estimates.iter().all(|one| fits(&one.ranker))
+        })
+    }
 }
 
 /// Which way to rank a strategy has chosen, and on what evidence.

@@ -16,7 +16,7 @@ use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock};
 use kvhive_protocol::load::MAX_TENANT_LOADS;
-use kvhive_protocol::strategy::StrategyReport;
+use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
 use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, SLOTS, Slot, TenantId};
 use kvhive_runtime::Reply;
 use std::collections::BTreeSet;
@@ -352,7 +352,10 @@ impl DeviceCore {
         if is_known { self.shard.occupied() } else { vec![0xFF; usize::from(SLOTS) / 8] }
     }
 
-    fn load(&self) -> (DeviceLoad, ShardStats) {
+    fn load(&mut self) -> (DeviceLoad, ShardStats) {
+        let mut strategies = self.shard.strategies(false);
+        strategies.retain(|report| report.choice.is_some());
+        strategies.truncate(MAX_LOAD_REPORTS);
         let stats = self.shard.stats();
         let load = DeviceLoad {
             blocks: stats.blocks(),
@@ -364,6 +367,7 @@ impl DeviceCore {
             stored_blocks: stats.stored,
             evicted_blocks: stats.evicted,
             tenants: self.shard.tenant_loads(MAX_TENANT_LOADS),
+            strategies,
             occupied: self.occupied(),
         };
         (load, stats)

@@ -87,7 +87,7 @@ async fn a_replica_lets_go_what_its_primary_was_told_is_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_says_what_its_strategies_have_chosen_and_chooses_when_asked() {
     let setup = Setup { frame_bytes: 4096, strategy: Strategy::Adaptive, ..Setup::default() };
-    let (_coordinator, node) = setup.one().await;
+    let (coordinator, node) = setup.one().await;
     let mut asker = node.ask().await;
     let ask = async |asker: &mut super::asker::Asker, adjust: bool| {
         let request =
@@ -108,6 +108,10 @@ async fn a_node_says_what_its_strategies_have_chosen_and_chooses_when_asked() {
         assert_eq!(node.stats().strategies[0].report, reports[0]);
     }
     assert_eq!(node.adjust_strategy().len(), 1);
+    super::eventually("the coordinators are told", || {
+        coordinator.strategies().iter().any(|report| report.choice.is_some())
+    })
+    .await;
     let page = super::life::get(node.metrics_address(), "/metrics").await;
     let of = "{device=\"0\",tenant=\"\",frame_bytes=\"4096\",strategy=\"adaptive\"";
     for line in [
