@@ -133,7 +133,7 @@ impl Shard {
             let Some((at, generation, why)) = self.garbage.ended[usize::from(class)].pop_front() else {
                 break;
             };
-            let mut next = self.index.named(at, generation);
+            let mut next = self.index.named(at, generation).filter(|at| self.keeps_memory(*at));
             while let Some(at) = next {
                 let record = self.index.records[at as usize];
                 if !record.is(Mark::OVER) || record.children > 0 {
@@ -156,6 +156,21 @@ impl Shard {
             }
         }
         freed
+    }
+
+    /// Says whether a session that is over, and left off at this block, has any of its own in memory: what lies on disk
+    /// alone is in nobody's way.
+    fn keeps_memory(&self, last: u32) -> bool {
+        let mut next = Some(last);
+        for _ in 0..STEP {
+            let Some(at) = next else { return false };
+            let record = &self.index.records[at as usize];
+            if !record.is(Mark::OVER) || record.tier != Tier::Disk {
+                return record.is(Mark::OVER);
+            }
+            next = self.linked(record.parent);
+        }
+        false
     }
 
     /// Returns the block that the strategy of whoever owes most would let go next.

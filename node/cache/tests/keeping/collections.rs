@@ -40,6 +40,25 @@ fn a_store_of_what_is_here_already_says_as_much_of_its_session() {
 }
 
 #[test]
+fn a_session_that_is_over_leaves_the_disk_only_for_what_it_has_in_memory() {
+    let mut scene = Scenario::of([8, 0, 16], Strategy::Lru, Some(500));
+    scene.restore(100..103);
+    scene.release(100..103, Hint::Over);
+    (0..6).for_each(|session| scene.serve(10 * session..10 * session + 1));
+    scene.settle();
+    assert_eq!((scene.collected(Reason::Over), scene.tiers()), (0, [3, 0, 6]));
+
+    let mut scene = Scenario::of([8, 0, 16], Strategy::Lru, Some(500));
+    scene.serve(0..5);
+    scene.settle();
+    assert_eq!(scene.tiers(), [3, 0, 2], "its end is on disk");
+    scene.release(0..5, Hint::Over);
+    (1..4).for_each(|session| scene.serve(10 * session..10 * session + 1));
+    scene.settle();
+    assert_eq!((scene.collected(Reason::Over), scene.tiers()), (5, [3, 0, 0]));
+}
+
+#[test]
 fn what_another_has_used_since_is_not_collected_with_a_session() {
     let mut scene = Scenario::of([10, 0, 0], Strategy::Lru, Some(700));
     scene.serve(0..4);
