@@ -36,7 +36,6 @@ enum Command {
     Bench(bench::Bench),
     Trace(trace_command::TraceCommand),
     Config(config::ConfigCommand),
-    /// Look at one node's settings
     Node(node::NodeCommand),
     /// Serves the baselines of benchmarks
     #[command(hide = true)]

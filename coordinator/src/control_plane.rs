@@ -5,6 +5,7 @@ use kvhive_protocol::WireError;
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest, MAX_DEVICES, Proposal};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::load::MAX_TENANT_LOADS;
+use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
 use kvhive_runtime::{AskError, Reply};
 use kvhive_wire::{Connection, Fault, Identity};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,14 +14,15 @@ use std::time::Duration;
 /// A request that is not through within this is answered with its deadline; the asker repeats it.
 const LIMIT: Duration = Duration::from_secs(8);
 
-/// The largest request, in bytes: a heartbeat of a node whose devices each report every slot, as given away too, and as many
-/// tenants as they may. A plan that names every slot is smaller.
+/// The largest request, in bytes: a heartbeat of a node whose devices each report every slot, as given away too, and as many tenants and strategies
+/// as they may. A plan that names every slot is smaller.
 pub(crate) const MAX_REQUEST_BYTES: u32 = 4096
     + MAX_DEVICES as u32
         * (kvhive_protocol::SLOTS as u32 / 8
             + 12 * kvhive_protocol::SLOTS as u32
             + 128
-            + 108 * MAX_TENANT_LOADS as u32);
+            + 108 * MAX_TENANT_LOADS as u32
+            + 512 * MAX_LOAD_REPORTS as u32);
 
 /// Serves control requests. Cheap to clone.
 #[derive(Clone)]
@@ -149,6 +151,7 @@ mod tests {
             DeviceLoad, Heartbeat, MAX_LABELS, MAX_NAME_BYTES, Placing, Registration,
         };
         use kvhive_protocol::map::DeviceDescription;
+        use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
         use kvhive_protocol::{DeviceId, Epoch, Filling, SLOTS, Slot};
         let request = RequestId { client: 1, sequence: 1 };
         let device = DeviceId::new(MemberId(1), 0);
@@ -161,14 +164,32 @@ mod tests {
         };
         let plan = Command::PlaceSlots { based_on: Epoch(1), changes: all.iter().map(placing).collect() };
         let tenants = vec![Default::default(); MAX_TENANT_LOADS];
-        let filled = all.iter().map(|slot| (*slot, device)).collect();
+        let estimate = Estimate { ranker: "x".repeat(32), hit_rate_ppm: 1 };
+        let choice = ChoiceReport {
+            in_charge: "x".repeat(32),
+            estimates: vec![estimate; 8],
+            evidence: 1,
+            sampled_one_in: 1,
+            switches: 1,
+            reason: Reason::IsBetter,
+        };
+        let report = StrategyReport {
+            tenant: Some(TenantId(1)),
+            frame_bytes: 1,
+            strategy: kvhive_protocol::Strategy::Adaptive,
+            choice: Some(choice),
+        };
+        assert!(report.is_sound());
+        let strategies = vec![report; MAX_LOAD_REPORTS];
         let occupied = vec![0; usize::from(SLOTS / 8)];
-        let load = DeviceLoad { occupied, filled, tenants, ..DeviceLoad::default() };
+        let filled = all.iter().map(|slot| (*slot, device)).collect();
+        let load = DeviceLoad { occupied, filled, tenants, strategies, ..DeviceLoad::default() };
         let (member, generation, epoch) = (MemberId(1), Generation(1), Epoch(1));
         let name = "x".repeat(MAX_NAME_BYTES);
         let address = "x".repeat(kvhive_control::MAX_ADDRESS_BYTES);
         let label = |at: usize| (format!("{at:0>63}"), "x".repeat(kvhive_control::MAX_LABEL_BYTES));
-        let description = DeviceDescription { kind: name.clone(), device_bytes: 1, host_bytes: 1 };
+        let description =
+            DeviceDescription { kind: name.clone(), device_bytes: 1, host_bytes: 1, disk_bytes: 1 };
         for request in [
             ControlRequest::Submit { request, command: plan },
             ControlRequest::Heartbeat(Heartbeat {

@@ -3,11 +3,11 @@
 
 use crate::actors::core::{DeviceMessage, Exported};
 use crate::actors::device::Device;
-use crate::data::{Counters, Item, Replicator, count};
+use crate::data::{Counters, Item, Origin, Replicator, add, count};
 use crate::guards::{Lent, ReadGuard};
 use crate::view::View;
 use kvhive_cache::{Fills, Round};
-use kvhive_protocol::data::StoreBlock;
+use kvhive_protocol::data::{About, StoreBlock};
 use kvhive_protocol::{DeviceId, LayoutFingerprint, Slot, TenantId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -124,7 +124,7 @@ impl Filler {
                     let header = *guard.header();
                     let items = alike.entry((header.tenant, header.fingerprint)).or_default();
                     let block = StoreBlock { header, parent };
-                    items.push(Item { at: items.len(), block, slot, guard, already: true });
+                    items.push(Item { at: items.len(), block, slot, guard, targets: vec![round.target] });
                 }
             }
             for ((tenant, fingerprint), items) in alike {
@@ -152,14 +152,17 @@ impl Filler {
         }
         let bytes: u64 = items.iter().map(|item| item.block.header.payload_bytes).sum();
         let due = Instant::now() + Duration::from_secs_f64(bytes as f64 / self.rate.max(1) as f64);
-        let layout = self.view.layouts.get(fingerprint);
-        let copied =
-            self.replicator.give(&serving, round.target, tenant, layout, &items, &self.counters).await;
+        let origin =
+            Origin { serving, tenant, layout: self.view.layouts.get(fingerprint), about: About::default() };
+        let given = self.replicator.give(&origin, round.target, &items).await;
         drop(items);
-        if let Err(fault) = copied {
-            count(&self.counters.move_failures);
-            debug!(target = %round.target, %fault, "blocks did not get there");
-            return None;
+        match given {
+            Ok(blocks) => add(&self.counters.moved_blocks, blocks),
+            Err(fault) => {
+                count(&self.counters.move_failures);
+                debug!(target = %round.target, %fault, "blocks did not get there");
+                return None;
+            }
         }
         tokio::time::sleep_until(due).await;
         Some(())
@@ -170,6 +173,6 @@ async fn at_hand(block: Lent) -> Option<ReadGuard> {
     match block {
         Lent::Guard(guard) => Some(guard),
         // One at a time: nobody has set memory aside for more.
-        Lent::Record(record) => record.read(None).await,
+        Lent::Record(record) => record.read(None).await.ok(),
     }
 }

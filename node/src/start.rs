@@ -12,7 +12,7 @@ use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
 use crate::persist::{self, Extent, Keeper, Loaded, PersistError, PersistProgress, Saved};
-use crate::stats::{self, NodeStats};
+use crate::stats::{self, NodeStats, StrategyFigures};
 use crate::view::View;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
@@ -172,7 +172,7 @@ pub(crate) fn start_within(
     runtime.io().spawn(serve_metrics(metrics_listener, sources, stopping.clone()));
     let membership = Membership {
         coordinators: Arc::new(coordinators),
-        introduction: introduce(&config, &memories, data_address, metrics_address),
+        introduction: introduce(&config, &memories, &stores, data_address, metrics_address),
         devices: devices.clone(),
         replicator,
         view: view.clone(),
@@ -298,6 +298,7 @@ fn spawn_device(
         rules: Rules::new(tuning.strategy),
         unused_to_disk: tuning.unused_to_disk,
         prefetch: tuning.prefetch_blocks,
+        gc_per_mille: tuning.gc_per_mille,
         max_hold: tuning.hold,
         max_writes: MAX_WRITES,
         low_water_per_mille: if store.is_some() {
@@ -319,23 +320,25 @@ fn spawn_device(
 fn introduce(
     config: &NodeConfig,
     memories: &[Memory],
+    stores: &[Option<Arc<Store>>],
     data_address: SocketAddr,
     metrics_address: SocketAddr,
 ) -> Introduction {
     let reached = |advertised: &str, bound: SocketAddr| {
         if advertised.is_empty() { bound.to_string() } else { advertised.to_owned() }
     };
-    let describe = |memory: &Memory| DeviceDescription {
+    let describe = |(memory, store): (&Memory, &Option<Arc<Store>>)| DeviceDescription {
         kind: memory.kind().to_owned(),
         device_bytes: memory.tier_bytes(Tier::Device),
         host_bytes: memory.tier_bytes(Tier::Host),
+        disk_bytes: store.as_ref().map_or(0, |store| store.tier_bytes()),
     };
     Introduction {
         name: config.name.clone(),
         data_address: reached(&config.advertise_data, data_address),
         metrics_address: reached(&config.advertise_metrics, metrics_address),
         labels: config.labels.clone(),
-        devices: memories.iter().map(describe).collect(),
+        devices: memories.iter().zip(stores).map(describe).collect(),
     }
 }
 
@@ -392,9 +395,15 @@ impl NodeHandle {
         self.wait_for(stats::gather(&self.devices, &self.plane))
     }
 
-    /// Returns the latencies of matches, fetches and stores, to be merged with those of other nodes.
-    pub fn latencies(&self) -> [Latencies; 3] {
+    /// Returns the latencies of matches, fetches, stores and releases, to be merged with those of other nodes.
+    pub fn latencies(&self) -> [Latencies; 4] {
         stats::latencies(&self.plane)
+    }
+
+    /// Has the strategies that choose among ways to rank choose now, by the evidence at hand, and returns how all of them do:
+    /// which way is in charge, what each would have hit, and why. Blocks the thread for a moment.
+    pub fn adjust_strategy(&self) -> Vec<StrategyFigures> {
+        self.wait_for(stats::strategies(&self.devices, true))
     }
 
     /// Writes what the node holds, on disk too, to a snapshot: the folder `path`, which stands or is replaced as a whole. What an interrupted

@@ -3,3 +3,6 @@
 pub(crate) mod local;
 pub(crate) mod process;
 mod shape;
+
+#[cfg(test)]
+mod modes_test;

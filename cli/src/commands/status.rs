@@ -122,6 +122,7 @@ impl Nodes {
             "PRIMARY SLOTS",
             "SLOTS",
             "HIT RATE",
+            "RANKED BY",
         ]);
         for one in list(&status["devices"]) {
             table.add_row([
@@ -134,6 +135,7 @@ impl Nodes {
                 text(one, "primary_slots"),
                 text(one, "slots"),
                 rate(one, "hit_rate"),
+                ranked_by(one),
             ]);
         }
         report::print_table(&table);
@@ -144,6 +146,15 @@ impl Nodes {
 fn state(node: &Value) -> String {
     let state = text(node, "state");
     if node["drains"] == Value::Bool(true) { format!("{state}, drains") } else { state }
+}
+
+/// Says what a device's strategies have chosen, each choice once.
+fn ranked_by(device: &Value) -> String {
+    let mut chosen: Vec<String> =
+        list(&device["strategies"]).iter().map(|one| text(one, "in_charge")).collect();
+    chosen.sort_unstable();
+    chosen.dedup();
+    if chosen.is_empty() { "-".to_owned() } else { chosen.join(", ") }
 }
 
 fn print_nodes(status: &Value) {

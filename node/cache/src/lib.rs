@@ -8,6 +8,7 @@
 
 mod answers;
 mod block;
+mod expected;
 mod fills;
 mod frames;
 mod index;
@@ -15,6 +16,7 @@ pub mod member;
 mod owners;
 mod party;
 pub mod policy;
+mod ranking;
 mod recency;
 mod shard;
 pub mod simulate;
@@ -28,4 +30,4 @@ pub use frames::TierCapacity;
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
 pub use party::{Quota, Rules};
 pub use shard::Shard;
-pub use stats::{ShardStats, TierStats};
+pub use stats::{Collected, Reason, ShardStats, TierStats};

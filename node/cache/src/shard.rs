@@ -8,31 +8,36 @@
 //! makes a match a search for the deepest resident block instead of a walk: see [`find`].
 
 use crate::answers::{Effect, Reserve, ShardConfig};
-use crate::block::{BlockId, HoldClock, Life, MAX_HOLD, NO_PARENT, Record, Tier, WriteTicket};
+use crate::block::{BlockId, HoldClock, Life, MAX_HOLD, Mark, NO_PARENT, Record, Tier, WriteTicket};
+use crate::expected::Expected;
 use crate::frames::Ledger;
 use crate::index::Index;
 use crate::owners::Owners;
 use crate::party::{COMMONS, Party, Rules};
 use crate::policy::{Removal, Request, Strategy, Visit, most_bytes, shrinks};
 use crate::recency::Recency;
-use crate::stats::ShardStats;
+use crate::stats::{Reason, ShardStats};
 use crate::table::Table;
 use kvhive_protocol::data::{About, Refusal, StoreBlock};
 use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
 use std::collections::{BTreeMap, VecDeque};
 
+mod collect;
 mod find;
 mod invariants;
 mod leave;
+mod mend;
 mod moves;
+mod release;
 mod restore;
 mod room;
 mod rules;
 mod shrink;
+mod strategies;
 mod tenants;
 
-/// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind.
+/// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind, or a block has gone before its children.
 const SWEEP: usize = 4096;
 
 /// The rules of one device's shard.
@@ -52,7 +57,7 @@ pub struct Shard {
     uses: VecDeque<find::Use>,
     /// Blocks to be brought up a tier, by record and generation.
     wanted: VecDeque<(u32, u32)>,
-    /// The block that was declined last, and whose it is: its child is not worth more.
+    /// The block that was declined last, as policies know it, and whose it is: its child is not worth more.
     declined: Option<(TenantId, BlockKey)>,
     closed: [bool; 3],
     writes: usize,
@@ -61,10 +66,13 @@ pub struct Shard {
     shrinks: BTreeMap<u32, shrink::UnderWay>,
     /// Some party's strategy shrinks.
     may_shrink: bool,
+    /// Sessions that are expected back.
+    expected: Expected,
+    /// Blocks that nobody is expected to use.
+    garbage: collect::Garbage,
     /// Where the sweep for dead blocks goes on, if one is under way.
     sweep: Option<usize>,
-    /// A block has gone before its children: chains may be longer than what is resident.
-    is_torn: bool,
+    mending: mend::Mending,
     stats: ShardStats,
     /// Figures of each tenant that was ever seen.
     loads: BTreeMap<TenantId, TenantLoad>,
@@ -82,7 +90,7 @@ impl Shard {
             index,
             ledger,
             tenants: BTreeMap::new(),
-            owners: Owners::default(),
+            owners: Owners::new(config.hash_seed),
             parties: Vec::new(),
             party_of: BTreeMap::new(),
             occupied: vec![0; usize::from(SLOTS)],
@@ -95,14 +103,16 @@ impl Shard {
             copies: 0,
             shrinks: BTreeMap::new(),
             may_shrink: shrinks(config.rules.strategy).is_some(),
+            expected: Expected::default(),
+            garbage: collect::Garbage::new(classes),
             sweep: None,
-            is_torn: false,
+            mending: mend::Mending::default(),
             stats: ShardStats::default(),
             loads: BTreeMap::new(),
             config,
         };
         shard.config.max_hold = shard.config.max_hold.min(MAX_HOLD);
-        shard.parties.push(shard.party(shard.config.rules));
+        shard.parties.push(shard.party(usize::from(COMMONS), shard.config.rules));
         shard
     }
 
@@ -111,8 +121,8 @@ impl Shard {
         &self.config
     }
 
-    fn party(&self, rules: Rules) -> Party {
-        Party::new(rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
+    fn party(&self, at: usize, rules: Rules) -> Party {
+        Party::new(at, rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
     }
 
     /// Adds a reader to a block that was just named by [`Reserve::Present`] or [`Shard::seal`]. False when it is gone, or read
@@ -183,6 +193,7 @@ impl Shard {
             if self.owners.of(record.owner).1 == header.era {
                 let id = BlockId { index: at, generation: record.generation };
                 self.used(at);
+                self.heed_again(now, at, parent, about.hint);
                 self.stats.already += 1;
                 return Ok(Reserve::Present(id));
             }
@@ -193,12 +204,13 @@ impl Shard {
         if self.writes >= self.config.max_writes {
             return Err(Refusal::NoRoom);
         }
-        if !block.parent.is_none() && self.declined == Some((tenant, block.parent)) {
-            self.declined = Some((tenant, header.key));
+        let salt = self.owners.salt(tenant);
+        let visit = Visit { key: salt.key(&header.key), parent, depth: header.depth, partial: false };
+        if !block.parent.is_none() && self.declined == Some((tenant, salt.key(&block.parent))) {
+            self.declined = Some((tenant, visit.key));
             self.stats.declined += 1;
             return Err(Refusal::NoRoom);
         }
-        let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
         // Before the frame: a victim may be the last of its owner.
         let owner = self.owners.enter(tenant, header.era).ok_or(Refusal::NoRoom)?;
         let frame = self.take_frame(now, tenant, class, &visit, effects);
@@ -218,10 +230,11 @@ impl Shard {
             life: Life::Filling,
             ..Record::EMPTY
         };
-        let at = self.index.insert(record).expect("there are as many records as frames");
+        let at = self.index.insert(&self.owners, record).expect("there are as many records as frames");
         if let Some(parent) = parent {
             self.index.records[parent as usize].children += 1;
         }
+        self.heed_store(now, at, parent, about.hint);
         self.writes += 1;
         // What is being written counts: a slot that is about to be moved must not look empty because of it.
         self.occupied[usize::from(slot.0)] += 1;
@@ -291,27 +304,23 @@ impl Shard {
     fn appear(&mut self, at: u32) -> BlockId {
         let link = self.index.records[at as usize].parent;
         let parent = self.linked(link);
-        let chain = parent.map(|parent| &self.index.records[parent as usize]);
-        let chain = chain
-            .filter(|parent| parent.life == Life::Resident)
-            .map_or(0, |parent| parent.chain.saturating_add(1));
-        let record = &mut self.index.records[at as usize];
-        record.life = Life::Resident;
-        record.chain = chain;
+        self.index.records[at as usize].life = Life::Resident;
+        self.chain_anew(at);
+        let record = &self.index.records[at as usize];
         let (tenant, _) = self.owners.of(record.owner);
         // A child may have been written in less time.
         let (party, class, has_children) = (record.party, record.class, record.children > 0);
-        let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
         let id = BlockId { index: at, generation: record.generation };
+        let visit = self.visit_of(at);
         self.recency.insert(&mut self.index.records, at);
         let ranking = self.parties[usize::from(party)].ranking(class);
         ranking.begin(&self.request);
-        ranking.policy().inserted(at, &visit);
-        if has_children {
-            ranking.policy().set_leaf(at, false);
-        }
+        ranking.inserted(at, &visit, has_children);
         // A parent of another class is ranked elsewhere.
         self.tell_leaf(parent, false);
+        if self.index.records[at as usize].take(Mark::OVER) {
+            self.end_session(at, Reason::Over);
+        }
         self.count_resident(at, 1);
         self.stats.stored += 1;
         self.load_of(tenant).stored_blocks += 1;
@@ -324,7 +333,7 @@ impl Shard {
         self.writes -= 1;
         self.occupied[usize::from(self.index.records[at as usize].slot)] -= 1;
         self.stats.abandoned += 1;
-        self.index.hide(at);
+        self.index.hide(&self.owners, at);
         let bared = self.unlink(at);
         self.tell_leaf(bared, true);
         let Record { tier, class, party, .. } = self.index.records[at as usize];
@@ -337,35 +346,28 @@ impl Shard {
         (self.index.records[at as usize].life == Life::Filling).then_some(at)
     }
 
-    /// A resident block turned out to be unreadable where it is kept: it goes at once, whoever its children are.
-    pub fn lost(&mut self, id: BlockId, effects: &mut Vec<Effect>) {
-        let Some(at) = self.index.named(id.index, id.generation) else { return };
-        let record = &self.index.records[at as usize];
-        if record.life == Life::Resident {
-            self.is_torn |= record.children > 0;
-            self.drop_block(at, Removal::Dropped, effects);
-            self.stats.lost += 1;
-        }
-    }
-
     /// Does a bounded piece of what can wait: tells the policies what was used, drops blocks of ended eras, moves blocks
     /// between tiers.
     pub fn tend(&mut self, now: Moment, effects: &mut Vec<Effect>) {
         self.tell_uses();
+        self.begin_collections();
         if let Some(from) = self.sweep {
             let until = self.index.records.len().min(from + SWEEP);
             for at in from..until {
                 let record = &self.index.records[at];
                 if record.life == Life::Resident && !self.stands(record) {
+                    if self.garbage.is_collecting(record.class) {
+                        self.count_collected(record.class, Reason::Cleared);
+                    }
                     self.drop_block(at as u32, Removal::Dropped, effects);
                     self.stats.cleared += 1;
                 }
             }
             self.sweep = (until < self.index.records.len()).then_some(until);
         }
-        if self.is_torn {
-            self.mend();
-        }
+        self.mend(SWEEP);
+        self.collect(now, effects);
+        self.await_sessions(now);
         self.bring_up(effects);
         for class in 0..self.config.classes.len() as u8 {
             self.shrink_cold(class, effects);
@@ -403,6 +405,8 @@ impl Shard {
                 figures.used_bytes += (capacity - free) * bytes;
             }
         }
+        let own = self.parties.iter().skip(usize::from(COMMONS) + 1);
+        stats.own_policy_bytes = own.map(|party| party.memory_bytes() as u64).sum();
         stats.filling = self.writes as u64;
         stats.shrinking = self.shrinks.len() as u64;
         stats.leaving = (self.index.taken() - self.index.findable()) as u64;
@@ -419,7 +423,8 @@ impl Shard {
     }
 
     /// Returns the bytes of memory that the index of so many frames takes, and at most what a policy takes for each class of
-    /// frames. Tenants with rules of their own have policies of their own, which come on top.
+    /// frames. Tenants with rules of their own have policies of their own, which come on top
+    /// ([`ShardStats::own_policy_bytes`]): sized by what they hold, and each at most as large.
     pub fn index_bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
         let index = frames as usize * size_of::<Record>() + Table::bytes(frames as usize);
         (index + classes * most_bytes(strategy, frames)) as u64

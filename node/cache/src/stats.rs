@@ -12,6 +12,49 @@ pub struct TierStats {
     pub used_bytes: u64,
     /// Bytes of all frames.
     pub capacity_bytes: u64,
+    /// Blocks that fetches got from here.
+    pub hits: u64,
+}
+
+/// Why a collection has freed a block's place in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// A clear had ended its era.
+    Cleared,
+    /// Its session was over, as the engine had said.
+    Over,
+    /// Its session had not come back for much longer than the engine had said.
+    Overdue,
+    /// It began to move to a tier below.
+    Demoted,
+    /// There was no room below, and the strategy would have let it go next.
+    Evicted,
+}
+
+impl Reason {
+    /// All of them, in the order in which they are gone by.
+    pub const ALL: [Reason; 5] =
+        [Reason::Cleared, Reason::Over, Reason::Overdue, Reason::Demoted, Reason::Evicted];
+
+    /// Returns its name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Reason::Cleared => "cleared",
+            Reason::Over => "over",
+            Reason::Overdue => "overdue",
+            Reason::Demoted => "demoted",
+            Reason::Evicted => "evicted",
+        }
+    }
+}
+
+/// What collections have freed for one reason.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Collected {
+    /// Blocks.
+    pub blocks: u64,
+    /// Bytes of their frames.
+    pub bytes: u64,
 }
 
 /// A shard's figures. Counters count since the shard was made.
@@ -23,6 +66,8 @@ pub struct ShardStats {
     pub host: TierStats,
     /// The disk tier.
     pub disk: TierStats,
+    /// Bytes of memory that the policies of tenants with rules of their own take; that of all others is counted from the start.
+    pub own_policy_bytes: u64,
     /// Writes under way.
     pub filling: u64,
     /// Blocks that left while they were read or copied.
@@ -33,15 +78,15 @@ pub struct ShardStats {
     pub matched_keys: u64,
     /// Keys of those that were covered.
     pub covered_keys: u64,
-    /// Blocks given out by read.
+    /// Blocks that fetches got, of all tiers: one on disk when its bytes had come.
     pub hits: u64,
-    /// Blocks that read did not find.
+    /// Blocks that fetches did not get: not found, or on disk and not had from there.
     pub misses: u64,
     /// Blocks sealed.
     pub stored: u64,
     /// Stores of blocks that were there.
     pub already: u64,
-    /// Writes that ended without a block.
+    /// Writes that ended without a block, or whose asker did not hear of it in time.
     pub abandoned: u64,
     /// Blocks evicted for others.
     pub evicted: u64,
@@ -55,15 +100,21 @@ pub struct ShardStats {
     pub not_admitted: u64,
     /// Blocks moved up a tier.
     pub promoted: u64,
-    /// Blocks that a match asked to have moved up ahead of their use.
+    /// Collections begun: memory was fuller than their threshold.
+    pub collections: u64,
+    /// What collections have freed, by [`Reason`]. What was let go is counted among the evicted or the cleared too.
+    pub collected: [Collected; 5],
+    /// Blocks that the engine has said something of without using them.
+    pub released: u64,
+    /// Blocks that a match or a hint asked to have moved up ahead of their use.
     pub prefetched: u64,
     /// Of those: used where they were brought.
     pub prefetch_useful: u64,
-    /// Of those: gone from there before they were used.
+    /// Of those: brought, and gone from there before they were used.
     pub prefetch_wasted: u64,
     /// Of those: used before they had come.
     pub prefetch_late: u64,
-    /// Of those: not brought, for want of a free frame.
+    /// Of those: neither brought nor used, for want of a free frame, or because the disk did not give them or they left it.
     pub prefetch_cancelled: u64,
     /// Blocks being re-encoded to be smaller.
     pub shrinking: u64,
@@ -71,7 +122,8 @@ pub struct ShardStats {
     pub shrunk: u64,
     /// Blocks that do not get small enough for a smaller frame.
     pub shrink_unfit: u64,
-    /// Shrinks that came to nothing: for want of a smaller frame, or because the block was read or gone when it was done.
+    /// Shrinks that came to nothing: for want of a smaller frame, because the block was read or gone when it was done, or because
+    /// nothing smaller is known of it or allowed.
     pub shrink_dropped: u64,
     /// Stores refused because what would leave for them is worth more.
     pub declined: u64,

@@ -1,7 +1,7 @@
 //! What a device actor owns: the thin hand around one shard. It holds the resident frames, performs the shard's effects and
 //! hands out guards; bytes never pass through it. One made after a panic begins with an empty shard over the same arenas.
 
-use crate::actors::disk::DiskTier;
+use crate::actors::disk::{DiskLife, DiskTier};
 use crate::actors::uses::CodecUses;
 use crate::disk::{Found, Store};
 use crate::guards::{Lent, ReadGuard, Rest, Return, Returns, Verified, WriteGuard};
@@ -14,8 +14,9 @@ use kvhive_cache::{
 };
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
-use kvhive_protocol::data::{About, Refusal, Run, StoreBlock};
+use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock};
 use kvhive_protocol::load::MAX_TENANT_LOADS;
+use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
 use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, SLOTS, Slot, TenantId};
 use kvhive_runtime::Reply;
 use std::collections::BTreeSet;
@@ -37,6 +38,10 @@ pub(crate) enum DeviceMessage {
         pin: bool,
         reply: Reply<Vec<Reserved>>,
     },
+    /// The engine expects this of the session of these blocks; the answer says how many are here.
+    Release { tenant: TenantId, keys: KeyList, hint: Hint, reply: Reply<u32> },
+    /// How do the strategies do? Those that choose may have to do so now.
+    Strategies { adjust: bool, reply: Reply<Vec<StrategyReport>> },
     /// Make these blocks visible.
     Seal { blocks: Vec<Verified>, pin: bool, reply: Reply<Vec<Sealed>> },
     /// Serve by this map's tenants, their eras and rules, unless a newer map came before.
@@ -49,11 +54,11 @@ pub(crate) enum DeviceMessage {
     /// Let me read those of these blocks that are still here.
     Lend { ids: Vec<BlockId>, reply: Reply<Vec<Exported>> },
     /// Is what is on disk still to be taken in?
-    AwaitsDisk { reply: Reply<bool> },
-    /// Take these in, parents first; the answer says how many there were places for.
-    Restore { found: Vec<Found>, reply: Reply<u64> },
-    /// That was all that is on disk.
-    Restored { reply: Reply<()> },
+    AwaitsDisk { reply: Reply<Option<DiskLife>> },
+    /// Take these in, parents first; the answer says how many there were places for, none in another life.
+    Restore { life: DiskLife, found: Vec<Found>, reply: Reply<Option<u64>> },
+    /// That was all that is on disk; false in another life.
+    Restored { life: DiskLife, reply: Reply<bool> },
     /// How is it going?
     Load { reply: Reply<(DeviceLoad, ShardStats)> },
     /// How are the blocks stored?
@@ -115,7 +120,7 @@ pub(crate) struct DeviceCore {
     /// Which of the node's devices this is.
     index: u16,
     /// Whose map that is; with another, nothing that is here exists.
-    cluster: Option<ClusterId>,
+    pub(super) cluster: Option<ClusterId>,
     pub(super) view: Arc<View>,
     pub(super) blocking: Handle,
     pub(super) disk: Option<DiskTier>,
@@ -209,7 +214,7 @@ impl DeviceCore {
                     }
                     (_, rest) => drop(rest),
                 },
-                Return::Brought(came) => self.shard.brought(came),
+                Return::Brought(id, came) => self.shard.brought(id, came),
                 Return::Lost(id) => self.shard.lost(id, &mut self.effects),
                 Return::Shrunk(ticket, id, outcome) => self.take_shrunk(ticket, id, outcome),
             }
@@ -277,15 +282,16 @@ impl DeviceCore {
         }
     }
 
-    /// Lends a block that the shard has counted a reader of.
-    fn lend(&self, id: BlockId) -> Option<Lent> {
+    /// Lends a block that the shard has counted a reader of. One that is fetched is a hit or a miss in the end.
+    fn lend(&self, id: BlockId, is_fetched: bool) -> Option<Lent> {
         let resident = self.resident[id.index()].as_ref();
         debug_assert!(resident.is_some(), "a block that the shard gives out is somewhere");
-        resident.map(|resident| Lent::new(&resident.rest, resident.header, id, self.returns.clone()))
+        resident
+            .map(|resident| Lent::new(&resident.rest, resident.header, id, self.returns.clone(), is_fetched))
     }
 
     fn pin(&mut self, id: BlockId) -> Option<Lent> {
-        if self.shard.pin(id) { self.lend(id) } else { None }
+        if self.shard.pin(id) { self.lend(id, false) } else { None }
     }
 
     fn export(&mut self, one: Listed) -> Option<Exported> {
@@ -294,7 +300,7 @@ impl DeviceCore {
 
     fn read(&mut self, tenant: TenantId, keys: &KeyList) -> Vec<Option<Lent>> {
         let found = self.shard.read(self.view.now(), tenant, keys);
-        found.into_iter().map(|id| self.lend(id?)).collect()
+        found.into_iter().map(|id| self.lend(id?, true)).collect()
     }
 
     fn reserve(
@@ -348,7 +354,10 @@ impl DeviceCore {
         if is_known { self.shard.occupied() } else { vec![0xFF; usize::from(SLOTS) / 8] }
     }
 
-    fn load(&self) -> (DeviceLoad, ShardStats) {
+    fn load(&mut self) -> (DeviceLoad, ShardStats) {
+        let mut strategies = self.shard.strategies(false);
+        strategies.retain(|report| report.choice.is_some());
+        strategies.truncate(MAX_LOAD_REPORTS);
         let stats = self.shard.stats();
         let load = DeviceLoad {
             blocks: stats.blocks(),
@@ -360,6 +369,7 @@ impl DeviceCore {
             stored_blocks: stats.stored,
             evicted_blocks: stats.evicted,
             tenants: self.shard.tenant_loads(MAX_TENANT_LOADS),
+            strategies,
             // Membership says that.
             filled: Vec::new(),
             occupied: self.occupied(),
@@ -374,6 +384,10 @@ impl DeviceCore {
             DeviceMessage::Match { tenant, runs, keys, hold, reply } => {
                 reply.send(self.shard.match_runs(self.view.now(), tenant, &runs, &keys, hold));
             }
+            DeviceMessage::Release { tenant, keys, hint, reply } => {
+                reply.send(self.shard.release(self.view.now(), tenant, &keys, hint));
+            }
+            DeviceMessage::Strategies { adjust, reply } => reply.send(self.shard.strategies(adjust)),
             DeviceMessage::Read { tenant, keys, reply } => {
                 if !reply.is_abandoned() {
                     reply.send(self.read(tenant, &keys));
@@ -397,7 +411,7 @@ impl DeviceCore {
                         blocks.into_iter().map(|block| self.seal(block, pin)).unzip();
                     if let Err(unheard) = reply.try_send(sealed) {
                         drop(unheard);
-                        ids.into_iter().flatten().for_each(|id| self.shard.lost(id, &mut self.effects));
+                        ids.into_iter().flatten().for_each(|id| self.shard.take_back(id, &mut self.effects));
                         self.perform_effects();
                     }
                 }
@@ -415,16 +429,9 @@ impl DeviceCore {
                 let listed = ids.into_iter().filter_map(|id| self.shard.listed(id)).collect::<Vec<_>>();
                 reply.send(listed.into_iter().filter_map(|one| self.export(one)).collect());
             }
-            DeviceMessage::AwaitsDisk { reply } => {
-                reply.send(self.disk.as_ref().is_some_and(|disk| !disk.is_restored));
-            }
-            DeviceMessage::Restore { found, reply } => reply.send(self.restore(found)),
-            DeviceMessage::Restored { reply } => {
-                if let Some(disk) = &mut self.disk {
-                    disk.restored();
-                }
-                reply.send(());
-            }
+            DeviceMessage::AwaitsDisk { reply } => reply.send(self.awaits_disk()),
+            DeviceMessage::Restore { life, found, reply } => reply.send(self.restore(life, found)),
+            DeviceMessage::Restored { life, reply } => reply.send(self.restored(life)),
             DeviceMessage::Load { reply } => reply.send(self.load()),
             DeviceMessage::Codecs { reply } => reply.send(self.uses),
             DeviceMessage::Tend => {

@@ -1,4 +1,4 @@
-//! Replication: a block's bytes, straight from its frame, to the other replicas of its slot.
+//! Replication: a block's bytes, straight from its frame, to the other replicas of its slot; and who of these holds a block already.
 
 use crate::data::counters::{Counters, add, count};
 use crate::data::plane::kib;
@@ -11,7 +11,7 @@ use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, MatchRequest, Run, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::frame::Kind;
-use kvhive_protocol::{ClusterMap, DeviceId, KeyList, Layout, Slot, TenantId, WireError};
+use kvhive_protocol::{BlockKey, ClusterMap, DeviceId, KeyList, Layout, Slot, TenantId, WireError};
 use kvhive_wire::Fault;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,25 +36,53 @@ pub(crate) struct Item {
     pub(crate) block: StoreBlock,
     pub(crate) slot: Slot,
     pub(crate) guard: ReadGuard,
-    /// It was here before: the replica may have it too.
-    pub(crate) already: bool,
+    /// Who is to have it.
+    pub(crate) targets: Vec<DeviceId>,
+}
+
+/// One block that was here before, whose bytes need not be at hand.
+pub(crate) struct Known {
+    pub(crate) key: BlockKey,
+    pub(crate) slot: Slot,
 }
 
 /// What became of blocks that were to be copied.
 #[derive(Default)]
 pub(crate) struct Copies {
-    /// How many other replicas hold each, by its position.
+    /// How many of its targets hold each, by its position.
     pub(crate) held: Vec<(usize, u8)>,
-    /// Replicas that did not answer for what they were to have.
+    /// Targets that did not answer for what they were to have.
     pub(crate) unreached: Vec<DeviceId>,
+}
+
+/// What the other replicas of a block's slot say of it. Who does not answer is in neither.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Holders {
+    /// How many hold it.
+    pub(crate) copies: u8,
+    /// Who does not.
+    pub(crate) lacking: Vec<DeviceId>,
+}
+
+/// Returns the other replicas of a slot.
+pub(crate) fn others(map: &ClusterMap, device: DeviceId, slot: Slot) -> Vec<DeviceId> {
+    map.replicas(slot).0.iter().copied().filter(|target| *target != device).collect()
+}
+
+/// What all blocks of one store have in common.
+#[derive(Clone)]
+pub(crate) struct Origin {
+    pub(crate) serving: Serving,
+    pub(crate) tenant: TenantId,
+    pub(crate) layout: Option<Layout>,
+    /// What is known of their request: replicas keep what the primary keeps.
+    pub(crate) about: About,
 }
 
 /// What one replica is to have.
 struct Batch<'a> {
-    serving: &'a Serving,
+    origin: &'a Origin,
     target: DeviceId,
-    tenant: TenantId,
-    layout: Option<Layout>,
     items: &'a [&'a Item],
 }
 
@@ -89,26 +117,82 @@ impl Replicator {
         }
     }
 
-    /// Copies the items to every other replica of their slots.
-    pub(crate) async fn now(
+    /// Asks the other replicas which of these blocks they hold; answers in the same order, and says who did not.
+    pub(crate) async fn holders(
         &self,
         serving: &Serving,
         device: DeviceId,
         tenant: TenantId,
-        layout: Option<Layout>,
-        items: Vec<Item>,
+        known: &[Known],
         counters: &Counters,
-    ) -> Copies {
-        let mut targets: BTreeMap<DeviceId, Vec<&Item>> = BTreeMap::new();
-        for item in &items {
-            for target in &serving.map.replicas(item.slot).0 {
-                if *target != device {
-                    targets.entry(*target).or_default().push(item);
+    ) -> (Vec<Holders>, Vec<DeviceId>) {
+        let mut targets: BTreeMap<DeviceId, Vec<usize>> = BTreeMap::new();
+        for (at, one) in known.iter().enumerate() {
+            for target in others(&serving.map, device, one.slot) {
+                targets.entry(target).or_default().push(at);
+            }
+        }
+        let asked = targets.into_iter().map(|(target, of_it)| async move {
+            let blocks: Vec<&Known> = of_it.iter().map(|at| &known[*at]).collect();
+            let holds = self.ask_which(serving, target, tenant, &blocks).await;
+            let holds = holds.inspect_err(|fault| {
+                count(&counters.replication_failures);
+                tracing::debug!(%target, %fault, "a replica did not say what it holds");
+            });
+            (target, of_it, holds)
+        });
+        let mut holders = vec![Holders::default(); known.len()];
+        let mut unreached = Vec::new();
+        for (target, of_it, holds) in join_all(asked).await {
+            let Ok(holds) = holds else {
+                unreached.push(target);
+                continue;
+            };
+            for (at, holds) in of_it.into_iter().zip(holds) {
+                let one = &mut holders[at];
+                if holds {
+                    one.copies = one.copies.saturating_add(1);
+                } else {
+                    one.lacking.push(target);
                 }
             }
         }
+        (holders, unreached)
+    }
+
+    async fn ask_which(
+        &self,
+        serving: &Serving,
+        target: DeviceId,
+        tenant: TenantId,
+        blocks: &[&Known],
+    ) -> Result<Vec<bool>, Fault> {
+        let request = DataRequest::Match(MatchRequest {
+            epoch: serving.map.epoch,
+            device: target,
+            tenant,
+            hold_ms: 0,
+            runs: blocks.iter().map(|one| Run { slot: one.slot, keys: 1 }).collect(),
+            keys: blocks.iter().map(|one| one.key).collect::<KeyList>(),
+        });
+        match self.exchange(serving, target, &request, &[]).await? {
+            DataReply::Matched { covered, .. } if covered.len() == blocks.len() => {
+                Ok(covered.into_iter().map(|covered| covered == 1).collect())
+            }
+            _ => Err(senseless()),
+        }
+    }
+
+    /// Copies the items to their targets.
+    pub(crate) async fn now(&self, origin: &Origin, items: Vec<Item>, counters: &Counters) -> Copies {
+        let mut targets: BTreeMap<DeviceId, Vec<&Item>> = BTreeMap::new();
+        for item in &items {
+            for target in &item.targets {
+                targets.entry(*target).or_default().push(item);
+            }
+        }
         let copies = targets.into_iter().map(|(target, items)| async move {
-            let batch = Batch { serving, target, tenant, layout, items: &items };
+            let batch = Batch { origin, target, items: &items };
             let copied = self.copy(&batch).await;
             match copied {
                 Ok(held) => {
@@ -134,18 +218,29 @@ impl Replicator {
         Copies { held: held.into_iter().collect(), unreached }
     }
 
+    /// Gives blocks to a replica that is being given their slots: those that it does not say it has. Returns how many it holds
+    /// of these then.
+    ///
+    /// # Errors
+    /// Whatever kept it from answering for each of them.
+    pub(crate) async fn give(&self, origin: &Origin, target: DeviceId, items: &[Item]) -> Result<u64, Fault> {
+        let key = |item: &Item| Known { key: item.block.header.key, slot: item.slot };
+        let known: Vec<Known> = items.iter().map(key).collect();
+        let known: Vec<&Known> = known.iter().collect();
+        let holds = self.ask_which(&origin.serving, target, origin.tenant, &known).await?;
+        let lacked = items.iter().zip(holds).filter(|(_, holds)| !holds);
+        let lacked: Vec<&Item> = lacked.map(|(item, _)| item).collect();
+        if lacked.is_empty() {
+            return Ok(0);
+        }
+        let held = self.copy(&Batch { origin, target, items: &lacked }).await?;
+        Ok(held.len() as u64)
+    }
+
     /// Copies the items in the background, unless too much waits already.
-    pub(crate) fn later(
-        &self,
-        serving: Serving,
-        device: DeviceId,
-        tenant: TenantId,
-        layout: Option<Layout>,
-        items: Vec<Item>,
-        counters: &Arc<Counters>,
-    ) {
+    pub(crate) fn later(&self, origin: Origin, items: Vec<Item>, counters: &Arc<Counters>) {
         // Slots of one replica have nobody to copy to.
-        if !items.iter().any(|item| serving.map.replicas(item.slot).0.len() > 1) {
+        if items.iter().all(|item| item.targets.is_empty()) {
             return;
         }
         let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
@@ -154,10 +249,7 @@ impl Replicator {
         let (Ok(place), Ok(room)) = (place, room) else {
             add(&counters.replication_dropped, items.len() as u64);
             for item in &items {
-                let filling = serving.map.filling.get(&item.slot).into_iter();
-                filling
-                    .flat_map(|filling| &filling.devices)
-                    .for_each(|to| self.giving.missed(item.slot, *to));
+                item.targets.iter().for_each(|target| self.giving.missed(item.slot, *target));
             }
             return;
         };
@@ -165,31 +257,12 @@ impl Replicator {
         let begun = Instant::now();
         self.io.spawn(async move {
             if let Ok(_turn) = replicator.running.acquire().await {
-                replicator.now(&serving, device, tenant, layout, items, &counters).await;
+                replicator.now(&origin, items, &counters).await;
             }
             let lag = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             counters.replication_lag_us.store(lag, Ordering::Relaxed);
             drop((place, room));
         });
-    }
-
-    /// Copies blocks to a replica that is being given their slots, and does not have them as a rule.
-    ///
-    /// # Errors
-    /// Whatever kept it from answering for each of them.
-    pub(crate) async fn give(
-        &self,
-        serving: &Serving,
-        target: DeviceId,
-        tenant: TenantId,
-        layout: Option<Layout>,
-        items: &[Item],
-        counters: &Counters,
-    ) -> Result<(), Fault> {
-        let items: Vec<&Item> = items.iter().collect();
-        let held = self.copy(&Batch { serving, target, tenant, layout, items: &items }).await?;
-        add(&counters.moved_blocks, held.len() as u64);
-        Ok(())
     }
 
     /// Returns how many batches wait to be copied or are being copied in the background.
@@ -204,87 +277,73 @@ impl Replicator {
 
     /// Copies items to one replica; returns the positions of those that it holds then.
     async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<usize>, Fault> {
-        let Some(owner) = batch.serving.map.owner(batch.target) else {
-            return Err(Fault::Refused(WireError::WrongDevice { device: batch.target }));
+        let Batch { origin: Origin { serving, tenant, layout, about }, target, items } = *batch;
+        // What is here may be stored otherwise than what came now, and says so itself.
+        let block = |item: &&Item| StoreBlock { header: *item.guard.header(), ..item.block };
+        let blocks: Vec<StoreBlock> = items.iter().map(block).collect();
+        let fingerprint = layout.map(|layout| layout.fingerprint());
+        let alike = blocks.iter().all(|block| Some(block.header.fingerprint) == fingerprint);
+        let request = DataRequest::Store(StoreRequest {
+            epoch: serving.map.epoch,
+            device: target,
+            tenant: *tenant,
+            ack: Ack::Primary,
+            copy: true,
+            layout: layout.filter(|_| alike),
+            about: *about,
+            runs: items.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
+            blocks,
+        });
+        let payload: Vec<&[u8]> = items.iter().map(|item| item.guard.bytes()).collect();
+        match self.exchange(serving, target, &request, &payload).await? {
+            DataReply::Stored { blocks, .. } if blocks.len() == items.len() => {
+                let kept = items.iter().zip(blocks).filter(|(_, one)| matches!(one, Stored::Kept { .. }));
+                Ok(kept.map(|(item, _)| item.at).collect())
+            }
+            _ => Err(senseless()),
+        }
+    }
+
+    /// Asks one replica, and returns its answer.
+    async fn exchange(
+        &self,
+        serving: &Serving,
+        target: DeviceId,
+        request: &DataRequest,
+        payload: &[&[u8]],
+    ) -> Result<DataReply, Fault> {
+        let Some(owner) = serving.map.owner(target) else {
+            return Err(Fault::Refused(WireError::WrongDevice { device: target }));
         };
         let deadline = Instant::now() + COPY_LIMIT;
         let lease = self.pool.take(&owner.data_address, deadline).await?;
         let was_idle = lease.was_idle();
-        match self.copy_over(lease, batch, deadline).await {
+        match self.exchange_over(lease, request, payload, deadline).await {
             // The other end has gone since it was used last: started anew, or tired of waiting.
             Err(Fault::Closed | Fault::Io(_)) if was_idle => {
                 let lease = self.pool.take_fresh(&owner.data_address, deadline).await?;
-                self.copy_over(lease, batch, deadline).await
+                self.exchange_over(lease, request, payload, deadline).await
             }
-            copied => copied,
+            answer => answer,
         }
     }
 
-    async fn copy_over(
+    async fn exchange_over(
         &self,
         mut lease: Lease,
-        batch: &Batch<'_>,
+        request: &DataRequest,
+        payload: &[&[u8]],
         deadline: Instant,
-    ) -> Result<Vec<usize>, Fault> {
-        let Batch { serving, target, tenant, layout, items } = *batch;
+    ) -> Result<DataReply, Fault> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
         let exchange = async {
             let connection = lease.connection();
-            let mut held = Vec::new();
-            let known: Vec<&Item> = items.iter().copied().filter(|item| item.already).collect();
-            let mut missing: Vec<&Item> = items.iter().copied().filter(|item| !item.already).collect();
-            if !known.is_empty() {
-                let number = self.requests.fetch_add(1, Ordering::Relaxed);
-                let request = DataRequest::Match(MatchRequest {
-                    epoch: serving.map.epoch,
-                    device: target,
-                    tenant,
-                    hold_ms: 0,
-                    runs: known.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
-                    keys: known.iter().map(|item| item.block.header.key).collect::<KeyList>(),
-                });
-                connection.send(Kind::DataRequest, number, &request, &[]).await?;
-                match connection.receive_answer(Kind::DataReply, number).await? {
-                    DataReply::Matched { covered, .. } if covered.len() == known.len() => {
-                        for (item, covered) in known.into_iter().zip(covered) {
-                            if covered == 1 { held.push(item.at) } else { missing.push(item) }
-                        }
-                    }
-                    _ => return Err(senseless()),
-                }
-            }
-            if !missing.is_empty() {
-                let number = self.requests.fetch_add(1, Ordering::Relaxed);
-                // What is here may be stored otherwise than what came now, and says so itself.
-                let block = |item: &&Item| StoreBlock { header: *item.guard.header(), ..item.block };
-                let blocks: Vec<StoreBlock> = missing.iter().map(block).collect();
-                let fingerprint = layout.map(|layout| layout.fingerprint());
-                let alike = blocks.iter().all(|block| Some(block.header.fingerprint) == fingerprint);
-                let request = DataRequest::Store(StoreRequest {
-                    epoch: serving.map.epoch,
-                    device: target,
-                    tenant,
-                    ack: Ack::Primary,
-                    copy: true,
-                    layout: layout.filter(|_| alike),
-                    about: About::default(),
-                    runs: missing.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
-                    blocks,
-                });
-                let payload: Vec<&[u8]> = missing.iter().map(|item| item.guard.bytes()).collect();
-                connection.send(Kind::DataRequest, number, &request, &payload).await?;
-                match connection.receive_answer(Kind::DataReply, number).await? {
-                    DataReply::Stored { blocks, .. } if blocks.len() == missing.len() => {
-                        let kept =
-                            missing.iter().zip(blocks).filter(|(_, one)| matches!(one, Stored::Kept { .. }));
-                        held.extend(kept.map(|(item, _)| item.at));
-                    }
-                    _ => return Err(senseless()),
-                }
-            }
-            lease.give_back();
-            Ok(held)
+            connection.send(Kind::DataRequest, number, request, payload).await?;
+            connection.receive_answer(Kind::DataReply, number).await
         };
-        timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(COPY_LIMIT)))
+        let answer = timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(COPY_LIMIT)))?;
+        lease.give_back();
+        Ok(answer)
     }
 }
 

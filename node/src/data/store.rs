@@ -5,16 +5,15 @@ use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
-use crate::data::replicate::Item;
-use crate::guards::{Lent, ReadGuard, Verified};
+use crate::data::replicate::{Copies, Item, Known, Origin, others};
+use crate::guards::{Lent, ReadGuard, Unread, Verified};
 use crate::view::Serving;
 use kvhive_cache::member;
 use kvhive_protocol::data::{
     About, Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
 };
-use kvhive_protocol::{ClusterMap, DeviceId, Layout, Slot, TenantId, WireError};
+use kvhive_protocol::{DeviceId, Layout, Slot, TenantId, WireError};
 use kvhive_wire::{Connection, Fault, Peer};
-use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -34,6 +33,7 @@ enum Taken {
 
 /// What is done with every block of a store.
 struct Task {
+    serving: Serving,
     device: DeviceId,
     tenant: TenantId,
     ack: Ack,
@@ -44,6 +44,53 @@ struct Task {
     copy: bool,
     /// Other members are to have copies.
     replicated: bool,
+}
+
+impl Task {
+    /// Says what all its blocks have in common.
+    fn origin(&self) -> Origin {
+        let Task { serving, tenant, layout, about, .. } = self;
+        Origin { serving: serving.clone(), tenant: *tenant, layout: *layout, about: *about }
+    }
+
+    /// Returns whom the slot of a block is being given to.
+    fn given_to(&self, at: usize) -> Option<DeviceId> {
+        self.serving.map.given_to(self.blocks[at].1)
+    }
+
+    /// Checks that the slots are still here.
+    fn check_slots(&self) -> Result<(), WireError> {
+        let map = &self.serving.map;
+        if self.blocks.iter().all(|(_, slot)| map.replicas(*slot).contains(self.device)) {
+            return Ok(());
+        }
+        Err(WireError::StaleEpoch { epoch: map.epoch })
+    }
+
+    fn item(&self, at: usize, guard: ReadGuard, targets: Vec<DeviceId>) -> Item {
+        let (block, slot) = self.blocks[at];
+        Item { at, block, slot, guard, targets }
+    }
+}
+
+/// What is sure of the copies of blocks.
+#[derive(Default)]
+struct Sure {
+    /// How many others hold a block, by its position; a position may come twice.
+    copies: Vec<(usize, u8)>,
+    /// Those that turned out not to be here: they are stored anew when they come again.
+    lost: Vec<usize>,
+    /// Those whose bytes were not at hand, so that who lacks them did not get them.
+    missing: Vec<usize>,
+    /// Replicas that did not answer.
+    unreached: Vec<DeviceId>,
+}
+
+impl Sure {
+    fn take(&mut self, copies: Copies) {
+        self.copies.extend(copies.held);
+        self.unreached.extend(copies.unreached);
+    }
 }
 
 impl DataPlane {
@@ -99,7 +146,7 @@ impl DataPlane {
         let StoreRequest { device, tenant, ack, copy, layout, about, runs, blocks, .. } = request;
         let blocks: Vec<_> = blocks.into_iter().zip(check::slots(&runs)).collect();
         let replicated = !copy && runs.iter().any(|run| serving.map.replicas(run.slot).0.len() > 1);
-        Ok(Task { device, tenant, ack, layout, about, blocks, copy, replicated })
+        Ok(Task { serving, device, tenant, ack, layout, about, blocks, copy, replicated })
     }
 
     /// Takes one block's bytes off the socket: into its frame, or past it.
@@ -133,18 +180,14 @@ impl DataPlane {
     }
 
     /// Makes what was verified visible, has it copied, and answers.
-    async fn settle(&self, task: Task, taken: Vec<Taken>) -> Result<DataReply, WireError> {
+    async fn settle(&self, mut task: Task, taken: Vec<Taken>) -> Result<DataReply, WireError> {
         // A member without a lease makes nothing visible; from here on, one that loses it can only leave its asker unsure.
         self.view.check_lease()?;
         let mut stored = Vec::with_capacity(taken.len());
         let mut sealing = Vec::new();
         let mut sealed_at = Vec::new();
-        let (mut present, mut present_at) = (Vec::new(), Vec::new());
-        let mut items = Vec::new();
-        let item = |at: usize, guard: ReadGuard, already: bool| {
-            let (block, slot) = task.blocks[at];
-            Item { at, block, slot, guard, already }
-        };
+        let mut present = Vec::new();
+        let mut fresh = Vec::new();
         for (at, one) in taken.into_iter().enumerate() {
             match one {
                 Taken::Verified(block) => {
@@ -155,10 +198,7 @@ impl DataPlane {
                 }
                 Taken::Present(lent) => {
                     stored.push(Stored::Kept { copies: 1, already: true });
-                    if lent.is_some() {
-                        present.push(lent);
-                        present_at.push(at);
-                    }
+                    present.push((at, lent));
                 }
                 Taken::Refused(refusal) => stored.push(Stored::Refused(refusal)),
             }
@@ -167,71 +207,104 @@ impl DataPlane {
             let pin = task.replicated;
             let sealed =
                 self.ask(task.device, |reply| DeviceMessage::Seal { blocks: sealing, pin, reply }).await?;
-            for (at, sealed) in sealed_at.iter().copied().zip(sealed) {
+            for (at, sealed) in sealed_at.into_iter().zip(sealed) {
                 if let Sealed::Visible(guard) = sealed {
                     stored[at] = Stored::Kept { copies: 1, already: false };
-                    items.extend(guard.map(|guard| item(at, guard, false)));
+                    fresh.push((at, guard));
                 }
             }
         }
+        if task.copy {
+            self.view.check_lease()?;
+            return Ok(DataReply::Stored { epoch: task.serving.map.epoch, blocks: stored });
+        }
         // Slots may have begun to move, or have moved, since the store came: whoever is a replica of them now gets the copies.
-        let serving = self.view.serving().ok_or(WireError::NoLease)?;
-        let map = &serving.map;
+        task.serving = self.view.serving().ok_or(WireError::NoLease)?;
+        task.check_slots()?;
         // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
-        let awaits = |at: &usize| task.ack != Ack::Primary || map.given_to(task.blocks[*at].1).is_some();
-        let present: Vec<_> = present_at.into_iter().zip(present).filter(|(at, _)| awaits(at)).collect();
-        let (present_at, present): (Vec<_>, Vec<_>) = present.into_iter().unzip();
-        let present = self.bring(present).await;
-        items.extend(
-            present_at.into_iter().zip(present).filter_map(|(at, guard)| Some(item(at, guard?, true))),
-        );
-        task.check_moves(map, &stored, &items)?;
-        self.replicate(&task, &serving, items, &mut stored).await?;
-        self.view.check_lease()?;
-        Ok(DataReply::Stored { epoch: map.epoch, blocks: stored })
-    }
-
-    /// Has blocks copied, in the background where nobody waits for it. A block of a slot that is being given to another device
-    /// is acknowledged once that has it too: the slot may be gone from here a moment later.
-    async fn replicate(
-        &self,
-        task: &Task,
-        serving: &Serving,
-        items: Vec<Item>,
-        stored: &mut [Stored],
-    ) -> Result<(), WireError> {
-        let Task { device, tenant, ack, layout, .. } = task;
-        let needed: BTreeSet<DeviceId> =
-            items.iter().filter_map(|item| serving.map.given_to(item.slot)).collect();
-        if *ack == Ack::Primary && needed.is_empty() {
-            self.replicator.later(serving.clone(), *device, *tenant, *layout, items, &self.counters);
-            return Ok(());
+        present.retain(|(at, _)| task.ack != Ack::Primary || task.given_to(*at).is_some());
+        let (sure, fresh) = tokio::join!(self.make_sure(&task, present), self.replicate(&task, fresh));
+        let kept = |at: &usize| matches!(stored[*at], Stored::Kept { .. }) && !sure.lost.contains(at);
+        // The slot may be gone from here a moment later: who is given it has the block, or it is not acknowledged.
+        for at in (0..stored.len()).filter(kept) {
+            let Some(target) = task.given_to(at) else { continue };
+            if fresh.unreached.contains(&target) || sure.unreached.contains(&target) {
+                return Err(WireError::busy("a slot is on its way to a node that does not answer"));
+            }
+            if fresh.missing.contains(&at) || sure.missing.contains(&at) {
+                return Err(WireError::StaleEpoch { epoch: task.serving.map.epoch });
+            }
         }
-        let copies = self.replicator.now(serving, *device, *tenant, *layout, items, &self.counters).await;
-        if copies.unreached.iter().any(|device| needed.contains(device)) {
-            return Err(WireError::busy("a slot is on its way to a node that does not answer"));
-        }
-        for (at, copies) in copies.held {
+        for (at, copies) in fresh.copies.into_iter().chain(sure.copies) {
             if let Stored::Kept { copies: held, .. } = &mut stored[at] {
                 *held = held.saturating_add(copies);
             }
         }
-        Ok(())
-    }
-}
-
-impl Task {
-    /// Checks that the slots are still here, and that what is kept of those that are being given away is going to be copied.
-    fn check_moves(&self, map: &ClusterMap, stored: &[Stored], items: &[Item]) -> Result<(), WireError> {
-        let is_here = |at: usize, slot: Slot| {
-            let needs_copy =
-                !self.copy && map.given_to(slot).is_some() && matches!(stored[at], Stored::Kept { .. });
-            map.replicas(slot).contains(self.device)
-                && (!needs_copy || items.iter().any(|item| item.at == at))
-        };
-        if self.blocks.iter().enumerate().all(|(at, (_, slot))| is_here(at, *slot)) {
-            return Ok(());
+        for at in sure.lost {
+            stored[at] = Stored::Refused(Refusal::NoRoom);
         }
-        Err(WireError::StaleEpoch { epoch: map.epoch })
+        self.view.check_lease()?;
+        Ok(DataReply::Stored { epoch: task.serving.map.epoch, blocks: stored })
+    }
+
+    /// Has blocks copied that have come just now, in the background where nobody waits for it.
+    async fn replicate(&self, task: &Task, visible: Vec<(usize, Option<ReadGuard>)>) -> Sure {
+        let mut sure = Sure::default();
+        let mut items = Vec::with_capacity(visible.len());
+        for (at, guard) in visible {
+            let targets = others(&task.serving.map, task.device, task.blocks[at].1);
+            match guard {
+                Some(guard) => items.push(task.item(at, guard, targets)),
+                // Its slot had one replica when it came.
+                None => sure.missing.push(at),
+            }
+        }
+        if task.ack == Ack::Primary && items.iter().all(|item| task.given_to(item.at).is_none()) {
+            self.replicator.later(task.origin(), items, &self.counters);
+        } else {
+            sure.take(self.replicator.now(&task.origin(), items, &self.counters).await);
+        }
+        sure
+    }
+
+    /// Makes sure of the copies of blocks that were here before. Their bytes may be on disk: they are brought for those replicas
+    /// alone that say that they lack them.
+    async fn make_sure(&self, task: &Task, present: Vec<(usize, Option<Lent>)>) -> Sure {
+        let mut sure = Sure::default();
+        if present.is_empty() {
+            return sure;
+        }
+        let Task { serving, device, tenant, .. } = task;
+        let known = present.iter().map(|(at, _)| {
+            let (block, slot) = &task.blocks[*at];
+            Known { key: block.header.key, slot: *slot }
+        });
+        let known: Vec<Known> = known.collect();
+        let (holders, unreached) =
+            self.replicator.holders(serving, *device, *tenant, &known, &self.counters).await;
+        sure.unreached = unreached;
+        let (mut lacked, mut lent) = (Vec::new(), Vec::new());
+        for ((at, one), holders) in present.into_iter().zip(holders) {
+            sure.copies.push((at, holders.copies));
+            if holders.lacking.is_empty() {
+                continue;
+            }
+            if one.is_some() {
+                lacked.push((at, holders.lacking));
+                lent.push(one);
+            } else {
+                sure.missing.push(at);
+            }
+        }
+        let mut items = Vec::with_capacity(lacked.len());
+        for ((at, lacking), brought) in lacked.into_iter().zip(self.bring(*device, lent).await) {
+            match brought {
+                Some(Ok(guard)) => items.push(task.item(at, guard, lacking)),
+                Some(Err(Unread::Lost)) => sure.lost.push(at),
+                Some(Err(Unread::Late)) | None => sure.missing.push(at),
+            }
+        }
+        sure.take(self.replicator.now(&task.origin(), items, &self.counters).await);
+        sure
     }
 }

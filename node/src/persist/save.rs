@@ -7,7 +7,7 @@ use crate::actors::core::{DeviceMessage, Exported};
 use crate::actors::device::Device;
 use crate::guards::{Lent, ReadGuard};
 use crate::view::View;
-use kvhive_protocol::{BlockKey, Slot};
+use kvhive_protocol::{BlockKey, Era, Slot, TenantId};
 use std::collections::HashSet;
 use std::fs;
 use std::io;
@@ -62,7 +62,7 @@ pub(crate) async fn save(
                     Lent::Guard(guard) => at_hand.push((guard, parent, slot)),
                     Lent::Record(record) if extent == Extent::All => {
                         // One at a time: nobody has set memory aside for more.
-                        if let Some(guard) = record.read(None).await {
+                        if let Ok(guard) = record.read(None).await {
                             work = written(work, vec![(guard, parent, slot)]).await.map_err(at)?;
                         }
                     }
@@ -97,8 +97,8 @@ struct Work {
     shop: PathBuf,
     segments: Vec<SegmentMark>,
     writer: Option<(SegmentWriter, String)>,
-    /// Keys that an interrupted run has written.
-    known: HashSet<BlockKey>,
+    /// Whose blocks an interrupted run has written, under which keys.
+    known: HashSet<(TenantId, Era, BlockKey)>,
     largest: u64,
 }
 
@@ -119,7 +119,7 @@ impl Work {
                 blocks += 1;
                 bytes += meta.header.payload_bytes;
                 work.largest = work.largest.max(meta.header.payload_bytes);
-                keys.push(meta.header.key);
+                keys.push((meta.header.tenant, meta.header.era, meta.header.key));
             }
             let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
             match name {
@@ -136,7 +136,7 @@ impl Work {
     fn write(&mut self, blocks: Vec<(ReadGuard, BlockKey, Slot)>) -> io::Result<()> {
         for (guard, parent, slot) in blocks {
             let header = *guard.header();
-            if self.known.contains(&header.key) {
+            if self.known.contains(&(header.tenant, header.era, header.key)) {
                 continue;
             }
             if self.writer.as_ref().is_some_and(|(writer, _)| writer.bytes >= SEGMENT_BYTES) {

@@ -4,8 +4,8 @@ use super::TOKEN;
 use super::coordinator::TENANT;
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::data::{
-    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Run, StoreBlock,
-    StoreRequest, Stored,
+    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, ReleaseRequest,
+    Run, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
@@ -114,6 +114,23 @@ impl Asker {
         })
     }
 
+    /// Stores a block that comes after another in its prefix.
+    pub(super) async fn store_after(
+        &mut self,
+        block: &Block,
+        parent: BlockKey,
+    ) -> Result<Vec<Stored>, WireError> {
+        let mut request = self.store_request(std::slice::from_ref(block), Ack::Primary);
+        if let DataRequest::Store(store) = &mut request {
+            store.blocks[0].parent = parent;
+        }
+        match self.exchange(&request, &[&block.bytes]).await {
+            Ok(DataReply::Stored { blocks, .. }) => Ok(blocks),
+            Err(Fault::Refused(error)) => Err(error),
+            other => panic!("a store was answered by {other:?}"),
+        }
+    }
+
     fn store_request(&self, blocks: &[Block], ack: Ack) -> DataRequest {
         DataRequest::Store(StoreRequest {
             epoch: self.epoch,
@@ -188,6 +205,23 @@ impl Asker {
             });
         }
         Ok(blocks)
+    }
+
+    /// Says what is expected of the session of these; returns how many are here.
+    pub(super) async fn release(&mut self, numbers: &[u64], hint: Hint) -> Result<u32, WireError> {
+        let request = DataRequest::Release(ReleaseRequest {
+            epoch: self.epoch,
+            device: self.device,
+            tenant: self.tenant,
+            hint,
+            runs: self.runs(numbers.len()),
+            keys: numbers.iter().map(|number| key(*number)).collect(),
+        });
+        match self.exchange(&request, &[]).await {
+            Ok(DataReply::Released { blocks, .. }) => Ok(blocks),
+            Err(Fault::Refused(error)) => Err(error),
+            other => panic!("a release was answered by {other:?}"),
+        }
     }
 
     pub(super) async fn covered(&mut self, numbers: &[u64]) -> Result<u32, WireError> {

@@ -8,7 +8,8 @@ use kvhive_protocol::data::Ack;
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::load::TenantLoad;
-use kvhive_protocol::map::{Member, MemberState, ReplicaSet, Settings, Tenant};
+use kvhive_protocol::map::{DeviceDescription, Member, MemberState, ReplicaSet, Settings, Tenant};
+use kvhive_protocol::strategy::StrategyReport;
 use kvhive_protocol::{
     ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, MemberId, SLOTS, Slot, TenantId, TenantRules,
 };
@@ -37,6 +38,7 @@ struct Script {
     occupied: Vec<u8>,
     filled: Vec<(Slot, DeviceId)>,
     tenants: Vec<(TenantId, TenantLoad)>,
+    strategies: Vec<StrategyReport>,
 }
 
 impl FakeCoordinator {
@@ -70,6 +72,7 @@ impl FakeCoordinator {
             occupied: Vec::new(),
             filled: Vec::new(),
             tenants: Vec::new(),
+            strategies: Vec::new(),
         }));
         let served = script.clone();
         tokio::spawn(async move {
@@ -105,6 +108,11 @@ impl FakeCoordinator {
         how(&mut script.map);
     }
 
+    /// Returns what a member has registered its devices as.
+    pub(super) fn devices(&self, member: MemberId) -> Vec<DeviceDescription> {
+        self.script().map.members[&member].devices.clone()
+    }
+
     pub(super) fn epoch(&self) -> Epoch {
         self.script().map.epoch
     }
@@ -136,6 +144,11 @@ impl FakeCoordinator {
     /// Says whether any member's heartbeats have said that `device` was given all of `slot`.
     pub(super) fn is_filled(&self, slot: Slot, device: DeviceId) -> bool {
         self.script().filled.contains(&(slot, device))
+    }
+
+    /// Returns what the last heartbeat said of strategies that choose.
+    pub(super) fn strategies(&self) -> Vec<StrategyReport> {
+        self.script().strategies.clone()
     }
 
     /// Returns the slots that the last heartbeat said to be occupied.
@@ -206,6 +219,7 @@ impl Script {
         }
         self.confirmed.insert(heartbeat.member, heartbeat.epoch);
         self.tenants.clone_from(&heartbeat.devices[0].tenants);
+        self.strategies.clone_from(&heartbeat.devices[0].strategies);
         self.occupied.clone_from(&heartbeat.devices[0].occupied);
         self.filled.extend(&heartbeat.devices[0].filled);
         let newer = heartbeat.epoch < self.map.epoch;

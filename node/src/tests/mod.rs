@@ -5,6 +5,7 @@ mod blocks;
 mod codecs;
 mod coordinator;
 mod disk;
+mod disk_trouble;
 mod faults;
 mod hints;
 mod life;
@@ -40,10 +41,12 @@ struct Setup {
     /// Bytes and number of smaller frames on the device.
     smaller: Option<(usize, usize)>,
     strategy: Strategy,
+    gc_per_mille: Option<u16>,
     persist: Option<crate::PersistConfig>,
     /// Folder and number of records of its disk tier.
     disk: Option<(PathBuf, usize)>,
     disk_tuning: DiskTuning,
+    devices: usize,
     device_frames: usize,
     host_frames: usize,
     max_connections: usize,
@@ -58,9 +61,11 @@ impl Default for Setup {
             frame_bytes: 64 * KIB,
             smaller: None,
             strategy: Strategy::Lru,
+            gc_per_mille: None,
             persist: None,
             disk: None,
             disk_tuning: DiskTuning::default(),
+            devices: 1,
             device_frames: 32,
             host_frames: 0,
             max_connections: 64,
@@ -84,6 +89,15 @@ impl Setup {
         };
         let large = (self.frame_bytes, self.device_frames);
         let classes: Vec<ClassConfig> = self.smaller.into_iter().chain([large]).map(class).collect();
+        let device = |classes: Vec<ClassConfig>| DeviceConfig {
+            device_bytes: classes.iter().map(|class| u64::from(class.share)).sum(),
+            host_bytes: (self.host_frames * self.frame_bytes) as u64,
+            disk_bytes: self
+                .disk
+                .as_ref()
+                .map_or(0, |(_, records)| record_bytes(self.frame_bytes as u64) * *records as u64),
+            classes,
+        };
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let config = NodeConfig {
             name: name.to_owned(),
@@ -96,16 +110,12 @@ impl Setup {
             max_connections: self.max_connections,
             max_inflight_bytes: self.inflight_bytes as u64,
             move_rate: self.move_rate,
-            devices: vec![DeviceConfig {
-                device_bytes: classes.iter().map(|class| u64::from(class.share)).sum(),
-                host_bytes: (self.host_frames * self.frame_bytes) as u64,
-                disk_bytes: self
-                    .disk
-                    .as_ref()
-                    .map_or(0, |(_, records)| record_bytes(self.frame_bytes as u64) * *records as u64),
-                classes,
-            }],
-            tuning: crate::Tuning { strategy: self.strategy, ..crate::Tuning::default() },
+            devices: (0..self.devices).map(|_| device(classes.clone())).collect(),
+            tuning: crate::Tuning {
+                strategy: self.strategy,
+                gc_per_mille: self.gc_per_mille,
+                ..crate::Tuning::default()
+            },
             disk_folder: self.disk.as_ref().map(|(folder, _)| folder.clone()),
             persist: self.persist.clone(),
             coordinators: vec![coordinator.address()],
@@ -129,7 +139,8 @@ impl Setup {
     /// Starts a coordinator and nodes that are all replicas of all slots, and waits until all serve by that map.
     async fn several(&self, count: usize) -> (FakeCoordinator, Vec<NodeHandle>) {
         let coordinator = FakeCoordinator::start().await;
-        let mut nodes: Vec<_> = (0..count).map(|at| self.start(&format!("node-{at}"), &coordinator)).collect();
+        let mut nodes: Vec<_> =
+            (0..count).map(|at| self.start(&format!("node-{at}"), &coordinator)).collect();
         for node in &nodes {
             eventually("every node serves by the whole map", || {
                 let members = node.inside.plane.view.serving().map_or(0, |serving| serving.map.members.len());

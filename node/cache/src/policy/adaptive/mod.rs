@@ -10,6 +10,7 @@ mod class;
 mod cohort;
 mod ghosts;
 mod hazard;
+mod hinted;
 mod learning;
 mod ranking;
 mod records;
@@ -17,7 +18,7 @@ mod request;
 mod score;
 mod shadow;
 
-use crate::policy::{Policy, Removal, Request, Verdict, Visit};
+use crate::policy::{ChoiceReport, Hint, Policy, Removal, Request, Verdict, Visit};
 use ages::{Ages, Tick};
 use choice::Choice;
 pub use choice::{Ranker, Report};
@@ -36,6 +37,9 @@ const MAX_TIES: usize = 16;
 
 /// Mean lifetimes in which a use loses half its worth to the aged LFU.
 const LFU_LIVES: f32 = 8.0;
+
+/// Mean lifetimes without a use in which half of the uses before it are forgotten: what was popular long ago is no more.
+const USES_LIVES: f32 = 64.0;
 
 /// Halvings that the aged LFU tells apart.
 const LFU_SCALE: f32 = 24.0;
@@ -99,7 +103,7 @@ pub struct Adaptive {
 }
 
 /// What classes, score, history, shadow caches and the request at hand take at most, as long as that is of some thousand blocks.
-const WHATEVER_THE_POOL: usize = 6 << 20;
+const WHATEVER_THE_POOL: usize = 12 << 20;
 
 const HALF_LIFE_USES: u64 = 100_000;
 const HALF_LIFE_CAPACITIES: u64 = 64;
@@ -184,19 +188,17 @@ impl Adaptive {
         }
         past.last = self.now;
         past.set_partial(visit.partial);
-        past.span = self.current.span;
+        past.set_span(self.current.span);
         self.current.touched.push(Touched { print, at, past, is_new: known.is_none() });
     }
 
     /// Returns what is remembered of a block after a use now.
     fn next_past(&self, old: Past) -> Past {
         let mut past = old;
-        past.uses = old.uses.saturating_add(1);
-        past.set_gap(match self.ages.bucket(self.now.wrapping_sub(old.last)) {
-            0..=4 => 1,
-            5..=10 => 2,
-            _ => 3,
-        });
+        let halvings = self.now.wrapping_sub(old.last) as f32 / (self.life * USES_LIVES).max(1.0);
+        let kept = (f32::from(old.uses) * (-halvings).exp2()).round() as u8;
+        past.uses = kept.max(1).saturating_add(1);
+        past.set_gap(self.ages.bucket(self.now.wrapping_sub(old.last)));
         past
     }
 
@@ -215,6 +217,37 @@ impl Adaptive {
         {
             parent.past.add_branch();
         }
+    }
+
+    /// Returns the leaf of the lowest rank that may go, if that is not above `level`.
+    fn lowest_below(&mut self, level: Level, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
+        let mut offered = 0;
+        let mut next = self.ranking.lowest(0);
+        if self.choice.in_charge() != Ranker::Learnt {
+            next = next.map(|first| self.oldest_on_level(first));
+        }
+        while let Some(cell) = next {
+            if self.ranking.level_of(cell) > level {
+                return Verdict::Refuse;
+            }
+            let mut cohort = self.ranking.head(cell);
+            while cohort != NONE {
+                let mut leaf = self.cohorts.get(cohort).head;
+                while leaf != NONE {
+                    if may_go(leaf) {
+                        return Verdict::Evict(leaf);
+                    }
+                    offered += 1;
+                    if offered >= MAX_SEARCH {
+                        return Verdict::Stuck;
+                    }
+                    leaf = self.records.get(leaf).map_or(NONE, |record| record.next);
+                }
+                cohort = self.cohorts.get(cohort).next;
+            }
+            next = self.ranking.after(cell);
+        }
+        Verdict::Stuck
     }
 
     /// Says who ranks now, and on what evidence.
@@ -305,33 +338,29 @@ impl Policy for Adaptive {
     fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
         let is_learnt = self.choice.in_charge() == Ranker::Learnt;
         let level = if is_learnt { self.level_of(newcomer) } else { Level::MAX };
-        let mut offered = 0;
-        let mut next = self.ranking.lowest(0);
-        if !is_learnt {
-            next = next.map(|first| self.oldest_on_level(first));
+        self.lowest_below(level, may_go)
+    }
+
+    fn hinted(&mut self, at: u32, key: &BlockKey, hint: Hint) {
+        self.reclassify(at, print(key), hint);
+    }
+
+    fn next_to_leave(&mut self, may_go: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
+        match self.lowest_below(Level::MAX, may_go) {
+            Verdict::Evict(at) => Some(at),
+            Verdict::Refuse | Verdict::Stuck => None,
         }
-        while let Some(cell) = next {
-            if self.ranking.level_of(cell) > level {
-                return Verdict::Refuse;
-            }
-            let mut cohort = self.ranking.head(cell);
-            while cohort != NONE {
-                let mut leaf = self.cohorts.get(cohort).head;
-                while leaf != NONE {
-                    if may_go(leaf) {
-                        return Verdict::Evict(leaf);
-                    }
-                    offered += 1;
-                    if offered >= MAX_SEARCH {
-                        return Verdict::Stuck;
-                    }
-                    leaf = self.records.get(leaf).map_or(NONE, |record| record.next);
-                }
-                cohort = self.cohorts.get(cohort).next;
-            }
-            next = self.ranking.after(cell);
+    }
+
+    fn report(&self) -> Option<ChoiceReport> {
+        Some(self.choice.chosen())
+    }
+
+    fn adjust(&mut self) {
+        self.settle();
+        if self.choice.evaluate() {
+            self.rerank_all();
         }
-        Verdict::Stuck
     }
 
     fn removed(&mut self, at: u32, key: &BlockKey, why: Removal) {
