@@ -10,7 +10,7 @@ use crate::latency::Latencies;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
-use crate::persist::{self, Extent, Keeper, Loaded, PersistError, PersistProgress, Saved};
+use crate::persist::{self, Extent, Holdings, Keeper, Loaded, PersistError, PersistProgress, Saved};
 use crate::stats::{self, NodeStats};
 use crate::view::View;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
@@ -63,8 +63,7 @@ pub struct NodeHandle {
     runtime: Runtime,
     devices: Vec<Device>,
     plane: Arc<DataPlane>,
-    /// Bytes of the largest frame.
-    frame_bytes: u64,
+    holdings: Holdings,
     data_address: SocketAddr,
     metrics_address: SocketAddr,
     view: Arc<View>,
@@ -179,7 +178,14 @@ pub(crate) fn start_within(
     };
     let largest = |device: &DeviceConfig| device.classes.iter().map(|class| class.frame_bytes).max();
     let frame_bytes = config.devices.iter().filter_map(largest).max().unwrap_or(0);
-    keep_snapshot(&config, &runtime, &devices, frame_bytes, &plane, stopping.clone());
+    let holdings = Holdings {
+        devices: devices.clone(),
+        frames: memories.iter().map(memory_frames).collect(),
+        frame_bytes,
+        view: view.clone(),
+        counters: plane.counters.clone(),
+    };
+    keep_snapshot(&config, &runtime, &holdings, &plane, stopping.clone());
     let member = runtime.io().spawn(membership.run(stopping));
 
     runtime.on_shutdown().at(Stage::StopAccepting, "leave the cluster", async move {
@@ -197,7 +203,7 @@ pub(crate) fn start_within(
     info!(node = %config.name, data = %data_address, metrics = %metrics_address, memory_configured, "node listens");
     Ok(NodeHandle {
         runtime,
-        frame_bytes,
+        holdings,
         devices: devices.clone(),
         plane: plane.clone(),
         data_address,
@@ -213,14 +219,12 @@ pub(crate) fn start_within(
 fn keep_snapshot(
     config: &NodeConfig,
     runtime: &Runtime,
-    devices: &[Device],
-    frame_bytes: u64,
+    holdings: &Holdings,
     plane: &Arc<DataPlane>,
     stopping: watch::Receiver<bool>,
 ) {
     let Some(config) = config.persist.clone() else { return };
-    let (view, counters) = (plane.view.clone(), plane.counters.clone());
-    let keeper = Arc::new(Keeper { devices: devices.to_vec(), frame_bytes, view, counters, config });
+    let keeper = Arc::new(Keeper::new(holdings.clone(), config));
     let (at_work, plane) = (keeper.clone(), plane.clone());
     let kept = runtime.io().spawn(async move { at_work.run(stopping).await });
     runtime.on_shutdown().at(Stage::DrainRequests, "write the snapshot", async move {
@@ -330,7 +334,13 @@ fn introduce(
     }
 }
 
-/// Returns the bytes of arenas, indices (of blocks on disk too) and connections' buffers.
+/// Returns how many blocks a device has in memory at most.
+fn memory_frames(memory: &Memory) -> u32 {
+    let tiers = [Tier::Device, Tier::Host];
+    tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).sum()
+}
+
+/// Returns the bytes of arenas, indices (of blocks on disk too), what taking in a snapshot needs, and connections' buffers.
 fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
     let of_device = |(memory, device): (&Memory, &DeviceConfig)| {
         let tiers = [Tier::Device, Tier::Host];
@@ -338,7 +348,10 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         let classes = frames.len() / tiers.len();
         let arenas: u64 = tiers.iter().map(|tier| memory.tier_bytes(*tier)).sum();
         let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
-        arenas + DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy)
+        let survey = config.persist.as_ref().map_or(0, |_| persist::survey_bytes(memory_frames(memory)));
+        arenas
+            + survey
+            + DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy)
     };
     memories.iter().zip(&config.devices).map(of_device).sum::<u64>()
         + config.max_connections as u64 * CONNECTION_BYTES
@@ -392,26 +405,28 @@ impl NodeHandle {
     /// run has written is gone on with. Blocks the thread; the node serves meanwhile.
     ///
     /// # Errors
-    /// When the node does not serve, or a file cannot be written: an older snapshot at `path` stands.
+    /// When the node does not serve, a file cannot be written, something else than a snapshot is at `path`, or another works on
+    /// it: an older snapshot at `path` stands.
     pub fn persist(
         &self,
         path: &Path,
         mut progress: impl FnMut(PersistProgress) + Send,
     ) -> Result<Saved, PersistError> {
-        self.wait_for(persist::save(&self.devices, &self.view, path, Extent::All, &mut progress))
+        self.wait_for(persist::save(&self.holdings, path, Extent::All, &mut progress))
     }
 
-    /// Takes in the snapshot at `path`, as far as there are free frames; what is here already stays. Blocks the thread; the
-    /// node serves meanwhile.
+    /// Takes in the snapshot at `path`, as far as there are free frames: nothing leaves for it, and what is here already stays.
+    /// Blocks that can be of no use here are left out and counted. Blocks the thread; the node serves meanwhile.
     ///
     /// # Errors
-    /// When there is none, it is damaged as a whole, or it was written under another secret or layout: nothing is taken in.
+    /// When there is none, it is damaged as a whole, or all of it was written under another secret or for larger frames; and when
+    /// a device or a disk fails half-way: what was taken in until then stays.
     pub fn load(
         &self,
         path: &Path,
         mut progress: impl FnMut(PersistProgress) + Send,
     ) -> Result<Loaded, PersistError> {
-        self.wait_for(persist::load(&self.devices, self.frame_bytes, &self.view, path, &mut progress))
+        self.wait_for(persist::load(&self.holdings, path, &mut progress))
     }
 
     /// Runs a future on the node's own threads, from any thread of another runtime or of none.
