@@ -1,5 +1,7 @@
 //! Clusters as processes: one process of a cluster file, or a whole cluster on this machine.
 
+mod end;
 pub(crate) mod local;
+mod lock;
 pub(crate) mod process;
 mod shape;
