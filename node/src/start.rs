@@ -340,7 +340,8 @@ fn memory_frames(memory: &Memory) -> u32 {
     tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).sum()
 }
 
-/// Returns the bytes of arenas, indices (of blocks on disk too), what taking in a snapshot needs, and connections' buffers.
+/// Returns the bytes of arenas, indices (of blocks on disk too), what taking in a snapshot needs,
+/// connections' buffers, and blocks that are decoded or read from disk until they are sent.
 fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
     let of_device = |(memory, device): (&Memory, &DeviceConfig)| {
         let tiers = [Tier::Device, Tier::Host];
@@ -353,8 +354,12 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
             + survey
             + DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy)
     };
+    // What is decoded, and what is read from disk, until it is sent.
+    let has_disk = config.devices.iter().any(|device| device.disk_bytes > 0);
+    let on_the_way = config.max_inflight_bytes * (1 + u64::from(has_disk));
     memories.iter().zip(&config.devices).map(of_device).sum::<u64>()
         + config.max_connections as u64 * CONNECTION_BYTES
+        + on_the_way
 }
 
 async fn serve_metrics(listener: TcpListener, sources: Sources, mut stopping: watch::Receiver<bool>) {
