@@ -83,6 +83,8 @@ pub(crate) struct Admin {
     urls: Vec<String>,
     token: String,
     token_from: String,
+    /// Who is asked, for messages.
+    who: &'static str,
     reads: ureq::Agent,
     changes: ureq::Agent,
 }
@@ -96,7 +98,19 @@ enum Asked {
 
 impl Admin {
     fn new(urls: Vec<String>, token: String, token_from: String, read: Duration, change: Duration) -> Admin {
-        Admin { urls, token, token_from, reads: agent(read), changes: agent(change) }
+        Admin { urls, token, token_from, who: "coordinator", reads: agent(read), changes: agent(change) }
+    }
+
+    /// Returns the way to one node, which takes the same token.
+    pub(crate) fn of_node(&self, address: &str) -> Admin {
+        Admin {
+            urls: vec![with_scheme(address)],
+            token: self.token.clone(),
+            token_from: self.token_from.clone(),
+            who: "node",
+            reads: self.reads.clone(),
+            changes: self.changes.clone(),
+        }
     }
 
     /// Gets `path` from the first coordinator that answers.
@@ -176,7 +190,7 @@ impl Admin {
             let message = serde_json::from_str::<serde_json::Value>(&text)
                 .ok()
                 .and_then(|value| value["error"]["message"].as_str().map(str::to_owned))
-                .unwrap_or_else(|| "that is no answer of a coordinator's admin API".to_owned());
+                .unwrap_or_else(|| format!("that is no answer of a {}'s admin API", self.who));
             if status.as_u16() == 401 {
                 bail!(
                     "{url} does not accept the token from {}: give the cluster's by --token-file or KVHIVE_TOKEN",
@@ -189,7 +203,7 @@ impl Admin {
             }
             bail!("{url} answered {status}: {message}");
         }
-        bail!("no coordinator answered:\n  {}", failures.join("\n  "));
+        bail!("no {} answered:\n  {}", self.who, failures.join("\n  "));
     }
 }
 

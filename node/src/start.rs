@@ -2,6 +2,7 @@
 
 use crate::actors::core::DeviceCore;
 use crate::actors::device::Device;
+use crate::admin;
 use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
 use crate::disk::DiskError;
@@ -10,9 +11,10 @@ use crate::latency::Latencies;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
-use crate::persist::{self, Extent, Holdings, Keeper, Loaded, PersistError, PersistProgress, Saved};
+use crate::persist::{self, Extent, Holdings, Jobs, Keeper, Loaded, PersistError, PersistProgress, Saved};
 use crate::stats::{self, NodeStats};
 use crate::view::View;
+use axum::Router;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
 use kvhive_protocol::MemberId;
@@ -167,7 +169,6 @@ pub(crate) fn start_within(
     let serving = runtime.io().spawn(serve(data_listener, plane.clone(), stopping.clone()));
     let sources =
         Sources { devices: devices.clone(), stores: stores.clone(), plane: plane.clone(), memory_configured };
-    runtime.io().spawn(serve_metrics(metrics_listener, sources, stopping.clone()));
     let membership = Membership {
         coordinators: Arc::new(coordinators),
         introduction: introduce(&config, &memories, data_address, metrics_address),
@@ -185,7 +186,9 @@ pub(crate) fn start_within(
         view: view.clone(),
         counters: plane.counters.clone(),
     };
-    keep_snapshot(&config, &runtime, &holdings, &plane, stopping.clone());
+    let jobs = keep_snapshot(&config, &runtime, &holdings, &plane, &stopping);
+    let routes = routes(sources).merge(admin::routes(&config.token, jobs));
+    runtime.io().spawn(serve_metrics(metrics_listener, routes, stopping.clone()));
     let member = runtime.io().spawn(membership.run(stopping));
 
     runtime.on_shutdown().at(Stage::StopAccepting, "leave the cluster", async move {
@@ -221,18 +224,21 @@ fn keep_snapshot(
     runtime: &Runtime,
     holdings: &Holdings,
     plane: &Arc<DataPlane>,
-    stopping: watch::Receiver<bool>,
-) {
-    let Some(config) = config.persist.clone() else { return };
+    stopping: &watch::Receiver<bool>,
+) -> Option<Arc<Jobs>> {
+    let config = config.persist.clone()?;
     let keeper = Arc::new(Keeper::new(holdings.clone(), config));
     let (at_work, plane) = (keeper.clone(), plane.clone());
-    let kept = runtime.io().spawn(async move { at_work.run(stopping).await });
+    let jobs = Jobs::new(keeper.clone(), stopping.clone());
+    let until = stopping.clone();
+    let kept = runtime.io().spawn(async move { at_work.run(until).await });
     runtime.on_shutdown().at(Stage::DrainRequests, "write the snapshot", async move {
         // Its panic is in the log; what the devices hold is written all the same.
         let _ = kept.await;
         plane.drained().await;
         keeper.write().await;
     });
+    Some(jobs)
 }
 
 /// Opens the disk tier of every device that has one.
@@ -362,10 +368,10 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         + on_the_way
 }
 
-async fn serve_metrics(listener: TcpListener, sources: Sources, mut stopping: watch::Receiver<bool>) {
+async fn serve_metrics(listener: TcpListener, routes: Router, mut stopping: watch::Receiver<bool>) {
     let until = async move { stopped(&mut stopping).await };
-    let served = axum::serve(BoundedListener::new(listener, METRICS_DOOR), routes(sources))
-        .with_graceful_shutdown(until);
+    let served =
+        axum::serve(BoundedListener::new(listener, METRICS_DOOR), routes).with_graceful_shutdown(until);
     if let Err(error) = served.await {
         error!(%error, "the metrics listener failed");
     }

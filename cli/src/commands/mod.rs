@@ -5,6 +5,7 @@ pub(crate) mod connect;
 pub(crate) mod down;
 pub(crate) mod generated;
 pub(crate) mod node;
+mod node_snapshot;
 pub(crate) mod replay;
 pub(crate) mod simulate;
 pub(crate) mod status;

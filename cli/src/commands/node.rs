@@ -1,6 +1,7 @@
-//! `kvhive node config`.
+//! `kvhive node config`; `persist` and `load` are next door.
 
 use super::config;
+use super::node_snapshot::Snapshot;
 use crate::report;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
@@ -8,7 +9,7 @@ use kvhive_config::{Mode, NodeConfig, Tuning, format_time};
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Look at one node's settings
+/// Look at one node's settings, or have it write or take in a snapshot
 #[derive(Args, Debug)]
 pub(crate) struct NodeCommand {
     #[command(subcommand)]
@@ -28,6 +29,10 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Have a running node write a snapshot below its `persist_dir`
+    Persist(Snapshot),
+    /// Have a running node take a snapshot in, as far as it has free frames
+    Load(Snapshot),
 }
 
 /// One node's knobs; stable.
@@ -72,7 +77,11 @@ impl NodeCommand {
     /// # Errors
     /// When the file is no cluster file, or has no such node.
     pub(crate) fn run(self) -> Result<()> {
-        let Verb::Config { file, id, json } = self.verb;
+        let (file, id, json) = match self.verb {
+            Verb::Config { file, id, json } => (file, id, json),
+            Verb::Persist(snapshot) => return snapshot.run("persist"),
+            Verb::Load(snapshot) => return snapshot.run("load"),
+        };
         let config = config::read(&file)?;
         let wanted = |node: &&NodeConfig| id.as_ref().is_none_or(|id| *id == node.id);
         let reports: Vec<Report> = config.nodes.iter().filter(wanted).map(report).collect();

@@ -8,6 +8,7 @@ use crate::view::Serving;
 use kvhive_runtime::stopped;
 use std::collections::BTreeSet;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -190,7 +191,18 @@ impl Keeper {
         }
     }
 
-    async fn save(
+    pub(super) fn holdings(&self) -> &Holdings {
+        &self.holdings
+    }
+
+    /// Returns the folder of the node's snapshot, or of the one of this name beside it.
+    pub(super) fn folder(&self, name: Option<&str>) -> PathBuf {
+        let own = &self.config.folder;
+        name.map_or_else(|| own.clone(), |name| folder::beside(own, &format!("@{name}")))
+    }
+
+    /// Writes what the node holds to its own folder, unless that would replace a snapshot that was not taken in.
+    pub(super) async fn save(
         &self,
         extent: Extent,
         progress: &mut (dyn FnMut(PersistProgress) + Send),

@@ -3,6 +3,7 @@
 
 mod blocking;
 mod folder;
+mod jobs;
 mod keeper;
 mod load;
 mod lock;
@@ -11,6 +12,7 @@ mod segment;
 mod survey;
 mod work;
 
+pub(crate) use jobs::{Job, Jobs, Refused, Verb};
 pub(crate) use keeper::Keeper;
 pub(crate) use load::load;
 pub(crate) use save::{Extent, save};
@@ -19,6 +21,7 @@ pub(crate) use survey::survey_bytes;
 use crate::actors::device::Device;
 use crate::data::Counters;
 use crate::view::View;
+use serde::Serialize;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,7 +48,7 @@ impl Holdings {
 }
 
 /// How far a snapshot's writing or loading is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct PersistProgress {
     /// Blocks dealt with.
     pub blocks: u64,
@@ -54,7 +57,7 @@ pub struct PersistProgress {
 }
 
 /// What a snapshot's writing came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Saved {
     /// Blocks in the snapshot.
     pub blocks: u64,
@@ -65,7 +68,7 @@ pub struct Saved {
 }
 
 /// What a snapshot's loading came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Loaded {
     /// Blocks taken in.
     pub blocks: u64,

@@ -344,3 +344,92 @@ async fn a_device_that_was_made_anew_gets_its_blocks_back_from_the_snapshot() {
     again.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     eventually("it is taken in once more", || loaded(2)).await;
 }
+
+/// Asks a node's own admin API and returns the status and the answer.
+async fn admin(
+    node: &NodeHandle,
+    method: &str,
+    path: &str,
+    token: &str,
+    body: &str,
+) -> (u16, serde_json::Value) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(node.metrics_address()).await.expect("it listens");
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: node\r\nauthorization: {token}\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).await.expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("it answers");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    (status, serde_json::from_str(body).unwrap_or_default())
+}
+
+fn bearer() -> String {
+    format!("Bearer {}", String::from_utf8_lossy(super::TOKEN))
+}
+
+/// Waits until what was asked for has ended, and returns its outcome.
+async fn outcome(node: &NodeHandle) -> serde_json::Value {
+    for _ in 0..4000 {
+        let (_, job) = admin(node, "GET", "/v1/snapshot", &bearer(), "").await;
+        if job["outcome"] != "running" {
+            return job["outcome"].clone();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("it never ends");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_has_a_running_node_write_a_snapshot_and_take_it_in() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let persist = PersistConfig { folder: folder.path().join("snapshot"), every: None };
+    let setup = Setup { persist: Some(persist), ..Setup::default() };
+    let (_coordinator, node) = filled(&setup).await;
+    assert_eq!(admin(&node, "GET", "/v1/snapshot", &bearer(), "").await.0, 404, "nobody has asked yet");
+    for body in ["{}", r#"{"name":"before-the_update2"}"#] {
+        let (status, job) = admin(&node, "POST", "/v1/snapshot/persist", &bearer(), body).await;
+        assert_eq!((status, job["verb"].as_str()), (202, Some("persist")), "{job}");
+        assert_eq!(outcome(&node).await["persisted"]["blocks"], BLOCKS);
+    }
+    assert!(names(folder.path()).contains(&"snapshot@before-the_update2".to_owned()));
+    admin(&node, "POST", "/v1/snapshot/load", &bearer(), "{}").await;
+    assert_eq!(outcome(&node).await["loaded"]["already"], BLOCKS);
+    admin(&node, "POST", "/v1/snapshot/load", &bearer(), r#"{"name":"other"}"#).await;
+    let failed = outcome(&node).await["failed"].as_str().unwrap_or_default().to_owned();
+    assert!(failed.contains("snapshot@other"), "{failed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_shows_no_token_or_asks_for_a_path_has_no_snapshot_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let persist = PersistConfig { folder: folder.path().join("snapshot"), every: None };
+    let (_coordinator, node) = filled(&Setup { persist: Some(persist), ..Setup::default() }).await;
+    for token in ["", "Bearer", "Bearer wrong", &bearer()[..10]] {
+        for (method, path) in
+            [("GET", "/v1/snapshot"), ("POST", "/v1/snapshot/persist"), ("POST", "/v1/snapshot/load")]
+        {
+            let (status, answer) = admin(&node, method, path, token, "{}").await;
+            assert_eq!((status, &answer["error"]["code"]), (401, &"unauthorized".into()), "{token:?}");
+        }
+    }
+    for name in ["", "../other", "/etc", "a/b", "a.old", &"x".repeat(64)] {
+        let body = serde_json::json!({ "name": name }).to_string();
+        let (status, answer) = admin(&node, "POST", "/v1/snapshot/persist", &bearer(), &body).await;
+        assert_eq!((status, &answer["error"]["code"]), (400, &"bad_request".into()), "{name:?}");
+    }
+    let large = format!(r#"{{"name":"{}"}}"#, "x".repeat(8192));
+    assert_eq!(admin(&node, "POST", "/v1/snapshot/persist", &bearer(), &large).await.0, 413);
+    assert_eq!(names(folder.path()), [""; 0], "nothing was written");
+    let (_other, bare) = filled(&Setup::default()).await;
+    let (status, answer) = admin(&bare, "POST", "/v1/snapshot/persist", &bearer(), "{}").await;
+    assert_eq!((status, &answer["error"]["code"]), (409, &"no_folder".into()));
+    assert_eq!(
+        super::life::get(bare.metrics_address(), "/healthz").await.lines().next(),
+        Some("HTTP/1.1 200 OK")
+    );
+}
