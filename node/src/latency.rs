@@ -1,5 +1,6 @@
 //! Latencies in buckets that add up across nodes: every octave of microseconds is parted in four (log-linear, as in HDR
-//! histograms: Tene, 2012), so a quantile is off by an eighth at most. Recording is one atomic addition.
+//! histograms: Tene, 2012), and a quantile is told as the end of its bucket, so it is too high by a quarter at most. What takes
+//! longer than all buckets counts in the last. Recording is one atomic addition.
 
 use serde::Serialize;
 use std::fmt::Write;
