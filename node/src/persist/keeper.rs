@@ -59,9 +59,9 @@ impl Keeper {
     async fn keep(&self) {
         let mut due = self.config.every.map(|every| Instant::now() + every);
         loop {
-            self.take_in().await;
-            // A device that was made anew has lost its blocks: the snapshot has what it had of them.
+            // A device that is made anew from here on has lost its blocks: the snapshot has what it had of them.
             let restarts = self.holdings.restarts();
+            self.take_in().await;
             while restarts == self.holdings.restarts() {
                 let look = Instant::now() + LOOK_EVERY;
                 sleep_until(due.map_or(look, |due| due.min(look))).await;

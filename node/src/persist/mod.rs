@@ -111,8 +111,8 @@ pub enum PersistError {
     },
     /// Something else stands where the snapshot would be, or beside it.
     #[error(
-        "{path} holds something else than a snapshot, so nothing is written and nothing removed; give a folder of its own, or \
-         move that away"
+        "{path} is no folder, or holds something else than a snapshot: nothing is written and nothing removed; give a folder of its \
+         own, or move that away"
     )]
     Foreign {
         /// What stands in the way.

@@ -37,8 +37,12 @@ pub(crate) async fn save(
     progress: &mut (dyn FnMut(PersistProgress) + Send),
 ) -> Result<Saved, PersistError> {
     let serving = holdings.view.serving().ok_or(PersistError::NotServing)?;
-    folder::check_ours(path)?;
+    // Before a lock is made beside it, and again when nobody else changes it.
+    if let Err(error @ PersistError::Foreign { .. }) = folder::check_ours(path) {
+        return Err(error);
+    }
     let lock = Lock::for_writing(path, LOCK_LIMIT).await?;
+    folder::check_ours(path)?;
     let run = Run::new(&serving.map, holdings.frame_bytes);
     let mut anew = false;
     loop {

@@ -433,3 +433,28 @@ async fn who_shows_no_token_or_asks_for_a_path_has_no_snapshot_written() {
         Some("HTTP/1.1 200 OK")
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_is_made_anew_while_the_snapshot_is_awaited_costs_no_later_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("snapshot");
+    let every = Some(Duration::from_millis(20));
+    let setup = Setup { persist: Some(PersistConfig { folder: path.clone(), every }), ..Setup::default() };
+    let (coordinator, node) = filled(&setup).await;
+    node.shutdown(Duration::from_secs(30));
+    let lock = fs::File::open(path.with_extension("lock")).expect("it is there");
+    lock.lock().expect("nobody has it");
+    let again = setup.start("node-0", &coordinator);
+    eventually("it waits for the other", || again.counted(|counters| &counters.snapshot_failures) > 0).await;
+    again.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    eventually("it is made anew", || again.counted(|counters| &counters.actor_restarts) == 1).await;
+    drop(lock);
+    let loaded = |node: &NodeHandle| node.counted(|counters| &counters.snapshot_loaded_blocks);
+    eventually("the snapshot is taken in", || loaded(&again) >= BLOCKS && again.is_serving()).await;
+    let one_more = again.ask().await.store(&[Block::new(BLOCKS, 16 * KIB)], Ack::Primary).await;
+    assert_eq!(one_more.map(|stored| stored.len()), Ok(1));
+    eventually("a new one is written", || again.counted(|counters| &counters.snapshots) > 0).await;
+    again.shutdown(Duration::from_secs(30));
+    let last = setup.start("node-0", &coordinator);
+    eventually("the new one is taken in", || loaded(&last) == BLOCKS + 1).await;
+}
