@@ -42,3 +42,27 @@ pub(super) async fn blocking<T: Send + 'static>(
         .and_then(|done| done)
         .map_err(|source| PersistError::Io { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_nobody_waits_for_any_more_ends() {
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let (ended, has_ended) = tokio::sync::oneshot::channel();
+        let work = blocking(Path::new("snapshot"), move |waited| {
+            begun.send(()).expect("the test waits");
+            while waited.check().is_ok() {
+                std::thread::yield_now();
+            }
+            ended.send(()).expect("the test waits");
+            waited.check()
+        });
+        tokio::select! {
+            _ = work => panic!("it goes on while it is waited for"),
+            begun = has_begun => begun.expect("it begins"),
+        }
+        has_ended.await.expect("it ends");
+    }
+}

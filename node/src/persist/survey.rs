@@ -166,3 +166,46 @@ impl Segments {
         self.open.get(&segment)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::folder::SegmentMark;
+    use super::super::segment::SegmentWriter;
+    use super::*;
+    use kvhive_protocol::block::{Codec, digest};
+    use kvhive_protocol::{BlockHeader, BlockKey, Era, LayoutFingerprint, Slot};
+
+    #[test]
+    fn few_segments_are_open_however_many_there_are() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut marks = Vec::new();
+        for number in 0..3 * OPEN_SEGMENTS as u8 {
+            let payload = [number; 10];
+            let header = BlockHeader {
+                key: BlockKey::from_bytes([number; 32]),
+                fingerprint: LayoutFingerprint::default(),
+                tenant: TenantId(1),
+                era: Era(1),
+                depth: 0,
+                codec: Codec::Raw,
+                payload_bytes: payload.len() as u64,
+                digest: digest(&payload),
+            };
+            let file = format!("{number:06}.seg");
+            let mut writer = SegmentWriter::create(folder.path().join(&file)).expect("a file");
+            writer.push(&Meta { header, parent: BlockKey::NONE, slot: Slot(0) }, &payload).expect("room");
+            writer.finish().expect("room");
+            marks.push(SegmentMark { file, blocks: 1, bytes: 10 });
+        }
+        let paths = marks.iter().map(|mark| folder.path().join(&mark.file)).collect();
+        let mut segments = Segments { paths, open: HashMap::new() };
+        for turn in 0..2 {
+            for segment in 0..marks.len() as u32 {
+                let (one, mut bytes) = (Candidate { depth: 0, segment, at: 0 }, [0; 10]);
+                assert!(segments.meta(&one).is_some() && segments.read(&one, &mut bytes).is_some());
+                assert_eq!(bytes, [segment as u8; 10], "turn {turn}");
+                assert!(segments.open.len() <= OPEN_SEGMENTS);
+            }
+        }
+    }
+}

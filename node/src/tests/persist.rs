@@ -458,3 +458,38 @@ async fn a_device_that_is_made_anew_while_the_snapshot_is_awaited_costs_no_later
     let last = setup.start("node-0", &coordinator);
     eventually("the new one is taken in", || loaded(&last) == BLOCKS + 1).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_can_be_of_no_use_is_left_out_alone_and_counted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("snapshot");
+    let (coordinator, node) = filled(&Setup::default()).await;
+    let guest = kvhive_protocol::TenantId(2);
+    coordinator.change(|map| {
+        let mut tenant = map.tenants[&super::coordinator::TENANT].clone();
+        (tenant.name, tenant.secret) = ("guest".to_owned(), [9; 32]);
+        map.tenants.insert(guest, tenant);
+    });
+    let knows = |node: &NodeHandle, secret: [u8; 32]| {
+        let serving = node.inside.plane.view.serving();
+        serving.and_then(|serving| serving.map.tenants.get(&guest).map(|one| one.secret)) == Some(secret)
+    };
+    eventually("the node knows the guest", || knows(&node, [9; 32])).await;
+    let mut asker = node.ask().await;
+    let large = asker.store(&[Block::new(50, 40 * KIB)], Ack::Primary).await;
+    assert_eq!(large.map(|stored| stored.len()), Ok(1));
+    let mut of_guest = Block::new(60, 16 * KIB);
+    (of_guest.header.tenant, asker.tenant) = (guest, guest);
+    assert_eq!(asker.store(&[of_guest], Ack::Primary).await.map(|stored| stored.len()), Ok(1));
+    assert_eq!(node.persist(&path, |_| {}).expect("it is written").blocks, BLOCKS + 2);
+    coordinator.change(|map| {
+        map.tenants.get_mut(&guest).expect("it is there").secret = [8; 32];
+    });
+    eventually("the node has the new secret", || knows(&node, [8; 32])).await;
+    forget(&node).await;
+    let loaded = node.load(&path, |_| {}).expect("the rest is of use");
+    assert_eq!((loaded.blocks, loaded.other_secret), (BLOCKS + 1, 1), "{loaded:?}");
+    let (_other, small) = Setup { frame_bytes: 16 * KIB, ..Setup::default() }.one().await;
+    let loaded = small.load(&path, |_| {}).expect("the rest fits");
+    assert_eq!((loaded.blocks, loaded.too_large, loaded.ended), (BLOCKS, 1, 1), "{loaded:?}");
+}
