@@ -151,10 +151,11 @@ impl Client {
         }
     }
 
-    /// Ends a tenant's era. When this returns, nobody serves its older blocks.
+    /// Ends a tenant's era. When this returns, nobody serves its older blocks: its own, also where it shares another's, which
+    /// stay.
     ///
     /// # Errors
-    /// When there is no such tenant, it shares another's blocks, or the coordinators do not answer.
+    /// When there is no such tenant, or the coordinators do not answer.
     pub async fn clear_tenant(&self, name: &str) -> Result<Era, ClientError> {
         let tenant = self.tenant(name).await?;
         match self.submit(Command::ClearTenant { tenant }).await? {

@@ -5,7 +5,7 @@ use kvhive_gpu::codec::{self, CodecError, Element, Order, Shape};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::{AxisOrder, Dtype, Layout, TenantRules};
 
-/// Bits of a quantized element, unless a tenant's rules say fewer.
+/// Bits of a quantized element, unless a tenant's rules say.
 const QUANTIZED_BITS: u8 = 8;
 
 /// Encodes a block; `stored` becomes its stored bytes.
@@ -29,11 +29,13 @@ pub fn stored_bytes(codec: Codec, layout: &Layout) -> Option<u64> {
     if codec == Codec::Lossless { None } else { codec::max_stored_bytes(of_gpu(codec), &shape(layout)) }
 }
 
-/// Returns the codec that blocks of this layout are quantized with, to 4 bits where a tenant's rules say so: a lossless one
-/// where they have no numbers.
+/// Returns the codec that blocks of this layout are quantized with: to 4 bits where a tenant's rules say so. A lossless one where
+/// the rules say 16, which are all of them, or the blocks have no numbers.
 pub fn quantized(layout: &Layout, rules: &TenantRules) -> Codec {
-    let bits = if rules.quantization_bits == Some(4) { 4 } else { QUANTIZED_BITS };
-    of_protocol(codec::choose(Some(bits), None, &shape(layout)))
+    match rules.quantization_bits {
+        Some(16..) => Codec::Lossless,
+        said => of_protocol(codec::choose(said.or(Some(QUANTIZED_BITS)), None, &shape(layout))),
+    }
 }
 
 /// Returns the codec that a tenant's rules ask for blocks of this layout; raw where they ask for none.
@@ -121,6 +123,11 @@ mod tests {
         let four = TenantRules { quantization_bits: Some(4), ..TenantRules::default() };
         assert_eq!(quantized(&layout, &four), Codec::Int4);
         assert_eq!(quantized(&layout, &TenantRules::default()), Codec::Int8);
+        let ratio = TenantRules { compression_per_mille: Some(300), ..TenantRules::default() };
+        assert_eq!(quantized(&layout, &ratio), Codec::Int8);
+        let whole = TenantRules { quantization_bits: Some(16), ..ratio };
+        assert_eq!(quantized(&layout, &whole), Codec::Lossless, "no bit may go");
+        assert_eq!(quantized(&opaque, &four), Codec::Lossless);
     }
 
     #[test]

@@ -158,7 +158,8 @@ mod tests {
         let name = "x".repeat(MAX_NAME_BYTES);
         let address = "x".repeat(kvhive_control::MAX_ADDRESS_BYTES);
         let label = |at: usize| (format!("{at:0>63}"), "x".repeat(kvhive_control::MAX_LABEL_BYTES));
-        let description = DeviceDescription { kind: name.clone(), device_bytes: 1, host_bytes: 1 };
+        let description =
+            DeviceDescription { kind: name.clone(), device_bytes: 1, host_bytes: 1, disk_bytes: 1 };
         for request in [
             ControlRequest::Submit { request, command: plan },
             ControlRequest::Heartbeat(Heartbeat {

@@ -3,17 +3,11 @@
 //! is no other, so a store that failed or stopped half-way is never seen.
 
 use crate::actors::shrink::Shrunk;
-use crate::disk::{Payload, Place, ReadError};
+use crate::disk::{Payload, Place, ReadError, Room};
 use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
 use kvhive_gpu::{ReadFrame, WriteFrame};
 use kvhive_protocol::BlockHeader;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
-
-/// A disk that has not given a block within this is not waited for: recomputing it would have taken less.
-const DISK_LIMIT: Duration = Duration::from_secs(1);
 
 /// What came back to an actor.
 pub(crate) enum Return {
@@ -23,8 +17,8 @@ pub(crate) enum Return {
     Write(WriteTicket),
     /// A copy between tiers has ended, with where the block's bytes are now if it worked.
     Copy(CopyTicket, Option<Rest>),
-    /// A block on disk was asked for: its bytes came, or they did not.
-    Brought(bool),
+    /// A block on disk was fetched: its bytes came, or they did not.
+    Brought(BlockId, bool),
     /// A block's record is of no use.
     Lost(BlockId),
     /// A shrink has ended.
@@ -76,11 +70,7 @@ impl Drop for Pin {
 enum Held {
     Frame(ReadFrame),
     /// Read from disk.
-    Read {
-        payload: Payload,
-        /// That they take, given back with them.
-        _room: Option<OwnedSemaphorePermit>,
-    },
+    Read(Payload),
 }
 
 /// A reader's hold on a block: its bytes stay as they are until this is dropped.
@@ -108,7 +98,7 @@ impl ReadGuard {
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.held {
             Held::Frame(frame) => frame.bytes(),
-            Held::Read { payload, .. } => payload.bytes(),
+            Held::Read(payload) => payload.bytes(),
         }
     }
 }
@@ -119,6 +109,17 @@ pub(crate) struct RecordGuard {
     place: Place,
     header: BlockHeader,
     pin: Pin,
+    /// It is a hit if it comes, else a miss.
+    is_fetched: bool,
+}
+
+/// Why the bytes of a block on disk are not at hand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unread {
+    /// They did not come in time. The block is where it was.
+    Late,
+    /// The disk has something else: the block is lost, and counted.
+    Lost,
 }
 
 impl RecordGuard {
@@ -126,28 +127,43 @@ impl RecordGuard {
         self.header.payload_bytes
     }
 
-    /// Reads the block. None when the disk did not give it in time, or gave something else: then it is lost, and counted.
-    pub(crate) async fn read(self, room: Option<OwnedSemaphorePermit>) -> Option<ReadGuard> {
-        let RecordGuard { place, header, pin } = self;
-        let read = timeout(DISK_LIMIT, place.read(&header)).await;
-        let came = matches!(read, Ok(Ok(_)));
-        pin.returns.push(Return::Brought(came));
-        match read {
-            Ok(Ok(payload)) => {
-                return Some(ReadGuard { held: Held::Read { payload, _room: room }, header, _pin: pin });
-            }
-            Ok(Err(ReadError::Bad(..))) => pin.returns.push(Return::Lost(pin.id)),
-            Ok(Err(ReadError::Late)) => {}
-            Err(_) => place.store().was_silent(),
-        }
-        drop(place);
-        None
+    /// Says whether its disk gives what it is asked for.
+    pub(crate) fn disk_answers(&self) -> bool {
+        self.place.store().answers()
     }
 
-    /// Gives up a block that there is no room to read.
+    /// Reads the block. The room that it takes is given back when the disk and the reader have let go of its memory.
+    pub(crate) async fn read(self, room: Option<Room>) -> Result<ReadGuard, Unread> {
+        let read = self.place.read(&self.header, room).await;
+        self.tell(read.is_ok());
+        let RecordGuard { place, header, pin, .. } = self;
+        drop(place);
+        match read {
+            Ok(payload) => Ok(ReadGuard { held: Held::Read(payload), header, _pin: pin }),
+            Err(ReadError::Bad(..)) => {
+                pin.returns.push(Return::Lost(pin.id));
+                Err(Unread::Lost)
+            }
+            Err(ReadError::Late) => Err(Unread::Late),
+        }
+    }
+
+    /// Gives up a block that is not to be read.
     pub(crate) fn give_up(self) {
         self.place.store().count_late();
-        self.pin.returns.push(Return::Brought(false));
+        self.tell(false);
+    }
+
+    /// Gives up a block that there was no room to read, although that was waited for.
+    pub(crate) fn starve(self) {
+        self.place.store().starved();
+        self.tell(false);
+    }
+
+    fn tell(&self, came: bool) {
+        if self.is_fetched {
+            self.pin.returns.push(Return::Brought(self.pin.id, came));
+        }
     }
 }
 
@@ -160,11 +176,18 @@ pub(crate) enum Lent {
 }
 
 impl Lent {
-    pub(crate) fn new(rest: &Rest, header: BlockHeader, id: BlockId, returns: Returns) -> Lent {
+    pub(crate) fn new(
+        rest: &Rest,
+        header: BlockHeader,
+        id: BlockId,
+        returns: Returns,
+        is_fetched: bool,
+    ) -> Lent {
         match rest {
             Rest::Frame(frame) => Lent::Guard(ReadGuard::new(frame.clone(), header, id, returns)),
             Rest::Record(place) => {
-                Lent::Record(RecordGuard { place: place.clone(), header, pin: Pin { id, returns } })
+                let (place, pin) = (place.clone(), Pin { id, returns });
+                Lent::Record(RecordGuard { place, header, pin, is_fetched })
             }
         }
     }

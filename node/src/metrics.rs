@@ -85,6 +85,7 @@ fn render_latencies(sources: &Sources, text: &mut String) {
 
 fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
     let Sources { plane, memory_configured, .. } = sources;
+    let own_policies: u64 = devices.iter().flatten().map(|(stats, _)| stats.own_policy_bytes).sum();
     let view = &plane.view;
     let counters = &plane.counters;
     let epoch = view.serving().map_or(0, |serving| serving.map.epoch.0);
@@ -93,7 +94,8 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
     for (name, value) in [
         ("kvhive_node_lease_seconds", view.lease().since(view.now()).as_secs_f64()),
         ("kvhive_node_epoch", epoch as f64),
-        ("kvhive_node_memory_configured_bytes", *memory_configured as f64),
+        ("kvhive_node_memory_configured_bytes", (memory_configured + own_policies) as f64),
+        ("kvhive_node_tenant_policies_bytes", own_policies as f64),
         ("kvhive_node_open_connections", plane.open_connections() as f64),
         ("kvhive_node_inflight_bytes", plane.inflight_bytes() as f64),
         ("kvhive_node_replication_waiting_batches", plane.replicator.waiting() as f64),
@@ -191,6 +193,7 @@ fn record_device(device: &str, stats: &ShardStats) {
         metrics::gauge!("kvhive_node_blocks", &labels).set(figures.blocks as f64);
         metrics::gauge!("kvhive_node_used_bytes", &labels).set(figures.used_bytes as f64);
         metrics::gauge!("kvhive_node_capacity_bytes", &labels).set(figures.capacity_bytes as f64);
+        metrics::counter!("kvhive_node_tier_hits_total", &labels).absolute(figures.hits);
     }
     for (name, value) in [
         ("kvhive_node_writes_under_way", stats.filling),

@@ -11,13 +11,14 @@ pub(crate) fn kept_apart(serving: &Serving, index: u16, strategy: Strategy) -> B
     let device = DeviceId::new(serving.member, index);
     let in_device = Share::of(serving, device, |described| described.device_bytes);
     let in_host = Share::of(serving, device, |described| described.host_bytes);
+    let on_disk = Share::of(serving, device, |described| described.disk_bytes);
     let apart = serving.map.tenants.iter().filter(|(_, tenant)| tenant.rules.is_kept_apart());
     let rules = apart.map(|(id, tenant)| {
         let rules = &tenant.rules;
         let quota = [
             rules.device_quota_bytes.map(|bytes| in_device.part(bytes)),
             rules.host_quota_bytes.map(|bytes| in_host.part(bytes)),
-            None,
+            rules.disk_quota_bytes.map(|bytes| on_disk.part(bytes)),
         ];
         (*id, Rules { strategy: rules.strategy.unwrap_or(strategy), quota })
     });
@@ -60,11 +61,12 @@ mod tests {
     };
     use std::sync::Arc;
 
-    fn member(state: MemberState, devices: &[(u64, u64)]) -> Member {
-        let described = |(device_bytes, host_bytes): &(u64, u64)| DeviceDescription {
+    fn member(state: MemberState, devices: &[[u64; 3]]) -> Member {
+        let described = |[device_bytes, host_bytes, disk_bytes]: &[u64; 3]| DeviceDescription {
             kind: "host".into(),
             device_bytes: *device_bytes,
             host_bytes: *host_bytes,
+            disk_bytes: *disk_bytes,
         };
         Member {
             name: "node".into(),
@@ -92,9 +94,9 @@ mod tests {
                 heartbeat_ms: 200,
             },
             members: BTreeMap::from([
-                (MemberId(1), member(MemberState::Up, &[(100, 0), (300, 50)])),
-                (MemberId(2), member(MemberState::Up, &[(400, 150)])),
-                (MemberId(3), member(MemberState::Down, &[(1 << 40, 1 << 40)])),
+                (MemberId(1), member(MemberState::Up, &[[100, 0, 1000], [300, 50, 0]])),
+                (MemberId(2), member(MemberState::Up, &[[400, 150, 3000]])),
+                (MemberId(3), member(MemberState::Down, &[[1 << 40; 3]])),
             ]),
             slots: Arc::default(),
             held: Arc::default(),
@@ -108,18 +110,29 @@ mod tests {
         let none = TenantRules::default();
         let serving = serving(&[
             none,
-            TenantRules { device_quota_bytes: Some(80), host_quota_bytes: Some(1 << 60), ..none },
+            TenantRules {
+                device_quota_bytes: Some(80),
+                host_quota_bytes: Some(1 << 60),
+                disk_quota_bytes: Some(400),
+                ..none
+            },
             TenantRules { strategy: Some(Strategy::Sieve), ..none },
             TenantRules { quantization_bits: Some(4), ..none },
+            TenantRules { disk_quota_bytes: Some(8), ..none },
         ]);
-        let quota = |device, host| Rules { strategy: Strategy::Lfu, quota: [Some(device), Some(host), None] };
+        let quota = |tiers: [u64; 3]| Rules { strategy: Strategy::Lfu, quota: tiers.map(Some) };
+        let disk = |bytes| Rules { strategy: Strategy::Lfu, quota: [None, None, Some(bytes)] };
         let sieve = Rules::new(Strategy::Sieve);
-        for (index, device, host) in [(0, 10, 0), (1, 30, 1 << 58)] {
-            let expected = BTreeMap::from([(TenantId(2), quota(device, host)), (TenantId(3), sieve)]);
+        for (index, tiers, on_disk) in [(0, [10, 0, 100], 2), (1, [30, 1 << 58, 0], 0)] {
+            let expected = BTreeMap::from([
+                (TenantId(2), quota(tiers)),
+                (TenantId(3), sieve),
+                (TenantId(5), disk(on_disk)),
+            ]);
             assert_eq!(kept_apart(&serving, index, Strategy::Lfu), expected);
         }
         let other = Serving { member: MemberId(2), ..serving };
         let of_other = kept_apart(&other, 0, Strategy::Lfu);
-        assert_eq!(of_other[&TenantId(2)], quota(40, 3 << 58));
+        assert_eq!(of_other[&TenantId(2)], quota([40, 3 << 58, 300]));
     }
 }

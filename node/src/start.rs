@@ -171,7 +171,7 @@ pub(crate) fn start_within(
         Sources { devices: devices.clone(), stores: stores.clone(), plane: plane.clone(), memory_configured };
     let membership = Membership {
         coordinators: Arc::new(coordinators),
-        introduction: introduce(&config, &memories, data_address, metrics_address),
+        introduction: introduce(&config, &memories, &stores, data_address, metrics_address),
         devices: devices.clone(),
         replicator,
         view: view.clone(),
@@ -320,23 +320,25 @@ fn spawn_device(
 fn introduce(
     config: &NodeConfig,
     memories: &[Memory],
+    stores: &[Option<Arc<Store>>],
     data_address: SocketAddr,
     metrics_address: SocketAddr,
 ) -> Introduction {
     let reached = |advertised: &str, bound: SocketAddr| {
         if advertised.is_empty() { bound.to_string() } else { advertised.to_owned() }
     };
-    let describe = |memory: &Memory| DeviceDescription {
+    let describe = |(memory, store): (&Memory, &Option<Arc<Store>>)| DeviceDescription {
         kind: memory.kind().to_owned(),
         device_bytes: memory.tier_bytes(Tier::Device),
         host_bytes: memory.tier_bytes(Tier::Host),
+        disk_bytes: store.as_ref().map_or(0, |store| store.tier_bytes()),
     };
     Introduction {
         name: config.name.clone(),
         data_address: reached(&config.advertise_data, data_address),
         metrics_address: reached(&config.advertise_metrics, metrics_address),
         labels: config.labels.clone(),
-        devices: memories.iter().map(describe).collect(),
+        devices: memories.iter().zip(stores).map(describe).collect(),
     }
 }
 

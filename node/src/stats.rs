@@ -23,6 +23,8 @@ pub struct TierUse {
     pub used_bytes: u64,
     /// Bytes of all frames.
     pub capacity_bytes: u64,
+    /// Blocks that fetches got from there.
+    pub hits: u64,
 }
 
 impl TierUse {
@@ -30,6 +32,7 @@ impl TierUse {
         self.blocks += tier.blocks;
         self.used_bytes += tier.used_bytes;
         self.capacity_bytes += tier.capacity_bytes;
+        self.hits += tier.hits;
     }
 }
 

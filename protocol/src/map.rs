@@ -34,10 +34,12 @@ pub struct DeviceDescription {
     pub device_bytes: u64,
     /// Bytes of the host tier over it.
     pub host_bytes: u64,
+    /// Bytes of the disk tier under it.
+    pub disk_bytes: u64,
 }
 
 impl DeviceDescription {
-    /// Returns the bytes of both tiers: the weight of this device in placement.
+    /// Returns the bytes of both tiers in memory: the weight of this device in placement.
     pub fn capacity_bytes(&self) -> u64 {
         self.device_bytes.saturating_add(self.host_bytes)
     }

@@ -14,6 +14,8 @@ pub struct TenantRules {
     pub device_quota_bytes: Option<u64>,
     /// Bytes promised to it in the host tiers of the whole cluster, replicas counted.
     pub host_quota_bytes: Option<u64>,
+    /// Bytes promised to it in the disk tiers of the whole cluster, replicas counted.
+    pub disk_quota_bytes: Option<u64>,
     /// Bits of a stored element: 4, 8, or 16 for blocks as they are.
     pub quantization_bits: Option<u8>,
     /// Stored bytes for 1000 raw ones, where no bits are said.
@@ -25,7 +27,8 @@ pub struct TenantRules {
 impl TenantRules {
     /// Says whether nodes keep its blocks apart from those of tenants without rules.
     pub fn is_kept_apart(&self) -> bool {
-        self.strategy.is_some() || self.device_quota_bytes.is_some() || self.host_quota_bytes.is_some()
+        let quotas = [self.device_quota_bytes, self.host_quota_bytes, self.disk_quota_bytes];
+        self.strategy.is_some() || quotas.iter().any(Option::is_some)
     }
 
     /// Says whether anything but sharing is ruled.
@@ -77,6 +80,8 @@ pub struct RulesChange {
     pub device_quota_bytes: Change<u64>,
     /// Of [`TenantRules::host_quota_bytes`].
     pub host_quota_bytes: Change<u64>,
+    /// Of [`TenantRules::disk_quota_bytes`].
+    pub disk_quota_bytes: Change<u64>,
     /// Of [`TenantRules::quantization_bits`].
     pub quantization_bits: Change<u8>,
     /// Of [`TenantRules::compression_per_mille`].
@@ -91,6 +96,7 @@ impl RulesChange {
         self.strategy.apply(&mut rules.strategy);
         self.device_quota_bytes.apply(&mut rules.device_quota_bytes);
         self.host_quota_bytes.apply(&mut rules.host_quota_bytes);
+        self.disk_quota_bytes.apply(&mut rules.disk_quota_bytes);
         self.quantization_bits.apply(&mut rules.quantization_bits);
         self.compression_per_mille.apply(&mut rules.compression_per_mille);
         self.shares_with.apply(&mut rules.shares_with);

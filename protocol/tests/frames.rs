@@ -3,7 +3,7 @@
 use kvhive_protocol::block::{BlockDigest, BlockHeader, Codec, HEADER_BYTES, digest};
 use kvhive_protocol::codec;
 use kvhive_protocol::control::{
-    Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat, Proposal,
+    Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat, Proposal, Registration,
 };
 use kvhive_protocol::data::{
     About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, Refusal, Run,
@@ -134,6 +134,7 @@ fn commands_and_tenants_are_what_they_were() {
         strategy: Some(kvhive_protocol::Strategy::Adaptive),
         device_quota_bytes: Some(1),
         host_quota_bytes: Some(2),
+        disk_quota_bytes: Some(3),
         quantization_bits: Some(4),
         compression_per_mille: Some(500),
         shares_with: Some(TenantId(3)),
@@ -143,7 +144,21 @@ fn commands_and_tenants_are_what_they_were() {
         host_quota_bytes: Change::Reset,
         ..RulesChange::default()
     };
+    let registration = Registration {
+        request: RequestId { client: 5, sequence: 6 },
+        name: "node-a".into(),
+        data_address: "10.0.0.1:7810".into(),
+        metrics_address: "10.0.0.1:7811".into(),
+        labels: [("rack".to_owned(), "3".to_owned())].into(),
+        devices: vec![map::DeviceDescription {
+            kind: "host".into(),
+            device_bytes: 1,
+            host_bytes: 2,
+            disk_bytes: 3,
+        }],
+    };
     let folded = [
+        codec::encode(&Command::Register(registration)),
         codec::encode(&Command::CreateTenant { name: "a".into(), secret: [7; 32], rules }),
         codec::encode(&Command::ClearTenant { tenant: TenantId(2) }),
         codec::encode(&Command::SetTenantRules { tenant: TenantId(2), change }),
@@ -355,8 +370,8 @@ const GOLDEN_DATA: [&str; 6] = [
     "e8162bef608b1509",
     "964b4412bc2e7214",
 ];
-const GOLDEN_COMMANDS: [&str; 4] =
-    ["ca3e5a884fedfeee", "5516b38b5a66a5e0", "b3c17b250b9d5249", "fa7b46838738007d"];
+const GOLDEN_COMMANDS: [&str; 5] =
+    ["c446bd8de2dd3ca0", "e80c4e49e0b1e297", "5516b38b5a66a5e0", "6baa492c98bbfa21", "3a32a325d230e3c7"];
 const GOLDEN_HEADER: &str = "146920c73de8eb0a";
 const GOLDEN_KEYS: [&str; 2] = ["b0d0b3ebcd406732", "4e5fe816c51df97e"];
 const GOLDEN_SLOTS: [u16; 2] = [3143, 1214];

@@ -79,6 +79,9 @@ struct Rules {
     /// Bytes of host memory promised to it, likewise
     #[arg(long, value_name = "SIZE")]
     host_quota: Option<Bytes>,
+    /// Bytes of the disk tiers promised to it, likewise
+    #[arg(long, value_name = "SIZE")]
+    disk_quota: Option<Bytes>,
     /// Bits of an element as stored: 4, 8, or 16 for blocks as they are [default: as they are]
     #[arg(long, value_name = "BITS", value_parser = PossibleValuesParser::new(["4", "8", "16"]))]
     quantization_bits: Option<String>,
@@ -96,6 +99,7 @@ enum Rule {
     Strategy,
     DeviceQuota,
     HostQuota,
+    DiskQuota,
     QuantizationBits,
     CompressionRatio,
     SharesWith,
@@ -107,6 +111,7 @@ impl Rule {
             Rule::Strategy => "strategy",
             Rule::DeviceQuota => "device_quota_bytes",
             Rule::HostQuota => "host_quota_bytes",
+            Rule::DiskQuota => "disk_quota_bytes",
             Rule::QuantizationBits => "quantization_bits",
             Rule::CompressionRatio => "compression_ratio",
             Rule::SharesWith => "shares_with",
@@ -120,6 +125,7 @@ impl Rules {
             (Rule::Strategy, self.strategy.map(|strategy| json!(strategy.name()))),
             (Rule::DeviceQuota, self.device_quota.map(|size| json!(size.0))),
             (Rule::HostQuota, self.host_quota.map(|size| json!(size.0))),
+            (Rule::DiskQuota, self.disk_quota.map(|size| json!(size.0))),
             (
                 Rule::QuantizationBits,
                 self.quantization_bits
@@ -178,10 +184,7 @@ impl Tenants {
             Some(Verb::Create { name, .. }) => println!("tenant {name} created, id {}", text(&answer, "id")),
             Some(Verb::Set { .. } | Verb::Show { .. }) => print_one(&answer),
             Some(Verb::Clear { name }) => {
-                println!(
-                    "tenant {name} cleared: nobody serves blocks older than era {}",
-                    text(&answer, "era")
-                );
+                println!("{}", cleared(name, &answer));
             }
         }
         Ok(())
@@ -194,6 +197,18 @@ fn ratio(text: &str) -> Result<f64, String> {
     ratio.ok_or_else(|| "allowed is a number from 0.001 to 1".to_owned())
 }
 
+/// Says what a clear came to.
+fn cleared(name: &str, answer: &Value) -> String {
+    let era = text(answer, "era");
+    match answer["shares_with"].as_str() {
+        Some(pool) => format!(
+            "tenant {name} cleared: nobody serves blocks of its own older than era {era}; those of {pool}, which it \
+             shares, stay: clear {pool} for all who share it"
+        ),
+        None => format!("tenant {name} cleared: nobody serves blocks older than era {era}"),
+    }
+}
+
 /// Returns a tenant's route. What is no name would name another route.
 fn path(name: &str) -> Result<String> {
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
@@ -204,8 +219,18 @@ fn path(name: &str) -> Result<String> {
 }
 
 fn print_all(answer: &Value) {
-    let columns =
-        ["TENANT", "ID", "ERA", "STRATEGY", "DEVICE QUOTA", "HOST QUOTA", "USED", "BLOCKS", "HIT RATE"];
+    let columns = [
+        "TENANT",
+        "ID",
+        "ERA",
+        "STRATEGY",
+        "DEVICE QUOTA",
+        "HOST QUOTA",
+        "DISK QUOTA",
+        "USED",
+        "BLOCKS",
+        "HIT RATE",
+    ];
     let mut table = report::table(&columns);
     for one in list(&answer["tenants"]) {
         let strategy = match one["shares_with"].as_str() {
@@ -219,6 +244,7 @@ fn print_all(answer: &Value) {
             strategy,
             size(one, "device_quota_bytes"),
             size(one, "host_quota_bytes"),
+            size(one, "disk_quota_bytes"),
             size(one, "used_bytes"),
             text(one, "blocks"),
             rate(one, "hit_rate"),
@@ -241,9 +267,11 @@ fn print_one(tenant: &Value) {
         ("strategy", text(tenant, "strategy")),
         ("device quota", size(tenant, "device_quota_bytes")),
         ("host quota", size(tenant, "host_quota_bytes")),
+        ("disk quota", size(tenant, "disk_quota_bytes")),
         ("blocks are stored", codec),
         ("used, device", size(tenant, "device_used_bytes")),
         ("used, host", size(tenant, "host_used_bytes")),
+        ("used, disk", size(tenant, "disk_used_bytes")),
         ("used, all tiers", size(tenant, "used_bytes")),
         ("blocks", text(tenant, "blocks")),
         ("hit rate", rate(tenant, "hit_rate")),
@@ -283,14 +311,24 @@ mod tests {
             "w-tinylfu",
             "--device-quota",
             "8GiB",
+            "--disk-quota",
+            "1TiB",
             "--quantization-bits",
             "4",
             "--reset",
             "host-quota,shares-with",
         ];
         let expected = json!({"strategy": "w-tinylfu", "device_quota_bytes": 8_u64 << 30,
-            "quantization_bits": 4, "host_quota_bytes": null, "shares_with": null});
+            "disk_quota_bytes": 1_u64 << 40, "quantization_bits": 4, "host_quota_bytes": null, "shares_with": null});
         assert_eq!(patch(&options).expect("they make sense"), expected);
+    }
+
+    #[test]
+    fn a_clear_of_a_tenant_that_shares_says_what_it_has_not_cleared() {
+        let alone = cleared("acme", &json!({"era": 3, "shares_with": null}));
+        assert_eq!(alone, "tenant acme cleared: nobody serves blocks older than era 3");
+        let shares = cleared("guest", &json!({"era": 2, "shares_with": "acme"}));
+        assert!(shares.contains("of its own older than era 2") && shares.contains("clear acme"), "{shares}");
     }
 
     #[test]

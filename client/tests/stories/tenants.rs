@@ -11,6 +11,7 @@ const NONE: TenantRules = TenantRules {
     strategy: None,
     device_quota_bytes: None,
     host_quota_bytes: None,
+    disk_quota_bytes: None,
     quantization_bits: None,
     compression_per_mille: None,
     shares_with: None,

@@ -23,7 +23,7 @@ pub use planner::{Planner, imbalance};
 pub use registry::Registry;
 pub use repair::Repair;
 pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, SNAPSHOT_VERSION};
-pub use tenant_rules::check_rules;
+pub use tenant_rules::{check_change, check_rules};
 pub use validate::{
     HEARTBEAT_MS, LEASE_MS, MAX_ADDRESS_BYTES, MAX_LABEL_BYTES, MAX_MAP_BYTES, MAX_REPLICAS,
     MAX_SEGMENT_BLOCKS, check_command, check_registration,

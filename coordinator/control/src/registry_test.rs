@@ -57,7 +57,8 @@ pub(crate) fn bootstrap(replicas: u8) -> Command {
 }
 
 pub(crate) fn registration(name: &str, devices: usize) -> Command {
-    let device = DeviceDescription { kind: "host".into(), device_bytes: 1 << 20, host_bytes: 1 << 20 };
+    let device =
+        DeviceDescription { kind: "host".into(), device_bytes: 1 << 20, host_bytes: 1 << 20, disk_bytes: 0 };
     Command::Register(Registration {
         request: RequestId { client: 5, sequence: 5 },
         name: name.into(),
@@ -441,15 +442,23 @@ fn a_tenant_shares_with_one_that_shares_with_nobody_and_says_nothing_else() {
     );
     let bits = RulesChange { quantization_bits: Change::Set(4), ..RulesChange::default() };
     assert!(refused(&cluster.apply(set(user.0, bits)), "set them on pool"));
-    assert!(refused(
-        &cluster.apply(Command::ClearTenant { tenant: user }),
-        "clear pool, for all who share it"
-    ));
 
     assert!(matches!(cluster.apply(share(other.0, pool.0)), CommandReply::Applied { .. }));
     let alone = RulesChange { shares_with: Change::Reset, ..bits };
     assert!(matches!(cluster.apply(set(user.0, alone)), CommandReply::Applied { .. }));
     assert_eq!(cluster.map().pool_of(user).map(|(id, _)| id), Some(user));
+}
+
+#[test]
+fn a_tenant_that_begins_to_share_can_have_its_own_earlier_blocks_cleared_and_no_others() {
+    let mut cluster = Cluster::with_replicas(1);
+    cluster.apply(create("pool", TenantRules::default()));
+    cluster.apply(create("user", TenantRules::default()));
+    assert_eq!(cluster.apply(share(3, 2)), applied(4));
+    let cleared = cluster.apply(Command::ClearTenant { tenant: TenantId(3) });
+    assert_eq!(cleared, CommandReply::TenantCleared { era: Era(2), epoch: Epoch(5) });
+    let eras: Vec<Era> = cluster.map().tenants.values().map(|tenant| tenant.era).collect();
+    assert_eq!(eras, [Era(1), Era(1), Era(2)], "the pool's blocks stay");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What tenants' rules may say, alone and together: ranges, who may share with whom, how many tenants nodes keep apart.
 
 use crate::validate::within;
-use kvhive_protocol::{ClusterMap, TenantId, TenantRules, WireError};
+use kvhive_protocol::{Change, ClusterMap, RulesChange, TenantId, TenantRules, WireError};
 
 /// The most tenants with a strategy or a quota of their own: nodes rank the blocks of each apart.
 pub(crate) const MAX_TENANTS_APART: usize = 1024;
@@ -10,7 +10,7 @@ pub(crate) const MAX_QUOTA_BYTES: u64 = 1 << 60;
 
 /// Checks the rules that tenant `of` of this map would get; none for a new tenant.
 pub(crate) fn check(map: &ClusterMap, of: Option<TenantId>, rules: &TenantRules) -> Result<(), WireError> {
-    check_rules(rules)?;
+    ranges(rules)?;
     let before = of.and_then(|of| map.tenants.get(&of)).map(|tenant| tenant.rules).unwrap_or_default();
     if let Some(with) = rules.shares_with {
         sharing(map, of, rules, with)?;
@@ -31,11 +31,30 @@ pub(crate) fn check(map: &ClusterMap, of: Option<TenantId>, rules: &TenantRules)
     Ok(())
 }
 
+/// Checks a change of a tenant's rules by a map: whether that would take it.
+///
+/// # Errors
+/// Which rule says what, and what is allowed.
+pub fn check_change(map: &ClusterMap, tenant: TenantId, change: &RulesChange) -> Result<(), WireError> {
+    let known = map.tenants.get(&tenant).ok_or(WireError::UnknownTenant { tenant })?;
+    let changed = change.apply(known.rules);
+    if changed == known.rules { Ok(()) } else { check(map, Some(tenant), &changed) }
+}
+
+/// Checks what can be said of a change whatever the map and the tenant's rules are.
+pub(crate) fn check_change_alone(tenant: TenantId, change: &RulesChange) -> Result<(), WireError> {
+    check_rules(&change.apply(TenantRules::default()))?;
+    match change.shares_with {
+        Change::Set(with) if with == tenant => Err(with_itself()),
+        _ => Ok(()),
+    }
+}
+
 /// Checks the rules of all tenants of a map.
 pub(crate) fn check_all(map: &ClusterMap) -> Result<(), WireError> {
     enough_places(map, 0)?;
     for (id, tenant) in &map.tenants {
-        check_rules(&tenant.rules)?;
+        ranges(&tenant.rules)?;
         if let Some(with) = tenant.rules.shares_with {
             sharing(map, Some(*id), &tenant.rules, with)?;
         }
@@ -48,9 +67,21 @@ pub(crate) fn check_all(map: &ClusterMap) -> Result<(), WireError> {
 /// # Errors
 /// Which rule says what, and what is allowed.
 pub fn check_rules(rules: &TenantRules) -> Result<(), WireError> {
-    for (name, quota) in
-        [("device_quota_bytes", rules.device_quota_bytes), ("host_quota_bytes", rules.host_quota_bytes)]
-    {
+    ranges(rules)?;
+    match rules.shares_with {
+        Some(with) if rules.has_own() => Err(WireError::rejected(format_args!(
+            "a tenant that shares the blocks of another, here of tenant {with}, has no other rules: set them there"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn ranges(rules: &TenantRules) -> Result<(), WireError> {
+    for (name, quota) in [
+        ("device_quota_bytes", rules.device_quota_bytes),
+        ("host_quota_bytes", rules.host_quota_bytes),
+        ("disk_quota_bytes", rules.disk_quota_bytes),
+    ] {
         within(name, quota.unwrap_or(0), 0..=MAX_QUOTA_BYTES)?;
     }
     if let Some(bits) = rules.quantization_bits
@@ -63,6 +94,12 @@ pub fn check_rules(rules: &TenantRules) -> Result<(), WireError> {
     within("compression_per_mille", u64::from(rules.compression_per_mille.unwrap_or(1)), 1..=1000)
 }
 
+fn with_itself() -> WireError {
+    WireError::rejected(format_args!(
+        "shares_with is the tenant itself, allowed is another; without the rule it shares with nobody"
+    ))
+}
+
 fn sharing(
     map: &ClusterMap,
     of: Option<TenantId>,
@@ -70,9 +107,7 @@ fn sharing(
     with: TenantId,
 ) -> Result<(), WireError> {
     if of == Some(with) {
-        return Err(WireError::rejected(format_args!(
-            "shares_with is the tenant itself, allowed is another; without the rule it shares with nobody"
-        )));
+        return Err(with_itself());
     }
     let pool = map.tenants.get(&with).ok_or(WireError::UnknownTenant { tenant: with })?;
     if pool.rules.shares_with.is_some() {
@@ -125,6 +160,7 @@ mod tests {
                 "compression_per_mille is 1001, allowed is 1 to 1000",
             ),
             (TenantRules { host_quota_bytes: Some(u64::MAX), ..none }, "host_quota_bytes is"),
+            (TenantRules { disk_quota_bytes: Some((1 << 60) + 1), ..none }, "disk_quota_bytes is"),
         ] {
             let error = check_rules(&wrong).expect_err("out of range").to_string();
             assert!(error.contains(says), "{error}");

@@ -43,7 +43,11 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
             settings(of_all)
         }
         Command::Register(known) => check_registration(known),
-        Command::CreateTenant { name: tenant, .. } => name("tenant name", tenant),
+        Command::CreateTenant { name: tenant, rules, .. } => {
+            name("tenant name", tenant)?;
+            tenant_rules::check_rules(rules)
+        }
+        Command::SetTenantRules { tenant, change } => tenant_rules::check_change_alone(*tenant, change),
         Command::PlaceSlots { changes, held: wanted, .. } => {
             held(wanted)?;
             let mut named = BTreeSet::new();
@@ -55,7 +59,6 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         Command::MarkDown { .. }
         | Command::Leave { .. }
         | Command::ClearTenant { .. }
-        | Command::SetTenantRules { .. }
         | Command::SetAck { .. } => Ok(()),
     }
 }
@@ -152,13 +155,13 @@ pub(crate) fn held(slots: &[Slot]) -> Result<BTreeSet<Slot>, WireError> {
 /// Returns about how many bytes a member takes in an encoded map; never fewer than it does.
 pub(crate) fn member_bytes(member: &Member) -> usize {
     let labels: usize = member.labels.iter().map(|(key, value)| key.len() + value.len() + 16).sum();
-    let devices: usize = member.devices.iter().map(|device| device.kind.len() + 24).sum();
+    let devices: usize = member.devices.iter().map(|device| device.kind.len() + 32).sum();
     64 + member.name.len() + member.data_address.len() + member.metrics_address.len() + labels + devices
 }
 
 /// Returns about how many bytes a tenant takes in an encoded map; never fewer than it does.
 pub(crate) fn tenant_bytes(tenant: &Tenant) -> usize {
-    let rules = if tenant.rules == TenantRules::default() { 0 } else { 48 };
+    let rules = if tenant.rules == TenantRules::default() { 0 } else { 58 };
     64 + tenant.name.len() + rules
 }
 
@@ -326,7 +329,7 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvhive_protocol::{Era, TenantId};
+    use kvhive_protocol::{Change, Era, RulesChange, TenantId};
 
     #[test]
     fn names_are_plain() {
@@ -367,8 +370,12 @@ mod tests {
         assert!(labels(&label(&"x".repeat(64), "a")).is_err());
         assert!(labels(&(0..33).map(|at| (format!("l{at}"), String::new())).collect()).is_err());
 
-        let device =
-            |kind: &str, bytes| DeviceDescription { kind: kind.into(), device_bytes: bytes, host_bytes: 0 };
+        let device = |kind: &str, bytes| DeviceDescription {
+            kind: kind.into(),
+            device_bytes: bytes,
+            host_bytes: 0,
+            disk_bytes: 7,
+        };
         assert_eq!(devices(&[device("NVIDIA H100 80GB HBM3", 1)]), Ok(()));
         assert!(devices(&[]).is_err());
         assert!(devices(&vec![device("host", 1); 17]).is_err());
@@ -383,6 +390,7 @@ mod tests {
             strategy: kvhive_protocol::Strategy::ALL.into_iter().max_by_key(|strategy| strategy.name().len()),
             device_quota_bytes: Some(u64::MAX),
             host_quota_bytes: Some(u64::MAX),
+            disk_quota_bytes: Some(u64::MAX),
             quantization_bits: Some(u8::MAX),
             compression_per_mille: Some(u16::MAX),
             shares_with: Some(TenantId(u32::MAX)),
@@ -404,12 +412,32 @@ mod tests {
         };
         let tenant =
             |name: String| Command::CreateTenant { name, secret: [0; 32], rules: TenantRules::default() };
-        for good in [tenant("a".into()), place(&[0, SLOTS - 1], 8), place(&[], 0)] {
+        let set = |change| Command::SetTenantRules { tenant: TenantId(2), change };
+        let none = RulesChange::default();
+        let with = |other| RulesChange { shares_with: Change::Set(TenantId(other)), ..none };
+        let created = |rules| Command::CreateTenant { name: "a".into(), secret: [0; 32], rules };
+        let sharing = TenantRules { shares_with: Some(TenantId(1)), ..TenantRules::default() };
+        for good in [
+            tenant("a".into()),
+            created(sharing),
+            place(&[0, SLOTS - 1], 8),
+            place(&[], 0),
+            set(none),
+            set(RulesChange { quantization_bits: Change::Reset, ..with(1) }),
+            set(RulesChange { disk_quota_bytes: Change::Set(1 << 60), ..none }),
+        ] {
             assert_eq!(check_command(&good), Ok(()), "{good:?}");
         }
         for bad in [
             tenant(String::new()),
             tenant("x".repeat(4 << 20)),
+            created(TenantRules { quantization_bits: Some(7), ..TenantRules::default() }),
+            created(TenantRules { quantization_bits: Some(8), ..sharing }),
+            set(RulesChange { quantization_bits: Change::Set(7), ..none }),
+            set(RulesChange { compression_per_mille: Change::Set(0), ..none }),
+            set(RulesChange { disk_quota_bytes: Change::Set(u64::MAX), ..none }),
+            set(RulesChange { host_quota_bytes: Change::Set(1), ..with(1) }),
+            set(with(2)),
             place(&[SLOTS], 1),
             place(&[3, 3], 1),
             place(&[3], 0),

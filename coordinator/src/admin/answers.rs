@@ -74,6 +74,8 @@ pub(super) struct Device {
     pub(super) kind: String,
     /// Bytes of all frames, both tiers.
     pub(super) capacity_bytes: u64,
+    /// Bytes of blocks that its disk tier has places for.
+    pub(super) disk_bytes: u64,
     /// Slots whose primary it is.
     pub(super) primary_slots: u64,
     /// Slots it holds.

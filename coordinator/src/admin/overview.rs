@@ -66,6 +66,7 @@ fn devices(overview: &Overview) -> Vec<Device> {
                 node: map.owner(id).map(|owner| owner.name.clone()).unwrap_or_default(),
                 kind: description.kind.clone(),
                 capacity_bytes: description.capacity_bytes(),
+                disk_bytes: description.disk_bytes,
                 primary_slots,
                 slots,
                 blocks: load.map(|load| load.blocks),

@@ -8,7 +8,7 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
-use kvhive_control::check_rules;
+use kvhive_control::{check_change, check_rules};
 use kvhive_protocol::control::{Command, CommandReply, Overview};
 use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::{
@@ -42,6 +42,8 @@ pub(super) struct Tenant {
     device_quota_bytes: Option<u64>,
     /// Bytes promised to it in the host tiers of the whole cluster, replicas counted.
     host_quota_bytes: Option<u64>,
+    /// Bytes promised to it in the disk tiers of the whole cluster, replicas counted.
+    disk_quota_bytes: Option<u64>,
     /// Bits of a stored element.
     quantization_bits: Option<u8>,
     /// Stored bytes over raw ones that stores aim at, where no bits are said.
@@ -56,6 +58,8 @@ pub(super) struct Tenant {
     device_used_bytes: u64,
     /// Of those: in host tiers.
     host_used_bytes: u64,
+    /// Of those: in disk tiers.
+    disk_used_bytes: u64,
     matched_keys: u64,
     covered_keys: u64,
     /// Covered keys of all keys asked.
@@ -77,6 +81,7 @@ pub(super) struct NewTenant {
     strategy: Option<Strategy>,
     device_quota_bytes: Option<u64>,
     host_quota_bytes: Option<u64>,
+    disk_quota_bytes: Option<u64>,
     /// 4, 8 or 16.
     quantization_bits: Option<u8>,
     /// From 0.001 to 1.
@@ -98,6 +103,9 @@ pub(super) struct TenantPatch {
     #[serde(default, deserialize_with = "said")]
     #[schema(value_type = Option<u64>)]
     host_quota_bytes: Change<u64>,
+    #[serde(default, deserialize_with = "said")]
+    #[schema(value_type = Option<u64>)]
+    disk_quota_bytes: Change<u64>,
     /// 4, 8 or 16.
     #[serde(default, deserialize_with = "said")]
     #[schema(value_type = Option<u8>)]
@@ -122,6 +130,7 @@ impl TenantPatch {
             strategy: self.strategy,
             device_quota_bytes: self.device_quota_bytes,
             host_quota_bytes: self.host_quota_bytes,
+            disk_quota_bytes: self.disk_quota_bytes,
             quantization_bits: self.quantization_bits,
             compression_per_mille: self.compression_ratio.try_map(per_mille)?,
             shares_with: self.shares_with.try_map(|name| pool(map, &name))?,
@@ -153,7 +162,7 @@ fn check(rules: &TenantRules) -> Result<(), Trouble> {
 fn shown(map: &ClusterMap, id: TenantId, known: &KnownTenant, load: &TenantLoad) -> Tenant {
     let rules = &known.rules;
     let pool = rules.shares_with.and_then(|pool| map.tenants.get(&pool));
-    let [device_used_bytes, host_used_bytes, _] = load.used_bytes;
+    let [device_used_bytes, host_used_bytes, disk_used_bytes] = load.used_bytes;
     Tenant {
         id: id.0,
         name: known.name.clone(),
@@ -162,6 +171,7 @@ fn shown(map: &ClusterMap, id: TenantId, known: &KnownTenant, load: &TenantLoad)
         strategy: rules.strategy.map(Strategy::name),
         device_quota_bytes: rules.device_quota_bytes,
         host_quota_bytes: rules.host_quota_bytes,
+        disk_quota_bytes: rules.disk_quota_bytes,
         quantization_bits: rules.quantization_bits,
         compression_ratio: rules.compression_per_mille.map(|per_mille| f64::from(per_mille) / 1000.0),
         shares_with: pool.map(|pool| pool.name.clone()),
@@ -169,6 +179,7 @@ fn shown(map: &ClusterMap, id: TenantId, known: &KnownTenant, load: &TenantLoad)
         used_bytes: load.all_bytes(),
         device_used_bytes,
         host_used_bytes,
+        disk_used_bytes,
         matched_keys: load.matched_keys,
         covered_keys: load.covered_keys,
         hit_rate: rate(load.covered_keys, load.matched_keys),
@@ -254,6 +265,7 @@ pub(super) async fn create_tenant(
         strategy: wanted.strategy,
         device_quota_bytes: wanted.device_quota_bytes,
         host_quota_bytes: wanted.host_quota_bytes,
+        disk_quota_bytes: wanted.disk_quota_bytes,
         quantization_bits: wanted.quantization_bits,
         compression_per_mille: wanted.compression_ratio.map(per_mille).transpose()?,
         shares_with,
@@ -286,13 +298,16 @@ pub(super) async fn change_tenant(
     let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
     let change = patch.change(&map)?;
     check(&change.apply(TenantRules::default()))?;
+    // By the map of now, which is newer than the asking: what it refuses costs no entry of the log.
+    check_change(&map, tenant, &change)?;
     match admin.submit(asked, Command::SetTenantRules { tenant, change }).await? {
         CommandReply::Applied { .. } => Ok(Json(admin.shown(&name).await?)),
         other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
     }
 }
 
-/// Ends a tenant's era. Answered when nobody serves its older blocks any more.
+/// Ends a tenant's era. Answered when nobody serves its older blocks any more. Of a tenant that shares another's blocks it
+/// ends those that are its own, from before it shared; those that it shares stay.
 #[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name"), ("idempotency-key" = Option<String>, Header, description = "32 hexadecimal digits drawn for this change: asked again with them, of any coordinator, it happens once")), responses((status = 200, body = Tenant), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn clear_tenant(
     State(admin): Shared,

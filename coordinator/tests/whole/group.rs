@@ -207,6 +207,7 @@ impl Group {
                 kind: "host".to_owned(),
                 device_bytes: 1 << 30,
                 host_bytes: 0,
+                disk_bytes: 0,
             }],
         };
         match self.ask(self.leader(), Role::Node, &ControlRequest::Register(registration)) {

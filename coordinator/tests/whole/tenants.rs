@@ -1,12 +1,12 @@
 //! Tenants' rules through the admin API: said, changed field by field, reset, refused by name; and what is reported of tenants.
 
 use crate::group::{Group, bearer};
-use crate::group::{TOKEN, eventually};
+use crate::group::{TOKEN, eventually, fresh_request};
 use crate::http::{Answer, ask};
-use kvhive_protocol::control::{ControlReply, ControlRequest, DeviceLoad, Heartbeat};
+use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::load::TenantLoad;
-use kvhive_protocol::{Epoch, TenantId};
+use kvhive_protocol::{Change, Epoch, RulesChange, TenantId};
 use serde_json::{Value, json};
 
 fn patch(group: &Group, at: usize, name: &str, body: &Value) -> Answer {
@@ -16,10 +16,11 @@ fn patch(group: &Group, at: usize, name: &str, body: &Value) -> Answer {
     ask(group.admin(at).address, "PATCH", &path, &headers, body.to_string().as_bytes())
 }
 
-const RULES: [&str; 6] = [
+const RULES: [&str; 7] = [
     "strategy",
     "device_quota_bytes",
     "host_quota_bytes",
+    "disk_quota_bytes",
     "quantization_bits",
     "compression_ratio",
     "shares_with",
@@ -34,25 +35,27 @@ fn rules_are_said_at_creation_and_changed_by_a_merge_patch_of_what_it_names() {
     let group = Group::of(1);
     let door = group.admin(0);
     let plain = door.get("/v1/tenants/default").json();
-    assert_eq!(rules(&plain), vec![Value::Null; 6]);
+    assert_eq!(rules(&plain), vec![Value::Null; 7]);
     assert_eq!((&plain["tenant_isolation"], &plain["hit_rate"]), (&json!(true), &Value::Null));
     let body = json!({"name": "acme", "strategy": "adaptive", "device_quota_bytes": 1_u64 << 33,
-        "host_quota_bytes": 7, "compression_ratio": 0.5});
+        "host_quota_bytes": 7, "disk_quota_bytes": 1_u64 << 40, "compression_ratio": 0.5});
     let created = door.post("/v1/tenants", &body.to_string());
     assert_eq!(created.status, 201);
-    let said = [json!("adaptive"), json!(1_u64 << 33), json!(7), Value::Null, json!(0.5), Value::Null];
+    let disk = json!(1_u64 << 40);
+    let said =
+        [json!("adaptive"), json!(1_u64 << 33), json!(7), disk.clone(), Value::Null, json!(0.5), Value::Null];
     assert_eq!(rules(&created.json()), said);
     let changed =
         patch(&group, 0, "acme", &json!({"strategy": null, "quantization_bits": 4, "host_quota_bytes": 8}));
     assert_eq!(changed.status, 200);
-    let now = [Value::Null, json!(1_u64 << 33), json!(8), json!(4), json!(0.5), Value::Null];
+    let now = [Value::Null, json!(1_u64 << 33), json!(8), disk, json!(4), json!(0.5), Value::Null];
     assert_eq!(rules(&changed.json()), now);
     assert_eq!(rules(&patch(&group, 0, "acme", &json!({})).json()), now, "nothing is named, nothing changes");
     assert_eq!(door.get("/v1/tenants/acme").json(), door.get("/v1/tenants").json()["tenants"][1]);
 }
 
 #[test]
-fn a_tenant_that_shares_is_shown_with_whom_and_cannot_be_cleared_or_ruled() {
+fn a_tenant_that_shares_is_shown_with_whom_and_cannot_be_ruled() {
     let group = Group::of(1);
     let door = group.admin(0);
     let guest = door.post("/v1/tenants", r#"{"name":"guest","shares_with":"default"}"#);
@@ -64,8 +67,8 @@ fn a_tenant_that_shares_is_shown_with_whom_and_cannot_be_cleared_or_ruled() {
     assert_eq!(ruled.refusal(), (409, "rejected".to_owned()));
     assert!(message(ruled).contains("set them on default"));
     let cleared = door.post("/v1/tenants/guest/clear", "");
-    assert_eq!(cleared.refusal(), (409, "rejected".to_owned()));
-    assert!(message(cleared).contains("clear default, for all who share it"));
+    assert_eq!((cleared.status, &cleared.json()["era"]), (200, &json!(2)), "its own blocks from before");
+    assert_eq!(door.get("/v1/tenants/default").json()["era"], json!(1), "and no others");
     assert_eq!(patch(&group, 0, "default", &json!({"shares_with": "guest"})).refusal().0, 409);
     let alone = patch(&group, 0, "guest", &json!({"shares_with": null, "quantization_bits": 8}));
     assert_eq!((alone.status, &alone.json()["tenant_isolation"]), (200, &json!(true)));
@@ -83,7 +86,12 @@ fn a_rule_that_makes_no_sense_is_refused_with_its_name_its_value_and_what_is_all
         (json!({"device_quota_bytes": -1}), ["device_quota_bytes", "-1", "u64"]),
         (json!({"host_quota_bytes": u64::MAX}), ["host_quota_bytes", "18446744073709551615", "allowed is"]),
         (json!({"shares_with": "nobody"}), ["shares_with", "nobody", "a tenant that exists"]),
-        (json!({"disk_quota_bytes": 1}), ["disk_quota_bytes", "unknown field", "device_quota_bytes"]),
+        (json!({"disk_quota_bytes": u64::MAX}), ["disk_quota_bytes", "18446744073709551615", "allowed is"]),
+        (json!({"nvme_quota_bytes": 1}), ["nvme_quota_bytes", "unknown field", "disk_quota_bytes"]),
+        (
+            json!({"shares_with": "default", "quantization_bits": 8}),
+            ["shares the blocks of another", "no other rules", "set them there"],
+        ),
         (json!({"name": "other"}), ["name", "unknown field", "strategy"]),
         (json!(7), ["7", "", ""]),
     ] {
@@ -100,9 +108,38 @@ fn a_rule_that_makes_no_sense_is_refused_with_its_name_its_value_and_what_is_all
     }
     assert_eq!(patch(&group, 0, "nobody", &json!({})).refusal(), (404, "not_found".to_owned()));
     assert_eq!(group.admin(0).get("/v1/tenants/nobody").refusal(), (404, "not_found".to_owned()));
-    assert_eq!(rules(&group.admin(0).get("/v1/tenants/default").json()), vec![Value::Null; 6]);
+    assert_eq!(rules(&group.admin(0).get("/v1/tenants/default").json()), vec![Value::Null; 7]);
     let names = group.admin(0).get("/v1/tenants").json()["tenants"].as_array().map(Vec::len);
     assert_eq!(names, Some(1), "nothing was made on the way");
+}
+
+#[test]
+fn a_change_of_rules_that_no_map_takes_costs_no_entry_of_the_log() {
+    let group = Group::of(1);
+    let status = || match group.ask(0, Role::Client, &ControlRequest::Status) {
+        ControlReply::Status(status) => (status.committed, status.epoch),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(group.admin(0).post("/v1/tenants", r#"{"name":"guest","shares_with":"default"}"#).status, 201);
+    let before = status();
+    let none = RulesChange::default();
+    let with = |tenant| RulesChange { shares_with: Change::Set(TenantId(tenant)), ..none };
+    for (change, says) in [
+        (RulesChange { quantization_bits: Change::Set(7), ..none }, "quantization_bits is 7"),
+        (RulesChange { disk_quota_bytes: Change::Set(u64::MAX), ..none }, "disk_quota_bytes is"),
+        (RulesChange { quantization_bits: Change::Set(8), ..with(2) }, "no other rules"),
+        (with(1), "the tenant itself"),
+    ] {
+        let command = Command::SetTenantRules { tenant: TenantId(1), change };
+        let request = ControlRequest::Submit { request: fresh_request(), command };
+        let reply = group.ask(0, Role::Client, &request);
+        let ControlReply::Done(CommandReply::Rejected(error)) = reply else { panic!("{reply:?}") };
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    // By the map of now, through the admin API.
+    assert_eq!(patch(&group, 0, "guest", &json!({"quantization_bits": 8})).refusal().0, 409);
+    assert_eq!(patch(&group, 0, "default", &json!({"shares_with": "guest"})).refusal().0, 409);
+    assert_eq!(status(), before);
 }
 
 #[test]
@@ -132,8 +169,8 @@ fn what_devices_report_of_a_tenant_is_summed_up() {
     let nodes = [group.register("a"), group.register("b")];
     for node in &nodes {
         let load = TenantLoad {
-            blocks: [3, 2, 0],
-            used_bytes: [300, 200, 0],
+            blocks: [3, 2, 1],
+            used_bytes: [300, 200, 100],
             matched_keys: 10,
             covered_keys: 4,
             fetched_blocks: 4,
@@ -150,12 +187,13 @@ fn what_devices_report_of_a_tenant_is_summed_up() {
     let mut shown = Value::Null;
     eventually("both have reported", || {
         shown = group.admin(0).get("/v1/tenants/default").json();
-        shown["blocks"] == json!(10)
+        shown["blocks"] == json!(12)
     });
     for (field, value) in [
-        ("used_bytes", json!(1000)),
+        ("used_bytes", json!(1200)),
         ("device_used_bytes", json!(600)),
         ("host_used_bytes", json!(400)),
+        ("disk_used_bytes", json!(200)),
         ("matched_keys", json!(20)),
         ("covered_keys", json!(8)),
         ("hit_rate", json!(0.4)),

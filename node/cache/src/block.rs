@@ -119,6 +119,8 @@ impl Mark {
     pub(crate) const REUSED: Mark = Mark(1 << 2);
     /// It was brought up a tier ahead of its use, and has not been used since.
     pub(crate) const AHEAD: Mark = Mark(1 << 3);
+    /// Its chain is true: it alternates, and says so where it is as the shard's.
+    pub(crate) const SOUND: Mark = Mark(1 << 6);
     const SHRINKING: Mark = Mark(1 << 4);
     const UNFIT: Mark = Mark(1 << 5);
 }

@@ -1,10 +1,12 @@
 //! Tenant and key → record. The table holds record numbers only; keys are compared where they lie. A block of one tenant is not
-//! found for another, whatever the other knows: to it the key is nobody's.
+//! found for another, whatever the other knows: to it the key is nobody's. Hashes are salted by tenant, so that a search for a
+//! key looks at the same places whether another tenant holds it or not.
 
 use crate::block::{Life, NIL, Record};
+use crate::owners::{Owners, Salt};
 use crate::table::Table;
 use foldhash::fast::FixedState;
-use kvhive_protocol::BlockKey;
+use kvhive_protocol::{BlockKey, TenantId};
 use std::hash::BuildHasher;
 
 /// Records and the table that finds them by key. Both are as large as the frames allow from the start.
@@ -33,31 +35,41 @@ impl Index {
         }
     }
 
-    /// Finds the record of `key` of the owner that is meant, filling or resident.
-    pub(crate) fn find(&self, key: &BlockKey, is_owner: impl Fn(u16) -> bool) -> Option<u32> {
-        let hash = self.hasher.hash_one(key);
+    /// Finds the record of a tenant's key, filling or resident.
+    pub(crate) fn find(&self, owners: &Owners, tenant: TenantId, key: &BlockKey) -> Option<u32> {
+        let hash = Index::hash(&self.hasher, owners.salt(tenant), key);
         self.table.find(hash, |at| {
             let record = &self.records[at as usize];
-            record.key == *key && is_owner(record.owner)
+            record.key == *key && owners.of(record.owner).0 == tenant
         })
     }
 
+    fn hash_of(hasher: &FixedState, owners: &Owners, record: &Record) -> u64 {
+        Index::hash(hasher, owners.salt_of(record.owner), &record.key)
+    }
+
+    /// All of the key, whose hash elsewhere is of its first bytes alone: who makes keys that begin alike, and are not derived
+    /// from anything, must not make the table grow.
+    fn hash(hasher: &FixedState, salt: Salt, key: &BlockKey) -> u64 {
+        salt.hash(hasher.hash_one(key.as_bytes()))
+    }
+
     /// Takes a free record for a tenant's key, which must not be in the table.
-    pub(crate) fn insert(&mut self, record: Record) -> Option<u32> {
+    pub(crate) fn insert(&mut self, owners: &Owners, record: Record) -> Option<u32> {
         let at = self.free;
         self.free = self.records.get(at as usize)?.older;
         self.taken += 1;
         let generation = self.records[at as usize].generation.wrapping_add(1);
-        let hash = self.hasher.hash_one(record.key);
         self.records[at as usize] = Record { generation, ..record };
         let (records, hasher) = (&self.records, &self.hasher);
-        self.table.insert(hash, at, |other| hasher.hash_one(records[other as usize].key));
+        let hash_of = |at: u32| Index::hash_of(hasher, owners, &records[at as usize]);
+        self.table.insert(hash_of(at), at, hash_of);
         Some(at)
     }
 
     /// Makes a record unfindable; it stays taken.
-    pub(crate) fn hide(&mut self, at: u32) {
-        let hash = self.hasher.hash_one(self.records[at as usize].key);
+    pub(crate) fn hide(&mut self, owners: &Owners, at: u32) {
+        let hash = Index::hash_of(&self.hasher, owners, &self.records[at as usize]);
         self.table.remove(hash, at);
     }
 

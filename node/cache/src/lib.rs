@@ -13,6 +13,7 @@ pub mod member;
 mod owners;
 mod party;
 pub mod policy;
+mod ranking;
 mod recency;
 mod shard;
 pub mod simulate;

@@ -426,7 +426,12 @@ mod tests {
                 data_address: "127.0.0.1:1".into(),
                 metrics_address: "127.0.0.1:2".into(),
                 labels: BTreeMap::new(),
-                devices: vec![DeviceDescription { kind: "host".into(), device_bytes: 1, host_bytes: 0 }],
+                devices: vec![DeviceDescription {
+                    kind: "host".into(),
+                    device_bytes: 1,
+                    host_bytes: 0,
+                    disk_bytes: 0,
+                }],
             },
         );
         let device = DeviceId::new(MemberId(3), 0);

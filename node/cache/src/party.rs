@@ -5,7 +5,8 @@
 //! the party furthest over its quota that gives (weighted max-min fairness, as in FairRide: Pu et al., NSDI 2016).
 
 use crate::block::Tier;
-use crate::policy::{self, Policy, Request, Strategy, Verdict, Visit};
+use crate::policy::Strategy;
+use crate::ranking::Ranking;
 
 /// Number of the party of all tenants without rules of their own.
 pub(crate) const COMMONS: u16 = 0;
@@ -29,29 +30,6 @@ impl Rules {
     }
 }
 
-/// A policy and the request that it was told of last.
-pub(crate) struct Ranking {
-    policy: Box<dyn Policy>,
-    told: Option<u64>,
-}
-
-impl Ranking {
-    pub(crate) fn begin(&mut self, request: &Request) {
-        if self.told != Some(request.number) {
-            self.told = Some(request.number);
-            self.policy.begin(request);
-        }
-    }
-
-    pub(crate) fn policy(&mut self) -> &mut dyn Policy {
-        &mut *self.policy
-    }
-
-    pub(crate) fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
-        self.policy.victim(newcomer, may_go)
-    }
-}
-
 /// One party's standing.
 pub(crate) struct Party {
     pub(crate) rules: Rules,
@@ -60,18 +38,21 @@ pub(crate) struct Party {
     rankings: Vec<Option<Ranking>>,
     capacity: u32,
     seed: u64,
+    /// It holds a part of the shard only.
+    is_apart: bool,
 }
 
 impl Party {
-    pub(crate) fn new(rules: Rules, classes: usize, capacity: u32, seed: u64) -> Party {
+    /// Makes the party number `at`.
+    pub(crate) fn new(at: usize, rules: Rules, classes: usize, capacity: u32, seed: u64) -> Party {
         let rankings = (0..classes).map(|_| None).collect();
-        Party { rules, used: [0; 3], rankings, capacity, seed }
+        Party { rules, used: [0; 3], rankings, capacity, seed, is_apart: at != usize::from(COMMONS) }
     }
 
     /// Returns the ranking of its blocks of one size class.
     pub(crate) fn ranking(&mut self, class: u8) -> &mut Ranking {
         let (strategy, capacity, seed) = (self.rules.strategy, self.capacity, self.seed);
-        let make = || Ranking { policy: policy::build(strategy, capacity, seed), told: None };
+        let make = || Ranking::new(strategy, capacity, seed, self.is_apart);
         self.rankings[usize::from(class)].get_or_insert_with(make)
     }
 
@@ -80,26 +61,112 @@ impl Party {
         self.rankings.iter_mut().for_each(|ranking| *ranking = None);
     }
 
+    /// Says of how many blocks of a class its policy has numbers, if it has any of its own.
+    pub(crate) fn numbered(&self, class: u8) -> Option<usize> {
+        self.rankings[usize::from(class)].as_ref().and_then(Ranking::numbered)
+    }
+
     /// Returns the bytes that its policies hold.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.rankings.iter().flatten().map(|ranking| ranking.policy.memory_bytes()).sum()
+        self.rankings.iter().flatten().map(Ranking::memory_bytes).sum()
     }
 }
 
+/// The tiers that a block can be written to. What is promised in them is promised in both together.
+pub(crate) const MEMORY: &[Tier] = &[Tier::Device, Tier::Host];
+/// The tier below them; what is promised there is of no weight in memory, nor the other way round.
+pub(crate) const DISK: &[Tier] = &[Tier::Disk];
+
 /// What a search for donors goes by.
 pub(crate) struct Want<'a> {
-    /// The tiers in question.
-    pub(crate) tiers: &'a [Tier],
+    /// The tiers whose use and promises count.
+    pub(crate) by: &'a [Tier],
+    /// The tiers that are given from.
+    pub(crate) from: &'static [Tier],
     /// Bytes of each tier.
     pub(crate) capacity: [u64; 3],
     /// The party that wants so many bytes more, which count as used.
     pub(crate) coming: Option<(u16, u64)>,
 }
 
+/// How far each party is over what it is promised of some tiers. What nobody is promised is for all who are promised nothing,
+/// the commons among them, together: they owe alike.
+struct Standing<'a> {
+    parties: &'a [Party],
+    by: &'a [Tier],
+    coming: Option<(u16, u64)>,
+    of_rest: f64,
+}
+
+impl<'a> Standing<'a> {
+    fn of(
+        parties: &'a [Party],
+        by: &'a [Tier],
+        capacity: &[u64; 3],
+        coming: Option<(u16, u64)>,
+    ) -> Standing<'a> {
+        let mut standing = Standing { parties, by, coming, of_rest: 0.0 };
+        let (mut bound, mut rest_used) = (0u64, 0u64);
+        for at in 0..parties.len() {
+            match standing.own(at) {
+                Some(bytes) => bound = bound.saturating_add(bytes),
+                None => rest_used += standing.wants(at),
+            }
+        }
+        let capacity: u64 = by.iter().map(|tier| capacity[*tier as usize]).sum();
+        let of_commons = promised(&parties[usize::from(COMMONS)], by).unwrap_or(0);
+        let rest = capacity.saturating_sub(bound).max(of_commons);
+        standing.of_rest = rest_used as f64 / rest.max(1) as f64;
+        standing
+    }
+
+    /// Returns what a party is promised of its own.
+    fn own(&self, at: usize) -> Option<u64> {
+        if at == usize::from(COMMONS) { None } else { promised(&self.parties[at], self.by) }
+    }
+
+    /// Returns what a party uses, with what is coming.
+    fn wants(&self, at: usize) -> u64 {
+        let coming = self.coming.filter(|(party, _)| usize::from(*party) == at);
+        used(&self.parties[at], self.by) + coming.map_or(0, |one| one.1)
+    }
+
+    fn owes(&self, at: usize) -> f64 {
+        self.own(at).map_or(self.of_rest, |bytes| self.wants(at) as f64 / bytes.max(1) as f64)
+    }
+
+    /// Says whether who wants more is over its promise. While it is, whoever keeps within its own gives nothing, even if nobody
+    /// else can.
+    fn is_over(&self) -> bool {
+        self.coming.is_some_and(|(party, _)| self.owes(usize::from(party)) > 1.0)
+    }
+
+    /// Says whether what a party has here may be taken on another's account: it is over, or theirs is one account.
+    fn gives_for(&self, at: usize, other: usize) -> bool {
+        at == other || self.owes(at) > 1.0 || (self.own(at).is_none() && self.own(other).is_none())
+    }
+}
+
+fn promised(party: &Party, tiers: &[Tier]) -> Option<u64> {
+    tiers.iter().filter_map(|tier| party.rules.quota[*tier as usize]).reduce(u64::saturating_add)
+}
+
+fn used(party: &Party, tiers: &[Tier]) -> u64 {
+    tiers.iter().map(|tier| party.used[*tier as usize]).sum()
+}
+
+/// A party that may give.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Donor {
+    owes: f64,
+    pub(crate) party: u16,
+    /// The tiers that it gives from.
+    pub(crate) from: &'static [Tier],
+}
+
 /// The parties that may give, found one by one: usually the first gives.
 pub(crate) struct Donors {
-    /// How much each owes.
-    owing: Vec<(f64, u16)>,
+    owing: Vec<Donor>,
 }
 
 /// Parties that owe alike of which the oldest block is looked for; of more, a sample that changes with each search.
@@ -107,57 +174,62 @@ const SAMPLED: usize = 16;
 
 impl Donors {
     /// Finds who may give: who owes most is first, by use of the tiers over what is promised there. Parties without any block
-    /// in question do not count.
-    ///
-    /// What nobody is promised is for all who are promised nothing, the commons among them, together: they owe alike. While who
-    /// wants more is over its promise, whoever keeps within its own gives nothing, even if nobody else can.
+    /// to give do not count.
     pub(crate) fn among(parties: &[Party], want: &Want<'_>) -> Donors {
-        let promised = |at: usize| {
-            let quotas = want.tiers.iter().filter_map(|tier| parties[at].rules.quota[*tier as usize]);
-            quotas.reduce(u64::saturating_add)
-        };
-        let own = |at: usize| if at == usize::from(COMMONS) { None } else { promised(at) };
-        let used = |at: usize| want.tiers.iter().map(|tier| parties[at].used[*tier as usize]).sum::<u64>();
-        let coming =
-            |at: usize| want.coming.filter(|(party, _)| usize::from(*party) == at).map_or(0, |one| one.1);
-        let (mut bound, mut rest_used) = (0u64, 0u64);
-        for at in 0..parties.len() {
-            match own(at) {
-                Some(bytes) => bound = bound.saturating_add(bytes),
-                None => rest_used += used(at) + coming(at),
-            }
-        }
-        let capacity: u64 = want.tiers.iter().map(|tier| want.capacity[*tier as usize]).sum();
-        let rest = capacity.saturating_sub(bound).max(promised(usize::from(COMMONS)).unwrap_or(0));
-        let of_rest = rest_used as f64 / rest.max(1) as f64;
-        let ratio = |at: usize| match own(at) {
-            Some(bytes) => (used(at) + coming(at)) as f64 / bytes.max(1) as f64,
-            None => of_rest,
-        };
-        let is_over = want.coming.is_some_and(|(party, _)| ratio(usize::from(party)) > 1.0);
+        let standing = Standing::of(parties, want.by, &want.capacity, want.coming);
+        let is_over = standing.is_over();
         let mut owing = Vec::with_capacity(parties.len());
-        for at in (0..parties.len()).filter(|at| used(*at) > 0) {
-            let owes = ratio(at);
+        for at in (0..parties.len()).filter(|at| used(&parties[*at], want.from) > 0) {
+            let owes = standing.owes(at);
             if owes > 1.0 || !is_over {
-                owing.push((owes, at as u16));
+                owing.push(Donor { owes, party: at as u16, from: want.from });
             }
         }
         Donors { owing }
     }
 
+    /// Finds who may give when every tier is full: memory moves a block of so many bytes of this party down, so that the disk
+    /// must lose one. What leaves the disk is a matter of its use and promises alone. But who owes there may give from memory
+    /// instead, where it costs nobody else a promise: what leaves is its strategy's to say, wherever it rests.
+    pub(crate) fn below(parties: &[Party], capacity: &[u64; 3], (moves, bytes): (u16, u64)) -> Donors {
+        let memory = Standing::of(parties, MEMORY, capacity, None);
+        let disk = Standing::of(parties, DISK, capacity, Some((moves, bytes)));
+        let is_over = disk.is_over();
+        let mut owing = Vec::with_capacity(parties.len());
+        for (at, party) in parties.iter().enumerate() {
+            let owes = disk.owes(at);
+            if owes <= 1.0 && is_over {
+                continue;
+            }
+            let from = match (used(party, DISK) > 0, used(party, MEMORY) > 0) {
+                (on_disk, true) if memory.gives_for(at, usize::from(moves)) => {
+                    if on_disk {
+                        &Tier::ALL
+                    } else {
+                        MEMORY
+                    }
+                }
+                (true, _) => DISK,
+                _ => continue,
+            };
+            owing.push(Donor { owes, party: at as u16, from });
+        }
+        Donors { owing }
+    }
+
     /// Returns who gives next; among those that owe alike, whose coldest block is oldest. `turn` is another one in each search.
-    pub(crate) fn next(&mut self, turn: u64, age: impl Fn(u16) -> u32) -> Option<u16> {
-        let most = self.owing.iter().map(|(owes, _)| *owes).reduce(f64::max)?;
-        let tied = self.owing.iter().filter(|(owes, _)| *owes == most).count();
+    pub(crate) fn next(&mut self, turn: u64, age: impl Fn(&Donor) -> u32) -> Option<Donor> {
+        let most = self.owing.iter().map(|donor| donor.owes).reduce(f64::max)?;
+        let tied = self.owing.iter().filter(|donor| donor.owes == most).count();
         let step = tied.div_ceil(SAMPLED);
-        let alike = (0..self.owing.len()).filter(|at| self.owing[*at].0 == most);
+        let alike = (0..self.owing.len()).filter(|at| self.owing[*at].owes == most);
         let sample = alike.skip((turn % step as u64) as usize).step_by(step);
         let first = if tied == 1 {
             sample.min()
         } else {
-            sample.min_by_key(|at| (std::cmp::Reverse(age(self.owing[*at].1)), *at))
+            sample.min_by_key(|at| (std::cmp::Reverse(age(&self.owing[*at])), *at))
         };
-        first.map(|at| self.owing.remove(at).1)
+        first.map(|at| self.owing.remove(at))
     }
 }
 
@@ -167,25 +239,29 @@ mod tests {
 
     fn party(used: u64, quota: Option<u64>) -> Party {
         let rules = Rules { strategy: Strategy::Lru, quota: [quota, None, None] };
-        Party { used: [used, 0, 0], ..Party::new(rules, 1, 8, 0) }
+        Party { used: [used, 0, 0], ..Party::new(1, rules, 1, 8, 0) }
     }
 
     /// Of a device of 100 bytes; the later a party comes, the older is its coldest block.
     fn giving(parties: &[Party], coming: Option<(u16, u64)>) -> Vec<u16> {
-        let want = Want { tiers: &[Tier::Device], capacity: [100, 0, 0], coming };
-        let mut donors = Donors::among(parties, &want);
-        std::iter::from_fn(|| donors.next(0, u32::from)).collect()
+        all(Donors::among(parties, &Want { by: MEMORY, from: MEMORY, capacity: [100, 0, 0], coming }))
+    }
+
+    fn all(mut donors: Donors) -> Vec<u16> {
+        std::iter::from_fn(|| donors.next(0, |donor| donor.party.into())).map(|donor| donor.party).collect()
     }
 
     #[test]
     fn of_very_many_parties_that_owe_alike_every_one_gives_when_its_turn_comes() {
         let parties: Vec<Party> = (0..100).map(|_| party(1, None)).collect();
-        let want = Want { tiers: &[Tier::Device], capacity: [100, 0, 0], coming: None };
-        let first = |turn, age: &dyn Fn(u16) -> u32| Donors::among(&parties, &want).next(turn, age);
-        let oldest = |party: u16| u32::from(party == 41);
-        assert!((0..20).any(|turn| first(turn, &oldest) == Some(41)));
-        let mut donors = Donors::among(&parties, &want);
-        let mut all: Vec<u16> = std::iter::from_fn(|| donors.next(3, u32::from)).collect();
+        let want = Want { by: MEMORY, from: MEMORY, capacity: [100, 0, 0], coming: None };
+        let first = |turn| {
+            Donors::among(&parties, &want)
+                .next(turn, |donor| u32::from(donor.party == 41))
+                .map(|one| one.party)
+        };
+        assert!((0..20).any(|turn| first(turn) == Some(41)));
+        let mut all = all(Donors::among(&parties, &want));
         all.sort_unstable();
         assert_eq!(all, (0..100).collect::<Vec<_>>());
     }

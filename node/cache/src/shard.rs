@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, VecDeque};
 mod find;
 mod invariants;
 mod leave;
+mod mend;
 mod moves;
 mod restore;
 mod room;
@@ -32,7 +33,7 @@ mod rules;
 mod shrink;
 mod tenants;
 
-/// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind.
+/// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind, or a block has gone before its children.
 const SWEEP: usize = 4096;
 
 /// The rules of one device's shard.
@@ -52,7 +53,7 @@ pub struct Shard {
     uses: VecDeque<find::Use>,
     /// Blocks to be brought up a tier, by record and generation.
     wanted: VecDeque<(u32, u32)>,
-    /// The block that was declined last, and whose it is: its child is not worth more.
+    /// The block that was declined last, as policies know it, and whose it is: its child is not worth more.
     declined: Option<(TenantId, BlockKey)>,
     closed: [bool; 3],
     writes: usize,
@@ -63,8 +64,7 @@ pub struct Shard {
     may_shrink: bool,
     /// Where the sweep for dead blocks goes on, if one is under way.
     sweep: Option<usize>,
-    /// A block has gone before its children: chains may be longer than what is resident.
-    is_torn: bool,
+    mending: mend::Mending,
     stats: ShardStats,
     /// Figures of each tenant that was ever seen.
     loads: BTreeMap<TenantId, TenantLoad>,
@@ -82,7 +82,7 @@ impl Shard {
             index,
             ledger,
             tenants: BTreeMap::new(),
-            owners: Owners::default(),
+            owners: Owners::new(config.hash_seed),
             parties: Vec::new(),
             party_of: BTreeMap::new(),
             occupied: vec![0; usize::from(SLOTS)],
@@ -96,13 +96,13 @@ impl Shard {
             shrinks: BTreeMap::new(),
             may_shrink: shrinks(config.rules.strategy).is_some(),
             sweep: None,
-            is_torn: false,
+            mending: mend::Mending::default(),
             stats: ShardStats::default(),
             loads: BTreeMap::new(),
             config,
         };
         shard.config.max_hold = shard.config.max_hold.min(MAX_HOLD);
-        shard.parties.push(shard.party(shard.config.rules));
+        shard.parties.push(shard.party(usize::from(COMMONS), shard.config.rules));
         shard
     }
 
@@ -111,8 +111,8 @@ impl Shard {
         &self.config
     }
 
-    fn party(&self, rules: Rules) -> Party {
-        Party::new(rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
+    fn party(&self, at: usize, rules: Rules) -> Party {
+        Party::new(at, rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
     }
 
     /// Adds a reader to a block that was just named by [`Reserve::Present`] or [`Shard::seal`]. False when it is gone, or read
@@ -193,12 +193,13 @@ impl Shard {
         if self.writes >= self.config.max_writes {
             return Err(Refusal::NoRoom);
         }
-        if !block.parent.is_none() && self.declined == Some((tenant, block.parent)) {
-            self.declined = Some((tenant, header.key));
+        let salt = self.owners.salt(tenant);
+        let visit = Visit { key: salt.key(&header.key), parent, depth: header.depth, partial: false };
+        if !block.parent.is_none() && self.declined == Some((tenant, salt.key(&block.parent))) {
+            self.declined = Some((tenant, visit.key));
             self.stats.declined += 1;
             return Err(Refusal::NoRoom);
         }
-        let visit = Visit { key: header.key, parent, depth: header.depth, partial: false };
         // Before the frame: a victim may be the last of its owner.
         let owner = self.owners.enter(tenant, header.era).ok_or(Refusal::NoRoom)?;
         let frame = self.take_frame(now, tenant, class, &visit, effects);
@@ -218,7 +219,7 @@ impl Shard {
             life: Life::Filling,
             ..Record::EMPTY
         };
-        let at = self.index.insert(record).expect("there are as many records as frames");
+        let at = self.index.insert(&self.owners, record).expect("there are as many records as frames");
         if let Some(parent) = parent {
             self.index.records[parent as usize].children += 1;
         }
@@ -291,25 +292,18 @@ impl Shard {
     fn appear(&mut self, at: u32) -> BlockId {
         let link = self.index.records[at as usize].parent;
         let parent = self.linked(link);
-        let chain = parent.map(|parent| &self.index.records[parent as usize]);
-        let chain = chain
-            .filter(|parent| parent.life == Life::Resident)
-            .map_or(0, |parent| parent.chain.saturating_add(1));
-        let record = &mut self.index.records[at as usize];
-        record.life = Life::Resident;
-        record.chain = chain;
+        self.index.records[at as usize].life = Life::Resident;
+        self.chain_anew(at);
+        let record = &self.index.records[at as usize];
         let (tenant, _) = self.owners.of(record.owner);
         // A child may have been written in less time.
         let (party, class, has_children) = (record.party, record.class, record.children > 0);
-        let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
         let id = BlockId { index: at, generation: record.generation };
+        let visit = self.visit_of(at);
         self.recency.insert(&mut self.index.records, at);
         let ranking = self.parties[usize::from(party)].ranking(class);
         ranking.begin(&self.request);
-        ranking.policy().inserted(at, &visit);
-        if has_children {
-            ranking.policy().set_leaf(at, false);
-        }
+        ranking.inserted(at, &visit, has_children);
         // A parent of another class is ranked elsewhere.
         self.tell_leaf(parent, false);
         self.count_resident(at, 1);
@@ -324,7 +318,7 @@ impl Shard {
         self.writes -= 1;
         self.occupied[usize::from(self.index.records[at as usize].slot)] -= 1;
         self.stats.abandoned += 1;
-        self.index.hide(at);
+        self.index.hide(&self.owners, at);
         let bared = self.unlink(at);
         self.tell_leaf(bared, true);
         let Record { tier, class, party, .. } = self.index.records[at as usize];
@@ -335,17 +329,6 @@ impl Shard {
     fn filling(&self, ticket: WriteTicket) -> Option<u32> {
         let at = self.index.named(ticket.index, ticket.generation)?;
         (self.index.records[at as usize].life == Life::Filling).then_some(at)
-    }
-
-    /// A resident block turned out to be unreadable where it is kept: it goes at once, whoever its children are.
-    pub fn lost(&mut self, id: BlockId, effects: &mut Vec<Effect>) {
-        let Some(at) = self.index.named(id.index, id.generation) else { return };
-        let record = &self.index.records[at as usize];
-        if record.life == Life::Resident {
-            self.is_torn |= record.children > 0;
-            self.drop_block(at, Removal::Dropped, effects);
-            self.stats.lost += 1;
-        }
     }
 
     /// Does a bounded piece of what can wait: tells the policies what was used, drops blocks of ended eras, moves blocks
@@ -363,9 +346,7 @@ impl Shard {
             }
             self.sweep = (until < self.index.records.len()).then_some(until);
         }
-        if self.is_torn {
-            self.mend();
-        }
+        self.mend(SWEEP);
         self.bring_up(effects);
         for class in 0..self.config.classes.len() as u8 {
             self.shrink_cold(class, effects);
@@ -403,6 +384,8 @@ impl Shard {
                 figures.used_bytes += (capacity - free) * bytes;
             }
         }
+        let own = self.parties.iter().skip(usize::from(COMMONS) + 1);
+        stats.own_policy_bytes = own.map(|party| party.memory_bytes() as u64).sum();
         stats.filling = self.writes as u64;
         stats.shrinking = self.shrinks.len() as u64;
         stats.leaving = (self.index.taken() - self.index.findable()) as u64;
@@ -419,7 +402,8 @@ impl Shard {
     }
 
     /// Returns the bytes of memory that the index of so many frames takes, and at most what a policy takes for each class of
-    /// frames. Tenants with rules of their own have policies of their own, which come on top.
+    /// frames. Tenants with rules of their own have policies of their own, which come on top
+    /// ([`ShardStats::own_policy_bytes`]): sized by what they hold, and each at most as large.
     pub fn index_bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
         let index = frames as usize * size_of::<Record>() + Table::bytes(frames as usize);
         (index + classes * most_bytes(strategy, frames)) as u64

@@ -12,6 +12,8 @@ pub struct TierStats {
     pub used_bytes: u64,
     /// Bytes of all frames.
     pub capacity_bytes: u64,
+    /// Blocks that fetches got from here.
+    pub hits: u64,
 }
 
 /// A shard's figures. Counters count since the shard was made.
@@ -23,6 +25,8 @@ pub struct ShardStats {
     pub host: TierStats,
     /// The disk tier.
     pub disk: TierStats,
+    /// Bytes of memory that the policies of tenants with rules of their own take; that of all others is counted from the start.
+    pub own_policy_bytes: u64,
     /// Writes under way.
     pub filling: u64,
     /// Blocks that left while they were read or copied.
@@ -33,15 +37,15 @@ pub struct ShardStats {
     pub matched_keys: u64,
     /// Keys of those that were covered.
     pub covered_keys: u64,
-    /// Blocks given out by read.
+    /// Blocks that fetches got, of all tiers: one on disk when its bytes had come.
     pub hits: u64,
-    /// Blocks that read did not find.
+    /// Blocks that fetches did not get: not found, or on disk and not had from there.
     pub misses: u64,
     /// Blocks sealed.
     pub stored: u64,
     /// Stores of blocks that were there.
     pub already: u64,
-    /// Writes that ended without a block.
+    /// Writes that ended without a block, or whose asker did not hear of it in time.
     pub abandoned: u64,
     /// Blocks evicted for others.
     pub evicted: u64,
@@ -59,11 +63,11 @@ pub struct ShardStats {
     pub prefetched: u64,
     /// Of those: used where they were brought.
     pub prefetch_useful: u64,
-    /// Of those: gone from there before they were used.
+    /// Of those: brought, and gone from there before they were used.
     pub prefetch_wasted: u64,
     /// Of those: used before they had come.
     pub prefetch_late: u64,
-    /// Of those: not brought, for want of a free frame.
+    /// Of those: neither brought nor used, for want of a free frame, or because the disk did not give them or they left it.
     pub prefetch_cancelled: u64,
     /// Blocks being re-encoded to be smaller.
     pub shrinking: u64,
@@ -71,7 +75,8 @@ pub struct ShardStats {
     pub shrunk: u64,
     /// Blocks that do not get small enough for a smaller frame.
     pub shrink_unfit: u64,
-    /// Shrinks that came to nothing: for want of a smaller frame, or because the block was read or gone when it was done.
+    /// Shrinks that came to nothing: for want of a smaller frame, because the block was read or gone when it was done, or because
+    /// nothing smaller is known of it or allowed.
     pub shrink_dropped: u64,
     /// Stores refused because what would leave for them is worth more.
     pub declined: u64,

@@ -445,9 +445,13 @@ fn a_block_on_disk_is_a_hit_when_its_bytes_have_come() {
     }
     let found = [0, 1].map(|number| scene.read(number).expect("it is on disk"));
     assert_eq!((scene.shard.stats().hits, scene.shard.stats().misses), (0, 0));
-    scene.shard.brought(true);
-    scene.shard.brought(false);
-    assert_eq!((scene.shard.stats().hits, scene.shard.stats().misses), (1, 1));
+    scene.shard.brought(found[0], true);
+    scene.shard.brought(found[1], false);
+    let stats = scene.shard.stats();
+    assert_eq!((stats.hits, stats.misses), (1, 1));
+    assert_eq!([stats.device, stats.host, stats.disk].map(|tier| tier.hits), [0, 0, 1]);
+    let of_tenant = &scene.shard.tenant_loads(8)[0].1;
+    assert_eq!((of_tenant.fetched_blocks, of_tenant.missed_blocks), (1, 1), "a tenant's too");
     let listed = scene.shard.listed(found[0]).expect("it is here");
     assert_eq!((listed.parent, listed.slot), (BlockKey::NONE, Slot(1)));
     let mut effects = Vec::new();

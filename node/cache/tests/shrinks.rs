@@ -230,6 +230,25 @@ fn a_block_that_stays_too_large_is_left_as_it_is_and_not_tried_again() {
 }
 
 #[test]
+fn a_block_that_may_not_be_smaller_now_is_tried_again_after_its_next_use() {
+    let mut scene = Scenario::new(Strategy::Quantized, [6, 2], [0, 0]);
+    scene.store(0, LARGE, Codec::Lossless);
+    scene.store(1, LARGE, Codec::Lossless);
+    let (ticket, id, _) = scene.shrinks()[0];
+    scene.shard.forgo(ticket);
+    scene.shard.forgo(ticket);
+    assert_eq!((scene.stats().shrink_dropped, scene.stats().shrinking), (1, 0), "it ends once");
+    scene.shard.tend(scene.now(), &mut scene.effects);
+    let others = scene.shrinks();
+    assert!(others.iter().all(|(_, other, _)| *other != id), "not at once: {others:?}");
+    others.into_iter().for_each(|(ticket, _, _)| scene.shard.forgo(ticket));
+    assert_eq!(scene.covered(&[0]), 1);
+    scene.shard.tend(scene.now(), &mut scene.effects);
+    let again: Vec<BlockId> = scene.shrinks().into_iter().map(|(_, id, _)| id).collect();
+    assert_eq!(again, [id]);
+}
+
+#[test]
 fn a_block_that_is_read_when_its_shrink_is_done_keeps_its_frame() {
     let mut scene = Scenario::new(Strategy::Quantized, [6, 2], [0, 0]);
     scene.store(0, LARGE, Codec::Raw);

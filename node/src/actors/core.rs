@@ -1,7 +1,7 @@
 //! What a device actor owns: the thin hand around one shard. It holds the resident frames, performs the shard's effects and
 //! hands out guards; bytes never pass through it. One made after a panic begins with an empty shard over the same arenas.
 
-use crate::actors::disk::DiskTier;
+use crate::actors::disk::{DiskLife, DiskTier};
 use crate::actors::uses::CodecUses;
 use crate::disk::{Found, Store};
 use crate::guards::{Lent, ReadGuard, Rest, Return, Returns, Verified, WriteGuard};
@@ -48,11 +48,11 @@ pub(crate) enum DeviceMessage {
     /// Let me read up to `limit` of the blocks that are here, from record `from` on; the answer says where to go on.
     Export { from: u32, limit: usize, reply: Reply<(Vec<Exported>, Option<u32>)> },
     /// Is what is on disk still to be taken in?
-    AwaitsDisk { reply: Reply<bool> },
-    /// Take these in, parents first; the answer says how many there were places for.
-    Restore { found: Vec<Found>, reply: Reply<u64> },
-    /// That was all that is on disk.
-    Restored { reply: Reply<()> },
+    AwaitsDisk { reply: Reply<Option<DiskLife>> },
+    /// Take these in, parents first; the answer says how many there were places for, none in another life.
+    Restore { life: DiskLife, found: Vec<Found>, reply: Reply<Option<u64>> },
+    /// That was all that is on disk; false in another life.
+    Restored { life: DiskLife, reply: Reply<bool> },
     /// How is it going?
     Load { reply: Reply<(DeviceLoad, ShardStats)> },
     /// How are the blocks stored?
@@ -111,7 +111,7 @@ pub(crate) struct DeviceCore {
     /// Which of the node's devices this is.
     index: u16,
     /// Whose map that is; with another, nothing that is here exists.
-    cluster: Option<ClusterId>,
+    pub(super) cluster: Option<ClusterId>,
     /// Slots that take no new blocks for now.
     held: Arc<BTreeSet<Slot>>,
     pub(super) view: Arc<View>,
@@ -209,7 +209,7 @@ impl DeviceCore {
                     }
                     (_, rest) => drop(rest),
                 },
-                Return::Brought(came) => self.shard.brought(came),
+                Return::Brought(id, came) => self.shard.brought(id, came),
                 Return::Lost(id) => self.shard.lost(id, &mut self.effects),
                 Return::Shrunk(ticket, id, outcome) => self.take_shrunk(ticket, id, outcome),
             }
@@ -277,20 +277,21 @@ impl DeviceCore {
         }
     }
 
-    /// Lends a block that the shard has counted a reader of.
-    fn lend(&self, id: BlockId) -> Option<Lent> {
+    /// Lends a block that the shard has counted a reader of. One that is fetched is a hit or a miss in the end.
+    fn lend(&self, id: BlockId, is_fetched: bool) -> Option<Lent> {
         let resident = self.resident[id.index()].as_ref();
         debug_assert!(resident.is_some(), "a block that the shard gives out is somewhere");
-        resident.map(|resident| Lent::new(&resident.rest, resident.header, id, self.returns.clone()))
+        resident
+            .map(|resident| Lent::new(&resident.rest, resident.header, id, self.returns.clone(), is_fetched))
     }
 
     fn pin(&mut self, id: BlockId) -> Option<Lent> {
-        if self.shard.pin(id) { self.lend(id) } else { None }
+        if self.shard.pin(id) { self.lend(id, false) } else { None }
     }
 
     fn read(&mut self, tenant: TenantId, keys: &KeyList) -> Vec<Option<Lent>> {
         let found = self.shard.read(self.view.now(), tenant, keys);
-        found.into_iter().map(|id| self.lend(id?)).collect()
+        found.into_iter().map(|id| self.lend(id?, true)).collect()
     }
 
     fn reserve(
@@ -411,7 +412,7 @@ impl DeviceCore {
                         blocks.into_iter().map(|block| self.seal(block, pin)).unzip();
                     if let Err(unheard) = reply.try_send(sealed) {
                         drop(unheard);
-                        ids.into_iter().flatten().for_each(|id| self.shard.lost(id, &mut self.effects));
+                        ids.into_iter().flatten().for_each(|id| self.shard.take_back(id, &mut self.effects));
                         self.perform_effects();
                     }
                 }
@@ -427,16 +428,9 @@ impl DeviceCore {
                 };
                 reply.send((listed.into_iter().filter_map(export).collect(), next));
             }
-            DeviceMessage::AwaitsDisk { reply } => {
-                reply.send(self.disk.as_ref().is_some_and(|disk| !disk.is_restored));
-            }
-            DeviceMessage::Restore { found, reply } => reply.send(self.restore(found)),
-            DeviceMessage::Restored { reply } => {
-                if let Some(disk) = &mut self.disk {
-                    disk.restored();
-                }
-                reply.send(());
-            }
+            DeviceMessage::AwaitsDisk { reply } => reply.send(self.awaits_disk()),
+            DeviceMessage::Restore { life, found, reply } => reply.send(self.restore(life, found)),
+            DeviceMessage::Restored { life, reply } => reply.send(self.restored(life)),
             DeviceMessage::Load { reply } => reply.send(self.load()),
             DeviceMessage::Codecs { reply } => reply.send(self.uses),
             DeviceMessage::Tend => {

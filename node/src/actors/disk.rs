@@ -7,13 +7,23 @@ use crate::guards::{Rest, Return};
 use kvhive_cache::{BlockId, CopyTicket, Tier};
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::data::StoreBlock;
-use kvhive_protocol::{BlockHeader, ClusterMap, TenantId};
+use kvhive_protocol::{BlockHeader, ClusterId, ClusterMap, TenantId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// From when a core begins to know nothing of its disk until it does so again: after a panic, or by another cluster's map. What
+/// a scan has found is taken in by the life that it was made for and by no other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct DiskLife {
+    pub(crate) number: u64,
+    /// Whose map the core goes by.
+    pub(crate) cluster: Option<ClusterId>,
+}
 
 /// What a core knows of its disk.
 pub(crate) struct DiskTier {
     store: Arc<Store>,
+    life: u64,
     /// Of the secrets of the tenants that are.
     marks: BTreeMap<TenantId, TenantMark>,
     /// What was on disk before is known; until then nothing is written there.
@@ -25,13 +35,8 @@ pub(crate) struct DiskTier {
 impl DiskTier {
     pub(super) fn new(store: Arc<Store>) -> DiskTier {
         store.set_known(false);
-        DiskTier { store, marks: BTreeMap::new(), is_restored: false, was_open: false }
-    }
-
-    /// All that is on disk has been taken in.
-    pub(super) fn restored(&mut self) {
-        self.is_restored = true;
-        self.store.set_known(true);
+        let life = store.begin_life();
+        DiskTier { store, life, marks: BTreeMap::new(), is_restored: false, was_open: false }
     }
 
     /// Knows nothing of what is on disk any more.
@@ -54,6 +59,25 @@ impl DeviceCore {
                 self.shard.set_open(Tier::Disk, is_open);
             }
         }
+    }
+
+    /// Says for which life what is on disk is still to be taken in, if it is.
+    pub(super) fn awaits_disk(&self) -> Option<DiskLife> {
+        self.disk_life().filter(|_| self.disk.as_ref().is_some_and(|disk| !disk.is_restored))
+    }
+
+    fn disk_life(&self) -> Option<DiskLife> {
+        self.disk.as_ref().map(|disk| DiskLife { number: disk.life, cluster: self.cluster })
+    }
+
+    /// All that is on disk has been taken in. False when that was in another life.
+    pub(super) fn restored(&mut self, life: DiskLife) -> bool {
+        let is_own = self.disk_life() == Some(life);
+        if let Some(disk) = self.disk.as_mut().filter(|_| is_own) {
+            disk.is_restored = true;
+            disk.store.set_known(true);
+        }
+        is_own
     }
 
     /// Has a block written to a record; none when it cannot be begun.
@@ -101,9 +125,10 @@ impl DeviceCore {
         Some(())
     }
 
-    /// Takes in what is on disk, parents first; returns how many there were places for.
-    pub(super) fn restore(&mut self, found: Vec<Found>) -> u64 {
-        let Some(DiskTier { store, marks, .. }) = &self.disk else { return 0 };
+    /// Takes in what is on disk, parents first; returns how many there were places for. None when it was looked for in another
+    /// life.
+    pub(super) fn restore(&mut self, life: DiskLife, found: Vec<Found>) -> Option<u64> {
+        let DiskTier { store, marks, .. } = self.disk.as_ref().filter(|_| self.disk_life() == Some(life))?;
         let (store, marks) = (store.clone(), marks.clone());
         let mut restored = 0;
         for Found { class, header } in found {
@@ -119,6 +144,6 @@ impl DeviceCore {
                 restored += 1;
             }
         }
-        restored
+        Some(restored)
     }
 }

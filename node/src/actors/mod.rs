@@ -2,6 +2,6 @@
 
 pub(crate) mod core;
 pub(crate) mod device;
-mod disk;
+pub(crate) mod disk;
 pub(crate) mod shrink;
 pub(crate) mod uses;

@@ -83,7 +83,7 @@ impl DeviceCore {
     /// Has a block re-encoded, as the shard asks.
     pub(super) fn shrink(&mut self, ticket: ShrinkTicket, id: BlockId, how: Shrink) {
         let Some(Plan { source, header, layout, codec }) = self.plan(id, how) else {
-            self.shard.shrunk(ticket, None);
+            self.shard.forgo(ticket);
             return;
         };
         let bytes = codec::stored_bytes(codec, &layout);
@@ -102,8 +102,8 @@ impl DeviceCore {
         });
     }
 
-    /// Says what is re-encoded and how; none when nobody has told the block's layout, or it
-    /// is as dense already.
+    /// Says what is re-encoded and how; none when nobody has told the block's layout, or it is as dense already as its tenant's
+    /// rules of now allow.
     fn plan(&self, id: BlockId, how: Shrink) -> Option<Plan> {
         let Resident { header, rest: Rest::Frame(frame), .. } = self.resident[id.index()].as_ref()? else {
             return None;

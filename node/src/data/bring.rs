@@ -1,8 +1,10 @@
 //! Blocks that lie on disk are read before they are sent, side by side. What there is no room or no time for is a miss.
 
 use crate::data::plane::DataPlane;
-use crate::guards::{Lent, ReadGuard, RecordGuard};
+use crate::disk::Room;
+use crate::guards::{Lent, ReadGuard, RecordGuard, Unread};
 use futures_util::future::join_all;
+use kvhive_protocol::DeviceId;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -11,15 +13,24 @@ const ROOM_LIMIT: Duration = Duration::from_secs(1);
 
 impl DataPlane {
     /// Has what was lent at hand, in its order.
-    pub(super) async fn bring(&self, lent: Vec<Option<Lent>>) -> Vec<Option<ReadGuard>> {
+    pub(super) async fn bring(
+        &self,
+        device: DeviceId,
+        lent: Vec<Option<Lent>>,
+    ) -> Vec<Option<Result<ReadGuard, Unread>>> {
         let mut here = Vec::with_capacity(lent.len());
         let mut wanted: Vec<(usize, RecordGuard)> = Vec::new();
         for (at, one) in lent.into_iter().enumerate() {
             here.push(match one {
-                Some(Lent::Guard(guard)) => Some(guard),
-                Some(Lent::Record(record)) => {
+                Some(Lent::Guard(guard)) => Some(Ok(guard)),
+                Some(Lent::Record(record)) if record.disk_answers() => {
                     wanted.push((at, record));
-                    None
+                    Some(Err(Unread::Late))
+                }
+                // Not even room is waited for: whoever asks computes, and at once.
+                Some(Lent::Record(record)) => {
+                    record.give_up();
+                    Some(Err(Unread::Late))
                 }
                 None => None,
             });
@@ -28,27 +39,38 @@ impl DataPlane {
             return here;
         }
         // As much of the fetch as can be held at once, from its beginning.
-        let (mut permits, mut fits) = (0u32, 0);
+        let (mut of_device, mut of_all, mut fits) = (0u32, 0u32, 0);
         for (_, record) in &wanted {
-            let more = permits + self.permits(record.bytes());
-            if fits > 0 && more > self.permits(u64::MAX) {
+            let more = of_device + self.device_permits(record.bytes());
+            if fits > 0 && more > self.device_permits(u64::MAX) {
                 break;
             }
-            (permits, fits) = (more, fits + 1);
+            (of_device, of_all) = (more, of_all + self.permits(record.bytes()));
+            fits += 1;
         }
         wanted.drain(fits..).for_each(|(_, record)| record.give_up());
-        let room = timeout(ROOM_LIMIT, self.bringing.clone().acquire_many_owned(permits)).await;
-        let Ok(Ok(mut room)) = room else {
-            wanted.into_iter().for_each(|(_, record)| record.give_up());
+        let room = timeout(ROOM_LIMIT, self.room(device, of_device, of_all)).await;
+        let Ok(Some(mut room)) = room else {
+            wanted.into_iter().for_each(|(_, record)| record.starve());
             return here;
         };
         let reads = wanted.into_iter().map(|(at, record)| {
-            let own = room.split(self.permits(record.bytes()) as usize);
+            let of_device = room.of_device.split(self.device_permits(record.bytes()) as usize);
+            let of_all = room.of_all.split(self.permits(record.bytes()) as usize);
+            let own = of_device.zip(of_all).map(|(of_device, of_all)| Room { of_device, of_all });
             async move { (at, record.read(own).await) }
         });
-        for (at, guard) in join_all(reads).await {
-            here[at] = guard;
+        for (at, read) in join_all(reads).await {
+            here[at] = Some(read);
         }
         here
+    }
+
+    /// Waits for room among what is read from a device's disk, then among what is read from all.
+    pub(crate) async fn room(&self, device: DeviceId, of_device: u32, of_all: u32) -> Option<Room> {
+        let own = self.bringing_of.get(usize::from(device.index))?.clone();
+        let of_device = own.acquire_many_owned(of_device).await.ok()?;
+        let of_all = self.bringing.clone().acquire_many_owned(of_all).await.ok()?;
+        Some(Room { of_device, of_all })
     }
 }

@@ -5,6 +5,7 @@ use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::decode::Held;
 use crate::data::plane::DataPlane;
+use crate::guards::ReadGuard;
 use kvhive_protocol::WireError;
 use kvhive_protocol::data::{Accept, DataReply, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
@@ -28,7 +29,8 @@ impl DataPlane {
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
         let FetchRequest { device, tenant, keys, accept, .. } = request;
         let blocks = self.ask(device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
-        let blocks = self.bring(blocks).await;
+        let brought = self.bring(device, blocks).await;
+        let blocks: Vec<Option<ReadGuard>> = brought.into_iter().map(|one| one?.ok()).collect();
         let (mut blocks, room_taken) = match accept {
             Accept::Stored => (blocks.into_iter().map(|guard| guard.map(Held::Frame)).collect(), None),
             Accept::Raw(layout) => self.decoded(blocks, layout).await?,

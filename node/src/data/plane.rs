@@ -49,7 +49,10 @@ pub(crate) struct DataPlane {
     pub(super) decoding: Arc<Semaphore>,
     /// One permit a KiB of blocks that are read from disk: as many as of payload.
     pub(super) bringing: Arc<Semaphore>,
+    /// The part of these that one device's disk may hold: one that stalls leaves the others theirs.
+    pub(super) bringing_of: Vec<Arc<Semaphore>>,
     inflight_kib: u32,
+    device_kib: u32,
 }
 
 impl DataPlane {
@@ -62,18 +65,21 @@ impl DataPlane {
         limits: Limits,
     ) -> DataPlane {
         let inflight_kib = kib(limits.inflight_bytes).clamp(1, 1 << 28);
+        let device_kib = (inflight_kib / devices.len().max(1) as u32).max(1);
         DataPlane {
             view,
             counters,
             replicator,
             token,
             connections: Arc::new(Semaphore::new(limits.connections)),
-            devices,
             limits,
             inflight: Arc::new(Semaphore::new(inflight_kib as usize)),
             decoding: Arc::new(Semaphore::new(inflight_kib as usize)),
             bringing: Arc::new(Semaphore::new(inflight_kib as usize)),
+            bringing_of: devices.iter().map(|_| Arc::new(Semaphore::new(device_kib as usize))).collect(),
             inflight_kib,
+            device_kib,
+            devices,
         }
     }
 
@@ -110,6 +116,11 @@ impl DataPlane {
     /// Returns the permits that a payload takes; one larger than all of them takes all.
     pub(super) fn permits(&self, bytes: u64) -> u32 {
         kib(bytes).min(self.inflight_kib)
+    }
+
+    /// Returns the permits that a block takes of its device's part; one larger than that takes all of it.
+    pub(crate) fn device_permits(&self, bytes: u64) -> u32 {
+        kib(bytes).min(self.device_kib)
     }
 
     /// Returns the most bytes that one fetch may have decoded, unless one block has more: an asker that reads slowly leaves

@@ -1,4 +1,4 @@
-//! Replication: a block's bytes, straight from its frame, to the other replicas of its slot.
+//! Replication: a block's bytes, straight from its frame, to the other replicas of its slot; and who of these holds a block already.
 
 use crate::data::counters::{Counters, add, count};
 use crate::data::plane::kib;
@@ -10,7 +10,7 @@ use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, MatchRequest, Run, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::frame::Kind;
-use kvhive_protocol::{ClusterMap, DeviceId, KeyList, Layout, Slot, TenantId, WireError};
+use kvhive_protocol::{BlockKey, ClusterMap, DeviceId, KeyList, Layout, Slot, TenantId, WireError};
 use kvhive_wire::Fault;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,8 +35,28 @@ pub(crate) struct Item {
     pub(crate) block: StoreBlock,
     pub(crate) slot: Slot,
     pub(crate) guard: ReadGuard,
-    /// It was here before: the replica may have it too.
-    pub(crate) already: bool,
+    /// Who is to have it.
+    pub(crate) targets: Vec<DeviceId>,
+}
+
+/// One block that was here before, whose bytes need not be at hand.
+pub(crate) struct Known {
+    pub(crate) key: BlockKey,
+    pub(crate) slot: Slot,
+}
+
+/// What the other replicas of a block's slot say of it. Who does not answer is in neither.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Holders {
+    /// How many hold it.
+    pub(crate) copies: u8,
+    /// Who does not.
+    pub(crate) lacking: Vec<DeviceId>,
+}
+
+/// Returns the other replicas of a slot.
+pub(crate) fn others(map: &ClusterMap, device: DeviceId, slot: Slot) -> Vec<DeviceId> {
+    map.replicas(slot).0.iter().copied().filter(|target| *target != device).collect()
 }
 
 /// What one replica is to have.
@@ -76,11 +96,71 @@ impl Replicator {
         }
     }
 
-    /// Copies the items and returns how many other replicas hold each, by its position.
-    pub(crate) async fn now(
+    /// Asks the other replicas which of these blocks they hold; answers in the same order.
+    pub(crate) async fn holders(
         &self,
         serving: &Serving,
         device: DeviceId,
+        tenant: TenantId,
+        known: &[Known],
+        counters: &Counters,
+    ) -> Vec<Holders> {
+        let mut targets: BTreeMap<DeviceId, Vec<usize>> = BTreeMap::new();
+        for (at, one) in known.iter().enumerate() {
+            for target in others(&serving.map, device, one.slot) {
+                targets.entry(target).or_default().push(at);
+            }
+        }
+        let asked = targets.into_iter().map(|(target, of_it)| async move {
+            let blocks: Vec<&Known> = of_it.iter().map(|at| &known[*at]).collect();
+            let holds = self.ask_which(serving, target, tenant, &blocks).await;
+            let holds = holds.inspect_err(|fault| {
+                count(&counters.replication_failures);
+                tracing::debug!(%target, %fault, "a replica did not say what it holds");
+            });
+            (target, of_it, holds.unwrap_or_default())
+        });
+        let mut holders = vec![Holders::default(); known.len()];
+        for (target, of_it, holds) in join_all(asked).await {
+            for (at, holds) in of_it.into_iter().zip(holds) {
+                let one = &mut holders[at];
+                if holds {
+                    one.copies = one.copies.saturating_add(1);
+                } else {
+                    one.lacking.push(target);
+                }
+            }
+        }
+        holders
+    }
+
+    async fn ask_which(
+        &self,
+        serving: &Serving,
+        target: DeviceId,
+        tenant: TenantId,
+        blocks: &[&Known],
+    ) -> Result<Vec<bool>, Fault> {
+        let request = DataRequest::Match(MatchRequest {
+            epoch: serving.map.epoch,
+            device: target,
+            tenant,
+            hold_ms: 0,
+            runs: blocks.iter().map(|one| Run { slot: one.slot, keys: 1 }).collect(),
+            keys: blocks.iter().map(|one| one.key).collect::<KeyList>(),
+        });
+        match self.exchange(serving, target, &request, &[]).await? {
+            DataReply::Matched { covered, .. } if covered.len() == blocks.len() => {
+                Ok(covered.into_iter().map(|covered| covered == 1).collect())
+            }
+            _ => Err(senseless()),
+        }
+    }
+
+    /// Copies the items and returns how many of its targets hold each then, by its position.
+    pub(crate) async fn now(
+        &self,
+        serving: &Serving,
         tenant: TenantId,
         layout: Option<Layout>,
         items: Vec<Item>,
@@ -88,15 +168,14 @@ impl Replicator {
     ) -> Vec<(usize, u8)> {
         let mut targets: BTreeMap<DeviceId, Vec<&Item>> = BTreeMap::new();
         for item in &items {
-            for target in &serving.map.replicas(item.slot).0 {
-                if *target != device {
-                    targets.entry(*target).or_default().push(item);
-                }
+            for target in &item.targets {
+                targets.entry(*target).or_default().push(item);
             }
         }
         let copies = targets.into_iter().map(|(target, items)| async move {
             let batch = Batch { serving, target, tenant, layout, items: &items };
-            let copied = self.copy(&batch, counters).await;
+            let copied = self.copy(&batch).await;
+            let copied = copied.inspect(|held| add(&counters.replicated_blocks, held.len() as u64));
             copied.unwrap_or_else(|fault| {
                 count(&counters.replication_failures);
                 tracing::debug!(%target, %fault, "copy failed");
@@ -114,14 +193,13 @@ impl Replicator {
     pub(crate) fn later(
         &self,
         serving: Serving,
-        device: DeviceId,
         tenant: TenantId,
         layout: Option<Layout>,
         items: Vec<Item>,
         counters: &Arc<Counters>,
     ) {
         // Slots of one replica have nobody to copy to.
-        if !items.iter().any(|item| serving.map.replicas(item.slot).0.len() > 1) {
+        if items.iter().all(|item| item.targets.is_empty()) {
             return;
         }
         let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
@@ -135,7 +213,7 @@ impl Replicator {
         let begun = Instant::now();
         self.io.spawn(async move {
             if let Ok(_turn) = replicator.running.acquire().await {
-                replicator.now(&serving, device, tenant, layout, items, &counters).await;
+                replicator.now(&serving, tenant, layout, items, &counters).await;
             }
             let lag = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             counters.replication_lag_us.store(lag, Ordering::Relaxed);
@@ -154,90 +232,74 @@ impl Replicator {
     }
 
     /// Copies items to one replica; returns the positions of those that it holds then.
-    async fn copy(&self, batch: &Batch<'_>, counters: &Counters) -> Result<Vec<usize>, Fault> {
-        let Some(owner) = batch.serving.map.owner(batch.target) else {
-            return Err(Fault::Refused(WireError::WrongDevice { device: batch.target }));
+    async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<usize>, Fault> {
+        let Batch { serving, target, tenant, layout, items } = *batch;
+        // What is here may be stored otherwise than what came now, and says so itself.
+        let block = |item: &&Item| StoreBlock { header: *item.guard.header(), ..item.block };
+        let blocks: Vec<StoreBlock> = items.iter().map(block).collect();
+        let fingerprint = layout.map(|layout| layout.fingerprint());
+        let alike = blocks.iter().all(|block| Some(block.header.fingerprint) == fingerprint);
+        let request = DataRequest::Store(StoreRequest {
+            epoch: serving.map.epoch,
+            device: target,
+            tenant,
+            ack: Ack::Primary,
+            copy: true,
+            layout: layout.filter(|_| alike),
+            about: About::default(),
+            runs: items.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
+            blocks,
+        });
+        let payload: Vec<&[u8]> = items.iter().map(|item| item.guard.bytes()).collect();
+        match self.exchange(serving, target, &request, &payload).await? {
+            DataReply::Stored { blocks, .. } if blocks.len() == items.len() => {
+                let kept = items.iter().zip(blocks).filter(|(_, one)| matches!(one, Stored::Kept { .. }));
+                Ok(kept.map(|(item, _)| item.at).collect())
+            }
+            _ => Err(senseless()),
+        }
+    }
+
+    /// Asks one replica, and returns its answer.
+    async fn exchange(
+        &self,
+        serving: &Serving,
+        target: DeviceId,
+        request: &DataRequest,
+        payload: &[&[u8]],
+    ) -> Result<DataReply, Fault> {
+        let Some(owner) = serving.map.owner(target) else {
+            return Err(Fault::Refused(WireError::WrongDevice { device: target }));
         };
         let deadline = Instant::now() + COPY_LIMIT;
         let lease = self.pool.take(&owner.data_address, deadline).await?;
         let was_idle = lease.was_idle();
-        match self.copy_over(lease, batch, counters, deadline).await {
+        match self.exchange_over(lease, request, payload, deadline).await {
             // The other end has gone since it was used last: started anew, or tired of waiting.
             Err(Fault::Closed | Fault::Io(_)) if was_idle => {
                 let lease = self.pool.take_fresh(&owner.data_address, deadline).await?;
-                self.copy_over(lease, batch, counters, deadline).await
+                self.exchange_over(lease, request, payload, deadline).await
             }
-            copied => copied,
+            answer => answer,
         }
     }
 
-    async fn copy_over(
+    async fn exchange_over(
         &self,
         mut lease: Lease,
-        batch: &Batch<'_>,
-        counters: &Counters,
+        request: &DataRequest,
+        payload: &[&[u8]],
         deadline: Instant,
-    ) -> Result<Vec<usize>, Fault> {
-        let Batch { serving, target, tenant, layout, items } = *batch;
+    ) -> Result<DataReply, Fault> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
         let exchange = async {
             let connection = lease.connection();
-            let mut held = Vec::new();
-            let known: Vec<&Item> = items.iter().copied().filter(|item| item.already).collect();
-            let mut missing: Vec<&Item> = items.iter().copied().filter(|item| !item.already).collect();
-            if !known.is_empty() {
-                let number = self.requests.fetch_add(1, Ordering::Relaxed);
-                let request = DataRequest::Match(MatchRequest {
-                    epoch: serving.map.epoch,
-                    device: target,
-                    tenant,
-                    hold_ms: 0,
-                    runs: known.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
-                    keys: known.iter().map(|item| item.block.header.key).collect::<KeyList>(),
-                });
-                connection.send(Kind::DataRequest, number, &request, &[]).await?;
-                match connection.receive_answer(Kind::DataReply, number).await? {
-                    DataReply::Matched { covered, .. } if covered.len() == known.len() => {
-                        for (item, covered) in known.into_iter().zip(covered) {
-                            if covered == 1 { held.push(item.at) } else { missing.push(item) }
-                        }
-                    }
-                    _ => return Err(senseless()),
-                }
-            }
-            if !missing.is_empty() {
-                let number = self.requests.fetch_add(1, Ordering::Relaxed);
-                // What is here may be stored otherwise than what came now, and says so itself.
-                let block = |item: &&Item| StoreBlock { header: *item.guard.header(), ..item.block };
-                let blocks: Vec<StoreBlock> = missing.iter().map(block).collect();
-                let fingerprint = layout.map(|layout| layout.fingerprint());
-                let alike = blocks.iter().all(|block| Some(block.header.fingerprint) == fingerprint);
-                let request = DataRequest::Store(StoreRequest {
-                    epoch: serving.map.epoch,
-                    device: target,
-                    tenant,
-                    ack: Ack::Primary,
-                    copy: true,
-                    layout: layout.filter(|_| alike),
-                    about: About::default(),
-                    runs: missing.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
-                    blocks,
-                });
-                let payload: Vec<&[u8]> = missing.iter().map(|item| item.guard.bytes()).collect();
-                connection.send(Kind::DataRequest, number, &request, &payload).await?;
-                match connection.receive_answer(Kind::DataReply, number).await? {
-                    DataReply::Stored { blocks, .. } if blocks.len() == missing.len() => {
-                        let kept =
-                            missing.iter().zip(blocks).filter(|(_, one)| matches!(one, Stored::Kept { .. }));
-                        held.extend(kept.map(|(item, _)| item.at));
-                    }
-                    _ => return Err(senseless()),
-                }
-            }
-            lease.give_back();
-            add(&counters.replicated_blocks, held.len() as u64);
-            Ok(held)
+            connection.send(Kind::DataRequest, number, request, payload).await?;
+            connection.receive_answer(Kind::DataReply, number).await
         };
-        timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(COPY_LIMIT)))
+        let answer = timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(COPY_LIMIT)))?;
+        lease.give_back();
+        Ok(answer)
     }
 }
 

@@ -5,8 +5,8 @@ use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
-use crate::data::replicate::Item;
-use crate::guards::{Lent, ReadGuard, Verified};
+use crate::data::replicate::{Item, Known, others};
+use crate::guards::{Lent, ReadGuard, Unread, Verified};
 use crate::view::Serving;
 use kvhive_cache::member;
 use kvhive_protocol::data::{
@@ -42,6 +42,22 @@ struct Task {
     blocks: Vec<(StoreBlock, Slot)>,
     /// Other members are to have copies.
     replicated: bool,
+}
+
+impl Task {
+    fn item(&self, at: usize, guard: ReadGuard, targets: Vec<DeviceId>) -> Item {
+        let (block, slot) = self.blocks[at];
+        Item { at, block, slot, guard, targets }
+    }
+}
+
+/// What is sure of blocks that were here before.
+#[derive(Default)]
+struct Sure {
+    /// How many others hold a block, by its position; a position may come twice.
+    copies: Vec<(usize, u8)>,
+    /// Those that turned out not to be here: they are stored anew when they come again.
+    lost: Vec<usize>,
 }
 
 impl DataPlane {
@@ -145,12 +161,8 @@ impl DataPlane {
         let mut stored = Vec::with_capacity(taken.len());
         let mut sealing = Vec::new();
         let mut sealed_at = Vec::new();
-        let (mut present, mut present_at) = (Vec::new(), Vec::new());
-        let mut items = Vec::new();
-        let item = |at: usize, guard: ReadGuard, already: bool| {
-            let (block, slot) = task.blocks[at];
-            Item { at, block, slot, guard, already }
-        };
+        let mut present = Vec::new();
+        let mut fresh = Vec::new();
         for (at, one) in taken.into_iter().enumerate() {
             match one {
                 Taken::Verified(block) => {
@@ -162,10 +174,8 @@ impl DataPlane {
                 Taken::Present(lent) => {
                     stored.push(Stored::Kept { copies: 1, already: true });
                     // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
-                    let lent = lent.filter(|_| task.ack != Ack::Primary);
-                    if lent.is_some() {
-                        present.push(lent);
-                        present_at.push(at);
+                    if task.replicated && task.ack != Ack::Primary {
+                        present.push((at, lent));
                     }
                 }
                 Taken::Refused(refusal) => stored.push(Stored::Refused(refusal)),
@@ -184,31 +194,68 @@ impl DataPlane {
             for (at, sealed) in sealed_at.into_iter().zip(sealed) {
                 if let Sealed::Visible(guard) = sealed {
                     stored[at] = Stored::Kept { copies: 1, already: false };
-                    items.extend(guard.map(|guard| item(at, guard, false)));
+                    fresh.extend(guard.map(|guard| {
+                        let targets = others(&task.serving.map, task.device, task.blocks[at].1);
+                        task.item(at, guard, targets)
+                    }));
                 }
             }
         }
-        let present = self.bring(present).await;
-        items.extend(
-            present_at.into_iter().zip(present).filter_map(|(at, guard)| Some(item(at, guard?, true))),
-        );
-        self.replicate(&task, items, &mut stored).await;
-        self.view.check_lease()?;
-        Ok(DataReply::Stored { epoch: task.serving.map.epoch, blocks: stored })
-    }
-
-    async fn replicate(&self, task: &Task, items: Vec<Item>, stored: &mut [Stored]) {
-        let Task { serving, device, tenant, ack, layout, .. } = task;
-        if *ack == Ack::Primary {
-            self.replicator.later(serving.clone(), *device, *tenant, *layout, items, &self.counters);
-            return;
-        }
-        for (at, copies) in
-            self.replicator.now(serving, *device, *tenant, *layout, items, &self.counters).await
-        {
+        let (sure, mut copied) = tokio::join!(self.make_sure(&task, present), self.replicate(&task, fresh));
+        copied.extend(sure.copies);
+        for (at, copies) in copied {
             if let Stored::Kept { copies: held, .. } = &mut stored[at] {
                 *held = held.saturating_add(copies);
             }
         }
+        for at in sure.lost {
+            stored[at] = Stored::Refused(Refusal::NoRoom);
+        }
+        self.view.check_lease()?;
+        Ok(DataReply::Stored { epoch: task.serving.map.epoch, blocks: stored })
+    }
+
+    /// Has blocks copied that have come just now: returns how many others hold each, or sees to it later.
+    async fn replicate(&self, task: &Task, items: Vec<Item>) -> Vec<(usize, u8)> {
+        let Task { serving, tenant, ack, layout, .. } = task;
+        if *ack == Ack::Primary {
+            self.replicator.later(serving.clone(), *tenant, *layout, items, &self.counters);
+            return Vec::new();
+        }
+        self.replicator.now(serving, *tenant, *layout, items, &self.counters).await
+    }
+
+    /// Makes sure of the copies of blocks that were here before. Their bytes may be on disk: they are brought for those replicas
+    /// alone that say that they lack them.
+    async fn make_sure(&self, task: &Task, present: Vec<(usize, Option<Lent>)>) -> Sure {
+        let mut sure = Sure::default();
+        if present.is_empty() {
+            return sure;
+        }
+        let Task { serving, device, tenant, layout, .. } = task;
+        let known = present.iter().map(|(at, _)| {
+            let (block, slot) = &task.blocks[*at];
+            Known { key: block.header.key, slot: *slot }
+        });
+        let known: Vec<Known> = known.collect();
+        let holders = self.replicator.holders(serving, *device, *tenant, &known, &self.counters).await;
+        let (mut lacked, mut lent) = (Vec::new(), Vec::new());
+        for ((at, one), holders) in present.into_iter().zip(holders) {
+            sure.copies.push((at, holders.copies));
+            if !holders.lacking.is_empty() && one.is_some() {
+                lacked.push((at, holders.lacking));
+                lent.push(one);
+            }
+        }
+        let mut items = Vec::with_capacity(lacked.len());
+        for ((at, lacking), brought) in lacked.into_iter().zip(self.bring(*device, lent).await) {
+            match brought {
+                Some(Ok(guard)) => items.push(task.item(at, guard, lacking)),
+                Some(Err(Unread::Lost)) => sure.lost.push(at),
+                Some(Err(Unread::Late)) | None => {}
+            }
+        }
+        sure.copies.extend(self.replicator.now(serving, *tenant, *layout, items, &self.counters).await);
+        sure
     }
 }

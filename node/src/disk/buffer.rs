@@ -4,6 +4,7 @@ use super::record::{PAGE, whole_pages};
 use kvhive_gpu::{Arena, ArenaError, HostDevice, ReadFrame, SizeClass, WriteFrame};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Bytes of buffers in huge pages, a device: a transfer to or from one page after the other is many small ones to the disk.
 const ARENA_BYTES: u64 = 32 << 20;
@@ -67,13 +68,14 @@ impl Buffers {
         let len = bytes.next_multiple_of(PAGE);
         let class = self.arena.class_for(len as u64);
         if let Some(frame) = class.and_then(|class| self.arena.take(class, len as u64)) {
-            return Buffer(Memory::Frame(frame));
+            return Buffer { memory: Memory::Frame(frame), _room: None };
         }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let pages = idle.pages.get_mut(&len).and_then(Vec::pop);
         idle.bytes -= pages.as_ref().map_or(0, |pages| pages.len);
         drop(idle);
-        Buffer(Memory::Pages(Some(pages.unwrap_or_else(|| Pages::new(len))), self.clone()))
+        let pages = pages.unwrap_or_else(|| Pages::new(len));
+        Buffer { memory: Memory::Pages(Some(pages), self.clone()), _room: None }
     }
 
     fn give_back(&self, pages: Pages) {
@@ -91,12 +93,28 @@ enum Memory {
     Pages(Option<Pages>, Buffers),
 }
 
+/// What a read takes of the memory that reads may take: of its device's part, and of all of it.
+pub(crate) struct Room {
+    pub(crate) of_device: OwnedSemaphorePermit,
+    pub(crate) of_all: OwnedSemaphorePermit,
+}
+
 /// A buffer in use; dropped, it waits for its next.
-pub(crate) struct Buffer(Memory);
+pub(crate) struct Buffer {
+    memory: Memory,
+    /// Given back when the memory is, whoever has it until then.
+    _room: Option<Room>,
+}
 
 impl Buffer {
+    /// Takes the room that was waited for over.
+    pub(crate) fn in_room(mut self, room: Option<Room>) -> Buffer {
+        self._room = room;
+        self
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
-        match &self.0 {
+        match &self.memory {
             Memory::Frame(frame) => frame.bytes(),
             Memory::Pages(Some(pages), _) => &pages.memory[pages.start..pages.start + pages.len],
             Memory::Pages(None, _) => &[],
@@ -104,7 +122,7 @@ impl Buffer {
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        match &mut self.0 {
+        match &mut self.memory {
             Memory::Frame(frame) => frame.bytes_mut(),
             Memory::Pages(Some(pages), _) => &mut pages.memory[pages.start..pages.start + pages.len],
             Memory::Pages(None, _) => &mut [],
@@ -114,7 +132,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Memory::Pages(pages, home) = &mut self.0
+        if let Memory::Pages(pages, home) = &mut self.memory
             && let Some(pages) = pages.take()
         {
             home.give_back(pages);

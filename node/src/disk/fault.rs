@@ -1,5 +1,6 @@
 //! A disk that does as a test tells it.
 
+use super::buffer::Piece;
 use super::queue::{Backend, Done, Transfer, Way};
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -35,7 +36,21 @@ impl Faulty {
 
     pub(crate) fn has(&self, trouble: Trouble) {
         *self.trouble.lock().expect("nobody panics here") = trouble;
-        self.unheard.lock().expect("nobody panics here").clear();
+        let unheard = std::mem::take(&mut *self.unheard.lock().expect("nobody panics here"));
+        drop(unheard);
+    }
+
+    /// Returns how many buffers of at least these bytes it has without an answer. As a kernel it owns them until then.
+    pub(crate) fn buffers_held(&self, bytes: usize) -> usize {
+        let unheard = self.unheard.lock().expect("nobody panics here");
+        let pieces = unheard.iter().flat_map(|(transfer, _)| &transfer.pieces);
+        pieces.filter(|piece| matches!(piece, Piece::Own(_)) && piece.bytes().len() >= bytes).count()
+    }
+
+    /// Says whether it has a write without an answer.
+    pub(crate) fn has_writes(&self) -> bool {
+        let unheard = self.unheard.lock().expect("nobody panics here");
+        unheard.iter().any(|(transfer, _)| transfer.way == Way::Write)
     }
 }
 
@@ -63,6 +78,7 @@ impl Backend for Faulty {
             _ => return self.inner.submit(transfer),
         };
         let (done, waits) = oneshot::channel();
+        drop(transfer.holds);
         let failed = Done { result: Err(io::Error::from_raw_os_error(errno)), pieces: transfer.pieces };
         assert!(done.send(failed).is_ok(), "somebody waits");
         waits
@@ -70,5 +86,9 @@ impl Backend for Faulty {
 
     fn waiting(&self) -> usize {
         self.inner.waiting()
+    }
+
+    fn forget_abandoned(&self) {
+        self.inner.forget_abandoned();
     }
 }

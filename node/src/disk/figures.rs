@@ -1,6 +1,7 @@
 //! What a device's disk has done, for metrics.
 
-use super::store::{ReadError, Store};
+use super::place::ReadError;
+use super::store::Store;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Why a record was not served.

@@ -5,6 +5,7 @@ use super::record::tenant_mark;
 use super::store::Store;
 use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
+use crate::actors::disk::DiskLife;
 use crate::view::View;
 use kvhive_runtime::stopped;
 use std::sync::Arc;
@@ -40,8 +41,10 @@ impl Keeper {
         loop {
             // A core made after a panic knows nothing of its disk either.
             let asked = self.device.ask(LIMIT, |reply| DeviceMessage::AwaitsDisk { reply }).await;
-            if asked == Ok(true) {
-                self.take_in().await;
+            if let Ok(Some(life)) = asked
+                && self.store.may_be_scanned()
+            {
+                self.take_in(life).await;
             }
             self.store.probe_if_due().await;
             sleep(LOOK_EVERY).await;
@@ -49,22 +52,26 @@ impl Keeper {
     }
 
     /// Has the device take in what is on the disk, once it is known whose it may be.
-    async fn take_in(&self) {
+    async fn take_in(&self, life: DiskLife) {
         let Some(serving) = self.view.serving() else { return };
+        // By the secrets of another cluster, what belongs to this life would be nobody's.
+        if life.cluster != Some(serving.map.cluster) {
+            return;
+        }
         let tenants = serving.map.tenants.iter();
         let tenants = tenants.map(|(id, tenant)| (*id, (tenant.era, tenant_mark(&tenant.secret)))).collect();
-        let found = self.store.scan(&tenants).await;
+        let Some(found) = self.store.scan(&tenants).await else { return };
         let mut restored = 0;
         let records = found.len();
         let mut found = found.into_iter();
         while found.len() > 0 {
-            let batch = found.by_ref().take(BATCH).collect();
-            let taken = self.device.ask(LIMIT, |reply| DeviceMessage::Restore { found: batch, reply }).await;
-            // A device that panicked, or did not answer, is asked again what it awaits.
-            let Ok(taken) = taken else { return };
+            let found = found.by_ref().take(BATCH).collect();
+            let taken = self.device.ask(LIMIT, |reply| DeviceMessage::Restore { life, found, reply }).await;
+            // A device that was made anew, or did not answer, is asked again what it awaits.
+            let Ok(Some(taken)) = taken else { return };
             restored += taken;
         }
-        if self.device.ask(LIMIT, |reply| DeviceMessage::Restored { reply }).await.is_ok() {
+        if self.device.ask(LIMIT, |reply| DeviceMessage::Restored { life, reply }).await == Ok(true) {
             add(&self.store.figures.restored, restored);
             add(&self.store.figures.ended, records as u64 - restored);
             info!(records, restored, "the disk's blocks are here again");

@@ -81,7 +81,7 @@ impl DiskBench {
     pub fn read(&self, order: &[u32], at_a_time: usize) -> io::Result<u64> {
         let reads = stream::iter(order).map(|number| async move {
             let (place, header) = &self.blocks[*number as usize];
-            let payload = place.read(header).await.map_err(io::Error::other)?;
+            let payload = place.read(header, None).await.map_err(io::Error::other)?;
             Ok::<u64, io::Error>(payload.bytes().len() as u64)
         });
         let sum = reads.buffer_unordered(at_a_time).try_fold(0, |sum, bytes| async move { Ok(sum + bytes) });

@@ -2,11 +2,13 @@
 //! there is the shard's to decide ([`crate::actors`]); here blocks are written, read, verified, and found again after a start.
 
 mod buffer;
+mod crew;
 mod figures;
 mod folder;
 mod health;
 mod keeper;
 mod measure;
+mod place;
 mod places;
 mod queue;
 mod record;
@@ -18,16 +20,18 @@ mod uring;
 #[cfg(test)]
 pub(crate) mod fault;
 
+pub(crate) use buffer::Room;
 #[cfg(test)]
 pub(crate) use figures::Bad;
 pub(crate) use figures::record;
 pub(crate) use health::ProbeWaits;
 pub(crate) use keeper::Keeper;
 pub use measure::DiskBench;
+pub(crate) use place::{Payload, Place, ReadError};
 pub(crate) use queue::Backend;
 pub(crate) use record::{TenantMark, record_bytes, tenant_mark};
 pub(crate) use scan::Found;
-pub(crate) use store::{Payload, Place, ReadError, Store};
+pub(crate) use store::Store;
 
 use kvhive_gpu::ArenaError;
 use std::io;
@@ -75,6 +79,28 @@ pub(crate) struct DiskTuning {
     pub(crate) waits: ProbeWaits,
     /// How long a folder's lock is waited for: a process that was killed lets go when it has ended.
     pub(crate) lock_limit: Duration,
+    pub(crate) patience: Patience,
+}
+
+/// How long a transfer is waited for. The kernel may have its memory for longer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// A read that a fetch waits for: recomputing the block would have taken less.
+    pub(crate) fetch: Duration,
+    /// A write, or a read that nobody waits for.
+    pub(crate) other: Duration,
+    /// All writes together, when the store is closed.
+    pub(crate) close: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience {
+            fetch: Duration::from_secs(1),
+            other: Duration::from_secs(10),
+            close: Duration::from_secs(4),
+        }
+    }
 }
 
 impl Default for DiskTuning {
@@ -83,6 +109,7 @@ impl Default for DiskTuning {
             mover: Mover::default(),
             waits: ProbeWaits::default(),
             lock_limit: Duration::from_secs(5),
+            patience: Patience::default(),
         }
     }
 }

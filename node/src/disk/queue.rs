@@ -25,7 +25,8 @@ pub(crate) enum Way {
     Write,
 }
 
-/// Bytes between memory and a file. The memory belongs to the transfer until it has ended.
+/// Bytes between memory and a file. The memory, and what else it holds, belongs to the transfer until it has ended: not until
+/// nobody waits for it any more.
 pub(crate) struct Transfer {
     pub(crate) file: Arc<File>,
     /// Where in the file.
@@ -33,6 +34,8 @@ pub(crate) struct Transfer {
     pub(crate) way: Way,
     /// In the order of the file.
     pub(crate) pieces: Vec<Piece>,
+    /// Let go of when it has ended, before whoever waits for it is told.
+    pub(crate) holds: Option<Box<dyn Send>>,
 }
 
 /// A transfer that has ended.
@@ -50,6 +53,13 @@ pub(crate) trait Backend: Send + Sync {
     fn submit(&self, transfer: Transfer) -> oneshot::Receiver<Done>;
     /// Returns how many wait to begin.
     fn waiting(&self) -> usize;
+    /// Lets go of transfers that nobody waits for any more, unless they have begun.
+    fn forget_abandoned(&self);
+}
+
+/// Says that nobody moves the bytes any more.
+fn given_up() -> io::Error {
+    io::ErrorKind::BrokenPipe.into()
 }
 
 /// A transfer and who waits for it.
@@ -58,13 +68,21 @@ struct Job {
     bytes: usize,
     /// It was part of a run that failed: what it comes to is its own.
     alone: bool,
-    done: oneshot::Sender<Done>,
+    /// None when whoever waits has been told.
+    done: Option<oneshot::Sender<Done>>,
 }
 
 impl Job {
     fn end(self, result: io::Result<()>) {
+        let Transfer { pieces, holds, .. } = self.transfer;
+        drop(holds);
         // Who has stopped waiting takes no harm: the memory goes back here.
-        let _ = self.done.send(Done { result, pieces: self.transfer.pieces });
+        let _ = self.done.map(|done| done.send(Done { result, pieces }));
+    }
+
+    /// Says whether nobody waits for it.
+    fn is_abandoned(&self) -> bool {
+        self.done.as_ref().is_none_or(oneshot::Sender::is_closed)
     }
 
     /// Says whether `next` goes on in the file where this one ends.
@@ -100,6 +118,13 @@ impl Run {
         self.0.iter_mut().flat_map(|job| &mut job.transfer.pieces)
     }
 
+    /// Tells everybody that nobody moves the bytes any more. The memory stays: the kernel may have it.
+    pub(super) fn give_up(&mut self) {
+        for done in self.0.iter_mut().filter_map(|job| job.done.take()) {
+            let _ = done.send(Done { result: Err(given_up()), pieces: Vec::new() });
+        }
+    }
+
     /// Tells everybody how it ended. Of a run that failed each transfer is done again by itself: one bad sector is not its
     /// neighbours' end.
     pub(super) fn end(mut self, result: io::Result<()>, queue: &Queue) {
@@ -124,6 +149,8 @@ struct Waiting {
     /// Whoever takes has found nothing, and looks again when it is told to.
     is_idle: bool,
     closed: bool,
+    /// Nobody takes anything any more.
+    broken: bool,
 }
 
 /// The queue between those who ask and those who do. Cheap to clone.
@@ -139,11 +166,11 @@ impl Queue {
     pub(super) fn push(&self, transfer: Transfer) -> (oneshot::Receiver<Done>, bool) {
         let (done, waits) = oneshot::channel();
         let bytes = transfer.pieces.iter().map(|piece| piece.bytes().len()).sum();
-        let job = Job { transfer, bytes, alone: false, done };
+        let job = Job { transfer, bytes, alone: false, done: Some(done) };
         let mut waiting = self.lock();
         if waiting.closed {
             drop(waiting);
-            job.end(Err(io::Error::from(io::ErrorKind::BrokenPipe)));
+            job.end(Err(given_up()));
             return (waits, false);
         }
         if waiting.reads.len() + waiting.writes.len() >= MAX_WAITING {
@@ -164,6 +191,11 @@ impl Queue {
     /// Has these done again, each by itself, before all others.
     fn again(&self, jobs: Vec<Job>) {
         let mut waiting = self.lock();
+        if waiting.broken {
+            drop(waiting);
+            jobs.into_iter().for_each(|job| job.end(Err(given_up())));
+            return;
+        }
         for mut job in jobs.into_iter().rev() {
             job.alone = true;
             match job.transfer.way {
@@ -177,24 +209,59 @@ impl Queue {
 
     /// Takes what is next, if anything is.
     pub(super) fn take(&self) -> Option<Run> {
+        // Let go of when the lock is: with the last transfer a store may go, which closes this queue.
+        let mut abandoned = Vec::new();
         let mut waiting = self.lock();
-        let next = waiting.next();
+        let next = waiting.next(&mut abandoned);
         waiting.is_idle = next.is_none();
+        drop(waiting);
         next
     }
 
     /// Waits for the next; none when the queue was closed and is empty.
     pub(super) fn wait(&self) -> Option<Run> {
+        let mut abandoned = Vec::new();
         let mut waiting = self.lock();
         loop {
-            if let Some(run) = waiting.next() {
-                return Some(run);
+            let next = waiting.next(&mut abandoned);
+            if !abandoned.is_empty() {
+                drop(waiting);
+                abandoned.clear();
+                if next.is_some() {
+                    return next;
+                }
+                waiting = self.lock();
+                continue;
             }
-            if waiting.closed {
-                return None;
+            if next.is_some() || waiting.closed {
+                return next;
             }
             waiting = self.0.1.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Lets go of what nobody waits for any more.
+    pub(super) fn forget_abandoned(&self) {
+        let mut waiting = self.lock();
+        let Waiting { reads, writes, .. } = &mut *waiting;
+        let mut abandoned = Vec::new();
+        for jobs in [reads, writes] {
+            for job in std::mem::take(jobs) {
+                if job.is_abandoned() { abandoned.push(job) } else { jobs.push_back(job) }
+            }
+        }
+        drop(waiting);
+    }
+
+    /// Nobody does transfers any more: those that wait end now, as do those that come.
+    pub(super) fn break_off(&self) {
+        let mut waiting = self.lock();
+        (waiting.closed, waiting.broken) = (true, true);
+        let Waiting { reads, writes, .. } = &mut *waiting;
+        let left: Vec<Job> = reads.drain(..).chain(writes.drain(..)).collect();
+        drop(waiting);
+        self.0.1.notify_all();
+        left.into_iter().for_each(|job| job.end(Err(given_up())));
     }
 
     /// Takes no more; what waits is still done.
@@ -214,7 +281,13 @@ impl Queue {
 }
 
 impl Waiting {
-    fn next(&mut self) -> Option<Run> {
+    /// Takes what is next. Those that nobody waits for any more are not begun.
+    fn next(&mut self, abandoned: &mut Vec<Job>) -> Option<Run> {
+        for jobs in [&mut self.reads, &mut self.writes] {
+            while jobs.front().is_some_and(Job::is_abandoned) {
+                abandoned.extend(jobs.pop_front());
+            }
+        }
         let is_write_due = self.passed >= READS_A_WRITE && !self.writes.is_empty();
         if !is_write_due && let Some(read) = self.reads.pop_front() {
             self.passed += 1;
@@ -249,7 +322,7 @@ mod tests {
 
     fn transfer(way: Way, at: u64) -> Transfer {
         let file = Arc::new(tempfile::tempfile().expect("a file"));
-        Transfer { file, at, way, pieces: Vec::new() }
+        Transfer { file, at, way, pieces: Vec::new(), holds: None }
     }
 
     #[test]
@@ -270,6 +343,7 @@ mod tests {
             at,
             way: Way::Read,
             pieces: vec![Piece::Own(buffers.take(bytes))],
+            holds: None,
         };
         let queue = Queue::default();
         let places = [(0, 8192), (8192, 4096), (12288, 4096), (20480, 4096), (24576, 1 << 20)];
@@ -318,5 +392,42 @@ mod tests {
         assert_eq!(failed(&queue), io::ErrorKind::BrokenPipe);
         let left = std::iter::from_fn(|| queue.wait()).count();
         assert_eq!((left, waits.len()), (MAX_WAITING, MAX_WAITING), "what waited is still done");
+    }
+
+    #[test]
+    fn a_transfer_that_nobody_waits_for_is_not_begun() {
+        let queue = Queue::default();
+        let held = Arc::new(());
+        let mut wants: Vec<_> = (0..4)
+            .map(|at| {
+                let one = Transfer { holds: Some(Box::new(held.clone())), ..transfer(Way::Read, at) };
+                Some(queue.push(one).0)
+            })
+            .collect();
+        wants[0] = None;
+        wants[2] = None;
+        assert_eq!(queue.take().map(|run| run.at()), Some(1), "the first was given up");
+        queue.forget_abandoned();
+        assert_eq!(
+            (queue.len(), Arc::strong_count(&held)),
+            (1, 2),
+            "the third was let go of where it waited"
+        );
+    }
+
+    #[test]
+    fn what_a_broken_queue_had_has_ended() {
+        let queue = Queue::default();
+        let mut waits: Vec<_> = (0..3).map(|at| queue.push(transfer(Way::Read, at)).0).collect();
+        let mut begun = queue.take().expect("the first");
+        queue.break_off();
+        begun.give_up();
+        waits.push(queue.push(transfer(Way::Write, 9)).0);
+        let ends: Vec<_> = waits
+            .iter_mut()
+            .map(|waits| waits.try_recv().expect("it has ended").result.expect_err("it failed").kind())
+            .collect();
+        assert_eq!(ends, [io::ErrorKind::BrokenPipe; 4]);
+        assert!(queue.wait().is_none());
     }
 }

@@ -1,9 +1,9 @@
 //! Transfers by threads that wait for each of theirs: for kernels without io_uring, or that forbid it.
 
+use super::crew::Crew;
 use super::queue::{Backend, Done, Queue, Run, Transfer, Way};
 use rustix::io::{Errno, preadv, pwritev};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
 /// Transfers at a time.
@@ -12,22 +12,34 @@ const THREADS: usize = 16;
 /// The threads.
 pub(crate) struct Threads {
     queue: Queue,
-    threads: Vec<JoinHandle<()>>,
+    crew: Crew,
+}
+
+/// Breaks the queue off when a thread panics: nothing that waits hangs for want of somebody who takes it.
+struct Whole(Queue);
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.break_off();
+        }
+    }
 }
 
 impl Threads {
     /// Starts them.
     pub(crate) fn start() -> io::Result<Threads> {
-        let mut started = Threads { queue: Queue::default(), threads: Vec::with_capacity(THREADS) };
+        let mut started = Threads { queue: Queue::default(), crew: Crew::new() };
         for number in 0..THREADS {
-            let queue = started.queue.clone();
+            let whole = Whole(started.queue.clone());
             let work = move || {
+                let Whole(queue) = &whole;
                 while let Some(mut run) = queue.wait() {
                     let result = transfer(&mut run);
-                    run.end(result, &queue);
+                    run.end(result, queue);
                 }
             };
-            started.threads.push(std::thread::Builder::new().name(format!("disk-{number}")).spawn(work)?);
+            started.crew.add(format!("disk-{number}"), work)?;
         }
         Ok(started)
     }
@@ -45,16 +57,16 @@ impl Backend for Threads {
     fn waiting(&self) -> usize {
         self.queue.len()
     }
+
+    fn forget_abandoned(&self) {
+        self.queue.forget_abandoned();
+    }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
         self.queue.close();
-        for thread in self.threads.drain(..) {
-            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
-                tracing::error!("a thread of the disk panicked");
-            }
-        }
+        self.crew.end();
     }
 }
 

@@ -5,25 +5,29 @@
 )]
 
 use super::buffer::Piece;
+use super::crew::Crew;
 use super::queue::{Backend, Done, Queue, Run, Transfer, Way};
 use io_uring::{IoUring, Probe, opcode, types::Fd};
 use rustix::event::{EventfdFlags, eventfd};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Transfers that the kernel has at a time.
 const DEPTH: usize = 64;
 /// Names the completion of the wait for more work.
 const WAKE: u64 = u64::MAX;
+/// A ring that takes nothing although nothing is ending is tried again after this, so many times.
+const RETRY_AFTER: Duration = Duration::from_millis(1);
+const MAX_RETRIES: u32 = 1000;
 
 /// The ring's thread, and the way to it.
 pub(crate) struct Uring {
     queue: Queue,
     bell: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    crew: Crew,
 }
 
 impl Uring {
@@ -39,7 +43,7 @@ impl Uring {
         // The ring belongs to the thread that makes it.
         let work = move || match ring() {
             Ok(ring) => {
-                let driver = Driver { flying: Flying::new(), queue: its_queue, bell: its_bell };
+                let driver = Driver::new(its_queue, its_bell);
                 if told.send(Ok(())).is_ok() {
                     driver.run(ring);
                 }
@@ -47,9 +51,10 @@ impl Uring {
             // Nobody waits only if this thread was given up.
             Err(error) => drop(told.send(Err(error))),
         };
-        let thread = std::thread::Builder::new().name("disk-uring".to_owned()).spawn(work)?;
+        let mut crew = Crew::new();
+        crew.add("disk-uring".to_owned(), work)?;
         made.recv().map_err(io::Error::other)??;
-        Ok(Uring { queue, bell, thread: Some(thread) })
+        Ok(Uring { queue, bell, crew })
     }
 
     fn ring_the_bell(&self) {
@@ -74,18 +79,17 @@ impl Backend for Uring {
     fn waiting(&self) -> usize {
         self.queue.len()
     }
+
+    fn forget_abandoned(&self) {
+        self.queue.forget_abandoned();
+    }
 }
 
 impl Drop for Uring {
     fn drop(&mut self) {
         self.queue.close();
         self.ring_the_bell();
-        if let Some(thread) = self.thread.take()
-            && thread.thread().id() != std::thread::current().id()
-            && thread.join().is_err()
-        {
-            tracing::error!("the disk's io_uring thread panicked");
-        }
+        self.crew.end();
     }
 }
 
@@ -195,7 +199,12 @@ struct Driver {
 }
 
 impl Driver {
+    fn new(queue: Queue, bell: Arc<OwnedFd>) -> Driver {
+        Driver { flying: Flying::new(), queue, bell }
+    }
+
     fn run(mut self, mut ring: IoUring) {
+        let mut retries = 0;
         loop {
             self.fill(&mut ring);
             if self.flying.is_empty() && !self.flying.is_listening {
@@ -203,14 +212,19 @@ impl Driver {
                 return;
             }
             match ring.submit_and_wait(1) {
-                Ok(_) => {}
+                Ok(_) => retries = 0,
                 // A signal, or completions that must be taken first.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::ResourceBusy
-                    ) => {}
-                Err(error) => return self.break_off(&error),
+                Err(error) if is_passing(&error) && retries < MAX_RETRIES => {
+                    retries += 1;
+                    if ring.completion().is_empty() && error.kind() != ErrorKind::Interrupted {
+                        std::thread::sleep(RETRY_AFTER);
+                    }
+                }
+                Err(error) => {
+                    // Dropped, it tells everybody.
+                    tracing::error!(%error, "io_uring failed; the disk takes no more transfers until the node starts anew");
+                    return;
+                }
             }
             for completion in ring.completion() {
                 if completion.user_data() == WAKE {
@@ -251,13 +265,89 @@ impl Driver {
             }
         }
     }
+}
 
-    /// The ring itself fails: nobody waits for it any more.
-    fn break_off(self, error: &io::Error) {
-        tracing::error!(%error, "io_uring failed; the disk takes no more transfers until the node starts anew");
-        self.queue.close();
-        while let Some(run) = self.queue.take() {
-            run.end(Err(ErrorKind::BrokenPipe.into()), &self.queue);
+/// Says whether a ring that did not take what was handed to it may take it later.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::ResourceBusy)
+}
+
+impl Drop for Driver {
+    /// However the thread ends: who waits for what the kernel has, or for what it was not handed yet, hears of it.
+    fn drop(&mut self) {
+        self.queue.break_off();
+        for flight in self.flying.flights.iter_mut().flatten() {
+            flight.run.give_up();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::buffer::Buffers;
+    use std::fs::File;
+
+    /// A read that does not end while nobody writes, and what does.
+    fn hanging(buffers: &Buffers) -> (Transfer, io::PipeWriter) {
+        let (reads, writes) = io::pipe().expect("a pipe");
+        let pieces = vec![Piece::Own(buffers.take(4096))];
+        (
+            Transfer {
+                file: Arc::new(File::from(OwnedFd::from(reads))),
+                at: 0,
+                way: Way::Read,
+                pieces,
+                holds: None,
+            },
+            writes,
+        )
+    }
+
+    fn has_uring() -> bool {
+        // Where there is none, threads move the bytes, and there is nothing to test here.
+        ring().is_ok()
+    }
+
+    #[test]
+    fn who_waits_for_a_ring_that_breaks_is_told() {
+        if !has_uring() {
+            return;
+        }
+        let buffers = Buffers::new([]).expect("a little memory");
+        let queue = Queue::default();
+        let (transfer, _writes) = hanging(&buffers);
+        let held = Arc::new(());
+        let (mut with_kernel, _) = queue.push(Transfer { holds: Some(Box::new(held.clone())), ..transfer });
+        let mut ring = ring().expect("there is one");
+        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("a bell"));
+        let mut driver = Driver::new(queue.clone(), bell);
+        driver.fill(&mut ring);
+        ring.submit().expect("the kernel takes it");
+        let (mut waiting, _) = queue.push(hanging(&buffers).0);
+        drop(driver);
+        for waits in [&mut with_kernel, &mut waiting] {
+            let done = waits.try_recv().expect("it has ended");
+            assert_eq!(done.result.expect_err("it failed").kind(), ErrorKind::BrokenPipe);
+        }
+        assert_eq!(Arc::strong_count(&held), 2, "what the kernel may write to is not free");
+    }
+
+    #[test]
+    fn a_ring_whose_transfer_hangs_is_left_behind() {
+        if !has_uring() {
+            return;
+        }
+        let buffers = Buffers::new([]).expect("a little memory");
+        let ring = Uring::start().expect("there is one");
+        let (transfer, _writes) = hanging(&buffers);
+        let mut waits = ring.submit(transfer);
+        let (told, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            drop(ring);
+            let _ = told.send(());
+        });
+        ended.recv_timeout(Duration::from_secs(60)).expect("it does not wait for the kernel");
+        assert!(waits.try_recv().is_err(), "and the kernel has it still");
     }
 }

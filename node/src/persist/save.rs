@@ -88,7 +88,7 @@ async fn gather(
                     Lent::Guard(guard) => at_hand.push((guard, parent, slot)),
                     Lent::Record(record) if extent == Extent::All => {
                         // One at a time: nobody has set memory aside for more.
-                        if let Some(guard) = record.read(None).await {
+                        if let Ok(guard) = record.read(None).await {
                             work = written(path, work, vec![(guard, parent, slot)]).await?;
                         }
                     }

@@ -114,6 +114,23 @@ impl Asker {
         })
     }
 
+    /// Stores a block that comes after another in its prefix.
+    pub(super) async fn store_after(
+        &mut self,
+        block: &Block,
+        parent: BlockKey,
+    ) -> Result<Vec<Stored>, WireError> {
+        let mut request = self.store_request(std::slice::from_ref(block), Ack::Primary);
+        if let DataRequest::Store(store) = &mut request {
+            store.blocks[0].parent = parent;
+        }
+        match self.exchange(&request, &[&block.bytes]).await {
+            Ok(DataReply::Stored { blocks, .. }) => Ok(blocks),
+            Err(Fault::Refused(error)) => Err(error),
+            other => panic!("a store was answered by {other:?}"),
+        }
+    }
+
     fn store_request(&self, blocks: &[Block], ack: Ack) -> DataRequest {
         DataRequest::Store(StoreRequest {
             epoch: self.epoch,

@@ -225,15 +225,15 @@ async fn a_full_shard_of_compressed_keeps_more_than_it_has_large_frames() {
     assert_eq!(node.inside.memories[0].free_frames(Tier::Device), 1, "every frame is free or a block's");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tenant_whose_rules_say_four_bits_is_quantized_to_four() {
+/// What becomes of two cold blocks of a tenant whose rules say `quantized` and so many bits.
+async fn quantized_to(bits: u8) -> Vec<Block> {
     let setup =
-        Setup { frame_bytes: 16 * KIB, device_frames: 2, smaller: Some((8 * KIB, 4)), ..Setup::default() };
+        Setup { frame_bytes: 16 * KIB, device_frames: 2, smaller: Some((14 * KIB, 4)), ..Setup::default() };
     let (coordinator, node) = setup.one().await;
     coordinator.change(|map| {
         map.tenants.get_mut(&TENANT).expect("it is there").rules = TenantRules {
             strategy: Some(Strategy::Quantized),
-            quantization_bits: Some(4),
+            quantization_bits: Some(bits),
             ..TenantRules::default()
         };
     });
@@ -246,8 +246,22 @@ async fn a_tenant_whose_rules_say_four_bits_is_quantized_to_four() {
         node.settles("a large frame is free again", |stats| stats.shrunk + 1 >= stats.stored).await;
     }
     let found = client.fetch_whole(&[0, 1]).await.expect("the node serves");
-    assert!(found.iter().flatten().all(|block| block.header.codec == Codec::Int4), "{found:?}");
-    assert_eq!(found.iter().flatten().count(), 2);
+    let found: Vec<Block> = found.into_iter().flatten().collect();
+    assert_eq!(found.len(), 2);
+    for (number, raw) in (0..).zip(client.raw(&[0, 1]).await) {
+        let exact = raw.expect("it is here") == tensor(number);
+        assert_eq!(exact, bits == 16, "block {number} of {bits} bits");
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_whose_rules_say_bits_is_quantized_to_those_and_sixteen_lose_none() {
+    for (bits, codec) in [(4, Codec::Int4), (8, Codec::Int8), (16, Codec::Lossless)] {
+        for block in quantized_to(bits).await {
+            assert_eq!(block.header.codec, codec, "{bits} bits");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@ use kvhive_protocol::data::Ack;
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::load::TenantLoad;
-use kvhive_protocol::map::{Member, MemberState, ReplicaSet, Settings, Tenant};
+use kvhive_protocol::map::{DeviceDescription, Member, MemberState, ReplicaSet, Settings, Tenant};
 use kvhive_protocol::{
     ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, MemberId, SLOTS, Slot, TenantId, TenantRules,
 };
@@ -101,6 +101,11 @@ impl FakeCoordinator {
         let mut script = self.script();
         script.map.epoch = script.map.epoch.next();
         how(&mut script.map);
+    }
+
+    /// Returns what a member has registered its devices as.
+    pub(super) fn devices(&self, member: MemberId) -> Vec<DeviceDescription> {
+        self.script().map.members[&member].devices.clone()
     }
 
     pub(super) fn epoch(&self) -> Epoch {

@@ -5,6 +5,7 @@ mod blocks;
 mod codecs;
 mod coordinator;
 mod disk;
+mod disk_trouble;
 mod faults;
 mod hints;
 mod life;
@@ -43,6 +44,7 @@ struct Setup {
     /// Folder and number of records of its disk tier.
     disk: Option<(PathBuf, usize)>,
     disk_tuning: DiskTuning,
+    devices: usize,
     device_frames: usize,
     host_frames: usize,
     max_connections: usize,
@@ -59,6 +61,7 @@ impl Default for Setup {
             persist: None,
             disk: None,
             disk_tuning: DiskTuning::default(),
+            devices: 1,
             device_frames: 32,
             host_frames: 0,
             max_connections: 64,
@@ -81,6 +84,15 @@ impl Setup {
         };
         let large = (self.frame_bytes, self.device_frames);
         let classes: Vec<ClassConfig> = self.smaller.into_iter().chain([large]).map(class).collect();
+        let device = |classes: Vec<ClassConfig>| DeviceConfig {
+            device_bytes: classes.iter().map(|class| u64::from(class.share)).sum(),
+            host_bytes: (self.host_frames * self.frame_bytes) as u64,
+            disk_bytes: self
+                .disk
+                .as_ref()
+                .map_or(0, |(_, records)| record_bytes(self.frame_bytes as u64) * *records as u64),
+            classes,
+        };
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let config = NodeConfig {
             name: name.to_owned(),
@@ -92,15 +104,7 @@ impl Setup {
             io_threads: 1,
             max_connections: self.max_connections,
             max_inflight_bytes: self.inflight_bytes as u64,
-            devices: vec![DeviceConfig {
-                device_bytes: classes.iter().map(|class| u64::from(class.share)).sum(),
-                host_bytes: (self.host_frames * self.frame_bytes) as u64,
-                disk_bytes: self
-                    .disk
-                    .as_ref()
-                    .map_or(0, |(_, records)| record_bytes(self.frame_bytes as u64) * *records as u64),
-                classes,
-            }],
+            devices: (0..self.devices).map(|_| device(classes.clone())).collect(),
             tuning: crate::Tuning { strategy: self.strategy, ..crate::Tuning::default() },
             disk_folder: self.disk.as_ref().map(|(folder, _)| folder.clone()),
             persist: self.persist.clone(),

@@ -343,6 +343,7 @@ impl World {
                             kind: "host".into(),
                             device_bytes: 16,
                             host_bytes: 8,
+                            disk_bytes: 8,
                         }],
                     };
                     let request = registration.request;

@@ -92,7 +92,12 @@ fn map(addresses: impl Iterator<Item = String>, place: impl Fn(Slot) -> Vec<Devi
         data_address,
         metrics_address: String::new(),
         labels: BTreeMap::new(),
-        devices: vec![DeviceDescription { kind: "host".into(), device_bytes: 1 << 30, host_bytes: 0 }],
+        devices: vec![DeviceDescription {
+            kind: "host".into(),
+            device_bytes: 1 << 30,
+            host_bytes: 0,
+            disk_bytes: 0,
+        }],
     };
     let tenant =
         Tenant { name: "default".into(), era: Era(1), secret: [7; 32], rules: TenantRules::default() };

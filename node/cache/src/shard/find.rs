@@ -3,7 +3,7 @@
 use super::Shard;
 use crate::answers::Listed;
 use crate::block::{BlockId, Life, Mark, Record, Tier};
-use crate::policy::{Request, Visit};
+use crate::policy::Request;
 use kvhive_protocol::data::Run;
 use kvhive_protocol::{BlockKey, KeyList, Moment, Slot, TenantId};
 use std::ops::Range;
@@ -93,12 +93,12 @@ impl Shard {
     }
 
     /// Returns how many of `count` keys from `from` on are covered, and the record of the last that is.
-    fn cover(&self, tenant: TenantId, keys: &KeyList, from: usize, count: usize) -> (usize, Option<u32>) {
+    fn cover(&mut self, tenant: TenantId, keys: &KeyList, from: usize, count: usize) -> (usize, Option<u32>) {
         // Covered: the first `low` keys. Not covered: key `high` and all after it.
         let (mut low, mut high, mut ends) = (0, count, None);
         // The whole run is the likeliest answer, none of it the second.
         let mut probe = count.saturating_sub(1);
-        while low < high && !self.is_torn {
+        while low < high && self.has_sound_chains() {
             match self.resident(tenant, keys, from + probe) {
                 None => high = probe,
                 Some((at, chain)) if usize::from(chain) >= probe - low => (low, ends) = (probe + 1, Some(at)),
@@ -116,9 +116,9 @@ impl Shard {
         (low, ends)
     }
 
-    fn resident(&self, tenant: TenantId, keys: &KeyList, at: usize) -> Option<(u32, u16)> {
+    fn resident(&mut self, tenant: TenantId, keys: &KeyList, at: usize) -> Option<(u32, u16)> {
         let at = self.visible(tenant, &keys.get(at)?)?;
-        Some((at, self.index.records[at as usize].chain))
+        Some((at, self.chain_of(at)))
     }
 
     /// Finds blocks for reading; each one found has one reader more until [`Shard::unread`]. One on disk is a hit when its bytes
@@ -126,6 +126,7 @@ impl Shard {
     pub fn read(&mut self, now: Moment, tenant: TenantId, keys: &KeyList) -> Vec<Option<BlockId>> {
         let mut found = Vec::with_capacity(keys.len());
         let mut is_request = false;
+        let mut hits = 0;
         let clock = self.hold_clock(now);
         for key in keys.iter() {
             let Some(at) = self.visible(tenant, &key) else {
@@ -140,7 +141,8 @@ impl Shard {
                 continue;
             }
             let was_ahead = record.take(Mark::AHEAD);
-            let is_on_disk = record.tier == Tier::Disk;
+            let tier = record.tier;
+            let is_on_disk = tier == Tier::Disk;
             let is_late = was_ahead && is_on_disk;
             let id = BlockId { index: at, generation: record.generation };
             // What a match has just named was counted there; what nobody asked for before counts here.
@@ -154,22 +156,35 @@ impl Shard {
                 self.note(Use { at, generation: id.generation, count: 1, request });
             }
             self.stats.readers += 1;
-            self.stats.hits += u64::from(!is_on_disk);
+            if !is_on_disk {
+                self.stats.hits += 1;
+                self.stats.tier(tier).hits += 1;
+                hits += 1;
+            }
             self.stats.prefetch_late += u64::from(is_late);
             self.stats.prefetch_useful += u64::from(was_ahead && !is_late);
             found.push(Some(id));
         }
-        let hits = found.iter().flatten().count();
+        let misses = found.iter().filter(|id| id.is_none()).count();
         let load = self.load_of(tenant);
-        load.fetched_blocks += hits as u64;
-        load.missed_blocks += (found.len() - hits) as u64;
+        load.fetched_blocks += hits;
+        load.missed_blocks += misses as u64;
         found
     }
 
-    /// The bytes of a block that [`Shard::read`] found on disk have come, or they have not: a hit or a miss.
-    pub fn brought(&mut self, came: bool) {
-        self.stats.hits += u64::from(came);
-        self.stats.misses += u64::from(!came);
+    /// The bytes of a block that [`Shard::read`] found on disk, and that is still being read, have come, or they have not: a hit
+    /// or a miss.
+    pub fn brought(&mut self, id: BlockId, came: bool) {
+        let (hit, miss) = (u64::from(came), u64::from(!came));
+        self.stats.hits += hit;
+        self.stats.disk.hits += hit;
+        self.stats.misses += miss;
+        if let Some(at) = self.index.named(id.index, id.generation) {
+            let (tenant, _) = self.owners.of(self.index.records[at as usize].owner);
+            let load = self.load_of(tenant);
+            load.fetched_blocks += hit;
+            load.missed_blocks += miss;
+        }
     }
 
     /// Returns what a list says of one block that is here.
@@ -237,14 +252,13 @@ impl Shard {
         record.set(Mark::USED, true);
         record.set(Mark::REUSED, true);
         let (class, party) = (record.class, usize::from(record.party));
-        let (key, depth, link) = (record.key, record.depth, record.parent);
         if *ahead > 0 && self.want(at) {
             *ahead -= 1;
         }
-        let visit = Visit { key, parent: self.linked(link), depth, partial: false };
+        let visit = self.visit_of(at);
         let ranking = self.parties[party].ranking(class);
         ranking.begin(request);
-        ranking.policy().hit(at, &visit);
+        ranking.hit(at, &visit);
     }
 
     /// A store met the block where it is.

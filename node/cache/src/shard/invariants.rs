@@ -62,7 +62,7 @@ impl Shard {
                 return Err(format!("record {at} is {:?}, listed {}", record.life, is_listed));
             }
             listed += usize::from(is_listed);
-            let counts = self.stands(record) && !self.is_torn;
+            let counts = self.stands(record) && self.is_sound(record);
             if counts && record.life == Life::Resident && u32::from(record.chain) > self.true_chain(at) {
                 return Err(format!("record {at} claims {} before it", record.chain));
             }
@@ -107,6 +107,17 @@ impl Shard {
                     if walked != self.recency.len(tier, party, class) as usize {
                         return Err(format!("the list of {tier:?}, party {party} is broken"));
                     }
+                }
+            }
+        }
+        for (at, party) in (0..).zip(&self.parties) {
+            for class in 0..classes as u8 {
+                let ranked: u32 = Tier::ALL.into_iter().map(|tier| self.recency.len(tier, at, class)).sum();
+                if party.numbered(class).is_some_and(|numbered| numbered != ranked as usize) {
+                    return Err(format!(
+                        "party {at} has {ranked} blocks and {:?} numbers",
+                        party.numbered(class)
+                    ));
                 }
             }
         }

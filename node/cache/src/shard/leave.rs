@@ -2,23 +2,29 @@
 
 use super::Shard;
 use crate::answers::Effect;
-use crate::block::{BlockId, Life, Mark, NO_PARENT, Record};
+use crate::block::{BlockId, Life, Mark, NO_PARENT, Record, Tier};
 use crate::policy::Removal;
 
 impl Shard {
     /// Takes a resident block out of sight; its frame comes back now, or when its last reader and copy have gone.
     pub(super) fn drop_block(&mut self, at: u32, why: Removal, effects: &mut Vec<Effect>) {
-        self.index.hide(at);
+        self.index.hide(&self.owners, at);
         self.recency.remove(&mut self.index.records, at);
         let bared = self.unlink(at);
         self.count_resident(at, -1);
         let record = &mut self.index.records[at as usize];
         record.life = Life::Leaving;
-        self.stats.prefetch_wasted += u64::from(record.is(Mark::AHEAD));
+        if record.take(Mark::AHEAD) {
+            // What has not left the disk yet was not brought.
+            let was_brought = record.tier != Tier::Disk;
+            self.stats.prefetch_wasted += u64::from(was_brought);
+            self.stats.prefetch_cancelled += u64::from(!was_brought);
+        }
         self.occupied[usize::from(record.slot)] -= 1;
         effects.push(Effect::Drop { id: BlockId { index: at, generation: record.generation } });
-        let (party, class, key) = (record.party, record.class, record.key);
-        self.parties[usize::from(party)].ranking(class).policy().removed(at, &key, why);
+        let (party, class) = (record.party, record.class);
+        let key = self.owners.salt_of(record.owner).key(&record.key);
+        self.parties[usize::from(party)].ranking(class).removed(at, &key, why);
         self.tell_leaf(bared, true);
         self.finish_leaving(at);
     }
@@ -42,7 +48,7 @@ impl Shard {
         let Some(at) = at else { return };
         let Record { party, class, life, .. } = self.index.records[at as usize];
         if life == Life::Resident {
-            self.parties[usize::from(party)].ranking(class).policy().set_leaf(at, leaf);
+            self.parties[usize::from(party)].ranking(class).set_leaf(at, leaf);
         }
     }
 
@@ -63,19 +69,32 @@ impl Shard {
         matches!(self.index.records[at as usize].life, Life::Resident | Life::Filling).then_some(at)
     }
 
-    /// Makes chains true again after a block has gone before its children.
-    pub(super) fn mend(&mut self) {
-        let resident = |at: &u32| self.index.records[*at as usize].life == Life::Resident;
-        let mut all: Vec<u32> = (0..self.index.records.len() as u32).filter(resident).collect();
-        all.sort_unstable_by_key(|at| self.index.records[*at as usize].depth);
-        for at in all {
-            let parent = self.linked(self.index.records[at as usize].parent);
-            let parent = parent.map(|parent| &self.index.records[parent as usize]);
-            let chain = parent
-                .filter(|parent| parent.life == Life::Resident)
-                .map_or(0, |one| one.chain.saturating_add(1));
-            self.index.records[at as usize].chain = chain;
+    /// A resident block turned out to be unreadable where it is kept: it goes at once, whoever its children are.
+    pub fn lost(&mut self, id: BlockId, effects: &mut Vec<Effect>) {
+        if self.tear_out(id, effects) {
+            self.stats.lost += 1;
         }
-        self.is_torn = false;
+    }
+
+    /// A block that has just been sealed is taken back: whoever stored it was not there to hear of it.
+    pub fn take_back(&mut self, id: BlockId, effects: &mut Vec<Effect>) {
+        if self.tear_out(id, effects) {
+            self.stats.abandoned += 1;
+        }
+    }
+
+    /// Lets a resident block go whoever its children are.
+    fn tear_out(&mut self, id: BlockId, effects: &mut Vec<Effect>) -> bool {
+        let Some(at) = self.index.named(id.index, id.generation) else { return false };
+        let record = &self.index.records[at as usize];
+        if record.life != Life::Resident {
+            return false;
+        }
+        let has_children = record.children > 0;
+        self.drop_block(at, Removal::Dropped, effects);
+        if has_children {
+            self.begin_to_mend();
+        }
+        true
     }
 }

@@ -3,7 +3,7 @@
 use super::Shard;
 use crate::answers::{CopyVerdict, Effect};
 use crate::block::{BlockId, CopyTicket, Life, Mark, Tier};
-use crate::party::{Donors, Want};
+use crate::party::{Donors, MEMORY, Want};
 use kvhive_protocol::Moment;
 
 /// Copies between tiers under way at a time.
@@ -21,6 +21,10 @@ impl Shard {
         let (from, class, party) = (record.tier, record.class, record.party);
         // Readers hold the old frame: it would not be free.
         if record.life != Life::Resident || !done || record.readers > 0 {
+            // It may be asked for again.
+            if from == Tier::Disk && record.take(Mark::AHEAD) {
+                self.stats.prefetch_cancelled += 1;
+            }
             self.give(to, class, party);
             self.finish_leaving(at);
             return CopyVerdict::Discard;
@@ -73,13 +77,14 @@ impl Shard {
         {
             let Some(at) = self.index.named(index, generation) else { continue };
             let record = &self.index.records[at as usize];
-            if record.life != Life::Resident || record.is_worked_on() {
+            if record.life != Life::Resident {
                 continue;
             }
-            let (tier, class) = (record.tier, record.class);
-            let started =
-                self.next(tier, class, Tier::above).is_some_and(|to| self.start_copy(at, to, effects));
-            if !started && self.index.records[at as usize].take(Mark::AHEAD) {
+            let (tier, class, is_worked_on) = (record.tier, record.class, record.is_worked_on());
+            let started = !is_worked_on
+                && self.next(tier, class, Tier::above).is_some_and(|to| self.start_copy(at, to, effects));
+            let record = &mut self.index.records[at as usize];
+            if !started && tier == Tier::Disk && record.take(Mark::AHEAD) {
                 self.stats.prefetch_cancelled += 1;
             }
         }
@@ -114,14 +119,21 @@ impl Shard {
         let mut coming = self.copies as u32;
         let (wanted, clock) = (self.low_water(tier, class), self.hold_clock(now));
         while self.copies < MAX_COPIES && self.ledger.free(tier, class) + coming < wanted {
-            let mut capacity = [0; 3];
-            capacity[tier as usize] = self.tier_bytes(tier);
-            let mut donors = Donors::among(&self.parties, &Want { tiers: &[tier], capacity, coming: None });
+            let from: &[Tier] = match tier {
+                Tier::Device => &[Tier::Device],
+                _ => &[Tier::Host],
+            };
+            // What leaves memory for the disk is a matter of memory as a whole: what was promised in the device is kept also
+            // after it has moved to the host.
+            let by = if to == Tier::Disk { MEMORY } else { from };
+            let want = Want { by, from, capacity: self.capacity_bytes(), coming: None };
+            let mut donors = Donors::among(&self.parties, &want);
             let mut coldest = None;
             while coldest.is_none()
-                && let Some(party) = donors.next(self.stats.demoted, |party| self.age(party, class, &[tier]))
+                && let Some(donor) =
+                    donors.next(self.stats.demoted, |donor| self.age(donor.party, class, donor.from))
             {
-                coldest = self.recency.coldest(&mut self.index.records, tier, party, class);
+                coldest = self.recency.coldest(&mut self.index.records, tier, donor.party, class);
             }
             let Some(at) = coldest else { return };
             let record = &self.index.records[at as usize];
@@ -173,8 +185,11 @@ impl Shard {
         share.div_ceil(1000) as u32
     }
 
-    pub(super) fn tier_bytes(&self, tier: Tier) -> u64 {
-        let classes = self.config.classes.iter().enumerate();
-        classes.map(|(class, bytes)| bytes * u64::from(self.ledger.capacity(tier, class as u8))).sum()
+    /// Returns the bytes of each tier.
+    pub(super) fn capacity_bytes(&self) -> [u64; 3] {
+        Tier::ALL.map(|tier| {
+            let classes = self.config.classes.iter().enumerate();
+            classes.map(|(class, bytes)| bytes * u64::from(self.ledger.capacity(tier, class as u8))).sum()
+        })
     }
 }

@@ -41,7 +41,7 @@ impl Shard {
             life: Life::Filling,
             ..Record::EMPTY
         };
-        let at = self.index.insert(record).expect("there are as many records as frames");
+        let at = self.index.insert(&self.owners, record).expect("there are as many records as frames");
         if let Some(parent) = parent {
             self.index.records[parent as usize].children += 1;
         }

@@ -3,16 +3,16 @@
 use super::Shard;
 use crate::answers::Effect;
 use crate::block::{Record, Tier};
-use crate::party::{Donors, Want};
+use crate::party::{Donors, MEMORY, Want};
 use crate::policy::{Removal, Verdict, Visit};
 use kvhive_protocol::data::{Refusal, StoreBlock};
 use kvhive_protocol::{Moment, TenantId};
 
-/// Tiers that a store writes to.
-const MEMORY: [Tier; 2] = [Tier::Device, Tier::Host];
-
 /// Blocks at the old end of a list that are looked at for the one that was not used for longest.
 const LOOKED_AT: usize = 4;
+
+/// Blocks at the old end of a list that are looked at for one that may go.
+const SEARCHED: usize = 4096;
 
 /// What a search for room came to.
 pub(super) enum Leaves {
@@ -37,7 +37,7 @@ impl Shard {
         let party = self.party_of(tenant);
         let larger = class..self.config.classes.len() as u8;
         for class in larger.clone() {
-            if let Some(tier) = MEMORY.into_iter().find(|tier| self.take(*tier, class, party)) {
+            if let Some(tier) = MEMORY.iter().copied().find(|tier| self.take(*tier, class, party)) {
                 // Evict last, shrink first.
                 self.shrink_cold(class, effects);
                 // What is kept free below is kept free by what leaves the pool, wherever that is worth least.
@@ -47,7 +47,7 @@ impl Shard {
         }
         for class in larger {
             let bytes = self.config.classes[usize::from(class)];
-            match self.leaves(now, (party, bytes), class, visit, &MEMORY) {
+            match self.leaves_memory(now, (party, bytes), class, visit) {
                 Leaves::Block(at) => {
                     let tier = self.index.records[at as usize].tier;
                     self.evict(at, effects);
@@ -99,10 +99,16 @@ impl Shard {
             free += u64::from(self.ledger.free(tier, class));
             kept += u64::from(self.low_water(tier, class));
         }
-        if kept > 0
-            && free < kept
-            && let Leaves::Block(at) = self.leaves(now, (party, 0), class, visit, &Tier::ALL)
-        {
+        if kept == 0 || free >= kept {
+            return;
+        }
+        let has_disk = !self.closed[Tier::Disk as usize] && self.ledger.capacity(Tier::Disk, class) > 0;
+        let leaves = if has_disk {
+            self.leaves_below(now, party, class, visit)
+        } else {
+            self.leaves_memory(now, (party, 0), class, visit)
+        };
+        if let Leaves::Block(at) = leaves {
             self.evict(at, effects);
         }
     }
@@ -114,45 +120,63 @@ impl Shard {
         self.load_of(tenant).evicted_blocks += 1;
     }
 
-    /// Asks the parties in turn, who owes most first, which of its blocks leaves for the newcomer, whose party wants so many
-    /// bytes more than it has.
-    pub(super) fn leaves(
+    /// Says what leaves memory for a newcomer, whose party wants so many bytes more than it has there.
+    pub(super) fn leaves_memory(
         &mut self,
         now: Moment,
-        (party, wanted): (u16, u64),
+        coming: (u16, u64),
         class: u8,
         visit: &Visit,
-        tiers: &[Tier],
     ) -> Leaves {
-        let capacity = Tier::ALL.map(|tier| self.tier_bytes(tier));
-        let mut donors =
-            Donors::among(&self.parties, &Want { tiers, capacity, coming: Some((party, wanted)) });
+        let capacity = self.capacity_bytes();
+        let want = Want { by: MEMORY, from: MEMORY, capacity, coming: Some(coming) };
+        let donors = Donors::among(&self.parties, &want);
+        self.ask(now, coming.0, class, visit, donors)
+    }
+
+    /// Says what leaves all tiers when a newcomer has taken a free frame of memory that should have stayed free: memory will
+    /// move a block down, and the disk has no room for it.
+    fn leaves_below(&mut self, now: Moment, party: u16, class: u8, visit: &Visit) -> Leaves {
+        let (capacity, turn) = (self.capacity_bytes(), self.stats.evicted);
+        let want = Want { by: MEMORY, from: MEMORY, capacity, coming: None };
+        let mut movers = Donors::among(&self.parties, &want);
+        let Some(mover) = movers.next(turn, |donor| self.age(donor.party, class, donor.from)) else {
+            return Leaves::Stuck;
+        };
+        let bytes = self.config.classes[usize::from(class)];
+        let donors = Donors::below(&self.parties, &capacity, (mover.party, bytes));
+        self.ask(now, party, class, visit, donors)
+    }
+
+    /// Asks the parties in turn, who owes most first, which of its blocks leaves for the newcomer.
+    fn ask(&mut self, now: Moment, party: u16, class: u8, visit: &Visit, mut donors: Donors) -> Leaves {
         let (request, clock, turn) = (self.request, self.hold_clock(now), self.stats.evicted);
-        while let Some(donor) = donors.next(turn, |party| self.age(party, class, tiers)) {
+        while let Some(donor) = donors.next(turn, |donor| self.age(donor.party, class, donor.from)) {
             let records = &self.index.records;
             let mut may_go = |at: u32| {
                 let record: &Record = &records[at as usize];
-                Some(at) != visit.parent && record.is_evictable(clock) && tiers.contains(&record.tier)
+                Some(at) != visit.parent && record.is_evictable(clock) && donor.from.contains(&record.tier)
             };
-            let ranking = self.parties[usize::from(donor)].ranking(class);
+            let ranking = self.parties[usize::from(donor.party)].ranking(class);
             ranking.begin(&request);
             match ranking.victim(visit, &mut may_go) {
                 Verdict::Evict(at) => return Leaves::Block(at),
-                Verdict::Refuse if donor == party => {
-                    ranking.policy().refused(visit);
+                Verdict::Refuse if donor.party == party => {
+                    ranking.refused(visit);
                     return Leaves::Nobody;
                 }
-                // Another party's worth is not compared with ours: it owes room.
-                Verdict::Refuse => {
-                    let coldest = tiers.iter().find_map(|tier| {
-                        let mut list = self.recency.of(records, *tier, donor, class);
-                        list.find(|at| may_go(*at))
+                Verdict::Stuck if donor.from.len() == Tier::ALL.len() => {}
+                // Another party's worth is not compared with ours: it owes room. And who gives from some tiers alone may have
+                // much in the others that its strategy would rather let go.
+                Verdict::Refuse | Verdict::Stuck => {
+                    let coldest = donor.from.iter().find_map(|tier| {
+                        let list = self.recency.of(records, *tier, donor.party, class);
+                        list.take(SEARCHED).find(|at| may_go(*at))
                     });
                     if let Some(at) = coldest {
                         return Leaves::Block(at);
                     }
                 }
-                Verdict::Stuck => {}
             }
         }
         Leaves::Stuck

@@ -1,28 +1,27 @@
 //! Rules that change while blocks are there.
 
 use super::Shard;
-use crate::block::{Life, Tier};
+use crate::block::{Life, Record, Tier};
 use crate::party::{COMMONS, Party, Rules};
-use crate::policy::{Request, Visit, shrinks};
+use crate::policy::{Removal, Request, shrinks};
 use kvhive_protocol::TenantId;
 use std::collections::BTreeMap;
 
 impl Shard {
     /// Takes over how the blocks of everybody, and of the tenants that have rules of their own, are kept. No block is lost by
-    /// it: those of a party whose strategy changes are told to the new one in the order of their last use.
+    /// it: those of a party whose strategy changes, or that others come to, are told to its policy anew, in the order of their
+    /// last use. Every other policy goes on with what it has learnt.
     pub fn set_rules(&mut self, commons: Rules, own: &BTreeMap<TenantId, Rules>) {
         self.tell_uses();
         let same_parties = own.keys().eq(self.party_of.keys());
-        if !same_parties {
-            self.split_anew(own);
-        }
+        let begins_anew = if same_parties { vec![false; self.parties.len()] } else { self.split_anew(own) };
         let wanted = std::iter::once(commons).chain(own.values().copied());
         self.may_shrink = wanted.clone().any(|rules| shrinks(rules.strategy).is_some());
         for (at, rules) in wanted.enumerate() {
             let party = &mut self.parties[at];
             let is_new = party.rules.strategy != rules.strategy;
             party.rules = rules;
-            if is_new || !same_parties {
+            if is_new || begins_anew[at] {
                 party.forget();
                 self.teach(at as u16);
             }
@@ -35,8 +34,9 @@ impl Shard {
         (of(&COMMONS), self.party_of.iter().map(|(tenant, party)| (*tenant, of(party))).collect())
     }
 
-    /// Makes the parties anew and gives every block to its own, each tier's in the order of use.
-    fn split_anew(&mut self, own: &BTreeMap<TenantId, Rules>) {
+    /// Makes parties of these tenants and gives every block to its own, each tier's in the order of use. Says whose policies must
+    /// be told anew: of new parties, and the commons' if blocks come to them.
+    fn split_anew(&mut self, own: &BTreeMap<TenantId, Rules>) -> Vec<bool> {
         let classes = self.config.classes.len() as u8;
         let mut order = Vec::with_capacity(self.recency.listed());
         for tier in Tier::ALL {
@@ -49,10 +49,20 @@ impl Shard {
         for at in &order {
             self.recency.remove(&mut self.index.records, *at);
         }
+        self.leave_commons(&order, own);
+        let mut before: Vec<Option<Party>> =
+            std::mem::take(&mut self.parties).into_iter().map(Some).collect();
+        let joined = self.party_of.keys().any(|tenant| !own.contains_key(tenant));
+        let mut begins_anew = vec![joined];
+        self.parties.extend(before[usize::from(COMMONS)].take());
+        for (tenant, rules) in own {
+            let known = self.party_of.get(tenant).and_then(|at| before[usize::from(*at)].take());
+            begins_anew.push(known.is_none());
+            let party = known.unwrap_or_else(|| self.party(self.parties.len(), *rules));
+            self.parties.push(party);
+        }
+        self.parties.iter_mut().for_each(|party| party.used = [0; 3]);
         self.party_of = own.keys().zip(1u16..).map(|(tenant, at)| (*tenant, at)).collect();
-        let rules = std::iter::once(self.parties[0].rules).chain(own.values().copied());
-        let parties: Vec<Party> = rules.map(|rules| self.party(rules)).collect();
-        self.parties = parties;
         for record in &mut self.index.records {
             if record.life == Life::Free {
                 continue;
@@ -70,6 +80,18 @@ impl Shard {
         for at in order {
             self.recency.insert(&mut self.index.records, at);
         }
+        begins_anew
+    }
+
+    /// Has the commons' policies forget the blocks of tenants that get rules of their own.
+    fn leave_commons(&mut self, blocks: &[u32], own: &BTreeMap<TenantId, Rules>) {
+        for at in blocks {
+            let Record { owner, ref key, party, class, .. } = self.index.records[*at as usize];
+            if party == COMMONS && own.contains_key(&self.owners.of(owner).0) {
+                let key = self.owners.salt_of(owner).key(key);
+                self.parties[usize::from(COMMONS)].ranking(class).removed(*at, &key, Removal::Dropped);
+            }
+        }
     }
 
     /// Tells a party's fresh policies what is there: coldest tier first, in each the oldest first, parents before children
@@ -82,15 +104,11 @@ impl Shard {
             }
             let request = Request { covered: 0, blocks: order.len() as u32, ..self.request };
             for at in order {
-                let record = &self.index.records[at as usize];
-                let parent = self.linked(record.parent);
-                let visit = Visit { key: record.key, parent, depth: record.depth, partial: false };
+                let visit = self.visit_of(at);
+                let has_children = self.index.records[at as usize].children > 0;
                 let ranking = self.parties[usize::from(party)].ranking(class);
                 ranking.begin(&request);
-                ranking.policy().inserted(at, &visit);
-                if record.children > 0 {
-                    ranking.policy().set_leaf(at, false);
-                }
+                ranking.inserted(at, &visit, has_children);
             }
         }
     }

@@ -6,7 +6,8 @@ use super::Shard;
 use super::room::Leaves;
 use crate::answers::{CopyVerdict, Effect};
 use crate::block::{BlockId, Life, Record, ShrinkTicket, Shrinking, Tier};
-use crate::policy::{Removal, Shrink, Visit, shrinks};
+use crate::party::MEMORY;
+use crate::policy::{Removal, Shrink, shrinks};
 use kvhive_protocol::Moment;
 use kvhive_protocol::block::Codec;
 
@@ -14,8 +15,6 @@ use kvhive_protocol::block::Codec;
 const MAX_SHRINKS: usize = 8;
 /// Blocks that a policy is asked to name at a time.
 const MAX_NAMED: usize = 16;
-/// Tiers whose blocks can be shrunk.
-const MEMORY: [Tier; 2] = [Tier::Device, Tier::Host];
 
 /// One shrink.
 pub(super) struct UnderWay {
@@ -37,7 +36,7 @@ impl Shard {
                     break;
                 }
                 // One at a time: who is named and not shrunk is not named again before its next use.
-                self.parties[party].ranking(class).policy().coldest(1, &mut named);
+                self.parties[party].ranking(class).coldest(1, &mut named);
                 let Some(at) = named.pop() else { break };
                 self.start_shrink(at, how, effects);
             }
@@ -46,7 +45,7 @@ impl Shard {
 
     /// Says whether few frames of a class are free or about to be, and smaller ones are there to shrink into.
     fn is_short_of(&self, class: u8) -> bool {
-        let over = |of: &dyn Fn(Tier) -> u32| MEMORY.into_iter().map(of).sum::<u32>();
+        let over = |of: &dyn Fn(Tier) -> u32| MEMORY.iter().copied().map(of).sum::<u32>();
         let capacity = over(&|tier| self.ledger.capacity(tier, class));
         let smaller = over(&|tier| (0..class).map(|smaller| self.ledger.capacity(tier, smaller)).sum());
         if capacity == 0 || smaller == 0 {
@@ -99,12 +98,12 @@ impl Shard {
         if self.shrinks.get(&at)?.into.is_some() {
             return None;
         }
-        let Record { key, tier, class, party, depth, parent, life, .. } = self.index.records[at as usize];
+        let Record { tier, class, party, life, .. } = self.index.records[at as usize];
         if life != Life::Resident {
             self.end_shrink(at, Shrinking::Open);
             return None;
         }
-        let there_is = |class: &u8| MEMORY.into_iter().any(|tier| self.ledger.capacity(tier, *class) > 0);
+        let there_is = |class: &u8| MEMORY.iter().any(|tier| self.ledger.capacity(*tier, *class) > 0);
         let holds = |class: &u8| bytes.is_none_or(|bytes| self.config.classes[usize::from(*class)] >= bytes);
         let mut classes: Vec<u8> = (0..class).filter(|class| there_is(class) && holds(class)).collect();
         if bytes.is_none() {
@@ -115,13 +114,14 @@ impl Shard {
             self.end_shrink(at, Shrinking::Unfit);
             return None;
         };
-        let own_first = if tier == Tier::Host { [Tier::Host, Tier::Device] } else { MEMORY };
+        let own_first =
+            if tier == Tier::Host { [Tier::Host, Tier::Device] } else { [Tier::Device, Tier::Host] };
         let places = classes.iter().flat_map(|class| own_first.map(|tier| (tier, *class)));
         let mut into = places.into_iter().find(|(tier, class)| self.take(*tier, *class, party));
         if into.is_none() {
-            let visit = Visit { key, parent: self.linked(parent), depth, partial: false };
+            let visit = self.visit_of(at);
             let bytes = self.config.classes[usize::from(tightest)];
-            if let Leaves::Block(victim) = self.leaves(now, (party, bytes), tightest, &visit, &MEMORY) {
+            if let Leaves::Block(victim) = self.leaves_memory(now, (party, bytes), tightest, &visit) {
                 let tier = self.index.records[victim as usize].tier;
                 self.evict(victim, effects);
                 into = self.take(tier, tightest, party).then_some((tier, tightest));
@@ -140,8 +140,7 @@ impl Shard {
     pub fn shrunk(&mut self, ticket: ShrinkTicket, codec: Option<Codec>) -> CopyVerdict {
         let Some(at) = self.index.named(ticket.index, ticket.generation) else { return CopyVerdict::Discard };
         let Some(under_way) = self.shrinks.get(&at) else { return CopyVerdict::Discard };
-        let Record { tier, class, party, life, readers, depth, key, parent, .. } =
-            self.index.records[at as usize];
+        let Record { tier, class, party, life, readers, .. } = self.index.records[at as usize];
         let (Some(codec), Some((to, into))) = (codec, under_way.into) else {
             self.end_shrink(at, Shrinking::Unfit);
             return CopyVerdict::Discard;
@@ -154,7 +153,8 @@ impl Shard {
         self.shrinks.remove(&at);
         self.recency.remove(&mut self.index.records, at);
         self.count_resident(at, -1);
-        self.parties[usize::from(party)].ranking(class).policy().removed(at, &key, Removal::Dropped);
+        let visit = self.visit_of(at);
+        self.parties[usize::from(party)].ranking(class).removed(at, &visit.key, Removal::Dropped);
         let record = &mut self.index.records[at as usize];
         (record.tier, record.class) = (to, into);
         record.codec = codec;
@@ -163,15 +163,19 @@ impl Shard {
         self.give(tier, class, party);
         self.recency.insert(&mut self.index.records, at);
         self.count_resident(at, 1);
-        let visit = Visit { key, parent: self.linked(parent), depth, partial: false };
         let ranking = self.parties[usize::from(party)].ranking(into);
         ranking.begin(&self.request);
-        ranking.policy().inserted(at, &visit);
-        if self.index.records[at as usize].children > 0 {
-            ranking.policy().set_leaf(at, false);
-        }
+        ranking.inserted(at, &visit, self.index.records[at as usize].children > 0);
         self.stats.shrunk += 1;
         CopyVerdict::Adopt(id)
+    }
+
+    /// A shrink has come to nothing for now: by what is known of the block, or what its tenant's rules say, it is as small as it may
+    /// be. It is tried again when it is cold after its next use.
+    pub fn forgo(&mut self, ticket: ShrinkTicket) {
+        if let Some(at) = self.index.named(ticket.index, ticket.generation) {
+            self.end_shrink(at, Shrinking::Open);
+        }
     }
 
     /// Ends a shrink without a smaller block.

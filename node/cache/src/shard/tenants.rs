@@ -1,6 +1,8 @@
 //! Which tenants there are, what a shard holds of each and has done for it.
 
 use super::Shard;
+use crate::block::Record;
+use crate::policy::Visit;
 use kvhive_protocol::load::{self, TenantLoad};
 use kvhive_protocol::{BlockKey, Era, TenantId};
 use std::collections::BTreeMap;
@@ -23,7 +25,15 @@ impl Shard {
 
     /// Finds the tenant's record of a key, filling or resident. What another tenant holds under it is not found.
     pub(super) fn find(&self, tenant: TenantId, key: &BlockKey) -> Option<u32> {
-        self.index.find(key, |owner| self.owners.of(owner).0 == tenant)
+        self.index.find(&self.owners, tenant, key)
+    }
+
+    /// Returns what policies are told of a block. They know its key by its tenant's salt: what they remember of a key that has
+    /// left is not found by another tenant's block of the same key.
+    pub(super) fn visit_of(&self, at: u32) -> Visit {
+        let Record { owner, ref key, parent, depth, .. } = self.index.records[at as usize];
+        let key = self.owners.salt_of(owner).key(key);
+        Visit { key, parent: self.linked(parent), depth, partial: false }
     }
 
     /// Returns a tenant's figures, to count in. There are no more of them than tenants were ever named by a map.
