@@ -77,7 +77,7 @@ impl Shard {
         let frames = |tiers: &[Tier], class| {
             tiers.iter().map(|tier| u64::from(self.ledger.free(*tier, class))).sum::<u64>()
         };
-        let free_in_memory = |class: &u8| frames(&MEMORY, *class) > 0;
+        let free_in_memory = |class: &u8| frames(MEMORY, *class) > 0;
         let Some(class) = (least..self.config.classes.len() as u8).find(free_in_memory) else { return false };
         let open: Vec<Tier> = Tier::ALL.into_iter().filter(|tier| !self.closed[*tier as usize]).collect();
         let kept: u64 = open.iter().map(|tier| u64::from(self.low_water(*tier, class))).sum();
