@@ -35,7 +35,6 @@ enum Command {
     Bench(bench::Bench),
     Trace(trace_command::TraceCommand),
     Config(config::ConfigCommand),
-    /// Look at one node's settings, or have it write or take in a snapshot
     Node(node::NodeCommand),
     /// Serves the baselines of benchmarks
     #[command(hide = true)]

@@ -6,6 +6,7 @@ use crate::retry::Backoff;
 use crate::stats::count;
 use kvhive_protocol::data::DataRequest;
 use kvhive_protocol::frame::{FrameLimits, MAX_PAYLOAD_BYTES};
+use kvhive_protocol::strategy::MAX_REPORTS;
 use kvhive_protocol::{ClusterMap, DeviceId, Epoch, WireError};
 use kvhive_wire::Fault;
 use tokio::time::Instant;
@@ -16,6 +17,9 @@ const ANSWER_BYTES: usize = 4096;
 const FETCHED_BYTES: usize = 128;
 /// Message bytes of one block's answer to a store, or of one run's to a match.
 const VERDICT_BYTES: usize = 16;
+
+/// Message bytes of one report of a strategy: names, figures, and an estimate for each way to rank.
+const REPORT_BYTES: usize = 512;
 
 /// What the repeat of a failed request needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,6 +101,8 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
             (blocks.saturating_mul(FETCHED_BYTES), block_bytes.saturating_mul(blocks as u64))
         }
         DataRequest::Store(request) => (request.blocks.len().saturating_mul(VERDICT_BYTES), 0),
+        DataRequest::Release(_) => (0, 0),
+        DataRequest::Strategies(_) => (MAX_REPORTS.saturating_mul(REPORT_BYTES), 0),
     };
     let open = FrameLimits::OPEN;
     let message = u32::try_from(message.saturating_add(ANSWER_BYTES)).unwrap_or(u32::MAX);

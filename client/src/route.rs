@@ -65,6 +65,30 @@ pub(crate) fn plan(
     plan
 }
 
+/// Plans the whole of `prefix` for every replica of its slots: one job a device.
+pub(crate) fn every_replica(map: &ClusterMap, prefix: &Prefix) -> Vec<Job> {
+    let segment_blocks = map.settings.segment_blocks as usize;
+    let mut jobs: Vec<Job> = Vec::new();
+    let mut at = 0;
+    while at < prefix.len() {
+        let home = prefix.home(at, segment_blocks);
+        let end = (at..prefix.len()).find(|next| prefix.home(*next, segment_blocks) != home);
+        let end = end.unwrap_or(prefix.len());
+        let slot = prefix.keys()[home].slot();
+        for device in &map.replicas(slot).0 {
+            let known = jobs.iter().position(|job| job.device == *device);
+            let number = known.unwrap_or(jobs.len());
+            if known.is_none() {
+                jobs.push(Job { device: *device, runs: Vec::new(), positions: Vec::new() });
+            }
+            jobs[number].runs.push(Run { slot, keys: (end - at) as u32 });
+            jobs[number].positions.extend(at..end);
+        }
+        at = end;
+    }
+    jobs
+}
+
 /// Splits the jobs that are over `blocks` blocks, keeping runs whole or cut at a block.
 pub(crate) fn split(job: Job, blocks: usize) -> Vec<Job> {
     if job.positions.len() <= blocks {
@@ -149,6 +173,27 @@ mod tests {
         let mut all: Vec<usize> = plan.jobs.iter().flat_map(|job| job.positions.clone()).collect();
         all.sort_unstable();
         assert_eq!(all, (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn every_replica_of_a_segment_gets_all_of_it_in_order() {
+        let prefix = Prefix::chained((0..22).map(key).collect());
+        let jobs = every_replica(&map(4), &prefix);
+        for at in 0..22 {
+            let slot = u32::from(prefix.keys()[at - at % 4].slot().0);
+            let mut holders: Vec<DeviceId> =
+                jobs.iter().filter(|job| job.positions.contains(&at)).map(|job| job.device).collect();
+            holders.sort_unstable();
+            let mut expected = vec![device(slot % 3), device((slot + 1) % 3)];
+            expected.sort_unstable();
+            assert_eq!(holders, expected);
+        }
+        for job in jobs {
+            assert!(job.positions.is_sorted());
+            let slots = job.runs.iter().flat_map(|run| std::iter::repeat_n(run.slot, run.keys as usize));
+            let homes = job.positions.iter().map(|at| prefix.keys()[at - at % 4].slot());
+            assert!(slots.eq(homes));
+        }
     }
 
     #[test]

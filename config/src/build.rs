@@ -206,6 +206,7 @@ fn tuning(section: &Section<'_>, chosen: Tuning, ledger: &mut Ledger) -> Tuning 
         hold: section.read(ledger, "hold", parse::time).unwrap_or(chosen.hold),
         batch_delay: section.read(ledger, "batch_delay", parse::time).unwrap_or(chosen.batch_delay),
         disk_admission: admission.map_or(chosen.disk_admission, |at| DiskAdmission::ALL[at]),
+        gc_per_mille: section.read(ledger, "gc_threshold", parse::share).unwrap_or(chosen.gc_per_mille),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The one table of every key: what it takes, its default and what it does. Reading, messages, overrides and the
 //! reference all follow it, so that none of them can disagree.
 
-use crate::units::{Bytes, format_time};
+use crate::units::{Bytes, format_share, format_time};
 use std::time::Duration;
 
 /// The variable that holds the token, if no file does.
@@ -36,6 +36,8 @@ pub(crate) enum Rule {
     Choice(&'static [&'static str]),
     /// A whole number.
     Whole { min: u64, max: u64 },
+    /// A part of a whole, in thousandths.
+    Share { min: u16, max: u16 },
     /// A size.
     Size { min: u64, max: u64, or_zero: bool },
     /// A time, in milliseconds.
@@ -125,6 +127,9 @@ impl Rule {
                 words.join(" or ")
             }
             Rule::Whole { min, max } => format!("a whole number from {min} to {max}"),
+            Rule::Share { min, max } => {
+                format!("a number from {} to {}", format_share(*min), format_share(*max))
+            }
             Rule::Size { min, max, or_zero } => {
                 let zero = if *or_zero { "\"0\" or " } else { "" };
                 format!("{zero}a size from \"{}\" to \"{}\"", Bytes(*min), Bytes(*max))
@@ -328,7 +333,7 @@ pub(crate) const NODE: &[Key] = &[
         "mode",
         Rule::Choice(&MODES),
         Value("inference"),
-        "What the cache mostly serves. It chooses `strategy`, `prefetch_blocks`, `hold`, `batch_delay` and `disk_admission` \
+        "What the cache mostly serves. It chooses `strategy`, `prefetch_blocks`, `hold`, `batch_delay`, `disk_admission` and `gc_threshold` \
          where those are not given; `kvhive node config` shows what came of it."
     ),
     key!(
@@ -361,6 +366,14 @@ pub(crate) const NODE: &[Key] = &[
         Rule::Choice(&DISK_ADMISSIONS),
         Derived("what `mode` says"),
         "Which blocks go to disk when they must leave memory: all, or those that were used since they were stored."
+    ),
+    key!(
+        "gc_threshold",
+        Rule::Share { min: 100, max: 1000 },
+        Derived("what `mode` says, which is 1"),
+        "Share of the memory of each block size beyond which some is freed in the background, down to 0.05 less: ended blocks and \
+         sessions first, then by moving blocks to disk, and where there is no room by evicting. 1 never does: memory is used \
+         to the full, and a store makes its own room (see docs/strategies.md)."
     ),
     key!(
         "device",

@@ -55,7 +55,7 @@ pub use mode::{DiskAdmission, Mode, Tuning};
 pub use problem::{ConfigError, Origin, Problem};
 pub use reference::reference_markdown;
 pub use token::{Token, TokenError};
-pub use units::{Bytes, SizeError, format_time};
+pub use units::{Bytes, SizeError, format_share, format_time};
 
 /// The longest cluster file, in bytes.
 pub const MAX_FILE_BYTES: usize = 16 << 20;

@@ -41,7 +41,9 @@ impl Mode {
             Mode::Streaming => ("s3-fifo", 16, ms(1000), ms(10), DiskAdmission::Used),
             Mode::Interactive => ("adaptive", 256, ms(10_000), ms(2), DiskAdmission::All),
         };
-        Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission }
+        // A full memory serves more hits than one with room in it, whatever it serves.
+        let gc_per_mille = 1000;
+        Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission, gc_per_mille }
     }
 }
 
@@ -58,6 +60,8 @@ pub struct Tuning {
     pub batch_delay: Duration,
     /// Which blocks go to disk.
     pub disk_admission: DiskAdmission,
+    /// `gc_threshold` in thousandths: the share of the memory beyond which some is freed; 1000 never does.
+    pub gc_per_mille: u16,
 }
 
 /// Which blocks go to disk when they must leave memory.

@@ -93,6 +93,21 @@ pub(crate) fn whole(value: &Value, rule: &Rule) -> Result<u64, String> {
     number.filter(|number| (min..=max).contains(&number)).ok_or_else(|| allowed(rule))
 }
 
+/// Reads a part of a whole in thousandths.
+pub(crate) fn share(value: &Value, rule: &Rule) -> Result<u16, String> {
+    let Rule::Share { min, max } = rule else { unreachable!("keys.rs has a share here") };
+    let share = match &value.kind {
+        Kind::Decimal(share) => Some(*share),
+        Kind::Whole(number) => u16::try_from(*number).ok().map(f64::from),
+        Kind::Text(text) if value.is_loose() => text.trim().parse().ok(),
+        _ => None,
+    };
+    let per_mille = share.map(|share: f64| (share * 1000.0).round());
+    // The range check also refuses what is not a number, so the cast loses nothing.
+    let fits = |share: &f64| (f64::from(*min)..=f64::from(*max)).contains(share);
+    per_mille.filter(fits).map(|share| share as u16).ok_or_else(|| allowed(rule))
+}
+
 pub(crate) fn size(value: &Value, rule: &Rule) -> Result<Bytes, String> {
     let Rule::Size { min, max, or_zero } = rule else { unreachable!("keys.rs has a size here") };
     let size = bytes(value, rule)?;

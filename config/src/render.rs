@@ -1,7 +1,7 @@
 //! A cluster as a cluster file, every key written out.
 
 use crate::config::{BlockClass, ClusterParts, CoordinatorConfig, NodeConfig};
-use crate::units::format_time;
+use crate::units::{format_share, format_time};
 use std::fmt::Write;
 
 pub(crate) fn toml(parts: &ClusterParts) -> String {
@@ -70,6 +70,7 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     out.text("hold", &format_time(one.tuning.hold));
     out.text("batch_delay", &format_time(one.tuning.batch_delay));
     out.text("disk_admission", one.tuning.disk_admission.as_str());
+    out.plain("gc_threshold", format_share(one.tuning.gc_per_mille));
     for device in &one.devices {
         out.header("[[node.device]]");
         out.text("kind", device.kind.as_str());

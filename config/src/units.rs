@@ -116,6 +116,11 @@ pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
+/// Renders a part of a whole that is given in thousandths, as a cluster file has it.
+pub fn format_share(per_mille: u16) -> String {
+    (f64::from(per_mille) / 1000.0).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

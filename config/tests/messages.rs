@@ -44,6 +44,16 @@ fn the_file_that_these_tests_break_is_right() {
 #[test]
 fn each_wrong_value_is_told_with_line_key_value_and_what_is_allowed() {
     for (under, line, message) in [
+        (
+            "[[node]]",
+            "gc_threshold = 0.05",
+            "line 10: node[0].gc_threshold = 0.05: allowed is a number from 0.1 to 1",
+        ),
+        (
+            "[[node]]",
+            "gc_threshold = \"0.8\"",
+            "line 10: node[0].gc_threshold = \"0.8\": allowed is a number from 0.1 to 1",
+        ),
         ("[cluster]", "replicas = 9", "line 2: cluster.replicas = 9: allowed is a whole number from 1 to 8"),
         (
             "[cluster]",
@@ -525,5 +535,5 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 7 + 3 + 6 + 19 + 4);
+    assert_eq!(keys, 7 + 3 + 6 + 20 + 4);
 }

@@ -5,6 +5,7 @@ use kvhive_protocol::WireError;
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest, MAX_DEVICES, Proposal};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::load::MAX_TENANT_LOADS;
+use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
 use kvhive_runtime::{AskError, Reply};
 use kvhive_wire::{Connection, Fault, Identity};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,10 +14,14 @@ use std::time::Duration;
 /// A request that is not through within this is answered with its deadline; the asker repeats it.
 const LIMIT: Duration = Duration::from_secs(8);
 
-/// The largest request, in bytes: a heartbeat of a node whose devices each report every slot and as many tenants as they may.
-/// A plan that names every slot is smaller.
-pub(crate) const MAX_REQUEST_BYTES: u32 =
-    4096 + MAX_DEVICES as u32 * (kvhive_protocol::SLOTS as u32 / 8 + 128 + 108 * MAX_TENANT_LOADS as u32);
+/// The largest request, in bytes: a heartbeat of a node whose devices each report every slot, and as many tenants and strategies
+/// as they may. A plan that names every slot is smaller.
+pub(crate) const MAX_REQUEST_BYTES: u32 = 4096
+    + MAX_DEVICES as u32
+        * (kvhive_protocol::SLOTS as u32 / 8
+            + 128
+            + 108 * MAX_TENANT_LOADS as u32
+            + 512 * MAX_LOAD_REPORTS as u32);
 
 /// Serves control requests. Cheap to clone.
 #[derive(Clone)]
@@ -142,6 +147,7 @@ mod tests {
     fn the_largest_of_each_request_is_taken_in() {
         use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_LABELS, MAX_NAME_BYTES, Registration};
         use kvhive_protocol::map::DeviceDescription;
+        use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
         use kvhive_protocol::{DeviceId, Epoch, SLOTS, Slot};
         let request = RequestId { client: 1, sequence: 1 };
         let device = DeviceId::new(MemberId(1), 0);
@@ -153,7 +159,25 @@ mod tests {
             held: all.clone(),
         };
         let tenants = vec![Default::default(); MAX_TENANT_LOADS];
-        let load = DeviceLoad { occupied: vec![0; usize::from(SLOTS / 8)], tenants, ..DeviceLoad::default() };
+        let estimate = Estimate { ranker: "x".repeat(32), hit_rate_ppm: 1 };
+        let choice = ChoiceReport {
+            in_charge: "x".repeat(32),
+            estimates: vec![estimate; 8],
+            evidence: 1,
+            sampled_one_in: 1,
+            switches: 1,
+            reason: Reason::IsBetter,
+        };
+        let report = StrategyReport {
+            tenant: Some(TenantId(1)),
+            frame_bytes: 1,
+            strategy: kvhive_protocol::Strategy::Adaptive,
+            choice: Some(choice),
+        };
+        assert!(report.is_sound());
+        let strategies = vec![report; MAX_LOAD_REPORTS];
+        let occupied = vec![0; usize::from(SLOTS / 8)];
+        let load = DeviceLoad { occupied, tenants, strategies, ..DeviceLoad::default() };
         let (member, generation, epoch) = (MemberId(1), Generation(1), Epoch(1));
         let name = "x".repeat(MAX_NAME_BYTES);
         let address = "x".repeat(kvhive_control::MAX_ADDRESS_BYTES);

@@ -73,6 +73,8 @@ pub struct Tuning {
     pub batch_delay: Duration,
     /// Whether blocks that were never used since they were stored go to disk too.
     pub unused_to_disk: bool,
+    /// Share of the memory, in thousandths, beyond which a collection begins to free some; none collects never.
+    pub gc_per_mille: Option<u16>,
 }
 
 impl Default for Tuning {
@@ -83,6 +85,7 @@ impl Default for Tuning {
             hold: Duration::from_secs(5),
             batch_delay: Duration::from_millis(10),
             unused_to_disk: true,
+            gc_per_mille: None,
         }
     }
 }
@@ -163,6 +166,9 @@ impl NodeConfig {
         }
         if self.tuning.batch_delay.is_zero() {
             return wrong("batch_delay must be more than 0".to_owned());
+        }
+        if self.tuning.gc_per_mille.is_some_and(|share| !(1..=1000).contains(&share)) {
+            return wrong("gc_per_mille must be from 1 to 1000".to_owned());
         }
         if self.persist.as_ref().and_then(|persist| persist.every).is_some_and(|every| every.is_zero()) {
             return wrong("persist.every must be more than 0".to_owned());

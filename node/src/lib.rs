@@ -27,4 +27,7 @@ pub use disk::{DiskBench, DiskError};
 pub use latency::{Latencies, LatencySummary};
 pub use persist::{Loaded, PersistError, PersistProgress, Saved};
 pub use start::{NodeHandle, start};
-pub use stats::{CodecFigures, Evictions, NodeStats, Prefetches, Shrinks, TierUse};
+pub use stats::{
+    CodecFigures, CollectedFor, Collections, Evictions, NodeStats, Prefetches, Shrinks, StrategyFigures,
+    TierUse,
+};

@@ -5,13 +5,14 @@ use crate::actors::device::Device;
 use crate::actors::uses::CodecUses;
 use crate::data::{DataPlane, VERBS};
 use crate::disk::{self, Store};
+use crate::stats::{self, StrategyFigures};
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use kvhive_cache::ShardStats;
+use kvhive_cache::{Reason, ShardStats};
 use kvhive_protocol::TenantId;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::load::{MAX_TENANT_LOADS, TenantLoad};
@@ -51,6 +52,7 @@ async fn ready(State(sources): State<Arc<Sources>>) -> Response {
 async fn scrape(State(sources): State<Arc<Sources>>) -> Response {
     let mut devices = Vec::with_capacity(sources.devices.len());
     let mut reports = Vec::new();
+    let strategies = stats::strategies(&sources.devices, false).await;
     for device in &sources.devices {
         let load = device.ask(DEVICE_LIMIT, |reply| DeviceMessage::Load { reply }).await;
         let codecs = device.ask(DEVICE_LIMIT, |reply| DeviceMessage::Codecs { reply }).await;
@@ -65,6 +67,7 @@ async fn scrape(State(sources): State<Arc<Sources>>) -> Response {
     let handle = recorder.handle();
     metrics::with_local_recorder(&recorder, || {
         record(&sources, &devices);
+        record_strategies(&sources, &strategies);
         record_tenants(&sources, &TenantLoad::sums(reports.iter(), MAX_TENANT_LOADS));
     });
     let mut text = handle.render();
@@ -126,9 +129,12 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
     ] {
         metrics::counter!(name).absolute(counter.load(Ordering::Relaxed));
     }
-    for (verb, counter) in
-        [("match", &counters.matches), ("fetch", &counters.fetches), ("store", &counters.stores)]
-    {
+    for (verb, counter) in [
+        ("match", &counters.matches),
+        ("fetch", &counters.fetches),
+        ("store", &counters.stores),
+        ("release", &counters.releases),
+    ] {
         metrics::counter!("kvhive_node_requests_total", "verb" => verb)
             .absolute(counter.load(Ordering::Relaxed));
     }
@@ -178,6 +184,32 @@ fn record_tenants(sources: &Sources, tenants: &[(TenantId, TenantLoad)]) {
     }
 }
 
+/// Records what the strategies have chosen that choose: per device, tenant with rules of its own and size of frames.
+fn record_strategies(sources: &Sources, strategies: &[StrategyFigures]) {
+    let serving = sources.plane.view.serving();
+    for StrategyFigures { device, report } in strategies {
+        let Some(choice) = &report.choice else { continue };
+        let known = |id: TenantId| serving.as_ref()?.map.tenants.get(&id).map(|tenant| tenant.name.clone());
+        let tenant = report.tenant.map_or_else(String::new, |id| known(id).unwrap_or_default());
+        let of = [
+            ("device", device.to_string()),
+            ("tenant", tenant),
+            ("frame_bytes", report.frame_bytes.to_string()),
+            ("strategy", report.strategy.to_string()),
+        ];
+        metrics::counter!("kvhive_node_strategy_switches_total", &of).absolute(choice.switches);
+        metrics::gauge!("kvhive_node_strategy_evidence", &of).set(choice.evidence as f64);
+        for estimate in &choice.estimates {
+            let mut labels = of.to_vec();
+            labels.push(("ranker", estimate.ranker.clone()));
+            let rate = f64::from(estimate.hit_rate_ppm) / 1e6;
+            let is_in_charge = estimate.ranker == choice.in_charge;
+            metrics::gauge!("kvhive_node_strategy_estimated_hit_rate", &labels).set(rate);
+            metrics::gauge!("kvhive_node_strategy_in_charge", &labels).set(f64::from(u8::from(is_in_charge)));
+        }
+    }
+}
+
 fn record_codecs(device: &str, codecs: &CodecUses) {
     for (codec, one) in Codec::ALL.iter().zip(&codecs.0) {
         let labels = [("device", device.to_owned()), ("codec", codec.name().to_owned())];
@@ -218,8 +250,15 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_lost_blocks_total", stats.lost),
         ("kvhive_node_not_admitted_to_disk_total", stats.not_admitted),
         ("kvhive_node_declined_stores_total", stats.declined),
+        ("kvhive_node_collections_total", stats.collections),
+        ("kvhive_node_released_blocks_total", stats.released),
     ] {
         metrics::counter!(name, "device" => device.to_owned()).absolute(value);
+    }
+    for (reason, freed) in Reason::ALL.into_iter().zip(stats.collected) {
+        let labels = [("device", device.to_owned()), ("reason", reason.name().to_owned())];
+        metrics::counter!("kvhive_node_collected_blocks_total", &labels).absolute(freed.blocks);
+        metrics::counter!("kvhive_node_collected_bytes_total", &labels).absolute(freed.bytes);
     }
     for (outcome, value) in [
         ("asked", stats.prefetched),

@@ -12,7 +12,7 @@ use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
 use crate::persist::{self, Extent, Holdings, Jobs, Keeper, Loaded, PersistError, PersistProgress, Saved};
-use crate::stats::{self, NodeStats};
+use crate::stats::{self, NodeStats, StrategyFigures};
 use crate::view::View;
 use axum::Router;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
@@ -299,6 +299,7 @@ fn spawn_device(
         rules: Rules::new(tuning.strategy),
         unused_to_disk: tuning.unused_to_disk,
         prefetch: tuning.prefetch_blocks,
+        gc_per_mille: tuning.gc_per_mille,
         max_hold: tuning.hold,
         max_writes: MAX_WRITES,
         low_water_per_mille: if store.is_some() {
@@ -409,9 +410,15 @@ impl NodeHandle {
         self.wait_for(stats::gather(&self.devices, &self.plane))
     }
 
-    /// Returns the latencies of matches, fetches and stores, to be merged with those of other nodes.
-    pub fn latencies(&self) -> [Latencies; 3] {
+    /// Returns the latencies of matches, fetches, stores and releases, to be merged with those of other nodes.
+    pub fn latencies(&self) -> [Latencies; 4] {
         stats::latencies(&self.plane)
+    }
+
+    /// Has the strategies that choose among ways to rank choose now, by the evidence at hand, and returns how all of them do:
+    /// which way is in charge, what each would have hit, and why. Blocks the thread for a moment.
+    pub fn adjust_strategy(&self) -> Vec<StrategyFigures> {
+        self.wait_for(stats::strategies(&self.devices, true))
     }
 
     /// Writes what the node holds, on disk too, to a snapshot: the folder `path`, which stands or is replaced as a whole. What an interrupted

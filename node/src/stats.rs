@@ -5,8 +5,9 @@ use crate::actors::device::Device;
 use crate::actors::uses::CodecUses;
 use crate::data::DataPlane;
 use crate::latency::{Latencies, LatencySummary};
-use kvhive_cache::{ShardStats, TierStats};
+use kvhive_cache::{Reason, ShardStats, TierStats};
 use kvhive_protocol::block::Codec;
+use kvhive_protocol::strategy::StrategyReport;
 use serde::Serialize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -39,8 +40,10 @@ impl TierUse {
 /// Why blocks left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Evictions {
-    /// For others that came.
+    /// For others that came, or so that there is room when they come.
     pub for_room: u64,
+    /// The engine had said that their session is over, or it was long overdue.
+    pub over: u64,
     /// Not worth a place on disk when memory ran short.
     pub not_admitted: u64,
     /// Their tenant's era ended.
@@ -49,10 +52,40 @@ pub struct Evictions {
     pub lost: u64,
 }
 
+/// What collections have freed for one reason.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct CollectedFor {
+    /// The reason's name: `cleared`, `over`, `overdue`, `demoted`, `evicted`.
+    pub reason: &'static str,
+    /// Blocks.
+    pub blocks: u64,
+    /// Bytes of their frames.
+    pub bytes: u64,
+}
+
+/// What collections came to: they free memory when more than `gc_threshold` of it is used.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Collections {
+    /// Times that one began.
+    pub runs: u64,
+    /// What they have freed, by reason.
+    pub freed: Vec<CollectedFor>,
+}
+
+/// How one strategy of a device does.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct StrategyFigures {
+    /// Which of the node's devices.
+    pub device: usize,
+    /// Which of its strategies, and what that has chosen.
+    #[serde(flatten)]
+    pub report: StrategyReport,
+}
+
 /// What prefetching came to, in blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Prefetches {
-    /// Asked for by matches.
+    /// Asked for by matches and hints.
     pub asked: u64,
     /// Used where they were brought.
     pub useful: u64,
@@ -93,7 +126,7 @@ pub struct Shrinks {
 /// A node's figures since it started; a device whose actor panicked counts from its new beginning.
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
 pub struct NodeStats {
-    /// Matches, fetches and stores that were answered.
+    /// Matches, fetches, stores and releases that were answered.
     pub requests: u64,
     /// Blocks that fetches found.
     pub hits: u64,
@@ -111,6 +144,8 @@ pub struct NodeStats {
     pub fetch_latency: LatencySummary,
     /// Latency of stores, in milliseconds.
     pub store_latency: LatencySummary,
+    /// Latency of releases, in milliseconds.
+    pub release_latency: LatencySummary,
     /// The device tiers.
     pub device: TierUse,
     /// The host tiers.
@@ -127,6 +162,12 @@ pub struct NodeStats {
     pub promoted: u64,
     /// What prefetching came to.
     pub prefetch: Prefetches,
+    /// What collections came to.
+    pub collections: Collections,
+    /// Blocks that engines have said something of without using them.
+    pub released: u64,
+    /// How each strategy does that has ranked something.
+    pub strategies: Vec<StrategyFigures>,
     /// How the blocks are stored, codec by codec.
     pub codecs: Vec<CodecFigures>,
     /// What shrinking came to.
@@ -148,7 +189,16 @@ impl NodeStats {
         self.device.add(shard.device);
         self.host.add(shard.host);
         self.disk.add(shard.disk);
-        self.evictions.for_room += shard.evicted - shard.not_admitted;
+        let over = [Reason::Over, Reason::Overdue].map(|why| shard.collected[why as usize].blocks);
+        let over: u64 = over.iter().sum();
+        self.evictions.for_room += shard.evicted - shard.not_admitted - over;
+        self.evictions.over += over;
+        self.collections.runs += shard.collections;
+        for (freed, more) in self.collections.freed.iter_mut().zip(shard.collected) {
+            freed.blocks += more.blocks;
+            freed.bytes += more.bytes;
+        }
+        self.released += shard.released;
         self.evictions.not_admitted += shard.not_admitted;
         self.evictions.cleared += shard.cleared;
         self.evictions.lost += shard.lost;
@@ -177,23 +227,27 @@ fn codec_figures(uses: &CodecUses) -> Vec<CodecFigures> {
     figures.collect()
 }
 
-/// Returns the latencies of matches, fetches and stores.
-pub(crate) fn latencies(plane: &DataPlane) -> [Latencies; 3] {
+/// Returns the latencies of matches, fetches, stores and releases.
+pub(crate) fn latencies(plane: &DataPlane) -> [Latencies; 4] {
     plane.counters.took.each_ref().map(|recorder| recorder.read())
 }
 
 /// Asks everybody.
 pub(crate) async fn gather(devices: &[Device], plane: &DataPlane) -> NodeStats {
     let counters = &plane.counters;
-    let requests = [&counters.matches, &counters.fetches, &counters.stores];
-    let [matches, fetches, stores] = latencies(plane).map(|latencies| latencies.summary());
+    let requests = [&counters.matches, &counters.fetches, &counters.stores, &counters.releases];
+    let [matches, fetches, stores, releases] = latencies(plane).map(|latencies| latencies.summary());
     let mut stats = NodeStats {
         requests: requests.map(|counter| counter.load(Ordering::Relaxed)).iter().sum(),
         match_latency: matches,
         fetch_latency: fetches,
         store_latency: stores,
+        release_latency: releases,
         ..NodeStats::default()
     };
+    let nothing = |why: Reason| CollectedFor { reason: why.name(), blocks: 0, bytes: 0 };
+    stats.collections.freed = Reason::ALL.map(nothing).to_vec();
+    stats.strategies = strategies(devices, false).await;
     let mut uses = CodecUses::default();
     for device in devices {
         if let Ok(of_device) = device.ask(LIMIT, |reply| DeviceMessage::Codecs { reply }).await {
@@ -208,4 +262,15 @@ pub(crate) async fn gather(devices: &[Device], plane: &DataPlane) -> NodeStats {
     stats.decoded_for_askers = counters.decoded_blocks.load(Ordering::Relaxed);
     stats.device_utilization = share(stats.device.used_bytes, stats.device.capacity_bytes);
     stats
+}
+
+/// Asks how the strategies do, and has those choose that choose, if that is wanted.
+pub(crate) async fn strategies(devices: &[Device], adjust: bool) -> Vec<StrategyFigures> {
+    let mut figures = Vec::new();
+    for (number, device) in devices.iter().enumerate() {
+        let asked = device.ask(LIMIT, |reply| DeviceMessage::Strategies { adjust, reply });
+        let reports = asked.await.unwrap_or_default();
+        figures.extend(reports.into_iter().map(|report| StrategyFigures { device: number, report }));
+    }
+    figures
 }

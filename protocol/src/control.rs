@@ -5,6 +5,7 @@ use crate::error::WireError;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 use crate::load::TenantLoad;
 use crate::map::{ClusterMap, DeviceDescription, Settings};
+use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -117,6 +118,10 @@ pub struct DeviceLoad {
     ///
     /// [`MAX_TENANT_LOADS`]: crate::load::MAX_TENANT_LOADS
     pub tenants: Vec<(TenantId, TenantLoad)>,
+    /// What its strategies have chosen that choose, at most [`MAX_LOAD_REPORTS`]: those of tenants without rules of their own first.
+    ///
+    /// [`MAX_LOAD_REPORTS`]: crate::strategy::MAX_LOAD_REPORTS
+    pub strategies: Vec<StrategyReport>,
     /// One bit a slot: whether any block of it is resident or being written. `SLOTS / 8` bytes, or empty for none.
     #[serde(with = "serde_bytes")]
     pub occupied: Vec<u8>,

@@ -4,12 +4,15 @@ use crate::block::BlockHeader;
 use crate::ids::{DeviceId, Epoch, Slot, TenantId};
 use crate::key::{BlockKey, KeyList};
 use crate::layout::Layout;
+use crate::strategy::StrategyReport;
 use serde::{Deserialize, Serialize};
 
 /// The most blocks one fetch or store may name.
 pub const MAX_BLOCKS_PER_TRANSFER: usize = 512;
 /// The most keys one match may name.
 pub const MAX_KEYS_PER_MATCH: usize = 65_536;
+/// The most keys one release may name: a device does something for each of them.
+pub const MAX_KEYS_PER_RELEASE: usize = 4096;
 
 /// The largest request, in bytes: a match of as many keys as may be, each a segment of its own. Transfers name fewer blocks,
 /// with a header each.
@@ -56,6 +59,10 @@ pub enum DataRequest {
     Fetch(FetchRequest),
     /// Take these blocks; their bytes are the payload, in order. Answered by [`DataReply::Stored`].
     Store(StoreRequest),
+    /// The engine is done with these blocks for now. Answered by [`DataReply::Released`].
+    Release(ReleaseRequest),
+    /// How do this device's strategies do? Answered by [`DataReply::Strategies`].
+    Strategies(StrategiesRequest),
 }
 
 /// See [`DataRequest::Match`].
@@ -151,6 +158,36 @@ pub struct StoreRequest {
     pub blocks: Vec<StoreBlock>,
 }
 
+/// See [`DataRequest::Release`]. It is a hint: it decides nothing but what is worth keeping, and where. A hold that a match has
+/// taken stays until it is over, since holds are nobody's: another asker may have matched the same blocks, and be about to fetch
+/// them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReleaseRequest {
+    /// The asker's map.
+    pub epoch: Epoch,
+    /// The device told. Each replica is told by the asker itself: hints need no agreement.
+    pub device: DeviceId,
+    /// Whose blocks.
+    pub tenant: TenantId,
+    /// What the engine expects of their session.
+    pub hint: Hint,
+    /// Where each block lives, as in [`MatchRequest::runs`].
+    pub runs: Vec<Run>,
+    /// The blocks' keys in the order of their prefix; at most [`MAX_KEYS_PER_RELEASE`].
+    pub keys: KeyList,
+}
+
+/// See [`DataRequest::Strategies`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StrategiesRequest {
+    /// The asker's map.
+    pub epoch: Epoch,
+    /// The device asked.
+    pub device: DeviceId,
+    /// Those that choose among ways to rank shall do so now, by the evidence at hand, instead of in their own time.
+    pub adjust: bool,
+}
+
 /// One block of a [`StoreRequest`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StoreBlock {
@@ -184,6 +221,20 @@ pub enum DataReply {
         /// One answer a block.
         blocks: Vec<Stored>,
     },
+    /// The hint was taken.
+    Released {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// How many of the blocks are here.
+        blocks: u32,
+    },
+    /// How each strategy of the device does.
+    Strategies {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// One report for each tenant with rules of its own and size of frames; at most [`crate::strategy::MAX_REPORTS`].
+        reports: Vec<StrategyReport>,
+    },
 }
 
 impl DataReply {
@@ -192,7 +243,9 @@ impl DataReply {
         match self {
             DataReply::Matched { epoch, .. }
             | DataReply::Fetched { epoch, .. }
-            | DataReply::Stored { epoch, .. } => *epoch,
+            | DataReply::Stored { epoch, .. }
+            | DataReply::Released { epoch, .. }
+            | DataReply::Strategies { epoch, .. } => *epoch,
         }
     }
 }

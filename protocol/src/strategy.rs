@@ -1,6 +1,7 @@
 //! Strategies by name, as configuration, tenants' rules, requests and reports spell them. What each decides is
 //! `kvhive-cache`'s.
 
+use crate::ids::TenantId;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -35,6 +36,90 @@ pub enum Strategy {
     Compressed,
     /// Least recently used first; cold blocks are quantized before any leaves.
     Quantized,
+}
+
+/// The most reports of one device: those of the tenants that come first.
+pub const MAX_REPORTS: usize = 512;
+
+/// The most reports that a device's heartbeat carries.
+pub const MAX_LOAD_REPORTS: usize = 4;
+/// The longest name of a way to rank, and the most ways that one report tells of.
+const MAX_RANKER_BYTES: usize = 32;
+const MAX_RANKERS: usize = 8;
+
+/// How one strategy of a device does: that of the blocks of one size class, of one tenant or of all without rules of their own.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StrategyReport {
+    /// Whose blocks it ranks; none for the tenants without rules of their own.
+    pub tenant: Option<TenantId>,
+    /// Bytes of the frames.
+    pub frame_bytes: u64,
+    /// Which strategy it is.
+    pub strategy: Strategy,
+    /// What it has chosen, if it is one that chooses.
+    pub choice: Option<ChoiceReport>,
+}
+
+impl StrategyReport {
+    /// Says whether its names and lists are as short as they may be.
+    pub fn is_sound(&self) -> bool {
+        let fits = |name: &str| name.len() <= MAX_RANKER_BYTES;
+        self.choice.as_ref().is_none_or(|choice| {
+            let estimates = &choice.estimates;
+            fits(&choice.in_charge)
+                && estimates.len() <= MAX_RANKERS
+                && estimates.iter().all(|one| fits(&one.ranker))
+        })
+    }
+}
+
+/// Which way to rank a strategy has chosen, and on what evidence.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChoiceReport {
+    /// Name of the way that ranks now.
+    pub in_charge: String,
+    /// What each way would have hit, by a small cache without bytes that follows it.
+    pub estimates: Vec<Estimate>,
+    /// Uses of sampled blocks that the estimates rest on.
+    pub evidence: u64,
+    /// One in so many blocks is sampled.
+    pub sampled_one_in: u64,
+    /// Times that another way was put in charge.
+    pub switches: u64,
+    /// Why it is this one.
+    pub reason: Reason,
+}
+
+/// What one way to rank would have come to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Estimate {
+    /// Its name.
+    pub ranker: String,
+    /// Its share of hits of the sampled uses, in millionths.
+    pub hit_rate_ppm: u32,
+}
+
+/// Why a way to rank is in charge.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Too little was seen to choose by: it stays as it is.
+    TooLittleEvidence,
+    /// No other is clearly better.
+    NoneIsBetter,
+    /// It is clearly better than what is learnt.
+    IsBetter,
+}
+
+impl Reason {
+    /// Returns it in words.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Reason::TooLittleEvidence => "too little evidence",
+            Reason::NoneIsBetter => "none is clearly better",
+            Reason::IsBetter => "clearly better than what is learnt",
+        }
+    }
 }
 
 /// The name is no strategy's.

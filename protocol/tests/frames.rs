@@ -6,14 +6,16 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat, Proposal, Registration,
 };
 use kvhive_protocol::data::{
-    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, Refusal, Run,
-    StoreBlock, StoreRequest, Stored,
+    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, Refusal,
+    ReleaseRequest, Run, StoreBlock, StoreRequest, Stored, StrategiesRequest,
 };
 use kvhive_protocol::error::WireError;
 use kvhive_protocol::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameLimits, Kind, encode_frame};
 use kvhive_protocol::handshake::{Challenge, Hello, Proof, Role, TokenKey, agree};
+use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
 use kvhive_protocol::*;
 use proptest::prelude::*;
+use proptest::strategy::Strategy as _;
 use serde::{Serialize, de::DeserializeOwned};
 use std::fmt::Debug;
 
@@ -63,7 +65,7 @@ fn requests() -> Vec<DataRequest> {
             device,
             tenant,
             runs: runs.clone(),
-            keys,
+            keys: keys.clone(),
             accept: Accept::Raw(layout()),
         }),
         DataRequest::Store(StoreRequest {
@@ -74,9 +76,11 @@ fn requests() -> Vec<DataRequest> {
             copy: false,
             layout: Some(layout()),
             about: About { input_tokens: 64, output_tokens: 9, hint: Hint::Returns(30) },
-            runs,
+            runs: runs.clone(),
             blocks: vec![StoreBlock { header: header(), parent: key(2) }],
         }),
+        DataRequest::Release(ReleaseRequest { epoch, device, tenant, hint: Hint::Pending, runs, keys }),
+        DataRequest::Strategies(StrategiesRequest { epoch, device, adjust: true }),
     ]
 }
 
@@ -88,7 +92,26 @@ fn replies() -> Vec<DataReply> {
             epoch: Epoch(2),
             blocks: vec![Stored::Kept { copies: 2, already: true }, Stored::Refused(Refusal::Corrupt)],
         },
+        DataReply::Released { epoch: Epoch(2), blocks: 2 },
+        DataReply::Strategies { epoch: Epoch(2), reports: vec![report()] },
     ]
+}
+
+fn report() -> StrategyReport {
+    let choice = ChoiceReport {
+        in_charge: "lru".into(),
+        estimates: vec![Estimate { ranker: "lru".into(), hit_rate_ppm: 250_000 }],
+        evidence: 3000,
+        sampled_one_in: 2,
+        switches: 1,
+        reason: Reason::IsBetter,
+    };
+    StrategyReport {
+        tenant: Some(TenantId(4)),
+        frame_bytes: 4096,
+        strategy: kvhive_protocol::Strategy::Adaptive,
+        choice: Some(choice),
+    }
 }
 
 fn frame<T: Serialize>(kind: Kind, message: &T, payload: u64) -> Vec<u8> {
@@ -347,6 +370,30 @@ proptest! {
     }
 
     #[test]
+    fn a_release_comes_back_as_it_went(
+        numbers in proptest::collection::vec((0u16..4096, any::<u8>()), 0..200),
+        hint in prop_oneof![
+            Just(Hint::None),
+            Just(Hint::Over),
+            Just(Hint::Pending),
+            any::<u32>().prop_map(Hint::Returns)
+        ],
+    ) {
+        let release = DataRequest::Release(ReleaseRequest {
+            epoch: Epoch(2),
+            device: DeviceId::new(MemberId(1), 1),
+            tenant: TenantId(4),
+            hint,
+            runs: numbers.iter().map(|(slot, _)| Run { slot: Slot(*slot), keys: 1 }).collect(),
+            keys: numbers.iter().map(|(_, byte)| key(*byte)).collect(),
+        });
+        let whole = frame(Kind::DataRequest, &release, 0);
+        prop_assert!(whole.len() <= data::MAX_REQUEST_BYTES + FRAME_HEADER_BYTES);
+        let back = open::<DataRequest>(&whole);
+        prop_assert_eq!(back.map(|(_, message)| message), Ok(release));
+    }
+
+    #[test]
     fn a_digest_is_the_same_however_the_bytes_arrive(
         bytes in proptest::collection::vec(any::<u8>(), 0..70_000),
         cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..6),
@@ -362,13 +409,17 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846010011004d000000000000001c000000000000007bb16f32f45f2f3200000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 6] = [
+const GOLDEN_DATA: [&str; 10] = [
     "c1791ded770783eb",
     "8fe94038a31a07aa",
     "3d6d95cc83dd0511",
+    "dc28b719226b1c7d",
+    "a93e7a93dd83e2d1",
     "114c7c9b021a6c52",
     "e8162bef608b1509",
     "964b4412bc2e7214",
+    "9b3999542a28b42a",
+    "0328d4a489c3e674",
 ];
 const GOLDEN_COMMANDS: [&str; 5] =
     ["c446bd8de2dd3ca0", "e80c4e49e0b1e297", "5516b38b5a66a5e0", "6baa492c98bbfa21", "3a32a325d230e3c7"];

@@ -106,6 +106,7 @@ fn resident(runs: u32) -> Result<Row> {
         rules: Rules::new(Strategy::Lru),
         unused_to_disk: true,
         prefetch: 0,
+        gc_per_mille: None,
         max_hold: Duration::from_secs(1),
         max_writes: 1,
         low_water_per_mille: 0,

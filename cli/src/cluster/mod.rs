@@ -5,3 +5,6 @@ pub(crate) mod local;
 mod lock;
 pub(crate) mod process;
 mod shape;
+
+#[cfg(test)]
+mod modes_test;

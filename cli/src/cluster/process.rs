@@ -170,7 +170,13 @@ fn beside(file: &Path, path: &str) -> PathBuf {
 }
 
 fn tuning(own: &NodeConfig) -> Tuning {
-    let kvhive_config::Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission } = own.tuning;
+    shard_tuning(own.tuning)
+}
+
+/// Returns what a node makes of its knobs.
+pub(super) fn shard_tuning(knobs: kvhive_config::Tuning) -> Tuning {
+    let kvhive_config::Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission, gc_per_mille } =
+        knobs;
     Tuning {
         strategy: strategy
             .parse()
@@ -179,6 +185,7 @@ fn tuning(own: &NodeConfig) -> Tuning {
         hold,
         batch_delay,
         unused_to_disk: disk_admission == DiskAdmission::All,
+        gc_per_mille: Some(gc_per_mille).filter(|share| *share < 1000),
     }
 }
 

@@ -1,15 +1,17 @@
-//! `kvhive node config`; `persist` and `load` are next door.
+//! `kvhive node config` and `kvhive node strategy`; `persist` and `load` are next door.
 
 use super::config;
+use super::connect::Connect;
 use super::node_snapshot::Snapshot;
 use crate::report;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use kvhive_config::{Mode, NodeConfig, Tuning, format_time};
+use kvhive_config::{Mode, NodeConfig, Tuning, format_share, format_time};
+use kvhive_protocol::strategy::{ChoiceReport, Estimate};
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Look at one node's settings, or have it write or take in a snapshot
+/// Look at a node's settings and at what its strategies have chosen, or have it write or take in a snapshot
 #[derive(Args, Debug)]
 pub(crate) struct NodeCommand {
     #[command(subcommand)]
@@ -33,6 +35,32 @@ enum Verb {
     Persist(Snapshot),
     /// Have a running node take a snapshot in, as far as it has free frames
     Load(Snapshot),
+    /// Show what the strategies of running nodes have chosen, and on what evidence
+    Strategy {
+        /// Only this node
+        #[arg(long, value_name = "NAME")]
+        id: Option<String>,
+        /// Have those choose now that choose among ways to rank, by what they have seen
+        #[arg(long)]
+        adjust: bool,
+        #[command(flatten)]
+        connect: Connect,
+        /// Print the report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// How one strategy of a running node does; stable.
+#[derive(Serialize, Debug)]
+struct Doing<'a> {
+    node: &'a str,
+    device: u16,
+    /// None for the tenants without rules of their own.
+    tenant: Option<&'a str>,
+    frame_bytes: u64,
+    strategy: &'static str,
+    choice: &'a Option<ChoiceReport>,
 }
 
 /// One node's knobs; stable.
@@ -55,12 +83,15 @@ struct Knob {
 
 fn knobs(tuning: Tuning, mode: Mode) -> Vec<Knob> {
     let shown = |tuning: Tuning| {
+        // Whoever adds a knob shows it.
+        let Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission, gc_per_mille } = tuning;
         [
-            ("strategy", tuning.strategy.to_owned()),
-            ("prefetch_blocks", tuning.prefetch_blocks.to_string()),
-            ("hold", format_time(tuning.hold)),
-            ("batch_delay", format_time(tuning.batch_delay)),
-            ("disk_admission", tuning.disk_admission.as_str().to_owned()),
+            ("strategy", strategy.to_owned()),
+            ("prefetch_blocks", prefetch_blocks.to_string()),
+            ("hold", format_time(hold)),
+            ("batch_delay", format_time(batch_delay)),
+            ("disk_admission", disk_admission.as_str().to_owned()),
+            ("gc_threshold", format_share(gc_per_mille)),
         ]
     };
     let pairs = shown(tuning).into_iter().zip(shown(mode.tuning()));
@@ -81,6 +112,9 @@ impl NodeCommand {
             Verb::Config { file, id, json } => (file, id, json),
             Verb::Persist(snapshot) => return snapshot.run("persist"),
             Verb::Load(snapshot) => return snapshot.run("load"),
+            Verb::Strategy { id, adjust, connect, json } => {
+                return super::runtime()?.block_on(strategy(&connect, id.as_deref(), adjust, json));
+            }
         };
         let config = config::read(&file)?;
         let wanted = |node: &&NodeConfig| id.as_ref().is_none_or(|id| *id == node.id);
@@ -101,6 +135,65 @@ impl NodeCommand {
         report::print_table(&table);
         Ok(())
     }
+}
+
+async fn strategy(connect: &Connect, id: Option<&str>, adjust: bool, json: bool) -> Result<()> {
+    let client = connect.client().await?;
+    let devices = client.strategies(id, adjust).await?;
+    let map = client.map();
+    let mut doing = Vec::new();
+    for one in &devices {
+        let Ok(reports) = &one.reports else { continue };
+        for report in reports {
+            let tenant = report.tenant.and_then(|id| map.tenants.get(&id));
+            doing.push(Doing {
+                node: &one.node,
+                device: one.device.index,
+                tenant: tenant.map(|tenant| tenant.name.as_str()),
+                frame_bytes: report.frame_bytes,
+                strategy: report.strategy.name(),
+                choice: &report.choice,
+            });
+        }
+    }
+    if json {
+        report::print_json(&doing)?;
+    } else {
+        print_strategies(&doing);
+    }
+    let silent: Vec<String> = devices
+        .iter()
+        .filter_map(|one| {
+            let fault = one.reports.as_ref().err()?;
+            Some(format!("device {} of {}: {fault}", one.device.index, one.node))
+        })
+        .collect();
+    if silent.is_empty() { Ok(()) } else { bail!("not all devices have answered: {}", silent.join("; ")) }
+}
+
+fn print_strategies(doing: &[Doing<'_>]) {
+    let columns =
+        ["NODE", "DEVICE", "TENANT", "FRAMES", "STRATEGY", "RANKED BY", "WOULD HIT", "EVIDENCE", "REASON"];
+    let mut table = report::table(&columns);
+    for one in doing {
+        let choice = one.choice.as_ref();
+        let estimate = |one: &Estimate| format!("{} {:.1} %", one.ranker, f64::from(one.hit_rate_ppm) / 1e4);
+        let estimates: Vec<String> =
+            choice.iter().flat_map(|choice| &choice.estimates).map(estimate).collect();
+        let said = |of: &dyn Fn(&ChoiceReport) -> String| choice.map_or_else(|| "-".to_owned(), of);
+        table.add_row([
+            one.node.to_owned(),
+            one.device.to_string(),
+            one.tenant.unwrap_or("(all others)").to_owned(),
+            report::bytes(one.frame_bytes),
+            one.strategy.to_owned(),
+            said(&|choice| choice.in_charge.clone()),
+            if estimates.is_empty() { "-".to_owned() } else { estimates.join(", ") },
+            said(&|choice| format!("{} uses, 1 in {}", choice.evidence, choice.sampled_one_in)),
+            said(&|choice| choice.reason.as_str().to_owned()),
+        ]);
+    }
+    report::print_table(&table);
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use kvhive_client::{Client, NamespaceClient, Prefix, StoreOptions, StoreOutcome};
 use kvhive_config::Bytes;
-use kvhive_protocol::data::About;
+use kvhive_protocol::data::{About, Hint};
 use kvhive_protocol::frame::MAX_PAYLOAD_BYTES;
 use kvhive_protocol::{BlockKey, Layout};
 use std::collections::VecDeque;
@@ -23,6 +23,7 @@ use tally::{Report, Tally};
 
 use super::connect::Connect;
 use super::generated::Generated;
+use super::simulate::{share, sweep};
 
 /// Requests in a row that nobody answered, after which a worker gives up.
 const HOPELESS: u32 = 5;
@@ -52,6 +53,9 @@ pub(crate) struct Replay {
     /// Model name: another one makes another namespace, so earlier replays don't count
     #[arg(long, default_value = "replay")]
     model: String,
+    /// Tell the cluster after each request whether its session is over; this share of what it is told is true (0 to 1)
+    #[arg(long, value_name = "P", value_parser = share)]
+    hints: Option<f64>,
     #[command(flatten)]
     connect: Connect,
     /// Print the report as JSON
@@ -65,7 +69,7 @@ impl Replay {
     /// # Errors
     /// When the cluster or the trace cannot be reached; single failed calls are counted in the report.
     pub(crate) async fn run(self) -> Result<()> {
-        let requests = self.load()?;
+        let requests = self.told(self.load()?)?;
         let client = self.connect.client().await?;
         let report = self.drive(&client, requests).await?;
         if self.json {
@@ -98,7 +102,18 @@ impl Replay {
         Ok(requests)
     }
 
-    async fn drive(&self, client: &Client, requests: Vec<Request>) -> Result<Report> {
+    /// Gives each request what is said of its session, if anything shall be.
+    fn told(&self, requests: Vec<Request>) -> Result<Vec<(Request, Hint)>> {
+        let Some(right) = self.hints else {
+            return Ok(requests.into_iter().map(|request| (request, Hint::None)).collect());
+        };
+        let mut trace = sweep::collect(requests.iter().cloned().map(Ok), self.generated.block_tokens)?;
+        trace.give_hints(right, self.generated.seed);
+        let hints = (0..trace.requests()).map(|at| trace.request(at).0.hint).collect::<Vec<_>>();
+        Ok(requests.into_iter().zip(hints).collect())
+    }
+
+    async fn drive(&self, client: &Client, requests: Vec<(Request, Hint)>) -> Result<Report> {
         let block_bytes = block_bytes(self.block_size)?;
         let block_tokens = self.generated.block_tokens;
         let layout = Layout::opaque(block_bytes, block_tokens);
@@ -107,7 +122,7 @@ impl Replay {
         }
         let namespace = client.namespace(&self.tenant, &self.model, layout, 0)?;
         let bar = progress(requests.len() as u64);
-        let queue: Arc<Mutex<VecDeque<Request>>> = Arc::new(Mutex::new(requests.into()));
+        let queue: Arc<Mutex<VecDeque<(Request, Hint)>>> = Arc::new(Mutex::new(requests.into()));
         let begun = Instant::now();
         let mut workers = tokio::task::JoinSet::new();
         for _ in 0..self.concurrency {
@@ -116,8 +131,8 @@ impl Replay {
                 let mut worker = Worker::new(namespace, block_bytes as usize, block_tokens);
                 loop {
                     let next = queue.lock().unwrap_or_else(|poison| poison.into_inner()).pop_front();
-                    let Some(request) = next else { return worker.tally };
-                    worker.serve(&request).await;
+                    let Some((request, hint)) = next else { return worker.tally };
+                    worker.serve(&request, hint).await;
                     if worker.silent >= HOPELESS {
                         // The others need not find out for themselves.
                         queue.lock().unwrap_or_else(|poison| poison.into_inner()).clear();
@@ -168,7 +183,7 @@ impl Worker {
         }
     }
 
-    async fn serve(&mut self, request: &Request) {
+    async fn serve(&mut self, request: &Request, hint: Hint) {
         let hashes: Vec<[u8; 8]> = request.hash_ids.iter().map(|id| id.to_le_bytes()).collect();
         let prefix = self.namespace.prefix_of_engine_hashes(&hashes);
         self.tally.requests += 1;
@@ -196,6 +211,12 @@ impl Worker {
         };
         is_answered |=
             self.store(&prefix, delivered, StoreOptions { about, ..StoreOptions::default() }).await;
+        if hint != Hint::None {
+            match self.namespace.release(&prefix, hint).await {
+                Ok(report) => self.tally.released_copies += report.copies,
+                Err(error) => self.tally.fail(&error),
+            }
+        }
         self.silent = if is_answered { 0 } else { self.silent + 1 };
     }
 

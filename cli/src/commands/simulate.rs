@@ -50,7 +50,8 @@ pub(crate) struct Simulate {
     json: bool,
 }
 
-fn share(text: &str) -> Result<f64, String> {
+/// Reads a number from 0 to 1.
+pub(super) fn share(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err(format!("{value} is not from 0 to 1")) }
 }

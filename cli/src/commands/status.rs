@@ -122,6 +122,7 @@ impl Nodes {
             "PRIMARY SLOTS",
             "SLOTS",
             "HIT RATE",
+            "RANKED BY",
         ]);
         for one in list(&status["devices"]) {
             table.add_row([
@@ -134,11 +135,21 @@ impl Nodes {
                 text(one, "primary_slots"),
                 text(one, "slots"),
                 rate(one, "hit_rate"),
+                ranked_by(one),
             ]);
         }
         report::print_table(&table);
         Ok(())
     }
+}
+
+/// Says what a device's strategies have chosen, each choice once.
+fn ranked_by(device: &Value) -> String {
+    let mut chosen: Vec<String> =
+        list(&device["strategies"]).iter().map(|one| text(one, "in_charge")).collect();
+    chosen.sort_unstable();
+    chosen.dedup();
+    if chosen.is_empty() { "-".to_owned() } else { chosen.join(", ") }
 }
 
 fn print_nodes(status: &Value) {

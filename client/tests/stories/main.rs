@@ -8,5 +8,6 @@ mod failover;
 mod fakes;
 mod hostile;
 mod maps;
+mod releases;
 mod stores;
 mod tenants;

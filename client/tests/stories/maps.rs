@@ -21,6 +21,8 @@ fn epoch_of(request: &DataRequest) -> Epoch {
         DataRequest::Match(request) => request.epoch,
         DataRequest::Fetch(request) => request.epoch,
         DataRequest::Store(request) => request.epoch,
+        DataRequest::Release(request) => request.epoch,
+        DataRequest::Strategies(request) => request.epoch,
     }
 }
 

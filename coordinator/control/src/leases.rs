@@ -4,6 +4,7 @@
 use kvhive_protocol::control::{DeviceLoad, Heartbeat};
 use kvhive_protocol::load::MAX_TENANT_LOADS;
 use kvhive_protocol::map::Settings;
+use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
 use kvhive_protocol::{ClusterMap, Epoch, Generation, Member, MemberId, MemberState, Moment, SLOTS};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -196,5 +197,7 @@ fn is_up(member: &Member) -> bool {
 
 fn is_sound(load: &DeviceLoad) -> bool {
     let slots_fit = load.occupied.is_empty() || load.occupied.len() == usize::from(SLOTS / 8);
-    slots_fit && load.tenants.len() <= MAX_TENANT_LOADS
+    let reports = &load.strategies;
+    let reports_fit = reports.len() <= MAX_LOAD_REPORTS && reports.iter().all(StrategyReport::is_sound);
+    slots_fit && reports_fit && load.tenants.len() <= MAX_TENANT_LOADS
 }

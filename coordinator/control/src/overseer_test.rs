@@ -6,6 +6,7 @@ use crate::registry::tests::Cluster;
 use kvhive_protocol::control::CommandReply;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::load::{MAX_TENANT_LOADS, TenantLoad};
+use kvhive_protocol::strategy::{ChoiceReport, MAX_LOAD_REPORTS, Reason, StrategyReport};
 use kvhive_protocol::{Generation, MemberId};
 
 /// A lease of 1 s, one per cent, 50 ms.
@@ -337,10 +338,25 @@ fn reports_that_do_not_fit_the_member_are_left_out() {
     let odd = DeviceLoad { occupied: vec![0; 7], ..DeviceLoad::default() };
     let tenants = vec![(TenantId(1), TenantLoad::default()); MAX_TENANT_LOADS + 1];
     let long = DeviceLoad { tenants, ..DeviceLoad::default() };
-    for devices in [vec![], vec![DeviceLoad::default(); 2], vec![odd], vec![long]] {
+    let report = |name: &str| StrategyReport {
+        tenant: None,
+        frame_bytes: 1,
+        strategy: kvhive_protocol::Strategy::Adaptive,
+        choice: Some(ChoiceReport {
+            in_charge: name.to_owned(),
+            estimates: Vec::new(),
+            evidence: 0,
+            sampled_one_in: 1,
+            switches: 0,
+            reason: Reason::NoneIsBetter,
+        }),
+    };
+    let many = DeviceLoad { strategies: vec![report("lru"); MAX_LOAD_REPORTS + 1], ..DeviceLoad::default() };
+    let wordy = DeviceLoad { strategies: vec![report(&"x".repeat(33))], ..DeviceLoad::default() };
+    for devices in [vec![], vec![DeviceLoad::default(); 2], vec![odd], vec![long], vec![many], vec![wordy]] {
         assert_eq!(scene.beat_as(1, 1, epoch, devices), RENEWED);
     }
-    assert_eq!((scene.overseer.loads().count(), scene.overseer.counters().unsound_reports), (0, 4));
+    assert_eq!((scene.overseer.loads().count(), scene.overseer.counters().unsound_reports), (0, 6));
     scene.beat(1);
     assert_eq!(scene.overseer.loads().count(), 1);
     scene.cluster.mark_down(MemberId(1));

@@ -5,7 +5,11 @@ use kvhive_consensus::{PeerId, RefuseReason, Role, Standing, Ticket};
 use kvhive_control::BeatVerdict;
 use kvhive_protocol::control::{ControlReply, CoordinatorStatus, DeviceLoad, Overview};
 use kvhive_protocol::load::{MAX_TENANT_SUMS, TenantLoad};
+use kvhive_protocol::strategy::StrategyReport;
 use kvhive_protocol::{ClusterMap, Epoch, WireError};
+
+/// The most reports of strategies that an overview carries, of all devices: its frame is bounded.
+const MAX_OVERVIEW_REPORTS: usize = 16_384;
 
 impl RaftActor {
     pub(super) fn serve_read(&mut self, ticket: Ticket) {
@@ -43,8 +47,12 @@ impl RaftActor {
         let unsettled = map.as_ref().map_or(0, |map| self.parts.overseer.unsettled(map) as u64);
         let reports = self.parts.overseer.loads().flat_map(|(_, load)| &load.tenants);
         let tenants = TenantLoad::sums(reports, MAX_TENANT_SUMS);
-        let bare =
-            |load: &DeviceLoad| DeviceLoad { occupied: Vec::new(), tenants: Vec::new(), ..load.clone() };
+        let mut reports = MAX_OVERVIEW_REPORTS;
+        let mut bare = |load: &DeviceLoad| {
+            let strategies: Vec<StrategyReport> = load.strategies.iter().take(reports).cloned().collect();
+            reports -= strategies.len();
+            DeviceLoad { occupied: Vec::new(), tenants: Vec::new(), strategies, ..*load }
+        };
         let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(load))).collect();
         let map = map.map(|map| ClusterMap::clone(&map));
         ControlReply::Overview(Box::new(Overview { status: self.status(), map, loads, tenants, unsettled }))

@@ -86,6 +86,27 @@ pub(super) struct Device {
     pub(super) used_bytes: Option<u64>,
     /// Covered keys of all keys asked since the node started.
     pub(super) hit_rate: Option<f64>,
+    /// What its strategies have chosen that choose among ways to rank, as last reported.
+    pub(super) strategies: Vec<Strategy>,
+}
+
+/// What one strategy has chosen.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Strategy {
+    /// Whose blocks it ranks; none for the tenants without rules of their own.
+    pub(super) tenant: Option<String>,
+    pub(super) frame_bytes: u64,
+    pub(super) strategy: String,
+    /// The way that ranks now.
+    pub(super) in_charge: String,
+    /// What each way would have hit, by name.
+    pub(super) hit_rates: BTreeMap<String, f64>,
+    /// Uses of sampled blocks that this rests on.
+    pub(super) evidence: u64,
+    /// Times that another way was put in charge.
+    pub(super) switches: u64,
+    /// Why it is this way, in words.
+    pub(super) reason: String,
 }
 
 /// The slots in numbers.

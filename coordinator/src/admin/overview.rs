@@ -1,8 +1,8 @@
 //! From the leader's overview to the admin API's answers: pure.
 
-use super::answers::{Cluster, Coordinator, Device, Node, SlotEntry, SlotList, Slots, Stats};
+use super::answers::{Cluster, Coordinator, Device, Node, SlotEntry, SlotList, Slots, Stats, Strategy};
 use kvhive_protocol::control::{DeviceLoad, Overview};
-use kvhive_protocol::{ClusterMap, DeviceId, MemberState, SLOTS, Slot};
+use kvhive_protocol::{ClusterMap, DeviceId, MemberState, SLOTS, Slot, TenantId};
 use std::collections::BTreeMap;
 
 pub(super) fn cluster(overview: &Overview, coordinators: Vec<Coordinator>) -> Cluster {
@@ -72,9 +72,29 @@ fn devices(overview: &Overview) -> Vec<Device> {
                 blocks: load.map(|load| load.blocks),
                 used_bytes: load.map(|load| load.used_bytes),
                 hit_rate: load.and_then(|load| rate(load.covered_keys, load.matched_keys)),
+                strategies: load.map_or(Vec::new(), |load| strategies(map, load)),
             }
         })
         .collect()
+}
+
+fn strategies(map: &ClusterMap, load: &DeviceLoad) -> Vec<Strategy> {
+    let chosen = load.strategies.iter().filter_map(|report| {
+        let choice = report.choice.as_ref()?;
+        let name = |id: &TenantId| map.tenants.get(id).map(|tenant| tenant.name.clone());
+        let rates = choice.estimates.iter();
+        Some(Strategy {
+            tenant: report.tenant.as_ref().and_then(name),
+            frame_bytes: report.frame_bytes,
+            strategy: report.strategy.name().to_owned(),
+            in_charge: choice.in_charge.clone(),
+            hit_rates: rates.map(|one| (one.ranker.clone(), f64::from(one.hit_rate_ppm) / 1e6)).collect(),
+            evidence: choice.evidence,
+            switches: choice.switches,
+            reason: choice.reason.as_str().to_owned(),
+        })
+    });
+    chosen.collect()
 }
 
 pub(super) fn rate(part: u64, whole: u64) -> Option<f64> {

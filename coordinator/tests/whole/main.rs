@@ -8,4 +8,5 @@ mod http;
 mod raft_peers;
 mod restarts;
 mod roles;
+mod strategies;
 mod tenants;

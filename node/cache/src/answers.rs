@@ -31,6 +31,8 @@ pub struct ShardConfig {
     pub unused_to_disk: bool,
     /// Blocks that one match may have brought up a tier ahead of their use; 0 brings none.
     pub prefetch: u32,
+    /// Share of the frames in memory, in thousandths, beyond which a collection begins to free some; none collects never.
+    pub gc_per_mille: Option<u16>,
     /// Keys the index's hash function.
     pub hash_seed: u64,
 }

@@ -108,7 +108,7 @@ pub(crate) enum Shrinking {
 
 /// What may be said of a record, a bit each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Mark(u8);
+pub(crate) struct Mark(u16);
 
 impl Mark {
     /// It is in its tier's recency list.
@@ -120,7 +120,11 @@ impl Mark {
     /// It was brought up a tier ahead of its use, and has not been used since.
     pub(crate) const AHEAD: Mark = Mark(1 << 3);
     /// Its chain is true: it alternates, and says so where it is as the shard's.
-    pub(crate) const SOUND: Mark = Mark(1 << 6);
+    pub(crate) const SOUND: Mark = Mark(1 << 8);
+    /// Its session is over, or long overdue: nobody is expected to use it.
+    pub(crate) const OVER: Mark = Mark(1 << 6);
+    /// It is to be brought up a tier, and has not come.
+    pub(crate) const COMING: Mark = Mark(1 << 7);
     const SHRINKING: Mark = Mark(1 << 4);
     const UNFIT: Mark = Mark(1 << 5);
 }
@@ -184,7 +188,7 @@ pub(crate) struct Record {
     pub(crate) copying: Option<Tier>,
     /// How its bytes are stored.
     pub(crate) codec: Codec,
-    pub(crate) marks: u8,
+    pub(crate) marks: u16,
 }
 
 impl Record {
@@ -276,7 +280,7 @@ impl Record {
     }
 }
 
-const _: () = assert!(size_of::<Record>() == 84);
+const _: () = assert!(size_of::<Record>() == 88);
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@
 
 mod answers;
 mod block;
+mod expected;
 mod frames;
 mod index;
 pub mod member;
@@ -26,4 +27,4 @@ pub use frames::TierCapacity;
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
 pub use party::{Quota, Rules};
 pub use shard::Shard;
-pub use stats::{ShardStats, TierStats};
+pub use stats::{Collected, Reason, ShardStats, TierStats};

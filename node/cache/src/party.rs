@@ -56,6 +56,11 @@ impl Party {
         self.rankings[usize::from(class)].get_or_insert_with(make)
     }
 
+    /// Walks over the rankings of its size classes, where there are any yet.
+    pub(crate) fn rankings(&mut self) -> impl Iterator<Item = Option<&mut Ranking>> {
+        self.rankings.iter_mut().map(Option::as_mut)
+    }
+
     /// Forgets every ranking; they are made anew by the strategy of the day.
     pub(crate) fn forget(&mut self) {
         self.rankings.iter_mut().for_each(|ranking| *ranking = None);

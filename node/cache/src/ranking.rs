@@ -2,7 +2,7 @@
 //! their own, dense among what the party holds: what they remember of each block is sized by that, not by all that the shard could
 //! hold. The commons, which have most of a shard as a rule, are spared the look-up.
 
-use crate::policy::{self, Policy, Removal, Request, Strategy, Verdict, Visit};
+use crate::policy::{self, ChoiceReport, Hint, Policy, Removal, Request, Strategy, Verdict, Visit};
 use crate::table::Table;
 use kvhive_protocol::BlockKey;
 
@@ -60,6 +60,30 @@ impl Ranking {
             Verdict::Evict(number) => Verdict::Evict(numbers.record(number)),
             verdict => verdict,
         }
+    }
+
+    /// See [`Policy::next_to_leave`].
+    pub(crate) fn next_to_leave(&mut self, may_go: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
+        let Some(numbers) = &self.numbers else { return self.policy.next_to_leave(may_go) };
+        let number = self.policy.next_to_leave(&mut |number| may_go(numbers.record(number)));
+        number.map(|number| numbers.record(number))
+    }
+
+    /// See [`Policy::hinted`].
+    pub(crate) fn hinted(&mut self, at: u32, key: &BlockKey, hint: Hint) {
+        if let Some(number) = self.number(at) {
+            self.policy.hinted(number, key, hint);
+        }
+    }
+
+    /// See [`Policy::report`].
+    pub(crate) fn report(&self) -> Option<ChoiceReport> {
+        self.policy.report()
+    }
+
+    /// See [`Policy::adjust`].
+    pub(crate) fn adjust(&mut self) {
+        self.policy.adjust();
     }
 
     /// See [`Policy::removed`].

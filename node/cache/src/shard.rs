@@ -8,29 +8,33 @@
 //! makes a match a search for the deepest resident block instead of a walk: see [`find`].
 
 use crate::answers::{Effect, Reserve, ShardConfig};
-use crate::block::{BlockId, HoldClock, Life, MAX_HOLD, NO_PARENT, Record, Tier, WriteTicket};
+use crate::block::{BlockId, HoldClock, Life, MAX_HOLD, Mark, NO_PARENT, Record, Tier, WriteTicket};
+use crate::expected::Expected;
 use crate::frames::Ledger;
 use crate::index::Index;
 use crate::owners::Owners;
 use crate::party::{COMMONS, Party, Rules};
 use crate::policy::{Removal, Request, Strategy, Visit, most_bytes, shrinks};
 use crate::recency::Recency;
-use crate::stats::ShardStats;
+use crate::stats::{Reason, ShardStats};
 use crate::table::Table;
 use kvhive_protocol::data::{About, Refusal, StoreBlock};
 use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
 use std::collections::{BTreeMap, VecDeque};
 
+mod collect;
 mod find;
 mod invariants;
 mod leave;
 mod mend;
 mod moves;
+mod release;
 mod restore;
 mod room;
 mod rules;
 mod shrink;
+mod strategies;
 mod tenants;
 
 /// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind, or a block has gone before its children.
@@ -62,6 +66,10 @@ pub struct Shard {
     shrinks: BTreeMap<u32, shrink::UnderWay>,
     /// Some party's strategy shrinks.
     may_shrink: bool,
+    /// Sessions that are expected back.
+    expected: Expected,
+    /// Blocks that nobody is expected to use.
+    garbage: collect::Garbage,
     /// Where the sweep for dead blocks goes on, if one is under way.
     sweep: Option<usize>,
     mending: mend::Mending,
@@ -95,6 +103,8 @@ impl Shard {
             copies: 0,
             shrinks: BTreeMap::new(),
             may_shrink: shrinks(config.rules.strategy).is_some(),
+            expected: Expected::default(),
+            garbage: collect::Garbage::new(classes),
             sweep: None,
             mending: mend::Mending::default(),
             stats: ShardStats::default(),
@@ -183,6 +193,7 @@ impl Shard {
             if self.owners.of(record.owner).1 == header.era {
                 let id = BlockId { index: at, generation: record.generation };
                 self.used(at);
+                self.heed_again(now, at, parent, about.hint);
                 self.stats.already += 1;
                 return Ok(Reserve::Present(id));
             }
@@ -223,6 +234,7 @@ impl Shard {
         if let Some(parent) = parent {
             self.index.records[parent as usize].children += 1;
         }
+        self.heed_store(now, at, parent, about.hint);
         self.writes += 1;
         // What is being written counts: a slot that is about to be moved must not look empty because of it.
         self.occupied[usize::from(slot.0)] += 1;
@@ -306,6 +318,9 @@ impl Shard {
         ranking.inserted(at, &visit, has_children);
         // A parent of another class is ranked elsewhere.
         self.tell_leaf(parent, false);
+        if self.index.records[at as usize].take(Mark::OVER) {
+            self.end_session(at, Reason::Over);
+        }
         self.count_resident(at, 1);
         self.stats.stored += 1;
         self.load_of(tenant).stored_blocks += 1;
@@ -335,11 +350,15 @@ impl Shard {
     /// between tiers.
     pub fn tend(&mut self, now: Moment, effects: &mut Vec<Effect>) {
         self.tell_uses();
+        self.begin_collections();
         if let Some(from) = self.sweep {
             let until = self.index.records.len().min(from + SWEEP);
             for at in from..until {
                 let record = &self.index.records[at];
                 if record.life == Life::Resident && !self.stands(record) {
+                    if self.garbage.is_collecting(record.class) {
+                        self.count_collected(record.class, Reason::Cleared);
+                    }
                     self.drop_block(at as u32, Removal::Dropped, effects);
                     self.stats.cleared += 1;
                 }
@@ -347,6 +366,8 @@ impl Shard {
             self.sweep = (until < self.index.records.len()).then_some(until);
         }
         self.mend(SWEEP);
+        self.collect(now, effects);
+        self.await_sessions(now);
         self.bring_up(effects);
         for class in 0..self.config.classes.len() as u8 {
             self.shrink_cold(class, effects);

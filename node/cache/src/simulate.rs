@@ -49,6 +49,7 @@ impl Simulation {
             rules: crate::party::Rules::new(Strategy::Lru),
             unused_to_disk: true,
             prefetch: 0,
+            gc_per_mille: None,
             max_hold: Duration::ZERO,
             max_writes: 1,
             low_water_per_mille: 0,

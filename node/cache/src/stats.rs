@@ -16,6 +16,47 @@ pub struct TierStats {
     pub hits: u64,
 }
 
+/// Why a collection has freed a block's place in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// A clear had ended its era.
+    Cleared,
+    /// Its session was over, as the engine had said.
+    Over,
+    /// Its session had not come back for much longer than the engine had said.
+    Overdue,
+    /// It began to move to a tier below.
+    Demoted,
+    /// There was no room below, and the strategy would have let it go next.
+    Evicted,
+}
+
+impl Reason {
+    /// All of them, in the order in which they are gone by.
+    pub const ALL: [Reason; 5] =
+        [Reason::Cleared, Reason::Over, Reason::Overdue, Reason::Demoted, Reason::Evicted];
+
+    /// Returns its name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Reason::Cleared => "cleared",
+            Reason::Over => "over",
+            Reason::Overdue => "overdue",
+            Reason::Demoted => "demoted",
+            Reason::Evicted => "evicted",
+        }
+    }
+}
+
+/// What collections have freed for one reason.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Collected {
+    /// Blocks.
+    pub blocks: u64,
+    /// Bytes of their frames.
+    pub bytes: u64,
+}
+
 /// A shard's figures. Counters count since the shard was made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ShardStats {
@@ -59,7 +100,13 @@ pub struct ShardStats {
     pub not_admitted: u64,
     /// Blocks moved up a tier.
     pub promoted: u64,
-    /// Blocks that a match asked to have moved up ahead of their use.
+    /// Collections begun: memory was fuller than their threshold.
+    pub collections: u64,
+    /// What collections have freed, by [`Reason`]. What was let go is counted among the evicted or the cleared too.
+    pub collected: [Collected; 5],
+    /// Blocks that the engine has said something of without using them.
+    pub released: u64,
+    /// Blocks that a match or a hint asked to have moved up ahead of their use.
     pub prefetched: u64,
     /// Of those: used where they were brought.
     pub prefetch_useful: u64,

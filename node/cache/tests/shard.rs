@@ -58,6 +58,7 @@ impl Scenario {
             rules: Rules::new(Strategy::Lru),
             unused_to_disk: true,
             prefetch: 8,
+            gc_per_mille: None,
             max_hold: Duration::from_millis(50),
             max_writes: 8,
             low_water_per_mille,

@@ -60,6 +60,7 @@ impl Shared {
             max_hold: Duration::ZERO,
             max_writes: 8,
             low_water_per_mille: 100,
+            gc_per_mille: None,
             hash_seed: 9,
         });
         shard.set_tenants(BTreeMap::from([(ONE, Era(1)), (OTHER, Era(1))]));

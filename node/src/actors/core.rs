@@ -14,8 +14,9 @@ use kvhive_cache::{
 };
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
-use kvhive_protocol::data::{About, Refusal, Run, StoreBlock};
+use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock};
 use kvhive_protocol::load::MAX_TENANT_LOADS;
+use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
 use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, SLOTS, Slot, TenantId};
 use kvhive_runtime::Reply;
 use std::collections::BTreeSet;
@@ -41,6 +42,10 @@ pub(crate) enum DeviceMessage {
     },
     /// Give me frames for these blocks as long as some are free: nothing leaves for them.
     ReserveFree { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, reply: Reply<Vec<Reserved>> },
+    /// The engine expects this of the session of these blocks; the answer says how many are here.
+    Release { tenant: TenantId, keys: KeyList, hint: Hint, reply: Reply<u32> },
+    /// How do the strategies do? Those that choose may have to do so now.
+    Strategies { adjust: bool, reply: Reply<Vec<StrategyReport>> },
     /// Make these blocks visible.
     Seal { blocks: Vec<Verified>, pin: bool, reply: Reply<Vec<Sealed>> },
     /// Serve by this map's tenants, their eras and rules, unless a newer map came before.
@@ -358,7 +363,10 @@ impl DeviceCore {
         if is_known { self.shard.occupied() } else { vec![0xFF; usize::from(SLOTS) / 8] }
     }
 
-    fn load(&self) -> (DeviceLoad, ShardStats) {
+    fn load(&mut self) -> (DeviceLoad, ShardStats) {
+        let mut strategies = self.shard.strategies(false);
+        strategies.retain(|report| report.choice.is_some());
+        strategies.truncate(MAX_LOAD_REPORTS);
         let stats = self.shard.stats();
         let load = DeviceLoad {
             blocks: stats.blocks(),
@@ -370,6 +378,7 @@ impl DeviceCore {
             stored_blocks: stats.stored,
             evicted_blocks: stats.evicted,
             tenants: self.shard.tenant_loads(MAX_TENANT_LOADS),
+            strategies,
             occupied: self.occupied(),
         };
         (load, stats)
@@ -382,6 +391,10 @@ impl DeviceCore {
             DeviceMessage::Match { tenant, runs, keys, hold, reply } => {
                 reply.send(self.shard.match_runs(self.view.now(), tenant, &runs, &keys, hold));
             }
+            DeviceMessage::Release { tenant, keys, hint, reply } => {
+                reply.send(self.shard.release(self.view.now(), tenant, &keys, hint));
+            }
+            DeviceMessage::Strategies { adjust, reply } => reply.send(self.shard.strategies(adjust)),
             DeviceMessage::Read { tenant, keys, reply } => {
                 if !reply.is_abandoned() {
                     reply.send(self.read(tenant, &keys));

@@ -188,6 +188,7 @@ mod tests {
             low_water_per_mille: 1000,
             unused_to_disk: true,
             prefetch: 0,
+            gc_per_mille: None,
             hash_seed: 1,
         });
         let (ticket, id) = asked(&mut cold, header);

@@ -4,8 +4,12 @@ use crate::actors::core::DeviceMessage;
 use crate::data::check;
 use crate::data::counters::count;
 use crate::data::plane::DataPlane;
+use kvhive_cache::member;
 use kvhive_protocol::WireError;
-use kvhive_protocol::data::{DataReply, DataRequest, MAX_KEYS_PER_MATCH, MatchRequest};
+use kvhive_protocol::data::{
+    DataReply, DataRequest, MAX_KEYS_PER_MATCH, MAX_KEYS_PER_RELEASE, MatchRequest, ReleaseRequest,
+    StrategiesRequest,
+};
 use kvhive_protocol::frame::Kind;
 use kvhive_runtime::stopped;
 use kvhive_wire::{Connection, Fault, Peer};
@@ -65,12 +69,16 @@ async fn serve_request(
 ) -> Result<(), Fault> {
     let begun = Instant::now();
     let verb = match request {
-        DataRequest::Match(_) => 0,
-        DataRequest::Fetch(_) => 1,
-        DataRequest::Store(_) => 2,
+        DataRequest::Match(_) => Some(0),
+        DataRequest::Fetch(_) => Some(1),
+        DataRequest::Store(_) => Some(2),
+        DataRequest::Release(_) => Some(3),
+        DataRequest::Strategies(_) => None,
     };
     let served = answer(connection, peer, plane, number, request).await;
-    plane.counters.took[verb].record(begun.elapsed());
+    if let Some(verb) = verb {
+        plane.counters.took[verb].record(begun.elapsed());
+    }
     served
 }
 
@@ -83,6 +91,8 @@ async fn answer(
 ) -> Result<(), Fault> {
     let reply = match request {
         DataRequest::Match(request) => matched(plane, request).await,
+        DataRequest::Release(request) => released(plane, request).await,
+        DataRequest::Strategies(request) => strategies(plane, request).await,
         DataRequest::Store(request) => plane.store(connection, peer, request).await?,
         DataRequest::Fetch(request) => match plane.fetch(request).await {
             Ok(found) => match plane.answer(&found) {
@@ -124,4 +134,25 @@ async fn matched(plane: &DataPlane, request: MatchRequest) -> Result<DataReply, 
     let covered = plane.ask(device, |reply| DeviceMessage::Match { tenant, runs, keys, hold, reply }).await?;
     plane.view.check_lease()?;
     Ok(DataReply::Matched { epoch: serving.map.epoch, covered })
+}
+
+async fn released(plane: &DataPlane, request: ReleaseRequest) -> Result<DataReply, WireError> {
+    count(&plane.counters.releases);
+    check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_RELEASE)?;
+    plane.view.check_lease()?;
+    let serving = plane.view.serving().ok_or(WireError::NoLease)?;
+    check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
+    let ReleaseRequest { device, tenant, hint, keys, .. } = request;
+    let blocks = plane.ask(device, |reply| DeviceMessage::Release { tenant, keys, hint, reply }).await?;
+    plane.view.check_lease()?;
+    Ok(DataReply::Released { epoch: serving.map.epoch, blocks })
+}
+
+async fn strategies(plane: &DataPlane, request: StrategiesRequest) -> Result<DataReply, WireError> {
+    plane.view.check_lease()?;
+    let serving = plane.view.serving().ok_or(WireError::NoLease)?;
+    member::admits(&serving.map, serving.member, request.device, &[])?;
+    let adjust = request.adjust;
+    let reports = plane.ask(request.device, |reply| DeviceMessage::Strategies { adjust, reply }).await?;
+    Ok(DataReply::Strategies { epoch: serving.map.epoch, reports })
 }

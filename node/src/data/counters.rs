@@ -12,6 +12,7 @@ pub(crate) struct Counters {
     pub(crate) matches: AtomicU64,
     pub(crate) fetches: AtomicU64,
     pub(crate) stores: AtomicU64,
+    pub(crate) releases: AtomicU64,
     pub(crate) fetched_bytes: AtomicU64,
     pub(crate) stored_bytes: AtomicU64,
     pub(crate) corrupt_blocks: AtomicU64,
@@ -39,11 +40,11 @@ pub(crate) struct Counters {
     pub(crate) snapshot_loaded_blocks: AtomicU64,
     pub(crate) snapshot_damaged_blocks: AtomicU64,
     /// How long requests took, from the whole question to the whole answer.
-    pub(crate) took: [LatencyRecorder; 3],
+    pub(crate) took: [LatencyRecorder; 4],
 }
 
 /// Names of the requests whose latencies are recorded, in the order of [`Counters::took`].
-pub(crate) const VERBS: [&str; 3] = ["match", "fetch", "store"];
+pub(crate) const VERBS: [&str; 4] = ["match", "fetch", "store", "release"];
 
 /// Adds one.
 pub(crate) fn count(counter: &AtomicU64) {

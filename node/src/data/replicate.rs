@@ -59,12 +59,20 @@ pub(crate) fn others(map: &ClusterMap, device: DeviceId, slot: Slot) -> Vec<Devi
     map.replicas(slot).0.iter().copied().filter(|target| *target != device).collect()
 }
 
+/// What all blocks of one store have in common.
+#[derive(Clone)]
+pub(crate) struct Origin {
+    pub(crate) serving: Serving,
+    pub(crate) tenant: TenantId,
+    pub(crate) layout: Option<Layout>,
+    /// What is known of their request: replicas keep what the primary keeps.
+    pub(crate) about: About,
+}
+
 /// What one replica is to have.
 struct Batch<'a> {
-    serving: &'a Serving,
+    origin: &'a Origin,
     target: DeviceId,
-    tenant: TenantId,
-    layout: Option<Layout>,
     items: &'a [&'a Item],
 }
 
@@ -160,9 +168,7 @@ impl Replicator {
     /// Copies the items and returns how many of its targets hold each then, by its position.
     pub(crate) async fn now(
         &self,
-        serving: &Serving,
-        tenant: TenantId,
-        layout: Option<Layout>,
+        origin: &Origin,
         items: Vec<Item>,
         counters: &Counters,
     ) -> Vec<(usize, u8)> {
@@ -173,7 +179,7 @@ impl Replicator {
             }
         }
         let copies = targets.into_iter().map(|(target, items)| async move {
-            let batch = Batch { serving, target, tenant, layout, items: &items };
+            let batch = Batch { origin, target, items: &items };
             let copied = self.copy(&batch).await;
             let copied = copied.inspect(|held| add(&counters.replicated_blocks, held.len() as u64));
             copied.unwrap_or_else(|fault| {
@@ -190,14 +196,7 @@ impl Replicator {
     }
 
     /// Copies the items in the background, unless too much waits already.
-    pub(crate) fn later(
-        &self,
-        serving: Serving,
-        tenant: TenantId,
-        layout: Option<Layout>,
-        items: Vec<Item>,
-        counters: &Arc<Counters>,
-    ) {
+    pub(crate) fn later(&self, origin: Origin, items: Vec<Item>, counters: &Arc<Counters>) {
         // Slots of one replica have nobody to copy to.
         if items.iter().all(|item| item.targets.is_empty()) {
             return;
@@ -213,7 +212,7 @@ impl Replicator {
         let begun = Instant::now();
         self.io.spawn(async move {
             if let Ok(_turn) = replicator.running.acquire().await {
-                replicator.now(&serving, tenant, layout, items, &counters).await;
+                replicator.now(&origin, items, &counters).await;
             }
             let lag = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             counters.replication_lag_us.store(lag, Ordering::Relaxed);
@@ -233,7 +232,7 @@ impl Replicator {
 
     /// Copies items to one replica; returns the positions of those that it holds then.
     async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<usize>, Fault> {
-        let Batch { serving, target, tenant, layout, items } = *batch;
+        let Batch { origin: Origin { serving, tenant, layout, about }, target, items } = *batch;
         // What is here may be stored otherwise than what came now, and says so itself.
         let block = |item: &&Item| StoreBlock { header: *item.guard.header(), ..item.block };
         let blocks: Vec<StoreBlock> = items.iter().map(block).collect();
@@ -242,11 +241,11 @@ impl Replicator {
         let request = DataRequest::Store(StoreRequest {
             epoch: serving.map.epoch,
             device: target,
-            tenant,
+            tenant: *tenant,
             ack: Ack::Primary,
             copy: true,
             layout: layout.filter(|_| alike),
-            about: About::default(),
+            about: *about,
             runs: items.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
             blocks,
         });

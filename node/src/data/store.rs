@@ -5,7 +5,7 @@ use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
-use crate::data::replicate::{Item, Known, others};
+use crate::data::replicate::{Item, Known, Origin, others};
 use crate::guards::{Lent, ReadGuard, Unread, Verified};
 use crate::view::Serving;
 use kvhive_cache::member;
@@ -45,6 +45,12 @@ struct Task {
 }
 
 impl Task {
+    /// Says what all its blocks have in common.
+    fn origin(&self) -> Origin {
+        let Task { serving, tenant, layout, about, .. } = self;
+        Origin { serving: serving.clone(), tenant: *tenant, layout: *layout, about: *about }
+    }
+
     fn item(&self, at: usize, guard: ReadGuard, targets: Vec<DeviceId>) -> Item {
         let (block, slot) = self.blocks[at];
         Item { at, block, slot, guard, targets }
@@ -217,12 +223,11 @@ impl DataPlane {
 
     /// Has blocks copied that have come just now: returns how many others hold each, or sees to it later.
     async fn replicate(&self, task: &Task, items: Vec<Item>) -> Vec<(usize, u8)> {
-        let Task { serving, tenant, ack, layout, .. } = task;
-        if *ack == Ack::Primary {
-            self.replicator.later(serving.clone(), *tenant, *layout, items, &self.counters);
+        if task.ack == Ack::Primary {
+            self.replicator.later(task.origin(), items, &self.counters);
             return Vec::new();
         }
-        self.replicator.now(serving, *tenant, *layout, items, &self.counters).await
+        self.replicator.now(&task.origin(), items, &self.counters).await
     }
 
     /// Makes sure of the copies of blocks that were here before. Their bytes may be on disk: they are brought for those replicas
@@ -232,7 +237,7 @@ impl DataPlane {
         if present.is_empty() {
             return sure;
         }
-        let Task { serving, device, tenant, layout, .. } = task;
+        let Task { serving, device, tenant, .. } = task;
         let known = present.iter().map(|(at, _)| {
             let (block, slot) = &task.blocks[*at];
             Known { key: block.header.key, slot: *slot }
@@ -255,7 +260,7 @@ impl DataPlane {
                 Some(Err(Unread::Late)) | None => {}
             }
         }
-        sure.copies.extend(self.replicator.now(serving, *tenant, *layout, items, &self.counters).await);
+        sure.copies.extend(self.replicator.now(&task.origin(), items, &self.counters).await);
         sure
     }
 }

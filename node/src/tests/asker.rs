@@ -4,8 +4,8 @@ use super::TOKEN;
 use super::coordinator::TENANT;
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::data::{
-    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Run, StoreBlock,
-    StoreRequest, Stored,
+    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, ReleaseRequest,
+    Run, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
@@ -205,6 +205,23 @@ impl Asker {
             });
         }
         Ok(blocks)
+    }
+
+    /// Says what is expected of the session of these; returns how many are here.
+    pub(super) async fn release(&mut self, numbers: &[u64], hint: Hint) -> Result<u32, WireError> {
+        let request = DataRequest::Release(ReleaseRequest {
+            epoch: self.epoch,
+            device: self.device,
+            tenant: self.tenant,
+            hint,
+            runs: self.runs(numbers.len()),
+            keys: numbers.iter().map(|number| key(*number)).collect(),
+        });
+        match self.exchange(&request, &[]).await {
+            Ok(DataReply::Released { blocks, .. }) => Ok(blocks),
+            Err(Fault::Refused(error)) => Err(error),
+            other => panic!("a release was answered by {other:?}"),
+        }
     }
 
     pub(super) async fn covered(&mut self, numbers: &[u64]) -> Result<u32, WireError> {

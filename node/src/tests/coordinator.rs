@@ -9,6 +9,7 @@ use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::map::{DeviceDescription, Member, MemberState, ReplicaSet, Settings, Tenant};
+use kvhive_protocol::strategy::StrategyReport;
 use kvhive_protocol::{
     ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, MemberId, SLOTS, Slot, TenantId, TenantRules,
 };
@@ -36,6 +37,7 @@ struct Script {
     left: Vec<MemberId>,
     occupied: Vec<u8>,
     tenants: Vec<(TenantId, TenantLoad)>,
+    strategies: Vec<StrategyReport>,
 }
 
 impl FakeCoordinator {
@@ -68,6 +70,7 @@ impl FakeCoordinator {
             left: Vec::new(),
             occupied: Vec::new(),
             tenants: Vec::new(),
+            strategies: Vec::new(),
         }));
         let served = script.clone();
         tokio::spawn(async move {
@@ -134,6 +137,11 @@ impl FakeCoordinator {
     /// Returns what the last heartbeat said of tenants.
     pub(super) fn tenants(&self) -> Vec<(TenantId, TenantLoad)> {
         self.script().tenants.clone()
+    }
+
+    /// Returns what the last heartbeat said of strategies that choose.
+    pub(super) fn strategies(&self) -> Vec<StrategyReport> {
+        self.script().strategies.clone()
     }
 
     /// Returns the slots that the last heartbeat said to be occupied.
@@ -203,6 +211,7 @@ impl Script {
         }
         self.confirmed.insert(heartbeat.member, heartbeat.epoch);
         self.tenants.clone_from(&heartbeat.devices[0].tenants);
+        self.strategies.clone_from(&heartbeat.devices[0].strategies);
         self.occupied.clone_from(&heartbeat.devices[0].occupied);
         let newer = heartbeat.epoch < self.map.epoch;
         ControlReply::Beat { map: newer.then(|| Box::new(self.map.clone())) }

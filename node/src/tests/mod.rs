@@ -40,6 +40,7 @@ struct Setup {
     /// Bytes and number of smaller frames on the device.
     smaller: Option<(usize, usize)>,
     strategy: Strategy,
+    gc_per_mille: Option<u16>,
     persist: Option<crate::PersistConfig>,
     /// Folder and number of records of its disk tier.
     disk: Option<(PathBuf, usize)>,
@@ -58,6 +59,7 @@ impl Default for Setup {
             frame_bytes: 64 * KIB,
             smaller: None,
             strategy: Strategy::Lru,
+            gc_per_mille: None,
             persist: None,
             disk: None,
             disk_tuning: DiskTuning::default(),
@@ -105,7 +107,11 @@ impl Setup {
             max_connections: self.max_connections,
             max_inflight_bytes: self.inflight_bytes as u64,
             devices: (0..self.devices).map(|_| device(classes.clone())).collect(),
-            tuning: crate::Tuning { strategy: self.strategy, ..crate::Tuning::default() },
+            tuning: crate::Tuning {
+                strategy: self.strategy,
+                gc_per_mille: self.gc_per_mille,
+                ..crate::Tuning::default()
+            },
             disk_folder: self.disk.as_ref().map(|(folder, _)| folder.clone()),
             persist: self.persist.clone(),
             coordinators: vec![coordinator.address()],

@@ -44,6 +44,7 @@ impl Node {
                 rules: Rules::new(Strategy::Lru),
                 unused_to_disk: true,
                 prefetch: 0,
+                gc_per_mille: None,
                 max_hold: Duration::from_millis(200),
                 max_writes: 8,
                 low_water_per_mille: 100,

@@ -228,6 +228,14 @@ impl State {
         let (reply, payload) = match request {
             DataRequest::Match(request) => (self.matched(&request), Vec::new()),
             DataRequest::Fetch(request) => self.fetched(&request),
+            DataRequest::Release(request) => {
+                assert_eq!(request.device, self.device);
+                let here = request.keys.iter().filter(|key| self.blocks.contains_key(key)).count();
+                (DataReply::Released { epoch: self.epoch, blocks: here as u32 }, Vec::new())
+            }
+            DataRequest::Strategies(_) => {
+                (DataReply::Strategies { epoch: self.epoch, reports: Vec::new() }, Vec::new())
+            }
             DataRequest::Store(request) => {
                 let headers = request.blocks.iter().map(|block| block.header);
                 (

@@ -11,6 +11,12 @@ enum Step {
     Request { node: u16, held: u8, hint: u8 },
     /// A record is dropped, by number modulo those resident.
     Drop { nth: u16 },
+    /// Something is said of the session of a record, by number modulo those resident.
+    Hint { nth: u16, hint: u8 },
+    /// The shard looks for what it may let go without a newcomer; every third record may.
+    Collect { rest: u8 },
+    /// Those that choose shall choose.
+    Adjust,
     /// The shard looks for cold blocks.
     Shrink,
     /// Everything is dropped.
@@ -21,8 +27,10 @@ fn steps() -> impl Generator<Value = Vec<Step>> {
     let request =
         (0u16..600, any::<u8>(), 0u8..4).prop_map(|(node, held, hint)| Step::Request { node, held, hint });
     let drop = any::<u16>().prop_map(|nth| Step::Drop { nth });
+    let hinted = (any::<u16>(), 0u8..4).prop_map(|(nth, hint)| Step::Hint { nth, hint });
+    let collect = (0u8..3).prop_map(|rest| Step::Collect { rest });
     prop::collection::vec(
-        prop_oneof![40 => request, 3 => drop, 1 => Just(Step::Shrink), 1 => Just(Step::Clear)],
+        prop_oneof![40 => request, 3 => drop, 4 => hinted, 3 => collect, 1 => Just(Step::Adjust), 1 => Just(Step::Shrink), 1 => Just(Step::Clear)],
         1..300,
     )
 }
@@ -40,6 +48,10 @@ fn path(node: u16) -> Vec<u16> {
         std::iter::successors(Some(node), |node| node.checked_sub(1).map(|node| node / 3)).collect();
     path.reverse();
     path
+}
+
+fn hint_of(number: u8, seconds: u8) -> Hint {
+    [Hint::None, Hint::Over, Hint::Pending, Hint::Returns(seconds.into())][usize::from(number)]
 }
 
 struct Pool {
@@ -65,7 +77,7 @@ impl Pool {
     fn request(&mut self, node: u16, held: u8, hint: u8) {
         let path = path(node);
         self.requests += 1;
-        let hint = [Hint::None, Hint::Over, Hint::Pending, Hint::Returns(u32::from(held))][usize::from(hint)];
+        let hint = hint_of(hint, held);
         let covered = path.iter().take_while(|node| self.find(**node).is_some()).count() as u32;
         self.policy.begin(&Request {
             now: Moment::from_millis(self.requests * 37),
@@ -146,6 +158,19 @@ impl Pool {
         }
     }
 
+    fn collect(&mut self, rest: u32) {
+        let records = &self.records;
+        let may_go = |at: u32| {
+            assert!(records[at as usize].is_some(), "asked about record {at}, which holds nothing");
+            let is_parent = records.iter().flatten().any(|record| record.1 == Some(at));
+            at % 3 == rest && !is_parent
+        };
+        if let Some(at) = self.policy.next_to_leave(&mut |at| may_go(at)) {
+            assert!(may_go(at), "record {at} was refused, and named");
+            self.remove(at, Removal::Evicted);
+        }
+    }
+
     fn is_empty_when_cleared(&mut self) {
         for at in self.resident() {
             self.drop_record(at);
@@ -179,6 +204,16 @@ proptest! {
                             pool.drop_record(resident[usize::from(nth) % resident.len()]);
                         }
                     }
+                    Step::Hint { nth, hint } => {
+                        let resident = pool.resident();
+                        if !resident.is_empty() {
+                            let at = resident[usize::from(nth) % resident.len()];
+                            let node = pool.records[at as usize].expect("it is resident").0;
+                            pool.policy.hinted(at, &key(node.into()), hint_of(hint, 7));
+                        }
+                    }
+                    Step::Collect { rest } => pool.collect(rest.into()),
+                    Step::Adjust => pool.policy.adjust(),
                     Step::Shrink => {
                         let mut cold = Vec::new();
                         pool.policy.coldest(3, &mut cold);

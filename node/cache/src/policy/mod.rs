@@ -37,7 +37,7 @@ pub use strategy::{Shrink, build, most_bytes, shrinks};
 pub use wtinylfu::WTinyLfu;
 
 pub use kvhive_protocol::data::Hint;
-pub use kvhive_protocol::strategy::{Strategy, UnknownStrategy};
+pub use kvhive_protocol::strategy::{ChoiceReport, Strategy, UnknownStrategy};
 use kvhive_protocol::{BlockKey, Moment};
 
 /// One request as far as this shard sees it. The calls that follow, until the next request, are its.
@@ -117,6 +117,28 @@ pub trait Policy: Send {
     /// A resident block has become a leaf, its last child being gone; or it was inserted with children, and is none. That a
     /// block is no leaf any more once a child of it is inserted goes without saying.
     fn set_leaf(&mut self, _at: u32, _leaf: bool) {}
+
+    /// The engine has said what it expects of the session of a resident block, without using it. Those that do not listen to
+    /// hints pass over it. A prefix is told from its tail to its head.
+    fn hinted(&mut self, _at: u32, _key: &BlockKey, _hint: Hint) {}
+
+    /// Says what would leave next, whoever comes; `may_go` as in [`Policy::victim`]. None when nothing may, or when it takes a
+    /// newcomer to tell.
+    fn next_to_leave(&mut self, may_go: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
+        let nobody = Visit { key: BlockKey::NONE, parent: None, depth: 0, partial: false };
+        match self.victim(&nobody, may_go) {
+            Verdict::Evict(at) => Some(at),
+            Verdict::Refuse | Verdict::Stuck => None,
+        }
+    }
+
+    /// Says which way to rank it has chosen and why, if it is one that chooses.
+    fn report(&self) -> Option<ChoiceReport> {
+        None
+    }
+
+    /// Chooses now, by the evidence at hand, if it is one that chooses.
+    fn adjust(&mut self) {}
 
     /// Appends the records that would leave next and were not named since their last use, coldest first, at most `limit`.
     /// For a shard that re-encodes what is cold before it lets anything go ([`shrinks`]); others name none.

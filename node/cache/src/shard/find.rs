@@ -143,7 +143,7 @@ impl Shard {
             let was_ahead = record.take(Mark::AHEAD);
             let tier = record.tier;
             let is_on_disk = tier == Tier::Disk;
-            let is_late = was_ahead && is_on_disk;
+            let is_late = was_ahead && record.is(Mark::COMING);
             let id = BlockId { index: at, generation: record.generation };
             // What a match has just named was counted there; what nobody asked for before counts here.
             if record.request != self.request.number as u32 && !record.is_held(clock) {
@@ -240,6 +240,10 @@ impl Shard {
             for at in path.iter().rev() {
                 self.tell_use(*at, &one.request, &mut ahead);
             }
+            // All that was asked for is here: what follows it is likely the conversation's next turn.
+            if one.request.covered == one.request.blocks {
+                self.want_continuation(path[0], ahead);
+            }
         }
     }
 
@@ -251,9 +255,14 @@ impl Shard {
         record.request = request.number as u32;
         record.set(Mark::USED, true);
         record.set(Mark::REUSED, true);
+        record.set(Mark::OVER, false);
+        let generation = record.generation;
         let (class, party) = (record.class, usize::from(record.party));
         if *ahead > 0 && self.want(at) {
             *ahead -= 1;
+        }
+        if !self.expected.is_empty() {
+            self.expected.came(request.now, at, generation);
         }
         let visit = self.visit_of(at);
         let ranking = self.parties[party].ranking(class);

@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::answers::Effect;
-use crate::block::{BlockId, Life, Mark, NO_PARENT, Record, Tier};
+use crate::block::{BlockId, Life, Mark, NO_PARENT, Record};
 use crate::policy::Removal;
 
 impl Shard {
@@ -16,7 +16,7 @@ impl Shard {
         record.life = Life::Leaving;
         if record.take(Mark::AHEAD) {
             // What has not left the disk yet was not brought.
-            let was_brought = record.tier != Tier::Disk;
+            let was_brought = !record.is(Mark::COMING);
             self.stats.prefetch_wasted += u64::from(was_brought);
             self.stats.prefetch_cancelled += u64::from(!was_brought);
         }

@@ -132,6 +132,7 @@ mod tests {
             max_hold: Duration::from_secs(1),
             max_writes: 8,
             low_water_per_mille: 0,
+            gc_per_mille: None,
             unused_to_disk: true,
             prefetch: 0,
             hash_seed: 7,

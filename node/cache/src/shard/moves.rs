@@ -4,6 +4,7 @@ use super::Shard;
 use crate::answers::{CopyVerdict, Effect};
 use crate::block::{BlockId, CopyTicket, Life, Mark, Tier};
 use crate::party::{Donors, MEMORY, Want};
+use crate::stats::Reason;
 use kvhive_protocol::Moment;
 
 /// Copies between tiers under way at a time.
@@ -20,9 +21,9 @@ impl Shard {
         self.copies -= 1;
         let (from, class, party) = (record.tier, record.class, record.party);
         // Readers hold the old frame: it would not be free.
+        let was_coming = record.take(Mark::COMING);
         if record.life != Life::Resident || !done || record.readers > 0 {
-            // It may be asked for again.
-            if from == Tier::Disk && record.take(Mark::AHEAD) {
+            if was_coming && record.life == Life::Resident && record.take(Mark::AHEAD) {
                 self.stats.prefetch_cancelled += 1;
             }
             self.give(to, class, party);
@@ -62,10 +63,10 @@ impl Shard {
         if self.next(tier, class, Tier::above).is_none() {
             return false;
         }
-        if tier == Tier::Disk {
-            self.index.records[at as usize].set(Mark::AHEAD, true);
-            self.stats.prefetched += 1;
-        }
+        let record = &mut self.index.records[at as usize];
+        record.set(Mark::AHEAD, true);
+        record.set(Mark::COMING, true);
+        self.stats.prefetched += 1;
         self.wanted.push_back((at, generation));
         true
     }
@@ -80,11 +81,16 @@ impl Shard {
             if record.life != Life::Resident {
                 continue;
             }
-            let (tier, class, is_worked_on) = (record.tier, record.class, record.is_worked_on());
-            let started = !is_worked_on
-                && self.next(tier, class, Tier::above).is_some_and(|to| self.start_copy(at, to, effects));
+            let (tier, class) = (record.tier, record.class);
+            // It may have been moved or shrunk meanwhile, or be on its way down.
+            let is_free = !record.is_worked_on();
+            let to = self.next(tier, class, Tier::above).filter(|_| is_free);
+            if to.is_some_and(|to| self.start_copy(at, to, effects)) {
+                continue;
+            }
             let record = &mut self.index.records[at as usize];
-            if !started && tier == Tier::Disk && record.take(Mark::AHEAD) {
+            record.set(Mark::COMING, false);
+            if record.take(Mark::AHEAD) {
                 self.stats.prefetch_cancelled += 1;
             }
         }
@@ -94,8 +100,7 @@ impl Shard {
     pub(super) fn move_down(&mut self, now: Moment, effects: &mut Vec<Effect>) {
         for tier in [Tier::Host, Tier::Device] {
             for class in 0..self.config.classes.len() as u8 {
-                let Some(to) = self.next(tier, class, Tier::below) else { continue };
-                self.relieve(now, tier, class, to, effects);
+                self.relieve(now, tier, class, self.low_water(tier, class), None, effects);
             }
         }
     }
@@ -107,17 +112,24 @@ impl Shard {
             return;
         }
         for tier in [Tier::Host, Tier::Device] {
-            if self.ledger.free(tier, class) < self.low_water(tier, class)
-                && let Some(to) = self.next(tier, class, Tier::below)
-            {
-                self.relieve(now, tier, class, to, effects);
-            }
+            self.relieve(now, tier, class, self.low_water(tier, class), None, effects);
         }
     }
 
-    fn relieve(&mut self, now: Moment, tier: Tier, class: u8, to: Tier, effects: &mut Vec<Effect>) {
+    /// Starts to move the coldest blocks of a tier down until `wanted` of its frames are free or about to be. A collection counts
+    /// them by its reason, and leaves those that are held.
+    pub(super) fn relieve(
+        &mut self,
+        now: Moment,
+        tier: Tier,
+        class: u8,
+        wanted: u32,
+        collects: Option<Reason>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(to) = self.next(tier, class, Tier::below) else { return };
         let mut coming = self.copies as u32;
-        let (wanted, clock) = (self.low_water(tier, class), self.hold_clock(now));
+        let clock = self.hold_clock(now);
         while self.copies < MAX_COPIES && self.ledger.free(tier, class) + coming < wanted {
             let from: &[Tier] = match tier {
                 Tier::Device => &[Tier::Device],
@@ -137,6 +149,9 @@ impl Shard {
             }
             let Some(at) = coldest else { return };
             let record = &self.index.records[at as usize];
+            if collects.is_some() && record.is_held(clock) {
+                return;
+            }
             if to == Tier::Disk
                 && !self.config.unused_to_disk
                 && !record.is(Mark::REUSED)
@@ -148,6 +163,10 @@ impl Shard {
             }
             if !self.start_copy(at, to, effects) {
                 return;
+            }
+            // A move within memory frees none of it.
+            if let Some(reason) = collects.filter(|_| to == Tier::Disk) {
+                self.count_collected(class, reason);
             }
             coming += 1;
         }

@@ -1,6 +1,7 @@
 //! Which way to rank is in charge: the learnt one, or a simple one while that is clearly better on the same blocks.
 
 use super::shadow::{MAX_ROOM, Seen, Shadow};
+use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason};
 use std::fmt;
 
 /// A way to rank.
@@ -70,6 +71,9 @@ const MIN_WINDOW: u64 = 2000;
 /// Part of the evidence that outlives a window.
 const KEPT: f64 = 0.7;
 
+/// Sampled uses below which nobody is put in charge, whoever asks.
+const LEAST_EVIDENCE: f64 = 1000.0;
+
 /// Windows in a row in which a simple way must be better.
 const CONFIRMATIONS: u32 = 2;
 
@@ -136,6 +140,11 @@ impl Choice {
         self.hits[ranker as usize] / self.seen.max(1.0)
     }
 
+    /// A sampled block is of another class from now on.
+    pub(super) fn reclassify(&mut self, print: u64, row: u16) {
+        self.shadows.iter_mut().for_each(|shadow| shadow.reclassify(print, row));
+    }
+
     /// At the end of a window decides who is in charge; returns whether that changed.
     pub(super) fn adjust(&mut self) -> bool {
         if self.left > 0 {
@@ -161,6 +170,60 @@ impl Choice {
         let changed = self.in_charge != before;
         self.switches += u64::from(changed);
         changed
+    }
+
+    /// Decides by the evidence at hand who is in charge, without waiting for the end of a window or for a second one; returns
+    /// whether that changed.
+    pub(super) fn evaluate(&mut self) -> bool {
+        let before = self.in_charge;
+        match self.reason() {
+            Reason::TooLittleEvidence => return false,
+            Reason::NoneIsBetter => self.in_charge = Ranker::Learnt,
+            Reason::IsBetter => self.in_charge = self.best(),
+        }
+        self.better_windows = 0;
+        let changed = self.in_charge != before;
+        self.switches += u64::from(changed);
+        changed
+    }
+
+    /// Returns the better of the simple ways; the one in charge where they are alike.
+    fn best(&self) -> Ranker {
+        let (lru, lfu) = (self.rate(Ranker::Lru), self.rate(Ranker::Lfu));
+        match self.in_charge {
+            Ranker::Learnt if lru >= lfu => Ranker::Lru,
+            Ranker::Learnt => Ranker::Lfu,
+            Ranker::Lru if lfu > lru + MARGIN => Ranker::Lfu,
+            Ranker::Lfu if lru > lfu + MARGIN => Ranker::Lru,
+            simple => simple,
+        }
+    }
+
+    /// Says what the evidence at hand speaks for.
+    fn reason(&self) -> Reason {
+        if self.seen < LEAST_EVIDENCE {
+            return Reason::TooLittleEvidence;
+        }
+        let margin = if self.in_charge == Ranker::Learnt { MARGIN } else { MARGIN_BACK };
+        let lead = self.rate(self.best()) - self.rate(Ranker::Learnt);
+        if lead > margin { Reason::IsBetter } else { Reason::NoneIsBetter }
+    }
+
+    /// Returns what was chosen, as it is told to others.
+    pub(super) fn chosen(&self) -> ChoiceReport {
+        let ppm = |rate: f64| (rate * 1e6).round() as u32;
+        let estimate = |ranker: Ranker| Estimate {
+            ranker: ranker.name().to_owned(),
+            hit_rate_ppm: ppm(self.rate(ranker)),
+        };
+        ChoiceReport {
+            in_charge: self.in_charge.name().to_owned(),
+            estimates: Ranker::ALL.into_iter().map(estimate).collect(),
+            evidence: self.seen as u64,
+            sampled_one_in: self.one_in,
+            switches: self.switches,
+            reason: self.reason(),
+        }
     }
 
     pub(super) fn report(&self) -> Report {

@@ -68,9 +68,14 @@ impl Adaptive {
             });
         }
         if self.choice.adjust() {
-            for row in 0..self.rows.len() {
-                self.rerank(row as u16);
-            }
+            self.rerank_all();
+        }
+    }
+
+    /// Brings the ranks of all classes up to date: another way ranks.
+    pub(super) fn rerank_all(&mut self) {
+        for row in 0..self.rows.len() {
+            self.rerank(row as u16);
         }
     }
 

@@ -10,6 +10,7 @@ mod class;
 mod cohort;
 mod ghosts;
 mod hazard;
+mod hinted;
 mod learning;
 mod ranking;
 mod records;
@@ -17,7 +18,7 @@ mod request;
 mod score;
 mod shadow;
 
-use crate::policy::{Policy, Removal, Request, Verdict, Visit};
+use crate::policy::{ChoiceReport, Hint, Policy, Removal, Request, Verdict, Visit};
 use ages::{Ages, Tick};
 use choice::Choice;
 pub use choice::{Ranker, Report};
@@ -217,6 +218,37 @@ impl Adaptive {
         }
     }
 
+    /// Returns the leaf of the lowest rank that may go, if that is not above `level`.
+    fn lowest_below(&mut self, level: Level, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
+        let mut offered = 0;
+        let mut next = self.ranking.lowest(0);
+        if self.choice.in_charge() != Ranker::Learnt {
+            next = next.map(|first| self.oldest_on_level(first));
+        }
+        while let Some(cell) = next {
+            if self.ranking.level_of(cell) > level {
+                return Verdict::Refuse;
+            }
+            let mut cohort = self.ranking.head(cell);
+            while cohort != NONE {
+                let mut leaf = self.cohorts.get(cohort).head;
+                while leaf != NONE {
+                    if may_go(leaf) {
+                        return Verdict::Evict(leaf);
+                    }
+                    offered += 1;
+                    if offered >= MAX_SEARCH {
+                        return Verdict::Stuck;
+                    }
+                    leaf = self.records.get(leaf).map_or(NONE, |record| record.next);
+                }
+                cohort = self.cohorts.get(cohort).next;
+            }
+            next = self.ranking.after(cell);
+        }
+        Verdict::Stuck
+    }
+
     /// Says who ranks now, and on what evidence.
     pub fn report(&self) -> Report {
         self.choice.report()
@@ -305,33 +337,29 @@ impl Policy for Adaptive {
     fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
         let is_learnt = self.choice.in_charge() == Ranker::Learnt;
         let level = if is_learnt { self.level_of(newcomer) } else { Level::MAX };
-        let mut offered = 0;
-        let mut next = self.ranking.lowest(0);
-        if !is_learnt {
-            next = next.map(|first| self.oldest_on_level(first));
+        self.lowest_below(level, may_go)
+    }
+
+    fn hinted(&mut self, at: u32, key: &BlockKey, hint: Hint) {
+        self.reclassify(at, print(key), hint);
+    }
+
+    fn next_to_leave(&mut self, may_go: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
+        match self.lowest_below(Level::MAX, may_go) {
+            Verdict::Evict(at) => Some(at),
+            Verdict::Refuse | Verdict::Stuck => None,
         }
-        while let Some(cell) = next {
-            if self.ranking.level_of(cell) > level {
-                return Verdict::Refuse;
-            }
-            let mut cohort = self.ranking.head(cell);
-            while cohort != NONE {
-                let mut leaf = self.cohorts.get(cohort).head;
-                while leaf != NONE {
-                    if may_go(leaf) {
-                        return Verdict::Evict(leaf);
-                    }
-                    offered += 1;
-                    if offered >= MAX_SEARCH {
-                        return Verdict::Stuck;
-                    }
-                    leaf = self.records.get(leaf).map_or(NONE, |record| record.next);
-                }
-                cohort = self.cohorts.get(cohort).next;
-            }
-            next = self.ranking.after(cell);
+    }
+
+    fn report(&self) -> Option<ChoiceReport> {
+        Some(self.choice.chosen())
+    }
+
+    fn adjust(&mut self) {
+        self.settle();
+        if self.choice.evaluate() {
+            self.rerank_all();
         }
-        Verdict::Stuck
     }
 
     fn removed(&mut self, at: u32, key: &BlockKey, why: Removal) {

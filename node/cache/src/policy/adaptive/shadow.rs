@@ -97,6 +97,15 @@ impl Shadow {
         false
     }
 
+    /// A block, if it is in, is of another class from now on.
+    pub(super) fn reclassify(&mut self, print: u64, row: u16) {
+        let entries = &self.entries;
+        let hash = self.hasher.hash_one(print);
+        if let Some(at) = self.table.find(hash, |at| entries[*at as usize].seen.print == print) {
+            self.entries[*at as usize].seen.row = row;
+        }
+    }
+
     fn victim(&mut self, now: Tick, worth: &dyn Fn(&Seen) -> f32) -> Option<u32> {
         let mut best: Option<(f32, u32)> = None;
         for _ in 0..CANDIDATES.min(self.leaves.len()) {

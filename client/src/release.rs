@@ -1,0 +1,103 @@
+//! Release: what an engine expects of a session, said without storing anything.
+
+use crate::error::ClientError;
+use crate::fetch::{run_all, senseless};
+use crate::namespace::NamespaceClient;
+use crate::prefix::Prefix;
+use crate::retry::Backoff;
+use crate::route::{Job, every_replica, split};
+use kvhive_protocol::data::{
+    DataReply, DataRequest, Hint, MAX_KEYS_PER_MATCH, MAX_KEYS_PER_RELEASE, ReleaseRequest,
+};
+use kvhive_protocol::{ClusterMap, DeviceId};
+use kvhive_wire::Fault;
+use std::collections::BTreeSet;
+use tokio::time::Instant;
+
+/// Who has heard a hint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ReleaseReport {
+    /// Copies of the blocks that it was told of, on all devices.
+    pub copies: u64,
+    /// Devices that were told.
+    pub told: usize,
+    /// Devices that could not be told: what they hold is kept as if nothing had been said.
+    pub unreachable: usize,
+}
+
+impl NamespaceClient {
+    /// Tells every replica of the blocks of `prefix` what the engine expects of their session: that it is over, that a tool call
+    /// is pending, when it comes back. It is a hint: it decides what is worth keeping and where, and loses nothing that is
+    /// asked for. Holds that matches have taken stay until they are over; they are nobody's own.
+    ///
+    /// # Errors
+    /// [`ClientError::Misuse`] for a prefix of more than 65,536 blocks. Devices that cannot be reached are in the report.
+    pub async fn release(&self, prefix: &Prefix, hint: Hint) -> Result<ReleaseReport, ClientError> {
+        if prefix.len() > MAX_KEYS_PER_MATCH {
+            return Err(ClientError::Misuse(format!(
+                "{} blocks in one release, at most {MAX_KEYS_PER_MATCH}",
+                prefix.len()
+            )));
+        }
+        let deadline = self.deadline();
+        let mut report = ReleaseReport::default();
+        let mut told: BTreeSet<DeviceId> = BTreeSet::new();
+        let mut avoid: Vec<DeviceId> = Vec::new();
+        let mut backoff = Backoff::new();
+        loop {
+            let map = self.shared().map();
+            let mut jobs = every_replica(&map, prefix);
+            jobs.retain(|job| !told.contains(&job.device) && !avoid.contains(&job.device));
+            let devices: Vec<DeviceId> = jobs.iter().map(|job| job.device).collect();
+            let tasks = jobs.into_iter().map(|job| self.tell(&map, prefix, job, hint, deadline)).collect();
+            let mut failed = Vec::new();
+            for (device, answer) in devices.into_iter().zip(run_all(tasks).await) {
+                match answer {
+                    Ok(copies) => {
+                        report.copies += copies;
+                        told.insert(device);
+                    }
+                    Err(fault) => failed.push((device, fault)),
+                }
+            }
+            let lacking: BTreeSet<DeviceId> =
+                avoid.iter().copied().chain(failed.iter().map(|(device, _)| *device)).collect();
+            if failed.is_empty()
+                || !self.shared().mend(&map, &failed, &mut avoid, &mut backoff, deadline).await
+            {
+                report.told = told.len();
+                report.unreachable = lacking.difference(&told).count();
+                return Ok(report);
+            }
+        }
+    }
+
+    /// Tells one device, from the end of the prefix to its head; returns how many of the blocks it has.
+    async fn tell(
+        &self,
+        map: &ClusterMap,
+        prefix: &Prefix,
+        job: Job,
+        hint: Hint,
+        deadline: Instant,
+    ) -> Result<u64, Fault> {
+        let mut copies = 0;
+        for part in split(job, MAX_KEYS_PER_RELEASE).into_iter().rev() {
+            let request = DataRequest::Release(ReleaseRequest {
+                epoch: map.epoch,
+                device: part.device,
+                tenant: self.tenant,
+                hint,
+                keys: part.positions.iter().map(|at| prefix.keys()[*at]).collect(),
+                runs: part.runs,
+            });
+            match self.shared().call(map, part.device, &request, deadline).await? {
+                DataReply::Released { blocks, .. } if blocks as usize <= part.positions.len() => {
+                    copies += u64::from(blocks);
+                }
+                _ => return Err(senseless("a release was answered otherwise")),
+            }
+        }
+        Ok(copies)
+    }
+}

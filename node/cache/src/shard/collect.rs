@@ -1,0 +1,222 @@
+//! Collection: memory is freed before it is full, a piece at a time, off any request's path. It goes on from the threshold to
+//! a little below: first what is dead, then what nobody is expected to use, then by moves to a tier below, and only where there is
+//! no room below by letting go what the strategies would let go next. No block goes that is held or read, and none before its child.
+
+use super::Shard;
+use crate::answers::Effect;
+use crate::block::{Mark, Tier};
+use crate::party::{Donor, Donors, MEMORY, Want};
+use crate::stats::Reason;
+use kvhive_protocol::Moment;
+use std::collections::VecDeque;
+
+/// How far below its threshold a collection ends, in thousandths of the memory.
+const SPAN_PER_MILLE: u64 = 50;
+/// Blocks of one size class that one [`Shard::tend`] lets go.
+const STEP: u32 = 256;
+/// Ends of sessions that are remembered of each class; of more, the oldest are forgotten.
+const MAX_ENDED: usize = 4096;
+
+/// The block that a session left off at which is over: its record and generation.
+type Ended = (u32, u32, Reason);
+
+/// What a collection goes by.
+pub(super) struct Garbage {
+    /// By class.
+    ended: Vec<VecDeque<Ended>>,
+    collecting: Vec<bool>,
+}
+
+impl Garbage {
+    pub(super) fn new(classes: usize) -> Garbage {
+        Garbage { ended: vec![VecDeque::new(); classes], collecting: vec![false; classes] }
+    }
+
+    /// Notes the end of a session that is over; it goes on from `parent`, if that was taken for its end until now.
+    pub(super) fn end(&mut self, class: u8, (at, generation, why): Ended, parent: Option<u32>) {
+        let ended = &mut self.ended[usize::from(class)];
+        if ended.back().is_some_and(|last| Some(last.0) == parent) {
+            ended.pop_back();
+        }
+        if ended.len() >= MAX_ENDED {
+            ended.pop_front();
+        }
+        ended.push_back((at, generation, why));
+    }
+
+    /// Says whether blocks of this class are being collected.
+    pub(super) fn is_collecting(&self, class: u8) -> bool {
+        self.collecting[usize::from(class)]
+    }
+}
+
+impl Shard {
+    /// Begins a collection of each class whose memory is fuller than the threshold. The sweep for what is dead comes next.
+    pub(super) fn begin_collections(&mut self) {
+        let Some(threshold) = self.config.gc_per_mille else { return };
+        for class in 0..self.config.classes.len() as u8 {
+            let (used, capacity) = self.memory_of(class);
+            if !self.garbage.is_collecting(class) && used * 1000 > capacity * u64::from(threshold) {
+                self.garbage.collecting[usize::from(class)] = true;
+                self.stats.collections += 1;
+            }
+        }
+    }
+
+    /// Does a piece of each collection that has begun, when the sweep for what is dead is through.
+    pub(super) fn collect(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        let Some(threshold) = self.config.gc_per_mille.filter(|_| self.sweep.is_none()) else { return };
+        let end = u64::from(threshold).saturating_sub(SPAN_PER_MILLE);
+        for class in 0..self.config.classes.len() as u8 {
+            if !self.garbage.is_collecting(class) {
+                continue;
+            }
+            let (used, capacity) = self.memory_of(class);
+            let excess = used.saturating_sub(capacity * end / 1000);
+            if excess == 0 {
+                self.garbage.collecting[usize::from(class)] = false;
+            } else {
+                self.collect_class(now, class, excess.min(STEP.into()) as u32, end, effects);
+            }
+        }
+    }
+
+    /// Returns how many frames of a class are in use in memory, and how many there are.
+    fn memory_of(&self, class: u8) -> (u64, u64) {
+        let capacity = self.over_memory(|tier| self.ledger.capacity(tier, class));
+        (capacity - self.over_memory(|tier| self.ledger.free(tier, class)), capacity)
+    }
+
+    fn over_memory(&self, of: impl Fn(Tier) -> u32) -> u64 {
+        MEMORY.iter().map(|tier| u64::from(of(*tier))).sum()
+    }
+
+    fn collect_class(
+        &mut self,
+        now: Moment,
+        class: u8,
+        excess: u32,
+        end_per_mille: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        let freed = self.collect_ended(now, class, excess, effects);
+        if freed >= excess {
+            return;
+        }
+        for tier in [Tier::Host, Tier::Device] {
+            let share = u64::from(self.ledger.capacity(tier, class)) * (1000 - end_per_mille);
+            self.relieve(now, tier, class, share.div_ceil(1000) as u32, Some(Reason::Demoted), effects);
+        }
+        let has_disk = self.ledger.capacity(Tier::Disk, class) > 0;
+        let room_below = self.ledger.free(Tier::Disk, class);
+        // A disk that is closed opens again, or the memory runs full: then stores push out what is worth least.
+        if has_disk && (self.closed[Tier::Disk as usize] || room_below > 0) {
+            return;
+        }
+        // What moves down frees its frame when it has come.
+        for _ in freed + self.copies as u32..excess {
+            let Some(at) = self.next_to_leave(now, class, has_disk) else { return };
+            self.count_collected(class, Reason::Evicted);
+            self.evict(at, effects);
+        }
+    }
+
+    /// Lets go blocks of sessions that are over, each from its end; returns how many frames of memory that has freed, or will
+    /// when their readers have gone.
+    fn collect_ended(&mut self, now: Moment, class: u8, excess: u32, effects: &mut Vec<Effect>) -> u32 {
+        let (clock, mut freed) = (self.hold_clock(now), 0);
+        for _ in 0..self.garbage.ended[usize::from(class)].len() {
+            let mut left = STEP;
+            let Some((at, generation, why)) = self.garbage.ended[usize::from(class)].pop_front() else {
+                break;
+            };
+            let mut next = self.index.named(at, generation).filter(|at| self.keeps_memory(*at));
+            while let Some(at) = next {
+                let record = self.index.records[at as usize];
+                if !record.is(Mark::OVER) || record.children > 0 {
+                    break;
+                }
+                if !record.is_evictable(clock) || freed >= excess || left == 0 {
+                    freed += u32::from(!record.is_movable() && record.tier != Tier::Disk);
+                    // Read, held or moved for now, or enough for now: the session's end is here from now on.
+                    self.garbage.end(class, (at, record.generation, why), None);
+                    break;
+                }
+                next = self.linked(record.parent);
+                freed += u32::from(record.tier != Tier::Disk);
+                left -= 1;
+                self.count_collected(record.class, why);
+                self.evict(at, effects);
+            }
+            if freed >= excess {
+                break;
+            }
+        }
+        freed
+    }
+
+    /// Says whether a session that is over, and left off at this block, has any of its own in memory: what lies on disk
+    /// alone is in nobody's way.
+    fn keeps_memory(&self, last: u32) -> bool {
+        let mut next = Some(last);
+        for _ in 0..STEP {
+            let Some(at) = next else { return false };
+            let record = &self.index.records[at as usize];
+            if !record.is(Mark::OVER) || record.tier != Tier::Disk {
+                return record.is(Mark::OVER);
+            }
+            next = self.linked(record.parent);
+        }
+        false
+    }
+
+    /// Returns the block that the strategy of whoever owes most would let go next.
+    fn next_to_leave(&mut self, now: Moment, class: u8, has_disk: bool) -> Option<u32> {
+        let (request, clock, turn) = (self.request, self.hold_clock(now), self.stats.evicted);
+        let mut donors = self.donors(class, has_disk)?;
+        while let Some(Donor { party, from: tiers, .. }) =
+            donors.next(turn, |donor| self.age(donor.party, class, donor.from))
+        {
+            let records = &self.index.records;
+            let mut may_go = |at: u32| {
+                let record = &records[at as usize];
+                record.is_evictable(clock) && tiers.contains(&record.tier)
+            };
+            let ranking = self.parties[usize::from(party)].ranking(class);
+            ranking.begin(&request);
+            let found = ranking.next_to_leave(&mut may_go).or_else(|| {
+                let recency = &self.recency;
+                let mut coldest = tiers
+                    .iter()
+                    .rev()
+                    .flat_map(|tier| recency.of(records, *tier, party, class).take(STEP as usize));
+                coldest.find(|at| may_go(*at))
+            });
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
+    }
+
+    /// Finds who may give: from memory where nothing is below it, else by what memory would move to a disk that is full.
+    fn donors(&self, class: u8, has_disk: bool) -> Option<Donors> {
+        let capacity = self.capacity_bytes();
+        let want = Want { by: MEMORY, from: MEMORY, capacity, coming: None };
+        let mut donors = Donors::among(&self.parties, &want);
+        if !has_disk {
+            return Some(donors);
+        }
+        let turn = self.stats.evicted;
+        let mover = donors.next(turn, |donor| self.age(donor.party, class, donor.from))?;
+        let bytes = self.config.classes[usize::from(class)];
+        Some(Donors::below(&self.parties, &capacity, (mover.party, bytes)))
+    }
+
+    /// Counts a block that a collection has let go or moved.
+    pub(super) fn count_collected(&mut self, class: u8, why: Reason) {
+        let collected = &mut self.stats.collected[why as usize];
+        collected.blocks += 1;
+        collected.bytes += self.config.classes[usize::from(class)];
+    }
+}

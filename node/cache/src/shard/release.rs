@@ -1,0 +1,152 @@
+//! Hints: what the engine expects of the session of some blocks, said with a store or without one.
+
+use super::Shard;
+use crate::block::{Life, Mark, Record};
+use crate::expected::Due;
+use crate::stats::Reason;
+use kvhive_protocol::data::Hint;
+use kvhive_protocol::{KeyList, Moment, TenantId};
+
+/// Sessions that one [`Shard::tend`] brings up.
+const MAX_SESSIONS: usize = 4;
+/// Blocks looked at from the end of one session's prefix for those to be brought up.
+const MAX_BACK: usize = 4096;
+
+impl Shard {
+    /// Takes what the engine expects of the session of these blocks, which it does not use by this; returns how many are here.
+    /// The keys come in the order of their prefix.
+    ///
+    /// Holds stay: they are nobody's, and another asker may be about to fetch the same blocks.
+    pub fn release(&mut self, now: Moment, tenant: TenantId, keys: &KeyList, hint: Hint) -> u32 {
+        self.tell_uses();
+        let path: Vec<u32> = keys.iter().filter_map(|key| self.visible(tenant, &key)).collect();
+        for at in path.iter().rev() {
+            let record = &mut self.index.records[*at as usize];
+            record.set(Mark::OVER, false);
+            let (party, class) = (usize::from(record.party), record.class);
+            let key = self.owners.salt_of(record.owner).key(&record.key);
+            self.parties[party].ranking(class).hinted(*at, &key, hint);
+        }
+        if let Some(last) = path.last() {
+            self.heed(now, *last, hint);
+        }
+        self.stats.released += path.len() as u64;
+        path.len() as u32
+    }
+
+    /// Notes what a hint says of the session that left off at this block.
+    pub(super) fn heed(&mut self, now: Moment, last: u32, hint: Hint) {
+        let generation = self.index.records[last as usize].generation;
+        self.expected.expect(now, last, generation, hint);
+        if hint == Hint::Over {
+            self.end_session(last, Reason::Over);
+        }
+    }
+
+    /// Notes what a store says of the session of a block that is here already.
+    pub(super) fn heed_again(&mut self, now: Moment, at: u32, parent: Option<u32>, hint: Hint) {
+        if hint != Hint::None && self.index.records[at as usize].children == 0 {
+            if let Some(parent) = parent {
+                self.expected.go_on(parent);
+            }
+            self.heed(now, at, hint);
+        }
+    }
+
+    /// Notes what a hint says of the session whose blocks are being written: this one goes on from `parent`.
+    pub(super) fn heed_store(&mut self, now: Moment, at: u32, parent: Option<u32>, hint: Hint) {
+        match hint {
+            Hint::None => {}
+            // When the block is there: see [`Shard::appear`].
+            Hint::Over => self.index.records[at as usize].set(Mark::OVER, true),
+            Hint::Pending | Hint::Returns(_) => {
+                if let Some(parent) = parent {
+                    self.expected.go_on(parent);
+                }
+                let generation = self.index.records[at as usize].generation;
+                self.expected.expect(now, at, generation, hint);
+            }
+        }
+    }
+
+    /// Marks the blocks that only the session used that left off at this one, and has the next collection take them. Blocks that
+    /// others have gone on from, or used since, are theirs.
+    pub(super) fn end_session(&mut self, last: u32, why: Reason) {
+        let (request, class) = {
+            let record = &self.index.records[last as usize];
+            (record.request, record.class)
+        };
+        let (mut next, mut children) = (Some(last), 0);
+        while let Some(at) = next {
+            let record = &mut self.index.records[at as usize];
+            if record.request != request || record.children != children || record.is(Mark::OVER) {
+                break;
+            }
+            record.set(Mark::OVER, true);
+            children = 1;
+            let link = record.parent;
+            next = self.linked(link);
+        }
+        if self.index.records[last as usize].is(Mark::OVER) {
+            let Record { generation, parent: link, .. } = self.index.records[last as usize];
+            let parent = self.linked(link);
+            self.garbage.end(class, (last, generation, why), parent);
+        }
+    }
+
+    /// Brings up the sessions that are about to come back, and gives up those that are long overdue.
+    pub(super) fn await_sessions(&mut self, now: Moment) {
+        for _ in 0..MAX_SESSIONS {
+            match self.expected.due(now) {
+                None => return,
+                Some(Due::Soon(at, generation)) => {
+                    if let Some(at) = self.resident_still(at, generation) {
+                        self.want_session(at);
+                    }
+                }
+                Some(Due::Overdue(at, generation)) => {
+                    if let Some(at) = self.resident_still(at, generation) {
+                        self.end_session(at, Reason::Overdue);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks for the blocks that follow one in its tier to be brought up, as far as they lie beside it in the order of use: a child
+    /// is put on the old side of its parent. So none has to know its children.
+    pub(super) fn want_continuation(&mut self, last: u32, mut left: u32) {
+        let mut at = last;
+        while left > 0 {
+            let Record { older, generation, .. } = self.index.records[at as usize];
+            let Some(next) = self.index.records.get(older as usize) else { return };
+            if next.parent != (at, generation) || next.life != Life::Resident || !self.stands(next) {
+                return;
+            }
+            left -= u32::from(self.want(older));
+            at = older;
+        }
+    }
+
+    fn resident_still(&self, at: u32, generation: u32) -> Option<u32> {
+        let at = self.index.named(at, generation)?;
+        let record = &self.index.records[at as usize];
+        (record.life == Life::Resident && self.stands(record)).then_some(at)
+    }
+
+    /// Asks for the prefix that ends here to be brought up a tier, from its head on: as much of it as a match might have.
+    fn want_session(&mut self, last: u32) {
+        let (mut path, mut next) = (Vec::new(), Some(last));
+        while let Some(at) = next.filter(|_| path.len() < MAX_BACK) {
+            path.push(at);
+            next = self.linked(self.index.records[at as usize].parent);
+        }
+        let mut left = self.config.prefetch;
+        for at in path.into_iter().rev() {
+            if left == 0 {
+                return;
+            }
+            left -= u32::from(self.index.records[at as usize].life == Life::Resident && self.want(at));
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What is kept, brought up and let go ahead of need: hints, collections and sessions that come back, as stories and under random
+//! use with every invariant checked after each step.
+
+use kvhive_cache::policy::Strategy;
+use kvhive_cache::{BlockId, Collected, Effect, Reason, Reserve, Rules, Shard, ShardConfig, TierCapacity};
+use kvhive_protocol::block::Codec;
+use kvhive_protocol::data::{About, Hint, Run, StoreBlock};
+use kvhive_protocol::{BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, Slot, TenantId};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+mod collections;
+mod random;
+mod sessions;
+
+const TENANT: TenantId = TenantId(1);
+const FRAME: u64 = 100;
+
+fn key(number: u64) -> BlockKey {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&(number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+    bytes[8..16].copy_from_slice(&number.to_le_bytes());
+    BlockKey::from_bytes(bytes)
+}
+
+/// A shard of one size of frames whose sessions are ranges of numbers: each number's parent is the one before it in its range.
+struct Scenario {
+    shard: Shard,
+    effects: Vec<Effect>,
+    now: u64,
+    era: u64,
+    hint: Hint,
+}
+
+impl Scenario {
+    /// Frames per tier; a collection begins beyond `gc_per_mille`.
+    fn of(frames: [u32; 3], strategy: Strategy, gc_per_mille: Option<u16>) -> Scenario {
+        let [device, host, disk] = frames.map(|frames| TierCapacity { frames: vec![frames] });
+        let mut shard = Shard::new(ShardConfig {
+            classes: vec![FRAME],
+            device,
+            host,
+            disk,
+            rules: Rules::new(strategy),
+            unused_to_disk: true,
+            prefetch: 8,
+            gc_per_mille,
+            max_hold: Duration::from_secs(60),
+            max_writes: 8,
+            low_water_per_mille: 0,
+            hash_seed: 9,
+        });
+        shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
+        Scenario { shard, effects: Vec::new(), now: 1000, era: 1, hint: Hint::None }
+    }
+
+    fn now(&self) -> Moment {
+        Moment::from_millis(self.now)
+    }
+
+    fn block(&self, number: u64, depth: u32) -> StoreBlock {
+        let header = BlockHeader {
+            key: key(number),
+            fingerprint: LayoutFingerprint::default(),
+            tenant: TENANT,
+            era: Era(self.era),
+            depth,
+            codec: Codec::Raw,
+            payload_bytes: FRAME,
+            digest: 0,
+        };
+        let parent = if depth == 0 { BlockKey::NONE } else { key(number - 1) };
+        StoreBlock { header, parent }
+    }
+
+    fn try_store(&mut self, number: u64, depth: u32) -> Option<BlockId> {
+        let block = self.block(number, depth);
+        let about = About { hint: self.hint, ..About::default() };
+        match self.shard.reserve(self.now(), TENANT, &block, Slot(1), about, &mut self.effects) {
+            Reserve::Take { ticket, .. } => self.shard.seal(ticket),
+            Reserve::Present(_) | Reserve::Refused(_) => None,
+        }
+    }
+
+    /// One request: a match for the session's blocks, then stores of what was not there.
+    fn serve(&mut self, session: Range<u64>) {
+        let covered = self.covered(session.clone());
+        for (depth, number) in (0..).zip(session).skip(covered as usize) {
+            self.try_store(number, depth).expect("there is room");
+        }
+        self.check();
+    }
+
+    fn covered(&mut self, session: Range<u64>) -> u32 {
+        self.matched(session, 0)
+    }
+
+    fn matched(&mut self, session: Range<u64>, hold_ms: u64) -> u32 {
+        let run = Run { slot: Slot(1), keys: (session.end - session.start) as u32 };
+        let keys: KeyList = session.map(key).collect();
+        self.shard.match_runs(self.now(), TENANT, &[run], &keys, Duration::from_millis(hold_ms))[0]
+    }
+
+    fn release(&mut self, session: Range<u64>, hint: Hint) -> u32 {
+        let keys: KeyList = session.map(key).collect();
+        self.shard.release(self.now(), TENANT, &keys, hint)
+    }
+
+    fn read(&mut self, number: u64) -> Option<BlockId> {
+        self.shard.read(self.now(), TENANT, &[key(number)].iter().collect())[0]
+    }
+
+    /// One piece of what can wait; copies end at once and well. Says whether anything was done.
+    fn tend(&mut self) -> bool {
+        self.shard.tend(self.now(), &mut self.effects);
+        let effects = std::mem::take(&mut self.effects);
+        for effect in &effects {
+            if let Effect::Copy { ticket, .. } = effect {
+                self.shard.copied(*ticket, true);
+            }
+        }
+        self.check();
+        !effects.is_empty()
+    }
+
+    fn settle(&mut self) {
+        while self.tend() {}
+    }
+
+    /// Which blocks are here; it uses them.
+    fn resident(&mut self, numbers: Range<u64>) -> Vec<u64> {
+        numbers.filter(|number| self.covered(*number..number + 1) == 1).collect()
+    }
+
+    fn restore(&mut self, session: Range<u64>) {
+        for (depth, number) in (0..).zip(session) {
+            let block = self.block(number, depth);
+            self.shard.restore(TENANT, &block, Slot(1), 0).expect("there is a place");
+        }
+    }
+
+    fn tiers(&self) -> [u64; 3] {
+        let stats = self.shard.stats();
+        [stats.device.blocks, stats.host.blocks, stats.disk.blocks]
+    }
+
+    fn collected(&self, why: Reason) -> u64 {
+        let Collected { blocks, bytes } = self.shard.stats().collected[why as usize];
+        assert_eq!(bytes, blocks * FRAME);
+        blocks
+    }
+
+    fn check(&self) {
+        self.shard.invariants().expect("all hold");
+    }
+}
