@@ -238,7 +238,8 @@ mod tests {
     fn a_policy_decides_alike_whatever_it_knows_its_blocks_by() {
         for strategy in Strategy::ALL {
             let by_record = left(strategy, false, 1);
-            assert!(by_record.len() > 50, "{strategy}: {by_record:?}");
+            // Those that decline what never comes back let few leave.
+            assert!(by_record.len() > 30, "{strategy}: {by_record:?}");
             assert_eq!(left(strategy, true, 1), by_record, "{strategy}");
         }
     }

@@ -3,12 +3,12 @@
 use crate::replay::{Dice, Trace};
 
 /// Draws 0.. with probability proportional to 1/(n+1)^skew.
-struct Zipf {
+pub(crate) struct Zipf {
     sums: Vec<f64>,
 }
 
 impl Zipf {
-    fn new(items: u32, skew: f64) -> Zipf {
+    pub(crate) fn new(items: u32, skew: f64) -> Zipf {
         let mut sum = 0.0;
         Zipf {
             sums: (1..=items)
@@ -20,7 +20,7 @@ impl Zipf {
         }
     }
 
-    fn draw(&self, dice: &mut Dice) -> u32 {
+    pub(crate) fn draw(&self, dice: &mut Dice) -> u32 {
         let total = self.sums[self.sums.len() - 1];
         let at = dice.unit() * total;
         self.sums.partition_point(|sum| *sum < at) as u32

@@ -58,24 +58,59 @@ impl fmt::Display for Report {
     }
 }
 
-/// By so much must a simple way be better to be put in charge.
-const MARGIN: f64 = 0.01;
-
-/// A simple way in charge gives way again when it is not even this much better.
-const MARGIN_BACK: f64 = 0.002;
-
-/// Sampled uses, per place in a shadow cache, after which is decided anew, and the least number of them.
-const WINDOW_PER_ROOM: u64 = 4;
-const MIN_WINDOW: u64 = 2000;
+/// Windows in which as many sampled uses come as there are places in a shadow cache, and the least uses of a window. At the end
+/// of each is decided anew.
+const WINDOWS_PER_ROOM: u64 = 2;
+const MIN_WINDOW: u64 = 500;
 
 /// Part of the evidence that outlives a window.
-const KEPT: f64 = 0.7;
+const KEPT: f64 = 0.95;
 
 /// Sampled uses below which nobody is put in charge, whoever asks.
 const LEAST_EVIDENCE: f64 = 1000.0;
 
-/// Windows in a row in which a simple way must be better.
-const CONFIRMATIONS: u32 = 2;
+/// Standard errors by which a simple way must be ahead of the learnt one to be put in charge. That it is put there wrongly
+/// costs little, for it is about as good then; that it is not costs more.
+const AHEAD: f64 = 1.0;
+
+/// A simple way in charge gives way again when it is as far behind.
+const BEHIND: f64 = -1.0;
+
+/// What is asked besides where not every block is sampled: there the shadow caches see requests with gaps, in which the learnt
+/// way is less itself than a simple one. A simple way must be ahead by so many hits of each block seen, in so many windows in a
+/// row, and one in charge stays only while it is ahead by a part of that.
+const MARGIN: f64 = 0.01;
+const CONFIRMATIONS: u32 = 16;
+const MARGIN_BACK: f64 = 0.002;
+
+/// A simple way beside the learnt one, request by request: as both see the same, their difference is known far better than
+/// the rate of either, and as the blocks of a request come back together, requests are counted and not blocks.
+#[derive(Clone, Copy, Default)]
+struct Duel {
+    /// Hits more than the learnt one, in the request at hand, and in those before: their sum and the sum of squares.
+    now: f64,
+    sum: f64,
+    squares: f64,
+}
+
+impl Duel {
+    /// Ends the request.
+    fn count(&mut self) {
+        let now = std::mem::take(&mut self.now);
+        self.sum += now;
+        self.squares += now * now;
+    }
+
+    fn fade(&mut self) {
+        self.sum *= KEPT;
+        self.squares *= KEPT;
+    }
+
+    /// Returns by how many standard errors it is more than so many hits ahead.
+    fn lead(&self, hits: f64) -> f64 {
+        (self.sum - hits) / self.squares.max(1.0).sqrt()
+    }
+}
 
 /// The shadow caches and who is in charge.
 pub(super) struct Choice {
@@ -83,10 +118,11 @@ pub(super) struct Choice {
     one_in: u64,
     in_charge: Ranker,
     hits: [f64; 3],
+    duels: [Duel; 3],
     seen: f64,
     window: u64,
     left: u64,
-    better_windows: u32,
+    windows_ahead: u32,
     switches: u64,
 }
 
@@ -94,17 +130,18 @@ impl Choice {
     pub(super) fn new(capacity: usize) -> Choice {
         let one_in = capacity.div_ceil(MAX_ROOM).max(1).next_power_of_two() as u64;
         let room = (capacity / one_in as usize).max(1);
-        let window = (room as u64 * WINDOW_PER_ROOM).max(MIN_WINDOW);
+        let window = (room as u64 / WINDOWS_PER_ROOM).max(MIN_WINDOW);
         Choice {
             shadows: [Shadow::new(room), Shadow::new(room), Shadow::new(room)],
             one_in,
             in_charge: Ranker::Learnt,
             hits: [0.0; 3],
+            duels: [Duel::default(); 3],
             seen: 0.0,
             // The first window fills the caches and counts for little.
             window,
             left: window,
-            better_windows: 0,
+            windows_ahead: 0,
             switches: 0,
         }
     }
@@ -127,11 +164,16 @@ impl Choice {
     /// A sampled block is used. `worth` ranks it for each way.
     pub(super) fn visit(&mut self, seen: Seen, worth: &dyn Fn(Ranker, &Seen) -> f32) {
         self.seen += 1.0;
+        let mut hits = [0.0; 3];
         for (number, ranker) in Ranker::ALL.into_iter().enumerate() {
             let refuses = ranker == Ranker::Learnt;
             if self.shadows[number].visit(seen, refuses, &|seen| worth(ranker, seen)) {
-                self.hits[number] += 1.0;
+                hits[number] = 1.0;
             }
+        }
+        for number in 0..3 {
+            self.hits[number] += hits[number];
+            self.duels[number].now += hits[number] - hits[Ranker::Learnt as usize];
         }
         self.left = self.left.saturating_sub(1);
     }
@@ -145,34 +187,28 @@ impl Choice {
         self.shadows.iter_mut().for_each(|shadow| shadow.reclassify(print, row));
     }
 
-    /// At the end of a window decides who is in charge; returns whether that changed.
+    /// Ends a request, and at the end of a window decides who is in charge; returns whether that changed.
     pub(super) fn adjust(&mut self) -> bool {
+        self.duels.iter_mut().for_each(Duel::count);
         if self.left > 0 {
             return false;
         }
         self.left = self.window;
-        let best = if self.rate(Ranker::Lru) >= self.rate(Ranker::Lfu) { Ranker::Lru } else { Ranker::Lfu };
-        let lead = self.rate(best) - self.rate(Ranker::Learnt);
-        let before = self.in_charge;
-        if before == Ranker::Learnt {
-            self.better_windows = if lead > MARGIN { self.better_windows + 1 } else { 0 };
-            if self.better_windows >= CONFIRMATIONS {
-                self.in_charge = best;
-            }
-        } else if lead < MARGIN_BACK {
+        let (best, before, is_sampled) = (self.best(), self.in_charge, self.one_in > 1);
+        let is_ahead = self.is_ahead(best);
+        self.windows_ahead = if is_ahead { self.windows_ahead.saturating_add(1) } else { 0 };
+        if !is_ahead {
             self.in_charge = Ranker::Learnt;
-            self.better_windows = 0;
-        } else if self.rate(best) > self.rate(before) + MARGIN {
+        } else if before != Ranker::Learnt || !is_sampled || self.windows_ahead >= CONFIRMATIONS {
             self.in_charge = best;
         }
         self.hits.iter_mut().for_each(|hits| *hits *= KEPT);
+        self.duels.iter_mut().for_each(Duel::fade);
         self.seen *= KEPT;
-        let changed = self.in_charge != before;
-        self.switches += u64::from(changed);
-        changed
+        self.count_switch(before)
     }
 
-    /// Decides by the evidence at hand who is in charge, without waiting for the end of a window or for a second one; returns
+    /// Decides by the evidence at hand who is in charge, without waiting for the end of a window or for more of them; returns
     /// whether that changed.
     pub(super) fn evaluate(&mut self) -> bool {
         let before = self.in_charge;
@@ -181,32 +217,41 @@ impl Choice {
             Reason::NoneIsBetter => self.in_charge = Ranker::Learnt,
             Reason::IsBetter => self.in_charge = self.best(),
         }
-        self.better_windows = 0;
+        self.count_switch(before)
+    }
+
+    fn count_switch(&mut self, before: Ranker) -> bool {
         let changed = self.in_charge != before;
         self.switches += u64::from(changed);
         changed
     }
 
-    /// Returns the better of the simple ways; the one in charge where they are alike.
+    /// Returns the better of the simple ways.
     fn best(&self) -> Ranker {
-        let (lru, lfu) = (self.rate(Ranker::Lru), self.rate(Ranker::Lfu));
+        if self.rate(Ranker::Lru) >= self.rate(Ranker::Lfu) { Ranker::Lru } else { Ranker::Lfu }
+    }
+
+    /// Says whether a simple way is so far ahead of the learnt one that it should be, or stay, in charge.
+    fn is_ahead(&self, simple: Ranker) -> bool {
+        let duel = &self.duels[simple as usize];
+        let is_sampled = self.one_in > 1;
         match self.in_charge {
-            Ranker::Learnt if lru >= lfu => Ranker::Lru,
-            Ranker::Learnt => Ranker::Lfu,
-            Ranker::Lru if lfu > lru + MARGIN => Ranker::Lfu,
-            Ranker::Lfu if lru > lfu + MARGIN => Ranker::Lru,
-            simple => simple,
+            Ranker::Learnt if is_sampled => duel.lead(MARGIN * self.seen) > AHEAD,
+            Ranker::Learnt => duel.lead(0.0) > AHEAD,
+            _ if is_sampled => duel.lead(MARGIN_BACK * self.seen) > 0.0,
+            _ => duel.lead(0.0) > BEHIND,
         }
     }
 
     /// Says what the evidence at hand speaks for.
     fn reason(&self) -> Reason {
         if self.seen < LEAST_EVIDENCE {
-            return Reason::TooLittleEvidence;
+            Reason::TooLittleEvidence
+        } else if self.is_ahead(self.best()) {
+            Reason::IsBetter
+        } else {
+            Reason::NoneIsBetter
         }
-        let margin = if self.in_charge == Ranker::Learnt { MARGIN } else { MARGIN_BACK };
-        let lead = self.rate(self.best()) - self.rate(Ranker::Learnt);
-        if lead > margin { Reason::IsBetter } else { Reason::NoneIsBetter }
     }
 
     /// Returns what was chosen, as it is told to others.

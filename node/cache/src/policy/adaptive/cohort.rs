@@ -11,7 +11,6 @@ pub(super) struct Cohort {
     /// When its members were last used.
     pub(super) start: Tick,
     pub(super) row: u16,
-    pub(super) family: u16,
     pub(super) bucket: u8,
     /// Its members, resident and ghost.
     members: u32,
@@ -91,11 +90,10 @@ impl Cohorts {
     }
 
     /// Makes a cohort without members; the caller gives it at least one at once.
-    pub(super) fn open(&mut self, row: u16, family: u16, now: Tick) -> u32 {
+    pub(super) fn open(&mut self, row: u16, now: Tick) -> u32 {
         let cohort = Cohort {
             start: now,
             row,
-            family,
             bucket: 0,
             members: 0,
             weight: 0,
@@ -163,9 +161,9 @@ impl Cohorts {
 
     /// Counts what became of the members in the bucket that is over.
     fn count(&mut self, at: u32, hazards: &mut Hazards) {
-        let Cohort { row, family, bucket, weight, ref mut used, .. } = self.slots[at as usize];
+        let Cohort { row, bucket, weight, ref mut used, .. } = self.slots[at as usize];
         let used = std::mem::take(used);
-        hazards.count(row, family.into(), bucket.into(), weight + used, used);
+        hazards.count(row, bucket.into(), weight + used, used);
     }
 
     fn close(&mut self, at: u32) {

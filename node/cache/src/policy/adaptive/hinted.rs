@@ -11,8 +11,8 @@ impl Adaptive {
         // What the request at hand has used has no class yet.
         self.settle();
         let Some(record) = self.records.get(at) else { return };
-        let cohort = self.cohorts.get(record.cohort);
-        let (row, family) = (cohort.row, usize::from(cohort.family));
+        let row = self.cohorts.get(record.cohort).row;
+        let family = usize::from(self.rows[usize::from(row)].family);
         if record.past.family(hint) == family {
             return;
         }

@@ -82,7 +82,7 @@ impl Adaptive {
     /// Brings the ranks of a class up to date.
     pub(super) fn rerank(&mut self, row: u16) {
         let family = usize::from(self.rows[usize::from(row)].family);
-        let learnt = self.hazards.index(row, family).map(ranking::level);
+        let learnt = self.hazards.index(row).map(ranking::level);
         let mut levels = learnt;
         let uses = class::uses_of(family);
         for (bucket, level) in levels.iter_mut().enumerate() {
@@ -108,14 +108,14 @@ impl Adaptive {
         {
             open
         } else {
-            let cohort = self.cohorts.open(row, family, self.now);
+            let cohort = self.cohorts.open(row, self.now);
             self.rows[usize::from(row)] =
                 Row { family, open: cohort, opened: self.now, opened_uses: self.uses };
             cohort
         };
         let bucket = usize::from(self.cohorts.get(cohort).bucket);
         for bucket in 0..bucket {
-            self.hazards.count(row, family.into(), bucket, past.weight(), 0);
+            self.hazards.count(row, bucket, past.weight(), 0);
         }
         self.cohorts.join(cohort, past.weight());
         cohort
@@ -126,7 +126,7 @@ impl Adaptive {
         let family = past.family(self.current.request.hint);
         let class = family * OCTILES + octile;
         if self.row_of[class] == UNSEEN {
-            let row = self.hazards.add_row(family);
+            let row = self.hazards.add_row(past, self.current.request.hint, octile);
             self.ranking.add_row();
             self.rows.push(Row { family: family as u16, open: NONE, opened: 0, opened_uses: 0 });
             self.row_of[class] = row;

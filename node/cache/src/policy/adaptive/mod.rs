@@ -38,6 +38,9 @@ const MAX_TIES: usize = 16;
 /// Mean lifetimes in which a use loses half its worth to the aged LFU.
 const LFU_LIVES: f32 = 8.0;
 
+/// Mean lifetimes without a use in which half of the uses before it are forgotten: what was popular long ago is no more.
+const USES_LIVES: f32 = 64.0;
+
 /// Halvings that the aged LFU tells apart.
 const LFU_SCALE: f32 = 24.0;
 
@@ -100,7 +103,7 @@ pub struct Adaptive {
 }
 
 /// What classes, score, history, shadow caches and the request at hand take at most, as long as that is of some thousand blocks.
-const WHATEVER_THE_POOL: usize = 6 << 20;
+const WHATEVER_THE_POOL: usize = 12 << 20;
 
 const HALF_LIFE_USES: u64 = 100_000;
 const HALF_LIFE_CAPACITIES: u64 = 64;
@@ -185,19 +188,17 @@ impl Adaptive {
         }
         past.last = self.now;
         past.set_partial(visit.partial);
-        past.span = self.current.span;
+        past.set_span(self.current.span);
         self.current.touched.push(Touched { print, at, past, is_new: known.is_none() });
     }
 
     /// Returns what is remembered of a block after a use now.
     fn next_past(&self, old: Past) -> Past {
         let mut past = old;
-        past.uses = old.uses.saturating_add(1);
-        past.set_gap(match self.ages.bucket(self.now.wrapping_sub(old.last)) {
-            0..=4 => 1,
-            5..=10 => 2,
-            _ => 3,
-        });
+        let halvings = self.now.wrapping_sub(old.last) as f32 / (self.life * USES_LIVES).max(1.0);
+        let kept = (f32::from(old.uses) * (-halvings).exp2()).round() as u8;
+        past.uses = kept.max(1).saturating_add(1);
+        past.set_gap(self.ages.bucket(self.now.wrapping_sub(old.last)));
         past
     }
 

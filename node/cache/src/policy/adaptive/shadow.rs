@@ -9,10 +9,12 @@ use hashbrown::HashTable;
 use std::hash::BuildHasher;
 
 /// Room of a shadow cache; a larger pool is sampled.
-pub(super) const MAX_ROOM: usize = 1024;
+pub(super) const MAX_ROOM: usize = 8192;
 
-/// Leaves compared for one victim.
+/// Leaves compared for one victim by a way that refuses and by one that does not. With few, a way would seem to forgive loops
+/// that are a little too large for it.
 const CANDIDATES: usize = 24;
+const MORE_CANDIDATES: usize = 96;
 
 /// What a way to rank may look at.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -84,7 +86,8 @@ impl Shadow {
             return false;
         }
         if self.table.len() >= self.room {
-            let victim = self.victim(seen.last, worth);
+            let candidates = if refuses { CANDIDATES } else { MORE_CANDIDATES };
+            let victim = self.victim(seen.last, candidates, worth);
             let Some(victim) =
                 victim.filter(|at| !refuses || worth(&self.entries[*at as usize].seen) <= worth(&seen))
             else {
@@ -106,9 +109,9 @@ impl Shadow {
         }
     }
 
-    fn victim(&mut self, now: Tick, worth: &dyn Fn(&Seen) -> f32) -> Option<u32> {
+    fn victim(&mut self, now: Tick, candidates: usize, worth: &dyn Fn(&Seen) -> f32) -> Option<u32> {
         let mut best: Option<(f32, u32)> = None;
-        for _ in 0..CANDIDATES.min(self.leaves.len()) {
+        for _ in 0..candidates.min(self.leaves.len()) {
             self.dice ^= self.dice << 13;
             self.dice ^= self.dice >> 7;
             self.dice ^= self.dice << 17;
