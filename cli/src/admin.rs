@@ -8,8 +8,14 @@ use std::time::Duration;
 
 use crate::cluster::local;
 
-/// How long an admin request may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a coordinator may take to accept a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take to answer a question.
+const READ_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take to make a change: longer than it tries itself, which is 10 s and two leases of 60 s at most.
+const CHANGE_LIMIT: Duration = Duration::from_secs(140);
+/// Names a change: asked again under it, of any coordinator, it happens once.
+const CHANGE_NAME: &str = "idempotency-key";
 
 /// Which cluster a command talks to.
 #[derive(Args, Clone, Debug)]
@@ -37,17 +43,21 @@ impl Target {
         };
         let token_file = self.token_file.clone().unwrap_or_else(|| self.dir.join(local::TOKEN_FILE));
         let token = read_token(&token_file)?;
-        let agent = ureq::Agent::config_builder()
-            .timeout_global(Some(TIMEOUT))
-            .http_status_as_error(false)
-            .build()
-            .new_agent();
         let token_from = match std::env::var_os("KVHIVE_TOKEN") {
             Some(_) => "the variable KVHIVE_TOKEN".to_owned(),
             None => token_file.display().to_string(),
         };
-        Ok(Admin { urls, token, token_from, agent })
+        Ok(Admin::new(urls, token, token_from, READ_LIMIT, CHANGE_LIMIT))
     }
+}
+
+fn agent(limit: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .timeout_connect(Some(CONNECT_LIMIT.min(limit)))
+        .timeout_global(Some(limit))
+        .http_status_as_error(false)
+        .build()
+        .new_agent()
 }
 
 fn with_scheme(url: &str) -> String {
@@ -73,61 +83,99 @@ pub(crate) struct Admin {
     urls: Vec<String>,
     token: String,
     token_from: String,
-    agent: ureq::Agent,
+    /// Who is asked, for messages.
+    who: &'static str,
+    reads: ureq::Agent,
+    changes: ureq::Agent,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Read,
+    Change,
 }
 
 impl Admin {
+    fn new(urls: Vec<String>, token: String, token_from: String, read: Duration, change: Duration) -> Admin {
+        Admin { urls, token, token_from, who: "coordinator", reads: agent(read), changes: agent(change) }
+    }
+
+    /// Returns the way to one node, which takes the same token.
+    pub(crate) fn of_node(&self, address: &str) -> Admin {
+        Admin {
+            urls: vec![with_scheme(address)],
+            token: self.token.clone(),
+            token_from: self.token_from.clone(),
+            who: "node",
+            reads: self.reads.clone(),
+            changes: self.changes.clone(),
+        }
+    }
+
     /// Gets `path` from the first coordinator that answers.
     ///
     /// # Errors
     /// When none answers, or the answer is an error.
     pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.ask(|url| {
-            self.agent
-                .get(format!("{url}{path}"))
-                .header("authorization", format!("Bearer {}", self.token))
-                .call()
+        self.ask(Asked::Read, |url| {
+            self.reads.get(format!("{url}{path}")).header("authorization", self.bearer()).call()
         })
     }
 
-    /// Posts `body` to `path` of the first coordinator that answers.
+    /// Posts `body` to `path` of the first coordinator that answers. It happens once, also where one has not answered.
     ///
     /// # Errors
     /// When none answers, or the answer is an error.
     pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &serde_json::Value) -> Result<T> {
-        let text = body.to_string();
-        self.ask(|url| {
-            self.agent
+        let (text, name) = (body.to_string(), change_name()?);
+        self.ask(Asked::Change, |url| {
+            self.changes
                 .post(format!("{url}{path}"))
-                .header("authorization", format!("Bearer {}", self.token))
+                .header("authorization", self.bearer())
+                .header(CHANGE_NAME, &name)
                 .content_type("application/json")
                 .send(&text)
         })
     }
 
-    /// Patches what is at `path`, by the first coordinator that answers.
+    /// Patches what is at `path`, by the first coordinator that answers. It happens once, also where one has not answered.
     ///
     /// # Errors
     /// When none answers, or the answer is an error.
     pub(crate) fn patch<T: DeserializeOwned>(&self, path: &str, patch: &serde_json::Value) -> Result<T> {
-        let text = patch.to_string();
-        self.ask(|url| {
-            self.agent
+        let (text, name) = (patch.to_string(), change_name()?);
+        self.ask(Asked::Change, |url| {
+            self.changes
                 .patch(format!("{url}{path}"))
-                .header("authorization", format!("Bearer {}", self.token))
+                .header("authorization", self.bearer())
+                .header(CHANGE_NAME, &name)
                 .content_type("application/merge-patch+json")
                 .send(&text)
         })
     }
 
+    fn bearer(&self) -> String {
+        format!("Bearer {}", self.token)
+    }
+
     fn ask<T: DeserializeOwned>(
         &self,
+        asked: Asked,
         call: impl Fn(&str) -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<T> {
         let mut failures = Vec::new();
         for url in &self.urls {
             let mut answer = match call(url) {
                 Ok(answer) => answer,
+                Err(ureq::Error::Timeout(kind))
+                    if asked == Asked::Change && kind != ureq::Timeout::Connect =>
+                {
+                    bail!(
+                        "{url} took the change and did not answer in time ({kind}): whether it happened is unknown; look before \
+                         you ask for it again"
+                    );
+                }
                 Err(error) => {
                     failures.push(format!("{url}: {error}"));
                     continue;
@@ -142,7 +190,7 @@ impl Admin {
             let message = serde_json::from_str::<serde_json::Value>(&text)
                 .ok()
                 .and_then(|value| value["error"]["message"].as_str().map(str::to_owned))
-                .unwrap_or_else(|| "that is no answer of a coordinator's admin API".to_owned());
+                .unwrap_or_else(|| format!("that is no answer of a {}'s admin API", self.who));
             if status.as_u16() == 401 {
                 bail!(
                     "{url} does not accept the token from {}: give the cluster's by --token-file or KVHIVE_TOKEN",
@@ -155,6 +203,93 @@ impl Admin {
             }
             bail!("{url} answered {status}: {message}");
         }
-        bail!("no coordinator answered:\n  {}", failures.join("\n  "));
+        bail!("no {} answered:\n  {}", self.who, failures.join("\n  "));
+    }
+}
+
+/// Draws the name of a change.
+fn change_name() -> Result<String> {
+    let mut name = [0u8; 16];
+    getrandom::fill(&mut name).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
+    Ok(name.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::thread::JoinHandle;
+
+    /// Reads one request and returns what it named its change, and the connection.
+    fn take(listener: &TcpListener) -> (Option<String>, TcpStream) {
+        let (stream, _) = listener.accept().expect("somebody asks");
+        let mut reader = BufReader::new(stream.try_clone().expect("a second hold"));
+        let (mut name, mut length) = (None, 0);
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("a line");
+            let line = line.trim_end().to_ascii_lowercase();
+            match line.split_once(": ") {
+                Some((CHANGE_NAME, value)) => name = Some(value.to_owned()),
+                Some(("content-length", value)) => length = value.parse().expect("a number"),
+                Some(_) => {}
+                None if line.is_empty() => break,
+                None => {}
+            }
+        }
+        reader.read_exact(&mut vec![0; length]).expect("the body");
+        (name, stream)
+    }
+
+    fn fake<T: Send + 'static>(
+        serve: impl FnOnce(TcpListener) -> T + Send + 'static,
+    ) -> (String, JoinHandle<T>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+        (url, std::thread::spawn(move || serve(listener)))
+    }
+
+    fn admin(urls: &[&String], change: Duration) -> Admin {
+        let urls = urls.iter().map(|url| (*url).clone()).collect();
+        Admin::new(urls, "token".to_owned(), "a test".to_owned(), READ_LIMIT, change)
+    }
+
+    #[test]
+    fn a_change_that_one_coordinator_broke_off_is_asked_of_the_next_under_its_name() {
+        let (first, asked_first) = fake(|listener| take(&listener).0);
+        let (second, asked_second) = fake(|listener| {
+            let (name, mut stream) = take(&listener);
+            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 8\r\nconnection: close\r\n\r\n{\"id\":1}";
+            stream.write_all(answer.as_bytes()).expect("it reads");
+            name
+        });
+        let answer: Value =
+            admin(&[&first, &second], CHANGE_LIMIT).post("/v1/tenants", &json!({})).expect("an answer");
+        assert_eq!(answer, json!({ "id": 1 }));
+        let (first, second) = (asked_first.join().expect("it ends"), asked_second.join().expect("it ends"));
+        assert!(
+            first.as_ref().is_some_and(|name| name.len() == 32) && first == second,
+            "{first:?} {second:?}"
+        );
+    }
+
+    #[test]
+    fn a_change_that_is_not_answered_in_time_is_asked_of_nobody_else() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        listener.set_nonblocking(true).expect("a socket can");
+        let other = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let (silent, asked) = fake(|listener| {
+            let (_, mut stream) = take(&listener);
+            // Until the asker has given up.
+            stream.read_to_end(&mut Vec::new())
+        });
+        let admin = admin(&[&silent, &other], Duration::from_millis(300));
+        let error = admin.patch::<Value>("/v1/tenants/x", &json!({})).expect_err("nobody answers");
+        assert!(error.to_string().contains("whether it happened is unknown"), "{error}");
+        drop(admin);
+        asked.join().expect("it ends").expect("readable");
+        assert!(listener.accept().is_err(), "nobody else was asked");
     }
 }

@@ -100,8 +100,7 @@ impl<'a> Line<'a> {
             return Err(fault);
         }
         self.asked.clear();
-        self.lease = self.shared.pool.take_fresh(self.address, self.deadline).await?;
-        Ok(())
+        self.shared.pool.renew(&mut self.lease, self.address, self.deadline).await
     }
 
     /// Gives the connection back for others.

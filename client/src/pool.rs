@@ -77,6 +77,18 @@ impl Pool {
         }
     }
 
+    /// Dials anew for a lease whose idle connection turned out to be dead; the others to `address` are forgotten. The lease
+    /// keeps its place among those of its address: those who wait for one wait for callers, not for it.
+    ///
+    /// # Errors
+    /// As [`Pool::take`]; the lease is then of no use.
+    pub async fn renew(&self, lease: &mut Lease, address: &str, deadline: Instant) -> Result<(), Fault> {
+        lock(&lease.address.state).idle.clear();
+        lease.connection = self.connect(address, &lease.address, deadline).await?;
+        lease.was_idle = false;
+        Ok(())
+    }
+
     /// As [`Pool::take`], but dials: an idle connection turned out to be dead, so the others to `address` are forgotten.
     ///
     /// # Errors
@@ -95,6 +107,11 @@ impl Pool {
         permit: OwnedSemaphorePermit,
         deadline: Instant,
     ) -> Result<Lease, Fault> {
+        let connection = self.connect(address, &known, deadline).await?;
+        Ok(Lease { connection, address: known, was_idle: false, _permit: permit })
+    }
+
+    async fn connect(&self, address: &str, known: &Address, deadline: Instant) -> Result<Connection, Fault> {
         if lock(&known.state).rests_until.is_some_and(|until| Instant::now() < until) {
             return Err(io::Error::new(
                 io::ErrorKind::ConnectionRefused,
@@ -110,8 +127,7 @@ impl Pool {
             Ok((connection, _)) => {
                 state.failures = 0;
                 state.rests_until = None;
-                drop(state);
-                Ok(Lease { connection, address: known, was_idle: false, _permit: permit })
+                Ok(connection)
             }
             Err(fault) => {
                 state.failures = (state.failures + 1).min(16);

@@ -41,6 +41,11 @@ impl Prefix {
         if self.loose { at } else { at - at % segment_blocks.max(1) }
     }
 
+    /// Returns how many blocks are before `at`: none in a set without order.
+    pub(crate) fn depth(&self, at: usize) -> u32 {
+        if self.loose { 0 } else { u32::try_from(at).unwrap_or(u32::MAX) }
+    }
+
     /// Returns the key of the block before `at`.
     pub(crate) fn parent(&self, at: usize) -> BlockKey {
         if self.loose || at == 0 { BlockKey::NONE } else { self.keys[at - 1] }

@@ -294,7 +294,7 @@ impl NamespaceClient {
                 fingerprint: self.fingerprint,
                 tenant: self.tenant,
                 era,
-                depth: *at as u32,
+                depth: source.prefix.depth(*at),
                 codec: payload.codec,
                 payload_bytes: payload.bytes.len() as u64,
                 digest: payload.digest,

@@ -7,6 +7,7 @@ use crate::ledger::Ledger;
 use crate::units::{Bytes, format_time};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
 
 pub(crate) fn all(parts: &ClusterParts, ledger: &mut Ledger) {
     times(parts, ledger);
@@ -21,6 +22,7 @@ pub(crate) fn all(parts: &ClusterParts, ledger: &mut Ledger) {
     for (at, node) in parts.nodes.iter().enumerate() {
         memory(at, node, ledger);
         snapshot(at, node, ledger);
+        folders(at, node, ledger);
     }
 }
 
@@ -198,6 +200,38 @@ fn snapshot(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
         let key = ledger.source(&every);
         ledger.conflict(&key, "no snapshot is kept; allowed is with a \"persist_dir\"".to_owned());
     }
+}
+
+/// Both folders have one of the node's name in them: these must not be the same, nor one in the other.
+fn folders(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
+    let (disk, persist) = (format!("node[{at}].disk_dir"), format!("node[{at}].persist_dir"));
+    let (Some(disk_dir), Some(persist_dir)) = (&node.disk_dir, &node.persist_dir) else { return };
+    if !good(ledger, &[&disk, &persist, &format!("node[{at}].id")]) {
+        return;
+    }
+    let (of_disk, of_snapshot) = (own_folder(disk_dir, &node.id), own_folder(persist_dir, &node.id));
+    if of_disk.starts_with(&of_snapshot) || of_snapshot.starts_with(&of_disk) {
+        let (key, other) = (ledger.source(&persist), ledger.source(&disk));
+        ledger.conflict(
+            &key,
+            format!("{other} = \"{disk_dir}\" gives the node's disk tier the same folder, or one within the other; allowed is another"),
+        );
+    }
+}
+
+/// Returns the folder of the node's name in `folder`, without what means nothing in a path.
+fn own_folder(folder: &str, id: &str) -> PathBuf {
+    let mut path = PathBuf::new();
+    for part in Path::new(folder).join(id).components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir if matches!(path.components().next_back(), Some(Component::Normal(_))) => {
+                path.pop();
+            }
+            part => path.push(part),
+        }
+    }
+    path
 }
 
 fn memory(at: usize, node: &NodeConfig, ledger: &mut Ledger) {

@@ -252,6 +252,13 @@ impl DeviceKind {
     }
 }
 
+/// How long a process may take to end in order.
+const STOP_LIMIT: Duration = Duration::from_secs(8);
+/// How long a node may take that writes its snapshot at its end.
+const PERSIST_LIMIT: Duration = Duration::from_secs(600);
+/// How long a process is given over that before it is killed.
+const KILL_GRACE: Duration = Duration::from_secs(2);
+
 /// One process of a cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Process<'a> {
@@ -284,6 +291,19 @@ impl<'a> Process<'a> {
             Process::Coordinator(coordinator) => &coordinator.host,
             Process::Node(node) => &node.host,
         }
+    }
+
+    /// Returns how long it may take to end in order: a node that keeps a snapshot writes what its memory holds.
+    pub fn stop_limit(self) -> Duration {
+        match self {
+            Process::Node(node) if node.persist_dir.is_some() => PERSIST_LIMIT,
+            _ => STOP_LIMIT,
+        }
+    }
+
+    /// Returns after how long a process that was told to end is killed by what supervises it: not before it gives up itself.
+    pub fn kill_after(self) -> Duration {
+        self.stop_limit() + KILL_GRACE
     }
 
     /// Returns the `host:port` that answers health checks: a coordinator's admin API, a node's metrics.
@@ -335,12 +355,14 @@ impl ClusterConfig {
     }
 
     /// Renders what `scripts/launch` reads: lines of fields between tabs. The first is `cluster`, its name, its token file or
-    /// `-`; then one line a process: its kind, id, host and the `host:port` that answers health checks.
+    /// `-`; then one line a process: its kind, id, host, the `host:port` that answers health checks, and the seconds after
+    /// which it may be killed when it was told to end.
     pub fn process_lines(&self) -> String {
         let mut lines =
             format!("cluster\t{}\t{}\n", self.cluster.name, self.cluster.token.file().unwrap_or("-"));
         for process in self.processes() {
-            let fields = [process.kind(), process.id(), process.host(), &process.health_address()];
+            let seconds = process.kill_after().as_secs().to_string();
+            let fields = [process.kind(), process.id(), process.host(), &process.health_address(), &seconds];
             lines.push_str(&fields.join("\t"));
             lines.push('\n');
         }

@@ -338,7 +338,8 @@ pub(crate) const NODE: &[Key] = &[
         "persist_every",
         Rule::Time { min: 1000, max: 7 * 24 * 3_600_000 },
         Derived("only at the end"),
-        "How often the snapshot is also written while the node serves: a node that is killed loses at most so much."
+        "How often the snapshot is also written while the node serves, from when the one before is taken in: a node that is killed \
+         loses what came since the last one began."
     ),
     key!(
         "mode",

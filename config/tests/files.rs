@@ -53,13 +53,25 @@ fn three_hosts_survive_the_loss_of_one() {
     assert_eq!(
         config.process_lines(),
         "cluster\tthree-hosts\ttoken\n\
-         coordinator\tcoord-a\t10.0.0.1\t10.0.0.1:7800\n\
-         coordinator\tcoord-b\t10.0.0.2\t10.0.0.2:7800\n\
-         coordinator\tcoord-c\t10.0.0.3\t10.0.0.3:7800\n\
-         node\tnode-a\t10.0.0.1\t10.0.0.1:7811\n\
-         node\tnode-b\t10.0.0.2\t10.0.0.2:7811\n\
-         node\tnode-c\t10.0.0.3\t10.0.0.3:7811\n"
+         coordinator\tcoord-a\t10.0.0.1\t10.0.0.1:7800\t10\n\
+         coordinator\tcoord-b\t10.0.0.2\t10.0.0.2:7800\t10\n\
+         coordinator\tcoord-c\t10.0.0.3\t10.0.0.3:7800\t10\n\
+         node\tnode-a\t10.0.0.1\t10.0.0.1:7811\t10\n\
+         node\tnode-b\t10.0.0.2\t10.0.0.2:7811\t10\n\
+         node\tnode-c\t10.0.0.3\t10.0.0.3:7811\t10\n"
     );
+}
+
+#[test]
+fn a_node_that_keeps_a_snapshot_is_given_the_time_to_write_it() {
+    let text = read("three-hosts.toml").to_toml();
+    let keeps = text.replacen("id = \"node-b\"", "id = \"node-b\"\npersist_dir = \"/cache\"", 1);
+    let config = ClusterConfig::from_toml(&keeps, std::iter::empty()).expect("a right file");
+    let seconds: Vec<_> = config.processes().map(|one| (one.id(), one.kill_after().as_secs())).collect();
+    let others = ["coord-a", "coord-b", "coord-c", "node-a", "node-c"].map(|id| (id, 10));
+    assert!(others.iter().all(|other| seconds.contains(other)), "{seconds:?}");
+    assert!(seconds.contains(&("node-b", 602)), "{seconds:?}");
+    assert!(config.process_lines().contains("node\tnode-b\t10.0.0.2\t10.0.0.2:7811\t602\n"));
 }
 
 #[test]

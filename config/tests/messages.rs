@@ -320,6 +320,31 @@ fn a_disk_tier_needs_a_folder_and_room_for_a_record_of_each_size() {
 }
 
 #[test]
+fn a_disk_tier_and_a_snapshot_need_folders_of_their_own() {
+    let given = |disk: &str, persist: &str| {
+        with("id = \"node-a\"", &format!("disk_dir = \"{disk}\"\npersist_dir = \"{persist}\""))
+    };
+    for (disk, persist) in [
+        ("/var/cache/kvhive", "/var/cache/kvhive"),
+        ("/var/cache/kvhive/", "/var/./cache/other/../kvhive"),
+        ("cache", "./cache"),
+        ("cache/node-a", "cache"),
+        ("cache", "cache/node-a/snapshots"),
+    ] {
+        assert_eq!(
+            given(disk, persist),
+            [format!(
+                "line 12: node[0].persist_dir = \"{persist}\": node[0].disk_dir = \"{disk}\" gives the node's disk tier the same \
+                 folder, or one within the other; allowed is another"
+            )]
+        );
+    }
+    for (disk, persist) in [("cache", "snapshots"), ("cache", "cache/snapshots"), ("../cache", "cache")] {
+        assert_eq!(given(disk, persist), [""; 0], "{disk} and {persist}");
+    }
+}
+
+#[test]
 fn a_strategy_that_shrinks_needs_a_smaller_size_to_shrink_into() {
     for strategy in ["compressed", "quantized"] {
         let given = |sizes: &str| {

@@ -90,6 +90,11 @@ impl ReadGuard {
         &self.header
     }
 
+    /// Says that the block's bytes are of no use: it goes, and can be stored anew.
+    pub(crate) fn report_lost(&self) {
+        self._pin.returns.push(Return::Lost(self._pin.id));
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.held {
             Held::Frame(frame) => frame.bytes(),

@@ -3,6 +3,7 @@
 //! ends no process.
 
 mod actors;
+mod admin;
 mod config;
 mod data;
 mod disk;

@@ -2,6 +2,7 @@
 
 use crate::actors::core::DeviceCore;
 use crate::actors::device::Device;
+use crate::admin;
 use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
 use crate::disk::DiskError;
@@ -11,9 +12,10 @@ use crate::latency::Latencies;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
-use crate::persist::{self, Extent, Keeper, Loaded, PersistError, PersistProgress, Saved};
+use crate::persist::{self, Extent, Holdings, Jobs, Keeper, Loaded, PersistError, PersistProgress, Saved};
 use crate::stats::{self, NodeStats, StrategyFigures};
 use crate::view::View;
+use axum::Router;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
 use kvhive_protocol::MemberId;
@@ -64,8 +66,7 @@ pub struct NodeHandle {
     runtime: Runtime,
     devices: Vec<Device>,
     plane: Arc<DataPlane>,
-    /// Bytes of the largest frame.
-    frame_bytes: u64,
+    holdings: Holdings,
     data_address: SocketAddr,
     metrics_address: SocketAddr,
     view: Arc<View>,
@@ -169,7 +170,6 @@ pub(crate) fn start_within(
     let serving = runtime.io().spawn(serve(data_listener, plane.clone(), stopping.clone()));
     let sources =
         Sources { devices: devices.clone(), stores: stores.clone(), plane: plane.clone(), memory_configured };
-    runtime.io().spawn(serve_metrics(metrics_listener, sources, stopping.clone()));
     let membership = Membership {
         coordinators: Arc::new(coordinators),
         introduction: introduce(&config, &memories, &stores, data_address, metrics_address),
@@ -180,7 +180,16 @@ pub(crate) fn start_within(
     };
     let largest = |device: &DeviceConfig| device.classes.iter().map(|class| class.frame_bytes).max();
     let frame_bytes = config.devices.iter().filter_map(largest).max().unwrap_or(0);
-    keep_snapshot(&config, &runtime, &devices, frame_bytes, &plane, stopping.clone());
+    let holdings = Holdings {
+        devices: devices.clone(),
+        frames: memories.iter().map(memory_frames).collect(),
+        frame_bytes,
+        view: view.clone(),
+        counters: plane.counters.clone(),
+    };
+    let jobs = keep_snapshot(&config, &runtime, &holdings, &plane, &stopping);
+    let routes = routes(sources).merge(admin::routes(&config.token, jobs));
+    runtime.io().spawn(serve_metrics(metrics_listener, routes, stopping.clone()));
     let filler = Filler {
         devices: devices.clone(),
         replicator: plane.replicator.clone(),
@@ -206,7 +215,7 @@ pub(crate) fn start_within(
     info!(node = %config.name, data = %data_address, metrics = %metrics_address, memory_configured, "node listens");
     Ok(NodeHandle {
         runtime,
-        frame_bytes,
+        holdings,
         devices: devices.clone(),
         plane: plane.clone(),
         data_address,
@@ -222,22 +231,23 @@ pub(crate) fn start_within(
 fn keep_snapshot(
     config: &NodeConfig,
     runtime: &Runtime,
-    devices: &[Device],
-    frame_bytes: u64,
+    holdings: &Holdings,
     plane: &Arc<DataPlane>,
-    stopping: watch::Receiver<bool>,
-) {
-    let Some(config) = config.persist.clone() else { return };
-    let (view, counters) = (plane.view.clone(), plane.counters.clone());
-    let keeper = Arc::new(Keeper { devices: devices.to_vec(), frame_bytes, view, counters, config });
+    stopping: &watch::Receiver<bool>,
+) -> Option<Arc<Jobs>> {
+    let config = config.persist.clone()?;
+    let keeper = Arc::new(Keeper::new(holdings.clone(), config));
     let (at_work, plane) = (keeper.clone(), plane.clone());
-    let kept = runtime.io().spawn(async move { at_work.run(stopping).await });
+    let jobs = Jobs::new(keeper.clone(), stopping.clone());
+    let until = stopping.clone();
+    let kept = runtime.io().spawn(async move { at_work.run(until).await });
     runtime.on_shutdown().at(Stage::DrainRequests, "write the snapshot", async move {
         // Its panic is in the log; what the devices hold is written all the same.
         let _ = kept.await;
         plane.drained().await;
         keeper.write().await;
     });
+    Some(jobs)
 }
 
 /// Opens the disk tier of every device that has one.
@@ -342,7 +352,14 @@ fn introduce(
     }
 }
 
-/// Returns the bytes of arenas, indices (of blocks on disk too) and connections' buffers.
+/// Returns how many blocks a device has in memory at most.
+fn memory_frames(memory: &Memory) -> u32 {
+    let tiers = [Tier::Device, Tier::Host];
+    tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).sum()
+}
+
+/// Returns the bytes of arenas, indices (of blocks on disk too), what taking in a snapshot needs,
+/// connections' buffers, and blocks that are decoded or read from disk until they are sent.
 fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
     let of_device = |(memory, device): (&Memory, &DeviceConfig)| {
         let tiers = [Tier::Device, Tier::Host];
@@ -350,16 +367,23 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         let classes = frames.len() / tiers.len();
         let arenas: u64 = tiers.iter().map(|tier| memory.tier_bytes(*tier)).sum();
         let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
-        arenas + DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy)
+        let survey = config.persist.as_ref().map_or(0, |_| persist::survey_bytes(memory_frames(memory)));
+        arenas
+            + survey
+            + DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy)
     };
+    // What is decoded, and what is read from disk, until it is sent.
+    let has_disk = config.devices.iter().any(|device| device.disk_bytes > 0);
+    let on_the_way = config.max_inflight_bytes * (1 + u64::from(has_disk));
     memories.iter().zip(&config.devices).map(of_device).sum::<u64>()
         + config.max_connections as u64 * CONNECTION_BYTES
+        + on_the_way
 }
 
-async fn serve_metrics(listener: TcpListener, sources: Sources, mut stopping: watch::Receiver<bool>) {
+async fn serve_metrics(listener: TcpListener, routes: Router, mut stopping: watch::Receiver<bool>) {
     let until = async move { stopped(&mut stopping).await };
-    let served = axum::serve(BoundedListener::new(listener, METRICS_DOOR), routes(sources))
-        .with_graceful_shutdown(until);
+    let served =
+        axum::serve(BoundedListener::new(listener, METRICS_DOOR), routes).with_graceful_shutdown(until);
     if let Err(error) = served.await {
         error!(%error, "the metrics listener failed");
     }
@@ -410,26 +434,28 @@ impl NodeHandle {
     /// run has written is gone on with. Blocks the thread; the node serves meanwhile.
     ///
     /// # Errors
-    /// When the node does not serve, or a file cannot be written: an older snapshot at `path` stands.
+    /// When the node does not serve, a file cannot be written, something else than a snapshot is at `path`, or another works on
+    /// it: an older snapshot at `path` stands.
     pub fn persist(
         &self,
         path: &Path,
         mut progress: impl FnMut(PersistProgress) + Send,
     ) -> Result<Saved, PersistError> {
-        self.wait_for(persist::save(&self.devices, &self.view, path, Extent::All, &mut progress))
+        self.wait_for(persist::save(&self.holdings, path, Extent::All, &mut progress))
     }
 
-    /// Takes in the snapshot at `path`, as far as there are free frames; what is here already stays. Blocks the thread; the
-    /// node serves meanwhile.
+    /// Takes in the snapshot at `path`, as far as there are free frames: nothing leaves for it, and what is here already stays.
+    /// Blocks that can be of no use here are left out and counted. Blocks the thread; the node serves meanwhile.
     ///
     /// # Errors
-    /// When there is none, it is damaged as a whole, or it was written under another secret or layout: nothing is taken in.
+    /// When there is none, it is damaged as a whole, or all of it was written under another secret or for larger frames; and when
+    /// a device or a disk fails half-way: what was taken in until then stays.
     pub fn load(
         &self,
         path: &Path,
         mut progress: impl FnMut(PersistProgress) + Send,
     ) -> Result<Loaded, PersistError> {
-        self.wait_for(persist::load(&self.devices, self.frame_bytes, &self.view, path, &mut progress))
+        self.wait_for(persist::load(&self.holdings, path, &mut progress))
     }
 
     /// Runs a future on the node's own threads, from any thread of another runtime or of none.

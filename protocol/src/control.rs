@@ -252,13 +252,6 @@ pub enum Command {
         /// The slots and where they are from then on, each once.
         changes: Vec<Placing>,
     },
-    /// Begins to empty a member, or ends that.
-    SetDrains {
-        /// Which.
-        member: MemberId,
-        /// Whether it is to be emptied.
-        drains: bool,
-    },
     /// Changes the default acknowledgement of stores.
     SetAck {
         /// The new default.
@@ -270,6 +263,13 @@ pub enum Command {
         tenant: TenantId,
         /// Which become what.
         change: RulesChange,
+    },
+    /// Begins to empty a member, or ends that.
+    SetDrains {
+        /// Which.
+        member: MemberId,
+        /// Whether it is to be emptied.
+        drains: bool,
     },
 }
 

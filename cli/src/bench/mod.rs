@@ -97,8 +97,8 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Makes a row from one figure a run of ours and the baseline, taken in turn. `ratio` is the median of the pairwise
-    /// ratios' two medians: ours / baseline.
+    /// Makes a row from one figure a run of ours and the baseline, taken in turn. `ratio` is our median over the
+    /// baseline's.
     pub(crate) fn of_runs(
         case: &str,
         unit: &'static str,

@@ -10,7 +10,7 @@ use kvhive_cache::simulate::{Rules, Trace};
 use kvhive_protocol::BlockKey;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -78,22 +78,69 @@ fn costs(runs: u32) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for strategy in Strategy::ALL {
         let mut pool = Pool::filled(build(strategy, BLOCKS, 1))?;
-        let [mut hits, mut inserts, mut theirs_hits, mut theirs_inserts] = [const { Vec::new() }; 4];
+        let [mut hits, mut theirs_hits] = [const { Vec::new() }; 2];
+        let [mut fresh, mut theirs_fresh, mut again, mut theirs_again] = [const { Vec::new() }; 4];
         for _ in 0..runs {
             hits.push(pool.time_hits());
             theirs_hits.push(textbook.time_hits());
-            inserts.push(pool.time_inserts());
-            theirs_inserts.push(textbook.time_inserts());
+            fresh.push(pool.time_fresh());
+            theirs_fresh.push(textbook.time_fresh());
+            again.push(pool.time_again());
+            theirs_again.push(textbook.time_again());
         }
         // The index of a shard, with what the policy has taken in place of what it may take.
         let beside = Shard::index_bytes(BLOCKS, 1, strategy) as usize - most_bytes(strategy, BLOCKS);
         let memory = [(beside + pool.policy.memory_bytes()) as f64 / f64::from(BLOCKS)];
         let case = |what: &str| format!("{what}-{strategy}");
         rows.push(Row::of_runs(&case("hit"), "ns/block", &hits, &theirs_hits, BASELINE));
-        rows.push(Row::of_runs(&case("insert-evict"), "ns/block", &inserts, &theirs_inserts, BASELINE));
+        // What is declined costs too: its time is told as that of the evictions that came of all offers.
+        for (what, ours, theirs) in [("fresh", &fresh, &theirs_fresh), ("again", &again, &theirs_again)] {
+            let (times, theirs) =
+                (figures(ours, Offers::ns_an_eviction), figures(theirs, Offers::ns_an_eviction));
+            let declined = figures(ours, Offers::declined);
+            rows.push(Row::of_runs(
+                &case(&format!("evict-{what}")),
+                "ns/eviction",
+                &times,
+                &theirs,
+                BASELINE,
+            ));
+            let unit = "share of blocks declined";
+            rows.push(Row::of_runs(
+                &case(&format!("declined-{what}")),
+                unit,
+                &declined,
+                &[1.0],
+                "all that are offered",
+            ));
+        }
         rows.push(Row::of_runs(&case("memory"), "bytes/block", &memory, &[INDEX_BYTES], "the index's bar"));
     }
     Ok(rows)
+}
+
+/// What offers of new blocks to a full pool came to in one run.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Offers {
+    nanos: f64,
+    /// Blocks, up to the first of each prefix that is declined.
+    offered: u32,
+    /// Blocks that left for one of these.
+    evicted: u32,
+}
+
+impl Offers {
+    fn ns_an_eviction(&self) -> f64 {
+        self.nanos / f64::from(self.evicted.max(1))
+    }
+
+    fn declined(&self) -> f64 {
+        1.0 - f64::from(self.evicted) / f64::from(self.offered.max(1))
+    }
+}
+
+fn figures(runs: &[Offers], figure: impl Fn(&Offers) -> f64) -> Vec<f64> {
+    runs.iter().map(figure).collect()
 }
 
 /// A full pool of prefixes, leaf-first as in a shard.
@@ -103,7 +150,9 @@ struct Pool {
     records: Vec<Record>,
     free: Vec<u32>,
     requests: u64,
-    next_key: u64,
+    /// Keys are numbered by the prefixes that they are of, [`REQUEST_BLOCKS`] each.
+    next_prefix: u64,
+    evicted: u32,
     random: SmallRng,
 }
 
@@ -126,11 +175,12 @@ impl Pool {
             records: vec![empty; BLOCKS as usize],
             free: (0..BLOCKS).rev().collect(),
             requests: 0,
-            next_key: 0,
+            next_prefix: 0,
+            evicted: 0,
             random: SmallRng::seed_from_u64(5),
         };
         for _ in 0..2 * BLOCKS / REQUEST_BLOCKS {
-            pool.insert_prefix();
+            pool.insert_fresh();
         }
         if !pool.free.is_empty() {
             bail!("{} of {BLOCKS} blocks stayed free", pool.free.len());
@@ -138,11 +188,29 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Returns nanoseconds for each block of new prefixes, taken in place of another or declined.
-    fn time_inserts(&mut self) -> f64 {
+    /// Offers prefixes that were never seen.
+    fn time_fresh(&mut self) -> Offers {
+        self.time(|pool| (0..REQUESTS).map(|_| pool.insert_fresh()).sum())
+    }
+
+    /// Offers prefixes that were evicted or declined: those that a policy with a memory has wanted back.
+    fn time_again(&mut self) -> Offers {
+        let gone = self.gone();
+        self.time(|pool| gone.iter().map(|prefix| pool.insert_prefix(*prefix)).sum())
+    }
+
+    fn time(&mut self, offer: impl FnOnce(&mut Pool) -> u32) -> Offers {
+        self.evicted = 0;
         let begun = Instant::now();
-        let offered: u32 = (0..REQUESTS).map(|_| self.insert_prefix()).sum();
-        begun.elapsed().as_nanos() as f64 / f64::from(offered.max(1))
+        let offered = offer(self);
+        Offers { nanos: begun.elapsed().as_nanos() as f64, offered, evicted: self.evicted }
+    }
+
+    /// Returns the prefixes seen last of which nothing is here.
+    fn gone(&self) -> Vec<u64> {
+        let resident = self.records.iter().filter(|record| record.is_resident);
+        let here: HashSet<u64> = resident.map(|record| record.number / u64::from(REQUEST_BLOCKS)).collect();
+        (0..self.next_prefix).rev().filter(|prefix| !here.contains(prefix)).take(REQUESTS as usize).collect()
     }
 
     /// Returns nanoseconds for each block of resident prefixes that are used again.
@@ -168,18 +236,23 @@ impl Pool {
         self.policy.begin(&Request { number: self.requests, blocks, ..Request::default() });
     }
 
-    /// Offers a new prefix. Returns the blocks of it that were offered: up to the first that is not taken.
-    fn insert_prefix(&mut self) -> u32 {
+    fn insert_fresh(&mut self) -> u32 {
+        self.next_prefix += 1;
+        self.insert_prefix(self.next_prefix - 1)
+    }
+
+    /// Offers a prefix. Returns the blocks of it that were offered: up to the first that is not taken.
+    fn insert_prefix(&mut self, prefix: u64) -> u32 {
         self.begin(REQUEST_BLOCKS);
         let mut parent = None;
         for depth in 0..REQUEST_BLOCKS {
-            self.next_key += 1;
-            let visit = Visit { key: key(self.next_key), parent, depth, partial: false };
+            let number = prefix * u64::from(REQUEST_BLOCKS) + u64::from(depth);
+            let visit = Visit { key: key(number), parent, depth, partial: false };
             let Some(at) = self.room_for(&visit) else {
                 self.policy.refused(&visit);
                 return depth + 1;
             };
-            let (used_by, number) = (self.requests, self.next_key);
+            let used_by = self.requests;
             self.records[at as usize] = Record { parent, children: 0, used_by, number, is_resident: true };
             if let Some(parent) = parent {
                 self.records[parent as usize].children += 1;
@@ -203,6 +276,7 @@ impl Pool {
         let gone = &mut self.records[at as usize];
         gone.is_resident = false;
         let (parent, key) = (gone.parent, key(gone.number));
+        self.evicted += 1;
         self.policy.removed(at, &key, Removal::Evicted);
         if let Some(parent) = parent {
             self.records[parent as usize].children -= 1;
@@ -287,6 +361,19 @@ impl Policy for Textbook {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_declined_is_no_eviction() {
+        let offers = Offers { nanos: 1000.0, offered: 8, evicted: 2 };
+        assert_eq!((offers.ns_an_eviction(), offers.declined()), (500.0, 0.75));
+        let mut pool = Pool::filled(build(Strategy::Lru, BLOCKS, 1)).expect("it fills");
+        let blocks = REQUESTS * REQUEST_BLOCKS;
+        for offers in [pool.time_fresh(), pool.time_again()] {
+            assert_eq!((offers.offered, offers.evicted, offers.declined()), (blocks, blocks, 0.0));
+        }
+        // An LRU has given up the prefixes before those that it holds.
+        assert_eq!(pool.gone().len(), REQUESTS as usize);
+    }
 
     #[test]
     fn rates_are_named_by_trace_size_and_strategy_and_stay_below_the_optimum() {

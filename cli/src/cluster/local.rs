@@ -6,6 +6,8 @@
 //! DIR/data/ID        raft logs, disk tiers DIR/supervisor.lock  held while it runs
 //! ```
 
+use super::end::{end, signal, stop_limit};
+use super::lock::{is_locked, lock};
 pub(crate) use super::shape::Shape;
 use anyhow::{Context, Result, bail};
 use kvhive_config::{ClusterConfig, LocalCluster};
@@ -24,15 +26,12 @@ pub(crate) const TOKEN_FILE: &str = "token";
 /// The cluster file within the cluster's folder.
 pub(crate) const CONFIG_FILE: &str = "cluster.toml";
 const RUNNING_FILE: &str = "running.json";
-const LOCK_FILE: &str = "supervisor.lock";
 /// Set for processes that a supervisor started: they end when it does.
 pub(crate) const SUPERVISED: &str = "KVHIVE_SUPERVISED";
 
 /// How long a cluster may take until it serves.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// How long a process may take to end before it is killed.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(50);
+pub(super) const POLL: Duration = Duration::from_millis(50);
 
 /// Returns the folder of the local cluster when none is given.
 pub(crate) fn default_dir() -> PathBuf {
@@ -189,27 +188,6 @@ fn ports(coordinators: u32, nodes: u32) -> Result<Vec<u16>> {
     let held: Vec<TcpListener> =
         (0..usual.len()).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
     held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
-}
-
-fn lock(dir: &Path) -> Result<Option<File>> {
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(dir.join(LOCK_FILE))
-        .with_context(|| format!("cannot write in {}", dir.display()))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("cannot lock {}", dir.join(LOCK_FILE).display())),
-    }
-}
-
-fn is_locked(dir: &Path) -> Result<bool> {
-    if !dir.join(LOCK_FILE).exists() {
-        return Ok(false);
-    }
-    Ok(lock(dir)?.is_none())
 }
 
 /// A local cluster's processes, owned by the calling process; dropping it kills what still runs.
@@ -409,7 +387,7 @@ impl Cluster {
             let (now, later): (Vec<_>, Vec<_>) =
                 std::mem::take(&mut self.children).into_iter().partition(|(process, _)| process.kind == kind);
             self.children = later;
-            end(now);
+            end(now, &self.config);
         }
         remove(&self.dir.join(RUNNING_FILE), |path| fs::remove_file(path))
             .unwrap_or_else(|error| eprintln!("warning: {error:#}"));
@@ -418,39 +396,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        end(std::mem::take(&mut self.children));
-    }
-}
-
-fn end(mut children: Vec<(RunningProcess, Child)>) {
-    for (_, child) in &children {
-        signal(child.id(), rustix::process::Signal::TERM);
-    }
-    let begun = Instant::now();
-    while !children.is_empty() {
-        children.retain_mut(|(process, child)| match child.try_wait() {
-            Ok(None) => {
-                if begun.elapsed() > STOP_LIMIT {
-                    eprintln!("warning: {} did not end within {STOP_LIMIT:?}; killing it", process.id);
-                    // Fails only when it has ended meanwhile.
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    return false;
-                }
-                true
-            }
-            _ => false,
-        });
-        if !children.is_empty() {
-            std::thread::sleep(POLL);
-        }
-    }
-}
-
-fn signal(pid: u32, signal: rustix::process::Signal) {
-    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
-        // Fails only when it has ended meanwhile.
-        let _ = rustix::process::kill_process(pid, signal);
+        end(std::mem::take(&mut self.children), &self.config);
     }
 }
 
@@ -465,8 +411,9 @@ pub(crate) fn down(dir: &Path) -> Result<bool> {
     let running = Running::load(dir)?;
     signal(running.pid, rustix::process::Signal::TERM);
     let begun = Instant::now();
+    let limit = stop_limit(dir);
     while is_locked(dir)? {
-        if begun.elapsed() > STOP_LIMIT * 3 {
+        if begun.elapsed() > limit {
             bail!("the supervisor (process {}) does not end", running.pid);
         }
         std::thread::sleep(POLL);

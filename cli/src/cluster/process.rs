@@ -15,11 +15,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a process may take to end in order.
-const STOP_LIMIT: Duration = Duration::from_secs(8);
-/// How long a node may take that writes its snapshot at its end.
-const PERSIST_LIMIT: Duration = Duration::from_secs(600);
-
 /// Runs the process `id` of the cluster file until SIGINT, SIGTERM, or a failure that it cannot go on from.
 ///
 /// # Errors
@@ -48,7 +43,7 @@ pub(crate) fn run(file: &Path, id: &str) -> Result<()> {
                     error = running.failed() => Err(anyhow::Error::from(error)),
                 }
             });
-            running.shutdown(STOP_LIMIT);
+            running.shutdown(process.stop_limit());
             tracing::info!(reason = ?ended.as_ref().ok(), "coordinator ended");
             ended.map(|_| ())
         }
@@ -65,7 +60,7 @@ pub(crate) fn run(file: &Path, id: &str) -> Result<()> {
                 }
             })?;
             tracing::info!(?lost, "node ends");
-            running.shutdown(if own.persist_dir.is_some() { PERSIST_LIMIT } else { STOP_LIMIT });
+            running.shutdown(process.stop_limit());
             lost.map_or(Ok(()), |error| Err(error.into()))
         }
     }

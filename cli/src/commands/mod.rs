@@ -6,6 +6,7 @@ pub(crate) mod down;
 pub(crate) mod drain;
 pub(crate) mod generated;
 pub(crate) mod node;
+mod node_snapshot;
 pub(crate) mod replay;
 pub(crate) mod simulate;
 pub(crate) mod status;

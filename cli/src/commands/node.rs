@@ -1,7 +1,8 @@
-//! `kvhive node config` and `kvhive node strategy`.
+//! `kvhive node config` and `kvhive node strategy`; `persist` and `load` are next door.
 
 use super::config;
 use super::connect::Connect;
+use super::node_snapshot::Snapshot;
 use crate::report;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
@@ -10,7 +11,7 @@ use kvhive_protocol::strategy::{ChoiceReport, Estimate};
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Look at a node's settings, and at what its strategies have chosen
+/// Look at a node's settings and at what its strategies have chosen, or have it write or take in a snapshot
 #[derive(Args, Debug)]
 pub(crate) struct NodeCommand {
     #[command(subcommand)]
@@ -30,6 +31,10 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Have a running node write a snapshot below its `persist_dir`
+    Persist(Snapshot),
+    /// Have a running node take a snapshot in, as far as it has free frames
+    Load(Snapshot),
     /// Show what the strategies of running nodes have chosen, and on what evidence
     Strategy {
         /// Only this node
@@ -105,6 +110,8 @@ impl NodeCommand {
     pub(crate) fn run(self) -> Result<()> {
         let (file, id, json) = match self.verb {
             Verb::Config { file, id, json } => (file, id, json),
+            Verb::Persist(snapshot) => return snapshot.run("persist"),
+            Verb::Load(snapshot) => return snapshot.run("load"),
             Verb::Strategy { id, adjust, connect, json } => {
                 return super::runtime()?.block_on(strategy(&connect, id.as_deref(), adjust, json));
             }

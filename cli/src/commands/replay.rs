@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use kvhive_client::{Client, NamespaceClient, Prefix, StoreOptions, StoreOutcome};
 use kvhive_config::Bytes;
 use kvhive_protocol::data::{About, Hint};
+use kvhive_protocol::frame::MAX_PAYLOAD_BYTES;
 use kvhive_protocol::{BlockKey, Layout};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -113,10 +114,7 @@ impl Replay {
     }
 
     async fn drive(&self, client: &Client, requests: Vec<(Request, Hint)>) -> Result<Report> {
-        let block_bytes = u32::try_from(self.block_size.0).ok().filter(|bytes| *bytes > 0);
-        let block_bytes = block_bytes.with_context(|| {
-            format!("--block-size is {}: 1B to just under 4GiB are allowed", self.block_size)
-        })?;
+        let block_bytes = block_bytes(self.block_size)?;
         let block_tokens = self.generated.block_tokens;
         let layout = Layout::opaque(block_bytes, block_tokens);
         if client.map().tenant(&self.tenant).is_none() {
@@ -301,6 +299,13 @@ fn write_content(key: &BlockKey, block: &mut [u8]) {
     rest.copy_from_slice(&last[..rest.len()]);
 }
 
+/// Returns a block's bytes. A larger block than one answer carries would be refused by every node.
+fn block_bytes(size: Bytes) -> Result<u32> {
+    let bytes = u32::try_from(size.0).ok().filter(|bytes| (1..=MAX_PAYLOAD_BYTES).contains(bytes));
+    let most = Bytes(u64::from(MAX_PAYLOAD_BYTES));
+    bytes.with_context(|| format!("--block-size is {size}: 1B to {most} are allowed"))
+}
+
 fn is_content(key: &BlockKey, block: &[u8]) -> bool {
     let mut words = words(key);
     let pieces = block.chunks_exact(8);
@@ -327,6 +332,15 @@ fn words(key: &BlockKey) -> impl FnMut() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_that_no_answer_carries_is_refused_before_anybody_is_asked() {
+        assert_eq!(block_bytes(Bytes(256 << 20)).expect("it fits"), 256 << 20);
+        for size in [0, (256 << 20) + 1, 1 << 32] {
+            let error = block_bytes(Bytes(size)).expect_err("it does not fit").to_string();
+            assert!(error.ends_with("1B to 256MiB are allowed"), "{error}");
+        }
+    }
 
     #[test]
     fn content_tells_whose_it_is() {

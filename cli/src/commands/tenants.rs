@@ -86,7 +86,7 @@ struct Rules {
     #[arg(long, value_name = "BITS", value_parser = PossibleValuesParser::new(["4", "8", "16"]))]
     quantization_bits: Option<String>,
     /// Stored bytes over raw ones to aim at, from 0.001 to 1: down to 0.7 without loss; bits come before it
-    #[arg(long, value_name = "RATIO")]
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
     compression_ratio: Option<f64>,
     /// Another tenant whose blocks it names too: both find what either has stored. Takes no other rule
     #[arg(long, value_name = "TENANT")]
@@ -189,6 +189,12 @@ impl Tenants {
         }
         Ok(())
     }
+}
+
+/// Reads a ratio as the cluster takes it. What is no number would be sent as none, which resets the rule.
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse::<f64>().ok().filter(|ratio| (0.001..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "allowed is a number from 0.001 to 1".to_owned())
 }
 
 /// Says what a clear came to.
@@ -334,6 +340,10 @@ mod tests {
             (&["--device-quota", "8"][..], "a size needs a unit"),
             (&["--quantization-bits", "7"][..], "[possible values: 4, 8, 16]"),
             (&["--reset", "era"][..], "device-quota"),
+            (&["--compression-ratio", "nan"][..], "from 0.001 to 1"),
+            (&["--compression-ratio", "inf"][..], "from 0.001 to 1"),
+            (&["--compression-ratio", "0"][..], "from 0.001 to 1"),
+            (&["--compression-ratio", "1.01"][..], "from 0.001 to 1"),
         ] {
             let error = patch(options).expect_err("it makes no sense").to_string();
             assert!(error.contains(says), "{options:?}: {error}");

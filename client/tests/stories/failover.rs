@@ -104,6 +104,26 @@ async fn a_restarted_member_is_asked_again_on_a_new_connection() {
 }
 
 #[tokio::test]
+async fn a_restarted_member_is_dialled_anew_while_others_hold_every_connection_that_is_allowed() {
+    let mut cluster = Cluster::start(1, 1).await;
+    for connections_per_member in [1, 4] {
+        let config = kvhive_client::ClientConfig { connections_per_member, ..cluster.config() };
+        let client = kvhive_client::Client::connect(config).await.expect("the coordinator answers");
+        let text = Text::of(&client, 4);
+        text.store().await;
+        let all = || {
+            let fetch = || Box::pin(text.fetch_all());
+            async move { tokio::join!(fetch(), fetch(), fetch(), fetch()) }
+        };
+        all().await;
+        // Each of these takes a dead connection, and no other may be had until one of them is done.
+        cluster.nodes[0].restart().await;
+        all().await;
+        assert_eq!(client.stats().failovers, 0, "{connections_per_member} connections");
+    }
+}
+
+#[tokio::test]
 async fn a_node_with_another_token_costs_a_miss_and_no_storm() {
     let mut cluster = Cluster::start(1, 1).await;
     let stranger = Node::start(device(0), b"another token altogether").await;

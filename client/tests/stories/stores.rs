@@ -111,3 +111,20 @@ async fn what_is_known_of_the_request_travels_with_its_blocks() {
     });
     assert_eq!(told.collect::<Vec<_>>(), [about]);
 }
+
+#[tokio::test]
+async fn a_block_of_a_loose_set_is_before_and_after_none() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = cluster.client().await;
+    let Text { namespace, prefix } = Text::of(&client, 4);
+    let loose = Text { namespace, prefix: kvhive_client::Prefix::loose(prefix.keys().to_vec()) };
+    loose.store().await;
+    let mut stored = Vec::new();
+    for request in cluster.nodes[0].requests() {
+        if let kvhive_protocol::data::DataRequest::Store(store) = request {
+            stored.extend(store.blocks.iter().map(|block| (block.header.depth, block.parent)));
+        }
+    }
+    assert_eq!(stored, [(0, kvhive_protocol::BlockKey::NONE); 4]);
+    loose.fetch_all().await;
+}

@@ -1,6 +1,7 @@
 //! Members: who there is, and emptying one before it goes.
 
 use super::answers::{Consistency, ErrorBody, Freshness, Members, Node, Trouble};
+use super::asked::AskedAs;
 use super::overview;
 use super::routes::{Answer, MAX_BODY_BYTES, Shared};
 use axum::Json;
@@ -33,9 +34,10 @@ pub(super) async fn members(
 
 /// Begins to empty a member, or ends that. Answered when it is decided; its slots then leave in the background, which
 /// `/v1/slots` shows.
-#[utoipa::path(patch, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name")), request_body = MemberPatch, responses((status = 200, body = Node), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(patch, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name"), ("idempotency-key" = Option<String>, Header, description = "32 hexadecimal digits drawn for this change: asked again with them, of any coordinator, it happens once")), request_body = MemberPatch, responses((status = 200, body = Node), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn change_member(
     State(admin): Shared,
+    asked: AskedAs,
     name: Result<Path<String>, PathRejection>,
     body: Result<Json<MemberPatch>, JsonRejection>,
 ) -> Answer<Node> {
@@ -48,7 +50,7 @@ pub(super) async fn change_member(
     let overview = admin.overview(Freshness::Linearizable).await?;
     let known = overview.map.as_ref().and_then(|map| map.member(&name));
     let (member, _) = known.ok_or_else(missing)?;
-    match admin.submit(Command::SetDrains { member, drains: patch.drains }).await? {
+    match admin.submit(asked, Command::SetDrains { member, drains: patch.drains }).await? {
         CommandReply::Applied { .. } => {
             let overview = admin.overview(Freshness::Linearizable).await?;
             let nodes = overview.map.as_ref().map_or(Vec::new(), overview::nodes);

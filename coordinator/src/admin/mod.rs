@@ -2,6 +2,7 @@
 //! follower asks the leader; `?consistency=stale` answers from what it has itself.
 
 mod answers;
+mod asked;
 mod auth;
 mod figures;
 mod lanes;

@@ -3,6 +3,7 @@
 use super::answers::{
     Cluster, Consistency, Coordinator, ErrorBody, Freshness, SlotList, SlotQuery, Stats, Trouble,
 };
+use super::asked::AskedAs;
 use super::lanes::Lanes;
 use super::{auth, figures, members, overview, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
@@ -110,8 +111,12 @@ impl Admin {
         }
     }
 
-    /// Has a change applied, here or by the leader; repeated under the same id while its outcome is unknown.
-    pub(super) async fn submit(&self, command: Command) -> Result<CommandReply, Trouble> {
+    /// Has a change applied, here or by the leader; repeated under the same id while its outcome is unknown. One that its asker
+    /// has named happens once, whichever coordinators are asked for it.
+    pub(super) async fn submit(&self, asked: AskedAs, command: Command) -> Result<CommandReply, Trouble> {
+        if let AskedAs(Some(request)) = asked {
+            return self.submit_as(request, command).await;
+        }
         let request = self.lanes.take();
         let submitted = self.submit_as(request, command).await;
         // One that is given up half-way keeps its lane: a repeat of it may still be on its way.

@@ -1,6 +1,7 @@
 //! Tenants in the admin API: what is shown of them, how they are made, ruled and cleared.
 
 use super::answers::{Consistency, ErrorBody, Freshness, Trouble};
+use super::asked::AskedAs;
 use super::overview::rate;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
 use axum::Json;
@@ -249,9 +250,10 @@ pub(super) async fn tenant(
 }
 
 /// Creates a tenant.
-#[utoipa::path(post, path = "/v1/tenants", request_body = NewTenant, responses((status = 201, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(post, path = "/v1/tenants", params(("idempotency-key" = Option<String>, Header, description = "32 hexadecimal digits drawn for this change: asked again with them, of any coordinator, it happens once")), request_body = NewTenant, responses((status = 201, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn create_tenant(
     State(admin): Shared,
+    asked: AskedAs,
     body: Result<Json<NewTenant>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Tenant>), Trouble> {
     let Json(wanted) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
@@ -274,7 +276,7 @@ pub(super) async fn create_tenant(
         .map_err(|error| Trouble::unavailable(format!("no random bytes: {error}")))?;
     let command = Command::CreateTenant { name: wanted.name.clone(), secret, rules };
     kvhive_control::check_command(&command).map_err(|error| Trouble::bad_request(error.to_string()))?;
-    match admin.submit(command).await? {
+    match admin.submit(asked, command).await? {
         CommandReply::TenantCreated { .. } => {
             Ok((StatusCode::CREATED, Json(admin.shown(&wanted.name).await?)))
         }
@@ -283,9 +285,10 @@ pub(super) async fn create_tenant(
 }
 
 /// Changes a tenant's rules by a merge patch (RFC 7396). Nodes go by them within a heartbeat; no block is lost by it.
-#[utoipa::path(patch, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name")), request_body = TenantPatch, responses((status = 200, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(patch, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), ("idempotency-key" = Option<String>, Header, description = "32 hexadecimal digits drawn for this change: asked again with them, of any coordinator, it happens once")), request_body = TenantPatch, responses((status = 200, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn change_tenant(
     State(admin): Shared,
+    asked: AskedAs,
     name: Result<Path<String>, PathRejection>,
     body: Result<Json<TenantPatch>, JsonRejection>,
 ) -> Answer<Tenant> {
@@ -297,7 +300,7 @@ pub(super) async fn change_tenant(
     check(&change.apply(TenantRules::default()))?;
     // By the map of now, which is newer than the asking: what it refuses costs no entry of the log.
     check_change(&map, tenant, &change)?;
-    match admin.submit(Command::SetTenantRules { tenant, change }).await? {
+    match admin.submit(asked, Command::SetTenantRules { tenant, change }).await? {
         CommandReply::Applied { .. } => Ok(Json(admin.shown(&name).await?)),
         other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
     }
@@ -305,15 +308,16 @@ pub(super) async fn change_tenant(
 
 /// Ends a tenant's era. Answered when nobody serves its older blocks any more. Of a tenant that shares another's blocks it
 /// ends those that are its own, from before it shared; those that it shares stay.
-#[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name")), responses((status = 200, body = Tenant), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name"), ("idempotency-key" = Option<String>, Header, description = "32 hexadecimal digits drawn for this change: asked again with them, of any coordinator, it happens once")), responses((status = 200, body = Tenant), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn clear_tenant(
     State(admin): Shared,
+    asked: AskedAs,
     name: Result<Path<String>, PathRejection>,
 ) -> Answer<Tenant> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let map = admin.map().await?;
     let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
-    match admin.submit(Command::ClearTenant { tenant }).await? {
+    match admin.submit(asked, Command::ClearTenant { tenant }).await? {
         CommandReply::TenantCleared { era, .. } => {
             let shown = admin.shown(&name).await?;
             Ok(Json(Tenant { era: era.0, ..shown }))

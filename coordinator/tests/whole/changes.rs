@@ -128,3 +128,30 @@ fn a_clear_waits_for_a_silent_member_only_until_its_lease_has_run_out() {
     assert!(waited >= Duration::from_millis(settings().lease_ms * 3 / 4), "answered after {waited:?}");
     assert!(matches!(group.beat(&node), ControlReply::Fenced), "its lease has run out");
 }
+
+#[test]
+fn a_change_that_its_asker_has_named_happens_once_whoever_is_asked() {
+    let group = Group::of(3);
+    let token = crate::group::bearer(crate::group::TOKEN);
+    let ask = |at: usize, path: &str, name: &str, body: &str| {
+        let headers = [
+            ("authorization", token.as_str()),
+            ("content-type", "application/json"),
+            ("idempotency-key", name),
+        ];
+        crate::http::ask(group.admin(at).address, "POST", path, &headers, body.as_bytes())
+    };
+    let (create, clear) = ("0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210");
+    for at in 0..3 {
+        let created = ask(at, "/v1/tenants", create, r#"{"name":"once"}"#);
+        assert_eq!((created.status, created.json()["name"].as_str()), (201, Some("once")), "{created:?}");
+        let cleared = ask(at, "/v1/tenants/once/clear", clear, "");
+        assert_eq!((cleared.status, cleared.json()["era"].as_u64()), (200, Some(2)), "{cleared:?}");
+    }
+    let other = ask(0, "/v1/tenants", clear.to_uppercase().as_str(), r#"{"name":"once"}"#);
+    assert!(other.status >= 400, "the name of another change: {other:?}");
+    for name in ["", "1", "0123456789abcdef0123456789abcdeg", "+123456789abcdef0123456789abcdef"] {
+        let refused = ask(0, "/v1/tenants", name, r#"{"name":"twice"}"#);
+        assert_eq!(refused.refusal(), (400, "bad_request".to_owned()), "{name:?}");
+    }
+}

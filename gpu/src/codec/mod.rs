@@ -13,7 +13,8 @@
 //! | int4 | within `range / 19`, `largest / 168` or 1/64 of the tile's coarsest bound, whichever is most |
 //!
 //! Each plus the rounding to the element's own precision. NaN stays NaN (int4: its whole group becomes NaN); an infinity
-//! becomes the nearest value that its scale reaches. Scales are per channel for keys and per token for values (KIVI: Liu
+//! becomes the nearest value that its scale reaches (int8, fp8: NaN in a group whose finite values are all zero, or so small that
+//! their scale would be none: below about `127 * 2^-126` in int8, they come back as zeros). Scales are per channel for keys and per token for values (KIVI: Liu
 //! et al., ICML 2024); int4 takes whichever fits a tile of 32 tokens better, and values of 16 to 31 tokens, which by channel
 //! have three bits and come back within `range / 9`.
 //!

@@ -38,6 +38,8 @@ pub(crate) enum DeviceMessage {
         pin: bool,
         reply: Reply<Vec<Reserved>>,
     },
+    /// Give me frames for these blocks as long as some are free: nothing leaves for them.
+    ReserveFree { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, reply: Reply<Vec<Reserved>> },
     /// The engine expects this of the session of these blocks; the answer says how many are here.
     Release { tenant: TenantId, keys: KeyList, hint: Hint, reply: Reply<u32> },
     /// How do the strategies do? Those that choose may have to do so now.
@@ -332,6 +334,14 @@ impl DeviceCore {
         }
     }
 
+    fn reserve_free(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> Reserved {
+        if self.shard.has_spare(tenant, block) {
+            self.reserve(tenant, block, slot, About::default(), false)
+        } else {
+            Reserved::Refused(Refusal::NoRoom)
+        }
+    }
+
     fn seal(&mut self, block: Verified, pin: bool) -> (Sealed, Option<BlockId>) {
         // A ticket of an actor before this one may read like one of this shard's own.
         if !block.is_of(&self.returns) {
@@ -401,6 +411,13 @@ impl DeviceCore {
                             .map(|(block, slot)| self.reserve(tenant, block, *slot, about, pin))
                             .collect(),
                     );
+                }
+            }
+            DeviceMessage::ReserveFree { tenant, blocks, reply } => {
+                if !reply.is_abandoned() {
+                    let reserve =
+                        |(block, slot): &(StoreBlock, Slot)| self.reserve_free(tenant, block, *slot);
+                    reply.send(blocks.iter().map(reserve).collect());
                 }
             }
             DeviceMessage::Seal { blocks, pin, reply } => {

@@ -3,6 +3,7 @@
 use crate::layouts::{self, Layouts};
 use crate::view::Serving;
 use kvhive_cache::member;
+use kvhive_client::codec;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Run, StoreRequest};
 use kvhive_protocol::handshake::Role;
@@ -43,7 +44,7 @@ pub(super) fn admits(
     Ok(())
 }
 
-/// Checks that a store fits its payload and its layout, of which note is taken, and that it is the asker's to make.
+/// Checks that a store fits its payload and its layout, and that it is the asker's to make.
 pub(super) fn store(
     request: &StoreRequest,
     payload: u64,
@@ -65,9 +66,13 @@ pub(super) fn store(
         for header in request.blocks.iter().map(|block| &block.header) {
             let fits = match header.codec {
                 Codec::Raw => header.payload_bytes == bytes,
-                _ => header.payload_bytes <= bytes,
+                // Of another length than that it would decode for nobody.
+                codec => match codec::stored_bytes(codec, layout) {
+                    Some(exact) => header.payload_bytes == exact,
+                    None => codec == Codec::Lossless && header.payload_bytes <= bytes,
+                },
             };
-            if !fits || !layouts.learn(layout, header.fingerprint) {
+            if !fits || !layouts.is_of(layout, header.fingerprint) {
                 return Err(WireError::malformed(format_args!(
                     "a block of {} bytes and layout {:?} in a store of blocks of {layout:?}, {bytes} bytes each",
                     header.payload_bytes, header.fingerprint

@@ -53,7 +53,7 @@ impl DataPlane {
         layout: Layout,
     ) -> Result<(Vec<Option<Held>>, Option<OwnedSemaphorePermit>), WireError> {
         let bytes = check::layout_bytes(&layout)?;
-        let mut room = self.most_decoded();
+        let mut room = self.most_decoded().max(bytes);
         let mut held = Vec::with_capacity(found.len());
         let mut encoded = Vec::new();
         for (at, guard) in found.into_iter().enumerate() {
@@ -81,7 +81,14 @@ impl DataPlane {
             return Err(WireError::busy("as many blocks as allowed are being decoded"));
         };
         let decoded = tokio::task::spawn_blocking(move || {
-            let decode = |(at, guard): (usize, ReadGuard)| (at, decode(&guard, &layout, bytes));
+            let decode = |(at, guard): (usize, ReadGuard)| {
+                let decoded = decode(&guard, &layout, bytes);
+                if decoded.is_err() {
+                    // As it is, nobody ever gets it, and none could be stored in its place.
+                    guard.report_lost();
+                }
+                (at, decoded)
+            };
             encoded.into_iter().map(decode).collect::<Vec<_>>()
         });
         for (at, decoded) in decoded.await.unwrap_or_default() {

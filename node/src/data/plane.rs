@@ -18,6 +18,9 @@ use tokio::time::timeout;
 /// A device actor that does not answer within this is busy.
 const ACTOR_LIMIT: Duration = Duration::from_secs(2);
 
+/// Into so many shares the room for decoded blocks is parted; a fetch has one at most.
+const DECODING_SHARES: u64 = 8;
+
 /// Bounds of the data plane.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -120,9 +123,10 @@ impl DataPlane {
         kib(bytes).min(self.device_kib)
     }
 
-    /// Returns the most bytes that one fetch may have decoded.
+    /// Returns the most bytes that one fetch may have decoded, unless one block has more: an asker that reads slowly leaves
+    /// the others room.
     pub(super) fn most_decoded(&self) -> u64 {
-        u64::from(self.inflight_kib) * 1024
+        u64::from(self.inflight_kib) * 1024 / DECODING_SHARES
     }
 
     /// Returns how many connections stand, handshakes included.

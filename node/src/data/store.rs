@@ -113,7 +113,8 @@ impl DataPlane {
         let Ok(Ok(room)) = timeout(wait, room).await else {
             return Ok(Err(WireError::busy("as many payload bytes as allowed are under way")));
         };
-        let (tenant, wanted, about, pin) = (task.tenant, task.blocks.clone(), task.about, task.replicated);
+        // What is here already is held for a look at its bytes.
+        let (tenant, wanted, about, pin) = (task.tenant, task.blocks.clone(), task.about, true);
         let reserved = self.ask(task.device, |reply| DeviceMessage::Reserve {
             tenant,
             blocks: wanted,
@@ -168,9 +169,17 @@ impl DataPlane {
                     Taken::Verified,
                 ))
             }
-            Reserved::Present(guard) => {
+            Reserved::Present(lent) => {
                 self.paced(bytes, connection.skip_payload(bytes)).await?;
-                Ok(Taken::Present(guard))
+                // Whoever stores what is here has not been able to use it, perhaps: one that is damaged would stay for ever.
+                if let Some(Lent::Guard(guard)) = &lent
+                    && guard.header().check_bytes(guard.bytes()).is_err()
+                {
+                    count(&self.counters.corrupt_blocks);
+                    guard.report_lost();
+                    return Ok(Taken::Refused(Refusal::NoRoom));
+                }
+                Ok(Taken::Present(lent))
             }
             Reserved::Refused(refusal) => {
                 self.paced(bytes, connection.skip_payload(bytes)).await?;
@@ -204,6 +213,12 @@ impl DataPlane {
             }
         }
         if !sealing.is_empty() {
+            if let Some(layout) = &task.layout {
+                // Only now: what was refused teaches nothing. And before they are there: what they take is counted by it.
+                for at in &sealed_at {
+                    self.view.layouts.learn(layout, task.blocks[*at].0.header.fingerprint);
+                }
+            }
             let pin = task.replicated;
             let sealed =
                 self.ask(task.device, |reply| DeviceMessage::Seal { blocks: sealing, pin, reply }).await?;

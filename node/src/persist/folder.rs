@@ -1,16 +1,19 @@
 //! A snapshot's folder: segments and the manifest that names them. It is written beside its place and takes it as a whole,
-//! so a snapshot is there or is not.
+//! so a snapshot is there or is not. Nothing is removed that a snapshot does not consist of.
 
 use super::PersistError;
 use kvhive_protocol::Layout;
 use kvhive_protocol::map::{ClusterMap, Tenant};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Name of the manifest.
 const MANIFEST: &str = "manifest.json";
+/// Name of what tells which run makes a snapshot, while it is made.
+pub(super) const RUN: &str = "run.json";
 /// The format that this build writes, and the only one that it reads.
 const VERSION: u32 = 1;
 /// A longer manifest is none.
@@ -106,10 +109,20 @@ impl Manifest {
     }
 
     fn write(&self, folder: &Path) -> io::Result<()> {
-        let mut file = File::create(folder.join(MANIFEST))?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        file.sync_all()
+        write_file(&folder.join(MANIFEST), &serde_json::to_vec_pretty(self)?)
     }
+}
+
+/// Writes a small file that is its owner's alone, durably.
+pub(super) fn write_file(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+    file.write_all(text)?;
+    file.sync_all()
+}
+
+/// Makes a folder that is its owner's alone, and those above it, unless they are there.
+pub(super) fn make_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Returns where a snapshot is made before it takes its place.
@@ -117,38 +130,180 @@ pub(super) fn workshop(path: &Path) -> PathBuf {
     beside(path, ".partial")
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(ending);
     path.with_file_name(name)
 }
 
+fn old(path: &Path) -> PathBuf {
+    beside(path, ".old")
+}
+
+/// Checks that nothing but a snapshot or its parts stands where one is written, made, or was: the rest is not ours to remove.
+pub(super) fn check_ours(path: &Path) -> Result<(), PersistError> {
+    if path.file_name().is_none() {
+        return Err(PersistError::Foreign { path: path.to_owned() });
+    }
+    for (folder, whole) in [(path.to_owned(), true), (old(path), false), (workshop(path), false)] {
+        let ours = is_ours(&folder, whole);
+        match ours.map_err(|source| PersistError::Io { path: folder.clone(), source })? {
+            true => {}
+            false => return Err(PersistError::Foreign { path: folder }),
+        }
+    }
+    Ok(())
+}
+
+/// Says whether a folder is not there, is empty, or holds only what a snapshot consists of, its manifest too if it must be whole.
+fn is_ours(folder: &Path, whole: bool) -> io::Result<bool> {
+    match fs::symlink_metadata(folder) {
+        Ok(meta) if meta.is_dir() => {}
+        Ok(_) => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error),
+    }
+    let (mut is_empty, mut has_manifest) = (true, false);
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_file() || !is_part(&entry.file_name().to_string_lossy()) {
+            return Ok(false);
+        }
+        is_empty = false;
+        has_manifest |= entry.file_name() == MANIFEST;
+    }
+    Ok(is_empty || has_manifest || !whole)
+}
+
+/// Says whether a file of this name is part of a snapshot: manifest, run, or a segment's number with its ending.
+fn is_part(name: &str) -> bool {
+    let is_segment = name.split_once('.').is_some_and(|(number, ending)| {
+        number.len() >= 6
+            && number.bytes().all(|digit| digit.is_ascii_digit())
+            && (ending == "seg" || ending == "partial")
+    });
+    is_segment || name == MANIFEST || name == RUN
+}
+
+/// Removes a snapshot, or what there is of one; a folder that holds anything else stays, with that in it.
+pub(super) fn remove(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if is_part(&entry.file_name().to_string_lossy()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_dir(folder)
+}
+
 /// Completes a snapshot in its workshop and puts it in its place; one that was there before goes when the new one stands.
 pub(super) fn publish(manifest: &Manifest, path: &Path) -> io::Result<()> {
-    let made = workshop(path);
+    let (made, old) = (workshop(path), old(path));
     manifest.write(&made)?;
-    sync(&made)?;
-    let old = beside(path, ".old");
-    if old.exists() {
-        fs::remove_dir_all(&old)?;
+    match fs::remove_file(made.join(RUN)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    sync(&made)?;
     if path.exists() {
+        // Without one at its place, the one beside it is what stands: it goes only when the new one does.
+        if old.exists() {
+            remove(&old)?;
+        }
         fs::rename(path, &old)?;
     }
     fs::rename(&made, path)?;
     sync(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
     if old.exists() {
-        fs::remove_dir_all(&old)?;
+        remove(&old)?;
     }
     Ok(())
 }
 
 /// Returns the snapshot that stands for `path`: a crash between the two renames of [`publish`] leaves the old one beside it.
 pub(super) fn standing(path: &Path) -> PathBuf {
-    let old = beside(path, ".old");
+    let old = old(path);
     if !path.exists() && old.exists() { old } else { path.to_owned() }
+}
+
+/// Says whether this is where a snapshot's manifest would be.
+pub(super) fn is_manifest(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == MANIFEST)
+}
+
+/// Says whether there is anything that a new snapshot would replace.
+pub(super) fn stands(path: &Path) -> bool {
+    fs::read_dir(standing(path)).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(folder: &Path, number: u64) {
+        fs::create_dir_all(folder).expect("writable");
+        manifest(number).write(folder).expect("writable");
+        fs::write(folder.join("000000.seg"), b"blocks").expect("writable");
+    }
+
+    fn manifest(number: u64) -> Manifest {
+        let mut manifest = Manifest {
+            version: VERSION,
+            largest_block: number,
+            tenants: Vec::new(),
+            layouts: Vec::new(),
+            segments: Vec::new(),
+            checksum: String::new(),
+        };
+        manifest.checksum = manifest.sum();
+        manifest
+    }
+
+    #[test]
+    fn the_one_that_stands_beside_its_place_goes_only_when_the_new_one_stands() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("snapshot");
+        // As a crash between the two renames leaves it.
+        whole(&old(&path), 1);
+        assert_eq!(standing(&path), old(&path));
+        fs::create_dir_all(workshop(&path)).expect("writable");
+        // As if it ended just before the new one takes its place: a folder takes no link's.
+        std::os::unix::fs::symlink(folder.path().join("nowhere"), &path).expect("writable");
+        publish(&manifest(2), &path).expect_err("its place is taken");
+        fs::remove_file(&path).expect("writable");
+        assert_eq!(Manifest::read(&standing(&path)).expect("it stands").largest_block, 1);
+        publish(&manifest(2), &path).expect("it takes its place");
+        assert_eq!(Manifest::read(&path).expect("it stands").largest_block, 2);
+        assert!(!old(&path).exists() && !workshop(&path).exists());
+    }
+
+    #[test]
+    fn only_what_a_snapshot_consists_of_is_ours() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("snapshot");
+        let check = || check_ours(&path).is_ok();
+        assert!(check(), "nothing is there");
+        fs::create_dir(&path).expect("writable");
+        assert!(check(), "it is empty");
+        fs::write(path.join("000000.seg"), b"").expect("writable");
+        assert!(!check(), "a snapshot has a manifest");
+        whole(&path, 1);
+        assert!(check());
+        for beside in [old(&path), workshop(&path), path.clone()] {
+            fs::create_dir_all(&beside).expect("writable");
+            fs::write(beside.join("records-65536"), b"another's").expect("writable");
+            assert!(!check(), "{}", beside.display());
+            assert!(remove(&beside).is_err() && beside.join("records-65536").exists());
+            fs::remove_file(beside.join("records-65536")).expect("writable");
+        }
+        assert!(!is_part("1.seg") && !is_part("000001.seg.bak") && is_part("000001.partial"));
+        fs::remove_dir(&path).expect("it is empty now");
+        std::os::unix::fs::symlink(folder.path(), &path).expect("writable");
+        assert!(!check(), "a link leads to where another may be");
+        assert!(check_ours(Path::new("/")).is_err());
+    }
 }

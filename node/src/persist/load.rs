@@ -1,18 +1,19 @@
 //! Taking a snapshot in: the way of every store, from a file. Parents come before their children; nothing is pushed out.
 
-use super::folder::{self, Manifest, secret_check};
-use super::segment::{Meta, SegmentReader};
-use super::{Loaded, PersistError, PersistProgress};
+use super::blocking::blocking;
+use super::folder::{self, Manifest};
+use super::lock::Lock;
+use super::segment::Meta;
+use super::survey::{Candidate, Judge, Segments, Survey};
+use super::{Holdings, Loaded, PersistError, PersistProgress};
 use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::actors::device::Device;
-use crate::guards::WriteGuard;
+use crate::guards::{Verified, WriteGuard};
 use crate::layouts;
-use crate::view::{Serving, View};
+use kvhive_protocol::TenantId;
 use kvhive_protocol::block::digest;
-use kvhive_protocol::data::{About, StoreBlock};
-use kvhive_protocol::{DeviceId, TenantId};
-use std::collections::HashMap;
-use std::io;
+use kvhive_protocol::data::{Refusal, StoreBlock};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,159 +22,152 @@ const BATCH: usize = 32;
 /// A device that does not answer within this is busy.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A block that may be taken in.
-struct Candidate {
-    meta: Meta,
-    segment: usize,
-    at: u64,
-    device: usize,
-}
-
-/// Takes in the snapshot at `path`.
+/// Takes in the snapshot at `path`. What is taken in before an error stays.
 pub(crate) async fn load(
-    devices: &[Device],
-    frame_bytes: u64,
-    view: &View,
+    holdings: &Holdings,
     path: &Path,
     progress: &mut (dyn FnMut(PersistProgress) + Send),
 ) -> Result<Loaded, PersistError> {
-    let serving = view.serving().ok_or(PersistError::NotServing)?;
-    let path = folder::standing(path);
-    let mut loaded = Loaded::default();
-    let manifest = Manifest::read(&path)?;
-    check(&manifest, frame_bytes, &serving)?;
-    let layouts = manifest.layouts.iter().filter(|layout| layouts::block_bytes(layout).is_some());
-    for layout in layouts {
-        view.layouts.learn(layout, layout.fingerprint());
+    let serving = holdings.view.serving().ok_or(PersistError::NotServing)?;
+    // Before a lock is made where there is nothing.
+    let place = folder::standing(path);
+    let manifest = Manifest::read(&place)?;
+    let _lock = Lock::for_reading(path).await?;
+    let judge = Judge { serving, frame_bytes: holdings.frame_bytes, frames: holdings.frames.clone() };
+    let at = place.clone();
+    let (survey, manifest, judge) =
+        blocking(&place, move |waited| Ok((Survey::of(&at, &manifest, &judge, waited)?, manifest, judge)))
+            .await?;
+    survey.check(&judge)?;
+    for layout in manifest.layouts.iter().filter(|layout| layouts::block_bytes(layout).is_some()) {
+        holdings.view.layouts.learn(layout, layout.fingerprint());
     }
-    let (mut files, mut wanted) = survey(&manifest, &path, &serving, &mut loaded)?;
-    wanted.sort_by_key(|one| one.meta.header.depth);
-    let mut done = PersistProgress { blocks: 0, of_blocks: wanted.len() as u64 };
-    for (number, device) in devices.iter().enumerate() {
-        let mut free = room(device).await.ok_or(PersistError::Busy { device: number })?;
-        let of_device: Vec<&Candidate> = wanted.iter().filter(|one| one.device == number).collect();
-        for batch in of_device.chunks(BATCH) {
-            let bytes: u64 = batch.iter().map(|one| one.meta.header.payload_bytes).sum();
+    let of_blocks = survey.wanted.iter().map(|wanted| wanted.len() as u64).sum();
+    let mut done = PersistProgress { blocks: 0, of_blocks };
+    let segments = Segments::of(&place, &manifest);
+    let mut loading = Loading { path: place, segments: Some(segments), loaded: survey.loaded };
+    for (number, (device, wanted)) in holdings.devices.iter().zip(&survey.wanted).enumerate() {
+        // Sizes from here on find no free frame any more: what is deeper in its prefix comes no more either.
+        let mut full_from = u64::MAX;
+        for batch in wanted.chunks(BATCH) {
+            let busy = PersistError::Busy { device: number };
+            loading.take_in(device, batch, &mut full_from).await?.ok_or(busy)?;
             done.blocks += batch.len() as u64;
-            if bytes > free {
-                loaded.no_room += batch.len() as u64;
-                continue;
-            }
-            free -= bytes;
-            take_in(device, batch, &mut files, &mut loaded)
-                .await
-                .ok_or(PersistError::Busy { device: number })?;
             progress(done);
         }
     }
-    Ok(loaded)
+    Ok(loading.loaded)
 }
 
-fn check(manifest: &Manifest, frame_bytes: u64, serving: &Serving) -> Result<(), PersistError> {
-    if manifest.largest_block > frame_bytes {
-        return Err(PersistError::OtherLayout { bytes: manifest.largest_block, largest: frame_bytes });
+/// A snapshot on its way in.
+struct Loading {
+    path: PathBuf,
+    /// Away while a thread reads them.
+    segments: Option<Segments>,
+    loaded: Loaded,
+}
+
+impl Loading {
+    /// Has the segments read where that may block.
+    async fn reading<T: Send + 'static>(
+        &mut self,
+        read: impl FnOnce(&mut Segments) -> T + Send + 'static,
+    ) -> Result<T, PersistError> {
+        let mut segments = self.segments.take().expect("they come back after every reading that ends well");
+        let (read, segments) = blocking(&self.path, move |_| {
+            let read = read(&mut segments);
+            Ok((read, segments))
+        })
+        .await?;
+        self.segments = Some(segments);
+        Ok(read)
     }
-    for mark in &manifest.tenants {
-        let tenant = serving.map.tenants.get(&TenantId(mark.id));
-        if tenant.is_some_and(|tenant| secret_check(tenant) != mark.secret_check) {
-            return Err(PersistError::OtherSecret { tenant: mark.name.clone() });
-        }
-    }
-    Ok(())
-}
 
-/// Reads what every block is, without its bytes, and keeps those that may come in.
-fn survey(
-    manifest: &Manifest,
-    path: &Path,
-    serving: &Serving,
-    loaded: &mut Loaded,
-) -> Result<(Vec<SegmentReader>, Vec<Candidate>), PersistError> {
-    let mut files = Vec::with_capacity(manifest.segments.len());
-    let mut wanted = Vec::new();
-    for mark in &manifest.segments {
-        let file: PathBuf = path.join(&mark.file);
-        let failed = |source: io::Error| PersistError::Io { path: file.clone(), source };
-        let mut reader = SegmentReader::open(&file).map_err(failed)?;
-        while let Some((meta, at)) = reader.next_meta().map_err(failed)? {
-            let tenant = serving.map.tenants.get(&meta.header.tenant);
-            if tenant.is_none_or(|tenant| tenant.era != meta.header.era) {
-                loaded.ended += 1;
-                continue;
-            }
-            match device_of(serving, &meta) {
-                Some(device) => wanted.push(Candidate { meta, segment: files.len(), at, device }),
-                None => loaded.elsewhere += 1,
-            }
-        }
-        loaded.damaged += u64::from(reader.is_damaged());
-        files.push(reader);
-    }
-    Ok((files, wanted))
-}
-
-fn device_of(serving: &Serving, meta: &Meta) -> Option<usize> {
-    let own = |device: &&DeviceId| device.member == serving.member;
-    serving.map.replicas(meta.slot).0.iter().find(own).map(|device| usize::from(device.index))
-}
-
-async fn room(device: &Device) -> Option<u64> {
-    let (load, _) = device.ask(LIMIT, |reply| DeviceMessage::Load { reply }).await.ok()?;
-    Some(load.capacity_bytes.saturating_sub(load.used_bytes))
-}
-
-async fn take_in(
-    device: &Device,
-    batch: &[&Candidate],
-    files: &mut [SegmentReader],
-    loaded: &mut Loaded,
-) -> Option<()> {
-    let mut of_tenant: HashMap<TenantId, Vec<&Candidate>> = HashMap::new();
-    for one in batch {
-        of_tenant.entry(one.meta.header.tenant).or_default().push(one);
-    }
-    for (tenant, batch) in of_tenant {
-        let block = |one: &&Candidate| {
-            (StoreBlock { header: one.meta.header, parent: one.meta.parent }, one.meta.slot)
-        };
-        let blocks = batch.iter().map(block).collect();
-        let ask =
-            |reply| DeviceMessage::Reserve { tenant, blocks, about: About::default(), pin: false, reply };
-        let reserved = device.ask(LIMIT, ask).await.ok()?;
-        let mut verified = Vec::with_capacity(batch.len());
-        for (one, reserved) in batch.iter().zip(reserved) {
-            match reserved {
-                Reserved::Present(_) => loaded.already += 1,
-                Reserved::Refused(_) => loaded.no_room += 1,
-                Reserved::Write(guard) => match read(one, guard, files) {
-                    Some(block) => verified.push((block, one.meta.header.payload_bytes)),
-                    None => loaded.damaged += 1,
-                },
+    /// Takes in some blocks of one device; none when it does not answer.
+    async fn take_in(
+        &mut self,
+        device: &Device,
+        batch: &[Candidate],
+        full_from: &mut u64,
+    ) -> Result<Option<()>, PersistError> {
+        let of_batch = batch.to_vec();
+        let metas = self.reading(move |segments| {
+            of_batch.into_iter().map(|one| (one, segments.meta(&one))).collect::<Vec<_>>()
+        });
+        let mut of_tenant: BTreeMap<TenantId, Vec<(Candidate, Meta)>> = BTreeMap::new();
+        for (one, meta) in metas.await? {
+            match meta {
+                Some(meta) if meta.header.payload_bytes >= *full_from => self.loaded.no_room += 1,
+                Some(meta) => of_tenant.entry(meta.header.tenant).or_default().push((one, meta)),
+                None => self.loaded.damaged += 1,
             }
         }
-        let (blocks, sizes): (Vec<_>, Vec<u64>) = verified.into_iter().unzip();
-        let sealed =
-            device.ask(LIMIT, |reply| DeviceMessage::Seal { blocks, pin: false, reply }).await.ok()?;
+        for (tenant, batch) in of_tenant {
+            let block = |(_, meta): &(Candidate, Meta)| {
+                (StoreBlock { header: meta.header, parent: meta.parent }, meta.slot)
+            };
+            let blocks = batch.iter().map(block).collect();
+            let ask = |reply| DeviceMessage::ReserveFree { tenant, blocks, reply };
+            let Ok(reserved) = device.ask(LIMIT, ask).await else { return Ok(None) };
+            let mut writes = Vec::with_capacity(batch.len());
+            for ((one, meta), reserved) in batch.into_iter().zip(reserved) {
+                let bytes = meta.header.payload_bytes;
+                match reserved {
+                    Reserved::Present(_) => self.loaded.already += 1,
+                    Reserved::Write(guard) => writes.push((one, guard, bytes)),
+                    Reserved::Refused(Refusal::WrongEra) => self.loaded.ended += 1,
+                    // A store brings it just now.
+                    Reserved::Refused(Refusal::InFlight) => self.loaded.already += 1,
+                    Reserved::Refused(_) => {
+                        *full_from = bytes.min(*full_from);
+                        self.loaded.no_room += 1;
+                    }
+                }
+            }
+            if self.fill_and_seal(device, writes).await?.is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    }
+
+    async fn fill_and_seal(
+        &mut self,
+        device: &Device,
+        writes: Vec<(Candidate, WriteGuard, u64)>,
+    ) -> Result<Option<()>, PersistError> {
+        let filled = self.reading(move |segments| {
+            let fill = |(one, guard, bytes)| (fill(segments, &one, guard), bytes);
+            writes.into_iter().map(fill).collect::<Vec<_>>()
+        });
+        let (mut blocks, mut sizes) = (Vec::new(), Vec::new());
+        for (block, bytes) in filled.await? {
+            match block {
+                Some(block) => {
+                    blocks.push(block);
+                    sizes.push(bytes);
+                }
+                None => self.loaded.damaged += 1,
+            }
+        }
+        let sealed = device.ask(LIMIT, |reply| DeviceMessage::Seal { blocks, pin: false, reply }).await;
+        let Ok(sealed) = sealed else { return Ok(None) };
         for (sealed, bytes) in sealed.into_iter().zip(sizes) {
             match sealed {
                 Sealed::Visible(_) => {
-                    loaded.blocks += 1;
-                    loaded.bytes += bytes;
+                    self.loaded.blocks += 1;
+                    self.loaded.bytes += bytes;
                 }
-                Sealed::Ended => loaded.ended += 1,
+                Sealed::Ended => self.loaded.ended += 1,
             }
         }
+        Ok(Some(()))
     }
-    Some(())
 }
 
 /// Reads a block's bytes into its frame; none when they cannot be read or are not what was written.
-fn read(
-    one: &Candidate,
-    mut guard: WriteGuard,
-    files: &mut [SegmentReader],
-) -> Option<crate::guards::Verified> {
-    files[one.segment].read_at(one.at, guard.bytes_mut()).ok()?;
+fn fill(segments: &mut Segments, one: &Candidate, mut guard: WriteGuard) -> Option<Verified> {
+    segments.read(one, guard.bytes_mut())?;
     let found = digest(guard.bytes_mut());
     guard.verify(found)
 }

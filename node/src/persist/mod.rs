@@ -1,22 +1,54 @@
 //! Snapshots: a node's blocks written to a folder, and taken in from one. Crash-safe (a snapshot is whole or is not there),
 //! resumable (what an interrupted run has written is kept), checked (a damaged block is a counted miss).
 
+mod blocking;
 mod folder;
+mod jobs;
 mod keeper;
 mod load;
+mod lock;
 mod save;
 mod segment;
+mod survey;
+mod work;
 
+pub(crate) use jobs::{Job, Jobs, Refused, Verb};
 pub(crate) use keeper::Keeper;
 pub(crate) use load::load;
 pub(crate) use save::{Extent, save};
+pub(crate) use survey::survey_bytes;
 
+use crate::actors::device::Device;
+use crate::data::Counters;
+use crate::view::View;
+use serde::Serialize;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use thiserror::Error;
 
+/// What of a node goes into a snapshot and comes out of one.
+#[derive(Clone)]
+pub(crate) struct Holdings {
+    pub(crate) devices: Vec<Device>,
+    /// Frames in memory of each device: as many of its blocks are ever taken in.
+    pub(crate) frames: Vec<u32>,
+    /// Bytes of the largest frame.
+    pub(crate) frame_bytes: u64,
+    pub(crate) view: Arc<View>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl Holdings {
+    /// Returns how often a device has lost what it held.
+    fn restarts(&self) -> u64 {
+        self.counters.actor_restarts.load(Ordering::Relaxed)
+    }
+}
+
 /// How far a snapshot's writing or loading is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct PersistProgress {
     /// Blocks dealt with.
     pub blocks: u64,
@@ -25,7 +57,7 @@ pub struct PersistProgress {
 }
 
 /// What a snapshot's writing came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Saved {
     /// Blocks in the snapshot.
     pub blocks: u64,
@@ -36,7 +68,7 @@ pub struct Saved {
 }
 
 /// What a snapshot's loading came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Loaded {
     /// Blocks taken in.
     pub blocks: u64,
@@ -48,9 +80,13 @@ pub struct Loaded {
     pub ended: u64,
     /// Blocks of slots that this node does not hold.
     pub elsewhere: u64,
+    /// Blocks written under another secret of their tenant: nobody would find them.
+    pub other_secret: u64,
+    /// Blocks larger than the node's frames.
+    pub too_large: u64,
     /// Blocks for which there was no free frame.
     pub no_room: u64,
-    /// Blocks that were damaged, and files that broke off.
+    /// Blocks that were damaged or missing, and files that broke off.
     pub damaged: u64,
 }
 
@@ -72,6 +108,21 @@ pub enum PersistError {
         path: PathBuf,
         /// What is wrong with it.
         what: String,
+    },
+    /// Something else stands where the snapshot would be, or beside it.
+    #[error(
+        "{path} is no folder, or holds something else than a snapshot: nothing is written and nothing removed; give a folder of its \
+         own, or move that away"
+    )]
+    Foreign {
+        /// What stands in the way.
+        path: PathBuf,
+    },
+    /// Another writes or reads it.
+    #[error("the snapshot {path} is being written or read by another; try again when that has ended")]
+    InUse {
+        /// Where it is.
+        path: PathBuf,
     },
     /// The blocks were written under another secret of the tenant: their keys name nothing here.
     #[error(
@@ -98,6 +149,21 @@ pub enum PersistError {
         "the node does not serve yet, so it knows neither tenants nor slots; try again when `kvhive nodes` shows it up"
     )]
     NotServing,
+    /// The snapshot that stands has blocks that this node lacks.
+    #[error(
+        "the snapshot {path} stands and was not taken in ({why}), so it is not replaced; move it away to have a new one written"
+    )]
+    NotTakenIn {
+        /// Where it is.
+        path: PathBuf,
+        /// What kept it out.
+        why: String,
+    },
+    /// A device has lost its blocks meanwhile.
+    #[error(
+        "a device was made anew while the snapshot was written, so it would lack that device's blocks; try again"
+    )]
+    Emptied,
     /// A device did not answer.
     #[error("device {device} is busy or being restarted; try again")]
     Busy {

@@ -1,25 +1,24 @@
-//! Writing a snapshot while the node serves: a few blocks at a time are held, written, and let go.
+//! Writing a snapshot: what the devices hold, device by device, into segments; then the manifest, then its place.
 
-use super::folder::{self, Manifest, SegmentMark};
-use super::segment::{Meta, SegmentReader, SegmentWriter};
-use super::{PersistError, PersistProgress, Saved};
+use super::blocking::blocking;
+use super::folder::{self, Manifest};
+use super::lock::Lock;
+use super::work::{Run, Work};
+use super::{Holdings, PersistError, PersistProgress, Saved};
 use crate::actors::core::{DeviceMessage, Exported};
-use crate::actors::device::Device;
 use crate::guards::{Lent, ReadGuard};
-use crate::view::View;
-use kvhive_protocol::{BlockKey, Era, Slot, TenantId};
-use std::collections::HashSet;
-use std::fs;
+use kvhive_protocol::{BlockKey, Slot};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
+use tracing::warn;
 
 /// Blocks held at a time.
 const BATCH: usize = 32;
-/// Bytes of a segment's blocks, about.
-const SEGMENT_BYTES: u64 = 256 << 20;
 /// A device that does not answer within this is busy.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How long one who writes or reads the snapshot is waited for: a run that was given up ends its last piece of work.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Which blocks a snapshot holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,24 +31,51 @@ pub(crate) enum Extent {
 
 /// Writes what the devices hold to the folder `path`. What an earlier, interrupted run left beside it is gone on with.
 pub(crate) async fn save(
-    devices: &[Device],
-    view: &View,
+    holdings: &Holdings,
     path: &Path,
     extent: Extent,
     progress: &mut (dyn FnMut(PersistProgress) + Send),
 ) -> Result<Saved, PersistError> {
-    let serving = view.serving().ok_or(PersistError::NotServing)?;
-    let at = |source| PersistError::Io { path: path.to_owned(), source };
-    let shop = folder::workshop(path);
-    fs::create_dir_all(&shop).map_err(at)?;
-    let mut work = Work::resume(shop).map_err(at)?;
-    let mut saved = Saved { resumed: work.known.len() as u64, ..Saved::default() };
+    let serving = holdings.view.serving().ok_or(PersistError::NotServing)?;
+    // Before a lock is made beside it, and again when nobody else changes it.
+    if let Err(error @ PersistError::Foreign { .. }) = folder::check_ours(path) {
+        return Err(error);
+    }
+    let lock = Lock::for_writing(path, LOCK_LIMIT).await?;
+    folder::check_ours(path)?;
+    let run = Run::new(&serving.map, holdings.frame_bytes);
+    let mut anew = false;
+    loop {
+        let (run, lock, shop) = (run.clone(), lock.clone(), folder::workshop(path));
+        let begun = blocking(path, move |waited| Work::begin(shop, &run, anew, lock, waited)).await?;
+        let resumed = begun.resumed();
+        match gather(holdings, begun, path, extent, progress).await {
+            Err(PersistError::Io { source, .. })
+                if source.kind() == io::ErrorKind::StorageFull && resumed > 0 =>
+            {
+                warn!(path = %path.display(), "no room to go on with what an interrupted run has written: it is written anew");
+                anew = true;
+            }
+            saved => return saved,
+        }
+    }
+}
+
+async fn gather(
+    holdings: &Holdings,
+    mut work: Work,
+    path: &Path,
+    extent: Extent,
+    progress: &mut (dyn FnMut(PersistProgress) + Send),
+) -> Result<Saved, PersistError> {
+    let mut saved = Saved { resumed: work.resumed(), ..Saved::default() };
+    let restarts = holdings.restarts();
     let mut done = PersistProgress::default();
-    for device in devices {
+    for device in &holdings.devices {
         let load = device.ask(LIMIT, |reply| DeviceMessage::Load { reply }).await;
         done.of_blocks += load.map_or(0, |(load, _)| load.blocks);
     }
-    for (number, device) in devices.iter().enumerate() {
+    for (number, device) in holdings.devices.iter().enumerate() {
         let mut next = Some(0);
         while let Some(from) = next {
             let asked = device.ask(LIMIT, |reply| DeviceMessage::Export { from, limit: BATCH, reply }).await;
@@ -63,106 +89,42 @@ pub(crate) async fn save(
                     Lent::Record(record) if extent == Extent::All => {
                         // One at a time: nobody has set memory aside for more.
                         if let Ok(guard) = record.read(None).await {
-                            work = written(work, vec![(guard, parent, slot)]).await.map_err(at)?;
+                            work = written(path, work, vec![(guard, parent, slot)]).await?;
                         }
                     }
                     Lent::Record(record) => drop(record),
                 }
             }
-            work = written(work, at_hand).await.map_err(at)?;
+            work = written(path, work, at_hand).await?;
             progress(done);
         }
     }
-    let (path, map, layouts) = (path.to_owned(), serving.map, view.layouts.all());
-    let published = tokio::task::spawn_blocking(move || {
+    if holdings.restarts() != restarts {
+        return Err(PersistError::Emptied);
+    }
+    // The map as it is now: tenants that came meanwhile have blocks here too.
+    let serving = holdings.view.serving().ok_or(PersistError::NotServing)?;
+    let (place, layouts) = (path.to_owned(), holdings.view.layouts.all());
+    let manifest = blocking(path, move |_| {
         work.close()?;
-        let manifest = Manifest::new(&map, layouts, work.largest, work.segments);
-        folder::publish(&manifest, &path)?;
+        let layouts =
+            layouts.into_iter().filter(|layout| work.layouts.contains(&layout.fingerprint())).collect();
+        let segments = std::mem::take(&mut work.segments);
+        let manifest = Manifest::new(&serving.map, layouts, work.largest, segments);
+        folder::publish(&manifest, &place)?;
         Ok(manifest)
-    });
-    let manifest = published.await.map_err(io::Error::other).and_then(|manifest| manifest).map_err(at)?;
+    })
+    .await?;
     saved.blocks = manifest.segments.iter().map(|segment| segment.blocks).sum();
     saved.bytes = manifest.segments.iter().map(|segment| segment.bytes).sum();
     Ok(saved)
 }
 
 /// Writes blocks where that may block; they are held until they are written.
-async fn written(mut work: Work, blocks: Vec<(ReadGuard, BlockKey, Slot)>) -> io::Result<Work> {
-    let written = tokio::task::spawn_blocking(move || work.write(blocks).map(|()| work)).await;
-    written.map_err(io::Error::other)?
-}
-
-/// The snapshot as far as it is made.
-struct Work {
-    shop: PathBuf,
-    segments: Vec<SegmentMark>,
-    writer: Option<(SegmentWriter, String)>,
-    /// Whose blocks an interrupted run has written, under which keys.
-    known: HashSet<(TenantId, Era, BlockKey)>,
-    largest: u64,
-}
-
-impl Work {
-    /// Keeps the whole segments of an interrupted run; what is not whole is deleted.
-    fn resume(shop: PathBuf) -> io::Result<Work> {
-        let mut work = Work { segments: Vec::new(), writer: None, known: HashSet::new(), largest: 0, shop };
-        for entry in fs::read_dir(&work.shop)? {
-            let path = entry?.path();
-            if path.extension().is_none_or(|extension| extension != "seg") {
-                fs::remove_file(&path)?;
-                continue;
-            }
-            let mut reader = SegmentReader::open(&path)?;
-            let (mut blocks, mut bytes) = (0, 0);
-            let mut keys = Vec::new();
-            while let Some((meta, _)) = reader.next_meta()? {
-                blocks += 1;
-                bytes += meta.header.payload_bytes;
-                work.largest = work.largest.max(meta.header.payload_bytes);
-                keys.push((meta.header.tenant, meta.header.era, meta.header.key));
-            }
-            let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-            match name {
-                Some(file) if !reader.is_damaged() => {
-                    work.known.extend(keys);
-                    work.segments.push(SegmentMark { file, blocks, bytes });
-                }
-                _ => fs::remove_file(&path)?,
-            }
-        }
-        Ok(work)
-    }
-
-    fn write(&mut self, blocks: Vec<(ReadGuard, BlockKey, Slot)>) -> io::Result<()> {
-        for (guard, parent, slot) in blocks {
-            let header = *guard.header();
-            if self.known.contains(&(header.tenant, header.era, header.key)) {
-                continue;
-            }
-            if self.writer.as_ref().is_some_and(|(writer, _)| writer.bytes >= SEGMENT_BYTES) {
-                self.close()?;
-            }
-            let writer = match &mut self.writer {
-                Some((writer, _)) => writer,
-                none => {
-                    let taken = |name: &String| self.segments.iter().any(|segment| segment.file == *name);
-                    let mut names = (0u32..).map(|number| format!("{number:06}.seg"));
-                    let name = names.find(|name| !taken(name)).expect("there are more numbers than files");
-                    &mut none.insert((SegmentWriter::create(self.shop.join(&name))?, name)).0
-                }
-            };
-            writer.push(&Meta { header, parent, slot }, guard.bytes())?;
-            self.largest = self.largest.max(header.payload_bytes);
-        }
-        Ok(())
-    }
-
-    fn close(&mut self) -> io::Result<()> {
-        if let Some((writer, file)) = self.writer.take() {
-            let (blocks, bytes) = (writer.blocks, writer.bytes);
-            writer.finish()?;
-            self.segments.push(SegmentMark { file, blocks, bytes });
-        }
-        Ok(())
-    }
+async fn written(
+    path: &Path,
+    mut work: Work,
+    blocks: Vec<(ReadGuard, BlockKey, Slot)>,
+) -> Result<Work, PersistError> {
+    blocking(path, move |_| work.write(blocks).map(|()| work)).await
 }

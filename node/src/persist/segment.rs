@@ -4,8 +4,9 @@
 use kvhive_protocol::block::HEADER_BYTES;
 use kvhive_protocol::key::KEY_BYTES;
 use kvhive_protocol::{BlockHeader, BlockKey, Slot};
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -58,7 +59,9 @@ pub(super) struct SegmentWriter {
 impl SegmentWriter {
     pub(super) fn create(path: PathBuf) -> io::Result<SegmentWriter> {
         let partial = path.with_extension("partial");
-        let file = BufWriter::with_capacity(BUFFER_BYTES, File::create(&partial)?);
+        // What engines computed for one user is no other's to read.
+        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
+        let file = BufWriter::with_capacity(BUFFER_BYTES, file);
         Ok(SegmentWriter { file, partial, path, blocks: 0, bytes: 0 })
     }
 
@@ -80,7 +83,7 @@ impl SegmentWriter {
 
 /// A segment that is read.
 pub(super) struct SegmentReader {
-    file: BufReader<File>,
+    file: File,
     length: u64,
     at: u64,
 }
@@ -89,27 +92,26 @@ impl SegmentReader {
     pub(super) fn open(path: &Path) -> io::Result<SegmentReader> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
-        Ok(SegmentReader { file: BufReader::new(file), length, at: 0 })
+        Ok(SegmentReader { file, length, at: 0 })
     }
 
-    /// Returns the next block's meta and where its bytes begin. What follows a damaged meta is not searched for another: bytes
-    /// of a block can look like one.
+    /// Returns the next block's meta and where it stands. What follows a damaged meta is not searched for another: bytes of a
+    /// block can look like one.
     /// None at the end, and where the rest cannot be read for
     /// damage: then [`SegmentReader::is_damaged`].
-    pub(super) fn next_meta(&mut self) -> io::Result<Option<(Meta, u64)>> {
-        if self.length - self.at < META_BYTES as u64 {
-            return Ok(None);
-        }
+    pub(super) fn next_meta(&mut self) -> Option<(Meta, u64)> {
+        let at = self.at;
+        let meta = self.meta_at(at)?;
+        self.at = at + META_BYTES as u64 + meta.header.payload_bytes;
+        Some((meta, at))
+    }
+
+    /// Reads the meta that stands at `at`; none when it is damaged or its block is not whole.
+    pub(super) fn meta_at(&self, at: u64) -> Option<Meta> {
+        let left = self.length.checked_sub(at)?.checked_sub(META_BYTES as u64)?;
         let mut bytes = [0; META_BYTES];
-        self.file.seek(SeekFrom::Start(self.at))?;
-        self.file.read_exact(&mut bytes)?;
-        let Some(meta) = Meta::decode(&bytes) else { return Ok(None) };
-        let begin = self.at + META_BYTES as u64;
-        if self.length - begin < meta.header.payload_bytes {
-            return Ok(None);
-        }
-        self.at = begin + meta.header.payload_bytes;
-        Ok(Some((meta, begin)))
+        self.file.read_exact_at(&mut bytes, at).ok()?;
+        Meta::decode(&bytes).filter(|meta| meta.header.payload_bytes <= left)
     }
 
     /// Says whether something is left that could not be read.
@@ -117,10 +119,9 @@ impl SegmentReader {
         self.at != self.length
     }
 
-    /// Reads the bytes of a block that [`SegmentReader::next_meta`] has named.
-    pub(super) fn read_at(&mut self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        self.file.seek(SeekFrom::Start(at))?;
-        self.file.read_exact(into)
+    /// Reads the bytes of the block whose meta stands at `at`.
+    pub(super) fn read_block(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(into, at + META_BYTES as u64)
     }
 }
 
@@ -159,9 +160,9 @@ mod tests {
     fn metas(path: &Path) -> (Vec<Meta>, bool) {
         let mut reader = SegmentReader::open(path).expect("it is there");
         let mut metas = Vec::new();
-        while let Some((meta, at)) = reader.next_meta().expect("readable") {
+        while let Some((meta, at)) = reader.next_meta() {
             let mut bytes = vec![0; meta.header.payload_bytes as usize];
-            reader.read_at(at, &mut bytes).expect("readable");
+            reader.read_block(at, &mut bytes).expect("readable");
             if digest(&bytes) == meta.header.digest {
                 metas.push(meta);
             }

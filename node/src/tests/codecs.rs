@@ -98,6 +98,70 @@ async fn what_does_not_decode_is_a_miss_for_who_wants_it_raw() {
     assert!(matches!(client.fetch(&[2]).await, Err(WireError::Malformed { .. })), "no block has no bytes");
 }
 
+/// Flips a bit of a block where it is kept.
+async fn damage(node: &crate::NodeHandle, number: u64) {
+    let keys: kvhive_protocol::KeyList = std::iter::once(super::asker::key(number)).collect();
+    let read = |reply| DeviceMessage::Read { tenant: super::coordinator::TENANT, keys, reply };
+    let lent = node.inside.devices[0].ask(std::time::Duration::from_secs(5), read).await;
+    let Ok([Some(crate::guards::Lent::Guard(guard))]) = lent.as_deref() else { panic!("it is in memory") };
+    let (at, byte) = (guard.bytes().as_ptr() as u64 + 100, guard.bytes()[100] ^ 1);
+    let memory = std::fs::OpenOptions::new().write(true).open("/proc/self/mem").expect("it is ours");
+    std::os::unix::fs::FileExt::write_all_at(&memory, &[byte], at).expect("it is mapped");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_that_is_damaged_in_memory_can_be_stored_anew() {
+    let (_coordinator, node) = Setup::default().one().await;
+    let mut client = node.ask().await.of_tensors();
+    let stored = [encoded(1, Codec::Lossless), encoded(2, Codec::Int8)];
+    assert_eq!(client.store(&stored, Ack::Primary).await, Ok(vec![kept(1); 2]));
+    for number in [1, 2] {
+        damage(&node, number).await;
+    }
+    assert_eq!(client.raw(&[1, 2]).await, [None, None], "who has it decoded finds out");
+    assert_eq!(node.counted(|counters| &counters.corrupt_blocks), 2);
+    assert_eq!(client.covered(&[1]).await, Ok(0));
+    assert_eq!(client.store(&stored, Ack::Primary).await, Ok(vec![kept(1); 2]), "they are new again");
+    // Whoever takes it as it is checks it himself, and stores it anew.
+    assert_eq!(client.store(&[tensor(3)], Ack::Primary).await, Ok(vec![kept(1)]));
+    assert_eq!(client.store(&[tensor(3)], Ack::Primary).await, Ok(vec![super::asker::already(1)]));
+    damage(&node, 3).await;
+    let refused = kvhive_protocol::data::Stored::Refused(kvhive_protocol::data::Refusal::NoRoom);
+    assert_eq!(client.store(&[tensor(3)], Ack::Primary).await, Ok(vec![refused]));
+    assert_eq!(client.store(&[tensor(3)], Ack::Primary).await, Ok(vec![kept(1)]));
+    assert_eq!(client.raw(&[3]).await, [Some(tensor(3))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_refused_teaches_no_layout() {
+    let (_coordinator, node) = Setup::default().one().await;
+    let mut client = node.ask().await.of_tensors();
+    let layouts = || node.inside.plane.view.layouts.all();
+    client.tenant = kvhive_protocol::TenantId(99);
+    assert!(client.store(&[tensor(1)], Ack::Primary).await.is_err(), "nobody knows the tenant");
+    client.tenant = super::coordinator::TENANT;
+    let mut old = tensor(1);
+    old.header.era = kvhive_protocol::Era(7);
+    client.store(&[old], Ack::Primary).await.expect("an answer for each block");
+    assert_eq!(layouts(), []);
+    assert_eq!(client.store(&[tensor(1)], Ack::Primary).await, Ok(vec![kept(1)]));
+    assert_eq!(layouts(), [LAYOUT]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_fetch_leaves_others_room_to_have_blocks_decoded() {
+    let setup = Setup { inflight_bytes: 8 * 32 * KIB, ..Setup::default() };
+    let (_coordinator, node) = setup.one().await;
+    let mut client = node.ask().await.of_tensors();
+    for number in 0..16 {
+        let stored = client.store(&[encoded(number, Codec::Lossless)], Ack::Primary).await;
+        assert_eq!(stored, Ok(vec![kept(1)]));
+    }
+    let numbers: Vec<u64> = (0..16).collect();
+    let came = client.raw(&numbers).await.iter().flatten().count();
+    assert_eq!(came, 2, "two blocks of 16 KiB are an eighth of what may be decoded at a time");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_contradicts_its_layout_is_refused() {
     let (_coordinator, node) = Setup::default().one().await;
@@ -107,7 +171,10 @@ async fn a_store_that_contradicts_its_layout_is_refused() {
     let mut short = tensor(2);
     short.bytes.truncate(4);
     (short.header.payload_bytes, short.header.digest) = (4, digest(&short.bytes));
-    for wrong in [foreign, short] {
+    let mut cut = encoded(4, Codec::Int8);
+    cut.bytes.truncate(100);
+    (cut.header.payload_bytes, cut.header.digest) = (100, digest(&cut.bytes));
+    for wrong in [foreign, short, cut] {
         let answer = client.store(&[tensor(3), wrong], Ack::Primary).await;
         assert!(matches!(answer, Err(WireError::Malformed { .. })), "{answer:?}");
     }

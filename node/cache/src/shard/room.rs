@@ -5,7 +5,7 @@ use crate::answers::Effect;
 use crate::block::{Record, Tier};
 use crate::party::{Donors, MEMORY, Want};
 use crate::policy::{Removal, Verdict, Visit};
-use kvhive_protocol::data::Refusal;
+use kvhive_protocol::data::{Refusal, StoreBlock};
 use kvhive_protocol::{Moment, TenantId};
 
 /// Blocks at the old end of a list that are looked at for the one that was not used for longest.
@@ -65,6 +65,23 @@ impl Shard {
             }
         }
         Err(Refusal::NoRoom)
+    }
+
+    /// Says whether a block can come without any other leaving for it: it is here already, or a frame is free over what the tiers
+    /// keep free.
+    pub fn has_spare(&self, tenant: TenantId, block: &StoreBlock) -> bool {
+        if self.find(tenant, &block.header.key).is_some() {
+            return true;
+        }
+        let Some(least) = self.class_of(block.header.payload_bytes) else { return false };
+        let frames = |tiers: &[Tier], class| {
+            tiers.iter().map(|tier| u64::from(self.ledger.free(*tier, class))).sum::<u64>()
+        };
+        let free_in_memory = |class: &u8| frames(MEMORY, *class) > 0;
+        let Some(class) = (least..self.config.classes.len() as u8).find(free_in_memory) else { return false };
+        let open: Vec<Tier> = Tier::ALL.into_iter().filter(|tier| !self.closed[*tier as usize]).collect();
+        let kept: u64 = open.iter().map(|tier| u64::from(self.low_water(*tier, class))).sum();
+        frames(&open, class) > kept
     }
 
     /// Lets one block leave when the pool is down to what the tiers keep free for moves.

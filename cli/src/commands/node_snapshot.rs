@@ -1,0 +1,118 @@
+//! `kvhive node persist` and `kvhive node load`: a node's snapshot on an operator's word, with its progress.
+
+use crate::admin::{Admin, Target};
+use crate::report;
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How often it is asked how far the node is.
+const POLL: Duration = Duration::from_millis(200);
+
+/// Which snapshot of which node.
+#[derive(Args, Debug)]
+pub(crate) struct Snapshot {
+    /// The node's name
+    #[arg(long, value_name = "NODE")]
+    id: String,
+    /// A snapshot of this name beside the node's own, with what is on disk too [default: the node's own]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    target: Target,
+    /// Print the outcome as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Snapshot {
+    /// Has the node `persist` or `load`, and waits until that has ended.
+    ///
+    /// # Errors
+    /// When the node is not known or not reached, or it failed.
+    pub(crate) fn run(&self, verb: &str) -> Result<()> {
+        let admin = self.target.resolve()?;
+        let node = admin.of_node(&self.address(&admin)?);
+        let body = self.name.as_ref().map_or_else(|| json!({}), |name| json!({ "name": name }));
+        let mut job: Value = node.post(&format!("/v1/snapshot/{verb}"), &body)?;
+        let bar = bar();
+        while job["outcome"] == "running" {
+            std::thread::sleep(POLL);
+            job = node.get("/v1/snapshot")?;
+            bar.set_length(job["progress"]["of_blocks"].as_u64().unwrap_or(0));
+            bar.set_position(job["progress"]["blocks"].as_u64().unwrap_or(0));
+        }
+        bar.finish_and_clear();
+        let folder = job["folder"].as_str().unwrap_or("?");
+        if let Some(why) = job["outcome"]["failed"].as_str() {
+            bail!("{} did not {verb} {folder}: {why}", self.id);
+        }
+        if self.json {
+            return report::print_json(&job);
+        }
+        println!("{}", said(&self.id, folder, &job["outcome"]));
+        Ok(())
+    }
+
+    fn address(&self, admin: &Admin) -> Result<String> {
+        let members: Value = admin.get("/v1/members")?;
+        let members = members["members"].as_array().context("the coordinator lists no members")?;
+        let Some(member) = members.iter().find(|member| member["name"] == *self.id) else {
+            let known: Vec<&str> = members.iter().filter_map(|one| one["name"].as_str()).take(8).collect();
+            bail!("the cluster has no node {:?}; it has {}", self.id, known.join(", "));
+        };
+        let address = member["metrics_address"].as_str().context("the node says no metrics address")?;
+        Ok(address.to_owned())
+    }
+}
+
+fn said(id: &str, folder: &str, outcome: &Value) -> String {
+    let figure = |of: &Value, field: &str| of[field].as_u64().unwrap_or(0);
+    let done = |of: &Value, what: &str| {
+        let bytes = report::bytes(figure(of, "bytes"));
+        format!("{id} {what} {folder}: {} blocks, {bytes}", figure(of, "blocks"))
+    };
+    if outcome["persisted"].is_object() {
+        return done(&outcome["persisted"], "has written");
+    }
+    let loaded = &outcome["loaded"];
+    let mut text = done(loaded, "has taken in");
+    for (field, what) in [
+        ("already", "were here already"),
+        ("ended", "are of a tenant that was cleared or is gone"),
+        ("elsewhere", "are of slots that other nodes hold"),
+        ("other_secret", "are of another secret"),
+        ("too_large", "are larger than its frames"),
+        ("no_room", "found no free frame"),
+        ("damaged", "are damaged or missing"),
+    ] {
+        if figure(loaded, field) > 0 {
+            text.push_str(&format!("\n  {} {what}", figure(loaded, field)));
+        }
+    }
+    text
+}
+
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {pos} of {len} blocks {elapsed}");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_taken_in_is_told_with_its_reason() {
+        let loaded =
+            json!({ "loaded": { "blocks": 3, "bytes": 3072, "already": 0, "elsewhere": 2, "damaged": 1 } });
+        assert_eq!(
+            said("node-a", "/cache/node-a", &loaded),
+            "node-a has taken in /cache/node-a: 3 blocks, 3.0 KiB\n  2 are of slots that other nodes hold\n  1 are damaged or missing"
+        );
+        let saved = json!({ "persisted": { "blocks": 1, "bytes": 1024, "resumed": 0 } });
+        assert_eq!(said("node-a", "/x", &saved), "node-a has written /x: 1 blocks, 1.0 KiB");
+    }
+}

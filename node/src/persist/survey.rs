@@ -1,0 +1,211 @@
+//! What of a snapshot may come in: every block is told by its meta, segment by segment, and kept in few bytes. No more are kept
+//! than a device has frames for, those nearest to the beginnings of their prefixes.
+
+use super::blocking::Waited;
+use super::folder::{Manifest, secret_check};
+use super::segment::{Meta, SegmentReader};
+use super::{Loaded, PersistError};
+use crate::view::Serving;
+use kvhive_protocol::{DeviceId, TenantId};
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Segments that are open at a time.
+const OPEN_SEGMENTS: usize = 16;
+
+/// A block that may be taken in. Those of small depth come first: parents before their children.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Candidate {
+    depth: u32,
+    segment: u32,
+    at: u64,
+}
+
+/// Returns the bytes that a survey takes for so many frames, at most.
+pub(crate) fn survey_bytes(frames: u32) -> u64 {
+    u64::from(frames) * size_of::<Candidate>() as u64
+}
+
+/// What a snapshot has for this node.
+pub(super) struct Survey {
+    /// For each device, in the order in which they are taken in.
+    pub(super) wanted: Vec<Vec<Candidate>>,
+    pub(super) loaded: Loaded,
+    /// A tenant of another secret.
+    other_secret: Option<TenantId>,
+    largest: u64,
+}
+
+/// By what a survey judges blocks.
+pub(super) struct Judge {
+    pub(super) serving: Serving,
+    pub(super) frame_bytes: u64,
+    /// Of each device.
+    pub(super) frames: Vec<u32>,
+}
+
+impl Survey {
+    /// Reads what every block is, without its bytes.
+    pub(super) fn of(path: &Path, manifest: &Manifest, judge: &Judge, waited: &Waited) -> io::Result<Survey> {
+        let vouched = vouched(manifest, &judge.serving);
+        let mut wanted: Vec<BinaryHeap<Candidate>> = judge.frames.iter().map(|_| BinaryHeap::new()).collect();
+        let mut survey =
+            Survey { wanted: Vec::new(), loaded: Loaded::default(), other_secret: None, largest: 0 };
+        for (segment, mark) in (0u32..).zip(&manifest.segments) {
+            let mut read = 0;
+            let mut reader = match SegmentReader::open(&path.join(&mark.file)) {
+                Ok(reader) => reader,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    survey.loaded.damaged += mark.blocks;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            while let Some((meta, at)) = reader.next_meta() {
+                waited.check()?;
+                read += 1;
+                let Some(device) = survey.judge(&meta, judge, &vouched) else { continue };
+                let Some(heap) = wanted.get_mut(device) else { continue };
+                heap.push(Candidate { depth: meta.header.depth, segment, at });
+                if heap.len() > judge.frames[device] as usize {
+                    heap.pop();
+                    survey.loaded.no_room += 1;
+                }
+            }
+            let missing = mark.blocks.saturating_sub(read);
+            survey.loaded.damaged += missing.max(u64::from(reader.is_damaged()));
+        }
+        survey.wanted = wanted.into_iter().map(BinaryHeap::into_sorted_vec).collect();
+        Ok(survey)
+    }
+
+    /// Returns the device that takes a block; none, and why is counted, when none does.
+    fn judge(&mut self, meta: &Meta, judge: &Judge, vouched: &HashSet<TenantId>) -> Option<usize> {
+        let header = &meta.header;
+        let Judge { serving, frame_bytes, .. } = judge;
+        let tenant = serving.map.tenants.get(&header.tenant);
+        if tenant.is_none_or(|tenant| tenant.era != header.era) {
+            self.loaded.ended += 1;
+            return None;
+        }
+        if !vouched.contains(&header.tenant) {
+            self.loaded.other_secret += 1;
+            self.other_secret = Some(header.tenant);
+            return None;
+        }
+        if header.payload_bytes > *frame_bytes {
+            self.loaded.too_large += 1;
+            self.largest = self.largest.max(header.payload_bytes);
+            return None;
+        }
+        let own = |device: &&DeviceId| device.member == serving.member;
+        let device = serving.map.replicas(meta.slot).0.iter().find(own);
+        if device.is_none() {
+            self.loaded.elsewhere += 1;
+        }
+        device.map(|device| usize::from(device.index))
+    }
+
+    /// Refuses a snapshot of which nothing can ever be of use here.
+    pub(super) fn check(&self, judge: &Judge) -> Result<(), PersistError> {
+        if self.wanted.iter().any(|wanted| !wanted.is_empty()) || self.loaded.elsewhere > 0 {
+            return Ok(());
+        }
+        if let Some(tenant) = self.other_secret {
+            let name = judge.serving.map.tenants.get(&tenant).map(|tenant| tenant.name.clone());
+            return Err(PersistError::OtherSecret { tenant: name.unwrap_or_default() });
+        }
+        if self.largest > 0 {
+            return Err(PersistError::OtherLayout { bytes: self.largest, largest: judge.frame_bytes });
+        }
+        Ok(())
+    }
+}
+
+/// Returns the tenants whose secret is the one that the snapshot was written under.
+fn vouched(manifest: &Manifest, serving: &Serving) -> HashSet<TenantId> {
+    let marks = manifest.tenants.iter().map(|mark| (TenantId(mark.id), mark));
+    let stands = |(id, mark): &(TenantId, &super::folder::TenantMark)| {
+        serving.map.tenants.get(id).is_some_and(|tenant| secret_check(tenant) == mark.secret_check)
+    };
+    marks.filter(stands).map(|(id, _)| id).collect()
+}
+
+/// A snapshot's segments, few of them open at a time.
+pub(super) struct Segments {
+    paths: Vec<PathBuf>,
+    open: HashMap<u32, SegmentReader>,
+}
+
+impl Segments {
+    pub(super) fn of(path: &Path, manifest: &Manifest) -> Segments {
+        let paths = manifest.segments.iter().map(|mark| path.join(&mark.file)).collect();
+        Segments { paths, open: HashMap::new() }
+    }
+
+    /// Reads a candidate's meta; none when it cannot be read any more.
+    pub(super) fn meta(&mut self, one: &Candidate) -> Option<Meta> {
+        self.reader(one.segment)?.meta_at(one.at)
+    }
+
+    /// Reads a candidate's bytes.
+    pub(super) fn read(&mut self, one: &Candidate, into: &mut [u8]) -> Option<()> {
+        self.reader(one.segment)?.read_block(one.at, into).ok()
+    }
+
+    fn reader(&mut self, segment: u32) -> Option<&SegmentReader> {
+        if !self.open.contains_key(&segment) {
+            let reader = SegmentReader::open(self.paths.get(segment as usize)?).ok()?;
+            if self.open.len() >= OPEN_SEGMENTS {
+                // Depths are spread over all of them: none is more likely to be next than another.
+                self.open.clear();
+            }
+            self.open.insert(segment, reader);
+        }
+        self.open.get(&segment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::folder::SegmentMark;
+    use super::super::segment::SegmentWriter;
+    use super::*;
+    use kvhive_protocol::block::{Codec, digest};
+    use kvhive_protocol::{BlockHeader, BlockKey, Era, LayoutFingerprint, Slot};
+
+    #[test]
+    fn few_segments_are_open_however_many_there_are() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut marks = Vec::new();
+        for number in 0..3 * OPEN_SEGMENTS as u8 {
+            let payload = [number; 10];
+            let header = BlockHeader {
+                key: BlockKey::from_bytes([number; 32]),
+                fingerprint: LayoutFingerprint::default(),
+                tenant: TenantId(1),
+                era: Era(1),
+                depth: 0,
+                codec: Codec::Raw,
+                payload_bytes: payload.len() as u64,
+                digest: digest(&payload),
+            };
+            let file = format!("{number:06}.seg");
+            let mut writer = SegmentWriter::create(folder.path().join(&file)).expect("a file");
+            writer.push(&Meta { header, parent: BlockKey::NONE, slot: Slot(0) }, &payload).expect("room");
+            writer.finish().expect("room");
+            marks.push(SegmentMark { file, blocks: 1, bytes: 10 });
+        }
+        let paths = marks.iter().map(|mark| folder.path().join(&mark.file)).collect();
+        let mut segments = Segments { paths, open: HashMap::new() };
+        for turn in 0..2 {
+            for segment in 0..marks.len() as u32 {
+                let (one, mut bytes) = (Candidate { depth: 0, segment, at: 0 }, [0; 10]);
+                assert!(segments.meta(&one).is_some() && segments.read(&one, &mut bytes).is_some());
+                assert_eq!(bytes, [segment as u8; 10], "turn {turn}");
+                assert!(segments.open.len() <= OPEN_SEGMENTS);
+            }
+        }
+    }
+}
