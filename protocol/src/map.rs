@@ -196,7 +196,7 @@ impl ClusterMap {
     }
 
     /// Checks what every map must satisfy: each slot has one replica set, its devices exist, are up, and no two of
-    /// them are on one member; names are unique.
+    /// them are on one member, unless one is taking the other's place; names are unique.
     ///
     /// # Errors
     /// A sentence that says what does not hold.
@@ -212,7 +212,9 @@ impl ClusterMap {
                 if owner.state != MemberState::Up {
                     return Err(format!("slot {slot} is on device {device}, whose member is down"));
                 }
-                if set.0[..at].iter().any(|other| other.member == device.member) {
+                let alike = set.0[..at].iter().filter(|other| other.member == device.member);
+                let lacks = |device: &DeviceId| self.is_filling(Slot(slot as u16), *device);
+                if alike.into_iter().any(|other| !lacks(other) && !lacks(device)) {
                     return Err(format!("slot {slot} has two replicas on member {}", device.member));
                 }
             }

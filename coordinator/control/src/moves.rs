@@ -27,7 +27,7 @@ pub(crate) struct Present<'a> {
 /// Returns where the slot is to be next; none while it is where it belongs or something is awaited.
 pub(crate) fn next(now: &Present<'_>) -> Option<Placing> {
     let (set, wanted) = (&now.set.0, now.wanted);
-    let primary = *set.first().filter(|_| !wanted.is_empty())?;
+    set.first().filter(|_| !wanted.is_empty())?;
     let lacking: &[DeviceId] = now.filling.map_or(&[], |filling| &filling.devices);
     let streams = now.filling.is_some_and(|filling| filling.streams);
     let is_done = streams && now.is_filled;
@@ -36,6 +36,8 @@ pub(crate) fn next(now: &Present<'_>) -> Option<Placing> {
     }
     let given = if now.is_empty { lacking } else { &lacking[..usize::from(is_done)] };
     let lacking = &lacking[given.len()..];
+    let set = &in_place(set, given, lacking);
+    let primary = set[0];
     // What lacks blocks and is not wanted either was to stand in for one that has come back.
     let keeps = |device: &&DeviceId| wanted.contains(device) || !lacking.contains(device);
     let useful: Vec<DeviceId> = set.iter().filter(keeps).copied().collect();
@@ -48,12 +50,12 @@ pub(crate) fn next(now: &Present<'_>) -> Option<Placing> {
             // Copies may have been dropped on their way to it, which the primary has.
             now.changed(useful, Filling { devices: vec![wanted[0]], streams: true })
         } else {
-            now.progress(lacking, given)
+            now.progress(set, lacking, given)
         };
     };
     let is_new = !set.contains(&first);
     if !(now.is_empty || now.may_start && (is_new || now.is_due || streams)) {
-        return now.progress(lacking, given);
+        return now.progress(set, lacking, given);
     }
     let mut next = useful;
     let mut devices = Vec::new();
@@ -69,11 +71,31 @@ pub(crate) fn next(now: &Present<'_>) -> Option<Placing> {
     now.changed(next, Filling { devices, streams: true })
 }
 
+/// Lets a device that was given everything take the place of another of its own member: two that lack nothing would be one
+/// copy too many there.
+fn in_place(set: &[DeviceId], given: &[DeviceId], lacking: &[DeviceId]) -> Vec<DeviceId> {
+    let mut set = set.to_vec();
+    for device in given {
+        let is_other = |other: &DeviceId| {
+            other.member == device.member
+                && other != device
+                && !lacking.contains(other)
+                && !given.contains(other)
+        };
+        if let Some(other) = set.iter().position(is_other) {
+            set[other] = *device;
+            let later = set.iter().rposition(|one| one == device).filter(|later| *later != other);
+            later.map(|later| set.remove(later));
+        }
+    }
+    set
+}
+
 impl Present<'_> {
     /// Notes what was given, if anything was.
-    fn progress(&self, lacking: &[DeviceId], given: &[DeviceId]) -> Option<Placing> {
+    fn progress(&self, set: &[DeviceId], lacking: &[DeviceId], given: &[DeviceId]) -> Option<Placing> {
         let filling = Filling { devices: lacking.to_vec(), streams: false };
-        if given.is_empty() { None } else { self.changed(self.set.0.clone(), filling) }
+        if given.is_empty() { None } else { self.changed(set.to_vec(), filling) }
     }
 
     fn changed(&self, set: Vec<DeviceId>, filling: Filling) -> Option<Placing> {
@@ -205,10 +227,15 @@ mod tests {
             set in prop::sample::subsequence(vec![1u32, 2, 3, 4, 5], 1..4),
             wanted in prop::sample::subsequence(vec![1u32, 2, 3, 4, 5], 1..4).prop_shuffle(),
             lacking in 0..3usize,
+            others in prop::collection::vec(any::<bool>(), 4),
             reports in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()), 0..12),
         ) {
             let lacking = &set[set.len() - lacking.min(set.len() - 1)..];
             let mut way = Way::new(&set, lacking, &wanted);
+            // Some belong on another device of the member that has them, or that stands in.
+            for (device, other) in way.wanted.iter_mut().zip(others) {
+                device.index = u16::from(other);
+            }
             let all = (true, true, true, false);
             let peace = std::iter::repeat_n(all, 24);
             for (is_filled, is_due, may_start, is_empty) in reports.into_iter().chain(peace) {
@@ -218,7 +245,15 @@ mod tests {
                 prop_assert!(way.set.contains(placing.set[0]) && !placing.filling.devices.contains(&placing.set[0]));
                 prop_assert!(placing.set.iter().filter(is_new).all(|device| placing.filling.devices.contains(device)));
                 prop_assert!(placing.filling.devices.iter().all(|device| placing.set.contains(device)));
-                prop_assert!(placing.set.len() >= way.set.0.len().min(way.replicas));
+                let whole = |device: &&DeviceId| !placing.filling.devices.contains(device);
+                let mut members: Vec<_> = placing.set.iter().filter(whole).map(|device| device.member).collect();
+                members.sort_unstable();
+                prop_assert!(members.is_sorted_by(|one, next| one < next), "{members:?}");
+                let replicas = |set: &[DeviceId]| {
+                    let members: std::collections::BTreeSet<_> = set.iter().map(|device| device.member).collect();
+                    members.len()
+                };
+                prop_assert!(replicas(&placing.set) >= replicas(&way.set.0).min(way.replicas));
                 let had = way.filling.as_ref().map_or(&[][..], |filling| &filling.devices);
                 let first_was_lacking = had.contains(&placing.set[0]);
                 prop_assert!(!first_was_lacking || is_filled && had[0] == placing.set[0] || is_empty);

@@ -128,6 +128,7 @@ mod tests {
     use super::*;
     use crate::registry::Registry;
     use crate::registry::tests::Cluster;
+    use kvhive_protocol::control::CommandReply;
 
     /// What devices report: which of them hold blocks of which slots, and who was given all.
     struct Told<O, F>(O, F);
@@ -172,6 +173,35 @@ mod tests {
         assert!(map(&cluster.registry).filling.is_empty());
         assert_eq!(planner.unsettled(&map(&cluster.registry)), 0);
         assert!(imbalance(&map(&cluster.registry)) < 0.01);
+    }
+
+    #[test]
+    fn a_slot_may_go_to_another_device_of_its_own_member() {
+        for is_occupied in [false, true] {
+            let mut cluster = Cluster::with_replicas(2);
+            for (name, devices) in [("a", 2), ("b", 3), ("c", 2)] {
+                cluster.register(name, devices);
+            }
+            let mut planner = Planner::new(5000);
+            let mut within = 0;
+            let goes_on = Told(|_, _| Some(is_occupied), |_, _| true);
+            while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on) {
+                let reply = cluster.apply(command);
+                assert!(matches!(reply, CommandReply::Applied { .. }), "{reply:?}");
+                let map = map(&cluster.registry);
+                within += map
+                    .filling
+                    .iter()
+                    .filter(|(slot, filling)| {
+                        let set = &map.replicas(**slot).0;
+                        set.iter()
+                            .any(|one| *one != filling.devices[0] && one.member == filling.devices[0].member)
+                    })
+                    .count();
+            }
+            assert_eq!(planner.unsettled(&map(&cluster.registry)), 0);
+            assert!(within > 0);
+        }
     }
 
     #[test]

@@ -339,7 +339,7 @@ fn an_impossible_placement_is_refused() {
         ),
         (vec![placing(slot, &[], &[])], "0 replicas"),
         (vec![placing(slot, &[at(a, 0)], &[])], "1 replicas"),
-        (vec![placing(slot, &[at(a, 0), at(a, 1)], &[at(a, 1)])], "two replicas on member"),
+        (vec![placing(slot, &[at(a, 0), at(a, 1), at(b, 0)], &[])], "two replicas on member"),
         (vec![placing(slot, &[at(a, 0), at(b, 1)], &[at(b, 1)])], "not one of a member that is up"),
         (vec![placing(slot, &[at(a, 0), at(c, 0)], &[at(c, 0)])], "not one of a member that is up"),
         (vec![placing(slot, &[at(a, 0); 17], &[])], "17 replicas"),

@@ -116,7 +116,9 @@ pub(crate) fn placement(map: &ClusterMap, changes: &[Placing]) -> Result<(), Wir
     for Placing { slot, set, filling } in changes {
         slot_once(*slot, &mut named)?;
         set_size(*slot, set, least)?;
-        places.check(slot.0, set).map_err(|why| WireError::rejected(format_args!("{why}")))?;
+        places
+            .check(slot.0, set, &filling.devices)
+            .map_err(|why| WireError::rejected(format_args!("{why}")))?;
         let now = map.replicas(*slot);
         let is_kept = |device: &DeviceId| now.contains(*device) || filling.devices.contains(device);
         if !now.contains(set[0]) || filling.devices.contains(&set[0]) || !set.iter().all(is_kept) {
@@ -211,7 +213,8 @@ fn slots(map: &ClusterMap) -> Result<(), String> {
         if set.len() > MAX_SET {
             return Err(format!("slot {slot} has {} replicas, allowed are {MAX_SET}", set.len()));
         }
-        places.check(slot as u16, set)?;
+        let filling = map.filling.get(&Slot(slot as u16));
+        places.check(slot as u16, set, filling.map_or(&[], |filling| &filling.devices))?;
     }
     Ok(())
 }
@@ -225,14 +228,18 @@ impl Places {
         Places(up.map(|(id, member)| (*id, member.devices.len())).collect())
     }
 
-    fn check(&self, slot: u16, set: &[DeviceId]) -> Result<(), String> {
+    /// Two devices of one member are allowed where one of them lacks blocks: it takes the other's place.
+    fn check(&self, slot: u16, set: &[DeviceId], lacking: &[DeviceId]) -> Result<(), String> {
         for (at, device) in set.iter().enumerate() {
             if self.0.get(&device.member).is_none_or(|devices| usize::from(device.index) >= *devices) {
                 return Err(format!(
                     "slot {slot} would be on device {device}, which is not one of a member that is up"
                 ));
             }
-            if set[..at].iter().any(|other| other.member == device.member) {
+            let is_whole = |device: &DeviceId| !lacking.contains(device);
+            if is_whole(device)
+                && set[..at].iter().any(|other| other.member == device.member && is_whole(other))
+            {
                 return Err(format!("slot {slot} would have two replicas on member {}", device.member));
             }
         }

@@ -238,8 +238,16 @@ impl RaftActor {
         }
         self.tell_cluster();
         let Some(ticket) = ticket else { return };
-        let Some(Waiting::Proposal { register, clears, reply: Some(asker) }) = self.waiting.remove(&ticket)
-        else {
+        let Some(Waiting::Proposal { register, clears, reply: asker }) = self.waiting.remove(&ticket) else {
+            return;
+        };
+        let Some(asker) = asker else {
+            // The map may have moved on meanwhile; anything else would be refused again.
+            if let CommandReply::Rejected(error) = &reply
+                && !matches!(error, WireError::StaleEpoch { .. })
+            {
+                warn!(command = name, %error, "a change of this coordinator's own was refused");
+            }
             return;
         };
         match (reply, clears) {
