@@ -61,6 +61,9 @@ impl Task {
     /// Returns how many others hold a block. A replica that lacks older blocks counts when all that lack none hold this one too: it
     /// takes over only when none of these is left.
     fn copies(&self, at: usize, answered: &[(usize, DeviceId, Answer)]) -> u8 {
+        if answered.is_empty() {
+            return 0;
+        }
         let (map, slot) = (&self.serving.map, self.blocks[at].1);
         let holders: Vec<DeviceId> = answered
             .iter()
