@@ -424,7 +424,8 @@ impl Shard {
 
     /// Returns the bytes of memory that the index of so many frames takes, and at most what a policy takes for each class of
     /// frames. Tenants with rules of their own have policies of their own, which come on top
-    /// ([`ShardStats::own_policy_bytes`]): sized by what they hold, and each at most as large.
+    /// ([`ShardStats::own_policy_bytes`]): sized by the most that they held, and each at most as large and
+    /// 11 bytes a block larger.
     pub fn index_bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
         let index = frames as usize * size_of::<Record>() + Table::bytes(frames as usize);
         (index + classes * most_bytes(strategy, frames)) as u64

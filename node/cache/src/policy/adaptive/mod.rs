@@ -127,7 +127,7 @@ impl Adaptive {
             cohorts: Cohorts::new(ages.clone(), capacity),
             ages,
             records: Records::new(capacity),
-            ghosts: Ghosts::with_limits(ghosts / 4 * 3, ghosts / 4),
+            ghosts: Ghosts::of(ghosts),
             score: Score::new(),
             history: History::new(),
             current: Current::default(),
@@ -386,6 +386,10 @@ impl Policy for Adaptive {
 
     fn set_leaf(&mut self, at: u32, leaf: bool) {
         self.records.set_leaf(at, leaf, &mut self.cohorts, &mut self.ranking);
+    }
+
+    fn held(&mut self, most: usize) {
+        self.ghosts.sized(Adaptive::ghost_limit(most));
     }
 
     fn memory_bytes(&self) -> usize {
