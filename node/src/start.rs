@@ -358,7 +358,7 @@ fn memory_frames(memory: &Memory) -> u32 {
     tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).sum()
 }
 
-/// Returns the bytes of arenas, indices (of blocks on disk too), what taking in a snapshot needs,
+/// Returns the bytes of arenas, indices (of blocks on disk too), what taking in a snapshot and finding records needs,
 /// connections' buffers, and blocks that are decoded or read from disk until they are sent.
 fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
     let of_device = |(memory, device): (&Memory, &DeviceConfig)| {
@@ -370,6 +370,7 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         let survey = config.persist.as_ref().map_or(0, |_| persist::survey_bytes(memory_frames(memory)));
         arenas
             + survey
+            + disk::scan_bytes(records)
             + DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy)
     };
     // What is decoded, and what is read from disk, until it is sent.
