@@ -17,6 +17,7 @@ pub(crate) use keeper::Keeper;
 pub(crate) use load::load;
 pub(crate) use save::{Extent, save};
 pub(crate) use survey::survey_bytes;
+pub(crate) use work::known_bytes;
 
 use crate::actors::device::Device;
 use crate::data::Counters;
