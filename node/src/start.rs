@@ -358,8 +358,8 @@ fn memory_frames(memory: &Memory) -> u32 {
     tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).sum()
 }
 
-/// Returns the bytes of arenas, indices (of blocks on disk too), what a snapshot and finding records need,
-/// connections' buffers, and blocks that are decoded or read from disk until they are sent.
+/// Returns the bytes of arenas, indices (of blocks on disk too), what snapshots and finding records need, connections'
+/// buffers, and blocks that are decoded or read from disk until they are sent.
 fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
     let of_device = |(memory, device): (&Memory, &DeviceConfig)| {
         let tiers = [Tier::Device, Tier::Host];
@@ -367,8 +367,7 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         let classes = frames.len() / tiers.len();
         let arenas: u64 = tiers.iter().map(|tier| memory.tier_bytes(*tier)).sum();
         let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
-        let of_snapshot = |frames| persist::survey_bytes(frames) + persist::known_bytes(frames);
-        let snapshot = config.persist.as_ref().map_or(0, |_| of_snapshot(memory_frames(memory)));
+        let snapshot = config.persist.as_ref().map_or(0, |_| persist::snapshot_bytes(memory_frames(memory)));
         arenas
             + snapshot
             + disk::scan_bytes(records)

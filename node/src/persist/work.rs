@@ -28,7 +28,7 @@ fn known_limit(frames: usize) -> usize {
 }
 
 /// Returns the bytes that they take at most.
-pub(crate) fn known_bytes(frames: u32) -> u64 {
+pub(super) fn known_bytes(frames: u32) -> u64 {
     (known_limit(frames as usize) * size_of::<u128>()) as u64
 }
 
