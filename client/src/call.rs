@@ -59,6 +59,19 @@ impl Shared {
         }
     }
 
+    /// Looks, once a call and for a part of its time, whether there is a newer map: nobody is left to be asked by this one. Says
+    /// whether there is.
+    pub(crate) async fn looks_again(
+        &self,
+        map: &ClusterMap,
+        looked_again: &mut bool,
+        deadline: Instant,
+    ) -> bool {
+        let now = Instant::now();
+        let patience = now + deadline.saturating_duration_since(now) / 4;
+        !std::mem::replace(looked_again, true) && self.refresh_past(map.epoch, patience).await
+    }
+
     /// Does what the failed reads of one round need, each thing once for all of them: a newer map, a pause, other
     /// replicas than those in `avoid`. Says whether to ask again.
     pub(crate) async fn mend(
@@ -66,6 +79,7 @@ impl Shared {
         map: &ClusterMap,
         failed: &[(DeviceId, Fault)],
         avoid: &mut Vec<DeviceId>,
+        looked_again: &mut bool,
         backoff: &mut Backoff,
         deadline: Instant,
     ) -> bool {
@@ -86,6 +100,7 @@ impl Shared {
         if let Some(epoch) = wanted
             && !self.refresh_to(map.epoch, epoch, deadline).await
         {
+            *looked_again = true;
             avoid.extend(outdated);
         }
         (!wait || backoff.wait(deadline).await) && Instant::now() < deadline

@@ -96,10 +96,15 @@ impl NamespaceClient {
         let mut outcomes: Vec<Option<FetchOutcome>> = vec![None; range.len()];
         let mut avoid: Vec<DeviceId> = Vec::new();
         let mut backoff = Backoff::new();
+        let mut looked_again = false;
         loop {
             let map = self.shared().map();
             let open = range.clone().filter(|at| outcomes[at - range.start].is_none());
             let plan = plan(&map, prefix, open, &avoid, false);
+            if !plan.nowhere.is_empty() && self.shared().looks_again(&map, &mut looked_again, deadline).await
+            {
+                continue;
+            }
             for at in &plan.nowhere {
                 outcomes[at - range.start] = Some(FetchOutcome::Missed(MissReason::Unreachable));
             }
@@ -127,7 +132,8 @@ impl NamespaceClient {
             if failed.is_empty() {
                 break;
             }
-            if !self.shared().mend(&map, &failed, &mut avoid, &mut backoff, deadline).await {
+            if !self.shared().mend(&map, &failed, &mut avoid, &mut looked_again, &mut backoff, deadline).await
+            {
                 break;
             }
         }

@@ -37,9 +37,14 @@ impl NamespaceClient {
         let mut known: Vec<Option<bool>> = vec![None; prefix.len()];
         let mut avoid: Vec<DeviceId> = Vec::new();
         let mut backoff = Backoff::new();
+        let mut looked_again = false;
         loop {
             let map = self.shared().map();
             let plan = plan(&map, prefix, open(&known), &avoid, false);
+            if !plan.nowhere.is_empty() && self.shared().looks_again(&map, &mut looked_again, deadline).await
+            {
+                continue;
+            }
             let answers = self.ask_all(&map, prefix, &plan.jobs, deadline).await;
             let mut failed = Vec::new();
             for (job, answer) in plan.jobs.iter().zip(answers) {
@@ -49,7 +54,10 @@ impl NamespaceClient {
                 }
             }
             if failed.is_empty()
-                || !self.shared().mend(&map, &failed, &mut avoid, &mut backoff, deadline).await
+                || !self
+                    .shared()
+                    .mend(&map, &failed, &mut avoid, &mut looked_again, &mut backoff, deadline)
+                    .await
             {
                 let segment_blocks = map.settings.segment_blocks as usize;
                 let primaries = open(&known).map(|at| {

@@ -63,7 +63,7 @@ impl NamespaceClient {
             let lacking: BTreeSet<DeviceId> =
                 avoid.iter().copied().chain(failed.iter().map(|(device, _)| *device)).collect();
             if failed.is_empty()
-                || !self.shared().mend(&map, &failed, &mut avoid, &mut backoff, deadline).await
+                || !self.shared().mend(&map, &failed, &mut avoid, &mut true, &mut backoff, deadline).await
             {
                 report.told = told.len();
                 report.unreachable = lacking.difference(&told).count();

@@ -2,7 +2,9 @@
 
 use crate::actors::raft::{Raft, RaftMessage};
 use kvhive_protocol::WireError;
-use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest, MAX_DEVICES, Proposal};
+use kvhive_protocol::control::{
+    Command, CommandReply, ControlReply, ControlRequest, MAX_DEVICES, MAX_UNREACHED, Proposal,
+};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::load::MAX_TENANT_LOADS;
 use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
@@ -20,6 +22,7 @@ pub(crate) const MAX_REQUEST_BYTES: u32 = 4096
     + MAX_DEVICES as u32
         * (kvhive_protocol::SLOTS as u32 / 8
             + 12 * kvhive_protocol::SLOTS as u32
+            + 16 * MAX_UNREACHED as u32
             + 128
             + 108 * MAX_TENANT_LOADS as u32
             + 512 * MAX_LOAD_REPORTS as u32);
@@ -183,7 +186,8 @@ mod tests {
         let strategies = vec![report; MAX_LOAD_REPORTS];
         let occupied = vec![0; usize::from(SLOTS / 8)];
         let filled = all.iter().map(|slot| (*slot, device)).collect();
-        let load = DeviceLoad { occupied, filled, tenants, strategies, ..DeviceLoad::default() };
+        let unreached = vec![device; MAX_UNREACHED];
+        let load = DeviceLoad { occupied, filled, unreached, tenants, strategies, ..DeviceLoad::default() };
         let (member, generation, epoch) = (MemberId(1), Generation(1), Epoch(1));
         let name = "x".repeat(MAX_NAME_BYTES);
         let address = "x".repeat(kvhive_control::MAX_ADDRESS_BYTES);

@@ -3,12 +3,14 @@
 
 use crate::actors::core::{DeviceMessage, Exported};
 use crate::actors::device::Device;
-use crate::data::{Counters, Item, Origin, Replicator, add, count};
-use crate::guards::{Lent, ReadGuard};
+use crate::data::{Counters, Given, Item, Origin, Replicator, add, count};
+use crate::guards::{Lent, ReadGuard, Unread};
 use crate::view::View;
-use kvhive_cache::{Fills, Round};
+use kvhive_cache::{Fills, Pass, Round};
+use kvhive_protocol::control::MAX_UNREACHED;
 use kvhive_protocol::data::{About, StoreBlock};
 use kvhive_protocol::{DeviceId, LayoutFingerprint, Slot, TenantId};
+use kvhive_wire::Fault;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -20,8 +22,12 @@ use tracing::{debug, info};
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The wait after a pass that failed.
 const RETRY: Duration = Duration::from_millis(500);
-/// Blocks held and sent at a time.
+/// Blocks held at a time.
 const BATCH: usize = 8;
+/// Bytes sent at a time, but for a block that is larger.
+const BYTES_PER_STORE: u64 = 8 << 20;
+/// Passes for which a disk that does not give a block in time is waited for.
+const LATE_PASSES: u32 = 5;
 /// A device that does not answer within this is busy.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -46,6 +52,11 @@ impl Giving {
             fills.adopt(&serving.map, serving.member);
         }
         fills.filled(source)
+    }
+
+    /// Returns whom `source` is to give blocks to and who does not answer.
+    pub(crate) fn unreached(&self, source: DeviceId) -> Vec<DeviceId> {
+        self.fills().unreached(source, MAX_UNREACHED)
     }
 
     /// Returns how many slots are yet to be given.
@@ -74,6 +85,7 @@ impl Filler {
     }
 
     async fn work(&self) {
+        let mut late_passes = 0;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let Some(serving) = self.view.serving().filter(|_| self.view.check_lease().is_ok()) else {
@@ -86,93 +98,141 @@ impl Filler {
             };
             let Some(round) = next else { continue };
             let begun = Instant::now();
-            let given = self.give(&round).await;
-            self.replicator.giving.fills().ended(&round, given.is_some());
-            match given {
-                Some(blocks) => info!(
-                    source = %round.source, target = %round.target, slots = round.slots.len(), blocks,
+            let mut gift = Gift { round: &round, blocks: 0, late: 0 };
+            let mut how = self.give(&mut gift).await;
+            let Gift { blocks, late, .. } = gift;
+            // What a disk does not give for so long is as good as lost.
+            late_passes = if late > 0 { late_passes + 1 } else { 0 };
+            if how == Pass::Whole && late > 0 && late_passes < LATE_PASSES {
+                how = Pass::Partial;
+            }
+            self.replicator.giving.fills().ended(&round, how);
+            if how == Pass::Whole {
+                info!(
+                    source = %round.source, target = %round.target, slots = round.slots.len(), blocks, late,
                     took = ?begun.elapsed(), "gave blocks away"
-                ),
-                None => {
-                    debug!(target = %round.target, "blocks could not be given: trying anew");
-                    tokio::time::sleep(RETRY).await;
-                }
+                );
+            } else {
+                debug!(target = %round.target, ?how, late, "blocks could not be given: trying anew");
+                tokio::time::sleep(RETRY).await;
             }
         }
     }
 
-    /// Makes one pass, parents first, as a shard wants them; returns how many blocks the target has answered for, none if that
-    /// was not all.
-    async fn give(&self, round: &Round) -> Option<u64> {
-        let device = self.devices.get(usize::from(round.source.index))?;
+    /// Makes one pass, parents first, as a shard wants them.
+    async fn give(&self, gift: &mut Gift<'_>) -> Pass {
+        let round = gift.round;
+        let Some(device) = self.devices.get(usize::from(round.source.index)) else { return Pass::Partial };
         let (mut all, mut next) = (Vec::new(), Some(0));
         while let Some(from) = next {
             let slots = round.slots.clone();
             let asked = device.ask(LIMIT, |reply| DeviceMessage::Contents { from, slots, reply });
-            let (listed, after) = asked.await.ok()?;
+            // None while it is not known yet what lies on disk.
+            let Ok(Some((listed, after))) = asked.await else { return Pass::Partial };
             all.extend(listed);
             next = after;
         }
         all.sort_unstable_by_key(|(depth, id)| (*depth, id.index()));
         for batch in all.chunks(BATCH) {
             let ids = batch.iter().map(|(_, id)| *id).collect();
-            let lent = device.ask(LIMIT, |reply| DeviceMessage::Lend { ids, reply }).await.ok()?;
+            let Ok(lent) = device.ask(LIMIT, |reply| DeviceMessage::Lend { ids, reply }).await else {
+                return Pass::Partial;
+            };
             let mut alike: BTreeMap<(TenantId, LayoutFingerprint), Vec<Item>> = BTreeMap::new();
+            let mut bytes = 0;
             for Exported { block, parent, slot } in lent {
-                // What is on disk and does not come is a miss here too.
-                if let Some(guard) = at_hand(block).await {
-                    let header = *guard.header();
-                    let items = alike.entry((header.tenant, header.fingerprint)).or_default();
-                    let block = StoreBlock { header, parent };
-                    items.push(Item { at: items.len(), block, slot, guard, targets: vec![round.target] });
+                let guard = match at_hand(block).await {
+                    Ok(guard) => guard,
+                    Err(Unread::Late) => {
+                        gift.late += 1;
+                        continue;
+                    }
+                    Err(Unread::Lost) => continue,
+                };
+                let header = *guard.header();
+                if bytes + header.payload_bytes > BYTES_PER_STORE {
+                    for (kind, items) in std::mem::take(&mut alike) {
+                        if let Err(how) = self.hand_over(gift, kind, items).await {
+                            return how;
+                        }
+                    }
+                    bytes = 0;
+                }
+                bytes += header.payload_bytes;
+                let items = alike.entry((header.tenant, header.fingerprint)).or_default();
+                let block = StoreBlock { header, parent };
+                items.push(Item { at: items.len(), block, slot, guard, targets: vec![round.target] });
+            }
+            for (kind, items) in alike {
+                if let Err(how) = self.hand_over(gift, kind, items).await {
+                    return how;
                 }
             }
-            for ((tenant, fingerprint), items) in alike {
-                self.hand_over(round, tenant, fingerprint, items).await?;
-            }
         }
-        Some(all.len() as u64)
+        Pass::Whole
     }
 
     /// Copies blocks, then waits as long as they should have taken.
     async fn hand_over(
         &self,
-        round: &Round,
-        tenant: TenantId,
-        fingerprint: LayoutFingerprint,
+        gift: &mut Gift<'_>,
+        (tenant, fingerprint): (TenantId, LayoutFingerprint),
         items: Vec<Item>,
-    ) -> Option<()> {
-        let serving = self.view.serving().filter(|_| self.view.check_lease().is_ok())?;
+    ) -> Result<(), Pass> {
+        let serving = self.view.serving().filter(|_| self.view.check_lease().is_ok());
+        let serving = serving.ok_or(Pass::Partial)?;
         {
             let mut fills = self.replicator.giving.fills();
             fills.adopt(&serving.map, serving.member);
-            if !fills.is_wanted(round) {
-                return None;
+            if !fills.is_wanted(gift.round) {
+                return Err(Pass::Partial);
             }
         }
         let bytes: u64 = items.iter().map(|item| item.block.header.payload_bytes).sum();
         let due = Instant::now() + Duration::from_secs_f64(bytes as f64 / self.rate.max(1) as f64);
         let origin =
             Origin { serving, tenant, layout: self.view.layouts.get(fingerprint), about: About::default() };
-        let given = self.replicator.give(&origin, round.target, &items).await;
+        let given = self.replicator.give(&origin, gift.round.target, &items).await;
+        let wanted = items.len() as u64;
         drop(items);
         match given {
-            Ok(blocks) => add(&self.counters.moved_blocks, blocks),
+            Ok(Given { moved, missing }) => {
+                add(&self.counters.moved_blocks, moved);
+                gift.blocks += wanted - missing;
+                if missing > 0 {
+                    count(&self.counters.move_failures);
+                    return Err(Pass::Partial);
+                }
+            }
             Err(fault) => {
                 count(&self.counters.move_failures);
-                debug!(target = %round.target, %fault, "blocks did not get there");
-                return None;
+                debug!(target = %gift.round.target, %fault, "blocks did not get there");
+                // Whoever refuses a request has answered.
+                return Err(if matches!(fault, Fault::Refused(_)) {
+                    Pass::Partial
+                } else {
+                    Pass::Unanswered
+                });
             }
         }
         tokio::time::sleep_until(due).await;
-        Some(())
+        Ok(())
     }
 }
 
-async fn at_hand(block: Lent) -> Option<ReadGuard> {
+/// What one pass has come to.
+struct Gift<'a> {
+    round: &'a Round,
+    /// Blocks that the target has answered for.
+    blocks: u64,
+    /// Blocks that the disk did not give in time.
+    late: u64,
+}
+
+async fn at_hand(block: Lent) -> Result<ReadGuard, Unread> {
     match block {
-        Lent::Guard(guard) => Some(guard),
+        Lent::Guard(guard) => Ok(guard),
         // One at a time: nobody has set memory aside for more.
-        Lent::Record(record) => record.read(None).await.ok(),
+        Lent::Record(record) => record.read(None).await,
     }
 }

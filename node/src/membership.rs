@@ -13,6 +13,7 @@ use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Generation, MemberId, Moment}
 use kvhive_runtime::stopped;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -55,6 +56,8 @@ pub(crate) struct Membership {
     pub(crate) view: Arc<View>,
     /// Counts the devices that were made anew after a panic, and so lost what they held.
     pub(crate) emptied: watch::Receiver<u64>,
+    /// As many of them as there were when it registered last.
+    pub(crate) known_emptied: Arc<AtomicU64>,
 }
 
 impl Membership {
@@ -129,6 +132,7 @@ impl Membership {
     }
 
     async fn register(&self) -> MemberEvent {
+        self.known_emptied.store(*self.emptied.borrow(), Ordering::SeqCst);
         let Introduction { name, data_address, metrics_address, labels, devices } = self.introduction.clone();
         let request = self.coordinators.request_id();
         let registration = Registration { request, name, data_address, metrics_address, labels, devices };
@@ -161,8 +165,12 @@ impl Membership {
                 ..DeviceLoad::default()
             };
             let answer = device.ask(LOAD_LIMIT, |reply| DeviceMessage::Load { reply }).await;
-            let mut load = answer.map_or(unknown, |(load, _)| load);
-            load.filled = self.replicator.giving.filled(&self.view, DeviceId::new(member, at as u16));
+            // One that was made anew since the registration holds nothing that it was taken to hold then: it registers anew.
+            let is_as_registered = self.known_emptied.load(Ordering::SeqCst) == *self.emptied.borrow();
+            let mut load = answer.ok().filter(|_| is_as_registered).map_or(unknown, |(load, _)| load);
+            let device = DeviceId::new(member, at as u16);
+            load.filled = self.replicator.giving.filled(&self.view, device);
+            load.unreached = self.replicator.giving.unreached(device);
             devices.push(load);
         }
         let sent = self.view.now();

@@ -177,6 +177,7 @@ pub(crate) fn start_within(
         replicator,
         view: view.clone(),
         emptied: emptied_seen,
+        known_emptied: Arc::default(),
     };
     let largest = |device: &DeviceConfig| device.classes.iter().map(|class| class.frame_bytes).max();
     let frame_bytes = config.devices.iter().filter_map(largest).max().unwrap_or(0);

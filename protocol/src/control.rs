@@ -19,6 +19,8 @@ pub const MAX_DEVICES: usize = 16;
 pub const MAX_LABELS: usize = 32;
 /// The most tenants of one cluster.
 pub const MAX_TENANTS: usize = 65_536;
+/// The most devices that one device reports as not answering.
+pub const MAX_UNREACHED: usize = 64;
 /// The most members a cluster's map ever holds.
 pub const MAX_MEMBERS: usize = 4096;
 
@@ -122,8 +124,11 @@ pub struct DeviceLoad {
     ///
     /// [`MAX_LOAD_REPORTS`]: crate::strategy::MAX_LOAD_REPORTS
     pub strategies: Vec<StrategyReport>,
-    /// Replicas of slots whose primary this device is that have been given all that it holds, by the map of the heartbeat.
+    /// Replicas of slots whose primary this device is that have been given all that it holds, by the map of the heartbeat or
+    /// a newer one.
     pub filled: Vec<(Slot, DeviceId)>,
+    /// Devices that were to be given blocks by this one and do not answer, ascending.
+    pub unreached: Vec<DeviceId>,
     /// One bit a slot: whether any block of it is resident or being written. `SLOTS / 8` bytes, or empty for none.
     #[serde(with = "serde_bytes")]
     pub occupied: Vec<u8>,

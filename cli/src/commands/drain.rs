@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// How often it is looked how many slots are left.
 const POLL: Duration = Duration::from_millis(250);
+/// How long no coordinator need answer while it waits.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Empty a node before it is stopped: its slots go to other nodes with their blocks, then it may be ended
 #[derive(Args, Debug)]
@@ -47,10 +49,7 @@ impl Drain {
             return Ok(());
         }
         let before: Value = admin.get("/v1/cluster")?;
-        let takes = |node: &&Value| {
-            text(node, "name") != self.node && text(node, "state") == "up" && node["drains"] != json!(true)
-        };
-        if list(&before["nodes"]).iter().find(takes).is_none() {
+        if !self.has_taker(&before) {
             bail!("no other node that is up could take the slots of {}: start one first", self.node);
         }
         let begun = Instant::now();
@@ -70,11 +69,22 @@ impl Drain {
             );
         } else {
             println!(
-                "{} is empty: {slots} slots with {blocks} blocks went to other nodes in {seconds:.1} s; it may be stopped",
+                "{} is empty: its {slots} slots went to other nodes in {seconds:.1} s (it held {blocks} blocks); it may be stopped",
                 self.node
             );
         }
         Ok(())
+    }
+
+    fn has_taker(&self, status: &Value) -> bool {
+        list(&status["nodes"]).iter().any(|node| {
+            text(node, "name") != self.node && text(node, "state") == "up" && node["drains"] != json!(true)
+        })
+    }
+
+    fn is_up(&self, status: &Value) -> bool {
+        let is_it = |node: &Value| text(node, "name") == self.node && text(node, "state") == "up";
+        list(&status["nodes"]).iter().any(is_it)
     }
 
     /// Returns how many slots the node holds, and how many blocks it last reported.
@@ -90,9 +100,31 @@ impl Drain {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} slots have left {msg}")
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(slots).with_style(style).with_message(self.node.clone());
+        let mut answered = Instant::now();
         loop {
-            let status: Value = admin.get("/v1/cluster")?;
+            let status: Value = match admin.get("/v1/cluster") {
+                Ok(status) => status,
+                // Another coordinator may be about to lead.
+                Err(_) if answered.elapsed() < SILENCE => {
+                    std::thread::sleep(POLL);
+                    continue;
+                }
+                Err(error) => {
+                    return Err(
+                        error.context("it goes on without this command; `kvhive nodes` shows how far it is")
+                    );
+                }
+            };
+            answered = Instant::now();
             let (left, _) = self.holds(&status);
+            if !self.is_up(&status) {
+                bail!("{} has gone down before it was empty: what only it held is lost", self.node);
+            }
+            if left > 0 && !self.has_taker(&status) {
+                bail!(
+                    "{left} slots are left, and no other node that is up could take them: start one, or --undo",
+                );
+            }
             bar.set_position(slots.saturating_sub(left));
             if left == 0 {
                 bar.finish_and_clear();

@@ -1,7 +1,7 @@
 //! The leader's knowledge of who may still be serving: leases as their grantor counts them (B14), what members
 //! confirmed, and who is past the moment at which they may be declared down.
 
-use kvhive_protocol::control::{DeviceLoad, Heartbeat};
+use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_UNREACHED};
 use kvhive_protocol::load::MAX_TENANT_LOADS;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
@@ -199,6 +199,7 @@ fn is_sound(load: &DeviceLoad) -> bool {
     let slots_fit = load.occupied.is_empty() || load.occupied.len() == usize::from(SLOTS / 8);
     let reports = &load.strategies;
     let reports_fit = reports.len() <= MAX_LOAD_REPORTS && reports.iter().all(StrategyReport::is_sound);
-    let slots_fit = slots_fit && load.filled.len() <= usize::from(SLOTS);
+    let slots_fit =
+        slots_fit && load.filled.len() <= usize::from(SLOTS) && load.unreached.len() <= MAX_UNREACHED;
     slots_fit && reports_fit && load.tenants.len() <= MAX_TENANT_LOADS
 }

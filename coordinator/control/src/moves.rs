@@ -3,6 +3,7 @@
 
 use kvhive_protocol::control::Placing;
 use kvhive_protocol::{DeviceId, Filling, ReplicaSet, Slot};
+use std::collections::BTreeSet;
 
 /// What is known of one slot when its next step is looked for.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct Present<'a> {
     pub(crate) is_due: bool,
     /// The primary may begin to give blocks away.
     pub(crate) may_start: bool,
+    /// Devices that did not answer those who were to give them blocks.
+    pub(crate) avoided: &'a BTreeSet<DeviceId>,
     /// Replicas that settings ask for.
     pub(crate) replicas: usize,
 }
@@ -30,45 +33,73 @@ pub(crate) fn next(now: &Present<'_>) -> Option<Placing> {
     set.first().filter(|_| !wanted.is_empty())?;
     let lacking: &[DeviceId] = now.filling.map_or(&[], |filling| &filling.devices);
     let streams = now.filling.is_some_and(|filling| filling.streams);
-    let is_done = streams && now.is_filled;
-    if streams && !is_done && !now.is_empty && wanted.contains(&lacking[0]) {
-        return None;
+    if streams && !now.is_filled && !now.is_empty && wanted.contains(&lacking[0]) {
+        // Who does not answer stays a replica that lacks blocks; stores need not wait for it any more.
+        return if now.avoided.contains(&lacking[0]) { now.progress(set, lacking, true) } else { None };
     }
-    let given = if now.is_empty { lacking } else { &lacking[..usize::from(is_done)] };
+    // Only of who was being given blocks is it known since when it has every new one: no other may take the primary's place.
+    let is_elsewhere = |device: &&DeviceId| device.member != set[0].member;
+    let given = match (streams, now.is_empty) {
+        (false, _) => 0,
+        (true, true) => 1 + lacking[1..].iter().take_while(is_elsewhere).count(),
+        (true, false) => usize::from(now.is_filled),
+    };
+    let given = &lacking[..given];
     let lacking = &lacking[given.len()..];
     let set = &in_place(set, given, lacking);
-    let primary = set[0];
-    // What lacks blocks and is not wanted either was to stand in for one that has come back.
-    let keeps = |device: &&DeviceId| wanted.contains(device) || !lacking.contains(device);
-    let useful: Vec<DeviceId> = set.iter().filter(keeps).copied().collect();
-    let mut incomplete =
-        wanted.iter().filter(|device| lacking.contains(device) || !set.contains(device)).copied().peekable();
-    let Some(first) = incomplete.peek().copied() else {
-        return if wanted[0] == primary || given.contains(&wanted[0]) || now.is_empty {
+    let useful = useful(now, set, lacking);
+    let incomplete: Vec<DeviceId> =
+        wanted.iter().filter(|device| lacking.contains(device) || !set.contains(device)).copied().collect();
+    if incomplete.is_empty() {
+        return if wanted[0] == set[0] || given.first() == Some(&wanted[0]) {
             now.changed(wanted.to_vec(), Filling::default())
-        } else if now.may_start {
+        } else if (now.may_start || now.is_empty) && !now.avoided.contains(&wanted[0]) {
             // Copies may have been dropped on their way to it, which the primary has.
             now.changed(useful, Filling { devices: vec![wanted[0]], streams: true })
         } else {
-            now.progress(set, lacking, given)
+            now.progress(set, lacking, !given.is_empty())
         };
-    };
-    let is_new = !set.contains(&first);
-    if !(now.is_empty || now.may_start && (is_new || now.is_due || streams)) {
-        return now.progress(set, lacking, given);
     }
+    let first = incomplete.iter().find(|device| !now.avoided.contains(device)).copied();
+    let may_start =
+        |first: &DeviceId| now.is_empty || now.may_start && (!set.contains(first) || now.is_due || streams);
+    let Some(first) = first.filter(may_start) else {
+        return now.progress(set, lacking, !given.is_empty());
+    };
     let mut next = useful;
-    let mut devices = Vec::new();
-    for device in incomplete {
+    let mut devices = vec![first];
+    if !next.contains(&first) {
+        next.push(first);
+    }
+    for device in incomplete.into_iter().filter(|device| *device != first) {
         let is_replica = next.contains(&device);
-        if !is_replica && (device == first || now.is_empty || next.len() < now.replicas) {
-            next.push(device);
-        }
-        if is_replica || next.contains(&device) {
+        let members: BTreeSet<_> = next.iter().map(|one| one.member).collect();
+        if is_replica || now.is_empty || members.len() < now.replicas {
             devices.push(device);
+            if !is_replica {
+                next.push(device);
+            }
         }
     }
     now.changed(next, Filling { devices, streams: true })
+}
+
+/// Returns the replicas that are worth keeping while others are given blocks. What lacks blocks and is not wanted was to stand in
+/// for one that has come back. Of those that lack nothing and are not wanted, as many stay as make the copies that settings ask for.
+fn useful(now: &Present<'_>, set: &[DeviceId], lacking: &[DeviceId]) -> Vec<DeviceId> {
+    let is_whole_wanted = |device: &&DeviceId| now.wanted.contains(device) && !lacking.contains(device);
+    let mut spare = now.replicas.saturating_sub(set.iter().filter(is_whole_wanted).count());
+    let mut kept = Vec::with_capacity(set.len());
+    for (at, device) in set.iter().enumerate() {
+        let is_wanted = now.wanted.contains(device);
+        let is_spare = !is_wanted && !lacking.contains(device);
+        // The primary stays until another takes its place.
+        if is_wanted || at == 0 || is_spare && spare > 0 {
+            kept.push(*device);
+        }
+        spare = spare.saturating_sub(usize::from(is_spare));
+    }
+    kept
 }
 
 /// Lets a device that was given everything take the place of another of its own member: two that lack nothing would be one
@@ -92,10 +123,10 @@ fn in_place(set: &[DeviceId], given: &[DeviceId], lacking: &[DeviceId]) -> Vec<D
 }
 
 impl Present<'_> {
-    /// Notes what was given, if anything was.
-    fn progress(&self, set: &[DeviceId], lacking: &[DeviceId], given: &[DeviceId]) -> Option<Placing> {
+    /// Notes what has come, if anything has, and begins nothing.
+    fn progress(&self, set: &[DeviceId], lacking: &[DeviceId], has_come: bool) -> Option<Placing> {
         let filling = Filling { devices: lacking.to_vec(), streams: false };
-        if given.is_empty() { None } else { self.changed(set.to_vec(), filling) }
+        if has_come { self.changed(set.to_vec(), filling) } else { None }
     }
 
     fn changed(&self, set: Vec<DeviceId>, filling: Filling) -> Option<Placing> {
@@ -113,6 +144,8 @@ mod tests {
     fn devices(numbers: &[u32]) -> Vec<DeviceId> {
         numbers.iter().map(|number| DeviceId::new(MemberId(*number), 0)).collect()
     }
+
+    static NOBODY: BTreeSet<DeviceId> = BTreeSet::new();
 
     /// One slot on its way, as the registry would keep it.
     struct Way {
@@ -143,6 +176,7 @@ mod tests {
                 is_filled: false,
                 is_due: true,
                 may_start: true,
+                avoided: &NOBODY,
                 replicas: self.replicas,
             }
         }
@@ -208,6 +242,29 @@ mod tests {
     }
 
     #[test]
+    fn who_does_not_answer_holds_nobody_up() {
+        let mut way = Way::new(&[1], &[], &[2]);
+        let step = next(&way.present());
+        way.take(step).expect("it begins");
+        let avoided: BTreeSet<DeviceId> = devices(&[2]).into_iter().collect();
+        let step = next(&Present { avoided: &avoided, ..way.present() });
+        way.take(step).expect("it ends");
+        assert!(way.is(&[1, 2], &[2]) && way.filling.as_ref().is_some_and(|filling| !filling.streams));
+        assert_eq!(next(&Present { avoided: &avoided, ..way.present() }), None);
+        let step = next(&way.present());
+        way.take(step).expect("it begins again when it may answer");
+        assert!(way.filling.as_ref().is_some_and(|filling| filling.streams));
+    }
+
+    #[test]
+    fn an_empty_report_gives_nothing_to_who_was_not_being_given_anything() {
+        // A copy to a replica may have been dropped since the report.
+        let way = Way::new(&[1, 2], &[], &[2]);
+        let step = next(&Present { is_empty: true, ..way.present() }).expect("it begins");
+        assert_eq!((step.set, step.filling.devices), (devices(&[1, 2]), devices(&[2])));
+    }
+
+    #[test]
     fn a_replica_becomes_primary_once_it_surely_has_everything() {
         let mut way = Way::new(&[1, 2], &[], &[2, 1]);
         let step = next(&way.present());
@@ -225,21 +282,28 @@ mod tests {
         #[test]
         fn every_way_is_safe_and_ends(
             set in prop::sample::subsequence(vec![1u32, 2, 3, 4, 5], 1..4),
-            wanted in prop::sample::subsequence(vec![1u32, 2, 3, 4, 5], 1..4).prop_shuffle(),
+            wanted in prop::sample::subsequence(vec![1u32, 2, 3, 4, 5], 3).prop_shuffle(),
+            replicas in 1..4usize,
             lacking in 0..3usize,
             others in prop::collection::vec(any::<bool>(), 4),
-            reports in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()), 0..12),
+            reports in prop::collection::vec((any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), 0..6u32, any::<bool>()), 0..12),
         ) {
+            let wanted = &wanted[..replicas];
             let lacking = &set[set.len() - lacking.min(set.len() - 1)..];
-            let mut way = Way::new(&set, lacking, &wanted);
+            let mut way = Way::new(&set, lacking, wanted);
             // Some belong on another device of the member that has them, or that stands in.
             for (device, other) in way.wanted.iter_mut().zip(others) {
                 device.index = u16::from(other);
             }
-            let all = (true, true, true, false);
+            let all = (true, true, true, false, 9, false);
             let peace = std::iter::repeat_n(all, 24);
-            for (is_filled, is_due, may_start, is_empty) in reports.into_iter().chain(peace) {
-                let present = Present { is_filled, is_due, may_start, is_empty, ..way.present() };
+            for (is_filled, is_due, may_start, is_empty, silent, turns) in reports.into_iter().chain(peace) {
+                if turns {
+                    way.wanted.rotate_left(1);
+                }
+                let avoided: BTreeSet<DeviceId> = devices(&[silent]).into_iter().collect();
+                let present =
+                    Present { is_filled, is_due, may_start, is_empty, avoided: &avoided, ..way.present() };
                 let Some(placing) = next(&present) else { continue };
                 let is_new = |device: &&DeviceId| !way.set.contains(**device);
                 prop_assert!(way.set.contains(placing.set[0]) && !placing.filling.devices.contains(&placing.set[0]));
@@ -256,7 +320,9 @@ mod tests {
                 prop_assert!(replicas(&placing.set) >= replicas(&way.set.0).min(way.replicas));
                 let had = way.filling.as_ref().map_or(&[][..], |filling| &filling.devices);
                 let first_was_lacking = had.contains(&placing.set[0]);
-                prop_assert!(!first_was_lacking || is_filled && had[0] == placing.set[0] || is_empty);
+                let streamed = way.filling.as_ref().is_some_and(|filling| filling.streams);
+                prop_assert!(!first_was_lacking || streamed && had[0] == placing.set[0] && (is_filled || is_empty));
+                prop_assert!(placing.set.len() <= 2 * way.replicas.max(way.set.0.len()));
                 way.take(Some(placing));
             }
             prop_assert_eq!(&way.set.0, &way.wanted);

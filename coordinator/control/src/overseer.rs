@@ -8,7 +8,7 @@ use kvhive_protocol::{
     ClusterMap, DeviceId, Epoch, Filling, MemberId, MemberState, Moment, ReplicaSet, SLOTS, Slot, TenantId,
     WireError,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub struct Tuning {
     pub repair_after: Duration,
     /// The most slots that one device gives away at a time.
     pub streams: usize,
+    /// How long a device that did not answer is not given anything.
+    pub avoid_for: Duration,
 }
 
 impl Default for Tuning {
@@ -40,6 +42,7 @@ impl Default for Tuning {
             plan_every: Duration::from_millis(250),
             repair_after: Duration::from_secs(30),
             streams: 64,
+            avoid_for: Duration::from_secs(30),
         }
     }
 }
@@ -128,6 +131,8 @@ struct Reign {
     placement: Option<Placement>,
     /// Since when members are known to be down.
     down: BTreeMap<MemberId, Moment>,
+    /// Devices that did not answer those who were to give them blocks, and until when nobody tries again.
+    avoided: BTreeMap<DeviceId, Moment>,
     /// The epoch up to which that follows the map.
     followed: Epoch,
 }
@@ -158,6 +163,7 @@ impl Overseer {
             planned: None,
             placement: None,
             down: BTreeMap::new(),
+            avoided: BTreeMap::new(),
             followed: Epoch(0),
         };
         if let Some(map) = map {
@@ -340,11 +346,22 @@ impl Reign {
         if now < self.next_plan || under_way || self.leases.anyone_condemned() {
             return;
         }
-        self.next_plan = now + tuning.plan_every;
-        let repair_after = tuning.repair_after;
+        // Each plan is a map for everybody.
+        let all = Duration::from_millis(2 * map.members.len() as u64);
+        self.next_plan = now + tuning.plan_every.max(all);
+        self.avoided.retain(|_, until| *until > now);
+        for (_, record) in self.leases.records() {
+            for load in record.loads.iter().flat_map(|(_, loads)| loads) {
+                for device in &load.unreached {
+                    self.avoided.entry(*device).or_insert(now + tuning.avoid_for);
+                }
+            }
+        }
+        let (repair_after, avoided) = (tuning.repair_after, self.avoided.keys().copied().collect());
         // Whoever may be serving by an older map might still take blocks where a slot was before.
         let confirmed = self.leases.confirmed(map);
-        if let Some(command) = planner.plan(map, &Told { reign: self, map, confirmed, repair_after }) {
+        if let Some(command) = planner.plan(map, &Told { reign: self, map, confirmed, repair_after, avoided })
+        {
             self.planned = Some((map.epoch, now + tuning.repropose_after));
             counters.plans += 1;
             effects.push(Effect::Propose(command));
@@ -359,6 +376,7 @@ struct Told<'a> {
     /// The epoch that everybody who may be serving has confirmed; none if nobody may be.
     confirmed: Option<Epoch>,
     repair_after: Duration,
+    avoided: BTreeSet<DeviceId>,
 }
 
 impl Told<'_> {
@@ -380,6 +398,10 @@ impl Reports for Told<'_> {
         let primary = self.map.replicas(slot).primary();
         let load = primary.and_then(|primary| self.report(primary, slot));
         load.is_some_and(|load| load.filled.binary_search(&(slot, device)).is_ok())
+    }
+
+    fn avoided(&self) -> &BTreeSet<DeviceId> {
+        &self.avoided
     }
 
     fn is_due(&self) -> bool {

@@ -18,11 +18,13 @@ pub struct Candidate {
     pub weight: u64,
 }
 
-/// Returns every device of every member that is up and is not being emptied, ascending, weighted by capacity.
+/// Returns every device of every member that is up and is not being emptied, ascending, weighted by capacity; of all that are
+/// up if nobody else is: slots are somewhere.
 pub fn candidates(map: &ClusterMap) -> Vec<Candidate> {
     let drains = |device: DeviceId| map.members.get(&device.member).is_some_and(|member| member.drains);
+    let all_drain = map.devices_up().all(|(device, _)| drains(device));
     map.devices_up()
-        .filter(|(device, _)| !drains(*device))
+        .filter(|(device, _)| all_drain || !drains(*device))
         .map(|(device, described)| Candidate { device, weight: described.capacity_bytes().max(1) })
         .collect()
 }

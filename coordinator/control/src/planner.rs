@@ -5,7 +5,7 @@ use crate::moves::{self, Present};
 use crate::placement::{self, Candidate};
 use kvhive_protocol::control::Command;
 use kvhive_protocol::{ClusterMap, DeviceId, ReplicaSet, Slot};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What members have reported, as far as the planner asks.
 pub trait Reports {
@@ -15,6 +15,9 @@ pub trait Reports {
 
     /// Says whether the slot's primary has reported, since the slot was placed as it is now, that `device` was given all it has.
     fn is_filled(&self, slot: Slot, device: DeviceId) -> bool;
+
+    /// Returns devices that did not answer those who were to give them blocks.
+    fn avoided(&self) -> &BTreeSet<DeviceId>;
 
     /// Says whether every member that is down has had the time to come back, so that others are to get what it held.
     fn is_due(&self) -> bool;
@@ -52,6 +55,7 @@ impl Planner {
             }
         }
         let replicas = usize::from(map.settings.replicas);
+        let (is_due, avoided) = (reports.is_due(), reports.avoided());
         let mut changes = Vec::new();
         for slot in Slot::all() {
             let (set, wanted) = (map.replicas(slot), &wanted[usize::from(slot.0)].0);
@@ -69,8 +73,9 @@ impl Planner {
                 wanted,
                 is_empty: !is_occupied,
                 is_filled: given.is_some_and(|device| reports.is_filled(slot, device)),
-                is_due: reports.is_due(),
+                is_due,
                 may_start: given.is_some() || *under_way < most,
+                avoided,
                 replicas,
             });
             if let Some(placing) = next {
@@ -144,6 +149,11 @@ mod tests {
 
         fn is_due(&self) -> bool {
             true
+        }
+
+        fn avoided(&self) -> &BTreeSet<DeviceId> {
+            static NOBODY: BTreeSet<DeviceId> = BTreeSet::new();
+            &NOBODY
         }
     }
 

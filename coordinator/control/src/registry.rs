@@ -306,6 +306,15 @@ impl Registry {
         let member = known.ok_or_else(|| {
             WireError::rejected(format_args!("there is no member {id}: `kvhive nodes` shows them"))
         })?;
+        let map = self.map.as_ref().expect("execute has checked that there is a map");
+        let could_take =
+            |(other, one): (&MemberId, &Member)| *other != id && one.state == MemberState::Up && !one.drains;
+        if drains && !member.drains && !map.members.iter().any(could_take) {
+            return Err(WireError::rejected(format_args!(
+                "no other member is up and takes slots: start one before {} is emptied",
+                member.name
+            )));
+        }
         if member.drains != drains
             && let Some(member) = self.change().members.get_mut(&id)
         {

@@ -121,7 +121,12 @@ pub(crate) fn placement(map: &ClusterMap, changes: &[Placing]) -> Result<(), Wir
             .map_err(|why| WireError::rejected(format_args!("{why}")))?;
         let now = map.replicas(*slot);
         let is_kept = |device: &DeviceId| now.contains(*device) || filling.devices.contains(device);
-        if !now.contains(set[0]) || filling.devices.contains(&set[0]) || !set.iter().all(is_kept) {
+        let was_lacking = map.is_filling(*slot, set[0]) && map.given_to(*slot) != Some(set[0]);
+        if !now.contains(set[0])
+            || was_lacking
+            || filling.devices.contains(&set[0])
+            || !set.iter().all(is_kept)
+        {
             return Err(WireError::rejected(format_args!(
                 "slot {slot} would lose blocks: its primary must be a replica that lacks none, and who is no replica yet lacks all"
             )));

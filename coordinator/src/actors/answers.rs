@@ -51,7 +51,14 @@ impl RaftActor {
         let mut bare = |load: &DeviceLoad| {
             let strategies: Vec<StrategyReport> = load.strategies.iter().take(reports).cloned().collect();
             reports -= strategies.len();
-            DeviceLoad { occupied: Vec::new(), filled: Vec::new(), tenants: Vec::new(), strategies, ..*load }
+            DeviceLoad {
+                occupied: Vec::new(),
+                filled: Vec::new(),
+                unreached: Vec::new(),
+                tenants: Vec::new(),
+                strategies,
+                ..*load
+            }
         };
         let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(load))).collect();
         let map = map.map(|map| ClusterMap::clone(&map));

@@ -18,6 +18,20 @@ pub struct Round {
     pub slots: Arc<BTreeSet<Slot>>,
 }
 
+/// How a pass ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pass {
+    /// The target has answered for every block.
+    Whole,
+    /// Some did not get there; another pass may do better.
+    Partial,
+    /// The target did not answer.
+    Unanswered,
+}
+
+/// Passes in a row without an answer after which a target counts as one that does not answer.
+const PATIENCE: u32 = 3;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     Waits,
@@ -43,11 +57,15 @@ struct Job {
 pub struct Fills {
     jobs: BTreeMap<Slot, Job>,
     rounds: u64,
+    /// Whose turn it was last.
+    last: Option<(DeviceId, DeviceId)>,
+    /// Passes in a row that a target has not answered.
+    unanswered: BTreeMap<DeviceId, u32>,
     epoch: Epoch,
 }
 
 impl Fills {
-    /// Follows the map that the node serves by from now on; older ones than that of before are passed over.
+    /// Follows the map that the node serves by from now on.
     pub fn adopt(&mut self, map: &ClusterMap, member: MemberId) {
         if map.epoch == self.epoch {
             return;
@@ -66,12 +84,17 @@ impl Fills {
                 |job: &&Job| (job.source, job.target, job.generation) == (source, target, generation);
             self.jobs.insert(*slot, before.get(slot).filter(is_same).copied().unwrap_or(fresh));
         }
+        let jobs = &self.jobs;
+        self.unanswered.retain(|target, _| jobs.values().any(|job| job.target == *target));
     }
 
-    /// Begins the next pass: all slots that one device has yet to give to another.
+    /// Begins the next pass: all slots that one device has yet to give to another. Every pair of devices has its turn.
     pub fn begin(&mut self) -> Option<Round> {
-        let (source, target) =
-            self.jobs.values().find(|job| job.stage == Stage::Waits).map(|job| (job.source, job.target))?;
+        let waiting = self.jobs.values().filter(|job| job.stage == Stage::Waits);
+        let pairs: BTreeSet<(DeviceId, DeviceId)> = waiting.map(|job| (job.source, job.target)).collect();
+        let after = pairs.iter().find(|pair| self.last.is_none_or(|last| **pair > last));
+        let (source, target) = after.or(pairs.first()).copied()?;
+        self.last = Some((source, target));
         self.rounds += 1;
         let mut slots = BTreeSet::new();
         for (slot, job) in &mut self.jobs {
@@ -88,11 +111,25 @@ impl Fills {
         self.jobs.values().any(|job| job.stage == Stage::UnderWay(round.number))
     }
 
-    /// Ends a pass; `whole`: the target has answered for every block. A slot of which one did not get there begins anew.
-    pub fn ended(&mut self, round: &Round, whole: bool) {
+    /// Ends a pass. A slot of which a block did not get there begins anew.
+    pub fn ended(&mut self, round: &Round, how: Pass) {
         for job in self.jobs.values_mut().filter(|job| job.stage == Stage::UnderWay(round.number)) {
-            job.stage = if whole && !job.missed { Stage::Done } else { Stage::Waits };
+            let is_done = how == Pass::Whole && !job.missed;
+            job.stage = if is_done { Stage::Done } else { Stage::Waits };
         }
+        if how != Pass::Unanswered {
+            self.unanswered.remove(&round.target);
+        } else if self.jobs.values().any(|job| job.target == round.target) {
+            *self.unanswered.entry(round.target).or_default() += 1;
+        }
+    }
+
+    /// Returns whom `source` is to give blocks to and who does not answer, ascending, at most `limit` of them.
+    pub fn unreached(&self, source: DeviceId, limit: usize) -> Vec<DeviceId> {
+        let is_of =
+            |target: &DeviceId| self.jobs.values().any(|job| (job.source, job.target) == (source, *target));
+        let silent = self.unanswered.iter().filter(|(_, passes)| **passes >= PATIENCE);
+        silent.map(|(target, _)| *target).filter(is_of).take(limit).collect()
     }
 
     /// A new block of the slot did not get to `target`: if that is being given the slot, it is given all of it again.
@@ -171,12 +208,31 @@ mod tests {
         let first = fills.begin().expect("there is something to give");
         assert_eq!((first.target, first.slots.len()), (device(2), 2));
         assert_eq!(fills.filled(device(1)), []);
-        fills.ended(&first, true);
+        fills.ended(&first, Pass::Whole);
         assert_eq!(fills.filled(device(1)), [(Slot(3), device(2)), (Slot(9), device(2))]);
         assert_eq!(fills.left(), 1);
         let second = fills.begin().expect("the other target");
-        fills.ended(&second, false);
+        fills.ended(&second, Pass::Partial);
         assert_eq!(fills.begin().map(|round| round.slots), Some(second.slots), "it failed and begins anew");
+    }
+
+    #[test]
+    fn a_target_that_does_not_answer_keeps_no_other_waiting_and_is_told() {
+        let mut fills = Fills::default();
+        fills.adopt(&map(1, &[(3, 2), (5, 3)]), US);
+        for _ in 0..PATIENCE {
+            assert_eq!(fills.unreached(device(1), 9), []);
+            let silent = fills.begin().expect("its turn");
+            assert_eq!(silent.target, device(2));
+            fills.ended(&silent, Pass::Unanswered);
+            let other = fills.begin().expect("the other's turn");
+            assert_eq!(other.target, device(3));
+            fills.ended(&other, Pass::Partial);
+        }
+        assert_eq!(fills.unreached(device(1), 9), [device(2)]);
+        assert_eq!(fills.unreached(device(2), 9), []);
+        fills.adopt(&map(2, &[(5, 3)]), US);
+        assert_eq!(fills.unreached(device(1), 9), [], "it is not to be given anything any more");
     }
 
     #[test]
@@ -186,13 +242,13 @@ mod tests {
         let round = fills.begin().expect("there is something to give");
         fills.missed(Slot(3), device(2));
         fills.missed(Slot(9), device(3));
-        fills.ended(&round, true);
+        fills.ended(&round, Pass::Whole);
         assert_eq!(fills.filled(device(1)), [(Slot(9), device(2))]);
         fills.missed(Slot(9), device(2));
         assert_eq!(fills.filled(device(1)), []);
         let again = fills.begin().expect("both again");
         assert_eq!(again.slots.len(), 2);
-        fills.ended(&again, true);
+        fills.ended(&again, Pass::Whole);
         assert_eq!(fills.left(), 0);
     }
 
@@ -201,7 +257,7 @@ mod tests {
         let mut fills = Fills::default();
         fills.adopt(&map(1, &[(3, 2)]), US);
         let round = fills.begin().expect("there is something to give");
-        fills.ended(&round, true);
+        fills.ended(&round, Pass::Whole);
         fills.adopt(&map(2, &[(3, 2), (4, 2)]), US);
         assert_eq!(fills.filled(device(1)), [(Slot(3), device(2))]);
         let mut restarted = map(3, &[(3, 2), (4, 2)]);
@@ -220,7 +276,7 @@ mod tests {
         assert!(fills.is_wanted(&round));
         fills.adopt(&map(2, &[(3, 3)]), US);
         assert!(!fills.is_wanted(&round));
-        fills.ended(&round, true);
+        fills.ended(&round, Pass::Whole);
         assert_eq!(fills.filled(device(1)), []);
         fills.adopt(&map(3, &[(3, 2)]), MemberId(2));
         assert_eq!(fills.begin(), None, "another gives that");

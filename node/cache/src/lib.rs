@@ -26,7 +26,7 @@ mod table;
 
 pub use answers::{CopyVerdict, Effect, Listed, Reserve, ShardConfig};
 pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
-pub use fills::{Fills, Round};
+pub use fills::{Fills, Pass, Round};
 pub use frames::TierCapacity;
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
 pub use party::{Quota, Rules};

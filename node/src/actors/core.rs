@@ -51,8 +51,8 @@ pub(crate) enum DeviceMessage {
     /// Let me read up to `limit` of the blocks that are here, from record `from` on; the answer says where to go on.
     Export { from: u32, limit: usize, reply: Reply<(Vec<Exported>, Option<u32>)> },
     /// Which blocks of these slots are here, with their depths, among a bounded number of records from `from` on? The answer
-    /// says where to go on.
-    Contents { from: u32, slots: Arc<BTreeSet<Slot>>, reply: Reply<Contents> },
+    /// says where to go on; there is none while it is not known what lies on disk.
+    Contents { from: u32, slots: Arc<BTreeSet<Slot>>, reply: Reply<Option<Contents>> },
     /// Let me read those of these blocks that are still here.
     Lend { ids: Vec<BlockId>, reply: Reply<Vec<Exported>> },
     /// Is what is on disk still to be taken in?
@@ -382,6 +382,7 @@ impl DeviceCore {
             strategies,
             // Membership says that.
             filled: Vec::new(),
+            unreached: Vec::new(),
             occupied: self.occupied(),
         };
         (load, stats)
@@ -441,7 +442,10 @@ impl DeviceCore {
                 let (listed, next) = self.shard.list(from, limit);
                 reply.send((listed.into_iter().filter_map(|one| self.export(one)).collect(), next));
             }
-            DeviceMessage::Contents { from, slots, reply } => reply.send(self.shard.list_slots(from, &slots)),
+            DeviceMessage::Contents { from, slots, reply } => {
+                let is_known = self.disk.as_ref().is_none_or(|disk| disk.is_restored);
+                reply.send(is_known.then(|| self.shard.list_slots(from, &slots)));
+            }
             DeviceMessage::Lend { ids, reply } => {
                 let listed = ids.into_iter().filter_map(|id| self.shard.listed(id)).collect::<Vec<_>>();
                 reply.send(listed.into_iter().filter_map(|one| self.export(one)).collect());

@@ -13,5 +13,5 @@ mod store;
 
 pub(crate) use counters::{Counters, VERBS, add, count};
 pub(crate) use plane::{DataPlane, Limits};
-pub(crate) use replicate::{Item, Origin, Replicator};
+pub(crate) use replicate::{Given, Item, Origin, Replicator};
 pub(crate) use server::serve;

@@ -8,7 +8,7 @@ use crate::view::Serving;
 use futures_util::future::join_all;
 use kvhive_client::{Lease, Pool};
 use kvhive_protocol::data::{
-    About, Ack, DataReply, DataRequest, MatchRequest, Run, StoreBlock, StoreRequest, Stored,
+    About, Ack, DataReply, DataRequest, MatchRequest, Refusal, Run, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::{BlockKey, ClusterMap, DeviceId, KeyList, Layout, Slot, TenantId, WireError};
@@ -49,17 +49,32 @@ pub(crate) struct Known {
 /// What became of blocks that were to be copied.
 #[derive(Default)]
 pub(crate) struct Copies {
-    /// How many of its targets hold each, by its position.
-    pub(crate) held: Vec<(usize, u8)>,
-    /// Targets that did not answer for what they were to have.
-    pub(crate) unreached: Vec<DeviceId>,
+    /// Who has answered for a block, by its position: it has it, or will not have it.
+    pub(crate) answered: Vec<(usize, DeviceId, Answer)>,
+}
+
+/// What a replica says of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Answer {
+    /// It holds it.
+    Holds,
+    /// It has no room for it, and would not have evicted another for it: as if it had taken and evicted it.
+    Declines,
+}
+
+/// What became of blocks that were given.
+pub(crate) struct Given {
+    /// Those that the target did not have before and has now.
+    pub(crate) moved: u64,
+    /// Those that it may yet take.
+    pub(crate) missing: u64,
 }
 
 /// What the other replicas of a block's slot say of it. Who does not answer is in neither.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Holders {
-    /// How many hold it.
-    pub(crate) copies: u8,
+    /// Who holds it.
+    pub(crate) holding: Vec<DeviceId>,
     /// Who does not.
     pub(crate) lacking: Vec<DeviceId>,
 }
@@ -117,7 +132,7 @@ impl Replicator {
         }
     }
 
-    /// Asks the other replicas which of these blocks they hold; answers in the same order, and says who did not.
+    /// Asks the other replicas which of these blocks they hold; answers in the same order.
     pub(crate) async fn holders(
         &self,
         serving: &Serving,
@@ -125,7 +140,7 @@ impl Replicator {
         tenant: TenantId,
         known: &[Known],
         counters: &Counters,
-    ) -> (Vec<Holders>, Vec<DeviceId>) {
+    ) -> Vec<Holders> {
         let mut targets: BTreeMap<DeviceId, Vec<usize>> = BTreeMap::new();
         for (at, one) in known.iter().enumerate() {
             for target in others(&serving.map, device, one.slot) {
@@ -139,25 +154,20 @@ impl Replicator {
                 count(&counters.replication_failures);
                 tracing::debug!(%target, %fault, "a replica did not say what it holds");
             });
-            (target, of_it, holds)
+            (target, of_it, holds.unwrap_or_default())
         });
         let mut holders = vec![Holders::default(); known.len()];
-        let mut unreached = Vec::new();
         for (target, of_it, holds) in join_all(asked).await {
-            let Ok(holds) = holds else {
-                unreached.push(target);
-                continue;
-            };
             for (at, holds) in of_it.into_iter().zip(holds) {
                 let one = &mut holders[at];
                 if holds {
-                    one.copies = one.copies.saturating_add(1);
+                    one.holding.push(target);
                 } else {
                     one.lacking.push(target);
                 }
             }
         }
-        (holders, unreached)
+        holders
     }
 
     async fn ask_which(
@@ -176,8 +186,10 @@ impl Replicator {
             keys: blocks.iter().map(|one| one.key).collect::<KeyList>(),
         });
         match self.exchange(serving, target, &request, &[]).await? {
-            DataReply::Matched { covered, .. } if covered.len() == blocks.len() => {
-                Ok(covered.into_iter().map(|covered| covered == 1).collect())
+            // One that goes by an older map may mean a block of an ended era.
+            DataReply::Matched { epoch, covered } if covered.len() == blocks.len() => {
+                let is_current = epoch >= serving.map.epoch;
+                Ok(covered.into_iter().map(|covered| covered == 1 && is_current).collect())
             }
             _ => Err(senseless()),
         }
@@ -194,47 +206,49 @@ impl Replicator {
         let copies = targets.into_iter().map(|(target, items)| async move {
             let batch = Batch { origin, target, items: &items };
             let copied = self.copy(&batch).await;
-            match copied {
-                Ok(held) => {
-                    add(&counters.replicated_blocks, held.len() as u64);
-                    Ok(held)
-                }
-                Err(fault) => {
-                    count(&counters.replication_failures);
-                    tracing::debug!(%target, %fault, "copy failed");
-                    items.iter().for_each(|item| self.giving.missed(item.slot, target));
-                    Err(target)
+            let answers = copied.unwrap_or_else(|fault| {
+                count(&counters.replication_failures);
+                tracing::debug!(%target, %fault, "copy failed");
+                vec![None; items.len()]
+            });
+            let held = answers.iter().filter(|answer| **answer == Some(Answer::Holds)).count();
+            add(&counters.replicated_blocks, held as u64);
+            let mut answered = Vec::with_capacity(items.len());
+            for (item, answer) in items.iter().zip(answers) {
+                match answer {
+                    Some(answer) => answered.push((item.at, target, answer)),
+                    None => self.giving.missed(item.slot, target),
                 }
             }
+            answered
         });
-        let mut held: BTreeMap<usize, u8> = BTreeMap::new();
-        let mut unreached = Vec::new();
-        for copied in join_all(copies).await {
-            match copied {
-                Ok(positions) => positions.into_iter().for_each(|at| *held.entry(at).or_default() += 1),
-                Err(target) => unreached.push(target),
-            }
-        }
-        Copies { held: held.into_iter().collect(), unreached }
+        Copies { answered: join_all(copies).await.concat() }
     }
 
-    /// Gives blocks to a replica that is being given their slots: those that it does not say it has. Returns how many it holds
-    /// of these then.
+    /// Gives blocks to a replica that is being given their slots: those that it does not say it has.
     ///
     /// # Errors
-    /// Whatever kept it from answering for each of them.
-    pub(crate) async fn give(&self, origin: &Origin, target: DeviceId, items: &[Item]) -> Result<u64, Fault> {
+    /// Whatever kept it from answering.
+    pub(crate) async fn give(
+        &self,
+        origin: &Origin,
+        target: DeviceId,
+        items: &[Item],
+    ) -> Result<Given, Fault> {
         let key = |item: &Item| Known { key: item.block.header.key, slot: item.slot };
         let known: Vec<Known> = items.iter().map(key).collect();
         let known: Vec<&Known> = known.iter().collect();
         let holds = self.ask_which(&origin.serving, target, origin.tenant, &known).await?;
         let lacked = items.iter().zip(holds).filter(|(_, holds)| !holds);
         let lacked: Vec<&Item> = lacked.map(|(item, _)| item).collect();
-        if lacked.is_empty() {
-            return Ok(0);
+        let mut given = Given { moved: 0, missing: 0 };
+        if !lacked.is_empty() {
+            for answer in self.copy(&Batch { origin, target, items: &lacked }).await? {
+                given.moved += u64::from(answer == Some(Answer::Holds));
+                given.missing += u64::from(answer.is_none());
+            }
         }
-        let held = self.copy(&Batch { origin, target, items: &lacked }).await?;
-        Ok(held.len() as u64)
+        Ok(given)
     }
 
     /// Copies the items in the background, unless too much waits already.
@@ -275,8 +289,8 @@ impl Replicator {
         self.pool.retain(|address| map.members.values().any(|member| member.data_address == address));
     }
 
-    /// Copies items to one replica; returns the positions of those that it holds then.
-    async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<usize>, Fault> {
+    /// Copies items to one replica; returns what it says of each, none where it may take it another time.
+    async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<Option<Answer>>, Fault> {
         let Batch { origin: Origin { serving, tenant, layout, about }, target, items } = *batch;
         // What is here may be stored otherwise than what came now, and says so itself.
         let block = |item: &&Item| StoreBlock { header: *item.guard.header(), ..item.block };
@@ -297,8 +311,14 @@ impl Replicator {
         let payload: Vec<&[u8]> = items.iter().map(|item| item.guard.bytes()).collect();
         match self.exchange(serving, target, &request, &payload).await? {
             DataReply::Stored { blocks, .. } if blocks.len() == items.len() => {
-                let kept = items.iter().zip(blocks).filter(|(_, one)| matches!(one, Stored::Kept { .. }));
-                Ok(kept.map(|(item, _)| item.at).collect())
+                let answer = |one| match one {
+                    Stored::Kept { .. } => Some(Answer::Holds),
+                    Stored::Refused(Refusal::NoRoom | Refusal::TooLarge | Refusal::Corrupt) => {
+                        Some(Answer::Declines)
+                    }
+                    Stored::Refused(Refusal::InFlight | Refusal::WrongEra) => None,
+                };
+                Ok(blocks.into_iter().map(answer).collect())
             }
             _ => Err(senseless()),
         }

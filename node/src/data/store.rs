@@ -5,7 +5,7 @@ use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
-use crate::data::replicate::{Copies, Item, Known, Origin, others};
+use crate::data::replicate::{Answer, Item, Known, Origin, others};
 use crate::guards::{Lent, ReadGuard, Unread, Verified};
 use crate::view::Serving;
 use kvhive_cache::member;
@@ -58,10 +58,28 @@ impl Task {
         self.serving.map.given_to(self.blocks[at].1)
     }
 
-    /// Checks that the slots are still here.
+    /// Returns how many others hold a block. A replica that lacks older blocks counts when all that lack none hold this one too: it
+    /// takes over only when none of these is left.
+    fn copies(&self, at: usize, answered: &[(usize, DeviceId, Answer)]) -> u8 {
+        if answered.is_empty() {
+            return 0;
+        }
+        let (map, slot) = (&self.serving.map, self.blocks[at].1);
+        let holders: Vec<DeviceId> = answered
+            .iter()
+            .filter(|(of, _, answer)| *of == at && *answer == Answer::Holds)
+            .map(|(_, who, _)| *who)
+            .collect();
+        let whole = others(map, self.device, slot).into_iter().filter(|other| !map.is_filling(slot, *other));
+        let is_whole_everywhere = whole.into_iter().all(|other| holders.contains(&other));
+        let counts = holders.iter().filter(|who| is_whole_everywhere || !map.is_filling(slot, **who));
+        counts.count() as u8
+    }
+
+    /// Checks that this is still the slots' primary.
     fn check_slots(&self) -> Result<(), WireError> {
         let map = &self.serving.map;
-        if self.blocks.iter().all(|(_, slot)| map.replicas(*slot).contains(self.device)) {
+        if self.blocks.iter().all(|(_, slot)| map.replicas(*slot).primary() == Some(self.device)) {
             return Ok(());
         }
         Err(WireError::StaleEpoch { epoch: map.epoch })
@@ -76,21 +94,10 @@ impl Task {
 /// What is sure of the copies of blocks.
 #[derive(Default)]
 struct Sure {
-    /// How many others hold a block, by its position; a position may come twice.
-    copies: Vec<(usize, u8)>,
+    /// What others say of a block, by its position.
+    answered: Vec<(usize, DeviceId, Answer)>,
     /// Those that turned out not to be here: they are stored anew when they come again.
     lost: Vec<usize>,
-    /// Those whose bytes were not at hand, so that who lacks them did not get them.
-    missing: Vec<usize>,
-    /// Replicas that did not answer.
-    unreached: Vec<DeviceId>,
-}
-
-impl Sure {
-    fn take(&mut self, copies: Copies) {
-        self.copies.extend(copies.held);
-        self.unreached.extend(copies.unreached);
-    }
 }
 
 impl DataPlane {
@@ -239,27 +246,41 @@ impl DataPlane {
         // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
         present.retain(|(at, _)| task.ack != Ack::Primary || task.given_to(*at).is_some());
         let (sure, fresh) = tokio::join!(self.make_sure(&task, present), self.replicate(&task, fresh));
-        let kept = |at: &usize| matches!(stored[*at], Stored::Kept { .. }) && !sure.lost.contains(at);
-        // The slot may be gone from here a moment later: who is given it has the block, or it is not acknowledged.
-        for at in (0..stored.len()).filter(kept) {
-            let Some(target) = task.given_to(at) else { continue };
-            if fresh.unreached.contains(&target) || sure.unreached.contains(&target) {
-                return Err(WireError::busy("a slot is on its way to a node that does not answer"));
-            }
-            if fresh.missing.contains(&at) || sure.missing.contains(&at) {
-                return Err(WireError::StaleEpoch { epoch: task.serving.map.epoch });
-            }
-        }
-        for (at, copies) in fresh.copies.into_iter().chain(sure.copies) {
-            if let Stored::Kept { copies: held, .. } = &mut stored[at] {
-                *held = held.saturating_add(copies);
-            }
-        }
         for at in sure.lost {
             stored[at] = Stored::Refused(Refusal::NoRoom);
         }
+        let answered = [sure.answered, fresh.answered].concat();
+        // The slot may be gone from here a moment later: who is given it has answered for the block, or it is not acknowledged.
+        for at in (0..stored.len()).filter(|at| matches!(stored[*at], Stored::Kept { .. })) {
+            let Some(target) = task.given_to(at) else { continue };
+            if !answered.iter().any(|(of, who, _)| (*of, *who) == (at, target)) {
+                return Err(WireError::busy("a slot is on its way to a node that has not taken its blocks"));
+            }
+        }
+        self.check_unmoved(&task)?;
+        for (at, one) in stored.iter_mut().enumerate() {
+            if let Stored::Kept { copies, .. } = one {
+                *copies = copies.saturating_add(task.copies(at, &answered));
+            }
+        }
         self.view.check_lease()?;
         Ok(DataReply::Stored { epoch: task.serving.map.epoch, blocks: stored })
+    }
+
+    /// Checks that slots that were being given away have not gone meanwhile: who has them now may have given them on before
+    /// the copies came.
+    fn check_unmoved(&self, task: &Task) -> Result<(), WireError> {
+        let now = self.view.serving().ok_or(WireError::NoLease)?.map;
+        let then = &task.serving.map;
+        let has_moved = |(_, slot): &(StoreBlock, Slot)| {
+            then.given_to(*slot).is_some()
+                && (then.replicas(*slot) != now.replicas(*slot)
+                    || then.filling.get(slot) != now.filling.get(slot))
+        };
+        if task.blocks.iter().any(has_moved) {
+            return Err(WireError::StaleEpoch { epoch: now.epoch });
+        }
+        Ok(())
     }
 
     /// Has blocks copied that have come just now, in the background where nobody waits for it.
@@ -268,16 +289,13 @@ impl DataPlane {
         let mut items = Vec::with_capacity(visible.len());
         for (at, guard) in visible {
             let targets = others(&task.serving.map, task.device, task.blocks[at].1);
-            match guard {
-                Some(guard) => items.push(task.item(at, guard, targets)),
-                // Its slot had one replica when it came.
-                None => sure.missing.push(at),
-            }
+            // There is none where its slot had one replica when it came.
+            items.extend(guard.map(|guard| task.item(at, guard, targets)));
         }
         if task.ack == Ack::Primary && items.iter().all(|item| task.given_to(item.at).is_none()) {
             self.replicator.later(task.origin(), items, &self.counters);
         } else {
-            sure.take(self.replicator.now(&task.origin(), items, &self.counters).await);
+            sure.answered.extend(self.replicator.now(&task.origin(), items, &self.counters).await.answered);
         }
         sure
     }
@@ -295,20 +313,13 @@ impl DataPlane {
             Known { key: block.header.key, slot: *slot }
         });
         let known: Vec<Known> = known.collect();
-        let (holders, unreached) =
-            self.replicator.holders(serving, *device, *tenant, &known, &self.counters).await;
-        sure.unreached = unreached;
+        let holders = self.replicator.holders(serving, *device, *tenant, &known, &self.counters).await;
         let (mut lacked, mut lent) = (Vec::new(), Vec::new());
         for ((at, one), holders) in present.into_iter().zip(holders) {
-            sure.copies.push((at, holders.copies));
-            if holders.lacking.is_empty() {
-                continue;
-            }
-            if one.is_some() {
+            sure.answered.extend(holders.holding.into_iter().map(|who| (at, who, Answer::Holds)));
+            if !holders.lacking.is_empty() && one.is_some() {
                 lacked.push((at, holders.lacking));
                 lent.push(one);
-            } else {
-                sure.missing.push(at);
             }
         }
         let mut items = Vec::with_capacity(lacked.len());
@@ -316,10 +327,10 @@ impl DataPlane {
             match brought {
                 Some(Ok(guard)) => items.push(task.item(at, guard, lacking)),
                 Some(Err(Unread::Lost)) => sure.lost.push(at),
-                Some(Err(Unread::Late)) | None => sure.missing.push(at),
+                Some(Err(Unread::Late)) | None => {}
             }
         }
-        sure.take(self.replicator.now(&task.origin(), items, &self.counters).await);
+        sure.answered.extend(self.replicator.now(&task.origin(), items, &self.counters).await.answered);
         sure
     }
 }

@@ -107,7 +107,11 @@ impl Coordinator {
             id,
             consensus,
             registry,
-            overseer: Overseer::new(Tuning { repair_after: Duration::from_secs(1), ..Tuning::default() }),
+            overseer: Overseer::new(Tuning {
+                repair_after: Duration::from_secs(1),
+                avoid_for: Duration::from_secs(1),
+                ..Tuning::default()
+            }),
             waiting: BTreeMap::new(),
             clears: BTreeMap::new(),
             next: 1,

@@ -3,8 +3,8 @@
 
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
-    BlockId, Effect, Fills, Member, MemberEffect, MemberEvent, MemberTuning, Reserve, Round, Rules, Shard,
-    ShardConfig, TierCapacity,
+    BlockId, Effect, Fills, Member, MemberEffect, MemberEvent, MemberTuning, Pass, Reserve, Round, Rules,
+    Shard, ShardConfig, TierCapacity,
 };
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::DeviceLoad;
@@ -129,6 +129,7 @@ impl Node {
             capacity_bytes: u64::from(FRAMES),
             occupied: self.shard.occupied(),
             filled: self.device().map(|device| self.fills.filled(device)).unwrap_or_default(),
+            unreached: self.device().map(|device| self.fills.unreached(device, 9)).unwrap_or_default(),
             ..DeviceLoad::default()
         }
     }
@@ -159,7 +160,7 @@ impl Node {
     pub(crate) fn give(&mut self, now: Moment) -> Option<Gift> {
         let is_over = |(_, since): &mut (Round, Moment)| now.since(*since) > GIVE_LIMIT;
         if let Some((round, _)) = self.giving.take_if(is_over) {
-            self.fills.ended(&round, false);
+            self.fills.ended(&round, Pass::Unanswered);
         }
         if self.giving.is_some() || !self.serves(now) {
             return None;
@@ -174,7 +175,7 @@ impl Node {
     /// The target has taken note of all that it was given.
     pub(crate) fn given(&mut self, number: u64) {
         if let Some((round, _)) = self.giving.take_if(|(round, _)| round.number == number) {
-            self.fills.ended(&round, true);
+            self.fills.ended(&round, Pass::Whole);
         }
     }
 
@@ -209,7 +210,9 @@ impl Node {
 
     /// Is given blocks by another node: takes what it can. False when they are not its to have.
     pub(crate) fn be_given(&mut self, now: Moment, blocks: &[(BlockKey, Era, u64)]) -> bool {
-        if !blocks.iter().all(|(key, ..)| self.admits(now, key.slot())) {
+        // A block of an era that it has not heard of is refused.
+        let known = self.era();
+        if !blocks.iter().all(|(key, era, _)| self.admits(now, key.slot()) && *era <= known) {
             return false;
         }
         for (key, era, bytes) in blocks {

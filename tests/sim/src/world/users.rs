@@ -4,7 +4,7 @@ use super::{Asker, Event, Host, KEYS, NODES, QUIET_MS, TROUBLE_MS, What, World, 
 use crate::coordinator::PEERS;
 use crate::node::{Gift, TENANT};
 use kvhive_protocol::control::{Command, Proposal};
-use kvhive_protocol::{BlockKey, Epoch, Era, RequestId};
+use kvhive_protocol::{BlockKey, Epoch, Era, MemberId, RequestId};
 
 impl World {
     pub(super) fn store(&mut self, to: Host, key: BlockKey, era: Era) -> Option<Host> {
@@ -102,7 +102,8 @@ impl World {
                 let command = Command::ClearTenant { tenant: TENANT };
                 self.ask(host, to, Asker::Clear, &What::Submit(Proposal { request, command }));
             }
-            1..=4 => {
+            1 => self.drain(host, to),
+            2..=5 => {
                 let have = self.map.as_ref().map_or(Epoch(0), |map| map.epoch);
                 self.ask(host, to, Asker::Map, &What::Map(have));
             }
@@ -130,6 +131,24 @@ impl World {
             }
         }
         self.at(15, Event::Client);
+    }
+
+    /// Now and then somebody has a node emptied, or thinks better of it; when all is quiet nobody does.
+    fn drain(&mut self, host: Host, to: Host) {
+        let Some(map) = &self.map else { return };
+        let is_quiet = self.now > 1000 + TROUBLE_MS;
+        let members: Vec<MemberId> = match is_quiet {
+            true => map.members.iter().filter(|(_, one)| one.drains).map(|(id, _)| *id).collect(),
+            false => map.members.keys().copied().collect(),
+        };
+        if members.is_empty() {
+            return;
+        }
+        let member = members[self.random.below(members.len() as u64) as usize];
+        let drains = !is_quiet && self.random.one_in(2);
+        let request = RequestId { client: 9, sequence: self.outcome.events };
+        let proposal = Proposal { request, command: Command::SetDrains { member, drains } };
+        self.ask(host, to, Asker::Map, &What::Submit(proposal));
     }
 
     pub(super) fn trouble(&mut self) {
