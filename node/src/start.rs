@@ -369,10 +369,8 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         let arenas: u64 = tiers.iter().map(|tier| memory.tier_bytes(*tier)).sum();
         let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
         let snapshot = config.persist.as_ref().map_or(0, |_| persist::snapshot_bytes(memory_frames(memory)));
-        arenas
-            + snapshot
-            + disk::scan_bytes(records)
-            + DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy)
+        let core = DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy);
+        arenas + snapshot + disk::scan_bytes(records) + core
     };
     // What is decoded, and what is read from disk, until it is sent.
     let has_disk = config.devices.iter().any(|device| device.disk_bytes > 0);
