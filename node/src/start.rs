@@ -359,8 +359,8 @@ fn memory_frames(memory: &Memory) -> u32 {
     tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).sum()
 }
 
-/// Returns the bytes of arenas, indices (of blocks on disk too), what taking in a snapshot needs,
-/// connections' buffers, and blocks that are decoded or read from disk until they are sent.
+/// Returns the bytes of arenas, indices (of blocks on disk too), what snapshots and finding records need, connections'
+/// buffers, and blocks that are decoded or read from disk until they are sent.
 fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
     let of_device = |(memory, device): (&Memory, &DeviceConfig)| {
         let tiers = [Tier::Device, Tier::Host];
@@ -368,10 +368,9 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         let classes = frames.len() / tiers.len();
         let arenas: u64 = tiers.iter().map(|tier| memory.tier_bytes(*tier)).sum();
         let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
-        let survey = config.persist.as_ref().map_or(0, |_| persist::survey_bytes(memory_frames(memory)));
-        arenas
-            + survey
-            + DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy)
+        let snapshot = config.persist.as_ref().map_or(0, |_| persist::snapshot_bytes(memory_frames(memory)));
+        let core = DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy);
+        arenas + snapshot + disk::scan_bytes(records) + core
     };
     // What is decoded, and what is read from disk, until it is sent.
     let has_disk = config.devices.iter().any(|device| device.disk_bytes > 0);

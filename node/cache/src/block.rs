@@ -119,8 +119,6 @@ impl Mark {
     pub(crate) const REUSED: Mark = Mark(1 << 2);
     /// It was brought up a tier ahead of its use, and has not been used since.
     pub(crate) const AHEAD: Mark = Mark(1 << 3);
-    /// Its chain is true: it alternates, and says so where it is as the shard's.
-    pub(crate) const SOUND: Mark = Mark(1 << 8);
     /// Its session is over, or long overdue: nobody is expected to use it.
     pub(crate) const OVER: Mark = Mark(1 << 6);
     /// It is to be brought up a tier, and has not come.
@@ -189,6 +187,8 @@ pub(crate) struct Record {
     /// How its bytes are stored.
     pub(crate) codec: Codec,
     pub(crate) marks: u16,
+    /// The last loss of a block before its children when its chain was looked at: it is true while no other came.
+    pub(crate) after_loss: u8,
 }
 
 impl Record {
@@ -213,6 +213,7 @@ impl Record {
         copying: None,
         codec: Codec::Raw,
         marks: 0,
+        after_loss: 0,
     };
 
     pub(crate) fn is(&self, mark: Mark) -> bool {

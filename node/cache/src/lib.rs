@@ -8,6 +8,7 @@
 
 mod answers;
 mod block;
+mod declined;
 mod expected;
 mod fills;
 mod frames;

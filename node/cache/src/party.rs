@@ -5,6 +5,7 @@
 //! the party furthest over its quota that gives (weighted max-min fairness, as in FairRide: Pu et al., NSDI 2016).
 
 use crate::block::Tier;
+use crate::declined::Declined;
 use crate::policy::Strategy;
 use crate::ranking::Ranking;
 
@@ -35,6 +36,8 @@ pub(crate) struct Party {
     pub(crate) rules: Rules,
     /// Bytes of frames in use per tier.
     pub(crate) used: [u64; 3],
+    /// Its blocks that were declined last.
+    pub(crate) declined: Declined,
     rankings: Vec<Option<Ranking>>,
     capacity: u32,
     seed: u64,
@@ -46,7 +49,16 @@ impl Party {
     /// Makes the party number `at`.
     pub(crate) fn new(at: usize, rules: Rules, classes: usize, capacity: u32, seed: u64) -> Party {
         let rankings = (0..classes).map(|_| None).collect();
-        Party { rules, used: [0; 3], rankings, capacity, seed, is_apart: at != usize::from(COMMONS) }
+        let declined = Declined::default();
+        Party {
+            rules,
+            used: [0; 3],
+            declined,
+            rankings,
+            capacity,
+            seed,
+            is_apart: at != usize::from(COMMONS),
+        }
     }
 
     /// Returns the ranking of its blocks of one size class.

@@ -3,7 +3,7 @@
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{Effect, Reserve, Rules, Shard, ShardConfig, Tier, TierCapacity};
 use kvhive_protocol::block::Codec;
-use kvhive_protocol::data::{About, Run, StoreBlock};
+use kvhive_protocol::data::{About, Refusal, Run, StoreBlock};
 use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::{BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, Slot, TenantId};
 use proptest::prelude::{TestCaseError, any, proptest};
@@ -379,4 +379,45 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn what_comes_after_a_declined_block_is_declined_too_whoever_was_declined_since() {
+    let mut shared = Shared::with([10, 0, 0], Strategy::WTinyLfu);
+    shared.store(ONE, 0..10);
+    for _ in 0..8 {
+        (0..10).for_each(|number| _ = shared.finds(ONE, number));
+    }
+    let after = |shared: &mut Shared, number: u64, parent: u64| {
+        let StoreBlock { header, .. } = block(ONE, number);
+        let child = StoreBlock { header: BlockHeader { depth: 1, ..header }, parent: key(parent) };
+        shared.shard.reserve(Moment::ZERO, ONE, &child, Slot(1), About::default(), &mut shared.effects)
+    };
+    // Of each prefix as much comes in as its strategy has a window for.
+    let mut declined = Vec::new();
+    for first in [100, 200] {
+        shared.store(ONE, first..first + 1);
+        let before = shared.shard.stats().declined;
+        let mut next = first + 1;
+        while let Reserve::Take { ticket, .. } = after(&mut shared, next, next - 1) {
+            shared.shard.seal(ticket).expect("its era stands");
+            next += 1;
+        }
+        assert_eq!(shared.shard.stats().declined, before + 1);
+        declined.push(next);
+    }
+    // Room for all.
+    for number in 2..10 {
+        let keys = KeyList::from_iter(&[key(number)]);
+        if let Some(id) = shared.shard.read(Moment::ZERO, ONE, &keys)[0] {
+            shared.shard.unread(id);
+            shared.shard.lost(id, &mut shared.effects);
+        }
+    }
+    for number in [declined[0], declined[1], declined[0] + 1, declined[1] + 1] {
+        let refused = after(&mut shared, number + 1, number);
+        assert_eq!(refused, Reserve::Refused(Refusal::NoRoom), "{number} was declined: {declined:?}");
+    }
+    let elsewhere = after(&mut shared, 700, 699);
+    assert!(matches!(elsewhere, Reserve::Take { .. }), "its parent may be on another device");
 }

@@ -151,7 +151,11 @@ async fn released(plane: &DataPlane, request: ReleaseRequest) -> Result<DataRepl
 async fn strategies(plane: &DataPlane, request: StrategiesRequest) -> Result<DataReply, WireError> {
     plane.view.check_lease()?;
     let serving = plane.view.serving().ok_or(WireError::NoLease)?;
-    member::admits(&serving.map, serving.member, request.device, &[])?;
+    let ours = serving.map.epoch;
+    let admitted = member::admits(&serving.map, serving.member, request.device, &[]);
+    // A device that only the asker's newer map has is one to wait for.
+    admitted
+        .map_err(|error| if request.epoch > ours { WireError::StaleEpoch { epoch: ours } } else { error })?;
     let adjust = request.adjust;
     let reports = plane.ask(request.device, |reply| DeviceMessage::Strategies { adjust, reply }).await?;
     Ok(DataReply::Strategies { epoch: serving.map.epoch, reports })

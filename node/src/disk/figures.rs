@@ -65,6 +65,12 @@ impl Figures {
         }
     }
 
+    /// Returns how often a closed disk was tried.
+    #[cfg(test)]
+    pub(crate) fn probes(&self) -> u64 {
+        self.probes.load(Ordering::Relaxed)
+    }
+
     /// Returns how many records were not served, for one reason.
     #[cfg(test)]
     pub(crate) fn bad(&self, bad: Bad) -> u64 {

@@ -1,6 +1,6 @@
-//! A device's folder on disk: its lock, and one file of records for each size of frames.
+//! A device's folder on disk: its lock, one file of records for each size of frames, and a page for probes.
 
-use super::record::record_bytes;
+use super::record::{PAGE, record_bytes};
 use super::{DiskError, Geometry};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock, fstatvfs};
 use rustix::io::Errno;
@@ -14,6 +14,8 @@ use tracing::warn;
 
 /// Name of the lock file.
 const LOCK: &str = "lock";
+/// Name of the file whose one page a probe writes and reads.
+const PROBE: &str = "probe";
 /// How often it is tried while it is another's.
 const LOCK_EVERY: Duration = Duration::from_millis(20);
 
@@ -65,6 +67,13 @@ pub(super) fn open(folder: &Path, geometry: &[Geometry]) -> Result<(Vec<Arc<File
     Ok((files, all_direct))
 }
 
+/// Opens the file of the page for probes: every record may be taken when the disk is probed.
+pub(super) fn open_probe(folder: &Path) -> Result<Arc<File>, DiskError> {
+    let path = folder.join(PROBE);
+    let opened = open_file(&path).map(|(file, _)| Arc::new(file));
+    opened.map_err(|source| DiskError::Io { path, source })
+}
+
 fn open_file(path: &Path) -> io::Result<(File, bool)> {
     let mut options = OpenOptions::new();
     // What engines computed for one user is no other's to read.
@@ -82,14 +91,14 @@ fn open_file(path: &Path) -> io::Result<(File, bool)> {
 ///
 /// # Errors
 /// When the disk has not the room: nothing more of it is taken then.
-pub(super) fn prepare(files: &[Arc<File>], geometry: &[Geometry]) -> io::Result<()> {
-    let mut wanted = 0u64;
+pub(super) fn prepare(files: &[Arc<File>], geometry: &[Geometry], probe: &File) -> io::Result<()> {
+    let mut wanted = (PAGE as u64).saturating_sub(probe.metadata()?.blocks() * 512);
     for (file, class) in files.iter().zip(geometry) {
         let has = file.metadata()?.blocks() * 512;
         wanted = wanted.saturating_add(file_bytes(class)?.saturating_sub(has));
     }
-    if let Some(file) = files.first().filter(|_| wanted > 0) {
-        let disk = fstatvfs(file)?;
+    if wanted > 0 {
+        let disk = fstatvfs(probe)?;
         // Asked before: a file system that runs short half-way keeps what it has given so far.
         if wanted > disk.f_bavail.saturating_mul(disk.f_frsize) {
             return Err(io::ErrorKind::StorageFull.into());
@@ -100,17 +109,20 @@ pub(super) fn prepare(files: &[Arc<File>], geometry: &[Geometry]) -> io::Result<
         if file.metadata()?.len() > bytes {
             file.set_len(bytes)?;
         }
-        if bytes == 0 {
-            continue;
-        }
-        match fallocate(&**file, FallocateFlags::empty(), 0, bytes) {
-            Ok(()) => {}
-            // Room is taken as records come.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(bytes)?,
-            Err(error) => return Err(error.into()),
+        if bytes > 0 {
+            allocate(file, bytes)?;
         }
     }
-    Ok(())
+    allocate(probe, PAGE as u64)
+}
+
+fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    match fallocate(file, FallocateFlags::empty(), 0, bytes) {
+        Ok(()) => Ok(()),
+        // Room is taken as records come.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(bytes),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn file_bytes(class: &Geometry) -> io::Result<u64> {
@@ -131,13 +143,16 @@ mod tests {
         {
             let geometry = [fits, Geometry { frame_bytes, records: 1 << 20 }];
             let (files, _) = open(folder.path(), &geometry).expect("files");
-            assert_eq!(prepare(&files, &geometry).map_err(|error| error.kind()), Err(kind));
+            let probe = open_probe(folder.path()).expect("a file");
+            assert_eq!(prepare(&files, &geometry, &probe).map_err(|error| error.kind()), Err(kind));
             assert!(files.iter().all(|file| file.metadata().expect("a file").len() == 0));
         }
         let (files, _) = open(folder.path(), &[fits]).expect("files");
+        let probe = open_probe(folder.path()).expect("a file");
         for _ in 0..2 {
-            prepare(&files, &[fits]).expect("a little room");
+            prepare(&files, &[fits], &probe).expect("a little room");
             assert_eq!(files[0].metadata().expect("a file").len(), 16384);
+            assert_eq!(probe.metadata().expect("a file").len(), PAGE as u64);
         }
         let mode = files[0].metadata().expect("a file").mode();
         assert_eq!(mode & 0o077, 0, "{mode:o}");

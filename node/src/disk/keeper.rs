@@ -60,12 +60,10 @@ impl Keeper {
         }
         let tenants = serving.map.tenants.iter();
         let tenants = tenants.map(|(id, tenant)| (*id, (tenant.era, tenant_mark(&tenant.secret)))).collect();
-        let Some(found) = self.store.scan(&tenants).await else { return };
-        let mut restored = 0;
-        let records = found.len();
-        let mut found = found.into_iter();
-        while found.len() > 0 {
-            let found = found.by_ref().take(BATCH).collect();
+        let Some(spots) = self.store.scan(&tenants).await else { return };
+        let (mut restored, records) = (0, spots.len());
+        for spots in spots.chunks(BATCH) {
+            let Some(found) = self.store.found(spots).await else { return };
             let taken = self.device.ask(LIMIT, |reply| DeviceMessage::Restore { life, found, reply }).await;
             // A device that was made anew, or did not answer, is asked again what it awaits.
             let Ok(Some(taken)) = taken else { return };

@@ -30,7 +30,7 @@ pub use measure::DiskBench;
 pub(crate) use place::{Payload, Place, ReadError};
 pub(crate) use queue::Backend;
 pub(crate) use record::{TenantMark, record_bytes, tenant_mark};
-pub(crate) use scan::Found;
+pub(crate) use scan::{Found, scan_bytes};
 pub(crate) use store::Store;
 
 use kvhive_gpu::ArenaError;

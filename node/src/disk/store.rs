@@ -35,6 +35,8 @@ pub(crate) struct Store {
     folder: PathBuf,
     geometry: Vec<Geometry>,
     classes: Vec<Class>,
+    /// One page that is no record's.
+    probe: Arc<File>,
     is_direct: bool,
     backend: Arc<dyn Backend>,
     pub(super) buffers: Buffers,
@@ -72,6 +74,7 @@ impl Store {
     ) -> Result<Arc<Store>, DiskError> {
         let lock = folder::lock(folder, tuning.lock_limit)?;
         let (files, is_direct) = folder::open(folder, geometry)?;
+        let probe = folder::open_probe(folder)?;
         let buffers = Buffers::new(geometry.iter().map(|class| class.frame_bytes))?;
         let class = |(file, class): (Arc<File>, &Geometry)| Class {
             frame_bytes: class.frame_bytes,
@@ -82,6 +85,7 @@ impl Store {
             folder: folder.to_owned(),
             geometry: geometry.to_vec(),
             classes: files.into_iter().zip(geometry).map(class).collect(),
+            probe,
             is_direct,
             backend,
             buffers,
@@ -111,7 +115,7 @@ impl Store {
 
     fn prepare(&self) -> io::Result<()> {
         let files: Vec<Arc<File>> = self.classes.iter().map(|class| class.file.clone()).collect();
-        folder::prepare(&files, &self.geometry)
+        folder::prepare(&files, &self.geometry, &self.probe)
     }
 
     /// Takes no more blocks, waits for those on their way, and lets go of the folder: unless the disk holds one of them for so
@@ -260,9 +264,12 @@ impl Store {
 
     /// Reads one page at a record's begin.
     pub(super) async fn read_page(self: &Arc<Self>, class: usize, number: u32) -> io::Result<Buffer> {
+        self.read_page_of(self.file(class), self.at(class, number)).await
+    }
+
+    async fn read_page_of(self: &Arc<Self>, file: Arc<File>, at: u64) -> io::Result<Buffer> {
         let pieces = vec![Piece::Own(self.buffers.take(PAGE))];
         let holds: Option<Box<dyn Send>> = Some(Box::new(self.clone()));
-        let (file, at) = (self.file(class), self.at(class, number));
         let read = Transfer { file, at, way: Way::Read, pieces, holds };
         let (result, mut pieces) = self.transfer(read, self.patience.other).await;
         result?;
@@ -326,7 +333,7 @@ impl Store {
 
     /// Tries a closed disk when it is time to.
     pub(super) async fn probe_if_due(self: &Arc<Self>) {
-        // Before what is there is known, any place may hold a record, which a probe would write over.
+        // Before what is there is known it is the scan that tries the disk.
         if !self.is_known.load(Ordering::Relaxed) || !self.health().is_due(self.view.now()) {
             return;
         }
@@ -338,19 +345,19 @@ impl Store {
         }
     }
 
-    /// Writes and reads an empty page, where no record is.
+    /// Writes the page that is no record's and reads it: a tier that works is full, so there need not be a free record. What is
+    /// written is another each time, so that what is read is not what an earlier probe left there.
     async fn probe(self: &Arc<Self>, writing: Writing) -> io::Result<()> {
         self.prepare_again().await?;
-        let Some(place) = (0..self.classes.len()).find_map(|class| self.take(class)) else { return Ok(()) };
-        let Taken { class, number, .. } = *place.0;
+        let written = self.sequence.fetch_add(1, Ordering::Relaxed).to_le_bytes().repeat(PAGE / 8);
         let mut page = self.buffers.take(PAGE);
-        page.bytes_mut().fill(0);
-        let (file, at, pieces) = (self.file(class), self.at(class, number), vec![Piece::Own(page)]);
-        let holds: Option<Box<dyn Send>> = Some(Box::new((place.clone(), writing)));
-        let write = Transfer { file, at, way: Way::Write, pieces, holds };
+        page.bytes_mut().copy_from_slice(&written);
+        let holds: Option<Box<dyn Send>> = Some(Box::new((self.clone(), writing)));
+        let (file, pieces) = (self.probe.clone(), vec![Piece::Own(page)]);
+        let write = Transfer { file, at: 0, way: Way::Write, pieces, holds };
         self.transfer(write, self.patience.other).await.0?;
-        let page = self.read_page(class, number).await?;
-        if page.bytes().iter().any(|byte| *byte != 0) {
+        let page = self.read_page_of(self.probe.clone(), 0).await?;
+        if page.bytes() != written {
             return Err(io::ErrorKind::InvalidData.into());
         }
         Ok(())

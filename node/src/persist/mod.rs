@@ -16,7 +16,6 @@ pub(crate) use jobs::{Job, Jobs, Refused, Verb};
 pub(crate) use keeper::Keeper;
 pub(crate) use load::load;
 pub(crate) use save::{Extent, save};
-pub(crate) use survey::survey_bytes;
 
 use crate::actors::device::Device;
 use crate::data::Counters;
@@ -45,6 +44,11 @@ impl Holdings {
     fn restarts(&self) -> u64 {
         self.counters.actor_restarts.load(Ordering::Relaxed)
     }
+}
+
+/// Returns the bytes that taking in a snapshot and writing one take at most, for so many frames in memory.
+pub(crate) fn snapshot_bytes(frames: u32) -> u64 {
+    survey::survey_bytes(frames) + work::known_bytes(frames)
 }
 
 /// How far a snapshot's writing or loading is.

@@ -44,10 +44,11 @@ pub(crate) async fn save(
     let lock = Lock::for_writing(path, LOCK_LIMIT).await?;
     folder::check_ours(path)?;
     let run = Run::new(&serving.map, holdings.frame_bytes);
+    let frames = holdings.frames.iter().map(|frames| *frames as usize).sum();
     let mut anew = false;
     loop {
         let (run, lock, shop) = (run.clone(), lock.clone(), folder::workshop(path));
-        let begun = blocking(path, move |waited| Work::begin(shop, &run, anew, lock, waited)).await?;
+        let begun = blocking(path, move |waited| Work::begin(shop, &run, anew, frames, lock, waited)).await?;
         let resumed = begun.resumed();
         match gather(holdings, begun, path, extent, progress).await {
             Err(PersistError::Io { source, .. })

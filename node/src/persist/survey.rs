@@ -23,7 +23,7 @@ pub(super) struct Candidate {
 }
 
 /// Returns the bytes that a survey takes for so many frames, at most.
-pub(crate) fn survey_bytes(frames: u32) -> u64 {
+pub(super) fn survey_bytes(frames: u32) -> u64 {
     u64::from(frames) * size_of::<Candidate>() as u64
 }
 

@@ -17,10 +17,20 @@ use xxhash_rust::xxh3::xxh3_128;
 
 /// Bytes of a segment's blocks, about.
 const SEGMENT_BYTES: u64 = 256 << 20;
-/// Blocks that an interrupted run has written and that are remembered; what is more is written anew.
+/// Blocks that an interrupted run has written and that are remembered however many frames there are; what is more is written anew.
 const MAX_KNOWN: usize = 4 << 20;
 /// Layouts that are kept track of: as many as a node ever knows, and some that it has forgotten.
 const MAX_LAYOUTS: usize = 4096;
+
+/// Returns how many blocks of an interrupted run are remembered by who has so many frames.
+fn known_limit(frames: usize) -> usize {
+    frames.min(MAX_KNOWN)
+}
+
+/// Returns the bytes that they take at most.
+pub(super) fn known_bytes(frames: u32) -> u64 {
+    (known_limit(frames as usize) * size_of::<u128>()) as u64
+}
 
 /// Which run makes a snapshot: one under another of these does not go on with it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -56,8 +66,8 @@ pub(super) struct Work {
     writer: Option<(SegmentWriter, String)>,
     /// Number of the next segment.
     next: u32,
-    /// Blocks that an interrupted run has written.
-    known: HashSet<u128>,
+    /// Blocks that an interrupted run has written, in order.
+    known: Vec<u128>,
     /// Layouts of the blocks.
     pub(super) layouts: HashSet<LayoutFingerprint>,
     pub(super) largest: u64,
@@ -75,11 +85,13 @@ fn name_of(header: &BlockHeader) -> u128 {
 }
 
 impl Work {
-    /// Goes on with the whole segments of an interrupted run of this kind, unless `anew`; what is not whole is deleted.
+    /// Goes on with the whole segments of an interrupted run of this kind, unless `anew`; what is not whole is deleted, and so is
+    /// what is more than fits into so many frames.
     pub(super) fn begin(
         shop: PathBuf,
         run: &Run,
         anew: bool,
+        frames: usize,
         lock: Arc<Lock>,
         waited: &Waited,
     ) -> io::Result<Work> {
@@ -94,14 +106,14 @@ impl Work {
             segments: Vec::new(),
             writer: None,
             next: 0,
-            known: HashSet::new(),
+            known: Vec::new(),
             layouts: HashSet::new(),
             largest: 0,
             shop,
             _lock: lock,
         };
         if goes_on {
-            work.resume(waited)?;
+            work.resume(known_limit(frames), waited)?;
         } else {
             // There before any segment is: one without it is never gone on with.
             folder::write_file(&work.shop.join(RUN), &serde_json::to_vec_pretty(run)?)?;
@@ -109,7 +121,7 @@ impl Work {
         Ok(work)
     }
 
-    fn resume(&mut self, waited: &Waited) -> io::Result<()> {
+    fn resume(&mut self, limit: usize, waited: &Waited) -> io::Result<()> {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.shop)? {
             let path = entry?.path();
@@ -132,8 +144,9 @@ impl Work {
             }
             let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
             match name {
-                Some(file) if !reader.is_damaged() && self.known.len() + headers.len() <= MAX_KNOWN => {
+                Some(file) if !reader.is_damaged() && self.known.len() + headers.len() <= limit => {
                     headers.iter().for_each(|header| self.note(header));
+                    self.known.reserve_exact(headers.len());
                     self.known.extend(headers.iter().map(name_of));
                     let number = file.split('.').next().and_then(|number| number.parse::<u32>().ok());
                     self.next = self.next.max(number.map_or(0, |number| number.saturating_add(1)));
@@ -142,6 +155,7 @@ impl Work {
                 _ => fs::remove_file(&path)?,
             }
         }
+        self.known.sort_unstable();
         Ok(())
     }
 
@@ -160,7 +174,7 @@ impl Work {
     pub(super) fn write(&mut self, blocks: Vec<(ReadGuard, BlockKey, Slot)>) -> io::Result<()> {
         for (guard, parent, slot) in blocks {
             let header = *guard.header();
-            if self.known.contains(&name_of(&header)) {
+            if self.known.binary_search(&name_of(&header)).is_ok() {
                 continue;
             }
             if self.writer.as_ref().is_some_and(|(writer, _)| writer.bytes >= SEGMENT_BYTES) {
@@ -187,5 +201,49 @@ impl Work {
             self.segments.push(SegmentMark { file, blocks, bytes });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::blocking::blocking;
+    use super::*;
+    use kvhive_protocol::block::{Codec, digest};
+    use kvhive_protocol::{Era, TenantId};
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn no_more_blocks_of_an_interrupted_run_are_remembered_than_there_are_frames() {
+        const EACH: u8 = 10;
+        const FRAMES: u32 = 25;
+        let folder = tempfile::tempdir().expect("a folder");
+        let shop = folder.path().join("snapshot.partial");
+        let run = Run { cluster: "a".to_owned(), frame_bytes: 10, tenants: BTreeMap::new() };
+        fs::create_dir(&shop).expect("a folder");
+        fs::write(shop.join(RUN), serde_json::to_vec(&run).expect("plain data")).expect("a file");
+        for segment in 0..3 {
+            let mut writer = SegmentWriter::create(shop.join(format!("{segment:06}.seg"))).expect("a file");
+            for block in 0..EACH {
+                let header = BlockHeader {
+                    key: BlockKey::from_bytes([segment * EACH + block; 32]),
+                    fingerprint: LayoutFingerprint::default(),
+                    tenant: TenantId(1),
+                    era: Era(1),
+                    depth: 0,
+                    codec: Codec::Raw,
+                    payload_bytes: 1,
+                    digest: digest(&[0]),
+                };
+                writer.push(&Meta { header, parent: BlockKey::NONE, slot: Slot(0) }, &[0]).expect("room");
+            }
+            writer.finish().expect("room");
+        }
+        let lock =
+            Lock::for_writing(&folder.path().join("snapshot"), Duration::ZERO).await.expect("nobody's");
+        let begin = move |waited: &Waited| Work::begin(shop, &run, false, FRAMES as usize, lock, waited);
+        let work = blocking(folder.path(), begin).await.expect("it goes on");
+        assert_eq!((work.resumed(), work.segments.len(), work.next), (2 * u64::from(EACH), 2, 2));
+        assert!((work.known.capacity() * size_of::<u128>()) as u64 <= known_bytes(FRAMES));
+        assert!(work.known.is_sorted() && !work.shop.join("000002.seg").exists());
     }
 }

@@ -178,6 +178,31 @@ async fn a_disk_that_fell_silent_is_asked_for_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_tier_is_opened_by_nothing_but_a_disk_that_answers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (faulty, setup) = stalling(folder.path());
+    let all = blocks(24);
+    let (_coordinator, node) = at_rest(&setup, &all).await;
+    let store = store_of(&node);
+    let others: Vec<_> = std::iter::from_fn(|| store.take(0)).collect();
+    assert!(!others.is_empty() && store.free_records() == 0);
+    for trouble in [Trouble::Silent, Trouble::Broken] {
+        faulty.has(Trouble::Silent);
+        let mut client = node.ask().await;
+        client.fetch(&(0..16).collect::<Vec<_>>()).await.expect("the node serves");
+        assert!(!store.answers());
+        faulty.has(trouble);
+        let before = store.figures.probes();
+        eventually("it was probed often", || store.figures.probes() >= before + 4).await;
+        assert!(!store.answers() && !store.is_open(), "{trouble:?}");
+        faulty.has(Trouble::None);
+        eventually("a probe had an answer", || store.answers() && store.is_open()).await;
+    }
+    drop(others);
+    assert_eq!(come(&node, &all[..16]).await, [true; 16], "a probe writes over no record");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_does_not_end_is_given_up_and_done_again_later() {
     let folder = tempfile::tempdir().expect("a folder");
     let (faulty, setup) = stalling(folder.path());

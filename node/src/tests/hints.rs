@@ -8,7 +8,7 @@ use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, Hint, MAX_KEYS_PER_RELEASE, Stored, StrategiesRequest,
 };
 use kvhive_protocol::strategy::Reason as Choice;
-use kvhive_protocol::{DeviceId, TenantId, WireError};
+use kvhive_protocol::{DeviceId, Epoch, TenantId, WireError};
 use kvhive_wire::Fault;
 
 const ROUNDS: u64 = 600;
@@ -123,12 +123,16 @@ async fn a_node_says_what_its_strategies_have_chosen_and_chooses_when_asked() {
     ] {
         assert!(page.contains(&line), "{line} is missing in {page}");
     }
-    let foreign = DataRequest::Strategies(StrategiesRequest {
-        epoch: asker.epoch,
-        device: DeviceId { index: 7, ..asker.device },
-        adjust: true,
-    });
-    assert!(matches!(asker.exchange(&foreign, &[]).await, Err(Fault::Refused(_))));
+    let ours = asker.epoch;
+    let foreign = async |asker: &mut super::asker::Asker, epoch: Epoch| {
+        let device = DeviceId { index: 7, ..asker.device };
+        let request = StrategiesRequest { epoch, device, adjust: true };
+        asker.exchange(&DataRequest::Strategies(request), &[]).await
+    };
+    let refused = foreign(&mut asker, ours).await;
+    assert!(matches!(refused, Err(Fault::Refused(WireError::WrongDevice { .. }))), "{refused:?}");
+    let refused = foreign(&mut asker, Epoch(u64::MAX)).await;
+    assert!(matches!(refused, Err(Fault::Refused(WireError::StaleEpoch { .. }))), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -157,6 +157,11 @@ impl Policy for Arc {
         }
     }
 
+    fn held(&mut self, most: usize) {
+        self.recent_ghosts.sized(most);
+        self.frequent_ghosts.sized(most);
+    }
+
     fn memory_bytes(&self) -> usize {
         size_of::<Self>()
             + self.links.memory_bytes()

@@ -36,6 +36,9 @@ fn spread(print: Print) -> u64 {
 /// out. A ghost's number is its place in the ring.
 pub(super) struct Ghosts {
     limit: u32,
+    /// What the limit is to be when the ring has come round, and what it can be at most.
+    wanted: u32,
+    most: u32,
     /// Places that are more than what is remembered at most; where there are none, those of ghosts taken out stay empty
     /// until their turn comes.
     spare: u32,
@@ -62,6 +65,8 @@ impl Ghosts {
         let limit = limit.min(u32::MAX as usize / 4);
         Ghosts {
             limit: limit as u32,
+            wanted: limit as u32,
+            most: limit as u32,
             spare: spare as u32,
             table: Table::new(limit),
             prints: Column::new(limit + spare),
@@ -73,6 +78,28 @@ impl Ghosts {
     /// Returns the bytes that so many take at most, with [`Ghosts::exactly`].
     pub(super) const fn bytes(limit: usize) -> usize {
         Table::bytes(limit) + Column::<Print>::bytes(limit + limit / 8 + 1)
+    }
+
+    /// Remembers so many from the next time that its ring has come round, or as many as it was made for if that is less. Fewer
+    /// than now only while nobody is remembered.
+    pub(super) fn sized(&mut self, limit: usize) {
+        self.wanted = limit.min(self.most as usize) as u32;
+    }
+
+    /// Takes on the limit that is wanted, where the next place is the first: what comes after the last is the newest then.
+    fn come_round(&mut self) {
+        let is_empty = self.len() == 0;
+        if self.next > 0 || self.wanted == self.limit || (self.wanted < self.limit && !is_empty) {
+            return;
+        }
+        let places = self.limit + self.spare;
+        self.limit = self.wanted;
+        if self.spare > 0 {
+            self.spare = self.limit / 8 + 1;
+        }
+        if !is_empty {
+            self.next = places;
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -91,7 +118,8 @@ impl Ghosts {
     }
 
     /// Returns the ghost that the next one takes the place of.
-    pub(super) fn next_to_go(&self) -> Option<u32> {
+    pub(super) fn next_to_go(&mut self) -> Option<u32> {
+        self.come_round();
         Some(self.next).filter(|ghost| self.prints.get(*ghost) != NOBODY)
     }
 
@@ -102,6 +130,7 @@ impl Ghosts {
 
     /// Remembers a block as the newest ghost. Returns its number.
     pub(super) fn remember(&mut self, print: Print) -> Option<u32> {
+        self.come_round();
         if self.limit == 0 {
             return None;
         }
@@ -223,6 +252,35 @@ mod tests {
             assert!(model.iter().all(known) && ghosts.len() == model.len());
             let oldest = ghosts.oldest().map(|ghost| ghosts.prints.get(ghost));
             assert_eq!(oldest.as_ref(), model.first());
+        }
+    }
+
+    #[test]
+    fn a_ring_that_grows_forgets_nobody_and_keeps_their_order() {
+        for exact in [false, true] {
+            let mut ghosts = if exact { Ghosts::exactly(400) } else { Ghosts::new(400) };
+            ghosts.sized(5);
+            let mut model: Vec<Print> = Vec::new();
+            let mut dice = 7u32;
+            for print in 1..5000u32 {
+                dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                if print.is_multiple_of(100) {
+                    ghosts.sized(5 + print as usize / 100);
+                }
+                if dice >> 30 == 0 && !model.is_empty() {
+                    assert!(ghosts.take(model.remove((dice >> 8) as usize % model.len())));
+                    continue;
+                }
+                let before = model.len();
+                ghosts.remember(print);
+                model.push(print);
+                model.retain(|known| ghosts.find(*known).is_some());
+                let limit = ghosts.limit as usize;
+                assert!(model.len() >= before.min(limit) && model.len() <= limit && limit <= 55);
+                let oldest = ghosts.oldest().map(|ghost| ghosts.prints.get(ghost));
+                assert_eq!((oldest.as_ref(), ghosts.len()), (model.first(), model.len()));
+            }
+            assert!(ghosts.limit > 40, "{}", ghosts.limit);
         }
     }
 

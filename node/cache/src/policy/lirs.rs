@@ -260,6 +260,10 @@ impl Policy for Lirs {
         self.prune();
     }
 
+    fn held(&mut self, most: usize) {
+        self.ghosts.sized(most * GHOSTS as usize / BLOCKS as usize);
+    }
+
     fn memory_bytes(&self) -> usize {
         size_of::<Self>()
             + self.stack_links.memory_bytes()

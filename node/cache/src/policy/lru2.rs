@@ -168,6 +168,10 @@ impl Policy for LruTwo {
         *self.uses.entry(at) = Uses::default();
     }
 
+    fn held(&mut self, most: usize) {
+        self.ghosts.sized((most * GHOSTS_PER_BLOCK).max(MIN_GHOSTS));
+    }
+
     fn memory_bytes(&self) -> usize {
         size_of::<Self>()
             + self.links.memory_bytes()

@@ -144,6 +144,10 @@ pub trait Policy: Send {
     /// For a shard that re-encodes what is cold before it lets anything go ([`shrinks`]); others name none.
     fn coldest(&mut self, _limit: usize, _cold: &mut Vec<u32>) {}
 
+    /// So many blocks were held at once at most, or a few thousand: of a pool that grows with what it holds, no more ghosts need be
+    /// remembered than of one that has room for so many, and none than its capacity allows. Not told, it goes by that.
+    fn held(&mut self, _most: usize) {}
+
     /// Bytes of memory that it holds, ghosts included.
     fn memory_bytes(&self) -> usize;
 }

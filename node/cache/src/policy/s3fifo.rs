@@ -173,6 +173,10 @@ impl Policy for S3Fifo {
         }
     }
 
+    fn held(&mut self, most: usize) {
+        self.ghosts.sized(most);
+    }
+
     fn memory_bytes(&self) -> usize {
         size_of::<Self>()
             + self.links.memory_bytes()

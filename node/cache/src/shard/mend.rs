@@ -1,20 +1,25 @@
 //! Chains that are true again after a block has gone before its children. Which blocks come after it nobody has written down, so all
 //! chains are doubted: each is looked at when a match needs it, together with those before it that are doubted too, or when
-//! its turn comes. No record is looked at twice, and nobody waits for more than one prefix.
+//! its turn comes. Losses are numbered, and a chain says after which it was looked at: once for each loss at most, and a match waits
+//! for no more than its own prefix. Only when more are lost than there are numbers, before every record had its turn, do matches go
+//! from block to block until it had.
 
 use super::Shard;
-use crate::block::{Life, Mark, Record};
+use crate::block::{Life, Record};
 
 /// How far it is.
 #[derive(Default)]
 pub(super) struct Mending {
-    /// What [`Mark::SOUND`] is in records whose chain is true.
-    sound: bool,
-    /// The record whose turn is next, while there are some that are doubted.
+    /// Number of the last loss; as [`Record::after_loss`] is in records whose chain is true.
+    last: u8,
+    /// No resident record was looked at after an earlier loss than this.
+    oldest: u8,
+    /// The record whose turn is next, while there are some that are doubted, and the last loss when the first had its turn.
     next: Option<usize>,
+    begun: u8,
     /// Records that were looked at.
     looked_at: usize,
-    /// Another block has gone before its children meanwhile: what was looked at is doubted once more.
+    /// A loss has no number: what was looked at is doubted once more.
     again: bool,
     /// Kept to reuse its memory.
     path: Vec<u32>,
@@ -24,11 +29,15 @@ impl Shard {
     /// A block has gone before its children.
     pub(super) fn begin_to_mend(&mut self) {
         let mending = &mut self.mending;
-        if mending.next.is_some() {
-            mending.again |= mending.looked_at > 0;
+        let number = mending.last.wrapping_add(1);
+        mending.again = number == mending.oldest;
+        if mending.again {
             return;
         }
-        (mending.sound, mending.next, mending.looked_at) = (!mending.sound, Some(0), 0);
+        mending.last = number;
+        if mending.next.is_none() {
+            (mending.next, mending.begun, mending.looked_at) = (Some(0), number, 0);
+        }
     }
 
     /// Says whether chains can be relied on; if not, a match goes from block to block.
@@ -38,12 +47,12 @@ impl Shard {
 
     /// Says whether a record's chain is known to be true.
     pub(super) fn is_sound(&self, record: &Record) -> bool {
-        self.has_sound_chains() && record.is(Mark::SOUND) == self.mending.sound
+        self.has_sound_chains() && record.after_loss == self.mending.last
     }
 
     /// Returns how many blocks before a resident one are resident without a gap, at most.
     pub(super) fn chain_of(&mut self, at: u32) -> u16 {
-        if self.index.records[at as usize].is(Mark::SOUND) != self.mending.sound {
+        if self.index.records[at as usize].after_loss != self.mending.last {
             self.chain_anew(at);
         }
         self.index.records[at as usize].chain
@@ -51,7 +60,7 @@ impl Shard {
 
     /// Finds a resident block's chain by those before it. Those that are doubted are found on the way.
     pub(super) fn chain_anew(&mut self, at: u32) {
-        let sound = self.mending.sound;
+        let last = self.mending.last;
         let mut path = std::mem::take(&mut self.mending.path);
         path.clear();
         path.push(at);
@@ -63,7 +72,7 @@ impl Shard {
                 break None;
             };
             let record = &self.index.records[parent as usize];
-            if record.is(Mark::SOUND) == sound {
+            if record.after_loss == last {
                 break Some(record.chain);
             }
             path.push(parent);
@@ -73,7 +82,7 @@ impl Shard {
         for at in path.iter().rev() {
             let record = &mut self.index.records[*at as usize];
             record.chain = chain;
-            record.set(Mark::SOUND, sound);
+            record.after_loss = last;
             chain = chain.saturating_add(1);
         }
         self.mending.looked_at += path.len();
@@ -89,9 +98,16 @@ impl Shard {
                 self.chain_of(at as u32);
             }
         }
-        self.mending.next = (until < self.index.records.len()).then_some(until);
-        if self.mending.next.is_none() && std::mem::take(&mut self.mending.again) {
+        let mending = &mut self.mending;
+        mending.next = (until < self.index.records.len()).then_some(until);
+        if mending.next.is_some() {
+            return;
+        }
+        mending.oldest = mending.begun;
+        if mending.again {
             self.begin_to_mend();
+        } else if mending.last != mending.begun {
+            (mending.next, mending.begun) = (Some(0), mending.last);
         }
     }
 }
@@ -193,6 +209,40 @@ mod tests {
         }
         assert!((20..=22).contains(&steps) && looked_at(&shard) == 10_009, "{steps}, {}", looked_at(&shard));
         assert_eq!(covered(&mut shard, &prefix), 4);
+    }
+
+    #[test]
+    fn many_losses_while_chains_are_mended_cost_a_match_no_more_than_its_prefix() {
+        const RUN: u32 = 600;
+        // A prefix from the end of which blocks are lost, and another.
+        let parent = |at: u32| (!at.is_multiple_of(RUN)).then(|| at - 1);
+        let parents: Vec<Option<u32>> = (0..2 * RUN).map(parent).collect();
+        let (mut shard, ids) = shard(&parents);
+        let other: Vec<u32> = (RUN..2 * RUN).collect();
+        for lost in RUN - 256..RUN - 1 {
+            shard.lost(ids[lost as usize], &mut Vec::new());
+            assert!(shard.has_sound_chains(), "block {lost} was lost");
+            let before = looked_at(&shard);
+            for _ in 0..3 {
+                assert_eq!(covered(&mut shard, &other), RUN);
+            }
+            assert!(looked_at(&shard) - before <= RUN as usize);
+            shard.mend(1);
+        }
+        shard.invariants().expect("all hold");
+        // There are no more numbers.
+        for lost in 100..110 {
+            shard.lost(ids[lost as usize], &mut Vec::new());
+            assert!(!shard.has_sound_chains());
+            let all: Vec<u32> = (0..RUN).collect();
+            assert_eq!((covered(&mut shard, &all), covered(&mut shard, &other)), (100, RUN));
+        }
+        while shard.mending.next.is_some() {
+            shard.mend(100);
+            shard.invariants().expect("all hold");
+        }
+        assert!(shard.has_sound_chains() && shard.mending.oldest == shard.mending.last);
+        assert_eq!(covered(&mut shard, &other), RUN);
     }
 
     #[test]

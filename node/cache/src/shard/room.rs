@@ -57,7 +57,7 @@ impl Shard {
                     return if taken { Ok((tier, class)) } else { Err(Refusal::NoRoom) };
                 }
                 Leaves::Nobody => {
-                    self.declined = Some((tenant, visit.key));
+                    self.parties[usize::from(party)].declined.note(tenant, visit.key);
                     self.stats.declined += 1;
                     return Err(Refusal::NoRoom);
                 }

@@ -146,6 +146,11 @@ impl Choice {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn put_in_charge(&mut self, ranker: Ranker) {
+        self.in_charge = ranker;
+    }
+
     pub(super) fn in_charge(&self) -> Ranker {
         self.in_charge
     }

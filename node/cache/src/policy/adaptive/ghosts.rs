@@ -46,15 +46,23 @@ struct Ring {
     slots: Vec<Ghost>,
     oldest: usize,
     limit: usize,
+    /// What the limit is to be when the slot that is next is the first.
+    wanted: usize,
+    most: usize,
 }
 
 impl Ring {
     fn with_limit(limit: usize) -> Ring {
-        Ring { slots: Vec::new(), oldest: 0, limit: limit.clamp(1, (u32::MAX / 4) as usize) }
+        let limit = limit.clamp(1, (u32::MAX / 4) as usize);
+        Ring { slots: Vec::new(), oldest: 0, limit, wanted: limit, most: limit }
     }
 
     /// Puts a ghost in; returns its slot and what was there.
     fn put(&mut self, ghost: Ghost) -> (usize, Option<Ghost>) {
+        // Only there do new slots come after the newest.
+        if self.oldest == 0 {
+            self.limit = self.wanted.max(self.slots.len());
+        }
         if self.slots.len() < self.limit {
             super::grow(&mut self.slots, self.limit);
             self.slots.push(ghost);
@@ -95,6 +103,21 @@ impl Ghosts {
             table: Table::new(latest + sample),
             hasher: FixedState::default(),
         }
+    }
+
+    /// Remembers so many from the next time that its parts have come round, if it was made for as many; never fewer than now.
+    pub(super) fn sized(&mut self, limit: usize) {
+        self.latest.wanted = Ghosts::latest_of(limit).min(self.latest.most);
+        self.sample.wanted = (limit / 4).clamp(1, self.sample.most);
+    }
+
+    /// Remembers so many in all.
+    pub(super) fn of(limit: usize) -> Ghosts {
+        Ghosts::with_limits(Ghosts::latest_of(limit), limit / 4)
+    }
+
+    fn latest_of(limit: usize) -> usize {
+        limit / 4 * 3
     }
 
     /// Returns the bytes that so many take at most.

@@ -3,13 +3,19 @@
 use super::ages::BUCKETS;
 use super::class::{self, OCTILES, Past};
 use super::ghosts::Ghost;
-use super::ranking::{self, NONE, cell, level_on_scale};
+use super::ranking::{self, Level, NONE, cell, level_on_scale};
 use super::request::Touched;
 use super::shadow::Seen;
 use super::{
     Adaptive, COHORTS_PER_CAPACITY, FADE, FADES_PER_HALF_LIFE, HALF_LIFE_CAPACITIES, HALF_LIFE_USES,
     LFU_LIVES, LFU_SCALE, MAX_TIES, Ranker, Row, UNSEEN, lfu,
 };
+
+/// Classes that one request ranks anew by what was learnt, at most: some microseconds each.
+const RERANKS: usize = 8;
+
+/// Classes that one request ranks by who is in charge now, while they are ranked by who was before: a fraction of that each.
+const RELEVELS: usize = 128;
 
 impl Adaptive {
     /// Gives the blocks of the request at hand their classes, now that as much is known of it as will be.
@@ -68,21 +74,34 @@ impl Adaptive {
             });
         }
         if self.choice.adjust() {
-            self.rerank_all();
+            self.begin_relevel();
         }
     }
 
-    /// Brings the ranks of all classes up to date: another way ranks.
-    pub(super) fn rerank_all(&mut self) {
-        for row in 0..self.rows.len() {
-            self.rerank(row as u16);
+    /// Another way ranks: gives all classes its ranks, some now and as many with each request that follows.
+    pub(super) fn begin_relevel(&mut self) {
+        self.next_relevel = 0;
+        self.relevel_some();
+    }
+
+    /// Gives some classes that have the ranks of who was in charge before those of who is now, as far as there are any.
+    pub(super) fn relevel_some(&mut self) {
+        let until = self.rows.len().min(self.next_relevel.saturating_add(RELEVELS));
+        for row in self.next_relevel..until {
+            let learnt = self.ranking.learnt_of(row as u16);
+            self.rank(row as u16, learnt);
         }
+        self.next_relevel = if until < self.rows.len() { until } else { usize::MAX };
     }
 
     /// Brings the ranks of a class up to date.
     pub(super) fn rerank(&mut self, row: u16) {
+        self.rank(row, self.hazards.index(row).map(ranking::level));
+    }
+
+    /// Ranks a class by who is in charge.
+    fn rank(&mut self, row: u16, learnt: [Level; BUCKETS]) {
         let family = usize::from(self.rows[usize::from(row)].family);
-        let learnt = self.hazards.index(row).map(ranking::level);
         let mut levels = learnt;
         let uses = class::uses_of(family);
         for (bucket, level) in levels.iter_mut().enumerate() {
@@ -154,7 +173,7 @@ impl Adaptive {
     pub(super) fn rerank_some(&mut self) {
         let rows = self.rows.len();
         let period = if self.now < 2048 { 64 } else { 256 };
-        for _ in 0..rows.div_ceil(period) {
+        for _ in 0..rows.div_ceil(period).min(RERANKS) {
             self.next_rerank = (self.next_rerank + 1) % rows;
             self.rerank(self.next_rerank as u16);
         }
@@ -184,5 +203,63 @@ impl Adaptive {
         }
         self.ranking.put_first(oldest);
         oldest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Hint, Policy, Request};
+
+    /// A policy that has seen so many classes.
+    fn policy(classes: usize) -> Adaptive {
+        let mut policy = Adaptive::new(1000);
+        let hints = [Hint::None, Hint::Over, Hint::Pending, Hint::Returns(9)];
+        let mut pasts =
+            (0..hints.len() * 255 * BUCKETS).map(|at| (at / BUCKETS / 255, at / BUCKETS % 255, at % BUCKETS));
+        while policy.rows.len() < classes {
+            let (hint, uses, gap) = pasts.next().expect("there are more classes");
+            let uses = uses as u8 + 1;
+            policy.current.request.hint = hints[hint];
+            let mut past = Past::EMPTY;
+            past.uses = uses;
+            past.set_gap(gap);
+            for octile in 0..OCTILES {
+                policy.row(past, octile);
+            }
+        }
+        policy
+    }
+
+    fn levels(policy: &Adaptive) -> Vec<Level> {
+        let cells = 0..policy.rows.len() * BUCKETS;
+        cells.map(|cell| policy.ranking.level_of(cell as u32)).collect()
+    }
+
+    #[test]
+    fn another_way_to_rank_costs_no_request_more_than_some_classes() {
+        let mut policy = policy(5 * RELEVELS / 2);
+        policy.choice.put_in_charge(Ranker::Lru);
+        let (before, mut steps) = (levels(&policy), 0);
+        policy.begin_relevel();
+        let all = levels(&policy);
+        assert_eq!(all[RELEVELS * BUCKETS..], before[RELEVELS * BUCKETS..], "the others keep their turn");
+        while policy.next_relevel != usize::MAX {
+            policy.begin(&Request::default());
+            steps += 1;
+        }
+        assert_eq!(steps, policy.rows.len().div_ceil(RELEVELS) - 1);
+        let of_lru = |bucket: usize| level_on_scale(1.0 - bucket as f32 / BUCKETS as f32);
+        assert!(levels(&policy).iter().enumerate().all(|(at, level)| *level == of_lru(at % BUCKETS)));
+    }
+
+    #[test]
+    fn one_request_ranks_few_classes_anew_however_many_there_are() {
+        let mut policy = policy(RERANKS * 64 + 1);
+        for _ in 0..3 {
+            let from = policy.next_rerank;
+            policy.begin(&Request::default());
+            assert_eq!((policy.next_rerank + policy.rows.len() - from) % policy.rows.len(), RERANKS);
+        }
     }
 }

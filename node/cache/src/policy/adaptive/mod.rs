@@ -96,6 +96,8 @@ pub struct Adaptive {
     rows: Vec<Row>,
     /// The row whose rank is next to be brought up to date.
     next_rerank: usize,
+    /// The next row that is ranked yet by who was in charge before; all those after it are.
+    next_relevel: usize,
     /// Uses when what was learnt was last faded.
     faded_at: u64,
     /// Running mean of the age at which blocks leave, in requests.
@@ -127,7 +129,7 @@ impl Adaptive {
             cohorts: Cohorts::new(ages.clone(), capacity),
             ages,
             records: Records::new(capacity),
-            ghosts: Ghosts::with_limits(ghosts / 4 * 3, ghosts / 4),
+            ghosts: Ghosts::of(ghosts),
             score: Score::new(),
             history: History::new(),
             current: Current::default(),
@@ -135,6 +137,7 @@ impl Adaptive {
             row_of: vec![UNSEEN; MAX_ROWS],
             rows: Vec::new(),
             next_rerank: 0,
+            next_relevel: usize::MAX,
             faded_at: 0,
             life: 100.0,
         }
@@ -294,6 +297,7 @@ impl Policy for Adaptive {
         self.cohorts.age(self.now, &mut self.hazards, &mut self.ranking);
         self.score.learn(self.now, (self.life * PATIENCE).max(MIN_HORIZON) as u32);
         self.rerank_some();
+        self.relevel_some();
         self.fade();
         self.current.begin(request);
     }
@@ -359,7 +363,7 @@ impl Policy for Adaptive {
     fn adjust(&mut self) {
         self.settle();
         if self.choice.evaluate() {
-            self.rerank_all();
+            self.begin_relevel();
         }
     }
 
@@ -386,6 +390,10 @@ impl Policy for Adaptive {
 
     fn set_leaf(&mut self, at: u32, leaf: bool) {
         self.records.set_leaf(at, leaf, &mut self.cohorts, &mut self.ranking);
+    }
+
+    fn held(&mut self, most: usize) {
+        self.ghosts.sized(Adaptive::ghost_limit(most));
     }
 
     fn memory_bytes(&self) -> usize {

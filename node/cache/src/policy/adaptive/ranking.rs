@@ -83,6 +83,11 @@ impl Ranking {
         }
     }
 
+    /// Returns the levels of a class by what was learnt, as they were told last.
+    pub(super) fn learnt_of(&self, row: u16) -> [Level; BUCKETS] {
+        std::array::from_fn(|bucket| self.learnt_level(cell(row, bucket as u8)))
+    }
+
     /// Returns the level of a cell by what was learnt, whoever is in charge.
     pub(super) fn learnt_level(&self, cell: u32) -> Level {
         self.cells[cell as usize].learnt
