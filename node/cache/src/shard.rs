@@ -18,7 +18,7 @@ use crate::policy::{Removal, Request, Strategy, Visit, most_bytes, shrinks};
 use crate::recency::Recency;
 use crate::stats::{Reason, ShardStats};
 use crate::table::Table;
-use kvhive_protocol::data::{About, Refusal, StoreBlock};
+use kvhive_protocol::data::{About, Hint, Refusal, StoreBlock};
 use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
 use std::collections::{BTreeMap, VecDeque};
@@ -62,6 +62,8 @@ pub struct Shard {
     closed: [bool; 3],
     writes: usize,
     copies: usize,
+    /// What was said of blocks that are being written, by record; of those of which nothing was said there is none.
+    said: BTreeMap<u32, Hint>,
     /// Shrinks under way, by record.
     shrinks: BTreeMap<u32, shrink::UnderWay>,
     /// Some party's strategy shrinks.
@@ -101,6 +103,7 @@ impl Shard {
             closed: [false; 3],
             writes: 0,
             copies: 0,
+            said: BTreeMap::new(),
             shrinks: BTreeMap::new(),
             may_shrink: shrinks(config.rules.strategy).is_some(),
             expected: Expected::default(),
@@ -316,6 +319,10 @@ impl Shard {
         let ranking = self.parties[usize::from(party)].ranking(class);
         ranking.begin(&self.request);
         ranking.inserted(at, &visit, has_children);
+        // Another request may have come since it was reserved.
+        if let Some(hint) = self.said.remove(&at).filter(|hint| *hint != self.request.hint) {
+            ranking.hinted(at, &visit.key, hint);
+        }
         // A parent of another class is ranked elsewhere.
         self.tell_leaf(parent, false);
         if self.index.records[at as usize].take(Mark::OVER) {
@@ -331,6 +338,7 @@ impl Shard {
     pub fn abandon(&mut self, ticket: WriteTicket) {
         let Some(at) = self.filling(ticket) else { return };
         self.writes -= 1;
+        self.said.remove(&at);
         self.occupied[usize::from(self.index.records[at as usize].slot)] -= 1;
         self.stats.abandoned += 1;
         self.index.hide(&self.owners, at);

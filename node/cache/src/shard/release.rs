@@ -3,6 +3,7 @@
 use super::Shard;
 use crate::block::{Life, Mark, Record};
 use crate::expected::Due;
+use crate::ranking::Ranking;
 use crate::stats::Reason;
 use kvhive_protocol::data::Hint;
 use kvhive_protocol::{KeyList, Moment, TenantId};
@@ -21,17 +22,26 @@ impl Shard {
         self.tell_uses();
         let path: Vec<u32> = keys.iter().filter_map(|key| self.visible(tenant, &key)).collect();
         for at in path.iter().rev() {
-            let record = &mut self.index.records[*at as usize];
-            record.set(Mark::OVER, false);
-            let (party, class) = (usize::from(record.party), record.class);
-            let key = self.owners.salt_of(record.owner).key(&record.key);
-            self.parties[party].ranking(class).hinted(*at, &key, hint);
+            self.index.records[*at as usize].set(Mark::OVER, false);
+            self.tell_hint(*at, hint);
         }
         if let Some(last) = path.last() {
             self.heed(now, *last, hint);
         }
         self.stats.released += path.len() as u64;
         path.len() as u32
+    }
+
+    /// Tells whoever ranks a block what the engine expects of its session.
+    fn tell_hint(&mut self, at: u32, hint: Hint) {
+        let record = &self.index.records[at as usize];
+        let key = self.owners.salt_of(record.owner).key(&record.key);
+        self.ranking_of(at).hinted(at, &key, hint);
+    }
+
+    fn ranking_of(&mut self, at: u32) -> &mut Ranking {
+        let Record { party, class, .. } = self.index.records[at as usize];
+        self.parties[usize::from(party)].ranking(class)
     }
 
     /// Notes what a hint says of the session that left off at this block.
@@ -45,7 +55,13 @@ impl Shard {
 
     /// Notes what a store says of the session of a block that is here already.
     pub(super) fn heed_again(&mut self, now: Moment, at: u32, parent: Option<u32>, hint: Hint) {
-        if hint != Hint::None && self.index.records[at as usize].children == 0 {
+        if hint == Hint::None {
+            return;
+        }
+        let request = self.request;
+        self.ranking_of(at).begin(&request);
+        self.tell_hint(at, hint);
+        if self.index.records[at as usize].children == 0 {
             if let Some(parent) = parent {
                 self.expected.go_on(parent);
             }
@@ -55,6 +71,9 @@ impl Shard {
 
     /// Notes what a hint says of the session whose blocks are being written: this one goes on from `parent`.
     pub(super) fn heed_store(&mut self, now: Moment, at: u32, parent: Option<u32>, hint: Hint) {
+        if hint != Hint::None {
+            self.said.insert(at, hint);
+        }
         match hint {
             Hint::None => {}
             // When the block is there: see [`Shard::appear`].

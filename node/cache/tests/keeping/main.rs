@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 mod collections;
+mod hints;
 mod random;
 mod sessions;
 
@@ -75,8 +76,13 @@ impl Scenario {
     }
 
     fn try_store(&mut self, number: u64, depth: u32) -> Option<BlockId> {
+        self.try_store_of(number, depth, self.hint)
+    }
+
+    /// Stores a block of a session of which something is said.
+    fn try_store_of(&mut self, number: u64, depth: u32, hint: Hint) -> Option<BlockId> {
         let block = self.block(number, depth);
-        let about = About { hint: self.hint, ..About::default() };
+        let about = About { hint, ..About::default() };
         match self.shard.reserve(self.now(), TENANT, &block, Slot(1), about, &mut self.effects) {
             Reserve::Take { ticket, .. } => self.shard.seal(ticket),
             Reserve::Present(_) | Reserve::Refused(_) => None,

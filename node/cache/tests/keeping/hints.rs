@@ -1,0 +1,76 @@
+//! What an engine says of a session, with a store or without one, decides what is kept of it.
+
+use super::{Scenario, TENANT};
+use kvhive_cache::Reserve;
+use kvhive_cache::policy::Strategy;
+use kvhive_protocol::Slot;
+use kvhive_protocol::data::{About, Hint};
+
+const ROUNDS: u64 = 600;
+/// Rounds until a session comes back: blocks enough for all of them to have left in the order of their use.
+const BACK_AFTER: u64 = 12;
+
+/// How the shard is told.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum By {
+    /// With a store after a match that found the session's first block.
+    Store,
+    /// With a store of what is here already.
+    StoreAgain,
+    /// With a store that another session's match came in between.
+    StoreMuchLater,
+    Release,
+}
+
+/// In each round one session ends in its second turn, and another will come back. Returns how many of the second half's are found.
+fn found(over: Hint, pending: Hint, by: By) -> u64 {
+    let mut scene = Scenario::of([32, 0, 0], Strategy::Adaptive, None);
+    let mut found = 0;
+    for round in 0..ROUNDS {
+        for (first, hint) in [(10 * round, pending), (10 * round + 5, over)] {
+            scene.try_store_of(first, 0, Hint::None);
+            assert!(scene.covered(first..first + 2) <= 1);
+            match by {
+                By::Store => drop(scene.try_store_of(first + 1, 1, hint)),
+                By::StoreAgain => {
+                    scene.try_store_of(first + 1, 1, Hint::None);
+                    scene.try_store_of(first + 1, 1, hint);
+                }
+                By::StoreMuchLater => {
+                    let block = scene.block(first + 1, 1);
+                    let about = About { hint, ..About::default() };
+                    let now = scene.now();
+                    let reserve =
+                        scene.shard.reserve(now, TENANT, &block, Slot(1), about, &mut scene.effects);
+                    scene.covered(9_999_999..10_000_000);
+                    if let Reserve::Take { ticket, .. } = reserve {
+                        scene.shard.seal(ticket);
+                    }
+                }
+                By::Release => {
+                    scene.try_store_of(first + 1, 1, Hint::None);
+                    scene.release(first..first + 2, hint);
+                }
+            }
+        }
+        if let Some(back) = round.checked_sub(BACK_AFTER) {
+            let all = scene.covered(10 * back..10 * back + 2) == 2;
+            found += u64::from(round >= ROUNDS / 2 && all);
+        }
+        scene.check();
+    }
+    found
+}
+
+#[test]
+fn sessions_of_which_something_was_found_are_kept_by_what_is_said_too() {
+    let asked = ROUNDS / 2;
+    for by in [By::Store, By::StoreAgain, By::StoreMuchLater, By::Release] {
+        let untold = found(Hint::None, Hint::None, by);
+        let told = found(Hint::Over, Hint::Pending, by);
+        assert!(
+            told * 10 >= asked * 9 && told >= untold + asked / 4,
+            "{by:?}: of {asked} found {told} told, {untold} untold"
+        );
+    }
+}
