@@ -5,7 +5,7 @@ use crate::block::{Life, Mark, Record};
 use crate::expected::Due;
 use crate::ranking::Ranking;
 use crate::stats::Reason;
-use kvhive_protocol::data::Hint;
+use kvhive_protocol::data::{Hint, Run};
 use kvhive_protocol::{KeyList, Moment, TenantId};
 
 /// Sessions that one [`Shard::tend`] brings up.
@@ -15,21 +15,44 @@ const MAX_BACK: usize = 4096;
 
 impl Shard {
     /// Takes what the engine expects of the session of these blocks, which it does not use by this; returns how many are here.
-    /// The keys come in the order of their prefix.
+    /// The keys come in the order of their prefix, whose segments the runs are: of each, the blocks before it may be elsewhere.
     ///
     /// Holds stay: they are nobody's, and another asker may be about to fetch the same blocks.
-    pub fn release(&mut self, now: Moment, tenant: TenantId, keys: &KeyList, hint: Hint) -> u32 {
+    pub fn release(
+        &mut self,
+        now: Moment,
+        tenant: TenantId,
+        runs: &[Run],
+        keys: &KeyList,
+        hint: Hint,
+    ) -> u32 {
         self.tell_uses();
-        let path: Vec<u32> = keys.iter().filter_map(|key| self.visible(tenant, &key)).collect();
-        for at in path.iter().rev() {
-            self.index.records[*at as usize].set(Mark::OVER, false);
-            self.tell_hint(*at, hint);
+        let (mut until, mut found) = (keys.len(), 0);
+        let mut starts = Vec::with_capacity(runs.len());
+        let mut from = 0;
+        for run in runs {
+            starts.push(from);
+            from = (from + run.keys as usize).min(until);
         }
-        if let Some(last) = path.last() {
-            self.heed(now, *last, hint);
+        for from in starts.into_iter().rev() {
+            let path: Vec<u32> = (from..until)
+                .filter_map(|at| keys.get(at))
+                .filter_map(|key| self.visible(tenant, &key))
+                .collect();
+            until = from;
+            for at in path.iter().rev() {
+                if hint != Hint::Over {
+                    self.index.records[*at as usize].set(Mark::OVER, false);
+                }
+                self.tell_hint(*at, hint);
+            }
+            if let Some(last) = path.last() {
+                self.heed(now, *last, hint);
+            }
+            found += path.len() as u32;
         }
-        self.stats.released += path.len() as u64;
-        path.len() as u32
+        self.stats.released += u64::from(found);
+        found
     }
 
     /// Tells whoever ranks a block what the engine expects of its session.
@@ -98,6 +121,7 @@ impl Shard {
         let (mut next, mut children) = (Some(last), 0);
         while let Some(at) = next {
             let record = &mut self.index.records[at as usize];
+            // What is marked already has been looked at, up to the head.
             if record.request != request || record.children != children || record.is(Mark::OVER) {
                 break;
             }
@@ -106,8 +130,9 @@ impl Shard {
             let link = record.parent;
             next = self.linked(link);
         }
-        if self.index.records[last as usize].is(Mark::OVER) {
-            let Record { generation, parent: link, .. } = self.index.records[last as usize];
+        let Record { generation, parent: link, children, .. } = self.index.records[last as usize];
+        // From one with children nothing is collected: what was marked by the end of a longer session is found by that.
+        if children == 0 && self.index.records[last as usize].is(Mark::OVER) {
             let parent = self.linked(link);
             self.garbage.end(class, (last, generation, why), parent);
         }

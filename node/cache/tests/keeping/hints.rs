@@ -1,8 +1,8 @@
 //! What an engine says of a session, with a store or without one, decides what is kept of it.
 
 use super::{Scenario, TENANT};
-use kvhive_cache::Reserve;
 use kvhive_cache::policy::Strategy;
+use kvhive_cache::{Reason, Reserve};
 use kvhive_protocol::Slot;
 use kvhive_protocol::data::{About, Hint};
 
@@ -73,4 +73,46 @@ fn sessions_of_which_something_was_found_are_kept_by_what_is_said_too() {
             "{by:?}: of {asked} found {told} told, {untold} untold"
         );
     }
+}
+
+#[test]
+fn every_segment_of_a_session_is_over_with_it() {
+    let mut scene = Scenario::of([20, 0, 0], Strategy::Lru, Some(500));
+    for first in [0, 100, 200] {
+        scene.serve(first..first + 4);
+    }
+    scene.serve(10..14);
+    assert_eq!(scene.release_all(&[0..4, 100..104, 200..204], Hint::Over), 12);
+    scene.settle();
+    assert_eq!((scene.collected(Reason::Over), scene.collected(Reason::Evicted)), (7, 0));
+    assert_eq!(scene.resident(10..14), [10, 11, 12, 13]);
+}
+
+#[test]
+fn every_segment_of_a_session_is_brought_up_for_it() {
+    let mut scene = Scenario::of([20, 0, 20], Strategy::Lru, None);
+    scene.restore(0..2);
+    scene.restore(100..103);
+    scene.release_all(&[0..2, 100..103], Hint::Returns(1));
+    scene.now += 1000;
+    scene.settle();
+    assert_eq!(scene.tiers(), [5, 0, 0]);
+}
+
+#[test]
+fn a_release_in_parts_takes_back_nothing_that_the_stores_or_the_part_before_said() {
+    let mut scene = Scenario::of([20, 0, 0], Strategy::Lru, Some(500));
+    scene.serve(10..14);
+    scene.hint = Hint::Over;
+    scene.serve(0..4);
+    scene.serve(100..104);
+    // The tail first, as clients do.
+    scene.release_all(&[100..104, 2..4], Hint::Over);
+    scene.release_all(&[0..2], Hint::Over);
+    scene.settle();
+    assert_eq!((scene.collected(Reason::Over), scene.collected(Reason::Evicted)), (3, 0));
+    scene.hint = Hint::None;
+    scene.serve(20..24);
+    scene.settle();
+    assert_eq!((scene.collected(Reason::Over), scene.collected(Reason::Evicted)), (7, 0));
 }

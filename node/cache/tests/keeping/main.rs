@@ -109,8 +109,15 @@ impl Scenario {
     }
 
     fn release(&mut self, session: Range<u64>, hint: Hint) -> u32 {
-        let keys: KeyList = session.map(key).collect();
-        self.shard.release(self.now(), TENANT, &keys, hint)
+        self.release_all(&[session], hint)
+    }
+
+    /// Releases a session of several segments, of which each has the block before it elsewhere.
+    fn release_all(&mut self, segments: &[Range<u64>], hint: Hint) -> u32 {
+        let run = |segment: &Range<u64>| Run { slot: Slot(1), keys: (segment.end - segment.start) as u32 };
+        let runs: Vec<Run> = segments.iter().map(run).collect();
+        let keys: KeyList = segments.iter().cloned().flatten().map(key).collect();
+        self.shard.release(self.now(), TENANT, &runs, &keys, hint)
     }
 
     fn read(&mut self, number: u64) -> Option<BlockId> {
