@@ -53,6 +53,8 @@ pub struct Shard {
     occupied: Vec<u32>,
     /// The request that came last; stores go on with it.
     request: Request,
+    /// The request by which the session at hand has used what its stores go on from: others may have come between.
+    session: u32,
     /// Uses that the policies have not been told of yet.
     uses: VecDeque<find::Use>,
     /// Blocks to be brought up a tier, by record and generation.
@@ -97,6 +99,7 @@ impl Shard {
             party_of: BTreeMap::new(),
             occupied: vec![0; usize::from(SLOTS)],
             request: Request::default(),
+            session: 0,
             uses: VecDeque::new(),
             wanted: VecDeque::new(),
             declined: None,
@@ -225,7 +228,8 @@ impl Shard {
             owner,
             depth: header.depth,
             parent: parent.map_or(NO_PARENT, |at| (at, self.index.records[at as usize].generation)),
-            request: self.request.number as u32,
+            // As those before it: the session's blocks are known by that.
+            request: self.session,
             slot: slot.0,
             party,
             class,
@@ -235,7 +239,7 @@ impl Shard {
         };
         let at = self.index.insert(&self.owners, record).expect("there are as many records as frames");
         if let Some(parent) = parent {
-            self.index.records[parent as usize].children += 1;
+            self.add_child(parent);
         }
         self.heed_store(now, at, parent, about.hint);
         self.writes += 1;
@@ -245,6 +249,16 @@ impl Shard {
         self.move_down_early(now, class, effects);
         let generation = self.index.records[at as usize].generation;
         Ok(Reserve::Take { ticket: WriteTicket { index: at, generation }, tier, class: usize::from(class) })
+    }
+
+    /// A session goes on from this block: it is over no more, nor is it one session's own if another went on from it before.
+    fn add_child(&mut self, parent: u32) {
+        let record = &mut self.index.records[parent as usize];
+        record.children += 1;
+        record.set(Mark::OVER, false);
+        if record.children > 1 {
+            record.set(Mark::SHARED, true);
+        }
     }
 
     fn party_of(&self, tenant: TenantId) -> u16 {
@@ -275,10 +289,12 @@ impl Shard {
         })
     }
 
-    /// A store goes on with the request that used its parent last; else it is a request of its own.
+    /// A store goes on with the request that used its parent last, if no other came since; else it is a request of its own. That
+    /// of a session of which others' requests have come between stays that session's.
     fn go_on_with(&mut self, now: Moment, parent: Option<u32>, depth: u32, about: About) {
-        let goes_on = match parent {
-            Some(at) => self.index.records[at as usize].request == self.request.number as u32,
+        let of_parent = parent.map(|at| self.index.records[at as usize].request);
+        let goes_on = match of_parent {
+            Some(request) => self.is_of_session(request),
             None => depth == 0 && self.request.covered == 0 && self.request.number > 0,
         };
         let About { input_tokens, output_tokens, hint } = about;
@@ -289,6 +305,14 @@ impl Shard {
             Request { now, number, blocks, covered: depth, input_tokens, output_tokens, hint }
         };
         self.request = request;
+        if !goes_on {
+            self.session = of_parent.unwrap_or(request.number as u32);
+        }
+    }
+
+    /// Says whether a block's last use was by the request at hand, or by the session that it goes on with.
+    fn is_of_session(&self, request: u32) -> bool {
+        request == self.request.number as u32 || request == self.session
     }
 
     /// Makes a written block visible. None when a clear has ended its era meanwhile: the host drops the frame.

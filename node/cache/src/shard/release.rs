@@ -112,17 +112,18 @@ impl Shard {
     }
 
     /// Marks the blocks that only the session used that left off at this one, and has the next collection take them. Blocks that
-    /// others have gone on from, or used since, are theirs.
+    /// others have gone on from, or used since the session did last, are theirs.
     pub(super) fn end_session(&mut self, last: u32, why: Reason) {
-        let (request, class) = {
-            let record = &self.index.records[last as usize];
-            (record.request, record.class)
+        let Record { request, class, .. } = self.index.records[last as usize];
+        let is_others = |record: &Record| {
+            // Requests wrap.
+            record.is(Mark::SHARED) || (record.request.wrapping_sub(request) as i32) > 0
         };
         let (mut next, mut children) = (Some(last), 0);
         while let Some(at) = next {
             let record = &mut self.index.records[at as usize];
             // What is marked already has been looked at, up to the head.
-            if record.request != request || record.children != children || record.is(Mark::OVER) {
+            if is_others(record) || record.children != children || record.is(Mark::OVER) {
                 break;
             }
             record.set(Mark::OVER, true);

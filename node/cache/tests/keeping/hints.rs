@@ -1,10 +1,11 @@
 //! What an engine says of a session, with a store or without one, decides what is kept of it.
 
-use super::{Scenario, TENANT};
+use super::{Scenario, TENANT, key};
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{Reason, Reserve};
-use kvhive_protocol::Slot;
-use kvhive_protocol::data::{About, Hint};
+use kvhive_protocol::data::{About, Hint, Run};
+use kvhive_protocol::{KeyList, Slot};
+use std::time::Duration;
 
 const ROUNDS: u64 = 600;
 /// Rounds until a session comes back: blocks enough for all of them to have left in the order of their use.
@@ -115,4 +116,53 @@ fn a_release_in_parts_takes_back_nothing_that_the_stores_or_the_part_before_said
     scene.serve(20..24);
     scene.settle();
     assert_eq!((scene.collected(Reason::Over), scene.collected(Reason::Evicted)), (7, 0));
+}
+
+#[test]
+fn all_that_a_session_alone_used_is_over_with_it_whoever_came_between() {
+    for by_store in [false, true] {
+        let mut scene = Scenario::of([40, 0, 0], Strategy::Lru, Some(500));
+        scene.serve(0..10);
+        scene.serve(100..106);
+        assert_eq!((scene.covered(0..12), scene.covered(100..108)), (10, 6));
+        let said = if by_store { Hint::Over } else { Hint::None };
+        for number in [10, 11] {
+            scene.try_store_of(number, number as u32, said).expect("there is room");
+            scene.try_store_of(number + 96, number as u32 - 4, Hint::None).expect("there is room");
+        }
+        scene.serve(50..52);
+        if !by_store {
+            assert_eq!(scene.release(0..12, Hint::Over), 12);
+        }
+        scene.settle();
+        assert_eq!((scene.collected(Reason::Over), scene.collected(Reason::Evicted)), (4, 0));
+        assert_eq!(scene.covered(0..8), 8);
+        assert_eq!((scene.covered(100..108), scene.covered(50..52)), (8, 2));
+    }
+}
+
+#[test]
+fn what_sessions_share_is_over_with_none_of_them() {
+    // A prompt of three blocks, of which only this session's continuation is left, and which it has used last.
+    let mut scene = Scenario::of([16, 0, 0], Strategy::Lru, Some(500));
+    scene.serve(0..6);
+    let other = scene.store_after(2, 100, 3).expect("there is room");
+    scene.shard.lost(other, &mut scene.effects);
+    assert_eq!(scene.covered(0..6), 6);
+    scene.serve(10..15);
+    scene.release(0..6, Hint::Over);
+    scene.settle();
+    assert_eq!(scene.resident(0..20), [0, 1, 10, 11, 12, 13, 14]);
+    assert_eq!((scene.collected(Reason::Over), scene.collected(Reason::Evicted)), (3, 1));
+
+    // Another session has only asked for it, and has not stored yet what it goes on with.
+    let mut scene = Scenario::of([16, 0, 0], Strategy::Lru, Some(300));
+    scene.serve(0..6);
+    let asked: KeyList = [0, 1, 2, 100].into_iter().map(key).collect();
+    let (now, run) = (scene.now(), Run { slot: Slot(1), keys: 4 });
+    assert_eq!(scene.shard.match_runs(now, TENANT, &[run], &asked, Duration::ZERO), [3]);
+    assert_eq!(scene.covered(0..6), 6);
+    scene.release(0..6, Hint::Over);
+    scene.settle();
+    assert_eq!((scene.collected(Reason::Over), scene.resident(0..6).len()), (2, 4));
 }

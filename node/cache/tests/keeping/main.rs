@@ -79,6 +79,16 @@ impl Scenario {
         self.try_store_of(number, depth, self.hint)
     }
 
+    /// Stores a block that goes on from another than the one before it.
+    fn store_after(&mut self, parent: u64, number: u64, depth: u32) -> Option<BlockId> {
+        let block = StoreBlock { parent: key(parent), ..self.block(number, depth) };
+        let about = About::default();
+        match self.shard.reserve(self.now(), TENANT, &block, Slot(1), about, &mut self.effects) {
+            Reserve::Take { ticket, .. } => self.shard.seal(ticket),
+            Reserve::Present(_) | Reserve::Refused(_) => None,
+        }
+    }
+
     /// Stores a block of a session of which something is said.
     fn try_store_of(&mut self, number: u64, depth: u32, hint: Hint) -> Option<BlockId> {
         let block = self.block(number, depth);
