@@ -57,13 +57,15 @@ pub struct Shard {
     session: u32,
     /// Uses that the policies have not been told of yet.
     uses: VecDeque<find::Use>,
-    /// Blocks to be brought up a tier, by record and generation.
-    wanted: VecDeque<(u32, u32)>,
+    /// Blocks to be brought up a tier.
+    wanted: VecDeque<moves::Wanted>,
     /// The block that was declined last, as policies know it, and whose it is: its child is not worth more.
     declined: Option<(TenantId, BlockKey)>,
     closed: [bool; 3],
     writes: usize,
     copies: usize,
+    /// Those under way by class, and by the tiers from and to which they go.
+    copies_between: Vec<[[u32; 3]; 3]>,
     /// What was said of blocks that are being written, by record; of those of which nothing was said there is none.
     said: BTreeMap<u32, Hint>,
     /// Shrinks under way, by record.
@@ -106,6 +108,7 @@ impl Shard {
             closed: [false; 3],
             writes: 0,
             copies: 0,
+            copies_between: vec![[[0; 3]; 3]; classes],
             said: BTreeMap::new(),
             shrinks: BTreeMap::new(),
             may_shrink: shrinks(config.rules.strategy).is_some(),
@@ -388,7 +391,7 @@ impl Shard {
             for at in from..until {
                 let record = &self.index.records[at];
                 if record.life == Life::Resident && !self.stands(record) {
-                    if self.garbage.is_collecting(record.class) {
+                    if self.garbage.is_collecting(record.class) && record.tier != Tier::Disk {
                         self.count_collected(record.class, Reason::Cleared);
                     }
                     self.drop_block(at as u32, Removal::Dropped, effects);

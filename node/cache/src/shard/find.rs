@@ -1,6 +1,7 @@
 //! Match and read: what is resident of a prefix.
 
 use super::Shard;
+use super::moves::Why;
 use crate::answers::Listed;
 use crate::block::{BlockId, Life, Mark, Record, Tier};
 use crate::policy::Request;
@@ -291,7 +292,7 @@ impl Shard {
         record.set(Mark::OVER, false);
         let generation = record.generation;
         let (class, party) = (record.class, usize::from(record.party));
-        if *ahead > 0 && self.want(at) {
+        if *ahead > 0 && self.want(at, Why::Used) {
             *ahead -= 1;
         }
         if !self.expected.is_empty() {

@@ -1,7 +1,8 @@
 //! Hints: what the engine expects of the session of some blocks, said with a store or without one.
 
 use super::Shard;
-use crate::block::{Life, Mark, Record};
+use super::moves::Why;
+use crate::block::{Life, Mark, Record, Tier};
 use crate::expected::Due;
 use crate::ranking::Ranking;
 use crate::stats::Reason;
@@ -69,8 +70,7 @@ impl Shard {
 
     /// Notes what a hint says of the session that left off at this block.
     pub(super) fn heed(&mut self, now: Moment, last: u32, hint: Hint) {
-        let generation = self.index.records[last as usize].generation;
-        self.expected.expect(now, last, generation, hint);
+        self.expect(now, last, hint);
         if hint == Hint::Over {
             self.end_session(last, Reason::Over);
         }
@@ -86,7 +86,7 @@ impl Shard {
         self.tell_hint(at, hint);
         if self.index.records[at as usize].children == 0 {
             if let Some(parent) = parent {
-                self.expected.go_on(parent);
+                self.expected.forget(parent);
             }
             self.heed(now, at, hint);
         }
@@ -103,12 +103,16 @@ impl Shard {
             Hint::Over => self.index.records[at as usize].set(Mark::OVER, true),
             Hint::Pending | Hint::Returns(_) => {
                 if let Some(parent) = parent {
-                    self.expected.go_on(parent);
+                    self.expected.forget(parent);
                 }
-                let generation = self.index.records[at as usize].generation;
-                self.expected.expect(now, at, generation, hint);
+                self.expect(now, at, hint);
             }
         }
+    }
+
+    fn expect(&mut self, now: Moment, at: u32, hint: Hint) {
+        let Record { generation, party, .. } = self.index.records[at as usize];
+        self.stats.unawaited += self.expected.expect(now, (at, generation), party, hint);
     }
 
     /// Marks the blocks that only the session used that left off at this one, and has the next collection take them. Blocks that
@@ -160,15 +164,19 @@ impl Shard {
 
     /// Asks for the blocks that follow one in its tier to be brought up, as far as they lie beside it in the order of use: a child
     /// is put on the old side of its parent. So none has to know its children.
-    pub(super) fn want_continuation(&mut self, last: u32, mut left: u32) {
+    pub(super) fn want_continuation(&mut self, last: u32, most: u32) {
         let mut at = last;
-        while left > 0 {
+        let Record { tier, class, .. } = self.index.records[last as usize];
+        if self.next(tier, class, Tier::above).is_none() {
+            return;
+        }
+        for _ in 0..most {
             let Record { older, generation, .. } = self.index.records[at as usize];
             let Some(next) = self.index.records.get(older as usize) else { return };
             if next.parent != (at, generation) || next.life != Life::Resident || !self.stands(next) {
                 return;
             }
-            left -= u32::from(self.want(older));
+            self.want(older, Why::Expected);
             at = older;
         }
     }
@@ -191,7 +199,9 @@ impl Shard {
             if left == 0 {
                 return;
             }
-            left -= u32::from(self.index.records[at as usize].life == Life::Resident && self.want(at));
+            left -= u32::from(
+                self.index.records[at as usize].life == Life::Resident && self.want(at, Why::Expected),
+            );
         }
     }
 }

@@ -109,7 +109,7 @@ fn a_release_in_parts_takes_back_nothing_that_the_stores_or_the_part_before_said
     scene.serve(100..104);
     // The tail first, as clients do.
     scene.release_all(&[100..104, 2..4], Hint::Over);
-    scene.release_all(&[0..2], Hint::Over);
+    scene.release(0..2, Hint::Over);
     scene.settle();
     assert_eq!((scene.collected(Reason::Over), scene.collected(Reason::Evicted)), (3, 0));
     scene.hint = Hint::None;
@@ -165,4 +165,23 @@ fn what_sessions_share_is_over_with_none_of_them() {
     scene.release(0..6, Hint::Over);
     scene.settle();
     assert_eq!((scene.collected(Reason::Over), scene.resident(0..6).len()), (2, 4));
+}
+
+#[test]
+fn blocks_that_are_written_at_once_are_over_each_by_itself() {
+    let mut scene = Scenario::of([32, 0, 0], Strategy::Lru, Some(500));
+    for (numbers, hint) in [(0..8, Hint::None), (8..14, Hint::Over), (14..20, Hint::Over)] {
+        let mut tickets = Vec::new();
+        for number in numbers {
+            let (now, block) = (scene.now(), scene.block(number * 7, 0));
+            let about = About { hint, ..About::default() };
+            match scene.shard.reserve(now, TENANT, &block, Slot(1), about, &mut scene.effects) {
+                Reserve::Take { ticket, .. } => tickets.push(ticket),
+                other => panic!("{other:?}"),
+            }
+        }
+        tickets.into_iter().for_each(|ticket| drop(scene.shard.seal(ticket)));
+    }
+    scene.settle();
+    assert_eq!((scene.collected(Reason::Over), scene.collected(Reason::Evicted)), (6, 0));
 }

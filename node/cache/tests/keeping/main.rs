@@ -37,6 +37,16 @@ struct Scenario {
 impl Scenario {
     /// Frames per tier; a collection begins beyond `gc_per_mille`.
     fn of(frames: [u32; 3], strategy: Strategy, gc_per_mille: Option<u16>) -> Scenario {
+        Scenario::keeping_free(0, frames, strategy, gc_per_mille)
+    }
+
+    /// One that keeps so many thousandths of each tier free over the one below.
+    fn keeping_free(
+        low_water_per_mille: u16,
+        frames: [u32; 3],
+        strategy: Strategy,
+        gc_per_mille: Option<u16>,
+    ) -> Scenario {
         let [device, host, disk] = frames.map(|frames| TierCapacity { frames: vec![frames] });
         let mut shard = Shard::new(ShardConfig {
             classes: vec![FRAME],
@@ -49,7 +59,7 @@ impl Scenario {
             gc_per_mille,
             max_hold: Duration::from_secs(60),
             max_writes: 8,
-            low_water_per_mille: 0,
+            low_water_per_mille,
             hash_seed: 9,
         });
         shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
