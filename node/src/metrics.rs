@@ -255,6 +255,7 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_declined_stores_total", stats.declined),
         ("kvhive_node_collections_total", stats.collections),
         ("kvhive_node_released_blocks_total", stats.released),
+        ("kvhive_node_unawaited_sessions_total", stats.unawaited),
     ] {
         metrics::counter!(name, "device" => device.to_owned()).absolute(value);
     }

@@ -189,10 +189,8 @@ impl NodeStats {
         self.device.add(shard.device);
         self.host.add(shard.host);
         self.disk.add(shard.disk);
-        let over = [Reason::Over, Reason::Overdue].map(|why| shard.collected[why as usize].blocks);
-        let over: u64 = over.iter().sum();
-        self.evictions.for_room += shard.evicted - shard.not_admitted - over;
-        self.evictions.over += over;
+        self.evictions.for_room += shard.evicted - shard.not_admitted - shard.evicted_over;
+        self.evictions.over += shard.evicted_over;
         self.collections.runs += shard.collections;
         for (freed, more) in self.collections.freed.iter_mut().zip(shard.collected) {
             freed.blocks += more.blocks;

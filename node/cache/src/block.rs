@@ -123,6 +123,8 @@ impl Mark {
     pub(crate) const OVER: Mark = Mark(1 << 6);
     /// It is to be brought up a tier, and has not come.
     pub(crate) const COMING: Mark = Mark(1 << 7);
+    /// Several sessions have gone on from it, or one was to that found another's block after it.
+    pub(crate) const SHARED: Mark = Mark(1 << 9);
     const SHRINKING: Mark = Mark(1 << 4);
     const UNFIT: Mark = Mark(1 << 5);
 }

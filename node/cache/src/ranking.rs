@@ -12,7 +12,7 @@ const STEP: usize = 1024;
 /// A policy and the request that it was told of last.
 pub(crate) struct Ranking {
     policy: Box<dyn Policy>,
-    told: Option<u64>,
+    told: Option<Request>,
     /// None where the policy knows blocks by their records.
     numbers: Option<Numbers>,
 }
@@ -28,10 +28,15 @@ impl Ranking {
         Ranking { policy, told: None, numbers }
     }
 
+    /// The calls that follow are of this request: a new one, or the one at hand of which more may be known by now.
     pub(crate) fn begin(&mut self, request: &Request) {
-        if self.told != Some(request.number) {
-            self.told = Some(request.number);
-            self.policy.begin(request);
+        match self.told.replace(*request) {
+            Some(told) if told.number == request.number => {
+                if told != *request {
+                    self.policy.about(request);
+                }
+            }
+            _ => self.policy.begin(request),
         }
     }
 

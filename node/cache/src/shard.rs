@@ -18,7 +18,7 @@ use crate::policy::{Removal, Request, Strategy, Visit, most_bytes, shrinks};
 use crate::recency::Recency;
 use crate::stats::{Reason, ShardStats};
 use crate::table::Table;
-use kvhive_protocol::data::{About, Refusal, StoreBlock};
+use kvhive_protocol::data::{About, Hint, Refusal, StoreBlock};
 use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
 use std::collections::{BTreeMap, VecDeque};
@@ -53,13 +53,19 @@ pub struct Shard {
     occupied: Vec<u32>,
     /// The request that came last; stores go on with it.
     request: Request,
+    /// The request by which the session at hand has used what its stores go on from: others may have come between.
+    session: u32,
     /// Uses that the policies have not been told of yet.
     uses: VecDeque<find::Use>,
-    /// Blocks to be brought up a tier, by record and generation.
-    wanted: VecDeque<(u32, u32)>,
+    /// Blocks to be brought up a tier.
+    wanted: VecDeque<moves::Wanted>,
     closed: [bool; 3],
     writes: usize,
     copies: usize,
+    /// Those under way by class, and by the tiers from and to which they go.
+    copies_between: Vec<[[u32; 3]; 3]>,
+    /// What was said of blocks that are being written, by record; of those of which nothing was said there is none.
+    said: BTreeMap<u32, Hint>,
     /// Shrinks under way, by record.
     shrinks: BTreeMap<u32, shrink::UnderWay>,
     /// Some party's strategy shrinks.
@@ -93,11 +99,14 @@ impl Shard {
             party_of: BTreeMap::new(),
             occupied: vec![0; usize::from(SLOTS)],
             request: Request::default(),
+            session: 0,
             uses: VecDeque::new(),
             wanted: VecDeque::new(),
             closed: [false; 3],
             writes: 0,
             copies: 0,
+            copies_between: vec![[[0; 3]; 3]; classes],
+            said: BTreeMap::new(),
             shrinks: BTreeMap::new(),
             may_shrink: shrinks(config.rules.strategy).is_some(),
             expected: Expected::default(),
@@ -223,7 +232,8 @@ impl Shard {
             owner,
             depth: header.depth,
             parent: parent.map_or(NO_PARENT, |at| (at, self.index.records[at as usize].generation)),
-            request: self.request.number as u32,
+            // As those before it: the session's blocks are known by that.
+            request: self.session,
             slot: slot.0,
             party,
             class,
@@ -233,7 +243,7 @@ impl Shard {
         };
         let at = self.index.insert(&self.owners, record).expect("there are as many records as frames");
         if let Some(parent) = parent {
-            self.index.records[parent as usize].children += 1;
+            self.add_child(parent);
         }
         self.heed_store(now, at, parent, about.hint);
         self.writes += 1;
@@ -243,6 +253,16 @@ impl Shard {
         self.move_down_early(now, class, effects);
         let generation = self.index.records[at as usize].generation;
         Ok(Reserve::Take { ticket: WriteTicket { index: at, generation }, tier, class: usize::from(class) })
+    }
+
+    /// A session goes on from this block: it is over no more, nor is it one session's own if another went on from it before.
+    fn add_child(&mut self, parent: u32) {
+        let record = &mut self.index.records[parent as usize];
+        record.children += 1;
+        record.set(Mark::OVER, false);
+        if record.children > 1 {
+            record.set(Mark::SHARED, true);
+        }
     }
 
     fn party_of(&self, tenant: TenantId) -> u16 {
@@ -273,10 +293,12 @@ impl Shard {
         })
     }
 
-    /// A store goes on with the request that used its parent last; else it is a request of its own.
+    /// A store goes on with the request that used its parent last, if no other came since; else it is a request of its own. That
+    /// of a session of which others' requests have come between stays that session's.
     fn go_on_with(&mut self, now: Moment, parent: Option<u32>, depth: u32, about: About) {
-        let goes_on = match parent {
-            Some(at) => self.index.records[at as usize].request == self.request.number as u32,
+        let of_parent = parent.map(|at| self.index.records[at as usize].request);
+        let goes_on = match of_parent {
+            Some(request) => self.is_of_session(request),
             None => depth == 0 && self.request.covered == 0 && self.request.number > 0,
         };
         let About { input_tokens, output_tokens, hint } = about;
@@ -287,6 +309,14 @@ impl Shard {
             Request { now, number, blocks, covered: depth, input_tokens, output_tokens, hint }
         };
         self.request = request;
+        if !goes_on {
+            self.session = of_parent.unwrap_or(request.number as u32);
+        }
+    }
+
+    /// Says whether a block's last use was by the request at hand, or by the session that it goes on with.
+    fn is_of_session(&self, request: u32) -> bool {
+        request == self.request.number as u32 || request == self.session
     }
 
     /// Makes a written block visible. None when a clear has ended its era meanwhile: the host drops the frame.
@@ -317,6 +347,10 @@ impl Shard {
         let ranking = self.parties[usize::from(party)].ranking(class);
         ranking.begin(&self.request);
         ranking.inserted(at, &visit, has_children);
+        // Another request may have come since it was reserved.
+        if let Some(hint) = self.said.remove(&at).filter(|hint| *hint != self.request.hint) {
+            ranking.hinted(at, &visit.key, hint);
+        }
         // A parent of another class is ranked elsewhere.
         self.tell_leaf(parent, false);
         if self.index.records[at as usize].take(Mark::OVER) {
@@ -332,6 +366,7 @@ impl Shard {
     pub fn abandon(&mut self, ticket: WriteTicket) {
         let Some(at) = self.filling(ticket) else { return };
         self.writes -= 1;
+        self.said.remove(&at);
         self.occupied[usize::from(self.index.records[at as usize].slot)] -= 1;
         self.stats.abandoned += 1;
         self.index.hide(&self.owners, at);
@@ -357,7 +392,7 @@ impl Shard {
             for at in from..until {
                 let record = &self.index.records[at];
                 if record.life == Life::Resident && !self.stands(record) {
-                    if self.garbage.is_collecting(record.class) {
+                    if self.garbage.is_collecting(record.class) && record.tier != Tier::Disk {
                         self.count_collected(record.class, Reason::Cleared);
                     }
                     self.drop_block(at as u32, Removal::Dropped, effects);

@@ -90,6 +90,8 @@ pub struct ShardStats {
     pub abandoned: u64,
     /// Blocks evicted for others.
     pub evicted: u64,
+    /// Blocks evicted because their session was over or overdue, in memory or on disk; counted among the evicted too.
+    pub evicted_over: u64,
     /// Blocks dropped because a clear ended their era.
     pub cleared: u64,
     /// Blocks that could not be read any more where they were kept.
@@ -106,6 +108,8 @@ pub struct ShardStats {
     pub collected: [Collected; 5],
     /// Blocks that the engine has said something of without using them.
     pub released: u64,
+    /// Sessions that were to come back and are not awaited any more: more are than a shard awaits at a time.
+    pub unawaited: u64,
     /// Blocks that a match or a hint asked to have moved up ahead of their use.
     pub prefetched: u64,
     /// Of those: used where they were brought.

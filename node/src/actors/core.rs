@@ -41,7 +41,7 @@ pub(crate) enum DeviceMessage {
     /// Give me frames for these blocks as long as some are free: nothing leaves for them.
     ReserveFree { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, reply: Reply<Vec<Reserved>> },
     /// The engine expects this of the session of these blocks; the answer says how many are here.
-    Release { tenant: TenantId, keys: KeyList, hint: Hint, reply: Reply<u32> },
+    Release { tenant: TenantId, runs: Vec<Run>, keys: KeyList, hint: Hint, reply: Reply<u32> },
     /// How do the strategies do? Those that choose may have to do so now.
     Strategies { adjust: bool, reply: Reply<Vec<StrategyReport>> },
     /// Make these blocks visible.
@@ -395,8 +395,8 @@ impl DeviceCore {
             DeviceMessage::Match { tenant, runs, keys, hold, reply } => {
                 reply.send(self.shard.match_runs(self.view.now(), tenant, &runs, &keys, hold));
             }
-            DeviceMessage::Release { tenant, keys, hint, reply } => {
-                reply.send(self.shard.release(self.view.now(), tenant, &keys, hint));
+            DeviceMessage::Release { tenant, runs, keys, hint, reply } => {
+                reply.send(self.shard.release(self.view.now(), tenant, &runs, &keys, hint));
             }
             DeviceMessage::Strategies { adjust, reply } => reply.send(self.shard.strategies(adjust)),
             DeviceMessage::Read { tenant, keys, reply } => {

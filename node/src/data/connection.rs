@@ -142,8 +142,9 @@ async fn released(plane: &DataPlane, request: ReleaseRequest) -> Result<DataRepl
     plane.view.check_lease()?;
     let serving = plane.view.serving().ok_or(WireError::NoLease)?;
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
-    let ReleaseRequest { device, tenant, hint, keys, .. } = request;
-    let blocks = plane.ask(device, |reply| DeviceMessage::Release { tenant, keys, hint, reply }).await?;
+    let ReleaseRequest { device, tenant, hint, runs, keys, .. } = request;
+    let blocks =
+        plane.ask(device, |reply| DeviceMessage::Release { tenant, runs, keys, hint, reply }).await?;
     plane.view.check_lease()?;
     Ok(DataReply::Released { epoch: serving.map.epoch, blocks })
 }

@@ -97,6 +97,10 @@ pub trait Policy: Send {
     /// A request begins.
     fn begin(&mut self, request: &Request);
 
+    /// More is known of the request at hand: a store has said what a match could not. Those that listen to neither hints nor
+    /// tokens pass over it.
+    fn about(&mut self, _request: &Request) {}
+
     /// A resident block was used by the request.
     fn hit(&mut self, at: u32, visit: &Visit);
 

@@ -99,8 +99,8 @@ impl Shard {
         end_per_mille: u64,
         effects: &mut Vec<Effect>,
     ) {
-        let freed = self.collect_ended(now, class, excess, effects);
-        if freed >= excess {
+        let (freed, is_through) = self.collect_ended(now, class, excess, effects);
+        if freed >= excess || !is_through {
             return;
         }
         for tier in [Tier::Host, Tier::Device] {
@@ -114,19 +114,26 @@ impl Shard {
             return;
         }
         // What moves down frees its frame when it has come.
-        for _ in freed + self.copies as u32..excess {
+        for _ in freed + self.leaving_memory(class)..excess {
             let Some(at) = self.next_to_leave(now, class, has_disk) else { return };
-            self.count_collected(class, Reason::Evicted);
+            if self.index.records[at as usize].tier != Tier::Disk {
+                self.count_collected(class, Reason::Evicted);
+            }
             self.evict(at, effects);
         }
     }
 
-    /// Lets go blocks of sessions that are over, each from its end; returns how many frames of memory that has freed, or will
-    /// when their readers have gone.
-    fn collect_ended(&mut self, now: Moment, class: u8, excess: u32, effects: &mut Vec<Effect>) -> u32 {
-        let (clock, mut freed) = (self.hold_clock(now), 0);
+    /// Lets go blocks of sessions that are over, each from its end; returns how many frames of the class in memory that has freed, and
+    /// whether all of them were looked at.
+    fn collect_ended(
+        &mut self,
+        now: Moment,
+        class: u8,
+        excess: u32,
+        effects: &mut Vec<Effect>,
+    ) -> (u32, bool) {
+        let (clock, mut freed, mut left) = (self.hold_clock(now), 0, STEP);
         for _ in 0..self.garbage.ended[usize::from(class)].len() {
-            let mut left = STEP;
             let Some((at, generation, why)) = self.garbage.ended[usize::from(class)].pop_front() else {
                 break;
             };
@@ -137,22 +144,24 @@ impl Shard {
                     break;
                 }
                 if !record.is_evictable(clock) || freed >= excess || left == 0 {
-                    freed += u32::from(!record.is_movable() && record.tier != Tier::Disk);
                     // Read, held or moved for now, or enough for now: the session's end is here from now on.
                     self.garbage.end(class, (at, record.generation, why), None);
                     break;
                 }
                 next = self.linked(record.parent);
-                freed += u32::from(record.tier != Tier::Disk);
                 left -= 1;
-                self.count_collected(record.class, why);
+                if record.tier != Tier::Disk {
+                    freed += u32::from(record.class == class);
+                    self.count_collected(record.class, why);
+                }
+                self.stats.evicted_over += 1;
                 self.evict(at, effects);
             }
-            if freed >= excess {
+            if freed >= excess || left == 0 {
                 break;
             }
         }
-        freed
+        (freed, left > 0)
     }
 
     /// Says whether a session that is over, and left off at this block, has any of its own in memory: what lies on disk
@@ -213,7 +222,14 @@ impl Shard {
         Some(Donors::below(&self.parties, &capacity, (mover.party, bytes)))
     }
 
-    /// Counts a block that a collection has let go or moved.
+    /// Says whether a block more in memory begins no collection, and none is under way.
+    pub(super) fn has_room_to_collection(&self, class: u8) -> bool {
+        let (used, capacity) = self.memory_of(class);
+        let is_below = |threshold: u16| (used + 1) * 1000 <= capacity * u64::from(threshold);
+        !self.garbage.is_collecting(class) && self.config.gc_per_mille.is_none_or(is_below)
+    }
+
+    /// Counts a block that a collection has made leave memory.
     pub(super) fn count_collected(&mut self, class: u8, why: Reason) {
         let collected = &mut self.stats.collected[why as usize];
         collected.blocks += 1;

@@ -1,6 +1,7 @@
 //! Match and read: what is resident of a prefix.
 
 use super::Shard;
+use super::moves::Why;
 use crate::answers::Listed;
 use crate::block::{BlockId, Life, Mark, Record, Tier};
 use crate::policy::Request;
@@ -49,6 +50,10 @@ impl Shard {
                 let record = &mut self.index.records[at as usize];
                 // The blocks before it are kept by being no leaves.
                 record.hold(clock, until);
+                // Another session goes on from it.
+                if covers < count && record.children > 0 {
+                    record.set(Mark::SHARED, true);
+                }
             }
             deepest.push(ends);
             covered.push(covers as u32);
@@ -67,7 +72,7 @@ impl Shard {
             covered: total,
             ..Request::default()
         };
-        self.request = request;
+        self.begin_request(request);
         let mut from = 0;
         for ((ends, count), run) in deepest.into_iter().zip(&covered).zip(runs) {
             if let Some(at) = ends {
@@ -81,6 +86,11 @@ impl Shard {
             from += run.keys as usize;
         }
         covered
+    }
+
+    fn begin_request(&mut self, request: Request) {
+        self.request = request;
+        self.session = request.number as u32;
     }
 
     /// Notes the use of blocks that are not linked to one another.
@@ -153,7 +163,13 @@ impl Shard {
                 if !is_request {
                     is_request = true;
                     let (number, blocks) = (self.request.number + 1, keys.len() as u32);
-                    self.request = Request { now, number, blocks, covered: blocks, ..Request::default() };
+                    self.begin_request(Request {
+                        now,
+                        number,
+                        blocks,
+                        covered: blocks,
+                        ..Request::default()
+                    });
                 }
                 let request = self.request;
                 self.note(Use { at, generation: id.generation, count: 1, request });
@@ -276,7 +292,7 @@ impl Shard {
         record.set(Mark::OVER, false);
         let generation = record.generation;
         let (class, party) = (record.class, usize::from(record.party));
-        if *ahead > 0 && self.want(at) {
+        if *ahead > 0 && self.want(at, Why::Used) {
             *ahead -= 1;
         }
         if !self.expected.is_empty() {
@@ -290,7 +306,7 @@ impl Shard {
 
     /// A store met the block where it is.
     pub(super) fn used(&mut self, at: u32) {
-        if self.index.records[at as usize].request != self.request.number as u32 {
+        if !self.is_of_session(self.index.records[at as usize].request) {
             let request = self.request;
             self.tell_use(at, &request, &mut 0);
         }

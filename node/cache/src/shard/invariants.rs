@@ -71,6 +71,11 @@ impl Shard {
                 return Err(format!("record {at} is {:?} and found as {found:?}", record.life));
             }
         }
+        if let Some(at) =
+            self.expected.awaited().find(|at| self.index.records[*at as usize].life == Life::Free)
+        {
+            return Err(format!("a session is awaited at record {at}, which is free"));
+        }
         for tier in Tier::ALL {
             for class in 0..classes as u8 {
                 let used = used[tier as usize][usize::from(class)];
@@ -86,6 +91,10 @@ impl Shard {
             if record.children != children[at] {
                 return Err(format!("record {at} has {} children, counts {}", children[at], record.children));
             }
+        }
+        let between: u32 = self.copies_between.iter().flatten().flatten().sum();
+        if between as usize != copies {
+            return Err(format!("{copies} copies are under way, counted by their tiers are {between}"));
         }
         if (listed, writes, copies) != (self.recency.listed(), self.writes, self.copies)
             || occupied != self.occupied

@@ -40,6 +40,7 @@ impl Shard {
     /// Gives a hidden record back.
     pub(super) fn free(&mut self, at: u32) {
         self.owners.leave(self.index.records[at as usize].owner);
+        self.expected.forget(at);
         self.index.free(at);
     }
 

@@ -2,15 +2,33 @@
 
 use super::Shard;
 use crate::answers::{CopyVerdict, Effect};
-use crate::block::{BlockId, CopyTicket, Life, Mark, Tier};
+use crate::block::{BlockId, CopyTicket, HoldClock, Life, Mark, Tier};
 use crate::party::{Donors, MEMORY, Want};
 use crate::stats::Reason;
 use kvhive_protocol::Moment;
+
+/// A block to be brought up a tier.
+pub(super) struct Wanted {
+    at: u32,
+    generation: u32,
+    why: Why,
+}
+
+/// Why a block is to be brought up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Why {
+    /// It was just used: worth more above than what is coldest there.
+    Used,
+    /// A use is expected: nobody makes room for it.
+    Expected,
+}
 
 /// Copies between tiers under way at a time.
 const MAX_COPIES: usize = 32;
 /// Blocks that may wait to be brought up.
 const MAX_WANTED: usize = 1024;
+/// Blocks at the cold end of a list that are looked at for one that is not held.
+const MAX_LOOK: usize = 256;
 
 impl Shard {
     /// A copy between tiers has ended. The verdict says which frame is the block's from now on.
@@ -20,6 +38,7 @@ impl Shard {
         let Some(to) = record.copying.take() else { return CopyVerdict::Discard };
         self.copies -= 1;
         let (from, class, party) = (record.tier, record.class, record.party);
+        self.copies_between[usize::from(class)][from as usize][to as usize] -= 1;
         // Readers hold the old frame: it would not be free.
         let was_coming = record.take(Mark::COMING);
         if record.life != Life::Resident || !done || record.readers > 0 {
@@ -32,7 +51,9 @@ impl Shard {
         }
         let id = BlockId { index: at, generation: record.generation };
         if to > from && record.take(Mark::AHEAD) {
-            self.stats.prefetch_wasted += 1;
+            // One that was still to be brought up was not brought.
+            self.stats.prefetch_cancelled += u64::from(was_coming);
+            self.stats.prefetch_wasted += u64::from(!was_coming);
         }
         self.recency.remove(&mut self.index.records, at);
         self.count_resident(at, -1);
@@ -54,10 +75,11 @@ impl Shard {
     }
 
     /// Asks for a block to be brought up a tier. Says whether that was news.
-    pub(super) fn want(&mut self, at: u32) -> bool {
+    pub(super) fn want(&mut self, at: u32, why: Why) -> bool {
         let record = &mut self.index.records[at as usize];
         let (tier, class, generation) = (record.tier, record.class, record.generation);
-        if record.is(Mark::AHEAD) || record.is_worked_on() || self.wanted.len() >= MAX_WANTED {
+        let is_asked = record.is(Mark::AHEAD) || record.is(Mark::COMING);
+        if is_asked || record.is_worked_on() || self.wanted.len() >= MAX_WANTED {
             return false;
         }
         if self.next(tier, class, Tier::above).is_none() {
@@ -67,24 +89,33 @@ impl Shard {
         record.set(Mark::AHEAD, true);
         record.set(Mark::COMING, true);
         self.stats.prefetched += 1;
-        self.wanted.push_back((at, generation));
+        self.wanted.push_back(Wanted { at, generation, why });
         true
+    }
+
+    /// Says whether a block may take a frame above: not one that a collection would have to free again, and for a use that is
+    /// only expected none of those that are kept free for what comes.
+    fn may_come_up(&self, tier: Tier, to: Tier, class: u8, why: Why) -> bool {
+        let kept = if why == Why::Expected { self.low_water(to, class) } else { 0 };
+        self.ledger.free(to, class) > kept && (tier != Tier::Disk || self.has_room_to_collection(class))
     }
 
     /// Starts to bring up what was asked for, while there are free frames.
     pub(super) fn bring_up(&mut self, effects: &mut Vec<Effect>) {
         while self.copies < MAX_COPIES
-            && let Some((index, generation)) = self.wanted.pop_front()
+            && let Some(Wanted { at, generation, why }) = self.wanted.pop_front()
         {
-            let Some(at) = self.index.named(index, generation) else { continue };
+            let Some(at) = self.index.named(at, generation) else { continue };
             let record = &self.index.records[at as usize];
-            if record.life != Life::Resident {
+            // Moved down since, it is not asked for any more.
+            if record.life != Life::Resident || !record.is(Mark::COMING) {
                 continue;
             }
             let (tier, class) = (record.tier, record.class);
             // It may have been moved or shrunk meanwhile, or be on its way down.
             let is_free = !record.is_worked_on();
             let to = self.next(tier, class, Tier::above).filter(|_| is_free);
+            let to = to.filter(|to| self.may_come_up(tier, *to, class, why));
             if to.is_some_and(|to| self.start_copy(at, to, effects)) {
                 continue;
             }
@@ -128,9 +159,8 @@ impl Shard {
         effects: &mut Vec<Effect>,
     ) {
         let Some(to) = self.next(tier, class, Tier::below) else { return };
-        let mut coming = self.copies as u32;
         let clock = self.hold_clock(now);
-        while self.copies < MAX_COPIES && self.ledger.free(tier, class) + coming < wanted {
+        while self.copies < MAX_COPIES && self.ledger.free(tier, class) + self.leaving(tier, class) < wanted {
             let from: &[Tier] = match tier {
                 Tier::Device => &[Tier::Device],
                 _ => &[Tier::Host],
@@ -146,12 +176,14 @@ impl Shard {
                     donors.next(self.stats.demoted, |donor| self.age(donor.party, class, donor.from))
             {
                 coldest = self.recency.coldest(&mut self.index.records, tier, donor.party, class);
+                if collects.is_some()
+                    && coldest.is_some_and(|at| self.index.records[at as usize].is_held(clock))
+                {
+                    coldest = self.coldest_unheld(tier, donor.party, class, clock);
+                }
             }
             let Some(at) = coldest else { return };
             let record = &self.index.records[at as usize];
-            if collects.is_some() && record.is_held(clock) {
-                return;
-            }
             if to == Tier::Disk
                 && !self.config.unused_to_disk
                 && !record.is(Mark::REUSED)
@@ -168,18 +200,38 @@ impl Shard {
             if let Some(reason) = collects.filter(|_| to == Tier::Disk) {
                 self.count_collected(class, reason);
             }
-            coming += 1;
         }
+    }
+
+    /// Returns the coldest block of a list that may move and is not held.
+    fn coldest_unheld(&self, tier: Tier, party: u16, class: u8, clock: HoldClock) -> Option<u32> {
+        let records = &self.index.records;
+        self.recency.of(records, tier, party, class).take(MAX_LOOK).find(|at| {
+            let record = &records[*at as usize];
+            record.is_movable() && !record.is_held(clock)
+        })
+    }
+
+    /// Returns how many frames of a tier are free when the copies down that are under way have ended.
+    fn leaving(&self, tier: Tier, class: u8) -> u32 {
+        self.copies_between[usize::from(class)][tier as usize][tier as usize + 1..].iter().sum()
+    }
+
+    /// Returns how many frames of memory are free when the copies to disk that are under way have ended.
+    pub(super) fn leaving_memory(&self, class: u8) -> u32 {
+        let of_class = &self.copies_between[usize::from(class)];
+        MEMORY.iter().map(|tier| of_class[*tier as usize][Tier::Disk as usize]).sum()
     }
 
     fn start_copy(&mut self, at: u32, to: Tier, effects: &mut Vec<Effect>) -> bool {
         let record = &self.index.records[at as usize];
-        let (class, party, generation) = (record.class, record.party, record.generation);
+        let (from, class, party, generation) = (record.tier, record.class, record.party, record.generation);
         if !self.take(to, class, party) {
             return false;
         }
         self.index.records[at as usize].copying = Some(to);
         self.copies += 1;
+        self.copies_between[usize::from(class)][from as usize][to as usize] += 1;
         effects.push(Effect::Copy {
             ticket: CopyTicket { index: at, generation },
             id: BlockId { index: at, generation },
@@ -190,7 +242,7 @@ impl Shard {
     }
 
     /// Returns the next tier in a direction that has frames of the class and takes blocks.
-    fn next(&self, tier: Tier, class: u8, step: impl Fn(Tier) -> Option<Tier>) -> Option<Tier> {
+    pub(super) fn next(&self, tier: Tier, class: u8, step: impl Fn(Tier) -> Option<Tier>) -> Option<Tier> {
         let usable = |to: &Tier| self.ledger.capacity(*to, class) > 0 && !self.closed[*to as usize];
         std::iter::successors(step(tier), |tier| step(*tier)).find(usable)
     }

@@ -1,10 +1,12 @@
 //! Hints: what the engine expects of the session of some blocks, said with a store or without one.
 
 use super::Shard;
-use crate::block::{Life, Mark, Record};
+use super::moves::Why;
+use crate::block::{Life, Mark, Record, Tier};
 use crate::expected::Due;
+use crate::ranking::Ranking;
 use crate::stats::Reason;
-use kvhive_protocol::data::Hint;
+use kvhive_protocol::data::{Hint, Run};
 use kvhive_protocol::{KeyList, Moment, TenantId};
 
 /// Sessions that one [`Shard::tend`] brings up.
@@ -14,30 +16,61 @@ const MAX_BACK: usize = 4096;
 
 impl Shard {
     /// Takes what the engine expects of the session of these blocks, which it does not use by this; returns how many are here.
-    /// The keys come in the order of their prefix.
+    /// The keys come in the order of their prefix, whose segments the runs are: of each, the blocks before it may be elsewhere.
     ///
     /// Holds stay: they are nobody's, and another asker may be about to fetch the same blocks.
-    pub fn release(&mut self, now: Moment, tenant: TenantId, keys: &KeyList, hint: Hint) -> u32 {
+    pub fn release(
+        &mut self,
+        now: Moment,
+        tenant: TenantId,
+        runs: &[Run],
+        keys: &KeyList,
+        hint: Hint,
+    ) -> u32 {
         self.tell_uses();
-        let path: Vec<u32> = keys.iter().filter_map(|key| self.visible(tenant, &key)).collect();
-        for at in path.iter().rev() {
-            let record = &mut self.index.records[*at as usize];
-            record.set(Mark::OVER, false);
-            let (party, class) = (usize::from(record.party), record.class);
-            let key = self.owners.salt_of(record.owner).key(&record.key);
-            self.parties[party].ranking(class).hinted(*at, &key, hint);
+        let (mut until, mut found) = (keys.len(), 0);
+        let mut starts = Vec::with_capacity(runs.len());
+        let mut from = 0;
+        for run in runs {
+            starts.push(from);
+            from = (from + run.keys as usize).min(until);
         }
-        if let Some(last) = path.last() {
-            self.heed(now, *last, hint);
+        for from in starts.into_iter().rev() {
+            let path: Vec<u32> = (from..until)
+                .filter_map(|at| keys.get(at))
+                .filter_map(|key| self.visible(tenant, &key))
+                .collect();
+            until = from;
+            for at in path.iter().rev() {
+                if hint != Hint::Over {
+                    self.index.records[*at as usize].set(Mark::OVER, false);
+                }
+                self.tell_hint(*at, hint);
+            }
+            if let Some(last) = path.last() {
+                self.heed(now, *last, hint);
+            }
+            found += path.len() as u32;
         }
-        self.stats.released += path.len() as u64;
-        path.len() as u32
+        self.stats.released += u64::from(found);
+        found
+    }
+
+    /// Tells whoever ranks a block what the engine expects of its session.
+    fn tell_hint(&mut self, at: u32, hint: Hint) {
+        let record = &self.index.records[at as usize];
+        let key = self.owners.salt_of(record.owner).key(&record.key);
+        self.ranking_of(at).hinted(at, &key, hint);
+    }
+
+    fn ranking_of(&mut self, at: u32) -> &mut Ranking {
+        let Record { party, class, .. } = self.index.records[at as usize];
+        self.parties[usize::from(party)].ranking(class)
     }
 
     /// Notes what a hint says of the session that left off at this block.
     pub(super) fn heed(&mut self, now: Moment, last: u32, hint: Hint) {
-        let generation = self.index.records[last as usize].generation;
-        self.expected.expect(now, last, generation, hint);
+        self.expect(now, last, hint);
         if hint == Hint::Over {
             self.end_session(last, Reason::Over);
         }
@@ -45,9 +78,15 @@ impl Shard {
 
     /// Notes what a store says of the session of a block that is here already.
     pub(super) fn heed_again(&mut self, now: Moment, at: u32, parent: Option<u32>, hint: Hint) {
-        if hint != Hint::None && self.index.records[at as usize].children == 0 {
+        if hint == Hint::None {
+            return;
+        }
+        let request = self.request;
+        self.ranking_of(at).begin(&request);
+        self.tell_hint(at, hint);
+        if self.index.records[at as usize].children == 0 {
             if let Some(parent) = parent {
-                self.expected.go_on(parent);
+                self.expected.forget(parent);
             }
             self.heed(now, at, hint);
         }
@@ -55,31 +94,40 @@ impl Shard {
 
     /// Notes what a hint says of the session whose blocks are being written: this one goes on from `parent`.
     pub(super) fn heed_store(&mut self, now: Moment, at: u32, parent: Option<u32>, hint: Hint) {
+        if hint != Hint::None {
+            self.said.insert(at, hint);
+        }
         match hint {
             Hint::None => {}
             // When the block is there: see [`Shard::appear`].
             Hint::Over => self.index.records[at as usize].set(Mark::OVER, true),
             Hint::Pending | Hint::Returns(_) => {
                 if let Some(parent) = parent {
-                    self.expected.go_on(parent);
+                    self.expected.forget(parent);
                 }
-                let generation = self.index.records[at as usize].generation;
-                self.expected.expect(now, at, generation, hint);
+                self.expect(now, at, hint);
             }
         }
     }
 
+    fn expect(&mut self, now: Moment, at: u32, hint: Hint) {
+        let Record { generation, party, .. } = self.index.records[at as usize];
+        self.stats.unawaited += self.expected.expect(now, (at, generation), party, hint);
+    }
+
     /// Marks the blocks that only the session used that left off at this one, and has the next collection take them. Blocks that
-    /// others have gone on from, or used since, are theirs.
+    /// others have gone on from, or used since the session did last, are theirs.
     pub(super) fn end_session(&mut self, last: u32, why: Reason) {
-        let (request, class) = {
-            let record = &self.index.records[last as usize];
-            (record.request, record.class)
+        let Record { request, class, .. } = self.index.records[last as usize];
+        let is_others = |record: &Record| {
+            // Requests wrap.
+            record.is(Mark::SHARED) || (record.request.wrapping_sub(request) as i32) > 0
         };
         let (mut next, mut children) = (Some(last), 0);
         while let Some(at) = next {
             let record = &mut self.index.records[at as usize];
-            if record.request != request || record.children != children || record.is(Mark::OVER) {
+            // What is marked already has been looked at, up to the head.
+            if is_others(record) || record.children != children || record.is(Mark::OVER) {
                 break;
             }
             record.set(Mark::OVER, true);
@@ -87,8 +135,9 @@ impl Shard {
             let link = record.parent;
             next = self.linked(link);
         }
-        if self.index.records[last as usize].is(Mark::OVER) {
-            let Record { generation, parent: link, .. } = self.index.records[last as usize];
+        let Record { generation, parent: link, children, .. } = self.index.records[last as usize];
+        // From one with children nothing is collected: what was marked by the end of a longer session is found by that.
+        if children == 0 && self.index.records[last as usize].is(Mark::OVER) {
             let parent = self.linked(link);
             self.garbage.end(class, (last, generation, why), parent);
         }
@@ -115,15 +164,19 @@ impl Shard {
 
     /// Asks for the blocks that follow one in its tier to be brought up, as far as they lie beside it in the order of use: a child
     /// is put on the old side of its parent. So none has to know its children.
-    pub(super) fn want_continuation(&mut self, last: u32, mut left: u32) {
+    pub(super) fn want_continuation(&mut self, last: u32, most: u32) {
         let mut at = last;
-        while left > 0 {
+        let Record { tier, class, .. } = self.index.records[last as usize];
+        if self.next(tier, class, Tier::above).is_none() {
+            return;
+        }
+        for _ in 0..most {
             let Record { older, generation, .. } = self.index.records[at as usize];
             let Some(next) = self.index.records.get(older as usize) else { return };
             if next.parent != (at, generation) || next.life != Life::Resident || !self.stands(next) {
                 return;
             }
-            left -= u32::from(self.want(older));
+            self.want(older, Why::Expected);
             at = older;
         }
     }
@@ -146,7 +199,9 @@ impl Shard {
             if left == 0 {
                 return;
             }
-            left -= u32::from(self.index.records[at as usize].life == Life::Resident && self.want(at));
+            left -= u32::from(
+                self.index.records[at as usize].life == Life::Resident && self.want(at, Why::Expected),
+            );
         }
     }
 }

@@ -43,7 +43,7 @@ impl Shard {
         };
         let at = self.index.insert(&self.owners, record).expect("there are as many records as frames");
         if let Some(parent) = parent {
-            self.index.records[parent as usize].children += 1;
+            self.add_child(parent);
         }
         self.occupied[usize::from(slot.0)] += 1;
         Some(self.appear(at))

@@ -3,8 +3,8 @@
 use super::{Scenario, TENANT};
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{Reason, Tier};
-use kvhive_protocol::Era;
 use kvhive_protocol::data::Hint;
+use kvhive_protocol::{Era, Slot};
 use std::collections::BTreeMap;
 
 #[test]
@@ -55,7 +55,8 @@ fn a_session_that_is_over_leaves_the_disk_only_for_what_it_has_in_memory() {
     scene.release(0..5, Hint::Over);
     (1..4).for_each(|session| scene.serve(10 * session..10 * session + 1));
     scene.settle();
-    assert_eq!((scene.collected(Reason::Over), scene.tiers()), (5, [3, 0, 0]));
+    assert_eq!((scene.collected(Reason::Over), scene.tiers()), (3, [3, 0, 0]), "three left memory");
+    assert_eq!(scene.shard.stats().evicted_over, 5);
 }
 
 #[test]
@@ -184,4 +185,44 @@ fn whatever_the_strategy_a_collection_goes_to_its_end_and_never_takes_a_parent_f
             assert_eq!(all, from_head, "{strategy}");
         }
     }
+}
+
+#[test]
+fn what_is_read_is_not_taken_for_room() {
+    let mut scene = Scenario::of([10, 0, 0], Strategy::Lru, Some(500));
+    scene.serve(0..4);
+    scene.serve(10..13);
+    let reader = scene.read(12).expect("it is here");
+    scene.release(10..13, Hint::Over);
+    scene.settle();
+    assert_eq!((scene.tiers(), scene.collected(Reason::Evicted)), ([4, 0, 0], 3));
+    scene.shard.unread(reader);
+}
+
+#[test]
+fn blocks_that_are_held_keep_no_others_in_memory() {
+    let mut scene = Scenario::of([8, 0, 16], Strategy::Lru, Some(500));
+    (0..6).for_each(|session| scene.serve(10 * session..10 * session + 1));
+    assert_eq!(scene.matched(0..1, 20_000), 1);
+    (1..6).for_each(|session| assert_eq!(scene.covered(10 * session..10 * session + 1), 1));
+    scene.settle();
+    assert_eq!((scene.tiers(), scene.collected(Reason::Demoted)), ([3, 0, 3], 3));
+}
+
+#[test]
+fn one_piece_of_a_collection_is_bounded_wherever_sessions_lie() {
+    let mut scene = Scenario::of([10, 0, 700], Strategy::Lru, Some(1));
+    for first in [0, 1000, 2000] {
+        scene.serve(first..first + 1);
+        for depth in 1..201 {
+            let block = scene.block(first + u64::from(depth), depth);
+            scene.shard.restore(TENANT, &block, Slot(1), 0).expect("there is a place");
+        }
+        assert_eq!(scene.covered(first..first + 201), 201);
+        scene.release(first..first + 201, Hint::Over);
+    }
+    scene.tend();
+    assert_eq!(scene.shard.stats().evicted, 256);
+    scene.settle();
+    assert_eq!((scene.tiers(), scene.collected(Reason::Over)), ([0, 0, 0], 3));
 }

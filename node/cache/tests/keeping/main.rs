@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 mod collections;
+mod hints;
 mod random;
 mod sessions;
 
@@ -36,6 +37,16 @@ struct Scenario {
 impl Scenario {
     /// Frames per tier; a collection begins beyond `gc_per_mille`.
     fn of(frames: [u32; 3], strategy: Strategy, gc_per_mille: Option<u16>) -> Scenario {
+        Scenario::keeping_free(0, frames, strategy, gc_per_mille)
+    }
+
+    /// One that keeps so many thousandths of each tier free over the one below.
+    fn keeping_free(
+        low_water_per_mille: u16,
+        frames: [u32; 3],
+        strategy: Strategy,
+        gc_per_mille: Option<u16>,
+    ) -> Scenario {
         let [device, host, disk] = frames.map(|frames| TierCapacity { frames: vec![frames] });
         let mut shard = Shard::new(ShardConfig {
             classes: vec![FRAME],
@@ -48,7 +59,7 @@ impl Scenario {
             gc_per_mille,
             max_hold: Duration::from_secs(60),
             max_writes: 8,
-            low_water_per_mille: 0,
+            low_water_per_mille,
             hash_seed: 9,
         });
         shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
@@ -75,8 +86,23 @@ impl Scenario {
     }
 
     fn try_store(&mut self, number: u64, depth: u32) -> Option<BlockId> {
+        self.try_store_of(number, depth, self.hint)
+    }
+
+    /// Stores a block that goes on from another than the one before it.
+    fn store_after(&mut self, parent: u64, number: u64, depth: u32) -> Option<BlockId> {
+        let block = StoreBlock { parent: key(parent), ..self.block(number, depth) };
+        let about = About::default();
+        match self.shard.reserve(self.now(), TENANT, &block, Slot(1), about, &mut self.effects) {
+            Reserve::Take { ticket, .. } => self.shard.seal(ticket),
+            Reserve::Present(_) | Reserve::Refused(_) => None,
+        }
+    }
+
+    /// Stores a block of a session of which something is said.
+    fn try_store_of(&mut self, number: u64, depth: u32, hint: Hint) -> Option<BlockId> {
         let block = self.block(number, depth);
-        let about = About { hint: self.hint, ..About::default() };
+        let about = About { hint, ..About::default() };
         match self.shard.reserve(self.now(), TENANT, &block, Slot(1), about, &mut self.effects) {
             Reserve::Take { ticket, .. } => self.shard.seal(ticket),
             Reserve::Present(_) | Reserve::Refused(_) => None,
@@ -103,8 +129,15 @@ impl Scenario {
     }
 
     fn release(&mut self, session: Range<u64>, hint: Hint) -> u32 {
-        let keys: KeyList = session.map(key).collect();
-        self.shard.release(self.now(), TENANT, &keys, hint)
+        self.release_all(&[session], hint)
+    }
+
+    /// Releases a session of several segments, of which each has the block before it elsewhere.
+    fn release_all(&mut self, segments: &[Range<u64>], hint: Hint) -> u32 {
+        let run = |segment: &Range<u64>| Run { slot: Slot(1), keys: (segment.end - segment.start) as u32 };
+        let runs: Vec<Run> = segments.iter().map(run).collect();
+        let keys: KeyList = segments.iter().cloned().flatten().map(key).collect();
+        self.shard.release(self.now(), TENANT, &runs, &keys, hint)
     }
 
     fn read(&mut self, number: u64) -> Option<BlockId> {

@@ -2,7 +2,7 @@
 
 use super::{Scenario, TENANT, key};
 use kvhive_cache::policy::Strategy;
-use kvhive_cache::{BlockId, Reason};
+use kvhive_cache::{BlockId, Effect, Reason, Tier};
 use kvhive_protocol::data::{Hint, Run};
 use kvhive_protocol::{KeyList, Slot};
 use std::time::Duration;
@@ -114,4 +114,62 @@ fn what_is_read_before_it_has_come_up_is_late() {
     scene.shard.unread(id);
     let stats = scene.shard.stats();
     assert_eq!((stats.prefetched, stats.prefetch_late, stats.prefetch_useful), (2, 1, 0));
+}
+
+#[test]
+fn a_session_that_is_awaited_takes_no_frame_that_is_kept_free_or_that_a_collection_would_free() {
+    for (low_water, gc) in [(250, None), (0, Some(750))] {
+        let mut scene = Scenario::keeping_free(low_water, [8, 0, 8], Strategy::Lru, gc);
+        scene.serve(10..14);
+        scene.restore(0..4);
+        scene.release(0..4, Hint::Returns(1));
+        scene.now += 1000;
+        scene.settle();
+        assert_eq!(scene.tiers(), [6, 0, 2]);
+        let stats = scene.shard.stats();
+        assert_eq!((stats.promoted, stats.demoted, stats.evicted, stats.collections), (2, 0, 0, 0));
+    }
+}
+
+#[test]
+fn what_is_on_its_way_up_is_no_frame_about_to_be_free() {
+    let mut scene = Scenario::keeping_free(100, [40, 0, 80], Strategy::Lru, None);
+    scene.restore(100..104);
+    (0..36).for_each(|session| scene.serve(10_000 + 10 * session..10_001 + 10 * session));
+    scene.settle();
+    assert_eq!((scene.tiers(), scene.covered(100..104)), ([36, 0, 4], 4));
+    scene.shard.tend(scene.now(), &mut scene.effects);
+    let to = |tier| {
+        scene.effects.iter().filter(|one| matches!(one, Effect::Copy { to, .. } if *to == tier)).count()
+    };
+    assert_eq!((to(Tier::Device), to(Tier::Disk)), (4, 4), "four are to be free");
+}
+
+#[test]
+fn a_match_looks_no_farther_than_it_brings_up() {
+    let mut scene = Scenario::of([40, 0, 40], Strategy::Lru, None);
+    scene.restore(0..30);
+    for asked in [8, 9] {
+        assert_eq!(scene.covered(0..1), 1);
+        scene.shard.tend(scene.now(), &mut scene.effects);
+        // Those that were asked for before are among the eight that follow.
+        assert_eq!(scene.shard.stats().prefetched, asked);
+    }
+}
+
+#[test]
+fn what_is_late_is_not_asked_for_again_before_it_comes() {
+    let mut scene = Scenario::of([4, 0, 4], Strategy::Lru, None);
+    scene.restore(0..1);
+    for _ in 0..2 {
+        assert_eq!(scene.covered(0..1), 1);
+        // It tells of the use, and copies nothing yet.
+        scene.release(77..78, Hint::None);
+        let id = scene.read(0).expect("it is here");
+        scene.shard.unread(id);
+    }
+    scene.settle();
+    let stats = scene.shard.stats();
+    assert_eq!((stats.prefetched, stats.prefetch_late, stats.prefetch_cancelled), (1, 1, 0));
+    assert_eq!(scene.tiers(), [1, 0, 0]);
 }

@@ -302,6 +302,10 @@ impl Policy for Adaptive {
         self.current.begin(request);
     }
 
+    fn about(&mut self, request: &Request) {
+        self.current.about(request);
+    }
+
     fn hit(&mut self, at: u32, visit: &Visit) {
         let Some(record) = self.records.get(at) else {
             return self.inserted(at, visit);

@@ -54,6 +54,13 @@ impl Current {
         self.judged = None;
     }
 
+    /// Takes what has been said since the request began. Its blocks are judged at its end, by all that is known then.
+    pub(super) fn about(&mut self, request: &Request) {
+        let Request { input_tokens, output_tokens, hint, .. } = *request;
+        self.request = Request { input_tokens, output_tokens, hint, ..self.request };
+        self.judged = None;
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.touched.len() >= self.request.blocks as usize + SPARE
     }
