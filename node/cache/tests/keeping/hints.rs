@@ -180,7 +180,11 @@ fn blocks_that_are_written_at_once_are_over_each_by_itself() {
                 other => panic!("{other:?}"),
             }
         }
-        tickets.into_iter().for_each(|ticket| drop(scene.shard.seal(ticket)));
+        // While they are being written, nothing is known of them.
+        scene.tend();
+        for ticket in tickets {
+            assert!(scene.shard.seal(ticket).is_some());
+        }
     }
     scene.settle();
     assert_eq!((scene.collected(Reason::Over), scene.collected(Reason::Evicted)), (6, 0));
