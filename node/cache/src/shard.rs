@@ -61,6 +61,8 @@ pub struct Shard {
     wanted: VecDeque<moves::Wanted>,
     closed: [bool; 3],
     writes: usize,
+    /// Those under way by class.
+    writes_of: Vec<u32>,
     copies: usize,
     /// Those under way by class, and by the tiers from and to which they go.
     copies_between: Vec<[[u32; 3]; 3]>,
@@ -104,6 +106,7 @@ impl Shard {
             wanted: VecDeque::new(),
             closed: [false; 3],
             writes: 0,
+            writes_of: vec![0; classes],
             copies: 0,
             copies_between: vec![[[0; 3]; 3]; classes],
             said: BTreeMap::new(),
@@ -247,6 +250,7 @@ impl Shard {
         }
         self.heed_store(now, at, parent, about.hint);
         self.writes += 1;
+        self.writes_of[usize::from(class)] += 1;
         // What is being written counts: a slot that is about to be moved must not look empty because of it.
         self.occupied[usize::from(slot.0)] += 1;
         // Only now that its parent has a child: before, that could be what leaves.
@@ -328,6 +332,7 @@ impl Shard {
         }
         self.tell_uses();
         self.writes -= 1;
+        self.writes_of[usize::from(self.index.records[at as usize].class)] -= 1;
         Some(self.appear(at))
     }
 
@@ -366,6 +371,7 @@ impl Shard {
     pub fn abandon(&mut self, ticket: WriteTicket) {
         let Some(at) = self.filling(ticket) else { return };
         self.writes -= 1;
+        self.writes_of[usize::from(self.index.records[at as usize].class)] -= 1;
         self.said.remove(&at);
         self.occupied[usize::from(self.index.records[at as usize].slot)] -= 1;
         self.stats.abandoned += 1;

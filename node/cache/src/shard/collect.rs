@@ -81,10 +81,12 @@ impl Shard {
         }
     }
 
-    /// Returns how many frames of a class are in use in memory, and how many there are.
+    /// Returns how many frames of a class are in use in memory, and how many there are. Those that are being written do not count
+    /// yet: what is said of their sessions is heeded when they are there.
     fn memory_of(&self, class: u8) -> (u64, u64) {
         let capacity = self.over_memory(|tier| self.ledger.capacity(tier, class));
-        (capacity - self.over_memory(|tier| self.ledger.free(tier, class)), capacity)
+        let free = self.over_memory(|tier| self.ledger.free(tier, class));
+        (capacity - free - u64::from(self.writes_of[usize::from(class)]), capacity)
     }
 
     fn over_memory(&self, of: impl Fn(Tier) -> u32) -> u64 {

@@ -156,7 +156,7 @@ fn what_sessions_share_is_over_with_none_of_them() {
     assert_eq!((scene.collected(Reason::Over), scene.collected(Reason::Evicted)), (3, 1));
 
     // Another session has only asked for it, and has not stored yet what it goes on with.
-    let mut scene = Scenario::of([16, 0, 0], Strategy::Lru, Some(300));
+    let mut scene = Scenario::of([16, 0, 0], Strategy::Lru, Some(50));
     scene.serve(0..6);
     let asked: KeyList = [0, 1, 2, 100].into_iter().map(key).collect();
     let (now, run) = (scene.now(), Run { slot: Slot(1), keys: 4 });
@@ -164,7 +164,7 @@ fn what_sessions_share_is_over_with_none_of_them() {
     assert_eq!(scene.covered(0..6), 6);
     scene.release(0..6, Hint::Over);
     scene.settle();
-    assert_eq!((scene.collected(Reason::Over), scene.resident(0..6).len()), (2, 4));
+    assert_eq!(scene.collected(Reason::Over), 3);
 }
 
 #[test]
@@ -180,10 +180,25 @@ fn blocks_that_are_written_at_once_are_over_each_by_itself() {
                 other => panic!("{other:?}"),
             }
         }
+        // While they are being written, nothing is known of them.
+        scene.tend();
         for ticket in tickets {
-            let _ = scene.shard.seal(ticket);
+            assert!(scene.shard.seal(ticket).is_some());
         }
     }
     scene.settle();
     assert_eq!((scene.collected(Reason::Over), scene.collected(Reason::Evicted)), (6, 0));
+}
+
+#[test]
+fn what_another_has_used_since_a_session_did_is_not_over_with_it() {
+    let mut scene = Scenario::of([40, 0, 0], Strategy::Lru, Some(50));
+    scene.serve(0..10);
+    assert_eq!((scene.covered(0..12), scene.covered(0..5)), (10, 5));
+    for number in [10, 11] {
+        scene.try_store_of(number, number as u32, Hint::None).expect("there is room");
+    }
+    scene.release(0..12, Hint::Over);
+    scene.settle();
+    assert_eq!((scene.collected(Reason::Over), scene.collected(Reason::Evicted)), (7, 5));
 }
