@@ -123,9 +123,8 @@ mod tests {
     use super::*;
     use kvhive_protocol::data::Ack;
     use kvhive_protocol::map::{ReplicaSet, Settings};
-    use kvhive_protocol::{BlockKey, ClusterId, Epoch, MemberId, SLOTS};
+    use kvhive_protocol::{BlockKey, ClusterId, MemberId, SLOTS};
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     fn device(number: u32) -> DeviceId {
@@ -141,25 +140,15 @@ mod tests {
 
     /// Slot s is on devices s % 3 and (s + 1) % 3.
     fn map(segment_blocks: u32) -> ClusterMap {
+        let settings =
+            Settings { replicas: 2, segment_blocks, ack: Ack::Primary, lease_ms: 2000, heartbeat_ms: 200 };
         ClusterMap {
-            cluster: ClusterId(1),
-            name: "test".into(),
-            epoch: Epoch(1),
-            settings: Settings {
-                replicas: 2,
-                segment_blocks,
-                ack: Ack::Primary,
-                lease_ms: 2000,
-                heartbeat_ms: 200,
-            },
-            members: BTreeMap::new(),
             slots: Arc::new(
                 (0..u32::from(SLOTS))
                     .map(|slot| ReplicaSet(vec![device(slot % 3), device((slot + 1) % 3)]))
                     .collect(),
             ),
-            filling: Arc::default(),
-            tenants: BTreeMap::new(),
+            ..ClusterMap::founded(ClusterId(1), "test", settings)
         }
     }
 

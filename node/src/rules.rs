@@ -56,9 +56,7 @@ mod tests {
     use super::*;
     use kvhive_protocol::data::Ack;
     use kvhive_protocol::map::{Member, Settings, Tenant};
-    use kvhive_protocol::{
-        ClusterId, ClusterMap, Epoch, Era, Generation, MemberId, MemberState, TenantRules,
-    };
+    use kvhive_protocol::{ClusterId, ClusterMap, Era, Generation, MemberId, MemberState, TenantRules};
     use std::sync::Arc;
 
     fn member(state: MemberState, devices: &[[u64; 3]]) -> Member {
@@ -83,25 +81,21 @@ mod tests {
     fn serving(rules: &[TenantRules]) -> Serving {
         let tenant =
             |rules: &TenantRules| Tenant { name: String::new(), era: Era(1), secret: [0; 32], rules: *rules };
+        let settings = Settings {
+            replicas: 1,
+            segment_blocks: 16,
+            ack: Ack::Primary,
+            lease_ms: 1000,
+            heartbeat_ms: 200,
+        };
         let map = ClusterMap {
-            cluster: ClusterId(1),
-            name: "test".into(),
-            epoch: Epoch(1),
-            settings: Settings {
-                replicas: 1,
-                segment_blocks: 16,
-                ack: Ack::Primary,
-                lease_ms: 1000,
-                heartbeat_ms: 200,
-            },
             members: BTreeMap::from([
                 (MemberId(1), member(MemberState::Up, &[[100, 0, 1000], [300, 50, 0]])),
                 (MemberId(2), member(MemberState::Up, &[[400, 150, 3000]])),
                 (MemberId(3), member(MemberState::Down, &[[1 << 40; 3]])),
             ]),
-            slots: Arc::default(),
-            filling: Arc::default(),
             tenants: (1..).map(TenantId).zip(rules.iter().map(tenant)).collect(),
+            ..ClusterMap::founded(ClusterId(1), "test", settings)
         };
         Serving { map: Arc::new(map), member: MemberId(1) }
     }

@@ -145,6 +145,20 @@ pub struct ClusterMap {
 }
 
 impl ClusterMap {
+    /// Makes the first map of a cluster: nobody is there yet, and no slot is anywhere.
+    pub fn founded(cluster: ClusterId, name: impl Into<String>, settings: Settings) -> ClusterMap {
+        ClusterMap {
+            cluster,
+            name: name.into(),
+            epoch: Epoch(1),
+            settings,
+            members: BTreeMap::new(),
+            slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
+            filling: Arc::default(),
+            tenants: BTreeMap::new(),
+        }
+    }
+
     /// Returns where the slot is placed.
     pub fn replicas(&self, slot: Slot) -> &ReplicaSet {
         static NOWHERE: ReplicaSet = ReplicaSet(Vec::new());

@@ -11,7 +11,7 @@ use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{
     ClusterId, ClusterMap, Epoch, Era, Filling, Generation, Member, MemberId, MemberState, ReplicaSet,
-    RequestId, RulesChange, SLOTS, Tenant, TenantId, TenantRules, WireError,
+    RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -170,16 +170,8 @@ impl Registry {
         validate::settings(&settings)?;
         let tenant =
             Tenant { name: DEFAULT_TENANT.to_owned(), era: Era(1), secret, rules: TenantRules::default() };
-        let map = ClusterMap {
-            cluster,
-            name,
-            epoch: Epoch(1),
-            settings,
-            members: BTreeMap::new(),
-            slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
-            filling: Arc::default(),
-            tenants: BTreeMap::from([(TenantId(1), tenant)]),
-        };
+        let tenants = BTreeMap::from([(TenantId(1), tenant)]);
+        let map = ClusterMap { tenants, ..ClusterMap::founded(cluster, name, settings) };
         self.index = Index::of(&map);
         self.map = Some(Arc::new(map));
         Ok(self.unchanged())

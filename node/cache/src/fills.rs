@@ -183,21 +183,19 @@ mod tests {
         };
         let filling =
             |(slot, to): &(u16, u32)| (Slot(*slot), Filling { devices: vec![device(*to)], streams: true });
+        let settings = Settings {
+            replicas: 1,
+            segment_blocks: 16,
+            ack: Ack::Primary,
+            lease_ms: 2000,
+            heartbeat_ms: 200,
+        };
         ClusterMap {
-            cluster: ClusterId(1),
-            name: "test".into(),
             epoch: Epoch(epoch),
-            settings: Settings {
-                replicas: 1,
-                segment_blocks: 16,
-                ack: Ack::Primary,
-                lease_ms: 2000,
-                heartbeat_ms: 200,
-            },
             members: BTreeMap::from([1, 2, 3].map(member)),
             slots: Arc::new(vec![ReplicaSet(vec![device(1), device(2), device(3)]); usize::from(SLOTS)]),
             filling: Arc::new(lacking.iter().map(filling).collect()),
-            tenants: BTreeMap::new(),
+            ..ClusterMap::founded(ClusterId(1), "test", settings)
         }
     }
 

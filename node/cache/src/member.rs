@@ -298,29 +298,21 @@ pub fn leads(map: &ClusterMap, device: DeviceId, runs: &[Run]) -> Result<(), Wir
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvhive_protocol::Slot;
     use kvhive_protocol::data::Ack;
     use kvhive_protocol::map::{ReplicaSet, Settings};
-    use kvhive_protocol::{SLOTS, Slot};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
     fn map(epoch: u64) -> Arc<ClusterMap> {
-        Arc::new(ClusterMap {
-            cluster: ClusterId(1),
-            name: "test".into(),
-            epoch: Epoch(epoch),
-            settings: Settings {
-                replicas: 1,
-                segment_blocks: 16,
-                ack: Ack::Primary,
-                lease_ms: 2000,
-                heartbeat_ms: 200,
-            },
-            members: BTreeMap::new(),
-            slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
-            filling: Arc::default(),
-            tenants: BTreeMap::new(),
-        })
+        let settings = Settings {
+            replicas: 1,
+            segment_blocks: 16,
+            ack: Ack::Primary,
+            lease_ms: 2000,
+            heartbeat_ms: 200,
+        };
+        Arc::new(ClusterMap { epoch: Epoch(epoch), ..ClusterMap::founded(ClusterId(1), "test", settings) })
     }
 
     fn at(ms: u64) -> Moment {

@@ -47,21 +47,11 @@ impl FakeCoordinator {
         let address = listener.local_addr().expect("it is bound");
         let tenant =
             Tenant { name: "default".into(), era: Era(1), secret: [7; 32], rules: TenantRules::default() };
+        let settings =
+            Settings { replicas: 3, segment_blocks: 16, ack: Ack::Primary, lease_ms: 1000, heartbeat_ms: 20 };
         let map = ClusterMap {
-            cluster: ClusterId(77),
-            name: "test".into(),
-            epoch: Epoch(1),
-            settings: Settings {
-                replicas: 3,
-                segment_blocks: 16,
-                ack: Ack::Primary,
-                lease_ms: 1000,
-                heartbeat_ms: 20,
-            },
-            members: BTreeMap::new(),
-            slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
-            filling: Arc::default(),
             tenants: BTreeMap::from([(TENANT, tenant)]),
+            ..ClusterMap::founded(ClusterId(77), "test", settings)
         };
         let script = Arc::new(Mutex::new(Script {
             map,

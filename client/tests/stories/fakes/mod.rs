@@ -10,7 +10,7 @@ use kvhive_client::{Client, ClientConfig, FetchReport, NamespaceClient, Prefix, 
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::{DeviceDescription, Settings};
 use kvhive_protocol::{
-    AxisOrder, ClusterId, ClusterMap, DeviceId, Dtype, Epoch, Era, Generation, Layout, Member, MemberId,
+    AxisOrder, ClusterId, ClusterMap, DeviceId, Dtype, Era, Generation, Layout, Member, MemberId,
     MemberState, ReplicaSet, SLOTS, Slot, Tenant, TenantId, TenantRules,
 };
 use std::collections::BTreeMap;
@@ -102,21 +102,18 @@ fn map(addresses: impl Iterator<Item = String>, place: impl Fn(Slot) -> Vec<Devi
     };
     let tenant =
         Tenant { name: "default".into(), era: Era(1), secret: [7; 32], rules: TenantRules::default() };
+    let settings = Settings {
+        replicas: 2,
+        segment_blocks: SEGMENT_BLOCKS,
+        ack: Ack::Primary,
+        lease_ms: 100,
+        heartbeat_ms: 20,
+    };
     ClusterMap {
-        cluster: CLUSTER,
-        name: "story".into(),
-        epoch: Epoch(1),
-        settings: Settings {
-            replicas: 2,
-            segment_blocks: SEGMENT_BLOCKS,
-            ack: Ack::Primary,
-            lease_ms: 100,
-            heartbeat_ms: 20,
-        },
         members: addresses.enumerate().map(|(at, address)| (device(at).member, member(address))).collect(),
         slots: Arc::new((0..SLOTS).map(|slot| ReplicaSet(place(Slot(slot)))).collect()),
-        filling: Arc::default(),
         tenants: BTreeMap::from([(TENANT, tenant)]),
+        ..ClusterMap::founded(CLUSTER, "story", settings)
     }
 }
 
