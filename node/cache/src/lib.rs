@@ -3,9 +3,11 @@
 //!
 //! - [`Shard`]: index, prefix match, three tiers, pins and holds, parties and policies, the typed life of a block.
 //! - [`Member`]: registration, heartbeats, lease and map of one node.
+//! - [`acks`]: when a store may be answered.
 //! - [`Fills`]: which slots' blocks a node gives to other nodes.
 //! - [`simulate`]: a shard without bytes.
 
+pub mod acks;
 mod answers;
 mod block;
 mod declined;

@@ -283,18 +283,6 @@ pub fn admits(map: &ClusterMap, member: MemberId, device: DeviceId, runs: &[Run]
     Ok(())
 }
 
-/// Says whether `device` takes blocks of these runs from clients: the primary does, and tells the other replicas.
-///
-/// # Errors
-/// [`WireError::StaleEpoch`] with the map's own epoch when another is primary: whichever of the two maps is older, its owner
-/// refreshes.
-pub fn leads(map: &ClusterMap, device: DeviceId, runs: &[Run]) -> Result<(), WireError> {
-    if runs.iter().any(|run| map.replicas(run.slot).primary() != Some(device)) {
-        return Err(WireError::StaleEpoch { epoch: map.epoch });
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -434,10 +422,6 @@ mod tests {
             admits(&map, MemberId(3), device, &run(6)),
             Err(WireError::StaleEpoch { epoch: Epoch(7) })
         );
-        assert_eq!(leads(&map, device, &run(5)), Ok(()));
-        Arc::make_mut(&mut map.slots)[5] = ReplicaSet(vec![DeviceId::new(MemberId(9), 0), device]);
-        assert_eq!(admits(&map, MemberId(3), device, &run(5)), Ok(()));
-        assert_eq!(leads(&map, device, &run(5)), Err(WireError::StaleEpoch { epoch: Epoch(7) }));
         for stranger in [DeviceId::new(MemberId(3), 1), DeviceId::new(MemberId(4), 0)] {
             let refused = admits(&map, MemberId(3), stranger, &run(5));
             assert_eq!(refused, Err(WireError::WrongDevice { device: stranger }));

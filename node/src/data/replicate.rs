@@ -6,6 +6,7 @@ use crate::fill::Giving;
 use crate::guards::ReadGuard;
 use crate::view::Serving;
 use futures_util::future::join_all;
+use kvhive_cache::acks::Answer;
 use kvhive_client::{Lease, Pool};
 use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, MatchRequest, Refusal, Run, StoreBlock, StoreRequest, Stored,
@@ -46,21 +47,8 @@ pub(crate) struct Known {
     pub(crate) slot: Slot,
 }
 
-/// What became of blocks that were to be copied.
-#[derive(Default)]
-pub(crate) struct Copies {
-    /// Who has answered for a block, by its position: it has it, or will not have it.
-    pub(crate) answered: Vec<(usize, DeviceId, Answer)>,
-}
-
-/// What a replica says of a block.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Answer {
-    /// It holds it.
-    Holds,
-    /// It has no room for it, and would not have evicted another for it: as if it had taken and evicted it.
-    Declines,
-}
+/// What replicas say of blocks, by the blocks' positions.
+pub(crate) type Answers = Vec<(usize, DeviceId, Answer)>;
 
 /// What became of blocks that were given.
 pub(crate) struct Given {
@@ -195,8 +183,8 @@ impl Replicator {
         }
     }
 
-    /// Copies the items to their targets.
-    pub(crate) async fn now(&self, origin: &Origin, items: Vec<Item>, counters: &Counters) -> Copies {
+    /// Copies the items to their targets; returns what these say of them.
+    pub(crate) async fn now(&self, origin: &Origin, items: Vec<Item>, counters: &Counters) -> Answers {
         let mut targets: BTreeMap<DeviceId, Vec<&Item>> = BTreeMap::new();
         for item in &items {
             for target in &item.targets {
@@ -222,7 +210,7 @@ impl Replicator {
             }
             answered
         });
-        Copies { answered: join_all(copies).await.concat() }
+        join_all(copies).await.concat()
     }
 
     /// Gives blocks to a replica that is being given their slots: those that it does not say it has.
@@ -311,14 +299,16 @@ impl Replicator {
         let payload: Vec<&[u8]> = items.iter().map(|item| item.guard.bytes()).collect();
         match self.exchange(serving, target, &request, &payload).await? {
             DataReply::Stored { blocks, .. } if blocks.len() == items.len() => {
-                let answer = |one| match one {
-                    Stored::Kept { .. } => Some(Answer::Holds),
-                    Stored::Refused(Refusal::NoRoom | Refusal::TooLarge | Refusal::Corrupt) => {
-                        Some(Answer::Declines)
+                let answer = |(item, said): (&&Item, Stored)| {
+                    // Damaged on its way, or here: what is damaged here is given to nobody any more.
+                    if said == Stored::Refused(Refusal::Corrupt)
+                        && item.guard.header().check_bytes(item.guard.bytes()).is_err()
+                    {
+                        item.guard.report_lost();
                     }
-                    Stored::Refused(Refusal::InFlight | Refusal::WrongEra) => None,
+                    Answer::of(said)
                 };
-                Ok(blocks.into_iter().map(answer).collect())
+                Ok(items.iter().zip(blocks).map(answer).collect())
             }
             _ => Err(senseless()),
         }

@@ -5,10 +5,10 @@ use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
-use crate::data::replicate::{Answer, Item, Known, Origin, others};
+use crate::data::replicate::{Answers, Item, Known, Origin, others};
 use crate::guards::{Lent, ReadGuard, Unread, Verified};
 use crate::view::Serving;
-use kvhive_cache::member;
+use kvhive_cache::acks::{self, Answer};
 use kvhive_protocol::data::{
     About, Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
 };
@@ -58,31 +58,9 @@ impl Task {
         self.serving.map.given_to(self.blocks[at].1)
     }
 
-    /// Returns how many others hold a block. A replica that lacks older blocks counts when all that lack none hold this one too: it
-    /// takes over only when none of these is left.
-    fn copies(&self, at: usize, answered: &[(usize, DeviceId, Answer)]) -> u8 {
-        if answered.is_empty() {
-            return 0;
-        }
-        let (map, slot) = (&self.serving.map, self.blocks[at].1);
-        let holders: Vec<DeviceId> = answered
-            .iter()
-            .filter(|(of, _, answer)| *of == at && *answer == Answer::Holds)
-            .map(|(_, who, _)| *who)
-            .collect();
-        let whole = others(map, self.device, slot).into_iter().filter(|other| !map.is_filling(slot, *other));
-        let is_whole_everywhere = whole.into_iter().all(|other| holders.contains(&other));
-        let counts = holders.iter().filter(|who| is_whole_everywhere || !map.is_filling(slot, **who));
-        counts.count() as u8
-    }
-
-    /// Checks that this is still the slots' primary.
-    fn check_slots(&self) -> Result<(), WireError> {
-        let map = &self.serving.map;
-        if self.blocks.iter().all(|(_, slot)| map.replicas(*slot).primary() == Some(self.device)) {
-            return Ok(());
-        }
-        Err(WireError::StaleEpoch { epoch: map.epoch })
+    /// Returns the slots of its blocks, in order.
+    fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.blocks.iter().map(|(_, slot)| *slot)
     }
 
     fn item(&self, at: usize, guard: ReadGuard, targets: Vec<DeviceId>) -> Item {
@@ -95,7 +73,7 @@ impl Task {
 #[derive(Default)]
 struct Sure {
     /// What others say of a block, by its position.
-    answered: Vec<(usize, DeviceId, Answer)>,
+    answered: Answers,
     /// Those that turned out not to be here: they are stored anew when they come again.
     lost: Vec<usize>,
 }
@@ -149,7 +127,7 @@ impl DataPlane {
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
         if !request.copy {
-            member::leads(&serving.map, request.device, &request.runs)?;
+            acks::leads(&serving.map, request.device, request.runs.iter().map(|run| run.slot))?;
         }
         let StoreRequest { device, tenant, ack, copy, layout, about, runs, blocks, .. } = request;
         let blocks: Vec<_> = blocks.into_iter().zip(check::slots(&runs)).collect();
@@ -242,45 +220,28 @@ impl DataPlane {
         }
         // Slots may have begun to move, or have moved, since the store came: whoever is a replica of them now gets the copies.
         task.serving = self.view.serving().ok_or(WireError::NoLease)?;
-        task.check_slots()?;
+        let map = &task.serving.map;
+        acks::leads(map, task.device, task.slots())?;
         // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
         present.retain(|(at, _)| task.ack != Ack::Primary || task.given_to(*at).is_some());
         let (sure, fresh) = tokio::join!(self.make_sure(&task, present), self.replicate(&task, fresh));
         for at in sure.lost {
             stored[at] = Stored::Refused(Refusal::NoRoom);
         }
-        let answered = [sure.answered, fresh.answered].concat();
-        // The slot may be gone from here a moment later: who is given it has answered for the block, or it is not acknowledged.
-        for at in (0..stored.len()).filter(|at| matches!(stored[*at], Stored::Kept { .. })) {
-            let Some(target) = task.given_to(at) else { continue };
-            if !answered.iter().any(|(of, who, _)| (*of, *who) == (at, target)) {
-                return Err(WireError::busy("a slot is on its way to a node that has not taken its blocks"));
-            }
+        let mut answers: Vec<Vec<(DeviceId, Answer)>> = vec![Vec::new(); stored.len()];
+        for (at, device, answer) in sure.answered.into_iter().chain(fresh.answered) {
+            answers[at].push((device, answer));
         }
-        self.check_unmoved(&task)?;
-        for (at, one) in stored.iter_mut().enumerate() {
+        let newest = self.view.serving().ok_or(WireError::NoLease)?.map;
+        for ((one, slot), answers) in stored.iter_mut().zip(task.slots()).zip(&answers) {
             if let Stored::Kept { copies, .. } = one {
-                *copies = copies.saturating_add(task.copies(at, &answered));
+                acks::is_given(map, slot, answers)?;
+                acks::has_stayed(map, &newest, slot)?;
+                *copies = copies.saturating_add(acks::copies(map, slot, answers));
             }
         }
         self.view.check_lease()?;
-        Ok(DataReply::Stored { epoch: task.serving.map.epoch, blocks: stored })
-    }
-
-    /// Checks that slots that were being given away have not gone meanwhile: who has them now may have given them on before
-    /// the copies came.
-    fn check_unmoved(&self, task: &Task) -> Result<(), WireError> {
-        let now = self.view.serving().ok_or(WireError::NoLease)?.map;
-        let then = &task.serving.map;
-        let has_moved = |(_, slot): &(StoreBlock, Slot)| {
-            then.given_to(*slot).is_some()
-                && (then.replicas(*slot) != now.replicas(*slot)
-                    || then.filling.get(slot) != now.filling.get(slot))
-        };
-        if task.blocks.iter().any(has_moved) {
-            return Err(WireError::StaleEpoch { epoch: now.epoch });
-        }
-        Ok(())
+        Ok(DataReply::Stored { epoch: map.epoch, blocks: stored })
     }
 
     /// Has blocks copied that have come just now, in the background where nobody waits for it.
@@ -295,7 +256,7 @@ impl DataPlane {
         if task.ack == Ack::Primary && items.iter().all(|item| task.given_to(item.at).is_none()) {
             self.replicator.later(task.origin(), items, &self.counters);
         } else {
-            sure.answered.extend(self.replicator.now(&task.origin(), items, &self.counters).await.answered);
+            sure.answered.extend(self.replicator.now(&task.origin(), items, &self.counters).await);
         }
         sure
     }
@@ -330,7 +291,7 @@ impl DataPlane {
                 Some(Err(Unread::Late)) | None => {}
             }
         }
-        sure.answered.extend(self.replicator.now(&task.origin(), items, &self.counters).await.answered);
+        sure.answered.extend(self.replicator.now(&task.origin(), items, &self.counters).await);
         sure
     }
 }

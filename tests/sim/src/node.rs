@@ -190,7 +190,7 @@ impl Node {
     ) -> Option<(Vec<MemberId>, Option<MemberId>)> {
         let (member, map) = self.serving.clone()?;
         let (us, slot) = (DeviceId::new(member, 0), key.slot());
-        kvhive_cache::member::leads(&map, us, &[Run { slot, keys: 1 }]).ok()?;
+        kvhive_cache::acks::leads(&map, us, [slot].into_iter()).ok()?;
         if !self.store(now, key, era, bytes) {
             return None;
         }
