@@ -26,8 +26,6 @@ const RETRY: Duration = Duration::from_millis(500);
 const BATCH: usize = 8;
 /// Bytes sent at a time, but for a block that is larger.
 const BYTES_PER_STORE: u64 = 8 << 20;
-/// Passes for which a disk that does not give a block in time is waited for.
-const LATE_PASSES: u32 = 5;
 /// A device that does not answer within this is busy.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -85,7 +83,6 @@ impl Filler {
     }
 
     async fn work(&self) {
-        let mut late_passes = 0;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let Some(serving) = self.view.serving().filter(|_| self.view.check_lease().is_ok()) else {
@@ -99,13 +96,8 @@ impl Filler {
             let Some(round) = next else { continue };
             let begun = Instant::now();
             let mut gift = Gift { round: &round, blocks: 0, late: 0 };
-            let mut how = self.give(&mut gift).await;
+            let how = self.give(&mut gift).await;
             let Gift { blocks, late, .. } = gift;
-            // What a disk does not give for so long is as good as lost.
-            late_passes = if late > 0 { late_passes + 1 } else { 0 };
-            if how == Pass::Whole && late > 0 && late_passes < LATE_PASSES {
-                how = Pass::Partial;
-            }
             self.replicator.giving.fills().ended(&round, how);
             if how == Pass::Whole {
                 info!(
@@ -169,7 +161,7 @@ impl Filler {
                 }
             }
         }
-        Pass::Whole
+        if gift.late > 0 { Pass::Late } else { Pass::Whole }
     }
 
     /// Copies blocks, then waits as long as they should have taken.

@@ -115,8 +115,9 @@ fn in_place(set: &[DeviceId], given: &[DeviceId], lacking: &[DeviceId]) -> Vec<D
         };
         if let Some(other) = set.iter().position(is_other) {
             set[other] = *device;
-            let later = set.iter().rposition(|one| one == device).filter(|later| *later != other);
-            later.map(|later| set.remove(later));
+            if let Some(later) = set.iter().rposition(|one| one == device).filter(|later| *later != other) {
+                set.remove(later);
+            }
         }
     }
     set

@@ -26,6 +26,8 @@ pub struct Tuning {
     pub repropose_at_most: Duration,
     /// How long between two plans.
     pub plan_every: Duration,
+    /// The same for each member, if that is longer: each plan is a map for everybody.
+    pub plan_every_by_member: Duration,
     /// How long replicas that were lost may come back before others are given their blocks.
     pub repair_after: Duration,
     /// The most slots that one device gives away at a time.
@@ -40,6 +42,7 @@ impl Default for Tuning {
             repropose_after: Duration::from_millis(500),
             repropose_at_most: Duration::from_secs(8),
             plan_every: Duration::from_millis(250),
+            plan_every_by_member: Duration::from_millis(2),
             repair_after: Duration::from_secs(30),
             streams: 64,
             avoid_for: Duration::from_secs(30),
@@ -346,9 +349,8 @@ impl Reign {
         if now < self.next_plan || under_way || self.leases.anyone_condemned() {
             return;
         }
-        // Each plan is a map for everybody.
-        let all = Duration::from_millis(2 * map.members.len() as u64);
-        self.next_plan = now + tuning.plan_every.max(all);
+        let members = u32::try_from(map.members.len()).unwrap_or(u32::MAX);
+        self.next_plan = now + tuning.plan_every.max(tuning.plan_every_by_member * members);
         self.avoided.retain(|_, until| *until > now);
         for (_, record) in self.leases.records() {
             for load in record.loads.iter().flat_map(|(_, loads)| loads) {

@@ -23,6 +23,8 @@ pub struct Round {
 pub enum Pass {
     /// The target has answered for every block.
     Whole,
+    /// The target has answered for every block that it was given; a disk did not give some in time.
+    Late,
     /// Some did not get there; another pass may do better.
     Partial,
     /// The target did not answer.
@@ -31,6 +33,9 @@ pub enum Pass {
 
 /// Passes in a row without an answer after which a target counts as one that does not answer.
 const PATIENCE: u32 = 3;
+/// Passes in a row for which a disk that does not give a block in time is waited for: what it does not give then is as good as
+/// lost.
+const LATE_PASSES: u32 = 5;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
@@ -61,6 +66,8 @@ pub struct Fills {
     last: Option<(DeviceId, DeviceId)>,
     /// Passes in a row that a target has not answered.
     unanswered: BTreeMap<DeviceId, u32>,
+    /// Passes in a row in which the disk of a source was late.
+    late: BTreeMap<DeviceId, u32>,
     epoch: Epoch,
 }
 
@@ -113,8 +120,11 @@ impl Fills {
 
     /// Ends a pass. A slot of which a block did not get there begins anew.
     pub fn ended(&mut self, round: &Round, how: Pass) {
+        let late = self.late.entry(round.source).or_default();
+        *late = if how == Pass::Late { *late + 1 } else { 0 };
+        let is_all = how == Pass::Whole || how == Pass::Late && *late >= LATE_PASSES;
         for job in self.jobs.values_mut().filter(|job| job.stage == Stage::UnderWay(round.number)) {
-            let is_done = how == Pass::Whole && !job.missed;
+            let is_done = is_all && !job.missed;
             job.stage = if is_done { Stage::Done } else { Stage::Waits };
         }
         if how != Pass::Unanswered {
@@ -231,6 +241,17 @@ mod tests {
         assert_eq!(fills.unreached(device(2), 9), []);
         fills.adopt(&map(2, &[(5, 3)]), US);
         assert_eq!(fills.unreached(device(1), 9), [], "it is not to be given anything any more");
+    }
+
+    #[test]
+    fn a_disk_that_is_late_is_waited_for_and_not_for_ever() {
+        let mut fills = Fills::default();
+        fills.adopt(&map(1, &[(3, 2)]), US);
+        for passes in 1..=LATE_PASSES {
+            let round = fills.begin().expect("it is not given yet");
+            fills.ended(&round, Pass::Late);
+            assert_eq!(fills.filled(device(1)).len(), usize::from(passes == LATE_PASSES));
+        }
     }
 
     #[test]
