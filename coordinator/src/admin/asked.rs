@@ -4,6 +4,9 @@ use super::answers::Trouble;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use kvhive_protocol::RequestId;
+use utoipa::IntoParams;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::{Object, Required, Type};
 
 /// The header that names a change: 32 hexadecimal digits that the asker draws at random, once for each change.
 const HEADER: &str = "idempotency-key";
@@ -12,6 +15,15 @@ const DIGITS: usize = 32;
 
 /// The change's name; none when the asker gave none.
 pub(super) struct AskedAs(pub(super) Option<RequestId>);
+
+impl IntoParams for AskedAs {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let described = "32 hexadecimal digits drawn for this change: asked again with them, of any coordinator, it happens once";
+        let header = ParameterBuilder::new().name(HEADER).parameter_in(ParameterIn::Header);
+        let text = Object::with_type(Type::String);
+        vec![header.description(Some(described)).required(Required::False).schema(Some(text)).build()]
+    }
+}
 
 impl<S: Sync> FromRequestParts<S> for AskedAs {
     type Rejection = Trouble;

@@ -34,7 +34,7 @@ pub(super) async fn members(
 
 /// Begins to empty a member, or ends that. Answered when it is decided; its slots then leave in the background, which
 /// `/v1/slots` shows.
-#[utoipa::path(patch, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name"), ("idempotency-key" = Option<String>, Header, description = "32 hexadecimal digits drawn for this change: asked again with them, of any coordinator, it happens once")), request_body = MemberPatch, responses((status = 200, body = Node), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(patch, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name"), AskedAs), request_body = MemberPatch, responses((status = 200, body = Node), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn change_member(
     State(admin): Shared,
     asked: AskedAs,

@@ -250,7 +250,7 @@ pub(super) async fn tenant(
 }
 
 /// Creates a tenant.
-#[utoipa::path(post, path = "/v1/tenants", params(("idempotency-key" = Option<String>, Header, description = "32 hexadecimal digits drawn for this change: asked again with them, of any coordinator, it happens once")), request_body = NewTenant, responses((status = 201, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(post, path = "/v1/tenants", params(AskedAs), request_body = NewTenant, responses((status = 201, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn create_tenant(
     State(admin): Shared,
     asked: AskedAs,
@@ -285,7 +285,7 @@ pub(super) async fn create_tenant(
 }
 
 /// Changes a tenant's rules by a merge patch (RFC 7396). Nodes go by them within a heartbeat; no block is lost by it.
-#[utoipa::path(patch, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), ("idempotency-key" = Option<String>, Header, description = "32 hexadecimal digits drawn for this change: asked again with them, of any coordinator, it happens once")), request_body = TenantPatch, responses((status = 200, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(patch, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), AskedAs), request_body = TenantPatch, responses((status = 200, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn change_tenant(
     State(admin): Shared,
     asked: AskedAs,
@@ -308,7 +308,7 @@ pub(super) async fn change_tenant(
 
 /// Ends a tenant's era. Answered when nobody serves its older blocks any more. Of a tenant that shares another's blocks it
 /// ends those that are its own, from before it shared; those that it shares stay.
-#[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name"), ("idempotency-key" = Option<String>, Header, description = "32 hexadecimal digits drawn for this change: asked again with them, of any coordinator, it happens once")), responses((status = 200, body = Tenant), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name"), AskedAs), responses((status = 200, body = Tenant), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
 pub(super) async fn clear_tenant(
     State(admin): Shared,
     asked: AskedAs,
