@@ -31,6 +31,7 @@ use ranking::{Level, NONE, Ranking, cell};
 use records::Records;
 use request::{Current, History, Touched};
 use score::Score;
+use shadow::Admission;
 
 /// Classes of the same rank that are compared by age when a simple way to rank is in charge.
 const MAX_TIES: usize = 16;
@@ -105,7 +106,7 @@ pub struct Adaptive {
 }
 
 /// What classes, score, history, shadow caches and the request at hand take at most, as long as that is of some thousand blocks.
-const WHATEVER_THE_POOL: usize = 12 << 20;
+const WHATEVER_THE_POOL: usize = 16 << 20;
 
 const HALF_LIFE_USES: u64 = 100_000;
 const HALF_LIFE_CAPACITIES: u64 = 64;
@@ -344,8 +345,18 @@ impl Policy for Adaptive {
     }
 
     fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
-        let is_learnt = self.choice.in_charge() == Ranker::Learnt;
-        let level = if is_learnt { self.level_of(newcomer) } else { Level::MAX };
+        let level = match self.choice.in_charge().admission() {
+            Admission::All => Level::MAX,
+            Admission::NoWorse => self.level_of(newcomer),
+            Admission::Better => {
+                let ghost = self.ghosts.get(print(&newcomer.key)).map(|ghost| ghost.past);
+                let Some(gap) = ghost.and_then(|past| self.next_past(past).gap()) else {
+                    return Verdict::Refuse;
+                };
+                let level = ranking::level_on_scale(learning::distance_of_newcomer(gap.into()));
+                level.saturating_sub(1)
+            }
+        };
         self.lowest_below(level, may_go)
     }
 
