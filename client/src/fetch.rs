@@ -157,6 +157,17 @@ impl NamespaceClient {
         if !read.has_others(&job) {
             return self.transfer(read, job, &begun, targets).await.into_iter().collect();
         }
+        // Boxed, so that reads of clusters without replicas are no larger for it.
+        Box::pin(self.fetch_hedged(read, job, &begun, targets)).await
+    }
+
+    async fn fetch_hedged(
+        &self,
+        read: &Read<'_>,
+        job: Job,
+        begun: &AtomicBool,
+        targets: &Targets<'_>,
+    ) -> Vec<(DeviceId, Fault)> {
         let device = job.device;
         let positions = job.positions.clone();
         let others = || {
@@ -167,7 +178,7 @@ impl NamespaceClient {
                 run_all(tasks).await
             })
         };
-        let first = self.transfer(read, job, &begun, targets);
+        let first = self.transfer(read, job, begun, targets);
         let has_begun = || begun.load(Ordering::Relaxed);
         let is_done = || targets.are_settled(&positions);
         let raced = self

@@ -91,7 +91,9 @@ impl NamespaceClient {
         };
         let suffices =
             (|one: &Answered| one.1.is_ok(), |all: &Vec<Answered>| all.iter().all(|one| one.1.is_ok()));
-        let raced = self.shared().race(device, self.ask_one(read, job), || false, others, suffices).await;
+        // Boxed, so that matches of clusters without replicas are no larger for it.
+        let race = self.shared().race(device, self.ask_one(read, job), || false, others, suffices);
+        let raced = Box::pin(race).await;
         match raced.second {
             Some(second) if second.iter().all(|one| one.1.is_ok()) => second,
             second => raced.first.into_iter().chain(second.into_iter().flatten()).collect(),
