@@ -29,6 +29,7 @@ fn register(name: String, devices: usize) -> Command {
         metrics_address: "127.0.0.1:7811".into(),
         labels: BTreeMap::new(),
         devices: vec![device; devices],
+        codec: Default::default(),
     })
 }
 
