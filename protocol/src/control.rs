@@ -6,6 +6,7 @@ use crate::error::WireError;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 use crate::load::TenantLoad;
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
+use crate::raft::{RaftReport, RaftRequest};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,8 @@ pub enum ControlRequest {
     Status,
     /// Everything the leader knows, through a read index: what the admin API shows.
     Overview,
+    /// Something about the coordinators themselves.
+    Raft(RaftRequest),
 }
 
 /// Everything the leader knows.
@@ -174,6 +177,8 @@ pub enum ControlReply {
     Overview(Box<Overview>),
     /// It was not done.
     Failed(WireError),
+    /// How the coordinators' raft group stands.
+    Raft(RaftReport),
 }
 
 /// How a coordinator sees itself and its peers.
