@@ -212,6 +212,7 @@ mod tests {
                 metrics_address: address,
                 labels: (0..MAX_LABELS).map(label).collect(),
                 devices: vec![description; MAX_DEVICES],
+                codec: Default::default(),
             }),
         ] {
             let bytes = kvhive_protocol::codec::encode(&request).expect("it encodes").len();

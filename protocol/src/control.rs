@@ -1,5 +1,6 @@
 //! The control plane: nodes and clients to coordinators, and the commands that coordinators agree on through raft.
 
+use crate::block::Codec;
 use crate::data::Ack;
 use crate::error::WireError;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
@@ -85,6 +86,8 @@ pub struct Registration {
     pub labels: BTreeMap<String, String>,
     /// Its devices, by index.
     pub devices: Vec<DeviceDescription>,
+    /// How blocks are stored that it is the first to hold, of tenants whose rules ask for nothing.
+    pub codec: Codec,
 }
 
 /// What a node says of itself, a few times a second.
