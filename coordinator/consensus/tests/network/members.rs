@@ -1,7 +1,7 @@
 //! Who is of the group, changed while everything goes on.
 
 use super::net::{Net, about};
-use kvhive_consensus::{GroupChange, PeerId, RefuseReason, Role, Standing, Ticket};
+use kvhive_consensus::{GroupChange, PeerId, RefuseReason, Role, Standing, Status, Ticket};
 use std::collections::BTreeSet;
 
 const D: PeerId = PeerId(4);
@@ -225,6 +225,7 @@ fn run(seed: u64) -> usize {
         let some = all[net.random.next() as usize % all.len()];
         let other = all[net.random.next() as usize % all.len()];
         let leader = net.leader();
+        lost.retain(|id| net.standing(*id) != Some(Standing::Settled));
         match (net.random.next() % 26, leader) {
             (0, _) if net.peers.contains_key(&some) => net.crash(some),
             (1..=3, _) => {
@@ -263,7 +264,7 @@ fn run(seed: u64) -> usize {
                 }
                 add(&mut net, some);
             }
-            (19..=21, Some(leader)) => {
+            (19..=21, Some(leader)) if lost.is_empty() => {
                 let learners = net.group(leader).learners;
                 if let Some(learner) = learners.first() {
                     let voters = net.group(leader).voters;
@@ -271,17 +272,21 @@ fn run(seed: u64) -> usize {
                     promote(&mut net, *learner, old);
                 }
             }
-            (22, Some(_)) => {
+            (22, Some(_)) if lost.is_empty() => {
                 remove(&mut net, some);
             }
             (23, Some(leader)) => {
                 // Raft bears the loss of one log at a time, and the next once that one is back.
                 let group = net.group(leader);
-                // Of two none may lose its log. One that lost its own and is removed before it has it back may still be needed
-                // by those who have not heard of that.
-                lost.retain(|id| net.standing(*id) != Some(Standing::Settled));
-                let is_one =
-                    |id: &PeerId| net.standing(*id) == Some(Standing::Settled) && net.group(*id) == group;
+                // Of two none may lose its log, and a change that is under way may leave two.
+                let end = net.status(leader).last_index;
+                let is_one = |id: &PeerId| {
+                    let is_quiet = |status: Status| {
+                        status.standing == Standing::Settled
+                            && (status.applied, status.last_index) == (end, end)
+                    };
+                    net.peers[id].machine.as_ref().is_some_and(|machine| is_quiet(machine.status()))
+                };
                 let all = lost.is_empty() && group.voters.iter().chain(&group.learners).all(is_one);
                 if all && group.outgoing.is_empty() && group.voters.len() > 2 && group.voters.contains(&some)
                 {
@@ -297,17 +302,12 @@ fn run(seed: u64) -> usize {
     net.one_way_cut.clear();
     net.stalled.clear();
     for id in net.ids() {
-        if net.peers[&id].machine.is_none() {
+        // Whoever still asks may ask those who have gone since it was started: it is told who is there now.
+        if net.standing(id).is_none_or(|standing| standing == Standing::Newborn) {
             net.start(id);
         }
     }
     ticks(&mut net, 60);
-    if net.leader().is_none() {
-        for id in net.ids() {
-            let machine = net.peers[&id].machine.as_ref().expect("it runs");
-            eprintln!("{seed} {id:?} {:?} {:?}", machine.status(), machine.group());
-        }
-    }
     let leader = net.elect();
     net.propose(leader, "the end");
     ticks(&mut net, 80);

@@ -2,7 +2,7 @@
 
 use kvhive_consensus::{
     Consensus, ConsensusConfig, Effect, Event, Group, GroupChange, LogBatch, PeerId, RefuseReason, Restored,
-    Role, Standing, Ticket, WriteId,
+    Role, Standing, Status, Ticket, WriteId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -398,6 +398,10 @@ impl Net {
     pub(crate) fn follower(&self) -> PeerId {
         let leader = self.leader();
         self.ids().into_iter().find(|id| Some(*id) != leader).expect("a leader is one of several")
+    }
+
+    pub(crate) fn status(&self, id: PeerId) -> Status {
+        self.peers[&id].machine.as_ref().expect("it runs").status()
     }
 
     pub(crate) fn term(&self, id: PeerId) -> u64 {
