@@ -106,6 +106,8 @@ fn cluster_settings(section: &Section<'_>, token: Option<&String>, ledger: &mut 
             (Some(_), file) => TokenSource::Environment { file },
             (None, file) => TokenSource::File(file.unwrap_or_default()),
         },
+        operator_token_file: section.read(ledger, "operator_token_file", parse::path),
+        viewer_token_file: section.read(ledger, "viewer_token_file", parse::path),
         lease: time(section, ledger, "lease"),
         heartbeat: time(section, ledger, "heartbeat"),
         repair_after: time(section, ledger, "repair_after"),

@@ -48,6 +48,10 @@ pub struct ClusterSettings {
     pub segment_blocks: u32,
     /// Where the shared token is read from.
     pub token: TokenSource,
+    /// The file of the token that gives the role of an operator, if there is one; relative as the token's.
+    pub operator_token_file: Option<String>,
+    /// The file of the token that gives the role of a viewer.
+    pub viewer_token_file: Option<String>,
     /// How long a heartbeat's answer lets a member serve.
     pub lease: Duration,
     /// How often members send heartbeats; under a third of `lease`.

@@ -2,6 +2,7 @@
 
 use crate::actors::raft::{Bootstrap, Name, Parts, Raft, RaftActor, RaftMessage};
 use crate::actors::vitals::Vitals;
+use crate::admin::audit::Audit;
 use crate::admin::{self, Admin, Sources};
 use crate::config::{CoordinatorConfig, CoordinatorError};
 use crate::control_plane::ControlPlane;
@@ -168,7 +169,11 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         log: figures,
         vitals: known_vitals,
     };
-    let admin = Arc::new(Admin::new(sources, &config.token, random[80..128].try_into().expect("48 bytes")));
+    let audit = Audit::open(config.data_dir.clone()).map_err(|error| {
+        CoordinatorError::Failed(format!("no audit log in {}: {error}", config.data_dir.display()))
+    })?;
+    let random = random[80..96].try_into().expect("16 bytes");
+    let admin = Arc::new(Admin::new(sources, config.access.clone(), audit, random));
     let administering = runtime.io().spawn(admin::serve(admin_listener, admin, stopping));
     runtime.on_shutdown().at(Stage::StopAccepting, "hand over and close listeners", async move {
         hand_over(&leaving).await;

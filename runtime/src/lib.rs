@@ -32,6 +32,7 @@
 mod actor;
 mod clock;
 mod door;
+pub mod http;
 mod places;
 mod runtime;
 mod sender;

@@ -12,6 +12,7 @@ use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
+use kvhive_runtime::http::{Access, Role};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +80,23 @@ fn token(config: &ClusterConfig, file: &Path) -> Result<Vec<u8>> {
     Ok(text.into_bytes())
 }
 
+/// Reads whose tokens may do what.
+fn access(config: &ClusterConfig, admin: &[u8], file: &Path) -> Result<Access> {
+    let cluster = &config.cluster;
+    let mut access = Access::new(admin);
+    for (role, path) in
+        [(Role::Operator, &cluster.operator_token_file), (Role::Viewer, &cluster.viewer_token_file)]
+    {
+        let Some(path) = path else { continue };
+        let path = beside(file, path);
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read the {role}'s token from {}", path.display()))?;
+        let token = Token::parse(&text).with_context(|| path.display().to_string())?;
+        access = access.with(role, token.as_bytes())?;
+    }
+    Ok(access)
+}
+
 fn coordinator(
     config: &ClusterConfig,
     own: &CoordinatorConfig,
@@ -115,6 +133,7 @@ fn coordinator(
             lease_ms: ms(cluster.lease),
             heartbeat_ms: ms(cluster.heartbeat),
         },
+        access: access(config, &token, file)?,
         token,
         election_timeout: config.raft.election_timeout,
         heartbeat: config.raft.heartbeat,
@@ -163,6 +182,7 @@ fn node(
             every: own.persist_every,
         }),
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
+        access: access(config, &token, file)?,
         token,
     })
 }

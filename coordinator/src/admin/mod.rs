@@ -3,11 +3,13 @@
 
 mod answers;
 mod asked;
-mod auth;
+pub(crate) mod audit;
+mod document;
 mod figures;
 mod lanes;
 mod members;
 mod overview;
+mod page;
 mod raft;
 mod routes;
 mod tenants;

@@ -62,7 +62,7 @@ fn a_tenant_that_shares_is_shown_with_whom_and_cannot_be_ruled() {
     let shown = guest.json();
     assert_eq!((guest.status, &shown["shares_with"]), (201, &json!("default")));
     assert_eq!(shown["tenant_isolation"], json!(false));
-    let message = |answer: Answer| answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+    let message = |answer: Answer| answer.json()["detail"].as_str().unwrap_or_default().to_owned();
     let ruled = patch(&group, 0, "guest", &json!({"quantization_bits": 8}));
     assert_eq!(ruled.refusal(), (409, "rejected".to_owned()));
     assert!(message(ruled).contains("set them on default"));
@@ -97,7 +97,7 @@ fn a_rule_that_makes_no_sense_is_refused_with_its_name_its_value_and_what_is_all
     ] {
         let answer = patch(&group, 0, "default", &body);
         assert_eq!(answer.refusal(), (400, "bad_request".to_owned()), "{body}");
-        let text = answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+        let text = answer.json()["detail"].as_str().unwrap_or_default().to_owned();
         assert!(says.iter().all(|part| text.contains(part)), "{body}: {text}");
         if let Some(fields) = body.as_object().filter(|fields| !fields.contains_key("name")) {
             let mut whole = fields.clone();
