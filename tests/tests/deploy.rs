@@ -32,6 +32,13 @@ const SRUN: &str = "#!/bin/bash\n\
     export SLURM_NODEID=0 SLURMD_NODENAME=\"$SLURM_JOB_NODELIST\"\n\
     exec \"$@\"\n";
 
+/// Writes down what it was asked for, and waits for its end.
+const SRUN_THAT_ONLY_LISTENS: &str = "#!/bin/bash\n\
+    printf '%s\\n' \"$*\" >>\"$KVHIVE_JOB_DIR/asked\"\n\
+    case $* in *' rm '*) exit 0 ;; esac\n\
+    trap 'exit 0' TERM\n\
+    while :; do sleep 0.05; done\n";
+
 /// Finds a port that is free with those that the script takes beside it.
 fn free_port() -> u16 {
     let is_free = |port: u16| TcpListener::bind(("0.0.0.0", port)).is_ok();
@@ -47,11 +54,12 @@ fn free_port() -> u16 {
 }
 
 impl Job {
-    fn start() -> Job {
+    /// Starts the script as a job on these hosts.
+    fn start(hosts: &str, srun: &str) -> Job {
         let folder = tempfile::Builder::new().prefix("kvhive-slurm-").tempdir().expect("a temporary folder");
         let bin = folder.path().join("bin");
         fs::create_dir(&bin).expect("room");
-        for (name, script) in [("scontrol", SCONTROL), ("srun", SRUN)] {
+        for (name, script) in [("scontrol", SCONTROL), ("srun", srun)] {
             fs::write(bin.join(name), script).expect("room");
             fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).expect("it is ours");
         }
@@ -62,7 +70,7 @@ impl Job {
             .arg(file(BATCH))
             .env("PATH", path)
             .env("SLURM_JOB_ID", "42")
-            .env("SLURM_JOB_NODELIST", "localhost")
+            .env("SLURM_JOB_NODELIST", hosts)
             .env("KVHIVE_BIN", kvhive())
             .env("KVHIVE_JOB_DIR", folder.path().join("job"))
             .env("KVHIVE_LOCAL_DIR", folder.path().join("local"))
@@ -96,6 +104,14 @@ impl Job {
         }
     }
 
+    /// Tells the script to end as Slurm does, and waits until it has.
+    fn end(&mut self) {
+        let pid = self.script.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill is there").success());
+        let status = self.until("the end", |job| job.script.try_wait().expect("it is ours"));
+        assert!(status.success(), "{status}\n{}", self.logs());
+    }
+
     fn logs(&self) -> String {
         let names = ["job.log", "job/coordinator-1.log", "job/nodes.log"];
         names.map(|name| format!("--- {name}\n{}\n", self.read(name).unwrap_or_default())).concat()
@@ -120,7 +136,7 @@ impl Drop for Job {
 
 #[test]
 fn a_slurm_job_serves_until_it_is_told_to_end_and_leaves_nothing_behind() {
-    let mut job = Job::start();
+    let mut job = Job::start("localhost", SRUN);
     // The probes of cluster-configs/kubernetes ask for the same.
     job.until("a coordinator", |job| job.healthy(0, "/healthz").and(job.healthy(0, "/readyz")));
     job.until("a node", |job| job.healthy(11, "/healthz").and(job.healthy(11, "/readyz")));
@@ -145,13 +161,37 @@ fn a_slurm_job_serves_until_it_is_told_to_end_and_leaves_nothing_behind() {
 
     let mode = |name: &str| fs::metadata(job.path(name)).expect("it is there").permissions().mode() & 0o777;
     assert_eq!((mode("job"), mode("job/token")), (0o700, 0o600), "the token is nobody else's");
-    let pid = job.script.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill is there").success());
-    let status = job.until("the end", |job| job.script.try_wait().expect("it is ours"));
-    assert!(status.success(), "{status}\n{}", job.logs());
+    job.end();
     assert_eq!((job.healthy(0, "/healthz"), job.healthy(11, "/healthz")), (None, None));
     assert!(!Path::new(&job.path("local")).exists(), "raft logs are gone with the job");
     assert!(job.read("job/nodes.log").expect("a log").contains("node ends"), "{}", job.logs());
+}
+
+#[test]
+fn a_slurm_job_on_many_hosts_has_three_coordinators_and_a_node_on_each() {
+    let mut job = Job::start("gpu1,gpu2,gpu3,gpu4,gpu5", SRUN_THAT_ONLY_LISTENS);
+    let asked =
+        job.until("all steps", |job| job.read("job/asked").filter(|asked| asked.lines().count() == 4));
+    let cluster = job.read("job/cluster.toml").expect("it is made");
+    let config = ClusterConfig::from_toml(&cluster, []).expect("it is right");
+    assert!(config.is_open());
+    let of_file: Vec<(&str, &str)> = config.coordinators.iter().map(|one| (&*one.id, &*one.host)).collect();
+    assert_eq!(of_file, [("coordinator-1", "gpu1"), ("coordinator-2", "gpu2"), ("coordinator-3", "gpu3")]);
+    for (id, host) in of_file {
+        let is_it = |line: &&str| {
+            line.contains(&format!("--nodelist={host} ")) && line.ends_with(&format!("--id {id}"))
+        };
+        assert_eq!(asked.lines().filter(is_it).count(), 1, "{asked}");
+    }
+    let of_nodes =
+        |line: &&str| line.contains("--nodes=5 --ntasks=5 --ntasks-per-node=1") && line.contains("--host");
+    assert_eq!(asked.lines().filter(of_nodes).count(), 1, "{asked}");
+    let admin: Vec<String> =
+        config.coordinators.iter().map(|one| format!("http://{}", one.admin_address())).collect();
+    let raft: Vec<String> = config.coordinators.iter().map(|one| one.raft_address()).collect();
+    assert_eq!(job.read("job/admin"), Some(admin.join(",")));
+    assert_eq!(job.read("job/coordinators"), Some(raft.join(",")));
+    job.end();
 }
 
 /// The lines of a unit, as `Key=value` parted.
@@ -231,21 +271,19 @@ fn the_compose_file_starts_the_coordinators_of_its_cluster_file_and_nodes_that_m
         usize::from(config.cluster.replicas)
             <= service["deploy"]["replicas"].as_u64().expect("a number") as usize
     );
-    let file = file("cluster-configs/compose/compose.yaml");
+    let has_compose = Command::new("docker").args(["compose", "version"]).output();
+    if !has_compose.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: docker compose is not here");
+        return;
+    }
     let checked = Command::new("docker")
         .args(["compose", "--file"])
-        .arg(file)
+        .arg(file("cluster-configs/compose/compose.yaml"))
         .args(["config", "--quiet"])
         .env("KVHIVE_TOKEN", "0123456789abcdef")
-        .output();
-    match checked {
-        Ok(output) if output.status.success() => {}
-        Ok(output) if String::from_utf8_lossy(&output.stderr).contains("unknown command") => {
-            eprintln!("SKIPPED: this docker has no compose");
-        }
-        Ok(output) => panic!("{}", String::from_utf8_lossy(&output.stderr)),
-        Err(_) => eprintln!("SKIPPED: docker is not here"),
-    }
+        .output()
+        .expect("docker is there");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
 }
 
 #[test]
