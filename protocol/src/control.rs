@@ -2,6 +2,7 @@
 
 use crate::data::Ack;
 use crate::error::WireError;
+use crate::events::{Note, Reason};
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 use crate::load::TenantLoad;
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
@@ -45,6 +46,8 @@ pub enum ControlRequest {
         request: RequestId,
         /// The change.
         command: Command,
+        /// Why, for the journal of events.
+        reason: Reason,
     },
     /// How the coordinator sees itself and its peers.
     Status,
@@ -276,6 +279,8 @@ pub enum Command {
         /// Whether it is to be emptied.
         drains: bool,
     },
+    /// Writes down an event that changes no map.
+    Record(Note),
 }
 
 impl Command {
@@ -292,6 +297,7 @@ impl Command {
             Command::SetDrains { .. } => "set-drains",
             Command::SetAck { .. } => "set-ack",
             Command::SetTenantRules { .. } => "set-tenant-rules",
+            Command::Record(_) => "record",
         }
     }
 }
@@ -338,7 +344,9 @@ pub enum CommandReply {
     Rejected(WireError),
 }
 
-/// A raft log entry's data.
+/// A change and its name. With when and why it is a [`LogEntry`].
+///
+/// [`LogEntry`]: crate::events::LogEntry
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Proposal {
     /// Its name for repeats.
