@@ -8,9 +8,9 @@ use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Sta
 use kvhive_control::{ClearTicket, Counters, Effect as Oversight, EventPage, Overseer, Registry};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
 use kvhive_protocol::map::Settings;
+use kvhive_protocol::raft::RaftRequest;
 use kvhive_protocol::{
-    ClusterId, Epoch, EventKind, LogEntry, Moment, Note, Origin, Reason, RequestId, Subject, TenantId,
-    WireError, codec,
+    ClusterId, Epoch, LogEntry, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
 };
 use kvhive_runtime::{Actor, Clock, Context, Reply, Sender};
 use std::collections::BTreeMap;
@@ -44,6 +44,8 @@ pub(crate) enum RaftMessage {
     Overview { linearizable: bool, reply: Reply<ControlReply> },
     /// The events after this one, at most so many, as far as this coordinator has applied.
     Events { after: u64, limit: usize, reply: Reply<EventPage> },
+    /// Do something about the coordinators themselves.
+    Admin { request: RaftRequest, reply: Reply<ControlReply> },
     /// What have you counted?
     Figures { reply: Reply<Figures> },
 }
@@ -109,6 +111,7 @@ pub(super) enum Waiting {
     Map { have: Epoch, reply: Reply<ControlReply> },
     Beat { received: Moment, beat: Heartbeat, reply: Reply<ControlReply> },
     Overview { reply: Reply<ControlReply> },
+    Transfer { reply: Reply<ControlReply> },
 }
 
 /// One coordinator's raft actor.
@@ -120,11 +123,11 @@ pub(crate) struct RaftActor {
     next_sequence: u64,
     bootstrapping: bool,
     /// It leads in this term, which is not in the journal yet.
-    elected: Option<u64>,
+    pub(super) elected: Option<u64>,
     /// Something was lost that must not be: nothing more is taken in, done or answered. A restart reads the disk.
-    has_failed: bool,
+    pub(super) has_failed: bool,
     /// As it was last told in the log.
-    standing: Standing,
+    pub(super) standing: Standing,
     effects: Vec<Effect>,
     oversight: Vec<Oversight>,
     figures: Figures,
@@ -148,7 +151,7 @@ impl RaftActor {
         }
     }
 
-    fn step(&mut self, event: Event) {
+    pub(super) fn step(&mut self, event: Event) {
         if self.has_failed {
             return;
         }
@@ -159,14 +162,6 @@ impl RaftActor {
         }
         self.effects = effects;
         self.tell_vitals();
-    }
-
-    fn tell_vitals(&self) {
-        let status = self.parts.consensus.status();
-        let lease = self.parts.registry.map().map(|map| Duration::from_millis(map.settings.lease_ms));
-        let (has_failed, standing) = (self.has_failed, status.standing);
-        let vitals = Vitals { has_failed, standing, knows_leader: status.leader.is_some(), lease };
-        self.parts.vitals.send_if_modified(|known| std::mem::replace(known, vitals) != vitals);
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -205,6 +200,7 @@ impl RaftActor {
                 }
             }
             Effect::Readable { ticket } => self.serve_read(ticket),
+            Effect::HandedOver { ticket, .. } => self.handed_over(ticket),
             Effect::Refused { ticket, reason } => {
                 self.figures.refused += 1;
                 let error = self.refusal(reason);
@@ -293,21 +289,7 @@ impl RaftActor {
         }
     }
 
-    fn tell_cluster(&self) {
-        let cluster = self.parts.registry.map().map(|map| map.cluster);
-        self.parts.cluster.send_if_modified(|known| {
-            let news = *known != cluster;
-            *known = cluster;
-            news
-        });
-    }
-
-    fn tell_events(&self) {
-        let newest = self.parts.registry.newest_event();
-        self.parts.events.send_if_modified(|known| std::mem::replace(known, newest) != newest);
-    }
-
-    fn ticket(&mut self, waiting: Waiting) -> Ticket {
+    pub(super) fn ticket(&mut self, waiting: Waiting) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         self.waiting.insert(ticket, waiting);
@@ -342,7 +324,7 @@ impl RaftActor {
     }
 
     /// Proposes a change of the coordinator's own.
-    fn propose_own(&mut self, command: Command, reason: Reason) {
+    pub(super) fn propose_own(&mut self, command: Command, reason: Reason) {
         info!(command = command.name(), %reason, "proposing");
         let request = RequestId { client: self.parts.client, sequence: self.next_sequence };
         self.next_sequence += 1;
@@ -397,39 +379,6 @@ impl RaftActor {
                 self.clears.remove(&ticket);
                 self.parts.overseer.clear_abandoned(ticket);
             }
-        }
-    }
-
-    /// Writes the election into the journal: after it has been performed, as a proposal is a step of its own.
-    fn tell_election(&mut self) {
-        if self.parts.registry.map().is_none() {
-            return;
-        }
-        let Some(term) = self.elected.take() else { return };
-        let name = self.status().name;
-        let note = Note::new(EventKind::LeaderElected, Subject::coordinator(name)).with("term", term);
-        let reason = Reason::new("a majority of coordinators voted for it");
-        self.propose_own(Command::Record(note), reason);
-    }
-
-    fn tell_standing(&mut self) {
-        let standing = self.parts.consensus.status().standing;
-        if standing == self.standing {
-            return;
-        }
-        self.standing = standing;
-        match standing {
-            Standing::Newborn => info!(
-                "the log is empty: no vote before every coordinator has said that its own is too, or a leader has given back \
-                 what was lost"
-            ),
-            Standing::Founder => info!("every coordinator's log is empty: a new cluster begins"),
-            Standing::Rejoining => {
-                warn!(
-                    "the log is empty and others' are not: following a leader, and no vote before everything is back"
-                )
-            }
-            Standing::Settled => info!("votes like any other"),
         }
     }
 
@@ -493,6 +442,7 @@ impl Actor for RaftActor {
             RaftMessage::Events { after, limit, reply } => {
                 reply.send(self.parts.registry.events(after, limit));
             }
+            RaftMessage::Admin { request, reply } => self.administer(request, reply),
             RaftMessage::Figures { reply } => reply.send(Figures {
                 waiting: self.waiting.len() as u64,
                 ignored_messages: self.parts.consensus.status().ignored_messages,

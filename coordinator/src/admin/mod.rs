@@ -9,6 +9,7 @@ mod figures;
 mod lanes;
 mod members;
 mod overview;
+mod raft;
 mod routes;
 mod tenants;
 

@@ -6,7 +6,7 @@ use super::answers::{
 use super::asked::AskedAs;
 use super::events::Listeners;
 use super::lanes::Lanes;
-use super::{auth, events, figures, members, overview, tenants};
+use super::{auth, events, figures, members, overview, raft, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -263,6 +263,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(stats))
         .routes(routes!(events::events))
         .routes(routes!(events::stream))
+        .routes(routes!(raft::transfer))
         .split_for_parts();
     let (open, open_doc) =
         OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).split_for_parts();
