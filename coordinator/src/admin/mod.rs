@@ -4,6 +4,7 @@
 mod answers;
 mod asked;
 mod auth;
+mod events;
 mod figures;
 mod lanes;
 mod members;
@@ -12,4 +13,5 @@ mod raft;
 mod routes;
 mod tenants;
 
+pub(crate) use events::Listeners;
 pub(crate) use routes::{Admin, Sources, serve};

@@ -4,8 +4,9 @@ use super::answers::{
     Cluster, Consistency, Coordinator, ErrorBody, Freshness, SlotList, SlotQuery, Stats, Trouble,
 };
 use super::asked::AskedAs;
+use super::events::Listeners;
 use super::lanes::Lanes;
-use super::{auth, figures, members, overview, raft, tenants};
+use super::{auth, events, figures, members, overview, raft, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -22,7 +23,7 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, CoordinatorStatus, Overview,
 };
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{RequestId, SLOTS, WireError};
+use kvhive_protocol::{Reason, RequestId, SLOTS, WireError};
 use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
 use kvhive_wire::Identity;
 use std::sync::Arc;
@@ -69,6 +70,7 @@ pub(crate) struct Admin {
     pub(super) token: [u8; 32],
     key: [u8; 32],
     lanes: Lanes,
+    pub(super) listeners: Listeners,
 }
 
 pub(super) type Shared = State<Arc<Admin>>;
@@ -76,12 +78,12 @@ pub(super) type Answer<T> = Result<Json<T>, Trouble>;
 
 impl Admin {
     /// Makes the API's state; `random` are fresh random bytes.
-    pub(crate) fn new(sources: Sources, token: &[u8], random: [u8; 48]) -> Admin {
+    pub(crate) fn new(sources: Sources, listeners: Listeners, token: &[u8], random: [u8; 48]) -> Admin {
         let (key, client) = random.split_at(32);
         let key: [u8; 32] = key.try_into().expect("the first 32 of 48 bytes");
         let client = u128::from_le_bytes(client.try_into().expect("the last 16 of 48 bytes"));
         let token = kvhive_protocol::handshake::keyed_digest(&key, token);
-        Admin { sources, token, key, lanes: Lanes::new(client) }
+        Admin { sources, token, key, lanes: Lanes::new(client), listeners }
     }
 
     pub(super) fn token_digest(&self, shown: &[u8]) -> [u8; 32] {
@@ -114,18 +116,34 @@ impl Admin {
     /// Has a change applied, here or by the leader; repeated under the same id while its outcome is unknown. One that its asker
     /// has named happens once, whichever coordinators are asked for it.
     pub(super) async fn submit(&self, asked: AskedAs, command: Command) -> Result<CommandReply, Trouble> {
+        self.submit_because(asked, command, Reason::default()).await
+    }
+
+    /// Has a change applied for this reason, as [`Admin::submit`] does.
+    pub(super) async fn submit_because(
+        &self,
+        asked: AskedAs,
+        command: Command,
+        reason: Reason,
+    ) -> Result<CommandReply, Trouble> {
+        let reason = reason.or("asked for through the admin API");
         if let AskedAs(Some(request)) = asked {
-            return self.submit_as(request, command).await;
+            return self.submit_as(request, command, reason).await;
         }
         let request = self.lanes.take();
-        let submitted = self.submit_as(request, command).await;
+        let submitted = self.submit_as(request, command, reason).await;
         // One that is given up half-way keeps its lane: a repeat of it may still be on its way.
         self.lanes.give_back(request);
         submitted
     }
 
-    async fn submit_as(&self, request: RequestId, command: Command) -> Result<CommandReply, Trouble> {
-        let request = ControlRequest::Submit { request, command };
+    async fn submit_as(
+        &self,
+        request: RequestId,
+        command: Command,
+        reason: Reason,
+    ) -> Result<CommandReply, Trouble> {
+        let request = ControlRequest::Submit { request, command, reason };
         let limit = change_limit(self.sources.vitals.borrow().lease);
         let deadline = tokio::time::Instant::now() + limit;
         loop {
@@ -243,6 +261,8 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(tenants::tenant, tenants::change_tenant))
         .routes(routes!(tenants::clear_tenant))
         .routes(routes!(stats))
+        .routes(routes!(events::events))
+        .routes(routes!(events::stream))
         .routes(routes!(raft::transfer))
         .split_for_parts();
     let (open, open_doc) =

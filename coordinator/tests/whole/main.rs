@@ -3,6 +3,7 @@
 
 mod admin;
 mod changes;
+mod events;
 mod group;
 mod http;
 mod raft_peers;
