@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use crate::cluster::local;
 
+mod follow;
+
+pub(crate) use follow::Followed;
+
 /// How long a coordinator may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may take to answer a question.

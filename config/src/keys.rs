@@ -470,7 +470,7 @@ pub(crate) const ROOT: &[Key] = &[
         "node",
         Rule::Tables { counts: Counts::UpTo(MAX_NODES), header: "node" },
         Required,
-        "The node processes."
+        "The node processes. None with a device in `node_defaults`: any node may join then."
     ),
 ];
 

@@ -5,7 +5,7 @@ use crate::cluster::local::SUPERVISED;
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
 use kvhive_config::{
-    Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, NodeConfig, Process, Token, TokenSource,
+    Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, Newcomer, NodeConfig, Process, Token, TokenSource,
 };
 use kvhive_coordinator::PeerConfig;
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
@@ -21,18 +21,19 @@ use std::time::Duration;
 ///
 /// # Errors
 /// When it does not start, or fails.
-pub(crate) fn run(file: &Path, id: &str) -> Result<()> {
+pub(crate) fn run(file: &Path, id: &str, newcomer: Option<&Newcomer>) -> Result<()> {
     if std::env::var_os(SUPERVISED).is_some() {
         // A supervisor that is killed takes its processes along.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
     }
-    let config = config::read(file)?;
+    let config = config::read_for(file, newcomer)?;
     let token = token(&config, file)?;
     let process = config.process(id).with_context(|| {
         format!(
-            "{} describes no process {id:?}; it has {}",
+            "{} describes no process {id:?}; it has {}{}",
             file.display(),
-            config.ids().collect::<Vec<_>>().join(", ")
+            config.ids().collect::<Vec<_>>().join(", "),
+            if config.is_open() { ", and takes any node that is started with --host" } else { "" }
         )
     })?;
     let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

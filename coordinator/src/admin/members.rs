@@ -8,8 +8,8 @@ use super::routes::{Answer, MAX_BODY_BYTES, Shared};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use kvhive_protocol::WireError;
 use kvhive_protocol::control::{Command, CommandReply};
+use kvhive_protocol::{Reason, WireError};
 use kvhive_runtime::http::Problem;
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -20,6 +20,8 @@ use utoipa::ToSchema;
 pub(super) struct MemberPatch {
     /// Whether it is being emptied: its slots go to others with their blocks, and it gets none.
     drains: bool,
+    /// Why, for the journal of events.
+    reason: Option<String>,
 }
 
 /// Every node that ever registered.
@@ -53,7 +55,9 @@ pub(super) async fn change_member(
     let overview = admin.overview(Freshness::Linearizable).await?;
     let known = overview.map.as_ref().and_then(|map| map.member(&name));
     let (member, _) = known.ok_or_else(missing)?;
-    match admin.submit(asked, Command::SetDrains { member, drains: patch.drains }).await? {
+    let reason = patch.reason.map(Reason::new).unwrap_or_default();
+    let command = Command::SetDrains { member, drains: patch.drains };
+    match admin.submit_because(asked, command, reason).await? {
         CommandReply::Applied { .. } => {
             let overview = admin.overview(Freshness::Linearizable).await?;
             let nodes = overview.map.as_ref().map_or(Vec::new(), overview::nodes);

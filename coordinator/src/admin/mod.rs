@@ -5,6 +5,7 @@ mod answers;
 mod asked;
 pub(crate) mod audit;
 mod document;
+mod events;
 mod figures;
 mod lanes;
 mod members;
@@ -14,4 +15,5 @@ mod raft;
 mod routes;
 mod tenants;
 
+pub(crate) use events::Listeners;
 pub(crate) use routes::{Admin, Sources, serve};

@@ -4,8 +4,9 @@ use super::answers::{Cluster, Consistency, Coordinator, Freshness, SlotList, Slo
 use super::asked::AskedAs;
 use super::audit::{Audit, From};
 use super::document::Document;
+use super::events::Listeners;
 use super::lanes::Lanes;
-use super::{document, figures, members, overview, raft, tenants};
+use super::{document, events, figures, members, overview, raft, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -22,7 +23,7 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, CoordinatorStatus, Overview,
 };
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{RequestId, SLOTS, WireError};
+use kvhive_protocol::{Reason, RequestId, SLOTS, WireError};
 use kvhive_runtime::http::{Access, Problem};
 use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
 use kvhive_wire::Identity;
@@ -68,6 +69,7 @@ pub(crate) struct Admin {
     access: Arc<Access>,
     audit: Arc<Audit>,
     lanes: Lanes,
+    pub(super) listeners: Listeners,
 }
 
 pub(super) type Shared = State<Arc<Admin>>;
@@ -75,9 +77,15 @@ pub(super) type Answer<T> = Result<Json<T>, Trouble>;
 
 impl Admin {
     /// Makes the API's state; `random` are fresh random bytes.
-    pub(crate) fn new(sources: Sources, access: Access, audit: Audit, random: [u8; 16]) -> Admin {
+    pub(crate) fn new(
+        sources: Sources,
+        listeners: Listeners,
+        access: Access,
+        audit: Audit,
+        random: [u8; 16],
+    ) -> Admin {
         let lanes = Lanes::new(u128::from_le_bytes(random));
-        Admin { sources, access: Arc::new(access), audit: Arc::new(audit), lanes }
+        Admin { sources, access: Arc::new(access), audit: Arc::new(audit), lanes, listeners }
     }
 
     /// Everything the leader knows, or what this coordinator knows itself.
@@ -106,18 +114,34 @@ impl Admin {
     /// Has a change applied, here or by the leader; repeated under the same id while its outcome is unknown. One that its asker
     /// has named happens once, whichever coordinators are asked for it.
     pub(super) async fn submit(&self, asked: AskedAs, command: Command) -> Result<CommandReply, Trouble> {
+        self.submit_because(asked, command, Reason::default()).await
+    }
+
+    /// Has a change applied for this reason, as [`Admin::submit`] does.
+    pub(super) async fn submit_because(
+        &self,
+        asked: AskedAs,
+        command: Command,
+        reason: Reason,
+    ) -> Result<CommandReply, Trouble> {
+        let reason = reason.or("asked for through the admin API");
         if let AskedAs(Some(request)) = asked {
-            return self.submit_as(request, command).await;
+            return self.submit_as(request, command, reason).await;
         }
         let request = self.lanes.take();
-        let submitted = self.submit_as(request, command).await;
+        let submitted = self.submit_as(request, command, reason).await;
         // One that is given up half-way keeps its lane: a repeat of it may still be on its way.
         self.lanes.give_back(request);
         submitted
     }
 
-    async fn submit_as(&self, request: RequestId, command: Command) -> Result<CommandReply, Trouble> {
-        let request = ControlRequest::Submit { request, command };
+    async fn submit_as(
+        &self,
+        request: RequestId,
+        command: Command,
+        reason: Reason,
+    ) -> Result<CommandReply, Trouble> {
+        let request = ControlRequest::Submit { request, command, reason };
         let limit = change_limit(self.sources.vitals.borrow().lease);
         let deadline = tokio::time::Instant::now() + limit;
         loop {
@@ -213,6 +237,8 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(tenants::tenant, tenants::change_tenant))
         .routes(routes!(tenants::clear_tenant))
         .routes(routes!(stats))
+        .routes(routes!(events::events))
+        .routes(routes!(events::stream))
         .routes(routes!(raft::transfer))
         .split_for_parts();
     let (open, open_doc) =

@@ -4,6 +4,7 @@
 mod access;
 mod admin;
 mod changes;
+mod events;
 mod group;
 mod http;
 mod raft_peers;

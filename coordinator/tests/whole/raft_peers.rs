@@ -4,7 +4,7 @@ use crate::group::{Group, TOKEN, eventually, fresh_request, submit};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest};
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
-use kvhive_protocol::{TenantRules, WireError};
+use kvhive_protocol::{Reason, TenantRules, WireError};
 use kvhive_wire::{Fault, Identity};
 use std::time::Duration;
 
@@ -66,6 +66,7 @@ fn garbage_in_the_name_of_a_peer_is_counted_and_changes_nothing() {
     eventually("all of them are counted", || ignored(&group, leader) == before + 257);
     let request = ControlRequest::Submit {
         request: fresh_request(),
+        reason: Reason::default(),
         command: Command::CreateTenant {
             name: "still-here".to_owned(),
             secret: [0; 32],

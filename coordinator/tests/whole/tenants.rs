@@ -6,7 +6,7 @@ use crate::http::{Answer, ask};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::load::TenantLoad;
-use kvhive_protocol::{Change, Epoch, RulesChange, TenantId};
+use kvhive_protocol::{Change, Epoch, Reason, RulesChange, TenantId};
 use serde_json::{Value, json};
 
 fn patch(group: &Group, at: usize, name: &str, body: &Value) -> Answer {
@@ -131,7 +131,7 @@ fn a_change_of_rules_that_no_map_takes_costs_no_entry_of_the_log() {
         (with(1), "the tenant itself"),
     ] {
         let command = Command::SetTenantRules { tenant: TenantId(1), change };
-        let request = ControlRequest::Submit { request: fresh_request(), command };
+        let request = ControlRequest::Submit { request: fresh_request(), command, reason: Reason::default() };
         let reply = group.ask(0, Role::Client, &request);
         let ControlReply::Done(CommandReply::Rejected(error)) = reply else { panic!("{reply:?}") };
         assert!(error.to_string().contains(says), "{error}");
