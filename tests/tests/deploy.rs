@@ -2,14 +2,14 @@
 //! the compose file; the container's recipe. What this machine lacks is SKIPPED.
 
 use kvhive_config::{ClusterConfig, Newcomer, Process};
-use kvhive_tests::files::{file, list, text, word, yaml};
+use kvhive_tests::files::{documents, file, list, text, word, yaml};
 use kvhive_tests::{PATIENCE, kvhive, run};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -175,6 +175,13 @@ fn a_slurm_job_on_many_hosts_has_three_coordinators_and_a_node_on_each() {
     let cluster = job.read("job/cluster.toml").expect("it is made");
     let config = ClusterConfig::from_toml(&cluster, []).expect("it is right");
     assert!(config.is_open());
+    let knobs = run(&["node", "config", &job.path("job/cluster.toml"), "--json"]).expect("it is right");
+    let knobs: Value = serde_json::from_slice(&knobs.stdout).expect("JSON");
+    assert_eq!(
+        (list(&knobs).len(), word(&knobs[0]["node"])),
+        (1, "(any)"),
+        "it tells of those that will join"
+    );
     let of_file: Vec<(&str, &str)> = config.coordinators.iter().map(|one| (&*one.id, &*one.host)).collect();
     assert_eq!(of_file, [("coordinator-1", "gpu1"), ("coordinator-2", "gpu2"), ("coordinator-3", "gpu3")]);
     for (id, host) in of_file {
@@ -192,6 +199,34 @@ fn a_slurm_job_on_many_hosts_has_three_coordinators_and_a_node_on_each() {
     assert_eq!(job.read("job/admin"), Some(admin.join(",")));
     assert_eq!(job.read("job/coordinators"), Some(raft.join(",")));
     job.end();
+}
+
+/// Every file below a folder.
+fn below(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("it is there").map(|entry| entry.expect("readable").path());
+    entries.flat_map(|path| if path.is_dir() { below(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn every_file_is_what_its_name_says() {
+    let (mut yamls, mut clusters) = (0, 0);
+    for path in below(&file("cluster-configs")) {
+        let text = fs::read_to_string(&path).expect("text");
+        match path.extension().and_then(|end| end.to_str()) {
+            Some("yaml") => {
+                assert!(documents(&text).iter().all(Value::is_object), "{}", path.display());
+                yamls += 1;
+            }
+            Some("toml") => {
+                let token = [("KVHIVE_TOKEN".to_owned(), "0123456789abcdef".to_owned())];
+                let read = ClusterConfig::from_toml(&text, token);
+                assert!(read.is_ok(), "{}: {}", path.display(), read.expect_err("it is wrong"));
+                clusters += 1;
+            }
+            _ => {}
+        }
+    }
+    assert!(yamls >= 15 && clusters >= 7, "{yamls} YAML files and {clusters} cluster files were found");
 }
 
 /// The lines of a unit, as `Key=value` parted.
