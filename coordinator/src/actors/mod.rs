@@ -4,4 +4,5 @@ mod answers;
 pub(crate) mod directory;
 mod group;
 pub(crate) mod raft;
+mod tidings;
 pub(crate) mod vitals;
