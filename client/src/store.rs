@@ -8,7 +8,7 @@ use crate::line::{Line, WINDOW};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
 use crate::retry::Backoff;
-use crate::route::{Job, plan, split};
+use crate::route::{Job, plan, primary, split};
 use crate::stats::count;
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::data::{
@@ -113,7 +113,7 @@ impl NamespaceClient {
         loop {
             let map = self.shared().map();
             let open = range.clone().filter(|at| outcomes[at - range.start].is_none());
-            let plan = plan(&map, prefix, open, &[], true);
+            let plan = plan(&map, prefix, open, &[], primary);
             let ack = options.ack.unwrap_or(map.settings.ack);
             let source = Source {
                 prefix,

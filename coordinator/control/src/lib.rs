@@ -5,6 +5,7 @@
 //! leases, failure detection, and when a tenant's clear is complete. Raft, sockets and disks are elsewhere.
 
 mod dedupe;
+mod journal;
 mod leases;
 mod log2;
 mod moves;
@@ -15,10 +16,13 @@ pub mod predictor;
 mod registry;
 mod repair;
 mod snapshot;
+mod telling;
 mod tenant_rules;
 mod validate;
+mod why;
 
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
+pub use journal::{EventPage, MAX_EVENTS, MAX_JOURNAL_BYTES};
 pub use leases::grace;
 pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
 pub use planner::{Planner, Reports, imbalance};

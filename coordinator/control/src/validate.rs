@@ -58,6 +58,7 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
                 set_size(one.slot, &one.filling.devices, 0)
             })
         }
+        Command::Record(note) => note.check(),
         Command::MarkDown { .. }
         | Command::SetDrains { .. }
         | Command::Leave { .. }
