@@ -8,7 +8,9 @@ mod report;
 mod trace;
 
 use clap::{Parser, Subcommand};
-use commands::{config, down, drain, node, replay, simulate, status, tenants, trace as trace_command, up};
+use commands::{
+    config, down, drain, events, node, raft, replay, simulate, status, tenants, trace as trace_command, up,
+};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -30,6 +32,7 @@ enum Command {
     Nodes(status::Nodes),
     Slots(status::Slots),
     Drain(drain::Drain),
+    Events(events::Events),
     Tenants(tenants::Tenants),
     Replay(replay::Replay),
     Simulate(simulate::Simulate),
@@ -37,6 +40,7 @@ enum Command {
     Trace(trace_command::TraceCommand),
     Config(config::ConfigCommand),
     Node(node::NodeCommand),
+    Raft(raft::Raft),
     /// Serves the baselines of benchmarks
     #[command(hide = true)]
     BenchBaseline,
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Command::Nodes(command) => command.run(),
         Command::Slots(command) => command.run(),
         Command::Drain(command) => command.run(),
+        Command::Events(command) => command.run(),
         Command::Tenants(command) => command.run(),
         Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
         Command::Simulate(command) => command.run(),
@@ -66,6 +71,7 @@ fn main() -> ExitCode {
         Command::Trace(command) => command.run(),
         Command::Config(command) => command.run(),
         Command::Node(command) => command.run(),
+        Command::Raft(command) => command.run(),
         Command::BenchBaseline => bench::serve_baseline(),
     };
     match done {

@@ -1,19 +1,23 @@
 //! Starts a coordinator: log, raft actor, peers, listeners; and ends it in order.
 
-use crate::actors::raft::{Bootstrap, Name, Parts, Raft, RaftActor};
+use crate::actors::directory::{self, Directory};
+use crate::actors::raft::{Bootstrap, Parts, Raft, RaftActor, RaftMessage};
 use crate::actors::vitals::Vitals;
-use crate::admin::{self, Admin, Sources};
-use crate::config::{CoordinatorConfig, CoordinatorError};
+use crate::admin::audit::Audit;
+use crate::admin::{self, Admin, Listeners, Sources};
+use crate::config::{CoordinatorConfig, CoordinatorError, PeerConfig};
 use crate::control_plane::ControlPlane;
 use crate::log::LogFolder;
 use crate::log_thread::{self, LogFigures};
 use crate::membership::Membership;
-use crate::peers::{self, Destination};
+use crate::peers;
 use crate::server::{self, Room, Server};
 use kvhive_consensus::{Consensus, ConsensusConfig, PeerId, Restored};
 use kvhive_control::{Overseer, Registry, Tuning};
-use kvhive_protocol::ClusterId;
+use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::handshake::{Role, TokenKey};
+use kvhive_protocol::raft::{RaftRequest, Seat};
+use kvhive_protocol::{ClusterId, WireError};
 use kvhive_runtime::{BootClock, Clock, RestartPolicy, Runtime, RuntimeConfig, Spawn, Stage};
 use kvhive_wire::Identity;
 use std::collections::BTreeMap;
@@ -21,7 +25,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 /// Ticks of an election timeout: its resolution.
@@ -32,6 +36,8 @@ const RAFT_MAILBOX: usize = 16_384;
 const MAX_INFLIGHT: usize = 4096;
 /// The largest change, in bytes. A plan over all slots fits.
 const MAX_PROPOSAL_BYTES: usize = 4 << 20;
+/// The longest that a coordinator that stops waits for another to lead.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(3);
 /// Threads that serve sockets.
 const IO_THREADS: usize = 2;
 
@@ -59,12 +65,13 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     Membership::of(&config).claim(&config.data_dir, folder.holds_log()?)?;
     let (store, restored) = folder.open()?;
     let registry = registry_of(&restored)?;
+    let seats: BTreeMap<PeerId, Seat> = config.peers.iter().map(seat).collect();
     let tick = config.election_timeout / ELECTION_TICKS;
     let heartbeat_ticks = config.heartbeat.as_nanos().div_ceil(tick.as_nanos().max(1)) as u32;
     let consensus = Consensus::new(
         ConsensusConfig {
             id: us,
-            voters: config.peers.iter().map(|peer| PeerId(peer.peer)).collect(),
+            peers: seats.iter().map(|(peer, seat)| (*peer, directory::encode(seat))).collect(),
             election_ticks: ELECTION_TICKS,
             heartbeat_ticks: heartbeat_ticks.clamp(1, ELECTION_TICKS - 1),
             max_inflight: MAX_INFLIGHT,
@@ -81,19 +88,12 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let (stop, stopping) = watch::channel(false);
     let (failed, failure) = watch::channel(None);
     let (cluster, known_cluster) = watch::channel(None::<ClusterId>);
+    let (events, known_events) = watch::channel(0);
     let (vitals, known_vitals) = watch::channel(Vitals::UNKNOWN);
     let (log_queue, log_writes) = log_thread::queue();
-    let mut queues = BTreeMap::new();
-    let mut outgoing = Vec::new();
-    for peer in config.peers.iter().filter(|peer| peer.peer != config.peer) {
-        let (lanes, receivers) = peers::lanes();
-        queues.insert(PeerId(peer.peer), lanes);
-        outgoing.push((peer, receivers));
-    }
+    let (dialler, lines) = mpsc::unbounded_channel();
+    let (told, known_peers) = watch::channel(config.peers.clone());
     let token = TokenKey::new(&config.token);
-    let names = config.peers.iter().map(|peer| {
-        (PeerId(peer.peer), Name { name: peer.name.clone(), raft_address: peer.raft_address.clone() })
-    });
     let bootstrap = Bootstrap {
         cluster: ClusterId(u128::from(word(16)) << 64 | u128::from(word(24))),
         name: config.cluster_name.clone(),
@@ -105,15 +105,15 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         consensus,
         registry,
         overseer: Overseer::new(Tuning { repair_after: config.repair_after, ..Tuning::default() }),
-        names: names.collect(),
         us,
-        peers: queues,
+        directory: Directory::new(us, seats, dialler, told),
         log: log_queue,
         clock: Arc::new(BootClock) as Arc<dyn Clock>,
         tick,
         bootstrap,
         failed,
         cluster,
+        events,
         vitals,
         client: u128::from(word(64)) << 64 | u128::from(word(72)),
     });
@@ -134,38 +134,37 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         .map_err(|source| CoordinatorError::Failed(format!("cannot start the log's thread: {source}")))?;
     let identity =
         Identity { token: token.clone(), role: Role::Coordinator, sender: config.peer, cluster: None };
-    for (peer, queues) in outgoing {
-        let destination = Destination {
-            peer: PeerId(peer.peer),
-            name: peer.name.clone(),
-            address: peer.raft_address.clone(),
-            identity: identity.clone(),
-            cluster: known_cluster.clone(),
-        };
-        runtime.io().spawn(peers::run(destination, queues, raft.clone(), stopping.clone()));
-    }
+    let dialling =
+        peers::dial(lines, identity.clone(), known_cluster.clone(), raft.clone(), stopping.clone());
+    runtime.io().spawn(dialling);
     let control = ControlPlane::new(raft.clone());
     let server = Arc::new(Server {
         raft: raft.clone(),
         control: control.clone(),
         token,
         cluster: known_cluster,
-        voters: config.peers.iter().map(|peer| PeerId(peer.peer)).collect(),
         room: Room::default(),
     });
     let serving = runtime.io().spawn(server::serve(raft_listener, server, stopping.clone()));
+    let leaving = raft.clone();
     let sources = Sources {
         raft,
         control,
         identity,
         us: config.peer,
-        peers: config.peers.clone(),
+        peers: known_peers,
         log: figures,
         vitals: known_vitals,
     };
-    let admin = Arc::new(Admin::new(sources, &config.token, random[80..128].try_into().expect("48 bytes")));
+    let audit = Audit::open(config.data_dir.clone()).map_err(|error| {
+        CoordinatorError::Failed(format!("no audit log in {}: {error}", config.data_dir.display()))
+    })?;
+    let listeners = Listeners::new(known_events, stopping.clone());
+    let random = random[80..96].try_into().expect("16 bytes");
+    let admin = Arc::new(Admin::new(sources, listeners, config.access.clone(), audit, random));
     let administering = runtime.io().spawn(admin::serve(admin_listener, admin, stopping));
-    runtime.on_shutdown().at(Stage::StopAccepting, "close listeners", async move {
+    runtime.on_shutdown().at(Stage::StopAccepting, "hand over and close listeners", async move {
+        hand_over(&leaving).await;
         stop.send_replace(true);
         let _ = serving.await;
         let _ = administering.await;
@@ -174,11 +173,28 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     Ok(CoordinatorHandle { runtime, raft_address, admin_address, failed: failure })
 }
 
+fn seat(peer: &PeerConfig) -> (PeerId, Seat) {
+    let PeerConfig { peer, name, raft_address, admin_address } = peer.clone();
+    (PeerId(peer), Seat { name, raft_address, admin_address })
+}
+
 /// Rebuilds the state machine up to the snapshot; raft hands out the entries after it.
 fn registry_of(restored: &Restored) -> Result<Registry, CoordinatorError> {
     match &restored.snapshot {
-        Some(snapshot) => Ok(Registry::restore(&snapshot.data)?),
+        // What is no snapshot of ours has no state that could be restored, and is refused as such.
+        Some(snapshot) => Ok(Registry::restore(snapshot.state().unwrap_or_default())?),
         None => Ok(Registry::new()),
+    }
+}
+
+/// Has another coordinator lead, if this one does: the others need not wait for an election timeout.
+async fn hand_over(raft: &Raft) {
+    let question = |reply| RaftMessage::Admin { request: RaftRequest::Transfer { to: None }, reply };
+    match raft.ask(HAND_OVER_LIMIT, question).await {
+        Ok(ControlReply::Raft(report)) => info!(leader = report.leader, "handed leadership over"),
+        Ok(ControlReply::Failed(WireError::NotLeader { .. })) => {}
+        // It stops all the same; the others elect.
+        other => info!(?other, "leadership is not handed over"),
     }
 }
 

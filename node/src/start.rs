@@ -18,9 +18,9 @@ use crate::view::View;
 use axum::Router;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
-use kvhive_protocol::MemberId;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
+use kvhive_protocol::{LayoutFingerprint, MemberId};
 use kvhive_runtime::{BootClock, BoundedListener, DoorLimits, Runtime, RuntimeConfig, Spawn, Stage, stopped};
 use kvhive_wire::Identity;
 use std::collections::hash_map::RandomState;
@@ -189,7 +189,7 @@ pub(crate) fn start_within(
         counters: plane.counters.clone(),
     };
     let jobs = keep_snapshot(&config, &runtime, &holdings, &plane, &stopping);
-    let routes = routes(sources).merge(admin::routes(&config.token, jobs));
+    let routes = routes(sources).merge(admin::routes(config.access.clone(), jobs));
     runtime.io().spawn(serve_metrics(metrics_listener, routes, stopping.clone()));
     let filler = Filler {
         devices: devices.clone(),
@@ -265,7 +265,7 @@ fn open_disks(
         };
         let folder = folder.join(format!("device-{at}"));
         let failed = |source| NodeError::Disk { device: at, source };
-        let mover = tuning.mover.start();
+        let mover = tuning.mover.start(config.tuning.priority);
         let mover = mover.map_err(|source| failed(DiskError::Io { path: folder.clone(), source }))?;
         let store = Store::open(&folder, &device.disk_geometry(), mover, view.clone(), tuning);
         stores.push(Some(store.map_err(failed)?));
@@ -350,6 +350,7 @@ fn introduce(
         metrics_address: reached(&config.advertise_metrics, metrics_address),
         labels: config.labels.clone(),
         devices: memories.iter().zip(stores).map(describe).collect(),
+        codec: config.tuning.codec,
     }
 }
 
@@ -444,18 +445,19 @@ impl NodeHandle {
         self.wait_for(persist::save(&self.holdings, path, Extent::All, &mut progress))
     }
 
-    /// Takes in the snapshot at `path`, as far as there are free frames: nothing leaves for it, and what is here already stays.
-    /// Blocks that can be of no use here are left out and counted. Blocks the thread; the node serves meanwhile.
+    /// Takes in the snapshot at `path`, or what of it is of the layout `only`, as far as there are free frames: nothing leaves for it,
+    /// and what is here already stays. Blocks of no use here are left out and counted. Blocks the thread; the node serves meanwhile.
     ///
     /// # Errors
-    /// When there is none, it is damaged as a whole, or all of it was written under another secret or for larger frames; and when
+    /// When there is none, it is damaged as a whole, or all of it is of another secret or layout or for larger frames; and when
     /// a device or a disk fails half-way: what was taken in until then stays.
     pub fn load(
         &self,
         path: &Path,
+        only: Option<LayoutFingerprint>,
         mut progress: impl FnMut(PersistProgress) + Send,
     ) -> Result<Loaded, PersistError> {
-        self.wait_for(persist::load(&self.holdings, path, &mut progress))
+        self.wait_for(persist::load(&self.holdings, path, only, &mut progress))
     }
 
     /// Runs a future on the node's own threads, from any thread of another runtime or of none.

@@ -1,10 +1,13 @@
 //! The control plane: nodes and clients to coordinators, and the commands that coordinators agree on through raft.
 
+use crate::block::Codec;
 use crate::data::Ack;
 use crate::error::WireError;
+use crate::events::{Note, Reason};
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
-use crate::load::TenantLoad;
+use crate::load::{TenantLoad, TierLoad, Traffic};
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
+use crate::raft::{RaftReport, RaftRequest};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
@@ -45,11 +48,15 @@ pub enum ControlRequest {
         request: RequestId,
         /// The change.
         command: Command,
+        /// Why, for the journal of events.
+        reason: Reason,
     },
     /// How the coordinator sees itself and its peers.
     Status,
     /// Everything the leader knows, through a read index: what the admin API shows.
     Overview,
+    /// Something about the coordinators themselves.
+    Raft(RaftRequest),
 }
 
 /// Everything the leader knows.
@@ -82,6 +89,8 @@ pub struct Registration {
     pub labels: BTreeMap<String, String>,
     /// Its devices, by index.
     pub devices: Vec<DeviceDescription>,
+    /// How blocks are stored that it is the first to hold, of tenants whose rules ask for nothing.
+    pub codec: Codec,
 }
 
 /// What a node says of itself, a few times a second.
@@ -132,6 +141,10 @@ pub struct DeviceLoad {
     /// One bit a slot: whether any block of it is resident or being written. `SLOTS / 8` bytes, or empty for none.
     #[serde(with = "serde_bytes")]
     pub occupied: Vec<u8>,
+    /// Its tiers, fastest first: device, host, disk.
+    pub tiers: [TierLoad; 3],
+    /// What it is read and given.
+    pub traffic: Traffic,
 }
 
 impl DeviceLoad {
@@ -171,6 +184,8 @@ pub enum ControlReply {
     Overview(Box<Overview>),
     /// It was not done.
     Failed(WireError),
+    /// How the coordinators' raft group stands.
+    Raft(RaftReport),
 }
 
 /// How a coordinator sees itself and its peers.
@@ -276,6 +291,8 @@ pub enum Command {
         /// Whether it is to be emptied.
         drains: bool,
     },
+    /// Writes down an event that changes no map.
+    Record(Note),
 }
 
 impl Command {
@@ -292,6 +309,7 @@ impl Command {
             Command::SetDrains { .. } => "set-drains",
             Command::SetAck { .. } => "set-ack",
             Command::SetTenantRules { .. } => "set-tenant-rules",
+            Command::Record(_) => "record",
         }
     }
 }
@@ -338,7 +356,9 @@ pub enum CommandReply {
     Rejected(WireError),
 }
 
-/// A raft log entry's data.
+/// A change and its name. With when and why it is a [`LogEntry`].
+///
+/// [`LogEntry`]: crate::events::LogEntry
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Proposal {
     /// Its name for repeats.

@@ -27,15 +27,35 @@ pub(crate) struct Snapshot {
     json: bool,
 }
 
+/// Which snapshot a node takes in, and what of it.
+#[derive(Args, Debug)]
+pub(crate) struct Loading {
+    #[command(flatten)]
+    snapshot: Snapshot,
+    /// Take in blocks of this layout alone: the 32 digits of its fingerprint [default: of any]
+    #[arg(long, value_name = "FINGERPRINT")]
+    layout: Option<String>,
+}
+
+impl Loading {
+    /// Has the node take it in, and waits until that has ended.
+    ///
+    /// # Errors
+    /// As [`Snapshot::run`]; and when nothing in it is of the layout.
+    pub(crate) fn run(&self) -> Result<()> {
+        self.snapshot.run("load", self.layout.as_deref())
+    }
+}
+
 impl Snapshot {
     /// Has the node `persist` or `load`, and waits until that has ended.
     ///
     /// # Errors
     /// When the node is not known or not reached, or it failed.
-    pub(crate) fn run(&self, verb: &str) -> Result<()> {
+    pub(crate) fn run(&self, verb: &str, layout: Option<&str>) -> Result<()> {
         let admin = self.target.resolve()?;
         let node = admin.of_node(&self.address(&admin)?);
-        let body = self.name.as_ref().map_or_else(|| json!({}), |name| json!({ "name": name }));
+        let body = json!({ "name": self.name, "layout": layout });
         let mut job: Value = node.post(&format!("/v1/snapshot/{verb}"), &body)?;
         let bar = bar();
         while job["outcome"] == "running" {
@@ -57,7 +77,7 @@ impl Snapshot {
     }
 
     fn address(&self, admin: &Admin) -> Result<String> {
-        let members: Value = admin.get("/v1/members")?;
+        let members: Value = admin.get_list("/v1/members", "members")?;
         let members = members["members"].as_array().context("the coordinator lists no members")?;
         let Some(member) = members.iter().find(|member| member["name"] == *self.id) else {
             let known: Vec<&str> = members.iter().filter_map(|one| one["name"].as_str()).take(8).collect();
@@ -85,6 +105,7 @@ fn said(id: &str, folder: &str, outcome: &Value) -> String {
         ("elsewhere", "are of slots that other nodes hold"),
         ("other_secret", "are of another secret"),
         ("too_large", "are larger than its frames"),
+        ("other_layout", "are of another layout"),
         ("no_room", "found no free frame"),
         ("damaged", "are damaged or missing"),
     ] {

@@ -5,25 +5,30 @@
 //! leases, failure detection, and when a tenant's clear is complete. Raft, sockets and disks are elsewhere.
 
 mod dedupe;
+mod journal;
 mod leases;
 mod log2;
 mod moves;
 mod overseer;
 pub mod placement;
 mod planner;
+pub mod predictor;
 mod registry;
 mod repair;
 mod snapshot;
+mod telling;
 mod tenant_rules;
 mod validate;
+mod why;
 
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
+pub use journal::{EventPage, MAX_EVENTS, MAX_JOURNAL_BYTES};
 pub use leases::grace;
 pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
 pub use planner::{Planner, Reports, imbalance};
 pub use registry::Registry;
 pub use repair::Repair;
-pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, SNAPSHOT_VERSION};
+pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, STATE_VERSION};
 pub use tenant_rules::{check_change, check_rules};
 pub use validate::{
     HEARTBEAT_MS, LEASE_MS, MAX_ADDRESS_BYTES, MAX_LABEL_BYTES, MAX_MAP_BYTES, MAX_REPLICAS,

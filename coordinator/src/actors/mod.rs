@@ -1,5 +1,8 @@
 //! Actors of a coordinator.
 
 mod answers;
+pub(crate) mod directory;
+mod group;
 pub(crate) mod raft;
+mod tidings;
 pub(crate) mod vitals;
