@@ -133,6 +133,8 @@ pub(super) struct Choice {
     shadows: [Shadow; RANKERS],
     one_in: u64,
     in_charge: Ranker,
+    /// Whether the first window, which is not over yet, will be before the pool is full.
+    begins_empty: bool,
     hits: [f64; RANKERS],
     duels: [Duel; RANKERS],
     seen: f64,
@@ -151,6 +153,7 @@ impl Choice {
             shadows: Ranker::ALL.map(|_| Shadow::new(room)),
             one_in,
             in_charge: Ranker::Learnt,
+            begins_empty: one_in == 1 && window < room as u64,
             hits: [0.0; RANKERS],
             duels: [Duel::default(); RANKERS],
             seen: 0.0,
@@ -214,7 +217,13 @@ impl Choice {
             return false;
         }
         self.left = self.window;
-        let (best, before, is_sampled) = (self.best(), self.in_charge, self.one_in > 1);
+        let (before, is_sampled) = (self.in_charge, self.one_in > 1);
+        if std::mem::take(&mut self.begins_empty) {
+            // Until something is learnt, the one that loses least on a loop that is too large is taken at its word: it has to be
+            // behind to give way, and not ahead to come.
+            self.in_charge = Ranker::Lirs;
+        }
+        let best = self.best();
         let is_ahead = self.is_ahead(best);
         self.windows_ahead = if is_ahead { self.windows_ahead.saturating_add(1) } else { 0 };
         if !is_ahead {

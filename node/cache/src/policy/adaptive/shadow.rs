@@ -12,10 +12,9 @@ use std::hash::BuildHasher;
 /// Room of a shadow cache; a larger pool is sampled.
 pub(super) const MAX_ROOM: usize = 8192;
 
-/// Leaves compared for one victim by a way that refuses and by one that does not. With few, a way would seem to forgive loops
-/// that are a little too large for it.
-const CANDIDATES: usize = 24;
-const MORE_CANDIDATES: usize = 96;
+/// Leaves compared for one victim. With few, a way would seem to forgive loops that are a little too large for it, and the learnt
+/// one would seem worse than it is, for the pool itself compares all.
+const CANDIDATES: usize = 96;
 
 /// Which newcomers a way to rank lets in when there is no room.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,8 +103,7 @@ impl Shadow {
             return false;
         }
         if self.table.len() >= self.room {
-            let candidates = if admission == Admission::NoWorse { CANDIDATES } else { MORE_CANDIDATES };
-            let victim = self.victim(seen.last, candidates, worth).filter(|at| {
+            let victim = self.victim(seen.last, worth).filter(|at| {
                 let leaves = worth(&self.entries[*at as usize].seen);
                 match admission {
                     Admission::All => true,
@@ -132,9 +130,9 @@ impl Shadow {
         }
     }
 
-    fn victim(&mut self, now: Tick, candidates: usize, worth: &dyn Fn(&Seen) -> f32) -> Option<u32> {
+    fn victim(&mut self, now: Tick, worth: &dyn Fn(&Seen) -> f32) -> Option<u32> {
         let mut best: Option<(f32, u32)> = None;
-        for _ in 0..candidates.min(self.leaves.len()) {
+        for _ in 0..CANDIDATES.min(self.leaves.len()) {
             self.dice ^= self.dice << 13;
             self.dice ^= self.dice >> 7;
             self.dice ^= self.dice << 17;
