@@ -153,7 +153,7 @@ impl Choice {
             shadows: Ranker::ALL.map(|_| Shadow::new(room)),
             one_in,
             in_charge: Ranker::Learnt,
-            begins_empty: one_in == 1 && window < room as u64,
+            begins_empty: one_in == 1 && window > MIN_WINDOW,
             hits: [0.0; RANKERS],
             duels: [Duel::default(); RANKERS],
             seen: 0.0,
@@ -255,12 +255,15 @@ impl Choice {
         changed
     }
 
-    /// Returns the best of the simple ways, the one in charge among equals.
+    /// Returns the best of the simple ways; one in charge is, until another is clearly better.
     fn best(&self) -> Ranker {
-        let mut best = if self.in_charge == Ranker::Learnt { Ranker::Lru } else { self.in_charge };
+        let (mut best, mut most) = match self.in_charge {
+            Ranker::Learnt => (Ranker::Lru, self.rate(Ranker::Lru)),
+            simple => (simple, self.rate(simple) + MARGIN),
+        };
         for ranker in Ranker::ALL {
-            if ranker != Ranker::Learnt && self.rate(ranker) > self.rate(best) {
-                best = ranker;
+            if ranker != Ranker::Learnt && self.rate(ranker) > most {
+                (best, most) = (ranker, self.rate(ranker));
             }
         }
         best

@@ -11,9 +11,8 @@ pub(super) const OCTILES: usize = 8;
 const USES: [u8; 12] = [0, 2, 3, 4, 5, 7, 10, 14, 20, 32, 60, 120];
 const COARSE_USES: [u8; 8] = [0, 2, 3, 6, 10, 18, 36, 81];
 
-/// Least buckets of age of each level of the last gap; before them is the level of blocks that had none. Long gaps are told
-/// apart best: what returns after one is worth its room only if it returns surely.
-const GAPS: [u8; 12] = [0, 5, 8, 11, 13, 15, 17, 18, 19, 20, 21, 23];
+/// Least buckets of age of each level of the last gap; before them is the level of blocks that had none.
+const GAPS: [u8; 7] = [0, 5, 8, 11, 13, 15, 17];
 const COARSE_GAPS: [u8; 3] = [0, 5, 11];
 
 const TAILS: usize = 2;
@@ -74,7 +73,7 @@ impl Past {
 
     /// Level of its last gap, 0 for one use only.
     fn gap_level(self, begins: &[u8]) -> usize {
-        (self.gap & GAP).checked_sub(1).map_or(0, |bucket| level(begins, bucket) + 1)
+        self.gap().map_or(0, |bucket| level(begins, bucket) + 1)
     }
 
     /// Binary logarithm in half steps of the number of blocks of its last request: long requests must not outvote short ones.
@@ -145,17 +144,6 @@ impl Past {
     pub(super) fn weight(self) -> u32 {
         const WEIGHT: [u32; 17] = [256, 215, 181, 152, 128, 108, 91, 76, 64, 54, 45, 38, 32, 27, 23, 19, 16];
         WEIGHT[usize::from(self.marks & SPAN).min(16)] * if self.is_sampled() { SAMPLE } else { 1 }
-    }
-}
-
-/// Returns the family of those that were used a level less and waited as long, or once if that is all; none for those used once.
-pub(super) fn before(family: usize) -> Option<usize> {
-    let gaps = GAPS.len() + 1;
-    let uses = family / gaps % USES.len();
-    match uses {
-        0 => None,
-        1 => Some(family / gaps * gaps - gaps),
-        _ => Some(family - gaps),
     }
 }
 

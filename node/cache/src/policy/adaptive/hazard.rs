@@ -5,13 +5,12 @@
 //! unseen count as censored. A bucket counts when it is over, for used and unused blocks alike: if blocks counted as at risk when
 //! they come to it, a young class would look as if its blocks never came back, for their uses are still ahead of it.
 //! A class that has seen little is drawn to what is known of those like it in uses and gap, in score, and in gap alone, those
-//! to the whole (empirical Bayes), and then to what became of the same before their last use, so that a block that is used again
-//! does not begin anew; an age at which it has seen little, to as many times that as near ages have.
+//! to the whole (empirical Bayes); an age at which it has seen little, to as many times that as near ages have.
 //! From the hazards follows the Gittins index (J. Royal Stat. Soc. B 41, 1979): the best ratio, over all times to hold the
 //! block from now, of the chance of a use to the expected time held. It is the rank of the block.
 
 use super::ages::{Ages, BUCKETS};
-use super::class::{self, FAMILIES, KINDS, OCTILES, Past};
+use super::class::{FAMILIES, KINDS, OCTILES, Past};
 use super::grow;
 use crate::policy::Hint;
 
@@ -84,8 +83,6 @@ struct Alike {
     family: u16,
     gap: u16,
     coarse_gap: u16,
-    /// Class of those like it that were used less, [`NONE`] for those used once.
-    before: u16,
 }
 
 /// A class's own counts, and those like it.
@@ -105,8 +102,6 @@ pub(super) struct Hazards {
     gaps: Vec<u16>,
     coarse_gaps: Vec<u16>,
     rows: Vec<OfRow>,
-    /// The row of each class.
-    row_of: Vec<u16>,
 }
 
 impl Hazards {
@@ -121,7 +116,6 @@ impl Hazards {
             gaps: vec![NONE; FAMILIES],
             coarse_gaps: vec![NONE; KINDS],
             rows: Vec::new(),
-            row_of: vec![NONE; MAX_ROWS],
         }
     }
 
@@ -145,10 +139,7 @@ impl Hazards {
             family: place(&mut self.families[past.family(hint)]),
             gap: place(&mut self.gaps[once.family(hint)]),
             coarse_gap: place(&mut self.coarse_gaps[once.kind(hint)]),
-            before: class::before(past.family(hint))
-                .map_or(NONE, |family| (family * OCTILES + octile) as u16),
         };
-        self.row_of[past.family(hint) * OCTILES + octile] = self.rows.len() as u16;
         grow(&mut self.rows, MAX_ROWS);
         self.rows.push(OfRow { alike, own: Counts::new() });
         u16::try_from(self.rows.len() - 1).expect("there are fewer classes than 2^16")
@@ -189,17 +180,7 @@ impl Hazards {
         let gap = counts(alike.gap).hazard(&coarse_gap);
         // What a finer look at one thing says holds beside what one at another does.
         let family = counts(alike.family).hazard(&times(&kind, &gap, &coarse_gap));
-        let mut belief = times(&family, &judged_kind, &kind);
-        if let Some(before) = self.before(alike.before) {
-            belief = before.hazard(&belief);
-        }
-        own.hazard(&belief).map(|hazard| hazard.min(0.999))
-    }
-
-    /// Returns what was seen of a class that others go on from with each use, if it was.
-    fn before(&self, class: u16) -> Option<&Counts> {
-        let row = self.row_of.get(usize::from(class)).filter(|row| **row != NONE)?;
-        Some(&self.rows[usize::from(*row)].own)
+        own.hazard(&times(&family, &judged_kind, &kind)).map(|hazard| hazard.min(0.999))
     }
 
     /// Returns the Gittins index of each bucket for a class: chance of a use per request held.
@@ -208,8 +189,7 @@ impl Hazards {
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
-        let places =
-            [&self.kinds, &self.judged_kinds, &self.families, &self.gaps, &self.coarse_gaps, &self.row_of];
+        let places = [&self.kinds, &self.judged_kinds, &self.families, &self.gaps, &self.coarse_gaps];
         let places: usize = places.iter().map(|places| places.capacity()).sum();
         self.counts.capacity() * size_of::<Counts>()
             + self.rows.capacity() * size_of::<OfRow>()

@@ -106,7 +106,7 @@ pub struct Adaptive {
 }
 
 /// What classes, score, history, shadow caches and the request at hand take at most, as long as that is of some thousand blocks.
-const WHATEVER_THE_POOL: usize = 16 << 20;
+const WHATEVER_THE_POOL: usize = 12 << 20;
 
 const HALF_LIFE_USES: u64 = 100_000;
 const HALF_LIFE_CAPACITIES: u64 = 64;
