@@ -7,6 +7,7 @@ use kvhive_protocol::control::{
 };
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::load::MAX_TENANT_LOADS;
+use kvhive_protocol::scaling::REUSE_BUCKETS;
 use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
 use kvhive_runtime::{AskError, Reply};
 use kvhive_wire::{Connection, Fault, Identity};
@@ -25,7 +26,8 @@ pub(crate) const MAX_REQUEST_BYTES: u32 = 4096
             + 16 * MAX_UNREACHED as u32
             + 128
             + 108 * MAX_TENANT_LOADS as u32
-            + 512 * MAX_LOAD_REPORTS as u32);
+            + 512 * MAX_LOAD_REPORTS as u32
+            + 9 * REUSE_BUCKETS as u32);
 
 /// Serves control requests. Cheap to clone.
 #[derive(Clone)]
@@ -100,6 +102,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 Command::Bootstrap { .. }
                 | Command::Register(_)
                 | Command::MarkDown { .. }
+                | Command::RecordLoad { .. }
                 | Command::PlaceSlots { .. },
             ) => command.name(),
             (Role::Client, Command::Leave { .. }) => command.name(),
@@ -109,6 +112,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::ClearTenant { .. }
                 | Command::SetTenantRules { .. }
                 | Command::SetDrains { .. }
+                | Command::SetScaling { .. }
                 | Command::SetAck { .. },
             ) => command.name(),
             _ => return Ok(()),

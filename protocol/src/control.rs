@@ -6,6 +6,7 @@ use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestI
 use crate::load::TenantLoad;
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
 use crate::raft::{RaftReport, RaftRequest};
+use crate::scaling::{Observation, Reuse, ScalingChange};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,8 @@ pub struct DeviceLoad {
     /// One bit a slot: whether any block of it is resident or being written. `SLOTS / 8` bytes, or empty for none.
     #[serde(with = "serde_bytes")]
     pub occupied: Vec<u8>,
+    /// How it would have done with other room.
+    pub reuse: Reuse,
 }
 
 impl DeviceLoad {
@@ -281,6 +284,16 @@ pub enum Command {
         /// Whether it is to be emptied.
         drains: bool,
     },
+    /// Changes how the cluster's size may change.
+    SetScaling {
+        /// What becomes of the policy.
+        change: ScalingChange,
+    },
+    /// How a stretch of time was, for every coordinator to foresee the next from.
+    RecordLoad {
+        /// The whole cluster's load.
+        observation: Observation,
+    },
 }
 
 impl Command {
@@ -297,6 +310,8 @@ impl Command {
             Command::SetDrains { .. } => "set-drains",
             Command::SetAck { .. } => "set-ack",
             Command::SetTenantRules { .. } => "set-tenant-rules",
+            Command::SetScaling { .. } => "set-scaling",
+            Command::RecordLoad { .. } => "record-load",
         }
     }
 }

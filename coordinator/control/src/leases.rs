@@ -4,6 +4,7 @@
 use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_UNREACHED};
 use kvhive_protocol::load::MAX_TENANT_LOADS;
 use kvhive_protocol::map::Settings;
+use kvhive_protocol::scaling::REUSE_BUCKETS;
 use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
 use kvhive_protocol::{ClusterMap, Epoch, Generation, Member, MemberId, MemberState, Moment, SLOTS};
 use std::collections::BTreeMap;
@@ -201,5 +202,6 @@ fn is_sound(load: &DeviceLoad) -> bool {
     let reports_fit = reports.len() <= MAX_LOAD_REPORTS && reports.iter().all(StrategyReport::is_sound);
     let slots_fit =
         slots_fit && load.filled.len() <= usize::from(SLOTS) && load.unreached.len() <= MAX_UNREACHED;
-    slots_fit && reports_fit && load.tenants.len() <= MAX_TENANT_LOADS
+    let reuse_fits = load.reuse.counts.len() == REUSE_BUCKETS;
+    slots_fit && reports_fit && reuse_fits && load.tenants.len() <= MAX_TENANT_LOADS
 }

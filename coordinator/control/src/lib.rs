@@ -4,6 +4,7 @@
 //! [`placement`] says where slots belong, [`Planner`] which of them can go there now. [`Overseer`] is the leader's own:
 //! leases, failure detection, and when a tenant's clear is complete. Raft, sockets and disks are elsewhere.
 
+pub mod autoscaler;
 mod dedupe;
 mod leases;
 mod log2;
@@ -14,6 +15,7 @@ mod planner;
 pub mod predictor;
 mod registry;
 mod repair;
+mod scaling;
 mod snapshot;
 mod tenant_rules;
 mod validate;
@@ -24,6 +26,7 @@ pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overs
 pub use planner::{Planner, Reports, imbalance};
 pub use registry::Registry;
 pub use repair::Repair;
+pub use scaling::Scaling;
 pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, SNAPSHOT_VERSION};
 pub use tenant_rules::{check_change, check_rules};
 pub use validate::{

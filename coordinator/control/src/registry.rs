@@ -3,6 +3,7 @@
 
 use crate::dedupe::{Dedupe, Seen};
 use crate::repair::{self, Repair};
+use crate::scaling::Scaling;
 use crate::{tenant_rules, validate};
 use kvhive_protocol::control::{
     Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Placing, Proposal, Registration,
@@ -38,6 +39,7 @@ pub struct Registry {
     pub(crate) applied: u64,
     pub(crate) map: Option<Arc<ClusterMap>>,
     pub(crate) dedupe: Dedupe,
+    pub(crate) scaling: Scaling,
     /// Found again from the map: what would take too long to look up in it for each command.
     index: Index,
     repair: Option<Repair>,
@@ -60,9 +62,14 @@ impl Registry {
         Self::default()
     }
 
-    pub(crate) fn from_parts(applied: u64, map: Option<ClusterMap>, dedupe: Dedupe) -> Self {
+    pub(crate) fn from_parts(
+        applied: u64,
+        map: Option<ClusterMap>,
+        dedupe: Dedupe,
+        scaling: Scaling,
+    ) -> Self {
         let index = map.as_ref().map(Index::of).unwrap_or_default();
-        Registry { applied, map: map.map(Arc::new), dedupe, index, repair: None }
+        Registry { applied, map: map.map(Arc::new), dedupe, scaling, index, repair: None }
     }
 
     /// Applies the log entry at `index` and returns what it came to.
@@ -101,6 +108,11 @@ impl Registry {
     /// Returns the map, none before the cluster was started. Whoever keeps it makes the next change copy it.
     pub fn map(&self) -> Option<Arc<ClusterMap>> {
         self.map.clone()
+    }
+
+    /// Returns what is agreed on about the cluster's size.
+    pub fn scaling(&self) -> &Scaling {
+        &self.scaling
     }
 
     /// Returns the map's epoch, 0 before the cluster was started.
@@ -153,6 +165,11 @@ impl Registry {
             Command::SetDrains { member, drains } => self.set_drains(member, drains),
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
+            Command::SetScaling { change } => self.scaling.change(&change).map(|()| self.unchanged()),
+            Command::RecordLoad { observation } => {
+                self.scaling.record(observation);
+                Ok(self.unchanged())
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 use crate::dedupe::{self, Client, Dedupe};
 use crate::registry::Registry;
+use crate::scaling::Scaling;
 use crate::validate;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{
@@ -62,6 +63,7 @@ enum Section {
     Filling(Vec<(Slot, Filling)>),
     Tenants(Vec<(TenantId, Tenant)>),
     Clients(Vec<(u128, Client)>),
+    Scaling(Scaling),
 }
 
 /// What a map has once.
@@ -107,6 +109,7 @@ impl Registry {
                 &Section::Clients(part.iter().map(|(id, client)| (**id, (*client).clone())).collect()),
             );
         }
+        put(&mut out, &Section::Scaling(self.scaling.clone()));
         let sum = xxh3_64(&out);
         out.extend_from_slice(&sum.to_le_bytes());
         debug_assert!(out.len() <= MAX_SNAPSHOT_BYTES);
@@ -151,6 +154,7 @@ struct Parts {
     filling: Vec<(Slot, Filling)>,
     tenants: Vec<(TenantId, Tenant)>,
     clients: Vec<(u128, Client)>,
+    scaling: Scaling,
 }
 
 impl Parts {
@@ -168,6 +172,7 @@ impl Parts {
             Section::Filling(part) => self.filling.extend(part),
             Section::Tenants(part) => self.tenants.extend(part),
             Section::Clients(part) => self.clients.extend(part),
+            Section::Scaling(scaling) => self.scaling = scaling,
         }
         Ok(())
     }
@@ -176,9 +181,10 @@ impl Parts {
         let (applied, head) = self.head.ok_or("there is no head")?;
         counter("applied index", applied)?;
         let dedupe = Dedupe::restore(self.clients, applied)?;
+        self.scaling.check()?;
         let Some(head) = head else {
             if self.members.is_empty() && self.slots.is_empty() && self.tenants.is_empty() {
-                return Ok(Registry::from_parts(applied, None, dedupe));
+                return Ok(Registry::from_parts(applied, None, dedupe, self.scaling));
             }
             return Err("a cluster that was never started has members, slots or tenants".to_owned());
         };
@@ -206,7 +212,7 @@ impl Parts {
             tenants: BTreeMap::from_iter(self.tenants),
         };
         validate::map(&map)?;
-        Ok(Registry::from_parts(applied, Some(map), dedupe))
+        Ok(Registry::from_parts(applied, Some(map), dedupe, self.scaling))
     }
 }
 

@@ -56,6 +56,7 @@ impl RaftActor {
                 filled: Vec::new(),
                 unreached: Vec::new(),
                 tenants: Vec::new(),
+                reuse: load.reuse.clone(),
                 strategies,
                 ..*load
             }

@@ -21,6 +21,7 @@ mod party;
 pub mod policy;
 mod ranking;
 mod recency;
+pub mod reuse;
 mod shard;
 pub mod simulate;
 mod stats;

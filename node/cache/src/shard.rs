@@ -16,10 +16,12 @@ use crate::owners::Owners;
 use crate::party::{COMMONS, Party, Rules};
 use crate::policy::{Removal, Request, Strategy, Visit, most_bytes, shrinks};
 use crate::recency::Recency;
+use crate::reuse::ReuseCurve;
 use crate::stats::{Reason, ShardStats};
 use crate::table::Table;
 use kvhive_protocol::data::{About, Hint, Refusal, StoreBlock};
 use kvhive_protocol::load::TenantLoad;
+use kvhive_protocol::scaling::Reuse;
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -79,6 +81,8 @@ pub struct Shard {
     /// Where the sweep for dead blocks goes on, if one is under way.
     sweep: Option<usize>,
     mending: mend::Mending,
+    /// What other sizes would have been worth.
+    reuse: ReuseCurve,
     stats: ShardStats,
     /// Figures of each tenant that was ever seen.
     loads: BTreeMap<TenantId, TenantLoad>,
@@ -93,6 +97,7 @@ impl Shard {
         let index = Index::new(ledger.total() as usize, config.hash_seed);
         let mut shard = Shard {
             recency: Recency::new(classes),
+            reuse: ReuseCurve::new(ledger.total()),
             index,
             ledger,
             tenants: BTreeMap::new(),
@@ -123,6 +128,11 @@ impl Shard {
         shard.config.max_hold = shard.config.max_hold.min(MAX_HOLD);
         shard.parties.push(shard.party(usize::from(COMMONS), shard.config.rules));
         shard
+    }
+
+    /// Returns how it would have done with other room.
+    pub fn reuse(&self) -> &Reuse {
+        self.reuse.report()
     }
 
     /// Returns what it was made with.

@@ -384,6 +384,7 @@ impl DeviceCore {
             filled: Vec::new(),
             unreached: Vec::new(),
             occupied: self.occupied(),
+            reuse: self.shard.reuse().clone(),
         };
         (load, stats)
     }

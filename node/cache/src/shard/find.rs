@@ -61,6 +61,8 @@ impl Shard {
             self.stats.covered_keys += covers as u64;
             from += count;
         }
+        let salt = self.owners.salt(tenant);
+        self.reuse.asked(keys.iter().take(from).map(|key| salt.print(&key)));
         let total = covered.iter().sum();
         let load = self.load_of(tenant);
         load.matched_keys += from as u64;
