@@ -5,11 +5,13 @@ mod bench;
 mod cluster;
 mod commands;
 mod report;
+mod scaling;
 mod trace;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    config, down, drain, node, raft, replay, simulate, status, tenants, trace as trace_command, up,
+    config, down, drain, events, node, raft, replay, scale, simulate, status, tenants,
+    trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -32,6 +34,8 @@ enum Command {
     Nodes(status::Nodes),
     Slots(status::Slots),
     Drain(drain::Drain),
+    Scale(scale::Scale),
+    Events(events::Events),
     Tenants(tenants::Tenants),
     Replay(replay::Replay),
     Simulate(simulate::Simulate),
@@ -62,6 +66,8 @@ fn main() -> ExitCode {
         Command::Nodes(command) => command.run(),
         Command::Slots(command) => command.run(),
         Command::Drain(command) => command.run(),
+        Command::Scale(command) => command.run(),
+        Command::Events(command) => command.run(),
         Command::Tenants(command) => command.run(),
         Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
         Command::Simulate(command) => command.run(),

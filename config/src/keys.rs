@@ -86,6 +86,8 @@ pub(crate) const MAX_HOST_BYTES: usize = 253;
 pub(crate) const MAX_PATH_BYTES: usize = 1024;
 /// Names of the modes.
 pub(crate) const MODES: [&str; 5] = ["training", "inference", "bulk", "streaming", "interactive"];
+/// Names of the ways to store blocks.
+pub(crate) const CODECS: [&str; 5] = ["raw", "lossless", "fp8", "int8", "int4"];
 /// Names of what decides which blocks go to disk.
 pub(crate) const DISK_ADMISSIONS: [&str; 2] = ["all", "used"];
 /// Names of the strategies.
@@ -197,6 +199,19 @@ pub(crate) const CLUSTER: &[Key] = &[
         Derived("none; then `KVHIVE_TOKEN` must be set"),
         "File with the token that all processes share, 16 to 1024 bytes after trimming. A relative path starts at this file's \
          folder. `KVHIVE_TOKEN` wins over it."
+    ),
+    key!(
+        "operator_token_file",
+        Rule::Path,
+        Derived("none: nobody is an operator only"),
+        "File with the token that may look, drain, balance and scale at the admin API, and no more. The cluster's own token may do \
+         everything."
+    ),
+    key!(
+        "viewer_token_file",
+        Rule::Path,
+        Derived("none: nobody is a viewer only"),
+        "File with the token that may look at the admin API, and no more: for dashboards and scrapes."
     ),
     key!(
         "lease",
@@ -345,8 +360,8 @@ pub(crate) const NODE: &[Key] = &[
         "mode",
         Rule::Choice(&MODES),
         Value("inference"),
-        "What the cache mostly serves. It chooses `strategy`, `prefetch_blocks`, `hold`, `batch_delay`, `disk_admission` and `gc_threshold` \
-         where those are not given; `kvhive node config` shows what came of it."
+        "What the cache mostly serves. It chooses `strategy`, `prefetch_blocks`, `hold`, `batch_delay`, `codec`, `priority`, `disk_admission` and \
+         `gc_threshold` where those are not given; `kvhive node config` shows what came of it."
     ),
     key!(
         "strategy",
@@ -372,6 +387,20 @@ pub(crate) const NODE: &[Key] = &[
         Rule::Time { min: 1, max: 1000 },
         Derived("what `mode` says"),
         "How long moves between tiers and the strategy's bookkeeping may wait, to be done together."
+    ),
+    key!(
+        "codec",
+        Rule::Choice(&CODECS),
+        Derived("what `mode` says"),
+        "How clients store blocks that this node is the first to hold, of tenants whose rules ask for no codec (see docs/codecs.md). \
+         `fp8`, `int8` and `int4` lose bits. What is stored in fewer bytes takes less room only where `block_sizes` has a size for it."
+    ),
+    key!(
+        "priority",
+        Rule::Whole { min: 1, max: 1000 },
+        Derived("what `mode` says"),
+        "Reads that requests wait for, which may pass one transfer that nobody waits for (a move up or down, a copy for another \
+         node, a snapshot's) on a busy disk."
     ),
     key!(
         "disk_admission",
@@ -441,7 +470,7 @@ pub(crate) const ROOT: &[Key] = &[
         "node",
         Rule::Tables { counts: Counts::UpTo(MAX_NODES), header: "node" },
         Required,
-        "The node processes."
+        "The node processes. None with a device in `node_defaults`: any node may join then."
     ),
 ];
 

@@ -47,11 +47,11 @@ mod units;
 
 pub use config::{
     Ack, BlockClass, ClusterConfig, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig,
-    DeviceKind, NodeConfig, Process, RaftSettings, TokenSource,
+    DeviceKind, Newcomer, NodeConfig, Process, RaftSettings, TokenSource,
 };
 pub use keys::{SHRINKING_STRATEGIES, STRATEGIES, TOKEN_VARIABLE};
 pub use local::LocalCluster;
-pub use mode::{DiskAdmission, Mode, Tuning};
+pub use mode::{Codec, DiskAdmission, Mode, Tuning};
 pub use problem::{ConfigError, Origin, Problem};
 pub use reference::reference_markdown;
 pub use token::{Token, TokenError};

@@ -15,6 +15,14 @@ pub(crate) fn toml(parts: &ClusterParts) -> String {
     if let Some(file) = cluster.token.file() {
         out.text("token_file", file);
     }
+    for (key, file) in [
+        ("operator_token_file", &cluster.operator_token_file),
+        ("viewer_token_file", &cluster.viewer_token_file),
+    ] {
+        if let Some(file) = file {
+            out.text(key, file);
+        }
+    }
     out.text("lease", &format_time(cluster.lease));
     out.text("heartbeat", &format_time(cluster.heartbeat));
     out.text("repair_after", &format_time(cluster.repair_after));
@@ -71,6 +79,8 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     out.plain("prefetch_blocks", one.tuning.prefetch_blocks);
     out.text("hold", &format_time(one.tuning.hold));
     out.text("batch_delay", &format_time(one.tuning.batch_delay));
+    out.text("codec", one.tuning.codec.as_str());
+    out.plain("priority", one.tuning.priority);
     out.text("disk_admission", one.tuning.disk_admission.as_str());
     out.plain("gc_threshold", format_share(one.tuning.gc_per_mille));
     for device in &one.devices {

@@ -1,12 +1,14 @@
 //! The control plane: nodes and clients to coordinators, and the commands that coordinators agree on through raft.
 
+use crate::block::Codec;
 use crate::data::Ack;
 use crate::error::WireError;
+use crate::events::{Note, Reason};
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 use crate::load::TenantLoad;
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
 use crate::raft::{RaftReport, RaftRequest};
-use crate::scaling::{Observation, Reuse, ScalingChange};
+use crate::scaling::{Observation, Reuse, ScalingChange, ScalingReport};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
@@ -47,6 +49,8 @@ pub enum ControlRequest {
         request: RequestId,
         /// The change.
         command: Command,
+        /// Why, for the journal of events.
+        reason: Reason,
     },
     /// How the coordinator sees itself and its peers.
     Status,
@@ -69,6 +73,8 @@ pub struct Overview {
     pub tenants: Vec<(TenantId, TenantLoad)>,
     /// Slots that are not where they belong yet, or of which a replica lacks blocks.
     pub unsettled: u64,
+    /// What is made of the cluster's size.
+    pub scaling: ScalingReport,
 }
 
 /// A node's first word.
@@ -86,6 +92,8 @@ pub struct Registration {
     pub labels: BTreeMap<String, String>,
     /// Its devices, by index.
     pub devices: Vec<DeviceDescription>,
+    /// How blocks are stored that it is the first to hold, of tenants whose rules ask for nothing.
+    pub codec: Codec,
 }
 
 /// What a node says of itself, a few times a second.
@@ -138,6 +146,8 @@ pub struct DeviceLoad {
     pub occupied: Vec<u8>,
     /// How it would have done with other room.
     pub reuse: Reuse,
+    /// How long the request for this report waited for the device, as any other does, in microseconds.
+    pub queue_us: u64,
 }
 
 impl DeviceLoad {
@@ -284,6 +294,8 @@ pub enum Command {
         /// Whether it is to be emptied.
         drains: bool,
     },
+    /// Writes down an event that changes no map.
+    Record(Note),
     /// Changes how the cluster's size may change.
     SetScaling {
         /// What becomes of the policy.
@@ -310,6 +322,7 @@ impl Command {
             Command::SetDrains { .. } => "set-drains",
             Command::SetAck { .. } => "set-ack",
             Command::SetTenantRules { .. } => "set-tenant-rules",
+            Command::Record(_) => "record",
             Command::SetScaling { .. } => "set-scaling",
             Command::RecordLoad { .. } => "record-load",
         }
@@ -358,7 +371,9 @@ pub enum CommandReply {
     Rejected(WireError),
 }
 
-/// A raft log entry's data.
+/// A change and its name. With when and why it is a [`LogEntry`].
+///
+/// [`LogEntry`]: crate::events::LogEntry
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Proposal {
     /// Its name for repeats.

@@ -173,6 +173,69 @@ impl ScalingPolicy {
     }
 }
 
+/// What the leader makes of the cluster's size. Shares are in millionths.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ScalingReport {
+    /// How the size may change.
+    pub policy: ScalingPolicy,
+    /// Members that serve and stay: up, and not being emptied.
+    pub members: u32,
+    /// What is recommended, since the end of the last stretch of time; none before that.
+    pub advice: Option<Advice>,
+    /// What is foreseen.
+    pub forecasts: Vec<ForecastReport>,
+    /// Stretches of time that this is known from.
+    pub observations: u32,
+}
+
+/// A recommended size and its reason in numbers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Advice {
+    /// Members recommended.
+    pub size: u32,
+    /// Members that the load asks for by itself, before bounds in time.
+    pub needed: u32,
+    /// Why, in a word.
+    pub why: String,
+    /// Why, in words and numbers.
+    pub reason: String,
+    /// Share of keys that half as many members would have covered of late.
+    pub hit_rate_half_ppm: u32,
+    /// That as many as there are would.
+    pub hit_rate_ppm: u32,
+    /// That twice as many would.
+    pub hit_rate_double_ppm: u32,
+    /// That the recommended size would, under the load foreseen.
+    pub hit_rate_expected_ppm: u32,
+    /// That the most members allowed would, under the load foreseen.
+    pub hit_rate_ceiling_ppm: u32,
+    /// Load foreseen by that of late.
+    pub growth_ppm: u32,
+    /// How long requests wait for their device on average, in microseconds.
+    pub queue_us: u64,
+}
+
+/// What is expected of one figure at one time, in thousandths of its unit.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ForecastReport {
+    /// `rate` (keys asked a second), `growth` (bytes a second that are new) or `reuse` (share of keys that are covered).
+    pub figure: String,
+    /// How far ahead, in seconds.
+    pub ahead_s: u32,
+    /// What is most likely.
+    pub value_milli: u64,
+    /// Nine of ten times it is not less.
+    pub low_milli: u64,
+    /// Nor more.
+    pub high_milli: u64,
+    /// Mean error of such forecasts by that of the value a season before: below a million is better.
+    pub mase_ppm: u32,
+    /// Share of such intervals that held.
+    pub coverage_ppm: u32,
+    /// After how many seconds the figure is taken to come back; 0 if it is not.
+    pub season_s: u32,
+}
+
 /// Returns the bucket of a reuse distance in blocks: each octave is parted in four, and the last takes what is farther.
 pub fn reuse_bucket(blocks: u64) -> usize {
     let blocks = blocks.max(1);

@@ -24,12 +24,25 @@ pub(crate) struct Drain {
     /// End it: the node may hold slots again
     #[arg(long, conflicts_with = "no_wait")]
     undo: bool,
+    /// With --undo: do nothing where no node of this name has ever registered, for a service manager before each start
+    #[arg(long, requires = "undo")]
+    if_known: bool,
     /// Return at once; `kvhive nodes` shows how many slots are left
     #[arg(long)]
     no_wait: bool,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// What emptying a node came to.
+pub(crate) struct Emptied {
+    /// Slots that it held before.
+    pub(crate) slots: u64,
+    /// Slots that it holds still.
+    pub(crate) left: u64,
+    /// Blocks that it had reported before.
+    pub(crate) blocks: u64,
 }
 
 impl Drain {
@@ -41,6 +54,13 @@ impl Drain {
         let admin = self.target.resolve()?;
         let path = format!("/v1/members/{}", self.node);
         if self.undo {
+            if self.if_known && !self.is_known(&admin.get("/v1/members")?) {
+                if self.json {
+                    return report::print_json(&Value::Null);
+                }
+                println!("no node {} has registered: nothing to undo", self.node);
+                return Ok(());
+            }
             let node: Value = admin.patch(&path, &json!({"drains": false}))?;
             if self.json {
                 return report::print_json(&node);
@@ -48,14 +68,8 @@ impl Drain {
             println!("{} may hold slots again", self.node);
             return Ok(());
         }
-        let before: Value = admin.get("/v1/cluster")?;
-        if !self.has_taker(&before) {
-            bail!("no other node that is up could take the slots of {}: start one first", self.node);
-        }
         let begun = Instant::now();
-        let _: Value = admin.patch(&path, &json!({"drains": true}))?;
-        let (slots, blocks) = self.holds(&before);
-        let left = if self.no_wait { slots } else { self.wait(&admin, slots)? };
+        let Emptied { slots, left, blocks } = self.empty(&admin)?;
         let seconds = begun.elapsed().as_secs_f64();
         if self.json {
             return report::print_json(&json!({
@@ -74,6 +88,30 @@ impl Drain {
             );
         }
         Ok(())
+    }
+
+    /// Makes the command that empties a node and waits for that.
+    pub(crate) fn of(target: Target, node: &str) -> Drain {
+        Drain { target, node: node.to_owned(), undo: false, if_known: false, no_wait: false, json: false }
+    }
+
+    /// Begins to empty the node and, unless that is not wanted, waits until it is.
+    ///
+    /// # Errors
+    /// When no coordinator answers, there is no such node, or nobody else could take its slots.
+    pub(crate) fn empty(&self, admin: &Admin) -> Result<Emptied> {
+        let before: Value = admin.get("/v1/cluster")?;
+        if !self.has_taker(&before) {
+            bail!("no other node that is up could take the slots of {}: start one first", self.node);
+        }
+        let _: Value = admin.patch(&format!("/v1/members/{}", self.node), &json!({"drains": true}))?;
+        let (slots, blocks) = self.holds(&before);
+        let left = if self.no_wait { slots } else { self.wait(admin, slots)? };
+        Ok(Emptied { slots, left, blocks })
+    }
+
+    fn is_known(&self, members: &Value) -> bool {
+        list(&members["members"]).iter().any(|member| text(member, "name") == self.node)
     }
 
     fn has_taker(&self, status: &Value) -> bool {

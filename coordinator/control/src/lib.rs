@@ -6,6 +6,7 @@
 
 pub mod autoscaler;
 mod dedupe;
+mod journal;
 mod leases;
 mod log2;
 mod moves;
@@ -15,17 +16,22 @@ mod planner;
 pub mod predictor;
 mod registry;
 mod repair;
+mod scaler;
 mod scaling;
 mod snapshot;
+mod telling;
 mod tenant_rules;
 mod validate;
+mod why;
 
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
+pub use journal::{EventPage, MAX_EVENTS, MAX_JOURNAL_BYTES};
 pub use leases::grace;
 pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
 pub use planner::{Planner, Reports, imbalance};
 pub use registry::Registry;
 pub use repair::Repair;
+pub use scaler::{Proposed, Scaler};
 pub use scaling::Scaling;
 pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, SNAPSHOT_VERSION};
 pub use tenant_rules::{check_change, check_rules};

@@ -3,10 +3,11 @@
 
 use crate::leases::Leases;
 use crate::planner::{Planner, Reports};
+use crate::why;
 use kvhive_protocol::control::{Command, DeviceLoad, Heartbeat};
 use kvhive_protocol::{
-    ClusterMap, DeviceId, Epoch, Filling, MemberId, MemberState, Moment, ReplicaSet, SLOTS, Slot, TenantId,
-    WireError,
+    ClusterMap, DeviceId, Epoch, Filling, MemberId, MemberState, Moment, Reason, ReplicaSet, SLOTS, Slot,
+    TenantId, WireError,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -70,8 +71,8 @@ pub struct PendingClear {
 /// What the overseer asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Effect {
-    /// Propose this to raft, under a request id of its own.
-    Propose(Command),
+    /// Propose this to raft for this reason, under a request id of its own.
+    Propose(Command, Reason),
     /// Nobody serves the tenant's older blocks any more: answer the asker.
     ClearDone(ClearTicket),
 }
@@ -211,7 +212,7 @@ impl Overseer {
         let Some(reign) = &mut self.reign else { return };
         self.counters.pauses += u64::from(reign.leases.advance(now, &map.settings));
         reign.follow(map);
-        reign.declare_down(&self.tuning, &mut self.counters, effects);
+        reign.declare_down(&self.tuning, map, &mut self.counters, effects);
         reign.finish_clears(map, &mut self.counters, effects);
         reign.plan(&self.tuning, map, &mut self.planner, &mut self.counters, effects);
     }
@@ -310,13 +311,22 @@ impl Reign {
         }
     }
 
-    fn declare_down(&mut self, tuning: &Tuning, counters: &mut Counters, effects: &mut Vec<Effect>) {
+    fn declare_down(
+        &mut self,
+        tuning: &Tuning,
+        map: &ClusterMap,
+        counters: &mut Counters,
+        effects: &mut Vec<Effect>,
+    ) {
         for _ in 0..MAX_VERDICTS_PER_TICK {
             let due = self.leases.condemn(tuning.repropose_after, tuning.repropose_at_most);
             let Some((member, generation, repeated)) = due else { return };
             counters.expired += u64::from(!repeated);
             counters.reproposed += u64::from(repeated);
-            effects.push(Effect::Propose(Command::MarkDown { member, generation }));
+            let now = self.leases.now();
+            let why = |record| why::silent(now, record, &map.settings);
+            let reason = self.leases.get(member).map(why).unwrap_or_default();
+            effects.push(Effect::Propose(Command::MarkDown { member, generation }, reason));
         }
     }
 
@@ -362,11 +372,12 @@ impl Reign {
         let (repair_after, avoided) = (tuning.repair_after, self.avoided.keys().copied().collect());
         // Whoever may be serving by an older map might still take blocks where a slot was before.
         let confirmed = self.leases.confirmed(map);
-        if let Some(command) = planner.plan(map, &Told { reign: self, map, confirmed, repair_after, avoided })
-        {
+        let told = Told { reign: self, map, confirmed, repair_after, avoided };
+        if let Some(command) = planner.plan(map, &told) {
+            let reason = why::plan(map, &command, &told.avoided);
             self.planned = Some((map.epoch, now + tuning.repropose_after));
             counters.plans += 1;
-            effects.push(Effect::Propose(command));
+            effects.push(Effect::Propose(command, reason));
         }
     }
 }

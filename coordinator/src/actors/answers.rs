@@ -5,6 +5,7 @@ use kvhive_consensus::{PeerId, RefuseReason, Role, Standing, Ticket};
 use kvhive_control::BeatVerdict;
 use kvhive_protocol::control::{ControlReply, CoordinatorStatus, DeviceLoad, Overview};
 use kvhive_protocol::load::{MAX_TENANT_SUMS, TenantLoad};
+use kvhive_protocol::scaling::Reuse;
 use kvhive_protocol::strategy::StrategyReport;
 use kvhive_protocol::{ClusterMap, Epoch, WireError};
 
@@ -56,14 +57,23 @@ impl RaftActor {
                 filled: Vec::new(),
                 unreached: Vec::new(),
                 tenants: Vec::new(),
-                reuse: load.reuse.clone(),
+                // Only the scaler looks at that.
+                reuse: Reuse { counts: Vec::new(), ..Reuse::default() },
                 strategies,
                 ..*load
             }
         };
         let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(load))).collect();
+        let scaling = self.scaler.report(map.as_deref(), self.parts.registry.scaling());
         let map = map.map(|map| ClusterMap::clone(&map));
-        ControlReply::Overview(Box::new(Overview { status: self.status(), map, loads, tenants, unsettled }))
+        ControlReply::Overview(Box::new(Overview {
+            status: self.status(),
+            map,
+            loads,
+            tenants,
+            unsettled,
+            scaling,
+        }))
     }
 
     pub(super) fn status(&self) -> CoordinatorStatus {

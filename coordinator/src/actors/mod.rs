@@ -3,4 +3,6 @@
 mod answers;
 mod group;
 pub(crate) mod raft;
+mod scaling;
+mod tidings;
 pub(crate) mod vitals;

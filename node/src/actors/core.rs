@@ -385,6 +385,7 @@ impl DeviceCore {
             unreached: Vec::new(),
             occupied: self.occupied(),
             reuse: self.shard.reuse().clone(),
+            queue_us: 0,
         };
         (load, stats)
     }
