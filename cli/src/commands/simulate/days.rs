@@ -6,6 +6,7 @@ use crate::trace::Request;
 use anyhow::{Result, bail};
 use kvhive_cache::simulate::{Trace, Turn};
 use kvhive_protocol::Moment;
+use kvhive_protocol::scaling::OBSERVATION_SECONDS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -60,8 +61,8 @@ impl Days {
     pub(super) fn lay_over(&self, requests: Vec<Request>) -> Result<Trace> {
         let sessions = Sessions::of(requests, self.block_tokens);
         let Some(last) = sessions.requests.last() else { bail!("the trace has no requests") };
-        // Whole hours, so that each day has as many.
-        let span_s = ((last.at_s / 3600.0).ceil() * 3600.0).max(3600.0);
+        let stretch_s = OBSERVATION_SECONDS as f64;
+        let span_s = ((last.at_s / stretch_s).ceil() * stretch_s).max(stretch_s);
         let mut trace = Trace::new();
         let times = (f64::from(self.days) * DAY_S / span_s).ceil() as u64;
         for time in 0..times {

@@ -5,6 +5,9 @@
 //! curve of the last hour, with distances stretched by how much more load is foreseen: twice the requests a second put twice the
 //! blocks between two uses of one. More members come at once, fewer only when fewer would have been enough for a while, by a
 //! stricter measure: what is given away must be earned again block by block.
+//!
+//! What may be lost is counted a second, not a request: in a quiet hour a member more saves few blocks, so fewer members do; in a
+//! busy one less may go. Over a day that adds up to what the policy lets go.
 
 mod curve;
 
@@ -19,6 +22,8 @@ use std::fmt;
 const FADE: f64 = 0.943_874_313;
 /// Load foreseen counts at most so many times that of late.
 const MOST_GROWTH: f64 = 4.0;
+/// How many times what the policy lets go may be lost of a request, in the busiest hour and in the quietest.
+const LOSS: (f64, f64) = (0.5, 5.0);
 /// Fewer keys asked of late say nothing.
 const LEAST_ASKED: f64 = 1000.0;
 /// Fewer members must cover this part more of what `keep_per_mille` lets go.
@@ -176,7 +181,7 @@ impl Autoscaler {
             self.changed = Some((now, members));
         }
         let growth = self.growth(policy, predictor);
-        let keep = f64::from(policy.keep_per_mille) / 1000.0;
+        let keep = self.keep(policy, predictor, growth);
         let by_queue = if queue_us > u64::from(policy.max_queue_us) {
             let times = (queue_us as f64 / f64::from(policy.max_queue_us)).min(2.0);
             (f64::from(members) * times).ceil() as u32
@@ -266,9 +271,23 @@ impl Autoscaler {
         low
     }
 
+    /// Returns how much of what the most members would cover is to be covered at the load foreseen.
+    fn keep(&self, policy: &ScalingPolicy, predictor: &Predictor, growth: f64) -> f64 {
+        let keep = f64::from(policy.keep_per_mille) / 1000.0;
+        let foreseen = growth * self.of_late();
+        let usual = predictor.mean(Figure::Rate).unwrap_or(foreseen);
+        let times = if foreseen > 0.0 { (usual / foreseen).clamp(LOSS.0, LOSS.1) } else { 1.0 };
+        (1.0 - (1.0 - keep) * times).max(0.0)
+    }
+
+    /// Returns the load of late, in keys asked a second.
+    fn of_late(&self) -> f64 {
+        self.curve.asked() / (self.weight * OBSERVATION_SECONDS as f64)
+    }
+
     /// Returns how many times the load of late is foreseen; what may well be more counts for half.
     fn growth(&self, policy: &ScalingPolicy, predictor: &Predictor) -> f64 {
-        let of_late = self.curve.asked() / (self.weight * OBSERVATION_SECONDS as f64);
+        let of_late = self.of_late();
         let steps = u64::from(policy.look_ahead_s).div_ceil(OBSERVATION_SECONDS) as u32;
         match predictor.most(Figure::Rate, steps) {
             Some(most) if of_late > 0.0 => {
