@@ -89,7 +89,7 @@ impl Default for ScalingPolicy {
             mode: ScalingMode::Off,
             floor: 1,
             ceiling: 16,
-            keep_per_mille: 950,
+            keep_per_mille: 850,
             up_cooldown_s: 600,
             down_cooldown_s: 3600,
             look_ahead_s: 1800,

@@ -18,8 +18,13 @@ struct Scene {
 
 impl Scene {
     fn of(members: u32) -> Scene {
-        let policy =
-            ScalingPolicy { mode: ScalingMode::Act, floor: 2, ceiling: 10, ..ScalingPolicy::default() };
+        let policy = ScalingPolicy {
+            mode: ScalingMode::Act,
+            floor: 2,
+            ceiling: 10,
+            keep_per_mille: 950,
+            ..ScalingPolicy::default()
+        };
         Scene {
             autoscaler: Autoscaler::new(),
             predictor: Predictor::new(),

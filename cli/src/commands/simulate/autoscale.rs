@@ -37,7 +37,7 @@ pub(crate) struct Autoscale {
     #[arg(long, value_name = "P", default_value_t = 0.2, requires = "autoscale", value_parser = super::share)]
     night: f64,
     /// How much of what all members would cover is to be covered (0.5 to 1)
-    #[arg(long, value_name = "P", default_value_t = 0.95, requires = "autoscale", value_parser = super::share)]
+    #[arg(long, value_name = "P", default_value_t = 0.85, requires = "autoscale", value_parser = super::share)]
     keep: f64,
 }
 
