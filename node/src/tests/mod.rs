@@ -14,6 +14,7 @@ mod persist;
 mod proxy;
 mod replication;
 mod tenants;
+mod watch;
 
 use crate::actors::core::DeviceMessage;
 use crate::data::Limits;
