@@ -23,7 +23,7 @@ pub(crate) const MAX_REQUEST_BYTES: u32 = 4096
         * (kvhive_protocol::SLOTS as u32 / 8
             + 12 * kvhive_protocol::SLOTS as u32
             + 16 * MAX_UNREACHED as u32
-            + 128
+            + 384
             + 108 * MAX_TENANT_LOADS as u32
             + 512 * MAX_LOAD_REPORTS as u32);
 

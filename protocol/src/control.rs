@@ -5,7 +5,7 @@ use crate::data::Ack;
 use crate::error::WireError;
 use crate::events::{Note, Reason};
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
-use crate::load::TenantLoad;
+use crate::load::{TenantLoad, TierLoad, Traffic};
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
 use crate::raft::{RaftReport, RaftRequest};
 use crate::strategy::StrategyReport;
@@ -141,6 +141,10 @@ pub struct DeviceLoad {
     /// One bit a slot: whether any block of it is resident or being written. `SLOTS / 8` bytes, or empty for none.
     #[serde(with = "serde_bytes")]
     pub occupied: Vec<u8>,
+    /// Its tiers, fastest first: device, host, disk.
+    pub tiers: [TierLoad; 3],
+    /// What it is read and given.
+    pub traffic: Traffic,
 }
 
 impl DeviceLoad {

@@ -15,7 +15,7 @@ use kvhive_cache::{
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock};
-use kvhive_protocol::load::MAX_TENANT_LOADS;
+use kvhive_protocol::load::{MAX_TENANT_LOADS, TierLoad, Traffic};
 use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
 use kvhive_protocol::watch::{WatchAnswer, WatchAsk};
 use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, SLOTS, Slot, TenantId};
@@ -388,7 +388,14 @@ impl DeviceCore {
             // Membership says that.
             filled: Vec::new(),
             unreached: Vec::new(),
+            traffic: Traffic::default(),
             occupied: self.occupied(),
+            tiers: [stats.device, stats.host, stats.disk].map(|tier| TierLoad {
+                blocks: tier.blocks,
+                used_bytes: tier.used_bytes,
+                capacity_bytes: tier.capacity_bytes,
+                hits: tier.hits,
+            }),
         };
         (load, stats)
     }

@@ -4,6 +4,7 @@ use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::data::counters::{Counters, count};
 use crate::data::replicate::Replicator;
+use crate::traffic::TrafficCounters;
 use crate::view::View;
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::{DeviceId, WireError};
@@ -98,6 +99,11 @@ impl DataPlane {
             AskError::Deadline => WireError::busy("the device did not answer in time"),
             AskError::Closed => WireError::busy("the device is being restarted"),
         })
+    }
+
+    /// Returns the counters of one of this node's devices.
+    pub(super) fn traffic(&self, device: DeviceId) -> Option<&TrafficCounters> {
+        self.devices.get(usize::from(device.index)).map(|device| &*device.traffic)
     }
 
     /// Lets a transfer of `bytes` go on at the peer's pace, unless it stalls.
