@@ -291,7 +291,7 @@ pub(crate) const NODE: &[Key] = &[
         "labels",
         Rule::Labels,
         Derived("none"),
-        "What the operator says of it, such as `{ zone = \"a\", rack = \"r1\" }`. A node's labels are put over the defaults'."
+        "What the operator says of it, such as `{ zone = \"a\", rack = \"r1\" }`. Replicas of a slot are never in one `zone` while there is another, then `rack`, then `host` (the address where it is not said); other labels only say. A node's labels are put over the defaults'."
     ),
     key!("io_threads", Rule::Whole { min: 1, max: 256 }, Value("2"), "Threads that serve its connections."),
     key!(

@@ -4,7 +4,9 @@
 //! [`placement`] says where slots belong, [`Planner`] which of them can go there now. [`Overseer`] is the leader's own:
 //! leases, failure detection, and when a tenant's clear is complete. Raft, sockets and disks are elsewhere.
 
+mod darts;
 mod dedupe;
+mod domains;
 mod leases;
 mod log2;
 mod moves;
@@ -13,11 +15,13 @@ pub mod placement;
 mod planner;
 mod registry;
 mod repair;
+mod shares;
 mod snapshot;
 mod tenant_rules;
 mod validate;
 
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
+pub use domains::{DOMAIN_LABELS, Place};
 pub use leases::grace;
 pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
 pub use planner::{Planner, Reports, imbalance};

@@ -1,7 +1,8 @@
 //! What a command may contain: names, addresses, descriptions, settings, replica sets, and what a whole map must satisfy.
 //! Every refusal says what was given, where, and what is allowed.
 
-use crate::{placement, tenant_rules};
+use crate::placement::{self, Completion};
+use crate::tenant_rules;
 use kvhive_protocol::control::{
     Command, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS, Placing, Registration,
 };
@@ -110,7 +111,9 @@ pub fn check_registration(registration: &Registration) -> Result<(), WireError> 
 /// is known to lack blocks.
 pub(crate) fn placement(map: &ClusterMap, changes: &[Placing]) -> Result<(), WireError> {
     let places = Places::of(map);
-    let members = placement::members(&placement::candidates(map));
+    let candidates = placement::candidates(map);
+    let members = placement::members(&candidates);
+    let spread = Completion::of(&candidates);
     let least = members.min(usize::from(map.settings.replicas)).max(1);
     let mut named = BTreeSet::new();
     for Placing { slot, set, filling } in changes {
@@ -129,6 +132,13 @@ pub(crate) fn placement(map: &ClusterMap, changes: &[Placing]) -> Result<(), Wir
         {
             return Err(WireError::rejected(format_args!(
                 "slot {slot} would lose blocks: its primary must be a replica that lacks none, and who is no replica yet lacks all"
+            )));
+        }
+        if filling.devices.is_empty()
+            && let Some((one, other, domain)) = spread.needless(set)
+        {
+            return Err(WireError::rejected(format_args!(
+                "slot {slot} would be on {one} and {other} in one {domain}, while another {domain} has no replica of it"
             )));
         }
         let is_named =
