@@ -8,7 +8,9 @@ mod report;
 mod trace;
 
 use clap::{Parser, Subcommand};
-use commands::{config, down, drain, node, replay, simulate, status, tenants, trace as trace_command, up};
+use commands::{
+    config, down, drain, node, raft, replay, simulate, status, tenants, trace as trace_command, up,
+};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -37,6 +39,7 @@ enum Command {
     Trace(trace_command::TraceCommand),
     Config(config::ConfigCommand),
     Node(node::NodeCommand),
+    Raft(raft::Raft),
     /// Serves the baselines of benchmarks
     #[command(hide = true)]
     BenchBaseline,
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Trace(command) => command.run(),
         Command::Config(command) => command.run(),
         Command::Node(command) => command.run(),
+        Command::Raft(command) => command.run(),
         Command::BenchBaseline => bench::serve_baseline(),
     };
     match done {

@@ -4,14 +4,15 @@ use crate::control::Coordinators;
 use crate::error::ClientError;
 use crate::namespace::NamespaceClient;
 use crate::pool::Pool;
-use crate::retry::{Backoff, in_time};
+use crate::retry::{Backoff, in_time, random_seed};
 use crate::stats::{ClientStats, Counters};
+use crate::waits::Waits;
 use kvhive_protocol::control::{Command, CommandReply};
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::{ClusterMap, Epoch, Era, Layout, RulesChange, TenantId, TenantRules, WireError};
 use kvhive_wire::Identity;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -71,6 +72,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     pub(crate) counters: Counters,
     pub(crate) requests: AtomicU64,
+    begun: Instant,
+    waits: Mutex<Waits>,
 }
 
 impl Client {
@@ -95,6 +98,8 @@ impl Client {
             pool,
             counters: Counters::default(),
             requests: AtomicU64::new(1),
+            begun: Instant::now(),
+            waits: Mutex::new(Waits::new(random_seed())),
         };
         Ok(Client { shared: Arc::new(shared) })
     }
@@ -215,6 +220,17 @@ impl Client {
 impl Shared {
     pub(crate) fn map(&self) -> Arc<ClusterMap> {
         self.map.read().unwrap_or_else(|poison| poison.into_inner()).clone()
+    }
+
+    /// Returns what is known of devices' waits; never held for longer than a question.
+    pub(crate) fn waits(&self) -> MutexGuard<'_, Waits> {
+        // Nothing is left half-done under this lock.
+        self.waits.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// Returns the time by which [`Shared::waits`] goes.
+    pub(crate) fn now(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     fn learn(&self, map: Arc<ClusterMap>) {

@@ -29,18 +29,29 @@ pub fn stored_bytes(codec: Codec, layout: &Layout) -> Option<u64> {
     if codec == Codec::Lossless { None } else { codec::max_stored_bytes(of_gpu(codec), &shape(layout)) }
 }
 
-/// Returns the codec that blocks of this layout are quantized with: to 4 bits where a tenant's rules say so. A lossless one where
-/// the rules say 16, which are all of them, or the blocks have no numbers.
-pub fn quantized(layout: &Layout, rules: &TenantRules) -> Codec {
+/// Returns the codec that blocks of this layout are quantized with: to 4 bits where a tenant's rules say so, or where they say
+/// nothing and its node stores so. A lossless one where the rules say 16, which are all of them, or the blocks have no numbers.
+pub fn quantized(layout: &Layout, rules: &TenantRules, of_node: Codec) -> Codec {
     match rules.quantization_bits {
         Some(16..) => Codec::Lossless,
+        None if !rules.asks_for_a_codec() && of_node == Codec::Int4 => fitting(Codec::Int4, layout),
         said => of_protocol(codec::choose(said.or(Some(QUANTIZED_BITS)), None, &shape(layout))),
     }
 }
 
-/// Returns the codec that a tenant's rules ask for blocks of this layout; raw where they ask for none.
-pub fn of_rules(rules: &TenantRules, layout: &Layout) -> Codec {
+/// Returns the codec that a tenant's rules ask for blocks of this layout; where they ask for none, that of the node which is the
+/// first to hold them.
+pub fn of_rules(rules: &TenantRules, of_node: Codec, layout: &Layout) -> Codec {
+    if !rules.asks_for_a_codec() {
+        return fitting(of_node, layout);
+    }
     of_protocol(codec::choose(rules.quantization_bits, rules.compression_per_mille, &shape(layout)))
+}
+
+/// Returns a codec, or a lossless one in its place for bytes that are no numbers.
+fn fitting(codec: Codec, layout: &Layout) -> Codec {
+    let is_opaque = matches!(shape(layout), Shape::Opaque { .. });
+    if is_opaque && !codec.is_exact() { Codec::Lossless } else { codec }
 }
 
 fn of_gpu(codec: Codec) -> codec::Codec {
@@ -111,7 +122,8 @@ mod tests {
                 compression_per_mille: per_mille,
                 ..TenantRules::default()
             };
-            (of_rules(&rules, &layout), of_rules(&rules, &opaque))
+            let of = |layout| of_rules(&rules, Codec::Raw, layout);
+            (of(&layout), of(&opaque))
         };
         assert_eq!(chosen(None, None), (Codec::Raw, Codec::Raw));
         assert_eq!(chosen(None, Some(800)), (Codec::Lossless, Codec::Lossless));
@@ -121,13 +133,42 @@ mod tests {
         assert_eq!(chosen(Some(4), None), (Codec::Int4, Codec::Lossless));
         assert_eq!(chosen(Some(16), Some(300)), (Codec::Raw, Codec::Raw));
         let four = TenantRules { quantization_bits: Some(4), ..TenantRules::default() };
-        assert_eq!(quantized(&layout, &four), Codec::Int4);
-        assert_eq!(quantized(&layout, &TenantRules::default()), Codec::Int8);
+        assert_eq!(quantized(&layout, &four, Codec::Raw), Codec::Int4);
+        assert_eq!(quantized(&layout, &TenantRules::default(), Codec::Raw), Codec::Int8);
         let ratio = TenantRules { compression_per_mille: Some(300), ..TenantRules::default() };
-        assert_eq!(quantized(&layout, &ratio), Codec::Int8);
+        assert_eq!(quantized(&layout, &ratio, Codec::Raw), Codec::Int8);
         let whole = TenantRules { quantization_bits: Some(16), ..ratio };
-        assert_eq!(quantized(&layout, &whole), Codec::Lossless, "no bit may go");
-        assert_eq!(quantized(&opaque, &four), Codec::Lossless);
+        assert_eq!(quantized(&layout, &whole, Codec::Raw), Codec::Lossless, "no bit may go");
+        assert_eq!(quantized(&opaque, &four, Codec::Raw), Codec::Lossless);
+    }
+
+    #[test]
+    fn a_node_chooses_for_tenants_that_ask_for_nothing() {
+        let layout = Layout {
+            layers: 2,
+            kv_heads: 2,
+            head_dim: 64,
+            tokens: 16,
+            dtype: Dtype::F16,
+            order: AxisOrder::LayersFirst,
+        };
+        let opaque = Layout::opaque(1000, 16);
+        let silent = TenantRules::default();
+        let whole = TenantRules { quantization_bits: Some(16), ..silent };
+        let as_is = TenantRules { compression_per_mille: Some(1000), ..silent };
+        for of_node in Codec::ALL {
+            assert_eq!(of_rules(&silent, of_node, &layout), of_node);
+            let of_opaque = if of_node.is_exact() { of_node } else { Codec::Lossless };
+            assert_eq!(of_rules(&silent, of_node, &opaque), of_opaque, "no rounding of what is no number");
+            for rules in [whole, as_is] {
+                assert_eq!(of_rules(&rules, of_node, &layout), Codec::Raw, "what a tenant says wins");
+            }
+            let dense = if of_node == Codec::Int4 { Codec::Int4 } else { Codec::Int8 };
+            assert_eq!(quantized(&layout, &silent, of_node), dense);
+            assert_eq!(quantized(&layout, &as_is, of_node), Codec::Int8);
+            assert_eq!(quantized(&layout, &whole, of_node), Codec::Lossless);
+            assert_eq!(quantized(&opaque, &silent, of_node), Codec::Lossless);
+        }
     }
 
     #[test]

@@ -22,10 +22,38 @@ pub(crate) struct Line<'a> {
     shared: &'a Arc<Shared>,
     address: &'a str,
     lease: Lease,
-    /// Number and limits of each request that is not answered, oldest first.
-    asked: VecDeque<(u64, FrameLimits)>,
+    /// Requests that are not answered, oldest first.
+    asked: VecDeque<Asked>,
     has_answered: bool,
     deadline: Instant,
+    presence: Presence<'a>,
+}
+
+/// A request that is not answered.
+struct Asked {
+    number: u64,
+    limits: FrameLimits,
+    /// When it was asked, if nothing but the device keeps its answer waiting.
+    at: Option<Instant>,
+}
+
+/// The time for which a device has a request of this client.
+struct Presence<'a> {
+    shared: &'a Shared,
+    device: DeviceId,
+}
+
+impl<'a> Presence<'a> {
+    fn new(shared: &'a Shared, device: DeviceId) -> Presence<'a> {
+        shared.waits().begin(device);
+        Presence { shared, device }
+    }
+}
+
+impl Drop for Presence<'_> {
+    fn drop(&mut self) {
+        self.shared.waits().end(self.device);
+    }
 }
 
 impl<'a> Line<'a> {
@@ -41,8 +69,9 @@ impl<'a> Line<'a> {
     ) -> Result<Line<'a>, Fault> {
         let owner = map.owner(device).ok_or(Fault::Refused(WireError::WrongDevice { device }))?;
         let address = &owner.data_address;
+        let presence = Presence::new(shared, device);
         let lease = shared.pool.take(address, deadline).await?;
-        Ok(Line { shared, address, lease, asked: VecDeque::new(), has_answered: false, deadline })
+        Ok(Line { shared, address, lease, asked: VecDeque::new(), has_answered: false, deadline, presence })
     }
 
     /// Sends one request. The answer's payload is at most `block_bytes` for each block that a fetch names.
@@ -58,7 +87,9 @@ impl<'a> Line<'a> {
         count(&self.shared.counters.requests, 1);
         let number = self.shared.requests.fetch_add(1, Ordering::Relaxed);
         self.lease.connection().send(Kind::DataRequest, number, request, payload).await?;
-        self.asked.push_back((number, answer_limits(request, block_bytes)));
+        let is_read = matches!(request, DataRequest::Match(_) | DataRequest::Fetch(_));
+        let at = (is_read && self.asked.is_empty()).then(Instant::now);
+        self.asked.push_back(Asked { number, limits: answer_limits(request, block_bytes), at });
         Ok(())
     }
 
@@ -67,10 +98,13 @@ impl<'a> Line<'a> {
     /// # Errors
     /// [`Fault::Refused`] when the member said no: the line stands. After any other error it is dead.
     pub(crate) async fn answer(&mut self) -> Result<DataReply, Fault> {
-        let (number, limits) = self.asked.pop_front().expect("an answer is awaited after a question");
+        let asked = self.asked.pop_front().expect("an answer is awaited after a question");
         let connection = self.lease.connection();
-        connection.set_limits(limits);
-        let answer: Result<DataReply, Fault> = connection.receive_answer(Kind::DataReply, number).await;
+        connection.set_limits(asked.limits);
+        let answer: Result<DataReply, Fault> = connection.receive_answer(Kind::DataReply, asked.number).await;
+        if let (Ok(_), Some(at)) = (&answer, asked.at) {
+            self.shared.waits().answered(self.presence.device, self.shared.now(), at.elapsed());
+        }
         self.has_answered |= matches!(answer, Ok(_) | Err(Fault::Refused(_)));
         if let Ok(reply) = &answer {
             self.shared.notice(reply.epoch());

@@ -1,16 +1,16 @@
 //! Match: how far a cluster covers a prefix.
 
 use crate::error::ClientError;
-use crate::fetch::senseless;
+use crate::fetch::{Read, run_all, senseless};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
 use crate::retry::Backoff;
-use crate::route::{Job, plan};
+use crate::route::{Job, first, plan};
+use crate::waits::Sway;
 use kvhive_protocol::data::{DataReply, DataRequest, MAX_KEYS_PER_MATCH, MatchRequest};
-use kvhive_protocol::{ClusterMap, DeviceId, KeyList};
+use kvhive_protocol::{DeviceId, KeyList};
 use kvhive_wire::Fault;
 use std::collections::BTreeSet;
-use tokio::time::Instant;
 
 /// How far a prefix is covered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,21 +38,28 @@ impl NamespaceClient {
         let mut avoid: Vec<DeviceId> = Vec::new();
         let mut backoff = Backoff::new();
         let mut looked_again = false;
+        let mut is_first_round = true;
         loop {
             let map = self.shared().map();
-            let plan = plan(&map, prefix, open(&known), &avoid, false);
+            let plan = if is_first_round {
+                self.plan_read(&map, prefix, open(&known), Sway::MATCH)
+            } else {
+                plan(&map, prefix, open(&known), &avoid, first)
+            };
             if !plan.nowhere.is_empty() && self.shared().looks_again(&map, &mut looked_again, deadline).await
             {
                 continue;
             }
-            let answers = self.ask_all(&map, prefix, &plan.jobs, deadline).await;
+            let read = Read { map: &map, prefix, avoid: &avoid, deadline };
+            let tasks = plan.jobs.into_iter().map(|job| self.match_job(&read, job)).collect();
             let mut failed = Vec::new();
-            for (job, answer) in plan.jobs.iter().zip(answers) {
+            for (job, answer) in run_all(tasks).await.into_iter().flatten() {
                 match answer {
-                    Ok(covered) => mark(&mut known, job, &covered),
+                    Ok(covered) => mark(&mut known, &job, &covered),
                     Err(fault) => failed.push((job.device, fault)),
                 }
             }
+            is_first_round = false;
             if failed.is_empty()
                 || !self
                     .shared()
@@ -71,45 +78,47 @@ impl NamespaceClient {
         }
     }
 
-    async fn ask_all(
-        &self,
-        map: &ClusterMap,
-        prefix: &Prefix,
-        jobs: &[Job],
-        deadline: Instant,
-    ) -> Vec<Result<Vec<u32>, Fault>> {
-        match jobs {
-            // The common case needs no gathering.
-            [job] => vec![self.ask_one(map, prefix, job, deadline).await],
-            jobs => {
-                futures_util::future::join_all(
-                    jobs.iter().map(|job| self.ask_one(map, prefix, job, deadline)),
-                )
-                .await
-            }
+    /// Asks one device; if it is late, other replicas besides. Its answer may then be missing.
+    async fn match_job(&self, read: &Read<'_>, job: Job) -> Vec<Answered> {
+        if !read.has_others(&job) {
+            return vec![self.ask_one(read, job).await];
+        }
+        let device = job.device;
+        let positions = job.positions.clone();
+        let others = || {
+            let jobs = read.others(device, &positions)?;
+            Some(async { run_all(jobs.into_iter().map(|job| self.ask_one(read, job)).collect()).await })
+        };
+        let suffices =
+            (|one: &Answered| one.1.is_ok(), |all: &Vec<Answered>| all.iter().all(|one| one.1.is_ok()));
+        // Boxed, so that matches of clusters without replicas are no larger for it.
+        let race = self.shared().race(device, self.ask_one(read, job), || false, others, suffices);
+        let raced = Box::pin(race).await;
+        match raced.second {
+            Some(second) if second.iter().all(|one| one.1.is_ok()) => second,
+            second => raced.first.into_iter().chain(second.into_iter().flatten()).collect(),
         }
     }
 
-    async fn ask_one(
-        &self,
-        map: &ClusterMap,
-        prefix: &Prefix,
-        job: &Job,
-        deadline: Instant,
-    ) -> Result<Vec<u32>, Fault> {
+    async fn ask_one(&self, read: &Read<'_>, job: Job) -> Answered {
+        let answer = self.ask(read, &job).await;
+        (job, answer)
+    }
+
+    async fn ask(&self, read: &Read<'_>, job: &Job) -> Result<Vec<u32>, Fault> {
         let mut keys = KeyList::with_capacity(job.positions.len());
         for at in &job.positions {
-            keys.push(&prefix.keys()[*at]);
+            keys.push(&read.prefix.keys()[*at]);
         }
         let request = DataRequest::Match(MatchRequest {
-            epoch: map.epoch,
+            epoch: read.map.epoch,
             device: job.device,
             tenant: self.tenant,
             hold_ms: u32::try_from(self.shared().config.hold.as_millis()).unwrap_or(u32::MAX),
             runs: job.runs.clone(),
             keys,
         });
-        let reply = self.shared().call(map, job.device, &request, deadline).await?;
+        let reply = self.shared().call(read.map, job.device, &request, read.deadline).await?;
         let DataReply::Matched { covered, .. } = reply else {
             return Err(senseless("a match was answered otherwise"));
         };
@@ -119,6 +128,9 @@ impl NamespaceClient {
         Ok(covered)
     }
 }
+
+/// What one device said of what it was asked.
+type Answered = (Job, Result<Vec<u32>, Fault>);
 
 /// Returns the positions that nobody answered for, up to the first that is not covered: past it nothing counts.
 fn open(known: &[Option<bool>]) -> impl Iterator<Item = usize> + '_ {

@@ -7,6 +7,7 @@ use crate::retry::in_time;
 use kvhive_protocol::{BlockKey, Era, Layout, LayoutFingerprint, Namespace, NamespaceKey, TenantId};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Blocks of one tenant, model, layout and rank. Cheap to clone.
@@ -18,6 +19,8 @@ pub struct NamespaceClient {
     layout: Layout,
     pub(crate) fingerprint: LayoutFingerprint,
     pub(crate) block_bytes: u64,
+    /// The longest a call may take; none for what the client's configuration says.
+    limit: Option<Duration>,
 }
 
 impl NamespaceClient {
@@ -40,6 +43,7 @@ impl NamespaceClient {
             layout,
             fingerprint: layout.fingerprint(),
             block_bytes,
+            limit: None,
         })
     }
 
@@ -51,6 +55,14 @@ impl NamespaceClient {
     /// Returns the bytes of one block.
     pub fn block_bytes(&self) -> u64 {
         self.block_bytes
+    }
+
+    /// Returns the same namespace for calls that may take `limit` and no longer: what [`Advice::recomputing`] says, for one.
+    /// What has not arrived by then is a miss.
+    ///
+    /// [`Advice::recomputing`]: crate::Advice::recomputing
+    pub fn within(&self, limit: Duration) -> NamespaceClient {
+        NamespaceClient { limit: Some(limit), ..self.clone() }
     }
 
     /// Names every full block of `tokens`, from token 0.
@@ -88,7 +100,7 @@ impl NamespaceClient {
     }
 
     pub(crate) fn deadline(&self) -> Instant {
-        in_time(self.client.shared.config.request_timeout)
+        in_time(self.limit.unwrap_or(self.client.shared.config.request_timeout))
     }
 
     pub(crate) fn check_range(

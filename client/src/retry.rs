@@ -16,6 +16,14 @@ pub(crate) fn in_time(limit: Duration) -> Instant {
     Instant::now() + limit.min(LONGEST)
 }
 
+/// Returns a number that others hardly have.
+pub(crate) fn random_seed() -> u64 {
+    let mut seed = [0; 8];
+    // Without random bytes nothing is jittered and clients choose alike, which only costs politeness.
+    let _ = getrandom::fill(&mut seed);
+    u64::from_le_bytes(seed)
+}
+
 /// Waits that double, each between half and all of its length (Brooker, "Exponential backoff and jitter", 2015).
 pub(crate) struct Backoff {
     next: Duration,
@@ -24,10 +32,7 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new() -> Backoff {
-        let mut seed = [0; 8];
-        // Without random bytes the waits are not jittered, which only costs politeness.
-        let _ = getrandom::fill(&mut seed);
-        Backoff { next: LEAST, random: u64::from_le_bytes(seed) | 1 }
+        Backoff { next: LEAST, random: random_seed() | 1 }
     }
 
     /// Waits; false when the deadline would pass meanwhile.

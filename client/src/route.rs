@@ -1,6 +1,7 @@
 //! Where blocks are asked for: pure decisions over a cluster map.
 
 use crate::prefix::Prefix;
+use crate::waits::Segment;
 use kvhive_protocol::data::Run;
 use kvhive_protocol::{ClusterMap, DeviceId, Slot};
 
@@ -19,42 +20,39 @@ pub(crate) struct Plan {
     pub(crate) nowhere: Vec<usize>,
 }
 
-/// Plans `positions` (growing) of `prefix`: each goes to its slot's first replica that is not in `avoid`; with
-/// `primary_only`, to the primary or nowhere.
+/// Plans `positions` (growing) of `prefix`: each segment goes to whom `choose` says, or nowhere.
 pub(crate) fn plan(
     map: &ClusterMap,
     prefix: &Prefix,
     positions: impl Iterator<Item = usize>,
     avoid: &[DeviceId],
-    primary_only: bool,
+    mut choose: impl FnMut(&Segment<'_>) -> Option<DeviceId>,
 ) -> Plan {
     let segment_blocks = map.settings.segment_blocks as usize;
     let mut plan = Plan::default();
     // The segment looked at last: its home, slot and job. A prefix walks through one after the other.
-    let mut segment: Option<(usize, Slot, Option<usize>)> = None;
+    let mut last: Option<(usize, Slot, Option<usize>)> = None;
     for at in positions {
         let home = prefix.home(at, segment_blocks);
-        let (fresh, slot, job) = match segment {
+        let (fresh, slot, job) = match last {
             Some((known, slot, job)) if known == home => (false, slot, job),
             _ => {
-                let slot = prefix.keys()[home].slot();
-                let replicas = &map.replicas(slot).0;
-                let reach = if primary_only { replicas.len().min(1) } else { replicas.len() };
-                let mut rest = replicas[..reach].iter().filter(|device| !avoid.contains(device));
-                // One that lacks older blocks is asked when nobody else is left.
-                let device = match map.filling.get(&slot) {
-                    None => rest.next(),
-                    Some(filling) => {
-                        rest.clone().find(|device| !filling.devices.contains(device)).or(rest.next())
-                    }
-                };
+                let key = &prefix.keys()[home];
+                let slot = key.slot();
+                let device = choose(&Segment {
+                    home: key,
+                    set: map.replicas(slot),
+                    filling: map.filling.get(&slot),
+                    avoid,
+                    replicas: usize::from(map.settings.replicas),
+                });
                 let job = device.map(|device| {
-                    plan.jobs.iter().position(|job| job.device == *device).unwrap_or_else(|| {
-                        plan.jobs.push(Job { device: *device, runs: Vec::new(), positions: Vec::new() });
+                    plan.jobs.iter().position(|job| job.device == device).unwrap_or_else(|| {
+                        plan.jobs.push(Job { device, runs: Vec::new(), positions: Vec::new() });
                         plan.jobs.len() - 1
                     })
                 });
-                segment = Some((home, slot, job));
+                last = Some((home, slot, job));
                 (true, slot, job)
             }
         };
@@ -70,6 +68,16 @@ pub(crate) fn plan(
         }
     }
     plan
+}
+
+/// Chooses the primary or nobody.
+pub(crate) fn primary(segment: &Segment<'_>) -> Option<DeviceId> {
+    segment.set.primary().filter(|primary| !segment.avoid.contains(primary))
+}
+
+/// Chooses the first replica that is left: of those that lack older blocks one only if nobody else is.
+pub(crate) fn first(segment: &Segment<'_>) -> Option<DeviceId> {
+    segment.first()
 }
 
 /// Plans the whole of `prefix` for every replica of its slots: one job a device.
@@ -155,7 +163,7 @@ mod tests {
     #[test]
     fn a_segment_lives_where_its_first_key_says() {
         let prefix = Prefix::chained((0..10).map(key).collect());
-        let plan = plan(&map(4), &prefix, 0..10, &[], false);
+        let plan = plan(&map(4), &prefix, 0..10, &[], first);
         for job in &plan.jobs {
             let mut positions = job.positions.iter();
             for run in &job.runs {
@@ -195,7 +203,7 @@ mod tests {
     #[test]
     fn part_of_a_prefix_keeps_its_home_keys() {
         let prefix = Prefix::chained((0..12).map(key).collect());
-        let plan = plan(&map(4), &prefix, 6..7, &[], false);
+        let plan = plan(&map(4), &prefix, 6..7, &[], first);
         assert_eq!(plan.jobs[0].runs, [Run { slot: prefix.keys()[4].slot(), keys: 1 }]);
     }
 
@@ -203,12 +211,13 @@ mod tests {
     fn a_device_that_failed_is_passed_over_while_there_is_another() {
         let prefix = Prefix::loose(vec![key(1)]);
         let slot = u32::from(key(1).slot().0);
-        let (first, second) = (device(slot % 3), device((slot + 1) % 3));
-        let ask = |avoid: &[DeviceId], primary_only| plan(&map(4), &prefix, 0..1, avoid, primary_only);
-        assert_eq!(ask(&[], false).jobs[0].device, first);
-        assert_eq!(ask(&[first], false).jobs[0].device, second);
-        assert_eq!(ask(&[first, second], false), Plan { jobs: vec![], nowhere: vec![0] });
-        assert_eq!(ask(&[first], true), Plan { jobs: vec![], nowhere: vec![0] });
+        let set = [device(slot % 3), device((slot + 1) % 3)];
+        let ask = |avoid: &[DeviceId]| plan(&map(4), &prefix, 0..1, avoid, first);
+        assert_eq!(ask(&[]).jobs[0].device, set[0]);
+        assert_eq!(ask(&[set[0]]).jobs[0].device, set[1]);
+        assert_eq!(ask(&set), Plan { jobs: vec![], nowhere: vec![0] });
+        let stores = plan(&map(4), &prefix, 0..1, &[set[0]], primary);
+        assert_eq!(stores, Plan { jobs: vec![], nowhere: vec![0] });
     }
 
     #[test]
@@ -220,7 +229,7 @@ mod tests {
         Arc::make_mut(&mut map.slots)[usize::from(slot.0)] = ReplicaSet(set.to_vec());
         let filling = kvhive_protocol::Filling { devices: vec![set[1]], streams: true };
         Arc::make_mut(&mut map.filling).insert(slot, filling);
-        let ask = |avoid: &[DeviceId]| plan(&map, &prefix, 0..1, avoid, false).jobs[0].device;
+        let ask = |avoid: &[DeviceId]| plan(&map, &prefix, 0..1, avoid, super::first).jobs[0].device;
         assert_eq!(ask(&[]), set[0]);
         assert_eq!(ask(&[set[0]]), set[2]);
         assert_eq!(ask(&[set[0], set[2]]), set[1]);
@@ -230,7 +239,7 @@ mod tests {
         #[test]
         fn split_jobs_are_the_whole_job(keys in 1..200usize, segment in 1..9u32, blocks in 1..40usize) {
             let prefix = Prefix::chained((0..keys as u64).map(key).collect());
-            for job in plan(&map(segment), &prefix, 0..keys, &[], false).jobs {
+            for job in plan(&map(segment), &prefix, 0..keys, &[], first).jobs {
                 let parts = split(job.clone(), blocks);
                 let positions: Vec<usize> = parts.iter().flat_map(|part| part.positions.clone()).collect();
                 prop_assert_eq!(&positions, &job.positions);

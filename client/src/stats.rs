@@ -23,6 +23,8 @@ pub struct ClientStats {
     pub failovers: u64,
     /// Requests repeated because a node was busy.
     pub busy: u64,
+    /// Reads that were late and asked of other replicas as well.
+    pub hedges: u64,
     /// Connections dialled to nodes.
     pub dials: u64,
 }
@@ -39,6 +41,7 @@ pub(crate) struct Counters {
     pub(crate) stale_epochs: AtomicU64,
     pub(crate) failovers: AtomicU64,
     pub(crate) busy: AtomicU64,
+    pub(crate) hedges: AtomicU64,
 }
 
 impl Counters {
@@ -54,6 +57,7 @@ impl Counters {
             stale_epochs: read(&self.stale_epochs),
             failovers: read(&self.failovers),
             busy: read(&self.busy),
+            hedges: read(&self.hedges),
             dials,
         }
     }

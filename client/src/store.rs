@@ -8,13 +8,13 @@ use crate::line::{Line, WINDOW};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
 use crate::retry::Backoff;
-use crate::route::{Job, plan, split};
+use crate::route::{Job, plan, primary, split};
 use crate::stats::count;
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, Refusal, Run, StoreBlock, StoreRequest, Stored,
 };
-use kvhive_protocol::{BlockHeader, ClusterMap, Epoch};
+use kvhive_protocol::{BlockHeader, ClusterMap, DeviceId, Epoch};
 use kvhive_wire::Fault;
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -31,8 +31,8 @@ const PART_BYTES: u64 = 1 << 20;
 pub struct StoreOptions {
     /// When a block counts as stored; the cluster's default when none.
     pub ack: Option<Ack>,
-    /// How the blocks are stored; by the tenant's rules when none, and raw where they say nothing. What does not get smaller is
-    /// stored raw.
+    /// How the blocks are stored; by the tenant's rules when none, and where they say nothing as the node stores that is the first
+    /// to hold them. What does not get smaller is stored raw.
     pub codec: Option<Codec>,
     /// What is known of the request that the blocks are of: what is kept is decided by it, nothing else.
     pub about: About,
@@ -113,13 +113,13 @@ impl NamespaceClient {
         loop {
             let map = self.shared().map();
             let open = range.clone().filter(|at| outcomes[at - range.start].is_none());
-            let plan = plan(&map, prefix, open, &[], true);
+            let plan = plan(&map, prefix, open, &[], primary);
             let ack = options.ack.unwrap_or(map.settings.ack);
             let source = Source {
                 prefix,
                 range: &range,
                 blocks,
-                codec: options.codec.unwrap_or_else(|| self.ruled_codec(&map)),
+                codec: options.codec,
                 payloads: &payloads,
                 ack,
                 about: options.about,
@@ -157,9 +157,11 @@ impl NamespaceClient {
         Ok(report)
     }
 
-    fn ruled_codec(&self, map: &ClusterMap) -> Codec {
+    /// Returns the codec of blocks that a device is the first to hold.
+    fn ruled_codec(&self, map: &ClusterMap, device: DeviceId) -> Codec {
         let rules = map.tenants.get(&self.tenant).map(|tenant| tenant.rules).unwrap_or_default();
-        codec::of_rules(&rules, &self.layout())
+        let of_node = map.members.get(&device.member).map(|member| member.codec).unwrap_or_default();
+        codec::of_rules(&rules, of_node, &self.layout())
     }
 
     /// Makes what is sent of a block: encoded where that makes it smaller, else as it is.
@@ -253,7 +255,7 @@ impl NamespaceClient {
         while !left.is_empty() {
             while refusal.is_none() && line.unanswered() < WINDOW.min(left.len()) {
                 let job = &left[line.unanswered()];
-                self.prepare(source, job).await;
+                self.prepare(map, source, job).await;
                 let payload: Vec<&[u8]> =
                     job.positions.iter().map(|at| &*source.payload(*at).bytes).collect();
                 line.ask(&self.store_request(map, source, job), &payload, 0).await?;
@@ -275,10 +277,11 @@ impl NamespaceClient {
     }
 
     /// Makes what is sent of each block of a part, just before it is sent: its bytes are in the CPU's cache then.
-    async fn prepare(&self, source: &Source<'_>, job: &Job) {
+    async fn prepare(&self, map: &ClusterMap, source: &Source<'_>, job: &Job) {
+        let codec = source.codec.unwrap_or_else(|| self.ruled_codec(map, job.device));
         for at in job.positions.iter().map(|at| at - source.range.start) {
-            source.payloads[at].get_or_init(|| self.payload(source.codec, source.blocks[at]));
-            if source.codec != Codec::Raw {
+            source.payloads[at].get_or_init(|| self.payload(codec, source.blocks[at]));
+            if codec != Codec::Raw {
                 // Encoding takes a core for a while; others on this thread have their turn.
                 tokio::task::yield_now().await;
             }
@@ -352,7 +355,8 @@ struct Source<'a> {
     prefix: &'a Prefix,
     range: &'a Range<usize>,
     blocks: &'a [&'a [u8]],
-    codec: Codec,
+    /// None when rules choose.
+    codec: Option<Codec>,
     payloads: &'a [OnceLock<Payload<'a>>],
     ack: Ack,
     about: About,

@@ -9,7 +9,7 @@ use crate::config::{
 use crate::environment;
 use crate::keys::{self, CLUSTER, COORDINATOR, DEVICE, NODE, RAFT, ROOT, TOKEN_VARIABLE};
 use crate::ledger::Ledger;
-use crate::mode::{DiskAdmission, Mode, Tuning};
+use crate::mode::{Codec, DiskAdmission, Mode, Tuning};
 use crate::parse;
 use crate::problem::{Origin, Problem};
 use crate::section::Section;
@@ -183,6 +183,8 @@ struct NodeLimits {
 
 fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
     let mode = section.read(ledger, "mode", parse::choice).map_or(Mode::default(), |at| Mode::ALL[at]);
+    let block_sizes = section.read(ledger, "block_sizes", parse::classes).unwrap_or_default();
+    let chosen = mode.tuning(block_sizes.len());
     let mut count =
         |name| usize::try_from(whole_number(section, ledger, name)).expect("keys.rs bounds it by a million");
     NodeLimits {
@@ -190,12 +192,12 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
         max_connections: count("max_connections"),
         max_inflight: section.read(ledger, "max_inflight", parse::size).unwrap_or_default(),
         move_rate: section.read(ledger, "move_rate", parse::size).unwrap_or_default(),
-        block_sizes: section.read(ledger, "block_sizes", parse::classes).unwrap_or_default(),
+        block_sizes,
         disk_dir: section.read(ledger, "disk_dir", parse::path),
         persist_dir: section.read(ledger, "persist_dir", parse::path),
         persist_every: section.read(ledger, "persist_every", parse::time),
         mode,
-        tuning: tuning(section, mode.tuning(), ledger),
+        tuning: tuning(section, chosen, ledger),
     }
 }
 
@@ -204,11 +206,15 @@ fn tuning(section: &Section<'_>, chosen: Tuning, ledger: &mut Ledger) -> Tuning 
     let strategy = section.read(ledger, "strategy", parse::choice);
     let prefetch = section.read(ledger, "prefetch_blocks", parse::whole);
     let admission = section.read(ledger, "disk_admission", parse::choice);
+    let codec = section.read(ledger, "codec", parse::choice);
+    let priority = section.read(ledger, "priority", parse::whole);
     Tuning {
         strategy: strategy.map_or(chosen.strategy, |at| keys::STRATEGIES[at]),
         prefetch_blocks: prefetch.map_or(chosen.prefetch_blocks, |blocks| blocks as u32),
         hold: section.read(ledger, "hold", parse::time).unwrap_or(chosen.hold),
         batch_delay: section.read(ledger, "batch_delay", parse::time).unwrap_or(chosen.batch_delay),
+        codec: codec.map_or(chosen.codec, |at| Codec::ALL[at]),
+        priority: priority.map_or(chosen.priority, |reads| reads as u32),
         disk_admission: admission.map_or(chosen.disk_admission, |at| DiskAdmission::ALL[at]),
         gc_per_mille: section.read(ledger, "gc_threshold", parse::share).unwrap_or(chosen.gc_per_mille),
     }

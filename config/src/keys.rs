@@ -86,6 +86,8 @@ pub(crate) const MAX_HOST_BYTES: usize = 253;
 pub(crate) const MAX_PATH_BYTES: usize = 1024;
 /// Names of the modes.
 pub(crate) const MODES: [&str; 5] = ["training", "inference", "bulk", "streaming", "interactive"];
+/// Names of the ways to store blocks.
+pub(crate) const CODECS: [&str; 5] = ["raw", "lossless", "fp8", "int8", "int4"];
 /// Names of what decides which blocks go to disk.
 pub(crate) const DISK_ADMISSIONS: [&str; 2] = ["all", "used"];
 /// Names of the strategies.
@@ -345,8 +347,8 @@ pub(crate) const NODE: &[Key] = &[
         "mode",
         Rule::Choice(&MODES),
         Value("inference"),
-        "What the cache mostly serves. It chooses `strategy`, `prefetch_blocks`, `hold`, `batch_delay`, `disk_admission` and `gc_threshold` \
-         where those are not given; `kvhive node config` shows what came of it."
+        "What the cache mostly serves. It chooses `strategy`, `prefetch_blocks`, `hold`, `batch_delay`, `codec`, `priority`, `disk_admission` and \
+         `gc_threshold` where those are not given; `kvhive node config` shows what came of it."
     ),
     key!(
         "strategy",
@@ -372,6 +374,20 @@ pub(crate) const NODE: &[Key] = &[
         Rule::Time { min: 1, max: 1000 },
         Derived("what `mode` says"),
         "How long moves between tiers and the strategy's bookkeeping may wait, to be done together."
+    ),
+    key!(
+        "codec",
+        Rule::Choice(&CODECS),
+        Derived("what `mode` says"),
+        "How clients store blocks that this node is the first to hold, of tenants whose rules ask for no codec (see docs/codecs.md). \
+         `fp8`, `int8` and `int4` lose bits. What is stored in fewer bytes takes less room only where `block_sizes` has a size for it."
+    ),
+    key!(
+        "priority",
+        Rule::Whole { min: 1, max: 1000 },
+        Derived("what `mode` says"),
+        "Reads that requests wait for, which may pass one transfer that nobody waits for (a move up or down, a copy for another \
+         node, a snapshot's) on a busy disk."
     ),
     key!(
         "disk_admission",

@@ -51,7 +51,7 @@ pub use config::{
 };
 pub use keys::{SHRINKING_STRATEGIES, STRATEGIES, TOKEN_VARIABLE};
 pub use local::LocalCluster;
-pub use mode::{DiskAdmission, Mode, Tuning};
+pub use mode::{Codec, DiskAdmission, Mode, Tuning};
 pub use problem::{ConfigError, Origin, Problem};
 pub use reference::reference_markdown;
 pub use token::{Token, TokenError};

@@ -71,6 +71,8 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     out.plain("prefetch_blocks", one.tuning.prefetch_blocks);
     out.text("hold", &format_time(one.tuning.hold));
     out.text("batch_delay", &format_time(one.tuning.batch_delay));
+    out.text("codec", one.tuning.codec.as_str());
+    out.plain("priority", one.tuning.priority);
     out.text("disk_admission", one.tuning.disk_admission.as_str());
     out.plain("gc_threshold", format_share(one.tuning.gc_per_mille));
     for device in &one.devices {

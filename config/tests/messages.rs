@@ -535,5 +535,5 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 8 + 3 + 6 + 21 + 4);
+    assert_eq!(keys, 8 + 3 + 6 + 23 + 4);
 }

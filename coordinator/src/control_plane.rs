@@ -74,6 +74,7 @@ impl ControlPlane {
                 Ok(status) => ControlReply::Status(status),
                 Err(error) => ControlReply::Failed(trouble(error)),
             },
+            ControlRequest::Raft(request) => self.ask(|reply| RaftMessage::Admin { request, reply }).await,
             ControlRequest::Overview => {
                 self.ask(|reply| RaftMessage::Overview { linearizable: true, reply }).await
             }
@@ -91,6 +92,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
         (Role::Client, ControlRequest::Register(_)) => "register",
         (Role::Client, ControlRequest::Heartbeat(_)) => "send heartbeats",
         (Role::Client | Role::Node, ControlRequest::Overview) => "ask for an overview",
+        (Role::Client | Role::Node, ControlRequest::Raft(_)) => "manage coordinators",
         (Role::Coordinator, _) => return Ok(()),
         (_, ControlRequest::Submit { command, .. }) => match (role, command) {
             (
@@ -146,6 +148,7 @@ pub(crate) async fn ask_peer(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvhive_protocol::raft::RaftRequest;
     use kvhive_protocol::{Generation, MemberId, RequestId, RulesChange, TenantId, TenantRules};
 
     #[test]
@@ -209,6 +212,7 @@ mod tests {
                 metrics_address: address,
                 labels: (0..MAX_LABELS).map(label).collect(),
                 devices: vec![description; MAX_DEVICES],
+                codec: Default::default(),
             }),
         ] {
             let bytes = kvhive_protocol::codec::encode(&request).expect("it encodes").len();
@@ -233,6 +237,9 @@ mod tests {
             (Role::Node, submit(down()), false),
             (Role::Client, ControlRequest::Overview, false),
             (Role::Coordinator, ControlRequest::Overview, true),
+            (Role::Client, ControlRequest::Raft(RaftRequest::Transfer { to: None }), false),
+            (Role::Node, ControlRequest::Raft(RaftRequest::Transfer { to: None }), false),
+            (Role::Coordinator, ControlRequest::Raft(RaftRequest::Transfer { to: None }), true),
             (Role::Client, ControlRequest::Status, true),
         ] {
             assert_eq!(allowed(role, &request).is_ok(), may, "{role} {request:?}");

@@ -1,6 +1,6 @@
 //! Starts a coordinator: log, raft actor, peers, listeners; and ends it in order.
 
-use crate::actors::raft::{Bootstrap, Name, Parts, Raft, RaftActor};
+use crate::actors::raft::{Bootstrap, Name, Parts, Raft, RaftActor, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::admin::{self, Admin, Sources};
 use crate::config::{CoordinatorConfig, CoordinatorError};
@@ -12,8 +12,10 @@ use crate::peers::{self, Destination};
 use crate::server::{self, Room, Server};
 use kvhive_consensus::{Consensus, ConsensusConfig, PeerId, Restored};
 use kvhive_control::{Overseer, Registry, Tuning};
-use kvhive_protocol::ClusterId;
+use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::handshake::{Role, TokenKey};
+use kvhive_protocol::raft::RaftRequest;
+use kvhive_protocol::{ClusterId, WireError};
 use kvhive_runtime::{BootClock, Clock, RestartPolicy, Runtime, RuntimeConfig, Spawn, Stage};
 use kvhive_wire::Identity;
 use std::collections::BTreeMap;
@@ -32,6 +34,8 @@ const RAFT_MAILBOX: usize = 16_384;
 const MAX_INFLIGHT: usize = 4096;
 /// The largest change, in bytes. A plan over all slots fits.
 const MAX_PROPOSAL_BYTES: usize = 4 << 20;
+/// The longest that a coordinator that stops waits for another to lead.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(3);
 /// Threads that serve sockets.
 const IO_THREADS: usize = 2;
 
@@ -154,6 +158,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         room: Room::default(),
     });
     let serving = runtime.io().spawn(server::serve(raft_listener, server, stopping.clone()));
+    let leaving = raft.clone();
     let sources = Sources {
         raft,
         control,
@@ -165,7 +170,8 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     };
     let admin = Arc::new(Admin::new(sources, &config.token, random[80..128].try_into().expect("48 bytes")));
     let administering = runtime.io().spawn(admin::serve(admin_listener, admin, stopping));
-    runtime.on_shutdown().at(Stage::StopAccepting, "close listeners", async move {
+    runtime.on_shutdown().at(Stage::StopAccepting, "hand over and close listeners", async move {
+        hand_over(&leaving).await;
         stop.send_replace(true);
         let _ = serving.await;
         let _ = administering.await;
@@ -179,6 +185,17 @@ fn registry_of(restored: &Restored) -> Result<Registry, CoordinatorError> {
     match &restored.snapshot {
         Some(snapshot) => Ok(Registry::restore(&snapshot.data)?),
         None => Ok(Registry::new()),
+    }
+}
+
+/// Has another coordinator lead, if this one does: the others need not wait for an election timeout.
+async fn hand_over(raft: &Raft) {
+    let question = |reply| RaftMessage::Admin { request: RaftRequest::Transfer { to: None }, reply };
+    match raft.ask(HAND_OVER_LIMIT, question).await {
+        Ok(ControlReply::Raft(report)) => info!(leader = report.leader, "handed leadership over"),
+        Ok(ControlReply::Failed(WireError::NotLeader { .. })) => {}
+        // It stops all the same; the others elect.
+        other => info!(?other, "leadership is not handed over"),
     }
 }
 

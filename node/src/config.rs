@@ -3,6 +3,7 @@
 use crate::disk::{DiskError, Geometry, record_bytes};
 use kvhive_cache::policy::Strategy;
 use kvhive_gpu::ArenaError;
+use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
 use kvhive_runtime::RuntimeError;
 use std::collections::BTreeMap;
@@ -73,6 +74,10 @@ pub struct Tuning {
     pub hold: Duration,
     /// How long moves between tiers and bookkeeping may wait.
     pub batch_delay: Duration,
+    /// How blocks are stored that this node is the first to hold, of tenants whose rules ask for nothing.
+    pub codec: Codec,
+    /// Reads that requests wait for, which may pass one transfer that nobody waits for on a busy disk.
+    pub priority: u32,
     /// Whether blocks that were never used since they were stored go to disk too.
     pub unused_to_disk: bool,
     /// Share of the memory, in thousandths, beyond which a collection begins to free some; none collects never.
@@ -86,6 +91,8 @@ impl Default for Tuning {
             prefetch_blocks: 64,
             hold: Duration::from_secs(5),
             batch_delay: Duration::from_millis(10),
+            codec: Codec::Raw,
+            priority: 16,
             unused_to_disk: true,
             gc_per_mille: None,
         }

@@ -7,6 +7,7 @@ use crate::data::Replicator;
 use crate::view::{Serving, View};
 use kvhive_cache::{Member, MemberEffect, MemberEvent, MemberTuning};
 use kvhive_client::{ClientError, Coordinators};
+use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{Command, ControlReply, DeviceLoad, Heartbeat, Registration};
 use kvhive_protocol::map::DeviceDescription;
 use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Generation, MemberId, Moment};
@@ -44,6 +45,7 @@ pub(crate) struct Introduction {
     pub(crate) metrics_address: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) devices: Vec<DeviceDescription>,
+    pub(crate) codec: Codec,
 }
 
 /// What membership works with.
@@ -133,9 +135,11 @@ impl Membership {
 
     async fn register(&self) -> MemberEvent {
         self.known_emptied.store(*self.emptied.borrow(), Ordering::SeqCst);
-        let Introduction { name, data_address, metrics_address, labels, devices } = self.introduction.clone();
+        let Introduction { name, data_address, metrics_address, labels, devices, codec } =
+            self.introduction.clone();
         let request = self.coordinators.request_id();
-        let registration = Registration { request, name, data_address, metrics_address, labels, devices };
+        let registration =
+            Registration { request, name, data_address, metrics_address, labels, devices, codec };
         match self.coordinators.register(&registration, Instant::now() + REGISTER_LIMIT).await {
             Ok(ControlReply::Registered { member, generation, map }) => {
                 info!(%member, %generation, epoch = %map.epoch, "registered");

@@ -74,6 +74,7 @@ mod tests {
             metrics_address: String::new(),
             labels: BTreeMap::new(),
             devices: devices.iter().map(described).collect(),
+            codec: Default::default(),
             drains: false,
         }
     }

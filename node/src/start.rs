@@ -265,7 +265,7 @@ fn open_disks(
         };
         let folder = folder.join(format!("device-{at}"));
         let failed = |source| NodeError::Disk { device: at, source };
-        let mover = tuning.mover.start();
+        let mover = tuning.mover.start(config.tuning.priority);
         let mover = mover.map_err(|source| failed(DiskError::Io { path: folder.clone(), source }))?;
         let store = Store::open(&folder, &device.disk_geometry(), mover, view.clone(), tuning);
         stores.push(Some(store.map_err(failed)?));
@@ -350,6 +350,7 @@ fn introduce(
         metrics_address: reached(&config.advertise_metrics, metrics_address),
         labels: config.labels.clone(),
         devices: memories.iter().zip(stores).map(describe).collect(),
+        codec: config.tuning.codec,
     }
 }
 

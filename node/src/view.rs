@@ -2,6 +2,7 @@
 //! writes, and the layouts of its blocks, which stores tell.
 
 use crate::layouts::Layouts;
+use kvhive_protocol::block::Codec;
 use kvhive_protocol::{ClusterMap, Era, MemberId, Moment, TenantId, TenantRules, WireError};
 use kvhive_runtime::Clock;
 use std::collections::BTreeMap;
@@ -53,11 +54,13 @@ impl View {
         self.serving.read().unwrap_or_else(|poison| poison.into_inner()).clone()
     }
 
-    /// Returns the rules of a tenant, none of its own where it is not known.
-    pub(crate) fn rules_of(&self, tenant: TenantId) -> TenantRules {
+    /// Returns the rules of a tenant, none of its own where it is not known, and how this node stores blocks of those that ask for
+    /// nothing.
+    pub(crate) fn rules_of(&self, tenant: TenantId) -> (TenantRules, Codec) {
         let serving = self.serving.read().unwrap_or_else(|poison| poison.into_inner());
-        let known = serving.as_ref().and_then(|serving| serving.map.tenants.get(&tenant));
-        known.map(|tenant| tenant.rules).unwrap_or_default()
+        let Some(Serving { map, member }) = &*serving else { return Default::default() };
+        let rules = map.tenants.get(&tenant).map(|tenant| tenant.rules).unwrap_or_default();
+        (rules, map.members.get(member).map(|own| own.codec).unwrap_or_default())
     }
 
     pub(crate) fn serve_until(&self, lease: Moment) {

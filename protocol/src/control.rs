@@ -1,10 +1,12 @@
 //! The control plane: nodes and clients to coordinators, and the commands that coordinators agree on through raft.
 
+use crate::block::Codec;
 use crate::data::Ack;
 use crate::error::WireError;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 use crate::load::TenantLoad;
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
+use crate::raft::{RaftReport, RaftRequest};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
@@ -50,6 +52,8 @@ pub enum ControlRequest {
     Status,
     /// Everything the leader knows, through a read index: what the admin API shows.
     Overview,
+    /// Something about the coordinators themselves.
+    Raft(RaftRequest),
 }
 
 /// Everything the leader knows.
@@ -82,6 +86,8 @@ pub struct Registration {
     pub labels: BTreeMap<String, String>,
     /// Its devices, by index.
     pub devices: Vec<DeviceDescription>,
+    /// How blocks are stored that it is the first to hold, of tenants whose rules ask for nothing.
+    pub codec: Codec,
 }
 
 /// What a node says of itself, a few times a second.
@@ -171,6 +177,8 @@ pub enum ControlReply {
     Overview(Box<Overview>),
     /// It was not done.
     Failed(WireError),
+    /// How the coordinators' raft group stands.
+    Raft(RaftReport),
 }
 
 /// How a coordinator sees itself and its peers.

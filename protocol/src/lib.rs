@@ -17,6 +17,8 @@ pub mod layout;
 pub mod load;
 pub mod map;
 pub mod moment;
+pub mod raft;
+pub mod scaling;
 pub mod strategy;
 pub mod tenant;
 

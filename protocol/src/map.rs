@@ -1,6 +1,7 @@
 //! The cluster map: members, devices, slot → replica set, tenants, under one epoch. Small, raft-replicated, everyone
 //! holds a copy.
 
+use crate::block::Codec;
 use crate::data::Ack;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, Slot, TenantId};
 use crate::tenant::TenantRules;
@@ -71,6 +72,8 @@ pub struct Member {
     pub labels: BTreeMap<String, String>,
     /// Its devices, by index.
     pub devices: Vec<DeviceDescription>,
+    /// How blocks are stored that it is the first to hold, of tenants whose rules ask for nothing.
+    pub codec: Codec,
     /// It is being emptied: no slot is wanted there any more, and those that are there leave with their blocks.
     pub drains: bool,
 }

@@ -31,6 +31,11 @@ impl TenantRules {
         self.strategy.is_some() || quotas.iter().any(Option::is_some)
     }
 
+    /// Says whether they ask for a codec: nodes' own are for those that do not.
+    pub fn asks_for_a_codec(&self) -> bool {
+        self.quantization_bits.is_some() || self.compression_per_mille.is_some()
+    }
+
     /// Says whether anything but sharing is ruled.
     pub fn has_own(&self) -> bool {
         TenantRules { shares_with: None, ..*self } != TenantRules::default()

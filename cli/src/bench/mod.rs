@@ -12,6 +12,7 @@ mod metadata;
 mod placement;
 mod policy;
 mod private;
+mod slow;
 
 use crate::report;
 use anyhow::Result;
@@ -39,6 +40,8 @@ pub(crate) struct Bench {
 enum Kind {
     /// Fetch and store over loopback, against a raw TCP blast (throughput, CPU per GB) and ping-pong (latency)
     Data,
+    /// Fetch from two replicas when one of them is slow, against the same when it is not
+    Reads,
     /// Match through the network and within one shard, against raw TCP echo and a hash map
     Match,
     /// Committed map changes on three coordinators with fsync on, against fdatasync; leader kill to next write
@@ -152,6 +155,7 @@ impl Bench {
         }
         let (bench, rows) = match &self.kind {
             Kind::Data => ("data", data::run(self.runs)?),
+            Kind::Reads => ("reads", vec![slow::run(self.runs)?]),
             Kind::Match => ("match", matching::run(self.runs)?),
             Kind::Metadata => ("metadata", metadata::run(self.runs)?),
             Kind::Memory => ("memory", memory::run()?),

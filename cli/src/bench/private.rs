@@ -3,6 +3,7 @@
 use crate::cluster::local::{self, Cluster, Shape};
 use anyhow::Result;
 use kvhive_client::{Client, ClientConfig};
+use kvhive_config::ClusterConfig;
 
 /// A private cluster and how to reach it.
 pub(crate) struct Private {
@@ -17,8 +18,23 @@ impl Private {
     /// # Errors
     /// When it does not start.
     pub(crate) fn start(shape: Shape) -> Result<Private> {
+        Private::start_with(shape, |_| Vec::new())
+    }
+
+    /// Starts a cluster of this shape, with the overrides that `adjust` puts over its cluster file.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn start_with(
+        shape: Shape,
+        adjust: impl FnOnce(&ClusterConfig) -> Vec<(String, String)>,
+    ) -> Result<Private> {
         let folder = tempfile::Builder::new().prefix("kvhive-bench-").tempdir()?;
         local::prepare(folder.path(), Some(shape), false)?;
+        let file = folder.path().join(local::CONFIG_FILE);
+        let text = std::fs::read_to_string(&file)?;
+        let overrides = adjust(&ClusterConfig::from_toml(&text, std::iter::empty())?);
+        std::fs::write(&file, ClusterConfig::from_toml(&text, overrides)?.to_toml())?;
         let cluster = Cluster::start(folder.path(), |_| {})?;
         Ok(Private { cluster, folder })
     }

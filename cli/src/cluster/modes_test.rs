@@ -28,6 +28,10 @@ struct Seen {
     fills_memory: bool,
     /// How long moves and bookkeeping wait, in milliseconds.
     waits_ms: u128,
+    /// How clients store blocks of tenants that ask for nothing, where there is a smaller size for them.
+    codec: Codec,
+    /// Reads of requests that pass one transfer of the others on a busy disk.
+    priority: u32,
 }
 
 fn key(number: u64) -> BlockKey {
@@ -171,11 +175,13 @@ fn seen(tuning: Tuning) -> Seen {
         keeps_of_a_loop: keeps_of_a_loop(tuning),
         fills_memory: fills_memory(tuning),
         waits_ms: tuning.batch_delay.as_millis(),
+        codec: tuning.codec,
+        priority: tuning.priority,
     }
 }
 
 fn of(mode: Mode) -> Seen {
-    seen(shard_tuning(mode.tuning()))
+    seen(shard_tuning(mode.tuning(2)))
 }
 
 /// What the mode of all kinds comes to; the others are told by what they change.
@@ -186,12 +192,14 @@ const INFERENCE: Seen = Seen {
     keeps_of_a_loop: true,
     fills_memory: true,
     waits_ms: 10,
+    codec: Codec::Raw,
+    priority: 16,
 };
 
 #[test]
 fn inference_keeps_all_it_can_and_brings_up_a_little() {
     assert_eq!(of(Mode::Inference), INFERENCE);
-    let simple = Tuning { strategy: Strategy::Lru, ..shard_tuning(Mode::Inference.tuning()) };
+    let simple = Tuning { strategy: Strategy::Lru, ..shard_tuning(Mode::Inference.tuning(2)) };
     assert_eq!(
         seen(simple),
         Seen { keeps_of_a_loop: false, ..INFERENCE },
@@ -201,40 +209,53 @@ fn inference_keeps_all_it_can_and_brings_up_a_little() {
 
 #[test]
 fn training_keeps_a_part_of_its_loop_and_writes_to_disk_what_was_used() {
-    let expected = Seen { brought_up: 0, held_s: 1, keeps_unused: false, waits_ms: 50, ..INFERENCE };
+    let expected = Seen {
+        brought_up: 0,
+        held_s: 1,
+        keeps_unused: false,
+        waits_ms: 50,
+        codec: Codec::Lossless,
+        ..INFERENCE
+    };
     assert_eq!(of(Mode::Training), expected);
-    assert_eq!(shard_tuning(Mode::Training.tuning()).strategy, Strategy::Lirs);
+    assert_eq!(shard_tuning(Mode::Training.tuning(2)).strategy, Strategy::Lirs);
 }
 
 #[test]
 fn bulk_brings_up_whole_prefixes_and_holds_them_for_long() {
-    assert_eq!(of(Mode::Bulk), Seen { brought_up: 512, held_s: 20, waits_ms: 50, ..INFERENCE });
+    let expected =
+        Seen { brought_up: 512, held_s: 20, waits_ms: 50, codec: Codec::Lossless, priority: 4, ..INFERENCE };
+    assert_eq!(of(Mode::Bulk), expected);
 }
 
 #[test]
 fn streaming_lets_what_comes_once_pass_by() {
     let seen = of(Mode::Streaming);
     assert_eq!((seen.brought_up, seen.held_s, seen.keeps_unused, seen.waits_ms), (16, 1, false, 10));
+    assert_eq!((seen.codec, seen.priority), (Codec::Raw, 16));
     // A block that was used twice outlives a stream of those that are used once.
     let survives = |strategy| {
-        let mut scene = Scenario::of(shard_tuning(Mode::Streaming.tuning()), strategy, 50, 0, 0);
+        let mut scene = Scenario::of(shard_tuning(Mode::Streaming.tuning(2)), strategy, 50, 0, 0);
         scene.store(0);
         assert_eq!([0, 0].map(|_| scene.covered(0..1, Duration::ZERO)), [1, 1]);
         (1..500).for_each(|number| assert!(scene.store(number)));
         scene.covered(0..1, Duration::ZERO) == 1
     };
-    assert!(survives(shard_tuning(Mode::Streaming.tuning()).strategy) && !survives(Strategy::Lru));
+    assert!(survives(shard_tuning(Mode::Streaming.tuning(2)).strategy) && !survives(Strategy::Lru));
 }
 
 #[test]
 fn interactive_moves_at_once_and_brings_up_and_holds_more() {
-    assert_eq!(of(Mode::Interactive), Seen { brought_up: 256, held_s: 10, waits_ms: 2, ..INFERENCE });
+    assert_eq!(
+        of(Mode::Interactive),
+        Seen { brought_up: 256, held_s: 10, waits_ms: 2, priority: 64, ..INFERENCE }
+    );
 }
 
 #[test]
 fn a_threshold_over_any_mode_leaves_room_in_memory() {
     for mode in Mode::ALL {
-        let knobs = kvhive_config::Tuning { gc_per_mille: 800, ..mode.tuning() };
+        let knobs = kvhive_config::Tuning { gc_per_mille: 800, ..mode.tuning(2) };
         assert!(!fills_memory(shard_tuning(knobs)), "{mode:?}");
     }
 }

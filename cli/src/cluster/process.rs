@@ -9,6 +9,7 @@ use kvhive_config::{
 };
 use kvhive_coordinator::PeerConfig;
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
+use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
 use std::path::{Path, PathBuf};
@@ -177,8 +178,16 @@ fn tuning(own: &NodeConfig) -> Tuning {
 
 /// Returns what a node makes of its knobs.
 pub(super) fn shard_tuning(knobs: kvhive_config::Tuning) -> Tuning {
-    let kvhive_config::Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission, gc_per_mille } =
-        knobs;
+    let kvhive_config::Tuning {
+        strategy,
+        prefetch_blocks,
+        hold,
+        batch_delay,
+        codec,
+        priority,
+        disk_admission,
+        gc_per_mille,
+    } = knobs;
     Tuning {
         strategy: strategy
             .parse()
@@ -186,6 +195,14 @@ pub(super) fn shard_tuning(knobs: kvhive_config::Tuning) -> Tuning {
         prefetch_blocks,
         hold,
         batch_delay,
+        codec: match codec {
+            kvhive_config::Codec::Raw => Codec::Raw,
+            kvhive_config::Codec::Lossless => Codec::Lossless,
+            kvhive_config::Codec::Fp8 => Codec::Fp8,
+            kvhive_config::Codec::Int8 => Codec::Int8,
+            kvhive_config::Codec::Int4 => Codec::Int4,
+        },
+        priority,
         unused_to_disk: disk_admission == DiskAdmission::All,
         gc_per_mille: Some(gc_per_mille).filter(|share| *share < 1000),
     }

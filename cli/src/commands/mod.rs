@@ -7,6 +7,7 @@ pub(crate) mod drain;
 pub(crate) mod generated;
 pub(crate) mod node;
 mod node_snapshot;
+pub(crate) mod raft;
 pub(crate) mod replay;
 pub(crate) mod simulate;
 pub(crate) mod status;

@@ -6,7 +6,7 @@ use super::node_snapshot::Snapshot;
 use crate::report;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use kvhive_config::{Mode, NodeConfig, Tuning, format_share, format_time};
+use kvhive_config::{NodeConfig, Tuning, format_share, format_time};
 use kvhive_protocol::strategy::{ChoiceReport, Estimate};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -81,25 +81,37 @@ struct Knob {
     of_mode: String,
 }
 
-fn knobs(tuning: Tuning, mode: Mode) -> Vec<Knob> {
+fn knobs(tuning: Tuning, of_mode: Tuning) -> Vec<Knob> {
     let shown = |tuning: Tuning| {
         // Whoever adds a knob shows it.
-        let Tuning { strategy, prefetch_blocks, hold, batch_delay, disk_admission, gc_per_mille } = tuning;
+        let Tuning {
+            strategy,
+            prefetch_blocks,
+            hold,
+            batch_delay,
+            codec,
+            priority,
+            disk_admission,
+            gc_per_mille,
+        } = tuning;
         [
             ("strategy", strategy.to_owned()),
             ("prefetch_blocks", prefetch_blocks.to_string()),
             ("hold", format_time(hold)),
             ("batch_delay", format_time(batch_delay)),
+            ("codec", codec.as_str().to_owned()),
+            ("priority", priority.to_string()),
             ("disk_admission", disk_admission.as_str().to_owned()),
             ("gc_threshold", format_share(gc_per_mille)),
         ]
     };
-    let pairs = shown(tuning).into_iter().zip(shown(mode.tuning()));
+    let pairs = shown(tuning).into_iter().zip(shown(of_mode));
     pairs.map(|((name, value), (_, of_mode))| Knob { name, value, of_mode }).collect()
 }
 
 fn report(node: &NodeConfig) -> Report {
-    Report { node: node.id.clone(), mode: node.mode.as_str(), knobs: knobs(node.tuning, node.mode) }
+    let of_mode = node.mode.tuning(node.block_sizes.len());
+    Report { node: node.id.clone(), mode: node.mode.as_str(), knobs: knobs(node.tuning, of_mode) }
 }
 
 impl NodeCommand {
@@ -199,10 +211,11 @@ fn print_strategies(doing: &[Doing<'_>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvhive_config::Mode;
 
     #[test]
     fn every_mode_is_visible_in_its_knobs() {
-        let of = |mode: Mode| knobs(mode.tuning(), mode);
+        let of = |mode: Mode| knobs(mode.tuning(2), mode.tuning(2));
         for (at, mode) in Mode::ALL.into_iter().enumerate() {
             assert!(of(mode).iter().all(|knob| knob.value == knob.of_mode));
             assert!(
@@ -210,9 +223,11 @@ mod tests {
                 "{mode:?} shows nothing of its own"
             );
         }
-        let given = Tuning { prefetch_blocks: 7, ..Mode::Bulk.tuning() };
-        let differs: Vec<Knob> =
-            knobs(given, Mode::Bulk).into_iter().filter(|knob| knob.value != knob.of_mode).collect();
+        let given = Tuning { prefetch_blocks: 7, ..Mode::Bulk.tuning(1) };
+        let differs: Vec<Knob> = knobs(given, Mode::Bulk.tuning(1))
+            .into_iter()
+            .filter(|knob| knob.value != knob.of_mode)
+            .collect();
         assert_eq!(differs, [Knob { name: "prefetch_blocks", value: "7".into(), of_mode: "512".into() }]);
     }
 }

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 mod tally;
 
@@ -56,6 +56,9 @@ pub(crate) struct Replay {
     /// Tell the cluster after each request whether its session is over; this share of what it is told is true (0 to 1)
     #[arg(long, value_name = "P", value_parser = share)]
     hints: Option<f64>,
+    /// Tokens a second that the engine prefills: what is quicker recomputed is not fetched, and no fetch takes longer than that
+    #[arg(long, value_name = "TOKENS/S", value_parser = rate)]
+    prefill_rate: Option<f64>,
     #[command(flatten)]
     connect: Connect,
     /// Print the report as JSON
@@ -127,8 +130,9 @@ impl Replay {
         let mut workers = tokio::task::JoinSet::new();
         for _ in 0..self.concurrency {
             let (queue, namespace, bar) = (queue.clone(), namespace.clone(), bar.clone());
+            let prefill_rate = self.prefill_rate;
             workers.spawn(async move {
-                let mut worker = Worker::new(namespace, block_bytes as usize, block_tokens);
+                let mut worker = Worker::new(namespace, block_bytes as usize, block_tokens, prefill_rate);
                 loop {
                     let next = queue.lock().unwrap_or_else(|poison| poison.into_inner()).pop_front();
                     let Some((request, hint)) = next else { return worker.tally };
@@ -152,6 +156,11 @@ impl Replay {
     }
 }
 
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
+    rate.ok_or_else(|| "a positive number of tokens a second is allowed, such as 8000".to_owned())
+}
+
 fn progress(requests: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -165,6 +174,7 @@ struct Worker {
     namespace: NamespaceClient,
     block_bytes: usize,
     block_tokens: u32,
+    prefill_rate: Option<f64>,
     buffers: Vec<Vec<u8>>,
     tally: Tally,
     /// Requests in a row that nobody answered anything of.
@@ -172,11 +182,17 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(namespace: NamespaceClient, block_bytes: usize, block_tokens: u32) -> Self {
+    fn new(
+        namespace: NamespaceClient,
+        block_bytes: usize,
+        block_tokens: u32,
+        prefill_rate: Option<f64>,
+    ) -> Self {
         Worker {
             namespace,
             block_bytes,
             block_tokens,
+            prefill_rate,
             buffers: Vec::new(),
             tally: Tally::default(),
             silent: 0,
@@ -200,7 +216,11 @@ impl Worker {
             }
         };
         self.tally.matching.record(begun.elapsed());
-        let delivered = self.fetch(&prefix, covered).await;
+        let patience = self.patience(&prefix, covered);
+        let delivered = match patience {
+            Patience::Recompute => 0,
+            Patience::Fetch(limit) => self.fetch(&prefix, covered, limit).await,
+        };
         self.tally.hits += delivered as u64;
         self.tally.tokens_saved += request.tokens_in(delivered, self.block_tokens);
         let tokens = |length: u64| u32::try_from(length).unwrap_or(u32::MAX);
@@ -209,8 +229,10 @@ impl Worker {
             output_tokens: tokens(request.output_length),
             ..About::default()
         };
+        // What was recomputed because that is quicker is in the cluster all the same.
+        let stored_from = if patience == Patience::Recompute { covered } else { delivered };
         is_answered |=
-            self.store(&prefix, delivered, StoreOptions { about, ..StoreOptions::default() }).await;
+            self.store(&prefix, stored_from, StoreOptions { about, ..StoreOptions::default() }).await;
         if hint != Hint::None {
             match self.namespace.release(&prefix, hint).await {
                 Ok(report) => self.tally.released_copies += report.copies,
@@ -220,8 +242,25 @@ impl Worker {
         self.silent = if is_answered { 0 } else { self.silent + 1 };
     }
 
-    /// Fetches the covered blocks and returns how many arrived from the first on without a hole.
-    async fn fetch(&mut self, prefix: &Prefix, covered: usize) -> usize {
+    /// Says whether the covered blocks are to be fetched, and how long that may take in all.
+    fn patience(&mut self, prefix: &Prefix, covered: usize) -> Patience {
+        let Some(rate) = self.prefill_rate.filter(|_| covered > 0) else { return Patience::Fetch(None) };
+        match self.namespace.advise(prefix, 0..covered, rate) {
+            Ok(advice) if advice.is_worth_fetching() => Patience::Fetch(Some(advice.recomputing)),
+            Ok(_) => {
+                self.tally.recomputed_blocks += covered as u64;
+                Patience::Recompute
+            }
+            Err(error) => {
+                self.tally.fail(&error);
+                Patience::Fetch(None)
+            }
+        }
+    }
+
+    /// Fetches the covered blocks, within `limit` in all, and returns how many arrived from the first on without a hole.
+    async fn fetch(&mut self, prefix: &Prefix, covered: usize, limit: Option<Duration>) -> usize {
+        let ends = limit.map(|limit| Instant::now() + limit);
         let mut at = 0;
         while at < covered {
             let until = covered.min(at + BLOCKS_PER_CALL);
@@ -229,7 +268,13 @@ impl Worker {
             let mut targets: Vec<&mut [u8]> =
                 self.buffers[..until - at].iter_mut().map(|buffer| &mut buffer[..]).collect();
             let begun = Instant::now();
-            let answer = self.namespace.fetch_into(prefix, at..until, &mut targets).await;
+            let answer = match ends {
+                None => self.namespace.fetch_into(prefix, at..until, &mut targets).await,
+                Some(ends) => {
+                    let hurried = self.namespace.within(ends.saturating_duration_since(begun));
+                    hurried.fetch_into(prefix, at..until, &mut targets).await
+                }
+            };
             self.tally.fetching.record(begun.elapsed());
             let delivered = match answer {
                 Ok(report) => report.delivered(),
@@ -285,6 +330,15 @@ impl Worker {
             self.buffers.push(vec![0; self.block_bytes]);
         }
     }
+}
+
+/// What a worker does with blocks that the cluster has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Computes them, because that is quicker.
+    Recompute,
+    /// Fetches them, within this time if one is given.
+    Fetch(Option<Duration>),
 }
 
 /// Fills a block with bytes that follow from its key (SplitMix64, Steele et al. 2014): any byte tells where it came from.

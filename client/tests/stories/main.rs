@@ -9,5 +9,6 @@ mod fakes;
 mod hostile;
 mod maps;
 mod releases;
+mod slow;
 mod stores;
 mod tenants;

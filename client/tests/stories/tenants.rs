@@ -1,6 +1,6 @@
 //! Tenants and their rules: whose keys a namespace makes, whose blocks it names, how it stores them.
 
-use crate::fakes::{Cluster, LAYOUT, TENANT};
+use crate::fakes::{Cluster, LAYOUT, TENANT, device};
 use kvhive_client::{Client, NamespaceClient, StoreOptions};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::DataRequest;
@@ -87,7 +87,12 @@ async fn a_namespace_goes_on_with_the_pool_that_it_was_opened_with() {
 
 /// The codecs of the blocks that were stored, in order.
 fn stored(cluster: &Cluster) -> Vec<Codec> {
-    let stores = cluster.nodes[0].requests().into_iter().filter_map(|request| match request {
+    stored_on(cluster, 0)
+}
+
+/// Those that one node was sent.
+fn stored_on(cluster: &Cluster, node: usize) -> Vec<Codec> {
+    let stores = cluster.nodes[node].requests().into_iter().filter_map(|request| match request {
         DataRequest::Store(request) => Some(request.blocks),
         _ => None,
     });
@@ -120,4 +125,36 @@ async fn a_store_that_names_no_codec_takes_the_one_of_its_tenants_rules_of_that_
     let by_rules: Vec<Codec> = stored(&cluster).into_iter().step_by(2).collect();
     assert_eq!(by_rules, [Codec::Raw, Codec::Int4, Codec::Lossless, Codec::Raw]);
     assert!(stored(&cluster).into_iter().skip(1).step_by(2).all(|codec| codec == Codec::Int8));
+}
+
+#[tokio::test]
+async fn a_tenant_that_asks_for_nothing_is_stored_as_the_node_of_each_block_stores() {
+    let cluster = Cluster::placed(2, |slot| vec![device(usize::from(slot.0 % 2))]).await;
+    let client = cluster.client().await;
+    let layout = Layout { head_dim: 64, ..LAYOUT };
+    let namespace = client.namespace("default", "model@1", layout, 0).expect("the tenant is there");
+    let bytes = vec![0; namespace.block_bytes() as usize];
+    cluster.coordinator.change(|map| {
+        map.members.get_mut(&device(1).member).expect("it is there").codec = Codec::Lossless;
+    });
+    client.refresh().await.expect("the coordinator answers");
+    // Over more segments than one: each node is the first to hold some.
+    let tokens: Vec<u32> = (0..64 * LAYOUT.tokens).collect();
+    let prefix = namespace.keys(&tokens);
+    let report = namespace.store(&prefix, 0..64, &[&bytes[..]; 64], StoreOptions::default()).await;
+    assert_eq!(report.expect("range and blocks fit").acknowledged(), 64);
+    for (at, codec) in [(0, Codec::Raw), (1, Codec::Lossless)] {
+        let stored = stored_on(&cluster, at);
+        assert!(!stored.is_empty() && stored.iter().all(|one| *one == codec), "node {at}: {stored:?}");
+    }
+    let whole = TenantRules { quantization_bits: Some(16), ..NONE };
+    cluster.coordinator.change(|map| map.tenants.get_mut(&TENANT).expect("it is there").rules = whole);
+    client.refresh().await.expect("the coordinator answers");
+    let before = stored_on(&cluster, 1).len();
+    let tokens: Vec<u32> = (1000..1000 + 64 * LAYOUT.tokens).collect();
+    let prefix = namespace.keys(&tokens);
+    let report = namespace.store(&prefix, 0..64, &[&bytes[..]; 64], StoreOptions::default()).await;
+    assert_eq!(report.expect("range and blocks fit").acknowledged(), 64);
+    let since = &stored_on(&cluster, 1)[before..];
+    assert!(!since.is_empty() && since.iter().all(|one| *one == Codec::Raw), "what a tenant says wins");
 }

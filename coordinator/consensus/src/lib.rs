@@ -8,11 +8,13 @@
 //! when nobody can have counted on what it held: see [`Standing`].
 
 mod founding;
+mod invariants;
 mod machine;
 mod memory;
 mod messages;
 mod reads;
 mod standing;
+mod transfer;
 mod types;
 
 pub use machine::Consensus;

@@ -4,6 +4,7 @@ use crate::memory::{MemoryLog, encode_entry};
 use crate::messages::{Expected, MAX_APPEND_BYTES, MAX_PROPOSAL_BYTES, MAX_SNAPSHOT_BYTES, decode};
 use crate::reads::Reads;
 use crate::standing::{Heard, Standing, encode_hard_state, is_word};
+use crate::transfer::Transfer;
 use crate::types::{
     ConsensusConfig, ConsensusError, Effect, Event, LogBatch, PeerId, RefuseReason, Restored, Role,
     SnapshotRecord, Status, Ticket, WriteId,
@@ -26,11 +27,11 @@ pub struct Consensus {
     pub(crate) config: ConsensusConfig,
     pub(crate) raw: RawNode<MemoryLog>,
     pub(crate) ticks: u64,
-    role: (Role, u64, Option<PeerId>),
-    applied: u64,
+    pub(crate) role: (Role, u64, Option<PeerId>),
+    pub(crate) applied: u64,
     /// Proposals of this start that were appended here while leading and are not applied.
-    proposed: BTreeSet<Ticket>,
-    reads: Reads,
+    pub(crate) proposed: BTreeSet<Ticket>,
+    pub(crate) reads: Reads,
     next_write: u64,
     /// Writes that were asked for, each with the readies it finishes and what may be sent then.
     pub(crate) unpersisted: VecDeque<(WriteId, u64, Vec<Message>)>,
@@ -41,11 +42,15 @@ pub struct Consensus {
     /// The write that makes this peer a founder, while it is not durable.
     pub(crate) founding: Option<WriteId>,
     /// The write that brings a leader's snapshot, while it is not durable.
-    installing: Option<WriteId>,
+    pub(crate) installing: Option<WriteId>,
     snapshot_asked: bool,
     /// Where a snapshot was last asked for.
     snapshot_tried: u64,
     pub(crate) snapshots_sent: BTreeMap<PeerId, u64>,
+    /// The tick at which each peer was last heard.
+    pub(crate) heard_at: BTreeMap<PeerId, u64>,
+    /// Leadership is being handed over.
+    pub(crate) transfer: Option<Transfer>,
     /// Elections that were due here; each gets another timeout.
     elections: u64,
     pub(crate) ignored_messages: u64,
@@ -113,6 +118,8 @@ impl Consensus {
             snapshot_asked: false,
             snapshot_tried: applied,
             snapshots_sent: BTreeMap::new(),
+            heard_at: BTreeMap::new(),
+            transfer: None,
             elections: 0,
             ignored_messages: 0,
             oversized_snapshots: 0,
@@ -131,6 +138,7 @@ impl Consensus {
             Event::Received { from, bytes } => self.on_received(from, &bytes),
             Event::Propose { ticket, data } => self.on_propose(ticket, data, effects),
             Event::Read { ticket } => self.on_read(ticket, effects),
+            Event::Transfer { ticket, to } => self.on_transfer(ticket, to, effects),
             Event::Persisted { write } => self.on_persisted(write, effects),
             Event::SnapshotTaken { index, data } => self.on_snapshot_taken(index, data, effects),
             Event::PeerUnreachable { peer } => self.raw.report_unreachable(peer.0),
@@ -154,45 +162,6 @@ impl Consensus {
             ignored_messages: self.ignored_messages,
             oversized_snapshots: self.oversized_snapshots,
         }
-    }
-
-    /// Checks what always holds.
-    ///
-    /// # Errors
-    /// A sentence that says what does not.
-    pub fn invariants(&self) -> Result<(), String> {
-        let log = &self.raw.raft.raft_log;
-        if self.applied > log.committed || log.committed > log.last_index() {
-            return Err(format!(
-                "applied {} ≤ committed {} ≤ last {} does not hold",
-                self.applied,
-                log.committed,
-                log.last_index()
-            ));
-        }
-        let (stored, snapshot) = (self.raw.store().last(), self.raw.store().snapshot_index());
-        if stored != log.last_index() || snapshot > self.applied || log.persisted > stored {
-            return Err(format!(
-                "the log here ends at {stored}, raft's at {}; snapshot {snapshot}, applied {}, durable {}",
-                log.last_index(),
-                self.applied,
-                log.persisted
-            ));
-        }
-        if self.installing.is_some() && self.role.0 != Role::Follower {
-            return Err(format!("a {:?} waits for a leader's snapshot to be durable", self.role.0));
-        }
-        let may_lead = matches!(self.standing, Standing::Founder | Standing::Settled);
-        if !may_lead && self.role.0 != Role::Follower {
-            return Err(format!("a {:?} is {:?}", self.role.0, self.standing));
-        }
-        if self.role.0 != Role::Leader && (!self.proposed.is_empty() || self.reads.len() > 0) {
-            return Err(format!("a {:?} has proposals or reads waiting", self.role.0));
-        }
-        if self.proposed.len() > self.config.max_inflight || self.reads.len() > self.config.max_inflight {
-            return Err("more waits than is allowed".to_owned());
-        }
-        Ok(())
     }
 
     fn on_tick(&mut self, effects: &mut Vec<Effect>) {
@@ -237,7 +206,9 @@ impl Consensus {
         let heard = decode(bytes, &expected)
             .filter(|message| standing.heeds(message.get_msg_type()))
             .is_some_and(|message| self.raw.step(message).is_ok());
-        if !heard {
+        if heard {
+            self.heard_at.insert(from, self.ticks);
+        } else {
             self.ignored_messages += 1;
         }
     }
@@ -332,6 +303,7 @@ impl Consensus {
         for ticket in self.reads.take_readable(self.applied) {
             effects.push(Effect::Readable { ticket });
         }
+        self.follow_transfer(effects);
         let behind = self.applied - self.raw.store().snapshot_index().max(self.snapshot_tried);
         if behind >= self.config.snapshot_every && !self.snapshot_asked {
             self.snapshot_asked = true;
@@ -455,7 +427,7 @@ impl Consensus {
         effects.push(Effect::RoleChanged { role: now.0, term: now.1, leader: now.2 });
     }
 
-    fn leader(&self) -> Option<PeerId> {
+    pub(crate) fn leader(&self) -> Option<PeerId> {
         Some(PeerId(self.raw.raft.leader_id)).filter(|leader| leader.0 != 0)
     }
 

@@ -108,6 +108,13 @@ pub enum Event {
         /// Comes back in [`Effect::Readable`] or [`Effect::Refused`].
         ticket: Ticket,
     },
+    /// Hand leadership over to another voter.
+    Transfer {
+        /// Comes back in [`Effect::HandedOver`] or [`Effect::Refused`].
+        ticket: Ticket,
+        /// To whom; to the one that has most of the log when none.
+        to: Option<PeerId>,
+    },
     /// The log store has synced this write and all before it.
     Persisted {
         /// Which.
@@ -172,7 +179,14 @@ pub enum Effect {
         /// The read.
         ticket: Ticket,
     },
-    /// The proposal or read is not served.
+    /// Another peer leads now.
+    HandedOver {
+        /// What asked for it.
+        ticket: Ticket,
+        /// Who leads: whom it was handed to, unless another was quicker.
+        leader: PeerId,
+    },
+    /// The proposal, read or handing over is not served.
     Refused {
         /// Which.
         ticket: Ticket,
@@ -204,6 +218,18 @@ pub enum RefuseReason {
     TooLarge,
     /// Leadership was lost while it was under way. A proposal may still be applied later; a read was not served.
     Lost,
+    /// This peer has no vote in the group, or is not of it.
+    NotAVoter {
+        /// Which.
+        peer: PeerId,
+    },
+    /// This peer was not heard for an election timeout.
+    Silent {
+        /// Which.
+        peer: PeerId,
+    },
+    /// Nobody could take leadership over: this peer goes on leading.
+    NoSuccessor,
 }
 
 /// What a peer is.

@@ -13,6 +13,7 @@ mod moves;
 mod overseer;
 pub mod placement;
 mod planner;
+pub mod predictor;
 mod registry;
 mod repair;
 mod shares;

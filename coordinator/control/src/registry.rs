@@ -188,12 +188,13 @@ impl Registry {
             }
         };
         let replaced = map.members.get(&id).map_or(0, validate::member_bytes);
-        let Registration { request: _, name, data_address, metrics_address, labels, devices } = registration;
+        let Registration { request: _, name, data_address, metrics_address, labels, devices, codec } =
+            registration;
         let state = MemberState::Up;
         // Who was being emptied when its process ended still is.
         let drains = map.members.get(&id).is_some_and(|member| member.drains);
         let member =
-            Member { name, generation, state, data_address, metrics_address, labels, devices, drains };
+            Member { name, generation, state, data_address, metrics_address, labels, devices, codec, drains };
         self.index.take(validate::member_bytes(&member), replaced)?;
         self.index.members.insert(member.name.clone(), id);
 

@@ -78,6 +78,7 @@ pub(crate) fn registration(name: &str, devices: usize) -> Command {
         metrics_address: "127.0.0.1:7811".into(),
         labels: BTreeMap::from([("rack".into(), "r1".into())]),
         devices: vec![device; devices],
+        codec: Default::default(),
     })
 }
 

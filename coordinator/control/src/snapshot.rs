@@ -15,7 +15,7 @@ use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of snapshots that this crate writes, and the only one it reads.
-pub const SNAPSHOT_VERSION: u32 = 4;
+pub const SNAPSHOT_VERSION: u32 = 5;
 /// The largest snapshot, in bytes: members and tenants, remembered outcomes, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize = validate::MAX_MAP_BYTES + dedupe::MAX_REPLY_BYTES + (2 << 20);

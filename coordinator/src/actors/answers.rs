@@ -30,7 +30,7 @@ impl RaftActor {
                     }
                 });
             }
-            Some(Waiting::Proposal { .. }) | None => {}
+            Some(Waiting::Proposal { .. } | Waiting::Transfer { .. }) | None => {}
         }
     }
 
@@ -100,13 +100,29 @@ impl RaftActor {
             RefuseReason::Overloaded => WireError::busy("as many proposals as allowed are under way"),
             RefuseReason::TooLarge => WireError::rejected(format_args!("the change is too large")),
             RefuseReason::Lost => WireError::OutcomeUnknown,
+            RefuseReason::NotAVoter { peer } => {
+                WireError::rejected(format_args!("{} has no vote among the coordinators", self.name(peer)))
+            }
+            RefuseReason::Silent { peer } => WireError::rejected(format_args!(
+                "{} was not heard for an election timeout; see that it runs and is reached",
+                self.name(peer)
+            )),
+            RefuseReason::NoSuccessor => WireError::rejected(format_args!(
+                "no other coordinator took leadership over in time; {} goes on leading",
+                self.name(self.parts.us)
+            )),
         }
     }
 
     pub(super) fn answer(&mut self, ticket: Ticket, answer: ControlReply) {
         match self.waiting.remove(&ticket) {
             Some(Waiting::Proposal { reply: Some(reply), .. })
-            | Some(Waiting::Map { reply, .. } | Waiting::Beat { reply, .. } | Waiting::Overview { reply }) => {
+            | Some(
+                Waiting::Map { reply, .. }
+                | Waiting::Beat { reply, .. }
+                | Waiting::Overview { reply }
+                | Waiting::Transfer { reply },
+            ) => {
                 reply.send(answer);
             }
             _ => {}

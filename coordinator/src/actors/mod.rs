@@ -1,5 +1,6 @@
 //! Actors of a coordinator.
 
 mod answers;
+mod group;
 pub(crate) mod raft;
 pub(crate) mod vitals;

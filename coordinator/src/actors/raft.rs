@@ -8,6 +8,7 @@ use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Sta
 use kvhive_control::{ClearTicket, Counters, Effect as Oversight, Overseer, Registry};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
 use kvhive_protocol::map::Settings;
+use kvhive_protocol::raft::RaftRequest;
 use kvhive_protocol::{ClusterId, Epoch, Moment, RequestId, TenantId, WireError, codec};
 use kvhive_runtime::{Actor, Clock, Context, Reply, Sender};
 use std::collections::BTreeMap;
@@ -39,6 +40,8 @@ pub(crate) enum RaftMessage {
     Status { reply: Reply<CoordinatorStatus> },
     /// Everything you know; through a read index, or as it is.
     Overview { linearizable: bool, reply: Reply<ControlReply> },
+    /// Do something about the coordinators themselves.
+    Admin { request: RaftRequest, reply: Reply<ControlReply> },
     /// What have you counted?
     Figures { reply: Reply<Figures> },
 }
@@ -102,6 +105,7 @@ pub(super) enum Waiting {
     Map { have: Epoch, reply: Reply<ControlReply> },
     Beat { received: Moment, beat: Heartbeat, reply: Reply<ControlReply> },
     Overview { reply: Reply<ControlReply> },
+    Transfer { reply: Reply<ControlReply> },
 }
 
 /// One coordinator's raft actor.
@@ -138,7 +142,7 @@ impl RaftActor {
         }
     }
 
-    fn step(&mut self, event: Event) {
+    pub(super) fn step(&mut self, event: Event) {
         if self.has_failed {
             return;
         }
@@ -194,6 +198,7 @@ impl RaftActor {
                 }
             }
             Effect::Readable { ticket } => self.serve_read(ticket),
+            Effect::HandedOver { ticket, .. } => self.handed_over(ticket),
             Effect::Refused { ticket, reason } => {
                 self.figures.refused += 1;
                 let error = self.refusal(reason);
@@ -288,7 +293,7 @@ impl RaftActor {
         });
     }
 
-    fn ticket(&mut self, waiting: Waiting) -> Ticket {
+    pub(super) fn ticket(&mut self, waiting: Waiting) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         self.waiting.insert(ticket, waiting);
@@ -453,6 +458,7 @@ impl Actor for RaftActor {
             RaftMessage::Status { reply } => reply.send(self.status()),
             RaftMessage::Overview { linearizable: false, reply } => reply.send(self.overview()),
             RaftMessage::Overview { linearizable: true, reply } => self.read(Waiting::Overview { reply }),
+            RaftMessage::Admin { request, reply } => self.administer(request, reply),
             RaftMessage::Figures { reply } => reply.send(Figures {
                 waiting: self.waiting.len() as u64,
                 ignored_messages: self.parts.consensus.status().ignored_messages,

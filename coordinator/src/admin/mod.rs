@@ -8,6 +8,7 @@ mod figures;
 mod lanes;
 mod members;
 mod overview;
+mod raft;
 mod routes;
 mod tenants;
 

@@ -5,7 +5,7 @@ use super::answers::{
 };
 use super::asked::AskedAs;
 use super::lanes::Lanes;
-use super::{auth, figures, members, overview, tenants};
+use super::{auth, figures, members, overview, raft, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -243,6 +243,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(tenants::tenant, tenants::change_tenant))
         .routes(routes!(tenants::clear_tenant))
         .routes(routes!(stats))
+        .routes(routes!(raft::transfer))
         .split_for_parts();
     let (open, open_doc) =
         OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).split_for_parts();

@@ -210,6 +210,7 @@ impl Group {
                 host_bytes: 0,
                 disk_bytes: 0,
             }],
+            codec: Default::default(),
         };
         match self.ask(self.leader(), Role::Node, &ControlRequest::Register(registration)) {
             ControlReply::Registered { member, generation, map } => {

@@ -19,6 +19,7 @@ fn register() -> Registration {
         metrics_address: "127.0.0.1:2".to_owned(),
         labels: Default::default(),
         devices: Vec::new(),
+        codec: Default::default(),
     }
 }
 

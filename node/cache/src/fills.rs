@@ -187,6 +187,7 @@ mod tests {
                 metrics_address: String::new(),
                 labels: BTreeMap::new(),
                 devices: Vec::new(),
+                codec: Default::default(),
                 drains: false,
             };
             (MemberId(id), member)

@@ -411,6 +411,7 @@ mod tests {
                     host_bytes: 0,
                     disk_bytes: 0,
                 }],
+                codec: Default::default(),
                 drains: false,
             },
         );

@@ -111,7 +111,10 @@ impl DeviceCore {
         let layout = self.view.layouts.get(header.fingerprint)?;
         let codec = match how {
             Shrink::Lossless => Codec::Lossless,
-            Shrink::Quantize => codec::quantized(&layout, &self.view.rules_of(header.tenant)),
+            Shrink::Quantize => {
+                let (rules, of_node) = self.view.rules_of(header.tenant);
+                codec::quantized(&layout, &rules, of_node)
+            }
         };
         if codec <= header.codec {
             return None;

@@ -39,7 +39,7 @@ impl DiskBench {
         let mover = if threads { Mover::Threads } else { Mover::Best };
         let view = Arc::new(View::new(Arc::new(BootClock)));
         let geometry = [Geometry { frame_bytes: block_bytes, records }];
-        let mover = mover.start().map_err(failed)?;
+        let mover = mover.start(1).map_err(failed)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let mut bench = DiskBench {
             store: Store::open(folder, &geometry, mover, view, &DiskTuning::default())?,

@@ -128,23 +128,23 @@ pub(crate) enum Mover {
 }
 
 impl Mover {
-    /// Starts it.
-    pub(crate) fn start(&self) -> io::Result<Arc<dyn Backend>> {
+    /// Starts it. So many reads of requests may pass one transfer that nobody waits for.
+    pub(crate) fn start(&self, priority: u32) -> io::Result<Arc<dyn Backend>> {
         match self {
-            Mover::Best => best(),
-            Mover::Threads => Ok(Arc::new(threads::Threads::start()?)),
+            Mover::Best => best(priority),
+            Mover::Threads => Ok(Arc::new(threads::Threads::start(priority)?)),
             #[cfg(test)]
             Mover::Given(backend) => Ok(backend.clone()),
         }
     }
 }
 
-fn best() -> io::Result<Arc<dyn Backend>> {
-    match uring::Uring::start() {
+fn best(priority: u32) -> io::Result<Arc<dyn Backend>> {
+    match uring::Uring::start(priority) {
         Ok(ring) => Ok(Arc::new(ring)),
         Err(error) => {
             info!(%error, "the kernel gives no io_uring; threads move the disk's bytes");
-            Ok(Arc::new(threads::Threads::start()?))
+            Ok(Arc::new(threads::Threads::start(priority)?))
         }
     }
 }
@@ -152,7 +152,7 @@ fn best() -> io::Result<Arc<dyn Backend>> {
 /// Returns both, for tests and measurements that compare them.
 #[cfg(test)]
 pub(crate) fn movers() -> Vec<Arc<dyn Backend>> {
-    let ring = uring::Uring::start().ok().map(|ring| Arc::new(ring) as Arc<dyn Backend>);
-    let threads = Arc::new(threads::Threads::start().expect("threads")) as Arc<dyn Backend>;
+    let ring = uring::Uring::start(16).ok().map(|ring| Arc::new(ring) as Arc<dyn Backend>);
+    let threads = Arc::new(threads::Threads::start(16).expect("threads")) as Arc<dyn Backend>;
     ring.into_iter().chain([threads]).collect()
 }

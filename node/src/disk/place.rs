@@ -128,7 +128,7 @@ impl Place {
         let pieces = vec![Piece::Own(page), body];
         let writing = Writing::begin(store).ok_or(io::ErrorKind::BrokenPipe)?;
         let holds: Option<Box<dyn Send>> = Some(Box::new((self.clone(), writing)));
-        let write = Transfer { file, at, way: Way::Write, pieces, holds };
+        let write = Transfer { file, at, way: Way::Write, is_asked: false, pieces, holds };
         let (result, _) = store.transfer(write, store.patience.other).await;
         if result.as_ref().err().is_some_and(is_late) {
             return result;
@@ -141,8 +141,8 @@ impl Place {
         result
     }
 
-    /// Reads the block that this record is of into a buffer, for a fetch that waits for it. The room that it was given is given back
-    /// when the buffer is.
+    /// Reads the block that this record is of into a buffer. Whoever is given room for it waits for it, and goes before all others;
+    /// the room is given back when the buffer is.
     pub(crate) async fn read(&self, wanted: &BlockHeader, room: Option<Room>) -> Result<Payload, ReadError> {
         self.read_within(self.0.store.patience.fetch, wanted, room).await
     }
@@ -153,9 +153,9 @@ impl Place {
         wanted: &BlockHeader,
         room: Option<Room>,
     ) -> Result<Payload, ReadError> {
-        let len = wanted.payload_bytes as usize;
+        let (len, is_asked) = (wanted.payload_bytes as usize, room.is_some());
         let body = Piece::Own(self.0.store.buffers.take(len).in_room(room));
-        match self.read_piece(limit, wanted, body).await? {
+        match self.read_piece(limit, is_asked, wanted, body).await? {
             Piece::Own(buffer) => Ok(Payload { buffer, len }),
             _ => Err(ReadError::Late),
         }
@@ -176,7 +176,7 @@ impl Place {
         let len = wanted.payload_bytes as usize;
         let limit = self.0.store.patience.other;
         if is_direct(frame.bytes()) {
-            return match self.read_piece(limit, wanted, Piece::Fill(frame)).await? {
+            return match self.read_piece(limit, false, wanted, Piece::Fill(frame)).await? {
                 Piece::Fill(mut frame) => {
                     frame.truncate(len);
                     Ok(frame.seal())
@@ -193,11 +193,12 @@ impl Place {
     async fn read_piece(
         &self,
         limit: Duration,
+        is_asked: bool,
         wanted: &BlockHeader,
         body: Piece,
     ) -> Result<Piece, ReadError> {
         let store = &self.0.store;
-        let read = self.try_read(limit, wanted, body).await;
+        let read = self.try_read(limit, is_asked, wanted, body).await;
         match &read {
             Ok(_) => {
                 add(&store.figures.reads, 1);
@@ -208,7 +209,13 @@ impl Place {
         read
     }
 
-    async fn try_read(&self, limit: Duration, wanted: &BlockHeader, body: Piece) -> Result<Piece, ReadError> {
+    async fn try_read(
+        &self,
+        limit: Duration,
+        is_asked: bool,
+        wanted: &BlockHeader,
+        body: Piece,
+    ) -> Result<Piece, ReadError> {
         let Taken { store, class, number } = &*self.0;
         if !store.answers() {
             return Err(ReadError::Late);
@@ -216,7 +223,7 @@ impl Place {
         let (file, at) = (store.file(*class), store.at(*class, *number));
         let pieces = vec![Piece::Own(store.buffers.take(PAGE)), body];
         let holds: Option<Box<dyn Send>> = Some(Box::new(self.clone()));
-        let read = Transfer { file, at, way: Way::Read, pieces, holds };
+        let read = Transfer { file, at, way: Way::Read, is_asked, pieces, holds };
         let (result, mut pieces) = store.transfer(read, limit).await;
         if result.as_ref().err().is_some_and(is_late) {
             return Err(ReadError::Late);

@@ -1,5 +1,5 @@
-//! Transfers on their way to a file, and the bounded queue in which they wait for whoever does them: reads before writes,
-//! for somebody waits for a read.
+//! Transfers on their way to a file, and the bounded queue in which they wait for whoever does them: reads that a request waits
+//! for before all others.
 
 use super::buffer::Piece;
 use std::collections::VecDeque;
@@ -13,8 +13,6 @@ const MAX_WAITING: usize = 2048;
 /// Bytes and transfers that are done as one where they lie side by side in a file: blocks that came together do.
 const MAX_RUN_BYTES: usize = 1 << 20;
 const MAX_RUN: usize = 32;
-/// Reads that may pass a waiting write.
-const READS_A_WRITE: u32 = 16;
 
 /// Which way bytes go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,6 +30,8 @@ pub(crate) struct Transfer {
     /// Where in the file.
     pub(crate) at: u64,
     pub(crate) way: Way,
+    /// A request waits for it.
+    pub(crate) is_asked: bool,
     /// In the order of the file.
     pub(crate) pieces: Vec<Piece>,
     /// Let go of when it has ended, before whoever waits for it is told.
@@ -142,10 +142,17 @@ impl Run {
 
 #[derive(Default)]
 struct Waiting {
-    reads: VecDeque<Job>,
+    /// Reads that requests wait for.
+    asked: VecDeque<Job>,
+    /// Reads that nobody waits for.
+    ahead: VecDeque<Job>,
     writes: VecDeque<Job>,
-    /// Reads that have passed the first write.
+    /// Those of requests that may pass one of the others.
+    priority: u32,
+    /// As many have since one of the others was taken.
     passed: u32,
+    /// That was a write.
+    was_write: bool,
     /// Whoever takes has found nothing, and looks again when it is told to.
     is_idle: bool,
     closed: bool,
@@ -154,10 +161,15 @@ struct Waiting {
 }
 
 /// The queue between those who ask and those who do. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Queue(Arc<(Mutex<Waiting>, Condvar)>);
 
 impl Queue {
+    /// Makes an empty one, in which so many reads of requests may pass one transfer that nobody waits for.
+    pub(super) fn new(priority: u32) -> Queue {
+        Queue(Arc::new((Mutex::new(Waiting { priority, ..Waiting::default() }), Condvar::new())))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -173,15 +185,12 @@ impl Queue {
             job.end(Err(given_up()));
             return (waits, false);
         }
-        if waiting.reads.len() + waiting.writes.len() >= MAX_WAITING {
+        if waiting.len() >= MAX_WAITING {
             drop(waiting);
             job.end(Err(io::Error::from(io::ErrorKind::QuotaExceeded)));
             return (waits, false);
         }
-        match job.transfer.way {
-            Way::Read => waiting.reads.push_back(job),
-            Way::Write => waiting.writes.push_back(job),
-        }
+        waiting.line_of(&job).push_back(job);
         let was_idle = std::mem::take(&mut waiting.is_idle);
         drop(waiting);
         self.0.1.notify_one();
@@ -198,10 +207,7 @@ impl Queue {
         }
         for mut job in jobs.into_iter().rev() {
             job.alone = true;
-            match job.transfer.way {
-                Way::Read => waiting.reads.push_front(job),
-                Way::Write => waiting.writes.push_front(job),
-            }
+            waiting.line_of(&job).push_front(job);
         }
         drop(waiting);
         self.0.1.notify_all();
@@ -243,9 +249,8 @@ impl Queue {
     /// Lets go of what nobody waits for any more.
     pub(super) fn forget_abandoned(&self) {
         let mut waiting = self.lock();
-        let Waiting { reads, writes, .. } = &mut *waiting;
         let mut abandoned = Vec::new();
-        for jobs in [reads, writes] {
+        for jobs in waiting.lines() {
             for job in std::mem::take(jobs) {
                 if job.is_abandoned() { abandoned.push(job) } else { jobs.push_back(job) }
             }
@@ -257,8 +262,7 @@ impl Queue {
     pub(super) fn break_off(&self) {
         let mut waiting = self.lock();
         (waiting.closed, waiting.broken) = (true, true);
-        let Waiting { reads, writes, .. } = &mut *waiting;
-        let left: Vec<Job> = reads.drain(..).chain(writes.drain(..)).collect();
+        let left: Vec<Job> = waiting.lines().into_iter().flat_map(|jobs| jobs.drain(..)).collect();
         drop(waiting);
         self.0.1.notify_all();
         left.into_iter().for_each(|job| job.end(Err(given_up())));
@@ -275,26 +279,44 @@ impl Queue {
     }
 
     pub(super) fn len(&self) -> usize {
-        let waiting = self.lock();
-        waiting.reads.len() + waiting.writes.len()
+        self.lock().len()
     }
 }
 
 impl Waiting {
     /// Takes what is next. Those that nobody waits for any more are not begun.
     fn next(&mut self, abandoned: &mut Vec<Job>) -> Option<Run> {
-        for jobs in [&mut self.reads, &mut self.writes] {
+        for jobs in self.lines() {
             while jobs.front().is_some_and(Job::is_abandoned) {
                 abandoned.extend(jobs.pop_front());
             }
         }
-        let is_write_due = self.passed >= READS_A_WRITE && !self.writes.is_empty();
-        if !is_write_due && let Some(read) = self.reads.pop_front() {
+        let is_anothers_turn = self.passed >= self.priority && self.len() > self.asked.len();
+        if !is_anothers_turn && let Some(read) = self.asked.pop_front() {
             self.passed += 1;
-            return Some(run(read, &mut self.reads));
+            return Some(run(read, &mut self.asked));
         }
         self.passed = 0;
-        self.writes.pop_front().map(|write| run(write, &mut self.writes))
+        // By turns: reads ahead of use must not keep memory full, nor writes keep what is expected away.
+        self.was_write = !self.writes.is_empty() && (!self.was_write || self.ahead.is_empty());
+        let jobs = if self.was_write { &mut self.writes } else { &mut self.ahead };
+        jobs.pop_front().map(|first| run(first, jobs))
+    }
+
+    fn lines(&mut self) -> [&mut VecDeque<Job>; 3] {
+        [&mut self.asked, &mut self.ahead, &mut self.writes]
+    }
+
+    fn line_of(&mut self, job: &Job) -> &mut VecDeque<Job> {
+        match job.transfer.way {
+            Way::Read if job.transfer.is_asked => &mut self.asked,
+            Way::Read => &mut self.ahead,
+            Way::Write => &mut self.writes,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.asked.len() + self.ahead.len() + self.writes.len()
     }
 }
 
@@ -322,16 +344,22 @@ mod tests {
 
     fn transfer(way: Way, at: u64) -> Transfer {
         let file = Arc::new(tempfile::tempfile().expect("a file"));
-        Transfer { file, at, way, pieces: Vec::new(), holds: None }
+        Transfer { file, at, way, is_asked: way == Way::Read, pieces: Vec::new(), holds: None }
     }
 
     #[test]
-    fn reads_pass_writes_but_not_for_ever() {
-        let queue = Queue::default();
-        let _writes = [1, 2].map(|at| queue.push(transfer(Way::Write, at)));
-        let _reads: Vec<_> = (10..10 + 20).map(|at| queue.push(transfer(Way::Read, at))).collect();
-        let order: Vec<u64> = std::iter::from_fn(|| queue.take()).map(|run| run.at()).collect();
-        assert_eq!((order[0], order[15], order[16], order[17], order[21]), (10, 25, 1, 26, 2));
+    fn what_requests_wait_for_passes_all_else_by_its_priority_but_not_for_ever() {
+        let order = |priority: u32| -> Vec<u64> {
+            let queue = Queue::new(priority);
+            let ahead = |at| Transfer { is_asked: false, ..transfer(Way::Read, at) };
+            let _ahead = [11, 12].map(|at| queue.push(ahead(at)));
+            let _writes = [21, 22].map(|at| queue.push(transfer(Way::Write, at)));
+            let _asked = [1, 2, 3, 4, 5, 6].map(|at| queue.push(transfer(Way::Read, at)));
+            std::iter::from_fn(|| queue.take()).map(|run| run.at()).collect()
+        };
+        assert_eq!(order(1), [1, 21, 2, 11, 3, 22, 4, 12, 5, 6]);
+        assert_eq!(order(4), [1, 2, 3, 4, 21, 5, 6, 11, 22, 12]);
+        assert_eq!(order(64), [1, 2, 3, 4, 5, 6, 21, 11, 22, 12]);
     }
 
     #[test]
@@ -342,10 +370,11 @@ mod tests {
             file: file.clone(),
             at,
             way: Way::Read,
+            is_asked: true,
             pieces: vec![Piece::Own(buffers.take(bytes))],
             holds: None,
         };
-        let queue = Queue::default();
+        let queue = Queue::new(16);
         let places = [(0, 8192), (8192, 4096), (12288, 4096), (20480, 4096), (24576, 1 << 20)];
         let mut waits: Vec<_> = places.map(|(at, bytes)| queue.push(read(at, bytes)).0).into();
         let mut runs: Vec<Run> = std::iter::from_fn(|| queue.take()).collect();
@@ -372,7 +401,7 @@ mod tests {
 
     #[test]
     fn who_found_nothing_is_told_once() {
-        let queue = Queue::default();
+        let queue = Queue::new(16);
         assert!(queue.take().is_none());
         let told = [0, 1].map(|at| queue.push(transfer(Way::Read, at)).1);
         assert_eq!(told, [true, false]);
@@ -380,7 +409,7 @@ mod tests {
 
     #[test]
     fn a_full_or_closed_queue_answers_at_once() {
-        let queue = Queue::default();
+        let queue = Queue::new(16);
         let waits: Vec<_> = (0..MAX_WAITING).map(|_| queue.push(transfer(Way::Read, 0))).collect();
         let failed = |queue: &Queue| {
             let (mut waits, must_tell) = queue.push(transfer(Way::Write, 0));
@@ -396,7 +425,7 @@ mod tests {
 
     #[test]
     fn a_transfer_that_nobody_waits_for_is_not_begun() {
-        let queue = Queue::default();
+        let queue = Queue::new(16);
         let held = Arc::new(());
         let mut wants: Vec<_> = (0..4)
             .map(|at| {
@@ -417,7 +446,7 @@ mod tests {
 
     #[test]
     fn what_a_broken_queue_had_has_ended() {
-        let queue = Queue::default();
+        let queue = Queue::new(16);
         let mut waits: Vec<_> = (0..3).map(|at| queue.push(transfer(Way::Read, at)).0).collect();
         let mut begun = queue.take().expect("the first");
         queue.break_off();

@@ -270,7 +270,7 @@ impl Store {
     async fn read_page_of(self: &Arc<Self>, file: Arc<File>, at: u64) -> io::Result<Buffer> {
         let pieces = vec![Piece::Own(self.buffers.take(PAGE))];
         let holds: Option<Box<dyn Send>> = Some(Box::new(self.clone()));
-        let read = Transfer { file, at, way: Way::Read, pieces, holds };
+        let read = Transfer { file, at, way: Way::Read, is_asked: true, pieces, holds };
         let (result, mut pieces) = self.transfer(read, self.patience.other).await;
         result?;
         match pieces.pop() {
@@ -354,7 +354,7 @@ impl Store {
         page.bytes_mut().copy_from_slice(&written);
         let holds: Option<Box<dyn Send>> = Some(Box::new((self.clone(), writing)));
         let (file, pieces) = (self.probe.clone(), vec![Piece::Own(page)]);
-        let write = Transfer { file, at: 0, way: Way::Write, pieces, holds };
+        let write = Transfer { file, at: 0, way: Way::Write, is_asked: false, pieces, holds };
         self.transfer(write, self.patience.other).await.0?;
         let page = self.read_page_of(self.probe.clone(), 0).await?;
         if page.bytes() != written {

@@ -27,9 +27,9 @@ impl Drop for Whole {
 }
 
 impl Threads {
-    /// Starts them.
-    pub(crate) fn start() -> io::Result<Threads> {
-        let mut started = Threads { queue: Queue::default(), crew: Crew::new() };
+    /// Starts them. So many reads of requests may pass one transfer that nobody waits for.
+    pub(crate) fn start(priority: u32) -> io::Result<Threads> {
+        let mut started = Threads { queue: Queue::new(priority), crew: Crew::new() };
         for number in 0..THREADS {
             let whole = Whole(started.queue.clone());
             let work = move || {

@@ -31,13 +31,13 @@ pub(crate) struct Uring {
 }
 
 impl Uring {
-    /// Makes a ring and starts its thread.
+    /// Makes a ring and starts its thread. So many reads of requests may pass one transfer that nobody waits for.
     ///
     /// # Errors
     /// When the kernel has no io_uring, forbids it, or lacks what is needed of it.
-    pub(crate) fn start() -> io::Result<Uring> {
+    pub(crate) fn start(priority: u32) -> io::Result<Uring> {
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let queue = Queue::default();
+        let queue = Queue::new(priority);
         let (told, made) = mpsc::sync_channel(1);
         let (its_queue, its_bell) = (queue.clone(), bell.clone());
         // The ring belongs to the thread that makes it.
@@ -297,6 +297,7 @@ mod tests {
                 file: Arc::new(File::from(OwnedFd::from(reads))),
                 at: 0,
                 way: Way::Read,
+                is_asked: true,
                 pieces,
                 holds: None,
             },
@@ -315,7 +316,7 @@ mod tests {
             return;
         }
         let buffers = Buffers::new([]).expect("a little memory");
-        let queue = Queue::default();
+        let queue = Queue::new(16);
         let (transfer, _writes) = hanging(&buffers);
         let held = Arc::new(());
         let (mut with_kernel, _) = queue.push(Transfer { holds: Some(Box::new(held.clone())), ..transfer });
@@ -339,7 +340,7 @@ mod tests {
             return;
         }
         let buffers = Buffers::new([]).expect("a little memory");
-        let ring = Uring::start().expect("there is one");
+        let ring = Uring::start(16).expect("there is one");
         let (transfer, _writes) = hanging(&buffers);
         let mut waits = ring.submit(transfer);
         let (told, ended) = mpsc::channel();

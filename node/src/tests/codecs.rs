@@ -225,15 +225,20 @@ async fn a_full_shard_of_compressed_keeps_more_than_it_has_large_frames() {
     assert_eq!(node.inside.memories[0].free_frames(Tier::Device), 1, "every frame is free or a block's");
 }
 
-/// What becomes of two cold blocks of a tenant whose rules say `quantized` and so many bits.
-async fn quantized_to(bits: u8) -> Vec<Block> {
-    let setup =
-        Setup { frame_bytes: 16 * KIB, device_frames: 2, smaller: Some((14 * KIB, 4)), ..Setup::default() };
+/// What becomes of two cold blocks of a tenant whose rules say `quantized` and so many bits, or none, on a node of this codec.
+async fn quantized_to(bits: Option<u8>, of_node: Codec) -> Vec<Block> {
+    let setup = Setup {
+        frame_bytes: 16 * KIB,
+        device_frames: 2,
+        smaller: Some((14 * KIB, 4)),
+        codec: of_node,
+        ..Setup::default()
+    };
     let (coordinator, node) = setup.one().await;
     coordinator.change(|map| {
         map.tenants.get_mut(&TENANT).expect("it is there").rules = TenantRules {
             strategy: Some(Strategy::Quantized),
-            quantization_bits: Some(bits),
+            quantization_bits: bits,
             ..TenantRules::default()
         };
     });
@@ -250,7 +255,7 @@ async fn quantized_to(bits: u8) -> Vec<Block> {
     assert_eq!(found.len(), 2);
     for (number, raw) in (0..).zip(client.raw(&[0, 1]).await) {
         let exact = raw.expect("it is here") == tensor(number);
-        assert_eq!(exact, bits == 16, "block {number} of {bits} bits");
+        assert_eq!(exact, bits == Some(16), "block {number} of {bits:?} bits");
     }
     found
 }
@@ -258,9 +263,16 @@ async fn quantized_to(bits: u8) -> Vec<Block> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_whose_rules_say_bits_is_quantized_to_those_and_sixteen_lose_none() {
     for (bits, codec) in [(4, Codec::Int4), (8, Codec::Int8), (16, Codec::Lossless)] {
-        for block in quantized_to(bits).await {
+        for block in quantized_to(Some(bits), Codec::Raw).await {
             assert_eq!(block.header.codec, codec, "{bits} bits");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_rules_say_nothing_the_nodes_own_codec_says_how_dense() {
+    for block in quantized_to(None, Codec::Int4).await {
+        assert_eq!(block.header.codec, Codec::Int4);
     }
 }
 

@@ -192,6 +192,7 @@ impl Script {
             metrics_address: registration.metrics_address,
             labels: registration.labels,
             devices: registration.devices,
+            codec: registration.codec,
             drains: false,
         };
         self.map.members.insert(id, member);

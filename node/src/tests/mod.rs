@@ -25,6 +25,7 @@ use coordinator::FakeCoordinator;
 use kvhive_cache::ShardStats;
 use kvhive_cache::policy::Strategy;
 use kvhive_protocol::Generation;
+use kvhive_protocol::block::Codec;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ struct Setup {
     /// Bytes and number of smaller frames on the device.
     smaller: Option<(usize, usize)>,
     strategy: Strategy,
+    codec: Codec,
     gc_per_mille: Option<u16>,
     persist: Option<crate::PersistConfig>,
     /// Folder and number of records of its disk tier.
@@ -61,6 +63,7 @@ impl Default for Setup {
             frame_bytes: 64 * KIB,
             smaller: None,
             strategy: Strategy::Lru,
+            codec: Codec::Raw,
             gc_per_mille: None,
             persist: None,
             disk: None,
@@ -113,6 +116,7 @@ impl Setup {
             devices: (0..self.devices).map(|_| device(classes.clone())).collect(),
             tuning: crate::Tuning {
                 strategy: self.strategy,
+                codec: self.codec,
                 gc_per_mille: self.gc_per_mille,
                 ..crate::Tuning::default()
             },

@@ -279,6 +279,8 @@ impl Coordinator {
                 out.push(Out::Leads(term));
                 self.overseer.became_leader(now, self.registry.map().as_deref());
             }
+            // Nobody here asks for it.
+            Effect::HandedOver { .. } => {}
             Effect::RoleChanged { .. } => {
                 self.overseer.lost_leadership();
                 self.bootstrapping = false;

@@ -403,6 +403,7 @@ impl World {
                             host_bytes: 8,
                             disk_bytes: 8,
                         }],
+                        codec: Default::default(),
                     };
                     let request = registration.request;
                     let what = What::Submit(Proposal { request, command: Command::Register(registration) });

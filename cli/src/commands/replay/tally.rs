@@ -23,6 +23,8 @@ pub(crate) struct Report {
     seconds: f64,
     latencies: CallLatencies,
     stored_blocks: u64,
+    /// Blocks that the cluster had and that were quicker recomputed.
+    recomputed_blocks: u64,
     /// Copies of blocks that hints were heard for.
     released_copies: u64,
     /// All blocks that were not stored.
@@ -95,6 +97,7 @@ pub(super) struct Tally {
     pub(super) bytes_fetched: u64,
     pub(super) bytes_stored: u64,
     pub(super) stored_blocks: u64,
+    pub(super) recomputed_blocks: u64,
     pub(super) released_copies: u64,
     pub(super) refused: Refused,
     pub(super) errors: u64,
@@ -125,6 +128,7 @@ impl Tally {
             (&mut self.bytes_fetched, other.bytes_fetched),
             (&mut self.bytes_stored, other.bytes_stored),
             (&mut self.stored_blocks, other.stored_blocks),
+            (&mut self.recomputed_blocks, other.recomputed_blocks),
             (&mut self.released_copies, other.released_copies),
             (&mut self.errors, other.errors),
             (&mut self.wrong_bytes, other.wrong_bytes),
@@ -160,6 +164,7 @@ impl Tally {
                 store: self.storing.summary(),
             },
             stored_blocks: self.stored_blocks,
+            recomputed_blocks: self.recomputed_blocks,
             released_copies: self.released_copies,
             refused_blocks: self.refused.sum(),
             refused: self.refused,
@@ -200,6 +205,12 @@ impl Report {
         println!("match           {}", self.latencies.r#match.line());
         println!("fetch           {}", self.latencies.fetch.line());
         println!("store           {}", self.latencies.store.line());
+        if self.recomputed_blocks > 0 {
+            println!(
+                "recomputed      {} blocks that were there, because that is quicker",
+                self.recomputed_blocks
+            );
+        }
         if self.released_copies > 0 {
             println!("hints           heard for {} copies of blocks", self.released_copies);
         }

@@ -98,6 +98,7 @@ fn map(addresses: impl Iterator<Item = String>, place: impl Fn(Slot) -> Vec<Devi
             host_bytes: 0,
             disk_bytes: 0,
         }],
+        codec: Default::default(),
         drains: false,
     };
     let tenant =

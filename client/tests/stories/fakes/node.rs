@@ -8,6 +8,7 @@ use kvhive_protocol::{BlockHeader, BlockKey, DeviceId, Epoch, WireError};
 use kvhive_wire::{Connection, Listening};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -50,6 +51,8 @@ pub(crate) enum Answer {
     BytesAndClose(Vec<u8>),
     /// Nothing, and the connection stays open.
     Hang,
+    /// A reply, after this time.
+    Late(Duration, DataReply, Vec<u8>),
 }
 
 /// How a node answers one request.
@@ -67,6 +70,10 @@ impl Turn {
 
     pub(crate) fn hang() -> Turn {
         Turn::new(|_| Answer::Hang)
+    }
+
+    pub(crate) fn late(wait: Duration) -> Turn {
+        Turn::new(move |honest| Answer::Late(wait, honest.reply, honest.payload))
     }
 
     pub(crate) fn close() -> Turn {
@@ -213,6 +220,10 @@ async fn converse(stream: TcpStream, token: Vec<u8>, state: Arc<Mutex<State>>) {
                 false
             }
             Answer::Hang => true,
+            Answer::Late(wait, reply, payload) => {
+                tokio::time::sleep(wait).await;
+                connection.send(Kind::DataReply, frame.request, &reply, &[&payload]).await.is_ok()
+            }
         };
         if !sent {
             return;

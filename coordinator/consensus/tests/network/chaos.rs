@@ -57,6 +57,11 @@ fn run(seed: u64, peers: u64) -> (u64, u32) {
                     net.read(id);
                 }
             }
+            16 => {
+                if let Some(leader) = net.leader() {
+                    net.transfer(leader, Some(some));
+                }
+            }
             20 => {
                 // Raft bears the loss of one log at a time, and the next once that one is back.
                 let settled = |id: &PeerId| net.standing(*id) == Some(Standing::Settled);
@@ -76,6 +81,10 @@ fn run(seed: u64, peers: u64) -> (u64, u32) {
         if net.peers[&id].machine.is_none() {
             net.start(id);
         }
+    }
+    // Leadership that is being handed over goes first: meanwhile nothing is taken.
+    for _ in 0..30 {
+        net.tick();
     }
     let leader = net.elect();
     net.propose(leader, "the end");

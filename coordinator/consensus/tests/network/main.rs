@@ -6,3 +6,4 @@ mod founding;
 mod hostile;
 mod net;
 mod rules;
+mod transfer;

@@ -73,6 +73,8 @@ pub(crate) struct Net {
     next_ticket: u64,
     pub(crate) acknowledged: Vec<Vec<u8>>,
     pub(crate) refused: BTreeMap<Ticket, RefuseReason>,
+    /// Who led when a handing over was through.
+    pub(crate) handed_over: BTreeMap<Ticket, PeerId>,
     /// What was proposed under each ticket.
     proposed: BTreeMap<Ticket, Vec<u8>>,
     /// What was acknowledged, as a number, when each read began.
@@ -109,6 +111,7 @@ impl Net {
             next_ticket: 1,
             acknowledged: Vec::new(),
             refused: BTreeMap::new(),
+            handed_over: BTreeMap::new(),
             proposed: BTreeMap::new(),
             reads: BTreeMap::new(),
             answered: BTreeSet::new(),
@@ -219,6 +222,10 @@ impl Net {
                     assert!(self.answered.insert(ticket), "each ticket is answered once");
                     self.refused.insert(ticket, reason);
                 }
+                Effect::HandedOver { ticket, leader } => {
+                    assert!(self.answered.insert(ticket), "each ticket is answered once");
+                    self.handed_over.insert(ticket, leader);
+                }
                 Effect::RoleChanged { role: Role::Leader, term, .. } => {
                     let before = self.leaders.insert(term, id);
                     assert!(before.is_none_or(|leader| leader == id), "one leader a term");
@@ -328,6 +335,13 @@ impl Net {
         self.next_ticket += 1;
         self.reads.insert(ticket, self.acknowledged.len());
         self.step(at, Event::Read { ticket });
+        ticket
+    }
+
+    pub(crate) fn transfer(&mut self, at: PeerId, to: Option<PeerId>) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.step(at, Event::Transfer { ticket, to });
         ticket
     }
 

@@ -1,0 +1,372 @@
+//! How long devices let their readers wait, and what follows from it: which replica is asked, when a second one is asked as
+//! well, and how fast blocks arrive. Decides by what it is told; the clock is its caller's.
+//!
+//! Sources: peak-sensitive averages of waits, as Finagle's balancer has them; the better of two choices (Mitzenmacher 2001);
+//! a second request to another replica, for a bounded share of requests (Dean and Barroso, "The tail at scale", 2013); how
+//! long an answer usually takes at most, by mean and deviation (Jacobson and Karels 1988, RFC 6298).
+
+use kvhive_protocol::{BlockKey, DeviceId, Filling, ReplicaSet};
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// What was seen so long ago counts for a third.
+const MEMORY: f64 = 10.0;
+/// No device is expected to let anybody wait longer than this, in seconds.
+const LONGEST: f64 = 1.0;
+/// How long the first answer of a device that nothing is known of is awaited alone, in seconds.
+const UNKNOWN_PATIENCE: f64 = 0.02;
+/// Nobody asks a second replica earlier than this, in seconds: below it is what a scheduler's turn takes.
+const LEAST_PATIENCE: f64 = 0.002;
+/// Second requests for each first one, in the long run.
+const HEDGES_A_REQUEST: f64 = 0.1;
+/// Second requests that may come at once.
+const MAX_CREDIT: f64 = 10.0;
+/// After so many seconds without blocks twice the speed is expected.
+const HOPE: f64 = 30.0;
+/// Devices that are remembered; a map has fewer that one client reads from.
+const MAX_DEVICES: usize = 65_536;
+
+/// How much shorter the wait at another replica must be before it is asked instead: `times` as short, and `seconds` besides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sway {
+    times: f64,
+    seconds: f64,
+}
+
+impl Sway {
+    /// For fetches: what a replica does not have after all is asked of the primary.
+    pub(crate) const FETCH: Sway = Sway { times: 1.5, seconds: 0.000_5 };
+    /// For matches: what a replica does not have is taken to be nowhere, so only a primary that is really slow is passed over.
+    pub(crate) const MATCH: Sway = Sway { times: 3.0, seconds: 0.005 };
+}
+
+/// What is known of one device.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    /// The expected wait of one request, in seconds: jumps up at once, comes down slowly.
+    wait: f64,
+    /// When that was, in seconds.
+    at: f64,
+    /// Mean and mean deviation of the waits that ended with an answer; none before the first.
+    usual: Option<(f64, f64)>,
+    /// Requests without an answer.
+    under_way: u32,
+}
+
+impl Known {
+    fn wait_at(&self, now: f64) -> f64 {
+        self.wait * (-(now - self.at).max(0.0) / MEMORY).exp()
+    }
+}
+
+/// What one client knows of its devices' waits.
+#[derive(Debug)]
+pub(crate) struct Waits {
+    devices: HashMap<DeviceId, Known>,
+    /// Second requests that may be made.
+    credit: f64,
+    /// Bytes a second in which blocks arrive, and when that was seen last, in seconds; none before the first.
+    rate: Option<(f64, f64)>,
+    /// What tells this client from others where readers are to be spread.
+    seed: u64,
+    draws: u64,
+}
+
+impl Waits {
+    /// Knows nothing yet. Clients with different seeds spread over replicas.
+    pub(crate) fn new(seed: u64) -> Waits {
+        Waits { devices: HashMap::new(), credit: MAX_CREDIT, rate: None, seed, draws: 0 }
+    }
+
+    /// Says that a request to `device` is under way.
+    pub(crate) fn begin(&mut self, device: DeviceId) {
+        if self.devices.len() >= MAX_DEVICES && !self.devices.contains_key(&device) {
+            self.devices.retain(|_, known| known.under_way > 0);
+        }
+        self.devices.entry(device).or_default().under_way += 1;
+    }
+
+    /// Says that a request to `device` is over, be it answered or not.
+    pub(crate) fn end(&mut self, device: DeviceId) {
+        if let Some(known) = self.devices.get_mut(&device) {
+            known.under_way = known.under_way.saturating_sub(1);
+        }
+    }
+
+    /// Says how long an answer of `device` took.
+    pub(crate) fn answered(&mut self, device: DeviceId, now: Duration, took: Duration) {
+        let (now, took) = (now.as_secs_f64(), took.as_secs_f64().min(LONGEST));
+        let Some(known) = self.devices.get_mut(&device) else { return };
+        let fades = (-(now - known.at).max(0.0) / MEMORY).exp();
+        // A busy client would otherwise need seconds to see that a wait is over.
+        let fades = fades.min(0.9);
+        let so_far = known.wait_at(now);
+        known.wait = if took > so_far { took } else { so_far * fades + took * (1.0 - fades) };
+        known.at = now;
+        known.usual = Some(match known.usual {
+            None => (took, took / 2.0),
+            Some((mean, deviation)) => {
+                (mean + (took - mean) / 8.0, deviation + ((took - mean).abs() - deviation) / 4.0)
+            }
+        });
+    }
+
+    /// Says that another replica was quicker than `device`, which had not answered after `waited`. How long it would have
+    /// taken nobody knows: it is taken to be twice as slow as thought.
+    pub(crate) fn overtaken(&mut self, device: DeviceId, now: Duration, waited: Duration) {
+        let (now, waited) = (now.as_secs_f64(), waited.as_secs_f64());
+        if let Some(known) = self.devices.get_mut(&device) {
+            known.wait = (2.0 * known.wait_at(now).max(waited)).min(LONGEST);
+            known.at = now;
+        }
+    }
+
+    /// Returns how long a new request to `device` is expected to wait, in seconds; 0 of one that nothing is known of.
+    pub(crate) fn expected(&self, device: DeviceId, now: Duration) -> f64 {
+        let known = self.devices.get(&device).copied().unwrap_or_default();
+        known.wait_at(now.as_secs_f64()) * f64::from(known.under_way + 1)
+    }
+
+    /// Returns how long an answer of `device` is awaited before another replica is asked as well.
+    pub(crate) fn patience(&self, device: DeviceId) -> Duration {
+        let usual = self.devices.get(&device).and_then(|known| known.usual);
+        let seconds = usual.map_or(UNKNOWN_PATIENCE, |(mean, deviation)| mean + 4.0 * deviation);
+        Duration::from_secs_f64(seconds.clamp(LEAST_PATIENCE, LONGEST))
+    }
+
+    /// Says that a request was made that a second one may follow.
+    pub(crate) fn earn(&mut self) {
+        self.credit = (self.credit + HEDGES_A_REQUEST).min(MAX_CREDIT);
+    }
+
+    /// Says whether a second request may be made, and counts it.
+    pub(crate) fn spend(&mut self) -> bool {
+        let may = self.credit >= 1.0;
+        self.credit -= f64::from(u8::from(may));
+        may
+    }
+
+    /// Says that so many bytes of blocks arrived in this time.
+    pub(crate) fn arrived(&mut self, bytes: u64, now: Duration, took: Duration) {
+        if bytes == 0 || took.is_zero() {
+            return;
+        }
+        let seen = bytes as f64 / took.as_secs_f64();
+        let rate = self.rate.map_or(seen, |(rate, _)| rate + (seen - rate) / 8.0);
+        self.rate = Some((rate, now.as_secs_f64()));
+    }
+
+    /// Returns the bytes a second in which blocks are expected to arrive, once some have. Whoever has not fetched for a while
+    /// expects more, so that what was slow once is tried again.
+    pub(crate) fn rate(&self, now: Duration) -> Option<f64> {
+        let (rate, at) = self.rate?;
+        Some(rate * ((now.as_secs_f64() - at).max(0.0) / HOPE).exp2())
+    }
+
+    /// Chooses whom of a slot's replicas to ask for the segment at `home`: the primary, or where more of them stand than the
+    /// cluster's `replicas` ask for, one that is this client's own choice for that segment, so that clients spread; instead
+    /// of it another one, drawn at random, if the wait there is so much shorter. Those in `avoid` never, and those that lack
+    /// older blocks only if nobody else is left.
+    pub(crate) fn choose(&mut self, segment: &Segment<'_>, sway: Sway, now: Duration) -> Option<DeviceId> {
+        let whole: Vec<DeviceId> = segment.whole().collect();
+        let preferred = match whole[..] {
+            [] => return segment.left().next(),
+            [only] => return Some(only),
+            _ if segment.set.0.len() > segment.replicas => self.own_choice(segment.home, &whole)?,
+            _ => whole[0],
+        };
+        let others: Vec<DeviceId> = whole.into_iter().filter(|device| *device != preferred).collect();
+        let other = others[self.draw(others.len())];
+        let is_swayed = self.expected(other, now) * sway.times + sway.seconds < self.expected(preferred, now);
+        Some(if is_swayed { other } else { preferred })
+    }
+
+    /// Rendezvous hashing over the replicas: a replica that comes or goes changes few choices.
+    fn own_choice(&self, home: &BlockKey, whole: &[DeviceId]) -> Option<DeviceId> {
+        let head = home.as_bytes().first_chunk::<8>().map_or(0, |head| u64::from_le_bytes(*head));
+        let height = |device: &DeviceId| {
+            let place = u64::from(device.member.0) << 16 | u64::from(device.index);
+            mixed(mixed(self.seed ^ head).wrapping_add(place))
+        };
+        whole.iter().copied().max_by_key(|device| (height(device), *device))
+    }
+
+    fn draw(&mut self, among: usize) -> usize {
+        self.draws = self.draws.wrapping_add(1);
+        (mixed(self.seed.wrapping_add(self.draws)) % among.max(1) as u64) as usize
+    }
+}
+
+/// The segment that somebody is to be asked for.
+pub(crate) struct Segment<'a> {
+    pub(crate) home: &'a BlockKey,
+    pub(crate) set: &'a ReplicaSet,
+    pub(crate) filling: Option<&'a Filling>,
+    pub(crate) avoid: &'a [DeviceId],
+    /// Replicas that every slot has.
+    pub(crate) replicas: usize,
+}
+
+impl Segment<'_> {
+    /// Those who may be asked, in the map's order.
+    pub(crate) fn left(&self) -> impl Iterator<Item = DeviceId> + '_ {
+        self.set.0.iter().copied().filter(|device| !self.avoid.contains(device))
+    }
+
+    /// Those of them who lack nothing.
+    pub(crate) fn whole(&self) -> impl Iterator<Item = DeviceId> + '_ {
+        let lacks = |device: &DeviceId| self.filling.is_some_and(|filling| filling.devices.contains(device));
+        self.left().filter(move |device| !lacks(device))
+    }
+
+    /// The first of them, those who lack nothing before others.
+    pub(crate) fn first(&self) -> Option<DeviceId> {
+        self.whole().next().or_else(|| self.left().next())
+    }
+}
+
+/// SplitMix64's output function (Steele, Lea and Flood 2014).
+fn mixed(word: u64) -> u64 {
+    let word = word.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    word ^ (word >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::MemberId;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn device(number: u32) -> DeviceId {
+        DeviceId::new(MemberId(number), 0)
+    }
+
+    fn home(number: u8) -> BlockKey {
+        BlockKey::from_bytes([number; 32])
+    }
+
+    fn ask(waits: &mut Waits, set: &ReplicaSet, replicas: usize, home: &BlockKey, now: Duration) -> DeviceId {
+        let segment = Segment { home, set, filling: None, avoid: &[], replicas };
+        waits.choose(&segment, Sway::FETCH, now).expect("somebody is left")
+    }
+
+    /// One request after the other to `device`, each answered after `took`; returns when the last one was.
+    fn answers(waits: &mut Waits, device: DeviceId, from: Duration, took: Duration, times: u32) -> Duration {
+        let mut now = from;
+        for _ in 0..times {
+            waits.begin(device);
+            now += took;
+            waits.answered(device, now, took);
+            waits.end(device);
+        }
+        now
+    }
+
+    #[test]
+    fn the_primary_is_asked_unless_another_is_much_quicker() {
+        let mut waits = Waits::new(1);
+        let set = ReplicaSet(vec![device(1), device(2)]);
+        assert_eq!(ask(&mut waits, &set, 2, &home(1), Duration::ZERO), device(1));
+        let now = answers(&mut waits, device(1), Duration::ZERO, MS, 10);
+        let now = answers(&mut waits, device(2), now, MS, 10);
+        assert_eq!(ask(&mut waits, &set, 2, &home(1), now), device(1));
+        let now = answers(&mut waits, device(1), now, 100 * MS, 1);
+        assert_eq!(ask(&mut waits, &set, 2, &home(1), now), device(2));
+        // Nothing was heard of it for long: it is tried again.
+        assert_eq!(ask(&mut waits, &set, 2, &home(1), now + 60_000 * MS), device(1));
+    }
+
+    #[test]
+    fn who_has_much_to_do_is_passed_over() {
+        let mut waits = Waits::new(1);
+        let set = ReplicaSet(vec![device(1), device(2)]);
+        let now = answers(&mut waits, device(1), Duration::ZERO, MS, 10);
+        let now = answers(&mut waits, device(2), now, MS, 10);
+        for _ in 0..4 {
+            waits.begin(device(1));
+        }
+        assert_eq!(ask(&mut waits, &set, 2, &home(1), now), device(2));
+        let segment = Segment { home: &home(1), set: &set, filling: None, avoid: &[], replicas: 2 };
+        assert_eq!(waits.choose(&segment, Sway::MATCH, now), Some(device(1)), "matches are more faithful");
+        for _ in 0..4 {
+            waits.end(device(1));
+        }
+        assert_eq!(ask(&mut waits, &set, 2, &home(1), now), device(1));
+    }
+
+    #[test]
+    fn clients_spread_over_the_replicas_of_a_hot_slot_and_each_stays_with_its_own() {
+        let set = ReplicaSet((1..=4).map(device).collect());
+        let mut asked = [0; 4];
+        for seed in 0..400 {
+            let mut waits = Waits::new(seed);
+            let first = ask(&mut waits, &set, 2, &home(9), Duration::ZERO);
+            assert_eq!(ask(&mut waits, &set, 2, &home(9), MS), first);
+            asked[first.member.0 as usize - 1] += 1;
+        }
+        assert!(asked.iter().all(|times| (60..=140).contains(times)), "{asked:?}");
+    }
+
+    #[test]
+    fn replicas_that_lack_blocks_come_last_and_avoided_ones_never() {
+        let mut waits = Waits::new(1);
+        let set = ReplicaSet(vec![device(1), device(2), device(3)]);
+        let filling = Filling { devices: vec![device(2)], streams: true };
+        let mut ask = |avoid: &[DeviceId]| {
+            let segment = Segment { home: &home(1), set: &set, filling: Some(&filling), avoid, replicas: 3 };
+            waits.choose(&segment, Sway::FETCH, MS)
+        };
+        assert_eq!(ask(&[device(1)]), Some(device(3)));
+        assert_eq!(ask(&[device(1), device(3)]), Some(device(2)));
+        assert_eq!(ask(&[device(1), device(2), device(3)]), None);
+    }
+
+    #[test]
+    fn patience_follows_what_is_usual() {
+        let mut waits = Waits::new(1);
+        assert_eq!(waits.patience(device(1)), 20 * MS);
+        let now = answers(&mut waits, device(1), Duration::ZERO, 10 * MS, 40);
+        let usual = waits.patience(device(1));
+        assert!(usual >= 10 * MS && usual < 11 * MS, "{usual:?}");
+        answers(&mut waits, device(1), now, Duration::from_micros(50), 80);
+        assert_eq!(waits.patience(device(1)), 2 * MS);
+    }
+
+    #[test]
+    fn who_is_overtaken_again_and_again_is_tried_ever_more_rarely() {
+        let mut waits = Waits::new(1);
+        let now = answers(&mut waits, device(1), Duration::ZERO, MS, 4);
+        for times in 1..=12 {
+            waits.overtaken(device(1), now, 3 * MS);
+            let expected = waits.expected(device(1), now);
+            assert!(expected >= (0.003 * f64::from(1 << times)).min(0.999) && expected <= 1.0, "{expected}");
+        }
+    }
+
+    #[test]
+    fn second_requests_are_a_tenth_of_all_in_the_long_run() {
+        let mut waits = Waits::new(1);
+        let made = (0..10_000).filter(|_| {
+            waits.earn();
+            waits.spend()
+        });
+        let made = made.count();
+        assert!((1000..=1010).contains(&made), "{made}");
+    }
+
+    #[test]
+    fn the_rate_follows_what_arrives_and_hope_grows_where_nothing_does() {
+        let mut waits = Waits::new(1);
+        assert_eq!(waits.rate(MS), None);
+        waits.arrived(1000, MS, 1000 * MS);
+        assert_eq!(waits.rate(MS), Some(1000.0));
+        for _ in 0..100 {
+            waits.arrived(4000, MS, 1000 * MS);
+        }
+        assert!((3990.0..=4000.0).contains(&waits.rate(MS).expect("blocks arrived")));
+        assert!((7980.0..=8000.0).contains(&waits.rate(30_001 * MS).expect("blocks arrived")));
+    }
+}
