@@ -9,7 +9,7 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    config, down, drain, node, raft, replay, simulate, status, tenants, trace as trace_command, up,
+    balance, config, down, drain, node, raft, replay, simulate, status, tenants, trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -32,6 +32,7 @@ enum Command {
     Nodes(status::Nodes),
     Slots(status::Slots),
     Drain(drain::Drain),
+    Balance(balance::Balance),
     Tenants(tenants::Tenants),
     Replay(replay::Replay),
     Simulate(simulate::Simulate),
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         Command::Nodes(command) => command.run(),
         Command::Slots(command) => command.run(),
         Command::Drain(command) => command.run(),
+        Command::Balance(command) => command.run(),
         Command::Tenants(command) => command.run(),
         Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
         Command::Simulate(command) => command.run(),

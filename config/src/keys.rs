@@ -218,6 +218,13 @@ pub(crate) const CLUSTER: &[Key] = &[
         Value("30s"),
         "How long a node that is gone may come back before other nodes are given the blocks that it had copies of."
     ),
+    key!(
+        "balance",
+        Rule::Choice(&["off", "continuous"]),
+        Value("off"),
+        "Whether slots that are read much get more replicas, and devices that carry more than others give slots away, without being \
+         asked. `kvhive balance` does it once."
+    ),
 ];
 
 /// `[raft]`.

@@ -11,7 +11,7 @@ use crate::membership::Membership;
 use crate::peers::{self, Destination};
 use crate::server::{self, Room, Server};
 use kvhive_consensus::{Consensus, ConsensusConfig, PeerId, Restored};
-use kvhive_control::{Overseer, Registry, Tuning};
+use kvhive_control::{BalanceTuning, Overseer, Registry, Tuning};
 use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::raft::RaftRequest;
@@ -108,7 +108,11 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let mut parts = Some(Parts {
         consensus,
         registry,
-        overseer: Overseer::new(Tuning { repair_after: config.repair_after, ..Tuning::default() }),
+        overseer: Overseer::new(Tuning {
+            repair_after: config.repair_after,
+            balance: BalanceTuning { continuous: config.balance, ..BalanceTuning::default() },
+            ..Tuning::default()
+        }),
         names: names.collect(),
         us,
         peers: queues,

@@ -19,6 +19,7 @@ mod rules;
 mod start;
 mod stats;
 mod view;
+mod work;
 
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 //! [`placement`] says where slots belong, [`Planner`] which of them can go there now. [`Overseer`] is the leader's own:
 //! leases, failure detection, and when a tenant's clear is complete. Raft, sockets and disks are elsewhere.
 
+mod balance;
 mod darts;
 mod dedupe;
 mod domains;
@@ -21,6 +22,7 @@ mod snapshot;
 mod tenant_rules;
 mod validate;
 
+pub use balance::BalanceTuning;
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
 pub use domains::{DOMAIN_LABELS, Place};
 pub use leases::grace;

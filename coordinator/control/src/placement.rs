@@ -74,6 +74,21 @@ pub fn wanted_map(candidates: &[Candidate], replicas: usize) -> Vec<ReplicaSet> 
     wanted_of(candidates, u32::from(SLOTS), replicas)
 }
 
+/// Lets slots belong where work is more evenly spread by it, if those devices may hold them.
+pub(crate) fn balance(map: &ClusterMap, candidates: &[Candidate], wanted: &mut [ReplicaSet]) {
+    if map.balanced.is_empty() {
+        return;
+    }
+    let completion = Completion::of(candidates);
+    for (slot, set) in map.balanced.iter() {
+        if let Some(wanted) = wanted.get_mut(usize::from(slot.0))
+            && completion.check(&set.0, wanted.0.len()).is_ok()
+        {
+            *wanted = set.clone();
+        }
+    }
+}
+
 /// As [`wanted_map`], for another number of slots.
 pub fn wanted_of(candidates: &[Candidate], slots: u32, replicas: usize) -> Vec<ReplicaSet> {
     let replicas = replicas.min(members(candidates));
@@ -128,6 +143,30 @@ impl<'a> Completion<'a> {
         }
         let allowed: Vec<Candidate> = self.candidates.iter().filter(is_allowed).copied().collect();
         nearest(&allowed, u32::from(slot.0))
+    }
+
+    /// Checks that a slot may belong to a set: candidates on distinct members, so many at least, sharing no domain needlessly.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub(crate) fn check(&self, set: &[DeviceId], least: usize) -> Result<(), String> {
+        if set.len() < least {
+            return Err(format!("{} replicas are fewer than {least}", set.len()));
+        }
+        for (at, device) in set.iter().enumerate() {
+            if !self.places.contains_key(device) {
+                return Err(format!("device {device} does not exist, is down or is being emptied"));
+            }
+            if set[..at].iter().any(|other| other.member == device.member) {
+                return Err(format!("two replicas would be on member {}", device.member));
+            }
+        }
+        match self.needless(set) {
+            Some((one, other, domain)) => Err(format!(
+                "{one} and {other} share a {domain}, while another {domain} has no replica of it"
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Says which two of a set share a failure domain needlessly, and which.

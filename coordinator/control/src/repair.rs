@@ -55,7 +55,8 @@ pub(crate) fn fill(map: &mut ClusterMap, repair: &mut Repair) {
     if replicas > 0 && map.slots.iter().any(|set| set.0.len() < replicas) {
         let completion = Completion::of(&candidates);
         // Where the slot belongs comes first, so that later there is less to move.
-        let wanted = placement::wanted_map(&candidates, replicas);
+        let mut wanted = placement::wanted_map(&candidates, replicas);
+        placement::balance(map, &candidates, &mut wanted);
         let filling = Arc::make_mut(&mut map.filling);
         for (slot, set) in Slot::all().zip(Arc::make_mut(&mut map.slots).iter_mut()) {
             let before = set.0.len();

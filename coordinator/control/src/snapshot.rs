@@ -15,7 +15,7 @@ use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of snapshots that this crate writes, and the only one it reads.
-pub const SNAPSHOT_VERSION: u32 = 5;
+pub const SNAPSHOT_VERSION: u32 = 6;
 /// The largest snapshot, in bytes: members and tenants, remembered outcomes, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize = validate::MAX_MAP_BYTES + dedupe::MAX_REPLY_BYTES + (2 << 20);
@@ -62,6 +62,7 @@ enum Section {
     Filling(Vec<(Slot, Filling)>),
     Tenants(Vec<(TenantId, Tenant)>),
     Clients(Vec<(u128, Client)>),
+    Balanced(Vec<(Slot, ReplicaSet)>),
 }
 
 /// What a map has once.
@@ -95,6 +96,8 @@ impl Registry {
             put(&mut out, &Section::Slots(map.slots.to_vec()));
             let filling = map.filling.iter().map(|(slot, filling)| (*slot, filling.clone())).collect();
             put(&mut out, &Section::Filling(filling));
+            let balanced = map.balanced.iter().map(|(slot, set)| (*slot, set.clone())).collect();
+            put(&mut out, &Section::Balanced(balanced));
             let tenants: Vec<_> = map.tenants.iter().map(|(id, tenant)| (*id, tenant.clone())).collect();
             for part in tenants.chunks(TENANTS_PER_SECTION) {
                 put(&mut out, &Section::Tenants(part.to_vec()));
@@ -149,6 +152,7 @@ struct Parts {
     members: Vec<(MemberId, Member)>,
     slots: Vec<ReplicaSet>,
     filling: Vec<(Slot, Filling)>,
+    balanced: Vec<(Slot, ReplicaSet)>,
     tenants: Vec<(TenantId, Tenant)>,
     clients: Vec<(u128, Client)>,
 }
@@ -166,6 +170,7 @@ impl Parts {
             Section::Members(part) => self.members.extend(part),
             Section::Slots(part) => self.slots.extend(part),
             Section::Filling(part) => self.filling.extend(part),
+            Section::Balanced(part) => self.balanced.extend(part),
             Section::Tenants(part) => self.tenants.extend(part),
             Section::Clients(part) => self.clients.extend(part),
         }
@@ -195,6 +200,9 @@ impl Parts {
         if !self.filling.is_sorted_by(|(one, _), (next, _)| one < next) {
             return Err("slots of which replicas lack blocks do not ascend".to_owned());
         }
+        if !self.balanced.is_sorted_by(|(one, _), (next, _)| one < next) {
+            return Err("slots that do not go by their hash do not ascend".to_owned());
+        }
         let map = ClusterMap {
             cluster: head.cluster,
             name: head.name,
@@ -203,6 +211,7 @@ impl Parts {
             members: BTreeMap::from_iter(self.members),
             slots: Arc::new(self.slots),
             filling: Arc::new(BTreeMap::from_iter(self.filling)),
+            balanced: Arc::new(BTreeMap::from_iter(self.balanced)),
             tenants: BTreeMap::from_iter(self.tenants),
         };
         validate::map(&map)?;

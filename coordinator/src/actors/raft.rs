@@ -42,6 +42,8 @@ pub(crate) enum RaftMessage {
     Overview { linearizable: bool, reply: Reply<ControlReply> },
     /// Do something about the coordinators themselves.
     Admin { request: RaftRequest, reply: Reply<ControlReply> },
+    /// How evenly is work spread, and what would make that more even?
+    Balance { reply: Reply<ControlReply> },
     /// What have you counted?
     Figures { reply: Reply<Figures> },
 }
@@ -459,6 +461,7 @@ impl Actor for RaftActor {
             RaftMessage::Overview { linearizable: false, reply } => reply.send(self.overview()),
             RaftMessage::Overview { linearizable: true, reply } => self.read(Waiting::Overview { reply }),
             RaftMessage::Admin { request, reply } => self.administer(request, reply),
+            RaftMessage::Balance { reply } => reply.send(self.balance()),
             RaftMessage::Figures { reply } => reply.send(Figures {
                 waiting: self.waiting.len() as u64,
                 ignored_messages: self.parts.consensus.status().ignored_messages,

@@ -88,6 +88,10 @@ pub(super) struct Device {
     pub(super) used_bytes: Option<u64>,
     /// Covered keys of all keys asked since the node started.
     pub(super) hit_rate: Option<f64>,
+    /// What it is read a second, lately: bytes, and 16 KiB a request.
+    pub(super) read_rate: Option<u64>,
+    /// How long requests waited for its answer, lately and on average, in microseconds.
+    pub(super) wait_us: Option<u32>,
     /// What its strategies have chosen that choose among ways to rank, as last reported.
     pub(super) strategies: Vec<Strategy>,
 }
@@ -261,6 +265,16 @@ impl Trouble {
     }
 }
 
+/// The code of a change that was decided on a map which has moved on.
+const STALE_EPOCH: &str = "stale_epoch";
+
+impl Trouble {
+    /// Says whether the map has moved on since it was decided.
+    pub(super) fn is_stale(&self) -> bool {
+        self.code == STALE_EPOCH
+    }
+}
+
 impl From<WireError> for Trouble {
     fn from(error: WireError) -> Trouble {
         let message = error.to_string();
@@ -273,6 +287,9 @@ impl From<WireError> for Trouble {
                 Trouble { status: StatusCode::SERVICE_UNAVAILABLE, code: "outcome_unknown", message }
             }
             WireError::UnknownTenant { .. } => Trouble::not_found(message),
+            WireError::StaleEpoch { .. } => {
+                Trouble { status: StatusCode::CONFLICT, code: STALE_EPOCH, message }
+            }
             WireError::Rejected { .. } => Trouble { status: StatusCode::CONFLICT, code: "rejected", message },
             _ => Trouble { status: StatusCode::INTERNAL_SERVER_ERROR, code: "internal", message },
         }

@@ -4,6 +4,7 @@
 mod answers;
 mod asked;
 mod auth;
+mod balance;
 mod figures;
 mod lanes;
 mod members;

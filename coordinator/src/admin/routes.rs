@@ -5,7 +5,7 @@ use super::answers::{
 };
 use super::asked::AskedAs;
 use super::lanes::Lanes;
-use super::{auth, figures, members, overview, raft, tenants};
+use super::{auth, balance, figures, members, overview, raft, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -239,6 +239,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(members::members))
         .routes(routes!(members::change_member))
         .routes(routes!(slots))
+        .routes(routes!(balance::balance))
         .routes(routes!(tenants::tenants, tenants::create_tenant))
         .routes(routes!(tenants::tenant, tenants::change_tenant))
         .routes(routes!(tenants::clear_tenant))

@@ -15,7 +15,7 @@ use kvhive_cache::{
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock};
-use kvhive_protocol::load::MAX_TENANT_LOADS;
+use kvhive_protocol::load::{MAX_TENANT_LOADS, Work};
 use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
 use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, SLOTS, Slot, TenantId};
 use kvhive_runtime::Reply;
@@ -383,6 +383,7 @@ impl DeviceCore {
             // Membership says that.
             filled: Vec::new(),
             unreached: Vec::new(),
+            work: Work::default(),
             occupied: self.occupied(),
         };
         (load, stats)

@@ -3,6 +3,7 @@
 //! thread, which would cost more than the answer (docs/decisions/0009).
 
 use crate::actors::core::{DeviceCore, DeviceMessage};
+use crate::work::WorkCounters;
 use kvhive_runtime::{Actor, AskError, Context, NamedArbiter, Reply, Sender, Spawn};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -12,6 +13,8 @@ use std::time::Duration;
 pub(crate) struct Device {
     actor: Sender<DeviceMessage>,
     core: Arc<Mutex<DeviceCore>>,
+    /// What is asked of it.
+    pub(crate) work: Arc<WorkCounters>,
 }
 
 impl Device {
@@ -33,7 +36,7 @@ impl Device {
             }
             DeviceActor { core: of_actor.clone(), tend_every }
         });
-        Device { actor, core }
+        Device { actor, core, work: Arc::default() }
     }
 
     /// Asks, by going in if nobody is, else by the mailbox.

@@ -5,6 +5,7 @@ use crate::actors::device::Device;
 use crate::data::counters::{Counters, count};
 use crate::data::replicate::Replicator;
 use crate::view::View;
+use crate::work::WorkCounters;
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::{DeviceId, WireError};
 use kvhive_runtime::{AskError, Reply};
@@ -13,7 +14,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// A device actor that does not answer within this is busy.
 const ACTOR_LIMIT: Duration = Duration::from_secs(2);
@@ -90,7 +91,10 @@ impl DataPlane {
         question: impl FnOnce(Reply<T>) -> DeviceMessage,
     ) -> Result<T, WireError> {
         let actor = self.devices.get(usize::from(device.index)).ok_or(WireError::WrongDevice { device })?;
-        actor.ask(ACTOR_LIMIT, question).await.map_err(|error| match error {
+        let asked = Instant::now();
+        let answered = actor.ask(ACTOR_LIMIT, question).await;
+        actor.work.waited(asked.elapsed());
+        answered.map_err(|error| match error {
             AskError::Full => {
                 count(&self.counters.mailbox_full);
                 WireError::busy("the device's mailbox is full")
@@ -98,6 +102,11 @@ impl DataPlane {
             AskError::Deadline => WireError::busy("the device did not answer in time"),
             AskError::Closed => WireError::busy("the device is being restarted"),
         })
+    }
+
+    /// Returns the counters of one of this node's devices.
+    pub(super) fn work(&self, device: DeviceId) -> Option<&WorkCounters> {
+        self.devices.get(usize::from(device.index)).map(|device| &*device.work)
     }
 
     /// Lets a transfer of `bytes` go on at the peer's pace, unless it stalls.
