@@ -3,10 +3,15 @@
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cluster::local;
+
+mod follow;
+
+pub(crate) use follow::Followed;
 
 /// How long a coordinator may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -123,11 +128,31 @@ impl Admin {
         })
     }
 
+    /// Gets a list that comes in pages: all that is under `field` of every page, in the first page's answer.
+    ///
+    /// # Errors
+    /// As [`Admin::get`], or when a page is no page.
+    pub(crate) fn get_list(&self, path: &str, field: &str) -> Result<Value> {
+        let mut whole: Value = self.get(path)?;
+        while let Some(next) = whole["next"].as_u64() {
+            let mut page: Value = self.get(&format!("{path}?after={next}"))?;
+            whole["next"] = page["next"].take();
+            let entries = page[field].as_array_mut().map(std::mem::take);
+            let all = whole[field].as_array_mut().zip(entries);
+            let (all, mut entries) = all.with_context(|| format!("the answer to {path} has no {field}"))?;
+            all.append(&mut entries);
+        }
+        if let Some(fields) = whole.as_object_mut() {
+            fields.remove("next");
+        }
+        Ok(whole)
+    }
+
     /// Posts `body` to `path` of the first coordinator that answers. It happens once, also where one has not answered.
     ///
     /// # Errors
     /// When none answers, or the answer is an error.
-    pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &serde_json::Value) -> Result<T> {
+    pub(crate) fn post<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T> {
         let (text, name) = (body.to_string(), change_name()?);
         self.ask(Asked::Change, |url| {
             self.changes
@@ -143,7 +168,7 @@ impl Admin {
     ///
     /// # Errors
     /// When none answers, or the answer is an error.
-    pub(crate) fn patch<T: DeserializeOwned>(&self, path: &str, patch: &serde_json::Value) -> Result<T> {
+    pub(crate) fn patch<T: DeserializeOwned>(&self, path: &str, patch: &Value) -> Result<T> {
         let (text, name) = (patch.to_string(), change_name()?);
         self.ask(Asked::Change, |url| {
             self.changes
@@ -187,15 +212,18 @@ impl Admin {
                 return serde_json::from_str(&text)
                     .with_context(|| format!("answer of {url} is not what was asked"));
             }
-            let message = serde_json::from_str::<serde_json::Value>(&text)
+            let message = serde_json::from_str::<Value>(&text)
                 .ok()
-                .and_then(|value| value["error"]["message"].as_str().map(str::to_owned))
+                .and_then(|value| value["detail"].as_str().map(str::to_owned))
                 .unwrap_or_else(|| format!("that is no answer of a {}'s admin API", self.who));
             if status.as_u16() == 401 {
                 bail!(
                     "{url} does not accept the token from {}: give the cluster's by --token-file or KVHIVE_TOKEN",
                     self.token_from
                 );
+            }
+            if status.as_u16() == 403 {
+                bail!("{url}, by the token from {}: {message}", self.token_from);
             }
             if status.as_u16() == 503 {
                 failures.push(format!("{url}: {message}"));
@@ -217,7 +245,7 @@ fn change_name() -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::thread::JoinHandle;

@@ -9,7 +9,8 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    balance, config, down, drain, node, raft, replay, simulate, status, tenants, trace as trace_command, up,
+    balance, config, down, drain, events, node, raft, replay, simulate, status, tenants,
+    trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -33,6 +34,7 @@ enum Command {
     Slots(status::Slots),
     Drain(drain::Drain),
     Balance(balance::Balance),
+    Events(events::Events),
     Tenants(tenants::Tenants),
     Replay(replay::Replay),
     Simulate(simulate::Simulate),
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Command::Slots(command) => command.run(),
         Command::Drain(command) => command.run(),
         Command::Balance(command) => command.run(),
+        Command::Events(command) => command.run(),
         Command::Tenants(command) => command.run(),
         Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
         Command::Simulate(command) => command.run(),

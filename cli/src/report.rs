@@ -42,6 +42,14 @@ pub(crate) fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// Writes a time of day, given in milliseconds since 1970, in universal time.
+pub(crate) fn utc(at_ms: u64) -> String {
+    let at = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_millis(at_ms));
+    // The year 9999 ends what the format can say.
+    let at = at.filter(|_| at_ms < 253_402_300_800_000).unwrap_or(std::time::UNIX_EPOCH);
+    humantime::format_rfc3339_millis(at).to_string().replace('T', " ")
+}
+
 /// Writes nanoseconds in the unit that fits them.
 pub(crate) fn duration(nanos: u64) -> String {
     match nanos {

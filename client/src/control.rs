@@ -6,7 +6,7 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, CoordinatorStatus, Heartbeat, Registration,
 };
 use kvhive_protocol::frame::Kind;
-use kvhive_protocol::{ClusterMap, Epoch, RequestId, WireError};
+use kvhive_protocol::{ClusterMap, Epoch, Reason, RequestId, WireError};
 use kvhive_wire::{Connection, Fault, Identity};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -87,7 +87,8 @@ impl Coordinators {
     /// # Errors
     /// When it is refused, or its outcome is unknown at `deadline`.
     pub async fn submit(&self, command: Command, deadline: Instant) -> Result<CommandReply, ClientError> {
-        let request = ControlRequest::Submit { request: self.request_id(), command };
+        let request =
+            ControlRequest::Submit { request: self.request_id(), command, reason: Reason::default() };
         match self.ask(&request, CHANGE_PATIENCE, deadline).await? {
             ControlReply::Done(CommandReply::Rejected(error)) => Err(ClientError::Refused(error)),
             ControlReply::Done(reply) => Ok(reply),

@@ -3,8 +3,8 @@
 
 use crate::check;
 use crate::config::{
-    Ack, BlockClass, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig, DeviceKind, NodeConfig,
-    RaftSettings, TokenSource,
+    Ack, BlockClass, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig, DeviceKind, Newcomer,
+    NodeConfig, RaftSettings, TokenSource,
 };
 use crate::environment;
 use crate::keys::{self, CLUSTER, COORDINATOR, DEVICE, NODE, RAFT, ROOT, TOKEN_VARIABLE};
@@ -14,7 +14,7 @@ use crate::parse;
 use crate::problem::{Origin, Problem};
 use crate::section::Section;
 use crate::token::Token;
-use crate::tree::{self, Kind, Table};
+use crate::tree::{self, Kind, Table, Value};
 use crate::units::Bytes;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -29,6 +29,7 @@ const METRICS_PORT: u16 = 7811;
 pub(crate) fn read(
     text: &str,
     env: impl IntoIterator<Item = (String, String)>,
+    newcomer: Option<&Newcomer>,
     ledger: &mut Ledger,
 ) -> ClusterParts {
     let mut root = tree::parse(text, ledger);
@@ -39,13 +40,39 @@ pub(crate) fn read(
     let mut aside = Ledger::default();
     let ledger = if broken { &mut aside } else { ledger };
 
+    let is_open = lists_no_nodes(&root);
+    match newcomer {
+        Some(newcomer) if is_open => join(&mut root, newcomer),
+        Some(newcomer) => ledger.add(Problem::Closed { id: parse::key_shown(&newcomer.id) }),
+        None => {}
+    }
     environment::apply(&mut root, &variables, ledger);
-    let parts = file(&root, variables.get(TOKEN_VARIABLE), ledger);
+    let parts = file(&root, is_open, variables.get(TOKEN_VARIABLE), ledger);
     check::all(&parts, ledger);
     parts
 }
 
-fn file(root: &Table, token: Option<&String>, ledger: &mut Ledger) -> ClusterParts {
+/// Says whether the file is open: it lists no nodes, and `node_defaults` has all that one needs which joins.
+fn lists_no_nodes(root: &Table) -> bool {
+    let has_devices =
+        |value: &Value| matches!(&value.kind, Kind::Table(table) if table.contains_key("device"));
+    !root.contains_key("node") && root.get("node_defaults").is_some_and(has_devices)
+}
+
+/// Lists `newcomer` as the one node, so that it passes the checks of those that a file lists.
+fn join(root: &mut Table, newcomer: &Newcomer) {
+    let text = |text: &String, flag| Value::text(text, Origin::Flag(flag));
+    let labels = newcomer.labels.iter().map(|(key, value)| (key.clone(), text(value, "--label"))).collect();
+    let node = Table::from([
+        ("id".to_owned(), text(&newcomer.id, "--id")),
+        ("host".to_owned(), text(&newcomer.host, "--host")),
+        ("labels".to_owned(), Value { kind: Kind::Table(labels), origin: Origin::Flag("--label") }),
+    ]);
+    let nodes = vec![Value { kind: Kind::Table(node), origin: Origin::Flag("--id") }];
+    root.insert("node".to_owned(), Value { kind: Kind::List(nodes), origin: Origin::Flag("--id") });
+}
+
+fn file(root: &Table, is_open: bool, token: Option<&String>, ledger: &mut Ledger) -> ClusterParts {
     let top = Section::of(String::new(), ROOT, Cow::Borrowed(root), ledger);
     let cluster = Section::open("cluster".to_owned(), CLUSTER, root.get("cluster"), ledger);
     let cluster = cluster_settings(&cluster, token, ledger);
@@ -72,14 +99,26 @@ fn file(root: &Table, token: Option<&String>, ledger: &mut Ledger) -> ClusterPar
         &Section::open("node_defaults".to_owned(), keys::node_defaults(), root.get("node_defaults"), ledger),
         ledger,
     );
-    let (_, tables) = top.tables(ledger, "node");
+    let stands_alone = is_open && !root.contains_key("node");
+    let (_, tables) = if stands_alone { Default::default() } else { top.tables(ledger, "node") };
     let mut nodes = Vec::with_capacity(tables.len());
     for (at, table) in tables.into_iter().enumerate() {
         let section =
             Section::open(format!("node[{at}]"), NODE, Some(table), ledger).over("node_defaults", defaults);
         nodes.push(node(&section, ledger));
     }
-    ClusterParts { cluster, raft, coordinators, nodes }
+    let template = is_open.then(|| match nodes.first() {
+        Some(newcomer) => newcomer.clone(),
+        None => stand_in(defaults, ledger),
+    });
+    ClusterParts { cluster, raft, coordinators, nodes, template }
+}
+
+/// Reads a node that has all from the defaults, so that what would be wrong with any that joins is told beforehand.
+fn stand_in(defaults: &Table, ledger: &mut Ledger) -> NodeConfig {
+    let own = ["id", "host"].map(|name| (name.to_owned(), Value::text("node", Origin::Default)));
+    let section = Section::of("node[0]".to_owned(), NODE, Cow::Owned(Table::from(own)), ledger);
+    node(&section.over("node_defaults", defaults), ledger)
 }
 
 fn cluster_settings(section: &Section<'_>, token: Option<&String>, ledger: &mut Ledger) -> ClusterSettings {
@@ -106,6 +145,8 @@ fn cluster_settings(section: &Section<'_>, token: Option<&String>, ledger: &mut 
             (Some(_), file) => TokenSource::Environment { file },
             (None, file) => TokenSource::File(file.unwrap_or_default()),
         },
+        operator_token_file: section.read(ledger, "operator_token_file", parse::path),
+        viewer_token_file: section.read(ledger, "viewer_token_file", parse::path),
         lease: time(section, ledger, "lease"),
         heartbeat: time(section, ledger, "heartbeat"),
         repair_after: time(section, ledger, "repair_after"),

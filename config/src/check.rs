@@ -19,7 +19,8 @@ pub(crate) fn all(parts: &ClusterParts, ledger: &mut Ledger) {
     hosts(parts, ledger);
     reachable(&listeners, ledger);
     own_listeners(&listeners, ledger);
-    for (at, node) in parts.nodes.iter().enumerate() {
+    let nodes = if parts.nodes.is_empty() { parts.template.as_slice() } else { &parts.nodes };
+    for (at, node) in nodes.iter().enumerate() {
         memory(at, node, ledger);
         snapshot(at, node, ledger);
         folders(at, node, ledger);
@@ -54,6 +55,10 @@ fn times(parts: &ClusterParts, ledger: &mut Ledger) {
 
 fn replicas(parts: &ClusterParts, ledger: &mut Ledger) {
     let nodes = parts.nodes.len();
+    // Those that join an open file are not counted in it.
+    if parts.template.is_some() {
+        return;
+    }
     if good(ledger, &["cluster.replicas", "node"]) && usize::from(parts.cluster.replicas) > nodes {
         let plural = if nodes == 1 { "" } else { "s" };
         ledger.conflict(

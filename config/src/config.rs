@@ -31,8 +31,22 @@ pub struct ClusterParts {
     pub raft: RaftSettings,
     /// `[[coordinator]]`: 1, 3, 5 or 7.
     pub coordinators: Vec<CoordinatorConfig>,
-    /// `[[node]]`, each with `[node_defaults]` filled in.
+    /// `[[node]]`, each with `[node_defaults]` filled in; of an open file the node that joins, if one does.
     pub nodes: Vec<NodeConfig>,
+    /// Of an open file, which lists no nodes: what a node is that joins. Its name, host and labels are a stand-in's, unless
+    /// one joins.
+    pub template: Option<NodeConfig>,
+}
+
+/// A node that an open cluster file does not list, as the command that starts it tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Newcomer {
+    /// Its name.
+    pub id: String,
+    /// The address or name that others reach it by.
+    pub host: String,
+    /// Its labels, put over those of `[node_defaults]`.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What all processes of a cluster share.
@@ -48,6 +62,10 @@ pub struct ClusterSettings {
     pub segment_blocks: u32,
     /// Where the shared token is read from.
     pub token: TokenSource,
+    /// The file of the token that gives the role of an operator, if there is one; relative as the token's.
+    pub operator_token_file: Option<String>,
+    /// The file of the token that gives the role of a viewer.
+    pub viewer_token_file: Option<String>,
     /// How long a heartbeat's answer lets a member serve.
     pub lease: Duration,
     /// How often members send heartbeats; under a third of `lease`.
@@ -330,14 +348,35 @@ impl ClusterConfig {
         env: impl IntoIterator<Item = (String, String)>,
     ) -> Result<ClusterConfig, ConfigError> {
         let mut ledger = Ledger::default();
-        let parts = build::read(text, env, &mut ledger);
+        let parts = build::read(text, env, None, &mut ledger);
         ledger.finish()?;
         Ok(ClusterConfig { parts })
     }
 
-    /// Renders the cluster file of this cluster, every key written out. Reading it gives this cluster again.
-    pub fn to_toml(&self) -> String {
-        render::toml(&self.parts)
+    /// Reads a cluster file that lists no nodes, with `newcomer` as its one node, made of `[node_defaults]`.
+    ///
+    /// # Errors
+    /// As [`ClusterConfig::from_toml`], and when the file lists its nodes.
+    pub fn from_toml_joined_by(
+        text: &str,
+        env: impl IntoIterator<Item = (String, String)>,
+        newcomer: &Newcomer,
+    ) -> Result<ClusterConfig, ConfigError> {
+        let mut ledger = Ledger::default();
+        let parts = build::read(text, env, Some(newcomer), &mut ledger);
+        ledger.finish()?;
+        Ok(ClusterConfig { parts })
+    }
+
+    /// Says whether the file lists no nodes, so that any may join that knows the token.
+    pub fn is_open(&self) -> bool {
+        self.parts.template.is_some()
+    }
+
+    /// Renders the cluster file of this cluster, every key written out. Reading it gives this cluster again. `None` if the
+    /// file is open: where its nodes listen follows from hosts that they bring.
+    pub fn to_toml(&self) -> Option<String> {
+        (!self.is_open()).then(|| render::toml(&self.parts))
     }
 
     /// Returns the process named `id`.

@@ -201,6 +201,19 @@ pub(crate) const CLUSTER: &[Key] = &[
          folder. `KVHIVE_TOKEN` wins over it."
     ),
     key!(
+        "operator_token_file",
+        Rule::Path,
+        Derived("none: nobody is an operator only"),
+        "File with the token that may look, drain, balance and scale at the admin API, and no more. The cluster's own token may do \
+         everything."
+    ),
+    key!(
+        "viewer_token_file",
+        Rule::Path,
+        Derived("none: nobody is a viewer only"),
+        "File with the token that may look at the admin API, and no more: for dashboards and scrapes."
+    ),
+    key!(
         "lease",
         Rule::Time { min: 200, max: 60_000 },
         Value("2s"),
@@ -464,7 +477,7 @@ pub(crate) const ROOT: &[Key] = &[
         "node",
         Rule::Tables { counts: Counts::UpTo(MAX_NODES), header: "node" },
         Required,
-        "The node processes."
+        "The node processes. None with a device in `node_defaults`: any node may join then."
     ),
 ];
 

@@ -47,7 +47,7 @@ mod units;
 
 pub use config::{
     Ack, BlockClass, ClusterConfig, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig,
-    DeviceKind, NodeConfig, Process, RaftSettings, TokenSource,
+    DeviceKind, Newcomer, NodeConfig, Process, RaftSettings, TokenSource,
 };
 pub use keys::{SHRINKING_STRATEGIES, STRATEGIES, TOKEN_VARIABLE};
 pub use local::LocalCluster;

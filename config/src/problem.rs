@@ -45,6 +45,8 @@ pub enum Origin {
     Line(u32),
     /// By this variable of the environment.
     Environment(String),
+    /// By this option of the command that starts a node which the file does not list.
+    Flag(&'static str),
     /// Nowhere: it is the default, or follows from another key.
     Default,
 }
@@ -54,6 +56,7 @@ impl fmt::Display for Origin {
         match self {
             Origin::Line(line) => write!(f, "line {line}: "),
             Origin::Environment(name) => write!(f, "{name}: "),
+            Origin::Flag(name) => write!(f, "{name}: "),
             Origin::Default => Ok(()),
         }
     }
@@ -101,6 +104,14 @@ pub enum Problem {
         given: String,
         /// The names there are, as a variable would have them.
         known: String,
+    },
+    /// A node that is not in the file wants to join, and the file lists its nodes.
+    #[error(
+        "--host: the file lists its nodes, which have their hosts and labels there, and node \"{id}\" would be another; add it to the file, or take its [[node]] tables out so that any node may join"
+    )]
+    Closed {
+        /// The node's name.
+        id: String,
     },
     /// A key that must be given.
     #[error("{key}: missing; wanted is {allowed}")]

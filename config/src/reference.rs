@@ -17,7 +17,8 @@ pub fn reference_markdown() -> String {
         ),
         (
             "[[node]]",
-            "One node process. `[node_defaults]` takes the same keys but `id` and `host`, for all nodes that do not give them.",
+            "One node process. `[node_defaults]` takes the same keys but `id` and `host`, for all nodes that do not give them. A file \
+             with a device there may list no node at all: then any may join that is started with `--host` (see above).",
             NODE,
             Some("NODE__<ID>"),
         ),

@@ -15,6 +15,14 @@ pub(crate) fn toml(parts: &ClusterParts) -> String {
     if let Some(file) = cluster.token.file() {
         out.text("token_file", file);
     }
+    for (key, file) in [
+        ("operator_token_file", &cluster.operator_token_file),
+        ("viewer_token_file", &cluster.viewer_token_file),
+    ] {
+        if let Some(file) = file {
+            out.text(key, file);
+        }
+    }
     out.text("lease", &format_time(cluster.lease));
     out.text("heartbeat", &format_time(cluster.heartbeat));
     out.text("repair_after", &format_time(cluster.repair_after));

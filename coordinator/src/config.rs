@@ -6,6 +6,7 @@ use kvhive_consensus::ConsensusError;
 use kvhive_control::RestoreError;
 use kvhive_protocol::map::Settings;
 use kvhive_runtime::RuntimeError;
+use kvhive_runtime::http::Access;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,6 +33,8 @@ pub struct CoordinatorConfig {
     pub settings: Settings,
     /// The cluster's token.
     pub token: Vec<u8>,
+    /// Whose tokens may do what at the admin API.
+    pub access: Access,
     /// Without word of a leader for this long, up to twice as long, an election is held.
     pub election_timeout: Duration,
     /// How often a leader says that it leads.

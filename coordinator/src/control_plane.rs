@@ -1,13 +1,13 @@
 //! The control plane: what nodes, clients and other coordinators may ask, and what comes of it.
 
 use crate::actors::raft::{Raft, RaftMessage};
-use kvhive_protocol::WireError;
 use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, MAX_DEVICES, MAX_UNREACHED, Proposal,
 };
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_TENANT_LOADS};
 use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
+use kvhive_protocol::{Reason, WireError};
 use kvhive_runtime::{AskError, Reply};
 use kvhive_wire::{Connection, Fault, Identity};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,12 +63,17 @@ impl ControlPlane {
             ControlRequest::Register(registration) => {
                 let proposal =
                     Proposal { request: registration.request, command: Command::Register(registration) };
-                self.ask(|reply| RaftMessage::Propose { proposal, reply }).await
+                let reason = Reason::new("its process started");
+                self.ask(|reply| RaftMessage::Propose { proposal, reason, reply }).await
             }
             ControlRequest::Heartbeat(beat) => self.ask(|reply| RaftMessage::Heartbeat { beat, reply }).await,
-            ControlRequest::Submit { request, command } => {
+            ControlRequest::Submit { request, command, reason } => {
+                let reason = match command {
+                    Command::Leave { .. } => reason.or("its process ends"),
+                    _ => reason.or(format_args!("asked for by a {role}")),
+                };
                 let proposal = Proposal { request, command };
-                self.ask(|reply| RaftMessage::Propose { proposal, reply }).await
+                self.ask(|reply| RaftMessage::Propose { proposal, reason, reply }).await
             }
             ControlRequest::Status => match self.raft.ask(LIMIT, |reply| RaftMessage::Status { reply }).await
             {
@@ -104,7 +109,8 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::Register(_)
                 | Command::MarkDown { .. }
                 | Command::PlaceSlots { .. }
-                | Command::Balance { .. },
+                | Command::Balance { .. }
+                | Command::Record(_),
             ) => command.name(),
             (Role::Client, Command::Leave { .. }) => command.name(),
             (
@@ -165,6 +171,7 @@ mod tests {
         use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
         use kvhive_protocol::{DeviceId, Epoch, Filling, SLOTS, Slot};
         let request = RequestId { client: 1, sequence: 1 };
+        let longest = kvhive_protocol::Reason::new("x".repeat(kvhive_protocol::events::MAX_REASON_BYTES));
         let device = DeviceId::new(MemberId(1), 0);
         let all: Vec<Slot> = Slot::all().collect();
         let set = || vec![device; kvhive_control::MAX_SET];
@@ -212,7 +219,7 @@ mod tests {
         let description =
             DeviceDescription { kind: name.clone(), device_bytes: 1, host_bytes: 1, disk_bytes: 1 };
         for request in [
-            ControlRequest::Submit { request, command: plan },
+            ControlRequest::Submit { request, command: plan, reason: longest },
             ControlRequest::Heartbeat(Heartbeat {
                 member,
                 generation,
@@ -236,8 +243,11 @@ mod tests {
 
     #[test]
     fn each_role_may_ask_what_is_its_own() {
-        let submit =
-            |command| ControlRequest::Submit { request: RequestId { client: 1, sequence: 1 }, command };
+        let submit = |command| ControlRequest::Submit {
+            request: RequestId { client: 1, sequence: 1 },
+            command,
+            reason: Reason::default(),
+        };
         let down = || Command::MarkDown { member: MemberId(1), generation: Generation(1) };
         let create =
             || Command::CreateTenant { name: "a".into(), secret: [0; 32], rules: TenantRules::default() };

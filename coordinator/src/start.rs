@@ -2,7 +2,8 @@
 
 use crate::actors::raft::{Bootstrap, Name, Parts, Raft, RaftActor, RaftMessage};
 use crate::actors::vitals::Vitals;
-use crate::admin::{self, Admin, Sources};
+use crate::admin::audit::Audit;
+use crate::admin::{self, Admin, Listeners, Sources};
 use crate::config::{CoordinatorConfig, CoordinatorError};
 use crate::control_plane::ControlPlane;
 use crate::log::LogFolder;
@@ -85,6 +86,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let (stop, stopping) = watch::channel(false);
     let (failed, failure) = watch::channel(None);
     let (cluster, known_cluster) = watch::channel(None::<ClusterId>);
+    let (events, known_events) = watch::channel(0);
     let (vitals, known_vitals) = watch::channel(Vitals::UNKNOWN);
     let (log_queue, log_writes) = log_thread::queue();
     let mut queues = BTreeMap::new();
@@ -122,6 +124,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         bootstrap,
         failed,
         cluster,
+        events,
         vitals,
         client: u128::from(word(64)) << 64 | u128::from(word(72)),
     });
@@ -172,7 +175,12 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         log: figures,
         vitals: known_vitals,
     };
-    let admin = Arc::new(Admin::new(sources, &config.token, random[80..128].try_into().expect("48 bytes")));
+    let audit = Audit::open(config.data_dir.clone()).map_err(|error| {
+        CoordinatorError::Failed(format!("no audit log in {}: {error}", config.data_dir.display()))
+    })?;
+    let listeners = Listeners::new(known_events, stopping.clone());
+    let random = random[80..96].try_into().expect("16 bytes");
+    let admin = Arc::new(Admin::new(sources, listeners, config.access.clone(), audit, random));
     let administering = runtime.io().spawn(admin::serve(admin_listener, admin, stopping));
     runtime.on_shutdown().at(Stage::StopAccepting, "hand over and close listeners", async move {
         hand_over(&leaving).await;

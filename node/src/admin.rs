@@ -1,17 +1,16 @@
-//! What an operator may have a node do: write its snapshot or take one in. Whoever asks shows the cluster's token. No path comes
-//! from outside: snapshots are in the node's own folder, or beside it under a name.
+//! What an operator may have a node do: write its snapshot or take one in. Whoever asks shows a token that gives the role. No path
+//! comes from outside: snapshots are in the node's own folder, or beside it under a name.
 
 use crate::persist::{Job, Jobs, Refused, Verb};
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, StatusCode};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use kvhive_runtime::http::{Access, Problem};
 use serde::Deserialize;
-use serde_json::json;
 use std::sync::Arc;
 
 /// The largest body of a request, in bytes.
@@ -19,8 +18,6 @@ const MAX_BODY_BYTES: usize = 4096;
 
 /// What the routes work with.
 pub(crate) struct Admin {
-    /// Digest of the cluster's token.
-    token: blake3::Hash,
     /// None at a node without a snapshot folder.
     jobs: Option<Arc<Jobs>>,
 }
@@ -34,35 +31,19 @@ struct Wanted {
 }
 
 /// Returns the routes below `/v1/snapshot`.
-pub(crate) fn routes(token: &[u8], jobs: Option<Arc<Jobs>>) -> Router {
-    let admin = Arc::new(Admin { token: blake3::hash(token), jobs });
+pub(crate) fn routes(access: Access, jobs: Option<Arc<Jobs>>) -> Router {
+    let admin = Arc::new(Admin { jobs });
     Router::new()
         .route("/v1/snapshot", get(last))
         .route("/v1/snapshot/persist", post(persist))
         .route("/v1/snapshot/load", post(load))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .layer(from_fn_with_state(admin.clone(), check))
+        .layer(from_fn_with_state(Arc::new(access), Access::check))
         .with_state(admin)
 }
 
-/// Lets a request pass that carries `Authorization: Bearer TOKEN`.
-async fn check(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
-    let shown = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let shown = shown.and_then(|value| value.split_once(' '));
-    let shown =
-        shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map_or("", |(_, token)| token);
-    // Digests are compared in the same time whatever they are.
-    if blake3::hash(shown.as_bytes()) == admin.token {
-        return next.run(request).await;
-    }
-    let message = "send the cluster's token as `Authorization: Bearer TOKEN`";
-    let mut response = refusal(StatusCode::UNAUTHORIZED, "unauthorized", message);
-    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    response
-}
-
-fn refusal(status: StatusCode, code: &str, message: &str) -> Response {
-    (status, Json(json!({ "error": { "code": code, "message": message } }))).into_response()
+fn refusal(status: StatusCode, code: &'static str, message: impl Into<String>) -> Response {
+    Problem::new(status, code, message).into_response()
 }
 
 async fn last(State(admin): State<Arc<Admin>>) -> Response {
@@ -87,7 +68,7 @@ async fn load(State(admin): State<Arc<Admin>>, body: Result<Json<Wanted>, JsonRe
 fn begin(admin: &Admin, verb: Verb, body: Result<Json<Wanted>, JsonRejection>) -> Response {
     let Json(Wanted { name }) = match body {
         Ok(wanted) => wanted,
-        Err(error) => return refusal(error.status(), "bad_request", &error.body_text()),
+        Err(error) => return refusal(error.status(), "bad_request", error.body_text()),
     };
     let Some(jobs) = &admin.jobs else {
         let message = "this node has no folder for snapshots: give it a persist_dir and start it again";

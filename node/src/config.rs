@@ -6,6 +6,7 @@ use kvhive_gpu::ArenaError;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
 use kvhive_runtime::RuntimeError;
+use kvhive_runtime::http::Access;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -52,6 +53,8 @@ pub struct NodeConfig {
     pub coordinators: Vec<String>,
     /// The cluster's token.
     pub token: Vec<u8>,
+    /// Whose tokens may do what at its own admin routes.
+    pub access: Access,
 }
 
 /// Where a node keeps its snapshot.

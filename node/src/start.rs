@@ -188,7 +188,7 @@ pub(crate) fn start_within(
         counters: plane.counters.clone(),
     };
     let jobs = keep_snapshot(&config, &runtime, &holdings, &plane, &stopping);
-    let routes = routes(sources).merge(admin::routes(&config.token, jobs));
+    let routes = routes(sources).merge(admin::routes(config.access.clone(), jobs));
     runtime.io().spawn(serve_metrics(metrics_listener, routes, stopping.clone()));
     let filler = Filler {
         devices: devices.clone(),

@@ -3,6 +3,7 @@
 use crate::block::Codec;
 use crate::data::Ack;
 use crate::error::WireError;
+use crate::events::{Note, Reason};
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 use crate::load::{TenantLoad, Work};
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
@@ -51,6 +52,8 @@ pub enum ControlRequest {
         request: RequestId,
         /// The change.
         command: Command,
+        /// Why, for the journal of events.
+        reason: Reason,
     },
     /// How the coordinator sees itself and its peers.
     Status,
@@ -318,6 +321,8 @@ pub enum Command {
         /// Whether it is to be emptied.
         drains: bool,
     },
+    /// Writes down an event that changes no map.
+    Record(Note),
     /// New places where slots belong, decided on the map of epoch `based_on`; refused when the map has moved on.
     Balance {
         /// The epoch that it was decided on.
@@ -342,6 +347,7 @@ impl Command {
             Command::Balance { .. } => "balance",
             Command::SetAck { .. } => "set-ack",
             Command::SetTenantRules { .. } => "set-tenant-rules",
+            Command::Record(_) => "record",
         }
     }
 }
@@ -388,7 +394,9 @@ pub enum CommandReply {
     Rejected(WireError),
 }
 
-/// A raft log entry's data.
+/// A change and its name. With when and why it is a [`LogEntry`].
+///
+/// [`LogEntry`]: crate::events::LogEntry
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Proposal {
     /// Its name for repeats.

@@ -9,6 +9,7 @@ pub mod codec;
 pub mod control;
 pub mod data;
 pub mod error;
+pub mod events;
 pub mod frame;
 pub mod handshake;
 pub mod ids;
@@ -24,6 +25,7 @@ pub mod tenant;
 
 pub use block::{BlockDigest, BlockHeader, HeaderError};
 pub use error::WireError;
+pub use events::{ClusterEvent, EventKind, LogEntry, Note, Origin, Reason, Subject};
 pub use ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 pub use key::{BlockKey, KeyList, Namespace, NamespaceKey};
 pub use layout::{AxisOrder, Dtype, Layout, LayoutFingerprint};

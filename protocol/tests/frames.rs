@@ -3,7 +3,7 @@
 use kvhive_protocol::block::{BlockDigest, BlockHeader, Codec, HEADER_BYTES, digest};
 use kvhive_protocol::codec;
 use kvhive_protocol::control::{
-    Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat, Proposal, Registration,
+    Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat, Registration,
 };
 use kvhive_protocol::data::{
     About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, Refusal,
@@ -364,7 +364,7 @@ proptest! {
         let _ = codec::decode::<DataReply>(&bytes);
         let _ = codec::decode::<ControlRequest>(&bytes);
         let _ = codec::decode::<ControlReply>(&bytes);
-        let _ = codec::decode::<Proposal>(&bytes);
+        let _ = codec::decode::<LogEntry>(&bytes);
         let _ = codec::decode::<ClusterMap>(&bytes);
         let _ = codec::decode::<Proof>(&bytes);
         let _ = codec::decode::<WireError>(&bytes);

@@ -22,6 +22,12 @@ impl Clock for BootClock {
     }
 }
 
+/// Returns the time of day: milliseconds since 1970, 0 before. For what people read; nothing is decided by it, as it may go back.
+pub fn wall_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// A clock that a test moves by hand.
 #[derive(Clone, Debug, Default)]
 pub struct ManualClock(Arc<AtomicU64>);

@@ -32,13 +32,14 @@
 mod actor;
 mod clock;
 mod door;
+pub mod http;
 mod places;
 mod runtime;
 mod sender;
 mod shutdown;
 
 pub use actor::{Actor, Context, RestartPolicy, Spawn};
-pub use clock::{BootClock, Clock, ManualClock};
+pub use clock::{BootClock, Clock, ManualClock, wall_ms};
 pub use door::{BoundedListener, BoundedStream, DoorLimits};
 pub use places::{Place, Places};
 pub use runtime::{NamedArbiter, Runtime, RuntimeConfig, RuntimeError};

@@ -34,7 +34,8 @@ impl Private {
         let file = folder.path().join(local::CONFIG_FILE);
         let text = std::fs::read_to_string(&file)?;
         let overrides = adjust(&ClusterConfig::from_toml(&text, std::iter::empty())?);
-        std::fs::write(&file, ClusterConfig::from_toml(&text, overrides)?.to_toml())?;
+        let adjusted = ClusterConfig::from_toml(&text, overrides)?.to_toml();
+        std::fs::write(&file, adjusted.expect("a local cluster lists its nodes"))?;
         let cluster = Cluster::start(folder.path(), |_| {})?;
         Ok(Private { cluster, folder })
     }

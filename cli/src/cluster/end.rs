@@ -77,7 +77,8 @@ mod tests {
     #[test]
     fn a_node_that_keeps_a_snapshot_is_not_killed_while_it_writes_it() {
         let folder = tempfile::tempdir().expect("a folder");
-        let text = LocalCluster::default().config().expect("it is right").to_toml();
+        let text =
+            LocalCluster::default().config().expect("it is right").to_toml().expect("it lists its nodes");
         let keeps = text.replacen("[[node]]\n", "[[node]]\npersist_dir = \"snapshots\"\n", 1);
         let config = ClusterConfig::from_toml(&keeps, std::iter::empty()).expect("a right file");
         let node = &config.nodes[0];

@@ -163,7 +163,7 @@ fn describe(dir: &Path, shape: Shape) -> Result<String> {
         base_dir,
         ports: ports(shape.coordinators, shape.nodes)?,
     };
-    Ok(cluster.config()?.to_toml())
+    Ok(cluster.config()?.to_toml().expect("a local cluster lists its nodes"))
 }
 
 fn remove(path: &Path, how: impl Fn(&Path) -> std::io::Result<()>) -> Result<()> {

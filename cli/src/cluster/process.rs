@@ -5,13 +5,14 @@ use crate::cluster::local::SUPERVISED;
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
 use kvhive_config::{
-    Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, NodeConfig, Process, Token, TokenSource,
+    Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, Newcomer, NodeConfig, Process, Token, TokenSource,
 };
 use kvhive_coordinator::PeerConfig;
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
+use kvhive_runtime::http::{Access, Role};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,18 +21,19 @@ use std::time::Duration;
 ///
 /// # Errors
 /// When it does not start, or fails.
-pub(crate) fn run(file: &Path, id: &str) -> Result<()> {
+pub(crate) fn run(file: &Path, id: &str, newcomer: Option<&Newcomer>) -> Result<()> {
     if std::env::var_os(SUPERVISED).is_some() {
         // A supervisor that is killed takes its processes along.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
     }
-    let config = config::read(file)?;
+    let config = config::read_for(file, newcomer)?;
     let token = token(&config, file)?;
     let process = config.process(id).with_context(|| {
         format!(
-            "{} describes no process {id:?}; it has {}",
+            "{} describes no process {id:?}; it has {}{}",
             file.display(),
-            config.ids().collect::<Vec<_>>().join(", ")
+            config.ids().collect::<Vec<_>>().join(", "),
+            if config.is_open() { ", and takes any node that is started with --host" } else { "" }
         )
     })?;
     let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -79,6 +81,23 @@ fn token(config: &ClusterConfig, file: &Path) -> Result<Vec<u8>> {
     Ok(text.into_bytes())
 }
 
+/// Reads whose tokens may do what.
+fn access(config: &ClusterConfig, admin: &[u8], file: &Path) -> Result<Access> {
+    let cluster = &config.cluster;
+    let mut access = Access::new(admin);
+    for (role, path) in
+        [(Role::Operator, &cluster.operator_token_file), (Role::Viewer, &cluster.viewer_token_file)]
+    {
+        let Some(path) = path else { continue };
+        let path = beside(file, path);
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("cannot read the {role}'s token from {}", path.display()))?;
+        let token = Token::parse(&text).with_context(|| path.display().to_string())?;
+        access = access.with(role, token.as_bytes())?;
+    }
+    Ok(access)
+}
+
 fn coordinator(
     config: &ClusterConfig,
     own: &CoordinatorConfig,
@@ -115,6 +134,7 @@ fn coordinator(
             lease_ms: ms(cluster.lease),
             heartbeat_ms: ms(cluster.heartbeat),
         },
+        access: access(config, &token, file)?,
         token,
         election_timeout: config.raft.election_timeout,
         heartbeat: config.raft.heartbeat,
@@ -164,6 +184,7 @@ fn node(
             every: own.persist_every,
         }),
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
+        access: access(config, &token, file)?,
         token,
     })
 }

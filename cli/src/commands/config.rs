@@ -3,7 +3,7 @@
 use crate::report;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use kvhive_config::ClusterConfig;
+use kvhive_config::{ClusterConfig, Newcomer};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -34,9 +34,21 @@ enum Verb {
 /// # Errors
 /// Everything that is wrong with it.
 pub(crate) fn read(file: &Path) -> Result<ClusterConfig> {
+    read_for(file, None)
+}
+
+/// Reads and checks a cluster file, which `newcomer` joins if there is one.
+///
+/// # Errors
+/// Everything that is wrong with it, or with the newcomer.
+pub(crate) fn read_for(file: &Path, newcomer: Option<&Newcomer>) -> Result<ClusterConfig> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    ClusterConfig::from_toml(&text, std::env::vars())
-        .with_context(|| format!("{} is no cluster file", file.display()))
+    let Some(newcomer) = newcomer else {
+        return ClusterConfig::from_toml(&text, std::env::vars())
+            .with_context(|| format!("{} is no cluster file", file.display()));
+    };
+    ClusterConfig::from_toml_joined_by(&text, std::env::vars(), newcomer)
+        .with_context(|| format!("{} is no cluster file for {}", file.display(), newcomer.id))
 }
 
 impl ConfigCommand {
@@ -64,14 +76,15 @@ impl ConfigCommand {
             .collect();
         if json {
             return report::print_json(
-                &json!({ "ok": true, "cluster": config.cluster.name, "processes": listed }),
+                &json!({ "ok": true, "cluster": config.cluster.name, "open": config.is_open(), "processes": listed }),
             );
         }
         println!(
-            "{} describes cluster {} of {} processes",
+            "{} describes cluster {} of {} processes{}",
             file.display(),
             config.cluster.name,
-            listed.len()
+            listed.len(),
+            if config.is_open() { ", and any node that is started with --host" } else { "" }
         );
         Ok(())
     }

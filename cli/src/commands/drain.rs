@@ -24,6 +24,9 @@ pub(crate) struct Drain {
     /// End it: the node may hold slots again
     #[arg(long, conflicts_with = "no_wait")]
     undo: bool,
+    /// With --undo: do nothing where no node of this name has ever registered, for a service manager before each start
+    #[arg(long, requires = "undo")]
+    if_known: bool,
     /// Return at once; `kvhive nodes` shows how many slots are left
     #[arg(long)]
     no_wait: bool,
@@ -41,6 +44,13 @@ impl Drain {
         let admin = self.target.resolve()?;
         let path = format!("/v1/members/{}", self.node);
         if self.undo {
+            if self.if_known && !self.is_known(&admin.get("/v1/members")?) {
+                if self.json {
+                    return report::print_json(&Value::Null);
+                }
+                println!("no node {} has registered: nothing to undo", self.node);
+                return Ok(());
+            }
             let node: Value = admin.patch(&path, &json!({"drains": false}))?;
             if self.json {
                 return report::print_json(&node);
@@ -74,6 +84,10 @@ impl Drain {
             );
         }
         Ok(())
+    }
+
+    fn is_known(&self, members: &Value) -> bool {
+        list(&members["members"]).iter().any(|member| text(member, "name") == self.node)
     }
 
     fn has_taker(&self, status: &Value) -> bool {

@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod connect;
 pub(crate) mod down;
 pub(crate) mod drain;
+pub(crate) mod events;
 pub(crate) mod generated;
 pub(crate) mod node;
 mod node_snapshot;

@@ -51,6 +51,9 @@ enum Verb {
     },
 }
 
+/// What stands for the name of a node in an open file, which lists none.
+const ANY: &str = "(any)";
+
 /// How one strategy of a running node does; stable.
 #[derive(Serialize, Debug)]
 struct Doing<'a> {
@@ -130,7 +133,11 @@ impl NodeCommand {
         };
         let config = config::read(&file)?;
         let wanted = |node: &&NodeConfig| id.as_ref().is_none_or(|id| *id == node.id);
-        let reports: Vec<Report> = config.nodes.iter().filter(wanted).map(report).collect();
+        let reports: Vec<Report> = match &config.template {
+            // An open file has one answer, whoever joins.
+            Some(any) => vec![Report { node: id.clone().unwrap_or_else(|| ANY.to_owned()), ..report(any) }],
+            None => config.nodes.iter().filter(wanted).map(report).collect(),
+        };
         if reports.is_empty() {
             let known: Vec<&str> = config.nodes.iter().map(|node| node.id.as_str()).take(8).collect();
             bail!("{} has no node {:?}; it has {}", file.display(), id.unwrap_or_default(), known.join(", "));

@@ -57,7 +57,7 @@ impl Snapshot {
     }
 
     fn address(&self, admin: &Admin) -> Result<String> {
-        let members: Value = admin.get("/v1/members")?;
+        let members: Value = admin.get_list("/v1/members", "members")?;
         let members = members["members"].as_array().context("the coordinator lists no members")?;
         let Some(member) = members.iter().find(|member| member["name"] == *self.id) else {
             let known: Vec<&str> = members.iter().filter_map(|one| one["name"].as_str()).take(8).collect();

@@ -166,7 +166,7 @@ impl Tenants {
     pub(crate) fn run(self) -> Result<()> {
         let admin = self.target.resolve()?;
         let answer: Value = match &self.verb {
-            None => admin.get("/v1/tenants")?,
+            None => admin.get_list("/v1/tenants", "tenants")?,
             Some(Verb::Create { name, rules }) => {
                 let mut fields = rules.fields();
                 fields.insert("name".to_owned(), json!(name));

@@ -5,7 +5,8 @@ use crate::cluster::process;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use kvhive_config::Bytes;
+use kvhive_config::{Bytes, Newcomer};
+use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -28,6 +29,12 @@ pub(crate) struct Up {
     /// Which process of the cluster file
     #[arg(long, value_name = "ID", requires = "config")]
     id: Option<String>,
+    /// Address or name by which others reach this node; of a cluster file that lists no nodes, which takes any
+    #[arg(long, value_name = "HOST", requires = "config")]
+    host: Option<String>,
+    /// Label of this node, as in the cluster file; an empty VALUE is none; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", requires = "host", value_parser = label)]
+    labels: Vec<(String, String)>,
     /// Folder of the local cluster: cluster file, token, logs, raft data; means nothing with --config
     #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir())]
     dir: PathBuf,
@@ -66,6 +73,11 @@ pub(crate) struct Up {
     strategy: Option<String>,
 }
 
+fn label(text: &str) -> Result<(String, String), String> {
+    let parted = text.split_once('=').ok_or("allowed is KEY=VALUE, such as zone=a")?;
+    Ok((parted.0.to_owned(), parted.1.to_owned()))
+}
+
 impl Up {
     /// Starts what was asked and, unless detached, runs until it is told to end.
     ///
@@ -73,10 +85,23 @@ impl Up {
     /// When something does not start.
     pub(crate) fn run(self) -> Result<()> {
         if let (Some(config), Some(id)) = (&self.config, &self.id) {
-            return process::run(config, id);
+            return process::run(config, id, self.newcomer(id)?.as_ref());
         }
         local::prepare(&self.dir, self.shape(), self.fresh)?;
         if self.detach { self.detached() } else { self.attached() }
+    }
+
+    /// Returns the node that is no part of the file, if this is one.
+    fn newcomer(&self, id: &str) -> Result<Option<Newcomer>> {
+        let Some(host) = self.host.clone() else { return Ok(None) };
+        let mut labels = BTreeMap::new();
+        for (key, value) in &self.labels {
+            // What stands for it may be unset where this runs, as a zone that a scheduler does not know.
+            if !value.is_empty() && labels.insert(key.clone(), value.clone()).is_some() {
+                bail!("--label {key} is there twice");
+            }
+        }
+        Ok(Some(Newcomer { id: id.to_owned(), host, labels }))
     }
 
     /// Returns the shape that was asked for, if any of it was.

@@ -8,6 +8,7 @@ mod balance;
 mod darts;
 mod dedupe;
 mod domains;
+mod journal;
 mod leases;
 mod log2;
 mod moves;
@@ -19,12 +20,15 @@ mod registry;
 mod repair;
 mod shares;
 mod snapshot;
+mod telling;
 mod tenant_rules;
 mod validate;
+mod why;
 
 pub use balance::BalanceTuning;
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
 pub use domains::{DOMAIN_LABELS, Place};
+pub use journal::{EventPage, MAX_EVENTS, MAX_JOURNAL_BYTES};
 pub use leases::grace;
 pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
 pub use planner::{Planner, Reports, imbalance};
@@ -36,3 +40,4 @@ pub use validate::{
     HEARTBEAT_MS, LEASE_MS, MAX_ADDRESS_BYTES, MAX_LABEL_BYTES, MAX_MAP_BYTES, MAX_REPLICAS,
     MAX_SEGMENT_BLOCKS, MAX_SET, check_command, check_registration,
 };
+pub use why::balance_reason;

@@ -4,11 +4,12 @@
 use crate::balance::{self, BalanceTuning, Balancer, Seen};
 use crate::leases::Leases;
 use crate::planner::{Planner, Reports};
+use crate::why;
 use kvhive_protocol::control::{BalanceReport, Command, DeviceLoad, Heartbeat};
 use kvhive_protocol::load::Work;
 use kvhive_protocol::{
-    ClusterMap, DeviceId, Epoch, Filling, MemberId, MemberState, Moment, ReplicaSet, SLOTS, Slot, TenantId,
-    WireError,
+    ClusterMap, DeviceId, Epoch, Filling, MemberId, MemberState, Moment, Reason, ReplicaSet, SLOTS, Slot,
+    TenantId, WireError,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -75,8 +76,8 @@ pub struct PendingClear {
 /// What the overseer asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Effect {
-    /// Propose this to raft, under a request id of its own.
-    Propose(Command),
+    /// Propose this to raft for this reason, under a request id of its own.
+    Propose(Command, Reason),
     /// Nobody serves the tenant's older blocks any more: answer the asker.
     ClearDone(ClearTicket),
 }
@@ -220,7 +221,7 @@ impl Overseer {
         let Some(reign) = &mut self.reign else { return };
         self.counters.pauses += u64::from(reign.leases.advance(now, &map.settings));
         reign.follow(map);
-        reign.declare_down(&self.tuning, &mut self.counters, effects);
+        reign.declare_down(&self.tuning, map, &mut self.counters, effects);
         reign.finish_clears(map, &mut self.counters, effects);
         reign.plan(&self.tuning, map, &mut self.planner, &mut self.counters, effects);
     }
@@ -336,13 +337,22 @@ impl Reign {
         }
     }
 
-    fn declare_down(&mut self, tuning: &Tuning, counters: &mut Counters, effects: &mut Vec<Effect>) {
+    fn declare_down(
+        &mut self,
+        tuning: &Tuning,
+        map: &ClusterMap,
+        counters: &mut Counters,
+        effects: &mut Vec<Effect>,
+    ) {
         for _ in 0..MAX_VERDICTS_PER_TICK {
             let due = self.leases.condemn(tuning.repropose_after, tuning.repropose_at_most);
             let Some((member, generation, repeated)) = due else { return };
             counters.expired += u64::from(!repeated);
             counters.reproposed += u64::from(repeated);
-            effects.push(Effect::Propose(Command::MarkDown { member, generation }));
+            let now = self.leases.now();
+            let why = |record| why::silent(now, record, &map.settings);
+            let reason = self.leases.get(member).map(why).unwrap_or_default();
+            effects.push(Effect::Propose(Command::MarkDown { member, generation }, reason));
         }
     }
 
@@ -388,12 +398,14 @@ impl Reign {
         let (repair_after, avoided) = (tuning.repair_after, self.avoided.keys().copied().collect());
         // Whoever may be serving by an older map might still take blocks where a slot was before.
         let confirmed = self.leases.confirmed(map);
-        let command = planner.plan(map, &Told { reign: self, map, confirmed, repair_after, avoided });
-        counters.plans += u64::from(command.is_some());
-        let command = command.or_else(|| self.balance(&tuning.balance, map, planner, counters));
-        if let Some(command) = command {
+        let told = Told { reign: self, map, confirmed, repair_after, avoided };
+        let command = planner.plan(map, &told);
+        let planned = command.map(|command| (why::plan(map, &command, &told.avoided), command));
+        counters.plans += u64::from(planned.is_some());
+        let planned = planned.or_else(|| self.balance(&tuning.balance, map, planner, counters));
+        if let Some((reason, command)) = planned {
             self.planned = Some((map.epoch, now + tuning.repropose_after));
-            effects.push(Effect::Propose(command));
+            effects.push(Effect::Propose(command, reason));
         }
     }
 
@@ -404,7 +416,7 @@ impl Reign {
         map: &ClusterMap,
         planner: &mut Planner,
         counters: &mut Counters,
-    ) -> Option<Command> {
+    ) -> Option<(Reason, Command)> {
         if !tuning.continuous {
             return None;
         }
@@ -414,7 +426,8 @@ impl Reign {
         let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
         let changes = self.balancer.step(self.leases.now(), tuning, is_settled, &seen);
         counters.balanced += changes.len() as u64;
-        (!changes.is_empty()).then_some(Command::Balance { based_on: map.epoch, changes })
+        let reason = why::balance_reason(&changes);
+        (!changes.is_empty()).then_some((reason, Command::Balance { based_on: map.epoch, changes }))
     }
 
     /// Returns what each device said last of how much is asked of it.

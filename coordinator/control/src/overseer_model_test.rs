@@ -119,7 +119,7 @@ proptest! {
             let serving: Vec<Holder> = holders.iter().copied().filter(|held| held.serves_until > truth).collect();
             for effect in scene.effects.drain(..) {
                 match effect {
-                    Effect::Propose(command) => {
+                    Effect::Propose(command, _) => {
                         if let Command::MarkDown { member, generation } = &command {
                             prop_assert!(
                                 serving.iter().all(|held| (held.member, held.generation) != (member.0, generation.0)),
@@ -145,7 +145,7 @@ proptest! {
             scene.jump(50);
             for effect in std::mem::take(&mut scene.effects) {
                 match effect {
-                    Effect::Propose(command) => {
+                    Effect::Propose(command, _) => {
                         if let Command::MarkDown { member, .. } = &command {
                             down.push(member.0);
                         }

@@ -71,7 +71,7 @@ impl Scene {
 
     fn declared_down(&mut self) -> Vec<u32> {
         let down = |effect: Effect| match effect {
-            Effect::Propose(Command::MarkDown { member, .. }) => Some(member.0),
+            Effect::Propose(Command::MarkDown { member, .. }, _) => Some(member.0),
             _ => None,
         };
         self.effects.drain(..).filter_map(down).collect()
@@ -372,7 +372,7 @@ fn slots_move_once_all_have_reported_under_the_present_placement() {
         scene.beat(1);
         scene.beat(2);
         for effect in std::mem::take(&mut scene.effects) {
-            let Effect::Propose(command) = effect else { panic!("{effect:?}") };
+            let Effect::Propose(command, _) = effect else { panic!("{effect:?}") };
             scene.cluster.apply(command);
             plans += 1;
             // Nobody has reported under the new placement yet.
@@ -399,7 +399,7 @@ fn slots_with_blocks_move_as_their_primary_says_that_it_has_given_them() {
         scene.beat_as(1, 1, map.epoch, vec![load]);
         scene.beat(2);
         for effect in std::mem::take(&mut scene.pass(250).effects) {
-            let Effect::Propose(command) = effect else { panic!("{effect:?}") };
+            let Effect::Propose(command, _) = effect else { panic!("{effect:?}") };
             scene.cluster.apply(command);
         }
         assert_eq!(scene.cluster.map().filling.len(), Tuning::default().streams);
@@ -428,7 +428,7 @@ fn what_a_silent_member_held_is_given_to_others_when_it_has_had_time_to_come_bac
                 .pass(500)
                 .effects
                 .drain(..)
-                .any(|effect| matches!(effect, Effect::Propose(Command::PlaceSlots { .. })))
+                .any(|effect| matches!(effect, Effect::Propose(Command::PlaceSlots { .. }, _)))
         })
     };
     assert!(!begins_within(&mut scene, 29_000));

@@ -2,16 +2,17 @@
 //! the memory of applied requests. Decides nothing by time; who is alive is the overseer's to say, through commands.
 
 use crate::dedupe::{Dedupe, Seen};
+use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
-use crate::{tenant_rules, validate};
+use crate::{telling, tenant_rules, validate};
 use kvhive_protocol::control::{
     Balancing, Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Placing, Proposal, Registration,
 };
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{
-    ClusterId, ClusterMap, Epoch, Era, Filling, Generation, Member, MemberId, MemberState, ReplicaSet,
-    RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
+    ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState,
+    ReplicaSet, RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ pub struct Registry {
     pub(crate) applied: u64,
     pub(crate) map: Option<Arc<ClusterMap>>,
     pub(crate) dedupe: Dedupe,
+    pub(crate) journal: Journal,
     /// Found again from the map: what would take too long to look up in it for each command.
     index: Index,
     repair: Option<Repair>,
@@ -60,19 +62,25 @@ impl Registry {
         Self::default()
     }
 
-    pub(crate) fn from_parts(applied: u64, map: Option<ClusterMap>, dedupe: Dedupe) -> Self {
+    pub(crate) fn from_parts(
+        applied: u64,
+        map: Option<ClusterMap>,
+        dedupe: Dedupe,
+        journal: Journal,
+    ) -> Self {
         let index = map.as_ref().map(Index::of).unwrap_or_default();
-        Registry { applied, map: map.map(Arc::new), dedupe, index, repair: None }
+        Registry { applied, map: map.map(Arc::new), dedupe, journal, index, repair: None }
     }
 
     /// Applies the log entry at `index` and returns what it came to.
     ///
     /// A request that was applied before changes nothing and gets its first reply; one whose outcome is forgotten is
     /// rejected. So is a log entry that was applied before: indexes ascend. The epoch grows by one if anything in the
-    /// map changed, else not at all. Nothing is copied unless someone still reads the map that changes.
-    pub fn apply(&mut self, index: u64, proposal: Proposal) -> CommandReply {
+    /// map changed, else not at all. Nothing is copied unless someone still reads the map that changes. What changed becomes
+    /// an event.
+    pub fn apply(&mut self, index: u64, entry: impl Into<LogEntry>) -> CommandReply {
         self.repair = None;
-        let Proposal { request, command } = proposal;
+        let LogEntry { proposal: Proposal { request, command }, origin } = entry.into();
         if index <= self.applied {
             return self.outcome(request).unwrap_or_else(|| {
                 let applied = self.applied;
@@ -91,7 +99,13 @@ impl Registry {
             Seen::New => {}
         }
         let before = self.epoch();
+        let note = telling::before(&command, self.map.as_deref());
+        let is_told = matches!(command, Command::Record(_));
         let reply = self.execute(command).unwrap_or_else(CommandReply::Rejected);
+        let has_happened = self.epoch() != before || is_told && matches!(reply, CommandReply::Applied { .. });
+        if let Some(note) = note.filter(|_| has_happened) {
+            self.journal.push(telling::after(note, &reply, self.repair), origin, self.epoch());
+        }
         self.dedupe.record(index, request, reply.clone());
         debug_assert!(self.epoch() == before || self.epoch() == before.next());
         debug_assert_eq!(self.check(), Ok(()));
@@ -126,6 +140,16 @@ impl Registry {
         self.repair
     }
 
+    /// Returns at most `limit` of the events after the one of number `after`.
+    pub fn events(&self, after: u64, limit: usize) -> EventPage {
+        self.journal.page(after, limit)
+    }
+
+    /// Returns the number of the newest event, 0 before the first.
+    pub fn newest_event(&self) -> u64 {
+        self.journal.newest()
+    }
+
     /// Checks the whole map, unless it is so large that a debug build would do nothing else.
     fn check(&self) -> Result<(), String> {
         self.map.as_ref().filter(|map| map.tenants.len() <= 256).map_or(Ok(()), |map| validate::map(map))
@@ -154,6 +178,7 @@ impl Registry {
             Command::SetDrains { member, drains } => self.set_drains(member, drains),
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
+            Command::Record(note) => note.check().map(|()| self.unchanged()),
         }
     }
 

@@ -2,11 +2,13 @@
 //! behind a version, a checksum at the end; equal registries give equal bytes. Bytes from elsewhere are checked whole.
 
 use crate::dedupe::{self, Client, Dedupe};
+use crate::journal::{Journal, MAX_JOURNAL_BYTES};
 use crate::registry::Registry;
 use crate::validate;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{
-    ClusterId, ClusterMap, Epoch, Filling, Member, MemberId, ReplicaSet, Slot, Tenant, TenantId, codec,
+    ClusterEvent, ClusterId, ClusterMap, Epoch, Filling, Member, MemberId, ReplicaSet, Slot, Tenant,
+    TenantId, codec,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -16,9 +18,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of snapshots that this crate writes, and the only one it reads.
 pub const SNAPSHOT_VERSION: u32 = 6;
-/// The largest snapshot, in bytes: members and tenants, remembered outcomes, and less than 1 MiB each for slots and for
+/// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
-pub const MAX_SNAPSHOT_BYTES: usize = validate::MAX_MAP_BYTES + dedupe::MAX_REPLY_BYTES + (2 << 20);
+pub const MAX_SNAPSHOT_BYTES: usize =
+    validate::MAX_MAP_BYTES + dedupe::MAX_REPLY_BYTES + MAX_JOURNAL_BYTES + (2 << 20);
 
 const MAGIC: [u8; 8] = *b"kvhiveRG";
 const HEAD_BYTES: usize = MAGIC.len() + 4;
@@ -27,6 +30,7 @@ const SUM_BYTES: usize = 8;
 const MEMBERS_PER_SECTION: usize = 256;
 const TENANTS_PER_SECTION: usize = 8192;
 const CLIENTS_PER_SECTION: usize = 64;
+const EVENTS_PER_SECTION: usize = 1024;
 /// No counter gets here by counting; one that is here would overflow.
 const MAX_COUNTER: u64 = 1 << 62;
 
@@ -56,13 +60,14 @@ pub enum RestoreError {
 /// Part of a snapshot. The first is the head.
 #[derive(Serialize, Deserialize)]
 enum Section {
-    Head { applied: u64, map: Option<MapHead> },
+    Head { applied: u64, events: u64, map: Option<MapHead> },
     Members(Vec<(MemberId, Member)>),
     Slots(Vec<ReplicaSet>),
     Filling(Vec<(Slot, Filling)>),
     Tenants(Vec<(TenantId, Tenant)>),
     Clients(Vec<(u128, Client)>),
     Balanced(Vec<(Slot, ReplicaSet)>),
+    Events(Vec<ClusterEvent>),
 }
 
 /// What a map has once.
@@ -87,7 +92,7 @@ impl Registry {
             epoch: map.epoch,
             settings: map.settings.clone(),
         });
-        put(&mut out, &Section::Head { applied: self.applied, map: head });
+        put(&mut out, &Section::Head { applied: self.applied, events: self.journal.newest(), map: head });
         if let Some(map) = map {
             let members: Vec<_> = map.members.iter().map(|(id, member)| (*id, member.clone())).collect();
             for part in members.chunks(MEMBERS_PER_SECTION) {
@@ -109,6 +114,10 @@ impl Registry {
                 &mut out,
                 &Section::Clients(part.iter().map(|(id, client)| (**id, (*client).clone())).collect()),
             );
+        }
+        let events: Vec<_> = self.journal.iter().collect();
+        for part in events.chunks(EVENTS_PER_SECTION) {
+            put(&mut out, &Section::Events(part.iter().map(|event| (*event).clone()).collect()));
         }
         let sum = xxh3_64(&out);
         out.extend_from_slice(&sum.to_le_bytes());
@@ -148,19 +157,22 @@ impl Registry {
 /// What was read so far.
 #[derive(Default)]
 struct Parts {
-    head: Option<(u64, Option<MapHead>)>,
+    head: Option<(u64, u64, Option<MapHead>)>,
     members: Vec<(MemberId, Member)>,
     slots: Vec<ReplicaSet>,
     filling: Vec<(Slot, Filling)>,
     balanced: Vec<(Slot, ReplicaSet)>,
     tenants: Vec<(TenantId, Tenant)>,
     clients: Vec<(u128, Client)>,
+    events: Vec<ClusterEvent>,
 }
 
 impl Parts {
     fn add(&mut self, section: Section) -> Result<(), RestoreError> {
         match section {
-            Section::Head { applied, map } if self.head.is_none() => self.head = Some((applied, map)),
+            Section::Head { applied, events, map } if self.head.is_none() => {
+                self.head = Some((applied, events, map));
+            }
             _ if self.head.is_none() => {
                 return Err(RestoreError::Damaged { detail: "the head is not first".to_owned() });
             }
@@ -173,17 +185,20 @@ impl Parts {
             Section::Balanced(part) => self.balanced.extend(part),
             Section::Tenants(part) => self.tenants.extend(part),
             Section::Clients(part) => self.clients.extend(part),
+            Section::Events(part) => self.events.extend(part),
         }
         Ok(())
     }
 
     fn build(self) -> Result<Registry, String> {
-        let (applied, head) = self.head.ok_or("there is no head")?;
+        let (applied, events, head) = self.head.ok_or("there is no head")?;
         counter("applied index", applied)?;
+        counter("number of events", events)?;
         let dedupe = Dedupe::restore(self.clients, applied)?;
+        let journal = Journal::restore(self.events, events)?;
         let Some(head) = head else {
             if self.members.is_empty() && self.slots.is_empty() && self.tenants.is_empty() {
-                return Ok(Registry::from_parts(applied, None, dedupe));
+                return Ok(Registry::from_parts(applied, None, dedupe, journal));
             }
             return Err("a cluster that was never started has members, slots or tenants".to_owned());
         };
@@ -215,7 +230,7 @@ impl Parts {
             tenants: BTreeMap::from_iter(self.tenants),
         };
         validate::map(&map)?;
-        Ok(Registry::from_parts(applied, Some(map), dedupe))
+        Ok(Registry::from_parts(applied, Some(map), dedupe, journal))
     }
 }
 

@@ -61,6 +61,7 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
             })
         }
         Command::Balance { changes, .. } => balancing_alone(changes),
+        Command::Record(note) => note.check(),
         Command::MarkDown { .. }
         | Command::SetDrains { .. }
         | Command::Leave { .. }

@@ -3,4 +3,5 @@
 mod answers;
 mod group;
 pub(crate) mod raft;
+mod tidings;
 pub(crate) mod vitals;

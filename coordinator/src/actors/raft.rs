@@ -5,11 +5,13 @@ use super::vitals::Vitals;
 use crate::log_thread::Write;
 use crate::peers::Lanes;
 use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Standing, Ticket, WriteId};
-use kvhive_control::{ClearTicket, Counters, Effect as Oversight, Overseer, Registry};
+use kvhive_control::{ClearTicket, Counters, Effect as Oversight, EventPage, Overseer, Registry};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::raft::RaftRequest;
-use kvhive_protocol::{ClusterId, Epoch, Moment, RequestId, TenantId, WireError, codec};
+use kvhive_protocol::{
+    ClusterId, Epoch, LogEntry, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
+};
 use kvhive_runtime::{Actor, Clock, Context, Reply, Sender};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,7 +33,7 @@ pub(crate) enum RaftMessage {
     /// The log failed.
     LogFailed { reason: String },
     /// Apply this change; answered when it is applied, and a clear when it is complete.
-    Propose { proposal: Proposal, reply: Reply<ControlReply> },
+    Propose { proposal: Proposal, reason: Reason, reply: Reply<ControlReply> },
     /// The map, if it is newer than `have`.
     FetchMap { have: Epoch, linearizable: bool, reply: Reply<ControlReply> },
     /// Renew a member's lease.
@@ -40,6 +42,8 @@ pub(crate) enum RaftMessage {
     Status { reply: Reply<CoordinatorStatus> },
     /// Everything you know; through a read index, or as it is.
     Overview { linearizable: bool, reply: Reply<ControlReply> },
+    /// The events after this one, at most so many, as far as this coordinator has applied.
+    Events { after: u64, limit: usize, reply: Reply<EventPage> },
     /// Do something about the coordinators themselves.
     Admin { request: RaftRequest, reply: Reply<ControlReply> },
     /// How evenly is work spread, and what would make that more even?
@@ -79,6 +83,8 @@ pub(crate) struct Parts {
     pub(crate) failed: watch::Sender<Option<String>>,
     /// Told the cluster's id once it is known, for handshakes.
     pub(crate) cluster: watch::Sender<Option<ClusterId>>,
+    /// Told the number of the newest event.
+    pub(crate) events: watch::Sender<u64>,
     /// Told what it knows of itself.
     pub(crate) vitals: watch::Sender<Vitals>,
     /// This start's identity in request ids.
@@ -118,10 +124,12 @@ pub(crate) struct RaftActor {
     next_ticket: u64,
     next_sequence: u64,
     bootstrapping: bool,
+    /// It leads in this term, which is not in the journal yet.
+    pub(super) elected: Option<u64>,
     /// Something was lost that must not be: nothing more is taken in, done or answered. A restart reads the disk.
-    has_failed: bool,
+    pub(super) has_failed: bool,
     /// As it was last told in the log.
-    standing: Standing,
+    pub(super) standing: Standing,
     effects: Vec<Effect>,
     oversight: Vec<Oversight>,
     figures: Figures,
@@ -136,6 +144,7 @@ impl RaftActor {
             next_ticket: 1,
             next_sequence: 1,
             bootstrapping: false,
+            elected: None,
             has_failed: false,
             standing: Standing::Settled,
             effects: Vec::new(),
@@ -155,14 +164,6 @@ impl RaftActor {
         }
         self.effects = effects;
         self.tell_vitals();
-    }
-
-    fn tell_vitals(&self) {
-        let status = self.parts.consensus.status();
-        let lease = self.parts.registry.map().map(|map| Duration::from_millis(map.settings.lease_ms));
-        let (has_failed, standing) = (self.has_failed, status.standing);
-        let vitals = Vitals { has_failed, standing, knows_leader: status.leader.is_some(), lease };
-        self.parts.vitals.send_if_modified(|known| std::mem::replace(known, vitals) != vitals);
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -188,6 +189,7 @@ impl RaftActor {
                     info!(index, "took over the leader's snapshot");
                     self.parts.registry = registry;
                     self.tell_cluster();
+                    self.tell_events();
                 }
                 Err(error) => self.fail(format!("a leader's snapshot cannot be used: {error}")),
             },
@@ -216,11 +218,13 @@ impl RaftActor {
         info!(?role, term, leader, "role changed");
         if role == Role::Leader {
             self.figures.elections += 1;
+            self.elected = Some(term);
             let map = self.parts.registry.map();
             self.parts.overseer.became_leader(self.parts.clock.now(), map.as_deref());
         } else {
             self.parts.overseer.lost_leadership();
             self.bootstrapping = false;
+            self.elected = None;
             for (_, (reply, _)) in std::mem::take(&mut self.clears) {
                 // It is applied; whether everybody knows is the next leader's to say.
                 reply.send(ControlReply::Failed(WireError::OutcomeUnknown));
@@ -229,13 +233,13 @@ impl RaftActor {
     }
 
     fn apply(&mut self, index: u64, data: &[u8], ticket: Option<Ticket>) {
-        let proposal: Proposal = match codec::decode(data) {
-            Ok(proposal) => proposal,
+        let entry: LogEntry = match codec::decode(data) {
+            Ok(entry) => entry,
             // Written by a build that knows more: going on would leave this coordinator with another state.
             Err(error) => return self.fail(format!("entry {index} cannot be applied: {error}")),
         };
-        let name = proposal.command.name();
-        let reply = self.parts.registry.apply(index, proposal);
+        let name = entry.proposal.command.name();
+        let reply = self.parts.registry.apply(index, entry);
         debug!(index, command = name, ?reply, "applied");
         if let Some(repair) = self.parts.registry.last_repair()
             && repair.lost > 0
@@ -244,6 +248,7 @@ impl RaftActor {
             warn!(command = name, ?repair, "slots lost their last replica; their blocks are misses");
         }
         self.tell_cluster();
+        self.tell_events();
         let Some(ticket) = ticket else { return };
         let Some(Waiting::Proposal { register, clears, reply: asker }) = self.waiting.remove(&ticket) else {
             return;
@@ -286,15 +291,6 @@ impl RaftActor {
         }
     }
 
-    fn tell_cluster(&self) {
-        let cluster = self.parts.registry.map().map(|map| map.cluster);
-        self.parts.cluster.send_if_modified(|known| {
-            let news = *known != cluster;
-            *known = cluster;
-            news
-        });
-    }
-
     pub(super) fn ticket(&mut self, waiting: Waiting) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
@@ -308,8 +304,9 @@ impl RaftActor {
         self.step(Event::Read { ticket });
     }
 
-    fn propose(&mut self, proposal: &Proposal, reply: Option<Reply<ControlReply>>) {
-        let data = match codec::encode(proposal) {
+    fn propose(&mut self, proposal: Proposal, reason: Reason, reply: Option<Reply<ControlReply>>) {
+        let entry = LogEntry { proposal, origin: Origin { at_ms: kvhive_runtime::wall_ms(), reason } };
+        let data = match codec::encode(&entry) {
             Ok(data) => data,
             Err(error) => {
                 if let Some(reply) = reply {
@@ -319,8 +316,8 @@ impl RaftActor {
             }
         };
         self.figures.proposals += 1;
-        let register = matches!(proposal.command, Command::Register(_));
-        let clears = match proposal.command {
+        let register = matches!(entry.proposal.command, Command::Register(_));
+        let clears = match entry.proposal.command {
             Command::ClearTenant { tenant } => Some(tenant),
             _ => None,
         };
@@ -329,11 +326,11 @@ impl RaftActor {
     }
 
     /// Proposes a change of the coordinator's own.
-    fn propose_own(&mut self, command: Command) {
-        info!(command = command.name(), "proposing");
+    pub(super) fn propose_own(&mut self, command: Command, reason: Reason) {
+        info!(command = command.name(), %reason, "proposing");
         let request = RequestId { client: self.parts.client, sequence: self.next_sequence };
         self.next_sequence += 1;
-        self.propose(&Proposal { request, command }, None);
+        self.propose(Proposal { request, command }, reason, None);
     }
 
     fn tick(&mut self) {
@@ -342,6 +339,7 @@ impl RaftActor {
             return;
         }
         self.tell_standing();
+        self.tell_election();
         let leads = self.parts.consensus.status().role == Role::Leader;
         match self.parts.registry.map() {
             Some(map) => {
@@ -351,7 +349,7 @@ impl RaftActor {
                 drop(map);
                 for effect in oversight.drain(..) {
                     match effect {
-                        Oversight::Propose(command) => self.propose_own(command),
+                        Oversight::Propose(command, reason) => self.propose_own(command, reason),
                         Oversight::ClearDone(ticket) => {
                             if let Some((reply, done)) = self.clears.remove(&ticket) {
                                 reply.send(ControlReply::Done(done));
@@ -364,7 +362,10 @@ impl RaftActor {
             None if leads && !self.bootstrapping => {
                 self.bootstrapping = true;
                 let Bootstrap { cluster, name, settings, default_secret } = self.parts.bootstrap.clone();
-                self.propose_own(Command::Bootstrap { cluster, name, settings, default_secret });
+                self.propose_own(
+                    Command::Bootstrap { cluster, name, settings, default_secret },
+                    Reason::new("every coordinator's log was empty"),
+                );
             }
             None => {}
         }
@@ -380,27 +381,6 @@ impl RaftActor {
                 self.clears.remove(&ticket);
                 self.parts.overseer.clear_abandoned(ticket);
             }
-        }
-    }
-
-    fn tell_standing(&mut self) {
-        let standing = self.parts.consensus.status().standing;
-        if standing == self.standing {
-            return;
-        }
-        self.standing = standing;
-        match standing {
-            Standing::Newborn => info!(
-                "the log is empty: no vote before every coordinator has said that its own is too, or a leader has given back \
-                 what was lost"
-            ),
-            Standing::Founder => info!("every coordinator's log is empty: a new cluster begins"),
-            Standing::Rejoining => {
-                warn!(
-                    "the log is empty and others' are not: following a leader, and no vote before everything is back"
-                )
-            }
-            Standing::Settled => info!("votes like any other"),
         }
     }
 
@@ -420,6 +400,7 @@ impl Actor for RaftActor {
 
     fn started(&mut self, ctx: &mut Context<'_, Self>) {
         self.tell_cluster();
+        self.tell_events();
         self.tell_vitals();
         ctx.run_interval(self.parts.tick, || RaftMessage::Tick);
     }
@@ -437,7 +418,7 @@ impl Actor for RaftActor {
             RaftMessage::Unreachable { peer } => self.step(Event::PeerUnreachable { peer }),
             RaftMessage::Persisted { write } => self.step(Event::Persisted { write }),
             RaftMessage::LogFailed { reason } => self.fail(reason),
-            RaftMessage::Propose { proposal, reply } => {
+            RaftMessage::Propose { proposal, reason, reply } => {
                 // A rejection would stick to the request's id.
                 if self.parts.registry.map().is_none() {
                     let leads = self.parts.consensus.status().role == Role::Leader;
@@ -448,7 +429,7 @@ impl Actor for RaftActor {
                     };
                     return reply.send(ControlReply::Failed(error));
                 }
-                self.propose(&proposal, Some(reply));
+                self.propose(proposal, reason, Some(reply));
             }
             RaftMessage::FetchMap { have, linearizable: false, reply } => reply.send(self.map_reply(have)),
             RaftMessage::FetchMap { have, linearizable: true, reply } => {
@@ -460,6 +441,9 @@ impl Actor for RaftActor {
             RaftMessage::Status { reply } => reply.send(self.status()),
             RaftMessage::Overview { linearizable: false, reply } => reply.send(self.overview()),
             RaftMessage::Overview { linearizable: true, reply } => self.read(Waiting::Overview { reply }),
+            RaftMessage::Events { after, limit, reply } => {
+                reply.send(self.parts.registry.events(after, limit));
+            }
             RaftMessage::Admin { request, reply } => self.administer(request, reply),
             RaftMessage::Balance { reply } => reply.send(self.balance()),
             RaftMessage::Figures { reply } => reply.send(Figures {

@@ -27,7 +27,7 @@ fn settings() -> Settings {
 
 fn change(sequence: u64, command: Command) -> Vec<u8> {
     let request = RequestId { client: 7, sequence };
-    codec::encode(&Proposal { request, command }).expect("it is small")
+    codec::encode(&LogEntry::from(Proposal { request, command })).expect("it is small")
 }
 
 fn bootstrap() -> Vec<u8> {
@@ -100,6 +100,7 @@ impl Scene {
             },
             failed,
             cluster: watch::channel(None).0,
+            events: watch::channel(0).0,
             vitals: watch::channel(Vitals::UNKNOWN).0,
             client: 9,
         });

@@ -1,10 +1,10 @@
 //! The admin API's answers, typed, so that its OpenAPI document is generated from them.
 
-use axum::Json;
 use axum::extract::rejection::JsonRejection;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use kvhive_protocol::WireError;
+use kvhive_runtime::http::Problem;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::{IntoParams, ToSchema};
@@ -129,6 +129,8 @@ pub(super) struct Slots {
 #[derive(Serialize, ToSchema)]
 pub(super) struct Members {
     pub(super) members: Vec<Node>,
+    /// What to ask `after` for the next page; null after the last.
+    pub(super) next: Option<u32>,
     pub(super) epoch: u64,
 }
 
@@ -203,50 +205,30 @@ pub(super) struct SlotQuery {
     pub(super) consistency: Freshness,
 }
 
-/// An error, as JSON: `{"error": {"code", "message"}}`.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ErrorBody {
-    error: ErrorDetail,
-}
-
-/// What went wrong.
-#[derive(Serialize, ToSchema)]
-struct ErrorDetail {
-    /// For programs.
-    code: &'static str,
-    /// For people: what, where, what to do.
-    message: String,
-}
-
 /// An error on its way out.
-pub(super) struct Trouble {
-    status: StatusCode,
-    code: &'static str,
-    message: String,
-}
+pub(super) struct Trouble(Problem);
 
 impl Trouble {
-    pub(super) fn unauthorized() -> Trouble {
-        let message = "send the cluster's token as `Authorization: Bearer TOKEN`".to_owned();
-        Trouble { status: StatusCode::UNAUTHORIZED, code: "unauthorized", message }
+    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Trouble {
+        Trouble(Problem::new(status, code, detail))
     }
 
-    pub(super) fn not_found(message: String) -> Trouble {
-        Trouble { status: StatusCode::NOT_FOUND, code: "not_found", message }
+    pub(super) fn not_found(detail: String) -> Trouble {
+        Trouble::new(StatusCode::NOT_FOUND, "not_found", detail)
     }
 
-    pub(super) fn bad_request(message: String) -> Trouble {
-        Trouble { status: StatusCode::BAD_REQUEST, code: "bad_request", message }
+    pub(super) fn bad_request(detail: String) -> Trouble {
+        Trouble::new(StatusCode::BAD_REQUEST, "bad_request", detail)
     }
 
     pub(super) fn too_large(limit_bytes: usize) -> Trouble {
-        let message = format!("request bodies may have {limit_bytes} bytes at most");
-        Trouble { status: StatusCode::PAYLOAD_TOO_LARGE, code: "too_large", message }
+        let detail = format!("request bodies may have {limit_bytes} bytes at most");
+        Trouble::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
     }
 
     pub(super) fn method_not_allowed() -> Trouble {
-        let message = "this route does not take that method; see /openapi.json".to_owned();
-        Trouble { status: StatusCode::METHOD_NOT_ALLOWED, code: "method_not_allowed", message }
+        let detail = "this route does not take that method; see /openapi.json";
+        Trouble::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
     }
 
     /// Says what is wrong with a body that should be JSON.
@@ -254,14 +236,14 @@ impl Trouble {
         match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => Trouble::too_large(limit_bytes),
             status @ StatusCode::UNSUPPORTED_MEDIA_TYPE => {
-                Trouble { status, code: "unsupported_media_type", message: rejection.body_text() }
+                Trouble::new(status, "unsupported_media_type", rejection.body_text())
             }
             _ => Trouble::bad_request(rejection.body_text()),
         }
     }
 
-    pub(super) fn unavailable(message: String) -> Trouble {
-        Trouble { status: StatusCode::SERVICE_UNAVAILABLE, code: "unavailable", message }
+    pub(super) fn unavailable(detail: String) -> Trouble {
+        Trouble::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
     }
 }
 
@@ -271,39 +253,31 @@ const STALE_EPOCH: &str = "stale_epoch";
 impl Trouble {
     /// Says whether the map has moved on since it was decided.
     pub(super) fn is_stale(&self) -> bool {
-        self.code == STALE_EPOCH
+        self.0.code() == STALE_EPOCH
     }
 }
 
 impl From<WireError> for Trouble {
     fn from(error: WireError) -> Trouble {
-        let message = error.to_string();
+        let detail = error.to_string();
         match error {
             WireError::NotLeader { .. } => {
                 Trouble::unavailable("no leader is known; an election is under way".to_owned())
             }
-            WireError::Busy { .. } | WireError::Deadline => Trouble::unavailable(message),
+            WireError::Busy { .. } | WireError::Deadline => Trouble::unavailable(detail),
             WireError::OutcomeUnknown => {
-                Trouble { status: StatusCode::SERVICE_UNAVAILABLE, code: "outcome_unknown", message }
+                Trouble::new(StatusCode::SERVICE_UNAVAILABLE, "outcome_unknown", detail)
             }
-            WireError::UnknownTenant { .. } => Trouble::not_found(message),
-            WireError::StaleEpoch { .. } => {
-                Trouble { status: StatusCode::CONFLICT, code: STALE_EPOCH, message }
-            }
-            WireError::Rejected { .. } => Trouble { status: StatusCode::CONFLICT, code: "rejected", message },
-            _ => Trouble { status: StatusCode::INTERNAL_SERVER_ERROR, code: "internal", message },
+            WireError::UnknownTenant { .. } => Trouble::not_found(detail),
+            WireError::StaleEpoch { .. } => Trouble::new(StatusCode::CONFLICT, STALE_EPOCH, detail),
+            WireError::Rejected { .. } => Trouble::new(StatusCode::CONFLICT, "rejected", detail),
+            _ => Trouble::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail),
         }
     }
 }
 
 impl IntoResponse for Trouble {
     fn into_response(self) -> Response {
-        let body = ErrorBody { error: ErrorDetail { code: self.code, message: self.message } };
-        let mut response = (self.status, Json(body)).into_response();
-        if self.status == StatusCode::UNAUTHORIZED {
-            // RFC 9110, 15.5.2: what would be accepted.
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        response
+        self.0.into_response()
     }
 }

@@ -2,6 +2,7 @@
 
 use super::answers::Trouble;
 use axum::extract::FromRequestParts;
+use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use kvhive_protocol::RequestId;
 use utoipa::IntoParams;
@@ -23,6 +24,12 @@ impl IntoParams for AskedAs {
         let text = Object::with_type(Type::String);
         vec![header.description(Some(described)).required(Required::False).schema(Some(text)).build()]
     }
+}
+
+/// Returns the name of a change as its asker gave it, at most as long as a right one.
+pub(super) fn named(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(HEADER)?.to_str().ok()?;
+    Some(value.chars().take(DIGITS).collect())
 }
 
 impl<S: Sync> FromRequestParts<S> for AskedAs {

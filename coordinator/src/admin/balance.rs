@@ -1,6 +1,6 @@
 //! Spreading work on demand: what would be changed, and changing it.
 
-use super::answers::{ErrorBody, Freshness, Trouble};
+use super::answers::{Freshness, Trouble};
 use super::asked::AskedAs;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
 use crate::control_plane::ask_peer;
@@ -12,6 +12,7 @@ use kvhive_protocol::control::{
 };
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{DeviceId, WireError};
+use kvhive_runtime::http::Problem;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use utoipa::ToSchema;
@@ -118,7 +119,7 @@ fn skew(rates: impl Iterator<Item = u64> + Clone) -> Option<f64> {
 
 /// Spreads work over devices now: slots that are read much get more replicas, devices that carry more than others give slots
 /// away. Answered when it is decided; a dry run decides nothing. Asked again, it goes by what devices report then.
-#[utoipa::path(post, path = "/v1/balance", request_body = BalanceOrder, responses((status = 200, body = Balanced), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(post, path = "/v1/balance", request_body = BalanceOrder, responses((status = 200, body = Balanced), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn balance(
     State(admin): Shared,
     body: Result<Json<BalanceOrder>, JsonRejection>,
@@ -137,8 +138,9 @@ pub(super) async fn balance(
             return Ok(Json(shown));
         }
         tries += 1;
+        let reason = kvhive_control::balance_reason(&report.changes);
         let command = Command::Balance { based_on: report.epoch, changes: report.changes };
-        match admin.submit(AskedAs(None), command).await {
+        match admin.submit_because(AskedAs(None), command, reason).await {
             Ok(CommandReply::Applied { epoch }) => {
                 (shown.applied, shown.epoch) = (true, epoch.0);
                 return Ok(Json(shown));

@@ -1,14 +1,16 @@
 //! Members: who there is, and emptying one before it goes.
 
-use super::answers::{Consistency, ErrorBody, Freshness, Members, Node, Trouble};
+use super::answers::{Freshness, Members, Node, Trouble};
 use super::asked::AskedAs;
 use super::overview;
+use super::page::Listing;
 use super::routes::{Answer, MAX_BODY_BYTES, Shared};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use kvhive_protocol::WireError;
 use kvhive_protocol::control::{Command, CommandReply};
+use kvhive_protocol::{Reason, WireError};
+use kvhive_runtime::http::Problem;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -18,23 +20,26 @@ use utoipa::ToSchema;
 pub(super) struct MemberPatch {
     /// Whether it is being emptied: its slots go to others with their blocks, and it gets none.
     drains: bool,
+    /// Why, for the journal of events.
+    reason: Option<String>,
 }
 
 /// Every node that ever registered.
-#[utoipa::path(get, path = "/v1/members", params(Consistency), responses((status = 200, body = Members), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(get, path = "/v1/members", params(Listing), responses((status = 200, body = Members), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn members(
     State(admin): Shared,
-    query: Result<Query<Consistency>, QueryRejection>,
+    query: Result<Query<Listing>, QueryRejection>,
 ) -> Answer<Members> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let overview = admin.overview(query.consistency).await?;
-    let members = overview.map.as_ref().map_or(Vec::new(), overview::nodes);
-    Ok(Json(Members { members, epoch: overview.status.epoch.0 }))
+    let all = overview.map.as_ref().map_or(Vec::new(), overview::nodes);
+    let (members, next) = query.page(all.into_iter().map(|node| (node.id, node)))?;
+    Ok(Json(Members { members, next, epoch: overview.status.epoch.0 }))
 }
 
 /// Begins to empty a member, or ends that. Answered when it is decided; its slots then leave in the background, which
 /// `/v1/slots` shows.
-#[utoipa::path(patch, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name"), AskedAs), request_body = MemberPatch, responses((status = 200, body = Node), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(patch, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name"), AskedAs), request_body = MemberPatch, responses((status = 200, body = Node), (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn change_member(
     State(admin): Shared,
     asked: AskedAs,
@@ -50,7 +55,9 @@ pub(super) async fn change_member(
     let overview = admin.overview(Freshness::Linearizable).await?;
     let known = overview.map.as_ref().and_then(|map| map.member(&name));
     let (member, _) = known.ok_or_else(missing)?;
-    match admin.submit(asked, Command::SetDrains { member, drains: patch.drains }).await? {
+    let reason = patch.reason.map(Reason::new).unwrap_or_default();
+    let command = Command::SetDrains { member, drains: patch.drains };
+    match admin.submit_because(asked, command, reason).await? {
         CommandReply::Applied { .. } => {
             let overview = admin.overview(Freshness::Linearizable).await?;
             let nodes = overview.map.as_ref().map_or(Vec::new(), overview::nodes);

@@ -3,14 +3,18 @@
 
 mod answers;
 mod asked;
-mod auth;
+pub(crate) mod audit;
 mod balance;
+mod document;
+mod events;
 mod figures;
 mod lanes;
 mod members;
 mod overview;
+mod page;
 mod raft;
 mod routes;
 mod tenants;
 
+pub(crate) use events::Listeners;
 pub(crate) use routes::{Admin, Sources, serve};

@@ -1,6 +1,6 @@
 //! The coordinators themselves: handing leadership over.
 
-use super::answers::{ErrorBody, Trouble};
+use super::answers::Trouble;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
 use crate::control_plane::ask_peer;
 use axum::Json;
@@ -10,6 +10,7 @@ use kvhive_protocol::WireError;
 use kvhive_protocol::control::{ControlReply, ControlRequest};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::raft::{RaftReport, RaftRequest};
+use kvhive_runtime::http::Problem;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use utoipa::ToSchema;
@@ -69,7 +70,7 @@ impl Admin {
 }
 
 /// Hands leadership over; answered when another leads.
-#[utoipa::path(post, path = "/v1/raft/transfer", request_body = Transfer, responses((status = 200, body = Group), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(post, path = "/v1/raft/transfer", request_body = Transfer, responses((status = 200, body = Group), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn transfer(
     State(admin): Shared,
     body: Result<Json<Transfer>, JsonRejection>,

@@ -1,11 +1,12 @@
 //! The routes.
 
-use super::answers::{
-    Cluster, Consistency, Coordinator, ErrorBody, Freshness, SlotList, SlotQuery, Stats, Trouble,
-};
+use super::answers::{Cluster, Consistency, Coordinator, Freshness, SlotList, SlotQuery, Stats, Trouble};
 use super::asked::AskedAs;
+use super::audit::{Audit, From};
+use super::document::Document;
+use super::events::Listeners;
 use super::lanes::Lanes;
-use super::{auth, balance, figures, members, overview, raft, tenants};
+use super::{balance, document, events, figures, members, overview, raft, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -22,14 +23,14 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, CoordinatorStatus, Overview,
 };
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{RequestId, SLOTS, WireError};
+use kvhive_protocol::{Reason, RequestId, SLOTS, WireError};
+use kvhive_runtime::http::{Access, Problem};
 use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
 use kvhive_wire::Identity;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -65,10 +66,10 @@ pub(crate) struct Sources {
 /// What the admin API works with.
 pub(crate) struct Admin {
     pub(super) sources: Sources,
-    /// Digest of the token, under `key`.
-    pub(super) token: [u8; 32],
-    key: [u8; 32],
+    access: Arc<Access>,
+    audit: Arc<Audit>,
     lanes: Lanes,
+    pub(super) listeners: Listeners,
 }
 
 pub(super) type Shared = State<Arc<Admin>>;
@@ -76,16 +77,15 @@ pub(super) type Answer<T> = Result<Json<T>, Trouble>;
 
 impl Admin {
     /// Makes the API's state; `random` are fresh random bytes.
-    pub(crate) fn new(sources: Sources, token: &[u8], random: [u8; 48]) -> Admin {
-        let (key, client) = random.split_at(32);
-        let key: [u8; 32] = key.try_into().expect("the first 32 of 48 bytes");
-        let client = u128::from_le_bytes(client.try_into().expect("the last 16 of 48 bytes"));
-        let token = kvhive_protocol::handshake::keyed_digest(&key, token);
-        Admin { sources, token, key, lanes: Lanes::new(client) }
-    }
-
-    pub(super) fn token_digest(&self, shown: &[u8]) -> [u8; 32] {
-        kvhive_protocol::handshake::keyed_digest(&self.key, shown)
+    pub(crate) fn new(
+        sources: Sources,
+        listeners: Listeners,
+        access: Access,
+        audit: Audit,
+        random: [u8; 16],
+    ) -> Admin {
+        let lanes = Lanes::new(u128::from_le_bytes(random));
+        Admin { sources, access: Arc::new(access), audit: Arc::new(audit), lanes, listeners }
     }
 
     /// Everything the leader knows, or what this coordinator knows itself.
@@ -114,18 +114,34 @@ impl Admin {
     /// Has a change applied, here or by the leader; repeated under the same id while its outcome is unknown. One that its asker
     /// has named happens once, whichever coordinators are asked for it.
     pub(super) async fn submit(&self, asked: AskedAs, command: Command) -> Result<CommandReply, Trouble> {
+        self.submit_because(asked, command, Reason::default()).await
+    }
+
+    /// Has a change applied for this reason, as [`Admin::submit`] does.
+    pub(super) async fn submit_because(
+        &self,
+        asked: AskedAs,
+        command: Command,
+        reason: Reason,
+    ) -> Result<CommandReply, Trouble> {
+        let reason = reason.or("asked for through the admin API");
         if let AskedAs(Some(request)) = asked {
-            return self.submit_as(request, command).await;
+            return self.submit_as(request, command, reason).await;
         }
         let request = self.lanes.take();
-        let submitted = self.submit_as(request, command).await;
+        let submitted = self.submit_as(request, command, reason).await;
         // One that is given up half-way keeps its lane: a repeat of it may still be on its way.
         self.lanes.give_back(request);
         submitted
     }
 
-    async fn submit_as(&self, request: RequestId, command: Command) -> Result<CommandReply, Trouble> {
-        let request = ControlRequest::Submit { request, command };
+    async fn submit_as(
+        &self,
+        request: RequestId,
+        command: Command,
+        reason: Reason,
+    ) -> Result<CommandReply, Trouble> {
+        let request = ControlRequest::Submit { request, command, reason };
         let limit = change_limit(self.sources.vitals.borrow().lease);
         let deadline = tokio::time::Instant::now() + limit;
         loop {
@@ -209,28 +225,6 @@ fn coordinator(peer: &PeerConfig, status: Option<CoordinatorStatus>) -> Coordina
     }
 }
 
-/// The API's document.
-#[derive(utoipa::OpenApi)]
-#[openapi(
-    info(
-        title = "kvhive admin API",
-        description = "What an operator of a kvhive cluster sees and does. Everything but health needs `Authorization: Bearer TOKEN`."
-    ),
-    modifiers(&BearerToken)
-)]
-struct Document;
-
-/// Tells programs made from the document to send the token.
-struct BearerToken;
-
-impl utoipa::Modify for BearerToken {
-    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
-        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
-        document.components.get_or_insert_default().add_security_scheme("token", scheme);
-        document.security = Some(vec![SecurityRequirement::new("token", Vec::<String>::new())]);
-    }
-}
-
 /// Makes all routes and their OpenAPI document.
 fn router(admin: Arc<Admin>) -> Router {
     let (guarded, guarded_doc) = OpenApiRouter::with_openapi(<Document as utoipa::OpenApi>::openapi())
@@ -244,15 +238,19 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(tenants::tenant, tenants::change_tenant))
         .routes(routes!(tenants::clear_tenant))
         .routes(routes!(stats))
+        .routes(routes!(events::events))
+        .routes(routes!(events::stream))
         .routes(routes!(raft::transfer))
         .split_for_parts();
     let (open, open_doc) =
         OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).split_for_parts();
     let mut document = guarded_doc;
+    document::finish(&mut document);
     document.merge(open_doc);
     let guarded = guarded
         .route("/openapi.json", axum::routing::get(move || async move { Json(document) }))
-        .layer(middleware::from_fn_with_state(admin.clone(), auth::check));
+        .layer(middleware::from_fn_with_state(admin.audit.clone(), Audit::note))
+        .layer(middleware::from_fn_with_state(admin.access.clone(), Access::check));
     guarded
         .merge(open)
         .fallback(|| async { Trouble::not_found("no such route; see /openapi.json".to_owned()) })
@@ -267,8 +265,9 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>, mut stop: wa
     let mut stop_again = stop.clone();
     let until = async move { stopped(&mut stop).await };
     let listener = BoundedListener::new(listener, DOOR);
+    let routes = router(admin).into_make_service_with_connect_info::<From>();
     tokio::select! {
-        served = axum::serve(listener, router(admin)).with_graceful_shutdown(until).into_future() => {
+        served = axum::serve(listener, routes).with_graceful_shutdown(until).into_future() => {
             if let Err(error) = served {
                 tracing::error!(%error, "the admin listener failed");
             }
@@ -303,13 +302,13 @@ async fn readyz(State(admin): Shared) -> Response {
 }
 
 /// Figures for Prometheus.
-#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Prometheus text format"), (status = 401, body = ErrorBody)))]
+#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Prometheus text format"), (status = 401, body = Problem)))]
 async fn metrics_text(State(admin): Shared) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], figures::render(&admin).await).into_response()
 }
 
 /// The cluster at a glance.
-#[utoipa::path(get, path = "/v1/cluster", params(Consistency), responses((status = 200, body = Cluster), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(get, path = "/v1/cluster", params(Consistency), responses((status = 200, body = Cluster), (status = 401, body = Problem), (status = 503, body = Problem)))]
 async fn cluster(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Cluster> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let (overview, coordinators) = tokio::join!(admin.overview(query.consistency), admin.coordinators());
@@ -317,7 +316,7 @@ async fn cluster(State(admin): Shared, query: Result<Query<Consistency>, QueryRe
 }
 
 /// Where slots are placed.
-#[utoipa::path(get, path = "/v1/slots", params(SlotQuery), responses((status = 200, body = SlotList), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(get, path = "/v1/slots", params(SlotQuery), responses((status = 200, body = SlotList), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]
 async fn slots(State(admin): Shared, query: Result<Query<SlotQuery>, QueryRejection>) -> Answer<SlotList> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     if let Some(slot) = query.slot
@@ -330,7 +329,7 @@ async fn slots(State(admin): Shared, query: Result<Query<SlotQuery>, QueryReject
 }
 
 /// Sums over all devices, as last reported.
-#[utoipa::path(get, path = "/v1/stats", params(Consistency), responses((status = 200, body = Stats), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(get, path = "/v1/stats", params(Consistency), responses((status = 200, body = Stats), (status = 401, body = Problem), (status = 503, body = Problem)))]
 async fn stats(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Stats> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     Ok(Json(overview::stats(&admin.overview(query.consistency).await?)))

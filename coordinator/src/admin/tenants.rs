@@ -1,8 +1,9 @@
 //! Tenants in the admin API: what is shown of them, how they are made, ruled and cleared.
 
-use super::answers::{Consistency, ErrorBody, Freshness, Trouble};
+use super::answers::{Consistency, Freshness, Trouble};
 use super::asked::AskedAs;
 use super::overview::rate;
+use super::page::Listing;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -14,6 +15,7 @@ use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::{
     Change, ClusterMap, RulesChange, Strategy, Tenant as KnownTenant, TenantId, TenantRules, WireError,
 };
+use kvhive_runtime::http::Problem;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -22,6 +24,8 @@ use utoipa::ToSchema;
 #[derive(Serialize, ToSchema)]
 pub(super) struct Tenants {
     tenants: Vec<Tenant>,
+    /// What to ask `after` for the next page; null after the last.
+    next: Option<u32>,
     epoch: u64,
 }
 
@@ -191,15 +195,16 @@ fn shown(map: &ClusterMap, id: TenantId, known: &KnownTenant, load: &TenantLoad)
     }
 }
 
-fn all(overview: &Overview) -> Vec<Tenant> {
-    let Some(map) = &overview.map else { return Vec::new() };
+fn all(overview: &Overview, wanted: &Listing) -> Result<(Vec<Tenant>, Option<u32>), Trouble> {
+    let Some(map) = &overview.map else { return wanted.page(std::iter::empty()) };
     let loads: BTreeMap<TenantId, &TenantLoad> =
         overview.tenants.iter().map(|(tenant, load)| (*tenant, load)).collect();
     let none = TenantLoad::default();
     let show = |(id, known): (&TenantId, &KnownTenant)| {
         shown(map, *id, known, loads.get(id).copied().unwrap_or(&none))
     };
-    map.tenants.iter().map(show).collect()
+    let (page, next) = wanted.page(map.tenants.iter().map(|tenant| (tenant.0.0, tenant)))?;
+    Ok((page.into_iter().map(show).collect(), next))
 }
 
 fn one(overview: &Overview, name: &str) -> Result<Tenant, Trouble> {
@@ -227,18 +232,19 @@ impl Admin {
 }
 
 /// Every tenant.
-#[utoipa::path(get, path = "/v1/tenants", params(Consistency), responses((status = 200, body = Tenants), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(get, path = "/v1/tenants", params(Listing), responses((status = 200, body = Tenants), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn tenants(
     State(admin): Shared,
-    query: Result<Query<Consistency>, QueryRejection>,
+    query: Result<Query<Listing>, QueryRejection>,
 ) -> Answer<Tenants> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let overview = admin.overview(query.consistency).await?;
-    Ok(Json(Tenants { tenants: all(&overview), epoch: overview.status.epoch.0 }))
+    let (tenants, next) = all(&overview, &query)?;
+    Ok(Json(Tenants { tenants, next, epoch: overview.status.epoch.0 }))
 }
 
 /// One tenant.
-#[utoipa::path(get, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), Consistency), responses((status = 200, body = Tenant), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(get, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), Consistency), responses((status = 200, body = Tenant), (status = 401, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn tenant(
     State(admin): Shared,
     name: Result<Path<String>, PathRejection>,
@@ -250,7 +256,7 @@ pub(super) async fn tenant(
 }
 
 /// Creates a tenant.
-#[utoipa::path(post, path = "/v1/tenants", params(AskedAs), request_body = NewTenant, responses((status = 201, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(post, path = "/v1/tenants", params(AskedAs), request_body = NewTenant, responses((status = 201, body = Tenant), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn create_tenant(
     State(admin): Shared,
     asked: AskedAs,
@@ -285,7 +291,7 @@ pub(super) async fn create_tenant(
 }
 
 /// Changes a tenant's rules by a merge patch (RFC 7396). Nodes go by them within a heartbeat; no block is lost by it.
-#[utoipa::path(patch, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), AskedAs), request_body = TenantPatch, responses((status = 200, body = Tenant), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(patch, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), AskedAs), request_body = TenantPatch, responses((status = 200, body = Tenant), (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn change_tenant(
     State(admin): Shared,
     asked: AskedAs,
@@ -308,7 +314,7 @@ pub(super) async fn change_tenant(
 
 /// Ends a tenant's era. Answered when nobody serves its older blocks any more. Of a tenant that shares another's blocks it
 /// ends those that are its own, from before it shared; those that it shares stay.
-#[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name"), AskedAs), responses((status = 200, body = Tenant), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+#[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name"), AskedAs), responses((status = 200, body = Tenant), (status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn clear_tenant(
     State(admin): Shared,
     asked: AskedAs,

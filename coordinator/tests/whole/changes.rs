@@ -3,7 +3,7 @@
 use crate::group::{Group, eventually, fresh_request, settings, submit};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{Epoch, Era, MemberState, TenantId, TenantRules, WireError};
+use kvhive_protocol::{Epoch, Era, MemberState, Reason, TenantId, TenantRules, WireError};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -13,6 +13,7 @@ fn a_follower_names_the_leader_to_whoever_asks_it_for_a_change() {
     let address = group.configs[leader].peers[leader].raft_address.clone();
     let create = ControlRequest::Submit {
         request: fresh_request(),
+        reason: Reason::default(),
         command: Command::CreateTenant {
             name: "redirected".to_owned(),
             secret: [1; 32],
@@ -35,10 +36,12 @@ fn a_request_repeated_to_the_next_leader_is_answered_as_before_and_not_applied_a
     let mut group = Group::of(3);
     let clear = ControlRequest::Submit {
         request: fresh_request(),
+        reason: Reason::default(),
         command: Command::ClearTenant { tenant: TenantId(1) },
     };
     let create = ControlRequest::Submit {
         request: fresh_request(),
+        reason: Reason::default(),
         command: Command::CreateTenant {
             name: "once".to_owned(),
             secret: [1; 32],
@@ -75,7 +78,11 @@ fn what_no_map_would_take_is_refused_before_it_reaches_a_log() {
     let create =
         Command::CreateTenant { name: "x".repeat(1000), secret: [0; 32], rules: TenantRules::default() };
     for _ in 0..5 {
-        let request = ControlRequest::Submit { request: fresh_request(), command: create.clone() };
+        let request = ControlRequest::Submit {
+            request: fresh_request(),
+            command: create.clone(),
+            reason: Reason::default(),
+        };
         let refused = group.ask(leader, Role::Client, &request);
         assert!(matches!(refused, ControlReply::Done(CommandReply::Rejected(_))), "{refused:?}");
     }

@@ -11,6 +11,7 @@ use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::{DeviceDescription, Settings};
 use kvhive_protocol::{ClusterMap, Epoch, Generation, MemberId, RequestId, WireError};
+use kvhive_runtime::http::{Access, Role as AdminRole};
 use kvhive_wire::{Connection, Fault, Identity};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -20,11 +21,19 @@ use tempfile::TempDir;
 
 /// The token of every group here.
 pub(crate) const TOKEN: &str = "a token that is long enough for anyone";
+/// The tokens of lesser roles.
+pub(crate) const OPERATOR: &str = "a token that an operator has";
+pub(crate) const VIEWER: &str = "a token that a viewer has";
 /// The longest that anything here waits for a cluster to do what it should.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest that one question may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 const STOP_LIMIT: Duration = Duration::from_secs(8);
+
+fn access() -> Access {
+    let access = Access::new(TOKEN.as_bytes()).with(AdminRole::Operator, OPERATOR.as_bytes());
+    access.and_then(|access| access.with(AdminRole::Viewer, VIEWER.as_bytes())).expect("three tokens")
+}
 
 /// Some coordinators of one cluster. Dropped, they end and their folders go.
 pub(crate) struct Group {
@@ -77,6 +86,7 @@ impl Group {
                 cluster_name: "tried".to_owned(),
                 settings: settings(),
                 token: TOKEN.as_bytes().to_vec(),
+                access: access(),
                 election_timeout: Duration::from_millis(300),
                 heartbeat: Duration::from_millis(60),
                 snapshot_every: 10_000,

@@ -28,12 +28,18 @@ impl Answer {
     /// Returns status and error code, after checking that the error has the documented form and says something.
     pub(crate) fn refusal(&self) -> (u16, String) {
         let json = self.json();
-        assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
-        assert_eq!(json.as_object().map(|all| all.len()), Some(1), "{self:?}");
-        let error = json["error"].as_object().unwrap_or_else(|| panic!("no error object: {self:?}"));
-        assert_eq!(error.keys().map(String::as_str).collect::<Vec<_>>(), ["code", "message"], "{self:?}");
-        assert!(!error["message"].as_str().unwrap_or_default().is_empty(), "{self:?}");
-        (self.status, error["code"].as_str().unwrap_or_default().to_owned())
+        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
+        let fields = json.as_object().unwrap_or_else(|| panic!("no problem document: {self:?}"));
+        assert_eq!(
+            fields.keys().map(String::as_str).collect::<Vec<_>>(),
+            ["code", "detail", "status", "title", "type"],
+            "{self:?}"
+        );
+        let code = json["code"].as_str().unwrap_or_default();
+        assert_eq!(json["type"], format!("urn:kvhive:problem:{code}"), "{self:?}");
+        assert_eq!(json["status"], self.status, "{self:?}");
+        assert!(!json["detail"].as_str().unwrap_or_default().is_empty(), "{self:?}");
+        (self.status, code.to_owned())
     }
 }
 

@@ -1,8 +1,10 @@
 //! Coordinators as a whole: real ones on loopback, with logs on disk, asked through their sockets as operators, nodes and
 //! clients ask them. Ports are free ones; every folder is temporary.
 
+mod access;
 mod admin;
 mod changes;
+mod events;
 mod group;
 mod http;
 mod raft_peers;

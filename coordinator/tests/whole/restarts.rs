@@ -3,12 +3,13 @@
 use crate::group::{Group, eventually, fresh_request, submit};
 use kvhive_coordinator::{CoordinatorConfig, CoordinatorError, MembershipError};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest};
-use kvhive_protocol::{Epoch, Era, TenantRules};
+use kvhive_protocol::{Epoch, Era, Reason, TenantRules};
 use std::path::{Path, PathBuf};
 
 fn create(name: &str, secret: u8) -> ControlRequest {
     ControlRequest::Submit {
         request: fresh_request(),
+        reason: Reason::default(),
         command: Command::CreateTenant {
             name: name.to_owned(),
             secret: [secret; 32],
@@ -31,6 +32,7 @@ fn all_coordinators_started_again_know_what_they_knew() {
         };
         let clear = ControlRequest::Submit {
             request: fresh_request(),
+            reason: Reason::default(),
             command: Command::ClearTenant { tenant: cleared },
         };
         submit(&group, &clear);

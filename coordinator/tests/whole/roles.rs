@@ -4,11 +4,11 @@ use crate::group::{Group, fresh_request};
 use kvhive_protocol::control::{Command, ControlReply, ControlRequest, Heartbeat, Registration};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::handshake::{Role, TokenKey};
-use kvhive_protocol::{ClusterId, Epoch, Generation, MemberId, TenantId, TenantRules, WireError};
+use kvhive_protocol::{ClusterId, Epoch, Generation, MemberId, Reason, TenantId, TenantRules, WireError};
 use kvhive_wire::{Fault, Identity};
 
 fn submit(command: Command) -> ControlRequest {
-    ControlRequest::Submit { request: fresh_request(), command }
+    ControlRequest::Submit { request: fresh_request(), command, reason: Reason::default() }
 }
 
 fn register() -> Registration {

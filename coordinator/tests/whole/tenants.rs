@@ -6,7 +6,7 @@ use crate::http::{Answer, ask};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::load::TenantLoad;
-use kvhive_protocol::{Change, Epoch, RulesChange, TenantId};
+use kvhive_protocol::{Change, Epoch, Reason, RulesChange, TenantId};
 use serde_json::{Value, json};
 
 fn patch(group: &Group, at: usize, name: &str, body: &Value) -> Answer {
@@ -62,7 +62,7 @@ fn a_tenant_that_shares_is_shown_with_whom_and_cannot_be_ruled() {
     let shown = guest.json();
     assert_eq!((guest.status, &shown["shares_with"]), (201, &json!("default")));
     assert_eq!(shown["tenant_isolation"], json!(false));
-    let message = |answer: Answer| answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+    let message = |answer: Answer| answer.json()["detail"].as_str().unwrap_or_default().to_owned();
     let ruled = patch(&group, 0, "guest", &json!({"quantization_bits": 8}));
     assert_eq!(ruled.refusal(), (409, "rejected".to_owned()));
     assert!(message(ruled).contains("set them on default"));
@@ -97,7 +97,7 @@ fn a_rule_that_makes_no_sense_is_refused_with_its_name_its_value_and_what_is_all
     ] {
         let answer = patch(&group, 0, "default", &body);
         assert_eq!(answer.refusal(), (400, "bad_request".to_owned()), "{body}");
-        let text = answer.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
+        let text = answer.json()["detail"].as_str().unwrap_or_default().to_owned();
         assert!(says.iter().all(|part| text.contains(part)), "{body}: {text}");
         if let Some(fields) = body.as_object().filter(|fields| !fields.contains_key("name")) {
             let mut whole = fields.clone();
@@ -131,7 +131,7 @@ fn a_change_of_rules_that_no_map_takes_costs_no_entry_of_the_log() {
         (with(1), "the tenant itself"),
     ] {
         let command = Command::SetTenantRules { tenant: TenantId(1), change };
-        let request = ControlRequest::Submit { request: fresh_request(), command };
+        let request = ControlRequest::Submit { request: fresh_request(), command, reason: Reason::default() };
         let reply = group.ask(0, Role::Client, &request);
         let ControlReply::Done(CommandReply::Rejected(error)) = reply else { panic!("{reply:?}") };
         assert!(error.to_string().contains(says), "{error}");

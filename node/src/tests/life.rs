@@ -7,6 +7,7 @@ use crate::actors::core::DeviceMessage;
 use crate::{NodeError, NodeHandle};
 use kvhive_protocol::data::{Ack, Refusal, Stored};
 use kvhive_protocol::{ClusterId, Epoch, Era, TenantId, WireError};
+use kvhive_runtime::http::Access;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -162,6 +163,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         tuning: crate::Tuning::default(),
         coordinators: vec![coordinator.address()],
         token: b"token".to_vec(),
+        access: Access::new(b"token"),
     };
     let refused = crate::start(config.clone()).err().map(|error| error.to_string());
     let expected = "node setup: device 0: share 1 of 100 bytes holds no frame of 4096 bytes";

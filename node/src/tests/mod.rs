@@ -26,6 +26,7 @@ use kvhive_cache::ShardStats;
 use kvhive_cache::policy::Strategy;
 use kvhive_protocol::Generation;
 use kvhive_protocol::block::Codec;
+use kvhive_runtime::http::Access;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -124,6 +125,7 @@ impl Setup {
             persist: self.persist.clone(),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
+            access: Access::new(TOKEN),
         };
         let limits = Limits {
             connections: self.max_connections,

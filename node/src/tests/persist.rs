@@ -414,20 +414,20 @@ async fn who_shows_no_token_or_asks_for_a_path_has_no_snapshot_written() {
             [("GET", "/v1/snapshot"), ("POST", "/v1/snapshot/persist"), ("POST", "/v1/snapshot/load")]
         {
             let (status, answer) = admin(&node, method, path, token, "{}").await;
-            assert_eq!((status, &answer["error"]["code"]), (401, &"unauthorized".into()), "{token:?}");
+            assert_eq!((status, &answer["code"]), (401, &"unauthorized".into()), "{token:?}");
         }
     }
     for name in ["", "../other", "/etc", "a/b", "a.old", &"x".repeat(64)] {
         let body = serde_json::json!({ "name": name }).to_string();
         let (status, answer) = admin(&node, "POST", "/v1/snapshot/persist", &bearer(), &body).await;
-        assert_eq!((status, &answer["error"]["code"]), (400, &"bad_request".into()), "{name:?}");
+        assert_eq!((status, &answer["code"]), (400, &"bad_request".into()), "{name:?}");
     }
     let large = format!(r#"{{"name":"{}"}}"#, "x".repeat(8192));
     assert_eq!(admin(&node, "POST", "/v1/snapshot/persist", &bearer(), &large).await.0, 413);
     assert_eq!(names(folder.path()), [""; 0], "nothing was written");
     let (_other, bare) = filled(&Setup::default()).await;
     let (status, answer) = admin(&bare, "POST", "/v1/snapshot/persist", &bearer(), "{}").await;
-    assert_eq!((status, &answer["error"]["code"]), (409, &"no_folder".into()));
+    assert_eq!((status, &answer["code"]), (409, &"no_folder".into()));
     assert_eq!(
         super::life::get(bare.metrics_address(), "/healthz").await.lines().next(),
         Some("HTTP/1.1 200 OK")

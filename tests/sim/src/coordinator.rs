@@ -8,7 +8,9 @@ use kvhive_control::{BeatVerdict, ClearTicket, Effect as Oversight, Overseer, Re
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, Heartbeat, Proposal};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::Settings;
-use kvhive_protocol::{ClusterId, ClusterMap, Epoch, Moment, RequestId, WireError, codec};
+use kvhive_protocol::{
+    ClusterId, ClusterMap, Epoch, LogEntry, Moment, Origin, Reason, RequestId, WireError, codec,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,7 +156,9 @@ impl Coordinator {
                 drop(map);
                 for effect in oversight {
                     match effect {
-                        Oversight::Propose(command) => self.propose_own(now, command, disk, out),
+                        Oversight::Propose(command, reason) => {
+                            self.propose_own(now, command, reason, disk, out)
+                        }
                         Oversight::ClearDone(ticket) => {
                             if let Some((asker, done)) = self.clears.remove(&ticket) {
                                 out.push(Out::Reply(asker, ControlReply::Done(done)));
@@ -171,22 +175,30 @@ impl Coordinator {
                     settings: settings(),
                     default_secret: [1; 32],
                 };
-                self.propose_own(now, bootstrap, disk, out);
+                self.propose_own(now, bootstrap, Reason::default(), disk, out);
             }
             None => {}
         }
     }
 
-    fn propose_own(&mut self, now: Moment, command: Command, disk: &mut Disk, out: &mut Vec<Out>) {
+    fn propose_own(
+        &mut self,
+        now: Moment,
+        command: Command,
+        reason: Reason,
+        disk: &mut Disk,
+        out: &mut Vec<Out>,
+    ) {
         let request =
             RequestId { client: u128::from(self.id) << 64 | u128::from(disk.starts), sequence: self.next };
-        self.propose(now, Proposal { request, command }, None, disk, out);
+        self.propose(now, Proposal { request, command }, reason, None, disk, out);
     }
 
     pub(crate) fn propose(
         &mut self,
         now: Moment,
         proposal: Proposal,
+        reason: Reason,
         asker: Option<u64>,
         disk: &mut Disk,
         out: &mut Vec<Out>,
@@ -197,7 +209,8 @@ impl Coordinator {
         {
             return out.push(Out::Reply(asker, ControlReply::Failed(WireError::busy("not started"))));
         }
-        let data = codec::encode(&proposal).expect("a small proposal");
+        let origin = Origin { at_ms: now.as_nanos() / 1_000_000, reason };
+        let data = codec::encode(&LogEntry { proposal, origin }).expect("a small proposal");
         let ticket = self.ticket(Waiting::Proposal { asker, register });
         self.step(now, Event::Propose { ticket, data }, disk, out);
     }
@@ -249,12 +262,12 @@ impl Coordinator {
                 out.push(Out::Sync);
             }
             Effect::Apply { index, data, ticket, .. } => {
-                let proposal: Proposal = codec::decode(&data).expect("what was proposed decodes");
-                let clears = match proposal.command {
+                let entry: LogEntry = codec::decode(&data).expect("what was proposed decodes");
+                let clears = match entry.proposal.command {
                     Command::ClearTenant { tenant } => Some(tenant),
                     _ => None,
                 };
-                let reply = self.registry.apply(index, proposal);
+                let reply = self.registry.apply(index, entry);
                 self.answer_applied(now, ticket, clears, reply, out);
             }
             Effect::Install { data, .. } => {

@@ -6,7 +6,7 @@ use crate::random::Random;
 use kvhive_cache::{MemberEffect, MemberEvent};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, Heartbeat, Proposal, Registration};
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_protocol::{BlockKey, ClusterMap, Epoch, Era, MemberId, Moment, RequestId};
+use kvhive_protocol::{BlockKey, ClusterMap, Epoch, Era, MemberId, Moment, Reason, RequestId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -301,7 +301,7 @@ impl World {
                 if let Some(coordinator) = &mut machine.running {
                     match what {
                         What::Submit(proposal) => {
-                            coordinator.propose(now, proposal, Some(ask), disk, &mut out)
+                            coordinator.propose(now, proposal, Reason::default(), Some(ask), disk, &mut out)
                         }
                         What::Beat(beat) => coordinator.heartbeat(now, beat, ask, disk, &mut out),
                         What::Map(have) => coordinator.fetch_map(now, have, ask, disk, &mut out),

@@ -1,0 +1,123 @@
+//! What of a command is worth an event: read off the command and the map before it, completed by what came of it.
+//! A command that changed nothing is none; how many slots it concerned is a number, not as many events.
+
+use crate::repair::Repair;
+use kvhive_protocol::control::{Command, CommandReply, Placing};
+use kvhive_protocol::data::Ack;
+use kvhive_protocol::{
+    Change, ClusterMap, EventKind, Filling, MemberId, Note, RulesChange, Slot, Subject, TenantId,
+};
+use std::convert::Infallible;
+
+/// Returns what an event will say if the command changes something.
+pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note> {
+    let member = |id: &MemberId| map.and_then(|map| map.members.get(id)).map(|known| known.name.clone());
+    let tenant = |id: &TenantId| map.and_then(|map| map.tenants.get(id)).map(|known| known.name.clone());
+    let of_member = |kind, id| Some(Note::new(kind, Subject { member: member(id), ..Subject::default() }));
+    let of_tenant = |kind, id| Some(Note::new(kind, Subject { tenant: tenant(id), ..Subject::default() }));
+    match command {
+        Command::Bootstrap { settings, .. } => {
+            let note = Note::new(EventKind::ClusterStarted, Subject::default());
+            Some(note.with("replicas", settings.replicas.into()).with("lease_ms", settings.lease_ms))
+        }
+        Command::Register(registration) => {
+            let note = Note::new(EventKind::MemberRegistered, Subject::member(&registration.name));
+            Some(note.with("devices", registration.devices.len() as u64))
+        }
+        Command::MarkDown { member, .. } => of_member(EventKind::MemberDown, member),
+        Command::Leave { member, .. } => of_member(EventKind::MemberLeft, member),
+        Command::CreateTenant { name, .. } => {
+            Some(Note::new(EventKind::TenantCreated, Subject::tenant(name)))
+        }
+        Command::ClearTenant { tenant } => of_tenant(EventKind::TenantCleared, tenant),
+        Command::PlaceSlots { changes, .. } => Some(placed(changes, map?)),
+        Command::SetAck { ack } => {
+            let name = match ack {
+                Ack::Primary => "ack_primary",
+                Ack::Quorum => "ack_quorum",
+                Ack::All => "ack_all",
+            };
+            Some(Note::new(EventKind::AckChanged, Subject::default()).with(name, 1))
+        }
+        Command::SetTenantRules { tenant, change } => {
+            Some(ruled(of_tenant(EventKind::TenantRulesChanged, tenant)?, change))
+        }
+        Command::SetDrains { member, drains } => {
+            let kind = if *drains { EventKind::DrainBegun } else { EventKind::DrainEnded };
+            let slots = |map: &ClusterMap| {
+                let holds =
+                    map.slots.iter().filter(|set| set.0.iter().any(|device| device.member == *member));
+                holds.count() as u64
+            };
+            Some(of_member(kind, member)?.with("slots_held", map.map_or(0, slots)))
+        }
+        Command::Balance { changes, .. } => {
+            let back = changes.iter().filter(|one| one.set.is_empty()).count() as u64;
+            let note =
+                Note::new(EventKind::SlotsBalanced, Subject::slots(changes.iter().map(|one| one.slot)));
+            Some(note.with_some("slots_back_to_their_hash", back))
+        }
+        Command::Record(note) => Some(note.clone()),
+    }
+}
+
+/// Adds what came of the command.
+pub(crate) fn after(note: Note, reply: &CommandReply, repair: Option<Repair>) -> Note {
+    let note = match reply {
+        CommandReply::Registered { generation, .. } => note.with("generation", generation.0),
+        CommandReply::TenantCleared { era, .. } => note.with("era", era.0),
+        _ => note,
+    };
+    let Repair { promoted, lost, filled, unplaced } = repair.unwrap_or_default();
+    note.with_some("slots_promoted", promoted.into())
+        .with_some("slots_lost", lost.into())
+        .with_some("replicas_placed", filled.into())
+        .with_some("slots_nowhere", unplaced.into())
+}
+
+/// Counts what a plan does with slots: copies that begin, copies that have arrived, primaries that change.
+fn placed(changes: &[Placing], map: &ClusterMap) -> Note {
+    let none = Filling::default();
+    let now = |slot: Slot| (&map.replicas(slot).0, map.filling.get(&slot).unwrap_or(&none));
+    let is_new = |one: &&Placing| now(one.slot) != (&one.set, &one.filling);
+    let new: Vec<&Placing> = changes.iter().filter(is_new).collect();
+    let count = |what: &dyn Fn(&Placing) -> bool| new.iter().filter(|one| what(one)).count() as u64;
+    let begun = count(&|one| {
+        one.filling.streams && (!now(one.slot).1.streams || now(one.slot).1.devices != one.filling.devices)
+    });
+    let arrived = count(&|one| {
+        let lacked = now(one.slot).1.devices.iter();
+        lacked.clone().any(|device| one.set.contains(device) && !one.filling.devices.contains(device))
+    });
+    let primaries = count(&|one| now(one.slot).0.first() != one.set.first());
+    Note::new(EventKind::SlotsPlaced, Subject::slots(new.iter().map(|one| one.slot)))
+        .with_some("copies_begun", begun)
+        .with_some("copies_arrived", arrived)
+        .with_some("primaries_changed", primaries)
+}
+
+/// Says which rules are set, to what where that is a number, and which are as for everybody again.
+fn ruled(note: Note, change: &RulesChange) -> Note {
+    let strategy = match change.strategy {
+        Change::Keep => Change::Keep,
+        Change::Reset => Change::Reset,
+        Change::Set(_) => Change::Set(1),
+    };
+    let shares_with = change.shares_with.try_map::<_, Infallible>(|pool| Ok(pool.0.into()));
+    let bits = change.quantization_bits.try_map::<_, Infallible>(|bits| Ok(bits.into()));
+    let compression = change.compression_per_mille.try_map::<_, Infallible>(|part| Ok(part.into()));
+    let rules = [
+        ("strategy_set", strategy),
+        ("device_quota_bytes", change.device_quota_bytes),
+        ("host_quota_bytes", change.host_quota_bytes),
+        ("disk_quota_bytes", change.disk_quota_bytes),
+        ("quantization_bits", bits.unwrap_or_default()),
+        ("compression_per_mille", compression.unwrap_or_default()),
+        ("shares_with_tenant", shares_with.unwrap_or_default()),
+    ];
+    rules.into_iter().fold(note, |note, (name, change)| match change {
+        Change::Keep => note,
+        Change::Reset => note.with(&format!("{name}_reset"), 1),
+        Change::Set(value) => note.with(name, value),
+    })
+}

@@ -1,0 +1,168 @@
+//! The audit log: who asked for which change, and what came of it. A line of JSON each in the coordinator's own folder, and the
+//! same as an event of the log. Secrets and bodies are in neither.
+
+use super::asked;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use kvhive_runtime::http::Role;
+use serde::Serialize;
+use std::fs::{File, OpenOptions, rename};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Instant, SystemTime};
+
+/// The file, in the coordinator's folder. The one before it has `.1` behind its name.
+const FILE: &str = "audit.jsonl";
+/// A file of so many bytes is put aside; the one before it is deleted.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+/// Lines that wait to be written. What comes beyond is in the log's events alone.
+const QUEUE: usize = 1024;
+/// Characters of a path that are kept.
+const MAX_PATH: usize = 256;
+
+/// One change that was asked for.
+#[derive(Serialize, Debug)]
+struct Entry {
+    time: String,
+    from: String,
+    role: String,
+    method: String,
+    path: String,
+    /// The name that the asker gave the change.
+    change: Option<String>,
+    /// The HTTP status that it was answered with.
+    status: u16,
+    took_ms: u64,
+}
+
+/// Writes what is asked for; its thread ends with it.
+pub(crate) struct Audit {
+    lines: SyncSender<Vec<u8>>,
+}
+
+impl Audit {
+    /// Begins to write in `folder`.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or no thread be had.
+    pub(crate) fn open(folder: PathBuf) -> io::Result<Audit> {
+        let mut book = Book::open(folder)?;
+        let (lines, queue) = sync_channel(QUEUE);
+        std::thread::Builder::new().name("audit".to_owned()).spawn(move || book.keep(&queue))?;
+        Ok(Audit { lines })
+    }
+
+    /// Middleware: notes every request that changes something, with its outcome.
+    pub(super) async fn note(State(audit): State<Arc<Audit>>, request: Request, next: Next) -> Response {
+        if request.method().is_safe() {
+            return next.run(request).await;
+        }
+        let begun = Instant::now();
+        let role = request.extensions().get::<Role>().map(Role::to_string);
+        let from = request.extensions().get::<ConnectInfo<From>>().map(|from| from.0.0.to_string());
+        let mut entry = Entry {
+            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            from: from.unwrap_or_default(),
+            role: role.unwrap_or_default(),
+            method: request.method().to_string(),
+            path: request.uri().path().chars().take(MAX_PATH).collect(),
+            change: asked::named(request.headers()),
+            status: 0,
+            took_ms: 0,
+        };
+        let response = next.run(request).await;
+        entry.status = response.status().as_u16();
+        entry.took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        audit.write(&entry);
+        response
+    }
+
+    fn write(&self, entry: &Entry) {
+        tracing::info!(
+            from = entry.from,
+            role = entry.role,
+            method = entry.method,
+            path = entry.path,
+            change = entry.change,
+            status = entry.status,
+            took_ms = entry.took_ms,
+            "a change was asked for"
+        );
+        let mut line = serde_json::to_vec(entry).expect("plain fields always encode");
+        line.push(b'\n');
+        if self.lines.try_send(line).is_err() {
+            tracing::error!("the audit file cannot keep up: the change is in this log alone");
+        }
+    }
+}
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct From(SocketAddr);
+
+impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, kvhive_runtime::BoundedListener>>
+    for From
+{
+    fn connect_info(stream: axum::serve::IncomingStream<'_, kvhive_runtime::BoundedListener>) -> From {
+        From(*stream.remote_addr())
+    }
+}
+
+/// The file that lines are added to.
+struct Book {
+    folder: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl Book {
+    fn open(folder: PathBuf) -> io::Result<Book> {
+        let file = OpenOptions::new().create(true).append(true).open(folder.join(FILE))?;
+        let bytes = file.metadata()?.len();
+        Ok(Book { folder, file, bytes })
+    }
+
+    /// Adds what comes until nobody can send more.
+    fn keep(&mut self, queue: &Receiver<Vec<u8>>) {
+        for line in queue {
+            if let Err(error) = self.add(&line) {
+                tracing::error!(%error, folder = %self.folder.display(), "the audit file cannot be written: the change is in this log alone");
+            }
+        }
+    }
+
+    fn add(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.bytes + line.len() as u64 > MAX_FILE_BYTES {
+            let path = self.folder.join(FILE);
+            rename(&path, self.folder.join(format!("{FILE}.1")))?;
+            *self = Book::open(self.folder.clone())?;
+        }
+        self.file.write_all(line)?;
+        self.bytes += line.len() as u64;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_file_is_put_aside_and_the_one_before_it_is_gone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut book = Book::open(folder.path().to_owned()).expect("it is writable");
+        let line = vec![b'x'; (MAX_FILE_BYTES / 2) as usize];
+        for _ in 0..5 {
+            book.add(&line).expect("there is room");
+        }
+        let bytes = |name: &str| std::fs::metadata(folder.path().join(name)).expect("it is there").len();
+        assert_eq!((bytes(FILE), bytes("audit.jsonl.1")), (MAX_FILE_BYTES / 2, MAX_FILE_BYTES));
+        // Another start goes on with it.
+        let again = Book::open(folder.path().to_owned()).expect("it is writable");
+        assert_eq!(again.bytes, MAX_FILE_BYTES / 2);
+    }
+}

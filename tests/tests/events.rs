@@ -1,0 +1,84 @@
+//! `kvhive events -f` on a cluster of real processes: the leader is killed while somebody follows.
+
+use kvhive_tests::{Cluster, kvhive};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+/// A command that follows; ended when dropped.
+struct Follower {
+    child: Child,
+    lines: Receiver<Value>,
+    seen: Vec<Value>,
+}
+
+impl Follower {
+    fn begin(cluster: &Cluster) -> Follower {
+        let words = ["events", "-f", "--after", "0", "--json", "--dir", cluster.dir()];
+        let child = Command::new(kvhive()).args(words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut child = child.expect("kvhive is there");
+        let out = child.stdout.take().expect("it is piped");
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                let event = serde_json::from_str(&line).expect("each line is JSON");
+                if sender.send(event).is_err() {
+                    break;
+                }
+            }
+        });
+        Follower { child, lines, seen: Vec::new() }
+    }
+
+    /// Waits for an event of this kind about this subject, among those that were not waited for yet.
+    fn wait(&mut self, cluster: &Cluster, kind: &str, subject: &Value) -> Value {
+        let from = self.seen.len();
+        cluster.until(kind, || {
+            self.seen.extend(self.lines.try_iter());
+            let is_it = |event: &&Value| event["kind"] == kind && event["subject"] == *subject;
+            self.seen[from..].iter().find(is_it).cloned()
+        })
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        // Fails only when it has ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn who_follows_while_the_leader_is_killed_misses_nothing_and_hears_nothing_twice() {
+    let cluster = Cluster::start(&[]);
+    let tenant = |name: &str| {
+        cluster.until("the tenant is made", || cluster.json(&["tenants", "create", name]).ok());
+        json!({ "tenant": name })
+    };
+    let mut follower = Follower::begin(&cluster);
+    let before = tenant("before");
+    follower.wait(&cluster, "tenant-created", &before);
+    let leader = cluster.status()["leader"].as_str().expect("one leads").to_owned();
+    cluster.signal(&leader, "KILL");
+    let after = tenant("after");
+    follower.wait(&cluster, "tenant-created", &after);
+    let elected: Vec<&Value> =
+        follower.seen.iter().filter(|event| event["kind"] == "leader-elected").collect();
+    let last = elected.last().expect("somebody leads");
+    assert!(elected.len() >= 2 && last["subject"]["coordinator"] != leader.as_str(), "{elected:?}");
+    // A node that is killed is told with how long it was silent, and what became of its slots.
+    cluster.signal("node-2", "KILL");
+    let down = follower.wait(&cluster, "member-down", &json!({"member": "node-2"}));
+    assert!(down["reason"].as_str().is_some_and(|why| why.starts_with("no heartbeat for ")), "{down}");
+    assert!(down["facts"]["slots_lost"].as_u64() > Some(0), "one replica each, by default: {down}");
+    let sequences: Vec<u64> = follower.seen.iter().filter_map(|event| event["sequence"].as_u64()).collect();
+    assert_eq!(sequences, (1..=sequences.len() as u64).collect::<Vec<_>>(), "no gap, no repeat");
+    // The same for people, and only of one kind.
+    let words = ["events", "--kind", "member-down", "--dir", cluster.dir()];
+    let text = kvhive_tests::run(&words).expect("it is a kind").stdout;
+    let text = String::from_utf8(text).expect("it is text");
+    assert!(text.lines().count() == 1 && text.contains("node-2  no heartbeat for "), "{text}");
+    assert!(kvhive_tests::run(&["events", "--kind", "nothing", "--dir", cluster.dir()]).is_err());
+}
