@@ -24,7 +24,7 @@ pub(crate) const MAX_REQUEST_BYTES: u32 = 4096
             + 12 * kvhive_protocol::SLOTS as u32
             + 16 * MAX_UNREACHED as u32
             + 12 * MAX_HOT_SLOTS as u32
-            + 192
+            + 576
             + 108 * MAX_TENANT_LOADS as u32
             + 512 * MAX_LOAD_REPORTS as u32);
 

@@ -28,6 +28,8 @@ pub(crate) struct Admin {
 struct Wanted {
     /// Its name beside the node's own, which is meant without one.
     name: Option<String>,
+    /// Fingerprint of the layout whose blocks alone are taken in; of any without one.
+    layout: Option<String>,
 }
 
 /// Returns the routes below `/v1/snapshot`.
@@ -66,7 +68,7 @@ async fn load(State(admin): State<Arc<Admin>>, body: Result<Json<Wanted>, JsonRe
 }
 
 fn begin(admin: &Admin, verb: Verb, body: Result<Json<Wanted>, JsonRejection>) -> Response {
-    let Json(Wanted { name }) = match body {
+    let Json(Wanted { name, layout }) = match body {
         Ok(wanted) => wanted,
         Err(error) => return refusal(error.status(), "bad_request", error.body_text()),
     };
@@ -74,13 +76,17 @@ fn begin(admin: &Admin, verb: Verb, body: Result<Json<Wanted>, JsonRejection>) -
         let message = "this node has no folder for snapshots: give it a persist_dir and start it again";
         return refusal(StatusCode::CONFLICT, "no_folder", message);
     };
-    match jobs.begin(verb, name.as_deref()) {
+    match jobs.begin(verb, name.as_deref(), layout.as_deref()) {
         Ok(job) => (StatusCode::ACCEPTED, Json(job)).into_response(),
         Err(Refused::Busy) => {
             refusal(StatusCode::CONFLICT, "busy", "another snapshot is under way; see GET /v1/snapshot")
         }
         Err(Refused::Name) => {
             let message = "a snapshot's name has 1 to 63 letters, digits, - and _";
+            refusal(StatusCode::BAD_REQUEST, "bad_request", message)
+        }
+        Err(Refused::Layout) => {
+            let message = "a layout is the 32 hexadecimal digits of its fingerprint, and is for load alone";
             refusal(StatusCode::BAD_REQUEST, "bad_request", message)
         }
     }

@@ -91,6 +91,12 @@ impl Latencies {
         self.sum_us = self.sum_us.saturating_add(other.sum_us);
     }
 
+    /// Returns those that came after `earlier` was read of the same recorder.
+    pub(crate) fn since(&self, earlier: &Latencies) -> Latencies {
+        let counts = self.counts.iter().zip(&earlier.counts).map(|(all, before)| all.saturating_sub(*before));
+        Latencies { counts: counts.collect(), sum_us: self.sum_us.saturating_sub(earlier.sum_us) }
+    }
+
     /// Returns the time that this share of the requests stayed within; none when there were no requests.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let wanted = (self.count() as f64 * share.clamp(0.0, 1.0)).ceil().max(1.0) as u64;

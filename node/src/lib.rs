@@ -18,6 +18,7 @@ mod persist;
 mod rules;
 mod start;
 mod stats;
+mod traffic;
 mod view;
 mod work;
 

@@ -17,9 +17,9 @@ use crate::view::View;
 use axum::Router;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
-use kvhive_protocol::MemberId;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
+use kvhive_protocol::{LayoutFingerprint, MemberId};
 use kvhive_runtime::{BootClock, BoundedListener, DoorLimits, Runtime, RuntimeConfig, Spawn, Stage, stopped};
 use kvhive_wire::Identity;
 use std::collections::hash_map::RandomState;
@@ -444,18 +444,19 @@ impl NodeHandle {
         self.wait_for(persist::save(&self.holdings, path, Extent::All, &mut progress))
     }
 
-    /// Takes in the snapshot at `path`, as far as there are free frames: nothing leaves for it, and what is here already stays.
-    /// Blocks that can be of no use here are left out and counted. Blocks the thread; the node serves meanwhile.
+    /// Takes in the snapshot at `path`, or what of it is of the layout `only`, as far as there are free frames: nothing leaves for it,
+    /// and what is here already stays. Blocks of no use here are left out and counted. Blocks the thread; the node serves meanwhile.
     ///
     /// # Errors
-    /// When there is none, it is damaged as a whole, or all of it was written under another secret or for larger frames; and when
+    /// When there is none, it is damaged as a whole, or all of it is of another secret or layout or for larger frames; and when
     /// a device or a disk fails half-way: what was taken in until then stays.
     pub fn load(
         &self,
         path: &Path,
+        only: Option<LayoutFingerprint>,
         mut progress: impl FnMut(PersistProgress) + Send,
     ) -> Result<Loaded, PersistError> {
-        self.wait_for(persist::load(&self.holdings, path, &mut progress))
+        self.wait_for(persist::load(&self.holdings, path, only, &mut progress))
     }
 
     /// Runs a future on the node's own threads, from any thread of another runtime or of none.

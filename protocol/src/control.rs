@@ -5,7 +5,7 @@ use crate::data::Ack;
 use crate::error::WireError;
 use crate::events::{Note, Reason};
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
-use crate::load::{TenantLoad, Work};
+use crate::load::{TenantLoad, TierLoad, Traffic, Work};
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
 use crate::raft::{RaftReport, RaftRequest};
 use crate::strategy::StrategyReport;
@@ -149,6 +149,10 @@ pub struct DeviceLoad {
     pub occupied: Vec<u8>,
     /// How much is asked of it.
     pub work: Work,
+    /// Its tiers, fastest first: device, host, disk.
+    pub tiers: [TierLoad; 3],
+    /// What it is read and given.
+    pub traffic: Traffic,
 }
 
 impl DeviceLoad {

@@ -65,7 +65,8 @@ pub enum WireError {
     },
     /// The two ends speak no common version: upgrade one.
     #[error(
-        "no common protocol version: this end speaks {ours_min} to {ours_max}, the other {theirs_min} to {theirs_max}"
+        "no common protocol version: this end speaks {ours_min} to {ours_max}, the other {theirs_min} to {theirs_max}; run builds of \
+         kvhive on both that have one in common"
     )]
     Version {
         /// The oldest version that the refusing end speaks.

@@ -102,6 +102,21 @@ impl Layout {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct LayoutFingerprint(pub [u8; 16]);
 
+impl LayoutFingerprint {
+    /// Reads the 32 hexadecimal digits that it is shown as; none for anything else.
+    pub fn parse(text: &str) -> Option<LayoutFingerprint> {
+        let is_hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = u128::from_str_radix(text, 16).ok().filter(|_| is_hex)?;
+        Some(LayoutFingerprint(number.to_be_bytes()))
+    }
+}
+
+impl fmt::Display for LayoutFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
 impl fmt::Debug for LayoutFingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", u128::from_be_bytes(self.0))

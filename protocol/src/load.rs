@@ -1,4 +1,4 @@
-//! What devices report of tenants and of the work that is asked of them: figures that add up over devices.
+//! What devices report of their tiers, their traffic, their tenants and of the work that is asked of them.
 
 use crate::ids::{Slot, TenantId};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,32 @@ pub struct Work {
     pub wait_us: u32,
     /// The slots that are read most, ascending, each with its part of the rate; at most [`MAX_HOT_SLOTS`].
     pub hot: Vec<(Slot, u64)>,
+}
+
+/// One tier of a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TierLoad {
+    /// Resident blocks.
+    pub blocks: u64,
+    /// Bytes of all frames that are not free.
+    pub used_bytes: u64,
+    /// Bytes of all frames.
+    pub capacity_bytes: u64,
+    /// Blocks that fetches got from here, since the device's start.
+    pub hits: u64,
+}
+
+/// What a device is read and given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes of blocks given out, since the node's start.
+    pub read_bytes: u64,
+    /// Bytes of blocks taken in, since the node's start.
+    pub written_bytes: u64,
+    /// Half of the fetches of the last seconds took no longer, in microseconds; 0 when there were none.
+    pub fetch_p50_us: u64,
+    /// 99 of 100 of them.
+    pub fetch_p99_us: u64,
 }
 
 /// What a device holds of one tenant and has done for it. Counters count since the device's start.

@@ -150,7 +150,8 @@ fn frames_on_the_wire_are_what_they_were() {
     assert_eq!(fold(&header().encode()), GOLDEN_HEADER);
 }
 
-/// Commands lie in coordinators' logs, tenants in their snapshots.
+/// Commands lie in coordinators' logs, tenants in their snapshots: a difference is a new version of that state, raise
+/// `kvhive_control::STATE_VERSION`.
 #[test]
 fn commands_and_tenants_are_what_they_were() {
     let rules = TenantRules {

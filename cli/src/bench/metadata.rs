@@ -5,7 +5,7 @@ use super::{Row, quantile};
 use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use kvhive_client::{ClientConfig, Coordinators};
 use kvhive_protocol::control::Command;
 use kvhive_protocol::data::Ack;
@@ -52,6 +52,53 @@ pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
     }
     rows.push(leader_kill(&mut private, &runtime)?);
     Ok(rows)
+}
+
+/// Commits in turn with another system, which `command` drives.
+pub(super) fn against(runs: u32, command: &str, name: &str) -> Result<Vec<Row>> {
+    let shape = Shape { coordinators: 3, nodes: 1, devices: 1, ..Shape::default() };
+    let private = Private::start(shape)?;
+    let runtime = commands::runtime()?;
+    let mut rows = Vec::new();
+    for proposers in [1, 32] {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let (mut late, mut theirs_late) = (Vec::new(), Vec::new());
+        let mut calls = Latencies::new();
+        for _ in 0..runs {
+            let (rate, latencies) = runtime.block_on(commits(&private.client_config()?, proposers))?;
+            ours.push(rate);
+            late.push(latencies.quantile(0.99) as f64 / 1e6);
+            calls.merge(&latencies);
+            let (rate, p99) = other(command, proposers)?;
+            theirs.push(rate);
+            theirs_late.push(p99);
+        }
+        let ms = |share| calls.quantile(share) as f64 / 1e6;
+        let row = Row::of_runs(&format!("commit-{proposers}"), "commits/s", &ours, &theirs, name);
+        rows.push(row.with_calls(ms(0.5), ms(0.99)));
+        rows.push(Row::of_runs(&format!("commit-{proposers}-p99"), "ms", &late, &theirs_late, name));
+    }
+    Ok(rows)
+}
+
+/// Has another system commit; returns its commits a second and their 99th percentile in milliseconds.
+fn other(command: &str, proposers: usize) -> Result<(f64, f64)> {
+    let mut words = command.split_whitespace();
+    let program = words.next().context("--baseline is empty: it is a command")?;
+    let output = std::process::Command::new(program)
+        .args(words)
+        .args(["--proposers", &proposers.to_string()])
+        .args(["--seconds", &RUN.as_secs_f64().to_string()])
+        .args(["--value-bytes", &ENTRY_BYTES.to_string()])
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {program}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let figures: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    match figures[..] {
+        [rate, p99] if output.status.success() => Ok((rate, p99)),
+        _ => bail!("{program} ended with {} and said {text:?} instead of two figures", output.status),
+    }
 }
 
 fn coordinators(config: &ClientConfig) -> Result<Coordinators> {

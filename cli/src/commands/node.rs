@@ -2,7 +2,7 @@
 
 use super::config;
 use super::connect::Connect;
-use super::node_snapshot::Snapshot;
+use super::node_snapshot::{Loading, Snapshot};
 use crate::report;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
@@ -34,7 +34,7 @@ enum Verb {
     /// Have a running node write a snapshot below its `persist_dir`
     Persist(Snapshot),
     /// Have a running node take a snapshot in, as far as it has free frames
-    Load(Snapshot),
+    Load(Loading),
     /// Show what the strategies of running nodes have chosen, and on what evidence
     Strategy {
         /// Only this node
@@ -125,8 +125,8 @@ impl NodeCommand {
     pub(crate) fn run(self) -> Result<()> {
         let (file, id, json) = match self.verb {
             Verb::Config { file, id, json } => (file, id, json),
-            Verb::Persist(snapshot) => return snapshot.run("persist"),
-            Verb::Load(snapshot) => return snapshot.run("load"),
+            Verb::Persist(snapshot) => return snapshot.run("persist", None),
+            Verb::Load(loading) => return loading.run(),
             Verb::Strategy { id, adjust, connect, json } => {
                 return super::runtime()?.block_on(strategy(&connect, id.as_deref(), adjust, json));
             }

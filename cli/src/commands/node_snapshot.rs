@@ -27,15 +27,35 @@ pub(crate) struct Snapshot {
     json: bool,
 }
 
+/// Which snapshot a node takes in, and what of it.
+#[derive(Args, Debug)]
+pub(crate) struct Loading {
+    #[command(flatten)]
+    snapshot: Snapshot,
+    /// Take in blocks of this layout alone: the 32 digits of its fingerprint [default: of any]
+    #[arg(long, value_name = "FINGERPRINT")]
+    layout: Option<String>,
+}
+
+impl Loading {
+    /// Has the node take it in, and waits until that has ended.
+    ///
+    /// # Errors
+    /// As [`Snapshot::run`]; and when nothing in it is of the layout.
+    pub(crate) fn run(&self) -> Result<()> {
+        self.snapshot.run("load", self.layout.as_deref())
+    }
+}
+
 impl Snapshot {
     /// Has the node `persist` or `load`, and waits until that has ended.
     ///
     /// # Errors
     /// When the node is not known or not reached, or it failed.
-    pub(crate) fn run(&self, verb: &str) -> Result<()> {
+    pub(crate) fn run(&self, verb: &str, layout: Option<&str>) -> Result<()> {
         let admin = self.target.resolve()?;
         let node = admin.of_node(&self.address(&admin)?);
-        let body = self.name.as_ref().map_or_else(|| json!({}), |name| json!({ "name": name }));
+        let body = json!({ "name": self.name, "layout": layout });
         let mut job: Value = node.post(&format!("/v1/snapshot/{verb}"), &body)?;
         let bar = bar();
         while job["outcome"] == "running" {
@@ -85,6 +105,7 @@ fn said(id: &str, folder: &str, outcome: &Value) -> String {
         ("elsewhere", "are of slots that other nodes hold"),
         ("other_secret", "are of another secret"),
         ("too_large", "are larger than its frames"),
+        ("other_layout", "are of another layout"),
         ("no_room", "found no free frame"),
         ("damaged", "are damaged or missing"),
     ] {

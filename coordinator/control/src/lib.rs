@@ -34,7 +34,7 @@ pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overs
 pub use planner::{Planner, Reports, imbalance};
 pub use registry::Registry;
 pub use repair::Repair;
-pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, SNAPSHOT_VERSION};
+pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, STATE_VERSION};
 pub use tenant_rules::{check_change, check_rules};
 pub use validate::{
     HEARTBEAT_MS, LEASE_MS, MAX_ADDRESS_BYTES, MAX_LABEL_BYTES, MAX_MAP_BYTES, MAX_REPLICAS,

@@ -16,8 +16,9 @@ use std::sync::Arc;
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The version of snapshots that this crate writes, and the only one it reads.
-pub const SNAPSHOT_VERSION: u32 = 6;
+/// The version of the state that coordinators write down: of registries in snapshots, and of commands and what they do in logs.
+/// Raised whenever one of these changes; no other is read.
+pub const STATE_VERSION: u32 = 6;
 /// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize =
@@ -38,7 +39,7 @@ const MAX_COUNTER: u64 = 1 << 62;
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum RestoreError {
     /// They are of another version: use the kvhive that wrote them.
-    #[error("snapshot is of version {found}, this kvhive reads {SNAPSHOT_VERSION}")]
+    #[error("snapshot is of version {found}, this kvhive reads {STATE_VERSION}")]
     Version {
         /// What they say.
         found: u32,
@@ -84,7 +85,7 @@ impl Registry {
     pub fn snapshot(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256 << 10);
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&SNAPSHOT_VERSION.to_le_bytes());
+        out.extend_from_slice(&STATE_VERSION.to_le_bytes());
         let map = self.map.as_deref();
         let head = map.map(|map| MapHead {
             cluster: map.cluster,
@@ -136,7 +137,7 @@ impl Registry {
             return Err(damaged("it does not start as one"));
         }
         let found = u32::from_le_bytes(four(&bytes[MAGIC.len()..]));
-        if found != SNAPSHOT_VERSION {
+        if found != STATE_VERSION {
             return Err(RestoreError::Version { found });
         }
         let (body, sum) = bytes.split_at(bytes.len() - SUM_BYTES);

@@ -92,8 +92,42 @@ pub(super) struct Device {
     pub(super) read_rate: Option<u64>,
     /// How long requests waited for its answer, lately and on average, in microseconds.
     pub(super) wait_us: Option<u32>,
+    /// Its device, host and disk tier, as last reported; those that it has.
+    pub(super) tiers: Vec<Tier>,
+    /// What it is read and given, as last reported.
+    pub(super) traffic: Option<Traffic>,
+    /// Slots that it holds of which it lacks older blocks: they are on their way to it.
+    pub(super) filling_slots: u64,
     /// What its strategies have chosen that choose among ways to rank, as last reported.
     pub(super) strategies: Vec<Strategy>,
+}
+
+/// One tier of a device.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Tier {
+    /// `device`, `host` or `disk`.
+    pub(super) tier: String,
+    pub(super) blocks: u64,
+    pub(super) used_bytes: u64,
+    pub(super) capacity_bytes: u64,
+    /// Blocks that fetches got from there since the node started.
+    pub(super) hits: u64,
+}
+
+/// What a device is read and given. Counters count since the node started.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Traffic {
+    pub(super) matched_keys: u64,
+    pub(super) covered_keys: u64,
+    pub(super) fetched_blocks: u64,
+    pub(super) stored_blocks: u64,
+    pub(super) evicted_blocks: u64,
+    pub(super) read_bytes: u64,
+    pub(super) written_bytes: u64,
+    /// Half of the fetches of the last seconds took no longer, in microseconds; none when there were none.
+    pub(super) fetch_p50_us: Option<u64>,
+    /// 99 of 100 of them.
+    pub(super) fetch_p99_us: Option<u64>,
 }
 
 /// What one strategy has chosen.
@@ -153,6 +187,9 @@ pub(super) struct SlotEntry {
     pub(super) slot: u16,
     /// Devices that hold it, the primary first.
     pub(super) replicas: Vec<String>,
+    /// Those of them that lack older blocks, in the order in which the primary gives them these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) filling: Vec<String>,
 }
 
 /// `/v1/stats`: sums over all devices; none while no device has reported to whom was asked (to a follower none does).
@@ -168,6 +205,10 @@ pub(super) struct Stats {
     pub(super) fetched_blocks: Option<u64>,
     pub(super) stored_blocks: Option<u64>,
     pub(super) evicted_blocks: Option<u64>,
+    /// Bytes of blocks given out.
+    pub(super) read_bytes: Option<u64>,
+    /// Bytes of blocks taken in.
+    pub(super) written_bytes: Option<u64>,
     pub(super) devices: Vec<Device>,
 }
 

@@ -1,6 +1,8 @@
 //! From the leader's overview to the admin API's answers: pure.
 
-use super::answers::{Cluster, Coordinator, Device, Node, SlotEntry, SlotList, Slots, Stats, Strategy};
+use super::answers::{
+    Cluster, Coordinator, Device, Node, SlotEntry, SlotList, Slots, Stats, Strategy, Tier, Traffic,
+};
 use kvhive_protocol::control::{DeviceLoad, Overview};
 use kvhive_protocol::{ClusterMap, DeviceId, MemberState, SLOTS, Slot, TenantId};
 use std::collections::BTreeMap;
@@ -56,6 +58,10 @@ fn devices(overview: &Overview) -> Vec<Device> {
             count.1 += 1;
         }
     }
+    let mut filling: BTreeMap<DeviceId, u64> = BTreeMap::new();
+    for device in map.filling.values().flat_map(|filling| &filling.devices) {
+        *filling.entry(*device).or_default() += 1;
+    }
     let loads: BTreeMap<DeviceId, &DeviceLoad> =
         overview.loads.iter().map(|(device, load)| (*device, load)).collect();
     map.devices_up()
@@ -75,10 +81,41 @@ fn devices(overview: &Overview) -> Vec<Device> {
                 hit_rate: load.and_then(|load| rate(load.covered_keys, load.matched_keys)),
                 read_rate: load.map(|load| load.work.read_rate),
                 wait_us: load.map(|load| load.work.wait_us),
+                tiers: load.map_or(Vec::new(), |load| tiers(load)),
+                traffic: load.map(|load| traffic(load)),
+                filling_slots: filling.get(&id).copied().unwrap_or_default(),
                 strategies: load.map_or(Vec::new(), |load| strategies(map, load)),
             }
         })
         .collect()
+}
+
+fn tiers(load: &DeviceLoad) -> Vec<Tier> {
+    let named = ["device", "host", "disk"].into_iter().zip(&load.tiers);
+    let has = named.filter(|(_, tier)| tier.capacity_bytes > 0);
+    has.map(|(name, tier)| Tier {
+        tier: name.to_owned(),
+        blocks: tier.blocks,
+        used_bytes: tier.used_bytes,
+        capacity_bytes: tier.capacity_bytes,
+        hits: tier.hits,
+    })
+    .collect()
+}
+
+fn traffic(load: &DeviceLoad) -> Traffic {
+    let within = |us: u64| (us > 0).then_some(us);
+    Traffic {
+        matched_keys: load.matched_keys,
+        covered_keys: load.covered_keys,
+        fetched_blocks: load.fetched_blocks,
+        stored_blocks: load.stored_blocks,
+        evicted_blocks: load.evicted_blocks,
+        read_bytes: load.traffic.read_bytes,
+        written_bytes: load.traffic.written_bytes,
+        fetch_p50_us: within(load.traffic.fetch_p50_us),
+        fetch_p99_us: within(load.traffic.fetch_p99_us),
+    }
 }
 
 fn strategies(map: &ClusterMap, load: &DeviceLoad) -> Vec<Strategy> {
@@ -108,7 +145,12 @@ pub(super) fn slot_list(overview: &Overview, wanted: impl Fn(u16) -> bool) -> Sl
     let counts = slots(overview);
     let entry = |slot: Slot| {
         let replicas = overview.map.as_ref().map_or(Vec::new(), |map| map.replicas(slot).0.clone());
-        SlotEntry { slot: slot.0, replicas: replicas.iter().map(DeviceId::to_string).collect() }
+        let filling = overview.map.as_ref().and_then(|map| map.filling.get(&slot));
+        SlotEntry {
+            slot: slot.0,
+            replicas: replicas.iter().map(DeviceId::to_string).collect(),
+            filling: filling.map_or(Vec::new(), |one| one.devices.iter().map(DeviceId::to_string).collect()),
+        }
     };
     SlotList {
         total: counts.total,
@@ -136,6 +178,8 @@ pub(super) fn stats(overview: &Overview) -> Stats {
         fetched_blocks: sum(|load| load.fetched_blocks),
         stored_blocks: sum(|load| load.stored_blocks),
         evicted_blocks: sum(|load| load.evicted_blocks),
+        read_bytes: sum(|load| load.traffic.read_bytes),
+        written_bytes: sum(|load| load.traffic.written_bytes),
         devices: devices(overview),
     }
 }

@@ -8,6 +8,7 @@ use super::tests::{
     entries, entry, large, model, reopen, snapshot, some_batches, voted, write_each, written,
 };
 use kvhive_consensus::{LogBatch, Restored};
+use kvhive_control::STATE_VERSION;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
@@ -148,7 +149,24 @@ fn another_format_is_named_and_not_called_damage() {
     newer[60..64].copy_from_slice(&sum.to_le_bytes());
     log.put(&newer);
     let refused = reopen(log.folder.path()).expect_err("it is of the future");
-    assert!(refused.to_string().contains("has log format 77, this build reads 2"), "{refused}");
+    assert!(refused.to_string().contains("has log format 77, this build reads 3"), "{refused}");
+}
+
+#[test]
+fn state_of_another_build_is_refused_with_what_to_do_before_any_of_it_is_read() {
+    let log = Log::new();
+    // 0 is what stood there before versions were written down.
+    for version in [0, STATE_VERSION - 1, STATE_VERSION + 1] {
+        let mut other = log.bytes.clone();
+        other[12..16].copy_from_slice(&version.to_le_bytes());
+        let sum = crc32fast::hash(&other[..60]);
+        other[60..64].copy_from_slice(&sum.to_le_bytes());
+        log.put(&other);
+        let refused = reopen(log.folder.path()).expect_err("it is of another build").to_string();
+        let said = format!("state of version {version}, this build has version {STATE_VERSION}");
+        assert!(refused.contains(&said) && refused.contains("start the build that wrote it"), "{refused}");
+        assert_eq!(fs::read(log.path()).expect("readable"), other, "it is left as it is");
+    }
 }
 
 /// A log of several segments.

@@ -57,6 +57,20 @@ pub enum LogError {
         /// This build's.
         expected: u32,
     },
+    /// The log is of state that this build has not: none of it is read, for what can be decoded need not mean the same.
+    #[error(
+        "{path} holds a cluster's state of version {found}, this build has version {expected}: start the build that wrote it, or, for \
+         this one, begin a new cluster with an empty data_dir for every coordinator (what nodes hold is lost with it)",
+        path = path.display()
+    )]
+    State {
+        /// Which file.
+        path: PathBuf,
+        /// The state's version; 0 before versions were written down.
+        found: u32,
+        /// This build's.
+        expected: u32,
+    },
     /// An earlier write failed; nothing more is written.
     #[error("the log failed before and takes no more")]
     Poisoned,

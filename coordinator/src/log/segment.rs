@@ -2,6 +2,7 @@
 
 use super::error::LogError;
 use super::sector::{LogId, Place, SECTOR_BYTES, Sequence, read_u32, read_u64, seal, sectors_for};
+use kvhive_control::STATE_VERSION;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ pub(super) const NEXT_NAME: &str = "log.next";
 
 const MAGIC: [u8; 8] = *b"KVHLOG\0\0";
 /// The format of segments. The header's layout and checksum stay the same in every format.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const HEADER_BYTES: usize = 64;
 
 /// A segment's header.
@@ -105,6 +106,10 @@ impl Header {
         if found != FORMAT {
             return Err(LogError::Format { path: path.to_owned(), found, expected: FORMAT });
         }
+        let found = read_u32(&head[12..]);
+        if found != STATE_VERSION {
+            return Err(LogError::State { path: path.to_owned(), found, expected: STATE_VERSION });
+        }
         if rest.iter().any(|byte| *byte != 0) {
             return Err(corrupt("there is something behind the segment's header"));
         }
@@ -117,6 +122,7 @@ impl Header {
         let mut out = [0; HEADER_BYTES];
         out[..8].copy_from_slice(&MAGIC);
         out[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+        out[12..16].copy_from_slice(&STATE_VERSION.to_le_bytes());
         out[16..32].copy_from_slice(&self.log.0);
         out[32..40].copy_from_slice(&self.number.to_le_bytes());
         out[40..48].copy_from_slice(&self.first.0.to_le_bytes());

@@ -139,6 +139,11 @@ pub(crate) struct HoldClock {
 /// The longest hold that can be written down.
 pub(crate) const MAX_HOLD: Duration = Duration::from_secs(24 * 24 * 3600);
 
+/// The marks' bits that count for how many comings a block is held.
+const COMINGS_SHIFT: u32 = 10;
+/// As many or more: such a hold ends by its time alone.
+const MAX_COMINGS: u16 = u16::MAX >> COMINGS_SHIFT;
+
 /// Nobody holds it.
 const NOT_HELD: u32 = 0;
 
@@ -254,13 +259,36 @@ impl Record {
         more.inspect(|readers| self.readers = *readers).is_some()
     }
 
-    /// Holds the block until then at least.
-    pub(crate) fn hold(&mut self, clock: HoldClock, until: Moment) {
+    /// Holds the block for somebody who is to come for it so often, until then at most.
+    pub(crate) fn hold(&mut self, clock: HoldClock, until: Moment, comings: u16) {
+        let before = if self.is_held(clock) { self.comings() } else { 0 };
         let until_ms = until.as_nanos().div_ceil(NANOS_PER_MS) as u32;
         let left_ms = until_ms.wrapping_sub(clock.now_ms);
         if left_ms > clock.left_ms(self.held_until_ms) && left_ms <= clock.longest_ms {
             self.held_until_ms = if until_ms == NOT_HELD { 1 } else { until_ms };
         }
+        self.set_comings(if self.is_held(clock) { before.saturating_add(comings) } else { 0 });
+    }
+
+    /// One of those for whom it is held has come; with the last the hold ends.
+    pub(crate) fn came(&mut self) {
+        match self.comings() {
+            0 | MAX_COMINGS => {}
+            1 => {
+                self.set_comings(0);
+                self.held_until_ms = NOT_HELD;
+            }
+            more => self.set_comings(more - 1),
+        }
+    }
+
+    fn comings(&self) -> u16 {
+        self.marks >> COMINGS_SHIFT
+    }
+
+    fn set_comings(&mut self, comings: u16) {
+        let marks = self.marks & !(MAX_COMINGS << COMINGS_SHIFT);
+        self.marks = marks | comings.min(MAX_COMINGS) << COMINGS_SHIFT;
     }
 
     pub(crate) fn is_held(&self, clock: HoldClock) -> bool {
@@ -294,7 +322,7 @@ mod tests {
     /// Says at which of the moments a block is held that was matched at `now` for so long.
     fn held(now: Moment, hold_ms: u64, later_ms: &[u64]) -> Vec<bool> {
         let mut record = Record::EMPTY;
-        record.hold(HoldClock::at(now, LONGEST), now + Duration::from_millis(hold_ms));
+        record.hold(HoldClock::at(now, LONGEST), now + Duration::from_millis(hold_ms), 1);
         let at = |later: &u64| HoldClock::at(now + Duration::from_millis(*later), LONGEST);
         later_ms.iter().map(|later| record.is_held(at(later))).collect()
     }
@@ -320,9 +348,32 @@ mod tests {
         let now = Moment::from_millis(1000);
         let clock = HoldClock::at(now, LONGEST);
         let mut record = Record::EMPTY;
-        record.hold(clock, now + LONGEST);
-        record.hold(clock, now + Duration::from_millis(1));
+        record.hold(clock, now + LONGEST, 1);
+        record.hold(clock, now + Duration::from_millis(1), 1);
         assert!(record.is_held(HoldClock::at(now + Duration::from_millis(4999), LONGEST)));
+    }
+
+    #[test]
+    fn a_hold_ends_with_the_last_who_comes_for_it() {
+        let (now, mark) = (Moment::from_millis(1000), Mark::SHARED);
+        let clock = HoldClock::at(now, LONGEST);
+        let comes = |holds: &[u16], comings: usize| {
+            let mut record = Record::EMPTY;
+            record.set(mark, true);
+            holds.iter().for_each(|count| record.hold(clock, now + LONGEST, *count));
+            (0..comings).for_each(|_| record.came());
+            assert!(record.is(mark), "what else is marked stays");
+            record.is_held(clock)
+        };
+        assert_eq!([0, 1, 2].map(|comings| comes(&[1], comings)), [true, false, false]);
+        assert_eq!([1, 2, 3].map(|comings| comes(&[1, 2], comings)), [true, true, false]);
+        assert!(comes(&[1; 100], 100), "more than can be counted end by their time");
+        let mut record = Record::EMPTY;
+        record.hold(clock, now + Duration::from_millis(5), 9);
+        let later = HoldClock::at(now + LONGEST, LONGEST);
+        record.hold(later, now + LONGEST * 2, 1);
+        record.came();
+        assert!(!record.is_held(later), "who did not come in time is not waited for");
     }
 
     #[test]

@@ -194,6 +194,10 @@ impl Shard {
         let class = self.class_of(header.payload_bytes).ok_or(Refusal::TooLarge)?;
         let parent = self.parent_of(tenant, &block.parent);
         self.go_on_with(now, parent, header.depth, about);
+        if let Some(parent) = parent {
+            // Whatever becomes of this block: whoever matched that one needs it no more.
+            self.index.records[parent as usize].came();
+        }
         if let Some(at) = self.find(tenant, &header.key) {
             if self.index.records[at as usize].life == Life::Filling {
                 return Err(Refusal::InFlight);

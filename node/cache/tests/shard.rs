@@ -197,6 +197,55 @@ fn a_reader_keeps_a_block_and_a_hold_keeps_it_for_a_while() {
 }
 
 #[test]
+fn a_hold_ends_when_all_who_asked_have_read_the_block() {
+    let mut scene = Scenario::with(&[1], &[0], 0);
+    scene.store(0, None, 0);
+    assert_eq!([0, 0].map(|number| scene.covered(&[number], 50)), [1, 1]);
+    for readers in 0..2 {
+        assert_eq!(scene.reserve(1, None, 0), Reserve::Refused(Refusal::NoRoom), "{readers} of 2 have read");
+        let read = scene.read(0).expect("it is there");
+        scene.shard.unread(read);
+    }
+    scene.store(1, None, 0);
+    assert_eq!(scene.resident(0..2), [1]);
+}
+
+#[test]
+fn what_a_request_goes_on_from_is_held_until_it_has() {
+    let mut scene = Scenario::with(&[2], &[0], 0);
+    scene.store(0, None, 0);
+    // The request's second block is to be stored when what was found has been read.
+    assert_eq!(scene.covered(&[0, 9], 50), 1);
+    let read = scene.read(0).expect("it is there");
+    scene.shard.unread(read);
+    for number in 1..4 {
+        scene.store(number, None, 0);
+    }
+    scene.store(9, Some(0), 1);
+    for number in 4..6 {
+        scene.store(number, None, 0);
+    }
+    assert_eq!(scene.resident(1..10), [4, 5], "it went when its child had gone");
+}
+
+#[test]
+fn what_a_match_has_named_is_not_used_again_by_being_read() {
+    let mut scene = Scenario::with(&[3], &[0], 0);
+    scene.store(0, None, 0);
+    scene.store(1, Some(0), 1);
+    scene.store(2, None, 0);
+    assert_eq!(scene.covered(&[0, 1], 50), 2);
+    // Another request comes between: these two were used before it.
+    assert_eq!(scene.covered(&[2], 50), 1);
+    let keys: KeyList = [0, 1, 2].map(key).iter().collect();
+    for read in scene.shard.read(scene.now(), TENANT, &keys).into_iter().flatten() {
+        scene.shard.unread(read);
+    }
+    scene.store(3, None, 0);
+    assert_eq!(scene.resident(0..4), [0, 2, 3]);
+}
+
+#[test]
 fn a_block_never_pushes_out_its_own_parent() {
     let mut scene = Scenario::with(&[2], &[0], 0);
     scene.store(0, None, 0);

@@ -15,7 +15,7 @@ use kvhive_cache::{
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock};
-use kvhive_protocol::load::{MAX_TENANT_LOADS, Work};
+use kvhive_protocol::load::{MAX_TENANT_LOADS, TierLoad, Traffic, Work};
 use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
 use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, SLOTS, Slot, TenantId};
 use kvhive_runtime::Reply;
@@ -384,7 +384,14 @@ impl DeviceCore {
             filled: Vec::new(),
             unreached: Vec::new(),
             work: Work::default(),
+            traffic: Traffic::default(),
             occupied: self.occupied(),
+            tiers: [stats.device, stats.host, stats.disk].map(|tier| TierLoad {
+                blocks: tier.blocks,
+                used_bytes: tier.used_bytes,
+                capacity_bytes: tier.capacity_bytes,
+                hits: tier.hits,
+            }),
         };
         (load, stats)
     }

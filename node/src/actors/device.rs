@@ -3,6 +3,7 @@
 //! thread, which would cost more than the answer (docs/decisions/0009).
 
 use crate::actors::core::{DeviceCore, DeviceMessage};
+use crate::traffic::TrafficCounters;
 use crate::work::WorkCounters;
 use kvhive_runtime::{Actor, AskError, Context, NamedArbiter, Reply, Sender, Spawn};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,6 +16,8 @@ pub(crate) struct Device {
     core: Arc<Mutex<DeviceCore>>,
     /// What is asked of it.
     pub(crate) work: Arc<WorkCounters>,
+    /// What it is read and given.
+    pub(crate) traffic: Arc<TrafficCounters>,
 }
 
 impl Device {
@@ -36,7 +39,7 @@ impl Device {
             }
             DeviceActor { core: of_actor.clone(), tend_every }
         });
-        Device { actor, core, work: Arc::default() }
+        Device { actor, core, work: Arc::default(), traffic: Arc::default() }
     }
 
     /// Asks, by going in if nobody is, else by the mailbox.

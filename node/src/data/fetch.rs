@@ -6,14 +6,17 @@ use crate::data::counters::{add, count};
 use crate::data::decode::Held;
 use crate::data::plane::DataPlane;
 use crate::guards::ReadGuard;
-use kvhive_protocol::WireError;
 use kvhive_protocol::data::{Accept, DataReply, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
+use kvhive_protocol::{DeviceId, WireError};
 use kvhive_wire::{Connection, Fault};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 /// Blocks that are held for a fetch, by the position of their key.
 pub(super) struct Found {
+    device: DeviceId,
+    begun: Instant,
     blocks: Vec<Option<Held>>,
     /// For what was decoded; back when it is sent.
     _room: Option<OwnedSemaphorePermit>,
@@ -22,6 +25,7 @@ pub(super) struct Found {
 impl DataPlane {
     /// Finds the blocks of a fetch and holds them.
     pub(super) async fn fetch(&self, request: FetchRequest) -> Result<Found, WireError> {
+        let begun = Instant::now();
         count(&self.counters.fetches);
         check::sizes(&request.runs, request.keys.len(), MAX_BLOCKS_PER_TRANSFER)?;
         self.view.check_lease()?;
@@ -51,7 +55,7 @@ impl DataPlane {
                 work.gave(slot, held.bytes().len() as u64);
             }
         }
-        Ok(Found { blocks, _room: room_taken })
+        Ok(Found { device, begun, blocks, _room: room_taken })
     }
 
     /// Checks once more that the blocks found may leave: the lease holds, and no clear has ended the era of one of them
@@ -88,6 +92,9 @@ impl DataPlane {
         let bytes: u64 = payload.iter().map(|block| block.len() as u64).sum();
         self.paced(bytes, connection.send(Kind::DataReply, number, reply, &payload)).await?;
         add(&self.counters.fetched_bytes, bytes);
+        if let Some(traffic) = self.traffic(found.device) {
+            traffic.fetched(bytes, found.begun.elapsed());
+        }
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::data::counters::{Counters, count};
 use crate::data::replicate::Replicator;
+use crate::traffic::TrafficCounters;
 use crate::view::View;
 use crate::work::WorkCounters;
 use kvhive_protocol::handshake::TokenKey;
@@ -107,6 +108,11 @@ impl DataPlane {
     /// Returns the counters of one of this node's devices.
     pub(super) fn work(&self, device: DeviceId) -> Option<&WorkCounters> {
         self.devices.get(usize::from(device.index)).map(|device| &*device.work)
+    }
+
+    /// Returns what one of this node's devices is read and given.
+    pub(super) fn traffic(&self, device: DeviceId) -> Option<&TrafficCounters> {
+        self.devices.get(usize::from(device.index)).map(|device| &*device.traffic)
     }
 
     /// Lets a transfer of `bytes` go on at the peer's pace, unless it stalls.

@@ -116,7 +116,11 @@ impl DataPlane {
         }
         let mut taken = Vec::with_capacity(task.blocks.len());
         for ((block, _), reserved) in task.blocks.iter().zip(reserved) {
-            taken.push(self.take_in(connection, block.header.payload_bytes, reserved).await?);
+            let one = self.take_in(connection, block.header.payload_bytes, reserved).await?;
+            if let (Taken::Verified(_), Some(traffic)) = (&one, self.traffic(task.device)) {
+                traffic.stored(block.header.payload_bytes);
+            }
+            taken.push(one);
         }
         // From here on the bytes count as blocks. Two nodes that copy to each other must not wait for this room.
         drop(room);

@@ -1,6 +1,7 @@
 //! Snapshots on an operator's word: one at a time, of this node's folder or one beside it, with how far it is.
 
 use super::{Extent, Keeper, Loaded, PersistError, PersistProgress, Saved};
+use kvhive_protocol::LayoutFingerprint;
 use kvhive_runtime::stopped;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -44,6 +45,8 @@ pub(crate) enum Refused {
     Busy,
     /// It is no name.
     Name,
+    /// It is no layout, or none can be chosen.
+    Layout,
 }
 
 /// The last job of one node.
@@ -63,13 +66,23 @@ impl Jobs {
     }
 
     /// Begins with the node's own snapshot, or with the one of this name beside it. It ends with the node.
-    pub(crate) fn begin(self: &Arc<Self>, verb: Verb, name: Option<&str>) -> Result<Job, Refused> {
+    /// Of what is taken in, blocks of one layout may be asked for alone, by its fingerprint.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        verb: Verb,
+        name: Option<&str>,
+        layout: Option<&str>,
+    ) -> Result<Job, Refused> {
         let is_name = |name: &str| {
             (1..=MAX_NAME_BYTES).contains(&name.len())
                 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
         };
         if name.is_some_and(|name| !is_name(name)) {
             return Err(Refused::Name);
+        }
+        let only = layout.map(|text| LayoutFingerprint::parse(text).ok_or(Refused::Layout)).transpose()?;
+        if verb == Verb::Persist && only.is_some() {
+            return Err(Refused::Layout);
         }
         let folder = self.keeper.folder(name);
         let begun = Job { verb, folder, progress: PersistProgress::default(), outcome: Outcome::Running };
@@ -84,7 +97,7 @@ impl Jobs {
         tokio::spawn(async move {
             let mut stopping = jobs.stopping.clone();
             let outcome = tokio::select! {
-                outcome = jobs.run(verb, is_own, folder) => outcome,
+                outcome = jobs.run(verb, is_own, folder, only) => outcome,
                 () = stopped(&mut stopping) => Outcome::Failed("the node ends".to_owned()),
             };
             jobs.change(|job| job.outcome = outcome);
@@ -92,7 +105,13 @@ impl Jobs {
         Ok(begun)
     }
 
-    async fn run(&self, verb: Verb, is_own: bool, folder: PathBuf) -> Outcome {
+    async fn run(
+        &self,
+        verb: Verb,
+        is_own: bool,
+        folder: PathBuf,
+        only: Option<LayoutFingerprint>,
+    ) -> Outcome {
         let mut tell = |progress| self.change(|job| job.progress = progress);
         let failed = |error: PersistError| Outcome::Failed(error.to_string());
         match verb {
@@ -105,7 +124,7 @@ impl Jobs {
                 saved.map_or_else(failed, Outcome::Persisted)
             }
             Verb::Load => {
-                let loaded = super::load(self.keeper.holdings(), &folder, &mut tell).await;
+                let loaded = super::load(self.keeper.holdings(), &folder, only, &mut tell).await;
                 loaded.map_or_else(failed, Outcome::Loaded)
             }
         }

@@ -84,7 +84,7 @@ impl Keeper {
         let mut until = None;
         loop {
             let held = own_slots(&self.serving().await);
-            match load(&self.holdings, &self.config.folder, &mut |_| {}).await {
+            match load(&self.holdings, &self.config.folder, None, &mut |_| {}).await {
                 Ok(loaded) => {
                     self.tell(&loaded, until.is_none());
                     let until = *until.get_or_insert_with(|| Instant::now() + SLOTS_LIMIT);
@@ -139,11 +139,30 @@ impl Keeper {
     }
 
     fn tell(&self, loaded: &Loaded, is_first: bool) {
-        let Loaded { blocks, bytes, already, ended, elsewhere, other_secret, too_large, no_room, damaged } =
-            *loaded;
+        let Loaded {
+            blocks,
+            bytes,
+            already,
+            ended,
+            elsewhere,
+            other_secret,
+            too_large,
+            other_layout,
+            no_room,
+            damaged,
+        } = *loaded;
         info!(
             blocks,
-            bytes, already, ended, elsewhere, other_secret, too_large, no_room, damaged, "snapshot taken in"
+            bytes,
+            already,
+            ended,
+            elsewhere,
+            other_secret,
+            too_large,
+            other_layout,
+            no_room,
+            damaged,
+            "snapshot taken in"
         );
         add(&self.holdings.counters.snapshot_loaded_blocks, blocks);
         if is_first {

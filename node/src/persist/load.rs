@@ -10,9 +10,9 @@ use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::actors::device::Device;
 use crate::guards::{Verified, WriteGuard};
 use crate::layouts;
-use kvhive_protocol::TenantId;
 use kvhive_protocol::block::digest;
 use kvhive_protocol::data::{Refusal, StoreBlock};
+use kvhive_protocol::{LayoutFingerprint, TenantId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,10 +22,11 @@ const BATCH: usize = 32;
 /// A device that does not answer within this is busy.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Takes in the snapshot at `path`. What is taken in before an error stays.
+/// Takes in the snapshot at `path`, or what of it is of the layout `only`. What is taken in before an error stays.
 pub(crate) async fn load(
     holdings: &Holdings,
     path: &Path,
+    only: Option<LayoutFingerprint>,
     progress: &mut (dyn FnMut(PersistProgress) + Send),
 ) -> Result<Loaded, PersistError> {
     let serving = holdings.view.serving().ok_or(PersistError::NotServing)?;
@@ -33,7 +34,7 @@ pub(crate) async fn load(
     let place = folder::standing(path);
     let manifest = Manifest::read(&place)?;
     let _lock = Lock::for_reading(path).await?;
-    let judge = Judge { serving, frame_bytes: holdings.frame_bytes, frames: holdings.frames.clone() };
+    let judge = Judge { serving, only, frame_bytes: holdings.frame_bytes, frames: holdings.frames.clone() };
     let at = place.clone();
     let (survey, manifest, judge) =
         blocking(&place, move |waited| Ok((Survey::of(&at, &manifest, &judge, waited)?, manifest, judge)))

@@ -20,6 +20,7 @@ pub(crate) use save::{Extent, save};
 use crate::actors::device::Device;
 use crate::data::Counters;
 use crate::view::View;
+use kvhive_protocol::LayoutFingerprint;
 use serde::Serialize;
 use std::io;
 use std::path::PathBuf;
@@ -88,6 +89,8 @@ pub struct Loaded {
     pub other_secret: u64,
     /// Blocks larger than the node's frames.
     pub too_large: u64,
+    /// Blocks of another layout than the one asked for.
+    pub other_layout: u64,
     /// Blocks for which there was no free frame.
     pub no_room: u64,
     /// Blocks that were damaged or missing, and files that broke off.
@@ -147,6 +150,17 @@ pub enum PersistError {
         bytes: u64,
         /// Bytes of this node's largest frame.
         largest: u64,
+    },
+    /// The blocks are of another layout than the one asked for.
+    #[error(
+        "the snapshot is of layout {found}, and blocks of {wanted} alone were asked for: nobody who serves that layout would find any; \
+         load it for the layout that it is of, or delete it"
+    )]
+    ForeignLayout {
+        /// Fingerprint of the layout asked for.
+        wanted: LayoutFingerprint,
+        /// Those of the snapshot's blocks, a few of them.
+        found: String,
     },
     /// The node does not serve: it knows no map by which blocks could be judged.
     #[error(

@@ -6,11 +6,13 @@ use super::folder::{Manifest, secret_check};
 use super::segment::{Meta, SegmentReader};
 use super::{Loaded, PersistError};
 use crate::view::Serving;
-use kvhive_protocol::{DeviceId, TenantId};
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use kvhive_protocol::{DeviceId, LayoutFingerprint, TenantId};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// Layouts that a refusal names.
+const MAX_NAMED: usize = 8;
 /// Segments that are open at a time.
 const OPEN_SEGMENTS: usize = 16;
 
@@ -35,11 +37,15 @@ pub(super) struct Survey {
     /// A tenant of another secret.
     other_secret: Option<TenantId>,
     largest: u64,
+    /// Some layouts that were not asked for.
+    other_layouts: BTreeSet<LayoutFingerprint>,
 }
 
 /// By what a survey judges blocks.
 pub(super) struct Judge {
     pub(super) serving: Serving,
+    /// The layout that is asked for; none for any.
+    pub(super) only: Option<LayoutFingerprint>,
     pub(super) frame_bytes: u64,
     /// Of each device.
     pub(super) frames: Vec<u32>,
@@ -50,8 +56,13 @@ impl Survey {
     pub(super) fn of(path: &Path, manifest: &Manifest, judge: &Judge, waited: &Waited) -> io::Result<Survey> {
         let vouched = vouched(manifest, &judge.serving);
         let mut wanted: Vec<BinaryHeap<Candidate>> = judge.frames.iter().map(|_| BinaryHeap::new()).collect();
-        let mut survey =
-            Survey { wanted: Vec::new(), loaded: Loaded::default(), other_secret: None, largest: 0 };
+        let mut survey = Survey {
+            wanted: Vec::new(),
+            loaded: Loaded::default(),
+            other_secret: None,
+            largest: 0,
+            other_layouts: BTreeSet::new(),
+        };
         for (segment, mark) in (0u32..).zip(&manifest.segments) {
             let mut read = 0;
             let mut reader = match SegmentReader::open(&path.join(&mark.file)) {
@@ -83,7 +94,7 @@ impl Survey {
     /// Returns the device that takes a block; none, and why is counted, when none does.
     fn judge(&mut self, meta: &Meta, judge: &Judge, vouched: &HashSet<TenantId>) -> Option<usize> {
         let header = &meta.header;
-        let Judge { serving, frame_bytes, .. } = judge;
+        let Judge { serving, only, frame_bytes, .. } = judge;
         let tenant = serving.map.tenants.get(&header.tenant);
         if tenant.is_none_or(|tenant| tenant.era != header.era) {
             self.loaded.ended += 1;
@@ -92,6 +103,13 @@ impl Survey {
         if !vouched.contains(&header.tenant) {
             self.loaded.other_secret += 1;
             self.other_secret = Some(header.tenant);
+            return None;
+        }
+        if only.is_some_and(|only| only != header.fingerprint) {
+            self.loaded.other_layout += 1;
+            if self.other_layouts.len() < MAX_NAMED {
+                self.other_layouts.insert(header.fingerprint);
+            }
             return None;
         }
         if header.payload_bytes > *frame_bytes {
@@ -115,6 +133,10 @@ impl Survey {
         if let Some(tenant) = self.other_secret {
             let name = judge.serving.map.tenants.get(&tenant).map(|tenant| tenant.name.clone());
             return Err(PersistError::OtherSecret { tenant: name.unwrap_or_default() });
+        }
+        if let Some(wanted) = judge.only.filter(|_| self.loaded.other_layout > 0) {
+            let found: Vec<String> = self.other_layouts.iter().map(ToString::to_string).collect();
+            return Err(PersistError::ForeignLayout { wanted, found: found.join(", ") });
         }
         if self.largest > 0 {
             return Err(PersistError::OtherLayout { bytes: self.largest, largest: judge.frame_bytes });
@@ -173,7 +195,7 @@ mod tests {
     use super::super::segment::SegmentWriter;
     use super::*;
     use kvhive_protocol::block::{Codec, digest};
-    use kvhive_protocol::{BlockHeader, BlockKey, Era, LayoutFingerprint, Slot};
+    use kvhive_protocol::{BlockHeader, BlockKey, Era, Slot};
 
     #[test]
     fn few_segments_are_open_however_many_there_are() {

@@ -346,7 +346,7 @@ async fn a_snapshot_brings_encoded_blocks_back_with_what_their_bytes_mean() {
     assert_eq!(stored, Ok(vec![kept(1); 3]));
     first.persist(&path, |_| {}).expect("it is written");
     let (_coordinator, second) = Setup::default().one().await;
-    assert_eq!(second.load(&path, |_| {}).expect("it is whole").blocks, 3);
+    assert_eq!(second.load(&path, None, |_| {}).expect("it is whole").blocks, 3);
     assert_eq!(second.ask().await.fetch_whole(&[1, 2, 3]).await, Ok(blocks.map(Some).to_vec()));
     let stats = second.stats();
     let int8 = stats.codecs[Codec::Int8 as usize];

@@ -472,6 +472,6 @@ async fn a_snapshot_for_another_node_holds_what_is_on_disk_too() {
     let stats = node.shard_stats().await;
     assert_eq!((stats.hits, stats.misses), (0, 0), "nobody has fetched anything");
     let (_coordinator, other) = Setup::default().one().await;
-    assert_eq!(other.load(&path, |_| {}).expect("it is whole").blocks, 24);
+    assert_eq!(other.load(&path, None, |_| {}).expect("it is whole").blocks, 24);
     assert_eq!(come(&other, &all).await, [true; 24]);
 }

@@ -11,6 +11,7 @@ mod hints;
 mod life;
 mod moves;
 mod persist;
+mod persist_layouts;
 mod proxy;
 mod replication;
 mod tenants;

@@ -9,20 +9,20 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-const BLOCKS: u64 = 12;
+pub(super) const BLOCKS: u64 = 12;
 
-fn blocks() -> Vec<Block> {
+pub(super) fn blocks() -> Vec<Block> {
     (0..BLOCKS).map(|number| Block::new(number, 16 * KIB)).collect()
 }
 
-async fn filled(setup: &Setup) -> (super::FakeCoordinator, NodeHandle) {
+pub(super) async fn filled(setup: &Setup) -> (super::FakeCoordinator, NodeHandle) {
     let (coordinator, node) = setup.one().await;
     let stored = node.ask().await.store(&blocks(), Ack::Primary).await;
     assert_eq!(stored.map(|stored| stored.len()), Ok(BLOCKS as usize));
     (coordinator, node)
 }
 
-fn save(node: &NodeHandle, path: &Path) -> Saved {
+pub(super) fn save(node: &NodeHandle, path: &Path) -> Saved {
     let mut told = 0;
     let saved = node.persist(path, |progress| told = progress.blocks).expect("it is written");
     assert_eq!(told, BLOCKS, "progress ends at the end");
@@ -38,7 +38,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 /// Makes the node forget everything.
-async fn forget(node: &NodeHandle) {
+pub(super) async fn forget(node: &NodeHandle) {
     node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     node.is_made_anew().await;
     assert_eq!(node.ask().await.fetch(&[1]).await, Ok(vec![None]));
@@ -51,10 +51,10 @@ async fn what_was_persisted_is_there_again_after_a_load() {
     let (_coordinator, node) = filled(&Setup::default()).await;
     let bytes = BLOCKS * 16 * KIB as u64;
     assert_eq!(save(&node, &path), Saved { blocks: BLOCKS, bytes, resumed: 0 });
-    let again = node.load(&path, |_| {}).expect("it is whole");
+    let again = node.load(&path, None, |_| {}).expect("it is whole");
     assert_eq!(again, Loaded { already: BLOCKS, ..Loaded::default() });
     forget(&node).await;
-    let loaded = node.load(&path, |_| {}).expect("it is whole");
+    let loaded = node.load(&path, None, |_| {}).expect("it is whole");
     assert_eq!(loaded, Loaded { blocks: BLOCKS, bytes, ..Loaded::default() });
     let numbers: Vec<u64> = (0..BLOCKS).collect();
     let found = node.ask().await.fetch(&numbers).await.expect("an answer");
@@ -81,10 +81,13 @@ async fn what_an_interrupted_run_has_written_is_kept() {
     let (_coordinator, node) = filled(&Setup::default()).await;
     save(&node, &whole);
     interrupt(&node, &path, &whole);
-    assert!(matches!(node.load(&path, |_| {}), Err(PersistError::Io { .. })), "half a snapshot is none");
+    assert!(
+        matches!(node.load(&path, None, |_| {}), Err(PersistError::Io { .. })),
+        "half a snapshot is none"
+    );
     assert_eq!(save(&node, &path).resumed, BLOCKS);
     forget(&node).await;
-    assert_eq!(node.load(&path, |_| {}).expect("it is whole").blocks, BLOCKS);
+    assert_eq!(node.load(&path, None, |_| {}).expect("it is whole").blocks, BLOCKS);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -105,7 +108,7 @@ async fn what_a_run_has_written_before_a_clear_is_not_gone_on_with() {
     assert_eq!(stored.map(|stored| stored.len()), Ok(BLOCKS as usize));
     assert_eq!(node.persist(&path, |_| {}).expect("it is written").resumed, 0);
     forget(&node).await;
-    let loaded = node.load(&path, |_| {}).expect("it is whole");
+    let loaded = node.load(&path, None, |_| {}).expect("it is whole");
     assert_eq!((loaded.blocks, loaded.ended), (BLOCKS, 0), "{loaded:?}");
 }
 
@@ -157,10 +160,10 @@ async fn one_alone_writes_a_snapshot_and_nobody_reads_it_meanwhile() {
     assert_eq!((saved.expect("it is written").blocks, refused), (BLOCKS, Some(true)));
     let lock = fs::File::open(path.with_extension("lock")).expect("it is there");
     lock.lock().expect("nobody has it");
-    let refused = node.load(&path, |_| {}).expect_err("another writes it").to_string();
+    let refused = node.load(&path, None, |_| {}).expect_err("another writes it").to_string();
     assert!(refused.contains("being written or read by another"), "{refused}");
     drop(lock);
-    assert_eq!(node.load(&path, |_| {}).expect("it is whole").already, BLOCKS);
+    assert_eq!(node.load(&path, None, |_| {}).expect("it is whole").already, BLOCKS);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -175,10 +178,10 @@ async fn blocks_of_a_segment_that_is_cut_or_gone_are_counted_misses() {
     // At the end of a block: what is left looks whole.
     let block = whole.len() / BLOCKS as usize;
     fs::write(&segment, &whole[..5 * block]).expect("writable");
-    let loaded = node.load(&path, |_| {}).expect("the rest is whole");
+    let loaded = node.load(&path, None, |_| {}).expect("the rest is whole");
     assert_eq!((loaded.blocks, loaded.damaged), (5, BLOCKS - 5), "{loaded:?}");
     fs::remove_file(&segment).expect("writable");
-    let loaded = node.load(&path, |_| {}).expect("its manifest is whole");
+    let loaded = node.load(&path, None, |_| {}).expect("its manifest is whole");
     assert_eq!(loaded, Loaded { damaged: BLOCKS, ..Loaded::default() });
 }
 
@@ -192,7 +195,7 @@ async fn nothing_leaves_for_what_is_loaded() {
     let (_other, small) = Setup { device_frames: 8, ..Setup::default() }.one().await;
     let own: Vec<Block> = (100..104).map(|number| Block::new(number, 16 * KIB)).collect();
     assert_eq!(small.ask().await.store(&own, Ack::Primary).await.map(|stored| stored.len()), Ok(4));
-    let loaded = small.load(&path, |_| {}).expect("it is whole");
+    let loaded = small.load(&path, None, |_| {}).expect("it is whole");
     assert_eq!((loaded.blocks, loaded.no_room), (4, BLOCKS - 4), "{loaded:?}");
     assert_eq!(small.shard_stats().await.evicted, 0);
     let found = small.ask().await.fetch(&[100, 101, 102, 103]).await.expect("an answer");
@@ -212,7 +215,7 @@ async fn a_damaged_block_is_a_counted_miss_and_a_damaged_manifest_is_refused() {
     bytes[at] ^= 1;
     fs::write(&segment, bytes).expect("writable");
     forget(&node).await;
-    let loaded = node.load(&path, |_| {}).expect("the rest is whole");
+    let loaded = node.load(&path, None, |_| {}).expect("the rest is whole");
     assert_eq!((loaded.blocks, loaded.damaged), (BLOCKS - 1, 1), "{loaded:?}");
     for block in node
         .ask()
@@ -228,7 +231,7 @@ async fn a_damaged_block_is_a_counted_miss_and_a_damaged_manifest_is_refused() {
     let manifest = path.join("manifest.json");
     let text = fs::read_to_string(&manifest).expect("readable");
     fs::write(&manifest, text.replace("\"blocks\": 12", "\"blocks\": 13")).expect("writable");
-    assert!(matches!(node.load(&path, |_| {}), Err(PersistError::Damaged { .. })));
+    assert!(matches!(node.load(&path, None, |_| {}), Err(PersistError::Damaged { .. })));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -238,7 +241,7 @@ async fn another_layout_or_secret_is_refused_with_what_to_do() {
     let (coordinator, node) = filled(&Setup::default()).await;
     save(&node, &path);
     let (_other, small) = Setup { frame_bytes: 8 * KIB, ..Setup::default() }.one().await;
-    let refused = small.load(&path, |_| {}).expect_err("its frames are too small").to_string();
+    let refused = small.load(&path, None, |_| {}).expect_err("its frames are too small").to_string();
     assert!(refused.contains("16384") && refused.contains("8192") && refused.contains("layout"), "{refused}");
     coordinator.change(|map| {
         map.tenants.values_mut().for_each(|tenant| tenant.secret = [8; 32]);
@@ -251,7 +254,7 @@ async fn another_layout_or_secret_is_refused_with_what_to_do() {
             .is_some_and(|serving| serving.map.tenants.values().all(|one| one.secret == [8; 32]))
     })
     .await;
-    let refused = node.load(&path, |_| {}).expect_err("its keys name nothing").to_string();
+    let refused = node.load(&path, None, |_| {}).expect_err("its keys name nothing").to_string();
     assert!(refused.contains("secret of tenant \"default\""), "{refused}");
 }
 
@@ -487,9 +490,9 @@ async fn what_can_be_of_no_use_is_left_out_alone_and_counted() {
     });
     eventually("the node has the new secret", || knows(&node, [8; 32])).await;
     forget(&node).await;
-    let loaded = node.load(&path, |_| {}).expect("the rest is of use");
+    let loaded = node.load(&path, None, |_| {}).expect("the rest is of use");
     assert_eq!((loaded.blocks, loaded.other_secret), (BLOCKS + 1, 1), "{loaded:?}");
     let (_other, small) = Setup { frame_bytes: 16 * KIB, ..Setup::default() }.one().await;
-    let loaded = small.load(&path, |_| {}).expect("the rest fits");
+    let loaded = small.load(&path, None, |_| {}).expect("the rest fits");
     assert_eq!((loaded.blocks, loaded.too_large, loaded.ended), (BLOCKS, 1, 1), "{loaded:?}");
 }

@@ -26,8 +26,9 @@ pub(super) struct Use {
 }
 
 impl Shard {
-    /// Says how far each run is covered, from its start, without a gap. Covered blocks count as used now, and are kept
-    /// for `hold` (bounded by the configuration).
+    /// Says how far each run is covered, from its start, without a gap. Covered blocks count as used now, and are kept until they
+    /// have been read once more, and the last of a run that is not covered whole until a store has gone on from it too; for
+    /// `hold` at most (bounded by the configuration).
     ///
     /// A resident block knows how many blocks before it are resident without a gap, so the end of the coverage is found by
     /// bisection: a match of n keys looks up O(log n) of them.
@@ -49,7 +50,7 @@ impl Shard {
             if let Some(at) = ends {
                 let record = &mut self.index.records[at as usize];
                 // The blocks before it are kept by being no leaves.
-                record.hold(clock, until);
+                record.hold(clock, until, if covers < count { 2 } else { 1 });
                 // Another session goes on from it.
                 if covers < count && record.children > 0 {
                     record.set(Mark::SHARED, true);
@@ -96,10 +97,14 @@ impl Shard {
     /// Notes the use of blocks that are not linked to one another.
     fn note_each(&mut self, tenant: TenantId, keys: &KeyList, range: Range<usize>, until: Moment) {
         let (request, clock) = (self.request, self.hold_clock(self.request.now));
-        for key in range.filter_map(|at| keys.get(at)) {
+        let last = range.end.saturating_sub(1);
+        for (position, key) in range.filter_map(|at| Some((at, keys.get(at)?))) {
             let Some(at) = self.visible(tenant, &key) else { continue };
             let record = &mut self.index.records[at as usize];
-            record.hold(clock, until);
+            // The last is held already.
+            if position != last {
+                record.hold(clock, until, 1);
+            }
             let generation = record.generation;
             self.note(Use { at, generation, count: 1, request });
         }
@@ -141,8 +146,11 @@ impl Shard {
         let mut is_request = false;
         let mut hits = 0;
         let clock = self.hold_clock(now);
-        for key in keys.iter() {
-            let Some(at) = self.visible(tenant, &key) else {
+        let visible: Vec<Option<u32>> = keys.iter().map(|key| self.visible(tenant, &key)).collect();
+        // What a match has just named was counted there: it holds the last block of each run.
+        let is_named = visible.iter().flatten().any(|at| self.index.records[*at as usize].is_held(clock));
+        for at in visible {
+            let Some(at) = at else {
                 self.stats.misses += 1;
                 found.push(None);
                 continue;
@@ -153,13 +161,14 @@ impl Shard {
                 found.push(None);
                 continue;
             }
+            record.came();
             let was_ahead = record.take(Mark::AHEAD);
             let tier = record.tier;
             let is_on_disk = tier == Tier::Disk;
             let is_late = was_ahead && record.is(Mark::COMING);
             let id = BlockId { index: at, generation: record.generation };
-            // What a match has just named was counted there; what nobody asked for before counts here.
-            if record.request != self.request.number as u32 && !record.is_held(clock) {
+            // What nobody asked for before counts here.
+            if record.request != self.request.number as u32 && !is_named {
                 if !is_request {
                     is_request = true;
                     let (number, blocks) = (self.request.number + 1, keys.len() as u32);

@@ -18,7 +18,7 @@ impl Shard {
     /// Takes what the engine expects of the session of these blocks, which it does not use by this; returns how many are here.
     /// The keys come in the order of their prefix, whose segments the runs are: of each, the blocks before it may be elsewhere.
     ///
-    /// Holds stay: they are nobody's, and another asker may be about to fetch the same blocks.
+    /// Holds stay: they are nobody's own, and another asker may be about to fetch the same blocks.
     pub fn release(
         &mut self,
         now: Moment,
