@@ -9,7 +9,8 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    config, down, drain, events, node, raft, replay, simulate, status, tenants, trace as trace_command, up,
+    config, down, drain, events, node, raft, replay, simulate, status, tenants, top, trace as trace_command,
+    up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -29,6 +30,7 @@ enum Command {
     Up(up::Up),
     Down(down::Down),
     Status(status::Status),
+    Top(top::Top),
     Nodes(status::Nodes),
     Slots(status::Slots),
     Drain(drain::Drain),
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Up(command) => command.run(),
         Command::Down(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Top(command) => command.run(),
         Command::Nodes(command) => command.run(),
         Command::Slots(command) => command.run(),
         Command::Drain(command) => command.run(),
