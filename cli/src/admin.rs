@@ -180,6 +180,16 @@ impl Admin {
         })
     }
 
+    /// Deletes what is at `path`, by the first coordinator that answers.
+    ///
+    /// # Errors
+    /// When none answers, or the answer is an error.
+    pub(crate) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.ask(Asked::Change, |url| {
+            self.changes.delete(format!("{url}{path}")).header("authorization", self.bearer()).call()
+        })
+    }
+
     fn bearer(&self) -> String {
         format!("Bearer {}", self.token)
     }

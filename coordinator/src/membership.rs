@@ -1,6 +1,6 @@
-//! Whose log a data folder holds: cluster, coordinator, and the set that it votes in, written down before the log is made
-//! and compared at each start. Raft's promises hold for one set and one owner of a log; whoever starts with another could
-//! elect two leaders. Addresses are not part of it: coordinators may move.
+//! Whose log a data folder holds: cluster and coordinator, written down before the log is made and compared at each start.
+//! Raft's promises hold for one owner of a log; whoever starts with another's could elect two leaders. Who the others are is
+//! in the log itself. Addresses are not part of it: coordinators may move.
 
 use crate::config::CoordinatorConfig;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ const NAME: &str = "membership.json";
 /// What it is written as before it is complete.
 const NEXT_NAME: &str = "membership.next";
 /// The format of the file.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Longer than any that is written, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -28,8 +28,6 @@ pub struct Membership {
     cluster: String,
     /// The coordinator that writes the log.
     own: Seat,
-    /// All coordinators, by number.
-    coordinators: Vec<Seat>,
 }
 
 /// One of the coordinators.
@@ -92,10 +90,8 @@ pub enum MembershipError {
 pub enum Difference {
     /// The cluster's name.
     Cluster,
-    /// Which of the same coordinators it is.
+    /// Which of the coordinators it is.
     Coordinator,
-    /// Who the coordinators are.
-    Set,
 }
 
 impl Difference {
@@ -105,12 +101,8 @@ impl Difference {
                 "a log stays with its cluster; set the cluster's name back, or give this coordinator another data_dir"
             }
             Difference::Coordinator => {
-                "a log stays with its coordinator; set data_dir, or peer and id, back to what they were"
-            }
-            Difference::Set => {
-                "the coordinators of a cluster cannot be changed under its log; set their ids and peer numbers back (without \
-                 `peer` the order in the file gives the numbers), or begin a new, empty cluster with an empty data_dir for \
-                 every coordinator"
+                "a log stays with its coordinator; set data_dir, or peer and id, back to what they were (without `peer` the \
+                 order in the file gives the numbers)"
             }
         }
     }
@@ -119,21 +111,16 @@ impl Difference {
 impl Membership {
     /// Returns what the configuration says.
     pub(crate) fn of(config: &CoordinatorConfig) -> Membership {
-        let mut coordinators: Vec<Seat> =
-            config.peers.iter().map(|peer| Seat { peer: peer.peer, name: peer.name.clone() }).collect();
-        coordinators.sort_unstable();
-        let own = coordinators.iter().find(|seat| seat.peer == config.peer).cloned();
-        let own = own.unwrap_or(Seat { peer: config.peer, name: String::new() });
-        Membership { format: FORMAT, cluster: config.cluster_name.clone(), own, coordinators }
+        let own = config.peers.iter().find(|peer| peer.peer == config.peer);
+        let name = own.map_or_else(String::new, |own| own.name.clone());
+        let own = Seat { peer: config.peer, name };
+        Membership { format: FORMAT, cluster: config.cluster_name.clone(), own }
     }
 
     /// Says in what a data folder differs from this configuration, if it does.
     fn difference(&self, found: &Membership) -> Option<Difference> {
         if found.cluster != self.cluster {
             return Some(Difference::Cluster);
-        }
-        if found.coordinators != self.coordinators {
-            return Some(Difference::Set);
         }
         (found.own != self.own).then_some(Difference::Coordinator)
     }
@@ -200,8 +187,7 @@ fn read(folder: &Path) -> Result<Option<Membership>, MembershipError> {
 
 impl fmt::Display for Membership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all: Vec<String> = self.coordinators.iter().map(Seat::to_string).collect();
-        write!(f, "coordinator {} of cluster {:?} with {}", self.own, self.cluster, all.join(", "))
+        write!(f, "coordinator {} of cluster {:?}", self.own, self.cluster)
     }
 }
 
@@ -215,30 +201,22 @@ impl fmt::Display for Seat {
 mod tests {
     use super::*;
 
-    fn membership(cluster: &str, own: u64, names: &[(u64, &str)]) -> Membership {
-        let seat = |(peer, name): &(u64, &str)| Seat { peer: *peer, name: (*name).to_owned() };
-        let coordinators: Vec<Seat> = names.iter().map(seat).collect();
-        let own = coordinators.iter().find(|seat| seat.peer == own).cloned().expect("it is one of them");
-        Membership { format: FORMAT, cluster: cluster.to_owned(), own, coordinators }
+    fn membership(cluster: &str, peer: u64, name: &str) -> Membership {
+        let own = Seat { peer, name: name.to_owned() };
+        Membership { format: FORMAT, cluster: cluster.to_owned(), own }
     }
 
-    const THREE: [(u64, &str); 3] = [(1, "a"), (2, "b"), (3, "c")];
-
     fn ours() -> Membership {
-        membership("ours", 1, &THREE)
+        membership("ours", 1, "a")
     }
 
     #[test]
-    fn a_log_is_for_one_cluster_one_set_and_one_coordinator_of_it() {
+    fn a_log_is_for_one_cluster_and_one_coordinator_of_it() {
         let cases = [
             (ours(), None),
-            (membership("theirs", 1, &THREE), Some(Difference::Cluster)),
-            (membership("ours", 2, &THREE), Some(Difference::Coordinator)),
-            (membership("ours", 1, &THREE[..1]), Some(Difference::Set)),
-            (membership("ours", 1, &[(1, "a"), (2, "b"), (3, "c"), (4, "d")]), Some(Difference::Set)),
-            (membership("ours", 1, &[(1, "a"), (2, "c"), (3, "b")]), Some(Difference::Set)),
-            (membership("ours", 1, &[(1, "x"), (2, "b"), (3, "c")]), Some(Difference::Set)),
-            (membership("ours", 2, &[(2, "a"), (3, "b"), (4, "c")]), Some(Difference::Set)),
+            (membership("theirs", 1, "a"), Some(Difference::Cluster)),
+            (membership("ours", 2, "a"), Some(Difference::Coordinator)),
+            (membership("ours", 1, "b"), Some(Difference::Coordinator)),
         ];
         for (found, difference) in cases {
             assert_eq!(ours().difference(&found), difference, "{found}");
@@ -248,7 +226,7 @@ mod tests {
     #[test]
     fn a_folder_keeps_its_first_owner_once_it_holds_a_log() {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let theirs = membership("ours", 2, &THREE);
+        let theirs = membership("ours", 2, "b");
         theirs.claim(folder.path(), false).expect("an empty folder is anybody's");
         ours().claim(folder.path(), false).expect("no log was made by the one before");
         ours().claim(folder.path(), true).expect("it is ours");
@@ -256,9 +234,9 @@ mod tests {
         assert_eq!(
             refused.to_string(),
             format!(
-                "{} holds the log of coordinator a (peer 1) of cluster \"ours\" with a (peer 1), b (peer 2), c (peer 3); \
-                 configured is coordinator b (peer 2) of cluster \"ours\" with a (peer 1), b (peer 2), c (peer 3): a log \
-                 stays with its coordinator; set data_dir, or peer and id, back to what they were",
+                "{} holds the log of coordinator a (peer 1) of cluster \"ours\"; configured is coordinator b (peer 2) of cluster \
+                 \"ours\": a log stays with its coordinator; set data_dir, or peer and id, back to what they were (without \
+                 `peer` the order in the file gives the numbers)",
                 folder.path().display()
             )
         );
@@ -271,8 +249,8 @@ mod tests {
         let missing = ours().claim(folder.path(), true);
         assert!(matches!(missing, Err(MembershipError::Missing { .. })), "{missing:?}");
         let whole = serde_json::to_string(&ours()).expect("it encodes");
-        let later = whole.replace("\"format\":1", "\"format\":2,\"learners\":[]");
-        let unknown = whole.replace("\"format\":1", "\"format\":1,\"learners\":[]");
+        let later = whole.replace("\"format\":2", "\"format\":3,\"learners\":[]");
+        let unknown = whole.replace("\"format\":2", "\"format\":2,\"learners\":[]");
         for text in ["", "{}", "[1]", &whole[..whole.len() - 1], &later, &unknown, &"[".repeat(2 << 20)] {
             std::fs::write(folder.path().join(NAME), text).expect("the folder is ours");
             let damaged = ours().claim(folder.path(), true);

@@ -4,6 +4,7 @@
 use crate::actors::raft::{Raft, RaftMessage};
 use kvhive_consensus::{MAX_APPEND_MESSAGE_BYTES, MAX_MESSAGE_BYTES, PeerId};
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
+use kvhive_protocol::raft::Seat;
 use kvhive_protocol::{ClusterId, WireError};
 use kvhive_wire::{Connection, Fault, Identity};
 use std::time::Duration;
@@ -79,6 +80,31 @@ pub(crate) fn frame_limit(bytes: usize) -> Duration {
     FRAME_LIMIT + Duration::from_secs((bytes / LEAST_RATE) as u64)
 }
 
+/// A peer to be dialled from now on.
+pub(crate) type Line = (PeerId, Seat, Outgoing);
+
+/// Dials whoever the raft actor names, each until its lanes are dropped, until `stop`.
+pub(crate) async fn dial(
+    mut lines: mpsc::UnboundedReceiver<Line>,
+    identity: Identity,
+    cluster: watch::Receiver<Option<ClusterId>>,
+    raft: Raft,
+    mut stop: watch::Receiver<bool>,
+) {
+    loop {
+        let (peer, seat, outgoing) = tokio::select! {
+            line = lines.recv() => match line {
+                Some(line) => line,
+                None => return,
+            },
+            () = kvhive_runtime::stopped(&mut stop) => return,
+        };
+        let (identity, cluster) = (identity.clone(), cluster.clone());
+        let to = Destination { peer, name: seat.name, address: seat.raft_address, identity, cluster };
+        tokio::spawn(run(to, outgoing, raft.clone(), stop.clone()));
+    }
+}
+
 /// Sends what is queued for a peer, until `stop`.
 pub(crate) async fn run(to: Destination, mut queues: Outgoing, raft: Raft, mut stop: watch::Receiver<bool>) {
     tokio::select! {
@@ -115,6 +141,9 @@ async fn send_small(to: &Destination, queue: &mut mpsc::Receiver<Vec<u8>>, raft:
         }
         // What waited is old by the time the peer is back.
         while queue.try_recv().is_ok() {}
+        if queue.is_closed() {
+            return;
+        }
         // A full mailbox has other troubles; the next failure tells it again.
         let _ = raft.try_send(RaftMessage::Unreachable { peer: to.peer });
         tokio::time::sleep(PAUSE).await;

@@ -45,7 +45,6 @@ fn pair(ours: Option<u128>, theirs: Option<u128>) -> Pair {
         control: ControlPlane::new(raft.clone()),
         token: token.clone(),
         cluster: known,
-        voters: vec![PeerId(1), PeerId(2)],
         room: Room::default(),
     };
     runtime.io().spawn(server::serve(listener, Arc::new(server), stopping.clone()));

@@ -39,7 +39,6 @@ pub(crate) struct Server {
     pub(crate) control: ControlPlane,
     pub(crate) token: TokenKey,
     pub(crate) cluster: watch::Receiver<Option<ClusterId>>,
-    pub(crate) voters: Vec<PeerId>,
     pub(crate) room: Room,
 }
 
@@ -152,7 +151,8 @@ async fn receive_raft(
     server: &Server,
 ) -> Result<(), Fault> {
     let from = PeerId(peer.sender);
-    if peer.role != Role::Coordinator || !server.voters.contains(&from) {
+    // Who is of the group is for consensus to say: whoever lags may not know its leader.
+    if peer.role != Role::Coordinator {
         let error =
             WireError::Forbidden { role: peer.role.to_string(), what: "send raft messages".to_owned() };
         connection.refuse(0, &error).await?;

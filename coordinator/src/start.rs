@@ -1,21 +1,22 @@
 //! Starts a coordinator: log, raft actor, peers, listeners; and ends it in order.
 
-use crate::actors::raft::{Bootstrap, Name, Parts, Raft, RaftActor, RaftMessage};
+use crate::actors::directory::{self, Directory};
+use crate::actors::raft::{Bootstrap, Parts, Raft, RaftActor, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::admin::audit::Audit;
 use crate::admin::{self, Admin, Listeners, Sources};
-use crate::config::{CoordinatorConfig, CoordinatorError};
+use crate::config::{CoordinatorConfig, CoordinatorError, PeerConfig};
 use crate::control_plane::ControlPlane;
 use crate::log::LogFolder;
 use crate::log_thread::{self, LogFigures};
 use crate::membership::Membership;
-use crate::peers::{self, Destination};
+use crate::peers;
 use crate::server::{self, Room, Server};
 use kvhive_consensus::{Consensus, ConsensusConfig, PeerId, Restored};
 use kvhive_control::{Overseer, Registry, Tuning};
 use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::handshake::{Role, TokenKey};
-use kvhive_protocol::raft::RaftRequest;
+use kvhive_protocol::raft::{RaftRequest, Seat};
 use kvhive_protocol::{ClusterId, WireError};
 use kvhive_runtime::{BootClock, Clock, RestartPolicy, Runtime, RuntimeConfig, Spawn, Stage};
 use kvhive_wire::Identity;
@@ -24,7 +25,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 /// Ticks of an election timeout: its resolution.
@@ -64,12 +65,13 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     Membership::of(&config).claim(&config.data_dir, folder.holds_log()?)?;
     let (store, restored) = folder.open()?;
     let registry = registry_of(&restored)?;
+    let seats: BTreeMap<PeerId, Seat> = config.peers.iter().map(seat).collect();
     let tick = config.election_timeout / ELECTION_TICKS;
     let heartbeat_ticks = config.heartbeat.as_nanos().div_ceil(tick.as_nanos().max(1)) as u32;
     let consensus = Consensus::new(
         ConsensusConfig {
             id: us,
-            voters: config.peers.iter().map(|peer| PeerId(peer.peer)).collect(),
+            peers: seats.iter().map(|(peer, seat)| (*peer, directory::encode(seat))).collect(),
             election_ticks: ELECTION_TICKS,
             heartbeat_ticks: heartbeat_ticks.clamp(1, ELECTION_TICKS - 1),
             max_inflight: MAX_INFLIGHT,
@@ -89,17 +91,9 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let (events, known_events) = watch::channel(0);
     let (vitals, known_vitals) = watch::channel(Vitals::UNKNOWN);
     let (log_queue, log_writes) = log_thread::queue();
-    let mut queues = BTreeMap::new();
-    let mut outgoing = Vec::new();
-    for peer in config.peers.iter().filter(|peer| peer.peer != config.peer) {
-        let (lanes, receivers) = peers::lanes();
-        queues.insert(PeerId(peer.peer), lanes);
-        outgoing.push((peer, receivers));
-    }
+    let (dialler, lines) = mpsc::unbounded_channel();
+    let (told, known_peers) = watch::channel(config.peers.clone());
     let token = TokenKey::new(&config.token);
-    let names = config.peers.iter().map(|peer| {
-        (PeerId(peer.peer), Name { name: peer.name.clone(), raft_address: peer.raft_address.clone() })
-    });
     let bootstrap = Bootstrap {
         cluster: ClusterId(u128::from(word(16)) << 64 | u128::from(word(24))),
         name: config.cluster_name.clone(),
@@ -111,9 +105,8 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         consensus,
         registry,
         overseer: Overseer::new(Tuning { repair_after: config.repair_after, ..Tuning::default() }),
-        names: names.collect(),
         us,
-        peers: queues,
+        directory: Directory::new(us, seats, dialler, told),
         log: log_queue,
         clock: Arc::new(BootClock) as Arc<dyn Clock>,
         tick,
@@ -141,23 +134,15 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         .map_err(|source| CoordinatorError::Failed(format!("cannot start the log's thread: {source}")))?;
     let identity =
         Identity { token: token.clone(), role: Role::Coordinator, sender: config.peer, cluster: None };
-    for (peer, queues) in outgoing {
-        let destination = Destination {
-            peer: PeerId(peer.peer),
-            name: peer.name.clone(),
-            address: peer.raft_address.clone(),
-            identity: identity.clone(),
-            cluster: known_cluster.clone(),
-        };
-        runtime.io().spawn(peers::run(destination, queues, raft.clone(), stopping.clone()));
-    }
+    let dialling =
+        peers::dial(lines, identity.clone(), known_cluster.clone(), raft.clone(), stopping.clone());
+    runtime.io().spawn(dialling);
     let control = ControlPlane::new(raft.clone());
     let server = Arc::new(Server {
         raft: raft.clone(),
         control: control.clone(),
         token,
         cluster: known_cluster,
-        voters: config.peers.iter().map(|peer| PeerId(peer.peer)).collect(),
         room: Room::default(),
     });
     let serving = runtime.io().spawn(server::serve(raft_listener, server, stopping.clone()));
@@ -167,7 +152,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         control,
         identity,
         us: config.peer,
-        peers: config.peers.clone(),
+        peers: known_peers,
         log: figures,
         vitals: known_vitals,
     };
@@ -188,10 +173,16 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     Ok(CoordinatorHandle { runtime, raft_address, admin_address, failed: failure })
 }
 
+fn seat(peer: &PeerConfig) -> (PeerId, Seat) {
+    let PeerConfig { peer, name, raft_address, admin_address } = peer.clone();
+    (PeerId(peer), Seat { name, raft_address, admin_address })
+}
+
 /// Rebuilds the state machine up to the snapshot; raft hands out the entries after it.
 fn registry_of(restored: &Restored) -> Result<Registry, CoordinatorError> {
     match &restored.snapshot {
-        Some(snapshot) => Ok(Registry::restore(&snapshot.data)?),
+        // What is no snapshot of ours has no state that could be restored, and is refused as such.
+        Some(snapshot) => Ok(Registry::restore(snapshot.state().unwrap_or_default())?),
         None => Ok(Registry::new()),
     }
 }

@@ -138,7 +138,15 @@ impl Cluster {
 
     /// Starts a process again that was killed. It ends with the returned guard.
     pub fn respawn(&self, id: &str) -> Respawned {
-        let config = self.folder.path().join("cluster.toml");
+        self.spawn_by("cluster.toml", id)
+    }
+
+    /// Starts a process of another cluster file in the cluster's folder. It ends with the returned guard.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn spawn_by(&self, file: &str, id: &str) -> Respawned {
+        let config = self.folder.path().join(file);
         let log = std::fs::File::create(self.folder.path().join(format!("logs/{id}-again.log")))
             .expect("room for a log");
         let child = Command::new(kvhive())

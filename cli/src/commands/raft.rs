@@ -1,14 +1,24 @@
 //! `kvhive raft`: the coordinators themselves.
 
-use super::status::text;
+use super::config;
+use super::status::{list, text};
 use crate::admin::{Admin, Target};
 use crate::report;
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-/// Look after the coordinators: who leads
+/// How often it is looked how far a coordinator is.
+const POLL: Duration = Duration::from_millis(250);
+/// A coordinator that is not heard for this long while it is waited for does not run, or is not reached.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Look after the coordinators: who they are, who leads; add, remove and replace them while everything goes on
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Raft {
     #[command(flatten)]
     target: Target,
@@ -19,8 +29,43 @@ pub(crate) struct Raft {
     verb: Verb,
 }
 
+const EXAMPLES: &str = "Examples:
+  kvhive raft status
+  kvhive raft replace coord-3 coord-4 --config cluster.toml   # coord-4 as this file has it; start it beside this command
+  kvhive raft transfer coord-1";
+
 #[derive(Subcommand, Debug)]
 enum Verb {
+    /// Show every coordinator: its vote, how far its log is, whether the leader hears it
+    Status,
+    /// Add a coordinator, which follows without a vote until it is promoted
+    ///
+    /// Its data_dir must be empty, and its own cluster file must name it and enough of the others: of each majority one.
+    Add {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        seat: Seat,
+    },
+    /// Give a coordinator that follows its vote, once it has caught up
+    Promote {
+        /// Its name
+        name: String,
+    },
+    /// Remove a coordinator, if the others can go on without it; if it leads, another does first
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Put a new coordinator in another's place: add it, wait until it has caught up, then change both in one step
+    Replace {
+        /// Who leaves
+        old: String,
+        /// Who comes; nothing is changed until it has caught up
+        new: String,
+        #[command(flatten)]
+        seat: Seat,
+    },
     /// Hand leadership to another coordinator, without an election timeout; returns when it leads
     ///
     /// A leader that is told to end does so by itself. Changes that are under way meanwhile are repeated by their askers.
@@ -30,6 +75,55 @@ enum Verb {
     },
 }
 
+/// Where a new coordinator is.
+#[derive(Args, Debug)]
+struct Seat {
+    /// Cluster file that describes it: its number and addresses are taken from there
+    #[arg(long, value_name = "FILE", required_unless_present = "peer")]
+    config: Option<PathBuf>,
+    /// Its number in raft; not one that another coordinator has
+    #[arg(
+        long,
+        value_name = "N",
+        conflicts_with = "config",
+        requires = "raft_address",
+        requires = "admin_address"
+    )]
+    peer: Option<u64>,
+    /// Where the others reach its raft and control plane
+    #[arg(long, value_name = "HOST:PORT", requires = "peer")]
+    raft_address: Option<String>,
+    /// Where its admin API is reached
+    #[arg(long, value_name = "HOST:PORT", requires = "peer")]
+    admin_address: Option<String>,
+}
+
+impl Seat {
+    /// Returns what the coordinators are told of it.
+    fn body(&self, name: &str) -> Result<Value> {
+        let Some(file) = &self.config else {
+            return Ok(json!({
+                "name": name,
+                "peer": self.peer,
+                "raft_address": self.raft_address,
+                "admin_address": self.admin_address,
+            }));
+        };
+        let config = config::read(file)?;
+        let found = config.coordinators.iter().find(|known| known.id == name);
+        let known = found.with_context(|| {
+            let known: Vec<&str> = config.coordinators.iter().map(|known| known.id.as_str()).collect();
+            format!("{} has no coordinator {name:?}; it has {}", file.display(), known.join(", "))
+        })?;
+        Ok(json!({
+            "name": name,
+            "peer": known.peer,
+            "raft_address": known.raft_address(),
+            "admin_address": known.admin_address(),
+        }))
+    }
+}
+
 impl Raft {
     /// Does what was asked.
     ///
@@ -37,17 +131,137 @@ impl Raft {
     /// When no coordinator answers, or it is refused.
     pub(crate) fn run(self) -> Result<()> {
         let admin = self.target.resolve()?;
-        match &self.verb {
-            Verb::Transfer { name } => self.transfer(&admin, name),
-        }
-    }
-
-    fn transfer(&self, admin: &Admin, name: &str) -> Result<()> {
-        let group: Value = admin.post("/v1/raft/transfer", &json!({"to": name}))?;
+        let (group, said) = match &self.verb {
+            Verb::Status => (admin.get("/v1/raft")?, String::new()),
+            Verb::Add { name, seat } => {
+                let group: Value = admin.post("/v1/raft/members", &seat.body(name)?)?;
+                let said = format!(
+                    "{name} is added without a vote: start it with an empty data_dir, then `kvhive raft promote {name}`"
+                );
+                (group, said)
+            }
+            Verb::Promote { name } => {
+                self.wait(&admin, name)?;
+                (promote(&admin, name, None)?, format!("{name} votes"))
+            }
+            Verb::Remove { name } => {
+                let group: Value = admin.delete(&format!("/v1/raft/members/{name}"))?;
+                (
+                    group,
+                    format!(
+                        "{name} is removed: stop it, and empty its data_dir before it is ever added again"
+                    ),
+                )
+            }
+            Verb::Replace { old, new, seat } => {
+                let before: Value = admin.get("/v1/raft")?;
+                if member(&before, old).is_none() {
+                    bail!("there is no coordinator {old:?}; `kvhive raft status` lists those that there are");
+                }
+                let _: Value = admin.post("/v1/raft/members", &seat.body(new)?)?;
+                self.wait(&admin, new)?;
+                let group = promote(&admin, new, Some(old))?;
+                (group, format!("{new} votes in place of {old}: stop {old}"))
+            }
+            Verb::Transfer { name } => {
+                let group: Value = admin.post("/v1/raft/transfer", &json!({"to": name}))?;
+                let said = format!("{} leads in term {}", text(&group, "leader"), text(&group, "term"));
+                (group, said)
+            }
+        };
         if self.json {
             return report::print_json(&group);
         }
-        println!("{} leads in term {}", text(&group, "leader"), text(&group, "term"));
+        if said.is_empty() {
+            show(&group)
+        } else {
+            println!("{said}")
+        }
         Ok(())
     }
+
+    /// Waits until a coordinator has what the leader has.
+    fn wait(&self, admin: &Admin, name: &str) -> Result<()> {
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} entries {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::new(0).with_style(style).with_message(format!("of the log are at {name}"));
+        let mut heard = Instant::now();
+        loop {
+            // Another coordinator may be about to lead.
+            if let Ok(group) = admin.get::<Value>("/v1/raft") {
+                let Some(known) = member(&group, name) else {
+                    bail!("{name} is no coordinator of this cluster; `kvhive raft add` makes it one");
+                };
+                if known["role"] == "voter" {
+                    return Ok(());
+                }
+                if known["heard"] == true {
+                    heard = Instant::now();
+                }
+                let (matched, lag) = (known["matched"].as_u64(), known["lag"].as_u64());
+                bar.set_length(matched.unwrap_or(0) + lag.unwrap_or(0));
+                bar.set_position(matched.unwrap_or(0));
+                if known["heard"] == true && lag == Some(0) {
+                    bar.finish_and_clear();
+                    return Ok(());
+                }
+            }
+            if heard.elapsed() > SILENCE {
+                bail!(
+                    "{name} was not heard for {SILENCE:?}: see that it runs with an empty data_dir and a cluster file that names it \
+                     and the others, then ask again"
+                );
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+/// Gives a coordinator its vote. Its last word, that it has everything, may be a moment behind its log.
+fn promote(admin: &Admin, name: &str, replaces: Option<&str>) -> Result<Value> {
+    let (path, body) = (format!("/v1/raft/members/{name}/promote"), json!({"replaces": replaces}));
+    let begun = Instant::now();
+    loop {
+        match admin.post(&path, &body) {
+            Err(error)
+                if begun.elapsed() < SILENCE / 6 && format!("{error:#}").contains("gets no vote before") =>
+            {
+                std::thread::sleep(POLL);
+            }
+            promoted => return promoted,
+        }
+    }
+}
+
+fn member<'a>(group: &'a Value, name: &str) -> Option<&'a Value> {
+    list(&group["coordinators"]).iter().find(|known| known["name"] == name)
+}
+
+fn show(group: &Value) {
+    println!(
+        "leader {}   term {}   committed {}   applied {}\n",
+        text(group, "leader"),
+        text(group, "term"),
+        text(group, "committed"),
+        text(group, "applied")
+    );
+    let mut table = report::table(&["COORDINATOR", "PEER", "ROLE", "HAS", "LACKS", "HEARD", "RAFT", "ADMIN"]);
+    for known in list(&group["coordinators"]) {
+        let is_leader = known["name"] == group["leader"];
+        let lacks = match known["takes_snapshot"] == true {
+            true => "the state".to_owned(),
+            false => text(known, "lag"),
+        };
+        table.add_row([
+            text(known, "name"),
+            text(known, "peer"),
+            if is_leader { "leader".to_owned() } else { text(known, "role") },
+            text(known, "matched"),
+            lacks,
+            if known["heard"] == true { "yes".to_owned() } else { "no".to_owned() },
+            text(known, "raft_address"),
+            text(known, "admin_address"),
+        ]);
+    }
+    report::print_table(&table);
 }

@@ -38,6 +38,9 @@ impl Consensus {
         if self.role.0 != Role::Leader && (!self.proposed.is_empty() || self.reads.len() > 0) {
             return Err(format!("a {:?} has proposals or reads waiting", self.role.0));
         }
+        if self.changing.is_some() && self.role.0 != Role::Leader {
+            return Err(format!("a {:?} waits for a change of the group", self.role.0));
+        }
         if self.proposed.len() > self.config.max_inflight || self.reads.len() > self.config.max_inflight {
             return Err("more waits than is allowed".to_owned());
         }

@@ -7,22 +7,26 @@
 //! entry or a vote leaves before [`Event::Persisted`] says that it is durable. A peer that starts with an empty log votes only
 //! when nobody can have counted on what it held: see [`Standing`].
 
+mod changes;
 mod founding;
+mod group;
 mod invariants;
 mod machine;
 mod memory;
 mod messages;
 mod reads;
+mod snapshots;
 mod standing;
 mod transfer;
 mod types;
 
+pub use group::{Group, MAX_ABOUT_BYTES, MAX_PEERS};
 pub use machine::Consensus;
 pub use messages::{
     MAX_APPEND_MESSAGE_BYTES, MAX_ENTRIES, MAX_MESSAGE_BYTES, MAX_PROPOSAL_BYTES, MAX_SNAPSHOT_BYTES,
 };
 pub use standing::Standing;
 pub use types::{
-    ConsensusConfig, ConsensusError, Effect, Event, LogBatch, LogEntry, PeerId, RefuseReason, Restored, Role,
-    SnapshotRecord, Status, Ticket, WriteId,
+    ConsensusConfig, ConsensusError, Effect, Event, GroupChange, LogBatch, LogEntry, PeerId, PeerProgress,
+    RefuseReason, Restored, Role, SnapshotRecord, Status, Ticket, WriteId,
 };

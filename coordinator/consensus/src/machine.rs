@@ -1,27 +1,25 @@
 //! The machine itself.
 
+use crate::group::{Group, MAX_ABOUT_BYTES, MAX_PEERS};
 use crate::memory::{MemoryLog, encode_entry};
-use crate::messages::{Expected, MAX_APPEND_BYTES, MAX_PROPOSAL_BYTES, MAX_SNAPSHOT_BYTES, decode};
+use crate::messages::{Expected, MAX_APPEND_BYTES, MAX_PROPOSAL_BYTES, decode};
 use crate::reads::Reads;
-use crate::standing::{Heard, Standing, encode_hard_state, is_word};
+use crate::standing::{Heard, Held, Standing, is_word};
 use crate::transfer::Transfer;
 use crate::types::{
     ConsensusConfig, ConsensusError, Effect, Event, LogBatch, PeerId, RefuseReason, Restored, Role,
     SnapshotRecord, Status, Ticket, WriteId,
 };
 use protobuf::Message as _;
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::prelude::{Config, RawNode};
-use raft::{ProgressState, ReadOnlyOption, Ready, SnapshotStatus, StateRole};
+use raft::{ReadOnlyOption, Ready, StateRole};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Append messages under way to one peer.
 const MAX_INFLIGHT_APPENDS: usize = 64;
 /// Entries handed over for applying at a time, in bytes.
 const MAX_APPLY_BYTES: u64 = 4 << 20;
-/// A snapshot that a peer has not confirmed after this many election timeouts is sent again.
-const SNAPSHOT_PATIENCE: u64 = 8;
-
 /// A peer of the raft group.
 pub struct Consensus {
     pub(crate) config: ConsensusConfig,
@@ -36,16 +34,31 @@ pub struct Consensus {
     /// Writes that were asked for, each with the readies it finishes and what may be sent then.
     pub(crate) unpersisted: VecDeque<(WriteId, u64, Vec<Message>)>,
     /// Term, vote and standing that were asked to be durable last.
-    persisted_hard_state: (u64, u64, Standing),
+    pub(crate) persisted_hard_state: (u64, u64, Standing),
+    /// The write that says that this peer is settled, while it is not durable.
+    pub(crate) settling: Option<WriteId>,
+    /// Peers that have told this leader that they are settled: only on those can it count for a vote.
+    pub(crate) fit: BTreeSet<PeerId>,
     pub(crate) standing: Standing,
+    /// Who voted when the log began; nobody where it began as a copy of others'.
+    pub(crate) founders: Vec<PeerId>,
+    /// What is known of each peer of the group.
+    pub(crate) about: BTreeMap<PeerId, Vec<u8>>,
+    /// Whether votes are joint: looked at with every step.
+    pub(crate) is_joint: bool,
+    /// The change of the group that is under way: its votes are joint.
+    pub(crate) changing: Option<Ticket>,
+    /// A leader has said that this peer is not of its group.
+    pub(crate) told_to_leave: bool,
     pub(crate) heard: Heard,
     /// The write that makes this peer a founder, while it is not durable.
     pub(crate) founding: Option<WriteId>,
     /// The write that brings a leader's snapshot, while it is not durable.
     pub(crate) installing: Option<WriteId>,
-    snapshot_asked: bool,
+    /// Where a snapshot was asked for that has not come, and the group there.
+    pub(crate) snapshot_asked: Option<(u64, Group)>,
     /// Where a snapshot was last asked for.
-    snapshot_tried: u64,
+    pub(crate) snapshot_tried: u64,
     pub(crate) snapshots_sent: BTreeMap<PeerId, u64>,
     /// The tick at which each peer was last heard.
     pub(crate) heard_at: BTreeMap<PeerId, u64>,
@@ -54,7 +67,7 @@ pub struct Consensus {
     /// Elections that were due here; each gets another timeout.
     elections: u64,
     pub(crate) ignored_messages: u64,
-    oversized_snapshots: u64,
+    pub(crate) oversized_snapshots: u64,
 }
 
 impl Consensus {
@@ -63,17 +76,20 @@ impl Consensus {
     ///
     /// # Errors
     /// When the setup or the log makes no sense.
-    pub fn new(mut config: ConsensusConfig, restored: Restored) -> Result<Consensus, ConsensusError> {
-        config.voters.sort_unstable();
+    pub fn new(config: ConsensusConfig, restored: Restored) -> Result<Consensus, ConsensusError> {
         let fail = |what: String| Err(ConsensusError::Config(what));
-        if config.voters.first().is_none_or(|lowest| lowest.0 == 0) {
+        if config.peers.keys().next().is_none_or(|lowest| lowest.0 == 0) {
             return fail("peers are numbered from 1".to_owned());
         }
-        if !config.voters.contains(&config.id) {
-            return fail(format!("peer {} is not among the voters", config.id.0));
+        if !config.peers.contains_key(&config.id) {
+            return fail(format!("peer {} is not among those that are named", config.id.0));
         }
-        if config.voters.windows(2).any(|pair| pair[0] == pair[1]) {
-            return fail("two voters have the same number".to_owned());
+        if config.peers.len() > MAX_PEERS {
+            return fail(format!("{} peers are over the limit of {MAX_PEERS}", config.peers.len()));
+        }
+        if let Some((peer, about)) = config.peers.iter().find(|(_, about)| about.len() > MAX_ABOUT_BYTES) {
+            let (found, limit) = (about.len(), MAX_ABOUT_BYTES);
+            return fail(format!("what is known of peer {} has {found} bytes, allowed are {limit}", peer.0));
         }
         if config.max_proposal_bytes > MAX_PROPOSAL_BYTES {
             let (found, limit) = (config.max_proposal_bytes, MAX_PROPOSAL_BYTES);
@@ -82,8 +98,20 @@ impl Consensus {
         if config.max_inflight == 0 || config.snapshot_every == 0 {
             return fail("max_inflight and snapshot_every must be at least 1".to_owned());
         }
-        let standing = Standing::of(&restored, config.voters.len())?;
-        let log = MemoryLog::new(config.voters.iter().map(|voter| voter.0).collect(), restored)?;
+        let named: Vec<PeerId> = config.peers.keys().copied().collect();
+        let (standing, founders) = Standing::of(&restored, &named)?;
+        if standing == Standing::Founder && founders != named {
+            let ids =
+                |peers: &[PeerId]| peers.iter().map(|peer| peer.0.to_string()).collect::<Vec<_>>().join(", ");
+            return fail(format!(
+                "the log began with peers {}, and peers {} are named: name the same until the group has begun, or begin anew \
+                 with an empty log",
+                ids(&founders),
+                ids(&named)
+            ));
+        }
+        let log = MemoryLog::new(&founders, restored)?;
+        let about = log.about().clone();
         let applied = log.snapshot_index();
         let persisted_hard_state = (log.hard_state.term, log.hard_state.vote, standing);
         let setup = Config {
@@ -111,11 +139,18 @@ impl Consensus {
             next_write: 1,
             unpersisted: VecDeque::new(),
             persisted_hard_state,
+            settling: None,
+            fit: BTreeSet::new(),
             standing,
+            founders,
+            about,
+            is_joint: false,
+            changing: None,
+            told_to_leave: false,
             heard: Heard::default(),
             founding: None,
             installing: None,
-            snapshot_asked: false,
+            snapshot_asked: None,
             snapshot_tried: applied,
             snapshots_sent: BTreeMap::new(),
             heard_at: BTreeMap::new(),
@@ -126,6 +161,7 @@ impl Consensus {
             config,
             raw,
         };
+        machine.note_joint();
         machine.own_timeout();
         Ok(machine)
     }
@@ -135,9 +171,10 @@ impl Consensus {
         match event {
             Event::Tick => self.on_tick(effects),
             Event::Received { from, bytes } if is_word(&bytes) => self.on_word(from, &bytes, effects),
-            Event::Received { from, bytes } => self.on_received(from, &bytes),
+            Event::Received { from, bytes } => self.on_received(from, &bytes, effects),
             Event::Propose { ticket, data } => self.on_propose(ticket, data, effects),
             Event::Read { ticket } => self.on_read(ticket, effects),
+            Event::ChangeGroup { ticket, change } => self.on_change(ticket, change, effects),
             Event::Transfer { ticket, to } => self.on_transfer(ticket, to, effects),
             Event::Persisted { write } => self.on_persisted(write, effects),
             Event::SnapshotTaken { index, data } => self.on_snapshot_taken(index, data, effects),
@@ -155,7 +192,7 @@ impl Consensus {
             role,
             term,
             leader,
-            standing: self.standing,
+            standing: if self.is_removed() { Standing::Removed } else { self.standing },
             committed: log.committed,
             applied: self.applied,
             last_index: log.last_index(),
@@ -174,28 +211,16 @@ impl Consensus {
             let raft = &self.raw.raft;
             self.elections += u64::from(raft.state != StateRole::Leader && raft.election_elapsed <= waited);
         }
-        let patience = u64::from(self.config.election_ticks) * SNAPSHOT_PATIENCE;
-        let overdue: Vec<PeerId> = self
-            .snapshots_sent
-            .iter()
-            .filter(|(_, sent)| self.ticks - **sent > patience)
-            .map(|(peer, _)| *peer)
-            .collect();
-        for peer in overdue {
-            self.snapshots_sent.remove(&peer);
-            let waits = self.raw.raft.prs().get(peer.0).is_some_and(|pr| pr.state == ProgressState::Snapshot);
-            if waits {
-                self.raw.report_snapshot(peer.0, SnapshotStatus::Failure);
-            }
-        }
+        self.repeat_snapshots();
     }
 
-    fn on_received(&mut self, from: PeerId, bytes: &[u8]) {
+    fn on_received(&mut self, from: PeerId, bytes: &[u8], effects: &mut Vec<Effect>) {
+        let is_known = self.is_of_group(from);
         let log = &self.raw.raft.raft_log;
         let expected = Expected {
             us: self.config.id,
             from,
-            voters: &self.config.voters,
+            is_known,
             term: self.raw.raft.term,
             last_index: log.last_index(),
             is_durable: log.persisted == log.last_index(),
@@ -203,9 +228,17 @@ impl Consensus {
         };
         // Raft's own refusals (an answer from a peer it does not track, say) concern nobody.
         let standing = self.standing;
-        let heard = decode(bytes, &expected)
-            .filter(|message| standing.heeds(message.get_msg_type()))
-            .is_some_and(|message| self.raw.step(message).is_ok());
+        let message = decode(bytes, &expected).filter(|message| standing.heeds(message.get_msg_type()));
+        let kind = message.as_ref().map(Message::get_msg_type);
+        let heard = message.is_some_and(|message| self.raw.step(message).is_ok());
+        let raft = &self.raw.raft;
+        if !is_known && heard && raft.state == StateRole::Leader && raft.commit_to_current_term() {
+            self.say_farewell(from, effects);
+        }
+        let leads = matches!(kind, Some(MessageType::MsgAppend | MessageType::MsgHeartbeat));
+        if heard && leads && self.raw.raft.leader_id == from.0 {
+            self.told_to_leave = false;
+        }
         if heard {
             self.heard_at.insert(from, self.ticks);
         } else {
@@ -250,33 +283,13 @@ impl Consensus {
         {
             let (id, ready, messages) = self.unpersisted.pop_front().expect("its front was just looked at");
             self.installing.take_if(|installing| *installing == id);
+            self.settling.take_if(|settling| *settling == id);
             if self.founding.take_if(|founding| *founding == id).is_some() {
-                self.standing = Standing::Founder;
+                self.found();
             }
             self.raw.on_persist_ready(ready);
             self.note_applied();
             self.send(messages, effects);
-        }
-    }
-
-    fn on_snapshot_taken(&mut self, index: u64, data: Vec<u8>, effects: &mut Vec<Effect>) {
-        self.snapshot_asked = false;
-        if index > self.applied {
-            return;
-        }
-        if data.len() > MAX_SNAPSHOT_BYTES {
-            // No peer could be sent it, and without its entries none could catch up.
-            self.oversized_snapshots += 1;
-            return;
-        }
-        // A peer that lags less than this gets entries instead of the whole state.
-        let keep = self.config.snapshot_every / 2;
-        if let Some(snapshot) = self.raw.mut_store().compact(index, data, keep) {
-            let batch = LogBatch { snapshot: Some(snapshot), ..LogBatch::default() };
-            let write = self.next_write();
-            // No ready waits for it: the entries that it replaces are durable already.
-            self.unpersisted.push_back((write, 0, Vec::new()));
-            effects.push(Effect::Persist { write, batch });
         }
     }
 
@@ -288,6 +301,7 @@ impl Consensus {
                 self.standing = Standing::Settled;
             }
             self.note_role(effects);
+            self.propose_own();
             if self.raw.raft.state == StateRole::Leader
                 && self.raw.raft.commit_to_current_term()
                 && let Some(round) = self.reads.begin()
@@ -304,12 +318,7 @@ impl Consensus {
             effects.push(Effect::Readable { ticket });
         }
         self.follow_transfer(effects);
-        let behind = self.applied - self.raw.store().snapshot_index().max(self.snapshot_tried);
-        if behind >= self.config.snapshot_every && !self.snapshot_asked {
-            self.snapshot_asked = true;
-            self.snapshot_tried = self.applied;
-            effects.push(Effect::TakeSnapshot { index: self.applied });
-        }
+        self.ask_for_snapshot(effects);
     }
 
     fn perform(&mut self, mut ready: Ready, effects: &mut Vec<Effect>) {
@@ -329,9 +338,12 @@ impl Consensus {
                 data: ready.snapshot().get_data().to_vec(),
             };
             assert!(record.index >= self.applied, "a snapshot never takes back what is applied");
-            self.raw.mut_store().install(record.clone());
+            let (group, state) = Group::unwrap(&record.data).expect("it was looked at when it came");
+            effects.push(Effect::Install { index: record.index, data: state.to_vec() });
+            self.adopt(group.about.clone(), effects);
+            self.raw.mut_store().install(record.clone(), group);
             self.applied = record.index;
-            effects.push(Effect::Install { index: record.index, data: record.data.clone() });
+            self.snapshot_asked = None;
             batch.snapshot = Some(record);
             batch.reset = true;
         }
@@ -343,10 +355,13 @@ impl Consensus {
             self.raw.mut_store().hard_state = state.clone();
         }
         let state = &self.raw.store().hard_state;
+        let mut settles = false;
         let vouched = (state.term, state.vote, self.standing);
         if vouched != self.persisted_hard_state || !batch.entries.is_empty() || batch.snapshot.is_some() {
             // The commit index alone needs no write: it is learnt again.
-            batch.hard_state = Some(encode_hard_state(self.standing, state));
+            let (founders, state) = (self.founders.clone(), state.clone());
+            batch.hard_state = Some(Held { standing: self.standing, founders, state }.encode());
+            settles = vouched.2 == Standing::Settled && self.persisted_hard_state.2 != Standing::Settled;
             self.persisted_hard_state = vouched;
         }
         self.apply(ready.take_committed_entries(), effects);
@@ -357,6 +372,9 @@ impl Consensus {
             let write = self.next_write();
             if batch.reset {
                 self.installing = Some(write);
+            }
+            if settles {
+                self.settling = Some(write);
             }
             self.unpersisted.push_back((write, number, after_write));
             effects.push(Effect::Persist { write, batch });
@@ -373,6 +391,10 @@ impl Consensus {
     fn apply(&mut self, entries: Vec<Entry>, effects: &mut Vec<Effect>) {
         for mut entry in entries {
             self.applied = entry.index;
+            if entry.get_entry_type() == EntryType::EntryConfChangeV2 {
+                self.apply_change(&entry, effects);
+                continue;
+            }
             // A new leader's first entry is nobody's.
             if entry.get_context().is_empty() {
                 continue;
@@ -415,11 +437,15 @@ impl Consensus {
         if now == self.role {
             return;
         }
+        if role == Role::Leader {
+            self.fit.clear();
+        }
         let led = self.role.0 == Role::Leader && (role != Role::Leader || now.1 != self.role.1);
         self.role = now;
         if led {
             self.snapshots_sent.clear();
             let waiting = std::mem::take(&mut self.proposed).into_iter().chain(self.reads.take_all());
+            let waiting = waiting.chain(self.changing.take());
             for ticket in waiting {
                 effects.push(Effect::Refused { ticket, reason: RefuseReason::Lost });
             }
@@ -453,11 +479,11 @@ impl Consensus {
         raft.set_randomized_election_timeout(base + (word % base as u64) as usize);
     }
 
-    fn context(&self, ticket: Ticket) -> Vec<u8> {
+    pub(crate) fn context(&self, ticket: Ticket) -> Vec<u8> {
         [self.config.id.0, self.config.start, ticket.0].iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
-    fn own_ticket(&self, context: &[u8]) -> Option<Ticket> {
+    pub(crate) fn own_ticket(&self, context: &[u8]) -> Option<Ticket> {
         let (head, ticket) = context.split_at_checked(16)?;
         let ticket = u64::from_le_bytes(ticket.try_into().ok()?);
         (self.context(Ticket(ticket))[..16] == *head).then_some(Ticket(ticket))

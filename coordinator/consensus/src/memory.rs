@@ -1,27 +1,44 @@
 //! The log in memory: every entry since the snapshot, and the snapshot itself. Disk is written by whoever performs
 //! `Effect::Persist`; raft reads from here alone.
 
+use crate::group::Group;
 use crate::standing::decode_hard_state;
-use crate::types::{ConsensusError, LogEntry, Restored, SnapshotRecord};
+use crate::types::{ConsensusError, LogEntry, PeerId, Restored, SnapshotRecord};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+use std::cell::Cell;
+use std::collections::BTreeMap;
 
 /// The log in memory.
 pub(crate) struct MemoryLog {
-    voters: ConfState,
+    /// The group where the log begins: at the snapshot, or who founded it.
+    initial: ConfState,
     pub(crate) hard_state: HardState,
     /// `entries[0]` follows this; index 0 and term 0 before the first snapshot and compaction.
     offset: (u64, u64),
     entries: Vec<Entry>,
     snapshot: Option<SnapshotRecord>,
+    /// Whom that snapshot knows.
+    group: Group,
+    /// A newer snapshot is needed: for somebody whom this one does not know.
+    wanted: Cell<bool>,
 }
 
 impl MemoryLog {
-    pub(crate) fn new(voters: Vec<u64>, restored: Restored) -> Result<MemoryLog, ConsensusError> {
+    /// Makes a log of what was restored; `founders` are the group if there is no snapshot that says it.
+    pub(crate) fn new(founders: &[PeerId], restored: Restored) -> Result<MemoryLog, ConsensusError> {
         let fail = |what: String| ConsensusError::Log(what);
+        let group = match &restored.snapshot {
+            Some(record) => {
+                let (group, _) = Group::unwrap(&record.data)
+                    .ok_or_else(|| fail(format!("snapshot {} does not say whose it is", record.index)))?;
+                group
+            }
+            None => Group { voters: founders.to_vec(), ..Group::default() },
+        };
         let hard_state = match &restored.hard_state {
-            Some(bytes) => decode_hard_state(bytes)?.1,
+            Some(bytes) => decode_hard_state(bytes)?.state,
             None => HardState::default(),
         };
         let offset = restored.snapshot.as_ref().map_or((0, 0), |snapshot| (snapshot.index, snapshot.term));
@@ -42,11 +59,13 @@ impl MemoryLog {
             return Err(fail(format!("an entry is of term {term} and the vote of term {}", hard_state.term)));
         }
         let mut log = MemoryLog {
-            voters: (voters, vec![]).into(),
+            initial: group.conf_state(),
             hard_state,
             offset,
             entries,
             snapshot: restored.snapshot,
+            group,
+            wanted: Cell::new(false),
         };
         let last = log.last();
         if log.hard_state.commit > last {
@@ -61,6 +80,16 @@ impl MemoryLog {
 
     pub(crate) fn last(&self) -> u64 {
         self.offset.0 + self.entries.len() as u64
+    }
+
+    /// What is known of the peers of the group where the log begins.
+    pub(crate) fn about(&self) -> &BTreeMap<PeerId, Vec<u8>> {
+        &self.group.about
+    }
+
+    /// Says once whether a newer snapshot is needed.
+    pub(crate) fn take_wanted(&self) -> bool {
+        self.wanted.take()
     }
 
     pub(crate) fn snapshot_index(&self) -> u64 {
@@ -78,7 +107,8 @@ impl MemoryLog {
     }
 
     /// Replaces everything by a leader's snapshot.
-    pub(crate) fn install(&mut self, snapshot: SnapshotRecord) {
+    pub(crate) fn install(&mut self, snapshot: SnapshotRecord, group: Group) {
+        self.group = group;
         self.offset = (snapshot.index, snapshot.term);
         self.entries.clear();
         self.hard_state.commit = self.hard_state.commit.max(snapshot.index);
@@ -87,7 +117,13 @@ impl MemoryLog {
 
     /// Takes over this peer's own snapshot at `index` and forgets entries that are more than `keep` older. Returns the
     /// snapshot, or none when it is no newer than the last one.
-    pub(crate) fn compact(&mut self, index: u64, data: Vec<u8>, keep: u64) -> Option<SnapshotRecord> {
+    pub(crate) fn compact(
+        &mut self,
+        index: u64,
+        state: &[u8],
+        group: &Group,
+        keep: u64,
+    ) -> Option<SnapshotRecord> {
         if index <= self.snapshot_index() {
             return None;
         }
@@ -96,7 +132,8 @@ impl MemoryLog {
         let cut_term = self.term(cut).ok()?;
         self.entries.drain(..(cut - self.offset.0) as usize);
         self.offset = (cut, cut_term);
-        let snapshot = SnapshotRecord { index, term, data };
+        let snapshot = SnapshotRecord { index, term, data: group.wrap(state) };
+        self.group = group.clone();
         self.snapshot = Some(snapshot.clone());
         Some(snapshot)
     }
@@ -118,7 +155,7 @@ fn decode_entry(entry: &LogEntry) -> Result<Entry, ConsensusError> {
 
 impl Storage for MemoryLog {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        Ok(RaftState { hard_state: self.hard_state.clone(), conf_state: self.voters.clone() })
+        Ok(RaftState { hard_state: self.hard_state.clone(), conf_state: self.initial.clone() })
     }
 
     fn entries(
@@ -172,16 +209,19 @@ impl Storage for MemoryLog {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        let record = self.snapshot.as_ref().filter(|record| record.index >= request_index);
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // Nobody takes a snapshot of a group that it is not of.
+        let knows = self.group.contains(PeerId(to));
+        let record = self.snapshot.as_ref().filter(|record| knows && record.index >= request_index);
         let Some(record) = record else {
+            self.wanted.set(true);
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         };
         let mut snapshot = Snapshot { data: record.data.clone().into(), ..Snapshot::default() };
         let metadata = snapshot.mut_metadata();
         metadata.index = record.index;
         metadata.term = record.term;
-        metadata.set_conf_state(self.voters.clone());
+        metadata.set_conf_state(self.group.conf_state());
         Ok(snapshot)
     }
 }

@@ -1,5 +1,6 @@
 //! Messages of peers, checked before raft sees them: it panics on some that no honest peer sends, and grows on others.
 
+use crate::group::{Group, decode_change};
 use crate::types::PeerId;
 use protobuf::{CodedInputStream, Message as _};
 use raft::eraftpb::{EntryType, Message, MessageType};
@@ -26,11 +27,11 @@ const NUMBER_LIMIT: u64 = u64::MAX / 2;
 const ENTRIES_FIELD: u32 = 7;
 
 /// What a message is checked against.
-pub(crate) struct Expected<'a> {
+pub(crate) struct Expected {
     pub(crate) us: PeerId,
     pub(crate) from: PeerId,
-    /// Sorted.
-    pub(crate) voters: &'a [PeerId],
+    /// Whether the sender is of the group here.
+    pub(crate) is_known: bool,
     pub(crate) term: u64,
     pub(crate) last_index: u64,
     /// Whether all entries here are durable.
@@ -40,12 +41,12 @@ pub(crate) struct Expected<'a> {
 }
 
 /// Decodes a peer's message; none when it is damaged or makes no sense.
-pub(crate) fn decode(bytes: &[u8], expected: &Expected<'_>) -> Option<Message> {
+pub(crate) fn decode(bytes: &[u8], expected: &Expected) -> Option<Message> {
     if bytes.len() > MAX_MESSAGE_BYTES || count_entries(bytes)? > MAX_ENTRIES {
         return None;
     }
     let message = Message::parse_from_bytes(bytes).ok()?;
-    let known = expected.voters.contains(&expected.from) && expected.from != expected.us;
+    let known = (1..NUMBER_LIMIT).contains(&expected.from.0) && expected.from != expected.us;
     // A message of term 0 would pass for one of our own.
     let in_range = (1..NUMBER_LIMIT).contains(&message.term)
         && [message.index, message.commit, message.reject_hint].into_iter().all(|index| index < NUMBER_LIMIT);
@@ -56,6 +57,19 @@ pub(crate) fn decode(bytes: &[u8], expected: &Expected<'_>) -> Option<Message> {
     if kind != MessageType::MsgAppend && !message.get_entries().is_empty() {
         return None;
     }
+    // Who lags may not know yet that a leader or a candidate is of the group, and must heed it all the same. Answers and words
+    // that only a leader it has followed sends come from those it knows.
+    let may_be_strange = matches!(
+        kind,
+        MessageType::MsgAppend
+            | MessageType::MsgHeartbeat
+            | MessageType::MsgSnapshot
+            | MessageType::MsgRequestVote
+            | MessageType::MsgRequestPreVote
+    );
+    if !expected.is_known && !may_be_strange {
+        return None;
+    }
     let sound = match kind {
         // No log takes more at once.
         MessageType::MsgAppend => bytes.len() <= MAX_APPEND_MESSAGE_BYTES && is_append(&message),
@@ -64,7 +78,7 @@ pub(crate) fn decode(bytes: &[u8], expected: &Expected<'_>) -> Option<Message> {
             message.commit <= expected.last_index && message.get_context().len() <= MAX_CONTEXT_BYTES
         }
         MessageType::MsgHeartbeatResponse => message.get_context().len() <= MAX_CONTEXT_BYTES,
-        MessageType::MsgSnapshot => is_snapshot(&message, expected.voters),
+        MessageType::MsgSnapshot => is_snapshot(&message, expected.us),
         // Nobody in our term can hold more than its leader, and nobody here asks for snapshots.
         MessageType::MsgAppendResponse => {
             let beyond = message.term == expected.term && message.index > expected.last_index;
@@ -104,7 +118,12 @@ fn is_append(message: &Message) -> bool {
     for (at, entry) in message.get_entries().iter().enumerate() {
         let follows =
             entry.index == message.index + 1 + at as u64 && entry.term >= term && entry.term <= message.term;
-        if !follows || entry.get_entry_type() != EntryType::EntryNormal {
+        let makes_sense = match entry.get_entry_type() {
+            EntryType::EntryNormal => true,
+            EntryType::EntryConfChangeV2 => decode_change(entry.get_data()).is_some(),
+            EntryType::EntryConfChange => false,
+        };
+        if !follows || !makes_sense {
             return false;
         }
         term = entry.term;
@@ -112,32 +131,31 @@ fn is_append(message: &Message) -> bool {
     true
 }
 
-fn is_snapshot(message: &Message, expected: &[PeerId]) -> bool {
-    let metadata = message.get_snapshot().get_metadata();
+/// Nobody takes a snapshot of a group that it is not of, or that is not the one that raft is told of beside it.
+fn is_snapshot(message: &Message, us: PeerId) -> bool {
+    let snapshot = message.get_snapshot();
+    let metadata = snapshot.get_metadata();
     let state = metadata.get_conf_state();
-    let mut voters = state.voters.clone();
-    voters.sort_unstable();
+    let Some((group, _)) = Group::unwrap(snapshot.get_data()) else { return false };
     (1..NUMBER_LIMIT).contains(&metadata.index)
         && (1..=message.term).contains(&metadata.term)
-        && voters.iter().copied().eq(expected.iter().map(|voter| voter.0))
-        && state.learners.is_empty()
+        && group.contains(us)
+        && Group::of(state, group.about.clone()) == group
         && state.learners_next.is_empty()
-        && state.voters_outgoing.is_empty()
         && !state.auto_leave
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::group::{MAX_ABOUT_BYTES, MAX_PEERS};
     use raft::eraftpb::Entry;
 
-    const VOTERS: [PeerId; 2] = [PeerId(1), PeerId(2)];
-
-    fn expected() -> Expected<'static> {
+    fn expected() -> Expected {
         Expected {
             us: PeerId(1),
             from: PeerId(2),
-            voters: &VOTERS,
+            is_known: true,
             term: 5,
             last_index: 9,
             is_durable: true,
@@ -151,7 +169,7 @@ mod tests {
         message
     }
 
-    fn passes(message: &Message, expected: &Expected<'_>) -> bool {
+    fn passes(message: &Message, expected: &Expected) -> bool {
         decode(&message.write_to_bytes().expect("it encodes"), expected).is_some()
     }
 
@@ -214,7 +232,7 @@ mod tests {
         assert!(passes(&vote, &expected()));
         let forged: [fn(&mut Message); 6] = [
             |forged| forged.from = 1,
-            |forged| forged.from = 3,
+            |forged| forged.from = 3, // Not who sent it.
             |forged| forged.to = 2,
             |forged| forged.term = 0,
             |forged| forged.term = u64::MAX,
@@ -231,6 +249,18 @@ mod tests {
     }
 
     #[test]
+    fn a_stranger_may_lead_or_stand_for_election_and_say_nothing_else() {
+        let stranger = Expected { is_known: false, ..expected() };
+        let append = Message { index: 9, log_term: 4, ..message(MessageType::MsgAppend) };
+        for said in [append, message(MessageType::MsgHeartbeat), message(MessageType::MsgRequestPreVote)] {
+            assert!(passes(&said, &stranger), "{said:?}");
+        }
+        for kind in [MessageType::MsgTimeoutNow, MessageType::MsgRequestVoteResponse] {
+            assert!(!passes(&message(kind), &stranger) && passes(&message(kind), &expected()), "{kind:?}");
+        }
+    }
+
+    #[test]
     fn a_small_message_of_very_many_entries_is_refused_before_it_is_decoded() {
         let mut bytes = message(MessageType::MsgAppend).write_to_bytes().expect("it encodes");
         let empty_entry = [(ENTRIES_FIELD as u8) << 3 | 2, 0];
@@ -243,14 +273,16 @@ mod tests {
 
     #[test]
     fn the_largest_snapshot_of_the_largest_group_is_a_message() {
-        let voters: Vec<PeerId> = (1..=1000).map(|peer| PeerId(u64::MAX / 4 + peer)).collect();
-        let expected = Expected { us: voters[0], from: voters[1], voters: &voters, ..expected() };
+        let voters: Vec<PeerId> = (1..=MAX_PEERS as u64).map(|peer| PeerId(u64::MAX / 4 + peer)).collect();
+        let about = voters.iter().map(|peer| (*peer, vec![0xFF; MAX_ABOUT_BYTES])).collect();
+        let group = Group { voters, about, ..Group::default() };
+        let expected = Expected { us: group.voters[0], from: group.voters[1], ..expected() };
         let mut snapshot =
             Message { from: expected.from.0, to: expected.us.0, ..message(MessageType::MsgSnapshot) };
         let content = snapshot.mut_snapshot();
-        content.set_data(vec![0xFF; MAX_SNAPSHOT_BYTES].into());
+        content.set_data(group.wrap(&vec![0xFF; MAX_SNAPSHOT_BYTES]).into());
         (content.mut_metadata().index, content.mut_metadata().term) = (NUMBER_LIMIT - 1, 5);
-        content.mut_metadata().mut_conf_state().voters = voters.iter().map(|voter| voter.0).collect();
+        *content.mut_metadata().mut_conf_state() = group.conf_state();
         let bytes = snapshot.write_to_bytes().expect("it encodes");
         assert!(bytes.len() <= MAX_MESSAGE_BYTES, "{} bytes", bytes.len());
         assert!(decode(&bytes, &expected).is_some());

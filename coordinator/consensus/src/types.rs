@@ -1,6 +1,8 @@
 //! What the machine is told, what it asks for, and the plain types of a log that is written elsewhere.
 
+use crate::group::split;
 use crate::standing::Standing;
+use std::collections::BTreeMap;
 use thiserror::Error;
 
 /// A coordinator's number in the raft group, from 1.
@@ -20,8 +22,10 @@ pub struct WriteId(pub u64);
 pub struct ConsensusConfig {
     /// This peer.
     pub id: PeerId,
-    /// All peers, this one included; the same on each of them.
-    pub voters: Vec<PeerId>,
+    /// Every peer that the host names, this one included, and what the others are to know of each. If no log of theirs holds
+    /// anything they found the group, and these must be the same on each; from then on the log says who is of it, and these
+    /// are whom a peer with an empty log asks.
+    pub peers: BTreeMap<PeerId, Vec<u8>>,
     /// Ticks without a leader after which an election is held; randomised up to twice this.
     pub election_ticks: u32,
     /// Ticks between a leader's heartbeats.
@@ -56,8 +60,15 @@ pub struct SnapshotRecord {
     pub index: u64,
     /// That entry's term.
     pub term: u64,
-    /// The state.
+    /// The group and the state.
     pub data: Vec<u8>,
+}
+
+impl SnapshotRecord {
+    /// Returns the state alone; none when the bytes make no sense.
+    pub fn state(&self) -> Option<&[u8]> {
+        split(&self.data).map(|(_, state)| state)
+    }
 }
 
 /// What must be durable before [`Event::Persisted`] is reported. Parts apply in this order.
@@ -82,6 +93,49 @@ pub struct Restored {
     pub entries: Vec<LogEntry>,
     /// The last hard state.
     pub hard_state: Option<Vec<u8>>,
+}
+
+/// A change of the group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum GroupChange {
+    /// A peer follows, without a vote.
+    Add {
+        /// Which.
+        peer: PeerId,
+        /// What the others are to know of it; at most [`MAX_ABOUT_BYTES`](crate::MAX_ABOUT_BYTES).
+        about: Vec<u8>,
+    },
+    /// A peer that follows and has caught up gets a vote.
+    Promote {
+        /// Which.
+        peer: PeerId,
+        /// Whose place it takes, in one step.
+        replaces: Option<PeerId>,
+    },
+    /// A peer leaves the group.
+    Remove {
+        /// Which.
+        peer: PeerId,
+    },
+}
+
+/// How far a peer of the group is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PeerProgress {
+    /// Which.
+    pub peer: PeerId,
+    /// It has a vote.
+    pub votes: bool,
+    /// It loses its vote with the change that is under way.
+    pub leaves: bool,
+    /// The last entry that it is known to have; none where that is not known, on others than the leader.
+    pub matched: Option<u64>,
+    /// Entries that it lacks.
+    pub lag: Option<u64>,
+    /// It is being sent the whole state.
+    pub takes_snapshot: bool,
+    /// It was heard within an election timeout.
+    pub is_heard: bool,
 }
 
 /// What the machine is told.
@@ -114,6 +168,13 @@ pub enum Event {
         ticket: Ticket,
         /// To whom; to the one that has most of the log when none.
         to: Option<PeerId>,
+    },
+    /// Change the group.
+    ChangeGroup {
+        /// Comes back in [`Effect::GroupSettled`] or [`Effect::Refused`].
+        ticket: Ticket,
+        /// How.
+        change: GroupChange,
     },
     /// The log store has synced this write and all before it.
     Persisted {
@@ -186,7 +247,14 @@ pub enum Effect {
         /// Who leads: whom it was handed to, unless another was quicker.
         leader: PeerId,
     },
-    /// The proposal, read or handing over is not served.
+    /// The group has changed: [`Consensus::group`](crate::Consensus::group) says how it is now.
+    GroupChanged,
+    /// A change of the group is through, or was so already.
+    GroupSettled {
+        /// What asked for it.
+        ticket: Ticket,
+    },
+    /// The proposal, read, handing over or change is not served.
     Refused {
         /// Which.
         ticket: Ticket,
@@ -230,6 +298,41 @@ pub enum RefuseReason {
     },
     /// Nobody could take leadership over: this peer goes on leading.
     NoSuccessor,
+    /// The group is being changed: one change at a time.
+    ChangeUnderway,
+    /// This peer is of the group already, and known otherwise.
+    AlreadyThere {
+        /// Which.
+        peer: PeerId,
+    },
+    /// This peer is not of the group.
+    NotThere {
+        /// Which.
+        peer: PeerId,
+    },
+    /// This peer leads: leadership is handed over first.
+    Leads,
+    /// This peer lacks too much of the log to vote.
+    NotCaughtUp {
+        /// Which.
+        peer: PeerId,
+        /// Entries that it lacks.
+        lag: u64,
+    },
+    /// This peer has not said that it has everything that it could have lost: its vote would not count.
+    NotSettled {
+        /// Which.
+        peer: PeerId,
+    },
+    /// Of those who would vote afterwards too few are heard, or would vote: nothing would be committed any more.
+    LosesMajority {
+        /// How many are heard.
+        heard: usize,
+        /// How many are needed.
+        needed: usize,
+        /// Of how many.
+        of: usize,
+    },
 }
 
 /// What a peer is.

@@ -30,7 +30,7 @@ impl RaftActor {
                     }
                 });
             }
-            Some(Waiting::Proposal { .. } | Waiting::Transfer { .. }) | None => {}
+            Some(Waiting::Proposal { .. } | Waiting::Group { .. }) | None => {}
         }
     }
 
@@ -67,13 +67,14 @@ impl RaftActor {
 
     pub(super) fn status(&self) -> CoordinatorStatus {
         let status = self.parts.consensus.status();
-        let name = |peer: PeerId| self.parts.names.get(&peer).map(|known| known.name.clone());
         CoordinatorStatus {
-            name: name(self.parts.us).unwrap_or_default(),
+            name: self.name(self.parts.us),
             peer: self.parts.us.0,
             role: match status.role {
                 Role::Follower if status.standing == Standing::Newborn => "newborn",
                 Role::Follower if status.standing == Standing::Rejoining => "rejoining",
+                _ if status.standing == Standing::Removed => "removed",
+                Role::Follower if self.is_learner() => "learner",
                 Role::Leader => "leader",
                 Role::Follower => "follower",
                 Role::Candidate => "candidate",
@@ -81,7 +82,7 @@ impl RaftActor {
             }
             .to_owned(),
             term: status.term,
-            leader: status.leader.and_then(name),
+            leader: status.leader.map(|leader| self.name(leader)),
             committed: status.committed,
             applied: status.applied,
             epoch: self.parts.registry.epoch(),
@@ -94,7 +95,7 @@ impl RaftActor {
                 let leader =
                     leader.or(self.parts.consensus.status().leader).filter(|leader| *leader != self.parts.us);
                 let address =
-                    |peer: PeerId| self.parts.names.get(&peer).map(|known| known.raft_address.clone());
+                    |peer: PeerId| self.parts.directory.get(peer).map(|known| known.raft_address.clone());
                 WireError::NotLeader { leader: leader.and_then(address) }
             }
             RefuseReason::Overloaded => WireError::busy("as many proposals as allowed are under way"),
@@ -111,6 +112,32 @@ impl RaftActor {
                 "no other coordinator took leadership over in time; {} goes on leading",
                 self.name(self.parts.us)
             )),
+            RefuseReason::ChangeUnderway => WireError::busy("the coordinators are being changed already"),
+            RefuseReason::AlreadyThere { peer } => WireError::rejected(format_args!(
+                "number {} is {}, known otherwise than this says: give the new one another number, or remove that one first",
+                peer.0,
+                self.name(peer)
+            )),
+            RefuseReason::NotThere { peer } => WireError::rejected(format_args!(
+                "{} is no coordinator of this cluster; `kvhive raft add` makes it one",
+                self.name(peer)
+            )),
+            RefuseReason::Leads => WireError::rejected(format_args!(
+                "{} leads: hand leadership over first, with `kvhive raft transfer`",
+                self.name(self.parts.us)
+            )),
+            RefuseReason::NotCaughtUp { peer, lag } => WireError::rejected(format_args!(
+                "{} lacks {lag} entries of the log and gets no vote before it has them; `kvhive raft status` shows how far it is",
+                self.name(peer)
+            )),
+            RefuseReason::NotSettled { peer } => WireError::rejected(format_args!(
+                "{} has not said yet that it has everything, and gets no vote before",
+                self.name(peer)
+            )),
+            RefuseReason::LosesMajority { heard, needed, of } => WireError::rejected(format_args!(
+                "of the {of} that would vote, {heard} can be counted on and {needed} are needed: nothing could be decided any \
+                 more. Start those that are down, or add others, first"
+            )),
         }
     }
 
@@ -121,7 +148,7 @@ impl RaftActor {
                 Waiting::Map { reply, .. }
                 | Waiting::Beat { reply, .. }
                 | Waiting::Overview { reply }
-                | Waiting::Transfer { reply },
+                | Waiting::Group { reply },
             ) => {
                 reply.send(answer);
             }

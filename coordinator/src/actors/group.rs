@@ -1,45 +1,151 @@
 //! What the raft actor does about the raft group itself, for operators.
 
+use super::directory::encode;
 use super::raft::{RaftActor, Waiting};
-use kvhive_consensus::{Event, PeerId, RefuseReason, Role, Ticket};
+use kvhive_consensus::{Event, GroupChange, PeerId, PeerProgress, RefuseReason, Role, Ticket};
 use kvhive_protocol::WireError;
-use kvhive_protocol::control::ControlReply;
-use kvhive_protocol::raft::{RaftReport, RaftRequest};
+use kvhive_protocol::control::{ControlReply, MAX_NAME_BYTES};
+use kvhive_protocol::raft::{MAX_SEAT_ADDRESS_BYTES, RaftMember, RaftReport, RaftRequest, Seat, Vote};
 use kvhive_runtime::Reply;
+use tracing::info;
+
+/// Peers are numbered up to this.
+const MAX_PEER: u64 = 65_535;
+
+/// What the machine is asked, with numbers for names.
+enum Asked {
+    Question,
+    Transfer(Option<PeerId>),
+    Change(GroupChange),
+}
 
 impl RaftActor {
     pub(super) fn administer(&mut self, request: RaftRequest, reply: Reply<ControlReply>) {
+        let leads = self.parts.consensus.status().role == Role::Leader;
+        let asks = matches!(request, RaftRequest::Status { stale: true });
         // Whoever does not lead may not know the names.
-        if self.parts.consensus.status().role != Role::Leader {
+        if !leads && !asks {
             let error = self.refusal(RefuseReason::NotLeader { leader: None });
             return reply.send(ControlReply::Failed(error));
         }
-        match request {
-            RaftRequest::Transfer { to } => {
-                let to = match to.map(|name| self.peer(&name)).transpose() {
-                    Ok(to) => to,
-                    Err(error) => return reply.send(ControlReply::Failed(error)),
-                };
-                let ticket = self.ticket(Waiting::Transfer { reply });
+        match self.checked(request) {
+            Ok(Asked::Question) => reply.send(ControlReply::Raft(self.report())),
+            Ok(Asked::Transfer(to)) => {
+                let ticket = self.ticket(Waiting::Group { reply });
                 self.step(Event::Transfer { ticket, to });
             }
+            Ok(Asked::Change(change)) => {
+                info!(?change, "the coordinators are to change");
+                let ticket = self.ticket(Waiting::Group { reply });
+                self.step(Event::ChangeGroup { ticket, change });
+            }
+            Err(error) => reply.send(ControlReply::Failed(error)),
         }
     }
 
-    pub(super) fn handed_over(&mut self, ticket: Ticket) {
+    /// Finds whom the names mean, and refuses what cannot be.
+    fn checked(&self, request: RaftRequest) -> Result<Asked, WireError> {
+        let change = match request {
+            RaftRequest::Status { .. } => return Ok(Asked::Question),
+            RaftRequest::Transfer { to } => {
+                return Ok(Asked::Transfer(to.map(|name| self.peer(&name)).transpose()?));
+            }
+            RaftRequest::Add { peer, seat } => {
+                self.check(peer, &seat)?;
+                GroupChange::Add { peer: PeerId(peer), about: encode(&seat) }
+            }
+            RaftRequest::Promote { name, replaces } => {
+                let replaces = replaces.map(|name| self.peer(&name)).transpose()?;
+                GroupChange::Promote { peer: self.peer(&name)?, replaces }
+            }
+            RaftRequest::Remove { name } => GroupChange::Remove { peer: self.peer(&name)? },
+        };
+        Ok(Asked::Change(change))
+    }
+
+    /// Refuses what no coordinator can be, or what would make two of them one.
+    fn check(&self, peer: u64, seat: &Seat) -> Result<(), WireError> {
+        let Seat { name, raft_address, admin_address } = seat;
+        if !(1..=MAX_PEER).contains(&peer) {
+            return Err(WireError::rejected(format_args!("peer is {peer}, allowed are 1 to {MAX_PEER}")));
+        }
+        if name.is_empty() || name.len() > MAX_NAME_BYTES {
+            return Err(WireError::rejected(format_args!("a name has 1 to {MAX_NAME_BYTES} bytes")));
+        }
+        for address in [raft_address, admin_address] {
+            let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+            let is_sound = port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
+            if !is_sound || address.len() > MAX_SEAT_ADDRESS_BYTES {
+                let address: String = address.chars().take(64).collect();
+                return Err(WireError::rejected(format_args!("{address:?} is no address: write host:port")));
+            }
+        }
+        let others = self.parts.directory.all().iter().filter(|(other, _)| other.0 != peer);
+        for (other, known) in others {
+            if known.name == *name || known.raft_address == *raft_address {
+                return Err(WireError::rejected(format_args!(
+                    "{} (peer {}) has that name or address already",
+                    known.name, other.0
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn group_changed(&mut self) {
+        let group = self.parts.consensus.group();
+        self.parts.directory.follow(&group);
+        let names =
+            |peers: &[PeerId]| peers.iter().map(|peer| self.name(*peer)).collect::<Vec<_>>().join(", ");
+        let (voters, outgoing, learners) =
+            (names(&group.voters), names(&group.outgoing), names(&group.learners));
+        info!(voters, outgoing, learners, "the coordinators");
+    }
+
+    pub(super) fn group_settled(&mut self, ticket: Ticket) {
         let report = self.report();
         self.answer(ticket, ControlReply::Raft(report));
     }
 
     fn report(&self) -> RaftReport {
         let status = self.parts.consensus.status();
-        RaftReport { leader: status.leader.map(|leader| self.name(leader)), term: status.term }
+        RaftReport {
+            leader: status.leader.map(|leader| self.name(leader)),
+            term: status.term,
+            committed: status.committed,
+            applied: status.applied,
+            coordinators: self.parts.consensus.peers().into_iter().map(|peer| self.member(peer)).collect(),
+        }
+    }
+
+    fn member(&self, progress: PeerProgress) -> RaftMember {
+        let unknown = || Seat {
+            name: self.name(progress.peer),
+            raft_address: String::new(),
+            admin_address: String::new(),
+        };
+        RaftMember {
+            peer: progress.peer.0,
+            seat: self.parts.directory.get(progress.peer).cloned().unwrap_or_else(unknown),
+            vote: match progress {
+                PeerProgress { leaves: true, .. } => Vote::Leaving,
+                PeerProgress { votes: true, .. } => Vote::Voter,
+                _ => Vote::Learner,
+            },
+            matched: progress.matched,
+            lag: progress.lag,
+            takes_snapshot: progress.takes_snapshot,
+            is_heard: progress.is_heard,
+        }
+    }
+
+    pub(super) fn is_learner(&self) -> bool {
+        self.parts.consensus.group().learners.contains(&self.parts.us)
     }
 
     fn peer(&self, name: &str) -> Result<PeerId, WireError> {
-        let found = self.parts.names.iter().find(|(_, known)| known.name == name);
-        found.map(|(peer, _)| *peer).ok_or_else(|| {
-            let known: Vec<&str> = self.parts.names.values().map(|known| &*known.name).collect();
+        self.parts.directory.find(name).ok_or_else(|| {
+            let known: Vec<&str> = self.parts.directory.all().values().map(|known| &*known.name).collect();
             let name: String = name.chars().take(64).collect();
             WireError::rejected(format_args!(
                 "there is no coordinator {name:?}; there are {}",
@@ -50,7 +156,6 @@ impl RaftActor {
 
     /// Returns what a peer is called.
     pub(super) fn name(&self, peer: PeerId) -> String {
-        let known = self.parts.names.get(&peer).map(|known| known.name.clone());
-        known.unwrap_or_else(|| format!("peer {}", peer.0))
+        self.parts.directory.name(peer)
     }
 }

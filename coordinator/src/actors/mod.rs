@@ -1,6 +1,7 @@
 //! Actors of a coordinator.
 
 mod answers;
+pub(crate) mod directory;
 mod group;
 pub(crate) mod raft;
 mod tidings;

@@ -1,9 +1,9 @@
 //! The raft actor: the thin hand around consensus, registry and overseer. It performs their effects and remembers who
 //! waits for what.
 
+use super::directory::Directory;
 use super::vitals::Vitals;
 use crate::log_thread::Write;
-use crate::peers::Lanes;
 use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Standing, Ticket, WriteId};
 use kvhive_control::{ClearTicket, Counters, Effect as Oversight, EventPage, Overseer, Registry};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
@@ -70,9 +70,8 @@ pub(crate) struct Parts {
     pub(crate) consensus: Consensus,
     pub(crate) registry: Registry,
     pub(crate) overseer: Overseer,
-    pub(crate) names: BTreeMap<PeerId, Name>,
     pub(crate) us: PeerId,
-    pub(crate) peers: BTreeMap<PeerId, Lanes>,
+    pub(crate) directory: Directory,
     pub(crate) log: SyncSender<Write>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) tick: Duration,
@@ -98,20 +97,13 @@ pub(crate) struct Bootstrap {
     pub(crate) default_secret: [u8; 32],
 }
 
-/// What a peer is called, and where its control plane listens.
-#[derive(Clone)]
-pub(crate) struct Name {
-    pub(crate) name: String,
-    pub(crate) raft_address: String,
-}
-
 /// Who waits for what.
 pub(super) enum Waiting {
     Proposal { register: bool, clears: Option<TenantId>, reply: Option<Reply<ControlReply>> },
     Map { have: Epoch, reply: Reply<ControlReply> },
     Beat { received: Moment, beat: Heartbeat, reply: Reply<ControlReply> },
     Overview { reply: Reply<ControlReply> },
-    Transfer { reply: Reply<ControlReply> },
+    Group { reply: Reply<ControlReply> },
 }
 
 /// One coordinator's raft actor.
@@ -172,7 +164,7 @@ impl RaftActor {
         }
         match effect {
             Effect::Send { to, bytes } => {
-                let sent = self.parts.peers.get(&to).is_some_and(|peer| peer.try_send(bytes));
+                let sent = self.parts.directory.send(to, bytes);
                 // Raft repeats what matters.
                 self.figures.dropped_sends += u64::from(!sent);
             }
@@ -200,7 +192,8 @@ impl RaftActor {
                 }
             }
             Effect::Readable { ticket } => self.serve_read(ticket),
-            Effect::HandedOver { ticket, .. } => self.handed_over(ticket),
+            Effect::GroupChanged => self.group_changed(),
+            Effect::GroupSettled { ticket } | Effect::HandedOver { ticket, .. } => self.group_settled(ticket),
             Effect::Refused { ticket, reason } => {
                 self.figures.refused += 1;
                 let error = self.refusal(reason);
@@ -211,8 +204,7 @@ impl RaftActor {
     }
 
     fn role_changed(&mut self, role: Role, term: u64, leader: Option<PeerId>) {
-        let leader =
-            leader.and_then(|leader| self.parts.names.get(&leader)).map_or("none", |known| &known.name);
+        let leader = leader.map_or_else(|| "none".to_owned(), |leader| self.parts.directory.name(leader));
         info!(?role, term, leader, "role changed");
         if role == Role::Leader {
             self.figures.elections += 1;
@@ -398,6 +390,7 @@ impl Actor for RaftActor {
 
     fn started(&mut self, ctx: &mut Context<'_, Self>) {
         self.tell_cluster();
+        self.group_changed();
         self.tell_events();
         self.tell_vitals();
         ctx.run_interval(self.parts.tick, || RaftMessage::Tick);

@@ -60,7 +60,12 @@ impl RaftActor {
                     "the log is empty and others' are not: following a leader, and no vote before everything is back"
                 )
             }
-            Standing::Settled => info!("votes like any other"),
+            Standing::Settled => info!("has everything that could have been lost"),
+            Standing::Removed => {
+                warn!(
+                    "is no coordinator of this cluster any more, and takes no part: stop it and empty its data_dir"
+                )
+            }
         }
     }
 }

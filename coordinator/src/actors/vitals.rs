@@ -33,6 +33,7 @@ impl Vitals {
         match self.standing {
             Standing::Newborn => return Err("its log is empty and too few coordinators have answered yet"),
             Standing::Rejoining => return Err("its log was empty and is not whole again yet"),
+            Standing::Removed => return Err("it is no coordinator of this cluster any more"),
             Standing::Founder | Standing::Settled => {}
         }
         if !self.knows_leader {
@@ -60,6 +61,7 @@ mod tests {
             Vitals { has_failed: true, ..ready },
             Vitals { standing: Standing::Newborn, ..ready },
             Vitals { standing: Standing::Rejoining, ..ready },
+            Vitals { standing: Standing::Removed, ..ready },
             Vitals { knows_leader: false, ..ready },
             Vitals { lease: None, ..ready },
         ] {

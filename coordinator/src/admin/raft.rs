@@ -1,15 +1,15 @@
-//! The coordinators themselves: handing leadership over.
+//! The coordinators themselves: who they are, who leads.
 
-use super::answers::Trouble;
+use super::answers::{Consistency, Freshness, Trouble};
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
 use crate::control_plane::ask_peer;
 use axum::Json;
-use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use kvhive_protocol::WireError;
 use kvhive_protocol::control::{ControlReply, ControlRequest};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::raft::{RaftReport, RaftRequest};
+use kvhive_protocol::raft::{RaftReport, RaftRequest, Seat, Vote};
 use kvhive_runtime::http::Problem;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -26,6 +26,29 @@ pub(super) struct Group {
     /// The leader's name; none during an election.
     leader: Option<String>,
     term: u64,
+    committed: u64,
+    applied: u64,
+    /// Everybody in the group, by number.
+    coordinators: Vec<Member>,
+}
+
+/// One coordinator of the group.
+#[derive(Serialize, ToSchema)]
+struct Member {
+    name: String,
+    peer: u64,
+    raft_address: String,
+    admin_address: String,
+    /// `voter`; `learner`, which follows without a vote; or `leaving`, which votes until a change that is under way is through.
+    role: &'static str,
+    /// The last entry that the leader knows it to have; none where somebody else answered.
+    matched: Option<u64>,
+    /// Entries that it lacks.
+    lag: Option<u64>,
+    /// It is being sent the whole state.
+    takes_snapshot: bool,
+    /// The leader has heard it within an election timeout.
+    heard: bool,
 }
 
 /// To whom leadership goes.
@@ -36,13 +59,64 @@ pub(super) struct Transfer {
     to: Option<String>,
 }
 
+/// A coordinator to be added. It must be what its own cluster file says of it.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewMember {
+    name: String,
+    /// Its number, from 1; not one that another has.
+    peer: u64,
+    /// `host:port` of its raft and control plane.
+    raft_address: String,
+    /// `host:port` of its admin API.
+    admin_address: String,
+}
+
+/// How a coordinator gets its vote.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Promotion {
+    /// The coordinator whose place it takes, in one step: it leaves.
+    replaces: Option<String>,
+}
+
 impl From<RaftReport> for Group {
     fn from(report: RaftReport) -> Group {
-        Group { leader: report.leader, term: report.term }
+        let coordinators = report.coordinators.into_iter().map(|known| Member {
+            name: known.seat.name,
+            peer: known.peer,
+            raft_address: known.seat.raft_address,
+            admin_address: known.seat.admin_address,
+            role: match known.vote {
+                Vote::Voter => "voter",
+                Vote::Learner => "learner",
+                Vote::Leaving => "leaving",
+            },
+            matched: known.matched,
+            lag: known.lag,
+            takes_snapshot: known.takes_snapshot,
+            heard: known.is_heard,
+        });
+        Group {
+            leader: report.leader,
+            term: report.term,
+            committed: report.committed,
+            applied: report.applied,
+            coordinators: coordinators.collect(),
+        }
     }
 }
 
 impl Admin {
+    /// Has another coordinator lead than this one, if it does.
+    async fn let_go(&self, name: &str) -> Result<(), Trouble> {
+        let group = self.ask_leader(RaftRequest::Status { stale: false }).await?;
+        if group.leader.as_deref() == Some(name) {
+            self.ask_leader(RaftRequest::Transfer { to: None }).await?;
+        }
+        Ok(())
+    }
+
     /// Asks the leader, wherever it is. What was begun is not asked again: its outcome is for the asker to look at.
     async fn ask_leader(&self, request: RaftRequest) -> Result<Group, Trouble> {
         let request = ControlRequest::Raft(request);
@@ -77,4 +151,49 @@ pub(super) async fn transfer(
 ) -> Answer<Group> {
     let Json(wanted) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     Ok(Json(admin.ask_leader(RaftRequest::Transfer { to: wanted.to }).await?))
+}
+
+/// Who the coordinators are, and how far each is, as the leader knows it; with `stale`, as whoever is asked does.
+#[utoipa::path(get, path = "/v1/raft", params(Consistency), responses((status = 200, body = Group), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn group(
+    State(admin): Shared,
+    query: Result<Query<Consistency>, QueryRejection>,
+) -> Answer<Group> {
+    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let stale = query.consistency == Freshness::Stale;
+    Ok(Json(admin.ask_leader(RaftRequest::Status { stale }).await?))
+}
+
+/// Adds a coordinator, which follows without a vote until it is promoted. One that is there already, and is the same, is not
+/// added again.
+#[utoipa::path(post, path = "/v1/raft/members", request_body = NewMember, responses((status = 200, body = Group), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn add(State(admin): Shared, body: Result<Json<NewMember>, JsonRejection>) -> Answer<Group> {
+    let Json(wanted) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let NewMember { name, peer, raft_address, admin_address } = wanted;
+    let seat = Seat { name, raft_address, admin_address };
+    Ok(Json(admin.ask_leader(RaftRequest::Add { peer, seat }).await?))
+}
+
+/// Gives a coordinator that has caught up its vote, in another's place if wanted. Should that one lead, another leads first.
+#[utoipa::path(post, path = "/v1/raft/members/{name}/promote", params(("name" = String, Path, description = "The coordinator's name")), request_body = Promotion, responses((status = 200, body = Group), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn promote(
+    State(admin): Shared,
+    name: Result<Path<String>, PathRejection>,
+    body: Result<Json<Promotion>, JsonRejection>,
+) -> Answer<Group> {
+    let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let Json(Promotion { replaces }) =
+        body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    if let Some(old) = &replaces {
+        admin.let_go(old).await?;
+    }
+    Ok(Json(admin.ask_leader(RaftRequest::Promote { name, replaces }).await?))
+}
+
+/// Removes a coordinator, if the others can go on without it. Should it lead, another leads first.
+#[utoipa::path(delete, path = "/v1/raft/members/{name}", params(("name" = String, Path, description = "The coordinator's name")), responses((status = 200, body = Group), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn remove(State(admin): Shared, name: Result<Path<String>, PathRejection>) -> Answer<Group> {
+    let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    admin.let_go(&name).await?;
+    Ok(Json(admin.ask_leader(RaftRequest::Remove { name }).await?))
 }

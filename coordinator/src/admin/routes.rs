@@ -58,7 +58,8 @@ pub(crate) struct Sources {
     pub(crate) control: ControlPlane,
     pub(crate) identity: Identity,
     pub(crate) us: u64,
-    pub(crate) peers: Vec<PeerConfig>,
+    /// Everybody that this coordinator knows of.
+    pub(crate) peers: watch::Receiver<Vec<PeerConfig>>,
     pub(crate) log: Arc<LogFigures>,
     pub(crate) vitals: watch::Receiver<Vitals>,
 }
@@ -171,7 +172,8 @@ impl Admin {
     }
 
     async fn coordinators(&self) -> Vec<Coordinator> {
-        let asks = self.sources.peers.iter().map(|peer| async move {
+        let peers = self.sources.peers.borrow().clone();
+        let asks = peers.iter().map(|peer| async move {
             let status = if peer.peer == self.sources.us {
                 self.sources.raft.ask(PEER_LIMIT, |reply| RaftMessage::Status { reply }).await.ok()
             } else {
@@ -239,7 +241,11 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(stats))
         .routes(routes!(events::events))
         .routes(routes!(events::stream))
+        .routes(routes!(raft::group))
         .routes(routes!(raft::transfer))
+        .routes(routes!(raft::add))
+        .routes(routes!(raft::remove))
+        .routes(routes!(raft::promote))
         .split_for_parts();
     let (open, open_doc) =
         OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).split_for_parts();

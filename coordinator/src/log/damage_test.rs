@@ -149,7 +149,7 @@ fn another_format_is_named_and_not_called_damage() {
     newer[60..64].copy_from_slice(&sum.to_le_bytes());
     log.put(&newer);
     let refused = reopen(log.folder.path()).expect_err("it is of the future");
-    assert!(refused.to_string().contains("has log format 77, this build reads 2"), "{refused}");
+    assert!(refused.to_string().contains("has log format 77, this build reads 3"), "{refused}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub(super) const NEXT_NAME: &str = "log.next";
 
 const MAGIC: [u8; 8] = *b"KVHLOG\0\0";
 /// The format of segments. The header's layout and checksum stay the same in every format.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const HEADER_BYTES: usize = 64;
 
 /// A segment's header.

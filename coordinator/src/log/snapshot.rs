@@ -15,7 +15,7 @@ pub(super) const MAX_SNAPSHOT_BYTES: u64 = 256 << 20;
 
 const MAGIC: [u8; 8] = *b"KVHSNAP\0";
 /// The format of snapshot files. The header's layout stays the same in every format.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const HEADER_BYTES: usize = 48;
 const NEXT_NAME: &str = "snapshot.next";
 

@@ -131,20 +131,15 @@ fn an_emptied_coordinator_and_one_that_knows_little_elect_nobody() {
 }
 
 #[test]
-fn a_log_is_refused_to_another_coordinator_set_or_cluster_and_left_as_it_is() {
+fn a_log_is_refused_to_another_coordinator_or_cluster_and_left_as_it_is() {
     let mut group = Group::of(3);
     submit(&group, &create("kept", 7));
     let before = group.map(group.leader());
     group.stop_all();
     let configured = group.configs[0].clone();
     type Change = fn(&mut CoordinatorConfig);
-    let changes: [(&str, Change); 5] = [
-        ("fewer", |config| config.peers.truncate(1)),
+    let changes: [(&str, Change); 3] = [
         ("renamed", |config| config.peers[0].name = "another".to_owned()),
-        ("reordered", |config| {
-            let name = std::mem::take(&mut config.peers[1].name);
-            config.peers[1].name = std::mem::replace(&mut config.peers[2].name, name);
-        }),
         ("another's", |config| config.peer = 2),
         ("another cluster", |config| config.cluster_name = "theirs".to_owned()),
     ];
@@ -168,6 +163,9 @@ fn a_log_is_refused_to_another_coordinator_set_or_cluster_and_left_as_it_is() {
         }
         assert_eq!(files_of(&configured.data_dir), files, "{what}");
     }
+    // Who the others are is in the log: the file may name fewer by now, or somebody else.
+    group.configs[0].peers.truncate(1);
+    group.configs[1].peers[2].name = "somebody-else".to_owned();
     for at in 0..3 {
         // Where they listen is not part of it: the admin API moves.
         group.configs[at].admin_listen.set_port(0);

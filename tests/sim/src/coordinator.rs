@@ -91,11 +91,11 @@ impl Coordinator {
         disk.starts += 1;
         let restored = disk.synced.clone();
         let registry = restored.snapshot.as_ref().map_or_else(Registry::new, |snapshot| {
-            Registry::restore(&snapshot.data).expect("a synced snapshot restores")
+            Registry::restore(snapshot.state().expect("it is whole")).expect("a synced snapshot restores")
         });
         let config = ConsensusConfig {
             id: PeerId(id),
-            voters: (1..=PEERS).map(PeerId).collect(),
+            peers: (1..=PEERS).map(|peer| (PeerId(peer), Vec::new())).collect(),
             election_ticks: 20,
             heartbeat_ticks: 3,
             max_inflight: 64,
@@ -293,7 +293,7 @@ impl Coordinator {
                 self.overseer.became_leader(now, self.registry.map().as_deref());
             }
             // Nobody here asks for it.
-            Effect::HandedOver { .. } => {}
+            Effect::HandedOver { .. } | Effect::GroupChanged | Effect::GroupSettled { .. } => {}
             Effect::RoleChanged { .. } => {
                 self.overseer.lost_leadership();
                 self.bootstrapping = false;

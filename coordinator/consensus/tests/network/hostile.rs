@@ -3,7 +3,10 @@
 use super::net::{Net, Random};
 use kvhive_consensus::{Effect, Event, PeerId, Ticket};
 use protobuf::Message as _;
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType, Message,
+    MessageType,
+};
 
 #[test]
 fn a_damaged_or_senseless_message_is_ignored() {
@@ -31,6 +34,21 @@ fn a_damaged_or_senseless_message_is_ignored() {
     net.step(to, Event::Received { from: to, bytes: bytes.clone() });
     net.step(to, Event::Received { from: PeerId(77), bytes });
     assert!(net.peers[&to].machine.as_ref().expect("it runs").status().ignored_messages > 2);
+}
+
+/// A change of the group, mostly one that does not fit it.
+fn conf_change(random: &mut Random) -> Vec<u8> {
+    let mut change = ConfChangeV2::default();
+    for _ in 0..random.next() % 3 {
+        let mut single = ConfChangeSingle { node_id: random.next() % 5, ..ConfChangeSingle::default() };
+        let kinds = [ConfChangeType::AddNode, ConfChangeType::AddLearnerNode, ConfChangeType::RemoveNode];
+        single.set_change_type(kinds[random.next() as usize % 3]);
+        change.mut_changes().push(single);
+    }
+    if random.one_in(2) {
+        change.set_transition(ConfChangeTransition::Explicit);
+    }
+    change.write_to_bytes().expect("it encodes")
 }
 
 /// A message whose every field is plausible, or extreme.
@@ -71,7 +89,11 @@ fn forged(random: &mut Random, to: PeerId, interesting: &[u64]) -> Message {
         let (index, term) = (message.index, any(random));
         for at in 1..=random.next() % 4 {
             let context = vec![1; random.next() as usize % 30].into();
-            let entry = Entry { index: index.wrapping_add(at), term, context, ..Entry::default() };
+            let mut entry = Entry { index: index.wrapping_add(at), term, context, ..Entry::default() };
+            if random.one_in(4) {
+                entry.set_entry_type(EntryType::EntryConfChangeV2);
+                entry.data = conf_change(random).into();
+            }
             message.mut_entries().push(entry);
         }
     }
@@ -79,6 +101,11 @@ fn forged(random: &mut Random, to: PeerId, interesting: &[u64]) -> Message {
         let metadata = message.mut_snapshot().mut_metadata();
         (metadata.index, metadata.term) = (any(random), any(random));
         metadata.mut_conf_state().voters = vec![1, 2, 3];
+        // What a group of three without anything known of them encodes to, before an empty state.
+        let peers = [1u64, 2, 3].iter().flat_map(|id| id.to_le_bytes());
+        let group: Vec<u8> = [3].into_iter().chain(peers).chain([0, 0, 0]).collect();
+        let data: Vec<u8> = (group.len() as u32).to_le_bytes().into_iter().chain(group).collect();
+        message.mut_snapshot().set_data(data.into());
     }
     message
 }

@@ -4,6 +4,7 @@
 mod chaos;
 mod founding;
 mod hostile;
+mod members;
 mod net;
 mod rules;
 mod transfer;

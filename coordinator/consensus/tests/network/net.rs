@@ -1,8 +1,8 @@
 //! The network, its peers and their disks. What must hold at all times is asserted with every step.
 
 use kvhive_consensus::{
-    Consensus, ConsensusConfig, Effect, Event, LogBatch, PeerId, RefuseReason, Restored, Role, Standing,
-    Ticket, WriteId,
+    Consensus, ConsensusConfig, Effect, Event, Group, GroupChange, LogBatch, PeerId, RefuseReason, Restored,
+    Role, Standing, Status, Ticket, WriteId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,6 +50,7 @@ impl Disk {
     }
 }
 
+#[derive(Default)]
 pub(crate) struct Peer {
     pub(crate) machine: Option<Consensus>,
     pub(crate) disk: Disk,
@@ -85,23 +86,26 @@ pub(crate) struct Net {
     longest: Vec<(u64, Vec<u8>)>,
     pub(crate) trace: u64,
     pub(crate) snapshot_every: u64,
+    /// Whom those name that found the group, and that start before it has begun.
+    founders: Vec<PeerId>,
+    /// Changes of the group that are through.
+    pub(crate) settled: BTreeSet<Ticket>,
+    /// The group at each index, as the first that was there had it.
+    groups: BTreeMap<u64, Group>,
+    /// Snapshots are larger than a message.
+    pub(crate) is_oversized: bool,
+}
+
+/// What the others know of a peer.
+pub(crate) fn about(id: PeerId) -> Vec<u8> {
+    format!("peer {}", id.0).into_bytes()
 }
 
 impl Net {
     pub(crate) fn new(peers: u64, seed: u64) -> Net {
+        let founders: Vec<PeerId> = (1..=peers).map(PeerId).collect();
         let mut net = Net {
-            peers: (1..=peers)
-                .map(|id| {
-                    let peer = Peer {
-                        machine: None,
-                        disk: Disk::default(),
-                        applied: Vec::new(),
-                        readable: Vec::new(),
-                        starts: 0,
-                    };
-                    (PeerId(id), peer)
-                })
-                .collect(),
+            peers: founders.iter().map(|id| (*id, Peer::default())).collect(),
             flying: Vec::new(),
             cut: BTreeSet::new(),
             one_way_cut: BTreeSet::new(),
@@ -119,6 +123,10 @@ impl Net {
             longest: Vec::new(),
             trace: seed,
             snapshot_every: 30,
+            founders,
+            settled: BTreeSet::new(),
+            groups: BTreeMap::new(),
+            is_oversized: false,
         };
         for id in net.ids() {
             net.start(id);
@@ -131,12 +139,15 @@ impl Net {
     }
 
     pub(crate) fn start(&mut self, id: PeerId) {
-        let voters = self.ids();
+        // Once there is a group, a host names those that are of it.
+        let group = self.groups.last_key_value().map(|(_, group)| group);
+        let named = group.map_or(&self.founders, |group| &group.voters);
+        let peers = named.iter().copied().chain([id]).map(|peer| (peer, about(peer))).collect();
         let peer = self.peers.get_mut(&id).expect("a known peer");
         peer.starts += 1;
         let config = ConsensusConfig {
             id,
-            voters,
+            peers,
             election_ticks: 10,
             heartbeat_ticks: 2,
             max_inflight: 64,
@@ -145,10 +156,31 @@ impl Net {
             seed: 42,
             start: peer.starts,
         };
-        peer.applied =
-            peer.disk.synced.snapshot.as_ref().map_or(Vec::new(), |snapshot| decode(&snapshot.data));
+        peer.applied = peer
+            .disk
+            .synced
+            .snapshot
+            .as_ref()
+            .map_or(Vec::new(), |snapshot| decode(snapshot.state().expect("whole")));
         peer.machine =
             Some(Consensus::new(config, peer.disk.synced.clone()).expect("what was synced can be restored"));
+    }
+
+    /// Starts a peer that may not be of the group.
+    pub(crate) fn join(&mut self, id: PeerId) {
+        self.peers.entry(id).or_default();
+        self.start(id);
+    }
+
+    pub(crate) fn group(&self, id: PeerId) -> Group {
+        self.peers[&id].machine.as_ref().expect("it runs").group()
+    }
+
+    pub(crate) fn change(&mut self, at: PeerId, change: GroupChange) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.step(at, Event::ChangeGroup { ticket, change });
+        ticket
     }
 
     pub(crate) fn crash(&mut self, id: PeerId) {
@@ -171,7 +203,8 @@ impl Net {
 
     pub(crate) fn step(&mut self, id: PeerId, event: Event) {
         let mut effects = Vec::new();
-        let peer = self.peers.get_mut(&id).expect("a known peer");
+        // Some are told of before they are there.
+        let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(machine) = &mut peer.machine else { return };
         machine.step(event, &mut effects);
         machine.invariants().expect("invariants hold after every event");
@@ -206,7 +239,11 @@ impl Net {
                 }
                 Effect::Install { data, .. } => peer.applied = decode(&data),
                 Effect::TakeSnapshot { index } => {
-                    answers.push(Event::SnapshotTaken { index, data: encode(&peer.applied) });
+                    let mut data = encode(&peer.applied);
+                    if self.is_oversized {
+                        data = vec![0; kvhive_consensus::MAX_SNAPSHOT_BYTES + 1];
+                    }
+                    answers.push(Event::SnapshotTaken { index, data });
                 }
                 Effect::Readable { ticket } => {
                     assert!(self.answered.insert(ticket), "each ticket is answered once");
@@ -222,6 +259,11 @@ impl Net {
                     assert!(self.answered.insert(ticket), "each ticket is answered once");
                     self.refused.insert(ticket, reason);
                 }
+                Effect::GroupChanged => {}
+                Effect::GroupSettled { ticket } => {
+                    assert!(self.answered.insert(ticket), "each ticket is answered once");
+                    self.settled.insert(ticket);
+                }
                 Effect::HandedOver { ticket, leader } => {
                     assert!(self.answered.insert(ticket), "each ticket is answered once");
                     self.handed_over.insert(ticket, leader);
@@ -232,6 +274,13 @@ impl Net {
                 }
                 Effect::RoleChanged { .. } => {}
             }
+        }
+        let machine = self.peers[&id].machine.as_ref().expect("it runs");
+        let (index, group) = (machine.status().applied, machine.group());
+        // Who began with an empty log knows nobody before the founders are named in it.
+        if index > 0 && !group.voters.is_empty() && !group.about.is_empty() {
+            let first = self.groups.entry(index).or_insert_with(|| group.clone());
+            assert_eq!(*first, group, "{id:?}: the group at {index} is the same for all");
         }
         let applied = &self.peers[&id].applied;
         let common = applied.len().min(self.longest.len());
@@ -349,6 +398,10 @@ impl Net {
     pub(crate) fn follower(&self) -> PeerId {
         let leader = self.leader();
         self.ids().into_iter().find(|id| Some(*id) != leader).expect("a leader is one of several")
+    }
+
+    pub(crate) fn status(&self, id: PeerId) -> Status {
+        self.peers[&id].machine.as_ref().expect("it runs").status()
     }
 
     pub(crate) fn term(&self, id: PeerId) -> u64 {

@@ -295,12 +295,11 @@ fn a_snapshot_too_large_for_a_message_keeps_the_entries() {
     let mut net = Net::new(1, 19);
     let leader = net.elect();
     net.tick();
-    let large = vec![0; kvhive_consensus::MAX_SNAPSHOT_BYTES + 1];
-    net.propose(leader, "one");
-    net.tick();
-    let index = net.peers[&leader].applied[0].0;
-    net.step(leader, Event::SnapshotTaken { index, data: large });
-    net.tick();
+    net.is_oversized = true;
+    for at in 0..30 {
+        net.propose(leader, &format!("change {at}"));
+        net.tick();
+    }
     assert!(net.peers[&leader].disk.synced.snapshot.is_none());
     let status = net.peers[&leader].machine.as_ref().expect("it runs").status();
     assert_eq!(status.oversized_snapshots, 1);
@@ -310,7 +309,7 @@ fn a_snapshot_too_large_for_a_message_keeps_the_entries() {
 fn a_log_with_a_gap_or_a_false_commit_is_refused() {
     let config = ConsensusConfig {
         id: PeerId(1),
-        voters: vec![PeerId(1)],
+        peers: [(PeerId(1), Vec::new())].into(),
         election_ticks: 10,
         heartbeat_ticks: 2,
         max_inflight: 8,
