@@ -12,6 +12,7 @@ mod answers;
 mod block;
 mod declined;
 mod expected;
+mod feed;
 mod fills;
 mod frames;
 mod index;
