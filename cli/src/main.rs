@@ -9,7 +9,7 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    balance, config, down, drain, events, node, raft, replay, simulate, status, tenants,
+    balance, config, down, drain, events, node, raft, replay, simulate, status, tenants, top,
     trace as trace_command, up,
 };
 use std::process::ExitCode;
@@ -30,6 +30,7 @@ enum Command {
     Up(up::Up),
     Down(down::Down),
     Status(status::Status),
+    Top(top::Top),
     Nodes(status::Nodes),
     Slots(status::Slots),
     Drain(drain::Drain),
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         Command::Up(command) => command.run(),
         Command::Down(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Top(command) => command.run(),
         Command::Nodes(command) => command.run(),
         Command::Slots(command) => command.run(),
         Command::Drain(command) => command.run(),

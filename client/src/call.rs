@@ -7,6 +7,7 @@ use crate::stats::count;
 use kvhive_protocol::data::DataRequest;
 use kvhive_protocol::frame::{FrameLimits, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::strategy::MAX_REPORTS;
+use kvhive_protocol::watch::{MAX_BLOCKS_PER_PAGE, MAX_EVENTS_PER_ANSWER};
 use kvhive_protocol::{ClusterMap, DeviceId, Epoch, WireError};
 use kvhive_wire::Fault;
 use tokio::time::Instant;
@@ -20,6 +21,8 @@ const VERDICT_BYTES: usize = 16;
 
 /// Message bytes of one report of a strategy: names, figures, and an estimate for each way to rank.
 const REPORT_BYTES: usize = 512;
+/// Message bytes of one event, or of one block of a page: its key, and numbers.
+const WATCHED_BYTES: usize = 80;
 
 /// What the repeat of a failed request needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -118,6 +121,9 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
         DataRequest::Store(request) => (request.blocks.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Release(_) => (0, 0),
         DataRequest::Strategies(_) => (MAX_REPORTS.saturating_mul(REPORT_BYTES), 0),
+        DataRequest::Watch(_) => {
+            (MAX_EVENTS_PER_ANSWER.max(MAX_BLOCKS_PER_PAGE).saturating_mul(WATCHED_BYTES), 0)
+        }
     };
     let open = FrameLimits::OPEN;
     let message = u32::try_from(message.saturating_add(ANSWER_BYTES)).unwrap_or(u32::MAX);

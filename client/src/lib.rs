@@ -46,6 +46,7 @@ mod strategies;
 mod targets;
 mod transfer;
 mod waits;
+mod watch;
 mod worth;
 
 pub use client::{Client, ClientConfig};
@@ -60,4 +61,5 @@ pub use release::ReleaseReport;
 pub use stats::ClientStats;
 pub use store::{StoreOptions, StoreOutcome, StoreReport};
 pub use strategies::DeviceStrategies;
+pub use watch::{Block, BlockWatch, Follower, Taken, WatchReport};
 pub use worth::Advice;

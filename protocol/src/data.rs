@@ -5,6 +5,7 @@ use crate::ids::{DeviceId, Epoch, Slot, TenantId};
 use crate::key::{BlockKey, KeyList};
 use crate::layout::Layout;
 use crate::strategy::StrategyReport;
+use crate::watch::{WatchAnswer, WatchRequest};
 use serde::{Deserialize, Serialize};
 
 /// The most blocks one fetch or store may name.
@@ -63,6 +64,8 @@ pub enum DataRequest {
     Release(ReleaseRequest),
     /// How do this device's strategies do? Answered by [`DataReply::Strategies`].
     Strategies(StrategiesRequest),
+    /// What happens to this device's blocks? Answered by [`DataReply::Watched`].
+    Watch(WatchRequest),
 }
 
 /// See [`DataRequest::Match`].
@@ -235,6 +238,13 @@ pub enum DataReply {
         /// One report for each tenant with rules of its own and size of frames; at most [`crate::strategy::MAX_REPORTS`].
         reports: Vec<StrategyReport>,
     },
+    /// What happened, or what is there.
+    Watched {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// The answer.
+        answer: WatchAnswer,
+    },
 }
 
 impl DataReply {
@@ -245,7 +255,8 @@ impl DataReply {
             | DataReply::Fetched { epoch, .. }
             | DataReply::Stored { epoch, .. }
             | DataReply::Released { epoch, .. }
-            | DataReply::Strategies { epoch, .. } => *epoch,
+            | DataReply::Strategies { epoch, .. }
+            | DataReply::Watched { epoch, .. } => *epoch,
         }
     }
 }

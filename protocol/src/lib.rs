@@ -22,6 +22,7 @@ pub mod raft;
 pub mod scaling;
 pub mod strategy;
 pub mod tenant;
+pub mod watch;
 
 pub use block::{BlockDigest, BlockHeader, HeaderError};
 pub use error::WireError;

@@ -14,6 +14,7 @@ pub(crate) mod replay;
 pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod tenants;
+pub(crate) mod top;
 pub(crate) mod trace;
 pub(crate) mod up;
 

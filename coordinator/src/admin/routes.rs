@@ -6,7 +6,7 @@ use super::audit::{Audit, From};
 use super::document::Document;
 use super::events::Listeners;
 use super::lanes::Lanes;
-use super::{balance, document, events, figures, members, overview, raft, tenants};
+use super::{balance, dashboard, document, events, figures, members, overview, raft, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -259,6 +259,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .layer(middleware::from_fn_with_state(admin.access.clone(), Access::check));
     guarded
         .merge(open)
+        .merge(dashboard::routes())
         .fallback(|| async { Trouble::not_found("no such route; see /openapi.json".to_owned()) })
         .method_not_allowed_fallback(|| async { Trouble::method_not_allowed() })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

@@ -13,6 +13,7 @@ mod answers;
 mod block;
 mod declined;
 mod expected;
+mod feed;
 mod fills;
 mod frames;
 mod heat;

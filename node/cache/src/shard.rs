@@ -10,6 +10,7 @@
 use crate::answers::{Effect, Reserve, ShardConfig};
 use crate::block::{BlockId, HoldClock, Life, MAX_HOLD, Mark, NO_PARENT, Record, Tier, WriteTicket};
 use crate::expected::Expected;
+use crate::feed::Feed;
 use crate::frames::Ledger;
 use crate::index::Index;
 use crate::owners::Owners;
@@ -20,6 +21,7 @@ use crate::stats::{Reason, ShardStats};
 use crate::table::Table;
 use kvhive_protocol::data::{About, Hint, Refusal, StoreBlock};
 use kvhive_protocol::load::TenantLoad;
+use kvhive_protocol::watch::Gone;
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -36,6 +38,7 @@ mod rules;
 mod shrink;
 mod strategies;
 mod tenants;
+mod watch;
 
 /// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind, or a block has gone before its children.
 const SWEEP: usize = 4096;
@@ -82,6 +85,8 @@ pub struct Shard {
     stats: ShardStats,
     /// Figures of each tenant that was ever seen.
     loads: BTreeMap<TenantId, TenantLoad>,
+    /// What happens, while somebody follows.
+    feed: Option<Box<Feed>>,
 }
 
 impl Shard {
@@ -118,6 +123,7 @@ impl Shard {
             mending: mend::Mending::default(),
             stats: ShardStats::default(),
             loads: BTreeMap::new(),
+            feed: None,
             config,
         };
         shard.config.max_hold = shard.config.max_hold.min(MAX_HOLD);
@@ -211,7 +217,7 @@ impl Shard {
                 return Ok(Reserve::Present(id));
             }
             // A block that a clear has ended is still here under this key.
-            self.drop_block(at, Removal::Dropped, effects);
+            self.drop_block(at, Removal::Dropped, Gone::Cleared, effects);
             self.stats.cleared += 1;
         }
         if self.writes >= self.config.max_writes {
@@ -366,6 +372,7 @@ impl Shard {
             self.end_session(at, Reason::Over);
         }
         self.count_resident(at, 1);
+        self.tell_stored(at);
         self.stats.stored += 1;
         self.load_of(tenant).stored_blocks += 1;
         id
@@ -396,6 +403,7 @@ impl Shard {
     /// between tiers.
     pub fn tend(&mut self, now: Moment, effects: &mut Vec<Effect>) {
         self.tell_uses();
+        self.rest_feed(now);
         self.begin_collections();
         if let Some(from) = self.sweep {
             let until = self.index.records.len().min(from + SWEEP);
@@ -405,7 +413,7 @@ impl Shard {
                     if self.garbage.is_collecting(record.class) && record.tier != Tier::Disk {
                         self.count_collected(record.class, Reason::Cleared);
                     }
-                    self.drop_block(at as u32, Removal::Dropped, effects);
+                    self.drop_block(at as u32, Removal::Dropped, Gone::Cleared, effects);
                     self.stats.cleared += 1;
                 }
             }

@@ -15,6 +15,7 @@ mod persist_layouts;
 mod proxy;
 mod replication;
 mod tenants;
+mod watch;
 
 use crate::actors::core::DeviceMessage;
 use crate::data::Limits;

@@ -244,6 +244,10 @@ impl State {
                 let here = request.keys.iter().filter(|key| self.blocks.contains_key(key)).count();
                 (DataReply::Released { epoch: self.epoch, blocks: here as u32 }, Vec::new())
             }
+            DataRequest::Watch(_) => {
+                let answer = kvhive_protocol::watch::WatchAnswer::Gap { stream: None };
+                (DataReply::Watched { epoch: self.epoch, answer }, Vec::new())
+            }
             DataRequest::Strategies(_) => {
                 (DataReply::Strategies { epoch: self.epoch, reports: Vec::new() }, Vec::new())
             }
