@@ -148,7 +148,8 @@ function show(cluster) {
   attribute($("moves"), "hidden", moves.length === 0);
   tables.moves.update(moves);
   tables.devices.update(cluster.devices);
-  tables.coordinators.update(cluster.coordinators);
+  const seats = new Map((session.group?.coordinators ?? []).map((one) => [one.peer, one]));
+  tables.coordinators.update(cluster.coordinators.map((one) => ({ ...one, seat: seats.get(one.peer) })));
   const chosen = cluster.devices.flatMap((device) =>
     device.strategies.map((one) => ({ ...one, device: device.device, key: [device.device, one.tenant, one.frame_bytes].join() })));
   attribute($("strategies-panel"), "hidden", chosen.length === 0);
@@ -191,6 +192,7 @@ async function look(api) {
   if (now - session.tenantsAt > TENANTS_MS) {
     session.tenantsAt = now;
     if (!stale) tables.tenants.update(await everyPage(api, "v1/tenants", "tenants"));
+    session.group = stale ? null : await api.get("v1/raft");
   }
   trouble(stale ? `The leader does not answer (${stale}). What follows is what this coordinator has itself; figures of devices are missing.` : null);
   session.since = null;
@@ -242,7 +244,7 @@ function signOut(why = "") {
 function begin(token) {
   const api = new Api(token);
   const stop = new AbortController();
-  session = { api, stop, paused: false, cluster: null, tenantsAt: 0, since: null };
+  session = { api, stop, paused: false, cluster: null, group: null, tenantsAt: 0, since: null };
   sessionStorage.setItem(TOKEN, token);
   attribute($("sign-in"), "hidden", true);
   for (const id of ["panels", "pause", "sign-out"]) attribute($(id), "hidden", null);

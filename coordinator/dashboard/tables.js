@@ -129,6 +129,7 @@ export function coordinatorsTable() {
     columns: [
       { name: "Name", value: (row) => row.name },
       { name: "Role", value: (row) => row.role, kind: (row) => (row.role === "unreachable" ? "bad" : null) },
+      { name: "Vote", value: (row) => (row.seat?.takes_snapshot ? `${row.seat.role}, is sent the state` : row.seat?.role) },
       number("Term", (row) => row.term),
       number("Applied", (row) => row.applied, (row) => String(row.applied)),
       number("Behind", (row) => committed - row.applied, (row) => (row.role === "unreachable" ? "–" : String(committed - row.applied))),

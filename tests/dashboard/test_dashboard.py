@@ -111,6 +111,7 @@ class Dashboard(unittest.TestCase):
         page = self.signed_in()
         expect(page.locator(".device")).to_have_count(4)
         expect(page.locator("#coordinators tbody tr")).to_have_count(3)
+        expect(page.locator("#coordinators tbody tr", has_text="voter")).to_have_count(3)
         expect(page.locator("#tenants tbody")).to_contain_text("default")
         expect(page.locator("#events-state")).to_have_text("live")
         expect(page.locator("#events")).to_contain_text("cluster-started")
