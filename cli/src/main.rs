@@ -10,7 +10,7 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    config, down, drain, events, node, raft, replay, scale, simulate, status, tenants,
+    balance, config, down, drain, events, node, raft, replay, scale, simulate, status, tenants, top,
     trace as trace_command, up,
 };
 use std::process::ExitCode;
@@ -31,10 +31,12 @@ enum Command {
     Up(up::Up),
     Down(down::Down),
     Status(status::Status),
+    Top(top::Top),
     Nodes(status::Nodes),
     Slots(status::Slots),
     Drain(drain::Drain),
     Scale(scale::Scale),
+    Balance(balance::Balance),
     Events(events::Events),
     Tenants(tenants::Tenants),
     Replay(replay::Replay),
@@ -63,10 +65,12 @@ fn main() -> ExitCode {
         Command::Up(command) => command.run(),
         Command::Down(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Top(command) => command.run(),
         Command::Nodes(command) => command.run(),
         Command::Slots(command) => command.run(),
         Command::Drain(command) => command.run(),
         Command::Scale(command) => command.run(),
+        Command::Balance(command) => command.run(),
         Command::Events(command) => command.run(),
         Command::Tenants(command) => command.run(),
         Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),

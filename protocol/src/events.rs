@@ -93,11 +93,13 @@ pub enum EventKind {
     ScalingChanged,
     /// Another size is recommended.
     SizeRecommended,
+    /// Slots belong elsewhere, or on more devices, because of how much they are read; or go by their hash again.
+    SlotsBalanced,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 14] = [
+    pub const ALL: [EventKind; 15] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -112,6 +114,7 @@ impl EventKind {
         EventKind::AckChanged,
         EventKind::ScalingChanged,
         EventKind::SizeRecommended,
+        EventKind::SlotsBalanced,
     ];
 
     /// Returns its name.
@@ -131,6 +134,7 @@ impl EventKind {
             EventKind::AckChanged => "ack-changed",
             EventKind::ScalingChanged => "scaling-changed",
             EventKind::SizeRecommended => "size-recommended",
+            EventKind::SlotsBalanced => "slots-balanced",
         }
     }
 

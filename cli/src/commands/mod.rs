@@ -1,5 +1,6 @@
 //! The verbs, one file each.
 
+pub(crate) mod balance;
 pub(crate) mod config;
 pub(crate) mod connect;
 pub(crate) mod down;
@@ -14,6 +15,7 @@ pub(crate) mod scale;
 pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod tenants;
+pub(crate) mod top;
 pub(crate) mod trace;
 pub(crate) mod up;
 

@@ -2,7 +2,7 @@
 //! confirmed, and who is past the moment at which they may be declared down.
 
 use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_UNREACHED};
-use kvhive_protocol::load::MAX_TENANT_LOADS;
+use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_TENANT_LOADS};
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::REUSE_BUCKETS;
 use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
@@ -203,5 +203,7 @@ fn is_sound(load: &DeviceLoad) -> bool {
     let slots_fit =
         slots_fit && load.filled.len() <= usize::from(SLOTS) && load.unreached.len() <= MAX_UNREACHED;
     let reuse_fits = load.reuse.counts.len() == REUSE_BUCKETS;
-    slots_fit && reports_fit && reuse_fits && load.tenants.len() <= MAX_TENANT_LOADS
+    let hot = &load.work.hot;
+    let hot_fits = hot.len() <= MAX_HOT_SLOTS && hot.is_sorted_by(|(one, _), (next, _)| one < next);
+    hot_fits && reuse_fits && slots_fit && reports_fit && load.tenants.len() <= MAX_TENANT_LOADS
 }

@@ -6,7 +6,7 @@ use super::audit::{Audit, From};
 use super::document::Document;
 use super::events::Listeners;
 use super::lanes::Lanes;
-use super::{document, events, figures, members, overview, raft, scaling, tenants};
+use super::{balance, dashboard, document, events, figures, members, overview, raft, scaling, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -235,6 +235,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(members::members))
         .routes(routes!(members::change_member))
         .routes(routes!(slots))
+        .routes(routes!(balance::balance))
         .routes(routes!(tenants::tenants, tenants::create_tenant))
         .routes(routes!(tenants::tenant, tenants::change_tenant))
         .routes(routes!(tenants::clear_tenant))
@@ -259,6 +260,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .layer(middleware::from_fn_with_state(admin.access.clone(), Access::check));
     guarded
         .merge(open)
+        .merge(dashboard::routes())
         .fallback(|| async { Trouble::not_found("no such route; see /openapi.json".to_owned()) })
         .method_not_allowed_fallback(|| async { Trouble::method_not_allowed() })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
