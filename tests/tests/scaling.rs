@@ -53,7 +53,7 @@ impl Cluster {
 
     /// Asks for the same blocks each time; returns how many were there.
     fn replay(&self) -> (u64, u64) {
-        let report = self.json(&["replay", "--requests", "150"]);
+        let report = self.json(&["replay", "--requests", "150", "--block-size", "4KiB"]);
         assert_eq!(report["wrong_bytes"], 0, "{report}");
         (report["hits"].as_u64().expect("hits"), report["blocks"].as_u64().expect("blocks"))
     }
