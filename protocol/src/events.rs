@@ -89,11 +89,13 @@ pub enum EventKind {
     TenantRulesChanged,
     /// How many replicas a store waits for by default has changed.
     AckChanged,
+    /// Slots belong elsewhere, or on more devices, because of how much they are read; or go by their hash again.
+    SlotsBalanced,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 12] = [
+    pub const ALL: [EventKind; 13] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -106,6 +108,7 @@ impl EventKind {
         EventKind::TenantCleared,
         EventKind::TenantRulesChanged,
         EventKind::AckChanged,
+        EventKind::SlotsBalanced,
     ];
 
     /// Returns its name.
@@ -123,6 +126,7 @@ impl EventKind {
             EventKind::TenantCleared => "tenant-cleared",
             EventKind::TenantRulesChanged => "tenant-rules-changed",
             EventKind::AckChanged => "ack-changed",
+            EventKind::SlotsBalanced => "slots-balanced",
         }
     }
 

@@ -1,5 +1,6 @@
 //! The verbs, one file each.
 
+pub(crate) mod balance;
 pub(crate) mod config;
 pub(crate) mod connect;
 pub(crate) mod down;

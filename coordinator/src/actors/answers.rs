@@ -4,7 +4,7 @@ use super::raft::{RaftActor, Waiting};
 use kvhive_consensus::{PeerId, RefuseReason, Role, Standing, Ticket};
 use kvhive_control::BeatVerdict;
 use kvhive_protocol::control::{ControlReply, CoordinatorStatus, DeviceLoad, Overview};
-use kvhive_protocol::load::{MAX_TENANT_SUMS, TenantLoad};
+use kvhive_protocol::load::{MAX_TENANT_SUMS, TenantLoad, Work};
 use kvhive_protocol::strategy::StrategyReport;
 use kvhive_protocol::{ClusterMap, Epoch, WireError};
 
@@ -42,6 +42,18 @@ impl RaftActor {
         }
     }
 
+    /// Says how evenly work is spread. Whoever acts on that names the epoch, so an answer by a leader that is none any more
+    /// changes nothing.
+    pub(super) fn balance(&mut self) -> ControlReply {
+        if self.parts.consensus.status().role != Role::Leader {
+            return ControlReply::Failed(self.refusal(RefuseReason::NotLeader { leader: None }));
+        }
+        match self.parts.registry.map() {
+            Some(map) => ControlReply::Balance(Box::new(self.parts.overseer.balance(&map))),
+            None => ControlReply::Failed(WireError::busy("the cluster has not started yet")),
+        }
+    }
+
     pub(super) fn overview(&mut self) -> ControlReply {
         let map = self.parts.registry.map();
         let unsettled = map.as_ref().map_or(0, |map| self.parts.overseer.unsettled(map) as u64);
@@ -57,6 +69,7 @@ impl RaftActor {
                 unreached: Vec::new(),
                 tenants: Vec::new(),
                 strategies,
+                work: Work { hot: Vec::new(), ..load.work },
                 ..*load
             }
         };

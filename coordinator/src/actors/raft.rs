@@ -46,6 +46,8 @@ pub(crate) enum RaftMessage {
     Events { after: u64, limit: usize, reply: Reply<EventPage> },
     /// Do something about the coordinators themselves.
     Admin { request: RaftRequest, reply: Reply<ControlReply> },
+    /// How evenly is work spread, and what would make that more even?
+    Balance { reply: Reply<ControlReply> },
     /// What have you counted?
     Figures { reply: Reply<Figures> },
 }
@@ -436,6 +438,7 @@ impl Actor for RaftActor {
                 reply.send(self.parts.registry.events(after, limit));
             }
             RaftMessage::Admin { request, reply } => self.administer(request, reply),
+            RaftMessage::Balance { reply } => reply.send(self.balance()),
             RaftMessage::Figures { reply } => reply.send(Figures {
                 waiting: self.waiting.len() as u64,
                 ignored_messages: self.parts.consensus.status().ignored_messages,

@@ -79,6 +79,8 @@ fn devices(overview: &Overview) -> Vec<Device> {
                 blocks: load.map(|load| load.blocks),
                 used_bytes: load.map(|load| load.used_bytes),
                 hit_rate: load.and_then(|load| rate(load.covered_keys, load.matched_keys)),
+                read_rate: load.map(|load| load.work.read_rate),
+                wait_us: load.map(|load| load.work.wait_us),
                 tiers: load.map_or(Vec::new(), |load| tiers(load)),
                 traffic: load.map(|load| traffic(load)),
                 filling_slots: filling.get(&id).copied().unwrap_or_default(),
