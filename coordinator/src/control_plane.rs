@@ -227,8 +227,6 @@ mod tests {
         let unreached = vec![device; MAX_UNREACHED];
         let work = Work {
             requests: u64::MAX,
-            read_bytes: u64::MAX,
-            written_bytes: u64::MAX,
             read_rate: u64::MAX,
             wait_us: u32::MAX,
             hot: all.iter().take(MAX_HOT_SLOTS).map(|slot| (*slot, u64::MAX)).collect(),

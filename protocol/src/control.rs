@@ -88,6 +88,10 @@ pub struct Overview {
     pub tenants: Vec<(TenantId, TenantLoad)>,
     /// Slots that are not where they belong yet, or of which a replica lacks blocks.
     pub unsettled: u64,
+    /// The slots that are read most, of which device, and their part of its rate; at most [`MAX_HOTTEST`].
+    ///
+    /// [`MAX_HOTTEST`]: crate::load::MAX_HOTTEST
+    pub hottest: Vec<(Slot, DeviceId, u64)>,
 }
 
 /// A node's first word.

@@ -209,7 +209,21 @@ pub(super) struct Stats {
     pub(super) read_bytes: Option<u64>,
     /// Bytes of blocks taken in.
     pub(super) written_bytes: Option<u64>,
+    /// The slots that are read most, hottest first.
+    pub(super) hot_slots: Vec<HotSlot>,
     pub(super) devices: Vec<Device>,
+}
+
+/// A slot that is read much.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HotSlot {
+    pub(super) slot: u16,
+    /// Who is read: `member/index`.
+    pub(super) device: String,
+    /// How many devices hold it.
+    pub(super) replicas: usize,
+    /// What it is read a second, lately: bytes, and 16 KiB a request.
+    pub(super) read_rate: u64,
 }
 
 /// How new an answer must be.
