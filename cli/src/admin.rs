@@ -180,13 +180,18 @@ impl Admin {
         })
     }
 
-    /// Deletes what is at `path`, by the first coordinator that answers.
+    /// Deletes what is at `path`, by the first coordinator that answers. It happens once, also where one has not answered.
     ///
     /// # Errors
     /// When none answers, or the answer is an error.
     pub(crate) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let name = change_name()?;
         self.ask(Asked::Change, |url| {
-            self.changes.delete(format!("{url}{path}")).header("authorization", self.bearer()).call()
+            self.changes
+                .delete(format!("{url}{path}"))
+                .header("authorization", self.bearer())
+                .header(CHANGE_NAME, &name)
+                .call()
         })
     }
 
@@ -219,7 +224,9 @@ impl Admin {
             let status = answer.status();
             let text = answer.body_mut().read_to_string().with_context(|| format!("answer of {url}"))?;
             if status.is_success() {
-                return serde_json::from_str(&text)
+                // Nothing is said where there is nothing to say (204).
+                let text = if text.is_empty() { "null" } else { &text };
+                return serde_json::from_str(text)
                     .with_context(|| format!("answer of {url} is not what was asked"));
             }
             let message = serde_json::from_str::<Value>(&text)

@@ -10,8 +10,8 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    balance, config, down, drain, events, node, raft, replay, scale, simulate, status, tenants, top,
-    trace as trace_command, up,
+    balance, config, down, drain, engines, events, node, raft, replay, route, scale, simulate, status,
+    tenants, top, trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -38,6 +38,8 @@ enum Command {
     Scale(scale::Scale),
     Balance(balance::Balance),
     Events(events::Events),
+    Engines(engines::Engines),
+    Route(route::Route),
     Tenants(tenants::Tenants),
     Replay(replay::Replay),
     Simulate(simulate::Simulate),
@@ -72,6 +74,8 @@ fn main() -> ExitCode {
         Command::Scale(command) => command.run(),
         Command::Balance(command) => command.run(),
         Command::Events(command) => command.run(),
+        Command::Engines(command) => command.run(),
+        Command::Route(command) => command.run(),
         Command::Tenants(command) => command.run(),
         Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
         Command::Simulate(command) => command.run(),

@@ -8,7 +8,7 @@ import * as as from "./format.js";
 import { History } from "./history.js";
 import { clusterMap, colourOf, condition, movesOf } from "./map.js";
 import { comb } from "./slots.js";
-import { coordinatorsTable, devicesTable, figuresTable, movesTable, strategiesTable, tenantsTable } from "./tables.js";
+import { coordinatorsTable, devicesTable, figuresTable, hotTable, movesTable, strategiesTable, tenantsTable } from "./tables.js";
 import { themes } from "./theme.js";
 
 const TOKEN = "kvhive.token";
@@ -64,6 +64,7 @@ const tables = {
   moves: movesTable(names),
   coordinators: coordinatorsTable(),
   tenants: tenantsTable(),
+  hot: hotTable(names),
   strategies: strategiesTable(),
 };
 for (const [id, one] of Object.entries(tables)) $(id).append(one.element);
@@ -192,6 +193,7 @@ async function look(api) {
   if (now - session.tenantsAt > TENANTS_MS) {
     session.tenantsAt = now;
     if (!stale) tables.tenants.update(await everyPage(api, "v1/tenants", "tenants"));
+    if (!stale) tables.hot.update((await api.get("v1/stats")).hot_slots);
     session.group = stale ? null : await api.get("v1/raft");
   }
   trouble(stale ? `The leader does not answer (${stale}). What follows is what this coordinator has itself; figures of devices are missing.` : null);

@@ -5,6 +5,7 @@ mod actors;
 mod admin;
 mod config;
 mod control_plane;
+mod engines;
 pub mod log;
 mod log_thread;
 mod membership;

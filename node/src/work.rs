@@ -10,8 +10,6 @@ use std::time::Duration;
 /// One device's counters.
 pub(crate) struct WorkCounters {
     requests: AtomicU64,
-    read_bytes: AtomicU64,
-    written_bytes: AtomicU64,
     waited_us: AtomicU64,
     waits: AtomicU64,
     /// What matches and fetches came to, by slot, since it was last told.
@@ -23,8 +21,6 @@ impl Default for WorkCounters {
     fn default() -> Self {
         WorkCounters {
             requests: AtomicU64::new(0),
-            read_bytes: AtomicU64::new(0),
-            written_bytes: AtomicU64::new(0),
             waited_us: AtomicU64::new(0),
             waits: AtomicU64::new(0),
             read: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
@@ -50,14 +46,12 @@ impl WorkCounters {
 
     /// Counts a block given out.
     pub(crate) fn gave(&self, slot: Slot, bytes: u64) {
-        self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.read_of(slot, bytes);
     }
 
     /// Counts a store.
-    pub(crate) fn stored(&self, bytes: u64) {
+    pub(crate) fn stored(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn read_of(&self, slot: Slot, bytes: u64) {
@@ -74,8 +68,6 @@ impl WorkCounters {
         heat.take(now, &read, take(&self.waited_us), take(&self.waits));
         Work {
             requests: self.requests.load(Ordering::Relaxed),
-            read_bytes: self.read_bytes.load(Ordering::Relaxed),
-            written_bytes: self.written_bytes.load(Ordering::Relaxed),
             read_rate: heat.sum(),
             wait_us: heat.wait_us(),
             hot: heat.hottest(MAX_HOT_SLOTS),
@@ -92,10 +84,10 @@ mod tests {
         let work = WorkCounters::default();
         work.asked([Slot(3), Slot(5)].into_iter());
         work.gave(Slot(3), 1 << 20);
-        work.stored(100);
+        work.stored();
         work.waited(Duration::from_micros(30));
         let told = work.tell(Moment::ZERO + Duration::from_secs(1));
-        assert_eq!((told.requests, told.read_bytes, told.written_bytes), (2, 1 << 20, 100));
+        assert_eq!(told.requests, 2);
         let slots: Vec<Slot> = told.hot.iter().map(|(slot, _)| *slot).collect();
         assert_eq!(slots, [Slot(3), Slot(5)]);
         assert!(told.hot[0].1 > told.hot[1].1 && told.read_rate == told.hot[0].1 + told.hot[1].1);

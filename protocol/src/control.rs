@@ -8,6 +8,7 @@ use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestI
 use crate::load::{TenantLoad, TierLoad, Traffic, Work};
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
 use crate::raft::{RaftReport, RaftRequest};
+use crate::routing::{Engine, EngineLoad, Followed, RouteAnswer, RouteRequest};
 use crate::scaling::{Observation, Reuse, ScalingChange, ScalingReport};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
@@ -64,6 +65,15 @@ pub enum ControlRequest {
     Raft(RaftRequest),
     /// How evenly is work spread over devices, and what would make that more even? Nothing is changed.
     Balance,
+    /// Which engine should take a request? Any coordinator answers.
+    Route(Box<RouteRequest>),
+    /// An engine says how busy it is, to this coordinator.
+    EngineLoad {
+        /// The engine's name.
+        engine: String,
+        /// How busy.
+        load: EngineLoad,
+    },
 }
 
 /// Everything the leader knows.
@@ -79,6 +89,10 @@ pub struct Overview {
     pub tenants: Vec<(TenantId, TenantLoad)>,
     /// Slots that are not where they belong yet, or of which a replica lacks blocks.
     pub unsettled: u64,
+    /// The slots that are read most, of which device, and their part of its rate; at most [`MAX_HOTTEST`].
+    ///
+    /// [`MAX_HOTTEST`]: crate::load::MAX_HOTTEST
+    pub hottest: Vec<(Slot, DeviceId, u64)>,
     /// What is made of the cluster's size.
     pub scaling: ScalingReport,
 }
@@ -203,6 +217,10 @@ pub enum ControlReply {
     Raft(RaftReport),
     /// How evenly work is spread, as the leader sees it.
     Balance(Box<BalanceReport>),
+    /// Which engine should take it.
+    Routed(RouteAnswer),
+    /// An engine, as it is known after what was said of it.
+    Engine(Box<Followed>),
 }
 
 /// How a coordinator sees itself and its peers.
@@ -351,6 +369,13 @@ pub enum Command {
         /// The slots, each once; at most [`MAX_BALANCED`].
         changes: Vec<Balancing>,
     },
+    /// Follows an engine, or follows it as it is described now.
+    SetEngine(Box<Engine>),
+    /// Follows an engine no longer.
+    RemoveEngine {
+        /// Its name.
+        name: String,
+    },
 }
 
 impl Command {
@@ -369,6 +394,8 @@ impl Command {
             Command::SetAck { .. } => "set-ack",
             Command::SetTenantRules { .. } => "set-tenant-rules",
             Command::Record(_) => "record",
+            Command::SetEngine(_) => "set-engine",
+            Command::RemoveEngine { .. } => "remove-engine",
             Command::SetScaling { .. } => "set-scaling",
             Command::RecordLoad { .. } => "record-load",
         }

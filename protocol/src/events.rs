@@ -95,11 +95,15 @@ pub enum EventKind {
     SizeRecommended,
     /// Slots belong elsewhere, or on more devices, because of how much they are read; or go by their hash again.
     SlotsBalanced,
+    /// An engine's events are followed from now on, or are followed elsewhere.
+    EngineFollowed,
+    /// An engine's events are followed no longer.
+    EngineForgotten,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 15] = [
+    pub const ALL: [EventKind; 17] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -115,6 +119,8 @@ impl EventKind {
         EventKind::ScalingChanged,
         EventKind::SizeRecommended,
         EventKind::SlotsBalanced,
+        EventKind::EngineFollowed,
+        EventKind::EngineForgotten,
     ];
 
     /// Returns its name.
@@ -135,6 +141,8 @@ impl EventKind {
             EventKind::ScalingChanged => "scaling-changed",
             EventKind::SizeRecommended => "size-recommended",
             EventKind::SlotsBalanced => "slots-balanced",
+            EventKind::EngineFollowed => "engine-followed",
+            EventKind::EngineForgotten => "engine-forgotten",
         }
     }
 
@@ -159,6 +167,8 @@ pub struct Subject {
     pub tenant: Option<String>,
     /// A coordinator.
     pub coordinator: Option<String>,
+    /// An engine.
+    pub engine: Option<String>,
     /// How many slots.
     pub slots: u32,
     /// Some of those slots, at most [`MAX_EXAMPLES`].
@@ -179,6 +189,11 @@ impl Subject {
     /// Makes a subject of one coordinator.
     pub fn coordinator(name: impl Into<String>) -> Subject {
         Subject { coordinator: Some(name.into()), ..Subject::default() }
+    }
+
+    /// Makes a subject of one engine.
+    pub fn engine(name: impl Into<String>) -> Subject {
+        Subject { engine: Some(name.into()), ..Subject::default() }
     }
 
     /// Makes a subject of slots, of which it names a few.
@@ -225,8 +240,8 @@ impl Note {
     /// # Errors
     /// [`WireError::Rejected`] with what is too large.
     pub fn check(&self) -> Result<(), WireError> {
-        let Subject { member, tenant, coordinator, slots: _, examples } = &self.subject;
-        let names = [member, tenant, coordinator];
+        let Subject { member, tenant, coordinator, engine, slots: _, examples } = &self.subject;
+        let names = [member, tenant, coordinator, engine];
         let sizes = [
             ("numbers", self.facts.len(), MAX_FACTS),
             ("example slots", examples.len(), MAX_EXAMPLES),

@@ -11,6 +11,8 @@ pub const MAX_TENANT_SUMS: usize = 4096;
 
 /// The most slots whose rates one device reports: those that are read most.
 pub const MAX_HOT_SLOTS: usize = 64;
+/// The most of them that an overview of the whole cluster carries.
+pub const MAX_HOTTEST: usize = 32;
 /// What a request counts as beside its bytes, in bytes: one without any is work too.
 pub const REQUEST_BYTES: u64 = 16 << 10;
 
@@ -19,10 +21,6 @@ pub const REQUEST_BYTES: u64 = 16 << 10;
 pub struct Work {
     /// Matches, fetches and stores, since its start.
     pub requests: u64,
-    /// Bytes given out, since its start.
-    pub read_bytes: u64,
-    /// Bytes taken in, since its start.
-    pub written_bytes: u64,
     /// What matches and fetches came to a second, lately: their bytes, and [`REQUEST_BYTES`] each.
     pub read_rate: u64,
     /// How long requests waited for its answer, lately and on average, in microseconds.

@@ -2,6 +2,7 @@
 //! the memory of applied requests. Decides nothing by time; who is alive is the overseer's to say, through commands.
 
 use crate::dedupe::{Dedupe, Seen};
+use crate::engines::Engines;
 use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
 use crate::scaling::Scaling;
@@ -11,6 +12,7 @@ use kvhive_protocol::control::{
 };
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::Settings;
+use kvhive_protocol::routing::Engine;
 use kvhive_protocol::{
     ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState,
     ReplicaSet, RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
@@ -41,6 +43,7 @@ pub struct Registry {
     pub(crate) map: Option<Arc<ClusterMap>>,
     pub(crate) dedupe: Dedupe,
     pub(crate) journal: Journal,
+    pub(crate) engines: Engines,
     pub(crate) scaling: Scaling,
     /// Found again from the map: what would take too long to look up in it for each command.
     index: Index,
@@ -70,9 +73,10 @@ impl Registry {
         dedupe: Dedupe,
         journal: Journal,
         scaling: Scaling,
+        engines: Engines,
     ) -> Self {
         let index = map.as_ref().map(Index::of).unwrap_or_default();
-        Registry { applied, map: map.map(Arc::new), dedupe, journal, scaling, index, repair: None }
+        Registry { applied, map: map.map(Arc::new), dedupe, journal, scaling, engines, index, repair: None }
     }
 
     /// Applies the log entry at `index` and returns what it came to.
@@ -101,11 +105,12 @@ impl Registry {
             Seen::Forgotten(error) => return CommandReply::Rejected(error),
             Seen::New => {}
         }
-        let before = self.epoch();
+        let (before, followed) = (self.epoch(), self.engines.changes());
         let note = telling::before(&command, self.map.as_deref());
         let is_told = matches!(command, Command::Record(_));
         let reply = self.execute(command).unwrap_or_else(CommandReply::Rejected);
-        let has_happened = self.epoch() != before || is_told && matches!(reply, CommandReply::Applied { .. });
+        let has_happened = (self.epoch(), self.engines.changes()) != (before, followed)
+            || is_told && matches!(reply, CommandReply::Applied { .. });
         if let Some(note) = note.filter(|_| has_happened) {
             self.journal.push(telling::after(note, &reply, self.repair), origin, self.epoch());
         }
@@ -153,6 +158,11 @@ impl Registry {
         self.journal.page(after, limit)
     }
 
+    /// Returns the engines that are followed, by name.
+    pub fn engines(&self) -> Arc<BTreeMap<String, Engine>> {
+        self.engines.all().clone()
+    }
+
     /// Returns the number of the newest event, 0 before the first.
     pub fn newest_event(&self) -> u64 {
         self.journal.newest()
@@ -192,6 +202,11 @@ impl Registry {
                 self.scaling.record(observation);
                 Ok(self.unchanged())
             }
+            Command::SetEngine(engine) => {
+                let map = self.map.as_ref().expect("execute has checked that there is a map");
+                self.engines.set(*engine, map).map(|()| self.unchanged())
+            }
+            Command::RemoveEngine { name } => self.engines.remove(&name).map(|()| self.unchanged()),
         }
     }
 

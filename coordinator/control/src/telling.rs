@@ -62,6 +62,11 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
         Command::SetScaling { change } => Some(scaled(change)),
         // It is told every few minutes: a journal of that would hold nothing else.
         Command::RecordLoad { .. } => None,
+        Command::SetEngine(engine) => {
+            let note = Note::new(EventKind::EngineFollowed, Subject::engine(&engine.name));
+            Some(note.with("block_tokens", engine.block_tokens.into()))
+        }
+        Command::RemoveEngine { name } => Some(Note::new(EventKind::EngineForgotten, Subject::engine(name))),
     }
 }
 

@@ -4,10 +4,11 @@ use super::raft::{RaftActor, Waiting};
 use kvhive_consensus::{PeerId, RefuseReason, Role, Standing, Ticket};
 use kvhive_control::BeatVerdict;
 use kvhive_protocol::control::{ControlReply, CoordinatorStatus, DeviceLoad, Overview};
-use kvhive_protocol::load::{MAX_TENANT_SUMS, TenantLoad, Work};
+use kvhive_protocol::load::{MAX_HOTTEST, MAX_TENANT_SUMS, TenantLoad, Work};
 use kvhive_protocol::scaling::Reuse;
 use kvhive_protocol::strategy::StrategyReport;
-use kvhive_protocol::{ClusterMap, Epoch, WireError};
+use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Slot, WireError};
+use std::cmp::Reverse;
 
 /// The most reports of strategies that an overview carries, of all devices: its frame is bounded.
 const MAX_OVERVIEW_REPORTS: usize = 16_384;
@@ -79,14 +80,32 @@ impl RaftActor {
         let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(load))).collect();
         let scaling = self.scaler.report(map.as_deref(), self.parts.registry.scaling());
         let map = map.map(|map| ClusterMap::clone(&map));
+        let hottest = self.hottest();
+        let status = self.status();
         ControlReply::Overview(Box::new(Overview {
-            status: self.status(),
+            status,
             map,
             loads,
             tenants,
             unsettled,
+            hottest,
             scaling,
         }))
+    }
+
+    /// Returns the slots that are read most, hottest first.
+    fn hottest(&self) -> Vec<(Slot, DeviceId, u64)> {
+        let hot = |(device, load): (DeviceId, &DeviceLoad)| {
+            load.work.hot.iter().map(move |(slot, rate)| (*slot, device, *rate)).collect::<Vec<_>>()
+        };
+        let mut all: Vec<_> = self.parts.overseer.loads().flat_map(hot).collect();
+        let rank = |(slot, device, rate): &(Slot, DeviceId, u64)| (Reverse(*rate), *slot, *device);
+        if all.len() > MAX_HOTTEST {
+            all.select_nth_unstable_by_key(MAX_HOTTEST, rank);
+            all.truncate(MAX_HOTTEST);
+        }
+        all.sort_unstable_by_key(rank);
+        all
     }
 
     pub(super) fn status(&self) -> CoordinatorStatus {

@@ -209,7 +209,21 @@ pub(super) struct Stats {
     pub(super) read_bytes: Option<u64>,
     /// Bytes of blocks taken in.
     pub(super) written_bytes: Option<u64>,
+    /// The slots that are read most, hottest first.
+    pub(super) hot_slots: Vec<HotSlot>,
     pub(super) devices: Vec<Device>,
+}
+
+/// A slot that is read much.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HotSlot {
+    pub(super) slot: u16,
+    /// Who is read: `member/index`.
+    pub(super) device: String,
+    /// How many devices hold it.
+    pub(super) replicas: usize,
+    /// What it is read a second, lately: bytes, and 16 KiB a request.
+    pub(super) read_rate: u64,
 }
 
 /// How new an answer must be.
@@ -292,6 +306,11 @@ impl Trouble {
 const STALE_EPOCH: &str = "stale_epoch";
 
 impl Trouble {
+    /// Says whether the state of the cluster stands against what was asked.
+    pub(super) fn is_conflict(&self) -> bool {
+        self.0.status() == StatusCode::CONFLICT
+    }
+
     /// Says whether the map has moved on since it was decided.
     pub(super) fn is_stale(&self) -> bool {
         self.0.code() == STALE_EPOCH

@@ -2,9 +2,10 @@
 
 use crate::group::{Group, eventually};
 use kvhive_protocol::Epoch;
+use kvhive_protocol::Slot;
 use kvhive_protocol::control::{ControlReply, ControlRequest, DeviceLoad, Heartbeat};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::load::{TierLoad, Traffic};
+use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_HOTTEST, TierLoad, Traffic, Work};
 use serde_json::{Value, json};
 
 #[test]
@@ -40,6 +41,26 @@ fn tiers_and_traffic_of_a_device_are_told_and_add_up() {
     assert_eq!((&traffic["fetch_p50_us"], &traffic["fetch_p99_us"]), (&json!(640), &Value::Null));
     let stats = group.admin(0).get("/v1/stats").json();
     assert_eq!((&stats["read_bytes"], &stats["written_bytes"]), (&json!(70), &json!(20)));
+}
+
+#[test]
+fn the_hottest_slots_of_all_devices_are_told() {
+    let group = Group::of(1);
+    let node = group.register("a");
+    let hot = (0..MAX_HOT_SLOTS as u16).map(|slot| (Slot(slot), u64::from(slot) * 10)).collect();
+    let devices = vec![DeviceLoad { work: Work { hot, ..Work::default() }, ..DeviceLoad::default() }];
+    let beat = Heartbeat { member: node.member, generation: node.generation, epoch: Epoch(2), devices };
+    let reply = group.ask(0, Role::Node, &ControlRequest::Heartbeat(beat));
+    assert!(matches!(reply, ControlReply::Beat { .. }), "{reply:?}");
+    let mut told = Vec::new();
+    eventually("it has reported", || {
+        let stats = group.admin(0).get("/v1/stats").json();
+        told = stats["hot_slots"].as_array().cloned().unwrap_or_default();
+        !told.is_empty()
+    });
+    assert_eq!(told.len(), MAX_HOTTEST);
+    assert_eq!(told[0], json!({ "slot": 63, "device": "1/0", "replicas": 1, "read_rate": 630 }));
+    assert_eq!(told[1]["slot"], 62);
 }
 
 #[test]

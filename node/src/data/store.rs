@@ -112,7 +112,7 @@ impl DataPlane {
             Err(error) => return Ok(Err(error)),
         };
         if let Some(work) = self.work(task.device) {
-            work.stored(payload);
+            work.stored();
         }
         let mut taken = Vec::with_capacity(task.blocks.len());
         for ((block, _), reserved) in task.blocks.iter().zip(reserved) {
