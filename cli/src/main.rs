@@ -9,8 +9,8 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    config, down, drain, events, node, raft, replay, simulate, status, tenants, top, trace as trace_command,
-    up,
+    backup, config, coordinator, down, drain, events, node, raft, replay, simulate, status, tenants, top,
+    trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -43,6 +43,9 @@ enum Command {
     Config(config::ConfigCommand),
     Node(node::NodeCommand),
     Raft(raft::Raft),
+    Coordinator(coordinator::Coordinator),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
     /// Serves the baselines of benchmarks
     #[command(hide = true)]
     BenchBaseline,
@@ -75,6 +78,9 @@ fn main() -> ExitCode {
         Command::Config(command) => command.run(),
         Command::Node(command) => command.run(),
         Command::Raft(command) => command.run(),
+        Command::Coordinator(command) => command.run(),
+        Command::Backup(command) => command.run(),
+        Command::Restore(command) => command.run(),
         Command::BenchBaseline => bench::serve_baseline(),
     };
     match done {

@@ -89,11 +89,13 @@ pub enum EventKind {
     TenantRulesChanged,
     /// How many replicas a store waits for by default has changed.
     AckChanged,
+    /// The cluster goes on by an older state: from a backup, or from what one coordinator had. What came after it is forgotten.
+    ClusterRestored,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 12] = [
+    pub const ALL: [EventKind; 13] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -106,6 +108,7 @@ impl EventKind {
         EventKind::TenantCleared,
         EventKind::TenantRulesChanged,
         EventKind::AckChanged,
+        EventKind::ClusterRestored,
     ];
 
     /// Returns its name.
@@ -123,6 +126,7 @@ impl EventKind {
             EventKind::TenantCleared => "tenant-cleared",
             EventKind::TenantRulesChanged => "tenant-rules-changed",
             EventKind::AckChanged => "ack-changed",
+            EventKind::ClusterRestored => "cluster-restored",
         }
     }
 

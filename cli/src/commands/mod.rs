@@ -1,7 +1,9 @@
 //! The verbs, one file each.
 
+pub(crate) mod backup;
 pub(crate) mod config;
 pub(crate) mod connect;
+pub(crate) mod coordinator;
 pub(crate) mod down;
 pub(crate) mod drain;
 pub(crate) mod events;

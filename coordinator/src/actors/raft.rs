@@ -46,6 +46,8 @@ pub(crate) enum RaftMessage {
     Events { after: u64, limit: usize, reply: Reply<EventPage> },
     /// Do something about the coordinators themselves.
     Admin { request: RaftRequest, reply: Reply<ControlReply> },
+    /// The state as far as this coordinator has applied, the last entry in it, and the term.
+    State { reply: Reply<(Registry, u64, u64)> },
     /// What have you counted?
     Figures { reply: Reply<Figures> },
 }
@@ -104,6 +106,7 @@ pub(super) enum Waiting {
     Beat { received: Moment, beat: Heartbeat, reply: Reply<ControlReply> },
     Overview { reply: Reply<ControlReply> },
     Group { reply: Reply<ControlReply> },
+    Report { reply: Reply<ControlReply> },
 }
 
 /// One coordinator's raft actor.
@@ -288,7 +291,7 @@ impl RaftActor {
         ticket
     }
 
-    fn read(&mut self, waiting: Waiting) {
+    pub(super) fn read(&mut self, waiting: Waiting) {
         self.figures.reads += 1;
         let ticket = self.ticket(waiting);
         self.step(Event::Read { ticket });
@@ -436,6 +439,10 @@ impl Actor for RaftActor {
                 reply.send(self.parts.registry.events(after, limit));
             }
             RaftMessage::Admin { request, reply } => self.administer(request, reply),
+            RaftMessage::State { reply } => {
+                let status = self.parts.consensus.status();
+                reply.send((self.parts.registry.clone(), status.applied, status.term));
+            }
             RaftMessage::Figures { reply } => reply.send(Figures {
                 waiting: self.waiting.len() as u64,
                 ignored_messages: self.parts.consensus.status().ignored_messages,

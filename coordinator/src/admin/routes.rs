@@ -6,7 +6,7 @@ use super::audit::{Audit, From};
 use super::document::Document;
 use super::events::Listeners;
 use super::lanes::Lanes;
-use super::{dashboard, document, events, figures, members, overview, raft, tenants};
+use super::{backup, dashboard, document, events, figures, members, overview, raft, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -241,6 +241,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(stats))
         .routes(routes!(events::events))
         .routes(routes!(events::stream))
+        .routes(routes!(backup::backup))
         .routes(routes!(raft::group))
         .routes(routes!(raft::transfer))
         .routes(routes!(raft::add))
