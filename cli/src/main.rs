@@ -9,8 +9,8 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    backup, config, coordinator, down, drain, events, node, raft, replay, simulate, status, tenants, top,
-    trace as trace_command, up,
+    backup, balance, config, coordinator, down, drain, events, node, raft, replay, simulate, status, tenants,
+    top, trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -34,6 +34,7 @@ enum Command {
     Nodes(status::Nodes),
     Slots(status::Slots),
     Drain(drain::Drain),
+    Balance(balance::Balance),
     Events(events::Events),
     Tenants(tenants::Tenants),
     Replay(replay::Replay),
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         Command::Nodes(command) => command.run(),
         Command::Slots(command) => command.run(),
         Command::Drain(command) => command.run(),
+        Command::Balance(command) => command.run(),
         Command::Events(command) => command.run(),
         Command::Tenants(command) => command.run(),
         Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),

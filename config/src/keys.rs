@@ -231,6 +231,13 @@ pub(crate) const CLUSTER: &[Key] = &[
         Value("30s"),
         "How long a node that is gone may come back before other nodes are given the blocks that it had copies of."
     ),
+    key!(
+        "balance",
+        Rule::Choice(&["off", "continuous"]),
+        Value("off"),
+        "Whether slots that are read much get more replicas, and devices that carry more than others give slots away, without being \
+         asked. `kvhive balance` does it once."
+    ),
 ];
 
 /// `[raft]`.
@@ -306,7 +313,7 @@ pub(crate) const NODE: &[Key] = &[
         "labels",
         Rule::Labels,
         Derived("none"),
-        "What the operator says of it, such as `{ zone = \"a\", rack = \"r1\" }`. A node's labels are put over the defaults'."
+        "What the operator says of it, such as `{ zone = \"a\", rack = \"r1\" }`. Replicas of a slot are never in one `zone` while there is another, then `rack`, then `host` (the address where it is not said); other labels only say. A node's labels are put over the defaults'."
     ),
     key!("io_threads", Rule::Whole { min: 1, max: 256 }, Value("2"), "Threads that serve its connections."),
     key!(

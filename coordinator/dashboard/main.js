@@ -8,7 +8,7 @@ import * as as from "./format.js";
 import { History } from "./history.js";
 import { clusterMap, colourOf, condition, movesOf } from "./map.js";
 import { comb } from "./slots.js";
-import { coordinatorsTable, devicesTable, figuresTable, movesTable, strategiesTable, tenantsTable } from "./tables.js";
+import { coordinatorsTable, devicesTable, figuresTable, hotTable, movesTable, strategiesTable, tenantsTable } from "./tables.js";
 import { themes } from "./theme.js";
 
 const TOKEN = "kvhive.token";
@@ -64,6 +64,7 @@ const tables = {
   moves: movesTable(names),
   coordinators: coordinatorsTable(),
   tenants: tenantsTable(),
+  hot: hotTable(names),
   strategies: strategiesTable(),
 };
 for (const [id, one] of Object.entries(tables)) $(id).append(one.element);
@@ -148,7 +149,8 @@ function show(cluster) {
   attribute($("moves"), "hidden", moves.length === 0);
   tables.moves.update(moves);
   tables.devices.update(cluster.devices);
-  tables.coordinators.update(cluster.coordinators);
+  const seats = new Map((session.group?.coordinators ?? []).map((one) => [one.peer, one]));
+  tables.coordinators.update(cluster.coordinators.map((one) => ({ ...one, seat: seats.get(one.peer) })));
   const chosen = cluster.devices.flatMap((device) =>
     device.strategies.map((one) => ({ ...one, device: device.device, key: [device.device, one.tenant, one.frame_bytes].join() })));
   attribute($("strategies-panel"), "hidden", chosen.length === 0);
@@ -191,6 +193,8 @@ async function look(api) {
   if (now - session.tenantsAt > TENANTS_MS) {
     session.tenantsAt = now;
     if (!stale) tables.tenants.update(await everyPage(api, "v1/tenants", "tenants"));
+    if (!stale) tables.hot.update((await api.get("v1/stats")).hot_slots);
+    session.group = stale ? null : await api.get("v1/raft");
   }
   trouble(stale ? `The leader does not answer (${stale}). What follows is what this coordinator has itself; figures of devices are missing.` : null);
   session.since = null;
@@ -242,7 +246,7 @@ function signOut(why = "") {
 function begin(token) {
   const api = new Api(token);
   const stop = new AbortController();
-  session = { api, stop, paused: false, cluster: null, tenantsAt: 0, since: null };
+  session = { api, stop, paused: false, cluster: null, group: null, tenantsAt: 0, since: null };
   sessionStorage.setItem(TOKEN, token);
   attribute($("sign-in"), "hidden", true);
   for (const id of ["panels", "pause", "sign-out"]) attribute($(id), "hidden", null);

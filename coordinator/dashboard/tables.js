@@ -71,7 +71,7 @@ const number = (name, value, show = (row) => as.count(value(row))) => ({ name, v
 /** Every device, with all that the picture of the cluster shows. */
 export function devicesTable(history, names) {
   const tier = (name) => ({
-    name: `${name} tier`,
+    name: `${name[0].toUpperCase()}${name.slice(1)} tier`,
     figure: true,
     value: (row) => row.tiers.find((one) => one.tier === name)?.used_bytes,
     show: (row) => {
@@ -97,6 +97,7 @@ export function devicesTable(history, names) {
       number("Hit rate", (row) => row.hit_rate, (row) => as.percent(row.hit_rate)),
       number("Read", (row) => history.devices.get(row.device)?.read, (row) => as.bandwidth(history.devices.get(row.device)?.read)),
       number("Written", (row) => history.devices.get(row.device)?.written, (row) => as.bandwidth(history.devices.get(row.device)?.written)),
+      number("Wait", (row) => row.wait_us, (row) => as.duration(row.wait_us)),
       number("p50", (row) => row.traffic?.fetch_p50_us, (row) => as.duration(row.traffic?.fetch_p50_us)),
       number("p99", (row) => row.traffic?.fetch_p99_us, (row) => as.duration(row.traffic?.fetch_p99_us)),
     ],
@@ -129,6 +130,7 @@ export function coordinatorsTable() {
     columns: [
       { name: "Name", value: (row) => row.name },
       { name: "Role", value: (row) => row.role, kind: (row) => (row.role === "unreachable" ? "bad" : null) },
+      { name: "Vote", value: (row) => (row.seat?.takes_snapshot ? `${row.seat.role}, is sent the state` : row.seat?.role) },
       number("Term", (row) => row.term),
       number("Applied", (row) => row.applied, (row) => String(row.applied)),
       number("Behind", (row) => committed - row.applied, (row) => (row.role === "unreachable" ? "–" : String(committed - row.applied))),
@@ -163,6 +165,21 @@ export function tenantsTable() {
       number("Refused", (row) => row.refused_blocks),
       { name: "Strategy", value: (row) => row.strategy, show: (row) => row.strategy ?? "each node's" },
     ],
+  });
+}
+
+/** The slots that are read most. */
+export function hotTable(names) {
+  return table({
+    caption: "Hot slots",
+    key: (row) => `${row.slot} ${row.device}`,
+    columns: [
+      { name: "Slot", value: (row) => row.slot },
+      { name: "Read of", value: (row) => row.device, show: (row) => `${row.device} ${names.name(member(row.device))}` },
+      number("Replicas", (row) => row.replicas),
+      number("Read, requests counted", (row) => row.read_rate, (row) => as.bandwidth(row.read_rate)),
+    ],
+    none: "No slot is read.",
   });
 }
 

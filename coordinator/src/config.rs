@@ -42,6 +42,8 @@ pub struct CoordinatorConfig {
     pub heartbeat: Duration,
     /// How long a member that is gone may come back before others are given what it held.
     pub repair_after: Duration,
+    /// Whether slots are moved and copied, without being asked, to spread what devices are asked for.
+    pub balance: bool,
     /// Applied entries after which the log is compacted.
     pub snapshot_every: u64,
 }

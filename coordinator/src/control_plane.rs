@@ -5,7 +5,7 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, MAX_DEVICES, MAX_UNREACHED, Proposal,
 };
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::load::MAX_TENANT_LOADS;
+use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_TENANT_LOADS};
 use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
 use kvhive_protocol::{Reason, WireError};
 use kvhive_runtime::{AskError, Reply};
@@ -23,7 +23,8 @@ pub(crate) const MAX_REQUEST_BYTES: u32 = 4096
         * (kvhive_protocol::SLOTS as u32 / 8
             + 12 * kvhive_protocol::SLOTS as u32
             + 16 * MAX_UNREACHED as u32
-            + 384
+            + 12 * MAX_HOT_SLOTS as u32
+            + 576
             + 108 * MAX_TENANT_LOADS as u32
             + 512 * MAX_LOAD_REPORTS as u32);
 
@@ -79,6 +80,7 @@ impl ControlPlane {
                 Ok(status) => ControlReply::Status(status),
                 Err(error) => ControlReply::Failed(trouble(error)),
             },
+            ControlRequest::Balance => self.ask(|reply| RaftMessage::Balance { reply }).await,
             ControlRequest::Raft(request) => self.ask(|reply| RaftMessage::Admin { request, reply }).await,
             ControlRequest::Overview => {
                 self.ask(|reply| RaftMessage::Overview { linearizable: true, reply }).await
@@ -97,6 +99,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
         (Role::Client, ControlRequest::Register(_)) => "register",
         (Role::Client, ControlRequest::Heartbeat(_)) => "send heartbeats",
         (Role::Client | Role::Node, ControlRequest::Overview) => "ask for an overview",
+        (Role::Client | Role::Node, ControlRequest::Balance) => "ask for how work is spread",
         (Role::Client | Role::Node, ControlRequest::Raft(_)) => "manage coordinators",
         (Role::Coordinator, _) => return Ok(()),
         (_, ControlRequest::Submit { command, .. }) => match (role, command) {
@@ -106,6 +109,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::Register(_)
                 | Command::MarkDown { .. }
                 | Command::PlaceSlots { .. }
+                | Command::Balance { .. }
                 | Command::Record(_),
             ) => command.name(),
             (Role::Client, Command::Leave { .. }) => command.name(),
@@ -162,6 +166,7 @@ mod tests {
         use kvhive_protocol::control::{
             DeviceLoad, Heartbeat, MAX_LABELS, MAX_NAME_BYTES, Placing, Registration,
         };
+        use kvhive_protocol::load::Work;
         use kvhive_protocol::map::DeviceDescription;
         use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
         use kvhive_protocol::{DeviceId, Epoch, Filling, SLOTS, Slot};
@@ -197,7 +202,14 @@ mod tests {
         let occupied = vec![0; usize::from(SLOTS / 8)];
         let filled = all.iter().map(|slot| (*slot, device)).collect();
         let unreached = vec![device; MAX_UNREACHED];
-        let load = DeviceLoad { occupied, filled, unreached, tenants, strategies, ..DeviceLoad::default() };
+        let work = Work {
+            requests: u64::MAX,
+            read_rate: u64::MAX,
+            wait_us: u32::MAX,
+            hot: all.iter().take(MAX_HOT_SLOTS).map(|slot| (*slot, u64::MAX)).collect(),
+        };
+        let load =
+            DeviceLoad { occupied, filled, unreached, tenants, strategies, work, ..DeviceLoad::default() };
         let (member, generation, epoch) = (MemberId(1), Generation(1), Epoch(1));
         let name = "x".repeat(MAX_NAME_BYTES);
         let address = "x".repeat(kvhive_control::MAX_ADDRESS_BYTES);
@@ -246,6 +258,8 @@ mod tests {
             (Role::Client, submit(down()), false),
             (Role::Node, submit(down()), false),
             (Role::Client, ControlRequest::Overview, false),
+            (Role::Client, ControlRequest::Balance, false),
+            (Role::Coordinator, ControlRequest::Balance, true),
             (Role::Coordinator, ControlRequest::Overview, true),
             (Role::Client, ControlRequest::Raft(RaftRequest::Transfer { to: None }), false),
             (Role::Node, ControlRequest::Raft(RaftRequest::Transfer { to: None }), false),

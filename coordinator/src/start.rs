@@ -13,7 +13,7 @@ use crate::membership::Membership;
 use crate::peers;
 use crate::server::{self, Room, Server};
 use kvhive_consensus::{Consensus, ConsensusConfig, PeerId, Restored};
-use kvhive_control::{Overseer, Registry, Tuning};
+use kvhive_control::{BalanceTuning, Overseer, Registry, Tuning};
 use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::raft::{RaftRequest, Seat};
@@ -104,7 +104,11 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let mut parts = Some(Parts {
         consensus,
         registry,
-        overseer: Overseer::new(Tuning { repair_after: config.repair_after, ..Tuning::default() }),
+        overseer: Overseer::new(Tuning {
+            repair_after: config.repair_after,
+            balance: BalanceTuning { continuous: config.balance, ..BalanceTuning::default() },
+            ..Tuning::default()
+        }),
         us,
         directory: Directory::new(us, seats, dialler, told),
         log: log_queue,

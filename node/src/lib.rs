@@ -20,6 +20,7 @@ mod start;
 mod stats;
 mod traffic;
 mod view;
+mod work;
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use crate::data::Ack;
 use crate::error::WireError;
 use crate::events::{Note, Reason};
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
-use crate::load::{TenantLoad, TierLoad, Traffic};
+use crate::load::{TenantLoad, TierLoad, Traffic, Work};
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
 use crate::raft::{RaftReport, RaftRequest};
 use crate::strategy::StrategyReport;
@@ -24,6 +24,10 @@ pub const MAX_LABELS: usize = 32;
 pub const MAX_TENANTS: usize = 65_536;
 /// The most devices that one device reports as not answering.
 pub const MAX_UNREACHED: usize = 64;
+/// The most slots that belong elsewhere than their hash says.
+pub const MAX_BALANCED: usize = 1024;
+/// The longest reason of such a change, in bytes.
+pub const MAX_BALANCE_REASON_BYTES: usize = 400;
 /// The most members a cluster's map ever holds.
 pub const MAX_MEMBERS: usize = 4096;
 
@@ -57,6 +61,8 @@ pub enum ControlRequest {
     Overview,
     /// Something about the coordinators themselves.
     Raft(RaftRequest),
+    /// How evenly is work spread over devices, and what would make that more even? Nothing is changed.
+    Balance,
 }
 
 /// Everything the leader knows.
@@ -72,6 +78,10 @@ pub struct Overview {
     pub tenants: Vec<(TenantId, TenantLoad)>,
     /// Slots that are not where they belong yet, or of which a replica lacks blocks.
     pub unsettled: u64,
+    /// The slots that are read most, of which device, and their part of its rate; at most [`MAX_HOTTEST`].
+    ///
+    /// [`MAX_HOTTEST`]: crate::load::MAX_HOTTEST
+    pub hottest: Vec<(Slot, DeviceId, u64)>,
 }
 
 /// A node's first word.
@@ -141,6 +151,8 @@ pub struct DeviceLoad {
     /// One bit a slot: whether any block of it is resident or being written. `SLOTS / 8` bytes, or empty for none.
     #[serde(with = "serde_bytes")]
     pub occupied: Vec<u8>,
+    /// How much is asked of it.
+    pub work: Work,
     /// Its tiers, fastest first: device, host, disk.
     pub tiers: [TierLoad; 3],
     /// What it is read and given.
@@ -186,6 +198,8 @@ pub enum ControlReply {
     Failed(WireError),
     /// How the coordinators' raft group stands.
     Raft(RaftReport),
+    /// How evenly work is spread, as the leader sees it.
+    Balance(Box<BalanceReport>),
 }
 
 /// How a coordinator sees itself and its peers.
@@ -219,6 +233,30 @@ pub struct Placing {
     pub set: Vec<DeviceId>,
     /// Those of them that lack older blocks; all others are taken to have them.
     pub filling: Filling,
+}
+
+/// Where one slot belongs from then on, because of how much it is asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Balancing {
+    /// Which.
+    pub slot: Slot,
+    /// Its replicas, the primary first; none: where its hash says.
+    pub set: Vec<DeviceId>,
+    /// Why, in words and numbers; at most [`MAX_BALANCE_REASON_BYTES`].
+    pub reason: String,
+}
+
+/// How evenly work is spread over devices, and what would make it more even.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct BalanceReport {
+    /// The epoch that it is based on.
+    pub epoch: Epoch,
+    /// What each device is asked for a second, and what it would be with the changes.
+    pub rates: Vec<(DeviceId, u64, u64)>,
+    /// What would be changed.
+    pub changes: Vec<Balancing>,
+    /// Why nothing would be, where nothing is.
+    pub because: String,
 }
 
 /// A change of the cluster's memory of itself: an entry of the raft log.
@@ -293,6 +331,13 @@ pub enum Command {
     },
     /// Writes down an event that changes no map.
     Record(Note),
+    /// New places where slots belong, decided on the map of epoch `based_on`; refused when the map has moved on.
+    Balance {
+        /// The epoch that it was decided on.
+        based_on: Epoch,
+        /// The slots, each once; at most [`MAX_BALANCED`].
+        changes: Vec<Balancing>,
+    },
 }
 
 impl Command {
@@ -307,6 +352,7 @@ impl Command {
             Command::ClearTenant { .. } => "clear-tenant",
             Command::PlaceSlots { .. } => "place-slots",
             Command::SetDrains { .. } => "set-drains",
+            Command::Balance { .. } => "balance",
             Command::SetAck { .. } => "set-ack",
             Command::SetTenantRules { .. } => "set-tenant-rules",
             Command::Record(_) => "record",

@@ -89,13 +89,15 @@ pub enum EventKind {
     TenantRulesChanged,
     /// How many replicas a store waits for by default has changed.
     AckChanged,
+    /// Slots belong elsewhere, or on more devices, because of how much they are read; or go by their hash again.
+    SlotsBalanced,
     /// The cluster goes on by an older state: from a backup, or from what one coordinator had. What came after it is forgotten.
     ClusterRestored,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 13] = [
+    pub const ALL: [EventKind; 14] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -108,6 +110,7 @@ impl EventKind {
         EventKind::TenantCleared,
         EventKind::TenantRulesChanged,
         EventKind::AckChanged,
+        EventKind::SlotsBalanced,
         EventKind::ClusterRestored,
     ];
 
@@ -126,6 +129,7 @@ impl EventKind {
             EventKind::TenantCleared => "tenant-cleared",
             EventKind::TenantRulesChanged => "tenant-rules-changed",
             EventKind::AckChanged => "ack-changed",
+            EventKind::SlotsBalanced => "slots-balanced",
             EventKind::ClusterRestored => "cluster-restored",
         }
     }

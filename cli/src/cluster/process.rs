@@ -139,6 +139,7 @@ fn coordinator(
         election_timeout: config.raft.election_timeout,
         heartbeat: config.raft.heartbeat,
         repair_after: cluster.repair_after,
+        balance: cluster.balance,
         snapshot_every: config.raft.snapshot_every,
     })
 }

@@ -1,6 +1,7 @@
 //! The verbs, one file each.
 
 pub(crate) mod backup;
+pub(crate) mod balance;
 pub(crate) mod config;
 pub(crate) mod connect;
 pub(crate) mod coordinator;

@@ -5,7 +5,10 @@
 //! leases, failure detection, and when a tenant's clear is complete. Raft, sockets and disks are elsewhere.
 
 mod again;
+mod balance;
+mod darts;
 mod dedupe;
+mod domains;
 mod journal;
 mod leases;
 mod log2;
@@ -16,6 +19,7 @@ mod planner;
 pub mod predictor;
 mod registry;
 mod repair;
+mod shares;
 mod snapshot;
 mod telling;
 mod tenant_rules;
@@ -23,7 +27,9 @@ mod validate;
 mod why;
 
 pub use again::Cleared;
+pub use balance::BalanceTuning;
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
+pub use domains::{DOMAIN_LABELS, Place};
 pub use journal::{EventPage, MAX_EVENTS, MAX_JOURNAL_BYTES};
 pub use leases::grace;
 pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
@@ -36,3 +42,4 @@ pub use validate::{
     HEARTBEAT_MS, LEASE_MS, MAX_ADDRESS_BYTES, MAX_LABEL_BYTES, MAX_MAP_BYTES, MAX_REPLICAS,
     MAX_SEGMENT_BLOCKS, MAX_SET, check_command, check_registration,
 };
+pub use why::balance_reason;

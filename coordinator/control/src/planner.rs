@@ -6,6 +6,7 @@ use crate::placement::{self, Candidate};
 use kvhive_protocol::control::Command;
 use kvhive_protocol::{ClusterMap, DeviceId, ReplicaSet, Slot};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What members have reported, as far as the planner asks.
 pub trait Reports {
@@ -35,6 +36,10 @@ pub struct Planner {
 struct Wanted {
     candidates: Vec<Candidate>,
     replicas: usize,
+    balanced: Arc<BTreeMap<Slot, ReplicaSet>>,
+    /// By their hash.
+    hashed: Vec<ReplicaSet>,
+    /// As work is spread more evenly.
     sets: Vec<ReplicaSet>,
 }
 
@@ -96,15 +101,26 @@ impl Planner {
         places.filter(|(sets, slot)| !is_settled(*sets, *slot)).count()
     }
 
-    fn wanted(&mut self, map: &ClusterMap) -> &[ReplicaSet] {
+    /// Returns whom slots can be placed on, where they belong by their hash, and where they belong.
+    pub(crate) fn places(&mut self, map: &ClusterMap) -> (&[Candidate], &[ReplicaSet], &[ReplicaSet]) {
         let candidates = placement::candidates(map);
         let replicas = usize::from(map.settings.replicas);
-        let fits = |wanted: &Wanted| wanted.replicas == replicas && wanted.candidates == candidates;
-        if !self.wanted.as_ref().is_some_and(fits) {
-            let sets = placement::wanted_map(&candidates, replicas);
-            self.wanted = Some(Wanted { candidates, replicas, sets });
+        let is_hashed = |wanted: &Wanted| wanted.replicas == replicas && wanted.candidates == candidates;
+        let is_it = |wanted: &Wanted| is_hashed(wanted) && wanted.balanced == map.balanced;
+        if !self.wanted.as_ref().is_some_and(is_it) {
+            let known = self.wanted.take().filter(is_hashed).map(|wanted| wanted.hashed);
+            let hashed = known.unwrap_or_else(|| placement::wanted_map(&candidates, replicas));
+            let mut sets = hashed.clone();
+            placement::balance(map, &candidates, &mut sets);
+            self.wanted = Some(Wanted { candidates, replicas, balanced: map.balanced.clone(), hashed, sets });
         }
-        self.wanted.as_ref().map_or(&[], |wanted| &wanted.sets)
+        self.wanted
+            .as_ref()
+            .map_or((&[], &[], &[]), |wanted| (&wanted.candidates, &wanted.hashed, &wanted.sets))
+    }
+
+    fn wanted(&mut self, map: &ClusterMap) -> &[ReplicaSet] {
+        self.places(map).2
     }
 }
 

@@ -6,7 +6,7 @@ use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
 use crate::{again, telling, tenant_rules, validate};
 use kvhive_protocol::control::{
-    Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Placing, Proposal, Registration,
+    Balancing, Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Placing, Proposal, Registration,
 };
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::Settings;
@@ -174,6 +174,7 @@ impl Registry {
             Command::CreateTenant { name, secret, rules } => self.create_tenant(name, secret, rules),
             Command::ClearTenant { tenant } => self.clear_tenant(tenant),
             Command::PlaceSlots { based_on, changes } => self.place_slots(based_on, changes),
+            Command::Balance { based_on, changes } => self.balance(based_on, changes),
             Command::SetDrains { member, drains } => self.set_drains(member, drains),
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
@@ -316,6 +317,26 @@ impl Registry {
             } else {
                 all.insert(slot, filling);
             }
+        }
+        Ok(self.unchanged())
+    }
+
+    fn balance(&mut self, based_on: Epoch, changes: Vec<Balancing>) -> Outcome {
+        let map = self.map.as_ref().expect("execute has checked that there is a map");
+        if based_on != map.epoch {
+            return Err(WireError::StaleEpoch { epoch: map.epoch });
+        }
+        validate::balancing(map, &changes)?;
+        let mut balanced = (*map.balanced).clone();
+        for Balancing { slot, set, .. } in changes {
+            if set.is_empty() {
+                balanced.remove(&slot);
+            } else {
+                balanced.insert(slot, ReplicaSet(set));
+            }
+        }
+        if balanced != *map.balanced {
+            self.change().balanced = Arc::new(balanced);
         }
         Ok(self.unchanged())
     }

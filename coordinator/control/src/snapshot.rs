@@ -67,6 +67,7 @@ enum Section {
     Filling(Vec<(Slot, Filling)>),
     Tenants(Vec<(TenantId, Tenant)>),
     Clients(Vec<(u128, Client)>),
+    Balanced(Vec<(Slot, ReplicaSet)>),
     Events(Vec<ClusterEvent>),
 }
 
@@ -101,6 +102,8 @@ impl Registry {
             put(&mut out, &Section::Slots(map.slots.to_vec()));
             let filling = map.filling.iter().map(|(slot, filling)| (*slot, filling.clone())).collect();
             put(&mut out, &Section::Filling(filling));
+            let balanced = map.balanced.iter().map(|(slot, set)| (*slot, set.clone())).collect();
+            put(&mut out, &Section::Balanced(balanced));
             let tenants: Vec<_> = map.tenants.iter().map(|(id, tenant)| (*id, tenant.clone())).collect();
             for part in tenants.chunks(TENANTS_PER_SECTION) {
                 put(&mut out, &Section::Tenants(part.to_vec()));
@@ -159,6 +162,7 @@ struct Parts {
     members: Vec<(MemberId, Member)>,
     slots: Vec<ReplicaSet>,
     filling: Vec<(Slot, Filling)>,
+    balanced: Vec<(Slot, ReplicaSet)>,
     tenants: Vec<(TenantId, Tenant)>,
     clients: Vec<(u128, Client)>,
     events: Vec<ClusterEvent>,
@@ -179,6 +183,7 @@ impl Parts {
             Section::Members(part) => self.members.extend(part),
             Section::Slots(part) => self.slots.extend(part),
             Section::Filling(part) => self.filling.extend(part),
+            Section::Balanced(part) => self.balanced.extend(part),
             Section::Tenants(part) => self.tenants.extend(part),
             Section::Clients(part) => self.clients.extend(part),
             Section::Events(part) => self.events.extend(part),
@@ -211,6 +216,9 @@ impl Parts {
         if !self.filling.is_sorted_by(|(one, _), (next, _)| one < next) {
             return Err("slots of which replicas lack blocks do not ascend".to_owned());
         }
+        if !self.balanced.is_sorted_by(|(one, _), (next, _)| one < next) {
+            return Err("slots that do not go by their hash do not ascend".to_owned());
+        }
         let map = ClusterMap {
             cluster: head.cluster,
             name: head.name,
@@ -219,6 +227,7 @@ impl Parts {
             members: BTreeMap::from_iter(self.members),
             slots: Arc::new(self.slots),
             filling: Arc::new(BTreeMap::from_iter(self.filling)),
+            balanced: Arc::new(BTreeMap::from_iter(self.balanced)),
             tenants: BTreeMap::from_iter(self.tenants),
         };
         validate::map(&map)?;

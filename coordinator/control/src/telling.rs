@@ -51,6 +51,12 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             };
             Some(of_member(kind, member)?.with("slots_held", map.map_or(0, slots)))
         }
+        Command::Balance { changes, .. } => {
+            let back = changes.iter().filter(|one| one.set.is_empty()).count() as u64;
+            let note =
+                Note::new(EventKind::SlotsBalanced, Subject::slots(changes.iter().map(|one| one.slot)));
+            Some(note.with_some("slots_back_to_their_hash", back))
+        }
         Command::Record(note) => Some(note.clone()),
     }
 }

@@ -48,6 +48,8 @@ pub(crate) enum RaftMessage {
     Admin { request: RaftRequest, reply: Reply<ControlReply> },
     /// The state as far as this coordinator has applied, the last entry in it, and the term.
     State { reply: Reply<(Registry, u64, u64)> },
+    /// How evenly is work spread, and what would make that more even?
+    Balance { reply: Reply<ControlReply> },
     /// What have you counted?
     Figures { reply: Reply<Figures> },
 }
@@ -443,6 +445,7 @@ impl Actor for RaftActor {
                 let status = self.parts.consensus.status();
                 reply.send((self.parts.registry.clone(), status.applied, status.term));
             }
+            RaftMessage::Balance { reply } => reply.send(self.balance()),
             RaftMessage::Figures { reply } => reply.send(Figures {
                 waiting: self.waiting.len() as u64,
                 ignored_messages: self.parts.consensus.status().ignored_messages,

@@ -6,7 +6,7 @@ use super::audit::{Audit, From};
 use super::document::Document;
 use super::events::Listeners;
 use super::lanes::Lanes;
-use super::{backup, dashboard, document, events, figures, members, overview, raft, tenants};
+use super::{backup, balance, dashboard, document, events, figures, members, overview, raft, tenants};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -235,6 +235,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(members::members))
         .routes(routes!(members::change_member))
         .routes(routes!(slots))
+        .routes(routes!(balance::balance))
         .routes(routes!(tenants::tenants, tenants::create_tenant))
         .routes(routes!(tenants::tenant, tenants::change_tenant))
         .routes(routes!(tenants::clear_tenant))

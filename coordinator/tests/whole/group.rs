@@ -91,6 +91,7 @@ impl Group {
                 heartbeat: Duration::from_millis(60),
                 snapshot_every: 10_000,
                 repair_after: Duration::from_secs(30),
+                balance: false,
             })
             .collect();
         let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();

@@ -12,3 +12,4 @@ mod restarts;
 mod roles;
 mod strategies;
 mod tenants;
+mod traffic;

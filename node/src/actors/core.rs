@@ -15,7 +15,7 @@ use kvhive_cache::{
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock};
-use kvhive_protocol::load::{MAX_TENANT_LOADS, TierLoad, Traffic};
+use kvhive_protocol::load::{MAX_TENANT_LOADS, TierLoad, Traffic, Work};
 use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
 use kvhive_protocol::watch::{WatchAnswer, WatchAsk};
 use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, SLOTS, Slot, TenantId};
@@ -388,6 +388,7 @@ impl DeviceCore {
             // Membership says that.
             filled: Vec::new(),
             unreached: Vec::new(),
+            work: Work::default(),
             traffic: Traffic::default(),
             occupied: self.occupied(),
             tiers: [stats.device, stats.host, stats.disk].map(|tier| TierLoad {

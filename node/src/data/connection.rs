@@ -134,6 +134,9 @@ async fn matched(plane: &DataPlane, request: MatchRequest) -> Result<DataReply, 
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let MatchRequest { device, tenant, hold_ms, runs, keys, .. } = request;
     let hold = Duration::from_millis(u64::from(hold_ms));
+    if let Some(work) = plane.work(device) {
+        work.asked(runs.iter().map(|run| run.slot));
+    }
     let covered = plane.ask(device, |reply| DeviceMessage::Match { tenant, runs, keys, hold, reply }).await?;
     plane.view.check_lease()?;
     Ok(DataReply::Matched { epoch: serving.map.epoch, covered })

@@ -31,7 +31,7 @@ impl DataPlane {
         self.view.check_lease()?;
         let serving = self.view.serving().ok_or(WireError::NoLease)?;
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
-        let FetchRequest { device, tenant, keys, accept, .. } = request;
+        let FetchRequest { device, tenant, keys, accept, runs, .. } = request;
         let blocks = self.ask(device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
         let brought = self.bring(device, blocks).await;
         let blocks: Vec<Option<ReadGuard>> = brought.into_iter().map(|one| one?.ok()).collect();
@@ -46,6 +46,13 @@ impl DataPlane {
             match room.checked_sub(bytes) {
                 Some(left) => room = left,
                 None => *block = None,
+            }
+        }
+        if let Some(work) = self.work(device) {
+            work.asked(runs.iter().map(|run| run.slot));
+            for (held, slot) in blocks.iter().zip(check::slots(&runs)) {
+                let Some(held) = held else { continue };
+                work.gave(slot, held.bytes().len() as u64);
             }
         }
         Ok(Found { device, begun, blocks, _room: room_taken })

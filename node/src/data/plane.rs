@@ -6,6 +6,7 @@ use crate::data::counters::{Counters, count};
 use crate::data::replicate::Replicator;
 use crate::traffic::TrafficCounters;
 use crate::view::View;
+use crate::work::WorkCounters;
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::{DeviceId, WireError};
 use kvhive_runtime::{AskError, Reply};
@@ -14,7 +15,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// A device actor that does not answer within this is busy.
 const ACTOR_LIMIT: Duration = Duration::from_secs(2);
@@ -91,7 +92,10 @@ impl DataPlane {
         question: impl FnOnce(Reply<T>) -> DeviceMessage,
     ) -> Result<T, WireError> {
         let actor = self.devices.get(usize::from(device.index)).ok_or(WireError::WrongDevice { device })?;
-        actor.ask(ACTOR_LIMIT, question).await.map_err(|error| match error {
+        let asked = Instant::now();
+        let answered = actor.ask(ACTOR_LIMIT, question).await;
+        actor.work.waited(asked.elapsed());
+        answered.map_err(|error| match error {
             AskError::Full => {
                 count(&self.counters.mailbox_full);
                 WireError::busy("the device's mailbox is full")
@@ -102,6 +106,11 @@ impl DataPlane {
     }
 
     /// Returns the counters of one of this node's devices.
+    pub(super) fn work(&self, device: DeviceId) -> Option<&WorkCounters> {
+        self.devices.get(usize::from(device.index)).map(|device| &*device.work)
+    }
+
+    /// Returns what one of this node's devices is read and given.
     pub(super) fn traffic(&self, device: DeviceId) -> Option<&TrafficCounters> {
         self.devices.get(usize::from(device.index)).map(|device| &*device.traffic)
     }

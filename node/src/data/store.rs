@@ -111,6 +111,9 @@ impl DataPlane {
             Ok(reserved) => reserved,
             Err(error) => return Ok(Err(error)),
         };
+        if let Some(work) = self.work(task.device) {
+            work.stored();
+        }
         let mut taken = Vec::with_capacity(task.blocks.len());
         for ((block, _), reserved) in task.blocks.iter().zip(reserved) {
             let one = self.take_in(connection, block.header.payload_bytes, reserved).await?;
