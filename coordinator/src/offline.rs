@@ -230,3 +230,7 @@ fn about(own: &PeerConfig) -> (PeerId, Vec<u8>) {
 fn origin(reason: String) -> Origin {
     Origin { at_ms: kvhive_runtime::wall_ms(), reason: Reason::new(reason) }
 }
+
+#[cfg(test)]
+#[path = "offline_test.rs"]
+mod tests;
