@@ -193,13 +193,18 @@ impl Admin {
         })
     }
 
-    /// Deletes what is at `path`, by the first coordinator that answers.
+    /// Deletes what is at `path`, by the first coordinator that answers. It happens once, also where one has not answered.
     ///
     /// # Errors
     /// When none answers, or the answer is an error.
     pub(crate) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let name = change_name()?;
         self.ask(Asked::Change, |url| {
-            self.changes.delete(format!("{url}{path}")).header("authorization", self.bearer()).call()
+            self.changes
+                .delete(format!("{url}{path}"))
+                .header("authorization", self.bearer())
+                .header(CHANGE_NAME, &name)
+                .call()
         })
     }
 
@@ -214,7 +219,9 @@ impl Admin {
     ) -> Result<T> {
         let (url, mut answer) = self.ask_for(asked, call)?;
         let text = answer.body_mut().read_to_string().with_context(|| format!("answer of {url}"))?;
-        serde_json::from_str(&text).with_context(|| format!("answer of {url} is not what was asked"))
+        // Nothing is said where there is nothing to say (204).
+        let text = if text.is_empty() { "null" } else { &text };
+        serde_json::from_str(text).with_context(|| format!("answer of {url} is not what was asked"))
     }
 
     /// Returns the first answer that is none of trouble, and whose it is.

@@ -9,8 +9,8 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    backup, balance, config, coordinator, down, drain, events, node, raft, replay, simulate, status, tenants,
-    top, trace as trace_command, up,
+    backup, balance, config, coordinator, down, drain, engines, events, node, raft, replay, route, simulate,
+    status, tenants, top, trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -36,6 +36,8 @@ enum Command {
     Drain(drain::Drain),
     Balance(balance::Balance),
     Events(events::Events),
+    Engines(engines::Engines),
+    Route(route::Route),
     Tenants(tenants::Tenants),
     Replay(replay::Replay),
     Simulate(simulate::Simulate),
@@ -72,6 +74,8 @@ fn main() -> ExitCode {
         Command::Drain(command) => command.run(),
         Command::Balance(command) => command.run(),
         Command::Events(command) => command.run(),
+        Command::Engines(command) => command.run(),
+        Command::Route(command) => command.run(),
         Command::Tenants(command) => command.run(),
         Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
         Command::Simulate(command) => command.run(),

@@ -120,6 +120,7 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
         }
         DataRequest::Store(request) => (request.blocks.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Release(_) => (0, 0),
+        DataRequest::Survey(request) => (request.runs.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Strategies(_) => (MAX_REPORTS.saturating_mul(REPORT_BYTES), 0),
         DataRequest::Watch(_) => {
             (MAX_EVENTS_PER_ANSWER.max(MAX_BLOCKS_PER_PAGE).saturating_mul(WATCHED_BYTES), 0)

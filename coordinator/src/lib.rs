@@ -6,6 +6,7 @@ mod admin;
 mod backup;
 mod config;
 mod control_plane;
+mod engines;
 pub mod log;
 mod log_thread;
 mod membership;

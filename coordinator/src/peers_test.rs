@@ -42,7 +42,10 @@ fn pair(ours: Option<u128>, theirs: Option<u128>) -> Pair {
     let (_, known) = watch::channel(theirs.map(ClusterId));
     let server = Server {
         raft: raft.clone(),
-        control: ControlPlane::new(raft.clone()),
+        control: ControlPlane::new(
+            raft.clone(),
+            Arc::new(crate::engines::Engines::new(Vec::new(), Vec::new())),
+        ),
         token: token.clone(),
         cluster: known,
         room: Room::default(),

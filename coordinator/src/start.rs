@@ -7,6 +7,7 @@ use crate::admin::audit::Audit;
 use crate::admin::{self, Admin, Listeners, Sources};
 use crate::config::{CoordinatorConfig, CoordinatorError, seat};
 use crate::control_plane::ControlPlane;
+use crate::engines::{Agreed, Engines};
 use crate::log::LogFolder;
 use crate::log_thread::{self, LogFigures};
 use crate::membership::Membership;
@@ -89,6 +90,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let (failed, failure) = watch::channel(None);
     let (cluster, known_cluster) = watch::channel(None::<ClusterId>);
     let (events, known_events) = watch::channel(0);
+    let (engines, known_engines) = watch::channel(Agreed::default());
     let (vitals, known_vitals) = watch::channel(Vitals::UNKNOWN);
     let (log_queue, log_writes) = log_thread::queue();
     let (dialler, lines) = mpsc::unbounded_channel();
@@ -118,6 +120,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         failed,
         cluster,
         events,
+        engines,
         vitals,
         client: u128::from(word(64)) << 64 | u128::from(word(72)),
     });
@@ -141,7 +144,10 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let dialling =
         peers::dial(lines, identity.clone(), known_cluster.clone(), raft.clone(), stopping.clone());
     runtime.io().spawn(dialling);
-    let control = ControlPlane::new(raft.clone());
+    let coordinators = config.peers.iter().map(|peer| peer.raft_address.clone()).collect();
+    let engines = Arc::new(Engines::new(coordinators, config.token.clone()));
+    runtime.io().spawn(engines.clone().run(known_engines, stopping.clone()));
+    let control = ControlPlane::new(raft.clone(), engines);
     let server = Arc::new(Server {
         raft: raft.clone(),
         control: control.clone(),

@@ -8,6 +8,7 @@ use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestI
 use crate::load::{TenantLoad, TierLoad, Traffic, Work};
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
 use crate::raft::{RaftReport, RaftRequest};
+use crate::routing::{Engine, EngineLoad, Followed, RouteAnswer, RouteRequest};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,15 @@ pub enum ControlRequest {
     Raft(RaftRequest),
     /// How evenly is work spread over devices, and what would make that more even? Nothing is changed.
     Balance,
+    /// Which engine should take a request? Any coordinator answers.
+    Route(Box<RouteRequest>),
+    /// An engine says how busy it is, to this coordinator.
+    EngineLoad {
+        /// The engine's name.
+        engine: String,
+        /// How busy.
+        load: EngineLoad,
+    },
 }
 
 /// Everything the leader knows.
@@ -200,6 +210,10 @@ pub enum ControlReply {
     Raft(RaftReport),
     /// How evenly work is spread, as the leader sees it.
     Balance(Box<BalanceReport>),
+    /// Which engine should take it.
+    Routed(RouteAnswer),
+    /// An engine, as it is known after what was said of it.
+    Engine(Box<Followed>),
 }
 
 /// How a coordinator sees itself and its peers.
@@ -338,6 +352,13 @@ pub enum Command {
         /// The slots, each once; at most [`MAX_BALANCED`].
         changes: Vec<Balancing>,
     },
+    /// Follows an engine, or follows it as it is described now.
+    SetEngine(Box<Engine>),
+    /// Follows an engine no longer.
+    RemoveEngine {
+        /// Its name.
+        name: String,
+    },
 }
 
 impl Command {
@@ -356,6 +377,8 @@ impl Command {
             Command::SetAck { .. } => "set-ack",
             Command::SetTenantRules { .. } => "set-tenant-rules",
             Command::Record(_) => "record",
+            Command::SetEngine(_) => "set-engine",
+            Command::RemoveEngine { .. } => "remove-engine",
         }
     }
 }

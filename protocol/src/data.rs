@@ -66,6 +66,8 @@ pub enum DataRequest {
     Strategies(StrategiesRequest),
     /// What happens to this device's blocks? Answered by [`DataReply::Watched`].
     Watch(WatchRequest),
+    /// What of these segments is here, and where? Nobody uses them by asking. Answered by [`DataReply::Surveyed`].
+    Survey(SurveyRequest),
 }
 
 /// See [`DataRequest::Match`].
@@ -191,6 +193,30 @@ pub struct StrategiesRequest {
     pub adjust: bool,
 }
 
+/// See [`DataRequest::Survey`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SurveyRequest {
+    /// The asker's map.
+    pub epoch: Epoch,
+    /// The device asked.
+    pub device: DeviceId,
+    /// Whose blocks.
+    pub tenant: TenantId,
+    /// Segments, as in [`MatchRequest::runs`].
+    pub runs: Vec<Run>,
+    /// The blocks' keys, run after run; at most [`MAX_KEYS_PER_MATCH`].
+    pub keys: KeyList,
+}
+
+/// What is covered of one run, from its start, without a gap.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct Surveyed {
+    /// Blocks of it.
+    pub covered: u32,
+    /// Those of them that are in memory; the others are on disk.
+    pub in_memory: u32,
+}
+
 /// One block of a [`StoreRequest`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StoreBlock {
@@ -245,6 +271,13 @@ pub enum DataReply {
         /// The answer.
         answer: WatchAnswer,
     },
+    /// For each run: what of it is here.
+    Surveyed {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// One answer a run.
+        runs: Vec<Surveyed>,
+    },
 }
 
 impl DataReply {
@@ -256,7 +289,8 @@ impl DataReply {
             | DataReply::Stored { epoch, .. }
             | DataReply::Released { epoch, .. }
             | DataReply::Strategies { epoch, .. }
-            | DataReply::Watched { epoch, .. } => *epoch,
+            | DataReply::Watched { epoch, .. }
+            | DataReply::Surveyed { epoch, .. } => *epoch,
         }
     }
 }

@@ -91,13 +91,17 @@ pub enum EventKind {
     AckChanged,
     /// Slots belong elsewhere, or on more devices, because of how much they are read; or go by their hash again.
     SlotsBalanced,
+    /// An engine's events are followed from now on, or are followed elsewhere.
+    EngineFollowed,
+    /// An engine's events are followed no longer.
+    EngineForgotten,
     /// The cluster goes on by an older state: from a backup, or from what one coordinator had. What came after it is forgotten.
     ClusterRestored,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 14] = [
+    pub const ALL: [EventKind; 16] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -111,6 +115,8 @@ impl EventKind {
         EventKind::TenantRulesChanged,
         EventKind::AckChanged,
         EventKind::SlotsBalanced,
+        EventKind::EngineFollowed,
+        EventKind::EngineForgotten,
         EventKind::ClusterRestored,
     ];
 
@@ -130,6 +136,8 @@ impl EventKind {
             EventKind::TenantRulesChanged => "tenant-rules-changed",
             EventKind::AckChanged => "ack-changed",
             EventKind::SlotsBalanced => "slots-balanced",
+            EventKind::EngineFollowed => "engine-followed",
+            EventKind::EngineForgotten => "engine-forgotten",
             EventKind::ClusterRestored => "cluster-restored",
         }
     }
@@ -155,6 +163,8 @@ pub struct Subject {
     pub tenant: Option<String>,
     /// A coordinator.
     pub coordinator: Option<String>,
+    /// An engine.
+    pub engine: Option<String>,
     /// How many slots.
     pub slots: u32,
     /// Some of those slots, at most [`MAX_EXAMPLES`].
@@ -175,6 +185,11 @@ impl Subject {
     /// Makes a subject of one coordinator.
     pub fn coordinator(name: impl Into<String>) -> Subject {
         Subject { coordinator: Some(name.into()), ..Subject::default() }
+    }
+
+    /// Makes a subject of one engine.
+    pub fn engine(name: impl Into<String>) -> Subject {
+        Subject { engine: Some(name.into()), ..Subject::default() }
     }
 
     /// Makes a subject of slots, of which it names a few.
@@ -221,8 +236,8 @@ impl Note {
     /// # Errors
     /// [`WireError::Rejected`] with what is too large.
     pub fn check(&self) -> Result<(), WireError> {
-        let Subject { member, tenant, coordinator, slots: _, examples } = &self.subject;
-        let names = [member, tenant, coordinator];
+        let Subject { member, tenant, coordinator, engine, slots: _, examples } = &self.subject;
+        let names = [member, tenant, coordinator, engine];
         let sizes = [
             ("numbers", self.facts.len(), MAX_FACTS),
             ("example slots", examples.len(), MAX_EXAMPLES),

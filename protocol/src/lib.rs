@@ -19,6 +19,7 @@ pub mod load;
 pub mod map;
 pub mod moment;
 pub mod raft;
+pub mod routing;
 pub mod scaling;
 pub mod strategy;
 pub mod tenant;

@@ -142,7 +142,8 @@ async fn who_reads_raw_says_so_with_the_layout_and_takes_nothing_else() {
             DataRequest::Match(_)
             | DataRequest::Release(_)
             | DataRequest::Strategies(_)
-            | DataRequest::Watch(_) => {}
+            | DataRequest::Watch(_)
+            | DataRequest::Survey(_) => {}
         }
     }
 }

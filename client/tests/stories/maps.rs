@@ -24,6 +24,7 @@ fn epoch_of(request: &DataRequest) -> Epoch {
         DataRequest::Release(request) => request.epoch,
         DataRequest::Strategies(request) => request.epoch,
         DataRequest::Watch(request) => request.epoch,
+        DataRequest::Survey(request) => request.epoch,
     }
 }
 

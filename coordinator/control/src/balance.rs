@@ -426,7 +426,7 @@ fn said(before: &[DeviceId], after: &[DeviceId]) -> String {
 
 /// Writes a rate for people.
 fn shown(rate: u64) -> String {
-    format!("{}.{} MiB/s", rate >> 20, (rate % (1 << 20)) * 10 >> 20)
+    format!("{}.{} MiB/s", rate >> 20, ((rate % (1 << 20)) * 10) >> 20)
 }
 
 #[cfg(test)]

@@ -61,12 +61,12 @@ impl Darts {
         let mut thrown: Vec<(u32, Near)> = Vec::with_capacity(slots as usize * DEPTH as usize);
         let mut begins = vec![0_u32; slots as usize + 1];
         for ((candidate, weight), at) in candidates.iter().zip(&weights.each).zip(0..) {
-            let time = u128::from(*weight) * u128::from(u64::from(slots) * DEPTH) << TIME_BITS;
+            let time = (u128::from(*weight) * u128::from(u64::from(slots) * DEPTH)) << TIME_BITS;
             let time = (time / u128::from(weights.total)) as u64;
             let unit = (u128::MAX >> 1) / u128::from(time.max(1));
             let mut stream = Stream::of(candidate.device);
             while let Some(hit) = stream.next_before(time, slots) {
-                let distance = (u128::from(hit.time) * unit >> 64) as u64;
+                let distance = ((u128::from(hit.time) * unit) >> 64) as u64;
                 thrown.push((hit.slot, Near { distance, at }));
                 begins[hit.slot as usize + 1] += 1;
             }
@@ -96,7 +96,7 @@ impl Darts {
     pub(crate) fn beyond(&self, candidates: &[Candidate], slot: u32, at: u32) -> Near {
         let length = u128::from(minus_log2(pair(candidates[at as usize].device, slot)));
         let far =
-            (length * u128::from(self.weights.total) << 14) / u128::from(self.weights.each[at as usize]);
+            ((length * u128::from(self.weights.total)) << 14) / u128::from(self.weights.each[at as usize]);
         Near { distance: BEYOND | shortened(far), at }
     }
 }
@@ -140,7 +140,7 @@ impl Stream {
         let random = self.next_random();
         // The upper half says when, the lower one where.
         self.time += minus_log2(random | u64::from(u32::MAX)) >> (48 - TIME_BITS);
-        let slot = ((random & u64::from(u32::MAX)) * u64::from(slots) >> 32) as u32;
+        let slot = (((random & u64::from(u32::MAX)) * u64::from(slots)) >> 32) as u32;
         (self.time < end).then_some(Hit { slot, time: self.time })
     }
 

@@ -84,12 +84,13 @@ impl Domains {
         }
         // From here on every domain that counts has a replica: the least shared that is not full is among them.
         let mut within: Vec<Place> = set.to_vec();
-        for level in 0..LEVELS {
+        for (level, least_here) in least.iter_mut().enumerate() {
             let count =
                 |place: &Place| set.iter().filter(|one| one.0[level] == place.0[level]).count() as u32;
             let has_room = |place: &Place| count(place) < self.inside[level][place.0[level] as usize].members;
-            least[level] = within.iter().filter(|place| has_room(place)).map(count).min()?;
-            within.retain(|place| has_room(place) && count(place) == least[level]);
+            let fewest = within.iter().filter(|place| has_room(place)).map(count).min()?;
+            *least_here = fewest;
+            within.retain(|place| has_room(place) && count(place) == fewest);
             // A domain inside of it that has no replica yet shares nothing.
             let is_free = |place: &Place| {
                 level + 1 < LEVELS && {

@@ -2,6 +2,7 @@
 //! the memory of applied requests. Decides nothing by time; who is alive is the overseer's to say, through commands.
 
 use crate::dedupe::{Dedupe, Seen};
+use crate::engines::Engines;
 use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
 use crate::{again, telling, tenant_rules, validate};
@@ -10,6 +11,7 @@ use kvhive_protocol::control::{
 };
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::Settings;
+use kvhive_protocol::routing::Engine;
 use kvhive_protocol::{
     ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState,
     ReplicaSet, RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
@@ -40,6 +42,7 @@ pub struct Registry {
     pub(crate) map: Option<Arc<ClusterMap>>,
     pub(crate) dedupe: Dedupe,
     pub(crate) journal: Journal,
+    pub(crate) engines: Engines,
     /// Found again from the map: what would take too long to look up in it for each command.
     index: Index,
     repair: Option<Repair>,
@@ -67,9 +70,10 @@ impl Registry {
         map: Option<ClusterMap>,
         dedupe: Dedupe,
         journal: Journal,
+        engines: Engines,
     ) -> Self {
         let index = map.as_ref().map(Index::of).unwrap_or_default();
-        Registry { applied, map: map.map(Arc::new), dedupe, journal, index, repair: None }
+        Registry { applied, map: map.map(Arc::new), dedupe, journal, engines, index, repair: None }
     }
 
     /// Applies the log entry at `index` and returns what it came to.
@@ -98,11 +102,12 @@ impl Registry {
             Seen::Forgotten(error) => return CommandReply::Rejected(error),
             Seen::New => {}
         }
-        let before = self.epoch();
+        let (before, followed) = (self.epoch(), self.engines.changes());
         let note = telling::before(&command, self.map.as_deref());
         let is_told = matches!(command, Command::Record(_));
         let reply = self.execute(command).unwrap_or_else(CommandReply::Rejected);
-        let has_happened = self.epoch() != before || is_told && matches!(reply, CommandReply::Applied { .. });
+        let has_happened = (self.epoch(), self.engines.changes()) != (before, followed)
+            || is_told && matches!(reply, CommandReply::Applied { .. });
         if let Some(note) = note.filter(|_| has_happened) {
             self.journal.push(telling::after(note, &reply, self.repair), origin, self.epoch());
         }
@@ -145,6 +150,11 @@ impl Registry {
         self.journal.page(after, limit)
     }
 
+    /// Returns the engines that are followed, by name.
+    pub fn engines(&self) -> Arc<BTreeMap<String, Engine>> {
+        self.engines.all().clone()
+    }
+
     /// Returns the number of the newest event, 0 before the first.
     pub fn newest_event(&self) -> u64 {
         self.journal.newest()
@@ -179,6 +189,11 @@ impl Registry {
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
             Command::Record(note) => note.check().map(|()| self.unchanged()),
+            Command::SetEngine(engine) => {
+                let map = self.map.as_ref().expect("execute has checked that there is a map");
+                self.engines.set(*engine, map).map(|()| self.unchanged())
+            }
+            Command::RemoveEngine { name } => self.engines.remove(&name).map(|()| self.unchanged()),
         }
     }
 

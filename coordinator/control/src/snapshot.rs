@@ -2,10 +2,12 @@
 //! behind a version, a checksum at the end; equal registries give equal bytes. Bytes from elsewhere are checked whole.
 
 use crate::dedupe::{self, Client, Dedupe};
+use crate::engines::{Engines, MAX_ENGINES_BYTES};
 use crate::journal::{Journal, MAX_JOURNAL_BYTES};
 use crate::registry::Registry;
 use crate::validate;
 use kvhive_protocol::map::Settings;
+use kvhive_protocol::routing::Engine;
 use kvhive_protocol::{
     ClusterEvent, ClusterId, ClusterMap, Epoch, Filling, Member, MemberId, ReplicaSet, Slot, Tenant,
     TenantId, codec,
@@ -18,11 +20,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the state that coordinators write down: of registries in snapshots, and of commands and what they do in logs.
 /// Raised whenever one of these changes; no other is read.
-pub const STATE_VERSION: u32 = 7;
-/// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, and less than 1 MiB each for slots and for
+pub const STATE_VERSION: u32 = 8;
+/// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, engines, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize =
-    validate::MAX_MAP_BYTES + dedupe::MAX_REPLY_BYTES + MAX_JOURNAL_BYTES + (2 << 20);
+    validate::MAX_MAP_BYTES + dedupe::MAX_REPLY_BYTES + MAX_JOURNAL_BYTES + MAX_ENGINES_BYTES + (2 << 20);
 
 const MAGIC: [u8; 8] = *b"kvhiveRG";
 const HEAD_BYTES: usize = MAGIC.len() + 4;
@@ -69,6 +71,7 @@ enum Section {
     Clients(Vec<(u128, Client)>),
     Balanced(Vec<(Slot, ReplicaSet)>),
     Events(Vec<ClusterEvent>),
+    Engines(Vec<Engine>),
 }
 
 /// What a map has once.
@@ -120,6 +123,10 @@ impl Registry {
         for part in events.chunks(EVENTS_PER_SECTION) {
             put(&mut out, &Section::Events(part.iter().map(|event| (*event).clone()).collect()));
         }
+        let engines: Vec<Engine> = self.engines.all().values().cloned().collect();
+        if !engines.is_empty() {
+            put(&mut out, &Section::Engines(engines));
+        }
         let sum = xxh3_64(&out);
         out.extend_from_slice(&sum.to_le_bytes());
         debug_assert!(out.len() <= MAX_SNAPSHOT_BYTES);
@@ -166,6 +173,7 @@ struct Parts {
     tenants: Vec<(TenantId, Tenant)>,
     clients: Vec<(u128, Client)>,
     events: Vec<ClusterEvent>,
+    engines: Vec<Engine>,
 }
 
 impl Parts {
@@ -187,6 +195,7 @@ impl Parts {
             Section::Tenants(part) => self.tenants.extend(part),
             Section::Clients(part) => self.clients.extend(part),
             Section::Events(part) => self.events.extend(part),
+            Section::Engines(part) => self.engines.extend(part),
         }
         Ok(())
     }
@@ -198,10 +207,11 @@ impl Parts {
         let dedupe = Dedupe::restore(self.clients, applied)?;
         let journal = Journal::restore(self.events, events)?;
         let Some(head) = head else {
-            if self.members.is_empty() && self.slots.is_empty() && self.tenants.is_empty() {
-                return Ok(Registry::from_parts(applied, None, dedupe, journal));
+            let bare = self.members.is_empty() && self.slots.is_empty() && self.tenants.is_empty();
+            if bare && self.engines.is_empty() {
+                return Ok(Registry::from_parts(applied, None, dedupe, journal, Engines::default()));
             }
-            return Err("a cluster that was never started has members, slots or tenants".to_owned());
+            return Err("a cluster that was never started has members, slots, tenants or engines".to_owned());
         };
         counter("epoch", head.epoch.0)?;
         // Ids are given in order and nothing is removed, which is also what makes the next one known.
@@ -231,7 +241,8 @@ impl Parts {
             tenants: BTreeMap::from_iter(self.tenants),
         };
         validate::map(&map)?;
-        Ok(Registry::from_parts(applied, Some(map), dedupe, journal))
+        let engines = Engines::restore(self.engines, &map)?;
+        Ok(Registry::from_parts(applied, Some(map), dedupe, journal, engines))
     }
 }
 

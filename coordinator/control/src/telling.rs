@@ -58,6 +58,11 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             Some(note.with_some("slots_back_to_their_hash", back))
         }
         Command::Record(note) => Some(note.clone()),
+        Command::SetEngine(engine) => {
+            let note = Note::new(EventKind::EngineFollowed, Subject::engine(&engine.name));
+            Some(note.with("block_tokens", engine.block_tokens.into()))
+        }
+        Command::RemoveEngine { name } => Some(Note::new(EventKind::EngineForgotten, Subject::engine(name))),
     }
 }
 

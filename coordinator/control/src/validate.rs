@@ -2,7 +2,7 @@
 //! Every refusal says what was given, where, and what is allowed.
 
 use crate::placement::{self, Completion};
-use crate::tenant_rules;
+use crate::{engines, tenant_rules};
 use kvhive_protocol::control::{
     Balancing, Command, MAX_BALANCE_REASON_BYTES, MAX_BALANCED, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS,
     MAX_NAME_BYTES, MAX_TENANTS, Placing, Registration,
@@ -62,6 +62,8 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         }
         Command::Balance { changes, .. } => balancing_alone(changes),
         Command::Record(note) => note.check(),
+        Command::SetEngine(engine) => engines::check(engine),
+        Command::RemoveEngine { name: engine } => name("engine name", engine),
         Command::MarkDown { .. }
         | Command::SetDrains { .. }
         | Command::Leave { .. }
@@ -311,7 +313,7 @@ fn member_fields(member: &Member) -> Result<(), WireError> {
     devices(&member.devices)
 }
 
-fn address(what: &str, address: &str) -> Result<(), WireError> {
+pub(crate) fn address(what: &str, address: &str) -> Result<(), WireError> {
     let refuse = || {
         Err(WireError::rejected(format_args!(
             "{what} {:?} is not host:port with a port of 1 to 65535 and at most {MAX_ADDRESS_BYTES} bytes",

@@ -3,6 +3,7 @@
 
 use super::directory::Directory;
 use super::vitals::Vitals;
+use crate::engines::Agreed;
 use crate::log_thread::Write;
 use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Standing, Ticket, WriteId};
 use kvhive_control::{ClearTicket, Counters, Effect as Oversight, EventPage, Overseer, Registry};
@@ -86,6 +87,8 @@ pub(crate) struct Parts {
     pub(crate) cluster: watch::Sender<Option<ClusterId>>,
     /// Told the number of the newest event.
     pub(crate) events: watch::Sender<u64>,
+    /// Told the engines that are followed.
+    pub(crate) engines: watch::Sender<Agreed>,
     /// Told what it knows of itself.
     pub(crate) vitals: watch::Sender<Vitals>,
     /// This start's identity in request ids.
@@ -185,6 +188,7 @@ impl RaftActor {
                     self.parts.registry = registry;
                     self.tell_cluster();
                     self.tell_events();
+                    self.tell_engines();
                 }
                 Err(error) => self.fail(format!("a leader's snapshot cannot be used: {error}")),
             },
@@ -244,6 +248,7 @@ impl RaftActor {
         }
         self.tell_cluster();
         self.tell_events();
+        self.tell_engines();
         let Some(ticket) = ticket else { return };
         let Some(Waiting::Proposal { register, clears, reply: asker }) = self.waiting.remove(&ticket) else {
             return;
@@ -397,6 +402,7 @@ impl Actor for RaftActor {
         self.tell_cluster();
         self.group_changed();
         self.tell_events();
+        self.tell_engines();
         self.tell_vitals();
         ctx.run_interval(self.parts.tick, || RaftMessage::Tick);
     }

@@ -306,6 +306,11 @@ impl Trouble {
 const STALE_EPOCH: &str = "stale_epoch";
 
 impl Trouble {
+    /// Says whether the state of the cluster stands against what was asked.
+    pub(super) fn is_conflict(&self) -> bool {
+        self.0.status() == StatusCode::CONFLICT
+    }
+
     /// Says whether the map has moved on since it was decided.
     pub(super) fn is_stale(&self) -> bool {
         self.0.code() == STALE_EPOCH

@@ -8,13 +8,16 @@ mod backup;
 mod balance;
 mod dashboard;
 mod document;
+mod engines;
 mod events;
 mod figures;
 mod lanes;
+mod layouts;
 mod members;
 mod overview;
 mod page;
 mod raft;
+mod route;
 mod routes;
 mod tenants;
 

@@ -6,7 +6,10 @@ use super::audit::{Audit, From};
 use super::document::Document;
 use super::events::Listeners;
 use super::lanes::Lanes;
-use super::{backup, balance, dashboard, document, events, figures, members, overview, raft, tenants};
+use super::route::MAX_ROUTE_BODY_BYTES;
+use super::{
+    backup, balance, dashboard, document, engines, events, figures, members, overview, raft, route, tenants,
+};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -31,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
 /// The largest request body, in bytes.
@@ -248,6 +251,10 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(raft::add))
         .routes(routes!(raft::remove))
         .routes(routes!(raft::promote))
+        .routes(routes!(engines::engines, engines::follow_engine))
+        .routes(routes!(engines::forget_engine))
+        .routes(routes!(engines::engine_load))
+        .routes(routes!(route::route).layer(DefaultBodyLimit::max(MAX_ROUTE_BODY_BYTES)))
         .split_for_parts();
     let (open, open_doc) =
         OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).split_for_parts();
@@ -287,8 +294,11 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>, mut stop: wa
 
 /// Refuses a body that announces itself as too large, before a byte of it is read.
 async fn refuse_large_bodies(request: Request, next: Next) -> Response {
+    // A prompt is larger than any change.
+    let is_prompt = request.uri().path() == "/v1/route";
+    let most = if is_prompt { MAX_ROUTE_BODY_BYTES } else { MAX_BODY_BYTES };
     match request.body().size_hint().lower() {
-        bytes if bytes > MAX_BODY_BYTES as u64 => Trouble::too_large(MAX_BODY_BYTES).into_response(),
+        bytes if bytes > most as u64 => Trouble::too_large(most).into_response(),
         _ => next.run(request).await,
     }
 }

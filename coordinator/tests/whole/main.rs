@@ -4,7 +4,9 @@
 mod access;
 mod admin;
 mod changes;
+mod engines;
 mod events;
+mod fake_engine;
 mod group;
 mod http;
 mod raft_peers;

@@ -39,9 +39,8 @@ impl Heat {
         for (rate, bytes) in self.rates.iter_mut().zip(bytes) {
             *rate = mixed(*rate, *bytes);
         }
-        if waits > 0 {
-            let mean = u128::from(waited_us / waits);
-            let sum = u128::from(self.wait_us) * half + mean * passed;
+        if let Some(mean) = waited_us.checked_div(waits) {
+            let sum = u128::from(self.wait_us) * half + u128::from(mean) * passed;
             self.wait_us = u64::try_from(sum / (half + passed)).unwrap_or(u64::MAX);
         }
     }

@@ -14,7 +14,7 @@ use kvhive_cache::{
 };
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
-use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock};
+use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock, Surveyed};
 use kvhive_protocol::load::{MAX_TENANT_LOADS, TierLoad, Traffic, Work};
 use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
 use kvhive_protocol::watch::{WatchAnswer, WatchAsk};
@@ -31,6 +31,8 @@ use tokio::runtime::Handle;
 pub(crate) enum DeviceMessage {
     /// How far are these runs covered?
     Match { tenant: TenantId, runs: Vec<Run>, keys: KeyList, hold: Duration, reply: Reply<Vec<u32>> },
+    /// What of these runs is here, and where?
+    Survey { tenant: TenantId, runs: Vec<Run>, keys: KeyList, reply: Reply<Vec<Surveyed>> },
     /// Let me read these blocks.
     Read { tenant: TenantId, keys: KeyList, reply: Reply<Vec<Option<Lent>>> },
     /// Give me frames for these blocks.
@@ -407,6 +409,9 @@ impl DeviceCore {
         match message {
             DeviceMessage::Match { tenant, runs, keys, hold, reply } => {
                 reply.send(self.shard.match_runs(self.view.now(), tenant, &runs, &keys, hold));
+            }
+            DeviceMessage::Survey { tenant, runs, keys, reply } => {
+                reply.send(self.shard.survey_runs(tenant, &runs, &keys));
             }
             DeviceMessage::Release { tenant, runs, keys, hint, reply } => {
                 reply.send(self.shard.release(self.view.now(), tenant, &runs, &keys, hint));

@@ -8,7 +8,7 @@ use crate::view::Serving;
 use kvhive_cache::member;
 use kvhive_protocol::data::{
     DataReply, DataRequest, MAX_KEYS_PER_MATCH, MAX_KEYS_PER_RELEASE, MatchRequest, ReleaseRequest,
-    StrategiesRequest,
+    StrategiesRequest, SurveyRequest,
 };
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::watch::WatchRequest;
@@ -75,7 +75,7 @@ async fn serve_request(
         DataRequest::Fetch(_) => Some(1),
         DataRequest::Store(_) => Some(2),
         DataRequest::Release(_) => Some(3),
-        DataRequest::Strategies(_) | DataRequest::Watch(_) => None,
+        DataRequest::Strategies(_) | DataRequest::Watch(_) | DataRequest::Survey(_) => None,
     };
     let served = answer(connection, peer, plane, number, request).await;
     if let Some(verb) = verb {
@@ -96,6 +96,7 @@ async fn answer(
         DataRequest::Release(request) => released(plane, request).await,
         DataRequest::Strategies(request) => strategies(plane, request).await,
         DataRequest::Watch(request) => watch(plane, request).await,
+        DataRequest::Survey(request) => surveyed(plane, request).await,
         DataRequest::Store(request) => plane.store(connection, peer, request).await?,
         DataRequest::Fetch(request) => match plane.fetch(request).await {
             Ok(found) => match plane.answer(&found) {
@@ -140,6 +141,17 @@ async fn matched(plane: &DataPlane, request: MatchRequest) -> Result<DataReply, 
     let covered = plane.ask(device, |reply| DeviceMessage::Match { tenant, runs, keys, hold, reply }).await?;
     plane.view.check_lease()?;
     Ok(DataReply::Matched { epoch: serving.map.epoch, covered })
+}
+
+async fn surveyed(plane: &DataPlane, request: SurveyRequest) -> Result<DataReply, WireError> {
+    check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_MATCH)?;
+    plane.view.check_lease()?;
+    let serving = plane.view.serving().ok_or(WireError::NoLease)?;
+    check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
+    let SurveyRequest { device, tenant, runs, keys, .. } = request;
+    let runs = plane.ask(device, |reply| DeviceMessage::Survey { tenant, runs, keys, reply }).await?;
+    plane.view.check_lease()?;
+    Ok(DataReply::Surveyed { epoch: serving.map.epoch, runs })
 }
 
 async fn released(plane: &DataPlane, request: ReleaseRequest) -> Result<DataReply, WireError> {

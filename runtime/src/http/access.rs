@@ -108,7 +108,7 @@ impl Access {
 }
 
 /// Paths whose change is an operator's, as far as `*` stands for one name.
-const OPERATORS: [&str; 9] = [
+const OPERATORS: [&str; 12] = [
     "/v1/members/*",
     "/v1/balance",
     "/v1/scaling",
@@ -116,6 +116,9 @@ const OPERATORS: [&str; 9] = [
     "/v1/pins/*",
     "/v1/raft/transfer",
     "/v1/route",
+    "/v1/engines",
+    "/v1/engines/*",
+    "/v1/engines/*/load",
     "/v1/snapshot/persist",
     "/v1/snapshot/load",
 ];
@@ -175,6 +178,8 @@ mod tests {
             (Method::PATCH, "/v1/members/node-1/more", Role::Admin),
             (Method::POST, "/v1/raft/transfer", Role::Operator),
             (Method::POST, "/v1/raft/members", Role::Admin),
+            (Method::POST, "/v1/route", Role::Operator),
+            (Method::POST, "/v1/engines/vllm-0/load", Role::Operator),
             (Method::POST, "/v1/tenants", Role::Admin),
             (Method::DELETE, "/v1/anything", Role::Admin),
         ] {
