@@ -10,8 +10,8 @@ mod trace;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    balance, config, down, drain, engines, events, node, raft, replay, route, scale, simulate, status,
-    tenants, top, trace as trace_command, up,
+    backup, balance, config, coordinator, down, drain, engines, events, node, raft, replay, route, scale,
+    simulate, status, tenants, top, trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -48,6 +48,9 @@ enum Command {
     Config(config::ConfigCommand),
     Node(node::NodeCommand),
     Raft(raft::Raft),
+    Coordinator(coordinator::Coordinator),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
     /// Serves the baselines of benchmarks
     #[command(hide = true)]
     BenchBaseline,
@@ -84,6 +87,9 @@ fn main() -> ExitCode {
         Command::Config(command) => command.run(),
         Command::Node(command) => command.run(),
         Command::Raft(command) => command.run(),
+        Command::Coordinator(command) => command.run(),
+        Command::Backup(command) => command.run(),
+        Command::Restore(command) => command.run(),
         Command::BenchBaseline => bench::serve_baseline(),
     };
     match done {

@@ -269,8 +269,8 @@ pub(crate) const COORDINATOR: &[Key] = &[
         "peer",
         Rule::Whole { min: 1, max: 65_535 },
         Derived("its position in the file, from 1"),
-        "Its number in raft. Give it explicitly before you ever reorder or remove coordinators: a number belongs to one \
-         `data_dir` for good."
+        "Its number in raft. Give it explicitly before you ever reorder the file, or one has taken another's place: the log knows \
+         each by its number, and a number belongs to one `data_dir` as long as that one is a coordinator."
     ),
     key!("host", Rule::Host, Required, "Address or name by which others reach it."),
     key!(

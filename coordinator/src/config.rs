@@ -2,9 +2,10 @@
 
 use crate::log::LogError;
 use crate::membership::MembershipError;
-use kvhive_consensus::ConsensusError;
+use kvhive_consensus::{ConsensusError, PeerId};
 use kvhive_control::RestoreError;
 use kvhive_protocol::map::Settings;
+use kvhive_protocol::raft::Seat;
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
 use std::io;
@@ -58,6 +59,12 @@ pub struct PeerConfig {
     pub raft_address: String,
     /// `host:port` of its admin API.
     pub admin_address: String,
+}
+
+/// Returns what the log says of a coordinator.
+pub(crate) fn seat(peer: &PeerConfig) -> (PeerId, Seat) {
+    let PeerConfig { peer, name, raft_address, admin_address } = peer.clone();
+    (PeerId(peer), Seat { name, raft_address, admin_address })
 }
 
 /// Why a coordinator did not start, or had to end.

@@ -5,7 +5,7 @@ use crate::actors::raft::{Bootstrap, Parts, Raft, RaftActor, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::admin::audit::Audit;
 use crate::admin::{self, Admin, Listeners, Sources};
-use crate::config::{CoordinatorConfig, CoordinatorError, PeerConfig};
+use crate::config::{CoordinatorConfig, CoordinatorError, seat};
 use crate::control_plane::ControlPlane;
 use crate::engines::{Agreed, Engines};
 use crate::log::LogFolder;
@@ -63,7 +63,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let random = random()?;
     let word = |at: usize| u64::from_le_bytes(random[at..at + 8].try_into().expect("eight bytes"));
     let folder = LogFolder::lock(&config.data_dir)?;
-    Membership::of(&config).claim(&config.data_dir, folder.holds_log()?)?;
+    Membership::of(&config.cluster_name, own).claim(&config.data_dir, folder.holds_log()?)?;
     let (store, restored) = folder.open()?;
     let registry = registry_of(&restored)?;
     let seats: BTreeMap<PeerId, Seat> = config.peers.iter().map(seat).collect();
@@ -181,11 +181,6 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     });
     info!(coordinator = %name, raft = %raft_address, admin = %admin_address, "coordinator listens");
     Ok(CoordinatorHandle { runtime, raft_address, admin_address, failed: failure })
-}
-
-fn seat(peer: &PeerConfig) -> (PeerId, Seat) {
-    let PeerConfig { peer, name, raft_address, admin_address } = peer.clone();
-    (PeerId(peer), Seat { name, raft_address, admin_address })
 }
 
 /// Rebuilds the state machine up to the snapshot; raft hands out the entries after it.

@@ -99,11 +99,13 @@ pub enum EventKind {
     EngineFollowed,
     /// An engine's events are followed no longer.
     EngineForgotten,
+    /// The cluster goes on by an older state: from a backup, or from what one coordinator had. What came after it is forgotten.
+    ClusterRestored,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 17] = [
+    pub const ALL: [EventKind; 18] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -121,6 +123,7 @@ impl EventKind {
         EventKind::SlotsBalanced,
         EventKind::EngineFollowed,
         EventKind::EngineForgotten,
+        EventKind::ClusterRestored,
     ];
 
     /// Returns its name.
@@ -143,6 +146,7 @@ impl EventKind {
             EventKind::SlotsBalanced => "slots-balanced",
             EventKind::EngineFollowed => "engine-followed",
             EventKind::EngineForgotten => "engine-forgotten",
+            EventKind::ClusterRestored => "cluster-restored",
         }
     }
 

@@ -1,8 +1,10 @@
 //! The verbs, one file each.
 
+pub(crate) mod backup;
 pub(crate) mod balance;
 pub(crate) mod config;
 pub(crate) mod connect;
+pub(crate) mod coordinator;
 pub(crate) mod down;
 pub(crate) mod drain;
 pub(crate) mod engines;

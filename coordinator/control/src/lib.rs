@@ -4,6 +4,7 @@
 //! [`placement`] says where slots belong, [`Planner`] which of them can go there now. [`Overseer`] is the leader's own:
 //! leases, failure detection, and when a tenant's clear is complete. Raft, sockets and disks are elsewhere.
 
+mod again;
 pub mod autoscaler;
 mod balance;
 mod darts;
@@ -30,6 +31,7 @@ mod tenant_rules;
 mod validate;
 mod why;
 
+pub use again::Cleared;
 pub use balance::BalanceTuning;
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
 pub use domains::{DOMAIN_LABELS, Place};

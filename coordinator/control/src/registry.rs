@@ -6,7 +6,7 @@ use crate::engines::Engines;
 use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
 use crate::scaling::Scaling;
-use crate::{telling, tenant_rules, validate};
+use crate::{again, telling, tenant_rules, validate};
 use kvhive_protocol::control::{
     Balancing, Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Placing, Proposal, Registration,
 };
@@ -236,9 +236,10 @@ impl Registry {
         let known = self.index.members.get(&registration.name).copied();
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         let (id, generation) = match known {
-            Some(id) => (id, map.members[&id].generation.next()),
+            Some(id) => (id, map.members[&id].generation.next().max(again::first_generation(map.epoch))),
             None => {
-                (MemberId(next_id(map.members.keys().map(|id| id.0), MAX_MEMBERS, "members")?), Generation(1))
+                let next = next_id(map.members.keys().map(|id| id.0), MAX_MEMBERS, "members")?;
+                (MemberId(next), again::first_generation(map.epoch))
             }
         };
         let replaced = map.members.get(&id).map_or(0, validate::member_bytes);
@@ -287,7 +288,7 @@ impl Registry {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         tenant_rules::check(map, None, &rules)?;
         let id = TenantId(next_id(map.tenants.keys().map(|id| id.0), MAX_TENANTS, "tenants")?);
-        let tenant = Tenant { name, era: Era(1), secret, rules };
+        let tenant = Tenant { name, era: again::first_era(map.epoch), secret, rules };
         self.index.take(validate::tenant_bytes(&tenant), 0)?;
         self.index.tenants.insert(tenant.name.clone(), id);
         let map = self.change();

@@ -18,6 +18,7 @@ impl RaftActor {
         match self.waiting.remove(&ticket) {
             Some(Waiting::Map { have, reply }) => reply.send(self.map_reply(have)),
             Some(Waiting::Overview { reply }) => reply.send(self.overview()),
+            Some(Waiting::Report { reply }) => reply.send(ControlReply::Raft(self.report())),
             Some(Waiting::Beat { received, beat, reply }) => {
                 let Some(map) = self.parts.registry.map() else {
                     return reply.send(ControlReply::Fenced);
@@ -191,7 +192,8 @@ impl RaftActor {
                 Waiting::Map { reply, .. }
                 | Waiting::Beat { reply, .. }
                 | Waiting::Overview { reply }
-                | Waiting::Group { reply },
+                | Waiting::Group { reply }
+                | Waiting::Report { reply },
             ) => {
                 reply.send(answer);
             }

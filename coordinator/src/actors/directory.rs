@@ -108,7 +108,8 @@ pub(crate) fn encode(seat: &Seat) -> Vec<u8> {
     codec::encode(seat).expect("a seat is three short texts")
 }
 
-fn decode(bytes: &[u8]) -> Option<Seat> {
+/// Decodes what [`encode`] gave; none when it makes no sense.
+pub(crate) fn decode(bytes: &[u8]) -> Option<Seat> {
     (bytes.len() <= MAX_SEAT_BYTES).then(|| codec::decode(bytes).ok()).flatten()
 }
 

@@ -29,6 +29,7 @@ impl RaftActor {
             return reply.send(ControlReply::Failed(error));
         }
         match self.checked(request) {
+            Ok(Asked::Question) if !asks => self.read(Waiting::Report { reply }),
             Ok(Asked::Question) => reply.send(ControlReply::Raft(self.report())),
             Ok(Asked::Transfer(to)) => {
                 let ticket = self.ticket(Waiting::Group { reply });
@@ -107,7 +108,7 @@ impl RaftActor {
         self.answer(ticket, ControlReply::Raft(report));
     }
 
-    fn report(&self) -> RaftReport {
+    pub(super) fn report(&self) -> RaftReport {
         let status = self.parts.consensus.status();
         RaftReport {
             leader: status.leader.map(|leader| self.name(leader)),

@@ -47,6 +47,8 @@ pub(crate) enum RaftMessage {
     Events { after: u64, limit: usize, reply: Reply<EventPage> },
     /// Do something about the coordinators themselves.
     Admin { request: RaftRequest, reply: Reply<ControlReply> },
+    /// The state as far as this coordinator has applied, the last entry in it, and the term.
+    State { reply: Reply<(Registry, u64, u64)> },
     /// How evenly is work spread, and what would make that more even?
     Balance { reply: Reply<ControlReply> },
     /// What have you counted?
@@ -109,6 +111,7 @@ pub(super) enum Waiting {
     Beat { received: Moment, beat: Heartbeat, reply: Reply<ControlReply> },
     Overview { reply: Reply<ControlReply> },
     Group { reply: Reply<ControlReply> },
+    Report { reply: Reply<ControlReply> },
 }
 
 /// One coordinator's raft actor.
@@ -301,7 +304,7 @@ impl RaftActor {
         ticket
     }
 
-    fn read(&mut self, waiting: Waiting) {
+    pub(super) fn read(&mut self, waiting: Waiting) {
         self.figures.reads += 1;
         let ticket = self.ticket(waiting);
         self.step(Event::Read { ticket });
@@ -453,6 +456,10 @@ impl Actor for RaftActor {
                 reply.send(self.parts.registry.events(after, limit));
             }
             RaftMessage::Admin { request, reply } => self.administer(request, reply),
+            RaftMessage::State { reply } => {
+                let status = self.parts.consensus.status();
+                reply.send((self.parts.registry.clone(), status.applied, status.term));
+            }
             RaftMessage::Balance { reply } => reply.send(self.balance()),
             RaftMessage::Figures { reply } => reply.send(Figures {
                 waiting: self.waiting.len() as u64,

@@ -4,6 +4,7 @@
 mod answers;
 mod asked;
 pub(crate) mod audit;
+mod backup;
 mod balance;
 mod dashboard;
 mod document;

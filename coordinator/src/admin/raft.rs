@@ -107,6 +107,13 @@ impl From<RaftReport> for Group {
     }
 }
 
+impl Group {
+    /// Returns the last entry that whoever answered had applied.
+    pub(super) fn applied(&self) -> u64 {
+        self.applied
+    }
+}
+
 impl Admin {
     /// Has another coordinator lead than this one, if it does.
     async fn let_go(&self, name: &str) -> Result<(), Trouble> {
@@ -118,7 +125,7 @@ impl Admin {
     }
 
     /// Asks the leader, wherever it is. What was begun is not asked again: its outcome is for the asker to look at.
-    async fn ask_leader(&self, request: RaftRequest) -> Result<Group, Trouble> {
+    pub(super) async fn ask_leader(&self, request: RaftRequest) -> Result<Group, Trouble> {
         let request = ControlRequest::Raft(request);
         let deadline = tokio::time::Instant::now() + LIMIT;
         loop {

@@ -8,7 +8,8 @@ use super::events::Listeners;
 use super::lanes::Lanes;
 use super::route::MAX_ROUTE_BODY_BYTES;
 use super::{
-    balance, dashboard, document, engines, events, figures, members, overview, raft, route, scaling, tenants,
+    backup, balance, dashboard, document, engines, events, figures, members, overview, raft, route, scaling,
+    tenants,
 };
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
@@ -245,6 +246,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(stats))
         .routes(routes!(events::events))
         .routes(routes!(events::stream))
+        .routes(routes!(backup::backup))
         .routes(routes!(raft::group))
         .routes(routes!(raft::transfer))
         .routes(routes!(raft::add))
