@@ -7,6 +7,7 @@ import { eventLog } from "./events.js";
 import * as as from "./format.js";
 import { History } from "./history.js";
 import { clusterMap, colourOf, condition, movesOf } from "./map.js";
+import { scalingView } from "./scaling.js";
 import { comb } from "./slots.js";
 import { coordinatorsTable, devicesTable, figuresTable, hotTable, movesTable, strategiesTable, tenantsTable } from "./tables.js";
 import { themes } from "./theme.js";
@@ -68,6 +69,7 @@ const tables = {
   strategies: strategiesTable(),
 };
 for (const [id, one] of Object.entries(tables)) $(id).append(one.element);
+const showScaling = scalingView($("scaling"));
 const events = eventLog({ list: $("events"), state: $("events-state"), kinds: $("events-kind") });
 
 const facts = keyed($("facts"), ([name]) => name, ([name]) => {
@@ -194,6 +196,7 @@ async function look(api) {
     session.tenantsAt = now;
     if (!stale) tables.tenants.update(await everyPage(api, "v1/tenants", "tenants"));
     if (!stale) tables.hot.update((await api.get("v1/stats")).hot_slots);
+    if (!stale) showScaling(await api.get("v1/scaling"));
     session.group = stale ? null : await api.get("v1/raft");
   }
   trouble(stale ? `The leader does not answer (${stale}). What follows is what this coordinator has itself; figures of devices are missing.` : null);

@@ -128,6 +128,7 @@ class Dashboard(unittest.TestCase):
         expect(shown.nth(2)).to_have_text(re.compile(r"iB/s"), timeout=PATIENCE_MS)
         expect(shown.nth(3)).to_have_text(re.compile(r"[µm]?s · "), timeout=PATIENCE_MS)
         expect(page.locator("#hot tbody tr")).not_to_have_count(0, timeout=PATIENCE_MS)
+        expect(page.locator("#scaling")).to_contain_text("2 members")
         page.locator("summary").first.click()
         expect(page.locator("#figures tbody tr").first).to_be_visible()
         self.check_quiet()

@@ -49,6 +49,7 @@ static FILES: &[File] = &[
     file!(SCRIPT, "slots.js"),
     file!(SCRIPT, "tables.js"),
     file!(SCRIPT, "events.js"),
+    file!(SCRIPT, "scaling.js"),
     file!(SCRIPT, "theme.js"),
 ];
 
