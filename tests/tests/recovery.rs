@@ -65,7 +65,7 @@ fn lose(cluster: &Cluster, id: &str) {
     cluster.signal(id, "KILL");
     cluster.until("it to be gone", || {
         let log = std::fs::File::open(data_dir(cluster, id).join("lock")).ok()?;
-        log.try_lock().ok()
+        rustix::fs::flock(&log, rustix::fs::FlockOperation::NonBlockingLockExclusive).ok()
     });
     std::fs::remove_dir_all(data_dir(cluster, id)).expect("it was there");
 }

@@ -155,7 +155,7 @@ pub(crate) fn tokens(prompt: u32, blocks: usize) -> Vec<u32> {
 
 /// The engine's hash of block `at` of a prompt.
 pub(crate) fn hash(prompt: u32, at: usize) -> Vec<u8> {
-    [[prompt as u8; 24].as_slice(), &(u64::from(prompt) << 32 | at as u64 + 1).to_be_bytes()].concat()
+    [[prompt as u8; 24].as_slice(), &((u64::from(prompt) << 32) | (at as u64 + 1)).to_be_bytes()].concat()
 }
 
 /// Blocks of a prompt are stored, as the newest releases say it.

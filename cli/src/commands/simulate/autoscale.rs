@@ -103,7 +103,11 @@ impl Autoscale {
         }
         let days = Days { days: self.days, night: self.night, seed, block_tokens };
         let comparison = self.compare(&days.lay_over(requests)?, capacity, strategy, block_tokens);
-        if json { report::print_json(&comparison) } else { Ok(print!("{comparison}")) }
+        if json {
+            return report::print_json(&comparison);
+        }
+        print!("{comparison}");
+        Ok(())
     }
 
     /// Runs both clusters over one trace.

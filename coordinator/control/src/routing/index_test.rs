@@ -12,7 +12,7 @@ fn tokens(prompt: u32, blocks: u32) -> Vec<u32> {
 }
 
 fn hash(prompt: u32, at: u32) -> EngineHash {
-    EngineHash(u64::from(prompt) << 32 | u64::from(at) + 1)
+    EngineHash((u64::from(prompt) << 32) | (u64::from(at) + 1))
 }
 
 fn stored(prompt: u32, range: std::ops::Range<u32>, medium: Medium, group: u8) -> CacheEvent {
