@@ -1,3 +1,5 @@
+//! What the screen shows, cell by cell, on a terminal of the test's own.
+
 use super::figures::{Figures, Order};
 use super::scene::busy;
 use super::screen::{View, draw};
