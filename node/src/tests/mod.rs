@@ -200,12 +200,17 @@ impl NodeHandle {
 
     /// Waits until a device was made anew after a panic, and the node is a member again in its second generation.
     async fn is_made_anew(&self) {
+        self.is_made_anew_for_the(1).await;
+    }
+
+    /// As [`NodeHandle::is_made_anew`], where it has been before.
+    async fn is_made_anew_for_the(&self, time: u64) {
         eventually("it was made anew and has registered so", || {
             let serving = self.inside.plane.view.serving();
             let generation = serving
                 .and_then(|serving| serving.map.members.get(&serving.member).map(|member| member.generation));
-            let restarted = self.counted(|counters| &counters.actor_restarts) == 1;
-            restarted && generation == Some(Generation(2)) && self.is_serving()
+            let restarted = self.counted(|counters| &counters.actor_restarts) == time;
+            restarted && generation == Some(Generation(time + 1)) && self.is_serving()
         })
         .await;
     }
