@@ -15,8 +15,6 @@ pub(crate) const MAX_ENGINES_BYTES: usize = MAX_ENGINES * 2048;
 #[derive(Clone, Default)]
 pub(crate) struct Engines {
     known: Arc<BTreeMap<String, Engine>>,
-    /// How often they have changed since this was made.
-    changes: u64,
 }
 
 impl Engines {
@@ -31,15 +29,11 @@ impl Engines {
         if known.len() != count || count > MAX_ENGINES {
             return Err(format!("{count} engines, of {} names", known.len()));
         }
-        Ok(Engines { known: Arc::new(known), changes: 0 })
+        Ok(Engines { known: Arc::new(known) })
     }
 
     pub(crate) fn all(&self) -> &Arc<BTreeMap<String, Engine>> {
         &self.known
-    }
-
-    pub(crate) fn changes(&self) -> u64 {
-        self.changes
     }
 
     /// Follows an engine as it is described.
@@ -55,7 +49,6 @@ impl Engines {
             )));
         }
         Arc::make_mut(&mut self.known).insert(engine.name.clone(), engine);
-        self.changes += 1;
         Ok(())
     }
 
@@ -68,7 +61,6 @@ impl Engines {
             )));
         }
         Arc::make_mut(&mut self.known).remove(name);
-        self.changes += 1;
         Ok(())
     }
 }

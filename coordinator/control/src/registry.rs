@@ -13,6 +13,7 @@ use kvhive_protocol::control::{
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::routing::Engine;
+use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
     ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState,
     ReplicaSet, RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
@@ -105,17 +106,17 @@ impl Registry {
             Seen::Forgotten(error) => return CommandReply::Rejected(error),
             Seen::New => {}
         }
-        let (before, followed) = (self.epoch(), self.engines.changes());
+        let before = self.agreed();
         let note = telling::before(&command, self.map.as_deref());
         let is_told = matches!(command, Command::Record(_));
         let reply = self.execute(command).unwrap_or_else(CommandReply::Rejected);
-        let has_happened = (self.epoch(), self.engines.changes()) != (before, followed)
-            || is_told && matches!(reply, CommandReply::Applied { .. });
+        let has_happened =
+            self.agreed() != before || is_told && matches!(reply, CommandReply::Applied { .. });
         if let Some(note) = note.filter(|_| has_happened) {
             self.journal.push(telling::after(note, &reply, self.repair), origin, self.epoch());
         }
         self.dedupe.record(index, request, reply.clone());
-        debug_assert!(self.epoch() == before || self.epoch() == before.next());
+        debug_assert!(self.epoch() == before.0 || self.epoch() == before.0.next());
         debug_assert_eq!(self.check(), Ok(()));
         reply
     }
@@ -171,6 +172,11 @@ impl Registry {
     /// Checks the whole map, unless it is so large that a debug build would do nothing else.
     fn check(&self) -> Result<(), String> {
         self.map.as_ref().filter(|map| map.tenants.len() <= 256).map_or(Ok(()), |map| validate::map(map))
+    }
+
+    /// Returns what is an event when it changes. Held on, the engines are copied by who changes them, which is seldom.
+    fn agreed(&self) -> (Epoch, Arc<BTreeMap<String, Engine>>, ScalingPolicy) {
+        (self.epoch(), self.engines(), *self.scaling.policy())
     }
 
     fn execute(&mut self, command: Command) -> Outcome {
