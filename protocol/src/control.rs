@@ -28,8 +28,6 @@ pub const MAX_TENANTS: usize = 65_536;
 pub const MAX_UNREACHED: usize = 64;
 /// The most slots that belong elsewhere than their hash says.
 pub const MAX_BALANCED: usize = 1024;
-/// The longest reason of such a change, in bytes.
-pub const MAX_BALANCE_REASON_BYTES: usize = 400;
 /// The most members a cluster's map ever holds.
 pub const MAX_MEMBERS: usize = 4096;
 
@@ -263,8 +261,8 @@ pub struct Balancing {
     pub slot: Slot,
     /// Its replicas, the primary first; none: where its hash says.
     pub set: Vec<DeviceId>,
-    /// Why, in words and numbers; at most [`MAX_BALANCE_REASON_BYTES`].
-    pub reason: String,
+    /// Why.
+    pub reason: Reason,
 }
 
 /// How evenly work is spread over devices, and what would make it more even.

@@ -312,6 +312,7 @@ impl From<Proposal> for LogEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec;
 
     #[test]
     fn a_reason_is_one_short_line_whatever_it_is_made_of() {
@@ -321,6 +322,8 @@ mod tests {
         assert_eq!(Reason::try_from(long.to_string()), Ok(long));
         assert!(Reason::try_from("x".repeat(MAX_REASON_BYTES + 1)).is_err());
         assert!(Reason::try_from("two\nlines".to_owned()).is_err());
+        let forged = codec::encode(&"x".repeat(MAX_REASON_BYTES + 1)).expect("it encodes");
+        assert!(codec::decode::<Reason>(&forged).is_err());
     }
 
     #[test]

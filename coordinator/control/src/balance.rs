@@ -6,9 +6,9 @@
 
 use crate::placement::{Candidate, Completion};
 use crate::validate::MAX_REPLICAS;
-use kvhive_protocol::control::{Balancing, MAX_BALANCE_REASON_BYTES, MAX_BALANCED};
+use kvhive_protocol::control::{Balancing, MAX_BALANCED};
 use kvhive_protocol::load::Work;
-use kvhive_protocol::{DeviceId, Moment, ReplicaSet, Slot};
+use kvhive_protocol::{DeviceId, Moment, Reason, ReplicaSet, Slot};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -395,15 +395,10 @@ impl<'a> Model<'a> {
                 continue;
             }
             left -= usize::from(is_more);
-            let mut reason = format!("{why}: {}", said(now, &asked.set));
-            let end = (0..=reason.len().min(MAX_BALANCE_REASON_BYTES))
-                .rev()
-                .find(|at| reason.is_char_boundary(*at));
-            reason.truncate(end.unwrap_or(0));
             changes.push(Balancing {
                 slot,
                 set: if is_back { Vec::new() } else { asked.set.clone() },
-                reason,
+                reason: Reason::new(format_args!("{why}: {}", said(now, &asked.set))),
             });
         }
         changes

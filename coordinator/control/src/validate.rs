@@ -4,8 +4,8 @@
 use crate::placement::{self, Completion};
 use crate::{engines, tenant_rules};
 use kvhive_protocol::control::{
-    Balancing, Command, MAX_BALANCE_REASON_BYTES, MAX_BALANCED, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS,
-    MAX_NAME_BYTES, MAX_TENANTS, Placing, Registration,
+    Balancing, Command, MAX_BALANCED, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS,
+    Placing, Registration,
 };
 use kvhive_protocol::map::{DeviceDescription, Settings};
 use kvhive_protocol::{
@@ -164,7 +164,6 @@ fn balancing_alone(changes: &[Balancing]) -> Result<(), WireError> {
     let mut named = BTreeSet::new();
     changes.iter().try_for_each(|one| {
         slot_once(one.slot, &mut named)?;
-        within("bytes of a reason", one.reason.len() as u64, 0..=MAX_BALANCE_REASON_BYTES as u64)?;
         within("number of replicas", one.set.len() as u64, 0..=u64::from(MAX_REPLICAS))
     })
 }

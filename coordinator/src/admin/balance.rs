@@ -98,7 +98,7 @@ fn shown(report: &BalanceReport, names: impl Fn(DeviceId) -> String) -> Balanced
     let change = |one: &Balancing| SlotChange {
         slot: one.slot.0,
         replicas: one.set.iter().map(ToString::to_string).collect(),
-        reason: one.reason.clone(),
+        reason: one.reason.to_string(),
     };
     Balanced {
         applied: false,
