@@ -366,7 +366,7 @@ impl<'a> Model<'a> {
         best.map(|(_, slot, set)| (slot, set))
     }
 
-    /// Returns the first taker with which the slot's replicas are on distinct members and share no domain needlessly.
+    /// Returns the first taker with which the slot may belong to the set.
     fn first(
         &self,
         takers: &[usize],
@@ -374,9 +374,7 @@ impl<'a> Model<'a> {
     ) -> Option<(usize, Vec<DeviceId>)> {
         takers.iter().find_map(|at| {
             let set = with(self.devices[*at]);
-            let alike = |one: usize| set[..one].iter().any(|other| other.member == set[one].member);
-            let is_good = !(0..set.len()).any(alike) && self.spread.needless(&set).is_none();
-            is_good.then_some((*at, set))
+            self.spread.check(&set, 1).is_ok().then_some((*at, set))
         })
     }
 
