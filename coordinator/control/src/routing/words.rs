@@ -7,10 +7,9 @@ use kvhive_protocol::routing::{COMPUTE, Part, Term};
 pub(crate) fn reason(tokens: u64, cost: u64, terms: &[Term], one: &Judged) -> String {
     let cached: Vec<String> = terms.iter().filter_map(cached).collect();
     let computed = terms.iter().find(|term| term.part == Part::Compute).map_or(0, |term| term.amount);
-    let mut says = vec![match (tokens - computed, cached.len()) {
-        (0, _) => format!("all {tokens} tokens are to be computed"),
-        (_, 1) => format!("of {tokens} tokens {}, {computed} are to be computed", cached[0]),
-        (_, _) => format!("of {tokens} tokens {}, {computed} are to be computed", cached.join(", ")),
+    let mut says = vec![match tokens - computed {
+        0 => format!("all {tokens} tokens are to be computed"),
+        _ => format!("of {tokens} tokens {}, {computed} are to be computed", cached.join(", ")),
     }];
     let load: Vec<String> = terms.iter().filter_map(|term| busy(term, one)).collect();
     match &one.load {
