@@ -5,8 +5,9 @@ use crate::retry::Backoff;
 use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, CoordinatorStatus, Heartbeat, Registration,
 };
+use kvhive_protocol::engines::{EngineLoad, Followed};
 use kvhive_protocol::frame::Kind;
-use kvhive_protocol::routing::{EngineLoad, Followed, RouteAnswer, RouteRequest};
+use kvhive_protocol::routing::{RouteAnswer, RouteRequest};
 use kvhive_protocol::{ClusterMap, Epoch, Reason, RequestId, WireError};
 use kvhive_wire::{Connection, Fault, Identity};
 use std::sync::atomic::{AtomicU64, Ordering};

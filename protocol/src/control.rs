@@ -2,13 +2,14 @@
 
 use crate::block::Codec;
 use crate::data::Ack;
+use crate::engines::{Engine, EngineLoad, Followed};
 use crate::error::WireError;
 use crate::events::{Note, Reason};
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 use crate::load::{TenantLoad, TierLoad, Traffic, Work};
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
 use crate::raft::{RaftReport, RaftRequest};
-use crate::routing::{Engine, EngineLoad, Followed, RouteAnswer, RouteRequest};
+use crate::routing::{RouteAnswer, RouteRequest};
 use crate::scaling::{Observation, Reuse, ScalingChange, ScalingReport};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};

@@ -8,6 +8,7 @@ pub mod block;
 pub mod codec;
 pub mod control;
 pub mod data;
+pub mod engines;
 pub mod error;
 pub mod events;
 pub mod frame;

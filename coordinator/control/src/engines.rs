@@ -3,7 +3,7 @@
 
 use crate::validate;
 use kvhive_protocol::control::MAX_TENANTS;
-use kvhive_protocol::routing::{Engine, MAX_BLOCK_TOKENS, MAX_ENGINES, MAX_TEXT_BYTES};
+use kvhive_protocol::engines::{Engine, MAX_BLOCK_TOKENS, MAX_ENGINES, MAX_TEXT_BYTES};
 use kvhive_protocol::{ClusterMap, WireError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -138,10 +138,10 @@ mod tests {
     #[test]
     fn what_an_engine_may_not_be_is_named_with_what_is_allowed() {
         assert_eq!(check(&engine("vllm-0")), Ok(()));
-        let blocks = kvhive_protocol::routing::EngineBlocks {
+        let blocks = kvhive_protocol::engines::EngineBlocks {
             layout: Layout::opaque(0, 16),
             rank: 0,
-            named_by: kvhive_protocol::routing::NamedBy::Tokens,
+            named_by: kvhive_protocol::engines::NamedBy::Tokens,
         };
         for (wrong, says) in [
             (engine("VLLM"), "engine name"),

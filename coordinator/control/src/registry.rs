@@ -11,8 +11,8 @@ use kvhive_protocol::control::{
     Balancing, Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Placing, Proposal, Registration,
 };
 use kvhive_protocol::data::Ack;
+use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
-use kvhive_protocol::routing::Engine;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
     ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState,

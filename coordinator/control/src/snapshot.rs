@@ -7,8 +7,8 @@ use crate::journal::{Journal, MAX_JOURNAL_BYTES};
 use crate::registry::Registry;
 use crate::scaling::Scaling;
 use crate::validate;
+use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
-use kvhive_protocol::routing::Engine;
 use kvhive_protocol::{
     ClusterEvent, ClusterId, ClusterMap, Epoch, Filling, Member, MemberId, ReplicaSet, Slot, Tenant,
     TenantId, codec,

@@ -10,7 +10,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use kvhive_protocol::WireError;
 use kvhive_protocol::control::{Command, CommandReply};
-use kvhive_protocol::routing::{Engine, EngineBlocks, EngineLoad, Followed, Known, NamedBy};
+use kvhive_protocol::engines::{Engine, EngineBlocks, EngineLoad, Followed, Known, NamedBy};
 use kvhive_runtime::http::Problem;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -2,7 +2,8 @@
 
 use kvhive_client::{Client, ClientConfig, ClientError, Prefix};
 use kvhive_control::routing::Piece;
-use kvhive_protocol::routing::{Engine, EngineBlocks, NamedBy, Prompt};
+use kvhive_protocol::engines::{Engine, EngineBlocks, NamedBy};
+use kvhive_protocol::routing::Prompt;
 use std::time::Duration;
 use tokio::sync::OnceCell;
 

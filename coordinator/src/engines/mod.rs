@@ -11,7 +11,7 @@ use follow::Line;
 use hive::Hive;
 use kvhive_control::routing::{Feed, room};
 use kvhive_protocol::WireError;
-use kvhive_protocol::routing::{Engine, EngineLoad, Followed, Known};
+use kvhive_protocol::engines::{Engine, EngineLoad, Followed, Known};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;

@@ -3,7 +3,8 @@
 use super::hive::Held;
 use super::{Engines, One};
 use kvhive_control::routing::{Asked, Judged, Own, choose, rank};
-use kvhive_protocol::routing::{Engine, NamedBy, Part, Prompt, RouteAnswer, RouteRequest};
+use kvhive_protocol::engines::{Engine, NamedBy};
+use kvhive_protocol::routing::{Part, Prompt, RouteAnswer, RouteRequest};
 use kvhive_protocol::{LayoutFingerprint, TenantId, WireError};
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -4,8 +4,9 @@ use crate::fake_engine::{BLOCK_TOKENS, FakeEngine, hash, removed, stored, tokens
 use crate::group::{AdminDoor, Group, OPERATOR, TOKEN, bearer, eventually};
 use crate::http;
 use kvhive_protocol::control::{ControlReply, ControlRequest};
+use kvhive_protocol::engines::EngineLoad;
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::routing::{EngineLoad, RouteRequest};
+use kvhive_protocol::routing::RouteRequest;
 use serde_json::{Value, json};
 
 fn follow(group: &Group, name: &str, engine: &FakeEngine) {

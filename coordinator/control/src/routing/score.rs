@@ -3,7 +3,8 @@
 
 use super::index::Own;
 use super::words;
-use kvhive_protocol::routing::{COMPUTE, EngineLoad, Known, Part, Ranked, Term, Weights};
+use kvhive_protocol::engines::{EngineLoad, Known};
+use kvhive_protocol::routing::{COMPUTE, Part, Ranked, Term, Weights};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// A stretch of a prompt that kvhive covers.
