@@ -3,7 +3,6 @@
 use super::answers::{Freshness, Trouble};
 use super::asked::AskedAs;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
-use crate::control_plane::ask_peer;
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
@@ -73,14 +72,8 @@ pub(super) struct SlotChange {
 
 impl Admin {
     async fn balance_report(&self) -> Result<BalanceReport, Trouble> {
-        let mut reply = self.sources.control.serve(Role::Coordinator, ControlRequest::Balance).await;
-        if let ControlReply::Failed(WireError::NotLeader { leader: Some(leader) }) = &reply {
-            let asked = ask_peer(leader, &self.sources.identity, &ControlRequest::Balance, LIMIT).await;
-            reply = asked.map_err(|fault| {
-                Trouble::unavailable(format!("the leader at {leader} does not answer: {fault}"))
-            })?;
-        }
-        match reply {
+        let own = self.sources.control.serve(Role::Coordinator, ControlRequest::Balance).await;
+        match self.or_leader(own, &ControlRequest::Balance, LIMIT).await? {
             ControlReply::Balance(report) => Ok(*report),
             ControlReply::Failed(error) => Err(error.into()),
             other => Err(WireError::internal(format_args!("unexpected answer {other:?}")).into()),

@@ -2,7 +2,6 @@
 
 use super::answers::{Consistency, Freshness, Trouble};
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
-use crate::control_plane::ask_peer;
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -129,14 +128,9 @@ impl Admin {
         let request = ControlRequest::Raft(request);
         let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
-            let mut reply = self.sources.control.serve(Role::Coordinator, request.clone()).await;
-            if let ControlReply::Failed(WireError::NotLeader { leader: Some(leader) }) = &reply {
-                reply = match ask_peer(leader, &self.sources.identity, &request, LIMIT).await {
-                    Ok(reply) => reply,
-                    Err(_) => ControlReply::Failed(WireError::OutcomeUnknown),
-                };
-            }
-            match reply {
+            let own = self.sources.control.serve(Role::Coordinator, request.clone()).await;
+            let reply = self.or_leader(own, &request, LIMIT).await;
+            match reply.unwrap_or(ControlReply::Failed(WireError::OutcomeUnknown)) {
                 ControlReply::Raft(report) => return Ok(report.into()),
                 ControlReply::Failed(WireError::NotLeader { .. } | WireError::Busy { .. })
                     if tokio::time::Instant::now() + PAUSE < deadline =>

@@ -30,7 +30,7 @@ use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{Reason, RequestId, SLOTS, WireError};
 use kvhive_runtime::http::{Access, Problem};
 use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
-use kvhive_wire::Identity;
+use kvhive_wire::{Fault, Identity};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -98,22 +98,27 @@ impl Admin {
         let linearizable = freshness == Freshness::Linearizable;
         let reply =
             self.sources.raft.ask(READ_LIMIT, |reply| RaftMessage::Overview { linearizable, reply }).await;
-        let reply = match reply {
-            Ok(ControlReply::Failed(WireError::NotLeader { leader: Some(leader) })) => {
-                ask_peer(&leader, &self.sources.identity, &ControlRequest::Overview, READ_LIMIT)
-                    .await
-                    .map_err(|fault| {
-                        Trouble::unavailable(format!("the leader at {leader} does not answer: {fault}"))
-                    })?
-            }
-            Ok(reply) => reply,
-            Err(error) => return Err(trouble(error).into()),
-        };
-        match reply {
+        let reply = reply.map_err(trouble)?;
+        match self.or_leader(reply, &ControlRequest::Overview, READ_LIMIT).await? {
             ControlReply::Overview(overview) => Ok(*overview),
             ControlReply::Failed(error) => Err(error.into()),
             other => Err(WireError::internal(format_args!("unexpected answer {other:?}")).into()),
         }
+    }
+
+    /// Returns this coordinator's own answer, or the leader's where the own one says who leads.
+    ///
+    /// # Errors
+    /// When the leader does not answer.
+    pub(super) async fn or_leader(
+        &self,
+        own: ControlReply,
+        request: &ControlRequest,
+        limit: Duration,
+    ) -> Result<ControlReply, Silent> {
+        let ControlReply::Failed(WireError::NotLeader { leader: Some(leader) }) = own else { return Ok(own) };
+        let asked = ask_peer(&leader, &self.sources.identity, request, limit).await;
+        asked.map_err(|fault| Silent { leader, fault })
     }
 
     /// Has a change applied, here or by the leader; repeated under the same id while its outcome is unknown. One that its asker
@@ -150,12 +155,9 @@ impl Admin {
         let limit = change_limit(self.sources.vitals.borrow().lease);
         let deadline = tokio::time::Instant::now() + limit;
         loop {
-            let mut reply = self.sources.control.serve(Role::Coordinator, request.clone()).await;
-            if let ControlReply::Failed(WireError::NotLeader { leader: Some(leader) }) = &reply {
-                let asked = ask_peer(leader, &self.sources.identity, &request, CHANGE_LIMIT).await;
-                reply = asked.unwrap_or(ControlReply::Failed(WireError::OutcomeUnknown));
-            }
-            match reply {
+            let own = self.sources.control.serve(Role::Coordinator, request.clone()).await;
+            let reply = self.or_leader(own, &request, CHANGE_LIMIT).await;
+            match reply.unwrap_or(ControlReply::Failed(WireError::OutcomeUnknown)) {
                 ControlReply::Done(CommandReply::Rejected(error)) => return Err(error.into()),
                 ControlReply::Done(done) => return Ok(done),
                 ControlReply::Failed(
@@ -196,6 +198,18 @@ impl Admin {
             coordinator(peer, status)
         });
         futures_util::future::join_all(asks).await
+    }
+}
+
+/// A leader that did not answer, and why not.
+pub(super) struct Silent {
+    leader: String,
+    fault: Fault,
+}
+
+impl std::convert::From<Silent> for Trouble {
+    fn from(Silent { leader, fault }: Silent) -> Trouble {
+        Trouble::unavailable(format!("the leader at {leader} does not answer: {fault}"))
     }
 }
 
