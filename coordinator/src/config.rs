@@ -61,10 +61,18 @@ pub struct PeerConfig {
     pub admin_address: String,
 }
 
-/// Returns what the log says of a coordinator.
-pub(crate) fn seat(peer: &PeerConfig) -> (PeerId, Seat) {
-    let PeerConfig { peer, name, raft_address, admin_address } = peer.clone();
-    (PeerId(peer), Seat { name, raft_address, admin_address })
+impl PeerConfig {
+    /// Makes one of what the log says of it.
+    pub(crate) fn of(peer: PeerId, seat: Seat) -> PeerConfig {
+        let Seat { name, raft_address, admin_address } = seat;
+        PeerConfig { peer: peer.0, name, raft_address, admin_address }
+    }
+
+    /// Returns what the log says of it.
+    pub(crate) fn seat(&self) -> (PeerId, Seat) {
+        let PeerConfig { peer, name, raft_address, admin_address } = self.clone();
+        (PeerId(peer), Seat { name, raft_address, admin_address })
+    }
 }
 
 /// Why a coordinator did not start, or had to end.

@@ -3,9 +3,10 @@
 
 use crate::actors::directory;
 use crate::backup::Backup;
-use crate::config::{PeerConfig, seat};
+use crate::config::PeerConfig;
 use crate::log::{LogError, LogFolder, LogStore};
 use crate::membership::{Membership, MembershipError};
+use crate::start::registry_of;
 use kvhive_consensus::{ConsensusError, Group, PeerId, Restored, Standing, Survivor, beginning};
 use kvhive_control::{Cleared, Registry, RestoreError};
 use kvhive_protocol::{LogEntry, Origin, Reason, codec};
@@ -172,10 +173,7 @@ impl Recovery {
             return Err(nothing());
         }
         let survivor = Survivor::of(&restored)?;
-        let mut registry = match &restored.snapshot {
-            Some(snapshot) => Registry::restore(snapshot.state().unwrap_or_default())?,
-            None => Registry::new(),
-        };
+        let mut registry = registry_of(&restored)?;
         let mut undecided = 0;
         for (index, data) in &survivor.proposals {
             let entry: LogEntry = codec::decode(data)
@@ -187,10 +185,7 @@ impl Recovery {
         let newest_event =
             registry.events(newest.saturating_sub(1), 1).events.first().map(|event| event.at_ms);
         let named = survivor.named.iter().filter(|(peer, _)| peer.0 != place.own.peer);
-        let others = named.filter_map(|(peer, bytes)| {
-            let kvhive_protocol::raft::Seat { name, raft_address, admin_address } = directory::decode(bytes)?;
-            Some(PeerConfig { peer: peer.0, name, raft_address, admin_address })
-        });
+        let others = named.filter_map(|(peer, bytes)| Some(PeerConfig::of(*peer, directory::decode(bytes)?)));
         Ok(Recovery {
             others: others.collect(),
             term: survivor.term,
@@ -223,7 +218,7 @@ impl Recovery {
 }
 
 fn about(own: &PeerConfig) -> (PeerId, Vec<u8>) {
-    let (peer, seat) = seat(own);
+    let (peer, seat) = own.seat();
     (peer, directory::encode(&seat))
 }
 

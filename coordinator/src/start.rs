@@ -5,7 +5,7 @@ use crate::actors::raft::{Bootstrap, Parts, Raft, RaftActor, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::admin::audit::Audit;
 use crate::admin::{self, Admin, Listeners, Sources};
-use crate::config::{CoordinatorConfig, CoordinatorError, seat};
+use crate::config::{CoordinatorConfig, CoordinatorError, PeerConfig};
 use crate::control_plane::ControlPlane;
 use crate::engines::{Agreed, Engines};
 use crate::log::LogFolder;
@@ -14,7 +14,7 @@ use crate::membership::Membership;
 use crate::peers;
 use crate::server::{self, Room, Server};
 use kvhive_consensus::{Consensus, ConsensusConfig, PeerId, Restored};
-use kvhive_control::{BalanceTuning, Overseer, Registry, Tuning};
+use kvhive_control::{BalanceTuning, Overseer, Registry, RestoreError, Tuning};
 use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::raft::{RaftRequest, Seat};
@@ -66,7 +66,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     Membership::of(&config.cluster_name, own).claim(&config.data_dir, folder.holds_log()?)?;
     let (store, restored) = folder.open()?;
     let registry = registry_of(&restored)?;
-    let seats: BTreeMap<PeerId, Seat> = config.peers.iter().map(seat).collect();
+    let seats: BTreeMap<PeerId, Seat> = config.peers.iter().map(PeerConfig::seat).collect();
     let tick = config.election_timeout / ELECTION_TICKS;
     let heartbeat_ticks = config.heartbeat.as_nanos().div_ceil(tick.as_nanos().max(1)) as u32;
     let consensus = Consensus::new(
@@ -184,10 +184,10 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
 }
 
 /// Rebuilds the state machine up to the snapshot; raft hands out the entries after it.
-fn registry_of(restored: &Restored) -> Result<Registry, CoordinatorError> {
+pub(crate) fn registry_of(restored: &Restored) -> Result<Registry, RestoreError> {
     match &restored.snapshot {
         // What is no snapshot of ours has no state that could be restored, and is refused as such.
-        Some(snapshot) => Ok(Registry::restore(snapshot.state().unwrap_or_default())?),
+        Some(snapshot) => Registry::restore(snapshot.state().unwrap_or_default()),
         None => Ok(Registry::new()),
     }
 }

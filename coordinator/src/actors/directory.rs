@@ -51,12 +51,7 @@ impl Directory {
                 (seat.raft_address.clone(), lanes)
             });
         }
-        let all = known.iter().map(|(peer, seat)| PeerConfig {
-            peer: peer.0,
-            name: seat.name.clone(),
-            raft_address: seat.raft_address.clone(),
-            admin_address: seat.admin_address.clone(),
-        });
+        let all = known.iter().map(|(peer, seat)| PeerConfig::of(*peer, seat.clone()));
         self.told.send_replace(all.collect());
     }
 
