@@ -47,6 +47,6 @@ pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, STATE_VERSION};
 pub use tenant_rules::{check_change, check_rules};
 pub use validate::{
     HEARTBEAT_MS, LEASE_MS, MAX_ADDRESS_BYTES, MAX_LABEL_BYTES, MAX_MAP_BYTES, MAX_REPLICAS,
-    MAX_SEGMENT_BLOCKS, MAX_SET, check_command, check_registration,
+    MAX_SEGMENT_BLOCKS, MAX_SET, check_command, check_registration, check_seat,
 };
 pub use why::balance_reason;

@@ -8,6 +8,7 @@ use kvhive_protocol::control::{
     Placing, Registration,
 };
 use kvhive_protocol::map::{DeviceDescription, Settings};
+use kvhive_protocol::raft::Seat;
 use kvhive_protocol::{
     ClusterMap, DeviceId, Member, MemberId, MemberState, ReplicaSet, SLOTS, Slot, Tenant, TenantRules,
     WireError,
@@ -27,6 +28,8 @@ pub const LEASE_MS: RangeInclusive<u64> = 100..=300_000;
 pub const HEARTBEAT_MS: RangeInclusive<u64> = 10..=60_000;
 /// The longest `host:port`, in bytes: a DNS name, a colon, a port, brackets.
 pub const MAX_ADDRESS_BYTES: usize = 261;
+/// Coordinators are numbered up to this.
+const MAX_PEER: u64 = 65_535;
 /// The longest key of a label, in bytes. What the cluster file allows, the registry must: a node that it refuses never serves.
 pub(crate) const MAX_LABEL_KEY_BYTES: usize = 63;
 /// The longest value of a label, in bytes.
@@ -111,6 +114,17 @@ pub fn check_registration(registration: &Registration) -> Result<(), WireError> 
     address("metrics_address", &registration.metrics_address)?;
     labels(&registration.labels)?;
     devices(&registration.devices)
+}
+
+/// Checks what is to be known of a coordinator.
+///
+/// # Errors
+/// [`WireError::Rejected`] with what was given and what is allowed.
+pub fn check_seat(peer: u64, seat: &Seat) -> Result<(), WireError> {
+    within("peer", peer, 1..=MAX_PEER)?;
+    name("coordinator name", &seat.name)?;
+    address("raft_address", &seat.raft_address)?;
+    address("admin_address", &seat.admin_address)
 }
 
 /// Checks new places for some slots: each slot once, its devices exist and are up, its members are distinct, there are as

@@ -29,6 +29,26 @@ fn addresses_have_a_host_and_a_port() {
 }
 
 #[test]
+fn a_coordinator_has_a_number_a_name_and_addresses() {
+    let sound = Seat {
+        name: "c-1".to_owned(),
+        raft_address: format!("{}:7801", "h".repeat(253)),
+        admin_address: "[::1]:7800".to_owned(),
+    };
+    assert_eq!((check_seat(1, &sound), check_seat(65_535, &sound)), (Ok(()), Ok(())));
+    for (peer, seat, says) in [
+        (0, sound.clone(), "peer is 0"),
+        (65_536, sound.clone(), "peer is 65536"),
+        (1, Seat { name: String::new(), ..sound.clone() }, "coordinator name"),
+        (1, Seat { raft_address: "h".to_owned(), ..sound.clone() }, "raft_address"),
+        (1, Seat { admin_address: ":1".to_owned(), ..sound }, "admin_address"),
+    ] {
+        let refused = check_seat(peer, &seat).expect_err("it cannot be").to_string();
+        assert!(refused.contains(says), "{refused}");
+    }
+}
+
+#[test]
 fn labels_and_devices_are_bounded() {
     let label = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
     assert_eq!(labels(&label("rack", "Row 3, über")), Ok(()));
