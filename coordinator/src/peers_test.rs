@@ -44,7 +44,11 @@ fn pair(ours: Option<u128>, theirs: Option<u128>) -> Pair {
         raft: raft.clone(),
         control: ControlPlane::new(
             raft.clone(),
-            Arc::new(crate::engines::Engines::new(Vec::new(), Vec::new())),
+            Arc::new(crate::engines::Engines::new(
+                Vec::new(),
+                Vec::new(),
+                Arc::new(kvhive_runtime::BootClock),
+            )),
         ),
         token: token.clone(),
         cluster: known,

@@ -145,7 +145,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         peers::dial(lines, identity.clone(), known_cluster.clone(), raft.clone(), stopping.clone());
     runtime.io().spawn(dialling);
     let coordinators = config.peers.iter().map(|peer| peer.raft_address.clone()).collect();
-    let engines = Arc::new(Engines::new(coordinators, config.token.clone()));
+    let engines = Arc::new(Engines::new(coordinators, config.token.clone(), Arc::new(BootClock)));
     runtime.io().spawn(engines.clone().run(known_engines, stopping.clone()));
     let control = ControlPlane::new(raft.clone(), engines);
     let server = Arc::new(Server {

@@ -9,22 +9,14 @@ mod zmtp;
 
 use follow::Line;
 use hive::Hive;
-use kvhive_control::routing::{Feed, room};
-use kvhive_protocol::WireError;
+use kvhive_control::routing::{Busy, Feed, room};
 use kvhive_protocol::engines::{Engine, EngineLoad, Followed, Known};
-use std::collections::{BTreeMap, VecDeque};
+use kvhive_protocol::{Moment, WireError};
+use kvhive_runtime::Clock;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
-use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tracing::info;
-
-/// A load is believed for this long.
-const LOAD_STANDS: Duration = Duration::from_secs(30);
-/// A request that was sent to an engine waits there for this long, unless the engine reports before.
-const TAKEN_STANDS: Duration = Duration::from_secs(2);
-/// The most such requests that are remembered of one engine.
-const MAX_TAKEN: usize = 1024;
 
 /// Every engine by name, as the coordinators agree on.
 pub(crate) type Agreed = Arc<BTreeMap<String, Engine>>;
@@ -33,6 +25,7 @@ pub(crate) type Agreed = Arc<BTreeMap<String, Engine>>;
 pub(crate) struct Engines {
     followed: RwLock<BTreeMap<String, Arc<One>>>,
     hive: Hive,
+    clock: Arc<dyn Clock>,
 }
 
 /// One engine that is followed.
@@ -46,9 +39,7 @@ pub(crate) struct State {
     pub(crate) feed: Feed,
     pub(crate) trouble: String,
     pub(crate) ignored: u64,
-    load: Option<(EngineLoad, Instant)>,
-    /// Tokens to be computed of requests that were sent there, and when.
-    taken: VecDeque<(Instant, u64)>,
+    pub(crate) busy: Busy,
 }
 
 impl One {
@@ -57,8 +48,7 @@ impl One {
             feed: Feed::new(room, engine.replay.is_some()),
             trouble: String::new(),
             ignored: 0,
-            load: None,
-            taken: VecDeque::new(),
+            busy: Busy::default(),
         };
         One { engine, state: Mutex::new(state) }
     }
@@ -68,13 +58,13 @@ impl One {
         self.state.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    fn shown(&self) -> Followed {
+    fn shown(&self, now: Moment) -> Followed {
         let state = self.state();
         let counters = state.feed.counters();
         Followed {
             engine: self.engine.clone(),
             known: state.known(),
-            load: state.load(),
+            load: state.busy.load(now),
             trouble: state.trouble.clone(),
             batches: counters.batches,
             gaps: counters.gaps,
@@ -94,34 +84,12 @@ impl State {
             sequence: self.feed.newest(),
         }
     }
-
-    /// Returns what the engine said of its load, and how many milliseconds ago, while that stands.
-    pub(crate) fn load(&self) -> Option<(EngineLoad, u64)> {
-        let (load, at) = self.load?;
-        let age = at.elapsed();
-        (age < LOAD_STANDS).then_some((load, age.as_millis() as u64))
-    }
-
-    /// Returns the tokens to be computed of requests that were sent there since it reported.
-    pub(crate) fn taken(&mut self) -> u64 {
-        while self.taken.front().is_some_and(|(at, _)| at.elapsed() > TAKEN_STANDS) {
-            self.taken.pop_front();
-        }
-        self.taken.iter().map(|(_, tokens)| tokens).sum()
-    }
-
-    pub(crate) fn take(&mut self, tokens: u64) {
-        if self.taken.len() >= MAX_TAKEN {
-            self.taken.pop_front();
-        }
-        self.taken.push_back((Instant::now(), tokens));
-    }
 }
 
 impl Engines {
     /// Follows nobody yet. `coordinators` and `token` are how kvhive's own blocks are asked for.
-    pub(crate) fn new(coordinators: Vec<String>, token: Vec<u8>) -> Engines {
-        Engines { followed: RwLock::default(), hive: Hive::new(coordinators, token) }
+    pub(crate) fn new(coordinators: Vec<String>, token: Vec<u8>, clock: Arc<dyn Clock>) -> Engines {
+        Engines { followed: RwLock::default(), hive: Hive::new(coordinators, token), clock }
     }
 
     /// Follows whom the coordinators agree on, until `stop`.
@@ -182,7 +150,8 @@ impl Engines {
 
     /// Returns every engine that is followed, and what is known of it.
     pub(crate) fn list(&self) -> Vec<Followed> {
-        self.all().iter().map(|one| one.shown()).collect()
+        let now = self.clock.now();
+        self.all().iter().map(|one| one.shown(now)).collect()
     }
 
     /// Takes down how busy an engine says that it is.
@@ -192,10 +161,8 @@ impl Engines {
     pub(crate) fn set_load(&self, name: &str, load: EngineLoad) -> Result<Followed, WireError> {
         load.check()?;
         let one = self.one(name)?;
-        let mut state = one.state();
-        state.load = Some((load, Instant::now()));
-        state.taken.clear();
-        drop(state);
-        Ok(one.shown())
+        let now = self.clock.now();
+        one.state().busy.reported(now, load);
+        Ok(one.shown(now))
     }
 }

@@ -49,6 +49,7 @@ impl Engines {
         let held = self.held(&candidates, &request.prompt, &mut notes).await;
         let mut asked: BTreeMap<u32, Asked> = BTreeMap::new();
         let tokens = tokens_of(&request.prompt, &candidates);
+        let now = self.clock.now();
         let mut judged = Vec::with_capacity(candidates.len());
         for one in &candidates {
             let engine = &one.engine;
@@ -58,8 +59,8 @@ impl Engines {
             let said = request.candidates.iter().find(|candidate| candidate.engine == engine.name);
             let said = said.and_then(|candidate| candidate.load);
             let hive = place(engine).and_then(|place| held.get(&place));
-            let mut state = one.state();
-            let (load, load_age_ms) = match (said, state.load()) {
+            let state = one.state();
+            let (load, load_age_ms) = match (said, state.busy.load(now)) {
                 (Some(load), _) => (Some(load), Some(0)),
                 (None, Some((load, age_ms))) => (Some(load), Some(age_ms)),
                 (None, None) => (None, None),
@@ -75,7 +76,7 @@ impl Engines {
                 }),
                 load,
                 load_age_ms,
-                taken_tokens: state.taken(),
+                taken_tokens: state.busy.taken(now),
                 known: state.known(),
             });
         }
@@ -91,7 +92,7 @@ impl Engines {
             && let Some(one) = candidates.iter().find(|one| one.engine.name == first.engine)
         {
             let computed = first.terms.iter().find(|term| term.part == Part::Compute);
-            one.state().take(computed.map_or(0, |term| term.amount));
+            one.state().busy.take(now, computed.map_or(0, |term| term.amount));
         }
         Ok(RouteAnswer { ranked, notes })
     }
