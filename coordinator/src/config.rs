@@ -32,9 +32,9 @@ pub struct CoordinatorConfig {
     pub cluster_name: String,
     /// What holds for the whole cluster, if it is started now.
     pub settings: Settings,
-    /// The cluster's token.
+    /// The cluster's token; it is the admin's at the admin API.
     pub token: Vec<u8>,
-    /// Whose tokens may do what at the admin API.
+    /// Whose other tokens may do what there.
     pub access: Access,
     /// Without word of a leader for this long, up to twice as long, an election is held.
     pub election_timeout: Duration,

@@ -19,6 +19,7 @@ use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::raft::{RaftRequest, Seat};
 use kvhive_protocol::{ClusterId, WireError};
+use kvhive_runtime::http::Role as AdminRole;
 use kvhive_runtime::{BootClock, Clock, RestartPolicy, Runtime, RuntimeConfig, Spawn, Stage};
 use kvhive_wire::Identity;
 use std::collections::BTreeMap;
@@ -59,6 +60,8 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let Some(own) = config.peers.iter().find(|peer| peer.peer == config.peer) else {
         return Err(CoordinatorError::Config(format!("peer {} is not among the coordinators", config.peer)));
     };
+    let access = config.access.clone().with(AdminRole::Admin, &config.token);
+    let access = access.map_err(|error| CoordinatorError::Config(error.to_string()))?;
     let name = own.name.clone();
     let random = random()?;
     let word = |at: usize| u64::from_le_bytes(random[at..at + 8].try_into().expect("eight bytes"));
@@ -171,7 +174,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     })?;
     let listeners = Listeners::new(known_events, stopping.clone());
     let random = random[80..96].try_into().expect("16 bytes");
-    let admin = Arc::new(Admin::new(sources, listeners, config.access.clone(), audit, random));
+    let admin = Arc::new(Admin::new(sources, listeners, access, audit, random));
     let administering = runtime.io().spawn(admin::serve(admin_listener, admin, stopping));
     runtime.on_shutdown().at(Stage::StopAccepting, "hand over and close listeners", async move {
         hand_over(&leaving).await;

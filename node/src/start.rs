@@ -20,6 +20,7 @@ use kvhive_client::{Coordinators, Pool};
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
 use kvhive_protocol::{LayoutFingerprint, MemberId};
+use kvhive_runtime::http::Role as AdminRole;
 use kvhive_runtime::{BootClock, BoundedListener, DoorLimits, Runtime, RuntimeConfig, Spawn, Stage, stopped};
 use kvhive_wire::Identity;
 use std::collections::hash_map::RandomState;
@@ -121,6 +122,8 @@ pub(crate) fn start_within(
     disks: &DiskTuning,
 ) -> Result<NodeHandle, NodeError> {
     config.check()?;
+    let access = config.access.clone().with(AdminRole::Admin, &config.token);
+    let access = access.map_err(|error| NodeError::Config(error.to_string()))?;
     let runtime = Runtime::new(RuntimeConfig { name: config.name.clone(), io_threads: config.io_threads })?;
     let view = Arc::new(View::new(Arc::new(BootClock)));
     let counters = Arc::new(Counters::default());
@@ -188,7 +191,7 @@ pub(crate) fn start_within(
         counters: plane.counters.clone(),
     };
     let jobs = keep_snapshot(&config, &runtime, &holdings, &plane, &stopping);
-    let routes = routes(sources).merge(admin::routes(config.access.clone(), jobs));
+    let routes = routes(sources).merge(admin::routes(access, jobs));
     runtime.io().spawn(serve_metrics(metrics_listener, routes, stopping.clone()));
     let filler = Filler {
         devices: devices.clone(),

@@ -81,10 +81,10 @@ fn token(config: &ClusterConfig, file: &Path) -> Result<Vec<u8>> {
     Ok(text.into_bytes())
 }
 
-/// Reads whose tokens may do what.
-fn access(config: &ClusterConfig, admin: &[u8], file: &Path) -> Result<Access> {
+/// Reads whose tokens, beside the cluster's, may do what.
+fn access(config: &ClusterConfig, file: &Path) -> Result<Access> {
     let cluster = &config.cluster;
-    let mut access = Access::new(admin);
+    let mut access = Access::default();
     for (role, path) in
         [(Role::Operator, &cluster.operator_token_file), (Role::Viewer, &cluster.viewer_token_file)]
     {
@@ -134,7 +134,7 @@ fn coordinator(
             lease_ms: ms(cluster.lease),
             heartbeat_ms: ms(cluster.heartbeat),
         },
-        access: access(config, &token, file)?,
+        access: access(config, file)?,
         token,
         election_timeout: config.raft.election_timeout,
         heartbeat: config.raft.heartbeat,
@@ -184,7 +184,7 @@ fn node(
             every: own.persist_every,
         }),
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
-        access: access(config, &token, file)?,
+        access: access(config, file)?,
         token,
     })
 }

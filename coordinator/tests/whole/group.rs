@@ -31,8 +31,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 const STOP_LIMIT: Duration = Duration::from_secs(8);
 
 fn access() -> Access {
-    let access = Access::new(TOKEN.as_bytes()).with(AdminRole::Operator, OPERATOR.as_bytes());
-    access.and_then(|access| access.with(AdminRole::Viewer, VIEWER.as_bytes())).expect("three tokens")
+    let access = Access::default().with(AdminRole::Operator, OPERATOR.as_bytes());
+    access.and_then(|access| access.with(AdminRole::Viewer, VIEWER.as_bytes())).expect("two tokens")
 }
 
 /// Some coordinators of one cluster. Dropped, they end and their folders go.

@@ -127,7 +127,7 @@ impl Setup {
             persist: self.persist.clone(),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
-            access: Access::new(TOKEN),
+            access: Access::default(),
         };
         let limits = Limits {
             connections: self.max_connections,
