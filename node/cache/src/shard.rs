@@ -269,6 +269,12 @@ impl Shard {
         (index + classes * most_bytes(strategy, frames)) as u64
     }
 
+    /// Returns the bytes of memory that a shard takes at most besides, whatever its size: its events, while somebody follows, and the
+    /// uses by which other sizes are judged.
+    pub const fn fixed_bytes() -> u64 {
+        (Feed::bytes() + ReuseCurve::bytes()) as u64
+    }
+
     /// Returns the bytes of memory that the policies hold.
     pub fn policy_bytes(&self) -> usize {
         self.parties.iter().map(Party::memory_bytes).sum()
