@@ -204,8 +204,8 @@ pub(crate) const CLUSTER: &[Key] = &[
         "operator_token_file",
         Rule::Path,
         Derived("none: nobody is an operator only"),
-        "File with the token that may look, drain, balance and scale at the admin API, and no more. The cluster's own token may do \
-         everything."
+        "File with the token that may look and do at the admin API what loses nothing, such as drain, balance and scale. The cluster's \
+         own token may do everything."
     ),
     key!(
         "viewer_token_file",

@@ -18,6 +18,7 @@ function subject(event) {
   if (of.member) parts.push(of.member);
   if (of.tenant) parts.push(`tenant ${of.tenant}`);
   if (of.coordinator) parts.push(of.coordinator);
+  if (of.engine) parts.push(of.engine);
   if (of.slots) parts.push(`${of.slots} slots`);
   return parts.join(" · ");
 }
@@ -35,7 +36,7 @@ function row(event) {
     el("p", { class: "event-why" }, [event.reason, more].filter(Boolean).join(" — ")));
 }
 
-/** Keeps the list of events; `log` tells what the charts mark. */
+/** Keeps the list of events, and those of them that charts mark. */
 export function eventLog({ list, state, kinds }) {
   let events = [];
   let lost = 0;

@@ -3,7 +3,7 @@
 const COUNTERS = ["matched_keys", "covered_keys", "fetched_blocks", "stored_blocks", "evicted_blocks", "read_bytes", "written_bytes"];
 
 /** Points that are kept: half an hour of looks every two seconds. */
-export const KEPT = 900;
+const KEPT = 900;
 /** Two looks that lie farther apart than this say nothing about the time between: the page slept. */
 const LONGEST_STEP_MS = 30_000;
 
@@ -69,10 +69,5 @@ export class History {
   /** Returns the points since a time. */
   since(at) {
     return this.points.filter((point) => point.at >= at);
-  }
-
-  /** Returns the newest point. */
-  newest() {
-    return this.points.at(-1) ?? null;
   }
 }

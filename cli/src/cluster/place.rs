@@ -1,28 +1,34 @@
-//! Where the coordinators of a cluster file keep their logs, and whether they are there: for what is done while they do not run.
+//! Who the coordinators of a cluster file are, where they keep their logs, and whether they are there.
 
 use anyhow::{Context, Result};
-use kvhive_config::ClusterConfig;
+use kvhive_config::{ClusterConfig, CoordinatorConfig};
 use kvhive_coordinator::{PeerConfig, Place};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The longest that is waited for a coordinator that may be there.
 const LIMIT: Duration = Duration::from_secs(1);
 
+/// Returns a path of the cluster file: a relative one starts at that file's folder.
+pub(super) fn beside(file: &Path, path: &str) -> PathBuf {
+    file.parent().unwrap_or(Path::new(".")).join(path)
+}
+
+/// Returns a coordinator as the others know it.
+pub(super) fn peer(own: &CoordinatorConfig) -> PeerConfig {
+    PeerConfig {
+        peer: own.peer,
+        name: own.id.clone(),
+        raft_address: own.raft_address(),
+        admin_address: own.admin_address(),
+    }
+}
+
 /// Returns every coordinator's folder.
 pub(crate) fn all(config: &ClusterConfig, file: &Path) -> Vec<Place> {
-    let folder = file.parent().unwrap_or(Path::new("."));
-    let places = config.coordinators.iter().map(|own| Place {
-        own: PeerConfig {
-            peer: own.peer,
-            name: own.id.clone(),
-            raft_address: own.raft_address(),
-            admin_address: own.admin_address(),
-        },
-        data_dir: folder.join(&own.data_dir),
-    });
-    places.collect()
+    let place = |own: &CoordinatorConfig| Place { own: peer(own), data_dir: beside(file, &own.data_dir) };
+    config.coordinators.iter().map(place).collect()
 }
 
 /// Finds one coordinator.

@@ -2,18 +2,18 @@
 
 use crate::admin::read_token;
 use crate::cluster::local::SUPERVISED;
+use crate::cluster::place::{beside, peer};
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
 use kvhive_config::{
     Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, Newcomer, NodeConfig, Process, Token, TokenSource,
 };
-use kvhive_coordinator::PeerConfig;
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
 use kvhive_runtime::http::{Access, Role};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,8 +74,7 @@ fn token(config: &ClusterConfig, file: &Path) -> Result<Vec<u8>> {
         TokenSource::File(path) => Some(path.clone()),
         TokenSource::Environment { file } => file.clone(),
     };
-    let path: PathBuf = file.parent().unwrap_or(Path::new(".")).join(relative.unwrap_or_default());
-    let text = read_token(&path)?;
+    let text = read_token(&beside(file, &relative.unwrap_or_default()))?;
     // Checked here so that a token that is too short is refused before anything listens.
     Token::parse(&text)?;
     Ok(text.into_bytes())
@@ -106,22 +105,12 @@ fn coordinator(
 ) -> Result<kvhive_coordinator::CoordinatorConfig> {
     let cluster = &config.cluster;
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let data_dir = file.parent().unwrap_or(Path::new(".")).join(&own.data_dir);
     Ok(kvhive_coordinator::CoordinatorConfig {
         peer: own.peer,
-        peers: config
-            .coordinators
-            .iter()
-            .map(|peer| PeerConfig {
-                peer: peer.peer,
-                name: peer.id.clone(),
-                raft_address: peer.raft_address(),
-                admin_address: peer.admin_address(),
-            })
-            .collect(),
+        peers: config.coordinators.iter().map(peer).collect(),
         raft_listen: own.raft,
         admin_listen: own.admin,
-        data_dir,
+        data_dir: beside(file, &own.data_dir),
         cluster_name: cluster.name.clone(),
         settings: Settings {
             replicas: cluster.replicas,
@@ -187,11 +176,6 @@ fn node(
         access: access(config, &token, file)?,
         token,
     })
-}
-
-/// Returns a path of the cluster file: a relative one starts at that file's folder.
-fn beside(file: &Path, path: &str) -> PathBuf {
-    file.parent().unwrap_or(Path::new(".")).join(path)
 }
 
 fn tuning(own: &NodeConfig) -> Tuning {

@@ -22,7 +22,7 @@ enum Verb {
     /// Have one coordinator go on alone, after the majority is lost for good; others are then added to it
     ///
     /// Its log is rewritten: it is the only coordinator from now on and keeps all that it has. What the lost ones had decided without it
-    /// is gone. Take the survivor with the highest LAST entry; the lost ones must never start again with their old folders, or there are
+    /// is gone. Take the survivor that has entries up to the highest; the lost ones must never start again with their old folders, or there are
     /// two clusters of one name. Nodes that kept running go on with what they hold.
     #[command(after_help = "Examples:
   kvhive coordinator recover --config cluster.toml --id coord-1          # shows what it has, and asks

@@ -54,7 +54,7 @@ impl Drain {
         let admin = self.target.resolve()?;
         let path = format!("/v1/members/{}", self.node);
         if self.undo {
-            if self.if_known && !self.is_known(&admin.get("/v1/members")?) {
+            if self.if_known && !self.is_known(&admin)? {
                 if self.json {
                     return report::print_json(&Value::Null);
                 }
@@ -110,8 +110,9 @@ impl Drain {
         Ok(Emptied { slots, left, blocks })
     }
 
-    fn is_known(&self, members: &Value) -> bool {
-        list(&members["members"]).iter().any(|member| text(member, "name") == self.node)
+    fn is_known(&self, admin: &Admin) -> Result<bool> {
+        let members = admin.get_list("/v1/members", "members")?;
+        Ok(list(&members["members"]).iter().any(|member| text(member, "name") == self.node))
     }
 
     fn has_taker(&self, status: &Value) -> bool {
@@ -169,6 +170,44 @@ impl Drain {
                 return Ok(0);
             }
             std::thread::sleep(POLL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_node_of_any_page_is_known() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("somebody asks");
+                let mut head = BufReader::new(stream.try_clone().expect("a second hold")).lines();
+                let asked = head.next().expect("a request").expect("readable");
+                head.find(|line| line.as_ref().is_ok_and(String::is_empty));
+                let (name, next) =
+                    if asked.contains("after=1 ") { ("node-2", "null") } else { ("node-1", "1") };
+                let page = format!(r#"{{"members":[{{"name":"{name}"}}],"next":{next}}}"#);
+                let length = page.len();
+                write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{page}"
+                )
+                .expect("it reads");
+            }
+        });
+        let folder = tempfile::tempdir().expect("a folder");
+        let token_file = folder.path().join("token");
+        std::fs::write(&token_file, "a token of a test").expect("a file");
+        let target = Target { admin: Some(url), token_file: Some(token_file), dir: folder.path().to_owned() };
+        let admin = target.resolve().expect("it says which");
+        for (name, known) in [("node-1", true), ("node-2", true), ("node-3", false)] {
+            assert_eq!(Drain::of(target.clone(), name).is_known(&admin).expect("an answer"), known, "{name}");
         }
     }
 }

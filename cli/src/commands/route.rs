@@ -26,7 +26,7 @@ pub(crate) struct Route {
     /// Tokens of the whole prompt, where hashes are given
     #[arg(long, value_name = "N", requires = "hashes_file")]
     prompt_tokens: Option<u32>,
-    /// Engines that may take it, separated by commas [default: all that are followed]
+    /// Engines that may take it, separated by commas [default: all whose events arrive]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     candidates: Vec<String>,
     /// Only engines that serve this model

@@ -128,6 +128,8 @@ pub(super) struct Subject {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) coordinator: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) engine: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) slots: Option<u64>,
 }
 

@@ -2,7 +2,7 @@
 //! printed once.
 
 use super::figures::{DeviceRow, Figures, Order, Rates};
-use super::look::{Event, Tier};
+use super::look::{Event, Subject, Tier};
 use crate::report;
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -291,8 +291,8 @@ fn draw_events(figures: &Figures, area: Rect, cells: &mut Buffer) {
 fn about(event: &Event) -> String {
     let subject = &event.subject;
     let slots = subject.slots.map(|slots| format!("{slots} slots"));
-    let parts = [subject.member.clone(), subject.tenant.clone(), subject.coordinator.clone(), slots];
-    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    let Subject { member, tenant, coordinator, engine, .. } = subject.clone();
+    [member, tenant, coordinator, engine, slots].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn clock(at_ms: u64) -> String {

@@ -65,6 +65,15 @@ fn a_terminal_shows_keys_and_trouble_at_its_edges_and_scrolls() {
 }
 
 #[test]
+fn an_event_says_whom_it_is_about() {
+    let (before, mut now) = busy();
+    now.events[0].subject = serde_json::from_str(r#"{"engine": "vllm-0"}"#).expect("a subject");
+    let view = View { figures: Some(Figures::between(Some(&before), &now)), ..View::default() };
+    let text = lines(&view, 150).join("\n");
+    assert!(text.contains("vllm-0"), "{text}");
+}
+
+#[test]
 fn no_screen_is_too_small() {
     for (width, height) in [(1, 1), (5, 3), (30, 4), (200, 2)] {
         let mut terminal =
