@@ -2,15 +2,13 @@
 //! asked of whom is `route`'s, how it travels is `line`'s.
 
 use crate::client::Shared;
-use crate::retry::Backoff;
 use crate::stats::count;
 use kvhive_protocol::data::DataRequest;
 use kvhive_protocol::frame::{FrameLimits, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::strategy::MAX_REPORTS;
 use kvhive_protocol::watch::{MAX_BLOCKS_PER_PAGE, MAX_EVENTS_PER_ANSWER};
-use kvhive_protocol::{ClusterMap, DeviceId, Epoch, WireError};
+use kvhive_protocol::{ClusterMap, Epoch, WireError};
 use kvhive_wire::Fault;
-use tokio::time::Instant;
 
 /// Message bytes that every answer may have: a refusal with its explanation fits.
 const ANSWER_BYTES: usize = 4096;
@@ -61,53 +59,6 @@ impl Shared {
             _ => Verdict::GiveUp,
         }
     }
-
-    /// Looks, once a call and for a part of its time, whether there is a newer map: nobody is left to be asked by this one. Says
-    /// whether there is.
-    pub(crate) async fn looks_again(
-        &self,
-        map: &ClusterMap,
-        looked_again: &mut bool,
-        deadline: Instant,
-    ) -> bool {
-        let now = Instant::now();
-        let patience = now + deadline.saturating_duration_since(now) / 4;
-        !std::mem::replace(looked_again, true) && self.refresh_past(map.epoch, patience).await
-    }
-
-    /// Does what the failed reads of one round need, each thing once for all of them: a newer map, a pause, other
-    /// replicas than those in `avoid`. Says whether to ask again.
-    pub(crate) async fn mend(
-        &self,
-        map: &ClusterMap,
-        failed: &[(DeviceId, Fault)],
-        avoid: &mut Vec<DeviceId>,
-        looked_again: &mut bool,
-        backoff: &mut Backoff,
-        deadline: Instant,
-    ) -> bool {
-        let mut wanted = None;
-        let mut outdated = Vec::new();
-        let mut wait = false;
-        for (device, fault) in failed {
-            tracing::debug!(%device, %fault, "read failed");
-            match self.judge(map, fault) {
-                Verdict::Refresh(epoch) => {
-                    wanted = wanted.max(Some(epoch));
-                    outdated.push(*device);
-                }
-                Verdict::Wait => wait = true,
-                Verdict::Elsewhere | Verdict::GiveUp => avoid.push(*device),
-            }
-        }
-        if let Some(epoch) = wanted
-            && !self.refresh_to(map.epoch, epoch, deadline).await
-        {
-            *looked_again = true;
-            avoid.extend(outdated);
-        }
-        (!wait || backoff.wait(deadline).await) && Instant::now() < deadline
-    }
 }
 
 /// Returns how large an answer to `request` may be. What is larger is refused by its frame's header, before it is read.
@@ -144,7 +95,7 @@ mod tests {
         Accept, Ack, DataReply, FetchRequest, Fetched, MatchRequest, Refusal, Run, Stored,
     };
     use kvhive_protocol::{
-        BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, MemberId, Slot, TenantId, codec,
+        BlockHeader, BlockKey, DeviceId, Era, KeyList, LayoutFingerprint, MemberId, Slot, TenantId, codec,
     };
 
     const BLOCKS: usize = 512;

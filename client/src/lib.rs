@@ -39,6 +39,7 @@ mod pool;
 mod prefix;
 mod release;
 mod retry;
+mod rounds;
 mod route;
 mod stats;
 mod store;

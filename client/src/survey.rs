@@ -5,10 +5,10 @@ use crate::error::ClientError;
 use crate::fetch::{run_all, senseless};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
-use crate::retry::Backoff;
-use crate::route::{Job, first, plan};
+use crate::rounds::Rounds;
+use crate::route::Job;
 use crate::waits::Sway;
-use kvhive_protocol::data::{DataReply, DataRequest, MAX_KEYS_PER_MATCH, SurveyRequest, Surveyed};
+use kvhive_protocol::data::{DataReply, DataRequest, SurveyRequest, Surveyed};
 use kvhive_protocol::{ClusterMap, DeviceId, KeyList, MemberId};
 use kvhive_wire::Fault;
 use std::collections::BTreeMap;
@@ -50,28 +50,15 @@ impl NamespaceClient {
     /// # Errors
     /// [`ClientError::Misuse`] for a prefix of more than 65,536 blocks. Devices that cannot be reached cut the answer short.
     pub async fn survey(&self, prefix: &Prefix) -> Result<Survey, ClientError> {
-        if prefix.len() > MAX_KEYS_PER_MATCH {
-            return Err(ClientError::Misuse(format!(
-                "{} blocks in one survey, at most {MAX_KEYS_PER_MATCH}",
-                prefix.len()
-            )));
-        }
-        let deadline = self.deadline();
+        self.check_length(prefix, "survey")?;
         let mut known = vec![false; prefix.len()];
         let mut found = Found::new();
-        let mut avoid: Vec<DeviceId> = Vec::new();
-        let mut backoff = Backoff::new();
-        let mut looked_again = false;
-        let mut is_first_round = true;
+        let mut rounds = Rounds::new(self);
         loop {
             let map = self.shared().map();
             let open = (0..prefix.len()).filter(|at| !known[*at]);
-            let plan = if std::mem::take(&mut is_first_round) {
-                self.plan_read(&map, prefix, open, Sway::MATCH)
-            } else {
-                plan(&map, prefix, open, &avoid, first)
-            };
-            let tasks = plan.jobs.into_iter().map(|job| self.survey_job(&map, prefix, job, deadline));
+            let plan = rounds.plan(&map, prefix, open, Sway::MATCH);
+            let tasks = plan.jobs.into_iter().map(|job| self.survey_job(&map, prefix, job, rounds.deadline));
             let mut failed = Vec::new();
             for (job, answer) in run_all(tasks.collect()).await {
                 let surveyed = match answer {
@@ -91,12 +78,7 @@ impl NamespaceClient {
                     }
                 }
             }
-            let again = !failed.is_empty()
-                && self
-                    .shared()
-                    .mend(&map, &failed, &mut avoid, &mut looked_again, &mut backoff, deadline)
-                    .await;
-            if !again {
+            if failed.is_empty() || !rounds.mend(&map, &failed).await {
                 return Ok(together(&found, prefix.len()));
             }
         }

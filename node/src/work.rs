@@ -94,4 +94,12 @@ mod tests {
         let later = work.tell(Moment::ZERO + Duration::from_secs(2));
         assert!(later.read_rate < told.read_rate && later.requests == 2);
     }
+
+    #[test]
+    fn what_is_told_twice_at_once_is_not_lost_between() {
+        let (work, at) = (WorkCounters::default(), Moment::ZERO + Duration::from_secs(1));
+        work.tell(at);
+        work.gave(Slot(5), 1 << 20);
+        assert!(work.tell(at).read_rate > 0);
+    }
 }

@@ -1,12 +1,12 @@
 //! Work is spread as far as it should be, no farther, and does not swing.
 
 use super::*;
-use crate::planner::{Planner, Reports};
+use crate::planner::Planner;
+use crate::planner::tests::goes_on;
 use crate::registry::tests::Cluster;
 use kvhive_protocol::control::{Command, CommandReply};
 use kvhive_protocol::load::MAX_HOT_SLOTS;
 use kvhive_protocol::{ClusterMap, SLOTS};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
@@ -28,28 +28,6 @@ impl Random {
 
     fn below(&mut self, end: usize) -> usize {
         (self.unit() * end as f64) as usize
-    }
-}
-
-/// Whoever is asked has everything at once.
-struct Ready;
-
-impl Reports for Ready {
-    fn occupied(&self, _: DeviceId, _: Slot) -> Option<bool> {
-        Some(true)
-    }
-
-    fn is_filled(&self, _: Slot, _: DeviceId) -> bool {
-        true
-    }
-
-    fn avoided(&self) -> &BTreeSet<DeviceId> {
-        static NOBODY: BTreeSet<DeviceId> = BTreeSet::new();
-        &NOBODY
-    }
-
-    fn is_due(&self) -> bool {
-        true
     }
 }
 
@@ -104,7 +82,7 @@ impl World {
     }
 
     fn move_slots(&mut self) {
-        while let Some(command) = self.planner.plan(&self.map(), &Ready) {
+        while let Some(command) = self.planner.plan(&self.map(), &goes_on()) {
             let reply = self.cluster.apply(command);
             assert!(matches!(reply, CommandReply::Applied { .. }), "{reply:?}");
         }

@@ -1,7 +1,7 @@
 //! The rules of the cluster's memory of itself, pure: no waiting, no clock, no thread, no file.
 //!
 //! [`Registry`] is what the coordinators agree on: it applies commands to the cluster map, each request once.
-//! [`placement`] says where slots belong, [`Planner`] which of them can go there now. [`Overseer`] is the leader's own:
+//! [`placement`] says where slots belong, the planner which of them can go there now. [`Overseer`] is the leader's own:
 //! leases, failure detection, and when a tenant's clear is complete. Raft, sockets and disks are elsewhere.
 
 mod again;
@@ -38,7 +38,6 @@ pub use domains::{DOMAIN_LABELS, Place};
 pub use journal::{EventPage, MAX_EVENTS, MAX_JOURNAL_BYTES};
 pub use leases::grace;
 pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
-pub use planner::{Planner, Reports, imbalance};
 pub use registry::Registry;
 pub use repair::Repair;
 pub use scaler::{Proposed, Scaler};

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What members have reported, as far as the planner asks.
-pub trait Reports {
+pub(crate) trait Reports {
     /// Says whether a device holds any block of a slot, as of a report made since the slot was placed as it is now; none if it
     /// has not reported so.
     fn occupied(&self, device: DeviceId, slot: Slot) -> Option<bool>;
@@ -26,7 +26,7 @@ pub trait Reports {
 
 /// Plans moves. Remembers only the last wanted map, which takes milliseconds to find.
 #[derive(Clone)]
-pub struct Planner {
+pub(crate) struct Planner {
     /// The most slots that one device gives away at a time.
     streams: usize,
     wanted: Option<Wanted>,
@@ -45,12 +45,12 @@ struct Wanted {
 
 impl Planner {
     /// Makes a planner that has a device give away the blocks of at most so many slots at a time.
-    pub fn new(streams: usize) -> Self {
+    pub(crate) fn new(streams: usize) -> Self {
         Planner { streams, wanted: None }
     }
 
     /// Plans the next step of every slot that has one; none if every slot is where it belongs or reports are awaited.
-    pub fn plan(&mut self, map: &ClusterMap, reports: &impl Reports) -> Option<Command> {
+    pub(crate) fn plan(&mut self, map: &ClusterMap, reports: &impl Reports) -> Option<Command> {
         let most = self.streams;
         let wanted = self.wanted(map);
         let mut streaming: BTreeMap<DeviceId, usize> = BTreeMap::new();
@@ -93,7 +93,7 @@ impl Planner {
     }
 
     /// Returns how many slots are not where they belong.
-    pub fn unsettled(&mut self, map: &ClusterMap) -> usize {
+    pub(crate) fn unsettled(&mut self, map: &ClusterMap) -> usize {
         let places = self.wanted(map).iter().zip(map.slots.iter()).zip(Slot::all());
         let is_settled = |(wanted, now): (&ReplicaSet, &ReplicaSet), slot| {
             (wanted == now || wanted.0.is_empty()) && !map.filling.contains_key(&slot)
@@ -124,28 +124,12 @@ impl Planner {
     }
 }
 
-/// Returns the greatest deviation of a device's primaries from its capacity's share of them, as a fraction of that
-/// share: 0.05 means that the worst device has 5 % more or fewer than it should. 0 while nothing is placed.
-pub fn imbalance(map: &ClusterMap) -> f64 {
-    let candidates = placement::candidates(map);
-    let mut primaries: BTreeMap<DeviceId, u32> = BTreeMap::new();
-    for primary in map.slots.iter().filter_map(ReplicaSet::primary) {
-        *primaries.entry(primary).or_default() += 1;
-    }
-    let placed: u32 = primaries.values().sum();
-    let weights: f64 = candidates.iter().map(|candidate| candidate.weight as f64).sum();
-    if placed == 0 {
-        return 0.0;
-    }
-    let deviation = |candidate: &Candidate| {
-        let share = f64::from(placed) * candidate.weight as f64 / weights;
-        (f64::from(primaries.get(&candidate.device).copied().unwrap_or(0)) - share).abs() / share
-    };
-    candidates.iter().map(deviation).fold(0.0, f64::max)
-}
+#[cfg(test)]
+#[path = "planner_crowd_test.rs"]
+mod crowd;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::registry::Registry;
     use crate::registry::tests::Cluster;
@@ -171,6 +155,31 @@ mod tests {
             static NOBODY: BTreeSet<DeviceId> = BTreeSet::new();
             &NOBODY
         }
+    }
+
+    /// Returns the greatest deviation of a device's primaries from its capacity's share of them, as a fraction of that
+    /// share: 0.05 means that the worst device has 5 % more or fewer than it should. 0 while nothing is placed.
+    fn imbalance(map: &ClusterMap) -> f64 {
+        let candidates = placement::candidates(map);
+        let mut primaries: BTreeMap<DeviceId, u32> = BTreeMap::new();
+        for primary in map.slots.iter().filter_map(ReplicaSet::primary) {
+            *primaries.entry(primary).or_default() += 1;
+        }
+        let placed: u32 = primaries.values().sum();
+        let weights: f64 = candidates.iter().map(|candidate| candidate.weight as f64).sum();
+        if placed == 0 {
+            return 0.0;
+        }
+        let deviation = |candidate: &Candidate| {
+            let share = f64::from(placed) * candidate.weight as f64 / weights;
+            (f64::from(primaries.get(&candidate.device).copied().unwrap_or(0)) - share).abs() / share
+        };
+        candidates.iter().map(deviation).fold(0.0, f64::max)
+    }
+
+    /// Every slot has blocks, and whoever is given them has them by the next plan.
+    pub(crate) fn goes_on() -> impl Reports {
+        Told(|_, _| Some(true), |_, _| true)
     }
 
     fn map(registry: &Registry) -> std::sync::Arc<ClusterMap> {
@@ -242,9 +251,8 @@ mod tests {
         let before = map(&cluster.registry);
         assert_eq!(streaming(&before), 40);
         assert_eq!(planner.plan(&before, &waits), None, "they are awaited");
-        let goes_on = Told(|_, _| Some(true), |_, _| true);
         let mut plans = 0;
-        while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on) {
+        while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on()) {
             cluster.apply(command);
             assert!(streaming(&map(&cluster.registry)) <= 3 * 40);
             plans += 1;
@@ -269,8 +277,7 @@ mod tests {
         let members: Vec<_> = ["a", "b", "c"].map(|name| cluster.register(name, 1)).to_vec();
         let mut planner = Planner::new(5000);
         let settle = |cluster: &mut Cluster, planner: &mut Planner| {
-            let goes_on = Told(|_, _| Some(true), |_, _| true);
-            while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on) {
+            while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on()) {
                 cluster.apply(command);
             }
             assert_eq!(planner.unsettled(&map(&cluster.registry)), 0);

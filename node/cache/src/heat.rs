@@ -26,9 +26,6 @@ impl Heat {
     /// time.
     pub fn take(&mut self, now: Moment, bytes: &[u64], waited_us: u64, waits: u64) {
         let passed = now.since(self.since).as_millis();
-        if passed == 0 {
-            return;
-        }
         self.since = now;
         let half = HALF.as_millis();
         // The weight of what is new grows with the time that it took, up to all of it.
@@ -108,10 +105,10 @@ mod tests {
     }
 
     #[test]
-    fn counts_of_no_time_wait_for_some() {
+    fn what_is_counted_in_no_time_is_not_lost() {
         let mut heat = Heat::new(at(5));
-        heat.take(at(5), &bytes(&[(1, u64::MAX)]), 1, 1);
-        assert_eq!(heat.sum(), 0);
+        heat.take(at(5), &bytes(&[(1, 5000), (2, u64::MAX)]), 1, 1);
+        assert_eq!(heat.hottest(2), [(Slot(1), 1000), (Slot(2), u64::MAX / 5)]);
         heat.take(at(6), &bytes(&[(1, u64::MAX)]), 1, 1);
         assert_eq!(heat.hottest(1).len(), 1);
     }

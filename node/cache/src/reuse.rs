@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 const SAMPLES: usize = 8192;
 /// So many times as many blocks as the shard has room for can be looked back over.
 const REACH: u64 = 8;
+/// Bytes of the tree's entry for one sample, about.
+const ENTRY: usize = 2 * (size_of::<u64>() + size_of::<u32>());
 /// Nobody used this turn, or who did was here again since.
 const NOBODY: u64 = 0;
 
@@ -83,6 +85,7 @@ impl ReuseCurve {
             }
             self.touch(print);
         }
+        request.shrink_to(SAMPLES);
         self.request = request;
     }
 
@@ -154,9 +157,15 @@ impl ReuseCurve {
         }
     }
 
-    /// Returns bytes of memory held.
-    pub fn memory_bytes(&self) -> usize {
-        const ENTRY: usize = 2 * (size_of::<u64>() + size_of::<u32>());
+    /// Returns the bytes of memory that one holds at most, between requests.
+    pub(crate) const fn bytes() -> usize {
+        // Turns are at most twice the samples, and a vector's room at most twice what it had to be.
+        let turns = 4 * SAMPLES * (size_of::<u64>() + size_of::<u32>());
+        turns + SAMPLES * (ENTRY + size_of::<(u64, Option<u64>)>()) + REUSE_BUCKETS * size_of::<u64>()
+    }
+
+    #[cfg(test)]
+    fn memory_bytes(&self) -> usize {
         self.turns.capacity() * size_of::<u64>()
             + self.sums.capacity() * size_of::<u32>()
             + self.turn_of.len() * ENTRY

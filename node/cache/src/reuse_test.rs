@@ -70,6 +70,11 @@ fn a_large_shard_is_sampled_and_memory_stays_bounded() {
     assert!(share_within(report, 1 << 20) < 0.01, "{report:?}");
     assert!(share_within(report, 1 << 21) > 0.75, "{report:?}");
     assert!(curve.memory_bytes() < 512 << 10, "{}", curve.memory_bytes());
+    assert!(curve.memory_bytes() <= ReuseCurve::bytes());
+    // A small shard's samples are all blocks, and a request may name more than it remembers.
+    let mut curve = ReuseCurve::new(64);
+    curve.asked((0..65_536).map(print_of));
+    assert!(curve.memory_bytes() <= ReuseCurve::bytes(), "{}", curve.memory_bytes());
 }
 
 proptest! {

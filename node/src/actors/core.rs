@@ -205,7 +205,7 @@ impl DeviceCore {
     /// Returns the bytes that actor and shard take for so many frames, at most.
     pub(crate) fn bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
         let resident = size_of::<Option<Resident>>() as u64;
-        Shard::index_bytes(frames, classes, strategy) + Shard::feed_bytes() + u64::from(frames) * resident
+        Shard::index_bytes(frames, classes, strategy) + Shard::fixed_bytes() + u64::from(frames) * resident
     }
 
     fn take_returns(&mut self) {

@@ -130,13 +130,12 @@ async fn answer(
 async fn matched(plane: &DataPlane, request: MatchRequest) -> Result<DataReply, WireError> {
     count(&plane.counters.matches);
     check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_MATCH)?;
-    plane.view.check_lease()?;
-    let serving = plane.view.serving().ok_or(WireError::NoLease)?;
+    let serving = plane.view.leased()?;
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let MatchRequest { device, tenant, hold_ms, runs, keys, .. } = request;
     let hold = Duration::from_millis(u64::from(hold_ms));
-    if let Some(work) = plane.work(device) {
-        work.asked(runs.iter().map(|run| run.slot));
+    if let Some(device) = plane.device(device) {
+        device.work.asked(runs.iter().map(|run| run.slot));
     }
     let covered = plane.ask(device, |reply| DeviceMessage::Match { tenant, runs, keys, hold, reply }).await?;
     plane.view.check_lease()?;
@@ -145,8 +144,7 @@ async fn matched(plane: &DataPlane, request: MatchRequest) -> Result<DataReply, 
 
 async fn surveyed(plane: &DataPlane, request: SurveyRequest) -> Result<DataReply, WireError> {
     check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_MATCH)?;
-    plane.view.check_lease()?;
-    let serving = plane.view.serving().ok_or(WireError::NoLease)?;
+    let serving = plane.view.leased()?;
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let SurveyRequest { device, tenant, runs, keys, .. } = request;
     let runs = plane.ask(device, |reply| DeviceMessage::Survey { tenant, runs, keys, reply }).await?;
@@ -157,8 +155,7 @@ async fn surveyed(plane: &DataPlane, request: SurveyRequest) -> Result<DataReply
 async fn released(plane: &DataPlane, request: ReleaseRequest) -> Result<DataReply, WireError> {
     count(&plane.counters.releases);
     check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_RELEASE)?;
-    plane.view.check_lease()?;
-    let serving = plane.view.serving().ok_or(WireError::NoLease)?;
+    let serving = plane.view.leased()?;
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let ReleaseRequest { device, tenant, hint, runs, keys, .. } = request;
     let blocks =
@@ -175,8 +172,7 @@ fn admitted(serving: &Serving, of_asker: Epoch, device: DeviceId) -> Result<(), 
 }
 
 async fn strategies(plane: &DataPlane, request: StrategiesRequest) -> Result<DataReply, WireError> {
-    plane.view.check_lease()?;
-    let serving = plane.view.serving().ok_or(WireError::NoLease)?;
+    let serving = plane.view.leased()?;
     admitted(&serving, request.epoch, request.device)?;
     let adjust = request.adjust;
     let reports = plane.ask(request.device, |reply| DeviceMessage::Strategies { adjust, reply }).await?;
@@ -185,8 +181,7 @@ async fn strategies(plane: &DataPlane, request: StrategiesRequest) -> Result<Dat
 
 /// Tells what happens to blocks. Whoever is connected has shown the cluster's token, and with it may see every tenant's.
 async fn watch(plane: &DataPlane, request: WatchRequest) -> Result<DataReply, WireError> {
-    plane.view.check_lease()?;
-    let serving = plane.view.serving().ok_or(WireError::NoLease)?;
+    let serving = plane.view.leased()?;
     admitted(&serving, request.epoch, request.device)?;
     let WatchRequest { device, tenant, ask, .. } = request;
     let answer = plane.ask(device, |reply| DeviceMessage::Watch { tenant, ask, reply }).await?;

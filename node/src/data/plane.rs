@@ -4,9 +4,7 @@ use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::data::counters::{Counters, count};
 use crate::data::replicate::Replicator;
-use crate::traffic::TrafficCounters;
 use crate::view::View;
-use crate::work::WorkCounters;
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::{DeviceId, WireError};
 use kvhive_runtime::{AskError, Reply};
@@ -91,7 +89,7 @@ impl DataPlane {
         device: DeviceId,
         question: impl FnOnce(Reply<T>) -> DeviceMessage,
     ) -> Result<T, WireError> {
-        let actor = self.devices.get(usize::from(device.index)).ok_or(WireError::WrongDevice { device })?;
+        let actor = self.device(device).ok_or(WireError::WrongDevice { device })?;
         let asked = Instant::now();
         let answered = actor.ask(ACTOR_LIMIT, question).await;
         actor.work.waited(asked.elapsed());
@@ -105,14 +103,9 @@ impl DataPlane {
         })
     }
 
-    /// Returns the counters of one of this node's devices.
-    pub(super) fn work(&self, device: DeviceId) -> Option<&WorkCounters> {
-        self.devices.get(usize::from(device.index)).map(|device| &*device.work)
-    }
-
-    /// Returns what one of this node's devices is read and given.
-    pub(super) fn traffic(&self, device: DeviceId) -> Option<&TrafficCounters> {
-        self.devices.get(usize::from(device.index)).map(|device| &*device.traffic)
+    /// Returns one of this node's devices.
+    pub(super) fn device(&self, device: DeviceId) -> Option<&Device> {
+        self.devices.get(usize::from(device.index))
     }
 
     /// Lets a transfer of `bytes` go on at the peer's pace, unless it stalls.

@@ -151,7 +151,7 @@ impl Setup {
             (0..count).map(|at| self.start(&format!("node-{at}"), &coordinator)).collect();
         for node in &nodes {
             eventually("every node serves by the whole map", || {
-                let members = node.inside.plane.view.serving().map_or(0, |serving| serving.map.members.len());
+                let members = node.plane.view.serving().map_or(0, |serving| serving.map.members.len());
                 node.is_serving() && members == count
             })
             .await;
@@ -182,8 +182,7 @@ impl NodeHandle {
 
     async fn shard_stats(&self) -> ShardStats {
         let load = |reply| DeviceMessage::Load { reply };
-        let (_, stats) =
-            self.inside.devices[0].ask(Duration::from_secs(5), load).await.expect("the device answers");
+        let (_, stats) = self.devices[0].ask(Duration::from_secs(5), load).await.expect("the device answers");
         stats
     }
 
@@ -206,7 +205,7 @@ impl NodeHandle {
     /// As [`NodeHandle::is_made_anew`], where it has been before.
     async fn is_made_anew_for_the(&self, time: u64) {
         eventually("it was made anew and has registered so", || {
-            let serving = self.inside.plane.view.serving();
+            let serving = self.plane.view.serving();
             let generation = serving
                 .and_then(|serving| serving.map.members.get(&serving.member).map(|member| member.generation));
             let restarted = self.counted(|counters| &counters.actor_restarts) == time;
@@ -216,6 +215,6 @@ impl NodeHandle {
     }
 
     fn counted(&self, counter: impl Fn(&crate::data::Counters) -> &AtomicU64) -> u64 {
-        counter(&self.inside.plane.counters).load(Ordering::Relaxed)
+        counter(&self.plane.counters).load(Ordering::Relaxed)
     }
 }

@@ -385,7 +385,7 @@ async fn ask(asker: &mut Asker, tenant: Option<TenantId>, ask: WatchAsk) -> Watc
 async fn keys_there(node: &NodeHandle) -> BTreeSet<BlockKey> {
     let export = |reply| DeviceMessage::Export { from: 0, limit: 10_000, reply };
     let (blocks, next) =
-        node.inside.devices[0].ask(Duration::from_secs(5), export).await.expect("the device answers");
+        node.devices[0].ask(Duration::from_secs(5), export).await.expect("the device answers");
     assert_eq!(next, None);
     let key = |one: &Exported| match &one.block {
         Lent::Guard(guard) => guard.header().key,
@@ -425,7 +425,7 @@ async fn a_follower_of_a_node_comes_to_know_what_it_holds_also_after_a_panic() {
     while other.take(ask(&mut reader, nobody, other.ask()).await) != Taken::Current {}
     assert!(other.is_empty() && other.is_following());
     // A core that is made anew begins empty; so does what is known, after a gap.
-    node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    node.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     node.is_made_anew().await;
     let mut reader = node.ask().await;
     while follower.take(ask(&mut reader, None, follower.ask()).await) != Taken::Current {}

@@ -44,11 +44,6 @@ impl Shard {
         }
     }
 
-    /// Returns the bytes of memory that the events of a shard take at most, while somebody follows.
-    pub const fn feed_bytes() -> u64 {
-        Feed::bytes() as u64
-    }
-
     /// Says whether somebody follows.
     pub fn is_watched(&self) -> bool {
         self.feed.is_some()
