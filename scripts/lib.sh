@@ -1,4 +1,4 @@
-# Shared by the scripts: what a fresh machine needs.
+# Shared by the scripts: what a fresh machine needs, and where what is built here lies.
 # shellcheck shell=bash
 
 say() { printf '%s\n' "$*" >&2; }
@@ -6,6 +6,14 @@ say() { printf '%s\n' "$*" >&2; }
 die() {
     say "error: $*"
     exit 1
+}
+
+# Prints where cargo puts this checkout's kvhive, built or not.
+built_kvhive() { # PROFILE
+    local root target=${CARGO_TARGET_DIR:-target}
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    case $target in /*) ;; *) target=$root/$target ;; esac
+    printf '%s/%s/kvhive' "$target" "$1"
 }
 
 # Installs a Debian package if the command it brings is missing.

@@ -128,6 +128,19 @@ impl Admin {
         })
     }
 
+    /// Gets the bytes at `path`, at most `limit` of them, from the first coordinator that answers.
+    ///
+    /// # Errors
+    /// When none answers, the answer is an error, or it is larger.
+    pub(crate) fn get_bytes(&self, path: &str, limit: usize) -> Result<Vec<u8>> {
+        // Many bytes may take as long as a change.
+        let (url, mut answer) = self.ask_for(Asked::Read, |url| {
+            self.changes.get(format!("{url}{path}")).header("authorization", self.bearer()).call()
+        })?;
+        let body = answer.body_mut().with_config().limit(limit as u64);
+        body.read_to_vec().with_context(|| format!("answer of {url}"))
+    }
+
     /// Gets a list that comes in pages: all that is under `field` of every page, in the first page's answer.
     ///
     /// # Errors
@@ -180,13 +193,18 @@ impl Admin {
         })
     }
 
-    /// Deletes what is at `path`, by the first coordinator that answers.
+    /// Deletes what is at `path`, by the first coordinator that answers. It happens once, also where one has not answered.
     ///
     /// # Errors
     /// When none answers, or the answer is an error.
     pub(crate) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let name = change_name()?;
         self.ask(Asked::Change, |url| {
-            self.changes.delete(format!("{url}{path}")).header("authorization", self.bearer()).call()
+            self.changes
+                .delete(format!("{url}{path}"))
+                .header("authorization", self.bearer())
+                .header(CHANGE_NAME, &name)
+                .call()
         })
     }
 
@@ -199,6 +217,19 @@ impl Admin {
         asked: Asked,
         call: impl Fn(&str) -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<T> {
+        let (url, mut answer) = self.ask_for(asked, call)?;
+        let text = answer.body_mut().read_to_string().with_context(|| format!("answer of {url}"))?;
+        // Nothing is said where there is nothing to say (204).
+        let text = if text.is_empty() { "null" } else { &text };
+        serde_json::from_str(text).with_context(|| format!("answer of {url} is not what was asked"))
+    }
+
+    /// Returns the first answer that is none of trouble, and whose it is.
+    fn ask_for(
+        &self,
+        asked: Asked,
+        call: impl Fn(&str) -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<(&str, ureq::http::Response<ureq::Body>)> {
         let mut failures = Vec::new();
         for url in &self.urls {
             let mut answer = match call(url) {
@@ -217,11 +248,10 @@ impl Admin {
                 }
             };
             let status = answer.status();
-            let text = answer.body_mut().read_to_string().with_context(|| format!("answer of {url}"))?;
             if status.is_success() {
-                return serde_json::from_str(&text)
-                    .with_context(|| format!("answer of {url} is not what was asked"));
+                return Ok((url, answer));
             }
+            let text = answer.body_mut().read_to_string().with_context(|| format!("answer of {url}"))?;
             let message = serde_json::from_str::<Value>(&text)
                 .ok()
                 .and_then(|value| value["detail"].as_str().map(str::to_owned))

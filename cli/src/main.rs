@@ -5,11 +5,13 @@ mod bench;
 mod cluster;
 mod commands;
 mod report;
+mod scaling;
 mod trace;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    config, down, drain, events, node, raft, replay, simulate, status, tenants, trace as trace_command, up,
+    backup, balance, config, coordinator, down, drain, engines, events, node, raft, replay, route, scale,
+    simulate, status, tenants, top, trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -29,10 +31,15 @@ enum Command {
     Up(up::Up),
     Down(down::Down),
     Status(status::Status),
+    Top(top::Top),
     Nodes(status::Nodes),
     Slots(status::Slots),
     Drain(drain::Drain),
+    Scale(scale::Scale),
+    Balance(balance::Balance),
     Events(events::Events),
+    Engines(engines::Engines),
+    Route(route::Route),
     Tenants(tenants::Tenants),
     Replay(replay::Replay),
     Simulate(simulate::Simulate),
@@ -41,6 +48,9 @@ enum Command {
     Config(config::ConfigCommand),
     Node(node::NodeCommand),
     Raft(raft::Raft),
+    Coordinator(coordinator::Coordinator),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
     /// Serves the baselines of benchmarks
     #[command(hide = true)]
     BenchBaseline,
@@ -60,10 +70,15 @@ fn main() -> ExitCode {
         Command::Up(command) => command.run(),
         Command::Down(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Top(command) => command.run(),
         Command::Nodes(command) => command.run(),
         Command::Slots(command) => command.run(),
         Command::Drain(command) => command.run(),
+        Command::Scale(command) => command.run(),
+        Command::Balance(command) => command.run(),
         Command::Events(command) => command.run(),
+        Command::Engines(command) => command.run(),
+        Command::Route(command) => command.run(),
         Command::Tenants(command) => command.run(),
         Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
         Command::Simulate(command) => command.run(),
@@ -72,6 +87,9 @@ fn main() -> ExitCode {
         Command::Config(command) => command.run(),
         Command::Node(command) => command.run(),
         Command::Raft(command) => command.run(),
+        Command::Coordinator(command) => command.run(),
+        Command::Backup(command) => command.run(),
+        Command::Restore(command) => command.run(),
         Command::BenchBaseline => bench::serve_baseline(),
     };
     match done {

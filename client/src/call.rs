@@ -2,14 +2,13 @@
 //! asked of whom is `route`'s, how it travels is `line`'s.
 
 use crate::client::Shared;
-use crate::retry::Backoff;
 use crate::stats::count;
 use kvhive_protocol::data::DataRequest;
 use kvhive_protocol::frame::{FrameLimits, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::strategy::MAX_REPORTS;
-use kvhive_protocol::{ClusterMap, DeviceId, Epoch, WireError};
+use kvhive_protocol::watch::{MAX_BLOCKS_PER_PAGE, MAX_EVENTS_PER_ANSWER};
+use kvhive_protocol::{ClusterMap, Epoch, WireError};
 use kvhive_wire::Fault;
-use tokio::time::Instant;
 
 /// Message bytes that every answer may have: a refusal with its explanation fits.
 const ANSWER_BYTES: usize = 4096;
@@ -20,6 +19,8 @@ const VERDICT_BYTES: usize = 16;
 
 /// Message bytes of one report of a strategy: names, figures, and an estimate for each way to rank.
 const REPORT_BYTES: usize = 512;
+/// Message bytes of one event, or of one block of a page: its key, and numbers.
+const WATCHED_BYTES: usize = 80;
 
 /// What the repeat of a failed request needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,53 +59,6 @@ impl Shared {
             _ => Verdict::GiveUp,
         }
     }
-
-    /// Looks, once a call and for a part of its time, whether there is a newer map: nobody is left to be asked by this one. Says
-    /// whether there is.
-    pub(crate) async fn looks_again(
-        &self,
-        map: &ClusterMap,
-        looked_again: &mut bool,
-        deadline: Instant,
-    ) -> bool {
-        let now = Instant::now();
-        let patience = now + deadline.saturating_duration_since(now) / 4;
-        !std::mem::replace(looked_again, true) && self.refresh_past(map.epoch, patience).await
-    }
-
-    /// Does what the failed reads of one round need, each thing once for all of them: a newer map, a pause, other
-    /// replicas than those in `avoid`. Says whether to ask again.
-    pub(crate) async fn mend(
-        &self,
-        map: &ClusterMap,
-        failed: &[(DeviceId, Fault)],
-        avoid: &mut Vec<DeviceId>,
-        looked_again: &mut bool,
-        backoff: &mut Backoff,
-        deadline: Instant,
-    ) -> bool {
-        let mut wanted = None;
-        let mut outdated = Vec::new();
-        let mut wait = false;
-        for (device, fault) in failed {
-            tracing::debug!(%device, %fault, "read failed");
-            match self.judge(map, fault) {
-                Verdict::Refresh(epoch) => {
-                    wanted = wanted.max(Some(epoch));
-                    outdated.push(*device);
-                }
-                Verdict::Wait => wait = true,
-                Verdict::Elsewhere | Verdict::GiveUp => avoid.push(*device),
-            }
-        }
-        if let Some(epoch) = wanted
-            && !self.refresh_to(map.epoch, epoch, deadline).await
-        {
-            *looked_again = true;
-            avoid.extend(outdated);
-        }
-        (!wait || backoff.wait(deadline).await) && Instant::now() < deadline
-    }
 }
 
 /// Returns how large an answer to `request` may be. What is larger is refused by its frame's header, before it is read.
@@ -117,7 +71,11 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
         }
         DataRequest::Store(request) => (request.blocks.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Release(_) => (0, 0),
+        DataRequest::Survey(request) => (request.runs.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Strategies(_) => (MAX_REPORTS.saturating_mul(REPORT_BYTES), 0),
+        DataRequest::Watch(_) => {
+            (MAX_EVENTS_PER_ANSWER.max(MAX_BLOCKS_PER_PAGE).saturating_mul(WATCHED_BYTES), 0)
+        }
     };
     let open = FrameLimits::OPEN;
     let message = u32::try_from(message.saturating_add(ANSWER_BYTES)).unwrap_or(u32::MAX);
@@ -137,7 +95,7 @@ mod tests {
         Accept, Ack, DataReply, FetchRequest, Fetched, MatchRequest, Refusal, Run, Stored,
     };
     use kvhive_protocol::{
-        BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, MemberId, Slot, TenantId, codec,
+        BlockHeader, BlockKey, DeviceId, Era, KeyList, LayoutFingerprint, MemberId, Slot, TenantId, codec,
     };
 
     const BLOCKS: usize = 512;

@@ -8,7 +8,9 @@ use crate::retry::{Backoff, in_time, random_seed};
 use crate::stats::{ClientStats, Counters};
 use crate::waits::Waits;
 use kvhive_protocol::control::{Command, CommandReply};
+use kvhive_protocol::engines::EngineLoad;
 use kvhive_protocol::handshake::{Role, TokenKey};
+use kvhive_protocol::routing::{RouteAnswer, RouteRequest};
 use kvhive_protocol::{ClusterMap, Epoch, Era, Layout, RulesChange, TenantId, TenantRules, WireError};
 use kvhive_wire::Identity;
 use std::sync::atomic::AtomicU64;
@@ -183,6 +185,24 @@ impl Client {
             tracing::warn!(%error, "the map could not be refreshed after a change");
         }
         Ok(reply)
+    }
+
+    /// Asks which engine should take a request: by what its own cache and kvhive have of the prompt, and by how busy it is. Any
+    /// coordinator answers, from what it has heard itself.
+    ///
+    /// # Errors
+    /// When the question is refused, or no coordinator answers.
+    pub async fn route(&self, request: RouteRequest) -> Result<RouteAnswer, ClientError> {
+        self.shared.coordinators.route(request, in_time(self.shared.config.request_timeout)).await
+    }
+
+    /// Says how busy an engine is, to the coordinator that this client asks for routes.
+    ///
+    /// # Errors
+    /// When no such engine is followed, or no coordinator answers.
+    pub async fn report_load(&self, engine: &str, load: EngineLoad) -> Result<(), ClientError> {
+        let deadline = in_time(self.shared.config.request_timeout);
+        self.shared.coordinators.engine_load(engine, load, deadline).await.map(|_| ())
     }
 
     /// Opens a namespace: blocks of one tenant, model, layout and rank. Of a tenant that shares another's blocks it is that

@@ -5,7 +5,9 @@ use crate::retry::Backoff;
 use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, CoordinatorStatus, Heartbeat, Registration,
 };
+use kvhive_protocol::engines::{EngineLoad, Followed};
 use kvhive_protocol::frame::Kind;
+use kvhive_protocol::routing::{RouteAnswer, RouteRequest};
 use kvhive_protocol::{ClusterMap, Epoch, Reason, RequestId, WireError};
 use kvhive_wire::{Connection, Fault, Identity};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -92,6 +94,34 @@ impl Coordinators {
         match self.ask(&request, CHANGE_PATIENCE, deadline).await? {
             ControlReply::Done(CommandReply::Rejected(error)) => Err(ClientError::Refused(error)),
             ControlReply::Done(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks which engine should take a request.
+    ///
+    /// # Errors
+    /// When the question is refused, or no coordinator answers by `deadline`.
+    pub async fn route(&self, request: RouteRequest, deadline: Instant) -> Result<RouteAnswer, ClientError> {
+        match self.ask(&ControlRequest::Route(Box::new(request)), PATIENCE, deadline).await? {
+            ControlReply::Routed(answer) => Ok(answer),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Tells the coordinator that routes are asked of how busy an engine is.
+    ///
+    /// # Errors
+    /// When it is refused, or no coordinator answers by `deadline`.
+    pub async fn engine_load(
+        &self,
+        engine: &str,
+        load: EngineLoad,
+        deadline: Instant,
+    ) -> Result<Followed, ClientError> {
+        let request = ControlRequest::EngineLoad { engine: engine.to_owned(), load };
+        match self.ask(&request, PATIENCE, deadline).await? {
+            ControlReply::Engine(followed) => Ok(*followed),
             other => Err(unexpected(&other)),
         }
     }

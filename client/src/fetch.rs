@@ -3,13 +3,13 @@
 use crate::error::ClientError;
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
-use crate::retry::Backoff;
-use crate::route::{Job, Plan, first, plan};
+use crate::rounds::{Read, Rounds};
+use crate::route::Job;
 use crate::stats::count;
 use crate::targets::Targets;
 use crate::waits::Sway;
 use kvhive_protocol::data::MAX_BLOCKS_PER_TRANSFER;
-use kvhive_protocol::{ClusterMap, DeviceId, HeaderError, WireError};
+use kvhive_protocol::{DeviceId, HeaderError, WireError};
 use kvhive_wire::Fault;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,40 +91,22 @@ impl NamespaceClient {
                 self.block_bytes
             )));
         }
-        let deadline = self.deadline();
         let targets = Targets::new(range.start, targets);
-        let mut avoid: Vec<DeviceId> = Vec::new();
-        let mut backoff = Backoff::new();
-        let mut looked_again = false;
-        let mut is_first_round = true;
+        let mut rounds = Rounds::new(self);
         loop {
             let map = self.shared().map();
-            let open = targets.open().into_iter();
-            let plan = if is_first_round {
-                self.plan_read(&map, prefix, open, Sway::FETCH)
-            } else {
-                plan(&map, prefix, open, &avoid, first)
-            };
-            if !plan.nowhere.is_empty() && self.shared().looks_again(&map, &mut looked_again, deadline).await
-            {
+            let plan = rounds.plan(&map, prefix, targets.open().into_iter(), Sway::FETCH);
+            if !plan.nowhere.is_empty() && rounds.looks_again(&map).await {
                 continue;
             }
             for at in &plan.nowhere {
                 targets.give_up(*at);
             }
-            let read = Read { map: &map, prefix, avoid: &avoid, deadline };
+            let read = rounds.read(&map, prefix);
             let tasks = plan.jobs.into_iter().map(|job| self.fetch_job(&read, job, &targets)).collect();
             let failed: Vec<(DeviceId, Fault)> = run_all(tasks).await.into_iter().flatten().collect();
-            is_first_round = false;
-            if targets.open().is_empty() || Instant::now() >= deadline {
-                break;
-            }
-            if !failed.is_empty()
-                && !self
-                    .shared()
-                    .mend(&map, &failed, &mut avoid, &mut looked_again, &mut backoff, deadline)
-                    .await
-            {
+            let is_over = targets.open().is_empty() || Instant::now() >= rounds.deadline;
+            if is_over || !rounds.mend(&map, &failed).await {
                 break;
             }
         }
@@ -135,20 +117,6 @@ impl NamespaceClient {
         };
         count(&self.shared().counters.bytes_fetched, outcomes.iter().map(payload).sum());
         Ok(FetchReport { outcomes })
-    }
-
-    /// Plans the first round of a read: each segment is asked of the replica that is expected to answer soonest, within what
-    /// `sway` allows.
-    pub(crate) fn plan_read(
-        &self,
-        map: &ClusterMap,
-        prefix: &Prefix,
-        positions: impl Iterator<Item = usize>,
-        sway: Sway,
-    ) -> Plan {
-        let now = self.shared().now();
-        let mut waits = self.shared().waits();
-        plan(map, prefix, positions, &[], |segment| waits.choose(segment, sway, now))
     }
 
     /// Fetches what one device is asked for; if it is late, from other replicas besides.
@@ -186,34 +154,6 @@ impl NamespaceClient {
             .race(device, first, has_begun, others, (|_: &_| is_done(), |_: &_| is_done()))
             .await;
         raced.first.into_iter().chain(raced.second.into_iter().flatten()).flatten().collect()
-    }
-}
-
-/// One round of a read.
-pub(crate) struct Read<'a> {
-    pub(crate) map: &'a ClusterMap,
-    pub(crate) prefix: &'a Prefix,
-    pub(crate) avoid: &'a [DeviceId],
-    pub(crate) deadline: Instant,
-}
-
-impl Read<'_> {
-    /// Says whether there may be another replica of all that `job` asks for.
-    pub(crate) fn has_others(&self, job: &Job) -> bool {
-        job.runs.iter().all(|run| self.map.replicas(run.slot).0.len() > 1)
-    }
-
-    /// Returns what others than `device` are to be asked for these blocks; none unless all of them are somewhere else too.
-    pub(crate) fn others(&self, device: DeviceId, positions: &[usize]) -> Option<Vec<Job>> {
-        let avoid: Vec<DeviceId> = self.avoid.iter().copied().chain([device]).collect();
-        let plan = plan(self.map, self.prefix, positions.iter().copied(), &avoid, first);
-        plan.nowhere.is_empty().then_some(plan.jobs)
-    }
-
-    /// Says whether `device` is whom the last round would ask for block `at`, so that what it does not have is nowhere.
-    pub(crate) fn is_final(&self, device: DeviceId, at: usize) -> bool {
-        let plan = plan(self.map, self.prefix, std::iter::once(at), self.avoid, first);
-        plan.jobs.first().is_none_or(|job| job.device == device)
     }
 }
 

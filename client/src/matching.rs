@@ -1,14 +1,14 @@
 //! Match: how far a cluster covers a prefix.
 
 use crate::error::ClientError;
-use crate::fetch::{Read, run_all, senseless};
+use crate::fetch::{run_all, senseless};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
-use crate::retry::Backoff;
-use crate::route::{Job, first, plan};
+use crate::rounds::{Read, Rounds};
+use crate::route::Job;
 use crate::waits::Sway;
-use kvhive_protocol::data::{DataReply, DataRequest, MAX_KEYS_PER_MATCH, MatchRequest};
-use kvhive_protocol::{DeviceId, KeyList};
+use kvhive_protocol::KeyList;
+use kvhive_protocol::data::{DataReply, DataRequest, MatchRequest};
 use kvhive_wire::Fault;
 use std::collections::BTreeSet;
 
@@ -27,30 +27,16 @@ impl NamespaceClient {
     /// # Errors
     /// [`ClientError::Misuse`] for a prefix of more than 65,536 blocks. Devices that cannot be reached make misses.
     pub async fn match_prefix(&self, prefix: &Prefix) -> Result<PrefixMatch, ClientError> {
-        if prefix.len() > MAX_KEYS_PER_MATCH {
-            return Err(ClientError::Misuse(format!(
-                "{} blocks in one match, at most {MAX_KEYS_PER_MATCH}",
-                prefix.len()
-            )));
-        }
-        let deadline = self.deadline();
+        self.check_length(prefix, "match")?;
         let mut known: Vec<Option<bool>> = vec![None; prefix.len()];
-        let mut avoid: Vec<DeviceId> = Vec::new();
-        let mut backoff = Backoff::new();
-        let mut looked_again = false;
-        let mut is_first_round = true;
+        let mut rounds = Rounds::new(self);
         loop {
             let map = self.shared().map();
-            let plan = if is_first_round {
-                self.plan_read(&map, prefix, open(&known), Sway::MATCH)
-            } else {
-                plan(&map, prefix, open(&known), &avoid, first)
-            };
-            if !plan.nowhere.is_empty() && self.shared().looks_again(&map, &mut looked_again, deadline).await
-            {
+            let plan = rounds.plan(&map, prefix, open(&known), Sway::MATCH);
+            if !plan.nowhere.is_empty() && rounds.looks_again(&map).await {
                 continue;
             }
-            let read = Read { map: &map, prefix, avoid: &avoid, deadline };
+            let read = rounds.read(&map, prefix);
             let tasks = plan.jobs.into_iter().map(|job| self.match_job(&read, job)).collect();
             let mut failed = Vec::new();
             for (job, answer) in run_all(tasks).await.into_iter().flatten() {
@@ -59,13 +45,7 @@ impl NamespaceClient {
                     Err(fault) => failed.push((job.device, fault)),
                 }
             }
-            is_first_round = false;
-            if failed.is_empty()
-                || !self
-                    .shared()
-                    .mend(&map, &failed, &mut avoid, &mut looked_again, &mut backoff, deadline)
-                    .await
-            {
+            if failed.is_empty() || !rounds.mend(&map, &failed).await {
                 let segment_blocks = map.settings.segment_blocks as usize;
                 let primaries = open(&known).map(|at| {
                     let home = &prefix.keys()[prefix.home(at, segment_blocks)];

@@ -4,6 +4,7 @@ use crate::client::{Client, Shared};
 use crate::error::ClientError;
 use crate::prefix::Prefix;
 use crate::retry::in_time;
+use kvhive_protocol::data::MAX_KEYS_PER_MATCH;
 use kvhive_protocol::{BlockKey, Era, Layout, LayoutFingerprint, Namespace, NamespaceKey, TenantId};
 use std::ops::Range;
 use std::sync::Arc;
@@ -101,6 +102,17 @@ impl NamespaceClient {
 
     pub(crate) fn deadline(&self) -> Instant {
         in_time(self.limit.unwrap_or(self.client.shared.config.request_timeout))
+    }
+
+    /// Refuses a prefix that is too long for a call that `what` names.
+    pub(crate) fn check_length(&self, prefix: &Prefix, what: &str) -> Result<(), ClientError> {
+        let blocks = prefix.len();
+        if blocks > MAX_KEYS_PER_MATCH {
+            return Err(ClientError::Misuse(format!(
+                "{blocks} blocks in one {what}, at most {MAX_KEYS_PER_MATCH}"
+            )));
+        }
+        Ok(())
     }
 
     pub(crate) fn check_range(

@@ -4,11 +4,9 @@ use crate::error::ClientError;
 use crate::fetch::{run_all, senseless};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
-use crate::retry::Backoff;
+use crate::rounds::Rounds;
 use crate::route::{Job, every_replica, split};
-use kvhive_protocol::data::{
-    DataReply, DataRequest, Hint, MAX_KEYS_PER_MATCH, MAX_KEYS_PER_RELEASE, ReleaseRequest,
-};
+use kvhive_protocol::data::{DataReply, DataRequest, Hint, MAX_KEYS_PER_RELEASE, ReleaseRequest};
 use kvhive_protocol::{ClusterMap, DeviceId};
 use kvhive_wire::Fault;
 use std::collections::BTreeSet;
@@ -33,23 +31,17 @@ impl NamespaceClient {
     /// # Errors
     /// [`ClientError::Misuse`] for a prefix of more than 65,536 blocks. Devices that cannot be reached are in the report.
     pub async fn release(&self, prefix: &Prefix, hint: Hint) -> Result<ReleaseReport, ClientError> {
-        if prefix.len() > MAX_KEYS_PER_MATCH {
-            return Err(ClientError::Misuse(format!(
-                "{} blocks in one release, at most {MAX_KEYS_PER_MATCH}",
-                prefix.len()
-            )));
-        }
-        let deadline = self.deadline();
+        self.check_length(prefix, "release")?;
         let mut report = ReleaseReport::default();
         let mut told: BTreeSet<DeviceId> = BTreeSet::new();
-        let mut avoid: Vec<DeviceId> = Vec::new();
-        let mut backoff = Backoff::new();
+        let mut rounds = Rounds::new(self);
         loop {
             let map = self.shared().map();
             let mut jobs = every_replica(&map, prefix);
-            jobs.retain(|job| !told.contains(&job.device) && !avoid.contains(&job.device));
+            jobs.retain(|job| !told.contains(&job.device) && !rounds.avoid.contains(&job.device));
             let devices: Vec<DeviceId> = jobs.iter().map(|job| job.device).collect();
-            let tasks = jobs.into_iter().map(|job| self.tell(&map, prefix, job, hint, deadline)).collect();
+            let tasks =
+                jobs.into_iter().map(|job| self.tell(&map, prefix, job, hint, rounds.deadline)).collect();
             let mut failed = Vec::new();
             for (device, answer) in devices.into_iter().zip(run_all(tasks).await) {
                 match answer {
@@ -61,10 +53,8 @@ impl NamespaceClient {
                 }
             }
             let lacking: BTreeSet<DeviceId> =
-                avoid.iter().copied().chain(failed.iter().map(|(device, _)| *device)).collect();
-            if failed.is_empty()
-                || !self.shared().mend(&map, &failed, &mut avoid, &mut true, &mut backoff, deadline).await
-            {
+                rounds.avoid.iter().copied().chain(failed.iter().map(|(device, _)| *device)).collect();
+            if failed.is_empty() || !rounds.mend(&map, &failed).await {
                 report.told = told.len();
                 report.unreachable = lacking.difference(&told).count();
                 return Ok(report);

@@ -1,9 +1,8 @@
 //! Where blocks are asked for: pure decisions over a cluster map.
 
 use crate::prefix::Prefix;
-use crate::waits::Segment;
 use kvhive_protocol::data::Run;
-use kvhive_protocol::{ClusterMap, DeviceId, Slot};
+use kvhive_protocol::{BlockKey, ClusterMap, DeviceId, Filling, ReplicaSet, Slot};
 
 /// What one device is asked: some positions of a prefix, in order, as runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,6 +17,29 @@ pub(crate) struct Job {
 pub(crate) struct Plan {
     pub(crate) jobs: Vec<Job>,
     pub(crate) nowhere: Vec<usize>,
+}
+
+/// The segment that somebody is to be asked for.
+pub(crate) struct Segment<'a> {
+    pub(crate) home: &'a BlockKey,
+    pub(crate) set: &'a ReplicaSet,
+    pub(crate) filling: Option<&'a Filling>,
+    pub(crate) avoid: &'a [DeviceId],
+    /// Replicas that every slot has.
+    pub(crate) replicas: usize,
+}
+
+impl Segment<'_> {
+    /// Those who may be asked, in the map's order.
+    pub(crate) fn left(&self) -> impl Iterator<Item = DeviceId> + '_ {
+        self.set.0.iter().copied().filter(|device| !self.avoid.contains(device))
+    }
+
+    /// Those of them who lack nothing.
+    pub(crate) fn whole(&self) -> impl Iterator<Item = DeviceId> + '_ {
+        let lacks = |device: &DeviceId| self.filling.is_some_and(|filling| filling.devices.contains(device));
+        self.left().filter(move |device| !lacks(device))
+    }
 }
 
 /// Plans `positions` (growing) of `prefix`: each segment goes to whom `choose` says, or nowhere.
@@ -37,16 +59,8 @@ pub(crate) fn plan(
         let (fresh, slot, job) = match last {
             Some((known, slot, job)) if known == home => (false, slot, job),
             _ => {
-                let key = &prefix.keys()[home];
-                let slot = key.slot();
-                let device = choose(&Segment {
-                    home: key,
-                    set: map.replicas(slot),
-                    filling: map.filling.get(&slot),
-                    avoid,
-                    replicas: usize::from(map.settings.replicas),
-                });
-                let job = device.map(|device| {
+                let (slot, segment) = segment_at(map, prefix, at, avoid);
+                let job = choose(&segment).map(|device| {
                     plan.jobs.iter().position(|job| job.device == device).unwrap_or_else(|| {
                         plan.jobs.push(Job { device, runs: Vec::new(), positions: Vec::new() });
                         plan.jobs.len() - 1
@@ -70,6 +84,19 @@ pub(crate) fn plan(
     plan
 }
 
+/// Returns the segment that block `at` of `prefix` is of, and its slot.
+pub(crate) fn segment_at<'a>(
+    map: &'a ClusterMap,
+    prefix: &'a Prefix,
+    at: usize,
+    avoid: &'a [DeviceId],
+) -> (Slot, Segment<'a>) {
+    let home = &prefix.keys()[prefix.home(at, map.settings.segment_blocks as usize)];
+    let slot = home.slot();
+    let (set, filling) = (map.replicas(slot), map.filling.get(&slot));
+    (slot, Segment { home, set, filling, avoid, replicas: usize::from(map.settings.replicas) })
+}
+
 /// Chooses the primary or nobody.
 pub(crate) fn primary(segment: &Segment<'_>) -> Option<DeviceId> {
     segment.set.primary().filter(|primary| !segment.avoid.contains(primary))
@@ -77,7 +104,7 @@ pub(crate) fn primary(segment: &Segment<'_>) -> Option<DeviceId> {
 
 /// Chooses the first replica that is left: of those that lack older blocks one only if nobody else is.
 pub(crate) fn first(segment: &Segment<'_>) -> Option<DeviceId> {
-    segment.first()
+    segment.whole().next().or_else(|| segment.left().next())
 }
 
 /// Plans the whole of `prefix` for every replica of its slots: one job a device.
@@ -130,8 +157,8 @@ pub(crate) fn split(job: Job, blocks: usize) -> Vec<Job> {
 mod tests {
     use super::*;
     use kvhive_protocol::data::Ack;
-    use kvhive_protocol::map::{ReplicaSet, Settings};
-    use kvhive_protocol::{BlockKey, ClusterId, MemberId, SLOTS};
+    use kvhive_protocol::map::Settings;
+    use kvhive_protocol::{ClusterId, MemberId, SLOTS};
     use proptest::prelude::*;
     use std::sync::Arc;
 
@@ -227,7 +254,7 @@ mod tests {
         let mut map = map(4);
         let set = [device(7), device(8), device(9)];
         Arc::make_mut(&mut map.slots)[usize::from(slot.0)] = ReplicaSet(set.to_vec());
-        let filling = kvhive_protocol::Filling { devices: vec![set[1]], streams: true };
+        let filling = Filling { devices: vec![set[1]], streams: true };
         Arc::make_mut(&mut map.filling).insert(slot, filling);
         let ask = |avoid: &[DeviceId]| plan(&map, &prefix, 0..1, avoid, super::first).jobs[0].device;
         assert_eq!(ask(&[]), set[0]);

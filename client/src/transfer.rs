@@ -1,12 +1,11 @@
 //! One device's part of a fetch: requests over one connection, blocks into their places, each checked there.
 
 use crate::codec;
-use crate::fetch::{
-    BYTES_PER_TRANSFER, FetchOutcome, Loaded, MissReason, Read, blocks_per_transfer, senseless,
-};
+use crate::fetch::{BYTES_PER_TRANSFER, FetchOutcome, Loaded, MissReason, blocks_per_transfer, senseless};
 use crate::line::{Line, WINDOW};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
+use crate::rounds::Read;
 use crate::route::{Job, split};
 use crate::stats::count;
 use crate::targets::Targets;

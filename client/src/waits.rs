@@ -5,7 +5,8 @@
 //! a second request to another replica, for a bounded share of requests (Dean and Barroso, "The tail at scale", 2013); how
 //! long an answer usually takes at most, by mean and deviation (Jacobson and Karels 1988, RFC 6298).
 
-use kvhive_protocol::{BlockKey, DeviceId, Filling, ReplicaSet};
+use crate::route::Segment;
+use kvhive_protocol::{BlockKey, DeviceId};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -197,34 +198,6 @@ impl Waits {
     }
 }
 
-/// The segment that somebody is to be asked for.
-pub(crate) struct Segment<'a> {
-    pub(crate) home: &'a BlockKey,
-    pub(crate) set: &'a ReplicaSet,
-    pub(crate) filling: Option<&'a Filling>,
-    pub(crate) avoid: &'a [DeviceId],
-    /// Replicas that every slot has.
-    pub(crate) replicas: usize,
-}
-
-impl Segment<'_> {
-    /// Those who may be asked, in the map's order.
-    pub(crate) fn left(&self) -> impl Iterator<Item = DeviceId> + '_ {
-        self.set.0.iter().copied().filter(|device| !self.avoid.contains(device))
-    }
-
-    /// Those of them who lack nothing.
-    pub(crate) fn whole(&self) -> impl Iterator<Item = DeviceId> + '_ {
-        let lacks = |device: &DeviceId| self.filling.is_some_and(|filling| filling.devices.contains(device));
-        self.left().filter(move |device| !lacks(device))
-    }
-
-    /// The first of them, those who lack nothing before others.
-    pub(crate) fn first(&self) -> Option<DeviceId> {
-        self.whole().next().or_else(|| self.left().next())
-    }
-}
-
 /// SplitMix64's output function (Steele, Lea and Flood 2014).
 fn mixed(word: u64) -> u64 {
     let word = word.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -236,7 +209,7 @@ fn mixed(word: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvhive_protocol::MemberId;
+    use kvhive_protocol::{Filling, MemberId, ReplicaSet};
 
     const MS: Duration = Duration::from_millis(1);
 

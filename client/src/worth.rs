@@ -44,7 +44,7 @@ impl NamespaceClient {
             )));
         }
         let map = self.shared().map();
-        let plan = self.plan_read(&map, prefix, range, Sway::FETCH);
+        let plan = self.shared().plan_read(&map, prefix, range, Sway::FETCH);
         let now = self.shared().now();
         let waits = self.shared().waits();
         let wait = plan.jobs.iter().map(|job| waits.expected(job.device, now)).fold(0.0, f64::max);

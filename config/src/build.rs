@@ -150,6 +150,7 @@ fn cluster_settings(section: &Section<'_>, token: Option<&String>, ledger: &mut 
         lease: time(section, ledger, "lease"),
         heartbeat: time(section, ledger, "heartbeat"),
         repair_after: time(section, ledger, "repair_after"),
+        balance: section.read(ledger, "balance", parse::choice) == Some(1),
     }
 }
 

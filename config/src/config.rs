@@ -72,6 +72,8 @@ pub struct ClusterSettings {
     pub heartbeat: Duration,
     /// How long a node that is gone may come back before others are given what it held.
     pub repair_after: Duration,
+    /// Whether slots are moved and copied, without being asked, to spread what devices are asked for.
+    pub balance: bool,
 }
 
 /// When a store is answered.

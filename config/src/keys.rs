@@ -204,8 +204,8 @@ pub(crate) const CLUSTER: &[Key] = &[
         "operator_token_file",
         Rule::Path,
         Derived("none: nobody is an operator only"),
-        "File with the token that may look, drain, balance and scale at the admin API, and no more. The cluster's own token may do \
-         everything."
+        "File with the token that may look and do at the admin API what loses nothing, such as drain, balance and scale. The cluster's \
+         own token may do everything."
     ),
     key!(
         "viewer_token_file",
@@ -230,6 +230,13 @@ pub(crate) const CLUSTER: &[Key] = &[
         Rule::Time { min: 0, max: 24 * 3_600_000 },
         Value("30s"),
         "How long a node that is gone may come back before other nodes are given the blocks that it had copies of."
+    ),
+    key!(
+        "balance",
+        Rule::Choice(&["off", "continuous"]),
+        Value("off"),
+        "Whether slots that are read much get more replicas, and devices that carry more than others give slots away, without being \
+         asked. `kvhive balance` does it once."
     ),
 ];
 
@@ -262,8 +269,8 @@ pub(crate) const COORDINATOR: &[Key] = &[
         "peer",
         Rule::Whole { min: 1, max: 65_535 },
         Derived("its position in the file, from 1"),
-        "Its number in raft. Give it explicitly before you ever reorder or remove coordinators: a number belongs to one \
-         `data_dir` for good."
+        "Its number in raft. Give it explicitly before you ever reorder the file, or one has taken another's place: the log knows \
+         each by its number, and a number belongs to one `data_dir` as long as that one is a coordinator."
     ),
     key!("host", Rule::Host, Required, "Address or name by which others reach it."),
     key!(
@@ -306,7 +313,7 @@ pub(crate) const NODE: &[Key] = &[
         "labels",
         Rule::Labels,
         Derived("none"),
-        "What the operator says of it, such as `{ zone = \"a\", rack = \"r1\" }`. A node's labels are put over the defaults'."
+        "What the operator says of it, such as `{ zone = \"a\", rack = \"r1\" }`. Replicas of a slot are never in one `zone` while there is another, then `rack`, then `host` (the address where it is not said); other labels only say. A node's labels are put over the defaults'."
     ),
     key!("io_threads", Rule::Whole { min: 1, max: 256 }, Value("2"), "Threads that serve its connections."),
     key!(

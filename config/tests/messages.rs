@@ -538,5 +538,5 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 10 + 3 + 6 + 23 + 4);
+    assert_eq!(keys, 11 + 3 + 6 + 23 + 4);
 }

@@ -2,9 +2,10 @@
 
 use crate::log::LogError;
 use crate::membership::MembershipError;
-use kvhive_consensus::ConsensusError;
+use kvhive_consensus::{ConsensusError, PeerId};
 use kvhive_control::RestoreError;
 use kvhive_protocol::map::Settings;
+use kvhive_protocol::raft::Seat;
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
 use std::io;
@@ -31,9 +32,9 @@ pub struct CoordinatorConfig {
     pub cluster_name: String,
     /// What holds for the whole cluster, if it is started now.
     pub settings: Settings,
-    /// The cluster's token.
+    /// The cluster's token; it is the admin's at the admin API.
     pub token: Vec<u8>,
-    /// Whose tokens may do what at the admin API.
+    /// Whose other tokens may do what there.
     pub access: Access,
     /// Without word of a leader for this long, up to twice as long, an election is held.
     pub election_timeout: Duration,
@@ -41,6 +42,8 @@ pub struct CoordinatorConfig {
     pub heartbeat: Duration,
     /// How long a member that is gone may come back before others are given what it held.
     pub repair_after: Duration,
+    /// Whether slots are moved and copied, without being asked, to spread what devices are asked for.
+    pub balance: bool,
     /// Applied entries after which the log is compacted.
     pub snapshot_every: u64,
 }
@@ -56,6 +59,20 @@ pub struct PeerConfig {
     pub raft_address: String,
     /// `host:port` of its admin API.
     pub admin_address: String,
+}
+
+impl PeerConfig {
+    /// Makes one of what the log says of it.
+    pub(crate) fn of(peer: PeerId, seat: Seat) -> PeerConfig {
+        let Seat { name, raft_address, admin_address } = seat;
+        PeerConfig { peer: peer.0, name, raft_address, admin_address }
+    }
+
+    /// Returns what the log says of it.
+    pub(crate) fn seat(&self) -> (PeerId, Seat) {
+        let PeerConfig { peer, name, raft_address, admin_address } = self.clone();
+        (PeerId(peer), Seat { name, raft_address, admin_address })
+    }
 }
 
 /// Why a coordinator did not start, or had to end.

@@ -1,41 +1,57 @@
 //! The control plane: what nodes, clients and other coordinators may ask, and what comes of it.
 
 use crate::actors::raft::{Raft, RaftMessage};
+use crate::engines::Engines;
 use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, MAX_DEVICES, MAX_UNREACHED, Proposal,
 };
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::load::MAX_TENANT_LOADS;
+use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_TENANT_LOADS};
+use kvhive_protocol::routing::MAX_ROUTE_BYTES;
+use kvhive_protocol::scaling::REUSE_BUCKETS;
 use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
 use kvhive_protocol::{Reason, WireError};
 use kvhive_runtime::{AskError, Reply};
 use kvhive_wire::{Connection, Fault, Identity};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A request that is not through within this is answered with its deadline; the asker repeats it.
 const LIMIT: Duration = Duration::from_secs(8);
 
-/// The largest request, in bytes: a heartbeat of a node whose devices each report every slot, as given away too, and as many tenants and strategies
+/// The largest heartbeat, in bytes: one of a node whose devices each report every slot, as given away too, and as many tenants and strategies
 /// as they may. A plan that names every slot is smaller.
-pub(crate) const MAX_REQUEST_BYTES: u32 = 4096
-    + MAX_DEVICES as u32
-        * (kvhive_protocol::SLOTS as u32 / 8
-            + 12 * kvhive_protocol::SLOTS as u32
-            + 16 * MAX_UNREACHED as u32
-            + 384
-            + 108 * MAX_TENANT_LOADS as u32
-            + 512 * MAX_LOAD_REPORTS as u32);
+const MAX_BEAT_BYTES: usize = 4096
+    + MAX_DEVICES
+        * (kvhive_protocol::SLOTS as usize / 8
+            + 12 * kvhive_protocol::SLOTS as usize
+            + 16 * MAX_UNREACHED
+            + 12 * MAX_HOT_SLOTS
+            + 576
+            + 108 * MAX_TENANT_LOADS
+            + 512 * MAX_LOAD_REPORTS
+            + 9 * REUSE_BUCKETS);
+
+/// The largest request, in bytes.
+pub(crate) const MAX_REQUEST_BYTES: u32 =
+    if MAX_BEAT_BYTES > MAX_ROUTE_BYTES { MAX_BEAT_BYTES as u32 } else { MAX_ROUTE_BYTES as u32 };
 
 /// Serves control requests. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct ControlPlane {
     raft: Raft,
+    engines: Arc<Engines>,
 }
 
 impl ControlPlane {
-    pub(crate) fn new(raft: Raft) -> ControlPlane {
-        ControlPlane { raft }
+    pub(crate) fn new(raft: Raft, engines: Arc<Engines>) -> ControlPlane {
+        ControlPlane { raft, engines }
+    }
+
+    /// Returns the engines that are followed.
+    pub(crate) fn engines(&self) -> &Engines {
+        &self.engines
     }
 
     /// Serves one request of somebody in this role.
@@ -79,7 +95,16 @@ impl ControlPlane {
                 Ok(status) => ControlReply::Status(status),
                 Err(error) => ControlReply::Failed(trouble(error)),
             },
+            ControlRequest::Balance => self.ask(|reply| RaftMessage::Balance { reply }).await,
             ControlRequest::Raft(request) => self.ask(|reply| RaftMessage::Admin { request, reply }).await,
+            ControlRequest::Route(request) => match self.engines.route(&request).await {
+                Ok(answer) => ControlReply::Routed(answer),
+                Err(error) => ControlReply::Failed(error),
+            },
+            ControlRequest::EngineLoad { engine, load } => match self.engines.set_load(&engine, load) {
+                Ok(followed) => ControlReply::Engine(Box::new(followed)),
+                Err(error) => ControlReply::Failed(error),
+            },
             ControlRequest::Overview => {
                 self.ask(|reply| RaftMessage::Overview { linearizable: true, reply }).await
             }
@@ -97,6 +122,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
         (Role::Client, ControlRequest::Register(_)) => "register",
         (Role::Client, ControlRequest::Heartbeat(_)) => "send heartbeats",
         (Role::Client | Role::Node, ControlRequest::Overview) => "ask for an overview",
+        (Role::Client | Role::Node, ControlRequest::Balance) => "ask for how work is spread",
         (Role::Client | Role::Node, ControlRequest::Raft(_)) => "manage coordinators",
         (Role::Coordinator, _) => return Ok(()),
         (_, ControlRequest::Submit { command, .. }) => match (role, command) {
@@ -105,7 +131,9 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 Command::Bootstrap { .. }
                 | Command::Register(_)
                 | Command::MarkDown { .. }
+                | Command::RecordLoad { .. }
                 | Command::PlaceSlots { .. }
+                | Command::Balance { .. }
                 | Command::Record(_),
             ) => command.name(),
             (Role::Client, Command::Leave { .. }) => command.name(),
@@ -115,7 +143,10 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::ClearTenant { .. }
                 | Command::SetTenantRules { .. }
                 | Command::SetDrains { .. }
-                | Command::SetAck { .. },
+                | Command::SetScaling { .. }
+                | Command::SetAck { .. }
+                | Command::SetEngine(_)
+                | Command::RemoveEngine { .. },
             ) => command.name(),
             _ => return Ok(()),
         },
@@ -162,6 +193,7 @@ mod tests {
         use kvhive_protocol::control::{
             DeviceLoad, Heartbeat, MAX_LABELS, MAX_NAME_BYTES, Placing, Registration,
         };
+        use kvhive_protocol::load::Work;
         use kvhive_protocol::map::DeviceDescription;
         use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
         use kvhive_protocol::{DeviceId, Epoch, Filling, SLOTS, Slot};
@@ -197,7 +229,14 @@ mod tests {
         let occupied = vec![0; usize::from(SLOTS / 8)];
         let filled = all.iter().map(|slot| (*slot, device)).collect();
         let unreached = vec![device; MAX_UNREACHED];
-        let load = DeviceLoad { occupied, filled, unreached, tenants, strategies, ..DeviceLoad::default() };
+        let work = Work {
+            requests: u64::MAX,
+            read_rate: u64::MAX,
+            wait_us: u32::MAX,
+            hot: all.iter().take(MAX_HOT_SLOTS).map(|slot| (*slot, u64::MAX)).collect(),
+        };
+        let load =
+            DeviceLoad { occupied, filled, unreached, tenants, strategies, work, ..DeviceLoad::default() };
         let (member, generation, epoch) = (MemberId(1), Generation(1), Epoch(1));
         let name = "x".repeat(MAX_NAME_BYTES);
         let address = "x".repeat(kvhive_control::MAX_ADDRESS_BYTES);
@@ -246,6 +285,8 @@ mod tests {
             (Role::Client, submit(down()), false),
             (Role::Node, submit(down()), false),
             (Role::Client, ControlRequest::Overview, false),
+            (Role::Client, ControlRequest::Balance, false),
+            (Role::Coordinator, ControlRequest::Balance, true),
             (Role::Coordinator, ControlRequest::Overview, true),
             (Role::Client, ControlRequest::Raft(RaftRequest::Transfer { to: None }), false),
             (Role::Node, ControlRequest::Raft(RaftRequest::Transfer { to: None }), false),

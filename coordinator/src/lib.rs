@@ -3,15 +3,21 @@
 
 mod actors;
 mod admin;
+mod backup;
 mod config;
 mod control_plane;
+mod engines;
 pub mod log;
 mod log_thread;
 mod membership;
+mod offline;
 mod peers;
 mod server;
 mod start;
 
+pub use backup::{Backup, BackupError, BackupHead, MAX_BACKUP_BYTES};
 pub use config::{CoordinatorConfig, CoordinatorError, PeerConfig};
+pub use kvhive_control::Cleared;
 pub use membership::{Difference, Membership, MembershipError};
+pub use offline::{Begun, OfflineError, Place, Recovery, restore};
 pub use start::{CoordinatorHandle, start};

@@ -2,7 +2,7 @@
 //! Raft's promises hold for one owner of a log; whoever starts with another's could elect two leaders. Who the others are is
 //! in the log itself. Addresses are not part of it: coordinators may move.
 
-use crate::config::CoordinatorConfig;
+use crate::config::PeerConfig;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::File;
@@ -110,11 +110,9 @@ impl Difference {
 
 impl Membership {
     /// Returns what the configuration says.
-    pub(crate) fn of(config: &CoordinatorConfig) -> Membership {
-        let own = config.peers.iter().find(|peer| peer.peer == config.peer);
-        let name = own.map_or_else(String::new, |own| own.name.clone());
-        let own = Seat { peer: config.peer, name };
-        Membership { format: FORMAT, cluster: config.cluster_name.clone(), own }
+    pub(crate) fn of(cluster: &str, own: &PeerConfig) -> Membership {
+        let own = Seat { peer: own.peer, name: own.name.clone() };
+        Membership { format: FORMAT, cluster: cluster.to_owned(), own }
     }
 
     /// Says in what a data folder differs from this configuration, if it does.

@@ -42,7 +42,14 @@ fn pair(ours: Option<u128>, theirs: Option<u128>) -> Pair {
     let (_, known) = watch::channel(theirs.map(ClusterId));
     let server = Server {
         raft: raft.clone(),
-        control: ControlPlane::new(raft.clone()),
+        control: ControlPlane::new(
+            raft.clone(),
+            Arc::new(crate::engines::Engines::new(
+                Vec::new(),
+                Vec::new(),
+                Arc::new(kvhive_runtime::BootClock),
+            )),
+        ),
         token: token.clone(),
         cluster: known,
         room: Room::default(),

@@ -7,17 +7,19 @@ use crate::admin::audit::Audit;
 use crate::admin::{self, Admin, Listeners, Sources};
 use crate::config::{CoordinatorConfig, CoordinatorError, PeerConfig};
 use crate::control_plane::ControlPlane;
+use crate::engines::{Agreed, Engines};
 use crate::log::LogFolder;
 use crate::log_thread::{self, LogFigures};
 use crate::membership::Membership;
 use crate::peers;
 use crate::server::{self, Room, Server};
 use kvhive_consensus::{Consensus, ConsensusConfig, PeerId, Restored};
-use kvhive_control::{Overseer, Registry, Tuning};
+use kvhive_control::{BalanceTuning, Overseer, Registry, RestoreError, Tuning};
 use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::raft::{RaftRequest, Seat};
 use kvhive_protocol::{ClusterId, WireError};
+use kvhive_runtime::http::Role as AdminRole;
 use kvhive_runtime::{BootClock, Clock, RestartPolicy, Runtime, RuntimeConfig, Spawn, Stage};
 use kvhive_wire::Identity;
 use std::collections::BTreeMap;
@@ -58,14 +60,16 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let Some(own) = config.peers.iter().find(|peer| peer.peer == config.peer) else {
         return Err(CoordinatorError::Config(format!("peer {} is not among the coordinators", config.peer)));
     };
+    let access = config.access.clone().with(AdminRole::Admin, &config.token);
+    let access = access.map_err(|error| CoordinatorError::Config(error.to_string()))?;
     let name = own.name.clone();
     let random = random()?;
     let word = |at: usize| u64::from_le_bytes(random[at..at + 8].try_into().expect("eight bytes"));
     let folder = LogFolder::lock(&config.data_dir)?;
-    Membership::of(&config).claim(&config.data_dir, folder.holds_log()?)?;
+    Membership::of(&config.cluster_name, own).claim(&config.data_dir, folder.holds_log()?)?;
     let (store, restored) = folder.open()?;
     let registry = registry_of(&restored)?;
-    let seats: BTreeMap<PeerId, Seat> = config.peers.iter().map(seat).collect();
+    let seats: BTreeMap<PeerId, Seat> = config.peers.iter().map(PeerConfig::seat).collect();
     let tick = config.election_timeout / ELECTION_TICKS;
     let heartbeat_ticks = config.heartbeat.as_nanos().div_ceil(tick.as_nanos().max(1)) as u32;
     let consensus = Consensus::new(
@@ -89,6 +93,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let (failed, failure) = watch::channel(None);
     let (cluster, known_cluster) = watch::channel(None::<ClusterId>);
     let (events, known_events) = watch::channel(0);
+    let (engines, known_engines) = watch::channel(Agreed::default());
     let (vitals, known_vitals) = watch::channel(Vitals::UNKNOWN);
     let (log_queue, log_writes) = log_thread::queue();
     let (dialler, lines) = mpsc::unbounded_channel();
@@ -104,7 +109,11 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let mut parts = Some(Parts {
         consensus,
         registry,
-        overseer: Overseer::new(Tuning { repair_after: config.repair_after, ..Tuning::default() }),
+        overseer: Overseer::new(Tuning {
+            repair_after: config.repair_after,
+            balance: BalanceTuning { continuous: config.balance, ..BalanceTuning::default() },
+            ..Tuning::default()
+        }),
         us,
         directory: Directory::new(us, seats, dialler, told),
         log: log_queue,
@@ -114,6 +123,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         failed,
         cluster,
         events,
+        engines,
         vitals,
         client: u128::from(word(64)) << 64 | u128::from(word(72)),
     });
@@ -137,7 +147,10 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let dialling =
         peers::dial(lines, identity.clone(), known_cluster.clone(), raft.clone(), stopping.clone());
     runtime.io().spawn(dialling);
-    let control = ControlPlane::new(raft.clone());
+    let coordinators = config.peers.iter().map(|peer| peer.raft_address.clone()).collect();
+    let engines = Arc::new(Engines::new(coordinators, config.token.clone(), Arc::new(BootClock)));
+    runtime.io().spawn(engines.clone().run(known_engines, stopping.clone()));
+    let control = ControlPlane::new(raft.clone(), engines);
     let server = Arc::new(Server {
         raft: raft.clone(),
         control: control.clone(),
@@ -161,7 +174,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     })?;
     let listeners = Listeners::new(known_events, stopping.clone());
     let random = random[80..96].try_into().expect("16 bytes");
-    let admin = Arc::new(Admin::new(sources, listeners, config.access.clone(), audit, random));
+    let admin = Arc::new(Admin::new(sources, listeners, access, audit, random));
     let administering = runtime.io().spawn(admin::serve(admin_listener, admin, stopping));
     runtime.on_shutdown().at(Stage::StopAccepting, "hand over and close listeners", async move {
         hand_over(&leaving).await;
@@ -173,16 +186,11 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     Ok(CoordinatorHandle { runtime, raft_address, admin_address, failed: failure })
 }
 
-fn seat(peer: &PeerConfig) -> (PeerId, Seat) {
-    let PeerConfig { peer, name, raft_address, admin_address } = peer.clone();
-    (PeerId(peer), Seat { name, raft_address, admin_address })
-}
-
 /// Rebuilds the state machine up to the snapshot; raft hands out the entries after it.
-fn registry_of(restored: &Restored) -> Result<Registry, CoordinatorError> {
+pub(crate) fn registry_of(restored: &Restored) -> Result<Registry, RestoreError> {
     match &restored.snapshot {
         // What is no snapshot of ours has no state that could be restored, and is refused as such.
-        Some(snapshot) => Ok(Registry::restore(snapshot.state().unwrap_or_default())?),
+        Some(snapshot) => Registry::restore(snapshot.state().unwrap_or_default()),
         None => Ok(Registry::new()),
     }
 }

@@ -51,9 +51,9 @@ pub struct NodeConfig {
     pub persist: Option<PersistConfig>,
     /// `host:port` of the coordinators' control plane.
     pub coordinators: Vec<String>,
-    /// The cluster's token.
+    /// The cluster's token; it is the admin's at the node's own admin routes.
     pub token: Vec<u8>,
-    /// Whose tokens may do what at its own admin routes.
+    /// Whose other tokens may do what there.
     pub access: Access,
 }
 

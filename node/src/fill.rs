@@ -85,9 +85,7 @@ impl Filler {
     async fn work(&self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let Some(serving) = self.view.serving().filter(|_| self.view.check_lease().is_ok()) else {
-                continue;
-            };
+            let Ok(serving) = self.view.leased() else { continue };
             let next = {
                 let mut fills = self.replicator.giving.fills();
                 fills.adopt(&serving.map, serving.member);
@@ -171,8 +169,7 @@ impl Filler {
         (tenant, fingerprint): (TenantId, LayoutFingerprint),
         items: Vec<Item>,
     ) -> Result<(), Pass> {
-        let serving = self.view.serving().filter(|_| self.view.check_lease().is_ok());
-        let serving = serving.ok_or(Pass::Partial)?;
+        let serving = self.view.leased().map_err(|_| Pass::Partial)?;
         {
             let mut fills = self.replicator.giving.fills();
             fills.adopt(&serving.map, serving.member);

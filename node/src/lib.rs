@@ -9,6 +9,7 @@ mod data;
 mod disk;
 mod fill;
 mod guards;
+mod handle;
 mod latency;
 mod layouts;
 mod membership;
@@ -20,15 +21,17 @@ mod start;
 mod stats;
 mod traffic;
 mod view;
+mod work;
 
 #[cfg(test)]
 mod tests;
 
 pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, PersistConfig, Tuning};
 pub use disk::{DiskBench, DiskError};
+pub use handle::NodeHandle;
 pub use latency::{Latencies, LatencySummary};
 pub use persist::{Loaded, PersistError, PersistProgress, Saved};
-pub use start::{NodeHandle, start};
+pub use start::start;
 pub use stats::{
     CodecFigures, CollectedFor, Collections, Evictions, NodeStats, Prefetches, Shrinks, StrategyFigures,
     TierUse,

@@ -168,12 +168,16 @@ impl Membership {
                 occupied: vec![0xFF; usize::from(kvhive_protocol::SLOTS) / 8],
                 ..DeviceLoad::default()
             };
+            let asked = std::time::Instant::now();
             let answer = device.ask(LOAD_LIMIT, |reply| DeviceMessage::Load { reply }).await;
+            let waited = asked.elapsed();
             // One that was made anew since the registration holds nothing that it was taken to hold then: it registers anew.
             let is_as_registered = self.known_emptied.load(Ordering::SeqCst) == *self.emptied.borrow();
             let mut load = answer.ok().filter(|_| is_as_registered).map_or(unknown, |(load, _)| load);
+            load.work = device.work.tell(self.view.now());
             load.traffic = device.traffic.tell(self.view.now());
             let device = DeviceId::new(member, at as u16);
+            load.queue_us = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
             load.filled = self.replicator.giving.filled(&self.view, device);
             load.unreached = self.replicator.giving.unreached(device);
             devices.push(load);

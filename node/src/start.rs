@@ -1,34 +1,32 @@
-//! Starts a node: memory, actors, listeners, membership; and ends it in order.
+//! Starts a node: memory, actors, listeners, membership; and says in which order they end.
 
 use crate::actors::core::DeviceCore;
 use crate::actors::device::Device;
 use crate::admin;
 use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
-use crate::disk::DiskError;
-use crate::disk::{self, DiskTuning, Store};
+use crate::disk::{self, DiskError, DiskTuning, Store};
 use crate::fill::Filler;
-use crate::latency::Latencies;
+#[cfg(test)]
+use crate::handle::Inside;
+use crate::handle::{Ending, NodeHandle};
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
-use crate::persist::{self, Extent, Holdings, Jobs, Keeper, Loaded, PersistError, PersistProgress, Saved};
-use crate::stats::{self, NodeStats, StrategyFigures};
+use crate::persist::{self, Holdings, Jobs, Keeper};
 use crate::view::View;
 use axum::Router;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_protocol::{LayoutFingerprint, MemberId};
+use kvhive_runtime::http::Role as AdminRole;
 use kvhive_runtime::{BootClock, BoundedListener, DoorLimits, Runtime, RuntimeConfig, Spawn, Stage, stopped};
 use kvhive_wire::Identity;
 use std::collections::hash_map::RandomState;
-use std::future::Future;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -61,44 +59,6 @@ const STALL: Duration = Duration::from_secs(30);
 /// See [`Limits::least_rate`].
 const LEAST_RATE: u64 = 1 << 20;
 
-/// A running node. Dropped without [`NodeHandle::shutdown`], it ends as if killed.
-pub struct NodeHandle {
-    runtime: Runtime,
-    devices: Vec<Device>,
-    plane: Arc<DataPlane>,
-    holdings: Holdings,
-    data_address: SocketAddr,
-    metrics_address: SocketAddr,
-    view: Arc<View>,
-    ending: Arc<Ending>,
-    #[cfg(test)]
-    pub(crate) inside: Inside,
-}
-
-/// What tests look into.
-#[cfg(test)]
-pub(crate) struct Inside {
-    pub(crate) devices: Vec<Device>,
-    pub(crate) memories: Vec<Memory>,
-    pub(crate) stores: Vec<Option<Arc<Store>>>,
-    pub(crate) plane: Arc<DataPlane>,
-}
-
-/// How a node ended.
-#[derive(Default)]
-struct Ending {
-    outcome: Mutex<Option<Result<(), usize>>>,
-    known: Condvar,
-}
-
-impl Ending {
-    /// Tells those who wait; the first word counts.
-    fn tell(&self, outcome: Result<(), usize>) {
-        self.outcome.lock().unwrap_or_else(|poison| poison.into_inner()).get_or_insert(outcome);
-        self.known.notify_all();
-    }
-}
-
 /// Starts a node and returns once it listens; it serves when the coordinators have given it a lease. May be called on any
 /// thread, also of another runtime.
 ///
@@ -122,6 +82,8 @@ pub(crate) fn start_within(
     disks: &DiskTuning,
 ) -> Result<NodeHandle, NodeError> {
     config.check()?;
+    let access = config.access.clone().with(AdminRole::Admin, &config.token);
+    let access = access.map_err(|error| NodeError::Config(error.to_string()))?;
     let runtime = Runtime::new(RuntimeConfig { name: config.name.clone(), io_threads: config.io_threads })?;
     let view = Arc::new(View::new(Arc::new(BootClock)));
     let counters = Arc::new(Counters::default());
@@ -189,7 +151,7 @@ pub(crate) fn start_within(
         counters: plane.counters.clone(),
     };
     let jobs = keep_snapshot(&config, &runtime, &holdings, &plane, &stopping);
-    let routes = routes(sources).merge(admin::routes(config.access.clone(), jobs));
+    let routes = routes(sources).merge(admin::routes(access, jobs));
     runtime.io().spawn(serve_metrics(metrics_listener, routes, stopping.clone()));
     let filler = Filler {
         devices: devices.clone(),
@@ -217,14 +179,14 @@ pub(crate) fn start_within(
     Ok(NodeHandle {
         runtime,
         holdings,
-        devices: devices.clone(),
-        plane: plane.clone(),
+        devices,
+        plane,
         data_address,
         metrics_address,
         view,
         ending,
         #[cfg(test)]
-        inside: Inside { devices, memories, stores, plane },
+        inside: Inside { memories, stores },
     })
 }
 
@@ -392,111 +354,4 @@ async fn serve_metrics(listener: TcpListener, routes: Router, mut stopping: watc
 
 fn listen(runtime: &Runtime, address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
     runtime.listen(address).map_err(|source| NodeError::Listen { address, source })
-}
-
-impl NodeHandle {
-    /// Returns where the data plane listens.
-    pub fn data_address(&self) -> SocketAddr {
-        self.data_address
-    }
-
-    /// Returns where metrics are served.
-    pub fn metrics_address(&self) -> SocketAddr {
-        self.metrics_address
-    }
-
-    /// Returns its id in the cluster, once it has registered.
-    pub fn member(&self) -> Option<MemberId> {
-        self.view.serving().map(|serving| serving.member)
-    }
-
-    /// Says whether it holds a lease and serves.
-    pub fn is_serving(&self) -> bool {
-        self.view.serving().is_some() && self.view.check_lease().is_ok()
-    }
-
-    /// Returns the node's figures since it started. Blocks the thread for a moment.
-    pub fn stats(&self) -> NodeStats {
-        self.wait_for(stats::gather(&self.devices, &self.plane))
-    }
-
-    /// Returns the latencies of matches, fetches, stores and releases, to be merged with those of other nodes.
-    pub fn latencies(&self) -> [Latencies; 4] {
-        stats::latencies(&self.plane)
-    }
-
-    /// Has the strategies that choose among ways to rank choose now, by the evidence at hand, and returns how all of them do:
-    /// which way is in charge, what each would have hit, and why. Blocks the thread for a moment.
-    pub fn adjust_strategy(&self) -> Vec<StrategyFigures> {
-        self.wait_for(stats::strategies(&self.devices, true))
-    }
-
-    /// Writes what the node holds, on disk too, to a snapshot: the folder `path`, which stands or is replaced as a whole. What an interrupted
-    /// run has written is gone on with. Blocks the thread; the node serves meanwhile.
-    ///
-    /// # Errors
-    /// When the node does not serve, a file cannot be written, something else than a snapshot is at `path`, or another works on
-    /// it: an older snapshot at `path` stands.
-    pub fn persist(
-        &self,
-        path: &Path,
-        mut progress: impl FnMut(PersistProgress) + Send,
-    ) -> Result<Saved, PersistError> {
-        self.wait_for(persist::save(&self.holdings, path, Extent::All, &mut progress))
-    }
-
-    /// Takes in the snapshot at `path`, or what of it is of the layout `only`, as far as there are free frames: nothing leaves for it,
-    /// and what is here already stays. Blocks of no use here are left out and counted. Blocks the thread; the node serves meanwhile.
-    ///
-    /// # Errors
-    /// When there is none, it is damaged as a whole, or all of it is of another secret or layout or for larger frames; and when
-    /// a device or a disk fails half-way: what was taken in until then stays.
-    pub fn load(
-        &self,
-        path: &Path,
-        only: Option<LayoutFingerprint>,
-        mut progress: impl FnMut(PersistProgress) + Send,
-    ) -> Result<Loaded, PersistError> {
-        self.wait_for(persist::load(&self.holdings, path, only, &mut progress))
-    }
-
-    /// Runs a future on the node's own threads, from any thread of another runtime or of none.
-    fn wait_for<T: Send>(&self, future: impl Future<Output = T> + Send) -> T {
-        let io = self.runtime.io();
-        std::thread::scope(|scope| {
-            let ran = scope.spawn(|| io.block_on(future)).join();
-            ran.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-
-    /// Leaves the cluster, ends connections after their present requests, then all threads, within `limit`. Blocks; may
-    /// be called on any thread but the node's own. Later calls do nothing.
-    pub fn shutdown(&self, limit: Duration) {
-        // On a thread of its own: the runtime blocks on its own work, which no thread of another runtime may.
-        std::thread::scope(|scope| {
-            let ended = scope.spawn(|| self.runtime.shutdown(limit)).join();
-            if ended.is_err() {
-                error!("the node's shutdown panicked");
-            }
-        });
-        self.ending.tell(Ok(()));
-    }
-
-    /// Waits until the node has ended. Blocks the thread.
-    ///
-    /// # Errors
-    /// [`NodeError::DeviceLost`] when it ended by itself; it has left its cluster, [`NodeHandle::shutdown`] frees what it
-    /// still holds.
-    pub fn wait(&self) -> Result<(), NodeError> {
-        let mut outcome = self.ending.outcome.lock().unwrap_or_else(|poison| poison.into_inner());
-        loop {
-            match *outcome {
-                Some(Ok(())) => return Ok(()),
-                Some(Err(device)) => return Err(NodeError::DeviceLost { device }),
-                None => {
-                    outcome = self.ending.known.wait(outcome).unwrap_or_else(|poison| poison.into_inner());
-                }
-            }
-        }
-    }
 }

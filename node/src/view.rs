@@ -71,6 +71,13 @@ impl View {
         Moment::from_nanos(self.lease.load(Ordering::SeqCst))
     }
 
+    /// Returns by which map this node serves, if it has a lease to.
+    pub(crate) fn leased(&self) -> Result<Serving, WireError> {
+        let serving = self.serving().ok_or(WireError::NoLease)?;
+        self.check_lease()?;
+        Ok(serving)
+    }
+
     /// Checks the lease; asked before the work and again before its answer leaves.
     pub(crate) fn check_lease(&self) -> Result<(), WireError> {
         if self.now() < self.lease() { Ok(()) } else { Err(WireError::NoLease) }

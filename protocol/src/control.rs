@@ -2,12 +2,15 @@
 
 use crate::block::Codec;
 use crate::data::Ack;
+use crate::engines::{Engine, EngineLoad, Followed};
 use crate::error::WireError;
 use crate::events::{Note, Reason};
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
-use crate::load::{TenantLoad, TierLoad, Traffic};
+use crate::load::{TenantLoad, TierLoad, Traffic, Work};
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
 use crate::raft::{RaftReport, RaftRequest};
+use crate::routing::{RouteAnswer, RouteRequest};
+use crate::scaling::{Observation, Reuse, ScalingChange, ScalingReport};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
@@ -24,6 +27,8 @@ pub const MAX_LABELS: usize = 32;
 pub const MAX_TENANTS: usize = 65_536;
 /// The most devices that one device reports as not answering.
 pub const MAX_UNREACHED: usize = 64;
+/// The most slots that belong elsewhere than their hash says.
+pub const MAX_BALANCED: usize = 1024;
 /// The most members a cluster's map ever holds.
 pub const MAX_MEMBERS: usize = 4096;
 
@@ -57,6 +62,17 @@ pub enum ControlRequest {
     Overview,
     /// Something about the coordinators themselves.
     Raft(RaftRequest),
+    /// How evenly is work spread over devices, and what would make that more even? Nothing is changed.
+    Balance,
+    /// Which engine should take a request? Any coordinator answers.
+    Route(Box<RouteRequest>),
+    /// An engine says how busy it is, to this coordinator.
+    EngineLoad {
+        /// The engine's name.
+        engine: String,
+        /// How busy.
+        load: EngineLoad,
+    },
 }
 
 /// Everything the leader knows.
@@ -72,6 +88,12 @@ pub struct Overview {
     pub tenants: Vec<(TenantId, TenantLoad)>,
     /// Slots that are not where they belong yet, or of which a replica lacks blocks.
     pub unsettled: u64,
+    /// The slots that are read most, of which device, and their part of its rate; at most [`MAX_HOTTEST`].
+    ///
+    /// [`MAX_HOTTEST`]: crate::load::MAX_HOTTEST
+    pub hottest: Vec<(Slot, DeviceId, u64)>,
+    /// What is made of the cluster's size.
+    pub scaling: ScalingReport,
 }
 
 /// A node's first word.
@@ -141,10 +163,16 @@ pub struct DeviceLoad {
     /// One bit a slot: whether any block of it is resident or being written. `SLOTS / 8` bytes, or empty for none.
     #[serde(with = "serde_bytes")]
     pub occupied: Vec<u8>,
+    /// How much is asked of it.
+    pub work: Work,
     /// Its tiers, fastest first: device, host, disk.
     pub tiers: [TierLoad; 3],
     /// What it is read and given.
     pub traffic: Traffic,
+    /// How it would have done with other room.
+    pub reuse: Reuse,
+    /// How long the request for this report waited for the device, as any other does, in microseconds.
+    pub queue_us: u64,
 }
 
 impl DeviceLoad {
@@ -186,6 +214,12 @@ pub enum ControlReply {
     Failed(WireError),
     /// How the coordinators' raft group stands.
     Raft(RaftReport),
+    /// How evenly work is spread, as the leader sees it.
+    Balance(Box<BalanceReport>),
+    /// Which engine should take it.
+    Routed(RouteAnswer),
+    /// An engine, as it is known after what was said of it.
+    Engine(Box<Followed>),
 }
 
 /// How a coordinator sees itself and its peers.
@@ -219,6 +253,30 @@ pub struct Placing {
     pub set: Vec<DeviceId>,
     /// Those of them that lack older blocks; all others are taken to have them.
     pub filling: Filling,
+}
+
+/// Where one slot belongs from then on, because of how much it is asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Balancing {
+    /// Which.
+    pub slot: Slot,
+    /// Its replicas, the primary first; none: where its hash says.
+    pub set: Vec<DeviceId>,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// How evenly work is spread over devices, and what would make it more even.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct BalanceReport {
+    /// The epoch that it is based on.
+    pub epoch: Epoch,
+    /// What each device is asked for a second, and what it would be with the changes.
+    pub rates: Vec<(DeviceId, u64, u64)>,
+    /// What would be changed.
+    pub changes: Vec<Balancing>,
+    /// Why nothing would be, where nothing is.
+    pub because: String,
 }
 
 /// A change of the cluster's memory of itself: an entry of the raft log.
@@ -293,6 +351,30 @@ pub enum Command {
     },
     /// Writes down an event that changes no map.
     Record(Note),
+    /// Changes how the cluster's size may change.
+    SetScaling {
+        /// What becomes of the policy.
+        change: ScalingChange,
+    },
+    /// How a stretch of time was, for every coordinator to foresee the next from.
+    RecordLoad {
+        /// The whole cluster's load.
+        observation: Observation,
+    },
+    /// New places where slots belong, decided on the map of epoch `based_on`; refused when the map has moved on.
+    Balance {
+        /// The epoch that it was decided on.
+        based_on: Epoch,
+        /// The slots, each once; at most [`MAX_BALANCED`].
+        changes: Vec<Balancing>,
+    },
+    /// Follows an engine, or follows it as it is described now.
+    SetEngine(Box<Engine>),
+    /// Follows an engine no longer.
+    RemoveEngine {
+        /// Its name.
+        name: String,
+    },
 }
 
 impl Command {
@@ -307,9 +389,14 @@ impl Command {
             Command::ClearTenant { .. } => "clear-tenant",
             Command::PlaceSlots { .. } => "place-slots",
             Command::SetDrains { .. } => "set-drains",
+            Command::Balance { .. } => "balance",
             Command::SetAck { .. } => "set-ack",
             Command::SetTenantRules { .. } => "set-tenant-rules",
             Command::Record(_) => "record",
+            Command::SetEngine(_) => "set-engine",
+            Command::RemoveEngine { .. } => "remove-engine",
+            Command::SetScaling { .. } => "set-scaling",
+            Command::RecordLoad { .. } => "record-load",
         }
     }
 }

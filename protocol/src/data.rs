@@ -5,6 +5,7 @@ use crate::ids::{DeviceId, Epoch, Slot, TenantId};
 use crate::key::{BlockKey, KeyList};
 use crate::layout::Layout;
 use crate::strategy::StrategyReport;
+use crate::watch::{WatchAnswer, WatchRequest};
 use serde::{Deserialize, Serialize};
 
 /// The most blocks one fetch or store may name.
@@ -63,6 +64,10 @@ pub enum DataRequest {
     Release(ReleaseRequest),
     /// How do this device's strategies do? Answered by [`DataReply::Strategies`].
     Strategies(StrategiesRequest),
+    /// What happens to this device's blocks? Answered by [`DataReply::Watched`].
+    Watch(WatchRequest),
+    /// What of these segments is here, and where? Nobody uses them by asking. Answered by [`DataReply::Surveyed`].
+    Survey(SurveyRequest),
 }
 
 /// See [`DataRequest::Match`].
@@ -188,6 +193,30 @@ pub struct StrategiesRequest {
     pub adjust: bool,
 }
 
+/// See [`DataRequest::Survey`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SurveyRequest {
+    /// The asker's map.
+    pub epoch: Epoch,
+    /// The device asked.
+    pub device: DeviceId,
+    /// Whose blocks.
+    pub tenant: TenantId,
+    /// Segments, as in [`MatchRequest::runs`].
+    pub runs: Vec<Run>,
+    /// The blocks' keys, run after run; at most [`MAX_KEYS_PER_MATCH`].
+    pub keys: KeyList,
+}
+
+/// What is covered of one run, from its start, without a gap.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct Surveyed {
+    /// Blocks of it.
+    pub covered: u32,
+    /// Those of them that are in memory; the others are on disk.
+    pub in_memory: u32,
+}
+
 /// One block of a [`StoreRequest`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StoreBlock {
@@ -235,6 +264,20 @@ pub enum DataReply {
         /// One report for each tenant with rules of its own and size of frames; at most [`crate::strategy::MAX_REPORTS`].
         reports: Vec<StrategyReport>,
     },
+    /// What happened, or what is there.
+    Watched {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// The answer.
+        answer: WatchAnswer,
+    },
+    /// For each run: what of it is here.
+    Surveyed {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// One answer a run.
+        runs: Vec<Surveyed>,
+    },
 }
 
 impl DataReply {
@@ -245,7 +288,9 @@ impl DataReply {
             | DataReply::Fetched { epoch, .. }
             | DataReply::Stored { epoch, .. }
             | DataReply::Released { epoch, .. }
-            | DataReply::Strategies { epoch, .. } => *epoch,
+            | DataReply::Strategies { epoch, .. }
+            | DataReply::Watched { epoch, .. }
+            | DataReply::Surveyed { epoch, .. } => *epoch,
         }
     }
 }

@@ -89,11 +89,23 @@ pub enum EventKind {
     TenantRulesChanged,
     /// How many replicas a store waits for by default has changed.
     AckChanged,
+    /// How the cluster's size may change has changed, or an operator asked for one.
+    ScalingChanged,
+    /// Another size is recommended.
+    SizeRecommended,
+    /// Slots belong elsewhere, or on more devices, because of how much they are read; or go by their hash again.
+    SlotsBalanced,
+    /// An engine's events are followed from now on, or are followed elsewhere.
+    EngineFollowed,
+    /// An engine's events are followed no longer.
+    EngineForgotten,
+    /// The cluster goes on by an older state: from a backup, or from what one coordinator had. What came after it is forgotten.
+    ClusterRestored,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 12] = [
+    pub const ALL: [EventKind; 18] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -106,6 +118,12 @@ impl EventKind {
         EventKind::TenantCleared,
         EventKind::TenantRulesChanged,
         EventKind::AckChanged,
+        EventKind::ScalingChanged,
+        EventKind::SizeRecommended,
+        EventKind::SlotsBalanced,
+        EventKind::EngineFollowed,
+        EventKind::EngineForgotten,
+        EventKind::ClusterRestored,
     ];
 
     /// Returns its name.
@@ -123,6 +141,12 @@ impl EventKind {
             EventKind::TenantCleared => "tenant-cleared",
             EventKind::TenantRulesChanged => "tenant-rules-changed",
             EventKind::AckChanged => "ack-changed",
+            EventKind::ScalingChanged => "scaling-changed",
+            EventKind::SizeRecommended => "size-recommended",
+            EventKind::SlotsBalanced => "slots-balanced",
+            EventKind::EngineFollowed => "engine-followed",
+            EventKind::EngineForgotten => "engine-forgotten",
+            EventKind::ClusterRestored => "cluster-restored",
         }
     }
 
@@ -147,6 +171,8 @@ pub struct Subject {
     pub tenant: Option<String>,
     /// A coordinator.
     pub coordinator: Option<String>,
+    /// An engine.
+    pub engine: Option<String>,
     /// How many slots.
     pub slots: u32,
     /// Some of those slots, at most [`MAX_EXAMPLES`].
@@ -167,6 +193,11 @@ impl Subject {
     /// Makes a subject of one coordinator.
     pub fn coordinator(name: impl Into<String>) -> Subject {
         Subject { coordinator: Some(name.into()), ..Subject::default() }
+    }
+
+    /// Makes a subject of one engine.
+    pub fn engine(name: impl Into<String>) -> Subject {
+        Subject { engine: Some(name.into()), ..Subject::default() }
     }
 
     /// Makes a subject of slots, of which it names a few.
@@ -213,8 +244,8 @@ impl Note {
     /// # Errors
     /// [`WireError::Rejected`] with what is too large.
     pub fn check(&self) -> Result<(), WireError> {
-        let Subject { member, tenant, coordinator, slots: _, examples } = &self.subject;
-        let names = [member, tenant, coordinator];
+        let Subject { member, tenant, coordinator, engine, slots: _, examples } = &self.subject;
+        let names = [member, tenant, coordinator, engine];
         let sizes = [
             ("numbers", self.facts.len(), MAX_FACTS),
             ("example slots", examples.len(), MAX_EXAMPLES),
@@ -281,6 +312,7 @@ impl From<Proposal> for LogEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec;
 
     #[test]
     fn a_reason_is_one_short_line_whatever_it_is_made_of() {
@@ -290,6 +322,8 @@ mod tests {
         assert_eq!(Reason::try_from(long.to_string()), Ok(long));
         assert!(Reason::try_from("x".repeat(MAX_REASON_BYTES + 1)).is_err());
         assert!(Reason::try_from("two\nlines".to_owned()).is_err());
+        let forged = codec::encode(&"x".repeat(MAX_REASON_BYTES + 1)).expect("it encodes");
+        assert!(codec::decode::<Reason>(&forged).is_err());
     }
 
     #[test]

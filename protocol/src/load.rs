@@ -1,6 +1,6 @@
-//! What devices report of their tiers, their traffic and their tenants.
+//! What devices report of their tiers, their traffic, their tenants and of the work that is asked of them.
 
-use crate::ids::TenantId;
+use crate::ids::{Slot, TenantId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -8,6 +8,26 @@ use std::collections::BTreeMap;
 pub const MAX_TENANT_LOADS: usize = 256;
 /// The most tenants whose sums an overview carries.
 pub const MAX_TENANT_SUMS: usize = 4096;
+
+/// The most slots whose rates one device reports: those that are read most.
+pub const MAX_HOT_SLOTS: usize = 64;
+/// The most of them that an overview of the whole cluster carries.
+pub const MAX_HOTTEST: usize = 32;
+/// What a request counts as beside its bytes, in bytes: one without any is work too.
+pub const REQUEST_BYTES: u64 = 16 << 10;
+
+/// How much is asked of a device.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Work {
+    /// Matches, fetches and stores, since its start.
+    pub requests: u64,
+    /// What matches and fetches came to a second, lately: their bytes, and [`REQUEST_BYTES`] each.
+    pub read_rate: u64,
+    /// How long requests waited for its answer, lately and on average, in microseconds.
+    pub wait_us: u32,
+    /// The slots that are read most, ascending, each with its part of the rate; at most [`MAX_HOT_SLOTS`].
+    pub hot: Vec<(Slot, u64)>,
+}
 
 /// One tier of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

@@ -143,6 +143,9 @@ pub struct ClusterMap {
     pub slots: Arc<Vec<ReplicaSet>>,
     /// Slots of which some replicas lack older blocks. The primary never does.
     pub filling: Arc<BTreeMap<Slot, Filling>>,
+    /// Slots that belong elsewhere than their hash says, or on more devices, because of how much they are asked for: the
+    /// primary first.
+    pub balanced: Arc<BTreeMap<Slot, ReplicaSet>>,
     /// Every tenant.
     pub tenants: BTreeMap<TenantId, Tenant>,
 }
@@ -158,6 +161,7 @@ impl ClusterMap {
             members: BTreeMap::new(),
             slots: Arc::new(vec![ReplicaSet::default(); usize::from(SLOTS)]),
             filling: Arc::default(),
+            balanced: Arc::default(),
             tenants: BTreeMap::new(),
         }
     }

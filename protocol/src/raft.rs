@@ -2,9 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The longest address of a coordinator, in bytes.
-pub const MAX_SEAT_ADDRESS_BYTES: usize = 255;
-
 /// What the coordinators know of one of them: part of their log.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Seat {

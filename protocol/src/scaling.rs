@@ -1,11 +1,18 @@
 //! What the cluster agrees on about its size: the load that it has seen, and what may be made of it.
 
+use crate::tenant::Change;
 use serde::{Deserialize, Serialize};
 
 /// How long one observation lasts, in seconds.
 pub const OBSERVATION_SECONDS: u64 = 300;
 /// The most observations that are remembered: two weeks of them.
 pub const MAX_OBSERVATIONS: usize = 4032;
+/// The most members that a policy names.
+pub const MAX_SIZE: u32 = 1024;
+/// Buckets of reuse distances.
+pub const REUSE_BUCKETS: usize = 128;
+/// Buckets an octave has.
+const PARTS: usize = 4;
 
 /// The whole cluster's load during one stretch of time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -18,4 +25,240 @@ pub struct Observation {
     pub covered: u64,
     /// Bytes of blocks taken in that were not there: what the working set grew by.
     pub new_bytes: u64,
+}
+
+/// How a device would have done with more or less room. Counters count since the device's start.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Reuse {
+    /// Blocks that it has room for, all tiers.
+    pub capacity_blocks: u64,
+    /// Keys asked by match.
+    pub asked: u64,
+    /// Uses of a sample, scaled up, by how many blocks of room would have made them hits: see [`reuse_bucket`]. Always
+    /// [`REUSE_BUCKETS`] of them.
+    pub counts: Vec<u64>,
+    /// The same of uses that no room looked at would have made hits.
+    pub never: u64,
+}
+
+impl Default for Reuse {
+    fn default() -> Self {
+        Reuse { capacity_blocks: 0, asked: 0, counts: vec![0; REUSE_BUCKETS], never: 0 }
+    }
+}
+
+/// What is made of a recommendation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScalingMode {
+    /// Nothing, and none is made.
+    #[default]
+    Off,
+    /// It is shown, and what would be done about it: a dry run.
+    Advise,
+    /// The cluster is given that size.
+    Act,
+}
+
+/// How the cluster's size may change. Replicated; changed by operators only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ScalingPolicy {
+    /// What is made of a recommendation.
+    pub mode: ScalingMode,
+    /// The fewest members.
+    pub floor: u32,
+    /// The most members.
+    pub ceiling: u32,
+    /// How much of what a cluster of `ceiling` members would cover is to be covered, in thousandths.
+    pub keep_per_mille: u16,
+    /// The least time between a change and one to more members, in seconds.
+    pub up_cooldown_s: u32,
+    /// How long fewer members must have been enough before they are, in seconds; also the least time since a change.
+    pub down_cooldown_s: u32,
+    /// How far ahead load is foreseen, in seconds: what it takes to start a member and fill it.
+    pub look_ahead_s: u32,
+    /// A request that waits for longer than this for its device, on average, asks for more members, in microseconds.
+    pub max_queue_us: u32,
+    /// The size that an operator has asked for, in place of what is recommended.
+    pub manual: Option<u32>,
+}
+
+impl Default for ScalingPolicy {
+    fn default() -> Self {
+        ScalingPolicy {
+            mode: ScalingMode::Off,
+            floor: 1,
+            ceiling: 16,
+            keep_per_mille: 850,
+            up_cooldown_s: 600,
+            down_cooldown_s: 3600,
+            look_ahead_s: 1800,
+            max_queue_us: 20_000,
+            manual: None,
+        }
+    }
+}
+
+/// What changes of the policy; the rest stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ScalingChange {
+    /// See [`ScalingPolicy::mode`].
+    pub mode: Option<ScalingMode>,
+    /// See [`ScalingPolicy::floor`].
+    pub floor: Option<u32>,
+    /// See [`ScalingPolicy::ceiling`].
+    pub ceiling: Option<u32>,
+    /// See [`ScalingPolicy::keep_per_mille`].
+    pub keep_per_mille: Option<u16>,
+    /// See [`ScalingPolicy::up_cooldown_s`].
+    pub up_cooldown_s: Option<u32>,
+    /// See [`ScalingPolicy::down_cooldown_s`].
+    pub down_cooldown_s: Option<u32>,
+    /// See [`ScalingPolicy::look_ahead_s`].
+    pub look_ahead_s: Option<u32>,
+    /// See [`ScalingPolicy::max_queue_us`].
+    pub max_queue_us: Option<u32>,
+    /// See [`ScalingPolicy::manual`].
+    pub manual: Change<u32>,
+}
+
+impl ScalingChange {
+    /// Returns the policy after the change.
+    ///
+    /// # Errors
+    /// What is not allowed of it.
+    pub fn apply(&self, mut policy: ScalingPolicy) -> Result<ScalingPolicy, String> {
+        policy.mode = self.mode.unwrap_or(policy.mode);
+        policy.floor = self.floor.unwrap_or(policy.floor);
+        policy.ceiling = self.ceiling.unwrap_or(policy.ceiling);
+        policy.keep_per_mille = self.keep_per_mille.unwrap_or(policy.keep_per_mille);
+        policy.up_cooldown_s = self.up_cooldown_s.unwrap_or(policy.up_cooldown_s);
+        policy.down_cooldown_s = self.down_cooldown_s.unwrap_or(policy.down_cooldown_s);
+        policy.look_ahead_s = self.look_ahead_s.unwrap_or(policy.look_ahead_s);
+        policy.max_queue_us = self.max_queue_us.unwrap_or(policy.max_queue_us);
+        match self.manual {
+            Change::Keep => {}
+            Change::Reset => policy.manual = None,
+            Change::Set(size) => policy.manual = Some(size),
+        }
+        policy.check()?;
+        Ok(policy)
+    }
+}
+
+impl ScalingPolicy {
+    /// Says what is not allowed of it.
+    ///
+    /// # Errors
+    /// The key, its value and what is allowed.
+    pub fn check(&self) -> Result<(), String> {
+        let within = |name: &str, value: u32, least: u32, most: u32| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            Err(format!("{name} is {value}, allowed is {least} to {most}"))
+        };
+        within("floor", self.floor, 1, MAX_SIZE)?;
+        within("ceiling", self.ceiling, self.floor, MAX_SIZE)?;
+        within("keep_per_mille", u32::from(self.keep_per_mille), 500, 1000)?;
+        within("up_cooldown_s", self.up_cooldown_s, 0, 86_400)?;
+        within("down_cooldown_s", self.down_cooldown_s, 0, 86_400)?;
+        within("look_ahead_s", self.look_ahead_s, 0, 86_400)?;
+        within("max_queue_us", self.max_queue_us, 100, 60_000_000)?;
+        match self.manual {
+            // An operator may go beyond what the autoscaler may.
+            Some(size) => within("size", size, 1, MAX_SIZE),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What the leader makes of the cluster's size. Shares are in millionths.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ScalingReport {
+    /// How the size may change.
+    pub policy: ScalingPolicy,
+    /// Members that serve and stay: up, and not being emptied.
+    pub members: u32,
+    /// What is recommended, since the end of the last stretch of time; none before that.
+    pub advice: Option<Advice>,
+    /// What is foreseen.
+    pub forecasts: Vec<ForecastReport>,
+    /// Stretches of time that this is known from.
+    pub observations: u32,
+}
+
+/// A recommended size and its reason in numbers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Advice {
+    /// Members recommended.
+    pub size: u32,
+    /// Members that the load asks for by itself, before bounds in time.
+    pub needed: u32,
+    /// Why, in a word.
+    pub why: String,
+    /// Why, in words and numbers.
+    pub reason: String,
+    /// Share of keys that half as many members would have covered of late.
+    pub hit_rate_half_ppm: u32,
+    /// That as many as there are would.
+    pub hit_rate_ppm: u32,
+    /// That twice as many would.
+    pub hit_rate_double_ppm: u32,
+    /// That the recommended size would, under the load foreseen.
+    pub hit_rate_expected_ppm: u32,
+    /// That the most members allowed would, under the load foreseen.
+    pub hit_rate_ceiling_ppm: u32,
+    /// Load foreseen by that of late.
+    pub growth_ppm: u32,
+    /// How long requests wait for their device on average, in microseconds.
+    pub queue_us: u64,
+}
+
+/// What is expected of one figure at one time, in thousandths of its unit.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ForecastReport {
+    /// `rate` (keys asked a second), `growth` (bytes a second that are new) or `reuse` (share of keys that are covered).
+    pub figure: String,
+    /// How far ahead, in seconds.
+    pub ahead_s: u32,
+    /// What is most likely.
+    pub value_milli: u64,
+    /// Nine of ten times it is not less.
+    pub low_milli: u64,
+    /// Nor more.
+    pub high_milli: u64,
+    /// Mean error of such forecasts by that of the value a season before: below a million is better.
+    pub mase_ppm: u32,
+    /// Share of such intervals that held.
+    pub coverage_ppm: u32,
+    /// After how many seconds the figure is taken to come back; 0 if it is not.
+    pub season_s: u32,
+}
+
+/// Returns the bucket of a reuse distance in blocks: each octave is parted in four, and the last takes what is farther.
+pub fn reuse_bucket(blocks: u64) -> usize {
+    let blocks = blocks.max(1);
+    let octave = blocks.ilog2() as usize;
+    let part = if octave >= 2 { blocks >> (octave - 2) & 3 } else { blocks << (2 - octave) & 3 };
+    (octave * PARTS + part as usize).min(REUSE_BUCKETS - 1)
+}
+
+/// Returns the number of blocks in the middle of a bucket.
+pub fn reuse_middle(bucket: usize) -> f64 {
+    (1_u64 << (bucket / PARTS).min(63)) as f64 * (1.0 + ((bucket % PARTS) as f64 + 0.5) / PARTS as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_distance_is_near_the_middle_of_its_bucket() {
+        for blocks in (1..64).chain([1000, 123_456, 987_654_321]) {
+            let middle = reuse_middle(reuse_bucket(blocks));
+            assert!((middle / blocks as f64 - 1.0).abs() < 0.26, "{blocks} {middle}");
+        }
+        assert_eq!(reuse_bucket(u64::MAX), REUSE_BUCKETS - 1);
+    }
 }

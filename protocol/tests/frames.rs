@@ -7,12 +7,13 @@ use kvhive_protocol::control::{
 };
 use kvhive_protocol::data::{
     About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, Refusal,
-    ReleaseRequest, Run, StoreBlock, StoreRequest, Stored, StrategiesRequest,
+    ReleaseRequest, Run, StoreBlock, StoreRequest, Stored, StrategiesRequest, SurveyRequest, Surveyed,
 };
 use kvhive_protocol::error::WireError;
 use kvhive_protocol::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameLimits, Kind, encode_frame};
 use kvhive_protocol::handshake::{Challenge, Hello, Proof, Role, TokenKey, agree};
 use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
+use kvhive_protocol::watch::{BlockEvent, WatchAnswer, WatchAsk, WatchRequest};
 use kvhive_protocol::*;
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
@@ -79,8 +80,22 @@ fn requests() -> Vec<DataRequest> {
             runs: runs.clone(),
             blocks: vec![StoreBlock { header: header(), parent: key(2) }],
         }),
-        DataRequest::Release(ReleaseRequest { epoch, device, tenant, hint: Hint::Pending, runs, keys }),
+        DataRequest::Release(ReleaseRequest {
+            epoch,
+            device,
+            tenant,
+            hint: Hint::Pending,
+            runs: runs.clone(),
+            keys: keys.clone(),
+        }),
         DataRequest::Strategies(StrategiesRequest { epoch, device, adjust: true }),
+        DataRequest::Watch(WatchRequest {
+            epoch,
+            device,
+            tenant: Some(tenant),
+            ask: WatchAsk::Events { stream: 7, after: 9 },
+        }),
+        DataRequest::Survey(SurveyRequest { epoch, device, tenant, runs, keys }),
     ]
 }
 
@@ -94,7 +109,14 @@ fn replies() -> Vec<DataReply> {
         },
         DataReply::Released { epoch: Epoch(2), blocks: 2 },
         DataReply::Strategies { epoch: Epoch(2), reports: vec![report()] },
+        DataReply::Watched { epoch: Epoch(2), answer: watched() },
+        DataReply::Surveyed { epoch: Epoch(2), runs: vec![Surveyed { covered: 3, in_memory: 1 }] },
     ]
+}
+
+fn watched() -> WatchAnswer {
+    let cleared = BlockEvent::Cleared { tenant: TenantId(4), era: Era(2) };
+    WatchAnswer::Events { stream: 7, after: 9, through: 11, events: vec![(10, cleared)] }
 }
 
 fn report() -> StrategyReport {
@@ -411,17 +433,21 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846010011004d000000000000001c000000000000007bb16f32f45f2f3200000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 10] = [
+const GOLDEN_DATA: [&str; 14] = [
     "c1791ded770783eb",
     "8fe94038a31a07aa",
     "3d6d95cc83dd0511",
     "dc28b719226b1c7d",
     "a93e7a93dd83e2d1",
+    "054a73e954a6e15b",
+    "53cb5a62a7c91a3c",
     "114c7c9b021a6c52",
     "e8162bef608b1509",
     "964b4412bc2e7214",
     "9b3999542a28b42a",
     "0328d4a489c3e674",
+    "bbeeb1d00708c0bc",
+    "8db0b762c3a424df",
 ];
 const GOLDEN_COMMANDS: [&str; 5] =
     ["0571446c18645cab", "e80c4e49e0b1e297", "5516b38b5a66a5e0", "6baa492c98bbfa21", "3a32a325d230e3c7"];

@@ -42,6 +42,18 @@ pub fn run(words: &[&str]) -> Result<Output> {
     run_with(words, &[])
 }
 
+/// Looks again and again until there is something; none after [`PATIENCE`].
+pub fn in_patience<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    None
+}
+
 fn run_with(words: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
     let binary = kvhive();
     let output = Command::new(&binary).args(words).envs(variables.iter().copied()).output();
@@ -113,15 +125,8 @@ impl Cluster {
     ///
     /// # Panics
     /// When it is not so after [`PATIENCE`].
-    pub fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        let begun = Instant::now();
-        loop {
-            if let Some(found) = look() {
-                return found;
-            }
-            assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+    pub fn until<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
+        in_patience(look).unwrap_or_else(|| panic!("waited in vain for {what}"))
     }
 
     /// Sends a signal (`KILL`, `STOP`, `CONT`) to one process.

@@ -3,7 +3,7 @@
 
 use kvhive_config::{ClusterConfig, Newcomer, Process};
 use kvhive_tests::files::{documents, file, list, text, word, yaml};
-use kvhive_tests::{PATIENCE, kvhive, run};
+use kvhive_tests::{in_patience, kvhive, run};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,6 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
 
 const BATCH: &str = "cluster-configs/slurm/kvhive.sbatch";
 
@@ -94,14 +93,8 @@ impl Job {
 
     /// Waits until `what` is so, or fails with the job's log.
     fn until<T>(&mut self, what: &str, mut look: impl FnMut(&mut Job) -> Option<T>) -> T {
-        let begun = Instant::now();
-        loop {
-            if let Some(found) = look(self) {
-                return found;
-            }
-            assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}:\n{}", self.logs());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let found = in_patience(|| look(self));
+        found.unwrap_or_else(|| panic!("waited in vain for {what}:\n{}", self.logs()))
     }
 
     /// Tells the script to end as Slurm does, and waits until it has.

@@ -136,3 +136,39 @@ fn what_a_lost_node_held_is_copied_again_so_that_another_may_be_lost() {
     settle(&cluster, "the last node to serve", |status| is_down(status, "node-2"));
     all_come(&cluster, &blocks, 0..PREFIXES, "after two nodes were lost, one after the other");
 }
+
+#[test]
+fn a_slot_that_is_read_much_gets_a_replica_more_when_work_is_to_be_spread() {
+    let options = ["--nodes", "2", "--devices", "1", "--device-memory", "64MiB"];
+    let cluster = Cluster::start(&options);
+    let client = cluster.client();
+    let blocks = cluster.blocks(&client, BLOCK as u32);
+    assert!(cluster.wait(store(&blocks, 1, Ack::Primary)));
+    let even = cluster.json(&["balance", "--dry-run"]).expect("it is asked");
+    assert_eq!(
+        (&even["applied"], even["changes"].as_array().map(Vec::len)),
+        (&false.into(), Some(0)),
+        "{even}"
+    );
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let (asker, asks) = (blocks.clone(), goes_on.clone());
+    let asked = cluster.spawn(async move {
+        while asks.load(Ordering::Relaxed) {
+            assert_eq!(fetch(&asker, 1).await, BLOCKS, "while its slots get more replicas");
+        }
+    });
+    let report = cluster.until("a slot to be found that is read too much", || {
+        let report = cluster.json(&["balance"]).expect("it is asked");
+        report["applied"].as_bool().unwrap_or(false).then_some(report)
+    });
+    let change = &report["changes"][0];
+    assert!(change["reason"].as_str().is_some_and(|why| why.contains("MiB/s")), "{report}");
+    let (slot, wanted) = (change["slot"].to_string(), change["replicas"].clone());
+    settle(&cluster, "the slot to be where it belongs", |_| {
+        let slots = cluster.json(&["slots", "--slot", &slot]).expect("it is there");
+        slots["slots"][0]["replicas"] == wanted
+    });
+    goes_on.store(false, Ordering::Relaxed);
+    cluster.wait(asked).expect("every fetch got everything");
+    all_come(&cluster, &blocks, 1..2, "after work was spread");
+}

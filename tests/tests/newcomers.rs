@@ -5,13 +5,12 @@ use kvhive_client::{
     Client, ClientConfig, FetchOutcome, NamespaceClient, Prefix, StoreOptions, StoreOutcome,
 };
 use kvhive_protocol::Layout;
-use kvhive_tests::{PATIENCE, kvhive};
+use kvhive_tests::{in_patience, kvhive};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Output};
-use std::time::{Duration, Instant};
 
 const TOKEN: &str = "a token that only this test knows";
 const BLOCK: usize = 64 << 10;
@@ -110,14 +109,8 @@ impl Open {
     }
 
     fn until<T>(&mut self, what: &str, mut look: impl FnMut(&mut Open) -> Option<T>) -> T {
-        let begun = Instant::now();
-        loop {
-            if let Some(found) = look(self) {
-                return found;
-            }
-            assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}:\n{}", self.logs());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let found = in_patience(|| look(self));
+        found.unwrap_or_else(|| panic!("waited in vain for {what}:\n{}", self.logs()))
     }
 
     fn logs(&self) -> String {

@@ -9,6 +9,7 @@ mod disk;
 mod matching;
 mod memory;
 mod metadata;
+mod placement;
 mod policy;
 mod private;
 mod slow;
@@ -70,6 +71,8 @@ enum Kind {
         #[arg(long, value_name = "SIZE", default_value = "1GiB")]
         size: Bytes,
     },
+    /// How long it takes to find where every slot belongs, against rendezvous hashing over every pair of slot and device
+    Placement,
     /// Each codec's speed on one core, against memcpy; what it stores of fp16 and does to attention's output
     Codec,
 }
@@ -169,6 +172,7 @@ impl Bench {
             Kind::Memory => ("memory", memory::run()?),
             Kind::Policy { traces } => ("policy", policy::run(self.runs, traces)?),
             Kind::Disk { dir, size } => ("disk", disk::run(self.runs, dir.as_deref(), size.0)?),
+            Kind::Placement => ("placement", placement::run(self.runs)?),
             Kind::Codec => ("codec", codec::run(self.runs)?),
         };
         let report = Report { bench, machine: Machine::this(), rows };

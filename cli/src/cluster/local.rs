@@ -11,6 +11,7 @@ use super::lock::{is_locked, lock};
 pub(crate) use super::shape::Shape;
 use anyhow::{Context, Result, bail};
 use kvhive_config::{ClusterConfig, LocalCluster};
+pub(crate) use resize::wish;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -20,6 +21,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+mod resize;
 
 /// The token's file within the cluster's folder.
 pub(crate) const TOKEN_FILE: &str = "token";

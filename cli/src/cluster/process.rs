@@ -2,18 +2,18 @@
 
 use crate::admin::read_token;
 use crate::cluster::local::SUPERVISED;
+use crate::cluster::place::{beside, peer};
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
 use kvhive_config::{
     Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, Newcomer, NodeConfig, Process, Token, TokenSource,
 };
-use kvhive_coordinator::PeerConfig;
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
 use kvhive_runtime::http::{Access, Role};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,17 +74,16 @@ fn token(config: &ClusterConfig, file: &Path) -> Result<Vec<u8>> {
         TokenSource::File(path) => Some(path.clone()),
         TokenSource::Environment { file } => file.clone(),
     };
-    let path: PathBuf = file.parent().unwrap_or(Path::new(".")).join(relative.unwrap_or_default());
-    let text = read_token(&path)?;
+    let text = read_token(&beside(file, &relative.unwrap_or_default()))?;
     // Checked here so that a token that is too short is refused before anything listens.
     Token::parse(&text)?;
     Ok(text.into_bytes())
 }
 
-/// Reads whose tokens may do what.
-fn access(config: &ClusterConfig, admin: &[u8], file: &Path) -> Result<Access> {
+/// Reads whose tokens, beside the cluster's, may do what.
+fn access(config: &ClusterConfig, file: &Path) -> Result<Access> {
     let cluster = &config.cluster;
-    let mut access = Access::new(admin);
+    let mut access = Access::default();
     for (role, path) in
         [(Role::Operator, &cluster.operator_token_file), (Role::Viewer, &cluster.viewer_token_file)]
     {
@@ -106,22 +105,12 @@ fn coordinator(
 ) -> Result<kvhive_coordinator::CoordinatorConfig> {
     let cluster = &config.cluster;
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let data_dir = file.parent().unwrap_or(Path::new(".")).join(&own.data_dir);
     Ok(kvhive_coordinator::CoordinatorConfig {
         peer: own.peer,
-        peers: config
-            .coordinators
-            .iter()
-            .map(|peer| PeerConfig {
-                peer: peer.peer,
-                name: peer.id.clone(),
-                raft_address: peer.raft_address(),
-                admin_address: peer.admin_address(),
-            })
-            .collect(),
+        peers: config.coordinators.iter().map(peer).collect(),
         raft_listen: own.raft,
         admin_listen: own.admin,
-        data_dir,
+        data_dir: beside(file, &own.data_dir),
         cluster_name: cluster.name.clone(),
         settings: Settings {
             replicas: cluster.replicas,
@@ -134,11 +123,12 @@ fn coordinator(
             lease_ms: ms(cluster.lease),
             heartbeat_ms: ms(cluster.heartbeat),
         },
-        access: access(config, &token, file)?,
+        access: access(config, file)?,
         token,
         election_timeout: config.raft.election_timeout,
         heartbeat: config.raft.heartbeat,
         repair_after: cluster.repair_after,
+        balance: cluster.balance,
         snapshot_every: config.raft.snapshot_every,
     })
 }
@@ -183,14 +173,9 @@ fn node(
             every: own.persist_every,
         }),
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
-        access: access(config, &token, file)?,
+        access: access(config, file)?,
         token,
     })
-}
-
-/// Returns a path of the cluster file: a relative one starts at that file's folder.
-fn beside(file: &Path, path: &str) -> PathBuf {
-    file.parent().unwrap_or(Path::new(".")).join(path)
 }
 
 fn tuning(own: &NodeConfig) -> Tuning {

@@ -35,6 +35,16 @@ pub(crate) struct Drain {
     json: bool,
 }
 
+/// What emptying a node came to.
+pub(crate) struct Emptied {
+    /// Slots that it held before.
+    pub(crate) slots: u64,
+    /// Slots that it holds still.
+    pub(crate) left: u64,
+    /// Blocks that it had reported before.
+    pub(crate) blocks: u64,
+}
+
 impl Drain {
     /// Asks for it and waits until it is done.
     ///
@@ -44,7 +54,7 @@ impl Drain {
         let admin = self.target.resolve()?;
         let path = format!("/v1/members/{}", self.node);
         if self.undo {
-            if self.if_known && !self.is_known(&admin.get("/v1/members")?) {
+            if self.if_known && !self.is_known(&admin)? {
                 if self.json {
                     return report::print_json(&Value::Null);
                 }
@@ -58,14 +68,8 @@ impl Drain {
             println!("{} may hold slots again", self.node);
             return Ok(());
         }
-        let before: Value = admin.get("/v1/cluster")?;
-        if !self.has_taker(&before) {
-            bail!("no other node that is up could take the slots of {}: start one first", self.node);
-        }
         let begun = Instant::now();
-        let _: Value = admin.patch(&path, &json!({"drains": true}))?;
-        let (slots, blocks) = self.holds(&before);
-        let left = if self.no_wait { slots } else { self.wait(&admin, slots)? };
+        let Emptied { slots, left, blocks } = self.empty(&admin)?;
         let seconds = begun.elapsed().as_secs_f64();
         if self.json {
             return report::print_json(&json!({
@@ -86,8 +90,29 @@ impl Drain {
         Ok(())
     }
 
-    fn is_known(&self, members: &Value) -> bool {
-        list(&members["members"]).iter().any(|member| text(member, "name") == self.node)
+    /// Makes the command that empties a node and waits for that.
+    pub(crate) fn of(target: Target, node: &str) -> Drain {
+        Drain { target, node: node.to_owned(), undo: false, if_known: false, no_wait: false, json: false }
+    }
+
+    /// Begins to empty the node and, unless that is not wanted, waits until it is.
+    ///
+    /// # Errors
+    /// When no coordinator answers, there is no such node, or nobody else could take its slots.
+    pub(crate) fn empty(&self, admin: &Admin) -> Result<Emptied> {
+        let before: Value = admin.get("/v1/cluster")?;
+        if !self.has_taker(&before) {
+            bail!("no other node that is up could take the slots of {}: start one first", self.node);
+        }
+        let _: Value = admin.patch(&format!("/v1/members/{}", self.node), &json!({"drains": true}))?;
+        let (slots, blocks) = self.holds(&before);
+        let left = if self.no_wait { slots } else { self.wait(admin, slots)? };
+        Ok(Emptied { slots, left, blocks })
+    }
+
+    fn is_known(&self, admin: &Admin) -> Result<bool> {
+        let members = admin.get_list("/v1/members", "members")?;
+        Ok(list(&members["members"]).iter().any(|member| text(member, "name") == self.node))
     }
 
     fn has_taker(&self, status: &Value) -> bool {
@@ -145,6 +170,44 @@ impl Drain {
                 return Ok(0);
             }
             std::thread::sleep(POLL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_node_of_any_page_is_known() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("somebody asks");
+                let mut head = BufReader::new(stream.try_clone().expect("a second hold")).lines();
+                let asked = head.next().expect("a request").expect("readable");
+                head.find(|line| line.as_ref().is_ok_and(String::is_empty));
+                let (name, next) =
+                    if asked.contains("after=1 ") { ("node-2", "null") } else { ("node-1", "1") };
+                let page = format!(r#"{{"members":[{{"name":"{name}"}}],"next":{next}}}"#);
+                let length = page.len();
+                write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{page}"
+                )
+                .expect("it reads");
+            }
+        });
+        let folder = tempfile::tempdir().expect("a folder");
+        let token_file = folder.path().join("token");
+        std::fs::write(&token_file, "a token of a test").expect("a file");
+        let target = Target { admin: Some(url), token_file: Some(token_file), dir: folder.path().to_owned() };
+        let admin = target.resolve().expect("it says which");
+        for (name, known) in [("node-1", true), ("node-2", true), ("node-3", false)] {
+            assert_eq!(Drain::of(target.clone(), name).is_known(&admin).expect("an answer"), known, "{name}");
         }
     }
 }

@@ -1,18 +1,25 @@
 //! The verbs, one file each.
 
+pub(crate) mod backup;
+pub(crate) mod balance;
 pub(crate) mod config;
 pub(crate) mod connect;
+pub(crate) mod coordinator;
 pub(crate) mod down;
 pub(crate) mod drain;
+pub(crate) mod engines;
 pub(crate) mod events;
 pub(crate) mod generated;
 pub(crate) mod node;
 mod node_snapshot;
 pub(crate) mod raft;
 pub(crate) mod replay;
+pub(crate) mod route;
+pub(crate) mod scale;
 pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod tenants;
+pub(crate) mod top;
 pub(crate) mod trace;
 pub(crate) mod up;
 

@@ -3,8 +3,9 @@
 use super::config;
 use super::status::{list, text};
 use crate::admin::{Admin, Target};
+use crate::cluster::place;
 use crate::report;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -109,17 +110,13 @@ impl Seat {
                 "admin_address": self.admin_address,
             }));
         };
-        let config = config::read(file)?;
-        let found = config.coordinators.iter().find(|known| known.id == name);
-        let known = found.with_context(|| {
-            let known: Vec<&str> = config.coordinators.iter().map(|known| known.id.as_str()).collect();
-            format!("{} has no coordinator {name:?}; it has {}", file.display(), known.join(", "))
-        })?;
+        let all = place::all(&config::read(file)?, file);
+        let own = &place::find(&all, name, file)?.own;
         Ok(json!({
-            "name": name,
-            "peer": known.peer,
-            "raft_address": known.raft_address(),
-            "admin_address": known.admin_address(),
+            "name": own.name,
+            "peer": own.peer,
+            "raft_address": own.raft_address,
+            "admin_address": own.admin_address,
         }))
     }
 }

@@ -1,11 +1,13 @@
 //! `kvhive simulate`: the strategies of a node over a trace, without bytes or sockets.
 
+mod autoscale;
+mod days;
 mod plot;
 pub(crate) mod sweep;
 
 use super::generated::Generated;
-use crate::report;
-use anyhow::{Context, Result};
+use crate::{report, trace};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use kvhive_cache::simulate::Rules;
 use std::fmt;
@@ -45,6 +47,8 @@ pub(crate) struct Simulate {
     /// Draw hit rate against size, with the optimum as the ceiling
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
+    #[command(flatten)]
+    autoscale: autoscale::Autoscale,
     /// Print the report as JSON: an object, or a list of them where there are several strategies or sizes
     #[arg(long)]
     json: bool,
@@ -63,6 +67,9 @@ impl Simulate {
     /// When the trace cannot be read or has no requests, or the plot cannot be written.
     pub(crate) fn run(self) -> Result<()> {
         let block_tokens = self.generated.block_tokens;
+        if self.autoscale.is_wanted() {
+            return self.autoscaled();
+        }
         let mut trace = match &self.trace {
             Some(path) => sweep::load(path, self.requests, block_tokens)?,
             None => sweep::collect(self.generated.generate(self.requests).into_iter().map(Ok), block_tokens)?,
@@ -98,6 +105,23 @@ impl Simulate {
             rows => print_table(rows, &sizes, &sweep),
         }
         Ok(())
+    }
+}
+
+impl Simulate {
+    fn autoscaled(&self) -> Result<()> {
+        let [Choice::One(Contender::Strategy(strategy))] = self.strategy.as_slice() else {
+            bail!("--autoscale takes one --strategy, and one that runs in a node");
+        };
+        let Generated { seed, block_tokens } = self.generated;
+        let requests = match &self.trace {
+            Some(path) => {
+                trace::open(path)?.take(self.requests.unwrap_or(usize::MAX)).collect::<Result<_, _>>()?
+            }
+            None => self.generated.generate(self.requests),
+        };
+        let capacity = self.capacity_blocks.context("--autoscale needs --capacity-blocks")?;
+        self.autoscale.run(requests, capacity, *strategy, seed, block_tokens, self.json)
     }
 }
 

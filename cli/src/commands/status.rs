@@ -40,7 +40,7 @@ pub(crate) struct Slots {
 }
 
 /// Reads a field as text, whatever its type.
-pub(super) fn text(value: &Value, field: &str) -> String {
+pub(crate) fn text(value: &Value, field: &str) -> String {
     match &value[field] {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
@@ -59,7 +59,7 @@ pub(super) fn rate(value: &Value, field: &str) -> String {
 }
 
 /// Returns a list's items.
-pub(super) fn list(value: &Value) -> &[Value] {
+pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 

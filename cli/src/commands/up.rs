@@ -147,6 +147,9 @@ impl Up {
                         while let Some((id, status)) = cluster.dead().map_err(std::io::Error::other)? {
                             eprintln!("warning: {id} has ended ({status}); its log is in {}", self.dir.join("logs").display());
                         }
+                        if let Err(error) = cluster.heed_wish() {
+                            eprintln!("warning: {error:#}");
+                        }
                     }
                 }
             }

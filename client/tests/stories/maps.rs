@@ -23,6 +23,8 @@ fn epoch_of(request: &DataRequest) -> Epoch {
         DataRequest::Store(request) => request.epoch,
         DataRequest::Release(request) => request.epoch,
         DataRequest::Strategies(request) => request.epoch,
+        DataRequest::Watch(request) => request.epoch,
+        DataRequest::Survey(request) => request.epoch,
     }
 }
 

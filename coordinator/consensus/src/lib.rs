@@ -15,6 +15,7 @@ mod machine;
 mod memory;
 mod messages;
 mod reads;
+mod recovery;
 mod snapshots;
 mod standing;
 mod transfer;
@@ -25,6 +26,7 @@ pub use machine::Consensus;
 pub use messages::{
     MAX_APPEND_MESSAGE_BYTES, MAX_ENTRIES, MAX_MESSAGE_BYTES, MAX_PROPOSAL_BYTES, MAX_SNAPSHOT_BYTES,
 };
+pub use recovery::{Survivor, beginning};
 pub use standing::Standing;
 pub use types::{
     ConsensusConfig, ConsensusError, Effect, Event, GroupChange, LogBatch, LogEntry, PeerId, PeerProgress,

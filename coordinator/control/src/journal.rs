@@ -53,6 +53,16 @@ impl Journal {
         }
     }
 
+    /// Numbers everything `by` higher: events that are forgotten had the numbers between.
+    pub(crate) fn renumber(&mut self, by: u64) {
+        let events = std::mem::take(&mut self.events);
+        (self.newest, self.bytes) = (self.newest + by, 0);
+        for event in events {
+            // Larger numbers take more bytes: the oldest may have to go.
+            self.keep(ClusterEvent { sequence: event.sequence + by, ..(*event).clone() });
+        }
+    }
+
     pub(crate) fn newest(&self) -> u64 {
         self.newest
     }

@@ -1,10 +1,16 @@
 //! The rules of the cluster's memory of itself, pure: no waiting, no clock, no thread, no file.
 //!
 //! [`Registry`] is what the coordinators agree on: it applies commands to the cluster map, each request once.
-//! [`placement`] says where slots belong, [`Planner`] which of them can go there now. [`Overseer`] is the leader's own:
+//! [`placement`] says where slots belong, the planner which of them can go there now. [`Overseer`] is the leader's own:
 //! leases, failure detection, and when a tenant's clear is complete. Raft, sockets and disks are elsewhere.
 
+mod again;
+pub mod autoscaler;
+mod balance;
+mod darts;
 mod dedupe;
+mod domains;
+mod engines;
 mod journal;
 mod leases;
 mod log2;
@@ -15,22 +21,31 @@ mod planner;
 pub mod predictor;
 mod registry;
 mod repair;
+pub mod routing;
+mod scaler;
+mod scaling;
+mod shares;
 mod snapshot;
 mod telling;
 mod tenant_rules;
 mod validate;
 mod why;
 
+pub use again::Cleared;
+pub use balance::BalanceTuning;
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
+pub use domains::{DOMAIN_LABELS, Place};
 pub use journal::{EventPage, MAX_EVENTS, MAX_JOURNAL_BYTES};
 pub use leases::grace;
 pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
-pub use planner::{Planner, Reports, imbalance};
 pub use registry::Registry;
 pub use repair::Repair;
+pub use scaler::{Proposed, Scaler};
+pub use scaling::Scaling;
 pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, STATE_VERSION};
 pub use tenant_rules::{check_change, check_rules};
 pub use validate::{
     HEARTBEAT_MS, LEASE_MS, MAX_ADDRESS_BYTES, MAX_LABEL_BYTES, MAX_MAP_BYTES, MAX_REPLICAS,
-    MAX_SEGMENT_BLOCKS, MAX_SET, check_command, check_registration,
+    MAX_SEGMENT_BLOCKS, MAX_SET, check_command, check_registration, check_seat,
 };
+pub use why::balance_reason;

@@ -1,10 +1,12 @@
 //! The leader's own machine: renews leases, declares members down, lets the planner move slots, and knows when a clear
 //! is complete. Nothing of it is replicated; a new leader starts with nothing and waits a full lease before it judges.
 
+use crate::balance::{self, BalanceTuning, Balancer, Seen};
 use crate::leases::Leases;
 use crate::planner::{Planner, Reports};
 use crate::why;
-use kvhive_protocol::control::{Command, DeviceLoad, Heartbeat};
+use kvhive_protocol::control::{BalanceReport, Command, DeviceLoad, Heartbeat};
+use kvhive_protocol::load::Work;
 use kvhive_protocol::{
     ClusterMap, DeviceId, Epoch, Filling, MemberId, MemberState, Moment, Reason, ReplicaSet, SLOTS, Slot,
     TenantId, WireError,
@@ -35,6 +37,8 @@ pub struct Tuning {
     pub streams: usize,
     /// How long a device that did not answer is not given anything.
     pub avoid_for: Duration,
+    /// How work is spread.
+    pub balance: BalanceTuning,
 }
 
 impl Default for Tuning {
@@ -47,6 +51,7 @@ impl Default for Tuning {
             repair_after: Duration::from_secs(30),
             streams: 64,
             avoid_for: Duration::from_secs(30),
+            balance: BalanceTuning::default(),
         }
     }
 }
@@ -106,6 +111,8 @@ pub struct Counters {
     pub reproposed: u64,
     /// Plans proposed.
     pub plans: u64,
+    /// Slots that were to belong elsewhere because of how much they are asked for.
+    pub balanced: u64,
     /// Times at which the leader itself had been paused.
     pub pauses: u64,
     /// Clears that every member has confirmed or outlived.
@@ -139,6 +146,7 @@ struct Reign {
     avoided: BTreeMap<DeviceId, Moment>,
     /// The epoch up to which that follows the map.
     followed: Epoch,
+    balancer: Balancer,
 }
 
 /// Where slots are placed and which replicas lack blocks, as last seen.
@@ -169,6 +177,7 @@ impl Overseer {
             down: BTreeMap::new(),
             avoided: BTreeMap::new(),
             followed: Epoch(0),
+            balancer: Balancer::default(),
         };
         if let Some(map) = map {
             reign.follow(map);
@@ -256,6 +265,23 @@ impl Overseer {
             let loads = record.loads.iter().flat_map(|(_, loads)| loads.iter().zip(0_u16..));
             loads.map(|(load, index)| (DeviceId::new(*member, index), load))
         })
+    }
+
+    /// Says how evenly work is spread, and what would make it more even; nothing is changed by it.
+    pub fn balance(&mut self, map: &ClusterMap) -> BalanceReport {
+        let Some(reign) = &self.reign else { return BalanceReport::default() };
+        let work = reign.work();
+        let unsettled = self.planner.unsettled(map);
+        let (candidates, hashed, _) = self.planner.places(map);
+        let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
+        let mut decided = balance::decide(&self.tuning.balance, &seen, |_, is_cold| is_cold);
+        if unsettled > 0 {
+            decided.changes.clear();
+            decided.because =
+                format!("{unsettled} slots are not where they belong yet: ask again when they are");
+        }
+        let balance::Decided { rates, changes, because } = decided;
+        BalanceReport { epoch: map.epoch, rates, changes, because }
     }
 
     /// Returns how many slots are not where they belong.
@@ -373,12 +399,46 @@ impl Reign {
         // Whoever may be serving by an older map might still take blocks where a slot was before.
         let confirmed = self.leases.confirmed(map);
         let told = Told { reign: self, map, confirmed, repair_after, avoided };
-        if let Some(command) = planner.plan(map, &told) {
-            let reason = why::plan(map, &command, &told.avoided);
+        let command = planner.plan(map, &told);
+        let planned = command.map(|command| (why::plan(map, &command, &told.avoided), command));
+        counters.plans += u64::from(planned.is_some());
+        let planned = planned.or_else(|| self.balance(&tuning.balance, map, planner, counters));
+        if let Some((reason, command)) = planned {
             self.planned = Some((map.epoch, now + tuning.repropose_after));
-            counters.plans += 1;
             effects.push(Effect::Propose(command, reason));
         }
+    }
+
+    /// Spreads work when slots are where they belong.
+    fn balance(
+        &mut self,
+        tuning: &BalanceTuning,
+        map: &ClusterMap,
+        planner: &mut Planner,
+        counters: &mut Counters,
+    ) -> Option<(Reason, Command)> {
+        if !tuning.continuous {
+            return None;
+        }
+        let is_settled = planner.unsettled(map) == 0;
+        let work = if is_settled { self.work() } else { BTreeMap::new() };
+        let (candidates, hashed, _) = planner.places(map);
+        let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
+        let changes = self.balancer.step(self.leases.now(), tuning, is_settled, &seen);
+        counters.balanced += changes.len() as u64;
+        let reason = why::balance_reason(&changes);
+        (!changes.is_empty()).then_some((reason, Command::Balance { based_on: map.epoch, changes }))
+    }
+
+    /// Returns what each device said last of how much is asked of it.
+    fn work(&self) -> BTreeMap<DeviceId, Work> {
+        let mut work = BTreeMap::new();
+        for (member, record) in self.leases.records() {
+            for (load, index) in record.loads.iter().flat_map(|(_, loads)| loads).zip(0..) {
+                work.insert(DeviceId::new(*member, index), load.work.clone());
+            }
+        }
+        work
     }
 }
 

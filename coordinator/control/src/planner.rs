@@ -6,9 +6,10 @@ use crate::placement::{self, Candidate};
 use kvhive_protocol::control::Command;
 use kvhive_protocol::{ClusterMap, DeviceId, ReplicaSet, Slot};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What members have reported, as far as the planner asks.
-pub trait Reports {
+pub(crate) trait Reports {
     /// Says whether a device holds any block of a slot, as of a report made since the slot was placed as it is now; none if it
     /// has not reported so.
     fn occupied(&self, device: DeviceId, slot: Slot) -> Option<bool>;
@@ -25,7 +26,7 @@ pub trait Reports {
 
 /// Plans moves. Remembers only the last wanted map, which takes milliseconds to find.
 #[derive(Clone)]
-pub struct Planner {
+pub(crate) struct Planner {
     /// The most slots that one device gives away at a time.
     streams: usize,
     wanted: Option<Wanted>,
@@ -35,17 +36,21 @@ pub struct Planner {
 struct Wanted {
     candidates: Vec<Candidate>,
     replicas: usize,
+    balanced: Arc<BTreeMap<Slot, ReplicaSet>>,
+    /// By their hash.
+    hashed: Vec<ReplicaSet>,
+    /// As work is spread more evenly.
     sets: Vec<ReplicaSet>,
 }
 
 impl Planner {
     /// Makes a planner that has a device give away the blocks of at most so many slots at a time.
-    pub fn new(streams: usize) -> Self {
+    pub(crate) fn new(streams: usize) -> Self {
         Planner { streams, wanted: None }
     }
 
     /// Plans the next step of every slot that has one; none if every slot is where it belongs or reports are awaited.
-    pub fn plan(&mut self, map: &ClusterMap, reports: &impl Reports) -> Option<Command> {
+    pub(crate) fn plan(&mut self, map: &ClusterMap, reports: &impl Reports) -> Option<Command> {
         let most = self.streams;
         let wanted = self.wanted(map);
         let mut streaming: BTreeMap<DeviceId, usize> = BTreeMap::new();
@@ -88,7 +93,7 @@ impl Planner {
     }
 
     /// Returns how many slots are not where they belong.
-    pub fn unsettled(&mut self, map: &ClusterMap) -> usize {
+    pub(crate) fn unsettled(&mut self, map: &ClusterMap) -> usize {
         let places = self.wanted(map).iter().zip(map.slots.iter()).zip(Slot::all());
         let is_settled = |(wanted, now): (&ReplicaSet, &ReplicaSet), slot| {
             (wanted == now || wanted.0.is_empty()) && !map.filling.contains_key(&slot)
@@ -96,40 +101,35 @@ impl Planner {
         places.filter(|(sets, slot)| !is_settled(*sets, *slot)).count()
     }
 
-    fn wanted(&mut self, map: &ClusterMap) -> &[ReplicaSet] {
+    /// Returns whom slots can be placed on, where they belong by their hash, and where they belong.
+    pub(crate) fn places(&mut self, map: &ClusterMap) -> (&[Candidate], &[ReplicaSet], &[ReplicaSet]) {
         let candidates = placement::candidates(map);
         let replicas = usize::from(map.settings.replicas);
-        let fits = |wanted: &Wanted| wanted.replicas == replicas && wanted.candidates == candidates;
-        if !self.wanted.as_ref().is_some_and(fits) {
-            let sets = placement::wanted_map(&candidates, replicas);
-            self.wanted = Some(Wanted { candidates, replicas, sets });
+        let is_hashed = |wanted: &Wanted| wanted.replicas == replicas && wanted.candidates == candidates;
+        let is_it = |wanted: &Wanted| is_hashed(wanted) && wanted.balanced == map.balanced;
+        if !self.wanted.as_ref().is_some_and(is_it) {
+            let known = self.wanted.take().filter(is_hashed).map(|wanted| wanted.hashed);
+            let hashed = known.unwrap_or_else(|| placement::wanted_map(&candidates, replicas));
+            let mut sets = hashed.clone();
+            placement::balance(map, &candidates, &mut sets);
+            self.wanted = Some(Wanted { candidates, replicas, balanced: map.balanced.clone(), hashed, sets });
         }
-        self.wanted.as_ref().map_or(&[], |wanted| &wanted.sets)
+        self.wanted
+            .as_ref()
+            .map_or((&[], &[], &[]), |wanted| (&wanted.candidates, &wanted.hashed, &wanted.sets))
     }
-}
 
-/// Returns the greatest deviation of a device's primaries from its capacity's share of them, as a fraction of that
-/// share: 0.05 means that the worst device has 5 % more or fewer than it should. 0 while nothing is placed.
-pub fn imbalance(map: &ClusterMap) -> f64 {
-    let candidates = placement::candidates(map);
-    let mut primaries: BTreeMap<DeviceId, u32> = BTreeMap::new();
-    for primary in map.slots.iter().filter_map(ReplicaSet::primary) {
-        *primaries.entry(primary).or_default() += 1;
+    fn wanted(&mut self, map: &ClusterMap) -> &[ReplicaSet] {
+        self.places(map).2
     }
-    let placed: u32 = primaries.values().sum();
-    let weights: f64 = candidates.iter().map(|candidate| candidate.weight as f64).sum();
-    if placed == 0 {
-        return 0.0;
-    }
-    let deviation = |candidate: &Candidate| {
-        let share = f64::from(placed) * candidate.weight as f64 / weights;
-        (f64::from(primaries.get(&candidate.device).copied().unwrap_or(0)) - share).abs() / share
-    };
-    candidates.iter().map(deviation).fold(0.0, f64::max)
 }
 
 #[cfg(test)]
-mod tests {
+#[path = "planner_crowd_test.rs"]
+mod crowd;
+
+#[cfg(test)]
+pub(crate) mod tests {
     use super::*;
     use crate::registry::Registry;
     use crate::registry::tests::Cluster;
@@ -155,6 +155,31 @@ mod tests {
             static NOBODY: BTreeSet<DeviceId> = BTreeSet::new();
             &NOBODY
         }
+    }
+
+    /// Returns the greatest deviation of a device's primaries from its capacity's share of them, as a fraction of that
+    /// share: 0.05 means that the worst device has 5 % more or fewer than it should. 0 while nothing is placed.
+    fn imbalance(map: &ClusterMap) -> f64 {
+        let candidates = placement::candidates(map);
+        let mut primaries: BTreeMap<DeviceId, u32> = BTreeMap::new();
+        for primary in map.slots.iter().filter_map(ReplicaSet::primary) {
+            *primaries.entry(primary).or_default() += 1;
+        }
+        let placed: u32 = primaries.values().sum();
+        let weights: f64 = candidates.iter().map(|candidate| candidate.weight as f64).sum();
+        if placed == 0 {
+            return 0.0;
+        }
+        let deviation = |candidate: &Candidate| {
+            let share = f64::from(placed) * candidate.weight as f64 / weights;
+            (f64::from(primaries.get(&candidate.device).copied().unwrap_or(0)) - share).abs() / share
+        };
+        candidates.iter().map(deviation).fold(0.0, f64::max)
+    }
+
+    /// Every slot has blocks, and whoever is given them has them by the next plan.
+    pub(crate) fn goes_on() -> impl Reports {
+        Told(|_, _| Some(true), |_, _| true)
     }
 
     fn map(registry: &Registry) -> std::sync::Arc<ClusterMap> {
@@ -226,9 +251,8 @@ mod tests {
         let before = map(&cluster.registry);
         assert_eq!(streaming(&before), 40);
         assert_eq!(planner.plan(&before, &waits), None, "they are awaited");
-        let goes_on = Told(|_, _| Some(true), |_, _| true);
         let mut plans = 0;
-        while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on) {
+        while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on()) {
             cluster.apply(command);
             assert!(streaming(&map(&cluster.registry)) <= 3 * 40);
             plans += 1;
@@ -253,8 +277,7 @@ mod tests {
         let members: Vec<_> = ["a", "b", "c"].map(|name| cluster.register(name, 1)).to_vec();
         let mut planner = Planner::new(5000);
         let settle = |cluster: &mut Cluster, planner: &mut Planner| {
-            let goes_on = Told(|_, _| Some(true), |_, _| true);
-            while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on) {
+            while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on()) {
                 cluster.apply(command);
             }
             assert_eq!(planner.unsettled(&map(&cluster.registry)), 0);

@@ -2,14 +2,18 @@
 //! the memory of applied requests. Decides nothing by time; who is alive is the overseer's to say, through commands.
 
 use crate::dedupe::{Dedupe, Seen};
+use crate::engines::Engines;
 use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
-use crate::{telling, tenant_rules, validate};
+use crate::scaling::Scaling;
+use crate::{again, telling, tenant_rules, validate};
 use kvhive_protocol::control::{
-    Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Placing, Proposal, Registration,
+    Balancing, Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Placing, Proposal, Registration,
 };
 use kvhive_protocol::data::Ack;
+use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
+use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
     ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState,
     ReplicaSet, RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
@@ -40,6 +44,8 @@ pub struct Registry {
     pub(crate) map: Option<Arc<ClusterMap>>,
     pub(crate) dedupe: Dedupe,
     pub(crate) journal: Journal,
+    pub(crate) engines: Engines,
+    pub(crate) scaling: Scaling,
     /// Found again from the map: what would take too long to look up in it for each command.
     index: Index,
     repair: Option<Repair>,
@@ -67,9 +73,11 @@ impl Registry {
         map: Option<ClusterMap>,
         dedupe: Dedupe,
         journal: Journal,
+        scaling: Scaling,
+        engines: Engines,
     ) -> Self {
         let index = map.as_ref().map(Index::of).unwrap_or_default();
-        Registry { applied, map: map.map(Arc::new), dedupe, journal, index, repair: None }
+        Registry { applied, map: map.map(Arc::new), dedupe, journal, scaling, engines, index, repair: None }
     }
 
     /// Applies the log entry at `index` and returns what it came to.
@@ -98,16 +106,17 @@ impl Registry {
             Seen::Forgotten(error) => return CommandReply::Rejected(error),
             Seen::New => {}
         }
-        let before = self.epoch();
+        let before = self.agreed();
         let note = telling::before(&command, self.map.as_deref());
         let is_told = matches!(command, Command::Record(_));
         let reply = self.execute(command).unwrap_or_else(CommandReply::Rejected);
-        let has_happened = self.epoch() != before || is_told && matches!(reply, CommandReply::Applied { .. });
+        let has_happened =
+            self.agreed() != before || is_told && matches!(reply, CommandReply::Applied { .. });
         if let Some(note) = note.filter(|_| has_happened) {
             self.journal.push(telling::after(note, &reply, self.repair), origin, self.epoch());
         }
         self.dedupe.record(index, request, reply.clone());
-        debug_assert!(self.epoch() == before || self.epoch() == before.next());
+        debug_assert!(self.epoch() == before.0 || self.epoch() == before.0.next());
         debug_assert_eq!(self.check(), Ok(()));
         reply
     }
@@ -115,6 +124,11 @@ impl Registry {
     /// Returns the map, none before the cluster was started. Whoever keeps it makes the next change copy it.
     pub fn map(&self) -> Option<Arc<ClusterMap>> {
         self.map.clone()
+    }
+
+    /// Returns what is agreed on about the cluster's size.
+    pub fn scaling(&self) -> &Scaling {
+        &self.scaling
     }
 
     /// Returns the map's epoch, 0 before the cluster was started.
@@ -145,6 +159,11 @@ impl Registry {
         self.journal.page(after, limit)
     }
 
+    /// Returns the engines that are followed, by name.
+    pub fn engines(&self) -> Arc<BTreeMap<String, Engine>> {
+        self.engines.all().clone()
+    }
+
     /// Returns the number of the newest event, 0 before the first.
     pub fn newest_event(&self) -> u64 {
         self.journal.newest()
@@ -153,6 +172,11 @@ impl Registry {
     /// Checks the whole map, unless it is so large that a debug build would do nothing else.
     fn check(&self) -> Result<(), String> {
         self.map.as_ref().filter(|map| map.tenants.len() <= 256).map_or(Ok(()), |map| validate::map(map))
+    }
+
+    /// Returns what is an event when it changes. Held on, the engines are copied by who changes them, which is seldom.
+    fn agreed(&self) -> (Epoch, Arc<BTreeMap<String, Engine>>, ScalingPolicy) {
+        (self.epoch(), self.engines(), *self.scaling.policy())
     }
 
     fn execute(&mut self, command: Command) -> Outcome {
@@ -174,10 +198,21 @@ impl Registry {
             Command::CreateTenant { name, secret, rules } => self.create_tenant(name, secret, rules),
             Command::ClearTenant { tenant } => self.clear_tenant(tenant),
             Command::PlaceSlots { based_on, changes } => self.place_slots(based_on, changes),
+            Command::Balance { based_on, changes } => self.balance(based_on, changes),
             Command::SetDrains { member, drains } => self.set_drains(member, drains),
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
             Command::Record(note) => note.check().map(|()| self.unchanged()),
+            Command::SetScaling { change } => self.scaling.change(&change).map(|()| self.unchanged()),
+            Command::RecordLoad { observation } => {
+                self.scaling.record(observation);
+                Ok(self.unchanged())
+            }
+            Command::SetEngine(engine) => {
+                let map = self.map.as_ref().expect("execute has checked that there is a map");
+                self.engines.set(*engine, map).map(|()| self.unchanged())
+            }
+            Command::RemoveEngine { name } => self.engines.remove(&name).map(|()| self.unchanged()),
         }
     }
 
@@ -207,9 +242,10 @@ impl Registry {
         let known = self.index.members.get(&registration.name).copied();
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         let (id, generation) = match known {
-            Some(id) => (id, map.members[&id].generation.next()),
+            Some(id) => (id, map.members[&id].generation.next().max(again::first_generation(map.epoch))),
             None => {
-                (MemberId(next_id(map.members.keys().map(|id| id.0), MAX_MEMBERS, "members")?), Generation(1))
+                let next = next_id(map.members.keys().map(|id| id.0), MAX_MEMBERS, "members")?;
+                (MemberId(next), again::first_generation(map.epoch))
             }
         };
         let replaced = map.members.get(&id).map_or(0, validate::member_bytes);
@@ -258,7 +294,7 @@ impl Registry {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         tenant_rules::check(map, None, &rules)?;
         let id = TenantId(next_id(map.tenants.keys().map(|id| id.0), MAX_TENANTS, "tenants")?);
-        let tenant = Tenant { name, era: Era(1), secret, rules };
+        let tenant = Tenant { name, era: again::first_era(map.epoch), secret, rules };
         self.index.take(validate::tenant_bytes(&tenant), 0)?;
         self.index.tenants.insert(tenant.name.clone(), id);
         let map = self.change();
@@ -315,6 +351,26 @@ impl Registry {
             } else {
                 all.insert(slot, filling);
             }
+        }
+        Ok(self.unchanged())
+    }
+
+    fn balance(&mut self, based_on: Epoch, changes: Vec<Balancing>) -> Outcome {
+        let map = self.map.as_ref().expect("execute has checked that there is a map");
+        if based_on != map.epoch {
+            return Err(WireError::StaleEpoch { epoch: map.epoch });
+        }
+        validate::balancing(map, &changes)?;
+        let mut balanced = (*map.balanced).clone();
+        for Balancing { slot, set, .. } in changes {
+            if set.is_empty() {
+                balanced.remove(&slot);
+            } else {
+                balanced.insert(slot, ReplicaSet(set));
+            }
+        }
+        if balanced != *map.balanced {
+            self.change().balanced = Arc::new(balanced);
         }
         Ok(self.unchanged())
     }

@@ -1,7 +1,7 @@
 //! What becomes of slots when a member goes or comes: survivors are promoted, what is missing is placed again, and
 //! whoever holds data keeps its slots. Part of applying a command, so the same on every coordinator.
 
-use crate::placement;
+use crate::placement::{self, Completion};
 use kvhive_protocol::{ClusterMap, DeviceId, Filling, MemberId, ReplicaSet, SLOTS, Slot};
 use std::sync::Arc;
 
@@ -53,34 +53,26 @@ pub(crate) fn fill(map: &mut ClusterMap, repair: &mut Repair) {
     let candidates = placement::candidates(map);
     let replicas = placement::members(&candidates).min(usize::from(map.settings.replicas));
     if replicas > 0 && map.slots.iter().any(|set| set.0.len() < replicas) {
+        let completion = Completion::of(&candidates);
         // Where the slot belongs comes first, so that later there is less to move.
-        let wanted = placement::wanted_map(&candidates, replicas);
+        let mut wanted = placement::wanted_map(&candidates, replicas);
+        placement::balance(map, &candidates, &mut wanted);
         let filling = Arc::make_mut(&mut map.filling);
-        for (at, set) in Arc::make_mut(&mut map.slots).iter_mut().enumerate() {
+        for (slot, set) in Slot::all().zip(Arc::make_mut(&mut map.slots).iter_mut()) {
             let before = set.0.len();
-            append(set, &wanted[at].0, replicas);
-            if set.0.len() < replicas {
-                append(set, &placement::rank(&candidates, Slot(at as u16)), replicas);
+            while set.0.len() < replicas
+                && let Some(next) = completion.next(slot, &set.0, &wanted[usize::from(slot.0)].0)
+            {
+                set.0.push(next);
             }
             repair.filled += (set.0.len() - before) as u32;
             if before > 0 && set.0.len() > before {
-                let lacking = &mut filling.entry(Slot(at as u16)).or_default().devices;
+                let lacking = &mut filling.entry(slot).or_default().devices;
                 lacking.extend_from_slice(&set.0[before..]);
             }
         }
     }
     repair.unplaced = map.slots.iter().filter(|set| set.0.is_empty()).count() as u32;
-}
-
-fn append(set: &mut ReplicaSet, from: &[DeviceId], replicas: usize) {
-    for device in from {
-        if set.0.len() >= replicas {
-            break;
-        }
-        if !holds(set, device.member) {
-            set.0.push(*device);
-        }
-    }
 }
 
 fn holds(set: &ReplicaSet, member: MemberId) -> bool {

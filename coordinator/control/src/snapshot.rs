@@ -2,9 +2,12 @@
 //! behind a version, a checksum at the end; equal registries give equal bytes. Bytes from elsewhere are checked whole.
 
 use crate::dedupe::{self, Client, Dedupe};
+use crate::engines::{Engines, MAX_ENGINES_BYTES};
 use crate::journal::{Journal, MAX_JOURNAL_BYTES};
 use crate::registry::Registry;
+use crate::scaling::Scaling;
 use crate::validate;
+use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{
     ClusterEvent, ClusterId, ClusterMap, Epoch, Filling, Member, MemberId, ReplicaSet, Slot, Tenant,
@@ -18,11 +21,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the state that coordinators write down: of registries in snapshots, and of commands and what they do in logs.
 /// Raised whenever one of these changes; no other is read.
-pub const STATE_VERSION: u32 = 6;
-/// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, and less than 1 MiB each for slots and for
+pub const STATE_VERSION: u32 = 9;
+/// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, engines, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize =
-    validate::MAX_MAP_BYTES + dedupe::MAX_REPLY_BYTES + MAX_JOURNAL_BYTES + (2 << 20);
+    validate::MAX_MAP_BYTES + dedupe::MAX_REPLY_BYTES + MAX_JOURNAL_BYTES + MAX_ENGINES_BYTES + (2 << 20);
 
 const MAGIC: [u8; 8] = *b"kvhiveRG";
 const HEAD_BYTES: usize = MAGIC.len() + 4;
@@ -67,7 +70,10 @@ enum Section {
     Filling(Vec<(Slot, Filling)>),
     Tenants(Vec<(TenantId, Tenant)>),
     Clients(Vec<(u128, Client)>),
+    Balanced(Vec<(Slot, ReplicaSet)>),
     Events(Vec<ClusterEvent>),
+    Scaling(Scaling),
+    Engines(Vec<Engine>),
 }
 
 /// What a map has once.
@@ -101,6 +107,8 @@ impl Registry {
             put(&mut out, &Section::Slots(map.slots.to_vec()));
             let filling = map.filling.iter().map(|(slot, filling)| (*slot, filling.clone())).collect();
             put(&mut out, &Section::Filling(filling));
+            let balanced = map.balanced.iter().map(|(slot, set)| (*slot, set.clone())).collect();
+            put(&mut out, &Section::Balanced(balanced));
             let tenants: Vec<_> = map.tenants.iter().map(|(id, tenant)| (*id, tenant.clone())).collect();
             for part in tenants.chunks(TENANTS_PER_SECTION) {
                 put(&mut out, &Section::Tenants(part.to_vec()));
@@ -116,6 +124,11 @@ impl Registry {
         let events: Vec<_> = self.journal.iter().collect();
         for part in events.chunks(EVENTS_PER_SECTION) {
             put(&mut out, &Section::Events(part.iter().map(|event| (*event).clone()).collect()));
+        }
+        put(&mut out, &Section::Scaling(self.scaling.clone()));
+        let engines: Vec<Engine> = self.engines.all().values().cloned().collect();
+        if !engines.is_empty() {
+            put(&mut out, &Section::Engines(engines));
         }
         let sum = xxh3_64(&out);
         out.extend_from_slice(&sum.to_le_bytes());
@@ -159,9 +172,12 @@ struct Parts {
     members: Vec<(MemberId, Member)>,
     slots: Vec<ReplicaSet>,
     filling: Vec<(Slot, Filling)>,
+    balanced: Vec<(Slot, ReplicaSet)>,
     tenants: Vec<(TenantId, Tenant)>,
     clients: Vec<(u128, Client)>,
     events: Vec<ClusterEvent>,
+    scaling: Scaling,
+    engines: Vec<Engine>,
 }
 
 impl Parts {
@@ -179,9 +195,12 @@ impl Parts {
             Section::Members(part) => self.members.extend(part),
             Section::Slots(part) => self.slots.extend(part),
             Section::Filling(part) => self.filling.extend(part),
+            Section::Balanced(part) => self.balanced.extend(part),
             Section::Tenants(part) => self.tenants.extend(part),
             Section::Clients(part) => self.clients.extend(part),
             Section::Events(part) => self.events.extend(part),
+            Section::Scaling(scaling) => self.scaling = scaling,
+            Section::Engines(part) => self.engines.extend(part),
         }
         Ok(())
     }
@@ -192,11 +211,20 @@ impl Parts {
         counter("number of events", events)?;
         let dedupe = Dedupe::restore(self.clients, applied)?;
         let journal = Journal::restore(self.events, events)?;
+        self.scaling.check()?;
         let Some(head) = head else {
-            if self.members.is_empty() && self.slots.is_empty() && self.tenants.is_empty() {
-                return Ok(Registry::from_parts(applied, None, dedupe, journal));
+            let bare = self.members.is_empty() && self.slots.is_empty() && self.tenants.is_empty();
+            if bare && self.engines.is_empty() {
+                return Ok(Registry::from_parts(
+                    applied,
+                    None,
+                    dedupe,
+                    journal,
+                    self.scaling,
+                    Engines::default(),
+                ));
             }
-            return Err("a cluster that was never started has members, slots or tenants".to_owned());
+            return Err("a cluster that was never started has members, slots, tenants or engines".to_owned());
         };
         counter("epoch", head.epoch.0)?;
         // Ids are given in order and nothing is removed, which is also what makes the next one known.
@@ -211,6 +239,9 @@ impl Parts {
         if !self.filling.is_sorted_by(|(one, _), (next, _)| one < next) {
             return Err("slots of which replicas lack blocks do not ascend".to_owned());
         }
+        if !self.balanced.is_sorted_by(|(one, _), (next, _)| one < next) {
+            return Err("slots that do not go by their hash do not ascend".to_owned());
+        }
         let map = ClusterMap {
             cluster: head.cluster,
             name: head.name,
@@ -219,10 +250,12 @@ impl Parts {
             members: BTreeMap::from_iter(self.members),
             slots: Arc::new(self.slots),
             filling: Arc::new(BTreeMap::from_iter(self.filling)),
+            balanced: Arc::new(BTreeMap::from_iter(self.balanced)),
             tenants: BTreeMap::from_iter(self.tenants),
         };
         validate::map(&map)?;
-        Ok(Registry::from_parts(applied, Some(map), dedupe, journal))
+        let engines = Engines::restore(self.engines, &map)?;
+        Ok(Registry::from_parts(applied, Some(map), dedupe, journal, self.scaling, engines))
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::repair::Repair;
 use kvhive_protocol::control::{Command, CommandReply, Placing};
 use kvhive_protocol::data::Ack;
+use kvhive_protocol::scaling::{ScalingChange, ScalingMode};
 use kvhive_protocol::{
     Change, ClusterMap, EventKind, Filling, MemberId, Note, RulesChange, Slot, Subject, TenantId,
 };
@@ -51,7 +52,21 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             };
             Some(of_member(kind, member)?.with("slots_held", map.map_or(0, slots)))
         }
+        Command::Balance { changes, .. } => {
+            let back = changes.iter().filter(|one| one.set.is_empty()).count() as u64;
+            let note =
+                Note::new(EventKind::SlotsBalanced, Subject::slots(changes.iter().map(|one| one.slot)));
+            Some(note.with_some("slots_back_to_their_hash", back))
+        }
         Command::Record(note) => Some(note.clone()),
+        Command::SetScaling { change } => Some(scaled(change)),
+        // It is told every few minutes: a journal of that would hold nothing else.
+        Command::RecordLoad { .. } => None,
+        Command::SetEngine(engine) => {
+            let note = Note::new(EventKind::EngineFollowed, Subject::engine(&engine.name));
+            Some(note.with("block_tokens", engine.block_tokens.into()))
+        }
+        Command::RemoveEngine { name } => Some(Note::new(EventKind::EngineForgotten, Subject::engine(name))),
     }
 }
 
@@ -88,6 +103,32 @@ fn placed(changes: &[Placing], map: &ClusterMap) -> Note {
         .with_some("copies_begun", begun)
         .with_some("copies_arrived", arrived)
         .with_some("primaries_changed", primaries)
+}
+
+/// Says what becomes of the policy of the cluster's size.
+fn scaled(change: &ScalingChange) -> Note {
+    let note = Note::new(EventKind::ScalingChanged, Subject::default());
+    let mode = change.mode.map(|mode| match mode {
+        ScalingMode::Off => ("mode_off", 1),
+        ScalingMode::Advise => ("mode_advise", 1),
+        ScalingMode::Act => ("mode_act", 1),
+    });
+    let manual = match change.manual {
+        Change::Keep => None,
+        Change::Reset => Some(("size_reset", 1)),
+        Change::Set(size) => Some(("size", size.into())),
+    };
+    let numbers = [
+        ("floor", change.floor.map(u64::from)),
+        ("ceiling", change.ceiling.map(u64::from)),
+        ("keep_per_mille", change.keep_per_mille.map(u64::from)),
+        ("up_cooldown_s", change.up_cooldown_s.map(u64::from)),
+        ("down_cooldown_s", change.down_cooldown_s.map(u64::from)),
+        ("look_ahead_s", change.look_ahead_s.map(u64::from)),
+        ("max_queue_us", change.max_queue_us.map(u64::from)),
+    ];
+    let numbers = numbers.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    mode.into_iter().chain(manual).chain(numbers).fold(note, |note, (name, value)| note.with(name, value))
 }
 
 /// Says which rules are set, to what where that is a number, and which are as for everybody again.

@@ -1,11 +1,14 @@
 //! What a command may contain: names, addresses, descriptions, settings, replica sets, and what a whole map must satisfy.
 //! Every refusal says what was given, where, and what is allowed.
 
-use crate::{placement, tenant_rules};
+use crate::placement::{self, Completion};
+use crate::{engines, tenant_rules};
 use kvhive_protocol::control::{
-    Command, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS, Placing, Registration,
+    Balancing, Command, MAX_BALANCED, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS,
+    Placing, Registration,
 };
 use kvhive_protocol::map::{DeviceDescription, Settings};
+use kvhive_protocol::raft::Seat;
 use kvhive_protocol::{
     ClusterMap, DeviceId, Member, MemberId, MemberState, ReplicaSet, SLOTS, Slot, Tenant, TenantRules,
     WireError,
@@ -25,6 +28,8 @@ pub const LEASE_MS: RangeInclusive<u64> = 100..=300_000;
 pub const HEARTBEAT_MS: RangeInclusive<u64> = 10..=60_000;
 /// The longest `host:port`, in bytes: a DNS name, a colon, a port, brackets.
 pub const MAX_ADDRESS_BYTES: usize = 261;
+/// Coordinators are numbered up to this.
+const MAX_PEER: u64 = 65_535;
 /// The longest key of a label, in bytes. What the cluster file allows, the registry must: a node that it refuses never serves.
 pub(crate) const MAX_LABEL_KEY_BYTES: usize = 63;
 /// The longest value of a label, in bytes.
@@ -58,11 +63,16 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
                 set_size(one.slot, &one.filling.devices, 0)
             })
         }
+        Command::Balance { changes, .. } => balancing_alone(changes),
         Command::Record(note) => note.check(),
+        Command::SetEngine(engine) => engines::check(engine),
+        Command::RemoveEngine { name: engine } => name("engine name", engine),
         Command::MarkDown { .. }
         | Command::SetDrains { .. }
         | Command::Leave { .. }
         | Command::ClearTenant { .. }
+        | Command::SetScaling { .. }
+        | Command::RecordLoad { .. }
         | Command::SetAck { .. } => Ok(()),
     }
 }
@@ -106,12 +116,25 @@ pub fn check_registration(registration: &Registration) -> Result<(), WireError> 
     devices(&registration.devices)
 }
 
+/// Checks what is to be known of a coordinator.
+///
+/// # Errors
+/// [`WireError::Rejected`] with what was given and what is allowed.
+pub fn check_seat(peer: u64, seat: &Seat) -> Result<(), WireError> {
+    within("peer", peer, 1..=MAX_PEER)?;
+    name("coordinator name", &seat.name)?;
+    address("raft_address", &seat.raft_address)?;
+    address("admin_address", &seat.admin_address)
+}
+
 /// Checks new places for some slots: each slot once, its devices exist and are up, its members are distinct, there are as
 /// many as settings ask for and members allow, and no block gets lost by it: the primary was a replica, and who was none
 /// is known to lack blocks.
 pub(crate) fn placement(map: &ClusterMap, changes: &[Placing]) -> Result<(), WireError> {
     let places = Places::of(map);
-    let members = placement::members(&placement::candidates(map));
+    let candidates = placement::candidates(map);
+    let members = placement::members(&candidates);
+    let spread = Completion::of(&candidates);
     let least = members.min(usize::from(map.settings.replicas)).max(1);
     let mut named = BTreeSet::new();
     for Placing { slot, set, filling } in changes {
@@ -132,6 +155,13 @@ pub(crate) fn placement(map: &ClusterMap, changes: &[Placing]) -> Result<(), Wir
                 "slot {slot} would lose blocks: its primary must be a replica that lacks none, and who is no replica yet lacks all"
             )));
         }
+        if filling.devices.is_empty()
+            && let Some((one, other, domain)) = spread.needless(set)
+        {
+            return Err(WireError::rejected(format_args!(
+                "slot {slot} would be on {one} and {other} in one {domain}, while another {domain} has no replica of it"
+            )));
+        }
         let is_named =
             |at: usize, device: &DeviceId| set.contains(device) && !filling.devices[..at].contains(device);
         if !filling.devices.iter().enumerate().all(|(at, device)| is_named(at, device)) {
@@ -141,6 +171,33 @@ pub(crate) fn placement(map: &ClusterMap, changes: &[Placing]) -> Result<(), Wir
         }
     }
     Ok(())
+}
+
+fn balancing_alone(changes: &[Balancing]) -> Result<(), WireError> {
+    within("number of slots", changes.len() as u64, 0..=MAX_BALANCED as u64)?;
+    let mut named = BTreeSet::new();
+    changes.iter().try_for_each(|one| {
+        slot_once(one.slot, &mut named)?;
+        within("number of replicas", one.set.len() as u64, 0..=u64::from(MAX_REPLICAS))
+    })
+}
+
+/// Checks new places where slots belong: devices that may hold slots, on distinct members, spread over domains, as many as
+/// settings ask for and members allow.
+pub(crate) fn balancing(map: &ClusterMap, changes: &[Balancing]) -> Result<(), WireError> {
+    balancing_alone(changes)?;
+    let candidates = placement::candidates(map);
+    let spread = Completion::of(&candidates);
+    let least = placement::members(&candidates).min(usize::from(map.settings.replicas));
+    for Balancing { slot, set, .. } in changes.iter().filter(|one| !one.set.is_empty()) {
+        if let Err(why) = spread.check(set, least) {
+            return Err(WireError::rejected(format_args!("slot {slot} cannot belong there: {why}")));
+        }
+    }
+    let removed = changes.iter().filter(|one| one.set.is_empty() && map.balanced.contains_key(&one.slot));
+    let added = changes.iter().filter(|one| !one.set.is_empty() && !map.balanced.contains_key(&one.slot));
+    let sum = (map.balanced.len() + added.count() - removed.count()) as u64;
+    within("number of slots that do not go by their hash", sum, 0..=MAX_BALANCED as u64)
 }
 
 fn slot_once(slot: Slot, named: &mut BTreeSet<Slot>) -> Result<(), WireError> {
@@ -210,6 +267,16 @@ pub(crate) fn map(map: &ClusterMap) -> Result<(), String> {
     for (slot, filling) in map.filling.iter() {
         map.check_filling(*slot, filling)?;
     }
+    // Their devices may have gone since: then they go by their hash.
+    let is_bounded = |(slot, set): (&Slot, &ReplicaSet)| {
+        slot.0 < SLOTS && (1..=usize::from(MAX_REPLICAS)).contains(&set.0.len())
+    };
+    if map.balanced.len() > MAX_BALANCED || !map.balanced.iter().all(is_bounded) {
+        return Err(format!(
+            "{} slots that do not go by their hash are too many or impossible",
+            map.balanced.len()
+        ));
+    }
     slots(map)
 }
 
@@ -261,7 +328,7 @@ fn member_fields(member: &Member) -> Result<(), WireError> {
     devices(&member.devices)
 }
 
-fn address(what: &str, address: &str) -> Result<(), WireError> {
+pub(crate) fn address(what: &str, address: &str) -> Result<(), WireError> {
     let refuse = || {
         Err(WireError::rejected(format_args!(
             "{what} {:?} is not host:port with a port of 1 to 65535 and at most {MAX_ADDRESS_BYTES} bytes",
@@ -343,154 +410,5 @@ fn shortened(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use kvhive_protocol::{Change, Era, RulesChange, TenantId};
-
-    #[test]
-    fn names_are_plain() {
-        for good in ["a", "node-1", "0", "a.b_c-d", &"x".repeat(63)] {
-            assert_eq!(name("member name", good), Ok(()), "{good}");
-        }
-        for bad in ["", "-a", ".", "../x", "_default", "A", "a b", "a\n", "nöde", "\u{0430}", &"x".repeat(64)]
-        {
-            assert!(name("member name", bad).is_err(), "{bad:?}");
-        }
-        let long = name("tenant name", &"x".repeat(10 << 20)).unwrap_err().to_string();
-        assert!(long.len() < 300 && long.contains("1 to 63"), "{long}");
-    }
-
-    #[test]
-    fn addresses_have_a_host_and_a_port() {
-        for good in ["127.0.0.1:7810", "[::1]:7810", "gpu-3.rack_1.example:1", "h:65535"] {
-            assert_eq!(address("data_address", good), Ok(()), "{good}");
-        }
-        for bad in [
-            "", "h", "h:", ":1", "h:0", "h:65536", "h:+1", "h h:1", "::1:1", "[::1:1", "[x]:1", "u@h:1",
-            "h/x:1",
-        ] {
-            assert!(address("data_address", bad).is_err(), "{bad:?}");
-        }
-        assert!(address("data_address", &format!("{}:1", "h".repeat(300))).is_err());
-    }
-
-    #[test]
-    fn labels_and_devices_are_bounded() {
-        let label = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
-        assert_eq!(labels(&label("rack", "Row 3, über")), Ok(()));
-        assert_eq!(labels(&label("topology.kubernetes.io/Zone", "a")), Ok(()));
-        assert!(labels(&label("rack", &"x".repeat(129))).is_err());
-        assert!(labels(&label("rack", "a\u{7}")).is_err());
-        assert!(labels(&label("", "a")).is_err());
-        assert!(labels(&label("rack name", "a")).is_err());
-        assert!(labels(&label(&"x".repeat(64), "a")).is_err());
-        assert!(labels(&(0..33).map(|at| (format!("l{at}"), String::new())).collect()).is_err());
-
-        let device = |kind: &str, bytes| DeviceDescription {
-            kind: kind.into(),
-            device_bytes: bytes,
-            host_bytes: 0,
-            disk_bytes: 7,
-        };
-        assert_eq!(devices(&[device("NVIDIA H100 80GB HBM3", 1)]), Ok(()));
-        assert!(devices(&[]).is_err());
-        assert!(devices(&vec![device("host", 1); 17]).is_err());
-        assert!(devices(&[device("host", 0)]).is_err());
-        assert!(devices(&[device("", 1)]).is_err());
-        assert!(devices(&[device("hôst", 1)]).is_err());
-    }
-
-    #[test]
-    fn a_tenant_takes_no_more_bytes_than_are_counted() {
-        let full = TenantRules {
-            strategy: kvhive_protocol::Strategy::ALL.into_iter().max_by_key(|strategy| strategy.name().len()),
-            device_quota_bytes: Some(u64::MAX),
-            host_quota_bytes: Some(u64::MAX),
-            disk_quota_bytes: Some(u64::MAX),
-            quantization_bits: Some(u8::MAX),
-            compression_per_mille: Some(u16::MAX),
-            shares_with: Some(TenantId(u32::MAX)),
-        };
-        for rules in [TenantRules::default(), full] {
-            let tenant = Tenant { name: "x".repeat(63), era: Era(u64::MAX), secret: [255; 32], rules };
-            let encoded = kvhive_protocol::codec::encode(&(TenantId(u32::MAX), &tenant)).expect("small");
-            assert!(encoded.len() <= tenant_bytes(&tenant), "{} of {}", encoded.len(), tenant_bytes(&tenant));
-        }
-    }
-
-    #[test]
-    fn what_no_map_would_take_is_known_beforehand() {
-        let device = DeviceId::new(MemberId(1), 0);
-        let place = |slots: &[u16], replicas: usize| Command::PlaceSlots {
-            based_on: kvhive_protocol::Epoch(1),
-            changes: slots
-                .iter()
-                .map(|slot| Placing {
-                    slot: Slot(*slot),
-                    set: vec![device; replicas],
-                    filling: kvhive_protocol::Filling::default(),
-                })
-                .collect(),
-        };
-        let tenant =
-            |name: String| Command::CreateTenant { name, secret: [0; 32], rules: TenantRules::default() };
-        let set = |change| Command::SetTenantRules { tenant: TenantId(2), change };
-        let none = RulesChange::default();
-        let with = |other| RulesChange { shares_with: Change::Set(TenantId(other)), ..none };
-        let created = |rules| Command::CreateTenant { name: "a".into(), secret: [0; 32], rules };
-        let sharing = TenantRules { shares_with: Some(TenantId(1)), ..TenantRules::default() };
-        for good in [
-            tenant("a".into()),
-            created(sharing),
-            place(&[0, SLOTS - 1], 16),
-            place(&[], 0),
-            set(none),
-            set(RulesChange { quantization_bits: Change::Reset, ..with(1) }),
-            set(RulesChange { disk_quota_bytes: Change::Set(1 << 60), ..none }),
-        ] {
-            assert_eq!(check_command(&good), Ok(()), "{good:?}");
-        }
-        for bad in [
-            tenant(String::new()),
-            tenant("x".repeat(4 << 20)),
-            created(TenantRules { quantization_bits: Some(7), ..TenantRules::default() }),
-            created(TenantRules { quantization_bits: Some(8), ..sharing }),
-            set(RulesChange { quantization_bits: Change::Set(7), ..none }),
-            set(RulesChange { compression_per_mille: Change::Set(0), ..none }),
-            set(RulesChange { disk_quota_bytes: Change::Set(u64::MAX), ..none }),
-            set(RulesChange { host_quota_bytes: Change::Set(1), ..with(1) }),
-            set(with(2)),
-            place(&[SLOTS], 1),
-            place(&[3, 3], 1),
-            place(&[3], 0),
-            place(&[3], 17),
-        ] {
-            let refused = check_command(&bad).expect_err("no map takes it").to_string();
-            assert!(refused.len() < 300, "{refused}");
-        }
-    }
-
-    #[test]
-    fn settings_are_bounded_and_agree_with_each_other() {
-        let good = Settings {
-            replicas: 2,
-            segment_blocks: 16,
-            ack: kvhive_protocol::data::Ack::Primary,
-            lease_ms: 2000,
-            heartbeat_ms: 500,
-        };
-        assert_eq!(settings(&good), Ok(()));
-        for bad in [
-            Settings { replicas: 0, ..good.clone() },
-            Settings { replicas: 9, ..good.clone() },
-            Settings { segment_blocks: 0, ..good.clone() },
-            Settings { segment_blocks: 1025, ..good.clone() },
-            Settings { lease_ms: 99, ..good.clone() },
-            Settings { lease_ms: 300_001, ..good.clone() },
-            Settings { heartbeat_ms: 9, ..good.clone() },
-            Settings { heartbeat_ms: 1001, ..good.clone() },
-        ] {
-            assert!(settings(&bad).is_err(), "{bad:?}");
-        }
-    }
-}
+#[path = "validate_test.rs"]
+mod tests;

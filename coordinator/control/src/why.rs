@@ -1,7 +1,8 @@
 //! Why the overseer proposes what it proposes, in words and numbers for the journal of events.
 
 use crate::leases::{self, Record};
-use kvhive_protocol::control::Command;
+use kvhive_protocol::control::{Balancing, Command};
+use kvhive_protocol::events::MAX_REASON_BYTES;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{ClusterMap, DeviceId, Filling, MemberId, MemberState, Moment, Reason};
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +60,18 @@ pub(crate) fn plan(map: &ClusterMap, command: &Command, avoided: &BTreeSet<Devic
     if !avoided.is_empty() {
         let silent: BTreeSet<MemberId> = avoided.iter().map(|device| device.member).collect();
         let _ = write!(text, "; passed over as they do not answer: {}", few(silent.iter().map(name)));
+    }
+    Reason::new(text)
+}
+
+/// Says what of work is spread otherwise, slot by slot as far as there is room.
+pub fn balance_reason(changes: &[Balancing]) -> Reason {
+    let mut text = String::new();
+    for (at, one) in changes.iter().enumerate() {
+        let _ = write!(text, "{}slot {}: {}", if at == 0 { "" } else { "; " }, one.slot, one.reason);
+        if text.len() > MAX_REASON_BYTES {
+            break;
+        }
     }
     Reason::new(text)
 }

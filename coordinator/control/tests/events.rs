@@ -4,6 +4,7 @@ use kvhive_control::{Effect, Overseer, Registry, Tuning};
 use kvhive_protocol::control::{Command, CommandReply, DeviceLoad, Heartbeat, Proposal, Registration};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::{DeviceDescription, Settings};
+use kvhive_protocol::scaling::{ScalingChange, ScalingMode};
 use kvhive_protocol::{
     Change, ClusterEvent, ClusterId, EventKind, Generation, LogEntry, MemberId, Moment, Note, Origin, Reason,
     RequestId, RulesChange, Subject, TenantId, TenantRules,
@@ -118,6 +119,23 @@ fn each_change_is_told_once_with_whom_when_why_and_numbers() {
     assert!(matches!(story.does(Command::Record(unsound), ""), CommandReply::Rejected(_)));
     let sequences: Vec<u64> = story.events().iter().map(|event| event.sequence).collect();
     assert_eq!(sequences, (1..=story.registry.newest_event()).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_policy_of_the_size_that_changes_is_told_and_one_that_stays_is_not() {
+    let mut story = Story::begin();
+    let change = ScalingChange { mode: Some(ScalingMode::Act), floor: Some(3), ..ScalingChange::default() };
+    story.does(Command::SetScaling { change }, "it was watched for a week");
+    let told = story.last();
+    assert_eq!(
+        (told.note.kind, told.reason.as_str()),
+        (EventKind::ScalingChanged, "it was watched for a week")
+    );
+    assert_eq!((fact(&told, "mode_act"), fact(&told, "floor")), (Some(1), Some(3)));
+    story.does(Command::SetScaling { change }, "again");
+    let refused = ScalingChange { floor: Some(0), ..ScalingChange::default() };
+    story.does(Command::SetScaling { change: refused }, "nobody may");
+    assert_eq!(story.registry.newest_event(), told.sequence);
 }
 
 #[test]

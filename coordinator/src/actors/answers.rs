@@ -4,9 +4,11 @@ use super::raft::{RaftActor, Waiting};
 use kvhive_consensus::{PeerId, RefuseReason, Role, Standing, Ticket};
 use kvhive_control::BeatVerdict;
 use kvhive_protocol::control::{ControlReply, CoordinatorStatus, DeviceLoad, Overview};
-use kvhive_protocol::load::{MAX_TENANT_SUMS, TenantLoad};
+use kvhive_protocol::load::{MAX_HOTTEST, MAX_TENANT_SUMS, TenantLoad, Work};
+use kvhive_protocol::scaling::Reuse;
 use kvhive_protocol::strategy::StrategyReport;
-use kvhive_protocol::{ClusterMap, Epoch, WireError};
+use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Slot, WireError};
+use std::cmp::Reverse;
 
 /// The most reports of strategies that an overview carries, of all devices: its frame is bounded.
 const MAX_OVERVIEW_REPORTS: usize = 16_384;
@@ -16,6 +18,7 @@ impl RaftActor {
         match self.waiting.remove(&ticket) {
             Some(Waiting::Map { have, reply }) => reply.send(self.map_reply(have)),
             Some(Waiting::Overview { reply }) => reply.send(self.overview()),
+            Some(Waiting::Report { reply }) => reply.send(ControlReply::Raft(self.report())),
             Some(Waiting::Beat { received, beat, reply }) => {
                 let Some(map) = self.parts.registry.map() else {
                     return reply.send(ControlReply::Fenced);
@@ -42,6 +45,18 @@ impl RaftActor {
         }
     }
 
+    /// Says how evenly work is spread. Whoever acts on that names the epoch, so an answer by a leader that is none any more
+    /// changes nothing.
+    pub(super) fn balance(&mut self) -> ControlReply {
+        if self.parts.consensus.status().role != Role::Leader {
+            return ControlReply::Failed(self.refusal(RefuseReason::NotLeader { leader: None }));
+        }
+        match self.parts.registry.map() {
+            Some(map) => ControlReply::Balance(Box::new(self.parts.overseer.balance(&map))),
+            None => ControlReply::Failed(WireError::busy("the cluster has not started yet")),
+        }
+    }
+
     pub(super) fn overview(&mut self) -> ControlReply {
         let map = self.parts.registry.map();
         let unsettled = map.as_ref().map_or(0, |map| self.parts.overseer.unsettled(map) as u64);
@@ -56,13 +71,42 @@ impl RaftActor {
                 filled: Vec::new(),
                 unreached: Vec::new(),
                 tenants: Vec::new(),
+                // Only the scaler looks at that.
+                reuse: Reuse { counts: Vec::new(), ..Reuse::default() },
                 strategies,
+                work: Work { hot: Vec::new(), ..load.work },
                 ..*load
             }
         };
         let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(load))).collect();
+        let scaling = self.scaler.report(map.as_deref(), self.parts.registry.scaling());
         let map = map.map(|map| ClusterMap::clone(&map));
-        ControlReply::Overview(Box::new(Overview { status: self.status(), map, loads, tenants, unsettled }))
+        let hottest = self.hottest();
+        let status = self.status();
+        ControlReply::Overview(Box::new(Overview {
+            status,
+            map,
+            loads,
+            tenants,
+            unsettled,
+            hottest,
+            scaling,
+        }))
+    }
+
+    /// Returns the slots that are read most, hottest first.
+    fn hottest(&self) -> Vec<(Slot, DeviceId, u64)> {
+        let hot = |(device, load): (DeviceId, &DeviceLoad)| {
+            load.work.hot.iter().map(move |(slot, rate)| (*slot, device, *rate)).collect::<Vec<_>>()
+        };
+        let mut all: Vec<_> = self.parts.overseer.loads().flat_map(hot).collect();
+        let rank = |(slot, device, rate): &(Slot, DeviceId, u64)| (Reverse(*rate), *slot, *device);
+        if all.len() > MAX_HOTTEST {
+            all.select_nth_unstable_by_key(MAX_HOTTEST, rank);
+            all.truncate(MAX_HOTTEST);
+        }
+        all.sort_unstable_by_key(rank);
+        all
     }
 
     pub(super) fn status(&self) -> CoordinatorStatus {
@@ -148,7 +192,8 @@ impl RaftActor {
                 Waiting::Map { reply, .. }
                 | Waiting::Beat { reply, .. }
                 | Waiting::Overview { reply }
-                | Waiting::Group { reply },
+                | Waiting::Group { reply }
+                | Waiting::Report { reply },
             ) => {
                 reply.send(answer);
             }

@@ -4,8 +4,8 @@
 use crate::config::PeerConfig;
 use crate::peers::{self, Lanes, Line};
 use kvhive_consensus::{Group, PeerId};
-use kvhive_protocol::codec;
 use kvhive_protocol::raft::Seat;
+use kvhive_protocol::{WireError, codec};
 use std::collections::BTreeMap;
 use tokio::sync::{mpsc, watch};
 
@@ -51,12 +51,7 @@ impl Directory {
                 (seat.raft_address.clone(), lanes)
             });
         }
-        let all = known.iter().map(|(peer, seat)| PeerConfig {
-            peer: peer.0,
-            name: seat.name.clone(),
-            raft_address: seat.raft_address.clone(),
-            admin_address: seat.admin_address.clone(),
-        });
+        let all = known.iter().map(|(peer, seat)| PeerConfig::of(*peer, seat.clone()));
         self.told.send_replace(all.collect());
     }
 
@@ -97,6 +92,20 @@ impl Directory {
         self.known.iter().find(|(_, seat)| seat.name == name).map(|(peer, _)| *peer)
     }
 
+    /// Refuses a seat by which two coordinators would be one.
+    pub(crate) fn check_room(&self, peer: PeerId, seat: &Seat) -> Result<(), WireError> {
+        let is_taken = |(other, known): &(&PeerId, &Seat)| {
+            **other != peer && (known.name == seat.name || known.raft_address == seat.raft_address)
+        };
+        match self.known.iter().find(is_taken) {
+            Some((other, known)) => Err(WireError::rejected(format_args!(
+                "{} (peer {}) has that name or address already",
+                known.name, other.0
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Returns everybody known.
     pub(crate) fn all(&self) -> &BTreeMap<PeerId, Seat> {
         &self.known
@@ -108,7 +117,8 @@ pub(crate) fn encode(seat: &Seat) -> Vec<u8> {
     codec::encode(seat).expect("a seat is three short texts")
 }
 
-fn decode(bytes: &[u8]) -> Option<Seat> {
+/// Decodes what [`encode`] gave; none when it makes no sense.
+pub(crate) fn decode(bytes: &[u8]) -> Option<Seat> {
     (bytes.len() <= MAX_SEAT_BYTES).then(|| codec::decode(bytes).ok()).flatten()
 }
 
@@ -162,6 +172,12 @@ mod tests {
         assert_eq!(told, [(1, "a".to_owned()), (2, "b".to_owned()), (4, "d".to_owned())]);
         assert!(!scene.directory.send(PeerId(3), vec![1]), "its line is closed");
         assert_eq!(scene.directory.find("d"), Some(PeerId(4)));
+        for (peer, name, address, is_refused) in
+            [(5, "d", "e:1", true), (5, "e", "d:1", true), (4, "d", "d:2", false), (5, "e", "e:1", false)]
+        {
+            let checked = scene.directory.check_room(PeerId(peer), &seat(name, address));
+            assert_eq!(checked.is_err(), is_refused, "{peer} {name} {address}");
+        }
         // A number that another has now: what the file says of it is of somebody else.
         let other = group(&[(1, None), (2, Some(seat("x", "x:1")))]);
         scene.directory.follow(&other);

@@ -4,13 +4,10 @@ use super::directory::encode;
 use super::raft::{RaftActor, Waiting};
 use kvhive_consensus::{Event, GroupChange, PeerId, PeerProgress, RefuseReason, Role, Ticket};
 use kvhive_protocol::WireError;
-use kvhive_protocol::control::{ControlReply, MAX_NAME_BYTES};
-use kvhive_protocol::raft::{MAX_SEAT_ADDRESS_BYTES, RaftMember, RaftReport, RaftRequest, Seat, Vote};
+use kvhive_protocol::control::ControlReply;
+use kvhive_protocol::raft::{RaftMember, RaftReport, RaftRequest, Seat, Vote};
 use kvhive_runtime::Reply;
 use tracing::info;
-
-/// Peers are numbered up to this.
-const MAX_PEER: u64 = 65_535;
 
 /// What the machine is asked, with numbers for names.
 enum Asked {
@@ -29,6 +26,7 @@ impl RaftActor {
             return reply.send(ControlReply::Failed(error));
         }
         match self.checked(request) {
+            Ok(Asked::Question) if !asks => self.read(Waiting::Report { reply }),
             Ok(Asked::Question) => reply.send(ControlReply::Raft(self.report())),
             Ok(Asked::Transfer(to)) => {
                 let ticket = self.ticket(Waiting::Group { reply });
@@ -51,7 +49,8 @@ impl RaftActor {
                 return Ok(Asked::Transfer(to.map(|name| self.peer(&name)).transpose()?));
             }
             RaftRequest::Add { peer, seat } => {
-                self.check(peer, &seat)?;
+                kvhive_control::check_seat(peer, &seat)?;
+                self.parts.directory.check_room(PeerId(peer), &seat)?;
                 GroupChange::Add { peer: PeerId(peer), about: encode(&seat) }
             }
             RaftRequest::Promote { name, replaces } => {
@@ -61,35 +60,6 @@ impl RaftActor {
             RaftRequest::Remove { name } => GroupChange::Remove { peer: self.peer(&name)? },
         };
         Ok(Asked::Change(change))
-    }
-
-    /// Refuses what no coordinator can be, or what would make two of them one.
-    fn check(&self, peer: u64, seat: &Seat) -> Result<(), WireError> {
-        let Seat { name, raft_address, admin_address } = seat;
-        if !(1..=MAX_PEER).contains(&peer) {
-            return Err(WireError::rejected(format_args!("peer is {peer}, allowed are 1 to {MAX_PEER}")));
-        }
-        if name.is_empty() || name.len() > MAX_NAME_BYTES {
-            return Err(WireError::rejected(format_args!("a name has 1 to {MAX_NAME_BYTES} bytes")));
-        }
-        for address in [raft_address, admin_address] {
-            let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-            let is_sound = port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
-            if !is_sound || address.len() > MAX_SEAT_ADDRESS_BYTES {
-                let address: String = address.chars().take(64).collect();
-                return Err(WireError::rejected(format_args!("{address:?} is no address: write host:port")));
-            }
-        }
-        let others = self.parts.directory.all().iter().filter(|(other, _)| other.0 != peer);
-        for (other, known) in others {
-            if known.name == *name || known.raft_address == *raft_address {
-                return Err(WireError::rejected(format_args!(
-                    "{} (peer {}) has that name or address already",
-                    known.name, other.0
-                )));
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn group_changed(&mut self) {
@@ -107,7 +77,7 @@ impl RaftActor {
         self.answer(ticket, ControlReply::Raft(report));
     }
 
-    fn report(&self) -> RaftReport {
+    pub(super) fn report(&self) -> RaftReport {
         let status = self.parts.consensus.status();
         RaftReport {
             leader: status.leader.map(|leader| self.name(leader)),

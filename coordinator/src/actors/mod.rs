@@ -4,5 +4,6 @@ mod answers;
 pub(crate) mod directory;
 mod group;
 pub(crate) mod raft;
+mod scaling;
 mod tidings;
 pub(crate) mod vitals;

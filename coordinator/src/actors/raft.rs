@@ -3,9 +3,10 @@
 
 use super::directory::Directory;
 use super::vitals::Vitals;
+use crate::engines::Agreed;
 use crate::log_thread::Write;
 use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Standing, Ticket, WriteId};
-use kvhive_control::{ClearTicket, Counters, Effect as Oversight, EventPage, Overseer, Registry};
+use kvhive_control::{ClearTicket, Counters, Effect as Oversight, EventPage, Overseer, Registry, Scaler};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::raft::RaftRequest;
@@ -46,6 +47,10 @@ pub(crate) enum RaftMessage {
     Events { after: u64, limit: usize, reply: Reply<EventPage> },
     /// Do something about the coordinators themselves.
     Admin { request: RaftRequest, reply: Reply<ControlReply> },
+    /// The state as far as this coordinator has applied, the last entry in it, and the term.
+    State { reply: Reply<(Registry, u64, u64)> },
+    /// How evenly is work spread, and what would make that more even?
+    Balance { reply: Reply<ControlReply> },
     /// What have you counted?
     Figures { reply: Reply<Figures> },
 }
@@ -82,6 +87,8 @@ pub(crate) struct Parts {
     pub(crate) cluster: watch::Sender<Option<ClusterId>>,
     /// Told the number of the newest event.
     pub(crate) events: watch::Sender<u64>,
+    /// Told the engines that are followed.
+    pub(crate) engines: watch::Sender<Agreed>,
     /// Told what it knows of itself.
     pub(crate) vitals: watch::Sender<Vitals>,
     /// This start's identity in request ids.
@@ -104,6 +111,7 @@ pub(super) enum Waiting {
     Beat { received: Moment, beat: Heartbeat, reply: Reply<ControlReply> },
     Overview { reply: Reply<ControlReply> },
     Group { reply: Reply<ControlReply> },
+    Report { reply: Reply<ControlReply> },
 }
 
 /// One coordinator's raft actor.
@@ -123,6 +131,9 @@ pub(crate) struct RaftActor {
     effects: Vec<Effect>,
     oversight: Vec<Oversight>,
     figures: Figures,
+    pub(super) scaler: Scaler,
+    /// When load is looked at next.
+    pub(super) next_look: Moment,
 }
 
 impl RaftActor {
@@ -140,6 +151,8 @@ impl RaftActor {
             effects: Vec::new(),
             oversight: Vec::new(),
             figures: Figures::default(),
+            scaler: Scaler::new(),
+            next_look: Moment::ZERO,
         }
     }
 
@@ -180,6 +193,7 @@ impl RaftActor {
                     self.parts.registry = registry;
                     self.tell_cluster();
                     self.tell_events();
+                    self.tell_engines();
                 }
                 Err(error) => self.fail(format!("a leader's snapshot cannot be used: {error}")),
             },
@@ -213,6 +227,7 @@ impl RaftActor {
             self.parts.overseer.became_leader(self.parts.clock.now(), map.as_deref());
         } else {
             self.parts.overseer.lost_leadership();
+            self.scaler.lost_leadership();
             self.bootstrapping = false;
             self.elected = None;
             for (_, (reply, _)) in std::mem::take(&mut self.clears) {
@@ -239,6 +254,7 @@ impl RaftActor {
         }
         self.tell_cluster();
         self.tell_events();
+        self.tell_engines();
         let Some(ticket) = ticket else { return };
         let Some(Waiting::Proposal { register, clears, reply: asker }) = self.waiting.remove(&ticket) else {
             return;
@@ -288,7 +304,7 @@ impl RaftActor {
         ticket
     }
 
-    fn read(&mut self, waiting: Waiting) {
+    pub(super) fn read(&mut self, waiting: Waiting) {
         self.figures.reads += 1;
         let ticket = self.ticket(waiting);
         self.step(Event::Read { ticket });
@@ -359,6 +375,9 @@ impl RaftActor {
             }
             None => {}
         }
+        if leads {
+            self.look_at_load();
+        }
         // Askers that went away wait for nothing; what they proposed goes on.
         if self.clears.len() > 64 {
             let gone: Vec<ClearTicket> = self
@@ -392,6 +411,7 @@ impl Actor for RaftActor {
         self.tell_cluster();
         self.group_changed();
         self.tell_events();
+        self.tell_engines();
         self.tell_vitals();
         ctx.run_interval(self.parts.tick, || RaftMessage::Tick);
     }
@@ -436,6 +456,11 @@ impl Actor for RaftActor {
                 reply.send(self.parts.registry.events(after, limit));
             }
             RaftMessage::Admin { request, reply } => self.administer(request, reply),
+            RaftMessage::State { reply } => {
+                let status = self.parts.consensus.status();
+                reply.send((self.parts.registry.clone(), status.applied, status.term));
+            }
+            RaftMessage::Balance { reply } => reply.send(self.balance()),
             RaftMessage::Figures { reply } => reply.send(Figures {
                 waiting: self.waiting.len() as u64,
                 ignored_messages: self.parts.consensus.status().ignored_messages,

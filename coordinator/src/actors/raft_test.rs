@@ -105,6 +105,7 @@ impl Scene {
             failed,
             cluster: watch::channel(None).0,
             events: watch::channel(0).0,
+            engines: watch::channel(Default::default()).0,
             vitals: watch::channel(Vitals::UNKNOWN).0,
             client: 9,
         });

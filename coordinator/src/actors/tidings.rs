@@ -5,6 +5,7 @@ use super::vitals::Vitals;
 use kvhive_consensus::Standing;
 use kvhive_protocol::control::Command;
 use kvhive_protocol::{EventKind, Note, Reason, Subject};
+use std::sync::Arc;
 use std::time::Duration;
 use tracing::{info, warn};
 
@@ -29,6 +30,17 @@ impl RaftActor {
     pub(super) fn tell_events(&self) {
         let newest = self.parts.registry.newest_event();
         self.parts.events.send_if_modified(|known| std::mem::replace(known, newest) != newest);
+    }
+
+    pub(super) fn tell_engines(&self) {
+        let engines = self.parts.registry.engines();
+        self.parts.engines.send_if_modified(|known| {
+            let news = !Arc::ptr_eq(known, &engines) && *known != engines;
+            if news {
+                *known = engines;
+            }
+            news
+        });
     }
 
     /// Writes the election into the journal: after it has been performed, as a proposal is a step of its own.

@@ -88,6 +88,10 @@ pub(super) struct Device {
     pub(super) used_bytes: Option<u64>,
     /// Covered keys of all keys asked since the node started.
     pub(super) hit_rate: Option<f64>,
+    /// What it is read a second, lately: bytes, and 16 KiB a request.
+    pub(super) read_rate: Option<u64>,
+    /// How long requests waited for its answer, lately and on average, in microseconds.
+    pub(super) wait_us: Option<u32>,
     /// Its device, host and disk tier, as last reported; those that it has.
     pub(super) tiers: Vec<Tier>,
     /// What it is read and given, as last reported.
@@ -205,7 +209,21 @@ pub(super) struct Stats {
     pub(super) read_bytes: Option<u64>,
     /// Bytes of blocks taken in.
     pub(super) written_bytes: Option<u64>,
+    /// The slots that are read most, hottest first.
+    pub(super) hot_slots: Vec<HotSlot>,
     pub(super) devices: Vec<Device>,
+}
+
+/// A slot that is read much.
+#[derive(Serialize, ToSchema)]
+pub(super) struct HotSlot {
+    pub(super) slot: u16,
+    /// Who is read: `member/index`.
+    pub(super) device: String,
+    /// How many devices hold it.
+    pub(super) replicas: usize,
+    /// What it is read a second, lately: bytes, and 16 KiB a request.
+    pub(super) read_rate: u64,
 }
 
 /// How new an answer must be.
@@ -284,6 +302,21 @@ impl Trouble {
     }
 }
 
+/// The code of a change that was decided on a map which has moved on.
+const STALE_EPOCH: &str = "stale_epoch";
+
+impl Trouble {
+    /// Says whether the state of the cluster stands against what was asked.
+    pub(super) fn is_conflict(&self) -> bool {
+        self.0.status() == StatusCode::CONFLICT
+    }
+
+    /// Says whether the map has moved on since it was decided.
+    pub(super) fn is_stale(&self) -> bool {
+        self.0.code() == STALE_EPOCH
+    }
+}
+
 impl From<WireError> for Trouble {
     fn from(error: WireError) -> Trouble {
         let detail = error.to_string();
@@ -296,6 +329,7 @@ impl From<WireError> for Trouble {
                 Trouble::new(StatusCode::SERVICE_UNAVAILABLE, "outcome_unknown", detail)
             }
             WireError::UnknownTenant { .. } => Trouble::not_found(detail),
+            WireError::StaleEpoch { .. } => Trouble::new(StatusCode::CONFLICT, STALE_EPOCH, detail),
             WireError::Rejected { .. } => Trouble::new(StatusCode::CONFLICT, "rejected", detail),
             _ => Trouble::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail),
         }

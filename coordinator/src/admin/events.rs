@@ -107,6 +107,8 @@ struct EventSubject {
     tenant: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     coordinator: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    engine: Option<String>,
     /// How many slots.
     #[serde(skip_serializing_if = "Option::is_none")]
     slots: Option<u32>,
@@ -276,6 +278,7 @@ fn one(event: &ClusterEvent) -> OneEvent {
             member: subject.member.clone(),
             tenant: subject.tenant.clone(),
             coordinator: subject.coordinator.clone(),
+            engine: subject.engine.clone(),
             slots: Some(subject.slots).filter(|slots| *slots > 0),
             examples: subject.examples.iter().map(|slot| slot.0).collect(),
         },

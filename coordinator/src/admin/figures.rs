@@ -68,6 +68,18 @@ fn record_overview(overview: &Overview) {
             metrics::gauge!("kvhive_coordinator_members", "state" => name).set(count as f64);
         }
     }
+    let scaling = &overview.scaling;
+    if let Some(advice) = &scaling.advice {
+        metrics::gauge!("kvhive_scaling_members").set(f64::from(scaling.members));
+        metrics::gauge!("kvhive_scaling_recommended_members").set(f64::from(advice.size));
+        metrics::gauge!("kvhive_scaling_queue_seconds").set(advice.queue_us as f64 / 1e6);
+    }
+    for one in &scaling.forecasts {
+        let labels = [("figure", one.figure.clone()), ("ahead", format!("{}s", one.ahead_s))];
+        metrics::gauge!("kvhive_forecast", &labels).set(one.value_milli as f64 / 1e3);
+        metrics::gauge!("kvhive_forecast_mase", &labels).set(f64::from(one.mase_ppm) / 1e6);
+        metrics::gauge!("kvhive_forecast_coverage", &labels).set(f64::from(one.coverage_ppm) / 1e6);
+    }
     for (device, load) in &overview.loads {
         for (name, value) in [
             ("kvhive_device_blocks", load.blocks),

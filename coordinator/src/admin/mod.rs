@@ -4,15 +4,22 @@
 mod answers;
 mod asked;
 pub(crate) mod audit;
+mod backup;
+mod balance;
+mod dashboard;
 mod document;
+mod engines;
 mod events;
 mod figures;
 mod lanes;
+mod layouts;
 mod members;
 mod overview;
 mod page;
 mod raft;
+mod route;
 mod routes;
+mod scaling;
 mod tenants;
 
 pub(crate) use events::Listeners;

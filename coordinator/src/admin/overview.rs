@@ -1,7 +1,7 @@
 //! From the leader's overview to the admin API's answers: pure.
 
 use super::answers::{
-    Cluster, Coordinator, Device, Node, SlotEntry, SlotList, Slots, Stats, Strategy, Tier, Traffic,
+    Cluster, Coordinator, Device, HotSlot, Node, SlotEntry, SlotList, Slots, Stats, Strategy, Tier, Traffic,
 };
 use kvhive_protocol::control::{DeviceLoad, Overview};
 use kvhive_protocol::{ClusterMap, DeviceId, MemberState, SLOTS, Slot, TenantId};
@@ -79,6 +79,8 @@ fn devices(overview: &Overview) -> Vec<Device> {
                 blocks: load.map(|load| load.blocks),
                 used_bytes: load.map(|load| load.used_bytes),
                 hit_rate: load.and_then(|load| rate(load.covered_keys, load.matched_keys)),
+                read_rate: load.map(|load| load.work.read_rate),
+                wait_us: load.map(|load| load.work.wait_us),
                 tiers: load.map_or(Vec::new(), |load| tiers(load)),
                 traffic: load.map(|load| traffic(load)),
                 filling_slots: filling.get(&id).copied().unwrap_or_default(),
@@ -160,6 +162,17 @@ pub(super) fn slot_list(overview: &Overview, wanted: impl Fn(u16) -> bool) -> Sl
     }
 }
 
+fn hot_slots(overview: &Overview) -> Vec<HotSlot> {
+    let replicas = |slot| overview.map.as_ref().map_or(0, |map| map.replicas(slot).0.len());
+    let hot = overview.hottest.iter().map(|(slot, device, read_rate)| HotSlot {
+        slot: slot.0,
+        device: device.to_string(),
+        replicas: replicas(*slot),
+        read_rate: *read_rate,
+    });
+    hot.collect()
+}
+
 pub(super) fn stats(overview: &Overview) -> Stats {
     let sum = |field: fn(&DeviceLoad) -> u64| {
         let is_known = !overview.loads.is_empty();
@@ -178,6 +191,7 @@ pub(super) fn stats(overview: &Overview) -> Stats {
         evicted_blocks: sum(|load| load.evicted_blocks),
         read_bytes: sum(|load| load.traffic.read_bytes),
         written_bytes: sum(|load| load.traffic.written_bytes),
+        hot_slots: hot_slots(overview),
         devices: devices(overview),
     }
 }

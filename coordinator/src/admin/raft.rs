@@ -2,7 +2,6 @@
 
 use super::answers::{Consistency, Freshness, Trouble};
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
-use crate::control_plane::ask_peer;
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -107,6 +106,13 @@ impl From<RaftReport> for Group {
     }
 }
 
+impl Group {
+    /// Returns the last entry that whoever answered had applied.
+    pub(super) fn applied(&self) -> u64 {
+        self.applied
+    }
+}
+
 impl Admin {
     /// Has another coordinator lead than this one, if it does.
     async fn let_go(&self, name: &str) -> Result<(), Trouble> {
@@ -118,18 +124,13 @@ impl Admin {
     }
 
     /// Asks the leader, wherever it is. What was begun is not asked again: its outcome is for the asker to look at.
-    async fn ask_leader(&self, request: RaftRequest) -> Result<Group, Trouble> {
+    pub(super) async fn ask_leader(&self, request: RaftRequest) -> Result<Group, Trouble> {
         let request = ControlRequest::Raft(request);
         let deadline = tokio::time::Instant::now() + LIMIT;
         loop {
-            let mut reply = self.sources.control.serve(Role::Coordinator, request.clone()).await;
-            if let ControlReply::Failed(WireError::NotLeader { leader: Some(leader) }) = &reply {
-                reply = match ask_peer(leader, &self.sources.identity, &request, LIMIT).await {
-                    Ok(reply) => reply,
-                    Err(_) => ControlReply::Failed(WireError::OutcomeUnknown),
-                };
-            }
-            match reply {
+            let own = self.sources.control.serve(Role::Coordinator, request.clone()).await;
+            let reply = self.or_leader(own, &request, LIMIT).await;
+            match reply.unwrap_or(ControlReply::Failed(WireError::OutcomeUnknown)) {
                 ControlReply::Raft(report) => return Ok(report.into()),
                 ControlReply::Failed(WireError::NotLeader { .. } | WireError::Busy { .. })
                     if tokio::time::Instant::now() + PAUSE < deadline =>

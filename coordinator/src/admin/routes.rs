@@ -6,7 +6,11 @@ use super::audit::{Audit, From};
 use super::document::Document;
 use super::events::Listeners;
 use super::lanes::Lanes;
-use super::{document, events, figures, members, overview, raft, tenants};
+use super::route::MAX_ROUTE_BODY_BYTES;
+use super::{
+    backup, balance, dashboard, document, engines, events, figures, members, overview, raft, route, scaling,
+    tenants,
+};
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::config::PeerConfig;
@@ -26,12 +30,12 @@ use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{Reason, RequestId, SLOTS, WireError};
 use kvhive_runtime::http::{Access, Problem};
 use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
-use kvhive_wire::Identity;
+use kvhive_wire::{Fault, Identity};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
 /// The largest request body, in bytes.
@@ -94,22 +98,27 @@ impl Admin {
         let linearizable = freshness == Freshness::Linearizable;
         let reply =
             self.sources.raft.ask(READ_LIMIT, |reply| RaftMessage::Overview { linearizable, reply }).await;
-        let reply = match reply {
-            Ok(ControlReply::Failed(WireError::NotLeader { leader: Some(leader) })) => {
-                ask_peer(&leader, &self.sources.identity, &ControlRequest::Overview, READ_LIMIT)
-                    .await
-                    .map_err(|fault| {
-                        Trouble::unavailable(format!("the leader at {leader} does not answer: {fault}"))
-                    })?
-            }
-            Ok(reply) => reply,
-            Err(error) => return Err(trouble(error).into()),
-        };
-        match reply {
+        let reply = reply.map_err(trouble)?;
+        match self.or_leader(reply, &ControlRequest::Overview, READ_LIMIT).await? {
             ControlReply::Overview(overview) => Ok(*overview),
             ControlReply::Failed(error) => Err(error.into()),
             other => Err(WireError::internal(format_args!("unexpected answer {other:?}")).into()),
         }
+    }
+
+    /// Returns this coordinator's own answer, or the leader's where the own one says who leads.
+    ///
+    /// # Errors
+    /// When the leader does not answer.
+    pub(super) async fn or_leader(
+        &self,
+        own: ControlReply,
+        request: &ControlRequest,
+        limit: Duration,
+    ) -> Result<ControlReply, Silent> {
+        let ControlReply::Failed(WireError::NotLeader { leader: Some(leader) }) = own else { return Ok(own) };
+        let asked = ask_peer(&leader, &self.sources.identity, request, limit).await;
+        asked.map_err(|fault| Silent { leader, fault })
     }
 
     /// Has a change applied, here or by the leader; repeated under the same id while its outcome is unknown. One that its asker
@@ -146,12 +155,9 @@ impl Admin {
         let limit = change_limit(self.sources.vitals.borrow().lease);
         let deadline = tokio::time::Instant::now() + limit;
         loop {
-            let mut reply = self.sources.control.serve(Role::Coordinator, request.clone()).await;
-            if let ControlReply::Failed(WireError::NotLeader { leader: Some(leader) }) = &reply {
-                let asked = ask_peer(leader, &self.sources.identity, &request, CHANGE_LIMIT).await;
-                reply = asked.unwrap_or(ControlReply::Failed(WireError::OutcomeUnknown));
-            }
-            match reply {
+            let own = self.sources.control.serve(Role::Coordinator, request.clone()).await;
+            let reply = self.or_leader(own, &request, CHANGE_LIMIT).await;
+            match reply.unwrap_or(ControlReply::Failed(WireError::OutcomeUnknown)) {
                 ControlReply::Done(CommandReply::Rejected(error)) => return Err(error.into()),
                 ControlReply::Done(done) => return Ok(done),
                 ControlReply::Failed(
@@ -195,6 +201,18 @@ impl Admin {
     }
 }
 
+/// A leader that did not answer, and why not.
+pub(super) struct Silent {
+    leader: String,
+    fault: Fault,
+}
+
+impl std::convert::From<Silent> for Trouble {
+    fn from(Silent { leader, fault }: Silent) -> Trouble {
+        Trouble::unavailable(format!("the leader at {leader} does not answer: {fault}"))
+    }
+}
+
 /// Returns how long a change may take: a clear waits for the lease of a member that is silent, and a leader elected meanwhile
 /// waits for all of it once more.
 fn change_limit(lease: Option<Duration>) -> Duration {
@@ -235,17 +253,24 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(members::members))
         .routes(routes!(members::change_member))
         .routes(routes!(slots))
+        .routes(routes!(balance::balance))
         .routes(routes!(tenants::tenants, tenants::create_tenant))
         .routes(routes!(tenants::tenant, tenants::change_tenant))
         .routes(routes!(tenants::clear_tenant))
         .routes(routes!(stats))
         .routes(routes!(events::events))
         .routes(routes!(events::stream))
+        .routes(routes!(backup::backup))
         .routes(routes!(raft::group))
         .routes(routes!(raft::transfer))
         .routes(routes!(raft::add))
         .routes(routes!(raft::remove))
         .routes(routes!(raft::promote))
+        .routes(routes!(scaling::scaling, scaling::change_policy, scaling::set_size))
+        .routes(routes!(engines::engines, engines::follow_engine))
+        .routes(routes!(engines::forget_engine))
+        .routes(routes!(engines::engine_load))
+        .routes(routes!(route::route).layer(DefaultBodyLimit::max(MAX_ROUTE_BODY_BYTES)))
         .split_for_parts();
     let (open, open_doc) =
         OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).split_for_parts();
@@ -258,6 +283,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .layer(middleware::from_fn_with_state(admin.access.clone(), Access::check));
     guarded
         .merge(open)
+        .merge(dashboard::routes())
         .fallback(|| async { Trouble::not_found("no such route; see /openapi.json".to_owned()) })
         .method_not_allowed_fallback(|| async { Trouble::method_not_allowed() })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -284,8 +310,11 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>, mut stop: wa
 
 /// Refuses a body that announces itself as too large, before a byte of it is read.
 async fn refuse_large_bodies(request: Request, next: Next) -> Response {
+    // A prompt is larger than any change.
+    let is_prompt = request.uri().path() == "/v1/route";
+    let most = if is_prompt { MAX_ROUTE_BODY_BYTES } else { MAX_BODY_BYTES };
     match request.body().size_hint().lower() {
-        bytes if bytes > MAX_BODY_BYTES as u64 => Trouble::too_large(MAX_BODY_BYTES).into_response(),
+        bytes if bytes > most as u64 => Trouble::too_large(most).into_response(),
         _ => next.run(request).await,
     }
 }

@@ -221,8 +221,14 @@ fn missing(name: &str) -> Trouble {
 
 impl Admin {
     /// Returns the cluster's map as it is now.
-    async fn map(&self) -> Result<ClusterMap, Trouble> {
+    pub(super) async fn map(&self) -> Result<ClusterMap, Trouble> {
         let map = self.overview(Freshness::Linearizable).await?.map;
+        map.ok_or_else(|| Trouble::unavailable("the cluster has not started yet".to_owned()))
+    }
+
+    /// Returns the cluster's map as this coordinator has it.
+    pub(super) async fn own_map(&self) -> Result<ClusterMap, Trouble> {
+        let map = self.overview(Freshness::Stale).await?.map;
         map.ok_or_else(|| Trouble::unavailable("the cluster has not started yet".to_owned()))
     }
 

@@ -31,8 +31,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 const STOP_LIMIT: Duration = Duration::from_secs(8);
 
 fn access() -> Access {
-    let access = Access::new(TOKEN.as_bytes()).with(AdminRole::Operator, OPERATOR.as_bytes());
-    access.and_then(|access| access.with(AdminRole::Viewer, VIEWER.as_bytes())).expect("three tokens")
+    let access = Access::default().with(AdminRole::Operator, OPERATOR.as_bytes());
+    access.and_then(|access| access.with(AdminRole::Viewer, VIEWER.as_bytes())).expect("two tokens")
 }
 
 /// Some coordinators of one cluster. Dropped, they end and their folders go.
@@ -91,6 +91,7 @@ impl Group {
                 heartbeat: Duration::from_millis(60),
                 snapshot_every: 10_000,
                 repair_after: Duration::from_secs(30),
+                balance: false,
             })
             .collect();
         let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();

@@ -4,7 +4,9 @@
 mod access;
 mod admin;
 mod changes;
+mod engines;
 mod events;
+mod fake_engine;
 mod group;
 mod http;
 mod raft_peers;
@@ -12,3 +14,4 @@ mod restarts;
 mod roles;
 mod strategies;
 mod tenants;
+mod traffic;

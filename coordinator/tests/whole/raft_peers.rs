@@ -15,7 +15,6 @@ fn a_coordinator_with_another_token_takes_no_part_and_disturbs_nobody() {
     group.stop(2);
     std::fs::remove_dir_all(&group.configs[2].data_dir).expect("the folder is ours");
     group.configs[2].token = b"a token that nobody else here has".to_vec();
-    group.configs[2].access = kvhive_runtime::http::Access::new(&group.configs[2].token);
     let led = group.leader();
     let term = group.status(led).expect("it answers").term;
     group.start(2);

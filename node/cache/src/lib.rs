@@ -4,6 +4,7 @@
 //! - [`Shard`]: index, prefix match, three tiers, pins and holds, parties and policies, the typed life of a block.
 //! - [`Member`]: registration, heartbeats, lease and map of one node.
 //! - [`acks`]: when a store may be answered.
+//! - [`Heat`]: how much each slot is read.
 //! - [`Fills`]: which slots' blocks a node gives to other nodes.
 //! - [`simulate`]: a shard without bytes.
 
@@ -12,8 +13,10 @@ mod answers;
 mod block;
 mod declined;
 mod expected;
+mod feed;
 mod fills;
 mod frames;
+mod heat;
 mod index;
 pub mod member;
 mod owners;
@@ -21,6 +24,7 @@ mod party;
 pub mod policy;
 mod ranking;
 mod recency;
+pub mod reuse;
 mod shard;
 pub mod simulate;
 mod stats;
@@ -30,6 +34,7 @@ pub use answers::{CopyVerdict, Effect, Listed, Reserve, ShardConfig};
 pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
 pub use fills::{Fills, Pass, Round};
 pub use frames::TierCapacity;
+pub use heat::Heat;
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
 pub use party::{Quota, Rules};
 pub use shard::Shard;

@@ -16,6 +16,13 @@ impl Salt {
         hash ^ self.0
     }
 
+    /// Returns a number of a key that nobody outside can choose.
+    pub(crate) fn print(self, key: &BlockKey) -> u64 {
+        let bytes = key.as_bytes();
+        u64::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7]])
+            ^ self.0
+    }
+
     /// Returns a key in the place of a tenant's: another for each tenant, and the same each time.
     pub(crate) fn key(self, key: &BlockKey) -> BlockKey {
         let mut bytes = *key.as_bytes();

@@ -14,12 +14,15 @@ use kvhive_cache::{
 };
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
-use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock};
-use kvhive_protocol::load::{MAX_TENANT_LOADS, TierLoad, Traffic};
+use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock, Surveyed};
+use kvhive_protocol::load::{MAX_TENANT_LOADS, TierLoad, Traffic, Work};
 use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
+use kvhive_protocol::watch::{WatchAnswer, WatchAsk};
 use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, SLOTS, Slot, TenantId};
 use kvhive_runtime::Reply;
 use std::collections::BTreeSet;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -28,6 +31,8 @@ use tokio::runtime::Handle;
 pub(crate) enum DeviceMessage {
     /// How far are these runs covered?
     Match { tenant: TenantId, runs: Vec<Run>, keys: KeyList, hold: Duration, reply: Reply<Vec<u32>> },
+    /// What of these runs is here, and where?
+    Survey { tenant: TenantId, runs: Vec<Run>, keys: KeyList, reply: Reply<Vec<Surveyed>> },
     /// Let me read these blocks.
     Read { tenant: TenantId, keys: KeyList, reply: Reply<Vec<Option<Lent>>> },
     /// Give me frames for these blocks.
@@ -44,6 +49,8 @@ pub(crate) enum DeviceMessage {
     Release { tenant: TenantId, runs: Vec<Run>, keys: KeyList, hint: Hint, reply: Reply<u32> },
     /// How do the strategies do? Those that choose may have to do so now.
     Strategies { adjust: bool, reply: Reply<Vec<StrategyReport>> },
+    /// What happens to the blocks of this tenant, or of all?
+    Watch { tenant: Option<TenantId>, ask: WatchAsk, reply: Reply<WatchAnswer> },
     /// Make these blocks visible.
     Seal { blocks: Vec<Verified>, pin: bool, reply: Reply<Vec<Sealed>> },
     /// Serve by this map's tenants, their eras and rules, unless a newer map came before.
@@ -198,7 +205,7 @@ impl DeviceCore {
     /// Returns the bytes that actor and shard take for so many frames, at most.
     pub(crate) fn bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
         let resident = size_of::<Option<Resident>>() as u64;
-        Shard::index_bytes(frames, classes, strategy) + u64::from(frames) * resident
+        Shard::index_bytes(frames, classes, strategy) + Shard::fixed_bytes() + u64::from(frames) * resident
     }
 
     fn take_returns(&mut self) {
@@ -383,6 +390,7 @@ impl DeviceCore {
             // Membership says that.
             filled: Vec::new(),
             unreached: Vec::new(),
+            work: Work::default(),
             traffic: Traffic::default(),
             occupied: self.occupied(),
             tiers: [stats.device, stats.host, stats.disk].map(|tier| TierLoad {
@@ -391,6 +399,8 @@ impl DeviceCore {
                 capacity_bytes: tier.capacity_bytes,
                 hits: tier.hits,
             }),
+            reuse: self.shard.reuse().clone(),
+            queue_us: 0,
         };
         (load, stats)
     }
@@ -402,10 +412,18 @@ impl DeviceCore {
             DeviceMessage::Match { tenant, runs, keys, hold, reply } => {
                 reply.send(self.shard.match_runs(self.view.now(), tenant, &runs, &keys, hold));
             }
+            DeviceMessage::Survey { tenant, runs, keys, reply } => {
+                reply.send(self.shard.survey_runs(tenant, &runs, &keys));
+            }
             DeviceMessage::Release { tenant, runs, keys, hint, reply } => {
                 reply.send(self.shard.release(self.view.now(), tenant, &runs, &keys, hint));
             }
             DeviceMessage::Strategies { adjust, reply } => reply.send(self.shard.strategies(adjust)),
+            DeviceMessage::Watch { tenant, ask, reply } => {
+                // No stream of a shard before this one, nor of one before a restart, had this number.
+                let fresh = RandomState::new().hash_one(self.index);
+                reply.send(self.shard.watch(self.view.now(), tenant, ask, fresh));
+            }
             DeviceMessage::Read { tenant, keys, reply } => {
                 if !reply.is_abandoned() {
                     reply.send(self.read(tenant, &keys));

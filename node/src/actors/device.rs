@@ -4,6 +4,7 @@
 
 use crate::actors::core::{DeviceCore, DeviceMessage};
 use crate::traffic::TrafficCounters;
+use crate::work::WorkCounters;
 use kvhive_runtime::{Actor, AskError, Context, NamedArbiter, Reply, Sender, Spawn};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -13,6 +14,8 @@ use std::time::Duration;
 pub(crate) struct Device {
     actor: Sender<DeviceMessage>,
     core: Arc<Mutex<DeviceCore>>,
+    /// What is asked of it.
+    pub(crate) work: Arc<WorkCounters>,
     /// What it is read and given.
     pub(crate) traffic: Arc<TrafficCounters>,
 }
@@ -36,7 +39,7 @@ impl Device {
             }
             DeviceActor { core: of_actor.clone(), tend_every }
         });
-        Device { actor, core, traffic: Arc::default() }
+        Device { actor, core, work: Arc::default(), traffic: Arc::default() }
     }
 
     /// Asks, by going in if nobody is, else by the mailbox.

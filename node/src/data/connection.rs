@@ -4,13 +4,15 @@ use crate::actors::core::DeviceMessage;
 use crate::data::check;
 use crate::data::counters::count;
 use crate::data::plane::DataPlane;
+use crate::view::Serving;
 use kvhive_cache::member;
-use kvhive_protocol::WireError;
 use kvhive_protocol::data::{
     DataReply, DataRequest, MAX_KEYS_PER_MATCH, MAX_KEYS_PER_RELEASE, MatchRequest, ReleaseRequest,
-    StrategiesRequest,
+    StrategiesRequest, SurveyRequest,
 };
 use kvhive_protocol::frame::Kind;
+use kvhive_protocol::watch::WatchRequest;
+use kvhive_protocol::{DeviceId, Epoch, WireError};
 use kvhive_runtime::stopped;
 use kvhive_wire::{Connection, Fault, Peer};
 use std::time::{Duration, Instant};
@@ -73,7 +75,7 @@ async fn serve_request(
         DataRequest::Fetch(_) => Some(1),
         DataRequest::Store(_) => Some(2),
         DataRequest::Release(_) => Some(3),
-        DataRequest::Strategies(_) => None,
+        DataRequest::Strategies(_) | DataRequest::Watch(_) | DataRequest::Survey(_) => None,
     };
     let served = answer(connection, peer, plane, number, request).await;
     if let Some(verb) = verb {
@@ -93,6 +95,8 @@ async fn answer(
         DataRequest::Match(request) => matched(plane, request).await,
         DataRequest::Release(request) => released(plane, request).await,
         DataRequest::Strategies(request) => strategies(plane, request).await,
+        DataRequest::Watch(request) => watch(plane, request).await,
+        DataRequest::Survey(request) => surveyed(plane, request).await,
         DataRequest::Store(request) => plane.store(connection, peer, request).await?,
         DataRequest::Fetch(request) => match plane.fetch(request).await {
             Ok(found) => match plane.answer(&found) {
@@ -126,21 +130,32 @@ async fn answer(
 async fn matched(plane: &DataPlane, request: MatchRequest) -> Result<DataReply, WireError> {
     count(&plane.counters.matches);
     check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_MATCH)?;
-    plane.view.check_lease()?;
-    let serving = plane.view.serving().ok_or(WireError::NoLease)?;
+    let serving = plane.view.leased()?;
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let MatchRequest { device, tenant, hold_ms, runs, keys, .. } = request;
     let hold = Duration::from_millis(u64::from(hold_ms));
+    if let Some(device) = plane.device(device) {
+        device.work.asked(runs.iter().map(|run| run.slot));
+    }
     let covered = plane.ask(device, |reply| DeviceMessage::Match { tenant, runs, keys, hold, reply }).await?;
     plane.view.check_lease()?;
     Ok(DataReply::Matched { epoch: serving.map.epoch, covered })
 }
 
+async fn surveyed(plane: &DataPlane, request: SurveyRequest) -> Result<DataReply, WireError> {
+    check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_MATCH)?;
+    let serving = plane.view.leased()?;
+    check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
+    let SurveyRequest { device, tenant, runs, keys, .. } = request;
+    let runs = plane.ask(device, |reply| DeviceMessage::Survey { tenant, runs, keys, reply }).await?;
+    plane.view.check_lease()?;
+    Ok(DataReply::Surveyed { epoch: serving.map.epoch, runs })
+}
+
 async fn released(plane: &DataPlane, request: ReleaseRequest) -> Result<DataReply, WireError> {
     count(&plane.counters.releases);
     check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_RELEASE)?;
-    plane.view.check_lease()?;
-    let serving = plane.view.serving().ok_or(WireError::NoLease)?;
+    let serving = plane.view.leased()?;
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let ReleaseRequest { device, tenant, hint, runs, keys, .. } = request;
     let blocks =
@@ -149,15 +164,27 @@ async fn released(plane: &DataPlane, request: ReleaseRequest) -> Result<DataRepl
     Ok(DataReply::Released { epoch: serving.map.epoch, blocks })
 }
 
-async fn strategies(plane: &DataPlane, request: StrategiesRequest) -> Result<DataReply, WireError> {
-    plane.view.check_lease()?;
-    let serving = plane.view.serving().ok_or(WireError::NoLease)?;
+/// Says whether a device is this node's to speak of; one that only the asker's newer map has is one to wait for.
+fn admitted(serving: &Serving, of_asker: Epoch, device: DeviceId) -> Result<(), WireError> {
     let ours = serving.map.epoch;
-    let admitted = member::admits(&serving.map, serving.member, request.device, &[]);
-    // A device that only the asker's newer map has is one to wait for.
-    admitted
-        .map_err(|error| if request.epoch > ours { WireError::StaleEpoch { epoch: ours } } else { error })?;
+    let admitted = member::admits(&serving.map, serving.member, device, &[]);
+    admitted.map_err(|error| if of_asker > ours { WireError::StaleEpoch { epoch: ours } } else { error })
+}
+
+async fn strategies(plane: &DataPlane, request: StrategiesRequest) -> Result<DataReply, WireError> {
+    let serving = plane.view.leased()?;
+    admitted(&serving, request.epoch, request.device)?;
     let adjust = request.adjust;
     let reports = plane.ask(request.device, |reply| DeviceMessage::Strategies { adjust, reply }).await?;
     Ok(DataReply::Strategies { epoch: serving.map.epoch, reports })
+}
+
+/// Tells what happens to blocks. Whoever is connected has shown the cluster's token, and with it may see every tenant's.
+async fn watch(plane: &DataPlane, request: WatchRequest) -> Result<DataReply, WireError> {
+    let serving = plane.view.leased()?;
+    admitted(&serving, request.epoch, request.device)?;
+    let WatchRequest { device, tenant, ask, .. } = request;
+    let answer = plane.ask(device, |reply| DeviceMessage::Watch { tenant, ask, reply }).await?;
+    plane.view.check_lease()?;
+    Ok(DataReply::Watched { epoch: serving.map.epoch, answer })
 }

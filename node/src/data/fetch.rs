@@ -28,10 +28,9 @@ impl DataPlane {
         let begun = Instant::now();
         count(&self.counters.fetches);
         check::sizes(&request.runs, request.keys.len(), MAX_BLOCKS_PER_TRANSFER)?;
-        self.view.check_lease()?;
-        let serving = self.view.serving().ok_or(WireError::NoLease)?;
+        let serving = self.view.leased()?;
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
-        let FetchRequest { device, tenant, keys, accept, .. } = request;
+        let FetchRequest { device, tenant, keys, accept, runs, .. } = request;
         let blocks = self.ask(device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
         let brought = self.bring(device, blocks).await;
         let blocks: Vec<Option<ReadGuard>> = brought.into_iter().map(|one| one?.ok()).collect();
@@ -48,14 +47,20 @@ impl DataPlane {
                 None => *block = None,
             }
         }
+        if let Some(device) = self.device(device) {
+            device.work.asked(runs.iter().map(|run| run.slot));
+            for (held, slot) in blocks.iter().zip(check::slots(&runs)) {
+                let Some(held) = held else { continue };
+                device.work.gave(slot, held.bytes().len() as u64);
+            }
+        }
         Ok(Found { device, begun, blocks, _room: room_taken })
     }
 
     /// Checks once more that the blocks found may leave: the lease holds, and no clear has ended the era of one of them
     /// since the actor gave it out.
     pub(super) fn answer(&self, found: &Found) -> Result<DataReply, WireError> {
-        let serving = self.view.serving().ok_or(WireError::NoLease)?;
-        self.view.check_lease()?;
+        let serving = self.view.leased()?;
         let mut blocks = Vec::with_capacity(found.blocks.len());
         for held in &found.blocks {
             let Some(held) = held else {
@@ -85,8 +90,8 @@ impl DataPlane {
         let bytes: u64 = payload.iter().map(|block| block.len() as u64).sum();
         self.paced(bytes, connection.send(Kind::DataReply, number, reply, &payload)).await?;
         add(&self.counters.fetched_bytes, bytes);
-        if let Some(traffic) = self.traffic(found.device) {
-            traffic.fetched(bytes, found.begun.elapsed());
+        if let Some(device) = self.device(found.device) {
+            device.traffic.fetched(bytes, found.begun.elapsed());
         }
         Ok(())
     }

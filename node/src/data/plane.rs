@@ -4,7 +4,6 @@ use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::data::counters::{Counters, count};
 use crate::data::replicate::Replicator;
-use crate::traffic::TrafficCounters;
 use crate::view::View;
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::{DeviceId, WireError};
@@ -14,7 +13,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// A device actor that does not answer within this is busy.
 const ACTOR_LIMIT: Duration = Duration::from_secs(2);
@@ -90,8 +89,11 @@ impl DataPlane {
         device: DeviceId,
         question: impl FnOnce(Reply<T>) -> DeviceMessage,
     ) -> Result<T, WireError> {
-        let actor = self.devices.get(usize::from(device.index)).ok_or(WireError::WrongDevice { device })?;
-        actor.ask(ACTOR_LIMIT, question).await.map_err(|error| match error {
+        let actor = self.device(device).ok_or(WireError::WrongDevice { device })?;
+        let asked = Instant::now();
+        let answered = actor.ask(ACTOR_LIMIT, question).await;
+        actor.work.waited(asked.elapsed());
+        answered.map_err(|error| match error {
             AskError::Full => {
                 count(&self.counters.mailbox_full);
                 WireError::busy("the device's mailbox is full")
@@ -101,9 +103,9 @@ impl DataPlane {
         })
     }
 
-    /// Returns the counters of one of this node's devices.
-    pub(super) fn traffic(&self, device: DeviceId) -> Option<&TrafficCounters> {
-        self.devices.get(usize::from(device.index)).map(|device| &*device.traffic)
+    /// Returns one of this node's devices.
+    pub(super) fn device(&self, device: DeviceId) -> Option<&Device> {
+        self.devices.get(usize::from(device.index))
     }
 
     /// Lets a transfer of `bytes` go on at the peer's pace, unless it stalls.

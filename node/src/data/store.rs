@@ -111,11 +111,15 @@ impl DataPlane {
             Ok(reserved) => reserved,
             Err(error) => return Ok(Err(error)),
         };
+        let device = self.device(task.device);
+        if let Some(device) = device {
+            device.work.stored();
+        }
         let mut taken = Vec::with_capacity(task.blocks.len());
         for ((block, _), reserved) in task.blocks.iter().zip(reserved) {
             let one = self.take_in(connection, block.header.payload_bytes, reserved).await?;
-            if let (Taken::Verified(_), Some(traffic)) = (&one, self.traffic(task.device)) {
-                traffic.stored(block.header.payload_bytes);
+            if let (Taken::Verified(_), Some(device)) = (&one, device) {
+                device.traffic.stored(block.header.payload_bytes);
             }
             taken.push(one);
         }
@@ -127,8 +131,7 @@ impl DataPlane {
     fn check_store(&self, request: StoreRequest, payload: u64, peer: Peer) -> Result<Task, WireError> {
         check::sizes(&request.runs, request.blocks.len(), MAX_BLOCKS_PER_TRANSFER)?;
         check::store(&request, payload, peer.role, &self.view.layouts)?;
-        self.view.check_lease()?;
-        let serving = self.view.serving().ok_or(WireError::NoLease)?;
+        let serving = self.view.leased()?;
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
         if !request.copy {
             acks::leads(&serving.map, request.device, request.runs.iter().map(|run| run.slot))?;

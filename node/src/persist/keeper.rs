@@ -174,9 +174,9 @@ impl Keeper {
     async fn serving(&self) -> Serving {
         let view = &self.holdings.view;
         loop {
-            match view.serving().filter(|_| view.check_lease().is_ok()) {
-                Some(serving) => return serving,
-                None => sleep(LOOK_EVERY).await,
+            match view.leased() {
+                Ok(serving) => return serving,
+                Err(_) => sleep(LOOK_EVERY).await,
             }
         }
     }

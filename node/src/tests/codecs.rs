@@ -102,7 +102,7 @@ async fn what_does_not_decode_is_a_miss_for_who_wants_it_raw() {
 async fn damage(node: &crate::NodeHandle, number: u64) {
     let keys: kvhive_protocol::KeyList = std::iter::once(super::asker::key(number)).collect();
     let read = |reply| DeviceMessage::Read { tenant: super::coordinator::TENANT, keys, reply };
-    let lent = node.inside.devices[0].ask(std::time::Duration::from_secs(5), read).await;
+    let lent = node.devices[0].ask(std::time::Duration::from_secs(5), read).await;
     let Ok([Some(crate::guards::Lent::Guard(guard))]) = lent.as_deref() else { panic!("it is in memory") };
     let (at, byte) = (guard.bytes().as_ptr() as u64 + 100, guard.bytes()[100] ^ 1);
     let memory = std::fs::OpenOptions::new().write(true).open("/proc/self/mem").expect("it is ours");
@@ -136,7 +136,7 @@ async fn a_block_that_is_damaged_in_memory_can_be_stored_anew() {
 async fn a_store_that_is_refused_teaches_no_layout() {
     let (_coordinator, node) = Setup::default().one().await;
     let mut client = node.ask().await.of_tensors();
-    let layouts = || node.inside.plane.view.layouts.all();
+    let layouts = || node.plane.view.layouts.all();
     client.tenant = kvhive_protocol::TenantId(99);
     assert!(client.store(&[tensor(1)], Ack::Primary).await.is_err(), "nobody knows the tenant");
     client.tenant = super::coordinator::TENANT;
@@ -327,9 +327,9 @@ async fn copies_are_stored_as_the_first_is_and_know_their_layout() {
     assert_eq!(client.store(&blocks, Ack::All).await, Ok(vec![kept(2); 2]));
     let copies = || async { nodes[1].ask().await.fetch_whole(&[1, 2]).await };
     assert_eq!(copies().await, Ok(blocks.clone().map(Some).to_vec()));
-    assert_eq!(nodes[1].inside.plane.view.layouts.get(LAYOUT.fingerprint()), Some(LAYOUT));
+    assert_eq!(nodes[1].plane.view.layouts.get(LAYOUT.fingerprint()), Some(LAYOUT));
     // The second node forgets them, and the same blocks are stored raw: what is copied is what the first node has.
-    nodes[1].inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    nodes[1].devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     nodes[1].is_made_anew().await;
     let again = client.store(&[tensor(1), tensor(2)], Ack::All).await;
     assert_eq!(again, Ok(vec![already(2); 2]));

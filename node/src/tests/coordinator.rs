@@ -173,6 +173,8 @@ impl Script {
                 self.left.push(member);
                 ControlReply::Done(CommandReply::Applied { epoch: self.map.epoch })
             }
+            // Clients do.
+            ControlRequest::FetchMap { .. } => ControlReply::Map(Some(Box::new(self.map.clone()))),
             other => panic!("no node asks {other:?}"),
         })
     }

@@ -38,7 +38,7 @@ pub(super) fn store_of(node: &NodeHandle) -> &Arc<Store> {
 pub(super) async fn knows_its_disk(node: &NodeHandle) {
     for _ in 0..4000 {
         let awaits = |reply| DeviceMessage::AwaitsDisk { reply };
-        let awaits = node.inside.devices[0].ask(Duration::from_secs(5), awaits).await;
+        let awaits = node.devices[0].ask(Duration::from_secs(5), awaits).await;
         if awaits == Ok(None) {
             return;
         }
@@ -198,7 +198,7 @@ async fn a_device_that_broke_finds_its_disk_again() {
     let folder = tempfile::tempdir().expect("a folder");
     let (setup, blocks) = (setup(folder.path()), blocks(30));
     let (_coordinator, node) = filled(&setup, &blocks).await;
-    node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    node.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     node.is_made_anew().await;
     knows_its_disk(&node).await;
     let come = come(&node, &blocks).await;
@@ -353,7 +353,7 @@ async fn coordinators_that_were_made_anew_get_nothing_from_the_disk() {
     });
     coordinator.fence();
     eventually("it serves by the new cluster's map", || {
-        let serving = node.inside.plane.view.serving();
+        let serving = node.plane.view.serving();
         serving.is_some_and(|serving| serving.map.cluster.0 == 78) && node.is_serving()
     })
     .await;

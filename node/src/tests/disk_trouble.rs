@@ -146,7 +146,7 @@ async fn a_stalled_disk_keeps_no_more_memory_than_reads_may_take() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_holds_all_that_it_may_leaves_another_device_its_room() {
     let (_coordinator, node) = Setup { devices: 2, ..Setup::default() }.one().await;
-    let plane = &node.inside.plane;
+    let plane = &node.plane;
     let room = async |index: u16, permits: u32| {
         let device = DeviceId { member: node.member().expect("it is a member"), index };
         timeout(Duration::from_millis(50), plane.room(device, permits, permits)).await.ok().flatten()
@@ -234,7 +234,7 @@ async fn a_node_ends_over_a_disk_that_does_not_answer_and_leaves_its_folder_lock
         client.store(&[Block::new(number, FRAME)], Ack::Primary).await.expect("memory goes on");
     }
     eventually("a write has no answer", || faulty.has_writes()).await;
-    let (store, view) = (store_of(&node).clone(), node.inside.plane.view.clone());
+    let (store, view) = (store_of(&node).clone(), node.plane.view.clone());
     let geometry = [Geometry { frame_bytes: FRAME as u64, records: 64 }];
     let (told, has_ended) = mpsc::channel();
     std::thread::spawn(move || {
@@ -286,7 +286,7 @@ async fn pair(first: &Setup, second: &Setup) -> (FakeCoordinator, NodeHandle, No
     let (first, second) = (first.start("node-0", &coordinator), second.start("node-1", &coordinator));
     for node in [&first, &second] {
         eventually("both serve by the whole map", || {
-            let members = node.inside.plane.view.serving().map_or(0, |serving| serving.map.members.len());
+            let members = node.plane.view.serving().map_or(0, |serving| serving.map.members.len());
             node.is_serving() && members == 2
         })
         .await;
@@ -330,7 +330,7 @@ async fn a_block_on_disk_is_brought_for_the_replica_that_lacks_it() {
     let all = blocks(24);
     let mut client = stored_by_both(&first, &all).await;
     let panic = DeviceMessage::Panic;
-    second.inside.devices[0].actor().try_send(panic).expect("the mailbox has room");
+    second.devices[0].actor().try_send(panic).expect("the mailbox has room");
     second.is_made_anew().await;
     Records::of(folder.path()).damage(1);
     let stored = client.store(&all[..3], Ack::All).await;
@@ -352,7 +352,7 @@ async fn what_was_looked_for_in_another_life_is_not_taken_in() {
     let setup = Setup { disk_tuning: tuning(faulty.clone()), ..setup(folder.path()) };
     let all = blocks(24);
     let (coordinator, node) = filled(&setup, &all).await;
-    let device = &node.inside.devices[0];
+    let device = &node.devices[0];
     let limit = Duration::from_secs(5);
     let awaited = async || {
         let asked = device.ask(limit, |reply| DeviceMessage::AwaitsDisk { reply }).await;
@@ -369,7 +369,7 @@ async fn what_was_looked_for_in_another_life_is_not_taken_in() {
     });
     coordinator.fence();
     eventually("it serves by the new cluster's map", || {
-        let serving = node.inside.plane.view.serving();
+        let serving = node.plane.view.serving();
         serving.is_some_and(|serving| serving.map.cluster.0 == 78) && node.is_serving()
     })
     .await;

@@ -71,7 +71,7 @@ async fn too_many_bytes_under_way_are_refused_without_losing_step() {
     let member = node.member().expect("it is a member");
     let mut slow = Asker::connect(&proxy.address(), member).await.expect("the proxy passes it on");
     let slow = tokio::spawn(async move { slow.store(&[Block::new(1, MIB)], Ack::Primary).await });
-    eventually("all bytes are taken", || node.inside.plane.inflight_bytes() == MIB as u64).await;
+    eventually("all bytes are taken", || node.plane.inflight_bytes() == MIB as u64).await;
     let mut client = node.ask().await;
     let busy = client.store(&[Block::new(2, 256 * KIB)], Ack::Primary).await;
     assert!(matches!(busy, Err(WireError::Busy { .. })), "{busy:?}");
@@ -166,7 +166,7 @@ async fn one_connection_too_many_is_closed() {
     assert_eq!(node.counted(|counters| &counters.refused_connections), 1);
     assert_eq!(second.covered(&[1]).await, Ok(0), "those that stand are served");
     drop(first);
-    eventually("its place is free", || node.inside.plane.open_connections() == 1).await;
+    eventually("its place is free", || node.plane.open_connections() == 1).await;
     assert_eq!(node.ask().await.covered(&[1]).await, Ok(0));
 }
 
@@ -175,7 +175,7 @@ async fn service_goes_on_after_an_actor_panicked() {
     let (_coordinator, node) = Setup::default().one().await;
     let mut client = node.ask().await;
     assert_eq!(client.store(&[Block::new(1, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
-    node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    node.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     node.is_made_anew().await;
     assert_eq!(client.fetch(&[1]).await, Ok(vec![None]), "what it held are misses");
     assert_eq!(client.store(&[Block::new(2, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
@@ -188,7 +188,7 @@ async fn an_asker_that_panics_inside_ends_the_actor_and_not_the_device() {
     let (_coordinator, node) = Setup::default().one().await;
     let mut client = node.ask().await;
     assert_eq!(client.store(&[Block::new(1, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
-    let device = node.inside.devices[0].clone();
+    let device = node.devices[0].clone();
     let asker = tokio::spawn(async move {
         let limit = std::time::Duration::from_secs(2);
         device.ask::<()>(limit, |_reply| DeviceMessage::Panic).await
@@ -211,7 +211,7 @@ async fn a_write_begun_before_a_panic_never_becomes_another_block() {
     let mut early = Asker::connect(&proxy.address(), member).await.expect("the proxy passes it on");
     let early = tokio::spawn(async move { early.store(&[Block::new(1, MIB)], Ack::Primary).await });
     node.settles("the write is under way", |stats| stats.filling == 1).await;
-    node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    node.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     node.is_made_anew().await;
     // The first write of the new shard bears the same ticket; it is held open while the old one ends.
     let second = Proxy::before(node.data_address(), 512 * KIB, Then::Hold).await;

@@ -40,10 +40,10 @@ async fn a_node_without_a_lease_serves_nothing_until_it_has_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fenced_node_registers_anew_and_serves_again() {
     let (coordinator, node) = Setup::default().one().await;
-    let epoch = node.inside.plane.view.serving().map(|serving| serving.map.epoch);
+    let epoch = node.plane.view.serving().map(|serving| serving.map.epoch);
     coordinator.fence();
     eventually("it serves by a map of its next generation", || {
-        node.inside.plane.view.serving().map(|serving| serving.map.epoch) > epoch && node.is_serving()
+        node.plane.view.serving().map(|serving| serving.map.epoch) > epoch && node.is_serving()
     })
     .await;
     assert_eq!(node.ask().await.covered(&[1]).await, Ok(0));
@@ -123,7 +123,7 @@ async fn ended(node: NodeHandle) -> NodeHandle {
 async fn a_device_that_breaks_again_and_again_takes_its_node_out_of_the_cluster() {
     let (coordinator, node) = Setup::default().one().await;
     for _ in 0..6 {
-        node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+        node.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     }
     let member = node.member().expect("it is a member");
     let (node, outcome) = tokio::task::spawn_blocking(move || {
@@ -163,7 +163,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         tuning: crate::Tuning::default(),
         coordinators: vec![coordinator.address()],
         token: b"token".to_vec(),
-        access: Access::new(b"token"),
+        access: Access::default(),
     };
     let refused = crate::start(config.clone()).err().map(|error| error.to_string());
     let expected = "node setup: device 0: share 1 of 100 bytes holds no frame of 4096 bytes";
@@ -198,7 +198,7 @@ async fn coordinators_that_were_made_anew_get_a_node_that_holds_nothing() {
     });
     coordinator.fence();
     eventually("it serves by the new cluster's map", || {
-        let serving = node.inside.plane.view.serving();
+        let serving = node.plane.view.serving();
         serving.is_some_and(|serving| serving.map.cluster.0 == 78) && node.is_serving()
     })
     .await;

@@ -15,6 +15,7 @@ mod persist_layouts;
 mod proxy;
 mod replication;
 mod tenants;
+mod watch;
 
 use crate::actors::core::DeviceMessage;
 use crate::data::Limits;
@@ -126,7 +127,7 @@ impl Setup {
             persist: self.persist.clone(),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
-            access: Access::new(TOKEN),
+            access: Access::default(),
         };
         let limits = Limits {
             connections: self.max_connections,
@@ -150,7 +151,7 @@ impl Setup {
             (0..count).map(|at| self.start(&format!("node-{at}"), &coordinator)).collect();
         for node in &nodes {
             eventually("every node serves by the whole map", || {
-                let members = node.inside.plane.view.serving().map_or(0, |serving| serving.map.members.len());
+                let members = node.plane.view.serving().map_or(0, |serving| serving.map.members.len());
                 node.is_serving() && members == count
             })
             .await;
@@ -181,8 +182,7 @@ impl NodeHandle {
 
     async fn shard_stats(&self) -> ShardStats {
         let load = |reply| DeviceMessage::Load { reply };
-        let (_, stats) =
-            self.inside.devices[0].ask(Duration::from_secs(5), load).await.expect("the device answers");
+        let (_, stats) = self.devices[0].ask(Duration::from_secs(5), load).await.expect("the device answers");
         stats
     }
 
@@ -199,17 +199,22 @@ impl NodeHandle {
 
     /// Waits until a device was made anew after a panic, and the node is a member again in its second generation.
     async fn is_made_anew(&self) {
+        self.is_made_anew_for_the(1).await;
+    }
+
+    /// As [`NodeHandle::is_made_anew`], where it has been before.
+    async fn is_made_anew_for_the(&self, time: u64) {
         eventually("it was made anew and has registered so", || {
-            let serving = self.inside.plane.view.serving();
+            let serving = self.plane.view.serving();
             let generation = serving
                 .and_then(|serving| serving.map.members.get(&serving.member).map(|member| member.generation));
-            let restarted = self.counted(|counters| &counters.actor_restarts) == 1;
-            restarted && generation == Some(Generation(2)) && self.is_serving()
+            let restarted = self.counted(|counters| &counters.actor_restarts) == time;
+            restarted && generation == Some(Generation(time + 1)) && self.is_serving()
         })
         .await;
     }
 
     fn counted(&self, counter: impl Fn(&crate::data::Counters) -> &AtomicU64) -> u64 {
-        counter(&self.inside.plane.counters).load(Ordering::Relaxed)
+        counter(&self.plane.counters).load(Ordering::Relaxed)
     }
 }

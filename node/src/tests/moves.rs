@@ -77,7 +77,7 @@ async fn what_is_there_already_is_not_sent_and_other_slots_stay() {
     serve_it(&coordinator, &nodes).await;
     place(&coordinator, slot, &[old, new], &[new]);
     serve_it(&coordinator, &nodes).await;
-    eventually("it is given again", || nodes[0].inside.plane.replicator.giving.left() == 0).await;
+    eventually("it is given again", || nodes[0].plane.replicator.giving.left() == 0).await;
     assert_eq!(nodes[1].counted(|counters| &counters.stored_bytes), before);
 }
 

@@ -39,9 +39,11 @@ fn names(folder: &Path) -> Vec<String> {
 
 /// Makes the node forget everything.
 pub(super) async fn forget(node: &NodeHandle) {
-    node.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
-    node.is_made_anew().await;
-    assert_eq!(node.ask().await.fetch(&[1]).await, Ok(vec![None]));
+    let times = node.counted(|counters| &counters.actor_restarts);
+    node.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    node.is_made_anew_for_the(times + 1).await;
+    let holds = node.ask().await.fetch(&[1]).await.map(|blocks| blocks[0].is_some());
+    assert_eq!(holds, Ok(false));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -247,8 +249,7 @@ async fn another_layout_or_secret_is_refused_with_what_to_do() {
         map.tenants.values_mut().for_each(|tenant| tenant.secret = [8; 32]);
     });
     eventually("the node has the new secret", || {
-        node.inside
-            .plane
+        node.plane
             .view
             .serving()
             .is_some_and(|serving| serving.map.tenants.values().all(|one| one.secret == [8; 32]))
@@ -344,7 +345,7 @@ async fn a_device_that_was_made_anew_gets_its_blocks_back_from_the_snapshot() {
     let again = setup.start("node-0", &coordinator);
     let loaded = |times: u64| again.counted(|counters| &counters.snapshot_loaded_blocks) == times * BLOCKS;
     eventually("the snapshot is taken in", || loaded(1)).await;
-    again.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    again.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     eventually("it is taken in once more", || loaded(2)).await;
 }
 
@@ -449,7 +450,7 @@ async fn a_device_that_is_made_anew_while_the_snapshot_is_awaited_costs_no_later
     lock.lock().expect("nobody has it");
     let again = setup.start("node-0", &coordinator);
     eventually("it waits for the other", || again.counted(|counters| &counters.snapshot_failures) > 0).await;
-    again.inside.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    again.devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     eventually("it is made anew", || again.counted(|counters| &counters.actor_restarts) == 1).await;
     drop(lock);
     let loaded = |node: &NodeHandle| node.counted(|counters| &counters.snapshot_loaded_blocks);
@@ -474,7 +475,7 @@ async fn what_can_be_of_no_use_is_left_out_alone_and_counted() {
         map.tenants.insert(guest, tenant);
     });
     let knows = |node: &NodeHandle, secret: [u8; 32]| {
-        let serving = node.inside.plane.view.serving();
+        let serving = node.plane.view.serving();
         serving.and_then(|serving| serving.map.tenants.get(&guest).map(|one| one.secret)) == Some(secret)
     };
     eventually("the node knows the guest", || knows(&node, [9; 32])).await;

@@ -26,7 +26,7 @@ async fn a_block_that_was_here_is_copied_only_where_it_lacks() {
     let mut client = nodes[0].ask().await;
     assert_eq!(client.store(std::slice::from_ref(&block), Ack::All).await, Ok(vec![kept(3)]));
     let panic = crate::actors::core::DeviceMessage::Panic;
-    nodes[2].inside.devices[0].actor().try_send(panic).expect("the mailbox has room");
+    nodes[2].devices[0].actor().try_send(panic).expect("the mailbox has room");
     nodes[2].is_made_anew().await;
     let before = nodes[1].counted(|counters| &counters.stored_bytes);
     assert_eq!(client.store(std::slice::from_ref(&block), Ack::All).await, Ok(vec![already(3)]));
@@ -47,7 +47,7 @@ async fn a_store_acknowledged_by_the_primary_is_copied_later() {
     nodes[1].settles("the copy has come", |stats| stats.blocks() == 1).await;
     assert_eq!(nodes[1].ask().await.fetch(&[1]).await, Ok(vec![Some(block.bytes)]));
     nodes[0].settles("the primary's frame is let go", |stats| stats.readers == 0).await;
-    eventually("nothing waits", || nodes[0].inside.plane.replicator.waiting() == 0).await;
+    eventually("nothing waits", || nodes[0].plane.replicator.waiting() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,7 +90,7 @@ async fn a_copy_goes_on_over_a_fresh_connection_when_the_idle_one_is_dead() {
         map.members.get_mut(&second).expect("it is there").data_address = address.to_string();
     });
     eventually("the first node knows the way", || {
-        let serving = nodes[0].inside.plane.view.serving();
+        let serving = nodes[0].plane.view.serving();
         serving.is_some_and(|serving| serving.map.members[&second].data_address == address.to_string())
     })
     .await;

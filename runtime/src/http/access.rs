@@ -40,7 +40,7 @@ pub struct AccessError {
 }
 
 /// The tokens that a listener knows, as digests.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Access {
     tokens: Vec<(blake3::Hash, Role)>,
 }
@@ -52,11 +52,6 @@ impl fmt::Debug for Access {
 }
 
 impl Access {
-    /// Knows the cluster's token, which is its admin's.
-    pub fn new(admin: &[u8]) -> Access {
-        Access { tokens: vec![(blake3::hash(admin), Role::Admin)] }
-    }
-
     /// Has `token` give `role`.
     ///
     /// # Errors
@@ -108,14 +103,15 @@ impl Access {
 }
 
 /// Paths whose change is an operator's, as far as `*` stands for one name.
-const OPERATORS: [&str; 9] = [
+const OPERATORS: [&str; 10] = [
     "/v1/members/*",
     "/v1/balance",
     "/v1/scaling",
-    "/v1/pins",
-    "/v1/pins/*",
     "/v1/raft/transfer",
     "/v1/route",
+    "/v1/engines",
+    "/v1/engines/*",
+    "/v1/engines/*/load",
     "/v1/snapshot/persist",
     "/v1/snapshot/load",
 ];
@@ -150,7 +146,8 @@ mod tests {
 
     #[test]
     fn each_token_gives_its_role_and_any_other_none() {
-        let access = Access::new(b"the cluster's").with(Role::Viewer, b"a viewer's").expect("it is new");
+        let access = Access::default().with(Role::Admin, b"the cluster's").expect("it is new");
+        let access = access.with(Role::Viewer, b"a viewer's").expect("it is new");
         let access = access.with(Role::Operator, b"an operator's").expect("it is new");
         assert_eq!(access.role_of(b"the cluster's"), Some(Role::Admin));
         assert_eq!(access.role_of(b"an operator's"), Some(Role::Operator));
@@ -175,6 +172,8 @@ mod tests {
             (Method::PATCH, "/v1/members/node-1/more", Role::Admin),
             (Method::POST, "/v1/raft/transfer", Role::Operator),
             (Method::POST, "/v1/raft/members", Role::Admin),
+            (Method::POST, "/v1/route", Role::Operator),
+            (Method::POST, "/v1/engines/vllm-0/load", Role::Operator),
             (Method::POST, "/v1/tenants", Role::Admin),
             (Method::DELETE, "/v1/anything", Role::Admin),
         ] {

@@ -28,6 +28,11 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Returns what it is for programs.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
     /// Makes one; `code` has lower-case letters and underscores alone.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Problem {
         let title = status.canonical_reason().unwrap_or("Refused");

@@ -19,7 +19,8 @@ const NODES: usize = 3;
 const KEYS: u64 = 80;
 /// Simulated milliseconds of trouble, and of quiet after it.
 const TROUBLE_MS: u64 = 12_000;
-const QUIET_MS: u64 = 8_000;
+/// Enough for every slot to be copied to a node that has come back, and for what was wanted meanwhile to be taken back.
+const QUIET_MS: u64 = 16_000;
 /// A request without an answer for this long has failed.
 const ASK_LIMIT_MS: u64 = 700;
 

@@ -166,14 +166,7 @@ pub(crate) fn collect(
     let mut trace = Trace::new();
     for request in requests {
         let request = request?;
-        let tokens_that_fit = request.hash_ids.len() as u64 * u64::from(block_tokens);
-        let turn = Turn {
-            now: Moment::from_nanos((request.timestamp * 1e6) as u64),
-            input_tokens: u32::try_from(request.input_length).unwrap_or(u32::MAX),
-            output_tokens: u32::try_from(request.output_length).unwrap_or(u32::MAX),
-            partial: (1..tokens_that_fit).contains(&request.input_length),
-            ..Turn::default()
-        };
+        let turn = turn(&request, block_tokens);
         trace.push(turn, request.hash_ids.iter().map(|id| key(*id)))?;
     }
     if trace.requests() == 0 {
@@ -182,8 +175,20 @@ pub(crate) fn collect(
     Ok(trace)
 }
 
+/// Returns what a trace says of a request besides its blocks.
+pub(super) fn turn(request: &Request, block_tokens: u32) -> Turn {
+    let tokens_that_fit = request.hash_ids.len() as u64 * u64::from(block_tokens);
+    Turn {
+        now: Moment::from_nanos((request.timestamp * 1e6) as u64),
+        input_tokens: u32::try_from(request.input_length).unwrap_or(u32::MAX),
+        output_tokens: u32::try_from(request.output_length).unwrap_or(u32::MAX),
+        partial: (1..tokens_that_fit).contains(&request.input_length),
+        ..Turn::default()
+    }
+}
+
 /// Spreads a trace's id over a key, as a hash would.
-fn key(id: u64) -> BlockKey {
+pub(super) fn key(id: u64) -> BlockKey {
     let mut bytes = [0; 32];
     for (at, piece) in bytes.chunks_exact_mut(8).enumerate() {
         let word = id.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(16 * at as u32);

@@ -1,7 +1,7 @@
 //! A node without rules: it keeps what it is told, and answers honestly unless a story has put a turn in its way.
 
 use super::{CLUSTER, Nobody, PATIENCE, second};
-use kvhive_protocol::data::{DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Stored};
+use kvhive_protocol::data::{DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Stored, Surveyed};
 use kvhive_protocol::frame::{Kind, encode_frame};
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::{BlockHeader, BlockKey, DeviceId, Epoch, WireError};
@@ -244,8 +244,22 @@ impl State {
                 let here = request.keys.iter().filter(|key| self.blocks.contains_key(key)).count();
                 (DataReply::Released { epoch: self.epoch, blocks: here as u32 }, Vec::new())
             }
+            DataRequest::Watch(_) => {
+                let answer = kvhive_protocol::watch::WatchAnswer::Gap { stream: None };
+                (DataReply::Watched { epoch: self.epoch, answer }, Vec::new())
+            }
             DataRequest::Strategies(_) => {
                 (DataReply::Strategies { epoch: self.epoch, reports: Vec::new() }, Vec::new())
+            }
+            DataRequest::Survey(request) => {
+                assert_eq!(request.device, self.device);
+                let mut keys = request.keys.iter();
+                let runs = request.runs.iter().map(|run| {
+                    let run: Vec<BlockKey> = keys.by_ref().take(run.keys as usize).collect();
+                    let covered = run.iter().take_while(|key| self.blocks.contains_key(key)).count() as u32;
+                    Surveyed { covered, in_memory: covered }
+                });
+                (DataReply::Surveyed { epoch: self.epoch, runs: runs.collect() }, Vec::new())
             }
             DataRequest::Store(request) => {
                 let headers = request.blocks.iter().map(|block| block.header);

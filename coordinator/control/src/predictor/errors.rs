@@ -52,12 +52,8 @@ struct Horizon {
 /// How good forecasts were of late.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Score {
-    /// Forecasts that were scored.
-    pub scored: u32,
     /// Mean absolute error by that of the value a season before (Hyndman and Koehler 2006): below 1 is better than that.
     pub mase: f64,
-    /// Mean absolute error, in the figure's unit.
-    pub mean_error: f64,
     /// Share of intervals that held; 0.9 is meant.
     pub coverage: f64,
 }
@@ -145,9 +141,7 @@ impl Errors {
         let (off, naive) =
             compared.fold((0.0, 0.0), |(off, naive), one| (off + one.off, naive + one.naive_off));
         Score {
-            scored: horizon.outcomes.len() as u32,
             mase: if naive > 0.0 { off / naive } else { 0.0 },
-            mean_error: horizon.outcomes.iter().map(|one| one.off).sum::<f64>() / count,
             coverage: horizon.outcomes.iter().filter(|one| one.held).count() as f64 / count,
         }
     }

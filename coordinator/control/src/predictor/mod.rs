@@ -174,6 +174,13 @@ impl Predictor {
         })
     }
 
+    /// Returns the mean of a figure over the last day, or as much of it as is known; none where nothing is.
+    pub fn mean(&self, figure: Figure) -> Option<f64> {
+        let day = self.history.iter().rev().take(DAY).flatten().filter_map(|one| figure.of(one));
+        let (sum, count) = day.fold((0.0, 0_u32), |(sum, count), value| (sum + value, count + 1));
+        (count > 0).then(|| sum / f64::from(count))
+    }
+
     /// Returns how good forecasts of a figure so many observations ahead were of late.
     pub fn score(&self, figure: Figure, steps: u32) -> Score {
         self.followed(figure).errors.score(steps)

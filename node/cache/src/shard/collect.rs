@@ -8,6 +8,7 @@ use crate::block::{Mark, Tier};
 use crate::party::{Donor, Donors, MEMORY, Want};
 use crate::stats::Reason;
 use kvhive_protocol::Moment;
+use kvhive_protocol::watch::Gone;
 use std::collections::VecDeque;
 
 /// How far below its threshold a collection ends, in thousandths of the memory.
@@ -157,7 +158,7 @@ impl Shard {
                     self.count_collected(record.class, why);
                 }
                 self.stats.evicted_over += 1;
-                self.evict(at, effects);
+                self.let_go(at, Gone::Over, effects);
             }
             if freed >= excess || left == 0 {
                 break;

@@ -5,7 +5,7 @@ use super::moves::Why;
 use crate::answers::Listed;
 use crate::block::{BlockId, Life, Mark, Record, Tier};
 use crate::policy::Request;
-use kvhive_protocol::data::Run;
+use kvhive_protocol::data::{Run, Surveyed};
 use kvhive_protocol::{BlockKey, KeyList, Moment, Slot, TenantId};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -62,6 +62,8 @@ impl Shard {
             self.stats.covered_keys += covers as u64;
             from += count;
         }
+        let salt = self.owners.salt(tenant);
+        self.reuse.asked(keys.iter().take(from).map(|key| salt.print(&key)));
         let total = covered.iter().sum();
         let load = self.load_of(tenant);
         load.matched_keys += from as u64;
@@ -87,6 +89,24 @@ impl Shard {
             from += run.keys as usize;
         }
         covered
+    }
+
+    /// Says how far each run is covered, as [`Shard::match_runs`] does, and how much of that is in memory. Nothing is used, kept or
+    /// counted by it.
+    pub fn survey_runs(&self, tenant: TenantId, runs: &[Run], keys: &KeyList) -> Vec<Surveyed> {
+        let mut from = 0;
+        let survey = |run: &Run| {
+            let mut found = Surveyed::default();
+            let until = keys.len().min(from + run.keys as usize);
+            for at in from..until {
+                let Some(at) = keys.get(at).and_then(|key| self.visible(tenant, &key)) else { break };
+                found.covered += 1;
+                found.in_memory += u32::from(self.index.records[at as usize].tier != Tier::Disk);
+            }
+            from = until;
+            found
+        };
+        runs.iter().map(survey).collect()
     }
 
     fn begin_request(&mut self, request: Request) {

@@ -4,10 +4,12 @@ use super::Shard;
 use crate::answers::Effect;
 use crate::block::{BlockId, Life, Mark, NO_PARENT, Record};
 use crate::policy::Removal;
+use kvhive_protocol::watch::Gone;
 
 impl Shard {
     /// Takes a resident block out of sight; its frame comes back now, or when its last reader and copy have gone.
-    pub(super) fn drop_block(&mut self, at: u32, why: Removal, effects: &mut Vec<Effect>) {
+    pub(super) fn drop_block(&mut self, at: u32, why: Removal, gone: Gone, effects: &mut Vec<Effect>) {
+        self.tell_removed(at, gone);
         self.index.hide(&self.owners, at);
         self.recency.remove(&mut self.index.records, at);
         let bared = self.unlink(at);
@@ -72,27 +74,27 @@ impl Shard {
 
     /// A resident block turned out to be unreadable where it is kept: it goes at once, whoever its children are.
     pub fn lost(&mut self, id: BlockId, effects: &mut Vec<Effect>) {
-        if self.tear_out(id, effects) {
+        if self.tear_out(id, Gone::Lost, effects) {
             self.stats.lost += 1;
         }
     }
 
     /// A block that has just been sealed is taken back: whoever stored it was not there to hear of it.
     pub fn take_back(&mut self, id: BlockId, effects: &mut Vec<Effect>) {
-        if self.tear_out(id, effects) {
+        if self.tear_out(id, Gone::TakenBack, effects) {
             self.stats.abandoned += 1;
         }
     }
 
     /// Lets a resident block go whoever its children are.
-    fn tear_out(&mut self, id: BlockId, effects: &mut Vec<Effect>) -> bool {
+    fn tear_out(&mut self, id: BlockId, gone: Gone, effects: &mut Vec<Effect>) -> bool {
         let Some(at) = self.index.named(id.index, id.generation) else { return false };
         let record = &self.index.records[at as usize];
         if record.life != Life::Resident {
             return false;
         }
         let has_children = record.children > 0;
-        self.drop_block(at, Removal::Dropped, effects);
+        self.drop_block(at, Removal::Dropped, gone, effects);
         if has_children {
             self.begin_to_mend();
         }

@@ -6,6 +6,7 @@ use crate::block::{BlockId, CopyTicket, HoldClock, Life, Mark, Tier};
 use crate::party::{Donors, MEMORY, Want};
 use crate::stats::Reason;
 use kvhive_protocol::Moment;
+use kvhive_protocol::watch::Gone;
 
 /// A block to be brought up a tier.
 pub(super) struct Wanted {
@@ -60,6 +61,7 @@ impl Shard {
         self.index.records[at as usize].tier = to;
         self.recency.insert(&mut self.index.records, at);
         self.count_resident(at, 1);
+        self.tell_moved(at);
         self.give(from, class, party);
         if to > from {
             self.stats.demoted += 1;
@@ -189,7 +191,7 @@ impl Shard {
                 && !record.is(Mark::REUSED)
                 && record.is_evictable(clock)
             {
-                self.evict(at, effects);
+                self.let_go(at, Gone::NotAdmitted, effects);
                 self.stats.not_admitted += 1;
                 continue;
             }

@@ -6,6 +6,7 @@ use crate::block::{Record, Tier};
 use crate::party::{Donors, MEMORY, Want};
 use crate::policy::{Removal, Verdict, Visit};
 use kvhive_protocol::data::{Refusal, StoreBlock};
+use kvhive_protocol::watch::Gone;
 use kvhive_protocol::{Moment, TenantId};
 
 /// Blocks at the old end of a list that are looked at for the one that was not used for longest.
@@ -114,8 +115,13 @@ impl Shard {
     }
 
     pub(super) fn evict(&mut self, at: u32, effects: &mut Vec<Effect>) {
+        self.let_go(at, Gone::Evicted, effects);
+    }
+
+    /// Evicts a block for a reason of its own.
+    pub(super) fn let_go(&mut self, at: u32, gone: Gone, effects: &mut Vec<Effect>) {
         let (tenant, _) = self.owners.of(self.index.records[at as usize].owner);
-        self.drop_block(at, Removal::Evicted, effects);
+        self.drop_block(at, Removal::Evicted, gone, effects);
         self.stats.evicted += 1;
         self.load_of(tenant).evicted_blocks += 1;
     }

@@ -12,6 +12,7 @@ impl Shard {
     /// come back as [`Shard::tend`] gets to them.
     pub fn set_tenants(&mut self, tenants: BTreeMap<TenantId, Era>) {
         let ended = self.tenants.iter().any(|(tenant, era)| tenants.get(tenant) != Some(era));
+        self.tell_cleared(&tenants);
         self.tenants = tenants;
         if ended {
             self.sweep = Some(0);

@@ -84,6 +84,23 @@ pub fn replay(
     setting: Setting,
     watch: &mut dyn FnMut(usize),
 ) -> Outcome {
+    replay_resized(trace, policy, setting, &mut |at, _| {
+        watch(at);
+        setting.capacity
+    })
+}
+
+/// The same in a pool whose capacity changes: before each request, `size` is told its number and what it came to so far, and says
+/// how many blocks fit from then on. What does not fit any more leaves at once, in the policy's order.
+///
+/// # Panics
+/// As [`replay`].
+pub fn replay_resized(
+    trace: &Trace,
+    policy: &mut dyn Policy,
+    setting: Setting,
+    size: &mut dyn FnMut(usize, &Outcome) -> u32,
+) -> Outcome {
     let mut pool = Pool {
         setting,
         used: 0,
@@ -94,7 +111,8 @@ pub fn replay(
         outcome: Outcome::default(),
     };
     for at in 0..trace.requests() {
-        watch(at);
+        pool.setting.capacity = size(at, &pool.outcome);
+        pool.fit(trace, at, policy);
         pool.request(trace, at, policy);
     }
     pool.outcome
@@ -123,6 +141,32 @@ struct Pool {
 }
 
 impl Pool {
+    fn is_over(&self, blocks_more: u16) -> bool {
+        self.used + u64::from(blocks_more) > u64::from(self.setting.capacity) * u64::from(WHOLE)
+    }
+
+    /// Lets go what does not fit any more.
+    fn fit(&mut self, trace: &Trace, at: usize, policy: &mut dyn Policy) {
+        let Some(first) = trace.request(at).1.first().filter(|_| self.is_over(0)) else { return };
+        let visit = Visit { key: trace.key(*first), parent: None, depth: 0, partial: false };
+        while self.is_over(0) && (self.shrink(policy) || self.make_room(at as u32, &visit, trace, policy)) {}
+    }
+
+    /// Evicts one block. Says whether one might go.
+    fn make_room(&mut self, request: u32, visit: &Visit, trace: &Trace, policy: &mut dyn Policy) -> bool {
+        let Verdict::Evict(victim) = policy.victim(visit, &mut |at| self.may_go(at, request)) else {
+            return false;
+        };
+        assert!(self.may_go(victim, request), "the policy named a record that may not go");
+        let block = self.records[victim as usize].block;
+        let bared = self.evict(victim);
+        policy.removed(victim, &trace.key(block), Removal::Evicted);
+        if let Some(parent) = bared {
+            policy.set_leaf(parent, true);
+        }
+        true
+    }
+
     fn request(&mut self, trace: &Trace, at: usize, policy: &mut dyn Policy) {
         let (turn, blocks) = trace.request(at);
         let covered = blocks.iter().take_while(|block| self.record_of[**block as usize] != NIL).count();
@@ -175,21 +219,9 @@ impl Pool {
         trace: &Trace,
         policy: &mut dyn Policy,
     ) -> u32 {
-        while self.used + u64::from(WHOLE) > u64::from(self.setting.capacity) * u64::from(WHOLE) {
-            if self.shrink(policy) {
-                continue;
-            }
-            match policy.victim(visit, &mut |at| self.may_go(at, request)) {
-                Verdict::Evict(victim) => {
-                    assert!(self.may_go(victim, request), "the policy named a record that may not go");
-                    let block = self.records[victim as usize].block;
-                    let bared = self.evict(victim);
-                    policy.removed(victim, &trace.key(block), Removal::Evicted);
-                    if let Some(parent) = bared {
-                        policy.set_leaf(parent, true);
-                    }
-                }
-                Verdict::Refuse | Verdict::Stuck => return NIL,
+        while self.is_over(WHOLE) {
+            if !self.shrink(policy) && !self.make_room(request, visit, trace, policy) {
+                return NIL;
             }
         }
         self.used += u64::from(WHOLE);
@@ -296,6 +328,17 @@ mod tests {
         let outcome = run("abcde abcde", Strategy::Lru, 3, Rules::Leaf, 1000);
         assert_eq!((outcome.hits, outcome.refused, outcome.evicted), (3, 4, 0));
         assert_eq!((outcome.tokens, outcome.tokens_saved), (160, 48));
+    }
+
+    #[test]
+    fn a_pool_that_gets_smaller_lets_go_what_it_would_have_let_go_next() {
+        let setting = Setting { capacity: 4, rules: Rules::Leaf, block_tokens: 16, shrunk_per_mille: 1000 };
+        let mut sizes = [4, 4, 4, 4, 2, 2, 4, 4].into_iter();
+        let mut policy = crate::policy::build(Strategy::Lru, 4, 1);
+        let trace = trace("a b c d d c b d");
+        let outcome =
+            replay_resized(&trace, &mut *policy, setting, &mut |_, _| sizes.next().expect("one a request"));
+        assert_eq!((outcome.hits, outcome.evicted), (3, 2), "d and c stay, a and b leave, b comes back");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod collections;
 mod hints;
 mod random;
 mod sessions;
+mod surveys;
 
 const TENANT: TenantId = TenantId(1);
 const FRAME: u64 = 100;

@@ -3,7 +3,7 @@
 use super::{Host, World};
 use crate::coordinator::settings;
 use crate::node::{Node, TENANT};
-use kvhive_protocol::{BlockKey, ClusterMap, Era, Generation, MemberId, MemberState, Slot};
+use kvhive_protocol::{BlockKey, ClusterMap, Era, Generation, MemberId, MemberState, ReplicaSet, Slot};
 use std::sync::Arc;
 
 impl World {
@@ -111,8 +111,14 @@ impl World {
             // Nobody got through to end it.
             return Ok(());
         }
-        if map.slots.iter().any(|set| set.0.len() != usize::from(settings().replicas)) {
-            return fail("a slot lacks replicas, or is on its way");
+        let has_all = |set: &ReplicaSet| set.0.len() == usize::from(settings().replicas);
+        if let Some((slot, set)) = map.slots.iter().enumerate().find(|(_, set)| !has_all(set)) {
+            let slots = map.slots.iter().filter(|set| !has_all(set)).count();
+            let filling = map.filling.get(&Slot(slot as u16));
+            return fail(&format!(
+                "{slots} slots lack replicas, or are on their way, as {slot} on {:?}, {filling:?}",
+                set.0
+            ));
         }
         if !map.filling.is_empty() {
             return fail(&format!("replicas of {} slots lack blocks", map.filling.len()));

@@ -1,0 +1,66 @@
+//! `kvhive bench placement`: how long it takes to find where every slot belongs, and how evenly that is.
+
+use super::Row;
+use anyhow::Result;
+use kvhive_control::Place;
+use kvhive_control::placement::{Candidate, nearest, wanted_of};
+use kvhive_protocol::{DeviceId, MemberId, ReplicaSet};
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::time::Instant;
+
+const BASELINE: &str = "weighted rendezvous over every pair, unbounded";
+const GIB: u64 = 1 << 30;
+/// Devices of a member, members of a rack, racks of a zone.
+const SHAPE: [u32; 3] = [8, 5, 25];
+
+pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (devices, slots, replicas) in
+        [(64, 4096, 2), (1000, 4096, 2), (10_000, 1 << 16, 1), (10_000, 1 << 16, 2)]
+    {
+        let candidates = candidates(devices);
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let (mut our_most, mut their_most) = (0.0, 0.0);
+        for _ in 0..runs {
+            let begun = Instant::now();
+            let sets = black_box(wanted_of(black_box(&candidates), slots, replicas));
+            ours.push(begun.elapsed().as_secs_f64());
+            let begun = Instant::now();
+            let plain: Vec<Option<DeviceId>> =
+                (0..slots).map(|slot| nearest(black_box(&candidates), slot)).collect();
+            theirs.push(begun.elapsed().as_secs_f64());
+            our_most = most(sets.iter().filter_map(ReplicaSet::primary), devices, slots);
+            their_most = most(plain.into_iter().flatten(), devices, slots);
+        }
+        let of = format!("{devices}x{slots}x{replicas}");
+        rows.push(Row::of_runs(&format!("plan-{of}"), "s", &ours, &theirs, BASELINE));
+        let unit = "greatest / mean primaries";
+        rows.push(Row::of_runs(&format!("even-{of}"), unit, &[our_most], &[their_most], BASELINE));
+    }
+    Ok(rows)
+}
+
+/// Returns devices of two sizes, in zones, racks and members.
+fn candidates(devices: u32) -> Vec<Candidate> {
+    let one = |at: u32| {
+        let member = at / SHAPE[0];
+        let rack = member / SHAPE[1];
+        Candidate {
+            device: DeviceId::new(MemberId(member + 1), (at % SHAPE[0]) as u16),
+            weight: GIB * if member.is_multiple_of(2) { 80 } else { 96 },
+            place: Place([rack / SHAPE[2], rack, member]),
+        }
+    };
+    (0..devices).map(one).collect()
+}
+
+/// Returns how many primaries the device has that has most, as a multiple of what it would have on average.
+fn most(primaries: impl Iterator<Item = DeviceId>, devices: u32, slots: u32) -> f64 {
+    let mut counts: BTreeMap<DeviceId, u32> = BTreeMap::new();
+    for device in primaries {
+        *counts.entry(device).or_default() += 1;
+    }
+    let most = counts.values().copied().max().unwrap_or(0);
+    f64::from(most) * f64::from(devices) / f64::from(slots)
+}

@@ -1,0 +1,264 @@
+//! `kvhive scale`: how many members the cluster should have, and having it so.
+
+use super::status::{list, text};
+use crate::admin::{Admin, Target};
+use crate::report;
+use crate::scaling::{Executor, Local, Plan, Program, Scaled, members, scale_to};
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+/// How often the recommendation is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// See which size is recommended and why, set the policy, bring the cluster to a size
+#[derive(Args, Debug)]
+pub(crate) struct Scale {
+    #[command(flatten)]
+    target: Target,
+    /// Print the answer as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Show the recommended size, its reason in numbers, the policy and the forecast
+    Status,
+    /// Change the policy; what is not named stays
+    Set(Set),
+    /// Give the cluster N members: starts them, or empties them one by one and ends them only then
+    ///
+    /// A local cluster's supervisor starts and ends nodes. Elsewhere the program after `--` does, without a shell: `{count}` stands
+    /// for the size, `{name}` for a node that comes or leaves, as in
+    /// `kvhive scale to 4 -- kubectl scale statefulset/kvhive-node --replicas={count}`.
+    To {
+        /// Members
+        #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+        size: u32,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Follow the recommendation while the mode is `act`, or the size that was asked for, until told to end
+    Follow {
+        #[command(flatten)]
+        how: How,
+    },
+}
+
+/// How processes are started and ended.
+#[derive(Args, Debug)]
+struct How {
+    /// Say what would be done and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Seconds that the program may run, and that members may take to come or go
+    #[arg(long, value_name = "S", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    limit: u64,
+    /// Program that starts and ends nodes, and its words [default: the local cluster's supervisor]
+    #[arg(last = true, value_name = "PROGRAM")]
+    program: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Mode {
+    Off,
+    Advise,
+    Act,
+}
+
+#[derive(Args, Debug)]
+struct Set {
+    /// What is made of a recommendation
+    #[arg(long, value_name = "MODE")]
+    mode: Option<Mode>,
+    /// The fewest members
+    #[arg(long, value_name = "N")]
+    floor: Option<u32>,
+    /// The most members
+    #[arg(long, value_name = "N")]
+    ceiling: Option<u32>,
+    /// How much of what the most members would cover is to be covered (0.5 to 1)
+    #[arg(long, value_name = "P")]
+    keep: Option<f64>,
+    /// The least seconds between a change and one to more members
+    #[arg(long, value_name = "S")]
+    up_cooldown: Option<u32>,
+    /// Seconds that fewer members must have been enough
+    #[arg(long, value_name = "S")]
+    down_cooldown: Option<u32>,
+    /// How many seconds ahead load is foreseen
+    #[arg(long, value_name = "S")]
+    look_ahead: Option<u32>,
+    /// Milliseconds that requests may wait for their device, on average
+    #[arg(long, value_name = "MS")]
+    max_queue: Option<f64>,
+    /// Give up a size that was asked for with `to`
+    #[arg(long)]
+    automatic: bool,
+}
+
+impl Scale {
+    /// Does what was asked.
+    ///
+    /// # Errors
+    /// When no coordinator answers, or it is refused or fails.
+    pub(crate) fn run(self) -> Result<()> {
+        let admin = self.target.resolve()?;
+        match &self.verb {
+            Verb::Status => self.show(&admin.get("/v1/scaling")?),
+            Verb::Set(set) => self.show(&admin.patch("/v1/scaling", &set.patch())?),
+            Verb::To { size, how } => self.to(&admin, *size, how),
+            Verb::Follow { how } => self.follow(&admin, how),
+        }
+    }
+
+    fn to(&self, admin: &Admin, size: u32, how: &How) -> Result<()> {
+        let mut executor = self.executor(how)?;
+        if how.dry_run {
+            return self.would(admin, &*executor, size);
+        }
+        // Known first: who follows the recommendation must not undo it.
+        let _: Value = admin.post("/v1/scaling", &json!({"size": size}))?;
+        let scaled = scale_to(&self.target, admin, &mut *executor, size as usize, how.limit())?;
+        self.tell(&scaled)
+    }
+
+    fn follow(&self, admin: &Admin, how: &How) -> Result<()> {
+        let mut executor = self.executor(how)?;
+        let mut last = None;
+        eprintln!("following the recommendation with {executor}; Ctrl-C ends it");
+        loop {
+            match admin.get::<Value>("/v1/scaling") {
+                Ok(scaling) => {
+                    let target = scaling["target"].as_u64().unwrap_or(0) as u32;
+                    let is_news = target > 0 && scaling["members"].as_u64() != Some(target.into());
+                    if is_news && how.dry_run && last != Some(target) {
+                        self.would(admin, &*executor, target)?;
+                    } else if is_news && !how.dry_run {
+                        match scale_to(&self.target, admin, &mut *executor, target as usize, how.limit()) {
+                            Ok(scaled) => self.tell(&scaled)?,
+                            // It goes on from there the next time.
+                            Err(error) => eprintln!("warning: {error:#}"),
+                        }
+                    }
+                    last = Some(target);
+                }
+                Err(error) => eprintln!("warning: {error:#}"),
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    fn executor(&self, how: &How) -> Result<Box<dyn Executor>> {
+        if !how.program.is_empty() {
+            return Ok(Box::new(Program { words: how.program.clone(), limit: how.limit() }));
+        }
+        if self.target.admin.is_some() {
+            bail!(
+                "who starts and ends nodes there? Name the program after `--`, or leave --admin out for the local cluster"
+            );
+        }
+        Ok(Box::new(Local { dir: self.target.dir.clone() }))
+    }
+
+    fn would(&self, admin: &Admin, executor: &dyn Executor, size: u32) -> Result<()> {
+        let plan = Plan::of(&members(admin)?, size as usize)?;
+        let mut steps: Vec<String> =
+            plan.undrain.iter().map(|name| format!("let {name} hold slots")).collect();
+        steps.extend(plan.leave.iter().map(|name| format!("empty {name}, and wait until it is")));
+        if !plan.start.is_empty() || !plan.leave.is_empty() {
+            steps.extend(executor.would(&plan));
+        }
+        if self.json {
+            return report::print_json(&json!({"from": plan.members, "to": size, "would": steps}));
+        }
+        println!("{} members, {size} wanted; this would be done:", plan.members);
+        steps.iter().for_each(|step| println!("  {step}"));
+        Ok(())
+    }
+
+    fn tell(&self, scaled: &Scaled) -> Result<()> {
+        if self.json {
+            return report::print_json(scaled);
+        }
+        let Scaled { from, to, started, ended, slots_moved, seconds } = scaled;
+        println!("{from} members became {to} in {seconds:.1} s");
+        if !started.is_empty() {
+            println!("started {}", started.join(", "));
+        }
+        if !ended.is_empty() {
+            println!("ended {}, of which {slots_moved} slots went to others first", ended.join(", "));
+        }
+        Ok(())
+    }
+
+    fn show(&self, scaling: &Value) -> Result<()> {
+        if self.json {
+            return report::print_json(scaling);
+        }
+        let policy = &scaling["policy"];
+        println!("members     {}, to be {}", scaling["members"], scaling["target"]);
+        match &scaling["recommendation"] {
+            Value::Null => println!("advice      none yet: load is summed up every five minutes"),
+            advice => println!("advice      {} members: {}", advice["size"], text(advice, "reason")),
+        }
+        println!(
+            "policy      {}, {} to {} members, keep {} of the hits of the most, cooldown {} s up and {} s down",
+            text(policy, "mode"),
+            policy["floor"],
+            policy["ceiling"],
+            policy["keep"],
+            policy["up_cooldown_s"],
+            policy["down_cooldown_s"],
+        );
+        println!("known from  {} stretches of five minutes", scaling["observations"]);
+        let mut table = report::table(&["FIGURE", "AHEAD", "VALUE", "LOW", "HIGH", "MASE", "COVERAGE"]);
+        for one in list(&scaling["forecast"]) {
+            let number = |field: &str| format!("{:.2}", one[field].as_f64().unwrap_or(0.0));
+            table.add_row(vec![
+                text(one, "figure").to_owned(),
+                format!("{} s", one["ahead_s"]),
+                number("value"),
+                number("low"),
+                number("high"),
+                number("mase"),
+                number("coverage"),
+            ]);
+        }
+        report::print_table(&table);
+        Ok(())
+    }
+}
+
+impl How {
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.limit)
+    }
+}
+
+impl Set {
+    fn patch(&self) -> Value {
+        let mode = self.mode.map(|mode| match mode {
+            Mode::Off => "off",
+            Mode::Advise => "advise",
+            Mode::Act => "act",
+        });
+        let fields = [
+            ("mode", json!(mode)),
+            ("floor", json!(self.floor)),
+            ("ceiling", json!(self.ceiling)),
+            ("keep", json!(self.keep)),
+            ("up_cooldown_s", json!(self.up_cooldown)),
+            ("down_cooldown_s", json!(self.down_cooldown)),
+            ("look_ahead_s", json!(self.look_ahead)),
+            ("max_queue_ms", json!(self.max_queue)),
+            ("automatic", json!(self.automatic)),
+        ];
+        let named = fields.into_iter().filter(|(_, value)| !value.is_null());
+        Value::Object(named.map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
+    }
+}

@@ -1,0 +1,302 @@
+//! `kvhive simulate --autoscale`: a cluster that the autoscaler gives its size, next to one that always has the largest. Both
+//! run the rules of a node over the same days of load; the autoscaler and its predictor are the coordinators' own.
+
+use super::days::Days;
+use crate::report;
+use anyhow::{Result, bail};
+use clap::Args;
+use kvhive_cache::policy::{Strategy, build};
+use kvhive_cache::reuse::ReuseCurve;
+use kvhive_cache::simulate::{Outcome, Rules, Setting, Trace, replay, replay_resized};
+use kvhive_control::autoscaler::Autoscaler;
+use kvhive_control::predictor::{Figure, Predictor, Score};
+use kvhive_protocol::scaling::{OBSERVATION_SECONDS, Observation, ScalingMode, ScalingPolicy};
+use kvhive_protocol::{DeviceId, MemberId};
+use serde::Serialize;
+use std::fmt;
+
+/// How ghosts and counts are hashed.
+const SEED: u64 = 1;
+
+/// The options of a cluster whose size changes.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Autoscale {
+    /// Let the autoscaler choose the size of a cluster, up to --members, over --days of load that comes and goes with the time of
+    /// day, and compare with a cluster that always has --members; --capacity-blocks is what those hold together
+    #[arg(long, requires = "capacity_blocks", conflicts_with_all = ["sizes", "plot", "hints", "flat"])]
+    autoscale: bool,
+    /// The most members
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "autoscale",
+          value_parser = clap::value_parser!(u32).range(2..=1024))]
+    members: u32,
+    /// Days of load
+    #[arg(long, value_name = "N", default_value_t = 3, requires = "autoscale",
+          value_parser = clap::value_parser!(u32).range(1..=14))]
+    days: u32,
+    /// Load of the quietest minute of a day, by that of the busiest (0 to 1)
+    #[arg(long, value_name = "P", default_value_t = 0.2, requires = "autoscale", value_parser = super::share)]
+    night: f64,
+    /// How much of what all members would cover is to be covered (0.5 to 1)
+    #[arg(long, value_name = "P", default_value_t = 0.85, requires = "autoscale", value_parser = super::share)]
+    keep: f64,
+}
+
+/// What one cluster came to.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub(crate) struct Run {
+    /// Share of blocks that were covered.
+    pub(crate) block_hit_rate: f64,
+    /// Hours of all its members.
+    pub(crate) device_hours: f64,
+}
+
+/// Two clusters over the same load.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub(crate) struct Comparison {
+    pub(crate) strategy: String,
+    pub(crate) requests: u64,
+    pub(crate) blocks: u64,
+    pub(crate) days: u32,
+    pub(crate) members: u32,
+    pub(crate) capacity_blocks: u32,
+    pub(crate) fixed: Run,
+    pub(crate) autoscaled: Run,
+    /// Hit rate by that of the fixed cluster.
+    pub(crate) hit_rate_share: f64,
+    /// Hours of members by those of the fixed cluster.
+    pub(crate) device_hours_share: f64,
+    /// Changes of size.
+    pub(crate) changes: u32,
+    /// Changes to more members after one to fewer, or the other way: a day by itself makes two.
+    pub(crate) turns: u32,
+    pub(crate) fewest: u32,
+    pub(crate) most: u32,
+    /// How good forecasts of an hour ahead were of the rate: mean error by that of the same time a day before.
+    pub(crate) forecast_mase: f64,
+    /// Share of intervals that held; 0.9 is meant.
+    pub(crate) forecast_coverage: f64,
+    /// Members at each hour.
+    pub(crate) by_hour: Vec<u32>,
+}
+
+impl Autoscale {
+    /// Says whether it was asked for.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.autoscale
+    }
+
+    /// Runs both clusters over days laid over `requests` and prints the report.
+    pub(super) fn run(
+        &self,
+        requests: Vec<crate::trace::Request>,
+        capacity: u32,
+        strategy: Strategy,
+        seed: u64,
+        block_tokens: u32,
+        json: bool,
+    ) -> Result<()> {
+        if !(0.5..=1.0).contains(&self.keep) {
+            bail!("--keep is {}, allowed is 0.5 to 1", self.keep);
+        }
+        if capacity < self.members {
+            bail!("--capacity-blocks is {capacity}: each of {} members needs one at least", self.members);
+        }
+        let days = Days { days: self.days, night: self.night, seed, block_tokens };
+        let comparison = self.compare(&days.lay_over(requests)?, capacity, strategy, block_tokens);
+        if json {
+            return report::print_json(&comparison);
+        }
+        print!("{comparison}");
+        Ok(())
+    }
+
+    /// Runs both clusters over one trace.
+    pub(super) fn compare(
+        &self,
+        trace: &Trace,
+        capacity: u32,
+        strategy: Strategy,
+        block_tokens: u32,
+    ) -> Comparison {
+        let setting = Setting { capacity, rules: Rules::Leaf, block_tokens, shrunk_per_mille: 1000 };
+        let fixed = replay(trace, &mut *build(strategy, capacity, SEED), setting, &mut |_| {});
+        let mut cluster = Scaled::new(self, capacity);
+        let outcome =
+            replay_resized(trace, &mut *build(strategy, capacity, SEED), setting, &mut |at, so_far| {
+                let (turn, blocks) = trace.request(at);
+                let capacity = cluster.at(turn.now.as_nanos() / 1_000_000_000, so_far);
+                cluster.curve.asked(blocks.iter().map(|block| print_of(trace, *block)));
+                capacity
+            });
+        cluster.end(&outcome, u64::from(self.days) * 86_400);
+        let hours = f64::from(self.days) * 24.0;
+        let fixed = Run { block_hit_rate: fixed.hit_rate(), device_hours: hours * f64::from(self.members) };
+        let device_hours = cluster.member_seconds as f64 / 3600.0;
+        let autoscaled = Run { block_hit_rate: outcome.hit_rate(), device_hours };
+        let score = cluster.score();
+        Comparison {
+            strategy: strategy.to_string(),
+            requests: outcome.requests,
+            blocks: outcome.blocks,
+            days: self.days,
+            members: self.members,
+            capacity_blocks: capacity,
+            fixed,
+            autoscaled,
+            hit_rate_share: autoscaled.block_hit_rate / fixed.block_hit_rate.max(f64::MIN_POSITIVE),
+            device_hours_share: autoscaled.device_hours / fixed.device_hours,
+            changes: cluster.changes.len() as u32,
+            turns: cluster.turns(),
+            fewest: cluster.by_hour.iter().copied().min().unwrap_or(0),
+            most: cluster.by_hour.iter().copied().max().unwrap_or(0),
+            forecast_mase: score.mase,
+            forecast_coverage: score.coverage,
+            by_hour: cluster.by_hour,
+        }
+    }
+}
+
+fn print_of(trace: &Trace, block: u32) -> u64 {
+    let key = trace.key(block);
+    u64::from_le_bytes(key.as_bytes()[..8].try_into().expect("a key has more than eight bytes"))
+}
+
+/// The cluster whose size changes, as coordinators see it.
+struct Scaled {
+    autoscaler: Autoscaler,
+    predictor: Predictor,
+    policy: ScalingPolicy,
+    curve: ReuseCurve,
+    /// Blocks that a member holds.
+    member_blocks: u32,
+    members: u32,
+    /// One that is started now serves from the next stretch of time on.
+    serving: u32,
+    bucket: u64,
+    blocks: u64,
+    hits: u64,
+    member_seconds: u64,
+    changes: Vec<i64>,
+    by_hour: Vec<u32>,
+}
+
+impl Scaled {
+    fn new(options: &Autoscale, capacity: u32) -> Scaled {
+        let policy = ScalingPolicy {
+            mode: ScalingMode::Act,
+            floor: 1,
+            ceiling: options.members,
+            keep_per_mille: (options.keep * 1000.0).round() as u16,
+            ..ScalingPolicy::default()
+        };
+        Scaled {
+            autoscaler: Autoscaler::new(),
+            predictor: Predictor::new(),
+            policy,
+            curve: ReuseCurve::new(u64::from(capacity)),
+            member_blocks: capacity / options.members,
+            members: options.members,
+            serving: options.members,
+            bucket: 0,
+            blocks: 0,
+            hits: 0,
+            member_seconds: 0,
+            changes: Vec::new(),
+            by_hour: Vec::new(),
+        }
+    }
+
+    /// Time has come to so many seconds. Returns how many blocks fit.
+    fn at(&mut self, seconds: u64, so_far: &Outcome) -> u32 {
+        while (self.bucket + 1) * OBSERVATION_SECONDS <= seconds {
+            self.pass(so_far);
+        }
+        self.serving * self.member_blocks
+    }
+
+    fn end(&mut self, outcome: &Outcome, seconds: u64) {
+        while self.bucket * OBSERVATION_SECONDS < seconds {
+            self.pass(outcome);
+        }
+    }
+
+    /// One stretch of time is over.
+    fn pass(&mut self, so_far: &Outcome) {
+        let (asked, covered) = (so_far.blocks - self.blocks, so_far.hits - self.hits);
+        (self.blocks, self.hits) = (so_far.blocks, so_far.hits);
+        let observation = Observation { bucket: self.bucket, asked, covered, new_bytes: asked - covered };
+        self.predictor.update_pattern(&observation);
+        // One curve stands for all: it was made for the most members.
+        self.autoscaler.learn(self.policy.ceiling, DeviceId::new(MemberId(1), 0), self.curve.report());
+        self.member_seconds += u64::from(self.members) * OBSERVATION_SECONDS;
+        if (self.bucket * OBSERVATION_SECONDS).is_multiple_of(3600) {
+            self.by_hour.push(self.members);
+        }
+        self.bucket += 1;
+        self.serving = self.members;
+        let now = self.bucket * OBSERVATION_SECONDS;
+        let said = self.autoscaler.decide(now, self.members, 0, &self.policy, &self.predictor);
+        if said.size != self.members {
+            self.changes.push(i64::from(said.size) - i64::from(self.members));
+            self.members = said.size;
+            self.serving = self.serving.min(said.size);
+        }
+    }
+
+    fn turns(&self) -> u32 {
+        self.changes.windows(2).filter(|two| two[0].signum() != two[1].signum()).count() as u32
+    }
+
+    fn score(&self) -> Score {
+        self.predictor.score(Figure::Rate, 12)
+    }
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |share: f64| 100.0 * share;
+        let (days, members, blocks) = (self.days, self.members, self.capacity_blocks);
+        writeln!(f, "load          {} requests, {} blocks, over {days} days", self.requests, self.blocks)?;
+        writeln!(
+            f,
+            "cluster       {}, at most {members} members of {} blocks",
+            self.strategy,
+            blocks / members
+        )?;
+        let (fixed, own) = (&self.fixed, &self.autoscaled);
+        writeln!(
+            f,
+            "hit rate      {:.2} %, fixed {:.2} %: {:.2} % of it",
+            percent(own.block_hit_rate),
+            percent(fixed.block_hit_rate),
+            percent(self.hit_rate_share)
+        )?;
+        writeln!(
+            f,
+            "member hours  {:.1}, fixed {:.1}: {:.2} % of it",
+            own.device_hours,
+            fixed.device_hours,
+            percent(self.device_hours_share)
+        )?;
+        writeln!(
+            f,
+            "size          {} to {}, {} changes, {} turns",
+            self.fewest, self.most, self.changes, self.turns
+        )?;
+        writeln!(
+            f,
+            "forecast      an hour ahead: {:.2} of the error of yesterday's, {:.1} % of intervals held (90 % meant)",
+            self.forecast_mase,
+            percent(self.forecast_coverage)
+        )?;
+        for (day, hours) in self.by_hour.chunks(24).enumerate() {
+            let sizes: Vec<String> = hours.iter().map(u32::to_string).collect();
+            writeln!(f, "day {:<10}{}", day + 1, sizes.join(" "))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "autoscale_test.rs"]
+mod tests;

@@ -1,0 +1,179 @@
+//! Days of load made of a trace: it is played again and again, each time with sessions of its own, and of those as many as the
+//! time of day brings. Within a session nothing is stretched or left out, so that what comes back comes back when it did.
+
+use super::sweep::{key, turn};
+use crate::trace::Request;
+use anyhow::{Result, bail};
+use kvhive_cache::simulate::{Trace, Turn};
+use kvhive_protocol::Moment;
+use kvhive_protocol::scaling::OBSERVATION_SECONDS;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Seconds of a day.
+const DAY_S: f64 = 86_400.0;
+
+/// A block that one of so many sessions uses, at least, lasts. Any other is seen no more when the trace is played again: that would
+/// come back after exactly as long.
+const LASTING: usize = 100;
+
+/// How load goes over a day.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Days {
+    /// How many.
+    pub(super) days: u32,
+    /// Load of the quietest minute, by that of the busiest.
+    pub(super) night: f64,
+    /// Which sessions come is drawn from this.
+    pub(super) seed: u64,
+    /// Tokens of a block.
+    pub(super) block_tokens: u32,
+}
+
+/// One request, known by its session.
+struct Told {
+    at_s: f64,
+    turn: Turn,
+    session: usize,
+    blocks: Vec<u64>,
+}
+
+/// A trace by sessions.
+struct Sessions {
+    requests: Vec<Told>,
+    /// When each begins, in seconds.
+    begins: Vec<f64>,
+    /// Blocks that are the same whenever the trace is played: those of many sessions, as system prompts are.
+    lasting: BTreeSet<u64>,
+}
+
+impl Days {
+    /// Returns the load at a time, by that of the busiest minute: at midnight it is quietest.
+    fn load(&self, at_s: f64) -> f64 {
+        let wave = (1.0 - (at_s / DAY_S * std::f64::consts::TAU).cos()) / 2.0;
+        self.night + (1.0 - self.night) * wave
+    }
+
+    /// Lays the days' load over a trace.
+    ///
+    /// # Errors
+    /// When it has no requests, or the days have too many.
+    pub(super) fn lay_over(&self, requests: Vec<Request>) -> Result<Trace> {
+        let sessions = Sessions::of(requests, self.block_tokens);
+        let Some(last) = sessions.requests.last() else { bail!("the trace has no requests") };
+        let stretch_s = OBSERVATION_SECONDS as f64;
+        let span_s = ((last.at_s / stretch_s).ceil() * stretch_s).max(stretch_s);
+        let mut trace = Trace::new();
+        let times = (f64::from(self.days) * DAY_S / span_s).ceil() as u64;
+        for time in 0..times {
+            let from_s = time as f64 * span_s;
+            let comes: Vec<bool> = sessions
+                .begins
+                .iter()
+                .enumerate()
+                .map(|(session, at)| draw(self.seed, time, session as u64) < self.load(from_s + at))
+                .collect();
+            for told in sessions.requests.iter().filter(|told| comes[told.session]) {
+                let turn =
+                    Turn { now: Moment::ZERO + Duration::from_secs_f64(from_s + told.at_s), ..told.turn };
+                let own = |id: &u64| {
+                    if sessions.lasting.contains(id) { key(*id) } else { key(mix(*id, time + 1)) }
+                };
+                trace.push(turn, told.blocks.iter().map(own))?;
+            }
+        }
+        if trace.requests() == 0 {
+            bail!("no session comes on these days: let the night have more load");
+        }
+        Ok(trace)
+    }
+}
+
+impl Sessions {
+    /// Tells sessions apart: by what the trace says, else a request goes on with the session whose last block it goes on from.
+    fn of(mut requests: Vec<Request>, block_tokens: u32) -> Sessions {
+        requests.sort_by(|one, other| one.timestamp.total_cmp(&other.timestamp));
+        let mut sessions = Sessions { requests: Vec::new(), begins: Vec::new(), lasting: BTreeSet::new() };
+        let mut users: BTreeMap<u64, (usize, usize)> = BTreeMap::new();
+        let mut by_chat = BTreeMap::new();
+        // Of each block: whose it is, and whether a block was seen after it.
+        let mut owner: BTreeMap<u64, (usize, bool)> = BTreeMap::new();
+        for request in requests {
+            let turn = turn(&request, block_tokens);
+            let full = request.hash_ids.len() - usize::from(turn.partial);
+            let known = request.hash_ids[..full].iter().take_while(|id| owner.contains_key(id)).count();
+            let tail = known.checked_sub(1).and_then(|at| owner.get(&request.hash_ids[at]));
+            let goes_on = tail.filter(|(_, has_more)| !has_more).map(|(session, _)| *session);
+            let fresh = sessions.begins.len();
+            let session = match request.chat_id {
+                Some(chat) => *by_chat.entry(chat).or_insert(fresh),
+                None => goes_on.unwrap_or(fresh),
+            };
+            if session == fresh {
+                sessions.begins.push(request.timestamp / 1e3);
+            }
+            for (at, id) in request.hash_ids.iter().enumerate() {
+                owner.entry(*id).or_insert((session, false)).1 |= at + 1 < full;
+                let (last, count) = users.entry(*id).or_insert((session, 1));
+                *count += usize::from(*last != session);
+                *last = session;
+            }
+            let at_s = request.timestamp / 1e3;
+            sessions.requests.push(Told { at_s, turn, session, blocks: request.hash_ids });
+        }
+        let many = (sessions.begins.len() / LASTING).max(2);
+        let lasting = users.into_iter().filter(|(_, (_, count))| *count >= many);
+        sessions.lasting = lasting.map(|(id, _)| id).collect();
+        sessions
+    }
+}
+
+/// Mixes two numbers into one that looks random (the finalizer of SplitMix64: Steele et al., 2014).
+fn mix(one: u64, other: u64) -> u64 {
+    let mut mixed = one ^ other.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    mixed ^ mixed >> 31
+}
+
+/// Draws a number from 0 to 1.
+fn draw(seed: u64, time: u64, session: u64) -> f64 {
+    (mix(mix(seed, time), session.wrapping_add(1)) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(timestamp: f64, hash_ids: &[u64]) -> Request {
+        Request { timestamp, input_length: 0, output_length: 0, hash_ids: hash_ids.to_vec(), chat_id: None }
+    }
+
+    #[test]
+    fn sessions_are_told_apart_by_what_they_go_on_from() {
+        let requests = vec![
+            request(0.0, &[1, 2, 3]),
+            request(1000.0, &[1, 2, 9]),
+            request(2000.0, &[1, 2, 3, 4]),
+            request(3000.0, &[1, 2, 9, 10]),
+            request(4000.0, &[7]),
+        ];
+        let sessions = Sessions::of(requests, 512);
+        let of: Vec<usize> = sessions.requests.iter().map(|told| told.session).collect();
+        assert_eq!(of, [0, 1, 0, 1, 2]);
+        assert_eq!(sessions.lasting, BTreeSet::from([1, 2]));
+    }
+
+    #[test]
+    fn a_night_has_the_share_of_the_load_that_was_asked_for() {
+        let days = Days { days: 2, night: 0.2, seed: 3, block_tokens: 512 };
+        let requests = (0..4000_u64).map(|at| request(at as f64 * 900.0, &[at])).collect();
+        let trace = days.lay_over(requests).expect("it has requests");
+        let in_hour = |hour: u64| {
+            let is_in = |at: &usize| trace.request(*at).0.now.as_nanos() / 3_600_000_000_000 % 24 == hour;
+            (0..trace.requests()).filter(is_in).count() as f64
+        };
+        let share = in_hour(0) / in_hour(12);
+        assert!((0.17..0.26).contains(&share), "{share}");
+    }
+}

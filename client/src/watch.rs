@@ -1,0 +1,124 @@
+//! Following what devices hold: an index of blocks by device, kept by block events. It is exact as of the last poll of each
+//! device, whatever was lost on the way; a device that does not answer keeps what was known until it is none any more.
+
+use crate::client::Client;
+use crate::error::ClientError;
+use crate::fetch::{run_all, senseless};
+use crate::retry::in_time;
+use kvhive_protocol::data::{DataReply, DataRequest};
+use kvhive_protocol::watch::{WatchAnswer, WatchAsk, WatchRequest};
+use kvhive_protocol::{BlockKey, DeviceId, TenantId};
+use kvhive_wire::Fault;
+use std::collections::BTreeMap;
+
+mod follower;
+
+pub use follower::{Block, Follower, Taken};
+
+/// The most questions that one poll asks of a device: the rest of a large shard's snapshot is for the next.
+const MAX_ROUNDS: usize = 64;
+
+/// What the devices of a cluster hold, by their own word.
+pub struct BlockWatch {
+    client: Client,
+    tenant: Option<TenantId>,
+    devices: BTreeMap<DeviceId, Follower>,
+}
+
+/// What a poll came to.
+#[derive(Debug, Default)]
+pub struct WatchReport {
+    /// Devices of which everything is known as of this poll.
+    pub current: usize,
+    /// Devices that have more to tell: poll again.
+    pub behind: usize,
+    /// Devices that did not answer, and why. What was known of them stays.
+    pub failed: Vec<(DeviceId, Fault)>,
+}
+
+impl Client {
+    /// Begins to follow what the cluster's devices hold of a tenant by this name, or of all tenants. Who has the cluster's token
+    /// may see them all.
+    ///
+    /// # Errors
+    /// [`ClientError::Misuse`] when there is no such tenant.
+    pub fn watch_blocks(&self, tenant: Option<&str>) -> Result<BlockWatch, ClientError> {
+        let map = self.map();
+        let known = |name: &str| {
+            let tenant = map.tenant(name).map(|(id, _)| id);
+            tenant.ok_or_else(|| ClientError::Misuse(format!("there is no tenant {name:?}")))
+        };
+        let tenant = tenant.map(known).transpose()?;
+        Ok(BlockWatch { client: self.clone(), tenant, devices: BTreeMap::new() })
+    }
+}
+
+impl BlockWatch {
+    /// Asks every device of the map what has happened since the last poll. To be called every so often: a device forgets who has
+    /// not asked for a minute, and remembers some ten thousand events; beyond that its snapshot is taken anew.
+    pub async fn poll(&mut self) -> WatchReport {
+        let map = self.client.map();
+        self.devices.retain(|device, _| map.owner(*device).is_some());
+        for (device, _) in map.devices_up() {
+            self.devices.entry(device).or_default();
+        }
+        let deadline = in_time(self.client.shared.config.request_timeout);
+        let (shared, tenant) = (&self.client.shared, self.tenant);
+        let tasks = self.devices.iter_mut().map(|(device, follower)| {
+            let (map, device) = (&map, *device);
+            async move {
+                for _ in 0..MAX_ROUNDS {
+                    let ask = follower.ask();
+                    let request = WatchRequest { epoch: map.epoch, device, tenant, ask };
+                    let answer = match shared.call(map, device, &DataRequest::Watch(request), deadline).await
+                    {
+                        Ok(DataReply::Watched { answer, .. }) if answers(&ask, &answer) => answer,
+                        Ok(_) => {
+                            return Err((device, senseless("a question for events was answered otherwise")));
+                        }
+                        Err(fault) => return Err((device, fault)),
+                    };
+                    match follower.take(answer) {
+                        Taken::More => {}
+                        Taken::Current => return Ok(true),
+                        Taken::Passed => return Ok(false),
+                    }
+                }
+                Ok(false)
+            }
+        });
+        let mut report = WatchReport::default();
+        for outcome in run_all(tasks.collect()).await {
+            match outcome {
+                Ok(true) => report.current += 1,
+                Ok(false) => report.behind += 1,
+                Err(failed) => report.failed.push(failed),
+            }
+        }
+        report
+    }
+
+    /// Returns the devices that hold a block, as of their last poll.
+    pub fn holders(&self, tenant: TenantId, key: &BlockKey) -> Vec<(DeviceId, Block)> {
+        let of_device = self
+            .devices
+            .iter()
+            .filter_map(|(device, follower)| follower.get(tenant, key).map(|block| (*device, block)));
+        of_device.collect()
+    }
+
+    /// Returns what is known of each device.
+    pub fn devices(&self) -> &BTreeMap<DeviceId, Follower> {
+        &self.devices
+    }
+}
+
+/// Says whether an answer is one to this question.
+fn answers(ask: &WatchAsk, answer: &WatchAnswer) -> bool {
+    match (ask, answer) {
+        (_, WatchAnswer::Gap { .. }) => true,
+        (WatchAsk::Page { from: asked, .. }, WatchAnswer::Page { from, .. }) => asked == from,
+        (WatchAsk::Events { after: asked, .. }, WatchAnswer::Events { after, .. }) => asked == after,
+        _ => false,
+    }
+}

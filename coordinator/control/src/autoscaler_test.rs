@@ -1,0 +1,153 @@
+//! The autoscaler, told made-up curves and waits.
+
+use super::*;
+use kvhive_protocol::MemberId;
+use kvhive_protocol::scaling::{Observation, reuse_bucket};
+use proptest::prelude::*;
+
+/// A cluster whose members have room for 1000 blocks each, and whose working set is a number of blocks that are all used in turn.
+struct Scene {
+    autoscaler: Autoscaler,
+    predictor: Predictor,
+    policy: ScalingPolicy,
+    members: u32,
+    bucket: u64,
+    reuse: Reuse,
+    queue_us: u64,
+}
+
+impl Scene {
+    fn of(members: u32) -> Scene {
+        let policy = ScalingPolicy {
+            mode: ScalingMode::Act,
+            floor: 2,
+            ceiling: 10,
+            keep_per_mille: 950,
+            ..ScalingPolicy::default()
+        };
+        Scene {
+            autoscaler: Autoscaler::new(),
+            predictor: Predictor::new(),
+            policy,
+            members,
+            bucket: 100,
+            reuse: Reuse { capacity_blocks: 1000, ..Reuse::default() },
+            queue_us: 0,
+        }
+    }
+
+    /// One stretch of time: half of the keys are used again at once, half after the whole working set.
+    fn pass(&mut self, asked: u64, working_set: u64) -> Recommendation {
+        self.bucket += 1;
+        let observation = Observation { bucket: self.bucket, asked, covered: asked / 2, new_bytes: 0 };
+        self.predictor.update_pattern(&observation);
+        self.reuse.asked += asked;
+        // A device sees its part of the working set.
+        self.reuse.counts[reuse_bucket(1)] += asked / 2;
+        self.reuse.counts[reuse_bucket(working_set / u64::from(self.members))] += asked - asked / 2;
+        self.autoscaler.learn(self.members, DeviceId::new(MemberId(1), 0), &self.reuse);
+        let now = self.bucket * OBSERVATION_SECONDS;
+        self.autoscaler.decide(now, self.members, self.queue_us, &self.policy, &self.predictor)
+    }
+
+    /// So many stretches of time, each recommendation followed. Returns the sizes.
+    fn follow(&mut self, steps: usize, asked: u64, working_set: u64) -> Vec<u32> {
+        let mut sizes = Vec::new();
+        for _ in 0..steps {
+            let said = self.pass(asked, working_set);
+            if said.size != self.members {
+                sizes.push(said.size);
+                self.members = said.size;
+            }
+        }
+        sizes
+    }
+}
+
+#[test]
+fn the_size_is_what_the_working_set_needs_and_stays() {
+    let mut scene = Scene::of(3);
+    let sizes = scene.follow(60, 100_000, 6500);
+    assert!((7..=9).contains(&scene.members), "{sizes:?}");
+    assert_eq!(scene.follow(200, 100_000, 6500), [], "nothing changes any more");
+}
+
+#[test]
+fn fewer_are_recommended_only_when_they_have_been_enough_for_the_whole_window() {
+    let mut scene = Scene::of(8);
+    scene.follow(30, 100_000, 6500);
+    let before = scene.members;
+    let mut waited = 0;
+    while scene.members == before && waited < 100 {
+        waited += 1;
+        let said = scene.pass(100_000, 2200);
+        assert!(said.size <= before, "{said}");
+        scene.members = said.size;
+    }
+    assert!(waited >= 12, "the window is twelve stretches: {waited}");
+    scene.follow(100, 100_000, 2200);
+    assert!((3..=4).contains(&scene.members), "{}", scene.members);
+}
+
+#[test]
+fn bounds_hold_and_an_operator_goes_beyond_them() {
+    let mut scene = Scene::of(1);
+    assert_eq!((scene.pass(100, 10).size, scene.pass(100, 10).why), (2, Why::Bounds));
+    scene.members = 12;
+    assert_eq!(scene.pass(100, 10).size, 10);
+    scene.policy.manual = Some(12);
+    assert_eq!((scene.pass(100, 10).size, scene.pass(100, 10).why), (12, Why::Manual));
+}
+
+#[test]
+fn a_long_queue_asks_for_more_whatever_the_caches_do() {
+    let mut scene = Scene::of(4);
+    scene.follow(12, 100_000, 100);
+    let before = scene.members;
+    scene.queue_us = 30_000;
+    let said = scene.pass(100_000, 100);
+    assert_eq!((said.why, said.size), (Why::Queue, (f64::from(before) * 1.5).ceil() as u32));
+}
+
+#[test]
+fn without_load_nothing_is_known_and_without_a_mode_nothing_is_done() {
+    let mut scene = Scene::of(5);
+    assert_eq!(scene.pass(0, 100).why, Why::Unknown);
+    scene.policy.mode = ScalingMode::Off;
+    assert_eq!(scene.follow(20, 100_000, 100), []);
+}
+
+#[test]
+fn the_reason_is_told_in_numbers() {
+    let mut scene = Scene::of(3);
+    scene.policy.up_cooldown_s = 0;
+    let said = scene.pass(100_000, 6500);
+    assert_eq!(said.why, Why::Capacity);
+    assert!(said.to_string().starts_with("3 members cover too little: with 1.0"), "{said}");
+    assert!((said.hit_rate - 0.5).abs() < 0.01 && (said.hit_rate_ceiling - 1.0).abs() < 0.01, "{said:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_comes_the_size_is_within_bounds_and_changes_are_apart(
+        load in prop::collection::vec((0_u64..1 << 40, 1_u64..100_000, 0_u64..100_000), 1..120),
+        members in 1_u32..20,
+    ) {
+        let mut scene = Scene::of(members);
+        let mut last = None;
+        for (asked, working_set, queue_us) in load {
+            scene.queue_us = queue_us;
+            let said = scene.pass(asked, working_set);
+            prop_assert!((2..=10).contains(&said.size), "{:?}", said);
+            prop_assert!(said.growth.is_finite() && (0.0..=1.0).contains(&said.hit_rate_expected));
+            if said.size != scene.members {
+                let least = if said.why == Why::Bounds { 0 } else if said.size > scene.members { 2 } else { 12 };
+                prop_assert!(last.is_none_or(|at| scene.bucket - at >= least), "{:?}", said);
+                last = Some(scene.bucket);
+                scene.members = said.size;
+            }
+        }
+    }
+}

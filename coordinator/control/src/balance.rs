@@ -1,0 +1,427 @@
+//! Spreads work over devices: slots that are read much get more replicas, devices that carry more than others give slots away,
+//! and what is not read much any more goes back to where its hash says. Decides by what devices report; the planner moves.
+//!
+//! Nothing swings: what is done aims well below where it begins, what is taken back must leave everybody well below it for a
+//! while, and after each decision the slots must have moved and the reports followed before the next.
+
+use crate::placement::{Candidate, Completion};
+use crate::validate::MAX_REPLICAS;
+use kvhive_protocol::control::{Balancing, MAX_BALANCED};
+use kvhive_protocol::load::Work;
+use kvhive_protocol::{DeviceId, Moment, Reason, ReplicaSet, Slot};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Slots of one device that are looked at for one change.
+const LOOKED_AT: usize = 64;
+/// What a replica more must be better by than a move, in per cent of the mean: it takes memory.
+const REPLICA_PERCENT: u64 = 5;
+/// What a change must make better, in per cent of the mean.
+const LEAST_GAIN_PERCENT: u64 = 2;
+/// A slot that comes to no more than this part of the mean, in per cent, goes back whatever else its device carries.
+const NEGLIGIBLE_PERCENT: u64 = 1;
+
+/// When work is spread, and how far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BalanceTuning {
+    /// It is done without being asked for.
+    pub continuous: bool,
+    /// Nothing is done while no device carries more than so many per cent of the mean.
+    pub beyond_percent: u64,
+    /// What a decision aims at.
+    pub aim_percent: u64,
+    /// What is taken back must leave every device that it goes to at no more than this.
+    pub calm_percent: u64,
+    /// Nothing is done while devices are read less than this on average, in bytes a second.
+    pub least_rate: u64,
+    /// How long slots must have been where they belong before reports are believed.
+    pub settle: Duration,
+    /// How long a slot must have been read little before it goes back.
+    pub cool_for: Duration,
+    /// The most slots that one decision changes.
+    pub at_once: usize,
+}
+
+impl Default for BalanceTuning {
+    fn default() -> Self {
+        BalanceTuning {
+            continuous: false,
+            beyond_percent: 120,
+            aim_percent: 108,
+            calm_percent: 104,
+            least_rate: 1 << 20,
+            settle: Duration::from_secs(30),
+            cool_for: Duration::from_secs(120),
+            at_once: 64,
+        }
+    }
+}
+
+/// What a decision goes by.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen<'a> {
+    pub(crate) candidates: &'a [Candidate],
+    /// Where slots belong by their hash.
+    pub(crate) hashed: &'a [ReplicaSet],
+    /// Where they belong instead.
+    pub(crate) balanced: &'a BTreeMap<Slot, ReplicaSet>,
+    /// What each device reported last.
+    pub(crate) work: &'a BTreeMap<DeviceId, Work>,
+}
+
+/// What came of it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Decided {
+    /// What each device carries, and what it would with the changes.
+    pub(crate) rates: Vec<(DeviceId, u64, u64)>,
+    pub(crate) changes: Vec<Balancing>,
+    /// Why there are none.
+    pub(crate) because: String,
+}
+
+/// The leader's memory of what work did lately.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Balancer {
+    /// Since when slots are where they belong.
+    calm_since: Option<Moment>,
+    /// Since when slots that do not go by their hash could.
+    cold_since: BTreeMap<Slot, Moment>,
+}
+
+impl Balancer {
+    /// Says what to change, while slots are where they belong and reports have followed.
+    pub(crate) fn step(
+        &mut self,
+        now: Moment,
+        tuning: &BalanceTuning,
+        is_settled: bool,
+        seen: &Seen<'_>,
+    ) -> Vec<Balancing> {
+        if !is_settled {
+            self.calm_since = None;
+            return Vec::new();
+        }
+        if now.since(*self.calm_since.get_or_insert(now)) < tuning.settle {
+            return Vec::new();
+        }
+        self.cold_since.retain(|slot, _| seen.balanced.contains_key(slot));
+        let decided = decide(tuning, seen, |slot, is_cold| {
+            if !is_cold {
+                self.cold_since.remove(&slot);
+                return false;
+            }
+            now.since(*self.cold_since.entry(slot).or_insert(now)) >= tuning.cool_for
+        });
+        if !decided.changes.is_empty() {
+            self.calm_since = None;
+        }
+        decided.changes
+    }
+}
+
+/// Finds changes. `may_cool` is told of each slot that does not go by its hash whether it could, and says whether it is to.
+pub(crate) fn decide(
+    tuning: &BalanceTuning,
+    seen: &Seen<'_>,
+    mut may_cool: impl FnMut(Slot, bool) -> bool,
+) -> Decided {
+    let mut model = Model::of(seen);
+    let before = model.loads.clone();
+    let mean = model.mean();
+    let mut reasons: BTreeMap<Slot, String> = BTreeMap::new();
+    for (slot, set) in seen.balanced {
+        if let Some(gone) = set.0.iter().find(|device| !model.places.contains_key(device)) {
+            reasons.insert(*slot, format!("device {gone} is not there to hold it any more"));
+            model.put_back(*slot);
+            continue;
+        }
+        let (smaller, rate) = (model.smaller(*slot), model.asked.get(slot).map_or(0, |asked| asked.rate));
+        let is_negligible = rate * 100 <= mean * NEGLIGIBLE_PERCENT;
+        let is_idle = mean < tuning.least_rate;
+        let is_calm = || model.busiest_with(*slot, &smaller) * 100 <= mean * tuning.calm_percent;
+        let is_cold = is_idle || is_negligible || is_calm();
+        if may_cool(*slot, is_cold) {
+            reasons.insert(
+                *slot,
+                format!(
+                    "it is read at {} only: {} instead of {} replicas",
+                    shown(rate),
+                    smaller.len(),
+                    set.0.len()
+                ),
+            );
+            model.place(*slot, smaller);
+        }
+    }
+    let because = model.relieve(tuning, &mut reasons);
+    let changes: Vec<Balancing> = model.changes(seen, reasons, tuning.at_once);
+    let rates = model.devices.iter().zip(before).zip(&model.loads);
+    let rates = rates.map(|((device, before), after)| (*device, before, *after)).collect();
+    Decided { rates, because: if changes.is_empty() { because } else { String::new() }, changes }
+}
+
+/// Who carries what, as changes make it.
+struct Model<'a> {
+    seen: Seen<'a>,
+    spread: Completion<'a>,
+    /// Devices that have reported.
+    devices: Vec<DeviceId>,
+    /// All candidates; those that have reported with their position among the devices.
+    places: BTreeMap<DeviceId, Option<usize>>,
+    loads: Vec<u64>,
+    /// How many slots more a device may hold than its hash gives it.
+    room: Vec<usize>,
+    asked: BTreeMap<Slot, Asked>,
+}
+
+/// A slot that is read much, or that does not go by its hash.
+struct Asked {
+    rate: u64,
+    set: Vec<DeviceId>,
+}
+
+impl<'a> Model<'a> {
+    fn of(seen: &Seen<'a>) -> Model<'a> {
+        let known = |candidate: &&Candidate| seen.work.contains_key(&candidate.device);
+        let devices: Vec<DeviceId> =
+            seen.candidates.iter().filter(known).map(|candidate| candidate.device).collect();
+        let mut places: BTreeMap<DeviceId, Option<usize>> =
+            seen.candidates.iter().map(|candidate| (candidate.device, None)).collect();
+        places.extend(devices.iter().enumerate().map(|(at, device)| (*device, Some(at))));
+        let mut held = vec![0_usize; devices.len()];
+        for at in seen.hashed.iter().flat_map(|set| &set.0).filter_map(|device| *places.get(device)?) {
+            held[at] += 1;
+        }
+        let mut model = Model {
+            seen: *seen,
+            spread: Completion::of(seen.candidates),
+            loads: vec![0; devices.len()],
+            // An eighth of its memory is what others' hot slots may take.
+            room: held.iter().map(|held| (held / 8).max(4)).collect(),
+            devices,
+            places,
+            asked: BTreeMap::new(),
+        };
+        let mut rates: BTreeMap<Slot, u64> = seen.balanced.keys().map(|slot| (*slot, 0)).collect();
+        for (at, device) in model.devices.iter().enumerate() {
+            let work = &seen.work[device];
+            let hot: u64 = work.hot.iter().map(|(_, rate)| *rate).fold(0, u64::saturating_add);
+            model.loads[at] = work.read_rate.saturating_sub(hot);
+            for (slot, rate) in work.hot.iter().filter(|(slot, _)| usize::from(slot.0) < seen.hashed.len()) {
+                *rates.entry(*slot).or_default() += *rate;
+            }
+        }
+        for (slot, rate) in rates {
+            let hashed = &seen.hashed[usize::from(slot.0)].0;
+            let set = seen.balanced.get(&slot).map_or(hashed, |set| &set.0).clone();
+            for device in set.iter().filter(|device| !hashed.contains(device)) {
+                if let Some(at) = model.at(*device) {
+                    model.room[at] = model.room[at].saturating_sub(1);
+                }
+            }
+            model.asked.insert(slot, Asked { rate, set: Vec::new() });
+            model.place(slot, set);
+        }
+        model
+    }
+
+    fn at(&self, device: DeviceId) -> Option<usize> {
+        self.places.get(&device).copied().flatten()
+    }
+
+    fn mean(&self) -> u64 {
+        self.loads.iter().sum::<u64>() / self.loads.len().max(1) as u64
+    }
+
+    /// Lets a slot be on other devices, which its readers share evenly.
+    fn place(&mut self, slot: Slot, set: Vec<DeviceId>) {
+        let Some(asked) = self.asked.get_mut(&slot) else { return };
+        let old = std::mem::replace(&mut asked.set, set.clone());
+        let rate = asked.rate;
+        for device in &old {
+            if let Some(at) = self.at(*device) {
+                self.loads[at] = self.loads[at].saturating_sub(rate / old.len() as u64);
+            }
+        }
+        for device in &set {
+            if let Some(at) = self.at(*device) {
+                self.loads[at] += rate / set.len() as u64;
+            }
+        }
+    }
+
+    fn put_back(&mut self, slot: Slot) {
+        self.place(slot, self.seen.hashed[usize::from(slot.0)].0.clone());
+    }
+
+    /// Returns where a slot would be with one replica less, which is where its hash says when there are no more than that gives.
+    fn smaller(&self, slot: Slot) -> Vec<DeviceId> {
+        let hashed = &self.seen.hashed[usize::from(slot.0)].0;
+        match self.asked.get(&slot) {
+            Some(asked) if asked.set.len() > hashed.len() + 1 => asked.set[..asked.set.len() - 1].to_vec(),
+            _ => hashed.clone(),
+        }
+    }
+
+    /// Returns what the busiest of these devices would carry if the slot were on them.
+    fn busiest_with(&self, slot: Slot, set: &[DeviceId]) -> u64 {
+        let Some(asked) = self.asked.get(&slot) else { return 0 };
+        let share = |devices: usize| asked.rate / devices.max(1) as u64;
+        let load = |device: &DeviceId| {
+            let has = if asked.set.contains(device) { share(asked.set.len()) } else { 0 };
+            let load = self.at(*device).map_or(0, |at| self.loads[at]);
+            load.saturating_sub(has) + share(set.len())
+        };
+        set.iter().map(load).max().unwrap_or(0)
+    }
+
+    /// Takes from the busiest device as long as that makes a difference; says why it stopped where it did nothing.
+    fn relieve(&mut self, tuning: &BalanceTuning, reasons: &mut BTreeMap<Slot, String>) -> String {
+        if self.devices.len() < 2 {
+            return format!("{} devices have reported: at least 2 are needed", self.devices.len());
+        }
+        let mean = self.mean();
+        if mean < tuning.least_rate {
+            let least = shown(tuning.least_rate);
+            return format!("devices are read at {} on average: below {least} nothing is done", shown(mean));
+        }
+        let mut begins = tuning.beyond_percent;
+        loop {
+            let Some((busiest, load)) = self.busiest() else { return String::new() };
+            let percent = load * 100 / mean;
+            if percent <= begins {
+                return format!(
+                    "the busiest device carries {percent} % of the mean: up to {begins} % nothing is done"
+                );
+            }
+            let Some((slot, set)) = self.best(busiest, mean).filter(|_| reasons.len() < tuning.at_once)
+            else {
+                return format!(
+                    "the busiest device carries {percent} % of the mean, and no slot of it makes that less elsewhere"
+                );
+            };
+            begins = tuning.aim_percent;
+            let asked = &self.asked[&slot];
+            let why = format!(
+                "it is read at {}, a share of {} on device {}, which carries {percent} % of the mean of {}",
+                shown(asked.rate),
+                shown(asked.rate / asked.set.len() as u64),
+                self.devices[busiest],
+                shown(mean),
+            );
+            for device in set.iter().filter(|device| !asked.set.contains(device)) {
+                if let Some(at) = self.at(*device) {
+                    self.room[at] = self.room[at].saturating_sub(1);
+                }
+            }
+            reasons.entry(slot).or_insert(why);
+            self.place(slot, set);
+        }
+    }
+
+    fn busiest(&self) -> Option<(usize, u64)> {
+        self.loads.iter().copied().enumerate().max_by_key(|(at, load)| (*load, std::cmp::Reverse(*at)))
+    }
+
+    /// Returns the change that leaves the busiest device and whoever takes from it the least to carry.
+    fn best(&self, busiest: usize, mean: u64) -> Option<(Slot, Vec<DeviceId>)> {
+        let from = self.devices[busiest];
+        let load = self.loads[busiest];
+        let mut slots: Vec<(u64, Slot)> = self
+            .asked
+            .iter()
+            .filter(|(_, asked)| asked.rate > 0 && asked.set.contains(&from))
+            .map(|(slot, asked)| (asked.rate / asked.set.len() as u64, *slot))
+            .collect();
+        slots.sort_unstable_by(|one, other| other.cmp(one));
+        slots.truncate(LOOKED_AT);
+        let mut takers: Vec<usize> =
+            (0..self.devices.len()).filter(|at| self.room[*at] > 0 && *at != busiest).collect();
+        takers.sort_unstable_by_key(|at| (self.loads[*at], *at));
+        let mut best: Option<(u64, Slot, Vec<DeviceId>)> = None;
+        for (share, slot) in slots {
+            let asked = &self.asked[&slot];
+            let mut consider = |cost: u64, set: Vec<DeviceId>| {
+                if cost + mean * LEAST_GAIN_PERCENT / 100 <= load
+                    && best.as_ref().is_none_or(|best| cost < best.0)
+                {
+                    best = Some((cost, slot, set));
+                }
+            };
+            let moved = |to: DeviceId| -> Vec<DeviceId> {
+                asked.set.iter().map(|device| if *device == from { to } else { *device }).collect()
+            };
+            if let Some((to, set)) = self.first(&takers, moved) {
+                consider((load - share.min(load)).max(self.loads[to] + share), set);
+            }
+            let copied = |to: DeviceId| -> Vec<DeviceId> { asked.set.iter().copied().chain([to]).collect() };
+            if asked.set.len() < usize::from(MAX_REPLICAS)
+                && let Some((to, set)) = self.first(&takers, copied)
+            {
+                let part = asked.rate / set.len() as u64;
+                let left = (load - share.min(load) + part).max(self.loads[to] + part);
+                consider(left + mean * REPLICA_PERCENT / 100, set);
+            }
+        }
+        best.map(|(_, slot, set)| (slot, set))
+    }
+
+    /// Returns the first taker with which the slot may belong to the set.
+    fn first(
+        &self,
+        takers: &[usize],
+        with: impl Fn(DeviceId) -> Vec<DeviceId>,
+    ) -> Option<(usize, Vec<DeviceId>)> {
+        takers.iter().find_map(|at| {
+            let set = with(self.devices[*at]);
+            self.spread.check(&set, 1).is_ok().then_some((*at, set))
+        })
+    }
+
+    /// Returns what is to change, with the reasons.
+    fn changes(&self, seen: &Seen<'_>, reasons: BTreeMap<Slot, String>, at_once: usize) -> Vec<Balancing> {
+        let mut left = MAX_BALANCED.saturating_sub(seen.balanced.len());
+        let mut changes = Vec::new();
+        for (slot, why) in reasons {
+            let hashed = &seen.hashed[usize::from(slot.0)].0;
+            let now = seen.balanced.get(&slot).map_or(hashed, |set| &set.0);
+            let Some(asked) = self.asked.get(&slot) else { continue };
+            let is_back = asked.set == *hashed;
+            let is_same = asked.set == *now && is_back != seen.balanced.contains_key(&slot);
+            let is_more = !is_back && !seen.balanced.contains_key(&slot);
+            if is_same || changes.len() == at_once || is_more && left == 0 {
+                continue;
+            }
+            left -= usize::from(is_more);
+            changes.push(Balancing {
+                slot,
+                set: if is_back { Vec::new() } else { asked.set.clone() },
+                reason: Reason::new(format_args!("{why}: {}", said(now, &asked.set))),
+            });
+        }
+        changes
+    }
+}
+
+/// Says what changes between two sets.
+fn said(before: &[DeviceId], after: &[DeviceId]) -> String {
+    let list = |devices: &[DeviceId], other: &[DeviceId]| {
+        let names: Vec<String> =
+            devices.iter().filter(|device| !other.contains(device)).map(DeviceId::to_string).collect();
+        names.join(", ")
+    };
+    match (list(after, before), list(before, after)) {
+        (added, gone) if gone.is_empty() => format!("{} replicas, on {added} too", after.len()),
+        (added, gone) if added.is_empty() => format!("{} replicas, not on {gone} any more", after.len()),
+        (added, gone) => format!("{} replicas, on {added} instead of {gone}", after.len()),
+    }
+}
+
+/// Writes a rate for people.
+fn shown(rate: u64) -> String {
+    format!("{}.{} MiB/s", rate >> 20, ((rate % (1 << 20)) * 10) >> 20)
+}
+
+#[cfg(test)]
+#[path = "balance_test.rs"]
+mod tests;

@@ -1,0 +1,287 @@
+//! Work is spread as far as it should be, no farther, and does not swing.
+
+use super::*;
+use crate::planner::Planner;
+use crate::planner::tests::goes_on;
+use crate::registry::tests::Cluster;
+use kvhive_protocol::control::{Command, CommandReply};
+use kvhive_protocol::load::MAX_HOT_SLOTS;
+use kvhive_protocol::{ClusterMap, SLOTS};
+use std::sync::Arc;
+
+const MIB: u64 = 1 << 20;
+
+/// SplitMix64, so that a failure replays.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ mixed >> 31
+    }
+
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.unit() * end as f64) as usize
+    }
+}
+
+/// A cluster whose readers ask for keys by Zipf's law, and for each the less busy of two of its replicas.
+struct World {
+    cluster: Cluster,
+    planner: Planner,
+    balancer: Balancer,
+    tuning: BalanceTuning,
+    now: Moment,
+    random: Random,
+    /// The slot of each key, the one read most first, and how often a key up to it is read, from 0 to 1.
+    keys: Vec<(Slot, f64)>,
+    decisions: Vec<Balancing>,
+}
+
+impl World {
+    fn new(members: usize, replicas: u8, keys: usize, exponent: f64, seed: u64) -> World {
+        let mut cluster = Cluster::with_replicas(replicas);
+        for at in 0..members {
+            cluster.register(&format!("n{at}"), 1);
+        }
+        let mut world = World {
+            cluster,
+            planner: Planner::new(5000),
+            balancer: Balancer::default(),
+            tuning: BalanceTuning { continuous: true, ..BalanceTuning::default() },
+            now: Moment::ZERO,
+            random: Random(seed),
+            keys: Vec::new(),
+            decisions: Vec::new(),
+        };
+        world.keys_by_zipf(keys, exponent);
+        world.move_slots();
+        world
+    }
+
+    fn keys_by_zipf(&mut self, keys: usize, exponent: f64) {
+        let weights: Vec<f64> = (1..=keys).map(|rank| (rank as f64).powf(-exponent)).collect();
+        let sum: f64 = weights.iter().sum();
+        let mut up_to = 0.0;
+        self.keys.clear();
+        for weight in weights {
+            up_to += weight / sum;
+            let slot = Slot(self.random.below(usize::from(SLOTS)) as u16);
+            self.keys.push((slot, up_to));
+        }
+    }
+
+    fn map(&self) -> Arc<ClusterMap> {
+        self.cluster.registry.map().expect("bootstrapped")
+    }
+
+    fn move_slots(&mut self) {
+        while let Some(command) = self.planner.plan(&self.map(), &goes_on()) {
+            let reply = self.cluster.apply(command);
+            assert!(matches!(reply, CommandReply::Applied { .. }), "{reply:?}");
+        }
+        assert_eq!(self.planner.unsettled(&self.map()), 0);
+    }
+
+    /// Reads for a while and returns what each device reports; each read is of 1 MiB, and there are 1000 a second.
+    fn read(&mut self) -> BTreeMap<DeviceId, Work> {
+        const READS: u64 = 16_000;
+        let map = self.map();
+        let mut carried: BTreeMap<DeviceId, BTreeMap<Slot, u64>> =
+            map.devices_up().map(|(device, _)| (device, BTreeMap::new())).collect();
+        let mut busy: BTreeMap<DeviceId, u64> = BTreeMap::new();
+        for _ in 0..READS {
+            let draw = self.random.unit();
+            let key = self.keys.partition_point(|(_, up_to)| *up_to < draw).min(self.keys.len() - 1);
+            let slot = self.keys[key].0;
+            let set = &map.replicas(slot).0;
+            let two = [set[self.random.below(set.len())], set[self.random.below(set.len())]];
+            let device =
+                two.into_iter().min_by_key(|device| busy.get(device).copied().unwrap_or(0)).expect("two");
+            *busy.entry(device).or_default() += 1;
+            *carried.entry(device).or_default().entry(slot).or_default() += 1;
+        }
+        let rate = |reads: u64| reads * 1000 * MIB / READS;
+        let report = |(device, slots): (DeviceId, BTreeMap<Slot, u64>)| {
+            let mut hot: Vec<(Slot, u64)> = slots.iter().map(|(slot, reads)| (*slot, rate(*reads))).collect();
+            hot.sort_unstable_by_key(|(slot, rate)| (std::cmp::Reverse(*rate), *slot));
+            hot.truncate(MAX_HOT_SLOTS);
+            hot.sort_unstable();
+            (device, Work { read_rate: rate(slots.values().sum()), hot, ..Work::default() })
+        };
+        carried.into_iter().map(report).collect()
+    }
+
+    /// Lets time pass, and the balancer do what it does; says how many slots it changed.
+    fn pass(&mut self, seconds: u64) -> usize {
+        let mut changed = 0;
+        for _ in 0..seconds / 10 {
+            self.now = self.now + Duration::from_secs(10);
+            let work = self.read();
+            let map = self.map();
+            let (candidates, hashed, _) = self.planner.places(&map);
+            let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
+            let changes = self.balancer.step(self.now, &self.tuning, true, &seen);
+            if changes.is_empty() {
+                continue;
+            }
+            changed += changes.len();
+            self.decisions.extend(changes.iter().cloned());
+            let reply = self.cluster.apply(Command::Balance { based_on: map.epoch, changes });
+            assert!(matches!(reply, CommandReply::Applied { .. }), "{reply:?}");
+            self.move_slots();
+        }
+        changed
+    }
+
+    /// Returns what the busiest device carries, in per cent of the mean.
+    fn skew(&mut self) -> u64 {
+        let work = self.read();
+        let rates = work.values().map(|work| work.read_rate);
+        rates.clone().max().unwrap_or(0) * 100 * work.len() as u64 / rates.sum::<u64>().max(1)
+    }
+}
+
+#[test]
+fn work_by_zipfs_law_on_eight_devices_is_spread_to_within_a_quarter_of_the_mean() {
+    let mut skewed = 0;
+    for seed in 1..=3 {
+        for replicas in [1, 2] {
+            let mut world = World::new(8, replicas, 1000, 1.1, seed);
+            let before = world.skew();
+            skewed += usize::from(before >= 200);
+            world.pass(300);
+            let after = world.skew();
+            println!("seed {seed}, {replicas} replicas: {before} % before, {after} % after");
+            assert!(after <= 125, "seed {seed}, {replicas} replicas: {before} % before, {after} % after");
+            let all = world.map();
+            assert!(
+                all.balanced.len() <= 64 && all.balanced.values().all(|set| set.0.len() <= 8),
+                "{:?}",
+                all.balanced
+            );
+            // Once it is even, nothing is done any more.
+            let changed = world.pass(300);
+            assert!(changed <= 4, "seed {seed}: {changed} slots changed under a load that did not");
+            for decision in &world.decisions {
+                assert!(
+                    decision.reason.as_str().contains("MiB/s")
+                        && decision.reason.as_str().contains("replicas"),
+                    "{decision:?}"
+                );
+            }
+        }
+    }
+    assert!(skewed >= 2, "{skewed} of 6 clusters were twice over the mean before");
+}
+
+#[test]
+fn what_is_not_read_any_more_goes_back_to_where_its_hash_says() {
+    let mut world = World::new(8, 1, 1000, 1.1, 3);
+    world.pass(300);
+    assert!(!world.map().balanced.is_empty());
+    // The same readers, of other keys, all alike.
+    world.keys_by_zipf(4000, 0.0);
+    world.pass(900);
+    assert!(world.map().balanced.is_empty(), "{:?}", world.map().balanced);
+    assert!(world.skew() <= 120);
+    let (_, hashed, wanted) = world.planner.places(&world.cluster.registry.map().expect("bootstrapped"));
+    assert_eq!(hashed, wanted);
+}
+
+#[test]
+fn nothing_is_done_for_a_load_that_is_even_or_small() {
+    let mut world = World::new(4, 1, 4000, 0.0, 1);
+    assert_eq!(world.pass(300), 0);
+    let mut world = World::new(4, 1, 1000, 1.3, 1);
+    world.tuning.least_rate = 1 << 40;
+    assert_eq!(world.pass(300), 0);
+}
+
+fn device(number: u32) -> DeviceId {
+    DeviceId::new(kvhive_protocol::MemberId(number), 0)
+}
+
+#[test]
+fn nothing_is_decided_while_slots_move_or_reports_have_not_followed() {
+    let mut world = World::new(2, 1, 100, 1.1, 5);
+    let map = world.map();
+    let work = world.read();
+    let (candidates, hashed, _) = world.planner.places(&map);
+    let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
+    let at = |seconds| Moment::ZERO + Duration::from_secs(seconds);
+    let tuning = BalanceTuning { beyond_percent: 100, aim_percent: 100, ..world.tuning };
+    assert_eq!(world.balancer.step(at(0), &tuning, true, &seen), []);
+    assert_eq!(world.balancer.step(at(29), &tuning, true, &seen), []);
+    assert_eq!(world.balancer.step(at(30), &tuning, false, &seen), []);
+    assert_eq!(world.balancer.step(at(31), &tuning, true, &seen), []);
+    assert_ne!(world.balancer.step(at(61), &tuning, true, &seen), []);
+    assert_eq!(world.balancer.step(at(62), &tuning, true, &seen), [], "the next begins anew");
+}
+
+#[test]
+fn a_slot_on_a_device_that_is_gone_goes_by_its_hash_again() {
+    let mut world = World::new(4, 1, 1000, 1.1, 3);
+    world.pass(300);
+    let map = world.map();
+    let gone = map.balanced.values().flat_map(|set| &set.0).next().copied().expect("some are balanced");
+    world.cluster.apply(Command::Leave { member: gone.member, generation: kvhive_protocol::Generation(1) });
+    world.move_slots();
+    world.pass(60);
+    assert!(world.map().balanced.values().all(|set| !set.contains(gone)));
+    let told = |one: &Balancing| one.reason.as_str().contains("is not there to hold it any more");
+    assert!(world.decisions.iter().any(told));
+}
+
+#[test]
+fn impossible_places_are_refused_and_a_new_leader_finds_those_that_were_taken() {
+    let mut cluster = Cluster::with_replicas(2);
+    for name in ["a", "b", "c"] {
+        cluster.register(name, 1);
+    }
+    let change = |slot: u16, set: &[u32]| Balancing {
+        slot: Slot(slot),
+        set: set.iter().map(|number| device(*number)).collect(),
+        reason: Reason::new("it is read much"),
+    };
+    let balance = |cluster: &mut Cluster, changes: &[Balancing]| {
+        let based_on = cluster.registry.epoch();
+        cluster.apply(Command::Balance { based_on, changes: changes.to_vec() })
+    };
+    for wrong in [
+        vec![change(7, &[1])],
+        vec![change(7, &[1, 1])],
+        vec![change(7, &[1, 9])],
+        vec![change(4096, &[1, 2])],
+        vec![change(7, &[1, 2]), change(7, &[2, 1])],
+    ] {
+        let reply = balance(&mut cluster, &wrong);
+        assert!(matches!(reply, CommandReply::Rejected(_)), "{wrong:?}: {reply:?}");
+    }
+    let stale = cluster.registry.epoch();
+    let reply = balance(&mut cluster, &[change(7, &[3, 1, 2]), change(9, &[2, 3])]);
+    assert!(matches!(reply, CommandReply::Applied { .. }), "{reply:?}");
+    let again = cluster.apply(Command::Balance { based_on: stale, changes: vec![change(8, &[1, 2])] });
+    assert!(
+        matches!(again, CommandReply::Rejected(kvhive_protocol::WireError::StaleEpoch { .. })),
+        "{again:?}"
+    );
+    let restored = crate::Registry::restore(&cluster.registry.snapshot()).expect("what it wrote");
+    assert_eq!(restored.map(), cluster.registry.map());
+    let map = restored.map().expect("bootstrapped");
+    let mut planner = Planner::new(5000);
+    assert_eq!(planner.places(&map).2[7].0, [device(3), device(1), device(2)]);
+    // One without its device is where its hash says.
+    cluster.apply(Command::SetDrains { member: kvhive_protocol::MemberId(3), drains: true });
+    let map = cluster.registry.map().expect("bootstrapped");
+    let (_, hashed, wanted) = planner.places(&map);
+    assert_eq!(hashed, wanted);
+    balance(&mut cluster, &[change(7, &[]), change(9, &[])]);
+    assert!(cluster.registry.map().expect("bootstrapped").balanced.is_empty());
+}

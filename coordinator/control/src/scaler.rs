@@ -1,0 +1,275 @@
+//! The leader's own knowledge of load and size: sums up what devices report, has it written into the log once each stretch of
+//! time, and recommends a size then. Nothing of it is replicated but those sums: a new leader foresees as much from them, and
+//! knows how devices would do with other room a few minutes later.
+
+use crate::autoscaler::{Autoscaler, Recommendation};
+use crate::predictor::{Figure, Predictor};
+use crate::scaling::Scaling;
+use kvhive_protocol::control::{Command, DeviceLoad};
+use kvhive_protocol::scaling::{
+    Advice, ForecastReport, OBSERVATION_SECONDS, Observation, ScalingMode, ScalingReport,
+};
+use kvhive_protocol::{ClusterMap, DeviceId, EventKind, MemberState, Note, Reason, Subject};
+use std::collections::BTreeMap;
+
+/// Observations that one tick learns: a new leader has two weeks of them to go through, and heartbeats do not wait for that.
+const LEARNT_AT_ONCE: usize = 64;
+/// How far ahead forecasts are reported: the next stretch of time, an hour, a day.
+const AHEAD: [u32; 3] = [1, 12, 288];
+
+/// What a device has counted when it was last looked at.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    asked: u64,
+    covered: u64,
+    stored: u64,
+}
+
+/// The machine.
+#[derive(Clone, Debug, Default)]
+pub struct Scaler {
+    predictor: Predictor,
+    /// The newest observation that was learnt from.
+    learnt: Option<u64>,
+    autoscaler: Autoscaler,
+    counted: BTreeMap<DeviceId, Counted>,
+    /// What adds up in the stretch of time at hand.
+    now: Observation,
+    waits: (u64, u64),
+    said: Option<Recommendation>,
+}
+
+/// What the scaler asks for: a change to be proposed, and why.
+pub type Proposed = (Command, Reason);
+
+impl Scaler {
+    /// Makes one that knows nothing.
+    pub fn new() -> Scaler {
+        Scaler::default()
+    }
+
+    /// Another coordinator leads: what devices counted is its to know.
+    pub fn lost_leadership(&mut self) {
+        let Scaler { predictor, learnt, .. } = std::mem::take(self);
+        *self = Scaler { predictor, learnt, ..Scaler::default() };
+    }
+
+    /// Takes what devices reported last. `seconds` is the leader's wall clock, since 1970.
+    pub fn tick<'a>(
+        &mut self,
+        seconds: u64,
+        map: &ClusterMap,
+        loads: impl Iterator<Item = (DeviceId, &'a DeviceLoad)>,
+        scaling: &Scaling,
+    ) -> Vec<Proposed> {
+        self.learn(scaling);
+        let members = members(map);
+        for (device, load) in loads {
+            self.count(members, device, load);
+        }
+        let bucket = seconds / OBSERVATION_SECONDS;
+        if self.now.bucket == 0 || bucket < self.now.bucket {
+            self.now = Observation { bucket, ..self.now };
+        }
+        if bucket == self.now.bucket {
+            return Vec::new();
+        }
+        let observation = std::mem::replace(&mut self.now, Observation { bucket, ..Observation::default() });
+        self.autoscaler.keep_only(|device| map.members.contains_key(&device.member));
+        self.counted.retain(|device, _| map.members.contains_key(&device.member));
+        let mut proposed = vec![(Command::RecordLoad { observation }, Reason::default())];
+        proposed.extend(self.decide(seconds, members, scaling));
+        proposed
+    }
+
+    fn learn(&mut self, scaling: &Scaling) {
+        let learnt = self.learnt;
+        let is_new = |one: &&Observation| learnt.is_none_or(|learnt| one.bucket > learnt);
+        for observation in scaling.observations().filter(is_new).take(LEARNT_AT_ONCE) {
+            self.predictor.update_pattern(observation);
+            self.learnt = Some(observation.bucket);
+        }
+    }
+
+    fn count(&mut self, members: u32, device: DeviceId, load: &DeviceLoad) {
+        let now =
+            Counted { asked: load.matched_keys, covered: load.covered_keys, stored: load.stored_blocks };
+        // What it counted before this leader looked first, or before it began anew, was another time's.
+        if let Some(before) = self.counted.insert(device, now).filter(|before| before.asked <= now.asked) {
+            let block_bytes = load.used_bytes / load.blocks.max(1);
+            self.now.asked += now.asked - before.asked;
+            self.now.covered += now.covered.saturating_sub(before.covered);
+            let stored = now.stored.saturating_sub(before.stored);
+            self.now.new_bytes = self.now.new_bytes.saturating_add(stored.saturating_mul(block_bytes));
+        }
+        self.waits = (self.waits.0.saturating_add(load.queue_us), self.waits.1 + 1);
+        self.autoscaler.learn(members, device, &load.reuse);
+    }
+
+    fn decide(&mut self, seconds: u64, members: u32, scaling: &Scaling) -> Option<Proposed> {
+        let (sum, count) = std::mem::take(&mut self.waits);
+        let queue_us = sum / count.max(1);
+        let said = self.autoscaler.decide(seconds, members, queue_us, scaling.policy(), &self.predictor);
+        let before = self.said.replace(said);
+        let is_news = said.size != members && before.is_none_or(|before| before.size != said.size);
+        if scaling.policy().mode == ScalingMode::Off || !is_news {
+            return None;
+        }
+        let note = Note::new(EventKind::SizeRecommended, Subject::default())
+            .with("members", members.into())
+            .with("size", said.size.into())
+            .with("needed", said.needed.into())
+            .with("queue_us", said.queue_us)
+            .with("growth_ppm", ppm(said.growth).into())
+            .with("hit_rate_ppm", ppm(said.hit_rate).into())
+            .with("hit_rate_expected_ppm", ppm(said.hit_rate_expected).into());
+        Some((Command::Record(note), Reason::new(said)))
+    }
+
+    /// Returns what is made of the cluster's size.
+    pub fn report(&self, map: Option<&ClusterMap>, scaling: &Scaling) -> ScalingReport {
+        let forecasts = Figure::ALL.into_iter().flat_map(|figure| {
+            AHEAD.into_iter().filter_map(move |steps| {
+                let forecast = self.predictor.forecast(figure, steps)?;
+                let score = self.predictor.score(figure, steps);
+                let milli = |value: f64| (value * 1000.0).round() as u64;
+                Some(ForecastReport {
+                    figure: figure.name().to_owned(),
+                    ahead_s: steps * OBSERVATION_SECONDS as u32,
+                    value_milli: milli(forecast.value),
+                    low_milli: milli(forecast.low),
+                    high_milli: milli(forecast.high),
+                    mase_ppm: ppm(score.mase),
+                    coverage_ppm: ppm(score.coverage),
+                    season_s: self.predictor.season_seconds(figure) as u32,
+                })
+            })
+        });
+        ScalingReport {
+            policy: *scaling.policy(),
+            members: map.map_or(0, members),
+            advice: self.said.as_ref().map(advice),
+            forecasts: forecasts.collect(),
+            observations: scaling.observations().len() as u32,
+        }
+    }
+}
+
+/// Returns how many members serve and stay.
+fn members(map: &ClusterMap) -> u32 {
+    let stays = map.members.values().filter(|one| one.state == MemberState::Up && !one.drains);
+    stays.count() as u32
+}
+
+fn advice(said: &Recommendation) -> Advice {
+    Advice {
+        size: said.size,
+        needed: said.needed,
+        why: said.why.name().to_owned(),
+        reason: Reason::new(said).to_string(),
+        hit_rate_half_ppm: ppm(said.hit_rate_half),
+        hit_rate_ppm: ppm(said.hit_rate),
+        hit_rate_double_ppm: ppm(said.hit_rate_double),
+        hit_rate_expected_ppm: ppm(said.hit_rate_expected),
+        hit_rate_ceiling_ppm: ppm(said.hit_rate_ceiling),
+        growth_ppm: ppm(said.growth),
+        queue_us: said.queue_us,
+    }
+}
+
+/// Returns a share in millionths; what is beyond any stays at the greatest.
+fn ppm(share: f64) -> u32 {
+    (share * 1e6).round() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::scaling::{Reuse, ScalingPolicy, reuse_bucket};
+    use kvhive_protocol::{ClusterId, Generation, Member, MemberId};
+
+    fn map(members: u32) -> ClusterMap {
+        let settings = kvhive_protocol::map::Settings {
+            replicas: 1,
+            segment_blocks: 16,
+            ack: kvhive_protocol::data::Ack::Primary,
+            lease_ms: 2000,
+            heartbeat_ms: 500,
+        };
+        let member = |id: u32| Member {
+            name: format!("n{id}"),
+            generation: Generation(1),
+            state: MemberState::Up,
+            data_address: String::new(),
+            metrics_address: String::new(),
+            labels: BTreeMap::new(),
+            devices: Vec::new(),
+            drains: false,
+            codec: kvhive_protocol::block::Codec::Raw,
+        };
+        let members = (1..=members).map(|id| (MemberId(id), member(id))).collect();
+        ClusterMap { members, ..ClusterMap::founded(ClusterId(1), "test", settings) }
+    }
+
+    fn acting() -> Scaling {
+        let mut scaling = Scaling::default();
+        let change = kvhive_protocol::scaling::ScalingChange {
+            mode: Some(ScalingMode::Act),
+            up_cooldown_s: Some(0),
+            ..Default::default()
+        };
+        scaling.change(&change).expect("it is allowed");
+        scaling
+    }
+
+    /// What a device reports that uses twice its room all over again, `keys` at a time.
+    fn report(asked: u64) -> DeviceLoad {
+        let mut reuse = Reuse { capacity_blocks: 100, asked, ..Reuse::default() };
+        reuse.counts[reuse_bucket(200)] = asked;
+        let counted = DeviceLoad { matched_keys: asked, covered_keys: asked / 4, ..DeviceLoad::default() };
+        DeviceLoad { stored_blocks: asked, blocks: 10, used_bytes: 640, reuse, queue_us: 7, ..counted }
+    }
+
+    #[test]
+    fn each_stretch_of_time_is_written_down_once_and_a_size_is_recommended() {
+        let (mut scaler, map, scaling) = (Scaler::new(), map(1), acting());
+        let device = DeviceId::new(MemberId(1), 0);
+        let start = 1000 * OBSERVATION_SECONDS;
+        let mut proposed = Vec::new();
+        for second in 0..=OBSERVATION_SECONDS {
+            let load = report(1000 + 100 * second);
+            proposed.extend(scaler.tick(start + second, &map, [(device, &load)].into_iter(), &scaling));
+        }
+        let asked = 100 * OBSERVATION_SECONDS;
+        let observation = Observation { bucket: 1000, asked, covered: asked / 4, new_bytes: asked * 64 };
+        assert_eq!(proposed[0].0, Command::RecordLoad { observation });
+        let Command::Record(note) = &proposed[1].0 else { panic!("{proposed:?}") };
+        assert_eq!((note.kind, note.check()), (EventKind::SizeRecommended, Ok(())));
+        let said = scaler.report(Some(&map), &scaling).advice.expect("it was decided");
+        assert_eq!((said.why.as_str(), said.queue_us), ("capacity", 7));
+        assert!((2..=3).contains(&said.size), "{said:?}");
+        assert_eq!(proposed.len(), 2);
+    }
+
+    #[test]
+    fn a_new_leader_learns_two_weeks_in_slices_and_knows_as_much() {
+        let (map, mut scaling) = (map(1), Scaling::default());
+        for bucket in 1..300 {
+            scaling.record(Observation { bucket, asked: 3000, covered: 10, new_bytes: 5 });
+        }
+        let mut scaler = Scaler::new();
+        for second in 0..4 {
+            scaler.tick(300 * OBSERVATION_SECONDS + second, &map, std::iter::empty(), &scaling);
+        }
+        assert_eq!(scaler.learnt, Some(256));
+        scaler.lost_leadership();
+        scaler.tick(300 * OBSERVATION_SECONDS + 5, &map, std::iter::empty(), &scaling);
+        let report = scaler.report(Some(&map), &scaling);
+        assert_eq!(
+            (scaler.learnt, report.observations, report.policy),
+            (Some(299), 299, ScalingPolicy::default())
+        );
+        let rate = &report.forecasts[0];
+        assert!((9_900..10_100).contains(&rate.value_milli), "{rate:?}");
+    }
+}

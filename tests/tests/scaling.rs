@@ -1,0 +1,84 @@
+//! A cluster of real processes on this machine that becomes larger and smaller again by `kvhive scale`, with its blocks kept.
+
+use kvhive_tests::{Cluster, run};
+use serde_json::Value;
+
+fn json(cluster: &Cluster, words: &[&str]) -> Value {
+    cluster.json(words).expect("it is done")
+}
+
+fn refused(words: &[&str]) -> String {
+    format!("{:#}", run(words).expect_err("it is refused"))
+}
+
+/// Names of nodes that are up, sorted: they are listed as they registered, and two that start together race for that.
+fn up(cluster: &Cluster) -> Vec<String> {
+    let status = json(cluster, &["status"]);
+    let nodes = status["nodes"].as_array().expect("a list").clone();
+    let up = nodes.iter().filter(|node| node["state"] == "up");
+    let mut names: Vec<String> = up.map(|node| node["name"].as_str().expect("a name").to_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Asks for the same blocks each time; returns how many were there.
+fn replay(cluster: &Cluster) -> (u64, u64) {
+    let report = json(cluster, &["replay", "--requests", "150", "--block-size", "4KiB"]);
+    assert_eq!(report["wrong_bytes"], 0, "{report}");
+    (report["hits"].as_u64().expect("hits"), report["blocks"].as_u64().expect("blocks"))
+}
+
+#[test]
+fn a_cluster_becomes_larger_and_smaller_with_its_blocks() {
+    let cluster = Cluster::start(&[
+        "--coordinators",
+        "1",
+        "--nodes",
+        "2",
+        "--devices",
+        "1",
+        "--device-memory",
+        "64MiB",
+        "--host-memory",
+        "0",
+        "--block-size",
+        "4KiB",
+        "--strategy",
+        "lru",
+    ]);
+    replay(&cluster);
+    let (all, blocks) = replay(&cluster);
+    assert_eq!(all, blocks, "everything is there the second time");
+
+    let would = json(&cluster, &["scale", "to", "3", "--dry-run"]);
+    assert_eq!(would["would"], serde_json::json!(["start node-3"]));
+    assert_eq!(up(&cluster), ["node-1", "node-2"], "nothing was done");
+
+    let more = json(&cluster, &["scale", "to", "3"]);
+    assert_eq!((&more["started"], &more["to"]), (&serde_json::json!(["node-3"]), &3.into()));
+    assert_eq!(up(&cluster), ["node-1", "node-2", "node-3"]);
+    // The newcomer takes slots with their blocks.
+    cluster.until("slots to settle", || (json(&cluster, &["status"])["slots"]["moving"] == 0).then_some(()));
+    assert_eq!(replay(&cluster), (blocks, blocks), "no block was lost on the way to three");
+
+    let fewer = json(&cluster, &["scale", "to", "2"]);
+    assert_eq!(fewer["ended"], serde_json::json!(["node-3"]));
+    assert!(fewer["slots_moved"].as_u64().expect("a number") > 500, "{fewer}");
+    assert_eq!(up(&cluster), ["node-1", "node-2"]);
+    assert_eq!(replay(&cluster), (blocks, blocks), "nor on the way back");
+
+    let scaling = json(&cluster, &["scale", "status"]);
+    assert_eq!((&scaling["policy"]["manual"], &scaling["target"]), (&2.into(), &2.into()));
+    let set = json(&cluster, &["scale", "set", "--mode", "advise", "--ceiling", "5", "--automatic"]);
+    assert_eq!((&set["policy"]["mode"], &set["policy"]["manual"]), (&"advise".into(), &Value::Null));
+    let said = refused(&["scale", "set", "--floor", "9", "--dir", cluster.dir()]);
+    assert!(said.contains("ceiling is 5, allowed is 9 to 1024"), "{said}");
+
+    // A program that fails is told of, and nothing has come.
+    let said = refused(&["scale", "to", "3", "--dir", cluster.dir(), "--", "false", "{count}"]);
+    assert!(said.contains("`false 3` failed"), "{said}");
+    // One that was scaled away comes back under its name and holds slots again.
+    let again = json(&cluster, &["scale", "to", "3"]);
+    assert_eq!(again["started"], serde_json::json!(["node-3"]));
+    assert_eq!(up(&cluster), ["node-1", "node-2", "node-3"]);
+}
