@@ -50,7 +50,8 @@ impl Ranker {
 pub struct Report {
     /// Who ranks now.
     pub in_charge: Ranker,
-    /// Hit rates of the shadow caches, of the latest blocks seen, in the order of [`Ranker::ALL`].
+    /// Hit rates of the shadow caches, of the latest blocks seen, in the order of [`Ranker::ALL`]; of the learnt way's, while it is in
+    /// charge, those of the pool.
     pub hit_rates: [f64; RANKERS],
     /// Sampled blocks that the rates rest on.
     pub evidence: f64,
@@ -189,14 +190,19 @@ impl Choice {
         }
     }
 
-    /// A sampled block is used. `worth` ranks it for each way.
-    pub(super) fn visit(&mut self, seen: Seen, worth: &dyn Fn(Ranker, &Seen) -> f32) {
+    /// A sampled block is used, and the pool has it or not. `worth` ranks it for each way.
+    pub(super) fn visit(&mut self, seen: Seen, is_hit: bool, worth: &dyn Fn(Ranker, &Seen) -> f32) {
         self.seen += 1.0;
         let mut hits = [0.0; RANKERS];
         for (number, ranker) in Ranker::ALL.into_iter().enumerate() {
             if self.shadows[number].visit(seen, ranker.admission(), &|seen| worth(ranker, seen)) {
                 hits[number] = 1.0;
             }
+        }
+        if self.in_charge == Ranker::Learnt {
+            // Its shadow cache has ranked by it from the start: what that holds of a loop that is too large, the pool may lose
+            // for good when another way gives way to it. So it counts what it did, not what it would have.
+            hits[Ranker::Learnt as usize] = f64::from(u8::from(is_hit));
         }
         for number in 0..RANKERS {
             self.hits[number] += hits[number];

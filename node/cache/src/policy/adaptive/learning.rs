@@ -86,7 +86,7 @@ impl Adaptive {
             };
             let (now, ages, ranking, fade) = (self.now, &self.ages, &self.ranking, self.life * LFU_LIVES);
             let rows = &self.rows;
-            self.choice.visit(seen, &|ranker, seen| {
+            self.choice.visit(seen, block.is_hit, &|ranker, seen| {
                 let age = now.wrapping_sub(seen.last);
                 match ranker {
                     Ranker::Learnt => f32::from(ranking.learnt_level(cell(seen.row, ages.bucket(age) as u8))),

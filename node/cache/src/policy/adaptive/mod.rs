@@ -193,7 +193,7 @@ impl Adaptive {
         past.last = self.now;
         past.set_partial(visit.partial);
         past.set_span(self.current.span);
-        self.current.touched.push(Touched { print, at, past, is_new: known.is_none() });
+        self.current.touched.push(Touched { print, at, past, is_new: known.is_none(), is_hit: false });
     }
 
     /// Returns what is remembered of a block after a use now.
@@ -319,6 +319,7 @@ impl Policy for Adaptive {
         }
         self.touch(print(&visit.key), at, Some((record.past, record.cohort)), visit);
         let place = self.current.touched.len() as u32 - 1;
+        self.current.touched[place as usize].is_hit = true;
         let record = self.records.at(at);
         record.cohort = NONE;
         record.previous = place;
