@@ -74,6 +74,8 @@ pub(crate) enum DeviceMessage {
     Codecs { reply: Reply<CodecUses> },
     /// Do a piece of what can wait.
     Tend,
+    /// Tells the policies one more piece of what was used.
+    TellUses,
     /// Break, to show that another takes over.
     #[cfg(test)]
     Panic,
@@ -405,6 +407,11 @@ impl DeviceCore {
         (load, stats)
     }
 
+    /// Says whether the policies are still to be told of uses.
+    pub(crate) fn has_untold(&self) -> bool {
+        self.shard.untold() > 0
+    }
+
     /// Does what one message asks for.
     pub(crate) fn handle(&mut self, message: DeviceMessage) {
         self.take_returns();
@@ -484,6 +491,7 @@ impl DeviceCore {
                 self.shard.tend(self.view.now(), &mut self.effects);
                 self.perform_effects();
             }
+            DeviceMessage::TellUses => self.shard.tell_some(),
             #[cfg(test)]
             DeviceMessage::Panic => panic!("a test wants it so"),
         }

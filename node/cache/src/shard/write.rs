@@ -20,7 +20,7 @@ impl Shard {
         about: About,
         effects: &mut Vec<Effect>,
     ) -> Reserve {
-        self.tell_uses();
+        self.tell_few();
         match self.try_reserve(now, tenant, block, slot, about, effects) {
             Ok(reserve) => reserve,
             Err(refusal) => {
@@ -48,6 +48,7 @@ impl Shard {
         let class = self.class_of(header.payload_bytes).ok_or(Refusal::TooLarge)?;
         let parent = self.parent_of(tenant, &block.parent);
         self.go_on_with(now, parent, header.depth, about);
+        self.tell_own();
         if let Some(parent) = parent {
             // Whatever becomes of this block: whoever matched that one needs it no more.
             self.index.records[parent as usize].came();
@@ -178,7 +179,7 @@ impl Shard {
             self.abandon(ticket);
             return None;
         }
-        self.tell_uses();
+        self.tell_few();
         self.writes -= 1;
         self.writes_of[usize::from(self.index.records[at as usize].class)] -= 1;
         Some(self.appear(at))
