@@ -13,6 +13,7 @@ use crate::expected::Expected;
 use crate::feed::Feed;
 use crate::frames::Ledger;
 use crate::index::Index;
+use crate::orphans::Orphans;
 use crate::owners::Owners;
 use crate::party::{COMMONS, Party, Rules};
 use crate::policy::{Removal, Request, Strategy, most_bytes, shrinks};
@@ -27,6 +28,7 @@ use kvhive_protocol::watch::Gone;
 use kvhive_protocol::{Era, Moment, SLOTS, TenantId};
 use std::collections::{BTreeMap, VecDeque};
 
+mod adopt;
 mod collect;
 mod find;
 mod invariants;
@@ -85,6 +87,10 @@ pub struct Shard {
     /// Where the sweep for dead blocks goes on, if one is under way.
     sweep: Option<usize>,
     mending: mend::Mending,
+    /// Blocks that came before their parents.
+    orphans: Orphans,
+    /// Lost blocks whose children are looked for.
+    torn: adopt::AllTorn,
     /// What other sizes would have been worth.
     reuse: ReuseCurve,
     stats: ShardStats,
@@ -101,6 +107,7 @@ impl Shard {
         let ledger = Ledger::new(classes, [&config.device, &config.host, &config.disk]);
         // Leaving blocks hold both a record and a frame, so frames bound the records.
         let index = Index::new(ledger.total() as usize, config.hash_seed);
+        let orphans = Orphans::new(ledger.total() as usize);
         let mut shard = Shard {
             recency: Recency::new(classes),
             reuse: ReuseCurve::new(ledger.total()),
@@ -127,6 +134,8 @@ impl Shard {
             garbage: collect::Garbage::new(classes),
             sweep: None,
             mending: mend::Mending::default(),
+            orphans,
+            torn: adopt::AllTorn::default(),
             stats: ShardStats::default(),
             loads: BTreeMap::new(),
             feed: None,
@@ -266,6 +275,7 @@ impl Shard {
     /// 11 bytes a block larger.
     pub fn index_bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
         let index = frames as usize * size_of::<Record>() + Table::bytes(frames as usize);
+        let index = index + Orphans::bytes(frames as usize);
         (index + classes * most_bytes(strategy, frames)) as u64
     }
 

@@ -103,8 +103,9 @@ impl Shard {
             ..Record::EMPTY
         };
         let at = self.index.insert(&self.owners, record).expect("there are as many records as frames");
-        if let Some(parent) = parent {
-            self.add_child(parent);
+        match parent {
+            Some(parent) => self.add_child(parent),
+            None => self.note_orphan(at, &block.parent),
         }
         self.heed_store(now, at, parent, about.hint);
         self.writes += 1;
@@ -189,6 +190,7 @@ impl Shard {
         let link = self.index.records[at as usize].parent;
         let parent = self.linked(link);
         self.index.records[at as usize].life = Life::Resident;
+        self.adopt(at);
         self.chain_anew(at);
         let record = &self.index.records[at as usize];
         let (tenant, _) = self.owners.of(record.owner);
