@@ -44,7 +44,7 @@ pub(crate) enum DeviceMessage {
         reply: Reply<Vec<Reserved>>,
     },
     /// Give me frames for these blocks as long as some are free: nothing leaves for them.
-    ReserveFree { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, reply: Reply<Vec<Reserved>> },
+    ReserveFree { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, reply: Reply<Vec<Option<Reserved>>> },
     /// The engine expects this of the session of these blocks; the answer says how many are here.
     Release { tenant: TenantId, runs: Vec<Run>, keys: KeyList, hint: Hint, reply: Reply<u32> },
     /// How do the strategies do? Those that choose may have to do so now.
@@ -341,12 +341,9 @@ impl DeviceCore {
         }
     }
 
-    fn reserve_free(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> Reserved {
-        if self.shard.has_spare(tenant, block) {
-            self.reserve(tenant, block, slot, About::default(), false)
-        } else {
-            Reserved::Refused(Refusal::NoRoom)
-        }
+    fn reserve_free(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> Option<Reserved> {
+        let has_spare = self.shard.has_spare(tenant, block);
+        has_spare.then(|| self.reserve(tenant, block, slot, About::default(), false))
     }
 
     fn seal(&mut self, block: Verified, pin: bool) -> (Sealed, Option<BlockId>) {

@@ -14,6 +14,7 @@ mod persist;
 mod persist_layouts;
 mod proxy;
 mod replication;
+mod snapshots;
 mod tenants;
 mod watch;
 
