@@ -37,8 +37,7 @@ impl Index {
 
     /// Finds the record of a tenant's key, filling or resident.
     pub(crate) fn find(&self, owners: &Owners, tenant: TenantId, key: &BlockKey) -> Option<u32> {
-        let hash = Index::hash(&self.hasher, owners.salt(tenant), key);
-        self.table.find(hash, |at| {
+        self.table.find(self.hash_for(owners, tenant, key), |at| {
             let record = &self.records[at as usize];
             record.key == *key && owners.of(record.owner).0 == tenant
         })
@@ -72,10 +71,16 @@ impl Index {
         Some(at)
     }
 
-    /// Makes a record unfindable; it stays taken.
-    pub(crate) fn hide(&mut self, owners: &Owners, at: u32) {
+    /// Makes a record unfindable; it stays taken. Returns its hash.
+    pub(crate) fn hide(&mut self, owners: &Owners, at: u32) -> u64 {
         let hash = Index::hash_of(&self.hasher, owners, &self.records[at as usize]);
         self.table.remove(hash, at);
+        hash
+    }
+
+    /// Returns the hash that a record of a tenant's key would have.
+    pub(crate) fn hash_for(&self, owners: &Owners, tenant: TenantId, key: &BlockKey) -> u64 {
+        Index::hash(&self.hasher, owners.salt(tenant), key)
     }
 
     /// Gives a hidden record back.

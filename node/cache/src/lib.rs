@@ -5,6 +5,7 @@
 //! - [`Member`]: registration, heartbeats, lease and map of one node.
 //! - [`acks`]: when a store may be answered.
 //! - [`Heat`]: how much each slot is read.
+//! - [`Tenure`], [`Lapses`]: since when a device has its slots, and when its node had no lease last.
 //! - [`Fills`]: which slots' blocks a node gives to other nodes; [`Nearest`]: in which order.
 //! - [`Intake`]: which blocks of a snapshot may still find room.
 //! - [`simulate`]: a shard without bytes.
@@ -13,6 +14,7 @@ pub mod acks;
 mod answers;
 mod block;
 mod declined;
+mod departed;
 mod expected;
 mod feed;
 mod fills;
@@ -33,6 +35,7 @@ mod shard;
 pub mod simulate;
 mod stats;
 mod table;
+mod tenure;
 
 pub use answers::{CopyVerdict, Effect, Listed, Reserve, ShardConfig};
 pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
@@ -43,5 +46,6 @@ pub use intake::Intake;
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
 pub use nearest::Nearest;
 pub use party::{Quota, Rules};
-pub use shard::Shard;
+pub use shard::{Known, Shard};
 pub use stats::{Collected, Reason, ShardStats, TierStats};
+pub use tenure::{Lapses, Tenure};

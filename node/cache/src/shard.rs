@@ -9,6 +9,7 @@
 
 use crate::answers::{Effect, ShardConfig};
 use crate::block::{BlockId, HoldClock, Life, MAX_HOLD, Record, Tier};
+use crate::departed::Departed;
 use crate::expected::Expected;
 use crate::feed::Feed;
 use crate::frames::Ledger;
@@ -30,6 +31,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 mod adopt;
 mod collect;
+mod explain;
 mod find;
 mod invariants;
 mod leave;
@@ -44,6 +46,8 @@ mod strategies;
 mod tenants;
 mod watch;
 mod write;
+
+pub use explain::Known;
 
 /// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind, or a block has gone before its children.
 const SWEEP: usize = 4096;
@@ -98,6 +102,11 @@ pub struct Shard {
     loads: BTreeMap<TenantId, TenantLoad>,
     /// What happens, while somebody follows.
     feed: Option<Box<Feed>>,
+    /// What has left, and why.
+    departed: Departed,
+    /// The time, in seconds, as far as it was told; and the first that was.
+    now_s: u32,
+    began_s: Option<u32>,
 }
 
 impl Shard {
@@ -108,6 +117,7 @@ impl Shard {
         // Leaving blocks hold both a record and a frame, so frames bound the records.
         let index = Index::new(ledger.total() as usize, config.hash_seed);
         let orphans = Orphans::new(ledger.total() as usize);
+        let departed = Departed::new(ledger.total() as usize);
         let mut shard = Shard {
             recency: Recency::new(classes),
             reuse: ReuseCurve::new(ledger.total()),
@@ -139,6 +149,9 @@ impl Shard {
             stats: ShardStats::default(),
             loads: BTreeMap::new(),
             feed: None,
+            departed,
+            now_s: 0,
+            began_s: None,
             config,
         };
         shard.config.max_hold = shard.config.max_hold.min(MAX_HOLD);
@@ -195,6 +208,7 @@ impl Shard {
     /// Does a bounded piece of what can wait: tells the policies what was used, drops blocks of ended eras, moves blocks
     /// between tiers.
     pub fn tend(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        self.note_time(now);
         self.tell_uses();
         self.rest_feed(now);
         self.begin_collections();
@@ -269,13 +283,15 @@ impl Shard {
         bits
     }
 
-    /// Returns the bytes of memory that the index of so many frames takes, and at most what a policy takes for each class of
+    /// Returns the bytes of memory that the index of so many frames takes, with what is remembered of blocks that left, and at most what a policy takes for each class of
     /// frames. Tenants with rules of their own have policies of their own, which come on top
     /// ([`ShardStats::own_policy_bytes`]): sized by the most that they held, and each at most as large and
     /// 11 bytes a block larger.
     pub fn index_bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
-        let index = frames as usize * size_of::<Record>() + Table::bytes(frames as usize);
-        let index = index + Orphans::bytes(frames as usize);
+        let index = frames as usize * size_of::<Record>()
+            + Table::bytes(frames as usize)
+            + Departed::bytes(frames as usize)
+            + Orphans::bytes(frames as usize);
         (index + classes * most_bytes(strategy, frames)) as u64
     }
 

@@ -6,6 +6,7 @@ mod codecs;
 mod coordinator;
 mod disk;
 mod disk_trouble;
+mod explain;
 mod faults;
 mod hints;
 mod life;

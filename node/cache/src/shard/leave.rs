@@ -10,7 +10,8 @@ impl Shard {
     /// Takes a resident block out of sight; its frame comes back now, or when its last reader and copy have gone.
     pub(super) fn drop_block(&mut self, at: u32, why: Removal, gone: Gone, effects: &mut Vec<Effect>) {
         self.tell_removed(at, gone);
-        self.index.hide(&self.owners, at);
+        let hash = self.index.hide(&self.owners, at);
+        self.note_gone(at, hash, gone);
         self.recency.remove(&mut self.index.records, at);
         let bared = self.unlink(at);
         self.count_resident(at, -1);
