@@ -11,8 +11,8 @@ mod trust;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    backup, balance, config, coordinator, down, drain, engines, events, node, raft, replay, route, scale,
-    simulate, status, tenants, tls, top, trace as trace_command, up,
+    backup, balance, config, coordinator, down, drain, engines, events, explain, node, raft, replay, route,
+    scale, simulate, status, tenants, tls, top, trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -39,6 +39,7 @@ enum Command {
     Scale(scale::Scale),
     Balance(balance::Balance),
     Events(events::Events),
+    Explain(explain::Explain),
     Engines(engines::Engines),
     Route(route::Route),
     Tenants(tenants::Tenants),
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         Command::Scale(command) => command.run(),
         Command::Balance(command) => command.run(),
         Command::Events(command) => command.run(),
+        Command::Explain(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
         Command::Engines(command) => command.run(),
         Command::Route(command) => command.run(),
         Command::Tenants(command) => command.run(),

@@ -6,7 +6,7 @@ use crate::admin;
 use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
 use crate::disk::{self, DiskError, DiskTuning, Store};
-use crate::fill::Filler;
+use crate::fill::{Filler, LISTED};
 #[cfg(test)]
 use crate::handle::Inside;
 use crate::handle::{Ending, NodeHandle};
@@ -16,7 +16,7 @@ use crate::metrics::{Sources, routes};
 use crate::persist::{self, Holdings, Jobs, Keeper};
 use crate::view::View;
 use axum::Router;
-use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
+use kvhive_cache::{Nearest, Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
@@ -29,7 +29,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::{error, info};
 
 /// Messages that wait for a device actor.
@@ -165,6 +165,8 @@ pub(crate) fn start_within(
         frame_bytes,
         view: view.clone(),
         counters: plane.counters.clone(),
+        loading: Arc::new(Semaphore::new(1)),
+        saving: Arc::new(Semaphore::new(1)),
     };
     let jobs = keep_snapshot(&config, &runtime, &holdings, &plane, &stopping);
     let routes = routes(sources).merge(admin::routes(access, jobs));
@@ -175,6 +177,7 @@ pub(crate) fn start_within(
         view: view.clone(),
         counters: plane.counters.clone(),
         rate: config.move_rate,
+        listed: blocks_listed(&config, &memories),
     };
     runtime.io().spawn(filler.run(stopping.clone()));
     let member = runtime.io().spawn(membership.run(stopping));
@@ -338,6 +341,15 @@ fn memory_frames(memory: &Memory) -> u32 {
     tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).sum()
 }
 
+/// Returns how many blocks are listed at a time to be given away: no more than the largest device has.
+fn blocks_listed(config: &NodeConfig, memories: &[Memory]) -> usize {
+    let blocks = |(memory, device): (&Memory, &DeviceConfig)| {
+        let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
+        memory_frames(memory) as usize + records as usize
+    };
+    memories.iter().zip(&config.devices).map(blocks).max().unwrap_or(0).clamp(1, LISTED)
+}
+
 /// Returns the bytes of arenas, indices (of blocks on disk too), what snapshots and finding records need, connections'
 /// buffers, and blocks that are decoded or read from disk until they are sent.
 fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
@@ -356,6 +368,7 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
     let on_the_way = config.max_inflight_bytes * (1 + u64::from(has_disk));
     memories.iter().zip(&config.devices).map(of_device).sum::<u64>()
         + config.max_connections as u64 * CONNECTION_BYTES
+        + Nearest::bytes(blocks_listed(config, memories))
         + on_the_way
 }
 

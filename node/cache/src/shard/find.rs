@@ -148,7 +148,12 @@ impl Shard {
         while low < high {
             match self.resident(tenant, keys, from + low) {
                 None => high = low,
-                Some((at, _)) => (low, ends) = (low + 1, Some(at)),
+                Some((at, _)) => {
+                    if let Some(before) = ends {
+                        self.chain_on(before, at);
+                    }
+                    (low, ends) = (low + 1, Some(at));
+                }
             }
         }
         (low, ends)

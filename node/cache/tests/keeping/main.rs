@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 mod collections;
+mod explains;
 mod hints;
 mod random;
 mod sessions;
@@ -165,6 +166,12 @@ impl Scenario {
     /// Which blocks are here; it uses them.
     fn resident(&mut self, numbers: Range<u64>) -> Vec<u64> {
         numbers.filter(|number| self.covered(*number..number + 1) == 1).collect()
+    }
+
+    /// Says whether a block is here; nobody uses it.
+    fn is_here(&self, number: u64) -> bool {
+        let run = Run { slot: Slot(1), keys: 1 };
+        self.shard.survey_runs(TENANT, &[run], &[key(number)].iter().collect())[0].covered == 1
     }
 
     fn restore(&mut self, session: Range<u64>) {
