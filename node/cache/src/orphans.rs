@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 /// Of so many frames one may be noted.
-const PART: usize = 32;
+const PART: usize = 64;
 /// As many may be noted whatever the size.
 const LEAST: usize = 1024;
 /// Bytes that one takes at most: nodes of a set are half full at least.
