@@ -4,7 +4,7 @@
 use super::{Row, quantile};
 use anyhow::{Result, bail};
 use kvhive_cache::policy::Strategy;
-use kvhive_cache::{Reserve, Rules, Shard, ShardConfig, TierCapacity};
+use kvhive_cache::{Effect, Reserve, Rules, Shard, ShardConfig, TierCapacity};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{About, Run, StoreBlock};
 use kvhive_protocol::{BlockHeader, BlockKey, Era, KeyList, LayoutFingerprint, Moment, Slot, TenantId};
@@ -117,6 +117,7 @@ impl Calls {
 /// A full shard.
 struct Pool {
     shard: Shard,
+    effects: Vec<Effect>,
     now_ms: u64,
     /// Number of the next block that was never stored.
     next: u64,
@@ -139,7 +140,8 @@ impl Pool {
             hash_seed: 1,
         });
         shard.set_tenants(BTreeMap::from([(TENANT, Era(0))]));
-        let mut pool = Pool { shard, now_ms: 0, next: BLOCKS.next_multiple_of(KEYS) as u64 };
+        let next = BLOCKS.next_multiple_of(KEYS) as u64;
+        let mut pool = Pool { shard, effects: Vec::new(), now_ms: 0, next };
         for number in 0..BLOCKS as u64 {
             pool.store(block(number, number % KEYS as u64))?;
         }
@@ -148,7 +150,8 @@ impl Pool {
 
     fn store(&mut self, block: StoreBlock) -> Result<bool> {
         let now = Moment::from_millis(self.now_ms);
-        match self.shard.reserve(now, TENANT, &block, Slot(0), About::default(), &mut Vec::new()) {
+        self.effects.clear();
+        match self.shard.reserve(now, TENANT, &block, Slot(0), About::default(), &mut self.effects) {
             Reserve::Take { ticket, .. } => Ok(self.shard.seal(ticket).is_some()),
             Reserve::Refused(_) => Ok(false),
             Reserve::Present(id) => bail!("{id:?} is here, which was never stored"),
