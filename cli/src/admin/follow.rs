@@ -50,7 +50,7 @@ impl Admin {
             let mut answer = match asked {
                 Ok(answer) => answer,
                 Err(error) => {
-                    failures.push(format!("{url}: {error}"));
+                    failures.push(format!("{url}: {}", super::told(&error)));
                     continue;
                 }
             };

@@ -30,7 +30,7 @@ use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{Reason, RequestId, SLOTS, WireError};
 use kvhive_runtime::http::{Access, Problem};
 use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
-use kvhive_wire::{Fault, Identity};
+use kvhive_wire::{Fault, Identity, Tls};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -293,10 +293,15 @@ fn router(admin: Arc<Admin>) -> Router {
 }
 
 /// Serves the admin API until `stop`.
-pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    admin: Arc<Admin>,
+    tls: Option<Tls>,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut stop_again = stop.clone();
     let until = async move { stopped(&mut stop).await };
-    let listener = BoundedListener::new(listener, DOOR);
+    let listener = BoundedListener::new(listener, DOOR, tls);
     let routes = router(admin).into_make_service_with_connect_info::<From>();
     tokio::select! {
         served = axum::serve(listener, routes).with_graceful_shutdown(until).into_future() => {

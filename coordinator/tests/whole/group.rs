@@ -87,6 +87,7 @@ impl Group {
                 settings: settings(),
                 token: TOKEN.as_bytes().to_vec(),
                 access: access(),
+                tls: None,
                 election_timeout: Duration::from_millis(300),
                 heartbeat: Duration::from_millis(60),
                 snapshot_every: 10_000,
@@ -208,7 +209,7 @@ impl Group {
     }
 
     pub(crate) fn identity(&self, role: Role) -> Identity {
-        Identity { token: TokenKey::new(TOKEN.as_bytes()), role, sender: 0, cluster: None }
+        Identity { token: TokenKey::new(TOKEN.as_bytes()), role, sender: 0, cluster: None, tls: None }
     }
 
     pub(crate) fn admin(&self, at: usize) -> AdminDoor {

@@ -6,6 +6,7 @@ mod codecs;
 mod coordinator;
 mod disk;
 mod disk_trouble;
+mod explain;
 mod faults;
 mod hints;
 mod life;
@@ -14,6 +15,7 @@ mod persist;
 mod persist_layouts;
 mod proxy;
 mod replication;
+mod snapshots;
 mod tenants;
 mod watch;
 
@@ -128,6 +130,7 @@ impl Setup {
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
             access: Access::default(),
+            tls: None,
         };
         let limits = Limits {
             connections: self.max_connections,

@@ -11,10 +11,12 @@ use std::ops::Range;
 use std::time::Duration;
 
 mod collections;
+mod explains;
 mod hints;
 mod random;
 mod sessions;
 mod surveys;
+mod uses;
 
 const TENANT: TenantId = TenantId(1);
 const FRAME: u64 = 100;
@@ -93,7 +95,7 @@ impl Scenario {
     /// Stores a block that goes on from another than the one before it.
     fn store_after(&mut self, parent: u64, number: u64, depth: u32) -> Option<BlockId> {
         let block = StoreBlock { parent: key(parent), ..self.block(number, depth) };
-        let about = About::default();
+        let about = About { hint: self.hint, ..About::default() };
         match self.shard.reserve(self.now(), TENANT, &block, Slot(1), about, &mut self.effects) {
             Reserve::Take { ticket, .. } => self.shard.seal(ticket),
             Reserve::Present(_) | Reserve::Refused(_) => None,
@@ -165,6 +167,12 @@ impl Scenario {
     /// Which blocks are here; it uses them.
     fn resident(&mut self, numbers: Range<u64>) -> Vec<u64> {
         numbers.filter(|number| self.covered(*number..number + 1) == 1).collect()
+    }
+
+    /// Says whether a block is here; nobody uses it.
+    fn is_here(&self, number: u64) -> bool {
+        let run = Run { slot: Slot(1), keys: 1 };
+        self.shard.survey_runs(TENANT, &[run], &[key(number)].iter().collect())[0].covered == 1
     }
 
     fn restore(&mut self, session: Range<u64>) {
