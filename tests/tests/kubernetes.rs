@@ -19,7 +19,6 @@ const ENCRYPTED: &str = "overlays/encrypted";
 /// One overlay, built.
 struct Built {
     name: &'static str,
-    text: String,
     documents: Vec<Value>,
 }
 
@@ -37,7 +36,7 @@ fn build(name: &'static str) -> Option<Built> {
     };
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).expect("text");
-    Some(Built { name, documents: documents(&text), text })
+    Some(Built { name, documents: documents(&text) })
 }
 
 impl Built {
