@@ -22,7 +22,7 @@ use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
 use kvhive_runtime::http::Role as AdminRole;
 use kvhive_runtime::{BootClock, BoundedListener, DoorLimits, Runtime, RuntimeConfig, Spawn, Stage, stopped};
-use kvhive_wire::Identity;
+use kvhive_wire::{Identity, Tls};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
@@ -118,17 +118,33 @@ pub(crate) fn start_within(
     let (data_listener, data_address) = listen(&runtime, config.data_listen)?;
     let (metrics_listener, metrics_address) = listen(&runtime, config.metrics_listen)?;
     let token = TokenKey::new(&config.token);
-    let identity = Identity { token: token.clone(), role: Role::Node, sender: 0, cluster: None };
+    let identity = Identity {
+        token: token.clone(),
+        role: Role::Node,
+        sender: 0,
+        cluster: None,
+        tls: config.tls.clone(),
+    };
     let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())
         .map_err(|error| NodeError::Config(error.to_string()))?;
     let pool = Pool::new(identity, CONNECTIONS_PER_PEER, DIAL_LIMIT);
     let replicator = Replicator::new(pool, runtime.io().clone(), limits.inflight_bytes);
-    let plane =
-        Arc::new(DataPlane::new(devices.clone(), view.clone(), counters, replicator.clone(), token, limits));
+    let plane = Arc::new(DataPlane::new(
+        devices.clone(),
+        view.clone(),
+        counters,
+        replicator.clone(),
+        token,
+        config.tls.clone(),
+        limits,
+    ));
 
     let buffers: u64 = stores.iter().flatten().map(|store| store.buffer_bytes()).sum();
     let memory_configured = memory_configured(&config, &memories) + buffers;
     keep_disks(&runtime, &devices, &stores, &view, &stopping);
+    if let Some(tls) = config.tls.clone() {
+        runtime.io().spawn(tls.keep_fresh());
+    }
     let serving = runtime.io().spawn(serve(data_listener, plane.clone(), stopping.clone()));
     let sources =
         Sources { devices: devices.clone(), stores: stores.clone(), plane: plane.clone(), memory_configured };
@@ -155,7 +171,7 @@ pub(crate) fn start_within(
     };
     let jobs = keep_snapshot(&config, &runtime, &holdings, &plane, &stopping);
     let routes = routes(sources).merge(admin::routes(access, jobs));
-    runtime.io().spawn(serve_metrics(metrics_listener, routes, stopping.clone()));
+    runtime.io().spawn(serve_metrics(metrics_listener, routes, config.tls.clone(), stopping.clone()));
     let filler = Filler {
         devices: devices.clone(),
         replicator: plane.replicator.clone(),
@@ -357,10 +373,15 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         + on_the_way
 }
 
-async fn serve_metrics(listener: TcpListener, routes: Router, mut stopping: watch::Receiver<bool>) {
+async fn serve_metrics(
+    listener: TcpListener,
+    routes: Router,
+    tls: Option<Tls>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let until = async move { stopped(&mut stopping).await };
     let served =
-        axum::serve(BoundedListener::new(listener, METRICS_DOOR), routes).with_graceful_shutdown(until);
+        axum::serve(BoundedListener::new(listener, METRICS_DOOR, tls), routes).with_graceful_shutdown(until);
     if let Err(error) = served.await {
         error!(%error, "the metrics listener failed");
     }

@@ -44,6 +44,7 @@ mod rules;
 mod shrink;
 mod strategies;
 mod tenants;
+mod uses;
 mod watch;
 mod write;
 
@@ -68,7 +69,7 @@ pub struct Shard {
     /// The request by which the session at hand has used what its stores go on from: others may have come between.
     session: u32,
     /// Uses that the policies have not been told of yet.
-    uses: VecDeque<find::Use>,
+    uses: uses::Uses,
     /// Blocks to be brought up a tier.
     wanted: VecDeque<moves::Wanted>,
     closed: [bool; 3],
@@ -130,7 +131,7 @@ impl Shard {
             occupied: vec![0; usize::from(SLOTS)],
             request: Request::default(),
             session: 0,
-            uses: VecDeque::new(),
+            uses: uses::Uses::NONE,
             wanted: VecDeque::new(),
             closed: [false; 3],
             writes: 0,
@@ -205,11 +206,11 @@ impl Shard {
         self.tenants.get(&tenant) == Some(&era)
     }
 
-    /// Does a bounded piece of what can wait: tells the policies what was used, drops blocks of ended eras, moves blocks
-    /// between tiers.
+    /// Does a bounded piece of what can wait: tells the policies what was used ([`Shard::tell_some`]), drops blocks of ended eras,
+    /// moves blocks between tiers.
     pub fn tend(&mut self, now: Moment, effects: &mut Vec<Effect>) {
         self.note_time(now);
-        self.tell_uses();
+        self.tell_some();
         self.rest_feed(now);
         self.begin_collections();
         if let Some(from) = self.sweep {
@@ -269,6 +270,7 @@ impl Shard {
         let own = self.parties.iter().skip(usize::from(COMMONS) + 1);
         stats.own_policy_bytes = own.map(|party| party.memory_bytes() as u64).sum();
         stats.filling = self.writes as u64;
+        stats.untold = self.untold() as u64;
         stats.shrinking = self.shrinks.len() as u64;
         stats.leaving = (self.index.taken() - self.index.findable()) as u64;
         stats
@@ -295,10 +297,10 @@ impl Shard {
         (index + classes * most_bytes(strategy, frames)) as u64
     }
 
-    /// Returns the bytes of memory that a shard takes at most besides, whatever its size: its events, while somebody follows, and the
-    /// uses by which other sizes are judged.
+    /// Returns the bytes of memory that a shard takes at most besides, whatever its size: its events, while somebody follows, the
+    /// uses by which other sizes are judged, and those that its policies have not been told of yet.
     pub const fn fixed_bytes() -> u64 {
-        (Feed::bytes() + ReuseCurve::bytes()) as u64
+        (Feed::bytes() + ReuseCurve::bytes() + uses::Uses::bytes()) as u64
     }
 
     /// Returns the bytes of memory that the policies hold.

@@ -76,6 +76,8 @@ pub(crate) enum DeviceMessage {
     Codecs { reply: Reply<CodecUses> },
     /// Do a piece of what can wait.
     Tend,
+    /// Tells the policies one more piece of what was used.
+    TellUses,
     /// Break, to show that another takes over.
     #[cfg(test)]
     Panic,
@@ -373,6 +375,11 @@ impl DeviceCore {
         (Sealed::Visible(guard), Some(id))
     }
 
+    /// Says whether the policies are still to be told of uses.
+    pub(crate) fn has_untold(&self) -> bool {
+        self.shard.untold() > 0
+    }
+
     /// Does what one message asks for.
     pub(crate) fn handle(&mut self, message: DeviceMessage) {
         self.take_returns();
@@ -455,6 +462,7 @@ impl DeviceCore {
                 self.shard.tend(self.view.now(), &mut self.effects);
                 self.perform_effects();
             }
+            DeviceMessage::TellUses => self.shard.tell_some(),
             #[cfg(test)]
             DeviceMessage::Panic => panic!("a test wants it so"),
         }

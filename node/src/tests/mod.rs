@@ -130,6 +130,7 @@ impl Setup {
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
             access: Access::default(),
+            tls: None,
         };
         let limits = Limits {
             connections: self.max_connections,
