@@ -45,6 +45,7 @@ fn network(runs: u32) -> Result<Row> {
         replicas: 1,
         // A strategy that declines what never comes back would leave nothing to measure.
         strategy: Some("lru".to_owned()),
+        tls: false,
     })?;
     let runtime = commands::runtime()?;
     let client = runtime.block_on(private.client(|config| config.connections_per_member = 1))?;

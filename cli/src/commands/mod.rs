@@ -21,6 +21,7 @@ pub(crate) mod scale;
 pub(crate) mod simulate;
 pub(crate) mod status;
 pub(crate) mod tenants;
+pub(crate) mod tls;
 pub(crate) mod top;
 pub(crate) mod trace;
 pub(crate) mod up;

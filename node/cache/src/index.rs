@@ -53,6 +53,11 @@ impl Index {
         salt.hash(hasher.hash_one(key.as_bytes()))
     }
 
+    /// Returns a number of an owner's key that nobody outside can foresee.
+    pub(crate) fn print(&self, owners: &Owners, owner: u16, key: &BlockKey) -> u64 {
+        Index::hash(&self.hasher, owners.salt_of(owner), key)
+    }
+
     /// Takes a free record for a tenant's key, which must not be in the table.
     pub(crate) fn insert(&mut self, owners: &Owners, record: Record) -> Option<u32> {
         let at = self.free;

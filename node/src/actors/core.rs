@@ -46,7 +46,7 @@ pub(crate) enum DeviceMessage {
         reply: Reply<Vec<Reserved>>,
     },
     /// Give me frames for these blocks as long as some are free: nothing leaves for them.
-    ReserveFree { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, reply: Reply<Vec<Reserved>> },
+    ReserveFree { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, reply: Reply<Vec<Option<Reserved>>> },
     /// The engine expects this of the session of these blocks; the answer says how many are here.
     Release { tenant: TenantId, runs: Vec<Run>, keys: KeyList, hint: Hint, reply: Reply<u32> },
     /// How do the strategies do? Those that choose may have to do so now.
@@ -76,6 +76,8 @@ pub(crate) enum DeviceMessage {
     Codecs { reply: Reply<CodecUses> },
     /// Do a piece of what can wait.
     Tend,
+    /// Tells the policies one more piece of what was used.
+    TellUses,
     /// Break, to show that another takes over.
     #[cfg(test)]
     Panic,
@@ -349,13 +351,12 @@ impl DeviceCore {
         }
     }
 
-    fn reserve_free(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> Reserved {
+    fn reserve_free(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> Option<Reserved> {
         if self.shard.has_spare(tenant, block) {
-            self.reserve(tenant, block, slot, About::default(), false)
-        } else {
-            self.shard.note_refused(tenant, &block.header.key, Gone::NoRoom);
-            Reserved::Refused(Refusal::NoRoom)
+            return Some(self.reserve(tenant, block, slot, About::default(), false));
         }
+        self.shard.note_refused(tenant, &block.header.key, Gone::NoRoom);
+        None
     }
 
     fn seal(&mut self, block: Verified, pin: bool) -> (Sealed, Option<BlockId>) {
@@ -372,6 +373,11 @@ impl DeviceCore {
             Lent::Record(_) => None,
         });
         (Sealed::Visible(guard), Some(id))
+    }
+
+    /// Says whether the policies are still to be told of uses.
+    pub(crate) fn has_untold(&self) -> bool {
+        self.shard.untold() > 0
     }
 
     /// Does what one message asks for.
@@ -456,6 +462,7 @@ impl DeviceCore {
                 self.shard.tend(self.view.now(), &mut self.effects);
                 self.perform_effects();
             }
+            DeviceMessage::TellUses => self.shard.tell_some(),
             #[cfg(test)]
             DeviceMessage::Panic => panic!("a test wants it so"),
         }

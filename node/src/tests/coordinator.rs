@@ -148,7 +148,7 @@ impl FakeCoordinator {
 }
 
 async fn converse(stream: TcpStream, script: Arc<Mutex<Script>>) {
-    let listening = Listening { token: TokenKey::new(TOKEN), cluster: Some(ClusterId(77)) };
+    let listening = Listening { token: TokenKey::new(TOKEN), cluster: Some(ClusterId(77)), tls: None };
     let Ok((mut connection, _)) = Connection::accept(stream, &listening, Duration::from_secs(5)).await else {
         return;
     };

@@ -15,6 +15,7 @@ mod persist;
 mod persist_layouts;
 mod proxy;
 mod replication;
+mod snapshots;
 mod tenants;
 mod watch;
 
@@ -129,6 +130,7 @@ impl Setup {
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
             access: Access::default(),
+            tls: None,
         };
         let limits = Limits {
             connections: self.max_connections,

@@ -95,6 +95,9 @@ impl Shard {
             return false;
         }
         let has_children = record.children > 0;
+        if has_children {
+            self.note_torn(at);
+        }
         self.drop_block(at, Removal::Dropped, gone, effects);
         if has_children {
             self.begin_to_mend();

@@ -21,7 +21,7 @@ impl Shard {
         effects: &mut Vec<Effect>,
     ) -> Reserve {
         self.note_time(now);
-        self.tell_uses();
+        self.tell_few();
         let declined = self.stats.declined;
         match self.try_reserve(now, tenant, block, slot, about, effects) {
             Ok(reserve) => reserve,
@@ -53,6 +53,7 @@ impl Shard {
         let class = self.class_of(header.payload_bytes).ok_or(Refusal::TooLarge)?;
         let parent = self.parent_of(tenant, &block.parent);
         self.go_on_with(now, parent, header.depth, about);
+        self.tell_own();
         if let Some(parent) = parent {
             // Whatever becomes of this block: whoever matched that one needs it no more.
             self.index.records[parent as usize].came();
@@ -108,8 +109,9 @@ impl Shard {
             ..Record::EMPTY
         };
         let at = self.index.insert(&self.owners, record).expect("there are as many records as frames");
-        if let Some(parent) = parent {
-            self.add_child(parent);
+        match parent {
+            Some(parent) => self.add_child(parent),
+            None => self.note_orphan(at, &block.parent),
         }
         self.heed_store(now, at, parent, about.hint);
         self.writes += 1;
@@ -183,7 +185,7 @@ impl Shard {
             self.end_write(at, Gone::Cleared);
             return None;
         }
-        self.tell_uses();
+        self.tell_few();
         self.writes -= 1;
         self.writes_of[usize::from(self.index.records[at as usize].class)] -= 1;
         Some(self.appear(at))
@@ -194,6 +196,7 @@ impl Shard {
         let link = self.index.records[at as usize].parent;
         let parent = self.linked(link);
         self.index.records[at as usize].life = Life::Resident;
+        self.adopt(at);
         self.chain_anew(at);
         let record = &self.index.records[at as usize];
         let (tenant, _) = self.owners.of(record.owner);

@@ -16,6 +16,7 @@ mod hints;
 mod random;
 mod sessions;
 mod surveys;
+mod uses;
 
 const TENANT: TenantId = TenantId(1);
 const FRAME: u64 = 100;
@@ -94,7 +95,7 @@ impl Scenario {
     /// Stores a block that goes on from another than the one before it.
     fn store_after(&mut self, parent: u64, number: u64, depth: u32) -> Option<BlockId> {
         let block = StoreBlock { parent: key(parent), ..self.block(number, depth) };
-        let about = About::default();
+        let about = About { hint: self.hint, ..About::default() };
         match self.shard.reserve(self.now(), TENANT, &block, Slot(1), about, &mut self.effects) {
             Reserve::Take { ticket, .. } => self.shard.seal(ticket),
             Reserve::Present(_) | Reserve::Refused(_) => None,
