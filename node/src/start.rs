@@ -163,6 +163,7 @@ pub(crate) fn start_within(
     let frame_bytes = config.devices.iter().filter_map(largest).max().unwrap_or(0);
     let holdings = Holdings {
         devices: devices.clone(),
+        stores: stores.iter().flatten().cloned().collect(),
         frames: memories.iter().map(memory_frames).collect(),
         frame_bytes,
         view: view.clone(),
