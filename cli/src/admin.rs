@@ -310,7 +310,7 @@ impl Admin {
             if status.as_u16() == 403 {
                 bail!("{url}, by the token from {}: {message}", self.token_from);
             }
-            if status.as_u16() == 503 {
+            if is_for_another(status) {
                 failures.push(format!("{url}: {message}"));
                 continue;
             }
@@ -318,6 +318,12 @@ impl Admin {
         }
         bail!("no {} answered:\n  {}", self.who, failures.join("\n  "));
     }
+}
+
+/// Returns whether another coordinator may answer where one did so: it cannot now, or was removed.
+fn is_for_another(status: ureq::http::StatusCode) -> bool {
+    use ureq::http::StatusCode;
+    [StatusCode::SERVICE_UNAVAILABLE, StatusCode::MISDIRECTED_REQUEST].contains(&status)
 }
 
 /// Draws the name of a change.

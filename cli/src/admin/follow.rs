@@ -55,7 +55,7 @@ impl Admin {
                 }
             };
             let status = answer.status();
-            if status.as_u16() == 503 {
+            if super::is_for_another(status) {
                 failures.push(format!("{url}: {status}"));
                 continue;
             }

@@ -13,6 +13,7 @@ mod placement;
 mod policy;
 mod private;
 mod resident;
+mod shard;
 mod slow;
 
 use crate::report;

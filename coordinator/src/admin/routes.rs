@@ -279,6 +279,7 @@ fn router(admin: Arc<Admin>) -> Router {
     document.merge(open_doc);
     let guarded = guarded
         .route("/openapi.json", axum::routing::get(move || async move { Json(document) }))
+        .layer(middleware::from_fn_with_state(admin.clone(), only_of_the_group))
         .layer(middleware::from_fn_with_state(admin.audit.clone(), Audit::note))
         .layer(middleware::from_fn_with_state(admin.access.clone(), Access::check));
     guarded
@@ -313,6 +314,15 @@ pub(crate) async fn serve(
     }
 }
 
+/// Refuses what is asked of a coordinator that was removed, but its own figures.
+async fn only_of_the_group(State(admin): Shared, request: Request, next: Next) -> Response {
+    let is_removed = admin.sources.vitals.borrow().is_removed();
+    match is_removed && request.uri().path().starts_with("/v1/") {
+        true => Trouble::misdirected().into_response(),
+        false => next.run(request).await,
+    }
+}
+
 /// Refuses a body that announces itself as too large, before a byte of it is read.
 async fn refuse_large_bodies(request: Request, next: Next) -> Response {
     // A prompt is larger than any change.
@@ -341,13 +351,13 @@ async fn readyz(State(admin): Shared) -> Response {
 }
 
 /// Figures for Prometheus.
-#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Prometheus text format"), (status = 401, body = Problem)))]
+#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Prometheus text format")))]
 async fn metrics_text(State(admin): Shared) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], figures::render(&admin).await).into_response()
 }
 
 /// The cluster at a glance.
-#[utoipa::path(get, path = "/v1/cluster", params(Consistency), responses((status = 200, body = Cluster), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/cluster", params(Consistency), responses((status = 200, body = Cluster), (status = 503, body = Problem)))]
 async fn cluster(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Cluster> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let (overview, coordinators) = tokio::join!(admin.overview(query.consistency), admin.coordinators());
@@ -355,7 +365,7 @@ async fn cluster(State(admin): Shared, query: Result<Query<Consistency>, QueryRe
 }
 
 /// Where slots are placed.
-#[utoipa::path(get, path = "/v1/slots", params(SlotQuery), responses((status = 200, body = SlotList), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/slots", params(SlotQuery), responses((status = 200, body = SlotList), (status = 503, body = Problem)))]
 async fn slots(State(admin): Shared, query: Result<Query<SlotQuery>, QueryRejection>) -> Answer<SlotList> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     if let Some(slot) = query.slot
@@ -368,7 +378,7 @@ async fn slots(State(admin): Shared, query: Result<Query<SlotQuery>, QueryReject
 }
 
 /// Sums over all devices, as last reported.
-#[utoipa::path(get, path = "/v1/stats", params(Consistency), responses((status = 200, body = Stats), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/stats", params(Consistency), responses((status = 200, body = Stats), (status = 503, body = Problem)))]
 async fn stats(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Stats> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     Ok(Json(overview::stats(&admin.overview(query.consistency).await?)))

@@ -133,6 +133,14 @@ impl Group {
         (0..self.running.len()).filter(|at| self.running[*at].is_some()).collect()
     }
 
+    /// Waits until the election of whoever leads is written into the log, which is some time after it.
+    pub(crate) fn elected(&self) {
+        eventually("the election is in the log", || {
+            let told = self.admin(self.leader()).get("/v1/events?kind=leader-elected").json();
+            told["events"].as_array().is_some_and(|events| !events.is_empty())
+        });
+    }
+
     /// Returns which of those that live leads, once one does and the others know.
     pub(crate) fn leader(&self) -> usize {
         let mut found = None;
