@@ -1,13 +1,17 @@
-//! The admin API as the command line uses it: which cluster is meant, the bearer token, plain HTTP with a timeout.
+//! The admin API as the command line uses it: which cluster is meant, the bearer token, HTTP or HTTPS with a timeout.
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use kvhive_tls::CertificateDer;
+use kvhive_tls::TlsFault;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cluster::local;
+use crate::trust;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 mod follow;
 
@@ -22,6 +26,8 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(140);
 /// Names a change: asked again under it, of any coordinator, it happens once.
 const CHANGE_NAME: &str = "idempotency-key";
 
+const HTTPS: &str = "https://";
+
 /// Which cluster a command talks to.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Target {
@@ -31,6 +37,9 @@ pub(crate) struct Target {
     /// File that holds the cluster's token; the variable KVHIVE_TOKEN comes before it [default: the local cluster's]
     #[arg(long, global = true, env = "KVHIVE_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    /// File with the cluster's authorities, in PEM form, where the cluster has TLS [default: the local cluster's]
+    #[arg(long, global = true, env = "KVHIVE_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
     /// Folder of the local cluster that `kvhive up` made
     #[arg(long, global = true, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir())]
     pub(crate) dir: PathBuf,
@@ -43,7 +52,10 @@ impl Target {
     /// When neither options nor a local cluster say which cluster is meant.
     pub(crate) fn resolve(&self) -> Result<Admin> {
         let urls: Vec<String> = match &self.admin {
-            Some(urls) => urls.split(',').map(|url| with_scheme(url.trim().trim_end_matches('/'))).collect(),
+            Some(urls) => {
+                let scheme = if self.ca.is_some() { "https" } else { "http" };
+                urls.split(',').map(|url| with_scheme(url.trim().trim_end_matches('/'), scheme)).collect()
+            }
             None => local::Running::load(&self.dir)?.admin_urls,
         };
         let token_file = self.token_file.clone().unwrap_or_else(|| self.dir.join(local::TOKEN_FILE));
@@ -52,12 +64,26 @@ impl Target {
             Some(_) => "the variable KVHIVE_TOKEN".to_owned(),
             None => token_file.display().to_string(),
         };
-        Ok(Admin::new(urls, token, token_from, READ_LIMIT, CHANGE_LIMIT))
+        let ca = self.ca.clone().or_else(|| trust::local_authority(&self.dir));
+        let trusted = ca.map(|file| kvhive_tls::authorities(&file)).transpose()?.unwrap_or_default();
+        if trusted.is_empty()
+            && let Some(url) = urls.iter().find(|url| url.starts_with(HTTPS))
+        {
+            bail!(
+                "{url} is known by a certificate: give the file of the cluster's authorities by --ca or KVHIVE_CA"
+            );
+        }
+        Ok(Admin::new(urls, token, token_from, &trusted, READ_LIMIT, CHANGE_LIMIT))
     }
 }
 
-fn agent(limit: Duration) -> ureq::Agent {
+fn agent(limit: Duration, trusted: &[CertificateDer<'_>]) -> ureq::Agent {
+    let trusted: Vec<_> = trusted.iter().map(|one| Certificate::from_der(one).to_owned()).collect();
+    let tls = TlsConfig::builder()
+        .root_certs(RootCerts::new_with_certs(&trusted))
+        .unversioned_rustls_crypto_provider(kvhive_tls::provider());
     ureq::Agent::config_builder()
+        .tls_config(tls.build())
         .timeout_connect(Some(CONNECT_LIMIT.min(limit)))
         .timeout_global(Some(limit))
         .http_status_as_error(false)
@@ -65,8 +91,17 @@ fn agent(limit: Duration) -> ureq::Agent {
         .new_agent()
 }
 
-fn with_scheme(url: &str) -> String {
-    if url.contains("://") { url.to_owned() } else { format!("http://{url}") }
+fn with_scheme(url: &str, scheme: &str) -> String {
+    if url.contains("://") { url.to_owned() } else { format!("{scheme}://{url}") }
+}
+
+/// Says why a call failed, where it is TLS that did in the words of both ends.
+fn told(error: &ureq::Error) -> String {
+    let fault = match error {
+        ureq::Error::Io(error) => TlsFault::within(error),
+        _ => None,
+    };
+    fault.map_or_else(|| error.to_string(), |fault| fault.to_string())
 }
 
 /// Reads a token file; `KVHIVE_TOKEN` comes before it.
@@ -102,14 +137,24 @@ enum Asked {
 }
 
 impl Admin {
-    fn new(urls: Vec<String>, token: String, token_from: String, read: Duration, change: Duration) -> Admin {
-        Admin { urls, token, token_from, who: "coordinator", reads: agent(read), changes: agent(change) }
+    fn new(
+        urls: Vec<String>,
+        token: String,
+        token_from: String,
+        trusted: &[CertificateDer<'_>],
+        read: Duration,
+        change: Duration,
+    ) -> Admin {
+        let (reads, changes) = (agent(read, trusted), agent(change, trusted));
+        Admin { urls, token, token_from, who: "coordinator", reads, changes }
     }
 
     /// Returns the way to one node, which takes the same token.
     pub(crate) fn of_node(&self, address: &str) -> Admin {
+        // A cluster has TLS everywhere or nowhere.
+        let is_https = self.urls.iter().any(|url| url.starts_with(HTTPS));
         Admin {
-            urls: vec![with_scheme(address)],
+            urls: vec![with_scheme(address, if is_https { "https" } else { "http" })],
             token: self.token.clone(),
             token_from: self.token_from.clone(),
             who: "node",
@@ -243,7 +288,7 @@ impl Admin {
                     );
                 }
                 Err(error) => {
-                    failures.push(format!("{url}: {error}"));
+                    failures.push(format!("{url}: {}", told(&error)));
                     continue;
                 }
             };
@@ -265,7 +310,7 @@ impl Admin {
             if status.as_u16() == 403 {
                 bail!("{url}, by the token from {}: {message}", self.token_from);
             }
-            if status.as_u16() == 503 {
+            if is_for_another(status) {
                 failures.push(format!("{url}: {message}"));
                 continue;
             }
@@ -273,6 +318,12 @@ impl Admin {
         }
         bail!("no {} answered:\n  {}", self.who, failures.join("\n  "));
     }
+}
+
+/// Returns whether another coordinator may answer where one did so: it cannot now, or was removed.
+fn is_for_another(status: ureq::http::StatusCode) -> bool {
+    use ureq::http::StatusCode;
+    [StatusCode::SERVICE_UNAVAILABLE, StatusCode::MISDIRECTED_REQUEST].contains(&status)
 }
 
 /// Draws the name of a change.
@@ -321,7 +372,7 @@ mod tests {
 
     fn admin(urls: &[&String], change: Duration) -> Admin {
         let urls = urls.iter().map(|url| (*url).clone()).collect();
-        Admin::new(urls, "token".to_owned(), "a test".to_owned(), READ_LIMIT, change)
+        Admin::new(urls, "token".to_owned(), "a test".to_owned(), &[], READ_LIMIT, change)
     }
 
     #[test]

@@ -7,11 +7,12 @@ mod commands;
 mod report;
 mod scaling;
 mod trace;
+mod trust;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    backup, balance, config, coordinator, down, drain, engines, events, node, raft, replay, route, scale,
-    simulate, status, tenants, top, trace as trace_command, up,
+    backup, balance, config, coordinator, down, drain, engines, events, explain, node, raft, replay, route,
+    scale, simulate, status, tenants, tls, top, trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -38,6 +39,7 @@ enum Command {
     Scale(scale::Scale),
     Balance(balance::Balance),
     Events(events::Events),
+    Explain(explain::Explain),
     Engines(engines::Engines),
     Route(route::Route),
     Tenants(tenants::Tenants),
@@ -49,6 +51,7 @@ enum Command {
     Node(node::NodeCommand),
     Raft(raft::Raft),
     Coordinator(coordinator::Coordinator),
+    Tls(tls::TlsCommand),
     Backup(backup::Backup),
     Restore(backup::Restore),
     /// Serves the baselines of benchmarks
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Scale(command) => command.run(),
         Command::Balance(command) => command.run(),
         Command::Events(command) => command.run(),
+        Command::Explain(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
         Command::Engines(command) => command.run(),
         Command::Route(command) => command.run(),
         Command::Tenants(command) => command.run(),
@@ -88,6 +92,7 @@ fn main() -> ExitCode {
         Command::Node(command) => command.run(),
         Command::Raft(command) => command.run(),
         Command::Coordinator(command) => command.run(),
+        Command::Tls(command) => command.run(),
         Command::Backup(command) => command.run(),
         Command::Restore(command) => command.run(),
         Command::BenchBaseline => bench::serve_baseline(),

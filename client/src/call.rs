@@ -19,6 +19,8 @@ const VERDICT_BYTES: usize = 16;
 
 /// Message bytes of one report of a strategy: names, figures, and an estimate for each way to rank.
 const REPORT_BYTES: usize = 512;
+/// Message bytes of what is known of one block: of one that is here or has gone, whichever takes more.
+const EXPLAINED_BYTES: usize = 64;
 /// Message bytes of one event, or of one block of a page: its key, and numbers.
 const WATCHED_BYTES: usize = 80;
 
@@ -72,6 +74,7 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
         DataRequest::Store(request) => (request.blocks.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Release(_) => (0, 0),
         DataRequest::Survey(request) => (request.runs.len().saturating_mul(VERDICT_BYTES), 0),
+        DataRequest::Explain(request) => (request.keys.len().saturating_mul(EXPLAINED_BYTES), 0),
         DataRequest::Strategies(_) => (MAX_REPORTS.saturating_mul(REPORT_BYTES), 0),
         DataRequest::Watch(_) => {
             (MAX_EVENTS_PER_ANSWER.max(MAX_BLOCKS_PER_PAGE).saturating_mul(WATCHED_BYTES), 0)

@@ -12,7 +12,7 @@ use kvhive_protocol::engines::EngineLoad;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::routing::{RouteAnswer, RouteRequest};
 use kvhive_protocol::{ClusterMap, Epoch, Era, Layout, RulesChange, TenantId, TenantRules, WireError};
-use kvhive_wire::Identity;
+use kvhive_wire::{Identity, Tls};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
@@ -37,6 +37,8 @@ pub struct ClientConfig {
     pub connections_per_member: usize,
     /// How long matched blocks are kept from eviction, so that they can be fetched.
     pub hold: Duration,
+    /// Its certificate and whom it trusts; none speaks without TLS. Its files are read anew when they change.
+    pub tls: Option<Tls>,
     /// Whether nodes decode what is stored encoded, so that nothing but raw blocks arrives.
     pub raw_reads: bool,
 }
@@ -52,6 +54,7 @@ impl ClientConfig {
             request_timeout: Duration::from_secs(5),
             connections_per_member: 4,
             hold: Duration::from_secs(2),
+            tls: None,
             raw_reads: false,
         }
     }
@@ -85,8 +88,12 @@ impl Client {
     /// [`ClientError::Unreachable`], or [`ClientError::Refused`] for a wrong token.
     pub async fn connect(config: ClientConfig) -> Result<Client, ClientError> {
         let token = TokenKey::new(&config.token);
-        let identity = Identity { token, role: Role::Client, sender: 0, cluster: None };
+        let identity =
+            Identity { token, role: Role::Client, sender: 0, cluster: None, tls: config.tls.clone() };
         let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())?;
+        if let Some(tls) = config.tls.clone() {
+            tokio::spawn(tls.keep_fresh());
+        }
         let deadline = in_time(config.request_timeout.max(config.connect_timeout));
         let map = first_map(&coordinators, deadline).await?;
         let identity = Identity { cluster: Some(map.cluster), ..identity };

@@ -224,7 +224,10 @@ impl Coordinators {
                 },
                 Ok(reply) => return Ok(reply),
                 Err(Fault::Refused(
-                    error @ (WireError::Unauthorized | WireError::Version { .. } | WireError::WrongCluster),
+                    error @ (WireError::Unauthorized
+                    | WireError::Version { .. }
+                    | WireError::WrongCluster
+                    | WireError::TlsRequired),
                 )) => {
                     return Err(ClientError::Refused(error));
                 }

@@ -135,7 +135,7 @@ impl Pool {
                 state.rests_until = Some(Instant::now() + rest);
                 drop(state);
                 // At most once a rest: somebody must look at the configuration.
-                if matches!(fault, Fault::Refused(_) | Fault::Impostor) {
+                if matches!(fault, Fault::Refused(_) | Fault::Impostor | Fault::Tls(_)) {
                     tracing::warn!(address, %fault, "a node lets nobody in from here");
                 }
                 Err(fault)

@@ -26,9 +26,14 @@ pub(crate) struct Rounds<'a> {
 impl<'a> Rounds<'a> {
     /// Begins a call, whose time runs from now on.
     pub(crate) fn new(namespace: &'a NamespaceClient) -> Rounds<'a> {
+        Rounds::until(namespace.shared(), namespace.deadline())
+    }
+
+    /// Begins a call that ends by `deadline`.
+    pub(crate) fn until(shared: &'a Shared, deadline: Instant) -> Rounds<'a> {
         Rounds {
-            shared: namespace.shared(),
-            deadline: namespace.deadline(),
+            shared,
+            deadline,
             avoid: Vec::new(),
             backoff: Backoff::new(),
             looked_again: false,

@@ -13,6 +13,7 @@ use crate::mode::{Codec, DiskAdmission, Mode, Tuning};
 use crate::parse;
 use crate::problem::{Origin, Problem};
 use crate::section::Section;
+use crate::tls::{TLS, TlsPaths};
 use crate::token::Token;
 use crate::tree::{self, Kind, Table, Value};
 use crate::units::Bytes;
@@ -82,6 +83,10 @@ fn file(root: &Table, is_open: bool, token: Option<&String>, ledger: &mut Ledger
         heartbeat: time(&raft, ledger, "heartbeat"),
         snapshot_every: whole_number(&raft, ledger, "snapshot_every"),
     };
+    let tls = root.get("tls").map(|table| {
+        let section = Section::open("tls".to_owned(), TLS, Some(table), ledger);
+        TlsPaths::read(&section, ledger)
+    });
 
     let (_, tables) = top.tables(ledger, "coordinator");
     let mut coordinators = Vec::with_capacity(tables.len());
@@ -111,7 +116,7 @@ fn file(root: &Table, is_open: bool, token: Option<&String>, ledger: &mut Ledger
         Some(newcomer) => newcomer.clone(),
         None => stand_in(defaults, ledger),
     });
-    ClusterParts { cluster, raft, coordinators, nodes, template }
+    ClusterParts { cluster, raft, tls, coordinators, nodes, template }
 }
 
 /// Reads a node that has all from the defaults, so that what would be wrong with any that joins is told beforehand.

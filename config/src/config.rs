@@ -6,6 +6,7 @@ use crate::ledger::Ledger;
 use crate::mode::{Mode, Tuning};
 use crate::problem::ConfigError;
 use crate::render;
+use crate::tls::TlsPaths;
 use crate::units::Bytes;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -29,6 +30,8 @@ pub struct ClusterParts {
     pub cluster: ClusterSettings,
     /// `[raft]`: how the coordinators agree.
     pub raft: RaftSettings,
+    /// `[tls]`: where certificates are, if every channel is encrypted.
+    pub tls: Option<TlsPaths>,
     /// `[[coordinator]]`: 1, 3, 5 or 7.
     pub coordinators: Vec<CoordinatorConfig>,
     /// `[[node]]`, each with `[node_defaults]` filled in; of an open file the node that joins, if one does.
@@ -396,11 +399,13 @@ impl ClusterConfig {
     }
 
     /// Renders what `scripts/launch` reads: lines of fields between tabs. The first is `cluster`, its name, its token file or
-    /// `-`; then one line a process: its kind, id, host, the `host:port` that answers health checks, and the seconds after
+    /// `-`, its file of authorities or `-`; then one line a process: its kind, id, host, the `host:port` that answers health checks, and the seconds after
     /// which it may be killed when it was told to end.
     pub fn process_lines(&self) -> String {
-        let mut lines =
-            format!("cluster\t{}\t{}\n", self.cluster.name, self.cluster.token.file().unwrap_or("-"));
+        let (token, authorities) =
+            (self.cluster.token.file(), self.tls.as_ref().map(|tls| tls.authorities.as_str()));
+        let fields = ["cluster", &self.cluster.name, token.unwrap_or("-"), authorities.unwrap_or("-")];
+        let mut lines = fields.join("\t") + "\n";
         for process in self.processes() {
             let seconds = process.kill_after().as_secs().to_string();
             let fields = [process.kind(), process.id(), process.host(), &process.health_address(), &seconds];

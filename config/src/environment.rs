@@ -7,6 +7,7 @@ use crate::keys::{self, CLUSTER, COORDINATOR, Key, NODE, RAFT};
 use crate::ledger::Ledger;
 use crate::parse::key_shown;
 use crate::problem::{Origin, Problem};
+use crate::tls::TLS;
 use crate::tree::{Kind, Table, Value};
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ const TRACING: &str = "KVHIVE_TRACE";
 /// The most processes that a message names.
 const MAX_NAMED: usize = 8;
 
-const SECTIONS: [&str; 5] = ["cluster", "raft", "coordinator", "node_defaults", "node"];
+const SECTIONS: [&str; 6] = ["cluster", "raft", "tls", "coordinator", "node_defaults", "node"];
 
 /// Returns `name` as a variable has it.
 pub(crate) fn spelled(name: &str) -> String {
@@ -38,6 +39,7 @@ pub(crate) fn apply(root: &mut Table, variables: &BTreeMap<String, String>, ledg
         let unknown = match words[..] {
             ["CLUSTER", key] => set(shared(root, "cluster"), "cluster", CLUSTER, key, value),
             ["RAFT", key] => set(shared(root, "raft"), "raft", RAFT, key, value),
+            ["TLS", key] => set(shared(root, "tls"), "tls", TLS, key, value),
             ["NODE_DEFAULTS", key] => {
                 set(shared(root, "node_defaults"), "node_defaults", keys::node_defaults(), key, value)
             }
@@ -57,7 +59,9 @@ pub(crate) fn apply(root: &mut Table, variables: &BTreeMap<String, String>, ledg
 fn shapeless(variable: &str, words: &[&str]) -> Problem {
     let section = words[0].to_ascii_lowercase();
     let hint = match section.as_str() {
-        "cluster" | "raft" | "node_defaults" => format!("an override of it is {PREFIX}{}__<KEY>", words[0]),
+        "cluster" | "raft" | "tls" | "node_defaults" => {
+            format!("an override of it is {PREFIX}{}__<KEY>", words[0])
+        }
         "coordinator" | "node" => format!("an override of it is {PREFIX}{}__<ID>__<KEY>", words[0]),
         _ => keys::hint(&section, SECTIONS.into_iter()),
     };

@@ -466,6 +466,7 @@ pub(crate) const DEVICE: &[Key] = &[
 pub(crate) const ROOT: &[Key] = &[
     key!("cluster", Rule::Table, Required, "What all processes share."),
     key!("raft", Rule::Table, Derived("defaults"), "How the coordinators agree."),
+    key!("tls", Rule::Table, Derived("none: nothing is encrypted"), "Certificates."),
     key!(
         "coordinator",
         Rule::Tables { counts: Counts::OneOf(&[1, 3, 5, 7]), header: "coordinator" },

@@ -41,6 +41,7 @@ mod problem;
 mod reference;
 mod render;
 mod section;
+mod tls;
 mod token;
 mod tree;
 mod units;
@@ -54,6 +55,7 @@ pub use local::LocalCluster;
 pub use mode::{Codec, DiskAdmission, Mode, Tuning};
 pub use problem::{ConfigError, Origin, Problem};
 pub use reference::reference_markdown;
+pub use tls::TlsPaths;
 pub use token::{Token, TokenError};
 pub use units::{Bytes, SizeError, format_share, format_time};
 

@@ -39,6 +39,8 @@ pub struct LocalCluster {
     /// Folder under which each coordinator, and each node that has a disk tier, gets one of its own, by its id. The token is read from `token` beside the
     /// cluster file.
     pub base_dir: String,
+    /// Whether every channel is encrypted: certificate, key and authority are read from `tls/` beside the cluster file.
+    pub tls: bool,
     /// Admin and raft of each coordinator in turn, then data and metrics of each node.
     pub ports: Vec<u16>,
 }
@@ -59,6 +61,7 @@ impl Default for LocalCluster {
             block_size: Bytes(64 << 10),
             replicas: 1,
             strategy: None,
+            tls: false,
             base_dir: "data".to_owned(),
             ports: vec![7800, 7801, 7820, 7821, 7840, 7841, 7810, 7811, 7830, 7831],
         }
@@ -83,6 +86,10 @@ impl LocalCluster {
             "cluster = {{ name = \"local\", replicas = {}, token_file = \"token\" }}\n",
             self.replicas
         );
+        if self.tls {
+            let tls = "[tls]\ncertificate = \"tls/member.pem\"\nkey = \"tls/member.key\"\nauthorities = \"tls/authority.pem\"\n";
+            out.push_str(tls);
+        }
         let mut ports = self.ports.iter().copied();
         // A port that was not given is refused as port 0, under its key.
         let mut address = || format!("\"127.0.0.1:{}\"", ports.next().unwrap_or(0));

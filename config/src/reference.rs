@@ -2,13 +2,21 @@
 
 use crate::environment::{BETWEEN, PREFIX, spelled};
 use crate::keys::{self, Absent, CLUSTER, COORDINATOR, DEVICE, Key, NODE, RAFT};
+use crate::tls::TLS;
 use std::fmt::Write;
 
 /// Renders the reference of every key as Markdown: what it takes, its default, its meaning and its variable.
 pub fn reference_markdown() -> String {
-    let sections: [(&str, &str, &[Key], Option<&str>); 5] = [
+    let sections: [(&str, &str, &[Key], Option<&str>); 6] = [
         ("[cluster]", "What all processes share.", CLUSTER, Some("CLUSTER")),
         ("[raft]", "How the coordinators agree.", RAFT, Some("RAFT")),
+        (
+            "[tls]",
+            "Certificates. With this table every channel is encrypted: processes and clients show each other certificates, admin API and \
+             metrics are HTTPS. Without it nothing is.",
+            TLS,
+            Some("TLS"),
+        ),
         (
             "[[coordinator]]",
             "One coordinator process; 1, 3, 5 or 7 of them.",

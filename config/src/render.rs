@@ -31,6 +31,12 @@ pub(crate) fn toml(parts: &ClusterParts) -> String {
     out.text("election_timeout", &format_time(parts.raft.election_timeout));
     out.text("heartbeat", &format_time(parts.raft.heartbeat));
     out.plain("snapshot_every", parts.raft.snapshot_every);
+    if let Some(tls) = &parts.tls {
+        out.header("\n[tls]");
+        out.text("certificate", &tls.certificate);
+        out.text("key", &tls.key);
+        out.text("authorities", &tls.authorities);
+    }
     for one in &parts.coordinators {
         coordinator(&mut out, one);
     }

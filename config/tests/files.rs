@@ -56,7 +56,7 @@ fn three_hosts_survive_the_loss_of_one() {
     assert_eq!(config.process("node-z"), None);
     assert_eq!(
         config.process_lines(),
-        "cluster\tthree-hosts\ttoken\n\
+        "cluster\tthree-hosts\ttoken\t-\n\
          coordinator\tcoord-a\t10.0.0.1\t10.0.0.1:7800\t10\n\
          coordinator\tcoord-b\t10.0.0.2\t10.0.0.2:7800\t10\n\
          coordinator\tcoord-c\t10.0.0.3\t10.0.0.3:7800\t10\n\

@@ -16,6 +16,12 @@ host = "10.0.0.2"
 [[node.device]]
 "#;
 
+const TLS: &str = r#"[tls]
+certificate = "tls/member.pem"
+key = "tls/member.key"
+authorities = "tls/authority.pem"
+"#;
+
 fn problems_with(text: &str, env: &[(&str, &str)]) -> Vec<String> {
     let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string()));
     match ClusterConfig::from_toml(text, env) {
@@ -217,7 +223,7 @@ fn replaced_values_are_told_alike() {
         (
             "[raft]",
             "[raft]\n[storage]",
-            "line 5: storage: unknown key, known here are cluster, raft, coordinator, node_defaults, node",
+            "line 5: storage: unknown key, known here are cluster, raft, tls, coordinator, node_defaults, node",
         ),
         ("token_file", "tokenfile", "line 3: cluster.tokenfile: unknown key, did you mean \"token_file\"?"),
         ("[raft]", "[[raft]]", "line 4: raft = (array of 1): allowed is a table"),
@@ -510,22 +516,49 @@ fn a_token_in_the_environment_stands_in_for_the_file_and_wins_over_it() {
 }
 
 #[test]
+fn certificates_are_given_whole_or_not_at_all() {
+    let path = "a path of 1 to 1024 bytes without control characters";
+    let missing = |key: &str| format!("tls.{key}: missing; wanted is {path}");
+    assert_eq!(
+        problems_with(&format!("{VALID}[tls]\ncertificate = \"a.pem\"\n"), &[]),
+        [missing("key"), missing("authorities")]
+    );
+    // A variable makes the table too.
+    assert_eq!(
+        problems_with(VALID, &[("KVHIVE_TLS__KEY", "a.key")]),
+        [missing("certificate"), missing("authorities")]
+    );
+    assert_eq!(
+        problems_with(&format!("{VALID}{TLS}ca = \"a.pem\"\n"), &[]),
+        ["line 17: tls.ca: unknown key, known here are certificate, key, authorities"]
+    );
+    let env = [("KVHIVE_TLS__KEY".to_owned(), "/run/own.key".to_owned())];
+    let config = ClusterConfig::from_toml(&format!("{VALID}{TLS}"), env).unwrap();
+    let tls = config.tls.as_ref().expect("it is given");
+    assert_eq!((tls.certificate.as_str(), tls.key.as_str()), ("tls/member.pem", "/run/own.key"));
+    let text = config.to_toml().expect("it lists its nodes");
+    assert_eq!(ClusterConfig::from_toml(&text, []).as_ref(), Ok(&config));
+    assert_eq!(ClusterConfig::from_toml(VALID, []).unwrap().tls, None);
+}
+
+#[test]
 fn every_key_of_the_reference_is_read() {
     // A key that nothing reads would take any value in silence.
     let reference = kvhive_config::reference_markdown();
     let mut section = "";
     let mut keys = 0;
+    let valid = format!("{VALID}{TLS}");
     for line in reference.lines() {
         if let Some(header) = line.strip_prefix("### ") {
             section = header.trim_matches(['`', '[', ']']);
         }
         let Some(key) = line.strip_prefix("| `").and_then(|rest| rest.split('`').next()) else { continue };
         keys += 1;
-        let header = VALID
+        let header = valid
             .lines()
             .find(|line| line.trim_matches(['[', ']']) == section)
             .expect("VALID has each section");
-        let text: String = VALID
+        let text: String = valid
             .replacen(header, &format!("{header}\n{key} = 1979-05-27"), 1)
             .lines()
             .filter(|line| !line.starts_with(&format!("{key} = \"")) || section == "raft")
@@ -538,5 +571,5 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 11 + 3 + 6 + 23 + 4);
+    assert_eq!(keys, 11 + 3 + 3 + 6 + 23 + 4);
 }

@@ -158,7 +158,7 @@ proptest! {
         let wish = LocalCluster {
             coordinators, nodes, devices_per_node, device_memory: Bytes(memory), host_memory: Bytes(host), disk: Bytes(0),
             block_size: Bytes(block), replicas, base_dir, ports,
-            strategy,
+            strategy, tls: false,
         };
         if let Ok(config) = wish.config() {
             prop_assert_eq!(config.nodes.len(), nodes as usize);

@@ -8,6 +8,7 @@ use kvhive_protocol::map::Settings;
 use kvhive_protocol::raft::Seat;
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
+use kvhive_wire::Tls;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ pub struct CoordinatorConfig {
     pub token: Vec<u8>,
     /// Whose other tokens may do what there.
     pub access: Access,
+    /// Its certificate and whom it trusts, on every channel; none speaks without TLS.
+    pub tls: Option<Tls>,
     /// Without word of a leader for this long, up to twice as long, an election is held.
     pub election_timeout: Duration,
     /// How often a leader says that it leads.

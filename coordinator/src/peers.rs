@@ -127,12 +127,15 @@ async fn send_small(to: &Destination, queue: &mut mpsc::Receiver<Vec<u8>>, raft:
             }
             Err(fault) => {
                 // Neither heals by itself, and each is retried many times a second: told once.
-                let strange = matches!(fault, Fault::Impostor)
-                    || matches!(fault.refusal(), Some(WireError::WrongCluster | WireError::Unauthorized));
+                let strange = matches!(fault, Fault::Impostor | Fault::Tls(_))
+                    || matches!(
+                        fault.refusal(),
+                        Some(WireError::WrongCluster | WireError::Unauthorized | WireError::TlsRequired)
+                    );
                 if strange && !is_estranged {
                     error!(
                         peer = %to.name, address = to.address, %fault,
-                        "this coordinator and its peer are not of one cluster; compare their tokens and data folders"
+                        "this coordinator and its peer are not of one cluster; compare their tokens, certificates and data folders"
                     );
                 }
                 is_estranged = strange;

@@ -47,10 +47,12 @@ fn pair(ours: Option<u128>, theirs: Option<u128>) -> Pair {
             Arc::new(crate::engines::Engines::new(
                 Vec::new(),
                 Vec::new(),
+                None,
                 Arc::new(kvhive_runtime::BootClock),
             )),
         ),
         token: token.clone(),
+        tls: None,
         cluster: known,
         room: Room::default(),
     };
@@ -60,7 +62,7 @@ fn pair(ours: Option<u128>, theirs: Option<u128>) -> Pair {
         peer: PeerId(2),
         name: "the other".to_owned(),
         address: address.to_string(),
-        identity: Identity { token, role: Role::Coordinator, sender: 1, cluster: None },
+        identity: Identity { token, role: Role::Coordinator, sender: 1, cluster: None, tls: None },
         cluster: known,
     };
     let (lanes, outgoing) = lanes();

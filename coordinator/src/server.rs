@@ -9,7 +9,7 @@ use kvhive_protocol::frame::{FrameLimits, Kind};
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::{ClusterId, WireError};
 use kvhive_runtime::{Places, stopped};
-use kvhive_wire::{Connection, Fault, Listening, Peer};
+use kvhive_wire::{Connection, Fault, Listening, Peer, Tls};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -38,6 +38,7 @@ pub(crate) struct Server {
     pub(crate) raft: Raft,
     pub(crate) control: ControlPlane,
     pub(crate) token: TokenKey,
+    pub(crate) tls: Option<Tls>,
     pub(crate) cluster: watch::Receiver<Option<ClusterId>>,
     pub(crate) room: Room,
 }
@@ -89,7 +90,7 @@ pub(crate) async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: 
         let (server, mut stop) = (server.clone(), stop.clone());
         tokio::spawn(async move {
             let cluster = *server.cluster.borrow();
-            let listening = Listening { token: server.token.clone(), cluster };
+            let listening = Listening { token: server.token.clone(), cluster, tls: server.tls.clone() };
             let accepted = tokio::select! {
                 accepted = Connection::accept(stream, &listening, HANDSHAKE_LIMIT) => accepted,
                 () = handshake.turned_out() => return,

@@ -142,22 +142,32 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         .name("raft-log".to_owned())
         .spawn(move || log_thread::run(store, log_writes, teller, counted))
         .map_err(|source| CoordinatorError::Failed(format!("cannot start the log's thread: {source}")))?;
-    let identity =
-        Identity { token: token.clone(), role: Role::Coordinator, sender: config.peer, cluster: None };
+    let identity = Identity {
+        token: token.clone(),
+        role: Role::Coordinator,
+        sender: config.peer,
+        cluster: None,
+        tls: config.tls.clone(),
+    };
     let dialling =
         peers::dial(lines, identity.clone(), known_cluster.clone(), raft.clone(), stopping.clone());
     runtime.io().spawn(dialling);
     let coordinators = config.peers.iter().map(|peer| peer.raft_address.clone()).collect();
-    let engines = Arc::new(Engines::new(coordinators, config.token.clone(), Arc::new(BootClock)));
+    let engines =
+        Arc::new(Engines::new(coordinators, config.token.clone(), config.tls.clone(), Arc::new(BootClock)));
     runtime.io().spawn(engines.clone().run(known_engines, stopping.clone()));
     let control = ControlPlane::new(raft.clone(), engines);
     let server = Arc::new(Server {
         raft: raft.clone(),
         control: control.clone(),
         token,
+        tls: config.tls.clone(),
         cluster: known_cluster,
         room: Room::default(),
     });
+    if let Some(tls) = config.tls.clone() {
+        runtime.io().spawn(tls.keep_fresh());
+    }
     let serving = runtime.io().spawn(server::serve(raft_listener, server, stopping.clone()));
     let leaving = raft.clone();
     let sources = Sources {
@@ -175,7 +185,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let listeners = Listeners::new(known_events, stopping.clone());
     let random = random[80..96].try_into().expect("16 bytes");
     let admin = Arc::new(Admin::new(sources, listeners, access, audit, random));
-    let administering = runtime.io().spawn(admin::serve(admin_listener, admin, stopping));
+    let administering = runtime.io().spawn(admin::serve(admin_listener, admin, config.tls.clone(), stopping));
     runtime.on_shutdown().at(Stage::StopAccepting, "hand over and close listeners", async move {
         hand_over(&leaving).await;
         stop.send_replace(true);

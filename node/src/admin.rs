@@ -1,16 +1,16 @@
-//! What an operator may have a node do: write its snapshot or take one in. Whoever asks shows a token that gives the role. No path
+//! What an operator may have a node do: write its snapshot or take one in, list those that it has, remove one. Whoever asks shows a token that gives the role. No path
 //! comes from outside: snapshots are in the node's own folder, or beside it under a name.
 
-use crate::persist::{Job, Jobs, Refused, Verb};
+use crate::persist::{BEFORE, Job, Jobs, MAX_NAMED, PersistError, Refused, Standing, Verb};
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use kvhive_runtime::http::{Access, Problem};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// The largest body of a request, in bytes.
@@ -32,13 +32,15 @@ struct Wanted {
     layout: Option<String>,
 }
 
-/// Returns the routes below `/v1/snapshot`.
+/// Returns the routes below `/v1/snapshot` and `/v1/snapshots`.
 pub(crate) fn routes(access: Access, jobs: Option<Arc<Jobs>>) -> Router {
     let admin = Arc::new(Admin { jobs });
     Router::new()
         .route("/v1/snapshot", get(last))
         .route("/v1/snapshot/persist", post(persist))
         .route("/v1/snapshot/load", post(load))
+        .route("/v1/snapshots", get(list))
+        .route("/v1/snapshots/{name}", delete(remove))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn_with_state(Arc::new(access), Access::check))
         .with_state(admin)
@@ -59,6 +61,53 @@ async fn last(State(admin): State<Arc<Admin>>) -> Response {
     }
 }
 
+/// What was removed.
+#[derive(Serialize)]
+struct Removed {
+    removed: String,
+}
+
+/// A node's snapshots.
+#[derive(Serialize)]
+struct All {
+    snapshots: Vec<Standing>,
+    /// As many may stand under a name.
+    most: usize,
+}
+
+fn no_folder() -> Response {
+    let message = "this node has no folder for snapshots: give it a persist_dir and start it again";
+    refusal(StatusCode::CONFLICT, "no_folder", message)
+}
+
+fn failed(error: &PersistError) -> Response {
+    match error {
+        PersistError::InUse { .. } => refusal(StatusCode::CONFLICT, "busy", error.to_string()),
+        _ => refusal(StatusCode::INTERNAL_SERVER_ERROR, "failed", error.to_string()),
+    }
+}
+
+async fn list(State(admin): State<Arc<Admin>>) -> Response {
+    let Some(jobs) = &admin.jobs else { return no_folder() };
+    match jobs.list().await {
+        Ok(snapshots) => Json(All { snapshots, most: MAX_NAMED }).into_response(),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn remove(State(admin): State<Arc<Admin>>, Path(name): Path<String>) -> Response {
+    let Some(jobs) = &admin.jobs else { return no_folder() };
+    match jobs.remove(&name).await {
+        Ok(Some(())) => Json(Removed { removed: name }).into_response(),
+        Ok(None) => refusal(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            format!("the node has no snapshot {name:?} beside its own; see GET /v1/snapshots"),
+        ),
+        Err(error) => failed(&error),
+    }
+}
+
 async fn persist(State(admin): State<Arc<Admin>>, body: Result<Json<Wanted>, JsonRejection>) -> Response {
     begin(&admin, Verb::Persist, body)
 }
@@ -72,10 +121,7 @@ fn begin(admin: &Admin, verb: Verb, body: Result<Json<Wanted>, JsonRejection>) -
         Ok(wanted) => wanted,
         Err(error) => return refusal(error.status(), "bad_request", error.body_text()),
     };
-    let Some(jobs) = &admin.jobs else {
-        let message = "this node has no folder for snapshots: give it a persist_dir and start it again";
-        return refusal(StatusCode::CONFLICT, "no_folder", message);
-    };
+    let Some(jobs) = &admin.jobs else { return no_folder() };
     match jobs.begin(verb, name.as_deref(), layout.as_deref()) {
         Ok(job) => (StatusCode::ACCEPTED, Json(job)).into_response(),
         Err(Refused::Busy) => {
@@ -83,6 +129,11 @@ fn begin(admin: &Admin, verb: Verb, body: Result<Json<Wanted>, JsonRejection>) -
         }
         Err(Refused::Name) => {
             let message = "a snapshot's name has 1 to 63 letters, digits, - and _";
+            refusal(StatusCode::BAD_REQUEST, "bad_request", message)
+        }
+        Err(Refused::Kept) => {
+            let message =
+                format!("{BEFORE:?} is where the node itself puts a snapshot aside; give another name");
             refusal(StatusCode::BAD_REQUEST, "bad_request", message)
         }
         Err(Refused::Layout) => {

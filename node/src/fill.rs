@@ -6,12 +6,13 @@ use crate::actors::device::Device;
 use crate::data::{Counters, Given, Item, Origin, Replicator, add, count};
 use crate::guards::{Lent, ReadGuard, Unread};
 use crate::view::View;
-use kvhive_cache::{Fills, Pass, Round};
+use kvhive_cache::{BlockId, Fills, Nearest, Pass, Round};
 use kvhive_protocol::control::MAX_UNREACHED;
 use kvhive_protocol::data::{About, StoreBlock};
 use kvhive_protocol::{DeviceId, LayoutFingerprint, Slot, TenantId};
 use kvhive_wire::Fault;
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -26,6 +27,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const BATCH: usize = 8;
 /// Bytes sent at a time, but for a block that is larger.
 const BYTES_PER_STORE: u64 = 8 << 20;
+/// Blocks listed at a time of a device that has so many frames and records: their order is found among these.
+pub(crate) const LISTED: usize = 1 << 20;
 /// A device that does not answer within this is busy.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -71,6 +74,8 @@ pub(crate) struct Filler {
     pub(crate) counters: Arc<Counters>,
     /// Bytes a second.
     pub(crate) rate: u64,
+    /// Blocks listed at a time.
+    pub(crate) listed: usize,
 }
 
 impl Filler {
@@ -109,24 +114,64 @@ impl Filler {
         }
     }
 
-    /// Makes one pass, parents first, as a shard wants them.
+    /// Makes one pass, parents first, as a shard wants them: as many blocks at a time as are listed at a time.
     async fn give(&self, gift: &mut Gift<'_>) -> Pass {
-        let round = gift.round;
-        let Some(device) = self.devices.get(usize::from(round.source.index)) else { return Pass::Partial };
-        let (mut all, mut next) = (Vec::new(), Some(0));
-        while let Some(from) = next {
-            let slots = round.slots.clone();
-            let asked = device.ask(LIMIT, |reply| DeviceMessage::Contents { from, slots, reply });
-            // None while it is not known yet what lies on disk.
-            let Ok(Some((listed, after))) = asked.await else { return Pass::Partial };
-            all.extend(listed);
-            next = after;
+        let Some(device) = self.devices.get(usize::from(gift.round.source.index)) else {
+            return Pass::Partial;
+        };
+        // A device that is made anew has lost what it would have given, and nobody is told of that but by this.
+        let restarts = self.restarts();
+        let mut nearest = Nearest::new(self.listed);
+        loop {
+            let mut next = Some(0);
+            while let Some(from) = next {
+                let slots = gift.round.slots.clone();
+                let asked = device.ask(LIMIT, |reply| DeviceMessage::Contents { from, slots, reply });
+                // None while it is not known yet what lies on disk.
+                let Ok(Some((listed, after))) = asked.await else { return Pass::Partial };
+                nearest.extend(listed);
+                next = after;
+            }
+            let (listed, is_rest) = nearest.take();
+            if let Err(how) = self.give_these(gift, device, &listed).await {
+                return how;
+            }
+            if self.restarts() != restarts {
+                return Pass::Partial;
+            }
+            if is_rest {
+                return if gift.late > 0 { Pass::Late } else { Pass::Whole };
+            }
         }
-        all.sort_unstable_by_key(|(depth, id)| (*depth, id.index()));
-        for batch in all.chunks(BATCH) {
+    }
+
+    /// Makes one pass that nobody has asked for, by the map that the node serves by.
+    #[cfg(test)]
+    pub(crate) async fn pass(&self) -> Option<Pass> {
+        let serving = self.view.serving()?;
+        let round = {
+            let mut fills = self.replicator.giving.fills();
+            fills.adopt(&serving.map, serving.member);
+            fills.begin()?
+        };
+        Some(self.give(&mut Gift { round: &round, blocks: 0, late: 0 }).await)
+    }
+
+    fn restarts(&self) -> u64 {
+        self.counters.actor_restarts.load(Ordering::SeqCst)
+    }
+
+    async fn give_these(
+        &self,
+        gift: &mut Gift<'_>,
+        device: &Device,
+        listed: &[(u32, BlockId)],
+    ) -> Result<(), Pass> {
+        let round = gift.round;
+        for batch in listed.chunks(BATCH) {
             let ids = batch.iter().map(|(_, id)| *id).collect();
             let Ok(lent) = device.ask(LIMIT, |reply| DeviceMessage::Lend { ids, reply }).await else {
-                return Pass::Partial;
+                return Err(Pass::Partial);
             };
             let mut alike: BTreeMap<(TenantId, LayoutFingerprint), Vec<Item>> = BTreeMap::new();
             let mut bytes = 0;
@@ -142,9 +187,7 @@ impl Filler {
                 let header = *guard.header();
                 if bytes + header.payload_bytes > BYTES_PER_STORE {
                     for (kind, items) in std::mem::take(&mut alike) {
-                        if let Err(how) = self.hand_over(gift, kind, items).await {
-                            return how;
-                        }
+                        self.hand_over(gift, kind, items).await?;
                     }
                     bytes = 0;
                 }
@@ -154,12 +197,10 @@ impl Filler {
                 items.push(Item { at: items.len(), block, slot, guard, targets: vec![round.target] });
             }
             for (kind, items) in alike {
-                if let Err(how) = self.hand_over(gift, kind, items).await {
-                    return how;
-                }
+                self.hand_over(gift, kind, items).await?;
             }
         }
-        if gift.late > 0 { Pass::Late } else { Pass::Whole }
+        Ok(())
     }
 
     /// Copies blocks, then waits as long as they should have taken.

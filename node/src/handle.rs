@@ -94,7 +94,7 @@ impl NodeHandle {
     }
 
     /// Writes what the node holds, on disk too, to a snapshot: the folder `path`, which stands or is replaced as a whole. What an interrupted
-    /// run has written is gone on with. Blocks the thread; the node serves meanwhile.
+    /// run has written and is held still is gone on with. Blocks the thread; the node serves meanwhile.
     ///
     /// # Errors
     /// When the node does not serve, a file cannot be written, something else than a snapshot is at `path`, or another works on
@@ -104,7 +104,7 @@ impl NodeHandle {
         path: &Path,
         mut progress: impl FnMut(PersistProgress) + Send,
     ) -> Result<Saved, PersistError> {
-        self.wait_for(persist::save(&self.holdings, path, Extent::All, &mut progress))
+        self.wait_for(persist::save(&self.holdings, path, None, Extent::All, &mut progress))
     }
 
     /// Takes in the snapshot at `path`, or what of it is of the layout `only`, as far as there are free frames: nothing leaves for it,

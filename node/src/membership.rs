@@ -178,7 +178,10 @@ impl Membership {
             load.traffic = device.traffic.tell(self.view.now());
             let device = DeviceId::new(member, at as u16);
             load.queue_us = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
-            load.filled = self.replicator.giving.filled(&self.view, device);
+            let filled = self.replicator.giving.filled(&self.view, device);
+            // Of one that was made anew since, others hold what it held and it does not: nobody counts as given all of that.
+            let is_as_registered = self.known_emptied.load(Ordering::SeqCst) == *self.emptied.borrow();
+            load.filled = if is_as_registered { filled } else { Vec::new() };
             load.unreached = self.replicator.giving.unreached(device);
             devices.push(load);
         }

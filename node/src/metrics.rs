@@ -16,6 +16,7 @@ use kvhive_cache::{Reason, ShardStats};
 use kvhive_protocol::TenantId;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::load::{MAX_TENANT_LOADS, TenantLoad};
+use kvhive_runtime::http::record_tls;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -150,6 +151,9 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         let total = counter.load(Ordering::Relaxed);
         metrics::counter!("kvhive_node_requests_refused_total", "reason" => reason).absolute(total);
     }
+    if let Some(tls) = &plane.tls {
+        record_tls(tls);
+    }
     for (device, store) in sources.stores.iter().enumerate() {
         if let Some(store) = store {
             disk::record(&device.to_string(), store);
@@ -234,6 +238,7 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_writes_under_way", stats.filling),
         ("kvhive_node_readers", stats.readers),
         ("kvhive_node_leaving_blocks", stats.leaving),
+        ("kvhive_node_untold_uses", stats.untold),
         ("kvhive_node_shrinking_blocks", stats.shrinking),
     ] {
         metrics::gauge!(name, "device" => device.to_owned()).set(value as f64);

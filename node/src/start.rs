@@ -6,7 +6,7 @@ use crate::admin;
 use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
 use crate::disk::{self, DiskError, DiskTuning, Store};
-use crate::fill::Filler;
+use crate::fill::{Filler, LISTED};
 #[cfg(test)]
 use crate::handle::Inside;
 use crate::handle::{Ending, NodeHandle};
@@ -16,20 +16,20 @@ use crate::metrics::{Sources, routes};
 use crate::persist::{self, Holdings, Jobs, Keeper};
 use crate::view::View;
 use axum::Router;
-use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
+use kvhive_cache::{Nearest, Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
 use kvhive_runtime::http::Role as AdminRole;
 use kvhive_runtime::{BootClock, BoundedListener, DoorLimits, Runtime, RuntimeConfig, Spawn, Stage, stopped};
-use kvhive_wire::Identity;
+use kvhive_wire::{Identity, Tls};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::{error, info};
 
 /// Messages that wait for a device actor.
@@ -47,6 +47,8 @@ const DIAL_LIMIT: Duration = Duration::from_secs(1);
 /// Memory of one connection whose messages are small: its buffers. One whose messages are large keeps up to 512 KiB, and holds
 /// up to [`kvhive_protocol::data::MAX_REQUEST_BYTES`] while one is under way; that is not counted as configured.
 const CONNECTION_BYTES: u64 = 32 * 1024;
+/// What TLS adds to it: records of 16 KiB being received, and the 64 KiB that wait to be sent.
+const TLS_BYTES: u64 = 128 * 1024;
 /// What strangers can hold of the metrics listener.
 const METRICS_DOOR: DoorLimits = DoorLimits {
     connections: 32,
@@ -118,17 +120,33 @@ pub(crate) fn start_within(
     let (data_listener, data_address) = listen(&runtime, config.data_listen)?;
     let (metrics_listener, metrics_address) = listen(&runtime, config.metrics_listen)?;
     let token = TokenKey::new(&config.token);
-    let identity = Identity { token: token.clone(), role: Role::Node, sender: 0, cluster: None };
+    let identity = Identity {
+        token: token.clone(),
+        role: Role::Node,
+        sender: 0,
+        cluster: None,
+        tls: config.tls.clone(),
+    };
     let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())
         .map_err(|error| NodeError::Config(error.to_string()))?;
     let pool = Pool::new(identity, CONNECTIONS_PER_PEER, DIAL_LIMIT);
     let replicator = Replicator::new(pool, runtime.io().clone(), limits.inflight_bytes);
-    let plane =
-        Arc::new(DataPlane::new(devices.clone(), view.clone(), counters, replicator.clone(), token, limits));
+    let plane = Arc::new(DataPlane::new(
+        devices.clone(),
+        view.clone(),
+        counters,
+        replicator.clone(),
+        token,
+        config.tls.clone(),
+        limits,
+    ));
 
     let buffers: u64 = stores.iter().flatten().map(|store| store.buffer_bytes()).sum();
     let memory_configured = memory_configured(&config, &memories) + buffers;
     keep_disks(&runtime, &devices, &stores, &view, &stopping);
+    if let Some(tls) = config.tls.clone() {
+        runtime.io().spawn(tls.keep_fresh());
+    }
     let serving = runtime.io().spawn(serve(data_listener, plane.clone(), stopping.clone()));
     let sources =
         Sources { devices: devices.clone(), stores: stores.clone(), plane: plane.clone(), memory_configured };
@@ -145,20 +163,24 @@ pub(crate) fn start_within(
     let frame_bytes = config.devices.iter().filter_map(largest).max().unwrap_or(0);
     let holdings = Holdings {
         devices: devices.clone(),
+        stores: stores.iter().flatten().cloned().collect(),
         frames: memories.iter().map(memory_frames).collect(),
         frame_bytes,
         view: view.clone(),
         counters: plane.counters.clone(),
+        loading: Arc::new(Semaphore::new(1)),
+        saving: Arc::new(Semaphore::new(1)),
     };
     let jobs = keep_snapshot(&config, &runtime, &holdings, &plane, &stopping);
     let routes = routes(sources).merge(admin::routes(access, jobs));
-    runtime.io().spawn(serve_metrics(metrics_listener, routes, stopping.clone()));
+    runtime.io().spawn(serve_metrics(metrics_listener, routes, config.tls.clone(), stopping.clone()));
     let filler = Filler {
         devices: devices.clone(),
         replicator: plane.replicator.clone(),
         view: view.clone(),
         counters: plane.counters.clone(),
         rate: config.move_rate,
+        listed: blocks_listed(&config, &memories),
     };
     runtime.io().spawn(filler.run(stopping.clone()));
     let member = runtime.io().spawn(membership.run(stopping));
@@ -322,6 +344,15 @@ fn memory_frames(memory: &Memory) -> u32 {
     tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).sum()
 }
 
+/// Returns how many blocks are listed at a time to be given away: no more than the largest device has.
+fn blocks_listed(config: &NodeConfig, memories: &[Memory]) -> usize {
+    let blocks = |(memory, device): (&Memory, &DeviceConfig)| {
+        let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
+        memory_frames(memory) as usize + records as usize
+    };
+    memories.iter().zip(&config.devices).map(blocks).max().unwrap_or(0).clamp(1, LISTED)
+}
+
 /// Returns the bytes of arenas, indices (of blocks on disk too), what snapshots and finding records need, connections'
 /// buffers, and blocks that are decoded or read from disk until they are sent.
 fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
@@ -335,18 +366,25 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         let core = DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy);
         arenas + snapshot + disk::scan_bytes(records) + core
     };
+    let connection = CONNECTION_BYTES + config.tls.as_ref().map_or(0, |_| TLS_BYTES);
     // What is decoded, and what is read from disk, until it is sent.
     let has_disk = config.devices.iter().any(|device| device.disk_bytes > 0);
     let on_the_way = config.max_inflight_bytes * (1 + u64::from(has_disk));
     memories.iter().zip(&config.devices).map(of_device).sum::<u64>()
-        + config.max_connections as u64 * CONNECTION_BYTES
+        + config.max_connections as u64 * connection
+        + Nearest::bytes(blocks_listed(config, memories))
         + on_the_way
 }
 
-async fn serve_metrics(listener: TcpListener, routes: Router, mut stopping: watch::Receiver<bool>) {
+async fn serve_metrics(
+    listener: TcpListener,
+    routes: Router,
+    tls: Option<Tls>,
+    mut stopping: watch::Receiver<bool>,
+) {
     let until = async move { stopped(&mut stopping).await };
     let served =
-        axum::serve(BoundedListener::new(listener, METRICS_DOOR), routes).with_graceful_shutdown(until);
+        axum::serve(BoundedListener::new(listener, METRICS_DOOR, tls), routes).with_graceful_shutdown(until);
     if let Err(error) = served.await {
         error!(%error, "the metrics listener failed");
     }

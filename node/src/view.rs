@@ -2,18 +2,21 @@
 //! writes, and the layouts of its blocks, which stores tell.
 
 use crate::layouts::Layouts;
+use kvhive_cache::Lapses;
 use kvhive_protocol::block::Codec;
+use kvhive_protocol::explain::Lapse;
 use kvhive_protocol::{ClusterMap, Era, MemberId, Moment, TenantId, TenantRules, WireError};
 use kvhive_runtime::Clock;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// A node's shared view of its cluster.
 pub(crate) struct View {
     clock: Arc<dyn Clock>,
     serving: RwLock<Option<Serving>>,
     lease: AtomicU64,
+    lapses: Mutex<Lapses>,
     pub(crate) layouts: Layouts,
 }
 
@@ -33,7 +36,13 @@ impl Serving {
 
 impl View {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> View {
-        View { clock, serving: RwLock::new(None), lease: AtomicU64::new(0), layouts: Layouts::default() }
+        View {
+            clock,
+            serving: RwLock::new(None),
+            lease: AtomicU64::new(0),
+            lapses: Mutex::default(),
+            layouts: Layouts::default(),
+        }
     }
 
     pub(crate) fn now(&self) -> Moment {
@@ -65,10 +74,16 @@ impl View {
 
     pub(crate) fn serve_until(&self, lease: Moment) {
         self.lease.store(lease.as_nanos(), Ordering::SeqCst);
+        self.lapses.lock().unwrap_or_else(PoisonError::into_inner).serve_until(self.now(), lease);
     }
 
     pub(crate) fn lease(&self) -> Moment {
         Moment::from_nanos(self.lease.load(Ordering::SeqCst))
+    }
+
+    /// Returns when this node had no lease last.
+    pub(crate) fn lapse(&self) -> Option<Lapse> {
+        self.lapses.lock().unwrap_or_else(PoisonError::into_inner).last(self.now())
     }
 
     /// Returns by which map this node serves, if it has a lease to.

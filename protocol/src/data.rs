@@ -1,6 +1,7 @@
 //! The data plane: match, fetch, store, between a client and a node and between nodes.
 
 use crate::block::BlockHeader;
+use crate::explain::{ExplainRequest, Explained, Lapse};
 use crate::ids::{DeviceId, Epoch, Slot, TenantId};
 use crate::key::{BlockKey, KeyList};
 use crate::layout::Layout;
@@ -68,6 +69,8 @@ pub enum DataRequest {
     Watch(WatchRequest),
     /// What of these segments is here, and where? Nobody uses them by asking. Answered by [`DataReply::Surveyed`].
     Survey(SurveyRequest),
+    /// Why are these blocks here, or not? Nobody uses them by asking. Answered by [`DataReply::Explained`].
+    Explain(ExplainRequest),
 }
 
 /// See [`DataRequest::Match`].
@@ -278,6 +281,15 @@ pub enum DataReply {
         /// One answer a run.
         runs: Vec<Surveyed>,
     },
+    /// For each key: what is known of it.
+    Explained {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// When the node had no lease last, since it started.
+        lapse: Option<Lapse>,
+        /// One answer a key.
+        blocks: Vec<Explained>,
+    },
 }
 
 impl DataReply {
@@ -290,7 +302,8 @@ impl DataReply {
             | DataReply::Released { epoch, .. }
             | DataReply::Strategies { epoch, .. }
             | DataReply::Watched { epoch, .. }
-            | DataReply::Surveyed { epoch, .. } => *epoch,
+            | DataReply::Surveyed { epoch, .. }
+            | DataReply::Explained { epoch, .. } => *epoch,
         }
     }
 }

@@ -105,6 +105,9 @@ pub enum WireError {
         /// What broke.
         detail: String,
     },
+    /// The member speaks TLS alone: the connection is closed.
+    #[error("this cluster speaks TLS: connect with its authorities, a certificate and the certificate's key")]
+    TlsRequired,
 }
 
 impl WireError {

@@ -113,6 +113,14 @@ impl TokenKey {
         TokenKey(blake3::derive_key("kvhive 2026-11 handshake token v1", token))
     }
 
+    /// Derives the key for one secure channel, of what both its ends know of it and nobody else.
+    pub fn bound_to(&self, channel: &[u8; 32]) -> Self {
+        let mut both = [0; 64];
+        both[..32].copy_from_slice(&self.0);
+        both[32..].copy_from_slice(channel);
+        TokenKey(blake3::derive_key("kvhive 2026-11 handshake channel v1", &both))
+    }
+
     /// The connecting end's proof.
     pub fn client_proof(&self, hello: &Hello, challenge: &Challenge) -> [u8; 32] {
         self.prove(b"connecting", hello, challenge)

@@ -11,6 +11,7 @@ pub mod data;
 pub mod engines;
 pub mod error;
 pub mod events;
+pub mod explain;
 pub mod frame;
 pub mod handshake;
 pub mod ids;

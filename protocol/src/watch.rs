@@ -38,11 +38,17 @@ pub enum Gone {
     TakenBack,
     /// It never came: the strategy found everything that would leave for it worth more.
     Declined,
+    /// It never came: every frame of its size was read, held or being written, or none was to spare for a copy.
+    NoRoom,
+    /// It never came: no frame is large enough.
+    TooLarge,
+    /// It never came: its write ended before all of it was there, or what was there did not match its header.
+    Unwritten,
 }
 
 impl Gone {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Gone; 7] = [
+    pub const ALL: [Gone; 10] = [
         Gone::Evicted,
         Gone::Over,
         Gone::NotAdmitted,
@@ -50,6 +56,9 @@ impl Gone {
         Gone::Lost,
         Gone::TakenBack,
         Gone::Declined,
+        Gone::NoRoom,
+        Gone::TooLarge,
+        Gone::Unwritten,
     ];
 
     /// Returns its name in reports.
@@ -62,6 +71,9 @@ impl Gone {
             Gone::Lost => "lost",
             Gone::TakenBack => "taken-back",
             Gone::Declined => "declined",
+            Gone::NoRoom => "no-room",
+            Gone::TooLarge => "too-large",
+            Gone::Unwritten => "unwritten",
         }
     }
 }

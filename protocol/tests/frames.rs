@@ -10,10 +10,11 @@ use kvhive_protocol::data::{
     ReleaseRequest, Run, StoreBlock, StoreRequest, Stored, StrategiesRequest, SurveyRequest, Surveyed,
 };
 use kvhive_protocol::error::WireError;
+use kvhive_protocol::explain::{Departure, ExplainRequest, Explained, Lapse, Since};
 use kvhive_protocol::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameLimits, Kind, encode_frame};
 use kvhive_protocol::handshake::{Challenge, Hello, Proof, Role, TokenKey, agree};
 use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
-use kvhive_protocol::watch::{BlockEvent, WatchAnswer, WatchAsk, WatchRequest};
+use kvhive_protocol::watch::{BlockEvent, BlockTier, Gone, WatchAnswer, WatchAsk, WatchRequest};
 use kvhive_protocol::*;
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
@@ -95,7 +96,8 @@ fn requests() -> Vec<DataRequest> {
             tenant: Some(tenant),
             ask: WatchAsk::Events { stream: 7, after: 9 },
         }),
-        DataRequest::Survey(SurveyRequest { epoch, device, tenant, runs, keys }),
+        DataRequest::Survey(SurveyRequest { epoch, device, tenant, runs: runs.clone(), keys: keys.clone() }),
+        DataRequest::Explain(ExplainRequest { epoch, device, tenant, runs, keys }),
     ]
 }
 
@@ -111,7 +113,29 @@ fn replies() -> Vec<DataReply> {
         DataReply::Strategies { epoch: Epoch(2), reports: vec![report()] },
         DataReply::Watched { epoch: Epoch(2), answer: watched() },
         DataReply::Surveyed { epoch: Epoch(2), runs: vec![Surveyed { covered: 3, in_memory: 1 }] },
+        DataReply::Explained {
+            epoch: Epoch(2),
+            lapse: Some(Lapse { ago_s: 60, for_ms: 2500 }),
+            blocks: explained(),
+        },
     ]
+}
+
+fn explained() -> Vec<Explained> {
+    let here = Explained::Here {
+        tier: BlockTier::Host,
+        codec: Codec::Int8,
+        bytes: 4096,
+        fingerprint: LayoutFingerprint([9; 16]),
+        slot: Slot(17),
+    };
+    let gone = Explained::Gone(Departure {
+        why: Gone::Unwritten,
+        from: Some(BlockTier::Disk),
+        strategy: kvhive_protocol::Strategy::S3Fifo,
+        ago_s: 42,
+    });
+    vec![here, Explained::Coming, gone, Explained::Unknown { since: Since::Forgotten, for_s: 600 }]
 }
 
 fn watched() -> WatchAnswer {
@@ -433,7 +457,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846010011004d000000000000001c000000000000007bb16f32f45f2f3200000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 14] = [
+const GOLDEN_DATA: [&str; 16] = [
     "c1791ded770783eb",
     "8fe94038a31a07aa",
     "3d6d95cc83dd0511",
@@ -441,6 +465,7 @@ const GOLDEN_DATA: [&str; 14] = [
     "a93e7a93dd83e2d1",
     "054a73e954a6e15b",
     "53cb5a62a7c91a3c",
+    "557a6c96fdce62dd",
     "114c7c9b021a6c52",
     "e8162bef608b1509",
     "964b4412bc2e7214",
@@ -448,6 +473,7 @@ const GOLDEN_DATA: [&str; 14] = [
     "0328d4a489c3e674",
     "bbeeb1d00708c0bc",
     "8db0b762c3a424df",
+    "5737ad80636da8a1",
 ];
 const GOLDEN_COMMANDS: [&str; 5] =
     ["0571446c18645cab", "e80c4e49e0b1e297", "5516b38b5a66a5e0", "6baa492c98bbfa21", "3a32a325d230e3c7"];

@@ -1,7 +1,9 @@
-//! A listener for HTTP that bounds what strangers can hold: so many connections, each with so long for the head of a
-//! request, for an answer, and between two. HTTP itself is left to the server behind it, which has none of these.
+//! A listener for HTTP, or HTTPS, that bounds what strangers can hold: so many connections, each with so long for TLS's
+//! handshake and the head of a request, for an answer, and between two. HTTP itself is left to the server behind it, which has
+//! none of these.
 
 use crate::places::{Place, Places};
+use kvhive_tls::{Callers, Stream, Tls};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -10,11 +12,18 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 use tracing::{debug, warn};
 
 /// Wait after the system refused a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What one is told who speaks HTTP where HTTPS is spoken.
+const TLS_REQUIRED: &str = concat!(
+    "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n\r\n",
+    r#"{"type":"urn:kvhive:problem:tls_required","title":"Bad Request","status":400,"#,
+    r#""detail":"this cluster speaks TLS: ask by https://","code":"tls_required"}"#
+);
 
 /// What a connection may take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,7 +31,7 @@ pub struct DoorLimits {
     /// Connections at a time. One more takes the place of the one that has waited longest for its caller; while all are
     /// being answered it is closed.
     pub connections: usize,
-    /// From a connection's begin, or a request's first byte, to the end of the request's head.
+    /// From a connection's begin, TLS's handshake included, or a request's first byte, to the end of the request's head.
     pub head: Duration,
     /// From there to the first byte of the answer: longer than any takes.
     pub answer: Duration,
@@ -35,13 +44,61 @@ pub struct BoundedListener {
     listener: TcpListener,
     places: Places,
     limits: DoorLimits,
+    tls: Option<Tls>,
+    /// Those whose TLS handshake is under way; each has a place.
+    handshakes: JoinSet<Option<(BoundedStream, SocketAddr)>>,
 }
 
 impl BoundedListener {
-    /// Bounds what is accepted from `listener`.
-    pub fn new(listener: TcpListener, limits: DoorLimits) -> BoundedListener {
-        BoundedListener { listener, places: Places::new(limits.connections), limits }
+    /// Bounds what is accepted from `listener`; with `tls` it is HTTPS that is spoken.
+    pub fn new(listener: TcpListener, limits: DoorLimits, tls: Option<Tls>) -> BoundedListener {
+        let places = Places::new(limits.connections);
+        BoundedListener { listener, places, limits, tls, handshakes: JoinSet::new() }
     }
+}
+
+/// Returns the next connection that finds a place.
+async fn next(listener: &TcpListener, places: &Places) -> (TcpStream, SocketAddr, Place) {
+    loop {
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        match places.enter() {
+            Some(place) => return (stream, address, place),
+            None => debug!(%address, "connection closed: there are too many"),
+        }
+    }
+}
+
+/// Shakes hands within the time for a request's head, of which the rest is left, unless the place is needed.
+async fn shake_hands(
+    tls: Tls,
+    stream: TcpStream,
+    mut place: Place,
+    limits: DoorLimits,
+) -> Option<BoundedStream> {
+    let mut deadline = Box::pin(tokio::time::sleep(limits.head));
+    let shaken = async {
+        match tls.accept(stream, Callers::Anyone).await {
+            Ok(stream) => Some(stream),
+            Err(refusal) => {
+                let fault = refusal.say(TLS_REQUIRED.as_bytes()).await;
+                debug!(%fault, "handshake failed");
+                None
+            }
+        }
+    };
+    let stream = tokio::select! {
+        stream = shaken => stream?,
+        () = place.turned_out() => return None,
+        () = &mut deadline => return None,
+    };
+    Some(BoundedStream { stream, place, deadline, limits, head: Head::Begun(0) })
 }
 
 impl axum::serve::Listener for BoundedListener {
@@ -50,23 +107,26 @@ impl axum::serve::Listener for BoundedListener {
 
     async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
         loop {
-            let (stream, address) = match self.listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
+            // A handshake takes its caller's time and nobody else's.
+            let is_one_under_way = !self.handshakes.is_empty();
+            tokio::select! {
+                (stream, address, place) = next(&self.listener, &self.places) => match &self.tls {
+                    None => {
+                        let deadline = Box::pin(tokio::time::sleep(self.limits.head));
+                        let (stream, limits) = (Stream::Plain(stream), self.limits);
+                        return (BoundedStream { stream, place, deadline, limits, head: Head::Begun(0) }, address);
+                    }
+                    Some(tls) => {
+                        let shaken = shake_hands(tls.clone(), stream, place, self.limits);
+                        self.handshakes.spawn(async move { Some((shaken.await?, address)) });
+                    }
+                },
+                Some(ended) = self.handshakes.join_next(), if is_one_under_way => {
+                    if let Ok(Some(ready)) = ended {
+                        return ready;
+                    }
                 }
-            };
-            let Some(place) = self.places.enter() else {
-                debug!(%address, "connection closed: there are too many");
-                continue;
-            };
-            let deadline = Box::pin(tokio::time::sleep(self.limits.head));
-            return (
-                BoundedStream { stream, place, deadline, limits: self.limits, head: Head::Begun(0) },
-                address,
-            );
+            }
         }
     }
 
@@ -77,7 +137,7 @@ impl axum::serve::Listener for BoundedListener {
 
 /// A connection that ends by its deadline, or when its place is needed while it waits for its caller.
 pub struct BoundedStream {
-    stream: TcpStream,
+    stream: Stream,
     place: Place,
     deadline: Pin<Box<Sleep>>,
     limits: DoorLimits,
@@ -181,11 +241,16 @@ impl AsyncWrite for BoundedStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        // TLS takes more than the socket does, and waits for it here.
+        let this = self.get_mut();
+        this.check(cx)?;
+        Pin::new(&mut this.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        let this = self.get_mut();
+        this.check(cx)?;
+        Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }
 
@@ -201,7 +266,7 @@ mod tests {
     async fn door(limits: DoorLimits) -> (BoundedListener, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("it has an address");
-        (BoundedListener::new(listener, limits), address)
+        (BoundedListener::new(listener, limits, None), address)
     }
 
     #[tokio::test]
@@ -262,5 +327,73 @@ mod tests {
         }
         let ended = served.read(&mut [0; 8]).await.expect_err("nothing comes any more");
         assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+    }
+
+    fn tls(temp: &std::path::Path) -> (Tls, Tls) {
+        let day = Duration::from_secs(86_400);
+        let folder = kvhive_tls::Folder::create(&temp.join("tls"), "a test's", day).expect("it is new");
+        let pair = |name: &str, hosts: &[String]| {
+            Tls::load(folder.issue(name, hosts, day).expect("it is new")).expect("it holds")
+        };
+        (pair("server", &["127.0.0.1".to_owned()]), pair("client", &[]))
+    }
+
+    #[tokio::test]
+    async fn https_is_spoken_and_who_speaks_http_is_told_so() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let (server, client) = tls(temp.path());
+        let (door, address) = door(LIMITS).await;
+        let mut door = BoundedListener { tls: Some(server.clone()), ..door };
+        // Neither one that says nothing nor one in the wrong language keeps the third out.
+        let _silent = TcpStream::connect(address).await.expect("it listens");
+        let plain = async {
+            let mut plain = TcpStream::connect(address).await.expect("it listens");
+            plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("it is open");
+            let mut told = String::new();
+            plain.read_to_string(&mut told).await.expect("it is answered");
+            let stream = TcpStream::connect(address).await.expect("it listens");
+            let mut stream = client.connect(stream, &address.to_string()).await.expect("it is trusted");
+            stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("it is open");
+            stream.flush().await.expect("it is open");
+            let mut answer = [0; 5];
+            stream.read_exact(&mut answer).await.expect("it is answered");
+            (told, answer)
+        };
+        let serving = async {
+            let (mut served, _) = door.accept().await;
+            served.read_exact(&mut [0; 18]).await.expect("it was sent");
+            served.write_all(b"hello").await.expect("it is there");
+            served.flush().await.expect("it is there");
+        };
+        let ((told, answer), ()) = tokio::join!(plain, serving);
+        assert!(told.starts_with("HTTP/1.1 400 "), "{told}");
+        let problem: serde_json::Value =
+            serde_json::from_str(told.split_once("\r\n\r\n").expect("a head").1).expect("JSON");
+        assert_eq!((problem["code"].as_str(), problem["status"].as_u64()), (Some("tls_required"), Some(400)));
+        assert_eq!(&answer, b"hello");
+        assert_eq!(server.figures().refused_plain, 1);
+    }
+
+    #[tokio::test]
+    async fn a_tls_handshake_is_given_the_time_of_a_head_and_a_place_like_any_other() {
+        let temp = tempfile::tempdir().expect("a folder");
+        let (server, _) = tls(temp.path());
+        let limits = DoorLimits { connections: 1, head: Duration::from_millis(200), ..LIMITS };
+        let (door, address) = door(limits).await;
+        let mut door = BoundedListener { tls: Some(server), ..door };
+        let accepting = tokio::spawn(async move { drop(door.accept().await) });
+        for begun in [&b""[..], &[0x16, 3, 1, 2, 0, 1]] {
+            let mut caller = TcpStream::connect(address).await.expect("it listens");
+            caller.write_all(begun).await.expect("it is open");
+            // Ended: by its time.
+            let ended = caller.read(&mut [0; 1]).await;
+            assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        }
+        let mut first = TcpStream::connect(address).await.expect("it listens");
+        let _second = TcpStream::connect(address).await.expect("it listens");
+        // Ended: its place was needed.
+        let ended = first.read(&mut [0; 1]).await;
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        accepting.abort();
     }
 }

@@ -6,10 +6,12 @@ pub mod files;
 use anyhow::{Context, Result, bail};
 use kvhive_client::{Client, ClientConfig, NamespaceClient};
 use kvhive_protocol::Layout;
+use kvhive_tls::{Tls, TlsFiles};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 /// Longest wait for anything that should happen: a hang guard, not a measure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -169,7 +171,43 @@ impl Cluster {
         let running = self.running();
         let addresses = running["coordinators"].as_array().expect("a list").iter();
         let addresses = addresses.map(|address| address.as_str().expect("an address").to_owned()).collect();
-        ClientConfig::new(addresses, self.token().into_bytes())
+        ClientConfig { tls: self.tls(), ..ClientConfig::new(addresses, self.token().into_bytes()) }
+    }
+
+    /// Returns a file of the cluster's certificates.
+    pub fn tls_file(&self, name: &str) -> PathBuf {
+        self.folder.path().join("tls").join(name)
+    }
+
+    /// Returns what its clients show, if it has TLS.
+    fn tls(&self) -> Option<Tls> {
+        let [authorities, certificate, key] =
+            ["authority.pem", "client.pem", "client.key"].map(|name| self.tls_file(name));
+        let files = TlsFiles { certificate, key, authorities, host: None };
+        files.authorities.exists().then(|| Tls::load(files).expect("it was made for it"))
+    }
+
+    /// Gets `path` of the admin API or the metrics at `address`, with the cluster's token.
+    ///
+    /// # Panics
+    /// When nobody answers, or not well.
+    pub fn get(&self, address: &str, path: &str) -> String {
+        let authority = self.tls_file("authority.pem");
+        let trusted = if authority.exists() {
+            kvhive_tls::authorities(&authority).expect("it was made for it")
+        } else {
+            Vec::new()
+        };
+        let scheme = if trusted.is_empty() { "http" } else { "https" };
+        let trusted: Vec<_> = trusted.iter().map(|one| Certificate::from_der(one).to_owned()).collect();
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::new_with_certs(&trusted))
+            .unversioned_rustls_crypto_provider(kvhive_tls::provider());
+        let agent = ureq::Agent::config_builder().tls_config(tls.build()).build().new_agent();
+        let asked = agent
+            .get(format!("{scheme}://{address}{path}"))
+            .header("authorization", format!("Bearer {}", self.token()));
+        asked.call().expect("it answers").body_mut().read_to_string().expect("text")
     }
 
     /// Connects a client.
@@ -218,6 +256,19 @@ impl Drop for Cluster {
 
 /// A process that a test started; killed when dropped.
 pub struct Respawned(std::process::Child);
+
+impl Respawned {
+    /// Ends it in order, as a service manager does, and waits until it has.
+    ///
+    /// # Panics
+    /// When it does not end well.
+    pub fn end(mut self) {
+        let pid = self.0.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(sent.expect("kill is there").success(), "cannot signal {pid}");
+        assert!(self.0.wait().expect("it is ours").success(), "it ends well");
+    }
+}
 
 impl Drop for Respawned {
     fn drop(&mut self) {

@@ -207,6 +207,7 @@ fn a_slow_reader_holds_its_frames_and_nobody_else() {
         role: Role::Client,
         sender: 0,
         cluster: None,
+        tls: None,
     };
     let address = &map.members[&device.member].data_address;
     let mut slow = cluster.wait(async {

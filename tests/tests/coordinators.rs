@@ -68,6 +68,9 @@ fn a_coordinator_is_replaced_while_changes_go_on() {
     let client = cluster.client();
     cluster.wait(client.create_tenant("before")).expect("somebody leads");
     let old = follower(&cluster);
+    let status = cluster.status();
+    let mut coordinators = status["coordinators"].as_array().expect("a list").iter();
+    let before = coordinators.find(|one| one["name"] == *old).expect("it was just there");
     let file = with_another(&cluster, "cluster.toml", &old, ("coord-4", 4));
     let config = format!("{}/{file}", cluster.dir());
     let refused = run(&["raft", "promote", "coord-4", "--dir", cluster.dir()]).expect_err("it was not added");
@@ -83,6 +86,11 @@ fn a_coordinator_is_replaced_while_changes_go_on() {
         let log = std::fs::read_to_string(format!("{}/logs/{old}.log", cluster.dir())).ok()?;
         log.contains("is no coordinator of this cluster any more").then_some(())
     });
+    let admin = format!("http://{}", before["admin_address"].as_str().expect("an address"));
+    let told = run(&["status", "--admin", &admin, "--token-file", &format!("{}/token", cluster.dir())]);
+    let told = format!("{:#}", told.expect_err("it knows nothing any more"));
+    assert!(told.contains("this coordinator was removed from the cluster"), "{told}");
+    cluster.json(&["status"]).expect("whoever is asked next answers");
 
     // The old one dies, and so does whoever leads: the new one is half of the majority that is left.
     cluster.signal(&old, "KILL");

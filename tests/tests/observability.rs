@@ -63,17 +63,23 @@ fn read(page: &str, series: &mut Series) {
 
 /// What a cluster exports that has been used.
 fn exported() -> Series {
-    let cluster =
-        Cluster::start(&["--coordinators", "1", "--nodes", "2", "--device-memory", "4MiB", "--disk", "8MiB"]);
+    let cluster = Cluster::start(&[
+        "--tls",
+        "--coordinators",
+        "1",
+        "--nodes",
+        "2",
+        "--device-memory",
+        "4MiB",
+        "--disk",
+        "8MiB",
+    ]);
     cluster.json(&["replay", "--requests", "50"]).expect("it serves");
     let config = fs::read_to_string(Path::new(cluster.dir()).join("cluster.toml")).expect("it has a file");
     let config = kvhive_config::ClusterConfig::from_toml(&config, []).expect("it is right");
-    let bearer = format!("Bearer {}", cluster.token());
     let mut series = Series::new();
     for process in config.processes() {
-        let url = format!("http://{}/metrics", process.health_address());
-        let mut answer = ureq::get(&url).header("authorization", &bearer).call().expect("it answers");
-        read(&answer.body_mut().read_to_string().expect("text"), &mut series);
+        read(&cluster.get(&process.health_address(), "/metrics"), &mut series);
     }
     series
 }

@@ -4,10 +4,10 @@ use crate::fault::Fault;
 use kvhive_protocol::block::BlockDigest;
 use kvhive_protocol::error::WireError;
 use kvhive_protocol::frame::{self, FRAME_HEADER_BYTES, FrameHeader, FrameLimits, Kind};
+use kvhive_tls::Stream;
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{self, IoSlice};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 /// Receive buffer: a small frame with its payload arrives by one system call, a large payload is copied twice only for
 /// this many bytes.
@@ -19,9 +19,9 @@ const KEEP_BYTES: usize = 256 * 1024;
 /// Slices of one vectored write (the kernel's own limit is 1024).
 const WRITE_SLICES: usize = 64;
 
-/// A TCP connection that speaks frames.
+/// A connection that speaks frames, over TCP or over TLS.
 pub struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     /// Received bytes that were not taken yet are `buffer[start..end]`.
     buffer: Vec<u8>,
     start: usize,
@@ -39,8 +39,8 @@ pub struct Connection {
 
 impl Connection {
     /// Wraps a connected socket; only greetings may pass until [`Connection::open`].
-    pub(crate) fn new(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
+    pub(crate) fn new(stream: Stream) -> io::Result<Self> {
+        stream.set_nodelay()?;
         Ok(Connection {
             stream,
             buffer: vec![0; BUFFER_BYTES],
@@ -54,6 +54,11 @@ impl Connection {
             out: Vec::with_capacity(1024),
             broken: false,
         })
+    }
+
+    /// Returns what both ends of its TLS channel know and nobody else; none without TLS.
+    pub(crate) fn binding(&self) -> io::Result<Option<[u8; 32]>> {
+        self.stream.binding()
     }
 
     /// Lets frames of the protocol's full size pass: the handshake is through.
@@ -242,6 +247,8 @@ impl Connection {
                 write_all_vectored(&mut self.stream, &mut slices).await?;
             }
         }
+        // TLS may hold back what the socket did not take at once; TCP holds nothing back here.
+        self.stream.flush().await?;
         self.broken = was_broken;
         if self.out.capacity() > KEEP_BYTES {
             self.out = Vec::with_capacity(1024);
@@ -304,7 +311,7 @@ impl Connection {
     }
 }
 
-async fn write_all_vectored(stream: &mut TcpStream, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+async fn write_all_vectored(stream: &mut Stream, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
     IoSlice::advance_slices(&mut slices, 0);
     while !slices.is_empty() {
         match stream.write_vectored(slices).await? {
@@ -318,14 +325,14 @@ async fn write_all_vectored(stream: &mut TcpStream, mut slices: &mut [IoSlice<'_
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     async fn pair() -> (Connection, Connection) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("it has an address");
         let near = TcpStream::connect(address).await.expect("it listens");
         let (far, _) = listener.accept().await.expect("it was dialled");
-        let mut ends = [near, far].map(|end| Connection::new(end).expect("it is connected"));
+        let mut ends = [near, far].map(|end| Connection::new(Stream::Plain(end)).expect("it is connected"));
         ends.iter_mut().for_each(Connection::open);
         let [near, far] = ends;
         (near, far)

@@ -1,6 +1,7 @@
 //! What can go wrong on a connection.
 
 use kvhive_protocol::WireError;
+use kvhive_tls::TlsFault;
 use std::io;
 use std::time::Duration;
 use thiserror::Error;
@@ -13,7 +14,10 @@ pub enum Fault {
     Closed,
     /// The socket failed.
     #[error("socket: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
+    /// The two ends did not agree on TLS, or on who they are.
+    #[error("{0}")]
+    Tls(TlsFault),
     /// The other end sent what is no frame, or the wrong one.
     #[error("the other end broke the protocol: {0}")]
     Protocol(WireError),
@@ -26,6 +30,21 @@ pub enum Fault {
     /// It took too long.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Fault {
+        TlsFault::from(error).into()
+    }
+}
+
+impl From<TlsFault> for Fault {
+    fn from(fault: TlsFault) -> Fault {
+        match fault {
+            TlsFault::Io(error) => Fault::Io(error),
+            fault => Fault::Tls(fault),
+        }
+    }
 }
 
 impl Fault {

@@ -1,11 +1,13 @@
-//! Both ends of the handshake over a socket (`kvhive_protocol::handshake` says what is exchanged and why).
+//! Both ends of the handshake over a socket (`kvhive_protocol::handshake` says what is exchanged and why): TLS first where the
+//! cluster has it, then the token.
 
 use crate::connection::Connection;
 use crate::fault::Fault;
 use kvhive_protocol::error::WireError;
-use kvhive_protocol::frame::Kind;
+use kvhive_protocol::frame::{self, Kind};
 use kvhive_protocol::handshake::{self, Challenge, Hello, Proof, Role, TokenKey, Welcome};
 use kvhive_protocol::ids::ClusterId;
+use kvhive_tls::{Callers, Refusal, Stream, Tls};
 use std::io;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -22,6 +24,8 @@ pub struct Identity {
     pub sender: u64,
     /// The cluster it belongs to, if it knows.
     pub cluster: Option<ClusterId>,
+    /// Its certificate and whom it trusts; none speaks without TLS.
+    pub tls: Option<Tls>,
 }
 
 /// What a listening process checks of those who connect.
@@ -31,6 +35,8 @@ pub struct Listening {
     pub token: TokenKey,
     /// The cluster it belongs to, if it knows.
     pub cluster: Option<ClusterId>,
+    /// Its certificate and whom it trusts: those who connect must show one too. None speaks without TLS.
+    pub tls: Option<Tls>,
 }
 
 /// Who is at the other end.
@@ -50,14 +56,20 @@ impl Connection {
     /// Connects to `address` (`host:port`) and shakes hands within `limit`.
     ///
     /// # Errors
-    /// [`Fault::Refused`] with the listening end's reason, [`Fault::Impostor`] when that end does not know the token.
+    /// [`Fault::Refused`] with the listening end's reason, [`Fault::Impostor`] when that end does not know the token,
+    /// [`Fault::Tls`] when one end does not take the other's certificate or speaks no TLS.
     pub async fn connect(
         address: &str,
         identity: &Identity,
         limit: Duration,
     ) -> Result<(Connection, Peer), Fault> {
         timeout(limit, async {
-            let mut connection = Connection::new(TcpStream::connect(address).await?)?;
+            let stream = TcpStream::connect(address).await?;
+            let stream = match &identity.tls {
+                None => Stream::Plain(stream),
+                Some(tls) => tls.connect(stream, address).await?,
+            };
+            let mut connection = Connection::new(stream)?;
             let peer = connection.greet(identity).await?;
             connection.open();
             Ok((connection, peer))
@@ -76,6 +88,13 @@ impl Connection {
         limit: Duration,
     ) -> Result<(Connection, Peer), Fault> {
         timeout(limit, async {
+            let stream = match &listening.tls {
+                None => Stream::Plain(stream),
+                Some(tls) => match tls.accept(stream, Callers::Members).await {
+                    Ok(stream) => stream,
+                    Err(refusal) => return Err(turn_away(refusal).await),
+                },
+            };
             let mut connection = Connection::new(stream)?;
             match connection.admit(listening).await {
                 Ok(peer) => {
@@ -95,6 +114,7 @@ impl Connection {
     }
 
     async fn greet(&mut self, identity: &Identity) -> Result<Peer, Fault> {
+        let token = bound(&identity.token, self.binding()?);
         let hello = Hello::new(identity.role, identity.sender, identity.cluster, nonce()?);
         self.send(Kind::Hello, 0, &hello, &[]).await?;
         let challenge: Challenge = self.receive_answer(Kind::Challenge, 0).await?;
@@ -104,10 +124,10 @@ impl Connection {
                 challenge.version
             ))));
         }
-        let proof = Proof { proof: identity.token.client_proof(&hello, &challenge) };
+        let proof = Proof { proof: token.client_proof(&hello, &challenge) };
         self.send(Kind::Proof, 0, &proof, &[]).await?;
         let welcome: Welcome = self.receive_answer(Kind::Welcome, 0).await?;
-        if !TokenKey::same(&identity.token.server_proof(&hello, &challenge), &welcome.proof) {
+        if !TokenKey::same(&token.server_proof(&hello, &challenge), &welcome.proof) {
             return Err(Fault::Impostor);
         }
         if let (Some(ours), Some(theirs)) = (identity.cluster, challenge.cluster)
@@ -119,6 +139,7 @@ impl Connection {
     }
 
     async fn admit(&mut self, listening: &Listening) -> Result<Peer, Fault> {
+        let token = bound(&listening.token, self.binding()?);
         let frame = self.receive().await?;
         self.expect(frame, Kind::Hello)?;
         let hello: Hello = self.message()?;
@@ -128,7 +149,7 @@ impl Connection {
         let frame = self.receive().await?;
         self.expect(frame, Kind::Proof)?;
         let proof: Proof = self.message()?;
-        if !TokenKey::same(&listening.token.client_proof(&hello, &challenge), &proof.proof) {
+        if !TokenKey::same(&token.client_proof(&hello, &challenge), &proof.proof) {
             return Err(Fault::Protocol(WireError::Unauthorized));
         }
         // The challenge has told it which cluster this is, a random number and no secret; what this end thinks of the peer's
@@ -138,9 +159,25 @@ impl Connection {
         {
             return Err(Fault::Protocol(WireError::WrongCluster));
         }
-        let welcome = Welcome { proof: listening.token.server_proof(&hello, &challenge) };
+        let welcome = Welcome { proof: token.server_proof(&hello, &challenge) };
         self.send(Kind::Welcome, 0, &welcome, &[]).await?;
         Ok(Peer { role: hello.role, sender: hello.sender, version, cluster: hello.cluster })
+    }
+}
+
+/// Within TLS a proof holds for this channel alone: shown to one who stands between, it is of no use to that one.
+fn bound(token: &TokenKey, channel: Option<[u8; 32]>) -> TokenKey {
+    channel.map_or_else(|| token.clone(), |channel| token.bound_to(&channel))
+}
+
+/// Lets one go whose TLS handshake failed; one that does not speak TLS is told so in frames.
+async fn turn_away(refusal: Refusal) -> Fault {
+    let mut answer = Vec::new();
+    // A greeting's answer is far below every limit.
+    let encoded = frame::encode_frame(Kind::Refused, 0, &WireError::TlsRequired, 0, &mut answer);
+    match encoded {
+        Ok(()) => refusal.say(&answer).await.into(),
+        Err(error) => Fault::Protocol(error),
     }
 }
 

@@ -16,11 +16,12 @@ fn identity(token: &str, cluster: Option<u128>) -> Identity {
         role: Role::Node,
         sender: 5,
         cluster: cluster.map(ClusterId),
+        tls: None,
     }
 }
 
 fn listening(cluster: Option<u128>) -> Listening {
-    Listening { token: TokenKey::new(b"the right token"), cluster: cluster.map(ClusterId) }
+    Listening { token: TokenKey::new(b"the right token"), cluster: cluster.map(ClusterId), tls: None }
 }
 
 type End = Result<(Connection, Peer), Fault>;

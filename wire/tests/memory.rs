@@ -45,7 +45,7 @@ fn token() -> TokenKey {
 }
 
 fn identity() -> Identity {
-    Identity { token: token(), role: Role::Client, sender: 0, cluster: None }
+    Identity { token: token(), role: Role::Client, sender: 0, cluster: None, tls: None }
 }
 
 /// The header of a frame that announces a message of so many bytes.
@@ -76,7 +76,8 @@ async fn after_the_greeting(bytes: Vec<u8>) -> Result<(), Fault> {
     let accept = async {
         let (stream, _) = listener.accept().await.expect("somebody connects");
         let (mut connection, _) =
-            Connection::accept(stream, &Listening { token: token(), cluster: None }, PATIENCE).await?;
+            Connection::accept(stream, &Listening { token: token(), cluster: None, tls: None }, PATIENCE)
+                .await?;
         connection.receive().await.map(|_| ())
     };
     let ask = async {

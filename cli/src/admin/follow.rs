@@ -50,12 +50,12 @@ impl Admin {
             let mut answer = match asked {
                 Ok(answer) => answer,
                 Err(error) => {
-                    failures.push(format!("{url}: {error}"));
+                    failures.push(format!("{url}: {}", super::told(&error)));
                     continue;
                 }
             };
             let status = answer.status();
-            if status.as_u16() == 503 {
+            if super::is_for_another(status) {
                 failures.push(format!("{url}: {status}"));
                 continue;
             }

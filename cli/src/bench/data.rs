@@ -25,10 +25,10 @@ const ROUND_TRIPS: u32 = 5000;
 /// Bytes that ask for a block, roughly: what a 4 KiB fetch's request takes on the wire.
 const ASK_BYTES: u32 = 160;
 
-pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
+pub(super) fn run(runs: u32, tls: bool) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (name, bytes, total) in [("1MiB", 1u64 << 20, RUN_BYTES), ("64KiB", 64 << 10, SMALL_RUN_BYTES)] {
-        let mut bench = Throughput::start(bytes)?;
+        let mut bench = Throughput::start(bytes, tls)?;
         let (mut fetch, mut store) = (Figures::default(), Figures::default());
         bench.fetch(total / 4)?;
         for blast in Blast::BOTH {
@@ -51,7 +51,7 @@ pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
             }
         }
     }
-    rows.push(latency(runs)?);
+    rows.push(latency(runs, tls)?);
     Ok(rows)
 }
 
@@ -107,7 +107,7 @@ struct Throughput {
 }
 
 impl Throughput {
-    fn start(block_bytes: u64) -> Result<Throughput> {
+    fn start(block_bytes: u64, tls: bool) -> Result<Throughput> {
         let private = Private::start(Shape {
             coordinators: 1,
             nodes: 1,
@@ -119,6 +119,7 @@ impl Throughput {
             replicas: 1,
             // A strategy that declines what never comes back would leave nothing to measure.
             strategy: Some("lru".to_owned()),
+            tls,
         })?;
         let runtime = commands::runtime()?;
         let client = runtime.block_on(private.client(|config| config.connections_per_member = 1))?;
@@ -228,7 +229,7 @@ impl Throughput {
     }
 }
 
-fn latency(runs: u32) -> Result<Row> {
+fn latency(runs: u32, tls: bool) -> Result<Row> {
     const BYTES: usize = 4096;
     let private = Private::start(Shape {
         coordinators: 1,
@@ -241,6 +242,7 @@ fn latency(runs: u32) -> Result<Row> {
         replicas: 1,
         // A strategy that declines what never comes back would leave nothing to measure.
         strategy: Some("lru".to_owned()),
+        tls,
     })?;
     // As a serving process would that awaits one block: no other thread between it and the socket.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -26,6 +26,7 @@ pub(super) fn run() -> Result<Vec<Row>> {
         block_size: Bytes(BLOCK_BYTES),
         replicas: 1,
         strategy: Some("lru".to_owned()),
+        tls: false,
     })?;
     let runtime = commands::runtime()?;
     let client = runtime.block_on(private.client(|_| {}))?;

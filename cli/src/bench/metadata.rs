@@ -102,8 +102,13 @@ fn other(command: &str, proposers: usize) -> Result<(f64, f64)> {
 }
 
 fn coordinators(config: &ClientConfig) -> Result<Coordinators> {
-    let identity =
-        Identity { token: TokenKey::new(&config.token), role: Role::Client, sender: 0, cluster: None };
+    let identity = Identity {
+        token: TokenKey::new(&config.token),
+        role: Role::Client,
+        sender: 0,
+        cluster: None,
+        tls: config.tls.clone(),
+    };
     Ok(Coordinators::new(config.coordinators.clone(), identity)?)
 }
 

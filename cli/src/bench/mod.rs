@@ -12,6 +12,8 @@ mod metadata;
 mod placement;
 mod policy;
 mod private;
+mod resident;
+mod shard;
 mod slow;
 
 use crate::report;
@@ -39,10 +41,15 @@ pub(crate) struct Bench {
 #[derive(Subcommand, Clone, Debug)]
 enum Kind {
     /// Fetch and store over loopback, against a raw TCP blast (throughput, CPU per GB) and ping-pong (latency)
-    Data,
+    Data {
+        /// Encrypt ours, as `kvhive up --tls` does; the baseline stays as it is
+        #[arg(long)]
+        tls: bool,
+    },
     /// Fetch from two replicas when one of them is slow, against the same when it is not
     Reads,
-    /// Match through the network and within one shard, against raw TCP echo and a hash map
+    /// Match through the network and within one shard, against raw TCP echo and a hash map; what a match leaves for later, and a
+    /// shard's store with its eviction
     Match,
     /// Committed map changes on three coordinators with fsync on, against fdatasync; leader kill to next write
     Metadata {
@@ -162,7 +169,7 @@ impl Bench {
             eprintln!("warning: this is a debug build; its figures mean nothing");
         }
         let (bench, rows) = match &self.kind {
-            Kind::Data => ("data", data::run(self.runs)?),
+            Kind::Data { tls } => ("data", data::run(self.runs, *tls)?),
             Kind::Reads => ("reads", vec![slow::run(self.runs)?]),
             Kind::Match => ("match", matching::run(self.runs)?),
             Kind::Metadata { baseline: Some(command), baseline_name: Some(name) } => {

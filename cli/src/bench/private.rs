@@ -1,6 +1,7 @@
 //! A cluster of a benchmark's own, in a temporary folder, gone when the benchmark ends.
 
 use crate::cluster::local::{self, Cluster, Shape};
+use crate::trust;
 use anyhow::Result;
 use kvhive_client::{Client, ClientConfig};
 use kvhive_config::ClusterConfig;
@@ -56,7 +57,9 @@ impl Private {
     /// When the token cannot be read.
     pub(crate) fn client_config(&self) -> Result<ClientConfig> {
         let token = std::fs::read_to_string(self.folder.path().join(local::TOKEN_FILE))?;
-        Ok(ClientConfig::new(self.cluster.running(true).coordinators, token.trim().as_bytes().to_vec()))
+        let coordinators = self.cluster.running(true).coordinators;
+        let tls = trust::of_local(self.folder.path())?;
+        Ok(ClientConfig { tls, ..ClientConfig::new(coordinators, token.trim().as_bytes().to_vec()) })
     }
 
     /// Returns its folder.

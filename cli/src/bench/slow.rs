@@ -46,6 +46,7 @@ pub(super) fn run(runs: u32) -> Result<Row> {
             block_size: Bytes(BLOCK_BYTES),
             replicas: 2,
             strategy: Some("lru".to_owned()),
+            tls: false,
         },
         |config| {
             let Some(node) = config.nodes.get(1) else { return Vec::new() };

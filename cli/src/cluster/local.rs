@@ -3,12 +3,14 @@
 //! ```text
 //! DIR/cluster.toml   the cluster file     DIR/token          its token, mode 600
 //! DIR/running.json   what runs, and where DIR/logs/ID.log    one log a process
+//! DIR/tls            its authority and certificates, if it has TLS
 //! DIR/data/ID        raft logs, disk tiers DIR/supervisor.lock  held while it runs
 //! ```
 
 use super::end::{end, signal, stop_limit};
 use super::lock::{is_locked, lock};
 pub(crate) use super::shape::Shape;
+use crate::trust;
 use anyhow::{Context, Result, bail};
 use kvhive_config::{ClusterConfig, LocalCluster};
 pub(crate) use resize::wish;
@@ -118,15 +120,20 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
         return Ok(());
     }
     // Refused before anything is removed.
-    let text = describe(dir, shape.unwrap_or_default())?;
+    let shape = shape.unwrap_or_default();
+    let has_tls = shape.tls;
+    let text = describe(dir, shape)?;
     // Only what a cluster has left here goes: another's folder of that name is not ours to remove.
     if config.exists() {
         let old = fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
-        if ClusterConfig::from_toml(&old, std::iter::empty::<(String, String)>()).is_err() {
+        let Ok(old) = ClusterConfig::from_toml(&old, std::iter::empty::<(String, String)>()) else {
             bail!(
                 "{} is no cluster file of kvhive's, so nothing here is removed; use another --dir, or remove it yourself",
                 config.display()
             );
+        };
+        if old.tls.is_some() {
+            remove(&dir.join(trust::FOLDER), |path| fs::remove_dir_all(path))?;
         }
         for old in [CONFIG_FILE, RUNNING_FILE, TOKEN_FILE] {
             remove(&dir.join(old), |path| fs::remove_file(path))?;
@@ -146,6 +153,9 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(dir.join(TOKEN_FILE))?;
     writeln!(file, "{token}")?;
+    if has_tls {
+        trust::make_local(dir)?;
+    }
     fs::write(config, text)?;
     Ok(())
 }
@@ -163,6 +173,7 @@ fn describe(dir: &Path, shape: Shape) -> Result<String> {
         block_size: shape.block_size,
         replicas: shape.replicas,
         strategy: shape.strategy,
+        tls: shape.tls,
         base_dir,
         ports: ports(shape.coordinators, shape.nodes)?,
     };
@@ -281,10 +292,16 @@ impl Cluster {
 
     /// Returns what runs, as it is written down.
     pub(crate) fn running(&self, ready: bool) -> Running {
+        let scheme = if self.config.tls.is_some() { "https" } else { "http" };
         Running {
             pid: std::process::id(),
             ready,
-            admin_urls: self.config.coordinators.iter().map(|one| format!("http://{}", one.admin)).collect(),
+            admin_urls: self
+                .config
+                .coordinators
+                .iter()
+                .map(|one| format!("{scheme}://{}", one.admin))
+                .collect(),
             coordinators: self.config.coordinators.iter().map(|one| one.raft.to_string()).collect(),
             processes: self.children.iter().map(|(process, _)| process.clone()).collect(),
         }
@@ -299,6 +316,7 @@ impl Cluster {
         let target = crate::admin::Target {
             admin: Some(self.running(false).admin_urls.join(",")),
             token_file: Some(self.dir.join(TOKEN_FILE)),
+            ca: self.config.tls.as_ref().map(|tls| self.dir.join(&tls.authorities)),
             dir: self.dir.clone(),
         };
         let admin = target.resolve()?;

@@ -13,6 +13,8 @@ use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
 use kvhive_runtime::http::{Access, Role};
+use kvhive_tls::{Tls, TlsFiles};
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,11 +41,14 @@ pub(crate) fn run(file: &Path, id: &str, newcomer: Option<&Newcomer>) -> Result<
     let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match process {
         Process::Coordinator(own) => {
-            let mut running = kvhive_coordinator::start(coordinator(&config, own, token, file)?)?;
+            let config = coordinator(&config, own, token, file)?;
+            let tls = config.tls.clone();
+            let mut running = kvhive_coordinator::start(config)?;
             let ended = signals.block_on(async {
                 tokio::select! {
                     signal = kvhive_runtime::shutdown_signal() => Ok(signal?),
                     error = running.failed() => Err(anyhow::Error::from(error)),
+                    Err(error) = heed_hangups(tls) => Err(error.into()),
                 }
             });
             running.shutdown(process.stop_limit());
@@ -51,7 +56,9 @@ pub(crate) fn run(file: &Path, id: &str, newcomer: Option<&Newcomer>) -> Result<
             ended.map(|_| ())
         }
         Process::Node(own) => {
-            let running = Arc::new(kvhive_node::start(node(&config, own, token, file)?)?);
+            let config = node(&config, own, token, file)?;
+            let tls = config.tls.clone();
+            let running = Arc::new(kvhive_node::start(config)?);
             let (ended, end) = tokio::sync::oneshot::channel();
             let waiting = running.clone();
             // Ends with the process: a node that loses a device says so here.
@@ -60,6 +67,7 @@ pub(crate) fn run(file: &Path, id: &str, newcomer: Option<&Newcomer>) -> Result<
                 tokio::select! {
                     signal = kvhive_runtime::shutdown_signal() => signal.map(|_| None).map_err(anyhow::Error::from),
                     error = end => Ok(error.ok().and_then(Result::err)),
+                    Err(error) = heed_hangups(tls) => Err(error.into()),
                 }
             })?;
             tracing::info!(?lost, "node ends");
@@ -97,6 +105,32 @@ fn access(config: &ClusterConfig, file: &Path) -> Result<Access> {
     Ok(access)
 }
 
+/// Reads what this process shows of itself, and checks it as those will who dial `host`.
+fn tls(config: &ClusterConfig, host: &str, file: &Path) -> Result<Option<Tls>> {
+    let Some(tls) = &config.tls else { return Ok(None) };
+    let files = TlsFiles {
+        certificate: beside(file, &tls.certificate),
+        key: beside(file, &tls.key),
+        authorities: beside(file, &tls.authorities),
+        host: Some(host.to_owned()),
+    };
+    Ok(Some(Tls::load(files)?))
+}
+
+/// Has certificates read anew at every SIGHUP, for as long as it is polled. Without TLS the signal ends the process, as usual.
+async fn heed_hangups(tls: Option<Tls>) -> std::io::Result<Infallible> {
+    let Some(tls) = tls else { return std::future::pending().await };
+    let mut hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
+    loop {
+        if hangups.recv().await.is_none() {
+            return std::future::pending().await;
+        }
+        let tls = tls.clone();
+        // What fails is in the log.
+        let _ = tokio::task::spawn_blocking(move || tls.refresh(true)).await;
+    }
+}
+
 fn coordinator(
     config: &ClusterConfig,
     own: &CoordinatorConfig,
@@ -124,6 +158,7 @@ fn coordinator(
             heartbeat_ms: ms(cluster.heartbeat),
         },
         access: access(config, file)?,
+        tls: tls(config, &own.host, file)?,
         token,
         election_timeout: config.raft.election_timeout,
         heartbeat: config.raft.heartbeat,
@@ -174,11 +209,13 @@ fn node(
         }),
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
         access: access(config, file)?,
+        tls: tls(config, &own.host, file)?,
         token,
     })
 }
 
-fn tuning(own: &NodeConfig) -> Tuning {
+/// Returns what a node's knobs come to.
+pub(super) fn tuning(own: &NodeConfig) -> Tuning {
     shard_tuning(own.tuning)
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Shape {
     pub(crate) replicas: u32,
     /// What decides which block leaves; what the usual mode says when none.
     pub(crate) strategy: Option<String>,
+    /// Whether every channel is encrypted, by certificates of its own authority.
+    pub(crate) tls: bool,
 }
 
 impl Default for Shape {
@@ -37,6 +39,7 @@ impl Default for Shape {
             block_size: Bytes(64 << 10),
             replicas: 1,
             strategy: None,
+            tls: false,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::admin::read_token;
 use crate::cluster::local;
+use crate::trust::Credentials;
 use anyhow::{Context, Result};
 use clap::Args;
 use kvhive_client::{Client, ClientConfig};
@@ -16,6 +17,8 @@ pub(crate) struct Connect {
     /// File that holds the cluster's token; the variable KVHIVE_TOKEN comes before it [default: the local cluster's]
     #[arg(long, env = "KVHIVE_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    credentials: Credentials,
     /// Folder of the local cluster that `kvhive up` made
     #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir())]
     pub(crate) dir: PathBuf,
@@ -32,7 +35,9 @@ impl Connect {
             None => local::Running::load(&self.dir)?.coordinators,
         };
         let token_file = self.token_file.clone().unwrap_or_else(|| self.dir.join(local::TOKEN_FILE));
-        Ok(ClientConfig::new(coordinators, read_token(&token_file)?.into_bytes()))
+        let local = self.coordinators.is_none().then_some(self.dir.as_path());
+        let tls = self.credentials.load(local)?;
+        Ok(ClientConfig { tls, ..ClientConfig::new(coordinators, read_token(&token_file)?.into_bytes()) })
     }
 
     /// Connects to the cluster.

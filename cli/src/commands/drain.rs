@@ -204,7 +204,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let token_file = folder.path().join("token");
         std::fs::write(&token_file, "a token of a test").expect("a file");
-        let target = Target { admin: Some(url), token_file: Some(token_file), dir: folder.path().to_owned() };
+        let dir = folder.path().to_owned();
+        let target = Target { admin: Some(url), token_file: Some(token_file), ca: None, dir };
         let admin = target.resolve().expect("it says which");
         for (name, known) in [("node-1", true), ("node-2", true), ("node-3", false)] {
             assert_eq!(Drain::of(target.clone(), name).is_known(&admin).expect("an answer"), known, "{name}");

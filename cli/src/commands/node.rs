@@ -1,8 +1,8 @@
-//! `kvhive node config` and `kvhive node strategy`; `persist` and `load` are next door.
+//! `kvhive node config` and `kvhive node strategy`; `persist`, `load` and `snapshots` are next door.
 
 use super::config;
 use super::connect::Connect;
-use super::node_snapshot::{Loading, Snapshot};
+use super::node_snapshot::{Loading, Snapshot, Snapshots};
 use crate::report;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
@@ -35,6 +35,8 @@ enum Verb {
     Persist(Snapshot),
     /// Have a running node take a snapshot in, as far as it has free frames
     Load(Loading),
+    /// List a running node's snapshots, or remove one that stands beside its own
+    Snapshots(Snapshots),
     /// Show what the strategies of running nodes have chosen, and on what evidence
     Strategy {
         /// Only this node
@@ -127,6 +129,7 @@ impl NodeCommand {
             Verb::Config { file, id, json } => (file, id, json),
             Verb::Persist(snapshot) => return snapshot.run("persist", None),
             Verb::Load(loading) => return loading.run(),
+            Verb::Snapshots(snapshots) => return snapshots.run(),
             Verb::Strategy { id, adjust, connect, json } => {
                 return super::runtime()?.block_on(strategy(&connect, id.as_deref(), adjust, json));
             }

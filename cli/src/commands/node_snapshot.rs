@@ -1,4 +1,4 @@
-//! `kvhive node persist` and `kvhive node load`: a node's snapshot on an operator's word, with its progress.
+//! `kvhive node persist`, `load` and `snapshots`: a node's snapshots on an operator's word, with progress; which there are.
 
 use crate::admin::{Admin, Target};
 use crate::report;
@@ -54,7 +54,7 @@ impl Snapshot {
     /// When the node is not known or not reached, or it failed.
     pub(crate) fn run(&self, verb: &str, layout: Option<&str>) -> Result<()> {
         let admin = self.target.resolve()?;
-        let node = admin.of_node(&self.address(&admin)?);
+        let node = admin.of_node(&address(&admin, &self.id)?);
         let body = json!({ "name": self.name, "layout": layout });
         let mut job: Value = node.post(&format!("/v1/snapshot/{verb}"), &body)?;
         let bar = bar();
@@ -75,17 +75,77 @@ impl Snapshot {
         println!("{}", said(&self.id, folder, &job["outcome"]));
         Ok(())
     }
+}
 
-    fn address(&self, admin: &Admin) -> Result<String> {
-        let members: Value = admin.get_list("/v1/members", "members")?;
-        let members = members["members"].as_array().context("the coordinator lists no members")?;
-        let Some(member) = members.iter().find(|member| member["name"] == *self.id) else {
-            let known: Vec<&str> = members.iter().filter_map(|one| one["name"].as_str()).take(8).collect();
-            bail!("the cluster has no node {:?}; it has {}", self.id, known.join(", "));
-        };
-        let address = member["metrics_address"].as_str().context("the node says no metrics address")?;
-        Ok(address.to_owned())
+/// Returns where a node's metrics port is.
+fn address(admin: &Admin, id: &str) -> Result<String> {
+    let members: Value = admin.get_list("/v1/members", "members")?;
+    let members = members["members"].as_array().context("the coordinator lists no members")?;
+    let Some(member) = members.iter().find(|member| member["name"] == *id) else {
+        let known: Vec<&str> = members.iter().filter_map(|one| one["name"].as_str()).take(8).collect();
+        bail!("the cluster has no node {id:?}; it has {}", known.join(", "));
+    };
+    let address = member["metrics_address"].as_str().context("the node says no metrics address")?;
+    Ok(address.to_owned())
+}
+
+/// Which snapshots a node has.
+#[derive(Args, Debug)]
+pub(crate) struct Snapshots {
+    /// The node's name
+    #[arg(long, value_name = "NODE")]
+    id: String,
+    /// Remove the snapshot of this name beside the node's own; that needs the cluster's own token
+    #[arg(long, value_name = "NAME")]
+    remove: Option<String>,
+    #[command(flatten)]
+    target: Target,
+    /// Print them as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Snapshots {
+    /// Lists them, without the one that is to be removed.
+    ///
+    /// # Errors
+    /// When the node is not known or not reached, has no folder for snapshots, or has none of that name.
+    pub(crate) fn run(&self) -> Result<()> {
+        let admin = self.target.resolve()?;
+        let node = admin.of_node(&address(&admin, &self.id)?);
+        if let Some(name) = &self.remove {
+            if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
+                bail!("a snapshot's name has letters, digits, - and _ alone, unlike {name:?}");
+            }
+            let _: Value = node.delete(&format!("/v1/snapshots/{name}"))?;
+        }
+        let all: Value = node.get("/v1/snapshots")?;
+        if self.json {
+            return report::print_json(&all);
+        }
+        let none = Vec::new();
+        let snapshots = all["snapshots"].as_array().unwrap_or(&none);
+        if snapshots.is_empty() {
+            println!("{} has no snapshot", self.id);
+            return Ok(());
+        }
+        let mut table = report::table(&["NAME", "WRITTEN", "BLOCKS", "BYTES"]);
+        for one in snapshots {
+            table.add_row(row(one));
+        }
+        report::print_table(&table);
+        Ok(())
     }
+}
+
+fn row(one: &Value) -> [String; 4] {
+    let figure = |field: &str| one[field].as_u64().unwrap_or(0);
+    let name = one["name"].as_str().unwrap_or("(its own)").to_owned();
+    let Some(written_s) = one["written_s"].as_u64() else {
+        return [name, "broken off".to_owned(), "-".to_owned(), "-".to_owned()];
+    };
+    let written = report::utc(written_s.saturating_mul(1000));
+    [name, written, figure("blocks").to_string(), report::bytes(figure("bytes"))]
 }
 
 fn said(id: &str, folder: &str, outcome: &Value) -> String {
@@ -124,6 +184,14 @@ fn bar() -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_snapshot_is_told_in_one_row() {
+        let own = json!({ "name": null, "written_s": 0, "blocks": 2, "bytes": 2048 });
+        assert_eq!(row(&own), ["(its own)", "1970-01-01 00:00:00.000Z", "2", "2.0 KiB"]);
+        let half = json!({ "name": "x", "written_s": null, "blocks": 0, "bytes": 0 });
+        assert_eq!(row(&half), ["x", "broken off", "-", "-"]);
+    }
 
     #[test]
     fn what_was_not_taken_in_is_told_with_its_reason() {

@@ -9,7 +9,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use kvhive_client::{Client, NamespaceClient, Prefix, StoreOptions, StoreOutcome};
 use kvhive_config::Bytes;
 use kvhive_protocol::data::{About, Hint};
-use kvhive_protocol::frame::MAX_PAYLOAD_BYTES;
 use kvhive_protocol::{BlockKey, Layout};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -23,6 +22,7 @@ use tally::{Report, Tally};
 
 use super::connect::Connect;
 use super::generated::Generated;
+use super::prompt::{self, block_bytes};
 use super::simulate::{share, sweep};
 
 /// Requests in a row that nobody answered, after which a worker gives up.
@@ -200,8 +200,7 @@ impl Worker {
     }
 
     async fn serve(&mut self, request: &Request, hint: Hint) {
-        let hashes: Vec<[u8; 8]> = request.hash_ids.iter().map(|id| id.to_le_bytes()).collect();
-        let prefix = self.namespace.prefix_of_engine_hashes(&hashes);
+        let prefix = prompt::of_trace(&self.namespace, &request.hash_ids);
         self.tally.requests += 1;
         self.tally.blocks += request.hash_ids.len() as u64;
         self.tally.tokens += request.tokens(self.block_tokens);
@@ -353,13 +352,6 @@ fn write_content(key: &BlockKey, block: &mut [u8]) {
     rest.copy_from_slice(&last[..rest.len()]);
 }
 
-/// Returns a block's bytes. A larger block than one answer carries would be refused by every node.
-fn block_bytes(size: Bytes) -> Result<u32> {
-    let bytes = u32::try_from(size.0).ok().filter(|bytes| (1..=MAX_PAYLOAD_BYTES).contains(bytes));
-    let most = Bytes(u64::from(MAX_PAYLOAD_BYTES));
-    bytes.with_context(|| format!("--block-size is {size}: 1B to {most} are allowed"))
-}
-
 fn is_content(key: &BlockKey, block: &[u8]) -> bool {
     let mut words = words(key);
     let pieces = block.chunks_exact(8);
@@ -386,15 +378,6 @@ fn words(key: &BlockKey) -> impl FnMut() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_block_that_no_answer_carries_is_refused_before_anybody_is_asked() {
-        assert_eq!(block_bytes(Bytes(256 << 20)).expect("it fits"), 256 << 20);
-        for size in [0, (256 << 20) + 1, 1 << 32] {
-            let error = block_bytes(Bytes(size)).expect_err("it does not fit").to_string();
-            assert!(error.ends_with("1B to 256MiB are allowed"), "{error}");
-        }
-    }
 
     #[test]
     fn content_tells_whose_it_is() {

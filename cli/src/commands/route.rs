@@ -1,13 +1,13 @@
 //! `kvhive route`: which engine should take a request, and why.
 
+use super::prompt::{hashes, read, tokens};
 use super::status::{list, text};
 use crate::admin::Target;
 use crate::report;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Say which engine should take a request: by what its own cache and kvhive have of the prompt, and by how busy it is
 ///
@@ -111,8 +111,8 @@ impl Route {
             }
         }
         match (&self.tokens_file, &self.hashes_file) {
-            (Some(file), _) => question["tokens"] = json!(numbers(file, &read(file)?)?),
-            (None, Some(file)) => question["hashes"] = hashes(file, &read(file)?)?,
+            (Some(file), _) => question["tokens"] = json!(tokens(file, &read(file)?)?),
+            (None, Some(file)) => question["hashes"] = json!(hashes(file, &read(file)?)?),
             (None, None) => bail!("give --tokens-file or --hashes-file"),
         }
         Ok(question)
@@ -125,54 +125,12 @@ fn weight(text: &str) -> Result<(String, u32), String> {
     Ok((name.to_owned(), number))
 }
 
-fn read(file: &Path) -> Result<String> {
-    if file == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
-        return Ok(text);
-    }
-    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
-}
-
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|letter: char| letter.is_whitespace() || letter == ',').filter(|word| !word.is_empty())
-}
-
-fn numbers(file: &Path, text: &str) -> Result<Vec<u32>> {
-    if text.trim_start().starts_with('[') {
-        return serde_json::from_str(text)
-            .with_context(|| format!("{} is not a JSON array of tokens", file.display()));
-    }
-    let token = |word: &str| {
-        let short: String = word.chars().take(32).collect();
-        word.parse()
-            .with_context(|| format!("{}: {short:?} is not a token, 0 to {}", file.display(), u32::MAX))
-    };
-    words(text).map(token).collect()
-}
-
-fn hashes(file: &Path, text: &str) -> Result<Value> {
-    if text.trim_start().starts_with('[') {
-        return serde_json::from_str(text)
-            .with_context(|| format!("{} is not a JSON array of hashes", file.display()));
-    }
-    Ok(json!(words(text).collect::<Vec<_>>()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_read_however_they_are_parted() {
-        let file = Path::new("tokens.txt");
-        for text in ["1 2 3", "1,2,3", "[1, 2, 3]", "1\n2\n3\n", " [1,2,3]\n"] {
-            assert_eq!(numbers(file, text).expect("tokens"), [1, 2, 3], "{text:?}");
-        }
-        let error = format!("{:#}", numbers(file, "1 x 3").expect_err("no token"));
-        assert!(error.contains("tokens.txt: \"x\" is not a token"), "{error}");
-        assert!(numbers(file, "[1, -2]").is_err());
-        assert_eq!(hashes(file, "ab cd").expect("hashes"), json!(["ab", "cd"]));
+    fn a_weight_is_a_name_and_a_number() {
         assert_eq!(weight("running=5"), Ok(("running".to_owned(), 5)));
         assert!(weight("running").is_err() && weight("running=x").is_err());
     }

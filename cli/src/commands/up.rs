@@ -71,6 +71,9 @@ pub(crate) struct Up {
     /// What decides which block leaves a full shard, such as adaptive, lru or s3-fifo [default: adaptive]
     #[arg(long, value_name = "NAME", conflicts_with = "config", value_parser = clap::builder::PossibleValuesParser::new(kvhive_config::STRATEGIES))]
     strategy: Option<String>,
+    /// Encrypt every channel: an authority of the cluster's own signs for its processes, and for clients
+    #[arg(long, conflicts_with = "config")]
+    tls: bool,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -114,7 +117,8 @@ impl Up {
             || self.disk.is_some()
             || self.block_size.is_some()
             || self.replicas.is_some()
-            || self.strategy.is_some();
+            || self.strategy.is_some()
+            || self.tls;
         let usual = Shape::default();
         asked.then(|| Shape {
             coordinators: self.coordinators.unwrap_or(usual.coordinators),
@@ -126,6 +130,7 @@ impl Up {
             block_size: self.block_size.unwrap_or(usual.block_size),
             replicas: self.replicas.unwrap_or(usual.replicas),
             strategy: self.strategy.clone(),
+            tls: self.tls,
         })
     }
 

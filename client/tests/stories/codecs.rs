@@ -143,7 +143,8 @@ async fn who_reads_raw_says_so_with_the_layout_and_takes_nothing_else() {
             | DataRequest::Release(_)
             | DataRequest::Strategies(_)
             | DataRequest::Watch(_)
-            | DataRequest::Survey(_) => {}
+            | DataRequest::Survey(_)
+            | DataRequest::Explain(_) => {}
         }
     }
 }

@@ -4,6 +4,7 @@
 mod codecs;
 mod coordinators;
 mod deadlines;
+mod explains;
 mod failover;
 mod fakes;
 mod hostile;

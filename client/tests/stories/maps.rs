@@ -25,6 +25,7 @@ fn epoch_of(request: &DataRequest) -> Epoch {
         DataRequest::Strategies(request) => request.epoch,
         DataRequest::Watch(request) => request.epoch,
         DataRequest::Survey(request) => request.epoch,
+        DataRequest::Explain(request) => request.epoch,
     }
 }
 

@@ -22,6 +22,11 @@ impl Vitals {
     pub(crate) const UNKNOWN: Vitals =
         Vitals { has_failed: false, standing: Standing::Newborn, knows_leader: false, lease: None };
 
+    /// Returns whether it has left the group: what it knows is old, and nobody tells it what is new.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.standing == Standing::Removed
+    }
+
     /// Says whether this coordinator can serve: it votes, knows a leader and has the cluster's map.
     ///
     /// # Errors

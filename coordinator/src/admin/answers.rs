@@ -228,6 +228,7 @@ pub(super) struct HotSlot {
 
 /// How new an answer must be.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Consistency {
     /// `linearizable` (as new as any change acknowledged before) or `stale` (what this coordinator has).
@@ -248,9 +249,11 @@ pub(super) enum Freshness {
 
 /// Which slots are listed.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SlotQuery {
     /// This slot alone.
+    #[param(maximum = 4095)]
     pub(super) slot: Option<u16>,
     /// Every slot.
     #[serde(default)]
@@ -295,6 +298,12 @@ impl Trouble {
             }
             _ => Trouble::bad_request(rejection.body_text()),
         }
+    }
+
+    /// Says that this coordinator is none any more: whoever asks has others to ask (RFC 9110, 15.5.20).
+    pub(super) fn misdirected() -> Trouble {
+        let detail = "this coordinator was removed from the cluster and knows nothing of it any more: ask another, and stop this one";
+        Trouble::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", detail)
     }
 
     pub(super) fn unavailable(detail: String) -> Trouble {

@@ -7,7 +7,7 @@ use axum::http::request::Parts;
 use kvhive_protocol::RequestId;
 use utoipa::IntoParams;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::{Object, Required, Type};
+use utoipa::openapi::{ObjectBuilder, Required, Type};
 
 /// The header that names a change: 32 hexadecimal digits that the asker draws at random, once for each change.
 const HEADER: &str = "idempotency-key";
@@ -21,7 +21,8 @@ impl IntoParams for AskedAs {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
         let described = "32 hexadecimal digits drawn for this change: asked again with them, of any coordinator, it happens once";
         let header = ParameterBuilder::new().name(HEADER).parameter_in(ParameterIn::Header);
-        let text = Object::with_type(Type::String);
+        let pattern = Some(format!("^[0-9a-fA-F]{{{DIGITS}}}$"));
+        let text = ObjectBuilder::new().schema_type(Type::String).pattern(pattern);
         vec![header.description(Some(described)).required(Required::False).schema(Some(text)).build()]
     }
 }

@@ -46,7 +46,7 @@ impl Admin {
 
 /// All that the coordinators remember, the tenants' secrets included, for `kvhive restore`: tenants and their rules, nodes, where
 /// slots are, remembered requests and events. No blocks.
-#[utoipa::path(get, path = "/v1/backup", responses((status = 200, description = "The backup", body = Vec<u8>, content_type = "application/octet-stream"), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/backup", responses((status = 200, description = "The backup", body = Vec<u8>, content_type = "application/octet-stream"), (status = 503, body = Problem)))]
 pub(super) async fn backup(State(admin): Shared) -> Result<Response, Trouble> {
     let backup = admin.take_backup().await?;
     // Some tens of megabytes at most, which is too long for a thread that others wait for.

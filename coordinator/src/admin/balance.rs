@@ -112,7 +112,7 @@ fn skew(rates: impl Iterator<Item = u64> + Clone) -> Option<f64> {
 
 /// Spreads work over devices now: slots that are read much get more replicas, devices that carry more than others give slots
 /// away. Answered when it is decided; a dry run decides nothing. Asked again, it goes by what devices report then.
-#[utoipa::path(post, path = "/v1/balance", request_body = BalanceOrder, responses((status = 200, body = Balanced), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(post, path = "/v1/balance", request_body = BalanceOrder, responses((status = 200, body = Balanced), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn balance(
     State(admin): Shared,
     body: Result<Json<BalanceOrder>, JsonRejection>,

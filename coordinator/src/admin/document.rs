@@ -1,5 +1,6 @@
 //! The API's document: OpenAPI 3.1, made from the routes.
 
+use super::answers::Freshness;
 use kvhive_runtime::http::{Problem, Role, required};
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
@@ -13,7 +14,7 @@ use utoipa::openapi::{Content, OpenApi, Ref, RefOr, ResponseBuilder};
         description = "What an operator of a kvhive cluster sees and does. Everything but health needs `Authorization: Bearer TOKEN`; each \
                        operation says whose token. Refusals are problem documents (RFC 9457)."
     ),
-    components(schemas(Problem)),
+    components(schemas(Problem, Freshness)),
     modifiers(&BearerToken)
 )]
 pub(super) struct Document;
@@ -29,8 +30,8 @@ impl utoipa::Modify for BearerToken {
     }
 }
 
-/// Adds to every guarded operation what holds for all of them: the role that it needs, the two refusals of the guard, and that
-/// refusals are problem documents.
+/// Adds to every guarded operation what holds for all of its like: the role that it needs, the refusals of the guard and of
+/// what reads parameters and bodies, and that refusals are problem documents.
 pub(super) fn finish(document: &mut OpenApi) {
     for (path, item) in &mut document.paths.paths {
         use axum::http::Method;
@@ -42,20 +43,30 @@ pub(super) fn finish(document: &mut OpenApi) {
             (Method::DELETE, &mut item.delete),
         ] {
             if let Some(operation) = operation {
-                guard(operation, required(&method, &one_of(path)));
+                guard(operation, required(&method, &one_of(path)), path.starts_with("/v1/"));
             }
         }
     }
 }
 
-fn guard(operation: &mut Operation, role: Role) {
+fn guard(operation: &mut Operation, role: Role, is_the_groups: bool) {
     let said = operation.description.take().unwrap_or_default();
     operation.description = Some(
         format!("{said}\n\nNeeds the token of the role `{role}`, or of one above it.").trim().to_owned(),
     );
-    for (status, meaning) in [("401", "No token that is known"), ("403", "The token of a lesser role")] {
-        let problem = ResponseBuilder::new().description(meaning).content("application/json", problem());
-        operation.responses.responses.entry(status.to_owned()).or_insert_with(|| problem.build().into());
+    let (takes, has_body) = (operation.parameters.is_some(), operation.request_body.is_some());
+    for (status, meaning, may_come) in [
+        ("400", "What was sent is not as described", takes || has_body),
+        ("401", "No token that is known", true),
+        ("403", "The token of a lesser role", true),
+        ("413", "A body of more bytes than are read", has_body),
+        ("421", "Asked of a coordinator that was removed from the cluster", is_the_groups),
+        ("415", "A body that is not said to be JSON", has_body),
+    ] {
+        if may_come {
+            let refusal = ResponseBuilder::new().description(meaning).content("application/json", problem());
+            operation.responses.responses.entry(status.to_owned()).or_insert_with(|| refusal.build().into());
+        }
     }
     for (status, response) in &mut operation.responses.responses {
         let RefOr::T(response) = response else { continue };

@@ -98,14 +98,17 @@ pub(super) enum OneNamedBy {
 pub(super) struct OneLoad {
     /// Requests that it decodes.
     #[serde(default)]
+    #[schema(maximum = 1_000_000)]
     running: u32,
     /// Requests that wait.
     #[serde(default)]
+    #[schema(maximum = 1_000_000)]
     waiting: u32,
     /// Prompt tokens of those that wait: what they cost is then known and not guessed.
     queued_tokens: Option<u32>,
-    /// How full its own cache is of blocks in use, 0 to 1.
+    /// How full its own cache is of blocks in use.
     #[serde(default)]
+    #[schema(minimum = 0.0, maximum = 1.0)]
     kv_usage: f64,
     /// Prompt tokens that it computes in a second.
     prefill_tokens_per_s: Option<u32>,
@@ -118,12 +121,14 @@ pub(super) struct OneLoad {
 #[serde(deny_unknown_fields)]
 pub(super) struct NewEngine {
     /// Its name: lower-case letters, digits, `-`, `_` and `.`, at most 63 characters. One that is known is replaced.
+    #[schema(pattern = "^[a-z0-9][a-z0-9._-]{0,62}$")]
     name: String,
     /// What it serves, as its blocks in kvhive are named by.
     model: String,
     /// Whose blocks it stores in kvhive; `default` unless said.
     tenant: Option<String>,
     /// Tokens of one of its own blocks.
+    #[schema(minimum = 1, maximum = 65536)]
     block_tokens: u32,
     /// Where it publishes its cache events: `tcp://host:5557`. Each data-parallel rank is an engine of its own here.
     events: String,
@@ -229,7 +234,7 @@ fn missing(name: &str) -> Trouble {
 }
 
 /// Every engine that is followed, as this coordinator knows it.
-#[utoipa::path(get, path = "/v1/engines", responses((status = 200, body = EngineList), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/engines", responses((status = 200, body = EngineList), (status = 503, body = Problem)))]
 pub(super) async fn engines(State(admin): Shared) -> Answer<EngineList> {
     let map = admin.own_map().await?;
     let tenant = |one: &Followed| map.tenants.get(&one.engine.tenant).map_or("", |tenant| &tenant.name);
@@ -238,7 +243,7 @@ pub(super) async fn engines(State(admin): Shared) -> Answer<EngineList> {
 }
 
 /// Follows an engine: every coordinator hears its cache events from then on. One of this name that is known is replaced.
-#[utoipa::path(post, path = "/v1/engines", params(AskedAs), request_body = NewEngine, responses((status = 201, body = OneEngine), (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(post, path = "/v1/engines", params(AskedAs), request_body = NewEngine, responses((status = 201, body = OneEngine), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn follow_engine(
     State(admin): Shared,
     asked: AskedAs,
@@ -282,7 +287,7 @@ pub(super) async fn follow_engine(
 }
 
 /// Follows an engine no longer.
-#[utoipa::path(delete, path = "/v1/engines/{name}", params(("name" = String, Path, description = "The engine's name"), AskedAs), responses((status = 204, description = "It is followed no longer"), (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(delete, path = "/v1/engines/{name}", params(("name" = String, Path, description = "The engine's name"), AskedAs), responses((status = 204, description = "It is followed no longer"), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn forget_engine(
     State(admin): Shared,
     asked: AskedAs,
@@ -301,7 +306,7 @@ pub(super) async fn forget_engine(
 }
 
 /// Takes down how busy an engine is, for routes that this coordinator answers within the next 30 seconds.
-#[utoipa::path(post, path = "/v1/engines/{name}/load", params(("name" = String, Path, description = "The engine's name")), request_body = OneLoad, responses((status = 204, description = "It counts from now on"), (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem)))]
+#[utoipa::path(post, path = "/v1/engines/{name}/load", params(("name" = String, Path, description = "The engine's name")), request_body = OneLoad, responses((status = 204, description = "It counts from now on"), (status = 404, body = Problem)))]
 pub(super) async fn engine_load(
     State(admin): Shared,
     name: Result<Path<String>, PathRejection>,

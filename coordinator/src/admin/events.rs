@@ -53,12 +53,14 @@ impl Listeners {
 
 /// Which events are asked for.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EventQuery {
     /// Those after the one of this number; 0 for all that are remembered.
     #[serde(default)]
     after: u64,
-    /// At most so many: 1 to 1024.
+    /// At most so many.
+    #[param(minimum = 1, maximum = 1024)]
     limit: Option<usize>,
     /// Only those of this kind; several separated by commas.
     kind: Option<String>,
@@ -118,7 +120,7 @@ struct EventSubject {
 }
 
 /// Lists what happened to the cluster and what was decided, with the reason. `limit` counts events looked at, whatever their kind.
-#[utoipa::path(get, path = "/v1/events", params(EventQuery), responses((status = 200, body = EventList), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/events", params(EventQuery), responses((status = 200, body = EventList), (status = 503, body = Problem)))]
 pub(super) async fn events(
     State(admin): Shared,
     query: Result<Query<EventQuery>, QueryRejection>,
@@ -143,7 +145,7 @@ pub(super) async fn events(
 /// Tells what happens from now on, or after a number, as server-sent events: each has the event's number as `id`, its kind as
 /// `event` and the event as `data`. `gap` says that events are not remembered any more: `after`, `oldest`. A reader that breaks
 /// off goes on with `Last-Event-ID`, at any coordinator. One that reads nothing for a minute is cut off.
-#[utoipa::path(get, path = "/v1/events/stream", params(EventQuery, ("last-event-id" = Option<u64>, Header, description = "The last event that the reader has; comes before `after`")), responses((status = 200, content_type = "text/event-stream", description = "Events, as they happen"), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/events/stream", params(EventQuery, ("last-event-id" = Option<u64>, Header, description = "The last event that the reader has; comes before `after`")), responses((status = 200, content_type = "text/event-stream", description = "Events, as they happen"), (status = 503, body = Problem)))]
 pub(super) async fn stream(
     State(admin): Shared,
     headers: HeaderMap,

@@ -4,6 +4,7 @@ use super::routes::Admin;
 use crate::actors::raft::{Figures, RaftMessage};
 use kvhive_protocol::MemberState;
 use kvhive_protocol::control::{ControlReply, Overview};
+use kvhive_runtime::http::record_tls;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -48,6 +49,9 @@ fn record_figures(admin: &Admin, figures: &Figures) {
         ("kvhive_coordinator_log_microseconds_total", log.micros.load(Ordering::Relaxed)),
     ] {
         metrics::counter!(name).absolute(value);
+    }
+    if let Some(tls) = &admin.sources.identity.tls {
+        record_tls(tls);
     }
     metrics::gauge!("kvhive_coordinator_waiting").set(figures.waiting as f64);
 }

@@ -25,7 +25,7 @@ pub(super) struct MemberPatch {
 }
 
 /// Every node that ever registered.
-#[utoipa::path(get, path = "/v1/members", params(Listing), responses((status = 200, body = Members), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/members", params(Listing), responses((status = 200, body = Members), (status = 503, body = Problem)))]
 pub(super) async fn members(
     State(admin): Shared,
     query: Result<Query<Listing>, QueryRejection>,
@@ -39,7 +39,7 @@ pub(super) async fn members(
 
 /// Begins to empty a member, or ends that. Answered when it is decided; its slots then leave in the background, which
 /// `/v1/slots` shows.
-#[utoipa::path(patch, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name"), AskedAs), request_body = MemberPatch, responses((status = 200, body = Node), (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(patch, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name"), AskedAs), request_body = MemberPatch, responses((status = 200, body = Node), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn change_member(
     State(admin): Shared,
     asked: AskedAs,

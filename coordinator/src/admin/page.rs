@@ -11,6 +11,7 @@ const MOST: usize = 10_000;
 
 /// Which part of a list is wanted, and how new it must be.
 #[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Listing {
     /// `linearizable` or `stale`.
@@ -19,8 +20,9 @@ pub(super) struct Listing {
     /// Only entries whose id is greater: the `next` of the page before.
     #[serde(default)]
     pub(super) after: Option<u32>,
-    /// Entries of a page, 1 to 10,000; 1000 unless said.
+    /// Entries of a page; 1000 unless said.
     #[serde(default)]
+    #[param(minimum = 1, maximum = 10000)]
     pub(super) limit: Option<usize>,
 }
 

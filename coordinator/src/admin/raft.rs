@@ -145,7 +145,7 @@ impl Admin {
 }
 
 /// Hands leadership over; answered when another leads.
-#[utoipa::path(post, path = "/v1/raft/transfer", request_body = Transfer, responses((status = 200, body = Group), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(post, path = "/v1/raft/transfer", request_body = Transfer, responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn transfer(
     State(admin): Shared,
     body: Result<Json<Transfer>, JsonRejection>,
@@ -155,7 +155,7 @@ pub(super) async fn transfer(
 }
 
 /// Who the coordinators are, and how far each is, as the leader knows it; with `stale`, as whoever is asked does.
-#[utoipa::path(get, path = "/v1/raft", params(Consistency), responses((status = 200, body = Group), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/raft", params(Consistency), responses((status = 200, body = Group), (status = 503, body = Problem)))]
 pub(super) async fn group(
     State(admin): Shared,
     query: Result<Query<Consistency>, QueryRejection>,
@@ -167,7 +167,7 @@ pub(super) async fn group(
 
 /// Adds a coordinator, which follows without a vote until it is promoted. One that is there already, and is the same, is not
 /// added again.
-#[utoipa::path(post, path = "/v1/raft/members", request_body = NewMember, responses((status = 200, body = Group), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(post, path = "/v1/raft/members", request_body = NewMember, responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn add(State(admin): Shared, body: Result<Json<NewMember>, JsonRejection>) -> Answer<Group> {
     let Json(wanted) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let NewMember { name, peer, raft_address, admin_address } = wanted;
@@ -176,7 +176,7 @@ pub(super) async fn add(State(admin): Shared, body: Result<Json<NewMember>, Json
 }
 
 /// Gives a coordinator that has caught up its vote, in another's place if wanted. Should that one lead, another leads first.
-#[utoipa::path(post, path = "/v1/raft/members/{name}/promote", params(("name" = String, Path, description = "The coordinator's name")), request_body = Promotion, responses((status = 200, body = Group), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(post, path = "/v1/raft/members/{name}/promote", params(("name" = String, Path, description = "The coordinator's name")), request_body = Promotion, responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn promote(
     State(admin): Shared,
     name: Result<Path<String>, PathRejection>,
@@ -192,7 +192,7 @@ pub(super) async fn promote(
 }
 
 /// Removes a coordinator, if the others can go on without it. Should it lead, another leads first.
-#[utoipa::path(delete, path = "/v1/raft/members/{name}", params(("name" = String, Path, description = "The coordinator's name")), responses((status = 200, body = Group), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(delete, path = "/v1/raft/members/{name}", params(("name" = String, Path, description = "The coordinator's name")), responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn remove(State(admin): Shared, name: Result<Path<String>, PathRejection>) -> Answer<Group> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     admin.let_go(&name).await?;

@@ -41,6 +41,7 @@ pub(super) struct RouteAsked {
     weights: OneWeights,
     /// How many tokens dearer an engine may be to be chosen e times more rarely; 0 for always the cheapest.
     #[serde(default)]
+    #[schema(maximum = 1_000_000)]
     temperature: u32,
     /// Decides between engines where there is a temperature; drawn unless said.
     seed: Option<u64>,
@@ -89,10 +90,13 @@ pub(super) struct OneWeights {
     /// A token on a kvhive node's disk.
     hive_disk: u16,
     /// A request that the engine decodes, in tokens.
+    #[schema(maximum = 1_000_000)]
     running: u32,
     /// A request that waits, in tokens.
+    #[schema(maximum = 1_000_000)]
     waiting: u32,
     /// A cache that is full of blocks in use, in tokens.
+    #[schema(maximum = 1_000_000)]
     kv_usage: u32,
 }
 
@@ -245,7 +249,7 @@ fn shown(answer: RouteAnswer) -> Result<RouteChosen, Trouble> {
 }
 
 /// Says which engine should take a request: by what its own cache and kvhive have of the prompt, and by how busy it is.
-#[utoipa::path(post, path = "/v1/route", request_body = RouteAsked, responses((status = 200, body = RouteChosen), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 413, body = Problem)))]
+#[utoipa::path(post, path = "/v1/route", request_body = RouteAsked, responses((status = 200, body = RouteChosen), (status = 409, body = Problem)))]
 pub(super) async fn route(
     State(admin): Shared,
     body: Result<Json<RouteAsked>, JsonRejection>,

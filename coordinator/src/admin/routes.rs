@@ -30,7 +30,7 @@ use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{Reason, RequestId, SLOTS, WireError};
 use kvhive_runtime::http::{Access, Problem};
 use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
-use kvhive_wire::{Fault, Identity};
+use kvhive_wire::{Fault, Identity, Tls};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -279,6 +279,7 @@ fn router(admin: Arc<Admin>) -> Router {
     document.merge(open_doc);
     let guarded = guarded
         .route("/openapi.json", axum::routing::get(move || async move { Json(document) }))
+        .layer(middleware::from_fn_with_state(admin.clone(), only_of_the_group))
         .layer(middleware::from_fn_with_state(admin.audit.clone(), Audit::note))
         .layer(middleware::from_fn_with_state(admin.access.clone(), Access::check));
     guarded
@@ -292,10 +293,15 @@ fn router(admin: Arc<Admin>) -> Router {
 }
 
 /// Serves the admin API until `stop`.
-pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    admin: Arc<Admin>,
+    tls: Option<Tls>,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut stop_again = stop.clone();
     let until = async move { stopped(&mut stop).await };
-    let listener = BoundedListener::new(listener, DOOR);
+    let listener = BoundedListener::new(listener, DOOR, tls);
     let routes = router(admin).into_make_service_with_connect_info::<From>();
     tokio::select! {
         served = axum::serve(listener, routes).with_graceful_shutdown(until).into_future() => {
@@ -305,6 +311,15 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>, mut stop: wa
         }
         // Whoever is in the middle of a request gets its answer; whoever just holds a connection does not hold us.
         () = async { stopped(&mut stop_again).await; tokio::time::sleep(STOP_GRACE).await } => {}
+    }
+}
+
+/// Refuses what is asked of a coordinator that was removed, but its own figures.
+async fn only_of_the_group(State(admin): Shared, request: Request, next: Next) -> Response {
+    let is_removed = admin.sources.vitals.borrow().is_removed();
+    match is_removed && request.uri().path().starts_with("/v1/") {
+        true => Trouble::misdirected().into_response(),
+        false => next.run(request).await,
     }
 }
 
@@ -336,13 +351,13 @@ async fn readyz(State(admin): Shared) -> Response {
 }
 
 /// Figures for Prometheus.
-#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Prometheus text format"), (status = 401, body = Problem)))]
+#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "Prometheus text format")))]
 async fn metrics_text(State(admin): Shared) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], figures::render(&admin).await).into_response()
 }
 
 /// The cluster at a glance.
-#[utoipa::path(get, path = "/v1/cluster", params(Consistency), responses((status = 200, body = Cluster), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/cluster", params(Consistency), responses((status = 200, body = Cluster), (status = 503, body = Problem)))]
 async fn cluster(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Cluster> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let (overview, coordinators) = tokio::join!(admin.overview(query.consistency), admin.coordinators());
@@ -350,7 +365,7 @@ async fn cluster(State(admin): Shared, query: Result<Query<Consistency>, QueryRe
 }
 
 /// Where slots are placed.
-#[utoipa::path(get, path = "/v1/slots", params(SlotQuery), responses((status = 200, body = SlotList), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/slots", params(SlotQuery), responses((status = 200, body = SlotList), (status = 503, body = Problem)))]
 async fn slots(State(admin): Shared, query: Result<Query<SlotQuery>, QueryRejection>) -> Answer<SlotList> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     if let Some(slot) = query.slot
@@ -363,7 +378,7 @@ async fn slots(State(admin): Shared, query: Result<Query<SlotQuery>, QueryReject
 }
 
 /// Sums over all devices, as last reported.
-#[utoipa::path(get, path = "/v1/stats", params(Consistency), responses((status = 200, body = Stats), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/stats", params(Consistency), responses((status = 200, body = Stats), (status = 503, body = Problem)))]
 async fn stats(State(admin): Shared, query: Result<Query<Consistency>, QueryRejection>) -> Answer<Stats> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     Ok(Json(overview::stats(&admin.overview(query.consistency).await?)))

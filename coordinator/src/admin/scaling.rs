@@ -148,7 +148,7 @@ pub(super) struct Size {
 }
 
 /// What is recommended and why, the policy, and what is foreseen.
-#[utoipa::path(get, path = "/v1/scaling", params(Consistency), responses((status = 200, body = Scaling), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/scaling", params(Consistency), responses((status = 200, body = Scaling), (status = 503, body = Problem)))]
 pub(super) async fn scaling(
     State(admin): Shared,
     query: Result<Query<Consistency>, QueryRejection>,
@@ -158,7 +158,7 @@ pub(super) async fn scaling(
 }
 
 /// Changes the policy.
-#[utoipa::path(patch, path = "/v1/scaling", params(AskedAs), request_body = PolicyPatch, responses((status = 200, body = Scaling), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(patch, path = "/v1/scaling", params(AskedAs), request_body = PolicyPatch, responses((status = 200, body = Scaling), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn change_policy(
     State(admin): Shared,
     asked: AskedAs,
@@ -187,7 +187,7 @@ pub(super) async fn change_policy(
 
 /// Asks for a size, in place of what is recommended, until `PATCH` with `automatic` gives it up. Whoever follows `target` brings
 /// it about: `kvhive scale to` and `kvhive scale follow`.
-#[utoipa::path(post, path = "/v1/scaling", params(AskedAs), request_body = Size, responses((status = 200, body = Scaling), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(post, path = "/v1/scaling", params(AskedAs), request_body = Size, responses((status = 200, body = Scaling), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn set_size(
     State(admin): Shared,
     asked: AskedAs,

@@ -80,6 +80,7 @@ pub(super) struct Tenant {
 #[serde(deny_unknown_fields)]
 pub(super) struct NewTenant {
     /// Its name: lower-case letters, digits, `-`, `_` and `.`, at most 63 characters.
+    #[schema(pattern = "^[a-z0-9][a-z0-9._-]{0,62}$")]
     name: String,
     #[schema(value_type = Option<String>)]
     strategy: Option<Strategy>,
@@ -87,8 +88,9 @@ pub(super) struct NewTenant {
     host_quota_bytes: Option<u64>,
     disk_quota_bytes: Option<u64>,
     /// 4, 8 or 16.
+    #[schema(minimum = 4, maximum = 16, multiple_of = 4)]
     quantization_bits: Option<u8>,
-    /// From 0.001 to 1.
+    #[schema(minimum = 0.001, maximum = 1.0)]
     compression_ratio: Option<f64>,
     /// Another tenant's name; then no other rule may be said.
     shares_with: Option<String>,
@@ -112,11 +114,10 @@ pub(super) struct TenantPatch {
     disk_quota_bytes: Change<u64>,
     /// 4, 8 or 16.
     #[serde(default, deserialize_with = "said")]
-    #[schema(value_type = Option<u8>)]
+    #[schema(value_type = Option<u8>, minimum = 4, maximum = 16, multiple_of = 4)]
     quantization_bits: Change<u8>,
-    /// From 0.001 to 1.
     #[serde(default, deserialize_with = "said")]
-    #[schema(value_type = Option<f64>)]
+    #[schema(value_type = Option<f64>, minimum = 0.001, maximum = 1.0)]
     compression_ratio: Change<f64>,
     /// Another tenant's name; then no other rule may be said.
     #[serde(default, deserialize_with = "said")]
@@ -238,7 +239,7 @@ impl Admin {
 }
 
 /// Every tenant.
-#[utoipa::path(get, path = "/v1/tenants", params(Listing), responses((status = 200, body = Tenants), (status = 400, body = Problem), (status = 401, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/tenants", params(Listing), responses((status = 200, body = Tenants), (status = 503, body = Problem)))]
 pub(super) async fn tenants(
     State(admin): Shared,
     query: Result<Query<Listing>, QueryRejection>,
@@ -250,7 +251,7 @@ pub(super) async fn tenants(
 }
 
 /// One tenant.
-#[utoipa::path(get, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), Consistency), responses((status = 200, body = Tenant), (status = 401, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), Consistency), responses((status = 200, body = Tenant), (status = 404, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn tenant(
     State(admin): Shared,
     name: Result<Path<String>, PathRejection>,
@@ -262,7 +263,7 @@ pub(super) async fn tenant(
 }
 
 /// Creates a tenant.
-#[utoipa::path(post, path = "/v1/tenants", params(AskedAs), request_body = NewTenant, responses((status = 201, body = Tenant), (status = 400, body = Problem), (status = 401, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(post, path = "/v1/tenants", params(AskedAs), request_body = NewTenant, responses((status = 201, body = Tenant), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn create_tenant(
     State(admin): Shared,
     asked: AskedAs,
@@ -297,7 +298,7 @@ pub(super) async fn create_tenant(
 }
 
 /// Changes a tenant's rules by a merge patch (RFC 7396). Nodes go by them within a heartbeat; no block is lost by it.
-#[utoipa::path(patch, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), AskedAs), request_body = TenantPatch, responses((status = 200, body = Tenant), (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(patch, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), AskedAs), request_body = TenantPatch, responses((status = 200, body = Tenant), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn change_tenant(
     State(admin): Shared,
     asked: AskedAs,
@@ -320,7 +321,7 @@ pub(super) async fn change_tenant(
 
 /// Ends a tenant's era. Answered when nobody serves its older blocks any more. Of a tenant that shares another's blocks it
 /// ends those that are its own, from before it shared; those that it shares stay.
-#[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name"), AskedAs), responses((status = 200, body = Tenant), (status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(post, path = "/v1/tenants/{name}/clear", params(("name" = String, Path, description = "The tenant's name"), AskedAs), responses((status = 200, body = Tenant), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn clear_tenant(
     State(admin): Shared,
     asked: AskedAs,

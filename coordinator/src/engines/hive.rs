@@ -4,6 +4,7 @@ use kvhive_client::{Client, ClientConfig, ClientError, Prefix};
 use kvhive_control::routing::Piece;
 use kvhive_protocol::engines::{Engine, EngineBlocks, NamedBy};
 use kvhive_protocol::routing::Prompt;
+use kvhive_wire::Tls;
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
@@ -30,10 +31,11 @@ impl Held {
 }
 
 impl Hive {
-    pub(super) fn new(coordinators: Vec<String>, token: Vec<u8>) -> Hive {
+    pub(super) fn new(coordinators: Vec<String>, token: Vec<u8>, tls: Option<Tls>) -> Hive {
         let config = ClientConfig {
             connect_timeout: LIMIT,
             request_timeout: LIMIT,
+            tls,
             ..ClientConfig::new(coordinators, token)
         };
         Hive { config, client: OnceCell::new() }

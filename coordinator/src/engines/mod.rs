@@ -13,6 +13,7 @@ use kvhive_control::routing::{Busy, Feed, room};
 use kvhive_protocol::engines::{Engine, EngineLoad, Followed, Known};
 use kvhive_protocol::{Moment, WireError};
 use kvhive_runtime::Clock;
+use kvhive_wire::Tls;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use tokio::sync::watch;
@@ -87,9 +88,14 @@ impl State {
 }
 
 impl Engines {
-    /// Follows nobody yet. `coordinators` and `token` are how kvhive's own blocks are asked for.
-    pub(crate) fn new(coordinators: Vec<String>, token: Vec<u8>, clock: Arc<dyn Clock>) -> Engines {
-        Engines { followed: RwLock::default(), hive: Hive::new(coordinators, token), clock }
+    /// Follows nobody yet. `coordinators`, `token` and `tls` are how kvhive's own blocks are asked for.
+    pub(crate) fn new(
+        coordinators: Vec<String>,
+        token: Vec<u8>,
+        tls: Option<Tls>,
+        clock: Arc<dyn Clock>,
+    ) -> Engines {
+        Engines { followed: RwLock::default(), hive: Hive::new(coordinators, token, tls), clock }
     }
 
     /// Follows whom the coordinators agree on, until `stop`.

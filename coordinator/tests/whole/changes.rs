@@ -73,6 +73,7 @@ fn a_request_repeated_to_the_next_leader_is_answered_as_before_and_not_applied_a
 fn what_no_map_would_take_is_refused_before_it_reaches_a_log() {
     let group = Group::of(3);
     let leader = group.leader();
+    group.elected();
     let index = |at: usize| group.status(at).expect("it answers").committed;
     let before = index(leader);
     let create =

@@ -87,6 +87,7 @@ impl Group {
                 settings: settings(),
                 token: TOKEN.as_bytes().to_vec(),
                 access: access(),
+                tls: None,
                 election_timeout: Duration::from_millis(300),
                 heartbeat: Duration::from_millis(60),
                 snapshot_every: 10_000,
@@ -130,6 +131,14 @@ impl Group {
 
     pub(crate) fn living(&self) -> Vec<usize> {
         (0..self.running.len()).filter(|at| self.running[*at].is_some()).collect()
+    }
+
+    /// Waits until the election of whoever leads is written into the log, which is some time after it.
+    pub(crate) fn elected(&self) {
+        eventually("the election is in the log", || {
+            let told = self.admin(self.leader()).get("/v1/events?kind=leader-elected").json();
+            told["events"].as_array().is_some_and(|events| !events.is_empty())
+        });
     }
 
     /// Returns which of those that live leads, once one does and the others know.
@@ -200,7 +209,7 @@ impl Group {
     }
 
     pub(crate) fn identity(&self, role: Role) -> Identity {
-        Identity { token: TokenKey::new(TOKEN.as_bytes()), role, sender: 0, cluster: None }
+        Identity { token: TokenKey::new(TOKEN.as_bytes()), role, sender: 0, cluster: None, tls: None }
     }
 
     pub(crate) fn admin(&self, at: usize) -> AdminDoor {

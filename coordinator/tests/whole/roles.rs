@@ -103,7 +103,8 @@ fn a_wrong_token_or_another_cluster_is_turned_away_in_the_handshake() {
     let group = Group::of(1);
     let ours = group.map(0).cluster;
     let knock = |token: &[u8], cluster| {
-        let identity = Identity { token: TokenKey::new(token), role: Role::Coordinator, sender: 1, cluster };
+        let identity =
+            Identity { token: TokenKey::new(token), role: Role::Coordinator, sender: 1, cluster, tls: None };
         group.run(async { group.connect(0, &identity).await.map(|_| ()) })
     };
     let token = crate::group::TOKEN.as_bytes();

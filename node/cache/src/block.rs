@@ -144,6 +144,9 @@ const COMINGS_SHIFT: u32 = 10;
 /// As many or more: such a hold ends by its time alone.
 const MAX_COMINGS: u16 = u16::MAX >> COMINGS_SHIFT;
 
+/// Requests after which a use is told at the latest.
+const LATE: u32 = 1 << 20;
+
 /// Nobody holds it.
 const NOT_HELD: u32 = 0;
 
@@ -236,6 +239,17 @@ impl Record {
         let was = self.is(mark);
         self.set(mark, false);
         was
+    }
+
+    /// Notes a request that used it; says whether none that came later, nor this one, was known to have. Uses are told late, and
+    /// not always in their order.
+    pub(crate) fn used_by(&mut self, request: u32) -> bool {
+        // Requests wrap: what was not used for very long must not look like what was just used.
+        let is_known = self.request.wrapping_sub(request) < LATE;
+        if !is_known {
+            self.request = request;
+        }
+        !is_known
     }
 
     pub(crate) fn shrinking(&self) -> Shrinking {

@@ -37,8 +37,7 @@ impl Index {
 
     /// Finds the record of a tenant's key, filling or resident.
     pub(crate) fn find(&self, owners: &Owners, tenant: TenantId, key: &BlockKey) -> Option<u32> {
-        let hash = Index::hash(&self.hasher, owners.salt(tenant), key);
-        self.table.find(hash, |at| {
+        self.table.find(self.hash_for(owners, tenant, key), |at| {
             let record = &self.records[at as usize];
             record.key == *key && owners.of(record.owner).0 == tenant
         })
@@ -54,6 +53,11 @@ impl Index {
         salt.hash(hasher.hash_one(key.as_bytes()))
     }
 
+    /// Returns a number of an owner's key that nobody outside can foresee.
+    pub(crate) fn print(&self, owners: &Owners, owner: u16, key: &BlockKey) -> u64 {
+        Index::hash(&self.hasher, owners.salt_of(owner), key)
+    }
+
     /// Takes a free record for a tenant's key, which must not be in the table.
     pub(crate) fn insert(&mut self, owners: &Owners, record: Record) -> Option<u32> {
         let at = self.free;
@@ -67,10 +71,16 @@ impl Index {
         Some(at)
     }
 
-    /// Makes a record unfindable; it stays taken.
-    pub(crate) fn hide(&mut self, owners: &Owners, at: u32) {
+    /// Makes a record unfindable; it stays taken. Returns its hash.
+    pub(crate) fn hide(&mut self, owners: &Owners, at: u32) -> u64 {
         let hash = Index::hash_of(&self.hasher, owners, &self.records[at as usize]);
         self.table.remove(hash, at);
+        hash
+    }
+
+    /// Returns the hash that a record of a tenant's key would have.
+    pub(crate) fn hash_for(&self, owners: &Owners, tenant: TenantId, key: &BlockKey) -> u64 {
+        Index::hash(&self.hasher, owners.salt(tenant), key)
     }
 
     /// Gives a hidden record back.

@@ -5,20 +5,26 @@
 //! - [`Member`]: registration, heartbeats, lease and map of one node.
 //! - [`acks`]: when a store may be answered.
 //! - [`Heat`]: how much each slot is read.
-//! - [`Fills`]: which slots' blocks a node gives to other nodes.
+//! - [`Tenure`], [`Lapses`]: since when a device has its slots, and when its node had no lease last.
+//! - [`Fills`]: which slots' blocks a node gives to other nodes; [`Nearest`]: in which order.
+//! - [`Intake`]: which blocks of a snapshot may still find room.
 //! - [`simulate`]: a shard without bytes.
 
 pub mod acks;
 mod answers;
 mod block;
 mod declined;
+mod departed;
 mod expected;
 mod feed;
 mod fills;
 mod frames;
 mod heat;
 mod index;
+mod intake;
 pub mod member;
+mod nearest;
+mod orphans;
 mod owners;
 mod party;
 pub mod policy;
@@ -29,13 +35,17 @@ mod shard;
 pub mod simulate;
 mod stats;
 mod table;
+mod tenure;
 
 pub use answers::{CopyVerdict, Effect, Listed, Reserve, ShardConfig};
 pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
 pub use fills::{Fills, Pass, Round};
 pub use frames::TierCapacity;
 pub use heat::Heat;
+pub use intake::Intake;
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
+pub use nearest::Nearest;
 pub use party::{Quota, Rules};
-pub use shard::Shard;
+pub use shard::{Known, Shard};
 pub use stats::{Collected, Reason, ShardStats, TierStats};
+pub use tenure::{Lapses, Tenure};

@@ -69,8 +69,9 @@ impl ReuseCurve {
         for print in prints {
             self.report.asked += 1;
             let print = print.max(NOBODY + 1);
-            // Spread once more: a key's own bits may choose a slot or a shard already.
-            if !print.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32).is_multiple_of(self.one_in) {
+            // Spread once more: a key's own bits may choose a slot or a shard already. By a mask: a division of each key costs more
+            // than all else that a match does.
+            if print.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32) & (self.one_in - 1) != 0 {
                 continue;
             }
             // A block is of use with those before it only.

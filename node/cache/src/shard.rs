@@ -9,10 +9,12 @@
 
 use crate::answers::{Effect, ShardConfig};
 use crate::block::{BlockId, HoldClock, Life, MAX_HOLD, Record, Tier};
+use crate::departed::Departed;
 use crate::expected::Expected;
 use crate::feed::Feed;
 use crate::frames::Ledger;
 use crate::index::Index;
+use crate::orphans::Orphans;
 use crate::owners::Owners;
 use crate::party::{COMMONS, Party, Rules};
 use crate::policy::{Removal, Request, Strategy, most_bytes, shrinks};
@@ -27,7 +29,9 @@ use kvhive_protocol::watch::Gone;
 use kvhive_protocol::{Era, Moment, SLOTS, TenantId};
 use std::collections::{BTreeMap, VecDeque};
 
+mod adopt;
 mod collect;
+mod explain;
 mod find;
 mod invariants;
 mod leave;
@@ -40,8 +44,11 @@ mod rules;
 mod shrink;
 mod strategies;
 mod tenants;
+mod uses;
 mod watch;
 mod write;
+
+pub use explain::Known;
 
 /// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind, or a block has gone before its children.
 const SWEEP: usize = 4096;
@@ -62,7 +69,7 @@ pub struct Shard {
     /// The request by which the session at hand has used what its stores go on from: others may have come between.
     session: u32,
     /// Uses that the policies have not been told of yet.
-    uses: VecDeque<find::Use>,
+    uses: uses::Uses,
     /// Blocks to be brought up a tier.
     wanted: VecDeque<moves::Wanted>,
     closed: [bool; 3],
@@ -85,6 +92,10 @@ pub struct Shard {
     /// Where the sweep for dead blocks goes on, if one is under way.
     sweep: Option<usize>,
     mending: mend::Mending,
+    /// Blocks that came before their parents.
+    orphans: Orphans,
+    /// Lost blocks whose children are looked for.
+    torn: adopt::AllTorn,
     /// What other sizes would have been worth.
     reuse: ReuseCurve,
     stats: ShardStats,
@@ -92,6 +103,11 @@ pub struct Shard {
     loads: BTreeMap<TenantId, TenantLoad>,
     /// What happens, while somebody follows.
     feed: Option<Box<Feed>>,
+    /// What has left, and why.
+    departed: Departed,
+    /// The time, in seconds, as far as it was told; and the first that was.
+    now_s: u32,
+    began_s: Option<u32>,
 }
 
 impl Shard {
@@ -101,6 +117,8 @@ impl Shard {
         let ledger = Ledger::new(classes, [&config.device, &config.host, &config.disk]);
         // Leaving blocks hold both a record and a frame, so frames bound the records.
         let index = Index::new(ledger.total() as usize, config.hash_seed);
+        let orphans = Orphans::new(ledger.total() as usize);
+        let departed = Departed::new(ledger.total() as usize);
         let mut shard = Shard {
             recency: Recency::new(classes),
             reuse: ReuseCurve::new(ledger.total()),
@@ -113,7 +131,7 @@ impl Shard {
             occupied: vec![0; usize::from(SLOTS)],
             request: Request::default(),
             session: 0,
-            uses: VecDeque::new(),
+            uses: uses::Uses::NONE,
             wanted: VecDeque::new(),
             closed: [false; 3],
             writes: 0,
@@ -127,9 +145,14 @@ impl Shard {
             garbage: collect::Garbage::new(classes),
             sweep: None,
             mending: mend::Mending::default(),
+            orphans,
+            torn: adopt::AllTorn::default(),
             stats: ShardStats::default(),
             loads: BTreeMap::new(),
             feed: None,
+            departed,
+            now_s: 0,
+            began_s: None,
             config,
         };
         shard.config.max_hold = shard.config.max_hold.min(MAX_HOLD);
@@ -183,10 +206,11 @@ impl Shard {
         self.tenants.get(&tenant) == Some(&era)
     }
 
-    /// Does a bounded piece of what can wait: tells the policies what was used, drops blocks of ended eras, moves blocks
-    /// between tiers.
+    /// Does a bounded piece of what can wait: tells the policies what was used ([`Shard::tell_some`]), drops blocks of ended eras,
+    /// moves blocks between tiers.
     pub fn tend(&mut self, now: Moment, effects: &mut Vec<Effect>) {
-        self.tell_uses();
+        self.note_time(now);
+        self.tell_some();
         self.rest_feed(now);
         self.begin_collections();
         if let Some(from) = self.sweep {
@@ -246,6 +270,7 @@ impl Shard {
         let own = self.parties.iter().skip(usize::from(COMMONS) + 1);
         stats.own_policy_bytes = own.map(|party| party.memory_bytes() as u64).sum();
         stats.filling = self.writes as u64;
+        stats.untold = self.untold() as u64;
         stats.shrinking = self.shrinks.len() as u64;
         stats.leaving = (self.index.taken() - self.index.findable()) as u64;
         stats
@@ -260,19 +285,22 @@ impl Shard {
         bits
     }
 
-    /// Returns the bytes of memory that the index of so many frames takes, and at most what a policy takes for each class of
+    /// Returns the bytes of memory that the index of so many frames takes, with what is remembered of blocks that left, and at most what a policy takes for each class of
     /// frames. Tenants with rules of their own have policies of their own, which come on top
     /// ([`ShardStats::own_policy_bytes`]): sized by the most that they held, and each at most as large and
     /// 11 bytes a block larger.
     pub fn index_bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
-        let index = frames as usize * size_of::<Record>() + Table::bytes(frames as usize);
+        let index = frames as usize * size_of::<Record>()
+            + Table::bytes(frames as usize)
+            + Departed::bytes(frames as usize)
+            + Orphans::bytes(frames as usize);
         (index + classes * most_bytes(strategy, frames)) as u64
     }
 
-    /// Returns the bytes of memory that a shard takes at most besides, whatever its size: its events, while somebody follows, and the
-    /// uses by which other sizes are judged.
+    /// Returns the bytes of memory that a shard takes at most besides, whatever its size: its events, while somebody follows, the
+    /// uses by which other sizes are judged, and those that its policies have not been told of yet.
     pub const fn fixed_bytes() -> u64 {
-        (Feed::bytes() + ReuseCurve::bytes()) as u64
+        (Feed::bytes() + ReuseCurve::bytes() + uses::Uses::bytes()) as u64
     }
 
     /// Returns the bytes of memory that the policies hold.

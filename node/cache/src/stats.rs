@@ -70,6 +70,8 @@ pub struct ShardStats {
     pub own_policy_bytes: u64,
     /// Writes under way.
     pub filling: u64,
+    /// Blocks whose uses the policies have not been told of yet.
+    pub untold: u64,
     /// Blocks that left while they were read or copied.
     pub leaving: u64,
     /// Readers of all blocks.

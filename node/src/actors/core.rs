@@ -10,15 +10,15 @@ use crate::rules;
 use crate::view::{Serving, View};
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
-    BlockId, CopyTicket, CopyVerdict, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats, Tier,
+    BlockId, CopyTicket, CopyVerdict, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats, Tenure, Tier,
 };
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock, Surveyed};
-use kvhive_protocol::load::{MAX_TENANT_LOADS, TierLoad, Traffic, Work};
-use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
-use kvhive_protocol::watch::{WatchAnswer, WatchAsk};
-use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, KeyList, SLOTS, Slot, TenantId};
+use kvhive_protocol::explain::Explained;
+use kvhive_protocol::strategy::StrategyReport;
+use kvhive_protocol::watch::{Gone, WatchAnswer, WatchAsk};
+use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, DeviceId, Epoch, KeyList, Slot, TenantId};
 use kvhive_runtime::Reply;
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
@@ -33,6 +33,8 @@ pub(crate) enum DeviceMessage {
     Match { tenant: TenantId, runs: Vec<Run>, keys: KeyList, hold: Duration, reply: Reply<Vec<u32>> },
     /// What of these runs is here, and where?
     Survey { tenant: TenantId, runs: Vec<Run>, keys: KeyList, reply: Reply<Vec<Surveyed>> },
+    /// Why is each of these blocks here, or not?
+    Explain { tenant: TenantId, runs: Vec<Run>, keys: KeyList, reply: Reply<Vec<Explained>> },
     /// Let me read these blocks.
     Read { tenant: TenantId, keys: KeyList, reply: Reply<Vec<Option<Lent>>> },
     /// Give me frames for these blocks.
@@ -44,7 +46,7 @@ pub(crate) enum DeviceMessage {
         reply: Reply<Vec<Reserved>>,
     },
     /// Give me frames for these blocks as long as some are free: nothing leaves for them.
-    ReserveFree { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, reply: Reply<Vec<Reserved>> },
+    ReserveFree { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, reply: Reply<Vec<Option<Reserved>>> },
     /// The engine expects this of the session of these blocks; the answer says how many are here.
     Release { tenant: TenantId, runs: Vec<Run>, keys: KeyList, hint: Hint, reply: Reply<u32> },
     /// How do the strategies do? Those that choose may have to do so now.
@@ -74,6 +76,8 @@ pub(crate) enum DeviceMessage {
     Codecs { reply: Reply<CodecUses> },
     /// Do a piece of what can wait.
     Tend,
+    /// Tells the policies one more piece of what was used.
+    TellUses,
     /// Break, to show that another takes over.
     #[cfg(test)]
     Panic,
@@ -130,6 +134,8 @@ pub(crate) struct DeviceCore {
     index: u16,
     /// Whose map that is; with another, nothing that is here exists.
     pub(super) cluster: Option<ClusterId>,
+    /// Since when it has its slots.
+    pub(super) tenure: Tenure,
     pub(super) view: Arc<View>,
     pub(super) blocking: Handle,
     pub(super) disk: Option<DiskTier>,
@@ -159,6 +165,7 @@ impl DeviceCore {
             view,
             epoch: Epoch(0),
             cluster: None,
+            tenure: Tenure::default(),
             blocking,
             disk: disk.map(DiskTier::new),
         };
@@ -180,6 +187,7 @@ impl DeviceCore {
         if self.epoch <= map.epoch {
             self.epoch = map.epoch;
             self.shard.set_tenants(serving.eras());
+            self.tenure.adopt(self.view.now(), map, DeviceId::new(serving.member, self.index));
             let commons = self.shard.config().rules;
             let own = rules::kept_apart(serving, self.index, commons.strategy);
             self.shard.set_rules(commons, &own);
@@ -194,6 +202,7 @@ impl DeviceCore {
         self.shard = Shard::new(self.shard.config().clone());
         self.resident.iter_mut().for_each(|one| *one = None);
         (self.uses, self.returns, self.epoch) = (CodecUses::default(), Returns::default(), Epoch(0));
+        self.tenure = Tenure::default();
         self.effects.clear();
         // What is on disk is looked at anew, by the other cluster's secrets.
         self.shard.set_open(Tier::Disk, false);
@@ -205,7 +214,8 @@ impl DeviceCore {
     /// Returns the bytes that actor and shard take for so many frames, at most.
     pub(crate) fn bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
         let resident = size_of::<Option<Resident>>() as u64;
-        Shard::index_bytes(frames, classes, strategy) + Shard::fixed_bytes() + u64::from(frames) * resident
+        let fixed = Shard::fixed_bytes() + Tenure::bytes();
+        Shard::index_bytes(frames, classes, strategy) + fixed + u64::from(frames) * resident
     }
 
     fn take_returns(&mut self) {
@@ -341,12 +351,12 @@ impl DeviceCore {
         }
     }
 
-    fn reserve_free(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> Reserved {
+    fn reserve_free(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> Option<Reserved> {
         if self.shard.has_spare(tenant, block) {
-            self.reserve(tenant, block, slot, About::default(), false)
-        } else {
-            Reserved::Refused(Refusal::NoRoom)
+            return Some(self.reserve(tenant, block, slot, About::default(), false));
         }
+        self.shard.note_refused(tenant, &block.header.key, Gone::NoRoom);
+        None
     }
 
     fn seal(&mut self, block: Verified, pin: bool) -> (Sealed, Option<BlockId>) {
@@ -365,44 +375,9 @@ impl DeviceCore {
         (Sealed::Visible(guard), Some(id))
     }
 
-    /// Says which slots have blocks here; any may, until what is on disk is known.
-    fn occupied(&self) -> Vec<u8> {
-        let is_known = self.disk.as_ref().is_none_or(|disk| disk.is_restored);
-        if is_known { self.shard.occupied() } else { vec![0xFF; usize::from(SLOTS) / 8] }
-    }
-
-    fn load(&mut self) -> (DeviceLoad, ShardStats) {
-        let mut strategies = self.shard.strategies(false);
-        strategies.retain(|report| report.choice.is_some());
-        strategies.truncate(MAX_LOAD_REPORTS);
-        let stats = self.shard.stats();
-        let load = DeviceLoad {
-            blocks: stats.blocks(),
-            used_bytes: stats.device.used_bytes + stats.host.used_bytes,
-            capacity_bytes: stats.device.capacity_bytes + stats.host.capacity_bytes,
-            matched_keys: stats.matched_keys,
-            covered_keys: stats.covered_keys,
-            fetched_blocks: stats.hits,
-            stored_blocks: stats.stored,
-            evicted_blocks: stats.evicted,
-            tenants: self.shard.tenant_loads(MAX_TENANT_LOADS),
-            strategies,
-            // Membership says that.
-            filled: Vec::new(),
-            unreached: Vec::new(),
-            work: Work::default(),
-            traffic: Traffic::default(),
-            occupied: self.occupied(),
-            tiers: [stats.device, stats.host, stats.disk].map(|tier| TierLoad {
-                blocks: tier.blocks,
-                used_bytes: tier.used_bytes,
-                capacity_bytes: tier.capacity_bytes,
-                hits: tier.hits,
-            }),
-            reuse: self.shard.reuse().clone(),
-            queue_us: 0,
-        };
-        (load, stats)
+    /// Says whether the policies are still to be told of uses.
+    pub(crate) fn has_untold(&self) -> bool {
+        self.shard.untold() > 0
     }
 
     /// Does what one message asks for.
@@ -414,6 +389,9 @@ impl DeviceCore {
             }
             DeviceMessage::Survey { tenant, runs, keys, reply } => {
                 reply.send(self.shard.survey_runs(tenant, &runs, &keys));
+            }
+            DeviceMessage::Explain { tenant, runs, keys, reply } => {
+                reply.send(self.explain(tenant, &runs, &keys));
             }
             DeviceMessage::Release { tenant, runs, keys, hint, reply } => {
                 reply.send(self.shard.release(self.view.now(), tenant, &runs, &keys, hint));
@@ -484,6 +462,7 @@ impl DeviceCore {
                 self.shard.tend(self.view.now(), &mut self.effects);
                 self.perform_effects();
             }
+            DeviceMessage::TellUses => self.shard.tell_some(),
             #[cfg(test)]
             DeviceMessage::Panic => panic!("a test wants it so"),
         }

@@ -9,6 +9,9 @@ use kvhive_runtime::{Actor, AskError, Context, NamedArbiter, Reply, Sender, Spaw
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+/// How long askers have the core to themselves between two pieces of what the policies are told.
+const BETWEEN_TELLS: Duration = Duration::from_millis(1);
+
 /// The way to one device.
 #[derive(Clone)]
 pub(crate) struct Device {
@@ -37,7 +40,7 @@ impl Device {
                 *of_actor.lock().unwrap_or_else(|poison| poison.into_inner()) = make();
                 of_actor.clear_poison();
             }
-            DeviceActor { core: of_actor.clone(), tend_every }
+            DeviceActor { core: of_actor.clone(), tend_every, is_telling: false }
         });
         Device { actor, core, work: Arc::default(), traffic: Arc::default() }
     }
@@ -78,6 +81,8 @@ fn answer_in<T>(
 struct DeviceActor {
     core: Arc<Mutex<DeviceCore>>,
     tend_every: Duration,
+    /// It comes back for what it has not told the policies yet.
+    is_telling: bool,
 }
 
 impl Actor for DeviceActor {
@@ -87,8 +92,17 @@ impl Actor for DeviceActor {
         ctx.run_interval(self.tend_every, || DeviceMessage::Tend);
     }
 
-    fn handle(&mut self, message: DeviceMessage, _ctx: &mut Context<'_, Self>) {
+    fn handle(&mut self, message: DeviceMessage, ctx: &mut Context<'_, Self>) {
+        let begins_to_tell = matches!(message, DeviceMessage::Tend) && !self.is_telling;
+        let goes_on_telling = matches!(message, DeviceMessage::TellUses);
         // An asker has panicked inside: this actor ends here, and the next one has a new core.
-        self.core.lock().expect("a core is whole unless a panic has ended it").handle(message);
+        let mut core = self.core.lock().expect("a core is whole unless a panic has ended it");
+        core.handle(message);
+        if begins_to_tell || goes_on_telling {
+            self.is_telling = core.has_untold();
+            if self.is_telling {
+                ctx.run_later(BETWEEN_TELLS, DeviceMessage::TellUses);
+            }
+        }
     }
 }

@@ -3,5 +3,7 @@
 pub(crate) mod core;
 pub(crate) mod device;
 pub(crate) mod disk;
+mod explain;
+mod load;
 pub(crate) mod shrink;
 pub(crate) mod uses;

@@ -10,6 +10,7 @@ use kvhive_protocol::data::{
     DataReply, DataRequest, MAX_KEYS_PER_MATCH, MAX_KEYS_PER_RELEASE, MatchRequest, ReleaseRequest,
     StrategiesRequest, SurveyRequest,
 };
+use kvhive_protocol::explain::{ExplainRequest, MAX_KEYS_PER_EXPLAIN};
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::watch::WatchRequest;
 use kvhive_protocol::{DeviceId, Epoch, WireError};
@@ -75,13 +76,23 @@ async fn serve_request(
         DataRequest::Fetch(_) => Some(1),
         DataRequest::Store(_) => Some(2),
         DataRequest::Release(_) => Some(3),
-        DataRequest::Strategies(_) | DataRequest::Watch(_) | DataRequest::Survey(_) => None,
+        DataRequest::Strategies(_)
+        | DataRequest::Watch(_)
+        | DataRequest::Survey(_)
+        | DataRequest::Explain(_) => None,
     };
     let served = answer(connection, peer, plane, number, request).await;
-    if let Some(verb) = verb {
+    // A refusal is quick and no answer: among these it would make a node look the faster the more it refuses.
+    if let (Some(verb), Ok(Given::Answer)) = (verb, &served) {
         plane.counters.took[verb].record(begun.elapsed());
     }
-    served
+    served.map(|_| ())
+}
+
+/// What somebody was given who asked.
+enum Given {
+    Answer,
+    Refusal,
 }
 
 async fn answer(
@@ -90,17 +101,21 @@ async fn answer(
     plane: &DataPlane,
     number: u64,
     request: DataRequest,
-) -> Result<(), Fault> {
+) -> Result<Given, Fault> {
     let reply = match request {
         DataRequest::Match(request) => matched(plane, request).await,
         DataRequest::Release(request) => released(plane, request).await,
         DataRequest::Strategies(request) => strategies(plane, request).await,
         DataRequest::Watch(request) => watch(plane, request).await,
         DataRequest::Survey(request) => surveyed(plane, request).await,
+        DataRequest::Explain(request) => explained(plane, request).await,
         DataRequest::Store(request) => plane.store(connection, peer, request).await?,
         DataRequest::Fetch(request) => match plane.fetch(request).await {
             Ok(found) => match plane.answer(&found) {
-                Ok(reply) => return plane.send_found(connection, number, &reply, &found).await,
+                Ok(reply) => {
+                    plane.send_found(connection, number, &reply, &found).await?;
+                    return Ok(Given::Answer);
+                }
                 Err(error) => Err(error),
             },
             Err(error) => Err(error),
@@ -112,7 +127,10 @@ async fn answer(
         plane.paced(left, connection.skip_payload(left)).await?;
     }
     match reply {
-        Ok(reply) => plane.paced(0, connection.send(Kind::DataReply, number, &reply, &[])).await,
+        Ok(reply) => {
+            plane.paced(0, connection.send(Kind::DataReply, number, &reply, &[])).await?;
+            Ok(Given::Answer)
+        }
         Err(error) => {
             match &error {
                 WireError::Busy { .. } => count(&plane.counters.busy),
@@ -122,7 +140,8 @@ async fn answer(
                 WireError::Malformed { .. } => count(&plane.counters.malformed),
                 _ => {}
             }
-            plane.paced(0, connection.refuse(number, &error)).await
+            plane.paced(0, connection.refuse(number, &error)).await?;
+            Ok(Given::Refusal)
         }
     }
 }
@@ -150,6 +169,20 @@ async fn surveyed(plane: &DataPlane, request: SurveyRequest) -> Result<DataReply
     let runs = plane.ask(device, |reply| DeviceMessage::Survey { tenant, runs, keys, reply }).await?;
     plane.view.check_lease()?;
     Ok(DataReply::Surveyed { epoch: serving.map.epoch, runs })
+}
+
+/// Tells a tenant of its own blocks: where it says no slots, of all of them on the device.
+async fn explained(plane: &DataPlane, request: ExplainRequest) -> Result<DataReply, WireError> {
+    let ExplainRequest { epoch, device, tenant, runs, keys } = request;
+    // Without runs they are looked for wherever they lie.
+    if !runs.is_empty() || keys.len() > MAX_KEYS_PER_EXPLAIN {
+        check::sizes(&runs, keys.len(), MAX_KEYS_PER_EXPLAIN)?;
+    }
+    let serving = plane.view.leased()?;
+    check::admits(&serving, epoch, device, tenant, &runs)?;
+    let blocks = plane.ask(device, |reply| DeviceMessage::Explain { tenant, runs, keys, reply }).await?;
+    plane.view.check_lease()?;
+    Ok(DataReply::Explained { epoch: serving.map.epoch, lapse: plane.view.lapse(), blocks })
 }
 
 async fn released(plane: &DataPlane, request: ReleaseRequest) -> Result<DataReply, WireError> {

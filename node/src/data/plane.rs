@@ -8,7 +8,7 @@ use crate::view::View;
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::{DeviceId, WireError};
 use kvhive_runtime::{AskError, Reply};
-use kvhive_wire::Fault;
+use kvhive_wire::{Fault, Tls};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +40,7 @@ pub(crate) struct DataPlane {
     pub(crate) counters: Arc<Counters>,
     pub(crate) replicator: Replicator,
     pub(super) token: TokenKey,
+    pub(crate) tls: Option<Tls>,
     pub(super) connections: Arc<Semaphore>,
     devices: Vec<Device>,
     limits: Limits,
@@ -62,6 +63,7 @@ impl DataPlane {
         counters: Arc<Counters>,
         replicator: Replicator,
         token: TokenKey,
+        tls: Option<Tls>,
         limits: Limits,
     ) -> DataPlane {
         let inflight_kib = kib(limits.inflight_bytes).clamp(1, 1 << 28);
@@ -71,6 +73,7 @@ impl DataPlane {
             counters,
             replicator,
             token,
+            tls,
             connections: Arc::new(Semaphore::new(limits.connections)),
             limits,
             inflight: Arc::new(Semaphore::new(inflight_kib as usize)),

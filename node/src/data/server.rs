@@ -46,7 +46,7 @@ pub(crate) async fn serve(listener: TcpListener, plane: Arc<DataPlane>, mut stop
 
 async fn admit(stream: TcpStream, plane: &DataPlane, mut handshake: Place, stop: watch::Receiver<bool>) {
     let cluster = plane.view.serving().map(|serving| serving.map.cluster);
-    let listening = Listening { token: plane.token.clone(), cluster };
+    let listening = Listening { token: plane.token.clone(), cluster, tls: plane.tls.clone() };
     let accepted = tokio::select! {
         accepted = Connection::accept(stream, &listening, HANDSHAKE_LIMIT) => accepted,
         () = handshake.turned_out() => {

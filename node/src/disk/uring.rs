@@ -119,9 +119,11 @@ struct Iovec {
 /// What the kernel has.
 struct Flight {
     run: Run,
-    /// Where its memory is; the kernel reads this list when it is submitted.
+    /// Where its memory is that is yet to be moved; the kernel reads this list when it is submitted.
     iovecs: Vec<Iovec>,
+    /// Bytes in all, and those that were moved.
     bytes: usize,
+    moved: usize,
 }
 
 impl Flight {
@@ -137,11 +139,11 @@ impl Flight {
         };
         let iovecs: Vec<Iovec> = run.pieces_mut().map(iovec).collect();
         let bytes = run.bytes();
-        Flight { run, iovecs, bytes }
+        Flight { run, iovecs, bytes, moved: 0 }
     }
 
     fn entry(&self, number: usize) -> io_uring::squeue::Entry {
-        let (fd, at) = (Fd(self.run.file().as_raw_fd()), self.run.at());
+        let (fd, at) = (Fd(self.run.file().as_raw_fd()), self.run.at() + self.moved as u64);
         let (list, len) = (self.iovecs.as_ptr().cast(), self.iovecs.len() as u32);
         let entry = match self.run.way() {
             Way::Read => opcode::Readv::new(fd, list, len).offset(at).build(),
@@ -150,11 +152,30 @@ impl Flight {
         entry.user_data(number as u64)
     }
 
+    /// Goes on after the bytes that the kernel has moved; says whether some are left. It moves as many as it likes at a time.
+    fn goes_on(&mut self, moved: i32) -> bool {
+        let Ok(mut moved) = usize::try_from(moved) else { return false };
+        if moved == 0 || moved >= self.bytes - self.moved {
+            return false;
+        }
+        self.moved += moved;
+        while let Some(first) = self.iovecs.first_mut() {
+            if moved < first.len {
+                // Never dereferenced here: it is the kernel's to go on from.
+                (first.base, first.len) = (first.base.wrapping_add(moved), first.len - moved);
+                break;
+            }
+            moved -= first.len;
+            self.iovecs.remove(0);
+        }
+        true
+    }
+
     fn end(self, moved: i32, queue: &Queue) {
         let result = match usize::try_from(moved) {
             Err(_) => Err(io::Error::from_raw_os_error(-moved)),
-            Ok(moved) if moved == self.bytes => Ok(()),
-            // A file that is shorter, or a disk that took half: neither is gone on with.
+            Ok(moved) if moved == self.bytes - self.moved => Ok(()),
+            // A file that is shorter, or a disk that takes no more.
             Ok(_) if self.run.way() == Way::Read => Err(ErrorKind::UnexpectedEof.into()),
             Ok(_) => Err(ErrorKind::WriteZero.into()),
         };
@@ -166,6 +187,8 @@ impl Flight {
 struct Flying {
     flights: Vec<Option<Flight>>,
     free: Vec<usize>,
+    /// Those that the kernel has moved a part of and is to have again.
+    again: Vec<usize>,
     /// Where the wait for more work reads to.
     woken: Box<[u8; 8]>,
     is_listening: bool,
@@ -174,7 +197,8 @@ struct Flying {
 impl Flying {
     fn new() -> Flying {
         let flights = (0..DEPTH).map(|_| None).collect();
-        Flying { flights, free: (0..DEPTH).collect(), woken: Box::new([0; 8]), is_listening: false }
+        let (free, again) = ((0..DEPTH).collect(), Vec::new());
+        Flying { flights, free, again, woken: Box::new([0; 8]), is_listening: false }
     }
 
     fn is_empty(&self) -> bool {
@@ -226,16 +250,24 @@ impl Driver {
                     return;
                 }
             }
-            for completion in ring.completion() {
-                if completion.user_data() == WAKE {
-                    self.flying.is_listening = false;
-                    continue;
-                }
-                let number = completion.user_data() as usize;
-                if let Some(flight) = self.flying.flights.get_mut(number).and_then(Option::take) {
-                    self.flying.free.push(number);
-                    flight.end(completion.result(), &self.queue);
-                }
+            self.hear(&mut ring);
+        }
+    }
+
+    /// Hears of what has ended.
+    fn hear(&mut self, ring: &mut IoUring) {
+        for completion in ring.completion() {
+            if completion.user_data() == WAKE {
+                self.flying.is_listening = false;
+                continue;
+            }
+            let number = completion.user_data() as usize;
+            let Some(place) = self.flying.flights.get_mut(number) else { continue };
+            if place.as_mut().is_some_and(|flight| flight.goes_on(completion.result())) {
+                self.flying.again.push(number);
+            } else if let Some(flight) = place.take() {
+                self.flying.free.push(number);
+                flight.end(completion.result(), &self.queue);
             }
         }
     }
@@ -251,16 +283,25 @@ impl Driver {
             // this read is out. There is room: the ring has more entries than are ever out together.
             flying.is_listening = unsafe { submission.push(&read.build().user_data(WAKE)) }.is_ok();
         }
-        while let Some(number) = flying.free.last().copied() {
-            let Some(run) = queue.take() else { return };
-            let flight = flying.flights[number].insert(Flight::new(run));
+        loop {
+            let number = match (flying.again.pop(), flying.free.last()) {
+                (Some(number), _) => number,
+                (None, Some(number)) => {
+                    let number = *number;
+                    let Some(run) = queue.take() else { return };
+                    flying.free.pop();
+                    flying.flights[number] = Some(Flight::new(run));
+                    number
+                }
+                (None, None) => return,
+            };
+            let Some(flight) = &flying.flights[number] else { continue };
             let entry = flight.entry(number);
             // SAFETY: the entry names memory and a file that the flight owns; it stays in `flights`, where nothing touches it,
             // until its completion has come, and `Flying` leaks it rather than free it before.
             let is_in = unsafe { submission.push(&entry) }.is_ok();
-            if is_in {
-                flying.free.pop();
-            } else if let Some(flight) = flying.flights[number].take() {
+            if !is_in && let Some(flight) = flying.flights[number].take() {
+                flying.free.push(number);
                 flight.end(-rustix::io::Errno::AGAIN.raw_os_error(), queue);
             }
         }
@@ -287,6 +328,7 @@ mod tests {
     use super::*;
     use crate::disk::buffer::Buffers;
     use std::fs::File;
+    use std::io::Write;
 
     /// A read that does not end while nobody writes, and what does.
     fn hanging(buffers: &Buffers) -> (Transfer, io::PipeWriter) {
@@ -332,6 +374,34 @@ mod tests {
             assert_eq!(done.result.expect_err("it failed").kind(), ErrorKind::BrokenPipe);
         }
         assert_eq!(Arc::strong_count(&held), 2, "what the kernel may write to is not free");
+    }
+
+    #[test]
+    fn the_rest_of_what_the_kernel_has_moved_in_part_is_moved_too() {
+        if !has_uring() {
+            return;
+        }
+        let buffers = Buffers::new([]).expect("a little memory");
+        let queue = Queue::new(16);
+        let (transfer, mut writes) = hanging(&buffers);
+        // Of two pieces: a part ends within the first, one at its end, one within the second.
+        let pieces = vec![Piece::Own(buffers.take(4096)), Piece::Own(buffers.take(4096))];
+        let (mut waits, _) = queue.push(Transfer { pieces, ..transfer });
+        let sent: Vec<u8> = (0..8192u32).map(|at| (at % 251) as u8).collect();
+        let mut ring = ring().expect("there is one");
+        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("a bell"));
+        let mut driver = Driver::new(queue.clone(), bell);
+        for part in [&sent[..1000], &sent[1000..4096], &sent[4096..5000], &sent[5000..]] {
+            assert!(waits.try_recv().is_err(), "it has not all");
+            writes.write_all(part).expect("the pipe has room");
+            driver.fill(&mut ring);
+            ring.submit_and_wait(1).expect("the kernel takes it");
+            driver.hear(&mut ring);
+        }
+        let done = waits.try_recv().expect("it has ended");
+        done.result.expect("all came");
+        let came: Vec<u8> = done.pieces.iter().flat_map(|piece| piece.bytes().to_vec()).collect();
+        assert!(came == sent);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// Name of the manifest.
 const MANIFEST: &str = "manifest.json";
@@ -130,13 +131,15 @@ pub(super) fn workshop(path: &Path) -> PathBuf {
     beside(path, ".partial")
 }
 
+/// Returns the path whose name has this ending more.
 pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(ending);
     path.with_file_name(name)
 }
 
-fn old(path: &Path) -> PathBuf {
+/// Returns where a snapshot is while another takes its place.
+pub(super) fn old(path: &Path) -> PathBuf {
     beside(path, ".old")
 }
 
@@ -196,8 +199,9 @@ pub(super) fn remove(folder: &Path) -> io::Result<()> {
     fs::remove_dir(folder)
 }
 
-/// Completes a snapshot in its workshop and puts it in its place; one that was there before goes when the new one stands.
-pub(super) fn publish(manifest: &Manifest, path: &Path) -> io::Result<()> {
+/// Completes a snapshot in its workshop and puts it in its place; one that was there before goes when the new one stands, or is
+/// moved `aside`, where nothing must be.
+pub(super) fn publish(manifest: &Manifest, path: &Path, aside: Option<&Path>) -> io::Result<()> {
     let (made, old) = (workshop(path), old(path));
     manifest.write(&made)?;
     match fs::remove_file(made.join(RUN)) {
@@ -205,6 +209,12 @@ pub(super) fn publish(manifest: &Manifest, path: &Path) -> io::Result<()> {
         _ => {}
     }
     sync(&made)?;
+    if let Some(aside) = aside {
+        let before = standing(path);
+        if before.exists() {
+            fs::rename(before, aside)?;
+        }
+    }
     if path.exists() {
         // Without one at its place, the one beside it is what stands: it goes only when the new one does.
         if old.exists() {
@@ -224,6 +234,11 @@ pub(super) fn publish(manifest: &Manifest, path: &Path) -> io::Result<()> {
 pub(super) fn standing(path: &Path) -> PathBuf {
     let old = old(path);
     if !path.exists() && old.exists() { old } else { path.to_owned() }
+}
+
+/// Returns when the snapshot at `path` was completed.
+pub(super) fn written(path: &Path) -> io::Result<SystemTime> {
+    fs::metadata(path.join(MANIFEST))?.modified()
 }
 
 /// Says whether this is where a snapshot's manifest would be.
@@ -273,10 +288,10 @@ mod tests {
         fs::create_dir_all(workshop(&path)).expect("writable");
         // As if it ended just before the new one takes its place: a folder takes no link's.
         std::os::unix::fs::symlink(folder.path().join("nowhere"), &path).expect("writable");
-        publish(&manifest(2), &path).expect_err("its place is taken");
+        publish(&manifest(2), &path, None).expect_err("its place is taken");
         fs::remove_file(&path).expect("writable");
         assert_eq!(Manifest::read(&standing(&path)).expect("it stands").largest_block, 1);
-        publish(&manifest(2), &path).expect("it takes its place");
+        publish(&manifest(2), &path, None).expect("it takes its place");
         assert_eq!(Manifest::read(&path).expect("it stands").largest_block, 2);
         assert!(!old(&path).exists() && !workshop(&path).exists());
     }

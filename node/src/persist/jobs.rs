@@ -1,10 +1,11 @@
 //! Snapshots on an operator's word: one at a time, of this node's folder or one beside it, with how far it is.
 
+use super::beside::{self, BEFORE, Standing};
 use super::{Extent, Keeper, Loaded, PersistError, PersistProgress, Saved};
 use kvhive_protocol::LayoutFingerprint;
 use kvhive_runtime::stopped;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
@@ -45,8 +46,15 @@ pub(crate) enum Refused {
     Busy,
     /// It is no name.
     Name,
+    /// It is the name of what the node itself puts aside.
+    Kept,
     /// It is no layout, or none can be chosen.
     Layout,
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=MAX_NAME_BYTES).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
 /// The last job of one node.
@@ -73,12 +81,11 @@ impl Jobs {
         name: Option<&str>,
         layout: Option<&str>,
     ) -> Result<Job, Refused> {
-        let is_name = |name: &str| {
-            (1..=MAX_NAME_BYTES).contains(&name.len())
-                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-        };
         if name.is_some_and(|name| !is_name(name)) {
             return Err(Refused::Name);
+        }
+        if verb == Verb::Persist && name == Some(BEFORE) {
+            return Err(Refused::Kept);
         }
         let only = layout.map(|text| LayoutFingerprint::parse(text).ok_or(Refused::Layout)).transpose()?;
         if verb == Verb::Persist && only.is_some() {
@@ -92,12 +99,12 @@ impl Jobs {
         }
         *last = Some(begun.clone());
         drop(last);
-        let (jobs, is_own) = (self.clone(), name.is_none());
+        let (jobs, name) = (self.clone(), name.map(str::to_owned));
         let folder = begun.folder.clone();
         tokio::spawn(async move {
             let mut stopping = jobs.stopping.clone();
             let outcome = tokio::select! {
-                outcome = jobs.run(verb, is_own, folder, only) => outcome,
+                outcome = jobs.run(verb, name, folder, only) => outcome,
                 () = stopped(&mut stopping) => Outcome::Failed("the node ends".to_owned()),
             };
             jobs.change(|job| job.outcome = outcome);
@@ -108,19 +115,18 @@ impl Jobs {
     async fn run(
         &self,
         verb: Verb,
-        is_own: bool,
+        name: Option<String>,
         folder: PathBuf,
         only: Option<LayoutFingerprint>,
     ) -> Outcome {
         let mut tell = |progress| self.change(|job| job.progress = progress);
         let failed = |error: PersistError| Outcome::Failed(error.to_string());
         match verb {
-            Verb::Persist if is_own => {
-                let saved = self.keeper.save(Extent::Memory, &mut tell).await;
-                saved.map_or_else(failed, Outcome::Persisted)
-            }
             Verb::Persist => {
-                let saved = super::save(self.keeper.holdings(), &folder, Extent::All, &mut tell).await;
+                let saved = match name {
+                    None => self.keeper.save(Extent::Memory, &mut tell).await,
+                    Some(name) => self.persist_beside(&name, &folder, &mut tell).await,
+                };
                 saved.map_or_else(failed, Outcome::Persisted)
             }
             Verb::Load => {
@@ -128,6 +134,30 @@ impl Jobs {
                 loaded.map_or_else(failed, Outcome::Loaded)
             }
         }
+    }
+
+    async fn persist_beside(
+        &self,
+        name: &str,
+        folder: &Path,
+        tell: &mut (dyn FnMut(PersistProgress) + Send),
+    ) -> Result<Saved, PersistError> {
+        beside::check_room(&self.keeper.folder(None), name).await?;
+        super::save(self.keeper.holdings(), folder, None, Extent::All, tell).await
+    }
+
+    /// Lists the node's snapshots.
+    pub(crate) async fn list(&self) -> Result<Vec<Standing>, PersistError> {
+        beside::list(&self.keeper.folder(None)).await
+    }
+
+    /// Removes the snapshot of this name beside the node's own. None when there is none.
+    pub(crate) async fn remove(&self, name: &str) -> Result<Option<()>, PersistError> {
+        let there = self.list().await?.into_iter().any(|one| one.name.as_deref() == Some(name));
+        if !there || !is_name(name) {
+            return Ok(None);
+        }
+        beside::remove(&self.keeper.folder(Some(name))).await.map(Some)
     }
 
     fn change(&self, change: impl FnOnce(&mut Job)) {

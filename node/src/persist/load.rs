@@ -10,10 +10,12 @@ use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::actors::device::Device;
 use crate::guards::{Verified, WriteGuard};
 use crate::layouts;
+use kvhive_cache::Intake;
 use kvhive_protocol::block::digest;
 use kvhive_protocol::data::{Refusal, StoreBlock};
 use kvhive_protocol::{LayoutFingerprint, TenantId};
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,6 +31,8 @@ pub(crate) async fn load(
     only: Option<LayoutFingerprint>,
     progress: &mut (dyn FnMut(PersistProgress) + Send),
 ) -> Result<Loaded, PersistError> {
+    // The memory that one takes is set aside once.
+    let _turn = holdings.loading.acquire().await.map_err(|_| PersistError::NotServing)?;
     let serving = holdings.view.serving().ok_or(PersistError::NotServing)?;
     // Before a lock is made where there is nothing.
     let place = folder::standing(path);
@@ -48,11 +52,10 @@ pub(crate) async fn load(
     let segments = Segments::of(&place, &manifest);
     let mut loading = Loading { path: place, segments: Some(segments), loaded: survey.loaded };
     for (number, (device, wanted)) in holdings.devices.iter().zip(&survey.wanted).enumerate() {
-        // Sizes from here on find no free frame any more: what is deeper in its prefix comes no more either.
-        let mut full_from = u64::MAX;
+        let mut intake = Intake::default();
         for batch in wanted.chunks(BATCH) {
             let busy = PersistError::Busy { device: number };
-            loading.take_in(device, batch, &mut full_from).await?.ok_or(busy)?;
+            loading.take_in(device, batch, &mut intake).await?.ok_or(busy)?;
             done.blocks += batch.len() as u64;
             progress(done);
         }
@@ -72,11 +75,11 @@ impl Loading {
     /// Has the segments read where that may block.
     async fn reading<T: Send + 'static>(
         &mut self,
-        read: impl FnOnce(&mut Segments) -> T + Send + 'static,
+        read: impl FnOnce(&mut Segments) -> io::Result<T> + Send + 'static,
     ) -> Result<T, PersistError> {
         let mut segments = self.segments.take().expect("they come back after every reading that ends well");
         let (read, segments) = blocking(&self.path, move |_| {
-            let read = read(&mut segments);
+            let read = read(&mut segments)?;
             Ok((read, segments))
         })
         .await?;
@@ -89,16 +92,17 @@ impl Loading {
         &mut self,
         device: &Device,
         batch: &[Candidate],
-        full_from: &mut u64,
+        intake: &mut Intake,
     ) -> Result<Option<()>, PersistError> {
         let of_batch = batch.to_vec();
         let metas = self.reading(move |segments| {
-            of_batch.into_iter().map(|one| (one, segments.meta(&one))).collect::<Vec<_>>()
+            let meta = |one: Candidate| Ok((one, segments.meta(&one)?));
+            of_batch.into_iter().map(meta).collect::<io::Result<Vec<_>>>()
         });
         let mut of_tenant: BTreeMap<TenantId, Vec<(Candidate, Meta)>> = BTreeMap::new();
         for (one, meta) in metas.await? {
             match meta {
-                Some(meta) if meta.header.payload_bytes >= *full_from => self.loaded.no_room += 1,
+                Some(meta) if !intake.may_fit(meta.header.payload_bytes) => self.loaded.no_room += 1,
                 Some(meta) => of_tenant.entry(meta.header.tenant).or_default().push((one, meta)),
                 None => self.loaded.damaged += 1,
             }
@@ -114,15 +118,17 @@ impl Loading {
             for ((one, meta), reserved) in batch.into_iter().zip(reserved) {
                 let bytes = meta.header.payload_bytes;
                 match reserved {
-                    Reserved::Present(_) => self.loaded.already += 1,
-                    Reserved::Write(guard) => writes.push((one, guard, bytes)),
-                    Reserved::Refused(Refusal::WrongEra) => self.loaded.ended += 1,
+                    Some(Reserved::Present(_)) => self.loaded.already += 1,
+                    Some(Reserved::Write(guard)) => writes.push((one, guard, bytes)),
+                    Some(Reserved::Refused(Refusal::WrongEra)) => self.loaded.ended += 1,
                     // A store brings it just now.
-                    Reserved::Refused(Refusal::InFlight) => self.loaded.already += 1,
-                    Reserved::Refused(_) => {
-                        *full_from = bytes.min(*full_from);
+                    Some(Reserved::Refused(Refusal::InFlight)) => self.loaded.already += 1,
+                    None => {
+                        intake.full(bytes);
                         self.loaded.no_room += 1;
                     }
+                    // Too much is being written at this moment: the next may find room.
+                    Some(Reserved::Refused(_)) => self.loaded.no_room += 1,
                 }
             }
             if self.fill_and_seal(device, writes).await?.is_none() {
@@ -138,8 +144,8 @@ impl Loading {
         writes: Vec<(Candidate, WriteGuard, u64)>,
     ) -> Result<Option<()>, PersistError> {
         let filled = self.reading(move |segments| {
-            let fill = |(one, guard, bytes)| (fill(segments, &one, guard), bytes);
-            writes.into_iter().map(fill).collect::<Vec<_>>()
+            let fill = |(one, guard, bytes)| Ok((fill(segments, &one, guard)?, bytes));
+            writes.into_iter().map(fill).collect::<io::Result<Vec<_>>>()
         });
         let (mut blocks, mut sizes) = (Vec::new(), Vec::new());
         for (block, bytes) in filled.await? {
@@ -166,9 +172,11 @@ impl Loading {
     }
 }
 
-/// Reads a block's bytes into its frame; none when they cannot be read or are not what was written.
-fn fill(segments: &mut Segments, one: &Candidate, mut guard: WriteGuard) -> Option<Verified> {
-    segments.read(one, guard.bytes_mut())?;
+/// Reads a block's bytes into its frame; none when they are not what was written.
+fn fill(segments: &mut Segments, one: &Candidate, mut guard: WriteGuard) -> io::Result<Option<Verified>> {
+    if !segments.read(one, guard.bytes_mut())? {
+        return Ok(None);
+    }
     let found = digest(guard.bytes_mut());
-    guard.verify(found)
+    Ok(guard.verify(found))
 }

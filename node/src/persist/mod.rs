@@ -1,6 +1,7 @@
 //! Snapshots: a node's blocks written to a folder, and taken in from one. Crash-safe (a snapshot is whole or is not there),
 //! resumable (what an interrupted run has written is kept), checked (a damaged block is a counted miss).
 
+mod beside;
 mod blocking;
 mod folder;
 mod jobs;
@@ -12,6 +13,7 @@ mod segment;
 mod survey;
 mod work;
 
+pub(crate) use beside::{BEFORE, MAX_NAMED, Standing};
 pub(crate) use jobs::{Job, Jobs, Refused, Verb};
 pub(crate) use keeper::Keeper;
 pub(crate) use load::load;
@@ -19,6 +21,7 @@ pub(crate) use save::{Extent, save};
 
 use crate::actors::device::Device;
 use crate::data::Counters;
+use crate::disk::Store;
 use crate::view::View;
 use kvhive_protocol::LayoutFingerprint;
 use serde::Serialize;
@@ -27,17 +30,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 /// What of a node goes into a snapshot and comes out of one.
 #[derive(Clone)]
 pub(crate) struct Holdings {
     pub(crate) devices: Vec<Device>,
+    /// Disks of those devices that have one.
+    pub(crate) stores: Vec<Arc<Store>>,
     /// Frames in memory of each device: as many of its blocks are ever taken in.
     pub(crate) frames: Vec<u32>,
     /// Bytes of the largest frame.
     pub(crate) frame_bytes: u64,
     pub(crate) view: Arc<View>,
     pub(crate) counters: Arc<Counters>,
+    /// Turns of those who take a snapshot in: the memory that it takes is set aside for one.
+    pub(crate) loading: Arc<Semaphore>,
+    /// Turns of those who write one.
+    pub(crate) saving: Arc<Semaphore>,
 }
 
 impl Holdings {
@@ -95,6 +105,16 @@ pub struct Loaded {
     pub no_room: u64,
     /// Blocks that were damaged or missing, and files that broke off.
     pub damaged: u64,
+}
+
+impl Loaded {
+    /// Says whether much was left out that may be of use later: more than one block in sixteen. Some are always, where stores come
+    /// while a full node takes its blocks in.
+    fn leaves_much(&self) -> bool {
+        let left = self.elsewhere + self.no_room + self.damaged;
+        let other = self.ended + self.other_secret + self.too_large + self.other_layout;
+        left * 16 > self.blocks + self.already + other + left
+    }
 }
 
 /// Why there is no snapshot, or why it was not taken in.
@@ -176,6 +196,17 @@ pub enum PersistError {
         path: PathBuf,
         /// What kept it out.
         why: String,
+    },
+    /// There are as many named snapshots as there may be.
+    #[error(
+        "the node has {most} snapshots beside its own ({names}), as many as it may; remove one with `kvhive node snapshots --remove \
+         NAME`"
+    )]
+    TooMany {
+        /// How many there may be.
+        most: usize,
+        /// Their names.
+        names: String,
     },
     /// A device has lost its blocks meanwhile.
     #[error(

@@ -29,13 +29,17 @@ pub(crate) enum Extent {
     All,
 }
 
-/// Writes what the devices hold to the folder `path`. What an earlier, interrupted run left beside it is gone on with.
+/// Writes what the devices hold to the folder `path`. What an earlier, interrupted run left beside it is gone on with, as far as
+/// it is held still. One that stands there is replaced, or moved `aside`.
 pub(crate) async fn save(
     holdings: &Holdings,
     path: &Path,
+    aside: Option<&Path>,
     extent: Extent,
     progress: &mut (dyn FnMut(PersistProgress) + Send),
 ) -> Result<Saved, PersistError> {
+    // What one remembers is set aside once.
+    let _turn = holdings.saving.acquire().await.map_err(|_| PersistError::NotServing)?;
     let serving = holdings.view.serving().ok_or(PersistError::NotServing)?;
     // Before a lock is made beside it, and again when nobody else changes it.
     if let Err(error @ PersistError::Foreign { .. }) = folder::check_ours(path) {
@@ -49,10 +53,10 @@ pub(crate) async fn save(
     loop {
         let (run, lock, shop) = (run.clone(), lock.clone(), folder::workshop(path));
         let begun = blocking(path, move |waited| Work::begin(shop, &run, anew, frames, lock, waited)).await?;
-        let resumed = begun.resumed();
-        match gather(holdings, begun, path, extent, progress).await {
+        let resumed = begun.has_resumed();
+        match gather(holdings, begun, path, aside, extent, progress).await {
             Err(PersistError::Io { source, .. })
-                if source.kind() == io::ErrorKind::StorageFull && resumed > 0 =>
+                if source.kind() == io::ErrorKind::StorageFull && resumed =>
             {
                 warn!(path = %path.display(), "no room to go on with what an interrupted run has written: it is written anew");
                 anew = true;
@@ -66,10 +70,10 @@ async fn gather(
     holdings: &Holdings,
     mut work: Work,
     path: &Path,
+    aside: Option<&Path>,
     extent: Extent,
     progress: &mut (dyn FnMut(PersistProgress) + Send),
 ) -> Result<Saved, PersistError> {
-    let mut saved = Saved { resumed: work.resumed(), ..Saved::default() };
     let restarts = holdings.restarts();
     let mut done = PersistProgress::default();
     for device in &holdings.devices {
@@ -105,20 +109,23 @@ async fn gather(
     }
     // The map as it is now: tenants that came meanwhile have blocks here too.
     let serving = holdings.view.serving().ok_or(PersistError::NotServing)?;
-    let (place, layouts) = (path.to_owned(), holdings.view.layouts.all());
-    let manifest = blocking(path, move |_| {
+    let (place, aside, layouts) = (path.to_owned(), aside.map(Path::to_owned), holdings.view.layouts.all());
+    let (manifest, resumed) = blocking(path, move |waited| {
+        work.drop_stale(waited)?;
         work.close()?;
         let layouts =
             layouts.into_iter().filter(|layout| work.layouts.contains(&layout.fingerprint())).collect();
         let segments = std::mem::take(&mut work.segments);
         let manifest = Manifest::new(&serving.map, layouts, work.largest, segments);
-        folder::publish(&manifest, &place)?;
-        Ok(manifest)
+        folder::publish(&manifest, &place, aside.as_deref())?;
+        Ok((manifest, work.resumed()))
     })
     .await?;
-    saved.blocks = manifest.segments.iter().map(|segment| segment.blocks).sum();
-    saved.bytes = manifest.segments.iter().map(|segment| segment.bytes).sum();
-    Ok(saved)
+    Ok(Saved {
+        blocks: manifest.segments.iter().map(|segment| segment.blocks).sum(),
+        bytes: manifest.segments.iter().map(|segment| segment.bytes).sum(),
+        resumed,
+    })
 }
 
 /// Writes blocks where that may block; they are held until they are written.

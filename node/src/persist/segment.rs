@@ -97,21 +97,24 @@ impl SegmentReader {
 
     /// Returns the next block's meta and where it stands. What follows a damaged meta is not searched for another: bytes of a
     /// block can look like one.
-    /// None at the end, and where the rest cannot be read for
-    /// damage: then [`SegmentReader::is_damaged`].
-    pub(super) fn next_meta(&mut self) -> Option<(Meta, u64)> {
+    /// None at the end, and where the rest is damaged: then [`SegmentReader::is_damaged`].
+    pub(super) fn next_meta(&mut self) -> io::Result<Option<(Meta, u64)>> {
         let at = self.at;
-        let meta = self.meta_at(at)?;
+        let Some(meta) = self.meta_at(at)? else { return Ok(None) };
         self.at = at + META_BYTES as u64 + meta.header.payload_bytes;
-        Some((meta, at))
+        Ok(Some((meta, at)))
     }
 
-    /// Reads the meta that stands at `at`; none when it is damaged or its block is not whole.
-    pub(super) fn meta_at(&self, at: u64) -> Option<Meta> {
-        let left = self.length.checked_sub(at)?.checked_sub(META_BYTES as u64)?;
+    /// Reads the meta that stands at `at`; none when it is damaged or its block is not whole. A disk that does not give it says
+    /// nothing of it.
+    pub(super) fn meta_at(&self, at: u64) -> io::Result<Option<Meta>> {
+        let left = self.length.checked_sub(at).and_then(|left| left.checked_sub(META_BYTES as u64));
+        let Some(left) = left else { return Ok(None) };
         let mut bytes = [0; META_BYTES];
-        self.file.read_exact_at(&mut bytes, at).ok()?;
-        Meta::decode(&bytes).filter(|meta| meta.header.payload_bytes <= left)
+        if !is_there(self.file.read_exact_at(&mut bytes, at))? {
+            return Ok(None);
+        }
+        Ok(Meta::decode(&bytes).filter(|meta| meta.header.payload_bytes <= left))
     }
 
     /// Says whether something is left that could not be read.
@@ -119,9 +122,17 @@ impl SegmentReader {
         self.at != self.length
     }
 
-    /// Reads the bytes of the block whose meta stands at `at`.
-    pub(super) fn read_block(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(into, at + META_BYTES as u64)
+    /// Reads the bytes of the block whose meta stands at `at`; says whether they are all there.
+    pub(super) fn read_block(&self, at: u64, into: &mut [u8]) -> io::Result<bool> {
+        is_there(self.file.read_exact_at(into, at + META_BYTES as u64))
+    }
+}
+
+fn is_there(read: io::Result<()>) -> io::Result<bool> {
+    match read {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -160,9 +171,9 @@ mod tests {
     fn metas(path: &Path) -> (Vec<Meta>, bool) {
         let mut reader = SegmentReader::open(path).expect("it is there");
         let mut metas = Vec::new();
-        while let Some((meta, at)) = reader.next_meta() {
+        while let Some((meta, at)) = reader.next_meta().expect("readable") {
             let mut bytes = vec![0; meta.header.payload_bytes as usize];
-            reader.read_block(at, &mut bytes).expect("readable");
+            assert!(reader.read_block(at, &mut bytes).expect("readable"));
             if digest(&bytes) == meta.header.digest {
                 metas.push(meta);
             }
@@ -177,6 +188,21 @@ mod tests {
         let wanted: Vec<Meta> =
             (1..4u8).map(|number| meta(number, &vec![number; 100 * usize::from(number)])).collect();
         assert_eq!(metas(&path), (wanted, false));
+    }
+
+    #[test]
+    fn a_disk_that_gives_nothing_is_told_from_a_damaged_segment() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = segment(folder.path());
+        let whole = SegmentReader::open(&path).expect("it is there");
+        // No process has memory there: the kernel answers with an input error.
+        let file = File::open("/proc/self/mem").expect("Linux has it");
+        let mut broken = SegmentReader { file, ..whole };
+        assert!(broken.next_meta().is_err() && broken.read_block(0, &mut [0; 10]).is_err());
+        let file = File::open(&path).expect("it is there");
+        let mut longer = SegmentReader { file, length: u64::MAX, at: broken.length };
+        assert_eq!(longer.next_meta().expect("the file ends"), None);
+        assert!(!longer.read_block(broken.length, &mut [0; 10]).expect("the file ends"));
     }
 
     #[test]

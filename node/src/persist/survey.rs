@@ -7,6 +7,7 @@ use super::segment::{Meta, SegmentReader};
 use super::{Loaded, PersistError};
 use crate::view::Serving;
 use kvhive_protocol::{DeviceId, LayoutFingerprint, TenantId};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ pub(super) struct Candidate {
 
 /// Returns the bytes that a survey takes for so many frames, at most.
 pub(super) fn survey_bytes(frames: u32) -> u64 {
-    u64::from(frames) * size_of::<Candidate>() as u64
+    (u64::from(frames) + 1) * size_of::<Candidate>() as u64
 }
 
 /// What a snapshot has for this node.
@@ -55,7 +56,11 @@ impl Survey {
     /// Reads what every block is, without its bytes.
     pub(super) fn of(path: &Path, manifest: &Manifest, judge: &Judge, waited: &Waited) -> io::Result<Survey> {
         let vouched = vouched(manifest, &judge.serving);
-        let mut wanted: Vec<BinaryHeap<Candidate>> = judge.frames.iter().map(|_| BinaryHeap::new()).collect();
+        // As large as they can become from the start: grown, they would take up to twice that.
+        let all: u64 = manifest.segments.iter().map(|mark| mark.blocks).fold(0, u64::saturating_add);
+        let most = |frames: &u32| (u64::from(*frames).min(all) + 1) as usize;
+        let mut wanted: Vec<BinaryHeap<Candidate>> =
+            judge.frames.iter().map(|frames| BinaryHeap::with_capacity(most(frames))).collect();
         let mut survey = Survey {
             wanted: Vec::new(),
             loaded: Loaded::default(),
@@ -73,11 +78,16 @@ impl Survey {
                 }
                 Err(error) => return Err(error),
             };
-            while let Some((meta, at)) = reader.next_meta() {
+            while let Some((meta, at)) = reader.next_meta()? {
                 waited.check()?;
                 read += 1;
                 let Some(device) = survey.judge(&meta, judge, &vouched) else { continue };
                 let Some(heap) = wanted.get_mut(device) else { continue };
+                if heap.len() == heap.capacity() {
+                    // More than its manifest tells of.
+                    survey.loaded.no_room += 1;
+                    continue;
+                }
                 heap.push(Candidate { depth: meta.header.depth, segment, at });
                 if heap.len() > judge.frames[device] as usize {
                     heap.pop();
@@ -166,26 +176,28 @@ impl Segments {
         Segments { paths, open: HashMap::new() }
     }
 
-    /// Reads a candidate's meta; none when it cannot be read any more.
-    pub(super) fn meta(&mut self, one: &Candidate) -> Option<Meta> {
+    /// Reads a candidate's meta; none when it is damaged.
+    pub(super) fn meta(&mut self, one: &Candidate) -> io::Result<Option<Meta>> {
         self.reader(one.segment)?.meta_at(one.at)
     }
 
-    /// Reads a candidate's bytes.
-    pub(super) fn read(&mut self, one: &Candidate, into: &mut [u8]) -> Option<()> {
-        self.reader(one.segment)?.read_block(one.at, into).ok()
+    /// Reads a candidate's bytes; says whether they are all there.
+    pub(super) fn read(&mut self, one: &Candidate, into: &mut [u8]) -> io::Result<bool> {
+        self.reader(one.segment)?.read_block(one.at, into)
     }
 
-    fn reader(&mut self, segment: u32) -> Option<&SegmentReader> {
-        if !self.open.contains_key(&segment) {
-            let reader = SegmentReader::open(self.paths.get(segment as usize)?).ok()?;
-            if self.open.len() >= OPEN_SEGMENTS {
-                // Depths are spread over all of them: none is more likely to be next than another.
-                self.open.clear();
-            }
-            self.open.insert(segment, reader);
+    fn reader(&mut self, segment: u32) -> io::Result<&SegmentReader> {
+        if !self.open.contains_key(&segment) && self.open.len() >= OPEN_SEGMENTS {
+            // Depths are spread over all of them: none is more likely to be next than another.
+            self.open.clear();
         }
-        self.open.get(&segment)
+        match self.open.entry(segment) {
+            Entry::Occupied(open) => Ok(open.into_mut()),
+            Entry::Vacant(place) => {
+                let path = self.paths.get(segment as usize).ok_or(io::ErrorKind::NotFound)?;
+                Ok(place.insert(SegmentReader::open(path)?))
+            }
+        }
     }
 }
 
@@ -196,6 +208,17 @@ mod tests {
     use super::*;
     use kvhive_protocol::block::{Codec, digest};
     use kvhive_protocol::{BlockHeader, BlockKey, Era, Slot};
+
+    #[test]
+    fn a_segment_that_cannot_be_opened_is_no_damaged_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        // As with too many open files: it is there and is not to be had.
+        let path = folder.path().join("000000.seg");
+        std::os::unix::fs::symlink(&path, &path).expect("writable");
+        let mut segments = Segments { paths: vec![path], open: HashMap::new() };
+        let one = Candidate { depth: 0, segment: 0, at: 0 };
+        assert!(segments.meta(&one).is_err() && segments.read(&one, &mut []).is_err());
+    }
 
     #[test]
     fn few_segments_are_open_however_many_there_are() {
@@ -224,7 +247,8 @@ mod tests {
         for turn in 0..2 {
             for segment in 0..marks.len() as u32 {
                 let (one, mut bytes) = (Candidate { depth: 0, segment, at: 0 }, [0; 10]);
-                assert!(segments.meta(&one).is_some() && segments.read(&one, &mut bytes).is_some());
+                assert!(segments.meta(&one).expect("readable").is_some());
+                assert!(segments.read(&one, &mut bytes).expect("readable"));
                 assert_eq!(bytes, [segment as u8; 10], "turn {turn}");
                 assert!(segments.open.len() <= OPEN_SEGMENTS);
             }

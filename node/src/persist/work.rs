@@ -1,5 +1,6 @@
 //! The workshop where a snapshot is made: whole segments, one that is being written, and which run they are of. What an
-//! interrupted run has left is gone on with only where every block of it may still be told by today's tenants.
+//! interrupted run has left is gone on with only where every block of it may still be told by today's tenants, and only what is
+//! still held of it goes into the snapshot.
 
 use super::blocking::Waited;
 use super::folder::{self, RUN, SegmentMark, secret_check};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -19,6 +20,8 @@ use xxhash_rust::xxh3::xxh3_128;
 const SEGMENT_BYTES: u64 = 256 << 20;
 /// Blocks that an interrupted run has written and that are remembered however many frames there are; what is more is written anew.
 const MAX_KNOWN: usize = 4 << 20;
+/// Blocks of which one number says whether they were seen.
+const SEEN_BITS: usize = u64::BITS as usize;
 /// Layouts that are kept track of: as many as a node ever knows, and some that it has forgotten.
 const MAX_LAYOUTS: usize = 4096;
 
@@ -29,7 +32,8 @@ fn known_limit(frames: usize) -> usize {
 
 /// Returns the bytes that they take at most.
 pub(super) fn known_bytes(frames: u32) -> u64 {
-    (known_limit(frames as usize) * size_of::<u128>()) as u64
+    let known = known_limit(frames as usize);
+    (known * size_of::<u128>() + known.div_ceil(SEEN_BITS) * size_of::<u64>()) as u64
 }
 
 /// Which run makes a snapshot: one under another of these does not go on with it.
@@ -68,6 +72,12 @@ pub(super) struct Work {
     next: u32,
     /// Blocks that an interrupted run has written, in order.
     known: Vec<u128>,
+    /// Which of them this run has come upon again, a bit each.
+    seen: Vec<u64>,
+    /// How many of them.
+    seen_blocks: u64,
+    /// How many segments are an interrupted run's: the first.
+    resumed_segments: usize,
     /// Layouts of the blocks.
     pub(super) layouts: HashSet<LayoutFingerprint>,
     pub(super) largest: u64,
@@ -107,6 +117,9 @@ impl Work {
             writer: None,
             next: 0,
             known: Vec::new(),
+            seen: Vec::new(),
+            seen_blocks: 0,
+            resumed_segments: 0,
             layouts: HashSet::new(),
             largest: 0,
             shop,
@@ -136,7 +149,7 @@ impl Work {
             let mut reader = SegmentReader::open(&path)?;
             let (mut blocks, mut bytes) = (0, 0);
             let mut headers = Vec::new();
-            while let Some((meta, _)) = reader.next_meta() {
+            while let Some((meta, _)) = reader.next_meta()? {
                 waited.check()?;
                 blocks += 1;
                 bytes += meta.header.payload_bytes;
@@ -145,7 +158,6 @@ impl Work {
             let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
             match name {
                 Some(file) if !reader.is_damaged() && self.known.len() + headers.len() <= limit => {
-                    headers.iter().for_each(|header| self.note(header));
                     self.known.reserve_exact(headers.len());
                     self.known.extend(headers.iter().map(name_of));
                     let number = file.split('.').next().and_then(|number| number.parse::<u32>().ok());
@@ -156,12 +168,33 @@ impl Work {
             }
         }
         self.known.sort_unstable();
+        self.seen = vec![0; self.known.len().div_ceil(SEEN_BITS)];
+        self.resumed_segments = self.segments.len();
         Ok(())
     }
 
-    /// Returns how many blocks an interrupted run has written.
+    /// Says whether this run goes on with an earlier one.
+    pub(super) fn has_resumed(&self) -> bool {
+        !self.known.is_empty()
+    }
+
+    /// Returns how many blocks of an interrupted run are held still.
     pub(super) fn resumed(&self) -> u64 {
-        self.known.len() as u64
+        self.seen_blocks
+    }
+
+    /// Says whether an interrupted run has written a block, which is held still.
+    fn sees(&mut self, header: &BlockHeader) -> bool {
+        let Ok(at) = self.known.binary_search(&name_of(header)) else { return false };
+        let (number, bit) = (at / SEEN_BITS, 1 << (at % SEEN_BITS));
+        self.seen_blocks += u64::from(self.seen[number] & bit == 0);
+        self.seen[number] |= bit;
+        true
+    }
+
+    fn was_seen(&self, header: &BlockHeader) -> bool {
+        let at = self.known.binary_search(&name_of(header));
+        at.is_ok_and(|at| self.seen[at / SEEN_BITS] & (1 << (at % SEEN_BITS)) != 0)
     }
 
     fn note(&mut self, header: &BlockHeader) {
@@ -174,24 +207,75 @@ impl Work {
     pub(super) fn write(&mut self, blocks: Vec<(ReadGuard, BlockKey, Slot)>) -> io::Result<()> {
         for (guard, parent, slot) in blocks {
             let header = *guard.header();
-            if self.known.binary_search(&name_of(&header)).is_ok() {
+            if self.sees(&header) {
+                self.note(&header);
                 continue;
             }
-            if self.writer.as_ref().is_some_and(|(writer, _)| writer.bytes >= SEGMENT_BYTES) {
-                self.close()?;
-            }
-            let writer = match &mut self.writer {
-                Some((writer, _)) => writer,
-                none => {
-                    let name = format!("{:06}.seg", self.next);
-                    self.next += 1;
-                    &mut none.insert((SegmentWriter::create(self.shop.join(&name))?, name)).0
-                }
-            };
-            writer.push(&Meta { header, parent, slot }, guard.bytes())?;
-            self.note(&header);
+            self.push(&Meta { header, parent, slot }, guard.bytes())?;
         }
         Ok(())
+    }
+
+    fn push(&mut self, meta: &Meta, bytes: &[u8]) -> io::Result<()> {
+        if self.writer.as_ref().is_some_and(|(writer, _)| writer.bytes >= SEGMENT_BYTES) {
+            self.close()?;
+        }
+        let writer = match &mut self.writer {
+            Some((writer, _)) => writer,
+            none => {
+                let name = format!("{:06}.seg", self.next);
+                self.next += 1;
+                &mut none.insert((SegmentWriter::create(self.shop.join(&name))?, name)).0
+            }
+        };
+        writer.push(meta, bytes)?;
+        self.note(&meta.header);
+        Ok(())
+    }
+
+    /// Takes out of an interrupted run's segments what nobody holds any more: it would take the place of what is held.
+    pub(super) fn drop_stale(&mut self, waited: &Waited) -> io::Result<()> {
+        if self.seen_blocks == self.known.len() as u64 {
+            return Ok(());
+        }
+        let fresh = self.segments.split_off(self.resumed_segments);
+        let mut payload = Vec::new();
+        for mark in std::mem::replace(&mut self.segments, fresh) {
+            let path = self.shop.join(&mark.file);
+            if self.is_current(&path, waited)? {
+                self.segments.push(mark);
+                continue;
+            }
+            let mut reader = SegmentReader::open(&path)?;
+            while let Some((meta, at)) = reader.next_meta()? {
+                waited.check()?;
+                if !self.was_seen(&meta.header) {
+                    continue;
+                }
+                // No longer than what is left of the file.
+                payload.resize(meta.header.payload_bytes as usize, 0);
+                if reader.read_block(at, &mut payload)? {
+                    self.push(&meta, &payload)?;
+                }
+            }
+            // Until its blocks are in another they are in none but this.
+            self.close()?;
+            fs::remove_file(&path)?;
+        }
+        self.resumed_segments = 0;
+        Ok(())
+    }
+
+    /// Says whether every block of a segment is held still.
+    fn is_current(&self, path: &Path, waited: &Waited) -> io::Result<bool> {
+        let mut reader = SegmentReader::open(path)?;
+        while let Some((meta, _)) = reader.next_meta()? {
+            waited.check()?;
+            if !self.was_seen(&meta.header) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     pub(super) fn close(&mut self) -> io::Result<()> {
@@ -242,8 +326,9 @@ mod tests {
             Lock::for_writing(&folder.path().join("snapshot"), Duration::ZERO).await.expect("nobody's");
         let begin = move |waited: &Waited| Work::begin(shop, &run, false, FRAMES as usize, lock, waited);
         let work = blocking(folder.path(), begin).await.expect("it goes on");
-        assert_eq!((work.resumed(), work.segments.len(), work.next), (2 * u64::from(EACH), 2, 2));
-        assert!((work.known.capacity() * size_of::<u128>()) as u64 <= known_bytes(FRAMES));
+        assert_eq!((work.known.len(), work.segments.len(), work.next), (2 * usize::from(EACH), 2, 2));
+        let bytes = work.known.capacity() * size_of::<u128>() + work.seen.capacity() * size_of::<u64>();
+        assert!(bytes as u64 <= known_bytes(FRAMES));
         assert!(work.known.is_sorted() && !work.shop.join("000002.seg").exists());
     }
 }

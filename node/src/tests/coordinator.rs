@@ -1,6 +1,7 @@
 //! A coordinator without raft: one map, changed by the test.
 
 use super::TOKEN;
+use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, Heartbeat, Registration,
 };
@@ -103,6 +104,12 @@ impl FakeCoordinator {
         self.script().map.members[&member].devices.clone()
     }
 
+    /// Returns how blocks are stored on each member.
+    pub(super) fn codecs(&self) -> Vec<Codec> {
+        let script = self.script.lock().expect("no test panics with it");
+        script.map.members.values().map(|member| member.codec).collect()
+    }
+
     pub(super) fn epoch(&self) -> Epoch {
         self.script().map.epoch
     }
@@ -148,7 +155,7 @@ impl FakeCoordinator {
 }
 
 async fn converse(stream: TcpStream, script: Arc<Mutex<Script>>) {
-    let listening = Listening { token: TokenKey::new(TOKEN), cluster: Some(ClusterId(77)) };
+    let listening = Listening { token: TokenKey::new(TOKEN), cluster: Some(ClusterId(77)), tls: None };
     let Ok((mut connection, _)) = Connection::accept(stream, &listening, Duration::from_secs(5)).await else {
         return;
     };

@@ -4,6 +4,9 @@ use super::asker::{Asker, Block, kept};
 use super::coordinator::FakeCoordinator;
 use super::{KIB, Setup, eventually};
 use crate::NodeHandle;
+use crate::actors::core::DeviceMessage;
+use crate::fill::{Filler, Giving};
+use kvhive_cache::Pass;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::ReplicaSet;
 use kvhive_protocol::{DeviceId, Filling, Slot, WireError};
@@ -104,4 +107,47 @@ async fn a_node_that_cannot_be_reached_is_given_nothing_and_asked_again() {
     place(&coordinator, client.slot, &[old, new], &[new]);
     eventually("it was tried", || nodes[0].counted(|counters| &counters.move_failures) >= 2).await;
     assert!(!coordinator.is_filled(client.slot, new));
+}
+
+/// A hand that gives what `node` has to give, beside the node's own.
+fn filler(node: &NodeHandle, rate: u64, listed: usize) -> Filler {
+    let mut replicator = node.plane.replicator.clone();
+    replicator.giving = Giving::default();
+    let (view, counters) = (node.view.clone(), node.plane.counters.clone());
+    Filler { devices: node.devices.clone(), replicator, view, counters, rate, listed }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pass_over_a_device_that_is_made_anew_meanwhile_is_no_whole_one() {
+    // The node's own hand gives eight, then rests.
+    let (coordinator, nodes, mut client, [old, new]) =
+        one_of_two(Setup { move_rate: 1, ..Setup::default() }).await;
+    let blocks: Vec<Block> = (0..12).map(|number| Block::new(number, 4 * KIB)).collect();
+    assert_eq!(client.store(&blocks, Ack::Primary).await, Ok(vec![kept(1); 12]));
+    place(&coordinator, client.slot, &[old, new], &[new]);
+    serve_it(&coordinator, &nodes).await;
+    let moved = || nodes[0].counted(|counters| &counters.moved_blocks);
+    eventually("eight are there", || moved() == 8).await;
+    let other = filler(&nodes[0], 16 << 10, 1 << 10);
+    let pass = tokio::spawn(async move { other.pass().await });
+    eventually("the other hand has given the rest and rests", || moved() == 12).await;
+    nodes[0].devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
+    assert_eq!(pass.await.expect("it ends"), Some(Pass::Partial));
+    assert_eq!(
+        filler(&nodes[0], 1 << 40, 1 << 10).pass().await,
+        Some(Pass::Whole),
+        "nothing is left to give"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_blocks_than_are_listed_at_a_time_are_given_all_the_same() {
+    let (coordinator, nodes, mut client, [old, new]) =
+        one_of_two(Setup { move_rate: 1, ..Setup::default() }).await;
+    let blocks: Vec<Block> = (0..20).map(|number| Block::new(number, 4 * KIB)).collect();
+    assert_eq!(client.store(&blocks, Ack::Primary).await, Ok(vec![kept(1); 20]));
+    place(&coordinator, client.slot, &[old, new], &[new]);
+    serve_it(&coordinator, &nodes).await;
+    assert_eq!(filler(&nodes[0], 1 << 40, 3).pass().await, Some(Pass::Whole));
+    nodes[1].settles("all came", |stats| stats.blocks() == 20).await;
 }

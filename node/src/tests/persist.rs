@@ -29,7 +29,7 @@ pub(super) fn save(node: &NodeHandle, path: &Path) -> Saved {
     saved
 }
 
-fn names(folder: &Path) -> Vec<String> {
+pub(super) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).expect("readable");
     let mut names: Vec<String> =
         entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned()).collect();
@@ -68,7 +68,7 @@ async fn what_was_persisted_is_there_again_after_a_load() {
 }
 
 /// Has a snapshot begun at `path` and broken off after its first blocks; then puts a whole segment of `from` there.
-fn interrupt(node: &NodeHandle, path: &Path, from: &Path) {
+pub(super) fn interrupt(node: &NodeHandle, path: &Path, from: &Path) {
     let broken = std::panic::AssertUnwindSafe(|| node.persist(path, |_| panic!("a test wants it so")));
     std::panic::catch_unwind(broken).expect_err("it breaks off");
     let shop = path.with_extension("partial");
@@ -350,7 +350,7 @@ async fn a_device_that_was_made_anew_gets_its_blocks_back_from_the_snapshot() {
 }
 
 /// Asks a node's own admin API and returns the status and the answer.
-async fn admin(
+pub(super) async fn admin(
     node: &NodeHandle,
     method: &str,
     path: &str,
@@ -372,12 +372,12 @@ async fn admin(
     (status, serde_json::from_str(body).unwrap_or_default())
 }
 
-fn bearer() -> String {
+pub(super) fn bearer() -> String {
     format!("Bearer {}", String::from_utf8_lossy(super::TOKEN))
 }
 
 /// Waits until what was asked for has ended, and returns its outcome.
-async fn outcome(node: &NodeHandle) -> serde_json::Value {
+pub(super) async fn outcome(node: &NodeHandle) -> serde_json::Value {
     for _ in 0..4000 {
         let (_, job) = admin(node, "GET", "/v1/snapshot", &bearer(), "").await;
         if job["outcome"] != "running" {

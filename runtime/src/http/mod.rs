@@ -2,6 +2,8 @@
 
 mod access;
 mod problem;
+mod tls;
 
 pub use access::{Access, AccessError, Role, required};
 pub use problem::Problem;
+pub use tls::record_tls;

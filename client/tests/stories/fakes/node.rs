@@ -2,8 +2,10 @@
 
 use super::{CLUSTER, Nobody, PATIENCE, second};
 use kvhive_protocol::data::{DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Stored, Surveyed};
+use kvhive_protocol::explain::{Explained, Since};
 use kvhive_protocol::frame::{Kind, encode_frame};
 use kvhive_protocol::handshake::TokenKey;
+use kvhive_protocol::watch::BlockTier;
 use kvhive_protocol::{BlockHeader, BlockKey, DeviceId, Epoch, WireError};
 use kvhive_wire::{Connection, Listening};
 use std::collections::{HashMap, VecDeque};
@@ -199,7 +201,7 @@ async fn serve(listener: TcpListener, token: Vec<u8>, state: Arc<Mutex<State>>) 
 
 async fn converse(stream: TcpStream, token: Vec<u8>, state: Arc<Mutex<State>>) {
     let (stream, mut raw) = second(stream);
-    let listening = Listening { token: TokenKey::new(&token), cluster: Some(CLUSTER) };
+    let listening = Listening { token: TokenKey::new(&token), cluster: Some(CLUSTER), tls: None };
     let Ok((mut connection, _)) = Connection::accept(stream, &listening, PATIENCE).await else { return };
     while let Ok(frame) = connection.receive().await {
         let Ok(request) = connection.message::<DataRequest>() else { return };
@@ -261,6 +263,11 @@ impl State {
                 });
                 (DataReply::Surveyed { epoch: self.epoch, runs: runs.collect() }, Vec::new())
             }
+            DataRequest::Explain(request) => {
+                assert_eq!(request.device, self.device);
+                let blocks = request.keys.iter().map(|key| self.explained(&key)).collect();
+                (DataReply::Explained { epoch: self.epoch, lapse: None, blocks }, Vec::new())
+            }
             DataRequest::Store(request) => {
                 let headers = request.blocks.iter().map(|block| block.header);
                 (
@@ -276,6 +283,19 @@ impl State {
         match turn {
             Some(turn) => (turn.0)(Honest { number, reply, payload }),
             None => Answer::Reply(reply, payload),
+        }
+    }
+
+    fn explained(&self, key: &BlockKey) -> Explained {
+        match self.blocks.get(key) {
+            Some((header, _)) => Explained::Here {
+                tier: BlockTier::Host,
+                codec: header.codec,
+                bytes: header.payload_bytes,
+                fingerprint: header.fingerprint,
+                slot: key.slot(),
+            },
+            None => Explained::Unknown { since: Since::Began, for_s: 100 },
         }
     }
 

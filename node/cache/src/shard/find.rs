@@ -1,7 +1,6 @@
 //! Match and read: what is resident of a prefix.
 
 use super::Shard;
-use super::moves::Why;
 use crate::answers::Listed;
 use crate::block::{BlockId, Life, Mark, Record, Tier};
 use crate::policy::Request;
@@ -13,17 +12,6 @@ use std::time::Duration;
 
 /// Records looked at by one [`Shard::list_slots`].
 const LOOK: u32 = 16_384;
-/// Uses that may wait for the policies to be told; with more, the asker tells them.
-const MAX_USES: usize = 4096;
-
-/// One use of a piece of a prefix: a block and the blocks before it.
-pub(super) struct Use {
-    at: u32,
-    generation: u32,
-    /// Blocks used, this one included.
-    count: u32,
-    request: Request,
-}
 
 impl Shard {
     /// Says how far each run is covered, from its start, without a gap. Covered blocks count as used now, and are kept until they
@@ -41,6 +29,7 @@ impl Shard {
         hold: Duration,
     ) -> Vec<u32> {
         let (until, clock) = (now + hold.min(self.config.max_hold), self.hold_clock(now));
+        let number = self.request.number + 1;
         let mut covered = Vec::with_capacity(runs.len());
         let mut deepest = Vec::with_capacity(runs.len());
         let mut from = 0;
@@ -49,6 +38,9 @@ impl Shard {
             let (covers, ends) = self.cover(tenant, keys, from, count);
             if let Some(at) = ends {
                 let record = &mut self.index.records[at as usize];
+                // What goes on from it is known by that; the policies are told later.
+                record.used_by(number as u32);
+                record.set(Mark::OVER, false);
                 // The blocks before it are kept by being no leaves.
                 record.hold(clock, until, if covers < count { 2 } else { 1 });
                 // Another session goes on from it.
@@ -68,20 +60,14 @@ impl Shard {
         let load = self.load_of(tenant);
         load.matched_keys += from as u64;
         load.covered_keys += u64::from(total);
-        let request = Request {
-            now,
-            number: self.request.number + 1,
-            blocks: from as u32,
-            covered: total,
-            ..Request::default()
-        };
+        let request = Request { now, number, blocks: from as u32, covered: total, ..Request::default() };
         self.begin_request(request);
         let mut from = 0;
         for ((ends, count), run) in deepest.into_iter().zip(&covered).zip(runs) {
             if let Some(at) = ends {
                 let Record { generation, chain, .. } = self.index.records[at as usize];
                 if u32::from(chain) + 1 >= *count {
-                    self.note(Use { at, generation, count: *count, request });
+                    self.note_run(tenant, keys, from, *count, (at, generation), request);
                 } else {
                     self.note_each(tenant, keys, from..from + *count as usize, until);
                 }
@@ -126,7 +112,7 @@ impl Shard {
                 record.hold(clock, until, 1);
             }
             let generation = record.generation;
-            self.note(Use { at, generation, count: 1, request });
+            self.note_one((at, generation), request);
         }
     }
 
@@ -148,7 +134,12 @@ impl Shard {
         while low < high {
             match self.resident(tenant, keys, from + low) {
                 None => high = low,
-                Some((at, _)) => (low, ends) = (low + 1, Some(at)),
+                Some((at, _)) => {
+                    if let Some(before) = ends {
+                        self.chain_on(before, at);
+                    }
+                    (low, ends) = (low + 1, Some(at));
+                }
             }
         }
         (low, ends)
@@ -201,7 +192,7 @@ impl Shard {
                     });
                 }
                 let request = self.request;
-                self.note(Use { at, generation: id.generation, count: 1, request });
+                self.note_one((at, id.generation), request);
             }
             self.stats.readers += 1;
             if !is_on_disk {
@@ -279,65 +270,5 @@ impl Shard {
         let at = self.find(tenant, key)?;
         let record = &self.index.records[at as usize];
         (record.life == Life::Resident && self.stands(record)).then_some(at)
-    }
-
-    fn note(&mut self, one: Use) {
-        if self.uses.len() >= MAX_USES {
-            self.tell_uses();
-        }
-        self.uses.push_back(one);
-    }
-
-    /// Tells the policies what was used since they were told last, from the head of each prefix to its tail.
-    pub(super) fn tell_uses(&mut self) {
-        let mut path = Vec::new();
-        while let Some(one) = self.uses.pop_front() {
-            let Some(mut at) = self.index.named(one.at, one.generation) else { continue };
-            path.clear();
-            for _ in 0..one.count {
-                path.push(at);
-                let Some(parent) = self.linked(self.index.records[at as usize].parent) else { break };
-                at = parent;
-            }
-            let mut ahead = self.config.prefetch;
-            for at in path.iter().rev() {
-                self.tell_use(*at, &one.request, &mut ahead);
-            }
-            // All that was asked for is here: what follows it is likely the conversation's next turn.
-            if one.request.covered == one.request.blocks {
-                self.want_continuation(path[0], ahead);
-            }
-        }
-    }
-
-    fn tell_use(&mut self, at: u32, request: &Request, ahead: &mut u32) {
-        let record = &mut self.index.records[at as usize];
-        if record.life != Life::Resident {
-            return;
-        }
-        record.request = request.number as u32;
-        record.set(Mark::USED, true);
-        record.set(Mark::REUSED, true);
-        record.set(Mark::OVER, false);
-        let generation = record.generation;
-        let (class, party) = (record.class, usize::from(record.party));
-        if *ahead > 0 && self.want(at, Why::Used) {
-            *ahead -= 1;
-        }
-        if !self.expected.is_empty() {
-            self.expected.came(request.now, at, generation);
-        }
-        let visit = self.visit_of(at);
-        let ranking = self.parties[party].ranking(class);
-        ranking.begin(request);
-        ranking.hit(at, &visit);
-    }
-
-    /// A store met the block where it is.
-    pub(super) fn used(&mut self, at: u32) {
-        if !self.is_of_session(self.index.records[at as usize].request) {
-            let request = self.request;
-            self.tell_use(at, &request, &mut 0);
-        }
     }
 }

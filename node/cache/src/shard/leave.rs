@@ -10,7 +10,8 @@ impl Shard {
     /// Takes a resident block out of sight; its frame comes back now, or when its last reader and copy have gone.
     pub(super) fn drop_block(&mut self, at: u32, why: Removal, gone: Gone, effects: &mut Vec<Effect>) {
         self.tell_removed(at, gone);
-        self.index.hide(&self.owners, at);
+        let hash = self.index.hide(&self.owners, at);
+        self.note_gone(at, hash, gone);
         self.recency.remove(&mut self.index.records, at);
         let bared = self.unlink(at);
         self.count_resident(at, -1);
@@ -94,6 +95,9 @@ impl Shard {
             return false;
         }
         let has_children = record.children > 0;
+        if has_children {
+            self.note_torn(at);
+        }
         self.drop_block(at, Removal::Dropped, gone, effects);
         if has_children {
             self.begin_to_mend();

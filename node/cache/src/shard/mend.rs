@@ -96,6 +96,9 @@ impl Shard {
         for at in from..until {
             if self.index.records[at].life == Life::Resident {
                 self.chain_of(at as u32);
+                if !self.torn.is_empty() {
+                    self.look_for_torn(at as u32);
+                }
             }
         }
         let mending = &mut self.mending;
@@ -103,6 +106,8 @@ impl Shard {
         if mending.next.is_some() {
             return;
         }
+        self.end_torn_round();
+        let mending = &mut self.mending;
         mending.oldest = mending.begun;
         if mending.again {
             self.begin_to_mend();

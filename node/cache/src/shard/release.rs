@@ -27,7 +27,7 @@ impl Shard {
         keys: &KeyList,
         hint: Hint,
     ) -> u32 {
-        self.tell_uses();
+        self.tell_all();
         let (mut until, mut found) = (keys.len(), 0);
         let mut starts = Vec::with_capacity(runs.len());
         let mut from = 0;
@@ -131,6 +131,8 @@ impl Shard {
                 break;
             }
             record.set(Mark::OVER, true);
+            // Should its own use of them be told yet, it comes before its end.
+            record.used_by(request);
             children = 1;
             let link = record.parent;
             next = self.linked(link);
@@ -139,7 +141,7 @@ impl Shard {
         // From one with children nothing is collected: what was marked by the end of a longer session is found by that.
         if children == 0 && self.index.records[last as usize].is(Mark::OVER) {
             let parent = self.linked(link);
-            self.garbage.end(class, (last, generation, why), parent);
+            self.garbage.end(class, (last, generation), why, parent);
         }
     }
 

@@ -6,7 +6,7 @@ use kvhive_protocol::data::StoreBlock;
 use kvhive_protocol::{SLOTS, Slot, TenantId};
 
 impl Shard {
-    /// Takes in a block that is on the disk since before this shard was made. Parents must come before their children.
+    /// Takes in a block that is on the disk since before this shard was made. Parents had better come before their children.
     /// None when it is of an ended era, here already, or has no place in its class.
     pub fn restore(
         &mut self,
@@ -42,8 +42,9 @@ impl Shard {
             ..Record::EMPTY
         };
         let at = self.index.insert(&self.owners, record).expect("there are as many records as frames");
-        if let Some(parent) = parent {
-            self.add_child(parent);
+        match parent {
+            Some(parent) => self.add_child(parent),
+            None => self.note_orphan(at, &block.parent),
         }
         self.occupied[usize::from(slot.0)] += 1;
         Some(self.appear(at))

@@ -12,7 +12,7 @@ impl Shard {
     /// it: those of a party whose strategy changes, or that others come to, are told to its policy anew, in the order of their
     /// last use. Every other policy goes on with what it has learnt.
     pub fn set_rules(&mut self, commons: Rules, own: &BTreeMap<TenantId, Rules>) {
-        self.tell_uses();
+        self.tell_all();
         let same_parties = own.keys().eq(self.party_of.keys());
         let begins_anew = if same_parties { vec![false; self.parties.len()] } else { self.split_anew(own) };
         let wanted = std::iter::once(commons).chain(own.values().copied());

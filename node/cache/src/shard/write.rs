@@ -20,12 +20,17 @@ impl Shard {
         about: About,
         effects: &mut Vec<Effect>,
     ) -> Reserve {
-        self.tell_uses();
+        self.note_time(now);
+        self.tell_few();
+        let declined = self.stats.declined;
         match self.try_reserve(now, tenant, block, slot, about, effects) {
             Ok(reserve) => reserve,
             Err(refusal) => {
                 self.stats.count_refusal(refusal);
                 self.load_of(tenant).refused_blocks += 1;
+                if let Some(why) = Shard::why_refused(refusal, self.stats.declined > declined) {
+                    self.note_refused(tenant, &block.header.key, why);
+                }
                 Reserve::Refused(refusal)
             }
         }
@@ -48,6 +53,7 @@ impl Shard {
         let class = self.class_of(header.payload_bytes).ok_or(Refusal::TooLarge)?;
         let parent = self.parent_of(tenant, &block.parent);
         self.go_on_with(now, parent, header.depth, about);
+        self.tell_own();
         if let Some(parent) = parent {
             // Whatever becomes of this block: whoever matched that one needs it no more.
             self.index.records[parent as usize].came();
@@ -103,8 +109,9 @@ impl Shard {
             ..Record::EMPTY
         };
         let at = self.index.insert(&self.owners, record).expect("there are as many records as frames");
-        if let Some(parent) = parent {
-            self.add_child(parent);
+        match parent {
+            Some(parent) => self.add_child(parent),
+            None => self.note_orphan(at, &block.parent),
         }
         self.heed_store(now, at, parent, about.hint);
         self.writes += 1;
@@ -175,10 +182,10 @@ impl Shard {
     pub fn seal(&mut self, ticket: WriteTicket) -> Option<BlockId> {
         let at = self.filling(ticket)?;
         if !self.stands(&self.index.records[at as usize]) {
-            self.abandon(ticket);
+            self.end_write(at, Gone::Cleared);
             return None;
         }
-        self.tell_uses();
+        self.tell_few();
         self.writes -= 1;
         self.writes_of[usize::from(self.index.records[at as usize].class)] -= 1;
         Some(self.appear(at))
@@ -189,6 +196,7 @@ impl Shard {
         let link = self.index.records[at as usize].parent;
         let parent = self.linked(link);
         self.index.records[at as usize].life = Life::Resident;
+        self.adopt(at);
         self.chain_anew(at);
         let record = &self.index.records[at as usize];
         let (tenant, _) = self.owners.of(record.owner);
@@ -218,13 +226,19 @@ impl Shard {
 
     /// Ends a write without a block; its frame is free again, its handle dropped before.
     pub fn abandon(&mut self, ticket: WriteTicket) {
-        let Some(at) = self.filling(ticket) else { return };
+        if let Some(at) = self.filling(ticket) {
+            self.end_write(at, Gone::Unwritten);
+        }
+    }
+
+    fn end_write(&mut self, at: u32, why: Gone) {
         self.writes -= 1;
         self.writes_of[usize::from(self.index.records[at as usize].class)] -= 1;
         self.said.remove(&at);
         self.occupied[usize::from(self.index.records[at as usize].slot)] -= 1;
         self.stats.abandoned += 1;
-        self.index.hide(&self.owners, at);
+        let hash = self.index.hide(&self.owners, at);
+        self.note_gone(at, hash, why);
         let bared = self.unlink(at);
         self.tell_leaf(bared, true);
         let Record { tier, class, party, .. } = self.index.records[at as usize];

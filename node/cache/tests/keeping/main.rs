@@ -11,10 +11,13 @@ use std::ops::Range;
 use std::time::Duration;
 
 mod collections;
+mod explains;
 mod hints;
+mod loads;
 mod random;
 mod sessions;
 mod surveys;
+mod uses;
 
 const TENANT: TenantId = TenantId(1);
 const FRAME: u64 = 100;
@@ -48,8 +51,13 @@ impl Scenario {
         strategy: Strategy,
         gc_per_mille: Option<u16>,
     ) -> Scenario {
+        let config = Scenario::config(frames, strategy);
+        Scenario::with(ShardConfig { gc_per_mille, low_water_per_mille, ..config })
+    }
+
+    fn config(frames: [u32; 3], strategy: Strategy) -> ShardConfig {
         let [device, host, disk] = frames.map(|frames| TierCapacity { frames: vec![frames] });
-        let mut shard = Shard::new(ShardConfig {
+        ShardConfig {
             classes: vec![FRAME],
             device,
             host,
@@ -57,12 +65,16 @@ impl Scenario {
             rules: Rules::new(strategy),
             unused_to_disk: true,
             prefetch: 8,
-            gc_per_mille,
+            gc_per_mille: None,
             max_hold: Duration::from_secs(60),
             max_writes: 8,
-            low_water_per_mille,
+            low_water_per_mille: 0,
             hash_seed: 9,
-        });
+        }
+    }
+
+    fn with(config: ShardConfig) -> Scenario {
+        let mut shard = Shard::new(config);
         shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
         Scenario { shard, effects: Vec::new(), now: 1000, era: 1, hint: Hint::None }
     }
@@ -93,7 +105,7 @@ impl Scenario {
     /// Stores a block that goes on from another than the one before it.
     fn store_after(&mut self, parent: u64, number: u64, depth: u32) -> Option<BlockId> {
         let block = StoreBlock { parent: key(parent), ..self.block(number, depth) };
-        let about = About::default();
+        let about = About { hint: self.hint, ..About::default() };
         match self.shard.reserve(self.now(), TENANT, &block, Slot(1), about, &mut self.effects) {
             Reserve::Take { ticket, .. } => self.shard.seal(ticket),
             Reserve::Present(_) | Reserve::Refused(_) => None,
@@ -147,6 +159,13 @@ impl Scenario {
 
     /// One piece of what can wait; copies end at once and well. Says whether anything was done.
     fn tend(&mut self) -> bool {
+        let is_done = self.tend_unchecked();
+        self.check();
+        is_done
+    }
+
+    /// The same where it is done too often to look at all that holds each time.
+    fn tend_unchecked(&mut self) -> bool {
         self.shard.tend(self.now(), &mut self.effects);
         let effects = std::mem::take(&mut self.effects);
         for effect in &effects {
@@ -154,7 +173,6 @@ impl Scenario {
                 self.shard.copied(*ticket, true);
             }
         }
-        self.check();
         !effects.is_empty()
     }
 
@@ -165,6 +183,12 @@ impl Scenario {
     /// Which blocks are here; it uses them.
     fn resident(&mut self, numbers: Range<u64>) -> Vec<u64> {
         numbers.filter(|number| self.covered(*number..number + 1) == 1).collect()
+    }
+
+    /// Says whether a block is here; nobody uses it.
+    fn is_here(&self, number: u64) -> bool {
+        let run = Run { slot: Slot(1), keys: 1 };
+        self.shard.survey_runs(TENANT, &[run], &[key(number)].iter().collect())[0].covered == 1
     }
 
     fn restore(&mut self, session: Range<u64>) {

@@ -1,12 +1,13 @@
 //! Random use of all of it at once.
 
-use super::{Scenario, TENANT};
+use super::{Scenario, TENANT, key};
 use kvhive_cache::policy::Strategy;
-use kvhive_cache::{BlockId, Effect, Tier};
+use kvhive_cache::{BlockId, Effect, Known, Tier};
 use kvhive_protocol::Era;
 use kvhive_protocol::data::Hint;
-use proptest::prelude::{Just, TestCaseError, any, prop_assert, prop_oneof, proptest};
-use std::collections::{BTreeMap, HashMap};
+use kvhive_protocol::explain::{Explained, Since};
+use proptest::prelude::{Just, TestCaseError, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -46,13 +47,14 @@ fn hint(number: u8) -> Hint {
 
 proptest! {
     /// Nothing that is held and that nobody has come for leaves but by a clear, every invariant holds after each step, and in the end the memory is no fuller
-    /// than its threshold.
+    /// than its threshold. What was stored once is here, or is known to have gone, unless others that went since are remembered instead.
     #[test]
     fn any_use_keeps_every_invariant_and_the_threshold(strategy in 0usize..12, steps in steps()) {
         let mut scene = Scenario::of([6, 4, 6], Strategy::ALL[strategy], Some(600));
         let (mut readers, mut copies): (Vec<BlockId>, Vec<_>) = (Vec::new(), Vec::new());
         let mut numbers: HashMap<BlockId, u64> = HashMap::new();
         let mut held: HashMap<u64, u64> = HashMap::new();
+        let mut stored: BTreeSet<u64> = BTreeSet::new();
         for step in steps {
             let of = |session: u8, blocks: u8| u64::from(session) * 10..u64::from(session) * 10 + u64::from(blocks);
             match step {
@@ -63,6 +65,7 @@ proptest! {
                         held.retain(|before, _| before + 1 != number);
                         if let Some(id) = scene.try_store(number, depth) {
                             numbers.insert(id, number);
+                            stored.insert(number);
                         }
                     }
                 }
@@ -110,6 +113,13 @@ proptest! {
             }
             if let Err(broken) = scene.shard.invariants() {
                 return Err(TestCaseError::fail(broken));
+            }
+            for number in &stored {
+                let known = scene.shard.explain(scene.now(), TENANT, &key(*number));
+                let never = matches!(known, Known::Not(Explained::Unknown { since: Since::Began, .. }));
+                prop_assert!(!never, "{} was stored once", number);
+                let is_here = matches!(known, Known::Here { .. });
+                prop_assert_eq!(is_here, scene.is_here(*number), "{}: {:?}", number, known);
             }
         }
         readers.into_iter().for_each(|id| scene.shard.unread(id));

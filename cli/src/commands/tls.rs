@@ -1,0 +1,150 @@
+//! `kvhive tls`: an authority of one's own, for trials and small clusters.
+
+use crate::report;
+use crate::trust::{AUTHORITY_PERIOD, CLIENT, DAYS};
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use kvhive_tls::{Folder, TlsFiles};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Make certificates for a cluster, where no other authority does
+#[derive(Args, Debug)]
+pub(crate) struct TlsCommand {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Make an authority, a certificate for each host and one for clients
+    ///
+    /// DIR gets authority.pem and authority.key, a .pem and a .key named after each host, and client.pem and client.key for whoever only
+    /// connects. Nothing is written over. Whoever has authority.key can be any member: keep it off the hosts; each needs authority.pem
+    /// and its own pair, and the [tls] table of the cluster file names them.
+    #[command(after_help = "Examples:
+  kvhive tls init --dir tls                                              # all on this machine: localhost, 127.0.0.1
+  kvhive tls init --dir tls --host 10.0.0.1 --host 10.0.0.2,node-2.example
+  kvhive tls issue --dir tls --host 10.0.0.3                             # one more, later")]
+    Init(Made),
+    /// Make one more certificate by an authority that `kvhive tls init` made
+    #[command(after_help = "Examples:
+  kvhive tls issue --dir tls --host 10.0.0.3
+  kvhive tls issue --dir tls --client trainer --days 30")]
+    Issue(Issue),
+}
+
+#[derive(Args, Debug)]
+struct Made {
+    /// The authority's folder
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Host as the cluster file names it, with other names and addresses of the same one after commas; may be repeated
+    #[arg(long = "host", value_name = "NAME|IP", default_value = "localhost,127.0.0.1")]
+    hosts: Vec<String>,
+    /// Days for which the certificates hold; the authority holds ten years
+    #[arg(long, value_name = "N", default_value_t = DAYS, value_parser = clap::value_parser!(u64).range(1..=3650))]
+    days: u64,
+    /// Print what was made as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct Issue {
+    /// The authority's folder
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Host as the cluster file names it, with other names and addresses of the same one after commas; may be repeated
+    #[arg(long = "host", value_name = "NAME|IP", required_unless_present = "client")]
+    hosts: Vec<String>,
+    /// Name of a certificate that is valid for no host: for one that only connects
+    #[arg(long, value_name = "NAME", conflicts_with = "hosts", value_parser = name)]
+    client: Option<String>,
+    /// Days for which the certificates hold
+    #[arg(long, value_name = "N", default_value_t = DAYS, value_parser = clap::value_parser!(u64).range(1..=3650))]
+    days: u64,
+    /// Print what was made as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Becomes a file's name.
+fn name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.is_empty() || text.len() > 64 || text.starts_with('.') || !text.chars().all(fits) {
+        return Err("allowed are 1 to 64 letters, digits, '-', '_' and '.'".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+impl TlsCommand {
+    /// Does what was asked.
+    ///
+    /// # Errors
+    /// When a file is there already, a host is none, or the folder cannot be written.
+    pub(crate) fn run(self) -> Result<()> {
+        match self.verb {
+            Verb::Init(verb) => verb.run(),
+            Verb::Issue(verb) => verb.run(),
+        }
+    }
+}
+
+impl Made {
+    fn run(self) -> Result<()> {
+        let folder = Folder::create(&self.dir, "kvhive authority", AUTHORITY_PERIOD)?;
+        let mut made = issue(&folder, &self.hosts, self.days)?;
+        made.push(folder.issue(CLIENT, &[], period(self.days))?);
+        tell(&folder, &made, self.json)
+    }
+}
+
+impl Issue {
+    fn run(self) -> Result<()> {
+        let folder = Folder::open(&self.dir)?;
+        let made = match &self.client {
+            Some(client) => vec![folder.issue(client, &[], period(self.days))?],
+            None => issue(&folder, &self.hosts, self.days)?,
+        };
+        tell(&folder, &made, self.json)
+    }
+}
+
+fn period(days: u64) -> Duration {
+    Duration::from_secs(days * 86_400)
+}
+
+fn issue(folder: &Folder, hosts: &[String], days: u64) -> Result<Vec<TlsFiles>> {
+    let mut made = Vec::with_capacity(hosts.len());
+    for host in hosts {
+        let names: Vec<String> = host.split(',').map(|name| name.trim().to_owned()).collect();
+        made.push(folder.issue(&names[0], &names, period(days))?);
+    }
+    Ok(made)
+}
+
+fn tell(folder: &Folder, made: &[TlsFiles], json: bool) -> Result<()> {
+    let authorities = folder.authorities().display().to_string();
+    if json {
+        let one = |files: &TlsFiles| {
+            json!({
+                "host": files.host, "certificate": files.certificate.display().to_string(), "key": files.key.display().to_string(),
+            })
+        };
+        let made: Vec<_> = made.iter().map(one).collect();
+        return report::print_json(&json!({ "authorities": authorities, "certificates": made }));
+    }
+    println!("authorities   {authorities}");
+    for files in made {
+        println!("{:<13} {}", files.host.as_deref().unwrap_or("clients"), files.certificate.display());
+        println!("{:<13} {}", "", files.key.display());
+    }
+    if let Some(member) = made.iter().find(|files| files.host.is_some()) {
+        println!("\nin the cluster file, with the paths that they have on each host:\n");
+        println!("[tls]\ncertificate = \"{}\"", member.certificate.display());
+        println!("key = \"{}\"\nauthorities = \"{authorities}\"", member.key.display());
+    }
+    Ok(())
+}

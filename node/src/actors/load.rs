@@ -1,0 +1,50 @@
+//! How a device does, as its node's heartbeat tells it.
+
+use super::core::DeviceCore;
+use kvhive_cache::ShardStats;
+use kvhive_protocol::SLOTS;
+use kvhive_protocol::control::DeviceLoad;
+use kvhive_protocol::load::{MAX_TENANT_LOADS, TierLoad, Traffic, Work};
+use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
+
+impl DeviceCore {
+    /// Says which slots have blocks here; any may, until what is on disk is known.
+    fn occupied(&self) -> Vec<u8> {
+        let is_known = self.disk.as_ref().is_none_or(|disk| disk.is_restored);
+        if is_known { self.shard.occupied() } else { vec![0xFF; usize::from(SLOTS) / 8] }
+    }
+
+    pub(super) fn load(&mut self) -> (DeviceLoad, ShardStats) {
+        let mut strategies = self.shard.strategies(false);
+        strategies.retain(|report| report.choice.is_some());
+        strategies.truncate(MAX_LOAD_REPORTS);
+        let stats = self.shard.stats();
+        let load = DeviceLoad {
+            blocks: stats.blocks(),
+            used_bytes: stats.device.used_bytes + stats.host.used_bytes,
+            capacity_bytes: stats.device.capacity_bytes + stats.host.capacity_bytes,
+            matched_keys: stats.matched_keys,
+            covered_keys: stats.covered_keys,
+            fetched_blocks: stats.hits,
+            stored_blocks: stats.stored,
+            evicted_blocks: stats.evicted,
+            tenants: self.shard.tenant_loads(MAX_TENANT_LOADS),
+            strategies,
+            // Membership says that.
+            filled: Vec::new(),
+            unreached: Vec::new(),
+            work: Work::default(),
+            traffic: Traffic::default(),
+            occupied: self.occupied(),
+            tiers: [stats.device, stats.host, stats.disk].map(|tier| TierLoad {
+                blocks: tier.blocks,
+                used_bytes: tier.used_bytes,
+                capacity_bytes: tier.capacity_bytes,
+                hits: tier.hits,
+            }),
+            reuse: self.shard.reuse().clone(),
+            queue_us: 0,
+        };
+        (load, stats)
+    }
+}

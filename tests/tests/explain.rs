@@ -1,0 +1,175 @@
+//! `kvhive explain` on a cluster of real processes: from what was never stored to what a node that died had.
+
+use kvhive_client::StoreOptions;
+use kvhive_protocol::{AxisOrder, Dtype, Layout};
+use kvhive_tests::{Cluster, run};
+use serde_json::{Value, json};
+use std::path::Path;
+
+const BLOCK: &str = "4KiB";
+
+fn explain(cluster: &Cluster, words: &[&str]) -> Value {
+    let words: Vec<&str> = ["explain"].iter().chain(words).copied().collect();
+    cluster.json(&words).expect("the cluster answers")
+}
+
+fn of_request(cluster: &Cluster, number: usize) -> Value {
+    explain(cluster, &["--request", &number.to_string(), "--block-size", BLOCK])
+}
+
+fn replay(cluster: &Cluster, requests: &str) {
+    let report =
+        cluster.json(&["replay", "--requests", requests, "--block-size", BLOCK, "--concurrency", "1"]);
+    assert_eq!(report.expect("a replay")["errors"], 0);
+}
+
+/// The verdict on the block at which a prefix ends, and the sentence.
+fn ends(said: &Value) -> (String, String) {
+    let at = said["ends_at"].as_u64().expect("it ends somewhere") as usize;
+    let verdict = said["blocks"][at]["verdict"].as_str().expect("a verdict").to_owned();
+    (verdict, said["why"].as_str().expect("a sentence").to_owned())
+}
+
+/// Says whether nobody has ever heard of the first block. A node that registered first had all slots until the others did.
+fn is_news(said: &Value) -> bool {
+    said["ends_at"] == 0 && ["never-stored", "slot-moved"].contains(&ends(said).0.as_str())
+}
+
+#[test]
+fn every_miss_of_a_request_has_its_cause() {
+    let cluster = Cluster::start(&[
+        "--coordinators",
+        "1",
+        "--nodes",
+        "2",
+        "--devices",
+        "1",
+        "--device-memory",
+        "512KiB",
+        "--host-memory",
+        "0",
+        "--block-size",
+        BLOCK,
+        "--strategy",
+        "lru",
+    ]);
+
+    let before = of_request(&cluster, 1);
+    let blocks = before["blocks"].as_array().expect("a list").len();
+    assert_eq!((&before["covered"], is_news(&before)), (&0.into(), true), "{before}");
+
+    replay(&cluster, "1");
+    let stored = of_request(&cluster, 1);
+    assert_eq!((&stored["covered"], &stored["ends_at"]), (&blocks.into(), &Value::Null), "{stored}");
+    assert_eq!(stored["blocks"][0]["replicas"][0]["tier"], "device");
+    let fetched =
+        explain(&cluster, &["--request", "1", "--block-size", BLOCK, "--within", "20s"])["fetch"].clone();
+    assert_eq!((&fetched["blocks"], &fetched["delivered"]), (&blocks.into(), &blocks.into()), "{fetched}");
+
+    // By its key alone a block is found as well, wherever its prefix has put it.
+    let key = stored["blocks"][blocks - 1]["key"].as_str().expect("a key").to_owned();
+    let alone = explain(&cluster, &[&key]);
+    assert_eq!(
+        (&alone["blocks"][0]["verdict"], &alone["covered"]),
+        (&"here".into(), &Value::Null),
+        "{alone}"
+    );
+
+    // Another size of blocks is another layout: nothing of it was stored.
+    let other = explain(&cluster, &["--request", "1", "--block-size", "8KiB"]);
+    assert!(is_news(&other), "{other}");
+    let late = explain(&cluster, &["--request", "1", "--block-size", BLOCK, "--within", "1us"]);
+    assert!(late["why"].as_str().expect("a sentence").starts_with("too slow: "), "{late}");
+
+    // Far more than there are frames.
+    replay(&cluster, "300");
+    let evicted = (1..=300)
+        .map(|number| of_request(&cluster, number))
+        .find(|said| said["ends_at"].is_u64() && ends(said).0 == "evicted");
+    let evicted = evicted.expect("some request has lost a block");
+    let (_, why) = ends(&evicted);
+    assert!(why.contains("evicted it from its device tier") && why.contains("`lru`"), "{why}");
+    let at = evicted["ends_at"].as_u64().expect("a block") as usize;
+    let gone = evicted["blocks"][at]["replicas"].as_array().expect("a list").iter();
+    assert!(gone.clone().any(|one| one["state"] == "gone" && one["strategy"] == "lru"), "{evicted}");
+
+    // For people the same in a table, with what to do.
+    let text = run(&["explain", &key, "--dir", cluster.dir()]).expect("the cluster answers").stdout;
+    let text = String::from_utf8(text).expect("it is text");
+    assert!(text.contains("VERDICT") && text.contains("to do: ") && text.contains(&key[..12]), "{text}");
+
+    run(&["tenants", "clear", "default", "--dir", cluster.dir()]).expect("it is cleared");
+    let here = (1..=300).rev().map(|number| of_request(&cluster, number));
+    let cleared = here.take(20).find(|said| ends(said).0 == "cleared").expect("what was there was cleared");
+    assert!(ends(&cleared).1.starts_with("the tenant was cleared"), "{cleared}");
+
+    cluster.signal("node-1", "KILL");
+    cluster.signal("node-2", "KILL");
+    let said = cluster.until("both to be down", || {
+        let said = of_request(&cluster, 1);
+        said["notes"].to_string().contains("down: node-1, node-2").then_some(said)
+    });
+    let (verdict, why) = ends(&said);
+    assert!(["unheard", "unplaced"].contains(&verdict.as_str()), "{verdict}: {why}");
+}
+
+/// Writes a file of how an engine's blocks are named, so many tokens each.
+fn blocks_file(folder: &Path, tokens: u32) -> String {
+    let layout = json!({"layers": 2, "kv_heads": 1, "head_dim": 8, "tokens": tokens, "dtype": "f16", "order": "layers-first"});
+    let file = folder.join(format!("blocks-{tokens}.json"));
+    std::fs::write(&file, json!({"layout": layout}).to_string()).expect("room for a file");
+    file.display().to_string()
+}
+
+#[test]
+fn a_prompt_is_explained_by_its_tokens_also_in_another_layout() {
+    let options = ["--coordinators", "1", "--nodes", "1", "--devices", "1", "--device-memory", "8MiB"];
+    let cluster = Cluster::start(&options);
+    let client = cluster.client();
+    let layout = Layout {
+        layers: 2,
+        kv_heads: 1,
+        head_dim: 8,
+        tokens: 16,
+        dtype: Dtype::F16,
+        order: AxisOrder::LayersFirst,
+    };
+    let namespace = client.namespace("default", "model@1", layout, 0).expect("the tenant is there");
+    let tokens: Vec<u32> = (0..70).collect();
+    let prefix = namespace.keys_with(&tokens, &[b"user-7"]);
+    let block = vec![7u8; namespace.block_bytes() as usize];
+    let store = async {
+        let blocks = vec![&block[..]; prefix.len()];
+        namespace.store(&prefix, 0..prefix.len(), &blocks, StoreOptions::default()).await
+    };
+    assert_eq!(cluster.wait(store).expect("it fits").acknowledged(), 4);
+
+    let folder = tempfile::tempdir().expect("room for files");
+    let file = folder.path().join("tokens.json");
+    std::fs::write(&file, json!(tokens).to_string()).expect("room for a file");
+    let file = file.display().to_string();
+    let (right, wrong) = (blocks_file(folder.path(), 16), blocks_file(folder.path(), 32));
+    let ask = |words: &[&str]| {
+        let prompt = ["--tokens-file", &file, "--model", "model@1"];
+        explain(&cluster, &[&prompt, words].concat())
+    };
+    let salted = ask(&["--salt", "user-7", "--blocks-file", &right]);
+    assert_eq!((&salted["covered"], &salted["ends_at"]), (&4.into(), &Value::Null), "{salted}");
+    let unsalted = ask(&["--blocks-file", &right]);
+    assert_eq!((&unsalted["covered"], ends(&unsalted).0.as_str()), (&0.into(), "never-stored"));
+    let other = ask(&["--salt", "user-7", "--blocks-file", &wrong, "--blocks-file", &right]);
+    assert_eq!(other["covered"], 0);
+    let why = other["why"].as_str().expect("a sentence");
+    assert!(
+        why.starts_with("it is there in another layout: 4 blocks as") && why.contains("blocks-16"),
+        "{why}"
+    );
+}
+
+#[test]
+fn a_question_that_names_nothing_or_nonsense_is_refused_with_what_is_allowed() {
+    let said = |words: &[&str]| format!("{:#}", run(words).expect_err("it is refused"));
+    assert!(said(&["explain"]).contains("<KEY"), "{}", said(&["explain"]));
+    assert!(said(&["explain", "abc"]).contains("64 hexadecimal digits"));
+    assert!(said(&["explain", "--request", "0", "--dir", "/nowhere"]).contains("the first request is 1"));
+}

@@ -1,0 +1,126 @@
+//! An authority's folder: `authority.pem`, `authority.key`, and a `.pem` and a `.key` for each certificate. Nothing in it is ever
+//! written over.
+
+use crate::mint::{Authority, MintError};
+use crate::tls::TlsFiles;
+use rustls::pki_types::DnsName;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use thiserror::Error;
+
+/// The authority's own certificate, for everybody, within its folder.
+const AUTHORITY: &str = "authority";
+
+/// Why something could not be made in an authority's folder.
+#[derive(Debug, Error)]
+pub enum FolderError {
+    /// There is one already.
+    #[error("{} is there already and is not written over; take another folder or name, or remove it yourself", .0.display())]
+    Exists(PathBuf),
+    /// A file cannot be read or written.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// No certificate can be valid for this.
+    #[error("{0:?} is no host; allowed is a DNS name, also one that begins with `*.`, or an IP address")]
+    Host(String),
+    /// A certificate could not be made.
+    #[error(transparent)]
+    Mint(#[from] MintError),
+}
+
+/// An authority's folder.
+pub struct Folder {
+    path: PathBuf,
+    authority: Authority,
+}
+
+impl Folder {
+    /// Makes the folder, readable by its owner alone if it is new, and an authority in it that holds for `period`.
+    ///
+    /// # Errors
+    /// When there is an authority already, or the folder cannot be written.
+    pub fn create(path: &Path, name: &str, period: Duration) -> Result<Folder, FolderError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|source| FolderError::Io { what: "make", path: path.to_owned(), source })?;
+        let authority = Authority::new(name, period)?;
+        let folder = Folder { path: path.to_owned(), authority };
+        folder.write(AUTHORITY, folder.authority.certificate(), &folder.authority.key())?;
+        Ok(folder)
+    }
+
+    /// Opens the folder of an authority that was made before.
+    ///
+    /// # Errors
+    /// When there is none, or its files are not what they should be.
+    pub fn open(path: &Path) -> Result<Folder, FolderError> {
+        let read = |ending: &str| {
+            let file = path.join(format!("{AUTHORITY}.{ending}"));
+            std::fs::read_to_string(&file).map_err(|source| FolderError::Io {
+                what: "read",
+                path: file,
+                source,
+            })
+        };
+        let authority = Authority::from_pem(&read("pem")?, &read("key")?)?;
+        Ok(Folder { path: path.to_owned(), authority })
+    }
+
+    /// Returns the file of the authority's certificate.
+    pub fn authorities(&self) -> PathBuf {
+        self.path.join(AUTHORITY).with_extension("pem")
+    }
+
+    /// Makes a certificate in `NAME.pem` and its key in `NAME.key`, valid for `hosts`; for who dials alone if there are none.
+    ///
+    /// # Errors
+    /// When one of that name is there, a host is none, or the folder cannot be written.
+    pub fn issue(&self, name: &str, hosts: &[String], period: Duration) -> Result<TlsFiles, FolderError> {
+        if let Some(wrong) = hosts.iter().find(|host| !is_host(host)) {
+            return Err(FolderError::Host(wrong.clone()));
+        }
+        let issued = self.authority.issue(name, hosts, period)?;
+        let (certificate, key) = self.write(name, &issued.certificate, &issued.key)?;
+        Ok(TlsFiles { certificate, key, authorities: self.authorities(), host: hosts.first().cloned() })
+    }
+
+    fn write(&self, name: &str, certificate: &str, key: &str) -> Result<(PathBuf, PathBuf), FolderError> {
+        // Of a host, which has no separators; an asterisk would only trouble a shell.
+        let name = name.replace(['*', '/'], "_");
+        let files = ["pem", "key"].map(|ending| self.path.join(format!("{name}.{ending}")));
+        if let Some(there) = files.iter().find(|file| file.symlink_metadata().is_ok()) {
+            return Err(FolderError::Exists(there.clone()));
+        }
+        let [certificate_file, key_file] = files;
+        create(&key_file, key, 0o600)?;
+        create(&certificate_file, certificate, 0o644)?;
+        Ok((certificate_file, key_file))
+    }
+}
+
+fn is_host(text: &str) -> bool {
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    text.parse::<IpAddr>().is_ok() || DnsName::try_from(name).is_ok()
+}
+
+fn create(path: &Path, text: &str, mode: u32) -> Result<(), FolderError> {
+    let written = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    let written = written.and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => FolderError::Exists(path.to_owned()),
+        _ => FolderError::Io { what: "write", path: path.to_owned(), source },
+    })
+}
