@@ -257,6 +257,19 @@ impl Drop for Cluster {
 /// A process that a test started; killed when dropped.
 pub struct Respawned(std::process::Child);
 
+impl Respawned {
+    /// Ends it in order, as a service manager does, and waits until it has.
+    ///
+    /// # Panics
+    /// When it does not end well.
+    pub fn end(mut self) {
+        let pid = self.0.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(sent.expect("kill is there").success(), "cannot signal {pid}");
+        assert!(self.0.wait().expect("it is ours").success(), "it ends well");
+    }
+}
+
 impl Drop for Respawned {
     fn drop(&mut self) {
         // Fails only when it has ended by itself.

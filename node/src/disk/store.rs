@@ -160,6 +160,11 @@ impl Store {
         self.is_open.load(Ordering::Relaxed)
     }
 
+    /// Says whether what is on it is being looked at, so that it will take blocks soon.
+    pub(crate) fn is_coming(&self) -> bool {
+        self.is_open() && self.answers() && !self.is_known.load(Ordering::Relaxed)
+    }
+
     /// Says whether it gives what it has when it is asked: one that fell silent is not asked until a probe works.
     pub(crate) fn answers(&self) -> bool {
         !self.is_silent.load(Ordering::Relaxed)

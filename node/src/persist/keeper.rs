@@ -18,6 +18,8 @@ use tracing::{error, info, warn};
 
 /// How often it is looked whether the node serves, by which map, and whether a device has lost its blocks.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long disks are waited for that are being looked at.
+const DISK_LIMIT: Duration = Duration::from_secs(300);
 /// How long after one slot has come the next is waited for while there are blocks of others: after a restart a node's slots come
 /// back in groups, each when its blocks have been copied.
 const SLOTS_LIMIT: Duration = Duration::from_secs(1800);
@@ -99,6 +101,7 @@ impl Keeper {
     /// Takes in the snapshot once the node serves, then what was put aside of one before it. Says which slots are waited for, if
     /// there are blocks of others.
     async fn take_in(&self, restarts: u64, is_first: bool) -> Option<Awaited> {
+        self.disks_are_known().await;
         let begun = Instant::now();
         let (held, own) = match self.patiently().await {
             Ok(taken_in) => taken_in,
@@ -123,6 +126,14 @@ impl Keeper {
             from: now + (now - begun) * BREATHER,
             until: now + SLOTS_LIMIT,
         })
+    }
+
+    /// Waits until it is known what lies on disk: before, no block goes down there, and a full memory has no room for all of its own.
+    async fn disks_are_known(&self) {
+        let until = Instant::now() + DISK_LIMIT;
+        while Instant::now() < until && self.holdings.stores.iter().any(|store| store.is_coming()) {
+            sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Loads the node's own snapshot, if one stands, however often that has to be tried. Returns the slots that the node held then, too.

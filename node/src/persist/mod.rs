@@ -21,6 +21,7 @@ pub(crate) use save::{Extent, save};
 
 use crate::actors::device::Device;
 use crate::data::Counters;
+use crate::disk::Store;
 use crate::view::View;
 use kvhive_protocol::LayoutFingerprint;
 use serde::Serialize;
@@ -35,6 +36,8 @@ use tokio::sync::Semaphore;
 #[derive(Clone)]
 pub(crate) struct Holdings {
     pub(crate) devices: Vec<Device>,
+    /// Disks of those devices that have one.
+    pub(crate) stores: Vec<Arc<Store>>,
     /// Frames in memory of each device: as many of its blocks are ever taken in.
     pub(crate) frames: Vec<u32>,
     /// Bytes of the largest frame.
