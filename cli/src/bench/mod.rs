@@ -13,6 +13,7 @@ mod metadata;
 mod placement;
 mod policy;
 mod private;
+mod resident;
 mod shard;
 mod slow;
 mod stored;
@@ -51,7 +52,8 @@ enum Kind {
     Reads,
     /// Fetch while a node joins a cluster of two, against the same before it comes; blocks moved, against its share
     Join,
-    /// Match through the network and within one shard, against raw TCP echo and a hash map
+    /// Match through the network and within one shard, against raw TCP echo and a hash map; what a match leaves for later, and a
+    /// shard's store with its eviction
     Match,
     /// Committed map changes on three coordinators with fsync on, against fdatasync; leader kill to next write
     Metadata {
