@@ -11,7 +11,7 @@ use crate::rounds::Rounds;
 use crate::route::{Job, every_replica, split};
 use kvhive_protocol::data::{DataReply, DataRequest, MAX_KEYS_PER_MATCH};
 use kvhive_protocol::explain::{ExplainRequest, Explained, Lapse, MAX_KEYS_PER_EXPLAIN};
-use kvhive_protocol::{BlockKey, ClusterMap, DeviceId, KeyList, Slot, TenantId, WireError};
+use kvhive_protocol::{BlockKey, ClusterMap, DeviceId, KeyList, MemberState, Slot, TenantId, WireError};
 use kvhive_wire::Fault;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +20,8 @@ use tokio::time::Instant;
 mod verdict;
 mod words;
 
-pub use verdict::{Place, Replica, Silence, Verdict, fold};
+use verdict::fold;
+pub use verdict::{Place, Replica, Silence, Verdict};
 
 /// The most devices that are asked for blocks that may be anywhere.
 const MAX_DEVICES: usize = 256;
@@ -34,6 +35,8 @@ pub struct Explanation {
     pub lapses: BTreeMap<DeviceId, Lapse>,
     /// The names of the nodes of all devices in it.
     pub nodes: BTreeMap<DeviceId, String>,
+    /// The names of the nodes that are down: what only they held is gone, or comes back with them.
+    pub down: Vec<String>,
     /// Devices that may have a block and were not asked, because the cluster has more than are asked.
     pub not_asked: usize,
 }
@@ -95,8 +98,13 @@ impl NamespaceClient {
             let replicas = map.replicas(slot).0.iter().map(replica).collect();
             blocks.push(self.judged(prefix.keys()[at], Some(slot), replicas));
         }
-        let mut explanation =
-            Explanation { blocks, lapses: answers.lapses, nodes: BTreeMap::new(), not_asked: 0 };
+        let mut explanation = Explanation {
+            blocks,
+            lapses: answers.lapses,
+            nodes: BTreeMap::new(),
+            down: down(&map),
+            not_asked: 0,
+        };
         self.ask_others(&map, &mut explanation, deadline).await;
         explanation.name_nodes(&map);
         Ok(explanation)
@@ -160,8 +168,13 @@ impl Client {
             BlockExplained { key: *key, slot, replicas, verdict }
         };
         let blocks = keys.iter().enumerate().map(explain).collect();
-        let mut explanation =
-            Explanation { blocks, lapses: answers.lapses, nodes: BTreeMap::new(), not_asked };
+        let mut explanation = Explanation {
+            blocks,
+            lapses: answers.lapses,
+            nodes: BTreeMap::new(),
+            down: down(&map),
+            not_asked,
+        };
         explanation.name_nodes(&map);
         Ok(explanation)
     }
@@ -270,6 +283,11 @@ fn some_devices(map: &ClusterMap, is_one: impl Fn(&DeviceId) -> bool) -> (Vec<De
     let not_asked = devices.len().saturating_sub(MAX_DEVICES);
     devices.truncate(MAX_DEVICES);
     (devices, not_asked)
+}
+
+fn down(map: &ClusterMap) -> Vec<String> {
+    let down = map.members.values().filter(|member| member.state == MemberState::Down);
+    down.map(|member| member.name.clone()).collect()
 }
 
 /// Asks devices for as many keys, wherever they lie.

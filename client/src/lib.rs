@@ -55,7 +55,7 @@ mod worth;
 pub use client::{Client, ClientConfig};
 pub use control::Coordinators;
 pub use error::ClientError;
-pub use explain::{BlockExplained, Explanation, Place, Replica, Silence, Verdict, fold};
+pub use explain::{BlockExplained, Explanation, Place, Replica, Silence, Verdict};
 pub use fetch::{FetchOutcome, FetchReport, Loaded, MissReason};
 pub use matching::PrefixMatch;
 pub use namespace::NamespaceClient;

@@ -1,7 +1,10 @@
 //! `kvhive explain` on a cluster of real processes: from what was never stored to what a node that died had.
 
+use kvhive_client::StoreOptions;
+use kvhive_protocol::{AxisOrder, Dtype, Layout};
 use kvhive_tests::{Cluster, run};
-use serde_json::Value;
+use serde_json::{Value, json};
+use std::path::Path;
 
 const BLOCK: &str = "4KiB";
 
@@ -102,9 +105,65 @@ fn every_miss_of_a_request_has_its_cause() {
 
     cluster.signal("node-1", "KILL");
     cluster.signal("node-2", "KILL");
-    let silent = of_request(&cluster, 1);
-    let (verdict, why) = ends(&silent);
+    let said = cluster.until("both to be down", || {
+        let said = of_request(&cluster, 1);
+        said["notes"].to_string().contains("down: node-1, node-2").then_some(said)
+    });
+    let (verdict, why) = ends(&said);
     assert!(["unheard", "unplaced"].contains(&verdict.as_str()), "{verdict}: {why}");
+}
+
+/// Writes a file of how an engine's blocks are named, so many tokens each.
+fn blocks_file(folder: &Path, tokens: u32) -> String {
+    let layout = json!({"layers": 2, "kv_heads": 1, "head_dim": 8, "tokens": tokens, "dtype": "f16", "order": "layers-first"});
+    let file = folder.join(format!("blocks-{tokens}.json"));
+    std::fs::write(&file, json!({"layout": layout}).to_string()).expect("room for a file");
+    file.display().to_string()
+}
+
+#[test]
+fn a_prompt_is_explained_by_its_tokens_also_in_another_layout() {
+    let options = ["--coordinators", "1", "--nodes", "1", "--devices", "1", "--device-memory", "8MiB"];
+    let cluster = Cluster::start(&options);
+    let client = cluster.client();
+    let layout = Layout {
+        layers: 2,
+        kv_heads: 1,
+        head_dim: 8,
+        tokens: 16,
+        dtype: Dtype::F16,
+        order: AxisOrder::LayersFirst,
+    };
+    let namespace = client.namespace("default", "model@1", layout, 0).expect("the tenant is there");
+    let tokens: Vec<u32> = (0..70).collect();
+    let prefix = namespace.keys_with(&tokens, &[b"user-7"]);
+    let block = vec![7u8; namespace.block_bytes() as usize];
+    let store = async {
+        let blocks = vec![&block[..]; prefix.len()];
+        namespace.store(&prefix, 0..prefix.len(), &blocks, StoreOptions::default()).await
+    };
+    assert_eq!(cluster.wait(store).expect("it fits").acknowledged(), 4);
+
+    let folder = tempfile::tempdir().expect("room for files");
+    let file = folder.path().join("tokens.json");
+    std::fs::write(&file, json!(tokens).to_string()).expect("room for a file");
+    let file = file.display().to_string();
+    let (right, wrong) = (blocks_file(folder.path(), 16), blocks_file(folder.path(), 32));
+    let ask = |words: &[&str]| {
+        let prompt = ["--tokens-file", &file, "--model", "model@1"];
+        explain(&cluster, &[&prompt, words].concat())
+    };
+    let salted = ask(&["--salt", "user-7", "--blocks-file", &right]);
+    assert_eq!((&salted["covered"], &salted["ends_at"]), (&4.into(), &Value::Null), "{salted}");
+    let unsalted = ask(&["--blocks-file", &right]);
+    assert_eq!((&unsalted["covered"], ends(&unsalted).0.as_str()), (&0.into(), "never-stored"));
+    let other = ask(&["--salt", "user-7", "--blocks-file", &wrong, "--blocks-file", &right]);
+    assert_eq!(other["covered"], 0);
+    let why = other["why"].as_str().expect("a sentence");
+    assert!(
+        why.starts_with("it is there in another layout: 4 blocks as") && why.contains("blocks-16"),
+        "{why}"
+    );
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn network(runs: u32) -> Result<Row> {
     Ok(row.with_calls(per_second(calls.quantile(0.5)), per_second(calls.quantile(0.99))))
 }
 
-fn key(number: u64) -> BlockKey {
+pub(super) fn key(number: u64) -> BlockKey {
     let mut bytes = [0; 32];
     for (at, piece) in bytes.chunks_exact_mut(8).enumerate() {
         let word = (number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(at as u32 * 13) ^ at as u64;

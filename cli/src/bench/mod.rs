@@ -12,6 +12,7 @@ mod metadata;
 mod placement;
 mod policy;
 mod private;
+mod shard;
 mod slow;
 
 use crate::report;

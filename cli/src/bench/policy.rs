@@ -1,4 +1,5 @@
-//! `kvhive bench policy`: what each strategy costs with a million blocks (time a block, memory), and what it hits.
+//! `kvhive bench policy`: what each strategy costs with a million blocks (time a block, memory), what a whole shard does, and what each
+//! strategy hits.
 
 use super::Row;
 use crate::commands::simulate::sweep::{self, Choice, Contender, Size, Sweep};
@@ -30,6 +31,7 @@ const BLOCK_TOKENS: u32 = 512;
 
 pub(super) fn run(runs: u32, traces: &[PathBuf]) -> Result<Vec<Row>> {
     let mut rows = costs(runs)?;
+    rows.extend(super::shard::run(runs)?);
     if traces.is_empty() {
         let workload = Workload { requests: WORKLOAD_REQUESTS, block_tokens: BLOCK_TOKENS, seed: 1 };
         let trace = sweep::collect(generate(workload).into_iter().map(Ok), BLOCK_TOKENS)?;

@@ -5,6 +5,8 @@ use kvhive_protocol::DeviceId;
 use kvhive_protocol::explain::{Departure, Explained, Since};
 use kvhive_protocol::watch::{BlockTier, Gone};
 
+/// Nodes of a kind that are named; of more, their number is told.
+const NAMED: usize = 8;
 /// More memory, or another choice of what stays.
 const KEEP_MORE: &str = "more memory or a disk tier keeps more, a quota keeps more of this tenant; `kvhive simulate` tells what other \
     sizes and strategies would hit";
@@ -160,6 +162,14 @@ impl Explanation {
                 notes.push(note);
             }
         }
+        if !self.down.is_empty() && self.covered() < self.blocks.len() {
+            let (named, more) = self.down.split_at(self.down.len().min(NAMED));
+            let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+            notes.push(format!(
+                "down: {}{more}; what nobody else held is gone, or comes back with them from disk or snapshot",
+                named.join(", ")
+            ));
+        }
         if self.not_asked > 0 {
             notes.push(format!("{} more devices may have had it and were not asked", self.not_asked));
         }
@@ -258,7 +268,7 @@ mod tests {
         let nodes = replicas.iter().map(|one| (one.device, format!("node-{}", one.device.member))).collect();
         let verdict = fold(&replicas, None);
         let block = BlockExplained { key: BlockKey::NONE, slot: None, replicas, verdict };
-        Explanation { blocks: vec![block], lapses: BTreeMap::new(), nodes, not_asked: 0 }
+        Explanation { blocks: vec![block], lapses: BTreeMap::new(), nodes, down: Vec::new(), not_asked: 0 }
     }
 
     fn why(said: Vec<Result<Explained, Silence>>) -> String {
@@ -299,6 +309,15 @@ mod tests {
             sentences.insert(explanation.why(block));
         }
         assert_eq!(sentences.len(), Gone::ALL.len());
+    }
+
+    #[test]
+    fn nodes_that_are_down_are_named_where_something_is_missing() {
+        let mut explanation = explanation(vec![Ok(Explained::Coming)]);
+        explanation.down = (1..=NAMED + 2).map(|number| format!("n{number}")).collect();
+        assert!(explanation.notes()[0].starts_with("down: n1, n2, n3, n4, n5, n6, n7, n8 and 2 more;"));
+        explanation.blocks.clear();
+        assert_eq!(explanation.notes(), [""; 0], "nothing is missing");
     }
 
     #[test]
