@@ -47,6 +47,8 @@ const DIAL_LIMIT: Duration = Duration::from_secs(1);
 /// Memory of one connection whose messages are small: its buffers. One whose messages are large keeps up to 512 KiB, and holds
 /// up to [`kvhive_protocol::data::MAX_REQUEST_BYTES`] while one is under way; that is not counted as configured.
 const CONNECTION_BYTES: u64 = 32 * 1024;
+/// What TLS adds to it: records of 16 KiB being received, and the 64 KiB that wait to be sent.
+const TLS_BYTES: u64 = 128 * 1024;
 /// What strangers can hold of the metrics listener.
 const METRICS_DOOR: DoorLimits = DoorLimits {
     connections: 32,
@@ -364,11 +366,12 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         let core = DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy);
         arenas + snapshot + disk::scan_bytes(records) + core
     };
+    let connection = CONNECTION_BYTES + config.tls.as_ref().map_or(0, |_| TLS_BYTES);
     // What is decoded, and what is read from disk, until it is sent.
     let has_disk = config.devices.iter().any(|device| device.disk_bytes > 0);
     let on_the_way = config.max_inflight_bytes * (1 + u64::from(has_disk));
     memories.iter().zip(&config.devices).map(of_device).sum::<u64>()
-        + config.max_connections as u64 * CONNECTION_BYTES
+        + config.max_connections as u64 * connection
         + Nearest::bytes(blocks_listed(config, memories))
         + on_the_way
 }

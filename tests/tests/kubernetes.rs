@@ -2,7 +2,9 @@
 //! in it, the real parser, and what the processes really listen on. Where there is no kubectl this says SKIPPED.
 
 use kvhive_config::{ClusterConfig, Newcomer, NodeConfig, Process};
-use kvhive_tests::files::{documents, file, list, word};
+use kvhive_tests::files::{documents, file, list, text, word};
+use kvhive_tests::run;
+use kvhive_tls::{Tls, TlsFiles};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -11,17 +13,18 @@ use std::process::{Command, Stdio};
 const NAMESPACE: &str = "kvhive";
 const COORDINATOR: &str = "kvhive-coordinator";
 const NODE: &str = "kvhive-node";
+/// The overlay with TLS.
+const ENCRYPTED: &str = "overlays/encrypted";
 
 /// One overlay, built.
 struct Built {
     name: &'static str,
-    text: String,
     documents: Vec<Value>,
 }
 
 /// Builds every overlay; none where there is no kubectl.
 fn built() -> Vec<Built> {
-    let folders = ["base", "overlays/small", "overlays/production"];
+    let folders = ["base", "overlays/small", "overlays/production", ENCRYPTED];
     folders.into_iter().filter_map(build).collect()
 }
 
@@ -33,7 +36,7 @@ fn build(name: &'static str) -> Option<Built> {
     };
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).expect("text");
-    Some(Built { name, documents: documents(&text), text })
+    Some(Built { name, documents: documents(&text) })
 }
 
 impl Built {
@@ -112,6 +115,22 @@ fn container_port(container: &Value, name: &str) -> u64 {
     found.and_then(|port| port["containerPort"].as_u64()).unwrap_or_else(|| panic!("no port {name}"))
 }
 
+/// The container that runs before a node.
+fn first(built: &Built) -> &Value {
+    &built.one("StatefulSet", NODE)["spec"]["template"]["spec"]["initContainers"][0]
+}
+
+/// Returns a variable's value, after checking that Kubernetes knows what is put into it: it sees the variables before.
+fn variable<'a>(variables: &'a Value, name: &str) -> Option<&'a str> {
+    let variables = list(variables);
+    let at = variables.iter().position(|one| one["name"] == name)?;
+    let value = word(&variables[at]["value"]);
+    for used in value.split("$(").skip(1).filter_map(|rest| rest.split(')').next()) {
+        assert!(variables[..at].iter().any(|one| one["name"] == used), "{name} needs {used} before it");
+    }
+    Some(value)
+}
+
 fn container<'a>(built: &'a Built, set: &str) -> &'a Value {
     &built.one("StatefulSet", set)["spec"]["template"]["spec"]["containers"][0]
 }
@@ -185,8 +204,11 @@ fn ports_are_those_that_the_processes_listen_on() {
             }
         }
         // What runs before a node starts and when it ends asks the coordinators.
-        let asked = format!("http://kvhive.$(POD_NAMESPACE).svc:{}", coordinator.admin.port());
-        assert!(built.text.contains(&asked), "{}", built.name);
+        let scheme = if built.name == ENCRYPTED { "https" } else { "http" };
+        let asked = format!("{scheme}://kvhive.$(POD_NAMESPACE).svc:{}", coordinator.admin.port());
+        for variables in [&container(&built, NODE)["env"], &first(&built)["env"]] {
+            assert_eq!(variable(variables, "KVHIVE_ADMIN"), Some(&*asked), "{}", built.name);
+        }
     }
 }
 
@@ -200,9 +222,65 @@ fn probes_ask_a_port_for_health_that_the_container_has() {
             {
                 let get = &container[probe]["httpGet"];
                 assert_eq!((word(&get["path"]), word(&get["port"])), (path, port), "{}: {set}", built.name);
+                let scheme = (built.name == ENCRYPTED).then_some("HTTPS");
+                assert_eq!(get["scheme"].as_str(), scheme, "{}: {set} {probe}", built.name);
             }
             container_port(container, port);
         }
+    }
+}
+
+#[test]
+fn certificates_are_where_every_process_looks_for_them_and_valid_for_every_host() {
+    let Some(built) = build(ENCRYPTED) else { return };
+    let in_tls = |file: &str| format!("/etc/kvhive/tls/{file}");
+    let mounted = |container: &Value, set: &str| {
+        let mounts = list(&container["volumeMounts"]);
+        let mount =
+            mounts.iter().find(|mount| mount["mountPath"] == "/etc/kvhive/tls").expect("it is mounted");
+        let volumes = list(&built.one("StatefulSet", set)["spec"]["template"]["spec"]["volumes"]);
+        let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]).expect("it is there");
+        assert_eq!(volume["secret"]["secretName"], "kvhive-tls");
+    };
+    for set in [COORDINATOR, NODE] {
+        let container = container(&built, set);
+        mounted(container, set);
+        let variables = list(&container["env"])
+            .iter()
+            .filter_map(|one| Some((word(&one["name"]).to_owned(), one["value"].as_str()?.to_owned())));
+        // As the process reads it.
+        let config = ClusterConfig::from_toml(built.cluster_toml(), variables).expect("it is right");
+        let tls = config.tls.clone().expect("it has certificates");
+        assert_eq!([tls.certificate, tls.key, tls.authorities], ["tls.crt", "tls.key", "ca.crt"].map(in_tls));
+    }
+    mounted(first(&built), NODE);
+    for variables in [&container(&built, NODE)["env"], &first(&built)["env"]] {
+        assert_eq!(variable(variables, "KVHIVE_CA"), Some(&*in_tls("ca.crt")));
+    }
+    for monitor in built.of_kind("PodMonitor") {
+        let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+        assert_eq!(
+            (&endpoint["scheme"], &endpoint["tlsConfig"]["serverName"]),
+            (&"https".into(), &"kvhive.kvhive.svc".into())
+        );
+    }
+    // What the component says of making certificates is what the hosts need.
+    let temp = tempfile::tempdir().expect("a folder");
+    let dir = temp.path().join("tls").display().to_string();
+    let told = text("cluster-configs/kubernetes/components/tls/kustomization.yaml");
+    let line = told.lines().find_map(|line| line.strip_prefix("#   kvhive tls init --dir tls --host '"));
+    let names = line.and_then(|line| line.strip_suffix('\'')).expect("it says how");
+    run(&["tls", "init", "--dir", &dir, "--host", names]).expect("they are hosts");
+    let hosts = built.cluster().coordinators.iter().map(|one| one.host.clone()).collect::<Vec<_>>();
+    for host in hosts.into_iter().chain([built.node(7).host, format!("kvhive.{NAMESPACE}.svc")]) {
+        let file = |name: &str| temp.path().join("tls").join(name);
+        let files = TlsFiles {
+            certificate: file("kvhive.kvhive.svc.pem"),
+            key: file("kvhive.kvhive.svc.key"),
+            authorities: file("authority.pem"),
+            host: Some(host),
+        };
+        Tls::load(files).expect("it is valid for it");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Why a TLS handshake or stream did not hold, told apart by what a caller may do about it. Names no file and no key.
 
-use rustls::{AlertDescription, Error as Rustls};
+use rustls::{AlertDescription, CertificateError, Error as Rustls};
 use std::io;
 use thiserror::Error;
 
@@ -37,7 +37,7 @@ impl TlsFault {
         match error {
             Rustls::InvalidMessage(_) => TlsFault::NotTls,
             Rustls::NoCertificatesPresented => TlsFault::NoCertificate,
-            Rustls::InvalidCertificate(why) => TlsFault::Untrusted(why.to_string()),
+            Rustls::InvalidCertificate(why) => TlsFault::Untrusted(in_words(why)),
             Rustls::AlertReceived(AlertDescription::CertificateRequired) => TlsFault::NoCertificate,
             Rustls::AlertReceived(
                 alert @ (AlertDescription::UnknownCA
@@ -51,6 +51,23 @@ impl TlsFault {
             ) => TlsFault::Refused(format!("{alert:?}")),
             other => TlsFault::Other(other.to_string()),
         }
+    }
+}
+
+/// Says what is wrong with a certificate, or else.
+pub(crate) fn said(error: &Rustls) -> String {
+    match error {
+        Rustls::InvalidCertificate(why) => in_words(why),
+        other => other.to_string(),
+    }
+}
+
+fn in_words(why: &CertificateError) -> String {
+    match why {
+        CertificateError::UnknownIssuer => "no authority that is trusted here has signed it".to_owned(),
+        CertificateError::Expired => "it has expired".to_owned(),
+        CertificateError::InvalidPurpose => "it is not for this use".to_owned(),
+        other => other.to_string(),
     }
 }
 

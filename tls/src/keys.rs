@@ -1,5 +1,6 @@
 //! What files are made into: checked once, then used by every handshake until the next.
 
+use crate::fault::said;
 use crate::files::{self, TlsError};
 use crate::provider;
 use crate::tls::TlsFiles;
@@ -53,7 +54,7 @@ impl Keys {
         let members = members.map_err(|error| refused(error.to_string()))?;
         let now = UnixTime::now();
         let shown = members.verify_client_cert(&chain[0], &chain[1..], now);
-        shown.map_err(|error| refused(error.to_string()))?;
+        shown.map_err(|error| refused(said(&error)))?;
         if let Some(host) = &paths.host {
             check_host(paths, host, &chain, &roots, now)?;
         }
@@ -97,7 +98,7 @@ fn check_host(
     let verifier = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider()).build();
     let verifier = verifier.map_err(|error| wrong(error.to_string()))?;
     let shown = verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], now);
-    shown.map(|_| ()).map_err(|error| wrong(error.to_string()))
+    shown.map(|_| ()).map_err(|error| wrong(said(&error)))
 }
 
 /// Returns when a certificate expires, in seconds since 1970.

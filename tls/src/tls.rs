@@ -8,7 +8,7 @@ use rustls::pki_types::ServerName;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -86,6 +86,7 @@ struct Shared {
     keys: RwLock<Arc<Keys>>,
     /// Of the files that were tried last, whether or not they could be used.
     tried: Mutex<[Stamp; 3]>,
+    is_watched: AtomicBool,
     files_refused: AtomicBool,
     reloads: AtomicU64,
     failed_reloads: AtomicU64,
@@ -120,6 +121,7 @@ impl Tls {
             files,
             keys: RwLock::new(Arc::new(keys)),
             tried: Mutex::new(stamps),
+            is_watched: AtomicBool::new(false),
             files_refused: AtomicBool::new(false),
             reloads: AtomicU64::new(0),
             failed_reloads: AtomicU64::new(0),
@@ -163,10 +165,10 @@ impl Tls {
         }
     }
 
-    /// Looks at the files every few seconds, until the last clone but this one is gone.
+    /// Looks at the files every few seconds, until the last clone but this one is gone. Ends at once where another already looks.
     pub async fn keep_fresh(self) {
         let shared = Arc::downgrade(&self.shared);
-        drop(self);
+        let Some(_looking) = Looking::begin(self) else { return };
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let Some(shared) = shared.upgrade() else { return };
@@ -254,6 +256,24 @@ impl Tls {
 
     fn keys(&self) -> Arc<Keys> {
         self.shared.keys.read().unwrap_or_else(|poison| poison.into_inner()).clone()
+    }
+}
+
+/// That somebody looks at the files; ends with its runtime, too, so that another may begin.
+struct Looking(Weak<Shared>);
+
+impl Looking {
+    fn begin(tls: Tls) -> Option<Looking> {
+        let is_first = !tls.shared.is_watched.swap(true, Ordering::Relaxed);
+        is_first.then(|| Looking(Arc::downgrade(&tls.shared)))
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.is_watched.store(false, Ordering::Relaxed);
+        }
     }
 }
 

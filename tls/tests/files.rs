@@ -107,7 +107,13 @@ async fn files_are_looked_at_until_nobody_uses_them() {
     let files = made.issue("a", &hosts("a.example"), YEAR).expect("it is new");
     let next = made.issue("next", &hosts("a.example"), YEAR).expect("it is new");
     let tls = load(&files).expect("it holds");
+    let ended = tokio::spawn(tls.clone().keep_fresh());
+    tokio::task::yield_now().await;
+    ended.abort();
+    assert!(ended.await.expect_err("it was ended").is_cancelled());
     let looking = tokio::spawn(tls.clone().keep_fresh());
+    tokio::task::yield_now().await;
+    tls.clone().keep_fresh().await;
     fs::copy(&next.key, &files.key).expect("it is written");
     fs::copy(&next.certificate, &files.certificate).expect("it is written");
     while tls.figures().reloads == 0 {
