@@ -59,6 +59,8 @@ macro_rules! no_farther_behind {
 // Where it is behind by more than the margin at some size: it shall not grow unseen.
 no_farther_behind! {
     large_jobs_that_are_often: with_jobs(4_000, 0.9, 30_000, 1_500, 3_000, 111), [(10, 2.0), (20, 2.0), (50, 1.0)];
+    popularity_with_jobs: with_jobs(4_000, 0.9, 30_000, 800, 6_000, 110),
+        [(2, MARGIN), (10, MARGIN), (20, 1.0)];
     jobs_as_large_as_the_rest: with_jobs(3_000, 0.7, 60_000, 3_000, 2_500, 312), [(2, MARGIN), (20, 1.0), (50, 2.0)];
     a_loop_amid_popularity: together(
         vec![(1, around(3_000, 10, 6_000)), (3, drifting(4_000, 0.8, 18_000, 1_000_000, 314))],
@@ -100,7 +102,6 @@ near_the_best! {
     );
     a_few_agents: agents(160, 12, 20.0, 5, 108);
     many_agents: agents(400, 60, 8.0, 12, 109);
-    popularity_with_jobs: with_jobs(4_000, 0.9, 30_000, 800, 6_000, 110);
     tenants_of_three_kinds: together(
         vec![(4, drifting(3_000, 0.8, 16_000, 30, 112)), (1, around(1_000, 10, 4_000)), (2, chats(500, 30, 6.0, 113))],
         114,
