@@ -21,22 +21,22 @@ const TOKEN: &str = "a-token-of-a-service-account";
 const SET: &str = "/apis/apps/v1/namespaces/caches/statefulsets/node";
 
 /// What the server knows and was asked.
-pub struct Known {
-    pub replicas: u32,
+pub(crate) struct Known {
+    pub(crate) replicas: u32,
     version: u64,
     /// So many changes meet somebody else's first.
-    pub conflicts: u32,
+    pub(crate) conflicts: u32,
     /// What the caller's role has, as `VERB RESOURCE`.
-    pub role: BTreeSet<String>,
+    pub(crate) role: BTreeSet<String>,
     /// Somebody else's size, set when a change is next asked for.
-    pub rescaled: Option<u32>,
+    pub(crate) rescaled: Option<u32>,
     /// Changes that were asked for and how they ended.
-    pub changes: Vec<String>,
+    pub(crate) changes: Vec<String>,
     cluster: PathBuf,
 }
 
 /// The server; ends when dropped.
-pub struct Fake {
+pub(crate) struct Fake {
     known: Arc<Mutex<Known>>,
     folder: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
@@ -44,7 +44,7 @@ pub struct Fake {
 
 impl Fake {
     /// Starts one whose StatefulSet `caches/node` has `replicas` pods, from ordinal 1, which are the nodes of this local cluster.
-    pub fn start(cluster: &str, replicas: u32) -> Fake {
+    pub(crate) fn start(cluster: &str, replicas: u32) -> Fake {
         let folder = tempfile::Builder::new().prefix("kvhive-test-").tempdir().expect("a temporary folder");
         let tls_dir = folder.path().join("tls");
         let tls_word = tls_dir.to_str().expect("a plain name");
@@ -84,28 +84,28 @@ impl Fake {
     }
 
     /// Returns the path of a kubeconfig that leads here.
-    pub fn kubeconfig(&self) -> String {
+    pub(crate) fn kubeconfig(&self) -> String {
         self.folder.path().join("kubeconfig").display().to_string()
     }
 
     /// Returns one whose token the server does not know.
-    pub fn stale_kubeconfig(&self) -> String {
+    pub(crate) fn stale_kubeconfig(&self) -> String {
         self.folder.path().join("stale").display().to_string()
     }
 
     /// Looks at what it knows, or changes it.
-    pub fn known(&self) -> MutexGuard<'_, Known> {
+    pub(crate) fn known(&self) -> MutexGuard<'_, Known> {
         lock(&self.known)
     }
 
     /// Returns the changes that were asked for since this was last asked.
-    pub fn changes(&self) -> Vec<String> {
+    pub(crate) fn changes(&self) -> Vec<String> {
         std::mem::take(&mut self.known().changes)
     }
 }
 
 /// Returns what the role in `cluster-configs/kubernetes` has.
-pub fn role() -> BTreeSet<String> {
+pub(crate) fn role() -> BTreeSet<String> {
     let documents = documents(&text("cluster-configs/kubernetes/components/autoscaler/access.yaml"));
     let role = documents.iter().find(|document| document["kind"] == "Role").expect("a role");
     let of_rule = |rule: &Value| {

@@ -58,14 +58,17 @@ impl StatefulSet {
             return Err(Unfit::NoneKnown { set: self.name.clone(), replicas: self.replicas });
         }
         let is_up = |ordinal: &u32| ours.get(ordinal).is_some_and(|member| member.is_up);
-        let end = self.first.saturating_add(to);
-        let (stay, start): (Vec<u32>, Vec<u32>) = (self.first..end).partition(is_up);
-        // Those that are up beyond what the set is to have are on their way out: they are emptied like the others.
+        let (past, end) = (self.first.saturating_add(self.replicas), self.first.saturating_add(to));
+        // One that is up beyond what the set has is on its way out already. If it is to come back it does so as another process,
+        // and must not be given slots before.
+        let stays = |ordinal: &u32| is_up(ordinal) && *ordinal < past;
+        let (stay, start): (Vec<u32>, Vec<u32>) = (self.first..end).partition(stays);
         let leave = ours.range(end..).map(|(ordinal, _)| *ordinal).rev().filter(is_up);
         // The map counts on nobody who is down: what such a member held is lost already, or elsewhere.
-        let past = self.first.saturating_add(self.replicas);
         let gone = (end..past).rev().filter(|ordinal| !is_up(ordinal));
-        let undrain = ours.range(self.first..end).filter(|(_, member)| member.drains);
+        let undrain = ours
+            .range(self.first..end)
+            .filter(|(ordinal, member)| member.drains && (stays(ordinal) || !member.is_up));
         Ok(Plan {
             members: members.iter().filter(|member| member.is_up).count(),
             size,
@@ -193,6 +196,13 @@ mod tests {
     fn who_stays_or_comes_holds_slots_again() {
         let plan = plan(&set(2), "node-0! node-1 node-2!- node-3!- edge-0!", 3).expect("it may be");
         assert_eq!((plan.undrain, plan.start), (words(&["node-0", "node-2"]), words(&["node-2"])));
+    }
+
+    #[test]
+    fn one_that_is_ending_and_is_to_come_back_ends_first() {
+        let plan = plan(&set(2), "node-0 node-1 node-2!", 3).expect("it may be");
+        assert_eq!((plan.undrain.clone(), plan.start.clone()), (Vec::new(), words(&["node-2"])));
+        assert!(plan.is_change());
     }
 
     fn words(words: &[&str]) -> Vec<String> {
