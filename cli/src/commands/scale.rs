@@ -30,7 +30,7 @@ enum Verb {
     Status,
     /// Change the policy; what is not named stays
     Set(Set),
-    /// Give the cluster N members: starts them, or empties them one by one and ends them only then
+    /// Give the cluster N members: starts them, or empties those that leave and ends them only then
     ///
     /// A local cluster's supervisor starts and ends nodes, Kubernetes with --kubernetes. Elsewhere the program after `--` does, without
     /// a shell: `{count}` stands for the size, `{name}` for a node that comes or leaves, as in `kvhive scale to 4 -- my-cloud resize {count}`.
