@@ -176,7 +176,8 @@ impl Known {
             // A pod became ready: the status was written.
             (self.conflicts, self.version) = (self.conflicts - 1, self.version + 1);
         }
-        if patch["metadata"]["resourceVersion"] != self.version.to_string() {
+        let version = self.version.to_string();
+        if patch["metadata"]["resourceVersion"].as_str() != Some(version.as_str()) {
             self.changes.push(format!("{told} conflicts"));
             return status(
                 409,
