@@ -1,4 +1,4 @@
-//! `kvhive tenants`: lists tenants, makes them, rules them, clears them.
+//! `kvhive tenants`: lists tenants, makes them, rules them, clears them, ends them.
 
 use super::status::{list, rate, size, text};
 use crate::admin::Target;
@@ -10,7 +10,7 @@ use kvhive_config::Bytes;
 use kvhive_protocol::Strategy;
 use serde_json::{Map, Value, json};
 
-/// List tenants with what they use; create, rule, show or clear one
+/// List tenants with what they use; create, rule, show, clear or delete one, or give it another secret
 #[derive(Args, Debug)]
 pub(crate) struct Tenants {
     #[command(flatten)]
@@ -52,6 +52,20 @@ enum Verb {
     },
     /// End a tenant's era: when this returns, nobody serves its older blocks
     Clear {
+        /// Its name
+        name: String,
+    },
+    /// Give a tenant another secret: its blocks go as with a clear, and no key of before says anything of one that comes
+    ///
+    /// The secret is random and never shown; clients learn it with the cluster map and go on by themselves.
+    Rotate {
+        /// Its name
+        name: String,
+    },
+    /// Delete a tenant: when this returns, nobody serves its blocks
+    ///
+    /// Refused for 'default', for one whose blocks another tenant shares, and for one that an engine is followed for.
+    Delete {
         /// Its name
         name: String,
     },
@@ -175,6 +189,11 @@ impl Tenants {
             Some(Verb::Set { name, rules, reset }) => admin.patch(&path(name)?, &rules.patch(reset)?)?,
             Some(Verb::Show { name }) => admin.get(&path(name)?)?,
             Some(Verb::Clear { name }) => admin.post(&format!("{}/clear", path(name)?), &json!({}))?,
+            Some(Verb::Rotate { name }) => admin.post(&format!("{}/rotate", path(name)?), &json!({}))?,
+            Some(Verb::Delete { name }) => {
+                admin.delete::<Value>(&path(name)?)?;
+                json!({ "deleted": name })
+            }
         };
         if self.json {
             return report::print_json(&answer);
@@ -185,6 +204,12 @@ impl Tenants {
             Some(Verb::Set { .. } | Verb::Show { .. }) => print_one(&answer),
             Some(Verb::Clear { name }) => {
                 println!("{}", cleared(name, &answer));
+            }
+            Some(Verb::Rotate { name }) => {
+                println!("the secret of tenant {name} is another; {}", cleared(name, &answer));
+            }
+            Some(Verb::Delete { name }) => {
+                println!("tenant {name} is deleted: nobody serves its blocks");
             }
         }
         Ok(())

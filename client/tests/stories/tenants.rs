@@ -1,10 +1,10 @@
 //! Tenants and their rules: whose keys a namespace makes, whose blocks it names, how it stores them.
 
 use crate::fakes::{Cluster, LAYOUT, TENANT, device};
-use kvhive_client::{Client, NamespaceClient, StoreOptions};
+use kvhive_client::{Client, NamespaceClient, StoreOptions, StoreOutcome};
 use kvhive_protocol::block::Codec;
-use kvhive_protocol::data::DataRequest;
-use kvhive_protocol::{BlockKey, Layout, TenantId, TenantRules};
+use kvhive_protocol::data::{DataRequest, Refusal};
+use kvhive_protocol::{BlockKey, Era, Layout, TenantId, TenantRules};
 use std::collections::BTreeSet;
 
 const NONE: TenantRules = TenantRules {
@@ -86,6 +86,40 @@ async fn a_namespace_goes_on_with_the_pool_that_it_was_opened_with() {
         namespace(&client, "acme").keys(&[7; 16]).keys(),
         namespace(&client, "default").keys(&[7; 16]).keys()
     );
+}
+
+#[tokio::test]
+async fn an_open_namespace_goes_on_by_a_new_secret_and_stores_nothing_under_old_keys() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = cluster.client().await;
+    let open = namespace(&client, "default");
+    let before = open.keys(&[7; 16]);
+    cluster.coordinator.change(|map| {
+        let tenant = map.tenants.get_mut(&TENANT).expect("it is there");
+        tenant.secret = [99; 32];
+        tenant.era = tenant.era.next();
+    });
+    client.refresh().await.expect("the coordinator answers");
+    let after = open.keys(&[7; 16]);
+    assert_ne!(after.keys(), before.keys());
+    assert_eq!(after.keys(), namespace(&client, "default").keys(&[7; 16]).keys());
+    let bytes = vec![1; open.block_bytes() as usize];
+    let store = async |prefix| {
+        let report = open.store(prefix, 0..1, &[&bytes], StoreOptions::default()).await;
+        report.expect("range and block fit").blocks
+    };
+    assert_eq!(store(&before).await, [StoreOutcome::Refused(Refusal::WrongEra)]);
+    assert!(matches!(store(&after).await[..], [StoreOutcome::Acknowledged { .. }]));
+    let eras: Vec<Era> = cluster.nodes[0]
+        .requests()
+        .into_iter()
+        .flat_map(|request| match request {
+            DataRequest::Store(request) => request.blocks,
+            _ => Vec::new(),
+        })
+        .map(|block| block.header.era)
+        .collect();
+    assert!(eras.iter().all(|era| [Era(0), Era(2)].contains(era)) && eras.contains(&Era(2)), "{eras:?}");
 }
 
 /// The codecs of the blocks that were stored, in order.
