@@ -126,7 +126,7 @@ pub struct Shrinks {
 /// A node's figures since it started; a device whose actor panicked counts from its new beginning.
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
 pub struct NodeStats {
-    /// Matches, fetches, stores and releases that were answered.
+    /// Matches, fetches, stores and releases that were answered: those that were refused are none, and in no latency.
     pub requests: u64,
     /// Blocks that fetches found.
     pub hits: u64,
@@ -233,10 +233,11 @@ pub(crate) fn latencies(plane: &DataPlane) -> [Latencies; 4] {
 /// Asks everybody.
 pub(crate) async fn gather(devices: &[Device], plane: &DataPlane) -> NodeStats {
     let counters = &plane.counters;
-    let requests = [&counters.matches, &counters.fetches, &counters.stores, &counters.releases];
-    let [matches, fetches, stores, releases] = latencies(plane).map(|latencies| latencies.summary());
+    let took = latencies(plane);
+    let requests = took.iter().map(|latencies| latencies.count()).sum();
+    let [matches, fetches, stores, releases] = took.map(|latencies| latencies.summary());
     let mut stats = NodeStats {
-        requests: requests.map(|counter| counter.load(Ordering::Relaxed)).iter().sum(),
+        requests,
         match_latency: matches,
         fetch_latency: fetches,
         store_latency: stores,

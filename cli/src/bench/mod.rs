@@ -12,6 +12,7 @@ mod metadata;
 mod placement;
 mod policy;
 mod private;
+mod resident;
 mod shard;
 mod slow;
 
@@ -47,7 +48,8 @@ enum Kind {
     },
     /// Fetch from two replicas when one of them is slow, against the same when it is not
     Reads,
-    /// Match through the network and within one shard, against raw TCP echo and a hash map
+    /// Match through the network and within one shard, against raw TCP echo and a hash map; what a match leaves for later, and a
+    /// shard's store with its eviction
     Match,
     /// Committed map changes on three coordinators with fsync on, against fdatasync; leader kill to next write
     Metadata {

@@ -2,7 +2,7 @@
 //! included, and what it takes to say why a block is not there.
 
 use super::Row;
-use super::matching::key;
+use super::resident::key;
 use anyhow::{Result, bail};
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{Known, Reserve, Rules, Shard, ShardConfig, TierCapacity};

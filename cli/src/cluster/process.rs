@@ -214,7 +214,8 @@ fn node(
     })
 }
 
-fn tuning(own: &NodeConfig) -> Tuning {
+/// Returns what a node's knobs come to.
+pub(super) fn tuning(own: &NodeConfig) -> Tuning {
     shard_tuning(own.tuning)
 }
 

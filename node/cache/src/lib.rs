@@ -7,7 +7,7 @@
 //! - [`Heat`]: how much each slot is read.
 //! - [`Tenure`], [`Lapses`]: since when a device has its slots, and when its node had no lease last.
 //! - [`Fills`]: which slots' blocks a node gives to other nodes; [`Nearest`]: in which order.
-//! - [`Intake`]: which blocks of a snapshot may still find room.
+//! - [`Intake`]: which blocks of a snapshot may still find room; [`held_at_once`]: how many of a fetch are read.
 //! - [`simulate`]: a shard without bytes.
 
 pub mod acks;
@@ -42,7 +42,7 @@ pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
 pub use fills::{Fills, Pass, Round};
 pub use frames::TierCapacity;
 pub use heat::Heat;
-pub use intake::Intake;
+pub use intake::{Intake, held_at_once};
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
 pub use nearest::Nearest;
 pub use party::{Quota, Rules};

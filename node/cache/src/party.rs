@@ -83,9 +83,10 @@ impl Party {
         self.rankings[usize::from(class)].as_ref().and_then(Ranking::numbered)
     }
 
-    /// Returns the bytes that its policies hold.
+    /// Returns the bytes that its policies hold, and what was declined by them.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.rankings.iter().flatten().map(Ranking::memory_bytes).sum()
+        let rankings: usize = self.rankings.iter().flatten().map(Ranking::memory_bytes).sum();
+        rankings + self.declined.memory_bytes()
     }
 }
 

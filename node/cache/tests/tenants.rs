@@ -408,7 +408,7 @@ fn what_comes_after_a_declined_block_is_declined_too_whoever_was_declined_since(
     };
     // Of each prefix as much comes in as its strategy has a window for.
     let mut declined = Vec::new();
-    for first in [100, 200] {
+    for first in (1..=100).map(|stream| stream * 100) {
         shared.store(ONE, first..first + 1);
         let before = shared.shard.stats().declined;
         let mut next = first + 1;
@@ -431,6 +431,6 @@ fn what_comes_after_a_declined_block_is_declined_too_whoever_was_declined_since(
         let refused = after(&mut shared, number + 1, number);
         assert_eq!(refused, Reserve::Refused(Refusal::NoRoom), "{number} was declined: {declined:?}");
     }
-    let elsewhere = after(&mut shared, 700, 699);
+    let elsewhere = after(&mut shared, 70_000, 69_999);
     assert!(matches!(elsewhere, Reserve::Take { .. }), "its parent may be on another device");
 }

@@ -4,6 +4,7 @@ use crate::data::plane::DataPlane;
 use crate::disk::Room;
 use crate::guards::{Lent, ReadGuard, RecordGuard, Unread};
 use futures_util::future::join_all;
+use kvhive_cache::held_at_once;
 use kvhive_protocol::DeviceId;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -39,15 +40,11 @@ impl DataPlane {
             return here;
         }
         // As much of the fetch as can be held at once, from its beginning.
-        let (mut of_device, mut of_all, mut fits) = (0u32, 0u32, 0);
-        for (_, record) in &wanted {
-            let more = of_device + self.device_permits(record.bytes());
-            if fits > 0 && more > self.device_permits(u64::MAX) {
-                break;
-            }
-            (of_device, of_all) = (more, of_all + self.permits(record.bytes()));
-            fits += 1;
-        }
+        let own = |record: &RecordGuard| self.device_permits(record.bytes());
+        let most = u64::from(self.device_permits(u64::MAX));
+        let fits = held_at_once(wanted.iter().map(|(_, record)| u64::from(own(record))), most);
+        let of_device = wanted[..fits].iter().map(|(_, record)| own(record)).sum();
+        let of_all = wanted[..fits].iter().map(|(_, record)| self.permits(record.bytes())).sum();
         wanted.drain(fits..).for_each(|(_, record)| record.give_up());
         let room = timeout(ROOM_LIMIT, self.room(device, of_device, of_all)).await;
         let Ok(Some(mut room)) = room else {

@@ -9,6 +9,7 @@ pub(crate) struct Counters {
     pub(crate) connections: AtomicU64,
     pub(crate) refused_connections: AtomicU64,
     pub(crate) refused_handshakes: AtomicU64,
+    /// Requests that came, those that were refused among them.
     pub(crate) matches: AtomicU64,
     pub(crate) fetches: AtomicU64,
     pub(crate) stores: AtomicU64,
@@ -42,7 +43,7 @@ pub(crate) struct Counters {
     pub(crate) snapshot_failures: AtomicU64,
     pub(crate) snapshot_loaded_blocks: AtomicU64,
     pub(crate) snapshot_damaged_blocks: AtomicU64,
-    /// How long requests took, from the whole question to the whole answer.
+    /// How long requests took that were answered, not refused, from the whole question to the whole answer.
     pub(crate) took: [LatencyRecorder; 4],
 }
 

@@ -125,6 +125,9 @@ pub(crate) enum Mover {
     /// This.
     #[cfg(test)]
     Given(Arc<dyn Backend>),
+    /// What this makes of the priority.
+    #[cfg(test)]
+    MadeBy(Arc<dyn Fn(u32) -> Arc<dyn Backend> + Send + Sync>),
 }
 
 impl Mover {
@@ -135,6 +138,8 @@ impl Mover {
             Mover::Threads => Ok(Arc::new(threads::Threads::start(priority)?)),
             #[cfg(test)]
             Mover::Given(backend) => Ok(backend.clone()),
+            #[cfg(test)]
+            Mover::MadeBy(make) => Ok(make(priority)),
         }
     }
 }

@@ -108,11 +108,11 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Says whether much was left out that may be of use later: more than one block in sixteen. Some are always, where stores come
+    /// Says whether much was left out that may be of use to a node with other memory, frames, slots or secrets: more than one block in sixteen. Some are always, where stores come
     /// while a full node takes its blocks in.
     fn leaves_much(&self) -> bool {
-        let left = self.elsewhere + self.no_room + self.damaged;
-        let other = self.ended + self.other_secret + self.too_large + self.other_layout;
+        let left = self.elsewhere + self.no_room + self.damaged + self.other_secret + self.too_large;
+        let other = self.ended + self.other_layout;
         left * 16 > self.blocks + self.already + other + left
     }
 }

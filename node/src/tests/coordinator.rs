@@ -1,6 +1,7 @@
 //! A coordinator without raft: one map, changed by the test.
 
 use super::TOKEN;
+use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, Heartbeat, Registration,
 };
@@ -101,6 +102,12 @@ impl FakeCoordinator {
     /// Returns what a member has registered its devices as.
     pub(super) fn devices(&self, member: MemberId) -> Vec<DeviceDescription> {
         self.script().map.members[&member].devices.clone()
+    }
+
+    /// Returns how blocks are stored on each member.
+    pub(super) fn codecs(&self) -> Vec<Codec> {
+        let script = self.script.lock().expect("no test panics with it");
+        script.map.members.values().map(|member| member.codec).collect()
     }
 
     pub(super) fn epoch(&self) -> Epoch {

@@ -227,3 +227,17 @@ async fn a_write_begun_before_a_panic_never_becomes_another_block() {
     assert_eq!(late.await.expect("the store ends"), Ok(vec![kept(1)]));
     assert!(client.fetch(&[1, 2]).await == Ok(vec![None, Some(Block::new(2, MIB).bytes)]));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_are_refused_are_neither_answered_nor_in_any_latency() {
+    let (_coordinator, node) = Setup::default().one().await;
+    let mut client = node.ask().await;
+    assert_eq!(client.covered(&[1]).await, Ok(0));
+    client.slot = UNPLACED;
+    for _ in 0..3 {
+        client.covered(&[1]).await.expect_err("it is placed nowhere");
+    }
+    let stats = node.stats();
+    assert_eq!((stats.requests, node.latencies()[0].count()), (1, 1));
+    assert_eq!(node.counted(|counters| &counters.matches), 4, "they have come all the same");
+}

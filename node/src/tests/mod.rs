@@ -9,6 +9,7 @@ mod disk_trouble;
 mod explain;
 mod faults;
 mod hints;
+mod knobs;
 mod life;
 mod moves;
 mod persist;
@@ -48,6 +49,8 @@ struct Setup {
     smaller: Option<(usize, usize)>,
     strategy: Strategy,
     codec: Codec,
+    batch_delay: Duration,
+    priority: u32,
     gc_per_mille: Option<u16>,
     persist: Option<crate::PersistConfig>,
     /// Folder and number of records of its disk tier.
@@ -69,6 +72,8 @@ impl Default for Setup {
             smaller: None,
             strategy: Strategy::Lru,
             codec: Codec::Raw,
+            batch_delay: crate::Tuning::default().batch_delay,
+            priority: crate::Tuning::default().priority,
             gc_per_mille: None,
             persist: None,
             disk: None,
@@ -122,6 +127,8 @@ impl Setup {
             tuning: crate::Tuning {
                 strategy: self.strategy,
                 codec: self.codec,
+                batch_delay: self.batch_delay,
+                priority: self.priority,
                 gc_per_mille: self.gc_per_mille,
                 ..crate::Tuning::default()
             },

@@ -18,8 +18,27 @@ const STEP: u32 = 256;
 /// Ends of sessions that are remembered of each class; of more, the oldest are forgotten.
 const MAX_ENDED: usize = 4096;
 
-/// The block that a session left off at which is over: its record and generation.
-type Ended = (u32, u32, Reason);
+/// Blocks on disk that one [`Shard::tend`] looks at, of the sessions of one size class, for some in memory before them.
+const LOOKS: u32 = 4096;
+
+/// A session that is over.
+#[derive(Clone, Copy)]
+struct Ended {
+    /// The block that it left off at: record and generation.
+    last: (u32, u32),
+    why: Reason,
+    /// As far as this it was found to have nothing in memory, from the end on.
+    looked: (u32, u32),
+}
+
+/// What a session that is over has in memory.
+enum Kept {
+    /// This block.
+    Block(u32),
+    Nothing,
+    /// Nothing up to this block, and there are more before it.
+    NotUpTo(u32),
+}
 
 /// What a collection goes by.
 pub(super) struct Garbage {
@@ -34,15 +53,20 @@ impl Garbage {
     }
 
     /// Notes the end of a session that is over; it goes on from `parent`, if that was taken for its end until now.
-    pub(super) fn end(&mut self, class: u8, (at, generation, why): Ended, parent: Option<u32>) {
+    pub(super) fn end(&mut self, class: u8, last: (u32, u32), why: Reason, parent: Option<u32>) {
         let ended = &mut self.ended[usize::from(class)];
-        if ended.back().is_some_and(|last| Some(last.0) == parent) {
+        if ended.back().is_some_and(|before| Some(before.last.0) == parent) {
             ended.pop_back();
         }
+        self.put(class, Ended { last, why, looked: last });
+    }
+
+    fn put(&mut self, class: u8, session: Ended) {
+        let ended = &mut self.ended[usize::from(class)];
         if ended.len() >= MAX_ENDED {
             ended.pop_front();
         }
-        ended.push_back((at, generation, why));
+        ended.push_back(session);
     }
 
     /// Says whether blocks of this class are being collected.
@@ -135,12 +159,19 @@ impl Shard {
         excess: u32,
         effects: &mut Vec<Effect>,
     ) -> (u32, bool) {
-        let (clock, mut freed, mut left) = (self.hold_clock(now), 0, STEP);
+        let (clock, mut freed, mut left, mut looks) = (self.hold_clock(now), 0, STEP, LOOKS);
         for _ in 0..self.garbage.ended[usize::from(class)].len() {
-            let Some((at, generation, why)) = self.garbage.ended[usize::from(class)].pop_front() else {
-                break;
-            };
-            let mut next = self.index.named(at, generation).filter(|at| self.keeps_memory(*at));
+            let Some(ended) = self.garbage.ended[usize::from(class)].pop_front() else { break };
+            let Some(last) = self.index.named(ended.last.0, ended.last.1) else { continue };
+            let from = self.index.named(ended.looked.0, ended.looked.1).unwrap_or(last);
+            let kept = self.kept_in_memory(from, &mut looks);
+            let (Kept::Block(looked) | Kept::NotUpTo(looked)) = kept else { continue };
+            let looked = (looked, self.index.records[looked as usize].generation);
+            if matches!(kept, Kept::NotUpTo(_)) {
+                self.garbage.put(class, Ended { looked, ..ended });
+                return (freed, false);
+            }
+            let mut next = Some(last);
             while let Some(at) = next {
                 let record = self.index.records[at as usize];
                 if !record.is(Mark::OVER) || record.children > 0 {
@@ -148,14 +179,14 @@ impl Shard {
                 }
                 if !record.is_evictable(clock) || freed >= excess || left == 0 {
                     // Read, held or moved for now, or enough for now: the session's end is here from now on.
-                    self.garbage.end(class, (at, record.generation, why), None);
+                    self.garbage.put(class, Ended { last: (at, record.generation), looked, ..ended });
                     break;
                 }
                 next = self.linked(record.parent);
                 left -= 1;
                 if record.tier != Tier::Disk {
                     freed += u32::from(record.class == class);
-                    self.count_collected(record.class, why);
+                    self.count_collected(record.class, ended.why);
                 }
                 self.stats.evicted_over += 1;
                 self.let_go(at, Gone::Over, effects);
@@ -167,19 +198,25 @@ impl Shard {
         (freed, left > 0)
     }
 
-    /// Says whether a session that is over, and left off at this block, has any of its own in memory: what lies on disk
-    /// alone is in nobody's way.
-    fn keeps_memory(&self, last: u32) -> bool {
-        let mut next = Some(last);
-        for _ in 0..STEP {
-            let Some(at) = next else { return false };
+    /// Looks for what a session that is over has of its own in memory, from one of its blocks on towards its head: what lies on disk
+    /// alone is in nobody's way. Stops when all `looks` are taken.
+    fn kept_in_memory(&self, from: u32, looks: &mut u32) -> Kept {
+        let mut next = Some(from);
+        while let Some(at) = next {
             let record = &self.index.records[at as usize];
-            if !record.is(Mark::OVER) || record.tier != Tier::Disk {
-                return record.is(Mark::OVER);
+            if !record.is(Mark::OVER) {
+                return Kept::Nothing;
             }
+            if record.tier != Tier::Disk {
+                return Kept::Block(at);
+            }
+            if *looks == 0 {
+                return Kept::NotUpTo(at);
+            }
+            *looks -= 1;
             next = self.linked(record.parent);
         }
-        false
+        Kept::Nothing
     }
 
     /// Returns the block that the strategy of whoever owes most would let go next.

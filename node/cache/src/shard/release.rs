@@ -141,7 +141,7 @@ impl Shard {
         // From one with children nothing is collected: what was marked by the end of a longer session is found by that.
         if children == 0 && self.index.records[last as usize].is(Mark::OVER) {
             let parent = self.linked(link);
-            self.garbage.end(class, (last, generation, why), parent);
+            self.garbage.end(class, (last, generation), why, parent);
         }
     }
 

@@ -80,7 +80,10 @@ impl Shard {
         };
         let free_in_memory = |class: &u8| frames(MEMORY, *class) > 0;
         let Some(class) = (least..self.config.classes.len() as u8).find(free_in_memory) else { return false };
-        let open: Vec<Tier> = Tier::ALL.into_iter().filter(|tier| !self.closed[*tier as usize]).collect();
+        // What comes was not used yet: where such blocks do not go to disk, room there is none for it.
+        let counts = |tier: &Tier| *tier != Tier::Disk || self.config.unused_to_disk;
+        let is_open = |tier: &Tier| !self.closed[*tier as usize];
+        let open: Vec<Tier> = Tier::ALL.into_iter().filter(counts).filter(is_open).collect();
         let kept: u64 = open.iter().map(|tier| u64::from(self.low_water(*tier, class))).sum();
         frames(&open, class) > kept
     }

@@ -11,8 +11,8 @@ impl Shard {
     /// Returns how the strategies do that have ranked something, party by party, of the first [`MAX_REPORTS`]. With `adjust` all
     /// of them that choose among ways to rank choose now, by the evidence at hand.
     pub fn strategies(&mut self, adjust: bool) -> Vec<StrategyReport> {
-        self.tell_all();
         if adjust {
+            self.tell_all();
             self.adjust();
         }
         let tenants: BTreeMap<u16, TenantId> =

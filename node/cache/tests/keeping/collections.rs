@@ -2,7 +2,7 @@
 
 use super::{Scenario, TENANT};
 use kvhive_cache::policy::Strategy;
-use kvhive_cache::{Reason, Tier};
+use kvhive_cache::{Reason, ShardConfig, Tier};
 use kvhive_protocol::data::Hint;
 use kvhive_protocol::{Era, Slot};
 use std::collections::BTreeMap;
@@ -225,4 +225,25 @@ fn one_piece_of_a_collection_is_bounded_wherever_sessions_lie() {
     assert_eq!(scene.shard.stats().evicted, 256);
     scene.settle();
     assert_eq!((scene.tiers(), scene.collected(Reason::Over)), ([0, 0, 0], 3));
+}
+
+#[test]
+fn a_session_that_is_over_is_collected_however_much_of_its_tail_is_on_disk() {
+    // More than one piece of work looks at, and more than one collection lets go.
+    for blocks in [300, 10_000] {
+        let config = Scenario::config([8, 0, blocks + 8], Strategy::Lru);
+        let mut scene = Scenario::with(ShardConfig { gc_per_mille: Some(500), prefetch: 0, ..config });
+        scene.serve(0..3);
+        for number in 3..u64::from(blocks) {
+            let block = scene.block(number, number as u32);
+            scene.shard.restore(TENANT, &block, Slot(1), 0).expect("there is a place");
+        }
+        assert_eq!(scene.covered(0..blocks.into()), blocks);
+        assert_eq!(scene.release(0..blocks.into(), Hint::Over), blocks);
+        (1..4).for_each(|session| scene.serve(100_000 * session..100_000 * session + 1));
+        (0..100).for_each(|_| _ = scene.tend_unchecked());
+        scene.check();
+        assert_eq!((scene.collected(Reason::Over), scene.tiers()), (3, [3, 0, 0]), "of {blocks} blocks");
+        assert_eq!(scene.shard.stats().evicted_over, u64::from(blocks));
+    }
 }

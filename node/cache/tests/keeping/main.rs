@@ -13,6 +13,7 @@ use std::time::Duration;
 mod collections;
 mod explains;
 mod hints;
+mod loads;
 mod random;
 mod sessions;
 mod surveys;
@@ -50,8 +51,13 @@ impl Scenario {
         strategy: Strategy,
         gc_per_mille: Option<u16>,
     ) -> Scenario {
+        let config = Scenario::config(frames, strategy);
+        Scenario::with(ShardConfig { gc_per_mille, low_water_per_mille, ..config })
+    }
+
+    fn config(frames: [u32; 3], strategy: Strategy) -> ShardConfig {
         let [device, host, disk] = frames.map(|frames| TierCapacity { frames: vec![frames] });
-        let mut shard = Shard::new(ShardConfig {
+        ShardConfig {
             classes: vec![FRAME],
             device,
             host,
@@ -59,12 +65,16 @@ impl Scenario {
             rules: Rules::new(strategy),
             unused_to_disk: true,
             prefetch: 8,
-            gc_per_mille,
+            gc_per_mille: None,
             max_hold: Duration::from_secs(60),
             max_writes: 8,
-            low_water_per_mille,
+            low_water_per_mille: 0,
             hash_seed: 9,
-        });
+        }
+    }
+
+    fn with(config: ShardConfig) -> Scenario {
+        let mut shard = Shard::new(config);
         shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
         Scenario { shard, effects: Vec::new(), now: 1000, era: 1, hint: Hint::None }
     }
@@ -149,6 +159,13 @@ impl Scenario {
 
     /// One piece of what can wait; copies end at once and well. Says whether anything was done.
     fn tend(&mut self) -> bool {
+        let is_done = self.tend_unchecked();
+        self.check();
+        is_done
+    }
+
+    /// The same where it is done too often to look at all that holds each time.
+    fn tend_unchecked(&mut self) -> bool {
         self.shard.tend(self.now(), &mut self.effects);
         let effects = std::mem::take(&mut self.effects);
         for effect in &effects {
@@ -156,7 +173,6 @@ impl Scenario {
                 self.shard.copied(*ticket, true);
             }
         }
-        self.check();
         !effects.is_empty()
     }
 

@@ -1,0 +1,33 @@
+//! Loads: blocks of a snapshot that come where there is room to spare.
+
+use super::{Scenario, TENANT};
+use kvhive_cache::ShardConfig;
+use kvhive_cache::policy::Strategy;
+
+/// Offers blocks as a load does, until there is no room to spare; returns how many came.
+fn load(scene: &mut Scenario, numbers: std::ops::Range<u64>) -> usize {
+    let offered = numbers.take_while(|number| {
+        let block = scene.block(*number, 0);
+        let has_spare = scene.shard.has_spare(TENANT, &block);
+        if has_spare {
+            scene.try_store(*number, 0).expect("there is room to spare");
+            scene.settle();
+        }
+        has_spare
+    });
+    offered.count()
+}
+
+#[test]
+fn nothing_leaves_for_what_is_loaded_whether_or_not_unused_blocks_go_to_disk() {
+    for (unused_to_disk, comes) in [(true, 24), (false, 4)] {
+        let config = Scenario::config([10, 0, 20], Strategy::Lru);
+        let mut scene = Scenario::with(ShardConfig { unused_to_disk, low_water_per_mille: 200, ..config });
+        // Live blocks, none of them used again.
+        (0..4).for_each(|number| _ = scene.try_store(number, 0).expect("there is room"));
+        scene.settle();
+        assert_eq!(load(&mut scene, 100..200), comes, "unused blocks go to disk: {unused_to_disk}");
+        let stats = scene.shard.stats();
+        assert_eq!((stats.evicted, stats.blocks()), (0, 4 + comes as u64));
+    }
+}
