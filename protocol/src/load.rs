@@ -40,6 +40,8 @@ pub struct TierLoad {
     pub capacity_bytes: u64,
     /// Blocks that fetches got from here, since the device's start.
     pub hits: u64,
+    /// It has failed and takes no blocks: the node does without it until it works again.
+    pub closed: bool,
 }
 
 /// What a device is read and given.

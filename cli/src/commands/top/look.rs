@@ -70,6 +70,8 @@ pub(super) struct Tier {
     pub(super) blocks: u64,
     pub(super) used_bytes: u64,
     pub(super) capacity_bytes: u64,
+    /// It has failed: the node does without it.
+    pub(super) closed: bool,
 }
 
 #[derive(Deserialize, Clone, Copy, Debug, Default)]

@@ -235,7 +235,10 @@ fn bar(tier: &Tier, width: usize) -> Line<'static> {
         if tier.capacity_bytes == 0 { 0.0 } else { tier.used_bytes as f64 / tier.capacity_bytes as f64 };
     let inner = width.saturating_sub(2);
     let full = ((share * inner as f64).round() as usize).min(inner);
-    let words = format!("{}/{}", short(tier.used_bytes as f64), short(tier.capacity_bytes as f64));
+    let words = match tier.closed {
+        true => "failed".to_owned(),
+        false => format!("{}/{}", short(tier.used_bytes as f64), short(tier.capacity_bytes as f64)),
+    };
     let strokes = format!("{}{}", "|".repeat(full), " ".repeat(inner - full));
     let begins = inner.saturating_sub(words.len());
     let text: String = strokes.chars().take(begins).chain(words.chars()).take(inner).collect();
@@ -244,10 +247,11 @@ fn bar(tier: &Tier, width: usize) -> Line<'static> {
         ..0.9 => GOOD,
         _ => WARN,
     };
+    let (style, soft) = if tier.closed { (BAD, BAD) } else { (style, SOFT) };
     Line::from(vec![
         Span::styled("[", STRONG),
         Span::styled(filled.to_owned(), style),
-        Span::styled(rest.to_owned(), SOFT),
+        Span::styled(rest.to_owned(), soft),
         Span::styled("]", STRONG),
     ])
 }
