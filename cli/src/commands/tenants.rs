@@ -195,6 +195,11 @@ impl Tenants {
                 json!({ "deleted": name })
             }
         };
+        if let Some(Verb::Create { rules, .. } | Verb::Set { rules, .. }) = &self.verb
+            && let Some(note) = rules.strategy.and_then(shrinks_where)
+        {
+            eprintln!("{note}");
+        }
         if self.json {
             return report::print_json(&answer);
         }
@@ -220,6 +225,18 @@ impl Tenants {
 fn ratio(text: &str) -> Result<f64, String> {
     let ratio = text.parse::<f64>().ok().filter(|ratio| (0.001..=1.0).contains(ratio));
     ratio.ok_or_else(|| "allowed is a number from 0.001 to 1".to_owned())
+}
+
+/// Says on which nodes a strategy shrinks blocks, if it is one that does: a node's own file is checked for that, and a tenant's
+/// blocks are on all nodes.
+fn shrinks_where(strategy: Strategy) -> Option<String> {
+    let shrinks = kvhive_config::SHRINKING_STRATEGIES.contains(&strategy.name());
+    shrinks.then(|| {
+        format!(
+            "note: {strategy} shrinks blocks on nodes with two block_sizes or more; on those with one it only ranks them \
+             (`kvhive config` shows them)"
+        )
+    })
 }
 
 /// Says what a clear came to.
@@ -294,6 +311,7 @@ fn print_one(tenant: &Value) {
         ("host quota", size(tenant, "host_quota_bytes")),
         ("disk quota", size(tenant, "disk_quota_bytes")),
         ("blocks are stored", codec),
+        ("stored bytes of raw ones", rate(tenant, "stored_ratio")),
         ("used, device", size(tenant, "device_used_bytes")),
         ("used, host", size(tenant, "host_used_bytes")),
         ("used, disk", size(tenant, "disk_used_bytes")),
@@ -346,6 +364,18 @@ mod tests {
         let expected = json!({"strategy": "w-tinylfu", "device_quota_bytes": 8_u64 << 30,
             "disk_quota_bytes": 1_u64 << 40, "quantization_bits": 4, "host_quota_bytes": null, "shares_with": null});
         assert_eq!(patch(&options).expect("they make sense"), expected);
+    }
+
+    #[test]
+    fn a_strategy_that_shrinks_says_on_which_nodes_it_does() {
+        let notes = Strategy::ALL.map(|strategy| (strategy, shrinks_where(strategy)));
+        let noted = notes.into_iter().filter_map(|(strategy, note)| Some((strategy, note?)));
+        let noted: Vec<_> = noted.collect();
+        assert_eq!(
+            noted.iter().map(|(one, _)| *one).collect::<Vec<_>>(),
+            [Strategy::Compressed, Strategy::Quantized]
+        );
+        assert!(noted.iter().all(|(_, note)| note.contains("two block_sizes or more")));
     }
 
     #[test]

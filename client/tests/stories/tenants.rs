@@ -106,7 +106,7 @@ async fn an_open_namespace_goes_on_by_a_new_secret_and_stores_nothing_under_old_
     let bytes = vec![1; open.block_bytes() as usize];
     let store = async |prefix| {
         let report = open.store(prefix, 0..1, &[&bytes], StoreOptions::default()).await;
-        report.expect("range and block fit").blocks
+        report.expect("range and block fit").outcomes
     };
     assert_eq!(store(&before).await, [StoreOutcome::Refused(Refusal::WrongEra)]);
     assert!(matches!(store(&after).await[..], [StoreOutcome::Acknowledged { .. }]));

@@ -73,6 +73,12 @@ pub(super) struct Tenant {
     stored_blocks: u64,
     evicted_blocks: u64,
     refused_blocks: u64,
+    /// Bytes of its resident blocks as they are stored, without what is free in their frames.
+    stored_bytes: u64,
+    /// Bytes of those blocks before they were encoded.
+    raw_bytes: u64,
+    /// Stored bytes over raw ones; null where it has no blocks.
+    stored_ratio: Option<f64>,
 }
 
 /// A tenant to be created.
@@ -159,9 +165,12 @@ fn pool(map: &ClusterMap, name: &str) -> Result<TenantId, Trouble> {
     })
 }
 
-/// Refuses rules that no tenant may have.
-fn check(rules: &TenantRules) -> Result<(), Trouble> {
-    check_rules(rules).map_err(|error| Trouble::bad_request(error.to_string()))
+/// Refuses rules that no tenant may have; `shares_with` is the name of the tenant that they say.
+fn check(rules: &TenantRules, shares_with: Option<&str>) -> Result<(), Trouble> {
+    check_rules(rules).map_err(|error| match shares_with.filter(|_| rules.has_own()) {
+        Some(name) => Trouble::bad_request(format!("{error}, on {name}")),
+        None => Trouble::bad_request(error.to_string()),
+    })
 }
 
 fn shown(map: &ClusterMap, id: TenantId, known: &KnownTenant, load: &TenantLoad) -> Tenant {
@@ -193,6 +202,9 @@ fn shown(map: &ClusterMap, id: TenantId, known: &KnownTenant, load: &TenantLoad)
         stored_blocks: load.stored_blocks,
         evicted_blocks: load.evicted_blocks,
         refused_blocks: load.refused_blocks,
+        stored_bytes: load.stored_bytes,
+        raw_bytes: load.raw_bytes,
+        stored_ratio: rate(load.stored_bytes, load.raw_bytes),
     }
 }
 
@@ -283,7 +295,7 @@ pub(super) async fn create_tenant(
         compression_per_mille: wanted.compression_ratio.map(per_mille).transpose()?,
         shares_with,
     };
-    check(&rules)?;
+    check(&rules, wanted.shares_with.as_deref())?;
     let command = Command::CreateTenant { name: wanted.name.clone(), secret: fresh_secret()?, rules };
     kvhive_control::check_command(&command).map_err(|error| Trouble::bad_request(error.to_string()))?;
     match admin.submit(asked, command).await? {
@@ -307,7 +319,9 @@ pub(super) async fn change_tenant(
     let map = admin.map().await?;
     let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
     let change = patch.change(&map)?;
-    check(&change.apply(TenantRules::default()))?;
+    let rules = change.apply(TenantRules::default());
+    let pool = rules.shares_with.and_then(|pool| map.tenants.get(&pool));
+    check(&rules, pool.map(|pool| pool.name.as_str()))?;
     // By the map of now, which is newer than the asking: what it refuses costs no entry of the log.
     check_change(&map, tenant, &change)?;
     match admin.submit(asked, Command::SetTenantRules { tenant, change }).await? {

@@ -90,7 +90,7 @@ fn a_rule_that_makes_no_sense_is_refused_with_its_name_its_value_and_what_is_all
         (json!({"nvme_quota_bytes": 1}), ["nvme_quota_bytes", "unknown field", "disk_quota_bytes"]),
         (
             json!({"shares_with": "default", "quantization_bits": 8}),
-            ["shares the blocks of another", "no other rules", "set them there"],
+            ["shares the blocks of another", "no other rules", "set them there, on default"],
         ),
         (json!({"name": "other"}), ["name", "unknown field", "strategy"]),
         (json!(7), ["7", "", ""]),
@@ -214,6 +214,8 @@ fn what_devices_report_of_a_tenant_is_summed_up() {
             stored_blocks: 6,
             evicted_blocks: 1,
             refused_blocks: 2,
+            stored_bytes: 300,
+            raw_bytes: 600,
         };
         let devices = vec![DeviceLoad { tenants: vec![(TenantId(1), load)], ..DeviceLoad::default() }];
         let beat = Heartbeat { member: node.member, generation: node.generation, epoch: Epoch(3), devices };
@@ -238,6 +240,9 @@ fn what_devices_report_of_a_tenant_is_summed_up() {
         ("stored_blocks", json!(12)),
         ("evicted_blocks", json!(2)),
         ("refused_blocks", json!(4)),
+        ("stored_bytes", json!(600)),
+        ("raw_bytes", json!(1200)),
+        ("stored_ratio", json!(0.5)),
     ] {
         assert_eq!(shown[field], value, "{field}");
     }

@@ -28,6 +28,10 @@ impl DeviceCore {
             closed,
         };
         let mut tiers = [stats.device, stats.host, stats.disk].into_iter().zip(closed).map(tier);
+        let mut tenants = self.shard.tenant_loads(MAX_TENANT_LOADS);
+        for (tenant, load) in &mut tenants {
+            (load.stored_bytes, load.raw_bytes) = self.tenant_uses.of(*tenant);
+        }
         let load = DeviceLoad {
             blocks: stats.blocks(),
             used_bytes: stats.device.used_bytes + stats.host.used_bytes,
@@ -37,7 +41,7 @@ impl DeviceCore {
             fetched_blocks: stats.hits,
             stored_blocks: stats.stored,
             evicted_blocks: stats.evicted,
-            tenants: self.shard.tenant_loads(MAX_TENANT_LOADS),
+            tenants,
             strategies,
             // Membership says that.
             filled: Vec::new(),

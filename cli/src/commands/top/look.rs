@@ -106,6 +106,8 @@ pub(super) struct Tenant {
     pub(super) used_bytes: u64,
     pub(super) hit_rate: Option<f64>,
     pub(super) evicted_blocks: u64,
+    /// Stored bytes over raw ones.
+    pub(super) stored_ratio: Option<f64>,
 }
 
 /// One event.

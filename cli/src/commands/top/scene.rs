@@ -74,6 +74,7 @@ pub(super) fn busy() -> (Look, Look) {
         used_bytes: 549 << 20,
         hit_rate: Some(0.974),
         evicted_blocks: 17,
+        stored_ratio: Some(0.535),
     }];
     now.events = vec![Event {
         sequence: 9,

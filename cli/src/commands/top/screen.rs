@@ -264,17 +264,19 @@ fn draw_tenants(figures: &Figures, area: Rect, cells: &mut Buffer) {
             report::bytes(tenant.used_bytes),
             percent(tenant.hit_rate),
             tenant.evicted_blocks.to_string(),
+            percent(tenant.stored_ratio),
         ])
     });
     let more = figures.tenants.len().saturating_sub(TENANTS);
     let title = if more == 0 { "TENANT".to_owned() } else { format!("TENANT ({more} more)") };
-    let names = [title.as_str(), "BLOCKS", "USED", "HIT RATE", "EVICTED"].map(str::to_owned);
+    let names = [title.as_str(), "BLOCKS", "USED", "HIT RATE", "EVICTED", "OF RAW"].map(str::to_owned);
     let widths = [
         Constraint::Min(20),
         Constraint::Length(10),
         Constraint::Length(12),
         Constraint::Length(9),
         Constraint::Length(10),
+        Constraint::Length(7),
     ];
     Table::new(rows, widths).header(Row::new(names).style(HEAD)).render(area, cells);
 }
