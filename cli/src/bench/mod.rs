@@ -6,6 +6,7 @@ mod codec;
 mod cpu;
 mod data;
 mod disk;
+mod join;
 mod matching;
 mod memory;
 mod metadata;
@@ -15,6 +16,7 @@ mod private;
 mod resident;
 mod shard;
 mod slow;
+mod stored;
 
 use crate::report;
 use anyhow::Result;
@@ -48,6 +50,8 @@ enum Kind {
     },
     /// Fetch from two replicas when one of them is slow, against the same when it is not
     Reads,
+    /// Fetch while a node joins a cluster of two, against the same before it comes; blocks moved, against its share
+    Join,
     /// Match through the network and within one shard, against raw TCP echo and a hash map; what a match leaves for later, and a
     /// shard's store with its eviction
     Match,
@@ -171,6 +175,7 @@ impl Bench {
         let (bench, rows) = match &self.kind {
             Kind::Data { tls } => ("data", data::run(self.runs, *tls)?),
             Kind::Reads => ("reads", vec![slow::run(self.runs)?]),
+            Kind::Join => ("join", join::run(self.runs)?),
             Kind::Match => ("match", matching::run(self.runs)?),
             Kind::Metadata { baseline: Some(command), baseline_name: Some(name) } => {
                 ("metadata", metadata::against(self.runs, command, name)?)

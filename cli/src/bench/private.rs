@@ -73,6 +73,16 @@ impl Private {
         running.processes.iter().filter(|process| process.kind == "node").map(|process| process.pid).collect()
     }
 
+    /// Returns the names of its processes that run.
+    pub(crate) fn running(&self) -> Vec<String> {
+        self.cluster.running(true).processes.into_iter().map(|process| process.id).collect()
+    }
+
+    /// Returns the cluster file's content.
+    pub(crate) fn config(&self) -> &ClusterConfig {
+        self.cluster.config()
+    }
+
     /// Gives access to its processes.
     pub(crate) fn cluster(&mut self) -> &mut Cluster {
         &mut self.cluster

@@ -2,29 +2,24 @@
 //! added to whatever one of them says.
 
 use super::private::Private;
+use super::stored::{BLOCK_BYTES, BLOCKS, Stored};
 use super::{Row, quantile};
 use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
-use anyhow::{Context, Result, bail};
-use kvhive_client::{NamespaceClient, Prefix, StoreOptions};
+use anyhow::{Context, Result};
 use kvhive_config::Bytes;
-use kvhive_protocol::Layout;
-use kvhive_protocol::data::Ack;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-const BLOCK_BYTES: u64 = 64 << 10;
 const PREFIXES: u64 = 64;
-/// Blocks of each prefix: one segment.
-const BLOCKS: usize = 8;
 /// Fetches of one run.
-const FETCHES: u32 = 1000;
+const FETCHES: usize = 1000;
 const ADDED: Duration = Duration::from_millis(100);
 /// Where the second node is said to be. It is not: the proxy is.
 const PROXY_HOST: &str = "127.0.0.2";
@@ -63,18 +58,15 @@ pub(super) fn run(runs: u32) -> Result<Row> {
     let delay = Arc::new(AtomicU64::new(0));
     runtime.block_on(proxy(behind, delay.clone()))?;
     let client = runtime.block_on(private.client(|_| {}))?;
-    let blocks = client.namespace("default", "bench", Layout::opaque(BLOCK_BYTES as u32, 16), 0)?;
-    let prefixes: Vec<Prefix> = (0..PREFIXES).map(|number| prefix(&blocks, number)).collect();
-    for prefix in &prefixes {
-        runtime.block_on(store(&blocks, prefix))?;
-    }
+    let mut stored = Stored::new(&client, PREFIXES)?;
+    runtime.block_on(stored.store())?;
     let (mut ours, mut healthy) = (Vec::new(), Vec::new());
     let mut calls = Latencies::new();
     for _ in 0..runs {
         delay.store(0, Ordering::Relaxed);
-        healthy.push(millis(&runtime.block_on(fetches(&blocks, &prefixes))?));
+        healthy.push(millis(&runtime.block_on(fetches(&mut stored))?));
         delay.store(ADDED.as_millis() as u64, Ordering::Relaxed);
-        let slow = runtime.block_on(fetches(&blocks, &prefixes))?;
+        let slow = runtime.block_on(fetches(&mut stored))?;
         ours.push(millis(&slow));
         calls.merge(&slow);
     }
@@ -87,35 +79,10 @@ fn millis(latencies: &Latencies) -> f64 {
     latencies.quantile(0.99) as f64 / 1e6
 }
 
-fn prefix(blocks: &NamespaceClient, number: u64) -> Prefix {
-    let hashes: Vec<[u8; 16]> =
-        (0..BLOCKS as u128).map(|at| (u128::from(number) << 64 | at).to_le_bytes()).collect();
-    blocks.prefix_of_engine_hashes(&hashes)
-}
-
-async fn store(blocks: &NamespaceClient, prefix: &Prefix) -> Result<()> {
-    let memory = vec![5u8; BLOCK_BYTES as usize];
-    let pieces = vec![&memory[..]; BLOCKS];
-    let options = StoreOptions { ack: Some(Ack::All), ..StoreOptions::default() };
-    let report = blocks.store(prefix, 0..BLOCKS, &pieces, options).await?;
-    if report.acknowledged() != BLOCKS {
-        bail!("{} of {BLOCKS} blocks were stored twice: {:?}", report.acknowledged(), report.outcomes);
-    }
-    Ok(())
-}
-
-async fn fetches(blocks: &NamespaceClient, prefixes: &[Prefix]) -> Result<Latencies> {
-    let mut memory = vec![vec![0u8; BLOCK_BYTES as usize]; BLOCKS];
+async fn fetches(stored: &mut Stored) -> Result<Latencies> {
     let mut latencies = Latencies::new();
     for at in 0..FETCHES {
-        let mut targets: Vec<&mut [u8]> = memory.iter_mut().map(|block| &mut block[..]).collect();
-        let begun = Instant::now();
-        let report =
-            blocks.fetch_into(&prefixes[at as usize % prefixes.len()], 0..BLOCKS, &mut targets).await?;
-        latencies.record(begun.elapsed());
-        if report.delivered() != BLOCKS {
-            bail!("{} of {BLOCKS} blocks were fetched: {:?}", report.delivered(), report.outcomes);
-        }
+        stored.fetch(at, &mut latencies).await?;
     }
     Ok(latencies)
 }

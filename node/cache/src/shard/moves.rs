@@ -141,7 +141,7 @@ impl Shard {
     /// Starts to move blocks down to an open disk as soon as a store has taken a frame: a burst does not wait for
     /// [`Shard::tend`], and less of it pushes blocks out of memory that the disk has room for.
     pub(super) fn move_down_early(&mut self, now: Moment, class: u8, effects: &mut Vec<Effect>) {
-        if self.closed[Tier::Disk as usize] || self.ledger.capacity(Tier::Disk, class) == 0 {
+        if !self.has_disk(class) {
             return;
         }
         for tier in [Tier::Host, Tier::Device] {

@@ -48,6 +48,13 @@ impl Shard {
         }
         for class in larger {
             let bytes = self.config.classes[usize::from(class)];
+            // If memory alone gave, a full disk would keep what it has for good, and take nothing more.
+            if self.has_disk(class) {
+                self.keep_some_free(now, party, class, visit, effects);
+                if let Some(tier) = MEMORY.iter().copied().find(|tier| self.take(*tier, class, party)) {
+                    return Ok((tier, class));
+                }
+            }
             match self.leaves_memory(now, (party, bytes), class, visit) {
                 Leaves::Block(at) => {
                     let tier = self.index.records[at as usize].tier;
@@ -88,6 +95,11 @@ impl Shard {
         frames(&open, class) > kept
     }
 
+    /// Says whether blocks of a class can move down to a disk.
+    pub(super) fn has_disk(&self, class: u8) -> bool {
+        !self.closed[Tier::Disk as usize] && self.ledger.capacity(Tier::Disk, class) > 0
+    }
+
     /// Lets one block leave when the pool is down to what the tiers keep free for moves.
     fn keep_some_free(
         &mut self,
@@ -106,8 +118,7 @@ impl Shard {
         if kept == 0 || free >= kept {
             return;
         }
-        let has_disk = !self.closed[Tier::Disk as usize] && self.ledger.capacity(Tier::Disk, class) > 0;
-        let leaves = if has_disk {
+        let leaves = if self.has_disk(class) {
             self.leaves_below(now, party, class, visit)
         } else {
             self.leaves_memory(now, (party, 0), class, visit)

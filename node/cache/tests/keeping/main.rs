@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+mod below;
 mod collections;
 mod explains;
 mod hints;
@@ -36,6 +37,7 @@ struct Scenario {
     now: u64,
     era: u64,
     hint: Hint,
+    tenant: TenantId,
 }
 
 impl Scenario {
@@ -76,7 +78,7 @@ impl Scenario {
     fn with(config: ShardConfig) -> Scenario {
         let mut shard = Shard::new(config);
         shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));
-        Scenario { shard, effects: Vec::new(), now: 1000, era: 1, hint: Hint::None }
+        Scenario { shard, effects: Vec::new(), now: 1000, era: 1, hint: Hint::None, tenant: TENANT }
     }
 
     fn now(&self) -> Moment {
@@ -87,7 +89,7 @@ impl Scenario {
         let header = BlockHeader {
             key: key(number),
             fingerprint: LayoutFingerprint::default(),
-            tenant: TENANT,
+            tenant: self.tenant,
             era: Era(self.era),
             depth,
             codec: Codec::Raw,
@@ -106,7 +108,7 @@ impl Scenario {
     fn store_after(&mut self, parent: u64, number: u64, depth: u32) -> Option<BlockId> {
         let block = StoreBlock { parent: key(parent), ..self.block(number, depth) };
         let about = About { hint: self.hint, ..About::default() };
-        match self.shard.reserve(self.now(), TENANT, &block, Slot(1), about, &mut self.effects) {
+        match self.shard.reserve(self.now(), self.tenant, &block, Slot(1), about, &mut self.effects) {
             Reserve::Take { ticket, .. } => self.shard.seal(ticket),
             Reserve::Present(_) | Reserve::Refused(_) => None,
         }
@@ -116,7 +118,7 @@ impl Scenario {
     fn try_store_of(&mut self, number: u64, depth: u32, hint: Hint) -> Option<BlockId> {
         let block = self.block(number, depth);
         let about = About { hint, ..About::default() };
-        match self.shard.reserve(self.now(), TENANT, &block, Slot(1), about, &mut self.effects) {
+        match self.shard.reserve(self.now(), self.tenant, &block, Slot(1), about, &mut self.effects) {
             Reserve::Take { ticket, .. } => self.shard.seal(ticket),
             Reserve::Present(_) | Reserve::Refused(_) => None,
         }
@@ -138,7 +140,7 @@ impl Scenario {
     fn matched(&mut self, session: Range<u64>, hold_ms: u64) -> u32 {
         let run = Run { slot: Slot(1), keys: (session.end - session.start) as u32 };
         let keys: KeyList = session.map(key).collect();
-        self.shard.match_runs(self.now(), TENANT, &[run], &keys, Duration::from_millis(hold_ms))[0]
+        self.shard.match_runs(self.now(), self.tenant, &[run], &keys, Duration::from_millis(hold_ms))[0]
     }
 
     fn release(&mut self, session: Range<u64>, hint: Hint) -> u32 {
@@ -150,11 +152,11 @@ impl Scenario {
         let run = |segment: &Range<u64>| Run { slot: Slot(1), keys: (segment.end - segment.start) as u32 };
         let runs: Vec<Run> = segments.iter().map(run).collect();
         let keys: KeyList = segments.iter().cloned().flatten().map(key).collect();
-        self.shard.release(self.now(), TENANT, &runs, &keys, hint)
+        self.shard.release(self.now(), self.tenant, &runs, &keys, hint)
     }
 
     fn read(&mut self, number: u64) -> Option<BlockId> {
-        self.shard.read(self.now(), TENANT, &[key(number)].iter().collect())[0]
+        self.shard.read(self.now(), self.tenant, &[key(number)].iter().collect())[0]
     }
 
     /// One piece of what can wait; copies end at once and well. Says whether anything was done.
@@ -188,13 +190,13 @@ impl Scenario {
     /// Says whether a block is here; nobody uses it.
     fn is_here(&self, number: u64) -> bool {
         let run = Run { slot: Slot(1), keys: 1 };
-        self.shard.survey_runs(TENANT, &[run], &[key(number)].iter().collect())[0].covered == 1
+        self.shard.survey_runs(self.tenant, &[run], &[key(number)].iter().collect())[0].covered == 1
     }
 
     fn restore(&mut self, session: Range<u64>) {
         for (depth, number) in (0..).zip(session) {
             let block = self.block(number, depth);
-            self.shard.restore(TENANT, &block, Slot(1), 0).expect("there is a place");
+            self.shard.restore(self.tenant, &block, Slot(1), 0).expect("there is a place");
         }
     }
 
