@@ -375,6 +375,19 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// Gives a tenant another secret and ends its era: its blocks do not exist any more, and no key of before says anything of
+    /// one that comes.
+    RotateSecret {
+        /// Whose.
+        tenant: TenantId,
+        /// What its block keys are derived from from then on.
+        secret: [u8; 32],
+    },
+    /// Ends a tenant: it and its blocks do not exist any more. Its number is nobody's again.
+    DeleteTenant {
+        /// Which.
+        tenant: TenantId,
+    },
 }
 
 impl Command {
@@ -387,6 +400,8 @@ impl Command {
             Command::Leave { .. } => "leave",
             Command::CreateTenant { .. } => "create-tenant",
             Command::ClearTenant { .. } => "clear-tenant",
+            Command::RotateSecret { .. } => "rotate-secret",
+            Command::DeleteTenant { .. } => "delete-tenant",
             Command::PlaceSlots { .. } => "place-slots",
             Command::SetDrains { .. } => "set-drains",
             Command::Balance { .. } => "balance",
@@ -397,6 +412,16 @@ impl Command {
             Command::RemoveEngine { .. } => "remove-engine",
             Command::SetScaling { .. } => "set-scaling",
             Command::RecordLoad { .. } => "record-load",
+        }
+    }
+
+    /// Returns whose blocks it ends: it is done when no member serves them any more.
+    pub fn ends_blocks_of(&self) -> Option<TenantId> {
+        match self {
+            Command::ClearTenant { tenant }
+            | Command::RotateSecret { tenant, .. }
+            | Command::DeleteTenant { tenant } => Some(*tenant),
+            _ => None,
         }
     }
 }
@@ -432,7 +457,7 @@ pub enum CommandReply {
         /// The epoch after it.
         epoch: Epoch,
     },
-    /// The tenant's older blocks do not exist.
+    /// The tenant's older blocks do not exist: it was cleared, or has another secret.
     TenantCleared {
         /// Its era now.
         era: Era,
@@ -441,6 +466,21 @@ pub enum CommandReply {
     },
     /// It was not applied, and never will be under this request id.
     Rejected(WireError),
+    /// The tenant and its blocks do not exist.
+    TenantDeleted {
+        /// The epoch after it.
+        epoch: Epoch,
+    },
+}
+
+impl CommandReply {
+    /// Returns the epoch from which on a tenant's older blocks do not exist, where that is what it came to.
+    pub fn ended_blocks_at(&self) -> Option<Epoch> {
+        match self {
+            CommandReply::TenantCleared { epoch, .. } | CommandReply::TenantDeleted { epoch } => Some(*epoch),
+            _ => None,
+        }
+    }
 }
 
 /// A change and its name. With when and why it is a [`LogEntry`].

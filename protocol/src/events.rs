@@ -101,11 +101,15 @@ pub enum EventKind {
     EngineForgotten,
     /// The cluster goes on by an older state: from a backup, or from what one coordinator had. What came after it is forgotten.
     ClusterRestored,
+    /// A tenant has another secret: its older blocks do not exist any more, and its keys are others.
+    TenantSecretRotated,
+    /// A tenant and its blocks do not exist any more.
+    TenantDeleted,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 18] = [
+    pub const ALL: [EventKind; 20] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -124,6 +128,8 @@ impl EventKind {
         EventKind::EngineFollowed,
         EventKind::EngineForgotten,
         EventKind::ClusterRestored,
+        EventKind::TenantSecretRotated,
+        EventKind::TenantDeleted,
     ];
 
     /// Returns its name.
@@ -147,6 +153,8 @@ impl EventKind {
             EventKind::EngineFollowed => "engine-followed",
             EventKind::EngineForgotten => "engine-forgotten",
             EventKind::ClusterRestored => "cluster-restored",
+            EventKind::TenantSecretRotated => "tenant-secret-rotated",
+            EventKind::TenantDeleted => "tenant-deleted",
         }
     }
 
