@@ -124,18 +124,18 @@ async fn what_a_peer_announces_costs_nothing_until_it_comes() {
     let largest = FrameLimits::OPEN.message_bytes;
     assert!(largest as usize > 4 * SMALL, "the largest message is worth announcing");
     let mut outcome = Ok(());
-    let peak = peak_of(async { outcome = after_the_greeting(announcing(largest)).await }).await;
+    let peak = peak_of(Box::pin(async { outcome = after_the_greeting(announcing(largest)).await })).await;
     assert!(matches!(outcome, Err(Fault::Io(_))), "it was believed and awaited: {outcome:?}");
     assert!(peak < SMALL, "{peak} bytes for a message of {largest} that never came");
 
-    let peak = peak_of(async { outcome = after_the_greeting(announcing(largest + 1)).await }).await;
+    let peak = peak_of(Box::pin(async { outcome = after_the_greeting(announcing(largest + 1)).await })).await;
     assert!(matches!(outcome, Err(Fault::Protocol(_))), "too much is refused unread: {outcome:?}");
     assert!(peak < SMALL, "{peak} bytes for a message that is refused");
 
     // The measure works: what does come is held.
     let mut whole = announcing(largest);
     whole.extend(std::iter::repeat_n(0u8, largest as usize));
-    let peak = peak_of(async { outcome = after_the_greeting(whole).await }).await;
+    let peak = peak_of(Box::pin(async { outcome = after_the_greeting(whole).await })).await;
     assert!(matches!(outcome, Err(Fault::Protocol(_))), "its checksum is wrong: {outcome:?}");
     assert!(peak >= largest as usize, "{peak}");
 }
