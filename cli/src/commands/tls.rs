@@ -22,7 +22,7 @@ enum Verb {
     ///
     /// DIR gets authority.pem and authority.key, a .pem and a .key named after each host, and client.pem and client.key for whoever only
     /// connects. Nothing is written over. Whoever has authority.key can be any member: keep it off the hosts; each needs authority.pem
-    /// and its own pair, and the [tls] table of the cluster file names them.
+    /// and its own pair, and the `[tls]` table of the cluster file names them.
     #[command(after_help = "Examples:
   kvhive tls init --dir tls                                              # all on this machine: localhost, 127.0.0.1
   kvhive tls init --dir tls --host 10.0.0.1 --host 10.0.0.2,node-2.example
