@@ -233,6 +233,17 @@ fn missing(name: &str) -> Trouble {
 }
 
 impl Admin {
+    /// Has a change made that ends a tenant's era, and shows the tenant in its new one.
+    async fn end_era(&self, asked: AskedAs, command: Command, name: &str) -> Answer<Tenant> {
+        match self.submit(asked, command).await? {
+            CommandReply::TenantCleared { era, .. } => {
+                let shown = self.shown(name).await?;
+                Ok(Json(Tenant { era: era.0, ..shown }))
+            }
+            other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+        }
+    }
+
     /// Returns the cluster's map as it is now.
     pub(super) async fn map(&self) -> Result<ClusterMap, Trouble> {
         let map = self.overview(Freshness::Linearizable).await?.map;
@@ -341,13 +352,7 @@ pub(super) async fn clear_tenant(
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let map = admin.map().await?;
     let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
-    match admin.submit(asked, Command::ClearTenant { tenant }).await? {
-        CommandReply::TenantCleared { era, .. } => {
-            let shown = admin.shown(&name).await?;
-            Ok(Json(Tenant { era: era.0, ..shown }))
-        }
-        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
-    }
+    admin.end_era(asked, Command::ClearTenant { tenant }, &name).await
 }
 
 /// Gives a tenant another secret, which nobody chooses or sees, and ends its era. Answered when nobody serves its older blocks any
@@ -362,13 +367,7 @@ pub(super) async fn rotate_secret(
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let map = admin.map().await?;
     let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
-    match admin.submit(asked, Command::RotateSecret { tenant, secret: fresh_secret()? }).await? {
-        CommandReply::TenantCleared { era, .. } => {
-            let shown = admin.shown(&name).await?;
-            Ok(Json(Tenant { era: era.0, ..shown }))
-        }
-        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
-    }
+    admin.end_era(asked, Command::RotateSecret { tenant, secret: fresh_secret()? }, &name).await
 }
 
 /// Ends a tenant. Answered when nobody serves its blocks any more; a later tenant of its name is another. Refused for `default`, for
