@@ -105,11 +105,13 @@ pub enum EventKind {
     TenantSecretRotated,
     /// A tenant and its blocks do not exist any more.
     TenantDeleted,
+    /// A member is none any more: it was emptied and has left, or was down and an operator had it forgotten.
+    MemberRemoved,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 20] = [
+    pub const ALL: [EventKind; 21] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -130,6 +132,7 @@ impl EventKind {
         EventKind::ClusterRestored,
         EventKind::TenantSecretRotated,
         EventKind::TenantDeleted,
+        EventKind::MemberRemoved,
     ];
 
     /// Returns its name.
@@ -155,6 +158,7 @@ impl EventKind {
             EventKind::ClusterRestored => "cluster-restored",
             EventKind::TenantSecretRotated => "tenant-secret-rotated",
             EventKind::TenantDeleted => "tenant-deleted",
+            EventKind::MemberRemoved => "member-removed",
         }
     }
 
