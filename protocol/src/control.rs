@@ -10,7 +10,7 @@ use crate::load::{TenantLoad, TierLoad, Traffic, Work};
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
 use crate::raft::{RaftReport, RaftRequest};
 use crate::routing::{RouteAnswer, RouteRequest};
-use crate::scaling::{Observation, Reuse, ScalingChange, ScalingReport};
+use crate::scaling::{Observation, Reuse, ScalingChange, ScalingPolicy, ScalingReport};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
@@ -292,6 +292,8 @@ pub enum Command {
         settings: Settings,
         /// The secret of the tenant `default`.
         default_secret: [u8; 32],
+        /// How its size may change, until an operator says otherwise.
+        scaling: ScalingPolicy,
     },
     /// A node starts.
     Register(Registration),

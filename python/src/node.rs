@@ -177,6 +177,7 @@ fn alone(name: &str) -> Result<(CoordinatorHandle, Cluster, TempDir), Failure> {
         election_timeout: Duration::from_millis(200),
         heartbeat: Duration::from_millis(50),
         repair_after: Duration::from_secs(30),
+        scaling: Default::default(),
         balance: false,
         snapshot_every: 10_000,
     })?;
