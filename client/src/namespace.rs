@@ -87,6 +87,10 @@ impl NamespaceClient {
         Prefix::chained(keys)
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.client.shared
     }

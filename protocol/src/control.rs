@@ -6,8 +6,9 @@ use crate::engines::{Engine, EngineLoad, Followed};
 use crate::error::WireError;
 use crate::events::{Note, Reason};
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
-use crate::load::{TenantLoad, TierLoad, Traffic, Work};
+use crate::load::{PinnedLoad, TenantLoad, TierLoad, Traffic, Work};
 use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
+use crate::pins::Pin;
 use crate::raft::{RaftReport, RaftRequest};
 use crate::routing::{RouteAnswer, RouteRequest};
 use crate::scaling::{Observation, Reuse, ScalingChange, ScalingReport};
@@ -173,6 +174,8 @@ pub struct DeviceLoad {
     pub reuse: Reuse,
     /// How long the request for this report waited for the device, as any other does, in microseconds.
     pub queue_us: u64,
+    /// What it keeps because of pins.
+    pub pinned: PinnedLoad,
 }
 
 impl DeviceLoad {
@@ -375,6 +378,20 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// Pins a prefix; a pin of this name becomes this one.
+    SetPin {
+        /// Its name.
+        name: String,
+        /// What is pinned, and how long.
+        pin: Pin,
+    },
+    /// Ends a pin.
+    RemovePin {
+        /// Its name.
+        name: String,
+        /// Only if it is one that ends by then.
+        ended_ms: Option<u64>,
+    },
 }
 
 impl Command {
@@ -397,6 +414,8 @@ impl Command {
             Command::RemoveEngine { .. } => "remove-engine",
             Command::SetScaling { .. } => "set-scaling",
             Command::RecordLoad { .. } => "record-load",
+            Command::SetPin { .. } => "set-pin",
+            Command::RemovePin { .. } => "remove-pin",
         }
     }
 }

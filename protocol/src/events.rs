@@ -101,11 +101,15 @@ pub enum EventKind {
     EngineForgotten,
     /// The cluster goes on by an older state: from a backup, or from what one coordinator had. What came after it is forgotten.
     ClusterRestored,
+    /// A prefix is pinned, or its pin has changed.
+    PinAdded,
+    /// A pin has ended, or was removed.
+    PinRemoved,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 18] = [
+    pub const ALL: [EventKind; 20] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -124,6 +128,8 @@ impl EventKind {
         EventKind::EngineFollowed,
         EventKind::EngineForgotten,
         EventKind::ClusterRestored,
+        EventKind::PinAdded,
+        EventKind::PinRemoved,
     ];
 
     /// Returns its name.
@@ -147,6 +153,8 @@ impl EventKind {
             EventKind::EngineFollowed => "engine-followed",
             EventKind::EngineForgotten => "engine-forgotten",
             EventKind::ClusterRestored => "cluster-restored",
+            EventKind::PinAdded => "pin-added",
+            EventKind::PinRemoved => "pin-removed",
         }
     }
 

@@ -6,7 +6,7 @@ use crate::engines::Engines;
 use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
 use crate::scaling::Scaling;
-use crate::{again, telling, tenant_rules, validate};
+use crate::{again, pins, telling, tenant_rules, validate};
 use kvhive_protocol::control::{
     Balancing, Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Placing, Proposal, Registration,
 };
@@ -15,7 +15,7 @@ use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState,
+    ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState, Pin,
     ReplicaSet, RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
 };
 use std::collections::BTreeMap;
@@ -213,6 +213,8 @@ impl Registry {
                 self.engines.set(*engine, map).map(|()| self.unchanged())
             }
             Command::RemoveEngine { name } => self.engines.remove(&name).map(|()| self.unchanged()),
+            Command::SetPin { name, pin } => self.set_pin(name, pin),
+            Command::RemovePin { name, ended_ms } => self.remove_pin(&name, ended_ms),
         }
     }
 
@@ -306,12 +308,40 @@ impl Registry {
         if !self.map.as_ref().is_some_and(|map| map.tenants.contains_key(&id)) {
             return Err(WireError::UnknownTenant { tenant: id });
         }
+        let pins = self.map.as_ref().and_then(|map| pins::without(map, id));
         let map = self.change();
+        // What was pinned does not exist any more.
+        if let Some(pins) = pins {
+            map.pins = Arc::new(pins);
+        }
         // Its own era also where it shares another's blocks: it may have some of its own from before, or through a client
         // that had it open. What it shares is the other's to clear.
         let tenant = map.tenants.get_mut(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
         tenant.era = tenant.era.next();
         Ok(CommandReply::TenantCleared { era: tenant.era, epoch: map.epoch })
+    }
+
+    fn set_pin(&mut self, name: String, pin: Pin) -> Outcome {
+        let map = self.map.as_ref().expect("execute has checked that there is a map");
+        let pin = pins::admit(map, &name, pin)?;
+        if map.pins.get(&name) != Some(&pin) {
+            Arc::make_mut(&mut self.change().pins).insert(name, pin);
+        }
+        Ok(self.unchanged())
+    }
+
+    fn remove_pin(&mut self, name: &str, ended_ms: Option<u64>) -> Outcome {
+        let known = self.map.as_ref().and_then(|map| map.pins.get(name));
+        // One that was to end may be gone already, or last longer now.
+        if known.is_some_and(|pin| ended_ms.is_none_or(|wall_ms| pin.has_ended(wall_ms))) {
+            Arc::make_mut(&mut self.change().pins).remove(name);
+        } else if ended_ms.is_none() {
+            let name: String = name.chars().take(64).collect();
+            return Err(WireError::rejected(format_args!(
+                "no pin is called {name:?}; GET /v1/pins lists those that there are"
+            )));
+        }
+        Ok(self.unchanged())
     }
 
     fn set_tenant_rules(&mut self, id: TenantId, change: &RulesChange) -> Outcome {
