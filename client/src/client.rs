@@ -11,7 +11,9 @@ use kvhive_protocol::control::{Command, CommandReply};
 use kvhive_protocol::engines::EngineLoad;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::routing::{RouteAnswer, RouteRequest};
-use kvhive_protocol::{ClusterMap, Epoch, Era, Layout, RulesChange, TenantId, TenantRules, WireError};
+use kvhive_protocol::{
+    ClusterMap, Epoch, Era, Layout, Namespace, RulesChange, TenantId, TenantRules, WireError,
+};
 use kvhive_wire::{Identity, Tls};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -144,10 +146,8 @@ impl Client {
     /// # Errors
     /// When there is one of this name, the rules say what they may not, or the coordinators do not answer.
     pub async fn create_tenant_with(&self, name: &str, rules: TenantRules) -> Result<TenantId, ClientError> {
-        let mut secret = [0; 32];
-        getrandom::fill(&mut secret)
-            .map_err(|error| ClientError::Misuse(format!("no random bytes: {error}")))?;
-        match self.submit(Command::CreateTenant { name: name.to_owned(), secret, rules }).await? {
+        let command = Command::CreateTenant { name: name.to_owned(), secret: fresh_secret()?, rules };
+        match self.submit(command).await? {
             CommandReply::TenantCreated { tenant, .. } => Ok(tenant),
             other => Err(unexpected(&other)),
         }
@@ -174,6 +174,32 @@ impl Client {
         let tenant = self.tenant(name).await?;
         match self.submit(Command::ClearTenant { tenant }).await? {
             CommandReply::TenantCleared { era, .. } => Ok(era),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Gives a tenant another random secret and ends its era. When this returns, nobody serves its older blocks, and namespaces that
+    /// are open here name blocks by the new secret; those of other clients do so as soon as they have the new map.
+    ///
+    /// # Errors
+    /// When there is no such tenant, or the coordinators do not answer.
+    pub async fn rotate_secret(&self, name: &str) -> Result<Era, ClientError> {
+        let tenant = self.tenant(name).await?;
+        match self.submit(Command::RotateSecret { tenant, secret: fresh_secret()? }).await? {
+            CommandReply::TenantCleared { era, .. } => Ok(era),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Ends a tenant. When this returns, nobody serves its blocks.
+    ///
+    /// # Errors
+    /// When there is no such tenant, it is `default`, another shares its blocks or an engine is followed for it, or the coordinators
+    /// do not answer.
+    pub async fn delete_tenant(&self, name: &str) -> Result<(), ClientError> {
+        let tenant = self.tenant(name).await?;
+        match self.submit(Command::DeleteTenant { tenant }).await? {
+            CommandReply::TenantDeleted { .. } => Ok(()),
             other => Err(unexpected(&other)),
         }
     }
@@ -213,7 +239,8 @@ impl Client {
     }
 
     /// Opens a namespace: blocks of one tenant, model, layout and rank. Of a tenant that shares another's blocks it is that
-    /// one's namespace, and stays so: what a tenant shares is looked up here, not again.
+    /// one's namespace, and stays so: what a tenant shares is looked up here, not again. It goes on by the tenant's secret of each
+    /// time, as this client's map has it.
     ///
     /// # Errors
     /// When the map known here has no such tenant, or the layout's size overflows.
@@ -227,7 +254,8 @@ impl Client {
         let map = self.map();
         let known = map.tenant(tenant).and_then(|(id, _)| map.pool_of(id));
         let (pool, known) = known.ok_or_else(|| ClientError::UnknownTenant(tenant.to_owned()))?;
-        NamespaceClient::new(self.clone(), pool, known.secret, model, layout, rank)
+        let names = Namespace { tenant_secret: known.secret, model: model.to_owned(), layout, rank };
+        NamespaceClient::new(self.clone(), pool, names)
     }
 
     /// Returns what this client has done.
@@ -342,6 +370,12 @@ async fn first_map(coordinators: &Coordinators, deadline: Instant) -> Result<Arc
             return Err(ClientError::Misuse("the cluster has no map yet".to_owned()));
         }
     }
+}
+
+fn fresh_secret() -> Result<[u8; 32], ClientError> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(|error| ClientError::Misuse(format!("no random bytes: {error}")))?;
+    Ok(secret)
 }
 
 fn unexpected(reply: &CommandReply) -> ClientError {

@@ -2,12 +2,14 @@
 
 use crate::client::{Client, Shared};
 use crate::error::ClientError;
-use crate::prefix::Prefix;
+use crate::prefix::{NamesMark, Prefix};
 use crate::retry::in_time;
 use kvhive_protocol::data::MAX_KEYS_PER_MATCH;
-use kvhive_protocol::{BlockKey, Era, Layout, LayoutFingerprint, Namespace, NamespaceKey, TenantId};
+use kvhive_protocol::{
+    BlockKey, ClusterMap, Era, Layout, LayoutFingerprint, Namespace, NamespaceKey, TenantId,
+};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -16,7 +18,7 @@ use tokio::time::Instant;
 pub struct NamespaceClient {
     client: Client,
     pub(crate) tenant: TenantId,
-    key: Arc<NamespaceKey>,
+    names: Arc<RwLock<Arc<Names>>>,
     layout: Layout,
     pub(crate) fingerprint: LayoutFingerprint,
     pub(crate) block_bytes: u64,
@@ -24,23 +26,37 @@ pub struct NamespaceClient {
     limit: Option<Duration>,
 }
 
+/// How blocks are named by one secret of the tenant.
+struct Names {
+    namespace: Namespace,
+    key: NamespaceKey,
+    mark: NamesMark,
+}
+
+impl Names {
+    fn of(namespace: Namespace) -> Names {
+        let key = namespace.key();
+        // A name like any other, of nothing: it shows as little of the secret as they do.
+        let mark = key.rekey(&BlockKey::NONE, b"the mark of these names");
+        let mark = mark.as_bytes().first_chunk().expect("a key has 32 bytes");
+        Names { mark: NamesMark(u64::from_le_bytes(*mark)), namespace, key }
+    }
+}
+
 impl NamespaceClient {
     pub(crate) fn new(
         client: Client,
         tenant: TenantId,
-        secret: [u8; 32],
-        model: &str,
-        layout: Layout,
-        rank: u32,
+        namespace: Namespace,
     ) -> Result<NamespaceClient, ClientError> {
+        let layout = namespace.layout;
         let block_bytes = layout.block_bytes().filter(|bytes| *bytes > 0 && layout.tokens > 0);
         let block_bytes = block_bytes
             .ok_or_else(|| ClientError::Misuse(format!("a block of {layout:?} has no usable size")))?;
-        let namespace = Namespace { tenant_secret: secret, model: model.to_owned(), layout, rank };
         Ok(NamespaceClient {
             client,
             tenant,
-            key: Arc::new(namespace.key()),
+            names: Arc::new(RwLock::new(Arc::new(Names::of(namespace)))),
             layout,
             fingerprint: layout.fingerprint(),
             block_bytes,
@@ -68,23 +84,25 @@ impl NamespaceClient {
 
     /// Names every full block of `tokens`, from token 0.
     pub fn keys(&self, tokens: &[u32]) -> Prefix {
-        Prefix::chained(self.key.prefix(tokens, self.layout.tokens, &[]))
+        self.keys_with(tokens, &[])
     }
 
     /// As [`NamespaceClient::keys`], where something else changes the tensors too (adapter id, hashes of media).
     pub fn keys_with(&self, tokens: &[u32], extras: &[&[u8]]) -> Prefix {
-        Prefix::chained(self.key.prefix(tokens, self.layout.tokens, extras))
+        let names = self.names(&self.client.map());
+        Prefix::named(names.key.prefix(tokens, self.layout.tokens, extras), names.mark)
     }
 
     /// Re-keys blocks that an engine has named already, in order from token 0.
     pub fn prefix_of_engine_hashes(&self, hashes: &[impl AsRef<[u8]>]) -> Prefix {
+        let names = self.names(&self.client.map());
         let mut parent = BlockKey::NONE;
         let mut keys = Vec::with_capacity(hashes.len());
         for hash in hashes {
-            parent = self.key.rekey(&parent, hash.as_ref());
+            parent = names.key.rekey(&parent, hash.as_ref());
             keys.push(parent);
         }
-        Prefix::chained(keys)
+        Prefix::named(keys, names.mark)
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -95,8 +113,26 @@ impl NamespaceClient {
         &self.client.shared
     }
 
-    pub(crate) fn era(&self, map: &kvhive_protocol::ClusterMap) -> Era {
-        map.tenants.get(&self.tenant).map_or(Era(0), |tenant| tenant.era)
+    /// Returns the era of a prefix's blocks by a map: one that nobody serves where there is no such tenant any more, or it has
+    /// another secret by now than the keys were made by.
+    pub(crate) fn era(&self, map: &ClusterMap, prefix: &Prefix) -> Era {
+        let is_stale = prefix.named_by().is_some_and(|mark| mark != self.names(map).mark);
+        match map.tenants.get(&self.tenant) {
+            Some(tenant) if !is_stale => tenant.era,
+            _ => Era(0),
+        }
+    }
+
+    /// Returns how blocks are named by a map.
+    fn names(&self, map: &ClusterMap) -> Arc<Names> {
+        let known = self.names.read().unwrap_or_else(|poison| poison.into_inner()).clone();
+        let secret = map.tenants.get(&self.tenant).map(|tenant| tenant.secret);
+        let Some(tenant_secret) = secret.filter(|secret| *secret != known.namespace.tenant_secret) else {
+            return known;
+        };
+        let names = Arc::new(Names::of(Namespace { tenant_secret, ..known.namespace.clone() }));
+        *self.names.write().unwrap_or_else(|poison| poison.into_inner()) = names.clone();
+        names
     }
 
     /// Says whether nodes decode for this client.

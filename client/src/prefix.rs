@@ -8,17 +8,32 @@ use kvhive_protocol::BlockKey;
 pub struct Prefix {
     keys: Vec<BlockKey>,
     loose: bool,
+    named_by: Option<NamesMark>,
 }
+
+/// Tells the secret by which a namespace has named keys from any other; says nothing of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct NamesMark(pub(crate) u64);
 
 impl Prefix {
     /// Makes a prefix of keys that are chained from token 0.
     pub fn chained(keys: Vec<BlockKey>) -> Prefix {
-        Prefix { keys, loose: false }
+        Prefix { keys, loose: false, named_by: None }
+    }
+
+    /// Makes a prefix of chained keys that are good as long as the tenant has the secret of this mark.
+    pub(crate) fn named(keys: Vec<BlockKey>, by: NamesMark) -> Prefix {
+        Prefix { keys, loose: false, named_by: Some(by) }
+    }
+
+    /// Returns by which secret a namespace has named the keys; none where the caller has.
+    pub(crate) fn named_by(&self) -> Option<NamesMark> {
+        self.named_by
     }
 
     /// Makes a set of keys without order: each is its own home key. Its blocks must be stored that way too.
     pub fn loose(keys: Vec<BlockKey>) -> Prefix {
-        Prefix { keys, loose: true }
+        Prefix { keys, loose: true, named_by: None }
     }
 
     /// Returns the keys.

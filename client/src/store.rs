@@ -289,7 +289,7 @@ impl NamespaceClient {
     }
 
     fn store_request(&self, map: &ClusterMap, source: &Source<'_>, job: &Job) -> DataRequest {
-        let era = self.era(map);
+        let era = self.era(map, source.prefix);
         let block = |at: &usize| {
             let payload = source.payload(*at);
             let header = BlockHeader {

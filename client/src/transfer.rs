@@ -140,7 +140,7 @@ impl NamespaceClient {
         connection: &mut Connection,
         target: &mut [u8],
     ) -> Result<Result<Loaded, HeaderError>, Fault> {
-        let checked = header.check(&prefix.keys()[at], self.fingerprint, self.tenant, self.era(map));
+        let checked = header.check(&prefix.keys()[at], self.fingerprint, self.tenant, self.era(map, prefix));
         let expected = match header.codec {
             Codec::Raw if header.payload_bytes == target.len() as u64 => Ok(()),
             Codec::Raw => Err(HeaderError::Length),

@@ -58,7 +58,8 @@ function meter(tier) {
       bar.style.setProperty("--share", share.toFixed(4));
       attribute(element, "aria-valuemax", one.capacity_bytes);
       attribute(element, "aria-valuenow", Math.min(one.used_bytes, one.capacity_bytes));
-      const said = `${bytes(one.used_bytes)} of ${bytes(one.capacity_bytes)}`;
+      const room = `${bytes(one.used_bytes)} of ${bytes(one.capacity_bytes)}`;
+      const said = one.closed ? `${room}, failed` : room;
       attribute(element, "aria-valuetext", said);
       attribute(element, "aria-label", `${of} ${tier} tier`);
       attribute(element, "title", `${tier} tier: ${said}, ${one.blocks} blocks`);

@@ -141,6 +141,8 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 Role::Node,
                 Command::CreateTenant { .. }
                 | Command::ClearTenant { .. }
+                | Command::RotateSecret { .. }
+                | Command::DeleteTenant { .. }
                 | Command::SetTenantRules { .. }
                 | Command::SetDrains { .. }
                 | Command::SetScaling { .. }

@@ -229,12 +229,12 @@ pub enum NodeError {
         source: ArenaError,
     },
     /// A device's disk tier could not be used.
-    #[error("device {device}: {source}")]
+    #[error("device {device}: {cause}")]
     Disk {
         /// Which device.
         device: usize,
-        /// Why.
-        source: DiskError,
+        /// Why; in the message already, so it is not told again as its source.
+        cause: DiskError,
     },
     /// A listener could not be opened.
     #[error("cannot listen on {address}: {source}")]

@@ -16,7 +16,7 @@ use kvhive_cache::{Reason, ShardStats};
 use kvhive_protocol::TenantId;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::load::{MAX_TENANT_LOADS, TenantLoad};
-use kvhive_runtime::http::record_tls;
+use kvhive_runtime::http::{describe, help_line, record_tls};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,6 +67,7 @@ async fn scrape(State(sources): State<Arc<Sources>>) -> Response {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
     metrics::with_local_recorder(&recorder, || {
+        describe();
         record(&sources, &devices);
         record_strategies(&sources, &strategies);
         record_tenants(&sources, &TenantLoad::sums(reports.iter(), MAX_TENANT_LOADS));
@@ -78,9 +79,7 @@ async fn scrape(State(sources): State<Arc<Sources>>) -> Response {
 
 fn render_latencies(sources: &Sources, text: &mut String) {
     const NAME: &str = "kvhive_node_request_seconds";
-    text.push_str(&format!(
-        "# HELP {NAME} How long requests took, from the whole question to the whole answer\n"
-    ));
+    text.push_str(&help_line(NAME));
     text.push_str(&format!("# TYPE {NAME} histogram\n"));
     for (verb, took) in VERBS.into_iter().zip(&sources.plane.counters.took) {
         took.read().render(NAME, &format!("verb=\"{verb}\""), text);
@@ -253,7 +252,6 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_stored_blocks_total", stats.stored),
         ("kvhive_node_already_stored_blocks_total", stats.already),
         ("kvhive_node_abandoned_writes_total", stats.abandoned),
-        ("kvhive_node_evicted_blocks_total", stats.evicted),
         ("kvhive_node_cleared_blocks_total", stats.cleared),
         ("kvhive_node_demoted_blocks_total", stats.demoted),
         ("kvhive_node_promoted_blocks_total", stats.promoted),
@@ -266,6 +264,10 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_pins_refused_total", stats.pins_refused),
     ] {
         metrics::counter!(name, "device" => device.to_owned()).absolute(value);
+    }
+    for (reason, value) in stats.evictions() {
+        let labels = [("device", device.to_owned()), ("reason", reason.as_str().to_owned())];
+        metrics::counter!("kvhive_node_evicted_blocks_total", &labels).absolute(value);
     }
     for (reason, freed) in Reason::ALL.into_iter().zip(stats.collected) {
         let labels = [("device", device.to_owned()), ("reason", reason.name().to_owned())];

@@ -250,7 +250,7 @@ fn open_disks(
             continue;
         };
         let folder = folder.join(format!("device-{at}"));
-        let failed = |source| NodeError::Disk { device: at, source };
+        let failed = |cause| NodeError::Disk { device: at, cause };
         let mover = tuning.mover.start(config.tuning.priority);
         let mover = mover.map_err(|source| failed(DiskError::Io { path: folder.clone(), source }))?;
         let store = Store::open(&folder, &device.disk_geometry(), mover, view.clone(), tuning);

@@ -7,8 +7,9 @@ use crate::error::WireError;
 use crate::events::{Note, Reason};
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 use crate::load::{PinnedLoad, TenantLoad, TierLoad, Traffic, Work};
-use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
+use crate::map::{ClusterMap, DeviceDescription, Settings};
 use crate::pins::Pin;
+pub use crate::placing::{BalanceReport, Balancing, Placing};
 use crate::raft::{RaftReport, RaftRequest};
 use crate::routing::{RouteAnswer, RouteRequest};
 use crate::scaling::{Observation, Reuse, ScalingChange, ScalingReport};
@@ -247,41 +248,6 @@ pub struct CoordinatorStatus {
     pub epoch: Epoch,
 }
 
-/// Where one slot is to be. A device that is no replica of it yet comes to lack its blocks, so a block is somewhere at any time.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Placing {
-    /// Which.
-    pub slot: Slot,
-    /// Its replicas, the primary first: one that has been its replica before and lacks nothing.
-    pub set: Vec<DeviceId>,
-    /// Those of them that lack older blocks; all others are taken to have them.
-    pub filling: Filling,
-}
-
-/// Where one slot belongs from then on, because of how much it is asked for.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Balancing {
-    /// Which.
-    pub slot: Slot,
-    /// Its replicas, the primary first; none: where its hash says.
-    pub set: Vec<DeviceId>,
-    /// Why.
-    pub reason: Reason,
-}
-
-/// How evenly work is spread over devices, and what would make it more even.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct BalanceReport {
-    /// The epoch that it is based on.
-    pub epoch: Epoch,
-    /// What each device is asked for a second, and what it would be with the changes.
-    pub rates: Vec<(DeviceId, u64, u64)>,
-    /// What would be changed.
-    pub changes: Vec<Balancing>,
-    /// Why nothing would be, where nothing is.
-    pub because: String,
-}
-
 /// A change of the cluster's memory of itself: an entry of the raft log.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
@@ -378,6 +344,19 @@ pub enum Command {
         /// Its name.
         name: String,
     },
+    /// Gives a tenant another secret and ends its era: its blocks do not exist any more, and no key of before says anything of
+    /// one that comes.
+    RotateSecret {
+        /// Whose.
+        tenant: TenantId,
+        /// What its block keys are derived from from then on.
+        secret: [u8; 32],
+    },
+    /// Ends a tenant: it and its blocks do not exist any more. Its number is nobody's again.
+    DeleteTenant {
+        /// Which.
+        tenant: TenantId,
+    },
     /// Pins a prefix; a pin of this name becomes this one.
     SetPin {
         /// Its name.
@@ -404,6 +383,8 @@ impl Command {
             Command::Leave { .. } => "leave",
             Command::CreateTenant { .. } => "create-tenant",
             Command::ClearTenant { .. } => "clear-tenant",
+            Command::RotateSecret { .. } => "rotate-secret",
+            Command::DeleteTenant { .. } => "delete-tenant",
             Command::PlaceSlots { .. } => "place-slots",
             Command::SetDrains { .. } => "set-drains",
             Command::Balance { .. } => "balance",
@@ -416,6 +397,16 @@ impl Command {
             Command::RecordLoad { .. } => "record-load",
             Command::SetPin { .. } => "set-pin",
             Command::RemovePin { .. } => "remove-pin",
+        }
+    }
+
+    /// Returns whose blocks it ends: it is done when no member serves them any more.
+    pub fn ends_blocks_of(&self) -> Option<TenantId> {
+        match self {
+            Command::ClearTenant { tenant }
+            | Command::RotateSecret { tenant, .. }
+            | Command::DeleteTenant { tenant } => Some(*tenant),
+            _ => None,
         }
     }
 }
@@ -451,7 +442,7 @@ pub enum CommandReply {
         /// The epoch after it.
         epoch: Epoch,
     },
-    /// The tenant's older blocks do not exist.
+    /// The tenant's older blocks do not exist: it was cleared, or has another secret.
     TenantCleared {
         /// Its era now.
         era: Era,
@@ -460,6 +451,21 @@ pub enum CommandReply {
     },
     /// It was not applied, and never will be under this request id.
     Rejected(WireError),
+    /// The tenant and its blocks do not exist.
+    TenantDeleted {
+        /// The epoch after it.
+        epoch: Epoch,
+    },
+}
+
+impl CommandReply {
+    /// Returns the epoch from which on a tenant's older blocks do not exist, where that is what it came to.
+    pub fn ended_blocks_at(&self) -> Option<Epoch> {
+        match self {
+            CommandReply::TenantCleared { epoch, .. } | CommandReply::TenantDeleted { epoch } => Some(*epoch),
+            _ => None,
+        }
+    }
 }
 
 /// A change and its name. With when and why it is a [`LogEntry`].

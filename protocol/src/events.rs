@@ -101,6 +101,10 @@ pub enum EventKind {
     EngineForgotten,
     /// The cluster goes on by an older state: from a backup, or from what one coordinator had. What came after it is forgotten.
     ClusterRestored,
+    /// A tenant has another secret: its older blocks do not exist any more, and its keys are others.
+    TenantSecretRotated,
+    /// A tenant and its blocks do not exist any more.
+    TenantDeleted,
     /// A prefix is pinned, or its pin has changed.
     PinAdded,
     /// A pin has ended, or was removed.
@@ -109,7 +113,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 20] = [
+    pub const ALL: [EventKind; 22] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -128,6 +132,8 @@ impl EventKind {
         EventKind::EngineFollowed,
         EventKind::EngineForgotten,
         EventKind::ClusterRestored,
+        EventKind::TenantSecretRotated,
+        EventKind::TenantDeleted,
         EventKind::PinAdded,
         EventKind::PinRemoved,
     ];
@@ -153,6 +159,8 @@ impl EventKind {
             EventKind::EngineFollowed => "engine-followed",
             EventKind::EngineForgotten => "engine-forgotten",
             EventKind::ClusterRestored => "cluster-restored",
+            EventKind::TenantSecretRotated => "tenant-secret-rotated",
+            EventKind::TenantDeleted => "tenant-deleted",
             EventKind::PinAdded => "pin-added",
             EventKind::PinRemoved => "pin-removed",
         }

@@ -21,6 +21,7 @@ pub mod load;
 pub mod map;
 pub mod moment;
 pub mod pins;
+pub mod placing;
 pub mod raft;
 pub mod routing;
 pub mod scaling;

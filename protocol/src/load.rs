@@ -40,6 +40,8 @@ pub struct TierLoad {
     pub capacity_bytes: u64,
     /// Blocks that fetches got from here, since the device's start.
     pub hits: u64,
+    /// It has failed and takes no blocks: the node does without it until it works again.
+    pub closed: bool,
 }
 
 /// What a device is read and given.
@@ -76,6 +78,10 @@ pub struct TenantLoad {
     pub evicted_blocks: u64,
     /// Blocks that were not taken in.
     pub refused_blocks: u64,
+    /// Bytes of resident blocks as they are stored.
+    pub stored_bytes: u64,
+    /// Bytes of those blocks before they were encoded.
+    pub raw_bytes: u64,
 }
 
 impl TenantLoad {
@@ -105,6 +111,8 @@ impl TenantLoad {
             (&mut self.stored_blocks, other.stored_blocks),
             (&mut self.evicted_blocks, other.evicted_blocks),
             (&mut self.refused_blocks, other.refused_blocks),
+            (&mut self.stored_bytes, other.stored_bytes),
+            (&mut self.raw_bytes, other.raw_bytes),
         ] {
             *sum = sum.saturating_add(more);
         }

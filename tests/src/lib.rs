@@ -56,7 +56,11 @@ pub fn in_patience<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     None
 }
 
-fn run_with(words: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
+/// Runs `kvhive` with these words and variables.
+///
+/// # Errors
+/// When it cannot be run, or fails.
+pub fn run_with(words: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
     let binary = kvhive();
     let output = Command::new(&binary).args(words).envs(variables.iter().copied()).output();
     let output = output.with_context(|| {

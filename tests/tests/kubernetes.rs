@@ -3,7 +3,7 @@
 
 use kvhive_config::{ClusterConfig, Newcomer, NodeConfig, Process};
 use kvhive_tests::files::{documents, file, list, text, word};
-use kvhive_tests::run;
+use kvhive_tests::{run, run_with};
 use kvhive_tls::{Tls, TlsFiles};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -13,6 +13,8 @@ use std::process::{Command, Stdio};
 const NAMESPACE: &str = "kvhive";
 const COORDINATOR: &str = "kvhive-coordinator";
 const NODE: &str = "kvhive-node";
+/// The autoscaler's pod, its account and its role.
+const FOLLOWER: &str = "kvhive-autoscaler";
 /// The overlay with TLS.
 const ENCRYPTED: &str = "overlays/encrypted";
 
@@ -363,13 +365,68 @@ fn what_selects_pods_selects_those_that_it_is_for() {
 }
 
 #[test]
+fn the_autoscaler_may_scale_the_set_of_nodes_and_do_nothing_else() {
+    for built in built() {
+        let Some(follower) = built.of_kind("Deployment").next() else {
+            assert!(["base", "overlays/small"].contains(&built.name), "{}", built.name);
+            continue;
+        };
+        assert_eq!(word(&follower["metadata"]["name"]), FOLLOWER);
+        let pod = &follower["spec"]["template"];
+        let selected = follower["spec"]["selector"]["matchLabels"].as_object().expect("labels");
+        assert!(selected.iter().all(|(key, value)| pod["metadata"]["labels"][key] == *value), "{selected:?}");
+        assert_eq!(pod["metadata"]["labels"]["app.kubernetes.io/name"], "kvhive", "coordinators let it in");
+        assert_eq!(word(&pod["spec"]["serviceAccountName"]), FOLLOWER);
+        let binding = built.one("RoleBinding", FOLLOWER);
+        assert_eq!(word(&binding["roleRef"]["name"]), FOLLOWER);
+        assert_eq!(binding["subjects"][0], built_account(&built));
+        let rules = list(&built.one("Role", FOLLOWER)["rules"]).iter().map(|rule| {
+            assert_eq!(rule["resourceNames"], serde_json::json!([NODE]), "{}: {rule}", built.name);
+            (rule["apiGroups"].to_string(), rule["resources"].to_string(), rule["verbs"].to_string())
+        });
+        let rule =
+            |resource: &str, verbs: &str| (r#"["apps"]"#.to_owned(), resource.to_owned(), verbs.to_owned());
+        let needed = [
+            rule(r#"["statefulsets"]"#, r#"["get"]"#),
+            rule(r#"["statefulsets/scale"]"#, r#"["get","patch"]"#),
+        ];
+        assert_eq!(rules.collect::<Vec<_>>(), needed, "{}", built.name);
+
+        let own = &pod["spec"]["containers"][0];
+        assert_eq!(own["image"], container(&built, NODE)["image"], "{}", built.name);
+        let told = container(&built, NODE);
+        for name in ["KVHIVE_ADMIN", "KVHIVE_TOKEN_FILE", "KVHIVE_CA"] {
+            assert_eq!(variable(&own["env"], name), variable(&told["env"], name), "{}: {name}", built.name);
+        }
+        for mount in list(&own["volumeMounts"]) {
+            assert!(list(&told["volumeMounts"]).contains(mount), "{}: {mount}", built.name);
+        }
+        // The command takes its words: it looks for the Kubernetes that is not here.
+        let words = expanded(own, FOLLOWER);
+        assert!(words.contains(&NODE.to_owned()));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let nowhere =
+            [("KUBECONFIG", "/nowhere"), ("KVHIVE_ADMIN", "http://127.0.0.1:9"), ("KVHIVE_TOKEN", "a token")];
+        let said = format!("{:#}", run_with(&words, &nowhere).expect_err("there is no Kubernetes"));
+        assert!(said.contains("says where Kubernetes is"), "{}: {said}", built.name);
+    }
+}
+
+/// The account that the autoscaler's pod has, as a binding names it.
+fn built_account(built: &Built) -> Value {
+    let account = built.one("ServiceAccount", FOLLOWER);
+    serde_json::json!({"kind": "ServiceAccount", "name": FOLLOWER, "namespace": account["metadata"]["namespace"]})
+}
+
+#[test]
 fn no_container_is_root_writes_outside_its_volumes_or_may_become_more() {
     for built in built() {
-        for set in built.of_kind("StatefulSet") {
+        for set in built.of_kind("StatefulSet").chain(built.of_kind("Deployment")) {
             let pod = &set["spec"]["template"]["spec"];
             assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{}", built.name);
             assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{}", built.name);
-            assert_eq!(pod["automountServiceAccountToken"], false, "{}", built.name);
+            let asks_kubernetes = set["metadata"]["name"] == FOLLOWER;
+            assert_eq!(pod["automountServiceAccountToken"], asks_kubernetes, "{}", built.name);
             let containers = list(&pod["containers"]).iter().chain(list(&pod["initContainers"]));
             for container in containers {
                 let security = &container["securityContext"];

@@ -61,6 +61,17 @@ fn read(page: &str, series: &mut Series) {
     }
 }
 
+/// Names on a page of which it does not say what they are.
+fn undescribed(page: &str) -> Vec<&str> {
+    let described: BTreeSet<&str> = page.lines().filter_map(|line| after(line, "# HELP ")).collect();
+    let typed = page.lines().filter_map(|line| after(line, "# TYPE "));
+    typed.filter(|name| !described.contains(name)).collect()
+}
+
+fn after<'a>(line: &'a str, kind: &str) -> Option<&'a str> {
+    line.strip_prefix(kind)?.split(' ').next()
+}
+
 /// What a cluster exports that has been used.
 fn exported() -> Series {
     let cluster = Cluster::start(&[
@@ -79,7 +90,9 @@ fn exported() -> Series {
     let config = kvhive_config::ClusterConfig::from_toml(&config, []).expect("it is right");
     let mut series = Series::new();
     for process in config.processes() {
-        read(&cluster.get(&process.health_address(), "/metrics"), &mut series);
+        let page = cluster.get(&process.health_address(), "/metrics");
+        assert_eq!(undescribed(&page), Vec::<&str>::new(), "every figure says what it is");
+        read(&page, &mut series);
     }
     series
 }

@@ -30,9 +30,23 @@ pub(crate) struct Drain {
     /// Return at once; `kvhive nodes` shows how many slots are left
     #[arg(long)]
     no_wait: bool,
+    /// How long no slot may leave.
+    #[arg(skip)]
+    stalls: Option<Duration>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// A node that gets no emptier.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{left} slots of {node} are left, and none has gone to another node for {limit:?}: `kvhive nodes` shows who is up, `kvhive events` why moves fail, `kvhive drain {node} --undo` takes it back"
+)]
+pub(crate) struct Stalled {
+    node: String,
+    left: u64,
+    limit: Duration,
 }
 
 /// What emptying a node came to.
@@ -92,7 +106,18 @@ impl Drain {
 
     /// Makes the command that empties a node and waits for that.
     pub(crate) fn of(target: Target, node: &str) -> Drain {
-        Drain { target, node: node.to_owned(), undo: false, if_known: false, no_wait: false, json: false }
+        let node = node.to_owned();
+        Drain { target, node, undo: false, if_known: false, no_wait: false, stalls: None, json: false }
+    }
+
+    /// Makes it give up when no slot has left for this long.
+    pub(crate) fn giving_up_after(self, limit: Duration) -> Drain {
+        Drain { stalls: Some(limit), ..self }
+    }
+
+    /// Makes it begin, and wait for nothing.
+    pub(crate) fn without_waiting(self) -> Drain {
+        Drain { no_wait: true, ..self }
     }
 
     /// Begins to empty the node and, unless that is not wanted, waits until it is.
@@ -140,6 +165,7 @@ impl Drain {
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(slots).with_style(style).with_message(self.node.clone());
         let mut answered = Instant::now();
+        let (mut least, mut since) = (u64::MAX, Instant::now());
         loop {
             let status: Value = match admin.get("/v1/cluster") {
                 Ok(status) => status,
@@ -164,7 +190,16 @@ impl Drain {
                     "{left} slots are left, and no other node that is up could take them: start one, or --undo",
                 );
             }
+            if left < least {
+                (least, since) = (left, Instant::now());
+            }
             bar.set_position(slots.saturating_sub(left));
+            if left > 0
+                && let Some(limit) = self.stalls
+                && since.elapsed() > limit
+            {
+                return Err(Stalled { node: self.node.clone(), left, limit }.into());
+            }
             if left == 0 {
                 bar.finish_and_clear();
                 return Ok(0);
@@ -177,26 +212,35 @@ impl Drain {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead, BufReader, Write};
+    use std::io::{BufRead, BufReader, Read, Write};
     use std::net::TcpListener;
 
-    #[test]
-    fn a_node_of_any_page_is_known() {
+    /// A coordinator that gives `answer` to each first line of a request. Ends with the test's process.
+    fn coordinator(answer: fn(&str) -> String) -> (Target, tempfile::TempDir) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.expect("somebody asks");
-                let mut head = BufReader::new(stream.try_clone().expect("a second hold")).lines();
-                let asked = head.next().expect("a request").expect("readable");
-                head.find(|line| line.as_ref().is_ok_and(String::is_empty));
-                let (name, next) =
-                    if asked.contains("after=1 ") { ("node-2", "null") } else { ("node-1", "1") };
-                let page = format!(r#"{{"members":[{{"name":"{name}"}}],"next":{next}}}"#);
-                let length = page.len();
+                let mut reader = BufReader::new(stream.try_clone().expect("a second hold"));
+                let (mut asked, mut length) = (String::new(), 0);
+                reader.read_line(&mut asked).expect("a request");
+                for line in reader.by_ref().lines() {
+                    let line = line.expect("readable").to_lowercase();
+                    if line.is_empty() {
+                        break;
+                    }
+                    if let Some(value) = line.strip_prefix("content-length: ") {
+                        length = value.parse().expect("a number");
+                    }
+                }
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).expect("a body");
+                let answer = answer(&asked);
+                let length = answer.len();
                 write!(
                     stream,
-                    "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{page}"
+                    "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{answer}"
                 )
                 .expect("it reads");
             }
@@ -205,10 +249,38 @@ mod tests {
         let token_file = folder.path().join("token");
         std::fs::write(&token_file, "a token of a test").expect("a file");
         let dir = folder.path().to_owned();
-        let target = Target { admin: Some(url), token_file: Some(token_file), ca: None, dir };
+        (Target { admin: Some(url), token_file: Some(token_file), ca: None, dir }, folder)
+    }
+
+    #[test]
+    fn a_node_of_any_page_is_known() {
+        let (target, _folder) = coordinator(|asked| {
+            let (name, next) = if asked.contains("after=1 ") { ("node-2", "null") } else { ("node-1", "1") };
+            format!(r#"{{"members":[{{"name":"{name}"}}],"next":{next}}}"#)
+        });
         let admin = target.resolve().expect("it says which");
         for (name, known) in [("node-1", true), ("node-2", true), ("node-3", false)] {
             assert_eq!(Drain::of(target.clone(), name).is_known(&admin).expect("an answer"), known, "{name}");
         }
+    }
+
+    #[test]
+    fn a_node_that_gets_no_emptier_is_given_up() {
+        let (target, _folder) = coordinator(|_| {
+            let node = |name: &str| json!({"name": name, "state": "up", "drains": name == "node-2"});
+            json!({
+                "nodes": [node("node-1"), node("node-2")],
+                "devices": [{"node": "node-2", "slots": 7, "blocks": 9}],
+            })
+            .to_string()
+        });
+        let admin = target.resolve().expect("it says which");
+        let drain = Drain::of(target, "node-2").giving_up_after(Duration::ZERO);
+        let Err(error) = drain.empty(&admin) else { panic!("no slot leaves") };
+        let stalled = error.downcast_ref::<Stalled>().expect("it is told as such");
+        assert_eq!((stalled.node.as_str(), stalled.left), ("node-2", 7));
+        assert!(error.to_string().contains("7 slots of node-2 are left"), "{error}");
+        let begun = drain.without_waiting().empty(&admin).expect("it need not end");
+        assert_eq!((begun.slots, begun.left, begun.blocks), (7, 7, 9));
     }
 }

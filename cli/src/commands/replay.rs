@@ -79,6 +79,12 @@ impl Replay {
             report::print_json(&report)?;
         } else {
             report.print();
+            if let Some(bits) = rounded_to(&client, &self.tenant) {
+                println!(
+                    "note: tenant {} stores numbers in {bits} bits; a replay's blocks are bytes without a layout, which no codec rounds",
+                    self.tenant
+                );
+            }
         }
         if report.wrong_bytes > 0 {
             bail!("{} blocks held wrong bytes", report.wrong_bytes);
@@ -154,6 +160,13 @@ impl Replay {
         bar.finish_and_clear();
         Ok(tally.report(begun.elapsed()))
     }
+}
+
+/// Returns in how many bits a tenant's rules have numbers stored, where that takes bits from them.
+fn rounded_to(client: &Client, tenant: &str) -> Option<u8> {
+    let map = client.map();
+    let (_, known) = map.tenant(tenant).and_then(|(id, _)| map.pool_of(id))?;
+    known.rules.quantization_bits.filter(|bits| *bits < 16)
 }
 
 fn rate(text: &str) -> Result<f64, String> {

@@ -3,7 +3,7 @@
 use super::status::{list, text};
 use crate::admin::{Admin, Target};
 use crate::report;
-use crate::scaling::{Executor, Local, Plan, Program, Scaled, members, scale_to};
+use crate::scaling::{Executor, Kubernetes, Local, Plan, Program, Scaled, SetName, carry_out, plan};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -30,11 +30,10 @@ enum Verb {
     Status,
     /// Change the policy; what is not named stays
     Set(Set),
-    /// Give the cluster N members: starts them, or empties them one by one and ends them only then
+    /// Give the cluster N members: starts them, or empties those that leave and ends them only then
     ///
-    /// A local cluster's supervisor starts and ends nodes. Elsewhere the program after `--` does, without a shell: `{count}` stands
-    /// for the size, `{name}` for a node that comes or leaves, as in
-    /// `kvhive scale to 4 -- kubectl scale statefulset/kvhive-node --replicas={count}`.
+    /// A local cluster's supervisor starts and ends nodes, Kubernetes with --kubernetes. Elsewhere the program after `--` does, without
+    /// a shell: `{count}` stands for the size, `{name}` for a node that comes or leaves, as in `kvhive scale to 4 -- my-cloud resize {count}`.
     To {
         /// Members
         #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -55,7 +54,11 @@ struct How {
     /// Say what would be done and do nothing
     #[arg(long)]
     dry_run: bool,
-    /// Seconds that the program may run, and that members may take to come or go
+    /// Have Kubernetes start and end nodes: its StatefulSet, whose pods are members by their names. Found by the kubeconfig
+    /// (KUBECONFIG) or the pod's service account, whose namespace is taken if none is named. Refuses fewer than the policy's floor
+    #[arg(long, value_name = "[NAMESPACE/]STATEFULSET", conflicts_with = "program")]
+    kubernetes: Option<SetName>,
+    /// Seconds that the program may run, that members may take to come or go, and that none of a node's slots may leave it
     #[arg(long, value_name = "S", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
     limit: u64,
     /// Program that starts and ends nodes, and its words [default: the local cluster's supervisor]
@@ -118,12 +121,14 @@ impl Scale {
 
     fn to(&self, admin: &Admin, size: u32, how: &How) -> Result<()> {
         let mut executor = self.executor(how)?;
+        // Refused before anybody is told of it.
+        let plan = plan(admin, &mut *executor, size as usize)?;
         if how.dry_run {
-            return self.would(admin, &*executor, size);
+            return self.would(&*executor, &plan);
         }
         // Known first: who follows the recommendation must not undo it.
         let _: Value = admin.post("/v1/scaling", &json!({"size": size}))?;
-        let scaled = scale_to(&self.target, admin, &mut *executor, size as usize, how.limit())?;
+        let scaled = carry_out(&self.target, admin, &mut *executor, plan, how.limit())?;
         self.tell(&scaled)
     }
 
@@ -136,14 +141,12 @@ impl Scale {
                 Ok(scaling) => {
                     let target = scaling["target"].as_u64().unwrap_or(0) as u32;
                     let is_news = target > 0 && scaling["members"].as_u64() != Some(target.into());
-                    if is_news && how.dry_run && last != Some(target) {
-                        self.would(admin, &*executor, target)?;
-                    } else if is_news && !how.dry_run {
-                        match scale_to(&self.target, admin, &mut *executor, target as usize, how.limit()) {
-                            Ok(scaled) => self.tell(&scaled)?,
-                            // It goes on from there the next time.
-                            Err(error) => eprintln!("warning: {error:#}"),
-                        }
+                    if is_news
+                        && (!how.dry_run || last != Some(target))
+                        && let Err(error) = self.follow_to(admin, &mut *executor, target, how)
+                    {
+                        // It goes on from there the next time.
+                        eprintln!("warning: {error:#}");
                     }
                     last = Some(target);
                 }
@@ -153,30 +156,40 @@ impl Scale {
         }
     }
 
+    fn follow_to(&self, admin: &Admin, executor: &mut dyn Executor, size: u32, how: &How) -> Result<()> {
+        let plan = plan(admin, executor, size as usize)?;
+        if how.dry_run {
+            return self.would(executor, &plan);
+        }
+        self.tell(&carry_out(&self.target, admin, executor, plan, how.limit())?)
+    }
+
     fn executor(&self, how: &How) -> Result<Box<dyn Executor>> {
         if !how.program.is_empty() {
             return Ok(Box::new(Program { words: how.program.clone(), limit: how.limit() }));
         }
+        if let Some(set) = &how.kubernetes {
+            return Ok(Box::new(Kubernetes::connect(set)?));
+        }
         if self.target.admin.is_some() {
             bail!(
-                "who starts and ends nodes there? Name the program after `--`, or leave --admin out for the local cluster"
+                "who starts and ends nodes there? Name --kubernetes or the program after `--`, or leave --admin out for the local cluster"
             );
         }
         Ok(Box::new(Local { dir: self.target.dir.clone() }))
     }
 
-    fn would(&self, admin: &Admin, executor: &dyn Executor, size: u32) -> Result<()> {
-        let plan = Plan::of(&members(admin)?, size as usize)?;
+    fn would(&self, executor: &dyn Executor, plan: &Plan) -> Result<()> {
         let mut steps: Vec<String> =
             plan.undrain.iter().map(|name| format!("let {name} hold slots")).collect();
         steps.extend(plan.leave.iter().map(|name| format!("empty {name}, and wait until it is")));
-        if !plan.start.is_empty() || !plan.leave.is_empty() {
-            steps.extend(executor.would(&plan));
+        if plan.is_change() {
+            steps.extend(executor.would(plan));
         }
         if self.json {
-            return report::print_json(&json!({"from": plan.members, "to": size, "would": steps}));
+            return report::print_json(&json!({"from": plan.members, "to": plan.size, "would": steps}));
         }
-        println!("{} members, {size} wanted; this would be done:", plan.members);
+        println!("{} members, {} wanted; this would be done:", plan.members, plan.size);
         steps.iter().for_each(|step| println!("  {step}"));
         Ok(())
     }

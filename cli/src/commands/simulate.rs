@@ -29,11 +29,10 @@ pub(crate) struct Simulate {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "adaptive")]
     strategy: Vec<Choice>,
     /// Blocks that fit, all devices and tiers together
-    #[arg(long, value_name = "N", required_unless_present = "sizes",
-          value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", group = "how_much", value_parser = clap::value_parser!(u32).range(1..))]
     capacity_blocks: Option<u32>,
     /// Several capacities: numbers of blocks, or percent of the different blocks of the trace (1%,2%,5000)
-    #[arg(long, value_name = "SIZE,...", value_delimiter = ',', conflicts_with = "capacity_blocks")]
+    #[arg(long, value_name = "SIZE,...", value_delimiter = ',', group = "how_much")]
     sizes: Vec<Size>,
     /// Let any block leave, not only the ends of prefixes: how the literature measures its policies
     #[arg(long)]
@@ -160,4 +159,7 @@ fn print_table(rows: &[Row], sizes: &[Size], sweep: &Sweep<'_>) {
         rows[0].blocks,
         sweep.trace.unique_blocks()
     );
+    if let Some(note) = sweep::beyond_the_optimum(rows) {
+        println!("{note}");
+    }
 }

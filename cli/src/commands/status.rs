@@ -4,7 +4,7 @@ use crate::admin::Target;
 use crate::report;
 use anyhow::Result;
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Show who leads, which nodes serve and how the slots stand
 #[derive(Args, Debug)]
@@ -96,6 +96,7 @@ impl Status {
         report::print_table(&table);
         println!();
         print_nodes(&status);
+        println!("\n{}", tiers_of_all(list(&status["devices"])).join("\n"));
         Ok(())
     }
 }
@@ -108,7 +109,7 @@ impl Nodes {
     pub(crate) fn run(self) -> Result<()> {
         let status: Value = self.target.resolve()?.get("/v1/cluster")?;
         if self.json {
-            return report::print_json(&status["nodes"]);
+            return report::print_json(&json!({ "nodes": status["nodes"], "devices": status["devices"] }));
         }
         print_nodes(&status);
         println!();
@@ -117,8 +118,9 @@ impl Nodes {
             "NODE",
             "KIND",
             "BLOCKS",
-            "USED",
-            "CAPACITY",
+            "DEVICE TIER",
+            "HOST TIER",
+            "DISK TIER",
             "PRIMARY SLOTS",
             "SLOTS",
             "HIT RATE",
@@ -130,8 +132,9 @@ impl Nodes {
                 text(one, "node"),
                 text(one, "kind"),
                 text(one, "blocks"),
-                size(one, "used_bytes"),
-                size(one, "capacity_bytes"),
+                tier(one, "device"),
+                tier(one, "host"),
+                tier(one, "disk"),
                 text(one, "primary_slots"),
                 text(one, "slots"),
                 rate(one, "hit_rate"),
@@ -141,6 +144,39 @@ impl Nodes {
         report::print_table(&table);
         Ok(())
     }
+}
+
+/// Says how full a device's tier is, and whether it has failed.
+fn tier(device: &Value, name: &str) -> String {
+    let Some(tier) = list(&device["tiers"]).iter().find(|tier| tier["tier"] == name) else {
+        return "-".to_owned();
+    };
+    let room = format!("{} of {}", size(tier, "used_bytes"), size(tier, "capacity_bytes"));
+    if tier["closed"] == true { format!("{room}, failed") } else { room }
+}
+
+/// Says how full the tiers of all devices are together, each on a line, and whose have failed.
+fn tiers_of_all(devices: &[Value]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for name in ["device", "host", "disk"] {
+        let of_all =
+            || devices.iter().flat_map(|one| list(&one["tiers"]).iter().map(move |tier| (one, tier)));
+        let these = || of_all().filter(|(_, tier)| tier["tier"] == name);
+        let sum = |field: &str| these().filter_map(|(_, tier)| tier[field].as_u64()).sum::<u64>();
+        if these().next().is_none() {
+            continue;
+        }
+        let (used, room) = (report::bytes(sum("used_bytes")), report::bytes(sum("capacity_bytes")));
+        lines.push(format!("{name} tiers: {used} of {room}, {} blocks", sum("blocks")));
+        for (device, _) in these().filter(|(_, tier)| tier["closed"] == true) {
+            lines.push(format!(
+                "the {name} of {} (device {}) has failed: it is done without until it works again; see docs/disk.md",
+                text(device, "node"),
+                text(device, "device")
+            ));
+        }
+    }
+    if lines.is_empty() { vec!["no device has reported yet".to_owned()] } else { lines }
 }
 
 fn state(node: &Value) -> String {
@@ -219,5 +255,26 @@ impl Slots {
         }
         report::print_table(&table);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiers_are_told_apart_and_one_that_has_failed_is_named() {
+        let tier = |name: &str, used: u64, closed: bool| json!({ "tier": name, "blocks": used, "used_bytes": used << 10, "capacity_bytes": 8 << 10, "closed": closed });
+        let device = |id: &str, closed| json!({ "device": id, "node": "a", "tiers": [tier("device", 1, false), tier("disk", 3, closed)] });
+        let devices = [device("1/0", false), device("1/1", true)];
+        assert_eq!(super::tier(&devices[1], "device"), "1.0 KiB of 8.0 KiB");
+        assert_eq!(super::tier(&devices[1], "disk"), "3.0 KiB of 8.0 KiB, failed");
+        assert_eq!(super::tier(&devices[1], "host"), "-");
+        let lines = tiers_of_all(&devices);
+        assert_eq!(lines[0], "device tiers: 2.0 KiB of 16.0 KiB, 2 blocks");
+        assert_eq!(lines[1], "disk tiers: 6.0 KiB of 16.0 KiB, 6 blocks");
+        assert!(lines[2].starts_with("the disk of a (device 1/1) has failed"), "{lines:?}");
+        assert_eq!(lines.len(), 3);
+        assert_eq!(tiers_of_all(&[]), ["no device has reported yet"]);
     }
 }

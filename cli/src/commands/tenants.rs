@@ -1,4 +1,4 @@
-//! `kvhive tenants`: lists tenants, makes them, rules them, clears them.
+//! `kvhive tenants`: lists tenants, makes them, rules them, clears them, ends them.
 
 use super::status::{list, rate, size, text};
 use crate::admin::Target;
@@ -10,7 +10,7 @@ use kvhive_config::Bytes;
 use kvhive_protocol::Strategy;
 use serde_json::{Map, Value, json};
 
-/// List tenants with what they use; create, rule, show or clear one
+/// List tenants with what they use; create, rule, show, clear or delete one, or give it another secret
 #[derive(Args, Debug)]
 pub(crate) struct Tenants {
     #[command(flatten)]
@@ -52,6 +52,20 @@ enum Verb {
     },
     /// End a tenant's era: when this returns, nobody serves its older blocks
     Clear {
+        /// Its name
+        name: String,
+    },
+    /// Give a tenant another secret: its blocks go as with a clear, and no key of before says anything of one that comes
+    ///
+    /// The secret is random and never shown; clients learn it with the cluster map and go on by themselves.
+    Rotate {
+        /// Its name
+        name: String,
+    },
+    /// Delete a tenant: when this returns, nobody serves its blocks
+    ///
+    /// Refused for 'default', for one whose blocks another tenant shares, and for one that an engine is followed for.
+    Delete {
         /// Its name
         name: String,
     },
@@ -175,7 +189,17 @@ impl Tenants {
             Some(Verb::Set { name, rules, reset }) => admin.patch(&path(name)?, &rules.patch(reset)?)?,
             Some(Verb::Show { name }) => admin.get(&path(name)?)?,
             Some(Verb::Clear { name }) => admin.post(&format!("{}/clear", path(name)?), &json!({}))?,
+            Some(Verb::Rotate { name }) => admin.post(&format!("{}/rotate", path(name)?), &json!({}))?,
+            Some(Verb::Delete { name }) => {
+                admin.delete::<Value>(&path(name)?)?;
+                json!({ "deleted": name })
+            }
         };
+        if let Some(Verb::Create { rules, .. } | Verb::Set { rules, .. }) = &self.verb
+            && let Some(note) = rules.strategy.and_then(shrinks_where)
+        {
+            eprintln!("{note}");
+        }
         if self.json {
             return report::print_json(&answer);
         }
@@ -186,6 +210,12 @@ impl Tenants {
             Some(Verb::Clear { name }) => {
                 println!("{}", cleared(name, &answer));
             }
+            Some(Verb::Rotate { name }) => {
+                println!("the secret of tenant {name} is another; {}", cleared(name, &answer));
+            }
+            Some(Verb::Delete { name }) => {
+                println!("tenant {name} is deleted: nobody serves its blocks");
+            }
         }
         Ok(())
     }
@@ -195,6 +225,18 @@ impl Tenants {
 fn ratio(text: &str) -> Result<f64, String> {
     let ratio = text.parse::<f64>().ok().filter(|ratio| (0.001..=1.0).contains(ratio));
     ratio.ok_or_else(|| "allowed is a number from 0.001 to 1".to_owned())
+}
+
+/// Says on which nodes a strategy shrinks blocks, if it is one that does: a node's own file is checked for that, and a tenant's
+/// blocks are on all nodes.
+fn shrinks_where(strategy: Strategy) -> Option<String> {
+    let shrinks = kvhive_config::SHRINKING_STRATEGIES.contains(&strategy.name());
+    shrinks.then(|| {
+        format!(
+            "note: {strategy} shrinks blocks on nodes with two block_sizes or more; on those with one it only ranks them \
+             (`kvhive config` shows them)"
+        )
+    })
 }
 
 /// Says what a clear came to.
@@ -269,6 +311,7 @@ fn print_one(tenant: &Value) {
         ("host quota", size(tenant, "host_quota_bytes")),
         ("disk quota", size(tenant, "disk_quota_bytes")),
         ("blocks are stored", codec),
+        ("stored bytes of raw ones", rate(tenant, "stored_ratio")),
         ("used, device", size(tenant, "device_used_bytes")),
         ("used, host", size(tenant, "host_used_bytes")),
         ("used, disk", size(tenant, "disk_used_bytes")),
@@ -321,6 +364,18 @@ mod tests {
         let expected = json!({"strategy": "w-tinylfu", "device_quota_bytes": 8_u64 << 30,
             "disk_quota_bytes": 1_u64 << 40, "quantization_bits": 4, "host_quota_bytes": null, "shares_with": null});
         assert_eq!(patch(&options).expect("they make sense"), expected);
+    }
+
+    #[test]
+    fn a_strategy_that_shrinks_says_on_which_nodes_it_does() {
+        let notes = Strategy::ALL.map(|strategy| (strategy, shrinks_where(strategy)));
+        let noted = notes.into_iter().filter_map(|(strategy, note)| Some((strategy, note?)));
+        let noted: Vec<_> = noted.collect();
+        assert_eq!(
+            noted.iter().map(|(one, _)| *one).collect::<Vec<_>>(),
+            [Strategy::Compressed, Strategy::Quantized]
+        );
+        assert!(noted.iter().all(|(_, note)| note.contains("two block_sizes or more")));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! What starts and ends processes: the supervisor of a local cluster, or any program that knows how (Kubernetes' and Slurm's own
-//! commands, a cloud's). Nobody leaves before it is empty: that is seen to before these are asked.
+//! What starts and ends processes: the supervisor of a local cluster, or any program that knows how (Slurm's own commands, a cloud's).
+//! For Kubernetes see `kubernetes`. Nobody leaves before it is empty: that is seen to before these are asked.
 
-use super::Plan;
+use super::{Member, Plan};
 use crate::cluster::local;
 use anyhow::{Context, Result, bail};
 use std::fmt;
@@ -13,6 +13,24 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Starts and ends members' processes.
 pub(crate) trait Executor: fmt::Display {
+    /// Plans the way to `size` members.
+    ///
+    /// # Errors
+    /// When there is none. Whether fewer than `floor` are one is the executor's to say.
+    fn plan(&mut self, members: &[Member], size: usize, floor: usize) -> Result<Plan> {
+        let _ = floor;
+        Plan::of(members, size)
+    }
+
+    /// Finds out whether [`Executor::scale`] would be allowed, before anybody is emptied for it.
+    ///
+    /// # Errors
+    /// When it is known that it would not.
+    fn check(&mut self, plan: &Plan) -> Result<()> {
+        let _ = plan;
+        Ok(())
+    }
+
     /// Has those started that come and those ended that leave. Need not wait for either.
     ///
     /// # Errors
@@ -21,6 +39,11 @@ pub(crate) trait Executor: fmt::Display {
 
     /// Says what [`Executor::scale`] would do.
     fn would(&self, plan: &Plan) -> Vec<String>;
+
+    /// Says where to look when members do not come or go.
+    fn hint(&self) -> Option<String> {
+        None
+    }
 }
 
 /// The supervisor of the local cluster in a folder.
@@ -121,6 +144,8 @@ mod tests {
             start: Vec::new(),
             leave: names(&["n-2; touch x"]),
             undrain: Vec::new(),
+            gone: Vec::new(),
+            replicas: None,
         }
     }
 

@@ -2,15 +2,17 @@
 //! processes. Done in steps that can be done again: whoever is interrupted goes on with the same command.
 
 mod executor;
+mod kubernetes;
 mod plan;
 
 pub(crate) use executor::{Executor, Local, Program};
-pub(crate) use plan::{Member, Plan};
+pub(crate) use kubernetes::{Kubernetes, SetName};
+pub(crate) use plan::{Member, Plan, Replicas};
 
 use crate::admin::{Admin, Target};
-use crate::commands::drain::{Drain, Emptied};
+use crate::commands::drain::Drain;
 use crate::commands::status::{list, text};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -40,69 +42,103 @@ pub(crate) struct Scaled {
 /// # Errors
 /// When no coordinator answers.
 pub(crate) fn members(admin: &Admin) -> Result<Vec<Member>> {
-    let answer = admin.get_list("/v1/members", "members")?;
-    let member = |node: &Value| Member {
-        name: text(node, "name").to_owned(),
-        is_up: text(node, "state") == "up",
-        drains: node["drains"] == json!(true),
+    let status: Value = admin.get("/v1/cluster?consistency=linearizable")?;
+    let devices = list(&status["devices"]);
+    let member = |node: &Value| {
+        let name = text(node, "name");
+        let own = devices.iter().filter(|device| text(device, "node") == name);
+        Member {
+            name: name.to_owned(),
+            is_up: text(node, "state") == "up",
+            drains: node["drains"] == json!(true),
+            slots: own.filter_map(|device| device["slots"].as_u64()).sum(),
+        }
     };
-    Ok(list(&answer["members"]).iter().map(member).collect())
+    Ok(list(&status["nodes"]).iter().map(member).collect())
 }
 
-/// Gives the cluster `size` members: starts them, or empties them one after the other and ends them only then.
+/// Plans the way to `size` members, by who there is and by the policy.
+///
+/// # Errors
+/// When no coordinator answers, or there is no such way.
+pub(crate) fn plan(admin: &Admin, executor: &mut dyn Executor, size: usize) -> Result<Plan> {
+    let scaling: Value = admin.get("/v1/scaling")?;
+    let floor = scaling["policy"]["floor"].as_u64().unwrap_or(0);
+    let floor = usize::try_from(floor).unwrap_or(usize::MAX);
+    let plan = executor.plan(&members(admin)?, size, floor)?;
+    if plan.is_change() {
+        executor.check(&plan)?;
+    }
+    Ok(plan)
+}
+
+/// Brings a plan about: has members started, or empties them and has them ended only then.
 ///
 /// # Errors
 /// When a step fails; the ones before it stay done.
-pub(crate) fn scale_to(
+pub(crate) fn carry_out(
     target: &Target,
     admin: &Admin,
     executor: &mut dyn Executor,
-    size: usize,
+    plan: Plan,
     limit: Duration,
 ) -> Result<Scaled> {
     let begun = Instant::now();
-    let plan = Plan::of(&members(admin)?, size)?;
     // Who stays or comes holds slots, whatever was wanted of it before.
     for name in &plan.undrain {
         let _: Value = admin.patch(&format!("/v1/members/{name}"), &json!({"drains": false}))?;
     }
+    let drain = |name: &String| Drain::of(target.clone(), name).giving_up_after(limit);
+    // All at once: nothing goes from one that leaves to another that does.
     let mut slots_moved = 0;
     for name in &plan.leave {
-        let Emptied { slots, left, .. } = Drain::of(target.clone(), name).empty(admin)?;
-        if left > 0 {
-            bail!("{name} still holds {left} slots: nothing was ended");
-        }
-        slots_moved += slots;
+        slots_moved += drain(name).without_waiting().empty(admin)?.slots;
     }
-    if !plan.start.is_empty() || !plan.leave.is_empty() {
-        executor.scale(&plan)?;
-        wait(admin, &plan, limit)?;
+    for name in &plan.leave {
+        drain(name).empty(admin)?;
+    }
+    if let Some(member) = plan.not_empty(&members(admin)?) {
+        bail!("{} holds slots again, somebody took its drain back: nothing was ended", member.name);
+    }
+    if plan.is_change() {
+        let unfinished = || {
+            let words: Vec<String> =
+                plan.leave.iter().map(|name| format!("`kvhive drain {name} --undo`")).collect();
+            if words.is_empty() {
+                return "nothing was started".to_owned();
+            }
+            format!(
+                "{} is emptied and not ended: the same command goes on from here, {} takes it back",
+                plan.leave.join(", "),
+                words.join(" ")
+            )
+        };
+        executor.scale(&plan).with_context(unfinished)?;
+        wait(admin, &*executor, &plan, limit)?;
     }
     Ok(Scaled {
         from: plan.members,
-        to: size,
+        to: plan.size,
         started: plan.start,
-        ended: plan.leave,
+        ended: plan.leave.into_iter().chain(plan.gone).collect(),
         slots_moved,
         seconds: begun.elapsed().as_secs_f64(),
     })
 }
 
-/// Waits until as many as wanted are up, and who leaves is down.
-fn wait(admin: &Admin, plan: &Plan, limit: Duration) -> Result<()> {
+/// Waits until the plan has come about.
+fn wait(admin: &Admin, executor: &dyn Executor, plan: &Plan, limit: Duration) -> Result<()> {
     let begun = Instant::now();
     loop {
         // Another coordinator may be about to lead.
-        let state = members(admin).map(|members| {
-            let up: Vec<&Member> = members.iter().filter(|member| member.is_up).collect();
-            let lingering = up.iter().filter(|member| plan.leave.contains(&member.name)).count();
-            (up.len(), lingering)
-        });
-        match state {
-            Ok((up, 0)) if up == plan.size => return Ok(()),
+        match members(admin) {
+            Ok(members) if plan.is_done(&members) => return Ok(()),
             state if begun.elapsed() > limit => {
-                let told = state.map_or_else(|error| format!("{error:#}"), |(up, _)| format!("{up} are up"));
-                bail!("the cluster has not {} members after {limit:?}: {told}", plan.size);
+                let up = |members: Vec<Member>| members.iter().filter(|member| member.is_up).count();
+                let told = state
+                    .map_or_else(|error| format!("{error:#}"), |members| format!("{} are up", up(members)));
+                let hint = executor.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                bail!("the cluster has not {} members after {limit:?}: {told}{hint}", plan.size);
             }
             _ => std::thread::sleep(POLL),
         }

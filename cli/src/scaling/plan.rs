@@ -9,6 +9,15 @@ pub(crate) struct Member {
     pub(crate) name: String,
     pub(crate) is_up: bool,
     pub(crate) drains: bool,
+    /// Slots that the map has on its devices.
+    pub(crate) slots: u64,
+}
+
+/// How many pods a StatefulSet has and is to have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Replicas {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
 }
 
 /// What is to be done.
@@ -26,6 +35,10 @@ pub(crate) struct Plan {
     pub(crate) leave: Vec<String>,
     /// Who is being emptied, or was when it ended, and is to hold slots again.
     pub(crate) undrain: Vec<String>,
+    /// Who is to be ended and is not up: there is nothing to empty.
+    pub(crate) gone: Vec<String>,
+    /// Where Kubernetes starts and ends them.
+    pub(crate) replicas: Option<Replicas>,
 }
 
 impl Plan {
@@ -55,7 +68,32 @@ impl Plan {
         let comes = |member: &&Member| stay.contains(&member.name) || start.contains(&member.name);
         let undrain = members.iter().filter(|member| member.drains).filter(comes);
         let undrain = undrain.map(|member| member.name.clone()).collect();
-        Ok(Plan { members: up.len(), size, stay, start, leave, undrain })
+        Ok(Plan { members: up.len(), size, stay, start, leave, undrain, gone: Vec::new(), replicas: None })
+    }
+
+    /// Whether anything is to be started or ended.
+    pub(crate) fn is_change(&self) -> bool {
+        !(self.start.is_empty() && self.leave.is_empty() && self.gone.is_empty())
+    }
+
+    /// Whether it has come about: as many are up as wanted, and nobody who leaves.
+    pub(crate) fn is_done(&self, members: &[Member]) -> bool {
+        let is_up = |name: &String| members.iter().any(|member| member.is_up && member.name == *name);
+        if self.leave.iter().any(is_up) {
+            return false;
+        }
+        match self.replicas {
+            // A program may start members under names of its own.
+            None => members.iter().filter(|member| member.is_up).count() == self.size,
+            // Kubernetes does not, and others than the set's may come and go meanwhile.
+            Some(_) => self.start.iter().all(is_up),
+        }
+    }
+
+    /// Returns who was to be emptied and holds slots again, or would: a process that starts anew may take the drain back.
+    pub(crate) fn not_empty<'a>(&'a self, members: &'a [Member]) -> Option<&'a Member> {
+        let is_leaving = |member: &&Member| self.leave.contains(&member.name);
+        members.iter().filter(is_leaving).find(|member| member.slots > 0 || (member.is_up && !member.drains))
     }
 }
 
@@ -81,7 +119,7 @@ mod tests {
 
     fn member(text: &str) -> Member {
         let name = text.trim_end_matches(['-', '!']).to_owned();
-        Member { name, is_up: !text.ends_with('-'), drains: text.contains('!') }
+        Member { name, is_up: !text.ends_with('-'), drains: text.contains('!'), slots: 0 }
     }
 
     fn plan(members: &str, size: usize) -> (String, String, String) {
@@ -112,6 +150,31 @@ mod tests {
     fn what_was_interrupted_goes_on() {
         assert_eq!(plan("node-1 node-2 node-3!", 2), words("", "node-3", ""));
         assert_eq!(plan("node-1 node-2 node-3!", 3), words("", "", "node-3"), "or is taken back");
+    }
+
+    #[test]
+    fn it_is_done_when_all_have_come_and_gone() {
+        let members = |text: &str| text.split(' ').map(member).collect::<Vec<Member>>();
+        let two = Plan::of(&members("node-1 node-2 node-3"), 2).expect("there are members");
+        assert!(!two.is_done(&members("node-1 node-2 node-3!")), "one lingers");
+        assert!(two.is_done(&members("node-1 node-2 node-3!-")));
+        let three = Plan::of(&members("node-1 node-2"), 3).expect("there are members");
+        assert!(!three.is_done(&members("node-1 node-2")));
+        assert!(three.is_done(&members("node-1 node-2 job-77")), "a program gives names of its own");
+        let pods = Plan { replicas: Some(Replicas { from: 2, to: 3 }), ..three };
+        assert!(!pods.is_done(&members("node-1 node-2 job-77")), "Kubernetes does not");
+        assert!(pods.is_done(&members("node-1- node-2 node-3 job-77")), "another's end is not waited for");
+    }
+
+    #[test]
+    fn who_holds_slots_again_is_not_ended() {
+        let plan = Plan::of(&[member("node-1"), member("node-2")], 1).expect("there are members");
+        let found = |member: Member| plan.not_empty(&[member]).is_some();
+        assert!(!found(member("node-2!")));
+        assert!(!found(member("node-2-")), "it has gone by itself, and holds nothing");
+        assert!(found(member("node-2")), "its drain was taken back");
+        assert!(found(Member { slots: 1, ..member("node-2!") }));
+        assert!(!found(Member { slots: 1, ..member("node-1") }), "that one stays");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::fakes::{Cluster, LAYOUT, TENANT, device};
 use kvhive_client::{Client, NamespaceClient, StoreOptions};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::DataRequest;
-use kvhive_protocol::{BlockKey, Layout, TenantId, TenantRules};
+use kvhive_protocol::{BlockKey, Era, Layout, TenantId, TenantRules};
 use std::collections::BTreeSet;
 
 const NONE: TenantRules = TenantRules {
@@ -86,6 +86,34 @@ async fn a_namespace_goes_on_with_the_pool_that_it_was_opened_with() {
         namespace(&client, "acme").keys(&[7; 16]).keys(),
         namespace(&client, "default").keys(&[7; 16]).keys()
     );
+}
+
+#[tokio::test]
+async fn an_open_namespace_goes_on_by_a_new_secret_and_stores_nothing_under_old_keys() {
+    let cluster = Cluster::start(1, 1).await;
+    let client = cluster.client().await;
+    let open = namespace(&client, "default");
+    let before = open.keys(&[7; 16]);
+    cluster.coordinator.change(|map| {
+        let tenant = map.tenants.get_mut(&TENANT).expect("it is there");
+        tenant.secret = [99; 32];
+        tenant.era = tenant.era.next();
+    });
+    client.refresh().await.expect("the coordinator answers");
+    let after = open.keys(&[7; 16]);
+    assert_ne!(after.keys(), before.keys());
+    assert_eq!(after.keys(), namespace(&client, "default").keys(&[7; 16]).keys());
+    let bytes = vec![1; open.block_bytes() as usize];
+    for prefix in [&before, &after] {
+        let report = open.store(prefix, 0..1, &[&bytes], StoreOptions::default()).await;
+        report.expect("range and block fit");
+    }
+    let stores = cluster.nodes[0].requests().into_iter().flat_map(|request| match request {
+        DataRequest::Store(request) => request.blocks,
+        _ => Vec::new(),
+    });
+    let eras: Vec<Era> = stores.map(|block| block.header.era).collect();
+    assert_eq!(eras, [Era(0), Era(2)], "a node refuses a block of an era that is not its tenant's");
 }
 
 /// The codecs of the blocks that were stored, in order.

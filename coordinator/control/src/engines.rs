@@ -117,7 +117,7 @@ fn check_tenant(engine: &Engine, map: &ClusterMap) -> Result<(), WireError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use kvhive_protocol::{Layout, TenantId, codec};
 

@@ -1,13 +1,50 @@
 //! Pins in the cluster's memory of itself: what one may be, how many there are, and which have ended.
 
+use crate::registry::{Outcome, Registry};
 use crate::validate;
 use kvhive_protocol::control::Command;
 use kvhive_protocol::pins::{MAX_PIN_KEYS, MAX_PINNED_KEYS, MAX_PINS};
 use kvhive_protocol::{ClusterMap, Pin, Reason, Slot, TenantId, WireError};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What they take in a snapshot at most, in bytes.
 pub(crate) const MAX_PINS_BYTES: usize = MAX_PINNED_KEYS * 32 + MAX_PINS * 256;
+
+impl Registry {
+    pub(crate) fn set_pin(&mut self, name: String, pin: Pin) -> Outcome {
+        let map = self.map.as_ref().expect("execute has checked that there is a map");
+        let pin = admit(map, &name, pin)?;
+        if map.pins.get(&name) != Some(&pin) {
+            Arc::make_mut(&mut self.change().pins).insert(name, pin);
+        }
+        Ok(self.unchanged())
+    }
+
+    pub(crate) fn remove_pin(&mut self, name: &str, ended_ms: Option<u64>) -> Outcome {
+        let known = self.map.as_ref().and_then(|map| map.pins.get(name));
+        // One that was to end may be gone already, or last longer now.
+        if known.is_some_and(|pin| ended_ms.is_none_or(|wall_ms| pin.has_ended(wall_ms))) {
+            Arc::make_mut(&mut self.change().pins).remove(name);
+        } else if ended_ms.is_none() {
+            let name: String = name.chars().take(64).collect();
+            return Err(WireError::rejected(format_args!(
+                "no pin is called {name:?}; GET /v1/pins lists those that there are"
+            )));
+        }
+        Ok(self.unchanged())
+    }
+
+    /// Returns the map to change, as [`Registry::change`] does, where a tenant's blocks do not exist any more: nor do its pins.
+    pub(crate) fn change_without_pins_of(&mut self, id: TenantId) -> &mut ClusterMap {
+        let pins = self.map.as_ref().and_then(|map| without(map, id));
+        let map = self.change();
+        if let Some(pins) = pins {
+            map.pins = Arc::new(pins);
+        }
+        map
+    }
+}
 
 /// Checks what can be said of a pin without a map.
 ///

@@ -6,7 +6,7 @@ use crate::engines::Engines;
 use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
 use crate::scaling::Scaling;
-use crate::{again, pins, telling, tenant_rules, validate};
+use crate::{again, telling, tenant_rules, validate};
 use kvhive_protocol::control::{
     Balancing, Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Placing, Proposal, Registration,
 };
@@ -15,7 +15,7 @@ use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState, Pin,
+    ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState,
     ReplicaSet, RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
 };
 use std::collections::BTreeMap;
@@ -23,6 +23,8 @@ use std::sync::Arc;
 
 /// The name of the first tenant.
 const DEFAULT_TENANT: &str = "default";
+/// Its number.
+pub(crate) const FIRST_TENANT: TenantId = TenantId(1);
 
 /// The cluster's agreed memory of itself.
 ///
@@ -46,6 +48,8 @@ pub struct Registry {
     pub(crate) journal: Journal,
     pub(crate) engines: Engines,
     pub(crate) scaling: Scaling,
+    /// The greatest number that a tenant has ever had: it stays when the tenant goes, so no number comes again.
+    pub(crate) last_tenant: TenantId,
     /// Found again from the map: what would take too long to look up in it for each command.
     index: Index,
     repair: Option<Repair>,
@@ -60,7 +64,7 @@ struct Index {
     bytes: usize,
 }
 
-type Outcome = Result<CommandReply, WireError>;
+pub(crate) type Outcome = Result<CommandReply, WireError>;
 
 impl Registry {
     /// Makes the memory of a cluster that was never started.
@@ -75,9 +79,11 @@ impl Registry {
         journal: Journal,
         scaling: Scaling,
         engines: Engines,
+        last_tenant: TenantId,
     ) -> Self {
         let index = map.as_ref().map(Index::of).unwrap_or_default();
-        Registry { applied, map: map.map(Arc::new), dedupe, journal, scaling, engines, index, repair: None }
+        let map = map.map(Arc::new);
+        Registry { applied, map, dedupe, journal, scaling, engines, last_tenant, index, repair: None }
     }
 
     /// Applies the log entry at `index` and returns what it came to.
@@ -197,6 +203,8 @@ impl Registry {
             }
             Command::CreateTenant { name, secret, rules } => self.create_tenant(name, secret, rules),
             Command::ClearTenant { tenant } => self.clear_tenant(tenant),
+            Command::RotateSecret { tenant, secret } => self.rotate_secret(tenant, secret),
+            Command::DeleteTenant { tenant } => self.delete_tenant(tenant),
             Command::PlaceSlots { based_on, changes } => self.place_slots(based_on, changes),
             Command::Balance { based_on, changes } => self.balance(based_on, changes),
             Command::SetDrains { member, drains } => self.set_drains(member, drains),
@@ -232,7 +240,8 @@ impl Registry {
         validate::settings(&settings)?;
         let tenant =
             Tenant { name: DEFAULT_TENANT.to_owned(), era: Era(1), secret, rules: TenantRules::default() };
-        let tenants = BTreeMap::from([(TenantId(1), tenant)]);
+        self.last_tenant = FIRST_TENANT;
+        let tenants = BTreeMap::from([(FIRST_TENANT, tenant)]);
         let map = ClusterMap { tenants, ..ClusterMap::founded(cluster, name, settings) };
         self.index = Index::of(&map);
         self.map = Some(Arc::new(map));
@@ -246,7 +255,8 @@ impl Registry {
         let (id, generation) = match known {
             Some(id) => (id, map.members[&id].generation.next().max(again::first_generation(map.epoch))),
             None => {
-                let next = next_id(map.members.keys().map(|id| id.0), MAX_MEMBERS, "members")?;
+                let last = map.members.keys().next_back().map_or(0, |id| id.0);
+                let next = next_id(map.members.len(), last, MAX_MEMBERS, "members")?;
                 (MemberId(next), again::first_generation(map.epoch))
             }
         };
@@ -295,10 +305,11 @@ impl Registry {
         }
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         tenant_rules::check(map, None, &rules)?;
-        let id = TenantId(next_id(map.tenants.keys().map(|id| id.0), MAX_TENANTS, "tenants")?);
+        let id = TenantId(next_id(map.tenants.len(), self.last_tenant.0, MAX_TENANTS, "tenants")?);
         let tenant = Tenant { name, era: again::first_era(map.epoch), secret, rules };
         self.index.take(validate::tenant_bytes(&tenant), 0)?;
         self.index.tenants.insert(tenant.name.clone(), id);
+        self.last_tenant = id;
         let map = self.change();
         map.tenants.insert(id, tenant);
         Ok(CommandReply::TenantCreated { tenant: id, epoch: map.epoch })
@@ -308,12 +319,7 @@ impl Registry {
         if !self.map.as_ref().is_some_and(|map| map.tenants.contains_key(&id)) {
             return Err(WireError::UnknownTenant { tenant: id });
         }
-        let pins = self.map.as_ref().and_then(|map| pins::without(map, id));
-        let map = self.change();
-        // What was pinned does not exist any more.
-        if let Some(pins) = pins {
-            map.pins = Arc::new(pins);
-        }
+        let map = self.change_without_pins_of(id);
         // Its own era also where it shares another's blocks: it may have some of its own from before, or through a client
         // that had it open. What it shares is the other's to clear.
         let tenant = map.tenants.get_mut(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
@@ -321,27 +327,26 @@ impl Registry {
         Ok(CommandReply::TenantCleared { era: tenant.era, epoch: map.epoch })
     }
 
-    fn set_pin(&mut self, name: String, pin: Pin) -> Outcome {
+    fn rotate_secret(&mut self, id: TenantId, secret: [u8; 32]) -> Outcome {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
-        let pin = pins::admit(map, &name, pin)?;
-        if map.pins.get(&name) != Some(&pin) {
-            Arc::make_mut(&mut self.change().pins).insert(name, pin);
-        }
-        Ok(self.unchanged())
+        tenant_rules::check_rotation(map, id, &secret)?;
+        let map = self.change_without_pins_of(id);
+        let tenant = map.tenants.get_mut(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
+        tenant.secret = secret;
+        tenant.era = tenant.era.next();
+        Ok(CommandReply::TenantCleared { era: tenant.era, epoch: map.epoch })
     }
 
-    fn remove_pin(&mut self, name: &str, ended_ms: Option<u64>) -> Outcome {
-        let known = self.map.as_ref().and_then(|map| map.pins.get(name));
-        // One that was to end may be gone already, or last longer now.
-        if known.is_some_and(|pin| ended_ms.is_none_or(|wall_ms| pin.has_ended(wall_ms))) {
-            Arc::make_mut(&mut self.change().pins).remove(name);
-        } else if ended_ms.is_none() {
-            let name: String = name.chars().take(64).collect();
-            return Err(WireError::rejected(format_args!(
-                "no pin is called {name:?}; GET /v1/pins lists those that there are"
-            )));
+    fn delete_tenant(&mut self, id: TenantId) -> Outcome {
+        let map = self.map.as_ref().expect("execute has checked that there is a map");
+        tenant_rules::check_deletion(map, id, self.engines.all().values())?;
+        let map = self.change_without_pins_of(id);
+        let (gone, epoch) = (map.tenants.remove(&id), map.epoch);
+        if let Some(tenant) = gone {
+            self.index.tenants.remove(&tenant.name);
+            self.index.bytes -= validate::tenant_bytes(&tenant);
         }
-        Ok(self.unchanged())
+        Ok(CommandReply::TenantDeleted { epoch })
     }
 
     fn set_tenant_rules(&mut self, id: TenantId, change: &RulesChange) -> Outcome {
@@ -435,13 +440,13 @@ impl Registry {
     }
 
     /// Returns the map to change, already under its next epoch. Called once by each command that changes something.
-    fn change(&mut self) -> &mut ClusterMap {
+    pub(crate) fn change(&mut self) -> &mut ClusterMap {
         let map = Arc::make_mut(self.map.as_mut().expect("execute has checked that there is a map"));
         map.epoch = map.epoch.next();
         map
     }
 
-    fn unchanged(&self) -> CommandReply {
+    pub(crate) fn unchanged(&self) -> CommandReply {
         CommandReply::Applied { epoch: self.epoch() }
     }
 }
@@ -470,18 +475,15 @@ impl Index {
     }
 }
 
-/// Returns the id after the greatest. Neither members nor tenants are ever removed, so no id is used twice.
-fn next_id(
-    mut ids: impl DoubleEndedIterator<Item = u32> + ExactSizeIterator,
-    most: usize,
-    what: &str,
-) -> Result<u32, WireError> {
-    if ids.len() >= most {
+/// Returns the number after the greatest that there has ever been.
+fn next_id(there_are: usize, last: u32, most: usize, what: &str) -> Result<u32, WireError> {
+    if there_are >= most {
         return Err(WireError::rejected(format_args!(
-            "the cluster has {most} {what}, which is the most it can ever have"
+            "the cluster has {most} {what}, which is the most it can have"
         )));
     }
-    Ok(ids.next_back().unwrap_or(0) + 1)
+    let spent = || WireError::rejected(format_args!("the cluster has no number left for more {what}"));
+    last.checked_add(1).ok_or_else(spent)
 }
 
 #[cfg(test)]

@@ -294,6 +294,50 @@ fn clearing_a_tenant_raises_its_era_only() {
     assert_eq!(unknown, CommandReply::Rejected(WireError::UnknownTenant { tenant: TenantId(9) }));
 }
 
+#[test]
+fn a_tenant_with_another_secret_has_a_new_era_and_no_other_is_touched() {
+    let mut cluster = Cluster::with_replicas(1);
+    cluster.apply(create("acme", TenantRules::default()));
+    let before = cluster.map().tenants.clone();
+    let rotate = |tenant, secret| Command::RotateSecret { tenant: TenantId(tenant), secret: [secret; 32] };
+    let reply = cluster.apply(rotate(2, 77));
+    assert_eq!(reply, CommandReply::TenantCleared { era: Era(2), epoch: Epoch(3) });
+    let expected = Tenant { secret: [77; 32], era: Era(2), ..before[&TenantId(2)].clone() };
+    let after = cluster.map();
+    assert_eq!(after.tenants[&TenantId(2)], expected);
+    assert_eq!(after.tenants[&TenantId(1)], before[&TenantId(1)]);
+    assert!(refused(&cluster.apply(rotate(2, 77)), "is this one already"));
+    let unknown = CommandReply::Rejected(WireError::UnknownTenant { tenant: TenantId(9) });
+    assert_eq!(cluster.apply(rotate(9, 1)), unknown);
+}
+
+#[test]
+fn a_tenant_that_goes_leaves_its_name_and_its_bytes_but_never_its_number() {
+    let mut cluster = Cluster::with_replicas(1);
+    let delete = |tenant| Command::DeleteTenant { tenant: TenantId(tenant) };
+    cluster.apply(create("kept", TenantRules::default()));
+    cluster.apply(create("gone", TenantRules::default()));
+    cluster.apply(share(2, 3));
+    assert!(refused(&cluster.apply(delete(1)), "as long as the cluster"));
+    assert!(refused(&cluster.apply(delete(3)), "tenant kept shares the blocks of gone"));
+    let alone = RulesChange { shares_with: Change::Reset, ..RulesChange::default() };
+    cluster.apply(set(2, alone));
+    cluster.apply(Command::SetEngine(Box::new(crate::engines::tests::engine("vllm-1"))));
+    let followed = cluster.registry.engines()["vllm-1"].clone();
+    cluster.apply(Command::SetEngine(Box::new(Engine { tenant: TenantId(3), ..followed.clone() })));
+    assert!(refused(&cluster.apply(delete(3)), "engine vllm-1 is followed for tenant gone"));
+    cluster.apply(Command::SetEngine(Box::new(followed)));
+    let epoch = cluster.registry.epoch();
+    assert_eq!(cluster.apply(delete(3)), CommandReply::TenantDeleted { epoch: epoch.next() });
+    assert_eq!(cluster.map().tenants.keys().map(|id| id.0).collect::<Vec<_>>(), [1, 2]);
+    let unknown = CommandReply::Rejected(WireError::UnknownTenant { tenant: TenantId(3) });
+    assert_eq!(cluster.apply(delete(3)), unknown);
+    // A coordinator that comes by a snapshot gives no number twice either.
+    cluster.registry = Registry::restore(&cluster.registry.snapshot()).expect("sound");
+    cluster.apply(create("gone", TenantRules::default()));
+    assert_eq!(cluster.map().tenant("gone").map(|(id, _)| id), Some(TenantId(4)));
+}
+
 fn placing(slot: u16, set: &[DeviceId], lacking: &[DeviceId]) -> Placing {
     let filling = Filling { devices: lacking.to_vec(), streams: !lacking.is_empty() };
     Placing { slot: Slot(slot), set: set.to_vec(), filling }

@@ -5,7 +5,7 @@ use crate::dedupe::{self, Client, Dedupe};
 use crate::engines::{Engines, MAX_ENGINES_BYTES};
 use crate::journal::{Journal, MAX_JOURNAL_BYTES};
 use crate::pins::MAX_PINS_BYTES;
-use crate::registry::Registry;
+use crate::registry::{FIRST_TENANT, Registry};
 use crate::scaling::Scaling;
 use crate::validate;
 use kvhive_protocol::engines::Engine;
@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the state that coordinators write down: of registries in snapshots, and of commands and what they do in logs.
 /// Raised whenever one of these changes; no other is read.
-pub const STATE_VERSION: u32 = 10;
+pub const STATE_VERSION: u32 = 11;
 /// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, engines, pins, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize = validate::MAX_MAP_BYTES
@@ -89,6 +89,7 @@ struct MapHead {
     name: String,
     epoch: Epoch,
     settings: Settings,
+    last_tenant: TenantId,
 }
 
 impl Registry {
@@ -103,6 +104,7 @@ impl Registry {
             name: map.name.clone(),
             epoch: map.epoch,
             settings: map.settings.clone(),
+            last_tenant: self.last_tenant,
         });
         put(&mut out, &Section::Head { applied: self.applied, events: self.journal.newest(), map: head });
         if let Some(map) = map {
@@ -234,6 +236,7 @@ impl Parts {
                     journal,
                     self.scaling,
                     Engines::default(),
+                    TenantId(0),
                 ));
             }
             return Err(
@@ -241,13 +244,23 @@ impl Parts {
             );
         };
         counter("epoch", head.epoch.0)?;
-        // Ids are given in order and nothing is removed, which is also what makes the next one known.
+        // Members' numbers are given in order and none is removed, which is also what makes the next one known.
         for (at, (id, member)) in self.members.iter().enumerate() {
             follows("member", at, id.0)?;
             counter("generation", member.generation.0)?;
         }
-        for (at, (id, tenant)) in self.tenants.iter().enumerate() {
-            follows("tenant", at, id.0)?;
+        // Some that were there are no more.
+        if !self.tenants.is_sorted_by(|(one, _), (next, _)| one < next) {
+            return Err("tenants' numbers do not ascend".to_owned());
+        }
+        let ends = (self.tenants.first(), self.tenants.last());
+        let (Some((first, _)), Some((greatest, _))) = ends else {
+            return Err("there is no tenant".to_owned());
+        };
+        if *first != FIRST_TENANT || *greatest > head.last_tenant {
+            return Err(format!("tenants {first} to {greatest}, of {} there have been", head.last_tenant));
+        }
+        for (_, tenant) in &self.tenants {
             counter("era", tenant.era.0)?;
         }
         if !self.filling.is_sorted_by(|(one, _), (next, _)| one < next) {
@@ -273,7 +286,8 @@ impl Parts {
         };
         validate::map(&map)?;
         let engines = Engines::restore(self.engines, &map)?;
-        Ok(Registry::from_parts(applied, Some(map), dedupe, journal, self.scaling, engines))
+        let map = Some(map);
+        Ok(Registry::from_parts(applied, map, dedupe, journal, self.scaling, engines, head.last_tenant))
     }
 }
 

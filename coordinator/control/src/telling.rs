@@ -31,6 +31,8 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             Some(Note::new(EventKind::TenantCreated, Subject::tenant(name)))
         }
         Command::ClearTenant { tenant } => of_tenant(EventKind::TenantCleared, tenant),
+        Command::RotateSecret { tenant, .. } => of_tenant(EventKind::TenantSecretRotated, tenant),
+        Command::DeleteTenant { tenant } => of_tenant(EventKind::TenantDeleted, tenant),
         Command::PlaceSlots { changes, .. } => Some(placed(changes, map?)),
         Command::SetAck { ack } => {
             let name = match ack {

@@ -1,6 +1,9 @@
-//! What tenants' rules may say, alone and together: ranges, who may share with whom, how many tenants nodes keep apart.
+//! What tenants' rules may say, alone and together: ranges, who may share with whom, how many tenants nodes keep apart; and
+//! which tenant may get another secret or go.
 
+use crate::registry::FIRST_TENANT;
 use crate::validate::within;
+use kvhive_protocol::engines::Engine;
 use kvhive_protocol::{Change, ClusterMap, RulesChange, TenantId, TenantRules, WireError};
 
 /// The most tenants with a strategy or a quota of their own: nodes rank the blocks of each apart.
@@ -50,6 +53,45 @@ pub(crate) fn check_change_alone(tenant: TenantId, change: &RulesChange) -> Resu
     }
 }
 
+/// Says whether a tenant may get this secret.
+pub(crate) fn check_rotation(map: &ClusterMap, of: TenantId, secret: &[u8; 32]) -> Result<(), WireError> {
+    let known = map.tenants.get(&of).ok_or(WireError::UnknownTenant { tenant: of })?;
+    if known.secret == *secret {
+        return Err(WireError::rejected(format_args!(
+            "the secret of tenant {} is this one already: rotate to another",
+            known.name
+        )));
+    }
+    Ok(())
+}
+
+/// Says whether a tenant may go: it is not the first, nobody shares its blocks, no engine is followed in its name.
+pub(crate) fn check_deletion<'a>(
+    map: &ClusterMap,
+    of: TenantId,
+    mut engines: impl Iterator<Item = &'a Engine>,
+) -> Result<(), WireError> {
+    let name = &map.tenants.get(&of).ok_or(WireError::UnknownTenant { tenant: of })?.name;
+    if of == FIRST_TENANT {
+        return Err(WireError::rejected(format_args!(
+            "tenant {name} is there as long as the cluster: clear it instead"
+        )));
+    }
+    if let Some(other) = map.tenants.values().find(|other| other.rules.shares_with == Some(of)) {
+        return Err(WireError::rejected(format_args!(
+            "tenant {} shares the blocks of {name}: reset its shares_with, or delete it first",
+            other.name
+        )));
+    }
+    match engines.find(|engine| engine.tenant == of) {
+        Some(engine) => Err(WireError::rejected(format_args!(
+            "engine {} is followed for tenant {name}: remove it first, or follow it for another tenant",
+            engine.name
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Checks the rules of all tenants of a map.
 pub(crate) fn check_all(map: &ClusterMap) -> Result<(), WireError> {
     enough_places(map, 0)?;
@@ -69,8 +111,8 @@ pub(crate) fn check_all(map: &ClusterMap) -> Result<(), WireError> {
 pub fn check_rules(rules: &TenantRules) -> Result<(), WireError> {
     ranges(rules)?;
     match rules.shares_with {
-        Some(with) if rules.has_own() => Err(WireError::rejected(format_args!(
-            "a tenant that shares the blocks of another, here of tenant {with}, has no other rules: set them there"
+        Some(_) if rules.has_own() => Err(WireError::rejected(format_args!(
+            "a tenant that shares the blocks of another has no other rules: set them there"
         ))),
         _ => Ok(()),
     }

@@ -73,6 +73,8 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         | Command::SetDrains { .. }
         | Command::Leave { .. }
         | Command::ClearTenant { .. }
+        | Command::RotateSecret { .. }
+        | Command::DeleteTenant { .. }
         | Command::SetScaling { .. }
         | Command::RecordLoad { .. }
         | Command::SetAck { .. } => Ok(()),

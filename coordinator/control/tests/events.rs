@@ -111,6 +111,13 @@ fn each_change_is_told_once_with_whom_when_why_and_numbers() {
     story.does(Command::ClearTenant { tenant: TenantId(2) }, "");
     let cleared = story.last();
     assert_eq!((&cleared.note.subject, fact(&cleared, "era")), (&Subject::tenant("t"), Some(2)));
+    story.does(Command::RotateSecret { tenant: TenantId(2), secret: [9; 32] }, "it leaked");
+    let rotated = story.last();
+    assert_eq!((rotated.note.kind, rotated.reason.as_str()), (EventKind::TenantSecretRotated, "it leaked"));
+    assert_eq!((&rotated.note.subject, fact(&rotated, "era")), (&Subject::tenant("t"), Some(3)));
+    story.does(Command::DeleteTenant { tenant: TenantId(2) }, "");
+    let deleted = story.last();
+    assert_eq!((deleted.note.kind, &deleted.note.subject), (EventKind::TenantDeleted, &Subject::tenant("t")));
     let note = Note::new(EventKind::LeaderElected, Subject::coordinator("c-1")).with("term", 7);
     let epoch = story.registry.epoch();
     story.does(Command::Record(note.clone()), "a majority voted");

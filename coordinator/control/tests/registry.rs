@@ -98,6 +98,9 @@ fn command() -> impl Strategy<Value = Command> {
             Command::SetTenantRules { tenant: TenantId(tenant), change }
         }),
         2 => (0..6_u32).prop_map(|tenant| Command::ClearTenant { tenant: TenantId(tenant) }),
+        2 => (0..6_u32, 0..3_u8)
+            .prop_map(|(tenant, secret)| Command::RotateSecret { tenant: TenantId(tenant), secret: [secret; 32] }),
+        1 => (0..8_u32).prop_map(|tenant| Command::DeleteTenant { tenant: TenantId(tenant) }),
         3 => (0..40_u64, prop::collection::vec(change, 0..4))
             .prop_map(|(epoch, changes)| Command::PlaceSlots { based_on: Epoch(epoch), changes }),
         1 => (member(), any::<bool>()).prop_map(|(member, drains)| Command::SetDrains { member, drains }),
@@ -141,8 +144,22 @@ fn check(before: Option<&ClusterMap>, after: &ClusterMap) -> Result<(), TestCase
     let Some(before) = before else { return Ok(()) };
     let grown = u64::from(before != after);
     prop_assert_eq!(after.epoch.0, before.epoch.0 + grown, "the epoch grows by one for a change, else not");
-    for (id, tenant) in &before.tenants {
-        prop_assert!(after.tenants[id].era >= tenant.era && after.tenants[id].name == tenant.name);
+    let gone = before.tenants.keys().filter(|id| !after.tenants.contains_key(id)).count();
+    prop_assert!(
+        gone <= 1 && after.tenants.contains_key(&TenantId(1)),
+        "one tenant at a time, never the first"
+    );
+    for (id, tenant) in &after.tenants {
+        match before.tenants.get(id) {
+            Some(known) => {
+                prop_assert!(tenant.era >= known.era && tenant.name == known.name);
+                prop_assert!(
+                    tenant.secret == known.secret || tenant.era > known.era,
+                    "a new secret, a new era"
+                );
+            }
+            None => prop_assert!(before.tenants.keys().all(|known| known < id), "its number is the greatest"),
+        }
     }
     for (id, member) in &before.members {
         prop_assert!(
@@ -289,7 +306,7 @@ fn the_snapshot_is_the_same_on_every_machine() {
     // Changes only with STATE_VERSION, or with placement: then running clusters disagree with new ones.
     assert_eq!(
         u64::from_le_bytes(*populated().snapshot().last_chunk().expect("a checksum ends it")),
-        3_123_670_479_563_703_194
+        14_235_185_468_914_652_723
     );
 }
 

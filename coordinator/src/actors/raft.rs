@@ -268,6 +268,7 @@ impl RaftActor {
             }
             return;
         };
+        let clears = clears.and_then(|tenant| Some((tenant, reply.ended_blocks_at()?)));
         match (reply, clears) {
             (CommandReply::Registered { member, generation, .. }, _) if register => {
                 match self.parts.registry.map() {
@@ -283,7 +284,7 @@ impl RaftActor {
                     }
                 }
             }
-            (reply @ CommandReply::TenantCleared { epoch, .. }, Some(tenant)) => {
+            (reply, Some((tenant, epoch))) => {
                 let ticket = ClearTicket(ticket.0);
                 match self.parts.overseer.clear_started(self.parts.clock.now(), ticket, tenant, epoch) {
                     Ok(()) => {
@@ -323,10 +324,7 @@ impl RaftActor {
         };
         self.figures.proposals += 1;
         let register = matches!(entry.proposal.command, Command::Register(_));
-        let clears = match entry.proposal.command {
-            Command::ClearTenant { tenant } => Some(tenant),
-            _ => None,
-        };
+        let clears = entry.proposal.command.ends_blocks_of();
         let ticket = self.ticket(Waiting::Proposal { register, clears, reply });
         self.step(Event::Propose { ticket, data });
     }

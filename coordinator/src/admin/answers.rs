@@ -74,7 +74,7 @@ pub(super) struct Device {
     /// Its node's name.
     pub(super) node: String,
     pub(super) kind: String,
-    /// Bytes of all frames, both tiers.
+    /// Bytes of all frames in memory: of the device and the host tier.
     pub(super) capacity_bytes: u64,
     /// Bytes of blocks that its disk tier has places for.
     pub(super) disk_bytes: u64,
@@ -82,9 +82,9 @@ pub(super) struct Device {
     pub(super) primary_slots: u64,
     /// Slots it holds.
     pub(super) slots: u64,
-    /// Resident blocks, as last reported.
+    /// Resident blocks of all tiers, the disk too, as last reported.
     pub(super) blocks: Option<u64>,
-    /// Bytes of frames in use, as last reported.
+    /// Bytes of frames in use in memory, as last reported.
     pub(super) used_bytes: Option<u64>,
     /// Covered keys of all keys asked since the node started.
     pub(super) hit_rate: Option<f64>,
@@ -112,6 +112,8 @@ pub(super) struct Tier {
     pub(super) capacity_bytes: u64,
     /// Blocks that fetches got from there since the node started.
     pub(super) hits: u64,
+    /// It has failed and takes no blocks: the node does without it until it works again.
+    pub(super) closed: bool,
 }
 
 /// What a device is read and given. Counters count since the node started.

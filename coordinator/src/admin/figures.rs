@@ -4,7 +4,7 @@ use super::routes::Admin;
 use crate::actors::raft::{Figures, RaftMessage};
 use kvhive_protocol::MemberState;
 use kvhive_protocol::control::{ControlReply, Overview};
-use kvhive_runtime::http::record_tls;
+use kvhive_runtime::http::{describe, record_tls};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,6 +21,7 @@ pub(super) async fn render(admin: &Admin) -> String {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
     metrics::with_local_recorder(&recorder, || {
+        describe();
         record_figures(admin, &figures);
         if let Ok(ControlReply::Overview(overview)) = &overview {
             record_overview(overview);

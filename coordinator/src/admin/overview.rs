@@ -99,6 +99,7 @@ fn tiers(load: &DeviceLoad) -> Vec<Tier> {
         used_bytes: tier.used_bytes,
         capacity_bytes: tier.capacity_bytes,
         hits: tier.hits,
+        closed: tier.closed,
     })
     .collect()
 }

@@ -1,4 +1,4 @@
-//! Tenants in the admin API: what is shown of them, how they are made, ruled and cleared.
+//! Tenants in the admin API: what is shown of them, how they are made, ruled, cleared and ended.
 
 use super::answers::{Consistency, Freshness, Trouble};
 use super::asked::AskedAs;
@@ -73,6 +73,12 @@ pub(super) struct Tenant {
     stored_blocks: u64,
     evicted_blocks: u64,
     refused_blocks: u64,
+    /// Bytes of its resident blocks as they are stored, without what is free in their frames.
+    stored_bytes: u64,
+    /// Bytes of those blocks before they were encoded.
+    raw_bytes: u64,
+    /// Stored bytes over raw ones; null where it has no blocks.
+    stored_ratio: Option<f64>,
 }
 
 /// A tenant to be created.
@@ -159,9 +165,12 @@ fn pool(map: &ClusterMap, name: &str) -> Result<TenantId, Trouble> {
     })
 }
 
-/// Refuses rules that no tenant may have.
-fn check(rules: &TenantRules) -> Result<(), Trouble> {
-    check_rules(rules).map_err(|error| Trouble::bad_request(error.to_string()))
+/// Refuses rules that no tenant may have; `shares_with` is the name of the tenant that they say.
+fn check(rules: &TenantRules, shares_with: Option<&str>) -> Result<(), Trouble> {
+    check_rules(rules).map_err(|error| match shares_with.filter(|_| rules.has_own()) {
+        Some(name) => Trouble::bad_request(format!("{error}, on {name}")),
+        None => Trouble::bad_request(error.to_string()),
+    })
 }
 
 fn shown(map: &ClusterMap, id: TenantId, known: &KnownTenant, load: &TenantLoad) -> Tenant {
@@ -193,6 +202,9 @@ fn shown(map: &ClusterMap, id: TenantId, known: &KnownTenant, load: &TenantLoad)
         stored_blocks: load.stored_blocks,
         evicted_blocks: load.evicted_blocks,
         refused_blocks: load.refused_blocks,
+        stored_bytes: load.stored_bytes,
+        raw_bytes: load.raw_bytes,
+        stored_ratio: rate(load.stored_bytes, load.raw_bytes),
     }
 }
 
@@ -283,11 +295,8 @@ pub(super) async fn create_tenant(
         compression_per_mille: wanted.compression_ratio.map(per_mille).transpose()?,
         shares_with,
     };
-    check(&rules)?;
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret)
-        .map_err(|error| Trouble::unavailable(format!("no random bytes: {error}")))?;
-    let command = Command::CreateTenant { name: wanted.name.clone(), secret, rules };
+    check(&rules, wanted.shares_with.as_deref())?;
+    let command = Command::CreateTenant { name: wanted.name.clone(), secret: fresh_secret()?, rules };
     kvhive_control::check_command(&command).map_err(|error| Trouble::bad_request(error.to_string()))?;
     match admin.submit(asked, command).await? {
         CommandReply::TenantCreated { .. } => {
@@ -310,7 +319,9 @@ pub(super) async fn change_tenant(
     let map = admin.map().await?;
     let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
     let change = patch.change(&map)?;
-    check(&change.apply(TenantRules::default()))?;
+    let rules = change.apply(TenantRules::default());
+    let pool = rules.shares_with.and_then(|pool| map.tenants.get(&pool));
+    check(&rules, pool.map(|pool| pool.name.as_str()))?;
     // By the map of now, which is newer than the asking: what it refuses costs no entry of the log.
     check_change(&map, tenant, &change)?;
     match admin.submit(asked, Command::SetTenantRules { tenant, change }).await? {
@@ -337,4 +348,49 @@ pub(super) async fn clear_tenant(
         }
         other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
     }
+}
+
+/// Gives a tenant another secret, which nobody chooses or sees, and ends its era. Answered when nobody serves its older blocks any
+/// more: no key of before leads to a block, nor says anything of one that comes. Clients learn the secret with the map and go on by
+/// it. Of a tenant that shares another's blocks it is its own secret, which those that it shares do not go by.
+#[utoipa::path(post, path = "/v1/tenants/{name}/rotate", params(("name" = String, Path, description = "The tenant's name"), AskedAs), responses((status = 200, body = Tenant), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn rotate_secret(
+    State(admin): Shared,
+    asked: AskedAs,
+    name: Result<Path<String>, PathRejection>,
+) -> Answer<Tenant> {
+    let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let map = admin.map().await?;
+    let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
+    match admin.submit(asked, Command::RotateSecret { tenant, secret: fresh_secret()? }).await? {
+        CommandReply::TenantCleared { era, .. } => {
+            let shown = admin.shown(&name).await?;
+            Ok(Json(Tenant { era: era.0, ..shown }))
+        }
+        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+    }
+}
+
+/// Ends a tenant. Answered when nobody serves its blocks any more; a later tenant of its name is another. Refused for `default`, for
+/// one whose blocks another tenant shares, and for one that an engine is followed for.
+#[utoipa::path(delete, path = "/v1/tenants/{name}", params(("name" = String, Path, description = "The tenant's name"), AskedAs), responses((status = 204, description = "It is gone, with its blocks"), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn delete_tenant(
+    State(admin): Shared,
+    asked: AskedAs,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, Trouble> {
+    let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let map = admin.map().await?;
+    let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
+    match admin.submit(asked, Command::DeleteTenant { tenant }).await? {
+        CommandReply::TenantDeleted { .. } => Ok(StatusCode::NO_CONTENT),
+        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+    }
+}
+
+fn fresh_secret() -> Result<[u8; 32], Trouble> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret)
+        .map_err(|error| Trouble::unavailable(format!("no random bytes: {error}")))?;
+    Ok(secret)
 }

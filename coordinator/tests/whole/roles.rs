@@ -63,6 +63,8 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
         (Role::Client, ControlRequest::Overview),
         (Role::Node, create()),
         (Role::Node, submit(Command::ClearTenant { tenant: TenantId(1) })),
+        (Role::Node, submit(Command::RotateSecret { tenant: TenantId(1), secret: [1; 32] })),
+        (Role::Node, submit(Command::DeleteTenant { tenant: TenantId(2) })),
         (Role::Node, submit(Command::SetAck { ack: Ack::Primary })),
         (Role::Node, down()),
         (Role::Node, place()),

@@ -90,7 +90,7 @@ fn a_rule_that_makes_no_sense_is_refused_with_its_name_its_value_and_what_is_all
         (json!({"nvme_quota_bytes": 1}), ["nvme_quota_bytes", "unknown field", "disk_quota_bytes"]),
         (
             json!({"shares_with": "default", "quantization_bits": 8}),
-            ["shares the blocks of another", "no other rules", "set them there"],
+            ["shares the blocks of another", "no other rules", "set them there, on default"],
         ),
         (json!({"name": "other"}), ["name", "unknown field", "strategy"]),
         (json!(7), ["7", "", ""]),
@@ -165,6 +165,41 @@ fn two_operators_change_different_rules_through_different_coordinators_and_both_
 }
 
 #[test]
+fn a_secret_is_rotated_and_a_tenant_deleted_by_whom_they_concern_only() {
+    let group = Group::of(1);
+    let door = group.admin(0);
+    for body in [r#"{"name":"acme"}"#, r#"{"name":"guest","shares_with":"acme"}"#] {
+        assert_eq!(door.post("/v1/tenants", body).status, 201);
+    }
+    let secrets = || group.map(0).tenants.into_values().map(|tenant| tenant.secret).collect::<Vec<_>>();
+    let before = secrets();
+    let rotated = door.post("/v1/tenants/acme/rotate", "");
+    assert_eq!((rotated.status, &rotated.json()["era"]), (200, &json!(2)));
+    assert!(!rotated.json().to_string().contains("secret"), "it is never shown");
+    let after = secrets();
+    assert_ne!(after[1], before[1]);
+    assert_eq!((after[0], after[2]), (before[0], before[2]));
+    assert_eq!(door.post("/v1/tenants/nobody/rotate", "").refusal(), (404, "not_found".to_owned()));
+
+    let delete = |name: &str| {
+        let token = bearer(TOKEN);
+        let path = format!("/v1/tenants/{name}");
+        ask(door.address, "DELETE", &path, &[("authorization", token.as_str())], b"")
+    };
+    assert_eq!(delete("nobody").refusal(), (404, "not_found".to_owned()));
+    for (name, says) in [("default", "clear it instead"), ("acme", "guest shares the blocks of acme")] {
+        let refused = delete(name);
+        assert_eq!(refused.refusal(), (409, "rejected".to_owned()));
+        assert!(refused.json()["detail"].as_str().is_some_and(|text| text.contains(says)), "{name}");
+    }
+    assert_eq!([delete("guest").status, delete("acme").status], [204, 204]);
+    assert_eq!(group.map(0).tenants.len(), 1);
+    assert_eq!(door.get("/v1/tenants/acme").refusal(), (404, "not_found".to_owned()));
+    let again = door.post("/v1/tenants", r#"{"name":"acme"}"#);
+    assert_eq!((again.status, &again.json()["id"]), (201, &json!(4)), "another one of the same name");
+}
+
+#[test]
 fn what_devices_report_of_a_tenant_is_summed_up() {
     let group = Group::of(1);
     let nodes = [group.register("a"), group.register("b")];
@@ -179,6 +214,8 @@ fn what_devices_report_of_a_tenant_is_summed_up() {
             stored_blocks: 6,
             evicted_blocks: 1,
             refused_blocks: 2,
+            stored_bytes: 300,
+            raw_bytes: 600,
         };
         let devices = vec![DeviceLoad { tenants: vec![(TenantId(1), load)], ..DeviceLoad::default() }];
         let beat = Heartbeat { member: node.member, generation: node.generation, epoch: Epoch(3), devices };
@@ -203,6 +240,9 @@ fn what_devices_report_of_a_tenant_is_summed_up() {
         ("stored_blocks", json!(12)),
         ("evicted_blocks", json!(2)),
         ("refused_blocks", json!(4)),
+        ("stored_bytes", json!(600)),
+        ("raw_bytes", json!(1200)),
+        ("stored_ratio", json!(0.5)),
     ] {
         assert_eq!(shown[field], value, "{field}");
     }

@@ -12,12 +12,16 @@ use serde_json::{Value, json};
 fn tiers_and_traffic_of_a_device_are_told_and_add_up() {
     let group = Group::of(1);
     let node = group.register("a");
-    let tier = TierLoad { blocks: 3, used_bytes: 300, capacity_bytes: 400, hits: 9 };
+    let tier = TierLoad { blocks: 3, used_bytes: 300, capacity_bytes: 400, hits: 9, closed: false };
     let devices = vec![DeviceLoad {
         matched_keys: 8,
         covered_keys: 6,
-        // It has no device tier, and its disk is empty.
-        tiers: [TierLoad::default(), tier, TierLoad { capacity_bytes: 5000, ..TierLoad::default() }],
+        // It has no device tier, and its disk is empty, and failed.
+        tiers: [
+            TierLoad::default(),
+            tier,
+            TierLoad { capacity_bytes: 5000, closed: true, ..TierLoad::default() },
+        ],
         traffic: Traffic { read_bytes: 70, written_bytes: 20, fetch_p50_us: 640, fetch_p99_us: 0 },
         ..DeviceLoad::default()
     }];
@@ -32,8 +36,8 @@ fn tiers_and_traffic_of_a_device_are_told_and_add_up() {
     assert_eq!(
         told["tiers"],
         json!([
-            { "tier": "host", "blocks": 3, "used_bytes": 300, "capacity_bytes": 400, "hits": 9 },
-            { "tier": "disk", "blocks": 0, "used_bytes": 0, "capacity_bytes": 5000, "hits": 0 },
+            { "tier": "host", "blocks": 3, "used_bytes": 300, "capacity_bytes": 400, "hits": 9, "closed": false },
+            { "tier": "disk", "blocks": 0, "used_bytes": 0, "capacity_bytes": 5000, "hits": 0, "closed": true },
         ])
     );
     let traffic = &told["traffic"];

@@ -2,6 +2,7 @@
 
 use crate::block::Tier;
 use kvhive_protocol::data::Refusal;
+use kvhive_protocol::watch::Gone;
 
 /// One tier's frames.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -153,6 +154,15 @@ impl ShardStats {
     /// Returns resident blocks of all tiers.
     pub fn blocks(&self) -> u64 {
         self.device.blocks + self.host.blocks + self.disk.blocks
+    }
+
+    /// Returns what was evicted for which reason; together it is all that was.
+    pub fn evictions(&self) -> [(Gone, u64); 3] {
+        [
+            (Gone::Evicted, self.evicted - self.evicted_over - self.not_admitted),
+            (Gone::Over, self.evicted_over),
+            (Gone::NotAdmitted, self.not_admitted),
+        ]
     }
 
     pub(crate) fn tier(&mut self, tier: Tier) -> &mut TierStats {

@@ -2,7 +2,7 @@
 //! hands out guards; bytes never pass through it. One made after a panic begins with an empty shard over the same arenas.
 
 use crate::actors::disk::{DiskLife, DiskTier};
-use crate::actors::uses::CodecUses;
+use crate::actors::uses::{CodecUses, TenantUses};
 use crate::disk::{Found, Store};
 use crate::guards::{Lent, ReadGuard, Rest, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
@@ -124,6 +124,7 @@ pub(crate) struct DeviceCore {
     pub(super) memory: Memory,
     pub(super) resident: Vec<Option<Resident>>,
     uses: CodecUses,
+    pub(super) tenant_uses: TenantUses,
     pub(super) returns: Returns,
     /// Kept to reuse their memory.
     back: Vec<Return>,
@@ -161,6 +162,7 @@ impl DeviceCore {
             memory,
             resident: (0..frames).map(|_| None).collect(),
             uses: CodecUses::default(),
+            tenant_uses: TenantUses::default(),
             returns: Returns::default(),
             back: Vec::new(),
             effects: Vec::new(),
@@ -206,6 +208,7 @@ impl DeviceCore {
         self.shard = Shard::new(self.shard.config().clone());
         self.resident.iter_mut().for_each(|one| *one = None);
         (self.uses, self.returns, self.epoch) = (CodecUses::default(), Returns::default(), Epoch(0));
+        self.tenant_uses = TenantUses::default();
         self.tenure = Tenure::default();
         self.effects.clear();
         // What is on disk is looked at anew, by the other cluster's secrets.
@@ -296,12 +299,14 @@ impl DeviceCore {
     pub(super) fn keep(&mut self, id: BlockId, rest: Rest, header: BlockHeader) {
         self.let_go(id);
         let raw_bytes = self.uses.add(&header, &self.view.layouts);
+        self.tenant_uses.add(&header, raw_bytes);
         self.resident[id.index()] = Some(Resident { header, rest, raw_bytes });
     }
 
     fn let_go(&mut self, id: BlockId) {
         if let Some(Resident { header, raw_bytes, .. }) = self.resident[id.index()].take() {
             self.uses.remove(&header, raw_bytes);
+            self.tenant_uses.remove(&header, raw_bytes);
         }
     }
 

@@ -61,6 +61,11 @@ impl DeviceCore {
         }
     }
 
+    /// Says whether the disk has failed and is done without; one that is only being looked at has not.
+    pub(super) fn lacks_its_disk(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| !disk.store.is_open())
+    }
+
     /// Says for which life what is on disk is still to be taken in, if it is.
     pub(super) fn awaits_disk(&self) -> Option<DiskLife> {
         self.disk_life().filter(|_| self.disk.as_ref().is_some_and(|disk| !disk.is_restored))

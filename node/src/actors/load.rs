@@ -1,7 +1,7 @@
 //! How a device does, as its node's heartbeat tells it.
 
 use super::core::DeviceCore;
-use kvhive_cache::ShardStats;
+use kvhive_cache::{ShardStats, TierStats};
 use kvhive_protocol::SLOTS;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::load::{MAX_TENANT_LOADS, PinnedLoad, TierLoad, Traffic, Work};
@@ -19,6 +19,19 @@ impl DeviceCore {
         strategies.retain(|report| report.choice.is_some());
         strategies.truncate(MAX_LOAD_REPORTS);
         let stats = self.shard.stats();
+        let closed = [false, false, self.lacks_its_disk()];
+        let tier = |(tier, closed): (TierStats, bool)| TierLoad {
+            blocks: tier.blocks,
+            used_bytes: tier.used_bytes,
+            capacity_bytes: tier.capacity_bytes,
+            hits: tier.hits,
+            closed,
+        };
+        let mut tiers = [stats.device, stats.host, stats.disk].into_iter().zip(closed).map(tier);
+        let mut tenants = self.shard.tenant_loads(MAX_TENANT_LOADS);
+        for (tenant, load) in &mut tenants {
+            (load.stored_bytes, load.raw_bytes) = self.tenant_uses.of(*tenant);
+        }
         let load = DeviceLoad {
             blocks: stats.blocks(),
             used_bytes: stats.device.used_bytes + stats.host.used_bytes,
@@ -28,7 +41,7 @@ impl DeviceCore {
             fetched_blocks: stats.hits,
             stored_blocks: stats.stored,
             evicted_blocks: stats.evicted,
-            tenants: self.shard.tenant_loads(MAX_TENANT_LOADS),
+            tenants,
             strategies,
             // Membership says that.
             filled: Vec::new(),
@@ -36,12 +49,7 @@ impl DeviceCore {
             work: Work::default(),
             traffic: Traffic::default(),
             occupied: self.occupied(),
-            tiers: [stats.device, stats.host, stats.disk].map(|tier| TierLoad {
-                blocks: tier.blocks,
-                used_bytes: tier.used_bytes,
-                capacity_bytes: tier.capacity_bytes,
-                hits: tier.hits,
-            }),
+            tiers: std::array::from_fn(|_| tiers.next().unwrap_or_default()),
             reuse: self.shard.reuse().clone(),
             queue_us: 0,
             pinned: PinnedLoad {

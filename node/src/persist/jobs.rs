@@ -2,6 +2,7 @@
 
 use super::beside::{self, BEFORE, Standing};
 use super::{Extent, Keeper, Loaded, PersistError, PersistProgress, Saved};
+use crate::data::{add, count};
 use kvhive_protocol::LayoutFingerprint;
 use kvhive_runtime::stopped;
 use serde::Serialize;
@@ -121,16 +122,28 @@ impl Jobs {
     ) -> Outcome {
         let mut tell = |progress| self.change(|job| job.progress = progress);
         let failed = |error: PersistError| Outcome::Failed(error.to_string());
+        let counters = &self.keeper.holdings().counters;
         match verb {
             Verb::Persist => {
                 let saved = match name {
                     None => self.keeper.save(Extent::Memory, &mut tell).await,
                     Some(name) => self.persist_beside(&name, &folder, &mut tell).await,
                 };
+                match &saved {
+                    Ok(_) => count(&counters.snapshots),
+                    Err(_) => count(&counters.snapshot_failures),
+                }
                 saved.map_or_else(failed, Outcome::Persisted)
             }
             Verb::Load => {
                 let loaded = super::load(self.keeper.holdings(), &folder, only, &mut tell).await;
+                match &loaded {
+                    Ok(Loaded { blocks, damaged, .. }) => {
+                        add(&counters.snapshot_loaded_blocks, *blocks);
+                        add(&counters.snapshot_damaged_blocks, *damaged);
+                    }
+                    Err(_) => count(&counters.snapshot_failures),
+                }
                 loaded.map_or_else(failed, Outcome::Loaded)
             }
         }

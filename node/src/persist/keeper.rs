@@ -59,6 +59,13 @@ pub(crate) struct Keeper {
     standing: Mutex<Standing>,
 }
 
+/// How many damaged blocks of each snapshot are counted already.
+#[derive(Default)]
+struct KnownDamage {
+    own: u64,
+    before: u64,
+}
+
 impl Keeper {
     pub(crate) fn new(holdings: Holdings, config: PersistConfig) -> Keeper {
         Keeper { holdings, config, standing: Mutex::default() }
@@ -78,7 +85,8 @@ impl Keeper {
             // A device that is made anew from here on has lost its blocks: the snapshot has what it had of them.
             let restarts = self.holdings.restarts();
             self.stand(Standing::Pending);
-            let mut awaited = self.take_in(restarts, true).await;
+            let mut known = KnownDamage::default();
+            let mut awaited = self.take_in(restarts, &mut known).await;
             while restarts == self.holdings.restarts() {
                 let look = Instant::now() + LOOK_EVERY;
                 sleep_until(due.map_or(look, |due| due.min(look))).await;
@@ -90,7 +98,7 @@ impl Keeper {
                     self.write().await;
                 }
                 match &awaited {
-                    Some(slots) if self.has_come(slots) => awaited = self.take_in(restarts, false).await,
+                    Some(slots) if self.has_come(slots) => awaited = self.take_in(restarts, &mut known).await,
                     Some(slots) if slots.until <= Instant::now() => awaited = None,
                     _ => {}
                 }
@@ -100,7 +108,7 @@ impl Keeper {
 
     /// Takes in the snapshot once the node serves, then what was put aside of one before it. Says which slots are waited for, if
     /// there are blocks of others.
-    async fn take_in(&self, restarts: u64, is_first: bool) -> Option<Awaited> {
+    async fn take_in(&self, restarts: u64, known: &mut KnownDamage) -> Option<Awaited> {
         self.disks_are_known().await;
         let begun = Instant::now();
         let (held, own) = match self.patiently().await {
@@ -117,8 +125,8 @@ impl Keeper {
             ));
             return None;
         }
-        self.tell(&own, &self.config.folder, is_first);
-        let before = self.take_in_before(is_first).await;
+        self.tell(&own, &self.config.folder, &mut known.own);
+        let before = self.take_in_before(&mut known.before).await;
         self.stand(Standing::TakenIn { restarts, keeps: own.leaves_much() });
         let now = Instant::now();
         (own.elsewhere + before.elsewhere > 0).then(|| Awaited {
@@ -164,13 +172,13 @@ impl Keeper {
     }
 
     /// Loads what was put aside, which goes when little of it is left out; it stays as it is when that fails.
-    async fn take_in_before(&self, is_first: bool) -> Loaded {
+    async fn take_in_before(&self, known_damaged: &mut u64) -> Loaded {
         let path = self.before();
         if !path.exists() {
             return Loaded::default();
         }
         let loaded = load(&self.holdings, &path, None, &mut |_| {}).await;
-        let loaded = loaded.inspect(|loaded| self.tell(loaded, &path, is_first));
+        let loaded = loaded.inspect(|loaded| self.tell(loaded, &path, known_damaged));
         let dealt_with = match loaded {
             Ok(loaded) if loaded.leaves_much() => {
                 warn!(
@@ -217,7 +225,7 @@ impl Keeper {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn tell(&self, loaded: &Loaded, folder: &Path, is_first: bool) {
+    fn tell(&self, loaded: &Loaded, folder: &Path, known_damaged: &mut u64) {
         let Loaded {
             blocks,
             bytes,
@@ -245,9 +253,9 @@ impl Keeper {
             "snapshot taken in"
         );
         add(&self.holdings.counters.snapshot_loaded_blocks, blocks);
-        if is_first {
-            add(&self.holdings.counters.snapshot_damaged_blocks, damaged);
-        }
+        // What one pass finds damaged the next one finds again, and more where slots have come whose blocks were not read before.
+        add(&self.holdings.counters.snapshot_damaged_blocks, damaged.saturating_sub(*known_damaged));
+        *known_damaged = damaged.max(*known_damaged);
     }
 
     /// Waits until the node serves.

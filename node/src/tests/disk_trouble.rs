@@ -43,6 +43,13 @@ async fn at_rest(setup: &Setup, all: &[Block]) -> (FakeCoordinator, NodeHandle) 
     (coordinator, node)
 }
 
+/// Which tiers the node's next heartbeat says it does without.
+async fn told_closed(node: &NodeHandle) -> [bool; 3] {
+    let asked = node.devices[0].ask(Duration::from_secs(10), |reply| DeviceMessage::Load { reply }).await;
+    let (load, _) = asked.expect("the device answers");
+    load.tiers.map(|tier| tier.closed)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_is_done_without_until_it_has_room_again() {
     for mover in movers() {
@@ -60,12 +67,14 @@ async fn a_full_disk_is_done_without_until_it_has_room_again() {
         eventually("the disk is closed", || !store_of(&node).is_open()).await;
         let page = super::life::get(node.metrics_address(), "/metrics").await;
         assert!(page.contains("kvhive_node_disk_open{device=\"0\"} 0\n"), "{page}");
+        assert_eq!(told_closed(&node).await, [false, false, true], "the coordinators hear of it");
         assert!(!page.contains("kvhive_node_disk_write_failures_total{device=\"0\"} 0\n"), "{page}");
         assert!(come(&node, &blocks(1)).await[0], "what it has it still gives");
         let stats = node.shard_stats().await;
         assert!(stats.evicted > 0 && stats.lost == 0 && stats.disk.blocks <= before, "{stats:?}");
         faulty.has(Trouble::None);
         eventually("a probe opens it", || store_of(&node).is_open()).await;
+        assert_eq!(told_closed(&node).await, [false; 3]);
         let more: Vec<Block> = (200..240).map(|number| Block::new(number, FRAME)).collect();
         fill(&node, &mut client, &more).await;
         assert!(node.shard_stats().await.disk.blocks > before);

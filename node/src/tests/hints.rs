@@ -104,7 +104,7 @@ async fn a_node_says_what_its_strategies_have_chosen_and_chooses_when_asked() {
         let choice = reports[0].choice.clone().expect("it chooses");
         assert_eq!((reports.len(), reports[0].frame_bytes, reports[0].tenant), (1, 4096, None));
         assert_eq!((choice.in_charge.as_str(), choice.reason), ("learnt", Choice::TooLittleEvidence));
-        assert_eq!(choice.estimates.len(), 3);
+        assert_eq!(choice.estimates.len(), 4);
         assert_eq!(node.stats().strategies[0].report, reports[0]);
     }
     assert_eq!(node.adjust_strategy().len(), 1);

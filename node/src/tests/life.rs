@@ -85,8 +85,14 @@ async fn metrics_say_what_was_done() {
         "kvhive_node_codec_raw_bytes{device=\"0\",codec=\"int4\"} 0\n",
         "kvhive_node_shrunk_blocks_total{device=\"0\",outcome=\"done\"} 0\n",
         "kvhive_node_decoded_blocks_total 0\n",
+        "kvhive_node_evicted_blocks_total{device=\"0\",reason=\"evicted\"} 0\n",
+        "kvhive_node_evicted_blocks_total{device=\"0\",reason=\"not-admitted\"} 0\n",
     ] {
         assert!(page.contains(line), "{line} is missing in {page}");
+    }
+    let names = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    for name in names {
+        assert!(page.contains(&format!("# HELP {name} ")), "{name} does not say what it is");
     }
     let configured = page.lines().find_map(|line| line.strip_prefix("kvhive_node_memory_configured_bytes "));
     let configured: f64 = configured.and_then(|value| value.parse().ok()).expect("a number");

@@ -329,6 +329,8 @@ async fn what_is_done_for_each_tenant_is_counted_and_told() {
         missed_blocks: u64::from(hits > 0),
         stored_blocks: stored,
         evicted_blocks: evicted,
+        stored_bytes: blocks * FRAME as u64,
+        raw_bytes: blocks * FRAME as u64,
         ..TenantLoad::default()
     };
     let reported = [(TENANT, expected(2, 3, 1, 0)), (OTHER, expected(2, 2, 0, 2))];

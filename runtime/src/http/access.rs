@@ -177,6 +177,8 @@ mod tests {
             (Method::POST, "/v1/route", Role::Operator),
             (Method::POST, "/v1/engines/vllm-0/load", Role::Operator),
             (Method::POST, "/v1/tenants", Role::Admin),
+            (Method::POST, "/v1/tenants/default/rotate", Role::Admin),
+            (Method::DELETE, "/v1/tenants/acme", Role::Admin),
             (Method::DELETE, "/v1/anything", Role::Admin),
         ] {
             assert_eq!(required(&method, path), role, "{method} {path}");

@@ -263,10 +263,7 @@ impl Coordinator {
             }
             Effect::Apply { index, data, ticket, .. } => {
                 let entry: LogEntry = codec::decode(&data).expect("what was proposed decodes");
-                let clears = match entry.proposal.command {
-                    Command::ClearTenant { tenant } => Some(tenant),
-                    _ => None,
-                };
+                let clears = entry.proposal.command.ends_blocks_of();
                 let reply = self.registry.apply(index, entry);
                 self.answer_applied(now, ticket, clears, reply, out);
             }
@@ -316,12 +313,13 @@ impl Coordinator {
         let Some(Waiting::Proposal { asker: Some(asker), register }) = self.waiting.remove(&ticket) else {
             return;
         };
+        let clears = clears.and_then(|tenant| Some((tenant, reply.ended_blocks_at()?)));
         let answer = match (reply, clears) {
             (CommandReply::Registered { member, generation, .. }, _) if register => {
                 let map = self.registry.map().expect("somebody registered");
                 ControlReply::Registered { member, generation, map: Box::new((*map).clone()) }
             }
-            (reply @ CommandReply::TenantCleared { epoch, .. }, Some(tenant)) => {
+            (reply, Some((tenant, epoch))) => {
                 let ticket = ClearTicket(ticket.0);
                 match self.overseer.clear_started(now, ticket, tenant, epoch) {
                     Ok(()) => {

@@ -215,7 +215,7 @@ impl Report {
             println!("hints           heard for {} copies of blocks", self.released_copies);
         }
         println!(
-            "not stored      {} blocks: {} for want of room or worth, {} too large, {} with too few copies, {} unreachable, {} otherwise",
+            "not stored      {} blocks: {} for want of room or worth, {} too large, {} with too few copies, {} unreachable, {} while another store wrote the same block or its tenant was cleared",
             self.refused_blocks,
             self.refused.no_room,
             self.refused.too_large,

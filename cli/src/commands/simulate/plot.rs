@@ -1,6 +1,6 @@
 //! Hit rate against size as a picture: SVG by hand, one line a strategy over a logarithmic axis, the optimum as the ceiling.
 
-use super::sweep::{Contender, Row, Size};
+use super::sweep::{Contender, Row, Size, beyond_the_optimum};
 use std::fmt::Write;
 
 const WIDTH: f64 = 960.0;
@@ -74,6 +74,13 @@ pub(super) fn draw(trace: &str, sizes: &[Size], rows: &[Row]) -> String {
     lines.sort_by(|one, other| other.mean.total_cmp(&one.mean));
     for (place, line) in lines.iter().enumerate() {
         draw_line(&mut svg, &frame, place, line, rows, sizes.len());
+    }
+    if let Some(note) = beyond_the_optimum(rows) {
+        let y = HEIGHT - 2.0;
+        put(
+            &mut svg,
+            format_args!("<text x=\"{LEFT}\" y=\"{y}\" font-size=\"11\" fill=\"#666\">{note}</text>"),
+        );
     }
     svg.push_str("</svg>\n");
     svg

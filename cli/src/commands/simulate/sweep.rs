@@ -68,6 +68,15 @@ impl Serialize for Contender {
     }
 }
 
+/// Says why a row may lie above the optimum, where one is there that may.
+pub(super) fn beyond_the_optimum(rows: &[Row]) -> Option<&'static str> {
+    let has = |wanted: Contender| rows.iter().any(|row| row.strategy == wanted);
+    let shrinks = [Strategy::Compressed, Strategy::Quantized].map(Contender::Strategy).into_iter().any(has);
+    (shrinks && has(Contender::Optimum)).then_some(
+        "the optimum counts blocks of full size; compressed and quantized shrink blocks, hold more of them, and may lie above it",
+    )
+}
+
 /// Returns what was chosen, each once, in the order asked for.
 pub(crate) fn contenders(choices: &[Choice]) -> Vec<Contender> {
     let mut chosen = Vec::new();
@@ -325,6 +334,19 @@ mod tests {
         assert_eq!((chosen.len(), chosen[0].to_string()), (Strategy::ALL.len() + 1, "lru".to_owned()));
         let error = "lruu".parse::<Choice>().expect_err("no such name");
         assert!(error.contains("w-tinylfu") && error.ends_with("optimum, all"), "{error}");
+    }
+
+    #[test]
+    fn why_a_row_may_lie_above_the_optimum_is_said_where_both_are_there() {
+        let row = |strategy| row(strategy, 1, &Outcome::default(), 1.0);
+        let [optimum, lru, shrinks] = [
+            Contender::Optimum,
+            Contender::Strategy(Strategy::Lru),
+            Contender::Strategy(Strategy::Quantized),
+        ];
+        assert_eq!(beyond_the_optimum(&[row(optimum), row(lru)]), None);
+        assert_eq!(beyond_the_optimum(&[row(shrinks), row(lru)]), None);
+        assert!(beyond_the_optimum(&[row(optimum), row(shrinks)]).is_some());
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub(super) struct Tier {
     pub(super) blocks: u64,
     pub(super) used_bytes: u64,
     pub(super) capacity_bytes: u64,
+    /// It has failed: the node does without it.
+    pub(super) closed: bool,
 }
 
 #[derive(Deserialize, Clone, Copy, Debug, Default)]
@@ -104,6 +106,8 @@ pub(super) struct Tenant {
     pub(super) used_bytes: u64,
     pub(super) hit_rate: Option<f64>,
     pub(super) evicted_blocks: u64,
+    /// Stored bytes over raw ones.
+    pub(super) stored_ratio: Option<f64>,
 }
 
 /// One event.

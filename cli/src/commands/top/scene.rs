@@ -45,6 +45,7 @@ pub(super) fn busy() -> (Look, Look) {
         blocks: used / 65_536,
         used_bytes: used << 20,
         capacity_bytes: of << 20,
+        closed: false,
     };
     let before = look(1_000_000, &[("1/0", at(0, 0, 0, 0)), ("2/0", at(0, 0, 0, 0))]);
     let mut now =
@@ -65,6 +66,7 @@ pub(super) fn busy() -> (Look, Look) {
         device.tiers = vec![tier("device", used, 64), tier("host", used / 2, 64), tier("disk", 0, 120)];
         (device.primary_slots, device.slots, device.filling_slots) =
             (2048, 3000, u64::from(used == 12) * 145);
+        device.tiers[2].closed = used == 12;
     }
     now.tenants = vec![Tenant {
         name: "default".to_owned(),
@@ -72,6 +74,7 @@ pub(super) fn busy() -> (Look, Look) {
         used_bytes: 549 << 20,
         hit_rate: Some(0.974),
         evicted_blocks: 17,
+        stored_ratio: Some(0.535),
     }];
     now.events = vec![Event {
         sequence: 9,

@@ -235,7 +235,10 @@ fn bar(tier: &Tier, width: usize) -> Line<'static> {
         if tier.capacity_bytes == 0 { 0.0 } else { tier.used_bytes as f64 / tier.capacity_bytes as f64 };
     let inner = width.saturating_sub(2);
     let full = ((share * inner as f64).round() as usize).min(inner);
-    let words = format!("{}/{}", short(tier.used_bytes as f64), short(tier.capacity_bytes as f64));
+    let words = match tier.closed {
+        true => "failed".to_owned(),
+        false => format!("{}/{}", short(tier.used_bytes as f64), short(tier.capacity_bytes as f64)),
+    };
     let strokes = format!("{}{}", "|".repeat(full), " ".repeat(inner - full));
     let begins = inner.saturating_sub(words.len());
     let text: String = strokes.chars().take(begins).chain(words.chars()).take(inner).collect();
@@ -244,10 +247,11 @@ fn bar(tier: &Tier, width: usize) -> Line<'static> {
         ..0.9 => GOOD,
         _ => WARN,
     };
+    let (style, soft) = if tier.closed { (BAD, BAD) } else { (style, SOFT) };
     Line::from(vec![
         Span::styled("[", STRONG),
         Span::styled(filled.to_owned(), style),
-        Span::styled(rest.to_owned(), SOFT),
+        Span::styled(rest.to_owned(), soft),
         Span::styled("]", STRONG),
     ])
 }
@@ -260,17 +264,19 @@ fn draw_tenants(figures: &Figures, area: Rect, cells: &mut Buffer) {
             report::bytes(tenant.used_bytes),
             percent(tenant.hit_rate),
             tenant.evicted_blocks.to_string(),
+            percent(tenant.stored_ratio),
         ])
     });
     let more = figures.tenants.len().saturating_sub(TENANTS);
     let title = if more == 0 { "TENANT".to_owned() } else { format!("TENANT ({more} more)") };
-    let names = [title.as_str(), "BLOCKS", "USED", "HIT RATE", "EVICTED"].map(str::to_owned);
+    let names = [title.as_str(), "BLOCKS", "USED", "HIT RATE", "EVICTED", "OF RAW"].map(str::to_owned);
     let widths = [
         Constraint::Min(20),
         Constraint::Length(10),
         Constraint::Length(12),
         Constraint::Length(9),
         Constraint::Length(10),
+        Constraint::Length(7),
     ];
     Table::new(rows, widths).header(Row::new(names).style(HEAD)).render(area, cells);
 }

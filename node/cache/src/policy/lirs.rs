@@ -8,10 +8,10 @@ use super::list::{Column, Links, List, MAX_SCAN, Path};
 use super::{Policy, Removal, Request, Verdict, Visit};
 use kvhive_protocol::BlockKey;
 
-/// For so many blocks of the pool there are so many ghosts: 2.125 for each. An eighth is for those that come back or sink below
-/// the stack, whose places stay empty for a while.
+/// For so many blocks of the pool there are so many ghosts: two for each. Places of those that come back or sink below
+/// the stack stay empty for a while.
 const BLOCKS: u32 = 8;
-const GHOSTS: u32 = 17;
+const GHOSTS: u32 = 16;
 /// The cold queue's share of the pool is one in so many.
 const COLD_SHARE: usize = 100;
 
@@ -27,7 +27,7 @@ enum State {
 pub struct Lirs {
     hot_limit: usize,
     hot: usize,
-    /// Of each 25 nodes on the stack, the first eight are records' and the others ghosts'.
+    /// Of each 24 nodes on the stack, the first eight are records' and the others ghosts'.
     stack_links: Links,
     stack: List,
     queue_links: Links,
@@ -281,11 +281,11 @@ mod tests {
 
     #[test]
     fn nodes_of_records_and_ghosts_fill_the_stack_without_a_gap() {
-        let mut all: Vec<u32> = (0..24).map(node_of_record).chain((0..51).map(node_of_ghost)).collect();
+        let mut all: Vec<u32> = (0..24).map(node_of_record).chain((0..48).map(node_of_ghost)).collect();
         assert!((0..24).all(|at| stacked(node_of_record(at)) == Stacked::Record(at)));
-        assert!((0..51).all(|ghost| stacked(node_of_ghost(ghost)) == Stacked::Ghost(ghost)));
+        assert!((0..48).all(|ghost| stacked(node_of_ghost(ghost)) == Stacked::Ghost(ghost)));
         all.sort_unstable();
-        assert_eq!(all, (0..75).collect::<Vec<u32>>());
+        assert_eq!(all, (0..72).collect::<Vec<u32>>());
     }
 
     #[test]

@@ -8,10 +8,13 @@ use super::{Policy, Removal, Request, Verdict, Visit};
 use kvhive_protocol::BlockKey;
 use std::collections::BTreeSet;
 
-/// Ghosts for each block of the pool, and at least in all: what is worth knowing about a small pool's past is no less than
-/// about a large one's. The least number takes 5 MB.
-const GHOSTS_PER_BLOCK: usize = 1;
+/// Ghosts at least in all: what is worth knowing about a small pool's past is no less than about a large one's. They take 5 MB.
 const MIN_GHOSTS: usize = 1 << 18;
+
+/// Returns how many ghosts there are for a pool of so many blocks: four for five.
+fn ghosts(blocks: usize) -> usize {
+    (blocks - blocks / 5).max(MIN_GHOSTS)
+}
 
 /// When a block was used, in uses of any block. What was used so long ago that it cannot be told is used at 1, and 0 is never.
 type Time = u32;
@@ -52,7 +55,7 @@ impl LruTwo {
     /// Returns the bytes that it takes at most for a pool of so many blocks.
     pub(super) fn most_bytes(capacity: u32) -> usize {
         let capacity = capacity as usize;
-        let ghosts = (capacity * GHOSTS_PER_BLOCK).max(MIN_GHOSTS);
+        let ghosts = ghosts(capacity);
         size_of::<Self>()
             + Links::bytes(capacity)
             + capacity * BYTES_IN_SET
@@ -63,7 +66,7 @@ impl LruTwo {
 
     /// Makes an empty order for `capacity` blocks.
     pub fn new(capacity: u32, seed: u64) -> LruTwo {
-        let ghosts = (capacity as usize * GHOSTS_PER_BLOCK).max(MIN_GHOSTS);
+        let ghosts = ghosts(capacity as usize);
         LruTwo {
             links: Links::new(capacity as usize),
             once: List::EMPTY,
@@ -169,7 +172,7 @@ impl Policy for LruTwo {
     }
 
     fn held(&mut self, most: usize) {
-        self.ghosts.sized((most * GHOSTS_PER_BLOCK).max(MIN_GHOSTS));
+        self.ghosts.sized(ghosts(most));
     }
 
     fn memory_bytes(&self) -> usize {

@@ -14,6 +14,8 @@ impl Shard {
         let ended = self.tenants.iter().any(|(tenant, era)| tenants.get(tenant) != Some(era));
         self.tell_cleared(&tenants);
         self.tenants = tenants;
+        // What a deleted tenant has left behind is counted until it is gone; its figures go with a later map.
+        self.loads.retain(|tenant, load| self.tenants.contains_key(tenant) || load.all_blocks() > 0);
         if ended {
             self.sweep = Some(0);
         }
@@ -37,7 +39,8 @@ impl Shard {
         Visit { key, parent: self.linked(parent), depth, partial: false }
     }
 
-    /// Returns a tenant's figures, to count in. There are no more of them than tenants were ever named by a map.
+    /// Returns a tenant's figures, to count in. There are no more of them than tenants of the map, and of those before it that have
+    /// blocks here.
     pub(super) fn load_of(&mut self, tenant: TenantId) -> &mut TenantLoad {
         self.loads.entry(tenant).or_default()
     }

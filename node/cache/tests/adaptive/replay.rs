@@ -25,14 +25,17 @@ pub(crate) struct Trace {
 impl Trace {
     /// Makes a trace of requests of the given blocks, a second apart.
     pub(crate) fn of(requests: impl IntoIterator<Item = Vec<u32>>) -> Trace {
-        let mut trace = Trace::default();
-        let mut seen = std::collections::HashSet::new();
-        for (at, blocks) in requests.into_iter().enumerate() {
-            seen.extend(blocks.iter().copied());
-            trace.lines.push(Line { at_ms: at as u64 * 1000, blocks, ..Line::default() });
-        }
-        trace.footprint = seen.len();
-        trace
+        let lines = requests.into_iter().enumerate();
+        Trace::of_lines(
+            lines.map(|(at, blocks)| Line { at_ms: at as u64 * 1000, blocks, ..Line::default() }).collect(),
+        )
+    }
+
+    /// Makes a trace of these requests.
+    pub(crate) fn of_lines(lines: Vec<Line>) -> Trace {
+        let seen: std::collections::HashSet<u32> =
+            lines.iter().flat_map(|line| line.blocks.iter().copied()).collect();
+        Trace { lines, footprint: seen.len() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which way to rank is in charge: the learnt one, or a simple one while that is clearly better on the same blocks.
 
-use super::shadow::{MAX_ROOM, Seen, Shadow};
+use super::shadow::{Admission, MAX_ROOM, Seen, Shadow};
 use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason};
 use std::fmt;
 
@@ -13,11 +13,26 @@ pub enum Ranker {
     Lru,
     /// Least used first, uses ageing with time (LRFU: Lee et al., IEEE ToC 50, 2001).
     Lfu,
+    /// Longest time between the last two uses, or since the last, first; those used once before all others. A newcomer that was
+    /// never seen takes nobody's place, nor does one that ranks no better: a part of a loop that is too large stays (as in LIRS).
+    Lirs,
 }
+
+/// How many there are.
+const RANKERS: usize = 4;
 
 impl Ranker {
     /// All of them.
-    pub const ALL: [Ranker; 3] = [Ranker::Learnt, Ranker::Lru, Ranker::Lfu];
+    pub const ALL: [Ranker; RANKERS] = [Ranker::Learnt, Ranker::Lru, Ranker::Lfu, Ranker::Lirs];
+
+    /// How it lets newcomers in.
+    pub(super) fn admission(self) -> Admission {
+        match self {
+            Ranker::Learnt => Admission::NoWorse,
+            Ranker::Lru | Ranker::Lfu => Admission::All,
+            Ranker::Lirs => Admission::Better,
+        }
+    }
 
     /// Its name as reports have it.
     pub fn name(self) -> &'static str {
@@ -25,6 +40,7 @@ impl Ranker {
             Ranker::Learnt => "learnt",
             Ranker::Lru => "lru",
             Ranker::Lfu => "lfu",
+            Ranker::Lirs => "lirs",
         }
     }
 }
@@ -34,8 +50,9 @@ impl Ranker {
 pub struct Report {
     /// Who ranks now.
     pub in_charge: Ranker,
-    /// Hit rates of the shadow caches, of the latest blocks seen, in the order of [`Ranker::ALL`].
-    pub hit_rates: [f64; 3],
+    /// Hit rates of the shadow caches, of the latest blocks seen, in the order of [`Ranker::ALL`]; of the learnt way's, while it is in
+    /// charge, those of the pool.
+    pub hit_rates: [f64; RANKERS],
     /// Sampled blocks that the rates rest on.
     pub evidence: f64,
     /// One in so many blocks is sampled.
@@ -80,8 +97,12 @@ const BEHIND: f64 = -1.0;
 /// way is less itself than a simple one. A simple way must be ahead by so many hits of each block seen, in so many windows in a
 /// row, and one in charge stays only while it is ahead by a part of that.
 const MARGIN: f64 = 0.01;
-const CONFIRMATIONS: u32 = 16;
+const CONFIRMATIONS: u32 = 4;
 const MARGIN_BACK: f64 = 0.002;
+
+/// Hits of each block seen by which another simple way must be ahead of one in charge to take its place: they are told apart by their
+/// rates, which are not known as well as a difference request by request.
+const CLEARLY: f64 = 0.004;
 
 /// A simple way beside the learnt one, request by request: as both see the same, their difference is known far better than
 /// the rate of either, and as the blocks of a request come back together, requests are counted and not blocks.
@@ -114,11 +135,13 @@ impl Duel {
 
 /// The shadow caches and who is in charge.
 pub(super) struct Choice {
-    shadows: [Shadow; 3],
+    shadows: [Shadow; RANKERS],
     one_in: u64,
     in_charge: Ranker,
-    hits: [f64; 3],
-    duels: [Duel; 3],
+    /// Whether the first window, which is not over yet, will be before the pool is full.
+    begins_empty: bool,
+    hits: [f64; RANKERS],
+    duels: [Duel; RANKERS],
     seen: f64,
     window: u64,
     left: u64,
@@ -132,11 +155,12 @@ impl Choice {
         let room = (capacity / one_in as usize).max(1);
         let window = (room as u64 / WINDOWS_PER_ROOM).max(MIN_WINDOW);
         Choice {
-            shadows: [Shadow::new(room), Shadow::new(room), Shadow::new(room)],
+            shadows: Ranker::ALL.map(|_| Shadow::new(room)),
             one_in,
             in_charge: Ranker::Learnt,
-            hits: [0.0; 3],
-            duels: [Duel::default(); 3],
+            begins_empty: one_in == 1 && window > MIN_WINDOW,
+            hits: [0.0; RANKERS],
+            duels: [Duel::default(); RANKERS],
             seen: 0.0,
             // The first window fills the caches and counts for little.
             window,
@@ -166,17 +190,21 @@ impl Choice {
         }
     }
 
-    /// A sampled block is used. `worth` ranks it for each way.
-    pub(super) fn visit(&mut self, seen: Seen, worth: &dyn Fn(Ranker, &Seen) -> f32) {
+    /// A sampled block is used, and the pool has it or not. `worth` ranks it for each way.
+    pub(super) fn visit(&mut self, seen: Seen, is_hit: bool, worth: &dyn Fn(Ranker, &Seen) -> f32) {
         self.seen += 1.0;
-        let mut hits = [0.0; 3];
+        let mut hits = [0.0; RANKERS];
         for (number, ranker) in Ranker::ALL.into_iter().enumerate() {
-            let refuses = ranker == Ranker::Learnt;
-            if self.shadows[number].visit(seen, refuses, &|seen| worth(ranker, seen)) {
+            if self.shadows[number].visit(seen, ranker.admission(), &|seen| worth(ranker, seen)) {
                 hits[number] = 1.0;
             }
         }
-        for number in 0..3 {
+        if self.in_charge == Ranker::Learnt {
+            // Its shadow cache has ranked by it from the start: what that holds of a loop that is too large, the pool may lose
+            // for good when another way gives way to it. So it counts what it did, not what it would have.
+            hits[Ranker::Learnt as usize] = f64::from(u8::from(is_hit));
+        }
+        for number in 0..RANKERS {
             self.hits[number] += hits[number];
             self.duels[number].now += hits[number] - hits[Ranker::Learnt as usize];
         }
@@ -199,7 +227,13 @@ impl Choice {
             return false;
         }
         self.left = self.window;
-        let (best, before, is_sampled) = (self.best(), self.in_charge, self.one_in > 1);
+        let (before, is_sampled) = (self.in_charge, self.one_in > 1);
+        if std::mem::take(&mut self.begins_empty) {
+            // Until something is learnt, the one that loses least on a loop that is too large is taken at its word: it has to be
+            // behind to give way, and not ahead to come.
+            self.in_charge = Ranker::Lirs;
+        }
+        let best = self.best();
         let is_ahead = self.is_ahead(best);
         self.windows_ahead = if is_ahead { self.windows_ahead.saturating_add(1) } else { 0 };
         if !is_ahead {
@@ -231,9 +265,18 @@ impl Choice {
         changed
     }
 
-    /// Returns the better of the simple ways.
+    /// Returns the best of the simple ways; one in charge is, until another is clearly better.
     fn best(&self) -> Ranker {
-        if self.rate(Ranker::Lru) >= self.rate(Ranker::Lfu) { Ranker::Lru } else { Ranker::Lfu }
+        let (mut best, mut most) = match self.in_charge {
+            Ranker::Learnt => (Ranker::Lru, self.rate(Ranker::Lru)),
+            simple => (simple, self.rate(simple) + CLEARLY),
+        };
+        for ranker in Ranker::ALL {
+            if ranker != Ranker::Learnt && self.rate(ranker) > most {
+                (best, most) = (ranker, self.rate(ranker));
+            }
+        }
+        best
     }
 
     /// Says whether a simple way is so far ahead of the learnt one that it should be, or stay, in charge.

@@ -66,9 +66,14 @@ impl Past {
         self.gap = self.gap & !GAP | (bucket as u8 + 1) & GAP;
     }
 
+    /// Returns the bucket of the time between its last two uses, none if it was used once.
+    pub(super) fn gap(self) -> Option<u8> {
+        (self.gap & GAP).checked_sub(1)
+    }
+
     /// Level of its last gap, 0 for one use only.
     fn gap_level(self, begins: &[u8]) -> usize {
-        (self.gap & GAP).checked_sub(1).map_or(0, |bucket| level(begins, bucket) + 1)
+        self.gap().map_or(0, |bucket| level(begins, bucket) + 1)
     }
 
     /// Binary logarithm in half steps of the number of blocks of its last request: long requests must not outvote short ones.
@@ -140,6 +145,11 @@ impl Past {
         const WEIGHT: [u32; 17] = [256, 215, 181, 152, 128, 108, 91, 76, 64, 54, 45, 38, 32, 27, 23, 19, 16];
         WEIGHT[usize::from(self.marks & SPAN).min(16)] * if self.is_sampled() { SAMPLE } else { 1 }
     }
+}
+
+/// Returns the first bucket of the last gap of the blocks of a family, none for those used once.
+pub(super) fn gap_of(family: usize) -> Option<usize> {
+    (family % (GAPS.len() + 1)).checked_sub(1).map(|level| usize::from(GAPS[level]))
 }
 
 /// Returns about how often the blocks of a family were used.

@@ -17,6 +17,21 @@ const RERANKS: usize = 8;
 /// Classes that one request ranks by who is in charge now, while they are ranked by who was before: a fraction of that each.
 const RELEVELS: usize = 128;
 
+/// What a block of a family is worth at an age, by the longer of its last gap and the age, on a scale from 0 to 1.
+fn distance(family: usize, bucket: usize) -> f32 {
+    let all = 2.0 * BUCKETS as f32;
+    match class::gap_of(family) {
+        Some(gap) => 1.0 - gap.max(bucket) as f32 / all,
+        None => 0.5 - (bucket + 1) as f32 / all,
+    }
+}
+
+/// What a newcomer is worth on that scale: a little less than a block like it that is in, so that it does not take the place of one
+/// for a difference that is chance.
+pub(super) fn distance_of_newcomer(gap: usize) -> f32 {
+    1.0 - (gap + 1) as f32 / (2.0 * BUCKETS as f32)
+}
+
 impl Adaptive {
     /// Gives the blocks of the request at hand their classes, now that as much is known of it as will be.
     pub(super) fn settle(&mut self) {
@@ -62,14 +77,22 @@ impl Adaptive {
                 continue;
             }
             let row = self.row(block.past, octile);
-            let seen = Seen { print: block.print, last: block.past.last, uses: block.past.uses, row };
+            let seen = Seen {
+                print: block.print,
+                last: block.past.last,
+                uses: block.past.uses,
+                row,
+                gap: block.past.gap(),
+            };
             let (now, ages, ranking, fade) = (self.now, &self.ages, &self.ranking, self.life * LFU_LIVES);
-            self.choice.visit(seen, &|ranker, seen| {
+            let rows = &self.rows;
+            self.choice.visit(seen, block.is_hit, &|ranker, seen| {
                 let age = now.wrapping_sub(seen.last);
                 match ranker {
                     Ranker::Learnt => f32::from(ranking.learnt_level(cell(seen.row, ages.bucket(age) as u8))),
                     Ranker::Lru => -(age as f32),
                     Ranker::Lfu => lfu(seen.uses, age as f32, fade),
+                    Ranker::Lirs => distance(rows[usize::from(seen.row)].family.into(), ages.bucket(age)),
                 }
             });
         }
@@ -112,6 +135,7 @@ impl Adaptive {
                     let worth = lfu(uses, self.ages.begin(bucket) as f32, self.life * LFU_LIVES);
                     *level = level_on_scale((worth + LFU_SCALE) / (LFU_SCALE + 8.0));
                 }
+                Ranker::Lirs => *level = level_on_scale(distance(family, bucket)),
             }
         }
         self.ranking.rerank(row, &learnt, &levels);

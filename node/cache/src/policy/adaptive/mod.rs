@@ -31,6 +31,7 @@ use ranking::{Level, NONE, Ranking, cell};
 use records::Records;
 use request::{Current, History, Touched};
 use score::Score;
+use shadow::Admission;
 
 /// Classes of the same rank that are compared by age when a simple way to rank is in charge.
 const MAX_TIES: usize = 16;
@@ -192,7 +193,7 @@ impl Adaptive {
         past.last = self.now;
         past.set_partial(visit.partial);
         past.set_span(self.current.span);
-        self.current.touched.push(Touched { print, at, past, is_new: known.is_none() });
+        self.current.touched.push(Touched { print, at, past, is_new: known.is_none(), is_hit: false });
     }
 
     /// Returns what is remembered of a block after a use now.
@@ -318,6 +319,7 @@ impl Policy for Adaptive {
         }
         self.touch(print(&visit.key), at, Some((record.past, record.cohort)), visit);
         let place = self.current.touched.len() as u32 - 1;
+        self.current.touched[place as usize].is_hit = true;
         let record = self.records.at(at);
         record.cohort = NONE;
         record.previous = place;
@@ -344,8 +346,18 @@ impl Policy for Adaptive {
     }
 
     fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
-        let is_learnt = self.choice.in_charge() == Ranker::Learnt;
-        let level = if is_learnt { self.level_of(newcomer) } else { Level::MAX };
+        let level = match self.choice.in_charge().admission() {
+            Admission::All => Level::MAX,
+            Admission::NoWorse => self.level_of(newcomer),
+            Admission::Better => {
+                let ghost = self.ghosts.get(print(&newcomer.key)).map(|ghost| ghost.past);
+                let Some(gap) = ghost.and_then(|past| self.next_past(past).gap()) else {
+                    return Verdict::Refuse;
+                };
+                let level = ranking::level_on_scale(learning::distance_of_newcomer(gap.into()));
+                level.saturating_sub(1)
+            }
+        };
         self.lowest_below(level, may_go)
     }
 

@@ -15,6 +15,8 @@ pub(super) struct Touched {
     pub(super) past: Past,
     /// Whether it was neither resident nor remembered.
     pub(super) is_new: bool,
+    /// Whether it was resident before the request.
+    pub(super) is_hit: bool,
 }
 
 /// Blocks that may come beyond those that the request named before they are judged; at least so many may come in all.

@@ -3,6 +3,7 @@
 //! Miniature Simulations", USENIX ATC 2017). As in the pool, only leaves leave and a hit counts only after hits.
 
 use super::ages::Tick;
+use super::learning::distance_of_newcomer;
 use super::ranking::NONE;
 use foldhash::fast::FixedState;
 use hashbrown::HashTable;
@@ -11,10 +12,24 @@ use std::hash::BuildHasher;
 /// Room of a shadow cache; a larger pool is sampled.
 pub(super) const MAX_ROOM: usize = 8192;
 
-/// Leaves compared for one victim by a way that refuses and by one that does not. With few, a way would seem to forgive loops
-/// that are a little too large for it.
-const CANDIDATES: usize = 24;
-const MORE_CANDIDATES: usize = 96;
+/// Leaves compared for one victim. With few, a way would seem to forgive loops that are a little too large for it, and the learnt
+/// one would seem worse than it is, for the pool itself compares all.
+const CANDIDATES: usize = 96;
+
+/// Which newcomers a way to rank lets in when there is no room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Admission {
+    All,
+    /// Those of no less worth than what would leave.
+    NoWorse,
+    /// Those that were seen before and are of more worth than what would leave.
+    Better,
+}
+
+/// What a newcomer is worth by [`Admission::Better`].
+fn entry(seen: &Seen) -> Option<f32> {
+    seen.gap.map(|gap| distance_of_newcomer(gap.into()))
+}
 
 /// What a way to rank may look at.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -23,6 +38,8 @@ pub(super) struct Seen {
     pub(super) last: Tick,
     pub(super) uses: u8,
     pub(super) row: u16,
+    /// Bucket of the time between its last two uses, if there were two.
+    pub(super) gap: Option<u8>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,9 +88,9 @@ impl Shadow {
         self.is_refused = false;
     }
 
-    /// A block of the request is used; says whether that is a hit. `worth` ranks blocks, the lowest leaves first; with
-    /// `refuses` a newcomer of less worth than what would leave for it is not let in, nor what follows it.
-    pub(super) fn visit(&mut self, seen: Seen, refuses: bool, worth: &dyn Fn(&Seen) -> f32) -> bool {
+    /// A block of the request is used; says whether that is a hit. `worth` ranks blocks, the lowest leaves first. What
+    /// follows a newcomer that is not let in is not let in either.
+    pub(super) fn visit(&mut self, seen: Seen, admission: Admission, worth: &dyn Fn(&Seen) -> f32) -> bool {
         let entries = &self.entries;
         let hash = self.hasher.hash_one(seen.print);
         if let Some(at) = self.table.find(hash, |at| entries[*at as usize].seen.print == seen.print) {
@@ -86,11 +103,15 @@ impl Shadow {
             return false;
         }
         if self.table.len() >= self.room {
-            let candidates = if refuses { CANDIDATES } else { MORE_CANDIDATES };
-            let victim = self.victim(seen.last, candidates, worth);
-            let Some(victim) =
-                victim.filter(|at| !refuses || worth(&self.entries[*at as usize].seen) <= worth(&seen))
-            else {
+            let victim = self.victim(seen.last, worth).filter(|at| {
+                let leaves = worth(&self.entries[*at as usize].seen);
+                match admission {
+                    Admission::All => true,
+                    Admission::NoWorse => leaves <= worth(&seen),
+                    Admission::Better => entry(&seen).is_some_and(|worth| leaves < worth),
+                }
+            });
+            let Some(victim) = victim else {
                 self.is_refused = true;
                 return false;
             };
@@ -109,9 +130,9 @@ impl Shadow {
         }
     }
 
-    fn victim(&mut self, now: Tick, candidates: usize, worth: &dyn Fn(&Seen) -> f32) -> Option<u32> {
+    fn victim(&mut self, now: Tick, worth: &dyn Fn(&Seen) -> f32) -> Option<u32> {
         let mut best: Option<(f32, u32)> = None;
-        for _ in 0..candidates.min(self.leaves.len()) {
+        for _ in 0..CANDIDATES.min(self.leaves.len()) {
             self.dice ^= self.dice << 13;
             self.dice ^= self.dice >> 7;
             self.dice ^= self.dice << 17;

@@ -1,0 +1,267 @@
+//! What each exported figure says: the one table of all names in `/metrics`, of nodes and coordinators.
+
+/// Every name and what it counts, ascending.
+pub const HELP: &[(&str, &str)] = &[
+    ("kvhive_build_info", "1, with the version of this process"),
+    ("kvhive_coordinator_applied_index", "Index of the last log entry applied"),
+    (
+        "kvhive_coordinator_clears_done_total",
+        "Clears, rotations and deletions of tenants that every member has confirmed",
+    ),
+    ("kvhive_coordinator_committed_index", "Index of the last log entry that a majority has"),
+    ("kvhive_coordinator_elections_won_total", "Times this coordinator became leader"),
+    ("kvhive_coordinator_epoch", "Epoch of the cluster map that this coordinator has"),
+    (
+        "kvhive_coordinator_heartbeats_fenced_total",
+        "Heartbeats refused because their member is none any more in that generation",
+    ),
+    ("kvhive_coordinator_is_leader", "1 where this coordinator leads, else 0"),
+    ("kvhive_coordinator_leases_expired_total", "Leases of members that ran out while this coordinator led"),
+    (
+        "kvhive_coordinator_leases_renewed_total",
+        "Leases of members that heartbeats renewed while this coordinator led",
+    ),
+    ("kvhive_coordinator_log_microseconds_total", "Time that writes and syncs of the log took"),
+    ("kvhive_coordinator_log_syncs_total", "Times the log was synced to its disk"),
+    ("kvhive_coordinator_log_writes_total", "Writes to the log"),
+    ("kvhive_coordinator_members", "Members of the cluster map by state"),
+    ("kvhive_coordinator_plans_total", "Plans of slots that were proposed"),
+    ("kvhive_coordinator_proposals_total", "Changes that this coordinator has put to the others"),
+    ("kvhive_coordinator_raft_messages_ignored_total", "Messages of peers that could not be used"),
+    (
+        "kvhive_coordinator_raft_sends_dropped_total",
+        "Messages to peers that were dropped because their queue was full",
+    ),
+    ("kvhive_coordinator_reads_total", "Reads that went through the leader"),
+    ("kvhive_coordinator_refused_total", "Changes and reads refused because this coordinator does not lead"),
+    ("kvhive_coordinator_slots_lost_total", "Slots that lost their last replica: their blocks are misses"),
+    ("kvhive_coordinator_slots_moving", "Slots that are being copied to where they belong"),
+    ("kvhive_coordinator_slots_unavailable", "Slots without any replica"),
+    ("kvhive_coordinator_term", "Raft's term"),
+    ("kvhive_coordinator_waiting", "Requests that wait for an answer here"),
+    ("kvhive_device_blocks", "Resident blocks of all tiers, as the device last reported"),
+    (
+        "kvhive_device_capacity_bytes",
+        "Bytes of its memory frames, as the device last reported; the disk tier is not in it",
+    ),
+    (
+        "kvhive_device_used_bytes",
+        "Bytes of its memory frames that are taken, as the device last reported; the disk tier is not in it",
+    ),
+    ("kvhive_forecast", "What is foreseen of a figure, so far ahead"),
+    ("kvhive_forecast_coverage", "Part of what came that lay within the interval foreseen for it"),
+    (
+        "kvhive_forecast_mase",
+        "Error of what was foreseen over that of foreseeing no change: below 1 is better than that",
+    ),
+    (
+        "kvhive_node_abandoned_writes_total",
+        "Writes that ended without a block, or whose asker did not hear of it in time",
+    ),
+    ("kvhive_node_actor_restarts_total", "Devices made anew after a panic: each begins empty"),
+    ("kvhive_node_already_stored_blocks_total", "Stores of blocks that were there"),
+    ("kvhive_node_blocks", "Resident blocks by tier"),
+    ("kvhive_node_capacity_bytes", "Bytes of all frames by tier"),
+    (
+        "kvhive_node_cleared_blocks_total",
+        "Blocks dropped because their tenant was cleared, got another secret or was deleted",
+    ),
+    ("kvhive_node_codec_blocks", "Resident blocks by codec"),
+    ("kvhive_node_codec_raw_bytes", "Bytes that resident blocks stand for once decoded, by codec"),
+    ("kvhive_node_codec_stored_bytes", "Bytes of resident blocks as they are stored, by codec"),
+    (
+        "kvhive_node_collected_blocks_total",
+        "Blocks whose place in memory collections (gc_threshold) have freed, by reason",
+    ),
+    (
+        "kvhive_node_collected_bytes_total",
+        "Bytes of memory that collections (gc_threshold) have freed, by reason",
+    ),
+    ("kvhive_node_collections_total", "Collections begun: memory was fuller than gc_threshold"),
+    (
+        "kvhive_node_connections_refused_total",
+        "Connections refused because there were as many as there may be",
+    ),
+    ("kvhive_node_connections_total", "Connections taken"),
+    (
+        "kvhive_node_corrupt_blocks_total",
+        "Stored blocks refused because their bytes did not match their header",
+    ),
+    (
+        "kvhive_node_covered_keys_total",
+        "Keys of matches that were found in an unbroken run from the first; over matched keys it is the hit rate",
+    ),
+    (
+        "kvhive_node_declined_stores_total",
+        "Stores declined because what would have had to leave is worth more",
+    ),
+    ("kvhive_node_decoded_blocks_total", "Blocks decoded for readers that asked for raw ones"),
+    ("kvhive_node_demoted_blocks_total", "Blocks moved down a tier"),
+    (
+        "kvhive_node_disk_bad_records_total",
+        "Records that were torn, damaged, another's or not readable: misses",
+    ),
+    ("kvhive_node_disk_blocks_total", "Blocks read from or written to the disk"),
+    ("kvhive_node_disk_bytes_total", "Bytes read from or written to the disk"),
+    (
+        "kvhive_node_disk_closed_total",
+        "Times the disk was closed because it failed: the node then does without",
+    ),
+    ("kvhive_node_disk_ended_records_total", "Records found at a start that belong to nobody any more"),
+    ("kvhive_node_disk_info", "1, with how the disk is read and written"),
+    ("kvhive_node_disk_late_reads_total", "Reads of the disk that did not come in time: misses"),
+    (
+        "kvhive_node_disk_open",
+        "1 where the disk tier is used, 0 where it is closed after failures until it works again",
+    ),
+    ("kvhive_node_disk_probes_total", "Tries whether a closed disk works again"),
+    ("kvhive_node_disk_restored_blocks_total", "Blocks found again on the disk at a start"),
+    ("kvhive_node_disk_waiting_transfers", "Reads and writes that wait for the disk"),
+    ("kvhive_node_disk_write_failures_total", "Writes to the disk that failed"),
+    ("kvhive_node_epoch", "Epoch of the cluster map that this node serves by; 0 without one"),
+    (
+        "kvhive_node_evicted_blocks_total",
+        "Blocks let go, by the reason that kvhive explain gives: evicted (for others), over (their session), not-admitted (to the disk)",
+    ),
+    ("kvhive_node_fetched_bytes_total", "Bytes given out by fetches"),
+    ("kvhive_node_handshakes_refused_total", "Connections whose handshake was refused"),
+    (
+        "kvhive_node_hits_total",
+        "Blocks that fetches got. Fetches ask for what a match has found: the hit rate is covered over matched keys, not this over hits and misses",
+    ),
+    ("kvhive_node_inflight_bytes", "Bytes of blocks that are being received or sent"),
+    (
+        "kvhive_node_lease_seconds",
+        "For how long the node may still serve without hearing from a leader; 0 where it may not",
+    ),
+    ("kvhive_node_leaving_blocks", "Blocks that have left and are still read or copied"),
+    ("kvhive_node_lost_blocks_total", "Blocks that could not be read any more where they were kept"),
+    ("kvhive_node_mailbox_full_total", "Requests shed because a device's mailbox was full"),
+    ("kvhive_node_malformed_total", "Requests that made no sense"),
+    ("kvhive_node_matched_keys_total", "Keys that matches asked for"),
+    ("kvhive_node_memory_configured_bytes", "Memory that the configuration has this node take at most"),
+    (
+        "kvhive_node_misses_total",
+        "Blocks that fetches did not get: gone since the match, or not read from the disk. What a match does not find is not in it",
+    ),
+    ("kvhive_node_move_failures_total", "Copies of slots to other nodes that failed and are tried again"),
+    ("kvhive_node_moved_blocks_total", "Blocks given to other nodes because slots moved"),
+    (
+        "kvhive_node_not_admitted_to_disk_total",
+        "Blocks evicted because they were not worth a place on disk; among the evicted too",
+    ),
+    ("kvhive_node_open_connections", "Connections that are open"),
+    (
+        "kvhive_node_prefetched_blocks_total",
+        "Blocks asked to be moved up ahead of their use, by what came of it",
+    ),
+    ("kvhive_node_promoted_blocks_total", "Blocks moved up a tier"),
+    ("kvhive_node_readers", "Readers of all blocks"),
+    ("kvhive_node_refused_blocks_total", "Stores refused, by reason"),
+    ("kvhive_node_released_blocks_total", "Blocks that an engine has said something of without using them"),
+    ("kvhive_node_replicated_blocks_total", "Blocks given to replicas"),
+    ("kvhive_node_replication_dropped_blocks_total", "Blocks not given to replicas because too many waited"),
+    ("kvhive_node_replication_failures_total", "Batches for replicas that failed"),
+    ("kvhive_node_replication_lag_seconds", "How long the oldest batch for a replica has waited"),
+    ("kvhive_node_replication_waiting_batches", "Batches that wait to be given to replicas"),
+    ("kvhive_node_request_seconds", "How long requests took, from the whole question to the whole answer"),
+    ("kvhive_node_requests_refused_total", "Requests refused as a whole, by reason"),
+    ("kvhive_node_requests_total", "Requests, by what they ask"),
+    ("kvhive_node_shrinking_blocks", "Blocks being re-encoded to be smaller"),
+    ("kvhive_node_shrunk_blocks_total", "Blocks re-encoded to be smaller, by what came of it"),
+    ("kvhive_node_slots_to_give", "Slots that are still to be copied to other nodes"),
+    (
+        "kvhive_node_snapshot_damaged_blocks_total",
+        "Blocks of snapshots that were damaged or missing when they were taken in",
+    ),
+    (
+        "kvhive_node_snapshot_failures_total",
+        "Snapshots that were not written, or not taken in, though they should have been",
+    ),
+    ("kvhive_node_snapshot_loaded_blocks_total", "Blocks taken in from snapshots"),
+    (
+        "kvhive_node_snapshots_total",
+        "Snapshots written: at an end, every so often, and by kvhive node persist",
+    ),
+    ("kvhive_node_stalled_transfers_total", "Transfers given up because the other end did not go on"),
+    ("kvhive_node_stored_blocks_total", "Blocks stored"),
+    ("kvhive_node_stored_bytes_total", "Bytes taken in by stores"),
+    (
+        "kvhive_node_strategy_estimated_hit_rate",
+        "Hit rate that a strategy expects of each ranker it may put in charge",
+    ),
+    ("kvhive_node_strategy_evidence", "How many sampled uses the estimates rest on"),
+    ("kvhive_node_strategy_in_charge", "1 for the ranker that decides, 0 for the others"),
+    ("kvhive_node_strategy_switches_total", "Times another ranker was put in charge"),
+    ("kvhive_node_tenant_blocks", "A tenant's resident blocks by tier"),
+    (
+        "kvhive_node_tenant_covered_keys_total",
+        "Keys of a tenant's matches that were found in an unbroken run from the first",
+    ),
+    ("kvhive_node_tenant_evicted_blocks_total", "A tenant's blocks let go"),
+    ("kvhive_node_tenant_hits_total", "Blocks that a tenant's fetches got"),
+    ("kvhive_node_tenant_matched_keys_total", "Keys that a tenant's matches asked for"),
+    (
+        "kvhive_node_tenant_misses_total",
+        "Blocks that a tenant's fetches did not get; what a match does not find is not in it",
+    ),
+    ("kvhive_node_tenant_policies_bytes", "Memory that the policies of tenants with rules of their own take"),
+    ("kvhive_node_tenant_refused_blocks_total", "A tenant's stores refused"),
+    ("kvhive_node_tenant_stored_blocks_total", "A tenant's blocks stored"),
+    ("kvhive_node_tenant_used_bytes", "Bytes of the frames of a tenant's blocks by tier"),
+    ("kvhive_node_tier_hits_total", "Blocks that fetches got, by the tier that had them"),
+    (
+        "kvhive_node_unawaited_sessions_total",
+        "Sessions that were to come back and are not awaited any more, because too many are",
+    ),
+    ("kvhive_node_undecoded_blocks_total", "Blocks that could not be decoded for a reader"),
+    ("kvhive_node_untold_uses", "Blocks whose uses the strategies have not been told of yet"),
+    ("kvhive_node_used_bytes", "Bytes of frames that are not free by tier"),
+    ("kvhive_node_writes_under_way", "Writes of blocks that have begun and not ended"),
+    ("kvhive_scaling_members", "Members that the size is reckoned by"),
+    ("kvhive_scaling_queue_seconds", "How long requests wait for devices, as the autoscaler sees it"),
+    ("kvhive_scaling_recommended_members", "Members that the autoscaler recommends"),
+    (
+        "kvhive_tls_certificate_expires_seconds",
+        "When this process's certificate expires, in seconds since 1970",
+    ),
+    ("kvhive_tls_files_refused", "1 where the certificate files as they are now were not taken, else 0"),
+    ("kvhive_tls_handshakes_refused_total", "TLS handshakes that failed, by reason"),
+    ("kvhive_tls_reload_failures_total", "Times changed certificate files were not taken"),
+    ("kvhive_tls_reloads_total", "Times changed certificate files were taken"),
+];
+
+/// Tells the recorder of this scope what each name says; a page has it of those that are on it.
+pub fn describe() {
+    for (name, says) in HELP {
+        if name.ends_with("_total") {
+            metrics::describe_counter!(*name, *says);
+        } else {
+            metrics::describe_gauge!(*name, *says);
+        }
+    }
+}
+
+/// Returns the help line of a name, for what is not rendered by a recorder.
+///
+/// # Panics
+/// When the name is not in [`HELP`].
+pub fn help_line(name: &str) -> String {
+    let known = HELP.iter().find(|(known, _)| *known == name);
+    let (_, says) = known.expect("every exported name is in the table");
+    format!("# HELP {name} {says}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_there_once_and_its_text_is_one_plain_line() {
+        assert!(HELP.is_sorted_by(|(one, _), (next, _)| one < next));
+        for (name, says) in HELP {
+            assert!(name.starts_with("kvhive_") && !says.is_empty(), "{name}");
+            assert!(!says.contains(['\n', '\\', '"']) && !says.ends_with('.'), "{name}: {says}");
+        }
+    }
+}
