@@ -490,8 +490,8 @@ const GOLDEN_COMMANDS: [&str; 7] = [
     "e80c4e49e0b1e297",
     "5516b38b5a66a5e0",
     "6baa492c98bbfa21",
-    "d3af6d1434212255",
-    "908332232bc433db",
+    "0cb8e6328434196d",
+    "1a583c169a1f33bd",
     "3a32a325d230e3c7",
 ];
 const GOLDEN_HEADER: &str = "146920c73de8eb0a";
