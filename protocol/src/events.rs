@@ -105,11 +105,15 @@ pub enum EventKind {
     TenantSecretRotated,
     /// A tenant and its blocks do not exist any more.
     TenantDeleted,
+    /// A prefix is pinned, or its pin has changed.
+    PinAdded,
+    /// A pin has ended, or was removed.
+    PinRemoved,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 20] = [
+    pub const ALL: [EventKind; 22] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -130,6 +134,8 @@ impl EventKind {
         EventKind::ClusterRestored,
         EventKind::TenantSecretRotated,
         EventKind::TenantDeleted,
+        EventKind::PinAdded,
+        EventKind::PinRemoved,
     ];
 
     /// Returns its name.
@@ -155,6 +161,8 @@ impl EventKind {
             EventKind::ClusterRestored => "cluster-restored",
             EventKind::TenantSecretRotated => "tenant-secret-rotated",
             EventKind::TenantDeleted => "tenant-deleted",
+            EventKind::PinAdded => "pin-added",
+            EventKind::PinRemoved => "pin-removed",
         }
     }
 

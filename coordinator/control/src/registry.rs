@@ -64,7 +64,7 @@ struct Index {
     bytes: usize,
 }
 
-type Outcome = Result<CommandReply, WireError>;
+pub(crate) type Outcome = Result<CommandReply, WireError>;
 
 impl Registry {
     /// Makes the memory of a cluster that was never started.
@@ -221,6 +221,8 @@ impl Registry {
                 self.engines.set(*engine, map).map(|()| self.unchanged())
             }
             Command::RemoveEngine { name } => self.engines.remove(&name).map(|()| self.unchanged()),
+            Command::SetPin { name, pin } => self.set_pin(name, pin),
+            Command::RemovePin { name, ended_ms } => self.remove_pin(&name, ended_ms),
         }
     }
 
@@ -317,7 +319,7 @@ impl Registry {
         if !self.map.as_ref().is_some_and(|map| map.tenants.contains_key(&id)) {
             return Err(WireError::UnknownTenant { tenant: id });
         }
-        let map = self.change();
+        let map = self.change_without_pins_of(id);
         // Its own era also where it shares another's blocks: it may have some of its own from before, or through a client
         // that had it open. What it shares is the other's to clear.
         let tenant = map.tenants.get_mut(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
@@ -328,7 +330,7 @@ impl Registry {
     fn rotate_secret(&mut self, id: TenantId, secret: [u8; 32]) -> Outcome {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         tenant_rules::check_rotation(map, id, &secret)?;
-        let map = self.change();
+        let map = self.change_without_pins_of(id);
         let tenant = map.tenants.get_mut(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
         tenant.secret = secret;
         tenant.era = tenant.era.next();
@@ -338,7 +340,7 @@ impl Registry {
     fn delete_tenant(&mut self, id: TenantId) -> Outcome {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         tenant_rules::check_deletion(map, id, self.engines.all().values())?;
-        let map = self.change();
+        let map = self.change_without_pins_of(id);
         let (gone, epoch) = (map.tenants.remove(&id), map.epoch);
         if let Some(tenant) = gone {
             self.index.tenants.remove(&tenant.name);
@@ -438,13 +440,13 @@ impl Registry {
     }
 
     /// Returns the map to change, already under its next epoch. Called once by each command that changes something.
-    fn change(&mut self) -> &mut ClusterMap {
+    pub(crate) fn change(&mut self) -> &mut ClusterMap {
         let map = Arc::make_mut(self.map.as_mut().expect("execute has checked that there is a map"));
         map.epoch = map.epoch.next();
         map
     }
 
-    fn unchanged(&self) -> CommandReply {
+    pub(crate) fn unchanged(&self) -> CommandReply {
         CommandReply::Applied { epoch: self.epoch() }
     }
 }

@@ -68,6 +68,14 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             let note = Note::new(EventKind::EngineFollowed, Subject::engine(&engine.name));
             Some(note.with("block_tokens", engine.block_tokens.into()))
         }
+        Command::SetPin { pin, .. } => {
+            let note = of_tenant(EventKind::PinAdded, &pin.tenant)?.with("keys", pin.keys.len() as u64);
+            Some(note.with_some("until_ms", pin.ends_ms().unwrap_or(0)))
+        }
+        Command::RemovePin { name, .. } => {
+            let pin = map?.pins.get(name)?;
+            Some(of_tenant(EventKind::PinRemoved, &pin.tenant)?.with("keys", pin.keys.len() as u64))
+        }
         Command::RemoveEngine { name } => Some(Note::new(EventKind::EngineForgotten, Subject::engine(name))),
     }
 }
