@@ -5,7 +5,7 @@ use crate::error::ClientError;
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
 use kvhive_protocol::control::Command;
-use kvhive_protocol::{BlockKey, Pin, PinMode};
+use kvhive_protocol::{BlockKey, Pin, PinMode, Reason};
 
 impl NamespaceClient {
     /// Pins a prefix under a name; a pin of this name becomes this one. What is not stored yet is pinned when it comes. Nodes go by
@@ -14,8 +14,14 @@ impl NamespaceClient {
     /// # Errors
     /// When the name is not allowed, the prefix is empty or longer than a pin may be, as much is pinned as may be, or the
     /// coordinators do not answer.
-    pub async fn pin(&self, name: &str, prefix: &Prefix, mode: PinMode) -> Result<(), ClientError> {
-        let pin = Pin { tenant: self.tenant, keys: prefix.keys().iter().collect(), mode };
+    pub async fn pin(
+        &self,
+        name: &str,
+        prefix: &Prefix,
+        mode: PinMode,
+        reason: Reason,
+    ) -> Result<(), ClientError> {
+        let pin = Pin { tenant: self.tenant, keys: prefix.keys().iter().collect(), mode, reason };
         self.client().submit(Command::SetPin { name: name.to_owned(), pin }).await.map(|_| ())
     }
 
@@ -40,9 +46,10 @@ impl Client {
         tenant: &str,
         keys: &[BlockKey],
         mode: PinMode,
+        reason: Reason,
     ) -> Result<(), ClientError> {
         let tenant = self.tenant(tenant).await?;
-        let pin = Pin { tenant, keys: keys.iter().collect(), mode };
+        let pin = Pin { tenant, keys: keys.iter().collect(), mode, reason };
         self.submit(Command::SetPin { name: name.to_owned(), pin }).await.map(|_| ())
     }
 }

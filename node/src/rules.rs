@@ -71,7 +71,7 @@ mod tests {
     use kvhive_protocol::data::Ack;
     use kvhive_protocol::map::{Member, Settings, Tenant};
     use kvhive_protocol::{
-        BlockKey, ClusterId, Era, Generation, MemberId, MemberState, Pin, PinMode, TenantRules,
+        BlockKey, ClusterId, Era, Generation, MemberId, MemberState, Pin, PinMode, Reason, TenantRules,
     };
     use std::sync::Arc;
 
@@ -156,6 +156,7 @@ mod tests {
             tenant: TenantId(1),
             keys: keys.iter().map(|byte| key(*byte)).collect(),
             mode,
+            reason: Reason::default(),
         };
         let mut map = (*serving(&[TenantRules::default()]).map).clone();
         Arc::make_mut(&mut map.slots)[5].0.push(device);

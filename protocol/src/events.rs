@@ -193,6 +193,8 @@ pub struct Subject {
     pub slots: u32,
     /// Some of those slots, at most [`MAX_EXAMPLES`].
     pub examples: Vec<Slot>,
+    /// The name of a pin.
+    pub pin: Option<String>,
 }
 
 impl Subject {
@@ -260,8 +262,8 @@ impl Note {
     /// # Errors
     /// [`WireError::Rejected`] with what is too large.
     pub fn check(&self) -> Result<(), WireError> {
-        let Subject { member, tenant, coordinator, engine, slots: _, examples } = &self.subject;
-        let names = [member, tenant, coordinator, engine];
+        let Subject { member, tenant, coordinator, engine, slots: _, examples, pin } = &self.subject;
+        let names = [member, tenant, coordinator, engine, pin];
         let sizes = [
             ("numbers", self.facts.len(), MAX_FACTS),
             ("example slots", examples.len(), MAX_EXAMPLES),

@@ -1,6 +1,7 @@
 //! Pins: prefixes whose blocks do not leave to make room for others, and are repaired first. Part of the cluster map, so that they
 //! outlive every node and follow their slots.
 
+use crate::events::Reason;
 use crate::ids::{Slot, TenantId};
 use crate::key::KeyList;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ pub struct Pin {
     pub keys: KeyList,
     /// How long.
     pub mode: PinMode,
+    /// Why, for whoever wonders later whether it is still needed.
+    pub reason: Reason,
 }
 
 impl Pin {

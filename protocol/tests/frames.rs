@@ -240,6 +240,7 @@ fn commands_and_tenants_are_what_they_were() {
                 tenant: TenantId(2),
                 keys: [key(1), key(2)].iter().collect(),
                 mode: PinMode::Soft { until_ms: 9 },
+                reason: kvhive_protocol::Reason::new("each request begins so"),
             },
         }),
         codec::encode(&Command::RemovePin { name: "system".into(), ended_ms: Some(9) }),

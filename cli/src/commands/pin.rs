@@ -7,7 +7,7 @@ use crate::admin::Target;
 use crate::report;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use kvhive_protocol::PinMode;
+use kvhive_protocol::{PinMode, Reason};
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -47,7 +47,7 @@ enum Verb {
 
 const EXAMPLES: &str = "Examples:
   kvhive pin add system-prompt --tokens-file prompt.json --blocks-file blocks.json --model llama@3
-  kvhive pin add tonight --for 8h --request 7 --trace conversation.jsonl.zst
+  kvhive pin add tonight --for 8h --reason 'the batch run' --request 7 --trace conversation.jsonl.zst
   kvhive pin add two 3f0c… 91ab…";
 
 #[derive(Args, Debug)]
@@ -62,6 +62,9 @@ struct Add {
     /// Pin only so many blocks from the beginning
     #[arg(long, value_name = "N")]
     first: Option<usize>,
+    /// Say why: it is kept with the pin, and told in `kvhive events`
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    reason: Option<Reason>,
     #[command(flatten)]
     connect: Connect,
 }
@@ -105,7 +108,8 @@ impl Add {
         if keys.is_empty() {
             bail!("the prompt has no full block: there is nothing to pin");
         }
-        client.pin_keys(&self.name, &self.named.tenant, &keys, mode).await?;
+        let reason = self.reason.clone().unwrap_or_default();
+        client.pin_keys(&self.name, &self.named.tenant, &keys, mode, reason).await?;
         let until_ms = match mode {
             PinMode::Soft { until_ms } => Some(until_ms),
             PinMode::Hard => None,
@@ -116,6 +120,10 @@ impl Add {
         println!("{}: {} blocks are pinned {}", self.name, keys.len(), lasts(until_ms));
         Ok(())
     }
+}
+
+fn reason(text: &str) -> Result<Reason, String> {
+    Reason::try_from(text.to_owned())
 }
 
 fn mode(lasts: Option<Duration>) -> Result<PinMode> {
@@ -142,10 +150,12 @@ fn show(target: &Target, as_json: bool) -> Result<()> {
     if as_json {
         return report::print_json(&pins);
     }
-    let mut table = report::table(&["PIN", "TENANT", "BLOCKS", "SLOTS", "LASTS"]);
+    let mut table = report::table(&["PIN", "TENANT", "BLOCKS", "SLOTS", "LASTS", "REASON"]);
     for one in list(&pins["pins"]) {
         let until = lasts(one["until_ms"].as_u64());
-        table.add_row([text(one, "name"), text(one, "tenant"), text(one, "keys"), text(one, "slots"), until]);
+        let reason = one["reason"].as_str().unwrap_or_default().to_owned();
+        let [name, tenant, keys, slots] = ["name", "tenant", "keys", "slots"].map(|field| text(one, field));
+        table.add_row([name, tenant, keys, slots, until, reason]);
     }
     report::print_table(&table);
     println!("{} blocks are pinned on nodes now, replicas counted", text(&pins, "pinned_blocks"));

@@ -3,13 +3,14 @@
 use crate::registry::{Outcome, Registry};
 use crate::validate;
 use kvhive_protocol::control::Command;
+use kvhive_protocol::events::MAX_REASON_BYTES;
 use kvhive_protocol::pins::{MAX_PIN_KEYS, MAX_PINNED_KEYS, MAX_PINS};
 use kvhive_protocol::{ClusterMap, Pin, Reason, Slot, TenantId, WireError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// What they take in a snapshot at most, in bytes.
-pub(crate) const MAX_PINS_BYTES: usize = MAX_PINNED_KEYS * 32 + MAX_PINS * 256;
+pub(crate) const MAX_PINS_BYTES: usize = MAX_PINNED_KEYS * 32 + MAX_PINS * (MAX_REASON_BYTES + 256);
 
 impl Registry {
     pub(crate) fn set_pin(&mut self, name: String, pin: Pin) -> Outcome {

@@ -4,7 +4,7 @@ use super::*;
 use crate::registry::Registry;
 use crate::registry::tests::Cluster;
 use kvhive_protocol::control::CommandReply;
-use kvhive_protocol::{BlockKey, Change, EventKind, PinMode, RulesChange, TenantRules};
+use kvhive_protocol::{BlockKey, Change, EventKind, PinMode, Reason, RulesChange, TenantRules};
 
 const FIRST: TenantId = TenantId(1);
 
@@ -14,7 +14,7 @@ fn pin(tenant: TenantId, keys: usize, mode: PinMode) -> Pin {
         bytes[..8].copy_from_slice(&(at as u64).to_le_bytes());
         BlockKey::from_bytes(bytes)
     };
-    Pin { tenant, keys: (0..keys).map(key).collect(), mode }
+    Pin { tenant, keys: (0..keys).map(key).collect(), mode, reason: Reason::default() }
 }
 
 fn set(cluster: &mut Cluster, name: &str, pin: Pin) -> CommandReply {
@@ -46,6 +46,41 @@ fn a_clear_ends_the_pins_of_its_tenant_and_of_those_that_share_it() {
     assert_eq!(cluster.registry.map().expect("bootstrapped").pins["c"].tenant, FIRST);
     cluster.apply(Command::ClearTenant { tenant: FIRST });
     assert_eq!(names(&cluster), ["b"]);
+}
+
+#[test]
+fn another_secret_and_a_tenants_end_end_its_pins_and_no_others() {
+    let mut cluster = Cluster::with_replicas(1);
+    let [rotated, deleted] = ["rotated", "deleted"].map(|name| create(&mut cluster, name));
+    for (name, tenant) in [("a", FIRST), ("b", rotated), ("c", deleted), ("d", rotated)] {
+        set(&mut cluster, name, pin(tenant, 3, PinMode::Hard));
+    }
+    let epoch = cluster.registry.epoch();
+    cluster.apply(Command::RotateSecret { tenant: rotated, secret: [9; 32] });
+    assert_eq!((names(&cluster), cluster.registry.epoch()), (vec!["a".into(), "c".into()], epoch.next()));
+    // What was derived from the old secret names nothing; what is pinned from now on is the tenant's again.
+    set(&mut cluster, "b", pin(rotated, 3, PinMode::Hard));
+    cluster.apply(Command::DeleteTenant { tenant: deleted });
+    assert_eq!(names(&cluster), ["a", "b"]);
+    assert!(matches!(
+        set(&mut cluster, "c", pin(deleted, 1, PinMode::Hard)),
+        CommandReply::Rejected(WireError::UnknownTenant { .. })
+    ));
+}
+
+#[test]
+fn why_it_is_pinned_is_kept_and_told_with_the_pins_name() {
+    let mut cluster = Cluster::with_replicas(1);
+    let reason = Reason::new("each request begins so");
+    set(&mut cluster, "a", Pin { reason: reason.clone(), ..pin(FIRST, 2, PinMode::Hard) });
+    assert_eq!(cluster.registry.map().expect("bootstrapped").pins["a"].reason, reason);
+    let told = cluster.registry.events(0, 100).events.last().cloned().expect("it is told");
+    assert_eq!((told.note.kind, &told.reason), (EventKind::PinAdded, &reason));
+    assert_eq!(told.note.subject.pin.as_deref(), Some("a"));
+    // A pin whose reason alone is another is another pin.
+    let other = Reason::new("still needed");
+    set(&mut cluster, "a", Pin { reason: other.clone(), ..pin(FIRST, 2, PinMode::Hard) });
+    assert_eq!(cluster.registry.map().expect("bootstrapped").pins["a"].reason, other);
 }
 
 #[test]
@@ -113,7 +148,8 @@ fn pins_are_bounded_in_number_and_in_keys() {
 #[test]
 fn a_snapshot_keeps_the_pins() {
     let mut cluster = Cluster::with_replicas(1);
-    set(&mut cluster, "a", pin(FIRST, 40, PinMode::Soft { until_ms: 1 << 41 }));
+    let reason = Reason::new("x".repeat(MAX_REASON_BYTES));
+    set(&mut cluster, "a", Pin { reason, ..pin(FIRST, 40, PinMode::Soft { until_ms: 1 << 41 }) });
     set(&mut cluster, "b", pin(FIRST, 2, PinMode::Hard));
     let bytes = cluster.registry.snapshot();
     let again = Registry::restore(&bytes).expect("it is whole");

@@ -138,7 +138,7 @@ pub(crate) mod tests {
     use crate::registry::Registry;
     use crate::registry::tests::Cluster;
     use kvhive_protocol::control::CommandReply;
-    use kvhive_protocol::{BlockKey, Pin, PinMode, TenantId};
+    use kvhive_protocol::{BlockKey, Pin, PinMode, Reason, TenantId};
 
     /// What devices report: which of them hold blocks of which slots, and who was given all.
     struct Told<O, F>(O, F);
@@ -273,7 +273,12 @@ pub(crate) mod tests {
         cluster.register("a", 1);
         // Of each segment the first key says the slot.
         let keys: Vec<BlockKey> = (0..64).map(|at| BlockKey::from_bytes([at * 3 + 1; 32])).collect();
-        let pin = Pin { tenant: TenantId(1), keys: keys.iter().collect(), mode: PinMode::Hard };
+        let pin = Pin {
+            tenant: TenantId(1),
+            keys: keys.iter().collect(),
+            mode: PinMode::Hard,
+            reason: Reason::default(),
+        };
         let pinned = pin.slots(map(&cluster.registry).settings.segment_blocks);
         cluster.register("b", 1);
         let moved_first = |cluster: &Cluster| {
@@ -290,6 +295,51 @@ pub(crate) mod tests {
         assert_ne!(moved_first(&cluster)[..first.len()], first[..]);
         cluster.apply(Command::SetPin { name: "system".into(), pin });
         assert_eq!(moved_first(&cluster)[..first.len()], first[..]);
+    }
+
+    #[test]
+    fn what_a_lost_member_held_is_given_again_where_it_is_pinned_first() {
+        let mut cluster = Cluster::with_replicas(2);
+        let members: Vec<_> = ["a", "b", "c"].map(|name| cluster.register(name, 1)).to_vec();
+        let mut planner = Planner::new(4096);
+        while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on()) {
+            cluster.apply(command);
+        }
+        cluster.mark_down(members[0]);
+        let given_first = |cluster: &Cluster| {
+            let planned = Planner::new(8).plan(&map(&cluster.registry), &goes_on());
+            let Some(Command::PlaceSlots { changes, .. }) = planned else { panic!("{planned:?}") };
+            assert!(changes.iter().all(|one| one.filling.streams), "each is a replica's copy");
+            changes.into_iter().map(|one| one.slot).collect::<BTreeSet<_>>()
+        };
+        // The last of those that lack a replica: by their order they would wait longest.
+        let lacking: BTreeSet<Slot> = map(&cluster.registry).filling.keys().copied().collect();
+        let keys = (0..u64::MAX).map(|at| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&at.to_le_bytes());
+            BlockKey::from_bytes(bytes)
+        });
+        let last: BTreeSet<Slot> = lacking.iter().rev().take(4).copied().collect();
+        let of_last = keys.filter(|key| last.contains(&key.slot()));
+        let mut homes: BTreeMap<Slot, BlockKey> = BTreeMap::new();
+        for key in of_last {
+            homes.insert(key.slot(), key);
+            if homes.len() == last.len() {
+                break;
+            }
+        }
+        assert!(given_first(&cluster).is_disjoint(&last));
+        for (slot, key) in homes {
+            let keys = [key].iter().collect();
+            let pin = Pin {
+                tenant: TenantId(1),
+                keys,
+                mode: PinMode::Soft { until_ms: 9 },
+                reason: Reason::default(),
+            };
+            cluster.apply(Command::SetPin { name: format!("slot-{}", slot.0), pin });
+        }
+        assert!(given_first(&cluster).is_superset(&last));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState,
+    ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState, Origin,
     ReplicaSet, RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
 };
 use std::collections::BTreeMap;
@@ -114,6 +114,7 @@ impl Registry {
         }
         let before = self.agreed();
         let note = telling::before(&command, self.map.as_deref());
+        let origin = Origin { reason: telling::because(&command, origin.reason), ..origin };
         let is_told = matches!(command, Command::Record(_));
         let reply = self.execute(command).unwrap_or_else(CommandReply::Rejected);
         let has_happened =

@@ -44,6 +44,8 @@ pub(super) struct OnePin {
     mode: OneMode,
     /// When it ends by itself, in milliseconds since 1970; null for a hard one.
     until_ms: Option<u64>,
+    /// Why, as whoever pinned it said; null where nothing was said.
+    reason: Option<String>,
     /// How many blocks of the prefix.
     keys: usize,
     /// Slots that they are in.
@@ -72,7 +74,7 @@ pub(super) struct NewPin {
     keys: Vec<HexKey>,
     /// When it ends by itself, in milliseconds since 1970: a soft pin. Without it the pin is hard.
     until_ms: Option<u64>,
-    /// Why, for the journal of events.
+    /// Why: kept with the pin, and told in the journal of events.
     reason: Option<String>,
 }
 
@@ -116,6 +118,7 @@ fn shown(map: &ClusterMap, name: &str, pin: &Pin) -> OnePin {
             PinMode::Hard => OneMode::Hard,
         },
         until_ms: pin.ends_ms(),
+        reason: Some(pin.reason.as_str().to_owned()).filter(|reason| !reason.is_empty()),
         keys: pin.keys.len(),
         slots: pin.slots(map.settings.segment_blocks).len(),
     }
@@ -183,17 +186,18 @@ pub(super) async fn add_pin(
             "until_ms is {until_ms}, which is over: allowed is more than {now_ms}, milliseconds since 1970"
         )));
     }
+    let reason = new.reason.map(Reason::new).unwrap_or_default();
     let pin = Pin {
         tenant: id,
         keys: new.keys.iter().map(|key| key.0).collect::<KeyList>(),
         mode: new.until_ms.map_or(PinMode::Hard, |until_ms| PinMode::Soft { until_ms }),
+        reason: reason.clone(),
     };
     // As it will be kept: of the tenant whose blocks they are.
     let pin = Pin { tenant: map.pool_of(id).map_or(id, |(pool, _)| pool), ..pin };
     let answer = shown(&map, &new.name, &pin);
     let command = Command::SetPin { name: new.name, pin };
     kvhive_control::check_command(&command).map_err(|error| Trouble::bad_request(error.to_string()))?;
-    let reason = new.reason.map(Reason::new).unwrap_or_default();
     match admin.submit_because(asked, command, reason).await? {
         CommandReply::Applied { .. } => Ok((StatusCode::CREATED, Json(answer))),
         other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),

@@ -26,6 +26,7 @@ fn pins_are_made_listed_in_pages_and_ended_once() {
     let shown = made.json();
     assert_eq!((made.status, &shown["keys"], &shown["mode"]), (201, &json!(4096), &json!("hard")));
     assert_eq!((&shown["tenant"], &shown["until_ms"]), (&json!("default"), &Value::Null));
+    assert_eq!(shown["reason"], json!("the system prompt"));
     let soft = door.post("/v1/pins", &pin("a", 1, json!({"until_ms": 1_u64 << 42})));
     assert_eq!((soft.status, &soft.json()["mode"]), (201, &json!("soft")));
     assert_eq!(door.post("/v1/pins", &pin("c", 2, json!({}))).status, 201);
@@ -34,6 +35,9 @@ fn pins_are_made_listed_in_pages_and_ended_once() {
         let names = said["pins"].as_array().expect("a list").iter().map(|one| one["name"].clone());
         (names.collect::<Vec<_>>(), said["next"].clone())
     };
+    assert_eq!(door.get("/v1/pins").json()["pins"][1], shown);
+    let told = door.get("/v1/events?kind=pin-added").json()["events"][0].clone();
+    assert_eq!((&told["subject"]["pin"], &told["reason"]), (&json!("b"), &shown["reason"]));
     assert_eq!(page("/v1/pins?limit=2"), (vec![json!("a"), json!("b")], json!("b")));
     assert_eq!(page("/v1/pins?limit=2&after=b"), (vec![json!("c")], Value::Null));
     assert_eq!(delete(&door, "b").status, 204);

@@ -132,6 +132,28 @@ fn what_is_pinned_moves_between_tiers_and_is_kept_over_a_collection() {
 }
 
 #[test]
+fn what_a_disk_kept_over_a_restart_is_pinned_again_and_stays() {
+    for pinned_first in [true, false] {
+        let mut scene = Scenario::of([8, 0, 16], Strategy::Lru, None);
+        if pinned_first {
+            pin(&mut scene, 0..4);
+        }
+        scene.restore(0..4);
+        pin(&mut scene, 0..4);
+        assert_eq!(pinned(&scene), 4);
+        for session in 0..30 {
+            scene.now += 10;
+            for (depth, number) in (0..).zip(100 + session * 10..103 + session * 10) {
+                scene.try_store(number, depth);
+            }
+            scene.settle();
+        }
+        assert!((0..4).all(|number| scene.is_here(number)));
+        assert!(scene.shard.stats().evicted > 0, "others left");
+    }
+}
+
+#[test]
 fn what_is_pinned_comes_although_nothing_is_free_and_only_where_its_slot_is() {
     let mut scene = Scenario::of([4, 0, 0], Strategy::Lru, None);
     scene.serve(100..104);
