@@ -491,7 +491,7 @@ const GOLDEN_COMMANDS: [&str; 7] = [
     "e80c4e49e0b1e297",
     "5516b38b5a66a5e0",
     "6baa492c98bbfa21",
-    "0cb8e6328434196d",
+    "ea032e2a2cada5d3",
     "1a583c169a1f33bd",
     "3a32a325d230e3c7",
 ];

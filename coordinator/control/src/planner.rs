@@ -314,23 +314,13 @@ pub(crate) mod tests {
         };
         // The last of those that lack a replica: by their order they would wait longest.
         let lacking: BTreeSet<Slot> = map(&cluster.registry).filling.keys().copied().collect();
-        let keys = (0..u64::MAX).map(|at| {
-            let mut bytes = [0; 32];
-            bytes[..8].copy_from_slice(&at.to_le_bytes());
-            BlockKey::from_bytes(bytes)
-        });
         let last: BTreeSet<Slot> = lacking.iter().rev().take(4).copied().collect();
-        let of_last = keys.filter(|key| last.contains(&key.slot()));
-        let mut homes: BTreeMap<Slot, BlockKey> = BTreeMap::new();
-        for key in of_last {
-            homes.insert(key.slot(), key);
-            if homes.len() == last.len() {
-                break;
-            }
-        }
+        assert_eq!(last.len(), 4);
         assert!(given_first(&cluster).is_disjoint(&last));
-        for (slot, key) in homes {
-            let keys = [key].iter().collect();
+        for slot in &last {
+            let mut key = [7; 32];
+            key[24..].copy_from_slice(&u64::from(slot.0).to_le_bytes());
+            let keys = [BlockKey::from_bytes(key)].iter().collect();
             let pin = Pin {
                 tenant: TenantId(1),
                 keys,
