@@ -22,7 +22,7 @@ impl NamespaceClient {
         reason: Reason,
     ) -> Result<(), ClientError> {
         let pin = Pin { tenant: self.tenant, keys: prefix.keys().iter().collect(), mode, reason };
-        self.client().submit(Command::SetPin { name: name.to_owned(), pin }).await.map(|_| ())
+        self.client().submit(Command::SetPin { name: name.to_owned(), pin: Box::new(pin) }).await.map(|_| ())
     }
 
     /// Ends a pin: its blocks stay where they are until others take their place.
@@ -50,6 +50,6 @@ impl Client {
     ) -> Result<(), ClientError> {
         let tenant = self.tenant(tenant).await?;
         let pin = Pin { tenant, keys: keys.iter().collect(), mode, reason };
-        self.submit(Command::SetPin { name: name.to_owned(), pin }).await.map(|_| ())
+        self.submit(Command::SetPin { name: name.to_owned(), pin: Box::new(pin) }).await.map(|_| ())
     }
 }

@@ -319,7 +319,7 @@ pub enum Command {
         drains: bool,
     },
     /// Writes down an event that changes no map.
-    Record(Note),
+    Record(Box<Note>),
     /// Changes how the cluster's size may change.
     SetScaling {
         /// What becomes of the policy.
@@ -362,7 +362,7 @@ pub enum Command {
         /// Its name.
         name: String,
         /// What is pinned, and how long.
-        pin: Pin,
+        pin: Box<Pin>,
     },
     /// Ends a pin.
     RemovePin {

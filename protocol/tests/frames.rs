@@ -236,12 +236,12 @@ fn commands_and_tenants_are_what_they_were() {
         codec::encode(&Command::SetTenantRules { tenant: TenantId(2), change }),
         codec::encode(&Command::SetPin {
             name: "system".into(),
-            pin: Pin {
+            pin: Box::new(Pin {
                 tenant: TenantId(2),
                 keys: [key(1), key(2)].iter().collect(),
                 mode: PinMode::Soft { until_ms: 9 },
                 reason: kvhive_protocol::Reason::new("each request begins so"),
-            },
+            }),
         }),
         codec::encode(&Command::RemovePin { name: "system".into(), ended_ms: Some(9) }),
         codec::encode(&Tenant { name: "a".into(), era: Era(2), secret: [7; 32], rules }),

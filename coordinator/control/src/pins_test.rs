@@ -18,7 +18,7 @@ fn pin(tenant: TenantId, keys: usize, mode: PinMode) -> Pin {
 }
 
 fn set(cluster: &mut Cluster, name: &str, pin: Pin) -> CommandReply {
-    cluster.apply(Command::SetPin { name: name.into(), pin })
+    cluster.apply(Command::SetPin { name: name.into(), pin: Box::new(pin) })
 }
 
 fn names(cluster: &Cluster) -> Vec<String> {

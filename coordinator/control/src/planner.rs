@@ -293,7 +293,7 @@ pub(crate) mod tests {
         let first: Vec<Slot> = pinned.iter().filter(moves).copied().take(8).collect();
         assert!(!first.is_empty());
         assert_ne!(moved_first(&cluster)[..first.len()], first[..]);
-        cluster.apply(Command::SetPin { name: "system".into(), pin });
+        cluster.apply(Command::SetPin { name: "system".into(), pin: Box::new(pin) });
         assert_eq!(moved_first(&cluster)[..first.len()], first[..]);
     }
 
@@ -327,7 +327,7 @@ pub(crate) mod tests {
                 mode: PinMode::Soft { until_ms: 9 },
                 reason: Reason::default(),
             };
-            cluster.apply(Command::SetPin { name: format!("slot-{}", slot.0), pin });
+            cluster.apply(Command::SetPin { name: format!("slot-{}", slot.0), pin: Box::new(pin) });
         }
         assert!(given_first(&cluster).is_superset(&last));
     }

@@ -222,7 +222,7 @@ impl Registry {
                 self.engines.set(*engine, map).map(|()| self.unchanged())
             }
             Command::RemoveEngine { name } => self.engines.remove(&name).map(|()| self.unchanged()),
-            Command::SetPin { name, pin } => self.set_pin(name, pin),
+            Command::SetPin { name, pin } => self.set_pin(name, *pin),
             Command::RemovePin { name, ended_ms } => self.remove_pin(&name, ended_ms),
         }
     }

@@ -60,7 +60,7 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
                 Note::new(EventKind::SlotsBalanced, Subject::slots(changes.iter().map(|one| one.slot)));
             Some(note.with_some("slots_back_to_their_hash", back))
         }
-        Command::Record(note) => Some(note.clone()),
+        Command::Record(note) => Some((**note).clone()),
         Command::SetScaling { change } => Some(scaled(change)),
         // It is told every few minutes: a journal of that would hold nothing else.
         Command::RecordLoad { .. } => None,

@@ -196,7 +196,7 @@ pub(super) async fn add_pin(
     // As it will be kept: of the tenant whose blocks they are.
     let pin = Pin { tenant: map.pool_of(id).map_or(id, |(pool, _)| pool), ..pin };
     let answer = shown(&map, &new.name, &pin);
-    let command = Command::SetPin { name: new.name, pin };
+    let command = Command::SetPin { name: new.name, pin: Box::new(pin) };
     kvhive_control::check_command(&command).map_err(|error| Trouble::bad_request(error.to_string()))?;
     match admin.submit_because(asked, command, reason).await? {
         CommandReply::Applied { .. } => Ok((StatusCode::CREATED, Json(answer))),
