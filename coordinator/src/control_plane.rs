@@ -143,6 +143,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::ClearTenant { .. }
                 | Command::RotateSecret { .. }
                 | Command::DeleteTenant { .. }
+                | Command::RemoveMember { .. }
                 | Command::SetTenantRules { .. }
                 | Command::SetDrains { .. }
                 | Command::SetScaling { .. }

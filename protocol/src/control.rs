@@ -271,7 +271,7 @@ pub enum Command {
         /// Which start of it; another one is not concerned.
         generation: Generation,
     },
-    /// A member says that it stops.
+    /// A member says that it stops. One that was being emptied and holds no slot any more is a member no longer.
     Leave {
         /// Who.
         member: MemberId,
@@ -357,6 +357,11 @@ pub enum Command {
         /// Which.
         tenant: TenantId,
     },
+    /// Forgets a member that is down. Its number is nobody's again.
+    RemoveMember {
+        /// Which.
+        member: MemberId,
+    },
     /// Pins a prefix; a pin of this name becomes this one.
     SetPin {
         /// Its name.
@@ -385,6 +390,7 @@ impl Command {
             Command::ClearTenant { .. } => "clear-tenant",
             Command::RotateSecret { .. } => "rotate-secret",
             Command::DeleteTenant { .. } => "delete-tenant",
+            Command::RemoveMember { .. } => "remove-member",
             Command::PlaceSlots { .. } => "place-slots",
             Command::SetDrains { .. } => "set-drains",
             Command::Balance { .. } => "balance",

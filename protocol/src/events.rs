@@ -105,6 +105,8 @@ pub enum EventKind {
     TenantSecretRotated,
     /// A tenant and its blocks do not exist any more.
     TenantDeleted,
+    /// A member is none any more: it was emptied and has left, or was down and an operator had it forgotten.
+    MemberRemoved,
     /// A prefix is pinned, or its pin has changed.
     PinAdded,
     /// A pin has ended, or was removed.
@@ -113,7 +115,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 22] = [
+    pub const ALL: [EventKind; 23] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -134,6 +136,7 @@ impl EventKind {
         EventKind::ClusterRestored,
         EventKind::TenantSecretRotated,
         EventKind::TenantDeleted,
+        EventKind::MemberRemoved,
         EventKind::PinAdded,
         EventKind::PinRemoved,
     ];
@@ -161,6 +164,7 @@ impl EventKind {
             EventKind::ClusterRestored => "cluster-restored",
             EventKind::TenantSecretRotated => "tenant-secret-rotated",
             EventKind::TenantDeleted => "tenant-deleted",
+            EventKind::MemberRemoved => "member-removed",
             EventKind::PinAdded => "pin-added",
             EventKind::PinRemoved => "pin-removed",
         }

@@ -138,7 +138,7 @@ pub struct ClusterMap {
     pub epoch: Epoch,
     /// What holds for the whole cluster.
     pub settings: Settings,
-    /// Every node that ever registered.
+    /// Every node that has registered and was not removed since.
     pub members: BTreeMap<MemberId, Member>,
     /// One replica set a slot, [`SLOTS`] of them. Shared, so that a map is cheap to copy.
     pub slots: Arc<Vec<ReplicaSet>>,

@@ -491,8 +491,8 @@ const GOLDEN_COMMANDS: [&str; 7] = [
     "e80c4e49e0b1e297",
     "5516b38b5a66a5e0",
     "6baa492c98bbfa21",
-    "ea032e2a2cada5d3",
-    "1a583c169a1f33bd",
+    "89d1528332bb4927",
+    "7a8c25f87d2fdaf8",
     "3a32a325d230e3c7",
 ];
 const GOLDEN_HEADER: &str = "146920c73de8eb0a";

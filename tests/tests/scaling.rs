@@ -64,6 +64,12 @@ fn a_cluster_becomes_larger_and_smaller_with_its_blocks() {
     let fewer = json(&cluster, &["scale", "to", "2"]);
     assert_eq!(fewer["ended"], serde_json::json!(["node-3"]));
     assert!(fewer["slots_moved"].as_u64().expect("a number") > 500, "{fewer}");
+    let status = json(&cluster, &["status"]);
+    assert_eq!(
+        status["nodes"].as_array().map(Vec::len),
+        Some(2),
+        "who was taken away is listed no more: {status}"
+    );
     assert_eq!(up(&cluster), ["node-1", "node-2"]);
     assert_eq!(replay(&cluster), (blocks, blocks), "nor on the way back");
 

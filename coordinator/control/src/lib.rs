@@ -9,6 +9,7 @@ pub mod autoscaler;
 mod balance;
 mod darts;
 mod dedupe;
+mod departures;
 mod domains;
 mod engines;
 mod journal;

@@ -15,9 +15,10 @@ use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState, Origin,
-    ReplicaSet, RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
+    ClusterId, ClusterMap, Epoch, Era, Filling, LogEntry, Member, MemberId, MemberState, Origin, ReplicaSet,
+    RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
 };
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -48,20 +49,26 @@ pub struct Registry {
     pub(crate) journal: Journal,
     pub(crate) engines: Engines,
     pub(crate) scaling: Scaling,
-    /// The greatest number that a tenant has ever had: it stays when the tenant goes, so no number comes again.
-    pub(crate) last_tenant: TenantId,
+    pub(crate) last: Numbers,
     /// Found again from the map: what would take too long to look up in it for each command.
-    index: Index,
-    repair: Option<Repair>,
+    pub(crate) index: Index,
+    pub(crate) repair: Option<Repair>,
+}
+
+/// The greatest numbers that have ever been given: they stay when whoever had them goes, so none comes again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Numbers {
+    pub(crate) member: MemberId,
+    pub(crate) tenant: TenantId,
 }
 
 /// Names and sizes of what is in the map.
 #[derive(Clone, Default)]
-struct Index {
-    members: BTreeMap<String, MemberId>,
+pub(crate) struct Index {
+    pub(crate) members: BTreeMap<String, MemberId>,
     tenants: BTreeMap<String, TenantId>,
     /// Bytes of members and tenants, as `validate` counts them.
-    bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 pub(crate) type Outcome = Result<CommandReply, WireError>;
@@ -79,11 +86,11 @@ impl Registry {
         journal: Journal,
         scaling: Scaling,
         engines: Engines,
-        last_tenant: TenantId,
+        last: Numbers,
     ) -> Self {
         let index = map.as_ref().map(Index::of).unwrap_or_default();
         let map = map.map(Arc::new);
-        Registry { applied, map, dedupe, journal, scaling, engines, last_tenant, index, repair: None }
+        Registry { applied, map, dedupe, journal, scaling, engines, last, index, repair: None }
     }
 
     /// Applies the log entry at `index` and returns what it came to.
@@ -199,9 +206,9 @@ impl Registry {
         match command {
             Command::Bootstrap { .. } => Ok(self.unchanged()),
             Command::Register(registration) => self.register(registration),
-            Command::MarkDown { member, generation } | Command::Leave { member, generation } => {
-                Ok(self.take_down(member, generation))
-            }
+            Command::MarkDown { member, generation } => Ok(self.take_down(member, generation)),
+            Command::Leave { member, generation } => Ok(self.leave(member, generation)),
+            Command::RemoveMember { member } => self.remove_member(member),
             Command::CreateTenant { name, secret, rules } => self.create_tenant(name, secret, rules),
             Command::ClearTenant { tenant } => self.clear_tenant(tenant),
             Command::RotateSecret { tenant, secret } => self.rotate_secret(tenant, secret),
@@ -241,7 +248,7 @@ impl Registry {
         validate::settings(&settings)?;
         let tenant =
             Tenant { name: DEFAULT_TENANT.to_owned(), era: Era(1), secret, rules: TenantRules::default() };
-        self.last_tenant = FIRST_TENANT;
+        self.last.tenant = FIRST_TENANT;
         let tenants = BTreeMap::from([(FIRST_TENANT, tenant)]);
         let map = ClusterMap { tenants, ..ClusterMap::founded(cluster, name, settings) };
         self.index = Index::of(&map);
@@ -256,8 +263,7 @@ impl Registry {
         let (id, generation) = match known {
             Some(id) => (id, map.members[&id].generation.next().max(again::first_generation(map.epoch))),
             None => {
-                let last = map.members.keys().next_back().map_or(0, |id| id.0);
-                let next = next_id(map.members.len(), last, MAX_MEMBERS, "members")?;
+                let next = next_id(map.members.len(), self.last.member.0, MAX_MEMBERS, "members")?;
                 (MemberId(next), again::first_generation(map.epoch))
             }
         };
@@ -271,6 +277,7 @@ impl Registry {
             Member { name, generation, state, data_address, metrics_address, labels, devices, codec, drains };
         self.index.take(validate::member_bytes(&member), replaced)?;
         self.index.members.insert(member.name.clone(), id);
+        self.last.member = self.last.member.max(id);
 
         let map = self.change();
         // A process that starts anew holds nothing: what the one before it held is lost, and its replicas take over.
@@ -282,21 +289,6 @@ impl Registry {
         Ok(CommandReply::Registered { member: id, generation, epoch })
     }
 
-    fn take_down(&mut self, id: MemberId, generation: Generation) -> CommandReply {
-        let concerned = |member: &Member| member.generation == generation && member.state == MemberState::Up;
-        if !self.map.as_ref().is_some_and(|map| map.members.get(&id).is_some_and(concerned)) {
-            return self.unchanged();
-        }
-        let map = self.change();
-        if let Some(member) = map.members.get_mut(&id) {
-            member.state = MemberState::Down;
-        }
-        let mut repair = repair::withdraw(map, id);
-        repair::fill(map, &mut repair);
-        self.repair = Some(repair);
-        self.unchanged()
-    }
-
     fn create_tenant(&mut self, name: String, secret: [u8; 32], rules: TenantRules) -> Outcome {
         validate::name("tenant name", &name)?;
         if let Some(id) = self.index.tenants.get(&name) {
@@ -306,11 +298,11 @@ impl Registry {
         }
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         tenant_rules::check(map, None, &rules)?;
-        let id = TenantId(next_id(map.tenants.len(), self.last_tenant.0, MAX_TENANTS, "tenants")?);
+        let id = TenantId(next_id(map.tenants.len(), self.last.tenant.0, MAX_TENANTS, "tenants")?);
         let tenant = Tenant { name, era: again::first_era(map.epoch), secret, rules };
         self.index.take(validate::tenant_bytes(&tenant), 0)?;
         self.index.tenants.insert(tenant.name.clone(), id);
-        self.last_tenant = id;
+        self.last.tenant = id;
         let map = self.change();
         map.tenants.insert(id, tenant);
         Ok(CommandReply::TenantCreated { tenant: id, epoch: map.epoch })

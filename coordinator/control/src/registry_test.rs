@@ -2,7 +2,7 @@
 
 use super::*;
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_protocol::{Change, DeviceId, SLOTS, Slot, TenantRules};
+use kvhive_protocol::{Change, DeviceId, Generation, SLOTS, Slot, TenantRules};
 
 /// A cluster that was started, and an asker that counts its requests.
 pub(crate) struct Cluster {

@@ -5,7 +5,7 @@ use crate::dedupe::{self, Client, Dedupe};
 use crate::engines::{Engines, MAX_ENGINES_BYTES};
 use crate::journal::{Journal, MAX_JOURNAL_BYTES};
 use crate::pins::MAX_PINS_BYTES;
-use crate::registry::{FIRST_TENANT, Registry};
+use crate::registry::{FIRST_TENANT, Numbers, Registry};
 use crate::scaling::Scaling;
 use crate::validate;
 use kvhive_protocol::engines::Engine;
@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the state that coordinators write down: of registries in snapshots, and of commands and what they do in logs.
 /// Raised whenever one of these changes; no other is read.
-pub const STATE_VERSION: u32 = 11;
+pub const STATE_VERSION: u32 = 12;
 /// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, engines, pins, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize = validate::MAX_MAP_BYTES
@@ -89,7 +89,7 @@ struct MapHead {
     name: String,
     epoch: Epoch,
     settings: Settings,
-    last_tenant: TenantId,
+    last: Numbers,
 }
 
 impl Registry {
@@ -104,7 +104,7 @@ impl Registry {
             name: map.name.clone(),
             epoch: map.epoch,
             settings: map.settings.clone(),
-            last_tenant: self.last_tenant,
+            last: self.last,
         });
         put(&mut out, &Section::Head { applied: self.applied, events: self.journal.newest(), map: head });
         if let Some(map) = map {
@@ -236,7 +236,7 @@ impl Parts {
                     journal,
                     self.scaling,
                     Engines::default(),
-                    TenantId(0),
+                    Numbers::default(),
                 ));
             }
             return Err(
@@ -244,12 +244,19 @@ impl Parts {
             );
         };
         counter("epoch", head.epoch.0)?;
-        // Members' numbers are given in order and none is removed, which is also what makes the next one known.
-        for (at, (id, member)) in self.members.iter().enumerate() {
-            follows("member", at, id.0)?;
+        // Some that were there are no more.
+        if !self.members.is_sorted_by(|(one, _), (next, _)| one < next) {
+            return Err("members' numbers do not ascend".to_owned());
+        }
+        let ends = self.members.first().zip(self.members.last());
+        if let Some(((first, _), (greatest, _))) =
+            ends.filter(|ends| ends.0.0.0 == 0 || ends.1.0 > head.last.member)
+        {
+            return Err(format!("members {first} to {greatest}, of {} there have been", head.last.member));
+        }
+        for (_, member) in &self.members {
             counter("generation", member.generation.0)?;
         }
-        // Some that were there are no more.
         if !self.tenants.is_sorted_by(|(one, _), (next, _)| one < next) {
             return Err("tenants' numbers do not ascend".to_owned());
         }
@@ -257,8 +264,8 @@ impl Parts {
         let (Some((first, _)), Some((greatest, _))) = ends else {
             return Err("there is no tenant".to_owned());
         };
-        if *first != FIRST_TENANT || *greatest > head.last_tenant {
-            return Err(format!("tenants {first} to {greatest}, of {} there have been", head.last_tenant));
+        if *first != FIRST_TENANT || *greatest > head.last.tenant {
+            return Err(format!("tenants {first} to {greatest}, of {} there have been", head.last.tenant));
         }
         for (_, tenant) in &self.tenants {
             counter("era", tenant.era.0)?;
@@ -287,7 +294,7 @@ impl Parts {
         validate::map(&map)?;
         let engines = Engines::restore(self.engines, &map)?;
         let map = Some(map);
-        Ok(Registry::from_parts(applied, map, dedupe, journal, self.scaling, engines, head.last_tenant))
+        Ok(Registry::from_parts(applied, map, dedupe, journal, self.scaling, engines, head.last))
     }
 }
 
@@ -319,13 +326,6 @@ fn four(bytes: &[u8]) -> [u8; 4] {
 fn counter(what: &str, value: u64) -> Result<(), String> {
     if value > MAX_COUNTER {
         return Err(format!("{what} {value} is beyond what counting reaches"));
-    }
-    Ok(())
-}
-
-fn follows(what: &str, at: usize, id: u32) -> Result<(), String> {
-    if u64::from(id) != at as u64 + 1 {
-        return Err(format!("{what} {} has the number {id}", at + 1));
     }
     Ok(())
 }

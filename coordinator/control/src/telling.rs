@@ -1,6 +1,7 @@
 //! What of a command is worth an event: read off the command and the map before it, completed by what came of it.
 //! A command that changed nothing is none; how many slots it concerned is a number, not as many events.
 
+use crate::departures;
 use crate::repair::Repair;
 use kvhive_protocol::control::{Command, CommandReply, Placing};
 use kvhive_protocol::data::Ack;
@@ -26,7 +27,11 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             Some(note.with("devices", registration.devices.len() as u64))
         }
         Command::MarkDown { member, .. } => of_member(EventKind::MemberDown, member),
-        Command::Leave { member, .. } => of_member(EventKind::MemberLeft, member),
+        Command::Leave { member, .. } => {
+            let is_emptied = map.is_some_and(|map| departures::is_emptied(map, *member));
+            of_member(if is_emptied { EventKind::MemberRemoved } else { EventKind::MemberLeft }, member)
+        }
+        Command::RemoveMember { member } => of_member(EventKind::MemberRemoved, member),
         Command::CreateTenant { name, .. } => {
             Some(Note::new(EventKind::TenantCreated, Subject::tenant(name)))
         }

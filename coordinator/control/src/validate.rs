@@ -75,6 +75,7 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         | Command::ClearTenant { .. }
         | Command::RotateSecret { .. }
         | Command::DeleteTenant { .. }
+        | Command::RemoveMember { .. }
         | Command::SetScaling { .. }
         | Command::RecordLoad { .. }
         | Command::SetAck { .. } => Ok(()),

@@ -252,7 +252,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(metrics_text))
         .routes(routes!(cluster))
         .routes(routes!(members::members))
-        .routes(routes!(members::change_member))
+        .routes(routes!(members::change_member, members::remove_member))
         .routes(routes!(slots))
         .routes(routes!(balance::balance))
         .routes(routes!(tenants::tenants, tenants::create_tenant))

@@ -65,6 +65,7 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
         (Role::Node, submit(Command::ClearTenant { tenant: TenantId(1) })),
         (Role::Node, submit(Command::RotateSecret { tenant: TenantId(1), secret: [1; 32] })),
         (Role::Node, submit(Command::DeleteTenant { tenant: TenantId(2) })),
+        (Role::Node, submit(Command::RemoveMember { member: MemberId(1) })),
         (Role::Node, submit(Command::SetAck { ack: Ack::Primary })),
         (Role::Node, down()),
         (Role::Node, place()),
