@@ -12,7 +12,7 @@ use crate::pins::Pin;
 pub use crate::placing::{BalanceReport, Balancing, Placing};
 use crate::raft::{RaftReport, RaftRequest};
 use crate::routing::{RouteAnswer, RouteRequest};
-use crate::scaling::{Observation, Reuse, ScalingChange, ScalingReport};
+use crate::scaling::{Observation, Reuse, ScalingChange, ScalingPolicy, ScalingReport};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
@@ -261,6 +261,8 @@ pub enum Command {
         settings: Settings,
         /// The secret of the tenant `default`.
         default_secret: [u8; 32],
+        /// How its size may change, until an operator says otherwise.
+        scaling: ScalingPolicy,
     },
     /// A node starts.
     Register(Registration),

@@ -3,7 +3,9 @@
 
 mod buffer;
 mod connection;
+mod ending;
 mod errors;
+mod held;
 mod layout;
 mod names;
 mod node;
@@ -19,6 +21,8 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     use crate::connection::Connection;
+    #[pymodule_export]
+    use crate::ending::interpreter_ends;
     #[pymodule_export]
     use crate::layout::PyLayout;
     #[pymodule_export]

@@ -36,7 +36,7 @@ pub(crate) const FIRST_TENANT: TenantId = TenantId(1);
 ///
 /// let settings = Settings { replicas: 2, segment_blocks: 16, ack: Ack::Primary, lease_ms: 2000, heartbeat_ms: 500 };
 /// let command =
-///     Command::Bootstrap { cluster: ClusterId(7), name: "laptop".into(), settings, default_secret: [1; 32] };
+///     Command::Bootstrap { cluster: ClusterId(7), name: "laptop".into(), settings, default_secret: [1; 32], scaling: Default::default() };
 /// let mut registry = Registry::new();
 /// let reply = registry.apply(1, Proposal { request: RequestId { client: 9, sequence: 1 }, command });
 /// assert_eq!(reply, CommandReply::Applied { epoch: Epoch(1) });
@@ -194,8 +194,8 @@ impl Registry {
     }
 
     fn execute(&mut self, command: Command) -> Outcome {
-        if let Command::Bootstrap { cluster, name, settings, default_secret } = command {
-            return self.bootstrap(cluster, name, settings, default_secret);
+        if let Command::Bootstrap { cluster, name, settings, default_secret, scaling } = command {
+            return self.bootstrap(cluster, name, settings, default_secret, scaling);
         }
         if self.map.is_none() {
             return Err(WireError::rejected(format_args!(
@@ -240,12 +240,14 @@ impl Registry {
         name: String,
         settings: Settings,
         secret: [u8; 32],
+        scaling: ScalingPolicy,
     ) -> Outcome {
         if self.map.is_some() {
             return Ok(self.unchanged());
         }
         validate::name("cluster name", &name)?;
         validate::settings(&settings)?;
+        self.scaling.begin(scaling)?;
         let tenant =
             Tenant { name: DEFAULT_TENANT.to_owned(), era: Era(1), secret, rules: TenantRules::default() };
         self.last.tenant = FIRST_TENANT;

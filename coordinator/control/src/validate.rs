@@ -45,8 +45,9 @@ pub const MAX_MAP_BYTES: usize = 14 << 20;
 /// [`WireError::Rejected`] with what was given and what is allowed.
 pub fn check_command(command: &Command) -> Result<(), WireError> {
     match command {
-        Command::Bootstrap { name: cluster, settings: of_all, .. } => {
+        Command::Bootstrap { name: cluster, settings: of_all, scaling, .. } => {
             name("cluster name", cluster)?;
+            scaling.check().map_err(|reason| WireError::rejected(format_args!("scaling: {reason}")))?;
             settings(of_all)
         }
         Command::Register(known) => check_registration(known),

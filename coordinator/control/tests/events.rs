@@ -25,7 +25,13 @@ impl Story {
             Settings { replicas: 2, segment_blocks: 16, ack: Ack::All, lease_ms: 1000, heartbeat_ms: 200 };
         let (cluster, name) = (ClusterId(1), "told".to_owned());
         story.does(
-            Command::Bootstrap { cluster, name, settings, default_secret: [1; 32] },
+            Command::Bootstrap {
+                cluster,
+                name,
+                settings,
+                default_secret: [1; 32],
+                scaling: Default::default(),
+            },
             "its logs were empty",
         );
         story

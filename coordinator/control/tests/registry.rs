@@ -16,7 +16,13 @@ use std::collections::BTreeMap;
 fn bootstrap(replicas: u8) -> Command {
     let settings =
         Settings { replicas, segment_blocks: 16, ack: Ack::Primary, lease_ms: 1000, heartbeat_ms: 200 };
-    Command::Bootstrap { cluster: ClusterId(42), name: "laptop".into(), settings, default_secret: [7; 32] }
+    Command::Bootstrap {
+        cluster: ClusterId(42),
+        name: "laptop".into(),
+        settings,
+        default_secret: [7; 32],
+        scaling: Default::default(),
+    }
 }
 
 fn register(name: String, devices: usize) -> Command {
