@@ -10,6 +10,7 @@ mod layout;
 mod names;
 mod node;
 mod operation;
+mod pins;
 mod regions;
 mod reports;
 mod threads;
