@@ -7,6 +7,7 @@ use crate::mode::{Mode, Tuning};
 use crate::problem::ConfigError;
 use crate::render;
 use crate::tls::TlsPaths;
+use crate::traces::Traces;
 use crate::units::Bytes;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -32,6 +33,8 @@ pub struct ClusterParts {
     pub raft: RaftSettings,
     /// `[tls]`: where certificates are, if every channel is encrypted.
     pub tls: Option<TlsPaths>,
+    /// `[traces]`: how requests are traced, if they are.
+    pub traces: Option<Traces>,
     /// `[[coordinator]]`: 1, 3, 5 or 7.
     pub coordinators: Vec<CoordinatorConfig>,
     /// `[[node]]`, each with `[node_defaults]` filled in; of an open file the node that joins, if one does.

@@ -28,6 +28,8 @@ pub(crate) enum Rule {
     Name,
     /// An address or DNS name that others use.
     Host,
+    /// The base URL of a service that is reached without encryption.
+    Url,
     /// `ip:port` to listen on.
     Listen,
     /// A path.
@@ -123,6 +125,7 @@ impl Rule {
             ),
             Rule::Host => "an IP address or a DNS name".to_owned(),
             Rule::Listen => "an IP address and a port from 1 to 65535, such as \"0.0.0.0:7810\"".to_owned(),
+            Rule::Url => "http://host:port, without a path".to_owned(),
             Rule::Path => format!("a path of 1 to {MAX_PATH_BYTES} bytes without control characters"),
             Rule::Choice(words) => {
                 let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
@@ -467,6 +470,7 @@ pub(crate) const ROOT: &[Key] = &[
     key!("cluster", Rule::Table, Required, "What all processes share."),
     key!("raft", Rule::Table, Derived("defaults"), "How the coordinators agree."),
     key!("tls", Rule::Table, Derived("none: nothing is encrypted"), "Certificates."),
+    key!("traces", Rule::Table, Derived("none: nothing is traced"), "Traces of requests."),
     key!(
         "coordinator",
         Rule::Tables { counts: Counts::OneOf(&[1, 3, 5, 7]), header: "coordinator" },

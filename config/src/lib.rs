@@ -43,6 +43,7 @@ mod render;
 mod section;
 mod tls;
 mod token;
+mod traces;
 mod tree;
 mod units;
 
@@ -57,6 +58,7 @@ pub use problem::{ConfigError, Origin, Problem};
 pub use reference::reference_markdown;
 pub use tls::TlsPaths;
 pub use token::{Token, TokenError};
+pub use traces::Traces;
 pub use units::{Bytes, SizeError, format_share, format_time};
 
 /// The longest cluster file, in bytes.
