@@ -6,6 +6,7 @@ use crate::ledger::Ledger;
 use crate::mode::{Mode, Tuning};
 use crate::problem::ConfigError;
 use crate::render;
+use crate::scaling::ScalingSettings;
 use crate::tls::TlsPaths;
 use crate::traces::Traces;
 use crate::units::Bytes;
@@ -31,6 +32,8 @@ pub struct ClusterParts {
     pub cluster: ClusterSettings,
     /// `[raft]`: how the coordinators agree.
     pub raft: RaftSettings,
+    /// `[scaling]`: how many nodes there are to be.
+    pub scaling: ScalingSettings,
     /// `[tls]`: where certificates are, if every channel is encrypted.
     pub tls: Option<TlsPaths>,
     /// `[traces]`: how requests are traced, if they are.

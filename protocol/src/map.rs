@@ -4,6 +4,7 @@
 use crate::block::Codec;
 use crate::data::Ack;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, Slot, TenantId};
+use crate::pins::Pin;
 use crate::tenant::TenantRules;
 use crate::{BlockKey, SLOTS};
 use serde::{Deserialize, Serialize};
@@ -137,7 +138,7 @@ pub struct ClusterMap {
     pub epoch: Epoch,
     /// What holds for the whole cluster.
     pub settings: Settings,
-    /// Every node that ever registered.
+    /// Every node that has registered and was not removed since.
     pub members: BTreeMap<MemberId, Member>,
     /// One replica set a slot, [`SLOTS`] of them. Shared, so that a map is cheap to copy.
     pub slots: Arc<Vec<ReplicaSet>>,
@@ -148,6 +149,8 @@ pub struct ClusterMap {
     pub balanced: Arc<BTreeMap<Slot, ReplicaSet>>,
     /// Every tenant.
     pub tenants: BTreeMap<TenantId, Tenant>,
+    /// Pinned prefixes, by name.
+    pub pins: Arc<BTreeMap<String, Pin>>,
 }
 
 impl ClusterMap {
@@ -163,6 +166,7 @@ impl ClusterMap {
             filling: Arc::default(),
             balanced: Arc::default(),
             tenants: BTreeMap::new(),
+            pins: Arc::default(),
         }
     }
 

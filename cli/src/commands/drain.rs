@@ -24,9 +24,12 @@ pub(crate) struct Drain {
     /// End it: the node may hold slots again
     #[arg(long, conflicts_with = "no_wait")]
     undo: bool,
-    /// With --undo: do nothing where no node of this name has ever registered, for a service manager before each start
+    /// With --undo: do nothing where there is no node of this name, for a service manager before each start
     #[arg(long, requires = "undo")]
     if_known: bool,
+    /// Forget a node that is down and does not come back, so that no list has it. One that was emptied and then ended is forgotten by itself
+    #[arg(long, conflicts_with_all = ["no_wait", "undo"])]
+    forget: bool,
     /// Return at once; `kvhive nodes` shows how many slots are left
     #[arg(long)]
     no_wait: bool,
@@ -72,7 +75,7 @@ impl Drain {
                 if self.json {
                     return report::print_json(&Value::Null);
                 }
-                println!("no node {} has registered: nothing to undo", self.node);
+                println!("there is no node {}: nothing to undo", self.node);
                 return Ok(());
             }
             let node: Value = admin.patch(&path, &json!({"drains": false}))?;
@@ -80,6 +83,14 @@ impl Drain {
                 return report::print_json(&node);
             }
             println!("{} may hold slots again", self.node);
+            return Ok(());
+        }
+        if self.forget {
+            let _: Value = admin.delete(&path)?;
+            if self.json {
+                return report::print_json(&json!({"forgotten": self.node}));
+            }
+            println!("{} is forgotten: a node that registers under its name is a new one", self.node);
             return Ok(());
         }
         let begun = Instant::now();
@@ -107,7 +118,16 @@ impl Drain {
     /// Makes the command that empties a node and waits for that.
     pub(crate) fn of(target: Target, node: &str) -> Drain {
         let node = node.to_owned();
-        Drain { target, node, undo: false, if_known: false, no_wait: false, stalls: None, json: false }
+        Drain {
+            target,
+            node,
+            undo: false,
+            if_known: false,
+            forget: false,
+            no_wait: false,
+            stalls: None,
+            json: false,
+        }
     }
 
     /// Makes it give up when no slot has left for this long.
@@ -181,6 +201,11 @@ impl Drain {
                 }
             };
             answered = Instant::now();
+            // Emptied to the end and ended meanwhile: it is no member any more.
+            if !list(&status["nodes"]).iter().any(|node| text(node, "name") == self.node) {
+                bar.finish_and_clear();
+                return Ok(0);
+            }
             let (left, _) = self.holds(&status);
             if !self.is_up(&status) {
                 bail!("{} has gone down before it was empty: what only it held is lost", self.node);

@@ -161,7 +161,8 @@ impl Leases {
     /// Returns the greatest epoch that everybody who may be serving has confirmed; none if nobody may be serving.
     ///
     /// Until leases granted by the leader before have run out, members that went down or started anew around the change
-    /// of leaders may hold one that this leader knows nothing of; then it is 0.
+    /// of leaders may hold one that this leader knows nothing of; then it is 0. Who was removed holds none: it has said that it
+    /// serves nothing, or was declared down when its lease had run out.
     pub(crate) fn confirmed(&self, map: &ClusterMap) -> Option<Epoch> {
         let restarted = |member: &Member| !is_up(member) || member.generation > Generation(1);
         if self.now < self.inherited_until(map) && map.members.values().any(restarted) {

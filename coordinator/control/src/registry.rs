@@ -15,9 +15,10 @@ use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterId, ClusterMap, Epoch, Era, Filling, Generation, LogEntry, Member, MemberId, MemberState,
-    ReplicaSet, RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
+    ClusterId, ClusterMap, Epoch, Era, Filling, LogEntry, Member, MemberId, MemberState, Origin, ReplicaSet,
+    RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
 };
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -35,7 +36,7 @@ pub(crate) const FIRST_TENANT: TenantId = TenantId(1);
 ///
 /// let settings = Settings { replicas: 2, segment_blocks: 16, ack: Ack::Primary, lease_ms: 2000, heartbeat_ms: 500 };
 /// let command =
-///     Command::Bootstrap { cluster: ClusterId(7), name: "laptop".into(), settings, default_secret: [1; 32] };
+///     Command::Bootstrap { cluster: ClusterId(7), name: "laptop".into(), settings, default_secret: [1; 32], scaling: Default::default() };
 /// let mut registry = Registry::new();
 /// let reply = registry.apply(1, Proposal { request: RequestId { client: 9, sequence: 1 }, command });
 /// assert_eq!(reply, CommandReply::Applied { epoch: Epoch(1) });
@@ -48,23 +49,29 @@ pub struct Registry {
     pub(crate) journal: Journal,
     pub(crate) engines: Engines,
     pub(crate) scaling: Scaling,
-    /// The greatest number that a tenant has ever had: it stays when the tenant goes, so no number comes again.
-    pub(crate) last_tenant: TenantId,
+    pub(crate) last: Numbers,
     /// Found again from the map: what would take too long to look up in it for each command.
-    index: Index,
-    repair: Option<Repair>,
+    pub(crate) index: Index,
+    pub(crate) repair: Option<Repair>,
+}
+
+/// The greatest numbers that have ever been given: they stay when whoever had them goes, so none comes again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Numbers {
+    pub(crate) member: MemberId,
+    pub(crate) tenant: TenantId,
 }
 
 /// Names and sizes of what is in the map.
 #[derive(Clone, Default)]
-struct Index {
-    members: BTreeMap<String, MemberId>,
+pub(crate) struct Index {
+    pub(crate) members: BTreeMap<String, MemberId>,
     tenants: BTreeMap<String, TenantId>,
     /// Bytes of members and tenants, as `validate` counts them.
-    bytes: usize,
+    pub(crate) bytes: usize,
 }
 
-type Outcome = Result<CommandReply, WireError>;
+pub(crate) type Outcome = Result<CommandReply, WireError>;
 
 impl Registry {
     /// Makes the memory of a cluster that was never started.
@@ -79,11 +86,11 @@ impl Registry {
         journal: Journal,
         scaling: Scaling,
         engines: Engines,
-        last_tenant: TenantId,
+        last: Numbers,
     ) -> Self {
         let index = map.as_ref().map(Index::of).unwrap_or_default();
         let map = map.map(Arc::new);
-        Registry { applied, map, dedupe, journal, scaling, engines, last_tenant, index, repair: None }
+        Registry { applied, map, dedupe, journal, scaling, engines, last, index, repair: None }
     }
 
     /// Applies the log entry at `index` and returns what it came to.
@@ -114,6 +121,7 @@ impl Registry {
         }
         let before = self.agreed();
         let note = telling::before(&command, self.map.as_deref());
+        let origin = Origin { reason: telling::because(&command, origin.reason), ..origin };
         let is_told = matches!(command, Command::Record(_));
         let reply = self.execute(command).unwrap_or_else(CommandReply::Rejected);
         let has_happened =
@@ -186,8 +194,8 @@ impl Registry {
     }
 
     fn execute(&mut self, command: Command) -> Outcome {
-        if let Command::Bootstrap { cluster, name, settings, default_secret } = command {
-            return self.bootstrap(cluster, name, settings, default_secret);
+        if let Command::Bootstrap { cluster, name, settings, default_secret, scaling } = command {
+            return self.bootstrap(cluster, name, settings, default_secret, scaling);
         }
         if self.map.is_none() {
             return Err(WireError::rejected(format_args!(
@@ -198,9 +206,9 @@ impl Registry {
         match command {
             Command::Bootstrap { .. } => Ok(self.unchanged()),
             Command::Register(registration) => self.register(registration),
-            Command::MarkDown { member, generation } | Command::Leave { member, generation } => {
-                Ok(self.take_down(member, generation))
-            }
+            Command::MarkDown { member, generation } => Ok(self.take_down(member, generation)),
+            Command::Leave { member, generation } => Ok(self.leave(member, generation)),
+            Command::RemoveMember { member } => self.remove_member(member),
             Command::CreateTenant { name, secret, rules } => self.create_tenant(name, secret, rules),
             Command::ClearTenant { tenant } => self.clear_tenant(tenant),
             Command::RotateSecret { tenant, secret } => self.rotate_secret(tenant, secret),
@@ -221,6 +229,8 @@ impl Registry {
                 self.engines.set(*engine, map).map(|()| self.unchanged())
             }
             Command::RemoveEngine { name } => self.engines.remove(&name).map(|()| self.unchanged()),
+            Command::SetPin { name, pin } => self.set_pin(name, *pin),
+            Command::RemovePin { name, ended_ms } => self.remove_pin(&name, ended_ms),
         }
     }
 
@@ -230,15 +240,17 @@ impl Registry {
         name: String,
         settings: Settings,
         secret: [u8; 32],
+        scaling: ScalingPolicy,
     ) -> Outcome {
         if self.map.is_some() {
             return Ok(self.unchanged());
         }
         validate::name("cluster name", &name)?;
         validate::settings(&settings)?;
+        self.scaling.begin(scaling)?;
         let tenant =
             Tenant { name: DEFAULT_TENANT.to_owned(), era: Era(1), secret, rules: TenantRules::default() };
-        self.last_tenant = FIRST_TENANT;
+        self.last.tenant = FIRST_TENANT;
         let tenants = BTreeMap::from([(FIRST_TENANT, tenant)]);
         let map = ClusterMap { tenants, ..ClusterMap::founded(cluster, name, settings) };
         self.index = Index::of(&map);
@@ -253,8 +265,7 @@ impl Registry {
         let (id, generation) = match known {
             Some(id) => (id, map.members[&id].generation.next().max(again::first_generation(map.epoch))),
             None => {
-                let last = map.members.keys().next_back().map_or(0, |id| id.0);
-                let next = next_id(map.members.len(), last, MAX_MEMBERS, "members")?;
+                let next = next_id(map.members.len(), self.last.member.0, MAX_MEMBERS, "members")?;
                 (MemberId(next), again::first_generation(map.epoch))
             }
         };
@@ -268,6 +279,7 @@ impl Registry {
             Member { name, generation, state, data_address, metrics_address, labels, devices, codec, drains };
         self.index.take(validate::member_bytes(&member), replaced)?;
         self.index.members.insert(member.name.clone(), id);
+        self.last.member = self.last.member.max(id);
 
         let map = self.change();
         // A process that starts anew holds nothing: what the one before it held is lost, and its replicas take over.
@@ -279,21 +291,6 @@ impl Registry {
         Ok(CommandReply::Registered { member: id, generation, epoch })
     }
 
-    fn take_down(&mut self, id: MemberId, generation: Generation) -> CommandReply {
-        let concerned = |member: &Member| member.generation == generation && member.state == MemberState::Up;
-        if !self.map.as_ref().is_some_and(|map| map.members.get(&id).is_some_and(concerned)) {
-            return self.unchanged();
-        }
-        let map = self.change();
-        if let Some(member) = map.members.get_mut(&id) {
-            member.state = MemberState::Down;
-        }
-        let mut repair = repair::withdraw(map, id);
-        repair::fill(map, &mut repair);
-        self.repair = Some(repair);
-        self.unchanged()
-    }
-
     fn create_tenant(&mut self, name: String, secret: [u8; 32], rules: TenantRules) -> Outcome {
         validate::name("tenant name", &name)?;
         if let Some(id) = self.index.tenants.get(&name) {
@@ -303,11 +300,11 @@ impl Registry {
         }
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         tenant_rules::check(map, None, &rules)?;
-        let id = TenantId(next_id(map.tenants.len(), self.last_tenant.0, MAX_TENANTS, "tenants")?);
+        let id = TenantId(next_id(map.tenants.len(), self.last.tenant.0, MAX_TENANTS, "tenants")?);
         let tenant = Tenant { name, era: again::first_era(map.epoch), secret, rules };
         self.index.take(validate::tenant_bytes(&tenant), 0)?;
         self.index.tenants.insert(tenant.name.clone(), id);
-        self.last_tenant = id;
+        self.last.tenant = id;
         let map = self.change();
         map.tenants.insert(id, tenant);
         Ok(CommandReply::TenantCreated { tenant: id, epoch: map.epoch })
@@ -317,7 +314,7 @@ impl Registry {
         if !self.map.as_ref().is_some_and(|map| map.tenants.contains_key(&id)) {
             return Err(WireError::UnknownTenant { tenant: id });
         }
-        let map = self.change();
+        let map = self.change_without_pins_of(id);
         // Its own era also where it shares another's blocks: it may have some of its own from before, or through a client
         // that had it open. What it shares is the other's to clear.
         let tenant = map.tenants.get_mut(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
@@ -328,7 +325,7 @@ impl Registry {
     fn rotate_secret(&mut self, id: TenantId, secret: [u8; 32]) -> Outcome {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         tenant_rules::check_rotation(map, id, &secret)?;
-        let map = self.change();
+        let map = self.change_without_pins_of(id);
         let tenant = map.tenants.get_mut(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
         tenant.secret = secret;
         tenant.era = tenant.era.next();
@@ -338,7 +335,7 @@ impl Registry {
     fn delete_tenant(&mut self, id: TenantId) -> Outcome {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         tenant_rules::check_deletion(map, id, self.engines.all().values())?;
-        let map = self.change();
+        let map = self.change_without_pins_of(id);
         let (gone, epoch) = (map.tenants.remove(&id), map.epoch);
         if let Some(tenant) = gone {
             self.index.tenants.remove(&tenant.name);
@@ -438,13 +435,13 @@ impl Registry {
     }
 
     /// Returns the map to change, already under its next epoch. Called once by each command that changes something.
-    fn change(&mut self) -> &mut ClusterMap {
+    pub(crate) fn change(&mut self) -> &mut ClusterMap {
         let map = Arc::make_mut(self.map.as_mut().expect("execute has checked that there is a map"));
         map.epoch = map.epoch.next();
         map
     }
 
-    fn unchanged(&self) -> CommandReply {
+    pub(crate) fn unchanged(&self) -> CommandReply {
         CommandReply::Applied { epoch: self.epoch() }
     }
 }

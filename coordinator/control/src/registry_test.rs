@@ -2,7 +2,7 @@
 
 use super::*;
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_protocol::{Change, DeviceId, SLOTS, Slot, TenantRules};
+use kvhive_protocol::{Change, DeviceId, Generation, SLOTS, Slot, TenantRules};
 
 /// A cluster that was started, and an asker that counts its requests.
 pub(crate) struct Cluster {
@@ -65,7 +65,13 @@ impl Cluster {
 pub(crate) fn bootstrap(replicas: u8) -> Command {
     let settings =
         Settings { replicas, segment_blocks: 16, ack: Ack::Primary, lease_ms: 1000, heartbeat_ms: 200 };
-    Command::Bootstrap { cluster: ClusterId(42), name: "laptop".into(), settings, default_secret: [7; 32] }
+    Command::Bootstrap {
+        cluster: ClusterId(42),
+        name: "laptop".into(),
+        settings,
+        default_secret: [7; 32],
+        scaling: Default::default(),
+    }
 }
 
 pub(crate) fn registration(name: &str, devices: usize) -> Command {
@@ -98,6 +104,7 @@ fn a_cluster_starts_once() {
         name: "other".into(),
         settings: cluster.map().settings.clone(),
         default_secret: [0; 32],
+        scaling: Default::default(),
     };
     let before = cluster.map();
     assert_eq!(cluster.apply(other), applied(1));

@@ -5,8 +5,8 @@ use kvhive_protocol::control::{Command, CommandReply, Placing, Proposal, Registr
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::{DeviceDescription, Settings};
 use kvhive_protocol::{
-    Change, ClusterId, ClusterMap, DeviceId, Epoch, Filling, Generation, MemberId, MemberState, RequestId,
-    RulesChange, Slot, TenantId, TenantRules,
+    Change, ClusterId, ClusterMap, DeviceId, Epoch, Filling, Generation, MemberId, MemberState, ReplicaSet,
+    RequestId, RulesChange, Slot, TenantId, TenantRules,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -16,7 +16,13 @@ use std::collections::BTreeMap;
 fn bootstrap(replicas: u8) -> Command {
     let settings =
         Settings { replicas, segment_blocks: 16, ack: Ack::Primary, lease_ms: 1000, heartbeat_ms: 200 };
-    Command::Bootstrap { cluster: ClusterId(42), name: "laptop".into(), settings, default_secret: [7; 32] }
+    Command::Bootstrap {
+        cluster: ClusterId(42),
+        name: "laptop".into(),
+        settings,
+        default_secret: [7; 32],
+        scaling: Default::default(),
+    }
 }
 
 fn register(name: String, devices: usize) -> Command {
@@ -100,6 +106,7 @@ fn command() -> impl Strategy<Value = Command> {
         2 => (0..6_u32).prop_map(|tenant| Command::ClearTenant { tenant: TenantId(tenant) }),
         2 => (0..6_u32, 0..3_u8)
             .prop_map(|(tenant, secret)| Command::RotateSecret { tenant: TenantId(tenant), secret: [secret; 32] }),
+        1 => member().prop_map(|member| Command::RemoveMember { member }),
         1 => (0..8_u32).prop_map(|tenant| Command::DeleteTenant { tenant: TenantId(tenant) }),
         3 => (0..40_u64, prop::collection::vec(change, 0..4))
             .prop_map(|(epoch, changes)| Command::PlaceSlots { based_on: Epoch(epoch), changes }),
@@ -162,10 +169,22 @@ fn check(before: Option<&ClusterMap>, after: &ClusterMap) -> Result<(), TestCase
         }
     }
     for (id, member) in &before.members {
-        prop_assert!(
-            after.members[id].generation >= member.generation && after.members[id].name == member.name
-        );
+        match after.members.get(id) {
+            Some(known) => {
+                prop_assert!(known.generation >= member.generation && known.name == member.name);
+            }
+            None => {
+                let holds = |set: &ReplicaSet| set.0.iter().any(|device| device.member == *id);
+                prop_assert!(
+                    member.state == MemberState::Down || member.drains,
+                    "who serves is not forgotten"
+                );
+                prop_assert!(!before.slots.iter().any(holds), "who holds slots is not forgotten");
+            }
+        }
     }
+    let new = after.members.keys().filter(|id| !before.members.contains_key(id));
+    prop_assert!(new.into_iter().all(|id| before.members.keys().all(|known| known < id)));
     Ok(())
 }
 
@@ -306,7 +325,7 @@ fn the_snapshot_is_the_same_on_every_machine() {
     // Changes only with STATE_VERSION, or with placement: then running clusters disagree with new ones.
     assert_eq!(
         u64::from_le_bytes(*populated().snapshot().last_chunk().expect("a checksum ends it")),
-        14_235_185_468_914_652_723
+        11_661_265_429_484_666_736
     );
 }
 

@@ -8,6 +8,7 @@ use super::routes::{Answer, MAX_BODY_BYTES, Shared};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
 use kvhive_protocol::control::{Command, CommandReply};
 use kvhive_protocol::{Reason, WireError};
 use kvhive_runtime::http::Problem;
@@ -24,7 +25,7 @@ pub(super) struct MemberPatch {
     reason: Option<String>,
 }
 
-/// Every node that ever registered.
+/// Every node that has registered and was not removed since.
 #[utoipa::path(get, path = "/v1/members", params(Listing), responses((status = 200, body = Members), (status = 503, body = Problem)))]
 pub(super) async fn members(
     State(admin): Shared,
@@ -48,10 +49,7 @@ pub(super) async fn change_member(
 ) -> Answer<Node> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let Json(patch) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
-    let missing = || {
-        let name: String = name.chars().take(64).collect();
-        Trouble::not_found(format!("node {name:?} does not exist; GET /v1/members lists those that do"))
-    };
+    let missing = || missing(&name);
     let overview = admin.overview(Freshness::Linearizable).await?;
     let known = overview.map.as_ref().and_then(|map| map.member(&name));
     let (member, _) = known.ok_or_else(missing)?;
@@ -65,4 +63,27 @@ pub(super) async fn change_member(
         }
         other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
     }
+}
+
+/// Forgets a member that is down: it is on no list any more, and a node that registers under its name is another. One that was
+/// emptied and then left is forgotten by itself.
+#[utoipa::path(delete, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name"), AskedAs), responses((status = 204, description = "It is no member any more"), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn remove_member(
+    State(admin): Shared,
+    asked: AskedAs,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, Trouble> {
+    let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let overview = admin.overview(Freshness::Linearizable).await?;
+    let known = overview.map.as_ref().and_then(|map| map.member(&name));
+    let (member, _) = known.ok_or_else(|| missing(&name))?;
+    match admin.submit(asked, Command::RemoveMember { member }).await? {
+        CommandReply::Applied { .. } => Ok(StatusCode::NO_CONTENT),
+        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+    }
+}
+
+fn missing(name: &str) -> Trouble {
+    let name: String = name.chars().take(64).collect();
+    Trouble::not_found(format!("node {name:?} does not exist; GET /v1/members lists those that do"))
 }

@@ -93,6 +93,7 @@ impl Group {
                 snapshot_every: 10_000,
                 tracer: kvhive_spans::Tracer::OFF,
                 repair_after: Duration::from_secs(30),
+                scaling: Default::default(),
                 balance: false,
             })
             .collect();

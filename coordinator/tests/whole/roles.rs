@@ -42,6 +42,7 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
             name: "taken-over".to_owned(),
             settings: crate::group::settings(),
             default_secret: [0; 32],
+            scaling: Default::default(),
         })
     };
     let create = || {
@@ -65,6 +66,7 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
         (Role::Node, submit(Command::ClearTenant { tenant: TenantId(1) })),
         (Role::Node, submit(Command::RotateSecret { tenant: TenantId(1), secret: [1; 32] })),
         (Role::Node, submit(Command::DeleteTenant { tenant: TenantId(2) })),
+        (Role::Node, submit(Command::RemoveMember { member: MemberId(1) })),
         (Role::Node, submit(Command::SetAck { ack: Ack::Primary })),
         (Role::Node, down()),
         (Role::Node, place()),

@@ -32,6 +32,8 @@ pub struct WTinyLfu {
     printer: Printer,
     sketch: Sketch,
     path: Path,
+    /// Blocks that the current request has put into the window, at most: they are its newest.
+    from_request: usize,
 }
 
 impl WTinyLfu {
@@ -61,6 +63,7 @@ impl WTinyLfu {
             printer: Printer::new(seed),
             sketch: Sketch::new(capacity),
             path: Path::NONE,
+            from_request: 0,
         }
     }
 
@@ -90,11 +93,28 @@ impl WTinyLfu {
     fn estimate(&self, at: u32) -> u64 {
         self.sketch.estimate(self.prints.get(at))
     }
+
+    /// Returns the block that is next to leave a full window. One that may not go, and is of an earlier request, moves on
+    /// into the main part: mostly, what is below it in its prefix has passed already, and it would fill the window for good.
+    fn candidate(&mut self, may_go: &mut dyn FnMut(u32) -> bool) -> Option<u32> {
+        for _ in 0..MAX_SCAN {
+            let oldest = self.window.oldest().filter(|_| self.window.len() >= self.window_target)?;
+            if may_go(oldest) {
+                return Some(oldest);
+            }
+            if self.window.len() <= self.from_request {
+                return None;
+            }
+            self.put(oldest, Place::Probation, None);
+        }
+        None
+    }
 }
 
 impl Policy for WTinyLfu {
     fn begin(&mut self, _request: &Request) {
         self.path.begin();
+        self.from_request = 0;
     }
 
     fn hit(&mut self, at: u32, visit: &Visit) {
@@ -102,7 +122,10 @@ impl Policy for WTinyLfu {
         let parent = self.path.step(at, visit);
         match self.places.get(at) {
             Place::Out => {}
-            Place::Window => self.put(at, Place::Window, parent),
+            Place::Window => {
+                self.from_request += 1;
+                self.put(at, Place::Window, parent);
+            }
             Place::Probation | Place::Protected => {
                 self.put(at, Place::Protected, parent);
                 if self.protected.len() > self.protected_target
@@ -119,6 +142,7 @@ impl Policy for WTinyLfu {
         *self.prints.entry(at) = print;
         self.sketch.count(print);
         let parent = self.path.step(at, visit);
+        self.from_request += 1;
         self.put(at, Place::Window, parent);
         if self.window.len() > self.window_target
             && let Some(oldest) = self.window.oldest()
@@ -132,12 +156,9 @@ impl Policy for WTinyLfu {
     }
 
     fn victim(&mut self, newcomer: &Visit, may_go: &mut dyn FnMut(u32) -> bool) -> Verdict {
-        let mut scan = MAX_SCAN;
+        let candidate = self.candidate(may_go);
         let is_window_full = self.window.len() >= self.window_target;
-        let mut candidate = None;
-        if is_window_full {
-            candidate = self.window.oldest_free(&mut self.links, may_go, &mut scan);
-        }
+        let mut scan = MAX_SCAN;
         let mut resident = self.probation.oldest_free(&mut self.links, may_go, &mut scan);
         if resident.is_none() {
             resident = self.protected.oldest_free(&mut self.links, may_go, &mut scan);
@@ -176,6 +197,7 @@ impl Policy for WTinyLfu {
 
 #[cfg(test)]
 mod tests {
+    use super::WTinyLfu;
     use crate::policy::Strategy;
     use crate::policy::scenario::Scenario;
 
@@ -191,5 +213,13 @@ mod tests {
         let mut pool = Scenario::with_room_for(4, Strategy::WTinyLfu);
         pool.serve("abc abc abc d efgh");
         assert_eq!((pool.resident().as_str(), pool.refused.as_str()), ("abce", "f"));
+    }
+
+    #[test]
+    fn the_head_of_a_prefix_whose_end_was_let_in_does_not_stay_in_the_window() {
+        let policy = WTinyLfu { window_target: 2, ..WTinyLfu::new(6, 7) };
+        let mut pool = Scenario::of(6, Box::new(policy));
+        pool.serve("a b c d xy xy xy p q uv");
+        assert_eq!((pool.resident().as_str(), pool.refused.as_str()), ("cduvxy", ""));
     }
 }
