@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 /// Renders the reference of every key as Markdown: what it takes, its default, its meaning and its variable.
 pub fn reference_markdown() -> String {
-    let sections: [(&str, &str, &[Key], Option<&str>); 7] = [
+    let sections: [(&str, &str, &[Key], Option<&str>); 8] = [
         ("[cluster]", "What all processes share.", CLUSTER, Some("CLUSTER")),
         ("[raft]", "How the coordinators agree.", RAFT, Some("RAFT")),
         (

@@ -2,6 +2,7 @@
 
 use crate::connection::{codec, seconds, tls};
 use crate::errors::{Failure, Kind};
+use kvhive_client::Tracer;
 use kvhive_coordinator::{CoordinatorConfig, CoordinatorHandle, PeerConfig};
 use kvhive_node::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle, PersistConfig, Tuning};
 use kvhive_protocol::data::Ack;
@@ -126,6 +127,7 @@ impl Setup {
             token: cluster.token.clone(),
             access: Access::default(),
             tls: tls(self.tls, host)?,
+            tracer: Tracer::OFF,
         })
     }
 }
@@ -180,6 +182,7 @@ fn alone(name: &str) -> Result<(CoordinatorHandle, Cluster, TempDir), Failure> {
         scaling: Default::default(),
         balance: false,
         snapshot_every: 10_000,
+        tracer: Tracer::OFF,
     })?;
     let coordinators = vec![coordinator.raft_address().to_string()];
     Ok((coordinator, Cluster { coordinators, token }, folder))
