@@ -201,6 +201,7 @@ fn node(
         max_inflight_bytes: own.max_inflight.0,
         move_rate: own.move_rate.0,
         devices,
+        pin_memory: false,
         tuning: tuning(own),
         disk_folder: own.disk_dir.as_ref().map(|folder| beside(file, folder).join(&own.id)),
         persist: own.persist_dir.as_ref().map(|folder| PersistConfig {
