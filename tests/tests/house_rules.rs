@@ -19,7 +19,7 @@ fn metadata() -> serde_json::Value {
 }
 
 /// Every crate's level: a crate names only crates of lower levels.
-const LEVELS: [(&str, u8); 15] = [
+const LEVELS: [(&str, u8); 16] = [
     ("kvhive-protocol", 0),
     ("kvhive-gpu", 0),
     ("kvhive-tls", 0),
@@ -34,6 +34,7 @@ const LEVELS: [(&str, u8); 15] = [
     ("kvhive-node", 3),
     ("kvhive-coordinator", 3),
     ("kvhive-cli", 4),
+    ("kvhive-python", 4),
     ("kvhive-tests", 5),
 ];
 
@@ -120,10 +121,11 @@ fn sources_keep_to_the_house() {
         let lines = text.lines().count();
         assert!(lines <= 520, "{name} has {lines} lines: look for the second idea");
         let has_unsafe = text.lines().any(|line| line.contains("unsafe {") || line.contains("unsafe impl"));
-        let may = name.starts_with("gpu/") || name == "node/src/disk/uring.rs";
+        let may = name.starts_with("gpu/")
+            || ["node/src/disk/uring.rs", "python/src/buffer.rs"].contains(&name.as_str());
         assert!(
             !has_unsafe || may,
-            "{name} has unsafe code; it lives in gpu, and where io_uring is spoken to"
+            "{name} has unsafe code; it lives in gpu, where io_uring is spoken to, and where Python lends memory"
         );
         if pure.iter().any(|folder| name.starts_with(folder)) {
             let shipped = text.split("#[cfg(test)]").next().unwrap_or_default();

@@ -7,7 +7,7 @@ use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Result, bail};
-use kvhive_client::{NamespaceClient, Prefix, StoreOptions};
+use kvhive_client::{ClientConfig, NamespaceClient, Prefix, StoreOptions};
 use kvhive_config::Bytes;
 use kvhive_protocol::Layout;
 use std::time::Instant;
@@ -17,7 +17,7 @@ const RUN_BYTES: u64 = 1 << 30;
 /// Bytes moved by one run of a small-block case.
 const SMALL_RUN_BYTES: u64 = 256 << 20;
 /// Blocks asked for by one call.
-const BATCH_BYTES: u64 = 16 << 20;
+pub(super) const BATCH_BYTES: u64 = 16 << 20;
 /// Device tier of the node that is measured.
 const DEVICE_BYTES: u64 = 256 << 20;
 /// Round trips of one latency run.
@@ -56,7 +56,7 @@ pub(super) fn run(runs: u32, tls: bool) -> Result<Vec<Row>> {
 }
 
 /// One run: GB/s, and CPU seconds a GB of both ends.
-type Run = (f64, f64);
+pub(super) type Run = (f64, f64);
 
 /// The two readings of "what TCP itself does".
 #[derive(Clone, Copy)]
@@ -95,7 +95,7 @@ impl Figures {
 }
 
 /// One stream of blocks of one size.
-struct Throughput {
+pub(super) struct Throughput {
     runtime: tokio::runtime::Runtime,
     private: Private,
     baseline: Baseline,
@@ -107,7 +107,7 @@ struct Throughput {
 }
 
 impl Throughput {
-    fn start(block_bytes: u64, tls: bool) -> Result<Throughput> {
+    pub(super) fn start(block_bytes: u64, tls: bool) -> Result<Throughput> {
         let private = Private::start(Shape {
             coordinators: 1,
             nodes: 1,
@@ -159,7 +159,7 @@ impl Throughput {
         Ok((gigabytes / took.as_secs_f64(), cpu.as_secs_f64() / gigabytes))
     }
 
-    fn fetch(&mut self, bytes: u64) -> Result<Run> {
+    pub(super) fn fetch(&mut self, bytes: u64) -> Result<Run> {
         let server = self.private.node_pids()[0];
         self.measure(bytes, server, |bench| {
             let blocks = bench.fetched.len();
@@ -179,7 +179,7 @@ impl Throughput {
         })
     }
 
-    fn store(&mut self, bytes: u64) -> Result<Run> {
+    pub(super) fn store(&mut self, bytes: u64) -> Result<Run> {
         let server = self.private.node_pids()[0];
         let run = self.measure(bytes, server, |bench| {
             for _ in 0..bytes / BATCH_BYTES {
@@ -192,10 +192,19 @@ impl Throughput {
             }
             Ok(())
         })?;
-        // The stores have pushed out what is fetched next.
-        let fetched = self.fetched.clone();
-        self.store_batch(&fetched)?;
+        self.restore()?;
         Ok(run)
+    }
+
+    /// Stores again what stores have pushed out and is fetched next.
+    pub(super) fn restore(&mut self) -> Result<()> {
+        let fetched = self.fetched.clone();
+        self.store_batch(&fetched)
+    }
+
+    /// Returns how another client reaches the same cluster.
+    pub(super) fn client_config(&self) -> Result<ClientConfig> {
+        self.private.client_config()
     }
 
     fn store_batch(&mut self, prefix: &Prefix) -> Result<()> {

@@ -13,6 +13,7 @@ mod metadata;
 mod placement;
 mod policy;
 mod private;
+mod python;
 mod resident;
 mod shard;
 mod slow;
@@ -84,6 +85,12 @@ enum Kind {
     },
     /// How long it takes to find where every slot belongs, against rendezvous hashing over every pair of slot and device
     Placement,
+    /// Fetch and store by the Python package, blocking and awaited, against the Rust client on the same cluster
+    Python {
+        /// The interpreter of an environment in which the package is installed
+        #[arg(long, value_name = "FILE", default_value = "python3")]
+        python: PathBuf,
+    },
     /// Each codec's speed on one core, against memcpy; what it stores of fp16 and does to attention's output
     Codec,
 }
@@ -185,6 +192,7 @@ impl Bench {
             Kind::Policy { traces } => ("policy", policy::run(self.runs, traces)?),
             Kind::Disk { dir, size } => ("disk", disk::run(self.runs, dir.as_deref(), size.0)?),
             Kind::Placement => ("placement", placement::run(self.runs)?),
+            Kind::Python { python } => ("python", python::run(self.runs, python)?),
             Kind::Codec => ("codec", codec::run(self.runs)?),
         };
         let report = Report { bench, machine: Machine::this(), rows };

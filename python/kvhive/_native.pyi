@@ -1,0 +1,202 @@
+"""The native half of kvhive; use it through the package's own modules."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Generic, SupportsIndex, TypedDict, TypeVar, final
+
+_T = TypeVar("_T")
+_Path = str | os.PathLike[str]
+
+__version__: str
+
+@final
+class Layout:
+    """What a block's bytes mean: its shape, its numbers and the order of its axes."""
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        tokens: int,
+        dtype: str = "float16",
+        order: str = "layers-first",
+    ) -> None: ...
+    @staticmethod
+    def opaque(block_bytes: int, tokens: int) -> Layout:
+        """Makes a layout of blocks whose bytes mean nothing to anybody but their owner."""
+    @property
+    def layers(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def order(self) -> str: ...
+    @property
+    def block_bytes(self) -> int:
+        """The bytes of one block."""
+    @property
+    def fingerprint(self) -> str:
+        """What every block of this layout carries, so that it is never taken for one of another."""
+    def __hash__(self) -> int: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
+class Namespace:
+    """Blocks of one tenant, model, layout and rank. Made by a client."""
+
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def block_bytes(self) -> int:
+        """The bytes of one block."""
+    def keys(self, tokens: Iterable[SupportsIndex], extras: Sequence[bytes] = ...) -> Prefix:
+        """Names every full block of `tokens` (a sequence, or an array of one axis), from token 0. `extras` are what else changes the
+        tensors: an adapter's id, hashes of media."""
+    def keys_of_hashes(self, hashes: Sequence[bytes]) -> Prefix:
+        """Names blocks that an engine has named already, in order from token 0. Its names are keyed into this namespace."""
+    def raw_keys(self, keys: Sequence[bytes], *, chained: bool = True) -> Prefix:
+        """Takes keys of 32 bytes as they are: chained from token 0, or each on its own. Who makes keys sees to it that no two
+        tenants, models or layouts share one."""
+
+@final
+class Prefix:
+    """Ordered names of blocks, from token 0. Made by a namespace."""
+
+    def __len__(self) -> int: ...
+    @property
+    def keys(self) -> list[bytes]:
+        """The keys, 32 bytes each."""
+
+@final
+class Match:
+    """How far a cluster covers a prefix."""
+
+    @property
+    def covered(self) -> int:
+        """Blocks from the first on that are there without a gap; they are held for a while, so that they can be fetched."""
+    @property
+    def unreachable(self) -> int:
+        """Devices that nobody could be asked instead of and that would have counted; their blocks count as not covered."""
+
+@final
+class FetchReport:
+    """What became of a fetch."""
+
+    @property
+    def delivered(self) -> int:
+        """Blocks from the first on that are in the caller's memory without a gap: as far as it may be used."""
+    @property
+    def missed(self) -> dict[int, str]:
+        """Why a block was not loaded, by its position in the prefix. The memory meant for it is undefined."""
+
+@final
+class StoreReport:
+    """What became of a store."""
+
+    @property
+    def acknowledged(self) -> int:
+        """Blocks that as many replicas hold as were asked."""
+    @property
+    def sent(self) -> int:
+        """Blocks that were new to the cluster."""
+    @property
+    def failed(self) -> dict[int, str]:
+        """Why a block was not acknowledged, by its position in the prefix."""
+
+@final
+class Operation(Generic[_T]):
+    """A call that has not begun, or is under way."""
+
+    def wait(self) -> _T: ...
+    def start(self, settle: Callable[[_T | None, BaseException | None], object]) -> None: ...
+    def cancel(self) -> None: ...
+
+@final
+class Connection:
+    """A connected client."""
+
+    @staticmethod
+    def connect(
+        coordinators: Sequence[str],
+        token: bytes,
+        tls: tuple[_Path, _Path, _Path] | None,
+        connect_timeout: float,
+        request_timeout: float,
+        connections_per_member: int,
+        hold: float,
+        raw_reads: bool,
+    ) -> Operation[Connection]: ...
+    def namespace(self, tenant: str, model: str, layout: Layout, rank: int) -> Namespace: ...
+    def match_prefix(self, prefix: Prefix, timeout: float | None) -> Operation[Match]: ...
+    def fetch_into(
+        self, prefix: Prefix, targets: object, start: int, timeout: float | None
+    ) -> Operation[FetchReport]: ...
+    def store_from(
+        self,
+        prefix: Prefix,
+        sources: object,
+        start: int,
+        ack: str | None,
+        codec: str | None,
+        about: tuple[int, int, str, int | None],
+        timeout: float | None,
+    ) -> Operation[StoreReport]: ...
+    def release(
+        self, prefix: Prefix, hint: str, returns: int | None, timeout: float | None
+    ) -> Operation[int]: ...
+    def clear(self, tenant: str) -> Operation[int]: ...
+    def create_tenant(self, name: str) -> Operation[None]: ...
+    def refresh(self) -> Operation[int]: ...
+    def stats(self) -> list[tuple[str, int]]: ...
+
+class _Setup(TypedDict):
+    name: str
+    memory: int
+    host_memory: int
+    disk: int
+    disk_folder: _Path | None
+    devices: int
+    block_bytes: Sequence[int]
+    strategy: str
+    codec: str
+    prefetch_blocks: int
+    gc_threshold: float | None
+    persist_folder: _Path | None
+    persist_every: float | None
+    coordinators: Sequence[str] | None
+    token: bytes | None
+    tls: tuple[_Path, _Path, _Path] | None
+    listen: str
+    advertise: str
+    labels: Mapping[str, str]
+    io_threads: int
+
+@final
+class Node:
+    """A node with its devices, and whatever it needs to be a cluster."""
+
+    @staticmethod
+    def start(setup: _Setup, timeout: float) -> Node: ...
+    @property
+    def coordinators(self) -> list[str]: ...
+    @property
+    def token(self) -> bytes: ...
+    @property
+    def data_address(self) -> str: ...
+    @property
+    def metrics_address(self) -> str: ...
+    @property
+    def is_serving(self) -> bool: ...
+    def stats(self) -> str: ...
+    def adjust_strategy(self) -> str: ...
+    def persist(self, path: _Path) -> str: ...
+    def load(self, path: _Path) -> str: ...
+    def stop(self, limit: float) -> None: ...
+

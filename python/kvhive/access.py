@@ -1,0 +1,92 @@
+"""How a client reaches its cluster, what it may be told, and which objects hold blocks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict, Union, Unpack
+
+from kvhive._native import Connection, Operation
+from kvhive.errors import MisuseError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    Memory: TypeAlias = Union[Buffer, "DlpackTensor"]
+    """Anything with the buffer protocol, or a tensor in the host's memory that speaks DLPack."""
+    Buffers: TypeAlias = Memory | Sequence[Memory]
+    """One piece of memory, or several, each with a whole number of blocks, in order."""
+
+StrPath = str | os.PathLike[str]
+
+
+class DlpackTensor(Protocol):
+    """A tensor of any library that speaks DLPack: torch, jax, cupy, numpy."""
+
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def __dlpack_device__(self) -> tuple[Any, Any]: ...
+
+
+class Tls(NamedTuple):
+    """What a process shows of itself, and whom it trusts: paths of PEM files, which are read anew when they change."""
+
+    certificate: StrPath
+    key: StrPath
+    authorities: StrPath
+
+
+class Options(TypedDict, total=False):
+    """What may be said of a client beside its cluster; times in seconds."""
+
+    tls: Tls | None
+    """Its certificate and whom it trusts; without, it speaks without TLS."""
+    connect_timeout: float
+    """The longest that a dial and its handshake may take. As usual 1."""
+    request_timeout: float
+    """The longest that a call may take: about what recomputing its blocks would. As usual 5."""
+    connections_per_member: int
+    """Connections kept to each node. As usual 4."""
+    hold: float
+    """How long matched blocks are kept from eviction, so that they can be fetched. As usual 2."""
+    raw_reads: bool
+    """Whether nodes decode what is stored encoded, so that nothing but raw blocks arrives. As usual not."""
+
+
+def connect(
+    coordinators: str | Sequence[str], token: str | bytes, **options: Unpack[Options]
+) -> Operation[Connection]:
+    """Makes the operation that connects."""
+    unknown = options.keys() - Options.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unknown options {sorted(unknown)}: allowed is {', '.join(Options.__annotations__)}")
+    if isinstance(coordinators, str):
+        coordinators = [address.strip() for address in coordinators.split(",")]
+    if isinstance(token, str):
+        token = token.strip().encode()
+    return Connection.connect(
+        list(coordinators),
+        token,
+        options.get("tls"),
+        options.get("connect_timeout", 1.0),
+        options.get("request_timeout", 5.0),
+        options.get("connections_per_member", 4),
+        options.get("hold", 2.0),
+        options.get("raw_reads", False),
+    )
+
+
+def local(directory: StrPath | None) -> tuple[list[str], str, Tls | None]:
+    """Reads where the cluster of `kvhive up` on this machine is, its token, and what its clients show."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    home = Path(state) if state.startswith("/") else Path(os.environ.get("HOME", "/tmp")) / ".local/state"
+    folder = Path(directory or os.environ.get("KVHIVE_DIR") or home / "kvhive")
+    try:
+        running = json.loads((folder / "running.json").read_text())
+        token = (folder / "token").read_text()
+    except FileNotFoundError as error:
+        raise MisuseError(f"no local cluster runs in {folder}: start one with `kvhive up`") from error
+    authority = folder / "tls" / "authority.pem"
+    tls = Tls(folder / "tls" / "client.pem", folder / "tls" / "client.key", authority) if authority.is_file() else None
+    return [str(address) for address in running["coordinators"]], token, tls

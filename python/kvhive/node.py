@@ -1,0 +1,146 @@
+"""A cache server inside this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from kvhive._native import Node
+from kvhive.access import Options, StrPath, Tls
+from kvhive.aio import AsyncClient
+from kvhive.client import Client, Codec
+
+__all__ = ["EmbeddedNode"]
+
+
+class EmbeddedNode:
+    """A node with its device actors inside this process. A context manager, which stops it.
+
+    With `coordinators` and `token` it joins that cluster as one more node, and others fetch from it. Without, it is a cluster of
+    its own with a coordinator beside it, reached from this host only. Returns when the node serves.
+
+    Sizes are in bytes, times in seconds. `memory`, `host_memory` (a tier over it) and `disk` (one under it, in `disk_folder`) are
+    each device's; `block_bytes` is the largest block, or several sizes, growing, among which the memory is parted equally.
+    """
+
+    def __init__(
+        self,
+        memory: int,
+        block_bytes: int | Sequence[int],
+        *,
+        devices: int = 1,
+        host_memory: int = 0,
+        disk: int = 0,
+        disk_folder: StrPath | None = None,
+        strategy: str = "lru",
+        codec: Codec = "raw",
+        prefetch_blocks: int = 64,
+        gc_threshold: float | None = None,
+        persist_folder: StrPath | None = None,
+        persist_every: float | None = None,
+        coordinators: str | Sequence[str] | None = None,
+        token: str | bytes | None = None,
+        tls: Tls | None = None,
+        name: str | None = None,
+        listen: str = "127.0.0.1:0",
+        advertise: str = "",
+        labels: Mapping[str, str] | None = None,
+        io_threads: int = 2,
+        start_timeout: float = 20.0,
+    ) -> None:
+        self.name = name or f"embedded-{os.getpid()}-{secrets.token_hex(4)}"
+        self._tls = tls
+        if isinstance(coordinators, str):
+            coordinators = [address.strip() for address in coordinators.split(",")]
+        self._node = Node.start(
+            {
+                "name": self.name,
+                "memory": memory,
+                "host_memory": host_memory,
+                "disk": disk,
+                "disk_folder": disk_folder,
+                "devices": devices,
+                "block_bytes": [block_bytes] if isinstance(block_bytes, int) else list(block_bytes),
+                "strategy": strategy,
+                "codec": codec,
+                "prefetch_blocks": prefetch_blocks,
+                "gc_threshold": gc_threshold,
+                "persist_folder": persist_folder,
+                "persist_every": persist_every,
+                "coordinators": coordinators,
+                "token": token.strip().encode() if isinstance(token, str) else token,
+                "tls": tls,
+                "listen": listen,
+                "advertise": advertise,
+                "labels": dict(labels or {}),
+                "io_threads": io_threads,
+            },
+            start_timeout,
+        )
+
+    @property
+    def coordinators(self) -> list[str]:
+        """The control-plane addresses of its cluster."""
+        return self._node.coordinators
+
+    @property
+    def token(self) -> bytes:
+        """The token of its cluster."""
+        return self._node.token
+
+    @property
+    def data_address(self) -> str:
+        """Where its data plane listens."""
+        return self._node.data_address
+
+    @property
+    def metrics_address(self) -> str:
+        """Where its metrics are served."""
+        return self._node.metrics_address
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether it holds a lease and serves."""
+        return self._node.is_serving
+
+    def client(self, **options: Unpack[Options]) -> Client:
+        """Connects a client to its cluster."""
+        options.setdefault("tls", self._tls)
+        return Client(self.coordinators, self.token, **options)
+
+    async def async_client(self, **options: Unpack[Options]) -> AsyncClient:
+        """Connects a client for asyncio to its cluster."""
+        options.setdefault("tls", self._tls)
+        return await AsyncClient.connect(self.coordinators, self.token, **options)
+
+    def stats(self) -> dict[str, Any]:
+        """Returns its figures since it started: requests, hits, latencies, tiers, evictions, codecs, …"""
+        return dict(json.loads(self._node.stats()))
+
+    def adjust_strategy(self) -> list[dict[str, Any]]:
+        """Has strategies that choose among ways to rank choose now; returns how all of them do, and why."""
+        return list(json.loads(self._node.adjust_strategy()))
+
+    def persist(self, path: StrPath) -> dict[str, Any]:
+        """Writes what it holds to a snapshot, the folder `path`; returns what was written."""
+        return dict(json.loads(self._node.persist(path)))
+
+    def load(self, path: StrPath) -> dict[str, Any]:
+        """Takes the snapshot at `path` in, as far as there are free frames; returns what was taken."""
+        return dict(json.loads(self._node.load(path)))
+
+    def stop(self, limit: float = 10.0) -> None:
+        """Leaves the cluster, ends requests that are under way and then all threads, within `limit`. Later calls do nothing."""
+        self._node.stop(limit)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self.stop()

@@ -1,0 +1,278 @@
+//! A connected client: every verb as an operation.
+
+use crate::buffer::Lent;
+use crate::errors::Failure;
+use crate::layout::PyLayout;
+use crate::names::{PyNamespace, PyPrefix};
+use crate::operation::Operation;
+use crate::regions::Use;
+use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
+use crate::threads::threads;
+use kvhive_client::{Client, ClientConfig, NamespaceClient, Prefix, StoreOptions};
+use kvhive_protocol::block::Codec;
+use kvhive_protocol::data::{About, Ack, Hint};
+use kvhive_tls::{Tls, TlsFiles};
+use pyo3::prelude::*;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// The longest time that a caller may set.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+
+/// A connected client.
+#[pyclass(frozen, module = "kvhive._native")]
+pub(crate) struct Connection {
+    client: Client,
+    id: u64,
+    process: u32,
+    threads: Handle,
+}
+
+/// Reads certificate, key and authorities.
+pub(crate) fn tls(
+    files: Option<(PathBuf, PathBuf, PathBuf)>,
+    host: Option<String>,
+) -> Result<Option<Tls>, Failure> {
+    let Some((certificate, key, authorities)) = files else { return Ok(None) };
+    Ok(Some(Tls::load(TlsFiles { certificate, key, authorities, host })?))
+}
+
+/// Reads a time in seconds that `what` names.
+pub(crate) fn seconds(what: &str, seconds: f64) -> Result<Duration, Failure> {
+    let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero() && *time <= LONGEST);
+    time.ok_or_else(|| {
+        Failure::misuse(format!("{what} {seconds}: allowed is more than 0 and at most {}", LONGEST.as_secs()))
+    })
+}
+
+impl Connection {
+    /// Returns what an operation needs that goes over this connection's sockets.
+    fn place(&self) -> (u32, Handle) {
+        (self.process, self.threads.clone())
+    }
+
+    fn blocks(
+        &self,
+        prefix: &PyPrefix,
+        timeout: Option<f64>,
+    ) -> Result<(NamespaceClient, Arc<Prefix>), Failure> {
+        if prefix.connection != self.id {
+            return Err(Failure::misuse(
+                "the prefix was named by another client: name it by this one's namespace",
+            ));
+        }
+        let blocks = match timeout {
+            Some(timeout) => prefix.blocks.within(seconds("timeout", timeout)?),
+            None => prefix.blocks.clone(),
+        };
+        Ok((blocks, prefix.names.clone()))
+    }
+}
+
+/// Returns the blocks from `start` on that the memory is for.
+fn range(prefix: &Prefix, start: usize, lent: &Lent) -> Result<Range<usize>, Failure> {
+    let (blocks, given) = (prefix.len(), lent.blocks());
+    let end = start.checked_add(given).filter(|end| *end <= blocks);
+    end.map(|end| start..end).ok_or_else(|| {
+        Failure::misuse(format!(
+            "memory of {given} blocks from block {start} on, for a prefix of {blocks} blocks"
+        ))
+    })
+}
+
+fn ack(name: &str) -> Result<Ack, Failure> {
+    match name {
+        "primary" => Ok(Ack::Primary),
+        "quorum" => Ok(Ack::Quorum),
+        "all" => Ok(Ack::All),
+        _ => Err(Failure::misuse(format!("ack {name:?}: allowed is primary, quorum, all"))),
+    }
+}
+
+/// Returns the codec of this name.
+pub(crate) fn codec(name: &str) -> Result<Codec, Failure> {
+    Codec::ALL.into_iter().find(|codec| codec.name() == name).ok_or_else(|| {
+        let names: Vec<&str> = Codec::ALL.iter().map(|codec| codec.name()).collect();
+        Failure::misuse(format!("codec {name:?}: allowed is {}", names.join(", ")))
+    })
+}
+
+fn hint(name: &str, returns: Option<u32>) -> Result<Hint, Failure> {
+    match (name, returns) {
+        ("none", None) => Ok(Hint::None),
+        ("over", None) => Ok(Hint::Over),
+        ("pending", None) => Ok(Hint::Pending),
+        ("returns", Some(seconds)) => Ok(Hint::Returns(seconds)),
+        ("returns", None) => Err(Failure::misuse("hint \"returns\" needs returns_after, in seconds")),
+        ("none" | "over" | "pending", Some(_)) => {
+            Err(Failure::misuse(format!("hint {name:?} takes no returns_after: only \"returns\" does")))
+        }
+        _ => Err(Failure::misuse(format!("hint {name:?}: allowed is none, over, pending, returns"))),
+    }
+}
+
+#[pymethods]
+impl Connection {
+    /// Connects to the first coordinator that answers.
+    #[staticmethod]
+    #[allow(clippy::too_many_arguments)]
+    fn connect(
+        py: Python<'_>,
+        coordinators: Vec<String>,
+        token: Vec<u8>,
+        tls: Option<(PathBuf, PathBuf, PathBuf)>,
+        connect_timeout: f64,
+        request_timeout: f64,
+        connections_per_member: usize,
+        hold: f64,
+        raw_reads: bool,
+    ) -> PyResult<Operation> {
+        let begin = || -> Result<Operation, Failure> {
+            let config = ClientConfig {
+                connect_timeout: seconds("connect_timeout", connect_timeout)?,
+                request_timeout: seconds("request_timeout", request_timeout)?,
+                connections_per_member,
+                hold: seconds("hold", hold)?,
+                tls: self::tls(tls, None)?,
+                raw_reads,
+                ..ClientConfig::new(coordinators, token)
+            };
+            let threads = threads()?;
+            Operation::first(async move {
+                let client = Client::connect(config).await?;
+                let id = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+                Ok(Connection { client, id, process: std::process::id(), threads })
+            })
+        };
+        begin().map_err(|failure| failure.raise(py))
+    }
+
+    /// Opens a namespace.
+    fn namespace(
+        &self,
+        py: Python<'_>,
+        tenant: &str,
+        model: &str,
+        layout: &PyLayout,
+        rank: u32,
+    ) -> PyResult<PyNamespace> {
+        match self.client.namespace(tenant, model, layout.0, rank) {
+            Ok(blocks) => Ok(PyNamespace { blocks, connection: self.id }),
+            Err(error) => Err(Failure::from(error).raise(py)),
+        }
+    }
+
+    /// Says how far the cluster covers a prefix.
+    fn match_prefix(&self, py: Python<'_>, prefix: &PyPrefix, timeout: Option<f64>) -> PyResult<Operation> {
+        let (blocks, names) = self.blocks(prefix, timeout).map_err(|failure| failure.raise(py))?;
+        Ok(Operation::new(self.place(), async move { Ok(PyMatch::from(blocks.match_prefix(&names).await?)) }))
+    }
+
+    /// Fetches blocks of a prefix, from block `start` on, into memory of Python objects.
+    fn fetch_into(
+        &self,
+        py: Python<'_>,
+        prefix: &PyPrefix,
+        targets: &Bound<'_, PyAny>,
+        start: usize,
+        timeout: Option<f64>,
+    ) -> PyResult<Operation> {
+        let (blocks, names) = self.blocks(prefix, timeout).map_err(|failure| failure.raise(py))?;
+        let mut lent = Lent::take(targets, blocks.block_bytes(), Use::Write)?;
+        let range = range(&names, start, &lent).map_err(|failure| failure.raise(py))?;
+        Ok(Operation::new(self.place(), async move {
+            let report = blocks.fetch_into(&names, range, &mut lent.slices_mut()).await?;
+            Ok(PyFetchReport::of(&report, start))
+        }))
+    }
+
+    /// Stores memory of Python objects as blocks of a prefix, from block `start` on.
+    #[allow(clippy::too_many_arguments)]
+    fn store_from(
+        &self,
+        py: Python<'_>,
+        prefix: &PyPrefix,
+        sources: &Bound<'_, PyAny>,
+        start: usize,
+        ack: Option<&str>,
+        codec: Option<&str>,
+        about: (u32, u32, &str, Option<u32>),
+        timeout: Option<f64>,
+    ) -> PyResult<Operation> {
+        let options = || -> Result<StoreOptions, Failure> {
+            let (input_tokens, output_tokens, hint, returns) = about;
+            Ok(StoreOptions {
+                ack: ack.map(self::ack).transpose()?,
+                codec: codec.map(self::codec).transpose()?,
+                about: About { input_tokens, output_tokens, hint: self::hint(hint, returns)? },
+            })
+        };
+        let options = options().map_err(|failure| failure.raise(py))?;
+        let (blocks, names) = self.blocks(prefix, timeout).map_err(|failure| failure.raise(py))?;
+        let lent = Lent::take(sources, blocks.block_bytes(), Use::Read)?;
+        let range = range(&names, start, &lent).map_err(|failure| failure.raise(py))?;
+        Ok(Operation::new(self.place(), async move {
+            let report = blocks.store(&names, range, &lent.slices(), options).await?;
+            Ok(PyStoreReport::of(&report, start))
+        }))
+    }
+
+    /// Tells the cluster what is expected of a prefix's session; returns the copies that it was told of.
+    fn release(
+        &self,
+        py: Python<'_>,
+        prefix: &PyPrefix,
+        hint: &str,
+        returns: Option<u32>,
+        timeout: Option<f64>,
+    ) -> PyResult<Operation> {
+        let hint = self::hint(hint, returns).map_err(|failure| failure.raise(py))?;
+        let (blocks, names) = self.blocks(prefix, timeout).map_err(|failure| failure.raise(py))?;
+        Ok(Operation::new(self.place(), async move { Ok(blocks.release(&names, hint).await?.copies) }))
+    }
+
+    /// Ends a tenant's era; returns the one that has begun.
+    fn clear(&self, tenant: String) -> Operation {
+        let client = self.client.clone();
+        Operation::new(self.place(), async move { Ok(client.clear_tenant(&tenant).await?.0) })
+    }
+
+    /// Creates a tenant without rules of its own.
+    fn create_tenant(&self, name: String) -> Operation {
+        let client = self.client.clone();
+        Operation::new(self.place(), async move {
+            client.create_tenant(&name).await?;
+            Ok(())
+        })
+    }
+
+    /// Fetches the cluster's map anew; returns its epoch.
+    fn refresh(&self) -> Operation {
+        let client = self.client.clone();
+        Operation::new(self.place(), async move { Ok(client.refresh().await?.epoch.0) })
+    }
+
+    /// Returns what this client has done, by name.
+    fn stats(&self) -> Vec<(&'static str, u64)> {
+        let stats = self.client.stats();
+        vec![
+            ("requests", stats.requests),
+            ("bytes_fetched", stats.bytes_fetched),
+            ("bytes_stored", stats.bytes_stored),
+            ("corrupt_blocks", stats.corrupt_blocks),
+            ("encoded_blocks", stats.encoded_blocks),
+            ("decoded_blocks", stats.decoded_blocks),
+            ("stale_epochs", stats.stale_epochs),
+            ("failovers", stats.failovers),
+            ("busy", stats.busy),
+            ("hedges", stats.hedges),
+            ("dials", stats.dials),
+        ]
+    }
+}

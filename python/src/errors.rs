@@ -1,0 +1,130 @@
+//! Failures as Python's exceptions: one class of `kvhive.errors` for each thing that a caller may do differently.
+
+use kvhive_client::ClientError;
+use kvhive_coordinator::CoordinatorError;
+use kvhive_node::{NodeError, PersistError};
+use kvhive_protocol::WireError;
+use kvhive_tls::TlsError;
+use kvhive_wire::Fault;
+use pyo3::prelude::*;
+
+/// Which class is raised.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Misuse,
+    BadBuffer,
+    BufferInUse,
+    Unreachable,
+    Unauthorized,
+    Refused,
+    Busy,
+    UnknownTenant,
+    Tls,
+    Closed,
+    Node,
+    NodeSetup,
+    Persist,
+}
+
+impl Kind {
+    /// Returns the name of the class in `kvhive.errors`.
+    fn class(self) -> &'static str {
+        match self {
+            Kind::Misuse => "MisuseError",
+            Kind::BadBuffer => "BadBufferError",
+            Kind::BufferInUse => "BufferInUseError",
+            Kind::Unreachable => "UnreachableError",
+            Kind::Unauthorized => "UnauthorizedError",
+            Kind::Refused => "RefusedError",
+            Kind::Busy => "BusyError",
+            Kind::UnknownTenant => "UnknownTenantError",
+            Kind::Tls => "TlsError",
+            Kind::Closed => "ClosedError",
+            Kind::Node => "NodeError",
+            Kind::NodeSetup => "NodeSetupError",
+            Kind::Persist => "PersistError",
+        }
+    }
+}
+
+/// Why a call failed.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    kind: Kind,
+    message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: Kind, message: String) -> Failure {
+        Failure { kind, message }
+    }
+
+    pub(crate) fn misuse(message: impl Into<String>) -> Failure {
+        Failure::new(Kind::Misuse, message.into())
+    }
+
+    /// Makes the exception.
+    pub(crate) fn raise(self, py: Python<'_>) -> PyErr {
+        let make = || py.import("kvhive.errors")?.getattr(self.kind.class())?.call1((self.message,));
+        make().map_or_else(|error| error, PyErr::from_value)
+    }
+}
+
+fn of_wire(error: &WireError) -> Kind {
+    match error {
+        WireError::Unauthorized | WireError::Forbidden { .. } => Kind::Unauthorized,
+        WireError::Busy { .. } => Kind::Busy,
+        WireError::UnknownTenant { .. } => Kind::UnknownTenant,
+        WireError::TlsRequired => Kind::Tls,
+        WireError::Deadline | WireError::NotLeader { .. } | WireError::NoLease => Kind::Unreachable,
+        _ => Kind::Refused,
+    }
+}
+
+fn of_fault(fault: &Fault) -> Kind {
+    match fault {
+        Fault::Refused(error) => of_wire(error),
+        Fault::Tls(_) => Kind::Tls,
+        Fault::Impostor => Kind::Unauthorized,
+        Fault::Protocol(_) => Kind::Refused,
+        Fault::Closed | Fault::Io(_) | Fault::Timeout(_) => Kind::Unreachable,
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Failure {
+        let kind = match &error {
+            ClientError::Unreachable { .. } => Kind::Unreachable,
+            ClientError::Refused(refused) => of_wire(refused),
+            ClientError::Misuse(_) => Kind::Misuse,
+            ClientError::UnknownTenant(_) => Kind::UnknownTenant,
+            ClientError::Connection(fault) => of_fault(fault),
+        };
+        Failure::new(kind, error.to_string())
+    }
+}
+
+impl From<TlsError> for Failure {
+    fn from(error: TlsError) -> Failure {
+        Failure::new(Kind::Tls, error.to_string())
+    }
+}
+
+impl From<NodeError> for Failure {
+    fn from(error: NodeError) -> Failure {
+        let kind = if matches!(error, NodeError::Config(_)) { Kind::NodeSetup } else { Kind::Node };
+        Failure::new(kind, error.to_string())
+    }
+}
+
+impl From<CoordinatorError> for Failure {
+    fn from(error: CoordinatorError) -> Failure {
+        Failure::new(Kind::Node, error.to_string())
+    }
+}
+
+impl From<PersistError> for Failure {
+    fn from(error: PersistError) -> Failure {
+        Failure::new(Kind::Persist, error.to_string())
+    }
+}

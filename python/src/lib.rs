@@ -1,0 +1,37 @@
+//! The native half of the Python package `kvhive`: the client's calls as operations that are waited for or driven beside an event
+//! loop, memory of Python objects as slices, and a node inside the process. What users see is `kvhive/`, beside this folder.
+
+mod buffer;
+mod connection;
+mod errors;
+mod layout;
+mod names;
+mod node;
+mod operation;
+mod regions;
+mod reports;
+mod threads;
+
+use pyo3::prelude::*;
+
+/// The native half of `kvhive`.
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    use crate::connection::Connection;
+    #[pymodule_export]
+    use crate::layout::PyLayout;
+    #[pymodule_export]
+    use crate::names::{PyNamespace, PyPrefix};
+    #[pymodule_export]
+    use crate::node::Node;
+    #[pymodule_export]
+    use crate::operation::Operation;
+    #[pymodule_export]
+    use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
+
+    /// The version of the package.
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

@@ -1,0 +1,124 @@
+//! Namespaces and prefixes: how blocks are named.
+
+use crate::errors::Failure;
+use crate::layout::PyLayout;
+use kvhive_client::{NamespaceClient, Prefix};
+use kvhive_protocol::BlockKey;
+use pyo3::buffer::PyBuffer;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use std::sync::Arc;
+
+/// Blocks of one tenant, model, layout and rank.
+#[pyclass(frozen, name = "Namespace", module = "kvhive")]
+pub(crate) struct PyNamespace {
+    pub(crate) blocks: NamespaceClient,
+    /// Which connection it is of.
+    pub(crate) connection: u64,
+}
+
+/// Ordered names of blocks, from token 0.
+#[pyclass(frozen, name = "Prefix", module = "kvhive")]
+pub(crate) struct PyPrefix {
+    pub(crate) names: Arc<Prefix>,
+    pub(crate) blocks: NamespaceClient,
+    pub(crate) connection: u64,
+}
+
+impl PyNamespace {
+    fn prefix(&self, names: Prefix) -> PyPrefix {
+        PyPrefix { names: Arc::new(names), blocks: self.blocks.clone(), connection: self.connection }
+    }
+}
+
+#[pymethods]
+impl PyNamespace {
+    #[getter]
+    fn layout(&self) -> PyLayout {
+        PyLayout(self.blocks.layout())
+    }
+
+    /// The bytes of one block.
+    #[getter]
+    fn block_bytes(&self) -> u64 {
+        self.blocks.block_bytes()
+    }
+
+    /// Names every full block of `tokens`, from token 0. `extras` are what else changes the tensors: an adapter's id, hashes of
+    /// media.
+    #[pyo3(signature = (tokens, extras = Vec::new()))]
+    fn keys(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>, extras: Vec<Vec<u8>>) -> PyResult<PyPrefix> {
+        let tokens = take_tokens(tokens)?;
+        let extras: Vec<&[u8]> = extras.iter().map(Vec::as_slice).collect();
+        Ok(self.prefix(py.detach(|| self.blocks.keys_with(&tokens, &extras))))
+    }
+
+    /// Names blocks that an engine has named already, in order from token 0. Its names are keyed into this namespace.
+    fn keys_of_hashes(&self, py: Python<'_>, hashes: Vec<Vec<u8>>) -> PyPrefix {
+        self.prefix(py.detach(|| self.blocks.prefix_of_engine_hashes(&hashes)))
+    }
+
+    /// Takes keys of 32 bytes as they are: chained from token 0, or each on its own. Who makes keys sees to it that no two tenants,
+    /// models or layouts share one.
+    #[pyo3(signature = (keys, *, chained = true))]
+    fn raw_keys(&self, py: Python<'_>, keys: Vec<Vec<u8>>, chained: bool) -> PyResult<PyPrefix> {
+        let mut taken = Vec::with_capacity(keys.len());
+        for (at, key) in keys.iter().enumerate() {
+            let key: &[u8; 32] = key.as_slice().try_into().map_err(|_| {
+                Failure::misuse(format!("key {at} has {} bytes: a key has 32", key.len())).raise(py)
+            })?;
+            taken.push(BlockKey::from_bytes(*key));
+        }
+        Ok(self.prefix(if chained { Prefix::chained(taken) } else { Prefix::loose(taken) }))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<kvhive.Namespace of {}>", self.layout().__repr__())
+    }
+}
+
+#[pymethods]
+impl PyPrefix {
+    fn __len__(&self) -> usize {
+        self.names.len()
+    }
+
+    /// The keys, 32 bytes each.
+    #[getter]
+    fn keys<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        self.names.keys().iter().map(|key| PyBytes::new(py, key.as_bytes())).collect()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<kvhive.Prefix of {} blocks>", self.names.len())
+    }
+}
+
+/// Reads token ids of any integer array or sequence.
+fn take_tokens(given: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    let py = given.py();
+    if let Ok(tokens) = PyBuffer::<u32>::get(given) {
+        return one_axis(&tokens).map_err(|failure| failure.raise(py)).and_then(|()| tokens.to_vec(py));
+    }
+    let wide = if let Ok(tokens) = PyBuffer::<i64>::get(given) {
+        one_axis(&tokens).map_err(|failure| failure.raise(py))?;
+        tokens.to_vec(py)?
+    } else if given.hasattr("tolist")? {
+        given.call_method0("tolist")?.extract::<Vec<i64>>()?
+    } else {
+        given.extract::<Vec<i64>>()?
+    };
+    let narrow = |(at, token): (usize, i64)| {
+        u32::try_from(token).map_err(|_| {
+            Failure::misuse(format!("token {at} is {token}: allowed is 0 to {}", u32::MAX)).raise(py)
+        })
+    };
+    wide.into_iter().enumerate().map(narrow).collect()
+}
+
+fn one_axis<T: pyo3::buffer::Element>(tokens: &PyBuffer<T>) -> Result<(), Failure> {
+    match tokens.dimensions() {
+        1 => Ok(()),
+        axes => Err(Failure::misuse(format!("tokens have {axes} axes: allowed is 1"))),
+    }
+}

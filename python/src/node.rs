@@ -1,0 +1,331 @@
+//! A node inside this process: joined to a cluster, or alone with a coordinator of its own.
+
+use crate::connection::{codec, seconds, tls};
+use crate::errors::{Failure, Kind};
+use kvhive_coordinator::{CoordinatorConfig, CoordinatorHandle, PeerConfig};
+use kvhive_node::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle, PersistConfig, Tuning};
+use kvhive_protocol::data::Ack;
+use kvhive_protocol::map::Settings;
+use kvhive_protocol::strategy::Strategy;
+use kvhive_runtime::http::Access;
+use pyo3::prelude::*;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How often a start looks whether the node serves.
+const LOOKS_EVERY: Duration = Duration::from_millis(5);
+/// The longest that a node which did not begin to serve may take to end.
+const FAILED_STOP: Duration = Duration::from_secs(5);
+
+/// A node with its devices, and whatever it needs to be a cluster.
+#[pyclass(frozen, module = "kvhive._native")]
+pub(crate) struct Node {
+    parts: Mutex<Option<Parts>>,
+    /// What a client of its cluster needs.
+    coordinators: Vec<String>,
+    token: Vec<u8>,
+}
+
+/// Dropped in this order: nothing is left that the next one is needed by.
+struct Parts {
+    node: Arc<NodeHandle>,
+    coordinator: Option<CoordinatorHandle>,
+    _folder: Option<TempDir>,
+}
+
+/// The cluster that a node joins.
+struct Cluster {
+    coordinators: Vec<String>,
+    token: Vec<u8>,
+}
+
+/// Everything that may be set, as the stub of `Node.start` says.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Setup {
+    name: String,
+    memory: u64,
+    host_memory: u64,
+    disk: u64,
+    disk_folder: Option<PathBuf>,
+    devices: usize,
+    block_bytes: Vec<u64>,
+    strategy: String,
+    codec: String,
+    prefetch_blocks: u32,
+    gc_threshold: Option<f64>,
+    persist_folder: Option<PathBuf>,
+    persist_every: Option<f64>,
+    coordinators: Option<Vec<String>>,
+    token: Option<Vec<u8>>,
+    tls: Option<(PathBuf, PathBuf, PathBuf)>,
+    listen: String,
+    advertise: String,
+    labels: BTreeMap<String, String>,
+    io_threads: usize,
+}
+
+impl Setup {
+    fn node(self, cluster: &Cluster) -> Result<NodeConfig, Failure> {
+        let setup = |what: String| Failure::new(Kind::NodeSetup, what);
+        let strategy: Strategy = self.strategy.parse().map_err(|_| {
+            let names: Vec<&str> = Strategy::ALL.iter().map(|strategy| strategy.name()).collect();
+            setup(format!("strategy {:?}: allowed is {}", self.strategy, names.join(", ")))
+        })?;
+        let gc_per_mille = match self.gc_threshold {
+            Some(share) if !(0.001..=1.0).contains(&share) => {
+                return Err(setup(format!("gc_threshold {share}: allowed is 0.001 to 1")));
+            }
+            share => share.map(|share| (share * 1000.0).round() as u16).filter(|share| *share < 1000),
+        };
+        let listen: SocketAddr = self.listen.parse().map_err(|_| {
+            setup(format!("listen {:?}: it must be an address and a port, as in 10.0.0.5:7810", self.listen))
+        })?;
+        let classes: Vec<ClassConfig> = sizes(&self.block_bytes).ok_or_else(|| {
+            setup(format!("block_bytes {:?}: name sizes above 0, growing", self.block_bytes))
+        })?;
+        let device = DeviceConfig {
+            device_bytes: self.memory,
+            host_bytes: self.host_memory,
+            disk_bytes: self.disk,
+            classes,
+        };
+        let persist_every = self.persist_every.map(|every| seconds("persist_every", every)).transpose()?;
+        if persist_every.is_some() && self.persist_folder.is_none() {
+            return Err(setup("persist_every needs a persist_folder".to_owned()));
+        }
+        let host = self.advertise.rsplit_once(':').map(|(host, _)| host.to_owned());
+        Ok(NodeConfig {
+            name: self.name,
+            data_listen: listen,
+            advertise_data: self.advertise,
+            metrics_listen: SocketAddr::new(listen.ip(), 0),
+            advertise_metrics: String::new(),
+            labels: self.labels,
+            io_threads: self.io_threads,
+            max_connections: 1024,
+            max_inflight_bytes: 256 << 20,
+            move_rate: 256 << 20,
+            devices: vec![device; self.devices],
+            tuning: Tuning {
+                strategy,
+                codec: codec(&self.codec)?,
+                prefetch_blocks: self.prefetch_blocks,
+                gc_per_mille,
+                ..Tuning::default()
+            },
+            disk_folder: self.disk_folder,
+            persist: self.persist_folder.map(|folder| PersistConfig { folder, every: persist_every }),
+            coordinators: cluster.coordinators.clone(),
+            token: cluster.token.clone(),
+            access: Access::default(),
+            tls: tls(self.tls, host)?,
+        })
+    }
+}
+
+/// Returns size classes of equal shares.
+fn sizes(frame_bytes: &[u64]) -> Option<Vec<ClassConfig>> {
+    let is_growing = frame_bytes.windows(2).all(|two| two[0] < two[1]);
+    let is_right = is_growing && frame_bytes.first().is_some_and(|first| *first > 0);
+    is_right.then(|| {
+        frame_bytes.iter().map(|frame_bytes| ClassConfig { frame_bytes: *frame_bytes, share: 1 }).collect()
+    })
+}
+
+/// Starts a coordinator that is a whole group, on a port that only this host reaches.
+fn alone(name: &str) -> Result<(CoordinatorHandle, Cluster, TempDir), Failure> {
+    let failed = |what: String| Failure::new(Kind::Node, what);
+    let folder = tempfile::Builder::new()
+        .prefix("kvhive-embedded-")
+        .tempdir()
+        .map_err(|error| failed(format!("cannot make a folder for the coordinator's log: {error}")))?;
+    let mut random = [0u8; 32];
+    getrandom::fill(&mut random)
+        .map_err(|error| failed(format!("the system gives no random numbers: {error}")))?;
+    let token: Vec<u8> = random.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect();
+    let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let peer = PeerConfig {
+        peer: 1,
+        name: format!("{name}-coordinator"),
+        raft_address: free.to_string(),
+        admin_address: free.to_string(),
+    };
+    let coordinator = kvhive_coordinator::start(CoordinatorConfig {
+        peer: 1,
+        peers: vec![peer],
+        raft_listen: free,
+        admin_listen: free,
+        data_dir: folder.path().join("coordinator"),
+        cluster_name: name.to_owned(),
+        settings: Settings {
+            replicas: 1,
+            segment_blocks: 32,
+            ack: Ack::Primary,
+            lease_ms: 5000,
+            heartbeat_ms: 100,
+        },
+        token: token.clone(),
+        access: Access::default(),
+        tls: None,
+        election_timeout: Duration::from_millis(200),
+        heartbeat: Duration::from_millis(50),
+        repair_after: Duration::from_secs(30),
+        balance: false,
+        snapshot_every: 10_000,
+    })?;
+    let coordinators = vec![coordinator.raft_address().to_string()];
+    Ok((coordinator, Cluster { coordinators, token }, folder))
+}
+
+/// Starts everything; serves or not yet.
+fn begin(setup: Setup) -> Result<(Parts, Cluster), Failure> {
+    match (setup.coordinators.clone(), setup.token.clone()) {
+        (Some(coordinators), Some(token)) => {
+            let cluster = Cluster { coordinators, token };
+            let node = Arc::new(kvhive_node::start(setup.node(&cluster)?)?);
+            Ok((Parts { node, coordinator: None, _folder: None }, cluster))
+        }
+        (None, None) => {
+            if setup.tls.is_some() {
+                let what = "tls: a node alone is reached from this host only, and speaks without it";
+                return Err(Failure::new(Kind::NodeSetup, what.to_owned()));
+            }
+            let (coordinator, cluster, folder) = alone(&setup.name)?;
+            let node = setup.node(&cluster).and_then(|config| Ok(Arc::new(kvhive_node::start(config)?)));
+            match node {
+                Ok(node) => {
+                    Ok((Parts { node, coordinator: Some(coordinator), _folder: Some(folder) }, cluster))
+                }
+                Err(failure) => {
+                    coordinator.shutdown(FAILED_STOP);
+                    Err(failure)
+                }
+            }
+        }
+        _ => {
+            let what = "coordinators and token go together: both to join a cluster, neither for a node alone";
+            Err(Failure::new(Kind::NodeSetup, what.to_owned()))
+        }
+    }
+}
+
+impl Parts {
+    fn end(self, limit: Duration) {
+        self.node.shutdown(limit);
+        if let Some(coordinator) = self.coordinator {
+            coordinator.shutdown(limit);
+        }
+    }
+}
+
+impl Node {
+    fn parts(&self) -> MutexGuard<'_, Option<Parts>> {
+        // Nothing is left half-done under this lock.
+        self.parts.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// Does something with the running node while the interpreter is free.
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&NodeHandle) -> Result<T, Failure> + Send,
+    ) -> PyResult<T> {
+        let done = py.detach(|| match self.parts().as_ref().map(|parts| parts.node.clone()) {
+            Some(node) => work(&node),
+            None => Err(Failure::new(Kind::Closed, "the node has been stopped".to_owned())),
+        });
+        done.map_err(|failure| failure.raise(py))
+    }
+}
+
+#[pymethods]
+impl Node {
+    /// Starts a node and waits until it serves.
+    #[staticmethod]
+    fn start(py: Python<'_>, setup: Setup, timeout: f64) -> PyResult<Node> {
+        let limit = seconds("start_timeout", timeout).map_err(|failure| failure.raise(py))?;
+        let begun = Instant::now();
+        let (parts, cluster) = py.detach(|| begin(setup)).map_err(|failure| failure.raise(py))?;
+        while !parts.node.is_serving() {
+            let interrupted = py.check_signals();
+            if interrupted.is_ok() && begun.elapsed() < limit {
+                py.detach(|| std::thread::sleep(LOOKS_EVERY));
+                continue;
+            }
+            py.detach(|| parts.end(FAILED_STOP));
+            interrupted?;
+            let what = format!(
+                "no coordinator of {:?} gave the node a lease within {limit:?}",
+                cluster.coordinators
+            );
+            return Err(Failure::new(Kind::Unreachable, what).raise(py));
+        }
+        Ok(Node { parts: Mutex::new(Some(parts)), coordinators: cluster.coordinators, token: cluster.token })
+    }
+
+    #[getter]
+    fn coordinators(&self) -> Vec<String> {
+        self.coordinators.clone()
+    }
+
+    #[getter]
+    fn token(&self) -> Vec<u8> {
+        self.token.clone()
+    }
+
+    #[getter]
+    fn data_address(&self, py: Python<'_>) -> PyResult<String> {
+        self.with(py, |node| Ok(node.data_address().to_string()))
+    }
+
+    #[getter]
+    fn metrics_address(&self, py: Python<'_>) -> PyResult<String> {
+        self.with(py, |node| Ok(node.metrics_address().to_string()))
+    }
+
+    #[getter]
+    fn is_serving(&self, py: Python<'_>) -> PyResult<bool> {
+        self.with(py, |node| Ok(node.is_serving()))
+    }
+
+    /// Returns its figures, as JSON.
+    fn stats(&self, py: Python<'_>) -> PyResult<String> {
+        self.with(py, |node| json(&node.stats()))
+    }
+
+    /// Has its strategies choose now; returns how they do, as JSON.
+    fn adjust_strategy(&self, py: Python<'_>) -> PyResult<String> {
+        self.with(py, |node| json(&node.adjust_strategy()))
+    }
+
+    /// Writes what it holds to a snapshot; returns what was written, as JSON.
+    fn persist(&self, py: Python<'_>, path: PathBuf) -> PyResult<String> {
+        self.with(py, |node| json(&node.persist(&path, |_| {})?))
+    }
+
+    /// Takes a snapshot in; returns what was taken, as JSON.
+    fn load(&self, py: Python<'_>, path: PathBuf) -> PyResult<String> {
+        self.with(py, |node| json(&node.load(&path, None, |_| {})?))
+    }
+
+    /// Leaves the cluster and ends all threads.
+    fn stop(&self, py: Python<'_>, limit: f64) -> PyResult<()> {
+        let limit = seconds("limit", limit).map_err(|failure| failure.raise(py))?;
+        py.detach(|| {
+            let parts = self.parts().take();
+            if let Some(parts) = parts {
+                parts.end(limit);
+            }
+        });
+        Ok(())
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|error| Failure::new(Kind::Node, error.to_string()))
+}
