@@ -1,16 +1,18 @@
 //! A connected client: every verb as an operation.
 
 use crate::buffer::Lent;
-use crate::errors::Failure;
+use crate::errors::{Failure, Kind};
 use crate::layout::PyLayout;
 use crate::names::{PyNamespace, PyPrefix};
 use crate::operation::Operation;
 use crate::regions::Use;
 use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
 use crate::threads::threads;
-use kvhive_client::{Client, ClientConfig, NamespaceClient, Prefix, StoreOptions};
+use kvhive_client::{Client, ClientConfig, ClientError, NamespaceClient, Prefix, StoreOptions};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{About, Ack, Hint};
+use kvhive_protocol::strategy::Strategy;
+use kvhive_protocol::{Change, RulesChange, TenantRules};
 use kvhive_tls::{Tls, TlsFiles};
 use pyo3::prelude::*;
 use std::ops::Range;
@@ -100,6 +102,14 @@ pub(crate) fn codec(name: &str) -> Result<Codec, Failure> {
     Codec::ALL.into_iter().find(|codec| codec.name() == name).ok_or_else(|| {
         let names: Vec<&str> = Codec::ALL.iter().map(|codec| codec.name()).collect();
         Failure::misuse(format!("codec {name:?}: allowed is {}", names.join(", ")))
+    })
+}
+
+/// Returns the strategy of this name.
+pub(crate) fn strategy(name: &str) -> Result<Strategy, Failure> {
+    name.parse().map_err(|_| {
+        let names: Vec<&str> = Strategy::ALL.iter().map(|strategy| strategy.name()).collect();
+        Failure::new(Kind::Misuse, format!("strategy {name:?}: allowed is {}", names.join(", ")))
     })
 }
 
@@ -250,6 +260,38 @@ impl Connection {
             client.create_tenant(&name).await?;
             Ok(())
         })
+    }
+
+    /// Has a tenant be there: makes it where it is not, as another name for one whose blocks it shares, if that is said.
+    fn ensure_tenant(&self, name: String, shares_with: Option<String>) -> Operation {
+        let client = self.client.clone();
+        Operation::new(self.place(), async move {
+            let map = client.refresh().await?;
+            if map.tenant(&name).is_some() {
+                return Ok(());
+            }
+            let owner = match shares_with {
+                Some(owner) => {
+                    let (id, _) = map.tenant(&owner).ok_or(ClientError::UnknownTenant(owner))?;
+                    Some(id)
+                }
+                None => None,
+            };
+            client.create_tenant_with(&name, TenantRules { shares_with: owner, ..TenantRules::default() }).await?;
+            Ok(())
+        })
+    }
+
+    /// Has another strategy decide which of a tenant's blocks leave; none: each node's own.
+    fn set_strategy(&self, py: Python<'_>, tenant: String, strategy: Option<&str>) -> PyResult<Operation> {
+        let strategy = match strategy {
+            Some(name) => Change::Set(self::strategy(name).map_err(|failure| failure.raise(py))?),
+            None => Change::Reset,
+        };
+        let client = self.client.clone();
+        Ok(Operation::new(self.place(), async move {
+            Ok(client.set_tenant_rules(&tenant, RulesChange { strategy, ..RulesChange::default() }).await?)
+        }))
     }
 
     /// Fetches the cluster's map anew; returns its epoch.
