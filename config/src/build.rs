@@ -12,6 +12,7 @@ use crate::ledger::Ledger;
 use crate::mode::{Codec, DiskAdmission, Mode, Tuning};
 use crate::parse;
 use crate::problem::{Origin, Problem};
+use crate::scaling::{SCALING, ScalingSettings};
 use crate::section::Section;
 use crate::tls::{TLS, TlsPaths};
 use crate::token::Token;
@@ -83,6 +84,8 @@ fn file(root: &Table, is_open: bool, token: Option<&String>, ledger: &mut Ledger
         heartbeat: time(&raft, ledger, "heartbeat"),
         snapshot_every: whole_number(&raft, ledger, "snapshot_every"),
     };
+    let scaling = Section::open("scaling".to_owned(), SCALING, root.get("scaling"), ledger);
+    let scaling = ScalingSettings::read(&scaling, ledger);
     let tls = root.get("tls").map(|table| {
         let section = Section::open("tls".to_owned(), TLS, Some(table), ledger);
         TlsPaths::read(&section, ledger)
@@ -116,7 +119,7 @@ fn file(root: &Table, is_open: bool, token: Option<&String>, ledger: &mut Ledger
         Some(newcomer) => newcomer.clone(),
         None => stand_in(defaults, ledger),
     });
-    ClusterParts { cluster, raft, tls, coordinators, nodes, template }
+    ClusterParts { cluster, raft, scaling, tls, coordinators, nodes, template }
 }
 
 /// Reads a node that has all from the defaults, so that what would be wrong with any that joins is told beforehand.

@@ -6,6 +6,7 @@ use crate::ledger::Ledger;
 use crate::mode::{Mode, Tuning};
 use crate::problem::ConfigError;
 use crate::render;
+use crate::scaling::ScalingSettings;
 use crate::tls::TlsPaths;
 use crate::units::Bytes;
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ pub struct ClusterParts {
     pub cluster: ClusterSettings,
     /// `[raft]`: how the coordinators agree.
     pub raft: RaftSettings,
+    /// `[scaling]`: how many nodes there are to be.
+    pub scaling: ScalingSettings,
     /// `[tls]`: where certificates are, if every channel is encrypted.
     pub tls: Option<TlsPaths>,
     /// `[[coordinator]]`: 1, 3, 5 or 7.

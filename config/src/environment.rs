@@ -3,10 +3,12 @@
 //! `KVHIVE_<SECTION>__<KEY>`, and `KVHIVE_NODE__<ID>__<KEY>` or `KVHIVE_COORDINATOR__<ID>__<KEY>` for one process.
 //! Two underscores part the words; hyphens of an id become single ones.
 
+use crate::hint;
 use crate::keys::{self, CLUSTER, COORDINATOR, Key, NODE, RAFT};
 use crate::ledger::Ledger;
 use crate::parse::key_shown;
 use crate::problem::{Origin, Problem};
+use crate::scaling::SCALING;
 use crate::tls::TLS;
 use crate::tree::{Kind, Table, Value};
 use std::collections::BTreeMap;
@@ -20,7 +22,7 @@ const TRACING: &str = "KVHIVE_TRACE";
 /// The most processes that a message names.
 const MAX_NAMED: usize = 8;
 
-const SECTIONS: [&str; 6] = ["cluster", "raft", "tls", "coordinator", "node_defaults", "node"];
+const SECTIONS: [&str; 7] = ["cluster", "raft", "scaling", "tls", "coordinator", "node_defaults", "node"];
 
 /// Returns `name` as a variable has it.
 pub(crate) fn spelled(name: &str) -> String {
@@ -39,6 +41,7 @@ pub(crate) fn apply(root: &mut Table, variables: &BTreeMap<String, String>, ledg
         let unknown = match words[..] {
             ["CLUSTER", key] => set(shared(root, "cluster"), "cluster", CLUSTER, key, value),
             ["RAFT", key] => set(shared(root, "raft"), "raft", RAFT, key, value),
+            ["SCALING", key] => set(shared(root, "scaling"), "scaling", SCALING, key, value),
             ["TLS", key] => set(shared(root, "tls"), "tls", TLS, key, value),
             ["NODE_DEFAULTS", key] => {
                 set(shared(root, "node_defaults"), "node_defaults", keys::node_defaults(), key, value)
@@ -59,11 +62,11 @@ pub(crate) fn apply(root: &mut Table, variables: &BTreeMap<String, String>, ledg
 fn shapeless(variable: &str, words: &[&str]) -> Problem {
     let section = words[0].to_ascii_lowercase();
     let hint = match section.as_str() {
-        "cluster" | "raft" | "tls" | "node_defaults" => {
+        "cluster" | "raft" | "scaling" | "tls" | "node_defaults" => {
             format!("an override of it is {PREFIX}{}__<KEY>", words[0])
         }
         "coordinator" | "node" => format!("an override of it is {PREFIX}{}__<ID>__<KEY>", words[0]),
-        _ => keys::hint(&section, SECTIONS.into_iter()),
+        _ => hint::hint(&section, SECTIONS.into_iter()),
     };
     let key = key_shown(&words.join(".").to_ascii_lowercase());
     Problem::UnknownKey { origin: Origin::Environment(variable.to_owned()), key, hint }
@@ -128,7 +131,7 @@ fn set(
         let hint = if keys.iter().any(|key| key.name == lower && !key.is_overridable()) {
             "it can be given in the file only".to_owned()
         } else {
-            keys::hint(&lower, overridable())
+            hint::hint(&lower, overridable())
         };
         return Err(Problem::UnknownKey { origin: value.origin, key, hint });
     };

@@ -18,7 +18,8 @@ pub(crate) struct Key {
 impl Key {
     /// Says whether a variable can give this key.
     pub(crate) fn is_overridable(&self) -> bool {
-        self.name != "id" && !matches!(self.rule, Rule::Labels | Rule::Table | Rule::Tables { .. })
+        self.name != "id"
+            && !matches!(self.rule, Rule::Labels | Rule::Words { .. } | Rule::Table | Rule::Tables { .. })
     }
 }
 
@@ -46,6 +47,10 @@ pub(crate) enum Rule {
     Classes,
     /// Free labels.
     Labels,
+    /// A program and its words.
+    Words { most: usize },
+    /// A StatefulSet of Kubernetes.
+    StatefulSet,
     /// A table with keys of its own.
     Table,
     /// An array of tables.
@@ -150,6 +155,12 @@ impl Rule {
                 "a table of at most {MAX_LABELS} texts; keys of 1 to {MAX_LABEL_BYTES} letters, digits, '.', '_', '-' and '/', \
                  values of at most {MAX_LABEL_BYTES} bytes without control characters"
             ),
+            Rule::Words { most } => format!(
+                "an array of 1 to {most} texts of 1 to {MAX_PATH_BYTES} bytes without control characters"
+            ),
+            Rule::StatefulSet => {
+                "\"NAME\" or \"NAMESPACE/NAME\", each 1 to 63 of a-z, 0-9 and '-', as in \"kvhive/kvhive-node\"".to_owned()
+            }
             Rule::Table => "a table".to_owned(),
             Rule::Tables { counts, header } => match counts {
                 Counts::UpTo(max) => format!("1 to {max} tables, each begun by [[{header}]]"),
@@ -466,6 +477,12 @@ pub(crate) const DEVICE: &[Key] = &[
 pub(crate) const ROOT: &[Key] = &[
     key!("cluster", Rule::Table, Required, "What all processes share."),
     key!("raft", Rule::Table, Derived("defaults"), "How the coordinators agree."),
+    key!(
+        "scaling",
+        Rule::Table,
+        Derived("defaults: off"),
+        "How many nodes there are to be, and who starts and ends them."
+    ),
     key!("tls", Rule::Table, Derived("none: nothing is encrypted"), "Certificates."),
     key!(
         "coordinator",
@@ -485,15 +502,4 @@ pub(crate) const ROOT: &[Key] = &[
 /// Returns the keys of `[node_defaults]`.
 pub(crate) fn node_defaults() -> &'static [Key] {
     &NODE[NODE_OWN..]
-}
-
-/// Returns the nearest of `known` to `given`, or all of them, as a hint.
-pub(crate) fn hint<'a>(given: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
-    // Typing mistakes change a letter or two; a word further away would only mislead.
-    let distance = |word: &str| strsim::osa_distance(&given.chars().take(64).collect::<String>(), word);
-    let nearest = known.clone().map(|word| (distance(word), word)).min();
-    match nearest {
-        Some((distance, word)) if distance <= 1 + word.len() / 4 => format!("did you mean \"{word}\"?"),
-        _ => format!("known here are {}", known.collect::<Vec<_>>().join(", ")),
-    }
 }

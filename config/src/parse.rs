@@ -135,6 +135,38 @@ pub(crate) fn time(value: &Value, rule: &Rule) -> Result<Duration, String> {
     if (min..=max).contains(&time) { Ok(time) } else { Err(allowed(rule)) }
 }
 
+/// Reads a time of whole seconds.
+pub(crate) fn seconds(value: &Value, rule: &Rule) -> Result<Duration, String> {
+    match time(value, rule)? {
+        time if time.subsec_millis() == 0 => Ok(time),
+        _ => Err(wrong("it must come out at whole seconds", rule)),
+    }
+}
+
+/// Reads a program and its words.
+pub(crate) fn words(value: &Value, rule: &Rule) -> Result<Vec<String>, String> {
+    let Rule::Words { most } = rule else { unreachable!("keys.rs has words here") };
+    let Kind::List(items) = &value.kind else { return Err(allowed(rule)) };
+    if !(1..=*most).contains(&items.len()) {
+        return Err(allowed(rule));
+    }
+    items.iter().map(|item| path(item, rule)).collect()
+}
+
+/// Reads the name of a StatefulSet, with its namespace or without.
+pub(crate) fn statefulset(value: &Value, rule: &Rule) -> Result<String, String> {
+    let set = text(value, rule)?;
+    // As Kubernetes has the names of namespaces and of host names (RFC 1123).
+    let is_label = |part: &str| {
+        (1..=63).contains(&part.len())
+            && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+    };
+    let (namespace, name) = set.split_once('/').unwrap_or(("default", set));
+    if is_label(namespace) && is_label(name) { Ok(set.to_owned()) } else { Err(allowed(rule)) }
+}
+
 /// What all shares of a node's size classes add up to, and how far a hand-rounded sum may be off.
 const WHOLE_PPM: u32 = 1_000_000;
 const SLACK_PPM: u32 = 1_000;

@@ -2,14 +2,23 @@
 
 use crate::environment::{BETWEEN, PREFIX, spelled};
 use crate::keys::{self, Absent, CLUSTER, COORDINATOR, DEVICE, Key, NODE, RAFT};
+use crate::scaling::SCALING;
 use crate::tls::TLS;
 use std::fmt::Write;
 
 /// Renders the reference of every key as Markdown: what it takes, its default, its meaning and its variable.
 pub fn reference_markdown() -> String {
-    let sections: [(&str, &str, &[Key], Option<&str>); 6] = [
+    let sections: [(&str, &str, &[Key], Option<&str>); 7] = [
         ("[cluster]", "What all processes share.", CLUSTER, Some("CLUSTER")),
         ("[raft]", "How the coordinators agree.", RAFT, Some("RAFT")),
+        (
+            "[scaling]",
+            "How many nodes there are to be, and who starts and ends them. What is said of sizes and times holds when the cluster is first \
+             started: from then on the coordinators have it, `kvhive scale set` changes it, and this file is not asked again. Who starts \
+             and ends nodes is read by the commands that are given this file.",
+            SCALING,
+            Some("SCALING"),
+        ),
         (
             "[tls]",
             "Certificates. With this table every channel is encrypted: processes and clients show each other certificates, admin API and \

@@ -1,6 +1,7 @@
 //! A cluster as a cluster file, every key written out.
 
 use crate::config::{BlockClass, ClusterParts, CoordinatorConfig, NodeConfig};
+use crate::scaling::{Executor, ScalingSettings};
 use crate::units::{format_share, format_time};
 use std::fmt::Write;
 
@@ -31,6 +32,7 @@ pub(crate) fn toml(parts: &ClusterParts) -> String {
     out.text("election_timeout", &format_time(parts.raft.election_timeout));
     out.text("heartbeat", &format_time(parts.raft.heartbeat));
     out.plain("snapshot_every", parts.raft.snapshot_every);
+    scaling(&mut out, &parts.scaling);
     if let Some(tls) = &parts.tls {
         out.header("\n[tls]");
         out.text("certificate", &tls.certificate);
@@ -44,6 +46,26 @@ pub(crate) fn toml(parts: &ClusterParts) -> String {
         node(&mut out, one);
     }
     out.0
+}
+
+fn scaling(out: &mut Lines, one: &ScalingSettings) {
+    out.header("\n[scaling]");
+    out.text("mode", one.mode.as_str());
+    out.plain("floor", one.floor);
+    out.plain("ceiling", one.ceiling);
+    out.plain("keep", format_share(one.keep_per_mille));
+    out.text("up_cooldown", &format_time(one.up_cooldown));
+    out.text("down_cooldown", &format_time(one.down_cooldown));
+    out.text("look_ahead", &format_time(one.look_ahead));
+    out.text("max_queue", &format_time(one.max_queue));
+    match &one.executor {
+        Executor::Local => {}
+        Executor::StatefulSet(set) => out.text("statefulset", set),
+        Executor::Program(words) => {
+            let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+            out.plain("program", format!("[{}]", words.join(", ")));
+        }
+    }
 }
 
 fn coordinator(out: &mut Lines, one: &CoordinatorConfig) {

@@ -1,6 +1,7 @@
 //! One table of the file being read: finds each key in the table, in the defaults under it or in `keys.rs`, and hands the
 //! value to a parser. What is refused goes to the ledger, and a stand-in lets reading go on.
 
+use crate::hint;
 use crate::keys::{self, Absent, Key, Rule};
 use crate::ledger::Ledger;
 use crate::problem::{Origin, Problem};
@@ -45,7 +46,7 @@ impl<'a> Section<'a> {
         let section = Section { path, keys, table, under: None };
         for (name, value) in section.table.iter() {
             if !keys.iter().any(|key| key.name == name) {
-                let hint = keys::hint(name, keys.iter().map(|key| key.name));
+                let hint = hint::hint(name, keys.iter().map(|key| key.name));
                 let key = section.key_path(&crate::parse::key_shown(name));
                 ledger.add(Problem::UnknownKey { origin: value.origin.clone(), key, hint });
             }

@@ -60,6 +60,32 @@ fn each_wrong_value_is_told_with_line_key_value_and_what_is_allowed() {
             "gc_threshold = \"0.8\"",
             "line 10: node[0].gc_threshold = \"0.8\": allowed is a number from 0.1 to 1",
         ),
+        (
+            "[raft]",
+            "[scaling]\nceiling = 2\nfloor = 3",
+            "line 6: scaling.ceiling = 2: allowed is at least scaling.floor, which is 3",
+        ),
+        ("[raft]", "[scaling]\nkeep = 0.4", "line 6: scaling.keep = 0.4: allowed is a number from 0.5 to 1"),
+        (
+            "[raft]",
+            "[scaling]\nup_cooldown = \"1500ms\"",
+            "line 6: scaling.up_cooldown = \"1500ms\": it must come out at whole seconds; allowed is a time from \"0ms\" to \"86400s\"",
+        ),
+        (
+            "[raft]",
+            "[scaling]\nstatefulset = \"a/b/c\"",
+            "line 6: scaling.statefulset = \"a/b/c\": allowed is \"NAME\" or \"NAMESPACE/NAME\", each 1 to 63 of a-z, 0-9 and '-', as in \"kvhive/kvhive-node\"",
+        ),
+        (
+            "[raft]",
+            "[scaling]\nprogram = []",
+            "line 6: scaling.program = (array of 0): allowed is an array of 1 to 64 texts of 1 to 1024 bytes without control characters",
+        ),
+        (
+            "[raft]",
+            "[scaling]\nprogram = [\"a\"]\nstatefulset = \"a\"",
+            "line 6: scaling.program = (array of 1): scaling.statefulset says already who starts nodes; allowed is one of them",
+        ),
         ("[cluster]", "replicas = 9", "line 2: cluster.replicas = 9: allowed is a whole number from 1 to 8"),
         (
             "[cluster]",
@@ -223,7 +249,7 @@ fn replaced_values_are_told_alike() {
         (
             "[raft]",
             "[raft]\n[storage]",
-            "line 5: storage: unknown key, known here are cluster, raft, tls, coordinator, node_defaults, node",
+            "line 5: storage: unknown key, known here are cluster, raft, scaling, tls, coordinator, node_defaults, node",
         ),
         ("token_file", "tokenfile", "line 3: cluster.tokenfile: unknown key, did you mean \"token_file\"?"),
         ("[raft]", "[[raft]]", "line 4: raft = (array of 1): allowed is a table"),
@@ -547,7 +573,7 @@ fn every_key_of_the_reference_is_read() {
     let reference = kvhive_config::reference_markdown();
     let mut section = "";
     let mut keys = 0;
-    let valid = format!("{VALID}{TLS}");
+    let valid = format!("{VALID}{TLS}[scaling]\n");
     for line in reference.lines() {
         if let Some(header) = line.strip_prefix("### ") {
             section = header.trim_matches(['`', '[', ']']);
@@ -571,5 +597,25 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 11 + 3 + 3 + 6 + 23 + 4);
+    assert_eq!(keys, 11 + 3 + 10 + 3 + 6 + 23 + 4);
+}
+
+#[test]
+fn what_the_file_says_of_the_clusters_size_is_read_and_written() {
+    use kvhive_config::{Executor, ScalingMode};
+    let text = VALID.replace(
+        "[raft]",
+        "[scaling]\nmode = \"advise\"\nfloor = 2\nkeep = 0.9\ndown_cooldown = \"2h\"\nmax_queue = \"5ms\"\nprogram = [\"my-cloud\", \"say \\\"{count}\\\"\"]\n[raft]",
+    );
+    let env = [("KVHIVE_SCALING__CEILING".to_owned(), "8".to_owned())];
+    let config = ClusterConfig::from_toml(&text, env).unwrap();
+    let scaling = &config.scaling;
+    assert_eq!((scaling.mode, scaling.floor, scaling.ceiling), (ScalingMode::Advise, 2, 8));
+    assert_eq!((scaling.keep_per_mille, scaling.down_cooldown.as_secs()), (900, 7200));
+    assert_eq!(
+        scaling.executor,
+        Executor::Program(vec!["my-cloud".to_owned(), "say \"{count}\"".to_owned()])
+    );
+    let written = config.to_toml().expect("it lists its nodes");
+    assert_eq!(ClusterConfig::from_toml(&written, []).unwrap(), config);
 }

@@ -171,7 +171,13 @@ pub(crate) mod tests {
         };
         let mut registry = Registry::new();
         let (cluster, name) = (ClusterId(7), "ours".to_owned());
-        let begin = Command::Bootstrap { cluster, name, settings, default_secret: [1; 32] };
+        let begin = Command::Bootstrap {
+            cluster,
+            name,
+            settings,
+            default_secret: [1; 32],
+            scaling: Default::default(),
+        };
         let tenant =
             Command::CreateTenant { name: "team".into(), secret: [2; 32], rules: TenantRules::default() };
         for (index, command) in [(2, begin), (3, tenant)] {

@@ -6,6 +6,7 @@ use kvhive_consensus::{ConsensusError, PeerId};
 use kvhive_control::RestoreError;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::raft::Seat;
+use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
 use kvhive_wire::Tls;
@@ -33,6 +34,8 @@ pub struct CoordinatorConfig {
     pub cluster_name: String,
     /// What holds for the whole cluster, if it is started now.
     pub settings: Settings,
+    /// How the cluster's size may change, if it is started now.
+    pub scaling: ScalingPolicy,
     /// The cluster's token; it is the admin's at the admin API.
     pub token: Vec<u8>,
     /// Whose other tokens may do what there.

@@ -104,6 +104,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         name: config.cluster_name.clone(),
         settings: config.settings.clone(),
         default_secret: random[32..64].try_into().expect("32 bytes"),
+        scaling: config.scaling,
     };
     let given_up = failed.clone();
     let mut parts = Some(Parts {

@@ -80,7 +80,10 @@ impl NodeHandle {
 
     /// Returns the node's figures since it started. Blocks the thread for a moment.
     pub fn stats(&self) -> NodeStats {
-        NodeStats { pinned_bytes: self.pinned_bytes, ..self.wait_for(stats::gather(&self.devices, &self.plane)) }
+        NodeStats {
+            pinned_bytes: self.pinned_bytes,
+            ..self.wait_for(stats::gather(&self.devices, &self.plane))
+        }
     }
 
     /// Returns the latencies of matches, fetches, stores and releases, to be merged with those of other nodes.

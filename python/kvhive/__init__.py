@@ -16,7 +16,9 @@ store from there, without a copy in between. `EmbeddedNode` is a whole cache ser
 (6, 6, 6, 6, True)
 """
 
-from kvhive._native import FetchReport, Layout, Match, Namespace, Prefix, StoreReport, __version__
+import atexit
+
+from kvhive._native import FetchReport, Layout, Match, Namespace, Prefix, StoreReport, __version__, interpreter_ends
 from kvhive.access import Tls
 from kvhive.aio import AsyncClient
 from kvhive.client import Client
@@ -65,3 +67,5 @@ __all__ = [
     "UnreachableError",
     "__version__",
 ]
+
+atexit.register(interpreter_ends)

@@ -9,6 +9,8 @@ _Path = str | os.PathLike[str]
 
 __version__: str
 
+def interpreter_ends() -> None: ...
+
 @final
 class Layout:
     """What a block's bytes mean: its shape, its numbers and the order of its axes."""

@@ -66,10 +66,10 @@ pub(crate) fn alone(restore: Option<&[u8]>) -> Result<(CoordinatorHandle, Cluste
         election_timeout: Duration::from_millis(200),
         heartbeat: Duration::from_millis(50),
         repair_after: Duration::from_secs(30),
+        scaling: Default::default(),
         balance: false,
         snapshot_every: 10_000,
     })?;
     let coordinators = vec![coordinator.raft_address().to_string()];
     Ok((coordinator, Cluster { coordinators, token }, folder))
 }
-

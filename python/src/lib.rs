@@ -4,7 +4,9 @@
 mod alone;
 mod buffer;
 mod connection;
+mod ending;
 mod errors;
+mod held;
 mod layout;
 mod machines;
 mod names;
@@ -21,6 +23,8 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     use crate::connection::Connection;
+    #[pymodule_export]
+    use crate::ending::interpreter_ends;
     #[pymodule_export]
     use crate::layout::PyLayout;
     #[pymodule_export]

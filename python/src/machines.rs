@@ -137,7 +137,14 @@ impl Predictor {
     }
 
     /// Learns how one stretch of time was; says whether it was news.
-    fn update_pattern(&self, py: Python<'_>, at_seconds: u64, asked: u64, covered: u64, new_bytes: u64) -> bool {
+    fn update_pattern(
+        &self,
+        py: Python<'_>,
+        at_seconds: u64,
+        asked: u64,
+        covered: u64,
+        new_bytes: u64,
+    ) -> bool {
         let bucket = at_seconds / OBSERVATION_SECONDS;
         py.detach(|| self.lock().update_pattern(&Observation { bucket, asked, covered, new_bytes }))
     }

@@ -183,23 +183,32 @@ def test_threads_share_a_client(client: kvhive.Client, blocks: kvhive.Namespace)
     assert failures == []
 
 
-def test_a_fork_has_to_connect_anew(node: kvhive.EmbeddedNode, client: kvhive.Client, blocks: kvhive.Namespace) -> None:
+def test_a_fork_has_to_connect_anew(node: kvhive.EmbeddedNode) -> None:
+    client = node.client()
+    blocks = client.namespace("forked", LAYOUT)
     prefix, stored = blocks.keys(TOKENS), some_bytes(8)
     client.store_from(prefix, stored)
     child = os.fork()
     if child == 0:
+        code = 3
         try:
             try:
                 client.match(prefix)
             except kvhive.ClosedError:
                 with node.client() as own:
-                    again = own.namespace("test_a_fork", LAYOUT).keys(TOKENS)
-                    os._exit(0 if own.store_from(again, stored).acknowledged == 8 else 1)
-            os._exit(2)
+                    again = own.namespace("forked", LAYOUT).keys(TOKENS)
+                    code = 0 if own.fetch_into(again, np.zeros_like(stored)).delivered == 8 else 1
+            # What is let go here is the parent's still.
+            del client, blocks, prefix
+            gc.collect()
+            node.stop()
         finally:
-            os._exit(3)
+            os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert client.match(prefix).covered == 8
+    dials = client.stats()["dials"]
+    for _ in range(20):
+        assert client.fetch_into(prefix, stored).delivered == 8
+    assert client.stats()["dials"] == dials, "its connections are as they were"
 
 
 def test_reports_outlive_what_they_are_of(node: kvhive.EmbeddedNode) -> None:

@@ -30,7 +30,8 @@ fn replay(cluster: &Cluster) -> (u64, u64) {
 
 #[test]
 fn a_cluster_becomes_larger_and_smaller_with_its_blocks() {
-    let cluster = Cluster::start(&[
+    // The cluster file gives what a cluster begins with; a variable stands for its key.
+    let options = [
         "--coordinators",
         "1",
         "--nodes",
@@ -45,7 +46,9 @@ fn a_cluster_becomes_larger_and_smaller_with_its_blocks() {
         "4KiB",
         "--strategy",
         "lru",
-    ]);
+    ];
+    let cluster = Cluster::start_with(&options, &[("KVHIVE_SCALING__CEILING", "6")]);
+    assert_eq!(json(&cluster, &["scale", "status"])["policy"]["ceiling"], 6);
     replay(&cluster);
     let (all, blocks) = replay(&cluster);
     assert_eq!(all, blocks, "everything is there the second time");
@@ -83,6 +86,14 @@ fn a_cluster_becomes_larger_and_smaller_with_its_blocks() {
     // A program that fails is told of, and nothing has come.
     let said = refused(&["scale", "to", "3", "--dir", cluster.dir(), "--", "false", "{count}"]);
     assert!(said.contains("`false 3` failed"), "{said}");
+    // So is the one that the cluster file names.
+    let text =
+        std::fs::read_to_string(format!("{}/cluster.toml", cluster.dir())).expect("the cluster's file");
+    let named = text.replacen("[scaling]", "[scaling]\nprogram = [\"false\", \"named\", \"{count}\"]", 1);
+    let file = format!("{}/named.toml", cluster.dir());
+    std::fs::write(&file, named).expect("room for a file");
+    let said = refused(&["scale", "to", "3", "--dir", cluster.dir(), "--config", &file]);
+    assert!(said.contains("`false named 3` failed"), "{said}");
     // One that was scaled away comes back under its name and holds slots again.
     let again = json(&cluster, &["scale", "to", "3"]);
     assert_eq!(again["started"], serde_json::json!(["node-3"]));

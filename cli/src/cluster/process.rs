@@ -6,12 +6,14 @@ use crate::cluster::place::{beside, peer};
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
 use kvhive_config::{
-    Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, Newcomer, NodeConfig, Process, Token, TokenSource,
+    Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, Newcomer, NodeConfig, Process, ScalingSettings,
+    Token, TokenSource,
 };
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
+use kvhive_protocol::scaling::{ScalingMode, ScalingPolicy};
 use kvhive_runtime::http::{Access, Role};
 use kvhive_tls::{Tls, TlsFiles};
 use std::convert::Infallible;
@@ -157,6 +159,7 @@ fn coordinator(
             lease_ms: ms(cluster.lease),
             heartbeat_ms: ms(cluster.heartbeat),
         },
+        scaling: policy(&config.scaling),
         access: access(config, file)?,
         tls: tls(config, &own.host, file)?,
         token,
@@ -166,6 +169,26 @@ fn coordinator(
         balance: cluster.balance,
         snapshot_every: config.raft.snapshot_every,
     })
+}
+
+/// Returns what a cluster that is started now begins with.
+fn policy(scaling: &ScalingSettings) -> ScalingPolicy {
+    let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    ScalingPolicy {
+        mode: match scaling.mode {
+            kvhive_config::ScalingMode::Off => ScalingMode::Off,
+            kvhive_config::ScalingMode::Advise => ScalingMode::Advise,
+            kvhive_config::ScalingMode::Act => ScalingMode::Act,
+        },
+        floor: scaling.floor,
+        ceiling: scaling.ceiling,
+        keep_per_mille: scaling.keep_per_mille,
+        up_cooldown_s: seconds(scaling.up_cooldown),
+        down_cooldown_s: seconds(scaling.down_cooldown),
+        look_ahead_s: seconds(scaling.look_ahead),
+        max_queue_us: u32::try_from(scaling.max_queue.as_micros()).unwrap_or(u32::MAX),
+        manual: None,
+    }
 }
 
 fn node(
@@ -287,6 +310,12 @@ mod tests {
         let records: Vec<u64> = device.records().into_iter().map(u64::from).collect();
         assert_eq!(records, node.records(node.devices[0].disk));
         assert_eq!(records, [256, 105], "records of 12 KiB in 3 MiB, of 68 KiB in 7 MiB");
+    }
+
+    #[test]
+    fn the_configuration_says_nothing_of_sizes_what_a_cluster_would_not_begin_with_anyway() {
+        let config = kvhive_config::LocalCluster::default().config().expect("the usual one");
+        assert_eq!(super::policy(&config.scaling), kvhive_protocol::scaling::ScalingPolicy::default());
     }
 
     #[test]

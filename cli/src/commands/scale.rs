@@ -1,5 +1,6 @@
 //! `kvhive scale`: how many members the cluster should have, and having it so.
 
+use super::config;
 use super::status::{list, text};
 use crate::admin::{Admin, Target};
 use crate::report;
@@ -7,6 +8,7 @@ use crate::scaling::{Executor, Kubernetes, Local, Plan, Program, Scaled, SetName
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How often the recommendation is looked at.
@@ -58,6 +60,9 @@ struct How {
     /// (KUBECONFIG) or the pod's service account, whose namespace is taken if none is named. Refuses fewer than the policy's floor
     #[arg(long, value_name = "[NAMESPACE/]STATEFULSET", conflicts_with = "program")]
     kubernetes: Option<SetName>,
+    /// Have nodes started and ended by whom `[scaling]` of this cluster file names
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["program", "kubernetes"])]
+    config: Option<PathBuf>,
     /// Seconds that the program may run, that members may take to come or go, and that none of a node's slots may leave it
     #[arg(long, value_name = "S", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
     limit: u64,
@@ -171,9 +176,19 @@ impl Scale {
         if let Some(set) = &how.kubernetes {
             return Ok(Box::new(Kubernetes::connect(set)?));
         }
+        match how.named()? {
+            Some(kvhive_config::Executor::Program(words)) => {
+                return Ok(Box::new(Program { words, limit: how.limit() }));
+            }
+            Some(kvhive_config::Executor::StatefulSet(set)) => {
+                let set: SetName = set.parse().map_err(anyhow::Error::msg)?;
+                return Ok(Box::new(Kubernetes::connect(&set)?));
+            }
+            Some(kvhive_config::Executor::Local) | None => {}
+        }
         if self.target.admin.is_some() {
             bail!(
-                "who starts and ends nodes there? Name --kubernetes or the program after `--`, or leave --admin out for the local cluster"
+                "who starts and ends nodes there? Name --kubernetes, the program after `--`, or a --config whose [scaling] says it, or leave --admin out for the local cluster"
             );
         }
         Ok(Box::new(Local { dir: self.target.dir.clone() }))
@@ -248,6 +263,12 @@ impl Scale {
 }
 
 impl How {
+    /// Reads whom the cluster file names, if one is given.
+    fn named(&self) -> Result<Option<kvhive_config::Executor>> {
+        let Some(file) = &self.config else { return Ok(None) };
+        Ok(Some(config::read(file)?.scaling.executor.clone()))
+    }
+
     fn limit(&self) -> Duration {
         Duration::from_secs(self.limit)
     }

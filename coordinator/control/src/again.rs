@@ -96,6 +96,7 @@ mod tests {
                 name,
                 settings,
                 default_secret: [1; 32],
+                scaling: Default::default(),
             });
             cluster
         }

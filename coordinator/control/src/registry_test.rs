@@ -65,7 +65,13 @@ impl Cluster {
 pub(crate) fn bootstrap(replicas: u8) -> Command {
     let settings =
         Settings { replicas, segment_blocks: 16, ack: Ack::Primary, lease_ms: 1000, heartbeat_ms: 200 };
-    Command::Bootstrap { cluster: ClusterId(42), name: "laptop".into(), settings, default_secret: [7; 32] }
+    Command::Bootstrap {
+        cluster: ClusterId(42),
+        name: "laptop".into(),
+        settings,
+        default_secret: [7; 32],
+        scaling: Default::default(),
+    }
 }
 
 pub(crate) fn registration(name: &str, devices: usize) -> Command {
@@ -98,6 +104,7 @@ fn a_cluster_starts_once() {
         name: "other".into(),
         settings: cluster.map().settings.clone(),
         default_secret: [0; 32],
+        scaling: Default::default(),
     };
     let before = cluster.map();
     assert_eq!(cluster.apply(other), applied(1));

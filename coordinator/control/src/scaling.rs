@@ -30,6 +30,13 @@ impl Scaling {
         self.observations.back()
     }
 
+    /// Takes over what a cluster begins with.
+    pub(crate) fn begin(&mut self, policy: ScalingPolicy) -> Result<(), WireError> {
+        policy.check().map_err(|reason| WireError::rejected(format_args!("scaling: {reason}")))?;
+        self.policy = policy;
+        Ok(())
+    }
+
     pub(crate) fn change(&mut self, change: &ScalingChange) -> Result<(), WireError> {
         self.policy =
             change.apply(self.policy).map_err(|reason| WireError::rejected(format_args!("{reason}")))?;

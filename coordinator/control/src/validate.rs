@@ -2,7 +2,7 @@
 //! Every refusal says what was given, where, and what is allowed.
 
 use crate::placement::{self, Completion};
-use crate::{engines, tenant_rules};
+use crate::{engines, pins, tenant_rules};
 use kvhive_protocol::control::{
     Balancing, Command, MAX_BALANCED, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS,
     Placing, Registration,
@@ -45,8 +45,9 @@ pub const MAX_MAP_BYTES: usize = 14 << 20;
 /// [`WireError::Rejected`] with what was given and what is allowed.
 pub fn check_command(command: &Command) -> Result<(), WireError> {
     match command {
-        Command::Bootstrap { name: cluster, settings: of_all, .. } => {
+        Command::Bootstrap { name: cluster, settings: of_all, scaling, .. } => {
             name("cluster name", cluster)?;
+            scaling.check().map_err(|reason| WireError::rejected(format_args!("scaling: {reason}")))?;
             settings(of_all)
         }
         Command::Register(known) => check_registration(known),
@@ -67,6 +68,8 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         Command::Record(note) => note.check(),
         Command::SetEngine(engine) => engines::check(engine),
         Command::RemoveEngine { name: engine } => name("engine name", engine),
+        Command::SetPin { name, pin } => pins::check(name, pin),
+        Command::RemovePin { name: pin, .. } => name("pin name", pin),
         Command::MarkDown { .. }
         | Command::SetDrains { .. }
         | Command::Leave { .. }
@@ -262,6 +265,7 @@ pub(crate) fn map(map: &ClusterMap) -> Result<(), String> {
         }
     }
     tenant_rules::check_all(map).map_err(said)?;
+    pins::check_all(map)?;
     let bytes: usize =
         map.members.values().map(member_bytes).chain(map.tenants.values().map(tenant_bytes)).sum();
     if bytes > MAX_MAP_BYTES {

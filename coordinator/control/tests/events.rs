@@ -25,7 +25,13 @@ impl Story {
             Settings { replicas: 2, segment_blocks: 16, ack: Ack::All, lease_ms: 1000, heartbeat_ms: 200 };
         let (cluster, name) = (ClusterId(1), "told".to_owned());
         story.does(
-            Command::Bootstrap { cluster, name, settings, default_secret: [1; 32] },
+            Command::Bootstrap {
+                cluster,
+                name,
+                settings,
+                default_secret: [1; 32],
+                scaling: Default::default(),
+            },
             "its logs were empty",
         );
         story
@@ -120,10 +126,10 @@ fn each_change_is_told_once_with_whom_when_why_and_numbers() {
     assert_eq!((deleted.note.kind, &deleted.note.subject), (EventKind::TenantDeleted, &Subject::tenant("t")));
     let note = Note::new(EventKind::LeaderElected, Subject::coordinator("c-1")).with("term", 7);
     let epoch = story.registry.epoch();
-    story.does(Command::Record(note.clone()), "a majority voted");
+    story.does(Command::Record(Box::new(note.clone())), "a majority voted");
     assert_eq!((&story.last().note, story.registry.epoch()), (&note, epoch));
     let unsound = note.with(&"x".repeat(99), 1);
-    assert!(matches!(story.does(Command::Record(unsound), ""), CommandReply::Rejected(_)));
+    assert!(matches!(story.does(Command::Record(Box::new(unsound)), ""), CommandReply::Rejected(_)));
     let sequences: Vec<u64> = story.events().iter().map(|event| event.sequence).collect();
     assert_eq!(sequences, (1..=story.registry.newest_event()).collect::<Vec<_>>());
 }

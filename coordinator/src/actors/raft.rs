@@ -10,6 +10,7 @@ use kvhive_control::{ClearTicket, Counters, Effect as Oversight, EventPage, Over
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::raft::RaftRequest;
+use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
     ClusterId, Epoch, LogEntry, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
 };
@@ -102,6 +103,7 @@ pub(crate) struct Bootstrap {
     pub(crate) name: String,
     pub(crate) settings: Settings,
     pub(crate) default_secret: [u8; 32],
+    pub(crate) scaling: ScalingPolicy,
 }
 
 /// Who waits for what.
@@ -365,9 +367,10 @@ impl RaftActor {
             }
             None if leads && !self.bootstrapping => {
                 self.bootstrapping = true;
-                let Bootstrap { cluster, name, settings, default_secret } = self.parts.bootstrap.clone();
+                let Bootstrap { cluster, name, settings, default_secret, scaling } =
+                    self.parts.bootstrap.clone();
                 self.propose_own(
-                    Command::Bootstrap { cluster, name, settings, default_secret },
+                    Command::Bootstrap { cluster, name, settings, default_secret, scaling },
                     Reason::new("every coordinator's log was empty"),
                 );
             }

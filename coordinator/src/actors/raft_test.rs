@@ -32,7 +32,16 @@ fn change(sequence: u64, command: Command) -> Vec<u8> {
 
 fn bootstrap() -> Vec<u8> {
     let (cluster, name) = (ClusterId(1), "tried".to_owned());
-    change(1, Command::Bootstrap { cluster, name, settings: settings(), default_secret: [1; 32] })
+    change(
+        1,
+        Command::Bootstrap {
+            cluster,
+            name,
+            settings: settings(),
+            default_secret: [1; 32],
+            scaling: Default::default(),
+        },
+    )
 }
 
 fn tenant(at: u64) -> Vec<u8> {
@@ -101,6 +110,7 @@ impl Scene {
                 name: "tried".to_owned(),
                 settings: settings(),
                 default_secret: [1; 32],
+                scaling: Default::default(),
             },
             failed,
             cluster: watch::channel(None).0,

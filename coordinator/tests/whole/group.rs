@@ -92,6 +92,7 @@ impl Group {
                 heartbeat: Duration::from_millis(60),
                 snapshot_every: 10_000,
                 repair_after: Duration::from_secs(30),
+                scaling: Default::default(),
                 balance: false,
             })
             .collect();

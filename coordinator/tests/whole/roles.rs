@@ -42,6 +42,7 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
             name: "taken-over".to_owned(),
             settings: crate::group::settings(),
             default_secret: [0; 32],
+            scaling: Default::default(),
         })
     };
     let create = || {

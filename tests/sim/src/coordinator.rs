@@ -174,6 +174,7 @@ impl Coordinator {
                     name: "sim".into(),
                     settings: settings(),
                     default_secret: [1; 32],
+                    scaling: Default::default(),
                 };
                 self.propose_own(now, bootstrap, Reason::default(), disk, out);
             }
