@@ -6,14 +6,16 @@ use crate::held::Held;
 use crate::layout::PyLayout;
 use crate::names::{PyNamespace, PyPrefix};
 use crate::operation::Operation;
+use crate::pins;
 use crate::regions::Use;
 use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
 use crate::threads::Crew;
 use kvhive_client::{Client, ClientConfig, ClientError, NamespaceClient, Prefix, StoreOptions};
 use kvhive_protocol::block::Codec;
+use kvhive_protocol::control::Command;
 use kvhive_protocol::data::{About, Ack, Hint};
 use kvhive_protocol::strategy::Strategy;
-use kvhive_protocol::{Change, RulesChange, TenantRules};
+use kvhive_protocol::{Change, Reason, RulesChange, TenantRules};
 use kvhive_tls::{Tls, TlsFiles};
 use pyo3::prelude::*;
 use std::ops::Range;
@@ -231,6 +233,39 @@ impl Connection {
         let hint = self::hint(hint, returns).map_err(|failure| failure.raise(py))?;
         let (blocks, names) = self.blocks(prefix, timeout).map_err(|failure| failure.raise(py))?;
         Ok(Operation::new(&self.0, async move { Ok(blocks.release(&names, hint).await?.copies) }))
+    }
+
+    /// Pins a prefix under a name, for so many seconds or until it is unpinned.
+    fn pin(
+        &self,
+        py: Python<'_>,
+        prefix: &PyPrefix,
+        name: String,
+        lasts: Option<f64>,
+        reason: String,
+    ) -> PyResult<Operation> {
+        let pin = || -> Result<Operation, Failure> {
+            let mode = pins::mode(lasts)?;
+            let reason = Reason::try_from(reason).map_err(|why| Failure::misuse(why.to_string()))?;
+            let (blocks, names) = self.blocks(prefix, None)?;
+            Ok(Operation::new(&self.0, async move { Ok(blocks.pin(&name, &names, mode, reason).await?) }))
+        };
+        pin().map_err(|failure| failure.raise(py))
+    }
+
+    /// Ends a pin.
+    fn unpin(&self, name: String) -> Operation {
+        let client = self.0.client().clone();
+        Operation::new(&self.0, async move {
+            client.submit(Command::RemovePin { name, ended_ms: None }).await?;
+            Ok(())
+        })
+    }
+
+    /// Lists what is pinned: name, tenant, blocks, when it ends in seconds since 1970, reason.
+    fn pins(&self) -> Operation {
+        let client = self.0.client().clone();
+        Operation::new(&self.0, async move { Ok(pins::list(&*client.refresh().await?)) })
     }
 
     /// Ends a tenant's era; returns the one that has begun.

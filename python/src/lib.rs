@@ -12,6 +12,7 @@ mod machines;
 mod names;
 mod node;
 mod operation;
+mod pins;
 mod regions;
 mod reports;
 mod threads;
