@@ -107,11 +107,13 @@ pub enum EventKind {
     TenantDeleted,
     /// A member is none any more: it was emptied and has left, or was down and an operator had it forgotten.
     MemberRemoved,
+    /// Others are coordinators than before, or elsewhere, and nodes and clients are told.
+    CoordinatorsChanged,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 21] = [
+    pub const ALL: [EventKind; 22] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -133,6 +135,7 @@ impl EventKind {
         EventKind::TenantSecretRotated,
         EventKind::TenantDeleted,
         EventKind::MemberRemoved,
+        EventKind::CoordinatorsChanged,
     ];
 
     /// Returns its name.
@@ -159,6 +162,7 @@ impl EventKind {
             EventKind::TenantSecretRotated => "tenant-secret-rotated",
             EventKind::TenantDeleted => "tenant-deleted",
             EventKind::MemberRemoved => "member-removed",
+            EventKind::CoordinatorsChanged => "coordinators-changed",
         }
     }
 

@@ -148,6 +148,8 @@ pub struct ClusterMap {
     pub balanced: Arc<BTreeMap<Slot, ReplicaSet>>,
     /// Every tenant.
     pub tenants: BTreeMap<TenantId, Tenant>,
+    /// `host:port` of the control plane of each coordinator that votes. Empty before a leader has said it.
+    pub coordinators: Arc<Vec<String>>,
 }
 
 impl ClusterMap {
@@ -163,6 +165,7 @@ impl ClusterMap {
             filling: Arc::default(),
             balanced: Arc::default(),
             tenants: BTreeMap::new(),
+            coordinators: Arc::default(),
         }
     }
 

@@ -21,7 +21,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the state that coordinators write down: of registries in snapshots, and of commands and what they do in logs.
 /// Raised whenever one of these changes; no other is read.
-pub const STATE_VERSION: u32 = 11;
+pub const STATE_VERSION: u32 = 12;
 /// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, engines, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize =
@@ -84,6 +84,7 @@ struct MapHead {
     epoch: Epoch,
     settings: Settings,
     last: Numbers,
+    coordinators: Vec<String>,
 }
 
 impl Registry {
@@ -99,6 +100,7 @@ impl Registry {
             epoch: map.epoch,
             settings: map.settings.clone(),
             last: self.last,
+            coordinators: map.coordinators.to_vec(),
         });
         put(&mut out, &Section::Head { applied: self.applied, events: self.journal.newest(), map: head });
         if let Some(map) = map {
@@ -272,6 +274,7 @@ impl Parts {
             filling: Arc::new(BTreeMap::from_iter(self.filling)),
             balanced: Arc::new(BTreeMap::from_iter(self.balanced)),
             tenants: BTreeMap::from_iter(self.tenants),
+            coordinators: Arc::new(head.coordinators),
         };
         validate::map(&map)?;
         let engines = Engines::restore(self.engines, &map)?;
