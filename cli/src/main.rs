@@ -11,8 +11,8 @@ mod trust;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    backup, balance, config, coordinator, down, drain, engines, events, explain, node, raft, replay, route,
-    scale, simulate, status, tenants, tls, top, trace as trace_command, up,
+    backup, balance, config, coordinator, down, drain, engines, events, explain, node, pin, raft, replay,
+    route, scale, simulate, status, tenants, tls, top, trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -40,6 +40,7 @@ enum Command {
     Balance(balance::Balance),
     Events(events::Events),
     Explain(explain::Explain),
+    Pin(pin::PinCommand),
     Engines(engines::Engines),
     Route(route::Route),
     Tenants(tenants::Tenants),
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
         Command::Balance(command) => command.run(),
         Command::Events(command) => command.run(),
         Command::Explain(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
+        Command::Pin(command) => command.run(),
         Command::Engines(command) => command.run(),
         Command::Route(command) => command.run(),
         Command::Tenants(command) => command.run(),

@@ -264,7 +264,7 @@ impl Client {
         self.shared.counters.snapshot(self.shared.pool.dials())
     }
 
-    async fn tenant(&self, name: &str) -> Result<TenantId, ClientError> {
+    pub(crate) async fn tenant(&self, name: &str) -> Result<TenantId, ClientError> {
         if let Some((id, _)) = self.map().tenant(name) {
             return Ok(id);
         }

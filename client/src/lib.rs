@@ -36,6 +36,7 @@ mod hedge;
 mod line;
 mod matching;
 mod namespace;
+mod pins;
 mod pool;
 mod prefix;
 mod release;

@@ -105,6 +105,10 @@ impl NamespaceClient {
         Prefix::named(keys, names.mark)
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.client.shared
     }

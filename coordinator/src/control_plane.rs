@@ -150,7 +150,9 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::SetScaling { .. }
                 | Command::SetAck { .. }
                 | Command::SetEngine(_)
-                | Command::RemoveEngine { .. },
+                | Command::RemoveEngine { .. }
+                | Command::SetPin { .. }
+                | Command::RemovePin { .. },
             ) => command.name(),
             _ => return Ok(()),
         },
@@ -280,10 +282,13 @@ mod tests {
         let down = || Command::MarkDown { member: MemberId(1), generation: Generation(1) };
         let create =
             || Command::CreateTenant { name: "a".into(), secret: [0; 32], rules: TenantRules::default() };
+        let unpin = || Command::RemovePin { name: "a".into(), ended_ms: None };
         let rule = || Command::SetTenantRules { tenant: TenantId(1), change: RulesChange::default() };
         for (role, request, may) in [
             (Role::Client, submit(rule()), true),
             (Role::Node, submit(rule()), false),
+            (Role::Client, submit(unpin()), true),
+            (Role::Node, submit(unpin()), false),
             (Role::Client, submit(create()), true),
             (Role::Node, submit(create()), false),
             (Role::Client, submit(down()), false),

@@ -239,6 +239,8 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_leaving_blocks", stats.leaving),
         ("kvhive_node_untold_uses", stats.untold),
         ("kvhive_node_shrinking_blocks", stats.shrinking),
+        ("kvhive_node_pinned_blocks", stats.pinned_blocks),
+        ("kvhive_node_pinned_bytes", stats.pinned_bytes),
     ] {
         metrics::gauge!(name, "device" => device.to_owned()).set(value as f64);
     }
@@ -259,6 +261,7 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_collections_total", stats.collections),
         ("kvhive_node_released_blocks_total", stats.released),
         ("kvhive_node_unawaited_sessions_total", stats.unawaited),
+        ("kvhive_node_pins_refused_total", stats.pins_refused),
     ] {
         metrics::counter!(name, "device" => device.to_owned()).absolute(value);
     }

@@ -1,9 +1,9 @@
 //! What tenants' rules mean for one device: which tenants its shard keeps apart, and its part of what they are promised.
 
 use crate::view::Serving;
-use kvhive_cache::Rules;
+use kvhive_cache::{Pinned, Rules};
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_protocol::{DeviceId, Strategy, TenantId};
+use kvhive_protocol::{ClusterMap, DeviceId, Slot, Strategy, TenantId};
 use std::collections::BTreeMap;
 
 /// Returns the rules of the tenants that device `index` of this node keeps apart; `strategy` is the node's own.
@@ -23,6 +23,20 @@ pub(crate) fn kept_apart(serving: &Serving, index: u16, strategy: Strategy) -> B
         (*id, Rules { strategy: rules.strategy.unwrap_or(strategy), quota })
     });
     rules.collect()
+}
+
+/// Returns what is pinned on a device at this time, by the wall clock, and when the first of that ends that does by itself.
+pub(crate) fn pinned(map: &ClusterMap, device: DeviceId, wall_ms: u64) -> (Pinned, Option<u64>) {
+    let mut pinned = Pinned::default();
+    let mut ends_ms: Option<u64> = None;
+    for pin in map.pins.values().filter(|pin| !pin.has_ended(wall_ms)) {
+        ends_ms = ends_ms.into_iter().chain(pin.ends_ms()).min();
+        pinned.keys.extend(pin.keys.iter().map(|key| (pin.tenant, key)));
+    }
+    if !pinned.keys.is_empty() {
+        pinned.slots = Slot::all().filter(|slot| map.replicas(*slot).contains(device)).collect();
+    }
+    (pinned, ends_ms)
 }
 
 /// A device's bytes of one tier, and those of all devices that are up.
@@ -56,7 +70,9 @@ mod tests {
     use super::*;
     use kvhive_protocol::data::Ack;
     use kvhive_protocol::map::{Member, Settings, Tenant};
-    use kvhive_protocol::{ClusterId, ClusterMap, Era, Generation, MemberId, MemberState, TenantRules};
+    use kvhive_protocol::{
+        BlockKey, ClusterId, Era, Generation, MemberId, MemberState, Pin, PinMode, Reason, TenantRules,
+    };
     use std::sync::Arc;
 
     fn member(state: MemberState, devices: &[[u64; 3]]) -> Member {
@@ -130,5 +146,33 @@ mod tests {
         let other = Serving { member: MemberId(2), ..serving };
         let of_other = kept_apart(&other, 0, Strategy::Lfu);
         assert_eq!(of_other[&TenantId(2)], quota([40, 3 << 58, 300]));
+    }
+
+    #[test]
+    fn a_device_keeps_what_is_pinned_now_in_the_slots_that_it_has() {
+        let device = DeviceId::new(MemberId(1), 0);
+        let key = |byte| BlockKey::from_bytes([byte; 32]);
+        let pin = |keys: &[u8], mode| Pin {
+            tenant: TenantId(1),
+            keys: keys.iter().map(|byte| key(*byte)).collect(),
+            mode,
+            reason: Reason::default(),
+        };
+        let mut map = (*serving(&[TenantRules::default()]).map).clone();
+        Arc::make_mut(&mut map.slots)[5].0.push(device);
+        map.pins = Arc::new(BTreeMap::from([
+            ("always".into(), pin(&[1, 2], PinMode::Hard)),
+            ("long".into(), pin(&[2, 3], PinMode::Soft { until_ms: 2000 })),
+            ("short".into(), pin(&[3, 4], PinMode::Soft { until_ms: 1000 })),
+        ]));
+        let keys = |wall_ms| {
+            let (pinned, ends_ms) = pinned(&map, device, wall_ms);
+            assert_eq!(pinned.slots, [Slot(5)].into());
+            let bytes = |(tenant, key): &(TenantId, BlockKey)| (tenant.0, key.as_bytes()[0]);
+            (pinned.keys.iter().map(bytes).collect::<Vec<_>>(), ends_ms)
+        };
+        assert_eq!(keys(999), (vec![(1, 1), (1, 2), (1, 3), (1, 4)], Some(1000)));
+        assert_eq!(keys(1000), (vec![(1, 1), (1, 2), (1, 3)], Some(2000)));
+        assert_eq!(keys(2000), (vec![(1, 1), (1, 2)], None));
     }
 }

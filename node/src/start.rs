@@ -36,6 +36,8 @@ use tracing::{error, info};
 const DEVICE_MAILBOX: usize = 1024;
 /// Writes under way in one shard.
 const MAX_WRITES: usize = 4096;
+/// Share of the frames, and of what a tenant is promised, that pinned blocks take at most, in thousandths.
+const PINNED_PER_MILLE: u16 = 500;
 /// Share of the device tier that demotion keeps free, in thousandths.
 const LOW_WATER_PER_MILLE: u16 = 10;
 /// The same where blocks go down to a disk: a burst of stores comes faster than they do.
@@ -294,6 +296,7 @@ fn spawn_device(
         unused_to_disk: tuning.unused_to_disk,
         prefetch: tuning.prefetch_blocks,
         gc_per_mille: tuning.gc_per_mille,
+        pinned_per_mille: PINNED_PER_MILLE,
         max_hold: tuning.hold,
         max_writes: MAX_WRITES,
         low_water_per_mille: if store.is_some() {

@@ -6,8 +6,10 @@ use crate::engines::{Engine, EngineLoad, Followed};
 use crate::error::WireError;
 use crate::events::{Note, Reason};
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
-use crate::load::{TenantLoad, TierLoad, Traffic, Work};
-use crate::map::{ClusterMap, DeviceDescription, Filling, Settings};
+use crate::load::{PinnedLoad, TenantLoad, TierLoad, Traffic, Work};
+use crate::map::{ClusterMap, DeviceDescription, Settings};
+use crate::pins::Pin;
+pub use crate::placing::{BalanceReport, Balancing, Placing};
 use crate::raft::{RaftReport, RaftRequest};
 use crate::routing::{RouteAnswer, RouteRequest};
 use crate::scaling::{Observation, Reuse, ScalingChange, ScalingPolicy, ScalingReport};
@@ -175,6 +177,8 @@ pub struct DeviceLoad {
     pub reuse: Reuse,
     /// How long the request for this report waited for the device, as any other does, in microseconds.
     pub queue_us: u64,
+    /// What it keeps because of pins.
+    pub pinned: PinnedLoad,
 }
 
 impl DeviceLoad {
@@ -244,41 +248,6 @@ pub struct CoordinatorStatus {
     pub applied: u64,
     /// The map's epoch.
     pub epoch: Epoch,
-}
-
-/// Where one slot is to be. A device that is no replica of it yet comes to lack its blocks, so a block is somewhere at any time.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Placing {
-    /// Which.
-    pub slot: Slot,
-    /// Its replicas, the primary first: one that has been its replica before and lacks nothing.
-    pub set: Vec<DeviceId>,
-    /// Those of them that lack older blocks; all others are taken to have them.
-    pub filling: Filling,
-}
-
-/// Where one slot belongs from then on, because of how much it is asked for.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Balancing {
-    /// Which.
-    pub slot: Slot,
-    /// Its replicas, the primary first; none: where its hash says.
-    pub set: Vec<DeviceId>,
-    /// Why.
-    pub reason: Reason,
-}
-
-/// How evenly work is spread over devices, and what would make it more even.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct BalanceReport {
-    /// The epoch that it is based on.
-    pub epoch: Epoch,
-    /// What each device is asked for a second, and what it would be with the changes.
-    pub rates: Vec<(DeviceId, u64, u64)>,
-    /// What would be changed.
-    pub changes: Vec<Balancing>,
-    /// Why nothing would be, where nothing is.
-    pub because: String,
 }
 
 /// A change of the cluster's memory of itself: an entry of the raft log.
@@ -356,7 +325,7 @@ pub enum Command {
         drains: bool,
     },
     /// Writes down an event that changes no map.
-    Record(Note),
+    Record(Box<Note>),
     /// Changes how the cluster's size may change.
     SetScaling {
         /// What becomes of the policy.
@@ -399,6 +368,20 @@ pub enum Command {
         /// Which.
         member: MemberId,
     },
+    /// Pins a prefix; a pin of this name becomes this one.
+    SetPin {
+        /// Its name.
+        name: String,
+        /// What is pinned, and how long.
+        pin: Box<Pin>,
+    },
+    /// Ends a pin.
+    RemovePin {
+        /// Its name.
+        name: String,
+        /// Only if it is one that ends by then.
+        ended_ms: Option<u64>,
+    },
     /// Tells nodes and clients where the coordinators are from now on.
     SetCoordinators {
         /// `host:port` of the control plane of each that votes; 1 to [`MAX_COORDINATORS`].
@@ -430,6 +413,8 @@ impl Command {
             Command::RemoveEngine { .. } => "remove-engine",
             Command::SetScaling { .. } => "set-scaling",
             Command::RecordLoad { .. } => "record-load",
+            Command::SetPin { .. } => "set-pin",
+            Command::RemovePin { .. } => "remove-pin",
         }
     }
 

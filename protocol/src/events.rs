@@ -107,13 +107,17 @@ pub enum EventKind {
     TenantDeleted,
     /// A member is none any more: it was emptied and has left, or was down and an operator had it forgotten.
     MemberRemoved,
+    /// A prefix is pinned, or its pin has changed.
+    PinAdded,
+    /// A pin has ended, or was removed.
+    PinRemoved,
     /// Others are coordinators than before, or elsewhere, and nodes and clients are told.
     CoordinatorsChanged,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 22] = [
+    pub const ALL: [EventKind; 24] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -135,6 +139,8 @@ impl EventKind {
         EventKind::TenantSecretRotated,
         EventKind::TenantDeleted,
         EventKind::MemberRemoved,
+        EventKind::PinAdded,
+        EventKind::PinRemoved,
         EventKind::CoordinatorsChanged,
     ];
 
@@ -162,6 +168,8 @@ impl EventKind {
             EventKind::TenantSecretRotated => "tenant-secret-rotated",
             EventKind::TenantDeleted => "tenant-deleted",
             EventKind::MemberRemoved => "member-removed",
+            EventKind::PinAdded => "pin-added",
+            EventKind::PinRemoved => "pin-removed",
             EventKind::CoordinatorsChanged => "coordinators-changed",
         }
     }
@@ -193,6 +201,8 @@ pub struct Subject {
     pub slots: u32,
     /// Some of those slots, at most [`MAX_EXAMPLES`].
     pub examples: Vec<Slot>,
+    /// The name of a pin.
+    pub pin: Option<String>,
 }
 
 impl Subject {
@@ -260,8 +270,8 @@ impl Note {
     /// # Errors
     /// [`WireError::Rejected`] with what is too large.
     pub fn check(&self) -> Result<(), WireError> {
-        let Subject { member, tenant, coordinator, engine, slots: _, examples } = &self.subject;
-        let names = [member, tenant, coordinator, engine];
+        let Subject { member, tenant, coordinator, engine, slots: _, examples, pin } = &self.subject;
+        let names = [member, tenant, coordinator, engine, pin];
         let sizes = [
             ("numbers", self.facts.len(), MAX_FACTS),
             ("example slots", examples.len(), MAX_EXAMPLES),

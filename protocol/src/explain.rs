@@ -44,6 +44,8 @@ pub enum Explained {
         fingerprint: LayoutFingerprint,
         /// The slot that it was stored in.
         slot: Slot,
+        /// It is pinned: it does not leave to make room.
+        pinned: bool,
     },
     /// It is being written.
     Coming,

@@ -20,6 +20,8 @@ pub mod layout;
 pub mod load;
 pub mod map;
 pub mod moment;
+pub mod pins;
+pub mod placing;
 pub mod raft;
 pub mod routing;
 pub mod scaling;
@@ -35,6 +37,7 @@ pub use key::{BlockKey, KeyList, Namespace, NamespaceKey};
 pub use layout::{AxisOrder, Dtype, Layout, LayoutFingerprint};
 pub use map::{ClusterMap, Filling, Member, MemberState, ReplicaSet, Tenant};
 pub use moment::Moment;
+pub use pins::{Pin, PinMode};
 pub use strategy::Strategy;
 pub use tenant::{Change, RulesChange, TenantRules};
 

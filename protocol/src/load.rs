@@ -144,6 +144,17 @@ pub fn most(mut loads: Vec<(TenantId, TenantLoad)>, limit: usize) -> Vec<(Tenant
     loads
 }
 
+/// What one device keeps because of pins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PinnedLoad {
+    /// Pinned blocks.
+    pub blocks: u64,
+    /// Bytes of their frames.
+    pub bytes: u64,
+    /// Times that a block that a pin names was not pinned, because as much is as may be; since this start.
+    pub refused: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@
 use crate::block::Codec;
 use crate::data::Ack;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, Slot, TenantId};
+use crate::pins::Pin;
 use crate::tenant::TenantRules;
 use crate::{BlockKey, SLOTS};
 use serde::{Deserialize, Serialize};
@@ -148,6 +149,8 @@ pub struct ClusterMap {
     pub balanced: Arc<BTreeMap<Slot, ReplicaSet>>,
     /// Every tenant.
     pub tenants: BTreeMap<TenantId, Tenant>,
+    /// Pinned prefixes, by name.
+    pub pins: Arc<BTreeMap<String, Pin>>,
     /// `host:port` of the control plane of each coordinator that votes. Empty before a leader has said it.
     pub coordinators: Arc<Vec<String>>,
 }
@@ -165,6 +168,7 @@ impl ClusterMap {
             filling: Arc::default(),
             balanced: Arc::default(),
             tenants: BTreeMap::new(),
+            pins: Arc::default(),
             coordinators: Arc::default(),
         }
     }

@@ -128,6 +128,7 @@ fn explained() -> Vec<Explained> {
         bytes: 4096,
         fingerprint: LayoutFingerprint([9; 16]),
         slot: Slot(17),
+        pinned: true,
     };
     let gone = Explained::Gone(Departure {
         why: Gone::Unwritten,
@@ -233,6 +234,16 @@ fn commands_and_tenants_are_what_they_were() {
         codec::encode(&Command::CreateTenant { name: "a".into(), secret: [7; 32], rules }),
         codec::encode(&Command::ClearTenant { tenant: TenantId(2) }),
         codec::encode(&Command::SetTenantRules { tenant: TenantId(2), change }),
+        codec::encode(&Command::SetPin {
+            name: "system".into(),
+            pin: Box::new(Pin {
+                tenant: TenantId(2),
+                keys: [key(1), key(2)].iter().collect(),
+                mode: PinMode::Soft { until_ms: 9 },
+                reason: kvhive_protocol::Reason::new("each request begins so"),
+            }),
+        }),
+        codec::encode(&Command::RemovePin { name: "system".into(), ended_ms: Some(9) }),
         codec::encode(&Tenant { name: "a".into(), era: Era(2), secret: [7; 32], rules }),
     ]
     .map(|encoded| fold(&encoded.expect("small")));
@@ -473,10 +484,17 @@ const GOLDEN_DATA: [&str; 16] = [
     "0328d4a489c3e674",
     "bbeeb1d00708c0bc",
     "8db0b762c3a424df",
-    "5737ad80636da8a1",
+    "7e62592f1ae8154e",
 ];
-const GOLDEN_COMMANDS: [&str; 5] =
-    ["0571446c18645cab", "e80c4e49e0b1e297", "5516b38b5a66a5e0", "6baa492c98bbfa21", "3a32a325d230e3c7"];
+const GOLDEN_COMMANDS: [&str; 7] = [
+    "0571446c18645cab",
+    "e80c4e49e0b1e297",
+    "5516b38b5a66a5e0",
+    "6baa492c98bbfa21",
+    "89d1528332bb4927",
+    "7a8c25f87d2fdaf8",
+    "3a32a325d230e3c7",
+];
 const GOLDEN_HEADER: &str = "146920c73de8eb0a";
 const GOLDEN_KEYS: [&str; 2] = ["b0d0b3ebcd406732", "4e5fe816c51df97e"];
 const GOLDEN_SLOTS: [u16; 2] = [3143, 1214];

@@ -16,8 +16,10 @@ store from there, without a copy in between. `EmbeddedNode` is a whole cache ser
 (6, 6, 6, 6, True)
 """
 
-from kvhive._native import FetchReport, Layout, Match, Namespace, Prefix, StoreReport, __version__
-from kvhive.access import Tls
+import atexit
+
+from kvhive._native import FetchReport, Layout, Match, Namespace, Prefix, StoreReport, __version__, interpreter_ends
+from kvhive.access import Pin, Tls
 from kvhive.aio import AsyncClient
 from kvhive.client import Client
 from kvhive.errors import (
@@ -55,6 +57,7 @@ __all__ = [
     "NodeError",
     "NodeSetupError",
     "PersistError",
+    "Pin",
     "Prefix",
     "RefusedError",
     "StoreReport",
@@ -65,3 +68,5 @@ __all__ = [
     "UnreachableError",
     "__version__",
 ]
+
+atexit.register(interpreter_ends)

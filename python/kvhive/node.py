@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -15,6 +16,9 @@ from kvhive.aio import AsyncClient
 from kvhive.client import Client, Codec
 
 __all__ = ["EmbeddedNode"]
+
+LAST_STOP = 5.0
+"""The longest, in seconds, that a node takes to end that nobody has stopped."""
 
 
 class EmbeddedNode:
@@ -81,6 +85,8 @@ class EmbeddedNode:
             },
             start_timeout,
         )
+        # Also where nobody stops it: when it is collected, and when the interpreter ends.
+        weakref.finalize(self, self._node.stop, LAST_STOP)
 
     @property
     def coordinators(self) -> list[str]:

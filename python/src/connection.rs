@@ -2,37 +2,32 @@
 
 use crate::buffer::Lent;
 use crate::errors::Failure;
+use crate::held::Held;
 use crate::layout::PyLayout;
 use crate::names::{PyNamespace, PyPrefix};
 use crate::operation::Operation;
+use crate::pins;
 use crate::regions::Use;
 use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
-use crate::threads::threads;
+use crate::threads::Crew;
 use kvhive_client::{Client, ClientConfig, NamespaceClient, Prefix, StoreOptions};
+use kvhive_protocol::Reason;
 use kvhive_protocol::block::Codec;
+use kvhive_protocol::control::Command;
 use kvhive_protocol::data::{About, Ack, Hint};
 use kvhive_tls::{Tls, TlsFiles};
 use pyo3::prelude::*;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::runtime::Handle;
 
 /// The longest time that a caller may set.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
-static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
-
 /// A connected client.
 #[pyclass(frozen, module = "kvhive._native")]
-pub(crate) struct Connection {
-    client: Client,
-    id: u64,
-    process: u32,
-    threads: Handle,
-}
+pub(crate) struct Connection(Arc<Held>);
 
 /// Reads certificate, key and authorities.
 pub(crate) fn tls(
@@ -52,17 +47,12 @@ pub(crate) fn seconds(what: &str, seconds: f64) -> Result<Duration, Failure> {
 }
 
 impl Connection {
-    /// Returns what an operation needs that goes over this connection's sockets.
-    fn place(&self) -> (u32, Handle) {
-        (self.process, self.threads.clone())
-    }
-
     fn blocks(
         &self,
         prefix: &PyPrefix,
         timeout: Option<f64>,
     ) -> Result<(NamespaceClient, Arc<Prefix>), Failure> {
-        if prefix.connection != self.id {
+        if !Arc::ptr_eq(&prefix.held, &self.0) {
             return Err(Failure::misuse(
                 "the prefix was named by another client: name it by this one's namespace",
             ));
@@ -143,12 +133,11 @@ impl Connection {
                 raw_reads,
                 ..ClientConfig::new(coordinators, token)
             };
-            let threads = threads()?;
-            Operation::first(async move {
-                let client = Client::connect(config).await?;
-                let id = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
-                Ok(Connection { client, id, process: std::process::id(), threads })
-            })
+            let crew = Crew::of_process()?;
+            let held = crew.clone();
+            Ok(Operation::first(crew, async move {
+                Ok(Connection(Arc::new(Held::new(Client::connect(config).await?, held))))
+            }))
         };
         begin().map_err(|failure| failure.raise(py))
     }
@@ -162,8 +151,8 @@ impl Connection {
         layout: &PyLayout,
         rank: u32,
     ) -> PyResult<PyNamespace> {
-        match self.client.namespace(tenant, model, layout.0, rank) {
-            Ok(blocks) => Ok(PyNamespace { blocks, connection: self.id }),
+        match self.0.client().namespace(tenant, model, layout.0, rank) {
+            Ok(blocks) => Ok(PyNamespace { blocks, held: self.0.clone() }),
             Err(error) => Err(Failure::from(error).raise(py)),
         }
     }
@@ -171,7 +160,7 @@ impl Connection {
     /// Says how far the cluster covers a prefix.
     fn match_prefix(&self, py: Python<'_>, prefix: &PyPrefix, timeout: Option<f64>) -> PyResult<Operation> {
         let (blocks, names) = self.blocks(prefix, timeout).map_err(|failure| failure.raise(py))?;
-        Ok(Operation::new(self.place(), async move { Ok(PyMatch::from(blocks.match_prefix(&names).await?)) }))
+        Ok(Operation::new(&self.0, async move { Ok(PyMatch::from(blocks.match_prefix(&names).await?)) }))
     }
 
     /// Fetches blocks of a prefix, from block `start` on, into memory of Python objects.
@@ -186,9 +175,9 @@ impl Connection {
         let (blocks, names) = self.blocks(prefix, timeout).map_err(|failure| failure.raise(py))?;
         let mut lent = Lent::take(targets, blocks.block_bytes(), Use::Write)?;
         let range = range(&names, start, &lent).map_err(|failure| failure.raise(py))?;
-        Ok(Operation::new(self.place(), async move {
+        Ok(Operation::lending(&self.0, async move {
             let report = blocks.fetch_into(&names, range, &mut lent.slices_mut()).await?;
-            Ok(PyFetchReport::of(&report, start))
+            Ok((PyFetchReport::of(&report, start), lent))
         }))
     }
 
@@ -217,9 +206,9 @@ impl Connection {
         let (blocks, names) = self.blocks(prefix, timeout).map_err(|failure| failure.raise(py))?;
         let lent = Lent::take(sources, blocks.block_bytes(), Use::Read)?;
         let range = range(&names, start, &lent).map_err(|failure| failure.raise(py))?;
-        Ok(Operation::new(self.place(), async move {
+        Ok(Operation::lending(&self.0, async move {
             let report = blocks.store(&names, range, &lent.slices(), options).await?;
-            Ok(PyStoreReport::of(&report, start))
+            Ok((PyStoreReport::of(&report, start), lent))
         }))
     }
 
@@ -234,19 +223,52 @@ impl Connection {
     ) -> PyResult<Operation> {
         let hint = self::hint(hint, returns).map_err(|failure| failure.raise(py))?;
         let (blocks, names) = self.blocks(prefix, timeout).map_err(|failure| failure.raise(py))?;
-        Ok(Operation::new(self.place(), async move { Ok(blocks.release(&names, hint).await?.copies) }))
+        Ok(Operation::new(&self.0, async move { Ok(blocks.release(&names, hint).await?.copies) }))
+    }
+
+    /// Pins a prefix under a name, for so many seconds or until it is unpinned.
+    fn pin(
+        &self,
+        py: Python<'_>,
+        prefix: &PyPrefix,
+        name: String,
+        lasts: Option<f64>,
+        reason: String,
+    ) -> PyResult<Operation> {
+        let pin = || -> Result<Operation, Failure> {
+            let mode = pins::mode(lasts)?;
+            let reason = Reason::try_from(reason).map_err(|why| Failure::misuse(why.to_string()))?;
+            let (blocks, names) = self.blocks(prefix, None)?;
+            Ok(Operation::new(&self.0, async move { Ok(blocks.pin(&name, &names, mode, reason).await?) }))
+        };
+        pin().map_err(|failure| failure.raise(py))
+    }
+
+    /// Ends a pin.
+    fn unpin(&self, name: String) -> Operation {
+        let client = self.0.client().clone();
+        Operation::new(&self.0, async move {
+            client.submit(Command::RemovePin { name, ended_ms: None }).await?;
+            Ok(())
+        })
+    }
+
+    /// Lists what is pinned: name, tenant, blocks, when it ends in seconds since 1970, reason.
+    fn pins(&self) -> Operation {
+        let client = self.0.client().clone();
+        Operation::new(&self.0, async move { Ok(pins::list(&*client.refresh().await?)) })
     }
 
     /// Ends a tenant's era; returns the one that has begun.
     fn clear(&self, tenant: String) -> Operation {
-        let client = self.client.clone();
-        Operation::new(self.place(), async move { Ok(client.clear_tenant(&tenant).await?.0) })
+        let client = self.0.client().clone();
+        Operation::new(&self.0, async move { Ok(client.clear_tenant(&tenant).await?.0) })
     }
 
     /// Creates a tenant without rules of its own.
     fn create_tenant(&self, name: String) -> Operation {
-        let client = self.client.clone();
-        Operation::new(self.place(), async move {
+        let client = self.0.client().clone();
+        Operation::new(&self.0, async move {
             client.create_tenant(&name).await?;
             Ok(())
         })
@@ -254,13 +276,13 @@ impl Connection {
 
     /// Fetches the cluster's map anew; returns its epoch.
     fn refresh(&self) -> Operation {
-        let client = self.client.clone();
-        Operation::new(self.place(), async move { Ok(client.refresh().await?.epoch.0) })
+        let client = self.0.client().clone();
+        Operation::new(&self.0, async move { Ok(client.refresh().await?.epoch.0) })
     }
 
     /// Returns what this client has done, by name.
     fn stats(&self) -> Vec<(&'static str, u64)> {
-        let stats = self.client.stats();
+        let stats = self.0.client().stats();
         vec![
             ("requests", stats.requests),
             ("bytes_fetched", stats.bytes_fetched),

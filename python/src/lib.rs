@@ -3,11 +3,14 @@
 
 mod buffer;
 mod connection;
+mod ending;
 mod errors;
+mod held;
 mod layout;
 mod names;
 mod node;
 mod operation;
+mod pins;
 mod regions;
 mod reports;
 mod threads;
@@ -19,6 +22,8 @@ use pyo3::prelude::*;
 mod _native {
     #[pymodule_export]
     use crate::connection::Connection;
+    #[pymodule_export]
+    use crate::ending::interpreter_ends;
     #[pymodule_export]
     use crate::layout::PyLayout;
     #[pymodule_export]

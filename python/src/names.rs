@@ -1,6 +1,7 @@
 //! Namespaces and prefixes: how blocks are named.
 
 use crate::errors::Failure;
+use crate::held::Held;
 use crate::layout::PyLayout;
 use kvhive_client::{NamespaceClient, Prefix};
 use kvhive_protocol::BlockKey;
@@ -13,8 +14,8 @@ use std::sync::Arc;
 #[pyclass(frozen, name = "Namespace", module = "kvhive")]
 pub(crate) struct PyNamespace {
     pub(crate) blocks: NamespaceClient,
-    /// Which connection it is of.
-    pub(crate) connection: u64,
+    /// Whose it is; after the blocks, which use its sockets.
+    pub(crate) held: Arc<Held>,
 }
 
 /// Ordered names of blocks, from token 0.
@@ -22,12 +23,12 @@ pub(crate) struct PyNamespace {
 pub(crate) struct PyPrefix {
     pub(crate) names: Arc<Prefix>,
     pub(crate) blocks: NamespaceClient,
-    pub(crate) connection: u64,
+    pub(crate) held: Arc<Held>,
 }
 
 impl PyNamespace {
     fn prefix(&self, names: Prefix) -> PyPrefix {
-        PyPrefix { names: Arc::new(names), blocks: self.blocks.clone(), connection: self.connection }
+        PyPrefix { names: Arc::new(names), blocks: self.blocks.clone(), held: self.held.clone() }
     }
 }
 

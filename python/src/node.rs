@@ -24,6 +24,8 @@ const FAILED_STOP: Duration = Duration::from_secs(5);
 /// A node with its devices, and whatever it needs to be a cluster.
 #[pyclass(frozen, module = "kvhive._native")]
 pub(crate) struct Node {
+    /// Whose threads it has.
+    process: u32,
     parts: Mutex<Option<Parts>>,
     /// What a client of its cluster needs.
     coordinators: Vec<String>,
@@ -224,6 +226,15 @@ impl Parts {
     }
 }
 
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.process != std::process::id() {
+            // Its threads are the parent's; to wait for their end here would be for ever.
+            std::mem::forget(self.parts().take());
+        }
+    }
+}
+
 impl Node {
     fn parts(&self) -> MutexGuard<'_, Option<Parts>> {
         // Nothing is left half-done under this lock.
@@ -236,6 +247,10 @@ impl Node {
         py: Python<'_>,
         work: impl FnOnce(&NodeHandle) -> Result<T, Failure> + Send,
     ) -> PyResult<T> {
+        if self.process != std::process::id() {
+            let what = "this node is in the process that forked this one";
+            return Err(Failure::new(Kind::Closed, what.to_owned()).raise(py));
+        }
         let done = py.detach(|| match self.parts().as_ref().map(|parts| parts.node.clone()) {
             Some(node) => work(&node),
             None => Err(Failure::new(Kind::Closed, "the node has been stopped".to_owned())),
@@ -266,7 +281,13 @@ impl Node {
             );
             return Err(Failure::new(Kind::Unreachable, what).raise(py));
         }
-        Ok(Node { parts: Mutex::new(Some(parts)), coordinators: cluster.coordinators, token: cluster.token })
+        let process = std::process::id();
+        Ok(Node {
+            process,
+            parts: Mutex::new(Some(parts)),
+            coordinators: cluster.coordinators,
+            token: cluster.token,
+        })
     }
 
     #[getter]
@@ -314,9 +335,12 @@ impl Node {
         self.with(py, |node| json(&node.load(&path, None, |_| {})?))
     }
 
-    /// Leaves the cluster and ends all threads.
+    /// Leaves the cluster and ends all threads; in a forked process, which has none of them, does nothing.
     fn stop(&self, py: Python<'_>, limit: f64) -> PyResult<()> {
         let limit = seconds("limit", limit).map_err(|failure| failure.raise(py))?;
+        if self.process != std::process::id() {
+            return Ok(());
+        }
         py.detach(|| {
             let parts = self.parts().take();
             if let Some(parts) = parts {

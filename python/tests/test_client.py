@@ -3,6 +3,8 @@
 import gc
 import os
 import threading
+import time
+import urllib.request
 
 import kvhive
 import numpy as np
@@ -119,6 +121,46 @@ def test_a_store_says_how(client: kvhive.Client, blocks: kvhive.Namespace) -> No
         client.match(prefix, timeout=0)
 
 
+def test_pins_are_made_listed_and_ended(client: kvhive.Client, blocks: kvhive.Namespace) -> None:
+    prefix = blocks.keys(TOKENS)
+    client.pin(prefix, "system-prompt", reason="the assistant's own")
+    client.pin(blocks.keys(TOKENS[:32]), "tonight", lasts=3600)
+    standing, tonight = client.pins()
+    assert standing == kvhive.Pin("system-prompt", "default", 8, None, "the assistant's own")
+    assert (tonight.name, tonight.blocks) == ("tonight", 2) and tonight.until is not None
+    client.unpin("tonight")
+    client.unpin("system-prompt")
+    assert client.pins() == []
+    with pytest.raises(kvhive.RefusedError, match="tonight"):
+        client.unpin("tonight")
+    with pytest.raises(kvhive.RefusedError, match="name"):
+        client.pin(prefix, "No Name")
+    with pytest.raises(kvhive.MisuseError, match="lasts -1: allowed is more than 0"):
+        client.pin(prefix, "past", lasts=-1)
+
+
+def test_what_is_pinned_stays() -> None:
+    with kvhive.EmbeddedNode(memory=64 * SIZE, block_bytes=SIZE) as node, node.client(hold=0.001) as client:
+        blocks = client.namespace("pinned", LAYOUT)
+        pinned, other = blocks.keys(TOKENS), blocks.keys([1] * 128)
+        client.pin(pinned, "kept")
+        for prefix in (pinned, other):
+            assert client.store_from(prefix, some_bytes(8)).acknowledged == 8
+        deadline = time.monotonic() + 30
+        while "kvhive_node_pinned_blocks{device=\"0\"} 8\n" not in metrics(node):
+            assert time.monotonic() < deadline, metrics(node)
+            time.sleep(0.01)
+        for user in range(20):
+            client.store_from(blocks.keys([2, user] * 64), some_bytes(8))
+        assert client.match(other).covered == 0
+        assert client.match(pinned).covered == 8
+
+
+def metrics(node: kvhive.EmbeddedNode) -> str:
+    with urllib.request.urlopen(f"http://{node.metrics_address}/metrics", timeout=10) as answer:
+        return str(answer.read(), "utf-8")
+
+
 def test_what_does_not_fit_together_is_misuse(client: kvhive.Client, blocks: kvhive.Namespace, node: kvhive.EmbeddedNode) -> None:
     prefix = blocks.keys(TOKENS)
     with pytest.raises(kvhive.MisuseError, match="memory of 8 blocks from block 1 on, for a prefix of 8 blocks"):
@@ -183,23 +225,32 @@ def test_threads_share_a_client(client: kvhive.Client, blocks: kvhive.Namespace)
     assert failures == []
 
 
-def test_a_fork_has_to_connect_anew(node: kvhive.EmbeddedNode, client: kvhive.Client, blocks: kvhive.Namespace) -> None:
+def test_a_fork_has_to_connect_anew(node: kvhive.EmbeddedNode) -> None:
+    client = node.client()
+    blocks = client.namespace("forked", LAYOUT)
     prefix, stored = blocks.keys(TOKENS), some_bytes(8)
     client.store_from(prefix, stored)
     child = os.fork()
     if child == 0:
+        code = 3
         try:
             try:
                 client.match(prefix)
             except kvhive.ClosedError:
                 with node.client() as own:
-                    again = own.namespace("test_a_fork", LAYOUT).keys(TOKENS)
-                    os._exit(0 if own.store_from(again, stored).acknowledged == 8 else 1)
-            os._exit(2)
+                    again = own.namespace("forked", LAYOUT).keys(TOKENS)
+                    code = 0 if own.fetch_into(again, np.zeros_like(stored)).delivered == 8 else 1
+            # What is let go here is the parent's still.
+            del client, blocks, prefix
+            gc.collect()
+            node.stop()
         finally:
-            os._exit(3)
+            os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert client.match(prefix).covered == 8
+    dials = client.stats()["dials"]
+    for _ in range(20):
+        assert client.fetch_into(prefix, stored).delivered == 8
+    assert client.stats()["dials"] == dials, "its connections are as they were"
 
 
 def test_reports_outlive_what_they_are_of(node: kvhive.EmbeddedNode) -> None:

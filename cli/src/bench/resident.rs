@@ -134,6 +134,7 @@ impl Pool {
             unused_to_disk: true,
             prefetch: 0,
             gc_per_mille: None,
+            pinned_per_mille: 500,
             max_hold: Duration::from_secs(1),
             max_writes: 1,
             low_water_per_mille: 0,

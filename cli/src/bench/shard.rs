@@ -33,6 +33,7 @@ pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
         unused_to_disk: true,
         prefetch: 0,
         gc_per_mille: None,
+        pinned_per_mille: 500,
         max_hold: Duration::from_secs(1),
         max_writes: 1,
         low_water_per_mille: 0,

@@ -77,6 +77,7 @@ impl Scenario {
             unused_to_disk: tuning.unused_to_disk,
             prefetch: tuning.prefetch_blocks,
             gc_per_mille: tuning.gc_per_mille,
+            pinned_per_mille: 500,
             hash_seed: 1,
         });
         shard.set_tenants(BTreeMap::from([(TENANT, Era(1))]));

@@ -117,8 +117,9 @@ impl Events {
 /// Writes an event as one line: number, time, kind, subject, reason, numbers.
 fn line(event: &Value) -> String {
     let subject = &event["subject"];
-    let names =
-        ["member", "tenant", "coordinator", "engine"].iter().filter_map(|what| subject[*what].as_str());
+    let names = ["member", "tenant", "coordinator", "engine", "pin"]
+        .iter()
+        .filter_map(|what| subject[*what].as_str());
     let mut about: Vec<String> = names.map(str::to_owned).collect();
     if let Some(slots) = subject["slots"].as_u64() {
         about.push(format!("{slots} slots"));

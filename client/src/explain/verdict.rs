@@ -146,7 +146,14 @@ mod tests {
     }
 
     fn here(fingerprint: LayoutFingerprint) -> Explained {
-        Explained::Here { tier: BlockTier::Host, codec: Codec::Raw, bytes: 100, fingerprint, slot: Slot(1) }
+        Explained::Here {
+            tier: BlockTier::Host,
+            codec: Codec::Raw,
+            bytes: 100,
+            fingerprint,
+            slot: Slot(1),
+            pinned: false,
+        }
     }
 
     fn departure(why: Gone, ago_s: u32) -> Departure {

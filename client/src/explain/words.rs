@@ -122,7 +122,10 @@ impl Explanation {
     /// Returns what a device says of a block, in a few words.
     pub fn said(&self, said: &Result<Explained, Silence>) -> String {
         match said {
-            Ok(Explained::Here { tier, codec, .. }) => format!("{} ({})", tier_name(*tier), codec.name()),
+            Ok(Explained::Here { tier, codec, pinned, .. }) => {
+                let pinned = if *pinned { ", pinned" } else { "" };
+                format!("{} ({}{pinned})", tier_name(*tier), codec.name())
+            }
             Ok(Explained::Coming) => "is being written".to_owned(),
             Ok(Explained::Gone(departure)) => {
                 let from =

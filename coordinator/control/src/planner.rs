@@ -2,6 +2,7 @@
 //! bounded. Runs on the leader; what it plans is an ordinary command, refused if the map has moved on.
 
 use crate::moves::{self, Present};
+use crate::pins;
 use crate::placement::{self, Candidate};
 use kvhive_protocol::control::Command;
 use kvhive_protocol::{ClusterMap, DeviceId, ReplicaSet, Slot};
@@ -62,7 +63,10 @@ impl Planner {
         let replicas = usize::from(map.settings.replicas);
         let (is_due, avoided) = (reports.is_due(), reports.avoided());
         let mut changes = Vec::new();
-        for slot in Slot::all() {
+        // What is pinned is to be whole first.
+        let pinned = pins::slots(map);
+        let others = Slot::all().filter(|slot| !pinned.contains(slot));
+        for slot in pinned.iter().copied().chain(others) {
             let (set, wanted) = (map.replicas(slot), &wanted[usize::from(slot.0)].0);
             let filling = map.filling.get(&slot);
             let Some(primary) = set.primary().filter(|_| filling.is_some() || set.0 != *wanted) else {
@@ -134,6 +138,7 @@ pub(crate) mod tests {
     use crate::registry::Registry;
     use crate::registry::tests::Cluster;
     use kvhive_protocol::control::CommandReply;
+    use kvhive_protocol::{BlockKey, Pin, PinMode, Reason, TenantId};
 
     /// What devices report: which of them hold blocks of which slots, and who was given all.
     struct Told<O, F>(O, F);
@@ -260,6 +265,71 @@ pub(crate) mod tests {
         assert!(plans > 10, "{plans}");
         assert_eq!(planner.unsettled(&map(&cluster.registry)), 0);
         assert!(imbalance(&map(&cluster.registry)) < 0.01);
+    }
+
+    #[test]
+    fn slots_of_pinned_blocks_come_first() {
+        let mut cluster = Cluster::with_replicas(1);
+        cluster.register("a", 1);
+        // Of each segment the first key says the slot.
+        let keys: Vec<BlockKey> = (0..64).map(|at| BlockKey::from_bytes([at * 3 + 1; 32])).collect();
+        let pin = Pin {
+            tenant: TenantId(1),
+            keys: keys.iter().collect(),
+            mode: PinMode::Hard,
+            reason: Reason::default(),
+        };
+        let pinned = pin.slots(map(&cluster.registry).settings.segment_blocks);
+        cluster.register("b", 1);
+        let moved_first = |cluster: &Cluster| {
+            let waits = Told(|_, _| Some(true), |_, _| false);
+            let planned = Planner::new(8).plan(&map(&cluster.registry), &waits);
+            let Some(Command::PlaceSlots { changes, .. }) = planned else { panic!("{planned:?}") };
+            changes.into_iter().map(|one| one.slot).collect::<Vec<_>>()
+        };
+        let mut planner = Planner::new(8);
+        let wanted = planner.wanted(&map(&cluster.registry)).to_vec();
+        let moves = |slot: &&Slot| wanted[usize::from(slot.0)].0 != map(&cluster.registry).replicas(**slot).0;
+        let first: Vec<Slot> = pinned.iter().filter(moves).copied().take(8).collect();
+        assert!(!first.is_empty());
+        assert_ne!(moved_first(&cluster)[..first.len()], first[..]);
+        cluster.apply(Command::SetPin { name: "system".into(), pin: Box::new(pin) });
+        assert_eq!(moved_first(&cluster)[..first.len()], first[..]);
+    }
+
+    #[test]
+    fn what_a_lost_member_held_is_given_again_where_it_is_pinned_first() {
+        let mut cluster = Cluster::with_replicas(2);
+        let members: Vec<_> = ["a", "b", "c"].map(|name| cluster.register(name, 1)).to_vec();
+        let mut planner = Planner::new(4096);
+        while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on()) {
+            cluster.apply(command);
+        }
+        cluster.mark_down(members[0]);
+        let given_first = |cluster: &Cluster| {
+            let planned = Planner::new(8).plan(&map(&cluster.registry), &goes_on());
+            let Some(Command::PlaceSlots { changes, .. }) = planned else { panic!("{planned:?}") };
+            assert!(changes.iter().all(|one| one.filling.streams), "each is a replica's copy");
+            changes.into_iter().map(|one| one.slot).collect::<BTreeSet<_>>()
+        };
+        // The last of those that lack a replica: by their order they would wait longest.
+        let lacking: BTreeSet<Slot> = map(&cluster.registry).filling.keys().copied().collect();
+        let last: BTreeSet<Slot> = lacking.iter().rev().take(4).copied().collect();
+        assert_eq!(last.len(), 4);
+        assert!(given_first(&cluster).is_disjoint(&last));
+        for slot in &last {
+            let mut key = [7; 32];
+            key[24..].copy_from_slice(&u64::from(slot.0).to_le_bytes());
+            let keys = [BlockKey::from_bytes(key)].iter().collect();
+            let pin = Pin {
+                tenant: TenantId(1),
+                keys,
+                mode: PinMode::Soft { until_ms: 9 },
+                reason: Reason::default(),
+            };
+            cluster.apply(Command::SetPin { name: format!("slot-{}", slot.0), pin: Box::new(pin) });
+        }
+        assert!(given_first(&cluster).is_superset(&last));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterId, ClusterMap, Epoch, Era, Filling, LogEntry, Member, MemberId, MemberState, ReplicaSet,
+    ClusterId, ClusterMap, Epoch, Era, Filling, LogEntry, Member, MemberId, MemberState, Origin, ReplicaSet,
     RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
 };
 use serde::{Deserialize, Serialize};
@@ -121,6 +121,7 @@ impl Registry {
         }
         let before = self.agreed();
         let note = telling::before(&command, self.map.as_deref());
+        let origin = Origin { reason: telling::because(&command, origin.reason), ..origin };
         let is_told = matches!(command, Command::Record(_));
         let reply = self.execute(command).unwrap_or_else(CommandReply::Rejected);
         let has_happened =
@@ -230,6 +231,8 @@ impl Registry {
                 self.engines.set(*engine, map).map(|()| self.unchanged())
             }
             Command::RemoveEngine { name } => self.engines.remove(&name).map(|()| self.unchanged()),
+            Command::SetPin { name, pin } => self.set_pin(name, *pin),
+            Command::RemovePin { name, ended_ms } => self.remove_pin(&name, ended_ms),
         }
     }
 
@@ -316,7 +319,7 @@ impl Registry {
         if !self.map.as_ref().is_some_and(|map| map.tenants.contains_key(&id)) {
             return Err(WireError::UnknownTenant { tenant: id });
         }
-        let map = self.change();
+        let map = self.change_without_pins_of(id);
         // Its own era also where it shares another's blocks: it may have some of its own from before, or through a client
         // that had it open. What it shares is the other's to clear.
         let tenant = map.tenants.get_mut(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
@@ -327,7 +330,7 @@ impl Registry {
     fn rotate_secret(&mut self, id: TenantId, secret: [u8; 32]) -> Outcome {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         tenant_rules::check_rotation(map, id, &secret)?;
-        let map = self.change();
+        let map = self.change_without_pins_of(id);
         let tenant = map.tenants.get_mut(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
         tenant.secret = secret;
         tenant.era = tenant.era.next();
@@ -337,7 +340,7 @@ impl Registry {
     fn delete_tenant(&mut self, id: TenantId) -> Outcome {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         tenant_rules::check_deletion(map, id, self.engines.all().values())?;
-        let map = self.change();
+        let map = self.change_without_pins_of(id);
         let (gone, epoch) = (map.tenants.remove(&id), map.epoch);
         if let Some(tenant) = gone {
             self.index.tenants.remove(&tenant.name);

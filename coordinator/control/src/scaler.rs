@@ -123,7 +123,7 @@ impl Scaler {
             .with("growth_ppm", ppm(said.growth).into())
             .with("hit_rate_ppm", ppm(said.hit_rate).into())
             .with("hit_rate_expected_ppm", ppm(said.hit_rate_expected).into());
-        Some((Command::Record(note), Reason::new(said)))
+        Some((Command::Record(Box::new(note)), Reason::new(said)))
     }
 
     /// Returns what is made of the cluster's size.

@@ -4,13 +4,14 @@
 use crate::dedupe::{self, Client, Dedupe};
 use crate::engines::{Engines, MAX_ENGINES_BYTES};
 use crate::journal::{Journal, MAX_JOURNAL_BYTES};
+use crate::pins::MAX_PINS_BYTES;
 use crate::registry::{FIRST_TENANT, Numbers, Registry};
 use crate::scaling::Scaling;
 use crate::validate;
 use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{
-    ClusterEvent, ClusterId, ClusterMap, Epoch, Filling, Member, MemberId, ReplicaSet, Slot, Tenant,
+    ClusterEvent, ClusterId, ClusterMap, Epoch, Filling, Member, MemberId, Pin, ReplicaSet, Slot, Tenant,
     TenantId, codec,
 };
 use serde::{Deserialize, Serialize};
@@ -21,11 +22,15 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the state that coordinators write down: of registries in snapshots, and of commands and what they do in logs.
 /// Raised whenever one of these changes; no other is read.
-pub const STATE_VERSION: u32 = 12;
-/// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, engines, and less than 1 MiB each for slots and for
+pub const STATE_VERSION: u32 = 13;
+/// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, engines, pins, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
-pub const MAX_SNAPSHOT_BYTES: usize =
-    validate::MAX_MAP_BYTES + dedupe::MAX_REPLY_BYTES + MAX_JOURNAL_BYTES + MAX_ENGINES_BYTES + (2 << 20);
+pub const MAX_SNAPSHOT_BYTES: usize = validate::MAX_MAP_BYTES
+    + dedupe::MAX_REPLY_BYTES
+    + MAX_JOURNAL_BYTES
+    + MAX_ENGINES_BYTES
+    + MAX_PINS_BYTES
+    + (2 << 20);
 
 const MAGIC: [u8; 8] = *b"kvhiveRG";
 const HEAD_BYTES: usize = MAGIC.len() + 4;
@@ -74,6 +79,7 @@ enum Section {
     Events(Vec<ClusterEvent>),
     Scaling(Scaling),
     Engines(Vec<Engine>),
+    Pins(Vec<(String, Pin)>),
 }
 
 /// What a map has once.
@@ -116,6 +122,10 @@ impl Registry {
             let tenants: Vec<_> = map.tenants.iter().map(|(id, tenant)| (*id, tenant.clone())).collect();
             for part in tenants.chunks(TENANTS_PER_SECTION) {
                 put(&mut out, &Section::Tenants(part.to_vec()));
+            }
+            if !map.pins.is_empty() {
+                let pins = map.pins.iter().map(|(name, pin)| (name.clone(), pin.clone())).collect();
+                put(&mut out, &Section::Pins(pins));
             }
         }
         let clients: Vec<_> = self.dedupe.iter().collect();
@@ -182,6 +192,7 @@ struct Parts {
     events: Vec<ClusterEvent>,
     scaling: Scaling,
     engines: Vec<Engine>,
+    pins: Vec<(String, Pin)>,
 }
 
 impl Parts {
@@ -205,6 +216,7 @@ impl Parts {
             Section::Events(part) => self.events.extend(part),
             Section::Scaling(scaling) => self.scaling = scaling,
             Section::Engines(part) => self.engines.extend(part),
+            Section::Pins(part) => self.pins.extend(part),
         }
         Ok(())
     }
@@ -218,7 +230,7 @@ impl Parts {
         self.scaling.check()?;
         let Some(head) = head else {
             let bare = self.members.is_empty() && self.slots.is_empty() && self.tenants.is_empty();
-            if bare && self.engines.is_empty() {
+            if bare && self.engines.is_empty() && self.pins.is_empty() {
                 return Ok(Registry::from_parts(
                     applied,
                     None,
@@ -229,7 +241,9 @@ impl Parts {
                     Numbers::default(),
                 ));
             }
-            return Err("a cluster that was never started has members, slots, tenants or engines".to_owned());
+            return Err(
+                "a cluster that was never started has members, slots, tenants, engines or pins".to_owned()
+            );
         };
         counter("epoch", head.epoch.0)?;
         // Some that were there are no more.
@@ -264,6 +278,9 @@ impl Parts {
         if !self.balanced.is_sorted_by(|(one, _), (next, _)| one < next) {
             return Err("slots that do not go by their hash do not ascend".to_owned());
         }
+        if !self.pins.is_sorted_by(|(one, _), (next, _)| one < next) {
+            return Err("pins do not ascend by their names".to_owned());
+        }
         let map = ClusterMap {
             cluster: head.cluster,
             name: head.name,
@@ -274,6 +291,7 @@ impl Parts {
             filling: Arc::new(BTreeMap::from_iter(self.filling)),
             balanced: Arc::new(BTreeMap::from_iter(self.balanced)),
             tenants: BTreeMap::from_iter(self.tenants),
+            pins: Arc::new(BTreeMap::from_iter(self.pins)),
             coordinators: Arc::new(head.coordinators),
         };
         validate::map(&map)?;

@@ -7,7 +7,7 @@ use kvhive_protocol::control::{Command, CommandReply, Placing};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::scaling::{ScalingChange, ScalingMode};
 use kvhive_protocol::{
-    Change, ClusterMap, EventKind, Filling, MemberId, Note, RulesChange, Slot, Subject, TenantId,
+    Change, ClusterMap, EventKind, Filling, MemberId, Note, Pin, Reason, RulesChange, Slot, Subject, TenantId,
 };
 use std::convert::Infallible;
 
@@ -69,7 +69,7 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
                 Note::new(EventKind::SlotsBalanced, Subject::slots(changes.iter().map(|one| one.slot)));
             Some(note.with_some("slots_back_to_their_hash", back))
         }
-        Command::Record(note) => Some(note.clone()),
+        Command::Record(note) => Some((**note).clone()),
         Command::SetScaling { change } => Some(scaled(change)),
         // It is told every few minutes: a journal of that would hold nothing else.
         Command::RecordLoad { .. } => None,
@@ -77,7 +77,23 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             let note = Note::new(EventKind::EngineFollowed, Subject::engine(&engine.name));
             Some(note.with("block_tokens", engine.block_tokens.into()))
         }
+        Command::SetPin { name, pin } => {
+            let note = pinned(EventKind::PinAdded, name, pin, tenant(&pin.tenant));
+            Some(note.with_some("until_ms", pin.ends_ms().unwrap_or(0)))
+        }
+        Command::RemovePin { name, .. } => {
+            let pin = map?.pins.get(name)?;
+            Some(pinned(EventKind::PinRemoved, name, pin, tenant(&pin.tenant)))
+        }
         Command::RemoveEngine { name } => Some(Note::new(EventKind::EngineForgotten, Subject::engine(name))),
+    }
+}
+
+/// Returns why an event happened: as whoever asked said, else as the command does.
+pub(crate) fn because(command: &Command, asked: Reason) -> Reason {
+    match command {
+        Command::SetPin { pin, .. } => asked.or(&pin.reason),
+        _ => asked,
     }
 }
 
@@ -93,6 +109,11 @@ pub(crate) fn after(note: Note, reply: &CommandReply, repair: Option<Repair>) ->
         .with_some("slots_lost", lost.into())
         .with_some("replicas_placed", filled.into())
         .with_some("slots_nowhere", unplaced.into())
+}
+
+fn pinned(kind: EventKind, name: &str, pin: &Pin, tenant: Option<String>) -> Note {
+    let subject = Subject { pin: Some(name.to_owned()), tenant, ..Subject::default() };
+    Note::new(kind, subject).with("keys", pin.keys.len() as u64)
 }
 
 /// Counts what a plan does with slots: copies that begin, copies that have arrived, primaries that change.

@@ -2,7 +2,7 @@
 //! Every refusal says what was given, where, and what is allowed.
 
 use crate::placement::{self, Completion};
-use crate::{engines, tenant_rules};
+use crate::{engines, pins, tenant_rules};
 use kvhive_protocol::control::{
     Balancing, Command, MAX_BALANCED, MAX_COORDINATORS, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES,
     MAX_TENANTS, Placing, Registration,
@@ -70,6 +70,8 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         Command::SetEngine(engine) => engines::check(engine),
         Command::SetCoordinators { addresses } => coordinators(addresses),
         Command::RemoveEngine { name: engine } => name("engine name", engine),
+        Command::SetPin { name, pin } => pins::check(name, pin),
+        Command::RemovePin { name: pin, .. } => name("pin name", pin),
         Command::MarkDown { .. }
         | Command::SetDrains { .. }
         | Command::Leave { .. }
@@ -272,6 +274,7 @@ pub(crate) fn map(map: &ClusterMap) -> Result<(), String> {
     }
     coordinators(&map.coordinators).map_err(said)?;
     tenant_rules::check_all(map).map_err(said)?;
+    pins::check_all(map)?;
     let bytes: usize =
         map.members.values().map(member_bytes).chain(map.tenants.values().map(tenant_bytes)).sum();
     if bytes > MAX_MAP_BYTES {

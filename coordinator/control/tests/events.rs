@@ -127,10 +127,10 @@ fn each_change_is_told_once_with_whom_when_why_and_numbers() {
     assert_eq!((deleted.note.kind, &deleted.note.subject), (EventKind::TenantDeleted, &Subject::tenant("t")));
     let note = Note::new(EventKind::LeaderElected, Subject::coordinator("c-1")).with("term", 7);
     let epoch = story.registry.epoch();
-    story.does(Command::Record(note.clone()), "a majority voted");
+    story.does(Command::Record(Box::new(note.clone())), "a majority voted");
     assert_eq!((&story.last().note, story.registry.epoch()), (&note, epoch));
     let unsound = note.with(&"x".repeat(99), 1);
-    assert!(matches!(story.does(Command::Record(unsound), ""), CommandReply::Rejected(_)));
+    assert!(matches!(story.does(Command::Record(Box::new(unsound)), ""), CommandReply::Rejected(_)));
     let sequences: Vec<u64> = story.events().iter().map(|event| event.sequence).collect();
     assert_eq!(sequences, (1..=story.registry.newest_event()).collect::<Vec<_>>());
 }

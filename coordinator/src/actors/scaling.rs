@@ -1,4 +1,5 @@
-//! The raft actor as the hand of the scaler: shows it the clock and what devices report, proposes what it asks for.
+//! The raft actor as the hand of what goes by the wall clock: shows the scaler what devices report, ends pins whose time has come,
+//! and proposes what is asked for.
 
 use super::raft::RaftActor;
 use std::time::Duration;
@@ -15,9 +16,10 @@ impl RaftActor {
         let seconds = kvhive_runtime::wall_ms() / 1000;
         let loads = self.parts.overseer.loads();
         let proposed = self.scaler.tick(seconds, &map, loads, self.parts.registry.scaling());
+        let ended = kvhive_control::ended_pins(&map, kvhive_runtime::wall_ms());
         // Held on, the next change would copy it.
         drop(map);
-        for (command, reason) in proposed {
+        for (command, reason) in proposed.into_iter().chain(ended) {
             self.propose_own(command, reason);
         }
     }

@@ -52,7 +52,7 @@ impl RaftActor {
         let name = self.status().name;
         let note = Note::new(EventKind::LeaderElected, Subject::coordinator(name)).with("term", term);
         let reason = Reason::new("a majority of coordinators voted for it");
-        self.propose_own(Command::Record(note), reason);
+        self.propose_own(Command::Record(Box::new(note)), reason);
     }
 
     pub(super) fn tell_standing(&mut self) {

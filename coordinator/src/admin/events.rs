@@ -117,6 +117,9 @@ struct EventSubject {
     /// Some of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     examples: Vec<u16>,
+    /// The name of a pin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pin: Option<String>,
 }
 
 /// Lists what happened to the cluster and what was decided, with the reason. `limit` counts events looked at, whatever their kind.
@@ -283,6 +286,7 @@ fn one(event: &ClusterEvent) -> OneEvent {
             engine: subject.engine.clone(),
             slots: Some(subject.slots).filter(|slots| *slots > 0),
             examples: subject.examples.iter().map(|slot| slot.0).collect(),
+            pin: subject.pin.clone(),
         },
         facts: event.note.facts.iter().cloned().collect(),
         reason: event.reason.to_string(),

@@ -73,6 +73,9 @@ fn record_overview(overview: &Overview) {
             metrics::gauge!("kvhive_coordinator_members", "state" => name).set(count as f64);
         }
     }
+    if let Some(map) = &overview.map {
+        metrics::gauge!("kvhive_coordinator_pins").set(map.pins.len() as f64);
+    }
     let scaling = &overview.scaling;
     if let Some(advice) = &scaling.advice {
         metrics::gauge!("kvhive_scaling_members").set(f64::from(scaling.members));
@@ -90,6 +93,8 @@ fn record_overview(overview: &Overview) {
             ("kvhive_device_blocks", load.blocks),
             ("kvhive_device_used_bytes", load.used_bytes),
             ("kvhive_device_capacity_bytes", load.capacity_bytes),
+            ("kvhive_device_pinned_blocks", load.pinned.blocks),
+            ("kvhive_device_pinned_bytes", load.pinned.bytes),
         ] {
             metrics::gauge!(name, "device" => device.to_string()).set(value as f64);
         }

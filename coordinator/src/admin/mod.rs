@@ -16,6 +16,7 @@ mod layouts;
 mod members;
 mod overview;
 mod page;
+mod pins;
 mod raft;
 mod route;
 mod routes;

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 /// Entries of a page unless the asker says.
-const USUAL: usize = 1000;
+pub(super) const USUAL: usize = 1000;
 /// The most entries of a page.
 const MOST: usize = 10_000;
 

@@ -6,10 +6,11 @@ use super::audit::{Audit, From};
 use super::document::Document;
 use super::events::Listeners;
 use super::lanes::Lanes;
+use super::pins::MAX_PIN_BODY_BYTES;
 use super::route::MAX_ROUTE_BODY_BYTES;
 use super::{
-    backup, balance, dashboard, document, engines, events, figures, members, overview, raft, route, scaling,
-    tenants,
+    backup, balance, dashboard, document, engines, events, figures, members, overview, pins, raft, route,
+    scaling, tenants,
 };
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
@@ -271,6 +272,8 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(engines::engines, engines::follow_engine))
         .routes(routes!(engines::forget_engine))
         .routes(routes!(engines::engine_load))
+        .routes(routes!(pins::pins, pins::add_pin).layer(DefaultBodyLimit::max(MAX_PIN_BODY_BYTES)))
+        .routes(routes!(pins::remove_pin))
         .routes(routes!(route::route).layer(DefaultBodyLimit::max(MAX_ROUTE_BODY_BYTES)))
         .split_for_parts();
     let (open, open_doc) =
@@ -326,9 +329,12 @@ async fn only_of_the_group(State(admin): Shared, request: Request, next: Next) -
 
 /// Refuses a body that announces itself as too large, before a byte of it is read.
 async fn refuse_large_bodies(request: Request, next: Next) -> Response {
-    // A prompt is larger than any change.
-    let is_prompt = request.uri().path() == "/v1/route";
-    let most = if is_prompt { MAX_ROUTE_BODY_BYTES } else { MAX_BODY_BYTES };
+    // A prompt is larger than any change, and many keys than most.
+    let most = match request.uri().path() {
+        "/v1/route" => MAX_ROUTE_BODY_BYTES,
+        "/v1/pins" => MAX_PIN_BODY_BYTES,
+        _ => MAX_BODY_BYTES,
+    };
     match request.body().size_hint().lower() {
         bytes if bytes > most as u64 => Trouble::too_large(most).into_response(),
         _ => next.run(request).await,

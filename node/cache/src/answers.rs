@@ -33,6 +33,9 @@ pub struct ShardConfig {
     pub prefetch: u32,
     /// Share of the frames in memory, in thousandths, beyond which a collection begins to free some; none collects never.
     pub gc_per_mille: Option<u16>,
+    /// Share of the frames of each size class, over all tiers, that pinned blocks take at most, and of what a tenant is promised where
+    /// it is promised any, in thousandths.
+    pub pinned_per_mille: u16,
     /// Keys the index's hash function.
     pub hash_seed: u64,
 }

@@ -125,6 +125,8 @@ impl Mark {
     pub(crate) const COMING: Mark = Mark(1 << 7);
     /// Several sessions have gone on from it, or one was to that found another's block after it.
     pub(crate) const SHARED: Mark = Mark(1 << 9);
+    /// A pin names it: it does not leave to make room.
+    pub(crate) const PINNED: Mark = Mark(1 << 8);
     const SHRINKING: Mark = Mark(1 << 4);
     const UNFIT: Mark = Mark(1 << 5);
 }
@@ -314,14 +316,19 @@ impl Record {
         self.life == Life::Resident && self.readers == 0 && !self.is_worked_on()
     }
 
+    /// Says whether nothing needs it here: no block after it, and no pin. To policies such blocks alone are leaves.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.children == 0 && !self.is(Mark::PINNED)
+    }
+
     /// Says whether its frame is being copied from or re-encoded.
     pub(crate) fn is_worked_on(&self) -> bool {
         self.copying.is_some() || self.is(Mark::SHRINKING)
     }
 
-    /// Says whether the block may be evicted now: it is a leaf that nobody reads, holds or copies.
+    /// Says whether the block may be evicted now: it is a leaf that nobody reads, holds or copies, and that no pin names.
     pub(crate) fn is_evictable(&self, clock: HoldClock) -> bool {
-        self.is_movable() && self.children == 0 && !self.is_held(clock)
+        self.is_movable() && self.is_bare() && !self.is_held(clock)
     }
 }
 

@@ -46,6 +46,6 @@ pub use intake::{Intake, held_at_once};
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
 pub use nearest::Nearest;
 pub use party::{Quota, Rules};
-pub use shard::{Known, Shard};
+pub use shard::{Known, Pinned, Shard};
 pub use stats::{Collected, Reason, ShardStats, TierStats};
 pub use tenure::{Lapses, Tenure};

@@ -37,6 +37,7 @@ mod invariants;
 mod leave;
 mod mend;
 mod moves;
+mod pins;
 mod release;
 mod restore;
 mod room;
@@ -49,6 +50,7 @@ mod watch;
 mod write;
 
 pub use explain::Known;
+pub use pins::Pinned;
 
 /// Records looked at by one [`Shard::tend`] when a clear has left dead blocks behind, or a block has gone before its children.
 const SWEEP: usize = 4096;
@@ -96,6 +98,8 @@ pub struct Shard {
     orphans: Orphans,
     /// Lost blocks whose children are looked for.
     torn: adopt::AllTorn,
+    /// What is pinned.
+    pins: pins::Pins,
     /// What other sizes would have been worth.
     reuse: ReuseCurve,
     stats: ShardStats,
@@ -147,6 +151,7 @@ impl Shard {
             mending: mend::Mending::default(),
             orphans,
             torn: adopt::AllTorn::default(),
+            pins: pins::Pins::new(classes),
             stats: ShardStats::default(),
             loads: BTreeMap::new(),
             feed: None,
@@ -272,6 +277,7 @@ impl Shard {
         stats.filling = self.writes as u64;
         stats.untold = self.untold() as u64;
         stats.shrinking = self.shrinks.len() as u64;
+        (stats.pinned_blocks, stats.pinned_bytes) = self.pinned();
         stats.leaving = (self.index.taken() - self.index.findable()) as u64;
         stats
     }
@@ -298,9 +304,9 @@ impl Shard {
     }
 
     /// Returns the bytes of memory that a shard takes at most besides, whatever its size: its events, while somebody follows, the
-    /// uses by which other sizes are judged, and those that its policies have not been told of yet.
+    /// uses by which other sizes are judged, those that its policies have not been told of yet, and the keys that are pinned.
     pub const fn fixed_bytes() -> u64 {
-        (Feed::bytes() + ReuseCurve::bytes() + uses::Uses::bytes()) as u64
+        (Feed::bytes() + ReuseCurve::bytes() + uses::Uses::bytes() + pins::Pins::bytes()) as u64
     }
 
     /// Returns the bytes of memory that the policies hold.

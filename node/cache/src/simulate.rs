@@ -50,6 +50,7 @@ impl Simulation {
             unused_to_disk: true,
             prefetch: 0,
             gc_per_mille: None,
+            pinned_per_mille: 500,
             max_hold: Duration::ZERO,
             max_writes: 1,
             low_water_per_mille: 0,

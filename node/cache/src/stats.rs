@@ -75,6 +75,12 @@ pub struct ShardStats {
     pub untold: u64,
     /// Blocks that left while they were read or copied.
     pub leaving: u64,
+    /// Blocks that pins keep.
+    pub pinned_blocks: u64,
+    /// Bytes of their frames.
+    pub pinned_bytes: u64,
+    /// Times that a block that a pin names was not pinned, because as much is as may be.
+    pub pins_refused: u64,
     /// Readers of all blocks.
     pub readers: u64,
     /// Keys asked by match.

@@ -59,6 +59,7 @@ impl Scenario {
             unused_to_disk: true,
             prefetch: 8,
             gc_per_mille: None,
+            pinned_per_mille: 500,
             max_hold: Duration::from_millis(50),
             max_writes: 8,
             low_water_per_mille,

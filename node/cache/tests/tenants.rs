@@ -65,6 +65,7 @@ impl Shared {
             max_writes: 8,
             low_water_per_mille: 100,
             gc_per_mille: None,
+            pinned_per_mille: 500,
             hash_seed,
         });
         shard.set_tenants(BTreeMap::from([(ONE, Era(1)), (OTHER, Era(1))]));

@@ -132,9 +132,11 @@ pub(crate) struct DeviceCore {
     /// Of the map whose tenants the shard serves by.
     epoch: Epoch,
     /// Which of the node's devices this is.
-    index: u16,
+    pub(super) index: u16,
     /// Whose map that is; with another, nothing that is here exists.
     pub(super) cluster: Option<ClusterId>,
+    /// When the first of the pins ends that do by themselves, by the wall clock.
+    pub(super) pins_end_ms: Option<u64>,
     /// Since when it has its slots.
     pub(super) tenure: Tenure,
     pub(super) view: Arc<View>,
@@ -167,6 +169,7 @@ impl DeviceCore {
             view,
             epoch: Epoch(0),
             cluster: None,
+            pins_end_ms: None,
             tenure: Tenure::default(),
             blocking,
             disk: disk.map(DiskTier::new),
@@ -193,6 +196,7 @@ impl DeviceCore {
             let commons = self.shard.config().rules;
             let own = rules::kept_apart(serving, self.index, commons.strategy);
             self.shard.set_rules(commons, &own);
+            self.adopt_pins(serving);
             if let Some(disk) = &mut self.disk {
                 disk.adopt(&serving.map);
             }
@@ -357,7 +361,7 @@ impl DeviceCore {
     }
 
     fn reserve_free(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> Option<Reserved> {
-        if self.shard.has_spare(tenant, block) {
+        if self.shard.has_spare(tenant, block, slot) {
             return Some(self.reserve(tenant, block, slot, About::default(), false));
         }
         self.shard.note_refused(tenant, &block.header.key, Gone::NoRoom);
@@ -464,6 +468,7 @@ impl DeviceCore {
             DeviceMessage::Load { reply } => reply.send(self.load()),
             DeviceMessage::Codecs { reply } => reply.send(self.uses),
             DeviceMessage::Tend => {
+                self.end_pins();
                 self.shard.tend(self.view.now(), &mut self.effects);
                 self.perform_effects();
             }

@@ -17,12 +17,12 @@ impl DeviceCore {
     fn explain_one(&self, tenant: TenantId, key: &BlockKey, slot: Option<Slot>) -> Explained {
         let now = self.view.now();
         match self.shard.explain(now, tenant, key) {
-            Known::Here { id, tier, slot } => match &self.resident[id.index()] {
+            Known::Here { id, tier, slot, pinned } => match &self.resident[id.index()] {
                 Some(resident) => {
                     let header = &resident.header;
                     let (codec, bytes, fingerprint) =
                         (header.codec, header.payload_bytes, header.fingerprint);
-                    Explained::Here { tier, codec, bytes, fingerprint, slot }
+                    Explained::Here { tier, codec, bytes, fingerprint, slot, pinned }
                 }
                 None => Explained::Coming,
             },

@@ -4,7 +4,7 @@ use super::core::DeviceCore;
 use kvhive_cache::{ShardStats, TierStats};
 use kvhive_protocol::SLOTS;
 use kvhive_protocol::control::DeviceLoad;
-use kvhive_protocol::load::{MAX_TENANT_LOADS, TierLoad, Traffic, Work};
+use kvhive_protocol::load::{MAX_TENANT_LOADS, PinnedLoad, TierLoad, Traffic, Work};
 use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
 
 impl DeviceCore {
@@ -52,6 +52,11 @@ impl DeviceCore {
             tiers: std::array::from_fn(|_| tiers.next().unwrap_or_default()),
             reuse: self.shard.reuse().clone(),
             queue_us: 0,
+            pinned: PinnedLoad {
+                blocks: stats.pinned_blocks,
+                bytes: stats.pinned_bytes,
+                refused: stats.pins_refused,
+            },
         };
         (load, stats)
     }

@@ -5,5 +5,6 @@ pub(crate) mod device;
 pub(crate) mod disk;
 mod explain;
 mod load;
+mod pins;
 pub(crate) mod shrink;
 pub(crate) mod uses;

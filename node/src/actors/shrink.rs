@@ -192,6 +192,7 @@ mod tests {
             unused_to_disk: true,
             prefetch: 0,
             gc_per_mille: None,
+            pinned_per_mille: 500,
             hash_seed: 1,
         });
         let (ticket, id) = asked(&mut cold, header);

@@ -72,6 +72,7 @@ async fn a_block_is_told_from_its_store_to_its_eviction_and_after() {
         bytes: 4 * KIB as u64,
         fingerprint: LayoutFingerprint([3; 16]),
         slot: client.slot,
+        pinned: false,
     };
     assert_eq!(client.why(1).await, here);
     assert_eq!(client.explain(&[1], false).await, Ok((vec![here], None)), "its slot need not be known");

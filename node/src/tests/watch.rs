@@ -83,6 +83,7 @@ impl World {
             unused_to_disk: seed.is_multiple_of(2),
             prefetch: 4,
             gc_per_mille: seed.is_multiple_of(5).then_some(700),
+            pinned_per_mille: 500,
             max_hold: Duration::from_millis(50),
             max_writes: 8,
             low_water_per_mille: 100,

@@ -103,12 +103,14 @@ impl Access {
 }
 
 /// Paths whose change is an operator's, as far as `*` stands for one name.
-const OPERATORS: [&str; 10] = [
+const OPERATORS: [&str; 12] = [
     "/v1/members/*",
     "/v1/balance",
     "/v1/scaling",
     "/v1/raft/transfer",
     "/v1/route",
+    "/v1/pins",
+    "/v1/pins/*",
     "/v1/engines",
     "/v1/engines/*",
     "/v1/engines/*/load",

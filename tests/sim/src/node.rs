@@ -63,6 +63,7 @@ impl Node {
                 unused_to_disk: true,
                 prefetch: 0,
                 gc_per_mille: None,
+                pinned_per_mille: 500,
                 max_hold: Duration::from_millis(200),
                 max_writes: 8,
                 low_water_per_mille: 100,

@@ -210,10 +210,17 @@ impl OneBlock {
 
 fn replica(explanation: &Explanation, one: &Replica) -> Value {
     let (mut said, state) = match &one.said {
-        Ok(Explained::Here { tier, codec, bytes, fingerprint, .. }) => {
+        Ok(Explained::Here { tier, codec, bytes, fingerprint, pinned, .. }) => {
             let tier = format!("{tier:?}").to_lowercase();
             let layout = fingerprint.to_string();
-            (json!({"tier": tier, "codec": codec.name(), "bytes": bytes, "layout": layout}), "here")
+            let said = json!({
+                "tier": tier,
+                "codec": codec.name(),
+                "bytes": bytes,
+                "layout": layout,
+                "pinned": pinned,
+            });
+            (said, "here")
         }
         Ok(Explained::Coming) => (json!({}), "coming"),
         Ok(Explained::Gone(departure)) => {

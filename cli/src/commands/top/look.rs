@@ -135,6 +135,8 @@ pub(super) struct Subject {
     pub(super) engine: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) slots: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) pin: Option<String>,
 }
 
 #[derive(Deserialize)]

@@ -297,8 +297,8 @@ fn draw_events(figures: &Figures, area: Rect, cells: &mut Buffer) {
 fn about(event: &Event) -> String {
     let subject = &event.subject;
     let slots = subject.slots.map(|slots| format!("{slots} slots"));
-    let Subject { member, tenant, coordinator, engine, .. } = subject.clone();
-    [member, tenant, coordinator, engine, slots].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    let Subject { member, tenant, coordinator, engine, pin, .. } = subject.clone();
+    [member, tenant, coordinator, engine, pin, slots].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn clock(at_ms: u64) -> String {

@@ -294,6 +294,7 @@ impl State {
                 bytes: header.payload_bytes,
                 fingerprint: header.fingerprint,
                 slot: key.slot(),
+                pinned: false,
             },
             None => Explained::Unknown { since: Since::Began, for_s: 100 },
         }

@@ -177,6 +177,9 @@ impl Shard {
                 if !record.is(Mark::OVER) || record.children > 0 {
                     break;
                 }
+                if record.is(Mark::PINNED) {
+                    break;
+                }
                 if !record.is_evictable(clock) || freed >= excess || left == 0 {
                     // Read, held or moved for now, or enough for now: the session's end is here from now on.
                     self.garbage.put(class, Ended { last: (at, record.generation), looked, ..ended });

@@ -1,7 +1,7 @@
 //! Why a block is here, or not. Nothing is used, kept or counted by asking.
 
 use super::Shard;
-use crate::block::{BlockId, Life};
+use crate::block::{BlockId, Life, Mark};
 use crate::tenure::seconds;
 use kvhive_protocol::data::Refusal;
 use kvhive_protocol::explain::{Departure, Explained};
@@ -19,6 +19,8 @@ pub enum Known {
         tier: BlockTier,
         /// The slot that it was stored in.
         slot: Slot,
+        /// It is pinned: it does not leave to make room.
+        pinned: bool,
     },
     /// It is not.
     Not(Explained),
@@ -36,6 +38,7 @@ impl Shard {
                         id: BlockId { index: at, generation: record.generation },
                         tier: record.tier.into(),
                         slot: Slot(record.slot),
+                        pinned: record.is(Mark::PINNED),
                     },
                 };
             }

@@ -109,6 +109,7 @@ impl Shard {
             );
         }
         self.check_loads()?;
+        self.check_pins()?;
         if bytes.iter().zip(&self.parties).any(|(bytes, party)| *bytes != party.used) {
             return Err("a party's bytes are miscounted".to_owned());
         }

@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::answers::Effect;
-use crate::block::{BlockId, Life, Mark, NO_PARENT, Record};
+use crate::block::{BlockId, Life, Mark, NO_PARENT};
 use crate::policy::Removal;
 use kvhive_protocol::watch::Gone;
 
@@ -10,6 +10,7 @@ impl Shard {
     /// Takes a resident block out of sight; its frame comes back now, or when its last reader and copy have gone.
     pub(super) fn drop_block(&mut self, at: u32, why: Removal, gone: Gone, effects: &mut Vec<Effect>) {
         self.tell_removed(at, gone);
+        self.forget_pin(at);
         let hash = self.index.hide(&self.owners, at);
         self.note_gone(at, hash, gone);
         self.recency.remove(&mut self.index.records, at);
@@ -50,8 +51,9 @@ impl Shard {
     /// Tells whoever ranks a block that it has become a leaf, or that it is none.
     pub(super) fn tell_leaf(&mut self, at: Option<u32>, leaf: bool) {
         let Some(at) = at else { return };
-        let Record { party, class, life, .. } = self.index.records[at as usize];
-        if life == Life::Resident {
+        let record = &self.index.records[at as usize];
+        let (party, class) = (record.party, record.class);
+        if record.life == Life::Resident && (!leaf || record.is_bare()) {
             self.parties[usize::from(party)].ranking(class).set_leaf(at, leaf);
         }
     }

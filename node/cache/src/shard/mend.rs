@@ -154,6 +154,7 @@ mod tests {
             max_writes: 8,
             low_water_per_mille: 0,
             gc_per_mille: None,
+            pinned_per_mille: 500,
             unused_to_disk: true,
             prefetch: 0,
             hash_seed: 7,

@@ -7,7 +7,7 @@ use crate::party::{Donors, MEMORY, Want};
 use crate::policy::{Removal, Verdict, Visit};
 use kvhive_protocol::data::{Refusal, StoreBlock};
 use kvhive_protocol::watch::Gone;
-use kvhive_protocol::{Moment, TenantId};
+use kvhive_protocol::{Moment, Slot, TenantId};
 
 /// Blocks at the old end of a list that are looked at for the one that was not used for longest.
 const LOOKED_AT: usize = 4;
@@ -26,11 +26,12 @@ pub(super) enum Leaves {
 }
 
 impl Shard {
-    /// Finds a frame in memory of at least this class: a free one of the device, of the host, of a larger class, or a victim's.
+    /// Finds a frame in memory of at least this class: a free one of the device, of the host, of a larger class, or a victim's. For a
+    /// block that is going to be pinned another leaves whatever it is worth.
     pub(super) fn take_frame(
         &mut self,
         now: Moment,
-        tenant: TenantId,
+        (tenant, is_pinned): (TenantId, bool),
         class: u8,
         visit: &Visit,
         effects: &mut Vec<Effect>,
@@ -55,7 +56,11 @@ impl Shard {
                     return Ok((tier, class));
                 }
             }
-            match self.leaves_memory(now, (party, bytes), class, visit) {
+            let leaves = match self.leaves_memory(now, (party, bytes), class, visit) {
+                Leaves::Nobody if is_pinned => self.coldest_in_memory(now, (party, bytes), class, visit),
+                leaves => leaves,
+            };
+            match leaves {
                 Leaves::Block(at) => {
                     let tier = self.index.records[at as usize].tier;
                     self.evict(at, effects);
@@ -76,12 +81,15 @@ impl Shard {
     }
 
     /// Says whether a block can come without any other leaving for it: it is here already, or a frame is free over what the tiers
-    /// keep free.
-    pub fn has_spare(&self, tenant: TenantId, block: &StoreBlock) -> bool {
+    /// keep free. Where it is going to be pinned, others may.
+    pub fn has_spare(&self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> bool {
         if self.find(tenant, &block.header.key).is_some() {
             return true;
         }
         let Some(least) = self.class_of(block.header.payload_bytes) else { return false };
+        if self.would_pin(tenant, &block.header.key, slot, least) {
+            return true;
+        }
         let frames = |tiers: &[Tier], class| {
             tiers.iter().map(|tier| u64::from(self.ledger.free(*tier, class))).sum::<u64>()
         };
@@ -152,6 +160,28 @@ impl Shard {
         let want = Want { by: MEMORY, from: MEMORY, capacity, coming: Some(coming) };
         let donors = Donors::among(&self.parties, &want);
         self.ask(now, coming.0, class, visit, donors)
+    }
+
+    /// Says what was not used for longest in memory among what may leave it, whatever the newcomer is worth.
+    fn coldest_in_memory(&self, now: Moment, coming: (u16, u64), class: u8, visit: &Visit) -> Leaves {
+        let capacity = self.capacity_bytes();
+        let want = Want { by: MEMORY, from: MEMORY, capacity, coming: Some(coming) };
+        let mut donors = Donors::among(&self.parties, &want);
+        let clock = self.hold_clock(now);
+        while let Some(donor) =
+            donors.next(self.stats.evicted, |donor| self.age(donor.party, class, donor.from))
+        {
+            let coldest = donor.from.iter().find_map(|tier| {
+                let mut list = self.recency.of(&self.index.records, *tier, donor.party, class).take(SEARCHED);
+                list.find(|at| {
+                    Some(*at) != visit.parent && self.index.records[*at as usize].is_evictable(clock)
+                })
+            });
+            if let Some(at) = coldest {
+                return Leaves::Block(at);
+            }
+        }
+        Leaves::Stuck
     }
 
     /// Says what leaves all tiers when a newcomer has taken a free frame of memory that should have stayed free: memory will

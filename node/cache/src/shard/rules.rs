@@ -105,10 +105,10 @@ impl Shard {
             let request = Request { covered: 0, blocks: order.len() as u32, ..self.request };
             for at in order {
                 let visit = self.visit_of(at);
-                let has_children = self.index.records[at as usize].children > 0;
+                let is_inner = !self.index.records[at as usize].is_bare();
                 let ranking = self.parties[usize::from(party)].ranking(class);
                 ranking.begin(&request);
-                ranking.inserted(at, &visit, has_children);
+                ranking.inserted(at, &visit, is_inner);
             }
         }
     }

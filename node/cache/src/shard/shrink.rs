@@ -5,7 +5,7 @@
 use super::Shard;
 use super::room::Leaves;
 use crate::answers::{CopyVerdict, Effect};
-use crate::block::{BlockId, Life, Record, ShrinkTicket, Shrinking, Tier};
+use crate::block::{BlockId, Life, Mark, Record, ShrinkTicket, Shrinking, Tier};
 use crate::party::MEMORY;
 use crate::policy::{Removal, Shrink, shrinks};
 use kvhive_protocol::Moment;
@@ -69,7 +69,8 @@ impl Shard {
             Shrink::Quantize => record.codec.is_exact(),
         };
         let stands = self.stands(record);
-        let here = MEMORY.contains(&record.tier) && record.is_movable();
+        // What is pinned stays as it was stored.
+        let here = MEMORY.contains(&record.tier) && record.is_movable() && !record.is(Mark::PINNED);
         if !denser || !stands || !here || record.shrinking() != Shrinking::Open {
             return;
         }
@@ -145,8 +146,9 @@ impl Shard {
             self.end_shrink(at, Shrinking::Unfit);
             return CopyVerdict::Discard;
         };
-        // Readers hold the old frame: it would not be free.
-        if life != Life::Resident || readers > 0 {
+        // Readers hold the old frame: it would not be free. And a pin may have come meanwhile.
+        let is_pinned = self.index.records[at as usize].is(Mark::PINNED);
+        if life != Life::Resident || readers > 0 || is_pinned {
             self.end_shrink(at, Shrinking::Open);
             return CopyVerdict::Discard;
         }

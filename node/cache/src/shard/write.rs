@@ -80,7 +80,8 @@ impl Shard {
         let salt = self.owners.salt(tenant);
         let visit = Visit { key: salt.key(&header.key), parent, depth: header.depth, partial: false };
         // A child of what was declined is not worth more, and nobody would find it.
-        if parent.is_none() && !block.parent.is_none() {
+        let is_pinned = self.would_pin(tenant, &header.key, slot, class);
+        if parent.is_none() && !block.parent.is_none() && !is_pinned {
             let party = self.party_of(tenant);
             if self.parties[usize::from(party)].declined.goes_on(tenant, &salt.key(&block.parent), visit.key)
             {
@@ -90,7 +91,7 @@ impl Shard {
         }
         // Before the frame: a victim may be the last of its owner.
         let owner = self.owners.enter(tenant, header.era).ok_or(Refusal::NoRoom)?;
-        let frame = self.take_frame(now, tenant, class, &visit, effects);
+        let frame = self.take_frame(now, (tenant, is_pinned), class, &visit, effects);
         let (tier, class) = frame.inspect_err(|_| self.owners.leave(owner))?;
         let party = self.party_of(tenant);
         let record = Record {
@@ -221,6 +222,7 @@ impl Shard {
         self.tell_stored(at);
         self.stats.stored += 1;
         self.load_of(tenant).stored_blocks += 1;
+        self.pin_named(at);
         id
     }
 

@@ -3,12 +3,13 @@
 use super::{Scenario, TENANT};
 use kvhive_cache::ShardConfig;
 use kvhive_cache::policy::Strategy;
+use kvhive_protocol::Slot;
 
 /// Offers blocks as a load does, until there is no room to spare; returns how many came.
 fn load(scene: &mut Scenario, numbers: std::ops::Range<u64>) -> usize {
     let offered = numbers.take_while(|number| {
         let block = scene.block(*number, 0);
-        let has_spare = scene.shard.has_spare(TENANT, &block);
+        let has_spare = scene.shard.has_spare(TENANT, &block, Slot(1));
         if has_spare {
             scene.try_store(*number, 0).expect("there is room to spare");
             scene.settle();

@@ -15,6 +15,7 @@ mod collections;
 mod explains;
 mod hints;
 mod loads;
+mod pins;
 mod random;
 mod sessions;
 mod surveys;
@@ -68,6 +69,7 @@ impl Scenario {
             unused_to_disk: true,
             prefetch: 8,
             gc_per_mille: None,
+            pinned_per_mille: 500,
             max_hold: Duration::from_secs(60),
             max_writes: 8,
             low_water_per_mille: 0,
