@@ -31,6 +31,8 @@ pub const MAX_TENANTS: usize = 65_536;
 pub const MAX_UNREACHED: usize = 64;
 /// The most slots that belong elsewhere than their hash says.
 pub const MAX_BALANCED: usize = 1024;
+/// The most coordinators that a map names.
+pub const MAX_COORDINATORS: usize = 32;
 /// The most members a cluster's map ever holds.
 pub const MAX_MEMBERS: usize = 4096;
 
@@ -263,6 +265,8 @@ pub enum Command {
         default_secret: [u8; 32],
         /// How its size may change, until an operator says otherwise.
         scaling: ScalingPolicy,
+        /// `host:port` of the coordinators' control plane.
+        coordinators: Vec<String>,
     },
     /// A node starts.
     Register(Registration),
@@ -378,6 +382,11 @@ pub enum Command {
         /// Only if it is one that ends by then.
         ended_ms: Option<u64>,
     },
+    /// Tells nodes and clients where the coordinators are from now on.
+    SetCoordinators {
+        /// `host:port` of the control plane of each that votes; 1 to [`MAX_COORDINATORS`].
+        addresses: Vec<String>,
+    },
 }
 
 impl Command {
@@ -393,6 +402,7 @@ impl Command {
             Command::RotateSecret { .. } => "rotate-secret",
             Command::DeleteTenant { .. } => "delete-tenant",
             Command::RemoveMember { .. } => "remove-member",
+            Command::SetCoordinators { .. } => "set-coordinators",
             Command::PlaceSlots { .. } => "place-slots",
             Command::SetDrains { .. } => "set-drains",
             Command::Balance { .. } => "balance",

@@ -43,6 +43,7 @@ pub(crate) fn run(file: &Path, id: &str, newcomer: Option<&Newcomer>) -> Result<
     let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match process {
         Process::Coordinator(own) => {
+            config.remarks().iter().for_each(|remark| tracing::warn!("{remark}"));
             let config = coordinator(&config, own, token, file)?;
             let tls = config.tls.clone();
             let mut running = kvhive_coordinator::start(config)?;
