@@ -103,6 +103,7 @@ impl Client {
         }
         let deadline = in_time(config.request_timeout.max(config.connect_timeout));
         let map = first_map(&coordinators, deadline).await?;
+        coordinators.follow(&map);
         let identity = Identity { cluster: Some(map.cluster), ..identity };
         let pool = Pool::new(identity, config.connections_per_member.max(1), config.connect_timeout);
         let shared = Shared {
@@ -296,6 +297,7 @@ impl Shared {
     fn learn(&self, map: Arc<ClusterMap>) {
         let mut known = self.map.write().unwrap_or_else(|poison| poison.into_inner());
         if map.epoch > known.epoch {
+            self.coordinators.follow(&map);
             self.pool.retain(|address| map.members.values().any(|member| member.data_address == address));
             *known = map;
         }

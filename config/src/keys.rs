@@ -56,15 +56,7 @@ pub(crate) enum Rule {
     /// A table with keys of its own.
     Table,
     /// An array of tables.
-    Tables { counts: Counts, header: &'static str },
-}
-
-/// How many tables an array may have.
-pub(crate) enum Counts {
-    /// From one up to this many.
-    UpTo(usize),
-    /// One of these.
-    OneOf(&'static [usize]),
+    Tables { most: usize, header: &'static str },
 }
 
 /// What holds if a key is not given.
@@ -117,6 +109,8 @@ pub const SHRINKING_STRATEGIES: [&str; 2] = ["compressed", "quantized"];
 /// The most devices of a node, and nodes of a cluster.
 pub(crate) const MAX_DEVICES: usize = 16;
 pub(crate) const MAX_NODES: usize = 1024;
+/// The most coordinators: all of them can be replaced at once, and a group has 32 with those that come and those that go.
+pub(crate) const MAX_COORDINATORS: usize = 15;
 /// The largest tier. All tiers of a node together fit a u64 by far.
 pub(crate) const MAX_TIER_BYTES: u64 = 64 << 40;
 const _: () = assert!(MAX_TIER_BYTES as u128 * 3 * (MAX_DEVICES * MAX_NODES) as u128 <= u64::MAX as u128);
@@ -165,14 +159,7 @@ impl Rule {
                 "\"NAME\" or \"NAMESPACE/NAME\", each 1 to 63 of a-z, 0-9 and '-', as in \"kvhive/kvhive-node\"".to_owned()
             }
             Rule::Table => "a table".to_owned(),
-            Rule::Tables { counts, header } => match counts {
-                Counts::UpTo(max) => format!("1 to {max} tables, each begun by [[{header}]]"),
-                Counts::OneOf(counts) => {
-                    let (last, first) = counts.split_last().expect("a list of counts is not empty");
-                    let first: Vec<String> = first.iter().map(usize::to_string).collect();
-                    format!("{} or {last} tables, each begun by [[{header}]]", first.join(", "))
-                }
-            },
+            Rule::Tables { most, header } => format!("1 to {most} tables, each begun by [[{header}]]"),
         }
     }
 }
@@ -439,7 +426,7 @@ pub(crate) const NODE: &[Key] = &[
     ),
     key!(
         "device",
-        Rule::Tables { counts: Counts::UpTo(MAX_DEVICES), header: "node.device" },
+        Rule::Tables { most: MAX_DEVICES, header: "node.device" },
         Required,
         "Its devices, each a shard of the cache. A node without any takes those of `node_defaults`."
     ),
@@ -490,14 +477,14 @@ pub(crate) const ROOT: &[Key] = &[
     key!("traces", Rule::Table, Derived("none: nothing is traced"), "Traces of requests."),
     key!(
         "coordinator",
-        Rule::Tables { counts: Counts::OneOf(&[1, 3, 5, 7]), header: "coordinator" },
+        Rule::Tables { most: MAX_COORDINATORS, header: "coordinator" },
         Required,
-        "The coordinator processes."
+        "The coordinator processes. An even number survives no more losses than one less."
     ),
     key!("node_defaults", Rule::Table, Derived("none"), "What nodes take that do not say it."),
     key!(
         "node",
-        Rule::Tables { counts: Counts::UpTo(MAX_NODES), header: "node" },
+        Rule::Tables { most: MAX_NODES, header: "node" },
         Required,
         "The node processes. None with a device in `node_defaults`: any node may join then."
     ),

@@ -36,7 +36,7 @@ pub fn reference_markdown() -> String {
         ),
         (
             "[[coordinator]]",
-            "One coordinator process; 1, 3, 5 or 7 of them.",
+            "One coordinator process; 1 to 15 of them, and an odd number is best.",
             COORDINATOR,
             Some("COORDINATOR__<ID>"),
         ),

@@ -261,13 +261,25 @@ fn replaced_values_are_told_alike() {
 
 #[test]
 fn a_wrong_number_of_processes_is_told() {
-    let second = VALID.replace(
-        "[[node]]",
-        "[[coordinator]]\nid = \"coord-b\"\nhost = \"10.0.0.3\"\ndata_dir = \"b\"\n[[node]]",
+    let with_more = |more: u32| {
+        let one =
+            |at| format!("[[coordinator]]\nid = \"more-{at}\"\nhost = \"10.0.1.{at}\"\ndata_dir = \"b\"\n");
+        VALID.replace("[[node]]", &format!("{}[[node]]", (0..more).map(one).collect::<String>()))
+    };
+    assert_eq!(
+        problems_with(&with_more(15), &[]),
+        ["line 5: coordinator = (array of 16): allowed is 1 to 15 tables, each begun by [[coordinator]]"]
+    );
+    let remarks =
+        |more| ClusterConfig::from_toml(&with_more(more), []).expect("any number will do").remarks();
+    assert_eq!((remarks(0), remarks(2), remarks(14)), (vec![], vec![], vec![]));
+    assert_eq!(
+        remarks(3),
+        ["4 coordinators survive the loss of 1, as 3 do, and decide more slowly: take 3 or 5"]
     );
     assert_eq!(
-        problems_with(&second, &[]),
-        ["line 5: coordinator = (array of 2): allowed is 1, 3, 5 or 7 tables, each begun by [[coordinator]]"]
+        remarks(1),
+        ["2 coordinators survive the loss of none, as 1 does, and decide more slowly: take 1 or 3"]
     );
     let copies = VALID.replace("[raft]", "replicas = 2");
     assert_eq!(
@@ -432,7 +444,7 @@ fn all_problems_are_told_at_once_and_each_once() {
          line 2: cluster.name = \"UP\": allowed is 1 to 63 of a-z, 0-9 and single hyphens, with a letter or digit at both ends\n  \
          line 3: cluster.replicas = 0: allowed is a whole number from 1 to 8\n  \
          line 4: cluster.lease = 5: a time needs a unit, such as \"5ms\"; allowed is a time from \"200ms\" to \"60s\"\n  \
-         coordinator: missing; wanted is 1, 3, 5 or 7 tables, each begun by [[coordinator]]\n  \
+         coordinator: missing; wanted is 1 to 15 tables, each begun by [[coordinator]]\n  \
          line 6: node_defaults.io_threads = 0: allowed is a whole number from 1 to 256\n  \
          line 8: node_defaults.device[0].memory = 1: a size needs a unit, such as \"64MiB\"; allowed is a size from \"4KiB\" to \"64TiB\"\n  \
          node[0].host: missing; wanted is an IP address or a DNS name\n  \

@@ -138,7 +138,8 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::RecordLoad { .. }
                 | Command::PlaceSlots { .. }
                 | Command::Balance { .. }
-                | Command::Record(_),
+                | Command::Record(_)
+                | Command::SetCoordinators { .. },
             ) => command.name(),
             (Role::Client, Command::Leave { .. }) => command.name(),
             (

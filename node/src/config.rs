@@ -45,6 +45,9 @@ pub struct NodeConfig {
     pub move_rate: u64,
     /// Its devices, by index.
     pub devices: Vec<DeviceConfig>,
+    /// Whether their memory is locked, so that none of it is swapped out; where that is not allowed, it is said in the log and it
+    /// goes on without.
+    pub pin_memory: bool,
     /// How its shards keep blocks.
     pub tuning: Tuning,
     /// Folder of its devices' disk tiers, one folder a device in it; needed if any device has one.

@@ -101,7 +101,10 @@ pub(crate) fn start_within(
     let mut memories = Vec::with_capacity(config.devices.len());
     let stores = open_disks(&config, &view, disks)?;
     for (at, device) in config.devices.iter().enumerate() {
-        let memory = Memory::take(at, device)?;
+        let mut memory = Memory::take(at, device)?;
+        if config.pin_memory {
+            memory.pin(at);
+        }
         let (give_up_ending, give_up_stop) = (ending.clone(), stop.clone());
         let (restarts, emptied) = (counters.clone(), emptied.clone());
         let spawn = Spawn::new(format!("{} device {at}", config.name))
@@ -119,6 +122,7 @@ pub(crate) fn start_within(
         memories.push(memory);
     }
 
+    let pinned_bytes = memories.iter().map(Memory::pinned_bytes).sum();
     let (data_listener, data_address) = listen(&runtime, config.data_listen)?;
     let (metrics_listener, metrics_address) = listen(&runtime, config.metrics_listen)?;
     let token = TokenKey::new(&config.token);
@@ -213,6 +217,7 @@ pub(crate) fn start_within(
         plane,
         data_address,
         metrics_address,
+        pinned_bytes,
         view,
         ending,
         #[cfg(test)]

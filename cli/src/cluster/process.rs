@@ -44,6 +44,7 @@ pub(crate) fn run(file: &Path, id: &str, newcomer: Option<&Newcomer>) -> Result<
     let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match process {
         Process::Coordinator(own) => {
+            config.remarks().iter().for_each(|remark| tracing::warn!("{remark}"));
             let config = coordinator(&config, own, token, file)?;
             let tls = config.tls.clone();
             let mut running = kvhive_coordinator::start(config)?;
@@ -238,6 +239,7 @@ fn node(
         max_inflight_bytes: own.max_inflight.0,
         move_rate: own.move_rate.0,
         devices,
+        pin_memory: false,
         tuning: tuning(own),
         disk_folder: own.disk_dir.as_ref().map(|folder| beside(file, folder).join(&own.id)),
         persist: own.persist_dir.as_ref().map(|folder| PersistConfig {

@@ -166,6 +166,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         }],
         disk_folder: None,
         persist: None,
+        pin_memory: false,
         tuning: crate::Tuning::default(),
         coordinators: vec![coordinator.address()],
         token: b"token".to_vec(),
