@@ -15,6 +15,7 @@ use crate::routing::{RouteAnswer, RouteRequest};
 use crate::scaling::{Observation, Reuse, ScalingChange, ScalingPolicy, ScalingReport};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
+use crate::trace::{TraceAnswer, TraceAsk};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,6 +32,8 @@ pub const MAX_TENANTS: usize = 65_536;
 pub const MAX_UNREACHED: usize = 64;
 /// The most slots that belong elsewhere than their hash says.
 pub const MAX_BALANCED: usize = 1024;
+/// The most coordinators that a map names.
+pub const MAX_COORDINATORS: usize = 32;
 /// The most members a cluster's map ever holds.
 pub const MAX_MEMBERS: usize = 4096;
 
@@ -75,6 +78,8 @@ pub enum ControlRequest {
         /// How busy.
         load: EngineLoad,
     },
+    /// What does this coordinator keep of traced requests?
+    Trace(TraceAsk),
 }
 
 /// Everything the leader knows.
@@ -224,6 +229,8 @@ pub enum ControlReply {
     Routed(RouteAnswer),
     /// An engine, as it is known after what was said of it.
     Engine(Box<Followed>),
+    /// What it keeps of traced requests.
+    Traced(TraceAnswer),
 }
 
 /// How a coordinator sees itself and its peers.
@@ -263,6 +270,8 @@ pub enum Command {
         default_secret: [u8; 32],
         /// How its size may change, until an operator says otherwise.
         scaling: ScalingPolicy,
+        /// `host:port` of the coordinators' control plane.
+        coordinators: Vec<String>,
     },
     /// A node starts.
     Register(Registration),
@@ -378,6 +387,11 @@ pub enum Command {
         /// Only if it is one that ends by then.
         ended_ms: Option<u64>,
     },
+    /// Tells nodes and clients where the coordinators are from now on.
+    SetCoordinators {
+        /// `host:port` of the control plane of each that votes; 1 to [`MAX_COORDINATORS`].
+        addresses: Vec<String>,
+    },
 }
 
 impl Command {
@@ -393,6 +407,7 @@ impl Command {
             Command::RotateSecret { .. } => "rotate-secret",
             Command::DeleteTenant { .. } => "delete-tenant",
             Command::RemoveMember { .. } => "remove-member",
+            Command::SetCoordinators { .. } => "set-coordinators",
             Command::PlaceSlots { .. } => "place-slots",
             Command::SetDrains { .. } => "set-drains",
             Command::Balance { .. } => "balance",

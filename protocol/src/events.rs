@@ -111,11 +111,13 @@ pub enum EventKind {
     PinAdded,
     /// A pin has ended, or was removed.
     PinRemoved,
+    /// Others are coordinators than before, or elsewhere, and nodes and clients are told.
+    CoordinatorsChanged,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 23] = [
+    pub const ALL: [EventKind; 24] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -139,6 +141,7 @@ impl EventKind {
         EventKind::MemberRemoved,
         EventKind::PinAdded,
         EventKind::PinRemoved,
+        EventKind::CoordinatorsChanged,
     ];
 
     /// Returns its name.
@@ -167,6 +170,7 @@ impl EventKind {
             EventKind::MemberRemoved => "member-removed",
             EventKind::PinAdded => "pin-added",
             EventKind::PinRemoved => "pin-removed",
+            EventKind::CoordinatorsChanged => "coordinators-changed",
         }
     }
 

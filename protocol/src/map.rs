@@ -151,6 +151,8 @@ pub struct ClusterMap {
     pub tenants: BTreeMap<TenantId, Tenant>,
     /// Pinned prefixes, by name.
     pub pins: Arc<BTreeMap<String, Pin>>,
+    /// `host:port` of the control plane of each coordinator that votes. Empty before a leader has said it.
+    pub coordinators: Arc<Vec<String>>,
 }
 
 impl ClusterMap {
@@ -167,6 +169,7 @@ impl ClusterMap {
             balanced: Arc::default(),
             tenants: BTreeMap::new(),
             pins: Arc::default(),
+            coordinators: Arc::default(),
         }
     }
 

@@ -36,7 +36,7 @@ pub(crate) const FIRST_TENANT: TenantId = TenantId(1);
 ///
 /// let settings = Settings { replicas: 2, segment_blocks: 16, ack: Ack::Primary, lease_ms: 2000, heartbeat_ms: 500 };
 /// let command =
-///     Command::Bootstrap { cluster: ClusterId(7), name: "laptop".into(), settings, default_secret: [1; 32], scaling: Default::default() };
+///     Command::Bootstrap { cluster: ClusterId(7), name: "laptop".into(), settings, default_secret: [1; 32], scaling: Default::default(), coordinators: vec![] };
 /// let mut registry = Registry::new();
 /// let reply = registry.apply(1, Proposal { request: RequestId { client: 9, sequence: 1 }, command });
 /// assert_eq!(reply, CommandReply::Applied { epoch: Epoch(1) });
@@ -194,8 +194,9 @@ impl Registry {
     }
 
     fn execute(&mut self, command: Command) -> Outcome {
-        if let Command::Bootstrap { cluster, name, settings, default_secret, scaling } = command {
-            return self.bootstrap(cluster, name, settings, default_secret, scaling);
+        if let Command::Bootstrap { cluster, name, settings, default_secret, scaling, coordinators } = command
+        {
+            return self.bootstrap(cluster, name, settings, default_secret, scaling, coordinators);
         }
         if self.map.is_none() {
             return Err(WireError::rejected(format_args!(
@@ -217,6 +218,7 @@ impl Registry {
             Command::Balance { based_on, changes } => self.balance(based_on, changes),
             Command::SetDrains { member, drains } => self.set_drains(member, drains),
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
+            Command::SetCoordinators { addresses } => self.set_coordinators(addresses),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
             Command::Record(note) => note.check().map(|()| self.unchanged()),
             Command::SetScaling { change } => self.scaling.change(&change).map(|()| self.unchanged()),
@@ -241,18 +243,21 @@ impl Registry {
         settings: Settings,
         secret: [u8; 32],
         scaling: ScalingPolicy,
+        coordinators: Vec<String>,
     ) -> Outcome {
         if self.map.is_some() {
             return Ok(self.unchanged());
         }
         validate::name("cluster name", &name)?;
         validate::settings(&settings)?;
+        validate::coordinators(&coordinators)?;
         self.scaling.begin(scaling)?;
         let tenant =
             Tenant { name: DEFAULT_TENANT.to_owned(), era: Era(1), secret, rules: TenantRules::default() };
         self.last.tenant = FIRST_TENANT;
         let tenants = BTreeMap::from([(FIRST_TENANT, tenant)]);
-        let map = ClusterMap { tenants, ..ClusterMap::founded(cluster, name, settings) };
+        let coordinators = Arc::new(coordinators);
+        let map = ClusterMap { tenants, coordinators, ..ClusterMap::founded(cluster, name, settings) };
         self.index = Index::of(&map);
         self.map = Some(Arc::new(map));
         Ok(self.unchanged())
@@ -432,6 +437,14 @@ impl Registry {
             self.change().settings.ack = ack;
         }
         self.unchanged()
+    }
+
+    fn set_coordinators(&mut self, addresses: Vec<String>) -> Outcome {
+        validate::coordinators(&addresses)?;
+        if self.map.as_ref().is_some_and(|map| *map.coordinators != addresses) {
+            self.change().coordinators = Arc::new(addresses);
+        }
+        Ok(self.unchanged())
     }
 
     /// Returns the map to change, already under its next epoch. Called once by each command that changes something.

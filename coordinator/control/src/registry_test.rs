@@ -71,6 +71,7 @@ pub(crate) fn bootstrap(replicas: u8) -> Command {
         settings,
         default_secret: [7; 32],
         scaling: Default::default(),
+        coordinators: Vec::new(),
     }
 }
 
@@ -105,6 +106,7 @@ fn a_cluster_starts_once() {
         settings: cluster.map().settings.clone(),
         default_secret: [0; 32],
         scaling: Default::default(),
+        coordinators: Vec::new(),
     };
     let before = cluster.map();
     assert_eq!(cluster.apply(other), applied(1));

@@ -31,6 +31,7 @@ impl Story {
                 settings,
                 default_secret: [1; 32],
                 scaling: Default::default(),
+                coordinators: Vec::new(),
             },
             "its logs were empty",
         );

@@ -136,6 +136,8 @@ pub(crate) struct RaftActor {
     pub(super) scaler: Scaler,
     /// When load is looked at next.
     pub(super) next_look: Moment,
+    /// When it may be said next where the coordinators are.
+    pub(super) next_seats: Moment,
 }
 
 impl RaftActor {
@@ -155,6 +157,7 @@ impl RaftActor {
             figures: Figures::default(),
             scaler: Scaler::new(),
             next_look: Moment::ZERO,
+            next_seats: Moment::ZERO,
         }
     }
 
@@ -369,8 +372,9 @@ impl RaftActor {
                 self.bootstrapping = true;
                 let Bootstrap { cluster, name, settings, default_secret, scaling } =
                     self.parts.bootstrap.clone();
+                let coordinators = self.parts.directory.voting().unwrap_or_default().to_vec();
                 self.propose_own(
-                    Command::Bootstrap { cluster, name, settings, default_secret, scaling },
+                    Command::Bootstrap { cluster, name, settings, default_secret, scaling, coordinators },
                     Reason::new("every coordinator's log was empty"),
                 );
             }
@@ -378,6 +382,7 @@ impl RaftActor {
         }
         if leads {
             self.look_at_load();
+            self.tell_seats();
         }
         // Askers that went away wait for nothing; what they proposed goes on.
         if self.clears.len() > 64 {
@@ -442,6 +447,11 @@ impl Actor for RaftActor {
                     return reply.send(ControlReply::Failed(error));
                 }
                 self.propose(proposal, reason, Some(reply));
+            }
+            // One that was removed hears of no change any more.
+            RaftMessage::FetchMap { have: _, linearizable: false, reply } if self.is_removed() => {
+                let error = self.refusal(RefuseReason::NotLeader { leader: None });
+                reply.send(ControlReply::Failed(error));
             }
             RaftMessage::FetchMap { have, linearizable: false, reply } => reply.send(self.map_reply(have)),
             RaftMessage::FetchMap { have, linearizable: true, reply } => {

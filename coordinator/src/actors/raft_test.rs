@@ -40,6 +40,7 @@ fn bootstrap() -> Vec<u8> {
             settings: settings(),
             default_secret: [1; 32],
             scaling: Default::default(),
+            coordinators: Vec::new(),
         },
     )
 }
