@@ -29,6 +29,8 @@ pub(crate) enum Rule {
     Name,
     /// An address or DNS name that others use.
     Host,
+    /// The base URL of a service that is reached without encryption.
+    Url,
     /// `ip:port` to listen on.
     Listen,
     /// A path.
@@ -122,6 +124,7 @@ impl Rule {
             ),
             Rule::Host => "an IP address or a DNS name".to_owned(),
             Rule::Listen => "an IP address and a port from 1 to 65535, such as \"0.0.0.0:7810\"".to_owned(),
+            Rule::Url => "http://host:port, without a path".to_owned(),
             Rule::Path => format!("a path of 1 to {MAX_PATH_BYTES} bytes without control characters"),
             Rule::Choice(words) => {
                 let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
@@ -471,6 +474,7 @@ pub(crate) const ROOT: &[Key] = &[
         "How many nodes there are to be, and who starts and ends them."
     ),
     key!("tls", Rule::Table, Derived("none: nothing is encrypted"), "Certificates."),
+    key!("traces", Rule::Table, Derived("none: nothing is traced"), "Traces of requests."),
     key!(
         "coordinator",
         Rule::Tables { most: MAX_COORDINATORS, header: "coordinator" },

@@ -9,6 +9,7 @@ use kvhive_protocol::raft::Seat;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
+use kvhive_spans::Tracer;
 use kvhive_wire::Tls;
 use std::io;
 use std::net::SocketAddr;
@@ -52,6 +53,8 @@ pub struct CoordinatorConfig {
     pub balance: bool,
     /// Applied entries after which the log is compacted.
     pub snapshot_every: u64,
+    /// What records traced requests.
+    pub tracer: Tracer,
 }
 
 /// One of the coordinators, as the others know it.

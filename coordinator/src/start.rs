@@ -157,7 +157,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let engines =
         Arc::new(Engines::new(coordinators, config.token.clone(), config.tls.clone(), Arc::new(BootClock)));
     runtime.io().spawn(engines.clone().run(known_engines, stopping.clone()));
-    let control = ControlPlane::new(raft.clone(), engines);
+    let control = ControlPlane::new(raft.clone(), engines, config.tracer.clone());
     let server = Arc::new(Server {
         raft: raft.clone(),
         control: control.clone(),
@@ -179,6 +179,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         peers: known_peers,
         log: figures,
         vitals: known_vitals,
+        tracer: config.tracer.clone(),
     };
     let audit = Audit::open(config.data_dir.clone()).map_err(|error| {
         CoordinatorError::Failed(format!("no audit log in {}: {error}", config.data_dir.display()))
@@ -192,6 +193,11 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         stop.send_replace(true);
         let _ = serving.await;
         let _ = administering.await;
+    });
+    let tracer = config.tracer.clone();
+    runtime.on_shutdown().at(Stage::CloseDisks, "send the last spans", async move {
+        // It may wait for its collector.
+        let _ = tokio::task::spawn_blocking(move || tracer.close()).await;
     });
     info!(coordinator = %name, raft = %raft_address, admin = %admin_address, "coordinator listens");
     Ok(CoordinatorHandle { runtime, raft_address, admin_address, failed: failure })

@@ -7,6 +7,7 @@ use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
+use kvhive_spans::Tracer;
 use kvhive_wire::Tls;
 use std::collections::BTreeMap;
 use std::io;
@@ -61,6 +62,8 @@ pub struct NodeConfig {
     pub access: Access,
     /// Its certificate and whom it trusts, on every channel; none speaks without TLS.
     pub tls: Option<Tls>,
+    /// What records traced requests.
+    pub tracer: Tracer,
 }
 
 /// Where a node keeps its snapshot.

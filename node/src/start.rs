@@ -136,7 +136,8 @@ pub(crate) fn start_within(
     let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())
         .map_err(|error| NodeError::Config(error.to_string()))?;
     let pool = Pool::new(identity, CONNECTIONS_PER_PEER, DIAL_LIMIT);
-    let replicator = Replicator::new(pool, runtime.io().clone(), limits.inflight_bytes);
+    let replicator =
+        Replicator::new(pool, runtime.io().clone(), limits.inflight_bytes, config.tracer.clone());
     let plane = Arc::new(DataPlane::new(
         devices.clone(),
         view.clone(),
@@ -203,6 +204,11 @@ pub(crate) fn start_within(
         "end connections",
         async move { draining.drained().await },
     );
+    let tracer = config.tracer.clone();
+    runtime.on_shutdown().at(Stage::CloseDisks, "send the last spans", async move {
+        // It may wait for its collector.
+        let _ = tokio::task::spawn_blocking(move || tracer.close()).await;
+    });
     info!(node = %config.name, data = %data_address, metrics = %metrics_address, memory_configured, "node listens");
     Ok(NodeHandle {
         runtime,

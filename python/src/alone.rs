@@ -69,6 +69,7 @@ pub(crate) fn alone(restore: Option<&[u8]>) -> Result<(CoordinatorHandle, Cluste
         scaling: Default::default(),
         balance: false,
         snapshot_every: 10_000,
+        tracer: kvhive_client::Tracer::OFF,
     })?;
     let coordinators = vec![coordinator.raft_address().to_string()];
     Ok((coordinator, Cluster { coordinators, token }, folder))

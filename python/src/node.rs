@@ -129,6 +129,7 @@ impl Setup {
             token: cluster.token.clone(),
             access: Access::default(),
             tls: tls(self.tls, host)?,
+            tracer: kvhive_client::Tracer::OFF,
         })
     }
 }

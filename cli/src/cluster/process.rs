@@ -15,6 +15,7 @@ use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::{ScalingMode, ScalingPolicy};
 use kvhive_runtime::http::{Access, Role};
+use kvhive_spans::{Tracer, TracerConfig};
 use kvhive_tls::{Tls, TlsFiles};
 use std::convert::Infallible;
 use std::path::Path;
@@ -134,6 +135,18 @@ async fn heed_hangups(tls: Option<Tls>) -> std::io::Result<Infallible> {
     }
 }
 
+/// Makes what records a process's spans, if the cluster traces.
+fn tracer(config: &ClusterConfig, kind: &str, id: &str) -> Result<Tracer> {
+    let Some(traces) = &config.traces else { return Ok(Tracer::OFF) };
+    Ok(Tracer::new(&TracerConfig {
+        service: format!("kvhive-{kind}"),
+        process: id.to_owned(),
+        endpoint: traces.endpoint.clone(),
+        sample_ppm: u32::from(traces.sample_per_mille) * 1000,
+        keep: traces.keep,
+    })?)
+}
+
 fn coordinator(
     config: &ClusterConfig,
     own: &CoordinatorConfig,
@@ -169,6 +182,7 @@ fn coordinator(
         repair_after: cluster.repair_after,
         balance: cluster.balance,
         snapshot_every: config.raft.snapshot_every,
+        tracer: tracer(config, "coordinator", &own.id)?,
     })
 }
 
@@ -236,6 +250,7 @@ fn node(
         access: access(config, file)?,
         tls: tls(config, &own.host, file)?,
         token,
+        tracer: tracer(config, "node", &own.id)?,
     })
 }
 

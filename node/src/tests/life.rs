@@ -172,6 +172,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         token: b"token".to_vec(),
         access: Access::default(),
         tls: None,
+        tracer: kvhive_spans::Tracer::OFF,
     };
     let refused = crate::start(config.clone()).err().map(|error| error.to_string());
     let expected = "node setup: device 0: share 1 of 100 bytes holds no frame of 4096 bytes";

@@ -139,6 +139,7 @@ impl Setup {
             token: TOKEN.to_vec(),
             access: Access::default(),
             tls: None,
+            tracer: kvhive_spans::Tracer::OFF,
         };
         let limits = Limits {
             connections: self.max_connections,
