@@ -70,6 +70,7 @@ pub(crate) fn alone(restore: Option<&[u8]>) -> Result<(CoordinatorHandle, Cluste
         balance: false,
         snapshot_every: 10_000,
         tracer: kvhive_client::Tracer::OFF,
+        block_events: None,
     })?;
     let coordinators = vec![coordinator.raft_address().to_string()];
     Ok((coordinator, Cluster { coordinators, token }, folder))
