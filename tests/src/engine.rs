@@ -216,7 +216,7 @@ impl Reader {
     ///
     /// # Panics
     /// When it has ended.
-    pub fn next(&mut self) -> (String, u64, serde_json::Value) {
+    pub fn read(&mut self) -> (String, u64, serde_json::Value) {
         let mut line = String::new();
         self.says.read_line(&mut line).expect("it says something");
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))

@@ -163,7 +163,7 @@ fn a_reader_made_for_vllm_reads_kvhives_blocks_by_their_engines_names() {
     while !wanted(&told) {
         reader.ask(0);
         loop {
-            let next = reader.next();
+            let next = reader.read();
             if next.0 == "end" {
                 break;
             }
@@ -196,7 +196,7 @@ fn a_reader_made_for_vllm_reads_kvhives_blocks_by_their_engines_names() {
     run(&["tenants", "clear", "default", "--dir", publishing.cluster.dir()]).expect("it is cleared");
     let mut gone = BTreeSet::new();
     while gone != told {
-        let (how, _, event) = reader.next();
+        let (how, _, event) = reader.read();
         if event["type"] == "BlockStored" {
             // Of before.
             continue;
@@ -206,5 +206,5 @@ fn a_reader_made_for_vllm_reads_kvhives_blocks_by_their_engines_names() {
         gone.extend(hashes.iter().map(|hash| hash.as_str().map_or_else(|| hash.to_string(), str::to_owned)));
     }
     reader.ask(u64::MAX >> 1);
-    assert_eq!(reader.next().0, "end");
+    assert_eq!(reader.read().0, "end");
 }
