@@ -100,9 +100,6 @@ fn attempt(restore: Option<&[u8]>) -> Result<Result<Begun, CoordinatorError>, Fa
         snapshot_every: 10_000,
         tracer: kvhive_client::Tracer::OFF,
         block_events: None,
-    })?;
-    let coordinators = vec![coordinator.raft_address().to_string()];
-    Ok((coordinator, Cluster { coordinators, token }, folder))
     });
     let cluster = Cluster { coordinators: vec![raft.to_string()], token };
     Ok(started.map(|coordinator| (coordinator, cluster, folder)))
