@@ -14,6 +14,7 @@ use kvhive_protocol::routing::{RouteAnswer, RouteRequest};
 use kvhive_protocol::{
     ClusterMap, Epoch, Era, Layout, Namespace, RulesChange, TenantId, TenantRules, WireError,
 };
+use kvhive_spans::Tracer;
 use kvhive_wire::{Identity, Tls};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -43,6 +44,9 @@ pub struct ClientConfig {
     pub tls: Option<Tls>,
     /// Whether nodes decode what is stored encoded, so that nothing but raw blocks arrives.
     pub raw_reads: bool,
+    /// What records the calls of namespaces that are traced ([`NamespaceClient::traced`]), and samples those that are not; off records
+    /// nothing, and what is traced by the caller is passed on all the same.
+    pub tracer: Tracer,
 }
 
 impl ClientConfig {
@@ -58,6 +62,7 @@ impl ClientConfig {
             hold: Duration::from_secs(2),
             tls: None,
             raw_reads: false,
+            tracer: Tracer::OFF,
         }
     }
 }

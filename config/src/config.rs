@@ -8,6 +8,7 @@ use crate::problem::ConfigError;
 use crate::render;
 use crate::scaling::ScalingSettings;
 use crate::tls::TlsPaths;
+use crate::traces::Traces;
 use crate::units::Bytes;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -35,6 +36,8 @@ pub struct ClusterParts {
     pub scaling: ScalingSettings,
     /// `[tls]`: where certificates are, if every channel is encrypted.
     pub tls: Option<TlsPaths>,
+    /// `[traces]`: how requests are traced, if they are.
+    pub traces: Option<Traces>,
     /// `[[coordinator]]`: 1 to 15.
     pub coordinators: Vec<CoordinatorConfig>,
     /// `[[node]]`, each with `[node_defaults]` filled in; of an open file the node that joins, if one does.
@@ -152,6 +155,12 @@ pub struct CoordinatorConfig {
     pub raft: SocketAddr,
     /// Its folder for log and snapshots; a relative path starts at the cluster file's folder.
     pub data_dir: String,
+    /// Where it publishes block events, if it does.
+    pub block_events: Option<SocketAddr>,
+    /// Where it repeats them.
+    pub block_events_replay: Option<SocketAddr>,
+    /// Under which topic, if not the usual one.
+    pub block_events_topic: Option<String>,
 }
 
 impl CoordinatorConfig {

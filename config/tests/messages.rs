@@ -249,7 +249,7 @@ fn replaced_values_are_told_alike() {
         (
             "[raft]",
             "[raft]\n[storage]",
-            "line 5: storage: unknown key, known here are cluster, raft, scaling, tls, coordinator, node_defaults, node",
+            "line 5: storage: unknown key, known here are cluster, raft, scaling, tls, traces, coordinator, node_defaults, node",
         ),
         ("token_file", "tokenfile", "line 3: cluster.tokenfile: unknown key, did you mean \"token_file\"?"),
         ("[raft]", "[[raft]]", "line 4: raft = (array of 1): allowed is a table"),
@@ -580,12 +580,66 @@ fn certificates_are_given_whole_or_not_at_all() {
 }
 
 #[test]
+fn block_events_are_published_where_a_coordinator_says_and_repeated_only_then() {
+    let at = "id = \"coord-a\"";
+    let given = format!(
+        "{at}\nblock_events = \"10.0.0.1:5557\"\nblock_events_replay = \"10.0.0.1:5558\"\nblock_events_topic = \"kv@kvhive@llama\""
+    );
+    let config = ClusterConfig::from_toml(&VALID.replace(at, &given), []).unwrap();
+    let coordinator = &config.coordinators[0];
+    assert_eq!(coordinator.block_events.map(|at| at.port()), Some(5557));
+    assert_eq!(coordinator.block_events_topic.as_deref(), Some("kv@kvhive@llama"));
+    let text = config.to_toml().expect("it lists its nodes");
+    assert_eq!(ClusterConfig::from_toml(&text, []).as_ref(), Ok(&config));
+    assert_eq!(
+        with(at, "block_events_replay = \"10.0.0.1:5558\""),
+        [
+            "line 7: coordinator[0].block_events_replay = \"10.0.0.1:5558\": nothing is published that it could repeat; give block_events too"
+        ]
+    );
+    assert_eq!(
+        with(at, "block_events = \"10.0.0.1:7801\""),
+        [
+            "line 7: coordinator[0].block_events = \"10.0.0.1:7801\": coordinator[0].raft listens on 10.0.0.1:7801 of the same host; each listener needs a port of its own"
+        ]
+    );
+}
+
+const TRACES: &str = r#"[traces]
+endpoint = "http://collector:4318/"
+"#;
+
+#[test]
+fn traces_are_off_without_their_table_and_a_variable_can_make_it() {
+    assert_eq!(ClusterConfig::from_toml(VALID, []).unwrap().traces, None);
+    let config = ClusterConfig::from_toml(&format!("{VALID}{TRACES}sample = 0.01\n"), []).unwrap();
+    let traces = config.traces.clone().expect("they are on");
+    assert_eq!(traces.endpoint.as_deref(), Some("http://collector:4318"));
+    assert_eq!((traces.sample_per_mille, traces.keep), (10, 256));
+    let text = config.to_toml().expect("it lists its nodes");
+    assert_eq!(ClusterConfig::from_toml(&text, []).as_ref(), Ok(&config));
+    let env = [("KVHIVE_TRACES__SAMPLE".to_owned(), "1".to_owned())];
+    let traced = ClusterConfig::from_toml(VALID, env).unwrap().traces.clone();
+    assert_eq!(traced.map(|traces| (traces.sample_per_mille, traces.endpoint)), Some((1000, None)));
+    for wrong in
+        ["https://a:1", "http://a", "http://a:0", "http://a:1/v1/traces", "http://:1", "http://[::1:1", "a:1"]
+    {
+        let text = format!("{VALID}[traces]\nendpoint = \"{wrong}\"\n");
+        let expected =
+            format!("line 14: traces.endpoint = \"{wrong}\": allowed is http://host:port, without a path");
+        assert_eq!(problems_with(&text, &[]), [expected]);
+    }
+    let text = format!("{VALID}[traces]\nendpoint = \"http://[::1]:4318\"\n");
+    assert_eq!(problems_with(&text, &[]), [""; 0]);
+}
+
+#[test]
 fn every_key_of_the_reference_is_read() {
     // A key that nothing reads would take any value in silence.
     let reference = kvhive_config::reference_markdown();
     let mut section = "";
     let mut keys = 0;
-    let valid = format!("{VALID}{TLS}[scaling]\n");
+    let valid = format!("{VALID}{TLS}[scaling]\n{TRACES}");
     for line in reference.lines() {
         if let Some(header) = line.strip_prefix("### ") {
             section = header.trim_matches(['`', '[', ']']);
@@ -609,7 +663,7 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 11 + 3 + 10 + 3 + 6 + 23 + 4);
+    assert_eq!(keys, 11 + 3 + 10 + 3 + 3 + 9 + 23 + 4);
 }
 
 #[test]

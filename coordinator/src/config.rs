@@ -1,5 +1,6 @@
 //! How a coordinator is set up, and why it may not start.
 
+use crate::blocks::BlockEventsConfig;
 use crate::log::LogError;
 use crate::membership::MembershipError;
 use kvhive_consensus::{ConsensusError, PeerId};
@@ -9,6 +10,7 @@ use kvhive_protocol::raft::Seat;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
+use kvhive_spans::Tracer;
 use kvhive_wire::Tls;
 use std::io;
 use std::net::SocketAddr;
@@ -52,6 +54,10 @@ pub struct CoordinatorConfig {
     pub balance: bool,
     /// Applied entries after which the log is compacted.
     pub snapshot_every: u64,
+    /// Where block events are published; none publishes none.
+    pub block_events: Option<BlockEventsConfig>,
+    /// What records traced requests.
+    pub tracer: Tracer,
 }
 
 /// One of the coordinators, as the others know it.

@@ -55,7 +55,7 @@ pub struct Evictions {
 /// What collections have freed for one reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct CollectedFor {
-    /// The reason's name: `cleared`, `over`, `overdue`, `demoted`, `evicted`.
+    /// The reason's name: `cleared`, `over`, `overdue`, `demoted`, `evicted`, `not-admitted`.
     pub reason: &'static str,
     /// Blocks.
     pub blocks: u64,
@@ -152,6 +152,8 @@ pub struct NodeStats {
     pub host: TierUse,
     /// The disk tiers.
     pub disk: TierUse,
+    /// Bytes of memory that is locked, so that none of it is swapped out.
+    pub pinned_bytes: u64,
     /// Used bytes of the device tiers, from 0 to 1.
     pub device_utilization: f64,
     /// Blocks that left, by reason.

@@ -15,6 +15,7 @@ use crate::routing::{RouteAnswer, RouteRequest};
 use crate::scaling::{Observation, Reuse, ScalingChange, ScalingPolicy, ScalingReport};
 use crate::strategy::StrategyReport;
 use crate::tenant::{RulesChange, TenantRules};
+use crate::trace::{TraceAnswer, TraceAsk};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -77,6 +78,8 @@ pub enum ControlRequest {
         /// How busy.
         load: EngineLoad,
     },
+    /// What does this coordinator keep of traced requests?
+    Trace(TraceAsk),
 }
 
 /// Everything the leader knows.
@@ -226,6 +229,8 @@ pub enum ControlReply {
     Routed(RouteAnswer),
     /// An engine, as it is known after what was said of it.
     Engine(Box<Followed>),
+    /// What it keeps of traced requests.
+    Traced(TraceAnswer),
 }
 
 /// How a coordinator sees itself and its peers.

@@ -135,6 +135,14 @@ class AsyncClient(Calls):
         """As `Client.clear`."""
         return await drive(self._open().clear(tenant))
 
+    async def ensure_tenant(self, name: str, *, shares_with: str | None = None) -> None:
+        """As `Client.ensure_tenant`."""
+        await drive(self._open().ensure_tenant(name, shares_with))
+
+    async def set_strategy(self, strategy: str | None, *, tenant: str = "default") -> None:
+        """As `Client.set_strategy`."""
+        await drive(self._open().set_strategy(tenant, strategy))
+
     async def create_tenant(self, name: str) -> None:
         """As `Client.create_tenant`."""
         await drive(self._open().create_tenant(name))

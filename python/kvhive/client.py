@@ -125,6 +125,14 @@ class Client(Calls):
         """Creates a tenant without rules of its own."""
         self._open().create_tenant(name).wait()
 
+    def ensure_tenant(self, name: str, *, shares_with: str | None = None) -> None:
+        """Has a tenant be there. Where it is not it is made: by itself, or as another name for one whose blocks it shares."""
+        self._open().ensure_tenant(name, shares_with).wait()
+
+    def set_strategy(self, strategy: str | None, *, tenant: str = "default") -> None:
+        """Has another strategy decide which of a tenant's blocks leave, without losing one; None: each node's own."""
+        self._open().set_strategy(tenant, strategy).wait()
+
     def refresh(self) -> int:
         """Fetches the cluster's map anew, for tenants that others have made; returns its epoch."""
         return self._open().refresh().wait()

@@ -9,12 +9,14 @@ use kvhive_config::{
     Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, Newcomer, NodeConfig, Process, ScalingSettings,
     Token, TokenSource,
 };
+use kvhive_coordinator::BlockEventsConfig;
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::{ScalingMode, ScalingPolicy};
 use kvhive_runtime::http::{Access, Role};
+use kvhive_spans::{Tracer, TracerConfig};
 use kvhive_tls::{Tls, TlsFiles};
 use std::convert::Infallible;
 use std::path::Path;
@@ -134,6 +136,18 @@ async fn heed_hangups(tls: Option<Tls>) -> std::io::Result<Infallible> {
     }
 }
 
+/// Makes what records a process's spans, if the cluster traces.
+fn tracer(config: &ClusterConfig, kind: &str, id: &str) -> Result<Tracer> {
+    let Some(traces) = &config.traces else { return Ok(Tracer::OFF) };
+    Ok(Tracer::new(&TracerConfig {
+        service: format!("kvhive-{kind}"),
+        process: id.to_owned(),
+        endpoint: traces.endpoint.clone(),
+        sample_ppm: u32::from(traces.sample_per_mille) * 1000,
+        keep: traces.keep,
+    })?)
+}
+
 fn coordinator(
     config: &ClusterConfig,
     own: &CoordinatorConfig,
@@ -169,6 +183,15 @@ fn coordinator(
         repair_after: cluster.repair_after,
         balance: cluster.balance,
         snapshot_every: config.raft.snapshot_every,
+        tracer: tracer(config, "coordinator", &own.id)?,
+        block_events: own.block_events.map(|listen| BlockEventsConfig {
+            listen,
+            replay: own.block_events_replay,
+            topic: own
+                .block_events_topic
+                .clone()
+                .unwrap_or_else(|| format!("kv@{}@{}", own.id, config.cluster.name)),
+        }),
     })
 }
 
@@ -225,6 +248,7 @@ fn node(
         max_inflight_bytes: own.max_inflight.0,
         move_rate: own.move_rate.0,
         devices,
+        pin_memory: false,
         tuning: tuning(own),
         disk_folder: own.disk_dir.as_ref().map(|folder| beside(file, folder).join(&own.id)),
         persist: own.persist_dir.as_ref().map(|folder| PersistConfig {
@@ -235,6 +259,7 @@ fn node(
         access: access(config, file)?,
         tls: tls(config, &own.host, file)?,
         token,
+        tracer: tracer(config, "node", &own.id)?,
     })
 }
 

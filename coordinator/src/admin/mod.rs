@@ -6,6 +6,7 @@ mod asked;
 pub(crate) mod audit;
 mod backup;
 mod balance;
+mod check_blocks;
 mod dashboard;
 mod document;
 mod engines;
@@ -22,6 +23,7 @@ mod route;
 mod routes;
 mod scaling;
 mod tenants;
+mod traces;
 
 pub(crate) use events::Listeners;
 pub(crate) use routes::{Admin, Sources, serve};

@@ -3,17 +3,19 @@
 use super::answers::{Cluster, Consistency, Coordinator, Freshness, SlotList, SlotQuery, Stats, Trouble};
 use super::asked::AskedAs;
 use super::audit::{Audit, From};
+use super::check_blocks::MAX_CHECK_BODY_BYTES;
 use super::document::Document;
 use super::events::Listeners;
 use super::lanes::Lanes;
 use super::pins::MAX_PIN_BODY_BYTES;
 use super::route::MAX_ROUTE_BODY_BYTES;
 use super::{
-    backup, balance, dashboard, document, engines, events, figures, members, overview, pins, raft, route,
-    scaling, tenants,
+    backup, balance, check_blocks, dashboard, document, engines, events, figures, members, overview, pins,
+    raft, route, scaling, tenants, traces,
 };
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
+use crate::blocks::Publisher;
 use crate::config::PeerConfig;
 use crate::control_plane::{ControlPlane, ask_peer, trouble};
 use crate::log_thread::LogFigures;
@@ -31,6 +33,7 @@ use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{Reason, RequestId, SLOTS, WireError};
 use kvhive_runtime::http::{Access, Problem};
 use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
+use kvhive_spans::Tracer;
 use kvhive_wire::{Fault, Identity, Tls};
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +58,7 @@ const DOOR: DoorLimits = DoorLimits {
     idle: Duration::from_secs(60),
 };
 /// A coordinator that does not say how it is within this is shown as unreachable.
-const PEER_LIMIT: Duration = Duration::from_millis(500);
+pub(super) const PEER_LIMIT: Duration = Duration::from_millis(500);
 
 /// Where the admin API gets its answers.
 pub(crate) struct Sources {
@@ -67,6 +70,8 @@ pub(crate) struct Sources {
     pub(crate) peers: watch::Receiver<Vec<PeerConfig>>,
     pub(crate) log: Arc<LogFigures>,
     pub(crate) vitals: watch::Receiver<Vitals>,
+    pub(crate) tracer: Tracer,
+    pub(crate) publisher: Option<Publisher>,
 }
 
 /// What the admin API works with.
@@ -262,6 +267,9 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(stats))
         .routes(routes!(events::events))
         .routes(routes!(events::stream))
+        .routes(routes!(check_blocks::check_blocks).layer(DefaultBodyLimit::max(MAX_CHECK_BODY_BYTES)))
+        .routes(routes!(traces::traces))
+        .routes(routes!(traces::trace))
         .routes(routes!(backup::backup))
         .routes(routes!(raft::group))
         .routes(routes!(raft::transfer))
@@ -283,6 +291,7 @@ fn router(admin: Arc<Admin>) -> Router {
     document.merge(open_doc);
     let guarded = guarded
         .route("/openapi.json", axum::routing::get(move || async move { Json(document) }))
+        .layer(middleware::from_fn_with_state(admin.clone(), traces::follow))
         .layer(middleware::from_fn_with_state(admin.clone(), only_of_the_group))
         .layer(middleware::from_fn_with_state(admin.audit.clone(), Audit::note))
         .layer(middleware::from_fn_with_state(admin.access.clone(), Access::check));
@@ -333,6 +342,7 @@ async fn refuse_large_bodies(request: Request, next: Next) -> Response {
     let most = match request.uri().path() {
         "/v1/route" => MAX_ROUTE_BODY_BYTES,
         "/v1/pins" => MAX_PIN_BODY_BYTES,
+        "/check_blocks" => MAX_CHECK_BODY_BYTES,
         _ => MAX_BODY_BYTES,
     };
     match request.body().size_hint().lower() {

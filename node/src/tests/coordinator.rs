@@ -155,7 +155,8 @@ impl FakeCoordinator {
 }
 
 async fn converse(stream: TcpStream, script: Arc<Mutex<Script>>) {
-    let listening = Listening { token: TokenKey::new(TOKEN), cluster: Some(ClusterId(77)), tls: None };
+    let cluster = script.lock().expect("no test panics holding it").map.cluster;
+    let listening = Listening { token: TokenKey::new(TOKEN), cluster: Some(cluster), tls: None };
     let Ok((mut connection, _)) = Connection::accept(stream, &listening, Duration::from_secs(5)).await else {
         return;
     };
