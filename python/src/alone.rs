@@ -99,6 +99,7 @@ fn attempt(restore: Option<&[u8]>) -> Result<Result<Begun, CoordinatorError>, Fa
         balance: false,
         snapshot_every: 10_000,
         tracer: kvhive_client::Tracer::OFF,
+        block_events: None,
     });
     let cluster = Cluster { coordinators: vec![raft.to_string()], token };
     Ok(started.map(|coordinator| (coordinator, cluster, folder)))
