@@ -177,6 +177,7 @@ pub(crate) mod tests {
             settings,
             default_secret: [1; 32],
             scaling: Default::default(),
+            level: kvhive_protocol::Level::NEWEST,
         };
         let tenant =
             Command::CreateTenant { name: "team".into(), secret: [2; 32], rules: TenantRules::default() };

@@ -7,6 +7,7 @@ use kvhive_control::RestoreError;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::raft::Seat;
 use kvhive_protocol::scaling::ScalingPolicy;
+use kvhive_protocol::{Level, WireError};
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
 use kvhive_wire::Tls;
@@ -52,6 +53,8 @@ pub struct CoordinatorConfig {
     pub balance: bool,
     /// Applied entries after which the log is compacted.
     pub snapshot_every: u64,
+    /// The newest level that it speaks.
+    pub speaks: Level,
 }
 
 /// One of the coordinators, as the others know it.
@@ -99,6 +102,9 @@ pub enum CoordinatorError {
     /// The snapshot's content makes no sense.
     #[error("the snapshot cannot be used: {0}")]
     Snapshot(#[from] RestoreError),
+    /// Its cluster is at a level that it does not speak.
+    #[error(transparent)]
+    TooOld(WireError),
     /// A listener could not be opened.
     #[error("cannot listen on {address}: {source}")]
     Listen {

@@ -3,6 +3,7 @@
 use crate::disk::{DiskError, Geometry, record_bytes};
 use kvhive_cache::policy::Strategy;
 use kvhive_gpu::ArenaError;
+use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
 use kvhive_runtime::RuntimeError;
@@ -58,6 +59,8 @@ pub struct NodeConfig {
     pub access: Access,
     /// Its certificate and whom it trusts, on every channel; none speaks without TLS.
     pub tls: Option<Tls>,
+    /// The newest level that it speaks.
+    pub speaks: Level,
 }
 
 /// Where a node keeps its snapshot.

@@ -150,7 +150,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         let total = counter.load(Ordering::Relaxed);
         metrics::counter!("kvhive_node_requests_refused_total", "reason" => reason).absolute(total);
     }
-    if let Some(tls) = &plane.tls {
+    if let Some(tls) = &plane.listening.tls {
         record_tls(tls);
     }
     for (device, store) in sources.stores.iter().enumerate() {

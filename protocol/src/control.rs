@@ -5,7 +5,9 @@ use crate::data::Ack;
 use crate::engines::{Engine, EngineLoad, Followed};
 use crate::error::WireError;
 use crate::events::{Note, Reason};
+use crate::growing::grows;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
+use crate::level::Level;
 use crate::load::{PinnedLoad, TenantLoad, TierLoad, Traffic, Work};
 use crate::map::{ClusterMap, DeviceDescription, Settings};
 use crate::pins::Pin;
@@ -100,6 +102,7 @@ pub struct Overview {
 
 /// A node's first word.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Registration {
     /// Its name for repeats.
     pub request: RequestId,
@@ -115,6 +118,8 @@ pub struct Registration {
     pub devices: Vec<DeviceDescription>,
     /// How blocks are stored that it is the first to hold, of tenants whose rules ask for nothing.
     pub codec: Codec,
+    /// The newest level that it speaks.
+    pub speaks: Level,
 }
 
 /// What a node says of itself, a few times a second.
@@ -132,6 +137,7 @@ pub struct Heartbeat {
 
 /// One device's report.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct DeviceLoad {
     /// Resident blocks, both tiers.
     pub blocks: u64,
@@ -176,8 +182,10 @@ pub struct DeviceLoad {
     /// How long the request for this report waited for the device, as any other does, in microseconds.
     pub queue_us: u64,
     /// What it keeps because of pins.
+    #[serde(default)]
     pub pinned: PinnedLoad,
 }
+grows!(Registration, DeviceLoad, CoordinatorStatus);
 
 impl DeviceLoad {
     /// Says whether any block of `slot` is resident or being written.
@@ -228,6 +236,7 @@ pub enum ControlReply {
 
 /// How a coordinator sees itself and its peers.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct CoordinatorStatus {
     /// Its name in the cluster file.
     pub name: String,
@@ -246,6 +255,8 @@ pub struct CoordinatorStatus {
     pub applied: u64,
     /// The map's epoch.
     pub epoch: Epoch,
+    /// The newest level that it speaks.
+    pub speaks: Level,
 }
 
 /// A change of the cluster's memory of itself: an entry of the raft log.
@@ -263,6 +274,8 @@ pub enum Command {
         default_secret: [u8; 32],
         /// How its size may change, until an operator says otherwise.
         scaling: ScalingPolicy,
+        /// The level that every coordinator speaks.
+        level: Level,
     },
     /// A node starts.
     Register(Registration),
@@ -378,6 +391,11 @@ pub enum Command {
         /// Only if it is one that ends by then.
         ended_ms: Option<u64>,
     },
+    /// Has the cluster be at a newer level, for good.
+    RaiseLevel {
+        /// Which: every member speaks it.
+        to: Level,
+    },
 }
 
 impl Command {
@@ -405,6 +423,15 @@ impl Command {
             Command::RecordLoad { .. } => "record-load",
             Command::SetPin { .. } => "set-pin",
             Command::RemovePin { .. } => "remove-pin",
+            Command::RaiseLevel { .. } => "raise-level",
+        }
+    }
+
+    /// Returns from which level on it can be written down: a build of an older one could not read it.
+    pub fn needs(&self) -> Level {
+        match self {
+            Command::SetPin { .. } | Command::RemovePin { .. } => Level::PINS,
+            _ => Level::FIRST,
         }
     }
 

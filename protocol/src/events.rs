@@ -3,6 +3,7 @@
 
 use crate::control::{MAX_NAME_BYTES, Proposal};
 use crate::error::WireError;
+use crate::growing::grows;
 use crate::ids::{Epoch, Slot};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -111,11 +112,13 @@ pub enum EventKind {
     PinAdded,
     /// A pin has ended, or was removed.
     PinRemoved,
+    /// Every member speaks a newer level, and the cluster is at it from now on.
+    LevelRaised,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 23] = [
+    pub const ALL: [EventKind; 24] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -139,6 +142,7 @@ impl EventKind {
         EventKind::MemberRemoved,
         EventKind::PinAdded,
         EventKind::PinRemoved,
+        EventKind::LevelRaised,
     ];
 
     /// Returns its name.
@@ -167,6 +171,7 @@ impl EventKind {
             EventKind::MemberRemoved => "member-removed",
             EventKind::PinAdded => "pin-added",
             EventKind::PinRemoved => "pin-removed",
+            EventKind::LevelRaised => "level-raised",
         }
     }
 
@@ -184,6 +189,7 @@ impl fmt::Display for EventKind {
 
 /// Whom or what an event is about, by name.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Subject {
     /// A member.
     pub member: Option<String>,
@@ -198,8 +204,10 @@ pub struct Subject {
     /// Some of those slots, at most [`MAX_EXAMPLES`].
     pub examples: Vec<Slot>,
     /// The name of a pin.
+    #[serde(default)]
     pub pin: Option<String>,
 }
+grows!(Subject);
 
 impl Subject {
     /// Makes a subject of one member.

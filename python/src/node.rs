@@ -102,6 +102,7 @@ impl Setup {
         }
         let host = self.advertise.rsplit_once(':').map(|(host, _)| host.to_owned());
         Ok(NodeConfig {
+            speaks: kvhive_protocol::Level::NEWEST,
             name: self.name,
             data_listen: listen,
             advertise_data: self.advertise,
@@ -180,6 +181,7 @@ fn alone(name: &str) -> Result<(CoordinatorHandle, Cluster, TempDir), Failure> {
         scaling: Default::default(),
         balance: false,
         snapshot_every: 10_000,
+        speaks: kvhive_protocol::Level::NEWEST,
     })?;
     let coordinators = vec![coordinator.raft_address().to_string()];
     Ok((coordinator, Cluster { coordinators, token }, folder))

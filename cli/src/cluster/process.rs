@@ -10,6 +10,7 @@ use kvhive_config::{
     Token, TokenSource,
 };
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
+use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
@@ -168,7 +169,21 @@ fn coordinator(
         repair_after: cluster.repair_after,
         balance: cluster.balance,
         snapshot_every: config.raft.snapshot_every,
+        speaks: speaks(config)?,
     })
+}
+
+/// Returns the newest level that a process of this cluster speaks.
+fn speaks(config: &ClusterConfig) -> Result<Level> {
+    match config.cluster.max_level.map(Level) {
+        None => Ok(Level::NEWEST),
+        Some(level) if level < Level::OLDEST => bail!(
+            "cluster.max_level is {level}, and this build of kvhive speaks {} to {}: take it away, or run an older build",
+            Level::OLDEST,
+            Level::NEWEST
+        ),
+        Some(level) => Ok(level.min(Level::NEWEST)),
+    }
 }
 
 /// Returns what a cluster that is started now begins with.
@@ -213,6 +228,7 @@ fn node(
         bail!("node {} has no devices", own.id);
     }
     Ok(kvhive_node::NodeConfig {
+        speaks: speaks(config)?,
         name: own.id.clone(),
         data_listen: own.data,
         advertise_data: own.data_address(),

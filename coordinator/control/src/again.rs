@@ -97,6 +97,7 @@ mod tests {
                 settings,
                 default_secret: [1; 32],
                 scaling: Default::default(),
+                level: kvhive_protocol::Level::NEWEST,
             });
             cluster
         }
@@ -122,6 +123,7 @@ mod tests {
                 labels: Default::default(),
                 devices: vec![device],
                 codec: Default::default(),
+                speaks: kvhive_protocol::Level::NEWEST,
             }));
             match reply {
                 CommandReply::Registered { member, generation, .. } => (member, generation),

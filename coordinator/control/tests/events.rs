@@ -31,6 +31,7 @@ impl Story {
                 settings,
                 default_secret: [1; 32],
                 scaling: Default::default(),
+                level: kvhive_protocol::Level::NEWEST,
             },
             "its logs were empty",
         );
@@ -54,6 +55,7 @@ impl Story {
             metrics_address: "127.0.0.1:7811".into(),
             labels: BTreeMap::new(),
             codec: Default::default(),
+            speaks: kvhive_protocol::Level::NEWEST,
             devices: vec![device],
         };
         self.does(Command::Register(registration), "its process started")

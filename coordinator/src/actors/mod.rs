@@ -3,6 +3,7 @@
 mod answers;
 pub(crate) mod directory;
 mod group;
+pub(crate) mod levels;
 pub(crate) mod raft;
 mod scaling;
 mod tidings;

@@ -2,6 +2,7 @@
 //! waits for what.
 
 use super::directory::Directory;
+use super::levels::Belonging;
 use super::vitals::Vitals;
 use crate::engines::Agreed;
 use crate::log_thread::Write;
@@ -12,7 +13,7 @@ use kvhive_protocol::map::Settings;
 use kvhive_protocol::raft::RaftRequest;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterId, Epoch, LogEntry, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
+    ClusterId, Epoch, Level, LogEntry, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
 };
 use kvhive_runtime::{Actor, Clock, Context, Reply, Sender};
 use std::collections::BTreeMap;
@@ -26,8 +27,8 @@ use tracing::{debug, info, warn};
 pub(crate) enum RaftMessage {
     /// The timer ticked.
     Tick,
-    /// A peer's message, and the memory that was set aside for it.
-    Received { from: PeerId, bytes: Vec<u8>, room: Arc<OwnedSemaphorePermit> },
+    /// A peer's message, what that peer speaks, and the memory that was set aside for it.
+    Received { from: PeerId, speaks: Level, bytes: Vec<u8>, room: Arc<OwnedSemaphorePermit> },
     /// A peer cannot be reached.
     Unreachable { peer: PeerId },
     /// The log has synced this write and all before it.
@@ -84,8 +85,10 @@ pub(crate) struct Parts {
     pub(crate) bootstrap: Bootstrap,
     /// Told why this coordinator must end.
     pub(crate) failed: watch::Sender<Option<String>>,
-    /// Told the cluster's id once it is known, for handshakes.
-    pub(crate) cluster: watch::Sender<Option<ClusterId>>,
+    /// The newest level that it speaks.
+    pub(crate) speaks: Level,
+    /// Told the cluster's id once it is known, and its level, for handshakes.
+    pub(crate) cluster: watch::Sender<Belonging>,
     /// Told the number of the newest event.
     pub(crate) events: watch::Sender<u64>,
     /// Told the engines that are followed.
@@ -136,6 +139,10 @@ pub(crate) struct RaftActor {
     pub(super) scaler: Scaler,
     /// When load is looked at next.
     pub(super) next_look: Moment,
+    /// The newest levels that others of the group speak, as far as they were heard.
+    pub(super) heard: BTreeMap<PeerId, Level>,
+    /// When it is looked next whether the cluster's level can rise.
+    pub(super) next_rise: Moment,
 }
 
 impl RaftActor {
@@ -155,6 +162,8 @@ impl RaftActor {
             figures: Figures::default(),
             scaler: Scaler::new(),
             next_look: Moment::ZERO,
+            heard: BTreeMap::new(),
+            next_rise: Moment::ZERO,
         }
     }
 
@@ -194,6 +203,9 @@ impl RaftActor {
                     info!(index, "took over the leader's snapshot");
                     self.parts.registry = registry;
                     self.tell_cluster();
+                    if self.is_left_behind() {
+                        return;
+                    }
                     self.tell_events();
                     self.tell_engines();
                 }
@@ -255,6 +267,9 @@ impl RaftActor {
             warn!(command = name, ?repair, "slots lost their last replica; their blocks are misses");
         }
         self.tell_cluster();
+        if self.is_left_behind() {
+            return;
+        }
         self.tell_events();
         self.tell_engines();
         let Some(ticket) = ticket else { return };
@@ -369,13 +384,15 @@ impl RaftActor {
                 self.bootstrapping = true;
                 let Bootstrap { cluster, name, settings, default_secret, scaling } =
                     self.parts.bootstrap.clone();
+                let level = self.first_level();
                 self.propose_own(
-                    Command::Bootstrap { cluster, name, settings, default_secret, scaling },
+                    Command::Bootstrap { cluster, name, settings, default_secret, scaling, level },
                     Reason::new("every coordinator's log was empty"),
                 );
             }
             None => {}
         }
+        self.look_at_level();
         if leads {
             self.look_at_load();
         }
@@ -394,7 +411,7 @@ impl RaftActor {
         }
     }
 
-    fn fail(&mut self, reason: String) {
+    pub(super) fn fail(&mut self, reason: String) {
         tracing::error!(%reason, "this coordinator cannot go on");
         self.has_failed = true;
         // Dropped, so that their askers hear at once that the outcome is unknown.
@@ -423,7 +440,8 @@ impl Actor for RaftActor {
         }
         match message {
             RaftMessage::Tick => self.tick(),
-            RaftMessage::Received { from, bytes, room } => {
+            RaftMessage::Received { from, speaks, bytes, room } => {
+                self.hear_level(from, speaks);
                 self.step(Event::Received { from, bytes });
                 drop(room);
             }
@@ -432,8 +450,8 @@ impl Actor for RaftActor {
             RaftMessage::LogFailed { reason } => self.fail(reason),
             RaftMessage::Propose { proposal, reason, reply } => {
                 // A rejection would stick to the request's id.
+                let leads = self.parts.consensus.status().role == Role::Leader;
                 if self.parts.registry.map().is_none() {
-                    let leads = self.parts.consensus.status().role == Role::Leader;
                     let error = if leads {
                         WireError::busy("the cluster has not started yet")
                     } else {
@@ -441,7 +459,12 @@ impl Actor for RaftActor {
                     };
                     return reply.send(ControlReply::Failed(error));
                 }
-                self.propose(proposal, reason, Some(reply));
+                // Written down, it would end every member that does not know it.
+                let level = self.parts.registry.level();
+                match kvhive_control::check_level(&proposal.command, level) {
+                    Err(error) if leads => reply.send(ControlReply::Failed(error)),
+                    _ => self.propose(proposal, reason, Some(reply)),
+                }
             }
             RaftMessage::FetchMap { have, linearizable: false, reply } => reply.send(self.map_reply(have)),
             RaftMessage::FetchMap { have, linearizable: true, reply } => {

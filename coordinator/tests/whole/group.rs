@@ -91,6 +91,7 @@ impl Group {
                 election_timeout: Duration::from_millis(300),
                 heartbeat: Duration::from_millis(60),
                 snapshot_every: 10_000,
+                speaks: kvhive_protocol::Level::NEWEST,
                 repair_after: Duration::from_secs(30),
                 scaling: Default::default(),
                 balance: false,
@@ -210,7 +211,14 @@ impl Group {
     }
 
     pub(crate) fn identity(&self, role: Role) -> Identity {
-        Identity { token: TokenKey::new(TOKEN.as_bytes()), role, sender: 0, cluster: None, tls: None }
+        Identity {
+            token: TokenKey::new(TOKEN.as_bytes()),
+            role,
+            sender: 0,
+            cluster: None,
+            tls: None,
+            levels: Default::default(),
+        }
     }
 
     pub(crate) fn admin(&self, at: usize) -> AdminDoor {
@@ -232,6 +240,7 @@ impl Group {
                 disk_bytes: 0,
             }],
             codec: Default::default(),
+            speaks: kvhive_protocol::Level::NEWEST,
         };
         match self.ask(self.leader(), Role::Node, &ControlRequest::Register(registration)) {
             ControlReply::Registered { member, generation, map } => {

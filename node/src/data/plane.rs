@@ -5,10 +5,9 @@ use crate::actors::device::Device;
 use crate::data::counters::{Counters, count};
 use crate::data::replicate::Replicator;
 use crate::view::View;
-use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::{DeviceId, WireError};
 use kvhive_runtime::{AskError, Reply};
-use kvhive_wire::{Fault, Tls};
+use kvhive_wire::{Fault, Listening};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,8 +38,7 @@ pub(crate) struct DataPlane {
     pub(crate) view: Arc<View>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) replicator: Replicator,
-    pub(super) token: TokenKey,
-    pub(crate) tls: Option<Tls>,
+    pub(crate) listening: Listening,
     pub(super) connections: Arc<Semaphore>,
     devices: Vec<Device>,
     limits: Limits,
@@ -62,8 +60,7 @@ impl DataPlane {
         view: Arc<View>,
         counters: Arc<Counters>,
         replicator: Replicator,
-        token: TokenKey,
-        tls: Option<Tls>,
+        listening: Listening,
         limits: Limits,
     ) -> DataPlane {
         let inflight_kib = kib(limits.inflight_bytes).clamp(1, 1 << 28);
@@ -72,8 +69,7 @@ impl DataPlane {
             view,
             counters,
             replicator,
-            token,
-            tls,
+            listening,
             connections: Arc::new(Semaphore::new(limits.connections)),
             limits,
             inflight: Arc::new(Semaphore::new(inflight_kib as usize)),

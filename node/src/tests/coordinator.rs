@@ -155,7 +155,12 @@ impl FakeCoordinator {
 }
 
 async fn converse(stream: TcpStream, script: Arc<Mutex<Script>>) {
-    let listening = Listening { token: TokenKey::new(TOKEN), cluster: Some(ClusterId(77)), tls: None };
+    let listening = Listening {
+        token: TokenKey::new(TOKEN),
+        cluster: Some(ClusterId(77)),
+        tls: None,
+        levels: Default::default(),
+    };
     let Ok((mut connection, _)) = Connection::accept(stream, &listening, Duration::from_secs(5)).await else {
         return;
     };
@@ -203,6 +208,7 @@ impl Script {
             devices: registration.devices,
             codec: registration.codec,
             drains: false,
+            speaks: kvhive_protocol::Level::NEWEST,
         };
         self.map.members.insert(id, member);
         let everywhere: Vec<_> = self.map.members.keys().map(|id| DeviceId::new(*id, 0)).collect();
