@@ -7,7 +7,7 @@ use kvhive_tls::TlsFault;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::cluster::local;
 use crate::trust;
@@ -153,14 +153,38 @@ impl Admin {
     pub(crate) fn of_node(&self, address: &str) -> Admin {
         // A cluster has TLS everywhere or nowhere.
         let is_https = self.urls.iter().any(|url| url.starts_with(HTTPS));
+        self.at(with_scheme(address, if is_https { "https" } else { "http" }), "node")
+    }
+
+    /// Returns the way to each coordinator alone.
+    pub(crate) fn each(&self) -> Vec<Admin> {
+        self.urls.iter().map(|url| self.at(url.clone(), self.who)).collect()
+    }
+
+    fn at(&self, url: String, who: &'static str) -> Admin {
         Admin {
-            urls: vec![with_scheme(address, if is_https { "https" } else { "http" })],
+            urls: vec![url],
             token: self.token.clone(),
             token_from: self.token_from.clone(),
-            who: "node",
+            who,
             reads: self.reads.clone(),
             changes: self.changes.clone(),
         }
+    }
+
+    /// Returns the URL that is tried first.
+    pub(crate) fn first_url(&self) -> &str {
+        self.urls.first().map_or("", String::as_str)
+    }
+
+    /// Asks whether the process at the first URL that answers is alive; returns what time it is there, if it says so.
+    ///
+    /// # Errors
+    /// When none answers.
+    pub(crate) fn date(&self) -> Result<Option<SystemTime>> {
+        let (_, answer) = self.ask_for(Asked::Read, |url| self.reads.get(format!("{url}/healthz")).call())?;
+        let date = answer.headers().get("date").and_then(|date| date.to_str().ok());
+        Ok(date.and_then(|date| httpdate::parse_http_date(date).ok()))
     }
 
     /// Gets `path` from the first coordinator that answers.

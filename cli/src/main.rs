@@ -11,8 +11,8 @@ mod trust;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    backup, balance, config, coordinator, down, drain, engines, events, explain, node, pin, raft, replay,
-    route, scale, simulate, status, tenants, tls, top, trace as trace_command, up,
+    backup, balance, config, coordinator, doctor, down, drain, engines, events, explain, node, pin, raft,
+    replay, route, scale, simulate, status, tenants, tls, top, trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -35,6 +35,7 @@ enum Command {
     Top(top::Top),
     Nodes(status::Nodes),
     Slots(status::Slots),
+    Doctor(doctor::Doctor),
     Drain(drain::Drain),
     Scale(scale::Scale),
     Balance(balance::Balance),
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         Command::Top(command) => command.run(),
         Command::Nodes(command) => command.run(),
         Command::Slots(command) => command.run(),
+        Command::Doctor(command) => command.run(),
         Command::Drain(command) => command.run(),
         Command::Scale(command) => command.run(),
         Command::Balance(command) => command.run(),

@@ -6,6 +6,7 @@ use crate::stats::count;
 use kvhive_protocol::data::DataRequest;
 use kvhive_protocol::frame::{FrameLimits, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::strategy::MAX_REPORTS;
+use kvhive_protocol::trace::{MAX_LISTED, MAX_SPANS, TraceAsk};
 use kvhive_protocol::watch::{MAX_BLOCKS_PER_PAGE, MAX_EVENTS_PER_ANSWER};
 use kvhive_protocol::{ClusterMap, Epoch, WireError};
 use kvhive_wire::Fault;
@@ -23,6 +24,8 @@ const REPORT_BYTES: usize = 512;
 const EXPLAINED_BYTES: usize = 64;
 /// Message bytes of one event, or of one block of a page: its key, and numbers.
 const WATCHED_BYTES: usize = 80;
+/// Message bytes of one span, its texts as long as they usually are.
+const SPAN_BYTES: usize = 1024;
 
 /// What the repeat of a failed request needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,6 +78,13 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
         DataRequest::Release(_) => (0, 0),
         DataRequest::Survey(request) => (request.runs.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Explain(request) => (request.keys.len().saturating_mul(EXPLAINED_BYTES), 0),
+        DataRequest::Trace(request) => {
+            let most = match request.ask {
+                TraceAsk::One(_) => MAX_SPANS,
+                TraceAsk::Newest(limit) => MAX_LISTED.min(limit as usize),
+            };
+            (most.saturating_mul(SPAN_BYTES), 0)
+        }
         DataRequest::Strategies(_) => (MAX_REPORTS.saturating_mul(REPORT_BYTES), 0),
         DataRequest::Watch(_) => {
             (MAX_EVENTS_PER_ANSWER.max(MAX_BLOCKS_PER_PAGE).saturating_mul(WATCHED_BYTES), 0)

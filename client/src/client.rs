@@ -14,6 +14,7 @@ use kvhive_protocol::routing::{RouteAnswer, RouteRequest};
 use kvhive_protocol::{
     ClusterMap, Epoch, Era, Layout, Namespace, RulesChange, TenantId, TenantRules, WireError,
 };
+use kvhive_spans::Tracer;
 use kvhive_wire::{Identity, Tls};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -43,6 +44,9 @@ pub struct ClientConfig {
     pub tls: Option<Tls>,
     /// Whether nodes decode what is stored encoded, so that nothing but raw blocks arrives.
     pub raw_reads: bool,
+    /// What records the calls of namespaces that are traced ([`NamespaceClient::traced`]), and samples those that are not; off records
+    /// nothing, and what is traced by the caller is passed on all the same.
+    pub tracer: Tracer,
 }
 
 impl ClientConfig {
@@ -58,6 +62,7 @@ impl ClientConfig {
             hold: Duration::from_secs(2),
             tls: None,
             raw_reads: false,
+            tracer: Tracer::OFF,
         }
     }
 }
@@ -104,6 +109,7 @@ impl Client {
         }
         let deadline = in_time(config.request_timeout.max(config.connect_timeout));
         let map = first_map(&coordinators, deadline).await?;
+        coordinators.follow(&map);
         let identity = Identity { cluster: Some(map.cluster), ..identity };
         let pool = Pool::new(identity, config.connections_per_member.max(1), config.connect_timeout);
         let shared = Shared {
@@ -297,6 +303,7 @@ impl Shared {
     fn learn(&self, map: Arc<ClusterMap>) {
         let mut known = self.map.write().unwrap_or_else(|poison| poison.into_inner());
         if map.epoch > known.epoch {
+            self.coordinators.follow(&map);
             self.pool.retain(|address| map.members.values().any(|member| member.data_address == address));
             *known = map;
         }

@@ -24,7 +24,8 @@ const MAX_IDLE: usize = 8;
 
 /// The coordinators of one cluster. Cheap to share behind an `Arc`.
 pub struct Coordinators {
-    addresses: Vec<String>,
+    /// As they were named to begin with.
+    named: Vec<String>,
     identity: Identity,
     client: u128,
     sequence: AtomicU64,
@@ -39,6 +40,10 @@ struct Target {
     idle: Vec<Connection>,
     /// Where the search goes on when it fails.
     next: usize,
+    /// Where the newest map has them.
+    learnt: Arc<Vec<String>>,
+    /// Who has failed since one answered.
+    failed: usize,
 }
 
 impl Coordinators {
@@ -54,13 +59,36 @@ impl Coordinators {
         getrandom::fill(&mut client)
             .map_err(|error| ClientError::Misuse(format!("no random bytes: {error}")))?;
         Ok(Coordinators {
-            addresses,
+            named: addresses,
             identity,
             client: u128::from_le_bytes(client),
             sequence: AtomicU64::new(1),
             requests: AtomicU64::new(1),
-            target: Mutex::new(Target { address: first, idle: Vec::new(), next: 1 }),
+            target: Mutex::new(Target {
+                address: first,
+                idle: Vec::new(),
+                next: 1,
+                learnt: Arc::default(),
+                failed: 0,
+            }),
         })
+    }
+
+    /// Follows the coordinators to where a map has them. Those that were named to begin with are asked only when none of these
+    /// answers; one that is neither is forgotten.
+    pub fn follow(&self, map: &ClusterMap) {
+        let mut target = self.target();
+        if !map.coordinators.is_empty() && target.learnt != map.coordinators {
+            target.learnt = map.coordinators.clone();
+            target.next = 0;
+        }
+    }
+
+    /// Returns where coordinators are asked for, those that are asked first at the front.
+    pub fn addresses(&self) -> Vec<String> {
+        let learnt = self.target().learnt.clone();
+        let named = self.named.iter().filter(|named| !learnt.contains(named));
+        learnt.iter().chain(named).cloned().collect()
     }
 
     /// Returns the map if it is newer than `have`. Linearizable: as new as any change acknowledged before the call.
@@ -171,9 +199,9 @@ impl Coordinators {
 
     /// Asks each coordinator how it sees itself; one that does not answer is an error in its place.
     pub async fn status(&self, limit: Duration) -> Vec<(String, Result<CoordinatorStatus, Fault>)> {
-        let asks = self.addresses.iter().map(|address| async move {
+        let asks = self.addresses().into_iter().map(|address| async move {
             let answer = tokio::time::timeout(limit, async {
-                let (mut connection, _) = Connection::connect(address, &self.identity, limit).await?;
+                let (mut connection, _) = Connection::connect(&address, &self.identity, limit).await?;
                 let number = self.requests.fetch_add(1, Ordering::Relaxed);
                 connection.send(Kind::ControlRequest, number, &ControlRequest::Status, &[]).await?;
                 match connection.receive_answer(Kind::ControlReply, number).await? {
@@ -183,7 +211,8 @@ impl Coordinators {
                     )))),
                 }
             });
-            (address.clone(), answer.await.unwrap_or(Err(Fault::Timeout(limit))))
+            let answer = answer.await.unwrap_or(Err(Fault::Timeout(limit)));
+            (address, answer)
         });
         futures_util::future::join_all(asks).await
     }
@@ -198,11 +227,12 @@ impl Coordinators {
         let begun = Instant::now();
         let mut backoff = Backoff::new();
         let mut tried = 0;
+        let there_are = self.addresses().len();
         let mut last;
         loop {
             // Each coordinator gets its share of a short deadline: one that hangs shall not use up the others'.
             let now = Instant::now();
-            let untried = self.addresses.len().saturating_sub(tried).max(1) as u32;
+            let untried = there_are.saturating_sub(tried).max(1) as u32;
             let share = deadline.saturating_duration_since(now) / untried;
             let attempt = now + patience.min(share);
             match self.try_once(request, attempt).await {
@@ -213,7 +243,7 @@ impl Coordinators {
                         self.retarget(leader);
                         tried += 1;
                         // The first hints are followed at once; in an election everybody points in circles.
-                        if known && tried <= self.addresses.len() {
+                        if known && tried <= there_are {
                             continue;
                         }
                     }
@@ -237,7 +267,7 @@ impl Coordinators {
                     last = fault.to_string();
                     self.retarget(None);
                     tried += 1;
-                    if tried < self.addresses.len() {
+                    if tried < there_are {
                         continue;
                     }
                 }
@@ -264,6 +294,9 @@ impl Coordinators {
             connection.send(Kind::ControlRequest, number, request, &[]).await?;
             let reply = connection.receive_answer(Kind::ControlReply, number).await?;
             let mut target = self.target();
+            if !matches!(reply, ControlReply::Failed(_)) {
+                target.failed = 0;
+            }
             if target.address == address && target.idle.len() < MAX_IDLE && connection.is_idle() {
                 target.idle.push(connection);
             }
@@ -277,11 +310,17 @@ impl Coordinators {
     fn retarget(&self, leader: Option<String>) {
         let mut target = self.target();
         let address = leader.unwrap_or_else(|| {
-            let count = self.addresses.len();
+            let learnt = target.learnt.clone();
+            target.failed += 1;
+            // Who was named to begin with may be gone for good, so those come when all others have failed.
+            let are_silent = target.failed > learnt.len();
+            let named = self.named.iter().filter(|named| are_silent && !learnt.contains(named));
+            let all: Vec<&String> = learnt.iter().chain(named).collect();
+            let count = all.len();
             let mut turn = (0..count).map(|step| (target.next + step) % count);
-            let at = turn.find(|at| self.addresses[*at] != target.address).unwrap_or(0);
+            let at = turn.find(|at| *all[*at] != target.address).unwrap_or(0);
             target.next = (at + 1) % count;
-            self.addresses[at].clone()
+            all[at].clone()
         });
         // Also when it is the same one: what failed was one of these.
         target.idle.clear();
@@ -294,7 +333,7 @@ impl Coordinators {
     }
 
     fn unreachable(&self, limit: Duration, last: String) -> ClientError {
-        ClientError::Unreachable { addresses: self.addresses.clone(), limit, last }
+        ClientError::Unreachable { addresses: self.addresses(), limit, last }
     }
 }
 

@@ -251,7 +251,7 @@ impl Shared {
                 runs: part.runs,
                 keys: part.positions.iter().map(|at| keys[*at]).collect::<KeyList>(),
             });
-            match self.call(map, device, &request, deadline).await {
+            match self.call(map, device, &request, None, deadline).await {
                 Ok(DataReply::Explained { lapse, blocks, .. }) if blocks.len() == part.positions.len() => {
                     said.extend(part.positions.into_iter().zip(blocks));
                     lapsed = lapse;

@@ -91,6 +91,7 @@ impl NamespaceClient {
                 self.block_bytes
             )));
         }
+        let mut call = self.call("fetch blocks", range.len());
         let targets = Targets::new(range.start, targets);
         let mut rounds = Rounds::new(self);
         loop {
@@ -102,7 +103,7 @@ impl NamespaceClient {
             for at in &plan.nowhere {
                 targets.give_up(*at);
             }
-            let read = rounds.read(&map, prefix);
+            let read = rounds.read(&map, prefix, call.trace);
             let tasks = plan.jobs.into_iter().map(|job| self.fetch_job(&read, job, &targets)).collect();
             let failed: Vec<(DeviceId, Fault)> = run_all(tasks).await.into_iter().flatten().collect();
             let is_over = targets.open().is_empty() || Instant::now() >= rounds.deadline;
@@ -115,7 +116,13 @@ impl NamespaceClient {
             FetchOutcome::Loaded(loaded) => loaded.stored_bytes,
             FetchOutcome::Missed(_) => 0,
         };
-        count(&self.shared().counters.bytes_fetched, outcomes.iter().map(payload).sum());
+        let bytes = outcomes.iter().map(payload).sum();
+        count(&self.shared().counters.bytes_fetched, bytes);
+        if call.span.is_on() {
+            let loaded = outcomes.iter().filter(|outcome| matches!(outcome, FetchOutcome::Loaded(_))).count();
+            call.span.note("kvhive.hits", loaded);
+            call.span.note("kvhive.bytes", bytes);
+        }
         Ok(FetchReport { outcomes })
     }
 

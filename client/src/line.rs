@@ -7,7 +7,9 @@ use crate::pool::Lease;
 use crate::stats::count;
 use kvhive_protocol::data::{DataReply, DataRequest};
 use kvhive_protocol::frame::{FrameLimits, Kind};
-use kvhive_protocol::{ClusterMap, DeviceId, WireError};
+use kvhive_protocol::trace::SpanKind;
+use kvhive_protocol::{ClusterMap, DeviceId, TraceContext, WireError};
+use kvhive_spans::Span;
 use kvhive_wire::{Connection, Fault};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ pub(crate) struct Line<'a> {
     asked: VecDeque<Asked>,
     has_answered: bool,
     deadline: Instant,
+    /// Whose part its requests are.
+    trace: Option<TraceContext>,
     presence: Presence<'a>,
 }
 
@@ -35,6 +39,7 @@ struct Asked {
     limits: FrameLimits,
     /// When it was asked, if nothing but the device keeps its answer waiting.
     at: Option<Instant>,
+    span: Span,
 }
 
 /// The time for which a device has a request of this client.
@@ -65,13 +70,15 @@ impl<'a> Line<'a> {
         shared: &'a Arc<Shared>,
         map: &'a ClusterMap,
         device: DeviceId,
+        trace: Option<TraceContext>,
         deadline: Instant,
     ) -> Result<Line<'a>, Fault> {
         let owner = map.owner(device).ok_or(Fault::Refused(WireError::WrongDevice { device }))?;
         let address = &owner.data_address;
         let presence = Presence::new(shared, device);
         let lease = shared.pool.take(address, deadline).await?;
-        Ok(Line { shared, address, lease, asked: VecDeque::new(), has_answered: false, deadline, presence })
+        let asked = VecDeque::new();
+        Ok(Line { shared, address, lease, asked, has_answered: false, deadline, trace, presence })
     }
 
     /// Sends one request. The answer's payload is at most `block_bytes` for each block that a fetch names.
@@ -86,10 +93,19 @@ impl<'a> Line<'a> {
     ) -> Result<(), Fault> {
         count(&self.shared.counters.requests, 1);
         let number = self.shared.requests.fetch_add(1, Ordering::Relaxed);
-        self.lease.connection().send(Kind::DataRequest, number, request, payload).await?;
+        let mut span = self.shared.config.tracer.under(self.trace, SpanKind::Asked, request.name());
+        if span.is_on() {
+            span.note("kvhive.device", self.presence.device);
+            span.note("server.address", self.address);
+        }
+        let connection = self.lease.connection();
+        match span.context().or(self.trace) {
+            Some(trace) => connection.send(Kind::TracedRequest, number, &(trace, request), payload).await?,
+            None => connection.send(Kind::DataRequest, number, request, payload).await?,
+        }
         let is_read = matches!(request, DataRequest::Match(_) | DataRequest::Fetch(_));
         let at = (is_read && self.asked.is_empty()).then(Instant::now);
-        self.asked.push_back(Asked { number, limits: answer_limits(request, block_bytes), at });
+        self.asked.push_back(Asked { number, limits: answer_limits(request, block_bytes), at, span });
         Ok(())
     }
 
@@ -98,10 +114,13 @@ impl<'a> Line<'a> {
     /// # Errors
     /// [`Fault::Refused`] when the member said no: the line stands. After any other error it is dead.
     pub(crate) async fn answer(&mut self) -> Result<DataReply, Fault> {
-        let asked = self.asked.pop_front().expect("an answer is awaited after a question");
+        let mut asked = self.asked.pop_front().expect("an answer is awaited after a question");
         let connection = self.lease.connection();
         connection.set_limits(asked.limits);
         let answer: Result<DataReply, Fault> = connection.receive_answer(Kind::DataReply, asked.number).await;
+        if let Err(fault) = &answer {
+            asked.span.fail(fault);
+        }
         if let (Ok(_), Some(at)) = (&answer, asked.at) {
             self.shared.waits().answered(self.presence.device, self.shared.now(), at.elapsed());
         }
@@ -155,11 +174,12 @@ impl Shared {
         map: &ClusterMap,
         device: DeviceId,
         request: &DataRequest,
+        trace: Option<TraceContext>,
         deadline: Instant,
     ) -> Result<DataReply, Fault> {
         let limit = deadline.saturating_duration_since(Instant::now());
         let exchange = async {
-            let mut line = Line::open(self, map, device, deadline).await?;
+            let mut line = Line::open(self, map, device, trace, deadline).await?;
             loop {
                 let answer = match line.ask(request, &[], 0).await {
                     Ok(()) => line.answer().await,

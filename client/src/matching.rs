@@ -28,6 +28,7 @@ impl NamespaceClient {
     /// [`ClientError::Misuse`] for a prefix of more than 65,536 blocks. Devices that cannot be reached make misses.
     pub async fn match_prefix(&self, prefix: &Prefix) -> Result<PrefixMatch, ClientError> {
         self.check_length(prefix, "match")?;
+        let mut call = self.call("match prefix", prefix.len());
         let mut known: Vec<Option<bool>> = vec![None; prefix.len()];
         let mut rounds = Rounds::new(self);
         loop {
@@ -36,7 +37,7 @@ impl NamespaceClient {
             if !plan.nowhere.is_empty() && rounds.looks_again(&map).await {
                 continue;
             }
-            let read = rounds.read(&map, prefix);
+            let read = rounds.read(&map, prefix, call.trace);
             let tasks = plan.jobs.into_iter().map(|job| self.match_job(&read, job)).collect();
             let mut failed = Vec::new();
             for (job, answer) in run_all(tasks).await.into_iter().flatten() {
@@ -53,6 +54,7 @@ impl NamespaceClient {
                 });
                 let unreachable = primaries.collect::<BTreeSet<_>>().len();
                 let covered = known.iter().position(|is| *is != Some(true)).unwrap_or(prefix.len());
+                call.span.note("kvhive.covered", covered);
                 return Ok(PrefixMatch { covered, unreachable });
             }
         }
@@ -98,7 +100,7 @@ impl NamespaceClient {
             runs: job.runs.clone(),
             keys,
         });
-        let reply = self.shared().call(read.map, job.device, &request, read.deadline).await?;
+        let reply = self.shared().call(read.map, job.device, &request, read.trace, read.deadline).await?;
         let DataReply::Matched { covered, .. } = reply else {
             return Err(senseless("a match was answered otherwise"));
         };

@@ -5,9 +5,11 @@ use crate::error::ClientError;
 use crate::prefix::{NamesMark, Prefix};
 use crate::retry::in_time;
 use kvhive_protocol::data::MAX_KEYS_PER_MATCH;
+use kvhive_protocol::trace::SpanKind;
 use kvhive_protocol::{
-    BlockKey, ClusterMap, Era, Layout, LayoutFingerprint, Namespace, NamespaceKey, TenantId,
+    BlockKey, ClusterMap, Era, Layout, LayoutFingerprint, Namespace, NamespaceKey, TenantId, TraceContext,
 };
+use kvhive_spans::Span;
 use std::ops::Range;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -24,6 +26,15 @@ pub struct NamespaceClient {
     pub(crate) block_bytes: u64,
     /// The longest a call may take; none for what the client's configuration says.
     limit: Option<Duration>,
+    /// Whose part its calls are.
+    trace: Option<TraceContext>,
+}
+
+/// One call, as far as it is traced.
+pub(crate) struct Call {
+    pub(crate) span: Span,
+    /// What nodes are told: the call's own span, or the caller's where none is recorded here.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// How blocks are named by one secret of the tenant.
@@ -61,6 +72,7 @@ impl NamespaceClient {
             fingerprint: layout.fingerprint(),
             block_bytes,
             limit: None,
+            trace: None,
         })
     }
 
@@ -80,6 +92,27 @@ impl NamespaceClient {
     /// [`Advice::recomputing`]: crate::Advice::recomputing
     pub fn within(&self, limit: Duration) -> NamespaceClient {
         NamespaceClient { limit: Some(limit), ..self.clone() }
+    }
+
+    /// Returns the same namespace for calls that are parts of this trace: nodes that trace record what they do for them. What a
+    /// `traceparent` header says, for one ([`kvhive_protocol::trace::Parent`]).
+    pub fn traced(&self, trace: TraceContext) -> NamespaceClient {
+        NamespaceClient { trace: Some(trace), ..self.clone() }
+    }
+
+    /// Begins a call.
+    pub(crate) fn call(&self, name: &'static str, blocks: usize) -> Call {
+        let tracer = &self.client.shared.config.tracer;
+        let mut span = match self.trace {
+            Some(_) => tracer.under(self.trace, SpanKind::Inner, name),
+            None => tracer.draw(SpanKind::Inner, name),
+        };
+        if span.is_on() {
+            span.note("kvhive.blocks", blocks);
+            let map = self.client.map();
+            span.note("kvhive.tenant", map.tenants.get(&self.tenant).map_or("", |tenant| &tenant.name));
+        }
+        Call { trace: span.context().or(self.trace), span }
     }
 
     /// Names every full block of `tokens`, from token 0.

@@ -41,6 +41,11 @@ impl Prefix {
         &self.keys
     }
 
+    /// Returns the first `blocks` of them; all, where they are fewer.
+    pub fn first(&self, blocks: usize) -> Prefix {
+        Prefix { keys: self.keys[..blocks.min(self.keys.len())].to_vec(), ..*self }
+    }
+
     /// Returns the number of blocks.
     pub fn len(&self) -> usize {
         self.keys.len()

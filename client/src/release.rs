@@ -4,13 +4,12 @@ use crate::error::ClientError;
 use crate::fetch::{run_all, senseless};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
-use crate::rounds::Rounds;
+use crate::rounds::{Read, Rounds};
 use crate::route::{Job, every_replica, split};
+use kvhive_protocol::DeviceId;
 use kvhive_protocol::data::{DataReply, DataRequest, Hint, MAX_KEYS_PER_RELEASE, ReleaseRequest};
-use kvhive_protocol::{ClusterMap, DeviceId};
 use kvhive_wire::Fault;
 use std::collections::BTreeSet;
-use tokio::time::Instant;
 
 /// Who has heard a hint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -32,6 +31,7 @@ impl NamespaceClient {
     /// [`ClientError::Misuse`] for a prefix of more than 65,536 blocks. Devices that cannot be reached are in the report.
     pub async fn release(&self, prefix: &Prefix, hint: Hint) -> Result<ReleaseReport, ClientError> {
         self.check_length(prefix, "release")?;
+        let call = self.call("release prefix", prefix.len());
         let mut report = ReleaseReport::default();
         let mut told: BTreeSet<DeviceId> = BTreeSet::new();
         let mut rounds = Rounds::new(self);
@@ -40,8 +40,8 @@ impl NamespaceClient {
             let mut jobs = every_replica(&map, prefix);
             jobs.retain(|job| !told.contains(&job.device) && !rounds.avoid.contains(&job.device));
             let devices: Vec<DeviceId> = jobs.iter().map(|job| job.device).collect();
-            let tasks =
-                jobs.into_iter().map(|job| self.tell(&map, prefix, job, hint, rounds.deadline)).collect();
+            let read = rounds.read(&map, prefix, call.trace);
+            let tasks = jobs.into_iter().map(|job| self.tell(&read, job, hint)).collect();
             let mut failed = Vec::new();
             for (device, answer) in devices.into_iter().zip(run_all(tasks).await) {
                 match answer {
@@ -63,25 +63,18 @@ impl NamespaceClient {
     }
 
     /// Tells one device, from the end of the prefix to its head; returns how many of the blocks it has.
-    async fn tell(
-        &self,
-        map: &ClusterMap,
-        prefix: &Prefix,
-        job: Job,
-        hint: Hint,
-        deadline: Instant,
-    ) -> Result<u64, Fault> {
+    async fn tell(&self, read: &Read<'_>, job: Job, hint: Hint) -> Result<u64, Fault> {
         let mut copies = 0;
         for part in split(job, MAX_KEYS_PER_RELEASE).into_iter().rev() {
             let request = DataRequest::Release(ReleaseRequest {
-                epoch: map.epoch,
+                epoch: read.map.epoch,
                 device: part.device,
                 tenant: self.tenant,
                 hint,
-                keys: part.positions.iter().map(|at| prefix.keys()[*at]).collect(),
+                keys: part.positions.iter().map(|at| read.prefix.keys()[*at]).collect(),
                 runs: part.runs,
             });
-            match self.shared().call(map, part.device, &request, deadline).await? {
+            match self.shared().call(read.map, part.device, &request, read.trace, read.deadline).await? {
                 DataReply::Released { blocks, .. } if blocks as usize <= part.positions.len() => {
                     copies += u64::from(blocks);
                 }

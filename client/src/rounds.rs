@@ -8,7 +8,7 @@ use crate::prefix::Prefix;
 use crate::retry::Backoff;
 use crate::route::{Job, Plan, first, plan, segment_at};
 use crate::waits::Sway;
-use kvhive_protocol::{ClusterMap, DeviceId};
+use kvhive_protocol::{ClusterMap, DeviceId, TraceContext};
 use kvhive_wire::Fault;
 use tokio::time::Instant;
 
@@ -57,8 +57,13 @@ impl<'a> Rounds<'a> {
     }
 
     /// Returns what the requests of one round go by.
-    pub(crate) fn read<'r>(&'r self, map: &'r ClusterMap, prefix: &'r Prefix) -> Read<'r> {
-        Read { map, prefix, avoid: &self.avoid, deadline: self.deadline }
+    pub(crate) fn read<'r>(
+        &'r self,
+        map: &'r ClusterMap,
+        prefix: &'r Prefix,
+        trace: Option<TraceContext>,
+    ) -> Read<'r> {
+        Read { map, prefix, avoid: &self.avoid, deadline: self.deadline, trace }
     }
 
     /// Looks, once a call and for a part of its time, whether there is a newer map: nobody is left to be asked by this one. Says
@@ -119,6 +124,8 @@ pub(crate) struct Read<'a> {
     pub(crate) prefix: &'a Prefix,
     pub(crate) avoid: &'a [DeviceId],
     pub(crate) deadline: Instant,
+    /// Whose part its requests are.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 impl Read<'_> {

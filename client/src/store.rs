@@ -14,7 +14,7 @@ use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, Refusal, Run, StoreBlock, StoreRequest, Stored,
 };
-use kvhive_protocol::{BlockHeader, ClusterMap, DeviceId, Epoch};
+use kvhive_protocol::{BlockHeader, ClusterMap, DeviceId, Epoch, TraceContext};
 use kvhive_wire::Fault;
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -106,6 +106,7 @@ impl NamespaceClient {
             let given = block.len();
             return Err(ClientError::Misuse(format!("{given} bytes for a block of {}", self.block_bytes)));
         }
+        let mut call = self.call("store blocks", range.len());
         let deadline = self.deadline();
         let payloads: Vec<OnceLock<Payload<'_>>> = blocks.iter().map(|_| OnceLock::new()).collect();
         let mut outcomes: Vec<Option<StoreOutcome>> = vec![None; range.len()];
@@ -123,6 +124,7 @@ impl NamespaceClient {
                 payloads: &payloads,
                 ack,
                 about: options.about,
+                trace: call.trace,
             };
             let tasks: Vec<_> = plan
                 .jobs
@@ -154,6 +156,8 @@ impl NamespaceClient {
         let bytes: usize =
             sent.filter_map(|(_, payload)| payload.get()).map(|payload| payload.bytes.len()).sum();
         count(&self.shared().counters.bytes_stored, bytes as u64);
+        call.span.note("kvhive.bytes", bytes);
+        call.span.note("kvhive.acknowledged", report.acknowledged());
         Ok(report)
     }
 
@@ -224,7 +228,7 @@ impl NamespaceClient {
         let mut progress = Progress { left: VecDeque::from(parts), ..Progress::default() };
         let limit = deadline.saturating_duration_since(Instant::now());
         let exchange = async {
-            let mut line = Line::open(self.shared(), map, device, deadline).await?;
+            let mut line = Line::open(self.shared(), map, device, source.trace, deadline).await?;
             loop {
                 match self.store_over(&mut line, map, source, &mut progress).await {
                     Err(fault) if !matches!(fault, Fault::Refused(_)) => line.revive(fault).await?,
@@ -360,6 +364,7 @@ struct Source<'a> {
     payloads: &'a [OnceLock<Payload<'a>>],
     ack: Ack,
     about: About,
+    trace: Option<TraceContext>,
 }
 
 impl<'a> Source<'a> {

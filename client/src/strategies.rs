@@ -48,7 +48,7 @@ impl Client {
             let request = DataRequest::Strategies(StrategiesRequest { epoch: map.epoch, device, adjust });
             let (map, node) = (&map, node.to_owned());
             async move {
-                let reports = match self.shared.call(map, device, &request, deadline).await {
+                let reports = match self.shared.call(map, device, &request, None, deadline).await {
                     Ok(DataReply::Strategies { reports, .. }) if reports.len() <= MAX_REPORTS => Ok(reports),
                     Ok(_) => Err(senseless("a question for strategies was answered otherwise")),
                     Err(fault) => Err(fault),

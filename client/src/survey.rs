@@ -5,14 +5,13 @@ use crate::error::ClientError;
 use crate::fetch::{run_all, senseless};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
-use crate::rounds::Rounds;
+use crate::rounds::{Read, Rounds};
 use crate::route::Job;
 use crate::waits::Sway;
 use kvhive_protocol::data::{DataReply, DataRequest, SurveyRequest, Surveyed};
-use kvhive_protocol::{ClusterMap, DeviceId, KeyList, MemberId};
+use kvhive_protocol::{DeviceId, KeyList, MemberId};
 use kvhive_wire::Fault;
 use std::collections::BTreeMap;
-use tokio::time::Instant;
 
 /// Consecutive blocks that one node has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +50,7 @@ impl NamespaceClient {
     /// [`ClientError::Misuse`] for a prefix of more than 65,536 blocks. Devices that cannot be reached cut the answer short.
     pub async fn survey(&self, prefix: &Prefix) -> Result<Survey, ClientError> {
         self.check_length(prefix, "survey")?;
+        let call = self.call("survey prefix", prefix.len());
         let mut known = vec![false; prefix.len()];
         let mut found = Found::new();
         let mut rounds = Rounds::new(self);
@@ -58,9 +58,10 @@ impl NamespaceClient {
             let map = self.shared().map();
             let open = (0..prefix.len()).filter(|at| !known[*at]);
             let plan = rounds.plan(&map, prefix, open, Sway::MATCH);
-            let tasks = plan.jobs.into_iter().map(|job| self.survey_job(&map, prefix, job, rounds.deadline));
+            let read = rounds.read(&map, prefix, call.trace);
+            let tasks = plan.jobs.into_iter().map(|job| self.survey_job(&read, job)).collect();
             let mut failed = Vec::new();
-            for (job, answer) in run_all(tasks.collect()).await {
+            for (job, answer) in run_all(tasks).await {
                 let surveyed = match answer {
                     Ok(surveyed) => surveyed,
                     Err(fault) => {
@@ -84,22 +85,17 @@ impl NamespaceClient {
         }
     }
 
-    async fn survey_job(
-        &self,
-        map: &ClusterMap,
-        prefix: &Prefix,
-        job: Job,
-        deadline: Instant,
-    ) -> (Job, Result<Vec<Surveyed>, Fault>) {
-        let keys: KeyList = job.positions.iter().map(|at| prefix.keys()[*at]).collect();
+    async fn survey_job(&self, read: &Read<'_>, job: Job) -> (Job, Result<Vec<Surveyed>, Fault>) {
+        let keys: KeyList = job.positions.iter().map(|at| read.prefix.keys()[*at]).collect();
         let request = DataRequest::Survey(SurveyRequest {
-            epoch: map.epoch,
+            epoch: read.map.epoch,
             device: job.device,
             tenant: self.tenant,
             runs: job.runs.clone(),
             keys,
         });
-        let answer = match self.shared().call(map, job.device, &request, deadline).await {
+        let answer = match self.shared().call(read.map, job.device, &request, read.trace, read.deadline).await
+        {
             Ok(DataReply::Surveyed { runs, .. }) if fits(&job, &runs) => Ok(runs),
             Ok(_) => Err(senseless("a survey's answer does not fit its question")),
             Err(fault) => Err(fault),

@@ -35,7 +35,7 @@ impl NamespaceClient {
         let mut left = VecDeque::from(split(job, blocks));
         let limit = read.deadline.saturating_duration_since(Instant::now());
         let exchange = async {
-            let mut line = Line::open(self.shared(), read.map, device, read.deadline).await?;
+            let mut line = Line::open(self.shared(), read.map, device, read.trace, read.deadline).await?;
             loop {
                 match self.fetch_over(&mut line, read, &mut left, begun, targets).await {
                     Err(fault) if !matches!(fault, Fault::Refused(_)) => line.revive(fault).await?,

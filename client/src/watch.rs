@@ -70,8 +70,8 @@ impl BlockWatch {
                 for _ in 0..MAX_ROUNDS {
                     let ask = follower.ask();
                     let request = WatchRequest { epoch: map.epoch, device, tenant, ask };
-                    let answer = match shared.call(map, device, &DataRequest::Watch(request), deadline).await
-                    {
+                    let request = DataRequest::Watch(request);
+                    let answer = match shared.call(map, device, &request, None, deadline).await {
                         Ok(DataReply::Watched { answer, .. }) if answers(&ask, &answer) => answer,
                         Ok(_) => {
                             return Err((device, senseless("a question for events was answered otherwise")));

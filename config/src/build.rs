@@ -16,6 +16,7 @@ use crate::scaling::{SCALING, ScalingSettings};
 use crate::section::Section;
 use crate::tls::{TLS, TlsPaths};
 use crate::token::Token;
+use crate::traces::{TRACES, Traces};
 use crate::tree::{self, Kind, Table, Value};
 use crate::units::Bytes;
 use std::borrow::Cow;
@@ -91,6 +92,11 @@ fn file(root: &Table, is_open: bool, token: Option<&String>, ledger: &mut Ledger
         TlsPaths::read(&section, ledger)
     });
 
+    let traces = root.get("traces").map(|table| {
+        let section = Section::open("traces".to_owned(), TRACES, Some(table), ledger);
+        Traces::read(&section, ledger)
+    });
+
     let (_, tables) = top.tables(ledger, "coordinator");
     let mut coordinators = Vec::with_capacity(tables.len());
     for (at, table) in tables.into_iter().enumerate() {
@@ -119,7 +125,7 @@ fn file(root: &Table, is_open: bool, token: Option<&String>, ledger: &mut Ledger
         Some(newcomer) => newcomer.clone(),
         None => stand_in(defaults, ledger),
     });
-    ClusterParts { cluster, raft, scaling, tls, coordinators, nodes, template }
+    ClusterParts { cluster, raft, scaling, tls, traces, coordinators, nodes, template }
 }
 
 /// Reads a node that has all from the defaults, so that what would be wrong with any that joins is told beforehand.

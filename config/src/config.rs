@@ -8,6 +8,7 @@ use crate::problem::ConfigError;
 use crate::render;
 use crate::scaling::ScalingSettings;
 use crate::tls::TlsPaths;
+use crate::traces::Traces;
 use crate::units::Bytes;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -35,7 +36,9 @@ pub struct ClusterParts {
     pub scaling: ScalingSettings,
     /// `[tls]`: where certificates are, if every channel is encrypted.
     pub tls: Option<TlsPaths>,
-    /// `[[coordinator]]`: 1, 3, 5 or 7.
+    /// `[traces]`: how requests are traced, if they are.
+    pub traces: Option<Traces>,
+    /// `[[coordinator]]`: 1 to 15.
     pub coordinators: Vec<CoordinatorConfig>,
     /// `[[node]]`, each with `[node_defaults]` filled in; of an open file the node that joins, if one does.
     pub nodes: Vec<NodeConfig>,
@@ -344,6 +347,22 @@ impl<'a> Process<'a> {
 }
 
 impl ClusterConfig {
+    /// Says what is allowed of this cluster and buys nothing.
+    pub fn remarks(&self) -> Vec<String> {
+        let count = self.coordinators.len();
+        let even = (count.is_multiple_of(2)).then(|| {
+            let more = if count == 2 { "none" } else { &format!("{}", (count - 1) / 2) };
+            format!(
+                "{count} coordinators survive the loss of {more}, as {} {}, and decide more slowly: take {} or {}",
+                count - 1,
+                if count == 2 { "does" } else { "do" },
+                count - 1,
+                count + 1
+            )
+        });
+        even.into_iter().collect()
+    }
+
     /// Reads a cluster file's text, with the overrides that `env` holds put over it.
     ///
     /// Of `env`, `KVHIVE_TOKEN` and names that begin with `KVHIVE_` and hold `__` matter (see [`crate::reference_markdown`]);

@@ -10,6 +10,7 @@ use crate::parse::key_shown;
 use crate::problem::{Origin, Problem};
 use crate::scaling::SCALING;
 use crate::tls::TLS;
+use crate::traces::TRACES;
 use crate::tree::{Kind, Table, Value};
 use std::collections::BTreeMap;
 
@@ -18,11 +19,12 @@ pub(crate) const PREFIX: &str = "KVHIVE_";
 /// What parts the words of an override.
 pub(crate) const BETWEEN: &str = "__";
 /// Variables of tracing keep their own form and are never overrides.
-const TRACING: &str = "KVHIVE_TRACE";
+const TRACING: &str = "KVHIVE_TRACE_";
 /// The most processes that a message names.
 const MAX_NAMED: usize = 8;
 
-const SECTIONS: [&str; 7] = ["cluster", "raft", "scaling", "tls", "coordinator", "node_defaults", "node"];
+const SECTIONS: [&str; 8] =
+    ["cluster", "raft", "scaling", "tls", "traces", "coordinator", "node_defaults", "node"];
 
 /// Returns `name` as a variable has it.
 pub(crate) fn spelled(name: &str) -> String {
@@ -43,6 +45,7 @@ pub(crate) fn apply(root: &mut Table, variables: &BTreeMap<String, String>, ledg
             ["RAFT", key] => set(shared(root, "raft"), "raft", RAFT, key, value),
             ["SCALING", key] => set(shared(root, "scaling"), "scaling", SCALING, key, value),
             ["TLS", key] => set(shared(root, "tls"), "tls", TLS, key, value),
+            ["TRACES", key] => set(shared(root, "traces"), "traces", TRACES, key, value),
             ["NODE_DEFAULTS", key] => {
                 set(shared(root, "node_defaults"), "node_defaults", keys::node_defaults(), key, value)
             }
@@ -62,7 +65,7 @@ pub(crate) fn apply(root: &mut Table, variables: &BTreeMap<String, String>, ledg
 fn shapeless(variable: &str, words: &[&str]) -> Problem {
     let section = words[0].to_ascii_lowercase();
     let hint = match section.as_str() {
-        "cluster" | "raft" | "scaling" | "tls" | "node_defaults" => {
+        "cluster" | "raft" | "scaling" | "tls" | "traces" | "node_defaults" => {
             format!("an override of it is {PREFIX}{}__<KEY>", words[0])
         }
         "coordinator" | "node" => format!("an override of it is {PREFIX}{}__<ID>__<KEY>", words[0]),

@@ -29,6 +29,8 @@ pub(crate) enum Rule {
     Name,
     /// An address or DNS name that others use.
     Host,
+    /// The base URL of a service that is reached without encryption.
+    Url,
     /// `ip:port` to listen on.
     Listen,
     /// A path.
@@ -54,15 +56,7 @@ pub(crate) enum Rule {
     /// A table with keys of its own.
     Table,
     /// An array of tables.
-    Tables { counts: Counts, header: &'static str },
-}
-
-/// How many tables an array may have.
-pub(crate) enum Counts {
-    /// From one up to this many.
-    UpTo(usize),
-    /// One of these.
-    OneOf(&'static [usize]),
+    Tables { most: usize, header: &'static str },
 }
 
 /// What holds if a key is not given.
@@ -115,6 +109,8 @@ pub const SHRINKING_STRATEGIES: [&str; 2] = ["compressed", "quantized"];
 /// The most devices of a node, and nodes of a cluster.
 pub(crate) const MAX_DEVICES: usize = 16;
 pub(crate) const MAX_NODES: usize = 1024;
+/// The most coordinators: all of them can be replaced at once, and a group has 32 with those that come and those that go.
+pub(crate) const MAX_COORDINATORS: usize = 15;
 /// The largest tier. All tiers of a node together fit a u64 by far.
 pub(crate) const MAX_TIER_BYTES: u64 = 64 << 40;
 const _: () = assert!(MAX_TIER_BYTES as u128 * 3 * (MAX_DEVICES * MAX_NODES) as u128 <= u64::MAX as u128);
@@ -128,6 +124,7 @@ impl Rule {
             ),
             Rule::Host => "an IP address or a DNS name".to_owned(),
             Rule::Listen => "an IP address and a port from 1 to 65535, such as \"0.0.0.0:7810\"".to_owned(),
+            Rule::Url => "http://host:port, without a path".to_owned(),
             Rule::Path => format!("a path of 1 to {MAX_PATH_BYTES} bytes without control characters"),
             Rule::Choice(words) => {
                 let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
@@ -162,14 +159,7 @@ impl Rule {
                 "\"NAME\" or \"NAMESPACE/NAME\", each 1 to 63 of a-z, 0-9 and '-', as in \"kvhive/kvhive-node\"".to_owned()
             }
             Rule::Table => "a table".to_owned(),
-            Rule::Tables { counts, header } => match counts {
-                Counts::UpTo(max) => format!("1 to {max} tables, each begun by [[{header}]]"),
-                Counts::OneOf(counts) => {
-                    let (last, first) = counts.split_last().expect("a list of counts is not empty");
-                    let first: Vec<String> = first.iter().map(usize::to_string).collect();
-                    format!("{} or {last} tables, each begun by [[{header}]]", first.join(", "))
-                }
-            },
+            Rule::Tables { most, header } => format!("1 to {most} tables, each begun by [[{header}]]"),
         }
     }
 }
@@ -443,7 +433,7 @@ pub(crate) const NODE: &[Key] = &[
     ),
     key!(
         "device",
-        Rule::Tables { counts: Counts::UpTo(MAX_DEVICES), header: "node.device" },
+        Rule::Tables { most: MAX_DEVICES, header: "node.device" },
         Required,
         "Its devices, each a shard of the cache. A node without any takes those of `node_defaults`."
     ),
@@ -491,16 +481,17 @@ pub(crate) const ROOT: &[Key] = &[
         "How many nodes there are to be, and who starts and ends them."
     ),
     key!("tls", Rule::Table, Derived("none: nothing is encrypted"), "Certificates."),
+    key!("traces", Rule::Table, Derived("none: nothing is traced"), "Traces of requests."),
     key!(
         "coordinator",
-        Rule::Tables { counts: Counts::OneOf(&[1, 3, 5, 7]), header: "coordinator" },
+        Rule::Tables { most: MAX_COORDINATORS, header: "coordinator" },
         Required,
-        "The coordinator processes."
+        "The coordinator processes. An even number survives no more losses than one less."
     ),
     key!("node_defaults", Rule::Table, Derived("none"), "What nodes take that do not say it."),
     key!(
         "node",
-        Rule::Tables { counts: Counts::UpTo(MAX_NODES), header: "node" },
+        Rule::Tables { most: MAX_NODES, header: "node" },
         Required,
         "The node processes. None with a device in `node_defaults`: any node may join then."
     ),

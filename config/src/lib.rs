@@ -45,6 +45,7 @@ mod scaling;
 mod section;
 mod tls;
 mod token;
+mod traces;
 mod tree;
 mod units;
 
@@ -60,6 +61,7 @@ pub use reference::reference_markdown;
 pub use scaling::{Executor, ScalingMode, ScalingSettings};
 pub use tls::TlsPaths;
 pub use token::{Token, TokenError};
+pub use traces::Traces;
 pub use units::{Bytes, SizeError, format_share, format_time};
 
 /// The longest cluster file, in bytes.

@@ -8,7 +8,7 @@ use crate::keys::{
 use crate::tree::{Kind, Value};
 use crate::units::{Bytes, SizeError, parse_time};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 fn allowed(rule: &Rule) -> String {
@@ -68,6 +68,24 @@ pub(crate) fn listen(value: &Value, rule: &Rule) -> Result<SocketAddr, String> {
         Ok(address) if address.port() != 0 => Ok(address),
         _ => Err(allowed(rule)),
     }
+}
+
+/// Reads the base URL of a service: its host and port, and no more.
+pub(crate) fn url(value: &Value, rule: &Rule) -> Result<String, String> {
+    let url = text(value, rule)?;
+    let authority = url.strip_prefix("http://").ok_or_else(|| allowed(rule))?;
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let (name, port) = authority.rsplit_once(':').ok_or_else(|| allowed(rule))?;
+    if port.parse::<u16>().ok().is_none_or(|port| port == 0) {
+        return Err(allowed(rule));
+    }
+    // An IPv6 address stands in brackets.
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+    let fits = match bare {
+        Some(ip) => ip.parse::<Ipv6Addr>().is_ok(),
+        None => !name.contains(':') && host(&Value::text(name, value.origin.clone()), rule).is_ok(),
+    };
+    if fits { Ok(format!("http://{authority}")) } else { Err(allowed(rule)) }
 }
 
 pub(crate) fn path(value: &Value, rule: &Rule) -> Result<String, String> {

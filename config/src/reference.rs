@@ -4,11 +4,12 @@ use crate::environment::{BETWEEN, PREFIX, spelled};
 use crate::keys::{self, Absent, CLUSTER, COORDINATOR, DEVICE, Key, NODE, RAFT};
 use crate::scaling::SCALING;
 use crate::tls::TLS;
+use crate::traces::TRACES;
 use std::fmt::Write;
 
 /// Renders the reference of every key as Markdown: what it takes, its default, its meaning and its variable.
 pub fn reference_markdown() -> String {
-    let sections: [(&str, &str, &[Key], Option<&str>); 7] = [
+    let sections: [(&str, &str, &[Key], Option<&str>); 8] = [
         ("[cluster]", "What all processes share.", CLUSTER, Some("CLUSTER")),
         ("[raft]", "How the coordinators agree.", RAFT, Some("RAFT")),
         (
@@ -27,8 +28,15 @@ pub fn reference_markdown() -> String {
             Some("TLS"),
         ),
         (
+            "[traces]",
+            "Traces of requests (docs/operate.md). With this table requests that are traced by whoever asks, and as many others as are \
+             sampled, leave spans; without it nothing is recorded.",
+            TRACES,
+            Some("TRACES"),
+        ),
+        (
             "[[coordinator]]",
-            "One coordinator process; 1, 3, 5 or 7 of them.",
+            "One coordinator process; 1 to 15 of them, and an odd number is best.",
             COORDINATOR,
             Some("COORDINATOR__<ID>"),
         ),

@@ -42,6 +42,14 @@ pub(crate) fn toml(parts: &ClusterParts) -> String {
         out.text("key", &tls.key);
         out.text("authorities", &tls.authorities);
     }
+    if let Some(traces) = &parts.traces {
+        out.header("\n[traces]");
+        if let Some(endpoint) = &traces.endpoint {
+            out.text("endpoint", endpoint);
+        }
+        out.plain("sample", format_share(traces.sample_per_mille));
+        out.plain("keep", traces.keep);
+    }
     for one in &parts.coordinators {
         coordinator(&mut out, one);
     }

@@ -2,7 +2,7 @@
 //! value to a parser. What is refused goes to the ledger, and a stand-in lets reading go on.
 
 use crate::hint;
-use crate::keys::{self, Absent, Key, Rule};
+use crate::keys::{Absent, Key, Rule};
 use crate::ledger::Ledger;
 use crate::problem::{Origin, Problem};
 use crate::tree::{Kind, Table, Value};
@@ -114,7 +114,7 @@ impl<'a> Section<'a> {
     pub(crate) fn tables(&self, ledger: &mut Ledger, name: &str) -> (String, Vec<&Value>) {
         let key = self.key(name);
         let path = self.key_path(name);
-        let Rule::Tables { counts, .. } = &key.rule else {
+        let Rule::Tables { most, .. } = &key.rule else {
             unreachable!("keys.rs has {name} as an array of tables");
         };
         let Some((source, value)) = self.given(name) else {
@@ -127,16 +127,10 @@ impl<'a> Section<'a> {
             ledger.refuse(&path, &source, value, allowed());
             return (source, Vec::new());
         };
-        let (fits, most) = match counts {
-            keys::Counts::UpTo(max) => ((1..=*max).contains(&items.len()), *max),
-            keys::Counts::OneOf(counts) => {
-                (counts.contains(&items.len()), counts.iter().copied().max().unwrap_or(0))
-            }
-        };
-        if !fits {
+        if !(1..=*most).contains(&items.len()) {
             ledger.refuse(&path, &source, value, allowed());
         }
-        (source, items.iter().take(most).collect())
+        (source, items.iter().take(*most).collect())
     }
 
     fn key(&self, name: &str) -> &'static Key {

@@ -249,7 +249,7 @@ fn replaced_values_are_told_alike() {
         (
             "[raft]",
             "[raft]\n[storage]",
-            "line 5: storage: unknown key, known here are cluster, raft, scaling, tls, coordinator, node_defaults, node",
+            "line 5: storage: unknown key, known here are cluster, raft, scaling, tls, traces, coordinator, node_defaults, node",
         ),
         ("token_file", "tokenfile", "line 3: cluster.tokenfile: unknown key, did you mean \"token_file\"?"),
         ("[raft]", "[[raft]]", "line 4: raft = (array of 1): allowed is a table"),
@@ -261,13 +261,25 @@ fn replaced_values_are_told_alike() {
 
 #[test]
 fn a_wrong_number_of_processes_is_told() {
-    let second = VALID.replace(
-        "[[node]]",
-        "[[coordinator]]\nid = \"coord-b\"\nhost = \"10.0.0.3\"\ndata_dir = \"b\"\n[[node]]",
+    let with_more = |more: u32| {
+        let one =
+            |at| format!("[[coordinator]]\nid = \"more-{at}\"\nhost = \"10.0.1.{at}\"\ndata_dir = \"b\"\n");
+        VALID.replace("[[node]]", &format!("{}[[node]]", (0..more).map(one).collect::<String>()))
+    };
+    assert_eq!(
+        problems_with(&with_more(15), &[]),
+        ["line 5: coordinator = (array of 16): allowed is 1 to 15 tables, each begun by [[coordinator]]"]
+    );
+    let remarks =
+        |more| ClusterConfig::from_toml(&with_more(more), []).expect("any number will do").remarks();
+    assert_eq!((remarks(0), remarks(2), remarks(14)), (vec![], vec![], vec![]));
+    assert_eq!(
+        remarks(3),
+        ["4 coordinators survive the loss of 1, as 3 do, and decide more slowly: take 3 or 5"]
     );
     assert_eq!(
-        problems_with(&second, &[]),
-        ["line 5: coordinator = (array of 2): allowed is 1, 3, 5 or 7 tables, each begun by [[coordinator]]"]
+        remarks(1),
+        ["2 coordinators survive the loss of none, as 1 does, and decide more slowly: take 1 or 3"]
     );
     let copies = VALID.replace("[raft]", "replicas = 2");
     assert_eq!(
@@ -432,7 +444,7 @@ fn all_problems_are_told_at_once_and_each_once() {
          line 2: cluster.name = \"UP\": allowed is 1 to 63 of a-z, 0-9 and single hyphens, with a letter or digit at both ends\n  \
          line 3: cluster.replicas = 0: allowed is a whole number from 1 to 8\n  \
          line 4: cluster.lease = 5: a time needs a unit, such as \"5ms\"; allowed is a time from \"200ms\" to \"60s\"\n  \
-         coordinator: missing; wanted is 1, 3, 5 or 7 tables, each begun by [[coordinator]]\n  \
+         coordinator: missing; wanted is 1 to 15 tables, each begun by [[coordinator]]\n  \
          line 6: node_defaults.io_threads = 0: allowed is a whole number from 1 to 256\n  \
          line 8: node_defaults.device[0].memory = 1: a size needs a unit, such as \"64MiB\"; allowed is a size from \"4KiB\" to \"64TiB\"\n  \
          node[0].host: missing; wanted is an IP address or a DNS name\n  \
@@ -567,13 +579,41 @@ fn certificates_are_given_whole_or_not_at_all() {
     assert_eq!(ClusterConfig::from_toml(VALID, []).unwrap().tls, None);
 }
 
+const TRACES: &str = r#"[traces]
+endpoint = "http://collector:4318/"
+"#;
+
+#[test]
+fn traces_are_off_without_their_table_and_a_variable_can_make_it() {
+    assert_eq!(ClusterConfig::from_toml(VALID, []).unwrap().traces, None);
+    let config = ClusterConfig::from_toml(&format!("{VALID}{TRACES}sample = 0.01\n"), []).unwrap();
+    let traces = config.traces.clone().expect("they are on");
+    assert_eq!(traces.endpoint.as_deref(), Some("http://collector:4318"));
+    assert_eq!((traces.sample_per_mille, traces.keep), (10, 256));
+    let text = config.to_toml().expect("it lists its nodes");
+    assert_eq!(ClusterConfig::from_toml(&text, []).as_ref(), Ok(&config));
+    let env = [("KVHIVE_TRACES__SAMPLE".to_owned(), "1".to_owned())];
+    let traced = ClusterConfig::from_toml(VALID, env).unwrap().traces.clone();
+    assert_eq!(traced.map(|traces| (traces.sample_per_mille, traces.endpoint)), Some((1000, None)));
+    for wrong in
+        ["https://a:1", "http://a", "http://a:0", "http://a:1/v1/traces", "http://:1", "http://[::1:1", "a:1"]
+    {
+        let text = format!("{VALID}[traces]\nendpoint = \"{wrong}\"\n");
+        let expected =
+            format!("line 14: traces.endpoint = \"{wrong}\": allowed is http://host:port, without a path");
+        assert_eq!(problems_with(&text, &[]), [expected]);
+    }
+    let text = format!("{VALID}[traces]\nendpoint = \"http://[::1]:4318\"\n");
+    assert_eq!(problems_with(&text, &[]), [""; 0]);
+}
+
 #[test]
 fn every_key_of_the_reference_is_read() {
     // A key that nothing reads would take any value in silence.
     let reference = kvhive_config::reference_markdown();
     let mut section = "";
     let mut keys = 0;
-    let valid = format!("{VALID}{TLS}[scaling]\n");
+    let valid = format!("{VALID}{TLS}[scaling]\n{TRACES}");
     for line in reference.lines() {
         if let Some(header) = line.strip_prefix("### ") {
             section = header.trim_matches(['`', '[', ']']);
@@ -597,7 +637,7 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 12 + 3 + 10 + 3 + 6 + 23 + 4);
+    assert_eq!(keys, 12 + 3 + 10 + 3 + 3 + 6 + 23 + 4);
 }
 
 #[test]

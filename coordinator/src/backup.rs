@@ -177,6 +177,7 @@ pub(crate) mod tests {
             settings,
             default_secret: [1; 32],
             scaling: Default::default(),
+            coordinators: Vec::new(),
             level: kvhive_protocol::Level::NEWEST,
         };
         let tenant =

@@ -10,6 +10,7 @@ use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{Level, WireError};
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
+use kvhive_spans::Tracer;
 use kvhive_wire::Tls;
 use std::io;
 use std::net::SocketAddr;
@@ -53,6 +54,8 @@ pub struct CoordinatorConfig {
     pub balance: bool,
     /// Applied entries after which the log is compacted.
     pub snapshot_every: u64,
+    /// What records traced requests.
+    pub tracer: Tracer,
     /// The newest level that it speaks.
     pub speaks: Level,
 }

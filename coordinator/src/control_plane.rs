@@ -12,6 +12,7 @@ use kvhive_protocol::scaling::REUSE_BUCKETS;
 use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
 use kvhive_protocol::{Reason, WireError};
 use kvhive_runtime::{AskError, Reply};
+use kvhive_spans::Tracer;
 use kvhive_wire::{Connection, Fault, Identity};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,11 +43,12 @@ pub(crate) const MAX_REQUEST_BYTES: u32 =
 pub(crate) struct ControlPlane {
     raft: Raft,
     engines: Arc<Engines>,
+    tracer: Tracer,
 }
 
 impl ControlPlane {
-    pub(crate) fn new(raft: Raft, engines: Arc<Engines>) -> ControlPlane {
-        ControlPlane { raft, engines }
+    pub(crate) fn new(raft: Raft, engines: Arc<Engines>, tracer: Tracer) -> ControlPlane {
+        ControlPlane { raft, engines, tracer }
     }
 
     /// Returns the engines that are followed.
@@ -97,7 +99,7 @@ impl ControlPlane {
             },
             ControlRequest::Balance => self.ask(|reply| RaftMessage::Balance { reply }).await,
             ControlRequest::Raft(request) => self.ask(|reply| RaftMessage::Admin { request, reply }).await,
-            ControlRequest::Route(request) => match self.engines.route(&request).await {
+            ControlRequest::Route(request) => match self.engines.route(&request, None).await {
                 Ok(answer) => ControlReply::Routed(answer),
                 Err(error) => ControlReply::Failed(error),
             },
@@ -105,6 +107,7 @@ impl ControlPlane {
                 Ok(followed) => ControlReply::Engine(Box::new(followed)),
                 Err(error) => ControlReply::Failed(error),
             },
+            ControlRequest::Trace(ask) => ControlReply::Traced(self.tracer.answer(ask)),
             ControlRequest::Overview => {
                 self.ask(|reply| RaftMessage::Overview { linearizable: true, reply }).await
             }
@@ -122,6 +125,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
         (Role::Client, ControlRequest::Register(_)) => "register",
         (Role::Client, ControlRequest::Heartbeat(_)) => "send heartbeats",
         (Role::Client | Role::Node, ControlRequest::Overview) => "ask for an overview",
+        (Role::Client | Role::Node, ControlRequest::Trace(_)) => "ask for traces",
         (Role::Client | Role::Node, ControlRequest::Balance) => "ask for how work is spread",
         (Role::Client | Role::Node, ControlRequest::Raft(_)) => "manage coordinators",
         (Role::Coordinator, _) => return Ok(()),
@@ -134,7 +138,8 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::RecordLoad { .. }
                 | Command::PlaceSlots { .. }
                 | Command::Balance { .. }
-                | Command::Record(_),
+                | Command::Record(_)
+                | Command::SetCoordinators { .. },
             ) => command.name(),
             (Role::Client, Command::Leave { .. }) => command.name(),
             (

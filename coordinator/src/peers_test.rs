@@ -55,6 +55,7 @@ fn pair(ours: Option<u128>, theirs: Option<u128>) -> Pair {
                 None,
                 Arc::new(kvhive_runtime::BootClock),
             )),
+            kvhive_spans::Tracer::OFF,
         ),
         token: token.clone(),
         tls: None,

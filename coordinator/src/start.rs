@@ -1,8 +1,9 @@
 //! Starts a coordinator: log, raft actor, peers, listeners; and ends it in order.
 
 use crate::actors::directory::{self, Directory};
+use crate::actors::founding::Bootstrap;
 use crate::actors::levels::Belonging;
-use crate::actors::raft::{Bootstrap, Parts, Raft, RaftActor, RaftMessage};
+use crate::actors::raft::{Parts, Raft, RaftActor, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::admin::audit::Audit;
 use crate::admin::{self, Admin, Listeners, Sources};
@@ -165,7 +166,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let engines =
         Arc::new(Engines::new(coordinators, config.token.clone(), config.tls.clone(), Arc::new(BootClock)));
     runtime.io().spawn(engines.clone().run(known_engines, stopping.clone()));
-    let control = ControlPlane::new(raft.clone(), engines);
+    let control = ControlPlane::new(raft.clone(), engines, config.tracer.clone());
     let server = Arc::new(Server {
         raft: raft.clone(),
         control: control.clone(),
@@ -187,6 +188,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         peers: known_peers,
         log: figures,
         vitals: known_vitals,
+        tracer: config.tracer.clone(),
     };
     let audit = Audit::open(config.data_dir.clone()).map_err(|error| {
         CoordinatorError::Failed(format!("no audit log in {}: {error}", config.data_dir.display()))
@@ -200,6 +202,11 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         stop.send_replace(true);
         let _ = serving.await;
         let _ = administering.await;
+    });
+    let tracer = config.tracer.clone();
+    runtime.on_shutdown().at(Stage::CloseDisks, "send the last spans", async move {
+        // It may wait for its collector.
+        let _ = tokio::task::spawn_blocking(move || tracer.close()).await;
     });
     info!(coordinator = %name, raft = %raft_address, admin = %admin_address, "coordinator listens");
     Ok(CoordinatorHandle { runtime, raft_address, admin_address, failed: failure })

@@ -3,6 +3,7 @@
 use crate::device::{Device, DeviceError};
 use crate::frame::{FrameId, WriteFrame};
 use crate::slab::{PageKind, Slab};
+use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -147,6 +148,14 @@ impl Arena {
     /// Returns the bytes of the whole slab.
     pub fn total_bytes(&self) -> u64 {
         self.shared.slab.len() as u64
+    }
+
+    /// Has its memory stay where it is: none of it is swapped out.
+    ///
+    /// # Errors
+    /// When this process may not lock so much (`ulimit -l`).
+    pub fn lock(&self) -> io::Result<()> {
+        self.shared.slab.lock().map_err(io::Error::from)
     }
 
     /// Returns the bytes of all frames that are taken, whole frames counted.

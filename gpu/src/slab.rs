@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "maps memory; the only way to get pages of a chosen kind")]
 
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,6 +60,18 @@ impl Slab {
     /// Returns which pages it got.
     pub fn pages(&self) -> PageKind {
         self.pages
+    }
+
+    /// Has its pages stay in memory, whatever else wants some: none is swapped out, and a GPU's driver can take them as they are.
+    ///
+    /// # Errors
+    /// When this process may not lock so much (`ulimit -l`).
+    pub(crate) fn lock(&self) -> Result<(), Errno> {
+        if self.mapped == 0 {
+            return Ok(());
+        }
+        // SAFETY: the range is this slab's own mapping; locking changes no byte of it, and unmapping unlocks it.
+        unsafe { mlock(self.base.as_ptr().cast(), self.mapped) }
     }
 
     /// Returns its size in bytes.

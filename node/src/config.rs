@@ -8,6 +8,7 @@ use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
+use kvhive_spans::Tracer;
 use kvhive_wire::Tls;
 use std::collections::BTreeMap;
 use std::io;
@@ -45,6 +46,9 @@ pub struct NodeConfig {
     pub move_rate: u64,
     /// Its devices, by index.
     pub devices: Vec<DeviceConfig>,
+    /// Whether their memory is locked, so that none of it is swapped out; where that is not allowed, it is said in the log and it
+    /// goes on without.
+    pub pin_memory: bool,
     /// How its shards keep blocks.
     pub tuning: Tuning,
     /// Folder of its devices' disk tiers, one folder a device in it; needed if any device has one.
@@ -59,6 +63,8 @@ pub struct NodeConfig {
     pub access: Access,
     /// Its certificate and whom it trusts, on every channel; none speaks without TLS.
     pub tls: Option<Tls>,
+    /// What records traced requests.
+    pub tracer: Tracer,
     /// The newest level that it speaks.
     pub speaks: Level,
 }

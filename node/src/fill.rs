@@ -9,6 +9,7 @@ use crate::view::View;
 use kvhive_cache::{BlockId, Fills, Nearest, Pass, Round};
 use kvhive_protocol::control::MAX_UNREACHED;
 use kvhive_protocol::data::{About, StoreBlock};
+use kvhive_protocol::trace::SpanKind;
 use kvhive_protocol::{DeviceId, LayoutFingerprint, Slot, TenantId};
 use kvhive_wire::Fault;
 use std::collections::BTreeMap;
@@ -220,8 +221,18 @@ impl Filler {
         }
         let bytes: u64 = items.iter().map(|item| item.block.header.payload_bytes).sum();
         let due = Instant::now() + Duration::from_secs_f64(bytes as f64 / self.rate.max(1) as f64);
-        let origin =
-            Origin { serving, tenant, layout: self.view.layouts.get(fingerprint), about: About::default() };
+        let mut span = self.replicator.tracer.draw(SpanKind::Inner, "move blocks");
+        if span.is_on() {
+            let name = serving.map.tenants.get(&tenant).map_or("", |tenant| &tenant.name);
+            span.note("kvhive.tenant", name);
+            span.note("kvhive.device", gift.round.source);
+            span.note("kvhive.target", gift.round.target);
+            span.note("kvhive.blocks", items.len());
+            span.note("kvhive.bytes", bytes);
+        }
+        let layout = self.view.layouts.get(fingerprint);
+        let (about, trace) = (About::default(), span.context());
+        let origin = Origin { serving, tenant, layout, about, trace };
         let given = self.replicator.give(&origin, gift.round.target, &items).await;
         let wanted = items.len() as u64;
         drop(items);
@@ -236,6 +247,7 @@ impl Filler {
             }
             Err(fault) => {
                 count(&self.counters.move_failures);
+                span.fail(&fault);
                 debug!(target = %gift.round.target, %fault, "blocks did not get there");
                 // Whoever refuses a request has answered.
                 return Err(if matches!(fault, Fault::Refused(_)) {
@@ -245,6 +257,7 @@ impl Filler {
                 });
             }
         }
+        drop(span);
         tokio::time::sleep_until(due).await;
         Ok(())
     }

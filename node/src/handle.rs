@@ -28,6 +28,7 @@ pub struct NodeHandle {
     pub(crate) holdings: Holdings,
     pub(crate) data_address: SocketAddr,
     pub(crate) metrics_address: SocketAddr,
+    pub(crate) pinned_bytes: u64,
     pub(crate) view: Arc<View>,
     pub(crate) ending: Arc<Ending>,
     #[cfg(test)]
@@ -79,7 +80,10 @@ impl NodeHandle {
 
     /// Returns the node's figures since it started. Blocks the thread for a moment.
     pub fn stats(&self) -> NodeStats {
-        self.wait_for(stats::gather(&self.devices, &self.plane))
+        NodeStats {
+            pinned_bytes: self.pinned_bytes,
+            ..self.wait_for(stats::gather(&self.devices, &self.plane))
+        }
     }
 
     /// Returns the latencies of matches, fetches, stores and releases, to be merged with those of other nodes.

@@ -206,6 +206,7 @@ impl Membership {
     /// on no older era is served here, which is what the next heartbeat tells the coordinators.
     async fn adopt(&self, member: MemberId, map: Arc<ClusterMap>) -> Epoch {
         let epoch = map.epoch;
+        self.coordinators.follow(&map);
         let serving = Serving { map, member };
         self.view.adopt(serving.clone());
         self.replicator.keep(&serving.map);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 pub(crate) struct Memory {
     device: Arc<dyn Device>,
     tiers: [Arena; 2],
+    pinned_bytes: u64,
 }
 
 impl Memory {
@@ -26,7 +27,25 @@ impl Memory {
             Arena::new(device.clone(), &sizes).map_err(|source| NodeError::Memory { device: at, source })
         };
         let tiers = [arena(config.device_bytes)?, arena(config.host_bytes)?];
-        Ok(Memory { device, tiers })
+        Ok(Memory { device, tiers, pinned_bytes: 0 })
+    }
+
+    /// Locks as much of device number `at`'s memory as this process may.
+    pub(crate) fn pin(&mut self, at: usize) {
+        for tier in &self.tiers {
+            match tier.lock() {
+                Ok(()) => self.pinned_bytes += tier.total_bytes(),
+                Err(error) => {
+                    let bytes = tier.total_bytes();
+                    tracing::warn!(device = at, bytes, %error, "memory stays unlocked; raise the limit (ulimit -l) to lock it");
+                }
+            }
+        }
+    }
+
+    /// Returns how much of it is locked.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        self.pinned_bytes
     }
 
     pub(crate) fn take_frame(&self, tier: Tier, class: usize, bytes: u64) -> Option<WriteFrame> {

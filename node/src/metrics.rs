@@ -150,6 +150,9 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         let total = counter.load(Ordering::Relaxed);
         metrics::counter!("kvhive_node_requests_refused_total", "reason" => reason).absolute(total);
     }
+    for (name, value) in plane.tracer.figures().named() {
+        metrics::counter!(name).absolute(value);
+    }
     if let Some(tls) = &plane.listening.tls {
         record_tls(tls);
     }

@@ -102,7 +102,10 @@ pub(crate) fn start_within(
     let mut memories = Vec::with_capacity(config.devices.len());
     let stores = open_disks(&config, &view, disks)?;
     for (at, device) in config.devices.iter().enumerate() {
-        let memory = Memory::take(at, device)?;
+        let mut memory = Memory::take(at, device)?;
+        if config.pin_memory {
+            memory.pin(at);
+        }
         let (give_up_ending, give_up_stop) = (ending.clone(), stop.clone());
         let (restarts, emptied) = (counters.clone(), emptied.clone());
         let spawn = Spawn::new(format!("{} device {at}", config.name))
@@ -120,6 +123,7 @@ pub(crate) fn start_within(
         memories.push(memory);
     }
 
+    let pinned_bytes = memories.iter().map(Memory::pinned_bytes).sum();
     let (data_listener, data_address) = listen(&runtime, config.data_listen)?;
     let (metrics_listener, metrics_address) = listen(&runtime, config.metrics_listen)?;
     let token = TokenKey::new(&config.token);
@@ -134,7 +138,8 @@ pub(crate) fn start_within(
     let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())
         .map_err(|error| NodeError::Config(error.to_string()))?;
     let pool = Pool::new(identity, CONNECTIONS_PER_PEER, DIAL_LIMIT);
-    let replicator = Replicator::new(pool, runtime.io().clone(), limits.inflight_bytes);
+    let replicator =
+        Replicator::new(pool, runtime.io().clone(), limits.inflight_bytes, config.tracer.clone());
     let plane = Arc::new(DataPlane::new(
         devices.clone(),
         view.clone(),
@@ -200,6 +205,11 @@ pub(crate) fn start_within(
         "end connections",
         async move { draining.drained().await },
     );
+    let tracer = config.tracer.clone();
+    runtime.on_shutdown().at(Stage::CloseDisks, "send the last spans", async move {
+        // It may wait for its collector.
+        let _ = tokio::task::spawn_blocking(move || tracer.close()).await;
+    });
     info!(node = %config.name, data = %data_address, metrics = %metrics_address, memory_configured, "node listens");
     Ok(NodeHandle {
         runtime,
@@ -208,6 +218,7 @@ pub(crate) fn start_within(
         plane,
         data_address,
         metrics_address,
+        pinned_bytes,
         view,
         ending,
         #[cfg(test)]

@@ -152,6 +152,8 @@ pub struct NodeStats {
     pub host: TierUse,
     /// The disk tiers.
     pub disk: TierUse,
+    /// Bytes of memory that is locked, so that none of it is swapped out.
+    pub pinned_bytes: u64,
     /// Used bytes of the device tiers, from 0 to 1.
     pub device_utilization: f64,
     /// Blocks that left, by reason.

@@ -6,6 +6,7 @@ use crate::ids::{DeviceId, Epoch, Slot, TenantId};
 use crate::key::{BlockKey, KeyList};
 use crate::layout::Layout;
 use crate::strategy::StrategyReport;
+use crate::trace::{TraceAnswer, TraceRequest};
 use crate::watch::{WatchAnswer, WatchRequest};
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +72,26 @@ pub enum DataRequest {
     Survey(SurveyRequest),
     /// Why are these blocks here, or not? Nobody uses them by asking. Answered by [`DataReply::Explained`].
     Explain(ExplainRequest),
+    /// What does this device's node know of traced requests? Answered by [`DataReply::Traced`].
+    Trace(TraceRequest),
+}
+
+impl DataRequest {
+    /// Returns its name in reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            DataRequest::Match(_) => "match",
+            DataRequest::Fetch(_) => "fetch",
+            DataRequest::Store(request) if request.copy => "copy",
+            DataRequest::Store(_) => "store",
+            DataRequest::Release(_) => "release",
+            DataRequest::Strategies(_) => "strategies",
+            DataRequest::Watch(_) => "watch",
+            DataRequest::Survey(_) => "survey",
+            DataRequest::Explain(_) => "explain",
+            DataRequest::Trace(_) => "trace",
+        }
+    }
 }
 
 /// See [`DataRequest::Match`].
@@ -290,6 +311,13 @@ pub enum DataReply {
         /// One answer a key.
         blocks: Vec<Explained>,
     },
+    /// What the node knows of traced requests.
+    Traced {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// The answer.
+        answer: TraceAnswer,
+    },
 }
 
 impl DataReply {
@@ -303,7 +331,8 @@ impl DataReply {
             | DataReply::Strategies { epoch, .. }
             | DataReply::Watched { epoch, .. }
             | DataReply::Surveyed { epoch, .. }
-            | DataReply::Explained { epoch, .. } => *epoch,
+            | DataReply::Explained { epoch, .. }
+            | DataReply::Traced { epoch, .. } => *epoch,
         }
     }
 }

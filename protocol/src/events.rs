@@ -112,13 +112,15 @@ pub enum EventKind {
     PinAdded,
     /// A pin has ended, or was removed.
     PinRemoved,
+    /// Others are coordinators than before, or elsewhere, and nodes and clients are told.
+    CoordinatorsChanged,
     /// Every member speaks a newer level, and the cluster is at it from now on.
     LevelRaised,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 24] = [
+    pub const ALL: [EventKind; 25] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -142,6 +144,7 @@ impl EventKind {
         EventKind::MemberRemoved,
         EventKind::PinAdded,
         EventKind::PinRemoved,
+        EventKind::CoordinatorsChanged,
         EventKind::LevelRaised,
     ];
 
@@ -171,6 +174,7 @@ impl EventKind {
             EventKind::MemberRemoved => "member-removed",
             EventKind::PinAdded => "pin-added",
             EventKind::PinRemoved => "pin-removed",
+            EventKind::CoordinatorsChanged => "coordinators-changed",
             EventKind::LevelRaised => "level-raised",
         }
     }

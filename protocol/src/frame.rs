@@ -41,6 +41,8 @@ pub enum Kind {
     DataRequest = 16,
     /// [`crate::data::DataReply`].
     DataReply = 17,
+    /// A [`crate::trace::TraceContext`] and the [`crate::data::DataRequest`] that is traced: one that is not carries nothing more.
+    TracedRequest = 18,
     /// [`crate::control::ControlRequest`].
     ControlRequest = 32,
     /// [`crate::control::ControlReply`].
@@ -60,6 +62,7 @@ impl Kind {
             Kind::Refused,
             Kind::DataRequest,
             Kind::DataReply,
+            Kind::TracedRequest,
             Kind::ControlRequest,
             Kind::ControlReply,
             Kind::Raft,

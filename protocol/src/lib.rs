@@ -6,6 +6,7 @@
 
 pub mod block;
 pub mod codec;
+mod command;
 pub mod control;
 pub mod data;
 pub mod engines;
@@ -29,6 +30,7 @@ pub mod routing;
 pub mod scaling;
 pub mod strategy;
 pub mod tenant;
+pub mod trace;
 pub mod watch;
 
 pub use block::{BlockDigest, BlockHeader, HeaderError};
@@ -43,6 +45,7 @@ pub use moment::Moment;
 pub use pins::{Pin, PinMode};
 pub use strategy::Strategy;
 pub use tenant::{Change, RulesChange, TenantRules};
+pub use trace::{TraceContext, TraceId};
 
 /// Slots of a cluster: the unit of placement. A home key belongs to slot `hash(home key) mod SLOTS`.
 pub const SLOTS: u16 = 4096;

@@ -158,6 +158,8 @@ pub struct ClusterMap {
     pub tenants: BTreeMap<TenantId, Tenant>,
     /// What may be said and written down in this cluster.
     pub level: Level,
+    /// `host:port` of the control plane of each coordinator that votes. Empty before a leader has said it.
+    pub coordinators: Arc<Vec<String>>,
     /// Pinned prefixes, by name.
     #[serde(default)]
     pub pins: Arc<BTreeMap<String, Pin>>,
@@ -179,6 +181,7 @@ impl ClusterMap {
             tenants: BTreeMap::new(),
             level: Level::NEWEST,
             pins: Arc::default(),
+            coordinators: Arc::default(),
         }
     }
 

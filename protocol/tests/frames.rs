@@ -14,6 +14,7 @@ use kvhive_protocol::explain::{Departure, ExplainRequest, Explained, Lapse, Sinc
 use kvhive_protocol::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameLimits, Kind, encode_frame};
 use kvhive_protocol::handshake::{Challenge, Hello, Proof, Role, TokenKey, agree};
 use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
+use kvhive_protocol::trace::{Fact, Span, SpanId, SpanKind, TraceAnswer, TraceAsk, TraceRequest};
 use kvhive_protocol::watch::{BlockEvent, BlockTier, Gone, WatchAnswer, WatchAsk, WatchRequest};
 use kvhive_protocol::*;
 use proptest::prelude::*;
@@ -98,6 +99,7 @@ fn requests() -> Vec<DataRequest> {
         }),
         DataRequest::Survey(SurveyRequest { epoch, device, tenant, runs: runs.clone(), keys: keys.clone() }),
         DataRequest::Explain(ExplainRequest { epoch, device, tenant, runs, keys }),
+        DataRequest::Trace(TraceRequest { epoch, device, ask: TraceAsk::One(context().trace) }),
     ]
 }
 
@@ -118,7 +120,28 @@ fn replies() -> Vec<DataReply> {
             lapse: Some(Lapse { ago_s: 60, for_ms: 2500 }),
             blocks: explained(),
         },
+        DataReply::Traced { epoch: Epoch(2), answer: TraceAnswer::Spans(vec![span()]) },
     ]
+}
+
+fn context() -> TraceContext {
+    let trace = TraceId::of_request("4bf92f35-77b3-4da6-a3ce-929d0e0e4736");
+    TraceContext { trace, span: SpanId::new([9; 8]).expect("it is not zero") }
+}
+
+fn span() -> Span {
+    let TraceContext { trace, span } = context();
+    Span {
+        trace,
+        id: span,
+        parent: None,
+        kind: SpanKind::Served,
+        name: "fetch".into(),
+        began_ns: 1,
+        took_ns: 2,
+        facts: vec![("kvhive.blocks".into(), Fact::Number(3)), ("kvhive.tenant".into(), Fact::from("a"))],
+        failed: Some("busy".into()),
+    }
 }
 
 fn explained() -> Vec<Explained> {
@@ -195,6 +218,21 @@ fn frames_on_the_wire_are_what_they_were() {
         .collect();
     assert_eq!(folded, GOLDEN_DATA);
     assert_eq!(fold(&header().encode()), GOLDEN_HEADER);
+}
+
+/// What is traced carries 24 bytes more, in front; what is not carries none.
+#[test]
+fn a_traced_request_is_a_request_behind_its_context() {
+    for request in requests() {
+        let plain = frame(Kind::DataRequest, &request, 7);
+        let traced = frame(Kind::TracedRequest, &(context(), &request), 7);
+        let (header, back) = open::<(TraceContext, DataRequest)>(&traced).expect("whole");
+        assert_eq!((header.kind, back), (Kind::TracedRequest, (context(), request)));
+        assert_eq!(traced.len(), plain.len() + 24);
+        assert_eq!(traced[FRAME_HEADER_BYTES + 24..], plain[FRAME_HEADER_BYTES..]);
+    }
+    let nobody = frame(Kind::TracedRequest, &([0u8; 24], &requests()[0]), 7);
+    assert!(refused::<(TraceContext, DataRequest)>(&nobody), "zero names no trace");
 }
 
 /// Commands lie in coordinators' logs, tenants in their snapshots: a difference is a new version of that state, raise
@@ -492,7 +530,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846010011004d000000000000001c000000000000007bb16f32f45f2f3200000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 16] = [
+const GOLDEN_DATA: [&str; 18] = [
     "c1791ded770783eb",
     "8fe94038a31a07aa",
     "3d6d95cc83dd0511",
@@ -501,6 +539,7 @@ const GOLDEN_DATA: [&str; 16] = [
     "054a73e954a6e15b",
     "53cb5a62a7c91a3c",
     "557a6c96fdce62dd",
+    "ce60b0277758b229",
     "114c7c9b021a6c52",
     "e8162bef608b1509",
     "964b4412bc2e7214",
@@ -509,6 +548,7 @@ const GOLDEN_DATA: [&str; 16] = [
     "bbeeb1d00708c0bc",
     "8db0b762c3a424df",
     "7e62592f1ae8154e",
+    "cab3614686d212f5",
 ];
 const GOLDEN_COMMANDS: [&str; 8] = [
     "ea3a16194dde5e0e",
@@ -517,7 +557,7 @@ const GOLDEN_COMMANDS: [&str; 8] = [
     "6baa492c98bbfa21",
     "89d1528332bb4927",
     "7a8c25f87d2fdaf8",
-    "333afaad932e8120",
+    "58bf5bfd6af940fb",
     "3a32a325d230e3c7",
 ];
 const GOLDEN_HEADER: &str = "146920c73de8eb0a";

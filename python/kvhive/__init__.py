@@ -19,7 +19,7 @@ store from there, without a copy in between. `EmbeddedNode` is a whole cache ser
 import atexit
 
 from kvhive._native import FetchReport, Layout, Match, Namespace, Prefix, StoreReport, __version__, interpreter_ends
-from kvhive.access import Tls
+from kvhive.access import Pin, Tls
 from kvhive.aio import AsyncClient
 from kvhive.client import Client
 from kvhive.errors import (
@@ -57,6 +57,7 @@ __all__ = [
     "NodeError",
     "NodeSetupError",
     "PersistError",
+    "Pin",
     "Prefix",
     "RefusedError",
     "StoreReport",

@@ -37,6 +37,17 @@ class Tls(NamedTuple):
     authorities: StrPath
 
 
+class Pin(NamedTuple):
+    """A pinned prefix."""
+
+    name: str
+    tenant: str
+    blocks: int
+    until: float | None
+    """When it ends, in seconds since 1970; None for one that stands until it is unpinned."""
+    reason: str
+
+
 class Options(TypedDict, total=False):
     """What may be said of a client beside its cluster; times in seconds."""
 

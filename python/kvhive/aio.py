@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from kvhive._native import FetchReport, Match, Operation, Prefix, StoreReport
-from kvhive.access import Options, StrPath, connect, local
+from kvhive.access import Options, Pin, StrPath, connect, local
 from kvhive.client import Ack, Calls, Codec, Hint
 
 if TYPE_CHECKING:
@@ -119,9 +119,29 @@ class AsyncClient(Calls):
         """As `Client.release`."""
         return await drive(self._open().release(prefix, hint, returns_after, timeout))
 
+    async def pin(self, prefix: Prefix, name: str, *, lasts: float | None = None, reason: str = "") -> None:
+        """As `Client.pin`."""
+        await drive(self._open().pin(prefix, name, lasts, reason))
+
+    async def unpin(self, name: str) -> None:
+        """As `Client.unpin`."""
+        await drive(self._open().unpin(name))
+
+    async def pins(self) -> list[Pin]:
+        """As `Client.pins`."""
+        return [Pin(*pin) for pin in await drive(self._open().pins())]
+
     async def clear(self, tenant: str = "default") -> int:
         """As `Client.clear`."""
         return await drive(self._open().clear(tenant))
+
+    async def ensure_tenant(self, name: str, *, shares_with: str | None = None) -> None:
+        """As `Client.ensure_tenant`."""
+        await drive(self._open().ensure_tenant(name, shares_with))
+
+    async def set_strategy(self, strategy: str | None, *, tenant: str = "default") -> None:
+        """As `Client.set_strategy`."""
+        await drive(self._open().set_strategy(tenant, strategy))
 
     async def create_tenant(self, name: str) -> None:
         """As `Client.create_tenant`."""

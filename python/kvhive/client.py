@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, Unpack
 
 from kvhive._native import Connection, FetchReport, Layout, Match, Namespace, Prefix, StoreReport
-from kvhive.access import Options, StrPath, Tls, connect, local
+from kvhive.access import Options, Pin, StrPath, Tls, connect, local
 from kvhive.errors import ClosedError
 
 if TYPE_CHECKING:
@@ -101,6 +101,22 @@ class Client(Calls):
         """Tells the cluster what is expected of a prefix's session; returns the copies of its blocks that have been told."""
         return self._open().release(prefix, hint, returns_after, timeout).wait()
 
+    def pin(self, prefix: Prefix, name: str, *, lasts: float | None = None, reason: str = "") -> None:
+        """Pins a prefix under a name (lower-case letters, digits, `-`, `_`, `.`); a pin of this name becomes this one.
+
+        Its blocks do not leave to make room for others, and are repaired first: for `lasts` seconds, or until it is unpinned. What
+        is not stored yet is pinned when it comes. Nodes go by it within a heartbeat.
+        """
+        self._open().pin(prefix, name, lasts, reason).wait()
+
+    def unpin(self, name: str) -> None:
+        """Ends a pin: its blocks stay where they are until others take their place."""
+        self._open().unpin(name).wait()
+
+    def pins(self) -> list[Pin]:
+        """Lists what is pinned in the cluster."""
+        return [Pin(*pin) for pin in self._open().pins().wait()]
+
     def clear(self, tenant: str = "default") -> int:
         """Ends a tenant's era; returns the one that has begun. When this returns, nobody serves the tenant's older blocks."""
         return self._open().clear(tenant).wait()
@@ -108,6 +124,14 @@ class Client(Calls):
     def create_tenant(self, name: str) -> None:
         """Creates a tenant without rules of its own."""
         self._open().create_tenant(name).wait()
+
+    def ensure_tenant(self, name: str, *, shares_with: str | None = None) -> None:
+        """Has a tenant be there. Where it is not it is made: by itself, or as another name for one whose blocks it shares."""
+        self._open().ensure_tenant(name, shares_with).wait()
+
+    def set_strategy(self, strategy: str | None, *, tenant: str = "default") -> None:
+        """Has another strategy decide which of a tenant's blocks leave, without losing one; None: each node's own."""
+        self._open().set_strategy(tenant, strategy).wait()
 
     def refresh(self) -> int:
         """Fetches the cluster's map anew, for tenants that others have made; returns its epoch."""

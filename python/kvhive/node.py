@@ -8,14 +8,16 @@ import secrets
 import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 from kvhive._native import Node
 from kvhive.access import Options, StrPath, Tls
 from kvhive.aio import AsyncClient
 from kvhive.client import Client, Codec
 
-__all__ = ["EmbeddedNode"]
+__all__ = ["EmbeddedNode", "Mode"]
+
+Mode = Literal["training", "inference", "bulk", "streaming", "interactive"]
 
 LAST_STOP = 5.0
 """The longest, in seconds, that a node takes to end that nobody has stopped."""
@@ -28,7 +30,10 @@ class EmbeddedNode:
     its own with a coordinator beside it, reached from this host only. Returns when the node serves.
 
     Sizes are in bytes, times in seconds. `memory`, `host_memory` (a tier over it) and `disk` (one under it, in `disk_folder`) are
-    each device's; `block_bytes` is the largest block, or several sizes, growing, among which the memory is parted equally.
+    each device's; `block_bytes` is the largest block, or several sizes, growing, among which the memory is parted equally, or as
+    `block_shares` say. `mode` turns the knobs that are not named here. With `pin_memory` none of it is swapped out, where the
+    process may lock so much (`stats()["pinned_bytes"]`). `restore` is a backup of a node's that was alone (`/v1/backup` of its
+    `admin_address`): tenants and keys mean what they meant, and a snapshot of then can be loaded.
     """
 
     def __init__(
@@ -36,19 +41,23 @@ class EmbeddedNode:
         memory: int,
         block_bytes: int | Sequence[int],
         *,
+        block_shares: Sequence[int] | None = None,
         devices: int = 1,
         host_memory: int = 0,
         disk: int = 0,
         disk_folder: StrPath | None = None,
+        mode: Mode = "inference",
         strategy: str = "lru",
         codec: Codec = "raw",
         prefetch_blocks: int = 64,
         gc_threshold: float | None = None,
+        pin_memory: bool = False,
         persist_folder: StrPath | None = None,
         persist_every: float | None = None,
         coordinators: str | Sequence[str] | None = None,
         token: str | bytes | None = None,
         tls: Tls | None = None,
+        restore: bytes | None = None,
         name: str | None = None,
         listen: str = "127.0.0.1:0",
         advertise: str = "",
@@ -69,6 +78,10 @@ class EmbeddedNode:
                 "disk_folder": disk_folder,
                 "devices": devices,
                 "block_bytes": [block_bytes] if isinstance(block_bytes, int) else list(block_bytes),
+                "block_shares": None if block_shares is None else list(block_shares),
+                "pin_memory": pin_memory,
+                "restore": restore,
+                "mode": mode,
                 "strategy": strategy,
                 "codec": codec,
                 "prefetch_blocks": prefetch_blocks,
@@ -107,6 +120,11 @@ class EmbeddedNode:
     def metrics_address(self) -> str:
         """Where its metrics are served."""
         return self._node.metrics_address
+
+    @property
+    def admin_address(self) -> str | None:
+        """Where the coordinator beside it has its admin API; None where it joined a cluster."""
+        return self._node.admin_address
 
     @property
     def is_serving(self) -> bool:

@@ -1,17 +1,21 @@
 //! A connected client: every verb as an operation.
 
 use crate::buffer::Lent;
-use crate::errors::Failure;
+use crate::errors::{Failure, Kind};
 use crate::held::Held;
 use crate::layout::PyLayout;
 use crate::names::{PyNamespace, PyPrefix};
 use crate::operation::Operation;
+use crate::pins;
 use crate::regions::Use;
 use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
 use crate::threads::Crew;
-use kvhive_client::{Client, ClientConfig, NamespaceClient, Prefix, StoreOptions};
+use kvhive_client::{Client, ClientConfig, ClientError, NamespaceClient, Prefix, StoreOptions};
 use kvhive_protocol::block::Codec;
+use kvhive_protocol::control::Command;
 use kvhive_protocol::data::{About, Ack, Hint};
+use kvhive_protocol::strategy::Strategy;
+use kvhive_protocol::{Change, Reason, RulesChange, TenantRules};
 use kvhive_tls::{Tls, TlsFiles};
 use pyo3::prelude::*;
 use std::ops::Range;
@@ -87,6 +91,14 @@ pub(crate) fn codec(name: &str) -> Result<Codec, Failure> {
     Codec::ALL.into_iter().find(|codec| codec.name() == name).ok_or_else(|| {
         let names: Vec<&str> = Codec::ALL.iter().map(|codec| codec.name()).collect();
         Failure::misuse(format!("codec {name:?}: allowed is {}", names.join(", ")))
+    })
+}
+
+/// Returns the strategy of this name.
+pub(crate) fn strategy(name: &str) -> Result<Strategy, Failure> {
+    name.parse().map_err(|_| {
+        let names: Vec<&str> = Strategy::ALL.iter().map(|strategy| strategy.name()).collect();
+        Failure::new(Kind::Misuse, format!("strategy {name:?}: allowed is {}", names.join(", ")))
     })
 }
 
@@ -223,6 +235,39 @@ impl Connection {
         Ok(Operation::new(&self.0, async move { Ok(blocks.release(&names, hint).await?.copies) }))
     }
 
+    /// Pins a prefix under a name, for so many seconds or until it is unpinned.
+    fn pin(
+        &self,
+        py: Python<'_>,
+        prefix: &PyPrefix,
+        name: String,
+        lasts: Option<f64>,
+        reason: String,
+    ) -> PyResult<Operation> {
+        let pin = || -> Result<Operation, Failure> {
+            let mode = pins::mode(lasts)?;
+            let reason = Reason::try_from(reason).map_err(|why| Failure::misuse(why.to_string()))?;
+            let (blocks, names) = self.blocks(prefix, None)?;
+            Ok(Operation::new(&self.0, async move { Ok(blocks.pin(&name, &names, mode, reason).await?) }))
+        };
+        pin().map_err(|failure| failure.raise(py))
+    }
+
+    /// Ends a pin.
+    fn unpin(&self, name: String) -> Operation {
+        let client = self.0.client().clone();
+        Operation::new(&self.0, async move {
+            client.submit(Command::RemovePin { name, ended_ms: None }).await?;
+            Ok(())
+        })
+    }
+
+    /// Lists what is pinned: name, tenant, blocks, when it ends in seconds since 1970, reason.
+    fn pins(&self) -> Operation {
+        let client = self.0.client().clone();
+        Operation::new(&self.0, async move { Ok(pins::list(&*client.refresh().await?)) })
+    }
+
     /// Ends a tenant's era; returns the one that has begun.
     fn clear(&self, tenant: String) -> Operation {
         let client = self.0.client().clone();
@@ -236,6 +281,40 @@ impl Connection {
             client.create_tenant(&name).await?;
             Ok(())
         })
+    }
+
+    /// Has a tenant be there: makes it where it is not, as another name for one whose blocks it shares, if that is said.
+    fn ensure_tenant(&self, name: String, shares_with: Option<String>) -> Operation {
+        let client = self.0.client().clone();
+        Operation::new(&self.0, async move {
+            let map = client.refresh().await?;
+            if map.tenant(&name).is_some() {
+                return Ok(());
+            }
+            let owner = match shares_with {
+                Some(owner) => {
+                    let (id, _) = map.tenant(&owner).ok_or(ClientError::UnknownTenant(owner))?;
+                    Some(id)
+                }
+                None => None,
+            };
+            client
+                .create_tenant_with(&name, TenantRules { shares_with: owner, ..TenantRules::default() })
+                .await?;
+            Ok(())
+        })
+    }
+
+    /// Has another strategy decide which of a tenant's blocks leave; none: each node's own.
+    fn set_strategy(&self, py: Python<'_>, tenant: String, strategy: Option<&str>) -> PyResult<Operation> {
+        let strategy = match strategy {
+            Some(name) => Change::Set(self::strategy(name).map_err(|failure| failure.raise(py))?),
+            None => Change::Reset,
+        };
+        let client = self.0.client().clone();
+        Ok(Operation::new(&self.0, async move {
+            Ok(client.set_tenant_rules(&tenant, RulesChange { strategy, ..RulesChange::default() }).await?)
+        }))
     }
 
     /// Fetches the cluster's map anew; returns its epoch.

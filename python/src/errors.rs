@@ -63,6 +63,11 @@ impl Failure {
         Failure::new(Kind::Misuse, message.into())
     }
 
+    /// Makes it one of another kind.
+    pub(crate) fn of_kind(self, kind: Kind) -> Failure {
+        Failure { kind, ..self }
+    }
+
     /// Makes the exception.
     pub(crate) fn raise(self, py: Python<'_>) -> PyErr {
         let make = || py.import("kvhive.errors")?.getattr(self.kind.class())?.call1((self.message,));

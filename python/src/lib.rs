@@ -1,15 +1,18 @@
 //! The native half of the Python package `kvhive`: the client's calls as operations that are waited for or driven beside an event
 //! loop, memory of Python objects as slices, and a node inside the process. What users see is `kvhive/`, beside this folder.
 
+mod alone;
 mod buffer;
 mod connection;
 mod ending;
 mod errors;
 mod held;
 mod layout;
+mod machines;
 mod names;
 mod node;
 mod operation;
+mod pins;
 mod regions;
 mod reports;
 mod threads;
@@ -25,6 +28,8 @@ mod _native {
     use crate::ending::interpreter_ends;
     #[pymodule_export]
     use crate::layout::PyLayout;
+    #[pymodule_export]
+    use crate::machines::{Predictor, decode, encode, replay, stored_bytes};
     #[pymodule_export]
     use crate::names::{PyNamespace, PyPrefix};
     #[pymodule_export]

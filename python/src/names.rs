@@ -84,6 +84,12 @@ impl PyPrefix {
         self.names.len()
     }
 
+    /// Names the first `blocks` of them; all, where they are fewer.
+    fn first(&self, blocks: usize) -> PyPrefix {
+        let names = Arc::new(self.names.first(blocks));
+        PyPrefix { names, blocks: self.blocks.clone(), held: self.held.clone() }
+    }
+
     /// The keys, 32 bytes each.
     #[getter]
     fn keys<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {

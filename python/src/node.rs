@@ -1,16 +1,15 @@
 //! A node inside this process: joined to a cluster, or alone with a coordinator of its own.
 
-use crate::connection::{codec, seconds, tls};
+use crate::alone::{Cluster, alone};
+use crate::connection::{codec, seconds, strategy, tls};
 use crate::errors::{Failure, Kind};
-use kvhive_coordinator::{CoordinatorConfig, CoordinatorHandle, PeerConfig};
+use kvhive_config::{DiskAdmission, Mode};
+use kvhive_coordinator::CoordinatorHandle;
 use kvhive_node::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle, PersistConfig, Tuning};
-use kvhive_protocol::data::Ack;
-use kvhive_protocol::map::Settings;
-use kvhive_protocol::strategy::Strategy;
 use kvhive_runtime::http::Access;
 use pyo3::prelude::*;
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -39,12 +38,6 @@ struct Parts {
     _folder: Option<TempDir>,
 }
 
-/// The cluster that a node joins.
-struct Cluster {
-    coordinators: Vec<String>,
-    token: Vec<u8>,
-}
-
 /// Everything that may be set, as the stub of `Node.start` says.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
@@ -56,6 +49,10 @@ struct Setup {
     disk_folder: Option<PathBuf>,
     devices: usize,
     block_bytes: Vec<u64>,
+    block_shares: Option<Vec<u32>>,
+    pin_memory: bool,
+    restore: Option<Vec<u8>>,
+    mode: String,
     strategy: String,
     codec: String,
     prefetch_blocks: u32,
@@ -74,9 +71,10 @@ struct Setup {
 impl Setup {
     fn node(self, cluster: &Cluster) -> Result<NodeConfig, Failure> {
         let setup = |what: String| Failure::new(Kind::NodeSetup, what);
-        let strategy: Strategy = self.strategy.parse().map_err(|_| {
-            let names: Vec<&str> = Strategy::ALL.iter().map(|strategy| strategy.name()).collect();
-            setup(format!("strategy {:?}: allowed is {}", self.strategy, names.join(", ")))
+        let strategy = strategy(&self.strategy).map_err(|failure| failure.of_kind(Kind::NodeSetup))?;
+        let mode = Mode::ALL.into_iter().find(|mode| mode.as_str() == self.mode).ok_or_else(|| {
+            let names = Mode::ALL.map(Mode::as_str);
+            setup(format!("mode {:?}: allowed is {}", self.mode, names.join(", ")))
         })?;
         let gc_per_mille = match self.gc_threshold {
             Some(share) if !(0.001..=1.0).contains(&share) => {
@@ -87,9 +85,9 @@ impl Setup {
         let listen: SocketAddr = self.listen.parse().map_err(|_| {
             setup(format!("listen {:?}: it must be an address and a port, as in 10.0.0.5:7810", self.listen))
         })?;
-        let classes: Vec<ClassConfig> = sizes(&self.block_bytes).ok_or_else(|| {
-            setup(format!("block_bytes {:?}: name sizes above 0, growing", self.block_bytes))
-        })?;
+        let classes = classes(&self.block_bytes, self.block_shares.as_deref())
+            .map_err(|why| setup(format!("block_bytes {:?}: {why}", self.block_bytes)))?;
+        let knobs = mode.tuning(classes.len());
         let device = DeviceConfig {
             device_bytes: self.memory,
             host_bytes: self.host_memory,
@@ -114,12 +112,17 @@ impl Setup {
             max_inflight_bytes: 256 << 20,
             move_rate: 256 << 20,
             devices: vec![device; self.devices],
+            pin_memory: self.pin_memory,
             tuning: Tuning {
                 strategy,
                 codec: codec(&self.codec)?,
                 prefetch_blocks: self.prefetch_blocks,
                 gc_per_mille,
-                ..Tuning::default()
+                // What nothing above says.
+                hold: knobs.hold,
+                batch_delay: knobs.batch_delay,
+                priority: knobs.priority,
+                unused_to_disk: knobs.disk_admission == DiskAdmission::All,
             },
             disk_folder: self.disk_folder,
             persist: self.persist_folder.map(|folder| PersistConfig { folder, every: persist_every }),
@@ -127,70 +130,34 @@ impl Setup {
             token: cluster.token.clone(),
             access: Access::default(),
             tls: tls(self.tls, host)?,
+            tracer: kvhive_client::Tracer::OFF,
         })
     }
 }
 
-/// Returns size classes of equal shares.
-fn sizes(frame_bytes: &[u64]) -> Option<Vec<ClassConfig>> {
+/// Returns size classes, of equal shares where none are said.
+fn classes(frame_bytes: &[u64], shares: Option<&[u32]>) -> Result<Vec<ClassConfig>, &'static str> {
     let is_growing = frame_bytes.windows(2).all(|two| two[0] < two[1]);
-    let is_right = is_growing && frame_bytes.first().is_some_and(|first| *first > 0);
-    is_right.then(|| {
-        frame_bytes.iter().map(|frame_bytes| ClassConfig { frame_bytes: *frame_bytes, share: 1 }).collect()
-    })
-}
-
-/// Starts a coordinator that is a whole group, on a port that only this host reaches.
-fn alone(name: &str) -> Result<(CoordinatorHandle, Cluster, TempDir), Failure> {
-    let failed = |what: String| Failure::new(Kind::Node, what);
-    let folder = tempfile::Builder::new()
-        .prefix("kvhive-embedded-")
-        .tempdir()
-        .map_err(|error| failed(format!("cannot make a folder for the coordinator's log: {error}")))?;
-    let mut random = [0u8; 32];
-    getrandom::fill(&mut random)
-        .map_err(|error| failed(format!("the system gives no random numbers: {error}")))?;
-    let token: Vec<u8> = random.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect();
-    let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let peer = PeerConfig {
-        peer: 1,
-        name: format!("{name}-coordinator"),
-        raft_address: free.to_string(),
-        admin_address: free.to_string(),
-    };
-    let coordinator = kvhive_coordinator::start(CoordinatorConfig {
-        peer: 1,
-        peers: vec![peer],
-        raft_listen: free,
-        admin_listen: free,
-        data_dir: folder.path().join("coordinator"),
-        cluster_name: name.to_owned(),
-        settings: Settings {
-            replicas: 1,
-            segment_blocks: 32,
-            ack: Ack::Primary,
-            lease_ms: 5000,
-            heartbeat_ms: 100,
-        },
-        token: token.clone(),
-        access: Access::default(),
-        tls: None,
-        election_timeout: Duration::from_millis(200),
-        heartbeat: Duration::from_millis(50),
-        repair_after: Duration::from_secs(30),
-        scaling: Default::default(),
-        balance: false,
-        snapshot_every: 10_000,
-        speaks: kvhive_protocol::Level::NEWEST,
-    })?;
-    let coordinators = vec![coordinator.raft_address().to_string()];
-    Ok((coordinator, Cluster { coordinators, token }, folder))
+    if !is_growing || frame_bytes.first().is_none_or(|first| *first == 0) {
+        return Err("name sizes above 0, growing");
+    }
+    if shares.is_some_and(|shares| shares.len() != frame_bytes.len() || shares.contains(&0)) {
+        return Err("name one share above 0 for each size in block_shares");
+    }
+    let share = |at: usize| shares.map_or(1, |shares| shares[at]);
+    let sizes = frame_bytes.iter().enumerate();
+    Ok(sizes.map(|(at, frame_bytes)| ClassConfig { frame_bytes: *frame_bytes, share: share(at) }).collect())
 }
 
 /// Starts everything; serves or not yet.
 fn begin(setup: Setup) -> Result<(Parts, Cluster), Failure> {
     match (setup.coordinators.clone(), setup.token.clone()) {
         (Some(coordinators), Some(token)) => {
+            if setup.restore.is_some() {
+                let what =
+                    "restore: what a cluster remembers is restored by its coordinators, `kvhive restore`";
+                return Err(Failure::new(Kind::NodeSetup, what.to_owned()));
+            }
             let cluster = Cluster { coordinators, token };
             let node = Arc::new(kvhive_node::start(setup.node(&cluster)?)?);
             Ok((Parts { node, coordinator: None, _folder: None }, cluster))
@@ -200,7 +167,7 @@ fn begin(setup: Setup) -> Result<(Parts, Cluster), Failure> {
                 let what = "tls: a node alone is reached from this host only, and speaks without it";
                 return Err(Failure::new(Kind::NodeSetup, what.to_owned()));
             }
-            let (coordinator, cluster, folder) = alone(&setup.name)?;
+            let (coordinator, cluster, folder) = alone(setup.restore.as_deref())?;
             let node = setup.node(&cluster).and_then(|config| Ok(Arc::new(kvhive_node::start(config)?)));
             match node {
                 Ok(node) => {
@@ -315,6 +282,12 @@ impl Node {
     #[getter]
     fn is_serving(&self, py: Python<'_>) -> PyResult<bool> {
         self.with(py, |node| Ok(node.is_serving()))
+    }
+
+    /// Where the coordinator beside it has its admin API; none where it joined a cluster.
+    #[getter]
+    fn admin_address(&self) -> Option<String> {
+        self.parts().as_ref()?.coordinator.as_ref().map(|coordinator| coordinator.admin_address().to_string())
     }
 
     /// Returns its figures, as JSON.

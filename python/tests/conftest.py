@@ -11,7 +11,7 @@ LAYOUT = kvhive.Layout(layers=2, kv_heads=2, head_dim=16, tokens=16, dtype="floa
 
 @pytest.fixture(scope="session")
 def node() -> Iterator[kvhive.EmbeddedNode]:
-    with kvhive.EmbeddedNode(memory=32 << 20, block_bytes=[LAYOUT.block_bytes, 1 << 20]) as node:
+    with kvhive.EmbeddedNode(memory=32 << 20, block_bytes=[LAYOUT.block_bytes, 64 << 10, 1 << 20]) as node:
         yield node
 
 

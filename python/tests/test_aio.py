@@ -36,6 +36,9 @@ def test_tenants_are_made_and_cleared(node: kvhive.EmbeddedNode) -> None:
         blocks = client.namespace("model", LAYOUT, tenant="asynchronous")
         prefix = blocks.keys(range(64))
         await client.store_from(prefix, bytes(4 * SIZE))
+        await client.pin(prefix, "awaited", lasts=60)
+        assert [pin.tenant for pin in await client.pins()] == ["asynchronous"]
+        await client.unpin("awaited")
         await client.clear("asynchronous")
         assert (await client.match(prefix)).covered == 0
         assert await client.refresh() > 0

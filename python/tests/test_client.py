@@ -3,6 +3,8 @@
 import gc
 import os
 import threading
+import time
+import urllib.request
 
 import kvhive
 import numpy as np
@@ -117,6 +119,46 @@ def test_a_store_says_how(client: kvhive.Client, blocks: kvhive.Namespace) -> No
         client.release(prefix, "returns")
     with pytest.raises(kvhive.MisuseError, match="timeout 0: allowed is more than 0"):
         client.match(prefix, timeout=0)
+
+
+def test_pins_are_made_listed_and_ended(client: kvhive.Client, blocks: kvhive.Namespace) -> None:
+    prefix = blocks.keys(TOKENS)
+    client.pin(prefix, "system-prompt", reason="the assistant's own")
+    client.pin(blocks.keys(TOKENS[:32]), "tonight", lasts=3600)
+    standing, tonight = client.pins()
+    assert standing == kvhive.Pin("system-prompt", "default", 8, None, "the assistant's own")
+    assert (tonight.name, tonight.blocks) == ("tonight", 2) and tonight.until is not None
+    client.unpin("tonight")
+    client.unpin("system-prompt")
+    assert client.pins() == []
+    with pytest.raises(kvhive.RefusedError, match="tonight"):
+        client.unpin("tonight")
+    with pytest.raises(kvhive.RefusedError, match="name"):
+        client.pin(prefix, "No Name")
+    with pytest.raises(kvhive.MisuseError, match="lasts -1: allowed is more than 0"):
+        client.pin(prefix, "past", lasts=-1)
+
+
+def test_what_is_pinned_stays() -> None:
+    with kvhive.EmbeddedNode(memory=64 * SIZE, block_bytes=SIZE) as node, node.client(hold=0.001) as client:
+        blocks = client.namespace("pinned", LAYOUT)
+        pinned, other = blocks.keys(TOKENS), blocks.keys([1] * 128)
+        client.pin(pinned, "kept")
+        for prefix in (pinned, other):
+            assert client.store_from(prefix, some_bytes(8)).acknowledged == 8
+        deadline = time.monotonic() + 30
+        while "kvhive_node_pinned_blocks{device=\"0\"} 8\n" not in metrics(node):
+            assert time.monotonic() < deadline, metrics(node)
+            time.sleep(0.01)
+        for user in range(20):
+            client.store_from(blocks.keys([2, user] * 64), some_bytes(8))
+        assert client.match(other).covered == 0
+        assert client.match(pinned).covered == 8
+
+
+def metrics(node: kvhive.EmbeddedNode) -> str:
+    with urllib.request.urlopen(f"http://{node.metrics_address}/metrics", timeout=10) as answer:
+        return str(answer.read(), "utf-8")
 
 
 def test_what_does_not_fit_together_is_misuse(client: kvhive.Client, blocks: kvhive.Namespace, node: kvhive.EmbeddedNode) -> None:

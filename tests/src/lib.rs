@@ -1,6 +1,7 @@
 //! Whole clusters on real sockets: starts real processes with the real command, kills them, and asks them as a user
 //! would. Each cluster has a folder and ports of its own and leaves nothing behind.
 
+pub mod collector;
 pub mod files;
 
 use anyhow::{Context, Result, bail};

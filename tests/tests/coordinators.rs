@@ -1,8 +1,13 @@
 //! The coordinators themselves, on a cluster of real processes: who leads, and who is one.
 
+use kvhive_client::{FetchOutcome, NamespaceClient, StoreOptions};
 use kvhive_protocol::TenantId;
 use kvhive_tests::{Cluster, run};
+use serde_json::Value;
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 fn leader(cluster: &Cluster) -> String {
     cluster.until("a leader", || cluster.status()["leader"].as_str().map(str::to_owned))
@@ -118,4 +123,99 @@ fn a_coordinator_is_replaced_while_changes_go_on() {
     let removed = cluster.json(&["raft", "remove", &killed]).expect("the dead one may go");
     assert_eq!(removed["coordinators"].as_array().expect("a list").len(), 2);
     assert_eq!(cluster.wait(client.create_tenant("last")).expect("two of two decide"), TenantId(4));
+}
+
+/// Bytes of a block.
+const BLOCK: usize = 4096;
+/// Longer than a node serves that no coordinator hears: 2 s, of which the half.
+const LEASES: Duration = Duration::from_secs(3);
+
+/// Stores a block of its own and fetches it.
+async fn is_served(blocks: &NamespaceClient, name: u64) -> bool {
+    let prefix = blocks.prefix_of_engine_hashes(&[u128::from(name).to_le_bytes()]);
+    let content = vec![name as u8; BLOCK];
+    blocks.store(&prefix, 0..1, &[&content], StoreOptions::default()).await.expect("it fits");
+    let mut memory = vec![0; BLOCK];
+    let report = blocks.fetch_into(&prefix, 0..1, &mut [&mut memory]).await.expect("it fits");
+    matches!(report.outcomes[..], [FetchOutcome::Loaded(_)]) && memory == content
+}
+
+#[test]
+fn all_coordinators_are_replaced_one_after_the_other_and_nodes_and_clients_go_on() {
+    let cluster = Cluster::start(&["--nodes", "1", "--devices", "1", "--block-size", "4KiB"]);
+    let client = cluster.client();
+    let blocks = cluster.blocks(&client, BLOCK as u32);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let load = cluster.spawn({
+        let is_over = is_over.clone();
+        async move {
+            let mut lost = Vec::new();
+            let mut name = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                name += 1;
+                if !is_served(&blocks, name).await {
+                    lost.push(name);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            (name, lost)
+        }
+    });
+    let token = format!("{}/token", cluster.dir());
+    let listed = |status: &Value| -> Vec<(String, String)> {
+        let text = |one: &Value, field: &str| one[field].as_str().expect("a text").to_owned();
+        let all = status["coordinators"].as_array().expect("a list").iter();
+        all.map(|one| (text(one, "name"), format!("http://{}", text(one, "admin_address")))).collect()
+    };
+    let old = listed(&cluster.status());
+    let (mut file, mut admin) = ("cluster.toml".to_owned(), old[0].1.clone());
+    let mut new = Vec::new();
+    for (at, (name, _)) in old.iter().enumerate() {
+        let ask = |admin: &str, words: &[&str]| -> Value {
+            let words: Vec<&str> =
+                words.iter().copied().chain(["--json", "--admin", admin, "--token-file", &token]).collect();
+            serde_json::from_slice(&run(&words).expect("it is done").stdout).expect("it is JSON")
+        };
+        let successor = format!("coord-{}", at + 4);
+        file = with_another(&cluster, &file, name, (&successor, at as u64 + 4));
+        new.push(cluster.spawn_by(&file, &successor));
+        let group = ask(&admin, &["raft", "status"]);
+        if group["leader"] == **name {
+            let others = group["coordinators"].as_array().expect("a list").iter();
+            let to = others
+                .filter_map(|one| one["name"].as_str())
+                .find(|one| one != name)
+                .expect("there are more");
+            ask(&admin, &["raft", "transfer", to]);
+        }
+        let config = format!("{}/{file}", cluster.dir());
+        ask(&admin, &["raft", "replace", name, &successor, "--config", &config]);
+        cluster.signal(name, "KILL");
+        // Whoever is asked from now on is one that is left.
+        let left = [&admin, &old[(at + 1) % 3].1].into_iter().find_map(|one| {
+            let words = ["status", "--json", "--admin", one, "--token-file", &token];
+            serde_json::from_slice(&run(&words).ok()?.stdout).ok()
+        });
+        let left = left.expect("two that were there before are left");
+        admin = listed(&left).into_iter().map(|(_, admin)| admin).collect::<Vec<_>>().join(",");
+        let tenant = cluster.wait(client.create_tenant(&format!("after-{successor}")));
+        assert_eq!(tenant.expect("they lead"), TenantId(at as u32 + 2));
+    }
+    // None of those that the node and the client were told of is there any more, and whom they ask now goes too: nobody is left to
+    // send them to another.
+    let group = run(&["raft", "status", "--json", "--admin", &admin, "--token-file", &token])
+        .expect("they are there");
+    let group: Value = serde_json::from_slice(&group.stdout).expect("it is JSON");
+    let leads =
+        (0..3).find(|at| group["leader"] == *format!("coord-{}", at + 4)).expect("one of the new ones leads");
+    drop(new.remove(leads));
+    std::thread::sleep(LEASES);
+    cluster.wait(client.create_tenant("last")).expect("the client finds the new ones");
+    is_over.store(true, Ordering::Relaxed);
+    let (served, lost) = cluster.wait(load).expect("it does not panic");
+    assert!(served > 100 && lost.is_empty(), "of {served} blocks these were not served: {lost:?}");
+    let events = run(&["events", "--json", "--admin", &admin, "--token-file", &token]).expect("they tell");
+    let events = String::from_utf8_lossy(&events.stdout).into_owned();
+    assert_eq!(events.matches("coordinators-changed").count(), 3, "{events}");
+    assert!(!events.contains("member-down"), "the node kept its lease: {events}");
 }

@@ -19,7 +19,7 @@ fn metadata() -> serde_json::Value {
 }
 
 /// Every crate's level: a crate names only crates of lower levels.
-const LEVELS: [(&str, u8); 16] = [
+const LEVELS: [(&str, u8); 17] = [
     ("kvhive-protocol", 0),
     ("kvhive-gpu", 0),
     ("kvhive-tls", 0),
@@ -27,6 +27,7 @@ const LEVELS: [(&str, u8); 16] = [
     ("kvhive-config", 1),
     ("kvhive-runtime", 1),
     ("kvhive-cache", 1),
+    ("kvhive-spans", 1),
     ("kvhive-control", 1),
     ("kvhive-consensus", 1),
     ("kvhive-client", 2),
@@ -63,9 +64,12 @@ fn imports_point_down_and_pure_crates_stay_pure() {
                 _ => &[],
             };
             assert!(!never.contains(&other), "{name} must never name {other}");
-            for (thing, owner) in
-                [("actix", "kvhive-runtime"), ("raft", "kvhive-consensus"), ("bincode", "kvhive-protocol")]
-            {
+            for (thing, owner) in [
+                ("actix", "kvhive-runtime"),
+                ("raft", "kvhive-consensus"),
+                ("bincode", "kvhive-protocol"),
+                ("opentelemetry", "kvhive-spans"),
+            ] {
                 assert!(
                     other != thing || name == owner,
                     "{thing} has one place, {owner}; {name} names it too"

@@ -16,6 +16,7 @@ use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::{ScalingMode, ScalingPolicy};
 use kvhive_runtime::http::{Access, Role};
+use kvhive_spans::{Tracer, TracerConfig};
 use kvhive_tls::{Tls, TlsFiles};
 use std::convert::Infallible;
 use std::path::Path;
@@ -44,6 +45,7 @@ pub(crate) fn run(file: &Path, id: &str, newcomer: Option<&Newcomer>) -> Result<
     let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match process {
         Process::Coordinator(own) => {
+            config.remarks().iter().for_each(|remark| tracing::warn!("{remark}"));
             let config = coordinator(&config, own, token, file)?;
             let tls = config.tls.clone();
             let mut running = kvhive_coordinator::start(config)?;
@@ -134,6 +136,18 @@ async fn heed_hangups(tls: Option<Tls>) -> std::io::Result<Infallible> {
     }
 }
 
+/// Makes what records a process's spans, if the cluster traces.
+fn tracer(config: &ClusterConfig, kind: &str, id: &str) -> Result<Tracer> {
+    let Some(traces) = &config.traces else { return Ok(Tracer::OFF) };
+    Ok(Tracer::new(&TracerConfig {
+        service: format!("kvhive-{kind}"),
+        process: id.to_owned(),
+        endpoint: traces.endpoint.clone(),
+        sample_ppm: u32::from(traces.sample_per_mille) * 1000,
+        keep: traces.keep,
+    })?)
+}
+
 fn coordinator(
     config: &ClusterConfig,
     own: &CoordinatorConfig,
@@ -169,6 +183,7 @@ fn coordinator(
         repair_after: cluster.repair_after,
         balance: cluster.balance,
         snapshot_every: config.raft.snapshot_every,
+        tracer: tracer(config, "coordinator", &own.id)?,
         speaks: speaks(config)?,
     })
 }
@@ -240,6 +255,7 @@ fn node(
         max_inflight_bytes: own.max_inflight.0,
         move_rate: own.move_rate.0,
         devices,
+        pin_memory: false,
         tuning: tuning(own),
         disk_folder: own.disk_dir.as_ref().map(|folder| beside(file, folder).join(&own.id)),
         persist: own.persist_dir.as_ref().map(|folder| PersistConfig {
@@ -250,6 +266,7 @@ fn node(
         access: access(config, file)?,
         tls: tls(config, &own.host, file)?,
         token,
+        tracer: tracer(config, "node", &own.id)?,
     })
 }
 

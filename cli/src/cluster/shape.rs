@@ -5,7 +5,7 @@ use kvhive_config::Bytes;
 /// What a new local cluster looks like.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
-    /// Coordinator processes: 1, 3, 5 or 7.
+    /// Coordinator processes: 1 to 15.
     pub(crate) coordinators: u32,
     /// Node processes.
     pub(crate) nodes: u32,

@@ -74,9 +74,10 @@ impl ConfigCommand {
             .processes()
             .map(|process| json!({ "id": process.id(), "kind": process.kind(), "host": process.host(), "health": process.health_address() }))
             .collect();
+        let remarks = config.remarks();
         if json {
             return report::print_json(
-                &json!({ "ok": true, "cluster": config.cluster.name, "open": config.is_open(), "processes": listed }),
+                &json!({ "ok": true, "remarks": remarks, "cluster": config.cluster.name, "open": config.is_open(), "processes": listed }),
             );
         }
         println!(
@@ -86,6 +87,7 @@ impl ConfigCommand {
             listed.len(),
             if config.is_open() { ", and any node that is started with --host" } else { "" }
         );
+        remarks.iter().for_each(|remark| println!("note: {remark}"));
         Ok(())
     }
 }

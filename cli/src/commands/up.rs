@@ -44,7 +44,7 @@ pub(crate) struct Up {
     /// Remove what an earlier cluster left in the folder, its data included
     #[arg(long, conflicts_with = "config")]
     fresh: bool,
-    /// Coordinator processes: 1, 3, 5 or 7 [default: 3]
+    /// Coordinator processes: 1 to 15, of which an odd number is best [default: 3]
     #[arg(long, value_name = "N", conflicts_with = "config")]
     coordinators: Option<u32>,
     /// Node processes [default: 2]

@@ -144,7 +144,8 @@ async fn who_reads_raw_says_so_with_the_layout_and_takes_nothing_else() {
             | DataRequest::Strategies(_)
             | DataRequest::Watch(_)
             | DataRequest::Survey(_)
-            | DataRequest::Explain(_) => {}
+            | DataRequest::Explain(_)
+            | DataRequest::Trace(_) => {}
         }
     }
 }

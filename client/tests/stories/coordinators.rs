@@ -4,6 +4,7 @@ use crate::fakes::{Cluster, ControlTurn, Coordinator, Nobody, PATIENCE, SHORT, T
 use kvhive_client::{Client, ClientConfig, ClientError};
 use kvhive_protocol::WireError;
 use kvhive_protocol::control::{ControlReply, ControlRequest};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -210,4 +211,24 @@ async fn reads_go_on_without_coordinators() {
     text.fetch_all().await;
     assert_eq!(text.covered().await, (4, 0));
     assert_eq!(TOKEN, cluster.config().token);
+}
+
+#[tokio::test]
+async fn coordinators_are_followed_to_where_the_map_has_them_and_the_first_ones_are_the_last_resort() {
+    let mut cluster = Cluster::start(1, 1).await;
+    let seed = Coordinator::start(cluster.coordinator.map()).await;
+    let config = of(&cluster, &[&cluster.coordinator.address, &seed.address]);
+    let client = in_patience(Client::connect(config)).await.expect("the first answers");
+    let mut new = Coordinator::start(cluster.coordinator.map()).await;
+    let there = Arc::new(vec![new.address.clone()]);
+    for one in [&cluster.coordinator, &new, &seed] {
+        one.change(|map| map.coordinators = there.clone());
+    }
+    in_patience(client.refresh()).await.expect("it says where the others are");
+    cluster.coordinator.stop().await;
+    in_patience(client.refresh()).await.expect("the new one answers");
+    assert_eq!((new.asked(), seed.asked()), (1, 0), "who was named to begin with may be gone for good");
+    new.stop().await;
+    in_patience(client.refresh()).await.expect("the last one answers");
+    assert_eq!(seed.asked(), 1);
 }

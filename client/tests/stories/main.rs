@@ -13,3 +13,4 @@ mod releases;
 mod slow;
 mod stores;
 mod tenants;
+mod traces;

@@ -26,6 +26,7 @@ fn epoch_of(request: &DataRequest) -> Epoch {
         DataRequest::Watch(request) => request.epoch,
         DataRequest::Survey(request) => request.epoch,
         DataRequest::Explain(request) => request.epoch,
+        DataRequest::Trace(request) => request.epoch,
     }
 }
 

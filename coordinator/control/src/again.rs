@@ -97,6 +97,7 @@ mod tests {
                 settings,
                 default_secret: [1; 32],
                 scaling: Default::default(),
+                coordinators: Vec::new(),
                 level: kvhive_protocol::Level::NEWEST,
             });
             cluster

@@ -35,7 +35,7 @@ pub(crate) const FIRST_TENANT: TenantId = TenantId(1);
 ///
 /// let settings = Settings { replicas: 2, segment_blocks: 16, ack: Ack::Primary, lease_ms: 2000, heartbeat_ms: 500 };
 /// let command =
-///     Command::Bootstrap { cluster: ClusterId(7), name: "laptop".into(), settings, default_secret: [1; 32], scaling: Default::default(), level: Level::NEWEST };
+///     Command::Bootstrap { cluster: ClusterId(7), name: "laptop".into(), settings, default_secret: [1; 32], scaling: Default::default(), coordinators: vec![], level: Level::NEWEST };
 /// let mut registry = Registry::new();
 /// let reply = registry.apply(1, Proposal { request: RequestId { client: 9, sequence: 1 }, command });
 /// assert_eq!(reply, CommandReply::Applied { epoch: Epoch(1) });
@@ -193,8 +193,11 @@ impl Registry {
     }
 
     fn execute(&mut self, command: Command) -> Outcome {
-        if let Command::Bootstrap { cluster, name, settings, default_secret, scaling, level } = command {
-            let founded = ClusterMap { level, ..ClusterMap::founded(cluster, name, settings) };
+        if let Command::Bootstrap { cluster, name, settings, default_secret, scaling, coordinators, level } =
+            command
+        {
+            let coordinators = Arc::new(coordinators);
+            let founded = ClusterMap { coordinators, level, ..ClusterMap::founded(cluster, name, settings) };
             return self.bootstrap(founded, default_secret, scaling);
         }
         if self.map.is_none() {
@@ -218,6 +221,7 @@ impl Registry {
             Command::Balance { based_on, changes } => self.balance(based_on, changes),
             Command::SetDrains { member, drains } => self.set_drains(member, drains),
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
+            Command::SetCoordinators { addresses } => self.set_coordinators(addresses),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
             Command::Record(note) => note.check().map(|()| self.unchanged()),
             Command::SetScaling { change } => self.scaling.change(&change).map(|()| self.unchanged()),
@@ -242,6 +246,7 @@ impl Registry {
         }
         validate::name("cluster name", &founded.name)?;
         validate::settings(&founded.settings)?;
+        validate::coordinators(&founded.coordinators)?;
         self.scaling.begin(scaling)?;
         let tenant =
             Tenant { name: DEFAULT_TENANT.to_owned(), era: Era(1), secret, rules: TenantRules::default() };
@@ -437,6 +442,14 @@ impl Registry {
             self.change().settings.ack = ack;
         }
         self.unchanged()
+    }
+
+    fn set_coordinators(&mut self, addresses: Vec<String>) -> Outcome {
+        validate::coordinators(&addresses)?;
+        if self.map.as_ref().is_some_and(|map| *map.coordinators != addresses) {
+            self.change().coordinators = Arc::new(addresses);
+        }
+        Ok(self.unchanged())
     }
 
     /// Returns the map to change, already under its next epoch. Called once by each command that changes something.

@@ -96,6 +96,7 @@ pub(crate) fn bootstrap(replicas: u8) -> Command {
         settings,
         default_secret: [7; 32],
         scaling: Default::default(),
+        coordinators: Vec::new(),
         level: kvhive_protocol::Level::NEWEST,
     }
 }
@@ -132,6 +133,7 @@ fn a_cluster_starts_once() {
         settings: cluster.map().settings.clone(),
         default_secret: [0; 32],
         scaling: Default::default(),
+        coordinators: Vec::new(),
         level: kvhive_protocol::Level::NEWEST,
     };
     let before = cluster.map();

@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the state that coordinators write down: of registries in snapshots, and of commands and what they do in logs.
 /// Raised when one of these changes otherwise than by a newer [`Level`]; no other is read.
-pub const STATE_VERSION: u32 = 13;
+pub const STATE_VERSION: u32 = 14;
 /// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, engines, pins, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize = validate::MAX_MAP_BYTES
@@ -97,6 +97,7 @@ struct MapHead {
     settings: Settings,
     level: Level,
     last: Numbers,
+    coordinators: Vec<String>,
 }
 
 impl Registry {
@@ -113,6 +114,7 @@ impl Registry {
             settings: map.settings.clone(),
             level: map.level,
             last: self.last,
+            coordinators: map.coordinators.to_vec(),
         });
         put(&mut out, &Section::Head { applied: self.applied, events: self.journal.newest(), map: head });
         if let Some(map) = map {
@@ -303,6 +305,7 @@ impl Parts {
             balanced: Arc::new(BTreeMap::from_iter(self.balanced)),
             tenants: BTreeMap::from_iter(self.tenants),
             pins: Arc::new(BTreeMap::from_iter(self.pins)),
+            coordinators: Arc::new(head.coordinators),
         };
         validate::map(&map)?;
         let engines = Engines::restore(self.engines, &map)?;

@@ -31,6 +31,10 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             let is_emptied = map.is_some_and(|map| departures::is_emptied(map, *member));
             of_member(if is_emptied { EventKind::MemberRemoved } else { EventKind::MemberLeft }, member)
         }
+        Command::SetCoordinators { addresses } => {
+            let note = Note::new(EventKind::CoordinatorsChanged, Subject::default());
+            Some(note.with("coordinators", addresses.len() as u64))
+        }
         Command::RemoveMember { member } => of_member(EventKind::MemberRemoved, member),
         Command::CreateTenant { name, .. } => {
             Some(Note::new(EventKind::TenantCreated, Subject::tenant(name)))

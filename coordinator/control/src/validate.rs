@@ -4,8 +4,8 @@
 use crate::placement::{self, Completion};
 use crate::{engines, pins, tenant_rules};
 use kvhive_protocol::control::{
-    Balancing, Command, MAX_BALANCED, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_TENANTS,
-    Placing, Registration,
+    Balancing, Command, MAX_BALANCED, MAX_COORDINATORS, MAX_DEVICES, MAX_LABELS, MAX_MEMBERS, MAX_NAME_BYTES,
+    MAX_TENANTS, Placing, Registration,
 };
 use kvhive_protocol::map::{DeviceDescription, Settings};
 use kvhive_protocol::raft::Seat;
@@ -45,9 +45,10 @@ pub const MAX_MAP_BYTES: usize = 14 << 20;
 /// [`WireError::Rejected`] with what was given and what is allowed.
 pub fn check_command(command: &Command) -> Result<(), WireError> {
     match command {
-        Command::Bootstrap { name: cluster, settings: of_all, scaling, .. } => {
+        Command::Bootstrap { name: cluster, settings: of_all, scaling, coordinators: seats, .. } => {
             name("cluster name", cluster)?;
             scaling.check().map_err(|reason| WireError::rejected(format_args!("scaling: {reason}")))?;
+            coordinators(seats)?;
             settings(of_all)
         }
         Command::Register(known) => check_registration(known),
@@ -67,6 +68,7 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         Command::Balance { changes, .. } => balancing_alone(changes),
         Command::Record(note) => note.check(),
         Command::SetEngine(engine) => engines::check(engine),
+        Command::SetCoordinators { addresses } => coordinators(addresses),
         Command::RemoveEngine { name: engine } => name("engine name", engine),
         Command::SetPin { name, pin } => pins::check(name, pin),
         Command::RemovePin { name: pin, .. } => name("pin name", pin),
@@ -207,6 +209,12 @@ pub(crate) fn balancing(map: &ClusterMap, changes: &[Balancing]) -> Result<(), W
     within("number of slots that do not go by their hash", sum, 0..=MAX_BALANCED as u64)
 }
 
+/// Checks where the coordinators are said to be.
+pub(crate) fn coordinators(addresses: &[String]) -> Result<(), WireError> {
+    within("number of coordinators", addresses.len() as u64, 0..=MAX_COORDINATORS as u64)?;
+    addresses.iter().try_for_each(|one| address("coordinator's address", one))
+}
+
 fn slot_once(slot: Slot, named: &mut BTreeSet<Slot>) -> Result<(), WireError> {
     if slot.0 >= SLOTS || !named.insert(slot) {
         return Err(WireError::rejected(format_args!(
@@ -265,6 +273,7 @@ pub(crate) fn map(map: &ClusterMap) -> Result<(), String> {
             return Err(format!("two tenants are named {}", tenant.name));
         }
     }
+    coordinators(&map.coordinators).map_err(said)?;
     tenant_rules::check_all(map).map_err(said)?;
     pins::check_all(map)?;
     let bytes: usize =

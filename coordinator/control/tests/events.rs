@@ -31,6 +31,7 @@ impl Story {
                 settings,
                 default_secret: [1; 32],
                 scaling: Default::default(),
+                coordinators: Vec::new(),
                 level: kvhive_protocol::Level::NEWEST,
             },
             "its logs were empty",

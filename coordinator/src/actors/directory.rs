@@ -19,6 +19,8 @@ pub(crate) struct Directory {
     named: BTreeMap<PeerId, Seat>,
     known: BTreeMap<PeerId, Seat>,
     lines: BTreeMap<PeerId, (String, Lanes)>,
+    /// Where those are that vote, by number; none while some vote on their way out, or one is known by its number alone.
+    voting: Option<Vec<String>>,
     dialler: mpsc::UnboundedSender<Line>,
     told: watch::Sender<Vec<PeerConfig>>,
 }
@@ -31,12 +33,18 @@ impl Directory {
         dialler: mpsc::UnboundedSender<Line>,
         told: watch::Sender<Vec<PeerConfig>>,
     ) -> Directory {
-        Directory { us, named, known: BTreeMap::new(), lines: BTreeMap::new(), dialler, told }
+        Directory { us, named, known: BTreeMap::new(), lines: BTreeMap::new(), voting: None, dialler, told }
     }
 
     /// Takes in who is of the group now.
     pub(crate) fn follow(&mut self, group: &Group) {
         let seats = self.seats(group);
+        let address = |peer| seats.get(peer).map(|seat: &Seat| seat.raft_address.clone());
+        let voting: Option<Vec<String>> = group.voters.iter().map(address).collect();
+        // Whoever listens on any free port is known by no address that others could use.
+        let is_known =
+            |voting: &Vec<String>| !voting.is_empty() && !voting.iter().any(|one| one.ends_with(":0"));
+        self.voting = voting.filter(|voting| group.outgoing.is_empty() && is_known(voting));
         // Whoever is not of a group, or not that it knew, has its file as well to find one by.
         self.known = if group.contains(self.us) { BTreeMap::new() } else { self.named.clone() };
         self.known.extend(seats);
@@ -70,6 +78,11 @@ impl Directory {
             Some((*peer, seat))
         };
         all.filter_map(seat).collect()
+    }
+
+    /// Returns where those are that vote, as nodes and clients are to know them; none while that changes.
+    pub(crate) fn voting(&self) -> Option<&[String]> {
+        self.voting.as_deref()
     }
 
     /// Queues a message; false when it was dropped.
@@ -163,10 +176,17 @@ mod tests {
         let mut scene = scene();
         scene.directory.follow(&Group::default());
         assert_eq!(scene.dialled(), [(2, "b:1".to_owned()), (3, "c:1".to_owned())]);
+        assert_eq!(scene.directory.voting(), None);
         // Somebody took the place of c; b has moved since the log said where it is; of a nothing is said yet.
         let now = group(&[(1, None), (2, Some(seat("b", "b:old"))), (4, Some(seat("d", "d:1")))]);
         scene.directory.follow(&now);
         assert_eq!(scene.dialled(), [(4, "d:1".to_owned())]);
+        assert_eq!(scene.directory.voting(), Some(&["a:1", "b:1", "d:1"].map(str::to_owned)[..]));
+        let leaving = Group { outgoing: vec![PeerId(3)], ..now.clone() };
+        scene.directory.follow(&leaving);
+        assert_eq!(scene.directory.voting(), None, "some vote on their way out");
+        scene.directory.follow(&now);
+        scene.dialled();
         let told: Vec<(u64, String)> =
             scene.told.borrow().iter().map(|peer| (peer.peer, peer.name.clone())).collect();
         assert_eq!(told, [(1, "a".to_owned()), (2, "b".to_owned()), (4, "d".to_owned())]);

@@ -2,12 +2,16 @@
 
 use super::directory::encode;
 use super::raft::{RaftActor, Waiting};
-use kvhive_consensus::{Event, GroupChange, PeerId, PeerProgress, RefuseReason, Role, Ticket};
-use kvhive_protocol::WireError;
-use kvhive_protocol::control::ControlReply;
+use kvhive_consensus::{Event, GroupChange, PeerId, PeerProgress, RefuseReason, Role, Standing, Ticket};
+use kvhive_protocol::control::{Command, ControlReply};
 use kvhive_protocol::raft::{RaftMember, RaftReport, RaftRequest, Seat, Vote};
+use kvhive_protocol::{Reason, WireError};
 use kvhive_runtime::Reply;
+use std::time::Duration;
 use tracing::info;
+
+/// How long it is waited before it is said again where the coordinators are.
+const SEATS_EVERY: Duration = Duration::from_secs(1);
 
 /// What the machine is asked, with numbers for names.
 enum Asked {
@@ -71,6 +75,25 @@ impl RaftActor {
         let (voters, outgoing, learners) =
             (names(&group.voters), names(&group.outgoing), names(&group.learners));
         info!(voters, outgoing, learners, "the coordinators");
+    }
+
+    /// Has nodes and clients told where the coordinators are, where the map says otherwise. Asked for again when it got lost.
+    pub(super) fn tell_seats(&mut self) {
+        let (Some(map), Some(voting)) = (self.parts.registry.map(), self.parts.directory.voting()) else {
+            return;
+        };
+        let now = self.parts.clock.now();
+        if *map.coordinators == voting || now < self.next_seats {
+            return;
+        }
+        self.next_seats = now + SEATS_EVERY;
+        let addresses = voting.to_vec();
+        let reason = Reason::new(format_args!("the coordinators are at {}", addresses.join(", ")));
+        self.propose_own(Command::SetCoordinators { addresses }, reason);
+    }
+
+    pub(super) fn is_removed(&self) -> bool {
+        self.parts.consensus.status().standing == Standing::Removed
     }
 
     pub(super) fn group_settled(&mut self, ticket: Ticket) {

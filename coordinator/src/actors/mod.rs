@@ -2,6 +2,7 @@
 
 mod answers;
 pub(crate) mod directory;
+pub(crate) mod founding;
 mod group;
 pub(crate) mod levels;
 pub(crate) mod raft;

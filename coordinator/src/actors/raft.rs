@@ -2,6 +2,7 @@
 //! waits for what.
 
 use super::directory::Directory;
+use super::founding::Bootstrap;
 use super::levels::Belonging;
 use super::vitals::Vitals;
 use crate::engines::Agreed;
@@ -9,11 +10,9 @@ use crate::log_thread::Write;
 use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Standing, Ticket, WriteId};
 use kvhive_control::{ClearTicket, Counters, Effect as Oversight, EventPage, Overseer, Registry, Scaler};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
-use kvhive_protocol::map::Settings;
 use kvhive_protocol::raft::RaftRequest;
-use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterId, Epoch, Level, LogEntry, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
+    Epoch, Level, LogEntry, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
 };
 use kvhive_runtime::{Actor, Clock, Context, Reply, Sender};
 use std::collections::BTreeMap;
@@ -99,16 +98,6 @@ pub(crate) struct Parts {
     pub(crate) client: u128,
 }
 
-/// What a first leader proposes.
-#[derive(Clone)]
-pub(crate) struct Bootstrap {
-    pub(crate) cluster: ClusterId,
-    pub(crate) name: String,
-    pub(crate) settings: Settings,
-    pub(crate) default_secret: [u8; 32],
-    pub(crate) scaling: ScalingPolicy,
-}
-
 /// Who waits for what.
 pub(super) enum Waiting {
     Proposal { register: bool, clears: Option<TenantId>, reply: Option<Reply<ControlReply>> },
@@ -139,6 +128,8 @@ pub(crate) struct RaftActor {
     pub(super) scaler: Scaler,
     /// When load is looked at next.
     pub(super) next_look: Moment,
+    /// When it may be said next where the coordinators are.
+    pub(super) next_seats: Moment,
     /// The newest levels that others of the group speak, as far as they were heard.
     pub(super) heard: BTreeMap<PeerId, Level>,
     /// When it is looked next whether the cluster's level can rise.
@@ -162,6 +153,7 @@ impl RaftActor {
             figures: Figures::default(),
             scaler: Scaler::new(),
             next_look: Moment::ZERO,
+            next_seats: Moment::ZERO,
             heard: BTreeMap::new(),
             next_rise: Moment::ZERO,
         }
@@ -382,19 +374,14 @@ impl RaftActor {
             }
             None if leads && !self.bootstrapping => {
                 self.bootstrapping = true;
-                let Bootstrap { cluster, name, settings, default_secret, scaling } =
-                    self.parts.bootstrap.clone();
-                let level = self.first_level();
-                self.propose_own(
-                    Command::Bootstrap { cluster, name, settings, default_secret, scaling, level },
-                    Reason::new("every coordinator's log was empty"),
-                );
+                self.found();
             }
             None => {}
         }
         self.look_at_level();
         if leads {
             self.look_at_load();
+            self.tell_seats();
         }
         // Askers that went away wait for nothing; what they proposed goes on.
         if self.clears.len() > 64 {
@@ -465,6 +452,11 @@ impl Actor for RaftActor {
                     Err(error) if leads => reply.send(ControlReply::Failed(error)),
                     _ => self.propose(proposal, reason, Some(reply)),
                 }
+            }
+            // One that was removed hears of no change any more.
+            RaftMessage::FetchMap { have: _, linearizable: false, reply } if self.is_removed() => {
+                let error = self.refusal(RefuseReason::NotLeader { leader: None });
+                reply.send(ControlReply::Failed(error));
             }
             RaftMessage::FetchMap { have, linearizable: false, reply } => reply.send(self.map_reply(have)),
             RaftMessage::FetchMap { have, linearizable: true, reply } => {

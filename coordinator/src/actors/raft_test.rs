@@ -3,7 +3,9 @@
 use super::*;
 use kvhive_consensus::{ConsensusConfig, LogBatch, Restored, SnapshotRecord, WriteId};
 use kvhive_control::Tuning;
+use kvhive_protocol::ClusterId;
 use kvhive_protocol::data::Ack;
+use kvhive_protocol::map::Settings;
 use kvhive_runtime::ManualClock;
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -44,6 +46,7 @@ fn bootstrap_at(level: Level) -> Vec<u8> {
             settings: settings(),
             default_secret: [1; 32],
             scaling: Default::default(),
+            coordinators: Vec::new(),
             level,
         },
     )

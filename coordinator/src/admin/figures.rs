@@ -51,6 +51,9 @@ fn record_figures(admin: &Admin, figures: &Figures) {
     ] {
         metrics::counter!(name).absolute(value);
     }
+    for (name, value) in admin.sources.tracer.figures().named() {
+        metrics::counter!(name).absolute(value);
+    }
     if let Some(tls) = &admin.sources.identity.tls {
         record_tls(tls);
     }

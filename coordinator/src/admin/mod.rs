@@ -22,6 +22,7 @@ mod route;
 mod routes;
 mod scaling;
 mod tenants;
+mod traces;
 
 pub(crate) use events::Listeners;
 pub(crate) use routes::{Admin, Sources, serve};

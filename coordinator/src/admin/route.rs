@@ -3,9 +3,10 @@
 use super::answers::Trouble;
 use super::engines::{OneKnown, OneLoad};
 use super::routes::{Answer, Shared};
-use axum::Json;
+use super::traces::Traced;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
+use axum::{Extension, Json};
 use kvhive_protocol::WireError;
 use kvhive_protocol::routing::{
     BlockHash, COMPUTE, Candidate, MAX_HASH_BYTES, MAX_ROUTE_HASHES, Prompt, Ranked, RouteAnswer,
@@ -252,10 +253,16 @@ fn shown(answer: RouteAnswer) -> Result<RouteChosen, Trouble> {
 #[utoipa::path(post, path = "/v1/route", request_body = RouteAsked, responses((status = 200, body = RouteChosen), (status = 409, body = Problem)))]
 pub(super) async fn route(
     State(admin): Shared,
+    traced: Option<Extension<Traced>>,
     body: Result<Json<RouteAsked>, JsonRejection>,
 ) -> Answer<RouteChosen> {
     let Json(asked) = body.map_err(|error| Trouble::unusable_body(&error, MAX_ROUTE_BODY_BYTES))?;
     let request = asked.request()?;
-    let answer = admin.sources.control.engines().route(&request).await?;
+    let answer = admin
+        .sources
+        .control
+        .engines()
+        .route(&request, traced.and_then(|Extension(Traced(trace))| trace))
+        .await?;
     Ok(Json(shown(answer)?))
 }

@@ -10,7 +10,7 @@ use super::pins::MAX_PIN_BODY_BYTES;
 use super::route::MAX_ROUTE_BODY_BYTES;
 use super::{
     backup, balance, dashboard, document, engines, events, figures, members, overview, pins, raft, route,
-    scaling, tenants,
+    scaling, tenants, traces,
 };
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
@@ -31,6 +31,7 @@ use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{Reason, RequestId, SLOTS, WireError};
 use kvhive_runtime::http::{Access, Problem};
 use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
+use kvhive_spans::Tracer;
 use kvhive_wire::{Fault, Identity, Tls};
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +56,7 @@ const DOOR: DoorLimits = DoorLimits {
     idle: Duration::from_secs(60),
 };
 /// A coordinator that does not say how it is within this is shown as unreachable.
-const PEER_LIMIT: Duration = Duration::from_millis(500);
+pub(super) const PEER_LIMIT: Duration = Duration::from_millis(500);
 
 /// Where the admin API gets its answers.
 pub(crate) struct Sources {
@@ -67,6 +68,7 @@ pub(crate) struct Sources {
     pub(crate) peers: watch::Receiver<Vec<PeerConfig>>,
     pub(crate) log: Arc<LogFigures>,
     pub(crate) vitals: watch::Receiver<Vitals>,
+    pub(crate) tracer: Tracer,
 }
 
 /// What the admin API works with.
@@ -264,6 +266,8 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(stats))
         .routes(routes!(events::events))
         .routes(routes!(events::stream))
+        .routes(routes!(traces::traces))
+        .routes(routes!(traces::trace))
         .routes(routes!(backup::backup))
         .routes(routes!(raft::group))
         .routes(routes!(raft::transfer))
@@ -285,6 +289,7 @@ fn router(admin: Arc<Admin>) -> Router {
     document.merge(open_doc);
     let guarded = guarded
         .route("/openapi.json", axum::routing::get(move || async move { Json(document) }))
+        .layer(middleware::from_fn_with_state(admin.clone(), traces::follow))
         .layer(middleware::from_fn_with_state(admin.clone(), only_of_the_group))
         .layer(middleware::from_fn_with_state(admin.audit.clone(), Audit::note))
         .layer(middleware::from_fn_with_state(admin.access.clone(), Access::check));

@@ -1,9 +1,11 @@
 //! What kvhive itself has of a prompt: asked of the nodes, as a client asks, without using or holding anything.
 
-use kvhive_client::{Client, ClientConfig, ClientError, Prefix};
+use kvhive_client::{Client, ClientConfig, ClientError, NodeTraces, Prefix};
 use kvhive_control::routing::Piece;
+use kvhive_protocol::TraceContext;
 use kvhive_protocol::engines::{Engine, EngineBlocks, NamedBy};
 use kvhive_protocol::routing::Prompt;
+use kvhive_protocol::trace::TraceAsk;
 use kvhive_wire::Tls;
 use std::time::Duration;
 use tokio::sync::OnceCell;
@@ -46,16 +48,28 @@ impl Hive {
         &self,
         engine: &Engine,
         blocks: &EngineBlocks,
-        prompt: &Prompt,
+        asked: (&Prompt, Option<TraceContext>),
     ) -> Result<Held, String> {
-        let looked = tokio::time::timeout(LIMIT, self.look(engine, blocks, prompt)).await;
+        let looked = tokio::time::timeout(LIMIT, self.look(engine, blocks, asked)).await;
         looked.unwrap_or_else(|_| Err(format!("kvhive's nodes did not answer within {LIMIT:?}")))
     }
 
-    async fn look(&self, engine: &Engine, blocks: &EngineBlocks, prompt: &Prompt) -> Result<Held, String> {
-        let said = |error: ClientError| format!("kvhive's nodes could not be asked: {error}");
-        let client =
-            self.client.get_or_try_init(|| Client::connect(self.config.clone())).await.map_err(said)?;
+    async fn client(&self) -> Result<&Client, String> {
+        self.client.get_or_try_init(|| Client::connect(self.config.clone())).await.map_err(said)
+    }
+
+    /// Asks the nodes what they have kept of traced requests.
+    pub(super) async fn traces(&self, ask: TraceAsk) -> Result<Vec<NodeTraces>, String> {
+        Ok(self.client().await?.traces(ask).await)
+    }
+
+    async fn look(
+        &self,
+        engine: &Engine,
+        blocks: &EngineBlocks,
+        (prompt, trace): (&Prompt, Option<TraceContext>),
+    ) -> Result<Held, String> {
+        let client = self.client().await?;
         let map = client.map();
         // A tenant that is newer than the map known here.
         let map = match map.tenants.contains_key(&engine.tenant) {
@@ -64,6 +78,10 @@ impl Hive {
         };
         let tenant = map.tenants.get(&engine.tenant).map_or("", |tenant| &tenant.name);
         let namespace = client.namespace(tenant, &engine.model, blocks.layout, blocks.rank).map_err(said)?;
+        let namespace = match trace {
+            Some(trace) => namespace.traced(trace),
+            None => namespace,
+        };
         let prefix: Prefix = match (blocks.named_by, prompt) {
             (NamedBy::Tokens, Prompt::Tokens { tokens, adapter, salt }) => {
                 let extras: Vec<&[u8]> =
@@ -92,4 +110,8 @@ impl Hive {
         });
         Ok(Held { stretches: stretches.collect() })
     }
+}
+
+fn said(error: ClientError) -> String {
+    format!("kvhive's nodes could not be asked: {error}")
 }

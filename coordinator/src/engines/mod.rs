@@ -9,8 +9,10 @@ mod zmtp;
 
 use follow::Line;
 use hive::Hive;
+use kvhive_client::NodeTraces;
 use kvhive_control::routing::{Busy, Feed, room};
 use kvhive_protocol::engines::{Engine, EngineLoad, Followed, Known};
+use kvhive_protocol::trace::TraceAsk;
 use kvhive_protocol::{Moment, WireError};
 use kvhive_runtime::Clock;
 use kvhive_wire::Tls;
@@ -158,6 +160,11 @@ impl Engines {
     pub(crate) fn list(&self) -> Vec<Followed> {
         let now = self.clock.now();
         self.all().iter().map(|one| one.shown(now)).collect()
+    }
+
+    /// Asks the nodes what they have kept of traced requests; an error in words.
+    pub(crate) async fn traces(&self, ask: TraceAsk) -> Result<Vec<NodeTraces>, String> {
+        self.hive.traces(ask).await
     }
 
     /// Takes down how busy an engine says that it is.

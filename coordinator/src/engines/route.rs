@@ -5,7 +5,7 @@ use super::{Engines, One};
 use kvhive_control::routing::{Asked, Judged, Own, choose, rank};
 use kvhive_protocol::engines::{Engine, NamedBy};
 use kvhive_protocol::routing::{Part, Prompt, RouteAnswer, RouteRequest};
-use kvhive_protocol::{LayoutFingerprint, TenantId, WireError};
+use kvhive_protocol::{LayoutFingerprint, TenantId, TraceContext, WireError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -38,15 +38,19 @@ fn drawn() -> Result<u64, WireError> {
 }
 
 impl Engines {
-    /// Says which engine should take a request.
+    /// Says which engine should take a request; what nodes are asked for it is a part of `trace`, if it is traced.
     ///
     /// # Errors
     /// When it is no sound question, or nobody could take it.
-    pub(crate) async fn route(&self, request: &RouteRequest) -> Result<RouteAnswer, WireError> {
+    pub(crate) async fn route(
+        &self,
+        request: &RouteRequest,
+        trace: Option<TraceContext>,
+    ) -> Result<RouteAnswer, WireError> {
         request.check()?;
         let mut notes = Vec::new();
         let candidates = self.candidates(request, &mut notes)?;
-        let held = self.held(&candidates, &request.prompt, &mut notes).await;
+        let held = self.held(&candidates, (&request.prompt, trace), &mut notes).await;
         let mut asked: BTreeMap<u32, Asked> = BTreeMap::new();
         let tokens = tokens_of(&request.prompt, &candidates);
         let now = self.clock.now();
@@ -142,7 +146,7 @@ impl Engines {
     async fn held(
         &self,
         candidates: &[Arc<One>],
-        prompt: &Prompt,
+        (prompt, trace): (&Prompt, Option<TraceContext>),
         notes: &mut Vec<String>,
     ) -> BTreeMap<Place, Held> {
         let mut places: BTreeMap<Place, &Engine> = BTreeMap::new();
@@ -153,7 +157,7 @@ impl Engines {
         }
         let asks = places.into_iter().map(|(place, engine)| async move {
             let blocks = engine.blocks.as_ref()?;
-            Some((place, self.hive.held(engine, blocks, prompt).await))
+            Some((place, self.hive.held(engine, blocks, (prompt, trace)).await))
         });
         let mut held = BTreeMap::new();
         for (place, answer) in futures_util::future::join_all(asks).await.into_iter().flatten() {

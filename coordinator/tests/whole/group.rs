@@ -91,6 +91,7 @@ impl Group {
                 election_timeout: Duration::from_millis(300),
                 heartbeat: Duration::from_millis(60),
                 snapshot_every: 10_000,
+                tracer: kvhive_spans::Tracer::OFF,
                 speaks: kvhive_protocol::Level::NEWEST,
                 repair_after: Duration::from_secs(30),
                 scaling: Default::default(),

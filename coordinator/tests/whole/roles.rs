@@ -44,6 +44,7 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
             settings: crate::group::settings(),
             default_secret: [0; 32],
             scaling: Default::default(),
+            coordinators: Vec::new(),
             level: kvhive_protocol::Level::NEWEST,
         })
     };
@@ -62,6 +63,7 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
         (Role::Client, down()),
         (Role::Client, place()),
         (Role::Client, start_again()),
+        (Role::Client, submit(Command::SetCoordinators { addresses: vec!["elsewhere:1".to_owned()] })),
         (Role::Client, submit(Command::Leave { member: MemberId(1), generation: Generation(1) })),
         (Role::Client, ControlRequest::Overview),
         (Role::Node, create()),
@@ -70,6 +72,7 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
         (Role::Node, submit(Command::DeleteTenant { tenant: TenantId(2) })),
         (Role::Node, submit(Command::RemoveMember { member: MemberId(1) })),
         (Role::Node, submit(Command::SetAck { ack: Ack::Primary })),
+        (Role::Node, submit(Command::SetCoordinators { addresses: vec!["elsewhere:1".to_owned()] })),
         (Role::Node, down()),
         (Role::Node, place()),
         (Role::Node, start_again()),

@@ -23,8 +23,8 @@ use kvhive_runtime::Reply;
 use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 /// What a device actor can be told.
@@ -78,6 +78,8 @@ pub(crate) enum DeviceMessage {
     Tend,
     /// Tells the policies one more piece of what was used.
     TellUses,
+    /// Do this, and say when it was begun.
+    Traced { message: Box<DeviceMessage>, begun: Arc<OnceLock<Instant>> },
     /// Break, to show that another takes over.
     #[cfg(test)]
     Panic,
@@ -473,6 +475,10 @@ impl DeviceCore {
                 self.perform_effects();
             }
             DeviceMessage::TellUses => self.shard.tell_some(),
+            DeviceMessage::Traced { message, begun } => {
+                begun.get_or_init(Instant::now);
+                self.handle(*message);
+            }
             #[cfg(test)]
             DeviceMessage::Panic => panic!("a test wants it so"),
         }

@@ -6,8 +6,9 @@ use crate::actors::core::{DeviceCore, DeviceMessage};
 use crate::traffic::TrafficCounters;
 use crate::work::WorkCounters;
 use kvhive_runtime::{Actor, AskError, Context, NamedArbiter, Reply, Sender, Spawn};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use kvhive_spans::Span;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
 
 /// How long askers have the core to themselves between two pieces of what the policies are told.
 const BETWEEN_TELLS: Duration = Duration::from_millis(1);
@@ -58,6 +59,31 @@ impl Device {
             return answer_in(core, question);
         }
         self.actor.ask(limit, question).await
+    }
+
+    /// As [`Device::ask`]; of what is traced, how long it waited for the device and how long that took are parts of `span`.
+    ///
+    /// # Errors
+    /// As [`Sender::ask`].
+    pub(crate) async fn ask_traced<T>(
+        &self,
+        span: &Span,
+        limit: Duration,
+        question: impl FnOnce(Reply<T>) -> DeviceMessage,
+    ) -> Result<T, AskError> {
+        if !span.is_on() {
+            return self.ask(limit, question).await;
+        }
+        let (asked, begun) = (Instant::now(), Arc::new(OnceLock::new()));
+        let stamp = begun.clone();
+        let stamped = |reply| DeviceMessage::Traced { message: Box::new(question(reply)), begun: stamp };
+        let answer = self.ask(limit, stamped).await;
+        let answered = Instant::now();
+        // One that was not begun has waited all the time.
+        let begun = begun.get().copied().unwrap_or(answered);
+        span.past("queue", asked, begun);
+        span.past("device", begun, answered);
+        answer
     }
 
     /// Returns the actor's mailbox.

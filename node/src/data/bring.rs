@@ -6,6 +6,7 @@ use crate::guards::{Lent, ReadGuard, RecordGuard, Unread};
 use futures_util::future::join_all;
 use kvhive_cache::held_at_once;
 use kvhive_protocol::DeviceId;
+use kvhive_spans::Span;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -16,6 +17,7 @@ impl DataPlane {
     /// Has what was lent at hand, in its order.
     pub(super) async fn bring(
         &self,
+        span: &Span,
         device: DeviceId,
         lent: Vec<Option<Lent>>,
     ) -> Vec<Option<Result<ReadGuard, Unread>>> {
@@ -39,6 +41,9 @@ impl DataPlane {
         if wanted.is_empty() {
             return here;
         }
+        let mut reading = span.part("read disk");
+        reading.note("kvhive.tier", "disk");
+        reading.note("kvhive.blocks", wanted.len());
         // As much of the fetch as can be held at once, from its beginning.
         let own = |record: &RecordGuard| self.device_permits(record.bytes());
         let most = u64::from(self.device_permits(u64::MAX));
@@ -48,6 +53,7 @@ impl DataPlane {
         wanted.drain(fits..).for_each(|(_, record)| record.give_up());
         let room = timeout(ROOM_LIMIT, self.room(device, of_device, of_all)).await;
         let Ok(Some(mut room)) = room else {
+            reading.fail("no room among the blocks being read");
             wanted.into_iter().for_each(|(_, record)| record.starve());
             return here;
         };
@@ -57,9 +63,16 @@ impl DataPlane {
             let own = of_device.zip(of_all).map(|(of_device, of_all)| Room { of_device, of_all });
             async move { (at, record.read(own).await) }
         });
+        let (mut came, mut bytes) = (0u64, 0u64);
         for (at, read) in join_all(reads).await {
+            if let Ok(guard) = &read {
+                came += 1;
+                bytes += guard.bytes().len() as u64;
+            }
             here[at] = Some(read);
         }
+        reading.note("kvhive.read", came);
+        reading.note("kvhive.bytes", bytes);
         here
     }
 

@@ -4,6 +4,7 @@ use crate::actors::core::DeviceMessage;
 use crate::data::check;
 use crate::data::counters::count;
 use crate::data::plane::DataPlane;
+use crate::data::traced;
 use crate::view::Serving;
 use kvhive_cache::member;
 use kvhive_protocol::data::{
@@ -11,10 +12,12 @@ use kvhive_protocol::data::{
     StrategiesRequest, SurveyRequest,
 };
 use kvhive_protocol::explain::{ExplainRequest, MAX_KEYS_PER_EXPLAIN};
-use kvhive_protocol::frame::Kind;
+use kvhive_protocol::frame::{FrameHeader, Kind};
+use kvhive_protocol::trace::TraceRequest;
 use kvhive_protocol::watch::WatchRequest;
-use kvhive_protocol::{DeviceId, Epoch, WireError};
+use kvhive_protocol::{DeviceId, Epoch, TraceContext, WireError};
 use kvhive_runtime::stopped;
+use kvhive_spans::Span;
 use kvhive_wire::{Connection, Fault, Peer};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -47,8 +50,11 @@ pub(super) async fn serve_connection(
             }
             Ok(Err(_)) | Err(_) => return,
         };
-        let served = match connection.expect(frame, Kind::DataRequest).and_then(|()| connection.message()) {
-            Ok(request) => serve_request(&mut connection, peer, plane, frame.request, request).await,
+        let served = match request(&mut connection, frame) {
+            Ok((from, request)) => {
+                let span = traced::begin(plane, peer, from, &request);
+                serve_request(&mut connection, peer, plane, (frame.request, request), span).await
+            }
             Err(Fault::Protocol(error)) => {
                 count(&plane.counters.malformed);
                 let _ = plane.paced(0, connection.refuse(frame.request, &error)).await;
@@ -63,12 +69,24 @@ pub(super) async fn serve_connection(
     }
 }
 
+/// Reads the request of a frame, and whose part it is if it is traced.
+fn request(
+    connection: &mut Connection,
+    frame: FrameHeader,
+) -> Result<(Option<TraceContext>, DataRequest), Fault> {
+    if frame.kind == Kind::TracedRequest {
+        return connection.message().map(|(from, request)| (Some(from), request));
+    }
+    connection.expect(frame, Kind::DataRequest)?;
+    connection.message().map(|request| (None, request))
+}
+
 async fn serve_request(
     connection: &mut Connection,
     peer: Peer,
     plane: &DataPlane,
-    number: u64,
-    request: DataRequest,
+    (number, request): (u64, DataRequest),
+    mut span: Span,
 ) -> Result<(), Fault> {
     let begun = Instant::now();
     let verb = match request {
@@ -79,9 +97,13 @@ async fn serve_request(
         DataRequest::Strategies(_)
         | DataRequest::Watch(_)
         | DataRequest::Survey(_)
-        | DataRequest::Explain(_) => None,
+        | DataRequest::Explain(_)
+        | DataRequest::Trace(_) => None,
     };
-    let served = answer(connection, peer, plane, number, request).await;
+    let served = answer(connection, peer, plane, (number, request), &mut span).await;
+    if let Err(fault) = &served {
+        span.fail(fault);
+    }
     // A refusal is quick and no answer: among these it would make a node look the faster the more it refuses.
     if let (Some(verb), Ok(Given::Answer)) = (verb, &served) {
         plane.counters.took[verb].record(begun.elapsed());
@@ -99,21 +121,23 @@ async fn answer(
     connection: &mut Connection,
     peer: Peer,
     plane: &DataPlane,
-    number: u64,
-    request: DataRequest,
+    (number, request): (u64, DataRequest),
+    span: &mut Span,
 ) -> Result<Given, Fault> {
     let reply = match request {
-        DataRequest::Match(request) => matched(plane, request).await,
-        DataRequest::Release(request) => released(plane, request).await,
+        DataRequest::Match(request) => matched(plane, span, request).await,
+        DataRequest::Release(request) => released(plane, span, request).await,
         DataRequest::Strategies(request) => strategies(plane, request).await,
         DataRequest::Watch(request) => watch(plane, request).await,
-        DataRequest::Survey(request) => surveyed(plane, request).await,
+        DataRequest::Survey(request) => surveyed(plane, span, request).await,
         DataRequest::Explain(request) => explained(plane, request).await,
-        DataRequest::Store(request) => plane.store(connection, peer, request).await?,
-        DataRequest::Fetch(request) => match plane.fetch(request).await {
+        DataRequest::Trace(request) => traces(plane, request),
+        DataRequest::Store(request) => plane.store(connection, peer, span, request).await?,
+        DataRequest::Fetch(request) => match plane.fetch(span, request).await {
             Ok(found) => match plane.answer(&found) {
                 Ok(reply) => {
-                    plane.send_found(connection, number, &reply, &found).await?;
+                    traced::answered(span, &reply);
+                    plane.send_found(connection, number, span, (&reply, &found)).await?;
                     return Ok(Given::Answer);
                 }
                 Err(error) => Err(error),
@@ -128,10 +152,12 @@ async fn answer(
     }
     match reply {
         Ok(reply) => {
+            traced::answered(span, &reply);
             plane.paced(0, connection.send(Kind::DataReply, number, &reply, &[])).await?;
             Ok(Given::Answer)
         }
         Err(error) => {
+            span.fail(&error);
             match &error {
                 WireError::Busy { .. } => count(&plane.counters.busy),
                 WireError::NoLease => count(&plane.counters.no_lease),
@@ -146,7 +172,7 @@ async fn answer(
     }
 }
 
-async fn matched(plane: &DataPlane, request: MatchRequest) -> Result<DataReply, WireError> {
+async fn matched(plane: &DataPlane, span: &Span, request: MatchRequest) -> Result<DataReply, WireError> {
     count(&plane.counters.matches);
     check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_MATCH)?;
     let serving = plane.view.leased()?;
@@ -156,17 +182,18 @@ async fn matched(plane: &DataPlane, request: MatchRequest) -> Result<DataReply, 
     if let Some(device) = plane.device(device) {
         device.work.asked(runs.iter().map(|run| run.slot));
     }
-    let covered = plane.ask(device, |reply| DeviceMessage::Match { tenant, runs, keys, hold, reply }).await?;
+    let covered =
+        plane.ask(span, device, |reply| DeviceMessage::Match { tenant, runs, keys, hold, reply }).await?;
     plane.view.check_lease()?;
     Ok(DataReply::Matched { epoch: serving.map.epoch, covered })
 }
 
-async fn surveyed(plane: &DataPlane, request: SurveyRequest) -> Result<DataReply, WireError> {
+async fn surveyed(plane: &DataPlane, span: &Span, request: SurveyRequest) -> Result<DataReply, WireError> {
     check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_MATCH)?;
     let serving = plane.view.leased()?;
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let SurveyRequest { device, tenant, runs, keys, .. } = request;
-    let runs = plane.ask(device, |reply| DeviceMessage::Survey { tenant, runs, keys, reply }).await?;
+    let runs = plane.ask(span, device, |reply| DeviceMessage::Survey { tenant, runs, keys, reply }).await?;
     plane.view.check_lease()?;
     Ok(DataReply::Surveyed { epoch: serving.map.epoch, runs })
 }
@@ -180,19 +207,20 @@ async fn explained(plane: &DataPlane, request: ExplainRequest) -> Result<DataRep
     }
     let serving = plane.view.leased()?;
     check::admits(&serving, epoch, device, tenant, &runs)?;
-    let blocks = plane.ask(device, |reply| DeviceMessage::Explain { tenant, runs, keys, reply }).await?;
+    let blocks =
+        plane.ask(&Span::NONE, device, |reply| DeviceMessage::Explain { tenant, runs, keys, reply }).await?;
     plane.view.check_lease()?;
     Ok(DataReply::Explained { epoch: serving.map.epoch, lapse: plane.view.lapse(), blocks })
 }
 
-async fn released(plane: &DataPlane, request: ReleaseRequest) -> Result<DataReply, WireError> {
+async fn released(plane: &DataPlane, span: &Span, request: ReleaseRequest) -> Result<DataReply, WireError> {
     count(&plane.counters.releases);
     check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_RELEASE)?;
     let serving = plane.view.leased()?;
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let ReleaseRequest { device, tenant, hint, runs, keys, .. } = request;
     let blocks =
-        plane.ask(device, |reply| DeviceMessage::Release { tenant, runs, keys, hint, reply }).await?;
+        plane.ask(span, device, |reply| DeviceMessage::Release { tenant, runs, keys, hint, reply }).await?;
     plane.view.check_lease()?;
     Ok(DataReply::Released { epoch: serving.map.epoch, blocks })
 }
@@ -208,7 +236,8 @@ async fn strategies(plane: &DataPlane, request: StrategiesRequest) -> Result<Dat
     let serving = plane.view.leased()?;
     admitted(&serving, request.epoch, request.device)?;
     let adjust = request.adjust;
-    let reports = plane.ask(request.device, |reply| DeviceMessage::Strategies { adjust, reply }).await?;
+    let reports =
+        plane.ask(&Span::NONE, request.device, |reply| DeviceMessage::Strategies { adjust, reply }).await?;
     Ok(DataReply::Strategies { epoch: serving.map.epoch, reports })
 }
 
@@ -217,7 +246,14 @@ async fn watch(plane: &DataPlane, request: WatchRequest) -> Result<DataReply, Wi
     let serving = plane.view.leased()?;
     admitted(&serving, request.epoch, request.device)?;
     let WatchRequest { device, tenant, ask, .. } = request;
-    let answer = plane.ask(device, |reply| DeviceMessage::Watch { tenant, ask, reply }).await?;
+    let answer = plane.ask(&Span::NONE, device, |reply| DeviceMessage::Watch { tenant, ask, reply }).await?;
     plane.view.check_lease()?;
     Ok(DataReply::Watched { epoch: serving.map.epoch, answer })
+}
+
+/// Tells what is kept of traced requests: of every tenant's, as of their events.
+fn traces(plane: &DataPlane, request: TraceRequest) -> Result<DataReply, WireError> {
+    let serving = plane.view.leased()?;
+    admitted(&serving, request.epoch, request.device)?;
+    Ok(DataReply::Traced { epoch: serving.map.epoch, answer: plane.tracer.answer(request.ask) })
 }

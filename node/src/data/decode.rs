@@ -8,6 +8,7 @@ use crate::guards::ReadGuard;
 use kvhive_client::codec;
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::{BlockHeader, Layout, WireError};
+use kvhive_spans::Span;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -49,6 +50,7 @@ impl DataPlane {
     /// Decodes what is not raw; what cannot be is a miss. The permit is kept until the bytes are sent.
     pub(super) async fn decoded(
         &self,
+        span: &Span,
         found: Vec<Option<ReadGuard>>,
         layout: Layout,
     ) -> Result<(Vec<Option<Held>>, Option<OwnedSemaphorePermit>), WireError> {
@@ -75,6 +77,8 @@ impl DataPlane {
         if encoded.is_empty() {
             return Ok((held, None));
         }
+        let mut decoding = span.part("decode");
+        decoding.note("kvhive.blocks", encoded.len());
         let permits = self.permits(bytes.saturating_mul(encoded.len() as u64));
         let permit = timeout(DECODING_WAIT, self.decoding.clone().acquire_many_owned(permits)).await;
         let Ok(Ok(permit)) = permit else {

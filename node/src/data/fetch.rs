@@ -5,10 +5,11 @@ use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::decode::Held;
 use crate::data::plane::DataPlane;
-use crate::guards::ReadGuard;
+use crate::guards::{Lent, ReadGuard};
 use kvhive_protocol::data::{Accept, DataReply, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::{DeviceId, WireError};
+use kvhive_spans::Span;
 use kvhive_wire::{Connection, Fault};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -24,19 +25,23 @@ pub(super) struct Found {
 
 impl DataPlane {
     /// Finds the blocks of a fetch and holds them.
-    pub(super) async fn fetch(&self, request: FetchRequest) -> Result<Found, WireError> {
+    pub(super) async fn fetch(&self, span: &mut Span, request: FetchRequest) -> Result<Found, WireError> {
         let begun = Instant::now();
         count(&self.counters.fetches);
         check::sizes(&request.runs, request.keys.len(), MAX_BLOCKS_PER_TRANSFER)?;
         let serving = self.view.leased()?;
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
         let FetchRequest { device, tenant, keys, accept, runs, .. } = request;
-        let blocks = self.ask(device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
-        let brought = self.bring(device, blocks).await;
+        let blocks = self.ask(span, device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
+        if span.is_on() {
+            let on_disk = |lent: &&Lent| matches!(lent, Lent::Record(_));
+            span.note("kvhive.on_disk", blocks.iter().flatten().filter(on_disk).count());
+        }
+        let brought = self.bring(span, device, blocks).await;
         let blocks: Vec<Option<ReadGuard>> = brought.into_iter().map(|one| one?.ok()).collect();
         let (mut blocks, room_taken) = match accept {
             Accept::Stored => (blocks.into_iter().map(|guard| guard.map(Held::Frame)).collect(), None),
-            Accept::Raw(layout) => self.decoded(blocks, layout).await?,
+            Accept::Raw(layout) => self.decoded(span, blocks, layout).await?,
         };
         // What does not fit into one frame is a miss; an asker that knows its blocks' size never asks for that much.
         let mut room = u64::from(MAX_PAYLOAD_BYTES);
@@ -83,11 +88,13 @@ impl DataPlane {
         &self,
         connection: &mut Connection,
         number: u64,
-        reply: &DataReply,
-        found: &Found,
+        span: &Span,
+        (reply, found): (&DataReply, &Found),
     ) -> Result<(), Fault> {
         let payload: Vec<&[u8]> = found.blocks.iter().flatten().map(Held::bytes).collect();
         let bytes: u64 = payload.iter().map(|block| block.len() as u64).sum();
+        let mut sending = span.part("send");
+        sending.note("kvhive.bytes", bytes);
         self.paced(bytes, connection.send(Kind::DataReply, number, reply, &payload)).await?;
         add(&self.counters.fetched_bytes, bytes);
         if let Some(device) = self.device(found.device) {

@@ -10,6 +10,7 @@ mod plane;
 mod replicate;
 mod server;
 mod store;
+mod traced;
 
 pub(crate) use counters::{Counters, VERBS, add, count};
 pub(crate) use plane::{DataPlane, Limits};

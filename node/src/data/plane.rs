@@ -7,6 +7,7 @@ use crate::data::replicate::Replicator;
 use crate::view::View;
 use kvhive_protocol::{DeviceId, WireError};
 use kvhive_runtime::{AskError, Reply};
+use kvhive_spans::{Span, Tracer};
 use kvhive_wire::{Fault, Listening};
 use std::future::Future;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub(crate) struct DataPlane {
     pub(crate) counters: Arc<Counters>,
     pub(crate) replicator: Replicator,
     pub(crate) listening: Listening,
+    pub(crate) tracer: Tracer,
     pub(super) connections: Arc<Semaphore>,
     devices: Vec<Device>,
     limits: Limits,
@@ -68,8 +70,9 @@ impl DataPlane {
         DataPlane {
             view,
             counters,
-            replicator,
             listening,
+            tracer: replicator.tracer.clone(),
+            replicator,
             connections: Arc::new(Semaphore::new(limits.connections)),
             limits,
             inflight: Arc::new(Semaphore::new(inflight_kib as usize)),
@@ -85,12 +88,13 @@ impl DataPlane {
     /// Asks the actor of one of this node's devices; one that has no room or time is busy.
     pub(super) async fn ask<T>(
         &self,
+        span: &Span,
         device: DeviceId,
         question: impl FnOnce(Reply<T>) -> DeviceMessage,
     ) -> Result<T, WireError> {
         let actor = self.device(device).ok_or(WireError::WrongDevice { device })?;
         let asked = Instant::now();
-        let answered = actor.ask(ACTOR_LIMIT, question).await;
+        let answered = actor.ask_traced(span, ACTOR_LIMIT, question).await;
         actor.work.waited(asked.elapsed());
         answered.map_err(|error| match error {
             AskError::Full => {

@@ -12,7 +12,11 @@ use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, MatchRequest, Refusal, Run, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::frame::Kind;
-use kvhive_protocol::{BlockKey, ClusterMap, DeviceId, KeyList, Layout, Slot, TenantId, WireError};
+use kvhive_protocol::trace::SpanKind;
+use kvhive_protocol::{
+    BlockKey, ClusterMap, DeviceId, KeyList, Layout, Slot, TenantId, TraceContext, WireError,
+};
+use kvhive_spans::Tracer;
 use kvhive_wire::Fault;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -80,6 +84,22 @@ pub(crate) struct Origin {
     pub(crate) layout: Option<Layout>,
     /// What is known of their request: replicas keep what the primary keeps.
     pub(crate) about: About,
+    /// Whose part its copies are.
+    pub(crate) trace: Option<TraceContext>,
+}
+
+impl Origin {
+    fn asker(&self, device: DeviceId) -> Asker<'_> {
+        Asker { serving: &self.serving, device, tenant: self.tenant, trace: self.trace }
+    }
+}
+
+/// Who asks others about blocks.
+pub(crate) struct Asker<'a> {
+    pub(crate) serving: &'a Serving,
+    pub(crate) device: DeviceId,
+    pub(crate) tenant: TenantId,
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// What one replica is to have.
@@ -102,11 +122,12 @@ pub(crate) struct Replicator {
     io: Handle,
     /// Replicas that are being given their slots: what does not get there is given once more.
     pub(crate) giving: Giving,
+    pub(crate) tracer: Tracer,
 }
 
 impl Replicator {
     /// Copies over connections of `pool`; in the background at most `later_bytes` at a time.
-    pub(crate) fn new(pool: Pool, io: Handle, later_bytes: u64) -> Replicator {
+    pub(crate) fn new(pool: Pool, io: Handle, later_bytes: u64, tracer: Tracer) -> Replicator {
         let room_kib = kib(later_bytes).clamp(1, 1 << 28);
         Replicator {
             pool: Arc::new(pool),
@@ -117,27 +138,26 @@ impl Replicator {
             requests: Arc::new(AtomicU64::new(1)),
             io,
             giving: Giving::default(),
+            tracer,
         }
     }
 
     /// Asks the other replicas which of these blocks they hold; answers in the same order.
     pub(crate) async fn holders(
         &self,
-        serving: &Serving,
-        device: DeviceId,
-        tenant: TenantId,
+        asker: &Asker<'_>,
         known: &[Known],
         counters: &Counters,
     ) -> Vec<Holders> {
         let mut targets: BTreeMap<DeviceId, Vec<usize>> = BTreeMap::new();
         for (at, one) in known.iter().enumerate() {
-            for target in others(&serving.map, device, one.slot) {
+            for target in others(&asker.serving.map, asker.device, one.slot) {
                 targets.entry(target).or_default().push(at);
             }
         }
         let asked = targets.into_iter().map(|(target, of_it)| async move {
             let blocks: Vec<&Known> = of_it.iter().map(|at| &known[*at]).collect();
-            let holds = self.ask_which(serving, target, tenant, &blocks).await;
+            let holds = self.ask_which(asker, target, &blocks).await;
             let holds = holds.inspect_err(|fault| {
                 count(&counters.replication_failures);
                 tracing::debug!(%target, %fault, "a replica did not say what it holds");
@@ -160,11 +180,11 @@ impl Replicator {
 
     async fn ask_which(
         &self,
-        serving: &Serving,
+        asker: &Asker<'_>,
         target: DeviceId,
-        tenant: TenantId,
         blocks: &[&Known],
     ) -> Result<Vec<bool>, Fault> {
+        let Asker { serving, tenant, trace, .. } = *asker;
         let request = DataRequest::Match(MatchRequest {
             epoch: serving.map.epoch,
             device: target,
@@ -173,7 +193,7 @@ impl Replicator {
             runs: blocks.iter().map(|one| Run { slot: one.slot, keys: 1 }).collect(),
             keys: blocks.iter().map(|one| one.key).collect::<KeyList>(),
         });
-        match self.exchange(serving, target, &request, &[]).await? {
+        match self.exchange((serving, trace), target, &request, &[]).await? {
             // One that goes by an older map may mean a block of an ended era.
             DataReply::Matched { epoch, covered } if covered.len() == blocks.len() => {
                 let is_current = epoch >= serving.map.epoch;
@@ -226,7 +246,7 @@ impl Replicator {
         let key = |item: &Item| Known { key: item.block.header.key, slot: item.slot };
         let known: Vec<Known> = items.iter().map(key).collect();
         let known: Vec<&Known> = known.iter().collect();
-        let holds = self.ask_which(&origin.serving, target, origin.tenant, &known).await?;
+        let holds = self.ask_which(&origin.asker(target), target, &known).await?;
         let lacked = items.iter().zip(holds).filter(|(_, holds)| !holds);
         let lacked: Vec<&Item> = lacked.map(|(item, _)| item).collect();
         let mut given = Given { moved: 0, missing: 0 };
@@ -279,7 +299,7 @@ impl Replicator {
 
     /// Copies items to one replica; returns what it says of each, none where it may take it another time.
     async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<Option<Answer>>, Fault> {
-        let Batch { origin: Origin { serving, tenant, layout, about }, target, items } = *batch;
+        let Batch { origin: Origin { serving, tenant, layout, about, trace }, target, items } = *batch;
         // What is here may be stored otherwise than what came now, and says so itself.
         let block = |item: &&Item| StoreBlock { header: *item.guard.header(), ..item.block };
         let blocks: Vec<StoreBlock> = items.iter().map(block).collect();
@@ -297,7 +317,7 @@ impl Replicator {
             blocks,
         });
         let payload: Vec<&[u8]> = items.iter().map(|item| item.guard.bytes()).collect();
-        match self.exchange(serving, target, &request, &payload).await? {
+        match self.exchange((serving, *trace), target, &request, &payload).await? {
             DataReply::Stored { blocks, .. } if blocks.len() == items.len() => {
                 let answer = |(item, said): (&&Item, Stored)| {
                     // Damaged on its way, or here: what is damaged here is given to nobody any more.
@@ -317,9 +337,28 @@ impl Replicator {
     /// Asks one replica, and returns its answer.
     async fn exchange(
         &self,
-        serving: &Serving,
+        (serving, trace): (&Serving, Option<TraceContext>),
         target: DeviceId,
         request: &DataRequest,
+        payload: &[&[u8]],
+    ) -> Result<DataReply, Fault> {
+        let mut span = self.tracer.under(trace, SpanKind::Asked, request.name());
+        if span.is_on() {
+            span.note("kvhive.device", target);
+            span.note("kvhive.bytes", payload.iter().map(|block| block.len()).sum::<usize>());
+        }
+        let answer = self.exchange_within(serving, target, (span.context(), request), payload).await;
+        if let Err(fault) = &answer {
+            span.fail(fault);
+        }
+        answer
+    }
+
+    async fn exchange_within(
+        &self,
+        serving: &Serving,
+        target: DeviceId,
+        request: (Option<TraceContext>, &DataRequest),
         payload: &[&[u8]],
     ) -> Result<DataReply, Fault> {
         let Some(owner) = serving.map.owner(target) else {
@@ -341,14 +380,19 @@ impl Replicator {
     async fn exchange_over(
         &self,
         mut lease: Lease,
-        request: &DataRequest,
+        (trace, request): (Option<TraceContext>, &DataRequest),
         payload: &[&[u8]],
         deadline: Instant,
     ) -> Result<DataReply, Fault> {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         let exchange = async {
             let connection = lease.connection();
-            connection.send(Kind::DataRequest, number, request, payload).await?;
+            match trace {
+                Some(trace) => {
+                    connection.send(Kind::TracedRequest, number, &(trace, request), payload).await?
+                }
+                None => connection.send(Kind::DataRequest, number, request, payload).await?,
+            }
             connection.receive_answer(Kind::DataReply, number).await
         };
         let answer = timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(COPY_LIMIT)))?;

@@ -5,14 +5,15 @@ use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
-use crate::data::replicate::{Answers, Item, Known, Origin, others};
+use crate::data::replicate::{Answers, Asker, Item, Known, Origin, others};
 use crate::guards::{Lent, ReadGuard, Unread, Verified};
 use crate::view::Serving;
 use kvhive_cache::acks::{self, Answer};
 use kvhive_protocol::data::{
     About, Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
 };
-use kvhive_protocol::{DeviceId, Layout, Slot, TenantId, WireError};
+use kvhive_protocol::{DeviceId, Layout, Slot, TenantId, TraceContext, WireError};
+use kvhive_spans::Span;
 use kvhive_wire::{Connection, Fault, Peer};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -44,13 +45,15 @@ struct Task {
     copy: bool,
     /// Other members are to have copies.
     replicated: bool,
+    /// Whose part its copies are.
+    trace: Option<TraceContext>,
 }
 
 impl Task {
     /// Says what all its blocks have in common.
     fn origin(&self) -> Origin {
-        let Task { serving, tenant, layout, about, .. } = self;
-        Origin { serving: serving.clone(), tenant: *tenant, layout: *layout, about: *about }
+        let Task { serving, tenant, layout, about, trace, .. } = self;
+        Origin { serving: serving.clone(), tenant: *tenant, layout: *layout, about: *about, trace: *trace }
     }
 
     /// Returns whom the slot of a block is being given to.
@@ -84,13 +87,14 @@ impl DataPlane {
         &self,
         connection: &mut Connection,
         peer: Peer,
+        span: &Span,
         request: StoreRequest,
     ) -> Result<Result<DataReply, WireError>, Fault> {
         count(&self.counters.stores);
         let payload = connection.payload_left();
         let copy = request.copy;
         let task = match self.check_store(request, payload, peer) {
-            Ok(task) => task,
+            Ok(task) => Task { trace: span.context(), ..task },
             Err(error) => return Ok(Err(error)),
         };
         let wait = if copy { COPY_INFLIGHT_WAIT } else { INFLIGHT_WAIT };
@@ -100,7 +104,7 @@ impl DataPlane {
         };
         // What is here already is held for a look at its bytes.
         let (tenant, wanted, about, pin) = (task.tenant, task.blocks.clone(), task.about, true);
-        let reserved = self.ask(task.device, |reply| DeviceMessage::Reserve {
+        let reserved = self.ask(span, task.device, |reply| DeviceMessage::Reserve {
             tenant,
             blocks: wanted,
             about,
@@ -115,6 +119,8 @@ impl DataPlane {
         if let Some(device) = device {
             device.work.stored();
         }
+        let mut receiving = span.part("receive and verify");
+        receiving.note("kvhive.bytes", payload);
         let mut taken = Vec::with_capacity(task.blocks.len());
         for ((block, _), reserved) in task.blocks.iter().zip(reserved) {
             let one = self.take_in(connection, block.header.payload_bytes, reserved).await?;
@@ -125,7 +131,8 @@ impl DataPlane {
         }
         // From here on the bytes count as blocks. Two nodes that copy to each other must not wait for this room.
         drop(room);
-        Ok(self.settle(task, taken).await)
+        drop(receiving);
+        Ok(self.settle(span, task, taken).await)
     }
 
     fn check_store(&self, request: StoreRequest, payload: u64, peer: Peer) -> Result<Task, WireError> {
@@ -139,7 +146,7 @@ impl DataPlane {
         let StoreRequest { device, tenant, ack, copy, layout, about, runs, blocks, .. } = request;
         let blocks: Vec<_> = blocks.into_iter().zip(check::slots(&runs)).collect();
         let replicated = !copy && runs.iter().any(|run| serving.map.replicas(run.slot).0.len() > 1);
-        Ok(Task { serving, device, tenant, ack, layout, about, blocks, copy, replicated })
+        Ok(Task { serving, device, tenant, ack, layout, about, blocks, copy, replicated, trace: None })
     }
 
     /// Takes one block's bytes off the socket: into its frame, or past it.
@@ -181,7 +188,7 @@ impl DataPlane {
     }
 
     /// Makes what was verified visible, has it copied, and answers.
-    async fn settle(&self, mut task: Task, taken: Vec<Taken>) -> Result<DataReply, WireError> {
+    async fn settle(&self, span: &Span, mut task: Task, taken: Vec<Taken>) -> Result<DataReply, WireError> {
         // A member without a lease makes nothing visible; from here on, one that loses it can only leave its asker unsure.
         self.view.check_lease()?;
         let mut stored = Vec::with_capacity(taken.len());
@@ -212,8 +219,9 @@ impl DataPlane {
                 }
             }
             let pin = task.replicated;
-            let sealed =
-                self.ask(task.device, |reply| DeviceMessage::Seal { blocks: sealing, pin, reply }).await?;
+            let sealed = self
+                .ask(span, task.device, |reply| DeviceMessage::Seal { blocks: sealing, pin, reply })
+                .await?;
             for (at, sealed) in sealed_at.into_iter().zip(sealed) {
                 if let Sealed::Visible(guard) = sealed {
                     stored[at] = Stored::Kept { copies: 1, already: false };
@@ -231,7 +239,7 @@ impl DataPlane {
         acks::leads(map, task.device, task.slots())?;
         // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
         present.retain(|(at, _)| task.ack != Ack::Primary || task.given_to(*at).is_some());
-        let (sure, fresh) = tokio::join!(self.make_sure(&task, present), self.replicate(&task, fresh));
+        let (sure, fresh) = tokio::join!(self.make_sure(span, &task, present), self.replicate(&task, fresh));
         for at in sure.lost {
             stored[at] = Stored::Refused(Refusal::NoRoom);
         }
@@ -270,7 +278,7 @@ impl DataPlane {
 
     /// Makes sure of the copies of blocks that were here before. Their bytes may be on disk: they are brought for those replicas
     /// alone that say that they lack them.
-    async fn make_sure(&self, task: &Task, present: Vec<(usize, Option<Lent>)>) -> Sure {
+    async fn make_sure(&self, span: &Span, task: &Task, present: Vec<(usize, Option<Lent>)>) -> Sure {
         let mut sure = Sure::default();
         if present.is_empty() {
             return sure;
@@ -281,7 +289,8 @@ impl DataPlane {
             Known { key: block.header.key, slot: *slot }
         });
         let known: Vec<Known> = known.collect();
-        let holders = self.replicator.holders(serving, *device, *tenant, &known, &self.counters).await;
+        let asker = Asker { serving, device: *device, tenant: *tenant, trace: task.trace };
+        let holders = self.replicator.holders(&asker, &known, &self.counters).await;
         let (mut lacked, mut lent) = (Vec::new(), Vec::new());
         for ((at, one), holders) in present.into_iter().zip(holders) {
             sure.answered.extend(holders.holding.into_iter().map(|who| (at, who, Answer::Holds)));
@@ -291,7 +300,7 @@ impl DataPlane {
             }
         }
         let mut items = Vec::with_capacity(lacked.len());
-        for ((at, lacking), brought) in lacked.into_iter().zip(self.bring(*device, lent).await) {
+        for ((at, lacking), brought) in lacked.into_iter().zip(self.bring(span, *device, lent).await) {
             match brought {
                 Some(Ok(guard)) => items.push(task.item(at, guard, lacking)),
                 Some(Err(Unread::Lost)) => sure.lost.push(at),

@@ -167,11 +167,13 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         }],
         disk_folder: None,
         persist: None,
+        pin_memory: false,
         tuning: crate::Tuning::default(),
         coordinators: vec![coordinator.address()],
         token: b"token".to_vec(),
         access: Access::default(),
         tls: None,
+        tracer: kvhive_spans::Tracer::OFF,
     };
     let refused = crate::start(config.clone()).err().map(|error| error.to_string());
     let expected = "node setup: device 0: share 1 of 100 bytes holds no frame of 4096 bytes";

@@ -125,6 +125,7 @@ impl Setup {
             max_inflight_bytes: self.inflight_bytes as u64,
             move_rate: self.move_rate,
             devices: (0..self.devices).map(|_| device(classes.clone())).collect(),
+            pin_memory: false,
             tuning: crate::Tuning {
                 strategy: self.strategy,
                 codec: self.codec,
@@ -139,6 +140,7 @@ impl Setup {
             token: TOKEN.to_vec(),
             access: Access::default(),
             tls: None,
+            tracer: kvhive_spans::Tracer::OFF,
         };
         let limits = Limits {
             connections: self.max_connections,

@@ -229,6 +229,12 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_tls_handshakes_refused_total", "TLS handshakes that failed, by reason"),
     ("kvhive_tls_reload_failures_total", "Times changed certificate files were not taken"),
     ("kvhive_tls_reloads_total", "Times changed certificate files were taken"),
+    (
+        "kvhive_trace_exports_failed_total",
+        "Messages to the collector of traces that it did not take, repeats among them",
+    ),
+    ("kvhive_trace_spans_left_out_total", "Spans that were more than are kept in memory of one trace"),
+    ("kvhive_trace_spans_total", "Spans of traced requests that were recorded"),
 ];
 
 /// Tells the recorder of this scope what each name says; a page has it of those that are on it.

@@ -175,6 +175,7 @@ impl Coordinator {
                     settings: settings(),
                     default_secret: [1; 32],
                     scaling: Default::default(),
+                    coordinators: Vec::new(),
                     level: kvhive_protocol::Level::NEWEST,
                 };
                 self.propose_own(now, bootstrap, Reason::default(), disk, out);

@@ -6,7 +6,7 @@ use kvhive_protocol::explain::{Explained, Since};
 use kvhive_protocol::frame::{Kind, encode_frame};
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::watch::BlockTier;
-use kvhive_protocol::{BlockHeader, BlockKey, DeviceId, Epoch, WireError};
+use kvhive_protocol::{BlockHeader, BlockKey, DeviceId, Epoch, TraceContext, WireError};
 use kvhive_wire::{Connection, Listening};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -31,6 +31,8 @@ struct State {
     turns: VecDeque<Turn>,
     always: Option<Turn>,
     requests: Vec<DataRequest>,
+    /// Whose part each of them was.
+    contexts: Vec<Option<TraceContext>>,
     connections: usize,
 }
 
@@ -113,6 +115,7 @@ impl Node {
             turns: VecDeque::new(),
             always: None,
             requests: Vec::new(),
+            contexts: Vec::new(),
             connections: 0,
         };
         let state = Arc::new(Mutex::new(state));
@@ -155,6 +158,11 @@ impl Node {
     pub(crate) fn copy_from(&self, other: &Node) {
         let blocks = other.state().blocks.clone();
         self.state().blocks.extend(blocks);
+    }
+
+    /// Returns whose part each request was.
+    pub(crate) fn contexts(&self) -> Vec<Option<TraceContext>> {
+        self.state().contexts.clone()
     }
 
     pub(crate) fn requests(&self) -> Vec<DataRequest> {
@@ -209,7 +217,14 @@ async fn converse(stream: TcpStream, token: Vec<u8>, state: Arc<Mutex<State>>) {
     };
     let Ok((mut connection, _)) = Connection::accept(stream, &listening, PATIENCE).await else { return };
     while let Ok(frame) = connection.receive().await {
-        let Ok(request) = connection.message::<DataRequest>() else { return };
+        let (context, request) = if frame.kind == Kind::TracedRequest {
+            let Ok((context, request)) = connection.message() else { return };
+            (Some(context), request)
+        } else {
+            let Ok(request) = connection.message::<DataRequest>() else { return };
+            (None, request)
+        };
+        lock(&state).contexts.push(context);
         let mut payload = vec![0; frame.payload_bytes as usize];
         if connection.read_payload(&mut payload).await.is_err() {
             return;
@@ -272,6 +287,10 @@ impl State {
                 assert_eq!(request.device, self.device);
                 let blocks = request.keys.iter().map(|key| self.explained(&key)).collect();
                 (DataReply::Explained { epoch: self.epoch, lapse: None, blocks }, Vec::new())
+            }
+            DataRequest::Trace(_) => {
+                let answer = kvhive_protocol::trace::TraceAnswer::Off;
+                (DataReply::Traced { epoch: self.epoch, answer }, Vec::new())
             }
             DataRequest::Store(request) => {
                 let headers = request.blocks.iter().map(|block| block.header);

@@ -1,0 +1,101 @@
+//! `kvhive doctor`: whether this host can serve, reach its cluster and run an engine beside it; and what to do where not.
+
+mod cluster;
+mod engines;
+mod finding;
+mod host;
+
+use crate::admin::Target;
+use crate::commands::prompt::Naming;
+use crate::report;
+use anyhow::{Result, bail};
+use clap::Args;
+use finding::{Finding, State};
+use kvhive_config::Bytes;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Check this host: limits, memory, disk, clock, GPU libraries, the cluster's reachability, engines; and say what to fix
+///
+/// A host is healthy when nothing fails. Warnings cost speed or safety, not service. The cluster is the one that --admin names, or the local
+/// one of `kvhive up`, if there is one.
+#[derive(Args, Debug)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    target: Target,
+    /// Folder of a disk tier: its room, and whether it can be read past the page cache
+    #[arg(long, value_name = "DIR")]
+    disk: Option<PathBuf>,
+    /// Memory that a node here shall take, to compare with what is free
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
+    /// Interpreter of the engines, whose packages are looked at
+    #[arg(long, value_name = "PROGRAM", default_value = "python3")]
+    python: PathBuf,
+    /// File that says how an engine's blocks are named: prints their layout's fingerprint and size
+    #[arg(long, value_name = "FILE")]
+    blocks_file: Option<PathBuf>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Doctor {
+    /// Prints what was found.
+    ///
+    /// # Errors
+    /// When something fails that must not.
+    pub(crate) fn run(self) -> Result<()> {
+        let mut findings = host::look(self.disk.as_deref(), self.memory.map(|memory| memory.0));
+        findings.extend(cluster::look(&self.target));
+        findings.extend(engines::look(&self.python));
+        if let Some(file) = &self.blocks_file {
+            findings.push(layout(&Naming::read(file)?));
+        }
+        let failed = findings.iter().filter(|finding| finding.state == State::Fails).count();
+        let warned = findings.iter().filter(|finding| finding.state == State::Warns).count();
+        if self.json {
+            report::print_json(&json!({ "failed": failed, "warned": warned, "findings": findings }))?;
+        } else {
+            print(&findings);
+            println!("\n{} checks, {warned} warnings, {failed} failed", findings.len());
+        }
+        if failed > 0 {
+            bail!("{failed} of {} checks failed; what to do is said beside each", findings.len());
+        }
+        Ok(())
+    }
+}
+
+fn print(findings: &[Finding]) {
+    let mut table = report::table(&["", "WHAT", "FOUND", "TO DO"]);
+    for finding in findings {
+        let what = format!("{}: {}", finding.area, finding.what);
+        let advice = finding.advice.clone().unwrap_or_default();
+        table.add_row([finding.state.as_str().to_owned(), what, finding.found.clone(), advice]);
+    }
+    report::print_table(&table);
+}
+
+/// Tells what blocks of a layout are.
+fn layout(naming: &Naming) -> Finding {
+    let fingerprint = naming.layout.fingerprint();
+    let Some(bytes) = naming.layout.block_bytes() else {
+        return Finding::fails(
+            "engine",
+            "layout",
+            "a block's bytes overflow",
+            "correct the layout's numbers",
+        );
+    };
+    let found = format!("fingerprint {fingerprint}, {} a block", report::bytes(bytes));
+    if bytes > u64::from(kvhive_protocol::frame::MAX_PAYLOAD_BYTES) {
+        return Finding::fails(
+            "engine",
+            "layout",
+            found,
+            "no message carries such a block: take fewer tokens a block",
+        );
+    }
+    Finding::holds("engine", "layout", found)
+}

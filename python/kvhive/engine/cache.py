@@ -1,0 +1,342 @@
+"""A cache of tensors by key: any tensor, any key, in the memory of a kvhive node."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvhive import Layout, Namespace, Prefix
+
+from .backing import Backing, memory_used, ranker
+from .config import CacheStrategy, KVCacheConfig
+from .counts import Counts, share
+from .values import Value, codec_of, decoded, encoded, given, taken
+
+if TYPE_CHECKING or find_spec("torch") is None:
+
+    class _Module:
+        """What a cache is where there is no torch: a plain object."""
+
+else:
+    from torch.nn import Module as _Module
+
+#: Bytes of one piece of a value.
+_PIECE_BYTES = 16 << 10
+#: Bytes of values that may wait to be stored.
+_PENDING_BYTES = 256 << 20
+#: A value begins with the bytes of its head.
+_FRONT_BYTES = 4
+_MODEL = "kvhive-tensors-1"
+
+
+class BaseKVCache(_Module):
+    """Tensors by key: numpy's, torch's, or anything that numpy makes an array of.
+
+    A key is text, bytes, a whole number, an array, or a sequence of those. Of two values under one key the later one is found, by
+    the cache that stored it and by whoever takes up what that persisted. What comes back has the kind, type and shape of what
+    was stored; its numbers are the same too, unless ``use_quantization`` lets them be rounded. A ``torch.nn.Module`` where torch is
+    installed, so that a model may hold it.
+
+    >>> import numpy
+    >>> with BaseKVCache(KVCacheConfig(max_memory_mb=64)) as cache:
+    ...     cache.store("layer 0", numpy.arange(6, dtype=numpy.float16).reshape(2, 3))
+    ...     found = cache.retrieve("layer 0").tolist()
+    ...     missing = cache.retrieve("layer 1")
+    >>> found, missing
+    ([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], None)
+    """
+
+    def __init__(self, config: KVCacheConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or KVCacheConfig()
+        self.config.validate()
+        # A strategy that shrinks cold pieces needs somewhere smaller to put them.
+        shrinks = self.config.strategy in (CacheStrategy.COMPRESSED, CacheStrategy.QUANTIZED)
+        self._backing = Backing(self.config, {_PIECE_BYTES // 2: 1, _PIECE_BYTES: 1} if shrinks else {_PIECE_BYTES: 1})
+        self._layout = Layout.opaque(_PIECE_BYTES, 1)
+        self._versions = _Versions(self._backing.recall())
+        self._pending = _Pending(self._put) if self.config.non_blocking else None
+        self._counts = Counts("stores", "hits", "misses", "raw_bytes", "stored_bytes")
+
+    def store(self, key: object, value: Any) -> None:
+        """Stores a tensor.
+
+        With ``non_blocking`` this returns at once; :meth:`retrieve` finds it from then on, :meth:`flush` waits until the node has it.
+
+        :raises TypeError: when the key is none of the kinds above, or the value holds no numbers.
+        """
+        name, value = _name(key), taken(value)
+        self._counts.add(stores=1)
+        if self._pending is None:
+            self._put(name, value)
+        else:
+            # The caller may change its own as soon as this returns.
+            self._pending.add(name, value.copy())
+
+    def retrieve(self, key: object) -> Any:
+        """Returns the tensor stored under a key; None when there is none, or it had to leave.
+
+        :raises TypeError: when the key is none of the kinds above.
+        """
+        name = _name(key)
+        waiting = self._pending.find(name) if self._pending is not None else None
+        found = waiting.copy() if waiting is not None else self._get(name)
+        self._counts.add(hits=int(found is not None), misses=int(found is None))
+        return None if found is None else given(found, pinned=self.config.pin_memory)
+
+    def flush(self) -> None:
+        """Waits until everything stored so far is in the node.
+
+        :raises kvhive.KvHiveError: when a store could not be made since the last flush.
+        """
+        if self._pending is not None:
+            self._pending.wait()
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.flush()
+        self._backing.clear()
+
+    def persist(self, path: Any = None) -> bool:
+        """Writes everything into a folder, as usual the configuration's; raises IOError when that cannot be done."""
+        self.flush()
+        return self._backing.persist(path, self._versions.dump())
+
+    def load(self, path: Any = None) -> bool:
+        """Takes in what was persisted, in place of what is here.
+
+        :raises FileNotFoundError: when nothing was persisted there.
+        :raises IOError: when it cannot be read.
+        """
+        self.flush()
+        self._versions.reset(self._backing.load(path))
+        return True
+
+    def get_stats(self) -> dict[str, Any]:
+        """Returns what the cache has done and holds.
+
+        ``stores``, ``hits``, ``misses`` and ``hit_rate`` of its own calls; ``memory_usage`` and ``memory_capacity`` in bytes;
+        ``compression_ratio``, stored bytes for each raw one; ``evictions`` of pieces, by reason; ``strategy``; ``pinned_bytes``;
+        and all figures of the node, ``node``.
+        """
+        stats, counts = self._backing.stats(), self._counts.read()
+        return {
+            "stores": counts["stores"],
+            "hits": counts["hits"],
+            "misses": counts["misses"],
+            "hit_rate": share(counts["hits"], counts["hits"] + counts["misses"]),
+            "memory_usage": memory_used(stats),
+            "memory_capacity": stats["device"]["capacity_bytes"] + stats["host"]["capacity_bytes"],
+            "compression_ratio": share(counts["stored_bytes"], counts["raw_bytes"]) if counts["raw_bytes"] else 1.0,
+            "evictions": stats["evictions"],
+            "strategy": self._backing.strategy,
+            "pinned_bytes": stats["pinned_bytes"],
+            "node": stats,
+        }
+
+    def close(self) -> None:
+        """Stores what waits, persists where that is wanted, and gives the memory back."""
+        try:
+            if self._pending is not None:
+                self._pending.close()
+        finally:
+            self._backing.close(self._versions.dump())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _names(self, name: bytes, version: int, pieces: int) -> Prefix:
+        namespace: Namespace = self._backing.namespace(_MODEL, self._layout, None)
+        seed = name + version.to_bytes(8, "little")
+        hashes = [hashlib.sha256(seed + at.to_bytes(4, "little")).digest() for at in range(pieces)]
+        return namespace.keys_of_hashes(hashes)
+
+    def _put(self, name: bytes, value: Value) -> None:
+        codec = codec_of(value, self.config)
+        body = encoded(value, codec)
+        head = json.dumps([value.library, value.dtype, value.array.shape, codec, len(body)]).encode()
+        content = len(head).to_bytes(_FRONT_BYTES, "little") + head + body
+        pieces = np.zeros((math.ceil(len(content) / _PIECE_BYTES), _PIECE_BYTES), np.uint8)
+        pieces.reshape(-1)[: len(content)] = np.frombuffer(content, np.uint8)
+        version = self._versions.next(name)
+        # A block that is there already stays, whatever it holds: then this is a later version than somebody else's.
+        while True:
+            report = self._backing.client.store_from(self._names(name, version, len(pieces)), pieces)
+            if report.sent or not report.acknowledged:
+                break
+            version += 1
+        self._versions.set(name, version)
+        self._counts.add(raw_bytes=value.array.nbytes, stored_bytes=len(body))
+
+    def _get(self, name: bytes) -> Value | None:
+        version = self._versions.of(name)
+        first = self._pieces(name, version, 0, 1)
+        if first is None:
+            return None
+        after = _FRONT_BYTES + int.from_bytes(first[:_FRONT_BYTES].tobytes(), "little")
+        library, dtype, shape, codec, body_bytes = json.loads(first[_FRONT_BYTES:after].tobytes())
+        end = after + body_bytes
+        rest = self._pieces(name, version, 1, math.ceil(end / _PIECE_BYTES))
+        if rest is None:
+            return None
+        return decoded(library, dtype, tuple(shape), codec, np.concatenate([first, rest])[after:end])
+
+    def _pieces(self, name: bytes, version: int, start: int, end: int) -> NDArray[np.uint8] | None:
+        """Returns the bytes of some pieces; None when one is not there."""
+        room = np.empty((end - start) * _PIECE_BYTES, np.uint8)
+        if start == end:
+            return room
+        report = self._backing.client.fetch_into(self._names(name, version, end), room, start)
+        return room if report.delivered == end - start else None
+
+
+class AdaptiveKVCache(BaseKVCache):
+    """A cache that learns which values come back, and says what it decides by."""
+
+    def __init__(self, config: KVCacheConfig | None = None) -> None:
+        config = config or KVCacheConfig()
+        if config.strategy is not CacheStrategy.ADAPTIVE:
+            raise ValueError(f"cache_strategy is {config.cache_strategy!r}: of these, 'adaptive' is what adapts")
+        super().__init__(config)
+
+    def adjust_strategy(self) -> list[dict[str, Any]]:
+        """Has it choose now among its ways to rank, by what its shadow caches would have hit.
+
+        Returns how each part of the cache does: under ``choice`` the way that is ``in_charge``, the ``estimates`` of all, the
+        ``evidence`` that they rest on and the ``reason``. Where there is too little evidence it keeps its way.
+        """
+        self.flush()
+        return self._backing.node.adjust_strategy()
+
+    def get_current_strategy(self) -> str:
+        """Returns what ranks now: ``adaptive`` where it goes by what it has learnt, else the simple strategy that it leaves it to."""
+        return ranker(self._backing.stats())
+
+
+class _Versions:
+    """How often a key's value was replaced, of those whose was: what is found is the last one."""
+
+    def __init__(self, known: dict[str, int]) -> None:
+        self._lock = threading.Lock()
+        self._replaced: dict[bytes, int] = {}
+        self.reset(known)
+
+    def reset(self, known: dict[str, int]) -> None:
+        """Knows what was dumped, and nothing else."""
+        with self._lock:
+            self._replaced = {bytes.fromhex(name): version for name, version in known.items()}
+
+    def dump(self) -> dict[str, int]:
+        """Returns what must be known to find the latest values."""
+        with self._lock:
+            return {name.hex(): version for name, version in self._replaced.items()}
+
+    def of(self, name: bytes) -> int:
+        """Returns the version that is found."""
+        with self._lock:
+            return self._replaced.get(name, 0)
+
+    def next(self, name: bytes) -> int:
+        """Returns the first version that a value stored now may have."""
+        with self._lock:
+            return self._replaced.get(name, -1) + 1
+
+    def set(self, name: bytes, version: int) -> None:
+        """Has a version be found."""
+        with self._lock:
+            if version:
+                self._replaced[name] = version
+
+
+class _Pending:
+    """Values that a thread of its own stores, in order; found here until they are."""
+
+    def __init__(self, put: Callable[[bytes, Value], None]) -> None:
+        self._put = put
+        self._worker = ThreadPoolExecutor(1, "kvhive-store")
+        self._changed = threading.Condition()
+        self._bytes = 0
+        self._values: dict[bytes, Value] = {}
+        self._last: Future[None] | None = None
+        self._failed: Exception | None = None
+
+    def add(self, name: bytes, value: Value) -> None:
+        """Takes a value; waits while too many bytes are waiting already."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._bytes < _PENDING_BYTES)
+            self._bytes += value.array.nbytes
+            self._values[name] = value
+            self._last = self._worker.submit(self._run, name, value)
+
+    def _run(self, name: bytes, value: Value) -> None:
+        failed: Exception | None = None
+        try:
+            self._put(name, value)
+        except Exception as error:
+            failed = error
+        with self._changed:
+            self._failed = failed or self._failed
+            self._bytes -= value.array.nbytes
+            if self._values[name] is value:
+                del self._values[name]
+            self._changed.notify_all()
+
+    def find(self, name: bytes) -> Value | None:
+        """Returns the value that waits to be stored under a name."""
+        with self._changed:
+            return self._values.get(name)
+
+    def wait(self) -> None:
+        """Waits for what has been added so far, and raises what went wrong."""
+        with self._changed:
+            last = self._last
+        if last is not None:
+            last.result()
+        with self._changed:
+            failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
+
+    def close(self) -> None:
+        """Stores what waits, and ends."""
+        self._worker.shutdown()
+        self.wait()
+
+
+def _name(key: object) -> bytes:
+    """Names a key by its content: keys of one name are one key."""
+    return hashlib.sha256(b"kvhive-key-1\0" + _spelled(key)).digest()
+
+
+def _spelled(key: object) -> bytes:
+    """Spells a key so that no two are spelled alike."""
+    if isinstance(key, str):
+        return _tagged(b"s", key.encode())
+    if isinstance(key, (bytes, bytearray, memoryview)):
+        return _tagged(b"b", bytes(key))
+    if isinstance(key, (int, np.integer)):
+        return _tagged(b"i", str(int(key)).encode())
+    if isinstance(key, Sequence):
+        return _tagged(b"t", b"".join(map(_spelled, key)))
+    try:
+        array = taken(key)
+    except TypeError:
+        what = type(key).__name__
+        raise TypeError(f"a key is text, bytes, a whole number, an array or a sequence of those, not {what}") from None
+    return _tagged(b"a", f"{array.dtype}{array.array.shape}".encode()) + _tagged(b"v", array.array.tobytes())
+
+
+def _tagged(tag: bytes, content: bytes) -> bytes:
+    return tag + len(content).to_bytes(8, "little") + content

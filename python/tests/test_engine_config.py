@@ -1,0 +1,134 @@
+"""What an engine's configuration takes, and what it says of what it does not."""
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvhive.engine import CacheMode, CacheStrategy, KVCacheConfig
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    config = KVCacheConfig()
+    said = {field.name: getattr(config, field.name) for field in fields(config)}
+    assert said == {
+        "num_heads": 8,
+        "head_dim": 64,
+        "max_tokens": 4096,
+        "block_size": 128,
+        "cache_strategy": CacheStrategy.ADAPTIVE,
+        "cache_mode": CacheMode.INFERENCE,
+        "use_compression": True,
+        "compression_ratio": 0.3,
+        "use_quantization": False,
+        "quantization_bits": 8,
+        "max_memory_mb": None,
+        "enable_gc": True,
+        "gc_threshold": 0.8,
+        "pin_memory": True,
+        "non_blocking": True,
+        "dtype": "float16",
+        "enable_persistence": False,
+        "persistence_path": None,
+        "enable_prefetch": True,
+        "prefetch_size": 4,
+        "enable_profiling": False,
+        "enable_distributed": False,
+        "distributed_backend": "nccl",
+        "multi_tenant": False,
+        "tenant_isolation": True,
+        "num_layers": 4,
+        "cluster_address": None,
+        "admin_address": None,
+        "token_file": None,
+        "tls": None,
+    }
+
+
+def test_names_are_the_documented_ones() -> None:
+    assert [strategy.value for strategy in CacheStrategy] == ["lru", "lfu", "adaptive", "paged", "compressed", "quantized"]
+    assert [mode.value for mode in CacheMode] == ["training", "inference", "bulk", "streaming", "interactive"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("num_heads", 0, "a whole number from 1 to 4096"),
+        ("head_dim", 64.0, "a whole number from 1 to 4096"),
+        ("max_tokens", -1, "a whole number from 1 to"),
+        ("block_size", 0, "a whole number from 1 to 65536"),
+        ("block_size", 8192, "at most max_tokens, which is 4096"),
+        ("cache_strategy", "clock", "'lru', 'lfu', 'adaptive', 'paged', 'compressed', 'quantized'"),
+        ("cache_mode", "fast", "'training', 'inference', 'bulk', 'streaming', 'interactive'"),
+        ("use_compression", 1, "True or False"),
+        ("compression_ratio", 0, "a number above 0, and 1 at most"),
+        ("compression_ratio", float("nan"), "a number above 0, and 1 at most"),
+        ("use_quantization", None, "True or False"),
+        ("quantization_bits", 5, "one of 4, 8, 16"),
+        ("max_memory_mb", 1, "at least two blocks"),
+        ("max_memory_mb", "64", "a whole number from 1 to"),
+        ("enable_gc", "yes", "True or False"),
+        ("gc_threshold", 1.5, "a number above 0, and 1 at most"),
+        ("pin_memory", 0, "True or False"),
+        ("non_blocking", 0, "True or False"),
+        ("dtype", "int8", "float16, bfloat16, float32"),
+        ("dtype", object(), "float16, bfloat16, float32"),
+        ("enable_persistence", 2, "True or False"),
+        ("persistence_path", 3, "a path or None"),
+        ("enable_prefetch", 2, "True or False"),
+        ("prefetch_size", 0, "a whole number from 1 to 4096"),
+        ("enable_profiling", 2, "True or False"),
+        ("enable_distributed", True, "the coordinators' host:port"),
+        ("distributed_backend", "gloo", "'nccl', 'tcp'"),
+        ("multi_tenant", 2, "True or False"),
+        ("tenant_isolation", 2, "True or False"),
+        ("num_layers", True, "a whole number from 1 to 4096"),
+        ("token_file", 3, "a path or None"),
+        ("tls", "yes", "a kvhive.Tls or None"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(name: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        KVCacheConfig(**{name: value})
+    text = str(refused.value)
+    named = "cluster_address" if name == "enable_distributed" and value is True else name
+    assert text.startswith(f"{named} is ") and allowed in text
+
+
+def test_what_is_changed_later_is_checked_too() -> None:
+    config = KVCacheConfig()
+    config.block_size = 0
+    with pytest.raises(ValueError, match="block_size is 0"):
+        config.validate()
+
+
+def test_element_types_go_by_name_or_as_numpys() -> None:
+    for given in ("float16", np.float16, np.dtype("float16")):
+        assert KVCacheConfig(dtype=given).dtype == "float16"
+    assert KVCacheConfig(dtype=np.float32).block_bytes == 2 * KVCacheConfig(dtype="bfloat16").block_bytes
+
+
+def test_memory_is_what_is_said_or_enough_for_the_longest_requests() -> None:
+    config = KVCacheConfig(max_tokens=1024)
+    assert config.memory_bytes == max(64 << 20, 4 * 8 * config.block_bytes)
+    assert KVCacheConfig(max_memory_mb=100).memory_bytes == 100 << 20
+
+
+@pytest.mark.parametrize(
+    ("given", "codec"),
+    [
+        ({}, "lossless"),
+        ({"use_compression": False}, "raw"),
+        ({"compression_ratio": 1.0}, "raw"),
+        ({"use_quantization": True}, "int8"),
+        ({"use_quantization": True, "quantization_bits": 4}, "int4"),
+        ({"use_quantization": True, "quantization_bits": 4, "compression_ratio": 0.55}, "int8"),
+        ({"use_quantization": True, "quantization_bits": 4, "compression_ratio": 0.8}, "lossless"),
+        ({"use_quantization": True, "quantization_bits": 4, "use_compression": False}, "int4"),
+        ({"use_quantization": True, "quantization_bits": 16}, "lossless"),
+    ],
+)
+def test_compression_never_rounds_unless_quantization_lets_it(given: dict[str, Any], codec: str) -> None:
+    config = KVCacheConfig(**given)
+    assert config.codec == codec and codec in config.codecs_allowed

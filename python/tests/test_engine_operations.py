@@ -1,0 +1,156 @@
+"""What runs an engine's cache: optimizing by recent traffic, forecasts, prefetching, scaling and balancing."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kvhive
+
+from kvhive.engine import (
+    AutoScaler,
+    CachePrefetcher,
+    KVCacheConfig,
+    MultiGPULoadBalancer,
+    UltraAdaptiveKVCacheEngine,
+    WorkloadPredictor,
+)
+from kvhive.simulate import replay
+
+STORY = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals. "
+
+
+def small(**given: Any) -> KVCacheConfig:
+    shape = {"num_heads": 2, "head_dim": 16, "num_layers": 2, "block_size": 16, "max_tokens": 512, "max_memory_mb": 16}
+    return KVCacheConfig(**{**shape, **given})
+
+
+def ask(engine: UltraAdaptiveKVCacheEngine, text: str) -> bool:
+    return asyncio.run(engine.process_request({"text": text, "max_new_tokens": 1}))["cache_hit"]
+
+
+def test_optimize_replays_what_was_served_and_takes_what_does_better() -> None:
+    # Some prompts that come back after a scan as large as the cache: recency loses them, frequency keeps them.
+    config = small(max_memory_mb=1, cache_strategy="lru", use_compression=False)
+    with UltraAdaptiveKVCacheEngine(config) as engine:
+        for turn in range(6):
+            for popular in range(2):
+                ask(engine, f"popular {popular} " * 20)
+            for scanned in range(4):
+                ask(engine, f"scan {turn:03} {scanned:03} " * 20)
+        report = engine.optimize("throughput")
+        assert report["replayed_requests"] == 36 and report["unit"] == "requests/s"
+        assert len(report["candidates"]) == 6 and report["before"] > 0
+        if report["changed"]:
+            chosen = report["changed"]["cache_strategy"]["to"]
+            assert report["changed"]["cache_strategy"]["from"] == "lru"
+            assert report["improvement_percentage"] == pytest.approx(100 * (report["after"] / report["before"] - 1))
+            assert engine.get_stats()["strategy"] == chosen
+        else:
+            assert report["improvement_percentage"] == 0 and report["after"] == report["before"]
+        best = max(one["figure"] for one in report["candidates"])
+        assert best == pytest.approx(report["after"], rel=0.02)
+
+
+def test_optimize_for_memory_takes_a_denser_codec_that_is_allowed() -> None:
+    given = {"compression_ratio": 1.0, "cache_strategy": "compressed", "use_quantization": True}
+    with UltraAdaptiveKVCacheEngine(small(**given)) as engine:
+        assert engine.optimize("memory")["changed"] == {}
+        for _ in range(3):
+            ask(engine, STORY)
+        report = engine.optimize("memory")
+        assert report["changed"] == {"codec": {"from": "raw", "to": "int8"}}
+        assert report["improvement_percentage"] == pytest.approx(25)
+        assert engine.optimize("memory")["changed"] == {}
+        ask(engine, STORY[::-1])
+        engine.flush()
+        stored = {one["codec"]: one["blocks"] for one in engine.get_stats()["node"]["codecs"]}
+        assert stored["int8"] > 0 and stored["raw"] > 0
+
+
+def test_optimize_knows_its_targets() -> None:
+    with UltraAdaptiveKVCacheEngine(small()) as engine:
+        with pytest.raises(ValueError, match="'latency', 'memory', 'throughput'"):
+            engine.optimize("beauty")  # type: ignore[arg-type]
+        # Nothing was served: nothing is claimed.
+        report = engine.optimize("latency")
+        assert (report["changed"], report["improvement_percentage"], report["before"]) == ({}, 0.0, None)
+
+
+def test_a_replay_counts_what_each_request_finds() -> None:
+    keys = [bytes([at] * 32) for at in range(4)]
+    assert replay([keys[:2], keys[:3], keys[:1]], "lru", 8) == [0, 2, 1]
+    bad: list[tuple[list[list[bytes]], str, int]] = [([[b"short"]], "lru", 8), ([keys], "clock", 8), ([keys], "lru", 0)]
+    for requests, strategy, capacity in bad:
+        with pytest.raises(kvhive.MisuseError, match="32|clock|capacity"):
+            replay(requests, strategy, capacity)
+
+
+def test_forecasts_follow_the_hours_of_the_day() -> None:
+    predictor = WorkloadPredictor()
+    assert predictor.predict_next_workload() == {}
+    step = predictor.step_seconds
+    noise = np.random.default_rng(3)
+    for at in range(6 * 86_400 // step):
+        # Most at noon, least at midnight.
+        day = np.sin(np.pi * (at * step % 86_400) / 86_400) ** 2
+        asked = int((1_000 + 50_000 * day) * noise.uniform(0.9, 1.1))
+        assert predictor.update_pattern(asked, asked // 2, asked * 100, at=at * step)
+    assert not predictor.update_pattern(1, 1, 1, at=0)
+    steps_of_hour = 3600 // step
+    night, noon = (predictor.predict_next_workload(hours * steps_of_hour)["rate"] for hours in (1, 12))
+    assert noon["value"] > 5 * night["value"] and noon["low"] <= noon["value"] <= noon["high"]
+    assert predictor.predict_next_workload()["reuse"]["value"] == pytest.approx(0.5, abs=0.1)
+    assert predictor.predict_next_workload()["rate"]["season_seconds"] == 86_400
+    for name, given in (("asked", (-1, 0, 0)), ("covered", (1, 2, 0)), ("new_bytes", (1, 1, -5))):
+        with pytest.raises(ValueError, match=name):
+            predictor.update_pattern(*given)
+    with pytest.raises(ValueError, match="steps is 0"):
+        predictor.predict_next_workload(0)
+
+
+def test_a_predictor_learns_from_an_engine() -> None:
+    predictor = WorkloadPredictor()
+    with UltraAdaptiveKVCacheEngine(small()) as engine:
+        for _ in range(4):
+            ask(engine, STORY)
+        assert predictor.observe(engine)
+        assert predictor.predict_next_workload()["reuse"]["value"] == pytest.approx(0.66, abs=0.05)
+
+
+def test_prefetching_says_what_is_there_and_what_became_of_it() -> None:
+    with UltraAdaptiveKVCacheEngine(small(enable_prefetch=True, prefetch_size=8)) as engine:
+        prefetcher = CachePrefetcher(engine)
+        assert prefetcher.prefetch([STORY, "short"]) == 0
+        ask(engine, STORY)
+        engine.flush()
+        assert prefetcher.prefetch([STORY, "short"]) == 5
+        assert set(prefetcher.get_prefetch_stats()) == {"asked", "useful", "wasted", "late", "cancelled"}
+        assert engine.backing.prefetch_blocks == 8
+    with UltraAdaptiveKVCacheEngine(small(enable_prefetch=False)) as engine:
+        assert engine.backing.prefetch_blocks == 0
+
+
+def test_an_engine_grows_by_nodes_and_shrinks_without_losing_blocks() -> None:
+    with UltraAdaptiveKVCacheEngine(small()) as engine:
+        ask(engine, STORY)
+        engine.flush()
+        scaler = AutoScaler(engine)
+        recommended = scaler.get_recommended_scaling()
+        assert (recommended["current"], recommended["action"]) == (1, "none") and recommended["reason"]
+        assert scaler.scale_up() == 2
+        balancer = MultiGPULoadBalancer(engine)
+        assert len(balancer.get_gpu_stats()) == 2
+        report = balancer.balance_load(dry_run=True)
+        assert report["applied"] is False and isinstance(report["changes"], list)
+        ask(engine, STORY[::-1])
+        engine.flush()
+        assert scaler.scale_down() == 1
+        assert ask(engine, STORY) and ask(engine, STORY[::-1])
+        with pytest.raises(ValueError, match="the first one stays"):
+            scaler.scale_down()
+        with pytest.raises(ValueError, match="nodes is 0"):
+            scaler.scale_up(0)
+    with pytest.raises(ValueError, match="most is 0"):
+        AutoScaler(engine, most=0)

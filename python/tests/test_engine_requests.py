@@ -1,0 +1,305 @@
+"""Requests with a cache: what they have in common is computed once, and answers are what they would be without it."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvhive
+from kvhive.engine import (
+    Answer,
+    KVCacheConfig,
+    SeededTransformer,
+    TruthGPTIntegration,
+    UltraAdaptiveKVCacheEngine,
+    create_kv_cache_engine,
+)
+from kvhive.engine.tensors import KV, Float32
+
+STORY = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals. "
+
+
+def small(**given: Any) -> KVCacheConfig:
+    shape = {"num_heads": 2, "head_dim": 16, "num_layers": 2, "block_size": 16, "max_tokens": 512, "max_memory_mb": 16}
+    return KVCacheConfig(**{**shape, **given})
+
+
+def ask(engine: UltraAdaptiveKVCacheEngine, text: str, **more: Any) -> Answer:
+    return asyncio.run(engine.process_request({"text": text, **more}))  # type: ignore[typeddict-item]
+
+
+class Watched(SeededTransformer):
+    """Counts the prompt tokens that it computes, and waits where it is told to."""
+
+    def __init__(self, config: KVCacheConfig) -> None:
+        super().__init__(config)
+        self.computed: list[int] = []
+        self.may_go = threading.Event()
+        self.may_go.set()
+        self.began = threading.Event()
+
+    def prefill(self, tokens: Sequence[int], past: KV) -> tuple[KV, Float32]:
+        self.began.set()
+        assert self.may_go.wait(30)
+        self.computed += tokens
+        return super().prefill(tokens, past)
+
+    def decode(self, token: int, past: KV) -> tuple[KV, Float32]:
+        return super().prefill([token], past)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"use_compression": False, "non_blocking": False},
+        {"use_quantization": True},
+        {"use_quantization": True, "quantization_bits": 4},
+        {"dtype": "bfloat16"},
+        {"dtype": "float32", "cache_strategy": "lru"},
+        {"cache_strategy": "compressed", "use_compression": False},
+        {"cache_strategy": "quantized"},
+        {"cache_strategy": "paged", "cache_mode": "training"},
+    ],
+    ids=str,
+)
+def test_cached_and_uncached_answers_are_equal(given: dict[str, Any]) -> None:
+    config = small(**given)
+    prompts = [STORY + "Who", STORY + "What", STORY * 3, STORY]
+    with UltraAdaptiveKVCacheEngine(config) as engine:
+        cold = [ask(engine, prompt) for prompt in prompts]
+        engine.flush()
+        warm = [ask(engine, prompt) for prompt in prompts]
+    assert not cold[0]["cache_hit"] and all(answer["cache_hit"] for answer in warm)
+    for prompt, one, again in zip(prompts, cold, warm, strict=True):
+        # Nobody has computed anything for this engine.
+        with UltraAdaptiveKVCacheEngine(config) as fresh:
+            alone = ask(fresh, prompt)
+        assert one["result"] == again["result"] == alone["result"] != ""
+        whole = (len(prompt.encode()) - 1) // 16 * 16
+        assert again["metadata"]["cached_tokens"] == whole and alone["metadata"]["cached_tokens"] == 0
+
+
+def test_an_answer_says_what_was_found_and_computed() -> None:
+    with UltraAdaptiveKVCacheEngine(small(enable_profiling=True)) as engine:
+        first = ask(engine, STORY, max_new_tokens=3, session_id="s", priority=2)
+        again = ask(engine, STORY, max_new_tokens=3, session_id="s")
+    assert (first["cache_hit"], again["cache_hit"]) == (False, True)
+    assert first["latency"] > 0 and again["metadata"]["waited_ms"] >= 0
+    tokens = len(STORY)
+    for answer, cached in ((first, 0), (again, tokens // 16 * 16)):
+        said = answer["metadata"]
+        assert said["prompt_tokens"] == tokens and said["cached_tokens"] == cached
+        assert said["computed_tokens"] == tokens - cached and said["generated_tokens"] == 3
+        assert said["profile"]["compute"] > 0 and set(said["profile"]) == {"match", "fetch", "compute", "generate", "store"}
+    assert (first["metadata"]["turn"], again["metadata"]["turn"], first["metadata"]["priority"]) == (1, 2, 2)
+    with UltraAdaptiveKVCacheEngine(small()) as engine:
+        assert "profile" not in ask(engine, STORY)["metadata"]
+
+
+def test_stats_count_requests_tokens_and_milliseconds() -> None:
+    with UltraAdaptiveKVCacheEngine(small()) as engine:
+        nothing = engine.get_stats()
+        assert nothing["total_requests"] == 0 and nothing["hit_rate"] == 0 and nothing["p99_latency"] == 0
+        for _ in range(4):
+            ask(engine, STORY)
+        engine.flush()
+        stats = engine.get_stats()
+    assert (stats["total_requests"], stats["cache_hits"], stats["cache_misses"], stats["hit_rate"]) == (4, 3, 1, 0.75)
+    assert 0 < stats["p50_latency"] <= stats["p95_latency"] <= stats["p99_latency"] and stats["avg_latency"] > 0
+    assert stats["memory_usage"] > 0 and 0 < stats["gpu_utilization"] <= 1
+    assert stats["cached_tokens"] == 3 * 80 and stats["prompt_tokens"] == 4 * len(STORY)
+    assert stats["compression_ratio"] < 1 and stats["cache_failures"] == 0 and stats["transport"] == "tcp"
+
+
+def test_a_batch_computes_each_shared_prefix_once() -> None:
+    async def batch(engine: UltraAdaptiveKVCacheEngine, texts: list[str]) -> list[Answer]:
+        return await engine.process_batch_optimized([{"text": text} for text in texts], batch_size=4)
+
+    one, two = STORY, STORY[::-1]
+    texts = [(one if at % 2 else two) + f" question {at:02}" for at in range(12)]
+    config = small()
+    model = Watched(config)
+    with UltraAdaptiveKVCacheEngine(config, model=model) as engine:
+        answers = asyncio.run(batch(engine, texts))
+        # Two stories once each, and each question's end.
+        shared, whole = 96, len(texts[0])
+        assert len(model.computed) == 2 * whole + 10 * (whole - shared)
+        assert [answer["metadata"]["cached_tokens"] for answer in answers].count(shared) == 10
+        with UltraAdaptiveKVCacheEngine(config) as fresh:
+            assert [answer["result"] for answer in answers] == [ask(fresh, text)["result"] for text in texts]
+        with pytest.raises(ValueError, match="batch_size is 0"):
+            asyncio.run(engine.process_batch_optimized([], batch_size=0))
+        assert asyncio.run(engine.process_batch_optimized([])) == []
+
+
+def test_of_those_that_wait_the_more_urgent_come_first() -> None:
+    config = small()
+    model = Watched(config)
+    order: list[str] = []
+
+    async def all_at_once(engine: UltraAdaptiveKVCacheEngine) -> None:
+        async def one(name: str, priority: int) -> None:
+            await engine.process_request({"text": name * 8, "priority": priority, "max_new_tokens": 1})
+            order.append(name)
+
+        model.may_go.clear()
+        first = asyncio.create_task(one("first", 0))
+        await asyncio.to_thread(model.began.wait, 30)
+        others = [asyncio.create_task(one(*other)) for other in (("low", -1), ("plain", 0), ("urgent", 5), ("next", 0))]
+        await asyncio.sleep(0)
+        model.may_go.set()
+        await asyncio.gather(first, *others)
+
+    with UltraAdaptiveKVCacheEngine(config, model=model) as engine:
+        asyncio.run(all_at_once(engine))
+    assert order == ["first", "urgent", "plain", "next", "low"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({}, "text is None"),
+        ({"text": 3}, "text is 3"),
+        ({"text": "a" * 512}, "text has 512 tokens: at most 511 of max_tokens=512"),
+        ({"text": "a", "max_new_tokens": 0}, "max_new_tokens is 0: 1 to 511"),
+        ({"text": "a", "max_new_tokens": 512}, "max_new_tokens is 512: 1 to 511"),
+        ({"text": "a", "priority": 1.5}, "priority is 1.5"),
+        ({"text": "a", "session_id": 3}, "session_id is 3"),
+        ({"text": "a", "tenant": "b"}, "multi_tenant=True"),
+    ],
+)
+def test_a_request_that_cannot_be_served_says_why(request_: Any, said: str) -> None:
+    with UltraAdaptiveKVCacheEngine(small()) as engine, pytest.raises(ValueError, match=said):
+        asyncio.run(engine.process_request(request_))
+
+
+def test_tenants_share_blocks_unless_they_are_kept_apart() -> None:
+    for isolation in (True, False):
+        with UltraAdaptiveKVCacheEngine(small(multi_tenant=True, tenant_isolation=isolation)) as engine:
+            ask(engine, STORY, tenant="one")
+            engine.flush()
+            assert ask(engine, STORY, tenant="two")["cache_hit"] is not isolation
+            engine.flush()
+            assert ask(engine, STORY, tenant="one")["cache_hit"]
+            engine.clear_cache()
+            assert not ask(engine, STORY, tenant="one")["cache_hit"]
+
+
+def test_a_session_that_is_over_is_told_to_the_cache() -> None:
+    with UltraAdaptiveKVCacheEngine(small()) as engine:
+        ask(engine, STORY, session_id="s")
+        engine.flush()
+        assert engine.end_session("s") and not engine.end_session("s")
+        assert engine.get_stats()["node"]["released"] == 5
+        assert ask(engine, STORY, session_id="s")["metadata"]["turn"] == 1
+
+
+def test_what_is_persisted_is_found_by_the_next_engine(tmp_path: Path) -> None:
+    with UltraAdaptiveKVCacheEngine(small(multi_tenant=True)) as engine:
+        before = ask(engine, STORY, tenant="a")
+        engine.clear_cache()
+        ask(engine, STORY, tenant="a")
+        assert engine.persist(tmp_path / "one") is True
+        with pytest.raises(IOError):
+            engine.persist(Path("/proc/nowhere"))
+    with UltraAdaptiveKVCacheEngine(small(multi_tenant=True)) as engine:
+        with pytest.raises(FileNotFoundError):
+            engine.load(tmp_path / "two")
+        assert engine.load(tmp_path / "one") is True
+        after = ask(engine, STORY, tenant="a")
+        assert after["cache_hit"] and after["result"] == before["result"]
+        assert not ask(engine, STORY, tenant="b")["cache_hit"]
+        (tmp_path / "one" / "cluster.backup").write_bytes(b"something else")
+        with pytest.raises(IOError, match="cannot load"):
+            engine.load(tmp_path / "one")
+        # It goes on, empty.
+        assert not ask(engine, STORY, tenant="a")["cache_hit"]
+
+
+def test_an_engine_that_persists_begins_with_what_the_last_one_had(tmp_path: Path) -> None:
+    config = small(enable_persistence=True, persistence_path=tmp_path / "kept")
+    for hit in (False, True, True):
+        with UltraAdaptiveKVCacheEngine(config) as engine:
+            assert ask(engine, STORY)["cache_hit"] is hit
+
+
+def test_other_models_and_shapes_find_nothing_of_each_other(tmp_path: Path) -> None:
+    with UltraAdaptiveKVCacheEngine(small()) as engine:
+        ask(engine, STORY)
+        engine.persist(tmp_path)
+    other = small()
+    for engine in (
+        UltraAdaptiveKVCacheEngine(other, model=SeededTransformer(other, seed=1)),
+        UltraAdaptiveKVCacheEngine(small(block_size=32)),
+    ):
+        with engine:
+            engine.load(tmp_path)
+            assert not ask(engine, STORY)["cache_hit"]
+    with UltraAdaptiveKVCacheEngine(small(num_heads=1)) as engine:
+        with pytest.raises(IOError, match="another layout"):
+            engine.load(tmp_path)
+        assert not ask(engine, STORY)["cache_hit"]
+
+
+def test_a_cache_that_is_gone_costs_no_answer() -> None:
+    with UltraAdaptiveKVCacheEngine(small(non_blocking=False)) as engine:
+        before = ask(engine, STORY)
+        engine.backing.node.stop()
+        after = ask(engine, STORY)
+        assert after["result"] == before["result"] and not after["cache_hit"]
+
+
+def test_memory_is_freed_ahead_where_that_is_wanted() -> None:
+    collected = {}
+    for enabled in (True, False):
+        with UltraAdaptiveKVCacheEngine(
+            small(enable_gc=enabled, gc_threshold=0.5, max_memory_mb=1, use_compression=False, cache_strategy="lru")
+        ) as engine:
+            for at in range(16):
+                ask(engine, f"{at:02}" * 240, max_new_tokens=1)
+            engine.flush()
+            collected[enabled] = engine.get_stats()["node"]["collections"]["runs"]
+    assert collected[True] > 0 == collected[False]
+
+
+def test_an_engine_of_a_cluster_finds_what_another_has_computed(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    with kvhive.EmbeddedNode(memory=16 << 20, block_bytes=[4096, 8192, 65536]) as cluster:
+        token.write_bytes(cluster.token)
+        config = small(
+            enable_distributed=True,
+            cluster_address=",".join(cluster.coordinators),
+            token_file=token,
+            admin_address=cluster.admin_address,
+            distributed_backend="tcp",
+            use_compression=False,
+        )
+        with UltraAdaptiveKVCacheEngine(config) as one:
+            first = ask(one, STORY)
+            one.flush()
+            with UltraAdaptiveKVCacheEngine(config) as two:
+                again = ask(two, STORY)
+        assert again["cache_hit"] and again["result"] == first["result"]
+        with pytest.warns(RuntimeWarning, match="TCP"):
+            UltraAdaptiveKVCacheEngine(small(enable_distributed=True, cluster_address=config.cluster_address, token_file=token)).close()
+
+
+def test_engines_in_one_call() -> None:
+    with create_kv_cache_engine(small(), "lfu") as engine:
+        assert engine.config.cache_strategy == "lfu" and engine.get_stats()["strategy"] == "lfu"
+    with pytest.raises(ValueError, match="cache_strategy is 'clock'"):
+        create_kv_cache_engine(small(), "clock")
+    with TruthGPTIntegration.create_engine_for_truthgpt(max_tokens=1024) as engine:
+        assert (engine.config.max_tokens, engine.config.mode.value) == (1024, "interactive")
+
+
+def test_a_closed_engine_says_so() -> None:
+    engine = UltraAdaptiveKVCacheEngine(small())
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        ask(engine, STORY)

@@ -1,0 +1,116 @@
+"""A real model of transformers, tiny and seeded, whose cache goes through a cluster: what it says stays the same to the token."""
+
+from typing import Any
+
+import kvhive
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from kvhive.transformers import CacheStore, layout_of  # noqa: E402
+
+PROMPT = [(at * 37 + 11) % 256 for at in range(150)]
+
+
+def model_of(seed: int = 5, **more: Any) -> Any:
+    """A Llama with random weights that are the same wherever they are made."""
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 256}
+    config = transformers.LlamaConfig(**(sizes | more), attn_implementation="eager")
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def answer(model: Any, prompt: list[int], cache: Any, tokens: int = 12) -> tuple[list[int], Any]:
+    """What the model says, greedily; computes what the cache does not cover."""
+    said = model.generate(
+        torch.tensor([prompt]), past_key_values=cache, max_new_tokens=tokens, do_sample=False, use_cache=True, pad_token_id=0
+    )
+    return said[0, len(prompt) :].tolist(), cache
+
+
+@pytest.fixture
+def store(client: kvhive.Client, request: pytest.FixtureRequest) -> CacheStore:
+    return CacheStore(client, request.node.nodeid, model_of().config, dtype=torch.float32)
+
+
+def test_a_restored_cache_says_the_same(store: CacheStore) -> None:
+    model = model_of()
+    cold, cache = answer(model, PROMPT, store.restore(PROMPT).cache)
+    assert store.save(PROMPT, cache).acknowledged == 9
+    restored = store.restore(PROMPT)
+    assert (restored.tokens, restored.cache.get_seq_length()) == (144, 144)
+    computed = cache.layers[1].keys[:, :, :144]
+    assert torch.equal(restored.cache.layers[1].keys, computed), "the very bits"
+    warm, cache = answer(model_of(), PROMPT, restored.cache)
+    assert warm == cold
+    damaged = store.restore(PROMPT).cache
+    damaged.layers[0].values[:, :, :64] *= -1
+    assert answer(model_of(), PROMPT, damaged)[0] != cold, "what is restored is what is attended to"
+    # What was said is the beginning of the next turn.
+    turn = PROMPT + cold
+    assert store.save(turn, cache, known=restored.tokens).acknowledged == 1
+    assert store.restore(turn + [1]).tokens == 160
+
+
+def test_another_prompt_shares_what_it_begins_with(store: CacheStore) -> None:
+    model = model_of()
+    _, cache = answer(model, PROMPT, transformers.DynamicCache(config=model.config))
+    store.save(PROMPT, cache)
+    other = PROMPT[:70] + [3] * 60
+    restored = store.restore(other)
+    assert restored.tokens == 64
+    cold, _ = answer(model, other, transformers.DynamicCache(config=model.config))
+    warm, _ = answer(model, other, restored.cache)
+    assert warm == cold
+
+
+def test_one_token_is_left_to_compute(store: CacheStore) -> None:
+    model = model_of()
+    prompt = PROMPT[:64]
+    _, cache = answer(model, prompt, transformers.DynamicCache(config=model.config))
+    assert store.save(prompt, cache).acknowledged == 4
+    assert store.restore(prompt).tokens == 48
+    assert store.restore(prompt[:16]).tokens == 0
+    assert store.restore([]).tokens == 0
+
+
+def test_half_precision_goes_through_bit_by_bit(client: kvhive.Client) -> None:
+    model = model_of().to(torch.bfloat16)
+    store = CacheStore(client, "half", model.config, dtype=torch.bfloat16, block_tokens=32, extras=[b"adapter"])
+    cold, cache = answer(model, PROMPT, store.restore(PROMPT).cache)
+    assert store.save(PROMPT, cache).acknowledged == 4
+    restored = store.restore(PROMPT)
+    assert restored.tokens == 128
+    for layer, of_model in zip(restored.cache.layers, cache.layers, strict=True):
+        assert torch.equal(layer.values, of_model.values[:, :, :128])
+    assert CacheStore(client, "half", model.config, dtype=torch.bfloat16, block_tokens=32).restore(PROMPT).tokens == 0
+
+
+def test_a_cluster_that_is_gone_costs_a_cold_start(store: CacheStore) -> None:
+    with kvhive.EmbeddedNode(memory=1 << 20, block_bytes=store.layout.block_bytes) as node:
+        client = node.client(request_timeout=0.3)
+        own = CacheStore(client, "gone", model_of().config, dtype=torch.float32)
+        _, cache = answer(model_of(), PROMPT, own.restore(PROMPT).cache)
+        assert own.save(PROMPT, cache).acknowledged == 9
+    assert own.restore(PROMPT).tokens == 0
+    assert own.save(PROMPT, cache).acknowledged == 0
+
+
+def test_what_it_cannot_keep_is_refused(store: CacheStore) -> None:
+    other = model_of(num_key_value_heads=4)
+    _, cache = answer(other, PROMPT, transformers.DynamicCache(config=other.config))
+    with pytest.raises(kvhive.MisuseError, match=r"layer 0 holds \(1, 4, 161, 16\) of torch.float32: expected is \(1, 2,"):
+        store.save(PROMPT, cache)
+    deeper = model_of(num_hidden_layers=4)
+    _, cache = answer(deeper, PROMPT, transformers.DynamicCache(config=deeper.config))
+    with pytest.raises(kvhive.MisuseError, match="a cache of 4 layers for a model of 3"):
+        store.save(PROMPT, cache)
+    with pytest.raises(kvhive.MisuseError, match="dtype torch.float64"):
+        layout_of(other.config, torch.float64, 16)
+    sliding = transformers.Gemma2Config(num_hidden_layers=2)
+    with pytest.raises(kvhive.MisuseError, match="sliding_attention"):
+        layout_of(sliding, torch.float16, 16)
+    with pytest.raises(kvhive.MisuseError, match="an encoder"):
+        layout_of(transformers.T5Config(), torch.float16, 16)
