@@ -87,6 +87,16 @@ fn coordinator(out: &mut Lines, one: &CoordinatorConfig) {
     out.text("admin", &one.admin.to_string());
     out.text("raft", &one.raft.to_string());
     out.text("data_dir", &one.data_dir);
+    for (key, address) in
+        [("block_events", one.block_events), ("block_events_replay", one.block_events_replay)]
+    {
+        if let Some(address) = address {
+            out.text(key, &address.to_string());
+        }
+    }
+    if let Some(topic) = &one.block_events_topic {
+        out.text("block_events_topic", topic);
+    }
 }
 
 fn node(out: &mut Lines, one: &NodeConfig) {

@@ -1,5 +1,6 @@
 //! How a coordinator is set up, and why it may not start.
 
+use crate::blocks::BlockEventsConfig;
 use crate::log::LogError;
 use crate::membership::MembershipError;
 use kvhive_consensus::{ConsensusError, PeerId};
@@ -54,6 +55,8 @@ pub struct CoordinatorConfig {
     pub balance: bool,
     /// Applied entries after which the log is compacted.
     pub snapshot_every: u64,
+    /// Where block events are published; none publishes none.
+    pub block_events: Option<BlockEventsConfig>,
     /// What records traced requests.
     pub tracer: Tracer,
     /// The newest level that it speaks.

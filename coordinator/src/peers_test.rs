@@ -53,6 +53,7 @@ fn pair(ours: Option<u128>, theirs: Option<u128>) -> Pair {
                 Vec::new(),
                 Vec::new(),
                 None,
+                None,
                 Arc::new(kvhive_runtime::BootClock),
             )),
             kvhive_spans::Tracer::OFF,

@@ -7,6 +7,7 @@ use crate::actors::raft::{Parts, Raft, RaftActor, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::admin::audit::Audit;
 use crate::admin::{self, Admin, Listeners, Sources};
+use crate::blocks::{self, Publisher};
 use crate::config::{CoordinatorConfig, CoordinatorError, PeerConfig};
 use crate::control_plane::ControlPlane;
 use crate::engines::{Agreed, Engines};
@@ -162,9 +163,17 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let dialling =
         peers::dial(lines, identity.clone(), known_cluster.clone(), raft.clone(), stopping.clone());
     runtime.io().spawn(dialling);
-    let coordinators = config.peers.iter().map(|peer| peer.raft_address.clone()).collect();
-    let engines =
-        Arc::new(Engines::new(coordinators, config.token.clone(), config.tls.clone(), Arc::new(BootClock)));
+    let coordinators: Vec<String> = config.peers.iter().map(|peer| peer.raft_address.clone()).collect();
+    let (names, engines_heard) = mpsc::channel(blocks::WAITING);
+    let names = config.block_events.is_some().then_some(names);
+    let publisher = Publisher::open(&config, &runtime, &coordinators, engines_heard, &stopping)?;
+    let engines = Arc::new(Engines::new(
+        coordinators,
+        config.token.clone(),
+        config.tls.clone(),
+        names,
+        Arc::new(BootClock),
+    ));
     runtime.io().spawn(engines.clone().run(known_engines, stopping.clone()));
     let control = ControlPlane::new(raft.clone(), engines, config.tracer.clone());
     let server = Arc::new(Server {
@@ -189,6 +198,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         log: figures,
         vitals: known_vitals,
         tracer: config.tracer.clone(),
+        publisher,
     };
     let audit = Audit::open(config.data_dir.clone()).map_err(|error| {
         CoordinatorError::Failed(format!("no audit log in {}: {error}", config.data_dir.display()))

@@ -55,7 +55,7 @@ pub struct Evictions {
 /// What collections have freed for one reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct CollectedFor {
-    /// The reason's name: `cleared`, `over`, `overdue`, `demoted`, `evicted`.
+    /// The reason's name: `cleared`, `over`, `overdue`, `demoted`, `evicted`, `not-admitted`.
     pub reason: &'static str,
     /// Blocks.
     pub blocks: u64,

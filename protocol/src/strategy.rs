@@ -109,6 +109,8 @@ pub enum Reason {
     NoneIsBetter,
     /// It is clearly better than what is learnt.
     IsBetter,
+    /// It was put in charge before, and is not behind what is learnt.
+    NotBehind,
 }
 
 impl Reason {
@@ -118,6 +120,7 @@ impl Reason {
             Reason::TooLittleEvidence => "too little evidence",
             Reason::NoneIsBetter => "none is clearly better",
             Reason::IsBetter => "clearly better than what is learnt",
+            Reason::NotBehind => "in charge and not behind what is learnt",
         }
     }
 }

@@ -24,6 +24,7 @@ pub(crate) struct Lent {
     _claim: Claim,
     regions: Vec<Region>,
     block_bytes: usize,
+    how: Use,
 }
 
 /// One object's memory.
@@ -77,7 +78,7 @@ impl Lent {
             start..start + region.bytes
         });
         let claim = Regions::claim(ranges.collect(), how).map_err(|failure| failure.raise(py))?;
-        Ok(Lent { _claim: claim, regions, block_bytes })
+        Ok(Lent { _claim: claim, regions, block_bytes, how })
     }
 
     /// Returns how many blocks they hold.
@@ -99,9 +100,10 @@ impl Lent {
 
     /// Returns one slice a block, to be written.
     pub(crate) fn slices_mut(&mut self) -> Vec<&mut [u8]> {
+        assert_eq!(self.how, Use::Write, "memory is written only where it was taken to be written");
         let block_bytes = self.block_bytes;
         let pieces = self.regions.iter_mut().flat_map(|region| {
-            // SAFETY: as above, and the object says that it may be written. The claim was made for writing, so that no two regions
+            // SAFETY: as above, and the object says that it may be written. The claim was made for writing (asserted), so that no two regions
             // overlap, neither of this call nor of another: this is the only slice of this crate on the memory.
             unsafe { std::slice::from_raw_parts_mut(region.start, region.bytes) }
                 .chunks_exact_mut(block_bytes)

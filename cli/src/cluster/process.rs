@@ -9,6 +9,7 @@ use kvhive_config::{
     Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, Newcomer, NodeConfig, Process, ScalingSettings,
     Token, TokenSource,
 };
+use kvhive_coordinator::BlockEventsConfig;
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
 use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
@@ -184,6 +185,14 @@ fn coordinator(
         balance: cluster.balance,
         snapshot_every: config.raft.snapshot_every,
         tracer: tracer(config, "coordinator", &own.id)?,
+        block_events: own.block_events.map(|listen| BlockEventsConfig {
+            listen,
+            replay: own.block_events_replay,
+            topic: own
+                .block_events_topic
+                .clone()
+                .unwrap_or_else(|| format!("kv@{}@{}", own.id, config.cluster.name)),
+        }),
         speaks: speaks(config)?,
     })
 }

@@ -92,6 +92,7 @@ impl Group {
                 heartbeat: Duration::from_millis(60),
                 snapshot_every: 10_000,
                 tracer: kvhive_spans::Tracer::OFF,
+                block_events: None,
                 speaks: kvhive_protocol::Level::NEWEST,
                 repair_after: Duration::from_secs(30),
                 scaling: Default::default(),

@@ -30,12 +30,20 @@ pub enum Reason {
     Demoted,
     /// There was no room below, and the strategy would have let it go next.
     Evicted,
+    /// It was next to move down, and not worth a place there.
+    NotAdmitted,
 }
 
 impl Reason {
     /// All of them, in the order in which they are gone by.
-    pub const ALL: [Reason; 5] =
-        [Reason::Cleared, Reason::Over, Reason::Overdue, Reason::Demoted, Reason::Evicted];
+    pub const ALL: [Reason; 6] = [
+        Reason::Cleared,
+        Reason::Over,
+        Reason::Overdue,
+        Reason::Demoted,
+        Reason::Evicted,
+        Reason::NotAdmitted,
+    ];
 
     /// Returns its name in reports.
     pub const fn name(self) -> &'static str {
@@ -45,6 +53,7 @@ impl Reason {
             Reason::Overdue => "overdue",
             Reason::Demoted => "demoted",
             Reason::Evicted => "evicted",
+            Reason::NotAdmitted => "not-admitted",
         }
     }
 }
@@ -114,7 +123,7 @@ pub struct ShardStats {
     /// Collections begun: memory was fuller than their threshold.
     pub collections: u64,
     /// What collections have freed, by [`Reason`]. What was let go is counted among the evicted or the cleared too.
-    pub collected: [Collected; 5],
+    pub collected: [Collected; Reason::ALL.len()],
     /// Blocks that the engine has said something of without using them.
     pub released: u64,
     /// Sessions that were to come back and are not awaited any more: more are than a shard awaits at a time.

@@ -16,7 +16,7 @@ const MANIFEST: &str = "manifest.json";
 /// Name of what tells which run makes a snapshot, while it is made.
 pub(super) const RUN: &str = "run.json";
 /// The format that this build writes, and the only one that it reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// A longer manifest is none.
 const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 
@@ -24,6 +24,8 @@ const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Manifest {
     version: u32,
+    /// The cluster that the node was of, as hexadecimal digits.
+    cluster: String,
     /// Bytes of the largest block.
     pub(super) largest_block: u64,
     pub(super) tenants: Vec<TenantMark>,
@@ -74,10 +76,22 @@ impl Manifest {
             secret_check: secret_check(tenant),
         };
         let tenants = map.tenants.iter().map(mark).collect();
-        let mut manifest =
-            Manifest { version: VERSION, largest_block, tenants, layouts, segments, checksum: String::new() };
+        let mut manifest = Manifest {
+            version: VERSION,
+            cluster: map.cluster.to_string(),
+            largest_block,
+            tenants,
+            layouts,
+            segments,
+            checksum: String::new(),
+        };
         manifest.checksum = manifest.sum();
         manifest
+    }
+
+    /// Says whether the snapshot is of the cluster that this map is of.
+    pub(super) fn is_of(&self, map: &ClusterMap) -> bool {
+        self.cluster == map.cluster.to_string()
     }
 
     fn sum(&self) -> String {
@@ -268,6 +282,7 @@ mod tests {
     fn manifest(number: u64) -> Manifest {
         let mut manifest = Manifest {
             version: VERSION,
+            cluster: String::new(),
             largest_block: number,
             tenants: Vec::new(),
             layouts: Vec::new(),

@@ -35,8 +35,8 @@ pub(super) struct Survey {
     /// For each device, in the order in which they are taken in.
     pub(super) wanted: Vec<Vec<Candidate>>,
     pub(super) loaded: Loaded,
-    /// A tenant of another secret.
-    other_secret: Option<TenantId>,
+    /// The name of a tenant of another secret.
+    other_secret: Option<String>,
     largest: u64,
     /// Some layouts that were not asked for.
     other_layouts: BTreeSet<LayoutFingerprint>,
@@ -55,7 +55,11 @@ pub(super) struct Judge {
 impl Survey {
     /// Reads what every block is, without its bytes.
     pub(super) fn of(path: &Path, manifest: &Manifest, judge: &Judge, waited: &Waited) -> io::Result<Survey> {
-        let vouched = vouched(manifest, &judge.serving);
+        let then = Then {
+            vouched: vouched(manifest, &judge.serving),
+            manifest,
+            is_own: manifest.is_of(&judge.serving.map),
+        };
         // As large as they can become from the start: grown, they would take up to twice that.
         let all: u64 = manifest.segments.iter().map(|mark| mark.blocks).fold(0, u64::saturating_add);
         let most = |frames: &u32| (u64::from(*frames).min(all) + 1) as usize;
@@ -81,7 +85,7 @@ impl Survey {
             while let Some((meta, at)) = reader.next_meta()? {
                 waited.check()?;
                 read += 1;
-                let Some(device) = survey.judge(&meta, judge, &vouched) else { continue };
+                let Some(device) = survey.judge(&meta, judge, &then) else { continue };
                 let Some(heap) = wanted.get_mut(device) else { continue };
                 if heap.len() == heap.capacity() {
                     // More than its manifest tells of.
@@ -102,17 +106,22 @@ impl Survey {
     }
 
     /// Returns the device that takes a block; none, and why is counted, when none does.
-    fn judge(&mut self, meta: &Meta, judge: &Judge, vouched: &HashSet<TenantId>) -> Option<usize> {
+    fn judge(&mut self, meta: &Meta, judge: &Judge, then: &Then<'_>) -> Option<usize> {
         let header = &meta.header;
         let Judge { serving, only, frame_bytes, .. } = judge;
         let tenant = serving.map.tenants.get(&header.tenant);
-        if tenant.is_none_or(|tenant| tenant.era != header.era) {
+        let has_ended = tenant.is_none_or(|tenant| tenant.era != header.era);
+        let is_vouched = then.vouched.contains(&header.tenant);
+        // Another cluster's tenants may go by these numbers too: only of one's own does a number that is not there mean its end.
+        if has_ended && (then.is_own || is_vouched) {
             self.loaded.ended += 1;
             return None;
         }
-        if !vouched.contains(&header.tenant) {
+        if !is_vouched {
             self.loaded.other_secret += 1;
-            self.other_secret = Some(header.tenant);
+            if self.other_secret.is_none() {
+                self.other_secret = Some(then.name(header.tenant));
+            }
             return None;
         }
         if only.is_some_and(|only| only != header.fingerprint) {
@@ -140,9 +149,8 @@ impl Survey {
         if self.wanted.iter().any(|wanted| !wanted.is_empty()) || self.loaded.elsewhere > 0 {
             return Ok(());
         }
-        if let Some(tenant) = self.other_secret {
-            let name = judge.serving.map.tenants.get(&tenant).map(|tenant| tenant.name.clone());
-            return Err(PersistError::OtherSecret { tenant: name.unwrap_or_default() });
+        if let Some(tenant) = &self.other_secret {
+            return Err(PersistError::OtherSecret { tenant: tenant.clone() });
         }
         if let Some(wanted) = judge.only.filter(|_| self.loaded.other_layout > 0) {
             let found: Vec<String> = self.other_layouts.iter().map(ToString::to_string).collect();
@@ -152,6 +160,22 @@ impl Survey {
             return Err(PersistError::OtherLayout { bytes: self.largest, largest: judge.frame_bytes });
         }
         Ok(())
+    }
+}
+
+/// What a manifest says of the tenants of then.
+struct Then<'a> {
+    manifest: &'a Manifest,
+    /// Those whose secret is the same now.
+    vouched: HashSet<TenantId>,
+    /// Whether it is of the cluster that this node is of.
+    is_own: bool,
+}
+
+impl Then<'_> {
+    fn name(&self, tenant: TenantId) -> String {
+        let mark = self.manifest.tenants.iter().find(|mark| mark.id == tenant.0);
+        mark.map_or_else(|| tenant.to_string(), |mark| mark.name.clone())
     }
 }
 

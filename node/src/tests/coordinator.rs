@@ -155,12 +155,9 @@ impl FakeCoordinator {
 }
 
 async fn converse(stream: TcpStream, script: Arc<Mutex<Script>>) {
-    let listening = Listening {
-        token: TokenKey::new(TOKEN),
-        cluster: Some(ClusterId(77)),
-        tls: None,
-        levels: Default::default(),
-    };
+    let cluster = script.lock().expect("no test panics holding it").map.cluster;
+    let (token, levels) = (TokenKey::new(TOKEN), Default::default());
+    let listening = Listening { token, cluster: Some(cluster), tls: None, levels };
     let Ok((mut connection, _)) = Connection::accept(stream, &listening, Duration::from_secs(5)).await else {
         return;
     };

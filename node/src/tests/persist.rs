@@ -497,3 +497,35 @@ async fn what_can_be_of_no_use_is_left_out_alone_and_counted() {
     let loaded = small.load(&path, None, |_| {}).expect("the rest fits");
     assert_eq!((loaded.blocks, loaded.too_large, loaded.ended), (BLOCKS, 1, 1), "{loaded:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_another_cluster_is_refused_and_not_replaced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("snapshot");
+    let persist = PersistConfig { folder: path.clone(), every: Some(Duration::from_millis(20)) };
+    let (_first, node) = filled(&Setup::default()).await;
+    save(&node, &path);
+    node.shutdown(Duration::from_secs(30));
+    // As fresh coordinators are: nobody has the number that the tenant of then had.
+    let coordinator = super::FakeCoordinator::start().await;
+    coordinator.change(|map| {
+        map.cluster = kvhive_protocol::ClusterId(78);
+        let mut tenants = std::mem::take(&mut map.tenants);
+        let mut tenant = tenants.pop_first().expect("one tenant").1;
+        (tenant.name, tenant.secret) = ("somebody".to_owned(), [8; 32]);
+        map.tenants.insert(kvhive_protocol::TenantId(9), tenant);
+    });
+    let setup = Setup { persist: Some(persist), ..Setup::default() };
+    let other = setup.start("node-0", &coordinator);
+    eventually("the node serves the other cluster", || {
+        let serving = other.plane.view.serving();
+        other.is_serving() && serving.is_some_and(|serving| !serving.map.members.is_empty())
+    })
+    .await;
+    let refused = other.load(&path, None, |_| {}).expect_err("its keys name nothing here").to_string();
+    assert!(refused.contains("secret of tenant \"default\""), "{refused}");
+    let before = fs::read(path.join("manifest.json")).expect("it is there");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    other.shutdown(Duration::from_secs(30));
+    assert_eq!(fs::read(path.join("manifest.json")).expect("it is there"), before, "it was not replaced");
+}

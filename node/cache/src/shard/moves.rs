@@ -193,6 +193,9 @@ impl Shard {
             {
                 self.let_go(at, Gone::NotAdmitted, effects);
                 self.stats.not_admitted += 1;
+                if collects.is_some() {
+                    self.count_collected(class, Reason::NotAdmitted);
+                }
                 continue;
             }
             if !self.start_copy(at, to, effects) {

@@ -254,7 +254,7 @@ impl Choice {
         match self.reason() {
             Reason::TooLittleEvidence => return false,
             Reason::NoneIsBetter => self.in_charge = Ranker::Learnt,
-            Reason::IsBetter => self.in_charge = self.best(),
+            Reason::IsBetter | Reason::NotBehind => self.in_charge = self.best(),
         }
         self.count_switch(before)
     }
@@ -295,10 +295,13 @@ impl Choice {
     fn reason(&self) -> Reason {
         if self.seen < LEAST_EVIDENCE {
             Reason::TooLittleEvidence
-        } else if self.is_ahead(self.best()) {
+        } else if !self.is_ahead(self.best()) {
+            Reason::NoneIsBetter
+        } else if self.duels[self.best() as usize].lead(0.0) > AHEAD {
             Reason::IsBetter
         } else {
-            Reason::NoneIsBetter
+            // What keeps one in charge is less than what puts it there.
+            Reason::NotBehind
         }
     }
 
@@ -331,5 +334,27 @@ impl Choice {
 
     pub(super) fn memory_bytes(&self) -> usize {
         self.shadows.iter().map(Shadow::memory_bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_simple_way_that_stays_is_not_said_to_be_better_than_it_is() {
+        let mut choice = Choice::new(1000);
+        assert_eq!(choice.reason(), Reason::TooLittleEvidence);
+        choice.seen = 5000.0;
+        assert_eq!(choice.reason(), Reason::NoneIsBetter);
+        choice.put_in_charge(Ranker::Lirs);
+        assert_eq!(choice.reason(), Reason::NotBehind, "as good as the learnt one is enough to stay");
+        let lead = |sum| Duel { sum, squares: 100.0, ..Duel::default() };
+        for (sum, reason) in
+            [(-5.0, Reason::NotBehind), (-20.0, Reason::NoneIsBetter), (20.0, Reason::IsBetter)]
+        {
+            choice.duels[Ranker::Lirs as usize] = lead(sum);
+            assert_eq!(choice.reason(), reason, "{sum} hits ahead");
+        }
     }
 }
