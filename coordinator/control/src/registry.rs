@@ -184,7 +184,8 @@ impl Registry {
 
     /// Checks the whole map, unless it is so large that a debug build would do nothing else.
     fn check(&self) -> Result<(), String> {
-        self.map.as_ref().filter(|map| map.tenants.len() <= 256).map_or(Ok(()), |map| validate::map(map))
+        let is_small = |map: &&Arc<ClusterMap>| map.tenants.len().max(map.members.len()) <= 256;
+        self.map.as_ref().filter(is_small).map_or(Ok(()), |map| validate::map(map))
     }
 
     /// Returns what is an event when it changes. Held on, the engines are copied by who changes them, which is seldom.
