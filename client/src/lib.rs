@@ -70,5 +70,5 @@ pub use store::{StoreOptions, StoreOutcome, StoreReport};
 pub use strategies::DeviceStrategies;
 pub use survey::{Stretch, Survey};
 pub use traces::NodeTraces;
-pub use watch::{Block, BlockWatch, Follower, Taken, WatchReport};
+pub use watch::{Block, BlockChange, BlockWatch, Follower, Taken, WatchReport};
 pub use worth::Advice;

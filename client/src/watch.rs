@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 mod follower;
 
-pub use follower::{Block, Follower, Taken};
+pub use follower::{Block, BlockChange, Follower, Taken};
 
 /// The most questions that one poll asks of a device: the rest of a large shard's snapshot is for the next.
 const MAX_ROUNDS: usize = 64;
@@ -23,6 +23,9 @@ pub struct BlockWatch {
     client: Client,
     tenant: Option<TenantId>,
     devices: BTreeMap<DeviceId, Follower>,
+    notes: bool,
+    /// What went with devices that are gone.
+    gone: Vec<BlockChange>,
 }
 
 /// What a poll came to.
@@ -49,18 +52,39 @@ impl Client {
             tenant.ok_or_else(|| ClientError::Misuse(format!("there is no tenant {name:?}")))
         };
         let tenant = tenant.map(known).transpose()?;
-        Ok(BlockWatch { client: self.clone(), tenant, devices: BTreeMap::new() })
+        let (devices, gone) = (BTreeMap::new(), Vec::new());
+        Ok(BlockWatch { client: self.clone(), tenant, devices, notes: false, gone })
     }
 }
 
 impl BlockWatch {
+    /// Notes what changes from now on, for [`BlockWatch::changes`]. To be said before the first poll.
+    pub fn noting(self) -> BlockWatch {
+        BlockWatch { notes: true, ..self }
+    }
+
+    /// Returns what has changed on each device since this was asked last, in the order in which that device has told it.
+    pub fn changes(&mut self) -> Vec<BlockChange> {
+        let mut changes = std::mem::take(&mut self.gone);
+        changes.extend(self.devices.values_mut().flat_map(Follower::changes));
+        changes
+    }
+
     /// Asks every device of the map what has happened since the last poll. To be called every so often: a device forgets who has
     /// not asked for a minute, and remembers some ten thousand events; beyond that its snapshot is taken anew.
     pub async fn poll(&mut self) -> WatchReport {
         let map = self.client.map();
-        self.devices.retain(|device, _| map.owner(*device).is_some());
+        let gone: Vec<DeviceId> =
+            self.devices.keys().copied().filter(|device| map.owner(*device).is_none()).collect();
+        for device in gone {
+            self.gone.extend(self.devices.remove(&device).map(Follower::end).unwrap_or_default());
+        }
         for (device, _) in map.devices_up() {
-            self.devices.entry(device).or_default();
+            let notes = self.notes;
+            self.devices.entry(device).or_insert_with(|| match notes {
+                true => Follower::noting(),
+                false => Follower::default(),
+            });
         }
         let deadline = in_time(self.client.shared.config.request_timeout);
         let (shared, tenant) = (&self.client.shared, self.tenant);

@@ -165,6 +165,9 @@ fn cluster_settings(section: &Section<'_>, token: Option<&String>, ledger: &mut 
         heartbeat: time(section, ledger, "heartbeat"),
         repair_after: time(section, ledger, "repair_after"),
         balance: section.read(ledger, "balance", parse::choice) == Some(1),
+        max_level: section
+            .read(ledger, "max_level", parse::whole)
+            .map(|level| u16::try_from(level).expect("keys.rs bounds it by 65,535")),
     }
 }
 
@@ -186,6 +189,9 @@ fn coordinator(section: &Section<'_>, at: usize, ledger: &mut Ledger) -> Coordin
         raft: listen(section, ledger, "raft", host.as_deref(), RAFT_PORT),
         host: host.unwrap_or_default(),
         data_dir: section.read(ledger, "data_dir", parse::path).unwrap_or_default(),
+        block_events: section.read(ledger, "block_events", parse::listen),
+        block_events_replay: section.read(ledger, "block_events_replay", parse::listen),
+        block_events_topic: section.read(ledger, "block_events_topic", parse::topic),
     }
 }
 

@@ -19,6 +19,7 @@ pub(crate) fn all(parts: &ClusterParts, ledger: &mut Ledger) {
     hosts(parts, ledger);
     reachable(&listeners, ledger);
     own_listeners(&listeners, ledger);
+    block_events(parts, ledger);
     let nodes = if parts.nodes.is_empty() { parts.template.as_slice() } else { &parts.nodes };
     for (at, node) in nodes.iter().enumerate() {
         memory(at, node, ledger);
@@ -101,6 +102,20 @@ fn peers(parts: &ClusterParts, ledger: &mut Ledger) {
     }
 }
 
+/// What a coordinator repeats is what it publishes.
+fn block_events(parts: &ClusterParts, ledger: &mut Ledger) {
+    for (at, one) in parts.coordinators.iter().enumerate() {
+        let given = |name: &str| format!("coordinator[{at}].{name}");
+        if one.block_events.is_none()
+            && one.block_events_replay.is_some()
+            && good(ledger, &[&given("block_events_replay")])
+        {
+            let reason = "nothing is published that it could repeat; give block_events too".to_owned();
+            ledger.conflict(&given("block_events_replay"), reason);
+        }
+    }
+}
+
 fn data_dirs(parts: &ClusterParts, ledger: &mut Ledger) {
     let mut first: BTreeMap<(String, &str), String> = BTreeMap::new();
     for (at, coordinator) in parts.coordinators.iter().enumerate() {
@@ -140,6 +155,14 @@ fn listeners(parts: &ClusterParts) -> Vec<Listener<'_>> {
     for (at, one) in parts.coordinators.iter().enumerate() {
         add(format!("coordinator[{at}]"), &one.host, "admin", one.admin, true);
         add(format!("coordinator[{at}]"), &one.host, "raft", one.raft, true);
+        // Readers may be on the same host.
+        for (name, address) in
+            [("block_events", one.block_events), ("block_events_replay", one.block_events_replay)]
+        {
+            if let Some(address) = address {
+                add(format!("coordinator[{at}]"), &one.host, name, address, false);
+            }
+        }
     }
     for (at, one) in parts.nodes.iter().enumerate() {
         add(format!("node[{at}]"), &one.host, "data", one.data, true);

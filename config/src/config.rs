@@ -83,6 +83,8 @@ pub struct ClusterSettings {
     pub repair_after: Duration,
     /// Whether slots are moved and copied, without being asked, to spread what devices are asked for.
     pub balance: bool,
+    /// The newest level that processes speak; none for all that their build does.
+    pub max_level: Option<u16>,
 }
 
 /// When a store is answered.
@@ -155,6 +157,12 @@ pub struct CoordinatorConfig {
     pub raft: SocketAddr,
     /// Its folder for log and snapshots; a relative path starts at the cluster file's folder.
     pub data_dir: String,
+    /// Where it publishes block events, if it does.
+    pub block_events: Option<SocketAddr>,
+    /// Where it repeats them.
+    pub block_events_replay: Option<SocketAddr>,
+    /// Under which topic, if not the usual one.
+    pub block_events_topic: Option<String>,
 }
 
 impl CoordinatorConfig {

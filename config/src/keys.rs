@@ -33,6 +33,8 @@ pub(crate) enum Rule {
     Url,
     /// `ip:port` to listen on.
     Listen,
+    /// What messages are published under.
+    Topic,
     /// A path.
     Path,
     /// One of these words.
@@ -83,6 +85,8 @@ pub(crate) const MAX_NAME_BYTES: usize = 63;
 /// The longest host name and path.
 pub(crate) const MAX_HOST_BYTES: usize = 253;
 pub(crate) const MAX_PATH_BYTES: usize = 1024;
+/// The longest topic.
+pub(crate) const MAX_TOPIC_BYTES: usize = 255;
 /// Names of the modes.
 pub(crate) const MODES: [&str; 5] = ["training", "inference", "bulk", "streaming", "interactive"];
 /// Names of the ways to store blocks.
@@ -125,6 +129,7 @@ impl Rule {
             Rule::Host => "an IP address or a DNS name".to_owned(),
             Rule::Listen => "an IP address and a port from 1 to 65535, such as \"0.0.0.0:7810\"".to_owned(),
             Rule::Url => "http://host:port, without a path".to_owned(),
+            Rule::Topic => format!("a text of 1 to {MAX_TOPIC_BYTES} bytes without control characters"),
             Rule::Path => format!("a path of 1 to {MAX_PATH_BYTES} bytes without control characters"),
             Rule::Choice(words) => {
                 let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
@@ -239,6 +244,13 @@ pub(crate) const CLUSTER: &[Key] = &[
         "Whether slots that are read much get more replicas, and devices that carry more than others give slots away, without being \
          asked. `kvhive balance` does it once."
     ),
+    key!(
+        "max_level",
+        Rule::Whole { min: 1, max: 65_535 },
+        Derived("the newest that the build speaks"),
+        "The newest level that processes speak. A cluster rises to a level once all its members speak it and never goes back: set this to \
+         the present one before an upgrade that you may want to undo, and take it away when you do not."
+    ),
 ];
 
 /// `[raft]`.
@@ -291,6 +303,24 @@ pub(crate) const COORDINATOR: &[Key] = &[
         Rule::Path,
         Required,
         "Folder of its log and snapshots, its own alone. A relative path starts at this file's folder."
+    ),
+    key!(
+        "block_events",
+        Rule::Listen,
+        Derived("none: they are not published"),
+        "Where it publishes block events in vLLM's wire format (ZeroMQ PUB, docs/integrate/block-events.md). Whoever reaches it may read."
+    ),
+    key!(
+        "block_events_replay",
+        Rule::Listen,
+        Derived("none: what a reader has missed is not repeated"),
+        "Where it repeats them (ROUTER)."
+    ),
+    key!(
+        "block_events_topic",
+        Rule::Topic,
+        Derived("`kv@`, its id, `@` and the cluster's name"),
+        "Under which topic; llm-d reads `kv@<pod>@<model>`."
     ),
 ];
 

@@ -3,7 +3,7 @@
 use crate::config::BlockClass;
 use crate::keys::{
     BLOCK_ALIGN, BLOCK_BYTES, MAX_CLASSES, MAX_HOST_BYTES, MAX_LABEL_BYTES, MAX_LABELS, MAX_NAME_BYTES,
-    MAX_PATH_BYTES, Rule,
+    MAX_PATH_BYTES, MAX_TOPIC_BYTES, Rule,
 };
 use crate::tree::{Kind, Value};
 use crate::units::{Bytes, SizeError, parse_time};
@@ -86,6 +86,12 @@ pub(crate) fn url(value: &Value, rule: &Rule) -> Result<String, String> {
         None => !name.contains(':') && host(&Value::text(name, value.origin.clone()), rule).is_ok(),
     };
     if fits { Ok(format!("http://{authority}")) } else { Err(allowed(rule)) }
+}
+
+pub(crate) fn topic(value: &Value, rule: &Rule) -> Result<String, String> {
+    let topic = text(value, rule)?;
+    let fits = (1..=MAX_TOPIC_BYTES).contains(&topic.len()) && !topic.chars().any(char::is_control);
+    if fits { Ok(topic.to_owned()) } else { Err(allowed(rule)) }
 }
 
 pub(crate) fn path(value: &Value, rule: &Rule) -> Result<String, String> {

@@ -28,6 +28,9 @@ pub(crate) fn toml(parts: &ClusterParts) -> String {
     out.text("heartbeat", &format_time(cluster.heartbeat));
     out.text("repair_after", &format_time(cluster.repair_after));
     out.text("balance", if cluster.balance { "continuous" } else { "off" });
+    if let Some(level) = cluster.max_level {
+        out.plain("max_level", level);
+    }
     out.header("\n[raft]");
     out.text("election_timeout", &format_time(parts.raft.election_timeout));
     out.text("heartbeat", &format_time(parts.raft.heartbeat));
@@ -84,6 +87,16 @@ fn coordinator(out: &mut Lines, one: &CoordinatorConfig) {
     out.text("admin", &one.admin.to_string());
     out.text("raft", &one.raft.to_string());
     out.text("data_dir", &one.data_dir);
+    for (key, address) in
+        [("block_events", one.block_events), ("block_events_replay", one.block_events_replay)]
+    {
+        if let Some(address) = address {
+            out.text(key, &address.to_string());
+        }
+    }
+    if let Some(topic) = &one.block_events_topic {
+        out.text("block_events_topic", topic);
+    }
 }
 
 fn node(out: &mut Lines, one: &NodeConfig) {

@@ -36,8 +36,7 @@ pub(crate) const TRACES: &[Key] = &[
         name: "keep",
         rule: Rule::Whole { min: 0, max: 65_536 },
         absent: Absent::Value("256"),
-        meaning: "Traces that each process keeps in memory for `kvhive trace`, the newest, with 32 spans each on average; about 16 KiB for each \
-                  at most.",
+        meaning: "Traces that each process keeps in memory for `kvhive trace`, the newest, with 32 spans each on average and 512 at most.",
     },
 ];
 

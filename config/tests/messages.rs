@@ -579,6 +579,32 @@ fn certificates_are_given_whole_or_not_at_all() {
     assert_eq!(ClusterConfig::from_toml(VALID, []).unwrap().tls, None);
 }
 
+#[test]
+fn block_events_are_published_where_a_coordinator_says_and_repeated_only_then() {
+    let at = "id = \"coord-a\"";
+    let given = format!(
+        "{at}\nblock_events = \"10.0.0.1:5557\"\nblock_events_replay = \"10.0.0.1:5558\"\nblock_events_topic = \"kv@kvhive@llama\""
+    );
+    let config = ClusterConfig::from_toml(&VALID.replace(at, &given), []).unwrap();
+    let coordinator = &config.coordinators[0];
+    assert_eq!(coordinator.block_events.map(|at| at.port()), Some(5557));
+    assert_eq!(coordinator.block_events_topic.as_deref(), Some("kv@kvhive@llama"));
+    let text = config.to_toml().expect("it lists its nodes");
+    assert_eq!(ClusterConfig::from_toml(&text, []).as_ref(), Ok(&config));
+    assert_eq!(
+        with(at, "block_events_replay = \"10.0.0.1:5558\""),
+        [
+            "line 7: coordinator[0].block_events_replay = \"10.0.0.1:5558\": nothing is published that it could repeat; give block_events too"
+        ]
+    );
+    assert_eq!(
+        with(at, "block_events = \"10.0.0.1:7801\""),
+        [
+            "line 7: coordinator[0].block_events = \"10.0.0.1:7801\": coordinator[0].raft listens on 10.0.0.1:7801 of the same host; each listener needs a port of its own"
+        ]
+    );
+}
+
 const TRACES: &str = r#"[traces]
 endpoint = "http://collector:4318/"
 "#;
@@ -637,7 +663,7 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 11 + 3 + 10 + 3 + 3 + 6 + 23 + 4);
+    assert_eq!(keys, 12 + 3 + 10 + 3 + 3 + 9 + 23 + 4);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! How a coordinator is set up, and why it may not start.
 
+use crate::blocks::BlockEventsConfig;
 use crate::log::LogError;
 use crate::membership::MembershipError;
 use kvhive_consensus::{ConsensusError, PeerId};
@@ -7,6 +8,7 @@ use kvhive_control::RestoreError;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::raft::Seat;
 use kvhive_protocol::scaling::ScalingPolicy;
+use kvhive_protocol::{Level, WireError};
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
 use kvhive_spans::Tracer;
@@ -53,8 +55,12 @@ pub struct CoordinatorConfig {
     pub balance: bool,
     /// Applied entries after which the log is compacted.
     pub snapshot_every: u64,
+    /// Where block events are published; none publishes none.
+    pub block_events: Option<BlockEventsConfig>,
     /// What records traced requests.
     pub tracer: Tracer,
+    /// The newest level that it speaks.
+    pub speaks: Level,
 }
 
 /// One of the coordinators, as the others know it.
@@ -102,6 +108,9 @@ pub enum CoordinatorError {
     /// The snapshot's content makes no sense.
     #[error("the snapshot cannot be used: {0}")]
     Snapshot(#[from] RestoreError),
+    /// Its cluster is at a level that it does not speak.
+    #[error(transparent)]
+    TooOld(WireError),
     /// A listener could not be opened.
     #[error("cannot listen on {address}: {source}")]
     Listen {

@@ -4,6 +4,7 @@
 mod actors;
 mod admin;
 mod backup;
+mod blocks;
 mod config;
 mod control_plane;
 mod engines;
@@ -16,6 +17,7 @@ mod server;
 mod start;
 
 pub use backup::{Backup, BackupError, BackupHead, MAX_BACKUP_BYTES};
+pub use blocks::BlockEventsConfig;
 pub use config::{CoordinatorConfig, CoordinatorError, PeerConfig};
 pub use kvhive_control::Cleared;
 pub use membership::{Difference, Membership, MembershipError};

@@ -1,10 +1,13 @@
 //! Starts a coordinator: log, raft actor, peers, listeners; and ends it in order.
 
 use crate::actors::directory::{self, Directory};
-use crate::actors::raft::{Bootstrap, Parts, Raft, RaftActor, RaftMessage};
+use crate::actors::founding::Bootstrap;
+use crate::actors::levels::Belonging;
+use crate::actors::raft::{Parts, Raft, RaftActor, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::admin::audit::Audit;
 use crate::admin::{self, Admin, Listeners, Sources};
+use crate::blocks::{self, Publisher};
 use crate::config::{CoordinatorConfig, CoordinatorError, PeerConfig};
 use crate::control_plane::ControlPlane;
 use crate::engines::{Agreed, Engines};
@@ -18,7 +21,7 @@ use kvhive_control::{BalanceTuning, Overseer, Registry, RestoreError, Tuning};
 use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::raft::{RaftRequest, Seat};
-use kvhive_protocol::{ClusterId, WireError};
+use kvhive_protocol::{ClusterId, Levels, WireError};
 use kvhive_runtime::http::Role as AdminRole;
 use kvhive_runtime::{BootClock, Clock, RestartPolicy, Runtime, RuntimeConfig, Spawn, Stage};
 use kvhive_wire::Identity;
@@ -69,6 +72,10 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     Membership::of(&config.cluster_name, own).claim(&config.data_dir, folder.holds_log()?)?;
     let (store, restored) = folder.open()?;
     let registry = registry_of(&restored)?;
+    if registry.level() > config.speaks {
+        let (speaks, cluster) = (config.speaks, registry.level());
+        return Err(CoordinatorError::TooOld(WireError::TooOld { speaks, cluster }));
+    }
     let seats: BTreeMap<PeerId, Seat> = config.peers.iter().map(PeerConfig::seat).collect();
     let tick = config.election_timeout / ELECTION_TICKS;
     let heartbeat_ticks = config.heartbeat.as_nanos().div_ceil(tick.as_nanos().max(1)) as u32;
@@ -91,7 +98,8 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let (admin_listener, admin_address) = listen(&runtime, config.admin_listen)?;
     let (stop, stopping) = watch::channel(false);
     let (failed, failure) = watch::channel(None);
-    let (cluster, known_cluster) = watch::channel(None::<ClusterId>);
+    let (cluster, known_cluster) =
+        watch::channel(Belonging { cluster: None, levels: Levels::up_to(config.speaks) });
     let (events, known_events) = watch::channel(0);
     let (engines, known_engines) = watch::channel(Agreed::default());
     let (vitals, known_vitals) = watch::channel(Vitals::UNKNOWN);
@@ -122,6 +130,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         tick,
         bootstrap,
         failed,
+        speaks: config.speaks,
         cluster,
         events,
         engines,
@@ -149,13 +158,22 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         sender: config.peer,
         cluster: None,
         tls: config.tls.clone(),
+        levels: Levels::up_to(config.speaks),
     };
     let dialling =
         peers::dial(lines, identity.clone(), known_cluster.clone(), raft.clone(), stopping.clone());
     runtime.io().spawn(dialling);
-    let coordinators = config.peers.iter().map(|peer| peer.raft_address.clone()).collect();
-    let engines =
-        Arc::new(Engines::new(coordinators, config.token.clone(), config.tls.clone(), Arc::new(BootClock)));
+    let coordinators: Vec<String> = config.peers.iter().map(|peer| peer.raft_address.clone()).collect();
+    let (names, engines_heard) = mpsc::channel(blocks::WAITING);
+    let names = config.block_events.is_some().then_some(names);
+    let publisher = Publisher::open(&config, &runtime, &coordinators, engines_heard, &stopping)?;
+    let engines = Arc::new(Engines::new(
+        coordinators,
+        config.token.clone(),
+        config.tls.clone(),
+        names,
+        Arc::new(BootClock),
+    ));
     runtime.io().spawn(engines.clone().run(known_engines, stopping.clone()));
     let control = ControlPlane::new(raft.clone(), engines, config.tracer.clone());
     let server = Arc::new(Server {
@@ -180,6 +198,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         log: figures,
         vitals: known_vitals,
         tracer: config.tracer.clone(),
+        publisher,
     };
     let audit = Audit::open(config.data_dir.clone()).map_err(|error| {
         CoordinatorError::Failed(format!("no audit log in {}: {error}", config.data_dir.display()))

@@ -74,6 +74,8 @@ class Prefix:
     def __len__(self) -> int: ...
     def first(self, blocks: int) -> Prefix:
         """Names the first `blocks` of them; all, where they are fewer."""
+    def traced(self, traceparent: str) -> Prefix:
+        """Returns the same prefix for calls that are parts of a trace: what a W3C `traceparent` says."""
     @property
     def keys(self) -> list[bytes]:
         """The keys, 32 bytes each."""

@@ -5,6 +5,7 @@ use crate::held::Held;
 use crate::layout::PyLayout;
 use kvhive_client::{NamespaceClient, Prefix};
 use kvhive_protocol::BlockKey;
+use kvhive_protocol::trace::{NotAParent, Parent};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -88,6 +89,18 @@ impl PyPrefix {
     fn first(&self, blocks: usize) -> PyPrefix {
         let names = Arc::new(self.names.first(blocks));
         PyPrefix { names, blocks: self.blocks.clone(), held: self.held.clone() }
+    }
+
+    /// Returns the same prefix for calls that are parts of a trace: what a W3C `traceparent` says. One that is not sampled is traced by
+    /// nobody.
+    fn traced(&self, py: Python<'_>, traceparent: &str) -> PyResult<PyPrefix> {
+        let parent: Parent =
+            traceparent.parse().map_err(|error: NotAParent| Failure::misuse(error.to_string()).raise(py))?;
+        let blocks = match parent {
+            Parent::Sampled(context) => self.blocks.traced(context),
+            Parent::Unsampled => self.blocks.clone(),
+        };
+        Ok(PyPrefix { names: self.names.clone(), blocks, held: self.held.clone() })
     }
 
     /// The keys, 32 bytes each.

@@ -162,6 +162,16 @@ def metrics(node: kvhive.EmbeddedNode) -> str:
         return str(answer.read(), "utf-8")
 
 
+def test_calls_can_be_parts_of_a_trace(client: kvhive.Client, blocks: kvhive.Namespace) -> None:
+    prefix = blocks.keys(range(4 * blocks.layout.tokens))
+    for flags in ("00", "01"):
+        traced = prefix.traced(f"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{flags}")
+        assert traced.keys == prefix.keys
+        assert client.match(traced).unreachable == 0
+    with pytest.raises(kvhive.MisuseError, match="not a traceparent"):
+        prefix.traced("4bf92f3577b34da6a3ce929d0e0e4736")
+
+
 def test_what_does_not_fit_together_is_misuse(client: kvhive.Client, blocks: kvhive.Namespace, node: kvhive.EmbeddedNode) -> None:
     prefix = blocks.keys(TOKENS)
     with pytest.raises(kvhive.MisuseError, match="memory of 8 blocks from block 1 on, for a prefix of 8 blocks"):

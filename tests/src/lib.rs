@@ -2,6 +2,7 @@
 //! would. Each cluster has a folder and ports of its own and leaves nothing behind.
 
 pub mod collector;
+pub mod engine;
 pub mod files;
 
 use anyhow::{Context, Result, bail};

@@ -4,118 +4,9 @@ use anyhow::Context;
 use kvhive_client::StoreOptions;
 use kvhive_protocol::engines::EngineLoad;
 use kvhive_protocol::routing::{Part, RouteRequest};
-use kvhive_protocol::{AxisOrder, Dtype, Layout};
 use kvhive_tests::Cluster;
-use rmpv::Value as Msg;
+use kvhive_tests::engine::{Engine, removed, stored, tokens};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
-
-/// Blocks of 16 KiB.
-const LAYOUT: Layout = Layout {
-    layers: 2,
-    kv_heads: 2,
-    head_dim: 64,
-    tokens: 16,
-    dtype: Dtype::F16,
-    order: AxisOrder::LayersFirst,
-};
-/// vLLM's publisher in a few lines: PUB and ROUTER sockets of libzmq, batches kept for replays, all in one loop.
-const PUBLISHER: &str = r#"
-import json, sys, zmq
-context = zmq.Context()
-publisher, router = context.socket(zmq.PUB), context.socket(zmq.ROUTER)
-for socket in (publisher, router):
-    socket.bind("tcp://127.0.0.1:*")
-print(json.dumps([socket.getsockopt_string(zmq.LAST_ENDPOINT) for socket in (publisher, router)]), flush=True)
-poller, ring = zmq.Poller(), []
-poller.register(router, zmq.POLLIN)
-poller.register(sys.stdin.fileno(), zmq.POLLIN)
-while True:
-    ready = dict(poller.poll())
-    if router in ready:
-        asker, _, start = router.recv_multipart()
-        for number in range(int.from_bytes(start, "big"), len(ring)):
-            router.send_multipart((asker, b"", number.to_bytes(8, "big"), ring[number]))
-        router.send_multipart((asker, b"", (-1).to_bytes(8, "big", signed=True), b""))
-    if sys.stdin.fileno() in ready:
-        line = sys.stdin.buffer.raw.readline()
-        if not line:
-            break
-        verb, payload = line.split()
-        ring.append(bytes.fromhex(payload.decode()))
-        if verb == b"publish":
-            publisher.send_multipart((b"kv-events", (len(ring) - 1).to_bytes(8, "big"), ring[-1]))
-"#;
-
-/// An engine of another process. Dropped, it ends.
-struct Engine {
-    process: Child,
-    words: Option<ChildStdin>,
-    events: String,
-    replay: String,
-}
-
-impl Engine {
-    fn start() -> Engine {
-        let mut python =
-            Command::new(std::env::var_os("KVHIVE_PYTHON").expect("scripts/test engines says which"));
-        python.args(["-c", PUBLISHER]);
-        let mut process = python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it is there");
-        let mut first = String::new();
-        BufReader::new(process.stdout.take().expect("piped")).read_line(&mut first).expect("it says where");
-        let [events, replay]: [String; 2] = serde_json::from_str(&first).expect("two endpoints");
-        let words = process.stdin.take();
-        Engine { process, words, events, replay }
-    }
-
-    fn say(&mut self, verb: &str, events: Vec<Msg>) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
-        let mut payload = Vec::new();
-        let batch = Msg::Array(vec![Msg::from(now), Msg::Array(events), Msg::from(0)]);
-        rmpv::encode::write_value(&mut payload, &batch).expect("it encodes");
-        let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
-        let words = self.words.as_mut().expect("it runs");
-        writeln!(words, "{verb} {hex}").expect("it listens");
-        words.flush().expect("it listens");
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        drop(self.words.take());
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn tokens(blocks: u32) -> Vec<u32> {
-    (0..blocks * LAYOUT.tokens).collect()
-}
-
-fn hashes(blocks: std::ops::Range<u32>) -> Msg {
-    Msg::Array(blocks.map(|at| Msg::Binary(vec![at as u8 + 1; 32])).collect())
-}
-
-fn stored(blocks: std::ops::Range<u32>) -> Msg {
-    let own = tokens(blocks.end)[(blocks.start * LAYOUT.tokens) as usize..].to_vec();
-    let pairs = [
-        ("type", Msg::from("BlockStored")),
-        ("block_hashes", hashes(blocks)),
-        ("parent_block_hash", Msg::Nil),
-        ("token_ids", Msg::Array(own.into_iter().map(Msg::from).collect())),
-        ("block_size", Msg::from(LAYOUT.tokens)),
-        ("lora_id", Msg::Nil),
-        ("medium", Msg::from("GPU")),
-    ];
-    Msg::Map(pairs.into_iter().map(|(name, value)| (Msg::from(name), value)).collect())
-}
-
-fn removed(at: u32) -> Msg {
-    // As releases before the maps say it.
-    Msg::Array(vec![Msg::from("BlockRemoved"), hashes(at..at + 1), Msg::from("GPU")])
-}
 
 fn amounts(chosen: &Value) -> anyhow::Result<Vec<(String, u64)>> {
     let terms = chosen["ranked"][0]["terms"].as_array().context("no terms")?;
@@ -129,7 +20,7 @@ fn an_engines_own_cache_and_kvhives_count_together() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let cluster = Cluster::start(&["--nodes", "2", "--device-memory", "8MiB", "--host-memory", "0"]);
     let client = cluster.client();
-    let blocks = client.namespace("default", "tiny@1", LAYOUT, 0)?;
+    let blocks = client.namespace("default", "tiny@1", kvhive_tests::engine::LAYOUT, 0)?;
     let file = |name: &str, text: String| -> anyhow::Result<String> {
         let path = folder.path().join(name);
         std::fs::write(&path, text)?;

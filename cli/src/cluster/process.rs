@@ -9,7 +9,9 @@ use kvhive_config::{
     Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, Newcomer, NodeConfig, Process, ScalingSettings,
     Token, TokenSource,
 };
+use kvhive_coordinator::BlockEventsConfig;
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
+use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
@@ -183,7 +185,29 @@ fn coordinator(
         balance: cluster.balance,
         snapshot_every: config.raft.snapshot_every,
         tracer: tracer(config, "coordinator", &own.id)?,
+        block_events: own.block_events.map(|listen| BlockEventsConfig {
+            listen,
+            replay: own.block_events_replay,
+            topic: own
+                .block_events_topic
+                .clone()
+                .unwrap_or_else(|| format!("kv@{}@{}", own.id, config.cluster.name)),
+        }),
+        speaks: speaks(config)?,
     })
+}
+
+/// Returns the newest level that a process of this cluster speaks.
+fn speaks(config: &ClusterConfig) -> Result<Level> {
+    match config.cluster.max_level.map(Level) {
+        None => Ok(Level::NEWEST),
+        Some(level) if level < Level::OLDEST => bail!(
+            "cluster.max_level is {level}, and this build of kvhive speaks {} to {}: take it away, or run an older build",
+            Level::OLDEST,
+            Level::NEWEST
+        ),
+        Some(level) => Ok(level.min(Level::NEWEST)),
+    }
 }
 
 /// Returns what a cluster that is started now begins with.
@@ -228,6 +252,7 @@ fn node(
         bail!("node {} has no devices", own.id);
     }
     Ok(kvhive_node::NodeConfig {
+        speaks: speaks(config)?,
         name: own.id.clone(),
         data_listen: own.data,
         advertise_data: own.data_address(),

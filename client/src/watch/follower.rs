@@ -26,6 +26,23 @@ pub struct Follower {
     state: State,
     /// Snapshots taken.
     snapshots: u64,
+    /// What has changed since it was asked last, where somebody asks.
+    notes: Option<Vec<BlockChange>>,
+}
+
+/// A block that has come to a device, moved in it or left it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockChange {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Which.
+    pub key: BlockKey,
+    /// How many blocks are before it in its prefix.
+    pub depth: u32,
+    /// Where it was; none where it was not there.
+    pub before: Option<BlockTier>,
+    /// Where it is; none where it is not there any more.
+    pub after: Option<BlockTier>,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +68,34 @@ pub enum Taken {
 }
 
 impl Follower {
+    /// Makes one that notes what changes, for [`Follower::changes`].
+    pub fn noting() -> Follower {
+        Follower { notes: Some(Vec::new()), ..Follower::default() }
+    }
+
+    /// Returns what has changed since this was asked last; nothing unless it was made to note it.
+    pub fn changes(&mut self) -> Vec<BlockChange> {
+        self.notes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Forgets everything, as changes: the device is gone.
+    pub fn end(mut self) -> Vec<BlockChange> {
+        self.replace(Blocks::new());
+        self.changes()
+    }
+
+    /// Goes on by other blocks.
+    fn replace(&mut self, blocks: Blocks) {
+        let before = std::mem::replace(&mut self.blocks, blocks);
+        let Some(notes) = &mut self.notes else { return };
+        for (at, block) in &self.blocks {
+            note(notes, *at, before.get(at), Some(block));
+        }
+        for (at, block) in before.iter().filter(|(at, _)| !self.blocks.contains_key(at)) {
+            note(notes, *at, Some(block), None);
+        }
+    }
+
     /// Returns what to ask now; the same until the answer has come.
     pub fn ask(&self) -> WatchAsk {
         match &self.state {
@@ -137,7 +182,8 @@ impl Follower {
             Some(next) => *wanted = next,
             None => {
                 let applied = *base;
-                self.blocks = std::mem::take(pages);
+                let pages = std::mem::take(pages);
+                self.replace(pages);
                 self.state = State::Following { stream, applied };
                 self.snapshots += 1;
             }
@@ -155,30 +201,59 @@ impl Follower {
         *applied = through;
         for (at, event) in events {
             if (known + 1..=through).contains(at) {
-                apply(&mut self.blocks, event);
+                apply(&mut self.blocks, &mut self.notes, event);
             }
         }
         if through > known { Taken::More } else { Taken::Current }
     }
 }
 
-fn apply(blocks: &mut Blocks, event: &BlockEvent) {
-    match *event {
-        BlockEvent::Stored(Held { tenant, era, key, depth, tier }) => {
-            blocks.insert((tenant, key), Block { era, depth, tier });
+fn note(
+    notes: &mut Vec<BlockChange>,
+    (tenant, key): (TenantId, BlockKey),
+    before: Option<&Block>,
+    after: Option<&Block>,
+) {
+    let depth = after.or(before).map_or(0, |block| block.depth);
+    let (before, after) = (before.map(|block| block.tier), after.map(|block| block.tier));
+    if before != after {
+        notes.push(BlockChange { tenant, key, depth, before, after });
+    }
+}
+
+fn apply(blocks: &mut Blocks, notes: &mut Option<Vec<BlockChange>>, event: &BlockEvent) {
+    let at = match *event {
+        BlockEvent::Stored(Held { tenant, key, .. })
+        | BlockEvent::Moved { tenant, key, .. }
+        | BlockEvent::Removed { tenant, key, .. } => (tenant, key),
+        BlockEvent::Cleared { tenant, era } => {
+            blocks.retain(|at, block| {
+                let stays = at.0 != tenant || block.era >= era;
+                if let Some(notes) = notes.as_mut().filter(|_| !stays) {
+                    note(notes, *at, Some(block), None);
+                }
+                stays
+            });
+            return;
         }
-        BlockEvent::Moved { tenant, key, to } => {
+    };
+    let before = blocks.get(&at).copied();
+    match *event {
+        BlockEvent::Stored(Held { era, depth, tier, .. }) => {
+            blocks.insert(at, Block { era, depth, tier });
+        }
+        BlockEvent::Moved { to, .. } => {
             // While a snapshot is caught up with, a later event may already be in it.
-            if let Some(block) = blocks.get_mut(&(tenant, key)) {
+            if let Some(block) = blocks.get_mut(&at) {
                 block.tier = to;
             }
         }
-        BlockEvent::Removed { tenant, key, .. } => {
-            blocks.remove(&(tenant, key));
+        _ => {
+            blocks.remove(&at);
         }
-        BlockEvent::Cleared { tenant, era } => {
-            blocks.retain(|(of, _), block| *of != tenant || block.era >= era)
-        }
+    }
+    if let Some(notes) = notes {
+        note(notes, at, before.as_ref(), blocks.get(&at));
     }
 }
 
@@ -278,6 +353,42 @@ mod tests {
         assert_eq!(known(&follower), [1]);
         follower.take(page(10, 3, 7, None, &[]));
         assert_eq!((known(&follower), follower.snapshots()), (vec![2], 2));
+    }
+
+    #[test]
+    fn what_is_noted_adds_up_to_what_is_known_whatever_comes() {
+        let mut follower = Follower::noting();
+        let mut mirror: Vec<(u8, BlockTier)> = Vec::new();
+        let moved = BlockEvent::Moved { tenant: TENANT, key: key(1), to: BlockTier::Disk };
+        let again = BlockEvent::Stored(held(2));
+        let answers = [
+            page(9, 4, 0, Some(100), &[1, 2]),
+            page(9, 8, 100, None, &[4]),
+            events(9, 4, &[removed(2), moved, removed(7), again, removed(4)]),
+            events(9, 4, &[removed(2)]),
+            WatchAnswer::Gap { stream: Some(10) },
+            page(10, 1, 0, None, &[2, 5]),
+            events(10, 1, &[BlockEvent::Cleared { tenant: TENANT, era: Era(2) }]),
+            events(10, 2, &[BlockEvent::Stored(Held { era: Era(2), ..held(6) })]),
+        ];
+        for answer in answers {
+            follower.take(answer);
+            for BlockChange { key, before, after, .. } in follower.changes() {
+                let number = key.as_bytes()[0];
+                let was = mirror.iter().position(|(known, _)| *known == number);
+                assert_eq!(was.map(|at| mirror[at].1), before, "each change goes on from the one before");
+                was.map(|at| mirror.remove(at));
+                mirror.extend(after.map(|tier| (number, tier)));
+            }
+            mirror.sort_unstable();
+            let mut known: Vec<(u8, BlockTier)> =
+                follower.iter().map(|(_, key, block)| (key.as_bytes()[0], block.tier)).collect();
+            known.sort_unstable();
+            assert_eq!(mirror, known);
+        }
+        assert_eq!(mirror, [(6, BlockTier::Device)]);
+        let ended = follower.end();
+        assert_eq!(ended.iter().map(|change| change.after).collect::<Vec<_>>(), [None]);
     }
 
     #[test]

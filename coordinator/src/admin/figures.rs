@@ -51,6 +51,11 @@ fn record_figures(admin: &Admin, figures: &Figures) {
     ] {
         metrics::counter!(name).absolute(value);
     }
+    if let Some(publisher) = &admin.sources.publisher {
+        let (blocks, batches) = publisher.figures();
+        metrics::gauge!("kvhive_coordinator_block_events_blocks").set(blocks as f64);
+        metrics::counter!("kvhive_coordinator_block_events_batches_total").absolute(batches);
+    }
     for (name, value) in admin.sources.tracer.figures().named() {
         metrics::counter!(name).absolute(value);
     }

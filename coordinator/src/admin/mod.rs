@@ -6,6 +6,7 @@ mod asked;
 pub(crate) mod audit;
 mod backup;
 mod balance;
+mod check_blocks;
 mod dashboard;
 mod document;
 mod engines;

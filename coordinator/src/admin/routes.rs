@@ -3,17 +3,19 @@
 use super::answers::{Cluster, Consistency, Coordinator, Freshness, SlotList, SlotQuery, Stats, Trouble};
 use super::asked::AskedAs;
 use super::audit::{Audit, From};
+use super::check_blocks::MAX_CHECK_BODY_BYTES;
 use super::document::Document;
 use super::events::Listeners;
 use super::lanes::Lanes;
 use super::pins::MAX_PIN_BODY_BYTES;
 use super::route::MAX_ROUTE_BODY_BYTES;
 use super::{
-    backup, balance, dashboard, document, engines, events, figures, members, overview, pins, raft, route,
-    scaling, tenants, traces,
+    backup, balance, check_blocks, dashboard, document, engines, events, figures, members, overview, pins,
+    raft, route, scaling, tenants, traces,
 };
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
+use crate::blocks::Publisher;
 use crate::config::PeerConfig;
 use crate::control_plane::{ControlPlane, ask_peer, trouble};
 use crate::log_thread::LogFigures;
@@ -69,6 +71,7 @@ pub(crate) struct Sources {
     pub(crate) log: Arc<LogFigures>,
     pub(crate) vitals: watch::Receiver<Vitals>,
     pub(crate) tracer: Tracer,
+    pub(crate) publisher: Option<Publisher>,
 }
 
 /// What the admin API works with.
@@ -233,6 +236,7 @@ fn coordinator(peer: &PeerConfig, status: Option<CoordinatorStatus>) -> Coordina
             committed: status.committed,
             applied: status.applied,
             epoch: status.epoch.0,
+            speaks: Some(status.speaks.0),
             admin_address,
         },
         None => Coordinator {
@@ -243,6 +247,7 @@ fn coordinator(peer: &PeerConfig, status: Option<CoordinatorStatus>) -> Coordina
             committed: 0,
             applied: 0,
             epoch: 0,
+            speaks: None,
             admin_address,
         },
     }
@@ -264,6 +269,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(stats))
         .routes(routes!(events::events))
         .routes(routes!(events::stream))
+        .routes(routes!(check_blocks::check_blocks).layer(DefaultBodyLimit::max(MAX_CHECK_BODY_BYTES)))
         .routes(routes!(traces::traces))
         .routes(routes!(traces::trace))
         .routes(routes!(backup::backup))
@@ -338,6 +344,7 @@ async fn refuse_large_bodies(request: Request, next: Next) -> Response {
     let most = match request.uri().path() {
         "/v1/route" => MAX_ROUTE_BODY_BYTES,
         "/v1/pins" => MAX_PIN_BODY_BYTES,
+        "/check_blocks" => MAX_CHECK_BODY_BYTES,
         _ => MAX_BODY_BYTES,
     };
     match request.body().size_hint().lower() {

@@ -201,6 +201,7 @@ async fn repeat(address: &str, from: u64, said: &mpsc::Sender<Repeated>) -> Resu
 /// Reads a batch. One that makes no sense is a gap, which the feed notices by the number after it.
 fn read(one: &One, number: &[u8], payload: &[u8]) -> Option<Batch> {
     let number = <[u8; 8]>::try_from(number).ok().map(u64::from_be_bytes);
+    one.tell_names(payload);
     let read = number.map(|number| format::batch(number, payload, one.engine.block_tokens));
     let mut state = one.state();
     match read {

@@ -56,11 +56,77 @@ pub(crate) fn batch(sequence: u64, payload: &[u8], block_tokens: u32) -> Read<(B
     Ok((Batch { sequence, at_us, events }, reader.ignored))
 }
 
+/// A hash as an engine publishes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum RawHash<'a> {
+    /// A number.
+    Number(u64),
+    /// All of it.
+    Bytes(&'a [u8]),
+}
+
+impl RawHash<'_> {
+    fn engine(&self) -> EngineHash {
+        match self {
+            RawHash::Number(number) => EngineHash(*number),
+            RawHash::Bytes(bytes) => EngineHash::of(bytes),
+        }
+    }
+}
+
+/// Blocks that follow one another, as an engine says them.
+pub(crate) struct RawBlocks<'a> {
+    pub(crate) parent: Option<RawHash<'a>>,
+    pub(crate) hashes: Vec<RawHash<'a>>,
+    pub(crate) adapter: Option<&'a [u8]>,
+    tokens: Vec<u32>,
+    size: usize,
+    extras: Vec<Vec<&'a [u8]>>,
+}
+
+impl<'a> RawBlocks<'a> {
+    /// Returns the tokens of one of them, if the event has those of all.
+    pub(crate) fn tokens_of(&self, at: usize) -> Option<&[u32]> {
+        let is_whole = self.size.checked_mul(self.hashes.len()) == Some(self.tokens.len());
+        self.tokens.get(at * self.size..(at + 1) * self.size).filter(|_| is_whole)
+    }
+
+    /// Walks over what else names one of them.
+    pub(crate) fn extras_of(&self, at: usize) -> impl Iterator<Item = &'a [u8]> + '_ {
+        self.extras.get(at).into_iter().flatten().copied()
+    }
+}
+
+/// Tells of the blocks of whole prompts, in blocks of `block_tokens`, that a batch says are stored.
+pub(crate) fn stored<'a>(
+    payload: &'a [u8],
+    block_tokens: u32,
+    mut each: impl FnMut(&RawBlocks<'a>),
+) -> Read<()> {
+    let mut input = Input { rest: payload };
+    if input.array()? < 2 {
+        return Err(wrong("it has no events"));
+    }
+    input.time_us()?;
+    let count = input.array()?;
+    let mut reader = Reader { block_tokens, blocks: 0, keys: 0, ignored: 0 };
+    for _ in 0..count.min(MAX_EVENTS) {
+        let (tag, fields) = reader.fields(&mut input)?;
+        let size = fields.block_size.unwrap_or(block_tokens.into());
+        if tag != b"BlockStored" || fields.is_partial || fields.group > 0 || size != u64::from(block_tokens) {
+            continue;
+        }
+        let Fields { hashes, parent, tokens, adapter, extras, .. } = fields;
+        each(&RawBlocks { parent, hashes, adapter, tokens, size: block_tokens as usize, extras });
+    }
+    Ok(())
+}
+
 /// What one event may say, as far as it matters here.
 #[derive(Default)]
 struct Fields<'a> {
-    hashes: Vec<EngineHash>,
-    parent: Option<EngineHash>,
+    hashes: Vec<RawHash<'a>>,
+    parent: Option<RawHash<'a>>,
     tokens: Vec<u32>,
     block_size: Option<u64>,
     medium: Option<&'a [u8]>,
@@ -97,7 +163,8 @@ struct Reader {
 }
 
 impl Reader {
-    fn event(&mut self, input: &mut Input<'_>) -> Read<Option<CacheEvent>> {
+    /// Reads an event: what kind it is, and what it says.
+    fn fields<'a>(&mut self, input: &mut Input<'a>) -> Read<(&'a [u8], Fields<'a>)> {
         let mut fields = Fields::default();
         let mut tag: &[u8] = b"";
         match input.marker()? {
@@ -129,6 +196,11 @@ impl Reader {
             }
             other => return Err(wrong(format!("an event is {other:?}"))),
         }
+        Ok((tag, fields))
+    }
+
+    fn event(&mut self, input: &mut Input<'_>) -> Read<Option<CacheEvent>> {
+        let (tag, fields) = self.fields(input)?;
         let event = match tag {
             b"AllBlocksCleared" => return Ok(Some(CacheEvent::Cleared)),
             b"BlockStored" => self.stored(fields),
@@ -226,14 +298,17 @@ impl Reader {
             let keys = keys.iter().copied().filter(|key| Some(*key) != adapter.map(str::as_bytes));
             Some(content(own, adapter, keys))
         };
-        let block = |(at, hash): (usize, &EngineHash)| StoredBlock { hash: *hash, content: named(at) };
+        let block =
+            |(at, hash): (usize, &RawHash<'_>)| StoredBlock { hash: hash.engine(), content: named(at) };
         let blocks = hashes.iter().enumerate().map(block).collect();
+        let parent = parent.map(|parent| parent.engine());
         Some(CacheEvent::Stored { parent, blocks, medium: medium_of(medium), group: group as u8 })
     }
 }
 
 fn removed(fields: Fields<'_>) -> Option<CacheEvent> {
     let Fields { hashes, medium, group, .. } = fields;
+    let hashes = hashes.iter().map(RawHash::engine).collect();
     let group = u8::try_from(group).ok().filter(|group| *group < MAX_GROUPS)?;
     Some(CacheEvent::Removed { hashes, medium: medium_of(medium), group })
 }
@@ -365,11 +440,11 @@ impl<'a> Input<'a> {
         }
     }
 
-    fn hash(&mut self) -> Read<Option<EngineHash>> {
+    fn hash(&mut self) -> Read<Option<RawHash<'a>>> {
         match self.marker()? {
             Kind::Nil => Ok(None),
-            Kind::Number(value) => Ok(Some(EngineHash(value))),
-            Kind::Bytes(length) => Ok(Some(EngineHash::of(self.bytes(length)?))),
+            Kind::Number(value) => Ok(Some(RawHash::Number(value))),
+            Kind::Bytes(length) => Ok(Some(RawHash::Bytes(self.bytes(length)?))),
             other => Err(wrong(format!("a hash was expected, not {other:?}"))),
         }
     }

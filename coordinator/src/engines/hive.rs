@@ -25,6 +25,11 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// Returns how many tokens of it are covered.
+    pub(super) fn tokens(&self) -> u64 {
+        self.stretches.iter().map(|(piece, _)| piece.tokens).sum()
+    }
+
     /// Returns what it has, for an engine that is on the host of `node`.
     pub(super) fn seen_from(&self, node: Option<&str>) -> Vec<Piece> {
         let seen = |(piece, owner): &(Piece, String)| Piece { is_local: node == Some(owner), ..*piece };

@@ -2,23 +2,24 @@
 //! them can say where a request should go. What is decided is `kvhive_control::routing`'s; here are its hands.
 
 mod follow;
-mod format;
+pub(crate) mod format;
 mod hive;
 mod route;
-mod zmtp;
+pub(crate) mod zmtp;
 
 use follow::Line;
 use hive::Hive;
 use kvhive_client::NodeTraces;
 use kvhive_control::routing::{Busy, Feed, room};
-use kvhive_protocol::engines::{Engine, EngineLoad, Followed, Known};
+use kvhive_protocol::engines::{Engine, EngineLoad, Followed, Known, NamedBy};
+use kvhive_protocol::routing::{BlockHash, Prompt};
 use kvhive_protocol::trace::TraceAsk;
 use kvhive_protocol::{Moment, WireError};
 use kvhive_runtime::Clock;
 use kvhive_wire::Tls;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 /// Every engine by name, as the coordinators agree on.
@@ -28,12 +29,21 @@ pub(crate) type Agreed = Arc<BTreeMap<String, Engine>>;
 pub(crate) struct Engines {
     followed: RwLock<BTreeMap<String, Arc<One>>>,
     hive: Hive,
+    /// Who wants to know how engines name blocks.
+    names: Option<mpsc::Sender<Heard>>,
     clock: Arc<dyn Clock>,
+}
+
+/// A batch of an engine's events, for who publishes ours by the same names.
+pub(crate) struct Heard {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// One engine that is followed.
 pub(crate) struct One {
-    pub(crate) engine: Engine,
+    pub(crate) engine: Arc<Engine>,
+    names: Option<mpsc::Sender<Heard>>,
     state: Mutex<State>,
 }
 
@@ -46,14 +56,22 @@ pub(crate) struct State {
 }
 
 impl One {
-    fn new(engine: Engine, room: usize) -> One {
+    fn new(engine: Engine, room: usize, names: Option<mpsc::Sender<Heard>>) -> One {
         let state = State {
             feed: Feed::new(room, engine.replay.is_some()),
             trouble: String::new(),
             ignored: 0,
             busy: Busy::default(),
         };
-        One { engine, state: Mutex::new(state) }
+        One { engine: Arc::new(engine), names, state: Mutex::new(state) }
+    }
+
+    /// Tells who publishes block events what this engine says of its blocks. One that is busy misses it: such blocks are then told by
+    /// their own keys.
+    fn tell_names(&self, payload: &[u8]) {
+        if let Some(names) = self.names.as_ref().filter(|_| self.engine.blocks.is_some()) {
+            let _ = names.try_send(Heard { engine: self.engine.clone(), payload: payload.to_vec() });
+        }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -65,7 +83,7 @@ impl One {
         let state = self.state();
         let counters = state.feed.counters();
         Followed {
-            engine: self.engine.clone(),
+            engine: (*self.engine).clone(),
             known: state.known(),
             load: state.busy.load(now),
             trouble: state.trouble.clone(),
@@ -95,9 +113,10 @@ impl Engines {
         coordinators: Vec<String>,
         token: Vec<u8>,
         tls: Option<Tls>,
+        names: Option<mpsc::Sender<Heard>>,
         clock: Arc<dyn Clock>,
     ) -> Engines {
-        Engines { followed: RwLock::default(), hive: Hive::new(coordinators, token, tls), clock }
+        Engines { followed: RwLock::default(), hive: Hive::new(coordinators, token, tls), names, clock }
     }
 
     /// Follows whom the coordinators agree on, until `stop`.
@@ -121,7 +140,7 @@ impl Engines {
         let room = room(wanted.len());
         let mut followed = self.followed.write().unwrap_or_else(|poison| poison.into_inner());
         followed.retain(|name, one| {
-            let stays = wanted.get(name) == Some(&one.engine);
+            let stays = wanted.get(name) == Some(&*one.engine);
             if !stays {
                 // Its line ends with its handle.
                 lines.remove(name);
@@ -134,7 +153,7 @@ impl Engines {
                 Some(one) => one.state().feed.set_room(room),
                 None => {
                     info!(engine = %name, events = %engine.events, "following its events");
-                    let one = Arc::new(One::new(engine.clone(), room));
+                    let one = Arc::new(One::new(engine.clone(), room, self.names.clone()));
                     lines.insert(name.clone(), Line::start(one.clone()));
                     followed.insert(name.clone(), one);
                 }
@@ -160,6 +179,41 @@ impl Engines {
     pub(crate) fn list(&self) -> Vec<Followed> {
         let now = self.clock.now();
         self.all().iter().map(|one| one.shown(now)).collect()
+    }
+
+    /// Says how many blocks from the first on kvhive has of an engine's prompt by its hashes: of the engine of this name, or of the only one
+    /// whose blocks are named by hashes.
+    ///
+    /// # Errors
+    /// When there is none, or more than one, or the nodes cannot be asked.
+    pub(crate) async fn covered(&self, name: Option<&str>, hashes: Vec<BlockHash>) -> Result<u64, WireError> {
+        let by_hashes =
+            |one: &Arc<One>| one.engine.blocks.is_some_and(|blocks| blocks.named_by == NamedBy::Hashes);
+        let one = match name {
+            Some(name) => Some(self.one(name)?).filter(by_hashes),
+            None => {
+                let mut all: Vec<Arc<One>> = self.all().into_iter().filter(by_hashes).collect();
+                // Alike in what names their blocks, they have the same ones.
+                all.dedup_by(|one, other| route::place(&one.engine) == route::place(&other.engine));
+                if all.len() > 1 {
+                    return Err(WireError::rejected(format_args!(
+                        "{} engines name blocks by hashes, each its own way: say which is meant",
+                        all.len()
+                    )));
+                }
+                all.pop()
+            }
+        };
+        let blocks = one.as_ref().and_then(|one| one.engine.blocks);
+        let (Some(one), Some(blocks)) = (one, blocks) else {
+            return Err(WireError::rejected(format_args!(
+                "no engine that is followed names its blocks in kvhive by hashes: see named_by of POST /v1/engines"
+            )));
+        };
+        let prompt = Prompt::Hashes { hashes, tokens: 0 };
+        let held = self.hive.held(&one.engine, &blocks, (&prompt, None)).await;
+        let held = held.map_err(|why| WireError::busy(&why))?;
+        Ok(held.tokens() / u64::from(blocks.layout.tokens.max(1)))
     }
 
     /// Asks the nodes what they have kept of traced requests; an error in words.

@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What an engine's blocks in kvhive are called by: engines alike in this have the same there.
-type Place = (TenantId, String, LayoutFingerprint, u32, bool);
+pub(super) type Place = (TenantId, String, LayoutFingerprint, u32, bool);
 
-fn place(engine: &Engine) -> Option<Place> {
+pub(super) fn place(engine: &Engine) -> Option<Place> {
     let blocks = engine.blocks.as_ref()?;
     let by_tokens = blocks.named_by == NamedBy::Tokens;
     Some((engine.tenant, engine.model.clone(), blocks.layout.fingerprint(), blocks.rank, by_tokens))

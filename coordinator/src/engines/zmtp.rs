@@ -1,11 +1,12 @@
-//! As much of ZeroMQ's protocol (ZMTP 3.0, no security) as listening to an engine takes: a subscriber, and an asker for replays.
+//! As much of ZeroMQ's protocol (ZMTP 3.0, no security) as listening to an engine takes, a subscriber and an asker for replays, and
+//! as being listened to takes: a publisher, and who repeats what it published.
 //! Our own, because a frame says how long it is before it comes: what is announced is never set aside, and no message is
 //! larger than the bound.
 
 use std::io;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 /// The largest message, in bytes of all its parts.
@@ -47,6 +48,10 @@ pub(crate) enum Kind {
     Sub,
     /// Asks, and hears many answers.
     Dealer,
+    /// Publishes.
+    Pub,
+    /// Is asked.
+    Router,
 }
 
 impl Kind {
@@ -54,6 +59,8 @@ impl Kind {
         match self {
             Kind::Sub => b"SUB",
             Kind::Dealer => b"DEALER",
+            Kind::Pub => b"PUB",
+            Kind::Router => b"ROUTER",
         }
     }
 
@@ -62,6 +69,8 @@ impl Kind {
         match self {
             Kind::Sub => matches!(peer, b"PUB" | b"XPUB"),
             Kind::Dealer => matches!(peer, b"ROUTER" | b"REP" | b"DEALER"),
+            Kind::Pub => matches!(peer, b"SUB" | b"XSUB"),
+            Kind::Router => matches!(peer, b"DEALER" | b"REQ" | b"ROUTER"),
         }
     }
 }
@@ -79,18 +88,37 @@ impl Connection {
     pub(crate) async fn dial(address: &str, kind: Kind, limit: Duration) -> Result<Connection, ZmtpError> {
         let dialled = async {
             let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
+            let mut connection = Connection::over(stream)?;
             // A publisher may be silent for long: only this tells one whose host is gone.
             let alive = socket2::TcpKeepalive::new()
                 .with_time(Duration::from_secs(10))
                 .with_interval(Duration::from_secs(5))
                 .with_retries(3);
-            socket2::SockRef::from(&stream).set_tcp_keepalive(&alive)?;
-            let mut connection = Connection { stream: BufReader::with_capacity(FIRST_BYTES, stream) };
+            socket2::SockRef::from(connection.stream.get_ref()).set_tcp_keepalive(&alive)?;
             connection.greet(kind).await?;
             Ok(connection)
         };
         tokio::time::timeout(limit, dialled).await.unwrap_or(Err(ZmtpError::Late(limit)))
+    }
+
+    /// Shakes hands over a stream that was accepted.
+    ///
+    /// # Errors
+    /// When that takes longer than `limit`, or it is something else.
+    pub(crate) async fn accept(
+        stream: TcpStream,
+        kind: Kind,
+        limit: Duration,
+    ) -> Result<Connection, ZmtpError> {
+        let mut connection = Connection::over(stream)?;
+        let greeted = tokio::time::timeout(limit, connection.greet(kind)).await;
+        greeted.unwrap_or(Err(ZmtpError::Late(limit)))?;
+        Ok(connection)
+    }
+
+    fn over(stream: TcpStream) -> io::Result<Connection> {
+        stream.set_nodelay(true)?;
+        Ok(Connection { stream: BufReader::with_capacity(FIRST_BYTES, stream) })
     }
 
     async fn greet(&mut self, kind: Kind) -> Result<(), ZmtpError> {
@@ -143,11 +171,47 @@ impl Connection {
         self.write(0, body).await
     }
 
+    /// Sends a message of these parts.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub(crate) async fn send(&mut self, parts: &[&[u8]]) -> Result<(), ZmtpError> {
+        let Some((last, first)) = parts.split_last() else { return Ok(()) };
+        let mut message = Vec::with_capacity(parts.iter().map(|part| part.len() + 9).sum());
+        first.iter().for_each(|part| frame(MORE, part, &mut message));
+        frame(0, last, &mut message);
+        self.stream.write_all(&message).await?;
+        Ok(self.stream.flush().await?)
+    }
+
+    /// Waits until there is something to receive. May be given up.
+    ///
+    /// # Errors
+    /// When the socket fails, or was closed.
+    pub(crate) async fn readable(&mut self) -> Result<(), ZmtpError> {
+        match self.stream.fill_buf().await?.is_empty() {
+            true => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            false => Ok(()),
+        }
+    }
+
     /// Receives the next message's parts.
     ///
     /// # Errors
     /// When it is too large, the peer talks nonsense, or the socket fails.
     pub(crate) async fn receive(&mut self) -> Result<Vec<Vec<u8>>, ZmtpError> {
+        loop {
+            if let Some(message) = self.receive_or_heed().await? {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// Receives the next message's parts, or does what a command between messages asks for.
+    ///
+    /// # Errors
+    /// As [`Connection::receive`].
+    pub(crate) async fn receive_or_heed(&mut self) -> Result<Option<Vec<Vec<u8>>>, ZmtpError> {
         let mut parts = Vec::new();
         let mut left = MAX_MESSAGE_BYTES;
         loop {
@@ -159,12 +223,15 @@ impl Connection {
                     pong.extend_from_slice(&ping[2..ping.len().min(18)]);
                     self.write(COMMAND, &pong).await?;
                 }
+                if parts.is_empty() {
+                    return Ok(None);
+                }
                 continue;
             }
             left -= body.len();
             parts.push(body);
             if flags & MORE == 0 {
-                return Ok(parts);
+                return Ok(Some(parts));
             }
             if parts.len() >= MAX_PARTS {
                 return Err(wrong(format!("a message has more than {MAX_PARTS} parts")));
@@ -195,18 +262,22 @@ impl Connection {
     }
 
     async fn write(&mut self, flags: u8, body: &[u8]) -> Result<(), ZmtpError> {
-        let mut frame = Vec::with_capacity(body.len() + 9);
-        match u8::try_from(body.len()) {
-            Ok(length) => frame.extend_from_slice(&[flags, length]),
-            Err(_) => {
-                frame.push(flags | LONG);
-                frame.extend_from_slice(&(body.len() as u64).to_be_bytes());
-            }
-        }
-        frame.extend_from_slice(body);
-        self.stream.write_all(&frame).await?;
+        let mut message = Vec::with_capacity(body.len() + 9);
+        frame(flags, body, &mut message);
+        self.stream.write_all(&message).await?;
         Ok(self.stream.flush().await?)
     }
+}
+
+fn frame(flags: u8, body: &[u8], out: &mut Vec<u8>) {
+    match u8::try_from(body.len()) {
+        Ok(length) => out.extend_from_slice(&[flags, length]),
+        Err(_) => {
+            out.push(flags | LONG);
+            out.extend_from_slice(&(body.len() as u64).to_be_bytes());
+        }
+    }
+    out.extend_from_slice(body);
 }
 
 fn property(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {

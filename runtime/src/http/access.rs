@@ -117,6 +117,8 @@ const OPERATORS: [&str; 12] = [
     "/v1/snapshot/persist",
     "/v1/snapshot/load",
 ];
+/// Paths that are asked by `POST` and only look.
+const LOOKS: [&str; 1] = ["/check_blocks"];
 /// Paths that show secrets.
 const SECRETS: [&str; 1] = ["/v1/backup"];
 
@@ -126,6 +128,9 @@ pub fn required(method: &Method, path: &str) -> Role {
     let is_one = |patterns: &[&str]| patterns.iter().any(|pattern| matches(pattern, path));
     if method.is_safe() {
         return if is_one(&SECRETS) { Role::Admin } else { Role::Viewer };
+    }
+    if *method == Method::POST && is_one(&LOOKS) {
+        return Role::Viewer;
     }
     if is_one(&OPERATORS) { Role::Operator } else { Role::Admin }
 }
@@ -176,6 +181,8 @@ mod tests {
             (Method::POST, "/v1/raft/members", Role::Admin),
             (Method::POST, "/v1/route", Role::Operator),
             (Method::POST, "/v1/engines/vllm-0/load", Role::Operator),
+            (Method::POST, "/check_blocks", Role::Viewer),
+            (Method::DELETE, "/check_blocks", Role::Admin),
             (Method::POST, "/v1/tenants", Role::Admin),
             (Method::POST, "/v1/tenants/default/rotate", Role::Admin),
             (Method::DELETE, "/v1/tenants/acme", Role::Admin),

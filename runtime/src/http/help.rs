@@ -4,6 +4,8 @@
 pub const HELP: &[(&str, &str)] = &[
     ("kvhive_build_info", "1, with the version of this process"),
     ("kvhive_coordinator_applied_index", "Index of the last log entry applied"),
+    ("kvhive_coordinator_block_events_batches_total", "Batches of block events that were published"),
+    ("kvhive_coordinator_block_events_blocks", "Blocks of the cluster that block events have told of"),
     (
         "kvhive_coordinator_clears_done_total",
         "Clears, rotations and deletions of tenants that every member has confirmed",
