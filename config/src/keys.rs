@@ -244,6 +244,13 @@ pub(crate) const CLUSTER: &[Key] = &[
         "Whether slots that are read much get more replicas, and devices that carry more than others give slots away, without being \
          asked. `kvhive balance` does it once."
     ),
+    key!(
+        "max_level",
+        Rule::Whole { min: 1, max: 65_535 },
+        Derived("the newest that the build speaks"),
+        "The newest level that processes speak. A cluster rises to a level once all its members speak it and never goes back: set this to \
+         the present one before an upgrade that you may want to undo, and take it away when you do not."
+    ),
 ];
 
 /// `[raft]`.

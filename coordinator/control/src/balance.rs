@@ -9,11 +9,13 @@ use crate::validate::MAX_REPLICAS;
 use kvhive_protocol::control::{Balancing, MAX_BALANCED};
 use kvhive_protocol::load::Work;
 use kvhive_protocol::{DeviceId, Moment, Reason, ReplicaSet, Slot};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Slots of one device that are looked at for one change.
 const LOOKED_AT: usize = 64;
+/// The most devices of one decision that cannot be relieved and are passed over for the next busiest.
+const MAX_PASSED_OVER: usize = 256;
 /// What a replica more must be better by than a move, in per cent of the mean: it takes memory.
 const REPLICA_PERCENT: u64 = 5;
 /// What a change must make better, in per cent of the mean.
@@ -258,7 +260,13 @@ impl<'a> Model<'a> {
     fn smaller(&self, slot: Slot) -> Vec<DeviceId> {
         let hashed = &self.seen.hashed[usize::from(slot.0)].0;
         match self.asked.get(&slot) {
-            Some(asked) if asked.set.len() > hashed.len() + 1 => asked.set[..asked.set.len() - 1].to_vec(),
+            Some(asked) if asked.set.len() > hashed.len() + 1 => {
+                let without = |at: usize| [&asked.set[..at], &asked.set[at + 1..]].concat();
+                // The newest first, unless what is left would share a domain for no reason.
+                let mut smaller = (1..asked.set.len()).rev().map(without);
+                let is_spread = |set: &Vec<DeviceId>| self.spread.check(set, hashed.len()).is_ok();
+                smaller.find(is_spread).unwrap_or_else(|| hashed.clone())
+            }
             _ => hashed.clone(),
         }
     }
@@ -275,7 +283,8 @@ impl<'a> Model<'a> {
         set.iter().map(load).max().unwrap_or(0)
     }
 
-    /// Takes from the busiest device as long as that makes a difference; says why it stopped where it did nothing.
+    /// Takes from the busiest device that can be relieved, as long as that makes a difference; says why it stopped where it did
+    /// nothing.
     fn relieve(&mut self, tuning: &BalanceTuning, reasons: &mut BTreeMap<Slot, String>) -> String {
         if self.devices.len() < 2 {
             return format!("{} devices have reported: at least 2 are needed", self.devices.len());
@@ -286,19 +295,34 @@ impl<'a> Model<'a> {
             return format!("devices are read at {} on average: below {least} nothing is done", shown(mean));
         }
         let mut begins = tuning.beyond_percent;
+        // A slot that is read more than all its replicas can take holds up nobody else's relief.
+        let mut passed_over: BTreeSet<usize> = BTreeSet::new();
+        let mut because = None;
         loop {
-            let Some((busiest, load)) = self.busiest() else { return String::new() };
+            let Some((busiest, load)) = self.busiest(&passed_over) else {
+                return because.unwrap_or_default();
+            };
             let percent = load * 100 / mean;
             if percent <= begins {
-                return format!(
-                    "the busiest device carries {percent} % of the mean: up to {begins} % nothing is done"
-                );
+                return because.unwrap_or_else(|| {
+                    format!(
+                        "the busiest device carries {percent} % of the mean: up to {begins} % nothing is done"
+                    )
+                });
             }
             let Some((slot, set)) = self.best(busiest, mean).filter(|_| reasons.len() < tuning.at_once)
             else {
-                return format!(
-                    "the busiest device carries {percent} % of the mean, and no slot of it makes that less elsewhere"
-                );
+                let why = || {
+                    format!(
+                        "the busiest device carries {percent} % of the mean, and no slot of it makes that less elsewhere"
+                    )
+                };
+                because.get_or_insert_with(why);
+                passed_over.insert(busiest);
+                if reasons.len() >= tuning.at_once || passed_over.len() >= MAX_PASSED_OVER {
+                    return because.unwrap_or_default();
+                }
+                continue;
             };
             begins = tuning.aim_percent;
             let asked = &self.asked[&slot];
@@ -319,8 +343,9 @@ impl<'a> Model<'a> {
         }
     }
 
-    fn busiest(&self) -> Option<(usize, u64)> {
-        self.loads.iter().copied().enumerate().max_by_key(|(at, load)| (*load, std::cmp::Reverse(*at)))
+    fn busiest(&self, passed_over: &BTreeSet<usize>) -> Option<(usize, u64)> {
+        let loads = self.loads.iter().copied().enumerate().filter(|(at, _)| !passed_over.contains(at));
+        loads.max_by_key(|(at, load)| (*load, std::cmp::Reverse(*at)))
     }
 
     /// Returns the change that leaves the busiest device and whoever takes from it the least to carry.
@@ -337,10 +362,21 @@ impl<'a> Model<'a> {
         slots.truncate(LOOKED_AT);
         let mut takers: Vec<usize> =
             (0..self.devices.len()).filter(|at| self.room[*at] > 0 && *at != busiest).collect();
-        takers.sort_unstable_by_key(|at| (self.loads[*at], *at));
+        let least = takers.iter().map(|at| self.loads[*at]).min()?;
+        let mut are_sorted = false;
         let mut best: Option<(u64, Slot, Vec<DeviceId>)> = None;
         for (share, slot) in slots {
             let asked = &self.asked[&slot];
+            // Whoever takes it carries so much at least: most slots make nothing better, whoever that is.
+            let part = asked.rate / (asked.set.len() as u64 + 1);
+            let by_move = (load - share.min(load)).max(least + share);
+            let by_copy = (load - share.min(load) + part).max(least + part);
+            if by_move.min(by_copy) + mean * LEAST_GAIN_PERCENT / 100 > load {
+                continue;
+            }
+            if !std::mem::replace(&mut are_sorted, true) {
+                takers.sort_unstable_by_key(|at| (self.loads[*at], *at));
+            }
             let mut consider = |cost: u64, set: Vec<DeviceId>| {
                 if cost + mean * LEAST_GAIN_PERCENT / 100 <= load
                     && best.as_ref().is_none_or(|best| cost < best.0)

@@ -118,6 +118,7 @@ impl Setup {
         };
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let config = NodeConfig {
+            speaks: kvhive_protocol::Level::NEWEST,
             name: name.to_owned(),
             data_listen: free,
             advertise_data: String::new(),

@@ -4,7 +4,9 @@
 use kvhive_consensus::{
     Consensus, ConsensusConfig, Effect, Event, LogBatch, PeerId, Restored, Role, Ticket, WriteId,
 };
-use kvhive_control::{BeatVerdict, ClearTicket, Effect as Oversight, Overseer, Registry, Tuning};
+use kvhive_control::{
+    BalanceTuning, BeatVerdict, ClearTicket, Effect as Oversight, Overseer, Registry, Tuning,
+};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, Heartbeat, Proposal};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::Settings;
@@ -112,6 +114,16 @@ impl Coordinator {
             overseer: Overseer::new(Tuning {
                 repair_after: Duration::from_secs(1),
                 avoid_for: Duration::from_secs(1),
+                balance: BalanceTuning {
+                    continuous: true,
+                    beyond_percent: 106,
+                    aim_percent: 104,
+                    calm_percent: 102,
+                    least_rate: 1,
+                    settle: Duration::from_millis(300),
+                    cool_for: Duration::from_millis(500),
+                    at_once: 64,
+                },
                 ..Tuning::default()
             }),
             waiting: BTreeMap::new(),
@@ -176,6 +188,7 @@ impl Coordinator {
                     default_secret: [1; 32],
                     scaling: Default::default(),
                     coordinators: Vec::new(),
+                    level: kvhive_protocol::Level::NEWEST,
                 };
                 self.propose_own(now, bootstrap, Reason::default(), disk, out);
             }

@@ -6,9 +6,11 @@
 //! `KVHIVE_SIM_SEED=N scripts/test sim`.
 
 mod coordinator;
+mod crowd;
 mod node;
 mod random;
 mod world;
 
+pub use crowd::Crowd;
 pub use random::Random;
 pub use world::{Outcome, World};

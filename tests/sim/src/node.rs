@@ -9,6 +9,7 @@ use kvhive_cache::{
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Run, StoreBlock};
+use kvhive_protocol::load::{MAX_HOT_SLOTS, Work};
 use kvhive_protocol::{
     BlockHeader, BlockKey, ClusterMap, DeviceId, Epoch, Era, Generation, KeyList, LayoutFingerprint,
     MemberId, Moment, Slot, TenantId,
@@ -122,13 +123,22 @@ impl Node {
         self.serving.as_ref().map_or(Epoch(0), |(_, map)| map.epoch)
     }
 
-    pub(crate) fn load(&self) -> DeviceLoad {
+    /// Reports. What is read most changes with the map; when all is quiet, nothing is.
+    pub(crate) fn load(&self, is_quiet: bool) -> DeviceLoad {
+        let turn = self.epoch().0 / 16;
+        let rate = |slot: Slot| if (u64::from(slot.0) + turn).is_multiple_of(5) { 64 << 20 } else { 1 << 20 };
+        let occupied = self.shard.occupied();
+        let is_read = |slot: &Slot| !is_quiet && occupied[usize::from(slot.0 / 8)] >> (slot.0 % 8) & 1 == 1;
+        let hot: Vec<(Slot, u64)> =
+            Slot::all().filter(is_read).map(|slot| (slot, rate(slot))).take(MAX_HOT_SLOTS).collect();
+        let work = Work { read_rate: hot.iter().map(|(_, rate)| rate).sum(), hot, ..Work::default() };
         let stats = self.shard.stats();
         DeviceLoad {
             blocks: stats.blocks(),
             used_bytes: stats.device.used_bytes + stats.host.used_bytes,
             capacity_bytes: u64::from(FRAMES),
-            occupied: self.shard.occupied(),
+            occupied,
+            work,
             filled: self.device().map(|device| self.fills.filled(device)).unwrap_or_default(),
             unreached: self.device().map(|device| self.fills.unreached(device, 9)).unwrap_or_default(),
             ..DeviceLoad::default()

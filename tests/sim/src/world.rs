@@ -118,6 +118,8 @@ pub struct Outcome {
     pub given: u64,
     /// Processes that crashed.
     pub crashes: u64,
+    /// Changes of where slots belong because of how much they are read.
+    pub balanced: u64,
 }
 
 /// A simulated cluster.
@@ -168,8 +170,16 @@ impl World {
     /// # Errors
     /// What did not hold, and when.
     pub fn run(seed: u64) -> Result<Outcome, String> {
-        let outcome =
-            Outcome { trace: seed, events: 0, leaders: 0, hits: 0, clears: 0, given: 0, crashes: 0 };
+        let outcome = Outcome {
+            trace: seed,
+            events: 0,
+            leaders: 0,
+            hits: 0,
+            clears: 0,
+            given: 0,
+            crashes: 0,
+            balanced: 0,
+        };
         let mut world = World {
             seed,
             random: Random(seed),
@@ -405,13 +415,15 @@ impl World {
                             disk_bytes: 8,
                         }],
                         codec: Default::default(),
+                        speaks: kvhive_protocol::Level::NEWEST,
                     };
                     let request = registration.request;
                     let what = What::Submit(Proposal { request, command: Command::Register(registration) });
                     self.ask(host, to, Asker::Register { node, start }, &what);
                 }
                 MemberEffect::SendHeartbeat { member, generation, epoch } => {
-                    let devices = vec![self.nodes[node].running.as_ref().expect("it asks").load()];
+                    let is_quiet = self.now > 1000 + TROUBLE_MS;
+                    let devices = vec![self.nodes[node].running.as_ref().expect("it asks").load(is_quiet)];
                     let beat = Heartbeat { member, generation, epoch, devices };
                     let sent = self.moment();
                     self.ask(host, to, Asker::Beat { node, start, sent }, &What::Beat(beat));

@@ -14,7 +14,7 @@ fn every_seed_keeps_every_invariant() {
         None => 1..1 + from_environment("KVHIVE_SIM_SEEDS").unwrap_or(200),
     };
     let workers = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let totals = std::sync::Mutex::new((0u64, 0u64, 0u64, 0u64, 0u64));
+    let totals = std::sync::Mutex::new((0u64, 0u64, 0u64, 0u64, 0u64, 0u64));
     std::thread::scope(|scope| {
         for worker in 0..workers {
             let (seeds, totals) = (seeds.clone(), &totals);
@@ -29,14 +29,22 @@ fn every_seed_keeps_every_invariant() {
                     totals.2 += outcome.clears;
                     totals.3 += outcome.crashes;
                     totals.4 += outcome.given;
+                    totals.5 += outcome.balanced;
                 }
             });
         }
     });
-    let (events, hits, clears, crashes, given) = totals.into_inner().expect("no worker panicked");
-    println!("{events} events, {hits} hits, {clears} clears, {crashes} crashes, {given} blocks given away");
+    let (events, hits, clears, crashes, given, balanced) = totals.into_inner().expect("no worker panicked");
+    println!(
+        "{events} events, {hits} hits, {clears} clears, {crashes} crashes, {given} blocks given away, {balanced} changes for balance"
+    );
     if from_environment("KVHIVE_SIM_SEED").is_none() {
-        assert!(hits > 0 && clears > 0 && crashes > 0 && given > 0, "the simulation must do what it checks");
+        // Slots are seldom at rest for long enough while there is trouble.
+        let is_rare = from_environment("KVHIVE_SIM_SEEDS").is_some_and(|seeds| seeds < 100);
+        assert!(
+            hits > 0 && clears > 0 && crashes > 0 && given > 0 && (balanced > 0 || is_rare),
+            "the simulation must do what it checks"
+        );
     }
 }
 

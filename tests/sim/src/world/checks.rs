@@ -3,7 +3,7 @@
 use super::{Host, World};
 use crate::coordinator::settings;
 use crate::node::{Node, TENANT};
-use kvhive_protocol::{BlockKey, ClusterMap, Era, Generation, MemberId, MemberState, ReplicaSet, Slot};
+use kvhive_protocol::{BlockKey, ClusterMap, Era, Generation, MemberId, MemberState, Slot};
 use std::sync::Arc;
 
 impl World {
@@ -37,6 +37,7 @@ impl World {
         {
             if let Some(before) = self.placed.replace(map.clone()) {
                 self.check_moves(&before, map)?;
+                self.outcome.balanced += u64::from(before.balanced != map.balanced);
             }
             self.newest = (map.epoch, self.now);
         }
@@ -111,13 +112,15 @@ impl World {
             // Nobody got through to end it.
             return Ok(());
         }
-        let has_all = |set: &ReplicaSet| set.0.len() == usize::from(settings().replicas);
-        if let Some((slot, set)) = map.slots.iter().enumerate().find(|(_, set)| !has_all(set)) {
-            let slots = map.slots.iter().filter(|set| !has_all(set)).count();
-            let filling = map.filling.get(&Slot(slot as u16));
+        // What was read much may have a replica more still.
+        let wanted =
+            |slot| map.balanced.get(&slot).map_or(usize::from(settings().replicas), |set| set.0.len());
+        let lacks = |slot: &Slot| map.replicas(*slot).0.len() != wanted(*slot);
+        if let Some(slot) = Slot::all().find(lacks) {
+            let slots = Slot::all().filter(lacks).count();
+            let (set, filling) = (&map.replicas(slot).0, map.filling.get(&slot));
             return fail(&format!(
-                "{slots} slots lack replicas, or are on their way, as {slot} on {:?}, {filling:?}",
-                set.0
+                "{slots} slots lack replicas, or are on their way, as {slot} on {set:?}, {filling:?}"
             ));
         }
         if !map.filling.is_empty() {
