@@ -82,6 +82,33 @@ def test_what_is_no_key_or_no_tensor_is_refused_by_name(cache: BaseKVCache, key:
         cache.store(key, value)
 
 
+def test_a_value_is_never_found_in_parts_of_two() -> None:
+    with BaseKVCache(KVCacheConfig(max_memory_mb=4, block_size=16, use_compression=False, cache_strategy="lru")) as cache:
+        for turn in range(12):
+            # Each is half of the memory: the one before has to leave, in part or as a whole.
+            for key in ("a", "b", "c"):
+                cache.store(key, np.full(180_000, turn, np.float64))
+            for key in ("a", "b", "c"):
+                cache.flush()
+                found = cache.retrieve(key)
+                assert found is None or (found == turn).all()
+
+
+def test_numbers_come_back_whatever_the_order_of_their_bytes(cache: BaseKVCache) -> None:
+    cache.store("big end first", np.arange(5, dtype=">i4"))
+    cache.flush()
+    assert cache.retrieve("big end first").tolist() == [0, 1, 2, 3, 4]
+    cache.store(np.array([1], ">i4"), np.zeros(1))
+    assert cache.retrieve(np.array([1 << 24], "<i4")) is None
+
+
+def test_what_has_no_end_is_not_rounded() -> None:
+    with BaseKVCache(small(use_quantization=True)) as cache:
+        cache.store("inf", np.array([np.inf, 1.5, np.nan], np.float16))
+        cache.flush()
+        assert np.array_equal(cache.retrieve("inf"), np.array([np.inf, 1.5, np.nan], np.float16), equal_nan=True)
+
+
 def test_what_was_never_stored_is_none_and_counted() -> None:
     with BaseKVCache(small()) as cache:
         assert cache.retrieve("nothing") is None

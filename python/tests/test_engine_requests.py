@@ -155,7 +155,7 @@ def test_of_those_that_wait_the_more_urgent_come_first() -> None:
         ({}, "text is None"),
         ({"text": 3}, "text is 3"),
         ({"text": "a" * 512}, "text has 512 tokens: at most 511 of max_tokens=512"),
-        ({"text": "a", "max_new_tokens": 0}, "max_new_tokens is 0: 1 to 511"),
+        ({"text": "a", "max_new_tokens": 0}, "max_new_tokens is 0: a whole number above 0"),
         ({"text": "a", "max_new_tokens": 512}, "max_new_tokens is 512: 1 to 511"),
         ({"text": "a", "priority": 1.5}, "priority is 1.5"),
         ({"text": "a", "session_id": 3}, "session_id is 3"),
@@ -203,7 +203,8 @@ def test_what_is_persisted_is_found_by_the_next_engine(tmp_path: Path) -> None:
         after = ask(engine, STORY, tenant="a")
         assert after["cache_hit"] and after["result"] == before["result"]
         assert not ask(engine, STORY, tenant="b")["cache_hit"]
-        (tmp_path / "one" / "cluster.backup").write_bytes(b"something else")
+        kept = tmp_path / "one" / (tmp_path / "one" / "current").read_text()
+        (kept / "cluster.backup").write_bytes(b"something else")
         with pytest.raises(IOError, match="cannot load"):
             engine.load(tmp_path / "one")
         # It goes on, empty.
@@ -241,6 +242,78 @@ def test_a_cache_that_is_gone_costs_no_answer() -> None:
         engine.backing.node.stop()
         after = ask(engine, STORY)
         assert after["result"] == before["result"] and not after["cache_hit"]
+
+
+def test_a_tenant_that_cannot_be_made_is_answered_without_the_cache() -> None:
+    with UltraAdaptiveKVCacheEngine(small_engine(multi_tenant=True)) as engine:
+        engine.backing.node.stop()
+        answer = ask(engine, STORY, tenant="new")
+        assert answer["result"] and not answer["cache_hit"]
+
+
+def test_a_model_may_use_its_memory_again() -> None:
+    class Thrifty(SeededTransformer):
+        """Gives out the same memory each time."""
+
+        room: KV | None = None
+
+        def prefill(self, tokens: Sequence[int], past: KV) -> tuple[KV, Float32]:
+            computed, logits = super().prefill(tokens, past)
+            if self.room is None or self.room.shape != computed.shape:
+                self.room = computed
+            self.room[:] = computed
+            return self.room, logits
+
+    config = small_engine(use_compression=False)
+    with UltraAdaptiveKVCacheEngine(config, model=Thrifty(config)) as engine:
+        answers = [ask(engine, STORY * 4) for _ in range(3)]
+        assert answers[0]["result"] == answers[1]["result"] == answers[2]["result"]
+
+
+def test_an_exact_engine_takes_no_block_that_was_rounded(tmp_path: Path) -> None:
+    with UltraAdaptiveKVCacheEngine(small_engine(use_quantization=True)) as engine:
+        ask(engine, STORY)
+        engine.persist(tmp_path)
+    with UltraAdaptiveKVCacheEngine(small_engine(use_compression=False)) as engine:
+        engine.load(tmp_path)
+        assert not ask(engine, STORY)["cache_hit"]
+    with UltraAdaptiveKVCacheEngine(small_engine(use_quantization=True)) as engine:
+        engine.load(tmp_path)
+        assert ask(engine, STORY)["cache_hit"]
+
+
+def test_whoever_asks_while_an_engine_closes_is_answered_or_told() -> None:
+    config = small_engine()
+    model = Watched(config)
+    engine = UltraAdaptiveKVCacheEngine(config, model=model)
+
+    async def batch() -> None:
+        model.may_go.clear()
+        asked = asyncio.create_task(engine.process_batch_optimized([{"text": f"{at} {STORY}"} for at in range(4)], batch_size=1))
+        await asyncio.to_thread(model.began.wait, 30)
+        closing = asyncio.create_task(asyncio.to_thread(engine.close))
+        await asyncio.sleep(0.05)
+        model.may_go.set()
+        with pytest.raises(RuntimeError, match="closed"):
+            await asyncio.wait_for(asked, 30)
+        await closing
+
+    asyncio.run(batch())
+
+
+def test_what_a_model_raises_of_one_request_keeps_no_other_from_its_answer() -> None:
+    config = small_engine()
+
+    class Picky(Watched):
+        def prefill(self, tokens: Sequence[int], past: KV) -> tuple[KV, Float32]:
+            if tokens[0] == ord("x"):
+                raise ArithmeticError("no such number")
+            return super().prefill(tokens, past)
+
+    with UltraAdaptiveKVCacheEngine(config, model=Picky(config)) as engine:
+        with pytest.raises(ArithmeticError):
+            asyncio.run(engine.process_batch_optimized([{"text": "x"}, {"text": "y"}, {"text": "z"}], batch_size=1))
+        assert engine.get_stats()["total_requests"] == 2
 
 
 def test_memory_is_freed_ahead_where_that_is_wanted() -> None:

@@ -29,9 +29,9 @@ pub(crate) struct Doctor {
     /// Memory that a node here shall take, to compare with what is free
     #[arg(long, value_name = "SIZE")]
     memory: Option<Bytes>,
-    /// Interpreter of the engines, whose packages are looked at
-    #[arg(long, value_name = "PROGRAM", default_value = "python3")]
-    python: PathBuf,
+    /// Interpreter of the engines, whose packages are looked at [default: python3, if there is one]
+    #[arg(long, value_name = "PROGRAM")]
+    python: Option<PathBuf>,
     /// File that says how an engine's blocks are named: prints their layout's fingerprint and size
     #[arg(long, value_name = "FILE")]
     blocks_file: Option<PathBuf>,
@@ -48,7 +48,7 @@ impl Doctor {
     pub(crate) fn run(self) -> Result<()> {
         let mut findings = host::look(self.disk.as_deref(), self.memory.map(|memory| memory.0));
         findings.extend(cluster::look(&self.target));
-        findings.extend(engines::look(&self.python));
+        findings.extend(engines::look(self.python.as_deref()));
         if let Some(file) = &self.blocks_file {
             findings.push(layout(&Naming::read(file)?));
         }

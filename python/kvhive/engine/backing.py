@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
+import ssl
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,16 +20,16 @@ from typing import Any
 from kvhive import Client, EmbeddedNode, KvHiveError, Layout, Namespace, RefusedError
 from kvhive.access import StrPath
 
-from .config import KVCacheConfig
+from .config import CacheStrategy, KVCacheConfig
 
+#: Names what is whole of a folder that was persisted into.
+_CURRENT = "current"
 #: What the coordinator remembers: tenants, their secrets, where slots are.
 _CLUSTER = "cluster.backup"
 #: The node's snapshot.
 _BLOCKS = "blocks"
 #: What whoever uses the node wants to know again.
 _NOTES = "notes.json"
-#: Where persistence_path says nothing.
-_FOLDER = "kvhive-cache"
 _DEFAULT_TENANT = "default"
 #: How long a node that is taken away may take to give its blocks to others, and how often that is looked at, in seconds.
 _LEAVE_LIMIT = 60.0
@@ -35,16 +39,23 @@ _LOOKS_EVERY = 0.05
 class Backing:
     """An embedded node and its client: alone, or joined to a cluster.
 
+    Whoever uses it from several threads takes its ``lock`` first.
+
     :param frames: bytes of the frames, growing, each with its share of the memory.
+    :param folder: where it persists unless the configuration or a call says so.
     """
 
-    def __init__(self, config: KVCacheConfig, frames: Mapping[int, int]) -> None:
+    def __init__(self, config: KVCacheConfig, frames: Mapping[int, int], folder: str) -> None:
         self._config = config
         self._frames = dict(frames)
+        self._folder = Path(config.persistence_path or folder)
+        self.lock = threading.RLock()
         self._is_closed = False
         self._namespaces: dict[tuple[str, str], Namespace] = {}
         self._tenants = {_DEFAULT_TENANT}
-        self.strategy = config.strategy.value
+        # Without leave to round, what would be rounded is compressed.
+        rounds = config.strategy is CacheStrategy.QUANTIZED and not config.use_quantization
+        self.strategy = CacheStrategy.COMPRESSED.value if rounds else config.strategy.value
         self.prefetch_blocks = config.prefetch_size if config.enable_prefetch else 0
         if config.enable_distributed and config.distributed_backend == "nccl":
             warnings.warn("no device here moves blocks by NCCL: they come over TCP", RuntimeWarning, stacklevel=4)
@@ -53,16 +64,15 @@ class Backing:
         self.node = self._start(None)
         self.client: Client = self.node.client()
         self._recalled: dict[str, int] = {}
-        if config.enable_persistence and (self._folder / _BLOCKS).exists():
-            self._recalled = self.load(None)
+        if config.enable_persistence and (self._folder / _CURRENT).exists():
+            try:
+                self._recalled = self.load(None)
+            except OSError as error:
+                warnings.warn(f"begins empty: {error}", RuntimeWarning, stacklevel=4)
 
     def recall(self) -> dict[str, int]:
         """Returns the notes that were persisted with what this one began with."""
         return self._recalled
-
-    @property
-    def _folder(self) -> Path:
-        return Path(self._config.persistence_path or _FOLDER)
 
     def _start(self, backup: bytes | None, *, join: bool = False) -> EmbeddedNode:
         """Starts a node: alone, maybe with what a backup remembers, or joined to the first one or to the configuration's cluster."""
@@ -74,8 +84,10 @@ class Backing:
         elif config.enable_distributed:
             coordinators = config.cluster_address
             token = Path(config.token_file).read_text() if config.token_file is not None else ""
+        memory, below = self._tiers()
         return EmbeddedNode(
-            memory=config.memory_bytes,
+            memory=memory,
+            host_memory=below,
             block_bytes=list(self._frames),
             block_shares=list(self._frames.values()),
             mode=config.mode.value,
@@ -91,9 +103,14 @@ class Backing:
             name=None if config.enable_distributed or join else "engine",
         )
 
+    def _tiers(self) -> tuple[int, int]:
+        """Returns the bytes of the upper and of the lower tier: where there is prefetching, there is somewhere to bring blocks up from."""
+        whole = self._config.memory_bytes
+        return (whole - whole // 2, whole // 2) if self._config.enable_prefetch else (whole, 0)
+
     def namespace(self, model: str, layout: Layout, tenant: str | None) -> Namespace:
         """Opens a tenant's namespace, and makes the tenant where there is none."""
-        name = tenant or _DEFAULT_TENANT
+        name = _DEFAULT_TENANT if tenant is None else tenant
         known = self._namespaces.get((name, model))
         if known is None:
             self._ensure(name)
@@ -107,59 +124,78 @@ class Backing:
         # Tenants that are not kept apart share one's blocks.
         shares_with = None if self._config.tenant_isolation else _DEFAULT_TENANT
         self.client.ensure_tenant(name, shares_with=shares_with)
+        if shares_with is None and self.strategy != self._config.strategy.value:
+            self.client.set_strategy(self.strategy, tenant=name)
         self._tenants.add(name)
+
+    def _owners(self) -> list[str]:
+        """Returns the tenants that have blocks of their own here."""
+        return sorted(self._tenants) if self._config.tenant_isolation else [_DEFAULT_TENANT]
 
     def frames(self) -> dict[int, int]:
         """Returns how many frames there are, by the bytes of one."""
         whole = sum(self._frames.values())
-        return {size: self._config.memory_bytes * part // whole // size for size, part in self._frames.items()}
+        count = {size: 0 for size in self._frames}
+        for tier in self._tiers():
+            for size, part in self._frames.items():
+                count[size] += tier * part // whole // size
+        return count
 
     def clear(self) -> None:
-        """Ends the era of every tenant that has been opened here."""
-        owners = self._tenants if self._config.tenant_isolation else {_DEFAULT_TENANT}
-        for name in sorted(owners):
+        """Ends the era of every tenant."""
+        for name in self._owners():
             self.client.clear(name)
 
     def set_strategy(self, strategy: str) -> None:
-        """Has another strategy decide, for every tenant opened here; no block is lost by it."""
-        for name in sorted(self._tenants if self._config.tenant_isolation else {_DEFAULT_TENANT}):
+        """Has another strategy decide, for every tenant; no block is lost by it."""
+        for name in self._owners():
             self.client.set_strategy(strategy, tenant=name)
         self.strategy = strategy
 
     def persist(self, path: StrPath | None, notes: dict[str, int]) -> bool:
-        """Writes blocks, what their keys mean, and notes into a folder.
+        """Writes blocks, what their keys mean, and notes into a folder; what was there stays until all of it is written.
+
+        What nodes that were added hold comes to the first one before, as far as there is room, and they end.
 
         :raises IOError: when it cannot be written.
         """
+        self._check_open()
         folder = Path(path) if path is not None else self._folder
-        # What others hold for it comes along.
-        if self._more:
-            self.scale(-len(self._more))
         try:
+            if self._more:
+                self.scale(-len(self._more), len(self._more) + 1)
             folder.mkdir(parents=True, exist_ok=True)
-            self.node.persist(folder / _BLOCKS)
+            one = folder / secrets.token_hex(8)
+            one.mkdir(mode=0o700)
+            self.node.persist(one / _BLOCKS)
             if not self._config.enable_distributed:
-                _write_whole(folder / _CLUSTER, self._admin("/v1/backup"))
-            _write_whole(folder / _NOTES, json.dumps(notes).encode())
+                _write_whole(one / _CLUSTER, self._admin("/v1/backup"))
+            _write_whole(one / _NOTES, json.dumps(notes).encode())
+            before = _current(folder)
+            _write_whole(folder / _CURRENT, one.name.encode())
+            if before is not None:
+                shutil.rmtree(before, ignore_errors=True)
         except KvHiveError as error:
             raise OSError(f"cannot persist into {folder}: {error}") from error
         return True
 
     def load(self, path: StrPath | None) -> dict[str, int]:
-        """Takes in what was persisted; returns the notes. One that is alone takes its tenants from there too: what it held is gone.
+        """Takes in what was persisted; returns the notes. One that is alone takes its tenants from there too: what it held is gone,
+        also when what was persisted turns out to be of no use to it.
 
         :raises FileNotFoundError: when nothing was persisted there.
-        :raises IOError: when it cannot be read, or is another cluster's.
+        :raises IOError: when it cannot be read, or is another cluster's or shape's.
         """
+        self._check_open()
         folder = Path(path) if path is not None else self._folder
-        blocks = folder / _BLOCKS
-        if not blocks.exists():
-            raise FileNotFoundError(f"nothing was persisted in {folder}: {blocks} is missing")
+        one = _current(folder)
+        if one is None or not (one / _BLOCKS).exists():
+            raise FileNotFoundError(f"nothing was persisted in {folder}")
         try:
-            notes = {str(name): int(note) for name, note in json.loads((folder / _NOTES).read_bytes()).items()}
+            notes = {str(name): int(note) for name, note in json.loads((one / _NOTES).read_bytes()).items()}
             if not self._config.enable_distributed:
-                self._begin_again((folder / _CLUSTER).read_bytes())
-            self.node.load(blocks)
+                self._begin_again((one / _CLUSTER).read_bytes())
+            self.node.load(one / _BLOCKS)
         except (KvHiveError, ValueError, AttributeError) as error:
             raise OSError(f"cannot load from {folder}: {error}") from error
         return notes
@@ -176,6 +212,10 @@ class Backing:
             self.client = self.node.client()
             raise
         self.client = self.node.client()
+        listed = self.ask("GET", "/v1/tenants")["tenants"]
+        self._tenants |= {str(one["name"]) for one in listed}
+        # Rules of then may name another strategy.
+        self.set_strategy(self.strategy)
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Asks the coordinator's admin API, and returns what it answers.
@@ -188,31 +228,46 @@ class Backing:
         address = self.node.admin_address or self._config.admin_address
         if address is None:
             raise RefusedError("the cluster's admin API is unknown: say admin_address in the configuration")
+        tls = self._config.tls if self._config.enable_distributed else None
+        scheme = "http" if tls is None else "https"
         content = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://{address}{path}", content, method=method)
+        request = urllib.request.Request(f"{scheme}://{address}{path}", content, method=method)
         request.add_header("Content-Type", "application/json")
         request.add_header("Authorization", f"Bearer {self.node.token.decode()}")
+        # Straight there: the token is for nobody on the way.
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if tls is not None:
+            context = ssl.create_default_context(cafile=os.fspath(tls.authorities))
+            handlers.append(urllib.request.HTTPSHandler(context=context))
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.build_opener(*handlers).open(request, timeout=30) as answer:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
             raise RefusedError(f"{method} {path} at {address}: {error.read().decode(errors='replace')}") from error
         except OSError as error:
             raise RefusedError(f"{method} {path} at {address}: {error}") from error
 
-    def scale(self, by: int) -> int:
-        """Adds nodes, or takes as many away; returns how many there are, or in a cluster how many are asked for."""
-        if self._config.enable_distributed:
-            size = int(self.ask("GET", "/v1/scaling")["target"]) + by
-            return int(self.ask("POST", "/v1/scaling", {"size": size})["target"])
-        if len(self._more) + by < 0:
-            raise ValueError(f"there are {len(self._more)} nodes to take away, not {-by}: the first one stays")
-        for _ in range(by):
-            self._more.append(self._start(None, join=True))
-        for _ in range(-by):
-            self._leave(self._more[-1])
-            self._more.pop()
-        return 1 + len(self._more)
+    def scale(self, by: int, most: int) -> int:
+        """Adds nodes, or takes as many away; returns how many there are, or in a cluster how many are asked for.
+
+        :raises ValueError: when that would be none, or more than ``most``.
+        """
+        with self.lock:
+            self._check_open()
+            is_alone = not self._config.enable_distributed
+            size = 1 + len(self._more) if is_alone else int(self.ask("GET", "/v1/scaling")["target"])
+            if size + by < 1:
+                raise ValueError(f"there are {size - 1} nodes to take away, not {-by}: the first one stays")
+            if size + by > most:
+                raise ValueError(f"{size + by} nodes are more than {most}, which are the most")
+            if not is_alone:
+                return int(self.ask("POST", "/v1/scaling", {"size": size + by})["target"])
+            for _ in range(by):
+                self._more.append(self._start(None, join=True))
+            for _ in range(-by):
+                self._leave(self._more[-1])
+                self._more.pop()
+            return 1 + len(self._more)
 
     def _leave(self, node: EmbeddedNode) -> None:
         """Has a node give its blocks to the others, and ends it."""
@@ -230,16 +285,21 @@ class Backing:
         """Returns the node's figures."""
         return self.node.stats()
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("this has been closed")
+
     def close(self, notes: dict[str, int]) -> None:
         """Persists, where that is wanted, and ends node and client. Again, it does nothing."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        try:
-            if self._config.enable_persistence:
-                self.persist(None, notes)
-        finally:
-            self._stop()
+        with self.lock:
+            if self._is_closed:
+                return
+            try:
+                if self._config.enable_persistence:
+                    self.persist(None, notes)
+            finally:
+                self._is_closed = True
+                self._stop()
 
     def _stop(self) -> None:
         self.client.close()
@@ -247,6 +307,15 @@ class Backing:
             node.stop()
         self._more.clear()
         self.node.stop()
+
+
+def _current(folder: Path) -> Path | None:
+    """Returns what was persisted last; None where nothing was."""
+    try:
+        name = (folder / _CURRENT).read_text()
+    except FileNotFoundError:
+        return None
+    return folder / Path(name).name
 
 
 def memory_used(stats: dict[str, Any]) -> int:

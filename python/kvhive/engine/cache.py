@@ -61,7 +61,8 @@ class BaseKVCache(_Module):
         self.config.validate()
         # A strategy that shrinks cold pieces needs somewhere smaller to put them.
         shrinks = self.config.strategy in (CacheStrategy.COMPRESSED, CacheStrategy.QUANTIZED)
-        self._backing = Backing(self.config, {_PIECE_BYTES // 2: 1, _PIECE_BYTES: 1} if shrinks else {_PIECE_BYTES: 1})
+        frames = {_PIECE_BYTES // 2: 1, _PIECE_BYTES: 1} if shrinks else {_PIECE_BYTES: 1}
+        self._backing = Backing(self.config, frames, folder="kvhive-tensors")
         self._layout = Layout.opaque(_PIECE_BYTES, 1)
         self._versions = _Versions(self._backing.recall())
         self._pending = _Pending(self._put) if self.config.non_blocking else None
@@ -104,12 +105,15 @@ class BaseKVCache(_Module):
     def clear(self) -> None:
         """Forgets everything."""
         self.flush()
-        self._backing.clear()
+        with self._backing.lock:
+            self._backing.clear()
+            self._versions.reset({})
 
     def persist(self, path: Any = None) -> bool:
         """Writes everything into a folder, as usual the configuration's; raises IOError when that cannot be done."""
         self.flush()
-        return self._backing.persist(path, self._versions.dump())
+        with self._backing.lock:
+            return self._backing.persist(path, self._versions.dump())
 
     def load(self, path: Any = None) -> bool:
         """Takes in what was persisted, in place of what is here.
@@ -118,7 +122,8 @@ class BaseKVCache(_Module):
         :raises IOError: when it cannot be read.
         """
         self.flush()
-        self._versions.reset(self._backing.load(path))
+        with self._backing.lock:
+            self._versions.reset(self._backing.load(path))
         return True
 
     def get_stats(self) -> dict[str, Any]:
@@ -166,32 +171,39 @@ class BaseKVCache(_Module):
     def _put(self, name: bytes, value: Value) -> None:
         codec = codec_of(value, self.config)
         body = encoded(value, codec)
-        head = json.dumps([value.library, value.dtype, value.array.shape, codec, len(body)]).encode()
+        digest = hashlib.sha256(body).hexdigest()
+        head = json.dumps([value.library, value.dtype, value.array.shape, codec, len(body), digest]).encode()
         content = len(head).to_bytes(_FRONT_BYTES, "little") + head + body
         pieces = np.zeros((math.ceil(len(content) / _PIECE_BYTES), _PIECE_BYTES), np.uint8)
         pieces.reshape(-1)[: len(content)] = np.frombuffer(content, np.uint8)
-        version = self._versions.next(name)
-        # A block that is there already stays, whatever it holds: then this is a later version than somebody else's.
-        while True:
-            report = self._backing.client.store_from(self._names(name, version, len(pieces)), pieces)
-            if report.sent or not report.acknowledged:
-                break
-            version += 1
-        self._versions.set(name, version)
+        with self._backing.lock:
+            version = self._versions.next(name)
+            # A piece that is there already stays, whatever it holds: then this is a later version than the one that it is of.
+            while True:
+                report = self._backing.client.store_from(self._names(name, version, len(pieces)), pieces)
+                if report.sent + len(report.failed) >= len(pieces):
+                    break
+                version += 1
+            self._versions.set(name, version)
         self._counts.add(raw_bytes=value.array.nbytes, stored_bytes=len(body))
 
     def _get(self, name: bytes) -> Value | None:
-        version = self._versions.of(name)
-        first = self._pieces(name, version, 0, 1)
-        if first is None:
-            return None
-        after = _FRONT_BYTES + int.from_bytes(first[:_FRONT_BYTES].tobytes(), "little")
-        library, dtype, shape, codec, body_bytes = json.loads(first[_FRONT_BYTES:after].tobytes())
-        end = after + body_bytes
-        rest = self._pieces(name, version, 1, math.ceil(end / _PIECE_BYTES))
+        with self._backing.lock:
+            version = self._versions.of(name)
+            first = self._pieces(name, version, 0, 1)
+            if first is None:
+                return None
+            after = _FRONT_BYTES + int.from_bytes(first[:_FRONT_BYTES].tobytes(), "little")
+            library, dtype, shape, codec, body_bytes, digest = json.loads(first[_FRONT_BYTES:after].tobytes())
+            end = after + body_bytes
+            rest = self._pieces(name, version, 1, math.ceil(end / _PIECE_BYTES))
         if rest is None:
             return None
-        return decoded(library, dtype, tuple(shape), codec, np.concatenate([first, rest])[after:end])
+        body = np.concatenate([first, rest])[after:end]
+        # Pieces of two values under one name, of two processes, make none.
+        if hashlib.sha256(body.tobytes()).hexdigest() != digest:
+            return None
+        return decoded(library, dtype, tuple(shape), codec, body)
 
     def _pieces(self, name: bytes, version: int, start: int, end: int) -> NDArray[np.uint8] | None:
         """Returns the bytes of some pieces; None when one is not there."""
@@ -276,9 +288,10 @@ class _Pending:
         """Takes a value; waits while too many bytes are waiting already."""
         with self._changed:
             self._changed.wait_for(lambda: self._bytes < _PENDING_BYTES)
+            # It cannot begin before this is left.
+            self._last = self._worker.submit(self._run, name, value)
             self._bytes += value.array.nbytes
             self._values[name] = value
-            self._last = self._worker.submit(self._run, name, value)
 
     def _run(self, name: bytes, value: Value) -> None:
         failed: Exception | None = None

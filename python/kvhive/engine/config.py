@@ -16,7 +16,6 @@ from kvhive.client import Codec
 _DTYPES = ("float16", "bfloat16", "float32")
 _BACKENDS = ("nccl", "tcp")
 _BITS = (4, 8, 16)
-_MOST = 1 << 31
 
 
 class CacheStrategy(str, Enum):
@@ -126,7 +125,7 @@ class KVCacheConfig:
         for name, most in (
             ("num_heads", 4096),
             ("head_dim", 4096),
-            ("max_tokens", _MOST),
+            ("max_tokens", 1 << 22),
             ("block_size", 65536),
             ("num_layers", 4096),
             ("prefetch_size", 4096),
@@ -134,8 +133,8 @@ class KVCacheConfig:
             self._check_whole(name, 1, most)
         if self.max_memory_mb is not None:
             self._check_whole("max_memory_mb", 1, 1 << 24)
-        self._check_number("compression_ratio", 0.0, 1.0)
-        self._check_number("gc_threshold", 0.0, 1.0)
+        self._check_number("compression_ratio", 0.001, 1.0)
+        self._check_number("gc_threshold", 0.001, 1.0)
         for field in fields(self):
             if field.type == "bool" and not isinstance(getattr(self, field.name), bool):
                 self._refuse(field.name, "True or False is allowed")
@@ -149,12 +148,15 @@ class KVCacheConfig:
                 self._refuse(name, "a path or None is allowed")
         if not isinstance(self.tls, (Tls, type(None))):
             self._refuse("tls", "a kvhive.Tls or None is allowed")
+        for name in ("cluster_address", "admin_address"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                self._refuse(name, "host:port or None is allowed")
         if self.enable_distributed and not self.cluster_address:
             self._refuse("cluster_address", "enable_distributed needs the coordinators' host:port, separated by commas")
         if self.block_size > self.max_tokens:
             self._refuse("block_size", f"at most max_tokens, which is {self.max_tokens}, is allowed")
-        if self.memory_bytes < 2 * self.block_bytes:
-            self._refuse("max_memory_mb", f"at least two blocks of {self.block_bytes} bytes must fit")
+        if self.memory_bytes < 8 * self.block_bytes:
+            self._refuse("max_memory_mb", f"at least eight blocks of {self.block_bytes} bytes must fit")
 
     @property
     def strategy(self) -> CacheStrategy:
@@ -189,7 +191,8 @@ class KVCacheConfig:
         """Bits that a stored element is rounded to; None where none is."""
         if not self.use_quantization or self.quantization_bits == 16:
             return None
-        if not self.use_compression:
+        # What a strategy would round later is rounded at once: a block always comes back alike.
+        if not self.use_compression or self.strategy is CacheStrategy.QUANTIZED:
             return self.quantization_bits
         # What the ratio can be reached with, of what may be: each has its scales besides.
         full = 8 * self.element_bytes
@@ -224,14 +227,14 @@ class KVCacheConfig:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             self._refuse(name, f"a whole number from {least} to {most} is allowed")
 
-    def _check_number(self, name: str, above: float, most: float) -> None:
+    def _check_number(self, name: str, least: float, most: float) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value <= most:
-            self._refuse(name, f"a number above {above:g}, and {most:g} at most, is allowed")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+            self._refuse(name, f"a number from {least:g} to {most:g} is allowed")
 
     def _check_one_of(self, name: str, allowed: tuple[object, ...]) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or value not in allowed:
+        if type(value) is not type(allowed[0]) or value not in allowed:
             self._refuse(name, f"one of {', '.join(map(repr, allowed))} is allowed")
 
     def _named(self, name: str, kind: type[Enum]) -> Any:

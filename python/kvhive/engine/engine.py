@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import queue
 import threading
 import time
@@ -31,6 +32,10 @@ from .tensors import KV, Growing, storage_dtype
 _MAX_NEW_TOKENS = 16
 #: Requests whose latency counts in percentiles, and whose blocks :meth:`optimize` replays.
 _REMEMBERED = 4096
+#: Blocks of those requests at most.
+_REMEMBERED_BLOCKS = 1 << 18
+#: Requests that may wait.
+_WAITING = 16_384
 #: Sessions that are known at a time.
 _SESSIONS = 4096
 #: Blocks that may wait to be stored, in bytes.
@@ -82,16 +87,21 @@ class _Job:
     priority: int
     session_id: str | None
     tenant: str | None
-    tokens: list[int]
-    max_new_tokens: int
+    wanted: int | None
+    #: Its place among those that are as urgent.
+    number: int
     asked_at: float = field(default_factory=time.perf_counter)
+    #: Empty before the prompt was looked at.
+    tokens: list[int] = field(default_factory=list)
+    max_new_tokens: int = 0
 
 
 class UltraAdaptiveKVCacheEngine:
     """Serves requests with a model, and keeps what it computes for those that begin alike.
 
     One request is computed at a time, on a thread of the engine's; the event loop goes on meanwhile. A cache that fails costs time
-    and never an answer: what cannot be found is computed. A context manager, also for ``async with``.
+    and never an answer: what cannot be found is computed. A context manager, also for ``async with``; one that is not closed keeps its
+    node and thread until the process ends, and persists nothing.
 
     >>> import asyncio
     >>> config = KVCacheConfig(num_heads=2, head_dim=16, num_layers=2, block_size=16, max_memory_mb=64)
@@ -118,7 +128,7 @@ class UltraAdaptiveKVCacheEngine:
             tokens=config.block_size,
             dtype=config.dtype,
         )
-        self._backing = Backing(config, _frames(config, self._layout))
+        self._backing = Backing(config, _frames(config, self._layout), folder="kvhive-engine")
         self._codec: Codec = config.codec
         self._store = _Store(self._backing, self._layout) if config.non_blocking else None
         self._counts = Counts(
@@ -126,13 +136,17 @@ class UltraAdaptiveKVCacheEngine:
         )
         self._latencies: deque[float] = deque(maxlen=_REMEMBERED)
         self._latency_sum = 0.0
-        self._served: deque[Served] = deque(maxlen=_REMEMBERED)
+        self._served: deque[Served] = deque()
+        self._served_blocks = 0
         self._samples: deque[KV] = deque(maxlen=_SAMPLES)
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._waiting: queue.PriorityQueue[tuple[int, int, _Job | None, Future[Answer] | None]] = queue.PriorityQueue()
         self._numbers = itertools.count()
         # What changes the backing waits for the request that uses it.
-        self._turn = threading.Lock()
+        self._turn = self._backing.lock
+        # Nothing is put behind the end of what waits.
+        self._gate = threading.Lock()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name="kvhive-engine", daemon=True)
         self._thread.start()
         self._is_closed = False
@@ -142,28 +156,34 @@ class UltraAdaptiveKVCacheEngine:
 
         :raises ValueError: when the request cannot be served as it is: what is wrong, its value and what is allowed.
         """
-        return await asyncio.wrap_future(self._submit(self._look_at(request)))
+        return await asyncio.wrap_future(self._submit(self._take(request)))
 
     async def process_batch_optimized(self, requests: Sequence[Request], batch_size: int = 10) -> list[Answer]:
         """Answers requests in the order that computes each shared prefix once; answers are in the order of the requests.
 
         Requests that begin alike are served one after the other, ``batch_size`` in line at a time.
 
-        :raises ValueError: when one cannot be served as it is; none is served then.
+        :raises ValueError: when one cannot be served as it is; none is served then. What the model raises of one is raised when all
+            others have been served.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: 1 and more is allowed")
-        jobs = [self._look_at(request) for request in requests]
+        jobs = [self._take(request) for request in requests]
+        await asyncio.to_thread(self._tokenize_all, jobs)
         # In the order of their tokens, prompts that begin alike are neighbours.
         order = sorted(range(len(jobs)), key=lambda at: (jobs[at].tenant or "", jobs[at].tokens))
-        answers: dict[int, Answer] = {}
+        answers: dict[int, Answer | BaseException] = {}
         for begin in range(0, len(order), batch_size):
             batch = order[begin : begin + batch_size]
-            for at in batch:
-                jobs[at].asked_at = time.perf_counter()
             futures = [asyncio.wrap_future(self._submit(jobs[at])) for at in batch]
-            answers.update(zip(batch, await asyncio.gather(*futures), strict=True))
-        return [answers[at] for at in range(len(jobs))]
+            answers.update(zip(batch, await asyncio.gather(*futures, return_exceptions=True), strict=True))
+        served: list[Answer] = []
+        for at in range(len(jobs)):
+            answer = answers[at]
+            if isinstance(answer, BaseException):
+                raise answer
+            served.append(answer)
+        return served
 
     def end_session(self, session_id: str) -> bool:
         """Says that a conversation is over: what it alone used goes first. Returns whether it was known."""
@@ -216,8 +236,8 @@ class UltraAdaptiveKVCacheEngine:
 
         :raises IOError: when that cannot be done.
         """
-        self.flush()
         with self._turn:
+            self.flush()
             return self._backing.persist(path, {})
 
     def load(self, path: StrPath | None = None) -> bool:
@@ -226,15 +246,15 @@ class UltraAdaptiveKVCacheEngine:
         :raises FileNotFoundError: when nothing was persisted there.
         :raises IOError: when it cannot be read.
         """
-        self.flush()
         with self._turn:
+            self.flush()
             self._backing.load(path)
         return True
 
     def clear_cache(self) -> None:
         """Forgets every block, of all tenants."""
-        self.flush()
         with self._turn:
+            self.flush()
             self._backing.clear()
 
     def optimize(self, target: Target) -> dict[str, Any]:
@@ -247,8 +267,8 @@ class UltraAdaptiveKVCacheEngine:
 
         :raises ValueError: when the target is none of these.
         """
-        self.flush()
         with self._turn:
+            self.flush()
             now = {"cache_strategy": self._backing.strategy, "codec": self._codec}
             sample = Sample(list(self._served), list(self._samples), self._layout, self._backing.frames())
             report = optimize(target, now, sample, self.config.codecs_allowed)
@@ -266,11 +286,12 @@ class UltraAdaptiveKVCacheEngine:
 
     def close(self) -> None:
         """Serves what waits, stores it, persists where that is wanted, and gives the memory back. Again, it does nothing."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        # After everything else, whatever its priority.
-        self._waiting.put((1 << 62, next(self._numbers), None, None))
+        with self._gate:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            # After everything else, whatever its priority.
+            self._waiting.put((1 << 62, next(self._numbers), None, None))
         self._thread.join()
         if self._store is not None:
             self._store.close()
@@ -297,35 +318,52 @@ class UltraAdaptiveKVCacheEngine:
         """The node and the client that its blocks lie behind."""
         return self._backing
 
-    def _look_at(self, request: Request) -> _Job:
-        """Checks a request before anything waits for it."""
-        if self._is_closed:
-            raise RuntimeError("the engine has been closed")
+    def _take(self, request: Request) -> _Job:
+        """Checks what of a request can be checked before its prompt was looked at."""
         text, priority = request.get("text"), request.get("priority", 0)
         if not isinstance(text, str):
             raise ValueError(f"text is {text!r}: text is allowed")
         if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) >= 1 << 32:
             raise ValueError(f"priority is {priority!r}: a whole number is allowed")
         for name in ("session_id", "tenant"):
-            if not isinstance(request.get(name), (str, type(None))):
+            if not isinstance(request.get(name), (str, type(None))) or request.get(name) == "":
                 raise ValueError(f"{name} is {request.get(name)!r}: text is allowed")
         tenant = request.get("tenant")
         if tenant is not None and not self.config.multi_tenant:
             raise ValueError(f"tenant is {tenant!r}: an engine with multi_tenant=True knows tenants, this one has none")
-        tokens = self.model.tokenize(text)
+        wanted = request.get("max_new_tokens")
+        if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
+            raise ValueError(f"max_new_tokens is {wanted!r}: a whole number above 0 is allowed")
+        return _Job(text, priority, request.get("session_id"), tenant, wanted, next(self._numbers))
+
+    def _tokenize(self, job: _Job) -> None:
+        """Looks at a prompt, once."""
+        if job.tokens:
+            return
+        tokens = self.model.tokenize(job.text)
         most = self.config.max_tokens - len(tokens)
         if most < 1:
             allowed = f"at most {self.config.max_tokens - 1} of max_tokens={self.config.max_tokens} are allowed"
             raise ValueError(f"text has {len(tokens)} tokens: {allowed}")
-        wanted = request.get("max_new_tokens", min(_MAX_NEW_TOKENS, most))
-        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted <= most:
+        if job.wanted is not None and job.wanted > most:
             allowed = f"1 to {most} are allowed, with {len(tokens)} tokens of text and max_tokens={self.config.max_tokens}"
-            raise ValueError(f"max_new_tokens is {wanted!r}: {allowed}")
-        return _Job(text, priority, request.get("session_id"), tenant, tokens, wanted)
+            raise ValueError(f"max_new_tokens is {job.wanted!r}: {allowed}")
+        job.tokens, job.max_new_tokens = tokens, job.wanted or min(_MAX_NEW_TOKENS, most)
+
+    def _tokenize_all(self, jobs: Sequence[_Job]) -> None:
+        for job in jobs:
+            self._tokenize(job)
 
     def _submit(self, job: _Job) -> Future[Answer]:
+        if os.getpid() != self._process:
+            raise RuntimeError("this engine is of the process that forked this one: make one here")
         future: Future[Answer] = Future()
-        self._waiting.put((-job.priority, next(self._numbers), job, future))
+        with self._gate:
+            if self._is_closed:
+                raise RuntimeError("the engine has been closed")
+            if self._waiting.qsize() >= _WAITING:
+                raise RuntimeError(f"{_WAITING} requests wait already")
+            self._waiting.put((-job.priority, job.number, job, future))
         return future
 
     def _run(self) -> None:
@@ -337,6 +375,7 @@ class UltraAdaptiveKVCacheEngine:
             if not future.set_running_or_notify_cancel():
                 continue
             try:
+                self._tokenize(job)
                 with self._turn:
                     answer = self._serve(job)
             except BaseException as error:
@@ -348,11 +387,11 @@ class UltraAdaptiveKVCacheEngine:
         config, tokens = self.config, job.tokens
         begun = time.perf_counter()
         profile = _Profile()
-        namespace = self._namespace(job.tenant)
-        prefix = namespace.keys(self._whole(tokens))
+        prefix = self._prefix(job)
         kv = Growing(config, len(tokens) + job.max_new_tokens)
         # The last token is computed in any case: the answer begins with what the model makes of it.
-        found = self._find(prefix, (len(tokens) - 1) // config.block_size, kv, profile)
+        most = (len(tokens) - 1) // config.block_size
+        found = self._find(prefix, most, kv, profile) if prefix is not None else 0
         new: list[_New] = []
         logits = None
         with profile.stage("compute"):
@@ -376,7 +415,8 @@ class UltraAdaptiveKVCacheEngine:
                 more, logits = self.model.decode(token, kv.filled)
                 kv.append(more)
         with profile.stage("store"):
-            self._keep(prefix, new, found, len(tokens), len(answer))
+            if prefix is not None:
+                self._keep(prefix, new, found, len(tokens), len(answer))
         turn = self._end_turn(job.session_id, prefix)
         ended = time.perf_counter()
         latency = (ended - job.asked_at) * 1e3
@@ -391,9 +431,9 @@ class UltraAdaptiveKVCacheEngine:
             computed_tokens=len(tokens) - cached,
             generated_tokens=len(answer),
         )
-        self._served.append(
+        self._remember(
             Served(
-                keys=prefix.keys,
+                keys=prefix.keys if prefix is not None else [],
                 found=found,
                 compute_seconds=computed_seconds / max(1, len(tokens) - cached) * config.block_size,
                 fetch_seconds=profile.seconds["fetch"] / found if found else None,
@@ -415,18 +455,35 @@ class UltraAdaptiveKVCacheEngine:
             metadata["profile"] = profile.milliseconds()
         return {"result": self.model.detokenize(answer), "cache_hit": found > 0, "latency": latency, "metadata": metadata}
 
+    def _prefix(self, job: _Job) -> Prefix | None:
+        """Names a prompt's blocks; None where the cache does not know the tenant and cannot be told."""
+        with self._failing():
+            return self._namespace(job.tenant).keys(self._whole(job.tokens))
+        return None
+
+    def _remember(self, served: Served) -> None:
+        """Keeps what was served for replays, of so many blocks at most."""
+        self._served.append(served)
+        self._served_blocks += len(served.keys)
+        while len(self._served) > _REMEMBERED or self._served_blocks > _REMEMBERED_BLOCKS:
+            self._served_blocks -= len(self._served.popleft().keys)
+
     def _whole(self, tokens: Sequence[int]) -> Sequence[int]:
         """Returns the tokens that fill blocks."""
         return tokens[: len(tokens) // self.config.block_size * self.config.block_size]
 
     def _namespace(self, tenant: str | None) -> Namespace:
-        return self._backing.namespace(self.model.fingerprint, self._layout, tenant)
+        # Blocks that were rounded are never taken for others.
+        rounding = "" if self._codec in ("raw", "lossless") else f"+{self._codec}"
+        return self._backing.namespace(self.model.fingerprint + rounding, self._layout, tenant)
 
     def _find(self, prefix: Prefix, most: int, kv: Growing, profile: _Profile) -> int:
         """Takes the longest prefix that is there, of at most so many blocks; returns how many they are."""
         blocks = min(most, len(prefix))
         if not blocks:
             return 0
+        # Looked at before the cache is asked: what leaves it meanwhile is there by then.
+        waiting = self._store.waiting(prefix.keys[:blocks]) if self._store is not None else {}
         found = 0
         wanted = prefix.first(blocks)
         with self._failing():
@@ -438,11 +495,11 @@ class UltraAdaptiveKVCacheEngine:
                     found = self._backing.client.fetch_into(wanted, room).delivered
                     for block in room[:found]:
                         kv.append(block)
-        while self._store is not None and found < blocks:
-            waiting = self._store.find(prefix.keys[found])
-            if waiting is None:
+        for key in prefix.keys[found:blocks]:
+            block = waiting.get(key)
+            if block is None:
                 break
-            kv.append(waiting)
+            kv.append(block)
             found += 1
         return found
 
@@ -454,7 +511,8 @@ class UltraAdaptiveKVCacheEngine:
     def _new(self, computed: KV) -> _New:
         """Makes a block of what was computed. The request goes on with it as it will come back, so that an answer does not depend on
         who computed its prompt."""
-        block = np.ascontiguousarray(computed)
+        # A copy: the model may use its memory again before the block is stored.
+        block = np.array(computed, order="C", copy=True)
         self._samples.append(block)
         if self._codec in ("raw", "lossless"):
             return _New(block, block)
@@ -472,7 +530,7 @@ class UltraAdaptiveKVCacheEngine:
         with self._failing():
             batch.store(self._backing)
 
-    def _end_turn(self, session_id: str | None, prefix: Prefix) -> int | None:
+    def _end_turn(self, session_id: str | None, prefix: Prefix | None) -> int | None:
         if session_id is None:
             return None
         session = self._sessions.setdefault(session_id, _Session())
@@ -589,10 +647,10 @@ class _Store:
                 self._waiting.pop(key, None)
             self._changed.notify_all()
 
-    def find(self, key: bytes) -> KV | None:
-        """Returns a block that waits to be stored, as it comes back."""
+    def waiting(self, keys: Sequence[bytes]) -> dict[bytes, KV]:
+        """Returns those of some blocks that wait to be stored, as they come back."""
         with self._changed:
-            return self._waiting.get(key)
+            return {key: self._waiting[key] for key in keys if key in self._waiting}
 
     def wait(self) -> None:
         """Waits for what has been added so far."""

@@ -87,6 +87,9 @@ def optimize(target: Target, now: dict[str, str], sample: Sample, codecs: Sequen
     scored: list[tuple[float, dict[str, str]]] = []
     for codec, cost in costs.items():
         for strategy in CacheStrategy:
+            # It may round what was stored exactly, and nobody asked for that.
+            if strategy is CacheStrategy.QUANTIZED and strategy.value != now["cache_strategy"]:
+                continue
             setting = {"cache_strategy": strategy.value, "codec": codec}
             # What a block takes depends on its codec alone.
             if target == "memory" and strategy.value != now["cache_strategy"]:

@@ -55,6 +55,8 @@ class Growing:
         """
         after = self.tokens + more.shape[2] if more.ndim == 5 else -1
         room = self._room.shape
+        if more.dtype != self._room.dtype:
+            raise ValueError(f"keys and values are {more.dtype}, and the configuration's dtype is stored as {self._room.dtype}")
         if more.ndim != 5 or more.shape[:2] + more.shape[3:] != room[:2] + room[3:] or after > room[2]:
             raise ValueError(f"keys and values of shape {more.shape} do not fit {room} with {self.tokens} tokens in it")
         self._room[:, :, self.tokens : after] = more

@@ -50,6 +50,8 @@ def taken(value: Any) -> Value:
     array = np.ascontiguousarray(value).reshape(np.shape(value))
     if array.dtype.kind not in "biufc":
         raise TypeError(f"a value is a tensor of numbers, not {type(value).__name__} with elements of {array.dtype}")
+    # The machine's own order of bytes, which an element type's name does not say.
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return Value("numpy", array.dtype.name, array)
 
 
@@ -75,9 +77,16 @@ def codec_of(value: Value, config: KVCacheConfig) -> Codec:
     """Returns the name of the codec that a configuration stores a value by."""
     if not value.array.size:
         return "raw"
-    if config.codec in ("int8", "int4") and value.dtype not in _NUMBERS:
+    if config.codec in ("int8", "int4") and (value.dtype not in _NUMBERS or not _is_finite(value)):
         return "lossless" if config.use_compression else "raw"
     return config.codec
+
+
+def _is_finite(value: Value) -> bool:
+    """Says whether rounding knows what to make of every element: infinities have no scale."""
+    if value.dtype == "bfloat16":
+        return bool(((value.array & 0x7F80) != 0x7F80).all())
+    return bool(np.isfinite(value.array).all())
 
 
 def encoded(value: Value, codec: Codec) -> bytes:

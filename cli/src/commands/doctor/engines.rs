@@ -2,10 +2,17 @@
 
 use super::finding::Finding;
 use serde_json::Value;
+use std::io;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 const ENGINE: &str = "engine";
+/// The interpreter that is looked at where none is named.
+const USUAL: &str = "python3";
+/// How long it may take to answer, and how often that is looked at.
+const LIMIT: Duration = Duration::from_secs(10);
+const LOOKS_EVERY: Duration = Duration::from_millis(10);
 /// What asks the interpreter, without importing anything.
 const ASK: &str = "import importlib.metadata as m, json, sys
 names = ('kvhive', 'vllm', 'sglang', 'lmcache', 'torch', 'transformers', 'numpy')
@@ -16,16 +23,43 @@ def version(name):
         return None
 print(json.dumps({'python': sys.version.split()[0], **{name: version(name) for name in names}}))";
 
-/// Looks at an interpreter's packages.
-pub(super) fn look(python: &Path) -> Vec<Finding> {
-    let what = python.display().to_string();
-    let asked = Command::new(python).args(["-c", ASK]).output();
-    let answer = asked.ok().filter(|output| output.status.success());
-    let said: Option<Value> = answer.and_then(|output| serde_json::from_slice(&output.stdout).ok());
-    match said {
-        Some(said) => judge(&what, &said),
-        None => vec![Finding::holds(ENGINE, what, "there is none: no engine in Python here")],
+/// Looks at an interpreter's packages; `None` looks at the usual one, which need not be there.
+pub(super) fn look(python: Option<&Path>) -> Vec<Finding> {
+    let program = python.unwrap_or(Path::new(USUAL));
+    let what = program.display().to_string();
+    match (ask(program), python) {
+        (Ok(said), _) => judge(&what, &said),
+        (Err(error), None) if error.kind() == io::ErrorKind::NotFound => {
+            vec![Finding::holds(ENGINE, what, "there is none: no engine in Python here")]
+        }
+        (Err(error), _) => {
+            let advice = "name the interpreter of the engines by --python";
+            vec![Finding::warns(ENGINE, what, error.to_string(), advice)]
+        }
     }
+}
+
+/// Asks an interpreter, for so long and no longer.
+fn ask(program: &Path) -> io::Result<Value> {
+    let mut asked = Command::new(program);
+    let asked = asked.args(["-c", ASK]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut asked = asked.spawn()?;
+    let begun = Instant::now();
+    while asked.try_wait()?.is_none() {
+        if begun.elapsed() > LIMIT {
+            asked.kill()?;
+            asked.wait()?;
+            return Err(io::Error::other(format!("it has not answered in {} s", LIMIT.as_secs())));
+        }
+        std::thread::sleep(LOOKS_EVERY);
+    }
+    let output = asked.wait_with_output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // What it runs at its start may have its own to say before.
+    let said = text.lines().last().and_then(|line| serde_json::from_str(line).ok());
+    said.ok_or_else(|| {
+        io::Error::other(format!("it ended with {} and said nothing of its packages", output.status))
+    })
 }
 
 fn judge(what: &str, said: &Value) -> Vec<Finding> {
@@ -78,8 +112,10 @@ mod tests {
     }
 
     #[test]
-    fn no_interpreter_is_no_failure() {
-        let findings = look(Path::new("/nowhere/python3"));
-        assert_eq!((findings.len(), findings[0].state), (1, State::Holds));
+    fn an_interpreter_that_was_named_must_answer() {
+        for program in ["/nowhere/python3", "/bin/true", "/bin/echo"] {
+            let findings = look(Some(Path::new(program)));
+            assert_eq!((findings.len(), findings[0].state), (1, State::Warns), "{program}");
+        }
     }
 }

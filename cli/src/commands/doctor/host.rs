@@ -142,7 +142,7 @@ fn gpu(driver: &str, libraries: &str) -> Finding {
     Finding::warns(HOST, "GPU", format!("{version}; {} not found", missing.join(", ")), advice)
 }
 
-/// Writes and reads one page of a folder past the page cache.
+/// Writes one page into a folder past the page cache.
 fn direct_io(folder: &Path) -> Finding {
     let what = format!("disk {}", folder.display());
     match try_direct_io(folder) {
