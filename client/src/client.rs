@@ -95,8 +95,14 @@ impl Client {
     /// [`ClientError::Unreachable`], or [`ClientError::Refused`] for a wrong token.
     pub async fn connect(config: ClientConfig) -> Result<Client, ClientError> {
         let token = TokenKey::new(&config.token);
-        let identity =
-            Identity { token, role: Role::Client, sender: 0, cluster: None, tls: config.tls.clone() };
+        let identity = Identity {
+            token,
+            role: Role::Client,
+            sender: 0,
+            cluster: None,
+            tls: config.tls.clone(),
+            levels: Default::default(),
+        };
         let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())?;
         if let Some(tls) = config.tls.clone() {
             tokio::spawn(tls.keep_fresh());

@@ -256,6 +256,7 @@ impl Coordinators {
                 Err(Fault::Refused(
                     error @ (WireError::Unauthorized
                     | WireError::Version { .. }
+                    | WireError::TooOld { .. }
                     | WireError::WrongCluster
                     | WireError::TlsRequired),
                 )) => {

@@ -60,7 +60,8 @@ impl NamespaceClient {
         }
     }
 
-    /// Asks one device; if it is late, other replicas besides. Its answer may then be missing.
+    /// Asks one device; if it is late, other replicas besides, but none that has yet to be given its older blocks: what that lacks
+    /// may well be there. Its answer may then be missing.
     async fn match_job(&self, read: &Read<'_>, job: Job) -> Vec<Answered> {
         if !read.has_others(&job) {
             return vec![self.ask_one(read, job).await];
@@ -68,7 +69,7 @@ impl NamespaceClient {
         let device = job.device;
         let positions = job.positions.clone();
         let others = || {
-            let jobs = read.others(device, &positions)?;
+            let jobs = read.whole_others(device, &positions)?;
             Some(async { run_all(jobs.into_iter().map(|job| self.ask_one(read, job)).collect()).await })
         };
         let suffices =

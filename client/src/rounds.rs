@@ -6,7 +6,7 @@ use crate::client::Shared;
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
 use crate::retry::Backoff;
-use crate::route::{Job, Plan, first, plan, segment_at};
+use crate::route::{Job, Plan, Segment, first, plan, segment_at};
 use crate::waits::Sway;
 use kvhive_protocol::{ClusterMap, DeviceId, TraceContext};
 use kvhive_wire::Fault;
@@ -136,8 +136,22 @@ impl Read<'_> {
 
     /// Returns what others than `device` are to be asked for these blocks; none unless all of them are somewhere else too.
     pub(crate) fn others(&self, device: DeviceId, positions: &[usize]) -> Option<Vec<Job>> {
+        self.others_by(device, positions, first)
+    }
+
+    /// The same of those alone who lack nothing: their word that a block is not there counts.
+    pub(crate) fn whole_others(&self, device: DeviceId, positions: &[usize]) -> Option<Vec<Job>> {
+        self.others_by(device, positions, |segment| segment.whole().next())
+    }
+
+    fn others_by(
+        &self,
+        device: DeviceId,
+        positions: &[usize],
+        choose: impl FnMut(&Segment<'_>) -> Option<DeviceId>,
+    ) -> Option<Vec<Job>> {
         let avoid: Vec<DeviceId> = self.avoid.iter().copied().chain([device]).collect();
-        let plan = plan(self.map, self.prefix, positions.iter().copied(), &avoid, first);
+        let plan = plan(self.map, self.prefix, positions.iter().copied(), &avoid, choose);
         plan.nowhere.is_empty().then_some(plan.jobs)
     }
 

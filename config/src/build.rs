@@ -165,6 +165,9 @@ fn cluster_settings(section: &Section<'_>, token: Option<&String>, ledger: &mut 
         heartbeat: time(section, ledger, "heartbeat"),
         repair_after: time(section, ledger, "repair_after"),
         balance: section.read(ledger, "balance", parse::choice) == Some(1),
+        max_level: section
+            .read(ledger, "max_level", parse::whole)
+            .map(|level| u16::try_from(level).expect("keys.rs bounds it by 65,535")),
     }
 }
 

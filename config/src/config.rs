@@ -83,6 +83,8 @@ pub struct ClusterSettings {
     pub repair_after: Duration,
     /// Whether slots are moved and copied, without being asked, to spread what devices are asked for.
     pub balance: bool,
+    /// The newest level that processes speak; none for all that their build does.
+    pub max_level: Option<u16>,
 }
 
 /// When a store is answered.

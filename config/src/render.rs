@@ -28,6 +28,9 @@ pub(crate) fn toml(parts: &ClusterParts) -> String {
     out.text("heartbeat", &format_time(cluster.heartbeat));
     out.text("repair_after", &format_time(cluster.repair_after));
     out.text("balance", if cluster.balance { "continuous" } else { "off" });
+    if let Some(level) = cluster.max_level {
+        out.plain("max_level", level);
+    }
     out.header("\n[raft]");
     out.text("election_timeout", &format_time(parts.raft.election_timeout));
     out.text("heartbeat", &format_time(parts.raft.heartbeat));

@@ -178,6 +178,7 @@ pub(crate) mod tests {
             default_secret: [1; 32],
             scaling: Default::default(),
             coordinators: Vec::new(),
+            level: kvhive_protocol::Level::NEWEST,
         };
         let tenant =
             Command::CreateTenant { name: "team".into(), secret: [2; 32], rules: TenantRules::default() };

@@ -8,6 +8,7 @@ use kvhive_control::RestoreError;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::raft::Seat;
 use kvhive_protocol::scaling::ScalingPolicy;
+use kvhive_protocol::{Level, WireError};
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
 use kvhive_spans::Tracer;
@@ -58,6 +59,8 @@ pub struct CoordinatorConfig {
     pub block_events: Option<BlockEventsConfig>,
     /// What records traced requests.
     pub tracer: Tracer,
+    /// The newest level that it speaks.
+    pub speaks: Level,
 }
 
 /// One of the coordinators, as the others know it.
@@ -105,6 +108,9 @@ pub enum CoordinatorError {
     /// The snapshot's content makes no sense.
     #[error("the snapshot cannot be used: {0}")]
     Snapshot(#[from] RestoreError),
+    /// Its cluster is at a level that it does not speak.
+    #[error(transparent)]
+    TooOld(WireError),
     /// A listener could not be opened.
     #[error("cannot listen on {address}: {source}")]
     Listen {

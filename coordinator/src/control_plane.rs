@@ -269,6 +269,7 @@ mod tests {
                 labels: (0..MAX_LABELS).map(label).collect(),
                 devices: vec![description; MAX_DEVICES],
                 codec: Default::default(),
+                speaks: kvhive_protocol::Level::NEWEST,
             }),
         ] {
             let bytes = kvhive_protocol::codec::encode(&request).expect("it encodes").len();

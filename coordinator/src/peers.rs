@@ -1,11 +1,12 @@
 //! Outgoing raft connections: to each peer one for what is small and urgent, one for what is large, one direction each, so
 //! that heartbeats never wait behind a snapshot. What cannot be sent is dropped; raft repeats it.
 
+use crate::actors::levels::Belonging;
 use crate::actors::raft::{Raft, RaftMessage};
 use kvhive_consensus::{MAX_APPEND_MESSAGE_BYTES, MAX_MESSAGE_BYTES, PeerId};
+use kvhive_protocol::WireError;
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::raft::Seat;
-use kvhive_protocol::{ClusterId, WireError};
 use kvhive_wire::{Connection, Fault, Identity};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -57,7 +58,7 @@ pub(crate) struct Destination {
     /// Who dials.
     pub(crate) identity: Identity,
     /// The dialler's cluster, once known: a log of another one is never mixed into its own.
-    pub(crate) cluster: watch::Receiver<Option<ClusterId>>,
+    pub(crate) cluster: watch::Receiver<Belonging>,
 }
 
 /// Makes the queues to one peer. One large message may wait while another is sent.
@@ -87,7 +88,7 @@ pub(crate) type Line = (PeerId, Seat, Outgoing);
 pub(crate) async fn dial(
     mut lines: mpsc::UnboundedReceiver<Line>,
     identity: Identity,
-    cluster: watch::Receiver<Option<ClusterId>>,
+    cluster: watch::Receiver<Belonging>,
     raft: Raft,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -127,6 +128,14 @@ async fn send_small(to: &Destination, queue: &mut mpsc::Receiver<Vec<u8>>, raft:
             }
             Err(fault) => {
                 // Neither heals by itself, and each is retried many times a second: told once.
+                let refused = match &fault {
+                    Fault::Refused(error) | Fault::Protocol(error) => Some(error),
+                    _ => None,
+                };
+                let is_older = matches!(refused, Some(WireError::TooOld { .. } | WireError::Version { .. }));
+                if is_older && !is_estranged {
+                    error!(peer = %to.name, address = to.address, %fault, "this coordinator and its peer do not go together");
+                }
                 let strange = matches!(fault, Fault::Impostor | Fault::Tls(_))
                     || matches!(
                         fault.refusal(),
@@ -138,7 +147,7 @@ async fn send_small(to: &Destination, queue: &mut mpsc::Receiver<Vec<u8>>, raft:
                         "this coordinator and its peer are not of one cluster; compare their tokens, certificates and data folders"
                     );
                 }
-                is_estranged = strange;
+                is_estranged = strange || is_older;
                 debug!(peer = %to.name, address = to.address, %fault, "peer cannot be reached");
             }
         }
@@ -196,7 +205,8 @@ async fn send_large(to: &Destination, queue: &mut mpsc::Receiver<Vec<u8>>) {
 
 impl Destination {
     async fn dial(&self) -> Result<Connection, Fault> {
-        let identity = Identity { cluster: *self.cluster.borrow(), ..self.identity.clone() };
+        let Belonging { cluster, levels } = *self.cluster.borrow();
+        let identity = Identity { cluster, levels, ..self.identity.clone() };
         Connection::connect(&self.address, &identity, LIMIT).await.map(|(connection, _)| connection)
     }
 }

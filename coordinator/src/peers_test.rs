@@ -3,6 +3,7 @@
 use super::*;
 use crate::control_plane::ControlPlane;
 use crate::server::{self, Room, Server};
+use kvhive_protocol::ClusterId;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_runtime::{Actor, Context, Runtime, RuntimeConfig, Spawn};
 use std::sync::Arc;
@@ -27,7 +28,11 @@ struct Pair {
     lanes: Lanes,
     heard: mpsc::UnboundedReceiver<(usize, u8)>,
     _stop: watch::Sender<bool>,
-    _cluster: watch::Sender<Option<ClusterId>>,
+    _cluster: watch::Sender<Belonging>,
+}
+
+fn belonging(cluster: Option<u128>) -> Belonging {
+    Belonging { cluster: cluster.map(ClusterId), ..Belonging::default() }
 }
 
 /// Connects peer 1 to a listening peer 2; each knows a cluster, or none.
@@ -39,7 +44,7 @@ fn pair(ours: Option<u128>, theirs: Option<u128>) -> Pair {
     let token = TokenKey::new(b"a token of the two of them");
     let (stop, stopping) = watch::channel(false);
     let (listener, address) = runtime.listen(([127, 0, 0, 1], 0).into()).expect("a port is free");
-    let (_, known) = watch::channel(theirs.map(ClusterId));
+    let (_, known) = watch::channel(belonging(theirs));
     let server = Server {
         raft: raft.clone(),
         control: ControlPlane::new(
@@ -59,12 +64,19 @@ fn pair(ours: Option<u128>, theirs: Option<u128>) -> Pair {
         room: Room::default(),
     };
     runtime.io().spawn(server::serve(listener, Arc::new(server), stopping.clone()));
-    let (cluster, known) = watch::channel(ours.map(ClusterId));
+    let (cluster, known) = watch::channel(belonging(ours));
     let destination = Destination {
         peer: PeerId(2),
         name: "the other".to_owned(),
         address: address.to_string(),
-        identity: Identity { token, role: Role::Coordinator, sender: 1, cluster: None, tls: None },
+        identity: Identity {
+            token,
+            role: Role::Coordinator,
+            sender: 1,
+            cluster: None,
+            tls: None,
+            levels: Default::default(),
+        },
         cluster: known,
     };
     let (lanes, outgoing) = lanes();

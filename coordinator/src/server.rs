@@ -1,13 +1,14 @@
 //! The listener for raft and the control plane: who connects is told apart by role.
 
+use crate::actors::levels::Belonging;
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::control_plane::{ControlPlane, MAX_REQUEST_BYTES};
 use crate::peers::{self, MAX_FRAME_BYTES, MAX_SMALL_FRAME_BYTES};
 use kvhive_consensus::PeerId;
+use kvhive_protocol::WireError;
 use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::frame::{FrameLimits, Kind};
 use kvhive_protocol::handshake::{Role, TokenKey};
-use kvhive_protocol::{ClusterId, WireError};
 use kvhive_runtime::{Places, stopped};
 use kvhive_wire::{Connection, Fault, Listening, Peer, Tls};
 use std::sync::Arc;
@@ -39,7 +40,7 @@ pub(crate) struct Server {
     pub(crate) control: ControlPlane,
     pub(crate) token: TokenKey,
     pub(crate) tls: Option<Tls>,
-    pub(crate) cluster: watch::Receiver<Option<ClusterId>>,
+    pub(crate) cluster: watch::Receiver<Belonging>,
     pub(crate) room: Room,
 }
 
@@ -89,8 +90,9 @@ pub(crate) async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: 
         let connections = connections.clone();
         let (server, mut stop) = (server.clone(), stop.clone());
         tokio::spawn(async move {
-            let cluster = *server.cluster.borrow();
-            let listening = Listening { token: server.token.clone(), cluster, tls: server.tls.clone() };
+            let Belonging { cluster, levels } = *server.cluster.borrow();
+            let listening =
+                Listening { token: server.token.clone(), cluster, tls: server.tls.clone(), levels };
             let accepted = tokio::select! {
                 accepted = Connection::accept(stream, &listening, HANDSHAKE_LIMIT) => accepted,
                 () = handshake.turned_out() => return,
@@ -169,7 +171,8 @@ async fn receive_raft(
     })?;
     for message in messages {
         // A full mailbox drops it: raft repeats.
-        let received = RaftMessage::Received { from, bytes: message.to_vec(), room: room.clone() };
+        let (speaks, bytes) = (peer.speaks, message.to_vec());
+        let received = RaftMessage::Received { from, speaks, bytes, room: room.clone() };
         let _ = server.raft.try_send(received);
     }
     Ok(())

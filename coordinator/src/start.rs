@@ -1,7 +1,9 @@
 //! Starts a coordinator: log, raft actor, peers, listeners; and ends it in order.
 
 use crate::actors::directory::{self, Directory};
-use crate::actors::raft::{Bootstrap, Parts, Raft, RaftActor, RaftMessage};
+use crate::actors::founding::Bootstrap;
+use crate::actors::levels::Belonging;
+use crate::actors::raft::{Parts, Raft, RaftActor, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::admin::audit::Audit;
 use crate::admin::{self, Admin, Listeners, Sources};
@@ -19,7 +21,7 @@ use kvhive_control::{BalanceTuning, Overseer, Registry, RestoreError, Tuning};
 use kvhive_protocol::control::ControlReply;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::raft::{RaftRequest, Seat};
-use kvhive_protocol::{ClusterId, WireError};
+use kvhive_protocol::{ClusterId, Levels, WireError};
 use kvhive_runtime::http::Role as AdminRole;
 use kvhive_runtime::{BootClock, Clock, RestartPolicy, Runtime, RuntimeConfig, Spawn, Stage};
 use kvhive_wire::Identity;
@@ -70,6 +72,10 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     Membership::of(&config.cluster_name, own).claim(&config.data_dir, folder.holds_log()?)?;
     let (store, restored) = folder.open()?;
     let registry = registry_of(&restored)?;
+    if registry.level() > config.speaks {
+        let (speaks, cluster) = (config.speaks, registry.level());
+        return Err(CoordinatorError::TooOld(WireError::TooOld { speaks, cluster }));
+    }
     let seats: BTreeMap<PeerId, Seat> = config.peers.iter().map(PeerConfig::seat).collect();
     let tick = config.election_timeout / ELECTION_TICKS;
     let heartbeat_ticks = config.heartbeat.as_nanos().div_ceil(tick.as_nanos().max(1)) as u32;
@@ -92,7 +98,8 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let (admin_listener, admin_address) = listen(&runtime, config.admin_listen)?;
     let (stop, stopping) = watch::channel(false);
     let (failed, failure) = watch::channel(None);
-    let (cluster, known_cluster) = watch::channel(None::<ClusterId>);
+    let (cluster, known_cluster) =
+        watch::channel(Belonging { cluster: None, levels: Levels::up_to(config.speaks) });
     let (events, known_events) = watch::channel(0);
     let (engines, known_engines) = watch::channel(Agreed::default());
     let (vitals, known_vitals) = watch::channel(Vitals::UNKNOWN);
@@ -123,6 +130,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         tick,
         bootstrap,
         failed,
+        speaks: config.speaks,
         cluster,
         events,
         engines,
@@ -150,6 +158,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         sender: config.peer,
         cluster: None,
         tls: config.tls.clone(),
+        levels: Levels::up_to(config.speaks),
     };
     let dialling =
         peers::dial(lines, identity.clone(), known_cluster.clone(), raft.clone(), stopping.clone());

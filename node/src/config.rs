@@ -3,6 +3,7 @@
 use crate::disk::{DiskError, Geometry, record_bytes};
 use kvhive_cache::policy::Strategy;
 use kvhive_gpu::ArenaError;
+use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
 use kvhive_runtime::RuntimeError;
@@ -64,6 +65,8 @@ pub struct NodeConfig {
     pub tls: Option<Tls>,
     /// What records traced requests.
     pub tracer: Tracer,
+    /// The newest level that it speaks.
+    pub speaks: Level,
 }
 
 /// Where a node keeps its snapshot.

@@ -10,7 +10,7 @@ use kvhive_client::{ClientError, Coordinators};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{Command, ControlReply, DeviceLoad, Heartbeat, Registration};
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Generation, MemberId, Moment};
+use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Generation, Level, MemberId, Moment};
 use kvhive_runtime::stopped;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,6 +46,7 @@ pub(crate) struct Introduction {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) devices: Vec<DeviceDescription>,
     pub(crate) codec: Codec,
+    pub(crate) speaks: Level,
 }
 
 /// What membership works with.
@@ -135,11 +136,11 @@ impl Membership {
 
     async fn register(&self) -> MemberEvent {
         self.known_emptied.store(*self.emptied.borrow(), Ordering::SeqCst);
-        let Introduction { name, data_address, metrics_address, labels, devices, codec } =
+        let Introduction { name, data_address, metrics_address, labels, devices, codec, speaks } =
             self.introduction.clone();
         let request = self.coordinators.request_id();
         let registration =
-            Registration { request, name, data_address, metrics_address, labels, devices, codec };
+            Registration { request, name, data_address, metrics_address, labels, devices, codec, speaks };
         match self.coordinators.register(&registration, Instant::now() + REGISTER_LIMIT).await {
             Ok(ControlReply::Registered { member, generation, map }) => {
                 info!(%member, %generation, epoch = %map.epoch, "registered");

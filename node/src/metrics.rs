@@ -153,7 +153,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
     for (name, value) in plane.tracer.figures().named() {
         metrics::counter!(name).absolute(value);
     }
-    if let Some(tls) = &plane.tls {
+    if let Some(tls) = &plane.listening.tls {
         record_tls(tls);
     }
     for (device, store) in sources.stores.iter().enumerate() {

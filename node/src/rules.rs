@@ -91,6 +91,7 @@ mod tests {
             labels: BTreeMap::new(),
             devices: devices.iter().map(described).collect(),
             codec: Default::default(),
+            speaks: kvhive_protocol::Level::NEWEST,
             drains: false,
         }
     }

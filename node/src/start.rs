@@ -18,11 +18,12 @@ use crate::view::View;
 use axum::Router;
 use kvhive_cache::{Nearest, Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
+use kvhive_protocol::Levels;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
 use kvhive_runtime::http::Role as AdminRole;
 use kvhive_runtime::{BootClock, BoundedListener, DoorLimits, Runtime, RuntimeConfig, Spawn, Stage, stopped};
-use kvhive_wire::{Identity, Tls};
+use kvhive_wire::{Identity, Listening, Tls};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
@@ -132,6 +133,7 @@ pub(crate) fn start_within(
         sender: 0,
         cluster: None,
         tls: config.tls.clone(),
+        levels: Levels::up_to(config.speaks),
     };
     let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())
         .map_err(|error| NodeError::Config(error.to_string()))?;
@@ -143,8 +145,7 @@ pub(crate) fn start_within(
         view.clone(),
         counters,
         replicator.clone(),
-        token,
-        config.tls.clone(),
+        Listening { token, cluster: None, tls: config.tls.clone(), levels: Levels::up_to(config.speaks) },
         limits,
     ));
 
@@ -343,6 +344,7 @@ fn introduce(
         disk_bytes: store.as_ref().map_or(0, |store| store.tier_bytes()),
     };
     Introduction {
+        speaks: config.speaks,
         name: config.name.clone(),
         data_address: reached(&config.advertise_data, data_address),
         metrics_address: reached(&config.advertise_metrics, metrics_address),

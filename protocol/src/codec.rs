@@ -2,7 +2,8 @@
 //! decoded from a slice that was bounded before, never from a reader (docs/decisions/0002-bincode.md).
 
 use crate::error::WireError;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
+use serde::de::{DeserializeOwned, DeserializeSeed};
 
 /// The largest encoded message, in bytes. A cluster map of 64 members fits many times over.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -47,4 +48,16 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
         return Err(WireError::malformed(format_args!("{} bytes after the message", bytes.len() - used)));
     }
     Ok(message)
+}
+
+/// Decodes what `bytes` begin with; returns it and how many it took.
+///
+/// # Errors
+/// As [`decode`], for all but trailing bytes.
+pub(crate) fn decode_first<'de, S: DeserializeSeed<'de>>(
+    seed: S,
+    bytes: &'de [u8],
+) -> Result<(S::Value, usize), WireError> {
+    bincode::serde::seed_decode_from_slice(seed, bytes, config())
+        .map_err(|error| WireError::malformed(format_args!("message does not decode: {error}")))
 }

@@ -1,24 +1,23 @@
 //! The control plane: nodes and clients to coordinators, and the commands that coordinators agree on through raft.
 
 use crate::block::Codec;
-use crate::data::Ack;
-use crate::engines::{Engine, EngineLoad, Followed};
+pub use crate::command::{Command, CommandReply, Proposal};
+use crate::engines::{EngineLoad, Followed};
 use crate::error::WireError;
-use crate::events::{Note, Reason};
-use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
+use crate::events::Reason;
+use crate::growing::grows;
+use crate::ids::{DeviceId, Epoch, Generation, MemberId, RequestId, Slot, TenantId};
+use crate::level::Level;
 use crate::load::{PinnedLoad, TenantLoad, TierLoad, Traffic, Work};
-use crate::map::{ClusterMap, DeviceDescription, Settings};
-use crate::pins::Pin;
+use crate::map::{ClusterMap, DeviceDescription};
 pub use crate::placing::{BalanceReport, Balancing, Placing};
 use crate::raft::{RaftReport, RaftRequest};
 use crate::routing::{RouteAnswer, RouteRequest};
-use crate::scaling::{Observation, Reuse, ScalingChange, ScalingPolicy, ScalingReport};
+use crate::scaling::{Reuse, ScalingReport};
 use crate::strategy::StrategyReport;
-use crate::tenant::{RulesChange, TenantRules};
 use crate::trace::{TraceAnswer, TraceAsk};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt;
 
 /// The longest name of a member or tenant, in bytes.
 pub const MAX_NAME_BYTES: usize = 63;
@@ -105,6 +104,7 @@ pub struct Overview {
 
 /// A node's first word.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Registration {
     /// Its name for repeats.
     pub request: RequestId,
@@ -120,6 +120,8 @@ pub struct Registration {
     pub devices: Vec<DeviceDescription>,
     /// How blocks are stored that it is the first to hold, of tenants whose rules ask for nothing.
     pub codec: Codec,
+    /// The newest level that it speaks.
+    pub speaks: Level,
 }
 
 /// What a node says of itself, a few times a second.
@@ -137,6 +139,7 @@ pub struct Heartbeat {
 
 /// One device's report.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct DeviceLoad {
     /// Resident blocks, both tiers.
     pub blocks: u64,
@@ -181,8 +184,10 @@ pub struct DeviceLoad {
     /// How long the request for this report waited for the device, as any other does, in microseconds.
     pub queue_us: u64,
     /// What it keeps because of pins.
+    #[serde(default)]
     pub pinned: PinnedLoad,
 }
+grows!(Registration, DeviceLoad, CoordinatorStatus);
 
 impl DeviceLoad {
     /// Says whether any block of `slot` is resident or being written.
@@ -235,6 +240,7 @@ pub enum ControlReply {
 
 /// How a coordinator sees itself and its peers.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct CoordinatorStatus {
     /// Its name in the cluster file.
     pub name: String,
@@ -253,251 +259,6 @@ pub struct CoordinatorStatus {
     pub applied: u64,
     /// The map's epoch.
     pub epoch: Epoch,
-}
-
-/// A change of the cluster's memory of itself: an entry of the raft log.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Command {
-    /// Starts the cluster; does nothing when it has started.
-    Bootstrap {
-        /// Its random identity.
-        cluster: ClusterId,
-        /// Its name.
-        name: String,
-        /// What holds for all of it.
-        settings: Settings,
-        /// The secret of the tenant `default`.
-        default_secret: [u8; 32],
-        /// How its size may change, until an operator says otherwise.
-        scaling: ScalingPolicy,
-        /// `host:port` of the coordinators' control plane.
-        coordinators: Vec<String>,
-    },
-    /// A node starts.
-    Register(Registration),
-    /// A member's lease ran out.
-    MarkDown {
-        /// Who.
-        member: MemberId,
-        /// Which start of it; another one is not concerned.
-        generation: Generation,
-    },
-    /// A member says that it stops. One that was being emptied and holds no slot any more is a member no longer.
-    Leave {
-        /// Who.
-        member: MemberId,
-        /// Which start of it.
-        generation: Generation,
-    },
-    /// A new tenant.
-    CreateTenant {
-        /// Its name.
-        name: String,
-        /// What its block keys are derived from.
-        secret: [u8; 32],
-        /// How its blocks are kept and stored.
-        rules: TenantRules,
-    },
-    /// Ends the tenant's era: its blocks do not exist any more.
-    ClearTenant {
-        /// Whose.
-        tenant: TenantId,
-    },
-    /// New places for some slots, planned on the map of epoch `based_on`; refused when the map has moved on.
-    PlaceSlots {
-        /// The epoch that was planned on.
-        based_on: Epoch,
-        /// The slots and where they are from then on, each once.
-        changes: Vec<Placing>,
-    },
-    /// Changes the default acknowledgement of stores.
-    SetAck {
-        /// The new default.
-        ack: Ack,
-    },
-    /// Changes some of a tenant's rules, on top of whatever they are when this is applied.
-    SetTenantRules {
-        /// Whose.
-        tenant: TenantId,
-        /// Which become what.
-        change: RulesChange,
-    },
-    /// Begins to empty a member, or ends that.
-    SetDrains {
-        /// Which.
-        member: MemberId,
-        /// Whether it is to be emptied.
-        drains: bool,
-    },
-    /// Writes down an event that changes no map.
-    Record(Box<Note>),
-    /// Changes how the cluster's size may change.
-    SetScaling {
-        /// What becomes of the policy.
-        change: ScalingChange,
-    },
-    /// How a stretch of time was, for every coordinator to foresee the next from.
-    RecordLoad {
-        /// The whole cluster's load.
-        observation: Observation,
-    },
-    /// New places where slots belong, decided on the map of epoch `based_on`; refused when the map has moved on.
-    Balance {
-        /// The epoch that it was decided on.
-        based_on: Epoch,
-        /// The slots, each once; at most [`MAX_BALANCED`].
-        changes: Vec<Balancing>,
-    },
-    /// Follows an engine, or follows it as it is described now.
-    SetEngine(Box<Engine>),
-    /// Follows an engine no longer.
-    RemoveEngine {
-        /// Its name.
-        name: String,
-    },
-    /// Gives a tenant another secret and ends its era: its blocks do not exist any more, and no key of before says anything of
-    /// one that comes.
-    RotateSecret {
-        /// Whose.
-        tenant: TenantId,
-        /// What its block keys are derived from from then on.
-        secret: [u8; 32],
-    },
-    /// Ends a tenant: it and its blocks do not exist any more. Its number is nobody's again.
-    DeleteTenant {
-        /// Which.
-        tenant: TenantId,
-    },
-    /// Forgets a member that is down. Its number is nobody's again.
-    RemoveMember {
-        /// Which.
-        member: MemberId,
-    },
-    /// Pins a prefix; a pin of this name becomes this one.
-    SetPin {
-        /// Its name.
-        name: String,
-        /// What is pinned, and how long.
-        pin: Box<Pin>,
-    },
-    /// Ends a pin.
-    RemovePin {
-        /// Its name.
-        name: String,
-        /// Only if it is one that ends by then.
-        ended_ms: Option<u64>,
-    },
-    /// Tells nodes and clients where the coordinators are from now on.
-    SetCoordinators {
-        /// `host:port` of the control plane of each that votes; 1 to [`MAX_COORDINATORS`].
-        addresses: Vec<String>,
-    },
-}
-
-impl Command {
-    /// Names the command, for logs and errors.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Command::Bootstrap { .. } => "bootstrap",
-            Command::Register(_) => "register",
-            Command::MarkDown { .. } => "mark-down",
-            Command::Leave { .. } => "leave",
-            Command::CreateTenant { .. } => "create-tenant",
-            Command::ClearTenant { .. } => "clear-tenant",
-            Command::RotateSecret { .. } => "rotate-secret",
-            Command::DeleteTenant { .. } => "delete-tenant",
-            Command::RemoveMember { .. } => "remove-member",
-            Command::SetCoordinators { .. } => "set-coordinators",
-            Command::PlaceSlots { .. } => "place-slots",
-            Command::SetDrains { .. } => "set-drains",
-            Command::Balance { .. } => "balance",
-            Command::SetAck { .. } => "set-ack",
-            Command::SetTenantRules { .. } => "set-tenant-rules",
-            Command::Record(_) => "record",
-            Command::SetEngine(_) => "set-engine",
-            Command::RemoveEngine { .. } => "remove-engine",
-            Command::SetScaling { .. } => "set-scaling",
-            Command::RecordLoad { .. } => "record-load",
-            Command::SetPin { .. } => "set-pin",
-            Command::RemovePin { .. } => "remove-pin",
-        }
-    }
-
-    /// Returns whose blocks it ends: it is done when no member serves them any more.
-    pub fn ends_blocks_of(&self) -> Option<TenantId> {
-        match self {
-            Command::ClearTenant { tenant }
-            | Command::RotateSecret { tenant, .. }
-            | Command::DeleteTenant { tenant } => Some(*tenant),
-            _ => None,
-        }
-    }
-}
-
-// Secrets stay out of logs.
-impl fmt::Debug for Command {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// What applying a command came to.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum CommandReply {
-    /// Applied (or already so); the map has this epoch now.
-    Applied {
-        /// The epoch after it.
-        epoch: Epoch,
-    },
-    /// The node is a member.
-    Registered {
-        /// Its id.
-        member: MemberId,
-        /// Its generation.
-        generation: Generation,
-        /// The epoch after it.
-        epoch: Epoch,
-    },
-    /// The tenant exists.
-    TenantCreated {
-        /// Its id.
-        tenant: TenantId,
-        /// The epoch after it.
-        epoch: Epoch,
-    },
-    /// The tenant's older blocks do not exist: it was cleared, or has another secret.
-    TenantCleared {
-        /// Its era now.
-        era: Era,
-        /// The epoch after it.
-        epoch: Epoch,
-    },
-    /// It was not applied, and never will be under this request id.
-    Rejected(WireError),
-    /// The tenant and its blocks do not exist.
-    TenantDeleted {
-        /// The epoch after it.
-        epoch: Epoch,
-    },
-}
-
-impl CommandReply {
-    /// Returns the epoch from which on a tenant's older blocks do not exist, where that is what it came to.
-    pub fn ended_blocks_at(&self) -> Option<Epoch> {
-        match self {
-            CommandReply::TenantCleared { epoch, .. } | CommandReply::TenantDeleted { epoch } => Some(*epoch),
-            _ => None,
-        }
-    }
-}
-
-/// A change and its name. With when and why it is a [`LogEntry`].
-///
-/// [`LogEntry`]: crate::events::LogEntry
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Proposal {
-    /// Its name for repeats.
-    pub request: RequestId,
-    /// The change.
-    pub command: Command,
+    /// The newest level that it speaks.
+    pub speaks: Level,
 }

@@ -1,6 +1,6 @@
 //! Errors as they travel: what a peer may do differently about each.
 
-use crate::{DeviceId, Epoch, TenantId};
+use crate::{DeviceId, Epoch, Level, TenantId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use thiserror::Error;
@@ -63,19 +63,19 @@ pub enum WireError {
         /// What it asked.
         what: String,
     },
-    /// The two ends speak no common version: upgrade one.
+    /// The two ends speak no common level: upgrade one.
     #[error(
-        "no common protocol version: this end speaks {ours_min} to {ours_max}, the other {theirs_min} to {theirs_max}; run builds of \
+        "no common level: this end speaks {ours_min} to {ours_max}, the other {theirs_min} to {theirs_max}; run builds of \
          kvhive on both that have one in common"
     )]
     Version {
-        /// The oldest version that the refusing end speaks.
+        /// The oldest level that the refusing end speaks.
         ours_min: u16,
-        /// The newest version that the refusing end speaks.
+        /// The newest level that the refusing end speaks.
         ours_max: u16,
-        /// The oldest version that the asker offered.
+        /// The oldest level that the asker offered.
         theirs_min: u16,
-        /// The newest version that the asker offered.
+        /// The newest level that the asker offered.
         theirs_max: u16,
     },
     /// The peer is of another cluster: check its address.
@@ -108,6 +108,30 @@ pub enum WireError {
     /// The member speaks TLS alone: the connection is closed.
     #[error("this cluster speaks TLS: connect with its authorities, a certificate and the certificate's key")]
     TlsRequired,
+    /// A member that does not speak its cluster's level: run a newer build there.
+    #[error(
+        "the cluster is at level {cluster}, from which it does not go back, and this member speaks none after {speaks}: run a newer build of \
+         kvhive there, or raise its cluster.max_level"
+    )]
+    TooOld {
+        /// The newest level that it speaks.
+        speaks: Level,
+        /// The cluster's.
+        cluster: Level,
+    },
+    /// The cluster's level is too low for this: it is once all members are upgraded.
+    #[error(
+        "{what} needs level {needs} and the cluster is at level {cluster}, as not every member speaks a newer one yet: upgrade those that \
+         `kvhive status` names"
+    )]
+    NotYet {
+        /// What was asked.
+        what: String,
+        /// From which level on it can be.
+        needs: Level,
+        /// The cluster's.
+        cluster: Level,
+    },
 }
 
 impl WireError {

@@ -3,6 +3,7 @@
 
 use crate::control::{MAX_NAME_BYTES, Proposal};
 use crate::error::WireError;
+use crate::growing::grows;
 use crate::ids::{Epoch, Slot};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -113,11 +114,13 @@ pub enum EventKind {
     PinRemoved,
     /// Others are coordinators than before, or elsewhere, and nodes and clients are told.
     CoordinatorsChanged,
+    /// Every member speaks a newer level, and the cluster is at it from now on.
+    LevelRaised,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 24] = [
+    pub const ALL: [EventKind; 25] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -142,6 +145,7 @@ impl EventKind {
         EventKind::PinAdded,
         EventKind::PinRemoved,
         EventKind::CoordinatorsChanged,
+        EventKind::LevelRaised,
     ];
 
     /// Returns its name.
@@ -171,6 +175,7 @@ impl EventKind {
             EventKind::PinAdded => "pin-added",
             EventKind::PinRemoved => "pin-removed",
             EventKind::CoordinatorsChanged => "coordinators-changed",
+            EventKind::LevelRaised => "level-raised",
         }
     }
 
@@ -188,6 +193,7 @@ impl fmt::Display for EventKind {
 
 /// Whom or what an event is about, by name.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Subject {
     /// A member.
     pub member: Option<String>,
@@ -202,8 +208,10 @@ pub struct Subject {
     /// Some of those slots, at most [`MAX_EXAMPLES`].
     pub examples: Vec<Slot>,
     /// The name of a pin.
+    #[serde(default)]
     pub pin: Option<String>,
 }
+grows!(Subject);
 
 impl Subject {
     /// Makes a subject of one member.

@@ -13,10 +13,9 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 /// Bytes of a frame header.
 pub const FRAME_HEADER_BYTES: usize = 32;
-/// The protocol version this build speaks, and the oldest it still understands.
+/// The version of frames' headers and of greetings. Builds that differ in it cannot even say so to each other: what may differ
+/// between neighbours is their [`crate::Level`], which greetings agree on.
 pub const VERSION: u16 = 1;
-/// The oldest protocol version this build understands.
-pub const VERSION_MIN: u16 = 1;
 /// The largest payload of one frame, in bytes.
 pub const MAX_PAYLOAD_BYTES: u32 = 256 << 20;
 /// The largest message before the peer has proved who it is, in bytes.
@@ -120,9 +119,9 @@ impl FrameHeader {
             return Err(WireError::malformed(format_args!("not a kvhive frame")));
         }
         let version = u16::from_le_bytes(field(bytes, 4));
-        if !(VERSION_MIN..=VERSION).contains(&version) {
+        if version != VERSION {
             return Err(WireError::malformed(format_args!(
-                "frame of version {version}, this build speaks {VERSION_MIN} to {VERSION}"
+                "frame of version {version}, this build speaks {VERSION}"
             )));
         }
         let kind = u16::from_le_bytes(field(bytes, 6));

@@ -1,4 +1,4 @@
-//! The handshake: versions are agreed and both ends prove that they know the cluster's token, without sending it.
+//! The handshake: a level is agreed and both ends prove that they know the cluster's token, without sending it.
 //!
 //! ```text
 //! connecting end                        listening end
@@ -11,8 +11,8 @@
 //! checked the listening end reads nothing but these frames, each at most [`crate::frame::MAX_GREETING_BYTES`].
 
 use crate::error::WireError;
-use crate::frame::{VERSION, VERSION_MIN};
 use crate::ids::ClusterId;
+use crate::level::{Level, Levels};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -40,9 +40,9 @@ impl fmt::Display for Role {
 /// The connecting end's first frame.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Hello {
-    /// The oldest protocol version it speaks.
+    /// The oldest level it speaks.
     pub version_min: u16,
-    /// The newest protocol version it speaks.
+    /// The newest level it speaks.
     pub version_max: u16,
     /// Who it is.
     pub role: Role,
@@ -55,16 +55,17 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// Says hello in this build's versions.
-    pub fn new(role: Role, sender: u64, cluster: Option<ClusterId>, nonce: [u8; 32]) -> Self {
-        Hello { version_min: VERSION_MIN, version_max: VERSION, role, sender, cluster, nonce }
+    /// Says hello in this process's levels.
+    pub fn new(role: Role, sender: u64, cluster: Option<ClusterId>, nonce: [u8; 32], levels: Levels) -> Self {
+        let (version_min, version_max) = (Level::OLDEST.0, levels.newest.0);
+        Hello { version_min, version_max, role, sender, cluster, nonce }
     }
 }
 
 /// The listening end's answer.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Challenge {
-    /// The version both ends will speak.
+    /// The level both ends will speak.
     pub version: u16,
     /// The listening end's cluster, if it knows it already.
     pub cluster: Option<ClusterId>,
@@ -86,21 +87,33 @@ pub struct Welcome {
     pub proof: [u8; 32],
 }
 
-/// Agrees on the newest version both ends speak.
+/// Agrees on the newest level that both ends speak.
 ///
 /// # Errors
-/// [`WireError::Version`] when there is none.
-pub fn agree(hello: &Hello) -> Result<u16, WireError> {
-    let version = hello.version_max.min(VERSION);
-    if version < hello.version_min || version < VERSION_MIN {
+/// [`WireError::Version`] when there is none, [`WireError::TooOld`] for a member that does not speak its cluster's.
+pub fn agree(hello: &Hello, levels: Levels) -> Result<Level, WireError> {
+    let level = Level(hello.version_max).min(levels.newest);
+    if level.0 < hello.version_min || level < Level::OLDEST {
         return Err(WireError::Version {
-            ours_min: VERSION_MIN,
-            ours_max: VERSION,
+            ours_min: Level::OLDEST.0,
+            ours_max: levels.newest.0,
             theirs_min: hello.version_min,
             theirs_max: hello.version_max,
         });
     }
-    Ok(version)
+    check_member(hello.role, level, levels)?;
+    Ok(level)
+}
+
+/// Says whether a connection at this level may be had with a member, or by one. Who is no member need not speak the cluster's.
+///
+/// # Errors
+/// [`WireError::TooOld`] when it may not.
+pub fn check_member(role: Role, agreed: Level, levels: Levels) -> Result<(), WireError> {
+    if role != Role::Client && agreed < levels.cluster {
+        return Err(WireError::TooOld { speaks: agreed, cluster: levels.cluster });
+    }
+    Ok(())
 }
 
 /// The shared token, hashed at once so that the token itself is not kept.

@@ -6,6 +6,7 @@
 
 pub mod block;
 pub mod codec;
+mod command;
 pub mod control;
 pub mod data;
 pub mod engines;
@@ -13,10 +14,12 @@ pub mod error;
 pub mod events;
 pub mod explain;
 pub mod frame;
+mod growing;
 pub mod handshake;
 pub mod ids;
 pub mod key;
 pub mod layout;
+pub mod level;
 pub mod load;
 pub mod map;
 pub mod moment;
@@ -36,6 +39,7 @@ pub use events::{ClusterEvent, EventKind, LogEntry, Note, Origin, Reason, Subjec
 pub use ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 pub use key::{BlockKey, KeyList, Namespace, NamespaceKey};
 pub use layout::{AxisOrder, Dtype, Layout, LayoutFingerprint};
+pub use level::{Level, Levels};
 pub use map::{ClusterMap, Filling, Member, MemberState, ReplicaSet, Tenant};
 pub use moment::Moment;
 pub use pins::{Pin, PinMode};

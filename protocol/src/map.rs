@@ -3,7 +3,9 @@
 
 use crate::block::Codec;
 use crate::data::Ack;
+use crate::growing::grows;
 use crate::ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, Slot, TenantId};
+use crate::level::Level;
 use crate::pins::Pin;
 use crate::tenant::TenantRules;
 use crate::{BlockKey, SLOTS};
@@ -58,6 +60,7 @@ pub enum MemberState {
 
 /// One node of the cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Member {
     /// Its name in the cluster file.
     pub name: String,
@@ -77,7 +80,10 @@ pub struct Member {
     pub codec: Codec,
     /// It is being emptied: no slot is wanted there any more, and those that are there leave with their blocks.
     pub drains: bool,
+    /// The newest level that it speaks.
+    pub speaks: Level,
 }
+grows!(Member);
 
 /// The devices that a slot is placed on; the first is primary. Empty while no member is up.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -129,6 +135,7 @@ impl fmt::Debug for Tenant {
 
 /// Who holds what, under one epoch.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct ClusterMap {
     /// Which cluster this is.
     pub cluster: ClusterId,
@@ -149,11 +156,15 @@ pub struct ClusterMap {
     pub balanced: Arc<BTreeMap<Slot, ReplicaSet>>,
     /// Every tenant.
     pub tenants: BTreeMap<TenantId, Tenant>,
-    /// Pinned prefixes, by name.
-    pub pins: Arc<BTreeMap<String, Pin>>,
+    /// What may be said and written down in this cluster.
+    pub level: Level,
     /// `host:port` of the control plane of each coordinator that votes. Empty before a leader has said it.
     pub coordinators: Arc<Vec<String>>,
+    /// Pinned prefixes, by name.
+    #[serde(default)]
+    pub pins: Arc<BTreeMap<String, Pin>>,
 }
+grows!(ClusterMap);
 
 impl ClusterMap {
     /// Makes the first map of a cluster: nobody is there yet, and no slot is anywhere.
@@ -168,6 +179,7 @@ impl ClusterMap {
             filling: Arc::default(),
             balanced: Arc::default(),
             tenants: BTreeMap::new(),
+            level: Level::NEWEST,
             pins: Arc::default(),
             coordinators: Arc::default(),
         }

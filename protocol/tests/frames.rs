@@ -204,8 +204,8 @@ fn fold(bytes: &[u8]) -> String {
     digest(bytes).to_le_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The whole bytes of a small frame, and digests of larger ones. A difference is a new protocol version: raise
-/// `frame::VERSION` and keep the old one readable, or undo the change.
+/// The whole bytes of a small frame, and digests of larger ones. A difference is one that builds of before
+/// cannot read: let the struct grow, add a variant behind a new `Level`, or undo the change.
 #[test]
 fn frames_on_the_wire_are_what_they_were() {
     let small = frame(Kind::DataReply, &replies()[0], 0);
@@ -266,6 +266,7 @@ fn commands_and_tenants_are_what_they_were() {
             disk_bytes: 3,
         }],
         codec: Codec::Lossless,
+        speaks: Level(7),
     };
     let folded = [
         codec::encode(&Command::Register(registration)),
@@ -282,6 +283,7 @@ fn commands_and_tenants_are_what_they_were() {
             }),
         }),
         codec::encode(&Command::RemovePin { name: "system".into(), ended_ms: Some(9) }),
+        codec::encode(&Command::RaiseLevel { to: Level(2) }),
         codec::encode(&Tenant { name: "a".into(), era: Era(2), secret: [7; 32], rules }),
     ]
     .map(|encoded| fold(&encoded.expect("small")));
@@ -404,8 +406,33 @@ fn a_header_is_of_its_block_alone() {
 }
 
 #[test]
+fn two_ends_agree_on_the_newest_level_that_both_speak() {
+    let hello = |newest| Hello::new(Role::Node, 3, None, [1; 32], Levels::up_to(Level(newest)));
+    let ours = |newest| Levels::up_to(Level(newest));
+    for (theirs, newest, agreed) in [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 2)] {
+        assert_eq!(agree(&hello(theirs), ours(newest)), Ok(Level(agreed)));
+    }
+    let far_ahead = Hello { version_min: 7, version_max: 9, ..hello(2) };
+    let refused = agree(&far_ahead, Levels::default());
+    assert!(matches!(refused, Err(WireError::Version { theirs_min: 7, theirs_max: 9, .. })), "{refused:?}");
+}
+
+#[test]
+fn a_member_speaks_its_clusters_level_and_a_client_need_not() {
+    let levels = Levels { newest: Level(2), cluster: Level(2) };
+    let hello = |role, newest| Hello::new(role, 3, None, [1; 32], Levels::up_to(Level(newest)));
+    for role in [Role::Node, Role::Coordinator] {
+        assert_eq!(agree(&hello(role, 2), levels), Ok(Level(2)));
+        let refused = agree(&hello(role, 1), levels).expect_err("it is too old");
+        assert_eq!(refused, WireError::TooOld { speaks: Level(1), cluster: Level(2) });
+        assert!(refused.to_string().contains("run a newer build"), "{refused}");
+    }
+    assert_eq!(agree(&hello(Role::Client, 1), levels), Ok(Level(1)));
+}
+
+#[test]
 fn a_proof_is_bound_to_everything_that_was_said() {
-    let hello = Hello::new(Role::Node, 3, Some(ClusterId(1)), [1; 32]);
+    let hello = Hello::new(Role::Node, 3, Some(ClusterId(1)), [1; 32], Levels::default());
     let challenge = Challenge { version: 1, cluster: Some(ClusterId(1)), nonce: [2; 32] };
     let token = TokenKey::new(b"a token of sixteen");
     let proof = token.client_proof(&hello, &challenge);
@@ -430,9 +457,6 @@ fn a_proof_is_bound_to_everything_that_was_said() {
         )
         .contains("171")
     );
-    assert_eq!(agree(&hello), Ok(1));
-    let strange = Hello { version_min: 7, version_max: 9, ..hello };
-    assert!(matches!(agree(&strange), Err(WireError::Version { theirs_min: 7, theirs_max: 9, .. })));
 }
 
 #[test]
@@ -526,13 +550,14 @@ const GOLDEN_DATA: [&str; 18] = [
     "7e62592f1ae8154e",
     "cab3614686d212f5",
 ];
-const GOLDEN_COMMANDS: [&str; 7] = [
-    "0571446c18645cab",
+const GOLDEN_COMMANDS: [&str; 8] = [
+    "ea3a16194dde5e0e",
     "e80c4e49e0b1e297",
     "5516b38b5a66a5e0",
     "6baa492c98bbfa21",
     "89d1528332bb4927",
     "7a8c25f87d2fdaf8",
+    "58bf5bfd6af940fb",
     "3a32a325d230e3c7",
 ];
 const GOLDEN_HEADER: &str = "146920c73de8eb0a";

@@ -98,6 +98,7 @@ fn attempt(restore: Option<&[u8]>) -> Result<Result<Begun, CoordinatorError>, Fa
         scaling: Default::default(),
         balance: false,
         snapshot_every: 10_000,
+        speaks: kvhive_protocol::Level::NEWEST,
         tracer: kvhive_client::Tracer::OFF,
         block_events: None,
     });

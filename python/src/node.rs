@@ -100,6 +100,7 @@ impl Setup {
         }
         let host = self.advertise.rsplit_once(':').map(|(host, _)| host.to_owned());
         Ok(NodeConfig {
+            speaks: kvhive_protocol::Level::NEWEST,
             name: self.name,
             data_listen: listen,
             advertise_data: self.advertise,

@@ -1,10 +1,13 @@
-"""What the tests share: a cluster of one embedded node, a client of it, and blocks of a small layout."""
+"""What the tests share: a cluster of one embedded node, a client of it, blocks of a small layout, and a small engine to ask."""
 
+import asyncio
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import kvhive
 import pytest
+from kvhive.engine import Answer, KVCacheConfig, UltraAdaptiveKVCacheEngine
 
 LAYOUT = kvhive.Layout(layers=2, kv_heads=2, head_dim=16, tokens=16, dtype="float16")
 
@@ -34,3 +37,15 @@ def silent_address() -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+STORY = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals. "
+
+
+def small_engine(**given: Any) -> KVCacheConfig:
+    """The configuration of an engine that is quick to make and to ask."""
+    shape = {"num_heads": 2, "head_dim": 16, "num_layers": 2, "block_size": 16, "max_tokens": 512, "max_memory_mb": 16}
+    return KVCacheConfig(**{**shape, **given})
+
+
+def ask(engine: UltraAdaptiveKVCacheEngine, text: str, **more: Any) -> Answer:
+    return asyncio.run(engine.process_request({"text": text, **more}))  # type: ignore[typeddict-item]

@@ -1,5 +1,6 @@
 """A client against an embedded node: what is stored comes back, and every wrong call is refused by the right class."""
 
+import _thread
 import gc
 import os
 import threading
@@ -233,6 +234,16 @@ def test_threads_share_a_client(client: kvhive.Client, blocks: kvhive.Namespace)
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_an_interrupt_ends_a_call(silent_address: str, node: kvhive.EmbeddedNode) -> None:
+    interrupt = threading.Timer(0.1, _thread.interrupt_main)
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        kvhive.Client(silent_address, node.token, connect_timeout=600, request_timeout=600)
+    interrupt.join()
+    with node.client() as client:
+        assert client.refresh() > 0
 
 
 def test_a_fork_has_to_connect_anew(node: kvhive.EmbeddedNode) -> None:

@@ -1,38 +1,23 @@
 """What runs an engine's cache: optimizing by recent traffic, forecasts, prefetching, scaling and balancing."""
 
-import asyncio
-from typing import Any
-
+import kvhive
 import numpy as np
 import pytest
-
-import kvhive
+from conftest import STORY, ask, small_engine
 
 from kvhive.engine import (
     AutoScaler,
     CachePrefetcher,
-    KVCacheConfig,
     MultiGPULoadBalancer,
     UltraAdaptiveKVCacheEngine,
     WorkloadPredictor,
 )
 from kvhive.simulate import replay
 
-STORY = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals. "
-
-
-def small(**given: Any) -> KVCacheConfig:
-    shape = {"num_heads": 2, "head_dim": 16, "num_layers": 2, "block_size": 16, "max_tokens": 512, "max_memory_mb": 16}
-    return KVCacheConfig(**{**shape, **given})
-
-
-def ask(engine: UltraAdaptiveKVCacheEngine, text: str) -> bool:
-    return asyncio.run(engine.process_request({"text": text, "max_new_tokens": 1}))["cache_hit"]
-
 
 def test_optimize_replays_what_was_served_and_takes_what_does_better() -> None:
     # Some prompts that come back after a scan as large as the cache: recency loses them, frequency keeps them.
-    config = small(max_memory_mb=1, cache_strategy="lru", use_compression=False)
+    config = small_engine(max_memory_mb=1, cache_strategy="lru", use_compression=False)
     with UltraAdaptiveKVCacheEngine(config) as engine:
         for turn in range(6):
             for popular in range(2):
@@ -55,7 +40,7 @@ def test_optimize_replays_what_was_served_and_takes_what_does_better() -> None:
 
 def test_optimize_for_memory_takes_a_denser_codec_that_is_allowed() -> None:
     given = {"compression_ratio": 1.0, "cache_strategy": "compressed", "use_quantization": True}
-    with UltraAdaptiveKVCacheEngine(small(**given)) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine(**given)) as engine:
         assert engine.optimize("memory")["changed"] == {}
         for _ in range(3):
             ask(engine, STORY)
@@ -70,7 +55,7 @@ def test_optimize_for_memory_takes_a_denser_codec_that_is_allowed() -> None:
 
 
 def test_optimize_knows_its_targets() -> None:
-    with UltraAdaptiveKVCacheEngine(small()) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
         with pytest.raises(ValueError, match="'latency', 'memory', 'throughput'"):
             engine.optimize("beauty")  # type: ignore[arg-type]
         # Nothing was served: nothing is claimed.
@@ -112,7 +97,7 @@ def test_forecasts_follow_the_hours_of_the_day() -> None:
 
 def test_a_predictor_learns_from_an_engine() -> None:
     predictor = WorkloadPredictor()
-    with UltraAdaptiveKVCacheEngine(small()) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
         for _ in range(4):
             ask(engine, STORY)
         assert predictor.observe(engine)
@@ -120,7 +105,7 @@ def test_a_predictor_learns_from_an_engine() -> None:
 
 
 def test_prefetching_says_what_is_there_and_what_became_of_it() -> None:
-    with UltraAdaptiveKVCacheEngine(small(enable_prefetch=True, prefetch_size=8)) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine(enable_prefetch=True, prefetch_size=8)) as engine:
         prefetcher = CachePrefetcher(engine)
         assert prefetcher.prefetch([STORY, "short"]) == 0
         ask(engine, STORY)
@@ -128,12 +113,12 @@ def test_prefetching_says_what_is_there_and_what_became_of_it() -> None:
         assert prefetcher.prefetch([STORY, "short"]) == 5
         assert set(prefetcher.get_prefetch_stats()) == {"asked", "useful", "wasted", "late", "cancelled"}
         assert engine.backing.prefetch_blocks == 8
-    with UltraAdaptiveKVCacheEngine(small(enable_prefetch=False)) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine(enable_prefetch=False)) as engine:
         assert engine.backing.prefetch_blocks == 0
 
 
 def test_an_engine_grows_by_nodes_and_shrinks_without_losing_blocks() -> None:
-    with UltraAdaptiveKVCacheEngine(small()) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
         ask(engine, STORY)
         engine.flush()
         scaler = AutoScaler(engine)
@@ -147,7 +132,7 @@ def test_an_engine_grows_by_nodes_and_shrinks_without_losing_blocks() -> None:
         ask(engine, STORY[::-1])
         engine.flush()
         assert scaler.scale_down() == 1
-        assert ask(engine, STORY) and ask(engine, STORY[::-1])
+        assert ask(engine, STORY)["cache_hit"] and ask(engine, STORY[::-1])["cache_hit"]
         with pytest.raises(ValueError, match="the first one stays"):
             scaler.scale_down()
         with pytest.raises(ValueError, match="nodes is 0"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import STORY, ask, small_engine
 
 import kvhive
 from kvhive.engine import (
@@ -18,17 +19,6 @@ from kvhive.engine import (
     create_kv_cache_engine,
 )
 from kvhive.engine.tensors import KV, Float32
-
-STORY = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals. "
-
-
-def small(**given: Any) -> KVCacheConfig:
-    shape = {"num_heads": 2, "head_dim": 16, "num_layers": 2, "block_size": 16, "max_tokens": 512, "max_memory_mb": 16}
-    return KVCacheConfig(**{**shape, **given})
-
-
-def ask(engine: UltraAdaptiveKVCacheEngine, text: str, **more: Any) -> Answer:
-    return asyncio.run(engine.process_request({"text": text, **more}))  # type: ignore[typeddict-item]
 
 
 class Watched(SeededTransformer):
@@ -67,7 +57,7 @@ class Watched(SeededTransformer):
     ids=str,
 )
 def test_cached_and_uncached_answers_are_equal(given: dict[str, Any]) -> None:
-    config = small(**given)
+    config = small_engine(**given)
     prompts = [STORY + "Who", STORY + "What", STORY * 3, STORY]
     with UltraAdaptiveKVCacheEngine(config) as engine:
         cold = [ask(engine, prompt) for prompt in prompts]
@@ -84,7 +74,7 @@ def test_cached_and_uncached_answers_are_equal(given: dict[str, Any]) -> None:
 
 
 def test_an_answer_says_what_was_found_and_computed() -> None:
-    with UltraAdaptiveKVCacheEngine(small(enable_profiling=True)) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine(enable_profiling=True)) as engine:
         first = ask(engine, STORY, max_new_tokens=3, session_id="s", priority=2)
         again = ask(engine, STORY, max_new_tokens=3, session_id="s")
     assert (first["cache_hit"], again["cache_hit"]) == (False, True)
@@ -96,12 +86,12 @@ def test_an_answer_says_what_was_found_and_computed() -> None:
         assert said["computed_tokens"] == tokens - cached and said["generated_tokens"] == 3
         assert said["profile"]["compute"] > 0 and set(said["profile"]) == {"match", "fetch", "compute", "generate", "store"}
     assert (first["metadata"]["turn"], again["metadata"]["turn"], first["metadata"]["priority"]) == (1, 2, 2)
-    with UltraAdaptiveKVCacheEngine(small()) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
         assert "profile" not in ask(engine, STORY)["metadata"]
 
 
 def test_stats_count_requests_tokens_and_milliseconds() -> None:
-    with UltraAdaptiveKVCacheEngine(small()) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
         nothing = engine.get_stats()
         assert nothing["total_requests"] == 0 and nothing["hit_rate"] == 0 and nothing["p99_latency"] == 0
         for _ in range(4):
@@ -121,7 +111,7 @@ def test_a_batch_computes_each_shared_prefix_once() -> None:
 
     one, two = STORY, STORY[::-1]
     texts = [(one if at % 2 else two) + f" question {at:02}" for at in range(12)]
-    config = small()
+    config = small_engine()
     model = Watched(config)
     with UltraAdaptiveKVCacheEngine(config, model=model) as engine:
         answers = asyncio.run(batch(engine, texts))
@@ -137,7 +127,7 @@ def test_a_batch_computes_each_shared_prefix_once() -> None:
 
 
 def test_of_those_that_wait_the_more_urgent_come_first() -> None:
-    config = small()
+    config = small_engine()
     model = Watched(config)
     order: list[str] = []
 
@@ -173,13 +163,13 @@ def test_of_those_that_wait_the_more_urgent_come_first() -> None:
     ],
 )
 def test_a_request_that_cannot_be_served_says_why(request_: Any, said: str) -> None:
-    with UltraAdaptiveKVCacheEngine(small()) as engine, pytest.raises(ValueError, match=said):
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine, pytest.raises(ValueError, match=said):
         asyncio.run(engine.process_request(request_))
 
 
 def test_tenants_share_blocks_unless_they_are_kept_apart() -> None:
     for isolation in (True, False):
-        with UltraAdaptiveKVCacheEngine(small(multi_tenant=True, tenant_isolation=isolation)) as engine:
+        with UltraAdaptiveKVCacheEngine(small_engine(multi_tenant=True, tenant_isolation=isolation)) as engine:
             ask(engine, STORY, tenant="one")
             engine.flush()
             assert ask(engine, STORY, tenant="two")["cache_hit"] is not isolation
@@ -190,7 +180,7 @@ def test_tenants_share_blocks_unless_they_are_kept_apart() -> None:
 
 
 def test_a_session_that_is_over_is_told_to_the_cache() -> None:
-    with UltraAdaptiveKVCacheEngine(small()) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
         ask(engine, STORY, session_id="s")
         engine.flush()
         assert engine.end_session("s") and not engine.end_session("s")
@@ -199,14 +189,14 @@ def test_a_session_that_is_over_is_told_to_the_cache() -> None:
 
 
 def test_what_is_persisted_is_found_by_the_next_engine(tmp_path: Path) -> None:
-    with UltraAdaptiveKVCacheEngine(small(multi_tenant=True)) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine(multi_tenant=True)) as engine:
         before = ask(engine, STORY, tenant="a")
         engine.clear_cache()
         ask(engine, STORY, tenant="a")
         assert engine.persist(tmp_path / "one") is True
         with pytest.raises(IOError):
             engine.persist(Path("/proc/nowhere"))
-    with UltraAdaptiveKVCacheEngine(small(multi_tenant=True)) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine(multi_tenant=True)) as engine:
         with pytest.raises(FileNotFoundError):
             engine.load(tmp_path / "two")
         assert engine.load(tmp_path / "one") is True
@@ -221,32 +211,32 @@ def test_what_is_persisted_is_found_by_the_next_engine(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_persists_begins_with_what_the_last_one_had(tmp_path: Path) -> None:
-    config = small(enable_persistence=True, persistence_path=tmp_path / "kept")
+    config = small_engine(enable_persistence=True, persistence_path=tmp_path / "kept")
     for hit in (False, True, True):
         with UltraAdaptiveKVCacheEngine(config) as engine:
             assert ask(engine, STORY)["cache_hit"] is hit
 
 
 def test_other_models_and_shapes_find_nothing_of_each_other(tmp_path: Path) -> None:
-    with UltraAdaptiveKVCacheEngine(small()) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
         ask(engine, STORY)
         engine.persist(tmp_path)
-    other = small()
+    other = small_engine()
     for engine in (
         UltraAdaptiveKVCacheEngine(other, model=SeededTransformer(other, seed=1)),
-        UltraAdaptiveKVCacheEngine(small(block_size=32)),
+        UltraAdaptiveKVCacheEngine(small_engine(block_size=32)),
     ):
         with engine:
             engine.load(tmp_path)
             assert not ask(engine, STORY)["cache_hit"]
-    with UltraAdaptiveKVCacheEngine(small(num_heads=1)) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine(num_heads=1)) as engine:
         with pytest.raises(IOError, match="another layout"):
             engine.load(tmp_path)
         assert not ask(engine, STORY)["cache_hit"]
 
 
 def test_a_cache_that_is_gone_costs_no_answer() -> None:
-    with UltraAdaptiveKVCacheEngine(small(non_blocking=False)) as engine:
+    with UltraAdaptiveKVCacheEngine(small_engine(non_blocking=False)) as engine:
         before = ask(engine, STORY)
         engine.backing.node.stop()
         after = ask(engine, STORY)
@@ -257,7 +247,7 @@ def test_memory_is_freed_ahead_where_that_is_wanted() -> None:
     collected = {}
     for enabled in (True, False):
         with UltraAdaptiveKVCacheEngine(
-            small(enable_gc=enabled, gc_threshold=0.5, max_memory_mb=1, use_compression=False, cache_strategy="lru")
+            small_engine(enable_gc=enabled, gc_threshold=0.5, max_memory_mb=1, use_compression=False, cache_strategy="lru")
         ) as engine:
             for at in range(16):
                 ask(engine, f"{at:02}" * 240, max_new_tokens=1)
@@ -270,7 +260,7 @@ def test_an_engine_of_a_cluster_finds_what_another_has_computed(tmp_path: Path) 
     token = tmp_path / "token"
     with kvhive.EmbeddedNode(memory=16 << 20, block_bytes=[4096, 8192, 65536]) as cluster:
         token.write_bytes(cluster.token)
-        config = small(
+        config = small_engine(
             enable_distributed=True,
             cluster_address=",".join(cluster.coordinators),
             token_file=token,
@@ -285,20 +275,20 @@ def test_an_engine_of_a_cluster_finds_what_another_has_computed(tmp_path: Path) 
                 again = ask(two, STORY)
         assert again["cache_hit"] and again["result"] == first["result"]
         with pytest.warns(RuntimeWarning, match="TCP"):
-            UltraAdaptiveKVCacheEngine(small(enable_distributed=True, cluster_address=config.cluster_address, token_file=token)).close()
+            UltraAdaptiveKVCacheEngine(small_engine(enable_distributed=True, cluster_address=config.cluster_address, token_file=token)).close()
 
 
 def test_engines_in_one_call() -> None:
-    with create_kv_cache_engine(small(), "lfu") as engine:
+    with create_kv_cache_engine(small_engine(), "lfu") as engine:
         assert engine.config.cache_strategy == "lfu" and engine.get_stats()["strategy"] == "lfu"
     with pytest.raises(ValueError, match="cache_strategy is 'clock'"):
-        create_kv_cache_engine(small(), "clock")
+        create_kv_cache_engine(small_engine(), "clock")
     with TruthGPTIntegration.create_engine_for_truthgpt(max_tokens=1024) as engine:
         assert (engine.config.max_tokens, engine.config.mode.value) == (1024, "interactive")
 
 
 def test_a_closed_engine_says_so() -> None:
-    engine = UltraAdaptiveKVCacheEngine(small())
+    engine = UltraAdaptiveKVCacheEngine(small_engine())
     engine.close()
     engine.close()
     with pytest.raises(RuntimeError, match="closed"):

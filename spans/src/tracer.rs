@@ -254,6 +254,11 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_traced_carries_a_pointer_that_is_none() {
+        assert_eq!(size_of::<Span>(), size_of::<usize>());
+    }
+
+    #[test]
     fn without_a_tracer_or_a_trace_nothing_is_recorded() {
         assert!(!Tracer::OFF.serve(Some(parent("a")), "fetch").is_on());
         assert_eq!(Tracer::OFF.answer(TraceAsk::Newest(1)), TraceAnswer::Off);

@@ -208,6 +208,7 @@ fn a_slow_reader_holds_its_frames_and_nobody_else() {
         sender: 0,
         cluster: None,
         tls: None,
+        levels: Default::default(),
     };
     let address = &map.members[&device.member].data_address;
     let mut slow = cluster.wait(async {

@@ -7,6 +7,7 @@ use kvhive_protocol::error::WireError;
 use kvhive_protocol::frame::{self, Kind};
 use kvhive_protocol::handshake::{self, Challenge, Hello, Proof, Role, TokenKey, Welcome};
 use kvhive_protocol::ids::ClusterId;
+use kvhive_protocol::{Level, Levels};
 use kvhive_tls::{Callers, Refusal, Stream, Tls};
 use std::io;
 use std::time::Duration;
@@ -26,6 +27,8 @@ pub struct Identity {
     pub cluster: Option<ClusterId>,
     /// Its certificate and whom it trusts; none speaks without TLS.
     pub tls: Option<Tls>,
+    /// What it speaks, and asks of members that it connects to.
+    pub levels: Levels,
 }
 
 /// What a listening process checks of those who connect.
@@ -37,6 +40,8 @@ pub struct Listening {
     pub cluster: Option<ClusterId>,
     /// Its certificate and whom it trusts: those who connect must show one too. None speaks without TLS.
     pub tls: Option<Tls>,
+    /// What it speaks, and asks of members that connect.
+    pub levels: Levels,
 }
 
 /// Who is at the other end.
@@ -46,8 +51,10 @@ pub struct Peer {
     pub role: Role,
     /// Its peer number or member id, 0 if it has none.
     pub sender: u64,
-    /// The version both ends speak.
-    pub version: u16,
+    /// The level that both ends speak.
+    pub level: Level,
+    /// The newest level that the other end speaks; on the connecting end, as far as it shows.
+    pub speaks: Level,
     /// The cluster of the listening end, if it knows; on the connecting end only.
     pub cluster: Option<ClusterId>,
 }
@@ -115,15 +122,17 @@ impl Connection {
 
     async fn greet(&mut self, identity: &Identity) -> Result<Peer, Fault> {
         let token = bound(&identity.token, self.binding()?);
-        let hello = Hello::new(identity.role, identity.sender, identity.cluster, nonce()?);
+        let hello = Hello::new(identity.role, identity.sender, identity.cluster, nonce()?, identity.levels);
         self.send(Kind::Hello, 0, &hello, &[]).await?;
         let challenge: Challenge = self.receive_answer(Kind::Challenge, 0).await?;
         if !(hello.version_min..=hello.version_max).contains(&challenge.version) {
             return Err(Fault::Protocol(WireError::malformed(format_args!(
-                "version {} was not offered",
+                "level {} was not offered",
                 challenge.version
             ))));
         }
+        let level = Level(challenge.version);
+        handshake::check_member(identity.role, level, identity.levels).map_err(Fault::Protocol)?;
         let proof = Proof { proof: token.client_proof(&hello, &challenge) };
         self.send(Kind::Proof, 0, &proof, &[]).await?;
         let welcome: Welcome = self.receive_answer(Kind::Welcome, 0).await?;
@@ -135,7 +144,7 @@ impl Connection {
         {
             return Err(Fault::Refused(WireError::WrongCluster));
         }
-        Ok(Peer { role: identity.role, sender: 0, version: challenge.version, cluster: challenge.cluster })
+        Ok(Peer { role: identity.role, sender: 0, level, speaks: level, cluster: challenge.cluster })
     }
 
     async fn admit(&mut self, listening: &Listening) -> Result<Peer, Fault> {
@@ -143,8 +152,8 @@ impl Connection {
         let frame = self.receive().await?;
         self.expect(frame, Kind::Hello)?;
         let hello: Hello = self.message()?;
-        let version = handshake::agree(&hello).map_err(Fault::Protocol)?;
-        let challenge = Challenge { version, cluster: listening.cluster, nonce: nonce()? };
+        let level = handshake::agree(&hello, listening.levels).map_err(Fault::Protocol)?;
+        let challenge = Challenge { version: level.0, cluster: listening.cluster, nonce: nonce()? };
         self.send(Kind::Challenge, 0, &challenge, &[]).await?;
         let frame = self.receive().await?;
         self.expect(frame, Kind::Proof)?;
@@ -161,7 +170,8 @@ impl Connection {
         }
         let welcome = Welcome { proof: token.server_proof(&hello, &challenge) };
         self.send(Kind::Welcome, 0, &welcome, &[]).await?;
-        Ok(Peer { role: hello.role, sender: hello.sender, version, cluster: hello.cluster })
+        let speaks = Level(hello.version_max);
+        Ok(Peer { role: hello.role, sender: hello.sender, level, speaks, cluster: hello.cluster })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
-use kvhive_protocol::{ClusterId, WireError};
+use kvhive_protocol::{ClusterId, Level, Levels, WireError};
 use kvhive_wire::{Connection, Fault, Identity, Listening, Peer};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,11 +17,17 @@ fn identity(token: &str, cluster: Option<u128>) -> Identity {
         sender: 5,
         cluster: cluster.map(ClusterId),
         tls: None,
+        levels: Default::default(),
     }
 }
 
 fn listening(cluster: Option<u128>) -> Listening {
-    Listening { token: TokenKey::new(b"the right token"), cluster: cluster.map(ClusterId), tls: None }
+    Listening {
+        token: TokenKey::new(b"the right token"),
+        cluster: cluster.map(ClusterId),
+        tls: None,
+        levels: Default::default(),
+    }
 }
 
 type End = Result<(Connection, Peer), Fault>;
@@ -67,6 +73,33 @@ async fn a_wrong_token_or_cluster_is_refused_and_told() {
     assert!(matches!(accepting, Err(Fault::Protocol(WireError::Unauthorized))));
     let (connecting, _) = both(identity("the right token", Some(1)), listening(Some(2))).await;
     assert!(matches!(connecting, Err(Fault::Refused(WireError::WrongCluster))));
+}
+
+#[tokio::test]
+async fn neighbouring_levels_speak_the_older_and_a_member_that_is_too_old_is_turned_away() {
+    let token = "the right token";
+    let older = Levels { newest: Level::OLDEST, cluster: Level::OLDEST };
+    let (upgraded, risen) = (Levels::default(), Levels { cluster: Level::NEWEST, ..Levels::default() });
+    let ends = |ours, theirs, role| async move {
+        let identity = Identity { levels: ours, role, ..identity(token, None) };
+        both(identity, Listening { levels: theirs, ..listening(None) }).await
+    };
+    for (ours, theirs) in [(older, upgraded), (upgraded, older)] {
+        let (connecting, accepting) = ends(ours, theirs, Role::Node).await;
+        assert_eq!(connecting.expect("let in").1.level, Level::OLDEST);
+        let peer = accepting.expect("lets in").1;
+        assert_eq!((peer.level, peer.speaks), (Level::OLDEST, ours.newest));
+    }
+    let too_old = WireError::TooOld { speaks: Level::OLDEST, cluster: Level::NEWEST };
+    for role in [Role::Node, Role::Coordinator] {
+        let (connecting, accepting) = ends(older, risen, role).await;
+        assert!(matches!(connecting, Err(Fault::Refused(error)) if error == too_old));
+        assert!(matches!(accepting, Err(Fault::Protocol(error)) if error == too_old));
+        let (connecting, _) = ends(risen, older, role).await;
+        assert!(matches!(connecting, Err(Fault::Protocol(error)) if error == too_old), "nor is it spoken to");
+    }
+    let (connecting, _) = ends(older, risen, Role::Client).await;
+    assert_eq!(connecting.expect("no member").1.level, Level::OLDEST);
 }
 
 #[tokio::test]

@@ -45,7 +45,14 @@ fn token() -> TokenKey {
 }
 
 fn identity() -> Identity {
-    Identity { token: token(), role: Role::Client, sender: 0, cluster: None, tls: None }
+    Identity {
+        token: token(),
+        role: Role::Client,
+        sender: 0,
+        cluster: None,
+        tls: None,
+        levels: Default::default(),
+    }
 }
 
 /// The header of a frame that announces a message of so many bytes.
@@ -75,9 +82,12 @@ async fn after_the_greeting(bytes: Vec<u8>) -> Result<(), Fault> {
     let address = listener.local_addr().expect("bound");
     let accept = async {
         let (stream, _) = listener.accept().await.expect("somebody connects");
-        let (mut connection, _) =
-            Connection::accept(stream, &Listening { token: token(), cluster: None, tls: None }, PATIENCE)
-                .await?;
+        let (mut connection, _) = Connection::accept(
+            stream,
+            &Listening { token: token(), cluster: None, tls: None, levels: Default::default() },
+            PATIENCE,
+        )
+        .await?;
         connection.receive().await.map(|_| ())
     };
     let ask = async {

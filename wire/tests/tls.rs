@@ -33,14 +33,26 @@ fn load(files: TlsFiles) -> Tls {
 
 fn identity(tls: Option<&Tls>) -> Identity {
     let token = TokenKey::new(b"the right token");
-    Identity { token, role: Role::Node, sender: 5, cluster: None, tls: tls.cloned() }
+    Identity {
+        token,
+        role: Role::Node,
+        sender: 5,
+        cluster: None,
+        tls: tls.cloned(),
+        levels: Default::default(),
+    }
 }
 
 /// Lets one that connects in, or does not.
 async fn meet(tls: Option<&Tls>, connecting: impl AsyncFnOnce(String) -> End) -> (End, End) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
-    let listening = Listening { token: TokenKey::new(b"the right token"), cluster: None, tls: tls.cloned() };
+    let listening = Listening {
+        token: TokenKey::new(b"the right token"),
+        cluster: None,
+        tls: tls.cloned(),
+        levels: Default::default(),
+    };
     let accept = async {
         let (stream, _) = listener.accept().await.expect("somebody connects");
         Connection::accept(stream, &listening, PATIENCE).await
@@ -170,7 +182,12 @@ async fn plain_and_tls_do_not_mix_and_each_is_told() {
 async fn a_handshake_that_is_not_gone_on_with_ends_in_time() {
     let temp = tempfile::tempdir().expect("a folder");
     let server = load(member(&folder(temp.path(), "ours"), "server", "127.0.0.1"));
-    let listening = Listening { token: TokenKey::new(b"t"), cluster: None, tls: Some(server) };
+    let listening = Listening {
+        token: TokenKey::new(b"t"),
+        cluster: None,
+        tls: Some(server),
+        levels: Default::default(),
+    };
     for begun in [&b""[..], &[0x16, 3, 1, 2, 0, 1]] {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");

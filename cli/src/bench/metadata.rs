@@ -108,6 +108,7 @@ fn coordinators(config: &ClientConfig) -> Result<Coordinators> {
         sender: 0,
         cluster: None,
         tls: config.tls.clone(),
+        levels: Default::default(),
     };
     Ok(Coordinators::new(config.coordinators.clone(), identity)?)
 }

@@ -11,6 +11,7 @@ use kvhive_config::{
 };
 use kvhive_coordinator::BlockEventsConfig;
 use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
+use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
 use kvhive_protocol::map::Settings;
@@ -192,7 +193,21 @@ fn coordinator(
                 .clone()
                 .unwrap_or_else(|| format!("kv@{}@{}", own.id, config.cluster.name)),
         }),
+        speaks: speaks(config)?,
     })
+}
+
+/// Returns the newest level that a process of this cluster speaks.
+fn speaks(config: &ClusterConfig) -> Result<Level> {
+    match config.cluster.max_level.map(Level) {
+        None => Ok(Level::NEWEST),
+        Some(level) if level < Level::OLDEST => bail!(
+            "cluster.max_level is {level}, and this build of kvhive speaks {} to {}: take it away, or run an older build",
+            Level::OLDEST,
+            Level::NEWEST
+        ),
+        Some(level) => Ok(level.min(Level::NEWEST)),
+    }
 }
 
 /// Returns what a cluster that is started now begins with.
@@ -237,6 +252,7 @@ fn node(
         bail!("node {} has no devices", own.id);
     }
     Ok(kvhive_node::NodeConfig {
+        speaks: speaks(config)?,
         name: own.id.clone(),
         data_listen: own.data,
         advertise_data: own.data_address(),

@@ -75,14 +75,18 @@ impl Status {
         }
         let slots = &status["slots"];
         println!(
-            "leader {}   term {}   epoch {}   slots {} ({} unavailable, {} moving)\n",
+            "leader {}   term {}   epoch {}   level {}   slots {} ({} unavailable, {} moving)\n",
             text(&status, "leader"),
             text(&status, "term"),
             text(&status, "epoch"),
+            text(&status, "level"),
             text(slots, "total"),
             text(slots, "unavailable"),
             text(slots, "moving")
         );
+        if let Some(line) = rises_with(&status) {
+            println!("{line}\n");
+        }
         let mut table = report::table(&["COORDINATOR", "ROLE", "TERM", "COMMITTED", "APPLIED"]);
         for one in list(&status["coordinators"]) {
             table.add_row([
@@ -177,6 +181,21 @@ fn tiers_of_all(devices: &[Value]) -> Vec<String> {
         }
     }
     if lines.is_empty() { vec!["no device has reported yet".to_owned()] } else { lines }
+}
+
+/// Says what keeps a cluster at its level some of whose members speak a newer one.
+fn rises_with(status: &Value) -> Option<String> {
+    let level = status["level"].as_u64()?;
+    let members = || list(&status["coordinators"]).iter().chain(list(&status["nodes"]));
+    let newest = members().filter_map(|one| one["speaks"].as_u64()).max().filter(|newest| *newest > level)?;
+    let holds = members().filter(|one| one["speaks"].as_u64().is_none_or(|speaks| speaks < newest));
+    let holds: Vec<String> = holds.map(|one| text(one, "name")).collect();
+    let wait = if holds.is_empty() {
+        "in a moment".to_owned()
+    } else {
+        format!("once {} speak it", holds.join(", "))
+    };
+    Some(format!("some members speak level {newest}: the cluster is at it {wait}"))
 }
 
 fn state(node: &Value) -> String {

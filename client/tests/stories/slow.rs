@@ -3,6 +3,9 @@
 use crate::fakes::{Cluster, Node, Text, Turn, device, in_patience};
 use kvhive_client::{FetchOutcome, MissReason};
 use kvhive_protocol::data::DataRequest;
+use kvhive_protocol::map::Filling;
+use kvhive_protocol::{SLOTS, Slot};
+use std::sync::Arc;
 use std::time::Duration;
 
 const LONG: Duration = Duration::from_secs(600);
@@ -46,6 +49,21 @@ async fn a_match_does_not_wait_for_a_silent_primary() {
     cluster.nodes[0].always(Turn::hang());
     assert_eq!(text.covered().await, (8, 0));
     assert_eq!(client.stats().hedges, 1);
+}
+
+#[tokio::test]
+async fn a_replica_that_is_still_being_filled_has_no_say_in_what_is_there() {
+    let cluster = Cluster::start(2, 2).await;
+    let being_filled = Filling { devices: vec![device(1)], streams: true };
+    cluster.coordinator.change(|map| {
+        map.filling = Arc::new((0..SLOTS).map(|slot| (Slot(slot), being_filled.clone())).collect());
+    });
+    let client = cluster.client().await;
+    let text = Text::of(&client, 8);
+    text.store().await;
+    cluster.nodes[0].always(Turn::late(Duration::from_millis(120)));
+    assert_eq!(text.covered().await, (8, 0));
+    assert_eq!((client.stats().hedges, cluster.nodes[1].asked()), (0, 0));
 }
 
 #[tokio::test]

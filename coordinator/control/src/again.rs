@@ -98,6 +98,7 @@ mod tests {
                 default_secret: [1; 32],
                 scaling: Default::default(),
                 coordinators: Vec::new(),
+                level: kvhive_protocol::Level::NEWEST,
             });
             cluster
         }
@@ -123,6 +124,7 @@ mod tests {
                 labels: Default::default(),
                 devices: vec![device],
                 codec: Default::default(),
+                speaks: kvhive_protocol::Level::NEWEST,
             }));
             match reply {
                 CommandReply::Registered { member, generation, .. } => (member, generation),

@@ -6,17 +6,16 @@ use crate::engines::Engines;
 use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
 use crate::scaling::Scaling;
-use crate::{again, telling, tenant_rules, validate};
+use crate::{again, levels, telling, tenant_rules, validate};
 use kvhive_protocol::control::{
     Balancing, Command, CommandReply, MAX_MEMBERS, MAX_TENANTS, Placing, Proposal, Registration,
 };
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::engines::Engine;
-use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterId, ClusterMap, Epoch, Era, Filling, LogEntry, Member, MemberId, MemberState, Origin, ReplicaSet,
-    RequestId, RulesChange, Tenant, TenantId, TenantRules, WireError,
+    ClusterMap, Epoch, Era, Filling, LogEntry, Member, MemberId, MemberState, Origin, ReplicaSet, RequestId,
+    RulesChange, Tenant, TenantId, TenantRules, WireError,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -32,11 +31,11 @@ pub(crate) const FIRST_TENANT: TenantId = TenantId(1);
 /// ```
 /// use kvhive_control::Registry;
 /// use kvhive_protocol::control::{Command, CommandReply, Proposal};
-/// use kvhive_protocol::{ClusterId, Epoch, RequestId, data::Ack, map::Settings};
+/// use kvhive_protocol::{ClusterId, Epoch, Level, RequestId, data::Ack, map::Settings};
 ///
 /// let settings = Settings { replicas: 2, segment_blocks: 16, ack: Ack::Primary, lease_ms: 2000, heartbeat_ms: 500 };
 /// let command =
-///     Command::Bootstrap { cluster: ClusterId(7), name: "laptop".into(), settings, default_secret: [1; 32], scaling: Default::default(), coordinators: vec![] };
+///     Command::Bootstrap { cluster: ClusterId(7), name: "laptop".into(), settings, default_secret: [1; 32], scaling: Default::default(), coordinators: vec![], level: Level::NEWEST };
 /// let mut registry = Registry::new();
 /// let reply = registry.apply(1, Proposal { request: RequestId { client: 9, sequence: 1 }, command });
 /// assert_eq!(reply, CommandReply::Applied { epoch: Epoch(1) });
@@ -195,9 +194,12 @@ impl Registry {
     }
 
     fn execute(&mut self, command: Command) -> Outcome {
-        if let Command::Bootstrap { cluster, name, settings, default_secret, scaling, coordinators } = command
+        if let Command::Bootstrap { cluster, name, settings, default_secret, scaling, coordinators, level } =
+            command
         {
-            return self.bootstrap(cluster, name, settings, default_secret, scaling, coordinators);
+            let coordinators = Arc::new(coordinators);
+            let founded = ClusterMap { coordinators, level, ..ClusterMap::founded(cluster, name, settings) };
+            return self.bootstrap(founded, default_secret, scaling);
         }
         if self.map.is_none() {
             return Err(WireError::rejected(format_args!(
@@ -205,6 +207,7 @@ impl Registry {
                 command.name()
             )));
         }
+        levels::check_level(&command, self.level())?;
         match command {
             Command::Bootstrap { .. } => Ok(self.unchanged()),
             Command::Register(registration) => self.register(registration),
@@ -234,31 +237,23 @@ impl Registry {
             Command::RemoveEngine { name } => self.engines.remove(&name).map(|()| self.unchanged()),
             Command::SetPin { name, pin } => self.set_pin(name, *pin),
             Command::RemovePin { name, ended_ms } => self.remove_pin(&name, ended_ms),
+            Command::RaiseLevel { to } => self.raise_level(to),
         }
     }
 
-    fn bootstrap(
-        &mut self,
-        cluster: ClusterId,
-        name: String,
-        settings: Settings,
-        secret: [u8; 32],
-        scaling: ScalingPolicy,
-        coordinators: Vec<String>,
-    ) -> Outcome {
+    fn bootstrap(&mut self, founded: ClusterMap, secret: [u8; 32], scaling: ScalingPolicy) -> Outcome {
         if self.map.is_some() {
             return Ok(self.unchanged());
         }
-        validate::name("cluster name", &name)?;
-        validate::settings(&settings)?;
-        validate::coordinators(&coordinators)?;
+        validate::name("cluster name", &founded.name)?;
+        validate::settings(&founded.settings)?;
+        validate::coordinators(&founded.coordinators)?;
         self.scaling.begin(scaling)?;
         let tenant =
             Tenant { name: DEFAULT_TENANT.to_owned(), era: Era(1), secret, rules: TenantRules::default() };
         self.last.tenant = FIRST_TENANT;
         let tenants = BTreeMap::from([(FIRST_TENANT, tenant)]);
-        let coordinators = Arc::new(coordinators);
-        let map = ClusterMap { tenants, coordinators, ..ClusterMap::founded(cluster, name, settings) };
+        let map = ClusterMap { tenants, ..founded };
         self.index = Index::of(&map);
         self.map = Some(Arc::new(map));
         Ok(self.unchanged())
@@ -276,13 +271,23 @@ impl Registry {
             }
         };
         let replaced = map.members.get(&id).map_or(0, validate::member_bytes);
-        let Registration { request: _, name, data_address, metrics_address, labels, devices, codec } =
+        let Registration { request: _, name, data_address, metrics_address, labels, devices, codec, speaks } =
             registration;
         let state = MemberState::Up;
         // Who was being emptied when its process ended still is.
         let drains = map.members.get(&id).is_some_and(|member| member.drains);
-        let member =
-            Member { name, generation, state, data_address, metrics_address, labels, devices, codec, drains };
+        let member = Member {
+            name,
+            generation,
+            state,
+            data_address,
+            metrics_address,
+            labels,
+            devices,
+            codec,
+            drains,
+            speaks,
+        };
         self.index.take(validate::member_bytes(&member), replaced)?;
         self.index.members.insert(member.name.clone(), id);
         self.last.member = self.last.member.max(id);

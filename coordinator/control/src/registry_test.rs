@@ -1,8 +1,8 @@
 //! Stories of the registry: each command's rule, once.
 
 use super::*;
-use kvhive_protocol::map::DeviceDescription;
-use kvhive_protocol::{Change, DeviceId, Generation, SLOTS, Slot, TenantRules};
+use kvhive_protocol::map::{DeviceDescription, Settings};
+use kvhive_protocol::{Change, ClusterId, DeviceId, Generation, Level, SLOTS, Slot, TenantRules};
 
 /// A cluster that was started, and an asker that counts its requests.
 pub(crate) struct Cluster {
@@ -12,8 +12,20 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn with_replicas(replicas: u8) -> Self {
+        Self::begun_by(bootstrap(replicas))
+    }
+
+    pub(crate) fn at_level(at: Level) -> Self {
+        let mut begin = bootstrap(1);
+        if let Command::Bootstrap { level, .. } = &mut begin {
+            *level = at;
+        }
+        Self::begun_by(begin)
+    }
+
+    fn begun_by(begin: Command) -> Self {
         let mut cluster = Cluster { registry: Registry::new(), asked: 0 };
-        assert_eq!(cluster.apply(bootstrap(replicas)), applied(1));
+        assert_eq!(cluster.apply(begin), applied(1));
         cluster
     }
 
@@ -30,6 +42,19 @@ impl Cluster {
             CommandReply::Registered { member, .. } => member,
             other => panic!("{name} was not registered: {other:?}"),
         }
+    }
+
+    pub(crate) fn register_speaking(&mut self, name: &str, level: Level) {
+        let reply = self.try_register_speaking(name, level);
+        assert!(matches!(reply, CommandReply::Registered { .. }), "{reply:?}");
+    }
+
+    pub(crate) fn try_register_speaking(&mut self, name: &str, level: Level) -> CommandReply {
+        let mut register = registration(name, 1);
+        if let Command::Register(registration) = &mut register {
+            registration.speaks = level;
+        }
+        self.apply(register)
     }
 
     pub(crate) fn mark_down(&mut self, member: MemberId) -> CommandReply {
@@ -72,6 +97,7 @@ pub(crate) fn bootstrap(replicas: u8) -> Command {
         default_secret: [7; 32],
         scaling: Default::default(),
         coordinators: Vec::new(),
+        level: kvhive_protocol::Level::NEWEST,
     }
 }
 
@@ -86,6 +112,7 @@ pub(crate) fn registration(name: &str, devices: usize) -> Command {
         labels: BTreeMap::from([("rack".into(), "r1".into())]),
         devices: vec![device; devices],
         codec: Default::default(),
+        speaks: Level::NEWEST,
     })
 }
 
@@ -107,6 +134,7 @@ fn a_cluster_starts_once() {
         default_secret: [0; 32],
         scaling: Default::default(),
         coordinators: Vec::new(),
+        level: kvhive_protocol::Level::NEWEST,
     };
     let before = cluster.map();
     assert_eq!(cluster.apply(other), applied(1));

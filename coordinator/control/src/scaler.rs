@@ -205,6 +205,7 @@ mod tests {
             labels: BTreeMap::new(),
             devices: Vec::new(),
             drains: false,
+            speaks: kvhive_protocol::Level::NEWEST,
             codec: kvhive_protocol::block::Codec::Raw,
         };
         let members = (1..=members).map(|id| (MemberId(id), member(id))).collect();

@@ -11,8 +11,8 @@ use crate::validate;
 use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{
-    ClusterEvent, ClusterId, ClusterMap, Epoch, Filling, Member, MemberId, Pin, ReplicaSet, Slot, Tenant,
-    TenantId, codec,
+    ClusterEvent, ClusterId, ClusterMap, Epoch, Filling, Level, Member, MemberId, Pin, ReplicaSet, Slot,
+    Tenant, TenantId, codec,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -21,8 +21,8 @@ use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the state that coordinators write down: of registries in snapshots, and of commands and what they do in logs.
-/// Raised whenever one of these changes; no other is read.
-pub const STATE_VERSION: u32 = 13;
+/// Raised when one of these changes otherwise than by a newer [`Level`]; no other is read.
+pub const STATE_VERSION: u32 = 14;
 /// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, engines, pins, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize = validate::MAX_MAP_BYTES
@@ -51,6 +51,12 @@ pub enum RestoreError {
     Version {
         /// What they say.
         found: u32,
+    },
+    /// They are of a cluster at a level that this build does not speak: use a newer one.
+    #[error("snapshot is of a cluster at level {}, this kvhive speaks none after {}", level.0, Level::NEWEST.0)]
+    Level {
+        /// The cluster's.
+        level: Level,
     },
     /// They were damaged, or never were a snapshot: fetch another.
     #[error("snapshot is damaged: {detail}")]
@@ -89,6 +95,7 @@ struct MapHead {
     name: String,
     epoch: Epoch,
     settings: Settings,
+    level: Level,
     last: Numbers,
     coordinators: Vec<String>,
 }
@@ -105,6 +112,7 @@ impl Registry {
             name: map.name.clone(),
             epoch: map.epoch,
             settings: map.settings.clone(),
+            level: map.level,
             last: self.last,
             coordinators: map.coordinators.to_vec(),
         });
@@ -198,6 +206,10 @@ struct Parts {
 impl Parts {
     fn add(&mut self, section: Section) -> Result<(), RestoreError> {
         match section {
+            // First, as what follows may be of kinds that are not known here.
+            Section::Head { map: Some(MapHead { level, .. }), .. } if level > Level::NEWEST => {
+                return Err(RestoreError::Level { level });
+            }
             Section::Head { applied, events, map } if self.head.is_none() => {
                 self.head = Some((applied, events, map));
             }
@@ -286,6 +298,7 @@ impl Parts {
             name: head.name,
             epoch: head.epoch,
             settings: head.settings,
+            level: head.level,
             members: BTreeMap::from_iter(self.members),
             slots: Arc::new(self.slots),
             filling: Arc::new(BTreeMap::from_iter(self.filling)),

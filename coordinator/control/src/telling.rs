@@ -85,6 +85,11 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             let pin = map?.pins.get(name)?;
             Some(pinned(EventKind::PinRemoved, name, pin, tenant(&pin.tenant)))
         }
+        Command::RaiseLevel { to } => {
+            let from = map.map_or(0, |map| map.level.0);
+            let note = Note::new(EventKind::LevelRaised, Subject::default());
+            Some(note.with("from", from.into()).with("to", to.0.into()))
+        }
         Command::RemoveEngine { name } => Some(Note::new(EventKind::EngineForgotten, Subject::engine(name))),
     }
 }

@@ -32,6 +32,7 @@ impl Story {
                 default_secret: [1; 32],
                 scaling: Default::default(),
                 coordinators: Vec::new(),
+                level: kvhive_protocol::Level::NEWEST,
             },
             "its logs were empty",
         );
@@ -55,6 +56,7 @@ impl Story {
             metrics_address: "127.0.0.1:7811".into(),
             labels: BTreeMap::new(),
             codec: Default::default(),
+            speaks: kvhive_protocol::Level::NEWEST,
             devices: vec![device],
         };
         self.does(Command::Register(registration), "its process started")

@@ -130,6 +130,7 @@ impl RaftActor {
             committed: status.committed,
             applied: status.applied,
             epoch: self.parts.registry.epoch(),
+            speaks: self.parts.speaks,
         }
     }
 

@@ -69,6 +69,7 @@ impl RaftActor {
     pub(super) fn group_changed(&mut self) {
         let group = self.parts.consensus.group();
         self.parts.directory.follow(&group);
+        self.forget_levels();
         let names =
             |peers: &[PeerId]| peers.iter().map(|peer| self.name(*peer)).collect::<Vec<_>>().join(", ");
         let (voters, outgoing, learners) =

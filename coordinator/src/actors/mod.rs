@@ -2,7 +2,9 @@
 
 mod answers;
 pub(crate) mod directory;
+pub(crate) mod founding;
 mod group;
+pub(crate) mod levels;
 pub(crate) mod raft;
 mod scaling;
 mod tidings;

@@ -2,17 +2,17 @@
 //! waits for what.
 
 use super::directory::Directory;
+use super::founding::Bootstrap;
+use super::levels::Belonging;
 use super::vitals::Vitals;
 use crate::engines::Agreed;
 use crate::log_thread::Write;
 use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Standing, Ticket, WriteId};
 use kvhive_control::{ClearTicket, Counters, Effect as Oversight, EventPage, Overseer, Registry, Scaler};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
-use kvhive_protocol::map::Settings;
 use kvhive_protocol::raft::RaftRequest;
-use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterId, Epoch, LogEntry, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
+    Epoch, Level, LogEntry, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
 };
 use kvhive_runtime::{Actor, Clock, Context, Reply, Sender};
 use std::collections::BTreeMap;
@@ -26,8 +26,8 @@ use tracing::{debug, info, warn};
 pub(crate) enum RaftMessage {
     /// The timer ticked.
     Tick,
-    /// A peer's message, and the memory that was set aside for it.
-    Received { from: PeerId, bytes: Vec<u8>, room: Arc<OwnedSemaphorePermit> },
+    /// A peer's message, what that peer speaks, and the memory that was set aside for it.
+    Received { from: PeerId, speaks: Level, bytes: Vec<u8>, room: Arc<OwnedSemaphorePermit> },
     /// A peer cannot be reached.
     Unreachable { peer: PeerId },
     /// The log has synced this write and all before it.
@@ -84,8 +84,10 @@ pub(crate) struct Parts {
     pub(crate) bootstrap: Bootstrap,
     /// Told why this coordinator must end.
     pub(crate) failed: watch::Sender<Option<String>>,
-    /// Told the cluster's id once it is known, for handshakes.
-    pub(crate) cluster: watch::Sender<Option<ClusterId>>,
+    /// The newest level that it speaks.
+    pub(crate) speaks: Level,
+    /// Told the cluster's id once it is known, and its level, for handshakes.
+    pub(crate) cluster: watch::Sender<Belonging>,
     /// Told the number of the newest event.
     pub(crate) events: watch::Sender<u64>,
     /// Told the engines that are followed.
@@ -94,16 +96,6 @@ pub(crate) struct Parts {
     pub(crate) vitals: watch::Sender<Vitals>,
     /// This start's identity in request ids.
     pub(crate) client: u128,
-}
-
-/// What a first leader proposes.
-#[derive(Clone)]
-pub(crate) struct Bootstrap {
-    pub(crate) cluster: ClusterId,
-    pub(crate) name: String,
-    pub(crate) settings: Settings,
-    pub(crate) default_secret: [u8; 32],
-    pub(crate) scaling: ScalingPolicy,
 }
 
 /// Who waits for what.
@@ -138,6 +130,10 @@ pub(crate) struct RaftActor {
     pub(super) next_look: Moment,
     /// When it may be said next where the coordinators are.
     pub(super) next_seats: Moment,
+    /// The newest levels that others of the group speak, as far as they were heard.
+    pub(super) heard: BTreeMap<PeerId, Level>,
+    /// When it is looked next whether the cluster's level can rise.
+    pub(super) next_rise: Moment,
 }
 
 impl RaftActor {
@@ -158,6 +154,8 @@ impl RaftActor {
             scaler: Scaler::new(),
             next_look: Moment::ZERO,
             next_seats: Moment::ZERO,
+            heard: BTreeMap::new(),
+            next_rise: Moment::ZERO,
         }
     }
 
@@ -197,6 +195,9 @@ impl RaftActor {
                     info!(index, "took over the leader's snapshot");
                     self.parts.registry = registry;
                     self.tell_cluster();
+                    if self.is_left_behind() {
+                        return;
+                    }
                     self.tell_events();
                     self.tell_engines();
                 }
@@ -258,6 +259,9 @@ impl RaftActor {
             warn!(command = name, ?repair, "slots lost their last replica; their blocks are misses");
         }
         self.tell_cluster();
+        if self.is_left_behind() {
+            return;
+        }
         self.tell_events();
         self.tell_engines();
         let Some(ticket) = ticket else { return };
@@ -370,16 +374,11 @@ impl RaftActor {
             }
             None if leads && !self.bootstrapping => {
                 self.bootstrapping = true;
-                let Bootstrap { cluster, name, settings, default_secret, scaling } =
-                    self.parts.bootstrap.clone();
-                let coordinators = self.parts.directory.voting().unwrap_or_default().to_vec();
-                self.propose_own(
-                    Command::Bootstrap { cluster, name, settings, default_secret, scaling, coordinators },
-                    Reason::new("every coordinator's log was empty"),
-                );
+                self.found();
             }
             None => {}
         }
+        self.look_at_level();
         if leads {
             self.look_at_load();
             self.tell_seats();
@@ -399,7 +398,7 @@ impl RaftActor {
         }
     }
 
-    fn fail(&mut self, reason: String) {
+    pub(super) fn fail(&mut self, reason: String) {
         tracing::error!(%reason, "this coordinator cannot go on");
         self.has_failed = true;
         // Dropped, so that their askers hear at once that the outcome is unknown.
@@ -428,7 +427,8 @@ impl Actor for RaftActor {
         }
         match message {
             RaftMessage::Tick => self.tick(),
-            RaftMessage::Received { from, bytes, room } => {
+            RaftMessage::Received { from, speaks, bytes, room } => {
+                self.hear_level(from, speaks);
                 self.step(Event::Received { from, bytes });
                 drop(room);
             }
@@ -437,8 +437,8 @@ impl Actor for RaftActor {
             RaftMessage::LogFailed { reason } => self.fail(reason),
             RaftMessage::Propose { proposal, reason, reply } => {
                 // A rejection would stick to the request's id.
+                let leads = self.parts.consensus.status().role == Role::Leader;
                 if self.parts.registry.map().is_none() {
-                    let leads = self.parts.consensus.status().role == Role::Leader;
                     let error = if leads {
                         WireError::busy("the cluster has not started yet")
                     } else {
@@ -446,7 +446,12 @@ impl Actor for RaftActor {
                     };
                     return reply.send(ControlReply::Failed(error));
                 }
-                self.propose(proposal, reason, Some(reply));
+                // Written down, it would end every member that does not know it.
+                let level = self.parts.registry.level();
+                match kvhive_control::check_level(&proposal.command, level) {
+                    Err(error) if leads => reply.send(ControlReply::Failed(error)),
+                    _ => self.propose(proposal, reason, Some(reply)),
+                }
             }
             // One that was removed hears of no change any more.
             RaftMessage::FetchMap { have: _, linearizable: false, reply } if self.is_removed() => {

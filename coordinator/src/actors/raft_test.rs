@@ -3,7 +3,9 @@
 use super::*;
 use kvhive_consensus::{ConsensusConfig, LogBatch, Restored, SnapshotRecord, WriteId};
 use kvhive_control::Tuning;
+use kvhive_protocol::ClusterId;
 use kvhive_protocol::data::Ack;
+use kvhive_protocol::map::Settings;
 use kvhive_runtime::ManualClock;
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -31,6 +33,10 @@ fn change(sequence: u64, command: Command) -> Vec<u8> {
 }
 
 fn bootstrap() -> Vec<u8> {
+    bootstrap_at(Level::NEWEST)
+}
+
+fn bootstrap_at(level: Level) -> Vec<u8> {
     let (cluster, name) = (ClusterId(1), "tried".to_owned());
     change(
         1,
@@ -41,6 +47,7 @@ fn bootstrap() -> Vec<u8> {
             default_secret: [1; 32],
             scaling: Default::default(),
             coordinators: Vec::new(),
+            level,
         },
     )
 }
@@ -114,7 +121,8 @@ impl Scene {
                 scaling: Default::default(),
             },
             failed,
-            cluster: watch::channel(None).0,
+            speaks: Level::NEWEST,
+            cluster: watch::channel(Belonging::default()).0,
             events: watch::channel(0).0,
             engines: watch::channel(Default::default()).0,
             vitals: watch::channel(Vitals::UNKNOWN).0,
@@ -159,6 +167,32 @@ fn behind_an_entry_that_cannot_be_applied_nothing_is_applied_or_made_to_last() {
     assert_eq!(scene.actor.parts.registry.applied(), 3);
     assert!(scene.actor.parts.vitals.borrow().has_failed);
     assert!(snapshots(&written).is_empty());
+}
+
+#[test]
+fn a_cluster_that_goes_beyond_what_its_coordinator_speaks_goes_on_without_it() {
+    let beyond = Level(Level::NEWEST.0 + 1);
+    let newer = [bootstrap(), change(2, Command::RaiseLevel { to: beyond }), vec![0xFF; 40]];
+    let mut scene = Scene::new(log_of(newer.to_vec()), 1000);
+    scene.run();
+    // Not that of the entry behind it, which says nothing to an operator.
+    assert!(
+        scene.why().starts_with("the cluster is at level 3, from which it does not go back"),
+        "{}",
+        scene.why()
+    );
+    assert_eq!(scene.actor.parts.registry.applied(), 4);
+}
+
+#[test]
+fn a_leader_has_the_level_rise_once_it_has_heard_that_all_speak_a_newer_one() {
+    let mut scene = Scene::new(log_of(vec![bootstrap_at(Level::OLDEST)]), 1000);
+    scene.run();
+    assert_eq!(scene.actor.parts.registry.level(), Level::NEWEST, "it is all there is");
+    // What others say of themselves counts while they are coordinators.
+    assert_eq!(scene.actor.spoken(), [Some(Level::NEWEST)]);
+    scene.actor.hear_level(PeerId(9), Level::OLDEST);
+    assert_eq!(scene.actor.spoken(), [Some(Level::NEWEST)], "there is no other coordinator");
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! What the raft actor tells without being asked: those who watch what it knows of itself, the journal, the log.
 
+use super::levels::Belonging;
 use super::raft::RaftActor;
 use super::vitals::Vitals;
 use kvhive_consensus::Standing;
 use kvhive_protocol::control::Command;
-use kvhive_protocol::{EventKind, Note, Reason, Subject};
+use kvhive_protocol::{EventKind, Levels, Note, Reason, Subject};
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::{info, warn};
@@ -19,12 +20,11 @@ impl RaftActor {
     }
 
     pub(super) fn tell_cluster(&self) {
-        let cluster = self.parts.registry.map().map(|map| map.cluster);
-        self.parts.cluster.send_if_modified(|known| {
-            let news = *known != cluster;
-            *known = cluster;
-            news
-        });
+        let registry = &self.parts.registry;
+        let cluster = registry.map().map(|map| map.cluster);
+        let levels = Levels { newest: self.parts.speaks, cluster: registry.level() };
+        let belongs = Belonging { cluster, levels };
+        self.parts.cluster.send_if_modified(|known| std::mem::replace(known, belongs) != belongs);
     }
 
     pub(super) fn tell_events(&self) {

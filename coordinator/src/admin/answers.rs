@@ -20,6 +20,8 @@ pub(super) struct Cluster {
     pub(super) epoch: u64,
     /// The cluster's name.
     pub(super) name: Option<String>,
+    /// What may be said and written down in the cluster: the newest level that all its members speak; it never goes back.
+    pub(super) level: Option<u16>,
     /// The cluster's random identity, in hexadecimal.
     pub(super) cluster: Option<String>,
     /// Every coordinator, as it sees itself; `unreachable` where it did not answer.
@@ -44,6 +46,8 @@ pub(super) struct Coordinator {
     pub(super) committed: u64,
     pub(super) applied: u64,
     pub(super) epoch: u64,
+    /// The newest level that it speaks; null where it did not answer.
+    pub(super) speaks: Option<u16>,
     /// Where its admin API listens.
     pub(super) admin_address: String,
 }
@@ -64,6 +68,8 @@ pub(super) struct Node {
     pub(super) labels: BTreeMap<String, String>,
     /// How many devices it has.
     pub(super) devices: usize,
+    /// The newest level that it speaks.
+    pub(super) speaks: u16,
 }
 
 /// One device.
@@ -342,6 +348,7 @@ impl From<WireError> for Trouble {
             WireError::UnknownTenant { .. } => Trouble::not_found(detail),
             WireError::StaleEpoch { .. } => Trouble::new(StatusCode::CONFLICT, STALE_EPOCH, detail),
             WireError::Rejected { .. } => Trouble::new(StatusCode::CONFLICT, "rejected", detail),
+            WireError::NotYet { .. } => Trouble::new(StatusCode::CONFLICT, "not_yet", detail),
             _ => Trouble::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail),
         }
     }

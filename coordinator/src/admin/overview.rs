@@ -14,6 +14,7 @@ pub(super) fn cluster(overview: &Overview, coordinators: Vec<Coordinator>) -> Cl
         term: overview.status.term,
         epoch: overview.status.epoch.0,
         name: map.map(|map| map.name.clone()),
+        level: map.map(|map| map.level.0),
         cluster: map.map(|map| map.cluster.to_string()),
         coordinators,
         nodes: map.map_or(Vec::new(), nodes),
@@ -37,6 +38,7 @@ pub(super) fn nodes(map: &ClusterMap) -> Vec<Node> {
         metrics_address: member.metrics_address.clone(),
         labels: member.labels.clone(),
         devices: member.devices.len(),
+        speaks: member.speaks.0,
     };
     map.members.iter().map(node).collect()
 }

@@ -236,6 +236,7 @@ fn coordinator(peer: &PeerConfig, status: Option<CoordinatorStatus>) -> Coordina
             committed: status.committed,
             applied: status.applied,
             epoch: status.epoch.0,
+            speaks: Some(status.speaks.0),
             admin_address,
         },
         None => Coordinator {
@@ -246,6 +247,7 @@ fn coordinator(peer: &PeerConfig, status: Option<CoordinatorStatus>) -> Coordina
             committed: 0,
             applied: 0,
             epoch: 0,
+            speaks: None,
             admin_address,
         },
     }

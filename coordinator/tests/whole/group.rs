@@ -93,6 +93,7 @@ impl Group {
                 snapshot_every: 10_000,
                 tracer: kvhive_spans::Tracer::OFF,
                 block_events: None,
+                speaks: kvhive_protocol::Level::NEWEST,
                 repair_after: Duration::from_secs(30),
                 scaling: Default::default(),
                 balance: false,
@@ -212,7 +213,14 @@ impl Group {
     }
 
     pub(crate) fn identity(&self, role: Role) -> Identity {
-        Identity { token: TokenKey::new(TOKEN.as_bytes()), role, sender: 0, cluster: None, tls: None }
+        Identity {
+            token: TokenKey::new(TOKEN.as_bytes()),
+            role,
+            sender: 0,
+            cluster: None,
+            tls: None,
+            levels: Default::default(),
+        }
     }
 
     pub(crate) fn admin(&self, at: usize) -> AdminDoor {
@@ -234,6 +242,7 @@ impl Group {
                 disk_bytes: 0,
             }],
             codec: Default::default(),
+            speaks: kvhive_protocol::Level::NEWEST,
         };
         match self.ask(self.leader(), Role::Node, &ControlRequest::Register(registration)) {
             ControlReply::Registered { member, generation, map } => {

@@ -77,8 +77,14 @@ fn garbage_in_the_name_of_a_peer_is_counted_and_changes_nothing() {
 /// Sends one frame of raft messages and returns what it is refused with, if anything comes back.
 fn speak_raft(group: &Group, at: usize, role: Role, sender: u64, payload: &[u8]) -> Result<WireError, Fault> {
     let limit = Duration::from_millis(500);
-    let identity =
-        Identity { token: TokenKey::new(TOKEN.as_bytes()), role, sender, cluster: None, tls: None };
+    let identity = Identity {
+        token: TokenKey::new(TOKEN.as_bytes()),
+        role,
+        sender,
+        cluster: None,
+        tls: None,
+        levels: Default::default(),
+    };
     group.run(async {
         let mut connection = group.connect(at, &identity).await?;
         connection.send(Kind::Raft, 0, &(), &[payload]).await?;

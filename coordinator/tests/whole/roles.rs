@@ -20,6 +20,7 @@ fn register() -> Registration {
         labels: Default::default(),
         devices: Vec::new(),
         codec: Default::default(),
+        speaks: kvhive_protocol::Level::NEWEST,
     }
 }
 
@@ -44,6 +45,7 @@ fn a_role_that_is_too_weak_is_told_so_and_nothing_changes() {
             default_secret: [0; 32],
             scaling: Default::default(),
             coordinators: Vec::new(),
+            level: kvhive_protocol::Level::NEWEST,
         })
     };
     let create = || {
@@ -110,8 +112,14 @@ fn a_wrong_token_or_another_cluster_is_turned_away_in_the_handshake() {
     let group = Group::of(1);
     let ours = group.map(0).cluster;
     let knock = |token: &[u8], cluster| {
-        let identity =
-            Identity { token: TokenKey::new(token), role: Role::Coordinator, sender: 1, cluster, tls: None };
+        let identity = Identity {
+            token: TokenKey::new(token),
+            role: Role::Coordinator,
+            sender: 1,
+            cluster,
+            tls: None,
+            levels: Default::default(),
+        };
         group.run(async { group.connect(0, &identity).await.map(|_| ()) })
     };
     let token = crate::group::TOKEN.as_bytes();

@@ -188,6 +188,7 @@ mod tests {
                 labels: BTreeMap::new(),
                 devices: Vec::new(),
                 codec: Default::default(),
+                speaks: kvhive_protocol::Level::NEWEST,
                 drains: false,
             };
             (MemberId(id), member)

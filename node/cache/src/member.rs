@@ -412,6 +412,7 @@ mod tests {
                     disk_bytes: 0,
                 }],
                 codec: Default::default(),
+                speaks: kvhive_protocol::Level::NEWEST,
                 drains: false,
             },
         );

@@ -5,11 +5,10 @@ use crate::actors::device::Device;
 use crate::data::counters::{Counters, count};
 use crate::data::replicate::Replicator;
 use crate::view::View;
-use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::{DeviceId, WireError};
 use kvhive_runtime::{AskError, Reply};
 use kvhive_spans::{Span, Tracer};
-use kvhive_wire::{Fault, Tls};
+use kvhive_wire::{Fault, Listening};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,8 +39,7 @@ pub(crate) struct DataPlane {
     pub(crate) view: Arc<View>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) replicator: Replicator,
-    pub(super) token: TokenKey,
-    pub(crate) tls: Option<Tls>,
+    pub(crate) listening: Listening,
     pub(crate) tracer: Tracer,
     pub(super) connections: Arc<Semaphore>,
     devices: Vec<Device>,
@@ -64,8 +62,7 @@ impl DataPlane {
         view: Arc<View>,
         counters: Arc<Counters>,
         replicator: Replicator,
-        token: TokenKey,
-        tls: Option<Tls>,
+        listening: Listening,
         limits: Limits,
     ) -> DataPlane {
         let inflight_kib = kib(limits.inflight_bytes).clamp(1, 1 << 28);
@@ -73,8 +70,7 @@ impl DataPlane {
         DataPlane {
             view,
             counters,
-            token,
-            tls,
+            listening,
             tracer: replicator.tracer.clone(),
             replicator,
             connections: Arc::new(Semaphore::new(limits.connections)),

@@ -5,6 +5,7 @@ use crate::data::counters::count;
 use crate::data::plane::DataPlane;
 use kvhive_protocol::data::MAX_REQUEST_BYTES;
 use kvhive_protocol::frame::FrameLimits;
+use kvhive_protocol::{Level, Levels};
 use kvhive_runtime::{Place, Places, stopped};
 use kvhive_wire::{Connection, Listening};
 use std::sync::Arc;
@@ -45,8 +46,11 @@ pub(crate) async fn serve(listener: TcpListener, plane: Arc<DataPlane>, mut stop
 }
 
 async fn admit(stream: TcpStream, plane: &DataPlane, mut handshake: Place, stop: watch::Receiver<bool>) {
-    let cluster = plane.view.serving().map(|serving| serving.map.cluster);
-    let listening = Listening { token: plane.token.clone(), cluster, tls: plane.tls.clone() };
+    let serving = plane.view.serving();
+    let cluster = serving.as_ref().map(|serving| serving.map.cluster);
+    let level = serving.map_or(Level::OLDEST, |serving| serving.map.level);
+    let levels = Levels { cluster: level, ..plane.listening.levels };
+    let listening = Listening { cluster, levels, ..plane.listening.clone() };
     let accepted = tokio::select! {
         accepted = Connection::accept(stream, &listening, HANDSHAKE_LIMIT) => accepted,
         () = handshake.turned_out() => {

@@ -81,8 +81,14 @@ impl Asker {
     }
 
     pub(super) async fn connect_with(address: &str, member: MemberId, token: &[u8]) -> Result<Asker, Fault> {
-        let identity =
-            Identity { token: TokenKey::new(token), role: Role::Client, sender: 0, cluster: None, tls: None };
+        let identity = Identity {
+            token: TokenKey::new(token),
+            role: Role::Client,
+            sender: 0,
+            cluster: None,
+            tls: None,
+            levels: Default::default(),
+        };
         let (connection, _) = Connection::connect(address, &identity, LIMIT).await?;
         let device = DeviceId::new(member, 0);
         let (slot, tenant) = (Slot(9), TENANT);

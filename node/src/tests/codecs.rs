@@ -12,7 +12,7 @@ use kvhive_protocol::data::{Accept, Ack};
 use kvhive_protocol::{AxisOrder, Dtype, Layout, TenantRules, WireError};
 
 /// Blocks of 16 KiB.
-const LAYOUT: Layout = Layout {
+pub(super) const LAYOUT: Layout = Layout {
     layers: 2,
     kv_heads: 2,
     head_dim: 32,
@@ -31,7 +31,7 @@ fn tensor(number: u64) -> Block {
     Block { bytes, ..block }
 }
 
-fn encoded(number: u64, codec: Codec) -> Block {
+pub(super) fn encoded(number: u64, codec: Codec) -> Block {
     let raw = tensor(number);
     let mut bytes = Vec::new();
     codec::encode(codec, &LAYOUT, &raw.bytes, &mut bytes).expect("a block of its layout");

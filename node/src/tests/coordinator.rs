@@ -156,7 +156,8 @@ impl FakeCoordinator {
 
 async fn converse(stream: TcpStream, script: Arc<Mutex<Script>>) {
     let cluster = script.lock().expect("no test panics holding it").map.cluster;
-    let listening = Listening { token: TokenKey::new(TOKEN), cluster: Some(cluster), tls: None };
+    let (token, levels) = (TokenKey::new(TOKEN), Default::default());
+    let listening = Listening { token, cluster: Some(cluster), tls: None, levels };
     let Ok((mut connection, _)) = Connection::accept(stream, &listening, Duration::from_secs(5)).await else {
         return;
     };
@@ -204,6 +205,7 @@ impl Script {
             devices: registration.devices,
             codec: registration.codec,
             drains: false,
+            speaks: kvhive_protocol::Level::NEWEST,
         };
         self.map.members.insert(id, member);
         let everywhere: Vec<_> = self.map.members.keys().map(|id| DeviceId::new(*id, 0)).collect();

@@ -148,6 +148,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
     let coordinator = FakeCoordinator::start().await;
     let free: SocketAddr = "127.0.0.1:0".parse().expect("an address");
     let config = crate::NodeConfig {
+        speaks: kvhive_protocol::Level::NEWEST,
         name: "node-0".to_owned(),
         data_listen: free,
         advertise_data: String::new(),

@@ -18,6 +18,7 @@ mod proxy;
 mod replication;
 mod snapshots;
 mod tenants;
+mod traces;
 mod watch;
 
 use crate::actors::core::DeviceMessage;
@@ -32,6 +33,7 @@ use kvhive_cache::policy::Strategy;
 use kvhive_protocol::Generation;
 use kvhive_protocol::block::Codec;
 use kvhive_runtime::http::Access;
+use kvhive_spans::{Tracer, TracerConfig};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -63,6 +65,8 @@ struct Setup {
     inflight_bytes: usize,
     stall: Duration,
     move_rate: u64,
+    /// How many of a million requests are traced.
+    sample_ppm: u32,
 }
 
 impl Default for Setup {
@@ -85,6 +89,7 @@ impl Default for Setup {
             inflight_bytes: 64 * MIB,
             stall: Duration::from_secs(10),
             move_rate: 1 << 40,
+            sample_ppm: 0,
         }
     }
 }
@@ -113,6 +118,7 @@ impl Setup {
         };
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let config = NodeConfig {
+            speaks: kvhive_protocol::Level::NEWEST,
             name: name.to_owned(),
             data_listen: free,
             advertise_data: String::new(),
@@ -139,7 +145,7 @@ impl Setup {
             token: TOKEN.to_vec(),
             access: Access::default(),
             tls: None,
-            tracer: kvhive_spans::Tracer::OFF,
+            tracer: self.tracer(name),
         };
         let limits = Limits {
             connections: self.max_connections,
@@ -148,6 +154,17 @@ impl Setup {
             least_rate: u64::MAX,
         };
         start_within(config, limits, &self.disk_tuning)
+    }
+
+    fn tracer(&self, name: &str) -> Tracer {
+        let config = TracerConfig {
+            service: "kvhive-node".to_owned(),
+            process: name.to_owned(),
+            endpoint: None,
+            sample_ppm: self.sample_ppm,
+            keep: 256,
+        };
+        if self.sample_ppm > 0 { Tracer::new(&config).expect("nothing is exported") } else { Tracer::OFF }
     }
 
     /// Starts a coordinator and one node, and waits until it serves.

@@ -13,7 +13,7 @@ use kvhive_protocol::{DeviceId, Filling, Slot, WireError};
 use std::sync::Arc;
 
 /// Places a slot and says who lacks its blocks.
-fn place(coordinator: &FakeCoordinator, slot: Slot, set: &[DeviceId], lacking: &[DeviceId]) {
+pub(super) fn place(coordinator: &FakeCoordinator, slot: Slot, set: &[DeviceId], lacking: &[DeviceId]) {
     coordinator.change(|map| {
         Arc::make_mut(&mut map.slots)[usize::from(slot.0)] = ReplicaSet(set.to_vec());
         let filling = Arc::make_mut(&mut map.filling);
@@ -33,7 +33,7 @@ async fn serve_it(coordinator: &FakeCoordinator, nodes: &[NodeHandle]) {
 }
 
 /// Two nodes and a slot that is on the first alone, with a client of its primary.
-async fn one_of_two(setup: Setup) -> (FakeCoordinator, Vec<NodeHandle>, Asker, [DeviceId; 2]) {
+pub(super) async fn one_of_two(setup: Setup) -> (FakeCoordinator, Vec<NodeHandle>, Asker, [DeviceId; 2]) {
     let (coordinator, nodes) = setup.several(2).await;
     let client = nodes[0].ask().await;
     let devices = [0, 1].map(|at: usize| DeviceId::new(nodes[at].member().expect("it is a member"), 0));

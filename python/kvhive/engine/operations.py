@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from kvhive._native import Predictor
 
@@ -30,6 +31,8 @@ class WorkloadPredictor:
 
     def __init__(self) -> None:
         self._predictor = Predictor()
+        #: Blocks asked, covered and computed by each engine when it was last observed.
+        self._seen: WeakKeyDictionary[UltraAdaptiveKVCacheEngine, tuple[int, int, int]] = WeakKeyDictionary()
 
     @property
     def step_seconds(self) -> int:
@@ -56,10 +59,10 @@ class WorkloadPredictor:
     def observe(self, engine: UltraAdaptiveKVCacheEngine) -> bool:
         """Learns from what an engine has served since it was last observed here."""
         stats = engine.get_stats()
-        seen = getattr(engine, "_observed", (0, 0, 0))
+        seen = self._seen.get(engine, (0, 0, 0))
         tokens = engine.config.block_size
         now = (stats["prompt_tokens"] // tokens, stats["cached_tokens"] // tokens, stats["computed_tokens"] // tokens)
-        engine._observed = now  # type: ignore[attr-defined]
+        self._seen[engine] = now
         asked, covered, new = (after - before for after, before in zip(now, seen, strict=True))
         return self.update_pattern(asked, min(covered, asked), new * engine.config.block_bytes)
 

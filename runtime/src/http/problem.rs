@@ -49,7 +49,7 @@ impl Problem {
     /// The token that was shown gives `role`, and that is too little.
     pub fn forbidden(role: Role, needs: Role) -> Problem {
         let detail =
-            format!("this token is a {role}'s; asking for this needs the token of the role `{needs}`");
+            format!("this token has the role `{role}`; asking for this needs a token of the role `{needs}`");
         Problem::new(StatusCode::FORBIDDEN, "forbidden", detail)
     }
 

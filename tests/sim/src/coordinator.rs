@@ -188,6 +188,7 @@ impl Coordinator {
                     default_secret: [1; 32],
                     scaling: Default::default(),
                     coordinators: Vec::new(),
+                    level: kvhive_protocol::Level::NEWEST,
                 };
                 self.propose_own(now, bootstrap, Reason::default(), disk, out);
             }

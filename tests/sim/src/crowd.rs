@@ -96,6 +96,7 @@ impl Crowd {
             default_secret: [1; 32],
             scaling: Default::default(),
             coordinators: Vec::new(),
+            level: kvhive_protocol::Level::NEWEST,
         })?;
         for number in 0..members {
             crowd.register(number)?;
@@ -116,6 +117,7 @@ impl Crowd {
             labels: BTreeMap::from([("zone".to_owned(), format!("z{}", number % ZONES))]),
             devices: vec![device],
             codec: Default::default(),
+            speaks: kvhive_protocol::Level::NEWEST,
         }))?;
         let CommandReply::Registered { member, generation, epoch } = reply else {
             return Err(format!("{number} was not registered: {reply:?}"));

@@ -415,6 +415,7 @@ impl World {
                             disk_bytes: 8,
                         }],
                         codec: Default::default(),
+                        speaks: kvhive_protocol::Level::NEWEST,
                     };
                     let request = registration.request;
                     let what = What::Submit(Proposal { request, command: Command::Register(registration) });

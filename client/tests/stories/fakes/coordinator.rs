@@ -113,7 +113,12 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
 }
 
 async fn converse(stream: TcpStream, state: Arc<Mutex<State>>) {
-    let listening = Listening { token: TokenKey::new(TOKEN), cluster: Some(CLUSTER), tls: None };
+    let listening = Listening {
+        token: TokenKey::new(TOKEN),
+        cluster: Some(CLUSTER),
+        tls: None,
+        levels: Default::default(),
+    };
     let Ok((mut connection, _)) = Connection::accept(stream, &listening, PATIENCE).await else { return };
     while let Ok(frame) = connection.receive().await {
         let Ok(request) = connection.message::<ControlRequest>() else { return };

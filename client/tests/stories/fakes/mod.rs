@@ -100,6 +100,7 @@ fn map(addresses: impl Iterator<Item = String>, place: impl Fn(Slot) -> Vec<Devi
         }],
         codec: Default::default(),
         drains: false,
+        speaks: kvhive_protocol::Level::NEWEST,
     };
     let tenant =
         Tenant { name: "default".into(), era: Era(1), secret: [7; 32], rules: TenantRules::default() };

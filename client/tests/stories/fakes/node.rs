@@ -209,7 +209,12 @@ async fn serve(listener: TcpListener, token: Vec<u8>, state: Arc<Mutex<State>>) 
 
 async fn converse(stream: TcpStream, token: Vec<u8>, state: Arc<Mutex<State>>) {
     let (stream, mut raw) = second(stream);
-    let listening = Listening { token: TokenKey::new(&token), cluster: Some(CLUSTER), tls: None };
+    let listening = Listening {
+        token: TokenKey::new(&token),
+        cluster: Some(CLUSTER),
+        tls: None,
+        levels: Default::default(),
+    };
     let Ok((mut connection, _)) = Connection::accept(stream, &listening, PATIENCE).await else { return };
     while let Ok(frame) = connection.receive().await {
         let (context, request) = if frame.kind == Kind::TracedRequest {

@@ -1,0 +1,59 @@
+//! Levels: what processes may say to each other and write down together. A build speaks a few neighbouring ones; a cluster is at the
+//! newest that all its members speak, never goes back, and keeps it in its map.
+//!
+//! A level is raised with whatever an older build could not read: a command, a request, a kind of frame. Structs that grow
+//! ([`crate::growing`]) need none.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What a build can say.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Level(pub u16);
+
+impl Level {
+    /// The first one.
+    pub const FIRST: Level = Level(1);
+    /// Pinned prefixes.
+    pub const PINS: Level = Level(2);
+    /// The newest that this build speaks.
+    pub const NEWEST: Level = Level::PINS;
+    /// The oldest that this build speaks: that of the build before it.
+    pub const OLDEST: Level = Level::FIRST;
+}
+
+impl Default for Level {
+    /// What a process speaks that says nothing of it.
+    fn default() -> Level {
+        Level::FIRST
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What one end of a connection speaks, and asks of the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Levels {
+    /// The newest level that this process speaks.
+    pub newest: Level,
+    /// The level of its cluster, as far as it knows: a member that does not speak it is refused.
+    pub cluster: Level,
+}
+
+impl Default for Levels {
+    /// All that this build speaks, to anybody.
+    fn default() -> Levels {
+        Levels { newest: Level::NEWEST, cluster: Level::OLDEST }
+    }
+}
+
+impl Levels {
+    /// Speaks as new a level as this, to anybody.
+    pub fn up_to(newest: Level) -> Levels {
+        Levels { newest, ..Levels::default() }
+    }
+}
