@@ -41,6 +41,7 @@ mod parse;
 mod problem;
 mod reference;
 mod render;
+mod rule;
 mod scaling;
 mod section;
 mod tls;

@@ -310,11 +310,8 @@ impl Crowd {
                 self.balanced += 1;
             }
         }
-        match self.apply(command)? {
-            CommandReply::Rejected(error) => {
-                return Err(format!("the leader's own decision was refused: {error}"));
-            }
-            _ => {}
+        if let CommandReply::Rejected(error) = self.apply(command)? {
+            return Err(format!("the leader's own decision was refused: {error}"));
         }
         let after = self.map();
         after.check()?;

@@ -1,7 +1,7 @@
 //! `kvhive simulate --autoscale`: a cluster that the autoscaler gives its size, next to one that always has the largest. Both
 //! run the rules of a node over the same days of load; the autoscaler and its predictor are the coordinators' own.
 
-use super::days::Days;
+use super::days::{Days, Shape};
 use crate::report;
 use anyhow::{Result, bail};
 use clap::Args;
@@ -36,6 +36,9 @@ pub(crate) struct Autoscale {
     /// Load of the quietest minute of a day, by that of the busiest (0 to 1)
     #[arg(long, value_name = "P", default_value_t = 0.2, requires = "autoscale", value_parser = super::share)]
     night: f64,
+    /// How load goes between its least and its most
+    #[arg(long, value_name = "SHAPE", default_value = "wave", requires = "autoscale")]
+    shape: Shape,
     /// How much of what all members would cover is to be covered (0.5 to 1)
     #[arg(long, value_name = "P", default_value_t = 0.85, requires = "autoscale", value_parser = super::share)]
     keep: f64,
@@ -101,7 +104,7 @@ impl Autoscale {
         if capacity < self.members {
             bail!("--capacity-blocks is {capacity}: each of {} members needs one at least", self.members);
         }
-        let days = Days { days: self.days, night: self.night, seed, block_tokens };
+        let days = Days { days: self.days, night: self.night, shape: self.shape, seed, block_tokens };
         let comparison = self.compare(&days.lay_over(requests)?, capacity, strategy, block_tokens);
         if json {
             return report::print_json(&comparison);

@@ -8,6 +8,7 @@ use kvhive_cache::simulate::{Trace, Turn};
 use kvhive_protocol::Moment;
 use kvhive_protocol::scaling::OBSERVATION_SECONDS;
 use std::collections::{BTreeMap, BTreeSet};
+use std::f64::consts::TAU;
 use std::time::Duration;
 
 /// Seconds of a day.
@@ -17,13 +18,32 @@ const DAY_S: f64 = 86_400.0;
 /// come back after exactly as long.
 const LASTING: usize = 100;
 
-/// How load goes over a day.
+/// How load comes and goes. Between its least and its most it goes by one of these.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(super) enum Shape {
+    /// A wave each day: least at midnight, most at noon
+    Wave,
+    /// From 9 to 18 as much as there can be, with an hour to come and to go, else the least
+    Office,
+    /// Two peaks a day, at 10 and at 20, and the least at 3
+    Peaks,
+    /// A wave each day, and on the last two of seven days a third of it
+    Week,
+    /// The least for three fifths of the time, then all at once the most
+    Step,
+    /// From the least to the most over all days, without a daily rhythm
+    Growth,
+}
+
+/// How load goes over days.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Days {
     /// How many.
     pub(super) days: u32,
     /// Load of the quietest minute, by that of the busiest.
     pub(super) night: f64,
+    /// How it goes between that and the most.
+    pub(super) shape: Shape,
     /// Which sessions come is drawn from this.
     pub(super) seed: u64,
     /// Tokens of a block.
@@ -48,10 +68,26 @@ struct Sessions {
 }
 
 impl Days {
-    /// Returns the load at a time, by that of the busiest minute: at midnight it is quietest.
+    /// Returns the load at a time, by that of the busiest minute.
     fn load(&self, at_s: f64) -> f64 {
-        let wave = (1.0 - (at_s / DAY_S * std::f64::consts::TAU).cos()) / 2.0;
-        self.night + (1.0 - self.night) * wave
+        let hour = at_s % DAY_S / 3600.0;
+        let wave = (1.0 - (at_s / DAY_S * TAU).cos()) / 2.0;
+        let whole_s = f64::from(self.days) * DAY_S;
+        // How near an hour is to that of a peak, from 0 to 1: four hours away there is nothing of it.
+        let peak = |at: f64| {
+            let away = (hour - at).abs().min(24.0 - (hour - at).abs());
+            (1.0 + (away.min(4.0) / 4.0 * TAU / 2.0).cos()) / 2.0
+        };
+        let part = match self.shape {
+            Shape::Wave => wave,
+            Shape::Office => (hour - 8.0).min(19.0 - hour).clamp(0.0, 1.0),
+            Shape::Peaks => peak(10.0).max(peak(20.0)),
+            Shape::Week if at_s / DAY_S % 7.0 >= 5.0 => wave / 3.0,
+            Shape::Week => wave,
+            Shape::Step => f64::from(u8::from(at_s >= 0.6 * whole_s)),
+            Shape::Growth => at_s / whole_s,
+        };
+        self.night + (1.0 - self.night) * part
     }
 
     /// Lays the days' load over a trace.
@@ -166,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_night_has_the_share_of_the_load_that_was_asked_for() {
-        let days = Days { days: 2, night: 0.2, seed: 3, block_tokens: 512 };
+        let days = Days { days: 2, night: 0.2, shape: Shape::Wave, seed: 3, block_tokens: 512 };
         let requests = (0..4000_u64).map(|at| request(at as f64 * 900.0, &[at])).collect();
         let trace = days.lay_over(requests).expect("it has requests");
         let in_hour = |hour: u64| {
