@@ -45,6 +45,34 @@ impl<S: Sync> FromRequestParts<S> for AskedAs {
         let client = digits.and_then(|digits| u128::from_str_radix(digits, 16).ok());
         let client = client
             .ok_or_else(|| Trouble::bad_request(format!("{HEADER} is not {DIGITS} hexadecimal digits")))?;
-        Ok(AskedAs(Some(RequestId { client, sequence: 1 })))
+        Ok(AskedAs(Some(request(client, parts.method.as_str(), parts.uri.path()))))
+    }
+}
+
+/// Names a change by what its asker drew and by what it is asked of: the same digits for another change are another name, and never
+/// answered by what became of the first.
+fn request(drawn: u128, method: &str, path: &str) -> RequestId {
+    let mut of = blake3::Hasher::new_derive_key("kvhive 2026-11 admin request v1");
+    of.update(method.as_bytes()).update(b" ").update(path.as_bytes());
+    let mut of_what = [0; 16];
+    of.finalize_xof().fill(&mut of_what);
+    RequestId { client: drawn ^ u128::from_le_bytes(of_what), sequence: 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_digits_name_one_change_of_one_thing() {
+        let name = request(7, "POST", "/v1/tenants");
+        assert_eq!(name, request(7, "POST", "/v1/tenants"));
+        for other in [
+            request(8, "POST", "/v1/tenants"),
+            request(7, "PATCH", "/v1/tenants"),
+            request(7, "POST", "/v1/pins"),
+        ] {
+            assert_ne!(name, other);
+        }
     }
 }
