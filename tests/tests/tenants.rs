@@ -1,6 +1,6 @@
 //! Tenants on a cluster of real processes: rules that operators say reach nodes and clients, and hold.
 
-use kvhive_client::{Client, FetchOutcome, NamespaceClient, StoreOptions};
+use kvhive_client::{Client, FetchOutcome, NamespaceClient, Prefix, StoreOptions};
 use kvhive_protocol::{AxisOrder, Dtype, Layout};
 use kvhive_tests::Cluster;
 use serde_json::json;
@@ -103,4 +103,59 @@ fn a_tenant_has_its_room_its_codec_and_its_guests_and_another_finds_nothing() {
     cluster.wait(client.refresh()).expect("a coordinator answers");
     cluster.json(&["tenants", "clear", "search"]).expect("it is cleared");
     assert_eq!(cluster.wait(fetch(&guest, 1)), Vec::<u64>::new(), "for its guests too");
+}
+
+/// Says how many blocks of a prefix whoever holds its keys is given, and how many are taken from it. One whose tenant is gone is refused.
+fn served(cluster: &Cluster, blocks: &NamespaceClient, prefix: &Prefix) -> (usize, usize) {
+    let mut memory = vec![vec![0; blocks.block_bytes() as usize]; BLOCKS];
+    let mut targets: Vec<&mut [u8]> = memory.iter_mut().map(Vec::as_mut_slice).collect();
+    let fetched = cluster.wait(blocks.fetch_into(prefix, 0..BLOCKS, &mut targets));
+    let given = fetched.map_or(0, |report| report.delivered());
+    let tensors: Vec<Vec<u8>> = (0..BLOCKS).map(tensor).collect();
+    let tensors: Vec<&[u8]> = tensors.iter().map(Vec::as_slice).collect();
+    let stored = cluster.wait(blocks.store(prefix, 0..BLOCKS, &tensors, StoreOptions::default()));
+    (given, stored.map_or(0, |report| report.acknowledged()))
+}
+
+/// Blocks that all devices hold, as last reported.
+fn resident(cluster: &Cluster) -> u64 {
+    let status = cluster.status();
+    let devices = status["devices"].as_array().expect("a list").iter();
+    devices.map(|device| device["blocks"].as_u64().expect("a number")).sum()
+}
+
+#[test]
+fn a_rotated_secret_and_a_deleted_tenant_leave_nothing_behind() {
+    let options = ["--nodes", "2", "--device-memory", "4MiB", "--host-memory", "0", "--block-size", "16KiB"];
+    let cluster = Cluster::start(&options);
+    cluster.json(&["tenants", "create", "acme"]).expect("it is made");
+    let client = cluster.client();
+    let blocks = open(&client, "acme");
+    let keys = || blocks.keys(&[1; BLOCKS * 16]);
+    let old = keys();
+    assert_eq!(cluster.wait(store(&blocks, 1)), BLOCKS);
+    assert_eq!(served(&cluster, &blocks, &old), (BLOCKS, BLOCKS));
+    cluster.until("its blocks to be reported", || (resident(&cluster) >= BLOCKS as u64).then_some(()));
+
+    // Whoever has been told nothing yet comes with the keys and the era of before.
+    cluster.json(&["tenants", "rotate", "acme"]).expect("nobody serves the old ones");
+    assert_eq!(served(&cluster, &blocks, &old), (0, 0), "nothing is given for old keys, and nothing taken");
+    cluster.until("their room to be free", || (resident(&cluster) == 0).then_some(()));
+    cluster.wait(client.refresh()).expect("a coordinator answers");
+    let new = keys();
+    assert_ne!(new.keys(), old.keys(), "its keys are others");
+    assert_eq!(served(&cluster, &blocks, &new), (0, BLOCKS), "nothing of before is found by the new ones");
+    assert_eq!(served(&cluster, &blocks, &old), (0, 0), "nor anything of now by the old ones");
+    assert_eq!(served(&cluster, &blocks, &new), (BLOCKS, BLOCKS));
+
+    cluster.json(&["tenants", "delete", "acme"]).expect("nobody serves its blocks");
+    assert_eq!(served(&cluster, &blocks, &new), (0, 0), "a tenant that is gone is given nothing");
+    cluster.until("their room to be free", || (resident(&cluster) == 0).then_some(()));
+    cluster.wait(client.refresh()).expect("a coordinator answers");
+    assert!(client.namespace("acme", "model@1", LAYOUT, 0).is_err(), "it is known no more");
+    // Another of its name is another.
+    cluster.json(&["tenants", "create", "acme"]).expect("the name is free");
+    cluster.wait(client.refresh()).expect("a coordinator answers");
+    assert_eq!(cluster.wait(fetch(&open(&client, "acme"), 1)), Vec::<u64>::new());
+    assert_eq!(served(&cluster, &blocks, &new), (0, 0), "who was the one before is not this one");
 }
