@@ -2,6 +2,7 @@
 
 use super::answers::{Freshness, Trouble};
 use super::asked::AskedAs;
+use super::object::Object;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
 use axum::Json;
 use axum::extract::State;
@@ -115,9 +116,9 @@ fn skew(rates: impl Iterator<Item = u64> + Clone) -> Option<f64> {
 #[utoipa::path(post, path = "/v1/balance", request_body = BalanceOrder, responses((status = 200, body = Balanced), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn balance(
     State(admin): Shared,
-    body: Result<Json<BalanceOrder>, JsonRejection>,
+    body: Result<Json<Object<BalanceOrder>>, JsonRejection>,
 ) -> Answer<Balanced> {
-    let Json(order) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let Json(Object(order)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let overview = admin.overview(Freshness::Linearizable).await?;
     let map = overview.map;
     let names = move |device: DeviceId| {

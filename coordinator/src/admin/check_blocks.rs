@@ -1,6 +1,7 @@
 //! What kvhive has of a prompt by its engine's hashes, as NVIDIA Dynamo's router asks a cache that its workers share.
 
 use super::answers::Trouble;
+use super::object::Object;
 use super::routes::{Answer, Shared};
 use axum::Json;
 use axum::extract::State;
@@ -37,9 +38,9 @@ pub(super) struct BlocksFound {
 #[utoipa::path(post, path = "/check_blocks", request_body = BlocksAsked, responses((status = 200, body = BlocksFound), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn check_blocks(
     State(admin): Shared,
-    body: Result<Json<BlocksAsked>, JsonRejection>,
+    body: Result<Json<Object<BlocksAsked>>, JsonRejection>,
 ) -> Answer<BlocksFound> {
-    let Json(asked) = body.map_err(|error| Trouble::unusable_body(&error, MAX_CHECK_BODY_BYTES))?;
+    let Json(Object(asked)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_CHECK_BODY_BYTES))?;
     let BlocksAsked { block_hashes, engine } = asked;
     if block_hashes.len() > MAX_HASHES {
         let many = block_hashes.len();

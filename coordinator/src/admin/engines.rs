@@ -3,6 +3,7 @@
 use super::answers::Trouble;
 use super::asked::AskedAs;
 use super::layouts::OneLayout;
+use super::object::Object;
 use super::routes::{Answer, MAX_BODY_BYTES, Shared};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection};
@@ -247,9 +248,9 @@ pub(super) async fn engines(State(admin): Shared) -> Answer<EngineList> {
 pub(super) async fn follow_engine(
     State(admin): Shared,
     asked: AskedAs,
-    body: Result<Json<NewEngine>, JsonRejection>,
+    body: Result<Json<Object<NewEngine>>, JsonRejection>,
 ) -> Result<(StatusCode, Json<OneEngine>), Trouble> {
-    let Json(new) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let Json(Object(new)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let tenant = new.tenant.unwrap_or_else(|| "default".to_owned());
     let map = admin.map().await?;
     let (id, _) = map.tenant(&tenant).ok_or_else(|| {
@@ -310,10 +311,10 @@ pub(super) async fn forget_engine(
 pub(super) async fn engine_load(
     State(admin): Shared,
     name: Result<Path<String>, PathRejection>,
-    body: Result<Json<OneLoad>, JsonRejection>,
+    body: Result<Json<Object<OneLoad>>, JsonRejection>,
 ) -> Result<StatusCode, Trouble> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
-    let Json(load) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let Json(Object(load)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let load = load.load()?;
     admin.sources.control.engines().set_load(&name, load).map_err(|_| missing(&name))?;
     Ok(StatusCode::NO_CONTENT)

@@ -2,6 +2,7 @@
 
 use super::answers::{Freshness, Members, Node, Trouble};
 use super::asked::AskedAs;
+use super::object::Object;
 use super::overview;
 use super::page::Listing;
 use super::routes::{Answer, MAX_BODY_BYTES, Shared};
@@ -45,10 +46,10 @@ pub(super) async fn change_member(
     State(admin): Shared,
     asked: AskedAs,
     name: Result<Path<String>, PathRejection>,
-    body: Result<Json<MemberPatch>, JsonRejection>,
+    body: Result<Json<Object<MemberPatch>>, JsonRejection>,
 ) -> Answer<Node> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
-    let Json(patch) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let Json(Object(patch)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let missing = || missing(&name);
     let overview = admin.overview(Freshness::Linearizable).await?;
     let known = overview.map.as_ref().and_then(|map| map.member(&name));

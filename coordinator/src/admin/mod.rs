@@ -15,6 +15,7 @@ mod figures;
 mod lanes;
 mod layouts;
 mod members;
+mod object;
 mod overview;
 mod page;
 mod pins;

@@ -2,6 +2,7 @@
 
 use super::answers::{Freshness, Trouble};
 use super::asked::AskedAs;
+use super::object::Object;
 use super::page::USUAL;
 use super::routes::{Answer, Shared};
 use axum::Json;
@@ -171,9 +172,9 @@ pub(super) async fn pins(
 pub(super) async fn add_pin(
     State(admin): Shared,
     asked: AskedAs,
-    body: Result<Json<NewPin>, JsonRejection>,
+    body: Result<Json<Object<NewPin>>, JsonRejection>,
 ) -> Result<(StatusCode, Json<OnePin>), Trouble> {
-    let Json(new) = body.map_err(|error| Trouble::unusable_body(&error, MAX_PIN_BODY_BYTES))?;
+    let Json(Object(new)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_PIN_BODY_BYTES))?;
     let tenant = new.tenant.unwrap_or_else(|| "default".to_owned());
     let map = admin.map().await?;
     let (id, _) = map.tenant(&tenant).ok_or_else(|| {

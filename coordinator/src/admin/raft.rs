@@ -1,6 +1,7 @@
 //! The coordinators themselves: who they are, who leads.
 
 use super::answers::{Consistency, Freshness, Trouble};
+use super::object::Object;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -148,9 +149,9 @@ impl Admin {
 #[utoipa::path(post, path = "/v1/raft/transfer", request_body = Transfer, responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn transfer(
     State(admin): Shared,
-    body: Result<Json<Transfer>, JsonRejection>,
+    body: Result<Json<Object<Transfer>>, JsonRejection>,
 ) -> Answer<Group> {
-    let Json(wanted) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let Json(Object(wanted)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     Ok(Json(admin.ask_leader(RaftRequest::Transfer { to: wanted.to }).await?))
 }
 
@@ -168,8 +169,11 @@ pub(super) async fn group(
 /// Adds a coordinator, which follows without a vote until it is promoted. One that is there already, and is the same, is not
 /// added again.
 #[utoipa::path(post, path = "/v1/raft/members", request_body = NewMember, responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
-pub(super) async fn add(State(admin): Shared, body: Result<Json<NewMember>, JsonRejection>) -> Answer<Group> {
-    let Json(wanted) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+pub(super) async fn add(
+    State(admin): Shared,
+    body: Result<Json<Object<NewMember>>, JsonRejection>,
+) -> Answer<Group> {
+    let Json(Object(wanted)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let NewMember { name, peer, raft_address, admin_address } = wanted;
     let seat = Seat { name, raft_address, admin_address };
     Ok(Json(admin.ask_leader(RaftRequest::Add { peer, seat }).await?))
@@ -180,10 +184,10 @@ pub(super) async fn add(State(admin): Shared, body: Result<Json<NewMember>, Json
 pub(super) async fn promote(
     State(admin): Shared,
     name: Result<Path<String>, PathRejection>,
-    body: Result<Json<Promotion>, JsonRejection>,
+    body: Result<Json<Object<Promotion>>, JsonRejection>,
 ) -> Answer<Group> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
-    let Json(Promotion { replaces }) =
+    let Json(Object(Promotion { replaces })) =
         body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     if let Some(old) = &replaces {
         admin.let_go(old).await?;

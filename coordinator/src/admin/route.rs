@@ -2,6 +2,7 @@
 
 use super::answers::Trouble;
 use super::engines::{OneKnown, OneLoad};
+use super::object::Object;
 use super::routes::{Answer, Shared};
 use super::traces::Traced;
 use axum::extract::State;
@@ -254,9 +255,9 @@ fn shown(answer: RouteAnswer) -> Result<RouteChosen, Trouble> {
 pub(super) async fn route(
     State(admin): Shared,
     traced: Option<Extension<Traced>>,
-    body: Result<Json<RouteAsked>, JsonRejection>,
+    body: Result<Json<Object<RouteAsked>>, JsonRejection>,
 ) -> Answer<RouteChosen> {
-    let Json(asked) = body.map_err(|error| Trouble::unusable_body(&error, MAX_ROUTE_BODY_BYTES))?;
+    let Json(Object(asked)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_ROUTE_BODY_BYTES))?;
     let request = asked.request()?;
     let answer = admin
         .sources

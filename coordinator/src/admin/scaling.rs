@@ -2,6 +2,7 @@
 
 use super::answers::{Consistency, Freshness, Trouble};
 use super::asked::AskedAs;
+use super::object::Object;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
@@ -162,9 +163,9 @@ pub(super) async fn scaling(
 pub(super) async fn change_policy(
     State(admin): Shared,
     asked: AskedAs,
-    body: Result<Json<PolicyPatch>, JsonRejection>,
+    body: Result<Json<Object<PolicyPatch>>, JsonRejection>,
 ) -> Answer<Scaling> {
-    let Json(patch) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let Json(Object(patch)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let keep = patch.keep.map(|keep| within("keep", keep, 0.5, 1.0)).transpose()?;
     let queue = patch.max_queue_ms.map(|ms| within("max_queue_ms", ms, 0.1, 60_000.0)).transpose()?;
     let change = ScalingChange {
@@ -191,9 +192,10 @@ pub(super) async fn change_policy(
 pub(super) async fn set_size(
     State(admin): Shared,
     asked: AskedAs,
-    body: Result<Json<Size>, JsonRejection>,
+    body: Result<Json<Object<Size>>, JsonRejection>,
 ) -> Answer<Scaling> {
-    let Json(Size { size, reason }) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let Json(Object(Size { size, reason })) =
+        body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let change = ScalingChange { manual: Change::Set(size), ..ScalingChange::default() };
     submit(&admin, asked, change, reason).await
 }

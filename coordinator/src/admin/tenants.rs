@@ -2,6 +2,7 @@
 
 use super::answers::{Consistency, Freshness, Trouble};
 use super::asked::AskedAs;
+use super::object::Object;
 use super::overview::rate;
 use super::page::Listing;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
@@ -290,9 +291,9 @@ pub(super) async fn tenant(
 pub(super) async fn create_tenant(
     State(admin): Shared,
     asked: AskedAs,
-    body: Result<Json<NewTenant>, JsonRejection>,
+    body: Result<Json<Object<NewTenant>>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Tenant>), Trouble> {
-    let Json(wanted) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let Json(Object(wanted)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let shares_with = match &wanted.shares_with {
         Some(name) => Some(pool(&admin.map().await?, name)?),
         None => None,
@@ -323,10 +324,10 @@ pub(super) async fn change_tenant(
     State(admin): Shared,
     asked: AskedAs,
     name: Result<Path<String>, PathRejection>,
-    body: Result<Json<TenantPatch>, JsonRejection>,
+    body: Result<Json<Object<TenantPatch>>, JsonRejection>,
 ) -> Answer<Tenant> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
-    let Json(patch) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let Json(Object(patch)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let map = admin.map().await?;
     let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
     let change = patch.change(&map)?;
