@@ -2,7 +2,7 @@
 //! newest that all its members speak, never goes back, and keeps it in its map.
 //!
 //! A level is raised with whatever an older build could not read: a command, a request, a kind of frame. Structs that grow
-//! ([`crate::growing`]) need none.
+//! (`growing.rs`) need none.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
