@@ -61,14 +61,14 @@ no_farther_behind! {
     large_jobs_that_are_often: with_jobs(4_000, 0.9, 30_000, 1_500, 3_000, 111), [(10, 2.0), (20, 2.0), (50, 1.0)];
     popularity_with_jobs: with_jobs(4_000, 0.9, 30_000, 800, 6_000, 110),
         [(2, MARGIN), (10, MARGIN), (20, 1.0)];
-    jobs_as_large_as_the_rest: with_jobs(3_000, 0.7, 60_000, 3_000, 2_500, 312), [(2, MARGIN), (20, 1.0), (50, 2.0)];
+    jobs_as_large_as_the_rest: with_jobs(3_000, 0.7, 60_000, 3_000, 2_500, 312), [(2, MARGIN), (20, 1.0), (50, 2.5)];
     a_loop_amid_popularity: together(
         vec![(1, around(3_000, 10, 6_000)), (3, drifting(4_000, 0.8, 18_000, 1_000_000, 314))],
         315,
     ), [(2, MARGIN), (10, 1.5), (20, 1.5), (50, 1.5)];
     bursts_amid_popularity: bursts(5_000, 0.9, 400, 40_000, 317), [(2, MARGIN), (10, MARGIN), (20, 1.5)];
     a_job_each_night_amid_popularity: nightly(drifting(5_000, 0.8, 40_000, 60, 324), 4_000, 2_000, 20),
-        [(10, 1.0), (20, MARGIN), (50, 2.0)];
+        [(10, 1.0), (20, 1.0), (50, 2.0)];
     a_job_each_night_amid_sessions:
         nightly(sessions(1_500, 4_000, 6.0, 45_000.0, 1.2, 20, 323), 700, 3_000, 20),
         [(2, MARGIN), (10, MARGIN), (20, 2.0)];
