@@ -27,6 +27,7 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_coordinator_log_syncs_total", "Times the log was synced to its disk"),
     ("kvhive_coordinator_log_writes_total", "Writes to the log"),
     ("kvhive_coordinator_members", "Members of the cluster map by state"),
+    ("kvhive_coordinator_pins", "Pins that the map has"),
     ("kvhive_coordinator_plans_total", "Plans of slots that were proposed"),
     ("kvhive_coordinator_proposals_total", "Changes that this coordinator has put to the others"),
     ("kvhive_coordinator_raft_messages_ignored_total", "Messages of peers that could not be used"),
@@ -46,6 +47,8 @@ pub const HELP: &[(&str, &str)] = &[
         "kvhive_device_capacity_bytes",
         "Bytes of its memory frames, as the device last reported; the disk tier is not in it",
     ),
+    ("kvhive_device_pinned_blocks", "Pinned blocks of a device, as last reported"),
+    ("kvhive_device_pinned_bytes", "Bytes of the frames of a device's pinned blocks, as last reported"),
     (
         "kvhive_device_used_bytes",
         "Bytes of its memory frames that are taken, as the device last reported; the disk tier is not in it",
@@ -153,6 +156,9 @@ pub const HELP: &[(&str, &str)] = &[
         "Blocks evicted because they were not worth a place on disk; among the evicted too",
     ),
     ("kvhive_node_open_connections", "Connections that are open"),
+    ("kvhive_node_pinned_blocks", "Blocks that are pinned, and never leave for others"),
+    ("kvhive_node_pinned_bytes", "Bytes of the frames of pinned blocks"),
+    ("kvhive_node_pins_refused_total", "Blocks that stayed ordinary because as many are pinned as may be"),
     (
         "kvhive_node_prefetched_blocks_total",
         "Blocks asked to be moved up ahead of their use, by what came of it",
