@@ -36,8 +36,8 @@ struct Region {
 
 /// What keeps memory where it is; dropped, the object is free again.
 enum Export {
-    Buffer(#[allow(dead_code)] PyUntypedBuffer),
-    Dlpack(#[allow(dead_code)] Managed),
+    Buffer(#[allow(dead_code, reason = "held for its drop")] PyUntypedBuffer),
+    Dlpack(#[allow(dead_code, reason = "held for its drop")] Managed),
 }
 
 // SAFETY: a region is plain memory that its export keeps in place; exports may be released on any thread, as both attach to the

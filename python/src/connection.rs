@@ -120,7 +120,7 @@ fn hint(name: &str, returns: Option<u32>) -> Result<Hint, Failure> {
 impl Connection {
     /// Connects to the first coordinator that answers.
     #[staticmethod]
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "as many as the stub names: Python gives them by name")]
     fn connect(
         py: Python<'_>,
         coordinators: Vec<String>,
@@ -191,7 +191,7 @@ impl Connection {
     }
 
     /// Stores memory of Python objects as blocks of a prefix, from block `start` on.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "as many as the stub names: Python gives them by name")]
     fn store_from(
         &self,
         py: Python<'_>,

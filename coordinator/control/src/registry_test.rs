@@ -2,7 +2,9 @@
 
 use super::*;
 use kvhive_protocol::map::{DeviceDescription, Settings};
-use kvhive_protocol::{Change, ClusterId, DeviceId, Generation, Level, SLOTS, Slot, TenantRules};
+use kvhive_protocol::{
+    Change, ClusterId, DeviceId, Generation, Level, RulesChange, SLOTS, Slot, TenantRules,
+};
 
 /// A cluster that was started, and an asker that counts its requests.
 pub(crate) struct Cluster {

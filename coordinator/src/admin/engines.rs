@@ -5,6 +5,7 @@ use super::asked::AskedAs;
 use super::layouts::OneLayout;
 use super::object::Object;
 use super::routes::{Answer, MAX_BODY_BYTES, Shared};
+use super::tenants;
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path, State};
@@ -253,10 +254,7 @@ pub(super) async fn follow_engine(
     let Json(Object(new)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let tenant = new.tenant.unwrap_or_else(|| "default".to_owned());
     let map = admin.map().await?;
-    let (id, _) = map.tenant(&tenant).ok_or_else(|| {
-        let tenant: String = tenant.chars().take(64).collect();
-        Trouble::bad_request(format!("tenant is {tenant:?}, allowed is the name of a tenant that exists"))
-    })?;
+    let id = tenants::named(&map, "tenant", &tenant)?;
     let blocks = new.blocks.map(|blocks| EngineBlocks {
         layout: blocks.layout.layout(),
         rank: blocks.rank,

@@ -5,6 +5,7 @@ use super::asked::AskedAs;
 use super::object::Object;
 use super::page::USUAL;
 use super::routes::{Answer, Shared};
+use super::tenants;
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -177,10 +178,7 @@ pub(super) async fn add_pin(
     let Json(Object(new)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_PIN_BODY_BYTES))?;
     let tenant = new.tenant.unwrap_or_else(|| "default".to_owned());
     let map = admin.map().await?;
-    let (id, _) = map.tenant(&tenant).ok_or_else(|| {
-        let tenant: String = tenant.chars().take(64).collect();
-        Trouble::bad_request(format!("tenant is {tenant:?}, allowed is the name of a tenant that exists"))
-    })?;
+    let id = tenants::named(&map, "tenant", &tenant)?;
     let now_ms = kvhive_runtime::wall_ms();
     if let Some(until_ms) = new.until_ms.filter(|until_ms| *until_ms <= now_ms) {
         return Err(Trouble::bad_request(format!(

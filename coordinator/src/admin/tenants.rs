@@ -145,7 +145,7 @@ impl TenantPatch {
             disk_quota_bytes: self.disk_quota_bytes,
             quantization_bits: self.quantization_bits,
             compression_per_mille: self.compression_ratio.try_map(per_mille)?,
-            shares_with: self.shares_with.try_map(|name| pool(map, &name))?,
+            shares_with: self.shares_with.try_map(|name| named(map, "shares_with", &name))?,
         })
     }
 }
@@ -158,11 +158,12 @@ fn per_mille(ratio: f64) -> Result<u16, Trouble> {
     Err(Trouble::bad_request(format!("compression_ratio is {ratio}, allowed is 0.001 to 1")))
 }
 
-fn pool(map: &ClusterMap, name: &str) -> Result<TenantId, Trouble> {
+/// Returns the tenant that `field` of a body names.
+pub(super) fn named(map: &ClusterMap, field: &str, name: &str) -> Result<TenantId, Trouble> {
     let known = map.tenant(name).map(|(id, _)| id);
     known.ok_or_else(|| {
         let name: String = name.chars().take(64).collect();
-        Trouble::bad_request(format!("shares_with is {name:?}, allowed is the name of a tenant that exists"))
+        Trouble::bad_request(format!("{field} is {name:?}, allowed is the name of a tenant that exists"))
     })
 }
 
@@ -295,7 +296,7 @@ pub(super) async fn create_tenant(
 ) -> Result<(StatusCode, Json<Tenant>), Trouble> {
     let Json(Object(wanted)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let shares_with = match &wanted.shares_with {
-        Some(name) => Some(pool(&admin.map().await?, name)?),
+        Some(name) => Some(named(&admin.map().await?, "shares_with", name)?),
         None => None,
     };
     let rules = TenantRules {
