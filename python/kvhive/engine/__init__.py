@@ -11,10 +11,11 @@
 
 from .cache import AdaptiveKVCache, BaseKVCache
 from .config import CacheMode, CacheStrategy, KVCacheConfig
-from .engine import Answer, Request, UltraAdaptiveKVCacheEngine
+from .engine import UltraAdaptiveKVCacheEngine
 from .integration import TruthGPTIntegration, create_kv_cache_engine
 from .model import Model, SeededTransformer
 from .operations import AutoScaler, CachePrefetcher, MultiGPULoadBalancer, WorkloadPredictor
+from .requests import Answer, Request
 
 __all__ = [
     "AdaptiveKVCache",

@@ -19,6 +19,7 @@ from typing import Any
 
 from kvhive import Client, EmbeddedNode, KvHiveError, Layout, Namespace, RefusedError
 from kvhive.access import StrPath
+from kvhive.codec import stored_bytes
 
 from .config import CacheStrategy, KVCacheConfig
 
@@ -316,6 +317,17 @@ def _current(folder: Path) -> Path | None:
     except FileNotFoundError:
         return None
     return folder / Path(name).name
+
+
+def frames_of(config: KVCacheConfig, layout: Layout) -> dict[int, int]:
+    """Returns the bytes of frames for an engine's blocks, growing, each with its share of the memory."""
+    whole = config.block_bytes
+    if config.stored_bits is not None:
+        # All blocks are of one size then.
+        return {stored_bytes(config.codec, layout) or whole: 1}
+    may_shrink = config.codec != "raw" or config.strategy in (CacheStrategy.COMPRESSED, CacheStrategy.QUANTIZED)
+    # Most blocks of 16 bits an element compress to less than three quarters.
+    return {whole * 3 // 4: 3, whole: 1} if may_shrink else {whole: 1}
 
 
 def memory_used(stats: dict[str, Any]) -> int:

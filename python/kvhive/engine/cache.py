@@ -6,8 +6,7 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from kvhive import Layout, Namespace, Prefix
 
 from .backing import Backing, memory_used, ranker
+from .behind import Behind
 from .config import CacheStrategy, KVCacheConfig
 from .counts import Counts, share
 from .values import Value, codec_of, decoded, encoded, given, taken
@@ -65,7 +65,7 @@ class BaseKVCache(_Module):
         self._backing = Backing(self.config, frames, folder="kvhive-tensors")
         self._layout = Layout.opaque(_PIECE_BYTES, 1)
         self._versions = _Versions(self._backing.recall())
-        self._pending = _Pending(self._put) if self.config.non_blocking else None
+        self._behind: Behind[Value] | None = Behind(_PENDING_BYTES) if self.config.non_blocking else None
         self._counts = Counts("stores", "hits", "misses", "raw_bytes", "stored_bytes")
 
     def store(self, key: object, value: Any) -> None:
@@ -77,11 +77,12 @@ class BaseKVCache(_Module):
         """
         name, value = _name(key), taken(value)
         self._counts.add(stores=1)
-        if self._pending is None:
+        if self._behind is None:
             self._put(name, value)
-        else:
-            # The caller may change its own as soon as this returns.
-            self._pending.add(name, value.copy())
+            return
+        # The caller may change its own as soon as this returns.
+        own = value.copy()
+        self._behind.add({name: own}, own.array.nbytes, lambda: self._put(name, own))
 
     def retrieve(self, key: object) -> Any:
         """Returns the tensor stored under a key; None when there is none, or it had to leave.
@@ -89,7 +90,7 @@ class BaseKVCache(_Module):
         :raises TypeError: when the key is none of the kinds above.
         """
         name = _name(key)
-        waiting = self._pending.find(name) if self._pending is not None else None
+        waiting = self._behind.find([name]).get(name) if self._behind is not None else None
         found = waiting.copy() if waiting is not None else self._get(name)
         self._counts.add(hits=int(found is not None), misses=int(found is None))
         return None if found is None else given(found, pinned=self.config.pin_memory)
@@ -99,8 +100,8 @@ class BaseKVCache(_Module):
 
         :raises kvhive.KvHiveError: when a store could not be made since the last flush.
         """
-        if self._pending is not None:
-            self._pending.wait()
+        if self._behind is not None:
+            self._behind.wait()
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -151,8 +152,8 @@ class BaseKVCache(_Module):
     def close(self) -> None:
         """Stores what waits, persists where that is wanted, and gives the memory back."""
         try:
-            if self._pending is not None:
-                self._pending.close()
+            if self._behind is not None:
+                self._behind.close()
         finally:
             self._backing.close(self._versions.dump())
 
@@ -270,62 +271,6 @@ class _Versions:
         with self._lock:
             if version:
                 self._replaced[name] = version
-
-
-class _Pending:
-    """Values that a thread of its own stores, in order; found here until they are."""
-
-    def __init__(self, put: Callable[[bytes, Value], None]) -> None:
-        self._put = put
-        self._worker = ThreadPoolExecutor(1, "kvhive-store")
-        self._changed = threading.Condition()
-        self._bytes = 0
-        self._values: dict[bytes, Value] = {}
-        self._last: Future[None] | None = None
-        self._failed: Exception | None = None
-
-    def add(self, name: bytes, value: Value) -> None:
-        """Takes a value; waits while too many bytes are waiting already."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._bytes < _PENDING_BYTES)
-            # It cannot begin before this is left.
-            self._last = self._worker.submit(self._run, name, value)
-            self._bytes += value.array.nbytes
-            self._values[name] = value
-
-    def _run(self, name: bytes, value: Value) -> None:
-        failed: Exception | None = None
-        try:
-            self._put(name, value)
-        except Exception as error:
-            failed = error
-        with self._changed:
-            self._failed = failed or self._failed
-            self._bytes -= value.array.nbytes
-            if self._values[name] is value:
-                del self._values[name]
-            self._changed.notify_all()
-
-    def find(self, name: bytes) -> Value | None:
-        """Returns the value that waits to be stored under a name."""
-        with self._changed:
-            return self._values.get(name)
-
-    def wait(self) -> None:
-        """Waits for what has been added so far, and raises what went wrong."""
-        with self._changed:
-            last = self._last
-        if last is not None:
-            last.result()
-        with self._changed:
-            failed, self._failed = self._failed, None
-        if failed is not None:
-            raise failed
-
-    def close(self) -> None:
-        """Stores what waits, and ends."""
-        self._worker.shutdown()
-        self.wait()
 
 
 def _name(key: object) -> bytes:

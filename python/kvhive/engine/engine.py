@@ -8,92 +8,40 @@ import os
 import queue
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NotRequired, Self, TypedDict
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
 from kvhive import KvHiveError, Layout, Namespace, Prefix
 from kvhive.access import StrPath
-from kvhive.codec import Codec, decode, encode, stored_bytes
+from kvhive.codec import Codec, decode, encode
 
-from .backing import Backing, memory_used
-from .config import CacheStrategy, KVCacheConfig
+from .backing import Backing, frames_of, memory_used
+from .behind import Behind
+from .config import KVCacheConfig
 from .counts import Counts, share
 from .model import Model, SeededTransformer
 from .optimizer import Sample, Served, Target, optimize
+from .profile import Profile
+from .requests import Answer, Job, Request, taken, tokenize
+from .sessions import Sessions
 from .tensors import KV, Growing, storage_dtype
 
-#: Tokens of an answer where the request does not say.
-_MAX_NEW_TOKENS = 16
 #: Requests whose latency counts in percentiles, and whose blocks :meth:`optimize` replays.
 _REMEMBERED = 4096
 #: Blocks of those requests at most.
 _REMEMBERED_BLOCKS = 1 << 18
 #: Requests that may wait.
 _WAITING = 16_384
-#: Sessions that are known at a time.
-_SESSIONS = 4096
 #: Blocks that may wait to be stored, in bytes.
 _PENDING_BYTES = 512 << 20
 #: Blocks kept to measure codecs on.
 _SAMPLES = 4
-
-
-class Request(TypedDict):
-    """What an engine is asked."""
-
-    #: The prompt.
-    text: str
-    #: Of requests that wait, those with more come first; 0 where nothing is said.
-    priority: NotRequired[int]
-    #: What conversation it is a turn of.
-    session_id: NotRequired[str]
-    #: Whose blocks it may use; only with ``multi_tenant``.
-    tenant: NotRequired[str]
-    #: Tokens of the answer at most.
-    max_new_tokens: NotRequired[int]
-
-
-class Answer(TypedDict):
-    """What an engine answers."""
-
-    #: The text that the model went on with.
-    result: str
-    #: Whether any block of the prompt was found.
-    cache_hit: bool
-    #: Milliseconds from the call to the answer.
-    latency: float
-    #: ``prompt_tokens``, ``cached_tokens``, ``computed_tokens``, ``generated_tokens``, ``waited_ms``, ``priority``, ``tenant``,
-    #: ``session_id`` and the ``turn`` of it, and with ``enable_profiling`` milliseconds of each stage in ``profile``.
-    metadata: dict[str, Any]
-
-
-@dataclass
-class _Session:
-    turns: int = 0
-    prefix: Prefix | None = None
-
-
-@dataclass
-class _Job:
-    """A request that was looked at and waits, or is being served."""
-
-    text: str
-    priority: int
-    session_id: str | None
-    tenant: str | None
-    wanted: int | None
-    #: Its place among those that are as urgent.
-    number: int
-    asked_at: float = field(default_factory=time.perf_counter)
-    #: Empty before the prompt was looked at.
-    tokens: list[int] = field(default_factory=list)
-    max_new_tokens: int = 0
 
 
 class UltraAdaptiveKVCacheEngine:
@@ -128,9 +76,9 @@ class UltraAdaptiveKVCacheEngine:
             tokens=config.block_size,
             dtype=config.dtype,
         )
-        self._backing = Backing(config, _frames(config, self._layout), folder="kvhive-engine")
+        self._backing = Backing(config, frames_of(config, self._layout), folder="kvhive-engine")
         self._codec: Codec = config.codec
-        self._store = _Store(self._backing, self._layout) if config.non_blocking else None
+        self._behind: Behind[KV] | None = Behind(_PENDING_BYTES) if config.non_blocking else None
         self._counts = Counts(
             "requests", "hits", "failures", "prompt_tokens", "cached_tokens", "computed_tokens", "generated_tokens"
         )
@@ -139,8 +87,8 @@ class UltraAdaptiveKVCacheEngine:
         self._served: deque[Served] = deque()
         self._served_blocks = 0
         self._samples: deque[KV] = deque(maxlen=_SAMPLES)
-        self._sessions: OrderedDict[str, _Session] = OrderedDict()
-        self._waiting: queue.PriorityQueue[tuple[int, int, _Job | None, Future[Answer] | None]] = queue.PriorityQueue()
+        self._sessions = Sessions()
+        self._waiting: queue.PriorityQueue[tuple[int, int, Job | None, Future[Answer] | None]] = queue.PriorityQueue()
         self._numbers = itertools.count()
         # What changes the backing waits for the request that uses it.
         self._turn = self._backing.lock
@@ -188,11 +136,11 @@ class UltraAdaptiveKVCacheEngine:
     def end_session(self, session_id: str) -> bool:
         """Says that a conversation is over: what it alone used goes first. Returns whether it was known."""
         with self._turn:
-            session = self._sessions.pop(session_id, None)
-            if session is not None and session.prefix is not None and len(session.prefix):
+            is_known, prefix = self._sessions.end(session_id)
+            if prefix is not None and len(prefix):
                 with self._failing():
-                    self._backing.client.release(session.prefix, "over")
-        return session is not None
+                    self._backing.client.release(prefix, "over")
+        return is_known
 
     def get_stats(self) -> dict[str, Any]:
         """Returns what the engine has done and holds.
@@ -227,7 +175,7 @@ class UltraAdaptiveKVCacheEngine:
             "strategy": self._backing.strategy,
             "pinned_bytes": stats["pinned_bytes"],
             "transport": "tcp",
-            "cache_failures": counts["failures"] + (self._store.failures if self._store is not None else 0),
+            "cache_failures": counts["failures"],
             "node": stats,
         }
 
@@ -281,8 +229,8 @@ class UltraAdaptiveKVCacheEngine:
 
     def flush(self) -> None:
         """Waits until what was computed so far is stored."""
-        if self._store is not None:
-            self._store.wait()
+        if self._behind is not None:
+            self._behind.wait()
 
     def close(self) -> None:
         """Serves what waits, stores it, persists where that is wanted, and gives the memory back. Again, it does nothing."""
@@ -293,8 +241,8 @@ class UltraAdaptiveKVCacheEngine:
             # After everything else, whatever its priority.
             self._waiting.put((1 << 62, next(self._numbers), None, None))
         self._thread.join()
-        if self._store is not None:
-            self._store.close()
+        if self._behind is not None:
+            self._behind.close()
         self._backing.close({})
 
     def __enter__(self) -> Self:
@@ -318,43 +266,14 @@ class UltraAdaptiveKVCacheEngine:
         """The node and the client that its blocks lie behind."""
         return self._backing
 
-    def _take(self, request: Request) -> _Job:
-        """Checks what of a request can be checked before its prompt was looked at."""
-        text, priority = request.get("text"), request.get("priority", 0)
-        if not isinstance(text, str):
-            raise ValueError(f"text is {text!r}: text is allowed")
-        if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) >= 1 << 32:
-            raise ValueError(f"priority is {priority!r}: a whole number is allowed")
-        for name in ("session_id", "tenant"):
-            if not isinstance(request.get(name), (str, type(None))) or request.get(name) == "":
-                raise ValueError(f"{name} is {request.get(name)!r}: text is allowed")
-        tenant = request.get("tenant")
-        if tenant is not None and not self.config.multi_tenant:
-            raise ValueError(f"tenant is {tenant!r}: an engine with multi_tenant=True knows tenants, this one has none")
-        wanted = request.get("max_new_tokens")
-        if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
-            raise ValueError(f"max_new_tokens is {wanted!r}: a whole number above 0 is allowed")
-        return _Job(text, priority, request.get("session_id"), tenant, wanted, next(self._numbers))
+    def _take(self, request: Request) -> Job:
+        return taken(request, self.config, next(self._numbers))
 
-    def _tokenize(self, job: _Job) -> None:
-        """Looks at a prompt, once."""
-        if job.tokens:
-            return
-        tokens = self.model.tokenize(job.text)
-        most = self.config.max_tokens - len(tokens)
-        if most < 1:
-            allowed = f"at most {self.config.max_tokens - 1} of max_tokens={self.config.max_tokens} are allowed"
-            raise ValueError(f"text has {len(tokens)} tokens: {allowed}")
-        if job.wanted is not None and job.wanted > most:
-            allowed = f"1 to {most} are allowed, with {len(tokens)} tokens of text and max_tokens={self.config.max_tokens}"
-            raise ValueError(f"max_new_tokens is {job.wanted!r}: {allowed}")
-        job.tokens, job.max_new_tokens = tokens, job.wanted or min(_MAX_NEW_TOKENS, most)
-
-    def _tokenize_all(self, jobs: Sequence[_Job]) -> None:
+    def _tokenize_all(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            self._tokenize(job)
+            tokenize(job, self.model, self.config)
 
-    def _submit(self, job: _Job) -> Future[Answer]:
+    def _submit(self, job: Job) -> Future[Answer]:
         if os.getpid() != self._process:
             raise RuntimeError("this engine is of the process that forked this one: make one here")
         future: Future[Answer] = Future()
@@ -375,7 +294,7 @@ class UltraAdaptiveKVCacheEngine:
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                self._tokenize(job)
+                tokenize(job, self.model, self.config)
                 with self._turn:
                     answer = self._serve(job)
             except BaseException as error:
@@ -383,10 +302,10 @@ class UltraAdaptiveKVCacheEngine:
             else:
                 future.set_result(answer)
 
-    def _serve(self, job: _Job) -> Answer:
+    def _serve(self, job: Job) -> Answer:
         config, tokens = self.config, job.tokens
         begun = time.perf_counter()
-        profile = _Profile()
+        profile = Profile()
         prefix = self._prefix(job)
         kv = Growing(config, len(tokens) + job.max_new_tokens)
         # The last token is computed in any case: the answer begins with what the model makes of it.
@@ -417,7 +336,7 @@ class UltraAdaptiveKVCacheEngine:
         with profile.stage("store"):
             if prefix is not None:
                 self._keep(prefix, new, found, len(tokens), len(answer))
-        turn = self._end_turn(job.session_id, prefix)
+        turn = self._sessions.turn(job.session_id, prefix) if job.session_id is not None else None
         ended = time.perf_counter()
         latency = (ended - job.asked_at) * 1e3
         cached = found * config.block_size
@@ -455,7 +374,7 @@ class UltraAdaptiveKVCacheEngine:
             metadata["profile"] = profile.milliseconds()
         return {"result": self.model.detokenize(answer), "cache_hit": found > 0, "latency": latency, "metadata": metadata}
 
-    def _prefix(self, job: _Job) -> Prefix | None:
+    def _prefix(self, job: Job) -> Prefix | None:
         """Names a prompt's blocks; None where the cache does not know the tenant and cannot be told."""
         with self._failing():
             return self._namespace(job.tenant).keys(self._whole(job.tokens))
@@ -477,13 +396,13 @@ class UltraAdaptiveKVCacheEngine:
         rounding = "" if self._codec in ("raw", "lossless") else f"+{self._codec}"
         return self._backing.namespace(self.model.fingerprint + rounding, self._layout, tenant)
 
-    def _find(self, prefix: Prefix, most: int, kv: Growing, profile: _Profile) -> int:
+    def _find(self, prefix: Prefix, most: int, kv: Growing, profile: Profile) -> int:
         """Takes the longest prefix that is there, of at most so many blocks; returns how many they are."""
         blocks = min(most, len(prefix))
         if not blocks:
             return 0
         # Looked at before the cache is asked: what leaves it meanwhile is there by then.
-        waiting = self._store.waiting(prefix.keys[:blocks]) if self._store is not None else {}
+        waiting = self._behind.find(prefix.keys[:blocks]) if self._behind is not None else {}
         found = 0
         wanted = prefix.first(blocks)
         with self._failing():
@@ -521,25 +440,28 @@ class UltraAdaptiveKVCacheEngine:
         return _New(block, back)
 
     def _keep(self, prefix: Prefix, blocks: list[_New], start: int, prompt_tokens: int, answer_tokens: int) -> None:
+        """Stores new blocks: now, or after what waits to be stored."""
         if not blocks:
             return
-        batch = _Batch(prefix, blocks, start, self._codec, prompt_tokens, answer_tokens)
-        if self._store is not None:
-            self._store.add(batch)
-            return
-        with self._failing():
-            batch.store(self._backing)
+        codec, client = self._codec, self._backing.client
 
-    def _end_turn(self, session_id: str | None, prefix: Prefix | None) -> int | None:
-        if session_id is None:
-            return None
-        session = self._sessions.setdefault(session_id, _Session())
-        self._sessions.move_to_end(session_id)
-        if len(self._sessions) > _SESSIONS:
-            self._sessions.popitem(last=False)
-        session.turns += 1
-        session.prefix = prefix
-        return session.turns
+        def store() -> None:
+            with self._failing():
+                client.store_from(
+                    prefix,
+                    [block.computed for block in blocks],
+                    start,
+                    codec=codec,
+                    input_tokens=prompt_tokens,
+                    output_tokens=answer_tokens,
+                )
+
+        if self._behind is None:
+            store()
+            return
+        keys = prefix.keys[start : start + len(blocks)]
+        waiting = dict(zip(keys, (block.comes_back for block in blocks), strict=True))
+        self._behind.add(waiting, len(blocks) * self._layout.block_bytes, store)
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
@@ -550,115 +472,9 @@ class UltraAdaptiveKVCacheEngine:
             self._counts.add(failures=1)
 
 
-def _frames(config: KVCacheConfig, layout: Layout) -> dict[int, int]:
-    """Returns the bytes of frames for an engine's blocks, growing, each with its share of the memory."""
-    whole = config.block_bytes
-    if config.stored_bits is not None:
-        # All blocks are of one size then.
-        return {stored_bytes(config.codec, layout) or whole: 1}
-    may_shrink = config.codec != "raw" or config.strategy in (CacheStrategy.COMPRESSED, CacheStrategy.QUANTIZED)
-    # Most blocks of 16 bits an element compress to less than three quarters.
-    return {whole * 3 // 4: 3, whole: 1} if may_shrink else {whole: 1}
-
-
-class _Profile:
-    """How long each stage of a request took."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(("match", "fetch", "compute", "generate", "store"), 0.0)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Times a stage."""
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - begun
-
-    def milliseconds(self) -> dict[str, float]:
-        """Returns all of them."""
-        return {name: seconds * 1e3 for name, seconds in self.seconds.items()}
-
-
 @dataclass(frozen=True)
 class _New:
     """A block that was computed, and as it comes back from the cache."""
 
     computed: KV
     comes_back: KV
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """New blocks of one request."""
-
-    prefix: Prefix
-    blocks: list[_New]
-    start: int
-    codec: Codec
-    prompt_tokens: int
-    answer_tokens: int
-
-    def store(self, backing: Backing) -> None:
-        """Stores them."""
-        backing.client.store_from(
-            self.prefix,
-            [block.computed for block in self.blocks],
-            self.start,
-            codec=self.codec,
-            input_tokens=self.prompt_tokens,
-            output_tokens=self.answer_tokens,
-        )
-
-
-class _Store:
-    """Blocks that a thread of its own stores, in order; found here until they are."""
-
-    def __init__(self, backing: Backing, layout: Layout) -> None:
-        self._backing = backing
-        self._block_bytes = layout.block_bytes
-        self._worker = ThreadPoolExecutor(1, "kvhive-store")
-        self._changed = threading.Condition()
-        self._bytes = 0
-        self._waiting: dict[bytes, KV] = {}
-        self._last: Future[None] | None = None
-        self.failures = 0
-
-    def add(self, batch: _Batch) -> None:
-        """Takes new blocks; waits while too many wait already."""
-        keys = batch.prefix.keys[batch.start : batch.start + len(batch.blocks)]
-        with self._changed:
-            self._changed.wait_for(lambda: self._bytes < _PENDING_BYTES)
-            self._bytes += len(keys) * self._block_bytes
-            self._waiting.update(zip(keys, (block.comes_back for block in batch.blocks), strict=True))
-            self._last = self._worker.submit(self._run, batch, keys)
-
-    def _run(self, batch: _Batch, keys: list[bytes]) -> None:
-        failed = 0
-        try:
-            batch.store(self._backing)
-        except KvHiveError:
-            failed = 1
-        with self._changed:
-            self.failures += failed
-            self._bytes -= len(keys) * self._block_bytes
-            for key in keys:
-                self._waiting.pop(key, None)
-            self._changed.notify_all()
-
-    def waiting(self, keys: Sequence[bytes]) -> dict[bytes, KV]:
-        """Returns those of some blocks that wait to be stored, as they come back."""
-        with self._changed:
-            return {key: self._waiting[key] for key in keys if key in self._waiting}
-
-    def wait(self) -> None:
-        """Waits for what has been added so far."""
-        with self._changed:
-            last = self._last
-        if last is not None:
-            last.result()
-
-    def close(self) -> None:
-        """Stores what waits, and ends."""
-        self._worker.shutdown()
