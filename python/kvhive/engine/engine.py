@@ -80,7 +80,7 @@ class UltraAdaptiveKVCacheEngine:
         self._codec: Codec = config.codec
         self._behind: Behind[KV] | None = Behind(_PENDING_BYTES) if config.non_blocking else None
         self._counts = Counts(
-            "requests", "hits", "failures", "prompt_tokens", "cached_tokens", "computed_tokens", "generated_tokens"
+            "requests", "hits", "failures", "prompt_tokens", "cached_tokens", "generated_tokens"
         )
         self._latencies: deque[float] = deque(maxlen=_REMEMBERED)
         self._latency_sum = 0.0
@@ -168,7 +168,7 @@ class UltraAdaptiveKVCacheEngine:
             "gpu_utilization": float(stats["device_utilization"]),
             "prompt_tokens": counts["prompt_tokens"],
             "cached_tokens": counts["cached_tokens"],
-            "computed_tokens": counts["computed_tokens"],
+            "computed_tokens": counts["prompt_tokens"] - counts["cached_tokens"],
             "generated_tokens": counts["generated_tokens"],
             "token_hit_rate": share(counts["cached_tokens"], counts["prompt_tokens"]),
             "compression_ratio": stored / raw if raw else 1.0,
@@ -347,7 +347,6 @@ class UltraAdaptiveKVCacheEngine:
             hits=int(found > 0),
             prompt_tokens=len(tokens),
             cached_tokens=cached,
-            computed_tokens=len(tokens) - cached,
             generated_tokens=len(answer),
         )
         self._remember(
