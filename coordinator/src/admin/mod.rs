@@ -9,6 +9,7 @@ mod balance;
 mod check_blocks;
 mod dashboard;
 mod document;
+mod drains;
 mod engines;
 mod events;
 mod figures;

@@ -10,8 +10,8 @@ use super::lanes::Lanes;
 use super::pins::MAX_PIN_BODY_BYTES;
 use super::route::MAX_ROUTE_BODY_BYTES;
 use super::{
-    backup, balance, check_blocks, dashboard, document, engines, events, figures, members, overview, pins,
-    raft, route, scaling, tenants, traces,
+    backup, balance, check_blocks, dashboard, document, drains, engines, events, figures, members, overview,
+    pins, raft, route, scaling, tenants, traces,
 };
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
@@ -260,6 +260,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(cluster))
         .routes(routes!(members::members))
         .routes(routes!(members::change_member, members::remove_member))
+        .routes(routes!(drains::drains))
         .routes(routes!(slots))
         .routes(routes!(balance::balance))
         .routes(routes!(tenants::tenants, tenants::create_tenant))
