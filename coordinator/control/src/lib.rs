@@ -12,6 +12,7 @@ mod dedupe;
 mod departures;
 mod domains;
 mod engines;
+mod flight;
 mod journal;
 mod leases;
 mod levels;

@@ -2,10 +2,11 @@
 //! is complete. Nothing of it is replicated; a new leader starts with nothing and waits a full lease before it judges.
 
 use crate::balance::{self, BalanceTuning, Balancer, Seen};
+use crate::flight;
 use crate::leases::Leases;
 use crate::planner::{Planner, Reports};
 use crate::why;
-use kvhive_protocol::control::{BalanceReport, Command, DeviceLoad, Heartbeat};
+use kvhive_protocol::control::{BalanceReport, Command, DeviceLoad, Heartbeat, MovesReport};
 use kvhive_protocol::load::Work;
 use kvhive_protocol::{
     ClusterMap, DeviceId, Epoch, Filling, MemberId, MemberState, Moment, Reason, ReplicaSet, SLOTS, Slot,
@@ -282,6 +283,18 @@ impl Overseer {
         }
         let balance::Decided { rates, changes, because } = decided;
         BalanceReport { epoch: map.epoch, rates, changes, because }
+    }
+
+    /// Says which slots are on their way to where they belong, from where and why.
+    pub fn moves(&mut self, map: &ClusterMap) -> MovesReport {
+        let (_, _, wanted) = self.planner.places(map);
+        let reign = self.reign.as_ref();
+        let since = |slot: Slot| {
+            let reign = reign?;
+            let (_, since) = reign.placement.as_ref()?.since.get(usize::from(slot.0))?;
+            Some(reign.leases.now().since(*since))
+        };
+        flight::report(map, wanted, since)
     }
 
     /// Returns how many slots are not where they belong.
