@@ -13,6 +13,7 @@ mod departures;
 mod domains;
 mod engines;
 mod flight;
+mod handicaps;
 mod journal;
 mod leases;
 mod levels;
