@@ -216,7 +216,13 @@ impl Admin {
     /// As [`Admin::get`], or when a page is no page.
     pub(crate) fn get_list(&self, path: &str, field: &str) -> Result<Value> {
         let mut whole: Value = self.get(path)?;
-        while let Some(next) = whole["next"].as_u64() {
+        loop {
+            // Names in lists are of letters, digits and what a query may have as it is.
+            let next = match &whole["next"] {
+                Value::String(name) => name.clone(),
+                Value::Number(number) => number.to_string(),
+                _ => break,
+            };
             let mut page: Value = self.get(&format!("{path}?after={next}"))?;
             whole["next"] = page["next"].take();
             let entries = page[field].as_array_mut().map(std::mem::take);

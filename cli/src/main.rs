@@ -12,8 +12,8 @@ mod trust;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    backup, balance, config, coordinator, doctor, down, drain, engines, events, explain, node, pin, raft,
-    replay, route, scale, simulate, status, tenants, tls, top, trace as trace_command, up,
+    backup, balance, config, coordinator, devices, doctor, down, drain, engines, events, explain, moves,
+    node, pin, raft, replay, route, scale, simulate, status, tenants, tls, top, trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -35,7 +35,9 @@ enum Command {
     Status(status::Status),
     Top(top::Top),
     Nodes(status::Nodes),
+    Devices(devices::Devices),
     Slots(status::Slots),
+    Moves(moves::Moves),
     Doctor(doctor::Doctor),
     Drain(drain::Drain),
     Scale(scale::Scale),
@@ -81,7 +83,9 @@ fn main() -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Top(command) => command.run(),
         Command::Nodes(command) => command.run(),
+        Command::Devices(command) => command.run(),
         Command::Slots(command) => command.run(),
+        Command::Moves(command) => command.run(),
         Command::Doctor(command) => command.run(),
         Command::Drain(command) => command.run(),
         Command::Scale(command) => command.run(),

@@ -101,6 +101,7 @@ impl ControlPlane {
                 Err(error) => ControlReply::Failed(trouble(error)),
             },
             ControlRequest::Balance => self.ask(|reply| RaftMessage::Balance { reply }).await,
+            ControlRequest::Moves => self.ask(|reply| RaftMessage::Moves { reply }).await,
             ControlRequest::Raft(request) => self.ask(|reply| RaftMessage::Admin { request, reply }).await,
             ControlRequest::Route(request) => match self.engines.route(&request, None).await {
                 Ok(answer) => ControlReply::Routed(answer),
@@ -130,6 +131,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
         (Role::Client | Role::Node, ControlRequest::Overview) => "ask for an overview",
         (Role::Client | Role::Node, ControlRequest::Trace(_)) => "ask for traces",
         (Role::Client | Role::Node, ControlRequest::Balance) => "ask for how work is spread",
+        (Role::Client | Role::Node, ControlRequest::Moves) => "ask which slots move",
         (Role::Client | Role::Node, ControlRequest::Raft(_)) => "manage coordinators",
         (Role::Coordinator, _) => return Ok(()),
         (_, ControlRequest::Submit { command, .. }) => match (role, command) {
@@ -314,6 +316,8 @@ mod tests {
             (Role::Client, ControlRequest::Overview, false),
             (Role::Client, ControlRequest::Balance, false),
             (Role::Coordinator, ControlRequest::Balance, true),
+            (Role::Node, ControlRequest::Moves, false),
+            (Role::Coordinator, ControlRequest::Moves, true),
             (Role::Coordinator, ControlRequest::Overview, true),
             (Role::Client, ControlRequest::Raft(RaftRequest::Transfer { to: None }), false),
             (Role::Node, ControlRequest::Raft(RaftRequest::Transfer { to: None }), false),

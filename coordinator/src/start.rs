@@ -6,7 +6,7 @@ use crate::actors::levels::Belonging;
 use crate::actors::raft::{Parts, Raft, RaftActor, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::admin::audit::Audit;
-use crate::admin::{self, Admin, Listeners, Sources};
+use crate::admin::{self, Admin, Listeners, Own, Sources};
 use crate::blocks::{self, Publisher};
 use crate::config::{CoordinatorConfig, CoordinatorError, PeerConfig};
 use crate::control_plane::ControlPlane;
@@ -199,6 +199,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         vitals: known_vitals,
         tracer: config.tracer.clone(),
         publisher,
+        own: Own::of(&config),
     };
     let audit = Audit::open(config.data_dir.clone()).map_err(|error| {
         CoordinatorError::Failed(format!("no audit log in {}: {error}", config.data_dir.display()))

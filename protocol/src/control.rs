@@ -11,7 +11,7 @@ use crate::ids::{DeviceId, Epoch, Generation, MemberId, RequestId, Slot, TenantI
 use crate::level::Level;
 use crate::load::{PinnedLoad, TenantLoad, TierLoad, Traffic, Work};
 use crate::map::{ClusterMap, DeviceDescription};
-pub use crate::placing::{BalanceReport, Balancing, Placing};
+pub use crate::placing::{BalanceReport, Balancing, MoveCause, MoveStage, MovesReport, Placing, SlotMove};
 use crate::raft::{RaftReport, RaftRequest};
 use crate::routing::{RouteAnswer, RouteRequest};
 use crate::scaling::{Reuse, ScalingReport};
@@ -80,6 +80,8 @@ pub enum ControlRequest {
     },
     /// What does this coordinator keep of traced requests?
     Trace(TraceAsk),
+    /// Which slots are on their way to where they belong?
+    Moves,
 }
 
 /// Everything the leader knows.
@@ -249,6 +251,8 @@ pub enum ControlReply {
     Engine(Box<Followed>),
     /// What it keeps of traced requests.
     Traced(TraceAnswer),
+    /// The slots that are on their way, as the leader sees them.
+    Moves(Box<MovesReport>),
 }
 
 /// How a coordinator sees itself and its peers.

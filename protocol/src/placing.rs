@@ -1,7 +1,7 @@
 //! Where slots are to be: what the planner and the balancer have coordinators agree on.
 
 use crate::events::Reason;
-use crate::ids::{DeviceId, Epoch, Slot};
+use crate::ids::{DeviceId, Epoch, MemberId, Slot};
 use crate::map::Filling;
 use serde::{Deserialize, Serialize};
 
@@ -38,4 +38,58 @@ pub struct BalanceReport {
     pub changes: Vec<Balancing>,
     /// Why nothing would be, where nothing is.
     pub because: String,
+}
+
+/// How far a slot is on its way to where it belongs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MoveStage {
+    /// Decided; nobody new has it yet.
+    Planned,
+    /// Who is to have it gets its new blocks, and waits to be given the older ones.
+    Waiting,
+    /// Its primary is giving its blocks away.
+    Copying,
+}
+
+/// Why a slot is not where it belongs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MoveCause {
+    /// This member is being emptied.
+    Drain(MemberId),
+    /// A replica was lost, or there are members for one more.
+    Repair,
+    /// Work is spread: the slot belongs elsewhere than its hash says.
+    Balance,
+    /// Another of its replicas is to be primary.
+    Primary,
+    /// Its hash says another place since members came, went or have other capacities.
+    Hash,
+}
+
+/// One slot on its way to where it belongs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SlotMove {
+    /// Which.
+    pub slot: Slot,
+    /// Its primary, which serves it and gives its blocks away; none where the slot is nowhere.
+    pub from: Option<DeviceId>,
+    /// Who is to be given its blocks, in that order.
+    pub to: Vec<DeviceId>,
+    /// Whose copies go once that is done.
+    pub leaves: Vec<DeviceId>,
+    /// How far it is.
+    pub stage: MoveStage,
+    /// Why.
+    pub cause: MoveCause,
+    /// For how long it has been placed as it is now, as far as this leader has seen, in milliseconds.
+    pub for_ms: u64,
+}
+
+/// Every slot on its way, as the leader sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct MovesReport {
+    /// The epoch of the map that this is of.
+    pub epoch: Epoch,
+    /// Ascending by slot.
+    pub moves: Vec<SlotMove>,
 }

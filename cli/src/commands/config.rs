@@ -1,13 +1,15 @@
-//! `kvhive config check`.
+//! `kvhive config check|show`.
 
+use super::status::{list, text};
+use crate::admin::Target;
 use crate::report;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use kvhive_config::{ClusterConfig, Newcomer};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-/// Check a cluster file
+/// Check a cluster file, or show what a running cluster goes by
 #[derive(Args, Debug)]
 pub(crate) struct ConfigCommand {
     #[command(subcommand)]
@@ -24,6 +26,24 @@ enum Verb {
         #[arg(long, conflicts_with = "json")]
         processes: bool,
         /// Print the outcome as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the configuration that a running cluster goes by, and how each setting is changed
+    ///
+    /// What the cluster agreed on when it was first started stays, whatever a cluster file says later: this shows what is in effect. The rest
+    /// is what the coordinator that answers was started with; ask each by --admin where they may differ. Secrets are not shown.
+    #[command(after_help = "Examples:
+  kvhive config show                                   # the local cluster
+  kvhive config show --live                            # only what can be changed while it runs
+  kvhive config show --json | jq '.settings[] | {key, value}'")]
+    Show {
+        #[command(flatten)]
+        target: Target,
+        /// Only settings that can be changed while the cluster runs
+        #[arg(long)]
+        live: bool,
+        /// Print the answer as JSON
         #[arg(long)]
         json: bool,
     },
@@ -55,9 +75,12 @@ impl ConfigCommand {
     /// Does what was asked.
     ///
     /// # Errors
-    /// Everything that is wrong with the file.
+    /// Everything that is wrong with the file, or when no coordinator answers.
     pub(crate) fn run(self) -> Result<()> {
-        let Verb::Check { file, processes, json } = self.verb;
+        let (file, processes, json) = match self.verb {
+            Verb::Check { file, processes, json } => (file, processes, json),
+            Verb::Show { target, live, json } => return show(&target, live, json),
+        };
         let config = match read(&file) {
             Ok(config) => config,
             Err(error) if json => {
@@ -90,4 +113,27 @@ impl ConfigCommand {
         remarks.iter().for_each(|remark| println!("note: {remark}"));
         Ok(())
     }
+}
+
+fn show(target: &Target, only_live: bool, as_json: bool) -> Result<()> {
+    let mut config: Value = target.resolve()?.get("/v1/config")?;
+    if let Some(settings) = config["settings"].as_array_mut().filter(|_| only_live) {
+        settings.retain(|one| one["live"] == true);
+    }
+    if as_json {
+        return report::print_json(&config);
+    }
+    for (of, title) in [
+        ("cluster", "agreed on by the whole cluster".to_owned()),
+        ("coordinator", format!("as {} was started", text(&config, "coordinator"))),
+    ] {
+        println!("{}{title}\n", if of == "cluster" { "" } else { "\n" });
+        let mut table = report::table(&["SETTING", "VALUE", "LIVE", "CHANGED BY"]);
+        for one in list(&config["settings"]).iter().filter(|one| one["of"] == of) {
+            let live = if one["live"] == true { "yes" } else { "no" }.to_owned();
+            table.add_row([text(one, "key"), text(one, "value"), live, text(one, "change")]);
+        }
+        report::print_table(&table);
+    }
+    Ok(())
 }

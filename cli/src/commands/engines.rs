@@ -94,7 +94,7 @@ impl Engines {
     }
 
     fn show(&self, admin: &Admin) -> Result<()> {
-        let engines: Value = admin.get("/v1/engines")?;
+        let engines: Value = admin.get_list("/v1/engines", "engines")?;
         if self.json {
             return report::print_json(&engines);
         }

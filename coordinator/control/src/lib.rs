@@ -13,6 +13,8 @@ mod departures;
 mod domains;
 mod drains;
 mod engines;
+mod flight;
+mod handicaps;
 mod journal;
 mod leases;
 mod levels;

@@ -2,10 +2,11 @@
 //! is complete. Nothing of it is replicated; a new leader starts with nothing and waits a full lease before it judges.
 
 use crate::balance::{self, BalanceTuning, Balancer, Seen};
+use crate::flight;
 use crate::leases::Leases;
 use crate::planner::{Planner, Reports};
 use crate::why;
-use kvhive_protocol::control::{BalanceReport, Command, DeviceLoad, Heartbeat};
+use kvhive_protocol::control::{BalanceReport, Command, DeviceLoad, Heartbeat, MovesReport};
 use kvhive_protocol::load::Work;
 use kvhive_protocol::{
     ClusterMap, DeviceId, Epoch, Filling, MemberId, MemberState, Moment, Reason, ReplicaSet, SLOTS, Slot,
@@ -279,7 +280,8 @@ impl Overseer {
         let unsettled = self.planner.unsettled(map);
         let (candidates, hashed, _) = self.planner.places(map);
         let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
-        let mut decided = balance::decide(&self.tuning.balance, &seen, |_, is_cold| is_cold);
+        let mut decided =
+            balance::decide(&self.tuning.balance, &seen, reign.balancer.handicaps(), |_, is_cold| is_cold);
         if unsettled > 0 {
             decided.changes.clear();
             decided.because =
@@ -287,6 +289,18 @@ impl Overseer {
         }
         let balance::Decided { rates, changes, because } = decided;
         BalanceReport { epoch: map.epoch, rates, changes, because }
+    }
+
+    /// Says which slots are on their way to where they belong, from where and why.
+    pub fn moves(&mut self, map: &ClusterMap) -> MovesReport {
+        let (_, _, wanted) = self.planner.places(map);
+        let reign = self.reign.as_ref();
+        let since = |slot: Slot| {
+            let reign = reign?;
+            let (_, since) = reign.placement.as_ref()?.since.get(usize::from(slot.0))?;
+            Some(reign.leases.now().since(*since))
+        };
+        flight::report(map, wanted, since)
     }
 
     /// Returns how many slots are not where they belong.
@@ -422,14 +436,14 @@ impl Reign {
         planner: &mut Planner,
         counters: &mut Counters,
     ) -> Option<(Reason, Command)> {
-        if !tuning.continuous {
+        let now = self.leases.now();
+        if !self.balancer.is_due(now, tuning, planner.unsettled(map) == 0) {
             return None;
         }
-        let is_settled = planner.unsettled(map) == 0;
-        let work = if is_settled { self.work() } else { BTreeMap::new() };
+        let work = self.work();
         let (candidates, hashed, _) = planner.places(map);
         let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
-        let changes = self.balancer.step(self.leases.now(), tuning, is_settled, &seen);
+        let changes = self.balancer.step(now, tuning, &seen);
         counters.balanced += changes.len() as u64;
         let reason = why::balance_reason(&changes);
         (!changes.is_empty()).then_some((reason, Command::Balance { based_on: map.epoch, changes }))

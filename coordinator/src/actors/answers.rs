@@ -57,6 +57,17 @@ impl RaftActor {
         }
     }
 
+    /// Says which slots are on their way.
+    pub(super) fn moves(&mut self) -> ControlReply {
+        if self.parts.consensus.status().role != Role::Leader {
+            return ControlReply::Failed(self.refusal(RefuseReason::NotLeader { leader: None }));
+        }
+        match self.parts.registry.map() {
+            Some(map) => ControlReply::Moves(Box::new(self.parts.overseer.moves(&map))),
+            None => ControlReply::Failed(WireError::busy("the cluster has not started yet")),
+        }
+    }
+
     pub(super) fn overview(&mut self) -> ControlReply {
         let map = self.parts.registry.map();
         let unsettled = map.as_ref().map_or(0, |map| self.parts.overseer.unsettled(map) as u64);

@@ -54,6 +54,8 @@ pub(crate) enum RaftMessage {
     State { reply: Reply<(Registry, u64, u64)> },
     /// How evenly is work spread, and what would make that more even?
     Balance { reply: Reply<ControlReply> },
+    /// Which slots are on their way to where they belong?
+    Moves { reply: Reply<ControlReply> },
     /// What have you counted?
     Figures { reply: Reply<Figures> },
 }
@@ -481,6 +483,7 @@ impl Actor for RaftActor {
                 reply.send((self.parts.registry.clone(), status.applied, status.term));
             }
             RaftMessage::Balance { reply } => reply.send(self.balance()),
+            RaftMessage::Moves { reply } => reply.send(self.moves()),
             RaftMessage::Figures { reply } => reply.send(Figures {
                 waiting: self.waiting.len() as u64,
                 ignored_messages: self.parts.consensus.status().ignored_messages,

@@ -186,6 +186,8 @@ pub(super) struct SlotList {
     pub(super) devices: Vec<Device>,
     /// The slots that were asked for.
     pub(super) slots: Vec<SlotEntry>,
+    /// What to ask `after` for the next page; null after the last.
+    pub(super) next: Option<u16>,
     pub(super) epoch: u64,
 }
 
@@ -266,6 +268,13 @@ pub(super) struct SlotQuery {
     /// Every slot.
     #[serde(default)]
     pub(super) full: bool,
+    /// Only slots of greater numbers: the `next` of the page before.
+    #[serde(default)]
+    pub(super) after: Option<u16>,
+    /// Slots of a page; all unless said.
+    #[serde(default)]
+    #[param(minimum = 1, maximum = 10000)]
+    pub(super) limit: Option<usize>,
     /// `linearizable` or `stale`.
     #[serde(default)]
     pub(super) consistency: Freshness,

@@ -4,11 +4,12 @@ use super::answers::Trouble;
 use super::asked::AskedAs;
 use super::layouts::OneLayout;
 use super::object::Object;
+use super::page::{NamedPart, page};
 use super::routes::{Answer, MAX_BODY_BYTES, Shared};
 use super::tenants;
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Path, State};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use kvhive_protocol::WireError;
 use kvhive_protocol::control::{Command, CommandReply};
@@ -20,7 +21,10 @@ use utoipa::ToSchema;
 /// `/v1/engines`.
 #[derive(Serialize, ToSchema)]
 pub(super) struct EngineList {
+    /// In the order of names.
     engines: Vec<OneEngine>,
+    /// What to ask `after` for the next page; null after the last.
+    next: Option<String>,
 }
 
 /// One engine, and what this coordinator knows of it: each hears its events itself.
@@ -236,12 +240,18 @@ fn missing(name: &str) -> Trouble {
 }
 
 /// Every engine that is followed, as this coordinator knows it.
-#[utoipa::path(get, path = "/v1/engines", responses((status = 200, body = EngineList), (status = 503, body = Problem)))]
-pub(super) async fn engines(State(admin): Shared) -> Answer<EngineList> {
+#[utoipa::path(get, path = "/v1/engines", params(NamedPart), responses((status = 200, body = EngineList), (status = 503, body = Problem)))]
+pub(super) async fn engines(
+    State(admin): Shared,
+    query: Result<Query<NamedPart>, QueryRejection>,
+) -> Answer<EngineList> {
+    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let map = admin.own_map().await?;
     let tenant = |one: &Followed| map.tenants.get(&one.engine.tenant).map_or("", |tenant| &tenant.name);
     let list = admin.sources.control.engines().list();
-    Ok(Json(EngineList { engines: list.iter().map(|one| shown(one, tenant(one))).collect() }))
+    let all = list.iter().map(|one| (one.engine.name.clone(), one));
+    let (engines, next) = page(all, query.after, query.limit)?;
+    Ok(Json(EngineList { engines: engines.into_iter().map(|one| shown(one, tenant(one))).collect(), next }))
 }
 
 /// Follows an engine: every coordinator hears its cache events from then on. One of this name that is known is replaced.

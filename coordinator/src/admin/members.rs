@@ -1,6 +1,6 @@
 //! Members: who there is, and emptying one before it goes.
 
-use super::answers::{Freshness, Members, Node, Trouble};
+use super::answers::{Consistency, Freshness, Members, Node, Trouble};
 use super::asked::AskedAs;
 use super::object::Object;
 use super::overview;
@@ -40,6 +40,20 @@ pub(super) async fn members(
     let all = overview.map.as_ref().map_or(Vec::new(), overview::nodes);
     let (members, next) = query.page(all.into_iter().map(|node| (node.id, node)))?;
     Ok(Json(Members { members, next, epoch: overview.status.epoch.0 }))
+}
+
+/// One node.
+#[utoipa::path(get, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name"), Consistency), responses((status = 200, body = Node), (status = 404, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn member(
+    State(admin): Shared,
+    name: Result<Path<String>, PathRejection>,
+    query: Result<Query<Consistency>, QueryRejection>,
+) -> Answer<Node> {
+    let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
+    let overview = admin.overview(query.consistency).await?;
+    let nodes = overview.map.as_ref().map_or(Vec::new(), overview::nodes);
+    nodes.into_iter().find(|node| node.name == name).map(Json).ok_or_else(|| missing(&name))
 }
 
 /// Begins to empty a member, or ends that. Answered when it is decided; its slots then leave in the background, which

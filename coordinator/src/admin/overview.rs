@@ -1,8 +1,10 @@
 //! From the leader's overview to the admin API's answers: pure.
 
 use super::answers::{
-    Cluster, Coordinator, Device, HotSlot, Node, SlotEntry, SlotList, Slots, Stats, Strategy, Tier, Traffic,
+    Cluster, Coordinator, Device, HotSlot, Node, SlotEntry, SlotList, SlotQuery, Slots, Stats, Strategy,
+    Tier, Traffic, Trouble,
 };
+use super::page::page;
 use kvhive_protocol::control::{DeviceLoad, Overview};
 use kvhive_protocol::{ClusterMap, DeviceId, MemberState, SLOTS, Slot, TenantId};
 use std::collections::BTreeMap;
@@ -18,7 +20,7 @@ pub(super) fn cluster(overview: &Overview, coordinators: Vec<Coordinator>) -> Cl
         cluster: map.map(|map| map.cluster.to_string()),
         coordinators,
         nodes: map.map_or(Vec::new(), nodes),
-        devices: devices(overview),
+        devices: all_devices(overview),
         slots: slots(overview),
     }
 }
@@ -50,7 +52,12 @@ pub(super) fn slots(overview: &Overview) -> Slots {
     Slots { total: u64::from(SLOTS), unavailable, moving: overview.unsettled }
 }
 
-fn devices(overview: &Overview) -> Vec<Device> {
+fn all_devices(overview: &Overview) -> Vec<Device> {
+    devices(overview).into_iter().map(|(_, device)| device).collect()
+}
+
+/// Returns every device of every node that is up, ascending.
+pub(super) fn devices(overview: &Overview) -> Vec<(DeviceId, Device)> {
     let Some(map) = &overview.map else { return Vec::new() };
     let mut counts: BTreeMap<DeviceId, (u64, u64)> = BTreeMap::new();
     for set in map.slots.iter() {
@@ -70,7 +77,7 @@ fn devices(overview: &Overview) -> Vec<Device> {
         .map(|(id, description)| {
             let load = loads.get(&id);
             let (primary_slots, slots) = counts.get(&id).copied().unwrap_or_default();
-            Device {
+            let device = Device {
                 device: id.to_string(),
                 node: map.owner(id).map(|owner| owner.name.clone()).unwrap_or_default(),
                 kind: description.kind.clone(),
@@ -87,7 +94,8 @@ fn devices(overview: &Overview) -> Vec<Device> {
                 traffic: load.map(|load| traffic(load)),
                 filling_slots: filling.get(&id).copied().unwrap_or_default(),
                 strategies: load.map_or(Vec::new(), |load| strategies(map, load)),
-            }
+            };
+            (id, device)
         })
         .collect()
 }
@@ -144,7 +152,7 @@ pub(super) fn rate(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
-pub(super) fn slot_list(overview: &Overview, wanted: impl Fn(u16) -> bool) -> SlotList {
+pub(super) fn slot_list(overview: &Overview, wanted: &SlotQuery) -> Result<SlotList, Trouble> {
     let counts = slots(overview);
     let entry = |slot: Slot| {
         let replicas = overview.map.as_ref().map_or(Vec::new(), |map| map.replicas(slot).0.clone());
@@ -155,14 +163,19 @@ pub(super) fn slot_list(overview: &Overview, wanted: impl Fn(u16) -> bool) -> Sl
             filling: filling.map_or(Vec::new(), |one| one.devices.iter().map(DeviceId::to_string).collect()),
         }
     };
-    SlotList {
+    let is_wanted = |slot: &Slot| wanted.slot.map_or(wanted.full, |one| one == slot.0);
+    let listed = Slot::all().filter(is_wanted).map(|slot| (slot.0, slot));
+    // Every slot is one page, unless said: an entry is small, and there are no more.
+    let (listed, next) = page(listed, wanted.after, wanted.limit.or(Some(usize::from(SLOTS))))?;
+    Ok(SlotList {
         total: counts.total,
         unavailable: counts.unavailable,
         moving: counts.moving,
-        devices: devices(overview),
-        slots: Slot::all().filter(|slot| wanted(slot.0)).map(entry).collect(),
+        devices: all_devices(overview),
+        slots: listed.into_iter().map(entry).collect(),
+        next,
         epoch: overview.status.epoch.0,
-    }
+    })
 }
 
 fn hot_slots(overview: &Overview) -> Vec<HotSlot> {
@@ -195,6 +208,6 @@ pub(super) fn stats(overview: &Overview) -> Stats {
         read_bytes: sum(|load| load.traffic.read_bytes),
         written_bytes: sum(|load| load.traffic.written_bytes),
         hot_slots: hot_slots(overview),
-        devices: devices(overview),
+        devices: all_devices(overview),
     }
 }

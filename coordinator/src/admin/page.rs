@@ -26,6 +26,75 @@ pub(super) struct Listing {
     pub(super) limit: Option<usize>,
 }
 
+/// Which part of a list by names is wanted, and how new it must be.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NamedListing {
+    /// `linearizable` or `stale`.
+    #[serde(default)]
+    pub(super) consistency: Freshness,
+    /// Only entries that come later: the `next` of the page before.
+    #[serde(default)]
+    pub(super) after: Option<String>,
+    /// Entries of a page; 1000 unless said.
+    #[serde(default)]
+    #[param(minimum = 1, maximum = 10000)]
+    pub(super) limit: Option<usize>,
+}
+
+/// Which part of a list is wanted that only one coordinator can give.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Part {
+    /// Only entries of greater numbers: the `next` of the page before.
+    #[serde(default)]
+    pub(super) after: Option<u16>,
+    /// Entries of a page; 1000 unless said.
+    #[serde(default)]
+    #[param(minimum = 1, maximum = 10000)]
+    pub(super) limit: Option<usize>,
+}
+
+/// As [`Part`], of a list by names.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NamedPart {
+    /// Only entries whose name comes later: the `next` of the page before.
+    #[serde(default)]
+    pub(super) after: Option<String>,
+    /// Entries of a page; 1000 unless said.
+    #[serde(default)]
+    #[param(minimum = 1, maximum = 10000)]
+    pub(super) limit: Option<usize>,
+}
+
+/// Takes a page out of `all`, which is ascending by what is next to each entry: those after `after`, up to `limit`. With it comes where the next
+/// page begins, none after the last.
+///
+/// # Errors
+/// When the limit is out of bounds.
+pub(super) fn page<K: PartialOrd + Clone, T>(
+    all: impl Iterator<Item = (K, T)>,
+    after: Option<K>,
+    limit: Option<usize>,
+) -> Result<(Vec<T>, Option<K>), Trouble> {
+    let limit = limit.unwrap_or(USUAL);
+    if !(1..=MOST).contains(&limit) {
+        return Err(Trouble::bad_request(format!("limit is {limit}, allowed are 1 to {MOST}")));
+    }
+    let mut rest = all.skip_while(|(id, _)| after.as_ref().is_some_and(|after| id <= after));
+    let mut page = Vec::new();
+    let mut last = None;
+    for (id, entry) in rest.by_ref().take(limit) {
+        last = Some(id);
+        page.push(entry);
+    }
+    Ok((page, rest.next().and(last)))
+}
+
 impl Listing {
     /// Takes the page that is wanted out of `all`, which is ascending by id. The number is where the next page begins, none
     /// after the last.
@@ -36,18 +105,7 @@ impl Listing {
         &self,
         all: impl Iterator<Item = (u32, T)>,
     ) -> Result<(Vec<T>, Option<u32>), Trouble> {
-        let limit = self.limit.unwrap_or(USUAL);
-        if !(1..=MOST).contains(&limit) {
-            return Err(Trouble::bad_request(format!("limit is {limit}, allowed are 1 to {MOST}")));
-        }
-        let mut rest = all.skip_while(|(id, _)| self.after.is_some_and(|after| *id <= after));
-        let mut page = Vec::new();
-        let mut last = None;
-        for (id, entry) in rest.by_ref().take(limit) {
-            last = Some(id);
-            page.push(entry);
-        }
-        Ok((page, rest.next().and(last)))
+        page(all, self.after, self.limit)
     }
 }
 

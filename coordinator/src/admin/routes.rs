@@ -10,8 +10,8 @@ use super::lanes::Lanes;
 use super::pins::MAX_PIN_BODY_BYTES;
 use super::route::MAX_ROUTE_BODY_BYTES;
 use super::{
-    backup, balance, check_blocks, dashboard, document, drains, engines, events, figures, members, overview,
-    pins, raft, route, scaling, tenants, traces,
+    backup, balance, check_blocks, config, dashboard, devices, document, drains, engines, events, figures,
+    members, moves, overview, pins, raft, route, scaling, tenants, traces,
 };
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
@@ -72,6 +72,8 @@ pub(crate) struct Sources {
     pub(crate) vitals: watch::Receiver<Vitals>,
     pub(crate) tracer: Tracer,
     pub(crate) publisher: Option<Publisher>,
+    /// What it was started with.
+    pub(crate) own: config::Own,
 }
 
 /// What the admin API works with.
@@ -259,9 +261,13 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(metrics_text))
         .routes(routes!(cluster))
         .routes(routes!(members::members))
-        .routes(routes!(members::change_member, members::remove_member))
+        .routes(routes!(members::member, members::change_member, members::remove_member))
+        .routes(routes!(devices::devices))
+        .routes(routes!(devices::device))
         .routes(routes!(drains::drains))
         .routes(routes!(slots))
+        .routes(routes!(moves::moves))
+        .routes(routes!(config::config))
         .routes(routes!(balance::balance))
         .routes(routes!(tenants::tenants, tenants::create_tenant))
         .routes(routes!(tenants::tenant, tenants::change_tenant, tenants::delete_tenant))
@@ -394,7 +400,7 @@ async fn slots(State(admin): Shared, query: Result<Query<SlotQuery>, QueryReject
         return Err(Trouble::bad_request(format!("slot is {slot}, allowed are 0 to {}", SLOTS - 1)));
     }
     let overview = admin.overview(query.consistency).await?;
-    Ok(Json(overview::slot_list(&overview, |slot| query.full || query.slot == Some(slot))))
+    Ok(Json(overview::slot_list(&overview, &query)?))
 }
 
 /// Sums over all devices, as last reported.

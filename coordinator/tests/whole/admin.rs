@@ -5,8 +5,18 @@ use crate::http::{announce, ask, connect};
 use serde_json::json;
 use std::io::Write;
 
-const GUARDED: [&str; 7] =
-    ["/metrics", "/v1/cluster", "/v1/members", "/v1/slots", "/v1/tenants", "/v1/stats", "/openapi.json"];
+const GUARDED: [&str; 10] = [
+    "/metrics",
+    "/v1/cluster",
+    "/v1/members",
+    "/v1/devices",
+    "/v1/slots",
+    "/v1/moves",
+    "/v1/config",
+    "/v1/tenants",
+    "/v1/stats",
+    "/openapi.json",
+];
 
 #[test]
 fn whoever_does_not_show_the_token_learns_nothing() {

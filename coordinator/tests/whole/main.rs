@@ -9,6 +9,7 @@ mod events;
 mod fake_engine;
 mod group;
 mod http;
+mod lists;
 mod pins;
 mod raft_peers;
 mod restarts;

@@ -65,6 +65,13 @@ impl Access {
         Ok(self)
     }
 
+    /// Returns the roles that some token gives, ascending.
+    pub fn roles(&self) -> Vec<Role> {
+        let mut roles: Vec<Role> = self.tokens.iter().map(|(_, role)| *role).collect();
+        roles.sort_unstable();
+        roles
+    }
+
     /// Returns what the bearer of `shown` may do, if anything. Takes the same time whatever is shown.
     pub fn role_of(&self, shown: &[u8]) -> Option<Role> {
         let digest = blake3::hash(shown);

@@ -1,0 +1,117 @@
+//! Devices, moves and the configuration, as the admin API lists them; long lists in pages.
+
+use crate::group::{Group, OPERATOR, TOKEN, VIEWER};
+use serde_json::{Value, json};
+
+/// Two nodes with leases that outlast the test; nobody reports, so slots wait.
+fn two_nodes(coordinators: u64) -> Group {
+    let group = Group::with(coordinators, |config| config.settings.lease_ms = 60_000);
+    group.register("node-1");
+    group.register("node-2");
+    group
+}
+
+fn field<'a>(list: &'a Value, field: &str) -> Vec<&'a Value> {
+    list.as_array().expect("a list").iter().map(|one| &one[field]).collect()
+}
+
+#[test]
+fn devices_are_listed_in_pages_and_one_is_found_by_its_number() {
+    let group = two_nodes(1);
+    let door = group.admin(0);
+    let all = door.get("/v1/devices").json();
+    assert_eq!(field(&all["devices"], "device"), [&json!("1/0"), &json!("2/0")]);
+    assert_eq!((&all["next"], &all["devices"][0]["node"]), (&Value::Null, &json!("node-1")));
+    let first = door.get("/v1/devices?limit=1").json();
+    assert_eq!((field(&first["devices"], "device"), &first["next"]), (vec![&json!("1/0")], &json!("1/0")));
+    let second = door.get("/v1/devices?limit=1&after=1/0").json();
+    assert_eq!((field(&second["devices"], "device"), &second["next"]), (vec![&json!("2/0")], &Value::Null));
+    assert_eq!(door.get("/v1/devices/2/0").json(), all["devices"][1]);
+    assert_eq!(door.get("/v1/devices/2/1").refusal(), (404, "not_found".to_owned()));
+    for wrong in ["/v1/devices?after=x", "/v1/devices?limit=0", "/v1/devices/x/0", "/v1/devices?full=true"] {
+        assert_eq!(door.get(wrong).refusal(), (400, "bad_request".to_owned()), "{wrong}");
+    }
+}
+
+#[test]
+fn moves_say_from_where_to_whom_and_why_and_a_follower_asks_the_leader() {
+    let group = two_nodes(3);
+    for at in [group.leader(), group.follower()] {
+        let first = group.admin(at).get("/v1/moves?limit=2").json();
+        // Every slot was on the one node alone, and the other is to be given a replica of each.
+        assert_eq!(
+            (&first["total"], &first["copying"], &first["next"]),
+            (&json!(4096), &json!(0), &json!(1))
+        );
+        let one = &first["moves"][0];
+        assert_eq!(
+            [&one["slot"], &one["from"], &one["to"], &one["leaves"], &one["stage"], &one["why"]],
+            [&json!(0), &json!("1/0"), &json!(["2/0"]), &json!([]), &json!("waiting"), &json!("repair")]
+        );
+        let last = group.admin(at).get("/v1/moves?limit=10&after=4090").json();
+        assert_eq!((field(&last["moves"], "slot").len(), &last["next"]), (5, &Value::Null));
+    }
+    assert_eq!(group.admin(0).get("/v1/moves?after=70000").refusal(), (400, "bad_request".to_owned()));
+}
+
+#[test]
+fn slots_and_members_come_in_pages_or_alone() {
+    let group = two_nodes(1);
+    let door = group.admin(0);
+    let all = door.get("/v1/slots?full=true").json();
+    assert_eq!((field(&all["slots"], "slot").len(), &all["next"]), (4096, &Value::Null));
+    let page = door.get("/v1/slots?full=true&limit=3&after=9").json();
+    assert_eq!(
+        (field(&page["slots"], "slot"), &page["next"]),
+        (vec![&json!(10), &json!(11), &json!(12)], &json!(12))
+    );
+    assert_eq!(door.get("/v1/slots").json()["slots"], json!([]));
+    assert_eq!(door.get("/v1/slots?full=true&limit=0").refusal().0, 400);
+    let members = door.get("/v1/members").json();
+    assert_eq!(door.get("/v1/members/node-2").json(), members["members"][1]);
+    assert_eq!(door.get("/v1/members/node-3").refusal(), (404, "not_found".to_owned()));
+    assert_eq!(door.get("/v1/engines?limit=1&after=x").json(), json!({"engines": [], "next": null}));
+}
+
+#[test]
+fn the_configuration_names_secrets_and_never_shows_them() {
+    let group = two_nodes(1);
+    let answer = group.admin(0).get("/v1/config");
+    for secret in [TOKEN, OPERATOR, VIEWER] {
+        assert!(!answer.body.contains(secret), "{}", answer.body);
+    }
+    let config = answer.json();
+    let setting = |key: &str| {
+        let settings = config["settings"].as_array().expect("a list");
+        settings
+            .iter()
+            .find(|one| one["key"] == key)
+            .cloned()
+            .unwrap_or_else(|| panic!("{key} is not listed"))
+    };
+    assert_eq!(config["coordinator"], "coordinator-1");
+    assert_eq!(setting("cluster.token_file")["value"], "set, not shown");
+    assert_eq!(setting("cluster.viewer_token_file")["value"], "set, not shown");
+    assert_eq!(setting("cluster.lease")["value"], "1m");
+    assert_eq!(setting("cluster.repair_after")["value"], "30s");
+    assert_eq!(setting("coordinator.block_events")["value"], Value::Null);
+    // What is changed while it runs is shown as it is then.
+    let floor = setting("scaling.floor");
+    assert_eq!(
+        (&floor["value"], &floor["live"], &floor["of"]),
+        (&json!("1"), &json!(true), &json!("cluster"))
+    );
+    assert_eq!(setting("cluster.replicas")["live"], json!(false));
+    let headers = [
+        ("authorization", crate::group::bearer(TOKEN)),
+        ("content-type", "application/merge-patch+json".to_owned()),
+    ];
+    let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let changed =
+        crate::http::ask(group.admin(0).address, "PATCH", "/v1/scaling", &headers, br#"{"floor":2}"#);
+    assert_eq!(changed.status, 200, "{}", changed.body);
+    let again = group.admin(0).get("/v1/config").json();
+    let floor =
+        again["settings"].as_array().and_then(|all| all.iter().find(|one| one["key"] == "scaling.floor"));
+    assert_eq!(floor.map(|floor| floor["value"].clone()), Some(json!("2")));
+}
