@@ -150,8 +150,9 @@ impl CameTo {
         loop {
             let page: Result<Value> = admin.get(&format!("/v1/events?after={after}&limit=1024&kind={KINDS}"));
             if let Ok(page) = page {
-                let of_it = list(&page["events"]).iter().filter(|event| event["subject"]["member"] == node);
-                last = of_it.last().cloned().unwrap_or(last);
+                let mut of_it =
+                    list(&page["events"]).iter().filter(|event| event["subject"]["member"] == node);
+                last = of_it.next_back().cloned().unwrap_or(last);
                 let next = page["next_after"].as_u64().unwrap_or(after);
                 if next > after {
                     after = next;
