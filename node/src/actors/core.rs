@@ -349,6 +349,9 @@ impl DeviceCore {
         pin: bool,
     ) -> Reserved {
         let now = self.view.now();
+        if self.displacing.empties(slot).is_some() && !self.make_way(tenant, block, slot) {
+            return Reserved::Refused(Refusal::InFlight);
+        }
         let reserve = self.shard.reserve(now, tenant, block, slot, about, &mut self.effects);
         self.note_displaced(slot);
         self.perform_effects();
@@ -368,6 +371,15 @@ impl DeviceCore {
                 }
             }
         }
+    }
+
+    /// Makes way for a block that comes from a member which is being emptied; false where it is to come a little later.
+    fn make_way(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> bool {
+        let (now, has) = (self.view.now(), |slot| self.tenure.has(slot));
+        let comes = self.shard.make_way(now, tenant, (block, slot), has, &mut self.effects);
+        self.note_displaced(slot);
+        self.perform_effects();
+        comes
     }
 
     /// Counts what has just left for a block of a slot that comes from a member which is being emptied.
