@@ -259,7 +259,7 @@ impl DeviceCore {
         self.perform_effects();
     }
 
-    fn perform_effects(&mut self) {
+    pub(super) fn perform_effects(&mut self) {
         let mut effects = std::mem::take(&mut self.effects);
         for effect in effects.drain(..) {
             self.perform(effect);
@@ -369,27 +369,6 @@ impl DeviceCore {
                         Reserved::Refused(Refusal::NoRoom)
                     }
                 }
-            }
-        }
-    }
-
-    /// Makes way for a block that comes from a member which is being emptied; false where it is to come a little later.
-    fn make_way(&mut self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> bool {
-        let (now, has) = (self.view.now(), |slot| self.tenure.has(slot));
-        let comes = self.shard.make_way(now, tenant, (block, slot), has, &mut self.effects);
-        self.note_displaced(slot);
-        self.perform_effects();
-        comes
-    }
-
-    /// Counts what has just left for a block of a slot that comes from a member which is being emptied.
-    fn note_displaced(&mut self, came: Slot) {
-        let Some(member) = self.displacing.empties(came) else { return };
-        for effect in &self.effects {
-            if let Effect::Drop { id, slot, gone: Gone::Evicted | Gone::Over | Gone::NotAdmitted } = effect {
-                let resident = self.resident[id.index()].as_ref();
-                let bytes = resident.map_or(0, |resident| resident.header.payload_bytes);
-                self.displacing.note(member, *slot, bytes);
             }
         }
     }
