@@ -158,6 +158,13 @@ pub enum Command {
         /// Which: every member speaks it.
         to: Level,
     },
+    /// Has a member be given no more slots than it has, or ends that.
+    SetCordon {
+        /// Which.
+        member: MemberId,
+        /// Whether it is cordoned.
+        cordoned: bool,
+    },
 }
 
 impl Command {
@@ -187,6 +194,7 @@ impl Command {
             Command::SetPin { .. } => "set-pin",
             Command::RemovePin { .. } => "remove-pin",
             Command::RaiseLevel { .. } => "raise-level",
+            Command::SetCordon { .. } => "set-cordon",
         }
     }
 
@@ -194,6 +202,7 @@ impl Command {
     pub fn needs(&self) -> Level {
         match self {
             Command::SetPin { .. } | Command::RemovePin { .. } => Level::PINS,
+            Command::SetCordon { .. } => Level::CORDONS,
             _ => Level::FIRST,
         }
     }

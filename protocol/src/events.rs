@@ -116,11 +116,15 @@ pub enum EventKind {
     CoordinatorsChanged,
     /// Every member speaks a newer level, and the cluster is at it from now on.
     LevelRaised,
+    /// A member keeps what it has and is given no more slots.
+    MemberCordoned,
+    /// A member is given slots again.
+    MemberUncordoned,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 25] = [
+    pub const ALL: [EventKind; 27] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -146,6 +150,8 @@ impl EventKind {
         EventKind::PinRemoved,
         EventKind::CoordinatorsChanged,
         EventKind::LevelRaised,
+        EventKind::MemberCordoned,
+        EventKind::MemberUncordoned,
     ];
 
     /// Returns its name.
@@ -176,6 +182,8 @@ impl EventKind {
             EventKind::PinRemoved => "pin-removed",
             EventKind::CoordinatorsChanged => "coordinators-changed",
             EventKind::LevelRaised => "level-raised",
+            EventKind::MemberCordoned => "member-cordoned",
+            EventKind::MemberUncordoned => "member-uncordoned",
         }
     }
 

@@ -171,7 +171,7 @@ struct Model<'a> {
     /// All candidates; those that have reported with their position among the devices.
     places: BTreeMap<DeviceId, Option<usize>>,
     loads: Vec<u64>,
-    /// How many slots more a device may hold than its hash gives it.
+    /// How many slots more a device may hold than its hash gives it; none where its member is cordoned.
     room: Vec<usize>,
     asked: BTreeMap<Slot, Asked>,
 }
@@ -190,6 +190,8 @@ impl<'a> Model<'a> {
         let mut places: BTreeMap<DeviceId, Option<usize>> =
             seen.candidates.iter().map(|candidate| (candidate.device, None)).collect();
         places.extend(devices.iter().enumerate().map(|(at, device)| (*device, Some(at))));
+        let takes: BTreeMap<DeviceId, bool> =
+            seen.candidates.iter().map(|candidate| (candidate.device, candidate.takes)).collect();
         let mut held = vec![0_usize; devices.len()];
         for at in seen.hashed.iter().flat_map(|set| &set.0).filter_map(|device| *places.get(device)?) {
             held[at] += 1;
@@ -199,7 +201,11 @@ impl<'a> Model<'a> {
             spread: Completion::of(seen.candidates),
             loads: vec![0; devices.len()],
             // An eighth of its memory is what others' hot slots may take.
-            room: held.iter().map(|held| (held / 8).max(4)).collect(),
+            room: held
+                .iter()
+                .zip(&devices)
+                .map(|(held, device)| if takes[device] { (held / 8).max(4) } else { 0 })
+                .collect(),
             devices,
             places,
             asked: BTreeMap::new(),
