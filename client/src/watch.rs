@@ -71,7 +71,8 @@ impl BlockWatch {
     }
 
     /// Asks every device of the map what has happened since the last poll. To be called every so often: a device forgets who has
-    /// not asked for a minute, and remembers some ten thousand events; beyond that its snapshot is taken anew.
+    /// not asked for a minute, and remembers some ten thousand events; beyond that its snapshot is taken anew. Where no device answers, a
+    /// coordinator is asked for a newer map, for the next poll.
     pub async fn poll(&mut self) -> WatchReport {
         let map = self.client.map();
         let gone: Vec<DeviceId> =
@@ -118,6 +119,11 @@ impl BlockWatch {
                 Ok(false) => report.behind += 1,
                 Err(failed) => report.failed.push(failed),
             }
+        }
+        // Who answers says that there is a newer map. Where nobody does, none of these may be there any more, or others are.
+        if report.current + report.behind == 0 {
+            let patience = in_time(self.client.shared.config.connect_timeout);
+            shared.refresh_past(map.epoch, patience).await;
         }
         report
     }

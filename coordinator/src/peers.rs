@@ -84,7 +84,7 @@ pub(crate) fn frame_limit(bytes: usize) -> Duration {
 /// A peer to be dialled from now on.
 pub(crate) type Line = (PeerId, Seat, Outgoing);
 
-/// Dials whoever the raft actor names, each until its lanes are dropped, until `stop`.
+/// Dials whoever the raft actor names, each until its lanes are dropped and empty, until `stop`.
 pub(crate) async fn dial(
     mut lines: mpsc::UnboundedReceiver<Line>,
     identity: Identity,
@@ -106,11 +106,16 @@ pub(crate) async fn dial(
     }
 }
 
-/// Sends what is queued for a peer, until `stop`.
+/// Sends what is queued for a peer, until its lanes are dropped and what is small has gone out, or until `stop`.
 pub(crate) async fn run(to: Destination, mut queues: Outgoing, raft: Raft, mut stop: watch::Receiver<bool>) {
+    let large = async {
+        send_large(&to, &mut queues.large).await;
+        // The last small word to a peer that leaves is queued just before the lanes are dropped.
+        std::future::pending().await
+    };
     tokio::select! {
         () = send_small(&to, &mut queues.small, &raft) => {}
-        () = send_large(&to, &mut queues.large) => {}
+        () = large => {}
         () = kvhive_runtime::stopped(&mut stop) => {}
     }
 }

@@ -163,6 +163,18 @@ fn small_messages_do_not_wait_behind_a_large_one() {
 }
 
 #[test]
+fn what_was_queued_before_the_lanes_were_dropped_still_arrives() {
+    for _ in 0..8 {
+        let mut pair = pair(None, None);
+        pair.wait_until_connected();
+        assert!(pair.lanes.try_send(vec![9; 10]));
+        let (others, _) = lanes();
+        drop(std::mem::replace(&mut pair.lanes, others));
+        assert_eq!(pair.hear(LONG), Some((10, 9)));
+    }
+}
+
+#[test]
 fn a_snapshot_that_cannot_be_sent_holds_no_more_than_one_other() {
     let (lanes, _outgoing) = lanes();
     let taken: Vec<bool> = (0..3).map(|_| lanes.try_send(vec![0; LARGE_BYTES + 1])).collect();

@@ -125,6 +125,20 @@ fn a_coordinator_is_replaced_while_changes_go_on() {
     assert_eq!(cluster.wait(client.create_tenant("last")).expect("two of two decide"), TenantId(4));
 }
 
+#[test]
+fn a_coordinator_that_was_removed_while_it_was_away_is_told_when_it_comes_back() {
+    let cluster = Cluster::start(&["--nodes", "1", "--devices", "1"]);
+    let gone = follower(&cluster);
+    cluster.signal(&gone, "KILL");
+    let group = cluster.json(&["raft", "remove", &gone]).expect("two of three decide");
+    assert_eq!(group["coordinators"].as_array().expect("a list").len(), 2, "{group}");
+    let _back = cluster.respawn(&gone);
+    cluster.until("the one that is back to know", || {
+        let log = std::fs::read_to_string(format!("{}/logs/{gone}-again.log", cluster.dir())).ok()?;
+        log.contains("is no coordinator of this cluster any more").then_some(())
+    });
+}
+
 /// Bytes of a block.
 const BLOCK: usize = 4096;
 /// Longer than a node serves that no coordinator hears: 2 s, of which the half.

@@ -237,3 +237,30 @@ async fn a_refusal_of_the_era_without_a_newer_map_is_the_outcome() {
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert!(map_requests(&cluster).len() <= 3);
 }
+
+#[tokio::test]
+async fn who_follows_blocks_learns_of_nodes_though_no_node_is_there_to_tell() {
+    let cluster = Cluster::start(1, 1).await;
+    let whole = cluster.coordinator.map();
+    cluster.coordinator.change(|map| {
+        map.members.clear();
+        map.slots = std::sync::Arc::new(vec![Default::default(); map.slots.len()]);
+    });
+    let client = cluster.client().await;
+    let mut watch = client.watch_blocks(None).expect("all tenants may be followed");
+
+    watch.poll().await;
+    assert_eq!(watch.devices().len(), 0);
+    cluster.coordinator.change(|map| {
+        map.members = whole.members.clone();
+        map.slots = whole.slots.clone();
+    });
+    watch.poll().await;
+    let report = watch.poll().await;
+
+    assert!(report.failed.is_empty(), "{report:?}");
+    assert!(watch.devices().contains_key(&device(0)));
+    let asked = map_requests(&cluster).len();
+    watch.poll().await;
+    assert_eq!(map_requests(&cluster).len(), asked, "who answers would say that there is a newer one");
+}

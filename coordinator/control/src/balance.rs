@@ -1,16 +1,20 @@
 //! Spreads work over devices: slots that are read much get more replicas, devices that carry more than others give slots away,
-//! and what is not read much any more goes back to where its hash says. Decides by what devices report; the planner moves.
+//! and what is not read much any more goes back to where its hash says. Decides by what devices report, bytes and waits; the planner moves.
 //!
 //! Nothing swings: what is done aims well below where it begins, what is taken back must leave everybody well below it for a
 //! while, and after each decision the slots must have moved and the reports followed before the next.
 
-use crate::placement::{Candidate, Completion};
+use crate::handicaps::{self, Handicaps};
+mod words;
+
+use crate::placement::{self, Candidate, Completion};
 use crate::validate::MAX_REPLICAS;
 use kvhive_protocol::control::{Balancing, MAX_BALANCED};
 use kvhive_protocol::load::Work;
 use kvhive_protocol::{DeviceId, Moment, Reason, ReplicaSet, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use words::{said, shown};
 
 /// Slots of one device that are looked at for one change.
 const LOOKED_AT: usize = 64;
@@ -88,31 +92,48 @@ pub(crate) struct Balancer {
     calm_since: Option<Moment>,
     /// Since when slots that do not go by their hash could.
     cold_since: BTreeMap<Slot, Moment>,
+    /// When it was learned last which devices are slower.
+    learned_at: Option<Moment>,
+    handicaps: Handicaps,
 }
 
 impl Balancer {
-    /// Says what to change, while slots are where they belong and reports have followed.
-    pub(crate) fn step(
-        &mut self,
-        now: Moment,
-        tuning: &BalanceTuning,
-        is_settled: bool,
-        seen: &Seen<'_>,
-    ) -> Vec<Balancing> {
+    /// Returns what each device counts for.
+    pub(crate) fn handicaps(&self) -> &Handicaps {
+        &self.handicaps
+    }
+
+    /// Says whether reports say anything that is to be gone by now: slots are where they belong, and reports have followed.
+    pub(crate) fn is_due(&mut self, now: Moment, tuning: &BalanceTuning, is_settled: bool) -> bool {
         if !is_settled {
             self.calm_since = None;
+            return false;
+        }
+        let is_calm = now.since(*self.calm_since.get_or_insert(now)) >= tuning.settle;
+        is_calm && (tuning.continuous || self.is_to_learn(now, tuning))
+    }
+
+    fn is_to_learn(&self, now: Moment, tuning: &BalanceTuning) -> bool {
+        self.learned_at.is_none_or(|then| now.since(then) >= tuning.settle)
+    }
+
+    /// Learns from what is due, and says what to change if that is to be done without being asked for.
+    pub(crate) fn step(&mut self, now: Moment, tuning: &BalanceTuning, seen: &Seen<'_>) -> Vec<Balancing> {
+        if self.is_to_learn(now, tuning) {
+            self.learned_at = Some(now);
+            self.handicaps.learn(seen.work);
+        }
+        if !tuning.continuous {
             return Vec::new();
         }
-        if now.since(*self.calm_since.get_or_insert(now)) < tuning.settle {
-            return Vec::new();
-        }
-        self.cold_since.retain(|slot, _| seen.balanced.contains_key(slot));
-        let decided = decide(tuning, seen, |slot, is_cold| {
+        let Balancer { cold_since, handicaps, .. } = &mut *self;
+        cold_since.retain(|slot, _| seen.balanced.contains_key(slot));
+        let decided = decide(tuning, seen, handicaps, |slot, is_cold| {
             if !is_cold {
-                self.cold_since.remove(&slot);
+                cold_since.remove(&slot);
                 return false;
             }
-            now.since(*self.cold_since.entry(slot).or_insert(now)) >= tuning.cool_for
+            now.since(*cold_since.entry(slot).or_insert(now)) >= tuning.cool_for
         });
         if !decided.changes.is_empty() {
             self.calm_since = None;
@@ -125,10 +146,11 @@ impl Balancer {
 pub(crate) fn decide(
     tuning: &BalanceTuning,
     seen: &Seen<'_>,
+    handicaps: &Handicaps,
     mut may_cool: impl FnMut(Slot, bool) -> bool,
 ) -> Decided {
-    let mut model = Model::of(seen);
-    let before = model.loads.clone();
+    let mut model = Model::of(seen, handicaps);
+    let before = model.rates();
     let mean = model.mean();
     let mut reasons: BTreeMap<Slot, String> = BTreeMap::new();
     for (slot, set) in seen.balanced {
@@ -157,8 +179,8 @@ pub(crate) fn decide(
     }
     let because = model.relieve(tuning, &mut reasons);
     let changes: Vec<Balancing> = model.changes(seen, reasons, tuning.at_once);
-    let rates = model.devices.iter().zip(before).zip(&model.loads);
-    let rates = rates.map(|((device, before), after)| (*device, before, *after)).collect();
+    let rates = model.devices.iter().zip(before).zip(model.rates());
+    let rates = rates.map(|((device, before), after)| (*device, before, after)).collect();
     Decided { rates, because: if changes.is_empty() { because } else { String::new() }, changes }
 }
 
@@ -170,7 +192,10 @@ struct Model<'a> {
     devices: Vec<DeviceId>,
     /// All candidates; those that have reported with their position among the devices.
     places: BTreeMap<DeviceId, Option<usize>>,
+    /// What they carry, each by what it counts for.
     loads: Vec<u64>,
+    /// What they count for, in per cent.
+    counts: Vec<u64>,
     /// How many slots more a device may hold than its hash gives it; none where its member is cordoned.
     room: Vec<usize>,
     asked: BTreeMap<Slot, Asked>,
@@ -183,15 +208,15 @@ struct Asked {
 }
 
 impl<'a> Model<'a> {
-    fn of(seen: &Seen<'a>) -> Model<'a> {
+    fn of(seen: &Seen<'a>, handicaps: &Handicaps) -> Model<'a> {
         let known = |candidate: &&Candidate| seen.work.contains_key(&candidate.device);
         let devices: Vec<DeviceId> =
             seen.candidates.iter().filter(known).map(|candidate| candidate.device).collect();
         let mut places: BTreeMap<DeviceId, Option<usize>> =
             seen.candidates.iter().map(|candidate| (candidate.device, None)).collect();
         places.extend(devices.iter().enumerate().map(|(at, device)| (*device, Some(at))));
-        let takes: BTreeMap<DeviceId, bool> =
-            seen.candidates.iter().map(|candidate| (candidate.device, candidate.takes)).collect();
+        let barred = placement::barred(seen.candidates);
+        let room = |(held, device)| if barred.contains(device) { 0 } else { usize::max(held / 8, 4) };
         let mut held = vec![0_usize; devices.len()];
         for at in seen.hashed.iter().flat_map(|set| &set.0).filter_map(|device| *places.get(device)?) {
             held[at] += 1;
@@ -200,12 +225,9 @@ impl<'a> Model<'a> {
             seen: *seen,
             spread: Completion::of(seen.candidates),
             loads: vec![0; devices.len()],
+            counts: devices.iter().map(|device| handicaps.of(*device)).collect(),
             // An eighth of its memory is what others' hot slots may take.
-            room: held
-                .iter()
-                .zip(&devices)
-                .map(|(held, device)| if takes[device] { (held / 8).max(4) } else { 0 })
-                .collect(),
+            room: held.into_iter().zip(&devices).map(room).collect(),
             devices,
             places,
             asked: BTreeMap::new(),
@@ -214,7 +236,7 @@ impl<'a> Model<'a> {
         for (at, device) in model.devices.iter().enumerate() {
             let work = &seen.work[device];
             let hot: u64 = work.hot.iter().map(|(_, rate)| *rate).fold(0, u64::saturating_add);
-            model.loads[at] = work.read_rate.saturating_sub(hot);
+            model.loads[at] = counted(work.read_rate.saturating_sub(hot), model.counts[at]);
             for (slot, rate) in work.hot.iter().filter(|(slot, _)| usize::from(slot.0) < seen.hashed.len()) {
                 *rates.entry(*slot).or_default() += *rate;
             }
@@ -241,20 +263,28 @@ impl<'a> Model<'a> {
         self.loads.iter().sum::<u64>() / self.loads.len().max(1) as u64
     }
 
+    /// Returns what each device carries, in bytes a second.
+    fn rates(&self) -> Vec<u64> {
+        self.loads.iter().zip(&self.counts).map(|(load, counts)| load * handicaps::NONE / counts).collect()
+    }
+
+    /// Returns what a part of a slot's rate is for a device.
+    fn share(&self, at: usize, rate: u64, parts: usize) -> u64 {
+        counted(rate / parts.max(1) as u64, self.counts[at])
+    }
+
     /// Lets a slot be on other devices, which its readers share evenly.
     fn place(&mut self, slot: Slot, set: Vec<DeviceId>) {
         let Some(asked) = self.asked.get_mut(&slot) else { return };
         let old = std::mem::replace(&mut asked.set, set.clone());
         let rate = asked.rate;
         for device in &old {
-            if let Some(at) = self.at(*device) {
-                self.loads[at] = self.loads[at].saturating_sub(rate / old.len() as u64);
-            }
+            let Some(at) = self.at(*device) else { continue };
+            self.loads[at] = self.loads[at].saturating_sub(self.share(at, rate, old.len()));
         }
         for device in &set {
-            if let Some(at) = self.at(*device) {
-                self.loads[at] += rate / set.len() as u64;
-            }
+            let Some(at) = self.at(*device) else { continue };
+            self.loads[at] += self.share(at, rate, set.len());
         }
     }
 
@@ -280,11 +310,12 @@ impl<'a> Model<'a> {
     /// Returns what the busiest of these devices would carry if the slot were on them.
     fn busiest_with(&self, slot: Slot, set: &[DeviceId]) -> u64 {
         let Some(asked) = self.asked.get(&slot) else { return 0 };
-        let share = |devices: usize| asked.rate / devices.max(1) as u64;
         let load = |device: &DeviceId| {
-            let has = if asked.set.contains(device) { share(asked.set.len()) } else { 0 };
-            let load = self.at(*device).map_or(0, |at| self.loads[at]);
-            load.saturating_sub(has) + share(set.len())
+            // Who has not reported carries nothing that is known.
+            let Some(at) = self.at(*device) else { return asked.rate / set.len().max(1) as u64 };
+            let has =
+                if asked.set.contains(device) { self.share(at, asked.rate, asked.set.len()) } else { 0 };
+            self.loads[at].saturating_sub(has) + self.share(at, asked.rate, set.len())
         };
         set.iter().map(load).max().unwrap_or(0)
     }
@@ -332,13 +363,17 @@ impl<'a> Model<'a> {
             };
             begins = tuning.aim_percent;
             let asked = &self.asked[&slot];
-            let why = format!(
+            let mut why = format!(
                 "it is read at {}, a share of {} on device {}, which carries {percent} % of the mean of {}",
                 shown(asked.rate),
                 shown(asked.rate / asked.set.len() as u64),
                 self.devices[busiest],
                 shown(mean),
             );
+            let counts = self.counts[busiest];
+            if counts > handicaps::NONE {
+                why += &format!(" (counted for {counts} %: requests wait for it longer than for others)");
+            }
             for device in set.iter().filter(|device| !asked.set.contains(device)) {
                 if let Some(at) = self.at(*device) {
                     self.room[at] = self.room[at].saturating_sub(1);
@@ -375,8 +410,9 @@ impl<'a> Model<'a> {
             let asked = &self.asked[&slot];
             // Whoever takes it carries so much at least: most slots make nothing better, whoever that is.
             let part = asked.rate / (asked.set.len() as u64 + 1);
-            let by_move = (load - share.min(load)).max(least + share);
-            let by_copy = (load - share.min(load) + part).max(least + part);
+            let (relief, left) = (counted(share, self.counts[busiest]), counted(part, self.counts[busiest]));
+            let by_move = (load - relief.min(load)).max(least + share);
+            let by_copy = (load - relief.min(load) + left).max(least + part);
             if by_move.min(by_copy) + mean * LEAST_GAIN_PERCENT / 100 > load {
                 continue;
             }
@@ -394,14 +430,15 @@ impl<'a> Model<'a> {
                 asked.set.iter().map(|device| if *device == from { to } else { *device }).collect()
             };
             if let Some((to, set)) = self.first(&takers, moved) {
-                consider((load - share.min(load)).max(self.loads[to] + share), set);
+                let taken = counted(share, self.counts[to]);
+                consider((load - relief.min(load)).max(self.loads[to] + taken), set);
             }
             let copied = |to: DeviceId| -> Vec<DeviceId> { asked.set.iter().copied().chain([to]).collect() };
             if asked.set.len() < usize::from(MAX_REPLICAS)
                 && let Some((to, set)) = self.first(&takers, copied)
             {
-                let part = asked.rate / set.len() as u64;
-                let left = (load - share.min(load) + part).max(self.loads[to] + part);
+                let left =
+                    (load - relief.min(load) + left).max(self.loads[to] + counted(part, self.counts[to]));
                 consider(left + mean * REPLICA_PERCENT / 100, set);
             }
         }
@@ -445,23 +482,9 @@ impl<'a> Model<'a> {
     }
 }
 
-/// Says what changes between two sets.
-fn said(before: &[DeviceId], after: &[DeviceId]) -> String {
-    let list = |devices: &[DeviceId], other: &[DeviceId]| {
-        let names: Vec<String> =
-            devices.iter().filter(|device| !other.contains(device)).map(DeviceId::to_string).collect();
-        names.join(", ")
-    };
-    match (list(after, before), list(before, after)) {
-        (added, gone) if gone.is_empty() => format!("{} replicas, on {added} too", after.len()),
-        (added, gone) if added.is_empty() => format!("{} replicas, not on {gone} any more", after.len()),
-        (added, gone) => format!("{} replicas, on {added} instead of {gone}", after.len()),
-    }
-}
-
-/// Writes a rate for people.
-fn shown(rate: u64) -> String {
-    format!("{}.{} MiB/s", rate >> 20, ((rate % (1 << 20)) * 10) >> 20)
+/// Returns what a rate is for a device that counts for so much.
+fn counted(rate: u64, counts: u64) -> u64 {
+    rate.saturating_mul(counts) / handicaps::NONE
 }
 
 #[cfg(test)]

@@ -42,6 +42,8 @@ struct World {
     /// The slot of each key, the one read most first, and how often a key up to it is read, from 0 to 1.
     keys: Vec<(Slot, f64)>,
     decisions: Vec<Balancing>,
+    /// A device that can do less than the others' 500 reads a second.
+    slow: Option<(DeviceId, u64)>,
 }
 
 impl World {
@@ -59,6 +61,7 @@ impl World {
             random: Random(seed),
             keys: Vec::new(),
             decisions: Vec::new(),
+            slow: None,
         };
         world.keys_by_zipf(keys, exponent);
         world.move_slots();
@@ -113,9 +116,17 @@ impl World {
             hot.sort_unstable_by_key(|(slot, rate)| (std::cmp::Reverse(*rate), *slot));
             hot.truncate(MAX_HOT_SLOTS);
             hot.sort_unstable();
-            (device, Work { read_rate: rate(slots.values().sum()), hot, ..Work::default() })
+            let read_rate = rate(slots.values().sum());
+            (device, Work { read_rate, hot, wait_us: self.wait_us(device, read_rate), ..Work::default() })
         };
         carried.into_iter().map(report).collect()
+    }
+
+    /// How long requests wait for a device: as in a queue with one server, half a millisecond when it is idle.
+    fn wait_us(&self, device: DeviceId, rate: u64) -> u32 {
+        let can = self.slow.filter(|(slow, _)| *slow == device).map_or(500, |(_, can)| can) * MIB;
+        let busy = (rate as f64 / can as f64).min(0.99);
+        (500.0 * (500 * MIB) as f64 / can as f64 / (1.0 - busy)) as u32
     }
 
     /// Lets time pass, and the balancer do what it does; says how many slots it changed.
@@ -127,7 +138,10 @@ impl World {
             let map = self.map();
             let (candidates, hashed, _) = self.planner.places(&map);
             let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
-            let changes = self.balancer.step(self.now, &self.tuning, true, &seen);
+            if !self.balancer.is_due(self.now, &self.tuning, true) {
+                continue;
+            }
+            let changes = self.balancer.step(self.now, &self.tuning, &seen);
             if changes.is_empty() {
                 continue;
             }
@@ -215,14 +229,63 @@ fn nothing_is_decided_while_slots_move_or_reports_have_not_followed() {
     let work = world.read();
     let (candidates, hashed, _) = world.planner.places(&map);
     let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
-    let at = |seconds| Moment::ZERO + Duration::from_secs(seconds);
     let tuning = BalanceTuning { beyond_percent: 100, aim_percent: 100, ..world.tuning };
-    assert_eq!(world.balancer.step(at(0), &tuning, true, &seen), []);
-    assert_eq!(world.balancer.step(at(29), &tuning, true, &seen), []);
-    assert_eq!(world.balancer.step(at(30), &tuning, false, &seen), []);
-    assert_eq!(world.balancer.step(at(31), &tuning, true, &seen), []);
-    assert_ne!(world.balancer.step(at(61), &tuning, true, &seen), []);
-    assert_eq!(world.balancer.step(at(62), &tuning, true, &seen), [], "the next begins anew");
+    let balancer = &mut world.balancer;
+    let mut step = |seconds, is_settled| {
+        let now = Moment::ZERO + Duration::from_secs(seconds);
+        match balancer.is_due(now, &tuning, is_settled) {
+            true => balancer.step(now, &tuning, &seen),
+            false => Vec::new(),
+        }
+    };
+    assert_eq!(step(0, true), []);
+    assert_eq!(step(29, true), []);
+    assert_eq!(step(30, false), []);
+    assert_eq!(step(31, true), []);
+    assert_ne!(step(61, true), []);
+    assert_eq!(step(62, true), [], "the next begins anew");
+}
+
+#[test]
+fn a_device_that_requests_wait_for_is_given_less_until_they_do_not_and_nothing_swings() {
+    let mut world = World::new(4, 1, 100, 0.3, 4);
+    world.pass(600);
+    world.decisions.clear();
+    let slow = device(1);
+    world.slow = Some((slow, 270));
+    let carried = |world: &mut World| {
+        let work = world.read();
+        let rates: u64 = work.values().map(|work| work.read_rate).sum();
+        (
+            work[&slow].read_rate * 100 * work.len() as u64 / rates,
+            work[&slow].wait_us,
+            work[&device(2)].wait_us,
+        )
+    };
+    let (share, wait, usual) = carried(&mut world);
+    assert!((90..110).contains(&share) && wait > 5 * usual, "{share} % of the mean, {wait} and {usual} us");
+    world.pass(1500);
+    let (share, wait, usual) = carried(&mut world);
+    assert!((40..85).contains(&share) && wait < 4 * usual, "{share} % of the mean, {wait} and {usual} us");
+    let told = |one: &Balancing| one.reason.as_str().contains("requests wait for it longer than for others");
+    assert!(world.decisions.iter().any(told), "{:?}", world.decisions);
+    let changed = world.pass(1200);
+    assert!(changed <= 8, "{changed} slots changed in 20 minutes under a load that did not");
+    // As fast as the others again: what it counts for more is forgotten, and it takes its share.
+    world.slow = None;
+    world.pass(3600);
+    let (share, ..) = carried(&mut world);
+    assert!(share >= 85, "{share} % of the mean");
+}
+
+#[test]
+fn what_requests_wait_for_is_learned_though_nothing_is_done_unasked() {
+    let mut world = World::new(4, 1, 4000, 0.0, 1);
+    world.slow = Some((device(1), 270));
+    world.tuning.continuous = false;
+    assert_eq!(world.pass(300), 0);
+    assert!(world.balancer.handicaps().of(device(1)) > 150);
+    assert_eq!(world.balancer.handicaps().of(device(2)), 100);
 }
 
 #[test]

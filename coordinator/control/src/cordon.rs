@@ -1,7 +1,7 @@
 //! Members that are cordoned: they keep the slots that they have, serve them, and are given no others. Says what that makes of where
 //! slots belong; who is a candidate at all is `placement`'s to say, and how a slot gets there `moves`'.
 
-use crate::placement::{Candidate, Completion};
+use crate::placement::{self, Candidate, Completion};
 use crate::registry::{Outcome, Registry};
 use kvhive_protocol::{ClusterMap, DeviceId, MemberId, MemberState, ReplicaSet, Slot, WireError};
 use std::collections::BTreeSet;
@@ -38,8 +38,7 @@ pub(crate) fn others_take(map: &ClusterMap, id: MemberId) -> bool {
 /// Lets slots belong where they can go while members are cordoned: what such a member holds stays there, whatever its hash says, and
 /// what it does not hold goes to others. It stays primary where it is, and becomes it nowhere. A copy that is on its way to it ends.
 pub(crate) fn heed(map: &ClusterMap, candidates: &[Candidate], wanted: &mut [ReplicaSet]) {
-    let barred: BTreeSet<DeviceId> =
-        candidates.iter().filter(|candidate| !candidate.takes).map(|candidate| candidate.device).collect();
+    let barred = placement::barred(candidates);
     if barred.is_empty() {
         return;
     }

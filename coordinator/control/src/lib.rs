@@ -15,6 +15,7 @@ mod departures;
 mod domains;
 mod engines;
 mod flight;
+mod handicaps;
 mod journal;
 mod leases;
 mod levels;

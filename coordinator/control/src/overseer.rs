@@ -253,7 +253,8 @@ impl Overseer {
         let unsettled = self.planner.unsettled(map);
         let (candidates, hashed, _) = self.planner.places(map);
         let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
-        let mut decided = balance::decide(&self.tuning.balance, &seen, |_, is_cold| is_cold);
+        let mut decided =
+            balance::decide(&self.tuning.balance, &seen, reign.balancer.handicaps(), |_, is_cold| is_cold);
         if unsettled > 0 {
             decided.changes.clear();
             decided.because =
@@ -408,14 +409,14 @@ impl Reign {
         planner: &mut Planner,
         counters: &mut Counters,
     ) -> Option<(Reason, Command)> {
-        if !tuning.continuous {
+        let now = self.leases.now();
+        if !self.balancer.is_due(now, tuning, planner.unsettled(map) == 0) {
             return None;
         }
-        let is_settled = planner.unsettled(map) == 0;
-        let work = if is_settled { self.work() } else { BTreeMap::new() };
+        let work = self.work();
         let (candidates, hashed, _) = planner.places(map);
         let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
-        let changes = self.balancer.step(self.leases.now(), tuning, is_settled, &seen);
+        let changes = self.balancer.step(now, tuning, &seen);
         counters.balanced += changes.len() as u64;
         let reason = why::balance_reason(&changes);
         (!changes.is_empty()).then_some((reason, Command::Balance { based_on: map.epoch, changes }))

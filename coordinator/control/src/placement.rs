@@ -11,7 +11,7 @@ use crate::log2::minus_log2;
 use crate::shares::shares;
 use kvhive_protocol::{ClusterMap, DeviceId, ReplicaSet, SLOTS, Slot};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 /// A device that slots can be placed on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +54,11 @@ pub(crate) fn members(candidates: &[Candidate]) -> usize {
 pub(crate) fn takers(candidates: &[Candidate]) -> usize {
     let takes = candidates.chunk_by(|one, next| one.device.member == next.device.member);
     takes.filter(|devices| devices[0].takes).count()
+}
+
+/// Returns those that may not be given slots.
+pub(crate) fn barred(candidates: &[Candidate]) -> BTreeSet<DeviceId> {
+    candidates.iter().filter(|candidate| !candidate.takes).map(|candidate| candidate.device).collect()
 }
 
 /// Returns the device that `slot` of any number of slots would be on by rendezvous hashing alone, looking at all of them: what

@@ -9,6 +9,8 @@ use kvhive_protocol::{WireError, codec};
 use std::collections::BTreeMap;
 use tokio::sync::{mpsc, watch};
 
+/// Of how many that are of the group no more it is remembered where they were.
+const MAX_LEFT: usize = 32;
 /// The longest that the log says of one, in bytes.
 const MAX_SEAT_BYTES: usize = kvhive_consensus::MAX_ABOUT_BYTES;
 
@@ -18,6 +20,8 @@ pub(crate) struct Directory {
     /// As the cluster file has them.
     named: BTreeMap<PeerId, Seat>,
     known: BTreeMap<PeerId, Seat>,
+    /// Who is of the group no more. One that was away when it was removed is told when it comes back.
+    left: BTreeMap<PeerId, Seat>,
     lines: BTreeMap<PeerId, (String, Lanes)>,
     /// Where those are that vote, by number; none while some vote on their way out, or one is known by its number alone.
     voting: Option<Vec<String>>,
@@ -33,7 +37,8 @@ impl Directory {
         dialler: mpsc::UnboundedSender<Line>,
         told: watch::Sender<Vec<PeerConfig>>,
     ) -> Directory {
-        Directory { us, named, known: BTreeMap::new(), lines: BTreeMap::new(), voting: None, dialler, told }
+        let (known, left, lines) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Directory { us, named, known, left, lines, voting: None, dialler, told }
     }
 
     /// Takes in who is of the group now.
@@ -46,9 +51,14 @@ impl Directory {
             |voting: &Vec<String>| !voting.is_empty() && !voting.iter().any(|one| one.ends_with(":0"));
         self.voting = voting.filter(|voting| group.outgoing.is_empty() && is_known(voting));
         // Whoever is not of a group, or not that it knew, has its file as well to find one by.
-        self.known = if group.contains(self.us) { BTreeMap::new() } else { self.named.clone() };
+        let named = if group.contains(self.us) { BTreeMap::new() } else { self.named.clone() };
+        self.left.extend(std::mem::replace(&mut self.known, named));
         self.known.extend(seats);
         let known = &self.known;
+        self.left.retain(|peer, _| !known.contains_key(peer));
+        while self.left.len() > MAX_LEFT {
+            self.left.pop_first();
+        }
         self.lines
             .retain(|peer, (address, _)| known.get(peer).is_some_and(|seat| seat.raft_address == *address));
         for (peer, seat) in known.iter().filter(|(peer, _)| **peer != self.us) {
@@ -85,9 +95,15 @@ impl Directory {
         self.voting.as_deref()
     }
 
-    /// Queues a message; false when it was dropped.
+    /// Queues a message; false when it was dropped. Who is of the group no more is dialled for each anew: what it asks is rare, and
+    /// farewell is all that it is told.
     pub(crate) fn send(&self, to: PeerId, bytes: Vec<u8>) -> bool {
-        self.lines.get(&to).is_some_and(|(_, lanes)| lanes.try_send(bytes))
+        if let Some((_, lanes)) = self.lines.get(&to) {
+            return lanes.try_send(bytes);
+        }
+        let Some(seat) = self.left.get(&to).or_else(|| self.named.get(&to)) else { return false };
+        let (lanes, outgoing) = peers::lanes();
+        lanes.try_send(bytes) && self.dialler.send((to, seat.clone(), outgoing)).is_ok()
     }
 
     /// Returns what is known of a peer.
@@ -190,7 +206,12 @@ mod tests {
         let told: Vec<(u64, String)> =
             scene.told.borrow().iter().map(|peer| (peer.peer, peer.name.clone())).collect();
         assert_eq!(told, [(1, "a".to_owned()), (2, "b".to_owned()), (4, "d".to_owned())]);
-        assert!(!scene.directory.send(PeerId(3), vec![1]), "its line is closed");
+        assert!(
+            scene.directory.send(PeerId(3), vec![1]),
+            "its line is closed, and another opened for a farewell"
+        );
+        assert_eq!(scene.dialled(), [(3, "c:1".to_owned())]);
+        assert!(!scene.directory.send(PeerId(9), vec![1]), "nobody knows where it is");
         assert_eq!(scene.directory.find("d"), Some(PeerId(4)));
         for (peer, name, address, is_refused) in
             [(5, "d", "e:1", true), (5, "e", "d:1", true), (4, "d", "d:2", false), (5, "e", "e:1", false)]
