@@ -116,6 +116,8 @@ pub enum EventKind {
     CoordinatorsChanged,
     /// Every member speaks a newer level, and the cluster is at it from now on.
     LevelRaised,
+    /// A member that was being emptied holds no slot any more, and this is what became of its blocks.
+    DrainFinished,
     /// A member keeps what it has and is given no more slots.
     MemberCordoned,
     /// A member is given slots again.
@@ -124,7 +126,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 27] = [
+    pub const ALL: [EventKind; 28] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -150,6 +152,7 @@ impl EventKind {
         EventKind::PinRemoved,
         EventKind::CoordinatorsChanged,
         EventKind::LevelRaised,
+        EventKind::DrainFinished,
         EventKind::MemberCordoned,
         EventKind::MemberUncordoned,
     ];
@@ -182,6 +185,7 @@ impl EventKind {
             EventKind::PinRemoved => "pin-removed",
             EventKind::CoordinatorsChanged => "coordinators-changed",
             EventKind::LevelRaised => "level-raised",
+            EventKind::DrainFinished => "drain-finished",
             EventKind::MemberCordoned => "member-cordoned",
             EventKind::MemberUncordoned => "member-uncordoned",
         }

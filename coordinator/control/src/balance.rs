@@ -4,9 +4,9 @@
 //! Nothing swings: what is done aims well below where it begins, what is taken back must leave everybody well below it for a
 //! while, and after each decision the slots must have moved and the reports followed before the next.
 
-use crate::handicaps::{self, Handicaps};
 mod words;
 
+use crate::handicaps::{self, Handicaps};
 use crate::placement::{self, Candidate, Completion};
 use crate::validate::MAX_REPLICAS;
 use kvhive_protocol::control::{Balancing, MAX_BALANCED};

@@ -22,6 +22,9 @@ use utoipa::ToSchema;
 pub(super) struct MemberPatch {
     /// Whether it is being emptied: its slots go to others with their blocks, and it gets none.
     drains: Option<bool>,
+    /// Whether it is emptied although the others have too little room for what it holds: blocks are lost then, never pinned ones.
+    #[serde(default)]
+    may_lose: bool,
     /// Whether it is cordoned: it keeps the slots that it has and serves them, is given no others, and becomes primary of none that
     /// another can be primary of.
     cordoned: Option<bool>,
@@ -62,7 +65,8 @@ pub(super) async fn member(
 }
 
 /// Begins to empty a member or cordons it, or ends that. Answered when it is decided; slots of one that is emptied then leave in the
-/// background, which `/v1/moves` shows, and those of one that is cordoned stay.
+/// background, which `/v1/drains` and `/v1/moves` show, and those of one that is cordoned stay. Emptying is refused with the code
+/// `too_little_room` where the others have too little for what it holds, unless it may lose blocks.
 #[utoipa::path(patch, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name"), AskedAs), request_body = MemberPatch, responses((status = 200, body = Node), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn change_member(
     State(admin): Shared,
@@ -85,6 +89,9 @@ pub(super) async fn change_member(
     let overview = admin.overview(Freshness::Linearizable).await?;
     let known = overview.map.as_ref().and_then(|map| map.member(&name));
     let (member, _) = known.ok_or_else(missing)?;
+    if matches!(change, Change::Drains(true)) && !patch.may_lose {
+        admin.check_room(&name).await?;
+    }
     let reason = patch.reason.map(Reason::new).unwrap_or_default();
     let command = match change {
         Change::Drains(drains) => Command::SetDrains { member, drains },
@@ -118,7 +125,7 @@ pub(super) async fn remove_member(
     }
 }
 
-fn missing(name: &str) -> Trouble {
+pub(super) fn missing(name: &str) -> Trouble {
     let name: String = name.chars().take(64).collect();
     Trouble::not_found(format!("node {name:?} does not exist; GET /v1/members lists those that do"))
 }

@@ -54,12 +54,17 @@ pub(crate) struct Known {
 /// What replicas say of blocks, by the blocks' positions.
 pub(crate) type Answers = Vec<(usize, DeviceId, Answer)>;
 
-/// What became of blocks that were given.
-pub(crate) struct Given {
-    /// Those that the target did not have before and has now.
-    pub(crate) moved: u64,
-    /// Those that it may yet take.
-    pub(crate) missing: u64,
+/// What became of a block that was given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// The target did not have it before and has it now.
+    Moved,
+    /// The target had it.
+    There,
+    /// The target gives it no room.
+    Declined,
+    /// The target may yet take it.
+    Missing,
 }
 
 /// What the other replicas of a block's slot say of it. Who does not answer is in neither.
@@ -233,7 +238,7 @@ impl Replicator {
         join_all(copies).await.concat()
     }
 
-    /// Gives blocks to a replica that is being given their slots: those that it does not say it has.
+    /// Gives blocks to a replica that is being given their slots: those that it does not say it has. Says of each what became of it.
     ///
     /// # Errors
     /// Whatever kept it from answering.
@@ -242,21 +247,29 @@ impl Replicator {
         origin: &Origin,
         target: DeviceId,
         items: &[Item],
-    ) -> Result<Given, Fault> {
+    ) -> Result<Vec<Verdict>, Fault> {
         let key = |item: &Item| Known { key: item.block.header.key, slot: item.slot };
         let known: Vec<Known> = items.iter().map(key).collect();
         let known: Vec<&Known> = known.iter().collect();
         let holds = self.ask_which(&origin.asker(target), target, &known).await?;
-        let lacked = items.iter().zip(holds).filter(|(_, holds)| !holds);
+        let lacked = items.iter().zip(&holds).filter(|(_, holds)| !**holds);
         let lacked: Vec<&Item> = lacked.map(|(item, _)| item).collect();
-        let mut given = Given { moved: 0, missing: 0 };
+        let mut answers = Vec::new();
         if !lacked.is_empty() {
-            for answer in self.copy(&Batch { origin, target, items: &lacked }).await? {
-                given.moved += u64::from(answer == Some(Answer::Holds));
-                given.missing += u64::from(answer.is_none());
-            }
+            answers = self.copy(&Batch { origin, target, items: &lacked }).await?;
         }
-        Ok(given)
+        let mut answers = answers.into_iter();
+        let mut verdict = |holds: bool| {
+            if holds {
+                return Verdict::There;
+            }
+            match answers.next().flatten() {
+                Some(Answer::Holds) => Verdict::Moved,
+                Some(Answer::Declines) => Verdict::Declined,
+                None => Verdict::Missing,
+            }
+        };
+        Ok(holds.into_iter().map(&mut verdict).collect())
     }
 
     /// Copies the items in the background, unless too much waits already.
