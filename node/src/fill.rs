@@ -1,10 +1,11 @@
 //! Giving blocks away: the thin hand around [`Fills`]. Passes over a device's blocks and has those of some slots copied to a
-//! replica that lacks them, behind everything else: a few at a time, at a bounded rate.
+//! replica that lacks them, behind everything else: a few at a time, at a rate that gives way.
 
 use crate::actors::core::{DeviceMessage, Exported};
 use crate::actors::device::Device;
 use crate::data::{Asker, Counters, Item, Known, Origin, Replicator, Verdict, add, count};
 use crate::guards::{Lent, ReadGuard, Unread};
+use crate::pace::Pacer;
 use crate::view::View;
 use kvhive_cache::{BlockId, Fate, Fills, Nearest, Pass, Round};
 use kvhive_protocol::control::MAX_UNREACHED;
@@ -81,8 +82,8 @@ pub(crate) struct Filler {
     pub(crate) replicator: Replicator,
     pub(crate) view: Arc<View>,
     pub(crate) counters: Arc<Counters>,
-    /// Bytes a second.
-    pub(crate) rate: u64,
+    /// How fast they go.
+    pub(crate) pacer: Arc<Pacer>,
     /// Blocks listed at a time.
     pub(crate) listed: usize,
 }
@@ -292,13 +293,15 @@ impl Filler {
         holders.iter().map(|one| !one.holding.iter().any(stays)).collect()
     }
 
-    /// Copies blocks, then waits as long as they should have taken.
+    /// Copies blocks as soon as they may pass.
     async fn hand_over(
         &self,
         gift: &mut Gift<'_>,
         (tenant, fingerprint): (TenantId, LayoutFingerprint),
         items: Vec<Item>,
     ) -> Result<(), Pass> {
+        let bytes: u64 = items.iter().map(|item| item.block.header.payload_bytes).sum();
+        self.pacer.pass(bytes, || self.view.now()).await;
         let serving = self.view.leased().map_err(|_| Pass::Partial)?;
         {
             let mut fills = self.replicator.giving.fills();
@@ -307,8 +310,6 @@ impl Filler {
                 return Err(Pass::Partial);
             }
         }
-        let bytes: u64 = items.iter().map(|item| item.block.header.payload_bytes).sum();
-        let due = Instant::now() + Duration::from_secs_f64(bytes as f64 / self.rate.max(1) as f64);
         let mut span = self.replicator.tracer.draw(SpanKind::Inner, "move blocks");
         if span.is_on() {
             let name = serving.map.tenants.get(&tenant).map_or("", |tenant| &tenant.name);
@@ -332,8 +333,6 @@ impl Filler {
             count(&self.counters.move_failures);
             return Err(Pass::Partial);
         }
-        drop(span);
-        tokio::time::sleep_until(due).await;
         Ok(())
     }
 }
