@@ -82,8 +82,10 @@ mod tests {
                 labels: BTreeMap::new(),
                 devices: Vec::new(),
                 codec: Default::default(),
+                cordoned: false,
                 drains: drains && id == GOES.0,
                 speaks: Level::NEWEST,
+                cordoned: false,
             };
             map.members.insert(MemberId(id), member);
         }

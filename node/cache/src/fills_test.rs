@@ -24,6 +24,7 @@ fn map(epoch: u64, lacking: &[(u16, u32)]) -> ClusterMap {
             devices: Vec::new(),
             codec: Default::default(),
             speaks: kvhive_protocol::Level::NEWEST,
+            cordoned: false,
             drains: false,
         };
         (MemberId(id), member)
