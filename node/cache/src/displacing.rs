@@ -85,7 +85,6 @@ mod tests {
                 cordoned: false,
                 drains: drains && id == GOES.0,
                 speaks: Level::NEWEST,
-                cordoned: false,
             };
             map.members.insert(MemberId(id), member);
         }
