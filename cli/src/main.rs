@@ -4,6 +4,7 @@ mod admin;
 mod bench;
 mod cluster;
 mod commands;
+mod drains;
 mod report;
 mod scaling;
 mod trace;
@@ -63,6 +64,9 @@ enum Command {
     BenchBaseline,
 }
 
+/// What a command ends with that was done and lost blocks.
+const BLOCKS_WERE_LOST: u8 = 3;
+
 fn main() -> ExitCode {
     leave_quietly_when_nobody_reads();
     // Logs go to standard error: reports own standard output.
@@ -109,7 +113,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            // It was done, and cost blocks: whoever runs it can tell that from what was not done.
+            if error.is::<drains::Lost>() { ExitCode::from(BLOCKS_WERE_LOST) } else { ExitCode::FAILURE }
         }
     }
 }

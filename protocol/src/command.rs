@@ -4,7 +4,7 @@ use crate::control::{Balancing, Placing, Registration};
 use crate::data::Ack;
 use crate::engines::Engine;
 use crate::error::WireError;
-use crate::events::Note;
+use crate::events::{EventKind, Note};
 use crate::ids::{ClusterId, Epoch, Era, Generation, MemberId, RequestId, TenantId};
 use crate::level::Level;
 use crate::map::Settings;
@@ -194,6 +194,7 @@ impl Command {
     pub fn needs(&self) -> Level {
         match self {
             Command::SetPin { .. } | Command::RemovePin { .. } => Level::PINS,
+            Command::Record(note) if note.kind == EventKind::DrainFinished => Level::PINS,
             _ => Level::FIRST,
         }
     }

@@ -116,11 +116,13 @@ pub enum EventKind {
     CoordinatorsChanged,
     /// Every member speaks a newer level, and the cluster is at it from now on.
     LevelRaised,
+    /// A member that was being emptied holds no slot any more, and this is what became of its blocks.
+    DrainFinished,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 25] = [
+    pub const ALL: [EventKind; 26] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -146,6 +148,7 @@ impl EventKind {
         EventKind::PinRemoved,
         EventKind::CoordinatorsChanged,
         EventKind::LevelRaised,
+        EventKind::DrainFinished,
     ];
 
     /// Returns its name.
@@ -176,6 +179,7 @@ impl EventKind {
             EventKind::PinRemoved => "pin-removed",
             EventKind::CoordinatorsChanged => "coordinators-changed",
             EventKind::LevelRaised => "level-raised",
+            EventKind::DrainFinished => "drain-finished",
         }
     }
 

@@ -14,7 +14,7 @@ pub struct Level(pub u16);
 impl Level {
     /// The first one.
     pub const FIRST: Level = Level(1);
-    /// Pinned prefixes.
+    /// Pinned prefixes, and what emptying a member came to.
     pub const PINS: Level = Level(2);
     /// The newest that this build speaks.
     pub const NEWEST: Level = Level::PINS;

@@ -201,6 +201,25 @@ impl ClusterMap {
         self.filling.get(&slot).filter(|filling| filling.streams)?.devices.first().copied()
     }
 
+    /// Returns a member that is being emptied and has the slot.
+    pub fn emptied_of(&self, slot: Slot) -> Option<MemberId> {
+        let set = &self.replicas(slot).0;
+        set.iter().map(|device| device.member).find(|member| self.is_emptied(*member))
+    }
+
+    /// Says whether a member is being emptied.
+    pub fn is_emptied(&self, member: MemberId) -> bool {
+        self.members.get(&member).is_some_and(|member| member.drains)
+    }
+
+    /// Says whether anybody but `device` has all blocks of the slot, by this map, and stays.
+    pub fn stays_elsewhere(&self, slot: Slot, device: DeviceId) -> bool {
+        let stays = |other: &&DeviceId| {
+            **other != device && !self.is_filling(slot, **other) && !self.is_emptied(other.member)
+        };
+        self.replicas(slot).0.iter().any(|other| stays(&other))
+    }
+
     /// Returns where the segment with this home key is placed.
     pub fn replicas_of(&self, home: &BlockKey) -> &ReplicaSet {
         self.replicas(home.slot())

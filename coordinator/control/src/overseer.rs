@@ -268,6 +268,11 @@ impl Overseer {
         })
     }
 
+    /// Returns the epoch by which a member served when it reported last, if it has.
+    pub fn reported(&self, member: MemberId) -> Option<Epoch> {
+        self.reign.as_ref()?.leases.get(member)?.loads.as_ref().map(|(epoch, _)| *epoch)
+    }
+
     /// Says how evenly work is spread, and what would make it more even; nothing is changed by it.
     pub fn balance(&mut self, map: &ClusterMap) -> BalanceReport {
         let Some(reign) = &self.reign else { return BalanceReport::default() };

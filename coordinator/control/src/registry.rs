@@ -226,7 +226,7 @@ impl Registry {
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
             Command::SetCoordinators { addresses } => self.set_coordinators(addresses),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
-            Command::Record(note) => note.check().map(|()| self.unchanged()),
+            Command::Record(note) => self.check_note(&note).map(|()| self.unchanged()),
             Command::SetScaling { change } => self.scaling.change(&change).map(|()| self.unchanged()),
             Command::RecordLoad { observation } => {
                 self.scaling.record(observation);

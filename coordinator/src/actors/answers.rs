@@ -85,6 +85,9 @@ impl RaftActor {
                 // Only the scaler looks at that.
                 reuse: Reuse { counts: Vec::new(), ..Reuse::default() },
                 strategies,
+                frames: load.frames.clone(),
+                given: load.given.clone(),
+                displaced: load.displaced.clone(),
                 work: Work { hot: Vec::new(), ..load.work },
                 ..*load
             }

@@ -323,6 +323,11 @@ impl Trouble {
         Trouble::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", detail)
     }
 
+    /// Says that the others have too little room for what a node holds.
+    pub(super) fn too_little_room(detail: String) -> Trouble {
+        Trouble::new(StatusCode::CONFLICT, "too_little_room", detail)
+    }
+
     pub(super) fn unavailable(detail: String) -> Trouble {
         Trouble::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
     }

@@ -22,6 +22,9 @@ use utoipa::ToSchema;
 pub(super) struct MemberPatch {
     /// Whether it is being emptied: its slots go to others with their blocks, and it gets none.
     drains: bool,
+    /// Whether it is emptied although the others have too little room for what it holds: blocks are lost then, never pinned ones.
+    #[serde(default)]
+    may_lose: bool,
     /// Why, for the journal of events.
     reason: Option<String>,
 }
@@ -54,7 +57,8 @@ pub(super) async fn member(
 }
 
 /// Begins to empty a member, or ends that. Answered when it is decided; its slots then leave in the background, which
-/// `/v1/slots` shows.
+/// `/v1/drains` shows. Refused with the code `too_little_room` where the others have too little for what it holds, unless it may lose
+/// blocks.
 #[utoipa::path(patch, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name"), AskedAs), request_body = MemberPatch, responses((status = 200, body = Node), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn change_member(
     State(admin): Shared,
@@ -68,6 +72,9 @@ pub(super) async fn change_member(
     let overview = admin.overview(Freshness::Linearizable).await?;
     let known = overview.map.as_ref().and_then(|map| map.member(&name));
     let (member, _) = known.ok_or_else(missing)?;
+    if patch.drains && !patch.may_lose {
+        admin.check_room(&name).await?;
+    }
     let reason = patch.reason.map(Reason::new).unwrap_or_default();
     let command = Command::SetDrains { member, drains: patch.drains };
     match admin.submit_because(asked, command, reason).await? {
@@ -98,7 +105,7 @@ pub(super) async fn remove_member(
     }
 }
 
-fn missing(name: &str) -> Trouble {
+pub(super) fn missing(name: &str) -> Trouble {
     let name: String = name.chars().take(64).collect();
     Trouble::not_found(format!("node {name:?} does not exist; GET /v1/members lists those that do"))
 }

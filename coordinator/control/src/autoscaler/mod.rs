@@ -56,6 +56,8 @@ pub enum Why {
     Queue,
     /// Fewer cover enough, and have for long.
     Surplus,
+    /// Fewer cover enough, and what is held has no room in them.
+    Room,
     /// It was changed too short a time ago, or fewer have not been enough for long enough.
     Cooldown,
     /// It is the right size.
@@ -73,6 +75,7 @@ impl Why {
             Why::Capacity => "capacity",
             Why::Queue => "queue",
             Why::Surplus => "surplus",
+            Why::Room => "room",
             Why::Cooldown => "cooldown",
             Why::Right => "right",
         }
@@ -90,6 +93,8 @@ pub struct Recommendation {
     pub why: Why,
     /// Members that the load asks for by itself, before bounds in time.
     pub needed: u32,
+    /// The fewest members that hold what is not to be let go.
+    pub holding: u32,
     /// Share of keys that half as many members would cover.
     pub hit_rate_half: f64,
     /// That as many as now would.
@@ -120,6 +125,11 @@ impl fmt::Display for Recommendation {
             Why::Capacity => write!(f, "{members} members cover too little")?,
             Why::Queue => write!(f, "requests wait {} us for their device", self.queue_us)?,
             Why::Surplus => write!(f, "{size} members have been enough for long")?,
+            Why::Room => write!(
+                f,
+                "{} members would do; what is held has no room in fewer than {}",
+                self.needed, self.holding
+            )?,
             Why::Cooldown => write!(f, "{} members would do; waiting", self.needed)?,
             Why::Right => write!(f, "{members} members are right")?,
         }
@@ -156,6 +166,8 @@ pub struct Autoscaler {
     changed: Option<Changed>,
     /// Since when there have been too few.
     short_since: Option<u64>,
+    /// The fewest members that hold what is not to be let go.
+    holding: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -196,6 +208,7 @@ impl Autoscaler {
             enough: VecDeque::new(),
             changed: None,
             short_since: None,
+            holding: 0,
         }
     }
 
@@ -209,6 +222,11 @@ impl Autoscaler {
     /// Forgets devices that are gone.
     pub fn keep_only(&mut self, is_there: impl Fn(DeviceId) -> bool) {
         self.seen.retain(|device, _| is_there(*device));
+    }
+
+    /// Takes notice of the fewest members that hold what is not to be let go: fewer are not recommended for being enough.
+    pub fn must_hold(&mut self, members: u32) {
+        self.holding = members;
     }
 
     /// Recommends a size at the end of a stretch of time. `now` is in seconds, on any clock that goes on.
@@ -246,6 +264,7 @@ impl Autoscaler {
             size,
             why,
             needed: right,
+            holding: self.holding,
             hit_rate_half: self.curve.hit_rate(f64::from(members) / 2.0),
             hit_rate: self.curve.hit_rate(f64::from(members)),
             hit_rate_double: self.curve.hit_rate(f64::from(members) * 2.0),
@@ -278,6 +297,7 @@ impl Autoscaler {
             self.changed.map_or((0, Ordering::Equal), |one| (now.saturating_sub(one.at), one.way));
         let cooldown = u64::from(policy.down_cooldown_s);
         let window = if way == Ordering::Greater { TURN_DOWN * cooldown } else { cooldown };
+        let (by_load, enough) = (enough, enough.max(self.holding.min(members)));
         self.enough.push_back((now, enough));
         // A sample as old as the longest window stays: only then has it lasted so long.
         while self.enough.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= TURN_DOWN * cooldown) {
@@ -303,7 +323,7 @@ impl Autoscaler {
             let may = lasted && since >= window && most < members;
             return if may { (most, Why::Surplus) } else { (members, Why::Cooldown) };
         }
-        (members, Why::Right)
+        (members, if by_load < members { Why::Room } else { Why::Right })
     }
 
     /// Returns the fewest members that cover so much under so many times the load; the most where none do.
