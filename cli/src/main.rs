@@ -12,8 +12,9 @@ mod trust;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    backup, balance, config, coordinator, devices, doctor, down, drain, engines, events, explain, moves,
-    node, pin, raft, replay, route, scale, simulate, status, tenants, tls, top, trace as trace_command, up,
+    backup, balance, config, coordinator, cordon, devices, doctor, down, drain, engines, events, explain,
+    moves, node, pin, raft, replay, route, scale, simulate, status, tenants, tls, top,
+    trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -39,6 +40,8 @@ enum Command {
     Slots(status::Slots),
     Moves(moves::Moves),
     Doctor(doctor::Doctor),
+    Cordon(cordon::Cordon),
+    Uncordon(cordon::Uncordon),
     Drain(drain::Drain),
     Scale(scale::Scale),
     Balance(balance::Balance),
@@ -87,6 +90,8 @@ fn main() -> ExitCode {
         Command::Slots(command) => command.run(),
         Command::Moves(command) => command.run(),
         Command::Doctor(command) => command.run(),
+        Command::Cordon(command) => command.run(),
+        Command::Uncordon(command) => command.run(),
         Command::Drain(command) => command.run(),
         Command::Scale(command) => command.run(),
         Command::Balance(command) => command.run(),

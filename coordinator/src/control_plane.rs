@@ -156,6 +156,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::RemoveMember { .. }
                 | Command::SetTenantRules { .. }
                 | Command::SetDrains { .. }
+                | Command::SetCordon { .. }
                 | Command::SetScaling { .. }
                 | Command::SetAck { .. }
                 | Command::SetEngine(_)
@@ -302,11 +303,14 @@ mod tests {
         let down = || Command::MarkDown { member: MemberId(1), generation: Generation(1) };
         let create =
             || Command::CreateTenant { name: "a".into(), secret: [0; 32], rules: TenantRules::default() };
+        let cordon = || Command::SetCordon { member: MemberId(1), cordoned: true };
         let unpin = || Command::RemovePin { name: "a".into(), ended_ms: None };
         let rule = || Command::SetTenantRules { tenant: TenantId(1), change: RulesChange::default() };
         for (role, request, may) in [
             (Role::Client, submit(rule()), true),
             (Role::Node, submit(rule()), false),
+            (Role::Client, submit(cordon()), true),
+            (Role::Node, submit(cordon()), false),
             (Role::Client, submit(unpin()), true),
             (Role::Node, submit(unpin()), false),
             (Role::Client, submit(create()), true),

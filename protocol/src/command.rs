@@ -158,6 +158,13 @@ pub enum Command {
         /// Which: every member speaks it.
         to: Level,
     },
+    /// Has a member be given no more slots than it has, or ends that.
+    SetCordon {
+        /// Which.
+        member: MemberId,
+        /// Whether it is cordoned.
+        cordoned: bool,
+    },
 }
 
 impl Command {
@@ -187,6 +194,7 @@ impl Command {
             Command::SetPin { .. } => "set-pin",
             Command::RemovePin { .. } => "remove-pin",
             Command::RaiseLevel { .. } => "raise-level",
+            Command::SetCordon { .. } => "set-cordon",
         }
     }
 
@@ -195,6 +203,7 @@ impl Command {
         match self {
             Command::SetPin { .. } | Command::RemovePin { .. } => Level::PINS,
             Command::Record(note) if note.kind == EventKind::DrainFinished => Level::PINS,
+            Command::SetCordon { .. } => Level::CORDONS,
             _ => Level::FIRST,
         }
     }

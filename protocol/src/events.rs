@@ -118,11 +118,15 @@ pub enum EventKind {
     LevelRaised,
     /// A member that was being emptied holds no slot any more, and this is what became of its blocks.
     DrainFinished,
+    /// A member keeps what it has and is given no more slots.
+    MemberCordoned,
+    /// A member is given slots again.
+    MemberUncordoned,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 26] = [
+    pub const ALL: [EventKind; 28] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -149,6 +153,8 @@ impl EventKind {
         EventKind::CoordinatorsChanged,
         EventKind::LevelRaised,
         EventKind::DrainFinished,
+        EventKind::MemberCordoned,
+        EventKind::MemberUncordoned,
     ];
 
     /// Returns its name.
@@ -180,6 +186,8 @@ impl EventKind {
             EventKind::CoordinatorsChanged => "coordinators-changed",
             EventKind::LevelRaised => "level-raised",
             EventKind::DrainFinished => "drain-finished",
+            EventKind::MemberCordoned => "member-cordoned",
+            EventKind::MemberUncordoned => "member-uncordoned",
         }
     }
 

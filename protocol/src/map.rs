@@ -82,6 +82,9 @@ pub struct Member {
     pub drains: bool,
     /// The newest level that it speaks.
     pub speaks: Level,
+    /// It is cordoned: it keeps the slots that it has and serves them, and is given no others.
+    #[serde(default)]
+    pub cordoned: bool,
 }
 grows!(Member);
 

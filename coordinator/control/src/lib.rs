@@ -7,6 +7,8 @@
 mod again;
 pub mod autoscaler;
 mod balance;
+mod cordon;
+mod counters;
 mod darts;
 mod dedupe;
 mod departures;
@@ -40,13 +42,14 @@ mod why;
 
 pub use again::Cleared;
 pub use balance::BalanceTuning;
+pub use counters::Counters;
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
 pub use domains::{DOMAIN_LABELS, Place};
 pub use drains::{CameTo, Drains};
 pub use journal::{EventPage, MAX_EVENTS, MAX_JOURNAL_BYTES};
 pub use leases::grace;
 pub use levels::{check_level, rise};
-pub use overseer::{BeatVerdict, ClearTicket, Counters, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
+pub use overseer::{BeatVerdict, ClearTicket, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
 pub use pins::ended_pins;
 pub use registry::Registry;
 pub use repair::Repair;

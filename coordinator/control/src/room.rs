@@ -2,7 +2,7 @@
 //! slots then belong, and how much of it could come before anything else leaves. An estimate where several devices take over, as a
 //! device does not say how its blocks are spread over its slots; exact where one does.
 
-use crate::placement;
+use crate::{cordon, placement};
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::{ClusterMap, DeviceId, MemberId, Slot};
 use std::collections::{BTreeMap, BTreeSet};
@@ -68,6 +68,7 @@ pub fn room(
     let candidates = placement::candidates(&after);
     let mut wanted = placement::wanted_map(&candidates, usize::from(after.settings.replicas));
     placement::balance(&after, &candidates, &mut wanted);
+    cordon::heed(&after, &candidates, &mut wanted);
     let mut slots: BTreeMap<DeviceId, u64> = BTreeMap::new();
     let mut gets: BTreeMap<(DeviceId, DeviceId), u64> = BTreeMap::new();
     for (slot, wanted) in Slot::all().zip(&wanted) {
@@ -97,7 +98,7 @@ pub fn room(
             *needs.entry(to).or_default().entry(frames.bytes).or_default() += part(held, count, of);
         }
     }
-    for candidate in candidates.iter().filter(|candidate| !goes(&candidate.device)) {
+    for candidate in candidates.iter().filter(|candidate| candidate.takes && !goes(&candidate.device)) {
         let device = candidate.device;
         let load = known(device)?;
         let mut spare: Frames = load.frames.iter().map(|one| (one.bytes, one.spare)).collect();

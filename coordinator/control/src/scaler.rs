@@ -209,6 +209,7 @@ mod tests {
             labels: BTreeMap::new(),
             devices: Vec::new(),
             drains: false,
+            cordoned: false,
             speaks: kvhive_protocol::Level::NEWEST,
             codec: kvhive_protocol::block::Codec::Raw,
         };

@@ -1,6 +1,6 @@
 //! What the raft actor tells its askers: maps, statuses, overviews, verdicts on heartbeats, and why something was not done.
 
-use super::raft::{RaftActor, Waiting};
+use super::raft::{Figures, RaftActor, Waiting};
 use kvhive_consensus::{PeerId, RefuseReason, Role, Standing, Ticket};
 use kvhive_control::BeatVerdict;
 use kvhive_protocol::control::{ControlReply, CoordinatorStatus, DeviceLoad, Overview};
@@ -54,6 +54,15 @@ impl RaftActor {
         match self.parts.registry.map() {
             Some(map) => ControlReply::Balance(Box::new(self.parts.overseer.balance(&map))),
             None => ControlReply::Failed(WireError::busy("the cluster has not started yet")),
+        }
+    }
+
+    pub(super) fn counted(&self) -> Figures {
+        Figures {
+            waiting: self.waiting.len() as u64,
+            ignored_messages: self.parts.consensus.status().ignored_messages,
+            oversight: self.parts.overseer.counters(),
+            ..self.figures.clone()
         }
     }
 

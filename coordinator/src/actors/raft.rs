@@ -128,7 +128,7 @@ pub(crate) struct RaftActor {
     pub(super) standing: Standing,
     effects: Vec<Effect>,
     oversight: Vec<Oversight>,
-    figures: Figures,
+    pub(super) figures: Figures,
     pub(super) scaler: Scaler,
     pub(super) drains: Drains,
     /// When load is looked at next.
@@ -484,12 +484,7 @@ impl Actor for RaftActor {
             }
             RaftMessage::Balance { reply } => reply.send(self.balance()),
             RaftMessage::Moves { reply } => reply.send(self.moves()),
-            RaftMessage::Figures { reply } => reply.send(Figures {
-                waiting: self.waiting.len() as u64,
-                ignored_messages: self.parts.consensus.status().ignored_messages,
-                oversight: self.parts.overseer.counters(),
-                ..self.figures.clone()
-            }),
+            RaftMessage::Figures { reply } => reply.send(self.counted()),
         }
     }
 }

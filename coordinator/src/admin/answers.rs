@@ -61,6 +61,8 @@ pub(super) struct Node {
     pub(super) state: String,
     /// It is being emptied: its slots leave, and it gets none.
     pub(super) drains: bool,
+    /// It is cordoned: it keeps the slots that it has and is given no others.
+    pub(super) cordoned: bool,
     /// How often it has registered.
     pub(super) generation: u64,
     pub(super) data_address: String,

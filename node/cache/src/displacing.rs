@@ -79,6 +79,7 @@ mod tests {
                 labels: BTreeMap::new(),
                 devices: Vec::new(),
                 codec: Default::default(),
+                cordoned: false,
                 drains: drains && id == GOES.0,
                 speaks: Level::NEWEST,
             };

@@ -336,6 +336,7 @@ mod tests {
                 codec: Default::default(),
                 speaks: kvhive_protocol::Level::NEWEST,
                 drains: false,
+                cordoned: false,
             };
             (MemberId(id), member)
         };

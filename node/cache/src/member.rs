@@ -414,6 +414,7 @@ mod tests {
                 codec: Default::default(),
                 speaks: kvhive_protocol::Level::NEWEST,
                 drains: false,
+                cordoned: false,
             },
         );
         let device = DeviceId::new(MemberId(3), 0);

@@ -205,6 +205,7 @@ impl Script {
             devices: registration.devices,
             codec: registration.codec,
             drains: false,
+            cordoned: false,
             speaks: kvhive_protocol::Level::NEWEST,
         };
         self.map.members.insert(id, member);
