@@ -63,6 +63,74 @@ fn a_day_that_comes_back_is_foreseen() {
     assert!(noon > 3.0 * night, "{noon} {night}");
 }
 
+/// So many days of a load told by its logarithm at each stretch of time, with noise.
+fn days_of(days: usize, seed: u64, noise: f64, level: impl Fn(usize, f64) -> f64) -> Predictor {
+    let (mut predictor, mut load) = (Predictor::new(), Load::new(noise));
+    load.dice ^= seed.wrapping_mul(0xD134_2543_DE82_EF95);
+    let mut walk = 0.0;
+    for at in 0..days * DAY {
+        walk += load.random() + load.random() - 1.0;
+        let noise = noise * (load.random() + load.random() - 1.0);
+        let rate = 1000.0 * (level(at, walk) + noise).exp();
+        let asked = (rate * OBSERVATION_SECONDS as f64) as u64;
+        predictor.update_pattern(&Observation { bucket: at as u64, asked, covered: asked / 2, new_bytes: 0 });
+    }
+    predictor
+}
+
+fn square(at: usize) -> f64 {
+    if (8 * DAY / 24..18 * DAY / 24).contains(&(at % DAY)) { 1.6 } else { 0.0 }
+}
+
+#[test]
+fn a_day_that_steps_up_and_down_is_a_season_and_its_steps_are_foreseen() {
+    for (seed, noise) in [(1, 0.1), (2, 0.3), (3, 0.5)] {
+        let predictor = days_of(5, seed, noise, |at, _| square(at));
+        assert_eq!(predictor.season_seconds(Figure::Rate), 86_400, "{seed}");
+        // It is midnight: two hours after eight it is day, and two hours after eighteen night.
+        for (hour, expected) in [(6, 1000.0), (10, 4953.0), (16, 4953.0), (20, 1000.0)] {
+            let forecast = predictor.forecast(Figure::Rate, hour * 12).expect("much was seen");
+            assert!((forecast.value / expected).ln().abs() < 0.25, "{seed} {hour}: {forecast:?}");
+        }
+        let score = predictor.score(Figure::Rate, 36);
+        assert!(score.mase < 1.05, "{score:?}");
+    }
+}
+
+#[test]
+fn load_without_a_day_is_given_none() {
+    for seed in 1..=6 {
+        let flat = days_of(4, seed, 0.4, |_, _| 0.0);
+        assert_eq!(flat.season_seconds(Figure::Rate), 0, "flat, {seed}");
+        let wanders = days_of(4, seed, 0.1, |_, walk| 0.05 * walk);
+        assert_eq!(wanders.season_seconds(Figure::Rate), 0, "a walk, {seed}");
+        let grows = days_of(4, seed, 0.2, |at, _| at as f64 / (2.0 * DAY as f64));
+        assert_eq!(grows.season_seconds(Figure::Rate), 0, "growth, {seed}");
+    }
+}
+
+/// Loads of kinds, noises and seeds that nothing was tuned on.
+#[test]
+fn nine_of_ten_intervals_hold_whatever_load_does() {
+    type Level = fn(usize, f64) -> f64;
+    let kinds: [(&str, Level); 4] = [
+        ("square", |at, _| square(at)),
+        ("wave", |at, _| (at as f64 / DAY as f64 * std::f64::consts::TAU).sin()),
+        ("flat", |_, _| 0.0),
+        ("walk", |_, walk| 0.03 * walk),
+    ];
+    for (kind, level) in kinds {
+        for seed in [21, 22] {
+            let predictor = days_of(5, seed, 0.35, level);
+            // Of half a day ahead five days say less.
+            for (steps, least) in [(1, 0.84), (12, 0.84), (36, 0.84), (144, 0.75)] {
+                let score = predictor.score(Figure::Rate, steps);
+                assert!((least..=0.97).contains(&score.coverage), "{kind} {seed} {steps}: {score:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn gaps_and_outliers_do_not_lead_it_astray() {
     let (mut predictor, mut load) = (Predictor::new(), Load::new(0.2));

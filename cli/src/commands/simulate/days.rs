@@ -114,6 +114,16 @@ impl Days {
         turns
     }
 
+    /// Returns one of so many of a trace's sessions.
+    #[cfg(test)]
+    pub(super) fn sample(&self, requests: Vec<Request>, one_in: u64) -> Vec<Request> {
+        let sessions = Sessions::of(requests.clone(), self.block_tokens);
+        let mut sorted = requests;
+        sorted.sort_by(|one, other| one.timestamp.total_cmp(&other.timestamp));
+        let is_drawn = |told: &Told| mix(self.seed, told.session as u64 + 1).is_multiple_of(one_in);
+        sorted.into_iter().zip(&sessions.requests).filter(|(_, told)| is_drawn(told)).map(|(one, _)| one).collect()
+    }
+
     /// Lays the days' load over a trace.
     ///
     /// # Errors
