@@ -93,6 +93,7 @@ mod tests {
             codec: Default::default(),
             speaks: kvhive_protocol::Level::NEWEST,
             drains: false,
+            lingers: None,
         }
     }
 
@@ -105,6 +106,7 @@ mod tests {
             ack: Ack::Primary,
             lease_ms: 1000,
             heartbeat_ms: 200,
+            serving_lease_ms: 1000,
         };
         let map = ClusterMap {
             members: BTreeMap::from([

@@ -158,6 +158,11 @@ pub enum Command {
         /// Which: every member speaks it.
         to: Level,
     },
+    /// Nothing that was over by the map serves any more: its serving lease has run out.
+    MarkEnded {
+        /// Whose starts, up to and including which; none for members that no map has.
+        start: Option<(MemberId, Generation)>,
+    },
 }
 
 impl Command {
@@ -187,6 +192,7 @@ impl Command {
             Command::SetPin { .. } => "set-pin",
             Command::RemovePin { .. } => "remove-pin",
             Command::RaiseLevel { .. } => "raise-level",
+            Command::MarkEnded { .. } => "mark-ended",
         }
     }
 

@@ -72,7 +72,7 @@ pub enum EventKind {
     LeaderElected,
     /// A node is a member from now on, or anew after a restart: what it held before is lost with its memory.
     MemberRegistered,
-    /// A member was silent for longer than its lease and serves nothing any more.
+    /// A member was silent for longer than its lease: others take its place. It may be answering reads until its serving lease ends.
     MemberDown,
     /// A member said that it stops.
     MemberLeft,
@@ -116,11 +116,13 @@ pub enum EventKind {
     CoordinatorsChanged,
     /// Every member speaks a newer level, and the cluster is at it from now on.
     LevelRaised,
+    /// Of a member that went down, or of those that a restored state does not know, nothing serves any more.
+    MemberEnded,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 25] = [
+    pub const ALL: [EventKind; 26] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -146,6 +148,7 @@ impl EventKind {
         EventKind::PinRemoved,
         EventKind::CoordinatorsChanged,
         EventKind::LevelRaised,
+        EventKind::MemberEnded,
     ];
 
     /// Returns its name.
@@ -176,6 +179,7 @@ impl EventKind {
             EventKind::PinRemoved => "pin-removed",
             EventKind::CoordinatorsChanged => "coordinators-changed",
             EventKind::LevelRaised => "level-raised",
+            EventKind::MemberEnded => "member-ended",
         }
     }
 

@@ -195,6 +195,7 @@ mod tests {
             ack: kvhive_protocol::data::Ack::Primary,
             lease_ms: 2000,
             heartbeat_ms: 500,
+            serving_lease_ms: 2000,
         };
         let member = |id: u32| Member {
             name: format!("n{id}"),
@@ -205,6 +206,7 @@ mod tests {
             labels: BTreeMap::new(),
             devices: Vec::new(),
             drains: false,
+            lingers: None,
             speaks: kvhive_protocol::Level::NEWEST,
             codec: kvhive_protocol::block::Codec::Raw,
         };

@@ -190,6 +190,7 @@ mod tests {
                 codec: Default::default(),
                 speaks: kvhive_protocol::Level::NEWEST,
                 drains: false,
+                lingers: None,
             };
             (MemberId(id), member)
         };
@@ -201,6 +202,7 @@ mod tests {
             ack: Ack::Primary,
             lease_ms: 2000,
             heartbeat_ms: 200,
+            serving_lease_ms: 2000,
         };
         ClusterMap {
             epoch: Epoch(epoch),
