@@ -4,6 +4,7 @@ mod admin;
 mod bench;
 mod cluster;
 mod commands;
+mod drains;
 mod report;
 mod scaling;
 mod trace;
@@ -11,8 +12,9 @@ mod trust;
 
 use clap::{Parser, Subcommand};
 use commands::{
-    backup, balance, config, coordinator, devices, doctor, down, drain, engines, events, explain, moves,
-    node, pin, raft, replay, route, scale, simulate, status, tenants, tls, top, trace as trace_command, up,
+    backup, balance, config, coordinator, cordon, devices, doctor, down, drain, engines, events, explain,
+    moves, node, pin, raft, replay, route, scale, simulate, status, tenants, tls, top,
+    trace as trace_command, up,
 };
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -38,6 +40,8 @@ enum Command {
     Slots(status::Slots),
     Moves(moves::Moves),
     Doctor(doctor::Doctor),
+    Cordon(cordon::Cordon),
+    Uncordon(cordon::Uncordon),
     Drain(drain::Drain),
     Scale(scale::Scale),
     Balance(balance::Balance),
@@ -63,6 +67,9 @@ enum Command {
     BenchBaseline,
 }
 
+/// What a command ends with that was done and lost blocks.
+const BLOCKS_WERE_LOST: u8 = 3;
+
 fn main() -> ExitCode {
     leave_quietly_when_nobody_reads();
     // Logs go to standard error: reports own standard output.
@@ -83,6 +90,8 @@ fn main() -> ExitCode {
         Command::Slots(command) => command.run(),
         Command::Moves(command) => command.run(),
         Command::Doctor(command) => command.run(),
+        Command::Cordon(command) => command.run(),
+        Command::Uncordon(command) => command.run(),
         Command::Drain(command) => command.run(),
         Command::Scale(command) => command.run(),
         Command::Balance(command) => command.run(),
@@ -109,7 +118,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            // It was done, and cost blocks: whoever runs it can tell that from what was not done.
+            if error.is::<drains::Lost>() { ExitCode::from(BLOCKS_WERE_LOST) } else { ExitCode::FAILURE }
         }
     }
 }

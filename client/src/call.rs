@@ -163,6 +163,7 @@ mod tests {
                     tenant,
                     ack: Ack::All,
                     copy: false,
+                    moved: false,
                     layout: None,
                     about: About::default(),
                     runs,

@@ -316,6 +316,7 @@ impl NamespaceClient {
             tenant: self.tenant,
             ack: source.ack,
             copy: false,
+            moved: false,
             layout: Some(self.layout()),
             about: source.about,
             runs: job.runs.clone(),

@@ -221,6 +221,7 @@ fn node(section: &Section<'_>, ledger: &mut Ledger) -> NodeConfig {
         max_connections: limits.max_connections,
         max_inflight: limits.max_inflight,
         move_rate: limits.move_rate,
+        move_slowdown_percent: limits.move_slowdown_percent,
         block_sizes: limits.block_sizes,
         disk_dir: limits.disk_dir,
         persist_dir: limits.persist_dir,
@@ -236,6 +237,7 @@ struct NodeLimits {
     max_connections: usize,
     max_inflight: Bytes,
     move_rate: Bytes,
+    move_slowdown_percent: u32,
     block_sizes: Vec<BlockClass>,
     disk_dir: Option<String>,
     persist_dir: Option<String>,
@@ -250,11 +252,14 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
     let chosen = mode.tuning(block_sizes.len());
     let mut count =
         |name| usize::try_from(whole_number(section, ledger, name)).expect("keys.rs bounds it by a million");
+    let (io_threads, max_connections) = (count("io_threads"), count("max_connections"));
+    let move_slowdown_percent = count("move_slowdown_percent") as u32;
     NodeLimits {
-        io_threads: count("io_threads"),
-        max_connections: count("max_connections"),
+        io_threads,
+        max_connections,
         max_inflight: section.read(ledger, "max_inflight", parse::size).unwrap_or_default(),
         move_rate: section.read(ledger, "move_rate", parse::size).unwrap_or_default(),
+        move_slowdown_percent,
         block_sizes,
         disk_dir: section.read(ledger, "disk_dir", parse::path),
         persist_dir: section.read(ledger, "persist_dir", parse::path),

@@ -198,8 +198,10 @@ pub struct NodeConfig {
     pub max_connections: usize,
     /// Payload bytes in flight at once; more is answered `Busy`.
     pub max_inflight: Bytes,
-    /// Bytes a second at which it gives blocks of slots that move to other nodes.
+    /// Bytes a second, at most, at which it gives blocks of slots that move to other nodes, and at which it takes them.
     pub move_rate: Bytes,
+    /// How far moves may slow down its fetches, in per cent of what they take without.
+    pub move_slowdown_percent: u32,
     /// Size classes of its frames, smallest first.
     pub block_sizes: Vec<BlockClass>,
     /// Folder of the disk tier's files, if any device has one; a relative path starts at the cluster file's folder.

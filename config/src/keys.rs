@@ -282,7 +282,14 @@ pub(crate) const NODE: &[Key] = &[
         "move_rate",
         Rule::Size { min: 1 << 20, max: 1 << 40, or_zero: false },
         Value("256MiB"),
-        "Bytes a second at which the node gives blocks of slots that move to other nodes, behind what is asked of it."
+        "Bytes a second, at most, at which the node gives blocks of slots that move to other nodes, and as many at which it takes them."
+    ),
+    key!(
+        "move_slowdown_percent",
+        Rule::Whole { min: 100, max: 10_000 },
+        Value("150"),
+        "What 99 of 100 fetches of the node take may be so many per cent of what they take without moves; beyond that moves slow \
+         down, to a 256th of `move_rate` at the least."
     ),
     key!(
         "block_sizes",

@@ -115,6 +115,7 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     out.plain("max_connections", one.max_connections);
     out.text("max_inflight", &one.max_inflight.to_string());
     out.text("move_rate", &one.move_rate.to_string());
+    out.plain("move_slowdown_percent", one.move_slowdown_percent);
     out.plain("block_sizes", format!("[{}]", classes(&one.block_sizes)));
     if let Some(folder) = &one.disk_dir {
         out.text("disk_dir", folder);

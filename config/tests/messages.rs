@@ -668,7 +668,7 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 13 + 3 + 10 + 3 + 3 + 9 + 23 + 4);
+    assert_eq!(keys, 13 + 3 + 10 + 3 + 3 + 9 + 24 + 4);
 }
 
 #[test]

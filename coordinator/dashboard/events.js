@@ -10,7 +10,7 @@ const KEPT = 400;
 const EARLIER = 200;
 /** Kinds that are trouble, and kinds that are worth a mark in charts. */
 const BAD = new Set(["member-down"]);
-const MARKED = new Set(["member-down", "member-left", "member-removed", "member-registered", "leader-elected", "drain-begun", "drain-ended"]);
+const MARKED = new Set(["member-down", "member-left", "member-removed", "member-registered", "leader-elected", "drain-begun", "drain-ended", "drain-finished"]);
 
 function subject(event) {
   const of = event.subject;

@@ -82,6 +82,7 @@ function health(cluster) {
   const down = cluster.nodes.filter((node) => node.state !== "up").map((node) => node.name);
   const lost = cluster.coordinators.filter((one) => one.role === "unreachable").map((one) => one.name);
   const drains = cluster.nodes.filter((node) => node.drains).map((node) => node.name);
+  const cordoned = cluster.nodes.filter((node) => node.cordoned && !node.drains).map((node) => node.name);
   const bad = [];
   if (cluster.slots.unavailable > 0) bad.push(`${cluster.slots.unavailable} slots have no device`);
   if (!cluster.leader) bad.push("no coordinator leads");
@@ -91,6 +92,7 @@ function health(cluster) {
   if (down.length > 0) warn.push(`down: ${few(down)}`);
   if (lost.length > 0) warn.push(`unreachable: ${few(lost)}`);
   if (drains.length > 0) warn.push(`draining: ${few(drains)}`);
+  if (cordoned.length > 0) warn.push(`cordoned: ${few(cordoned)}`);
   if (cluster.slots.moving > 0) warn.push(`${cluster.slots.moving} slots on their way`);
   return warn.length > 0 ? { kind: "warn", words: warn.join("; ") } : { kind: "good", words: "whole" };
 }

@@ -18,6 +18,7 @@ export const colourOf = (at) => `--node-${at % COLOURS}`;
 export function condition(node) {
   if (node.state !== "up") return { word: "down", kind: "bad" };
   if (node.drains) return { word: "draining", kind: "warn" };
+  if (node.cordoned) return { word: "cordoned", kind: "warn" };
   return { word: "up", kind: "good" };
 }
 

@@ -5,6 +5,7 @@ use crate::engines::Engines;
 use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, MAX_DEVICES, MAX_UNREACHED, Proposal,
 };
+use kvhive_protocol::emptying::{MAX_EMPTIED_TOLD, MAX_FRAME_SIZES};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_TENANT_LOADS};
 use kvhive_protocol::routing::MAX_ROUTE_BYTES;
@@ -32,7 +33,9 @@ const MAX_BEAT_BYTES: usize = 4096
             + 576
             + 108 * MAX_TENANT_LOADS
             + 512 * MAX_LOAD_REPORTS
-            + 9 * REUSE_BUCKETS);
+            + 9 * REUSE_BUCKETS
+            + 24 * MAX_FRAME_SIZES
+            + 96 * MAX_EMPTIED_TOLD);
 
 /// The largest request, in bytes.
 pub(crate) const MAX_REQUEST_BYTES: u32 =
@@ -153,6 +156,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::RemoveMember { .. }
                 | Command::SetTenantRules { .. }
                 | Command::SetDrains { .. }
+                | Command::SetCordon { .. }
                 | Command::SetScaling { .. }
                 | Command::SetAck { .. }
                 | Command::SetEngine(_)
@@ -247,8 +251,18 @@ mod tests {
             wait_us: u32::MAX,
             hot: all.iter().take(MAX_HOT_SLOTS).map(|slot| (*slot, u64::MAX)).collect(),
         };
-        let load =
-            DeviceLoad { occupied, filled, unreached, tenants, strategies, work, ..DeviceLoad::default() };
+        let load = DeviceLoad {
+            occupied,
+            filled,
+            unreached,
+            tenants,
+            strategies,
+            work,
+            frames: vec![Default::default(); MAX_FRAME_SIZES],
+            given: vec![Default::default(); MAX_EMPTIED_TOLD],
+            displaced: vec![Default::default(); MAX_EMPTIED_TOLD],
+            ..DeviceLoad::default()
+        };
         let (member, generation, epoch) = (MemberId(1), Generation(1), Epoch(1));
         let name = "x".repeat(MAX_NAME_BYTES);
         let address = "x".repeat(kvhive_control::MAX_ADDRESS_BYTES);
@@ -289,11 +303,14 @@ mod tests {
         let down = || Command::MarkDown { member: MemberId(1), generation: Generation(1) };
         let create =
             || Command::CreateTenant { name: "a".into(), secret: [0; 32], rules: TenantRules::default() };
+        let cordon = || Command::SetCordon { member: MemberId(1), cordoned: true };
         let unpin = || Command::RemovePin { name: "a".into(), ended_ms: None };
         let rule = || Command::SetTenantRules { tenant: TenantId(1), change: RulesChange::default() };
         for (role, request, may) in [
             (Role::Client, submit(rule()), true),
             (Role::Node, submit(rule()), false),
+            (Role::Client, submit(cordon()), true),
+            (Role::Node, submit(cordon()), false),
             (Role::Client, submit(unpin()), true),
             (Role::Node, submit(unpin()), false),
             (Role::Client, submit(create()), true),

@@ -1,6 +1,7 @@
 //! How a node is set up, and why it may not start or go on.
 
 use crate::disk::{DiskError, Geometry, record_bytes};
+use crate::pace::MoveLimits;
 use kvhive_cache::policy::Strategy;
 use kvhive_gpu::ArenaError;
 use kvhive_protocol::Level;
@@ -42,8 +43,8 @@ pub struct NodeConfig {
     /// Payload bytes of stores being received at a time, and as many again being copied in the background; a store over
     /// it is answered `Busy`.
     pub max_inflight_bytes: u64,
-    /// Bytes a second at which it gives blocks of slots that move to other nodes.
-    pub move_rate: u64,
+    /// How fast blocks of slots that move go to other nodes, and come from them.
+    pub moves: MoveLimits,
     /// Its devices, by index.
     pub devices: Vec<DeviceConfig>,
     /// Whether their memory is locked, so that none of it is swapped out; where that is not allowed, it is said in the log and it

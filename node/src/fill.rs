@@ -1,18 +1,20 @@
 //! Giving blocks away: the thin hand around [`Fills`]. Passes over a device's blocks and has those of some slots copied to a
-//! replica that lacks them, behind everything else: a few at a time, at a bounded rate.
+//! replica that lacks them, behind everything else: a few at a time, at a rate that gives way.
 
 use crate::actors::core::{DeviceMessage, Exported};
 use crate::actors::device::Device;
-use crate::data::{Counters, Given, Item, Origin, Replicator, add, count};
+use crate::data::{Asker, Counters, Item, Known, Origin, Replicator, Verdict, add, count};
 use crate::guards::{Lent, ReadGuard, Unread};
+use crate::pace::Pacer;
 use crate::view::View;
-use kvhive_cache::{BlockId, Fills, Nearest, Pass, Round};
+use kvhive_cache::{BlockId, Fate, Fills, Nearest, Pass, Round};
 use kvhive_protocol::control::MAX_UNREACHED;
 use kvhive_protocol::data::{About, StoreBlock};
+use kvhive_protocol::emptying::Given;
 use kvhive_protocol::trace::SpanKind;
-use kvhive_protocol::{DeviceId, LayoutFingerprint, Slot, TenantId};
+use kvhive_protocol::{BlockKey, ClusterMap, DeviceId, Epoch, LayoutFingerprint, MemberId, Slot, TenantId};
 use kvhive_wire::Fault;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -24,6 +26,8 @@ use tracing::{debug, info};
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The wait after a pass that failed.
 const RETRY: Duration = Duration::from_millis(500);
+/// The wait before blocks are offered once more that were given no room and would be lost: there may have been none for a moment.
+const OFFER_AGAIN: Duration = Duration::from_millis(10);
 /// Blocks held at a time.
 const BATCH: usize = 8;
 /// Bytes sent at a time, but for a block that is larger.
@@ -56,6 +60,11 @@ impl Giving {
         fills.filled(source)
     }
 
+    /// Returns what `source` has given of the slots of each member that is being emptied.
+    pub(crate) fn given(&self, source: DeviceId) -> Vec<(MemberId, Given)> {
+        self.fills().given(source)
+    }
+
     /// Returns whom `source` is to give blocks to and who does not answer.
     pub(crate) fn unreached(&self, source: DeviceId) -> Vec<DeviceId> {
         self.fills().unreached(source, MAX_UNREACHED)
@@ -73,8 +82,8 @@ pub(crate) struct Filler {
     pub(crate) replicator: Replicator,
     pub(crate) view: Arc<View>,
     pub(crate) counters: Arc<Counters>,
-    /// Bytes a second.
-    pub(crate) rate: u64,
+    /// How fast they go.
+    pub(crate) pacer: Arc<Pacer>,
     /// Blocks listed at a time.
     pub(crate) listed: usize,
 }
@@ -99,15 +108,18 @@ impl Filler {
             };
             let Some(round) = next else { continue };
             let begun = Instant::now();
-            let mut gift = Gift { round: &round, blocks: 0, late: 0 };
+            let mut gift = Gift::of(&round);
             let how = self.give(&mut gift).await;
-            let Gift { blocks, late, .. } = gift;
+            let Gift { blocks, late, waiting, .. } = gift;
             self.replicator.giving.fills().ended(&round, how);
             if how == Pass::Whole {
                 info!(
                     source = %round.source, target = %round.target, slots = round.slots.len(), blocks, late,
-                    took = ?begun.elapsed(), "gave blocks away"
+                    waiting, took = ?begun.elapsed(), "gave blocks away"
                 );
+                if waiting > 0 {
+                    tokio::time::sleep(RETRY).await;
+                }
             } else {
                 debug!(target = %round.target, ?how, late, "blocks could not be given: trying anew");
                 tokio::time::sleep(RETRY).await;
@@ -155,7 +167,7 @@ impl Filler {
             fills.adopt(&serving.map, serving.member);
             fills.begin()?
         };
-        Some(self.give(&mut Gift { round: &round, blocks: 0, late: 0 }).await)
+        Some(self.give(&mut Gift::of(&round)).await)
     }
 
     fn restarts(&self) -> u64 {
@@ -179,11 +191,11 @@ impl Filler {
             for Exported { block, parent, slot } in lent {
                 let guard = match at_hand(block).await {
                     Ok(guard) => guard,
-                    Err(Unread::Late) => {
-                        gift.late += 1;
+                    Err(unread) => {
+                        gift.late += u64::from(unread == Unread::Late);
+                        self.note_unread(round, slot, unread);
                         continue;
                     }
-                    Err(Unread::Lost) => continue,
                 };
                 let header = *guard.header();
                 if bytes + header.payload_bytes > BYTES_PER_STORE {
@@ -204,13 +216,92 @@ impl Filler {
         Ok(())
     }
 
-    /// Copies blocks, then waits as long as they should have taken.
+    /// Notes a block whose bytes are not at hand.
+    fn note_unread(&self, round: &Round, slot: Slot, unread: Unread) {
+        let Some(map) = self.view.serving().map(|serving| serving.map) else { return };
+        let is_alone = !map.stays_elsewhere(slot, round.source);
+        let fate = match unread {
+            // It is where it was, and goes with whoever is being emptied.
+            Unread::Late => Fate::Late { is_last: is_alone && map.is_emptied(round.source.member) },
+            Unread::Lost => Fate::Unreadable { is_last: is_alone },
+        };
+        self.replicator.giving.fills().note(round, slot, 0, fate);
+    }
+
+    /// Offers blocks to the target and notes what became of each. Those that it gives no room and that nobody else holds are offered
+    /// once more.
+    async fn offer(&self, gift: &mut Gift<'_>, origin: &Origin, mut items: Vec<Item>) -> Result<(), Fault> {
+        let round = gift.round;
+        for is_first in [true, false] {
+            let verdicts = self.replicator.give(origin, round.target, &items).await?;
+            let moved = verdicts.iter().filter(|verdict| **verdict == Verdict::Moved).count();
+            add(&self.counters.moved_blocks, moved as u64);
+            let mut declined = Vec::new();
+            for (item, verdict) in items.into_iter().zip(verdicts) {
+                gift.blocks += u64::from(verdict != Verdict::Missing);
+                match verdict {
+                    Verdict::Moved => self.note(round, &item, Fate::Moved),
+                    Verdict::There => self.note(round, &item, Fate::There),
+                    Verdict::Missing => gift.is_short = true,
+                    Verdict::Declined => declined.push(item),
+                }
+            }
+            // Where nobody is being emptied, whoever gives keeps what it has.
+            declined.retain(|item| self.replicator.giving.fills().empties(item.slot).is_some());
+            if declined.is_empty() {
+                return Ok(());
+            }
+            let last = self.nobody_else_holds(origin, round, &declined).await;
+            let (mut again, map) = (Vec::new(), &origin.serving.map);
+            for (item, is_last) in declined.into_iter().zip(last) {
+                let is_pinned = gift.is_pinned(map, origin.tenant, item.block.header.key);
+                if is_first && (is_last || is_pinned) {
+                    again.push(item);
+                } else if is_pinned {
+                    gift.waiting += 1;
+                    self.note(round, &item, Fate::Waits);
+                } else {
+                    self.note(round, &item, Fate::Declined { is_last });
+                }
+            }
+            if again.is_empty() {
+                return Ok(());
+            }
+            gift.blocks -= again.len() as u64;
+            tokio::time::sleep(OFFER_AGAIN).await;
+            items = again;
+        }
+        Ok(())
+    }
+
+    fn note(&self, round: &Round, item: &Item, fate: Fate) {
+        self.replicator.giving.fills().note(round, item.slot, item.block.header.payload_bytes, fate);
+    }
+
+    /// Says of each block whether nobody holds it who stays: neither the source nor another replica, which are asked.
+    async fn nobody_else_holds(&self, origin: &Origin, round: &Round, items: &[Item]) -> Vec<bool> {
+        let map = &origin.serving.map;
+        if !map.is_emptied(round.source.member) {
+            return vec![false; items.len()];
+        }
+        let known = |item: &Item| Known { key: item.block.header.key, slot: item.slot };
+        let known: Vec<Known> = items.iter().map(known).collect();
+        let (serving, tenant, trace) = (&origin.serving, origin.tenant, origin.trace);
+        let asker = Asker { serving, device: round.source, tenant, trace };
+        let holders = self.replicator.holders(&asker, &known, &self.counters).await;
+        let stays = |device: &DeviceId| *device != round.target && !map.is_emptied(device.member);
+        holders.iter().map(|one| !one.holding.iter().any(stays)).collect()
+    }
+
+    /// Copies blocks as soon as they may pass.
     async fn hand_over(
         &self,
         gift: &mut Gift<'_>,
         (tenant, fingerprint): (TenantId, LayoutFingerprint),
         items: Vec<Item>,
     ) -> Result<(), Pass> {
+        let bytes: u64 = items.iter().map(|item| item.block.header.payload_bytes).sum();
+        self.pacer.pass(bytes, || self.view.now()).await;
         let serving = self.view.leased().map_err(|_| Pass::Partial)?;
         {
             let mut fills = self.replicator.giving.fills();
@@ -219,8 +310,6 @@ impl Filler {
                 return Err(Pass::Partial);
             }
         }
-        let bytes: u64 = items.iter().map(|item| item.block.header.payload_bytes).sum();
-        let due = Instant::now() + Duration::from_secs_f64(bytes as f64 / self.rate.max(1) as f64);
         let mut span = self.replicator.tracer.draw(SpanKind::Inner, "move blocks");
         if span.is_on() {
             let name = serving.map.tenants.get(&tenant).map_or("", |tenant| &tenant.name);
@@ -233,32 +322,17 @@ impl Filler {
         let layout = self.view.layouts.get(fingerprint);
         let (about, trace) = (About::default(), span.context());
         let origin = Origin { serving, tenant, layout, about, trace };
-        let given = self.replicator.give(&origin, gift.round.target, &items).await;
-        let wanted = items.len() as u64;
-        drop(items);
-        match given {
-            Ok(Given { moved, missing }) => {
-                add(&self.counters.moved_blocks, moved);
-                gift.blocks += wanted - missing;
-                if missing > 0 {
-                    count(&self.counters.move_failures);
-                    return Err(Pass::Partial);
-                }
-            }
-            Err(fault) => {
-                count(&self.counters.move_failures);
-                span.fail(&fault);
-                debug!(target = %gift.round.target, %fault, "blocks did not get there");
-                // Whoever refuses a request has answered.
-                return Err(if matches!(fault, Fault::Refused(_)) {
-                    Pass::Partial
-                } else {
-                    Pass::Unanswered
-                });
-            }
+        if let Err(fault) = self.offer(gift, &origin, items).await {
+            count(&self.counters.move_failures);
+            span.fail(&fault);
+            debug!(target = %gift.round.target, %fault, "blocks did not get there");
+            // Whoever refuses a request has answered.
+            return Err(if matches!(fault, Fault::Refused(_)) { Pass::Partial } else { Pass::Unanswered });
         }
-        drop(span);
-        tokio::time::sleep_until(due).await;
+        if gift.is_short {
+            count(&self.counters.move_failures);
+            return Err(Pass::Partial);
+        }
         Ok(())
     }
 }
@@ -266,10 +340,31 @@ impl Filler {
 /// What one pass has come to.
 struct Gift<'a> {
     round: &'a Round,
+    /// Some did not get there that may yet.
+    is_short: bool,
+    /// Pinned blocks that were given no room.
+    waiting: u64,
+    /// What is pinned, by the map of an epoch.
+    pinned: Option<(Epoch, BTreeSet<(TenantId, BlockKey)>)>,
     /// Blocks that the target has answered for.
     blocks: u64,
     /// Blocks that the disk did not give in time.
     late: u64,
+}
+
+impl<'a> Gift<'a> {
+    fn of(round: &'a Round) -> Gift<'a> {
+        Gift { round, is_short: false, waiting: 0, pinned: None, blocks: 0, late: 0 }
+    }
+
+    /// Says whether a pin of the map names the block.
+    fn is_pinned(&mut self, map: &ClusterMap, tenant: TenantId, key: BlockKey) -> bool {
+        if self.pinned.as_ref().is_none_or(|(epoch, _)| *epoch != map.epoch) {
+            let keys = map.pins.values().flat_map(|pin| pin.keys.iter().map(|key| (pin.tenant, key)));
+            self.pinned = Some((map.epoch, keys.collect()));
+        }
+        self.pinned.as_ref().is_some_and(|(_, keys)| keys.contains(&(tenant, key)))
+    }
 }
 
 async fn at_hand(block: Lent) -> Result<ReadGuard, Unread> {

@@ -91,6 +91,12 @@ impl Latencies {
         self.sum_us = self.sum_us.saturating_add(other.sum_us);
     }
 
+    /// Has each count for half from now on.
+    pub(crate) fn halve(&mut self) {
+        self.counts.iter_mut().for_each(|count| *count = count.div_ceil(2));
+        self.sum_us /= 2;
+    }
+
     /// Returns those that came after `earlier` was read of the same recorder.
     pub(crate) fn since(&self, earlier: &Latencies) -> Latencies {
         let counts = self.counts.iter().zip(&earlier.counts).map(|(all, before)| all.saturating_sub(*before));

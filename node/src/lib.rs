@@ -15,6 +15,7 @@ mod layouts;
 mod membership;
 mod memory;
 mod metrics;
+mod pace;
 mod persist;
 mod rules;
 mod start;
@@ -30,6 +31,7 @@ pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, PersistConfig
 pub use disk::{DiskBench, DiskError};
 pub use handle::NodeHandle;
 pub use latency::{Latencies, LatencySummary};
+pub use pace::MoveLimits;
 pub use persist::{Loaded, PersistError, PersistProgress, Saved};
 pub use start::start;
 pub use stats::{

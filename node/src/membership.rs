@@ -179,6 +179,7 @@ impl Membership {
             // Of one that was made anew since, others hold what it held and it does not: nobody counts as given all of that.
             let is_as_registered = self.known_emptied.load(Ordering::SeqCst) == *self.emptied.borrow();
             load.filled = if is_as_registered { filled } else { Vec::new() };
+            load.given = self.replicator.giving.given(device);
             load.unreached = self.replicator.giving.unreached(device);
             devices.push(load);
         }

@@ -113,6 +113,8 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_replication_waiting_batches", plane.replicator.waiting() as f64),
         ("kvhive_node_replication_lag_seconds", lag as f64 / 1e6),
         ("kvhive_node_slots_to_give", plane.replicator.giving.left() as f64),
+        ("kvhive_node_give_rate_bytes", plane.gives.rate() as f64),
+        ("kvhive_node_take_rate_bytes", plane.takes.rate() as f64),
     ] {
         metrics::gauge!(name).set(value);
     }

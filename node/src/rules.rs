@@ -93,6 +93,7 @@ mod tests {
             codec: Default::default(),
             speaks: kvhive_protocol::Level::NEWEST,
             drains: false,
+            cordoned: false,
             lingers: None,
         }
     }

@@ -70,12 +70,14 @@ const LEAST_RATE: u64 = 1 << 20;
 /// # Errors
 /// When the setup makes no sense, or memory, threads or addresses are not to be had.
 pub fn start(config: NodeConfig) -> Result<NodeHandle, NodeError> {
-    let NodeConfig { max_connections, max_inflight_bytes, .. } = config;
+    let NodeConfig { max_connections, max_inflight_bytes, moves, .. } = config;
     let limits = Limits {
         connections: max_connections,
         inflight_bytes: max_inflight_bytes,
         stall: STALL,
         least_rate: LEAST_RATE,
+        gives: moves,
+        takes: moves,
     };
     start_within(config, limits, &DiskTuning::default())
 }
@@ -187,7 +189,7 @@ pub(crate) fn start_within(
         replicator: plane.replicator.clone(),
         view: view.clone(),
         counters: plane.counters.clone(),
-        rate: config.move_rate,
+        pacer: plane.gives.clone(),
         listed: blocks_listed(&config, &memories),
     };
     runtime.io().spawn(filler.run(stopping.clone()));

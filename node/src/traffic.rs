@@ -35,6 +35,11 @@ impl TrafficCounters {
         self.fetches.record(took);
     }
 
+    /// Returns how long fetches took, since the start.
+    pub(crate) fn fetches(&self) -> Latencies {
+        self.fetches.read()
+    }
+
     /// Counts blocks taken in.
     pub(crate) fn stored(&self, bytes: u64) {
         self.written_bytes.fetch_add(bytes, Ordering::Relaxed);

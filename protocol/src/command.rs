@@ -4,7 +4,7 @@ use crate::control::{Balancing, Placing, Registration};
 use crate::data::Ack;
 use crate::engines::Engine;
 use crate::error::WireError;
-use crate::events::Note;
+use crate::events::{EventKind, Note};
 use crate::ids::{ClusterId, Epoch, Era, Generation, MemberId, RequestId, TenantId};
 use crate::level::Level;
 use crate::map::Settings;
@@ -158,6 +158,13 @@ pub enum Command {
         /// Which: every member speaks it.
         to: Level,
     },
+    /// Has a member be given no more slots than it has, or ends that.
+    SetCordon {
+        /// Which.
+        member: MemberId,
+        /// Whether it is cordoned.
+        cordoned: bool,
+    },
     /// Nothing that was over by the map serves any more: its serving lease has run out.
     MarkEnded {
         /// Whose starts, up to and including which; none for members that no map has.
@@ -192,6 +199,7 @@ impl Command {
             Command::SetPin { .. } => "set-pin",
             Command::RemovePin { .. } => "remove-pin",
             Command::RaiseLevel { .. } => "raise-level",
+            Command::SetCordon { .. } => "set-cordon",
             Command::MarkEnded { .. } => "mark-ended",
         }
     }
@@ -200,6 +208,8 @@ impl Command {
     pub fn needs(&self) -> Level {
         match self {
             Command::SetPin { .. } | Command::RemovePin { .. } => Level::PINS,
+            Command::Record(note) if note.kind == EventKind::DrainFinished => Level::PINS,
+            Command::SetCordon { .. } => Level::CORDONS,
             _ => Level::FIRST,
         }
     }

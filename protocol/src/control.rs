@@ -2,6 +2,7 @@
 
 use crate::block::Codec;
 pub use crate::command::{Command, CommandReply, Proposal};
+use crate::emptying::{Displaced, FrameLoad, Given};
 use crate::engines::{EngineLoad, Followed};
 use crate::error::WireError;
 use crate::events::Reason;
@@ -188,6 +189,18 @@ pub struct DeviceLoad {
     /// What it keeps because of pins.
     #[serde(default)]
     pub pinned: PinnedLoad,
+    /// Blocks of the slots that it has; the others are of slots that have gone elsewhere, and age out.
+    #[serde(default)]
+    pub held_blocks: u64,
+    /// Its frames by size, at most [`MAX_FRAME_SIZES`](crate::emptying::MAX_FRAME_SIZES).
+    #[serde(default)]
+    pub frames: Vec<FrameLoad>,
+    /// What it has given away for each member that is being emptied, at most [`MAX_EMPTIED_TOLD`](crate::emptying::MAX_EMPTIED_TOLD).
+    #[serde(default)]
+    pub given: Vec<(MemberId, Given)>,
+    /// What it has let go for each member that is being emptied, as many.
+    #[serde(default)]
+    pub displaced: Vec<(MemberId, Displaced)>,
 }
 grows!(Registration, DeviceLoad, CoordinatorStatus);
 

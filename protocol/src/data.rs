@@ -191,6 +191,8 @@ pub struct StoreRequest {
     pub ack: Ack,
     /// A copy from the primary to another replica; is not passed on further.
     pub copy: bool,
+    /// A copy of what was here before, since its slot moves or a replica was lost: it gives way to everything else.
+    pub moved: bool,
     /// What the blocks' bytes mean, if it is known: every block's header has its fingerprint, no block more bytes. A node
     /// re-encodes and decodes only blocks whose layout it has been told.
     pub layout: Option<Layout>,

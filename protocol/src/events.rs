@@ -116,13 +116,19 @@ pub enum EventKind {
     CoordinatorsChanged,
     /// Every member speaks a newer level, and the cluster is at it from now on.
     LevelRaised,
+    /// A member that was being emptied holds no slot any more, and this is what became of its blocks.
+    DrainFinished,
+    /// A member keeps what it has and is given no more slots.
+    MemberCordoned,
+    /// A member is given slots again.
+    MemberUncordoned,
     /// Of a member that went down, or of those that a restored state does not know, nothing serves any more.
     MemberEnded,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 26] = [
+    pub const ALL: [EventKind; 29] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -148,6 +154,9 @@ impl EventKind {
         EventKind::PinRemoved,
         EventKind::CoordinatorsChanged,
         EventKind::LevelRaised,
+        EventKind::DrainFinished,
+        EventKind::MemberCordoned,
+        EventKind::MemberUncordoned,
         EventKind::MemberEnded,
     ];
 
@@ -179,6 +188,9 @@ impl EventKind {
             EventKind::PinRemoved => "pin-removed",
             EventKind::CoordinatorsChanged => "coordinators-changed",
             EventKind::LevelRaised => "level-raised",
+            EventKind::DrainFinished => "drain-finished",
+            EventKind::MemberCordoned => "member-cordoned",
+            EventKind::MemberUncordoned => "member-uncordoned",
             EventKind::MemberEnded => "member-ended",
         }
     }

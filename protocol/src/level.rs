@@ -14,10 +14,12 @@ pub struct Level(pub u16);
 impl Level {
     /// The first one.
     pub const FIRST: Level = Level(1);
-    /// Pinned prefixes.
+    /// Pinned prefixes, and what emptying a member came to.
     pub const PINS: Level = Level(2);
+    /// Members that are cordoned.
+    pub const CORDONS: Level = Level(3);
     /// The newest that this build speaks.
-    pub const NEWEST: Level = Level::PINS;
+    pub const NEWEST: Level = Level::CORDONS;
     /// The oldest that this build speaks: that of the build before it.
     pub const OLDEST: Level = Level::FIRST;
 }

@@ -9,6 +9,7 @@ pub mod codec;
 mod command;
 pub mod control;
 pub mod data;
+pub mod emptying;
 pub mod engines;
 pub mod error;
 pub mod events;

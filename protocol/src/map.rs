@@ -102,6 +102,9 @@ pub struct Member {
     pub drains: bool,
     /// The newest level that it speaks.
     pub speaks: Level,
+    /// It is cordoned: it keeps the slots that it has and serves them, and is given no others.
+    #[serde(default)]
+    pub cordoned: bool,
     /// Starts of it that are over and may be serving still.
     #[serde(default)]
     pub lingers: Option<Lingering>,
@@ -226,6 +229,25 @@ impl ClusterMap {
     /// Returns whom the slot's primary is giving its blocks to.
     pub fn given_to(&self, slot: Slot) -> Option<DeviceId> {
         self.filling.get(&slot).filter(|filling| filling.streams)?.devices.first().copied()
+    }
+
+    /// Returns a member that is being emptied and has the slot.
+    pub fn emptied_of(&self, slot: Slot) -> Option<MemberId> {
+        let set = &self.replicas(slot).0;
+        set.iter().map(|device| device.member).find(|member| self.is_emptied(*member))
+    }
+
+    /// Says whether a member is being emptied.
+    pub fn is_emptied(&self, member: MemberId) -> bool {
+        self.members.get(&member).is_some_and(|member| member.drains)
+    }
+
+    /// Says whether anybody but `device` has all blocks of the slot, by this map, and stays.
+    pub fn stays_elsewhere(&self, slot: Slot, device: DeviceId) -> bool {
+        let stays = |other: &&DeviceId| {
+            **other != device && !self.is_filling(slot, **other) && !self.is_emptied(other.member)
+        };
+        self.replicas(slot).0.iter().any(|other| stays(&other))
     }
 
     /// Returns where the segment with this home key is placed.

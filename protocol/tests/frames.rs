@@ -77,6 +77,7 @@ fn requests() -> Vec<DataRequest> {
             tenant,
             ack: Ack::Quorum,
             copy: false,
+            moved: false,
             layout: Some(layout()),
             about: About { input_tokens: 64, output_tokens: 9, hint: Hint::Returns(30) },
             runs: runs.clone(),
@@ -533,7 +534,7 @@ const GOLDEN_MATCHED: &str = "4b564846010011004d000000000000001c000000000000007b
 const GOLDEN_DATA: [&str; 18] = [
     "c1791ded770783eb",
     "8fe94038a31a07aa",
-    "3d6d95cc83dd0511",
+    "c0a9c72507c0f546",
     "dc28b719226b1c7d",
     "a93e7a93dd83e2d1",
     "054a73e954a6e15b",

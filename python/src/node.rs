@@ -5,7 +5,7 @@ use crate::connection::{codec, seconds, strategy, tls};
 use crate::errors::{Failure, Kind};
 use kvhive_config::{DiskAdmission, Mode};
 use kvhive_coordinator::CoordinatorHandle;
-use kvhive_node::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle, PersistConfig, Tuning};
+use kvhive_node::{ClassConfig, DeviceConfig, MoveLimits, NodeConfig, NodeHandle, PersistConfig, Tuning};
 use kvhive_runtime::http::Access;
 use pyo3::prelude::*;
 use std::collections::BTreeMap;
@@ -110,7 +110,7 @@ impl Setup {
             io_threads: self.io_threads,
             max_connections: 1024,
             max_inflight_bytes: 256 << 20,
-            move_rate: 256 << 20,
+            moves: MoveLimits { rate: 256 << 20, slowdown_percent: 150 },
             devices: vec![device; self.devices],
             pin_memory: self.pin_memory,
             tuning: Tuning {

@@ -58,6 +58,11 @@ fn slots_of(status: &serde_json::Value, node: &str) -> u64 {
     devices.filter(|device| device["node"] == node).filter_map(|device| device["slots"].as_u64()).sum()
 }
 
+fn blocks_of(status: &serde_json::Value, node: &str) -> u64 {
+    let devices = status["devices"].as_array().expect("a list").iter();
+    devices.filter(|device| device["node"] == node).filter_map(|device| device["blocks"].as_u64()).sum()
+}
+
 fn settle(cluster: &Cluster, what: &str, is_so: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
     cluster.until(what, || {
         let status = cluster.status();
@@ -112,8 +117,15 @@ fn a_node_is_emptied_before_it_goes_and_takes_nothing_with_it() {
     for name in 0..PREFIXES {
         assert!(cluster.wait(store(&blocks, name, Ack::Primary)));
     }
+    let held = cluster.until("it to tell what it holds", || {
+        let status = cluster.status();
+        let all: u64 = ["node-1", "node-2"].map(|node| blocks_of(&status, node)).iter().sum();
+        (all == PREFIXES * BLOCKS as u64).then(|| blocks_of(&status, "node-1"))
+    });
     let report = cluster.json(&["drain", "node-1"]).expect("it is emptied");
     assert_eq!(report["slots_left"], 0, "{report}");
+    let came_to = ["moved_blocks", "there_blocks", "lost_blocks"].map(|name| report[name].as_u64());
+    assert_eq!(came_to, [Some(held), Some(0), Some(0)], "{report}");
     assert_eq!(slots_of(&cluster.status(), "node-1"), 0);
     all_come(&cluster, &blocks, 0..PREFIXES, "after the drain");
     let nobody = cluster.json(&["drain", "node-2"]).expect_err("it is the last").to_string();
@@ -122,7 +134,9 @@ fn a_node_is_emptied_before_it_goes_and_takes_nothing_with_it() {
     assert!(unknown.contains("node-9"), "{unknown}");
     cluster.json(&["drain", "node-1", "--undo"]).expect("it comes back");
     settle(&cluster, "its slots to come back", |status| slots_of(status, "node-1") > 2000);
-    cluster.json(&["drain", "node-1"]).expect("it is emptied once more");
+    let again = cluster.json(&["drain", "node-1"]).expect("it is emptied once more");
+    assert_eq!((&again["moved_blocks"], &again["lost_blocks"]), (&0.into(), &0.into()), "{again}");
+    assert_eq!(again["there_blocks"], held, "the other has kept what it had");
     cluster.signal("node-1", "KILL");
     all_come(&cluster, &blocks, 0..PREFIXES, "without the node");
 }

@@ -97,6 +97,37 @@ fn a_pinned_prefix_outlives_any_pressure_and_leaves_when_it_is_released() {
     assert!(events.contains("pin-added") && events.contains("pin-removed"), "{events}");
 }
 
+#[test]
+fn who_pins_more_than_a_device_may_is_told_how_much_is_pinned() {
+    // 64 frames, of which half may be pinned.
+    let options = "--coordinators 1 --nodes 1 --devices 1 --device-memory 1MiB --host-memory 0 --block-size 16KiB --strategy lru";
+    let cluster = Cluster::start(&options.split(' ').collect::<Vec<_>>());
+    let client = cluster.client();
+    let blocks = client.namespace("default", "model@1", LAYOUT, 0).expect("the tenant is there");
+    cluster.wait(async {
+        for name in [2, 1] {
+            assert_eq!(store(&blocks, name).await, BLOCKS);
+        }
+    });
+    let keys = |name, count| prefix(&blocks, name).keys()[..count].iter().map(ToString::to_string).collect();
+    let pin = |keys: Vec<String>| {
+        let words: Vec<&str> =
+            ["pin", "add", "much"].into_iter().chain(keys.iter().map(String::as_str)).collect();
+        cluster.json(&words).expect("it is taken all the same")
+    };
+    let few = pin(keys(1, 16));
+    assert_eq!((&few["blocks"]["pinned"], &few["remark"]), (&json!(16), &json!(null)), "{few}");
+    let both: Vec<String> = [keys(1, BLOCKS), keys(2, 8)].concat();
+    let much = pin(both);
+    let count = |what: &str| much["blocks"][what].as_u64().expect("it is counted");
+    assert_eq!((count("pinned"), count("pinned") + count("refused") + count("absent")), (32, 40), "{much}");
+    assert!(count("refused") > 0, "{much}");
+    assert!(
+        much["remark"].as_str().is_some_and(|remark| remark.contains("half of a device's frames")),
+        "{much}"
+    );
+}
+
 /// Returns the tiers that the pinned prefix's blocks are in, as the nodes say that hold them.
 fn tiers(cluster: &Cluster, blocks: &NamespaceClient) -> Option<Vec<String>> {
     let keys: Vec<String> = prefix(blocks, 1).keys().iter().map(ToString::to_string).collect();

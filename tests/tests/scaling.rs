@@ -67,6 +67,9 @@ fn a_cluster_becomes_larger_and_smaller_with_its_blocks() {
     let fewer = json(&cluster, &["scale", "to", "2"]);
     assert_eq!(fewer["ended"], serde_json::json!(["node-3"]));
     assert!(fewer["slots_moved"].as_u64().expect("a number") > 500, "{fewer}");
+    assert_eq!((&fewer["lost_blocks"], &fewer["unreported"]), (&0.into(), &serde_json::json!([])), "{fewer}");
+    let arrived = ["moved_blocks", "there_blocks"].iter().filter_map(|name| fewer[name].as_u64());
+    assert!(arrived.sum::<u64>() > 0, "{fewer}");
     let status = json(&cluster, &["status"]);
     assert_eq!(
         status["nodes"].as_array().map(Vec::len),

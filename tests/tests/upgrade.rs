@@ -7,6 +7,8 @@ use kvhive_tests::{Cluster, Respawned, run};
 use serde_json::{Value, json};
 use std::path::Path;
 
+/// The level that this build speaks when it is not told otherwise.
+const NEWEST: u64 = kvhive_protocol::Level::NEWEST.0 as u64;
 const BLOCK: usize = 16 << 10;
 const BLOCKS: usize = 8;
 const PROCESSES: [&str; 5] = ["coord-1", "coord-2", "coord-3", "node-1", "node-2"];
@@ -97,7 +99,7 @@ fn a_cluster_is_upgraded_process_by_process_and_rises_when_all_speak_the_newer_l
         let levels: Vec<_> = PROCESSES
             .into_iter()
             .enumerate()
-            .map(|(of, name)| (name, if of <= at { 2 } else { 1 }))
+            .map(|(of, name)| (name, if of <= at { NEWEST } else { 1 }))
             .collect();
         settled(&cluster, "it to be back, speaking the newer level", &levels);
         // Whatever mixture it is, it works: what was stored before is there, and more can be.
@@ -112,22 +114,23 @@ fn a_cluster_is_upgraded_process_by_process_and_rises_when_all_speak_the_newer_l
             store(&blocks, at as u32 + 1).await;
         });
     }
-    cluster.until("the cluster to rise", || (cluster.status()["level"] == 2).then_some(()));
+    cluster.until("the cluster to rise", || (cluster.status()["level"] == NEWEST).then_some(()));
     let pins = cluster.until("a pin to be taken", || pin(&cluster).ok());
     assert_eq!(pins["pins"][0]["name"], json!("system"));
     // One event, as it is one line of JSON.
     let raised = cluster.json(&["events", "--kind", "level-raised"]).expect("it rose once");
-    assert_eq!(raised["facts"], json!({"from": 1, "to": 2}));
+    assert_eq!(raised["facts"], json!({"from": 1, "to": NEWEST}));
 
     // There is no way back: who speaks only the level of before is turned away, and says why.
-    let too_old =
-        "the cluster is at level 2, from which it does not go back, and this member speaks none after 1";
+    let too_old = format!(
+        "the cluster is at level {NEWEST}, from which it does not go back, and this member speaks none after 1"
+    );
     upgraded.pop().expect("node-2").end();
     let _node = cluster.spawn_by("older.toml", "node-2");
-    said(&cluster, "node-2", too_old);
+    said(&cluster, "node-2", &too_old);
     upgraded.remove(2).end();
     let _coordinator = cluster.spawn_by("older.toml", "coord-3");
-    said(&cluster, "coord-3", too_old);
+    said(&cluster, "coord-3", &too_old);
     let status = cluster.status();
     assert_eq!((speaks(&status, "node-2"), speaks(&status, "coord-3")), (None, None), "{status}");
     // The others go on.

@@ -76,6 +76,7 @@ fn candidates(devices: u32) -> Vec<Candidate> {
             device: DeviceId::new(MemberId(member + 1), (at % SHAPE[0]) as u16),
             weight: GIB * if member.is_multiple_of(2) { 80 } else { 96 },
             place: Place([rack / SHAPE[2], rack, member]),
+            takes: true,
         }
     };
     (0..devices).map(one).collect()

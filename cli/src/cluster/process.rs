@@ -10,7 +10,7 @@ use kvhive_config::{
     Token, TokenSource,
 };
 use kvhive_coordinator::BlockEventsConfig;
-use kvhive_node::{ClassConfig, DeviceConfig, PersistConfig, Tuning};
+use kvhive_node::{ClassConfig, DeviceConfig, MoveLimits, PersistConfig, Tuning};
 use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
@@ -263,7 +263,7 @@ fn node(
         io_threads: own.io_threads,
         max_connections: own.max_connections,
         max_inflight_bytes: own.max_inflight.0,
-        move_rate: own.move_rate.0,
+        moves: MoveLimits { rate: own.move_rate.0, slowdown_percent: own.move_slowdown_percent },
         devices,
         pin_memory: false,
         tuning: tuning(own),

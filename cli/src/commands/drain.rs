@@ -2,6 +2,7 @@
 
 use super::status::{list, text};
 use crate::admin::{Admin, Target};
+use crate::drains::{self, CameTo, MayLose};
 use crate::report;
 use anyhow::{Result, bail};
 use clap::Args;
@@ -11,10 +12,15 @@ use std::time::{Duration, Instant};
 
 /// How often it is looked how many slots are left.
 const POLL: Duration = Duration::from_millis(250);
+/// After how long without a slot that leaves it is asked whether pinned blocks wait for room.
+const PINNED: Duration = Duration::from_secs(5);
 /// How long no coordinator need answer while it waits.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// Empty a node before it is stopped: its slots go to other nodes with their blocks, then it may be ended
+///
+/// It ends with a report: how many blocks moved, how many were lost and why. Refused where the others have too little room, unless --yes
+/// is said. It ends with 3 when it was done and blocks were lost.
 #[derive(Args, Debug)]
 pub(crate) struct Drain {
     #[command(flatten)]
@@ -33,9 +39,15 @@ pub(crate) struct Drain {
     /// Return at once; `kvhive nodes` shows how many slots are left
     #[arg(long)]
     no_wait: bool,
+    /// Empty it although the others have too little room for what it holds: blocks are lost then, but none that is pinned
+    #[arg(long)]
+    yes: bool,
     /// How long no slot may leave.
     #[arg(skip)]
     stalls: Option<Duration>,
+    /// Why, for the journal.
+    #[arg(skip)]
+    reason: Option<String>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -52,6 +64,17 @@ pub(crate) struct Stalled {
     limit: Duration,
 }
 
+/// A node that keeps slots of which pinned blocks find no room elsewhere.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{left} slots of {node} stay, as {blocks} pinned blocks find no room in the others: start a node, or unpin some (`kvhive pin list`); it goes on then, and `kvhive drain {node} --undo` takes it back"
+)]
+struct PinnedStay {
+    node: String,
+    left: u64,
+    blocks: u64,
+}
+
 /// What emptying a node came to.
 pub(crate) struct Emptied {
     /// Slots that it held before.
@@ -60,6 +83,8 @@ pub(crate) struct Emptied {
     pub(crate) left: u64,
     /// Blocks that it had reported before.
     pub(crate) blocks: u64,
+    /// What became of them, unless nobody has written it down.
+    pub(crate) came_to: Option<CameTo>,
 }
 
 impl Drain {
@@ -94,23 +119,46 @@ impl Drain {
             return Ok(());
         }
         let begun = Instant::now();
-        let Emptied { slots, left, blocks } = self.empty(&admin)?;
-        let seconds = begun.elapsed().as_secs_f64();
+        let may = if self.yes { MayLose::Anything } else { MayLose::Nothing };
+        if self.has_taker(&admin.get("/v1/cluster")?)
+            && let (Some(room), _) = drains::check(&admin, std::slice::from_ref(&self.node), may)?
+        {
+            eprintln!("{}", room.told(&self.node));
+        }
+        let Emptied { slots, left, blocks, came_to } = self.empty(&admin)?;
+        self.tell(slots, left, blocks, came_to, begun.elapsed().as_secs_f64())?;
+        Ok(came_to.map_or(Ok(()), |came_to| came_to.is_whole())?)
+    }
+
+    fn tell(&self, slots: u64, left: u64, blocks: u64, came_to: Option<CameTo>, seconds: f64) -> Result<()> {
         if self.json {
-            return report::print_json(&json!({
+            let mut all = json!({
                 "node": self.node, "slots": slots, "slots_left": left, "blocks": blocks, "seconds": seconds,
-            }));
+                "is_reported": came_to.is_some(),
+            });
+            if let (Value::Object(all), Some(Value::Object(more))) =
+                (&mut all, came_to.map(serde_json::to_value).transpose()?)
+            {
+                all.extend(more);
+            }
+            return report::print_json(&all);
         }
         if self.no_wait {
             println!(
-                "{} is being emptied of {slots} slots; `kvhive nodes` shows how many are left",
+                "{} is being emptied of {slots} slots; `kvhive nodes` shows how many are left, `kvhive events` tells what it came to",
                 self.node
             );
-        } else {
-            println!(
-                "{} is empty: its {slots} slots went to other nodes in {seconds:.1} s (it held {blocks} blocks); it may be stopped",
-                self.node
-            );
+            return Ok(());
+        }
+        println!(
+            "{} is empty: its {slots} slots went to other nodes in {seconds:.1} s (it held {blocks} blocks); it may be stopped",
+            self.node
+        );
+        match came_to {
+            Some(came_to) => println!("{}", came_to.told()),
+            None => println!(
+                "no coordinator has written down what became of its blocks: `kvhive events --kind drain-finished` may tell"
+            ),
         }
         Ok(())
     }
@@ -125,9 +173,21 @@ impl Drain {
             if_known: false,
             forget: false,
             no_wait: false,
+            yes: false,
             stalls: None,
+            reason: None,
             json: false,
         }
+    }
+
+    /// Makes it go on although blocks are lost, or not.
+    pub(crate) fn losing(self, yes: bool) -> Drain {
+        Drain { yes, ..self }
+    }
+
+    /// Has the journal say why.
+    pub(crate) fn because(self, reason: &str) -> Drain {
+        Drain { reason: Some(reason.to_owned()), ..self }
     }
 
     /// Makes it give up when no slot has left for this long.
@@ -149,10 +209,17 @@ impl Drain {
         if !self.has_taker(&before) {
             bail!("no other node that is up could take the slots of {}: start one first", self.node);
         }
-        let _: Value = admin.patch(&format!("/v1/members/{}", self.node), &json!({"drains": true}))?;
+        let mut patch = json!({"drains": true, "may_lose": self.yes});
+        if let Some(reason) = &self.reason {
+            patch["reason"] = reason.as_str().into();
+        }
+        let _: Value = admin.patch(&format!("/v1/members/{}", self.node), &patch)?;
         let (slots, blocks) = self.holds(&before);
-        let left = if self.no_wait { slots } else { self.wait(admin, slots)? };
-        Ok(Emptied { slots, left, blocks })
+        if self.no_wait {
+            return Ok(Emptied { slots, left: slots, blocks, came_to: None });
+        }
+        let left = self.wait(admin, slots)?;
+        Ok(Emptied { slots, left, blocks, came_to: CameTo::written(admin, &self.node) })
     }
 
     fn is_known(&self, admin: &Admin) -> Result<bool> {
@@ -186,6 +253,7 @@ impl Drain {
         let bar = ProgressBar::new(slots).with_style(style).with_message(self.node.clone());
         let mut answered = Instant::now();
         let (mut least, mut since) = (u64::MAX, Instant::now());
+        let mut asked = Instant::now();
         loop {
             let status: Value = match admin.get("/v1/cluster") {
                 Ok(status) => status,
@@ -219,6 +287,13 @@ impl Drain {
                 (least, since) = (left, Instant::now());
             }
             bar.set_position(slots.saturating_sub(left));
+            if left > 0 && since.elapsed() > PINNED && asked.elapsed() > PINNED {
+                asked = Instant::now();
+                let blocks = drains::waiting(admin, &self.node);
+                if blocks > 0 {
+                    return Err(PinnedStay { node: self.node.clone(), left, blocks }.into());
+                }
+            }
             if left > 0
                 && let Some(limit) = self.stalls
                 && since.elapsed() > limit

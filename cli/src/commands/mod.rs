@@ -5,6 +5,7 @@ pub(crate) mod balance;
 pub(crate) mod config;
 pub(crate) mod connect;
 pub(crate) mod coordinator;
+pub(crate) mod cordon;
 pub(crate) mod devices;
 pub(crate) mod doctor;
 pub(crate) mod down;

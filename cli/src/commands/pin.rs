@@ -1,5 +1,7 @@
 //! `kvhive pin`: prefixes whose blocks stay.
 
+mod count;
+
 use super::connect::Connect;
 use super::named::{Named, Names};
 use super::status::{list, text};
@@ -28,7 +30,9 @@ pub(crate) struct PinCommand {
 enum Verb {
     /// Pin a prefix; a pin of this name becomes this one
     ///
-    /// What is not stored yet is pinned when it comes.
+    /// What is not stored yet is pinned when it comes. Nodes are then asked how many of the blocks they have pinned: fewer than are stored where
+    /// half of a device's frames, or of what the tenant is promised there, are pinned already. The pin stands all the same, and they are pinned
+    /// when there is room.
     #[command(after_help = EXAMPLES)]
     Add(Box<Add>),
     /// List what is pinned
@@ -114,10 +118,21 @@ impl Add {
             PinMode::Soft { until_ms } => Some(until_ms),
             PinMode::Hard => None,
         };
+        let counted = count::count(&client, &self.named.tenant, &keys).await?;
+        let remark = counted.remark();
         if as_json {
-            return report::print_json(&json!({"name": self.name, "keys": keys.len(), "until_ms": until_ms}));
+            return report::print_json(&json!({
+                "name": self.name, "keys": keys.len(), "until_ms": until_ms, "blocks": counted, "remark": remark,
+            }));
         }
-        println!("{}: {} blocks are pinned {}", self.name, keys.len(), lasts(until_ms));
+        println!("{}: names {} blocks, {}", self.name, keys.len(), lasts(until_ms));
+        println!(
+            "{} are pinned, {} are not stored and will be when they come",
+            counted.pinned, counted.absent
+        );
+        if let Some(remark) = remark {
+            println!("{remark}");
+        }
         Ok(())
     }
 }

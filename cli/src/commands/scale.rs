@@ -3,6 +3,7 @@
 use super::config;
 use super::status::{list, text};
 use crate::admin::{Admin, Target};
+use crate::drains::{self, MayLose};
 use crate::report;
 use crate::scaling::{Executor, Kubernetes, Local, Plan, Program, Scaled, SetName, carry_out, plan};
 use anyhow::{Result, bail};
@@ -34,6 +35,9 @@ enum Verb {
     Set(Set),
     /// Give the cluster N members: starts them, or empties those that leave and ends them only then
     ///
+    /// It ends with a report of the blocks that moved and were lost. Refused where those who stay have too little room, unless --yes is
+    /// said. It ends with 3 when it was done and blocks were lost.
+    ///
     /// A local cluster's supervisor starts and ends nodes, Kubernetes with --kubernetes. Elsewhere the program after `--` does, without
     /// a shell: `{count}` stands for the size, `{name}` for a node that comes or leaves, as in `kvhive scale to 4 -- my-cloud resize {count}`.
     To {
@@ -56,6 +60,9 @@ struct How {
     /// Say what would be done and do nothing
     #[arg(long)]
     dry_run: bool,
+    /// Take nodes away although the others have too little room for what they hold: blocks are lost then, but none that is pinned
+    #[arg(long)]
+    yes: bool,
     /// Have Kubernetes start and end nodes: its StatefulSet, whose pods are members by their names. Found by the kubeconfig
     /// (KUBECONFIG) or the pod's service account, whose namespace is taken if none is named. Refuses fewer than the policy's floor
     #[arg(long, value_name = "[NAMESPACE/]STATEFULSET", conflicts_with = "program")]
@@ -129,12 +136,16 @@ impl Scale {
         // Refused before anybody is told of it.
         let plan = plan(admin, &mut *executor, size as usize)?;
         if how.dry_run {
-            return self.would(&*executor, &plan);
+            return self.would(admin, &*executor, &plan);
         }
+        let may = if how.yes { MayLose::Anything } else { MayLose::Nothing };
+        drains::check(admin, &plan.leave, may)?;
         // Known first: who follows the recommendation must not undo it.
         let _: Value = admin.post("/v1/scaling", &json!({"size": size}))?;
-        let scaled = carry_out(&self.target, admin, &mut *executor, plan, how.limit())?;
-        self.tell(&scaled)
+        let losing = (may, "an operator asked for it");
+        let scaled = carry_out(&self.target, admin, &mut *executor, plan, how.limit(), losing)?;
+        self.tell(&scaled)?;
+        Ok(scaled.came_to.is_whole()?)
     }
 
     fn follow(&self, admin: &Admin, how: &How) -> Result<()> {
@@ -148,7 +159,7 @@ impl Scale {
                     let is_news = target > 0 && scaling["members"].as_u64() != Some(target.into());
                     if is_news
                         && (!how.dry_run || last != Some(target))
-                        && let Err(error) = self.follow_to(admin, &mut *executor, target, how)
+                        && let Err(error) = self.follow_to(admin, &mut *executor, &scaling, how)
                     {
                         // It goes on from there the next time.
                         eprintln!("warning: {error:#}");
@@ -161,12 +172,28 @@ impl Scale {
         }
     }
 
-    fn follow_to(&self, admin: &Admin, executor: &mut dyn Executor, size: u32, how: &How) -> Result<()> {
-        let plan = plan(admin, executor, size as usize)?;
+    fn follow_to(
+        &self,
+        admin: &Admin,
+        executor: &mut dyn Executor,
+        scaling: &Value,
+        how: &How,
+    ) -> Result<()> {
+        let size = scaling["target"].as_u64().unwrap_or(0);
+        let plan = plan(admin, executor, usize::try_from(size).unwrap_or(usize::MAX))?;
         if how.dry_run {
-            return self.would(executor, &plan);
+            return self.would(admin, executor, &plan);
         }
-        self.tell(&carry_out(&self.target, admin, executor, plan, how.limit())?)
+        // What is recommended takes room into account as far as nothing had to leave yet; what an operator asked for does not.
+        let is_asked = !scaling["policy"]["manual"].is_null();
+        let may = match is_asked {
+            _ if how.yes => MayLose::Anything,
+            true => MayLose::Nothing,
+            false => MayLose::LeastWanted,
+        };
+        let why =
+            if is_asked { "an operator asked for it" } else { &text(&scaling["recommendation"], "reason") };
+        self.tell(&carry_out(&self.target, admin, executor, plan, how.limit(), (may, why))?)
     }
 
     fn executor(&self, how: &How) -> Result<Box<dyn Executor>> {
@@ -194,10 +221,14 @@ impl Scale {
         Ok(Box::new(Local { dir: self.target.dir.clone() }))
     }
 
-    fn would(&self, executor: &dyn Executor, plan: &Plan) -> Result<()> {
+    fn would(&self, admin: &Admin, executor: &dyn Executor, plan: &Plan) -> Result<()> {
         let mut steps: Vec<String> =
             plan.undrain.iter().map(|name| format!("let {name} hold slots")).collect();
         steps.extend(plan.leave.iter().map(|name| format!("empty {name}, and wait until it is")));
+        if let (Some(room), _) = drains::check(admin, &plan.leave, MayLose::Anything)? {
+            let refused = if room.short_bytes > 0 { ": refused without --yes" } else { "" };
+            steps.push(format!("{}{refused}", room.told(&plan.leave.join(", "))));
+        }
         if plan.is_change() {
             steps.extend(executor.would(plan));
         }
@@ -213,13 +244,17 @@ impl Scale {
         if self.json {
             return report::print_json(scaled);
         }
-        let Scaled { from, to, started, ended, slots_moved, seconds } = scaled;
+        let Scaled { from, to, started, ended, slots_moved, came_to, unreported, seconds } = scaled;
         println!("{from} members became {to} in {seconds:.1} s");
         if !started.is_empty() {
             println!("started {}", started.join(", "));
         }
         if !ended.is_empty() {
             println!("ended {}, of which {slots_moved} slots went to others first", ended.join(", "));
+            println!("{}", came_to.told());
+        }
+        if !unreported.is_empty() {
+            println!("nobody has written down what became of the blocks of {}", unreported.join(", "));
         }
         Ok(())
     }

@@ -212,7 +212,8 @@ fn rises_with(status: &Value) -> Option<String> {
 
 fn state(node: &Value) -> String {
     let state = text(node, "state");
-    if node["drains"] == Value::Bool(true) { format!("{state}, drains") } else { state }
+    let also = ["drains", "cordoned"].into_iter().filter(|word| node[word] == Value::Bool(true));
+    also.fold(state, |state, word| format!("{state}, {word}"))
 }
 
 /// Says what a device's strategies have chosen, each choice once.

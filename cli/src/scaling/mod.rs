@@ -12,6 +12,7 @@ pub(crate) use plan::{Member, Plan, Replicas};
 use crate::admin::{Admin, Target};
 use crate::commands::drain::Drain;
 use crate::commands::status::{list, text};
+use crate::drains::{self, CameTo, MayLose};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -33,6 +34,11 @@ pub(crate) struct Scaled {
     pub(crate) ended: Vec<String>,
     /// Slots that went to others.
     pub(crate) slots_moved: u64,
+    /// What became of their blocks.
+    #[serde(flatten)]
+    pub(crate) came_to: CameTo,
+    /// Who was emptied without anybody having written down what that came to.
+    pub(crate) unreported: Vec<String>,
     /// How long it took.
     pub(crate) seconds: f64,
 }
@@ -72,30 +78,39 @@ pub(crate) fn plan(admin: &Admin, executor: &mut dyn Executor, size: usize) -> R
     Ok(plan)
 }
 
-/// Brings a plan about: has members started, or empties them and has them ended only then.
+/// Brings a plan about: has members started, or empties them and has them ended only then. `losing` says what may be lost by that, and why
+/// the size changes.
 ///
 /// # Errors
-/// When a step fails; the ones before it stay done.
+/// When those who stay have too little room, or a step fails; the ones before it stay done.
 pub(crate) fn carry_out(
     target: &Target,
     admin: &Admin,
     executor: &mut dyn Executor,
     plan: Plan,
     limit: Duration,
+    losing: (MayLose, &str),
 ) -> Result<Scaled> {
     let begun = Instant::now();
+    let (may, why) = losing;
+    let (_, loses) = drains::check(admin, &plan.leave, may)?;
+    let reason = format!("from {} to {} members: {why}", plan.members, plan.size);
     // Who stays or comes holds slots, whatever was wanted of it before.
     for name in &plan.undrain {
         let _: Value = admin.patch(&format!("/v1/members/{name}"), &json!({"drains": false}))?;
     }
-    let drain = |name: &String| Drain::of(target.clone(), name).giving_up_after(limit);
+    let drain =
+        |name: &String| Drain::of(target.clone(), name).giving_up_after(limit).losing(loses).because(&reason);
     // All at once: nothing goes from one that leaves to another that does.
-    let mut slots_moved = 0;
+    let (mut slots_moved, mut came_to, mut unreported) = (0, CameTo::default(), Vec::new());
     for name in &plan.leave {
         slots_moved += drain(name).without_waiting().empty(admin)?.slots;
     }
     for name in &plan.leave {
-        drain(name).empty(admin)?;
+        match drain(name).empty(admin)?.came_to {
+            Some(of_one) => came_to.add(&of_one),
+            None => unreported.push(name.clone()),
+        }
     }
     if let Some(member) = plan.not_empty(&members(admin)?) {
         bail!("{} holds slots again, somebody took its drain back: nothing was ended", member.name);
@@ -122,6 +137,8 @@ pub(crate) fn carry_out(
         started: plan.start,
         ended: plan.leave.into_iter().chain(plan.gone).collect(),
         slots_moved,
+        came_to,
+        unreported,
         seconds: begun.elapsed().as_secs_f64(),
     })
 }

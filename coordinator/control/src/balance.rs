@@ -4,14 +4,17 @@
 //! Nothing swings: what is done aims well below where it begins, what is taken back must leave everybody well below it for a
 //! while, and after each decision the slots must have moved and the reports followed before the next.
 
+mod words;
+
 use crate::handicaps::{self, Handicaps};
-use crate::placement::{Candidate, Completion};
+use crate::placement::{self, Candidate, Completion};
 use crate::validate::MAX_REPLICAS;
 use kvhive_protocol::control::{Balancing, MAX_BALANCED};
 use kvhive_protocol::load::Work;
 use kvhive_protocol::{DeviceId, Moment, Reason, ReplicaSet, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use words::{said, shown};
 
 /// Slots of one device that are looked at for one change.
 const LOOKED_AT: usize = 64;
@@ -193,7 +196,7 @@ struct Model<'a> {
     loads: Vec<u64>,
     /// What they count for, in per cent.
     counts: Vec<u64>,
-    /// How many slots more a device may hold than its hash gives it.
+    /// How many slots more a device may hold than its hash gives it; none where its member is cordoned.
     room: Vec<usize>,
     asked: BTreeMap<Slot, Asked>,
 }
@@ -212,6 +215,8 @@ impl<'a> Model<'a> {
         let mut places: BTreeMap<DeviceId, Option<usize>> =
             seen.candidates.iter().map(|candidate| (candidate.device, None)).collect();
         places.extend(devices.iter().enumerate().map(|(at, device)| (*device, Some(at))));
+        let barred = placement::barred(seen.candidates);
+        let room = |(held, device)| if barred.contains(device) { 0 } else { usize::max(held / 8, 4) };
         let mut held = vec![0_usize; devices.len()];
         for at in seen.hashed.iter().flat_map(|set| &set.0).filter_map(|device| *places.get(device)?) {
             held[at] += 1;
@@ -222,7 +227,7 @@ impl<'a> Model<'a> {
             loads: vec![0; devices.len()],
             counts: devices.iter().map(|device| handicaps.of(*device)).collect(),
             // An eighth of its memory is what others' hot slots may take.
-            room: held.iter().map(|held| (held / 8).max(4)).collect(),
+            room: held.into_iter().zip(&devices).map(room).collect(),
             devices,
             places,
             asked: BTreeMap::new(),
@@ -480,25 +485,6 @@ impl<'a> Model<'a> {
 /// Returns what a rate is for a device that counts for so much.
 fn counted(rate: u64, counts: u64) -> u64 {
     rate.saturating_mul(counts) / handicaps::NONE
-}
-
-/// Says what changes between two sets.
-fn said(before: &[DeviceId], after: &[DeviceId]) -> String {
-    let list = |devices: &[DeviceId], other: &[DeviceId]| {
-        let names: Vec<String> =
-            devices.iter().filter(|device| !other.contains(device)).map(DeviceId::to_string).collect();
-        names.join(", ")
-    };
-    match (list(after, before), list(before, after)) {
-        (added, gone) if gone.is_empty() => format!("{} replicas, on {added} too", after.len()),
-        (added, gone) if added.is_empty() => format!("{} replicas, not on {gone} any more", after.len()),
-        (added, gone) => format!("{} replicas, on {added} instead of {gone}", after.len()),
-    }
-}
-
-/// Writes a rate for people.
-fn shown(rate: u64) -> String {
-    format!("{}.{} MiB/s", rate >> 20, ((rate % (1 << 20)) * 10) >> 20)
 }
 
 #[cfg(test)]

@@ -265,8 +265,8 @@ fn a_device_that_requests_wait_for_is_given_less_until_they_do_not_and_nothing_s
     let (share, wait, usual) = carried(&mut world);
     assert!((90..110).contains(&share) && wait > 5 * usual, "{share} % of the mean, {wait} and {usual} us");
     world.pass(1500);
-    let (share, wait, usual) = carried(&mut world);
-    assert!((40..85).contains(&share) && wait < 4 * usual, "{share} % of the mean, {wait} and {usual} us");
+    let (less, wait, usual) = carried(&mut world);
+    assert!((40..80).contains(&less) && wait < 4 * usual, "{less} % of the mean, {wait} and {usual} us");
     let told = |one: &Balancing| one.reason.as_str().contains("requests wait for it longer than for others");
     assert!(world.decisions.iter().any(told), "{:?}", world.decisions);
     let changed = world.pass(1200);
@@ -275,7 +275,7 @@ fn a_device_that_requests_wait_for_is_given_less_until_they_do_not_and_nothing_s
     world.slow = None;
     world.pass(3600);
     let (share, ..) = carried(&mut world);
-    assert!(share >= 85, "{share} % of the mean");
+    assert!(share > less && share >= 80, "{less} and then {share} % of the mean");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Clears that are made and wait until nobody serves the blocks whose era they have ended.
 
+use crate::counters::Counters;
 use crate::leases::{Leases, Server};
-use crate::overseer::{Counters, Effect};
+use crate::overseer::Effect;
 use kvhive_protocol::{Epoch, Moment, TenantId, WireError};
 use std::collections::BTreeMap;
 

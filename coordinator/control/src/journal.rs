@@ -1,7 +1,7 @@
 //! The last events of the cluster, numbered without gaps: part of the replicated state, so that every coordinator has the same
 //! under the same numbers. Bounded in number and bytes: the oldest go. What becomes an event is said in [`crate::telling`].
 
-use kvhive_protocol::{ClusterEvent, Epoch, Note, Origin, codec};
+use kvhive_protocol::{ClusterEvent, Epoch, EventKind, Note, Origin, codec};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -75,6 +75,14 @@ impl Journal {
         EventPage { events, oldest, newest: self.newest }
     }
 
+    /// Returns the newest event of one of these kinds about a member, if it is remembered.
+    pub(crate) fn last_of(&self, member: &str, kinds: &[EventKind]) -> Option<&ClusterEvent> {
+        let is_it = |event: &&Arc<ClusterEvent>| {
+            kinds.contains(&event.note.kind) && event.note.subject.member.as_deref() == Some(member)
+        };
+        self.events.iter().rev().find(is_it).map(|event| &**event)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &ClusterEvent> {
         self.events.iter().map(|event| &**event)
     }
@@ -108,7 +116,7 @@ fn bytes_of(event: &ClusterEvent) -> usize {
 mod tests {
     use super::*;
     use kvhive_protocol::events::MAX_FACT_BYTES;
-    use kvhive_protocol::{EventKind, Reason, Subject};
+    use kvhive_protocol::{Reason, Subject};
 
     fn note(at: u64) -> Note {
         Note::new(EventKind::DrainBegun, Subject::member("a")).with("at", at)

@@ -3,6 +3,7 @@
 
 use crate::afterlives::Afterlives;
 use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_UNREACHED};
+use kvhive_protocol::emptying::{MAX_EMPTIED_TOLD, MAX_FRAME_SIZES};
 use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_TENANT_LOADS};
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::REUSE_BUCKETS;
@@ -278,5 +279,12 @@ fn is_sound(load: &DeviceLoad) -> bool {
     let reuse_fits = load.reuse.counts.len() == REUSE_BUCKETS;
     let hot = &load.work.hot;
     let hot_fits = hot.len() <= MAX_HOT_SLOTS && hot.is_sorted_by(|(one, _), (next, _)| one < next);
-    hot_fits && reuse_fits && slots_fit && reports_fit && load.tenants.len() <= MAX_TENANT_LOADS
+    let emptying_fits = load.frames.len() <= MAX_FRAME_SIZES
+        && load.given.len().max(load.displaced.len()) <= MAX_EMPTIED_TOLD;
+    emptying_fits
+        && hot_fits
+        && reuse_fits
+        && slots_fit
+        && reports_fit
+        && load.tenants.len() <= MAX_TENANT_LOADS
 }

@@ -3,6 +3,7 @@
 
 use crate::balance::{self, BalanceTuning, Balancer, Seen};
 use crate::clears::{ClearTicket, Clears, PendingClear};
+use crate::counters::Counters;
 use crate::flight;
 use crate::leases::{Leases, Server};
 use crate::planner::{Planner, Reports};
@@ -80,31 +81,6 @@ pub enum BeatVerdict {
     Fenced,
     /// This coordinator does not lead, so nobody's lease is its to renew.
     NotLeading,
-}
-
-/// What happened since the overseer was made, for metrics.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counters {
-    /// Heartbeats that renewed a lease.
-    pub renewed: u64,
-    /// Heartbeats that were fenced.
-    pub fenced: u64,
-    /// Heartbeats whose device reports did not fit the member and were left out.
-    pub unsound_reports: u64,
-    /// Leases that ran out: proposals to declare a member down.
-    pub expired: u64,
-    /// Such proposals made again.
-    pub reproposed: u64,
-    /// Plans proposed.
-    pub plans: u64,
-    /// Slots that were to belong elsewhere because of how much they are asked for.
-    pub balanced: u64,
-    /// Times at which the leader itself had been paused.
-    pub pauses: u64,
-    /// Clears that every member has confirmed or outlived.
-    pub clears_done: u64,
-    /// Times that an asker was told who keeps a clear from being acknowledged.
-    pub clears_waiting: u64,
 }
 
 /// The leader's machine; idle while another coordinator leads.
@@ -250,6 +226,11 @@ impl Overseer {
             let loads = record.loads.iter().flat_map(|(_, loads)| loads.iter().zip(0_u16..));
             loads.map(|(load, index)| (DeviceId::new(*member, index), load))
         })
+    }
+
+    /// Returns the epoch by which a member served when it reported last, if it has.
+    pub fn reported(&self, member: MemberId) -> Option<Epoch> {
+        self.reign.as_ref()?.leases.get(member)?.loads.as_ref().map(|(epoch, _)| *epoch)
     }
 
     /// Says how evenly work is spread, and what would make it more even; nothing is changed by it.

@@ -11,7 +11,7 @@ use crate::log2::minus_log2;
 use crate::shares::shares;
 use kvhive_protocol::{ClusterMap, DeviceId, ReplicaSet, SLOTS, Slot};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 /// A device that slots can be placed on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,19 +22,25 @@ pub struct Candidate {
     pub weight: u64,
     /// The failure domains that its member is in.
     pub place: Place,
+    /// It may be given slots that it does not have. Where slots belong by their hash does not go by that.
+    pub takes: bool,
 }
 
 /// Returns every device of every member that is up and is not being emptied, ascending, weighted by capacity; of all that are
-/// up if nobody else is: slots are somewhere.
+/// up if nobody else is: slots are somewhere. Those of members that are cordoned take nothing, unless all are.
 pub fn candidates(map: &ClusterMap) -> Vec<Candidate> {
     let drains = |device: DeviceId| map.members.get(&device.member).is_some_and(|member| member.drains);
     let all_drain = map.devices_up().all(|(device, _)| drains(device));
+    let cordoned = |device: DeviceId| map.members.get(&device.member).is_some_and(|member| member.cordoned);
+    let is_in = |device: DeviceId| all_drain || !drains(device);
+    let all_cordoned = map.devices_up().all(|(device, _)| !is_in(device) || cordoned(device));
     let mut numbering = Numbering::default();
     map.devices_up()
-        .filter(|(device, _)| all_drain || !drains(*device))
+        .filter(|(device, _)| is_in(*device))
         .filter_map(|(device, described)| {
             let place = numbering.place(map.members.get(&device.member)?);
-            Some(Candidate { device, weight: described.capacity_bytes().max(1), place })
+            let takes = all_cordoned || !cordoned(device);
+            Some(Candidate { device, weight: described.capacity_bytes().max(1), place, takes })
         })
         .collect()
 }
@@ -42,6 +48,17 @@ pub fn candidates(map: &ClusterMap) -> Vec<Candidate> {
 /// Returns how many members they are of.
 pub(crate) fn members(candidates: &[Candidate]) -> usize {
     candidates.chunk_by(|one, next| one.device.member == next.device.member).count()
+}
+
+/// Returns how many members of those may be given slots.
+pub(crate) fn takers(candidates: &[Candidate]) -> usize {
+    let takes = candidates.chunk_by(|one, next| one.device.member == next.device.member);
+    takes.filter(|devices| devices[0].takes).count()
+}
+
+/// Returns those that may not be given slots.
+pub(crate) fn barred(candidates: &[Candidate]) -> BTreeSet<DeviceId> {
+    candidates.iter().filter(|candidate| !candidate.takes).map(|candidate| candidate.device).collect()
 }
 
 /// Returns the device that `slot` of any number of slots would be on by rendezvous hashing alone, looking at all of them: what
@@ -119,25 +136,37 @@ pub fn wanted_of(candidates: &[Candidate], slots: u32, replicas: usize) -> Vec<R
 /// a failure domain as can be, or whoever is nearest of those that do.
 pub(crate) struct Completion<'a> {
     candidates: &'a [Candidate],
+    /// Of those that take slots.
     domains: Domains,
+    all_take: bool,
     places: BTreeMap<DeviceId, usize>,
 }
 
 impl<'a> Completion<'a> {
     pub(crate) fn of(candidates: &'a [Candidate]) -> Self {
         let places = candidates.iter().enumerate().map(|(at, candidate)| (candidate.device, at)).collect();
-        Completion { candidates, domains: Domains::of(candidates), places }
+        let takers: Vec<Candidate> = candidates.iter().filter(|one| one.takes).copied().collect();
+        let all_take = takers.len() == candidates.len();
+        Completion { candidates, domains: Domains::of(&takers), all_take, places }
     }
 
-    /// Returns the next device for a slot that is on `set`; none if it is on every member.
+    /// Returns the next device for a slot that is on `set`; none if it is on every member that takes slots.
     pub(crate) fn next(&self, slot: Slot, set: &[DeviceId], wanted: &[DeviceId]) -> Option<DeviceId> {
         let at = |device: &DeviceId| self.places.get(device).map(|at| &self.candidates[*at]);
         let places: Vec<Place> = set.iter().filter_map(at).map(|candidate| candidate.place).collect();
-        let least = self.domains.least(&places)?;
-        let is_allowed = |candidate: &&Candidate| {
-            set.iter().all(|device| device.member != candidate.device.member)
-                && domains::shared(&places, candidate.place) == least
+        let is_free = |candidate: &&Candidate| {
+            candidate.takes && set.iter().all(|device| device.member != candidate.device.member)
         };
+        let least = match self.all_take {
+            true => self.domains.least(&places)?,
+            // Domains do not know of replicas on members that take nothing.
+            false => {
+                let free = self.candidates.iter().filter(is_free);
+                free.map(|candidate| domains::shared(&places, candidate.place)).min()?
+            }
+        };
+        let is_allowed =
+            |candidate: &&Candidate| is_free(candidate) && domains::shared(&places, candidate.place) == least;
         if let Some(candidate) = wanted.iter().filter_map(at).find(is_allowed) {
             return Some(candidate.device);
         }
@@ -169,9 +198,13 @@ impl<'a> Completion<'a> {
         }
     }
 
-    /// Says which two of a set share a failure domain needlessly, and which.
+    /// Says which two of a set share a failure domain needlessly, and which. Of a set with a device that takes nothing it does not: that one
+    /// stays wherever it is.
     pub(crate) fn needless(&self, set: &[DeviceId]) -> Option<(DeviceId, DeviceId, &'static str)> {
-        let place = |device: &DeviceId| Some((*device, self.candidates[*self.places.get(device)?].place));
+        let place = |device: &DeviceId| {
+            let candidate = self.candidates.get(*self.places.get(device)?).filter(|one| one.takes)?;
+            Some((*device, candidate.place))
+        };
         let places: Option<Vec<_>> = set.iter().map(place).collect();
         self.domains.needless(&places?)
     }

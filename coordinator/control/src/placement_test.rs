@@ -15,7 +15,7 @@ fn members(weights: &[&[u64]]) -> Vec<Candidate> {
             let device = DeviceId::new(MemberId(member as u32 + 1), index as u16);
             // Each member is a host of its own, and nobody says which rack it is in.
             let place = Place([0, 0, member as u32]);
-            candidates.push(Candidate { device, weight: *weight, place });
+            candidates.push(Candidate { device, weight: *weight, place, takes: true });
         }
     }
     candidates

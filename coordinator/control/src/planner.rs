@@ -1,11 +1,12 @@
 //! Moves slots toward where they belong, and has replicas given what they lack: the steps of [`crate::moves`] for every slot,
 //! bounded. Runs on the leader; what it plans is an ordinary command, refused if the map has moved on.
 
+use crate::cordon;
 use crate::moves::{self, Present};
 use crate::pins;
 use crate::placement::{self, Candidate};
 use kvhive_protocol::control::Command;
-use kvhive_protocol::{ClusterMap, DeviceId, ReplicaSet, Slot};
+use kvhive_protocol::{ClusterMap, DeviceId, Filling, ReplicaSet, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -42,6 +43,37 @@ struct Wanted {
     hashed: Vec<ReplicaSet>,
     /// As work is spread more evenly.
     sets: Vec<ReplicaSet>,
+    /// Both as members that are cordoned make them; none while none is.
+    cordoned: Option<Cordoned>,
+}
+
+/// Where slots belong while members are cordoned: that depends on where they are.
+#[derive(Clone)]
+struct Cordoned {
+    slots: Arc<Vec<ReplicaSet>>,
+    filling: Arc<BTreeMap<Slot, Filling>>,
+    hashed: Vec<ReplicaSet>,
+    sets: Vec<ReplicaSet>,
+}
+
+impl Wanted {
+    fn heed_cordons(&mut self, map: &ClusterMap) {
+        if self.candidates.iter().all(|candidate| candidate.takes) {
+            self.cordoned = None;
+            return;
+        }
+        let is_it = |known: &Cordoned| {
+            Arc::ptr_eq(&known.slots, &map.slots) && Arc::ptr_eq(&known.filling, &map.filling)
+        };
+        if self.cordoned.as_ref().is_some_and(is_it) {
+            return;
+        }
+        let (mut hashed, mut sets) = (self.hashed.clone(), self.sets.clone());
+        cordon::heed(map, &self.candidates, &mut hashed);
+        cordon::heed(map, &self.candidates, &mut sets);
+        let (slots, filling) = (map.slots.clone(), map.filling.clone());
+        self.cordoned = Some(Cordoned { slots, filling, hashed, sets });
+    }
 }
 
 impl Planner {
@@ -116,11 +148,15 @@ impl Planner {
             let hashed = known.unwrap_or_else(|| placement::wanted_map(&candidates, replicas));
             let mut sets = hashed.clone();
             placement::balance(map, &candidates, &mut sets);
-            self.wanted = Some(Wanted { candidates, replicas, balanced: map.balanced.clone(), hashed, sets });
+            let balanced = map.balanced.clone();
+            self.wanted = Some(Wanted { candidates, replicas, balanced, hashed, sets, cordoned: None });
         }
-        self.wanted
-            .as_ref()
-            .map_or((&[], &[], &[]), |wanted| (&wanted.candidates, &wanted.hashed, &wanted.sets))
+        let Some(wanted) = self.wanted.as_mut() else { return (&[], &[], &[]) };
+        wanted.heed_cordons(map);
+        match &wanted.cordoned {
+            Some(heeded) => (&wanted.candidates, &heeded.hashed, &heeded.sets),
+            None => (&wanted.candidates, &wanted.hashed, &wanted.sets),
+        }
     }
 
     fn wanted(&mut self, map: &ClusterMap) -> &[ReplicaSet] {

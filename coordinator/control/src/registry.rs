@@ -8,7 +8,7 @@ use crate::engines::Engines;
 use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
 use crate::scaling::Scaling;
-use crate::{again, departures, levels, telling, validate};
+use crate::{again, cordon, departures, levels, telling, validate};
 use kvhive_protocol::control::{
     Balancing, Command, CommandReply, MAX_MEMBERS, Placing, Proposal, Registration,
 };
@@ -226,7 +226,7 @@ impl Registry {
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
             Command::SetCoordinators { addresses } => self.set_coordinators(addresses),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
-            Command::Record(note) => note.check().map(|()| self.unchanged()),
+            Command::Record(note) => self.check_note(&note).map(|()| self.unchanged()),
             Command::SetScaling { change } => self.scaling.change(&change).map(|()| self.unchanged()),
             Command::RecordLoad { observation } => {
                 self.scaling.record(observation);
@@ -240,6 +240,7 @@ impl Registry {
             Command::SetPin { name, pin } => self.set_pin(name, *pin),
             Command::RemovePin { name, ended_ms } => self.remove_pin(&name, ended_ms),
             Command::RaiseLevel { to } => self.raise_level(to),
+            Command::SetCordon { member, cordoned } => self.set_cordon(member, cordoned),
             Command::MarkEnded { start } => Ok(self.mark_ended(start)),
         }
     }
@@ -277,8 +278,9 @@ impl Registry {
         let Registration { request: _, name, data_address, metrics_address, labels, devices, codec, speaks } =
             registration;
         let state = MemberState::Up;
-        // Who was being emptied when its process ended still is.
+        // Who was being emptied or cordoned when its process ended still is.
         let drains = map.members.get(&id).is_some_and(|member| member.drains);
+        let cordoned = map.members.get(&id).is_some_and(|member| member.cordoned);
         let lingers = map.members.get(&id).and_then(|before| departures::lingering(before, &data_address));
         let member = Member {
             name,
@@ -291,6 +293,7 @@ impl Registry {
             codec,
             drains,
             speaks,
+            cordoned,
             lingers,
         };
         self.index.take(validate::member_bytes(&member), replaced)?;
@@ -361,9 +364,7 @@ impl Registry {
             WireError::rejected(format_args!("there is no member {id}: `kvhive nodes` shows them"))
         })?;
         let map = self.map.as_ref().expect("execute has checked that there is a map");
-        let could_take =
-            |(other, one): (&MemberId, &Member)| *other != id && one.state == MemberState::Up && !one.drains;
-        if drains && !member.drains && !map.members.iter().any(could_take) {
+        if drains && !member.drains && !cordon::others_take(map, id) {
             return Err(WireError::rejected(format_args!(
                 "no other member is up and takes slots: start one before {} is emptied",
                 member.name

@@ -76,6 +76,16 @@ impl Cluster {
         self.apply(register)
     }
 
+    pub(crate) fn register_in(&mut self, name: &str, rack: &str) {
+        let mut register = registration(name, 1);
+        if let Command::Register(registration) = &mut register {
+            registration.labels = BTreeMap::from([("rack".to_owned(), rack.to_owned())]);
+            registration.data_address = format!("{name}:1");
+        }
+        let reply = self.apply(register);
+        assert!(matches!(reply, CommandReply::Registered { .. }), "{reply:?}");
+    }
+
     pub(crate) fn mark_down(&mut self, member: MemberId) -> CommandReply {
         let generation = self.map().members[&member].generation;
         self.apply(Command::MarkDown { member, generation })

@@ -25,6 +25,8 @@ pub(crate) fn withdraw(map: &mut ClusterMap, member: MemberId) -> Repair {
         return repair;
     }
     let (slots, filling) = (Arc::make_mut(&mut map.slots), Arc::make_mut(&mut map.filling));
+    let members = &map.members;
+    let takes = |device: &DeviceId| !members.get(&device.member).is_some_and(|member| member.cordoned);
     for (set, slot) in slots.iter_mut().zip(0..SLOTS).filter(|(set, _)| holds(set, member)) {
         let was_primary = set.primary().is_some_and(|primary| primary.member == member);
         set.0.retain(|device| device.member != member);
@@ -35,7 +37,10 @@ pub(crate) fn withdraw(map: &mut ClusterMap, member: MemberId) -> Repair {
             .flat_map(|lacking| lacking.devices)
             .filter(|device| device.member != member)
             .collect();
-        let whole = set.0.iter().position(|device| !lacking.contains(device));
+        let is_whole = |device: &DeviceId| !lacking.contains(device);
+        // One that is cordoned becomes primary only where nobody else has the slot's blocks.
+        let free = set.0.iter().position(|device| is_whole(device) && takes(device));
+        let whole = free.filter(|_| was_primary).or_else(|| set.0.iter().position(is_whole));
         if let Some(whole) = whole {
             set.0[..=whole].rotate_right(1);
             if !lacking.is_empty() {
@@ -52,6 +57,7 @@ pub(crate) fn withdraw(map: &mut ClusterMap, member: MemberId) -> Repair {
 pub(crate) fn fill(map: &mut ClusterMap, repair: &mut Repair) {
     let candidates = placement::candidates(map);
     let replicas = placement::members(&candidates).min(usize::from(map.settings.replicas));
+    // Fewer than that where nobody takes more: a member that is cordoned counts only where it is.
     if replicas > 0 && map.slots.iter().any(|set| set.0.len() < replicas) {
         let completion = Completion::of(&candidates);
         // Where the slot belongs comes first, so that later there is less to move.

@@ -4,6 +4,7 @@
 
 use crate::autoscaler::{Autoscaler, Recommendation};
 use crate::predictor::{Figure, Predictor};
+use crate::room;
 use crate::scaling::Scaling;
 use kvhive_protocol::control::{Command, DeviceLoad};
 use kvhive_protocol::scaling::{
@@ -64,8 +65,9 @@ impl Scaler {
     ) -> Vec<Proposed> {
         self.learn(scaling);
         let members = members(map);
-        for (device, load) in loads {
-            self.count(members, device, load);
+        let loads: BTreeMap<DeviceId, &DeviceLoad> = loads.collect();
+        for (device, load) in &loads {
+            self.count(members, *device, load);
         }
         let bucket = seconds / OBSERVATION_SECONDS;
         if self.now.bucket == 0 || bucket < self.now.bucket {
@@ -77,6 +79,8 @@ impl Scaler {
         let observation = std::mem::replace(&mut self.now, Observation { bucket, ..Observation::default() });
         self.autoscaler.keep_only(|device| map.members.contains_key(&device.member));
         self.counted.retain(|device, _| map.members.contains_key(&device.member));
+        // While it is not known what is held, nothing of it is to be let go.
+        self.autoscaler.must_hold(room::fewest(map, &loads).unwrap_or(members));
         let mut proposed = vec![(Command::RecordLoad { observation }, Reason::default())];
         proposed.extend(self.decide(seconds, members, scaling));
         proposed
@@ -206,6 +210,7 @@ mod tests {
             labels: BTreeMap::new(),
             devices: Vec::new(),
             drains: false,
+            cordoned: false,
             lingers: None,
             speaks: kvhive_protocol::Level::NEWEST,
             codec: kvhive_protocol::block::Codec::Raw,

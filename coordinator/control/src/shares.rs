@@ -168,6 +168,7 @@ mod tests {
             device: DeviceId::new(MemberId(at as u32 + 1), 0),
             weight: *weight,
             place: Place([*zone; 3]),
+            takes: true,
         };
         of.iter().enumerate().map(one).collect()
     }

@@ -56,12 +56,11 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
         }
         Command::SetDrains { member, drains } => {
             let kind = if *drains { EventKind::DrainBegun } else { EventKind::DrainEnded };
-            let slots = |map: &ClusterMap| {
-                let holds =
-                    map.slots.iter().filter(|set| set.0.iter().any(|device| device.member == *member));
-                holds.count() as u64
-            };
-            Some(of_member(kind, member)?.with("slots_held", map.map_or(0, slots)))
+            Some(of_member(kind, member)?.with("slots_held", map.map_or(0, |map| slots_of(map, *member))))
+        }
+        Command::SetCordon { member, cordoned } => {
+            let kind = if *cordoned { EventKind::MemberCordoned } else { EventKind::MemberUncordoned };
+            Some(of_member(kind, member)?.with("slots_held", map.map_or(0, |map| slots_of(map, *member))))
         }
         Command::Balance { changes, .. } => {
             let back = changes.iter().filter(|one| one.set.is_empty()).count() as u64;
@@ -94,6 +93,12 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
         Command::MarkEnded { start: None } => Some(Note::new(EventKind::MemberEnded, Subject::default())),
         Command::RemoveEngine { name } => Some(Note::new(EventKind::EngineForgotten, Subject::engine(name))),
     }
+}
+
+/// Returns how many slots a member holds.
+fn slots_of(map: &ClusterMap, member: MemberId) -> u64 {
+    let holds = map.slots.iter().filter(|set| set.0.iter().any(|device| device.member == member));
+    holds.count() as u64
 }
 
 /// Returns why an event happened: as whoever asked said, else as the command does.

@@ -85,7 +85,8 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         | Command::RecordLoad { .. }
         | Command::RaiseLevel { .. }
         | Command::MarkEnded { .. }
-        | Command::SetAck { .. } => Ok(()),
+        | Command::SetAck { .. }
+        | Command::SetCordon { .. } => Ok(()),
     }
 }
 
@@ -146,9 +147,8 @@ pub fn check_seat(peer: u64, seat: &Seat) -> Result<(), WireError> {
 pub(crate) fn placement(map: &ClusterMap, changes: &[Placing]) -> Result<(), WireError> {
     let places = Places::of(map);
     let candidates = placement::candidates(map);
-    let members = placement::members(&candidates);
     let spread = Completion::of(&candidates);
-    let least = members.min(usize::from(map.settings.replicas)).max(1);
+    let least = placement::takers(&candidates).min(usize::from(map.settings.replicas)).max(1);
     let mut named = BTreeSet::new();
     for Placing { slot, set, filling } in changes {
         slot_once(*slot, &mut named)?;
@@ -201,7 +201,7 @@ pub(crate) fn balancing(map: &ClusterMap, changes: &[Balancing]) -> Result<(), W
     balancing_alone(changes)?;
     let candidates = placement::candidates(map);
     let spread = Completion::of(&candidates);
-    let least = placement::members(&candidates).min(usize::from(map.settings.replicas));
+    let least = placement::takers(&candidates).min(usize::from(map.settings.replicas));
     for Balancing { slot, set, .. } in changes.iter().filter(|one| !one.set.is_empty()) {
         if let Err(why) = spread.check(set, least) {
             return Err(WireError::rejected(format_args!("slot {slot} cannot belong there: {why}")));
@@ -243,7 +243,7 @@ fn set_size(slot: Slot, set: &[DeviceId], least: usize) -> Result<(), WireError>
 pub(crate) fn member_bytes(member: &Member) -> usize {
     let labels: usize = member.labels.iter().map(|(key, value)| key.len() + value.len() + 16).sum();
     let devices: usize = member.devices.iter().map(|device| device.kind.len() + 32).sum();
-    79 + member.name.len() + member.data_address.len() + member.metrics_address.len() + labels + devices
+    80 + member.name.len() + member.data_address.len() + member.metrics_address.len() + labels + devices
 }
 
 /// Returns about how many bytes a tenant takes in an encoded map; never fewer than it does.

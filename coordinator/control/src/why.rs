@@ -25,7 +25,8 @@ pub(crate) fn silent(now: Moment, record: &Record, settings: &Settings) -> Reaso
 pub(crate) fn plan(map: &ClusterMap, command: &Command, avoided: &BTreeSet<DeviceId>) -> Reason {
     let Command::PlaceSlots { changes, .. } = command else { return Reason::default() };
     let none = Filling::default();
-    let (mut begun, mut arrived, mut restored) = (BTreeMap::<MemberId, u32>::new(), 0u32, 0u32);
+    let (mut begun, mut arrived) = (BTreeMap::<MemberId, u32>::new(), 0u32);
+    let (mut restored, mut emptied, mut sure) = (0u32, 0u32, 0u32);
     for one in changes {
         let (set, lacked) = (map.replicas(one.slot), map.filling.get(&one.slot).unwrap_or(&none));
         let came = |device: &&DeviceId| one.set.contains(device) && !one.filling.devices.contains(device);
@@ -34,7 +35,11 @@ pub(crate) fn plan(map: &ClusterMap, command: &Command, avoided: &BTreeSet<Devic
         let is_under_way = |device: &&DeviceId| lacked.streams && lacked.devices.first() == Some(*device);
         if let Some(to) = to.filter(|device| !is_under_way(device)) {
             *begun.entry(to.member).or_default() += 1;
-            restored += u32::from(set.contains(*to) && lacked.devices.contains(to));
+            let is_replica = set.contains(*to);
+            let is_emptied = map.emptied_of(one.slot).is_some();
+            emptied += u32::from(is_emptied);
+            restored += u32::from(!is_emptied && is_replica && lacked.devices.contains(to));
+            sure += u32::from(!is_emptied && is_replica && !lacked.devices.contains(to));
         }
     }
     let name = |id: &MemberId| map.members.get(id).map_or("?", |member| member.name.as_str());
@@ -43,8 +48,14 @@ pub(crate) fn plan(map: &ClusterMap, command: &Command, avoided: &BTreeSet<Devic
     if total > 0 {
         let _ = write!(text, "{total} slots begin to be copied to {}", few(begun.keys().map(name)));
     }
-    if restored > 0 {
-        let _ = write!(text, ", {restored} of them to replace copies that were lost");
+    for (count, why) in [
+        (emptied, "as members are being emptied that have them"),
+        (restored, "to replicas that lack older blocks"),
+        (sure, "to make sure of copies before these become primary"),
+    ] {
+        if count > 0 {
+            let _ = write!(text, ", {count} of them {why}");
+        }
     }
     if arrived > 0 {
         let _ = write!(text, "{}{arrived} slots have arrived", if text.is_empty() { "" } else { "; " });

@@ -215,6 +215,8 @@ fn many_slots_of_one_plan_are_one_event_whose_reason_says_what_begins_and_why() 
     assert_eq!(plan.note.subject.examples.len(), 8.min(plan.note.subject.slots as usize));
     assert!(plan.reason.as_str().contains("begin to be copied to"), "{}", plan.reason);
     assert!(plan.reason.as_str().contains("being emptied: a"), "{}", plan.reason);
+    let all = format!("{begun} of them as members are being emptied that have them");
+    assert!(plan.reason.as_str().contains(&all) && !plan.reason.as_str().contains("lack"), "{}", plan.reason);
     assert!(plans.len() < 10, "slots that wait are not told again: {}", plans.len());
 }
 

@@ -1,6 +1,6 @@
 //! What the raft actor tells its askers: maps, statuses, overviews, verdicts on heartbeats, and why something was not done.
 
-use super::raft::{RaftActor, Waiting};
+use super::raft::{Figures, RaftActor, Waiting};
 use kvhive_consensus::{PeerId, RefuseReason, Role, Standing, Ticket};
 use kvhive_control::{BeatVerdict, Server};
 use kvhive_protocol::control::{ControlReply, CoordinatorStatus, DeviceLoad, Overview};
@@ -69,6 +69,15 @@ impl RaftActor {
         }
     }
 
+    pub(super) fn counted(&self) -> Figures {
+        Figures {
+            waiting: self.waiting.len() as u64,
+            ignored_messages: self.parts.consensus.status().ignored_messages,
+            oversight: self.parts.overseer.counters(),
+            ..self.figures.clone()
+        }
+    }
+
     /// Says which slots are on their way.
     pub(super) fn moves(&mut self) -> ControlReply {
         if self.parts.consensus.status().role != Role::Leader {
@@ -97,6 +106,9 @@ impl RaftActor {
                 // Only the scaler looks at that.
                 reuse: Reuse { counts: Vec::new(), ..Reuse::default() },
                 strategies,
+                frames: load.frames.clone(),
+                given: load.given.clone(),
+                displaced: load.displaced.clone(),
                 work: Work { hot: Vec::new(), ..load.work },
                 ..*load
             }

@@ -8,7 +8,9 @@ use super::vitals::Vitals;
 use crate::engines::Agreed;
 use crate::log_thread::Write;
 use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Standing, Ticket, WriteId};
-use kvhive_control::{ClearTicket, Counters, Effect as Oversight, EventPage, Overseer, Registry, Scaler};
+use kvhive_control::{
+    ClearTicket, Counters, Drains, Effect as Oversight, EventPage, Overseer, Registry, Scaler,
+};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
 use kvhive_protocol::raft::RaftRequest;
 use kvhive_protocol::{
@@ -126,8 +128,9 @@ pub(crate) struct RaftActor {
     pub(super) standing: Standing,
     effects: Vec<Effect>,
     oversight: Vec<Oversight>,
-    figures: Figures,
+    pub(super) figures: Figures,
     pub(super) scaler: Scaler,
+    pub(super) drains: Drains,
     /// When load is looked at next.
     pub(super) next_look: Moment,
     /// When it may be said next where the coordinators are.
@@ -154,6 +157,7 @@ impl RaftActor {
             oversight: Vec::new(),
             figures: Figures::default(),
             scaler: Scaler::new(),
+            drains: Drains::default(),
             next_look: Moment::ZERO,
             next_seats: Moment::ZERO,
             heard: BTreeMap::new(),
@@ -235,7 +239,7 @@ impl RaftActor {
             self.parts.overseer.became_leader(self.parts.clock.now(), map.as_deref());
         } else {
             self.parts.overseer.lost_leadership();
-            self.scaler.lost_leadership();
+            self.forget_loads();
             self.bootstrapping = false;
             self.elected = None;
             for (_, (reply, _)) in std::mem::take(&mut self.clears) {
@@ -487,12 +491,7 @@ impl Actor for RaftActor {
             }
             RaftMessage::Balance { reply } => reply.send(self.balance()),
             RaftMessage::Moves { reply } => reply.send(self.moves()),
-            RaftMessage::Figures { reply } => reply.send(Figures {
-                waiting: self.waiting.len() as u64,
-                ignored_messages: self.parts.consensus.status().ignored_messages,
-                oversight: self.parts.overseer.counters(),
-                ..self.figures.clone()
-            }),
+            RaftMessage::Figures { reply } => reply.send(self.counted()),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The raft actor as the hand of what goes by the wall clock: shows the scaler what devices report, ends pins whose time has come,
-//! and proposes what is asked for.
+//! The raft actor as the hand of what goes by the clock: shows the scaler what devices report, ends pins whose time has come, has it
+//! written down what emptying members came to, and proposes what is asked for.
 
 use super::raft::RaftActor;
 use std::time::Duration;
@@ -8,8 +8,15 @@ use std::time::Duration;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl RaftActor {
-    /// Looks at load, if that is due. Called by a leader only.
+    /// Another coordinator leads.
+    pub(super) fn forget_loads(&mut self) {
+        self.scaler.lost_leadership();
+        self.drains.lost_leadership();
+    }
+
+    /// Looks at load, if that is due, and at members that are being emptied. Called by a leader only.
     pub(super) fn look_at_load(&mut self) {
+        self.look_at_drains();
         let now = self.parts.clock.now();
         let Some(map) = self.parts.registry.map().filter(|_| now >= self.next_look) else { return };
         self.next_look = now + LOOK_EVERY;
@@ -20,6 +27,19 @@ impl RaftActor {
         // Held on, the next change would copy it.
         drop(map);
         for (command, reason) in proposed.into_iter().chain(ended) {
+            self.propose_own(command, reason);
+        }
+    }
+
+    /// Looks at members that are being emptied.
+    fn look_at_drains(&mut self) {
+        let Some(map) = self.parts.registry.map() else { return };
+        let (overseer, now) = (&self.parts.overseer, self.parts.clock.now());
+        let reported = |member| overseer.reported(member);
+        let told = self.drains.tick(now, &map, &self.parts.registry, overseer.loads(), reported);
+        // Held on, the next change would copy it.
+        drop(map);
+        for (command, reason) in told {
             self.propose_own(command, reason);
         }
     }

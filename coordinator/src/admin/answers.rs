@@ -61,6 +61,8 @@ pub(super) struct Node {
     pub(super) state: String,
     /// It is being emptied: its slots leave, and it gets none.
     pub(super) drains: bool,
+    /// It is cordoned: it keeps the slots that it has and is given no others.
+    pub(super) cordoned: bool,
     /// How often it has registered.
     pub(super) generation: u64,
     pub(super) data_address: String,
@@ -321,6 +323,11 @@ impl Trouble {
     pub(super) fn misdirected() -> Trouble {
         let detail = "this coordinator was removed from the cluster and knows nothing of it any more: ask another, and stop this one";
         Trouble::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", detail)
+    }
+
+    /// Says that the others have too little room for what a node holds.
+    pub(super) fn too_little_room(detail: String) -> Trouble {
+        Trouble::new(StatusCode::CONFLICT, "too_little_room", detail)
     }
 
     pub(super) fn unavailable(detail: String) -> Trouble {

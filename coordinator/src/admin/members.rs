@@ -1,4 +1,4 @@
-//! Members: who there is, and emptying one before it goes.
+//! Members: who there is, emptying one before it goes, and giving one no more slots.
 
 use super::answers::{Consistency, Freshness, Members, Node, Trouble};
 use super::asked::AskedAs;
@@ -16,14 +16,25 @@ use kvhive_runtime::http::Problem;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-/// What may be changed of a member.
+/// What may be changed of a member: one of `drains` and `cordoned`.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MemberPatch {
     /// Whether it is being emptied: its slots go to others with their blocks, and it gets none.
-    drains: bool,
+    drains: Option<bool>,
+    /// Whether it is emptied although the others have too little room for what it holds: blocks are lost then, never pinned ones.
+    #[serde(default)]
+    may_lose: bool,
+    /// Whether it is cordoned: it keeps the slots that it has and serves them, is given no others, and becomes primary of none that
+    /// another can be primary of.
+    cordoned: Option<bool>,
     /// Why, for the journal of events.
     reason: Option<String>,
+}
+
+enum Change {
+    Drains(bool),
+    Cordoned(bool),
 }
 
 /// Every node that has registered and was not removed since.
@@ -53,8 +64,9 @@ pub(super) async fn member(
     nodes.into_iter().find(|node| node.name == name).map(Json).ok_or_else(|| missing(&name))
 }
 
-/// Begins to empty a member, or ends that. Answered when it is decided; its slots then leave in the background, which
-/// `/v1/slots` shows.
+/// Begins to empty a member or cordons it, or ends that. Answered when it is decided; slots of one that is emptied then leave in the
+/// background, which `/v1/drains` and `/v1/moves` show, and those of one that is cordoned stay. Emptying is refused with the code
+/// `too_little_room` where the others have too little for what it holds, unless it may lose blocks.
 #[utoipa::path(patch, path = "/v1/members/{name}", params(("name" = String, Path, description = "The node's name"), AskedAs), request_body = MemberPatch, responses((status = 200, body = Node), (status = 404, body = Problem), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn change_member(
     State(admin): Shared,
@@ -64,12 +76,27 @@ pub(super) async fn change_member(
 ) -> Answer<Node> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let Json(Object(patch)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    let change = match (patch.drains, patch.cordoned) {
+        (Some(drains), None) => Change::Drains(drains),
+        (None, Some(cordoned)) => Change::Cordoned(cordoned),
+        _ => {
+            return Err(Trouble::bad_request(
+                "say one of drains and cordoned, each true or false".to_owned(),
+            ));
+        }
+    };
     let missing = || missing(&name);
     let overview = admin.overview(Freshness::Linearizable).await?;
     let known = overview.map.as_ref().and_then(|map| map.member(&name));
     let (member, _) = known.ok_or_else(missing)?;
+    if matches!(change, Change::Drains(true)) && !patch.may_lose {
+        admin.check_room(&name).await?;
+    }
     let reason = patch.reason.map(Reason::new).unwrap_or_default();
-    let command = Command::SetDrains { member, drains: patch.drains };
+    let command = match change {
+        Change::Drains(drains) => Command::SetDrains { member, drains },
+        Change::Cordoned(cordoned) => Command::SetCordon { member, cordoned },
+    };
     match admin.submit_because(asked, command, reason).await? {
         CommandReply::Applied { .. } => {
             let overview = admin.overview(Freshness::Linearizable).await?;
@@ -98,7 +125,7 @@ pub(super) async fn remove_member(
     }
 }
 
-fn missing(name: &str) -> Trouble {
+pub(super) fn missing(name: &str) -> Trouble {
     let name: String = name.chars().take(64).collect();
     Trouble::not_found(format!("node {name:?} does not exist; GET /v1/members lists those that do"))
 }

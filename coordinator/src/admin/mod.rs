@@ -11,6 +11,7 @@ mod config;
 mod dashboard;
 mod devices;
 mod document;
+mod drains;
 mod engines;
 mod events;
 mod figures;

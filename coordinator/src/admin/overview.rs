@@ -35,6 +35,7 @@ pub(super) fn nodes(map: &ClusterMap) -> Vec<Node> {
         }
         .to_owned(),
         drains: member.drains,
+        cordoned: member.cordoned,
         generation: member.generation.0,
         data_address: member.data_address.clone(),
         metrics_address: member.metrics_address.clone(),

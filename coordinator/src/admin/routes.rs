@@ -10,8 +10,8 @@ use super::lanes::Lanes;
 use super::pins::MAX_PIN_BODY_BYTES;
 use super::route::MAX_ROUTE_BODY_BYTES;
 use super::{
-    backup, balance, check_blocks, config, dashboard, devices, document, engines, events, figures, members,
-    moves, overview, pins, raft, route, scaling, tenants, traces,
+    backup, balance, check_blocks, config, dashboard, devices, document, drains, engines, events, figures,
+    members, moves, overview, pins, raft, route, scaling, tenants, traces,
 };
 use crate::actors::raft::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
@@ -277,6 +277,7 @@ fn router(admin: Arc<Admin>) -> Router {
         .routes(routes!(members::member, members::change_member, members::remove_member))
         .routes(routes!(devices::devices))
         .routes(routes!(devices::device))
+        .routes(routes!(drains::drains))
         .routes(routes!(slots))
         .routes(routes!(moves::moves))
         .routes(routes!(config::config))

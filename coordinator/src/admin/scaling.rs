@@ -55,7 +55,7 @@ pub(super) struct Recommended {
     size: u32,
     /// Members that the load asks for by itself, before bounds in time.
     needed: u32,
-    /// Why, in a word: `capacity`, `queue`, `surplus`, `cooldown`, `right`, `bounds`, `manual`, `unknown`, `off`.
+    /// Why, in a word: `capacity`, `queue`, `surplus`, `room`, `cooldown`, `right`, `bounds`, `manual`, `unknown`, `off`.
     why: String,
     /// Why, in words and numbers.
     reason: String,

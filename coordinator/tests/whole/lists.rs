@@ -117,3 +117,34 @@ fn the_configuration_names_secrets_and_never_shows_them() {
         again["settings"].as_array().and_then(|all| all.iter().find(|one| one["key"] == "scaling.floor"));
     assert_eq!(floor.map(|floor| floor["value"].clone()), Some(json!("2")));
 }
+
+#[test]
+fn a_member_is_cordoned_by_an_operator_and_the_journal_says_why() {
+    let group = two_nodes(3);
+    let door = group.admin(group.follower());
+    let patch = |token: &str, name: &str, body: &str| {
+        let token = crate::group::bearer(token);
+        let key = "00112233445566778899aabbccddeeff";
+        let headers = [
+            ("authorization", token.as_str()),
+            ("content-type", "application/merge-patch+json"),
+            ("idempotency-key", key),
+        ];
+        crate::http::ask(door.address, "PATCH", &format!("/v1/members/{name}"), &headers, body.as_bytes())
+    };
+    assert_eq!(patch(VIEWER, "node-1", r#"{"cordoned": true}"#).refusal().0, 403);
+    for wrong in ["{}", r#"{"drains": true, "cordoned": true}"#, r#"{"cordoned": "yes"}"#] {
+        assert_eq!(patch(OPERATOR, "node-1", wrong).refusal(), (400, "bad_request".to_owned()), "{wrong}");
+    }
+    for _ in 0..2 {
+        let answer = patch(OPERATOR, "node-1", r#"{"cordoned": true, "reason": "its disk is slow"}"#);
+        assert_eq!((answer.status, &answer.json()["cordoned"]), (200, &json!(true)));
+    }
+    assert_eq!(patch(OPERATOR, "node-2", r#"{"cordoned": true}"#).refusal().0, 409);
+    assert_eq!(door.get("/v1/members/node-1").json()["cordoned"], json!(true));
+    crate::group::eventually("the follower has applied it", || {
+        let events = door.get("/v1/events?kind=member-cordoned").json();
+        let events = events["events"].as_array().cloned().unwrap_or_default();
+        events.len() == 1 && events[0]["reason"] == "its disk is slow"
+    });
+}

@@ -5,6 +5,7 @@ use crate::frames::TierCapacity;
 use crate::party::Rules;
 use crate::policy::Shrink;
 use kvhive_protocol::data::Refusal;
+use kvhive_protocol::watch::Gone;
 use kvhive_protocol::{BlockKey, Slot};
 use std::time::Duration;
 
@@ -76,6 +77,10 @@ pub enum Effect {
     Drop {
         /// Which block.
         id: BlockId,
+        /// Its slot.
+        slot: Slot,
+        /// Why it went.
+        gone: Gone,
     },
     /// Copy the block's bytes into a frame of another tier, then report [`crate::Shard::copied`]. It stays readable meanwhile.
     Copy {

@@ -1,6 +1,7 @@
 //! What a node gives away: of each slot whose primary is one of its devices and of which a replica lacks blocks, who is being
 //! given them and how far that is. Told by the map; what it says of a slot holds for the map that it was last told.
 
+use kvhive_protocol::emptying::{Given, MAX_EMPTIED_TOLD};
 use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Generation, MemberId, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,6 +32,32 @@ pub enum Pass {
     Unanswered,
 }
 
+/// What became of one block in a pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// The target did not have it and has it now.
+    Moved,
+    /// The target had it.
+    There,
+    /// The target gives it no room.
+    Declined {
+        /// Nobody else holds it who stays.
+        is_last: bool,
+    },
+    /// It cannot be read any more.
+    Unreadable {
+        /// Nobody else holds it who stays.
+        is_last: bool,
+    },
+    /// The disk did not give it in time.
+    Late {
+        /// Nobody else holds it who stays.
+        is_last: bool,
+    },
+    /// It is pinned and is given no room: its slot stays for now.
+    Waits,
+}
+
 /// Passes in a row without an answer after which a target counts as one that does not answer.
 const PATIENCE: u32 = 3;
 /// Passes in a row for which a disk that does not give a block in time is waited for: what it does not give then is as good as
@@ -55,6 +82,40 @@ struct Job {
     stage: Stage,
     /// A block has not got there that came after the round had passed it.
     missed: bool,
+    /// The member that is being emptied by it, if one is.
+    empties: Option<MemberId>,
+    /// What passes before the last one did for good.
+    before: Given,
+    /// What the last pass did, or does.
+    pass: Given,
+}
+
+impl Job {
+    fn begin_pass(&mut self) {
+        self.before.moved_blocks += self.pass.moved_blocks;
+        self.before.moved_bytes += self.pass.moved_bytes;
+        self.pass = Given::default();
+    }
+
+    /// Returns what all its passes came to. Of blocks that were declined or late the last one tells, which was offered all of them
+    /// again; so it did what was moved before, and found it there.
+    fn came_to(&self) -> Given {
+        let mut sum = self.pass;
+        sum.there_blocks = sum.there_blocks.saturating_sub(self.before.moved_blocks);
+        if self.stage == Stage::Done {
+            sum.waiting_blocks = 0;
+        } else {
+            // The others may get there yet.
+            sum = Given {
+                moved_blocks: sum.moved_blocks,
+                moved_bytes: sum.moved_bytes,
+                waiting_blocks: sum.waiting_blocks,
+                ..Given::default()
+            };
+        }
+        sum.add(&self.before);
+        sum
+    }
 }
 
 /// What a node gives away.
@@ -68,6 +129,8 @@ pub struct Fills {
     unanswered: BTreeMap<DeviceId, u32>,
     /// Passes in a row in which the disk of a source was late.
     late: BTreeMap<DeviceId, u32>,
+    /// What emptying came to of slots that have gone, by who gave and which member is being emptied.
+    gone: BTreeMap<(DeviceId, MemberId), Given>,
     epoch: Epoch,
 }
 
@@ -86,13 +149,35 @@ impl Fills {
             let Some(generation) = map.members.get(&target.member).map(|member| member.generation) else {
                 continue;
             };
-            let fresh = Job { source, target, generation, stage: Stage::Waits, missed: false };
+            let fresh = Job {
+                source,
+                target,
+                generation,
+                stage: Stage::Waits,
+                missed: false,
+                empties: None,
+                before: Given::default(),
+                pass: Given::default(),
+            };
             let is_same =
                 |job: &&Job| (job.source, job.target, job.generation) == (source, target, generation);
-            self.jobs.insert(*slot, before.get(slot).filter(is_same).copied().unwrap_or(fresh));
+            let job = before.get(slot).filter(is_same).copied().unwrap_or(fresh);
+            self.jobs.insert(*slot, Job { empties: map.emptied_of(*slot), ..job });
         }
+        self.keep_what_has_gone(map, &before);
         let jobs = &self.jobs;
         self.unanswered.retain(|target, _| jobs.values().any(|job| job.target == *target));
+    }
+
+    /// Sums up what slots came to that have arrived where they were given, as long as a member is being emptied of them.
+    fn keep_what_has_gone(&mut self, map: &ClusterMap, before: &BTreeMap<Slot, Job>) {
+        for (slot, job) in before.iter().filter(|(slot, _)| !self.jobs.contains_key(slot)) {
+            let has_arrived = map.replicas(*slot).contains(job.target) && !map.is_filling(*slot, job.target);
+            if let Some(member) = job.empties.filter(|_| job.stage == Stage::Done && has_arrived) {
+                self.gone.entry((job.source, member)).or_default().add(&job.came_to());
+            }
+        }
+        self.gone.retain(|(_, member), _| map.is_emptied(*member));
     }
 
     /// Begins the next pass: all slots that one device has yet to give to another. Every pair of devices has its turn.
@@ -107,6 +192,7 @@ impl Fills {
         for (slot, job) in &mut self.jobs {
             if job.stage == Stage::Waits && (job.source, job.target) == (source, target) {
                 (job.stage, job.missed) = (Stage::UnderWay(self.rounds), false);
+                job.begin_pass();
                 slots.insert(*slot);
             }
         }
@@ -116,6 +202,66 @@ impl Fills {
     /// Says whether any slot of the round is still to be given.
     pub fn is_wanted(&self, round: &Round) -> bool {
         self.jobs.values().any(|job| job.stage == Stage::UnderWay(round.number))
+    }
+
+    /// Says which member is being emptied by giving the slot away, if one is.
+    pub fn empties(&self, slot: Slot) -> Option<MemberId> {
+        self.jobs.get(&slot)?.empties
+    }
+
+    /// Notes what became of a block of so many bytes in a pass.
+    pub fn note(&mut self, round: &Round, slot: Slot, bytes: u64, fate: Fate) {
+        let is_under_way = |job: &&mut Job| job.stage == Stage::UnderWay(round.number);
+        let Some(job) = self.jobs.get_mut(&slot).filter(is_under_way) else { return };
+        let (pass, before) = (&mut job.pass, &mut job.before);
+        let lost_from = match fate {
+            Fate::Moved => {
+                pass.moved_blocks += 1;
+                pass.moved_bytes += bytes;
+                return;
+            }
+            Fate::There => {
+                pass.there_blocks += 1;
+                return;
+            }
+            // Its slot is given anew until there is room.
+            Fate::Waits => {
+                pass.waiting_blocks += 1;
+                job.missed = true;
+                return;
+            }
+            Fate::Declined { is_last } => {
+                pass.declined_blocks += 1;
+                is_last.then_some(pass)
+            }
+            // The next pass hears nothing of it: it has gone from here.
+            Fate::Unreadable { is_last } => {
+                before.unread_blocks += 1;
+                is_last.then_some(before)
+            }
+            Fate::Late { is_last } => {
+                pass.unread_blocks += 1;
+                is_last.then_some(pass)
+            }
+        };
+        if let Some(lost_from) = lost_from {
+            lost_from.lost_blocks += 1;
+            lost_from.lost_bytes += bytes;
+        }
+    }
+
+    /// Returns what `source` has given of the slots of each member that is being emptied, ascending.
+    pub fn given(&self, source: DeviceId) -> Vec<(MemberId, Given)> {
+        let mut sums: BTreeMap<MemberId, Given> = BTreeMap::new();
+        for ((_, member), given) in self.gone.iter().filter(|((from, _), _)| *from == source) {
+            sums.entry(*member).or_default().add(given);
+        }
+        for job in self.jobs.values().filter(|job| job.source == source) {
+            if let Some(member) = job.empties {
+                sums.entry(member).or_default().add(&job.came_to());
+            }
+        }
+        sums.into_iter().take(MAX_EMPTIED_TOLD).collect()
     }
 
     /// Ends a pass. A slot of which a block did not get there begins anew.
@@ -190,6 +336,7 @@ mod tests {
                 codec: Default::default(),
                 speaks: kvhive_protocol::Level::NEWEST,
                 drains: false,
+                cordoned: false,
                 lingers: None,
             };
             (MemberId(id), member)
@@ -289,6 +436,79 @@ mod tests {
         assert_eq!((fills.filled(device(1)).len(), fills.left()), (0, 2));
         fills.adopt(&map(4, &[]), US);
         assert_eq!((fills.left(), fills.begin()), (0, None));
+    }
+
+    /// The same with member 1 being emptied.
+    fn emptied(epoch: u64, lacking: &[(u16, u32)]) -> ClusterMap {
+        let mut map = map(epoch, lacking);
+        map.members.get_mut(&US).expect("it is there").drains = true;
+        map
+    }
+
+    #[test]
+    fn what_emptying_comes_to_is_told_by_the_last_pass_and_kept_when_the_slot_has_gone() {
+        let mut fills = Fills::default();
+        fills.adopt(&emptied(1, &[(3, 2)]), US);
+        let first = fills.begin().expect("there is something to give");
+        for fate in [Fate::Moved, Fate::There, Fate::Declined { is_last: true }, Fate::Late { is_last: true }]
+        {
+            fills.note(&first, Slot(3), 10, fate);
+        }
+        fills.note(&first, Slot(3), 10, Fate::Unreadable { is_last: false });
+        fills.ended(&first, Pass::Partial);
+        let told = |fills: &Fills| fills.given(device(1));
+        let moved = Given { moved_blocks: 1, moved_bytes: 10, unread_blocks: 1, ..Given::default() };
+        assert_eq!(told(&fills), [(US, moved)], "what did not get there may yet");
+        let second = fills.begin().expect("once more");
+        // What was there, what was moved, what was late; and the one that was declined still is.
+        for fate in [Fate::There, Fate::There, Fate::Moved, Fate::Declined { is_last: true }] {
+            fills.note(&second, Slot(3), 10, fate);
+        }
+        fills.ended(&second, Pass::Whole);
+        let all = Given {
+            moved_blocks: 2,
+            moved_bytes: 20,
+            there_blocks: 1,
+            declined_blocks: 1,
+            unread_blocks: 1,
+            lost_blocks: 1,
+            lost_bytes: 10,
+            waiting_blocks: 0,
+        };
+        assert_eq!(told(&fills), [(US, all)]);
+        let mut arrived = emptied(2, &[]);
+        fills.adopt(&arrived, US);
+        assert_eq!((told(&fills), fills.given(device(2))), (vec![(US, all)], vec![]));
+        arrived.epoch = Epoch(3);
+        arrived.members.get_mut(&US).expect("it is there").drains = false;
+        fills.adopt(&arrived, US);
+        assert_eq!(told(&fills), [], "it is over");
+    }
+
+    #[test]
+    fn a_pinned_block_without_room_keeps_its_slot_where_it_is() {
+        let mut fills = Fills::default();
+        fills.adopt(&emptied(1, &[(3, 2), (9, 2)]), US);
+        let round = fills.begin().expect("there is something to give");
+        fills.note(&round, Slot(3), 10, Fate::Waits);
+        fills.ended(&round, Pass::Whole);
+        assert_eq!(fills.filled(device(1)), [(Slot(9), device(2))]);
+        assert_eq!(fills.given(device(1)), [(US, Given { waiting_blocks: 1, ..Given::default() })]);
+        let again = fills.begin().expect("it is tried again");
+        fills.note(&again, Slot(3), 10, Fate::Moved);
+        fills.ended(&again, Pass::Whole);
+        let moved = Given { moved_blocks: 1, moved_bytes: 10, ..Given::default() };
+        assert_eq!((fills.left(), fills.given(device(1))), (0, vec![(US, moved)]));
+    }
+
+    #[test]
+    fn what_moves_for_other_reasons_is_no_emptying() {
+        let mut fills = Fills::default();
+        fills.adopt(&map(1, &[(3, 2)]), US);
+        let round = fills.begin().expect("there is something to give");
+        fills.note(&round, Slot(3), 10, Fate::Moved);
+        fills.ended(&round, Pass::Whole);
+        assert_eq!((fills.empties(Slot(3)), fills.given(device(1))), (None, vec![]));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! - [`Heat`]: how much each slot is read.
 //! - [`Tenure`], [`Lapses`]: since when a device has its slots, and when its node had no lease last.
 //! - [`Fills`]: which slots' blocks a node gives to other nodes; [`Nearest`]: in which order.
+//! - [`Displacing`]: what a device lets go of for slots of members that are being emptied.
 //! - [`Intake`]: which blocks of a snapshot may still find room; [`held_at_once`]: how many of a fetch are read.
 //! - [`simulate`]: a shard without bytes.
 
@@ -15,6 +16,7 @@ mod answers;
 mod block;
 mod declined;
 mod departed;
+mod displacing;
 mod expected;
 mod feed;
 mod fills;
@@ -39,7 +41,8 @@ mod tenure;
 
 pub use answers::{CopyVerdict, Effect, Listed, Reserve, ShardConfig};
 pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
-pub use fills::{Fills, Pass, Round};
+pub use displacing::Displacing;
+pub use fills::{Fate, Fills, Pass, Round};
 pub use frames::TierCapacity;
 pub use heat::Heat;
 pub use intake::{Intake, held_at_once};

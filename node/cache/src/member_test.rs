@@ -172,6 +172,7 @@ fn a_slot_that_is_placed_elsewhere_makes_the_asker_refresh() {
             speaks: kvhive_protocol::Level::NEWEST,
             drains: false,
             lingers: None,
+            cordoned: false,
         },
     );
     let device = DeviceId::new(MemberId(3), 0);

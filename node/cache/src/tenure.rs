@@ -26,6 +26,11 @@ impl Tenure {
         }
     }
 
+    /// Says whether the device has a slot.
+    pub fn has(&self, slot: Slot) -> bool {
+        self.since.get(usize::from(slot.0)).is_some_and(Option::is_some)
+    }
+
     /// Returns what is known of a block of a slot: of what has not been here no more than since the slot has.
     pub fn explain(&self, now: Moment, slot: Slot, explained: Explained) -> Explained {
         let (Explained::Unknown { for_s, .. }, Some(Some(since))) =

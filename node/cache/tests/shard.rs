@@ -670,7 +670,7 @@ proptest! {
             for effect in scene.effects.drain(..) {
                 match effect {
                     // A clear may drop what is still read: it is leaving. Eviction never does.
-                    Effect::Drop { id } => {
+                    Effect::Drop { id, .. } => {
                         alive.retain(|_, other| *other != id);
                         prop_assert!(frames.remove(&id).is_some());
                     }

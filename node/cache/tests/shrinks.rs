@@ -403,7 +403,7 @@ proptest! {
             }
             for effect in scene.effects.drain(..) {
                 match effect {
-                    Effect::Drop { id } => {
+                    Effect::Drop { id, .. } => {
                         alive.retain(|_, other| *other != id);
                         prop_assert!(bytes.remove(&id).is_some(), "dropped once");
                     }

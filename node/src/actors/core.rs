@@ -10,7 +10,8 @@ use crate::rules;
 use crate::view::{Serving, View};
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
-    BlockId, CopyTicket, CopyVerdict, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats, Tenure, Tier,
+    BlockId, CopyTicket, CopyVerdict, Displacing, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats,
+    Tenure, Tier,
 };
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
@@ -141,6 +142,8 @@ pub(crate) struct DeviceCore {
     pub(super) pins_end_ms: Option<u64>,
     /// Since when it has its slots.
     pub(super) tenure: Tenure,
+    /// What it has let go for slots of members that are being emptied.
+    pub(super) displacing: Displacing,
     pub(super) view: Arc<View>,
     pub(super) blocking: Handle,
     pub(super) disk: Option<DiskTier>,
@@ -173,6 +176,7 @@ impl DeviceCore {
             cluster: None,
             pins_end_ms: None,
             tenure: Tenure::default(),
+            displacing: Displacing::default(),
             blocking,
             disk: disk.map(DiskTier::new),
         };
@@ -194,7 +198,9 @@ impl DeviceCore {
         if self.epoch <= map.epoch {
             self.epoch = map.epoch;
             self.shard.set_tenants(serving.eras());
-            self.tenure.adopt(self.view.now(), map, DeviceId::new(serving.member, self.index));
+            let device = DeviceId::new(serving.member, self.index);
+            self.tenure.adopt(self.view.now(), map, device);
+            self.displacing.adopt(map, device);
             let commons = self.shard.config().rules;
             let own = rules::kept_apart(serving, self.index, commons.strategy);
             self.shard.set_rules(commons, &own);
@@ -212,6 +218,7 @@ impl DeviceCore {
         (self.uses, self.returns, self.epoch) = (CodecUses::default(), Returns::default(), Epoch(0));
         self.tenant_uses = TenantUses::default();
         self.tenure = Tenure::default();
+        self.displacing = Displacing::default();
         self.effects.clear();
         // What is on disk is looked at anew, by the other cluster's secrets.
         self.shard.set_open(Tier::Disk, false);
@@ -262,7 +269,7 @@ impl DeviceCore {
 
     pub(super) fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Drop { id } => self.let_go(id),
+            Effect::Drop { id, .. } => self.let_go(id),
             Effect::Copy { ticket, id, to, class } => self.copy(ticket, id, to, class),
             Effect::Shrink { ticket, id, how } => self.shrink(ticket, id, how),
         }
@@ -343,6 +350,7 @@ impl DeviceCore {
     ) -> Reserved {
         let now = self.view.now();
         let reserve = self.shard.reserve(now, tenant, block, slot, about, &mut self.effects);
+        self.note_displaced(slot);
         self.perform_effects();
         match reserve {
             Reserve::Refused(refusal) => Reserved::Refused(refusal),
@@ -358,6 +366,18 @@ impl DeviceCore {
                         Reserved::Refused(Refusal::NoRoom)
                     }
                 }
+            }
+        }
+    }
+
+    /// Counts what has just left for a block of a slot that comes from a member which is being emptied.
+    fn note_displaced(&mut self, came: Slot) {
+        let Some(member) = self.displacing.empties(came) else { return };
+        for effect in &self.effects {
+            if let Effect::Drop { id, slot, gone: Gone::Evicted | Gone::Over | Gone::NotAdmitted } = effect {
+                let resident = self.resident[id.index()].as_ref();
+                let bytes = resident.map_or(0, |resident| resident.header.payload_bytes);
+                self.displacing.note(member, *slot, bytes);
             }
         }
     }

@@ -4,6 +4,7 @@ use super::core::DeviceCore;
 use kvhive_cache::{ShardStats, TierStats};
 use kvhive_protocol::SLOTS;
 use kvhive_protocol::control::DeviceLoad;
+use kvhive_protocol::emptying::MAX_FRAME_SIZES;
 use kvhive_protocol::load::{MAX_TENANT_LOADS, PinnedLoad, TierLoad, Traffic, Work};
 use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
 
@@ -32,6 +33,8 @@ impl DeviceCore {
         for (tenant, load) in &mut tenants {
             (load.stored_bytes, load.raw_bytes) = self.tenant_uses.of(*tenant);
         }
+        let mut frames = self.shard.frames();
+        frames.truncate(MAX_FRAME_SIZES);
         let load = DeviceLoad {
             blocks: stats.blocks(),
             used_bytes: stats.device.used_bytes + stats.host.used_bytes,
@@ -57,6 +60,11 @@ impl DeviceCore {
                 bytes: stats.pinned_bytes,
                 refused: stats.pins_refused,
             },
+            held_blocks: self.shard.blocks_of(|slot| self.tenure.has(slot)),
+            frames,
+            // Membership says that too.
+            given: Vec::new(),
+            displaced: self.displacing.told(),
         };
         (load, stats)
     }

@@ -54,6 +54,9 @@ pub(super) fn store(
     if request.copy && role != Role::Node {
         return Err(WireError::Forbidden { role: role.to_string(), what: "store copies".to_owned() });
     }
+    if request.moved && !request.copy {
+        return Err(WireError::malformed(format_args!("only a copy is one of a move")));
+    }
     let announced =
         request.blocks.iter().map(|block| block.header.payload_bytes).try_fold(0u64, u64::checked_add);
     if announced != Some(payload) {

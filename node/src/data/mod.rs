@@ -14,5 +14,5 @@ mod traced;
 
 pub(crate) use counters::{Counters, VERBS, add, count};
 pub(crate) use plane::{DataPlane, Limits};
-pub(crate) use replicate::{Given, Item, Origin, Replicator};
+pub(crate) use replicate::{Asker, Item, Known, Origin, Replicator, Verdict};
 pub(crate) use server::serve;

@@ -4,6 +4,7 @@ use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::data::counters::{Counters, count};
 use crate::data::replicate::Replicator;
+use crate::pace::{MoveLimits, Pacer};
 use crate::view::View;
 use kvhive_protocol::{DeviceId, WireError};
 use kvhive_runtime::{AskError, Reply};
@@ -32,6 +33,10 @@ pub(crate) struct Limits {
     pub(crate) stall: Duration,
     /// Bytes a second below which a peer counts as stalled.
     pub(crate) least_rate: u64,
+    /// How fast blocks of slots that move go to others.
+    pub(crate) gives: MoveLimits,
+    /// And come from them.
+    pub(crate) takes: MoveLimits,
 }
 
 /// What all connections share.
@@ -42,6 +47,10 @@ pub(crate) struct DataPlane {
     pub(crate) listening: Listening,
     pub(crate) tracer: Tracer,
     pub(super) connections: Arc<Semaphore>,
+    /// What blocks pass that move to others.
+    pub(crate) gives: Arc<Pacer>,
+    /// And those that come from them.
+    pub(crate) takes: Pacer,
     devices: Vec<Device>,
     limits: Limits,
     /// One permit a KiB of payload.
@@ -73,6 +82,8 @@ impl DataPlane {
             listening,
             tracer: replicator.tracer.clone(),
             replicator,
+            gives: Arc::new(Pacer::new(limits.gives, devices.clone())),
+            takes: Pacer::new(limits.takes, devices.clone()),
             connections: Arc::new(Semaphore::new(limits.connections)),
             limits,
             inflight: Arc::new(Semaphore::new(inflight_kib as usize)),

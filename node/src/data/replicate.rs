@@ -54,12 +54,17 @@ pub(crate) struct Known {
 /// What replicas say of blocks, by the blocks' positions.
 pub(crate) type Answers = Vec<(usize, DeviceId, Answer)>;
 
-/// What became of blocks that were given.
-pub(crate) struct Given {
-    /// Those that the target did not have before and has now.
-    pub(crate) moved: u64,
-    /// Those that it may yet take.
-    pub(crate) missing: u64,
+/// What became of a block that was given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// The target did not have it before and has it now.
+    Moved,
+    /// The target had it.
+    There,
+    /// The target gives it no room.
+    Declined,
+    /// The target may yet take it.
+    Missing,
 }
 
 /// What the other replicas of a block's slot say of it. Who does not answer is in neither.
@@ -107,6 +112,7 @@ struct Batch<'a> {
     origin: &'a Origin,
     target: DeviceId,
     items: &'a [&'a Item],
+    moved: bool,
 }
 
 /// Copies blocks to other nodes. Cheap to clone.
@@ -212,7 +218,7 @@ impl Replicator {
             }
         }
         let copies = targets.into_iter().map(|(target, items)| async move {
-            let batch = Batch { origin, target, items: &items };
+            let batch = Batch { origin, target, items: &items, moved: false };
             let copied = self.copy(&batch).await;
             let answers = copied.unwrap_or_else(|fault| {
                 count(&counters.replication_failures);
@@ -233,7 +239,7 @@ impl Replicator {
         join_all(copies).await.concat()
     }
 
-    /// Gives blocks to a replica that is being given their slots: those that it does not say it has.
+    /// Gives blocks to a replica that is being given their slots: those that it does not say it has. Says of each what became of it.
     ///
     /// # Errors
     /// Whatever kept it from answering.
@@ -242,21 +248,29 @@ impl Replicator {
         origin: &Origin,
         target: DeviceId,
         items: &[Item],
-    ) -> Result<Given, Fault> {
+    ) -> Result<Vec<Verdict>, Fault> {
         let key = |item: &Item| Known { key: item.block.header.key, slot: item.slot };
         let known: Vec<Known> = items.iter().map(key).collect();
         let known: Vec<&Known> = known.iter().collect();
         let holds = self.ask_which(&origin.asker(target), target, &known).await?;
-        let lacked = items.iter().zip(holds).filter(|(_, holds)| !holds);
+        let lacked = items.iter().zip(&holds).filter(|(_, holds)| !**holds);
         let lacked: Vec<&Item> = lacked.map(|(item, _)| item).collect();
-        let mut given = Given { moved: 0, missing: 0 };
+        let mut answers = Vec::new();
         if !lacked.is_empty() {
-            for answer in self.copy(&Batch { origin, target, items: &lacked }).await? {
-                given.moved += u64::from(answer == Some(Answer::Holds));
-                given.missing += u64::from(answer.is_none());
-            }
+            answers = self.copy(&Batch { origin, target, items: &lacked, moved: true }).await?;
         }
-        Ok(given)
+        let mut answers = answers.into_iter();
+        let mut verdict = |holds: bool| {
+            if holds {
+                return Verdict::There;
+            }
+            match answers.next().flatten() {
+                Some(Answer::Holds) => Verdict::Moved,
+                Some(Answer::Declines) => Verdict::Declined,
+                None => Verdict::Missing,
+            }
+        };
+        Ok(holds.into_iter().map(&mut verdict).collect())
     }
 
     /// Copies the items in the background, unless too much waits already.
@@ -299,7 +313,7 @@ impl Replicator {
 
     /// Copies items to one replica; returns what it says of each, none where it may take it another time.
     async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<Option<Answer>>, Fault> {
-        let Batch { origin: Origin { serving, tenant, layout, about, trace }, target, items } = *batch;
+        let Batch { origin: Origin { serving, tenant, layout, about, trace }, target, items, moved } = *batch;
         // What is here may be stored otherwise than what came now, and says so itself.
         let block = |item: &&Item| StoreBlock { header: *item.guard.header(), ..item.block };
         let blocks: Vec<StoreBlock> = items.iter().map(block).collect();
@@ -311,6 +325,7 @@ impl Replicator {
             tenant: *tenant,
             ack: Ack::Primary,
             copy: true,
+            moved,
             layout: layout.filter(|_| alike),
             about: *about,
             runs: items.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
@@ -364,14 +379,17 @@ impl Replicator {
         let Some(owner) = serving.map.owner(target) else {
             return Err(Fault::Refused(WireError::WrongDevice { device: target }));
         };
-        let deadline = Instant::now() + COPY_LIMIT;
+        // What moves may have to wait first.
+        let moves = matches!(request.1, DataRequest::Store(StoreRequest { moved: true, .. }));
+        let limit = if moves { COPY_LIMIT + crate::pace::LONGEST } else { COPY_LIMIT };
+        let deadline = Instant::now() + limit;
         let lease = self.pool.take(&owner.data_address, deadline).await?;
         let was_idle = lease.was_idle();
-        match self.exchange_over(lease, request, payload, deadline).await {
+        match self.exchange_over(lease, request, payload, (deadline, limit)).await {
             // The other end has gone since it was used last: started anew, or tired of waiting.
             Err(Fault::Closed | Fault::Io(_)) if was_idle => {
                 let lease = self.pool.take_fresh(&owner.data_address, deadline).await?;
-                self.exchange_over(lease, request, payload, deadline).await
+                self.exchange_over(lease, request, payload, (deadline, limit)).await
             }
             answer => answer,
         }
@@ -382,7 +400,7 @@ impl Replicator {
         mut lease: Lease,
         (trace, request): (Option<TraceContext>, &DataRequest),
         payload: &[&[u8]],
-        deadline: Instant,
+        (deadline, limit): (Instant, Duration),
     ) -> Result<DataReply, Fault> {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         let exchange = async {
@@ -395,7 +413,7 @@ impl Replicator {
             }
             connection.receive_answer(Kind::DataReply, number).await
         };
-        let answer = timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(COPY_LIMIT)))?;
+        let answer = timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(limit)))?;
         lease.give_back();
         Ok(answer)
     }

@@ -93,11 +93,14 @@ impl DataPlane {
     ) -> Result<Result<DataReply, WireError>, Fault> {
         count(&self.counters.stores);
         let payload = connection.payload_left();
-        let copy = request.copy;
+        let (copy, moved) = (request.copy, request.moved);
         let task = match self.check_store(request, payload, peer) {
             Ok(task) => Task { trace: span.context(), ..task },
             Err(error) => return Ok(Err(error)),
         };
+        if moved {
+            self.takes.pass(payload, || self.view.now()).await;
+        }
         let wait = if copy { COPY_INFLIGHT_WAIT } else { INFLIGHT_WAIT };
         let room = self.inflight.clone().acquire_many_owned(self.permits(payload));
         let Ok(Ok(room)) = timeout(wait, room).await else {

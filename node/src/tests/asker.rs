@@ -145,6 +145,7 @@ impl Asker {
             tenant: self.tenant,
             ack,
             copy: self.copy,
+            moved: false,
             layout: self.layout,
             about: self.about,
             runs: self.runs(blocks.len()),

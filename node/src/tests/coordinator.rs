@@ -211,6 +211,7 @@ impl Script {
             devices: registration.devices,
             codec: registration.codec,
             drains: false,
+            cordoned: false,
             lingers: None,
             speaks: kvhive_protocol::Level::NEWEST,
         };

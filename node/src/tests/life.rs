@@ -158,7 +158,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         io_threads: 1,
         max_connections: 4,
         max_inflight_bytes: 1 << 20,
-        move_rate: 1,
+        moves: crate::MoveLimits { rate: 1, slowdown_percent: 100 },
         devices: vec![crate::DeviceConfig {
             device_bytes: 100,
             host_bytes: 0,

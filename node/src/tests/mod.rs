@@ -25,7 +25,7 @@ use crate::actors::core::DeviceMessage;
 use crate::data::Limits;
 use crate::disk::{DiskTuning, record_bytes};
 use crate::start::start_within;
-use crate::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle};
+use crate::{ClassConfig, DeviceConfig, MoveLimits, NodeConfig, NodeHandle};
 use asker::Asker;
 use coordinator::FakeCoordinator;
 use kvhive_cache::ShardStats;
@@ -128,7 +128,7 @@ impl Setup {
             io_threads: 1,
             max_connections: self.max_connections,
             max_inflight_bytes: self.inflight_bytes as u64,
-            move_rate: self.move_rate,
+            moves: MoveLimits { rate: self.move_rate, slowdown_percent: 150 },
             devices: (0..self.devices).map(|_| device(classes.clone())).collect(),
             pin_memory: false,
             tuning: crate::Tuning {
@@ -152,6 +152,9 @@ impl Setup {
             inflight_bytes: self.inflight_bytes as u64,
             stall: self.stall,
             least_rate: u64::MAX,
+            // What comes in is not what a story slows down.
+            takes: MoveLimits { rate: 1 << 40, ..config.moves },
+            gives: config.moves,
         };
         start_within(config, limits, &self.disk_tuning)
     }

@@ -3,9 +3,10 @@
 use super::asker::{Asker, Block, kept};
 use super::coordinator::FakeCoordinator;
 use super::{KIB, Setup, eventually};
-use crate::NodeHandle;
 use crate::actors::core::DeviceMessage;
 use crate::fill::{Filler, Giving};
+use crate::pace::Pacer;
+use crate::{MoveLimits, NodeHandle};
 use kvhive_cache::Pass;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::ReplicaSet;
@@ -114,7 +115,9 @@ fn filler(node: &NodeHandle, rate: u64, listed: usize) -> Filler {
     let mut replicator = node.plane.replicator.clone();
     replicator.giving = Giving::default();
     let (view, counters) = (node.view.clone(), node.plane.counters.clone());
-    Filler { devices: node.devices.clone(), replicator, view, counters, rate, listed }
+    let devices = node.devices.clone();
+    let pacer = Arc::new(Pacer::new(MoveLimits { rate, slowdown_percent: 150 }, devices.clone()));
+    Filler { devices, replicator, view, counters, pacer, listed }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -128,9 +131,11 @@ async fn a_pass_over_a_device_that_is_made_anew_meanwhile_is_no_whole_one() {
     serve_it(&coordinator, &nodes).await;
     let moved = || nodes[0].counted(|counters| &counters.moved_blocks);
     eventually("eight are there", || moved() == 8).await;
-    let other = filler(&nodes[0], 16 << 10, 1 << 10);
+    let asked = || nodes[1].counted(|counters| &counters.matches);
+    let before = asked();
+    let other = filler(&nodes[0], 1, 1 << 10);
     let pass = tokio::spawn(async move { other.pass().await });
-    eventually("the other hand has given the rest and rests", || moved() == 12).await;
+    eventually("the other hand has asked for the first eight and rests", || asked() > before).await;
     nodes[0].devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
     assert_eq!(pass.await.expect("it ends"), Some(Pass::Partial));
     assert_eq!(

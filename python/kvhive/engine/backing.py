@@ -272,7 +272,9 @@ class Backing:
 
     def _leave(self, node: EmbeddedNode) -> None:
         """Has a node give its blocks to the others, and ends it."""
-        self.ask("PATCH", f"/v1/members/{node.name}", {"drains": True, "reason": "taken away by the engine"})
+        # It goes whether the others have room or not.
+        patch = {"drains": True, "may_lose": True, "reason": "taken away by the engine"}
+        self.ask("PATCH", f"/v1/members/{node.name}", patch)
         end = time.monotonic() + _LEAVE_LIMIT
         while self._slots_of(node) and time.monotonic() < end:
             time.sleep(_LOOKS_EVERY)

@@ -129,6 +129,10 @@ pub const HELP: &[(&str, &str)] = &[
         "Blocks let go, by the reason that kvhive explain gives: evicted (for others), over (their session), not-admitted (to the disk)",
     ),
     ("kvhive_node_fetched_bytes_total", "Bytes given out by fetches"),
+    (
+        "kvhive_node_give_rate_bytes",
+        "Bytes a second at which blocks of slots that move may go to other nodes now",
+    ),
     ("kvhive_node_handshakes_refused_total", "Connections whose handshake was refused"),
     (
         "kvhive_node_hits_total",
@@ -205,6 +209,10 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_node_strategy_evidence", "How many sampled uses the estimates rest on"),
     ("kvhive_node_strategy_in_charge", "1 for the ranker that decides, 0 for the others"),
     ("kvhive_node_strategy_switches_total", "Times another ranker was put in charge"),
+    (
+        "kvhive_node_take_rate_bytes",
+        "Bytes a second at which blocks of slots that move may come from other nodes now",
+    ),
     ("kvhive_node_tenant_blocks", "A tenant's resident blocks by tier"),
     (
         "kvhive_node_tenant_covered_keys_total",

@@ -320,7 +320,7 @@ impl Node {
     fn perform(&mut self, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
-                Effect::Drop { id } => {
+                Effect::Drop { id, .. } => {
                     assert!(self.bytes.remove(&id).is_some(), "a block is dropped once");
                     self.named.remove(&id);
                 }

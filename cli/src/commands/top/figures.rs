@@ -54,7 +54,7 @@ pub(super) struct Rates {
 #[derive(Serialize, Clone, PartialEq, Debug, Default)]
 pub(super) struct DeviceRow {
     pub(super) node: String,
-    /// `up`, `drains` or `down`.
+    /// `up`, `cordoned`, `drains` or `down`.
     pub(super) state: &'static str,
     /// `member/index`; none for a node that is down.
     pub(super) device: Option<String>,
@@ -203,6 +203,7 @@ impl Figures {
 
 fn state(node: &Node) -> &'static str {
     match (node.state.as_str(), node.drains) {
+        ("up", false) if node.cordoned => "cordoned",
         ("up", false) => "up",
         ("up", true) => "drains",
         _ => "down",
@@ -309,7 +310,12 @@ mod tests {
     #[test]
     fn a_node_that_is_down_is_shown_without_devices() {
         let mut now = look(0, &[("1/0", traffic(1, 1, 1))]);
-        now.cluster.nodes.push(Node { name: "node-2".to_owned(), state: "down".to_owned(), drains: true });
+        now.cluster.nodes.push(Node {
+            name: "node-2".to_owned(),
+            state: "down".to_owned(),
+            drains: true,
+            ..Node::default()
+        });
         let figures = Figures::between(None, &now);
         assert_eq!((figures.nodes_up, figures.nodes), (1, 2));
         let last = figures.devices.last().expect("there are two rows");

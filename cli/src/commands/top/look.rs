@@ -48,6 +48,7 @@ pub(super) struct Node {
     pub(super) name: String,
     pub(super) state: String,
     pub(super) drains: bool,
+    pub(super) cordoned: bool,
 }
 
 #[derive(Deserialize, Clone, Debug, Default)]

@@ -8,8 +8,12 @@ pub(super) fn traffic(matched_keys: u64, covered_keys: u64, read_bytes: u64) -> 
 
 pub(super) fn look(at_ms: u64, devices: &[(&str, Traffic)]) -> Look {
     let node = |device: &str| format!("node-{}", device.split('/').next().unwrap_or_default());
-    let nodes =
-        devices.iter().map(|(device, _)| Node { name: node(device), state: "up".to_owned(), drains: false });
+    let nodes = devices.iter().map(|(device, _)| Node {
+        name: node(device),
+        state: "up".to_owned(),
+        drains: false,
+        cordoned: false,
+    });
     let device = |(name, traffic): &(&str, Traffic)| Device {
         device: (*name).to_owned(),
         node: node(name),
@@ -61,7 +65,12 @@ pub(super) fn busy() -> (Look, Look) {
         coordinator("coord-3", "unreachable", 0),
     ];
     cluster.nodes[1].drains = true;
-    cluster.nodes.push(Node { name: "node-3".to_owned(), state: "down".to_owned(), drains: false });
+    cluster.nodes.push(Node {
+        name: "node-3".to_owned(),
+        state: "down".to_owned(),
+        drains: false,
+        cordoned: false,
+    });
     for (device, used) in cluster.devices.iter_mut().zip([61, 12]) {
         device.tiers = vec![tier("device", used, 64), tier("host", used / 2, 64), tier("disk", 0, 120)];
         (device.primary_slots, device.slots, device.filling_slots) =

@@ -200,7 +200,7 @@ impl Columns {
 fn device(row: &DeviceRow, shown: &Columns) -> Row<'static> {
     let style = match row.state {
         "up" => GOOD,
-        "drains" => WARN,
+        "drains" | "cordoned" => WARN,
         _ => BAD,
     };
     let mut columns = vec![

@@ -100,6 +100,7 @@ fn map(addresses: impl Iterator<Item = String>, place: impl Fn(Slot) -> Vec<Devi
         }],
         codec: Default::default(),
         drains: false,
+        cordoned: false,
         lingers: None,
         speaks: kvhive_protocol::Level::NEWEST,
     };

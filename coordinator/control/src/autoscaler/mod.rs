@@ -46,6 +46,8 @@ pub enum Why {
     Queue,
     /// Fewer cover enough, and have for long.
     Surplus,
+    /// Fewer cover enough, and what is held has no room in them.
+    Room,
     /// It was changed too short a time ago, or fewer have not been enough for long enough.
     Cooldown,
     /// It is the right size.
@@ -63,6 +65,7 @@ impl Why {
             Why::Capacity => "capacity",
             Why::Queue => "queue",
             Why::Surplus => "surplus",
+            Why::Room => "room",
             Why::Cooldown => "cooldown",
             Why::Right => "right",
         }
@@ -80,6 +83,8 @@ pub struct Recommendation {
     pub why: Why,
     /// Members that the load asks for by itself, before bounds in time.
     pub needed: u32,
+    /// The fewest members that hold what is not to be let go.
+    pub holding: u32,
     /// Share of keys that half as many members would cover.
     pub hit_rate_half: f64,
     /// That as many as now would.
@@ -108,6 +113,11 @@ impl fmt::Display for Recommendation {
             Why::Capacity => write!(f, "{members} members cover too little")?,
             Why::Queue => write!(f, "requests wait {} us for their device", self.queue_us)?,
             Why::Surplus => write!(f, "{size} members have been enough for long")?,
+            Why::Room => write!(
+                f,
+                "{} members would do; what is held has no room in fewer than {}",
+                self.needed, self.holding
+            )?,
             Why::Cooldown => write!(f, "{} members would do; waiting", self.needed)?,
             Why::Right => write!(f, "{members} members are right")?,
         }
@@ -135,6 +145,8 @@ pub struct Autoscaler {
     /// How many members would have been enough, by when, in seconds.
     enough: VecDeque<(u64, u32)>,
     changed: Option<(u64, u32)>,
+    /// The fewest members that hold what is not to be let go.
+    holding: u32,
 }
 
 impl Default for Autoscaler {
@@ -152,6 +164,7 @@ impl Autoscaler {
             seen: BTreeMap::new(),
             enough: VecDeque::new(),
             changed: None,
+            holding: 0,
         }
     }
 
@@ -165,6 +178,11 @@ impl Autoscaler {
     /// Forgets devices that are gone.
     pub fn keep_only(&mut self, is_there: impl Fn(DeviceId) -> bool) {
         self.seen.retain(|device, _| is_there(*device));
+    }
+
+    /// Takes notice of the fewest members that hold what is not to be let go: fewer are not recommended for being enough.
+    pub fn must_hold(&mut self, members: u32) {
+        self.holding = members;
     }
 
     /// Recommends a size at the end of a stretch of time. `now` is in seconds, on any clock that goes on.
@@ -199,6 +217,7 @@ impl Autoscaler {
             size,
             why,
             needed,
+            holding: self.holding,
             hit_rate_half: self.curve.hit_rate(f64::from(members) / 2.0),
             hit_rate: self.curve.hit_rate(f64::from(members)),
             hit_rate_double: self.curve.hit_rate(f64::from(members) * 2.0),
@@ -234,6 +253,7 @@ impl Autoscaler {
             return (members, Why::Unknown);
         }
         let window = u64::from(policy.down_cooldown_s);
+        let (by_load, enough) = (enough, enough.max(self.holding.min(members)));
         self.enough.push_back((now, enough));
         // A sample as old as the window stays: only then has it lasted so long.
         while self.enough.len() > 1
@@ -253,7 +273,7 @@ impl Autoscaler {
             let may = lasted && since >= window && most < members;
             return if may { (most, Why::Surplus) } else { (members, Why::Cooldown) };
         }
-        (members, Why::Right)
+        (members, if by_load < members { Why::Room } else { Why::Right })
     }
 
     /// Returns the fewest members that cover so much of what the most would, under so many times the load.

@@ -4,6 +4,7 @@ use super::Shard;
 use crate::answers::Effect;
 use crate::block::{BlockId, Life, Mark, NO_PARENT};
 use crate::policy::Removal;
+use kvhive_protocol::Slot;
 use kvhive_protocol::watch::Gone;
 
 impl Shard {
@@ -25,7 +26,8 @@ impl Shard {
             self.stats.prefetch_cancelled += u64::from(!was_brought);
         }
         self.occupied[usize::from(record.slot)] -= 1;
-        effects.push(Effect::Drop { id: BlockId { index: at, generation: record.generation } });
+        let (id, slot) = (BlockId { index: at, generation: record.generation }, Slot(record.slot));
+        effects.push(Effect::Drop { id, slot, gone });
         let (party, class) = (record.party, record.class);
         let key = self.owners.salt_of(record.owner).key(&record.key);
         self.parties[usize::from(party)].ranking(class).removed(at, &key, why);

@@ -6,6 +6,7 @@ use crate::block::{Record, Tier};
 use crate::party::{Donors, MEMORY, Want};
 use crate::policy::{Removal, Verdict, Visit};
 use kvhive_protocol::data::{Refusal, StoreBlock};
+use kvhive_protocol::emptying::FrameLoad;
 use kvhive_protocol::watch::Gone;
 use kvhive_protocol::{Moment, Slot, TenantId};
 
@@ -101,6 +102,33 @@ impl Shard {
         let open: Vec<Tier> = Tier::ALL.into_iter().filter(counts).filter(is_open).collect();
         let kept: u64 = open.iter().map(|tier| u64::from(self.low_water(*tier, class))).sum();
         frames(&open, class) > kept
+    }
+
+    /// Returns its frames by size, of the tiers that take blocks, and how many blocks can come to each before one leaves for another.
+    pub fn frames(&self) -> Vec<FrameLoad> {
+        let open: Vec<Tier> = Tier::ALL.into_iter().filter(|tier| !self.closed[*tier as usize]).collect();
+        // What comes was not used yet: where such blocks do not go to disk, room there is none for it.
+        let counts = |tier: &&Tier| **tier != Tier::Disk || self.config.unused_to_disk;
+        let of_class = |(class, bytes): (usize, &u64)| {
+            let class = class as u8;
+            let sum = |of: &dyn Fn(Tier) -> u32| {
+                open.iter().filter(counts).map(|tier| u64::from(of(*tier))).sum::<u64>()
+            };
+            let used = |tier: &Tier| self.ledger.capacity(*tier, class) - self.ledger.free(*tier, class);
+            let free = sum(&|tier| self.ledger.free(tier, class));
+            FrameLoad {
+                bytes: *bytes,
+                used: open.iter().map(|tier| u64::from(used(tier))).sum(),
+                spare: free.saturating_sub(sum(&|tier| self.low_water(tier, class))),
+            }
+        };
+        self.config.classes.iter().enumerate().map(of_class).collect()
+    }
+
+    /// Returns how many blocks of these slots are here or being written.
+    pub fn blocks_of(&self, has: impl Fn(Slot) -> bool) -> u64 {
+        let slots = self.occupied.iter().zip(0..).filter(|(count, slot)| **count > 0 && has(Slot(*slot)));
+        slots.map(|(count, _)| u64::from(*count)).sum()
     }
 
     /// Says whether blocks of a class can move down to a disk.

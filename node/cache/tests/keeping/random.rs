@@ -103,7 +103,7 @@ proptest! {
             }
             for effect in scene.effects.drain(..) {
                 match effect {
-                    Effect::Drop { id } => {
+                    Effect::Drop { id, .. } => {
                         let until = numbers.remove(&id).and_then(|number| held.get(&number));
                         prop_assert!(until.is_none_or(|until| *until <= scene.now), "{:?} was held", id);
                     }

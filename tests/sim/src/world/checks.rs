@@ -110,7 +110,7 @@ impl World {
             .filter_map(|(machine, _)| machine.running.as_ref()?.map())
             .max_by_key(|map| map.epoch);
         let Some(map) = map else { return fail("there is no map") };
-        if map.members.values().any(|member| member.drains) {
+        if map.members.values().any(|member| member.drains || member.cordoned) {
             // Nobody got through to end it.
             return Ok(());
         }

@@ -139,21 +139,31 @@ impl World {
         self.at(15, Event::Client);
     }
 
-    /// Now and then somebody has a node emptied, or thinks better of it; when all is quiet nobody does.
+    /// Now and then somebody has a node emptied or cordoned, or thinks better of it; when all is quiet nobody does.
     fn drain(&mut self, host: Host, to: Host) {
         let Some(map) = &self.map else { return };
         let is_quiet = self.now > 1000 + TROUBLE_MS;
         let members: Vec<MemberId> = match is_quiet {
-            true => map.members.iter().filter(|(_, one)| one.drains).map(|(id, _)| *id).collect(),
+            true => {
+                map.members.iter().filter(|(_, one)| one.drains || one.cordoned).map(|(id, _)| *id).collect()
+            }
             false => map.members.keys().copied().collect(),
         };
         if members.is_empty() {
             return;
         }
         let member = members[self.random.below(members.len() as u64) as usize];
-        let drains = !is_quiet && self.random.one_in(2);
+        let begins = !is_quiet && self.random.one_in(2);
+        let is_cordon = match is_quiet {
+            true => !map.members.get(&member).is_some_and(|member| member.drains),
+            false => self.random.one_in(3),
+        };
+        let command = match is_cordon {
+            true => Command::SetCordon { member, cordoned: begins },
+            false => Command::SetDrains { member, drains: begins },
+        };
         let request = RequestId { client: 9, sequence: self.outcome.events };
-        let proposal = Proposal { request, command: Command::SetDrains { member, drains } };
+        let proposal = Proposal { request, command };
         self.ask(host, to, Asker::Map, &What::Submit(proposal));
     }
 

@@ -1,0 +1,99 @@
+//! How many of the blocks that a pin names are pinned, by the word of the nodes that have them.
+
+use anyhow::Result;
+use kvhive_client::{Client, Explanation, Place};
+use kvhive_protocol::BlockKey;
+use kvhive_protocol::explain::Explained;
+use serde::Serialize;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How long nodes are given to hear of a pin: a few heartbeats.
+const LIMIT: Duration = Duration::from_secs(4);
+/// How often they are asked.
+const EVERY: Duration = Duration::from_millis(200);
+
+/// What has become of the blocks that a pin names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub(super) struct Counted {
+    /// Pinned wherever they are.
+    pub(super) pinned: usize,
+    /// Pinned on one replica and not on another.
+    pub(super) partly: usize,
+    /// There, and pinned nowhere: as much is pinned as may be, or a node has not heard of the pin yet.
+    pub(super) refused: usize,
+    /// Not stored: pinned when they come.
+    pub(super) absent: usize,
+}
+
+impl Counted {
+    pub(super) fn of(explanation: &Explanation) -> Counted {
+        let mut counted = Counted::default();
+        for block in &explanation.blocks {
+            // What a slot's move has left behind is nobody's to pin.
+            let holds = block.replicas.iter().filter(|one| one.place != Place::Elsewhere);
+            let pinned = holds.filter_map(|one| match one.said {
+                Ok(Explained::Here { pinned, .. }) => Some(pinned),
+                _ => None,
+            });
+            let pinned: Vec<bool> = pinned.collect();
+            let of_these = match (pinned.contains(&true), pinned.contains(&false)) {
+                (true, false) => &mut counted.pinned,
+                (true, true) => &mut counted.partly,
+                (false, true) => &mut counted.refused,
+                (false, false) => &mut counted.absent,
+            };
+            *of_these += 1;
+        }
+        counted
+    }
+
+    /// Says in words what was not pinned, and why not; none where all that is there is pinned.
+    pub(super) fn remark(&self) -> Option<String> {
+        let Counted { partly, refused, .. } = *self;
+        let what = match (refused, partly) {
+            (0, 0) => return None,
+            (0, partly) => format!("{partly} blocks are pinned on some of their replicas only"),
+            (refused, 0) => format!("{refused} blocks are stored and not pinned"),
+            (refused, partly) => {
+                format!(
+                    "{refused} blocks are stored and not pinned, and {partly} on some of their replicas only"
+                )
+            }
+        };
+        Some(format!(
+            "{what}: at most half of a device's frames, and half of what a tenant is promised there, are pinned at a time. They are pinned when \
+             others are no longer; `kvhive pin remove` ends a pin, and more devices or nodes make room for more"
+        ))
+    }
+}
+
+/// Asks the nodes what they have pinned, until they have heard of the pin or have had the time to.
+///
+/// # Errors
+/// When the tenant is not known.
+pub(super) async fn count(client: &Client, tenant: &str, keys: &[BlockKey]) -> Result<Counted> {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let counted = Counted::of(&client.explain_keys(tenant, keys).await?);
+        if counted.refused + counted.partly == 0 || Instant::now() >= end {
+            return Ok(counted);
+        }
+        sleep(EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_pinned_is_told_with_the_reason() {
+        let all = Counted { pinned: 3, absent: 2, ..Counted::default() };
+        assert_eq!(all.remark(), None);
+        let some = Counted { pinned: 3, refused: 2, ..Counted::default() }.remark().expect("two are not");
+        assert!(some.starts_with("2 blocks are stored and not pinned: at most half"), "{some}");
+        let partly = Counted { partly: 1, ..Counted::default() }.remark().expect("one is not everywhere");
+        assert!(partly.starts_with("1 blocks are pinned on some of their replicas only"), "{partly}");
+    }
+}

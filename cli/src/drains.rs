@@ -1,0 +1,267 @@
+//! What emptying nodes may cost, asked beforehand, and what it came to, as the coordinators have written it down.
+
+use crate::admin::Admin;
+use crate::commands::status::list;
+use crate::report;
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+/// How long it may take until every device has said what it holds, and until it is written down what emptying came to.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(250);
+/// What tells of emptying.
+const KINDS: &str = "drain-begun,drain-ended,drain-finished";
+
+/// What may be lost by emptying nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MayLose {
+    /// Nothing: it is refused where room is short.
+    Nothing,
+    /// What is least wanted, where those who stay are full: it leaves them all the time.
+    LeastWanted,
+    /// Whatever finds no room, but what is pinned.
+    Anything,
+}
+
+/// What room those who stay have.
+#[derive(Deserialize, Debug)]
+pub(crate) struct Room {
+    /// Blocks that are to go elsewhere, and bytes of their frames.
+    pub(crate) blocks: u64,
+    pub(crate) bytes: u64,
+    /// Bytes that those who stay can take in before anything leaves for them.
+    pub(crate) free_bytes: u64,
+    /// Bytes that find no room where they would go.
+    pub(crate) short_bytes: u64,
+    /// Some of those who stay are full.
+    pub(crate) full: bool,
+}
+
+/// Nodes that those who stay have too little room for.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: about {} blocks would be lost. Start a node first, or say --yes: blocks that are pinned stay even then", self.room.told(&self.nodes), self.room.lost())]
+pub(crate) struct Short {
+    nodes: String,
+    room: Room,
+}
+
+impl Room {
+    /// Asks what room there is for what `nodes` hold.
+    ///
+    /// # Errors
+    /// When no coordinator answers, or a device does not say what it holds.
+    fn of(admin: &Admin, nodes: &[String]) -> Result<Room> {
+        let begun = Instant::now();
+        loop {
+            let mut told: Value = admin.get(&format!("/v1/drains?members={}", nodes.join(",")))?;
+            match told["room"].take() {
+                Value::Null if begun.elapsed() > PATIENCE => bail!(
+                    "not every device has said what it holds: `kvhive nodes` shows who is up; --yes empties {} all the same",
+                    nodes.join(", ")
+                ),
+                Value::Null => std::thread::sleep(POLL),
+                room => return Ok(serde_json::from_value(room)?),
+            }
+        }
+    }
+
+    /// Says what is held and what is free.
+    pub(crate) fn told(&self, nodes: &str) -> String {
+        let Room { blocks, bytes, free_bytes, short_bytes, .. } = self;
+        let short = match short_bytes {
+            0 => String::new(),
+            short => format!(", {} too little where it would go", report::bytes(*short)),
+        };
+        format!(
+            "{nodes} hold{} {blocks} blocks ({}) for the others, which have {} free{short}",
+            if nodes.contains(',') { "" } else { "s" },
+            report::bytes(*bytes),
+            report::bytes(*free_bytes)
+        )
+    }
+
+    /// Returns about how many blocks would be lost.
+    fn lost(&self) -> u64 {
+        (u128::from(self.short_bytes) * u128::from(self.blocks)).div_ceil(u128::from(self.bytes.max(1)))
+            as u64
+    }
+}
+
+/// Says what room there is for what nodes hold that are to be emptied together, and whether blocks may be lost by it.
+///
+/// # Errors
+/// [`Short`] when room is short and that may not be; when it is not known.
+pub(crate) fn check(admin: &Admin, nodes: &[String], may: MayLose) -> Result<(Option<Room>, bool)> {
+    if nodes.is_empty() {
+        return Ok((None, false));
+    }
+    let room = match Room::of(admin, nodes) {
+        Ok(room) => room,
+        Err(_) if may == MayLose::Anything => return Ok((None, true)),
+        Err(error) => return Err(error),
+    };
+    let loses = may == MayLose::Anything || may == MayLose::LeastWanted && room.full;
+    if room.short_bytes > 0 && !loses {
+        return Err(Short { nodes: nodes.join(", "), room }.into());
+    }
+    Ok((Some(room), loses))
+}
+
+/// Returns how many pinned blocks of a node wait for room, as far as that is known.
+pub(crate) fn waiting(admin: &Admin, node: &str) -> u64 {
+    let told: Result<Value> = admin.get(&format!("/v1/drains?members={node}"));
+    told.ok().and_then(|told| told["drains"][0]["waiting_blocks"].as_u64()).unwrap_or(0)
+}
+
+/// What became of blocks of nodes that were emptied.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct CameTo {
+    /// Blocks that went to others, and their bytes.
+    pub(crate) moved_blocks: u64,
+    pub(crate) moved_bytes: u64,
+    /// Blocks that others had before.
+    pub(crate) there_blocks: u64,
+    /// Blocks that others gave no room.
+    pub(crate) declined_blocks: u64,
+    /// Blocks that left elsewhere to make room.
+    pub(crate) displaced_blocks: u64,
+    /// Blocks that could not be read.
+    pub(crate) unread_blocks: u64,
+    /// Blocks that nobody holds any more because of it, and their bytes.
+    pub(crate) lost_blocks: u64,
+    pub(crate) lost_bytes: u64,
+    /// Members that did not say what they had counted to the end.
+    pub(crate) members_unheard: u64,
+}
+
+/// Blocks were lost: it was done, and this is not how it should end.
+#[derive(Debug, thiserror::Error)]
+#[error("{} blocks ({}) were lost: {}", .0.lost_blocks, report::bytes(.0.lost_bytes), .0.why())]
+pub(crate) struct Lost(pub(crate) CameTo);
+
+impl CameTo {
+    /// Waits until it is written down what emptying `node` came to; none if nobody does.
+    pub(crate) fn written(admin: &Admin, node: &str) -> Option<CameTo> {
+        let begun = Instant::now();
+        let (mut after, mut last) = (0, Value::Null);
+        loop {
+            let page: Result<Value> = admin.get(&format!("/v1/events?after={after}&limit=1024&kind={KINDS}"));
+            if let Ok(page) = page {
+                let mut of_it =
+                    list(&page["events"]).iter().filter(|event| event["subject"]["member"] == node);
+                last = of_it.next_back().cloned().unwrap_or(last);
+                let next = page["next_after"].as_u64().unwrap_or(after);
+                if next > after {
+                    after = next;
+                    continue;
+                }
+            }
+            if last["kind"] == "drain-finished" {
+                return serde_json::from_value(last["facts"].take()).ok();
+            }
+            if begun.elapsed() > PATIENCE {
+                return None;
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Adds another's figures.
+    pub(crate) fn add(&mut self, other: &CameTo) {
+        for (sum, more) in [
+            (&mut self.moved_blocks, other.moved_blocks),
+            (&mut self.moved_bytes, other.moved_bytes),
+            (&mut self.there_blocks, other.there_blocks),
+            (&mut self.declined_blocks, other.declined_blocks),
+            (&mut self.displaced_blocks, other.displaced_blocks),
+            (&mut self.unread_blocks, other.unread_blocks),
+            (&mut self.lost_blocks, other.lost_blocks),
+            (&mut self.lost_bytes, other.lost_bytes),
+            (&mut self.members_unheard, other.members_unheard),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
+
+    /// Says it in one line.
+    pub(crate) fn told(&self) -> String {
+        let there = match self.there_blocks {
+            0 => String::new(),
+            there => format!(", {there} were there already"),
+        };
+        let lost = match self.lost_blocks {
+            0 => "lost: 0".to_owned(),
+            lost => format!("lost: {lost} ({}): {}", report::bytes(self.lost_bytes), self.why()),
+        };
+        let unheard = match self.members_unheard {
+            0 => String::new(),
+            unheard => format!("; {unheard} members did not say what they have counted to the end"),
+        };
+        format!(
+            "{} blocks moved ({}){there}; {lost}{unheard}",
+            self.moved_blocks,
+            report::bytes(self.moved_bytes)
+        )
+    }
+
+    /// Says why blocks were lost.
+    fn why(&self) -> String {
+        let whys = [
+            (self.declined_blocks, "were given no room by the others"),
+            (self.displaced_blocks, "left the others to make room"),
+            (self.unread_blocks, "could not be read"),
+        ];
+        let whys = whys.into_iter().filter(|(count, _)| *count > 0);
+        let whys: Vec<String> = whys.map(|(count, why)| format!("{count} {why}")).collect();
+        whys.join(", ")
+    }
+
+    /// Says whether it ends as it should.
+    ///
+    /// # Errors
+    /// [`Lost`] when blocks were lost.
+    pub(crate) fn is_whole(&self) -> Result<(), Lost> {
+        if self.lost_blocks > 0 { Err(Lost(*self)) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_report_says_what_moved_what_was_lost_and_why() {
+        let facts = json!({"slots": 9, "moved_blocks": 96, "moved_bytes": 6 << 20, "lost_blocks": 0});
+        let whole: CameTo = serde_json::from_value(facts).expect("as the journal has it");
+        assert_eq!(whole.told(), "96 blocks moved (6.0 MiB); lost: 0");
+        whole.is_whole().expect("nothing was lost");
+        let lossy = CameTo {
+            lost_blocks: 12,
+            lost_bytes: 12 << 10,
+            declined_blocks: 8,
+            displaced_blocks: 4,
+            ..whole
+        };
+        let why = "8 were given no room by the others, 4 left the others to make room";
+        assert_eq!(lossy.told(), format!("96 blocks moved (6.0 MiB); lost: 12 (12.0 KiB): {why}"));
+        let error = lossy.is_whole().expect_err("some were").to_string();
+        assert_eq!(error, format!("12 blocks (12.0 KiB) were lost: {why}"));
+        let mut both = lossy;
+        both.add(&lossy);
+        assert_eq!((both.moved_blocks, both.lost_blocks), (192, 24));
+    }
+
+    #[test]
+    fn what_is_short_is_said_in_figures() {
+        let room =
+            Room { blocks: 84, bytes: 84 << 20, free_bytes: 52 << 20, short_bytes: 32 << 20, full: false };
+        let said = Short { nodes: "node-3".to_owned(), room }.to_string();
+        let expected = "node-3 holds 84 blocks (84.0 MiB) for the others, which have 52.0 MiB free, 32.0 MiB too little where it would \
+                        go: about 32 blocks would be lost. Start a node first, or say --yes: blocks that are pinned stay even then";
+        assert_eq!(said, expected);
+    }
+}

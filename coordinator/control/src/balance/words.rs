@@ -1,0 +1,22 @@
+//! How work is spread, in words.
+
+use kvhive_protocol::DeviceId;
+
+/// Says what changes between two sets.
+pub(super) fn said(before: &[DeviceId], after: &[DeviceId]) -> String {
+    let list = |devices: &[DeviceId], other: &[DeviceId]| {
+        let names: Vec<String> =
+            devices.iter().filter(|device| !other.contains(device)).map(DeviceId::to_string).collect();
+        names.join(", ")
+    };
+    match (list(after, before), list(before, after)) {
+        (added, gone) if gone.is_empty() => format!("{} replicas, on {added} too", after.len()),
+        (added, gone) if added.is_empty() => format!("{} replicas, not on {gone} any more", after.len()),
+        (added, gone) => format!("{} replicas, on {added} instead of {gone}", after.len()),
+    }
+}
+
+/// Writes a rate for people.
+pub(super) fn shown(rate: u64) -> String {
+    format!("{}.{} MiB/s", rate >> 20, ((rate % (1 << 20)) * 10) >> 20)
+}

@@ -1,0 +1,285 @@
+//! What emptying members comes to: the leader sums up what devices have counted of it and has that written down once the member holds no
+//! slot any more. Devices count since the emptying began, so a new leader knows as much; what a device had counted is lost with it,
+//! unless this leader had heard of it.
+
+use crate::journal::Journal;
+use crate::registry::Registry;
+use crate::scaler::Proposed;
+use kvhive_protocol::control::{Command, DeviceLoad};
+use kvhive_protocol::emptying::{Displaced, Given};
+use kvhive_protocol::{
+    ClusterMap, DeviceId, Epoch, EventKind, Generation, Level, MemberId, MemberState, Moment, Note, Reason,
+    Subject, WireError,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How long members that are up may take to say what they have counted to the end.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a report may take to be written down before it is proposed again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What became of the blocks of a member that is being emptied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CameTo {
+    /// What became of those that were given away.
+    pub given: Given,
+    /// What others let go for them.
+    pub displaced: Displaced,
+}
+
+impl CameTo {
+    /// Sums up what devices report of one member.
+    pub fn of<'a>(loads: impl Iterator<Item = &'a DeviceLoad>, member: MemberId) -> CameTo {
+        let mut sum = CameTo::default();
+        for load in loads {
+            for (_, given) in load.given.iter().filter(|(of, _)| *of == member) {
+                sum.given.add(given);
+            }
+            for (_, displaced) in load.displaced.iter().filter(|(of, _)| *of == member) {
+                sum.displaced.add(displaced);
+            }
+        }
+        sum
+    }
+
+    /// Returns how many blocks nobody holds any more because of it.
+    pub fn lost_blocks(&self) -> u64 {
+        self.given.lost_blocks.saturating_add(self.displaced.lost_blocks)
+    }
+
+    /// Returns their bytes.
+    pub fn lost_bytes(&self) -> u64 {
+        self.given.lost_bytes.saturating_add(self.displaced.lost_bytes)
+    }
+
+    fn add(&mut self, other: &CameTo) {
+        self.given.add(&other.given);
+        self.displaced.add(&other.displaced);
+    }
+}
+
+/// A member that is being emptied, or was a moment ago.
+#[derive(Clone, Debug)]
+struct Emptied {
+    name: String,
+    generation: Generation,
+    given: BTreeMap<DeviceId, Given>,
+    displaced: BTreeMap<DeviceId, Displaced>,
+    /// Since which epoch and when it holds no slot.
+    since: Option<(Epoch, Moment)>,
+    /// It went down, or began anew, with slots that it held.
+    is_cut_short: bool,
+    /// What was proposed, and when.
+    proposed: Option<(Moment, Proposed)>,
+}
+
+/// The machine.
+#[derive(Clone, Default, Debug)]
+pub struct Drains {
+    going: BTreeMap<MemberId, Emptied>,
+    /// Who is listed as being emptied and whose report is written down.
+    told: BTreeSet<MemberId>,
+    /// What all came to since somebody was being emptied, and how many those were.
+    together: (u64, CameTo),
+}
+
+impl Drains {
+    /// Another coordinator leads: it hears of devices what they have counted.
+    pub fn lost_leadership(&mut self) {
+        *self = Drains::default();
+    }
+
+    /// Follows the map and what devices report; asks for what is to be written down. `reported` says by which epoch a member served when
+    /// it reported last.
+    pub fn tick<'a>(
+        &mut self,
+        now: Moment,
+        map: &ClusterMap,
+        registry: &Registry,
+        loads: impl Iterator<Item = (DeviceId, &'a DeviceLoad)>,
+        reported: impl Fn(MemberId) -> Option<Epoch>,
+    ) -> Vec<Proposed> {
+        self.follow(map, registry);
+        if self.going.is_empty() {
+            self.together = Default::default();
+            return Vec::new();
+        }
+        for (device, load) in loads {
+            for (member, given) in &load.given {
+                if let Some(going) = self.going.get_mut(member) {
+                    going.given.insert(device, *given);
+                }
+            }
+            for (member, displaced) in &load.displaced {
+                if let Some(going) = self.going.get_mut(member) {
+                    going.displaced.insert(device, *displaced);
+                }
+            }
+        }
+        let holders: BTreeSet<MemberId> =
+            map.slots.iter().flat_map(|set| set.0.iter().map(|device| device.member)).collect();
+        let mut due = Vec::new();
+        for (id, going) in &mut self.going {
+            let known = map.members.get(id);
+            if holders.contains(id) {
+                going.since = None;
+                continue;
+            }
+            let since = going.since.get_or_insert_with(|| {
+                going.is_cut_short = known.is_some_and(|member| {
+                    member.state == MemberState::Down || member.generation != going.generation
+                });
+                (map.epoch, now)
+            });
+            let up = map.members.iter().filter(|(_, member)| member.state == MemberState::Up);
+            let unheard = up.filter(|(id, _)| reported(**id).is_none_or(|epoch| epoch < since.0)).count();
+            if unheard == 0 || now.since(since.1) >= PATIENCE {
+                due.push((*id, unheard as u64));
+            }
+        }
+        due.into_iter().filter_map(|(id, unheard)| self.tell(now, registry, id, unheard)).collect()
+    }
+
+    /// Takes up who is being emptied, and lets go of whose report is written down or not wanted any more.
+    fn follow(&mut self, map: &ClusterMap, registry: &Registry) {
+        self.told.retain(|id| map.is_emptied(*id));
+        let told = &mut self.told;
+        self.going.retain(|id, going| {
+            let is_there = map.members.contains_key(id);
+            let awaits = registry.awaited_report(&going.name).is_some();
+            if is_there && !awaits && map.is_emptied(*id) {
+                told.insert(*id);
+            }
+            awaits && (!is_there || map.is_emptied(*id))
+        });
+        // Before that, not every member could read of it.
+        if map.level < Level::PINS {
+            return;
+        }
+        for (id, member) in map.members.iter().filter(|(_, member)| member.drains) {
+            if self.going.contains_key(id) || self.told.contains(id) {
+                continue;
+            }
+            if registry.awaited_report(&member.name).is_none() {
+                self.told.insert(*id);
+                continue;
+            }
+            let going = Emptied {
+                name: member.name.clone(),
+                generation: member.generation,
+                given: BTreeMap::new(),
+                displaced: BTreeMap::new(),
+                since: None,
+                is_cut_short: member.state == MemberState::Down,
+                proposed: None,
+            };
+            self.going.insert(*id, going);
+        }
+    }
+
+    /// Says what a member came to, unless that was just said.
+    fn tell(&mut self, now: Moment, registry: &Registry, id: MemberId, unheard: u64) -> Option<Proposed> {
+        let is_last = self.going.iter().all(|(other, one)| *other == id || one.proposed.is_some());
+        let going = self.going.get_mut(&id)?;
+        if let Some((at, proposed)) = &mut going.proposed {
+            let is_due = now.since(*at) >= AGAIN;
+            *at = if is_due { now } else { *at };
+            return is_due.then(|| proposed.clone());
+        }
+        let mut sum = CameTo::default();
+        going.given.values().for_each(|given| sum.given.add(given));
+        going.displaced.values().for_each(|displaced| sum.displaced.add(displaced));
+        self.together.0 += 1;
+        self.together.1.add(&sum);
+        let slots = registry.awaited_report(&going.name)?;
+        let mut note = note(&going.name, slots, &sum)
+            .with_some("members_unheard", unheard)
+            .with_some("cut_short", u64::from(going.is_cut_short));
+        let mut reason = words(slots, &sum);
+        if going.is_cut_short {
+            reason.push_str(
+                "; it went down before it was empty, and what only it held is lost and not counted",
+            );
+        }
+        if unheard > 0 {
+            reason.push_str(&format!("; {unheard} members did not say what they have counted to the end"));
+        }
+        let (members, all) = self.together;
+        if is_last && members > 1 {
+            note = note
+                .with("members_emptied", members)
+                .with("moved_blocks_of_all", all.given.moved_blocks)
+                .with("lost_blocks_of_all", all.lost_blocks());
+            reason.push_str(&format!(
+                "; of the {members} members emptied together {} blocks moved and {} were lost",
+                all.given.moved_blocks,
+                all.lost_blocks()
+            ));
+        }
+        let proposed = (Command::Record(Box::new(note)), Reason::new(reason));
+        going.proposed = Some((now, proposed.clone()));
+        Some(proposed)
+    }
+}
+
+impl Registry {
+    /// Returns how many slots a member had when it began to be emptied, if it was not written down yet what that came to.
+    pub fn awaited_report(&self, name: &str) -> Option<u64> {
+        awaited(&self.journal, name)
+    }
+
+    /// Checks what a leader has written down: two may have asked for the same report.
+    pub(crate) fn check_note(&self, note: &Note) -> Result<(), WireError> {
+        note.check()?;
+        let name = note.subject.member.as_deref().unwrap_or_default();
+        if note.kind == EventKind::DrainFinished && self.awaited_report(name).is_none() {
+            return Err(WireError::rejected(format_args!(
+                "what emptying {name} came to is written down already"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn awaited(journal: &Journal, name: &str) -> Option<u64> {
+    let kinds = [EventKind::DrainBegun, EventKind::DrainEnded, EventKind::DrainFinished];
+    let last = journal.last_of(name, &kinds).filter(|event| event.note.kind == EventKind::DrainBegun)?;
+    let held = last.note.facts.iter().find(|(fact, _)| fact == "slots_held");
+    Some(held.map_or(0, |(_, slots)| *slots))
+}
+
+fn note(name: &str, slots: u64, sum: &CameTo) -> Note {
+    let CameTo { given, displaced } = sum;
+    Note::new(EventKind::DrainFinished, Subject::member(name))
+        .with("slots", slots)
+        .with("moved_blocks", given.moved_blocks)
+        .with("moved_bytes", given.moved_bytes)
+        .with("lost_blocks", sum.lost_blocks())
+        .with_some("lost_bytes", sum.lost_bytes())
+        .with_some("there_blocks", given.there_blocks)
+        .with_some("declined_blocks", given.declined_blocks)
+        .with_some("displaced_blocks", displaced.blocks)
+        .with_some("unread_blocks", given.unread_blocks)
+}
+
+fn words(slots: u64, sum: &CameTo) -> String {
+    let CameTo { given, displaced } = sum;
+    let mut text =
+        format!("of {slots} slots {} blocks moved, lost: {}", given.moved_blocks, sum.lost_blocks());
+    for (count, what) in [
+        (given.there_blocks, "were there already"),
+        (given.declined_blocks, "were given no room"),
+        (displaced.blocks, "left elsewhere to make room"),
+        (given.unread_blocks, "could not be read"),
+    ] {
+        if count > 0 {
+            text.push_str(&format!("; {count} {what}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "drains_test.rs"]
+mod tests;

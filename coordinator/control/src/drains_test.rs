@@ -1,0 +1,208 @@
+//! Stories of what emptying members comes to.
+
+use super::*;
+use crate::planner::Planner;
+use crate::planner::tests::goes_on;
+use crate::registry::tests::Cluster;
+use kvhive_protocol::control::CommandReply;
+
+/// A cluster whose leader is told what devices have counted; time in milliseconds.
+struct Scene {
+    cluster: Cluster,
+    drains: Drains,
+    now: u64,
+    loads: BTreeMap<DeviceId, DeviceLoad>,
+    /// Who has said nothing since the epoch.
+    silent: BTreeMap<MemberId, Epoch>,
+}
+
+impl Scene {
+    fn of(names: &[&str]) -> Scene {
+        let mut cluster = Cluster::with_replicas(1);
+        for name in names {
+            cluster.register(name, 1);
+        }
+        let mut scene = Scene {
+            cluster,
+            drains: Drains::default(),
+            now: 0,
+            loads: BTreeMap::new(),
+            silent: BTreeMap::new(),
+        };
+        scene.move_slots();
+        scene
+    }
+
+    fn drain(&mut self, member: u32) {
+        self.cluster.apply(Command::SetDrains { member: MemberId(member), drains: true });
+    }
+
+    fn move_slots(&mut self) {
+        let mut planner = Planner::new(4096);
+        while let Some(plan) = planner.plan(&self.cluster.map(), &goes_on()) {
+            self.cluster.apply(plan);
+        }
+    }
+
+    fn report(&mut self, by: u32, given: &[(u32, Given)], displaced: &[(u32, Displaced)]) {
+        let load = DeviceLoad {
+            given: given.iter().map(|(of, given)| (MemberId(*of), *given)).collect(),
+            displaced: displaced.iter().map(|(of, displaced)| (MemberId(*of), *displaced)).collect(),
+            ..DeviceLoad::default()
+        };
+        self.loads.insert(DeviceId::new(MemberId(by), 0), load);
+    }
+
+    /// Lets 100 ms pass; returns what was proposed and is applied now.
+    fn tick(&mut self) -> Vec<(Note, String)> {
+        let proposed = self.proposed();
+        for (command, _) in &proposed {
+            let reply = self.cluster.apply(command.clone());
+            assert!(matches!(reply, CommandReply::Applied { .. }), "{reply:?}");
+        }
+        proposed.into_iter().map(|(command, reason)| (noted(command), reason.to_string())).collect()
+    }
+
+    fn proposed(&mut self) -> Vec<Proposed> {
+        self.now += 100;
+        let map = self.cluster.map();
+        let reported = |id| Some(self.silent.get(&id).copied().unwrap_or(map.epoch));
+        let loads = self.loads.iter().map(|(device, load)| (*device, load));
+        self.drains.tick(Moment::from_millis(self.now), &map, &self.cluster.registry, loads, reported)
+    }
+}
+
+fn noted(command: Command) -> Note {
+    let Command::Record(note) = command else { panic!("{command:?}") };
+    *note
+}
+
+fn fact(note: &Note, name: &str) -> u64 {
+    note.facts.iter().find(|(fact, _)| fact == name).map_or(0, |(_, value)| *value)
+}
+
+fn moved(blocks: u64) -> Given {
+    Given { moved_blocks: blocks, moved_bytes: 10 * blocks, ..Given::default() }
+}
+
+#[test]
+fn what_became_of_the_blocks_is_written_down_once_when_no_slot_is_left() {
+    let mut scene = Scene::of(&["stays", "goes"]);
+    scene.drain(2);
+    scene.report(2, &[(2, Given { declined_blocks: 3, lost_blocks: 2, lost_bytes: 20, ..moved(7) })], &[]);
+    scene.report(1, &[], &[(2, Displaced { blocks: 4, lost_blocks: 4, lost_bytes: 40 })]);
+    assert_eq!(scene.tick(), [], "slots are left");
+    scene.move_slots();
+    let told = scene.tick();
+    let [(note, reason)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((note.kind, note.subject.member.as_deref()), (EventKind::DrainFinished, Some("goes")));
+    let facts =
+        ["moved_blocks", "moved_bytes", "lost_blocks", "lost_bytes", "declined_blocks", "displaced_blocks"];
+    assert_eq!(facts.map(|name| fact(note, name)), [7, 70, 6, 60, 3, 4]);
+    assert!(fact(note, "slots") > 1000, "{note:?}");
+    assert!(reason.contains("7 blocks moved, lost: 6; 3 were given no room; 4 left elsewhere"), "{reason}");
+    for _ in 0..100 {
+        assert_eq!(scene.tick(), []);
+    }
+}
+
+#[test]
+fn who_has_not_counted_to_the_end_is_waited_for_and_not_for_ever() {
+    let mut scene = Scene::of(&["stays", "goes"]);
+    scene.drain(2);
+    scene.tick();
+    scene.silent.insert(MemberId(1), scene.cluster.map().epoch);
+    scene.move_slots();
+    let ticks = std::iter::repeat_with(|| scene.tick()).position(|told| !told.is_empty());
+    assert_eq!(ticks, Some(PATIENCE.as_millis() as usize / 100));
+    let last = scene.cluster.registry.events(0, 1000).events.pop().expect("something happened");
+    assert_eq!((last.note.kind, fact(&last.note, "members_unheard")), (EventKind::DrainFinished, 1));
+}
+
+#[test]
+fn a_new_leader_writes_down_as_much_and_nothing_twice() {
+    let mut scene = Scene::of(&["stays", "goes"]);
+    scene.drain(2);
+    scene.report(2, &[(2, moved(7))], &[]);
+    scene.tick();
+    scene.drains.lost_leadership();
+    scene.move_slots();
+    let first = scene.proposed();
+    // It is not known whether that came through.
+    scene.drains.lost_leadership();
+    let second = scene.proposed();
+    assert_eq!((first.len(), &first), (1, &second));
+    scene.cluster.apply(first[0].0.clone());
+    let again = scene.cluster.apply(second[0].0.clone());
+    assert!(matches!(again, CommandReply::Rejected(_)), "{again:?}");
+    assert_eq!(scene.tick(), []);
+}
+
+#[test]
+fn one_that_leaves_as_soon_as_it_is_empty_is_told_of_all_the_same() {
+    let mut scene = Scene::of(&["stays", "goes"]);
+    scene.drain(2);
+    scene.report(2, &[(2, moved(7))], &[]);
+    scene.tick();
+    scene.move_slots();
+    let generation = scene.cluster.map().members[&MemberId(2)].generation;
+    scene.cluster.apply(Command::Leave { member: MemberId(2), generation });
+    scene.loads.clear();
+    let told = scene.tick();
+    assert_eq!(told.iter().map(|(note, _)| fact(note, "moved_blocks")).collect::<Vec<_>>(), [7]);
+    assert_eq!(scene.tick(), []);
+}
+
+#[test]
+fn one_that_goes_down_with_slots_is_said_to_have_taken_blocks_along() {
+    let mut scene = Scene::of(&["stays", "goes"]);
+    scene.drain(2);
+    scene.tick();
+    scene.cluster.mark_down(MemberId(2));
+    let told = scene.tick();
+    let [(note, reason)] = &told[..] else { panic!("{told:?}") };
+    assert!(fact(note, "cut_short") == 1 && reason.contains("went down before it was empty"), "{reason}");
+}
+
+#[test]
+fn what_is_taken_back_is_told_of_no_more() {
+    let mut scene = Scene::of(&["stays", "goes"]);
+    scene.drain(2);
+    scene.tick();
+    scene.cluster.apply(Command::SetDrains { member: MemberId(2), drains: false });
+    assert_eq!((scene.tick(), scene.drains.going.len()), (vec![], 0));
+    scene.drain(2);
+    scene.move_slots();
+    assert_eq!(scene.tick().len(), 1, "the second time it is");
+}
+
+#[test]
+fn members_that_are_emptied_together_are_summed_up_with_the_last() {
+    let mut scene = Scene::of(&["stays", "one", "two"]);
+    scene.drain(2);
+    scene.drain(3);
+    scene.report(2, &[(2, moved(7))], &[]);
+    scene.report(3, &[(3, moved(5))], &[]);
+    scene.report(1, &[], &[(3, Displaced { blocks: 1, lost_blocks: 1, lost_bytes: 10 })]);
+    scene.tick();
+    scene.move_slots();
+    let told = scene.tick();
+    let facts = |(note, _): &(Note, String)| {
+        ["moved_blocks", "lost_blocks", "members_emptied", "moved_blocks_of_all", "lost_blocks_of_all"]
+            .map(|name| fact(note, name))
+    };
+    assert_eq!(told.iter().map(facts).collect::<Vec<_>>(), [[7, 0, 0, 0, 0], [5, 1, 2, 12, 1]]);
+}
+
+#[test]
+fn a_cluster_whose_members_could_not_read_of_it_is_told_nothing() {
+    let mut cluster = Cluster::at_level(Level::FIRST);
+    for name in ["stays", "goes"] {
+        cluster.register_speaking(name, Level::FIRST);
+    }
+    cluster.apply(Command::SetDrains { member: MemberId(2), drains: true });
+    let mut drains = Drains::default();
+    let map = cluster.map();
+    let told = drains.tick(Moment::ZERO, &map, &cluster.registry, std::iter::empty(), |_| Some(map.epoch));
+    assert_eq!((told, drains.going.len()), (vec![], 0));
+}

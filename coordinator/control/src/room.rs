@@ -1,0 +1,304 @@
+//! Whether the others have room for what members hold that are to be emptied, told beforehand: what each device would get by where
+//! slots then belong, and how much of it could come before anything else leaves. An estimate where several devices take over, as a
+//! device does not say how its blocks are spread over its slots; exact where one does.
+
+use crate::{cordon, placement};
+use kvhive_protocol::control::DeviceLoad;
+use kvhive_protocol::{ClusterMap, DeviceId, MemberId, Slot};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A device is full when less than this part of its frames is to spare: what is least wanted leaves it all the time.
+const FULL_PART: u64 = 100;
+
+/// What would have to go elsewhere, and what room there is for it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Room {
+    /// Blocks that the members hold of slots which others are to take.
+    pub blocks: u64,
+    /// Bytes of their frames.
+    pub bytes: u64,
+    /// Bytes that those who stay can take in before anything leaves for them.
+    pub free_bytes: u64,
+    /// Bytes that would have no room where they would go.
+    pub short_bytes: u64,
+    /// Some of those who stay are full already: what is least wanted leaves them all the time.
+    pub is_full: bool,
+    /// Who would get something.
+    pub takers: Vec<Taker>,
+}
+
+/// One device that would take slots over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Taker {
+    /// Which.
+    pub device: DeviceId,
+    /// Bytes of frames that it would get.
+    pub gets_bytes: u64,
+    /// Bytes that it can take in before anything leaves for them.
+    pub free_bytes: u64,
+}
+
+/// A device that has not said what it holds since the leader leads.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{device} of {member} has not said yet what it holds: ask again in a second")]
+pub struct Unheard {
+    /// Whose device.
+    pub member: String,
+    /// Which.
+    pub device: DeviceId,
+}
+
+/// Frames of each size, in bytes.
+type Frames = BTreeMap<u64, u64>;
+
+/// Says what room those who stay have for what `leaving` hold, and whoever is being emptied already.
+///
+/// # Errors
+/// [`Unheard`] when a device that matters has not reported.
+pub fn room(
+    map: &ClusterMap,
+    loads: &BTreeMap<DeviceId, &DeviceLoad>,
+    leaving: &BTreeSet<MemberId>,
+) -> Result<Room, Unheard> {
+    let mut after = map.clone();
+    for (id, member) in &mut after.members {
+        member.drains |= leaving.contains(id);
+    }
+    let goes = |device: &DeviceId| after.is_emptied(device.member);
+    let candidates = placement::candidates(&after);
+    let mut wanted = placement::wanted_map(&candidates, usize::from(after.settings.replicas));
+    placement::balance(&after, &candidates, &mut wanted);
+    cordon::heed(&after, &candidates, &mut wanted);
+    let mut slots: BTreeMap<DeviceId, u64> = BTreeMap::new();
+    let mut gets: BTreeMap<(DeviceId, DeviceId), u64> = BTreeMap::new();
+    for (slot, wanted) in Slot::all().zip(&wanted) {
+        let set = map.replicas(slot);
+        let new = wanted.0.iter().filter(|device| !set.contains(**device) || map.is_filling(slot, **device));
+        let mut new = new.filter(|device| !goes(device));
+        for from in set.0.iter().filter(|device| goes(device)) {
+            *slots.entry(*from).or_default() += 1;
+            if let Some(to) = new.next() {
+                *gets.entry((*to, *from)).or_default() += 1;
+            }
+        }
+    }
+    let known = |device: DeviceId| {
+        let load = loads.get(&device).copied().filter(|load| !load.frames.is_empty());
+        let member = || after.owner(device).map_or_else(String::new, |owner| owner.name.clone());
+        load.ok_or_else(|| Unheard { member: member(), device })
+    };
+    let mut needs: BTreeMap<DeviceId, Frames> = BTreeMap::new();
+    let mut room = Room::default();
+    for ((to, from), count) in gets {
+        let (load, of) = (known(from)?, slots[&from]);
+        room.blocks += part(load.held_blocks, count, of);
+        for frames in &load.frames {
+            // What is left of slots that have gone elsewhere stays behind.
+            let held = part(frames.used, load.held_blocks.min(load.blocks), load.blocks);
+            *needs.entry(to).or_default().entry(frames.bytes).or_default() += part(held, count, of);
+        }
+    }
+    for candidate in candidates.iter().filter(|candidate| candidate.takes && !goes(&candidate.device)) {
+        let device = candidate.device;
+        let load = known(device)?;
+        let mut spare: Frames = load.frames.iter().map(|one| (one.bytes, one.spare)).collect();
+        let free_bytes = bytes_of(&spare);
+        let frames =
+            load.frames.iter().fold((0, 0), |sum, one| (sum.0 + one.spare, sum.1 + one.spare + one.used));
+        room.is_full |= frames.0 * FULL_PART < frames.1;
+        room.free_bytes += free_bytes;
+        let Some(need) = needs.get(&device) else { continue };
+        let gets_bytes = bytes_of(need);
+        room.bytes += gets_bytes;
+        room.short_bytes += fit(need, &mut spare);
+        room.takers.push(Taker { device, gets_bytes, free_bytes });
+    }
+    Ok(room)
+}
+
+/// Returns the fewest members that hold all that is not to be let go, whichever they are: what is pinned where some are full, as what is
+/// least wanted leaves them all the time, and else all that there is. None while a device has not said what it holds.
+pub(crate) fn fewest(map: &ClusterMap, loads: &BTreeMap<DeviceId, &DeviceLoad>) -> Option<u32> {
+    let (mut held, mut pinned, mut is_full) = (0, 0, false);
+    let mut capacities: BTreeMap<MemberId, u64> = BTreeMap::new();
+    for (device, _) in map.devices_up().filter(|(device, _)| !map.is_emptied(device.member)) {
+        let load = loads.get(&device).copied().filter(|load| !load.frames.is_empty())?;
+        let (mut spare, mut all) = (0, 0);
+        for frames in &load.frames {
+            let own = part(frames.used, load.held_blocks.min(load.blocks), load.blocks);
+            held += frames.bytes.saturating_mul(own);
+            spare += frames.spare;
+            all += frames.spare + frames.used;
+            *capacities.entry(device.member).or_default() +=
+                frames.bytes.saturating_mul(frames.spare + frames.used);
+        }
+        pinned += load.pinned.bytes;
+        is_full |= spare * FULL_PART < all;
+    }
+    let stays = if is_full { pinned } else { held };
+    let mut capacities: Vec<u64> = capacities.into_values().collect();
+    capacities.sort_unstable();
+    let mut sum: u64 = 0;
+    let enough = capacities.iter().position(|capacity| {
+        sum = sum.saturating_add(*capacity);
+        sum >= stays
+    });
+    let members = enough.map_or(capacities.len(), |at| at + 1);
+    Some(u32::try_from(members).unwrap_or(u32::MAX))
+}
+
+/// Puts frames into as small ones as hold them, the largest first; returns the bytes of those that find none.
+fn fit(need: &Frames, spare: &mut Frames) -> u64 {
+    let mut short = 0;
+    for (bytes, count) in need.iter().rev() {
+        let mut left = *count;
+        for (_, free) in spare.range_mut(*bytes..) {
+            let taken = left.min(*free);
+            *free -= taken;
+            left -= taken;
+        }
+        short += bytes.saturating_mul(left);
+    }
+    short
+}
+
+fn bytes_of(frames: &Frames) -> u64 {
+    frames.iter().map(|(bytes, count)| bytes.saturating_mul(*count)).fold(0, u64::saturating_add)
+}
+
+/// Returns so many of `of` parts of a whole, rounded up; nothing of nothing.
+fn part(whole: u64, parts: u64, of: u64) -> u64 {
+    if of == 0 {
+        return 0;
+    }
+    (u128::from(whole) * u128::from(parts)).div_ceil(u128::from(of)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::tests::Cluster;
+    use kvhive_protocol::emptying::FrameLoad;
+    use kvhive_protocol::load::PinnedLoad;
+
+    const KIB: u64 = 1024;
+
+    /// Members of one device each, and what each of these reports; slots are where they belong.
+    struct Scene {
+        cluster: Cluster,
+        loads: BTreeMap<DeviceId, DeviceLoad>,
+    }
+
+    impl Scene {
+        fn new(replicas: u8, used_and_spare: &[(u64, u64)]) -> Scene {
+            let mut cluster = Cluster::with_replicas(replicas);
+            let mut loads = BTreeMap::new();
+            for (at, (used, spare)) in used_and_spare.iter().enumerate() {
+                let member = cluster.register(&format!("node-{at}"), 1);
+                loads.insert(DeviceId::new(member, 0), load(&[(KIB, *used, *spare)]));
+            }
+            let mut planner = crate::planner::Planner::new(4096);
+            while let Some(plan) = planner.plan(&cluster.map(), &crate::planner::tests::goes_on()) {
+                cluster.apply(plan);
+            }
+            Scene { cluster, loads }
+        }
+
+        fn loads(&self) -> BTreeMap<DeviceId, &DeviceLoad> {
+            self.loads.iter().map(|(device, load)| (*device, load)).collect()
+        }
+
+        fn room(&self, leaving: &[u32]) -> Result<Room, Unheard> {
+            room(&self.cluster.map(), &self.loads(), &leaving.iter().map(|id| MemberId(*id)).collect())
+        }
+    }
+
+    fn load(frames: &[(u64, u64, u64)]) -> DeviceLoad {
+        let frames =
+            frames.iter().map(|(bytes, used, spare)| FrameLoad { bytes: *bytes, used: *used, spare: *spare });
+        let frames: Vec<FrameLoad> = frames.collect();
+        let blocks = frames.iter().map(|one| one.used).sum();
+        DeviceLoad { blocks, held_blocks: blocks, frames, ..DeviceLoad::default() }
+    }
+
+    #[test]
+    fn one_that_takes_all_has_room_for_just_as_much_as_is_free() {
+        for (spare, short) in [(100, 0), (99, KIB), (0, 100 * KIB)] {
+            let room = Scene::new(1, &[(50, spare), (100, 0)]).room(&[2]).expect("all have reported");
+            assert_eq!((room.blocks, room.bytes), (100, 100 * KIB));
+            assert_eq!((room.free_bytes, room.short_bytes, room.is_full), (spare * KIB, short, spare == 0));
+        }
+    }
+
+    #[test]
+    fn what_is_spread_over_several_may_be_short_where_one_of_them_is() {
+        let room = Scene::new(1, &[(10, 300), (290, 10), (200, 100)]).room(&[3]).expect("they have reported");
+        let gets: u64 = room.takers.iter().map(|taker| taker.gets_bytes).sum();
+        assert_eq!((room.takers.len(), gets, room.bytes), (2, room.bytes, room.bytes));
+        assert!(room.free_bytes == 310 * KIB && room.short_bytes > 80 * KIB, "{room:?}");
+    }
+
+    #[test]
+    fn two_that_leave_together_are_weighed_together_and_so_is_who_has_begun() {
+        let mut scene = Scene::new(1, &[(0, 150), (100, 0), (100, 0)]);
+        let both = scene.room(&[2, 3]).expect("they have reported");
+        assert_eq!((both.bytes, both.short_bytes), (200 * KIB, 50 * KIB));
+        scene
+            .cluster
+            .apply(kvhive_protocol::control::Command::SetDrains { member: MemberId(3), drains: true });
+        assert_eq!(scene.room(&[2]), Ok(both));
+    }
+
+    #[test]
+    fn what_others_have_too_needs_room_only_where_a_copy_is_made_anew() {
+        // Of three copies two are left, where they are.
+        let room = Scene::new(3, &[(90, 10), (90, 10), (90, 10)]).room(&[2]).expect("they have reported");
+        assert_eq!((room.bytes, room.short_bytes, room.takers.len()), (0, 0, 0));
+        let room = Scene::new(2, &[(90, 10), (90, 10), (90, 10)]).room(&[2]).expect("they have reported");
+        assert!((90 * KIB..93 * KIB).contains(&room.bytes) && room.short_bytes > 60 * KIB, "{room:?}");
+    }
+
+    #[test]
+    fn a_block_takes_a_larger_frame_and_no_smaller_one() {
+        let need = Frames::from([(4, 10), (8, 10)]);
+        for (spare, short) in [
+            (&[(4, 10), (8, 10)][..], 0),
+            (&[(8, 20)], 0),
+            (&[(4, 20)], 80),
+            (&[(4, 5), (8, 12)], 12),
+            (&[(16, 10), (4, 3)], 28),
+        ] {
+            assert_eq!(fit(&need, &mut spare.iter().copied().collect()), short, "{spare:?}");
+        }
+    }
+
+    #[test]
+    fn who_has_not_said_anything_has_to_first() {
+        let mut scene = Scene::new(1, &[(10, 90), (10, 90)]);
+        scene.loads.insert(DeviceId::new(MemberId(1), 0), DeviceLoad::default());
+        let unheard = scene.room(&[2]).expect_err("nobody knows");
+        assert!(unheard.to_string().contains("node-0 has not said"), "{unheard}");
+        assert_eq!(fewest(&scene.cluster.map(), &scene.loads()), None);
+    }
+
+    #[test]
+    fn copies_of_slots_that_have_gone_need_no_room() {
+        let mut scene = Scene::new(1, &[(0, 100), (100, 0)]);
+        scene.loads.get_mut(&DeviceId::new(MemberId(2), 0)).expect("it is there").held_blocks = 30;
+        let room = scene.room(&[2]).expect("they have reported");
+        assert_eq!((room.blocks, room.bytes), (30, 30 * KIB));
+    }
+
+    #[test]
+    fn fewer_members_hold_all_while_nothing_had_to_leave_and_what_is_pinned_at_least() {
+        let fewest = |scene: &Scene| fewest(&scene.cluster.map(), &scene.loads());
+        assert_eq!(fewest(&Scene::new(1, &[(50, 50); 4])), Some(2));
+        assert_eq!(fewest(&Scene::new(1, &[(51, 49); 4])), Some(3));
+        let mut full = Scene::new(1, &[(100, 0), (60, 40), (60, 40), (60, 40)]);
+        assert_eq!(fewest(&full), Some(1), "what is least wanted leaves all the time");
+        for load in full.loads.values_mut() {
+            load.pinned = PinnedLoad { bytes: 30 * KIB, ..PinnedLoad::default() };
+        }
+        assert_eq!(fewest(&full), Some(2));
+    }
+}
