@@ -94,8 +94,8 @@ pub(crate) const SCALING: &[Key] = &[
     key!(
         "keep",
         Rule::Share { min: 500, max: 1000 },
-        Absent::Value("0.85"),
-        "The utilisation that is aimed at: the fewest nodes are recommended that cover this share of what `ceiling` nodes would."
+        Absent::Value("0.95"),
+        "The fewest nodes are recommended that cover, over a day, this share of what `ceiling` nodes would."
     ),
     key!(
         "up_cooldown",
@@ -107,7 +107,8 @@ pub(crate) const SCALING: &[Key] = &[
         "down_cooldown",
         Rule::Time { min: 0, max: DAY_MS },
         Absent::Value("3600s"),
-        "How long fewer nodes must have been enough before they are recommended, in whole seconds; also the least time since a change."
+        "How long fewer nodes must have been enough before they are recommended, in whole seconds; also the least time since a change. \
+         Three times as long after a change to more."
     ),
     key!(
         "look_ahead",

@@ -69,11 +69,12 @@ pub struct ScalingPolicy {
     pub floor: u32,
     /// The most members.
     pub ceiling: u32,
-    /// How much of what a cluster of `ceiling` members would cover is to be covered, in thousandths.
+    /// How much of what a cluster of `ceiling` members would cover over a day is to be covered, in thousandths.
     pub keep_per_mille: u16,
     /// The least time between a change and one to more members, in seconds.
     pub up_cooldown_s: u32,
-    /// How long fewer members must have been enough before they are, in seconds; also the least time since a change.
+    /// How long fewer members must have been enough before they are, in seconds; also the least time since a change. After a change
+    /// to more it is three times as long.
     pub down_cooldown_s: u32,
     /// How far ahead load is foreseen, in seconds: what it takes to start a member and fill it.
     pub look_ahead_s: u32,
@@ -89,7 +90,7 @@ impl Default for ScalingPolicy {
             mode: ScalingMode::Off,
             floor: 1,
             ceiling: 16,
-            keep_per_mille: 850,
+            keep_per_mille: 950,
             up_cooldown_s: 600,
             down_cooldown_s: 3600,
             look_ahead_s: 1800,
@@ -244,9 +245,12 @@ pub fn reuse_bucket(blocks: u64) -> usize {
     (octave * PARTS + part as usize).min(REUSE_BUCKETS - 1)
 }
 
-/// Returns the number of blocks in the middle of a bucket.
-pub fn reuse_middle(bucket: usize) -> f64 {
-    (1_u64 << (bucket / PARTS).min(63)) as f64 * (1.0 + ((bucket % PARTS) as f64 + 0.5) / PARTS as f64)
+/// Returns the least number of blocks of a bucket, and that of the next.
+pub fn reuse_range(bucket: usize) -> (f64, f64) {
+    let octave = (1_u64 << (bucket / PARTS).min(63)) as f64;
+    let part = (bucket % PARTS) as f64;
+    let edge = |part: f64| octave * (1.0 + part / PARTS as f64);
+    (edge(part), edge(part + 1.0))
 }
 
 #[cfg(test)]
@@ -254,10 +258,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_distance_is_near_the_middle_of_its_bucket() {
+    fn a_distance_is_within_its_bucket() {
         for blocks in (1..64).chain([1000, 123_456, 987_654_321]) {
-            let middle = reuse_middle(reuse_bucket(blocks));
-            assert!((middle / blocks as f64 - 1.0).abs() < 0.26, "{blocks} {middle}");
+            let (from, to) = reuse_range(reuse_bucket(blocks));
+            let blocks = blocks as f64;
+            assert!(from <= blocks && blocks < to && to <= 1.25 * from, "{blocks} {from} {to}");
         }
         assert_eq!(reuse_bucket(u64::MAX), REUSE_BUCKETS - 1);
     }

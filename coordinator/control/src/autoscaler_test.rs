@@ -123,7 +123,10 @@ fn the_reason_is_told_in_numbers() {
     scene.policy.up_cooldown_s = 0;
     let said = scene.pass(100_000, 6500);
     assert_eq!(said.why, Why::Capacity);
-    assert!(said.to_string().starts_with("3 members cover too little: with 1.0"), "{said}");
+    assert!(
+        said.to_string().starts_with("3 members cover too little: 95.0 % are aimed at; with 1.0"),
+        "{said}"
+    );
     assert!((said.hit_rate - 0.5).abs() < 0.01 && (said.hit_rate_ceiling - 1.0).abs() < 0.01, "{said:?}");
 }
 

@@ -39,8 +39,8 @@ pub(crate) struct Autoscale {
     /// How load goes between its least and its most
     #[arg(long, value_name = "SHAPE", default_value = "wave", requires = "autoscale")]
     shape: Shape,
-    /// How much of what all members would cover is to be covered (0.5 to 1)
-    #[arg(long, value_name = "P", default_value_t = 0.85, requires = "autoscale", value_parser = super::share)]
+    /// How much of what all members would cover, over a day, is to be covered (0.5 to 1)
+    #[arg(long, value_name = "P", default_value_t = 0.95, requires = "autoscale", value_parser = super::share)]
     keep: f64,
 }
 
@@ -70,8 +70,12 @@ pub(crate) struct Comparison {
     pub(crate) device_hours_share: f64,
     /// Changes of size.
     pub(crate) changes: u32,
-    /// Changes to more members after one to fewer, or the other way: a day by itself makes two.
+    /// Changes to more members after one to fewer, or the other way.
     pub(crate) turns: u32,
+    /// How often load turned from more to less or back.
+    pub(crate) load_turns: u32,
+    /// Whether the size turned more often than load did and once more: from the most members, with which it began.
+    pub(crate) oscillates: bool,
     pub(crate) fewest: u32,
     pub(crate) most: u32,
     /// How good forecasts of an hour ahead were of the rate: mean error by that of the same time a day before.
@@ -105,7 +109,8 @@ impl Autoscale {
             bail!("--capacity-blocks is {capacity}: each of {} members needs one at least", self.members);
         }
         let days = Days { days: self.days, night: self.night, shape: self.shape, seed, block_tokens };
-        let comparison = self.compare(&days.lay_over(requests)?, capacity, strategy, block_tokens);
+        let trace = days.lay_over(requests)?;
+        let comparison = self.compare(&trace, days.turns(), capacity, strategy, block_tokens);
         if json {
             return report::print_json(&comparison);
         }
@@ -117,6 +122,7 @@ impl Autoscale {
     pub(super) fn compare(
         &self,
         trace: &Trace,
+        load_turns: u32,
         capacity: u32,
         strategy: Strategy,
         block_tokens: u32,
@@ -150,6 +156,8 @@ impl Autoscale {
             device_hours_share: autoscaled.device_hours / fixed.device_hours,
             changes: cluster.changes.len() as u32,
             turns: cluster.turns(),
+            load_turns,
+            oscillates: cluster.turns() > load_turns + 1,
             fewest: cluster.by_hour.iter().copied().min().unwrap_or(0),
             most: cluster.by_hour.iter().copied().max().unwrap_or(0),
             forecast_mase: score.mase,
@@ -283,8 +291,13 @@ impl fmt::Display for Comparison {
         )?;
         writeln!(
             f,
-            "size          {} to {}, {} changes, {} turns",
-            self.fewest, self.most, self.changes, self.turns
+            "size          {} to {}, {} changes, {} turns where load has {}: {}",
+            self.fewest,
+            self.most,
+            self.changes,
+            self.turns,
+            self.load_turns,
+            if self.oscillates { "it oscillates" } else { "no oscillation" }
         )?;
         writeln!(
             f,

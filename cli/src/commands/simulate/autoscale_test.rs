@@ -4,14 +4,14 @@ use super::*;
 use crate::trace::{Workload, generate};
 
 fn options(members: u32) -> Autoscale {
-    Autoscale { autoscale: true, members, days: 2, night: 0.2, shape: Shape::Wave, keep: 0.85 }
+    Autoscale { autoscale: true, members, days: 2, night: 0.2, shape: Shape::Wave, keep: 0.95 }
 }
 
 fn run(options: &Autoscale, requests: Vec<crate::trace::Request>, capacity: u32, seed: u64) -> Comparison {
     let Autoscale { days, night, shape, .. } = *options;
     let days = Days { days, night, shape, seed, block_tokens: 512 };
     let trace = days.lay_over(requests).expect("it has requests");
-    options.compare(&trace, capacity, Strategy::Lru, 512)
+    options.compare(&trace, days.turns(), capacity, Strategy::Lru, 512)
 }
 
 #[test]

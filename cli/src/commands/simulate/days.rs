@@ -1,5 +1,7 @@
 //! Days of load made of a trace: it is played again and again, each time with sessions of its own, and of those as many as the
-//! time of day brings. Within a session nothing is stretched or left out, so that what comes back comes back when it did.
+//! time of day brings. Within a session nothing is stretched or left out, so that what comes back comes back when it did. When a
+//! session begins is drawn anew each time: a trace that fills up and runs dry, as one does that was put together from sessions,
+//! would lay a rhythm of its own length over the days.
 
 use super::sweep::{key, turn};
 use crate::trace::Request;
@@ -18,6 +20,9 @@ const DAY_S: f64 = 86_400.0;
 /// come back after exactly as long.
 const LASTING: usize = 100;
 
+/// Tells the draw of when a session begins from that of whether it comes.
+const BEGINS: u64 = 0xB361;
+
 /// How load comes and goes. Between its least and its most it goes by one of these.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(super) enum Shape {
@@ -25,6 +30,8 @@ pub(super) enum Shape {
     Wave,
     /// From 9 to 18 as much as there can be, with an hour to come and to go, else the least
     Office,
+    /// From 8 to 18 as much as there can be, all at once, else the least
+    Square,
     /// Two peaks a day, at 10 and at 20, and the least at 3
     Peaks,
     /// A wave each day, and on the last two of seven days a third of it
@@ -61,7 +68,7 @@ struct Told {
 /// A trace by sessions.
 struct Sessions {
     requests: Vec<Told>,
-    /// When each begins, in seconds.
+    /// When each begins in the trace, in seconds.
     begins: Vec<f64>,
     /// Blocks that are the same whenever the trace is played: those of many sessions, as system prompts are.
     lasting: BTreeSet<u64>,
@@ -81,6 +88,7 @@ impl Days {
         let part = match self.shape {
             Shape::Wave => wave,
             Shape::Office => (hour - 8.0).min(19.0 - hour).clamp(0.0, 1.0),
+            Shape::Square => f64::from(u8::from((8.0..18.0).contains(&hour))),
             Shape::Peaks => peak(10.0).max(peak(20.0)),
             Shape::Week if at_s / DAY_S % 7.0 >= 5.0 => wave / 3.0,
             Shape::Week => wave,
@@ -88,6 +96,22 @@ impl Days {
             Shape::Growth => at_s / whole_s,
         };
         self.night + (1.0 - self.night) * part
+    }
+
+    /// Returns how often load turns from more to less or back.
+    pub(super) fn turns(&self) -> u32 {
+        let steps = u64::from(self.days) * DAY_S as u64 / OBSERVATION_SECONDS;
+        let (mut turns, mut before, mut rising) = (0, self.load(0.0), None);
+        for step in 1..steps {
+            let load = self.load((step * OBSERVATION_SECONDS) as f64);
+            // A wave at its highest stands still for a moment.
+            if (load - before).abs() > 1e-9 {
+                turns += u32::from(rising.is_some_and(|rising| rising != (load > before)));
+                rising = Some(load > before);
+            }
+            before = load;
+        }
+        turns
     }
 
     /// Lays the days' load over a trace.
@@ -98,25 +122,38 @@ impl Days {
         let sessions = Sessions::of(requests, self.block_tokens);
         let Some(last) = sessions.requests.last() else { bail!("the trace has no requests") };
         let stretch_s = OBSERVATION_SECONDS as f64;
-        let span_s = ((last.at_s / stretch_s).ceil() * stretch_s).max(stretch_s);
-        let mut trace = Trace::new();
-        let times = (f64::from(self.days) * DAY_S / span_s).ceil() as u64;
-        for time in 0..times {
-            let from_s = time as f64 * span_s;
-            let comes: Vec<bool> = sessions
-                .begins
-                .iter()
-                .enumerate()
-                .map(|(session, at)| draw(self.seed, time, session as u64) < self.load(from_s + at))
+        let first = sessions.begins.iter().copied().fold(last.at_s, f64::min);
+        let newest = sessions.begins.iter().copied().fold(first, f64::max);
+        // Sessions that began so late have their whole length after it: those of the next play begin beside them.
+        let span_s = (((newest - first) / stretch_s).ceil() * stretch_s).max(stretch_s);
+        let whole_s = f64::from(self.days) * DAY_S;
+        let mut comes = Vec::new();
+        for time in 0..(whole_s / span_s).ceil() as u64 {
+            let begins: Vec<Option<f64>> = (0..sessions.begins.len() as u64)
+                .map(|session| {
+                    let at = (time as f64 + draw(self.seed ^ BEGINS, time, session)) * span_s;
+                    (draw(self.seed, time, session) < self.load(at)).then_some(at)
+                })
                 .collect();
-            for told in sessions.requests.iter().filter(|told| comes[told.session]) {
-                let turn =
-                    Turn { now: Moment::ZERO + Duration::from_secs_f64(from_s + told.at_s), ..told.turn };
-                let own = |id: &u64| {
-                    if sessions.lasting.contains(id) { key(*id) } else { key(mix(*id, time + 1)) }
-                };
-                trace.push(turn, told.blocks.iter().map(own))?;
+            for (number, told) in sessions.requests.iter().enumerate() {
+                let Some(begin) = begins[told.session] else { continue };
+                let at = begin + told.at_s - sessions.begins[told.session];
+                if at < whole_s {
+                    comes.push((at, time, number as u32));
+                }
             }
+        }
+        comes.sort_unstable_by(|one, other| {
+            one.0.total_cmp(&other.0).then((one.1, one.2).cmp(&(other.1, other.2)))
+        });
+        let mut trace = Trace::new();
+        for (at, time, number) in comes {
+            let told = &sessions.requests[number as usize];
+            let turn = Turn { now: Moment::ZERO + Duration::from_secs_f64(at), ..told.turn };
+            let own = |id: &u64| {
+                if sessions.lasting.contains(id) { key(*id) } else { key(mix(*id, time + 1)) }
+            };
+            trace.push(turn, told.blocks.iter().map(own))?;
         }
         if trace.requests() == 0 {
             bail!("no session comes on these days: let the night have more load");

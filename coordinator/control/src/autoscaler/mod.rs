@@ -1,33 +1,43 @@
 //! How many members the cluster should have, and why, in numbers. A machine: it is told what devices report, asked once each
 //! stretch of time, and does nothing itself.
 //!
-//! The size is the smallest that covers enough of what the largest allowed would ([`ScalingPolicy::keep_per_mille`]), by the
-//! curve of the last hour, with distances stretched by how much more load is foreseen: twice the requests a second put twice the
-//! blocks between two uses of one. More members come at once, fewer only when fewer would have been enough for a while, by a
-//! stricter measure: what is given away must be earned again block by block.
+//! The size is the smallest whose hit rate, by the curve of the last hour, reaches what is aimed at, with distances stretched by
+//! how much more load is foreseen: twice the requests a second put twice the blocks between two uses of one. What is aimed at is
+//! one hit rate for all hours of a day ([`day`]), such that over the day so much is covered of what the largest cluster would have
+//! covered as the policy says ([`ScalingPolicy::keep_per_mille`]).
 //!
-//! What may be lost is counted a second, not a request: in a quiet hour a member more saves few blocks, so fewer members do; in a
-//! busy one less may go. Over a day that adds up to what the policy lets go.
+//! A size is left when it is off by more than a band around that, so that what chance does to load changes nothing: for more
+//! members soon, for fewer only when fewer would have been enough for long. Who has just gone one way goes the other only after
+//! longer still: a load that turns twice a day is followed by a size that turns twice a day.
 
 mod curve;
+mod day;
 
 use crate::predictor::{Figure, Predictor};
 use curve::Curve;
+use day::{Day, Rates};
 use kvhive_protocol::DeviceId;
 use kvhive_protocol::scaling::{OBSERVATION_SECONDS, Reuse, ScalingMode, ScalingPolicy};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
-/// What counts for how much one observation later: half after an hour.
-const FADE: f64 = 0.943_874_313;
+/// What counts for how much one observation later: half after two hours.
+const FADE: f64 = 0.971_531_941;
 /// Load foreseen counts at most so many times that of late.
 const MOST_GROWTH: f64 = 4.0;
-/// How many times what the policy lets go may be lost of a request, in the busiest hour and in the quietest.
-const LOSS: (f64, f64) = (0.5, 5.0);
+/// So many loads foreseen one after the other are evened out: what a cache holds follows the load of half an hour, not of a moment.
+const EVENED: usize = 6;
 /// Fewer keys asked of late say nothing.
 const LEAST_ASKED: f64 = 1000.0;
-/// Fewer members must cover this part more of what `keep_per_mille` lets go.
-const STRICTER: f64 = 1.0 / 3.0;
+/// A size is left when what it covers is off by this part of what the policy lets go.
+const BAND: f64 = 1.0 / 3.0;
+/// Fewer members after more must have been enough for so many times as long as fewer after fewer.
+const TURN_DOWN: u64 = 3;
+/// More members after fewer must have been needed for so many times the time that lies between changes to more, unless
+/// this part more than there are is.
+const TURN_UP: u64 = 6;
+const MUCH_MORE: f64 = 1.5;
 
 /// Why a size is recommended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,6 +105,8 @@ pub struct Recommendation {
     pub hit_rate_expected: f64,
     /// That the most members allowed would, under the load foreseen.
     pub hit_rate_ceiling: f64,
+    /// That which is aimed at, all day.
+    pub hit_rate_aim: f64,
     /// Load foreseen by that of late.
     pub growth: f64,
     /// How long requests wait for their device on average, in microseconds.
@@ -123,8 +135,9 @@ impl fmt::Display for Recommendation {
         }
         write!(
             f,
-            ": with {:.2} times the load of late {size} cover {:.1} % and the ceiling {:.1} %; of late {:.1} % at half the size, \
+            ": {:.1} % are aimed at; with {:.2} times the load of late {size} cover {:.1} % and the ceiling {:.1} %; of late {:.1} % at half the size, \
              {:.1} % now, {:.1} % at twice",
+            percent(self.hit_rate_aim),
             self.growth,
             percent(self.hit_rate_expected),
             percent(self.hit_rate_ceiling),
@@ -141,12 +154,39 @@ pub struct Autoscaler {
     curve: Curve,
     /// What the curve's load adds up to in stretches of time.
     weight: f64,
+    /// What was asked since the last decision.
+    asked: f64,
+    day: Day,
+    /// The loads foreseen last.
+    foreseen: VecDeque<f64>,
     seen: BTreeMap<DeviceId, Reuse>,
     /// How many members would have been enough, by when, in seconds.
     enough: VecDeque<(u64, u32)>,
-    changed: Option<(u64, u32)>,
+    /// When the size changed last, to what, and which way.
+    changed: Option<Changed>,
+    /// Since when there have been too few.
+    short_since: Option<u64>,
     /// The fewest members that hold what is not to be let go.
     holding: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Changed {
+    at: u64,
+    members: u32,
+    way: Ordering,
+}
+
+/// How many members would do.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    /// What is aimed at.
+    right: u32,
+    /// Fewer than these are too few.
+    least: u32,
+    /// These are enough for certain.
+    enough: u32,
+    by_queue: u32,
 }
 
 impl Default for Autoscaler {
@@ -161,9 +201,13 @@ impl Autoscaler {
         Autoscaler {
             curve: Curve::new(),
             weight: 0.0,
+            asked: 0.0,
+            day: Day::default(),
+            foreseen: VecDeque::new(),
             seen: BTreeMap::new(),
             enough: VecDeque::new(),
             changed: None,
+            short_since: None,
             holding: 0,
         }
     }
@@ -171,7 +215,7 @@ impl Autoscaler {
     /// Learns what a device of a cluster of `members` has counted since it was last heard of.
     pub fn learn(&mut self, members: u32, device: DeviceId, reuse: &Reuse) {
         let before = self.seen.get(&device);
-        self.curve.add(f64::from(members), before, reuse);
+        self.asked += self.curve.add(f64::from(members), before, reuse);
         self.seen.insert(device, reuse.clone());
     }
 
@@ -195,34 +239,38 @@ impl Autoscaler {
         predictor: &Predictor,
     ) -> Recommendation {
         self.weight = self.weight * FADE + 1.0;
-        if self.changed.is_none_or(|(_, known)| known != members) {
-            self.changed = Some((now, members));
+        if self.changed.is_none_or(|changed| changed.members != members) {
+            let way = self.changed.map_or(Ordering::Equal, |changed| members.cmp(&changed.members));
+            self.changed = Some(Changed { at: now, members, way });
         }
+        let keep = f64::from(policy.keep_per_mille) / 1000.0;
+        let aim = self.aim(members, policy, keep);
+        let band = BAND * (1.0 - keep) * aim;
         let growth = self.growth(policy, predictor);
-        let keep = self.keep(policy, predictor, growth);
         let by_queue = if queue_us > u64::from(policy.max_queue_us) {
             let times = (queue_us as f64 / f64::from(policy.max_queue_us)).min(2.0);
-            (f64::from(members) * times).ceil() as u32
+            ((f64::from(members) * times).ceil() as u32).min(policy.ceiling)
         } else {
             0
         };
-        let needed = self.smallest(policy, growth, keep).max(by_queue.min(policy.ceiling));
-        let enough = self.smallest(policy, growth.max(1.0), keep + (1.0 - keep) * STRICTER);
+        let right = self.smallest(policy, growth, aim).max(by_queue);
+        let enough = self.smallest(policy, growth, aim + band).max(right);
+        let least = self.smallest(policy, growth, aim - band).max(by_queue);
         // A queue that is half too long is no reason for fewer.
         let enough = if 2 * queue_us > u64::from(policy.max_queue_us) { enough.max(members) } else { enough };
-        let decided = self.choose(now, members, needed, enough.max(needed), by_queue, policy);
-        let (size, why) = decided;
+        let (size, why) = self.choose(now, members, Sizes { right, least, enough, by_queue }, policy);
         let recommendation = Recommendation {
             members,
             size,
             why,
-            needed,
+            needed: right,
             holding: self.holding,
             hit_rate_half: self.curve.hit_rate(f64::from(members) / 2.0),
             hit_rate: self.curve.hit_rate(f64::from(members)),
             hit_rate_double: self.curve.hit_rate(f64::from(members) * 2.0),
             hit_rate_expected: self.curve.hit_rate(f64::from(size) / growth),
             hit_rate_ceiling: self.curve.hit_rate(f64::from(policy.ceiling) / growth),
+            hit_rate_aim: aim,
             growth,
             queue_us,
         };
@@ -230,15 +278,8 @@ impl Autoscaler {
         recommendation
     }
 
-    fn choose(
-        &mut self,
-        now: u64,
-        members: u32,
-        needed: u32,
-        enough: u32,
-        by_queue: u32,
-        policy: &ScalingPolicy,
-    ) -> (u32, Why) {
+    fn choose(&mut self, now: u64, members: u32, sizes: Sizes, policy: &ScalingPolicy) -> (u32, Why) {
+        let Sizes { right, least, enough, by_queue } = sizes;
         if let Some(size) = policy.manual {
             return (size, Why::Manual);
         }
@@ -252,33 +293,41 @@ impl Autoscaler {
         if self.curve.asked() < LEAST_ASKED && by_queue == 0 {
             return (members, Why::Unknown);
         }
-        let window = u64::from(policy.down_cooldown_s);
+        let (since, way) =
+            self.changed.map_or((0, Ordering::Equal), |one| (now.saturating_sub(one.at), one.way));
+        let cooldown = u64::from(policy.down_cooldown_s);
+        let window = if way == Ordering::Greater { TURN_DOWN * cooldown } else { cooldown };
         let (by_load, enough) = (enough, enough.max(self.holding.min(members)));
         self.enough.push_back((now, enough));
-        // A sample as old as the window stays: only then has it lasted so long.
-        while self.enough.len() > 1
-            && self.enough.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= window)
-        {
+        // A sample as old as the longest window stays: only then has it lasted so long.
+        while self.enough.get(1).is_some_and(|(at, _)| now.saturating_sub(*at) >= TURN_DOWN * cooldown) {
             self.enough.pop_front();
         }
-        let since = self.changed.map_or(0, |(at, _)| now.saturating_sub(at));
-        if needed > members {
-            let why = if by_queue == needed { Why::Queue } else { Why::Capacity };
-            let may = since >= u64::from(policy.up_cooldown_s);
-            return if may { (needed, why) } else { (members, Why::Cooldown) };
+        if least > members {
+            let short_since = *self.short_since.get_or_insert(now);
+            let why = if by_queue == right { Why::Queue } else { Why::Capacity };
+            let cooldown = u64::from(policy.up_cooldown_s);
+            let is_much = right > members + 1 && f64::from(right) >= MUCH_MORE * f64::from(members);
+            let lasted = now.saturating_sub(short_since);
+            let lasts = way != Ordering::Less || by_queue > 0 || lasted >= TURN_UP * cooldown;
+            let lasts = lasts || is_much && lasted >= cooldown;
+            return if lasts && since >= cooldown { (right, why) } else { (members, Why::Cooldown) };
         }
-        let most = self.enough.iter().map(|(_, enough)| *enough).max().unwrap_or(members);
-        let lasted = self.enough.front().is_some_and(|(at, _)| now.saturating_sub(*at) >= window);
+        self.short_since = None;
         if enough < members {
+            let in_window = self.enough.iter().filter(|(at, _)| now.saturating_sub(*at) <= window);
+            let most = in_window.map(|(_, enough)| *enough).max().unwrap_or(members);
+            // What many learnt of a busy time says little of what few will see in a quiet one: no more than half go at a time.
+            let most = most.max(members.div_ceil(2));
+            let lasted = self.enough.front().is_some_and(|(at, _)| now.saturating_sub(*at) >= window);
             let may = lasted && since >= window && most < members;
             return if may { (most, Why::Surplus) } else { (members, Why::Cooldown) };
         }
         (members, if by_load < members { Why::Room } else { Why::Right })
     }
 
-    /// Returns the fewest members that cover so much of what the most would, under so many times the load.
-    fn smallest(&self, policy: &ScalingPolicy, growth: f64, keep: f64) -> u32 {
-        let wanted = keep * self.curve.hit_rate(f64::from(policy.ceiling) / growth);
+    /// Returns the fewest members that cover so much under so many times the load; the most where none do.
+    fn smallest(&self, policy: &ScalingPolicy, growth: f64, wanted: f64) -> u32 {
         let (mut low, mut high) = (policy.floor, policy.ceiling);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -291,13 +340,15 @@ impl Autoscaler {
         low
     }
 
-    /// Returns how much of what the most members would cover is to be covered at the load foreseen.
-    fn keep(&self, policy: &ScalingPolicy, predictor: &Predictor, growth: f64) -> f64 {
-        let keep = f64::from(policy.keep_per_mille) / 1000.0;
-        let foreseen = growth * self.of_late();
-        let usual = predictor.mean(Figure::Rate).unwrap_or(foreseen);
-        let times = if foreseen > 0.0 { (usual / foreseen).clamp(LOSS.0, LOSS.1) } else { 1.0 };
-        (1.0 - (1.0 - keep) * times).max(0.0)
+    /// Returns the hit rate to aim at. How much is used again at all comes and goes by what is asked, and no size changes that: the day
+    /// is remembered by shares of it.
+    fn aim(&mut self, members: u32, policy: &ScalingPolicy, keep: f64) -> f64 {
+        let reused = self.curve.reused();
+        let share_of = |size: u32| self.curve.hit_rate(f64::from(size)) / reused.max(f64::MIN_POSITIVE);
+        let rates =
+            Rates { least: share_of(policy.floor), most: share_of(policy.ceiling), got: share_of(members) };
+        let asked = std::mem::take(&mut self.asked) * reused;
+        self.day.add((policy.floor, policy.ceiling), keep, asked, rates) * reused
     }
 
     /// Returns the load of late, in keys asked a second.
@@ -305,13 +356,18 @@ impl Autoscaler {
         self.curve.asked() / (self.weight * OBSERVATION_SECONDS as f64)
     }
 
-    /// Returns how many times the load of late is foreseen; what may well be more counts for half.
-    fn growth(&self, policy: &ScalingPolicy, predictor: &Predictor) -> f64 {
+    /// Returns how many times the load of late is foreseen.
+    fn growth(&mut self, policy: &ScalingPolicy, predictor: &Predictor) -> f64 {
         let of_late = self.of_late();
-        let steps = u64::from(policy.look_ahead_s).div_ceil(OBSERVATION_SECONDS) as u32;
-        match predictor.most(Figure::Rate, steps) {
-            Some(most) if of_late > 0.0 => {
-                let foreseen = most.value + (most.high - most.value) / 2.0;
+        // The middle of what is looked at is as far ahead as the policy says.
+        let steps = (2 * u64::from(policy.look_ahead_s)).div_ceil(OBSERVATION_SECONDS) as u32;
+        match predictor.mean_ahead(Figure::Rate, steps) {
+            Some(foreseen) if of_late > 0.0 => {
+                if self.foreseen.len() == EVENED {
+                    self.foreseen.pop_front();
+                }
+                self.foreseen.push_back(foreseen);
+                let foreseen = self.foreseen.iter().sum::<f64>() / self.foreseen.len() as f64;
                 (foreseen / of_late).clamp(1.0 / MOST_GROWTH, MOST_GROWTH)
             }
             _ => 1.0,

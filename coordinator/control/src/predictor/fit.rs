@@ -1,7 +1,7 @@
 //! Which shape fits a series: seasons that were given or found by autocorrelation, and rates out of a small grid, the one that
 //! was least wrong some steps ahead. Each error is made before its value is learnt from.
 
-use super::series::{Series, Shape, median};
+use super::series::{Series, Shape, median, quantile};
 
 /// The most points whose autocorrelation is computed at every lag; a longer series is thinned first.
 const MAX_POINTS: usize = 512;
@@ -11,24 +11,30 @@ const MIN_SEASON: usize = 6;
 const MIN_CORRELATION: f64 = 0.3;
 /// Another shape must be so much less wrong than a simpler one.
 const BETTER: f64 = 0.97;
+/// What all but this part of values are above, and all but this part below, is how far they spread: the rest may be outliers.
+const OUTLIERS: f64 = 0.03;
 
 /// Returns the series that fits `values` best.
 pub(super) fn fit(values: &[Option<f64>], given: &[usize]) -> Series {
-    let known = values.iter().flatten().count();
-    if known < 12 {
-        return Series::learn(Shape::PLAIN, values, 0).0;
+    let known: Vec<f64> = values.iter().flatten().copied().collect();
+    if known.len() < 12 {
+        return Series::learn(Shape::PLAIN, values, 0, 0, 0.0).0;
     }
     let mut seasons: Vec<usize> = given.to_vec();
     seasons.extend(find_season(values));
-    seasons.retain(|season| *season >= MIN_SEASON && known >= 2 * season && values.len() >= 2 * season);
+    seasons.retain(|season| *season >= MIN_SEASON && known.len() >= 2 * season && values.len() >= 2 * season);
     seasons.sort_unstable();
     seasons.dedup();
-    // All are judged by the same values: those that no season was learnt from at once, if there are enough of them.
-    let longest = seasons.last().copied().unwrap_or(0);
-    let judged_from = if values.len() >= 3 * longest { 2 * longest } else { longest }.max(values.len() / 4);
-    let (mut best, mut least) = Series::learn(Shape::PLAIN, values, judged_from);
+    // A season is learnt from its first two rounds at once, from one where there are no three: what it is judged by comes after.
+    let learnt = |season: usize| if values.len() >= 3 * season { 2 } else { 1 };
+    let longest = seasons.iter().map(|season| learnt(*season) * season).max().unwrap_or(0);
+    let judged_from = longest.max(values.len() / 4);
+    let (low, high) = spread(&known);
+    // Nobody needs to be wrong by more than all that values spread.
+    let judge = |shape: Shape| Series::learn(shape, values, learnt(shape.season), judged_from, high - low);
+    let (mut best, mut least) = judge(Shape::PLAIN);
     for season in std::iter::once(0).chain(seasons) {
-        let (series, wrong) = best_rates(season, values, judged_from);
+        let (series, wrong) = best_rates(season, &judge);
         if wrong < least * BETTER {
             (best, least) = (series, wrong);
         }
@@ -37,13 +43,13 @@ pub(super) fn fit(values: &[Option<f64>], given: &[usize]) -> Series {
 }
 
 /// Tries the rates of a shape one after the other, each with the best of those before.
-fn best_rates(season: usize, values: &[Option<f64>], judged_from: usize) -> (Series, f64) {
-    const ALPHAS: [f64; 4] = [0.05, 0.15, 0.4, 0.7];
+fn best_rates(season: usize, judge: &impl Fn(Shape) -> (Series, f64)) -> (Series, f64) {
+    const ALPHAS: [f64; 5] = [0.02, 0.05, 0.15, 0.4, 0.7];
     const TRENDS: [(f64, f64); 2] = [(0.05, 0.9), (0.2, 0.98)];
     let mut shape = Shape { season, gamma: 0.1, ..Shape::PLAIN };
     let (mut best, mut best_shape) = ((Series::new(shape), f64::INFINITY), shape);
     let mut attempt = |tried: Shape| {
-        let (series, wrong) = Series::learn(tried, values, judged_from);
+        let (series, wrong) = judge(tried);
         if wrong < best.1 {
             (best, best_shape) = ((series, wrong), tried);
         }
@@ -59,6 +65,12 @@ fn best_rates(season: usize, values: &[Option<f64>], judged_from: usize) -> (Ser
         attempt(Shape { gamma: 0.3, ..shape });
     }
     best
+}
+
+/// Returns between which two values all are but outliers.
+fn spread(values: &[f64]) -> (f64, f64) {
+    let at = |part| quantile(values.to_vec(), part).unwrap_or(0.0);
+    (at(OUTLIERS), at(1.0 - OUTLIERS))
 }
 
 /// Returns after how many steps values come back, if they do.
@@ -99,12 +111,11 @@ fn level_out(values: &[Option<f64>]) -> Option<Vec<f64>> {
     let (low, high) = (median(filled[..half].to_vec())?, median(filled[half..].to_vec())?);
     let slope = (high - low) / half as f64;
     let flat: Vec<f64> = filled.iter().enumerate().map(|(at, value)| value - slope * at as f64).collect();
-    let middle = median(flat.clone())?;
-    let spread = median(flat.iter().map(|value| (value - middle).abs()).collect())? * 1.483;
-    if spread <= 0.0 {
+    let (low, high) = spread(&flat);
+    if high <= low {
         return None;
     }
-    Some(flat.into_iter().map(|value| (value - middle).clamp(-3.0 * spread, 3.0 * spread)).collect())
+    Some(flat.into_iter().map(|value| value.clamp(low, high)).collect())
 }
 
 /// How much values and those `lag` before go together, from -1 to 1.

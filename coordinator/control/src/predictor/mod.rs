@@ -174,6 +174,13 @@ impl Predictor {
         })
     }
 
+    /// Returns the mean of what is expected of a figure over so many observations, at least one.
+    pub fn mean_ahead(&self, figure: Figure, steps: u32) -> Option<f64> {
+        let steps = steps.max(1);
+        let sum: Option<f64> = (1..=steps).map(|step| Some(self.forecast(figure, step)?.value)).sum();
+        Some(sum? / f64::from(steps))
+    }
+
     /// Returns the mean of a figure over the last day, or as much of it as is known; none where nothing is.
     pub fn mean(&self, figure: Figure) -> Option<f64> {
         let day = self.history.iter().rev().take(DAY).flatten().filter_map(|one| figure.of(one));

@@ -34,7 +34,7 @@ pub(super) struct Shape {
 
 impl Shape {
     /// Follows the level and nothing else, until there is enough to learn more from.
-    pub(super) const PLAIN: Shape = Shape { season: 0, alpha: 0.4, beta: 0.0, gamma: 0.0, phi: 0.9 };
+    pub(super) const PLAIN: Shape = Shape { season: 0, alpha: 0.2, beta: 0.0, gamma: 0.0, phi: 0.9 };
 }
 
 /// The state of one smoothed series.
@@ -69,12 +69,20 @@ impl Series {
         }
     }
 
-    /// Makes a series that has learnt `values`, its season from their first two at once. Returns it and by how much it was wrong
-    /// some steps ahead ([`JUDGED`]), from `judged_from` on.
-    pub(super) fn learn(shape: Shape, values: &[Option<f64>], judged_from: usize) -> (Series, f64) {
+    /// Makes a series that has learnt `values`, its season from their first `seasons` at once. Returns it and by how much it was
+    /// wrong some steps ahead ([`JUDGED`]), from `judged_from` on. An error counts as `worst` at most: an outlier says nothing of how
+    /// well a shape does. The rest count as they are, and no middle of them is taken, by which a load that steps up and down twice a
+    /// day would be foreseen well by whoever says that it stays.
+    pub(super) fn learn(
+        shape: Shape,
+        values: &[Option<f64>],
+        seasons: usize,
+        judged_from: usize,
+        worst: f64,
+    ) -> (Series, f64) {
         let mut series = Series::new(shape);
         if shape.season > 0 {
-            let first = &values[..values.len().min(2 * shape.season)];
+            let first = &values[..values.len().min(seasons * shape.season)];
             series.season = first_season(first, shape.season);
             let known: Vec<f64> =
                 values[..values.len().min(shape.season)].iter().flatten().copied().collect();
@@ -87,7 +95,7 @@ impl Series {
                 errors.filter_map(|(value, part)| Some((value.as_ref()? - series.level - part).abs()));
             series.scale = median(errors.collect()).unwrap_or(0.0) * 1.483;
         }
-        let mut wrong = vec![Vec::new(); JUDGED.len()];
+        let mut wrong = [(0.0, 0_u32); JUDGED.len()];
         let mut said = vec![vec![0.0; values.len()]; JUDGED.len()];
         for (at, value) in values.iter().enumerate() {
             for ((steps, said), wrong) in JUDGED.iter().zip(&mut said).zip(&mut wrong) {
@@ -95,14 +103,15 @@ impl Series {
                     *later = series.ahead(*steps);
                 }
                 if let Some(value) = value.filter(|_| at >= judged_from) {
-                    wrong.push((value - said[at]).abs());
+                    wrong.0 += (value - said[at]).abs().min(worst);
+                    wrong.1 += 1;
                 }
             }
             series.take(*value);
         }
-        // The sum of middles: outliers say nothing of how well a shape does.
-        let middles: Option<Vec<f64>> = wrong.into_iter().map(median).collect();
-        (series, middles.map_or(f64::INFINITY, |middles| middles.iter().sum()))
+        let is_judged = wrong.iter().all(|(_, count)| *count > 0);
+        let means = wrong.iter().map(|(sum, count)| sum / f64::from(*count));
+        (series, if is_judged { means.sum() } else { f64::INFINITY })
     }
 
     /// Returns what is expected `steps` ahead, at least one.
@@ -198,7 +207,7 @@ fn first_season(values: &[Option<f64>], season: usize) -> Vec<f64> {
         }
     }
     let raw: Vec<f64> = parts.iter().map(|(sum, count)| sum / f64::from((*count).max(1))).collect();
-    let reach = season / 64;
+    let reach = season / 48;
     let even = |at: usize| {
         let near = (0..=2 * reach).map(|step| raw[(at + season + step - reach) % season]);
         median(near.collect()).unwrap_or(0.0)
@@ -206,6 +215,13 @@ fn first_season(values: &[Option<f64>], season: usize) -> Vec<f64> {
     let even: Vec<f64> = (0..season).map(even).collect();
     let mean = even.iter().sum::<f64>() / season.max(1) as f64;
     even.into_iter().map(|part| part - mean).collect()
+}
+
+/// Returns the one that so large a part of them, from 0 to 1, is below.
+pub(super) fn quantile(mut values: Vec<f64>, part: f64) -> Option<f64> {
+    let last = values.len().checked_sub(1)?;
+    let at = (last as f64 * part).round() as usize;
+    Some(*values.select_nth_unstable_by(at, f64::total_cmp).1)
 }
 
 /// Returns the middle one.
@@ -257,7 +273,7 @@ mod tests {
         let shape = Shape { season: 24, alpha: 0.2, beta: 0.0, gamma: 0.1, phi: 0.9 };
         let wave = |step: usize| 5.0 + (step as f64 / 24.0 * std::f64::consts::TAU).sin();
         let values: Vec<Option<f64>> = (0..96).map(|step| Some(wave(step))).collect();
-        let (mut series, error) = Series::learn(shape, &values, 48);
+        let (mut series, error) = Series::learn(shape, &values, 2, 48, 10.0);
         assert!(error < 0.3, "{error}");
         for _ in 96..103 {
             series.take(None);
