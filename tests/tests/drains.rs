@@ -37,13 +37,13 @@ fn held(status: &Value, node: &str) -> u64 {
     devices.filter(|device| device["node"] == node).filter_map(|device| device["blocks"].as_u64()).sum()
 }
 
-/// Two nodes that each hold more than half of what one has frames for.
-fn more_than_one_holds() -> Cluster {
-    let cluster = Cluster::start(&[
+/// So many nodes of one device with 128 frames.
+fn nodes(count: &str) -> Cluster {
+    Cluster::start(&[
         "--coordinators",
         "1",
         "--nodes",
-        "2",
+        count,
         "--devices",
         "1",
         "--replicas",
@@ -56,7 +56,12 @@ fn more_than_one_holds() -> Cluster {
         "64KiB",
         "--strategy",
         "lru",
-    ]);
+    ])
+}
+
+/// Two nodes that each hold more than half of what one has frames for.
+fn more_than_one_holds() -> Cluster {
+    let cluster = nodes("2");
     let client = cluster.client();
     let blocks = cluster.blocks(&client, BLOCK as u32);
     let is_enough = |status: &Value| held(status, "node-1") > 80 && held(status, "node-2") > 80;
@@ -130,4 +135,37 @@ fn a_node_is_not_emptied_into_too_little_room_unless_its_blocks_may_be_lost() {
         event["reason"].as_str().is_some_and(|why| why.contains("left elsewhere to make room")),
         "{event}"
     );
+}
+
+#[test]
+fn a_cluster_that_grew_shrinks_again_without_loss_although_older_copies_fill_it() {
+    let cluster = nodes("2");
+    let client = cluster.client();
+    let blocks = cluster.blocks(&client, BLOCK as u32);
+    // Most of what two have frames for, but no more than either has.
+    let mut stored = 0;
+    for name in 0.. {
+        let status = cluster.status();
+        if ["node-1", "node-2"].iter().any(|node| held(&status, node) > FRAMES - 2 * SEGMENT as u64) {
+            break;
+        }
+        cluster.wait(store(&blocks, name));
+        stored += SEGMENT as u64;
+        cluster.until("it to be told", || {
+            let status = cluster.status();
+            (held(&status, "node-1") + held(&status, "node-2") == stored).then_some(())
+        });
+    }
+    cluster.json(&["scale", "to", "3"]).expect("there is a third");
+    cluster.until("slots to settle", || (cluster.status()["slots"]["moving"] == 0).then_some(()));
+    let report = cluster.json(&["scale", "to", "2"]).expect("there is room, as nobody misses older copies");
+    assert_eq!(
+        (&report["lost_blocks"], &report["unreported"]),
+        (&0.into(), &serde_json::json!([])),
+        "{report}"
+    );
+    let drained = cluster.json(&["drain", "node-9"]).expect_err("nobody of that name").to_string();
+    assert!(drained.contains("node-9"), "{drained}");
+    let status = cluster.status();
+    assert!(held(&status, "node-1") + held(&status, "node-2") >= stored, "{stored} were stored: {status}");
 }

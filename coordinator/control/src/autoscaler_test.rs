@@ -90,6 +90,24 @@ fn fewer_are_recommended_only_when_they_have_been_enough_for_the_whole_window() 
 }
 
 #[test]
+fn fewer_are_not_recommended_while_what_is_held_has_no_room_in_them() {
+    let mut scene = Scene::of(8);
+    scene.follow(30, 100_000, 6500);
+    let before = scene.members;
+    scene.autoscaler.must_hold(before);
+    assert_eq!(scene.follow(60, 100_000, 2200), []);
+    let said = scene.pass(100_000, 2200);
+    assert_eq!((said.size, said.why), (before, Why::Room));
+    assert!(said.to_string().contains(&format!("no room in fewer than {before}")), "{said}");
+    scene.autoscaler.must_hold(before - 1);
+    scene.follow(60, 100_000, 2200);
+    assert_eq!(scene.members, before - 1, "as many as hold it");
+    // More are recommended for load alone.
+    scene.follow(60, 100_000, 6500);
+    assert!(scene.members >= before, "{}", scene.members);
+}
+
+#[test]
 fn bounds_hold_and_an_operator_goes_beyond_them() {
     let mut scene = Scene::of(1);
     assert_eq!((scene.pass(100, 10).size, scene.pass(100, 10).why), (2, Why::Bounds));

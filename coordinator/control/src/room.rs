@@ -4,6 +4,7 @@
 
 use crate::{cordon, placement};
 use kvhive_protocol::control::DeviceLoad;
+use kvhive_protocol::emptying::FrameLoad;
 use kvhive_protocol::{ClusterMap, DeviceId, MemberId, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -101,11 +102,9 @@ pub fn room(
     for candidate in candidates.iter().filter(|candidate| candidate.takes && !goes(&candidate.device)) {
         let device = candidate.device;
         let load = known(device)?;
-        let mut spare: Frames = load.frames.iter().map(|one| (one.bytes, one.spare)).collect();
+        let mut spare: Frames = load.frames.iter().map(|one| (one.bytes, free(load, one))).collect();
         let free_bytes = bytes_of(&spare);
-        let frames =
-            load.frames.iter().fold((0, 0), |sum, one| (sum.0 + one.spare, sum.1 + one.spare + one.used));
-        room.is_full |= frames.0 * FULL_PART < frames.1;
+        room.is_full |= is_full(load);
         room.free_bytes += free_bytes;
         let Some(need) = needs.get(&device) else { continue };
         let gets_bytes = bytes_of(need);
@@ -119,23 +118,20 @@ pub fn room(
 /// Returns the fewest members that hold all that is not to be let go, whichever they are: what is pinned where some are full, as what is
 /// least wanted leaves them all the time, and else all that there is. None while a device has not said what it holds.
 pub(crate) fn fewest(map: &ClusterMap, loads: &BTreeMap<DeviceId, &DeviceLoad>) -> Option<u32> {
-    let (mut held, mut pinned, mut is_full) = (0, 0, false);
+    let (mut held, mut pinned, mut any_full) = (0, 0, false);
     let mut capacities: BTreeMap<MemberId, u64> = BTreeMap::new();
     for (device, _) in map.devices_up().filter(|(device, _)| !map.is_emptied(device.member)) {
         let load = loads.get(&device).copied().filter(|load| !load.frames.is_empty())?;
-        let (mut spare, mut all) = (0, 0);
         for frames in &load.frames {
             let own = part(frames.used, load.held_blocks.min(load.blocks), load.blocks);
             held += frames.bytes.saturating_mul(own);
-            spare += frames.spare;
-            all += frames.spare + frames.used;
             *capacities.entry(device.member).or_default() +=
                 frames.bytes.saturating_mul(frames.spare + frames.used);
         }
         pinned += load.pinned.bytes;
-        is_full |= spare * FULL_PART < all;
+        any_full |= is_full(load);
     }
-    let stays = if is_full { pinned } else { held };
+    let stays = if any_full { pinned } else { held };
     let mut capacities: Vec<u64> = capacities.into_values().collect();
     capacities.sort_unstable();
     let mut sum: u64 = 0;
@@ -145,6 +141,20 @@ pub(crate) fn fewest(map: &ClusterMap, loads: &BTreeMap<DeviceId, &DeviceLoad>) 
     });
     let members = enough.map_or(capacities.len(), |at| at + 1);
     Some(u32::try_from(members).unwrap_or(u32::MAX))
+}
+
+/// Returns how many blocks can come to frames of one size before any leaves that is held: copies whose slots have gone elsewhere leave first.
+fn free(load: &DeviceLoad, frames: &FrameLoad) -> u64 {
+    let held = part(frames.used, load.held_blocks.min(load.blocks), load.blocks);
+    let elsewhere = if load.blocks > 0 { frames.used.saturating_sub(held) } else { 0 };
+    frames.spare + elsewhere
+}
+
+/// Says whether what is least wanted leaves a device all the time.
+fn is_full(load: &DeviceLoad) -> bool {
+    let spare: u64 = load.frames.iter().map(|one| free(load, one)).sum();
+    let all: u64 = load.frames.iter().map(|one| one.spare + one.used).sum();
+    spare * FULL_PART < all
 }
 
 /// Puts frames into as small ones as hold them, the largest first; returns the bytes of those that find none.
@@ -178,7 +188,6 @@ fn part(whole: u64, parts: u64, of: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::registry::tests::Cluster;
-    use kvhive_protocol::emptying::FrameLoad;
     use kvhive_protocol::load::PinnedLoad;
 
     const KIB: u64 = 1024;
@@ -287,6 +296,11 @@ mod tests {
         scene.loads.get_mut(&DeviceId::new(MemberId(2), 0)).expect("it is there").held_blocks = 30;
         let room = scene.room(&[2]).expect("they have reported");
         assert_eq!((room.blocks, room.bytes), (30, 30 * KIB));
+        // And they leave before anything else does.
+        let mut scene = Scene::new(1, &[(100, 0), (50, 50)]);
+        scene.loads.get_mut(&DeviceId::new(MemberId(1), 0)).expect("it is there").held_blocks = 45;
+        let room = scene.room(&[2]).expect("they have reported");
+        assert_eq!((room.free_bytes, room.short_bytes, room.is_full), (55 * KIB, 0, false));
     }
 
     #[test]

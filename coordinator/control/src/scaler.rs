@@ -189,7 +189,9 @@ fn ppm(share: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvhive_protocol::scaling::{Reuse, ScalingPolicy, reuse_bucket};
+    use kvhive_protocol::emptying::FrameLoad;
+    use kvhive_protocol::map::DeviceDescription;
+    use kvhive_protocol::scaling::{Reuse, ScalingChange, ScalingPolicy, reuse_bucket};
     use kvhive_protocol::{ClusterId, Generation, Member, MemberId};
 
     fn map(members: u32) -> ClusterMap {
@@ -257,6 +259,39 @@ mod tests {
         assert_eq!((said.why.as_str(), said.queue_us), ("capacity", 7));
         assert!((2..=3).contains(&said.size), "{said:?}");
         assert_eq!(proposed.len(), 2);
+    }
+
+    #[test]
+    fn a_size_is_recommended_that_what_is_held_has_room_in() {
+        let mut four = map(4);
+        for member in four.members.values_mut() {
+            let bytes = 6400;
+            member.devices = vec![DeviceDescription {
+                kind: "host".into(),
+                device_bytes: bytes,
+                host_bytes: 0,
+                disk_bytes: 0,
+            }];
+        }
+        let mut scaling = acting();
+        let change = ScalingChange { down_cooldown_s: Some(0), ..Default::default() };
+        scaling.change(&change).expect("it is allowed");
+        for (used, known, size) in [(60, 4, 3), (20, 4, 1), (20, 3, 4), (100, 4, 1)] {
+            let mut scaler = Scaler::new();
+            for second in 0..=3 * OBSERVATION_SECONDS {
+                // What is asked for again needs next to no room.
+                let mut load = report(100 * second);
+                load.reuse.counts = vec![0; load.reuse.counts.len()];
+                load.reuse.counts[reuse_bucket(2)] = load.reuse.asked;
+                load.held_blocks = load.blocks;
+                load.frames = vec![FrameLoad { bytes: 64, used, spare: 100 - used }];
+                let device = |id| DeviceId::new(MemberId(id), 0);
+                let loads = (1..=known).map(|id| (device(id), &load));
+                scaler.tick(1000 * OBSERVATION_SECONDS + second, &four, loads, &scaling);
+            }
+            let said = scaler.report(Some(&four), &scaling).advice.expect("it was decided");
+            assert_eq!(said.size, size, "{used} of 100 frames used, {known} of 4 have told: {}", said.reason);
+        }
     }
 
     #[test]

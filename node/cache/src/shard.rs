@@ -35,6 +35,7 @@ mod explain;
 mod find;
 mod invariants;
 mod leave;
+mod make_way;
 mod mend;
 mod moves;
 mod pins;
@@ -94,6 +95,8 @@ pub struct Shard {
     /// Where the sweep for dead blocks goes on, if one is under way.
     sweep: Option<usize>,
     mending: mend::Mending,
+    /// Where to look next for copies whose slots have gone elsewhere.
+    elsewhere: usize,
     /// Blocks that came before their parents.
     orphans: Orphans,
     /// Lost blocks whose children are looked for.
@@ -149,6 +152,7 @@ impl Shard {
             garbage: collect::Garbage::new(classes),
             sweep: None,
             mending: mend::Mending::default(),
+            elsewhere: 0,
             orphans,
             torn: adopt::AllTorn::default(),
             pins: pins::Pins::new(classes),

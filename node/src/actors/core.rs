@@ -259,7 +259,7 @@ impl DeviceCore {
         self.perform_effects();
     }
 
-    fn perform_effects(&mut self) {
+    pub(super) fn perform_effects(&mut self) {
         let mut effects = std::mem::take(&mut self.effects);
         for effect in effects.drain(..) {
             self.perform(effect);
@@ -349,6 +349,9 @@ impl DeviceCore {
         pin: bool,
     ) -> Reserved {
         let now = self.view.now();
+        if self.displacing.empties(slot).is_some() && !self.make_way(tenant, block, slot) {
+            return Reserved::Refused(Refusal::InFlight);
+        }
         let reserve = self.shard.reserve(now, tenant, block, slot, about, &mut self.effects);
         self.note_displaced(slot);
         self.perform_effects();
@@ -366,18 +369,6 @@ impl DeviceCore {
                         Reserved::Refused(Refusal::NoRoom)
                     }
                 }
-            }
-        }
-    }
-
-    /// Counts what has just left for a block of a slot that comes from a member which is being emptied.
-    fn note_displaced(&mut self, came: Slot) {
-        let Some(member) = self.displacing.empties(came) else { return };
-        for effect in &self.effects {
-            if let Effect::Drop { id, slot, gone: Gone::Evicted | Gone::Over | Gone::NotAdmitted } = effect {
-                let resident = self.resident[id.index()].as_ref();
-                let bytes = resident.map_or(0, |resident| resident.header.payload_bytes);
-                self.displacing.note(member, *slot, bytes);
             }
         }
     }

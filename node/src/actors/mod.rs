@@ -3,6 +3,7 @@
 pub(crate) mod core;
 pub(crate) mod device;
 pub(crate) mod disk;
+mod displace;
 mod explain;
 mod load;
 mod pins;

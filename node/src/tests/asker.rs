@@ -233,11 +233,16 @@ impl Asker {
     }
 
     pub(super) async fn covered(&mut self, numbers: &[u64]) -> Result<u32, WireError> {
+        self.hold(numbers, 0).await
+    }
+
+    /// As [`Asker::covered`], and has what is there stay for so long.
+    pub(super) async fn hold(&mut self, numbers: &[u64], hold_ms: u32) -> Result<u32, WireError> {
         let request = DataRequest::Match(MatchRequest {
             epoch: self.epoch,
             device: self.device,
             tenant: self.tenant,
-            hold_ms: 0,
+            hold_ms,
             runs: self.runs(numbers.len()),
             keys: numbers.iter().map(|number| key(*number)).collect(),
         });

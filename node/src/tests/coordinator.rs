@@ -3,9 +3,10 @@
 use super::TOKEN;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{
-    Command, CommandReply, ControlReply, ControlRequest, Heartbeat, Registration,
+    Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat, Registration,
 };
 use kvhive_protocol::data::Ack;
+use kvhive_protocol::emptying::{Displaced, Given};
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::load::TenantLoad;
@@ -40,6 +41,8 @@ struct Script {
     filled: Vec<(Slot, DeviceId)>,
     tenants: Vec<(TenantId, TenantLoad)>,
     strategies: Vec<StrategyReport>,
+    /// What each member's first device told last of emptying.
+    emptying: BTreeMap<MemberId, DeviceLoad>,
 }
 
 impl FakeCoordinator {
@@ -70,6 +73,7 @@ impl FakeCoordinator {
             filled: Vec::new(),
             tenants: Vec::new(),
             strategies: Vec::new(),
+            emptying: BTreeMap::new(),
         }));
         let served = script.clone();
         tokio::spawn(async move {
@@ -147,6 +151,17 @@ impl FakeCoordinator {
     /// Says whether any member's heartbeats have said that `device` was given all of `slot`.
     pub(super) fn is_filled(&self, slot: Slot, device: DeviceId) -> bool {
         self.script().filled.contains(&(slot, device))
+    }
+
+    /// Returns what members' last heartbeats say of emptying `member`: what was given away, and what was let go.
+    pub(super) fn emptying(&self, member: MemberId) -> (Given, Displaced) {
+        let script = self.script();
+        let (mut given, mut displaced) = (Given::default(), Displaced::default());
+        for load in script.emptying.values() {
+            load.given.iter().filter(|(of, _)| *of == member).for_each(|(_, one)| given.add(one));
+            load.displaced.iter().filter(|(of, _)| *of == member).for_each(|(_, one)| displaced.add(one));
+        }
+        (given, displaced)
     }
 
     /// Returns what the last heartbeat said of strategies that choose.
@@ -233,6 +248,7 @@ impl Script {
         self.strategies.clone_from(&heartbeat.devices[0].strategies);
         self.occupied.clone_from(&heartbeat.devices[0].occupied);
         self.filled.extend(&heartbeat.devices[0].filled);
+        self.emptying.insert(heartbeat.member, heartbeat.devices[0].clone());
         let newer = heartbeat.epoch < self.map.epoch;
         ControlReply::Beat { map: newer.then(|| Box::new(self.map.clone())) }
     }

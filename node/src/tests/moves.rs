@@ -1,6 +1,6 @@
 //! Slots on their way to another node.
 
-use super::asker::{Asker, Block, kept};
+use super::asker::{Asker, Block, kept, key};
 use super::coordinator::FakeCoordinator;
 use super::{KIB, Setup, eventually};
 use crate::actors::core::DeviceMessage;
@@ -9,9 +9,11 @@ use crate::pace::Pacer;
 use crate::{MoveLimits, NodeHandle};
 use kvhive_cache::Pass;
 use kvhive_protocol::data::Ack;
+use kvhive_protocol::emptying::{Displaced, Given};
 use kvhive_protocol::map::ReplicaSet;
-use kvhive_protocol::{DeviceId, Filling, Slot, WireError};
+use kvhive_protocol::{DeviceId, Filling, Pin, PinMode, Reason, Slot, WireError};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Places a slot and says who lacks its blocks.
 pub(super) fn place(coordinator: &FakeCoordinator, slot: Slot, set: &[DeviceId], lacking: &[DeviceId]) {
@@ -108,6 +110,87 @@ async fn a_node_that_cannot_be_reached_is_given_nothing_and_asked_again() {
     place(&coordinator, client.slot, &[old, new], &[new]);
     eventually("it was tried", || nodes[0].counted(|counters| &counters.move_failures) >= 2).await;
     assert!(!coordinator.is_filled(client.slot, new));
+}
+
+/// Says that a member is being emptied.
+fn empty(coordinator: &FakeCoordinator, device: DeviceId) {
+    coordinator.change(|map| map.members.get_mut(&device.member).expect("it is one").drains = true);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn emptying_a_node_tells_what_moved_what_was_there_and_what_left_for_it() {
+    let (coordinator, nodes, mut client, [old, new]) = one_of_two(Setup::default()).await;
+    let slot = client.slot;
+    let blocks: Vec<Block> = (0..50).map(|number| Block::new(number, 4 * KIB)).collect();
+    // Five it has already, from when it was a replica.
+    place(&coordinator, slot, &[old, new], &[]);
+    serve_it(&coordinator, &nodes).await;
+    assert_eq!(client.store(&blocks[..5], Ack::All).await, Ok(vec![kept(2); 5]));
+    place(&coordinator, slot, &[old], &[]);
+    serve_it(&coordinator, &nodes).await;
+    assert_eq!(client.store(&blocks[5..20], Ack::Primary).await, Ok(vec![kept(1); 15]));
+    // It has 32 frames, the others of which hold blocks of a slot of its own.
+    let mut other = nodes[1].ask().await;
+    other.slot = Slot(slot.0 + 1);
+    place(&coordinator, other.slot, &[new], &[]);
+    serve_it(&coordinator, &nodes).await;
+    assert_eq!(other.store(&blocks[20..47], Ack::Primary).await, Ok(vec![kept(1); 27]));
+    empty(&coordinator, old);
+    place(&coordinator, slot, &[old, new], &[new]);
+    eventually("it is given", || coordinator.is_filled(slot, new)).await;
+    let given =
+        Given { moved_blocks: 15, moved_bytes: 15 * 4 * KIB as u64, there_blocks: 5, ..Given::default() };
+    let displaced = Displaced { blocks: 15, lost_blocks: 15, lost_bytes: 15 * 4 * KIB as u64 };
+    eventually("both have told", || coordinator.emptying(old.member) == (given, displaced)).await;
+    // It is told until the emptying is over, also when the slot has gone.
+    place(&coordinator, slot, &[new], &[]);
+    serve_it(&coordinator, &nodes).await;
+    assert_eq!(coordinator.emptying(old.member), (given, displaced));
+    coordinator.change(|map| map.members.get_mut(&old.member).expect("it is one").drains = false);
+    let nothing = (Given::default(), Displaced::default());
+    eventually("it is over", || coordinator.emptying(old.member) == nothing).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_without_room_is_lost_with_who_is_emptied_and_a_pinned_one_keeps_its_slot_there() {
+    let (coordinator, nodes, mut client, [old, new]) = one_of_two(Setup::default()).await;
+    let slot = client.slot;
+    let blocks: Vec<Block> = (0..40).map(|number| Block::new(number, 4 * KIB)).collect();
+    assert_eq!(client.store(&blocks[..4], Ack::Primary).await, Ok(vec![kept(1); 4]));
+    let mut other = nodes[1].ask().await;
+    other.slot = Slot(slot.0 + 1);
+    place(&coordinator, other.slot, &[new], &[]);
+    serve_it(&coordinator, &nodes).await;
+    assert_eq!(other.store(&blocks[8..40], Ack::Primary).await, Ok(vec![kept(1); 32]));
+    // Held, none of them can leave.
+    let numbers: Vec<u64> = (8..40).collect();
+    assert_eq!(other.hold(&numbers, 30_000).await, Ok(32));
+    let held = tokio::spawn(async move {
+        // As long as this lasts: a hold ends by itself.
+        while other.hold(&numbers, 30_000).await == Ok(32) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    coordinator.change(|map| {
+        let pin = Pin {
+            tenant: super::coordinator::TENANT,
+            keys: [key(1)].iter().collect(),
+            mode: PinMode::Hard,
+            reason: Reason::default(),
+        };
+        Arc::make_mut(&mut map.pins).insert("one".to_owned(), pin);
+    });
+    empty(&coordinator, old);
+    place(&coordinator, slot, &[old, new], &[new]);
+    eventually("the pinned one waits", || coordinator.emptying(old.member).0.waiting_blocks == 1).await;
+    assert!(!coordinator.is_filled(slot, new));
+    coordinator.change(|map| Arc::make_mut(&mut map.pins).clear());
+    eventually("without the pin it is given as far as there is room", || coordinator.is_filled(slot, new))
+        .await;
+    let lost = Given { declined_blocks: 4, lost_blocks: 4, lost_bytes: 16 * KIB as u64, ..Given::default() };
+    eventually("it has told", || coordinator.emptying(old.member).0 == lost).await;
+    assert!(!held.is_finished(), "all were held to the end");
+    held.abort();
 }
 
 /// A hand that gives what `node` has to give, beside the node's own.

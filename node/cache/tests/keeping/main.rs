@@ -15,6 +15,7 @@ mod collections;
 mod explains;
 mod hints;
 mod loads;
+mod make_way;
 mod pins;
 mod random;
 mod sessions;

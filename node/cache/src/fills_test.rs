@@ -1,0 +1,214 @@
+//! Stories of what a node gives away.
+
+use super::*;
+use kvhive_protocol::data::Ack;
+use kvhive_protocol::map::{ReplicaSet, Settings};
+use kvhive_protocol::{ClusterId, Filling, Member, MemberState, SLOTS};
+
+const US: MemberId = MemberId(1);
+
+fn device(member: u32) -> DeviceId {
+    DeviceId::new(MemberId(member), 0)
+}
+
+/// Every slot is on member 1 first; `lacking` slots are being given to a member.
+fn map(epoch: u64, lacking: &[(u16, u32)]) -> ClusterMap {
+    let member = |id: u32| {
+        let member = Member {
+            name: format!("node-{id}"),
+            generation: Generation(1),
+            state: MemberState::Up,
+            data_address: String::new(),
+            metrics_address: String::new(),
+            labels: BTreeMap::new(),
+            devices: Vec::new(),
+            codec: Default::default(),
+            speaks: kvhive_protocol::Level::NEWEST,
+            cordoned: false,
+            lingers: None,
+            drains: false,
+        };
+        (MemberId(id), member)
+    };
+    let filling =
+        |(slot, to): &(u16, u32)| (Slot(*slot), Filling { devices: vec![device(*to)], streams: true });
+    let settings = Settings {
+        replicas: 1,
+        segment_blocks: 16,
+        ack: Ack::Primary,
+        lease_ms: 2000,
+        heartbeat_ms: 200,
+        serving_lease_ms: 2000,
+    };
+    ClusterMap {
+        epoch: Epoch(epoch),
+        members: BTreeMap::from([1, 2, 3].map(member)),
+        slots: Arc::new(vec![ReplicaSet(vec![device(1), device(2), device(3)]); usize::from(SLOTS)]),
+        filling: Arc::new(lacking.iter().map(filling).collect()),
+        ..ClusterMap::founded(ClusterId(1), "test", settings)
+    }
+}
+
+#[test]
+fn a_pass_gives_all_slots_of_one_target_and_what_is_given_is_said() {
+    let mut fills = Fills::default();
+    fills.adopt(&map(1, &[(3, 2), (5, 3), (9, 2)]), US);
+    let first = fills.begin().expect("there is something to give");
+    assert_eq!((first.target, first.slots.len()), (device(2), 2));
+    assert_eq!(fills.filled(device(1)), []);
+    fills.ended(&first, Pass::Whole);
+    assert_eq!(fills.filled(device(1)), [(Slot(3), device(2)), (Slot(9), device(2))]);
+    assert_eq!(fills.left(), 1);
+    let second = fills.begin().expect("the other target");
+    fills.ended(&second, Pass::Partial);
+    assert_eq!(fills.begin().map(|round| round.slots), Some(second.slots), "it failed and begins anew");
+}
+
+#[test]
+fn a_target_that_does_not_answer_keeps_no_other_waiting_and_is_told() {
+    let mut fills = Fills::default();
+    fills.adopt(&map(1, &[(3, 2), (5, 3)]), US);
+    for _ in 0..PATIENCE {
+        assert_eq!(fills.unreached(device(1), 9), []);
+        let silent = fills.begin().expect("its turn");
+        assert_eq!(silent.target, device(2));
+        fills.ended(&silent, Pass::Unanswered);
+        let other = fills.begin().expect("the other's turn");
+        assert_eq!(other.target, device(3));
+        fills.ended(&other, Pass::Partial);
+    }
+    assert_eq!(fills.unreached(device(1), 9), [device(2)]);
+    assert_eq!(fills.unreached(device(2), 9), []);
+    fills.adopt(&map(2, &[(5, 3)]), US);
+    assert_eq!(fills.unreached(device(1), 9), [], "it is not to be given anything any more");
+}
+
+#[test]
+fn a_disk_that_is_late_is_waited_for_and_not_for_ever() {
+    let mut fills = Fills::default();
+    fills.adopt(&map(1, &[(3, 2)]), US);
+    for passes in 1..=LATE_PASSES {
+        let round = fills.begin().expect("it is not given yet");
+        fills.ended(&round, Pass::Late);
+        assert_eq!(fills.filled(device(1)).len(), usize::from(passes == LATE_PASSES));
+    }
+}
+
+#[test]
+fn a_block_that_did_not_get_there_has_its_slot_given_again() {
+    let mut fills = Fills::default();
+    fills.adopt(&map(1, &[(3, 2), (9, 2)]), US);
+    let round = fills.begin().expect("there is something to give");
+    fills.missed(Slot(3), device(2));
+    fills.missed(Slot(9), device(3));
+    fills.ended(&round, Pass::Whole);
+    assert_eq!(fills.filled(device(1)), [(Slot(9), device(2))]);
+    fills.missed(Slot(9), device(2));
+    assert_eq!(fills.filled(device(1)), []);
+    let again = fills.begin().expect("both again");
+    assert_eq!(again.slots.len(), 2);
+    fills.ended(&again, Pass::Whole);
+    assert_eq!(fills.left(), 0);
+}
+
+#[test]
+fn a_newer_map_keeps_what_was_given_unless_the_target_has_lost_it() {
+    let mut fills = Fills::default();
+    fills.adopt(&map(1, &[(3, 2)]), US);
+    let round = fills.begin().expect("there is something to give");
+    fills.ended(&round, Pass::Whole);
+    fills.adopt(&map(2, &[(3, 2), (4, 2)]), US);
+    assert_eq!(fills.filled(device(1)), [(Slot(3), device(2))]);
+    let mut restarted = map(3, &[(3, 2), (4, 2)]);
+    restarted.members.get_mut(&MemberId(2)).expect("it is there").generation = Generation(2);
+    fills.adopt(&restarted, US);
+    assert_eq!((fills.filled(device(1)).len(), fills.left()), (0, 2));
+    fills.adopt(&map(4, &[]), US);
+    assert_eq!((fills.left(), fills.begin()), (0, None));
+}
+
+/// The same with member 1 being emptied.
+fn emptied(epoch: u64, lacking: &[(u16, u32)]) -> ClusterMap {
+    let mut map = map(epoch, lacking);
+    map.members.get_mut(&US).expect("it is there").drains = true;
+    map
+}
+
+#[test]
+fn what_emptying_comes_to_is_told_by_the_last_pass_and_kept_when_the_slot_has_gone() {
+    let mut fills = Fills::default();
+    fills.adopt(&emptied(1, &[(3, 2)]), US);
+    let first = fills.begin().expect("there is something to give");
+    for fate in [Fate::Moved, Fate::There, Fate::Declined { is_last: true }, Fate::Late { is_last: true }] {
+        fills.note(&first, Slot(3), 10, fate);
+    }
+    fills.note(&first, Slot(3), 10, Fate::Unreadable { is_last: false });
+    fills.ended(&first, Pass::Partial);
+    let told = |fills: &Fills| fills.given(device(1));
+    let moved = Given { moved_blocks: 1, moved_bytes: 10, unread_blocks: 1, ..Given::default() };
+    assert_eq!(told(&fills), [(US, moved)], "what did not get there may yet");
+    let second = fills.begin().expect("once more");
+    // What was there, what was moved, what was late; and the one that was declined still is.
+    for fate in [Fate::There, Fate::There, Fate::Moved, Fate::Declined { is_last: true }] {
+        fills.note(&second, Slot(3), 10, fate);
+    }
+    fills.ended(&second, Pass::Whole);
+    let all = Given {
+        moved_blocks: 2,
+        moved_bytes: 20,
+        there_blocks: 1,
+        declined_blocks: 1,
+        unread_blocks: 1,
+        lost_blocks: 1,
+        lost_bytes: 10,
+        waiting_blocks: 0,
+    };
+    assert_eq!(told(&fills), [(US, all)]);
+    let mut arrived = emptied(2, &[]);
+    fills.adopt(&arrived, US);
+    assert_eq!((told(&fills), fills.given(device(2))), (vec![(US, all)], vec![]));
+    arrived.epoch = Epoch(3);
+    arrived.members.get_mut(&US).expect("it is there").drains = false;
+    fills.adopt(&arrived, US);
+    assert_eq!(told(&fills), [], "it is over");
+}
+
+#[test]
+fn a_pinned_block_without_room_keeps_its_slot_where_it_is() {
+    let mut fills = Fills::default();
+    fills.adopt(&emptied(1, &[(3, 2), (9, 2)]), US);
+    let round = fills.begin().expect("there is something to give");
+    fills.note(&round, Slot(3), 10, Fate::Waits);
+    fills.ended(&round, Pass::Whole);
+    assert_eq!(fills.filled(device(1)), [(Slot(9), device(2))]);
+    assert_eq!(fills.given(device(1)), [(US, Given { waiting_blocks: 1, ..Given::default() })]);
+    let again = fills.begin().expect("it is tried again");
+    fills.note(&again, Slot(3), 10, Fate::Moved);
+    fills.ended(&again, Pass::Whole);
+    let moved = Given { moved_blocks: 1, moved_bytes: 10, ..Given::default() };
+    assert_eq!((fills.left(), fills.given(device(1))), (0, vec![(US, moved)]));
+}
+
+#[test]
+fn what_moves_for_other_reasons_is_no_emptying() {
+    let mut fills = Fills::default();
+    fills.adopt(&map(1, &[(3, 2)]), US);
+    let round = fills.begin().expect("there is something to give");
+    fills.note(&round, Slot(3), 10, Fate::Moved);
+    fills.ended(&round, Pass::Whole);
+    assert_eq!((fills.empties(Slot(3)), fills.given(device(1))), (None, vec![]));
+}
+
+#[test]
+fn a_pass_that_nobody_wants_any_more_changes_nothing() {
+    let mut fills = Fills::default();
+    fills.adopt(&map(1, &[(3, 2)]), US);
+    let round = fills.begin().expect("there is something to give");
+    assert!(fills.is_wanted(&round));
+    fills.adopt(&map(2, &[(3, 3)]), US);
+    assert!(!fills.is_wanted(&round));
+    fills.ended(&round, Pass::Whole);
+    assert_eq!(fills.filled(device(1)), []);
+    fills.adopt(&map(3, &[(3, 2)]), MemberId(2));
+    assert_eq!(fills.begin(), None, "another gives that");
+}
