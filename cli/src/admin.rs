@@ -12,10 +12,13 @@ use std::time::{Duration, SystemTime};
 use crate::cluster::local;
 use crate::trust;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use wait::Wait;
 
 mod follow;
+mod wait;
 
 pub(crate) use follow::Followed;
+pub(crate) use wait::Unacknowledged;
 
 /// How long a coordinator may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -127,6 +130,8 @@ pub(crate) struct Admin {
     who: &'static str,
     reads: ureq::Agent,
     changes: ureq::Agent,
+    /// How long to wait for a change to be acknowledged that is made; as long as it takes without.
+    patience: Option<Duration>,
 }
 
 /// What is asked for.
@@ -146,7 +151,12 @@ impl Admin {
         change: Duration,
     ) -> Admin {
         let (reads, changes) = (agent(read, trusted), agent(change, trusted));
-        Admin { urls, token, token_from, who: "coordinator", reads, changes }
+        Admin { urls, token, token_from, who: "coordinator", reads, changes, patience: None }
+    }
+
+    /// Waits no longer than this for a change to be acknowledged that is made.
+    pub(crate) fn waiting(self, patience: Option<Duration>) -> Admin {
+        Admin { patience, ..self }
     }
 
     /// Returns the way to one node, which takes the same token.
@@ -169,6 +179,7 @@ impl Admin {
             who,
             reads: self.reads.clone(),
             changes: self.changes.clone(),
+            patience: self.patience,
         }
     }
 
@@ -306,7 +317,10 @@ impl Admin {
         call: impl Fn(&str) -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<(&str, ureq::http::Response<ureq::Body>)> {
         let mut failures = Vec::new();
-        for url in &self.urls {
+        let mut wait = Wait::new(self.patience);
+        let mut urls = self.urls.iter();
+        let mut next = urls.next();
+        while let Some(url) = next {
             let mut answer = match call(url) {
                 Ok(answer) => answer,
                 Err(ureq::Error::Timeout(kind))
@@ -319,6 +333,7 @@ impl Admin {
                 }
                 Err(error) => {
                     failures.push(format!("{url}: {}", told(&error)));
+                    next = urls.next();
                     continue;
                 }
             };
@@ -327,6 +342,9 @@ impl Admin {
                 return Ok((url, answer));
             }
             let text = answer.body_mut().read_to_string().with_context(|| format!("answer of {url}"))?;
+            if asked == Asked::Change && wait.goes_on(&text)? {
+                continue;
+            }
             let message = serde_json::from_str::<Value>(&text)
                 .ok()
                 .and_then(|value| value["detail"].as_str().map(str::to_owned))
@@ -342,6 +360,7 @@ impl Admin {
             }
             if is_for_another(status) {
                 failures.push(format!("{url}: {message}"));
+                next = urls.next();
                 continue;
             }
             bail!("{url} answered {status}: {message}");

@@ -145,6 +145,12 @@ impl Client {
         Ok(self.map())
     }
 
+    /// Says whether nobody leads the coordinators, as they said when this client asked them last: it goes on by the map that it has,
+    /// and changes are refused.
+    pub fn is_leaderless(&self) -> bool {
+        self.shared.coordinators.are_leaderless()
+    }
+
     /// Creates a tenant without rules of its own and returns its id.
     ///
     /// # Errors
@@ -181,7 +187,8 @@ impl Client {
     /// stay.
     ///
     /// # Errors
-    /// When there is no such tenant, or the coordinators do not answer.
+    /// When there is no such tenant, or the coordinators do not answer; [`WireError::StillServed`] when the era is over and some
+    /// member that is silent may be serving its blocks still, until it is heard, started anew or removed, or as long as that says.
     pub async fn clear_tenant(&self, name: &str) -> Result<Era, ClientError> {
         let tenant = self.tenant(name).await?;
         match self.submit(Command::ClearTenant { tenant }).await? {
@@ -300,6 +307,11 @@ impl Shared {
         self.begun.elapsed()
     }
 
+    /// Says whether nobody leads, for longer than an election takes.
+    pub(crate) fn is_leaderless(&self) -> bool {
+        self.coordinators.are_leaderless()
+    }
+
     fn learn(&self, map: Arc<ClusterMap>) {
         let mut known = self.map.write().unwrap_or_else(|poison| poison.into_inner());
         if map.epoch > known.epoch {
@@ -357,7 +369,8 @@ impl Shared {
     async fn fetch_up_to(&self, wanted: Epoch, deadline: Instant) {
         for linearizable in [false, true] {
             let have = self.map().epoch;
-            if have >= wanted {
+            // Without a leader nobody says what was agreed on.
+            if have >= wanted || linearizable && self.coordinators.are_leaderless() {
                 return;
             }
             match self.coordinators.fetch_map(have, linearizable, deadline).await {

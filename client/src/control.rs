@@ -19,6 +19,10 @@ use tokio::time::Instant;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// A change may wait for every member to learn of it.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long coordinators may say that nobody leads before it is taken for more than an election.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(3);
+/// The same, where whoever waits for a leader has something else to do.
+const LEADERLESS_AFTER: Duration = Duration::from_secs(1);
 /// Connections kept for the next request.
 const MAX_IDLE: usize = 8;
 
@@ -31,6 +35,8 @@ pub struct Coordinators {
     sequence: AtomicU64,
     requests: AtomicU64,
     target: Mutex<Target>,
+    /// Since when nobody leads, as far as is known here.
+    leaderless_since: Mutex<Option<Instant>>,
 }
 
 struct Target {
@@ -71,6 +77,7 @@ impl Coordinators {
                 learnt: Arc::default(),
                 failed: 0,
             }),
+            leaderless_since: Mutex::new(None),
         })
     }
 
@@ -91,7 +98,8 @@ impl Coordinators {
         learnt.iter().chain(named).cloned().collect()
     }
 
-    /// Returns the map if it is newer than `have`. Linearizable: as new as any change acknowledged before the call.
+    /// Returns the map if it is newer than `have`. Linearizable: as new as any change acknowledged before the call; otherwise also
+    /// one that nobody leads, by which clients go on.
     ///
     /// # Errors
     /// When no coordinator answers by `deadline`.
@@ -101,10 +109,27 @@ impl Coordinators {
         linearizable: bool,
         deadline: Instant,
     ) -> Result<Option<Arc<ClusterMap>>, ClientError> {
-        match self.ask(&ControlRequest::FetchMap { have, linearizable }, PATIENCE, deadline).await? {
-            ControlReply::Map(map) => Ok(map.map(|map| Arc::new(*map))),
-            other => Err(unexpected(&other)),
-        }
+        let request = ControlRequest::FetchMap { have, linearizable };
+        let reply = self.ask(&request, PATIENCE, deadline).await.inspect_err(|_| self.note_leader(false))?;
+        let (map, is_led) = match reply {
+            ControlReply::Map(map) => (map, true),
+            ControlReply::LeaderlessMap(map) => (map, false),
+            other => return Err(unexpected(&other)),
+        };
+        self.note_leader(is_led);
+        Ok(map.map(|map| Arc::new(*map)))
+    }
+
+    fn note_leader(&self, is_led: bool) {
+        let mut since = self.leaderless_since.lock().unwrap_or_else(|poison| poison.into_inner());
+        *since = if is_led { None } else { since.or_else(|| Some(Instant::now())) };
+    }
+
+    /// Says whether nobody leads, for longer than an election takes: by what coordinators said of the map when they were asked
+    /// last, or because none answered.
+    pub fn are_leaderless(&self) -> bool {
+        let since = *self.leaderless_since.lock().unwrap_or_else(|poison| poison.into_inner());
+        since.is_some_and(|since| since.elapsed() >= LEADERLESS_AFTER)
     }
 
     /// Makes a name for a change, to be repeated with it.
@@ -229,6 +254,8 @@ impl Coordinators {
         let mut tried = 0;
         let there_are = self.addresses().len();
         let mut last;
+        // Since when those who answer say that nobody leads, and whether something can have come of an earlier try.
+        let (mut leaderless, mut may_be_done) = (None, false);
         loop {
             // Each coordinator gets its share of a short deadline: one that hangs shall not use up the others'.
             let now = Instant::now();
@@ -238,8 +265,13 @@ impl Coordinators {
             match self.try_once(request, attempt).await {
                 Ok(ControlReply::Failed(error)) => match error {
                     WireError::NotLeader { leader } => {
-                        last = "not the leader".to_owned();
                         let known = leader.is_some();
+                        let knows = if known { "" } else { ", and knows of none" };
+                        last = format!("not the leader{knows}");
+                        match known {
+                            true => leaderless = None,
+                            false => _ = leaderless.get_or_insert(now),
+                        }
                         self.retarget(leader);
                         tried += 1;
                         // The first hints are followed at once; in an election everybody points in circles.
@@ -248,7 +280,8 @@ impl Coordinators {
                         }
                     }
                     WireError::Busy { .. } | WireError::OutcomeUnknown | WireError::Deadline => {
-                        last = error.to_string()
+                        may_be_done |= !matches!(error, WireError::Busy { .. });
+                        last = error.to_string();
                     }
                     error => return Err(ClientError::Refused(error)),
                 },
@@ -264,6 +297,7 @@ impl Coordinators {
                 }
                 Err(fault @ Fault::Impostor) => return Err(fault.into()),
                 Err(fault) => {
+                    may_be_done |= matches!(fault, Fault::Closed | Fault::Timeout(_));
                     last = fault.to_string();
                     self.retarget(None);
                     tried += 1;
@@ -271,6 +305,14 @@ impl Coordinators {
                         continue;
                     }
                 }
+            }
+            let is_outage = leaderless.is_some_and(|since: Instant| since.elapsed() >= ELECTION_PATIENCE);
+            if is_outage && !may_be_done {
+                return Err(ClientError::Refused(WireError::NoMajority));
+            }
+            if is_outage {
+                last = format!("{}; whether an earlier try was heard is unknown", WireError::NoMajority);
+                return Err(self.unreachable(begun.elapsed(), last));
             }
             if !backoff.wait(deadline).await {
                 let limit = deadline.saturating_duration_since(begun);

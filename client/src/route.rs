@@ -175,8 +175,14 @@ mod tests {
 
     /// Slot s is on devices s % 3 and (s + 1) % 3.
     fn map(segment_blocks: u32) -> ClusterMap {
-        let settings =
-            Settings { replicas: 2, segment_blocks, ack: Ack::Primary, lease_ms: 2000, heartbeat_ms: 200 };
+        let settings = Settings {
+            replicas: 2,
+            segment_blocks,
+            ack: Ack::Primary,
+            lease_ms: 2000,
+            heartbeat_ms: 200,
+            serving_lease_ms: 2000,
+        };
         ClusterMap {
             slots: Arc::new(
                 (0..u32::from(SLOTS))

@@ -57,7 +57,7 @@ pub enum StoreOutcome {
     },
     /// The node did not take it.
     Refused(Refusal),
-    /// Its device could not be reached in time, or has no lease, or there is none.
+    /// Its device could not be reached in time, or may not serve, or there is none.
     Unreachable,
 }
 
@@ -207,10 +207,12 @@ impl NamespaceClient {
         if round.wait {
             again |= backoff.wait(deadline).await;
         }
-        // The primary is gone; the coordinators will name another when its lease has run out.
+        // The primary is gone; the coordinators will name another when its lease has run out, if there are any.
         if round.nowhere && backoff.wait(deadline).await {
-            self.shared().refresh_past(map.epoch, deadline).await;
-            again = true;
+            let now = Instant::now();
+            let patience = now + deadline.saturating_duration_since(now) / 4;
+            let is_newer = self.shared().refresh_past(map.epoch, patience).await;
+            again = is_newer || !self.shared().is_leaderless();
         }
         again
     }

@@ -42,6 +42,13 @@ fn times(parts: &ClusterParts, ledger: &mut Ledger) {
             format!("allowed is less than a third of cluster.lease, which is \"{lease}\""),
         );
     }
+    if good(ledger, &["cluster.serving_lease", "cluster.lease"]) && cluster.serving_lease < cluster.lease {
+        let lease = format_time(cluster.lease);
+        ledger.conflict(
+            "cluster.serving_lease",
+            format!("allowed is at least cluster.lease, which is \"{lease}\""),
+        );
+    }
     let raft = &parts.raft;
     if good(ledger, &["raft.heartbeat", "raft.election_timeout"])
         && raft.heartbeat * 3 > raft.election_timeout

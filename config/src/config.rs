@@ -75,8 +75,10 @@ pub struct ClusterSettings {
     pub operator_token_file: Option<String>,
     /// The file of the token that gives the role of a viewer.
     pub viewer_token_file: Option<String>,
-    /// How long a heartbeat's answer lets a member serve.
+    /// How long a heartbeat's answer makes a node a member.
     pub lease: Duration,
+    /// How long a heartbeat's answer lets it answer reads; at least `lease`.
+    pub serving_lease: Duration,
     /// How often members send heartbeats; under a third of `lease`.
     pub heartbeat: Duration,
     /// How long a node that is gone may come back before others are given what it held.

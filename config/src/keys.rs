@@ -134,7 +134,15 @@ pub(crate) const CLUSTER: &[Key] = &[
         "lease",
         Rule::Time { min: 200, max: 60_000 },
         Value("2s"),
-        "How long a heartbeat's answer lets a node serve. A dead node's slots are taken over after this."
+        "How long a heartbeat's answer makes a node a member. A dead node's slots are taken over after this."
+    ),
+    key!(
+        "serving_lease",
+        Rule::Time { min: 200, max: 24 * 3_600_000 },
+        Value("30m"),
+        "How long a node answers reads, and takes blocks that count as one copy, after the last heartbeat that a coordinator \
+         answered: for as long losing the coordinators costs no hits. A clear waits as long for a node that is silent, unless its \
+         process is started anew or it is removed. At least `lease`; the same lets nodes stop with it."
     ),
     key!(
         "heartbeat",

@@ -25,6 +25,7 @@ pub(crate) fn toml(parts: &ClusterParts) -> String {
         }
     }
     out.text("lease", &format_time(cluster.lease));
+    out.text("serving_lease", &format_time(cluster.serving_lease));
     out.text("heartbeat", &format_time(cluster.heartbeat));
     out.text("repair_after", &format_time(cluster.repair_after));
     out.text("balance", if cluster.balance { "continuous" } else { "off" });

@@ -133,6 +133,11 @@ fn each_wrong_value_is_told_with_line_key_value_and_what_is_allowed() {
             "line 2: cluster.heartbeat = \"1s\": allowed is less than a third of cluster.lease, which is \"2s\"",
         ),
         (
+            "[cluster]",
+            "serving_lease = \"1s\"",
+            "line 2: cluster.serving_lease = \"1s\": allowed is at least cluster.lease, which is \"2s\"",
+        ),
+        (
             "[raft]",
             "heartbeat = \"200ms\"",
             "line 5: raft.heartbeat = \"200ms\": allowed is at most a third of raft.election_timeout, which is \"400ms\"",
@@ -663,7 +668,7 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 12 + 3 + 10 + 3 + 3 + 9 + 24 + 4);
+    assert_eq!(keys, 13 + 3 + 10 + 3 + 3 + 9 + 24 + 4);
 }
 
 #[test]

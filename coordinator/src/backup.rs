@@ -168,6 +168,7 @@ pub(crate) mod tests {
             ack: Ack::Primary,
             lease_ms: 2000,
             heartbeat_ms: 500,
+            serving_lease_ms: 2000,
         };
         let mut registry = Registry::new();
         let (cluster, name) = (ClusterId(7), "ours".to_owned());

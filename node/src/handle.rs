@@ -11,6 +11,7 @@ use crate::memory::Memory;
 use crate::persist::{self, Extent, Holdings, Loaded, PersistError, PersistProgress, Saved};
 use crate::stats::{self, NodeStats, StrategyFigures};
 use crate::view::View;
+use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{LayoutFingerprint, MemberId};
 use kvhive_runtime::Runtime;
 use std::future::Future;
@@ -73,9 +74,9 @@ impl NodeHandle {
         self.view.serving().map(|serving| serving.member)
     }
 
-    /// Says whether it holds a lease and serves.
+    /// Says whether it answers reads.
     pub fn is_serving(&self) -> bool {
-        self.view.leased().is_ok()
+        self.view.serves(Role::Client).is_ok()
     }
 
     /// Returns the node's figures since it started. Blocks the thread for a moment.

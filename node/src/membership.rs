@@ -5,12 +5,12 @@ use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::data::Replicator;
 use crate::view::{Serving, View};
-use kvhive_cache::{Member, MemberEffect, MemberEvent, MemberTuning};
+use kvhive_cache::{Member, MemberEffect, MemberEvent, MemberTuning, Tenancy};
 use kvhive_client::{ClientError, Coordinators};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{Command, ControlReply, DeviceLoad, Heartbeat, Registration};
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Generation, Level, MemberId, Moment};
+use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Generation, Level, MemberId, WireError};
 use kvhive_runtime::stopped;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ impl Membership {
         let mut effects = Vec::new();
         // Whom the coordinators know, also while it registers anew.
         let mut known = None;
-        let mut served = false;
+        let mut stood = Standing::Silent;
         let (events, mut heard) = mpsc::channel(MAX_EVENTS);
         let mut emptied = self.emptied.clone();
         let mut ticks = tokio::time::interval(TICK);
@@ -90,13 +90,9 @@ impl Membership {
             };
             machine.step(self.view.now(), event, &mut effects);
             known = machine.identity().or(known);
-            let serves = self.view.check_lease().is_ok();
-            match (std::mem::replace(&mut served, serves), serves) {
-                (true, false) => {
-                    warn!("serving nothing: no coordinator has renewed the lease; looking for one that leads")
-                }
-                (false, true) => info!("holding a lease: serving"),
-                _ => {}
+            let stands = Standing::of(&self.view);
+            if std::mem::replace(&mut stood, stands) != stands {
+                stands.tell(&self.view);
             }
             for effect in effects.drain(..) {
                 self.perform(&machine, effect, &events);
@@ -125,11 +121,11 @@ impl Membership {
                     tell(&events, MemberEvent::Adopted { cluster, epoch }).await;
                 });
             }
-            MemberEffect::ServeUntil { lease } => {
-                if lease == Moment::ZERO {
+            MemberEffect::ServeUntil(tenancy) => {
+                if tenancy == Tenancy::NONE {
                     warn!("fenced: serving nothing until registered anew");
                 }
-                self.view.serve_until(lease);
+                self.view.serve_until(tenancy);
             }
         }
     }
@@ -150,7 +146,7 @@ impl Membership {
                 error!(?other, "registration was answered otherwise");
                 MemberEvent::Failed
             }
-            Err(error @ ClientError::Refused(_)) => {
+            Err(error @ ClientError::Refused(_)) if !is_outage(&error) => {
                 error!(%error, "registration was refused");
                 MemberEvent::Failed
             }
@@ -229,7 +225,7 @@ impl Membership {
 
     async fn leave(&self, known: Option<(MemberId, Generation)>) {
         let Some((member, generation)) = known else { return };
-        self.view.serve_until(Moment::ZERO);
+        self.view.serve_until(Tenancy::NONE);
         let left =
             self.coordinators.submit(Command::Leave { member, generation }, Instant::now() + LEAVE_LIMIT);
         match left.await {
@@ -237,6 +233,46 @@ impl Membership {
             Err(error) => warn!(%error, "could not say goodbye; the lease will run out"),
         }
     }
+}
+
+/// How far a node may serve, as it is told in the log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Silent,
+    /// No coordinator has renewed its lease; it answers reads by the last map.
+    Alone,
+    Member,
+}
+
+impl Standing {
+    fn of(view: &View) -> Standing {
+        if view.check_lease().is_ok() {
+            Standing::Member
+        } else if view.is_alone() {
+            Standing::Alone
+        } else {
+            Standing::Silent
+        }
+    }
+
+    fn tell(self, view: &View) {
+        let left = view.tenancy().serving.since(view.now());
+        let epoch = view.serving().map_or(Epoch(0), |serving| serving.map.epoch);
+        match self {
+            Standing::Member => info!(%epoch, "holding a lease: serving"),
+            Standing::Alone => warn!(
+                %epoch, for_at_most = ?left,
+                "no coordinator has renewed the lease: serving what is here by the last map, and looking for one that leads"
+            ),
+            Standing::Silent => {
+                warn!("serving nothing: no coordinator has renewed the lease; looking for one that leads")
+            }
+        }
+    }
+}
+
+fn is_outage(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused(WireError::NoMajority))
 }
 
 async fn tell(events: &mpsc::Sender<MemberEvent>, event: MemberEvent) {

@@ -44,7 +44,15 @@ pub(crate) fn routes(sources: Sources) -> Router {
 }
 
 async fn ready(State(sources): State<Arc<Sources>>) -> Response {
-    match sources.plane.view.check_lease() {
+    let view = &sources.plane.view;
+    match view.check_serving_lease() {
+        Ok(()) if view.is_alone() => {
+            let left = view.tenancy().serving.since(view.now()).as_secs();
+            let text = format!(
+                "degraded: no coordinator has renewed the lease; serving by the last map for {left} s at most\n"
+            );
+            text.into_response()
+        }
         Ok(()) => "ready\n".into_response(),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
     }
@@ -95,7 +103,8 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
     let lag = counters.replication_lag_us.load(Ordering::Relaxed);
     metrics::gauge!("kvhive_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     for (name, value) in [
-        ("kvhive_node_lease_seconds", view.lease().since(view.now()).as_secs_f64()),
+        ("kvhive_node_lease_seconds", view.tenancy().lease.since(view.now()).as_secs_f64()),
+        ("kvhive_node_serving_lease_seconds", view.tenancy().serving.since(view.now()).as_secs_f64()),
         ("kvhive_node_epoch", epoch as f64),
         ("kvhive_node_memory_configured_bytes", (memory_configured + own_policies) as f64),
         ("kvhive_node_tenant_policies_bytes", own_policies as f64),

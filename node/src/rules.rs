@@ -94,6 +94,7 @@ mod tests {
             speaks: kvhive_protocol::Level::NEWEST,
             drains: false,
             cordoned: false,
+            lingers: None,
         }
     }
 
@@ -106,6 +107,7 @@ mod tests {
             ack: Ack::Primary,
             lease_ms: 1000,
             heartbeat_ms: 200,
+            serving_lease_ms: 1000,
         };
         let map = ClusterMap {
             members: BTreeMap::from([

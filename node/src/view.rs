@@ -2,9 +2,10 @@
 //! writes, and the layouts of its blocks, which stores tell.
 
 use crate::layouts::Layouts;
-use kvhive_cache::Lapses;
+use kvhive_cache::{Lapses, Tenancy};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::explain::Lapse;
+use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{ClusterMap, Era, MemberId, Moment, TenantId, TenantRules, WireError};
 use kvhive_runtime::Clock;
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ pub(crate) struct View {
     clock: Arc<dyn Clock>,
     serving: RwLock<Option<Serving>>,
     lease: AtomicU64,
+    serving_lease: AtomicU64,
     lapses: Mutex<Lapses>,
     pub(crate) layouts: Layouts,
 }
@@ -40,6 +42,7 @@ impl View {
             clock,
             serving: RwLock::new(None),
             lease: AtomicU64::new(0),
+            serving_lease: AtomicU64::new(0),
             lapses: Mutex::default(),
             layouts: Layouts::default(),
         }
@@ -72,21 +75,26 @@ impl View {
         (rules, map.members.get(member).map(|own| own.codec).unwrap_or_default())
     }
 
-    pub(crate) fn serve_until(&self, lease: Moment) {
+    pub(crate) fn serve_until(&self, tenancy: Tenancy) {
+        let Tenancy { lease, serving } = tenancy;
         self.lease.store(lease.as_nanos(), Ordering::SeqCst);
-        self.lapses.lock().unwrap_or_else(PoisonError::into_inner).serve_until(self.now(), lease);
+        self.serving_lease.store(serving.as_nanos(), Ordering::SeqCst);
+        self.lapses.lock().unwrap_or_else(PoisonError::into_inner).serve_until(self.now(), serving);
     }
 
-    pub(crate) fn lease(&self) -> Moment {
-        Moment::from_nanos(self.lease.load(Ordering::SeqCst))
+    /// Returns how long this node is a member for everybody, and how long it answers reads.
+    pub(crate) fn tenancy(&self) -> Tenancy {
+        let read = |of: &AtomicU64| Moment::from_nanos(of.load(Ordering::SeqCst));
+        Tenancy { lease: read(&self.lease), serving: read(&self.serving_lease) }
     }
 
-    /// Returns when this node had no lease last.
+    /// Returns when this node served nothing last.
     pub(crate) fn lapse(&self) -> Option<Lapse> {
         self.lapses.lock().unwrap_or_else(PoisonError::into_inner).last(self.now())
     }
 
-    /// Returns by which map this node serves, if it has a lease to.
+    /// Returns by which map this node is a member for everybody, if its lease holds: what it says of its blocks counts for
+    /// acknowledgements and moves.
     pub(crate) fn leased(&self) -> Result<Serving, WireError> {
         let serving = self.serving().ok_or(WireError::NoLease)?;
         self.check_lease()?;
@@ -95,6 +103,31 @@ impl View {
 
     /// Checks the lease; asked before the work and again before its answer leaves.
     pub(crate) fn check_lease(&self) -> Result<(), WireError> {
-        if self.now() < self.lease() { Ok(()) } else { Err(WireError::NoLease) }
+        if self.now() < self.tenancy().lease { Ok(()) } else { Err(WireError::NoLease) }
+    }
+
+    /// Returns by which map this node answers whom: other nodes while its lease holds, as its answers to them count, everybody else
+    /// while its serving lease does.
+    pub(crate) fn serves(&self, role: Role) -> Result<Serving, WireError> {
+        let serving = self.serving().ok_or(WireError::NoLease)?;
+        self.check_serves(role)?;
+        Ok(serving)
+    }
+
+    /// Checks the lease by which somebody is answered; asked before the work and again before the answer leaves.
+    pub(crate) fn check_serves(&self, role: Role) -> Result<(), WireError> {
+        match role {
+            Role::Node => self.check_lease(),
+            Role::Client | Role::Coordinator => self.check_serving_lease(),
+        }
+    }
+
+    pub(crate) fn check_serving_lease(&self) -> Result<(), WireError> {
+        if self.now() < self.tenancy().serving { Ok(()) } else { Err(WireError::NoLease) }
+    }
+
+    /// Says whether this node serves though no coordinator has renewed its lease.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.check_lease().is_err() && self.check_serving_lease().is_ok()
     }
 }

@@ -165,6 +165,11 @@ pub enum Command {
         /// Whether it is cordoned.
         cordoned: bool,
     },
+    /// Nothing that was over by the map serves any more: its serving lease has run out.
+    MarkEnded {
+        /// Whose starts, up to and including which; none for members that no map has.
+        start: Option<(MemberId, Generation)>,
+    },
 }
 
 impl Command {
@@ -195,6 +200,7 @@ impl Command {
             Command::RemovePin { .. } => "remove-pin",
             Command::RaiseLevel { .. } => "raise-level",
             Command::SetCordon { .. } => "set-cordon",
+            Command::MarkEnded { .. } => "mark-ended",
         }
     }
 

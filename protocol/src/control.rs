@@ -253,6 +253,8 @@ pub enum ControlReply {
     Traced(TraceAnswer),
     /// The slots that are on their way, as the leader sees them.
     Moves(Box<MovesReport>),
+    /// The map as a coordinator has it that leads nobody and knows of nobody who does: nothing changes it for now.
+    LeaderlessMap(Option<Box<ClusterMap>>),
 }
 
 /// How a coordinator sees itself and its peers.

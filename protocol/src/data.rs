@@ -77,6 +77,21 @@ pub enum DataRequest {
 }
 
 impl DataRequest {
+    /// Returns the epoch of its asker's map.
+    pub fn epoch(&self) -> Epoch {
+        match self {
+            DataRequest::Match(request) => request.epoch,
+            DataRequest::Fetch(request) => request.epoch,
+            DataRequest::Store(request) => request.epoch,
+            DataRequest::Release(request) => request.epoch,
+            DataRequest::Strategies(request) => request.epoch,
+            DataRequest::Watch(request) => request.epoch,
+            DataRequest::Survey(request) => request.epoch,
+            DataRequest::Explain(request) => request.epoch,
+            DataRequest::Trace(request) => request.epoch,
+        }
+    }
+
     /// Returns its name in reports.
     pub fn name(&self) -> &'static str {
         match self {
@@ -351,7 +366,8 @@ pub enum Fetched {
 /// What became of one block of a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Stored {
-    /// It is resident on this many replicas, the primary included; fewer than asked means it is not acknowledged.
+    /// It is resident on this many replicas, the primary included; fewer than asked means it is not acknowledged. 0 means that it
+    /// is here and that nobody is to rely on it: a replica holds no lease, or its slot was leaving a primary that holds none.
     Kept {
         /// Replicas that hold it.
         copies: u8,

@@ -132,6 +132,61 @@ pub enum WireError {
         /// The cluster's.
         cluster: Level,
     },
+    /// The change is made, and who may be serving by a map of before has not confirmed it: not acknowledged yet. Repeat it under the
+    /// same request id to wait on.
+    #[error(
+        "made, but not acknowledged yet: {} may be serving older blocks. It is acknowledged when it is heard again, is started anew at its \
+         address, is taken off the list (`kvhive drain NAME --forget`, once its process has ended), or its serving lease is over",
+        StillServing::listed(by, *others)
+    )]
+    StillServed {
+        /// By whom, at most [`MAX_STILL_SERVING`].
+        by: Vec<StillServing>,
+        /// How many more there are.
+        others: u32,
+    },
+    /// No majority of the coordinators is there: nothing can be changed, while nodes go on serving.
+    #[error(
+        "no leader among the coordinators that answer: nothing can be changed before a majority of them runs and reaches one another; \
+         nodes go on serving what they have"
+    )]
+    NoMajority,
+}
+
+/// The most members that [`WireError::StillServed`] names.
+pub const MAX_STILL_SERVING: usize = 8;
+
+/// Somebody who may be serving by a map of before.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StillServing {
+    /// The member's name; none for those that registered after the state that the cluster was restored to.
+    pub member: Option<String>,
+    /// How long at most, in milliseconds.
+    pub for_ms: u64,
+}
+
+impl fmt::Display for StillServing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.member {
+            Some(name) => f.write_str(name)?,
+            None => f.write_str("members of after the restored state")?,
+        }
+        let seconds = self.for_ms.div_ceil(1000);
+        match (seconds / 60, seconds % 60) {
+            (0, seconds) => write!(f, " (for {seconds} s at most)"),
+            (minutes, seconds) => write!(f, " (for {minutes} min {seconds} s at most)"),
+        }
+    }
+}
+
+impl StillServing {
+    fn listed(by: &[StillServing], others: u32) -> String {
+        let mut all: Vec<String> = by.iter().map(StillServing::to_string).collect();
+        if others > 0 {
+            all.push(format!("{others} more"));
+        }
+        all.join(", ")
+    }
 }
 
 impl WireError {

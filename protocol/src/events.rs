@@ -72,7 +72,7 @@ pub enum EventKind {
     LeaderElected,
     /// A node is a member from now on, or anew after a restart: what it held before is lost with its memory.
     MemberRegistered,
-    /// A member was silent for longer than its lease and serves nothing any more.
+    /// A member was silent for longer than its lease: others take its place. It may be answering reads until its serving lease ends.
     MemberDown,
     /// A member said that it stops.
     MemberLeft,
@@ -122,11 +122,13 @@ pub enum EventKind {
     MemberCordoned,
     /// A member is given slots again.
     MemberUncordoned,
+    /// Of a member that went down, or of those that a restored state does not know, nothing serves any more.
+    MemberEnded,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [EventKind; 28] = [
+    pub const ALL: [EventKind; 29] = [
         EventKind::ClusterStarted,
         EventKind::LeaderElected,
         EventKind::MemberRegistered,
@@ -155,6 +157,7 @@ impl EventKind {
         EventKind::DrainFinished,
         EventKind::MemberCordoned,
         EventKind::MemberUncordoned,
+        EventKind::MemberEnded,
     ];
 
     /// Returns its name.
@@ -188,6 +191,7 @@ impl EventKind {
             EventKind::DrainFinished => "drain-finished",
             EventKind::MemberCordoned => "member-cordoned",
             EventKind::MemberUncordoned => "member-uncordoned",
+            EventKind::MemberEnded => "member-ended",
         }
     }
 

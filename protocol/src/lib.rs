@@ -35,13 +35,13 @@ pub mod trace;
 pub mod watch;
 
 pub use block::{BlockDigest, BlockHeader, HeaderError};
-pub use error::WireError;
+pub use error::{StillServing, WireError};
 pub use events::{ClusterEvent, EventKind, LogEntry, Note, Origin, Reason, Subject};
 pub use ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};
 pub use key::{BlockKey, KeyList, Namespace, NamespaceKey};
 pub use layout::{AxisOrder, Dtype, Layout, LayoutFingerprint};
 pub use level::{Level, Levels};
-pub use map::{ClusterMap, Filling, Member, MemberState, ReplicaSet, Tenant};
+pub use map::{ClusterMap, Filling, Lingering, Member, MemberState, ReplicaSet, Tenant};
 pub use moment::Moment;
 pub use pins::{Pin, PinMode};
 pub use strategy::Strategy;

@@ -27,6 +27,26 @@ pub struct Settings {
     pub lease_ms: u64,
     /// How often members send heartbeats, in milliseconds.
     pub heartbeat_ms: u64,
+    /// How long a heartbeat's answer lets a member serve reads and take in blocks when no other follows, in milliseconds; at
+    /// least `lease_ms`. A clear is not acknowledged before whoever may be serving so has confirmed it or is past that time.
+    pub serving_lease_ms: u64,
+}
+
+impl Settings {
+    /// Says whether a member that is declared down may be serving still.
+    pub fn outlives_lease(&self) -> bool {
+        self.serving_lease_ms > self.lease_ms
+    }
+}
+
+/// Starts of a member that are over by the map, of which some process may be serving still: its serving lease lasts longer than
+/// the member was one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Lingering {
+    /// The newest of them.
+    pub generation: Generation,
+    /// One of them was at another data address than the member has: a start at that one says nothing of it.
+    pub moved: bool,
 }
 
 /// One device as its member describes it.
@@ -85,6 +105,9 @@ pub struct Member {
     /// It is cordoned: it keeps the slots that it has and serves them, and is given no others.
     #[serde(default)]
     pub cordoned: bool,
+    /// Starts of it that are over and may be serving still.
+    #[serde(default)]
+    pub lingers: Option<Lingering>,
 }
 grows!(Member);
 
@@ -166,6 +189,9 @@ pub struct ClusterMap {
     /// Pinned prefixes, by name.
     #[serde(default)]
     pub pins: Arc<BTreeMap<String, Pin>>,
+    /// Members that no map of this cluster has may be serving by one of before: it goes on by an older state.
+    #[serde(default)]
+    pub strangers: bool,
 }
 grows!(ClusterMap);
 
@@ -185,6 +211,7 @@ impl ClusterMap {
             level: Level::NEWEST,
             pins: Arc::default(),
             coordinators: Arc::default(),
+            strangers: false,
         }
     }
 

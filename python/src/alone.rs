@@ -88,6 +88,7 @@ fn attempt(restore: Option<&[u8]>) -> Result<Result<Begun, CoordinatorError>, Fa
             ack: Ack::Primary,
             lease_ms: 5000,
             heartbeat_ms: 100,
+            serving_lease_ms: 5000,
         },
         token: token.clone(),
         access: Access::default(),

@@ -174,6 +174,7 @@ fn coordinator(
             },
             lease_ms: ms(cluster.lease),
             heartbeat_ms: ms(cluster.heartbeat),
+            serving_lease_ms: ms(cluster.serving_lease),
         },
         scaling: policy(&config.scaling),
         access: access(config, file)?,

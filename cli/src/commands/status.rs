@@ -1,6 +1,6 @@
 //! `kvhive status|nodes|slots`: tables from the admin API.
 
-use crate::admin::Target;
+use crate::admin::{Admin, Target};
 use crate::report;
 use anyhow::Result;
 use clap::Args;
@@ -39,6 +39,18 @@ pub(crate) struct Slots {
     json: bool,
 }
 
+/// Returns the cluster at a glance; where nobody leads as one coordinator has it, and that is said.
+fn of_cluster(admin: &Admin) -> Result<Value> {
+    let agreed = admin.get("/v1/cluster");
+    let Err(error) = agreed else { return agreed };
+    let own = admin.get::<Value>("/v1/cluster?consistency=stale").ok();
+    let own = own.filter(|own| own["leader"].is_null()).ok_or(error)?;
+    eprintln!(
+        "nobody leads the coordinators: nothing can be changed, and this is what the one that answered has; nodes serve by it"
+    );
+    Ok(own)
+}
+
 /// Reads a field as text, whatever its type.
 pub(crate) fn text(value: &Value, field: &str) -> String {
     match &value[field] {
@@ -69,7 +81,7 @@ impl Status {
     /// # Errors
     /// When no coordinator answers.
     pub(crate) fn run(self) -> Result<()> {
-        let status: Value = self.target.resolve()?.get("/v1/cluster")?;
+        let status: Value = of_cluster(&self.target.resolve()?)?;
         if self.json {
             return report::print_json(&status);
         }
@@ -111,7 +123,7 @@ impl Nodes {
     /// # Errors
     /// When no coordinator answers.
     pub(crate) fn run(self) -> Result<()> {
-        let status: Value = self.target.resolve()?.get("/v1/cluster")?;
+        let status: Value = of_cluster(&self.target.resolve()?)?;
         if self.json {
             return report::print_json(&json!({ "nodes": status["nodes"], "devices": status["devices"] }));
         }

@@ -1,7 +1,7 @@
 //! `kvhive tenants`: lists tenants, makes them, rules them, clears them, ends them.
 
 use super::status::{list, rate, size, text};
-use crate::admin::Target;
+use crate::admin::{Admin, Target, Unacknowledged};
 use crate::report;
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
@@ -9,6 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use kvhive_config::Bytes;
 use kvhive_protocol::Strategy;
 use serde_json::{Map, Value, json};
+use std::time::Duration;
 
 /// List tenants with what they use; create, rule, show, clear or delete one, or give it another secret
 #[derive(Args, Debug)]
@@ -18,6 +19,10 @@ pub(crate) struct Tenants {
     /// Print the answer as JSON
     #[arg(long, global = true)]
     json: bool,
+    /// How long clear, rotate and delete wait for nodes that are silent and may be serving old blocks still, such as 30s; what was
+    /// asked for is made all the same [default: as long as they may]
+    #[arg(long, global = true, value_name = "TIME", value_parser = humantime::parse_duration)]
+    wait: Option<Duration>,
     #[command(subcommand)]
     verb: Option<Verb>,
 }
@@ -178,8 +183,26 @@ impl Tenants {
     /// # Errors
     /// When no coordinator answers or the change is refused.
     pub(crate) fn run(self) -> Result<()> {
-        let admin = self.target.resolve()?;
-        let answer: Value = match &self.verb {
+        let admin = self.target.resolve()?.waiting(self.wait);
+        let answer = match self.ask(&admin) {
+            Err(error) if self.json => {
+                if let Some(Unacknowledged { problem, .. }) = error.downcast_ref() {
+                    report::print_json(problem)?;
+                }
+                return Err(error);
+            }
+            answer => answer?,
+        };
+        if let Some(Verb::Create { rules, .. } | Verb::Set { rules, .. }) = &self.verb
+            && let Some(note) = rules.strategy.and_then(shrinks_where)
+        {
+            eprintln!("{note}");
+        }
+        self.print(&answer)
+    }
+
+    fn ask(&self, admin: &Admin) -> Result<Value> {
+        Ok(match &self.verb {
             None => admin.get_list("/v1/tenants", "tenants")?,
             Some(Verb::Create { name, rules }) => {
                 let mut fields = rules.fields();
@@ -194,24 +217,22 @@ impl Tenants {
                 admin.delete::<Value>(&path(name)?)?;
                 json!({ "deleted": name })
             }
-        };
-        if let Some(Verb::Create { rules, .. } | Verb::Set { rules, .. }) = &self.verb
-            && let Some(note) = rules.strategy.and_then(shrinks_where)
-        {
-            eprintln!("{note}");
-        }
+        })
+    }
+
+    fn print(&self, answer: &Value) -> Result<()> {
         if self.json {
-            return report::print_json(&answer);
+            return report::print_json(answer);
         }
         match &self.verb {
-            None => print_all(&answer),
-            Some(Verb::Create { name, .. }) => println!("tenant {name} created, id {}", text(&answer, "id")),
-            Some(Verb::Set { .. } | Verb::Show { .. }) => print_one(&answer),
+            None => print_all(answer),
+            Some(Verb::Create { name, .. }) => println!("tenant {name} created, id {}", text(answer, "id")),
+            Some(Verb::Set { .. } | Verb::Show { .. }) => print_one(answer),
             Some(Verb::Clear { name }) => {
-                println!("{}", cleared(name, &answer));
+                println!("{}", cleared(name, answer));
             }
             Some(Verb::Rotate { name }) => {
-                println!("the secret of tenant {name} is another; {}", cleared(name, &answer));
+                println!("the secret of tenant {name} is another; {}", cleared(name, answer));
             }
             Some(Verb::Delete { name }) => {
                 println!("tenant {name} is deleted: nobody serves its blocks");

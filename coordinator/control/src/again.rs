@@ -22,8 +22,8 @@ pub enum Cleared<'a> {
 
 impl Registry {
     /// Has the cluster go on from this state: epoch and event numbers rise above any that it can have given out since; members stay
-    /// where they are until they are heard or their leases run out, and one that has registered since must do so anew; tenants in
-    /// `cleared` begin a new era.
+    /// where they are until they are heard or their leases run out, and one that has registered since must do so anew, and may be
+    /// serving by a map of before until it is told; tenants in `cleared` begin a new era.
     ///
     /// # Errors
     /// With what is wrong, when there is no cluster or no tenant of such a name. Nothing has changed then.
@@ -36,6 +36,7 @@ impl Registry {
         }
         let map = Arc::make_mut(map);
         map.epoch = Epoch((map.epoch.0 / STRIDE + 1) * STRIDE);
+        map.strangers = true;
         let is_cleared = |tenant: &Tenant| match cleared {
             Cleared::Tenants(names) => names.contains(&tenant.name),
             Cleared::All => true,
@@ -89,6 +90,7 @@ mod tests {
                 ack: Ack::Primary,
                 lease_ms: 2000,
                 heartbeat_ms: 500,
+                serving_lease_ms: 2000,
             };
             let name = "test".to_owned();
             cluster.apply(Command::Bootstrap {

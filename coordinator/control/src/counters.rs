@@ -21,4 +21,6 @@ pub struct Counters {
     pub pauses: u64,
     /// Clears that every member has confirmed or outlived.
     pub clears_done: u64,
+    /// Times that an asker was told who keeps a clear from being acknowledged.
+    pub clears_waiting: u64,
 }

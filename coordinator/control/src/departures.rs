@@ -4,15 +4,47 @@
 use crate::registry::{Outcome, Registry};
 use crate::{repair, validate};
 use kvhive_protocol::control::CommandReply;
-use kvhive_protocol::{ClusterMap, Generation, Member, MemberId, MemberState, ReplicaSet, WireError};
+use kvhive_protocol::{
+    ClusterMap, Generation, Lingering, Member, MemberId, MemberState, ReplicaSet, WireError,
+};
 use std::sync::Arc;
 
 impl Registry {
-    /// Takes down a member that is up in this generation.
-    pub(crate) fn take_down(&mut self, id: MemberId, generation: Generation) -> CommandReply {
+    /// Takes down a member that is up in this generation and silent: its process may be serving still.
+    pub(crate) fn mark_down(&mut self, id: MemberId, generation: Generation) -> CommandReply {
         if !self.is_up(id, generation) {
             return self.unchanged();
         }
+        self.take_down(id);
+        let map = Arc::make_mut(self.map.as_mut().expect("a member of it was taken down"));
+        let outlives = map.settings.outlives_lease();
+        if let Some(member) = map.members.get_mut(&id).filter(|_| outlives) {
+            let moved = member.lingers.is_some_and(|before| before.moved);
+            member.lingers = Some(Lingering { generation, moved });
+        }
+        self.unchanged()
+    }
+
+    /// Notes that nothing serves any more that was over by the map: of one member up to and including this start, or of those that
+    /// no map has.
+    pub(crate) fn mark_ended(&mut self, start: Option<(MemberId, Generation)>) -> CommandReply {
+        let Some(map) = self.map.as_ref() else { return self.unchanged() };
+        let Some((id, generation)) = start else {
+            if map.strangers {
+                self.change().strangers = false;
+            }
+            return self.unchanged();
+        };
+        let is_it = |member: &Member| member.lingers.is_some_and(|lingers| lingers.generation == generation);
+        if map.members.get(&id).is_some_and(is_it)
+            && let Some(member) = self.change().members.get_mut(&id)
+        {
+            member.lingers = None;
+        }
+        self.unchanged()
+    }
+
+    fn take_down(&mut self, id: MemberId) {
         let map = self.change();
         if let Some(member) = map.members.get_mut(&id) {
             member.state = MemberState::Down;
@@ -20,20 +52,22 @@ impl Registry {
         let mut repair = repair::withdraw(map, id);
         repair::fill(map, &mut repair);
         self.repair = Some(repair);
-        self.unchanged()
     }
 
-    /// Takes down a member that stops, or forgets it: one that was emptied to the end is not waited for.
+    /// Takes down a member that stops, or forgets it: one that was emptied to the end is not waited for. It serves nothing any
+    /// more before it says so.
     pub(crate) fn leave(&mut self, id: MemberId, generation: Generation) -> CommandReply {
-        let is_emptied = self.map.as_ref().is_some_and(|map| is_emptied(map, id));
-        if !is_emptied || !self.is_up(id, generation) {
-            return self.take_down(id, generation);
+        if !self.is_up(id, generation) {
+            return self.unchanged();
         }
-        self.forget(id);
+        match self.map.as_ref().is_some_and(|map| is_emptied(map, id)) {
+            true => self.forget(id),
+            false => self.take_down(id),
+        }
         self.unchanged()
     }
 
-    /// Forgets a member that is down.
+    /// Forgets a member that is down. Whoever asks for it knows that its process has ended: it is not waited for.
     pub(crate) fn remove_member(&mut self, id: MemberId) -> Outcome {
         let known = self.map.as_ref().and_then(|map| map.members.get(&id));
         let member = known.ok_or_else(|| {
@@ -68,9 +102,22 @@ impl Registry {
     }
 }
 
-/// Says whether a member is being emptied and holds nothing any more.
+/// Says whether a member is being emptied and holds nothing any more, and nothing of it serves but its present start.
 pub(crate) fn is_emptied(map: &ClusterMap, id: MemberId) -> bool {
-    map.members.get(&id).is_some_and(|member| member.drains) && !map.slots.iter().any(|set| holds(set, id))
+    let is_to_go = |member: &Member| member.drains && member.lingers.is_none();
+    map.members.get(&id).is_some_and(is_to_go) && !map.slots.iter().any(|set| holds(set, id))
+}
+
+/// Returns what of a member's earlier starts may be serving once it starts at `address`. Where it was before, whatever ran there has
+/// ended: no two processes listen there.
+pub(crate) fn lingering(before: &Member, address: &str) -> Option<Lingering> {
+    if before.data_address == address {
+        return before.lingers.filter(|lingers| lingers.moved);
+    }
+    match before.state {
+        MemberState::Up => Some(Lingering { generation: before.generation, moved: true }),
+        MemberState::Down => before.lingers.map(|lingers| Lingering { moved: true, ..lingers }),
+    }
 }
 
 fn holds(set: &ReplicaSet, id: MemberId) -> bool {

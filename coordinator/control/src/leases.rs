@@ -1,6 +1,7 @@
 //! The leader's knowledge of who may still be serving: leases as their grantor counts them (B14), what members
 //! confirmed, and who is past the moment at which they may be declared down.
 
+use crate::afterlives::Afterlives;
 use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_UNREACHED};
 use kvhive_protocol::emptying::{MAX_EMPTIED_TOLD, MAX_FRAME_SIZES};
 use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_TENANT_LOADS};
@@ -16,12 +17,21 @@ const MARGIN: Duration = Duration::from_millis(50);
 /// The least time without a call that counts as a pause of the leader itself.
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
 
-/// Returns how long after the receipt of a heartbeat its sender may still be serving: the lease, one per cent for
+/// Returns how long after the receipt of a heartbeat its sender may still hold its lease: the lease, one per cent for
 /// clocks of different rate, and 50 ms.
 ///
 /// The holder counts from before it sent; so while rates differ by less, it stops first.
 pub fn grace(settings: &Settings) -> Duration {
-    let lease = Duration::from_millis(settings.lease_ms);
+    longer(settings.lease_ms)
+}
+
+/// Returns how long after the receipt of a heartbeat its sender may still be serving, counted in the same way.
+pub fn serving_grace(settings: &Settings) -> Duration {
+    longer(settings.serving_lease_ms)
+}
+
+fn longer(lease_ms: u64) -> Duration {
+    let lease = Duration::from_millis(lease_ms);
     lease + lease / 100 + MARGIN
 }
 
@@ -29,8 +39,10 @@ pub fn grace(settings: &Settings) -> Duration {
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(crate) generation: Generation,
-    /// Until then it may be serving.
+    /// Until then it may hold its lease.
     pub(crate) lease_until: Moment,
+    /// Until then it may be serving.
+    pub(crate) serving_until: Moment,
     /// From then on it may be declared down: the lease's end, later by what the leader itself slept.
     pub(crate) down_after: Moment,
     /// The newest map that it said it serves by.
@@ -41,11 +53,22 @@ pub(crate) struct Record {
     pub(crate) condemned: Option<(Moment, Duration)>,
 }
 
-/// A start of a member that is over by the map, but may be serving until its lease runs out.
+/// A start of a member that is over by the map, but may hold its lease.
 #[derive(Clone, Copy, Debug)]
 struct Ghost {
     lease_until: Moment,
     epoch: Epoch,
+}
+
+/// Somebody who may be serving by an older map than another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Server {
+    /// Which member; none for those that no map has.
+    pub member: Option<MemberId>,
+    /// How long it may be.
+    pub until: Moment,
+    /// It holds no lease, so nothing is heard of it before it has registered anew.
+    pub is_silent: bool,
 }
 
 /// Everything known since this coordinator leads.
@@ -58,13 +81,21 @@ pub(crate) struct Leases {
     records: BTreeMap<MemberId, Record>,
     /// At most one a member: the longest of its leases with the oldest of its epochs.
     ghosts: BTreeMap<MemberId, Ghost>,
+    afterlives: Afterlives,
     /// The epoch up to which records follow the map.
     synced: Option<Epoch>,
 }
 
 impl Leases {
     pub(crate) fn new(now: Moment) -> Self {
-        Leases { now, began: now, records: BTreeMap::new(), ghosts: BTreeMap::new(), synced: None }
+        Leases {
+            now,
+            began: now,
+            records: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
+            afterlives: Afterlives::default(),
+            synced: None,
+        }
     }
 
     pub(crate) fn now(&self) -> Moment {
@@ -115,26 +146,30 @@ impl Leases {
         let is_current = |id: &MemberId, record: &Record| {
             map.members.get(id).is_some_and(|member| is_up(member) && member.generation == record.generation)
         };
-        let mut ended = Vec::new();
+        let mut ended = BTreeMap::new();
         self.records.retain(|id, record| {
             let current = is_current(id, record);
             if !current {
-                ended.push((*id, Ghost { lease_until: record.lease_until, epoch: record.epoch }));
+                ended.insert(*id, record.clone());
             }
             current
         });
-        for (id, ghost) in ended {
+        self.afterlives.sync(map, &ended, self.began + serving_grace(&map.settings));
+        for (id, record) in ended {
+            let ghost = Ghost { lease_until: record.lease_until, epoch: record.epoch };
             let known = self.ghosts.entry(id).or_insert(ghost);
             known.lease_until = known.lease_until.max(ghost.lease_until);
             known.epoch = known.epoch.min(ghost.epoch);
         }
         self.ghosts.retain(|_, ghost| ghost.lease_until > self.now);
         let (now, grace, inherited) = (self.now, grace(&map.settings), self.inherited_until(map));
+        let serving_until = self.began + serving_grace(&map.settings);
         for (id, member) in map.members.iter().filter(|(_, member)| is_up(member)) {
             self.records.entry(*id).or_insert_with(|| Record {
                 generation: member.generation,
                 // It was granted nothing since, though perhaps by the leader before.
                 lease_until: inherited,
+                serving_until,
                 down_after: now + grace,
                 epoch: Epoch(0),
                 loads: None,
@@ -146,9 +181,11 @@ impl Leases {
     /// Renews a lease by a heartbeat of the record's generation; says whether its reports could be taken.
     pub(crate) fn renew(&mut self, received: Moment, beat: Heartbeat, map: &ClusterMap) -> bool {
         let until = self.now.max(received) + grace(&map.settings);
+        let serving_until = self.now.max(received) + serving_grace(&map.settings);
         let devices = map.members.get(&beat.member).map_or(0, |member| member.devices.len());
         let Some(record) = self.records.get_mut(&beat.member) else { return false };
         record.lease_until = record.lease_until.max(until);
+        record.serving_until = record.serving_until.max(serving_until);
         record.down_after = record.down_after.max(until);
         let overtaken = beat.epoch < record.epoch;
         record.epoch = record.epoch.max(beat.epoch);
@@ -159,7 +196,32 @@ impl Leases {
         sound
     }
 
-    /// Returns the greatest epoch that everybody who may be serving has confirmed; none if nobody may be serving.
+    /// Returns who may be serving by a map older than that of `epoch`.
+    ///
+    /// Members that are up may, until they have confirmed it; so may those that a former leader's map had up and this one's has
+    /// down or in another start, as far as the map says that they linger. Who was removed does not count: whoever had it removed
+    /// says that its process has ended.
+    pub(crate) fn serving_before(&self, epoch: Epoch) -> impl Iterator<Item = Server> {
+        let now = self.now;
+        let up = self.records.iter().filter(move |(_, one)| one.epoch < epoch && one.serving_until > now);
+        let up = up.map(move |(id, one)| Server {
+            member: Some(*id),
+            until: one.serving_until,
+            is_silent: one.lease_until <= now,
+        });
+        up.chain(self.afterlives.serving_before(epoch, now))
+    }
+
+    /// Returns an afterlife that is over and for which a proposal is due, as [`Leases::condemn`] does.
+    pub(crate) fn outlived(
+        &mut self,
+        first: Duration,
+        most: Duration,
+    ) -> Option<Option<(MemberId, Generation)>> {
+        self.afterlives.outlived(self.now, first, most)
+    }
+
+    /// Returns the greatest epoch that everybody who may hold a lease has confirmed; none if nobody may.
     ///
     /// Until leases granted by the leader before have run out, members that went down or started anew around the change
     /// of leaders may hold one that this leader knows nothing of; then it is 0. Who was removed holds none: it has said that it
@@ -188,10 +250,20 @@ impl Leases {
         };
         let (id, record) = self.records.iter_mut().find(|(_, record)| due(record))?;
         let repeated = record.condemned.is_some();
-        let wait = record.condemned.map_or(first, |(_, wait)| wait);
-        record.condemned = Some((now + wait, (wait * 2).min(most)));
+        record.condemned = Some(again(now, record.condemned, first, most));
         Some((*id, record.generation, repeated))
     }
+}
+
+/// Returns when a proposal is made again that is made now, and the wait after that.
+pub(crate) fn again(
+    now: Moment,
+    before: Option<(Moment, Duration)>,
+    first: Duration,
+    most: Duration,
+) -> (Moment, Duration) {
+    let wait = before.map_or(first, |(_, wait)| wait);
+    (now + wait, (wait * 2).min(most))
 }
 
 fn is_up(member: &Member) -> bool {

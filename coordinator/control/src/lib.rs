@@ -4,9 +4,11 @@
 //! [`placement`] says where slots belong, the planner which of them can go there now. [`Overseer`] is the leader's own:
 //! leases, failure detection, and when a tenant's clear is complete. Raft, sockets and disks are elsewhere.
 
+mod afterlives;
 mod again;
 pub mod autoscaler;
 mod balance;
+mod clears;
 mod cordon;
 mod counters;
 mod darts;
@@ -42,14 +44,15 @@ mod why;
 
 pub use again::Cleared;
 pub use balance::BalanceTuning;
+pub use clears::{ClearTicket, MAX_CLEARS, PendingClear};
 pub use counters::Counters;
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
 pub use domains::{DOMAIN_LABELS, Place};
 pub use drains::{CameTo, Drains};
 pub use journal::{EventPage, MAX_EVENTS, MAX_JOURNAL_BYTES};
-pub use leases::grace;
+pub use leases::{Server, grace, serving_grace};
 pub use levels::{check_level, rise};
-pub use overseer::{BeatVerdict, ClearTicket, Effect, MAX_CLEARS, Overseer, PendingClear, Tuning};
+pub use overseer::{BeatVerdict, Effect, Overseer, Tuning};
 pub use pins::ended_pins;
 pub use registry::Registry;
 pub use repair::Repair;
@@ -60,6 +63,6 @@ pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, STATE_VERSION};
 pub use tenant_rules::{check_change, check_rules};
 pub use validate::{
     HEARTBEAT_MS, LEASE_MS, MAX_ADDRESS_BYTES, MAX_LABEL_BYTES, MAX_MAP_BYTES, MAX_REPLICAS,
-    MAX_SEGMENT_BLOCKS, MAX_SET, check_command, check_registration, check_seat,
+    MAX_SEGMENT_BLOCKS, MAX_SERVING_LEASE_MS, MAX_SET, check_command, check_registration, check_seat,
 };
 pub use why::balance_reason;

@@ -2,9 +2,10 @@
 //! is complete. Nothing of it is replicated; a new leader starts with nothing and waits a full lease before it judges.
 
 use crate::balance::{self, BalanceTuning, Balancer, Seen};
+use crate::clears::{ClearTicket, Clears, PendingClear};
 use crate::counters::Counters;
 use crate::flight;
-use crate::leases::Leases;
+use crate::leases::{Leases, Server};
 use crate::planner::{Planner, Reports};
 use crate::why;
 use kvhive_protocol::control::{BalanceReport, Command, DeviceLoad, Heartbeat, MovesReport};
@@ -17,8 +18,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The most clears that wait for members at once.
-pub const MAX_CLEARS: usize = 1024;
 /// The most members that one tick declares down; the others follow at the next.
 const MAX_VERDICTS_PER_TICK: usize = 64;
 
@@ -58,23 +57,6 @@ impl Default for Tuning {
     }
 }
 
-/// Names a clear that waits for members; its asker chooses it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ClearTicket(pub u64);
-
-/// A clear that waits until every member has confirmed its epoch, or cannot be serving any more.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PendingClear {
-    /// Its asker's name for it.
-    pub ticket: ClearTicket,
-    /// Whose blocks are gone.
-    pub tenant: TenantId,
-    /// The map that says so.
-    pub epoch: Epoch,
-    /// Since when it waits.
-    pub since: Moment,
-}
-
 /// What the overseer asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Effect {
@@ -82,6 +64,9 @@ pub enum Effect {
     Propose(Command, Reason),
     /// Nobody serves the tenant's older blocks any more: answer the asker.
     ClearDone(ClearTicket),
+    /// These may be serving the tenant's older blocks, and nothing is heard of them: answer the asker so. It is not waited for any
+    /// more; who asks again waits anew.
+    ClearWaits(ClearTicket, Vec<Server>),
 }
 
 /// What to answer a heartbeat.
@@ -114,7 +99,7 @@ pub struct Overseer {
 #[derive(Clone)]
 struct Reign {
     leases: Leases,
-    clears: BTreeMap<ClearTicket, PendingClear>,
+    clears: Clears,
     next_plan: Moment,
     /// The epoch last planned on, and until when that plan may be under way.
     planned: Option<(Epoch, Moment)>,
@@ -149,7 +134,7 @@ impl Overseer {
         let leases = Leases::new(now);
         let mut reign = Reign {
             leases,
-            clears: BTreeMap::new(),
+            clears: Clears::default(),
             next_plan: now,
             planned: None,
             placement: None,
@@ -201,13 +186,14 @@ impl Overseer {
         self.counters.pauses += u64::from(reign.leases.advance(now, &map.settings));
         reign.follow(map);
         reign.declare_down(&self.tuning, map, &mut self.counters, effects);
-        reign.finish_clears(map, &mut self.counters, effects);
+        reign.bury(&self.tuning, effects);
+        reign.clears.finish(&reign.leases, &mut self.counters, effects);
         reign.plan(&self.tuning, map, &mut self.planner, &mut self.counters, effects);
     }
 
     /// Waits until nobody serves the blocks that a clear of `tenant`, applied at `epoch`, has ended; then a tick asks
-    /// to answer `ticket`. A ticket that is given again waits for its newest clear. It waits as long as that takes,
-    /// which is at most a lease for a member that does not answer; the asker's deadline is the caller's.
+    /// to answer `ticket`. A ticket that is given again waits for its newest clear. Where nothing but silent members keep it from
+    /// being complete, a tick says so and it is forgotten; the asker's deadline is the caller's.
     ///
     /// # Errors
     /// [`WireError::Busy`] when [`MAX_CLEARS`] wait, [`WireError::OutcomeUnknown`] when this coordinator does not lead.
@@ -219,23 +205,19 @@ impl Overseer {
         epoch: Epoch,
     ) -> Result<(), WireError> {
         let Some(reign) = &mut self.reign else { return Err(WireError::OutcomeUnknown) };
-        if reign.clears.len() >= MAX_CLEARS && !reign.clears.contains_key(&ticket) {
-            return Err(WireError::busy("clears that wait for members"));
-        }
-        reign.clears.insert(ticket, PendingClear { ticket, tenant, epoch, since: now });
-        Ok(())
+        reign.clears.wait(PendingClear { ticket, tenant, epoch, since: now })
     }
 
     /// Forgets a clear whose asker has gone.
     pub fn clear_abandoned(&mut self, ticket: ClearTicket) {
         if let Some(reign) = &mut self.reign {
-            reign.clears.remove(&ticket);
+            reign.clears.abandon(ticket);
         }
     }
 
     /// Returns the clears that wait for members.
     pub fn pending_clears(&self) -> impl Iterator<Item = &PendingClear> {
-        self.reign.iter().flat_map(|reign| reign.clears.values())
+        self.reign.iter().flat_map(|reign| reign.clears.pending())
     }
 
     /// Returns the newest report of each device of each member that is up, as far as there is one.
@@ -353,19 +335,14 @@ impl Reign {
         }
     }
 
-    fn finish_clears(&mut self, map: &ClusterMap, counters: &mut Counters, effects: &mut Vec<Effect>) {
-        if self.clears.is_empty() {
-            return;
+    /// Asks to note that what was over has ended.
+    fn bury(&mut self, tuning: &Tuning, effects: &mut Vec<Effect>) {
+        for _ in 0..MAX_VERDICTS_PER_TICK {
+            let due = self.leases.outlived(tuning.repropose_after, tuning.repropose_at_most);
+            let Some(start) = due else { return };
+            let reason = Reason::new("its serving lease has run out");
+            effects.push(Effect::Propose(Command::MarkEnded { start }, reason));
         }
-        let confirmed = self.leases.confirmed(map);
-        self.clears.retain(|ticket, clear| {
-            let done = confirmed.is_none_or(|confirmed| confirmed >= clear.epoch);
-            if done {
-                counters.clears_done += 1;
-                effects.push(Effect::ClearDone(*ticket));
-            }
-            !done
-        });
     }
 
     fn plan(

@@ -1,13 +1,14 @@
 //! Stories of the overseer, rule by rule.
 
 use super::*;
+use crate::clears::MAX_CLEARS;
 use crate::leases::grace;
 use crate::registry::tests::Cluster;
 use kvhive_protocol::control::CommandReply;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::load::{MAX_TENANT_LOADS, TenantLoad};
 use kvhive_protocol::strategy::{ChoiceReport, MAX_LOAD_REPORTS, Reason, StrategyReport};
-use kvhive_protocol::{Generation, MemberId};
+use kvhive_protocol::{Generation, Lingering, MemberId};
 
 /// A lease of 1 s, one per cent, 50 ms.
 const GRACE_MS: u64 = 1060;
@@ -22,14 +23,17 @@ pub(super) struct Scene {
 
 impl Scene {
     pub(super) fn with(names: &[&str]) -> Self {
-        let mut cluster = Cluster::with_replicas(1);
+        let mut scene = Scene::of(Cluster::with_replicas(1));
         for name in names {
-            cluster.register(name, 1);
+            scene.cluster.register(name, 1);
         }
-        let mut scene =
-            Scene { cluster, overseer: Overseer::new(Tuning::default()), now: 10_000, effects: Vec::new() };
         scene.lead();
         scene
+    }
+
+    /// Nobody leads it yet.
+    pub(super) fn of(cluster: Cluster) -> Self {
+        Scene { cluster, overseer: Overseer::new(Tuning::default()), now: 10_000, effects: Vec::new() }
     }
 
     pub(super) fn lead(&mut self) {
@@ -84,6 +88,43 @@ impl Scene {
         let now = Moment::from_millis(self.now);
         self.overseer.clear_started(now, ticket, TenantId(1), epoch).expect("there is room");
         ticket
+    }
+
+    /// Waits for a clear once more, whose asker was told who keeps it waiting.
+    pub(super) fn ask_again(&mut self, ticket: ClearTicket) {
+        let now = Moment::from_millis(self.now);
+        let again = self.overseer.clear_started(now, ticket, TenantId(1), Epoch(ticket.0));
+        again.expect("there is room");
+    }
+
+    /// Returns who keeps a clear waiting, if nothing but silent members does.
+    fn waits_for(&mut self, ticket: ClearTicket) -> Option<Vec<Server>> {
+        self.jump(0);
+        let waits = |effect: Effect| match effect {
+            Effect::ClearWaits(of, servers) if of == ticket => Some(servers),
+            _ => None,
+        };
+        self.effects.drain(..).find_map(waits)
+    }
+
+    /// Lets time pass while some members are heard.
+    fn pass_with(&mut self, millis: u64, members: &[u32]) {
+        for _ in 0..millis / 50 {
+            self.pass(50);
+            for member in members {
+                assert_eq!(self.beat(*member), RENEWED);
+            }
+        }
+        self.pass(millis % 50);
+    }
+
+    /// Returns what is to be noted as ended.
+    fn ended(&mut self) -> Vec<Option<(MemberId, Generation)>> {
+        let ended = |effect: Effect| match effect {
+            Effect::Propose(Command::MarkEnded { start }, _) => Some(start),
+            _ => None,
+        };
+        self.effects.drain(..).filter_map(ended).collect()
     }
 
     fn is_done(&mut self, ticket: ClearTicket) -> bool {
@@ -244,50 +285,168 @@ fn a_clear_waits_out_the_lease_of_a_silent_member() {
     assert!(scene.is_done(ticket));
 }
 
+/// Two members that have heard this leader, which serve for 10 s from then on; now it is 900 ms later.
+fn serving_long() -> Scene {
+    let mut scene = Scene::of(Cluster::serving_for(10_000));
+    for name in ["a", "b"] {
+        scene.cluster.register(name, 1);
+    }
+    scene.lead();
+    scene.pass_with(11_000, &[1, 2]);
+    scene.pass_with(900, &[2]);
+    scene.effects.clear();
+    scene
+}
+
+/// What a serving lease of 10 s is to its grantor.
+const SERVING_MS: u64 = 10_150;
+
 #[test]
-fn a_clear_waits_for_a_start_that_was_replaced_or_left_with_a_lease() {
-    let leave = |scene: &mut Scene| {
+fn a_clear_waits_for_whoever_may_be_serving_on_and_says_so_once_nothing_is_heard_of_it() {
+    let mut scene = serving_long();
+    let ticket = scene.clear();
+    scene.beat(2);
+    assert_eq!(scene.waits_for(ticket), None, "it may yet be heard");
+    scene.pass(GRACE_MS - 900);
+    let until = Moment::from_millis(scene.now + SERVING_MS - GRACE_MS);
+    let silent = Server { member: Some(MemberId(1)), until, is_silent: true };
+    assert_eq!(scene.waits_for(ticket), Some(vec![silent]));
+    assert_eq!(scene.overseer.counters().clears_waiting, 1);
+    // It is declared down meanwhile, and that changes nothing.
+    scene.cluster.mark_down(MemberId(1));
+    scene.ask_again(ticket);
+    assert_eq!(scene.waits_for(ticket), Some(vec![silent]));
+    scene.pass_with(SERVING_MS - GRACE_MS - 1, &[2]);
+    scene.ask_again(ticket);
+    assert_eq!(scene.waits_for(ticket), Some(vec![silent]));
+    scene.pass(1);
+    scene.ask_again(ticket);
+    assert!(scene.is_done(ticket));
+}
+
+#[test]
+fn a_clear_does_not_wait_for_whom_something_says_has_ended() {
+    let leaves = |scene: &mut Scene| {
         scene.cluster.apply(Command::Leave { member: MemberId(1), generation: Generation(1) });
     };
-    let restart = |scene: &mut Scene| {
-        scene.cluster.register("a", 1);
-    };
-    let both = |scene: &mut Scene| {
+    let starts_anew = |scene: &mut Scene| {
         scene.cluster.register("a", 1);
         scene.beat(1);
-        scene.cluster.apply(Command::Leave { member: MemberId(1), generation: Generation(2) });
     };
-    for goes in [leave as fn(&mut Scene), restart, both] {
-        let mut scene = Scene::with(&["a", "b"]);
-        scene.pass(2 * GRACE_MS);
-        scene.lead();
-        scene.pass(900);
+    let lost_and_starts_anew = |scene: &mut Scene| {
+        scene.cluster.mark_down(MemberId(1));
+        scene.cluster.register("a", 1);
         scene.beat(1);
-        scene.beat(2);
-        goes(&mut scene);
+    };
+    let removed = |scene: &mut Scene| {
+        scene.cluster.mark_down(MemberId(1));
+        scene.cluster.apply(Command::RemoveMember { member: MemberId(1) });
+    };
+    for says in [leaves as fn(&mut Scene), starts_anew, lost_and_starts_anew, removed] {
+        let mut scene = serving_long();
         let ticket = scene.clear();
-        scene.beat(2);
-        scene.beat(1);
         assert!(!scene.is_done(ticket));
-        scene.pass(900);
+        says(&mut scene);
         scene.beat(2);
-        assert!(!scene.is_done(ticket));
-        scene.pass(GRACE_MS - 900);
+        if scene.cluster.map().members.get(&MemberId(1)).is_some_and(|one| one.state == MemberState::Up) {
+            scene.beat(1);
+        }
         assert!(scene.is_done(ticket));
     }
 }
 
 #[test]
-fn a_clear_under_a_new_leader_waits_for_leases_that_the_old_one_granted() {
+fn a_start_elsewhere_says_nothing_of_the_process_before_it() {
+    let mut scene = serving_long();
+    let ticket = scene.clear();
+    scene.cluster.register_at("a", "10.0.0.9:7810");
+    scene.beat(1);
+    scene.beat(2);
+    assert_eq!(scene.waits_for(ticket).expect("it may be there").len(), 1);
+    // Nor does one more at the new place.
+    scene.cluster.register_at("a", "10.0.0.9:7810");
+    scene.beat(1);
+    scene.ask_again(ticket);
+    assert_eq!(scene.waits_for(ticket).expect("it may be there").len(), 1);
+    scene.cluster.mark_down(MemberId(1));
+    scene.cluster.apply(Command::RemoveMember { member: MemberId(1) });
+    scene.ask_again(ticket);
+    assert!(scene.is_done(ticket));
+}
+
+#[test]
+fn a_new_leader_takes_whoever_lingers_to_serve_for_a_whole_serving_lease() {
+    let mut scene = serving_long();
+    scene.cluster.mark_down(MemberId(1));
+    scene.lead();
+    let ticket = scene.clear();
+    scene.beat(2);
+    let until = Moment::from_millis(scene.now + SERVING_MS);
+    let silent = Server { member: Some(MemberId(1)), until, is_silent: true };
+    assert_eq!(scene.waits_for(ticket), Some(vec![silent]));
+    scene.pass_with(SERVING_MS, &[2]);
+    scene.ask_again(ticket);
+    assert!(scene.is_done(ticket));
+}
+
+#[test]
+fn what_has_ended_is_noted_so_that_no_later_leader_waits_for_it() {
+    let mut scene = serving_long();
+    scene.cluster.mark_down(MemberId(1));
+    scene.pass_with(SERVING_MS - 900 - 1, &[2]);
+    assert_eq!(scene.ended(), []);
+    scene.pass(1);
+    let start = Some((MemberId(1), Generation(1)));
+    assert_eq!(scene.ended(), [start]);
+    assert_eq!(scene.pass(450).ended(), [], "not every time");
+    assert_eq!(scene.pass(50).ended(), [start], "but until it is applied");
+    scene.cluster.apply(Command::MarkEnded { start });
+    assert_eq!(scene.pass(60_000).ended(), []);
+    scene.lead();
+    let ticket = scene.clear();
+    scene.beat(2);
+    assert!(scene.is_done(ticket));
+}
+
+#[test]
+fn an_end_that_was_noted_late_ends_no_later_start() {
+    let mut scene = serving_long();
+    scene.cluster.mark_down(MemberId(1));
+    scene.cluster.register_at("a", "10.0.0.9:7810");
+    scene.cluster.mark_down(MemberId(1));
+    scene.cluster.apply(Command::MarkEnded { start: Some((MemberId(1), Generation(1))) });
+    let lingers = scene.cluster.map().members[&MemberId(1)].lingers;
+    assert_eq!(lingers, Some(Lingering { generation: Generation(2), moved: true }));
+}
+
+#[test]
+fn a_restored_state_waits_for_those_whom_it_does_not_know() {
+    use crate::again::Cleared;
+    let mut scene = serving_long();
+    let origin = kvhive_protocol::Origin { at_ms: 5, reason: Default::default() };
+    scene.cluster.registry.go_on(Cleared::Tenants(&[]), origin).expect("there is a cluster");
+    scene.lead();
+    let ticket = scene.clear();
+    scene.beat(1);
+    scene.beat(2);
+    let until = Moment::from_millis(scene.now + SERVING_MS);
+    assert_eq!(scene.waits_for(ticket), Some(vec![Server { member: None, until, is_silent: true }]));
+    scene.pass_with(SERVING_MS, &[1, 2]);
+    assert_eq!(scene.pass(1).ended(), [None]);
+    scene.cluster.apply(Command::MarkEnded { start: None });
+    scene.beat(1);
+    scene.beat(2);
+    scene.ask_again(ticket);
+    assert!(scene.is_done(ticket));
+}
+
+#[test]
+fn a_new_leader_does_not_wait_for_whom_the_map_has_ended() {
     let mut scene = Scene::with(&["a", "b"]);
     scene.cluster.apply(Command::Leave { member: MemberId(1), generation: Generation(1) });
     scene.lead();
     let ticket = scene.clear();
     scene.beat(2);
-    assert!(!scene.is_done(ticket));
-    scene.pass(GRACE_MS / 2);
-    scene.beat(2);
-    scene.pass(GRACE_MS / 2);
     assert!(scene.is_done(ticket));
 }
 

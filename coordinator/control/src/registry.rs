@@ -8,7 +8,7 @@ use crate::engines::Engines;
 use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
 use crate::scaling::Scaling;
-use crate::{again, cordon, levels, telling, validate};
+use crate::{again, cordon, departures, levels, telling, validate};
 use kvhive_protocol::control::{
     Balancing, Command, CommandReply, MAX_MEMBERS, Placing, Proposal, Registration,
 };
@@ -35,7 +35,7 @@ pub(crate) const FIRST_TENANT: TenantId = TenantId(1);
 /// use kvhive_protocol::control::{Command, CommandReply, Proposal};
 /// use kvhive_protocol::{ClusterId, Epoch, Level, RequestId, data::Ack, map::Settings};
 ///
-/// let settings = Settings { replicas: 2, segment_blocks: 16, ack: Ack::Primary, lease_ms: 2000, heartbeat_ms: 500 };
+/// let settings = Settings { replicas: 2, segment_blocks: 16, ack: Ack::Primary, lease_ms: 2000, heartbeat_ms: 500, serving_lease_ms: 2000 };
 /// let command =
 ///     Command::Bootstrap { cluster: ClusterId(7), name: "laptop".into(), settings, default_secret: [1; 32], scaling: Default::default(), coordinators: vec![], level: Level::NEWEST };
 /// let mut registry = Registry::new();
@@ -213,7 +213,7 @@ impl Registry {
         match command {
             Command::Bootstrap { .. } => Ok(self.unchanged()),
             Command::Register(registration) => self.register(registration),
-            Command::MarkDown { member, generation } => Ok(self.take_down(member, generation)),
+            Command::MarkDown { member, generation } => Ok(self.mark_down(member, generation)),
             Command::Leave { member, generation } => Ok(self.leave(member, generation)),
             Command::RemoveMember { member } => self.remove_member(member),
             Command::CreateTenant { name, secret, rules } => self.create_tenant(name, secret, rules),
@@ -241,6 +241,7 @@ impl Registry {
             Command::RemovePin { name, ended_ms } => self.remove_pin(&name, ended_ms),
             Command::RaiseLevel { to } => self.raise_level(to),
             Command::SetCordon { member, cordoned } => self.set_cordon(member, cordoned),
+            Command::MarkEnded { start } => Ok(self.mark_ended(start)),
         }
     }
 
@@ -280,6 +281,7 @@ impl Registry {
         // Who was being emptied or cordoned when its process ended still is.
         let drains = map.members.get(&id).is_some_and(|member| member.drains);
         let cordoned = map.members.get(&id).is_some_and(|member| member.cordoned);
+        let lingers = map.members.get(&id).and_then(|before| departures::lingering(before, &data_address));
         let member = Member {
             name,
             generation,
@@ -292,6 +294,7 @@ impl Registry {
             drains,
             speaks,
             cordoned,
+            lingers,
         };
         self.index.take(validate::member_bytes(&member), replaced)?;
         self.index.members.insert(member.name.clone(), id);

@@ -25,6 +25,14 @@ impl Cluster {
         Self::begun_by(begin)
     }
 
+    pub(crate) fn serving_for(serving_lease_ms: u64) -> Self {
+        let mut begin = bootstrap(1);
+        if let Command::Bootstrap { settings, .. } = &mut begin {
+            settings.serving_lease_ms = serving_lease_ms;
+        }
+        Self::begun_by(begin)
+    }
+
     fn begun_by(begin: Command) -> Self {
         let mut cluster = Cluster { registry: Registry::new(), asked: 0 };
         assert_eq!(cluster.apply(begin), applied(1));
@@ -44,6 +52,15 @@ impl Cluster {
             CommandReply::Registered { member, .. } => member,
             other => panic!("{name} was not registered: {other:?}"),
         }
+    }
+
+    pub(crate) fn register_at(&mut self, name: &str, address: &str) {
+        let mut register = registration(name, 1);
+        if let Command::Register(registration) = &mut register {
+            registration.data_address = address.to_owned();
+        }
+        let reply = self.apply(register);
+        assert!(matches!(reply, CommandReply::Registered { .. }), "{reply:?}");
     }
 
     pub(crate) fn register_speaking(&mut self, name: &str, level: Level) {
@@ -100,8 +117,14 @@ impl Cluster {
 }
 
 pub(crate) fn bootstrap(replicas: u8) -> Command {
-    let settings =
-        Settings { replicas, segment_blocks: 16, ack: Ack::Primary, lease_ms: 1000, heartbeat_ms: 200 };
+    let settings = Settings {
+        replicas,
+        segment_blocks: 16,
+        ack: Ack::Primary,
+        lease_ms: 1000,
+        heartbeat_ms: 200,
+        serving_lease_ms: 1000,
+    };
     Command::Bootstrap {
         cluster: ClusterId(42),
         name: "laptop".into(),

@@ -201,6 +201,7 @@ mod tests {
             ack: kvhive_protocol::data::Ack::Primary,
             lease_ms: 2000,
             heartbeat_ms: 500,
+            serving_lease_ms: 2000,
         };
         let member = |id: u32| Member {
             name: format!("n{id}"),
@@ -212,6 +213,7 @@ mod tests {
             devices: Vec::new(),
             drains: false,
             cordoned: false,
+            lingers: None,
             speaks: kvhive_protocol::Level::NEWEST,
             codec: kvhive_protocol::block::Codec::Raw,
         };

@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of the state that coordinators write down: of registries in snapshots, and of commands and what they do in logs.
 /// Raised when one of these changes otherwise than by a newer [`Level`]; no other is read.
-pub const STATE_VERSION: u32 = 14;
+pub const STATE_VERSION: u32 = 15;
 /// The largest snapshot, in bytes: members and tenants, remembered outcomes, events, engines, pins, and less than 1 MiB each for slots and for
 /// what surrounds the rest.
 pub const MAX_SNAPSHOT_BYTES: usize = validate::MAX_MAP_BYTES
@@ -98,6 +98,7 @@ struct MapHead {
     level: Level,
     last: Numbers,
     coordinators: Vec<String>,
+    strangers: bool,
 }
 
 impl Registry {
@@ -115,6 +116,7 @@ impl Registry {
             level: map.level,
             last: self.last,
             coordinators: map.coordinators.to_vec(),
+            strangers: map.strangers,
         });
         put(&mut out, &Section::Head { applied: self.applied, events: self.journal.newest(), map: head });
         if let Some(map) = map {
@@ -306,6 +308,7 @@ impl Parts {
             tenants: BTreeMap::from_iter(self.tenants),
             pins: Arc::new(BTreeMap::from_iter(self.pins)),
             coordinators: Arc::new(head.coordinators),
+            strangers: head.strangers,
         };
         validate::map(&map)?;
         let engines = Engines::restore(self.engines, &map)?;

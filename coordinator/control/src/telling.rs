@@ -89,6 +89,8 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             let note = Note::new(EventKind::LevelRaised, Subject::default());
             Some(note.with("from", from.into()).with("to", to.0.into()))
         }
+        Command::MarkEnded { start: Some((member, _)) } => of_member(EventKind::MemberEnded, member),
+        Command::MarkEnded { start: None } => Some(Note::new(EventKind::MemberEnded, Subject::default())),
         Command::RemoveEngine { name } => Some(Note::new(EventKind::EngineForgotten, Subject::engine(name))),
     }
 }

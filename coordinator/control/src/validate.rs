@@ -22,6 +22,8 @@ pub const MAX_REPLICAS: u8 = 8;
 pub const MAX_SET: usize = 2 * MAX_REPLICAS as usize;
 /// The most blocks of a segment.
 pub const MAX_SEGMENT_BLOCKS: u32 = 1024;
+/// The longest that a member may serve on without being heard, in milliseconds.
+pub const MAX_SERVING_LEASE_MS: u64 = 24 * 3_600_000;
 /// How short and long a lease may be, in milliseconds.
 pub const LEASE_MS: RangeInclusive<u64> = 100..=300_000;
 /// How short and long a heartbeat interval may be, in milliseconds; besides, two must fit into a lease.
@@ -82,6 +84,7 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         | Command::SetScaling { .. }
         | Command::RecordLoad { .. }
         | Command::RaiseLevel { .. }
+        | Command::MarkEnded { .. }
         | Command::SetAck { .. }
         | Command::SetCordon { .. } => Ok(()),
     }
@@ -105,6 +108,7 @@ pub(crate) fn settings(settings: &Settings) -> Result<(), WireError> {
     within("settings.segment_blocks", u64::from(settings.segment_blocks), 1..=u64::from(MAX_SEGMENT_BLOCKS))?;
     within("settings.lease_ms", settings.lease_ms, LEASE_MS)?;
     within("settings.heartbeat_ms", settings.heartbeat_ms, HEARTBEAT_MS)?;
+    within("settings.serving_lease_ms", settings.serving_lease_ms, settings.lease_ms..=MAX_SERVING_LEASE_MS)?;
     if settings.heartbeat_ms * 2 > settings.lease_ms {
         return Err(WireError::rejected(format_args!(
             "settings.heartbeat_ms is {}, allowed is at most half of lease_ms = {}: one lost heartbeat must not end a lease",

@@ -152,6 +152,7 @@ fn settings_are_bounded_and_agree_with_each_other() {
         ack: kvhive_protocol::data::Ack::Primary,
         lease_ms: 2000,
         heartbeat_ms: 500,
+        serving_lease_ms: 2000,
     };
     assert_eq!(settings(&good), Ok(()));
     for bad in [

@@ -21,8 +21,14 @@ struct Story {
 impl Story {
     fn begin() -> Story {
         let mut story = Story { registry: Registry::new(), index: 0 };
-        let settings =
-            Settings { replicas: 2, segment_blocks: 16, ack: Ack::All, lease_ms: 1000, heartbeat_ms: 200 };
+        let settings = Settings {
+            replicas: 2,
+            segment_blocks: 16,
+            ack: Ack::All,
+            lease_ms: 1000,
+            heartbeat_ms: 200,
+            serving_lease_ms: 1000,
+        };
         let (cluster, name) = (ClusterId(1), "told".to_owned());
         story.does(
             Command::Bootstrap {

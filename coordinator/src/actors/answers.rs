@@ -2,12 +2,13 @@
 
 use super::raft::{Figures, RaftActor, Waiting};
 use kvhive_consensus::{PeerId, RefuseReason, Role, Standing, Ticket};
-use kvhive_control::BeatVerdict;
+use kvhive_control::{BeatVerdict, Server};
 use kvhive_protocol::control::{ControlReply, CoordinatorStatus, DeviceLoad, Overview};
+use kvhive_protocol::error::MAX_STILL_SERVING;
 use kvhive_protocol::load::{MAX_HOTTEST, MAX_TENANT_SUMS, TenantLoad, Work};
 use kvhive_protocol::scaling::Reuse;
 use kvhive_protocol::strategy::StrategyReport;
-use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Slot, WireError};
+use kvhive_protocol::{ClusterMap, DeviceId, Epoch, MemberId, Slot, StillServing, WireError};
 use std::cmp::Reverse;
 
 /// The most reports of strategies that an overview carries, of all devices: its frame is bounded.
@@ -34,6 +35,17 @@ impl RaftActor {
                 });
             }
             Some(Waiting::Proposal { .. } | Waiting::Group { .. }) | None => {}
+        }
+    }
+
+    /// Returns the map as it is known here, marked where nobody leads.
+    pub(super) fn own_map_reply(&self, have: Epoch) -> ControlReply {
+        let status = self.parts.consensus.status();
+        match self.map_reply(have) {
+            ControlReply::Map(map) if status.leader.is_none() && status.role != Role::Leader => {
+                ControlReply::LeaderlessMap(map)
+            }
+            reply => reply,
         }
     }
 
@@ -155,6 +167,23 @@ impl RaftActor {
             epoch: self.parts.registry.epoch(),
             speaks: self.parts.speaks,
         }
+    }
+
+    /// Says who keeps a clear from being acknowledged, those first that do so longest.
+    pub(super) fn still_served(&self, servers: &[Server]) -> WireError {
+        let map = self.parts.registry.map();
+        let now = self.parts.clock.now();
+        let name =
+            |id: MemberId| map.as_ref().and_then(|map| map.members.get(&id)).map(|one| one.name.clone());
+        let told = |one: &Server| StillServing {
+            member: one.member.and_then(name),
+            for_ms: u64::try_from(one.until.since(now).as_millis()).unwrap_or(u64::MAX),
+        };
+        let mut servers = servers.to_vec();
+        servers.sort_by_key(|one| (Reverse(one.until), one.member));
+        let by: Vec<StillServing> = servers.iter().take(MAX_STILL_SERVING).map(told).collect();
+        let others = u32::try_from(servers.len() - by.len()).unwrap_or(u32::MAX);
+        WireError::StillServed { by, others }
     }
 
     pub(super) fn refusal(&self, reason: RefuseReason) -> WireError {

@@ -374,6 +374,11 @@ impl RaftActor {
                                 reply.send(ControlReply::Done(done));
                             }
                         }
+                        Oversight::ClearWaits(ticket, servers) => {
+                            if let Some((reply, _)) = self.clears.remove(&ticket) {
+                                reply.send(ControlReply::Failed(self.still_served(&servers)));
+                            }
+                        }
                     }
                 }
                 self.oversight = oversight;
@@ -464,7 +469,9 @@ impl Actor for RaftActor {
                 let error = self.refusal(RefuseReason::NotLeader { leader: None });
                 reply.send(ControlReply::Failed(error));
             }
-            RaftMessage::FetchMap { have, linearizable: false, reply } => reply.send(self.map_reply(have)),
+            RaftMessage::FetchMap { have, linearizable: false, reply } => {
+                reply.send(self.own_map_reply(have))
+            }
             RaftMessage::FetchMap { have, linearizable: true, reply } => {
                 self.read(Waiting::Map { have, reply })
             }

@@ -24,7 +24,14 @@ fn config(snapshot_every: u64) -> ConsensusConfig {
 }
 
 fn settings() -> Settings {
-    Settings { replicas: 1, segment_blocks: 16, ack: Ack::Primary, lease_ms: 2000, heartbeat_ms: 200 }
+    Settings {
+        replicas: 1,
+        segment_blocks: 16,
+        ack: Ack::Primary,
+        lease_ms: 2000,
+        heartbeat_ms: 200,
+        serving_lease_ms: 2000,
+    }
 }
 
 fn change(sequence: u64, command: Command) -> Vec<u8> {

@@ -3,8 +3,8 @@
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use kvhive_protocol::WireError;
-use kvhive_runtime::http::Problem;
+use kvhive_protocol::{StillServing, WireError};
+use kvhive_runtime::http::{Awaited, Problem};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::{IntoParams, ToSchema};
@@ -354,8 +354,14 @@ impl From<WireError> for Trouble {
     fn from(error: WireError) -> Trouble {
         let detail = error.to_string();
         match error {
-            WireError::NotLeader { .. } => {
-                Trouble::unavailable("no leader is known; an election is under way".to_owned())
+            WireError::NotLeader { .. } | WireError::NoMajority => {
+                Trouble::new(StatusCode::SERVICE_UNAVAILABLE, "no_leader", WireError::NoMajority.to_string())
+            }
+            WireError::StillServed { by, .. } => {
+                let awaited = |one: StillServing| Awaited { member: one.member, for_ms: one.for_ms };
+                let waits_for = by.into_iter().map(awaited).collect();
+                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "still_served", detail);
+                Trouble(problem.waiting_for(waits_for))
             }
             WireError::Busy { .. } | WireError::Deadline => Trouble::unavailable(detail),
             WireError::OutcomeUnknown => {

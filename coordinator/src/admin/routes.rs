@@ -57,6 +57,8 @@ const DOOR: DoorLimits = DoorLimits {
     answer: Duration::from_secs(900),
     idle: Duration::from_secs(60),
 };
+/// A change is refused when nobody has led for as long: that is no election.
+const ELECTION_LIMIT: Duration = Duration::from_secs(3);
 /// A coordinator that does not say how it is within this is shown as unreachable.
 pub(super) const PEER_LIMIT: Duration = Duration::from_millis(500);
 
@@ -162,6 +164,8 @@ impl Admin {
         let request = ControlRequest::Submit { request, command, reason };
         let limit = change_limit(self.sources.vitals.borrow().lease);
         let deadline = tokio::time::Instant::now() + limit;
+        // Since when nobody leads, and whether something can have come of it before.
+        let (mut leaderless, mut may_be_made) = (None, false);
         loop {
             let own = self.sources.control.serve(Role::Coordinator, request.clone()).await;
             let reply = self.or_leader(own, &request, CHANGE_LIMIT).await;
@@ -174,6 +178,15 @@ impl Admin {
                     | WireError::Busy { .. }
                     | WireError::Deadline),
                 ) => {
+                    let now = tokio::time::Instant::now();
+                    may_be_made |= matches!(error, WireError::OutcomeUnknown | WireError::Deadline);
+                    leaderless = match error {
+                        WireError::NotLeader { leader: None } => leaderless.or(Some(now)),
+                        _ => None,
+                    };
+                    if leaderless.is_some_and(|since| now - since >= ELECTION_LIMIT) {
+                        return Err(if may_be_made { WireError::OutcomeUnknown } else { error }.into());
+                    }
                     if tokio::time::Instant::now() + PEER_LIMIT > deadline {
                         return Err(error.into());
                     }

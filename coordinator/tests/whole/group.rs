@@ -310,7 +310,14 @@ pub(crate) fn bearer(token: &str) -> String {
 
 /// What every group here starts with: short leases, so that running out takes little time.
 pub(crate) fn settings() -> Settings {
-    Settings { replicas: 2, segment_blocks: 16, ack: Ack::All, lease_ms: 1000, heartbeat_ms: 200 }
+    Settings {
+        replicas: 2,
+        segment_blocks: 16,
+        ack: Ack::All,
+        lease_ms: 1000,
+        heartbeat_ms: 200,
+        serving_lease_ms: 1000,
+    }
 }
 
 /// A request id that no other request has.

@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 
 /// Two nodes with leases that outlast the test; nobody reports, so slots wait.
 fn two_nodes(coordinators: u64) -> Group {
-    let group = Group::with(coordinators, |config| config.settings.lease_ms = 60_000);
+    let group = Group::with(coordinators, |config| {
+        (config.settings.lease_ms, config.settings.serving_lease_ms) = (60_000, 60_000);
+    });
     group.register("node-1");
     group.register("node-2");
     group

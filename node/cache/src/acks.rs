@@ -17,6 +17,8 @@ impl Answer {
     /// Returns what a replica's word on a copy means; none where it may take the block another time.
     pub fn of(said: Stored) -> Option<Answer> {
         match said {
+            // It holds no lease, so it may be no replica any more.
+            Stored::Kept { copies: 0, .. } => None,
             Stored::Kept { .. } => Some(Answer::Holds),
             Stored::Refused(Refusal::NoRoom | Refusal::TooLarge) => Some(Answer::Declines),
             Stored::Refused(Refusal::InFlight | Refusal::WrongEra | Refusal::Corrupt) => None,
@@ -101,6 +103,7 @@ mod tests {
             ack: Ack::Primary,
             lease_ms: 2000,
             heartbeat_ms: 200,
+            serving_lease_ms: 2000,
         };
         let mut map = ClusterMap { epoch: Epoch(7), ..ClusterMap::founded(ClusterId(1), "test", settings) };
         let devices = |members: &[u32]| members.iter().map(|member| device(*member)).collect::<Vec<_>>();
@@ -157,6 +160,7 @@ mod tests {
         let refused = |refusal| Answer::of(Stored::Refused(refusal));
         assert_eq!(Answer::of(Stored::Kept { copies: 1, already: true }), Some(Answer::Holds));
         assert_eq!(refused(Refusal::NoRoom), Some(Answer::Declines));
+        assert_eq!(Answer::of(Stored::Kept { copies: 0, already: false }), None, "nobody is to rely on it");
         for passing in [Refusal::InFlight, Refusal::WrongEra, Refusal::Corrupt] {
             assert_eq!(refused(passing), None);
         }

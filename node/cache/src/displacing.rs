@@ -70,6 +70,7 @@ mod tests {
             ack: Ack::Primary,
             lease_ms: 2000,
             heartbeat_ms: 200,
+            serving_lease_ms: 2000,
         };
         let mut map = ClusterMap::founded(ClusterId(1), "test", settings);
         for id in 1..=3 {
@@ -83,6 +84,7 @@ mod tests {
                 devices: Vec::new(),
                 codec: Default::default(),
                 cordoned: false,
+                lingers: None,
                 drains: drains && id == GOES.0,
                 speaks: Level::NEWEST,
             };

@@ -25,14 +25,21 @@ fn map(epoch: u64, lacking: &[(u16, u32)]) -> ClusterMap {
             codec: Default::default(),
             speaks: kvhive_protocol::Level::NEWEST,
             cordoned: false,
+            lingers: None,
             drains: false,
         };
         (MemberId(id), member)
     };
     let filling =
         |(slot, to): &(u16, u32)| (Slot(*slot), Filling { devices: vec![device(*to)], streams: true });
-    let settings =
-        Settings { replicas: 1, segment_blocks: 16, ack: Ack::Primary, lease_ms: 2000, heartbeat_ms: 200 };
+    let settings = Settings {
+        replicas: 1,
+        segment_blocks: 16,
+        ack: Ack::Primary,
+        lease_ms: 2000,
+        heartbeat_ms: 200,
+        serving_lease_ms: 2000,
+    };
     ClusterMap {
         epoch: Epoch(epoch),
         members: BTreeMap::from([1, 2, 3].map(member)),

@@ -46,7 +46,7 @@ pub use fills::{Fate, Fills, Pass, Round};
 pub use frames::TierCapacity;
 pub use heat::Heat;
 pub use intake::{Intake, held_at_once};
-pub use member::{Member, MemberEffect, MemberEvent, MemberTuning};
+pub use member::{Member, MemberEffect, MemberEvent, MemberTuning, Tenancy};
 pub use nearest::Nearest;
 pub use party::{Quota, Rules};
 pub use shard::{Known, Pinned, Shard};

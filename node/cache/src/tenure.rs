@@ -106,6 +106,7 @@ mod tests {
             ack: Ack::Primary,
             lease_ms: 3000,
             heartbeat_ms: 1000,
+            serving_lease_ms: 3000,
         };
         let mut map = ClusterMap::founded(ClusterId(1), "test", settings);
         let all = Arc::make_mut(&mut map.slots);

@@ -13,6 +13,7 @@ use kvhive_protocol::data::{
 };
 use kvhive_protocol::explain::{ExplainRequest, MAX_KEYS_PER_EXPLAIN};
 use kvhive_protocol::frame::{FrameHeader, Kind};
+use kvhive_protocol::handshake::Role;
 use kvhive_protocol::trace::TraceRequest;
 use kvhive_protocol::watch::WatchRequest;
 use kvhive_protocol::{DeviceId, Epoch, TraceContext, WireError};
@@ -124,17 +125,18 @@ async fn answer(
     (number, request): (u64, DataRequest),
     span: &mut Span,
 ) -> Result<Given, Fault> {
+    let of_asker = request.epoch();
     let reply = match request {
-        DataRequest::Match(request) => matched(plane, span, request).await,
-        DataRequest::Release(request) => released(plane, span, request).await,
-        DataRequest::Strategies(request) => strategies(plane, request).await,
-        DataRequest::Watch(request) => watch(plane, request).await,
-        DataRequest::Survey(request) => surveyed(plane, span, request).await,
-        DataRequest::Explain(request) => explained(plane, request).await,
-        DataRequest::Trace(request) => traces(plane, request),
+        DataRequest::Match(request) => matched(plane, peer.role, span, request).await,
+        DataRequest::Release(request) => released(plane, peer.role, span, request).await,
+        DataRequest::Strategies(request) => strategies(plane, peer.role, request).await,
+        DataRequest::Watch(request) => watch(plane, peer.role, request).await,
+        DataRequest::Survey(request) => surveyed(plane, peer.role, span, request).await,
+        DataRequest::Explain(request) => explained(plane, peer.role, request).await,
+        DataRequest::Trace(request) => traces(plane, peer.role, request),
         DataRequest::Store(request) => plane.store(connection, peer, span, request).await?,
-        DataRequest::Fetch(request) => match plane.fetch(span, request).await {
-            Ok(found) => match plane.answer(&found) {
+        DataRequest::Fetch(request) => match plane.fetch(span, peer.role, request).await {
+            Ok(found) => match plane.answer(peer.role, &found) {
                 Ok(reply) => {
                     traced::answered(span, &reply);
                     plane.send_found(connection, number, span, (&reply, &found)).await?;
@@ -145,6 +147,11 @@ async fn answer(
             Err(error) => Err(error),
         },
     };
+    // Nothing newer comes to a node that no coordinator answers: nobody is to wait for that.
+    let reply = reply.map_err(|error| match error {
+        WireError::StaleEpoch { epoch } if epoch <= of_asker && plane.view.is_alone() => WireError::NoLease,
+        error => error,
+    });
     // What a refused request left of its payload is skipped, so that the connection stands.
     let left = connection.payload_left();
     if left > 0 {
@@ -172,10 +179,15 @@ async fn answer(
     }
 }
 
-async fn matched(plane: &DataPlane, span: &Span, request: MatchRequest) -> Result<DataReply, WireError> {
+async fn matched(
+    plane: &DataPlane,
+    role: Role,
+    span: &Span,
+    request: MatchRequest,
+) -> Result<DataReply, WireError> {
     count(&plane.counters.matches);
     check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_MATCH)?;
-    let serving = plane.view.leased()?;
+    let serving = plane.view.serves(role)?;
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let MatchRequest { device, tenant, hold_ms, runs, keys, .. } = request;
     let hold = Duration::from_millis(u64::from(hold_ms));
@@ -184,44 +196,54 @@ async fn matched(plane: &DataPlane, span: &Span, request: MatchRequest) -> Resul
     }
     let covered =
         plane.ask(span, device, |reply| DeviceMessage::Match { tenant, runs, keys, hold, reply }).await?;
-    plane.view.check_lease()?;
+    plane.view.check_serves(role)?;
     Ok(DataReply::Matched { epoch: serving.map.epoch, covered })
 }
 
-async fn surveyed(plane: &DataPlane, span: &Span, request: SurveyRequest) -> Result<DataReply, WireError> {
+async fn surveyed(
+    plane: &DataPlane,
+    role: Role,
+    span: &Span,
+    request: SurveyRequest,
+) -> Result<DataReply, WireError> {
     check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_MATCH)?;
-    let serving = plane.view.leased()?;
+    let serving = plane.view.serves(role)?;
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let SurveyRequest { device, tenant, runs, keys, .. } = request;
     let runs = plane.ask(span, device, |reply| DeviceMessage::Survey { tenant, runs, keys, reply }).await?;
-    plane.view.check_lease()?;
+    plane.view.check_serves(role)?;
     Ok(DataReply::Surveyed { epoch: serving.map.epoch, runs })
 }
 
 /// Tells a tenant of its own blocks: where it says no slots, of all of them on the device.
-async fn explained(plane: &DataPlane, request: ExplainRequest) -> Result<DataReply, WireError> {
+async fn explained(plane: &DataPlane, role: Role, request: ExplainRequest) -> Result<DataReply, WireError> {
     let ExplainRequest { epoch, device, tenant, runs, keys } = request;
     // Without runs they are looked for wherever they lie.
     if !runs.is_empty() || keys.len() > MAX_KEYS_PER_EXPLAIN {
         check::sizes(&runs, keys.len(), MAX_KEYS_PER_EXPLAIN)?;
     }
-    let serving = plane.view.leased()?;
+    let serving = plane.view.serves(role)?;
     check::admits(&serving, epoch, device, tenant, &runs)?;
     let blocks =
         plane.ask(&Span::NONE, device, |reply| DeviceMessage::Explain { tenant, runs, keys, reply }).await?;
-    plane.view.check_lease()?;
+    plane.view.check_serves(role)?;
     Ok(DataReply::Explained { epoch: serving.map.epoch, lapse: plane.view.lapse(), blocks })
 }
 
-async fn released(plane: &DataPlane, span: &Span, request: ReleaseRequest) -> Result<DataReply, WireError> {
+async fn released(
+    plane: &DataPlane,
+    role: Role,
+    span: &Span,
+    request: ReleaseRequest,
+) -> Result<DataReply, WireError> {
     count(&plane.counters.releases);
     check::sizes(&request.runs, request.keys.len(), MAX_KEYS_PER_RELEASE)?;
-    let serving = plane.view.leased()?;
+    let serving = plane.view.serves(role)?;
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let ReleaseRequest { device, tenant, hint, runs, keys, .. } = request;
     let blocks =
         plane.ask(span, device, |reply| DeviceMessage::Release { tenant, runs, keys, hint, reply }).await?;
-    plane.view.check_lease()?;
+    plane.view.check_serves(role)?;
     Ok(DataReply::Released { epoch: serving.map.epoch, blocks })
 }
 
@@ -232,8 +254,12 @@ fn admitted(serving: &Serving, of_asker: Epoch, device: DeviceId) -> Result<(), 
     admitted.map_err(|error| if of_asker > ours { WireError::StaleEpoch { epoch: ours } } else { error })
 }
 
-async fn strategies(plane: &DataPlane, request: StrategiesRequest) -> Result<DataReply, WireError> {
-    let serving = plane.view.leased()?;
+async fn strategies(
+    plane: &DataPlane,
+    role: Role,
+    request: StrategiesRequest,
+) -> Result<DataReply, WireError> {
+    let serving = plane.view.serves(role)?;
     admitted(&serving, request.epoch, request.device)?;
     let adjust = request.adjust;
     let reports =
@@ -242,18 +268,18 @@ async fn strategies(plane: &DataPlane, request: StrategiesRequest) -> Result<Dat
 }
 
 /// Tells what happens to blocks. Whoever is connected has shown the cluster's token, and with it may see every tenant's.
-async fn watch(plane: &DataPlane, request: WatchRequest) -> Result<DataReply, WireError> {
-    let serving = plane.view.leased()?;
+async fn watch(plane: &DataPlane, role: Role, request: WatchRequest) -> Result<DataReply, WireError> {
+    let serving = plane.view.serves(role)?;
     admitted(&serving, request.epoch, request.device)?;
     let WatchRequest { device, tenant, ask, .. } = request;
     let answer = plane.ask(&Span::NONE, device, |reply| DeviceMessage::Watch { tenant, ask, reply }).await?;
-    plane.view.check_lease()?;
+    plane.view.check_serves(role)?;
     Ok(DataReply::Watched { epoch: serving.map.epoch, answer })
 }
 
 /// Tells what is kept of traced requests: of every tenant's, as of their events.
-fn traces(plane: &DataPlane, request: TraceRequest) -> Result<DataReply, WireError> {
-    let serving = plane.view.leased()?;
+fn traces(plane: &DataPlane, role: Role, request: TraceRequest) -> Result<DataReply, WireError> {
+    let serving = plane.view.serves(role)?;
     admitted(&serving, request.epoch, request.device)?;
     Ok(DataReply::Traced { epoch: serving.map.epoch, answer: plane.tracer.answer(request.ask) })
 }

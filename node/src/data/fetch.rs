@@ -8,6 +8,7 @@ use crate::data::plane::DataPlane;
 use crate::guards::{Lent, ReadGuard};
 use kvhive_protocol::data::{Accept, DataReply, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
+use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{DeviceId, WireError};
 use kvhive_spans::Span;
 use kvhive_wire::{Connection, Fault};
@@ -25,11 +26,16 @@ pub(super) struct Found {
 
 impl DataPlane {
     /// Finds the blocks of a fetch and holds them.
-    pub(super) async fn fetch(&self, span: &mut Span, request: FetchRequest) -> Result<Found, WireError> {
+    pub(super) async fn fetch(
+        &self,
+        span: &mut Span,
+        role: Role,
+        request: FetchRequest,
+    ) -> Result<Found, WireError> {
         let begun = Instant::now();
         count(&self.counters.fetches);
         check::sizes(&request.runs, request.keys.len(), MAX_BLOCKS_PER_TRANSFER)?;
-        let serving = self.view.leased()?;
+        let serving = self.view.serves(role)?;
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
         let FetchRequest { device, tenant, keys, accept, runs, .. } = request;
         let blocks = self.ask(span, device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
@@ -64,8 +70,8 @@ impl DataPlane {
 
     /// Checks once more that the blocks found may leave: the lease holds, and no clear has ended the era of one of them
     /// since the actor gave it out.
-    pub(super) fn answer(&self, found: &Found) -> Result<DataReply, WireError> {
-        let serving = self.view.leased()?;
+    pub(super) fn answer(&self, role: Role, found: &Found) -> Result<DataReply, WireError> {
+        let serving = self.view.serves(role)?;
         let mut blocks = Vec::with_capacity(found.blocks.len());
         for held in &found.blocks {
             let Some(held) = held else {

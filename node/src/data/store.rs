@@ -12,6 +12,7 @@ use kvhive_cache::acks::{self, Answer};
 use kvhive_protocol::data::{
     About, Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
 };
+use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{DeviceId, Layout, Slot, TenantId, TraceContext, WireError};
 use kvhive_spans::Span;
 use kvhive_wire::{Connection, Fault, Peer};
@@ -141,7 +142,7 @@ impl DataPlane {
     fn check_store(&self, request: StoreRequest, payload: u64, peer: Peer) -> Result<Task, WireError> {
         check::sizes(&request.runs, request.blocks.len(), MAX_BLOCKS_PER_TRANSFER)?;
         check::store(&request, payload, peer.role, &self.view.layouts)?;
-        let serving = self.view.leased()?;
+        let serving = self.view.serves(Role::Client)?;
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
         if !request.copy {
             acks::leads(&serving.map, request.device, request.runs.iter().map(|run| run.slot))?;
@@ -191,9 +192,12 @@ impl DataPlane {
     }
 
     /// Makes what was verified visible, has it copied, and answers.
+    ///
+    /// Without a lease nothing counts but what is here: the other replicas may be none any more, and this may be the primary no
+    /// longer. They are sent it all the same.
     async fn settle(&self, span: &Span, mut task: Task, taken: Vec<Taken>) -> Result<DataReply, WireError> {
-        // A member without a lease makes nothing visible; from here on, one that loses it can only leave its asker unsure.
-        self.view.check_lease()?;
+        // What must not serve makes nothing visible; from here on, one that loses that right can only leave its asker unsure.
+        self.view.check_serving_lease()?;
         let mut stored = Vec::with_capacity(taken.len());
         let mut sealing = Vec::new();
         let mut sealed_at = Vec::new();
@@ -233,7 +237,10 @@ impl DataPlane {
             }
         }
         if task.copy {
-            self.view.check_lease()?;
+            self.view.check_serving_lease()?;
+            if self.view.check_lease().is_err() {
+                count_for_nothing(&mut stored);
+            }
             return Ok(DataReply::Stored { epoch: task.serving.map.epoch, blocks: stored });
         }
         // Slots may have begun to move, or have moved, since the store came: whoever is a replica of them now gets the copies.
@@ -242,6 +249,10 @@ impl DataPlane {
         acks::leads(map, task.device, task.slots())?;
         // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
         present.retain(|(at, _)| task.ack != Ack::Primary || task.given_to(*at).is_some());
+        if self.view.check_lease().is_err() {
+            self.replicator.later(task.origin(), self.items(&task, fresh), &self.counters);
+            return self.settle_alone(&task, stored);
+        }
         let (sure, fresh) = tokio::join!(self.make_sure(span, &task, present), self.replicate(&task, fresh));
         for at in sure.lost {
             stored[at] = Stored::Refused(Refusal::NoRoom);
@@ -258,25 +269,47 @@ impl DataPlane {
                 *copies = copies.saturating_add(acks::copies(map, slot, answers));
             }
         }
-        self.view.check_lease()?;
+        if self.view.check_lease().is_err() {
+            return self.settle_alone(&task, stored);
+        }
+        Ok(DataReply::Stored { epoch: map.epoch, blocks: stored })
+    }
+
+    /// Answers a store without a lease: what is kept here is one copy. A slot that was on its way to another node may be gone, so
+    /// what came of it counts for nothing.
+    fn settle_alone(&self, task: &Task, mut stored: Vec<Stored>) -> Result<DataReply, WireError> {
+        self.view.check_serving_lease()?;
+        let map = &task.serving.map;
+        for (one, slot) in stored.iter_mut().zip(task.slots()) {
+            let Stored::Kept { copies, .. } = one else { continue };
+            *copies = u8::from(map.given_to(slot).is_none());
+            if let Some(target) = map.given_to(slot) {
+                self.replicator.giving.missed(slot, target);
+            }
+        }
         Ok(DataReply::Stored { epoch: map.epoch, blocks: stored })
     }
 
     /// Has blocks copied that have come just now, in the background where nobody waits for it.
     async fn replicate(&self, task: &Task, visible: Vec<(usize, Option<ReadGuard>)>) -> Sure {
         let mut sure = Sure::default();
-        let mut items = Vec::with_capacity(visible.len());
-        for (at, guard) in visible {
-            let targets = others(&task.serving.map, task.device, task.blocks[at].1);
-            // There is none where its slot had one replica when it came.
-            items.extend(guard.map(|guard| task.item(at, guard, targets)));
-        }
+        let items = self.items(task, visible);
         if task.ack == Ack::Primary && items.iter().all(|item| task.given_to(item.at).is_none()) {
             self.replicator.later(task.origin(), items, &self.counters);
         } else {
             sure.answered.extend(self.replicator.now(&task.origin(), items, &self.counters).await);
         }
         sure
+    }
+
+    fn items(&self, task: &Task, visible: Vec<(usize, Option<ReadGuard>)>) -> Vec<Item> {
+        let mut items = Vec::with_capacity(visible.len());
+        for (at, guard) in visible {
+            let targets = others(&task.serving.map, task.device, task.blocks[at].1);
+            // There is none where its slot had one replica when it came.
+            items.extend(guard.map(|guard| task.item(at, guard, targets)));
+        }
+        items
     }
 
     /// Makes sure of the copies of blocks that were here before. Their bytes may be on disk: they are brought for those replicas
@@ -312,5 +345,14 @@ impl DataPlane {
         }
         sure.answered.extend(self.replicator.now(&task.origin(), items, &self.counters).await);
         sure
+    }
+}
+
+/// Says of blocks that they are here and that nobody is to rely on it.
+fn count_for_nothing(stored: &mut [Stored]) {
+    for one in stored {
+        if let Stored::Kept { copies, .. } = one {
+            *copies = 0;
+        }
     }
 }

@@ -51,8 +51,14 @@ impl FakeCoordinator {
         let address = listener.local_addr().expect("it is bound");
         let tenant =
             Tenant { name: "default".into(), era: Era(1), secret: [7; 32], rules: TenantRules::default() };
-        let settings =
-            Settings { replicas: 3, segment_blocks: 16, ack: Ack::Primary, lease_ms: 1000, heartbeat_ms: 20 };
+        let settings = Settings {
+            replicas: 3,
+            segment_blocks: 16,
+            ack: Ack::Primary,
+            lease_ms: 1000,
+            heartbeat_ms: 20,
+            serving_lease_ms: 1000,
+        };
         let map = ClusterMap {
             tenants: BTreeMap::from([(TENANT, tenant)]),
             ..ClusterMap::founded(ClusterId(77), "test", settings)
@@ -221,6 +227,7 @@ impl Script {
             codec: registration.codec,
             drains: false,
             cordoned: false,
+            lingers: None,
             speaks: kvhive_protocol::Level::NEWEST,
         };
         self.map.members.insert(id, member);

@@ -141,7 +141,7 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_node_inflight_bytes", "Bytes of blocks that are being received or sent"),
     (
         "kvhive_node_lease_seconds",
-        "For how long the node may still serve without hearing from a leader; 0 where it may not",
+        "For how long the node's lease lasts without hearing from a leader; 0 where it has none: others may have taken its place",
     ),
     ("kvhive_node_leaving_blocks", "Blocks that have left and are still read or copied"),
     ("kvhive_node_lost_blocks_total", "Blocks that could not be read any more where they were kept"),
@@ -179,6 +179,10 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_node_request_seconds", "How long requests took, from the whole question to the whole answer"),
     ("kvhive_node_requests_refused_total", "Requests refused as a whole, by reason"),
     ("kvhive_node_requests_total", "Requests, by what they ask"),
+    (
+        "kvhive_node_serving_lease_seconds",
+        "For how long the node may still answer reads without hearing from a leader; 0 where it may not",
+    ),
     ("kvhive_node_shrinking_blocks", "Blocks being re-encoded to be smaller"),
     ("kvhive_node_shrunk_blocks_total", "Blocks re-encoded to be smaller, by what came of it"),
     ("kvhive_node_slots_to_give", "Slots that are still to be copied to other nodes"),

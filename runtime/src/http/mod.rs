@@ -8,5 +8,5 @@ mod tls;
 
 pub use access::{Access, AccessError, Role, required};
 pub use help::{HELP, describe, help_line};
-pub use problem::Problem;
+pub use problem::{Awaited, Problem};
 pub use tls::record_tls;

@@ -25,9 +25,26 @@ pub struct Problem {
     detail: String,
     /// For programs.
     code: &'static str,
+    /// Where a change is made and not acknowledged yet: who is waited for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    waits_for: Vec<Awaited>,
+}
+
+/// Who keeps a change from being acknowledged.
+#[derive(Serialize, ToSchema, Clone, PartialEq, Eq, Debug)]
+pub struct Awaited {
+    /// The member's name; null for those that registered after the state that the cluster was restored to.
+    pub member: Option<String>,
+    /// How long at most, in milliseconds.
+    pub for_ms: u64,
 }
 
 impl Problem {
+    /// Names who is waited for.
+    pub fn waiting_for(self, waits_for: Vec<Awaited>) -> Problem {
+        Problem { waits_for, ..self }
+    }
+
     /// Returns what it is for programs.
     pub fn code(&self) -> &'static str {
         self.code
@@ -37,7 +54,14 @@ impl Problem {
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Problem {
         let title = status.canonical_reason().unwrap_or("Refused");
         let kind = format!("urn:kvhive:problem:{code}");
-        Problem { r#type: kind, title, status: status.as_u16(), detail: detail.into(), code }
+        Problem {
+            r#type: kind,
+            title,
+            status: status.as_u16(),
+            detail: detail.into(),
+            code,
+            waits_for: Vec::new(),
+        }
     }
 
     /// No token that is known was shown.

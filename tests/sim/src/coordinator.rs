@@ -24,7 +24,14 @@ pub(crate) const TICK_MS: u64 = 20;
 
 /// The simulated cluster's settings.
 pub(crate) fn settings() -> Settings {
-    Settings { replicas: 2, segment_blocks: 4, ack: Ack::All, lease_ms: 1000, heartbeat_ms: 150 }
+    Settings {
+        replicas: 2,
+        segment_blocks: 4,
+        ack: Ack::All,
+        lease_ms: 1000,
+        heartbeat_ms: 150,
+        serving_lease_ms: 3000,
+    }
 }
 
 /// What survives a crash.
@@ -174,6 +181,13 @@ impl Coordinator {
                         Oversight::ClearDone(ticket) => {
                             if let Some((asker, done)) = self.clears.remove(&ticket) {
                                 out.push(Out::Reply(asker, ControlReply::Done(done)));
+                            }
+                        }
+                        Oversight::ClearWaits(ticket, servers) => {
+                            if let Some((asker, _)) = self.clears.remove(&ticket) {
+                                let others = servers.len() as u32;
+                                let waits = WireError::StillServed { by: Vec::new(), others };
+                                out.push(Out::Reply(asker, ControlReply::Failed(waits)));
                             }
                         }
                     }

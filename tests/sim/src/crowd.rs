@@ -88,6 +88,7 @@ impl Crowd {
             ack: Ack::All,
             lease_ms: 60_000,
             heartbeat_ms: HEARTBEAT_S * 1000,
+            serving_lease_ms: 60_000,
         };
         crowd.apply(Command::Bootstrap {
             cluster: ClusterId(5),

@@ -4,7 +4,7 @@
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
     BlockId, Effect, Fills, Member, MemberEffect, MemberEvent, MemberTuning, Pass, Reserve, Round, Rules,
-    Shard, ShardConfig, TierCapacity,
+    Shard, ShardConfig, Tenancy, TierCapacity,
 };
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::DeviceLoad;
@@ -31,7 +31,7 @@ pub(crate) struct Node {
     named: HashMap<BlockId, (BlockKey, Era)>,
     /// The map served by.
     serving: Option<(MemberId, Arc<ClusterMap>)>,
-    lease: Moment,
+    tenancy: Tenancy,
     fills: Fills,
     /// The pass that is under way, and since when.
     giving: Option<(Round, Moment)>,
@@ -73,7 +73,7 @@ impl Node {
             bytes: HashMap::new(),
             named: HashMap::new(),
             serving: None,
-            lease: Moment::ZERO,
+            tenancy: Tenancy::NONE,
             fills: Fills::default(),
             giving: None,
             unsure: HashSet::new(),
@@ -98,7 +98,7 @@ impl Node {
                         events.push(MemberEvent::Adopted { cluster: map.cluster, epoch: map.epoch });
                         self.serving = Some((member, map));
                     }
-                    MemberEffect::ServeUntil { lease } => self.lease = lease,
+                    MemberEffect::ServeUntil(tenancy) => self.tenancy = tenancy,
                     ask => asks.push(ask),
                 }
             }
@@ -106,8 +106,14 @@ impl Node {
         asks
     }
 
+    /// Says whether it answers reads.
     pub(crate) fn serves(&self, now: Moment) -> bool {
-        now < self.lease
+        now < self.tenancy.serving
+    }
+
+    /// Says whether it holds its lease, so that what it says of its blocks counts.
+    pub(crate) fn is_leased(&self, now: Moment) -> bool {
+        now < self.tenancy.lease
     }
 
     pub(crate) fn identity(&self) -> Option<(MemberId, Generation)> {
@@ -173,7 +179,7 @@ impl Node {
         if let Some((round, _)) = self.giving.take_if(is_over) {
             self.fills.ended(&round, Pass::Unanswered);
         }
-        if self.giving.is_some() || !self.serves(now) {
+        if self.giving.is_some() || !self.is_leased(now) {
             return None;
         }
         let round = self.fills.begin()?;
@@ -206,10 +212,12 @@ impl Node {
             return None;
         }
         let needed = map.given_to(slot).map(|device| device.member);
+        // Without a lease it counts as one copy, whatever others say of it.
         match needed {
-            Some(_) => self.unsure.insert((key, era)),
-            None => self.unsure.remove(&(key, era)),
+            None if self.is_leased(now) => self.unsure.remove(&(key, era)),
+            _ => self.unsure.insert((key, era)),
         };
+        let needed = needed.filter(|_| self.is_leased(now));
         let others = map.replicas(slot).0.iter().map(|device| device.member);
         Some((others.filter(|other| *other != member).collect(), needed))
     }
@@ -219,7 +227,7 @@ impl Node {
         self.unsure.remove(block);
     }
 
-    /// Is given blocks by another node: takes what it can. False when they are not its to have.
+    /// Is given blocks by another node: takes what it can. False when they are not its to have, or nobody is to rely on its word.
     pub(crate) fn be_given(&mut self, now: Moment, blocks: &[(BlockKey, Era, u64)]) -> bool {
         // A block of an era that it has not heard of is refused.
         let known = self.era();
@@ -227,10 +235,12 @@ impl Node {
             return false;
         }
         for (key, era, bytes) in blocks {
-            self.offered.insert((*key, *era));
+            if self.is_leased(now) {
+                self.offered.insert((*key, *era));
+            }
             self.store(now, *key, *era, *bytes);
         }
-        true
+        self.is_leased(now)
     }
 
     /// A new block goes to a replica over a network that may lose it.

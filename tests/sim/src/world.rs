@@ -6,12 +6,15 @@ use crate::random::Random;
 use kvhive_cache::{MemberEffect, MemberEvent};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, Heartbeat, Proposal, Registration};
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_protocol::{BlockKey, ClusterMap, Epoch, Era, MemberId, Moment, Reason, RequestId};
+use kvhive_protocol::{BlockKey, ClusterMap, Epoch, Era, MemberId, Moment, Reason, RequestId, WireError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 mod checks;
+mod outcome;
 mod users;
+
+pub use outcome::Outcome;
 
 /// Nodes of the simulated cluster.
 const NODES: usize = 3;
@@ -101,27 +104,6 @@ struct Machine<T> {
     starts: u64,
 }
 
-/// What a simulation came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// Follows from everything that happened.
-    pub trace: u64,
-    /// Events.
-    pub events: u64,
-    /// Terms with a leader.
-    pub leaders: usize,
-    /// Blocks that were read.
-    pub hits: u64,
-    /// Clears that were acknowledged.
-    pub clears: u64,
-    /// Blocks that nodes were given because their slots moved.
-    pub given: u64,
-    /// Processes that crashed.
-    pub crashes: u64,
-    /// Changes of where slots belong because of how much they are read.
-    pub balanced: u64,
-}
-
 /// A simulated cluster.
 pub struct World {
     seed: u64,
@@ -135,6 +117,10 @@ pub struct World {
     targets: Vec<Host>,
     asks: BTreeMap<u64, Asker>,
     cut: BTreeSet<(Host, Host)>,
+    /// No coordinator is started before.
+    outage_until: u64,
+    /// The clear that was asked for last.
+    last_clear: Option<Proposal>,
     /// A client's map, as old as it happens to be.
     map: Option<Arc<ClusterMap>>,
     /// The newest era whose clear was acknowledged.
@@ -170,16 +156,7 @@ impl World {
     /// # Errors
     /// What did not hold, and when.
     pub fn run(seed: u64) -> Result<Outcome, String> {
-        let outcome = Outcome {
-            trace: seed,
-            events: 0,
-            leaders: 0,
-            hits: 0,
-            clears: 0,
-            given: 0,
-            crashes: 0,
-            balanced: 0,
-        };
+        let outcome = Outcome { trace: seed, ..Outcome::default() };
         let mut world = World {
             seed,
             random: Random(seed),
@@ -193,6 +170,8 @@ impl World {
             targets: vec![0; NODES],
             asks: BTreeMap::new(),
             cut: BTreeSet::new(),
+            outage_until: 0,
+            last_clear: None,
             map: None,
             cleared: Era(0),
             leaders: BTreeMap::new(),
@@ -213,6 +192,7 @@ impl World {
         world.at(2000, Event::Trouble);
         world.until(1000 + TROUBLE_MS)?;
         world.cut.clear();
+        world.outage_until = 0;
         world.start_all();
         world.heap.retain(|_, event| !matches!(event, Event::Trouble));
         world.until(1000 + TROUBLE_MS + QUIET_MS)?;
@@ -246,7 +226,8 @@ impl World {
     }
 
     fn start_all(&mut self) {
-        for at in 0..PEERS as usize {
+        let is_outage = self.now < self.outage_until;
+        for at in (0..PEERS as usize).filter(|_| !is_outage) {
             let (machine, disk) = &mut self.coordinators[at];
             if machine.running.is_none() {
                 machine.starts += 1;
@@ -456,6 +437,10 @@ impl World {
                 if self.map.as_ref().is_none_or(|known| known.epoch < map.epoch) {
                     self.map = Some(Arc::new(*map));
                 }
+                return None;
+            }
+            (Asker::Clear, Some(ControlReply::Failed(WireError::StillServed { .. }))) => {
+                self.outcome.clears_waiting += 1;
                 return None;
             }
             (Asker::Clear | Asker::Map, _) => return None,

@@ -101,6 +101,7 @@ fn map(addresses: impl Iterator<Item = String>, place: impl Fn(Slot) -> Vec<Devi
         codec: Default::default(),
         drains: false,
         cordoned: false,
+        lingers: None,
         speaks: kvhive_protocol::Level::NEWEST,
     };
     let tenant =
@@ -111,6 +112,7 @@ fn map(addresses: impl Iterator<Item = String>, place: impl Fn(Slot) -> Vec<Devi
         ack: Ack::Primary,
         lease_ms: 100,
         heartbeat_ms: 20,
+        serving_lease_ms: 100,
     };
     ClusterMap {
         members: addresses.enumerate().map(|(at, address)| (device(at).member, member(address))).collect(),

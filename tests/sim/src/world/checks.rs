@@ -51,7 +51,9 @@ impl World {
                     self.cleared
                 ));
             }
-            if let (Some((member, generation)), Some(map)) = (running.identity(), &newest) {
+            if running.is_leased(now)
+                && let (Some((member, generation)), Some(map)) = (running.identity(), &newest)
+            {
                 in_office(map, member, generation)
                     .map_err(|why| format!("node {at} serves by its lease, but {why}"))?;
             }
@@ -130,8 +132,8 @@ impl World {
         for (at, node) in self.nodes.iter().enumerate() {
             let Some(running) = &node.running else { return fail("a node does not run") };
             let has_had_time = self.now - self.newest.1 > 5 * settings().heartbeat_ms;
-            if !running.serves(now) || (running.epoch() != map.epoch && has_had_time) {
-                let serves = running.serves(now);
+            if !running.is_leased(now) || (running.epoch() != map.epoch && has_had_time) {
+                let serves = running.is_leased(now);
                 let (ours, newest) = (running.epoch(), map.epoch);
                 return fail(&format!("node {at} serves: {serves}, by epoch {ours}; the newest is {newest}"));
             }
@@ -140,7 +142,7 @@ impl World {
     }
 }
 
-/// Checks that a member that serves is one: a lease never outlives its generation.
+/// Checks that a member that holds a lease is one: it never outlives its generation.
 fn in_office(map: &ClusterMap, member: MemberId, generation: Generation) -> Result<(), String> {
     match map.members.get(&member) {
         // A registration may be newer than the newest map that any coordinator has applied since it returned.

@@ -79,8 +79,10 @@ impl World {
     pub(super) fn fetch(&mut self, to: Host, key: BlockKey, oldest: Era) -> Option<Host> {
         let now = self.moment();
         let running = self.nodes[to].running.as_mut()?;
+        let is_alone = !running.is_leased(now);
         if let Some(bytes) = running.fetch(now, key) {
             self.outcome.hits += 1;
+            self.outcome.hits_alone += u64::from(is_alone);
             let era = Era(bytes & 0xFFFF);
             assert_eq!(bytes, content(&key, era), "seed {}: another block's bytes", self.seed);
             assert!(
@@ -98,9 +100,13 @@ impl World {
         match self.random.below(40) {
             // The last map must have time to reach everybody before it is looked for.
             0 if self.now < TROUBLE_MS + QUIET_MS - 2000 => {
+                // One that was not acknowledged is asked for again, or another one is.
+                let again = self.last_clear.take().filter(|_| self.random.one_in(2));
                 let request = RequestId { client: 9, sequence: self.outcome.events };
                 let command = Command::ClearTenant { tenant: TENANT };
-                self.ask(host, to, Asker::Clear, &What::Submit(Proposal { request, command }));
+                let proposal = again.unwrap_or(Proposal { request, command });
+                self.last_clear = Some(proposal.clone());
+                self.ask(host, to, Asker::Clear, &What::Submit(proposal));
             }
             1 => self.drain(host, to),
             2..=5 => {
@@ -186,6 +192,15 @@ impl World {
                 }
             }
             8..=10 => self.cut.clear(),
+            // A majority of the coordinators is gone, for longer than leases last, or than those by which nodes serve.
+            _ if self.now >= self.outage_until && self.random.one_in(2) => {
+                self.outage_until = self.now + 1200 + self.random.below(3000);
+                self.outcome.outages += 1;
+                let stays = self.random.below(PEERS) as usize;
+                for host in (0..PEERS as usize).filter(|host| *host != stays) {
+                    self.outcome.crashes += u64::from(self.coordinators[host].0.running.take().is_some());
+                }
+            }
             _ => {}
         }
         let pause = 50 + self.random.below(400);

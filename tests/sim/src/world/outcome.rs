@@ -1,0 +1,28 @@
+//! What a simulation came to, in numbers: so that it is seen to do what it checks.
+
+/// What a simulation came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Follows from everything that happened.
+    pub trace: u64,
+    /// Events.
+    pub events: u64,
+    /// Terms with a leader.
+    pub leaders: usize,
+    /// Blocks that were read.
+    pub hits: u64,
+    /// Clears that were acknowledged.
+    pub clears: u64,
+    /// Blocks that nodes were given because their slots moved.
+    pub given: u64,
+    /// Processes that crashed.
+    pub crashes: u64,
+    /// Changes of where slots belong because of how much they are read.
+    pub balanced: u64,
+    /// Times that a majority of the coordinators was gone for longer than a lease.
+    pub outages: u64,
+    /// Blocks that were read of nodes without a lease.
+    pub hits_alone: u64,
+    /// Clears that were made and not acknowledged, as somebody might be serving.
+    pub clears_waiting: u64,
+}
