@@ -75,7 +75,7 @@ fn recorded(name: &str, one_in: u64) -> Option<Vec<crate::trace::Request>> {
         println!("SKIPPED: no trace at {}", path.display());
         return None;
     }
-    let requests: Result<Vec<_>> = crate::trace::open(&path).expect("it opens").collect();
+    let requests: Result<Vec<_>, _> = crate::trace::open(&path).expect("it opens").collect();
     let days = Days { days: 1, night: 1.0, shape: Shape::Wave, seed: 5, block_tokens: 512 };
     Some(days.sample(requests.expect("it is a trace"), one_in))
 }

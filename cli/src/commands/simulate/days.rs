@@ -121,7 +121,12 @@ impl Days {
         let mut sorted = requests;
         sorted.sort_by(|one, other| one.timestamp.total_cmp(&other.timestamp));
         let is_drawn = |told: &Told| mix(self.seed, told.session as u64 + 1).is_multiple_of(one_in);
-        sorted.into_iter().zip(&sessions.requests).filter(|(_, told)| is_drawn(told)).map(|(one, _)| one).collect()
+        sorted
+            .into_iter()
+            .zip(&sessions.requests)
+            .filter(|(_, told)| is_drawn(told))
+            .map(|(one, _)| one)
+            .collect()
     }
 
     /// Lays the days' load over a trace.
