@@ -196,7 +196,7 @@ impl Overseer {
     /// being complete, a tick says so and it is forgotten; the asker's deadline is the caller's.
     ///
     /// # Errors
-    /// [`WireError::Busy`] when [`MAX_CLEARS`] wait, [`WireError::OutcomeUnknown`] when this coordinator does not lead.
+    /// [`WireError::Busy`] when [`MAX_CLEARS`](crate::MAX_CLEARS) wait, [`WireError::OutcomeUnknown`] when this coordinator does not lead.
     pub fn clear_started(
         &mut self,
         now: Moment,

@@ -3,7 +3,7 @@
 //!
 //! The size is the smallest whose hit rate, by the curve of the last hour, reaches what is aimed at, with distances stretched by
 //! how much more load is foreseen: twice the requests a second put twice the blocks between two uses of one. What is aimed at is
-//! one hit rate for all hours of a day ([`day`]), such that over the day so much is covered of what the largest cluster would have
+//! one hit rate for all hours of a day (`day.rs`), such that over the day so much is covered of what the largest cluster would have
 //! covered as the policy says ([`ScalingPolicy::keep_per_mille`]).
 //!
 //! A size is left when it is off by more than a band around that, so that what chance does to load changes nothing: for more
