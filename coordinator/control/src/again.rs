@@ -7,9 +7,14 @@ use kvhive_protocol::{Epoch, Era};
 use kvhive_protocol::{EventKind, Generation, Note, Origin, Subject, Tenant};
 use std::sync::Arc;
 
-/// Counters of a state that is taken up again begin at the next multiple of this: a cluster that makes a thousand changes a second
-/// gets there in fifty days, and none makes so many between a backup and its use.
-const STRIDE: u64 = 1 << 32;
+/// Counters of a state that is taken up again begin at a multiple of this, the one of the millisecond in which it is: no cluster makes a
+/// thousand changes in each millisecond of its life, so they are above all that was ever given out, also after other such states
+/// that this one knows nothing of.
+const STRIDE: u64 = 1 << 10;
+/// At least so many multiples further, where the clock says less: none makes so many changes (2^32) between a backup and its use.
+const LEAST: u64 = 1 << 22;
+/// Milliseconds are counted from the first day of 2024: so, numbers stay exact in JSON (2^53) for two centuries.
+const SINCE_MS: u64 = 1_704_067_200_000;
 
 /// Whose blocks of before do not exist any more in a cluster that goes on by an older state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +40,8 @@ impl Registry {
             return Err(format!("there is no tenant {name:?} in this state"));
         }
         let map = Arc::make_mut(map);
-        map.epoch = Epoch((map.epoch.0 / STRIDE + 1) * STRIDE);
+        let (least, by_clock) = (map.epoch.0 / STRIDE + LEAST, origin.at_ms.saturating_sub(SINCE_MS));
+        map.epoch = Epoch(least.max(by_clock) * STRIDE);
         map.strangers = true;
         let is_cleared = |tenant: &Tenant| match cleared {
             Cleared::Tenants(names) => names.contains(&tenant.name),
@@ -51,7 +57,7 @@ impl Registry {
             .with("tenants", map.tenants.len() as u64)
             .with_some("tenants_cleared", ended);
         let epoch = map.epoch;
-        self.journal.renumber(STRIDE);
+        self.journal.renumber((LEAST * STRIDE).max(epoch.0.saturating_sub(self.journal.newest())));
         self.journal.push(note, origin, epoch);
         Ok(epoch)
     }
@@ -182,7 +188,30 @@ mod tests {
         assert!(generation > lost.1, "and is another member");
         assert!(cluster.register("node-1").1 > again.1);
         let second = cluster.go_on(Cleared::Tenants(&[])).expect("there is a cluster");
-        assert_eq!(second.0, 2 * epoch.0, "and so every time");
+        assert_eq!(second.0, epoch.0 + LEAST * STRIDE, "and so every time");
+    }
+
+    #[test]
+    fn one_backup_that_is_taken_up_twice_gives_out_nothing_twice() {
+        let backup = Cluster::begun().registry;
+        let at = |at_ms| Origin { at_ms, reason: Reason::new("a test") };
+        let taken_up = |origin| {
+            let mut cluster = Cluster { registry: backup.clone(), done: 100 };
+            cluster.registry.go_on(Cleared::Tenants(&[]), origin).expect("there is a cluster");
+            cluster.create("one");
+            cluster
+        };
+        let first = taken_up(at(SINCE_MS + 60_000_000_000));
+        let again = taken_up(at(SINCE_MS + 60_000_000_007));
+        assert!(again.registry.epoch() > first.registry.epoch());
+        assert!(again.registry.newest_event() > first.registry.newest_event());
+        let (eras, later) = (first.eras(), again.eras());
+        assert!(later[1].1 > eras[1].1, "a tenant of the same number is another: {eras:?} {later:?}");
+        // A clock that is years behind is no reason to begin below what the state itself has.
+        let mut behind = again;
+        let before = behind.registry.epoch();
+        behind.registry.go_on(Cleared::All, at(0)).expect("there is a cluster");
+        assert!(behind.registry.epoch() > before);
     }
 
     #[test]
@@ -197,12 +226,12 @@ mod tests {
 
         cluster.go_on(Cleared::Tenants(&["cleared".to_owned()])).expect("it is there");
         let named = |name: &str, era| (name.to_owned(), era);
-        let now = [named("default", 1), named("kept", 1), named("cleared", STRIDE + 1)];
+        let now = [named("default", 1), named("kept", 1), named("cleared", LEAST * STRIDE + 1)];
         assert_eq!(cluster.eras(), now);
         cluster.create("new");
-        assert_eq!(cluster.eras()[3], named("new", STRIDE + 1));
+        assert_eq!(cluster.eras()[3], named("new", LEAST * STRIDE + 1));
         cluster.go_on(Cleared::All).expect("there is a cluster");
-        assert!(cluster.eras().iter().all(|(_, era)| *era == 2 * STRIDE + 1), "{:?}", cluster.eras());
+        assert!(cluster.eras().iter().all(|(_, era)| *era == 2 * LEAST * STRIDE + 1), "{:?}", cluster.eras());
         assert!(Registry::new().go_on(Cleared::All, Origin::default()).is_err());
     }
 }
