@@ -7,6 +7,7 @@ use kvhive_protocol::control::CommandReply;
 use kvhive_protocol::{
     ClusterMap, Generation, Lingering, Member, MemberId, MemberState, ReplicaSet, WireError,
 };
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 impl Registry {
@@ -58,7 +59,13 @@ impl Registry {
     /// more before it says so.
     pub(crate) fn leave(&mut self, id: MemberId, generation: Generation) -> CommandReply {
         if !self.is_up(id, generation) {
-            return self.unchanged();
+            // It was taken for lost, and was not.
+            let lingers = Some(Lingering { generation, moved: false });
+            let is_it = |member: &Member| member.state == MemberState::Down && member.lingers == lingers;
+            return match self.map.as_ref().is_some_and(|map| map.members.get(&id).is_some_and(is_it)) {
+                true => self.mark_ended(Some((id, generation))),
+                false => self.unchanged(),
+            };
         }
         match self.map.as_ref().is_some_and(|map| is_emptied(map, id)) {
             true => self.forget(id),
@@ -109,9 +116,9 @@ pub(crate) fn is_emptied(map: &ClusterMap, id: MemberId) -> bool {
 }
 
 /// Returns what of a member's earlier starts may be serving once it starts at `address`. Where it was before, whatever ran there has
-/// ended: no two processes listen there.
+/// ended: no two processes listen there. A name says nothing: it may lead to another host by now, as a pod's does.
 pub(crate) fn lingering(before: &Member, address: &str) -> Option<Lingering> {
-    if before.data_address == address {
+    if before.data_address == address && address.parse::<SocketAddr>().is_ok() {
         return before.lingers.filter(|lingers| lingers.moved);
     }
     match before.state {
