@@ -289,7 +289,7 @@ pub(crate) const NODE: &[Key] = &[
         Rule::Whole { min: 100, max: 10_000 },
         Value("150"),
         "What 99 of 100 fetches of the node take may be so many per cent of what they take without moves; beyond that moves slow \
-         down, to a 256th of `move_rate` at the least."
+         down, to a 256th of `move_rate` or 1 MiB a second at the least, whichever is more."
     ),
     key!(
         "block_sizes",

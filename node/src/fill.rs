@@ -233,7 +233,7 @@ impl Filler {
     async fn offer(&self, gift: &mut Gift<'_>, origin: &Origin, mut items: Vec<Item>) -> Result<(), Fault> {
         let round = gift.round;
         for is_first in [true, false] {
-            let verdicts = self.replicator.give(origin, round.target, &items).await?;
+            let verdicts = self.replicator.give(origin, round.target, &items, &self.pacer).await?;
             let moved = verdicts.iter().filter(|verdict| **verdict == Verdict::Moved).count();
             add(&self.counters.moved_blocks, moved as u64);
             let mut declined = Vec::new();
@@ -301,7 +301,6 @@ impl Filler {
         items: Vec<Item>,
     ) -> Result<(), Pass> {
         let bytes: u64 = items.iter().map(|item| item.block.header.payload_bytes).sum();
-        self.pacer.pass(bytes, || self.view.now()).await;
         let serving = self.view.leased().map_err(|_| Pass::Partial)?;
         {
             let mut fills = self.replicator.giving.fills();

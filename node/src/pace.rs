@@ -4,26 +4,33 @@
 
 use crate::actors::device::Device;
 use crate::latency::Latencies;
+use crate::view::View;
 use kvhive_protocol::Moment;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// Moves pass for this long, then what they did to fetches is looked at.
 const BUSY_FOR: Duration = Duration::from_millis(900);
 /// They pause for this long while fetches are asked.
 const QUIET_FOR: Duration = Duration::from_millis(100);
+/// Before it is looked what they take then: what was asked before the pause still shares with moves.
+const SETTLE_FOR: Duration = Duration::from_millis(20);
 /// After so long without any move what fetches take is measured anew before the first.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
 /// Fewer fetches say nothing.
 const LEAST_FETCHES: u64 = 10;
 /// Of more fetches without moves than this the older count for half.
-const REMEMBERED: u64 = 4096;
+const REMEMBERED: u64 = 512;
+/// So many times in a row fetches must have taken too long before moves slow down: of a hundred, one is always the slowest.
+const IN_A_ROW: u32 = 2;
 /// The slowest that moves become, by the rate that is set: they go on whatever they do.
 const SLOWEST: u64 = 256;
 /// And in bytes a second, if that much is set.
 const SLOWEST_RATE: u64 = 1 << 20;
 /// The steps from nothing to the rate that is set.
 const STEPS: u64 = 16;
+/// What passed may be ahead of the rate by so much.
+const MOST_OWED: Duration = Duration::from_secs(60);
 /// Whoever moves blocks is kept waiting no longer for one batch, so that nobody takes it for lost.
 pub(crate) const LONGEST: Duration = Duration::from_secs(4);
 
@@ -41,6 +48,8 @@ pub struct MoveLimits {
 enum Stretch {
     /// Moves, since then.
     Busy { since: Moment, fetches: Latencies },
+    /// None any more, until then.
+    Settling { until: Moment },
     /// None, until then.
     Quiet { until: Moment, fetches: Latencies },
 }
@@ -55,6 +64,8 @@ pub(crate) struct Pace {
     stretch: Stretch,
     quiet: Latencies,
     busy: Latencies,
+    /// How often in a row fetches took too long.
+    too_long: u32,
 }
 
 impl Pace {
@@ -68,6 +79,7 @@ impl Pace {
             stretch: Stretch::Busy { since: Moment::ZERO, fetches },
             quiet: Latencies::default(),
             busy: Latencies::default(),
+            too_long: 0,
         }
     }
 
@@ -82,7 +94,13 @@ impl Pace {
         let is_first = self.asked_at.replace(now).is_none_or(|then| now.since(then) > FORGOTTEN_AFTER);
         if is_first {
             (self.quiet, self.busy) = (Latencies::default(), Latencies::default());
-            self.pause(now, fetches);
+            self.pause(now);
+        }
+        if let Stretch::Settling { until } = self.stretch {
+            if now < until {
+                return Some(until.since(now));
+            }
+            self.stretch = Stretch::Quiet { until: now + QUIET_FOR, fetches: fetches.clone() };
         }
         if let Stretch::Quiet { until, fetches: before } = &self.stretch {
             if now < *until {
@@ -104,18 +122,23 @@ impl Pace {
             self.busy.merge(&lately);
             self.adjust();
             if lately.count() > 0 {
-                self.pause(now, fetches);
-                return Some(QUIET_FOR);
+                return Some(self.pause(now));
             }
             self.stretch = Stretch::Busy { since: now, fetches: fetches.clone() };
         }
-        let takes = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
-        self.free_at = now + takes.min(LONGEST);
+        self.passes(now, bytes);
         None
     }
 
-    fn pause(&mut self, now: Moment, fetches: &Latencies) {
-        self.stretch = Stretch::Quiet { until: now + QUIET_FOR, fetches: fetches.clone() };
+    /// Notes that a batch passes, in its turn or not.
+    fn passes(&mut self, now: Moment, bytes: u64) {
+        let takes = Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        self.free_at = (self.free_at.max(now) + takes).min(now + MOST_OWED);
+    }
+
+    fn pause(&mut self, now: Moment) -> Duration {
+        self.stretch = Stretch::Settling { until: now + SETTLE_FOR };
+        SETTLE_FOR
     }
 
     fn adjust(&mut self) {
@@ -128,7 +151,12 @@ impl Pace {
             let share = 1.0 - 1.0 / fewer.min(100) as f64;
             let slowest = |of: &Latencies| of.quantile(share).unwrap_or_default();
             let bound = slowest(&self.quiet) * self.limits.slowdown_percent.max(100) / 100;
-            self.rate = if slowest(&self.busy) > bound { self.slower() } else { self.faster() };
+            self.too_long = if slowest(&self.busy) > bound { self.too_long + 1 } else { 0 };
+            self.rate = match self.too_long {
+                0 => self.faster(),
+                IN_A_ROW.. => self.slower(),
+                _ => self.rate,
+            };
             self.busy = Latencies::default();
         }
     }
@@ -147,32 +175,42 @@ impl Pace {
 pub(crate) struct Pacer {
     pace: Mutex<Pace>,
     devices: Vec<Device>,
+    view: Arc<View>,
 }
 
 impl Pacer {
-    pub(crate) fn new(limits: MoveLimits, devices: Vec<Device>) -> Pacer {
-        Pacer { pace: Mutex::new(Pace::new(limits)), devices }
+    pub(crate) fn new(limits: MoveLimits, devices: Vec<Device>, view: Arc<View>) -> Pacer {
+        Pacer { pace: Mutex::new(Pace::new(limits)), devices, view }
     }
 
     /// Waits until a batch may pass.
-    pub(crate) async fn pass(&self, bytes: u64, now: impl Fn() -> Moment) {
+    pub(crate) async fn pass(&self, bytes: u64) {
+        let now = || self.view.now();
         let begun = now();
-        // Asked no more than so long: others may always be first.
-        while now().since(begun) < LONGEST {
+        loop {
             let Some(wait) = self.ask(now(), bytes) else { return };
-            tokio::time::sleep(wait.min(LONGEST)).await;
+            let left = LONGEST.saturating_sub(now().since(begun));
+            if left.is_zero() {
+                // Others may always be first. What passes out of turn is owed all the same.
+                return self.pace().passes(now(), bytes);
+            }
+            tokio::time::sleep(wait.min(left)).await;
         }
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
     fn ask(&self, now: Moment, bytes: u64) -> Option<Duration> {
         let mut fetches = Latencies::default();
         self.devices.iter().for_each(|device| fetches.merge(&device.traffic.fetches()));
-        self.pace.lock().unwrap_or_else(|poison| poison.into_inner()).ask(now, bytes, &fetches)
+        self.pace().ask(now, bytes, &fetches)
     }
 
     /// Returns the rate of now, in bytes a second.
     pub(crate) fn rate(&self) -> u64 {
-        self.pace.lock().unwrap_or_else(|poison| poison.into_inner()).rate()
+        self.pace().rate()
     }
 }
 

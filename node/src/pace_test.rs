@@ -106,10 +106,11 @@ fn moves_never_stop_and_a_batch_never_waits_for_long() {
     assert!(world.pass(30, hopeless) > MIB / 2);
     let mut slow = Pace::new(MoveLimits { rate: 1, slowdown_percent: 100 });
     let none = Latencies::default();
-    assert_eq!(slow.ask(world.now, MIB, &none), Some(QUIET_FOR));
-    let then = world.now + QUIET_FOR;
+    assert_eq!(slow.ask(world.now, MIB, &none), Some(SETTLE_FOR));
+    assert_eq!(slow.ask(world.now + SETTLE_FOR, MIB, &none), Some(QUIET_FOR));
+    let then = world.now + SETTLE_FOR + QUIET_FOR;
     assert_eq!(slow.ask(then, MIB, &none), None);
-    assert_eq!(slow.ask(then, MIB, &none), Some(LONGEST));
+    assert_eq!(slow.ask(then, MIB, &none), Some(MOST_OWED), "whoever asks waits for LONGEST of it");
 }
 
 #[test]
@@ -121,4 +122,17 @@ fn a_load_that_is_slow_by_itself_is_not_taken_for_the_moves_doing() {
     world.pass(30, |_| Duration::from_millis(400));
     let rate = world.pass(30, |_| Duration::from_millis(400));
     assert!(rate >= 200 * MIB, "{} MiB/s", rate / MIB);
+}
+
+#[test]
+fn one_slow_fetch_in_a_hundred_that_has_nothing_to_do_with_moves_costs_them_little() {
+    let mut world = World::new(LIMITS);
+    let (count, dice) = (std::cell::Cell::new(0_u64), |at: u64| at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33);
+    let took = |_| {
+        count.set(count.get() + 1);
+        Duration::from_micros(if dice(count.get()).is_multiple_of(100) { 20_000 } else { 200 })
+    };
+    world.pass(60, took);
+    let rate = world.pass(120, took);
+    assert!(rate >= 128 * MIB, "{} MiB/s", rate / MIB);
 }

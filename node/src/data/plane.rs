@@ -76,14 +76,16 @@ impl DataPlane {
     ) -> DataPlane {
         let inflight_kib = kib(limits.inflight_bytes).clamp(1, 1 << 28);
         let device_kib = (inflight_kib / devices.len().max(1) as u32).max(1);
+        let pacer = |moves| Pacer::new(moves, devices.clone(), view.clone());
+        let (gives, takes) = (Arc::new(pacer(limits.gives)), pacer(limits.takes));
         DataPlane {
             view,
             counters,
             listening,
             tracer: replicator.tracer.clone(),
             replicator,
-            gives: Arc::new(Pacer::new(limits.gives, devices.clone())),
-            takes: Pacer::new(limits.takes, devices.clone()),
+            gives,
+            takes,
             connections: Arc::new(Semaphore::new(limits.connections)),
             limits,
             inflight: Arc::new(Semaphore::new(inflight_kib as usize)),

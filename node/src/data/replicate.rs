@@ -4,6 +4,7 @@ use crate::data::counters::{Counters, add, count};
 use crate::data::plane::kib;
 use crate::fill::Giving;
 use crate::guards::ReadGuard;
+use crate::pace::Pacer;
 use crate::view::Serving;
 use futures_util::future::join_all;
 use kvhive_cache::acks::Answer;
@@ -248,6 +249,7 @@ impl Replicator {
         origin: &Origin,
         target: DeviceId,
         items: &[Item],
+        pacer: &Pacer,
     ) -> Result<Vec<Verdict>, Fault> {
         let key = |item: &Item| Known { key: item.block.header.key, slot: item.slot };
         let known: Vec<Known> = items.iter().map(key).collect();
@@ -257,6 +259,8 @@ impl Replicator {
         let lacked: Vec<&Item> = lacked.map(|(item, _)| item).collect();
         let mut answers = Vec::new();
         if !lacked.is_empty() {
+            let bytes = lacked.iter().map(|item| item.block.header.payload_bytes).sum();
+            pacer.pass(bytes).await;
             answers = self.copy(&Batch { origin, target, items: &lacked, moved: true }).await?;
         }
         let mut answers = answers.into_iter();

@@ -199,7 +199,8 @@ fn filler(node: &NodeHandle, rate: u64, listed: usize) -> Filler {
     replicator.giving = Giving::default();
     let (view, counters) = (node.view.clone(), node.plane.counters.clone());
     let devices = node.devices.clone();
-    let pacer = Arc::new(Pacer::new(MoveLimits { rate, slowdown_percent: 150 }, devices.clone()));
+    let pacer =
+        Arc::new(Pacer::new(MoveLimits { rate, slowdown_percent: 150 }, devices.clone(), view.clone()));
     Filler { devices, replicator, view, counters, pacer, listed }
 }
 
@@ -217,6 +218,8 @@ async fn a_pass_over_a_device_that_is_made_anew_meanwhile_is_no_whole_one() {
     let asked = || nodes[1].counted(|counters| &counters.matches);
     let before = asked();
     let other = filler(&nodes[0], 1, 1 << 10);
+    // Whatever it has to send waits for this.
+    other.pacer.pass(1).await;
     let pass = tokio::spawn(async move { other.pass().await });
     eventually("the other hand has asked for the first eight and rests", || asked() > before).await;
     nodes[0].devices[0].actor().try_send(DeviceMessage::Panic).expect("the mailbox has room");
