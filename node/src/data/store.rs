@@ -99,7 +99,7 @@ impl DataPlane {
             Err(error) => return Ok(Err(error)),
         };
         if moved {
-            self.takes.pass(payload, || self.view.now()).await;
+            self.takes.pass(payload).await;
         }
         let wait = if copy { COPY_INFLIGHT_WAIT } else { INFLIGHT_WAIT };
         let room = self.inflight.clone().acquire_many_owned(self.permits(payload));
@@ -275,14 +275,17 @@ impl DataPlane {
         Ok(DataReply::Stored { epoch: map.epoch, blocks: stored })
     }
 
-    /// Answers a store without a lease: what is kept here is one copy. A slot that was on its way to another node may be gone, so
-    /// what came of it counts for nothing.
+    /// Answers a store without a lease: what is kept here is one copy, which another that was made primary may drop. So it is enough for
+    /// who asks for the primary's word alone; where all of a slot's replicas are this one, it counts for nothing to who asks for all. A
+    /// slot that was on its way to another node may be gone, so what came of it counts for nothing.
     fn settle_alone(&self, task: &Task, mut stored: Vec<Stored>) -> Result<DataReply, WireError> {
         self.view.check_serving_lease()?;
         let map = &task.serving.map;
         for (one, slot) in stored.iter_mut().zip(task.slots()) {
             let Stored::Kept { copies, .. } = one else { continue };
-            *copies = u8::from(map.given_to(slot).is_none());
+            let is_enough = task.ack.copies(map.replicas(slot).0.len()) < 2;
+            let counts = map.given_to(slot).is_none() && (task.ack == Ack::Primary || !is_enough);
+            *copies = u8::from(counts);
             if let Some(target) = map.given_to(slot) {
                 self.replicator.giving.missed(slot, target);
             }
