@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 pub const FRAME_HEADER_BYTES: usize = 32;
 /// The version of frames' headers and of greetings. Builds that differ in it cannot even say so to each other: what may differ
 /// between neighbours is their [`crate::Level`], which greetings agree on.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The largest payload of one frame, in bytes.
 pub const MAX_PAYLOAD_BYTES: u32 = 256 << 20;
 /// The largest message before the peer has proved who it is, in bytes.
