@@ -109,10 +109,11 @@ pub(crate) fn check(admin: &Admin, nodes: &[String], may: MayLose) -> Result<(Op
     Ok((Some(room), loses))
 }
 
-/// Returns how many pinned blocks of a node wait for room, as far as that is known.
-pub(crate) fn waiting(admin: &Admin, node: &str) -> u64 {
-    let told: Result<Value> = admin.get(&format!("/v1/drains?members={node}"));
-    told.ok().and_then(|told| told["drains"][0]["waiting_blocks"].as_u64()).unwrap_or(0)
+/// Returns how many pinned blocks of a node wait for room, and how many blocks others have by now; none where that is not known.
+pub(crate) fn waiting(admin: &Admin, node: &str) -> Option<(u64, u64)> {
+    let told: Value = admin.get(&format!("/v1/drains?members={node}")).ok()?;
+    let number = |field: &str| told["drains"][0][field].as_u64();
+    Some((number("waiting_blocks")?, number("moved_blocks")? + number("there_blocks")?))
 }
 
 /// What became of blocks of nodes that were emptied.

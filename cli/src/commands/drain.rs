@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// How often it is looked how many slots are left.
 const POLL: Duration = Duration::from_millis(250);
-/// After how long without a slot that leaves it is asked whether pinned blocks wait for room.
+/// After how long without a slot that leaves it is asked whether pinned blocks wait for room, and again whether others still move.
 const PINNED: Duration = Duration::from_secs(5);
 /// How long no coordinator need answer while it waits.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -33,7 +33,7 @@ pub(crate) struct Drain {
     /// With --undo: do nothing where there is no node of this name, for a service manager before each start
     #[arg(long, requires = "undo")]
     if_known: bool,
-    /// Forget a node that is down and does not come back, so that no list has it. One that was emptied and then ended is forgotten by itself
+    /// Forget a node that is down and whose process has surely ended: no list has it, and clears wait for it no more. One that was emptied and then ended is forgotten by itself
     #[arg(long, conflicts_with_all = ["no_wait", "undo"])]
     forget: bool,
     /// Return at once; `kvhive nodes` shows how many slots are left
@@ -253,7 +253,7 @@ impl Drain {
         let bar = ProgressBar::new(slots).with_style(style).with_message(self.node.clone());
         let mut answered = Instant::now();
         let (mut least, mut since) = (u64::MAX, Instant::now());
-        let mut asked = Instant::now();
+        let (mut asked, mut moved) = (Instant::now(), None);
         loop {
             let status: Value = match admin.get("/v1/cluster") {
                 Ok(status) => status,
@@ -289,8 +289,13 @@ impl Drain {
             bar.set_position(slots.saturating_sub(left));
             if left > 0 && since.elapsed() > PINNED && asked.elapsed() > PINNED {
                 asked = Instant::now();
-                let blocks = drains::waiting(admin, &self.node);
-                if blocks > 0 {
+                // Slots leave at the end of a pass; while blocks do, it is not the pinned ones that hold it up.
+                let before = moved;
+                let waiting = drains::waiting(admin, &self.node);
+                moved = waiting.map(|(_, moved)| moved);
+                if let Some((blocks @ 1.., _)) = waiting
+                    && before.is_some_and(|before| moved == Some(before))
+                {
                     return Err(PinnedStay { node: self.node.clone(), left, blocks }.into());
                 }
             }

@@ -24,6 +24,8 @@ pub(super) struct Counted {
     pub(super) refused: usize,
     /// Not stored: pinned when they come.
     pub(super) absent: usize,
+    /// Nobody who may hold them has answered.
+    pub(super) unheard: usize,
 }
 
 impl Counted {
@@ -37,7 +39,10 @@ impl Counted {
                 _ => None,
             });
             let pinned: Vec<bool> = pinned.collect();
+            let is_unheard =
+                block.replicas.iter().any(|one| one.place != Place::Elsewhere && one.said.is_err());
             let of_these = match (pinned.contains(&true), pinned.contains(&false)) {
+                (false, false) if is_unheard => &mut counted.unheard,
                 (true, false) => &mut counted.pinned,
                 (true, true) => &mut counted.partly,
                 (false, true) => &mut counted.refused,
@@ -50,7 +55,12 @@ impl Counted {
 
     /// Says in words what was not pinned, and why not; none where all that is there is pinned.
     pub(super) fn remark(&self) -> Option<String> {
-        let Counted { partly, refused, .. } = *self;
+        let Counted { partly, refused, unheard, .. } = *self;
+        if unheard > 0 && refused + partly == 0 {
+            return Some(format!(
+                "nobody who may hold {unheard} blocks has answered: the pin stands, and is heeded when they do; `kvhive pin list` shows it"
+            ));
+        }
         let what = match (refused, partly) {
             (0, 0) => return None,
             (0, partly) => format!("{partly} blocks are pinned on some of their replicas only"),
@@ -76,7 +86,7 @@ pub(super) async fn count(client: &Client, tenant: &str, keys: &[BlockKey]) -> R
     let end = Instant::now() + LIMIT;
     loop {
         let counted = Counted::of(&client.explain_keys(tenant, keys).await?);
-        if counted.refused + counted.partly == 0 || Instant::now() >= end {
+        if counted.refused + counted.partly + counted.unheard == 0 || Instant::now() >= end {
             return Ok(counted);
         }
         sleep(EVERY).await;
@@ -91,6 +101,9 @@ mod tests {
     fn what_is_not_pinned_is_told_with_the_reason() {
         let all = Counted { pinned: 3, absent: 2, ..Counted::default() };
         assert_eq!(all.remark(), None);
+        let unheard =
+            Counted { pinned: 3, unheard: 2, ..Counted::default() }.remark().expect("two are not known");
+        assert!(unheard.starts_with("nobody who may hold 2 blocks has answered"), "{unheard}");
         let some = Counted { pinned: 3, refused: 2, ..Counted::default() }.remark().expect("two are not");
         assert!(some.starts_with("2 blocks are stored and not pinned: at most half"), "{some}");
         let partly = Counted { partly: 1, ..Counted::default() }.remark().expect("one is not everywhere");
