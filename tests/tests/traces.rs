@@ -108,9 +108,12 @@ fn a_traced_request_is_followed_from_the_client_to_the_node_to_its_peer() {
     // The same at the collector, with the client's own part on top.
     let all = cluster.until("all parts at the collector", || {
         let all = collector.spans();
-        all.iter()
-            .any(|one| one.sender.0 == "kvhive-node" && one.span.name == "copy" && one.span.kind == SERVER)
-            .then_some(all)
+        let has = |name: &str, kind: i32| {
+            all.iter()
+                .any(|one| one.sender.0 == "kvhive-node" && one.span.name == name && one.span.kind == kind)
+        };
+        // Each node sends its own, when it has some.
+        (has("copy", SERVER) && has("copy", CLIENT) && has("store", SERVER)).then_some(all)
     });
     assert!(all.iter().all(|one| one.trace() == "4bf92f3577b34da6a3ce929d0e0e4736"), "{all:#?}");
     let call = one(&all, "engine", "store blocks", 1);

@@ -103,7 +103,7 @@ fn fewer_are_not_recommended_while_what_is_held_has_no_room_in_them() {
     scene.follow(60, 100_000, 2200);
     assert_eq!(scene.members, before - 1, "as many as hold it");
     // More are recommended for load alone.
-    scene.follow(60, 100_000, 6500);
+    scene.follow(60, 100_000, 9000);
     assert!(scene.members >= before, "{}", scene.members);
 }
 

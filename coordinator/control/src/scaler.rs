@@ -276,7 +276,8 @@ mod tests {
         let mut scaling = acting();
         let change = ScalingChange { down_cooldown_s: Some(0), ..Default::default() };
         scaling.change(&change).expect("it is allowed");
-        for (used, known, size) in [(60, 4, 3), (20, 4, 1), (20, 3, 4), (100, 4, 1)] {
+        // At most half of them leave at a time.
+        for (used, known, size) in [(60, 4, 3), (20, 4, 2), (20, 3, 4), (100, 4, 2)] {
             let mut scaler = Scaler::new();
             for second in 0..=3 * OBSERVATION_SECONDS {
                 // What is asked for again needs next to no room.

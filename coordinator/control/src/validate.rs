@@ -243,7 +243,7 @@ fn set_size(slot: Slot, set: &[DeviceId], least: usize) -> Result<(), WireError>
 pub(crate) fn member_bytes(member: &Member) -> usize {
     let labels: usize = member.labels.iter().map(|(key, value)| key.len() + value.len() + 16).sum();
     let devices: usize = member.devices.iter().map(|device| device.kind.len() + 32).sum();
-    80 + member.name.len() + member.data_address.len() + member.metrics_address.len() + labels + devices
+    96 + member.name.len() + member.data_address.len() + member.metrics_address.len() + labels + devices
 }
 
 /// Returns about how many bytes a tenant takes in an encoded map; never fewer than it does.

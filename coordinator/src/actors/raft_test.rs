@@ -184,7 +184,7 @@ fn a_cluster_that_goes_beyond_what_its_coordinator_speaks_goes_on_without_it() {
     scene.run();
     // Not that of the entry behind it, which says nothing to an operator.
     assert!(
-        scene.why().starts_with("the cluster is at level 3, from which it does not go back"),
+        scene.why().starts_with(&format!("the cluster is at level {beyond}, from which it does not go back")),
         "{}",
         scene.why()
     );

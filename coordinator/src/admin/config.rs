@@ -160,6 +160,7 @@ fn agreed(map: &ClusterMap, policy: &ScalingPolicy) -> Vec<Setting> {
             "each store may say otherwise; the default was decided when the cluster was first started",
         ),
         ("cluster.lease", ms(settings.lease_ms), false, FOUNDED),
+        ("cluster.serving_lease", ms(settings.serving_lease_ms), false, FOUNDED),
         ("cluster.heartbeat", ms(settings.heartbeat_ms), false, FOUNDED),
         ("scaling.mode", mode.to_owned(), true, SCALING),
         ("scaling.floor", policy.floor.to_string(), true, SCALING),
