@@ -343,6 +343,9 @@ impl Admin {
             }
             let text = answer.body_mut().read_to_string().with_context(|| format!("answer of {url}"))?;
             if asked == Asked::Change && wait.goes_on(&text)? {
+                // It may take long, and who did not answer meanwhile may answer again.
+                (urls, failures) = (self.urls.iter(), Vec::new());
+                next = urls.next();
                 continue;
             }
             let message = serde_json::from_str::<Value>(&text)

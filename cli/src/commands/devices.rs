@@ -16,7 +16,7 @@ use serde_json::{Value, json};
   kvhive devices 3/0                # one, with its tiers and traffic
   kvhive devices --json | jq '.devices[] | {device, read_rate, wait_us}'")]
 pub(crate) struct Devices {
-    /// This device alone, as MEMBER/INDEX
+    /// This device alone, as NODE/INDEX: the node's name or number, and which of its devices
     #[arg(value_name = "DEVICE", value_parser = device)]
     device: Option<String>,
     #[command(flatten)]
@@ -27,10 +27,17 @@ pub(crate) struct Devices {
 }
 
 fn device(text: &str) -> Result<String, String> {
-    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let is_plain =
+        |part: &str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
     match text.split_once('/') {
-        Some((member, index)) if is_number(member) && is_number(index) => Ok(text.to_owned()),
-        _ => Err("a device is MEMBER/INDEX, as in 3/0; `kvhive devices` lists them".to_owned()),
+        Some((member, index))
+            if member.starts_with(|first: char| first.is_ascii_alphanumeric())
+                && is_plain(member)
+                && index.parse::<u16>().is_ok() =>
+        {
+            Ok(text.to_owned())
+        }
+        _ => Err("a device is NODE/INDEX, as in node-3/0 or 3/0; `kvhive devices` lists them".to_owned()),
     }
 }
 
@@ -139,9 +146,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_is_a_members_number_and_an_index() {
-        assert_eq!(device("3/0"), Ok("3/0".to_owned()));
-        for wrong in ["3", "3/", "/0", "node-1/0", "3/0/1", ""] {
+    fn a_device_is_a_nodes_name_or_number_and_an_index() {
+        for right in ["3/0", "node-1.rack_2/0"] {
+            assert_eq!(device(right), Ok(right.to_owned()));
+        }
+        for wrong in ["3", "3/", "/0", "3/0/1", "", "../0", "3/x", "a b/0", "3/70000"] {
             assert!(device(wrong).is_err(), "{wrong}");
         }
     }

@@ -209,6 +209,13 @@ impl Drain {
         if !self.has_taker(&before) {
             bail!("no other node that is up could take the slots of {}: start one first", self.node);
         }
+        if !self.no_wait && self.is_known_down(&before) {
+            bail!(
+                "{} is down: what only it holds cannot move. Start it first; or, if its process has ended for good, `kvhive drain {} --forget`",
+                self.node,
+                self.node
+            );
+        }
         let mut patch = json!({"drains": true, "may_lose": self.yes});
         if let Some(reason) = &self.reason {
             patch["reason"] = reason.as_str().into();
@@ -234,7 +241,15 @@ impl Drain {
     }
 
     fn is_up(&self, status: &Value) -> bool {
-        let is_it = |node: &Value| text(node, "name") == self.node && text(node, "state") == "up";
+        self.is(status, "up")
+    }
+
+    fn is_known_down(&self, status: &Value) -> bool {
+        self.is(status, "down")
+    }
+
+    fn is(&self, status: &Value, state: &str) -> bool {
+        let is_it = |node: &Value| text(node, "name") == self.node && text(node, "state") == state;
         list(&status["nodes"]).iter().any(is_it)
     }
 

@@ -64,8 +64,9 @@ impl CameTo {
 struct Emptied {
     name: String,
     generation: Generation,
-    given: BTreeMap<DeviceId, Given>,
-    displaced: BTreeMap<DeviceId, Displaced>,
+    /// By device and its member's start: each start counts anew.
+    given: BTreeMap<(DeviceId, Generation), Given>,
+    displaced: BTreeMap<(DeviceId, Generation), Displaced>,
     /// Since which epoch and when it holds no slot.
     since: Option<(Epoch, Moment)>,
     /// It went down, or began anew, with slots that it held.
@@ -106,14 +107,17 @@ impl Drains {
             return Vec::new();
         }
         for (device, load) in loads {
+            let Some(start) = map.members.get(&device.member).map(|one| (device, one.generation)) else {
+                continue;
+            };
             for (member, given) in &load.given {
                 if let Some(going) = self.going.get_mut(member) {
-                    going.given.insert(device, *given);
+                    going.given.insert(start, *given);
                 }
             }
             for (member, displaced) in &load.displaced {
                 if let Some(going) = self.going.get_mut(member) {
-                    going.displaced.insert(device, *displaced);
+                    going.displaced.insert(start, *displaced);
                 }
             }
         }

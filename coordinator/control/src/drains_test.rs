@@ -120,6 +120,21 @@ fn who_has_not_counted_to_the_end_is_waited_for_and_not_for_ever() {
 }
 
 #[test]
+fn who_takes_blocks_and_begins_anew_meanwhile_takes_nothing_back_of_what_it_had_told() {
+    let mut scene = Scene::of(&["stays", "goes"]);
+    scene.drain(2);
+    scene.report(1, &[], &[(2, Displaced { blocks: 4, lost_blocks: 4, lost_bytes: 40 })]);
+    scene.tick();
+    scene.cluster.register("stays", 1);
+    scene.report(1, &[], &[(2, Displaced { blocks: 1, lost_blocks: 1, lost_bytes: 10 })]);
+    scene.tick();
+    scene.move_slots();
+    let told = scene.tick();
+    let [(note, _)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(["lost_blocks", "lost_bytes", "displaced_blocks"].map(|name| fact(note, name)), [5, 50, 5]);
+}
+
+#[test]
 fn a_new_leader_writes_down_as_much_and_nothing_twice() {
     let mut scene = Scene::of(&["stays", "goes"]);
     scene.drain(2);

@@ -48,20 +48,23 @@ pub(super) async fn devices(
 }
 
 /// One device of a node that is up.
-#[utoipa::path(get, path = "/v1/devices/{member}/{index}", params(("member" = u32, Path, description = "The node's number"), ("index" = u16, Path, description = "Which of its devices, from 0"), Consistency), responses((status = 200, body = Device), (status = 404, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(get, path = "/v1/devices/{member}/{index}", params(("member" = String, Path, description = "The node's name, or its number"), ("index" = u16, Path, description = "Which of its devices, from 0"), Consistency), responses((status = 200, body = Device), (status = 404, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn device(
     State(admin): Shared,
-    path: Result<Path<(u32, u16)>, PathRejection>,
+    path: Result<Path<(String, u16)>, PathRejection>,
     query: Result<Query<Consistency>, QueryRejection>,
 ) -> Answer<Device> {
     let Path((member, index)) = path.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let overview = admin.overview(query.consistency).await?;
-    let wanted = DeviceId::new(MemberId(member), index);
-    let found = overview::devices(&overview).into_iter().find(|(device, _)| *device == wanted);
+    let number = member.parse().ok().map(MemberId);
+    let is_of = |id: DeviceId, device: &Device| device.node == member || Some(id.member) == number;
+    let found =
+        overview::devices(&overview).into_iter().find(|(id, one)| id.index == index && is_of(*id, one));
     found.map(|(_, device)| Json(device)).ok_or_else(|| {
+        let short: String = member.chars().take(32).collect();
         Trouble::not_found(format!(
-            "no node that is up has a device {wanted}; GET /v1/devices lists those that there are"
+            "no node that is up has a device {short:?}/{index}; GET /v1/devices lists those that there are"
         ))
     })
 }

@@ -18,7 +18,7 @@ fn field<'a>(list: &'a Value, field: &str) -> Vec<&'a Value> {
 }
 
 #[test]
-fn devices_are_listed_in_pages_and_one_is_found_by_its_number() {
+fn devices_are_listed_in_pages_and_one_is_found_by_its_nodes_number_or_name() {
     let group = two_nodes(1);
     let door = group.admin(0);
     let all = door.get("/v1/devices").json();
@@ -28,9 +28,12 @@ fn devices_are_listed_in_pages_and_one_is_found_by_its_number() {
     assert_eq!((field(&first["devices"], "device"), &first["next"]), (vec![&json!("1/0")], &json!("1/0")));
     let second = door.get("/v1/devices?limit=1&after=1/0").json();
     assert_eq!((field(&second["devices"], "device"), &second["next"]), (vec![&json!("2/0")], &Value::Null));
-    assert_eq!(door.get("/v1/devices/2/0").json(), all["devices"][1]);
+    for named in ["/v1/devices/2/0", "/v1/devices/node-2/0"] {
+        assert_eq!(door.get(named).json(), all["devices"][1], "{named}");
+    }
+    assert_eq!(door.get("/v1/devices/x/0").refusal(), (404, "not_found".to_owned()));
     assert_eq!(door.get("/v1/devices/2/1").refusal(), (404, "not_found".to_owned()));
-    for wrong in ["/v1/devices?after=x", "/v1/devices?limit=0", "/v1/devices/x/0", "/v1/devices?full=true"] {
+    for wrong in ["/v1/devices?after=x", "/v1/devices?limit=0", "/v1/devices/2/x", "/v1/devices?full=true"] {
         assert_eq!(door.get(wrong).refusal(), (400, "bad_request".to_owned()), "{wrong}");
     }
 }
