@@ -202,7 +202,7 @@ class Dashboard(unittest.TestCase):
         page = self.signed_in()
         words = "<img src=x onerror=alert(1)> <b>bold</b>"
         self.addCleanup(self.cluster.kvhive, "drain", "--undo", "node-2")
-        body = json.dumps({"drains": True, "reason": words}).encode()
+        body = json.dumps({"drains": True, "may_lose": True, "reason": words}).encode()
         headers = {"authorization": f"Bearer {self.token}", "content-type": "application/merge-patch+json"}
         request = urllib.request.Request(f"{self.url}/v1/members/node-2", data=body, method="PATCH", headers=headers)
         urllib.request.urlopen(request, timeout=30).close()
