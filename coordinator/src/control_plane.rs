@@ -1,6 +1,6 @@
 //! The control plane: what nodes, clients and other coordinators may ask, and what comes of it.
 
-use crate::actors::raft::{Raft, RaftMessage};
+use crate::actors::mailbox::{Raft, RaftMessage};
 use crate::engines::Engines;
 use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, MAX_DEVICES, MAX_UNREACHED, Proposal,

@@ -1,6 +1,6 @@
 //! The thread that writes the log: whatever has queued up meanwhile goes under one sync.
 
-use crate::actors::raft::RaftMessage;
+use crate::actors::mailbox::RaftMessage;
 use crate::log::LogStore;
 use kvhive_consensus::{LogBatch, WriteId};
 use kvhive_runtime::{SendError, Sender};

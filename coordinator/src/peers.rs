@@ -2,7 +2,7 @@
 //! that heartbeats never wait behind a snapshot. What cannot be sent is dropped; raft repeats it.
 
 use crate::actors::levels::Belonging;
-use crate::actors::raft::{Raft, RaftMessage};
+use crate::actors::mailbox::{Raft, RaftMessage};
 use kvhive_consensus::{MAX_APPEND_MESSAGE_BYTES, MAX_MESSAGE_BYTES, PeerId};
 use kvhive_protocol::WireError;
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};

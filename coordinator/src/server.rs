@@ -1,7 +1,7 @@
 //! The listener for raft and the control plane: who connects is told apart by role.
 
 use crate::actors::levels::Belonging;
-use crate::actors::raft::{Raft, RaftMessage};
+use crate::actors::mailbox::{Raft, RaftMessage};
 use crate::control_plane::{ControlPlane, MAX_REQUEST_BYTES};
 use crate::peers::{self, MAX_FRAME_BYTES, MAX_SMALL_FRAME_BYTES};
 use kvhive_consensus::PeerId;

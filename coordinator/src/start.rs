@@ -3,7 +3,8 @@
 use crate::actors::directory::{self, Directory};
 use crate::actors::founding::Bootstrap;
 use crate::actors::levels::Belonging;
-use crate::actors::raft::{Parts, Raft, RaftActor, RaftMessage};
+use crate::actors::mailbox::{Raft, RaftMessage};
+use crate::actors::raft::{Parts, RaftActor};
 use crate::actors::vitals::Vitals;
 use crate::admin::audit::Audit;
 use crate::admin::{self, Admin, Listeners, Own, Sources};

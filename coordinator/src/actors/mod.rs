@@ -5,6 +5,7 @@ pub(crate) mod directory;
 pub(crate) mod founding;
 mod group;
 pub(crate) mod levels;
+pub(crate) mod mailbox;
 pub(crate) mod raft;
 mod scaling;
 mod tidings;

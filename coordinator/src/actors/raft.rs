@@ -4,61 +4,23 @@
 use super::directory::Directory;
 use super::founding::Bootstrap;
 use super::levels::Belonging;
+use super::mailbox::RaftMessage;
 use super::vitals::Vitals;
 use crate::engines::Agreed;
 use crate::log_thread::Write;
-use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Standing, Ticket, WriteId};
-use kvhive_control::{
-    ClearTicket, Counters, Drains, Effect as Oversight, EventPage, Overseer, Registry, Scaler,
-};
-use kvhive_protocol::control::{Command, CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
-use kvhive_protocol::raft::RaftRequest;
+use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Standing, Ticket};
+use kvhive_control::{ClearTicket, Counters, Drains, Effect as Oversight, Overseer, Registry, Scaler};
+use kvhive_protocol::control::{Command, CommandReply, ControlReply, Heartbeat, Proposal};
 use kvhive_protocol::{
     Epoch, Level, LogEntry, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
 };
-use kvhive_runtime::{Actor, Clock, Context, Reply, Sender};
+use kvhive_runtime::{Actor, Clock, Context, Reply};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
-
-/// What the raft actor can be told.
-pub(crate) enum RaftMessage {
-    /// The timer ticked.
-    Tick,
-    /// A peer's message, what that peer speaks, and the memory that was set aside for it.
-    Received { from: PeerId, speaks: Level, bytes: Vec<u8>, room: Arc<OwnedSemaphorePermit> },
-    /// A peer cannot be reached.
-    Unreachable { peer: PeerId },
-    /// The log has synced this write and all before it.
-    Persisted { write: WriteId },
-    /// The log failed.
-    LogFailed { reason: String },
-    /// Apply this change; answered when it is applied, and a clear when it is complete.
-    Propose { proposal: Proposal, reason: Reason, reply: Reply<ControlReply> },
-    /// The map, if it is newer than `have`.
-    FetchMap { have: Epoch, linearizable: bool, reply: Reply<ControlReply> },
-    /// Renew a member's lease.
-    Heartbeat { beat: Heartbeat, reply: Reply<ControlReply> },
-    /// How do you see yourself?
-    Status { reply: Reply<CoordinatorStatus> },
-    /// Everything you know; through a read index, or as it is.
-    Overview { linearizable: bool, reply: Reply<ControlReply> },
-    /// The events after this one, at most so many, as far as this coordinator has applied.
-    Events { after: u64, limit: usize, reply: Reply<EventPage> },
-    /// Do something about the coordinators themselves.
-    Admin { request: RaftRequest, reply: Reply<ControlReply> },
-    /// The state as far as this coordinator has applied, the last entry in it, and the term.
-    State { reply: Reply<(Registry, u64, u64)> },
-    /// How evenly is work spread, and what would make that more even?
-    Balance { reply: Reply<ControlReply> },
-    /// Which slots are on their way to where they belong?
-    Moves { reply: Reply<ControlReply> },
-    /// What have you counted?
-    Figures { reply: Reply<Figures> },
-}
 
 /// What the raft actor has counted.
 #[derive(Clone, Debug, Default)]
@@ -495,9 +457,6 @@ impl Actor for RaftActor {
         }
     }
 }
-
-/// The raft actor's mailbox, from outside.
-pub(crate) type Raft = Sender<RaftMessage>;
 
 #[cfg(test)]
 #[path = "raft_test.rs"]

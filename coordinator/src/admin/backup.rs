@@ -2,7 +2,7 @@
 
 use super::answers::Trouble;
 use super::routes::{Admin, Shared};
-use crate::actors::raft::RaftMessage;
+use crate::actors::mailbox::RaftMessage;
 use crate::backup::Backup;
 use crate::control_plane::trouble;
 use axum::extract::State;

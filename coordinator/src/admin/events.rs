@@ -3,7 +3,7 @@
 
 use super::answers::Trouble;
 use super::routes::{Admin, Answer, Shared};
-use crate::actors::raft::RaftMessage;
+use crate::actors::mailbox::RaftMessage;
 use crate::actors::vitals::Vitals;
 use crate::control_plane::trouble;
 use axum::Json;

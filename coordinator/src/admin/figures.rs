@@ -1,7 +1,8 @@
 //! `/metrics` of a coordinator, in Prometheus' text format.
 
 use super::routes::Admin;
-use crate::actors::raft::{Figures, RaftMessage};
+use crate::actors::mailbox::RaftMessage;
+use crate::actors::raft::Figures;
 use kvhive_protocol::MemberState;
 use kvhive_protocol::control::{ControlReply, Overview};
 use kvhive_runtime::http::{describe, record_tls};

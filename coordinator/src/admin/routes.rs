@@ -13,7 +13,7 @@ use super::{
     backup, balance, check_blocks, config, dashboard, devices, document, drains, engines, events, figures,
     members, moves, overview, pins, raft, route, scaling, tenants, traces,
 };
-use crate::actors::raft::{Raft, RaftMessage};
+use crate::actors::mailbox::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
 use crate::blocks::Publisher;
 use crate::config::PeerConfig;
