@@ -115,6 +115,21 @@ pub fn room(
     Ok(room)
 }
 
+/// Says whether a member may be emptied without loss; the room where it may not. What has begun goes on, whatever room there is.
+///
+/// # Errors
+/// As [`room`].
+pub fn shortage(
+    map: &ClusterMap,
+    loads: &BTreeMap<DeviceId, &DeviceLoad>,
+    member: MemberId,
+) -> Result<Option<Room>, Unheard> {
+    if map.is_emptied(member) {
+        return Ok(None);
+    }
+    Ok(Some(room(map, loads, &BTreeSet::from([member]))?).filter(|room| room.short_bytes > 0))
+}
+
 /// Returns the fewest members that hold all that is not to be let go, whichever they are: what is pinned where some are full, as what is
 /// least wanted leaves them all the time, and else all that there is. None while a device has not said what it holds.
 pub(crate) fn fewest(map: &ClusterMap, loads: &BTreeMap<DeviceId, &DeviceLoad>) -> Option<u32> {
@@ -255,7 +270,12 @@ mod tests {
         scene
             .cluster
             .apply(kvhive_protocol::control::Command::SetDrains { member: MemberId(3), drains: true });
-        assert_eq!(scene.room(&[2]), Ok(both));
+        assert_eq!(scene.room(&[2]), Ok(both.clone()));
+        let loads = scene.loads.iter().map(|(device, load)| (*device, load)).collect();
+        let short =
+            |member| shortage(&scene.cluster.map(), &loads, MemberId(member)).expect("they have reported");
+        assert_eq!(short(2), Some(both));
+        assert_eq!(short(3), None, "what has begun goes on");
     }
 
     #[test]

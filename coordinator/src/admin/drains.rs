@@ -127,13 +127,9 @@ impl Admin {
             let overview = self.overview(Freshness::Linearizable).await?;
             let known = overview.map.as_ref().and_then(|map| Some((map, map.member(name)?.0)));
             let Some((map, member)) = known else { return Ok(()) };
-            // What has begun goes on.
-            if map.is_emptied(member) {
-                return Ok(());
-            }
-            match kvhive_control::room(map, &loads(&overview), &BTreeSet::from([member])) {
-                Ok(room) if room.short_bytes == 0 => return Ok(()),
-                Ok(room) => return Err(Trouble::too_little_room(short(name, &room))),
+            match kvhive_control::shortage(map, &loads(&overview), member) {
+                Ok(None) => return Ok(()),
+                Ok(Some(room)) => return Err(Trouble::too_little_room(short(name, &room))),
                 Err(unheard) if looks.next().is_none() => return Err(unheard.into()),
                 Err(_) => tokio::time::sleep(LOOK_EVERY).await,
             }
