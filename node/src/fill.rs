@@ -219,12 +219,7 @@ impl Filler {
     /// Notes a block whose bytes are not at hand.
     fn note_unread(&self, round: &Round, slot: Slot, unread: Unread) {
         let Some(map) = self.view.serving().map(|serving| serving.map) else { return };
-        let is_alone = !map.stays_elsewhere(slot, round.source);
-        let fate = match unread {
-            // It is where it was, and goes with whoever is being emptied.
-            Unread::Late => Fate::Late { is_last: is_alone && map.is_emptied(round.source.member) },
-            Unread::Lost => Fate::Unreadable { is_last: is_alone },
-        };
+        let fate = Fate::unread(&map, round.source, slot, unread == Unread::Late);
         self.replicator.giving.fills().note(round, slot, 0, fate);
     }
 
@@ -255,14 +250,12 @@ impl Filler {
             let (mut again, map) = (Vec::new(), &origin.serving.map);
             for (item, is_last) in declined.into_iter().zip(last) {
                 let is_pinned = gift.is_pinned(map, origin.tenant, item.block.header.key);
-                if is_first && (is_last || is_pinned) {
+                let Some(fate) = Fate::declined(is_first, is_last, is_pinned) else {
                     again.push(item);
-                } else if is_pinned {
-                    gift.waiting += 1;
-                    self.note(round, &item, Fate::Waits);
-                } else {
-                    self.note(round, &item, Fate::Declined { is_last });
-                }
+                    continue;
+                };
+                gift.waiting += u64::from(fate == Fate::Waits);
+                self.note(round, &item, fate);
             }
             if again.is_empty() {
                 return Ok(());

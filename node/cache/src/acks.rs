@@ -1,7 +1,7 @@
 //! When a store may be answered, and what the answer says: rules over the map that a primary serves by and what other replicas
 //! say of a block.
 
-use kvhive_protocol::data::{Refusal, Stored};
+use kvhive_protocol::data::{Ack, Refusal, Stored};
 use kvhive_protocol::{ClusterMap, DeviceId, Slot, WireError};
 
 /// What a replica says of a block, for good.
@@ -81,31 +81,27 @@ pub fn copies(map: &ClusterMap, slot: Slot, answers: &[(DeviceId, Answer)]) -> u
     set.iter().filter(counts).count() as u8
 }
 
+/// Returns what a copy counts for that a primary keeps which holds no lease: another that was made primary may drop it. So it is enough
+/// for who asks for the primary's word alone; where all of a slot's replicas are this one, it counts for nothing to who asks for all.
+/// A slot that was on its way to another node may be gone.
+pub fn alone(map: &ClusterMap, slot: Slot, ack: Ack) -> u8 {
+    let is_enough = ack.copies(map.replicas(slot).0.len()) < 2;
+    u8::from(map.given_to(slot).is_none() && (ack == Ack::Primary || !is_enough))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvhive_protocol::data::Ack;
-    use kvhive_protocol::map::{ReplicaSet, Settings};
-    use kvhive_protocol::{ClusterId, Epoch, Filling, MemberId};
+    use crate::test_map::{device, founded};
+    use kvhive_protocol::map::ReplicaSet;
+    use kvhive_protocol::{Epoch, Filling};
     use std::sync::Arc;
 
     const SLOT: Slot = Slot(5);
 
-    fn device(member: u32) -> DeviceId {
-        DeviceId::new(MemberId(member), 0)
-    }
-
     /// The slot is on these members; some lack blocks, and the first of them may be given some.
     fn map(set: &[u32], lacking: &[u32], streams: bool) -> ClusterMap {
-        let settings = Settings {
-            replicas: 2,
-            segment_blocks: 16,
-            ack: Ack::Primary,
-            lease_ms: 2000,
-            heartbeat_ms: 200,
-            serving_lease_ms: 2000,
-        };
-        let mut map = ClusterMap { epoch: Epoch(7), ..ClusterMap::founded(ClusterId(1), "test", settings) };
+        let mut map = ClusterMap { epoch: Epoch(7), ..founded() };
         let devices = |members: &[u32]| members.iter().map(|member| device(*member)).collect::<Vec<_>>();
         Arc::make_mut(&mut map.slots)[usize::from(SLOT.0)] = ReplicaSet(devices(set));
         if !lacking.is_empty() {
@@ -116,6 +112,16 @@ mod tests {
 
     fn holding(members: &[u32]) -> Vec<(DeviceId, Answer)> {
         members.iter().map(|member| (device(*member), Answer::Holds)).collect()
+    }
+
+    #[test]
+    fn a_copy_of_a_primary_without_a_lease_is_enough_for_who_asks_for_its_word_alone() {
+        let two = map(&[1, 2], &[], false);
+        assert_eq!([Ack::Primary, Ack::Quorum, Ack::All].map(|ack| alone(&two, SLOT, ack)), [1, 1, 1]);
+        let one = map(&[1], &[], false);
+        assert_eq!([Ack::Primary, Ack::Quorum, Ack::All].map(|ack| alone(&one, SLOT, ack)), [1, 0, 0]);
+        let given = map(&[1, 2], &[2], true);
+        assert_eq!([Ack::Primary, Ack::All].map(|ack| alone(&given, SLOT, ack)), [0, 0], "it may be gone");
     }
 
     const STALE: Result<(), WireError> = Err(WireError::StaleEpoch { epoch: Epoch(7) });

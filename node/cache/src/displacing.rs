@@ -52,43 +52,16 @@ impl Displacing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvhive_protocol::data::Ack;
-    use kvhive_protocol::map::Settings;
-    use kvhive_protocol::{ClusterId, Filling, Generation, Level, Member, MemberState, ReplicaSet};
+    use crate::test_map::{device, founded, member};
+    use kvhive_protocol::{Filling, Member, ReplicaSet};
 
     const GOES: MemberId = MemberId(1);
 
-    fn device(member: u32) -> DeviceId {
-        DeviceId::new(MemberId(member), 0)
-    }
-
     /// Slots 0 to 3: on its way from member 1 to 2; on 2 alone; on 2 and 3; on 3, where 2 had it before.
     fn map(drains: bool) -> Arc<ClusterMap> {
-        let settings = Settings {
-            replicas: 1,
-            segment_blocks: 16,
-            ack: Ack::Primary,
-            lease_ms: 2000,
-            heartbeat_ms: 200,
-            serving_lease_ms: 2000,
-        };
-        let mut map = ClusterMap::founded(ClusterId(1), "test", settings);
+        let mut map = founded();
         for id in 1..=3 {
-            let member = Member {
-                name: format!("node-{id}"),
-                generation: Generation(1),
-                state: MemberState::Up,
-                data_address: String::new(),
-                metrics_address: String::new(),
-                labels: BTreeMap::new(),
-                devices: Vec::new(),
-                codec: Default::default(),
-                cordoned: false,
-                lingers: None,
-                drains: drains && id == GOES.0,
-                speaks: Level::NEWEST,
-            };
-            map.members.insert(MemberId(id), member);
+            map.members.insert(MemberId(id), Member { drains: drains && id == GOES.0, ..member(id) });
         }
         let slots = Arc::make_mut(&mut map.slots);
         for (slot, set) in [&[1, 2][..], &[2], &[2, 3], &[3]].into_iter().enumerate() {

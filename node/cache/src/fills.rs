@@ -54,8 +54,31 @@ pub enum Fate {
         /// Nobody else holds it who stays.
         is_last: bool,
     },
-    /// It is pinned and is given no room: its slot stays for now.
+    /// It is pinned and is given no room: its slot stays until there is some.
     Waits,
+}
+
+impl Fate {
+    /// Returns what becomes of a block whose bytes are not at hand: lost where it lay, or not there in time, of the slot that `source`
+    /// gives away.
+    pub fn unread(map: &ClusterMap, source: DeviceId, slot: Slot, is_late: bool) -> Fate {
+        let is_alone = !map.stays_elsewhere(slot, source);
+        match is_late {
+            // It is where it was, and goes with whoever is being emptied.
+            true => Fate::Late { is_last: is_alone && map.is_emptied(source.member) },
+            false => Fate::Unreadable { is_last: is_alone },
+        }
+    }
+
+    /// Returns what becomes of a block that is given no room; none when it is to be offered once more, as one is that nobody else
+    /// holds who stays, or that is pinned.
+    pub fn declined(is_first: bool, is_last: bool, is_pinned: bool) -> Option<Fate> {
+        match (is_first && (is_last || is_pinned), is_pinned) {
+            (true, _) => None,
+            (false, true) => Some(Fate::Waits),
+            (false, false) => Some(Fate::Declined { is_last }),
+        }
+    }
 }
 
 /// Passes in a row without an answer after which a target counts as one that does not answer.

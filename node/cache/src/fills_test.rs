@@ -1,51 +1,22 @@
 //! Stories of what a node gives away.
 
 use super::*;
-use kvhive_protocol::data::Ack;
-use kvhive_protocol::map::{ReplicaSet, Settings};
-use kvhive_protocol::{ClusterId, Filling, Member, MemberState, SLOTS};
+use crate::test_map::{device, founded, member};
+use kvhive_protocol::map::ReplicaSet;
+use kvhive_protocol::{Filling, SLOTS};
 
 const US: MemberId = MemberId(1);
 
-fn device(member: u32) -> DeviceId {
-    DeviceId::new(MemberId(member), 0)
-}
-
 /// Every slot is on member 1 first; `lacking` slots are being given to a member.
 fn map(epoch: u64, lacking: &[(u16, u32)]) -> ClusterMap {
-    let member = |id: u32| {
-        let member = Member {
-            name: format!("node-{id}"),
-            generation: Generation(1),
-            state: MemberState::Up,
-            data_address: String::new(),
-            metrics_address: String::new(),
-            labels: BTreeMap::new(),
-            devices: Vec::new(),
-            codec: Default::default(),
-            speaks: kvhive_protocol::Level::NEWEST,
-            cordoned: false,
-            lingers: None,
-            drains: false,
-        };
-        (MemberId(id), member)
-    };
     let filling =
         |(slot, to): &(u16, u32)| (Slot(*slot), Filling { devices: vec![device(*to)], streams: true });
-    let settings = Settings {
-        replicas: 1,
-        segment_blocks: 16,
-        ack: Ack::Primary,
-        lease_ms: 2000,
-        heartbeat_ms: 200,
-        serving_lease_ms: 2000,
-    };
     ClusterMap {
         epoch: Epoch(epoch),
-        members: BTreeMap::from([1, 2, 3].map(member)),
+        members: BTreeMap::from([1, 2, 3].map(|id| (MemberId(id), member(id)))),
         slots: Arc::new(vec![ReplicaSet(vec![device(1), device(2), device(3)]); usize::from(SLOTS)]),
         filling: Arc::new(lacking.iter().map(filling).collect()),
-        ..ClusterMap::founded(ClusterId(1), "test", settings)
+        ..founded()
     }
 }
 
@@ -211,4 +182,28 @@ fn a_pass_that_nobody_wants_any_more_changes_nothing() {
     assert_eq!(fills.filled(device(1)), []);
     fills.adopt(&map(3, &[(3, 2)]), MemberId(2));
     assert_eq!(fills.begin(), None, "another gives that");
+}
+
+#[test]
+fn what_is_given_no_room_is_offered_once_more_where_it_would_be_missed() {
+    let offered_again = [(true, true, false), (true, false, true)];
+    assert!(
+        offered_again.iter().all(|(first, last, pinned)| Fate::declined(*first, *last, *pinned).is_none())
+    );
+    assert_eq!(Fate::declined(true, false, false), Some(Fate::Declined { is_last: false }));
+    assert_eq!(Fate::declined(false, true, false), Some(Fate::Declined { is_last: true }));
+    assert_eq!(Fate::declined(false, true, true), Some(Fate::Waits));
+}
+
+#[test]
+fn what_cannot_be_read_is_lost_with_whoever_leaves_as_the_last_that_holds_it() {
+    let mut map = map(1, &[]);
+    let fates =
+        |map: &ClusterMap| [true, false].map(|is_late| Fate::unread(map, device(1), Slot(3), is_late));
+    let fate = |late, lost| [Fate::Late { is_last: late }, Fate::Unreadable { is_last: lost }];
+    assert_eq!(fates(&map), fate(false, false));
+    Arc::make_mut(&mut map.slots)[3] = ReplicaSet(vec![device(1)]);
+    assert_eq!(fates(&map), fate(false, true), "late is not gone");
+    map.members.get_mut(&US).expect("it is there").drains = true;
+    assert_eq!(fates(&map), fate(true, true));
 }

@@ -38,6 +38,8 @@ pub mod simulate;
 mod stats;
 mod table;
 mod tenure;
+#[cfg(test)]
+mod test_map;
 
 pub use answers::{CopyVerdict, Effect, Listed, Reserve, ShardConfig};
 pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};

@@ -1,22 +1,14 @@
 //! Stories of a member, and random ones.
 
 use super::*;
+use crate::test_map::founded;
 use kvhive_protocol::Slot;
-use kvhive_protocol::data::Ack;
-use kvhive_protocol::map::{ReplicaSet, Settings};
+use kvhive_protocol::map::ReplicaSet;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 fn map(epoch: u64) -> Arc<ClusterMap> {
-    let settings = Settings {
-        replicas: 1,
-        segment_blocks: 16,
-        ack: Ack::Primary,
-        lease_ms: 2000,
-        heartbeat_ms: 200,
-        serving_lease_ms: 2000,
-    };
-    Arc::new(ClusterMap { epoch: Epoch(epoch), ..ClusterMap::founded(ClusterId(1), "test", settings) })
+    Arc::new(ClusterMap { epoch: Epoch(epoch), ..founded() })
 }
 
 fn at(ms: u64) -> Moment {

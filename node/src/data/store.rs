@@ -93,14 +93,15 @@ impl DataPlane {
     ) -> Result<Result<DataReply, WireError>, Fault> {
         count(&self.counters.stores);
         let payload = connection.payload_left();
-        let (copy, moved) = (request.copy, request.moved);
+        let copy = request.copy;
+        // Before anything is looked at: what is so now may not be so after it.
+        if request.moved && peer.role == Role::Node {
+            self.takes.pass(payload).await;
+        }
         let task = match self.check_store(request, payload, peer) {
             Ok(task) => Task { trace: span.context(), ..task },
             Err(error) => return Ok(Err(error)),
         };
-        if moved {
-            self.takes.pass(payload).await;
-        }
         let wait = if copy { COPY_INFLIGHT_WAIT } else { INFLIGHT_WAIT };
         let room = self.inflight.clone().acquire_many_owned(self.permits(payload));
         let Ok(Ok(room)) = timeout(wait, room).await else {
@@ -275,17 +276,13 @@ impl DataPlane {
         Ok(DataReply::Stored { epoch: map.epoch, blocks: stored })
     }
 
-    /// Answers a store without a lease: what is kept here is one copy, which another that was made primary may drop. So it is enough for
-    /// who asks for the primary's word alone; where all of a slot's replicas are this one, it counts for nothing to who asks for all. A
-    /// slot that was on its way to another node may be gone, so what came of it counts for nothing.
+    /// Answers a store without a lease: what is kept here is one copy, by what [`acks::alone`] says of it.
     fn settle_alone(&self, task: &Task, mut stored: Vec<Stored>) -> Result<DataReply, WireError> {
         self.view.check_serving_lease()?;
         let map = &task.serving.map;
         for (one, slot) in stored.iter_mut().zip(task.slots()) {
             let Stored::Kept { copies, .. } = one else { continue };
-            let is_enough = task.ack.copies(map.replicas(slot).0.len()) < 2;
-            let counts = map.given_to(slot).is_none() && (task.ack == Ack::Primary || !is_enough);
-            *copies = u8::from(counts);
+            *copies = acks::alone(map, slot, task.ack);
             if let Some(target) = map.given_to(slot) {
                 self.replicator.giving.missed(slot, target);
             }
