@@ -5,6 +5,7 @@ use crate::client::Shared;
 use crate::stats::count;
 use kvhive_protocol::data::DataRequest;
 use kvhive_protocol::frame::{FrameLimits, MAX_PAYLOAD_BYTES};
+use kvhive_protocol::names::{MAX_BYTES_LISTED, MAX_NAME_BYTES, MAX_NAMES_LISTED, NamesAsk};
 use kvhive_protocol::strategy::MAX_REPORTS;
 use kvhive_protocol::trace::{MAX_LISTED, MAX_SPANS, TraceAsk};
 use kvhive_protocol::watch::{MAX_BLOCKS_PER_PAGE, MAX_EVENTS_PER_ANSWER};
@@ -24,6 +25,8 @@ const REPORT_BYTES: usize = 512;
 const EXPLAINED_BYTES: usize = 64;
 /// Message bytes of one event, or of one block of a page: its key, and numbers.
 const WATCHED_BYTES: usize = 80;
+/// Message bytes of what became of one name, or of one that is listed without itself.
+const NAMED_BYTES: usize = 48;
 /// Message bytes of one span, its texts as long as they usually are.
 const SPAN_BYTES: usize = 1024;
 
@@ -85,6 +88,15 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
             };
             (most.saturating_mul(SPAN_BYTES), 0)
         }
+        DataRequest::Names(request) => match &request.ask {
+            NamesAsk::Do(ops) => (ops.len().saturating_mul(NAMED_BYTES), 0),
+            NamesAsk::List { limit, .. } => {
+                let most = MAX_NAMES_LISTED.min(*limit as usize).saturating_mul(MAX_NAME_BYTES + NAMED_BYTES);
+                // One name more than the bytes that end a list.
+                (most.min(MAX_BYTES_LISTED + (MAX_NAMES_LISTED + 1) * NAMED_BYTES + MAX_NAME_BYTES), 0)
+            }
+            NamesAsk::Count => (0, 0),
+        },
         DataRequest::Strategies(_) => (MAX_REPORTS.saturating_mul(REPORT_BYTES), 0),
         DataRequest::Watch(_) => {
             (MAX_EVENTS_PER_ANSWER.max(MAX_BLOCKS_PER_PAGE).saturating_mul(WATCHED_BYTES), 0)

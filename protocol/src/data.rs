@@ -5,6 +5,7 @@ use crate::explain::{ExplainRequest, Explained, Lapse};
 use crate::ids::{DeviceId, Epoch, Slot, TenantId};
 use crate::key::{BlockKey, KeyList};
 use crate::layout::Layout;
+use crate::names::{NamesAnswer, NamesRequest};
 use crate::strategy::StrategyReport;
 use crate::trace::{TraceAnswer, TraceRequest};
 use crate::watch::{WatchAnswer, WatchRequest};
@@ -74,6 +75,8 @@ pub enum DataRequest {
     Explain(ExplainRequest),
     /// What does this device's node know of traced requests? Answered by [`DataReply::Traced`].
     Trace(TraceRequest),
+    /// Which blocks do these names mean, and shall? From [`crate::Level::NAMES`] on. Answered by [`DataReply::Named`].
+    Names(NamesRequest),
 }
 
 impl DataRequest {
@@ -89,6 +92,7 @@ impl DataRequest {
             DataRequest::Survey(request) => request.epoch,
             DataRequest::Explain(request) => request.epoch,
             DataRequest::Trace(request) => request.epoch,
+            DataRequest::Names(request) => request.epoch,
         }
     }
 
@@ -105,6 +109,7 @@ impl DataRequest {
             DataRequest::Survey(_) => "survey",
             DataRequest::Explain(_) => "explain",
             DataRequest::Trace(_) => "trace",
+            DataRequest::Names(_) => "names",
         }
     }
 }
@@ -335,6 +340,13 @@ pub enum DataReply {
         /// The answer.
         answer: TraceAnswer,
     },
+    /// What became of names.
+    Named {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// The answer.
+        answer: NamesAnswer,
+    },
 }
 
 impl DataReply {
@@ -349,7 +361,8 @@ impl DataReply {
             | DataReply::Watched { epoch, .. }
             | DataReply::Surveyed { epoch, .. }
             | DataReply::Explained { epoch, .. }
-            | DataReply::Traced { epoch, .. } => *epoch,
+            | DataReply::Traced { epoch, .. }
+            | DataReply::Named { epoch, .. } => *epoch,
         }
     }
 }

@@ -66,6 +66,9 @@ impl Layout {
         Layout { layers: 1, kv_heads: 1, head_dim: bytes, tokens, dtype: Dtype::U8, order: AxisOrder::Packed }
     }
 
+    /// The layout of opaque blocks of any length: each says its own, and the layout's is 0.
+    pub const ANY_LENGTH: Layout = Layout::opaque(0, 1);
+
     /// Returns the bytes of one block, K and V together; `None` when the product overflows.
     ///
     /// An opaque layout (dtype `U8`, packed, one layer and head) counts `head_dim` as the whole block.

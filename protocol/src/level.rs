@@ -20,8 +20,10 @@ impl Level {
     pub const CORDONS: Level = Level(3);
     /// Changes that are named with a print of what is asked.
     pub const CHECKED: Level = Level(4);
+    /// Names that nodes keep.
+    pub const NAMES: Level = Level(5);
     /// The newest that this build speaks.
-    pub const NEWEST: Level = Level::CHECKED;
+    pub const NEWEST: Level = Level::NAMES;
     /// The oldest that this build speaks: that of the build before it.
     pub const OLDEST: Level = Level::FIRST;
 }

@@ -129,6 +129,8 @@ impl Setup {
             },
             disk_folder: self.disk_folder,
             persist: self.persist_folder.map(|folder| PersistConfig { folder, every: persist_every }),
+            names_bytes: 32 << 20,
+            redis: None,
             coordinators: cluster.coordinators.clone(),
             token: cluster.token.clone(),
             access: Access::default(),

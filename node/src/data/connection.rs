@@ -3,6 +3,7 @@
 use crate::actors::core::DeviceMessage;
 use crate::data::check;
 use crate::data::counters::count;
+use crate::data::names;
 use crate::data::plane::DataPlane;
 use crate::data::traced;
 use crate::view::Serving;
@@ -101,7 +102,8 @@ async fn serve_request(
         | DataRequest::Watch(_)
         | DataRequest::Survey(_)
         | DataRequest::Explain(_)
-        | DataRequest::Trace(_) => None,
+        | DataRequest::Trace(_)
+        | DataRequest::Names(_) => None,
     };
     let served = answer(connection, peer, plane, (number, request), &mut span).await;
     if let Err(fault) = &served {
@@ -136,6 +138,7 @@ async fn answer(
         DataRequest::Survey(request) => surveyed(plane, peer.role, span, request).await,
         DataRequest::Explain(request) => explained(plane, peer.role, request).await,
         DataRequest::Trace(request) => traces(plane, peer.role, request),
+        DataRequest::Names(request) => names::answer(plane, request),
         DataRequest::Store(request) => plane.store(connection, peer, span, request).await?,
         DataRequest::Fetch(request) => match plane.fetch(span, peer.role, request).await {
             Ok(found) => match plane.answer(peer.role, &found) {
