@@ -119,6 +119,9 @@ mod tests {
     use kvhive_protocol::data::{
         Accept, Ack, DataReply, FetchRequest, Fetched, MatchRequest, Refusal, Run, Stored,
     };
+    use kvhive_protocol::names::{
+        ListedName, Meaning, NameAnswer, NameOp, NameVerb, NamesAnswer, NamesRequest, Target,
+    };
     use kvhive_protocol::{
         BlockHeader, BlockKey, DeviceId, Era, KeyList, LayoutFingerprint, MemberId, Slot, TenantId, codec,
     };
@@ -140,11 +143,17 @@ mod tests {
     }
 
     /// Each kind of request for many blocks, and its largest honest answer.
-    fn largest() -> [(DataRequest, DataReply); 3] {
+    fn largest() -> [(DataRequest, DataReply); 5] {
         let (epoch, device, tenant) = (Epoch(u64::MAX), DeviceId::new(MemberId(1), 0), TenantId(1));
         let runs = vec![Run { slot: Slot(1), keys: 1 }; BLOCKS];
         let keys: KeyList = std::iter::repeat_n(header().key, BLOCKS).collect();
         let block = StoreBlock { header: header(), parent: BlockKey::NONE };
+        let names = |ask| DataRequest::Names(NamesRequest { epoch, device, tenant, ask });
+        let named = |answer| DataReply::Named { epoch, answer };
+        let look = NameOp { key: header().key, verb: NameVerb::Look };
+        let target = Target { nonce: u64::MAX, bytes: u64::MAX };
+        let meant = NameAnswer { done: true, before: Some(Meaning { target, left_ms: Some(u64::MAX) }) };
+        let listed = ListedName { position: u64::MAX, name: vec![255; MAX_NAME_BYTES] };
         [
             (
                 DataRequest::Match(MatchRequest {
@@ -182,6 +191,11 @@ mod tests {
                     blocks: vec![block; BLOCKS],
                 }),
                 DataReply::Stored { epoch, blocks: vec![Stored::Refused(Refusal::WrongEra); BLOCKS] },
+            ),
+            (names(NamesAsk::Do(vec![look; 256])), named(NamesAnswer::Done(vec![meant; 256]))),
+            (
+                names(NamesAsk::List { from: 0, limit: 3 }),
+                named(NamesAnswer::Listed { names: vec![listed; 3], next: Some(u64::MAX) }),
             ),
         ]
     }

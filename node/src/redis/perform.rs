@@ -10,11 +10,15 @@ use futures_util::future::join_all;
 use kvhive_client::{ClientError, Kept, Put, PutOutcome, StoreOutcome, Values};
 use kvhive_protocol::data::Refusal;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Values that are put side by side for one caller.
 const PUTS: usize = 16;
 /// Bytes of values that are fetched at a time for callers who ask for one after the other.
 const FETCHED_AT_ONCE: u64 = 4 << 20;
+
+/// A value that finds no frame is stored again after each of these; then its caller is told.
+const ROOM_PAUSES_MS: [u64; 9] = [5, 10, 20, 40, 80, 160, 320, 640, 1280];
 
 type Answer = Result<Reply, Reply>;
 
@@ -97,7 +101,15 @@ impl Door {
 
     async fn set(&self, values: &Values, set: &Set) -> Answer {
         let put = Put { when: set.when, life: set.life, ack: None };
-        let outcome = values.put(&set.name, &set.value, put).await.map_err(told)?;
+        let mut outcome = values.put(&set.name, &set.value, put).await.map_err(told)?;
+        for pause in ROOM_PAUSES_MS {
+            // Frames that are being written or copied are free again in a moment, and clients of Redis take an error for the end.
+            if outcome != PutOutcome::NotStored(StoreOutcome::Refused(Refusal::NoRoom)) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            outcome = values.put(&set.name, &set.value, put).await.map_err(told)?;
+        }
         let (done, before) = match outcome {
             PutOutcome::Done(before) => (true, before),
             PutOutcome::Unwanted(before) => (false, before),

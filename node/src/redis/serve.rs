@@ -387,15 +387,12 @@ impl Caller {
     fn take(&mut self, door: &Door) -> Vec<(Step, bool)> {
         let mut steps = Vec::new();
         let tenant = self.session.tenant().to_owned();
+        let serving = door.view.serving();
+        // Before there is a map, nobody knows which tenants there are.
+        let has = |name: &str| serving.as_ref().is_none_or(|serving| serving.map.tenant(name).is_some());
         while steps.len() < MAX_PIPELINED && self.session.tenant() == tenant {
             let step = match self.parser.next(&mut self.buf) {
-                Ok(Some(request)) => {
-                    let serving = door.view.serving();
-                    let has = |name: &str| {
-                        serving.as_ref().is_none_or(|serving| serving.map.tenant(name).is_some())
-                    };
-                    self.session.step(&request, SystemTime::now(), has)
-                }
+                Ok(Some(request)) => self.session.step(&request, SystemTime::now(), has),
                 Ok(None) => break,
                 Err(wrong) => Step::End(Reply::wrong(wrong)),
             };
