@@ -158,6 +158,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::SetDrains { .. }
                 | Command::SetCordon { .. }
                 | Command::SetScaling { .. }
+                | Command::ScaleBeyond { .. }
                 | Command::SetAck { .. }
                 | Command::SetEngine(_)
                 | Command::RemoveEngine { .. }

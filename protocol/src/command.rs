@@ -170,6 +170,11 @@ pub enum Command {
         /// Whose starts, up to and including which; none for members that no map has.
         start: Option<(MemberId, Generation)>,
     },
+    /// Has the cluster be of this size, whatever floor and ceiling its policy has.
+    ScaleBeyond {
+        /// Members.
+        size: u32,
+    },
 }
 
 impl Command {
@@ -201,6 +206,7 @@ impl Command {
             Command::RaiseLevel { .. } => "raise-level",
             Command::SetCordon { .. } => "set-cordon",
             Command::MarkEnded { .. } => "mark-ended",
+            Command::ScaleBeyond { .. } => "scale-beyond",
         }
     }
 
@@ -210,6 +216,7 @@ impl Command {
             Command::SetPin { .. } | Command::RemovePin { .. } => Level::PINS,
             Command::Record(note) if note.kind == EventKind::DrainFinished => Level::PINS,
             Command::SetCordon { .. } => Level::CORDONS,
+            Command::ScaleBeyond { .. } => Level::CHECKED,
             _ => Level::FIRST,
         }
     }

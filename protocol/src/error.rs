@@ -154,6 +154,19 @@ pub enum WireError {
     /// Another change was asked under this name before: this one was not made, and never will be under it.
     #[error("another change was asked under this name before: draw another name for this one")]
     AskedOtherwise,
+    /// The policy's floor and ceiling stand against a size: change them, or go beyond them.
+    #[error(
+        "{size} members are asked for, and the policy allows {floor} to {ceiling}: change it (`kvhive scale set`), give up the size \
+         (`--automatic`), or go beyond it (`kvhive scale to {size} --beyond-policy`, `\"force\": true`)"
+    )]
+    BeyondPolicy {
+        /// The size that an operator asks for, or has asked for.
+        size: u32,
+        /// The fewest members.
+        floor: u32,
+        /// The most.
+        ceiling: u32,
+    },
 }
 
 /// The most members that [`WireError::StillServed`] names.

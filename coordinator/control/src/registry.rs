@@ -16,7 +16,7 @@ use kvhive_protocol::data::Ack;
 use kvhive_protocol::engines::Engine;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterMap, Epoch, Era, Filling, LogEntry, Member, MemberId, MemberState, Origin, ReplicaSet, RequestId,
+    ClusterMap, Epoch, Era, Filling, Level, LogEntry, Member, MemberId, MemberState, Origin, ReplicaSet, RequestId,
     Tenant, TenantId, TenantRules, WireError,
 };
 use serde::{Deserialize, Serialize};
@@ -227,7 +227,11 @@ impl Registry {
             Command::SetCoordinators { addresses } => self.set_coordinators(addresses),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
             Command::Record(note) => self.check_note(&note).map(|()| self.unchanged()),
-            Command::SetScaling { change } => self.scaling.change(&change).map(|()| self.unchanged()),
+            Command::SetScaling { change } => {
+                let binds = self.level() >= Level::CHECKED;
+                self.scaling.change(&change, binds).map(|()| self.unchanged())
+            }
+            Command::ScaleBeyond { size } => self.scaling.go_beyond(size).map(|()| self.unchanged()),
             Command::RecordLoad { observation } => {
                 self.scaling.record(observation);
                 Ok(self.unchanged())

@@ -70,6 +70,10 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
         }
         Command::Record(note) => Some((**note).clone()),
         Command::SetScaling { change } => Some(scaled(change)),
+        Command::ScaleBeyond { size } => {
+            let change = ScalingChange { manual: Change::Set(*size), ..ScalingChange::default() };
+            Some(scaled(&change).with("beyond_policy", 1))
+        }
         // It is told every few minutes: a journal of that would hold nothing else.
         Command::RecordLoad { .. } => None,
         Command::SetEngine(engine) => {

@@ -82,6 +82,7 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         | Command::DeleteTenant { .. }
         | Command::RemoveMember { .. }
         | Command::SetScaling { .. }
+        | Command::ScaleBeyond { .. }
         | Command::RecordLoad { .. }
         | Command::RaiseLevel { .. }
         | Command::MarkEnded { .. }

@@ -376,6 +376,7 @@ impl From<WireError> for Trouble {
             WireError::StaleEpoch { .. } => Trouble::new(StatusCode::CONFLICT, STALE_EPOCH, detail),
             WireError::Rejected { .. } => Trouble::new(StatusCode::CONFLICT, "rejected", detail),
             WireError::NotYet { .. } => Trouble::new(StatusCode::CONFLICT, "not_yet", detail),
+            WireError::BeyondPolicy { .. } => Trouble::new(StatusCode::CONFLICT, "beyond_policy", detail),
             WireError::AskedOtherwise => {
                 let detail = "this Idempotency-Key was sent with another query or body before, and this one changed nothing: draw \
                               another for another change";

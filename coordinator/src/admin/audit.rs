@@ -2,11 +2,14 @@
 //! same as an event of the log. Secrets and bodies are in neither.
 
 use super::asked;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::Response;
 use kvhive_runtime::http::Role;
 use serde::Serialize;
+use std::convert::Infallible;
+use std::fmt;
 use std::fs::{File, OpenOptions, rename};
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -108,6 +111,25 @@ fn is_question(path: &str) -> bool {
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct From(SocketAddr);
+
+/// Who asks, as far as it is known: the role of the token, and from where.
+pub(super) struct Asker(String);
+
+impl fmt::Display for Asker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Asker {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Asker, Infallible> {
+        let role = parts.extensions.get::<Role>().map_or_else(|| "somebody".to_owned(), Role::to_string);
+        let from = parts.extensions.get::<ConnectInfo<From>>().map(|from| from.0.0.ip());
+        Ok(Asker(from.map_or_else(|| role.clone(), |from| format!("{role} at {from}"))))
+    }
+}
 
 impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, kvhive_runtime::BoundedListener>>
     for From

@@ -30,7 +30,7 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, CoordinatorStatus, Overview,
 };
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{Reason, RequestId, SLOTS, WireError};
+use kvhive_protocol::{Level, Reason, RequestId, SLOTS, WireError};
 use kvhive_runtime::http::{Access, Problem};
 use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
 use kvhive_spans::Tracer;
@@ -146,14 +146,18 @@ impl Admin {
     ) -> Result<CommandReply, Trouble> {
         let reason = reason.or("asked for through the admin API");
         if let AskedAs(Some(name)) = asked {
-            let level = self.sources.vitals.borrow().level;
-            return self.submit_as(name.at(level), command, reason).await;
+            return self.submit_as(name.at(self.level()), command, reason).await;
         }
         let request = self.lanes.take();
         let submitted = self.submit_as(request, command, reason).await;
         // One that is given up half-way keeps its lane: a repeat of it may still be on its way.
         self.lanes.give_back(request);
         submitted
+    }
+
+    /// Returns the cluster's level, as this coordinator knows it.
+    pub(super) fn level(&self) -> Level {
+        self.sources.vitals.borrow().level
     }
 
     async fn submit_as(
