@@ -156,6 +156,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::RemoveMember { .. }
                 | Command::SetTenantRules { .. }
                 | Command::SetDrains { .. }
+                | Command::Empty { .. }
                 | Command::SetCordon { .. }
                 | Command::SetScaling { .. }
                 | Command::ScaleBeyond { .. }

@@ -83,7 +83,8 @@ pub enum Command {
         /// Which become what.
         change: RulesChange,
     },
-    /// Begins to empty a member, or ends that.
+    /// Begins to empty a member, or ends that. Where it begins, a leader looks first whether the others have room, and has it be
+    /// [`Command::Empty`].
     SetDrains {
         /// Which.
         member: MemberId,
@@ -175,6 +176,13 @@ pub enum Command {
         /// Members.
         size: u32,
     },
+    /// Begins to empty a member.
+    Empty {
+        /// Which.
+        member: MemberId,
+        /// Who else is being emptied, at most, by what the room for it was found; none where it may lose blocks.
+        beside: Option<Vec<MemberId>>,
+    },
 }
 
 impl Command {
@@ -207,6 +215,7 @@ impl Command {
             Command::SetCordon { .. } => "set-cordon",
             Command::MarkEnded { .. } => "mark-ended",
             Command::ScaleBeyond { .. } => "scale-beyond",
+            Command::Empty { .. } => "empty",
         }
     }
 
@@ -216,7 +225,7 @@ impl Command {
             Command::SetPin { .. } | Command::RemovePin { .. } => Level::PINS,
             Command::Record(note) if note.kind == EventKind::DrainFinished => Level::PINS,
             Command::SetCordon { .. } => Level::CORDONS,
-            Command::ScaleBeyond { .. } => Level::CHECKED,
+            Command::ScaleBeyond { .. } | Command::Empty { .. } => Level::CHECKED,
             _ => Level::FIRST,
         }
     }

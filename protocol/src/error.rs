@@ -167,6 +167,26 @@ pub enum WireError {
         /// The most.
         ceiling: u32,
     },
+    /// The others have too little room for what a member holds that is to be emptied.
+    #[error(
+        "{member} holds {blocks} blocks of {bytes} bytes that others are to take, and these have {free_bytes} bytes free: {short_bytes} \
+         bytes have no room where they would go{}. Start a node, or say that blocks may be lost (`may_lose`, `--yes`)",
+        if *beside > 0 { ", counted with what the nodes hold that are being emptied" } else { "" }
+    )]
+    TooLittleRoom {
+        /// Its name.
+        member: String,
+        /// Blocks that would go to others: its own, and of those who are being emptied.
+        blocks: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Bytes that the others can take in before anything leaves for them.
+        free_bytes: u64,
+        /// Bytes that have no room where they would go.
+        short_bytes: u64,
+        /// How many others are being emptied.
+        beside: u32,
+    },
 }
 
 /// The most members that [`WireError::StillServed`] names.

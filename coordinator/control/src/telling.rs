@@ -54,9 +54,13 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
         Command::SetTenantRules { tenant, change } => {
             Some(ruled(of_tenant(EventKind::TenantRulesChanged, tenant)?, change))
         }
-        Command::SetDrains { member, drains } => {
-            let kind = if *drains { EventKind::DrainBegun } else { EventKind::DrainEnded };
-            Some(of_member(kind, member)?.with("slots_held", map.map_or(0, |map| slots_of(map, *member))))
+        Command::SetDrains { member, drains: false } => {
+            let held = map.map_or(0, |map| slots_of(map, *member));
+            Some(of_member(EventKind::DrainEnded, member)?.with("slots_held", held))
+        }
+        Command::SetDrains { member, drains: true } | Command::Empty { member, .. } => {
+            let held = map.map_or(0, |map| slots_of(map, *member));
+            Some(of_member(EventKind::DrainBegun, member)?.with("slots_held", held))
         }
         Command::SetCordon { member, cordoned } => {
             let kind = if *cordoned { EventKind::MemberCordoned } else { EventKind::MemberUncordoned };

@@ -325,11 +325,6 @@ impl Trouble {
         Trouble::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", detail)
     }
 
-    /// Says that the others have too little room for what a node holds.
-    pub(super) fn too_little_room(detail: String) -> Trouble {
-        Trouble::new(StatusCode::CONFLICT, "too_little_room", detail)
-    }
-
     pub(super) fn unavailable(detail: String) -> Trouble {
         Trouble::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
     }
@@ -376,6 +371,7 @@ impl From<WireError> for Trouble {
             WireError::StaleEpoch { .. } => Trouble::new(StatusCode::CONFLICT, STALE_EPOCH, detail),
             WireError::Rejected { .. } => Trouble::new(StatusCode::CONFLICT, "rejected", detail),
             WireError::NotYet { .. } => Trouble::new(StatusCode::CONFLICT, "not_yet", detail),
+            WireError::TooLittleRoom { .. } => Trouble::new(StatusCode::CONFLICT, "too_little_room", detail),
             WireError::BeyondPolicy { .. } => Trouble::new(StatusCode::CONFLICT, "beyond_policy", detail),
             WireError::AskedOtherwise => {
                 let detail = "this Idempotency-Key was sent with another query or body before, and this one changed nothing: draw \
