@@ -17,8 +17,8 @@ pub enum WireError {
         /// The answering member's epoch.
         epoch: Epoch,
     },
-    /// The member holds no lease and serves nothing: ask another replica, or later.
-    #[error("this member holds no lease and serves nothing")]
+    /// The member holds no lease by which it could serve this: ask another replica, or later.
+    #[error("this member holds no lease by which it could serve this")]
     NoLease,
     /// Too much is under way: back off, then repeat.
     #[error("busy: {what}")]

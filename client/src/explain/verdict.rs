@@ -20,7 +20,7 @@ pub enum Place {
 /// Why a device has said nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Silence {
-    /// Its node holds no lease, and serves nothing.
+    /// Its node holds no lease by which it serves this map, or none at all.
     NoLease,
     /// It did not answer within this time.
     Late(Duration),
