@@ -20,7 +20,7 @@ use tokio::time::Instant;
 mod verdict;
 mod words;
 
-use verdict::fold;
+pub(crate) use verdict::fold;
 pub use verdict::{Place, Replica, Silence, Verdict};
 
 /// The most devices that are asked for blocks that may be anywhere.

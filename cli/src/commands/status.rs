@@ -301,7 +301,10 @@ mod tests {
         let node = |state: &str, lingers: Value| json!({ "state": state, "drains": false, "cordoned": state == "up", "lingers": lingers });
         assert_eq!(super::state(&node("down", Value::Null)), "down");
         assert_eq!(super::state(&node("down", json!({ "generation": 1, "moved": false }))), "down, lingers");
-        assert_eq!(super::state(&node("up", json!({ "generation": 1, "moved": true }))), "up, cordoned, lingers");
+        assert_eq!(
+            super::state(&node("up", json!({ "generation": 1, "moved": true }))),
+            "up, cordoned, lingers"
+        );
     }
 
     #[test]

@@ -165,7 +165,7 @@ fn micros(us: &Value) -> String {
 }
 
 /// Returns what the coordinator knows a request by: of a whole traceparent the trace's id.
-fn named(id: &str) -> Result<&str> {
+pub(super) fn named(id: &str) -> Result<&str> {
     let mut parts = id.split('-');
     let is_parent = (parts.next().map(str::len), parts.next().map(str::len)) == (Some(2), Some(32));
     let id = if is_parent { &id[3..35] } else { id };

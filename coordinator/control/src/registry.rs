@@ -16,8 +16,8 @@ use kvhive_protocol::data::Ack;
 use kvhive_protocol::engines::Engine;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterMap, Epoch, Era, Filling, Level, LogEntry, Member, MemberId, MemberState, Origin, ReplicaSet, RequestId,
-    Tenant, TenantId, TenantRules, WireError,
+    ClusterMap, Epoch, Era, Filling, Level, LogEntry, Member, MemberId, MemberState, Origin, ReplicaSet,
+    RequestId, Tenant, TenantId, TenantRules, WireError,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -151,7 +151,14 @@ pub fn weigh(
         return Ok(empty);
     }
     let beside = u32::try_from(beside.len()).unwrap_or(u32::MAX);
-    Err(WireError::TooLittleRoom { member: known.name.clone(), blocks, bytes, free_bytes, short_bytes, beside })
+    Err(WireError::TooLittleRoom {
+        member: known.name.clone(),
+        blocks,
+        bytes,
+        free_bytes,
+        short_bytes,
+        beside,
+    })
 }
 
 /// Returns the fewest members that hold all that is not to be let go, whichever they are: what is pinned where some are full, as what is

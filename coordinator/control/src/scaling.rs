@@ -1,8 +1,8 @@
 //! What coordinators agree on about the cluster's size: the policy, and the load of the last two weeks, from which each of them
 //! foresees what is to come. Members need none of it, so it is no part of the map and raises no epoch.
 
-use kvhive_protocol::{Change, WireError};
 use kvhive_protocol::scaling::{MAX_OBSERVATIONS, Observation, ScalingChange, ScalingPolicy};
+use kvhive_protocol::{Change, WireError};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -100,7 +100,9 @@ mod tests {
 
     fn of_two_to_eight() -> Scaling {
         let mut scaling = Scaling::default();
-        scaling.begin(ScalingPolicy { floor: 2, ceiling: 8, ..ScalingPolicy::default() }).expect("it may be so");
+        scaling
+            .begin(ScalingPolicy { floor: 2, ceiling: 8, ..ScalingPolicy::default() })
+            .expect("it may be so");
         scaling
     }
 

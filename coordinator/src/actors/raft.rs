@@ -12,7 +12,7 @@ use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Sta
 use kvhive_control::{ClearTicket, Counters, Drains, Effect as Oversight, Overseer, Registry, Scaler};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, Heartbeat, Proposal};
 use kvhive_protocol::{
-    Epoch, Level, LogEntry, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
+    Epoch, Level, LogEntry, MemberId, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
 };
 use kvhive_runtime::{Actor, Clock, Context, Reply};
 use std::collections::BTreeMap;
@@ -72,11 +72,24 @@ pub(super) enum Waiting {
         empties: Option<MemberId>,
         reply: Option<Reply<ControlReply>>,
     },
-    Map { have: Epoch, reply: Reply<ControlReply> },
-    Beat { received: Moment, beat: Heartbeat, reply: Reply<ControlReply> },
-    Overview { reply: Reply<ControlReply> },
-    Group { reply: Reply<ControlReply> },
-    Report { reply: Reply<ControlReply> },
+    Map {
+        have: Epoch,
+        reply: Reply<ControlReply>,
+    },
+    Beat {
+        received: Moment,
+        beat: Heartbeat,
+        reply: Reply<ControlReply>,
+    },
+    Overview {
+        reply: Reply<ControlReply>,
+    },
+    Group {
+        reply: Reply<ControlReply>,
+    },
+    Report {
+        reply: Reply<ControlReply>,
+    },
 }
 
 /// One coordinator's raft actor.
@@ -238,7 +251,9 @@ impl RaftActor {
         self.tell_events();
         self.tell_engines();
         let Some(ticket) = ticket else { return };
-        let Some(Waiting::Proposal { register, clears, empties, reply: asker }) = self.waiting.remove(&ticket) else {
+        let Some(Waiting::Proposal { register, clears, empties, reply: asker }) =
+            self.waiting.remove(&ticket)
+        else {
             return;
         };
         let Some(asker) = asker else {

@@ -1,8 +1,8 @@
 //! From the leader's overview to the admin API's answers: pure.
 
 use super::answers::{
-    Cluster, Coordinator, Device, HotSlot, Lingers, Node, SlotEntry, SlotList, SlotQuery, Slots, Stats, Strategy,
-    Tier, Traffic, Trouble,
+    Cluster, Coordinator, Device, HotSlot, Lingers, Node, SlotEntry, SlotList, SlotQuery, Slots, Stats,
+    Strategy, Tier, Traffic, Trouble,
 };
 use super::page::page;
 use kvhive_protocol::control::{DeviceLoad, Overview};

@@ -225,7 +225,10 @@ fn who_goes_beyond_the_policy_of_sizes_says_so_and_is_told_of() {
     assert_eq!(ask(r#"{"size":16}"#).json()["target"], 16);
     let refused = ask(r#"{"size":17}"#);
     assert_eq!(refused.refusal(), (409, "beyond_policy".to_owned()));
-    assert!(refused.json()["detail"].as_str().is_some_and(|said| said.contains("allows 1 to 16")), "{refused:?}");
+    assert!(
+        refused.json()["detail"].as_str().is_some_and(|said| said.contains("allows 1 to 16")),
+        "{refused:?}"
+    );
     // Force where there is no need of it is nothing to tell.
     assert_eq!(ask(r#"{"size":15,"force":true}"#).json()["target"], 15);
     assert_eq!(ask(r#"{"size":17,"force":true,"reason":"a launch"}"#).json()["target"], 17);

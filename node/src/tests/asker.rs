@@ -11,7 +11,7 @@ use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::{
     BlockHeader, BlockKey, DeviceId, Epoch, Era, Layout, LayoutFingerprint, MemberId, Slot, TenantId,
-    WireError,
+    TraceContext, WireError,
 };
 use kvhive_wire::{Connection, Fault, Identity};
 use std::time::Duration;
@@ -163,6 +163,17 @@ impl Asker {
     ) -> Result<DataReply, Fault> {
         self.number += 1;
         self.connection.send(Kind::DataRequest, self.number, request, payload).await?;
+        self.connection.receive_answer(Kind::DataReply, self.number).await
+    }
+
+    /// Asks as a part of a trace.
+    pub(super) async fn exchange_traced(
+        &mut self,
+        of: TraceContext,
+        request: &DataRequest,
+    ) -> Result<DataReply, Fault> {
+        self.number += 1;
+        self.connection.send(Kind::TracedRequest, self.number, &(of, request), &[]).await?;
         self.connection.receive_answer(Kind::DataReply, self.number).await
     }
 
