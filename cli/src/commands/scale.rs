@@ -255,7 +255,8 @@ impl Scale {
         if self.json {
             return report::print_json(&json!({"from": plan.members, "to": plan.size, "would": steps}));
         }
-        println!("{} members, {} wanted; this would be done:", plan.members, plan.size);
+        let members = report::counted(plan.members as u64, "member");
+        println!("{members}, {} wanted; this would be done:", plan.size);
         steps.iter().for_each(|step| println!("  {step}"));
         Ok(())
     }
@@ -265,12 +266,16 @@ impl Scale {
             return report::print_json(scaled);
         }
         let Scaled { from, to, started, ended, slots_moved, came_to, unreported, seconds } = scaled;
-        println!("{from} members became {to} in {seconds:.1} s");
+        println!("{} became {to} in {seconds:.1} s", report::counted(*from as u64, "member"));
         if !started.is_empty() {
             println!("started {}", started.join(", "));
         }
         if !ended.is_empty() {
-            println!("ended {}, of which {slots_moved} slots went to others first", ended.join(", "));
+            println!(
+                "ended {}, of which {} went to others first",
+                ended.join(", "),
+                report::counted(*slots_moved, "slot")
+            );
             println!("{}", came_to.told());
         }
         if !unreported.is_empty() {

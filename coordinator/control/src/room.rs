@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn the_second_of_two_that_are_asked_for_at_once_counts_what_the_first_takes() {
-        let mut scene = Scene::new(1, &[(0, 150), (100, 0), (100, 0)]);
+        let mut scene = Scene::new(1, &[(0, 150), (100, 60), (100, 60)]);
         let weighed = |scene: &Scene, member, underway: &[u32]| scene.weigh(member, underway);
         // Each by itself has room: both were told so.
         let (first, second) = (weighed(&scene, 2, &[]), weighed(&scene, 3, &[]));

@@ -3,7 +3,9 @@
 use crate::group::{Group, eventually, fresh_request, settings, submit};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{Epoch, Era, MemberState, Reason, TenantId, TenantRules, WireError};
+use kvhive_protocol::{
+    BlockKey, Epoch, Era, MemberState, Pin, PinMode, Reason, TenantId, TenantRules, WireError,
+};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -239,4 +241,28 @@ fn who_goes_beyond_the_policy_of_sizes_says_so_and_is_told_of() {
     assert_eq!(facts, [of(16), of(15), serde_json::json!({ "size": 17, "beyond_policy": 1 })]);
     let last = told.last().and_then(|event| event["reason"].as_str());
     assert_eq!(last, Some("admin at 127.0.0.1 goes beyond 1 to 16 members: a launch"));
+}
+
+#[test]
+fn a_pin_that_a_client_sets_is_told_of_with_its_reason() {
+    let group = Group::of(1);
+    let pin = |name: &str, reason: &str| {
+        let pin = Pin {
+            tenant: TenantId(1),
+            keys: [BlockKey::from_bytes([1; 32])].iter().collect(),
+            mode: PinMode::Hard,
+            reason: Reason::new(reason),
+        };
+        let command = Command::SetPin { name: name.to_owned(), pin: Box::new(pin) };
+        let request = fresh_request();
+        ControlRequest::Submit { request, command, reason: Reason::default() }
+    };
+    for (name, reason) in [("system", "each request begins so"), ("other", "")] {
+        let reply = group.ask(0, Role::Client, &pin(name, reason));
+        assert!(matches!(reply, ControlReply::Done(CommandReply::Applied { .. })), "{reply:?}");
+    }
+    let told = group.admin(0).get("/v1/events?kind=pin-added").json();
+    let told = told["events"].as_array().expect("there are events");
+    let reasons: Vec<_> = told.iter().filter_map(|event| event["reason"].as_str()).collect();
+    assert_eq!(reasons, ["each request begins so", "asked for by a client"]);
 }

@@ -243,20 +243,24 @@ impl Asker {
         }
     }
 
-    pub(super) async fn covered(&mut self, numbers: &[u64]) -> Result<u32, WireError> {
-        self.hold(numbers, 0).await
-    }
-
-    /// As [`Asker::covered`], and has what is there stay for so long.
-    pub(super) async fn hold(&mut self, numbers: &[u64], hold_ms: u32) -> Result<u32, WireError> {
-        let request = DataRequest::Match(MatchRequest {
+    pub(super) fn match_request(&self, numbers: &[u64], hold_ms: u32) -> DataRequest {
+        DataRequest::Match(MatchRequest {
             epoch: self.epoch,
             device: self.device,
             tenant: self.tenant,
             hold_ms,
             runs: self.runs(numbers.len()),
             keys: numbers.iter().map(|number| key(*number)).collect(),
-        });
+        })
+    }
+
+    pub(super) async fn covered(&mut self, numbers: &[u64]) -> Result<u32, WireError> {
+        self.hold(numbers, 0).await
+    }
+
+    /// As [`Asker::covered`], and has what is there stay for so long.
+    pub(super) async fn hold(&mut self, numbers: &[u64], hold_ms: u32) -> Result<u32, WireError> {
+        let request = self.match_request(numbers, hold_ms);
         match self.exchange(&request, &[]).await {
             Ok(DataReply::Matched { covered, .. }) => Ok(covered[0]),
             Err(Fault::Refused(error)) => Err(error),

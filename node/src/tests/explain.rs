@@ -185,12 +185,11 @@ async fn why_a_request_missed_is_known_by_its_trace_after_the_blocks_have_come()
         assert_eq!(client.store(&[Block::new(number, 4 * KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
     }
     let trace = TraceId::of_request("chatcmpl-7");
-    let asked = client.fetch_request(&[0, 7, 100]);
+    let asked = client.match_request(&[7, 0, 100], 0);
     let context = TraceContext { trace, span: SpanId::new([1; 8]).expect("it is not zero") };
-    assert!(matches!(client.exchange_traced(context, &asked).await, Ok(DataReply::Fetched { .. })));
+    assert!(matches!(client.exchange_traced(context, &asked).await, Ok(DataReply::Matched { .. })));
     // Without a context nothing is remembered.
-    let plain = client.fetch_request(&[101]);
-    assert!(matches!(client.exchange(&plain, &[]).await, Ok(DataReply::Fetched { .. })));
+    assert_eq!(client.covered(&[101]).await, Ok(0));
     assert_eq!(client.store(&[Block::new(100, 4 * KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
     let mut recall = async |trace| {
         let request = RecallRequest { epoch: client.epoch, device: client.device, trace };
@@ -201,7 +200,7 @@ async fn why_a_request_missed_is_known_by_its_trace_after_the_blocks_have_come()
     };
     let parts = recall(trace).await;
     let [part] = &parts[..] else { panic!("{parts:?}") };
-    assert_eq!((part.fetches, part.blocks, part.hits, part.missed.len()), (true, 3, 1, 2));
+    assert_eq!((part.fetches, part.blocks, part.hits, part.missed.len()), (false, 3, 1, 2));
     assert_eq!(part.missed[0].0, key(0));
     assert_eq!(gone(part.missed[0].1), Some((Gone::Evicted, Some(BlockTier::Device), Strategy::Lru)));
     assert_eq!(part.missed[1].0, key(100));
