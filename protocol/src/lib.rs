@@ -28,6 +28,7 @@ pub mod names;
 pub mod pins;
 pub mod placing;
 pub mod raft;
+pub mod recall;
 pub mod routing;
 pub mod scaling;
 pub mod strategy;

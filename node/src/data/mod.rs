@@ -8,6 +8,7 @@ mod decode;
 mod fetch;
 mod names;
 mod plane;
+mod recall;
 mod replicate;
 mod server;
 mod store;
