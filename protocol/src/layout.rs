@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::LazyLock;
 
 /// The version of the layout rules themselves; raised when the meaning of a field changes.
 const LAYOUT_RULES: u32 = 1;
@@ -106,6 +107,12 @@ impl Layout {
 pub struct LayoutFingerprint(pub [u8; 16]);
 
 impl LayoutFingerprint {
+    /// Says whether it is that of [`Layout::ANY_LENGTH`].
+    pub fn is_of_any_length(&self) -> bool {
+        static ANY: LazyLock<LayoutFingerprint> = LazyLock::new(|| Layout::ANY_LENGTH.fingerprint());
+        *self == *ANY
+    }
+
     /// Reads the 32 hexadecimal digits that it is shown as; none for anything else.
     pub fn parse(text: &str) -> Option<LayoutFingerprint> {
         let is_hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
