@@ -70,20 +70,25 @@ class Unsupported(Exception):
     """Why a model's blocks are not shared."""
 
 
-def spared(otherwise: Callable[[], _T]) -> Callable[[Callable[..., _T]], Callable[..., _T]]:
-    """Has the engine go on without kvhive where kvhive fails."""
+NOTHING: tuple[int | None, bool] = (0, False)
+AT_ONCE: tuple[bool, dict[str, Any] | None] = (False, None)
+
+
+def spared(otherwise: _T) -> Callable[[Callable[..., _T]], Callable[..., _T]]:
+    """Has the engine's scheduler go on without kvhive where this fails. What was promised before is loaded all the same."""
 
     def spare(call: Callable[..., _T]) -> Callable[..., _T]:
         @functools.wraps(call)
         def guarded(self: KvHiveConnector, *given: Any, **named: Any) -> _T:
             if self._is_off:
-                return otherwise()
+                return otherwise
             try:
                 return call(self, *given, **named)
             except Exception:
                 logger.exception("kvhive: %s failed; this engine goes on without kvhive", call.__name__)
                 self._is_off = True
-                return otherwise()
+                self._requests.clear()
+                return otherwise
 
         return guarded
 
@@ -109,6 +114,7 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._planner: EnginePlanner | None = None
         self._courier: EngineCourier | None = None
         self._pages: Pages | None = None
+        self._requests: dict[str, Any] = {}
         self._loading: deque[tuple[Any, Any, int]] = deque()
         self._copied: SimpleQueue[tuple[Any, int, torch.Tensor]] = SimpleQueue()
         self._is_off = False
@@ -139,7 +145,7 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     # The scheduler's side
 
-    @spared(lambda: (0, False))
+    @spared(NOTHING)
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         assert self._planner is not None
         if request.skip_reading_prefix_cache:
@@ -154,14 +160,14 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         # Raises where vLLM counts on what it was not promised: those blocks would be used without ever being written.
-        if self._planner is not None:
+        if self._planner is not None and (num_external_tokens > 0 or not self._is_off):
             self._planner.allocated(request.request_id, list(blocks.get_block_ids()), num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         self._plan(scheduler_output)
         return Orders(b"" if self._planner is None else self._planner.orders())
 
-    @spared(lambda: None)
+    @spared(None)
     def _plan(self, output: Any) -> None:
         assert self._planner is not None and self._kv_cache_manager is not None
         for request_id in output.preempted_req_ids or ():
@@ -184,15 +190,11 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             computed += output.num_scheduled_tokens[request_id]
             self._planner.scheduled(request_id, blocks, is_whole, computed, request.block_hashes)
 
-    @functools.cached_property
-    def _requests(self) -> dict[str, Any]:
-        return {}
-
-    @spared(lambda: None)
+    @spared(None)
     def on_new_request(self, request: Any) -> None:
         self._requests[request.request_id] = request
 
-    @spared(lambda: None)
+    @spared(None)
     def update_connector_output(self, connector_output: Any) -> None:
         assert self._planner is not None
         reports = connector_output.kv_connector_worker_meta
@@ -203,7 +205,7 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished_all_groups(request, (block_ids,))
 
-    @spared(lambda: (False, None))
+    @spared(AT_ONCE)
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
@@ -219,9 +221,10 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     # The workers' side
 
-    @spared(lambda: None)
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         parallel, config = self._vllm_config.parallel_config, self._kv_cache_config
+        if self._is_off:
+            return
         self._pages = pages = Pages(kv_caches, config.num_blocks, placements(config))
         replicas = config.kv_tp_replicas
         self._courier = EngineCourier(
@@ -246,12 +249,8 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
         # Before the step runs, so that questions are on their way meanwhile.
-        self._told(connector_metadata)
-
-    @spared(lambda: None)
-    def _told(self, metadata: KVConnectorMetadata) -> None:
-        if self._courier is not None and isinstance(metadata, Orders):
-            self._courier.told(metadata.orders)
+        if self._courier is not None and isinstance(connector_metadata, Orders):
+            self._courier.told(connector_metadata.orders)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         # Not spared: a step must not run on blocks that were promised and not written.
@@ -268,16 +267,20 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
         return
 
-    @spared(lambda: None)
     def wait_for_save(self) -> None:
         if self._courier is None or self._pages is None:
             return
         for number, group, blocks in self._courier.saves():
-            memory = self._pages.save(group, blocks)
-            if (event := self._pages.begun()) is None:
-                self._courier.store(number, memory)
-            else:
-                self._copied.put((event, number, memory))
+            try:
+                memory = self._pages.save(group, blocks)
+                event = self._pages.begun()
+                if event is None:
+                    self._courier.store(number, memory)
+                else:
+                    self._copied.put((event, number, memory))
+            except Exception:
+                logger.exception("kvhive: %d blocks are not saved", len(blocks))
+                self._courier.unsaved(number)
 
     def _store_copied(self) -> None:
         # Beside the steps: the last one of a busy stretch has none after it.
@@ -291,7 +294,6 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 logger.exception("kvhive: blocks of save %d are lost", number)
                 self._courier.unsaved(number)
 
-    @spared(lambda: None)
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         if self._courier is None or self._pages is None:
             return None

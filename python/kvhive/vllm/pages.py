@@ -88,7 +88,7 @@ class Pages:
 def rows(cache: torch.Tensor, blocks: int, place: Placement) -> list[torch.Tensor]:
     """Returns a layer's pages as rows of bytes, one a block."""
     storage = cache.untyped_storage()
-    raw = torch.empty(0, dtype=torch.uint8, device=cache.device).set_(storage)  # type: ignore[call-overload]
+    raw = torch.empty(0, dtype=torch.uint8, device=cache.device).set_(storage)
     ends = [place.offset + part * blocks * place.stride for part in range(place.parts)]
     last = ends[-1] + (blocks - 1) * place.stride + place.page
     if last > storage.nbytes():
@@ -98,4 +98,4 @@ def rows(cache: torch.Tensor, blocks: int, place: Placement) -> list[torch.Tenso
 
 def is_wide(row: torch.Tensor) -> bool:
     """Says whether a page can be copied in elements of 8 bytes."""
-    return row.shape[1] % 8 == 0 and row.stride(0) % 8 == 0 and row.storage_offset() % 8 == 0 and row.data_ptr() % 8 == 0
+    return not any(size % 8 for size in (row.shape[1], row.stride(0), row.storage_offset(), row.data_ptr()))

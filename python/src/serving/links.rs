@@ -107,6 +107,9 @@ impl Links {
                     }
                 }
             }
+            if is_silent {
+                self.note("no node that may have these blocks can be reached");
+            }
             (!is_silent).then_some((blocks, prefixes))
         };
         let answered = timeout(limit, all).await;
