@@ -7,6 +7,7 @@ mod admin;
 mod config;
 mod data;
 mod disk;
+pub mod engine;
 mod fill;
 mod guards;
 mod handle;

@@ -6,7 +6,7 @@ use crate::admin;
 use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
 use crate::disk::{self, DiskError, DiskTuning, Store};
-use crate::fill::{Filler, LISTED};
+use crate::fill::{self, Filler};
 #[cfg(test)]
 use crate::handle::Inside;
 use crate::handle::{Ending, NodeHandle};
@@ -16,7 +16,7 @@ use crate::metrics::{Sources, routes};
 use crate::persist::{self, Holdings, Jobs, Keeper};
 use crate::view::View;
 use axum::Router;
-use kvhive_cache::{Nearest, Rules, ShardConfig, Tier, TierCapacity};
+use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{Coordinators, Pool};
 use kvhive_protocol::Levels;
 use kvhive_protocol::handshake::{Role, TokenKey};
@@ -368,7 +368,7 @@ fn blocks_listed(config: &NodeConfig, memories: &[Memory]) -> usize {
         let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
         memory_frames(memory) as usize + records as usize
     };
-    memories.iter().zip(&config.devices).map(blocks).max().unwrap_or(0).clamp(1, LISTED)
+    fill::listed(memories.iter().zip(&config.devices).map(blocks).max().unwrap_or(0))
 }
 
 /// Returns the bytes of arenas, indices (of blocks on disk too), what snapshots and finding records need, connections'
@@ -385,12 +385,12 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         arenas + snapshot + disk::scan_bytes(records) + core
     };
     let connection = CONNECTION_BYTES + config.tls.as_ref().map_or(0, |_| TLS_BYTES);
-    // What is decoded, and what is read from disk, until it is sent.
+    // What is decoded, and what is read from disk, until an asker is sent it.
     let has_disk = config.devices.iter().any(|device| device.disk_bytes > 0);
     let on_the_way = config.max_inflight_bytes * (1 + u64::from(has_disk));
     memories.iter().zip(&config.devices).map(of_device).sum::<u64>()
         + config.max_connections as u64 * connection
-        + Nearest::bytes(blocks_listed(config, memories))
+        + fill::bytes(blocks_listed(config, memories), has_disk)
         + on_the_way
 }
 

@@ -151,6 +151,9 @@ pub enum WireError {
          nodes go on serving what they have"
     )]
     NoMajority,
+    /// Another change was asked under this name before: this one was not made, and never will be under it.
+    #[error("another change was asked under this name before: draw another name for this one")]
+    AskedOtherwise,
 }
 
 /// The most members that [`WireError::StillServed`] names.

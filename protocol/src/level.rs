@@ -18,8 +18,10 @@ impl Level {
     pub const PINS: Level = Level(2);
     /// Members that are cordoned.
     pub const CORDONS: Level = Level(3);
+    /// Changes that are named with a print of what is asked.
+    pub const CHECKED: Level = Level(4);
     /// The newest that this build speaks.
-    pub const NEWEST: Level = Level::CORDONS;
+    pub const NEWEST: Level = Level::CHECKED;
     /// The oldest that this build speaks: that of the build before it.
     pub const OLDEST: Level = Level::FIRST;
 }

@@ -1,7 +1,6 @@
 //! The native half of the Python package `kvhive`: the client's calls as operations that are waited for or driven beside an event
 //! loop, memory of Python objects as slices, and a node inside the process. What users see is `kvhive/`, beside this folder.
 
-mod alone;
 mod buffer;
 mod connection;
 mod ending;

@@ -42,7 +42,7 @@ mod tenant_rules;
 mod validate;
 mod why;
 
-pub use again::Cleared;
+pub use again::{Cleared, first_era};
 pub use balance::BalanceTuning;
 pub use clears::{ClearTicket, MAX_CLEARS, PendingClear};
 pub use counters::Counters;

@@ -112,12 +112,12 @@ impl Registry {
             });
         }
         self.applied = index;
-        match self.dedupe.look(request) {
+        match self.dedupe.look(request, self.level()) {
             Seen::Before(reply) => {
                 self.dedupe.touch(index, request.client);
                 return reply;
             }
-            Seen::Forgotten(error) => return CommandReply::Rejected(error),
+            Seen::Refused(error) => return CommandReply::Rejected(error),
             Seen::New => {}
         }
         let before = self.agreed();
@@ -158,9 +158,9 @@ impl Registry {
 
     /// Returns what a request came to, if it was applied and is remembered.
     pub fn outcome(&self, request: RequestId) -> Option<CommandReply> {
-        match self.dedupe.look(request) {
+        match self.dedupe.look(request, self.level()) {
             Seen::Before(reply) => Some(reply),
-            Seen::New | Seen::Forgotten(_) => None,
+            Seen::New | Seen::Refused(_) => None,
         }
     }
 

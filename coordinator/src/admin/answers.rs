@@ -344,6 +344,11 @@ impl Trouble {
         self.0.status() == StatusCode::CONFLICT
     }
 
+    /// Says whether it is refused for good: by the state of the cluster, or as there is nothing of what was asked.
+    pub(super) fn is_refusal(&self) -> bool {
+        self.is_conflict() || self.0.status() == StatusCode::NOT_FOUND
+    }
+
     /// Says whether the map has moved on since it was decided.
     pub(super) fn is_stale(&self) -> bool {
         self.0.code() == STALE_EPOCH
@@ -371,6 +376,11 @@ impl From<WireError> for Trouble {
             WireError::StaleEpoch { .. } => Trouble::new(StatusCode::CONFLICT, STALE_EPOCH, detail),
             WireError::Rejected { .. } => Trouble::new(StatusCode::CONFLICT, "rejected", detail),
             WireError::NotYet { .. } => Trouble::new(StatusCode::CONFLICT, "not_yet", detail),
+            WireError::AskedOtherwise => {
+                let detail = "this Idempotency-Key was sent with another query or body before, and this one changed nothing: draw \
+                              another for another change";
+                Trouble::new(StatusCode::UNPROCESSABLE_ENTITY, "asked_otherwise", detail)
+            }
             _ => Trouble::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail),
         }
     }

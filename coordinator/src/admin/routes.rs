@@ -10,8 +10,8 @@ use super::lanes::Lanes;
 use super::pins::MAX_PIN_BODY_BYTES;
 use super::route::MAX_ROUTE_BODY_BYTES;
 use super::{
-    backup, balance, check_blocks, config, dashboard, devices, document, drains, engines, events, figures,
-    members, moves, overview, pins, raft, route, scaling, tenants, traces,
+    asked, backup, balance, check_blocks, config, dashboard, devices, document, drains, engines, events,
+    figures, members, moves, overview, pins, raft, route, scaling, tenants, traces,
 };
 use crate::actors::mailbox::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
@@ -145,8 +145,9 @@ impl Admin {
         reason: Reason,
     ) -> Result<CommandReply, Trouble> {
         let reason = reason.or("asked for through the admin API");
-        if let AskedAs(Some(request)) = asked {
-            return self.submit_as(request, command, reason).await;
+        if let AskedAs(Some(name)) = asked {
+            let level = self.sources.vitals.borrow().level;
+            return self.submit_as(name.at(level), command, reason).await;
         }
         let request = self.lanes.take();
         let submitted = self.submit_as(request, command, reason).await;
@@ -313,6 +314,7 @@ fn router(admin: Arc<Admin>) -> Router {
     document.merge(open_doc);
     let guarded = guarded
         .route("/openapi.json", axum::routing::get(move || async move { Json(document) }))
+        .layer(middleware::from_fn(asked::take_print))
         .layer(middleware::from_fn_with_state(admin.clone(), traces::follow))
         .layer(middleware::from_fn_with_state(admin.clone(), only_of_the_group))
         .layer(middleware::from_fn_with_state(admin.audit.clone(), Audit::note))
@@ -358,15 +360,20 @@ async fn only_of_the_group(State(admin): Shared, request: Request, next: Next) -
     }
 }
 
-/// Refuses a body that announces itself as too large, before a byte of it is read.
-async fn refuse_large_bodies(request: Request, next: Next) -> Response {
+/// Returns the most bytes that a body may have.
+pub(super) fn most_bytes(path: &str) -> usize {
     // A prompt is larger than any change, and many keys than most.
-    let most = match request.uri().path() {
+    match path {
         "/v1/route" => MAX_ROUTE_BODY_BYTES,
         "/v1/pins" => MAX_PIN_BODY_BYTES,
         "/check_blocks" => MAX_CHECK_BODY_BYTES,
         _ => MAX_BODY_BYTES,
-    };
+    }
+}
+
+/// Refuses a body that announces itself as too large, before a byte of it is read.
+async fn refuse_large_bodies(request: Request, next: Next) -> Response {
+    let most = most_bytes(request.uri().path());
     match request.body().size_hint().lower() {
         bytes if bytes > most as u64 => Trouble::too_large(most).into_response(),
         _ => next.run(request).await,

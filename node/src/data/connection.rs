@@ -93,6 +93,8 @@ async fn serve_request(
     let verb = match request {
         DataRequest::Match(_) => Some(0),
         DataRequest::Fetch(_) => Some(1),
+        // Blocks that move wait for their turn, behind everything else: how long they take says nothing of what clients wait for.
+        DataRequest::Store(ref request) if request.moved && peer.role == Role::Node => None,
         DataRequest::Store(_) => Some(2),
         DataRequest::Release(_) => Some(3),
         DataRequest::Strategies(_)

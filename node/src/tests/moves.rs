@@ -14,6 +14,7 @@ use kvhive_protocol::map::ReplicaSet;
 use kvhive_protocol::{DeviceId, Filling, Pin, PinMode, Reason, Slot, WireError};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 
 /// Places a slot and says who lacks its blocks.
 pub(super) fn place(coordinator: &FakeCoordinator, slot: Slot, set: &[DeviceId], lacking: &[DeviceId]) {
@@ -39,7 +40,7 @@ async fn serve_it(coordinator: &FakeCoordinator, nodes: &[NodeHandle]) {
 pub(super) async fn one_of_two(setup: Setup) -> (FakeCoordinator, Vec<NodeHandle>, Asker, [DeviceId; 2]) {
     let (coordinator, nodes) = setup.several(2).await;
     let client = nodes[0].ask().await;
-    let devices = [0, 1].map(|at: usize| DeviceId::new(nodes[at].member().expect("it is a member"), 0));
+    let devices = [0, 1].map(|at: usize| device_of(&nodes[at]));
     place(&coordinator, client.slot, &devices[..1], &[]);
     serve_it(&coordinator, &nodes).await;
     (coordinator, nodes, client, devices)
@@ -110,6 +111,37 @@ async fn a_node_that_cannot_be_reached_is_given_nothing_and_asked_again() {
     place(&coordinator, client.slot, &[old, new], &[new]);
     eventually("it was tried", || nodes[0].counted(|counters| &counters.move_failures) >= 2).await;
     assert!(!coordinator.is_filled(client.slot, new));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_does_not_answer_holds_up_no_other() {
+    let (coordinator, nodes) = Setup::default().several(3).await;
+    let mut client = nodes[0].ask().await;
+    let [old, silent, other] = [0, 1, 2].map(|at: usize| device_of(&nodes[at]));
+    let slots = [client.slot, Slot(client.slot.0 + 1)];
+    slots.iter().for_each(|slot| place(&coordinator, *slot, &[old], &[]));
+    serve_it(&coordinator, &nodes).await;
+    for (slot, number) in slots.into_iter().zip(1..) {
+        client.slot = slot;
+        assert_eq!(client.store(&[Block::new(number, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+    }
+    // It is connected to, and says nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    coordinator.change(|map| {
+        let member = map.members.get_mut(&silent.member).expect("it is a member");
+        member.data_address = address;
+    });
+    place(&coordinator, slots[0], &[old, silent], &[silent]);
+    let held = listener.accept().await.expect("it is asked");
+    place(&coordinator, slots[1], &[old, other], &[other]);
+    eventually("the other is given", || coordinator.is_filled(slots[1], other)).await;
+    assert_eq!(nodes[0].counted(|counters| &counters.move_failures), 0, "the first is still awaited");
+    drop(held);
+}
+
+fn device_of(node: &NodeHandle) -> DeviceId {
+    DeviceId::new(node.member().expect("it is a member"), 0)
 }
 
 /// Says that a member is being emptied.

@@ -2,6 +2,7 @@
 //! told, and never fails: what does not come is not there.
 
 use crate::errors::Failure;
+use crate::reports::refused;
 use kvhive_client::{
     Client, ClientConfig, ClientError, FetchOutcome, MissReason, NamespaceClient, Prefix, StoreOptions,
     StoreOutcome,
@@ -9,6 +10,7 @@ use kvhive_client::{
 use kvhive_engines::courier::Names;
 use kvhive_engines::{Groups, orders::Placed};
 use kvhive_protocol::Layout;
+use kvhive_protocol::data::Refusal;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -182,6 +184,15 @@ impl Links {
     /// Says what the blocks of this worker are called, for its log.
     pub(super) fn model(&self) -> &str {
         &self.place.model
+    }
+}
+
+fn refusal(outcome: &StoreOutcome) -> Option<&'static str> {
+    match outcome {
+        // Another engine is storing the same.
+        StoreOutcome::Refused(Refusal::InFlight) => None,
+        StoreOutcome::Refused(refusal) => Some(refused(*refusal)),
+        _ => None,
     }
 }
 
