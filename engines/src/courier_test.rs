@@ -6,6 +6,7 @@ use crate::orders::{AskId, Order, Placed, Report, SaveId};
 use kvhive_protocol::Moment;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::Duration;
 
 const WAIT: Duration = Duration::from_millis(500);
@@ -59,6 +60,11 @@ impl Story {
     }
 }
 
+/// What one group is asked for.
+fn one(blocks: Range<usize>) -> Vec<Range<usize>> {
+    std::iter::once(blocks).collect()
+}
+
 fn answered(ask: u64, end: u32) -> Effect {
     Effect::Report(Report::Answered { ask: AskId(ask), end })
 }
@@ -68,10 +74,10 @@ fn what_is_found_is_fetched_and_held() {
     let mut story = Story::begin(courier(&[None], 1000, 4), 4);
     let effects = story.ask(1, 16, 64);
     assert!(
-        matches!(&effects[..], [Effect::Find { groups, limit, .. }] if groups[..] == [1..4] && *limit == WAIT)
+        matches!(&effects[..], [Effect::Find { groups, limit, .. }] if *groups == one(1..4) && *limit == WAIT)
     );
     story.now = story.now + Duration::from_millis(200);
-    let fetch = Effect::Fetch { ask: AskId(1), groups: vec![1..3], limit: Duration::from_millis(300) };
+    let fetch = Effect::Fetch { ask: AskId(1), groups: one(1..3), limit: Duration::from_millis(300) };
     assert_eq!(story.found(1, &[2]), [fetch]);
     let fetched = Event::Fetched { ask: AskId(1), blocks: vec![2], is_late: false };
     assert_eq!(story.step(fetched), [answered(1, 48)]);
@@ -114,7 +120,7 @@ fn memory_bounds_what_is_on_its_way() {
     assert!(matches!(&story.save(1, 3)[..], [Effect::Save { .. }]));
     story.ask(2, 0, 64);
     let effects = story.found(2, &[4]);
-    assert!(matches!(&effects[..], [Effect::Fetch { groups, .. }] if groups[..] == [0..2]), "what fits");
+    assert!(matches!(&effects[..], [Effect::Fetch { groups, .. }] if *groups == one(0..2)), "what fits");
     assert_eq!(story.save(3, 1), [Effect::Report(Report::Lost { save: SaveId(3) })]);
     let stored = Event::Stored { save: SaveId(1), kept: Some(3) };
     assert_eq!(story.step(stored), [Effect::Report(Report::Saved { save: SaveId(1) })]);

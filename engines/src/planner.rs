@@ -315,10 +315,10 @@ impl Planner {
             let table = &known.tables[group];
             let whole = self.groups.blocks(group, named).min(table.len());
             let (mut placed, mut names) = (Vec::new(), Vec::new());
-            for at in known.passed[group]..whole {
+            for (at, block) in table.iter().enumerate().take(whole).skip(known.passed[group]) {
                 let hash = &known.hashes[self.groups.hash_of(group, at)];
-                if table[at] != NOTHING && !self.known.insert(now, group, hash) {
-                    placed.push(Placed { at: at as u32, block: table[at] });
+                if *block != NOTHING && !self.known.insert(now, group, hash) {
+                    placed.push(Placed { at: at as u32, block: *block });
                     names.push((group, hash.clone()));
                 }
             }

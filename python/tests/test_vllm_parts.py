@@ -144,6 +144,17 @@ def test_a_cluster_that_never_answered_stops_nobody(silent_address: str) -> None
     assert dict(worker.courier.figures())["blocks_lost"] == 3
 
 
+def test_a_block_that_no_frame_holds_is_told_of(node: kvhive.EmbeddedNode) -> None:
+    worker, planner = Worker(node.coordinators, node.token, "large", block_bytes=[2 << 20], memory=8 << 20), planner_of()
+    worker.blocks = np.zeros((3, 2 << 20), np.uint8)
+    planner.matched("r", 0, TOKENS + 1, hashes("g", 1))
+    planner.scheduled("r", [[1, 2]], True, TOKENS + 1, hashes("g", 1))
+    worker.step(planner, {1: 1})
+    assert worker.courier.flush(PATIENCE_SECONDS)
+    assert worker.courier.trouble() == "a block of 2097152 bytes is not stored: no frame is large enough for it"
+    assert dict(worker.courier.figures())["blocks_lost"] == 1
+
+
 def test_memory_that_cannot_be_had_is_a_miss(node: kvhive.EmbeddedNode, worker: Worker) -> None:
     names = hashes("f", 3)
     computes(worker, "r", names)

@@ -386,7 +386,7 @@ impl EngineCourier {
         Ok(py.detach(move || {
             let is_saving = |state: &mut State| state.courier.is_saving();
             let waited = shared.saved.wait_timeout_while(shared.lock(), limit, is_saving);
-            waited.map_or(false, |(state, _)| !state.courier.is_saving())
+            waited.is_ok_and(|(state, _)| !state.courier.is_saving())
         }))
     }
 }

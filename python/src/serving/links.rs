@@ -171,6 +171,9 @@ impl Links {
             match space.store(&prefix, range, &memory[from..from + run], StoreOptions::default()).await {
                 Ok(report) => {
                     kept += report.acknowledged();
+                    if let Some(why) = report.outcomes.iter().find_map(refusal) {
+                        self.note(format!("a block of {} bytes is not stored: {why}", space.block_bytes()));
+                    }
                     is_silent &=
                         report.outcomes.iter().all(|outcome| matches!(outcome, StoreOutcome::Unreachable));
                 }
