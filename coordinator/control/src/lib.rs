@@ -56,7 +56,7 @@ pub use overseer::{BeatVerdict, Effect, Overseer, Tuning};
 pub use pins::ended_pins;
 pub use registry::Registry;
 pub use repair::Repair;
-pub use room::{Room, Taker, Unheard, room, shortage};
+pub use room::{Room, Taker, Unheard, room, weigh};
 pub use scaler::{Proposed, Scaler};
 pub use scaling::Scaling;
 pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, STATE_VERSION};

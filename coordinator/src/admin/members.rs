@@ -11,7 +11,7 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use kvhive_protocol::control::{Command, CommandReply};
-use kvhive_protocol::{MemberId, Reason, WireError};
+use kvhive_protocol::{Level, MemberId, Reason, WireError};
 use kvhive_runtime::http::Problem;
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -89,11 +89,13 @@ pub(super) async fn change_member(
     let overview = admin.overview(Freshness::Linearizable).await?;
     let known = overview.map.as_ref().and_then(|map| map.member(&name));
     let (member, _) = known.ok_or_else(missing)?;
-    if matches!(change, Change::Drains(true)) && !patch.may_lose {
+    let is_checked = admin.level() >= Level::CHECKED;
+    if matches!(change, Change::Drains(true)) && !patch.may_lose && !is_checked {
         admin.check_room(&name).await?;
     }
     let reason = patch.reason.map(Reason::new).unwrap_or_default();
     let command = match change {
+        Change::Drains(true) if patch.may_lose && is_checked => Command::Empty { member, beside: None },
         Change::Drains(drains) => Command::SetDrains { member, drains },
         Change::Cordoned(cordoned) => Command::SetCordon { member, cordoned },
     };

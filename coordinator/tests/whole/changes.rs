@@ -3,7 +3,9 @@
 use crate::group::{Group, eventually, fresh_request, settings, submit};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{Epoch, Era, MemberState, Reason, TenantId, TenantRules, WireError};
+use kvhive_protocol::{
+    BlockKey, Epoch, Era, MemberState, Pin, PinMode, Reason, TenantId, TenantRules, WireError,
+};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -216,4 +218,51 @@ fn a_change_asked_again_is_answered_as_it_was_when_what_it_made_or_ended_is_gone
         let removed = ask_as(&group, at, OTHER, ("DELETE", "/v1/members/node-a"), "");
         assert_eq!(removed.status, 204, "{removed:?}");
     }
+}
+
+#[test]
+fn who_goes_beyond_the_policy_of_sizes_says_so_and_is_told_of() {
+    let group = Group::of(1);
+    let ask = |body: &str| group.admin(0).post("/v1/scaling", body);
+    assert_eq!(ask(r#"{"size":16}"#).json()["target"], 16);
+    let refused = ask(r#"{"size":17}"#);
+    assert_eq!(refused.refusal(), (409, "beyond_policy".to_owned()));
+    assert!(
+        refused.json()["detail"].as_str().is_some_and(|said| said.contains("allows 1 to 16")),
+        "{refused:?}"
+    );
+    // Force where there is no need of it is nothing to tell.
+    assert_eq!(ask(r#"{"size":15,"force":true}"#).json()["target"], 15);
+    assert_eq!(ask(r#"{"size":17,"force":true,"reason":"a launch"}"#).json()["target"], 17);
+    let told = group.admin(0).get("/v1/events?kind=scaling-changed").json();
+    let told = told["events"].as_array().expect("there are events");
+    let facts: Vec<_> = told.iter().map(|event| event["facts"].clone()).collect();
+    let of = |size: u64| serde_json::json!({ "size": size });
+    assert_eq!(facts, [of(16), of(15), serde_json::json!({ "size": 17, "beyond_policy": 1 })]);
+    let last = told.last().and_then(|event| event["reason"].as_str());
+    assert_eq!(last, Some("admin at 127.0.0.1 goes beyond 1 to 16 members: a launch"));
+}
+
+#[test]
+fn a_pin_that_a_client_sets_is_told_of_with_its_reason() {
+    let group = Group::of(1);
+    let pin = |name: &str, reason: &str| {
+        let pin = Pin {
+            tenant: TenantId(1),
+            keys: [BlockKey::from_bytes([1; 32])].iter().collect(),
+            mode: PinMode::Hard,
+            reason: Reason::new(reason),
+        };
+        let command = Command::SetPin { name: name.to_owned(), pin: Box::new(pin) };
+        let request = fresh_request();
+        ControlRequest::Submit { request, command, reason: Reason::default() }
+    };
+    for (name, reason) in [("system", "each request begins so"), ("other", "")] {
+        let reply = group.ask(0, Role::Client, &pin(name, reason));
+        assert!(matches!(reply, ControlReply::Done(CommandReply::Applied { .. })), "{reply:?}");
+    }
+    let told = group.admin(0).get("/v1/events?kind=pin-added").json();
+    let told = told["events"].as_array().expect("there are events");
+    let reasons: Vec<_> = told.iter().filter_map(|event| event["reason"].as_str()).collect();
+    assert_eq!(reasons, ["each request begins so", "asked for by a client"]);
 }
