@@ -5,6 +5,7 @@ use crate::client::Shared;
 use crate::stats::count;
 use kvhive_protocol::data::DataRequest;
 use kvhive_protocol::frame::{FrameLimits, MAX_PAYLOAD_BYTES};
+use kvhive_protocol::recall::{MAX_MISSED, MAX_RECALLED};
 use kvhive_protocol::strategy::MAX_REPORTS;
 use kvhive_protocol::trace::{MAX_LISTED, MAX_SPANS, TraceAsk};
 use kvhive_protocol::watch::{MAX_BLOCKS_PER_PAGE, MAX_EVENTS_PER_ANSWER};
@@ -22,6 +23,8 @@ const VERDICT_BYTES: usize = 16;
 const REPORT_BYTES: usize = 512;
 /// Message bytes of what is known of one block: of one that is here or has gone, whichever takes more.
 const EXPLAINED_BYTES: usize = 64;
+/// Message bytes of one block that was missing: its key, and what was known of it.
+const RECALLED_BYTES: usize = EXPLAINED_BYTES + 32;
 /// Message bytes of one event, or of one block of a page: its key, and numbers.
 const WATCHED_BYTES: usize = 80;
 /// Message bytes of one span, its texts as long as they usually are.
@@ -84,6 +87,10 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
                 TraceAsk::Newest(limit) => MAX_LISTED.min(limit as usize),
             };
             (most.saturating_mul(SPAN_BYTES), 0)
+        }
+        DataRequest::Recall(_) => {
+            let part = MAX_MISSED.saturating_mul(RECALLED_BYTES).saturating_add(SPAN_BYTES);
+            (MAX_RECALLED.saturating_mul(part), 0)
         }
         DataRequest::Strategies(_) => (MAX_REPORTS.saturating_mul(REPORT_BYTES), 0),
         DataRequest::Watch(_) => {

@@ -27,9 +27,20 @@ impl NamespaceClient {
     /// # Errors
     /// [`ClientError::Misuse`] for a prefix of more than 65,536 blocks. Devices that cannot be reached make misses.
     pub async fn match_prefix(&self, prefix: &Prefix) -> Result<PrefixMatch, ClientError> {
+        self.match_from(prefix, 0).await
+    }
+
+    /// Says how far the cluster covers `prefix` for somebody who has its first `from` blocks: they are not asked for, and count as
+    /// covered.
+    ///
+    /// # Errors
+    /// As [`NamespaceClient::match_prefix`], and for a prefix that has fewer blocks.
+    pub async fn match_from(&self, prefix: &Prefix, from: usize) -> Result<PrefixMatch, ClientError> {
         self.check_length(prefix, "match")?;
-        let mut call = self.call("match prefix", prefix.len());
+        self.check_range(prefix, &(from..prefix.len()), prefix.len().saturating_sub(from))?;
+        let mut call = self.call("match prefix", prefix.len() - from);
         let mut known: Vec<Option<bool>> = vec![None; prefix.len()];
+        known[..from].fill(Some(true));
         let mut rounds = Rounds::new(self);
         loop {
             let map = self.shared().map();

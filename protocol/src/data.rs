@@ -5,6 +5,7 @@ use crate::explain::{ExplainRequest, Explained, Lapse};
 use crate::ids::{DeviceId, Epoch, Slot, TenantId};
 use crate::key::{BlockKey, KeyList};
 use crate::layout::Layout;
+use crate::recall::{RecallRequest, Recalled};
 use crate::strategy::StrategyReport;
 use crate::trace::{TraceAnswer, TraceRequest};
 use crate::watch::{WatchAnswer, WatchRequest};
@@ -74,6 +75,9 @@ pub enum DataRequest {
     Explain(ExplainRequest),
     /// What does this device's node know of traced requests? Answered by [`DataReply::Traced`].
     Trace(TraceRequest),
+    /// What does this device's node remember of a request? Answered by [`DataReply::Recalled`]; from
+    /// [`Level::CHECKED`](crate::Level::CHECKED) on.
+    Recall(RecallRequest),
 }
 
 impl DataRequest {
@@ -89,6 +93,7 @@ impl DataRequest {
             DataRequest::Survey(request) => request.epoch,
             DataRequest::Explain(request) => request.epoch,
             DataRequest::Trace(request) => request.epoch,
+            DataRequest::Recall(request) => request.epoch,
         }
     }
 
@@ -105,6 +110,7 @@ impl DataRequest {
             DataRequest::Survey(_) => "survey",
             DataRequest::Explain(_) => "explain",
             DataRequest::Trace(_) => "trace",
+            DataRequest::Recall(_) => "recall",
         }
     }
 }
@@ -335,6 +341,13 @@ pub enum DataReply {
         /// The answer.
         answer: TraceAnswer,
     },
+    /// What the node remembers of a request.
+    Recalled {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// Its parts, oldest first; at most [`MAX_RECALLED`](crate::recall::MAX_RECALLED).
+        parts: Vec<Recalled>,
+    },
 }
 
 impl DataReply {
@@ -349,7 +362,8 @@ impl DataReply {
             | DataReply::Watched { epoch, .. }
             | DataReply::Surveyed { epoch, .. }
             | DataReply::Explained { epoch, .. }
-            | DataReply::Traced { epoch, .. } => *epoch,
+            | DataReply::Traced { epoch, .. }
+            | DataReply::Recalled { epoch, .. } => *epoch,
         }
     }
 }

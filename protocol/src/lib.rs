@@ -27,6 +27,7 @@ pub mod moment;
 pub mod pins;
 pub mod placing;
 pub mod raft;
+pub mod recall;
 pub mod routing;
 pub mod scaling;
 pub mod strategy;

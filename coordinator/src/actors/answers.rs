@@ -205,6 +205,15 @@ impl RaftActor {
                 "{} was not heard for an election timeout; see that it runs and is reached",
                 self.name(peer)
             )),
+            RefuseReason::NoSuccessor | RefuseReason::Leads
+                if self.parts.consensus.group().voters.len() == 1 =>
+            {
+                WireError::rejected(format_args!(
+                    "{} is the only coordinator that votes: give another its vote first (`kvhive raft add`, `kvhive raft promote`), or \
+                     put one in its place (`kvhive raft replace`)",
+                    self.name(self.parts.us)
+                ))
+            }
             RefuseReason::NoSuccessor => WireError::rejected(format_args!(
                 "no other coordinator took leadership over in time; {} goes on leading",
                 self.name(self.parts.us)

@@ -7,6 +7,7 @@ mod counters;
 mod decode;
 mod fetch;
 mod plane;
+mod recall;
 mod replicate;
 mod server;
 mod store;

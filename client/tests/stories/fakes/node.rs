@@ -292,6 +292,9 @@ impl State {
                 let answer = kvhive_protocol::trace::TraceAnswer::Off;
                 (DataReply::Traced { epoch: self.epoch, answer }, Vec::new())
             }
+            DataRequest::Recall(_) => {
+                (DataReply::Recalled { epoch: self.epoch, parts: Vec::new() }, Vec::new())
+            }
             DataRequest::Store(request) => {
                 let headers = request.blocks.iter().map(|block| block.header);
                 (
