@@ -13,7 +13,7 @@ use kvhive_spans::Tracer;
 use kvhive_wire::Tls;
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
@@ -68,6 +68,42 @@ pub struct NodeConfig {
     pub tracer: Tracer,
     /// The newest level that it speaks.
     pub speaks: Level,
+}
+
+impl NodeConfig {
+    /// A node of one device inside a serving process, reached from this host alone, that keeps nothing on disk: what a
+    /// caller wants otherwise, it says beside `..NodeConfig::embedded(…)`.
+    pub fn embedded(
+        name: impl Into<String>,
+        device: DeviceConfig,
+        coordinators: Vec<String>,
+        token: Vec<u8>,
+    ) -> NodeConfig {
+        let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        NodeConfig {
+            name: name.into(),
+            data_listen: here,
+            advertise_data: String::new(),
+            metrics_listen: here,
+            advertise_metrics: String::new(),
+            labels: BTreeMap::new(),
+            io_threads: 2,
+            max_connections: 1024,
+            max_inflight_bytes: 256 << 20,
+            moves: MoveLimits { rate: 256 << 20, slowdown_percent: 150 },
+            devices: vec![device],
+            pin_memory: false,
+            tuning: Tuning::default(),
+            disk_folder: None,
+            persist: None,
+            coordinators,
+            token,
+            access: Access::default(),
+            tls: None,
+            tracer: Tracer::OFF,
+            speaks: Level::NEWEST,
+        }
+    }
 }
 
 /// Where a node keeps its snapshot.
