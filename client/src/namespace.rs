@@ -156,6 +156,13 @@ impl NamespaceClient {
         Prefix::named(keys, names.mark)
     }
 
+    /// Re-keys blocks that an engine has named already, each on its own: a set without order.
+    pub fn loose_of_engine_hashes(&self, hashes: &[impl AsRef<[u8]>]) -> Prefix {
+        let names = self.names(&self.client.map());
+        let keys = hashes.iter().map(|hash| names.key.rekey(&BlockKey::NONE, hash.as_ref()));
+        Prefix::named_loose(keys.collect(), names.mark)
+    }
+
     /// Names things that are in no order, by what their user calls them: each is a home key of its own.
     pub(crate) fn loose_keys<'a>(&self, names: impl Iterator<Item = &'a [u8]>) -> Vec<BlockKey> {
         let known = self.names(&self.client.map());

@@ -14,13 +14,15 @@ use kvhive_spans::Tracer;
 use kvhive_wire::Tls;
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
 
 /// The most connections that a setup may allow.
 const MAX_CONNECTIONS: usize = 1 << 20;
+/// What names take at most in an embedded node.
+const NAMES_BYTES: u64 = 32 << 20;
 
 /// One node.
 #[derive(Clone)]
@@ -86,6 +88,44 @@ pub struct RedisConfig {
     pub max_value_bytes: u64,
     /// Bytes of requests and values under way at a time, at least those of one value.
     pub max_inflight_bytes: u64,
+}
+
+impl NodeConfig {
+    /// A node of one device inside a serving process, reached from this host alone, that keeps nothing on disk: what a
+    /// caller wants otherwise, it says beside `..NodeConfig::embedded(…)`.
+    pub fn embedded(
+        name: impl Into<String>,
+        device: DeviceConfig,
+        coordinators: Vec<String>,
+        token: Vec<u8>,
+    ) -> NodeConfig {
+        let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        NodeConfig {
+            name: name.into(),
+            data_listen: here,
+            advertise_data: String::new(),
+            metrics_listen: here,
+            advertise_metrics: String::new(),
+            labels: BTreeMap::new(),
+            io_threads: 2,
+            max_connections: 1024,
+            max_inflight_bytes: 256 << 20,
+            moves: MoveLimits { rate: 256 << 20, slowdown_percent: 150 },
+            devices: vec![device],
+            pin_memory: false,
+            tuning: Tuning::default(),
+            disk_folder: None,
+            persist: None,
+            names_bytes: NAMES_BYTES,
+            redis: None,
+            coordinators,
+            token,
+            access: Access::default(),
+            tls: None,
+            tracer: Tracer::OFF,
+            speaks: Level::NEWEST,
+        }
+    }
 }
 
 /// Where a node keeps its snapshot.

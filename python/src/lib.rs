@@ -14,6 +14,7 @@ mod operation;
 mod pins;
 mod regions;
 mod reports;
+mod serving;
 mod threads;
 
 use pyo3::prelude::*;
@@ -37,6 +38,8 @@ mod _native {
     use crate::operation::Operation;
     #[pymodule_export]
     use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
+    #[pymodule_export]
+    use crate::serving::{EngineCourier, EnginePlanner, EngineTier, engine_fingerprint};
 
     /// The version of the package.
     #[pymodule_export]

@@ -4,8 +4,7 @@ use crate::connection::{codec, seconds, strategy, tls};
 use crate::errors::{Failure, Kind};
 use kvhive_config::{DiskAdmission, Mode};
 use kvhive_coordinator::Alone;
-use kvhive_node::{ClassConfig, DeviceConfig, MoveLimits, NodeConfig, NodeHandle, PersistConfig, Tuning};
-use kvhive_runtime::http::Access;
+use kvhive_node::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle, PersistConfig, Tuning};
 use pyo3::prelude::*;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -103,18 +102,12 @@ impl Setup {
         }
         let host = self.advertise.rsplit_once(':').map(|(host, _)| host.to_owned());
         Ok(NodeConfig {
-            speaks: kvhive_protocol::Level::NEWEST,
-            name: self.name,
             data_listen: listen,
             advertise_data: self.advertise,
             metrics_listen: SocketAddr::new(listen.ip(), 0),
-            advertise_metrics: String::new(),
             labels: self.labels,
             io_threads: self.io_threads,
-            max_connections: 1024,
-            max_inflight_bytes: 256 << 20,
-            moves: MoveLimits { rate: 256 << 20, slowdown_percent: 150 },
-            devices: vec![device; self.devices],
+            devices: vec![device.clone(); self.devices],
             pin_memory: self.pin_memory,
             tuning: Tuning {
                 strategy,
@@ -129,13 +122,8 @@ impl Setup {
             },
             disk_folder: self.disk_folder,
             persist: self.persist_folder.map(|folder| PersistConfig { folder, every: persist_every }),
-            names_bytes: 32 << 20,
-            redis: None,
-            coordinators: cluster.coordinators.clone(),
-            token: cluster.token.clone(),
-            access: Access::default(),
             tls: tls(self.tls, host)?,
-            tracer: kvhive_client::Tracer::OFF,
+            ..NodeConfig::embedded(self.name, device, cluster.coordinators.clone(), cluster.token.clone())
         })
     }
 }

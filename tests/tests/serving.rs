@@ -164,6 +164,9 @@ fn a_prompt_that_begins_as_anothers_did_is_computed_from_there_and_answered_alik
         let prompt = format!("{SYSTEM}Where are the pallets?");
         let answer = first.serve(Request::new(&prompt)).await.expect("it is served");
         assert_eq!((answer.cached_tokens, &answer.tokens), (0, &alone(&prompt)));
+        let uncached = first.serve_uncached(Request::new(&prompt)).await.expect("it is served");
+        assert_eq!((uncached.cached_tokens, &uncached.tokens), (0, &answer.tokens));
+        assert_eq!(first.stats().requests, 1, "it counts nowhere");
         // What waits to be stored is found already, by whoever computed it.
         let again = first.serve(Request::new(&prompt)).await.expect("it is served");
         assert_eq!((again.cached_tokens, &again.tokens), (112, &answer.tokens));

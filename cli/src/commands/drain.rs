@@ -127,6 +127,10 @@ impl Drain {
             eprintln!("{}", room.told(&self.node));
         }
         let Emptied { slots, left, blocks, came_to } = self.empty(&admin)?;
+        // It may have been forgotten while it was waited for.
+        if let Some(came_to) = came_to.filter(|came_to| came_to.cut_short > 0) {
+            bail!("{} is not empty and does not come back: {}", self.node, came_to.told());
+        }
         self.tell(slots, left, blocks, came_to, begun.elapsed().as_secs_f64())?;
         Ok(came_to.map_or(Ok(()), |came_to| came_to.is_whole())?)
     }

@@ -132,9 +132,13 @@ impl Drains {
                 continue;
             }
             let since = going.since.get_or_insert_with(|| {
-                going.is_cut_short = known.is_some_and(|member| {
-                    member.state == MemberState::Down || member.generation != going.generation
-                });
+                going.is_cut_short = match known {
+                    Some(member) => {
+                        member.state == MemberState::Down || member.generation != going.generation
+                    }
+                    // It is forgotten: by itself once it was empty, or by an operator when it was down.
+                    None => registry.went_down_while_emptied(&going.name),
+                };
                 (map.epoch, now)
             });
             let up = map.members.iter().filter(|(_, member)| member.state == MemberState::Up);
@@ -264,6 +268,13 @@ impl Registry {
     /// Returns how many slots a member had when it began to be emptied, if it was not written down yet what that came to.
     pub fn awaited_report(&self, name: &str) -> Option<u64> {
         awaited(&self.journal, name)
+    }
+
+    /// Says whether a member has gone down since it began to be emptied.
+    fn went_down_while_emptied(&self, name: &str) -> bool {
+        let kinds = [EventKind::DrainBegun, EventKind::MemberDown, EventKind::MemberLeft];
+        let last = self.journal.last_of(name, &kinds);
+        last.is_some_and(|event| event.note.kind != EventKind::DrainBegun)
     }
 
     /// Checks what a leader has written down: two may have asked for the same report.

@@ -117,6 +117,20 @@ impl<M: Model> Engine<M> {
         answers.into_iter().flatten().collect()
     }
 
+    /// Answers a request as [`Engine::serve`] does, but neither finds nor stores anything, and counts nowhere: what the cache is worth is the
+    /// difference.
+    ///
+    /// # Errors
+    /// As [`Engine::serve`].
+    pub async fn serve_uncached(&self, request: Request) -> Result<Answer, EngineError<M::Error>> {
+        let Job { tokens, priority, max_new_tokens, asked } = self.look_at(request).await?;
+        let _turn = self.parts.turns.take(priority).await.ok_or(EngineError::Ending)?;
+        let begun = Instant::now();
+        let prompt_tokens = tokens.len();
+        let computed = self.compute(tokens, Vec::new(), max_new_tokens).await?;
+        Ok(self.answer_of(computed.answer, (asked, begun, computed.first_token), prompt_tokens, 0))
+    }
+
     /// Says what is expected of the session that a prompt is of: what it alone used goes first when that is over, for one.
     pub async fn expect(&self, prompt: &str, hint: Hint) {
         let prefix = self.parts.blocks.keys(self.whole(&self.parts.model.tokenize(prompt)));
@@ -158,7 +172,7 @@ impl<M: Model> Engine<M> {
     }
 
     async fn answer(&self, job: Job) -> Result<Answer, EngineError<M::Error>> {
-        let Parts { model, layout, blocks, config, figures, .. } = &*self.parts;
+        let Parts { layout, blocks, figures, .. } = &*self.parts;
         let turn = self.parts.turns.take(job.priority).await.ok_or(EngineError::Ending)?;
         let begun = Instant::now();
         let prompt_tokens = job.tokens.len();
@@ -167,19 +181,7 @@ impl<M: Model> Engine<M> {
         let most = (prompt_tokens - 1) / layout.tokens as usize;
         let found = self.find(&prefix, most.min(prefix.len())).await;
         let start = found.len();
-        let task = Task {
-            tokens: job.tokens,
-            found,
-            max_new_tokens: job.max_new_tokens,
-            layout: *layout,
-            codec: config.codec,
-        };
-        let computed = self.blocking(move |model| task.run(model)).await?.map_err(|failed| match failed {
-            Failed::Model(error) => EngineError::Model(error),
-            Failed::Codec(error) => {
-                EngineError::Config(format!("{} cannot store a block: {error}", config.codec.name()))
-            }
-        })?;
+        let computed = self.compute(job.tokens, found, job.max_new_tokens).await?;
         let Computed { answer, new, first_token } = computed;
         let about = About {
             input_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
@@ -195,17 +197,44 @@ impl<M: Model> Engine<M> {
         }
         drop(turn);
         let cached_tokens = start * layout.tokens as usize;
-        let (waited, first_token) = (begun - job.asked, first_token - begun);
-        let text = model.detokenize(&answer);
-        let took = job.asked.elapsed();
+        let answer = self.answer_of(answer, (job.asked, begun, first_token), prompt_tokens, cached_tokens);
         figures.requests.fetch_add(1, Relaxed);
         figures.hits.fetch_add(u64::from(start > 0), Relaxed);
         figures.prompt_tokens.fetch_add(prompt_tokens as u64, Relaxed);
         figures.cached_tokens.fetch_add(cached_tokens as u64, Relaxed);
-        figures.generated_tokens.fetch_add(answer.len() as u64, Relaxed);
-        figures.took.record(took);
-        figures.first_token.record(first_token);
-        Ok(Answer { text, tokens: answer, prompt_tokens, cached_tokens, waited, first_token, took })
+        figures.generated_tokens.fetch_add(answer.tokens.len() as u64, Relaxed);
+        figures.took.record(answer.took);
+        figures.first_token.record(answer.first_token);
+        Ok(answer)
+    }
+
+    /// Has the model compute what was not found of a prompt, and the answer.
+    async fn compute(
+        &self,
+        tokens: Vec<u32>,
+        found: Vec<Bytes>,
+        max_new_tokens: usize,
+    ) -> Result<Computed, EngineError<M::Error>> {
+        let (layout, codec) = (self.parts.layout, self.parts.config.codec);
+        let task = Task { tokens, found, max_new_tokens, layout, codec };
+        self.blocking(move |model| task.run(model)).await?.map_err(|failed| match failed {
+            Failed::Model(error) => EngineError::Model(error),
+            Failed::Codec(error) => {
+                EngineError::Config(format!("{} cannot store a block: {error}", codec.name()))
+            }
+        })
+    }
+
+    fn answer_of(
+        &self,
+        tokens: Vec<u32>,
+        (asked, begun, first_token): (Instant, Instant, Instant),
+        prompt_tokens: usize,
+        cached_tokens: usize,
+    ) -> Answer {
+        let text = self.parts.model.detokenize(&tokens);
+        let (waited, first_token) = (begun - asked, first_token - begun);
+        Answer { text, tokens, prompt_tokens, cached_tokens, waited, first_token, took: asked.elapsed() }
     }
 
     /// Returns the first blocks of a prompt, as far as they are there, but no more than so many.
