@@ -138,6 +138,13 @@ impl NamespaceClient {
         Prefix::named(keys, names.mark)
     }
 
+    /// Re-keys blocks that an engine has named already, each on its own: a set without order.
+    pub fn loose_of_engine_hashes(&self, hashes: &[impl AsRef<[u8]>]) -> Prefix {
+        let names = self.names(&self.client.map());
+        let keys = hashes.iter().map(|hash| names.key.rekey(&BlockKey::NONE, hash.as_ref()));
+        Prefix::named_loose(keys.collect(), names.mark)
+    }
+
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }

@@ -8,6 +8,7 @@ mod courier_test;
 pub mod fingerprint;
 pub mod groups;
 pub mod known;
+pub mod lookups;
 pub mod orders;
 pub mod planner;
 #[cfg(test)]
@@ -17,5 +18,6 @@ pub mod rest;
 pub use courier::{Courier, CourierLimits, Effect, Event, Figures};
 pub use fingerprint::fingerprint;
 pub use groups::{BadGroups, Group, Groups};
+pub use lookups::{Lookup, Lookups};
 pub use orders::{AskId, Order, Report, SaveId, decode, encode};
 pub use planner::{Matched, Planner, PlannerLimits, Scheduled};

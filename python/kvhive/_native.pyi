@@ -246,6 +246,38 @@ class EngineCourier:
     def flush(self, limit: float) -> bool:
         """Waits until nothing is being saved any more; says whether that is so."""
 
+@final
+class EngineTier:
+    """A secondary tier of an engine's offloading: lookups, stores and loads of single chunks, none of which waits."""
+
+    def __init__(
+        self,
+        *,
+        coordinators: Sequence[str],
+        token: bytes,
+        tls: tuple[_Path, _Path, _Path] | None,
+        tenant: str,
+        model: str,
+        block_bytes: int,
+        wait: float,
+    ) -> None: ...
+    @property
+    def model(self) -> str:
+        """What this tier's blocks are called."""
+    def lookup(self, name: bytes) -> bool | None:
+        """Says whether a chunk is there; None while that is not known."""
+    def ask(self) -> None:
+        """Puts what is to be asked to the cluster."""
+    def store(self, job: int, names: Sequence[bytes], rows: object) -> None: ...
+    def load(self, job: int, names: Sequence[bytes], rows: object) -> None: ...
+    def finished(self) -> list[tuple[int, bool, list[int], float, int]]:
+        """Returns the jobs that are over: number, whether all was done, which chunks were, seconds, bytes."""
+    def is_busy(self) -> bool: ...
+    def drain(self) -> None:
+        """Waits until no job is under way."""
+    def trouble(self) -> str | None:
+        """Returns what went wrong since this was asked last."""
+
 def engine_fingerprint(engine: str, facts: Sequence[tuple[str, str]]) -> str: ...
 
 class _Setup(TypedDict):

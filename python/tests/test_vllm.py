@@ -219,3 +219,35 @@ def test_a_cluster_that_is_killed_costs_no_answer(tmp_path: Path, model: str, re
         reference.agrees(answers)
         assert external_hits(engine) >= 0
         print(json.dumps({"seconds without a cluster": time.monotonic() - begun}))
+
+
+def tiered(extra: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's offloading in tiers, with a pool that holds little and kvhive behind it."""
+    tier = {"type": "KvHiveTier", "module_path": "kvhive.vllm.tier", **extra}
+    spec = {"spec_name": "CpuTieringSpec", "spec_module_path": "vllm_cpu_tiering"}
+    return {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {**spec, "cpu_bytes_to_use": 16 << 20, "secondary_tiers": [tier]},
+    }
+
+
+def test_a_tier_behind_vllms_own_offloading_is_shared(tmp_path: Path, model: str, reference: Reference) -> None:
+    cluster = Cluster(tmp_path)
+    transfer = tiered(cluster.extra)
+    try:
+        with Engine(model, kv_transfer_config=transfer) as first:
+            reference.agrees([first.generate([one], TOKENS)[0] for one in reference.prompts])
+        with Engine(model, kv_transfer_config=transfer) as second:
+            answers = [second.generate([one], TOKENS)[0] for one in reference.prompts]
+            reference.agrees(answers)
+            assert [answer["cached"] for answer in answers] == full(reference.prompts)
+            assert external_hits(second) >= full(reference.prompts[:1])[0]
+            second.reset()
+            second.generate(reference.prompts, TOKENS, wait=False)
+            cluster.kill()
+            reference.agrees(second.answers())
+            second.reset()
+            reference.agrees(second.generate(reference.prompts, TOKENS))
+    finally:
+        cluster.kill()

@@ -8,7 +8,7 @@ from typing import Any
 import kvhive
 import numpy as np
 import pytest
-from kvhive._native import EngineCourier, EnginePlanner, engine_fingerprint
+from kvhive._native import EngineCourier, EnginePlanner, EngineTier, engine_fingerprint
 from kvhive.vllm.settings import Settings
 
 BLOCK = 4096
@@ -199,3 +199,70 @@ def test_settings_are_read_and_checked(tmp_path: Path) -> None:
     for given, why in spoilt:
         with pytest.raises(kvhive.MisuseError, match=why):
             Settings.of(given)
+
+
+class Pool:
+    """A pool of an engine's chunks with a tier behind it."""
+
+    def __init__(self, node: kvhive.EmbeddedNode, model: str, wait: float = 5.0) -> None:
+        told: dict[str, Any] = {"coordinators": node.coordinators, "token": node.token, "tls": None, "tenant": "default"}
+        self.tier = EngineTier(**told, model=model, block_bytes=BLOCK, wait=wait)
+        self.chunks = np.zeros((8, BLOCK), np.uint8)
+
+    def rows(self, chunks: list[int]) -> list[np.ndarray[Any, Any]]:
+        return [self.chunks[chunk] for chunk in chunks]
+
+    def found(self, names: list[bytes]) -> list[bool]:
+        """Asks as vLLM's scheduler does, step after step."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        while None in (found := [self.tier.lookup(name) for name in names]):
+            assert time.monotonic() < until, "every question is answered"
+            self.tier.ask()
+        return [bool(one) for one in found]
+
+    def over(self) -> list[tuple[int, bool, list[int]]]:
+        self.tier.drain()
+        return [(job, success, done) for job, success, done, _, _ in self.tier.finished()]
+
+
+def test_chunks_go_from_one_pool_to_another(node: kvhive.EmbeddedNode) -> None:
+    one, other = Pool(node, "chunks"), Pool(node, "chunks")
+    names = hashes("h", 5)
+    for chunk in (1, 2, 3):
+        one.chunks[chunk] = chunk * 10
+    one.tier.store(7, names[1:4], one.rows([1, 2, 3]))
+    assert one.over() == [(7, True, [0, 1, 2])]
+    assert one.found(names[1:4]) == [True] * 3, "without asking"
+    # Whatever is before or behind a chunk says nothing of it.
+    assert other.found(names) == [False, True, True, True, False]
+    other.tier.load(8, [names[3], names[1]], other.rows([5, 6]))
+    assert other.over() == [(8, True, [0, 1])]
+    assert other.chunks[:, 0].tolist() == [0, 0, 0, 0, 0, 30, 10, 0]
+    other.tier.load(9, [names[0], names[2]], other.rows([0, 7]))
+    assert other.over() == [(9, False, [1])]
+    assert other.chunks[7, 0] == 20 and not other.tier.is_busy()
+    assert Pool(node, "other chunks").found(names[1:4]) == [False] * 3
+
+
+def test_a_tier_without_a_cluster_misses_and_says_so() -> None:
+    with kvhive.EmbeddedNode(memory=1 << 20, block_bytes=BLOCK) as node:
+        pool = Pool(node, "gone", wait=0.2)
+        pool.tier.store(1, hashes("i", 2), pool.rows([1, 2]))
+        assert pool.over() == [(1, True, [0, 1])]
+    pool.tier.load(2, hashes("i", 2), pool.rows([1, 2]))
+    assert pool.over() == [(2, False, [])]
+    assert pool.found(hashes("i", 2)) == [False, False], "what could not be had is not promised again"
+    for at in range(4):
+        assert pool.found(hashes(f"j{at}", 3)) == [False] * 3
+    pool.tier.store(3, hashes("k", 1), pool.rows([3]))
+    assert pool.over() == [(3, False, [])]
+    assert pool.tier.trouble()
+
+
+def test_rows_that_do_not_fit_are_refused(node: kvhive.EmbeddedNode) -> None:
+    pool = Pool(node, "odd")
+    with pytest.raises(kvhive.MisuseError, match="1 rows for 2 chunks"):
+        pool.tier.store(1, hashes("l", 2), pool.rows([1]))
+    with pytest.raises(kvhive.BadBufferError, match="no whole number of blocks"):
+        pool.tier.load(1, hashes("l", 1), [np.zeros(BLOCK - 1, np.uint8)])
+    assert not pool.tier.is_busy()

@@ -1,4 +1,4 @@
-"""vLLM's KV connector, for the versions of vLLM in `LINES`. What it decides is decided by the package's native half.
+"""vLLM's KV connector, for the versions of vLLM in `kvhive.vllm.versions`. What it decides is decided by the package's native half.
 
 A request's blocks are fetched into memory of the workers first, and then promised: vLLM is never told of blocks that might not come. So
 nothing has to be taken back, a silent cluster costs a bounded wait, and no block of the engine is held while something is on its way.
@@ -36,14 +36,13 @@ from vllm.v1.kv_cache_interface import (
 from kvhive._native import EngineCourier, EnginePlanner, engine_fingerprint
 from kvhive.vllm.pages import Pages, Placement
 from kvhive.vllm.settings import Settings
+from kvhive.vllm.versions import LINES, line
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["KvHiveConnector"]
 
-LINES = ("0.32",)
-"""Lines of vLLM that this was tested with."""
 logger = init_logger(__name__)
 
 _T = TypeVar("_T")
@@ -105,8 +104,7 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        line = ".".join(vllm.__version__.split(".")[:2])
-        if line not in LINES:
+        if line(vllm.__version__) not in LINES:
             raise ValueError(f"kvhive.vllm works with vLLM {', '.join(LINES)}; this is {vllm.__version__}")
         transfer = vllm_config.kv_transfer_config
         self._settings = Settings.of(transfer.kv_connector_extra_config)
@@ -355,7 +353,7 @@ def facts(vllm_config: Any, config: Any, settings: Settings, pages: Pages) -> li
         {layers[name].get_attn_backend().full_cls_name() for group in config.kv_cache_groups for name in group.layer_names}
     )
     listed = {
-        "line": ".".join(vllm.__version__.split(".")[:2]),
+        "line": line(vllm.__version__),
         "weights": settings.weights or f"{model.model}@{model.revision}",
         "architecture": json.dumps(architecture, sort_keys=True, default=str),
         "quantization": model.quantization,

@@ -55,7 +55,7 @@ class Pages:
         element, width = self._element[group], self.block_bytes[group]
         given = memory.view(-1, width)[row : row + len(blocks)].view(element)
         given = given.to(self.device, non_blocking=True)
-        at = torch.tensor(blocks, dtype=torch.int64, device=self.device)
+        at = self._numbers(blocks)
         begin = 0
         for view in self._views[group]:
             view.index_copy_(0, at, given[:, begin : begin + view.shape[1]])
@@ -63,7 +63,7 @@ class Pages:
 
     def save(self, group: int, blocks: Sequence[int]) -> torch.Tensor:
         """Returns memory of the host that these blocks of a group are copied to."""
-        at = torch.tensor(blocks, dtype=torch.int64, device=self.device)
+        at = self._numbers(blocks)
         views = self._views[group]
         width = sum(view.shape[1] for view in views)
         taken = torch.empty((len(blocks), width), dtype=self._element[group], device=self.device)
@@ -75,6 +75,11 @@ class Pages:
         if self.device.type != "cuda":
             return given
         return self.memory(given.numel()).copy_(given, non_blocking=True)
+
+    def _numbers(self, blocks: Sequence[int]) -> torch.Tensor:
+        # From pinned memory: a copy from any other waits for all that the stream does.
+        at = torch.tensor(blocks, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        return at.to(self.device, non_blocking=True)
 
     def begun(self) -> Any:
         """Returns an event that comes when the copies begun so far are over; None where they are over already."""

@@ -4,6 +4,7 @@
 mod courier;
 mod links;
 mod planner;
+mod tier;
 
 use kvhive_protocol::Moment;
 use std::sync::LazyLock;
@@ -11,6 +12,7 @@ use std::time::Instant;
 
 pub(crate) use courier::EngineCourier;
 pub(crate) use planner::{EnginePlanner, engine_fingerprint};
+pub(crate) use tier::EngineTier;
 
 static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
