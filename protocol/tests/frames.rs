@@ -572,7 +572,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846020011004d000000000000001c00000000000000294fad96f94860b100000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 18] = [
+const GOLDEN_DATA: [&str; 23] = [
     "80c3ad5a1f9d2f6e",
     "d6ce58de67428ad2",
     "d2294f65d9f11aad",
@@ -582,6 +582,8 @@ const GOLDEN_DATA: [&str; 18] = [
     "b8cf151ce6d8f528",
     "f351be503dbe9f17",
     "4237df82bc136424",
+    "575dcb16c2d599de",
+    "4b847d9ea4dc9924",
     "7d5b4e526fde8d0f",
     "adf02e136c16781e",
     "b35c5b20b52b6421",
@@ -591,6 +593,9 @@ const GOLDEN_DATA: [&str; 18] = [
     "c74dfcf1bd11d317",
     "8284c0859e021c4f",
     "abc40821d37191bd",
+    "26166303d9444b0d",
+    "80ed9c8ff57bf39b",
+    "733f5bf697ebd62f",
 ];
 const GOLDEN_COMMANDS: [&str; 8] = [
     "ea3a16194dde5e0e",
