@@ -18,6 +18,7 @@ mod memory;
 mod metrics;
 mod pace;
 mod persist;
+mod redis;
 mod rules;
 mod start;
 mod stats;
@@ -28,7 +29,7 @@ mod work;
 #[cfg(test)]
 mod tests;
 
-pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, PersistConfig, Tuning};
+pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, PersistConfig, RedisConfig, Tuning};
 pub use disk::{DiskBench, DiskError};
 pub use handle::NodeHandle;
 pub use latency::{Latencies, LatencySummary};

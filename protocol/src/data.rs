@@ -5,6 +5,7 @@ use crate::explain::{ExplainRequest, Explained, Lapse};
 use crate::ids::{DeviceId, Epoch, Slot, TenantId};
 use crate::key::{BlockKey, KeyList};
 use crate::layout::Layout;
+use crate::names::{NamesAnswer, NamesRequest};
 use crate::recall::{RecallRequest, Recalled};
 use crate::strategy::StrategyReport;
 use crate::trace::{TraceAnswer, TraceRequest};
@@ -78,6 +79,8 @@ pub enum DataRequest {
     /// What does this device's node remember of a request? Answered by [`DataReply::Recalled`]; from
     /// [`Level::CHECKED`](crate::Level::CHECKED) on.
     Recall(RecallRequest),
+    /// Which blocks do these names mean, and shall? From [`crate::Level::NAMES`] on. Answered by [`DataReply::Named`].
+    Names(NamesRequest),
 }
 
 impl DataRequest {
@@ -94,6 +97,7 @@ impl DataRequest {
             DataRequest::Explain(request) => request.epoch,
             DataRequest::Trace(request) => request.epoch,
             DataRequest::Recall(request) => request.epoch,
+            DataRequest::Names(request) => request.epoch,
         }
     }
 
@@ -111,6 +115,7 @@ impl DataRequest {
             DataRequest::Explain(_) => "explain",
             DataRequest::Trace(_) => "trace",
             DataRequest::Recall(_) => "recall",
+            DataRequest::Names(_) => "names",
         }
     }
 }
@@ -348,6 +353,13 @@ pub enum DataReply {
         /// Its parts, oldest first; at most [`MAX_RECALLED`](crate::recall::MAX_RECALLED).
         parts: Vec<Recalled>,
     },
+    /// What became of names.
+    Named {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// The answer.
+        answer: NamesAnswer,
+    },
 }
 
 impl DataReply {
@@ -363,7 +375,8 @@ impl DataReply {
             | DataReply::Surveyed { epoch, .. }
             | DataReply::Explained { epoch, .. }
             | DataReply::Traced { epoch, .. }
-            | DataReply::Recalled { epoch, .. } => *epoch,
+            | DataReply::Recalled { epoch, .. }
+            | DataReply::Named { epoch, .. } => *epoch,
         }
     }
 }

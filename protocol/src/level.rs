@@ -21,8 +21,10 @@ impl Level {
     /// Changes that are named with a print of what is asked; sizes that the policy holds; members that are emptied where there is
     /// room; requests that nodes recall.
     pub const CHECKED: Level = Level(4);
+    /// Names that nodes keep.
+    pub const NAMES: Level = Level(5);
     /// The newest that this build speaks.
-    pub const NEWEST: Level = Level::CHECKED;
+    pub const NEWEST: Level = Level::NAMES;
     /// The oldest that this build speaks: that of the build before it.
     pub const OLDEST: Level = Level::FIRST;
 }

@@ -24,6 +24,7 @@ pub mod level;
 pub mod load;
 pub mod map;
 pub mod moment;
+pub mod names;
 pub mod pins;
 pub mod placing;
 pub mod raft;

@@ -146,7 +146,8 @@ async fn who_reads_raw_says_so_with_the_layout_and_takes_nothing_else() {
             | DataRequest::Survey(_)
             | DataRequest::Explain(_)
             | DataRequest::Trace(_)
-            | DataRequest::Recall(_) => {}
+            | DataRequest::Recall(_)
+            | DataRequest::Names(_) => {}
         }
     }
 }

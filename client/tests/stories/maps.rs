@@ -28,6 +28,7 @@ fn epoch_of(request: &DataRequest) -> Epoch {
         DataRequest::Explain(request) => request.epoch,
         DataRequest::Trace(request) => request.epoch,
         DataRequest::Recall(request) => request.epoch,
+        DataRequest::Names(request) => request.epoch,
     }
 }
 

@@ -63,7 +63,8 @@ async fn a_tenant_that_shares_names_the_others_blocks_as_the_other_does() {
             | DataRequest::Survey(_)
             | DataRequest::Explain(_)
             | DataRequest::Trace(_)
-            | DataRequest::Recall(_) => panic!("nobody asked for these"),
+            | DataRequest::Recall(_)
+            | DataRequest::Names(_) => panic!("nobody asked for these"),
             DataRequest::Fetch(request) => request.tenant,
             DataRequest::Store(request) => request.tenant,
         };

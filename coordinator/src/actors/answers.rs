@@ -224,6 +224,10 @@ impl RaftActor {
                 peer.0,
                 self.name(peer)
             )),
+            RefuseReason::Votes { peer } => WireError::rejected(format_args!(
+                "{} votes already and takes nobody's place: name a new one, or end the other's vote with `kvhive raft remove`",
+                self.name(peer)
+            )),
             RefuseReason::NotThere { peer } => WireError::rejected(format_args!(
                 "{} is no coordinator of this cluster; `kvhive raft add` makes it one",
                 self.name(peer)

@@ -3,6 +3,7 @@
 use crate::actors::core::DeviceMessage;
 use crate::data::check;
 use crate::data::counters::count;
+use crate::data::names;
 use crate::data::plane::DataPlane;
 use crate::data::recall::Noted;
 use crate::data::traced;
@@ -113,7 +114,8 @@ async fn serve_request(
         | DataRequest::Survey(_)
         | DataRequest::Explain(_)
         | DataRequest::Trace(_)
-        | DataRequest::Recall(_) => None,
+        | DataRequest::Recall(_)
+        | DataRequest::Names(_) => None,
     };
     let served = answer(connection, peer, plane, (number, request), &mut span, noted).await;
     if let Err(fault) = &served {
@@ -150,6 +152,7 @@ async fn answer(
         DataRequest::Explain(request) => explained(plane, peer.role, request).await,
         DataRequest::Trace(request) => traces(plane, peer.role, request),
         DataRequest::Recall(request) => recalled(plane, peer.role, &request),
+        DataRequest::Names(request) => names::answer(plane, request),
         DataRequest::Store(request) => plane.store(connection, peer, span, request).await?,
         DataRequest::Fetch(request) => match plane.fetch(span, peer.role, request).await {
             Ok(found) => match plane.answer(peer.role, &found) {

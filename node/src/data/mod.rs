@@ -6,6 +6,7 @@ mod connection;
 mod counters;
 mod decode;
 mod fetch;
+mod names;
 mod plane;
 mod recall;
 mod replicate;

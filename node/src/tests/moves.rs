@@ -225,6 +225,48 @@ async fn a_block_without_room_is_lost_with_who_is_emptied_and_a_pinned_one_keeps
     held.abort();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pinned_block_stays_where_as_much_is_pinned_as_may_be() {
+    let (coordinator, nodes, mut client, [old, new]) = one_of_two(Setup::default()).await;
+    let slot = client.slot;
+    let blocks: Vec<Block> = (0..20).map(|number| Block::new(number, 4 * KIB)).collect();
+    assert_eq!(client.store(&blocks[..4], Ack::Primary).await, Ok(vec![kept(1); 4]));
+    let mut other = nodes[1].ask().await;
+    other.slot = Slot(slot.0 + 1);
+    place(&coordinator, other.slot, &[new], &[]);
+    serve_it(&coordinator, &nodes).await;
+    // Half of its frames.
+    assert_eq!(other.store(&blocks[4..20], Ack::Primary).await, Ok(vec![kept(1); 16]));
+    let pin = |name: &str, numbers: std::ops::Range<u64>| {
+        coordinator.change(|map| {
+            let pin = Pin {
+                tenant: super::coordinator::TENANT,
+                keys: numbers.map(key).collect::<Vec<_>>().iter().collect(),
+                mode: PinMode::Hard,
+                reason: Reason::default(),
+            };
+            Arc::make_mut(&mut map.pins).insert(name.to_owned(), pin);
+        });
+    };
+    pin("there", 4..20);
+    nodes[1].settles("half of it is pinned", |stats| stats.pinned_blocks == 16).await;
+    pin("here", 0..2);
+    serve_it(&coordinator, &nodes).await;
+    empty(&coordinator, old);
+    place(&coordinator, slot, &[old, new], &[new]);
+    let told = || coordinator.emptying(old.member).0;
+    eventually("both wait, and the others are there", || {
+        (told().waiting_blocks, told().moved_blocks) == (2, 2)
+    })
+    .await;
+    assert!(!coordinator.is_filled(slot, new));
+    coordinator.change(|map| {
+        Arc::make_mut(&mut map.pins).remove("there");
+    });
+    eventually("there is room to pin", || coordinator.is_filled(slot, new)).await;
+    nodes[1].settles("they are pinned there", |stats| stats.pinned_blocks == 2).await;
+}
+
 /// A hand that gives what `node` has to give, beside the node's own.
 fn filler(node: &NodeHandle, rate: u64, listed: usize) -> Filler {
     let mut replicator = node.plane.replicator.clone();

@@ -295,6 +295,8 @@ impl State {
             DataRequest::Recall(_) => {
                 (DataReply::Recalled { epoch: self.epoch, parts: Vec::new() }, Vec::new())
             }
+            // Real nodes answer for names, in the stories of the Redis port.
+            DataRequest::Names(_) => panic!("no story of these asks for names"),
             DataRequest::Store(request) => {
                 let headers = request.blocks.iter().map(|block| block.header);
                 (
