@@ -66,10 +66,16 @@ impl Day {
         aim
     }
 
+    /// Returns how many hits the largest cluster would have had in the last day, as far as that is known: of a first morning it is not
+    /// known yet how much is to come, and nothing is to hold it up.
+    pub(super) fn most_hits(&self) -> f64 {
+        self.stretches.iter().map(|one| one.asked * one.most).sum()
+    }
+
     /// Returns how much more was covered than was aimed at, by what the largest cluster would have covered: members are whole, come
     /// before they are needed and go after. What is not known of a day had no surplus.
     fn surplus(&self) -> f64 {
-        let most: f64 = self.stretches.iter().map(|one| one.asked * one.most).sum();
+        let most = self.most_hits();
         let more: f64 = self.stretches.iter().map(|one| one.asked * (one.got - one.aimed)).sum();
         let known = self.stretches.len() as f64 / DAY as f64;
         if most > 0.0 { known * more / most } else { 0.0 }
