@@ -66,9 +66,13 @@ impl Day {
         aim
     }
 
-    /// Returns how many hits the largest cluster would have had in the last day, as far as that is known: of a first morning it is not
-    /// known yet how much is to come, and nothing is to hold it up.
-    pub(super) fn most_hits(&self) -> f64 {
+    /// Returns how many hits the largest cluster would have had in the last day, as far as that is known. Of a first night it is not known
+    /// how much the day brings: it is taken for half a day like what is known: more would hold the first morning up.
+    pub(super) fn hits(&self) -> f64 {
+        self.most_hits() * (DAY as f64 / 2.0 / self.stretches.len().max(1) as f64).max(1.0)
+    }
+
+    fn most_hits(&self) -> f64 {
         self.stretches.iter().map(|one| one.asked * one.most).sum()
     }
 

@@ -285,7 +285,7 @@ impl Autoscaler {
         let relied_on = f64::from(members.saturating_sub(cordoned).max(1));
         let lacks = foreseen * (aim - self.curve.hit_rate(relied_on / growth));
         self.lacking = (self.lacking + lacks).max(0.0);
-        let lacks_much = self.lacking >= TURN_UP * (1.0 - keep) * self.day.most_hits();
+        let lacks_much = self.lacking >= TURN_UP * (1.0 - keep) * self.day.hits();
         let (size, why) =
             self.choose(now, members, Sizes { right, least, enough, by_queue, lacks_much }, policy);
         let recommendation = Recommendation {
