@@ -34,7 +34,8 @@ pub(crate) struct Autoscale {
     /// Blocks that one member holds, in place of what all hold together
     #[arg(long, value_name = "N", requires = "autoscale", group = "how_much", value_parser = clap::value_parser!(u32).range(1..))]
     member_blocks: Option<u32>,
-    /// Also say how few member hours could have had as much, if all load had been known beforehand: runs a cluster of each size
+    /// Also say what the fixed cluster has of the hits of the busiest hour, and how few member hours could have kept as much, if all load had
+    /// been known beforehand: runs a cluster of each size
     #[arg(long, requires = "autoscale")]
     least: bool,
     /// Days of load
@@ -96,9 +97,9 @@ pub(crate) struct Comparison {
     pub(crate) capacity_blocks: u32,
     pub(crate) fixed: Run,
     pub(crate) autoscaled: Run,
-    /// The busiest hour, from 0, and the share that the fixed cluster has of the hits which one without limit has then.
-    pub(crate) peak_hour: usize,
-    pub(crate) peak_share: f64,
+    /// The busiest hour, from 0, and the share that the fixed cluster has of the hits which one without limit has then; null unless asked for.
+    pub(crate) peak_hour: Option<usize>,
+    pub(crate) peak_share: Option<f64>,
     /// Hit rate by that of the fixed cluster.
     pub(crate) hit_rate_share: f64,
     /// Hours of members by those of the fixed cluster.
@@ -153,17 +154,17 @@ impl Autoscale {
     }
 
     /// Returns the most members, and what one of them holds. `capacity` is what all hold together, where that was given.
-    fn size(&self, ground: &Ground<'_>, peak: Peak, capacity: Option<u32>) -> Result<(u32, u32)> {
-        let (members, blocks) = match (self.members, self.member_blocks, capacity) {
-            (Members::Count(members), Some(blocks), _) => (members, blocks),
-            (Members::Count(members), None, Some(all)) => (members, all / members),
-            (Members::Peak, Some(blocks), _) => {
+    fn size(&self, ground: &Ground<'_>, peak: Option<Peak>, capacity: Option<u32>) -> Result<(u32, u32)> {
+        let (members, blocks) = match (self.members, peak, self.member_blocks, capacity) {
+            (Members::Count(members), _, Some(blocks), _) => (members, blocks),
+            (Members::Count(members), _, None, Some(all)) => (members, all / members),
+            (Members::Peak, Some(peak), Some(blocks), _) => {
                 let members = ground.members_for(peak, self.keep).with_context(|| {
                     format!("the busiest hour needs more than {MAX_SIZE} members of {blocks} blocks: give --member-blocks more")
                 })?;
                 (members, blocks)
             }
-            (_, None, _) => bail!("--members peak needs --member-blocks"),
+            _ => bail!("--members peak needs --member-blocks"),
         };
         if blocks == 0 {
             bail!("--capacity-blocks is too small: each of {members} members needs one at least");
@@ -185,7 +186,7 @@ impl Autoscale {
     ) -> Result<Comparison> {
         let mut ground = Ground { trace, strategy, block_tokens, days: self.days, member_blocks: 0 };
         ground.member_blocks = self.member_blocks.unwrap_or(0);
-        let peak = ground.peak();
+        let peak = (self.least || self.members == Members::Peak).then(|| ground.peak());
         let (members, member_blocks) = self.size(&ground, peak, capacity)?;
         ground.member_blocks = member_blocks;
         let capacity = members * member_blocks;
@@ -214,8 +215,8 @@ impl Autoscale {
             days: self.days,
             members,
             capacity_blocks: capacity,
-            peak_hour: peak.hour,
-            peak_share: always.hits_in(peak.hour) as f64 / (peak.most as f64).max(1.0),
+            peak_hour: peak.map(|peak| peak.hour),
+            peak_share: peak.map(|peak| always.hits_in(peak.hour) as f64 / (peak.most as f64).max(1.0)),
             fixed,
             autoscaled,
             hit_rate_share: autoscaled.block_hit_rate / fixed.block_hit_rate.max(f64::MIN_POSITIVE),
@@ -342,13 +343,14 @@ impl fmt::Display for Comparison {
             self.strategy,
             blocks / members
         )?;
-        writeln!(
-            f,
-            "busiest hour  hour {} of day {}: fixed has {:.2} % of the hits that one without limit has",
-            self.peak_hour % 24,
-            self.peak_hour / 24 + 1,
-            percent(self.peak_share)
-        )?;
+        if let (Some(hour), Some(share)) = (self.peak_hour, self.peak_share) {
+            let (hour, day) = (hour % 24, hour / 24 + 1);
+            let share = percent(share);
+            writeln!(
+                f,
+                "busiest hour  hour {hour} of day {day}: fixed has {share:.2} % of the hits that one without limit has"
+            )?;
+        }
         let (fixed, own) = (&self.fixed, &self.autoscaled);
         writeln!(
             f,

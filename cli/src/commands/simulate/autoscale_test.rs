@@ -37,14 +37,15 @@ fn a_scaled_cluster_covers_nearly_as_much_for_less_and_does_not_swing() {
 
 #[test]
 fn the_peak_has_as_many_members_as_it_needs_and_nobody_does_with_fewer_hours_than_the_least() {
-    let sized = Autoscale { members: Members::Peak, member_blocks: Some(250), least: true, ..options(2) };
-    let requests = generate(Workload { requests: 500, block_tokens: 512, seed: 9 });
+    let sized =
+        Autoscale { members: Members::Peak, member_blocks: Some(100), least: true, days: 1, ..options(2) };
+    let requests = generate(Workload { requests: 150, block_tokens: 512, seed: 9 });
     let report = run(&sized, requests.clone(), 0, 9);
-    assert!(report.peak_share >= 0.95 && report.members > 2, "{report}");
-    let fewer = Autoscale { members: Members::Count(report.members - 1), least: false, ..sized };
+    assert!(report.peak_share.is_some_and(|share| share >= 0.95) && report.members > 2, "{report}");
+    let fewer = Autoscale { members: Members::Count(report.members - 1), ..sized };
     let fewer = run(&fewer, requests, 0, 9);
     assert_eq!(fewer.peak_hour, report.peak_hour);
-    assert!(fewer.peak_share < 0.95, "one fewer is too few: {fewer}");
+    assert!(fewer.peak_share.is_some_and(|share| share < 0.95), "one fewer is too few: {fewer}");
     let least = report.least_hours_share.expect("it was asked for");
     // One member is always there.
     assert!(least > 1.0 / f64::from(report.members), "{report}");
