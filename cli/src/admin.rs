@@ -59,7 +59,14 @@ impl Target {
                 let scheme = if self.ca.is_some() { "https" } else { "http" };
                 urls.split(',').map(|url| with_scheme(url.trim().trim_end_matches('/'), scheme)).collect()
             }
-            None => local::Running::load(&self.dir)?.admin_urls,
+            None => {
+                let mut urls = local::Running::load(&self.dir)?.admin_urls;
+                // Those that it was started with may all have been replaced.
+                let later: Vec<String> =
+                    local::joined(&self.dir).into_iter().filter(|url| !urls.contains(url)).collect();
+                urls.extend(later);
+                urls
+            }
         };
         let token_file = self.token_file.clone().unwrap_or_else(|| self.dir.join(local::TOKEN_FILE));
         let token = read_token(&token_file)?;
@@ -76,7 +83,8 @@ impl Target {
                 "{url} is known by a certificate: give the file of the cluster's authorities by --ca or KVHIVE_CA"
             );
         }
-        Ok(Admin::new(urls, token, token_from, &trusted, READ_LIMIT, CHANGE_LIMIT))
+        let admin = Admin::new(urls, token, token_from, &trusted, READ_LIMIT, CHANGE_LIMIT);
+        Ok(Admin { local: self.admin.is_none().then(|| self.dir.clone()), ..admin })
     }
 }
 
@@ -132,6 +140,8 @@ pub(crate) struct Admin {
     changes: ureq::Agent,
     /// How long to wait for a change to be acknowledged that is made; as long as it takes without.
     patience: Option<Duration>,
+    /// The local cluster's folder, if it is one.
+    local: Option<PathBuf>,
 }
 
 /// What is asked for.
@@ -151,7 +161,7 @@ impl Admin {
         change: Duration,
     ) -> Admin {
         let (reads, changes) = (agent(read, trusted), agent(change, trusted));
-        Admin { urls, token, token_from, who: "coordinator", reads, changes, patience: None }
+        Admin { urls, token, token_from, who: "coordinator", reads, changes, patience: None, local: None }
     }
 
     /// Waits no longer than this for a change to be acknowledged that is made.
@@ -180,6 +190,36 @@ impl Admin {
             reads: self.reads.clone(),
             changes: self.changes.clone(),
             patience: self.patience,
+            local: None,
+        }
+    }
+
+    /// Remembers where a local cluster's coordinators are by now, by the word of one: all that it was started with may be replaced.
+    pub(crate) fn remember_coordinators(&self, group: &Value) {
+        let Some(dir) = &self.local else { return };
+        let scheme = if self.first_url().starts_with(HTTPS) { "https" } else { "http" };
+        let seats = group["coordinators"].as_array().map_or(&[][..], Vec::as_slice);
+        let addresses = seats.iter().filter_map(|seat| seat["admin_address"].as_str());
+        let urls: Vec<String> = addresses.map(|address| with_scheme(address, scheme)).collect();
+        if urls.is_empty() {
+            return;
+        }
+        if let Err(error) = local::have_joined(dir, urls) {
+            eprintln!("warning: where the coordinators are now could not be written down: {error:#}");
+        }
+    }
+
+    /// Does so when one that is known did not answer, and another did.
+    fn relearn(&self, url: &str) {
+        if self.local.is_none() {
+            return;
+        }
+        let asked =
+            self.reads.get(format!("{url}/v1/raft?consistency=stale")).header("authorization", self.bearer());
+        let answer = asked.call().ok().filter(|answer| answer.status().is_success());
+        let text = answer.and_then(|mut answer| answer.body_mut().read_to_string().ok());
+        if let Some(group) = text.and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
+            self.remember_coordinators(&group);
         }
     }
 
@@ -339,6 +379,9 @@ impl Admin {
             };
             let status = answer.status();
             if status.is_success() {
+                if !failures.is_empty() {
+                    self.relearn(url);
+                }
                 return Ok((url, answer));
             }
             let text = answer.body_mut().read_to_string().with_context(|| format!("answer of {url}"))?;
@@ -386,81 +429,5 @@ fn change_name() -> Result<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-    use std::io::{BufRead, BufReader, Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::thread::JoinHandle;
-
-    /// Reads one request and returns what it named its change, and the connection.
-    fn take(listener: &TcpListener) -> (Option<String>, TcpStream) {
-        let (stream, _) = listener.accept().expect("somebody asks");
-        let mut reader = BufReader::new(stream.try_clone().expect("a second hold"));
-        let (mut name, mut length) = (None, 0);
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).expect("a line");
-            let line = line.trim_end().to_ascii_lowercase();
-            match line.split_once(": ") {
-                Some((CHANGE_NAME, value)) => name = Some(value.to_owned()),
-                Some(("content-length", value)) => length = value.parse().expect("a number"),
-                Some(_) => {}
-                None if line.is_empty() => break,
-                None => {}
-            }
-        }
-        reader.read_exact(&mut vec![0; length]).expect("the body");
-        (name, stream)
-    }
-
-    fn fake<T: Send + 'static>(
-        serve: impl FnOnce(TcpListener) -> T + Send + 'static,
-    ) -> (String, JoinHandle<T>) {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-        (url, std::thread::spawn(move || serve(listener)))
-    }
-
-    fn admin(urls: &[&String], change: Duration) -> Admin {
-        let urls = urls.iter().map(|url| (*url).clone()).collect();
-        Admin::new(urls, "token".to_owned(), "a test".to_owned(), &[], READ_LIMIT, change)
-    }
-
-    #[test]
-    fn a_change_that_one_coordinator_broke_off_is_asked_of_the_next_under_its_name() {
-        let (first, asked_first) = fake(|listener| take(&listener).0);
-        let (second, asked_second) = fake(|listener| {
-            let (name, mut stream) = take(&listener);
-            let answer = "HTTP/1.1 200 OK\r\ncontent-length: 8\r\nconnection: close\r\n\r\n{\"id\":1}";
-            stream.write_all(answer.as_bytes()).expect("it reads");
-            name
-        });
-        let answer: Value =
-            admin(&[&first, &second], CHANGE_LIMIT).post("/v1/tenants", &json!({})).expect("an answer");
-        assert_eq!(answer, json!({ "id": 1 }));
-        let (first, second) = (asked_first.join().expect("it ends"), asked_second.join().expect("it ends"));
-        assert!(
-            first.as_ref().is_some_and(|name| name.len() == 32) && first == second,
-            "{first:?} {second:?}"
-        );
-    }
-
-    #[test]
-    fn a_change_that_is_not_answered_in_time_is_asked_of_nobody_else() {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-        listener.set_nonblocking(true).expect("a socket can");
-        let other = format!("http://{}", listener.local_addr().expect("it is bound"));
-        let (silent, asked) = fake(|listener| {
-            let (_, mut stream) = take(&listener);
-            // Until the asker has given up.
-            stream.read_to_end(&mut Vec::new())
-        });
-        let admin = admin(&[&silent, &other], Duration::from_millis(300));
-        let error = admin.patch::<Value>("/v1/tenants/x", &json!({})).expect_err("nobody answers");
-        assert!(error.to_string().contains("whether it happened is unknown"), "{error}");
-        drop(admin);
-        asked.join().expect("it ends").expect("readable");
-        assert!(listener.accept().is_err(), "nobody else was asked");
-    }
-}
+#[path = "admin_test.rs"]
+mod tests;

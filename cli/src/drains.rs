@@ -136,6 +136,8 @@ pub(crate) struct CameTo {
     pub(crate) lost_bytes: u64,
     /// Members that did not say what they had counted to the end.
     pub(crate) members_unheard: u64,
+    /// Members that went down before they were empty: what only they held is lost, and counted nowhere.
+    pub(crate) cut_short: u64,
 }
 
 /// Blocks were lost: it was done, and this is not how it should end.
@@ -182,6 +184,7 @@ impl CameTo {
             (&mut self.lost_blocks, other.lost_blocks),
             (&mut self.lost_bytes, other.lost_bytes),
             (&mut self.members_unheard, other.members_unheard),
+            (&mut self.cut_short, other.cut_short),
         ] {
             *sum = sum.saturating_add(more);
         }
@@ -201,8 +204,12 @@ impl CameTo {
             0 => String::new(),
             unheard => format!("; {unheard} members did not say what they have counted to the end"),
         };
+        let cut_short = match self.cut_short {
+            0 => "",
+            _ => "; it went down before it was empty, and what only it held is lost and not counted",
+        };
         format!(
-            "{} blocks moved ({}){there}; {lost}{unheard}",
+            "{} blocks moved ({}){there}; {lost}{unheard}{cut_short}",
             self.moved_blocks,
             report::bytes(self.moved_bytes)
         )
@@ -251,6 +258,10 @@ mod tests {
         assert_eq!(lossy.told(), format!("96 blocks moved (6.0 MiB); lost: 12 (12.0 KiB): {why}"));
         let error = lossy.is_whole().expect_err("some were").to_string();
         assert_eq!(error, format!("12 blocks (12.0 KiB) were lost: {why}"));
+        let cut_short = CameTo { cut_short: 1, ..whole }.told();
+        assert!(cut_short.ends_with(
+            "lost: 0; it went down before it was empty, and what only it held is lost and not counted"
+        ));
         let mut both = lossy;
         both.add(&lossy);
         assert_eq!((both.moved_blocks, both.lost_blocks), (192, 24));

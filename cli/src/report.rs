@@ -30,6 +30,12 @@ pub(crate) fn print_table(table: &comfy_table::Table) {
     print!("{text}");
 }
 
+/// Writes a number of things, of one of which `noun` is the word.
+pub(crate) fn counted(count: u64, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
+}
+
 /// Writes a number of bytes in the unit that fits it.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];

@@ -5,6 +5,8 @@ use crate::client::Shared;
 use crate::stats::count;
 use kvhive_protocol::data::DataRequest;
 use kvhive_protocol::frame::{FrameLimits, MAX_PAYLOAD_BYTES};
+use kvhive_protocol::names::{MAX_BYTES_LISTED, MAX_NAME_BYTES, MAX_NAMES_LISTED, NamesAsk};
+use kvhive_protocol::recall::{MAX_MISSED, MAX_RECALLED};
 use kvhive_protocol::strategy::MAX_REPORTS;
 use kvhive_protocol::trace::{MAX_LISTED, MAX_SPANS, TraceAsk};
 use kvhive_protocol::watch::{MAX_BLOCKS_PER_PAGE, MAX_EVENTS_PER_ANSWER};
@@ -22,8 +24,12 @@ const VERDICT_BYTES: usize = 16;
 const REPORT_BYTES: usize = 512;
 /// Message bytes of what is known of one block: of one that is here or has gone, whichever takes more.
 const EXPLAINED_BYTES: usize = 64;
+/// Message bytes of one block that was missing: its key, and what was known of it.
+const RECALLED_BYTES: usize = EXPLAINED_BYTES + 32;
 /// Message bytes of one event, or of one block of a page: its key, and numbers.
 const WATCHED_BYTES: usize = 80;
+/// Message bytes of what became of one name, or of one that is listed without itself.
+const NAMED_BYTES: usize = 48;
 /// Message bytes of one span, its texts as long as they usually are.
 const SPAN_BYTES: usize = 1024;
 
@@ -85,6 +91,19 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
             };
             (most.saturating_mul(SPAN_BYTES), 0)
         }
+        DataRequest::Recall(_) => {
+            let part = MAX_MISSED.saturating_mul(RECALLED_BYTES).saturating_add(SPAN_BYTES);
+            (MAX_RECALLED.saturating_mul(part), 0)
+        }
+        DataRequest::Names(request) => match &request.ask {
+            NamesAsk::Do(ops) => (ops.len().saturating_mul(NAMED_BYTES), 0),
+            NamesAsk::List { limit, .. } => {
+                let most = MAX_NAMES_LISTED.min(*limit as usize).saturating_mul(MAX_NAME_BYTES + NAMED_BYTES);
+                // One name more than the bytes that end a list.
+                (most.min(MAX_BYTES_LISTED + (MAX_NAMES_LISTED + 1) * NAMED_BYTES + MAX_NAME_BYTES), 0)
+            }
+            NamesAsk::Count => (0, 0),
+        },
         DataRequest::Strategies(_) => (MAX_REPORTS.saturating_mul(REPORT_BYTES), 0),
         DataRequest::Watch(_) => {
             (MAX_EVENTS_PER_ANSWER.max(MAX_BLOCKS_PER_PAGE).saturating_mul(WATCHED_BYTES), 0)
@@ -107,6 +126,9 @@ mod tests {
     use kvhive_protocol::data::{
         Accept, Ack, DataReply, FetchRequest, Fetched, MatchRequest, Refusal, Run, Stored,
     };
+    use kvhive_protocol::names::{
+        ListedName, Meaning, NameAnswer, NameOp, NameVerb, NamesAnswer, NamesRequest, Target,
+    };
     use kvhive_protocol::{
         BlockHeader, BlockKey, DeviceId, Era, KeyList, LayoutFingerprint, MemberId, Slot, TenantId, codec,
     };
@@ -128,11 +150,17 @@ mod tests {
     }
 
     /// Each kind of request for many blocks, and its largest honest answer.
-    fn largest() -> [(DataRequest, DataReply); 3] {
+    fn largest() -> [(DataRequest, DataReply); 5] {
         let (epoch, device, tenant) = (Epoch(u64::MAX), DeviceId::new(MemberId(1), 0), TenantId(1));
         let runs = vec![Run { slot: Slot(1), keys: 1 }; BLOCKS];
         let keys: KeyList = std::iter::repeat_n(header().key, BLOCKS).collect();
         let block = StoreBlock { header: header(), parent: BlockKey::NONE };
+        let names = |ask| DataRequest::Names(NamesRequest { epoch, device, tenant, ask });
+        let named = |answer| DataReply::Named { epoch, answer };
+        let look = NameOp { key: header().key, verb: NameVerb::Look };
+        let target = Target { nonce: u64::MAX, bytes: u64::MAX };
+        let meant = NameAnswer { done: true, before: Some(Meaning { target, left_ms: Some(u64::MAX) }) };
+        let listed = ListedName { position: u64::MAX, name: vec![255; MAX_NAME_BYTES] };
         [
             (
                 DataRequest::Match(MatchRequest {
@@ -170,6 +198,11 @@ mod tests {
                     blocks: vec![block; BLOCKS],
                 }),
                 DataReply::Stored { epoch, blocks: vec![Stored::Refused(Refusal::WrongEra); BLOCKS] },
+            ),
+            (names(NamesAsk::Do(vec![look; 256])), named(NamesAnswer::Done(vec![meant; 256]))),
+            (
+                names(NamesAsk::List { from: 0, limit: 3 }),
+                named(NamesAnswer::Listed { names: vec![listed; 3], next: Some(u64::MAX) }),
             ),
         ]
     }

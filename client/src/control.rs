@@ -23,6 +23,8 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
 const ELECTION_PATIENCE: Duration = Duration::from_secs(3);
 /// The same, where whoever waits for a leader has something else to do.
 const LEADERLESS_AFTER: Duration = Duration::from_secs(1);
+/// How long what was seen of that counts: nobody may have asked since a leader was there again.
+const LEADERLESS_UNTIL: Duration = Duration::from_secs(10);
 /// Connections kept for the next request.
 const MAX_IDLE: usize = 8;
 
@@ -36,7 +38,27 @@ pub struct Coordinators {
     requests: AtomicU64,
     target: Mutex<Target>,
     /// Since when nobody leads, as far as is known here.
-    leaderless_since: Mutex<Option<Instant>>,
+    leaderless: Mutex<Leaderless>,
+}
+
+/// When it was seen that nobody leads.
+#[derive(Default)]
+struct Leaderless {
+    first_and_last: Option<(Instant, Instant)>,
+}
+
+impl Leaderless {
+    fn note(&mut self, now: Instant, is_led: bool) {
+        let first = self.first_and_last.filter(|(_, last)| now.duration_since(*last) <= LEADERLESS_UNTIL);
+        self.first_and_last = (!is_led).then(|| (first.map_or(now, |(first, _)| first), now));
+    }
+
+    /// Says whether it lasts longer than an election takes, by what was seen lately.
+    fn lasts(&self, now: Instant) -> bool {
+        self.first_and_last.is_some_and(|(first, last)| {
+            now.duration_since(first) >= LEADERLESS_AFTER && now.duration_since(last) <= LEADERLESS_UNTIL
+        })
+    }
 }
 
 struct Target {
@@ -77,7 +99,7 @@ impl Coordinators {
                 learnt: Arc::default(),
                 failed: 0,
             }),
-            leaderless_since: Mutex::new(None),
+            leaderless: Mutex::default(),
         })
     }
 
@@ -121,15 +143,15 @@ impl Coordinators {
     }
 
     fn note_leader(&self, is_led: bool) {
-        let mut since = self.leaderless_since.lock().unwrap_or_else(|poison| poison.into_inner());
-        *since = if is_led { None } else { since.or_else(|| Some(Instant::now())) };
+        let mut leaderless = self.leaderless.lock().unwrap_or_else(|poison| poison.into_inner());
+        leaderless.note(Instant::now(), is_led);
     }
 
     /// Says whether nobody leads, for longer than an election takes: by what coordinators said of the map when they were asked
     /// last, or because none answered.
     pub fn are_leaderless(&self) -> bool {
-        let since = *self.leaderless_since.lock().unwrap_or_else(|poison| poison.into_inner());
-        since.is_some_and(|since| since.elapsed() >= LEADERLESS_AFTER)
+        let leaderless = self.leaderless.lock().unwrap_or_else(|poison| poison.into_inner());
+        leaderless.lasts(Instant::now())
     }
 
     /// Makes a name for a change, to be repeated with it.
@@ -381,4 +403,25 @@ impl Coordinators {
 
 fn unexpected(reply: &ControlReply) -> ClientError {
     ClientError::Refused(WireError::malformed(format_args!("unexpected answer {reply:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_election_seen_long_ago_says_nothing_of_now() {
+        let mut leaderless = Leaderless::default();
+        let begun = Instant::now();
+        let at = |ms| begun + Duration::from_millis(ms);
+        leaderless.note(at(0), false);
+        assert!(!leaderless.lasts(at(900)) && leaderless.lasts(at(1100)));
+        leaderless.note(at(9000), false);
+        assert!(leaderless.lasts(at(12_000)));
+        assert!(!leaderless.lasts(at(19_001)), "nobody has asked since");
+        leaderless.note(at(60_000), false);
+        assert!(!leaderless.lasts(at(60_500)) && leaderless.lasts(at(61_000)), "it is another election");
+        leaderless.note(at(61_500), true);
+        assert!(!leaderless.lasts(at(61_500)));
+    }
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 mod verdict;
 mod words;
 
-use verdict::fold;
+pub(crate) use verdict::fold;
 pub use verdict::{Place, Replica, Silence, Verdict};
 
 /// The most devices that are asked for blocks that may be anywhere.
@@ -31,7 +31,7 @@ const MAX_DEVICES: usize = 256;
 pub struct Explanation {
     /// Block by block.
     pub blocks: Vec<BlockExplained>,
-    /// Devices whose nodes had no lease for a while since they started: they served nothing then.
+    /// Devices whose nodes had no serving lease for a while since they started: they served nothing then.
     pub lapses: BTreeMap<DeviceId, Lapse>,
     /// The names of the nodes of all devices in it.
     pub nodes: BTreeMap<DeviceId, String>,

@@ -84,7 +84,7 @@ impl NamespaceClient {
         targets: &mut [&mut [u8]],
     ) -> Result<FetchReport, ClientError> {
         self.check_range(prefix, &range, targets.len())?;
-        if let Some(target) = targets.iter().find(|target| target.len() as u64 != self.block_bytes) {
+        if let Some(target) = targets.iter().find(|target| !self.fits(target.len())) {
             let given = target.len();
             return Err(ClientError::Misuse(format!(
                 "{given} bytes of memory for a block of {}",

@@ -8,7 +8,7 @@ use crate::stats::count;
 use kvhive_protocol::data::{DataReply, DataRequest};
 use kvhive_protocol::frame::{FrameLimits, Kind};
 use kvhive_protocol::trace::SpanKind;
-use kvhive_protocol::{ClusterMap, DeviceId, TraceContext, WireError};
+use kvhive_protocol::{ClusterMap, DeviceId, Generation, TraceContext, WireError};
 use kvhive_spans::Span;
 use kvhive_wire::{Connection, Fault};
 use std::collections::VecDeque;
@@ -49,8 +49,8 @@ struct Presence<'a> {
 }
 
 impl<'a> Presence<'a> {
-    fn new(shared: &'a Shared, device: DeviceId) -> Presence<'a> {
-        shared.waits().begin(device);
+    fn new(shared: &'a Shared, device: DeviceId, generation: Generation) -> Presence<'a> {
+        shared.waits().begin(device, generation);
         Presence { shared, device }
     }
 }
@@ -75,7 +75,7 @@ impl<'a> Line<'a> {
     ) -> Result<Line<'a>, Fault> {
         let owner = map.owner(device).ok_or(Fault::Refused(WireError::WrongDevice { device }))?;
         let address = &owner.data_address;
-        let presence = Presence::new(shared, device);
+        let presence = Presence::new(shared, device, owner.generation);
         let lease = shared.pool.take(address, deadline).await?;
         let asked = VecDeque::new();
         Ok(Line { shared, address, lease, asked, has_answered: false, deadline, trace, presence })

@@ -27,13 +27,42 @@ impl NamespaceClient {
     /// # Errors
     /// [`ClientError::Misuse`] for a prefix of more than 65,536 blocks. Devices that cannot be reached make misses.
     pub async fn match_prefix(&self, prefix: &Prefix) -> Result<PrefixMatch, ClientError> {
+        self.match_from(prefix, 0).await
+    }
+
+    /// Says how far the cluster covers `prefix` for somebody who has its first `from` blocks: they are not asked for, and count as
+    /// covered.
+    ///
+    /// # Errors
+    /// As [`NamespaceClient::match_prefix`], and for a prefix that has fewer blocks.
+    pub async fn match_from(&self, prefix: &Prefix, from: usize) -> Result<PrefixMatch, ClientError> {
         self.check_length(prefix, "match")?;
-        let mut call = self.call("match prefix", prefix.len());
+        self.check_range(prefix, &(from..prefix.len()), prefix.len().saturating_sub(from))?;
         let mut known: Vec<Option<bool>> = vec![None; prefix.len()];
+        known[..from].fill(Some(true));
+        let (known, unreachable) = self.seek(prefix, known).await;
+        let covered = known.iter().position(|is| *is != Some(true)).unwrap_or(prefix.len());
+        Ok(PrefixMatch { covered, unreachable })
+    }
+
+    /// Says of each block of a set without order whether the cluster has it; none where nobody could be asked. What is there is held
+    /// for a while, so that it can be fetched.
+    ///
+    /// # Errors
+    /// As [`NamespaceClient::match_prefix`].
+    pub async fn which(&self, set: &Prefix) -> Result<Vec<Option<bool>>, ClientError> {
+        self.check_length(set, "match")?;
+        Ok(self.seek(set, vec![None; set.len()]).await.0)
+    }
+
+    /// Asks for what is not known yet and counts; says how many primaries nobody could be asked instead of.
+    async fn seek(&self, prefix: &Prefix, mut known: Vec<Option<bool>>) -> (Vec<Option<bool>>, usize) {
+        let is_loose = prefix.is_loose();
+        let mut call = self.call("match prefix", open(&known, is_loose).count());
         let mut rounds = Rounds::new(self);
         loop {
             let map = self.shared().map();
-            let plan = rounds.plan(&map, prefix, open(&known), Sway::MATCH);
+            let plan = rounds.plan(&map, prefix, open(&known, is_loose), Sway::MATCH);
             if !plan.nowhere.is_empty() && rounds.looks_again(&map).await {
                 continue;
             }
@@ -48,14 +77,14 @@ impl NamespaceClient {
             }
             if failed.is_empty() || !rounds.mend(&map, &failed).await {
                 let segment_blocks = map.settings.segment_blocks as usize;
-                let primaries = open(&known).map(|at| {
+                let primaries = open(&known, is_loose).map(|at| {
                     let home = &prefix.keys()[prefix.home(at, segment_blocks)];
                     map.replicas_of(home).primary()
                 });
                 let unreachable = primaries.collect::<BTreeSet<_>>().len();
-                let covered = known.iter().position(|is| *is != Some(true)).unwrap_or(prefix.len());
+                let covered = known.iter().take_while(|is| **is == Some(true)).count();
                 call.span.note("kvhive.covered", covered);
-                return Ok(PrefixMatch { covered, unreachable });
+                return (known, unreachable);
             }
         }
     }
@@ -115,9 +144,9 @@ impl NamespaceClient {
 /// What one device said of what it was asked.
 type Answered = (Job, Result<Vec<u32>, Fault>);
 
-/// Returns the positions that nobody answered for, up to the first that is not covered: past it nothing counts.
-fn open(known: &[Option<bool>]) -> impl Iterator<Item = usize> + '_ {
-    let hole = known.iter().position(|is| *is == Some(false)).unwrap_or(known.len());
+/// Returns the positions that nobody answered for and that count: of a prefix, those up to the first that is not covered.
+fn open(known: &[Option<bool>], is_loose: bool) -> impl Iterator<Item = usize> + '_ {
+    let hole = known.iter().position(|is| !is_loose && *is == Some(false)).unwrap_or(known.len());
     (0..hole).filter(|at| known[*at].is_none())
 }
 

@@ -5,6 +5,7 @@ use crate::error::ClientError;
 use crate::prefix::{NamesMark, Prefix};
 use crate::retry::in_time;
 use kvhive_protocol::data::MAX_KEYS_PER_MATCH;
+use kvhive_protocol::frame::MAX_PAYLOAD_BYTES;
 use kvhive_protocol::trace::SpanKind;
 use kvhive_protocol::{
     BlockKey, ClusterMap, Era, Layout, LayoutFingerprint, Namespace, NamespaceKey, TenantId, TraceContext,
@@ -61,7 +62,9 @@ impl NamespaceClient {
         namespace: Namespace,
     ) -> Result<NamespaceClient, ClientError> {
         let layout = namespace.layout;
-        let block_bytes = layout.block_bytes().filter(|bytes| *bytes > 0 && layout.tokens > 0);
+        let is_any = layout == Layout::ANY_LENGTH;
+        let most = if is_any { Some(u64::from(MAX_PAYLOAD_BYTES)) } else { layout.block_bytes() };
+        let block_bytes = most.filter(|bytes| *bytes > 0 && layout.tokens > 0);
         let block_bytes = block_bytes
             .ok_or_else(|| ClientError::Misuse(format!("a block of {layout:?} has no usable size")))?;
         Ok(NamespaceClient {
@@ -81,9 +84,24 @@ impl NamespaceClient {
         self.layout
     }
 
-    /// Returns the bytes of one block.
+    /// Returns the bytes of one block; of blocks of any length the most that one may have.
     pub fn block_bytes(&self) -> u64 {
         self.block_bytes
+    }
+
+    /// Says whether a piece of memory may be that of a block.
+    pub(crate) fn fits(&self, bytes: usize) -> bool {
+        let bytes = bytes as u64;
+        if self.has_any_length() {
+            (1..=self.block_bytes).contains(&bytes)
+        } else {
+            bytes == self.block_bytes
+        }
+    }
+
+    /// Says whether each block has a length of its own ([`Layout::ANY_LENGTH`]): nobody but its owner knows it beforehand.
+    pub(crate) fn has_any_length(&self) -> bool {
+        self.layout == Layout::ANY_LENGTH
     }
 
     /// Returns the same namespace for calls that may take `limit` and no longer: what [`Advice::recomputing`] says, for one.
@@ -136,6 +154,19 @@ impl NamespaceClient {
             keys.push(parent);
         }
         Prefix::named(keys, names.mark)
+    }
+
+    /// Re-keys blocks that an engine has named already, each on its own: a set without order.
+    pub fn loose_of_engine_hashes(&self, hashes: &[impl AsRef<[u8]>]) -> Prefix {
+        let names = self.names(&self.client.map());
+        let keys = hashes.iter().map(|hash| names.key.rekey(&BlockKey::NONE, hash.as_ref()));
+        Prefix::named_loose(keys.collect(), names.mark)
+    }
+
+    /// Names things that are in no order, by what their user calls them: each is a home key of its own.
+    pub(crate) fn loose_keys<'a>(&self, names: impl Iterator<Item = &'a [u8]>) -> Vec<BlockKey> {
+        let known = self.names(&self.client.map());
+        names.map(|name| known.key.rekey(&BlockKey::NONE, name)).collect()
     }
 
     pub(crate) fn client(&self) -> &Client {

@@ -26,6 +26,11 @@ impl Prefix {
         Prefix { keys, loose: false, named_by: Some(by) }
     }
 
+    /// Makes a set of keys without order that are good as long as the tenant has the secret of this mark.
+    pub(crate) fn named_loose(keys: Vec<BlockKey>, by: NamesMark) -> Prefix {
+        Prefix { keys, loose: true, named_by: Some(by) }
+    }
+
     /// Returns by which secret a namespace has named the keys; none where the caller has.
     pub(crate) fn named_by(&self) -> Option<NamesMark> {
         self.named_by
@@ -49,6 +54,11 @@ impl Prefix {
     /// Returns the number of blocks.
     pub fn len(&self) -> usize {
         self.keys.len()
+    }
+
+    /// Says whether it is a set without order.
+    pub(crate) fn is_loose(&self) -> bool {
+        self.loose
     }
 
     /// Says whether there are no blocks.

@@ -102,7 +102,7 @@ impl NamespaceClient {
         options: StoreOptions,
     ) -> Result<StoreReport, ClientError> {
         self.check_range(prefix, &range, blocks.len())?;
-        if let Some(block) = blocks.iter().find(|block| block.len() as u64 != self.block_bytes) {
+        if let Some(block) = blocks.iter().find(|block| !self.fits(block.len())) {
             let given = block.len();
             return Err(ClientError::Misuse(format!("{given} bytes for a block of {}", self.block_bytes)));
         }
@@ -285,6 +285,8 @@ impl NamespaceClient {
     /// Makes what is sent of each block of a part, just before it is sent: its bytes are in the CPU's cache then.
     async fn prepare(&self, map: &ClusterMap, source: &Source<'_>, job: &Job) {
         let codec = source.codec.unwrap_or_else(|| self.ruled_codec(map, job.device));
+        // A block of any length is read by its length, so none is stored that would come back from fewer bytes.
+        let codec = if self.has_any_length() { Codec::Raw } else { codec };
         for at in job.positions.iter().map(|at| at - source.range.start) {
             source.payloads[at].get_or_init(|| self.payload(codec, source.blocks[at]));
             if codec != Codec::Raw {
@@ -317,7 +319,7 @@ impl NamespaceClient {
             ack: source.ack,
             copy: false,
             moved: false,
-            layout: Some(self.layout()),
+            layout: Some(self.layout()).filter(|_| !self.has_any_length()),
             about: source.about,
             runs: job.runs.clone(),
             blocks: job.positions.iter().map(block).collect(),

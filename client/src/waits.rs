@@ -6,7 +6,7 @@
 //! long an answer usually takes at most, by mean and deviation (Jacobson and Karels 1988, RFC 6298).
 
 use crate::route::Segment;
-use kvhive_protocol::{BlockKey, DeviceId};
+use kvhive_protocol::{BlockKey, DeviceId, Generation};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -24,21 +24,28 @@ const HEDGES_A_REQUEST: f64 = 0.1;
 const MAX_CREDIT: f64 = 10.0;
 /// After so many seconds without blocks twice the speed is expected.
 const HOPE: f64 = 30.0;
+/// Requests at a time of a device that has just come, while another replica is known: each answer allows one more (slow start: Jacobson
+/// 1988), so that their number doubles with every round.
+const FIRST_AT_ONCE: u32 = 2;
+/// After so many answers it has come.
+const ANSWERS_TO_COME: u32 = 62;
 /// Devices that are remembered; a map has fewer that one client reads from.
 const MAX_DEVICES: usize = 65_536;
 
-/// How much shorter the wait at another replica must be before it is asked instead: `times` as short, and `seconds` besides.
+/// How much shorter the wait at another replica must be before it is asked instead: `times` as short, and `seconds` besides; and
+/// whether it spares those that have just come.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sway {
     times: f64,
     seconds: f64,
+    spares: bool,
 }
 
 impl Sway {
     /// For fetches: what a replica does not have after all is asked of the primary.
-    pub(crate) const FETCH: Sway = Sway { times: 1.5, seconds: 0.000_5 };
+    pub(crate) const FETCH: Sway = Sway { times: 1.5, seconds: 0.000_5, spares: true };
     /// For matches: what a replica does not have is taken to be nowhere, so only a primary that is really slow is passed over.
-    pub(crate) const MATCH: Sway = Sway { times: 3.0, seconds: 0.005 };
+    pub(crate) const MATCH: Sway = Sway { times: 3.0, seconds: 0.005, spares: false };
 }
 
 /// What is known of one device.
@@ -52,11 +59,24 @@ struct Known {
     usual: Option<(f64, f64)>,
     /// Requests without an answer.
     under_way: u32,
+    /// Which start of its member it is of, and answers since, up to [`ANSWERS_TO_COME`].
+    generation: Generation,
+    answers: u32,
 }
 
 impl Known {
     fn wait_at(&self, now: f64) -> f64 {
         self.wait * (-(now - self.at).max(0.0) / MEMORY).exp()
+    }
+
+    /// Says whether it has answered often enough to be asked as much as the others.
+    fn has_come(&self) -> bool {
+        self.answers >= ANSWERS_TO_COME
+    }
+
+    /// Says whether it has just come and as many requests are under way as it is to have now.
+    fn is_to_be_spared(&self) -> bool {
+        !self.has_come() && self.under_way >= FIRST_AT_ONCE + self.answers
     }
 }
 
@@ -79,12 +99,16 @@ impl Waits {
         Waits { devices: HashMap::new(), credit: MAX_CREDIT, rate: None, seed, draws: 0 }
     }
 
-    /// Says that a request to `device` is under way.
-    pub(crate) fn begin(&mut self, device: DeviceId) {
+    /// Says that a request to `device`, of this start of its member, is under way. Of another start nothing is known.
+    pub(crate) fn begin(&mut self, device: DeviceId, generation: Generation) {
         if self.devices.len() >= MAX_DEVICES && !self.devices.contains_key(&device) {
             self.devices.retain(|_, known| known.under_way > 0);
         }
-        self.devices.entry(device).or_default().under_way += 1;
+        let known = self.devices.entry(device).or_default();
+        if known.generation < generation {
+            *known = Known { generation, under_way: known.under_way, ..Known::default() };
+        }
+        known.under_way += 1;
     }
 
     /// Says that a request to `device` is over, be it answered or not.
@@ -98,6 +122,7 @@ impl Waits {
     pub(crate) fn answered(&mut self, device: DeviceId, now: Duration, took: Duration) {
         let (now, took) = (now.as_secs_f64(), took.as_secs_f64().min(LONGEST));
         let Some(known) = self.devices.get_mut(&device) else { return };
+        known.answers = (known.answers + 1).min(ANSWERS_TO_COME);
         let fades = (-(now - known.at).max(0.0) / MEMORY).exp();
         // A busy client would otherwise need seconds to see that a wait is over.
         let fades = fades.min(0.9);
@@ -124,7 +149,7 @@ impl Waits {
 
     /// Returns how long a new request to `device` is expected to wait, in seconds; 0 of one that nothing is known of.
     pub(crate) fn expected(&self, device: DeviceId, now: Duration) -> f64 {
-        let known = self.devices.get(&device).copied().unwrap_or_default();
+        let known = self.known(device);
         known.wait_at(now.as_secs_f64()) * f64::from(known.under_way + 1)
     }
 
@@ -167,7 +192,7 @@ impl Waits {
     /// Chooses whom of a slot's replicas to ask for the segment at `home`: the primary, or where more of them stand than the
     /// cluster's `replicas` ask for, one that is this client's own choice for that segment, so that clients spread; instead
     /// of it another one, drawn at random, if the wait there is so much shorter. Those in `avoid` never, and those that lack
-    /// older blocks only if nobody else is left.
+    /// older blocks only if nobody else is left; and while another is known well, one that has just come is asked little at first.
     pub(crate) fn choose(&mut self, segment: &Segment<'_>, sway: Sway, now: Duration) -> Option<DeviceId> {
         let whole: Vec<DeviceId> = segment.whole().collect();
         let preferred = match whole[..] {
@@ -177,9 +202,23 @@ impl Waits {
             _ => whole[0],
         };
         let others: Vec<DeviceId> = whole.into_iter().filter(|device| *device != preferred).collect();
+        if sway.spares && self.known(preferred).is_to_be_spared() {
+            let has_come = |device: &DeviceId| self.known(*device).has_come();
+            let come: Vec<DeviceId> = others.iter().copied().filter(has_come).collect();
+            if !come.is_empty() {
+                return Some(come[self.draw(come.len())]);
+            }
+        }
         let other = others[self.draw(others.len())];
+        if sway.spares && self.known(preferred).has_come() && self.known(other).is_to_be_spared() {
+            return Some(preferred);
+        }
         let is_swayed = self.expected(other, now) * sway.times + sway.seconds < self.expected(preferred, now);
         Some(if is_swayed { other } else { preferred })
+    }
+
+    fn known(&self, device: DeviceId) -> Known {
+        self.devices.get(&device).copied().unwrap_or_default()
     }
 
     /// Rendezvous hashing over the replicas: a replica that comes or goes changes few choices.
@@ -212,6 +251,7 @@ mod tests {
     use kvhive_protocol::{Filling, MemberId, ReplicaSet};
 
     const MS: Duration = Duration::from_millis(1);
+    const US: Duration = Duration::from_micros(1);
 
     fn device(number: u32) -> DeviceId {
         DeviceId::new(MemberId(number), 0)
@@ -230,7 +270,7 @@ mod tests {
     fn answers(waits: &mut Waits, device: DeviceId, from: Duration, took: Duration, times: u32) -> Duration {
         let mut now = from;
         for _ in 0..times {
-            waits.begin(device);
+            waits.begin(device, Generation(1));
             now += took;
             waits.answered(device, now, took);
             waits.end(device);
@@ -259,7 +299,7 @@ mod tests {
         let now = answers(&mut waits, device(1), Duration::ZERO, MS, 10);
         let now = answers(&mut waits, device(2), now, MS, 10);
         for _ in 0..4 {
-            waits.begin(device(1));
+            waits.begin(device(1), Generation(1));
         }
         assert_eq!(ask(&mut waits, &set, 2, &home(1), now), device(2));
         let segment = Segment { home: &home(1), set: &set, filling: None, avoid: &[], replicas: 2 };
@@ -281,6 +321,44 @@ mod tests {
             asked[first.member.0 as usize - 1] += 1;
         }
         assert!(asked.iter().all(|times| (60..=140).contains(times)), "{asked:?}");
+    }
+
+    #[test]
+    fn a_replica_that_has_just_come_is_asked_little_at_first_and_as_much_as_the_others_soon() {
+        let set = ReplicaSet(vec![device(1), device(2)]);
+        let mut waits = Waits::new(1);
+        // Nobody is known yet: nobody is spared.
+        for _ in 0..10 {
+            assert_eq!(ask(&mut waits, &set, 2, &home(1), Duration::ZERO), device(1));
+            waits.begin(device(1), Generation(1));
+        }
+        let mut waits = Waits::new(1);
+        let mut now = answers(&mut waits, device(2), Duration::ZERO, US, 100);
+        let mut taken = Vec::new();
+        for generation in [1, 2] {
+            // As many requests as it is given, all under way at a time, then all are answered.
+            for round in 0..7 {
+                let mut to_first = 0;
+                for _ in 0..200 {
+                    if ask(&mut waits, &set, 2, &home(1), now) == device(1) {
+                        waits.begin(device(1), Generation(generation));
+                        to_first += 1;
+                    }
+                }
+                now += MS;
+                for _ in 0..to_first {
+                    waits.answered(device(1), now, US);
+                    waits.end(device(1));
+                }
+                if round == 0 && generation == 2 {
+                    // By its first request it is seen that it has started anew.
+                    assert!(to_first <= 3, "{to_first}");
+                }
+                taken.push(to_first);
+            }
+        }
+        assert_eq!(taken[..6], [2, 4, 8, 16, 32, 200], "{taken:?}");
+        assert_eq!(taken[7..12], [2, 4, 8, 16, 32], "{taken:?}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use crate::check;
 use crate::config::{
     Ack, BlockClass, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig, DeviceKind, Newcomer,
-    NodeConfig, RaftSettings, TokenSource,
+    NodeConfig, RaftSettings, RedisSettings, TokenSource,
 };
 use crate::environment;
 use crate::keys::{self, CLUSTER, COORDINATOR, DEVICE, NODE, RAFT, ROOT, TOKEN_VARIABLE};
@@ -226,6 +226,8 @@ fn node(section: &Section<'_>, ledger: &mut Ledger) -> NodeConfig {
         disk_dir: limits.disk_dir,
         persist_dir: limits.persist_dir,
         persist_every: limits.persist_every,
+        names_memory: limits.names_memory,
+        redis: limits.redis,
         mode: limits.mode,
         tuning: limits.tuning,
         devices: devices(section, ledger),
@@ -242,6 +244,8 @@ struct NodeLimits {
     disk_dir: Option<String>,
     persist_dir: Option<String>,
     persist_every: Option<Duration>,
+    names_memory: Bytes,
+    redis: RedisSettings,
     mode: Mode,
     tuning: Tuning,
 }
@@ -254,6 +258,7 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
         |name| usize::try_from(whole_number(section, ledger, name)).expect("keys.rs bounds it by a million");
     let (io_threads, max_connections) = (count("io_threads"), count("max_connections"));
     let move_slowdown_percent = count("move_slowdown_percent") as u32;
+    let redis_connections = count("redis_max_connections");
     NodeLimits {
         io_threads,
         max_connections,
@@ -264,6 +269,13 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
         disk_dir: section.read(ledger, "disk_dir", parse::path),
         persist_dir: section.read(ledger, "persist_dir", parse::path),
         persist_every: section.read(ledger, "persist_every", parse::time),
+        names_memory: section.read(ledger, "names_memory", parse::size).unwrap_or_default(),
+        redis: RedisSettings {
+            listen: section.read(ledger, "redis_listen", parse::listen),
+            max_connections: redis_connections,
+            max_value: section.read(ledger, "redis_max_value", parse::size).unwrap_or_default(),
+            max_inflight: section.read(ledger, "redis_max_inflight", parse::size).unwrap_or_default(),
+        },
         mode,
         tuning: tuning(section, chosen, ledger),
     }

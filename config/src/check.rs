@@ -24,6 +24,7 @@ pub(crate) fn all(parts: &ClusterParts, ledger: &mut Ledger) {
     for (at, node) in nodes.iter().enumerate() {
         memory(at, node, ledger);
         snapshot(at, node, ledger);
+        redis(at, node, ledger);
         folders(at, node, ledger);
     }
 }
@@ -174,6 +175,9 @@ fn listeners(parts: &ClusterParts) -> Vec<Listener<'_>> {
     for (at, one) in parts.nodes.iter().enumerate() {
         add(format!("node[{at}]"), &one.host, "data", one.data, true);
         add(format!("node[{at}]"), &one.host, "metrics", one.metrics, false);
+        if let Some(address) = one.redis.listen {
+            add(format!("node[{at}]"), &one.host, "redis_listen", address, false);
+        }
     }
     listeners
 }
@@ -234,6 +238,17 @@ fn snapshot(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
     if node.persist_dir.is_none() && node.persist_every.is_some() && ledger.is_good(&every) {
         let key = ledger.source(&every);
         ledger.conflict(&key, "no snapshot is kept; allowed is with a \"persist_dir\"".to_owned());
+    }
+}
+
+/// What is under way has at least one value.
+fn redis(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
+    let [inflight, value] =
+        ["redis_max_inflight", "redis_max_value"].map(|name| format!("node[{at}].{name}"));
+    if good(ledger, &[&inflight, &value]) && node.redis.max_inflight < node.redis.max_value {
+        let (key, other) = (ledger.source(&inflight), ledger.source(&value));
+        let reason = format!("{other} is \"{}\"; allowed is at least one such value", node.redis.max_value);
+        ledger.conflict(&key, reason);
     }
 }
 

@@ -210,12 +210,29 @@ pub struct NodeConfig {
     pub persist_dir: Option<String>,
     /// How often the snapshot is written while the node serves, if not only at its end.
     pub persist_every: Option<Duration>,
+    /// Memory for names of values.
+    pub names_memory: Bytes,
+    /// Its port for clients of Redis.
+    pub redis: RedisSettings,
     /// What the cache mostly serves.
     pub mode: Mode,
     /// What `mode` chose, with what the file says put over it.
     pub tuning: Tuning,
     /// Its devices, by index.
     pub devices: Vec<DeviceConfig>,
+}
+
+/// How a node speaks Redis.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RedisSettings {
+    /// Where it listens; nowhere if it does not.
+    pub listen: Option<SocketAddr>,
+    /// Clients at once; one more is refused.
+    pub max_connections: usize,
+    /// The longest value.
+    pub max_value: Bytes,
+    /// Bytes of requests and values under way at once.
+    pub max_inflight: Bytes,
 }
 
 impl NodeConfig {

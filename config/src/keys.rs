@@ -321,6 +321,37 @@ pub(crate) const NODE: &[Key] = &[
          loses what came since the last one began."
     ),
     key!(
+        "names_memory",
+        Rule::Size { min: 64 << 10, max: 1 << 40, or_zero: false },
+        Value("32MiB"),
+        "Memory for names of values, as the Redis port has them, that the node keeps for the whole cluster: 256 bytes and itself for each. \
+         When it is full, those go that were not asked for longest."
+    ),
+    key!(
+        "redis_listen",
+        Rule::Listen,
+        Derived("none: nothing speaks Redis"),
+        "Where it listens for clients of Redis (docs/integrate/redis.md). They need the cluster's token; without `[tls]` it travels as it is."
+    ),
+    key!(
+        "redis_max_connections",
+        Rule::Whole { min: 1, max: 1_000_000 },
+        Value("1024"),
+        "Clients of Redis at once; one more is refused."
+    ),
+    key!(
+        "redis_max_value",
+        Rule::Size { min: 1 << 10, max: 256 << 20, or_zero: false },
+        Value("16MiB"),
+        "The longest value that they may set; none is longer than the largest of `block_sizes` of the node that holds it."
+    ),
+    key!(
+        "redis_max_inflight",
+        Rule::Size { min: 1 << 20, max: 1 << 40, or_zero: false },
+        Value("64MiB"),
+        "Bytes of their requests and of values for them under way at once, at least one value; more waits, and is refused after 5 s."
+    ),
+    key!(
         "mode",
         Rule::Choice(&MODES),
         Value("inference"),

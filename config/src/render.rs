@@ -126,6 +126,13 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     if let Some(every) = one.persist_every {
         out.text("persist_every", &format_time(every));
     }
+    out.text("names_memory", &one.names_memory.to_string());
+    if let Some(listen) = one.redis.listen {
+        out.text("redis_listen", &listen.to_string());
+    }
+    out.plain("redis_max_connections", one.redis.max_connections);
+    out.text("redis_max_value", &one.redis.max_value.to_string());
+    out.text("redis_max_inflight", &one.redis.max_inflight.to_string());
     out.text("mode", one.mode.as_str());
     out.text("strategy", one.tuning.strategy);
     out.plain("prefetch_blocks", one.tuning.prefetch_blocks);

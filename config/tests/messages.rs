@@ -345,6 +345,16 @@ fn size_classes_that_do_not_add_up_are_told() {
 }
 
 #[test]
+fn a_port_for_redis_is_one_of_its_own_with_room_for_a_value() {
+    assert_eq!(
+        with("id = \"node-a\"", "redis_listen = \"0.0.0.0:6379\"\nredis_max_value = \"128MiB\"")[0],
+        "node[0].redis_max_inflight = \"64MiB\": node[0].redis_max_value is \"128MiB\"; allowed is at least one such value"
+    );
+    let shared = with("id = \"node-a\"", "data = \"10.0.0.1:7900\"\nredis_listen = \"10.0.0.1:7900\"");
+    assert!(shared.iter().any(|problem| problem.contains("redis_listen")), "{shared:?}");
+}
+
+#[test]
 fn a_disk_tier_needs_a_folder_and_room_for_a_record_of_each_size() {
     let device = "[[node.device]]";
     assert_eq!(
@@ -668,7 +678,7 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 13 + 3 + 10 + 3 + 3 + 9 + 24 + 4);
+    assert_eq!(keys, 13 + 3 + 10 + 3 + 3 + 9 + 29 + 4);
 }
 
 #[test]

@@ -16,10 +16,16 @@ export const colourOf = (at) => `--node-${at % COLOURS}`;
 
 /** Says how a node is, in a word. */
 export function condition(node) {
-  if (node.state !== "up") return { word: "down", kind: "bad" };
+  if (node.state !== "up") return { word: node.lingers ? "down, lingers" : "down", kind: "bad" };
   if (node.drains) return { word: "draining", kind: "warn" };
   if (node.cordoned) return { word: "cordoned", kind: "warn" };
   return { word: "up", kind: "good" };
+}
+
+/** Says where a node is, and whether a process of before may be answering reads by an older map: until its serving lease is over. */
+function whereabouts(node) {
+  if (node.state === "up") return node.lingers ? `${node.data_address}; start ${node.lingers.generation} may answer reads by an older map` : node.data_address;
+  return `was at ${node.data_address}; ${node.lingers ? "may answer reads by an older map" : "serves nothing"}`;
 }
 
 /** Parts nodes by the widest place that any of them names; the narrower ones stand at each node. */
@@ -123,7 +129,7 @@ function nodeView(light) {
       text(name, node.name);
       text(state, word);
       attribute(state, "class", `chip ${kind}`);
-      text(address, [where, node.state === "up" ? node.data_address : `was at ${node.data_address}; serves nothing`].filter(Boolean).join(" · "));
+      text(address, [where, whereabouts(node)].filter(Boolean).join(" · "));
       keep(own);
     },
   };

@@ -88,8 +88,11 @@ impl ControlPlane {
             }
             ControlRequest::Heartbeat(beat) => self.ask(|reply| RaftMessage::Heartbeat { beat, reply }).await,
             ControlRequest::Submit { request, command, reason } => {
-                let reason = match command {
+                let reason = match &command {
                     Command::Leave { .. } => reason.or("its process ends"),
+                    Command::SetPin { pin, .. } => {
+                        reason.or(&pin.reason).or(format_args!("asked for by a {role}"))
+                    }
                     _ => reason.or(format_args!("asked for by a {role}")),
                 };
                 let proposal = Proposal { request, command };
@@ -156,8 +159,10 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::RemoveMember { .. }
                 | Command::SetTenantRules { .. }
                 | Command::SetDrains { .. }
+                | Command::Empty { .. }
                 | Command::SetCordon { .. }
                 | Command::SetScaling { .. }
+                | Command::ScaleBeyond { .. }
                 | Command::SetAck { .. }
                 | Command::SetEngine(_)
                 | Command::RemoveEngine { .. }

@@ -3,6 +3,7 @@
 
 mod actors;
 mod admin;
+mod alone;
 mod backup;
 mod blocks;
 mod config;
@@ -16,6 +17,7 @@ mod peers;
 mod server;
 mod start;
 
+pub use alone::{Alone, AloneError};
 pub use backup::{Backup, BackupError, BackupHead, MAX_BACKUP_BYTES};
 pub use blocks::BlockEventsConfig;
 pub use config::{CoordinatorConfig, CoordinatorError, PeerConfig};

@@ -200,6 +200,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         vitals: known_vitals,
         tracer: config.tracer.clone(),
         publisher,
+        election_timeout: config.election_timeout,
         own: Own::of(&config),
     };
     let audit = Audit::open(config.data_dir.clone()).map_err(|error| {

@@ -7,19 +7,22 @@ use kvhive_gpu::ArenaError;
 use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
+use kvhive_protocol::frame::MAX_PAYLOAD_BYTES;
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
 use kvhive_spans::Tracer;
 use kvhive_wire::Tls;
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
 
 /// The most connections that a setup may allow.
 const MAX_CONNECTIONS: usize = 1 << 20;
+/// What names take at most in an embedded node.
+const NAMES_BYTES: u64 = 32 << 20;
 
 /// One node.
 #[derive(Clone)]
@@ -56,6 +59,10 @@ pub struct NodeConfig {
     pub disk_folder: Option<PathBuf>,
     /// The snapshot that it takes in at its start and leaves at its end; none keeps none.
     pub persist: Option<PersistConfig>,
+    /// The most bytes that names take whose meaning this node keeps ([`kvhive_client::Values`]).
+    pub names_bytes: u64,
+    /// The port that speaks Redis; none for none.
+    pub redis: Option<RedisConfig>,
     /// `host:port` of the coordinators' control plane.
     pub coordinators: Vec<String>,
     /// The cluster's token; it is the admin's at the node's own admin routes.
@@ -68,6 +75,57 @@ pub struct NodeConfig {
     pub tracer: Tracer,
     /// The newest level that it speaks.
     pub speaks: Level,
+}
+
+/// A port that speaks Redis.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RedisConfig {
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Callers at a time; one more is refused.
+    pub max_connections: usize,
+    /// Bytes of the longest value.
+    pub max_value_bytes: u64,
+    /// Bytes of requests and values under way at a time, at least those of one value.
+    pub max_inflight_bytes: u64,
+}
+
+impl NodeConfig {
+    /// A node of one device inside a serving process, reached from this host alone, that keeps nothing on disk: what a
+    /// caller wants otherwise, it says beside `..NodeConfig::embedded(…)`.
+    pub fn embedded(
+        name: impl Into<String>,
+        device: DeviceConfig,
+        coordinators: Vec<String>,
+        token: Vec<u8>,
+    ) -> NodeConfig {
+        let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        NodeConfig {
+            name: name.into(),
+            data_listen: here,
+            advertise_data: String::new(),
+            metrics_listen: here,
+            advertise_metrics: String::new(),
+            labels: BTreeMap::new(),
+            io_threads: 2,
+            max_connections: 1024,
+            max_inflight_bytes: 256 << 20,
+            moves: MoveLimits { rate: 256 << 20, slowdown_percent: 150 },
+            devices: vec![device],
+            pin_memory: false,
+            tuning: Tuning::default(),
+            disk_folder: None,
+            persist: None,
+            names_bytes: NAMES_BYTES,
+            redis: None,
+            coordinators,
+            token,
+            access: Access::default(),
+            tls: None,
+            tracer: Tracer::OFF,
+            speaks: Level::NEWEST,
+        }
+    }
 }
 
 /// Where a node keeps its snapshot.
@@ -197,6 +255,17 @@ impl NodeConfig {
         }
         if self.persist.as_ref().and_then(|persist| persist.every).is_some_and(|every| every.is_zero()) {
             return wrong("persist.every must be more than 0".to_owned());
+        }
+        if let Some(redis) = &self.redis {
+            if redis.max_connections == 0 || redis.max_connections > MAX_CONNECTIONS {
+                return wrong(format!("redis.max_connections must be from 1 to {MAX_CONNECTIONS}"));
+            }
+            if redis.max_value_bytes == 0 || redis.max_inflight_bytes < redis.max_value_bytes {
+                return wrong("redis.max_inflight_bytes must hold a value, and a value something".to_owned());
+            }
+            if redis.max_value_bytes > u64::from(MAX_PAYLOAD_BYTES) {
+                return wrong(format!("redis.max_value_bytes must be at most {MAX_PAYLOAD_BYTES}"));
+            }
         }
         if self.token.is_empty() {
             return wrong("the token is empty".to_owned());

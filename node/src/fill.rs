@@ -6,7 +6,9 @@ use crate::actors::device::Device;
 use crate::data::{Asker, Counters, Item, Known, Origin, Replicator, Verdict, add, count};
 use crate::guards::{Lent, ReadGuard, Unread};
 use crate::pace::Pacer;
-use crate::view::View;
+use crate::view::{Serving, View};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use kvhive_cache::{BlockId, Fate, Fills, Nearest, Pass, Round};
 use kvhive_protocol::control::MAX_UNREACHED;
 use kvhive_protocol::data::{About, StoreBlock};
@@ -33,9 +35,22 @@ const BATCH: usize = 8;
 /// Bytes sent at a time, but for a block that is larger.
 const BYTES_PER_STORE: u64 = 8 << 20;
 /// Blocks listed at a time of a device that has so many frames and records: their order is found among these.
-pub(crate) const LISTED: usize = 1 << 20;
+const LISTED: usize = 1 << 18;
+/// Passes at a time, each to another device: one that is slow or does not answer holds up nobody else's. They share one rate.
+const PASSES: usize = 4;
 /// A device that does not answer within this is busy.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// Returns how many blocks a pass lists at a time where the largest device has so many: no more than that.
+pub(crate) fn listed(largest: usize) -> usize {
+    largest.clamp(1, LISTED)
+}
+
+/// Returns what passes need that list so many blocks at a time: the lists, and what is read from disk until it is sent.
+pub(crate) fn bytes(listed: usize, has_disk: bool) -> u64 {
+    let read = if has_disk { BYTES_PER_STORE } else { 0 };
+    PASSES as u64 * (Nearest::bytes(listed) + read)
+}
 
 /// What a node gives away, as everybody who has to do with it sees it. Cheap to clone.
 #[derive(Clone, Default)]
@@ -98,33 +113,50 @@ impl Filler {
     }
 
     async fn work(&self) {
+        let mut passes = FuturesUnordered::new();
+        let mut busy = BTreeSet::new();
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let Ok(serving) = self.view.leased() else { continue };
-            let next = {
-                let mut fills = self.replicator.giving.fills();
-                fills.adopt(&serving.map, serving.member);
-                fills.begin()
-            };
-            let Some(round) = next else { continue };
-            let begun = Instant::now();
-            let mut gift = Gift::of(&round);
-            let how = self.give(&mut gift).await;
-            let Gift { blocks, late, waiting, .. } = gift;
-            self.replicator.giving.fills().ended(&round, how);
-            if how == Pass::Whole {
-                info!(
-                    source = %round.source, target = %round.target, slots = round.slots.len(), blocks, late,
-                    waiting, took = ?begun.elapsed(), "gave blocks away"
-                );
-                if waiting > 0 {
-                    tokio::time::sleep(RETRY).await;
+            tokio::select! {
+                Some(target) = passes.next() => {
+                    busy.remove(&target);
                 }
-            } else {
-                debug!(target = %round.target, ?how, late, "blocks could not be given: trying anew");
-                tokio::time::sleep(RETRY).await;
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+            let Ok(serving) = self.view.leased() else { continue };
+            while passes.len() < PASSES
+                && let Some(round) = self.begin(&serving, &busy)
+            {
+                busy.insert(round.target);
+                passes.push(self.make(round));
             }
         }
+    }
+
+    fn begin(&self, serving: &Serving, busy: &BTreeSet<DeviceId>) -> Option<Round> {
+        let mut fills = self.replicator.giving.fills();
+        fills.adopt(&serving.map, serving.member);
+        fills.begin(busy)
+    }
+
+    /// Makes a pass, and rests where another would come to no more yet; returns whom it was to.
+    async fn make(&self, round: Round) -> DeviceId {
+        let begun = Instant::now();
+        let mut gift = Gift::of(&round);
+        let how = self.give(&mut gift).await;
+        let Gift { blocks, late, waiting, .. } = gift;
+        self.replicator.giving.fills().ended(&round, how);
+        if how == Pass::Whole {
+            info!(
+                source = %round.source, target = %round.target, slots = round.slots.len(), blocks, late,
+                waiting, took = ?begun.elapsed(), "gave blocks away"
+            );
+        } else {
+            debug!(target = %round.target, ?how, late, "blocks could not be given: trying anew");
+        }
+        if how != Pass::Whole || waiting > 0 {
+            tokio::time::sleep(RETRY).await;
+        }
+        round.target
     }
 
     /// Makes one pass, parents first, as a shard wants them: as many blocks at a time as are listed at a time.
@@ -162,11 +194,7 @@ impl Filler {
     #[cfg(test)]
     pub(crate) async fn pass(&self) -> Option<Pass> {
         let serving = self.view.serving()?;
-        let round = {
-            let mut fills = self.replicator.giving.fills();
-            fills.adopt(&serving.map, serving.member);
-            fills.begin()?
-        };
+        let round = self.begin(&serving, &BTreeSet::new())?;
         Some(self.give(&mut Gift::of(&round)).await)
     }
 

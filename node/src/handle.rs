@@ -29,6 +29,7 @@ pub struct NodeHandle {
     pub(crate) holdings: Holdings,
     pub(crate) data_address: SocketAddr,
     pub(crate) metrics_address: SocketAddr,
+    pub(crate) redis_address: Option<SocketAddr>,
     pub(crate) pinned_bytes: u64,
     pub(crate) view: Arc<View>,
     pub(crate) ending: Arc<Ending>,
@@ -67,6 +68,11 @@ impl NodeHandle {
     /// Returns where metrics are served.
     pub fn metrics_address(&self) -> SocketAddr {
         self.metrics_address
+    }
+
+    /// Returns where Redis is spoken, if it is.
+    pub fn redis_address(&self) -> Option<SocketAddr> {
+        self.redis_address
     }
 
     /// Returns its id in the cluster, once it has registered.

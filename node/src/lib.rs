@@ -7,6 +7,7 @@ mod admin;
 mod config;
 mod data;
 mod disk;
+pub mod engine;
 mod fill;
 mod guards;
 mod handle;
@@ -17,6 +18,7 @@ mod memory;
 mod metrics;
 mod pace;
 mod persist;
+mod redis;
 mod rules;
 mod start;
 mod stats;
@@ -27,7 +29,7 @@ mod work;
 #[cfg(test)]
 mod tests;
 
-pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, PersistConfig, Tuning};
+pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, PersistConfig, RedisConfig, Tuning};
 pub use disk::{DiskBench, DiskError};
 pub use handle::NodeHandle;
 pub use latency::{Latencies, LatencySummary};

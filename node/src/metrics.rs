@@ -5,6 +5,7 @@ use crate::actors::device::Device;
 use crate::actors::uses::CodecUses;
 use crate::data::{DataPlane, VERBS};
 use crate::disk::{self, Store};
+use crate::redis::Door;
 use crate::stats::{self, StrategyFigures};
 
 use axum::Router;
@@ -30,6 +31,8 @@ pub(crate) struct Sources {
     pub(crate) devices: Vec<Device>,
     pub(crate) stores: Vec<Option<Arc<Store>>>,
     pub(crate) plane: Arc<DataPlane>,
+    /// The port that speaks Redis, if there is one.
+    pub(crate) redis: Option<Arc<Door>>,
     /// Arenas, indices and buffers as the configuration sizes them, in bytes.
     pub(crate) memory_configured: u64,
 }
@@ -95,10 +98,15 @@ fn render_latencies(sources: &Sources, text: &mut String) {
 }
 
 fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
-    let Sources { plane, memory_configured, .. } = sources;
+    let Sources { plane, redis, memory_configured, .. } = sources;
     let own_policies: u64 = devices.iter().flatten().map(|(stats, _)| stats.own_policy_bytes).sum();
     let view = &plane.view;
     let counters = &plane.counters;
+    let (names, names_evicted) = {
+        let names = view.names();
+        (names.kept(), names.evicted())
+    };
+    metrics::counter!("kvhive_node_names_evicted_total").absolute(names_evicted);
     let epoch = view.serving().map_or(0, |serving| serving.map.epoch.0);
     let lag = counters.replication_lag_us.load(Ordering::Relaxed);
     metrics::gauge!("kvhive_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
@@ -115,11 +123,21 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_slots_to_give", plane.replicator.giving.left() as f64),
         ("kvhive_node_give_rate_bytes", plane.gives.rate() as f64),
         ("kvhive_node_take_rate_bytes", plane.takes.rate() as f64),
+        ("kvhive_node_names", names as f64),
+        ("kvhive_node_redis_connections", redis.as_ref().map_or(0, |door| door.open_connections()) as f64),
     ] {
         metrics::gauge!(name).set(value);
     }
     for (name, counter) in [
         ("kvhive_node_connections_total", &counters.connections),
+        ("kvhive_node_name_requests_total", &counters.name_asks),
+        ("kvhive_node_name_lists_total", &counters.name_lists),
+        ("kvhive_node_redis_connections_total", &counters.redis_connections),
+        ("kvhive_node_redis_refused_total", &counters.redis_refused),
+        ("kvhive_node_redis_commands_total", &counters.redis_commands),
+        ("kvhive_node_redis_errors_total", &counters.redis_errors),
+        ("kvhive_node_redis_hits_total", &counters.redis_hits),
+        ("kvhive_node_redis_misses_total", &counters.redis_misses),
         ("kvhive_node_connections_refused_total", &counters.refused_connections),
         ("kvhive_node_handshakes_refused_total", &counters.refused_handshakes),
         ("kvhive_node_fetched_bytes_total", &counters.fetched_bytes),

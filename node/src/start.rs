@@ -6,7 +6,7 @@ use crate::admin;
 use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
 use crate::disk::{self, DiskError, DiskTuning, Store};
-use crate::fill::{Filler, LISTED};
+use crate::fill::{self, Filler};
 #[cfg(test)]
 use crate::handle::Inside;
 use crate::handle::{Ending, NodeHandle};
@@ -14,14 +14,15 @@ use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
 use crate::persist::{self, Holdings, Jobs, Keeper};
+use crate::redis::{self, Door};
 use crate::view::View;
 use axum::Router;
-use kvhive_cache::{Nearest, Rules, ShardConfig, Tier, TierCapacity};
-use kvhive_client::{Coordinators, Pool};
+use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
+use kvhive_client::{ClientConfig, Coordinators, Pool};
 use kvhive_protocol::Levels;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
-use kvhive_runtime::http::Role as AdminRole;
+use kvhive_runtime::http::{Access, Role as AdminRole};
 use kvhive_runtime::{BootClock, BoundedListener, DoorLimits, Runtime, RuntimeConfig, Spawn, Stage, stopped};
 use kvhive_wire::{Identity, Listening, Tls};
 use std::collections::hash_map::RandomState;
@@ -92,7 +93,7 @@ pub(crate) fn start_within(
     let access = config.access.clone().with(AdminRole::Admin, &config.token);
     let access = access.map_err(|error| NodeError::Config(error.to_string()))?;
     let runtime = Runtime::new(RuntimeConfig { name: config.name.clone(), io_threads: config.io_threads })?;
-    let view = Arc::new(View::new(Arc::new(BootClock)));
+    let view = Arc::new(View::new(Arc::new(BootClock), config.names_bytes));
     let counters = Arc::new(Counters::default());
     let ending = Arc::new(Ending::default());
     let (stop, stopping) = watch::channel(false);
@@ -128,6 +129,7 @@ pub(crate) fn start_within(
     let pinned_bytes = memories.iter().map(Memory::pinned_bytes).sum();
     let (data_listener, data_address) = listen(&runtime, config.data_listen)?;
     let (metrics_listener, metrics_address) = listen(&runtime, config.metrics_listen)?;
+    let redis_listener = config.redis.as_ref().map(|redis| listen(&runtime, redis.listen)).transpose()?;
     let token = TokenKey::new(&config.token);
     let identity = Identity {
         token: token.clone(),
@@ -158,8 +160,15 @@ pub(crate) fn start_within(
         runtime.io().spawn(tls.keep_fresh());
     }
     let serving = runtime.io().spawn(serve(data_listener, plane.clone(), stopping.clone()));
-    let sources =
-        Sources { devices: devices.clone(), stores: stores.clone(), plane: plane.clone(), memory_configured };
+    let redis = open_redis(&config, &runtime, &access, redis_listener, &plane, &stopping);
+    let redis_address = redis.as_ref().map(|(_, address)| *address);
+    let sources = Sources {
+        devices: devices.clone(),
+        stores: stores.clone(),
+        plane: plane.clone(),
+        redis: redis.map(|(door, _)| door),
+        memory_configured,
+    };
     let membership = Membership {
         coordinators: Arc::new(coordinators),
         introduction: introduce(&config, &memories, &stores, data_address, metrics_address),
@@ -220,12 +229,39 @@ pub(crate) fn start_within(
         plane,
         data_address,
         metrics_address,
+        redis_address,
         pinned_bytes,
         view,
         ending,
         #[cfg(test)]
         inside: Inside { memories, stores },
     })
+}
+
+/// Opens the port that speaks Redis, if the node has one; its callers' requests end before connections of the data plane do.
+fn open_redis(
+    config: &NodeConfig,
+    runtime: &Runtime,
+    access: &Access,
+    listener: Option<(TcpListener, SocketAddr)>,
+    plane: &Arc<DataPlane>,
+    stopping: &watch::Receiver<bool>,
+) -> Option<(Arc<Door>, SocketAddr)> {
+    let (redis, (listener, address)) = config.redis.clone().zip(listener)?;
+    let (view, counters) = (plane.view.clone(), plane.counters.clone());
+    let door = Arc::new(Door::new(redis, access.clone(), config.tls.clone(), view, counters));
+    let client = ClientConfig {
+        tls: config.tls.clone(),
+        tracer: config.tracer.clone(),
+        ..ClientConfig::new(config.coordinators.clone(), config.token.clone())
+    };
+    runtime.io().spawn(door.clone().join(client, stopping.clone()));
+    runtime.io().spawn(door.clone().serve(listener, stopping.clone()));
+    let draining = door.clone();
+    runtime.on_shutdown().at(Stage::DrainRequests, "end callers that speak Redis", async move {
+        draining.drained().await;
+    });
+    Some((door, address))
 }
 
 /// Has the node's snapshot kept, if it has one: the last is written when requests have ended and before actors do.
@@ -368,7 +404,7 @@ fn blocks_listed(config: &NodeConfig, memories: &[Memory]) -> usize {
         let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
         memory_frames(memory) as usize + records as usize
     };
-    memories.iter().zip(&config.devices).map(blocks).max().unwrap_or(0).clamp(1, LISTED)
+    fill::listed(memories.iter().zip(&config.devices).map(blocks).max().unwrap_or(0))
 }
 
 /// Returns the bytes of arenas, indices (of blocks on disk too), what snapshots and finding records need, connections'
@@ -385,12 +421,14 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         arenas + snapshot + disk::scan_bytes(records) + core
     };
     let connection = CONNECTION_BYTES + config.tls.as_ref().map_or(0, |_| TLS_BYTES);
-    // What is decoded, and what is read from disk, until it is sent.
+    // What is decoded, and what is read from disk, until an asker is sent it.
     let has_disk = config.devices.iter().any(|device| device.disk_bytes > 0);
     let on_the_way = config.max_inflight_bytes * (1 + u64::from(has_disk));
     memories.iter().zip(&config.devices).map(of_device).sum::<u64>()
         + config.max_connections as u64 * connection
-        + Nearest::bytes(blocks_listed(config, memories))
+        + fill::bytes(blocks_listed(config, memories), has_disk)
+        + config.names_bytes
+        + config.redis.as_ref().map_or(0, redis::memory_bytes)
         + on_the_way
 }
 

@@ -1,8 +1,8 @@
 //! What every part of a node reads: the map served by, who this node is and how long it may serve, which only membership
-//! writes, and the layouts of its blocks, which stores tell.
+//! writes, the layouts of its blocks, which stores tell, and the names that it answers for.
 
 use crate::layouts::Layouts;
-use kvhive_cache::{Lapses, Tenancy};
+use kvhive_cache::{Lapses, Names, Tenancy};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::explain::Lapse;
 use kvhive_protocol::handshake::Role;
@@ -10,7 +10,7 @@ use kvhive_protocol::{ClusterMap, Era, MemberId, Moment, TenantId, TenantRules, 
 use kvhive_runtime::Clock;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// A node's shared view of its cluster.
 pub(crate) struct View {
@@ -20,6 +20,7 @@ pub(crate) struct View {
     serving_lease: AtomicU64,
     lapses: Mutex<Lapses>,
     pub(crate) layouts: Layouts,
+    names: Mutex<Names>,
 }
 
 /// The map served by, and this node's id in it.
@@ -37,7 +38,7 @@ impl Serving {
 }
 
 impl View {
-    pub(crate) fn new(clock: Arc<dyn Clock>) -> View {
+    pub(crate) fn new(clock: Arc<dyn Clock>, names_bytes: u64) -> View {
         View {
             clock,
             serving: RwLock::new(None),
@@ -45,6 +46,7 @@ impl View {
             serving_lease: AtomicU64::new(0),
             lapses: Mutex::default(),
             layouts: Layouts::default(),
+            names: Mutex::new(Names::within(names_bytes)),
         }
     }
 
@@ -58,8 +60,16 @@ impl View {
         let is_newer =
             |known: &Serving| known.map.cluster != fresh.map.cluster || known.map.epoch <= fresh.map.epoch;
         if serving.as_ref().is_none_or(is_newer) {
+            // The lease is renewed when a map is taken over, so that one which has lapsed shows here.
+            let lapsed = self.check_lease().is_err();
+            self.names().adopt(self.now(), &fresh.map, fresh.member, lapsed);
             *serving = Some(fresh);
         }
+    }
+
+    /// Returns the names that this node answers for; never held for longer than a question.
+    pub(crate) fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn serving(&self) -> Option<Serving> {

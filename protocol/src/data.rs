@@ -5,6 +5,8 @@ use crate::explain::{ExplainRequest, Explained, Lapse};
 use crate::ids::{DeviceId, Epoch, Slot, TenantId};
 use crate::key::{BlockKey, KeyList};
 use crate::layout::Layout;
+use crate::names::{NamesAnswer, NamesRequest};
+use crate::recall::{RecallRequest, Recalled};
 use crate::strategy::StrategyReport;
 use crate::trace::{TraceAnswer, TraceRequest};
 use crate::watch::{WatchAnswer, WatchRequest};
@@ -74,6 +76,11 @@ pub enum DataRequest {
     Explain(ExplainRequest),
     /// What does this device's node know of traced requests? Answered by [`DataReply::Traced`].
     Trace(TraceRequest),
+    /// What does this device's node remember of a request? Answered by [`DataReply::Recalled`]; from
+    /// [`Level::CHECKED`](crate::Level::CHECKED) on.
+    Recall(RecallRequest),
+    /// Which blocks do these names mean, and shall? From [`crate::Level::NAMES`] on. Answered by [`DataReply::Named`].
+    Names(NamesRequest),
 }
 
 impl DataRequest {
@@ -89,6 +96,8 @@ impl DataRequest {
             DataRequest::Survey(request) => request.epoch,
             DataRequest::Explain(request) => request.epoch,
             DataRequest::Trace(request) => request.epoch,
+            DataRequest::Recall(request) => request.epoch,
+            DataRequest::Names(request) => request.epoch,
         }
     }
 
@@ -105,6 +114,8 @@ impl DataRequest {
             DataRequest::Survey(_) => "survey",
             DataRequest::Explain(_) => "explain",
             DataRequest::Trace(_) => "trace",
+            DataRequest::Recall(_) => "recall",
+            DataRequest::Names(_) => "names",
         }
     }
 }
@@ -335,6 +346,20 @@ pub enum DataReply {
         /// The answer.
         answer: TraceAnswer,
     },
+    /// What the node remembers of a request.
+    Recalled {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// Its parts, oldest first; at most [`MAX_RECALLED`](crate::recall::MAX_RECALLED).
+        parts: Vec<Recalled>,
+    },
+    /// What became of names.
+    Named {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// The answer.
+        answer: NamesAnswer,
+    },
 }
 
 impl DataReply {
@@ -349,7 +374,9 @@ impl DataReply {
             | DataReply::Watched { epoch, .. }
             | DataReply::Surveyed { epoch, .. }
             | DataReply::Explained { epoch, .. }
-            | DataReply::Traced { epoch, .. } => *epoch,
+            | DataReply::Traced { epoch, .. }
+            | DataReply::Recalled { epoch, .. }
+            | DataReply::Named { epoch, .. } => *epoch,
         }
     }
 }

@@ -17,8 +17,8 @@ pub enum WireError {
         /// The answering member's epoch.
         epoch: Epoch,
     },
-    /// The member holds no lease and serves nothing: ask another replica, or later.
-    #[error("this member holds no lease and serves nothing")]
+    /// The member holds no lease by which it could serve this: ask another replica, or later.
+    #[error("this member holds no lease by which it could serve this")]
     NoLease,
     /// Too much is under way: back off, then repeat.
     #[error("busy: {what}")]
@@ -151,6 +151,42 @@ pub enum WireError {
          nodes go on serving what they have"
     )]
     NoMajority,
+    /// Another change was asked under this name before: this one was not made, and never will be under it.
+    #[error("another change was asked under this name before: draw another name for this one")]
+    AskedOtherwise,
+    /// The policy's floor and ceiling stand against a size: change them, or go beyond them.
+    #[error(
+        "{size} members are asked for, and the policy allows {floor} to {ceiling}: change it (`kvhive scale set`), give up the size \
+         (`--automatic`), or go beyond it (`kvhive scale to {size} --beyond-policy`, `\"force\": true`)"
+    )]
+    BeyondPolicy {
+        /// The size that an operator asks for, or has asked for.
+        size: u32,
+        /// The fewest members.
+        floor: u32,
+        /// The most.
+        ceiling: u32,
+    },
+    /// The others have too little room for what a member holds that is to be emptied.
+    #[error(
+        "{member} holds {blocks} blocks of {bytes} bytes that others are to take, and these have {free_bytes} bytes free: {short_bytes} \
+         bytes have no room where they would go{}. Start a node, or say that blocks may be lost (`may_lose`, `--yes`)",
+        if *beside > 0 { ", counted with what the nodes hold that are being emptied" } else { "" }
+    )]
+    TooLittleRoom {
+        /// Its name.
+        member: String,
+        /// Blocks that would go to others: its own, and of those who are being emptied.
+        blocks: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Bytes that the others can take in before anything leaves for them.
+        free_bytes: u64,
+        /// Bytes that have no room where they would go.
+        short_bytes: u64,
+        /// How many others are being emptied.
+        beside: u32,
+    },
 }
 
 /// The most members that [`WireError::StillServed`] names.

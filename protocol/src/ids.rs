@@ -118,6 +118,22 @@ impl fmt::Debug for ClusterId {
 pub struct RequestId {
     /// The asker's random identity, fresh at each start.
     pub client: u128,
-    /// The asker's counter, from 1.
+    /// The asker's counter, from 1. Of an asker that asks once it may be a print of what it asks: see [`RequestId::named`].
     pub sequence: u64,
+}
+
+impl RequestId {
+    /// Sequences from this one on are prints: no counter gets here.
+    const PRINTS: u64 = 1 << 63;
+
+    /// Names a change by what was drawn for it alone, and by a print of what is asked: under one name, two of other prints are two
+    /// changes, of which one at most can be meant. From [`Level::CHECKED`](crate::Level::CHECKED) on.
+    pub fn named(drawn: u128, print: u64) -> RequestId {
+        RequestId { client: drawn, sequence: print | Self::PRINTS }
+    }
+
+    /// Says whether the sequence is a print of what is asked.
+    pub fn has_print(&self) -> bool {
+        self.sequence >= Self::PRINTS
+    }
 }

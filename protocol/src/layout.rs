@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::LazyLock;
 
 /// The version of the layout rules themselves; raised when the meaning of a field changes.
 const LAYOUT_RULES: u32 = 1;
@@ -66,6 +67,9 @@ impl Layout {
         Layout { layers: 1, kv_heads: 1, head_dim: bytes, tokens, dtype: Dtype::U8, order: AxisOrder::Packed }
     }
 
+    /// The layout of opaque blocks of any length: each says its own, and the layout's is 0.
+    pub const ANY_LENGTH: Layout = Layout::opaque(0, 1);
+
     /// Returns the bytes of one block, K and V together; `None` when the product overflows.
     ///
     /// An opaque layout (dtype `U8`, packed, one layer and head) counts `head_dim` as the whole block.
@@ -103,6 +107,12 @@ impl Layout {
 pub struct LayoutFingerprint(pub [u8; 16]);
 
 impl LayoutFingerprint {
+    /// Says whether it is that of [`Layout::ANY_LENGTH`].
+    pub fn is_of_any_length(&self) -> bool {
+        static ANY: LazyLock<LayoutFingerprint> = LazyLock::new(|| Layout::ANY_LENGTH.fingerprint());
+        *self == *ANY
+    }
+
     /// Reads the 32 hexadecimal digits that it is shown as; none for anything else.
     pub fn parse(text: &str) -> Option<LayoutFingerprint> {
         let is_hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());

@@ -18,8 +18,13 @@ impl Level {
     pub const PINS: Level = Level(2);
     /// Members that are cordoned.
     pub const CORDONS: Level = Level(3);
+    /// Changes that are named with a print of what is asked; sizes that the policy holds; members that are emptied where there is
+    /// room; requests that nodes recall.
+    pub const CHECKED: Level = Level(4);
+    /// Names that nodes keep.
+    pub const NAMES: Level = Level(5);
     /// The newest that this build speaks.
-    pub const NEWEST: Level = Level::CORDONS;
+    pub const NEWEST: Level = Level::NAMES;
     /// The oldest that this build speaks: that of the build before it.
     pub const OLDEST: Level = Level::FIRST;
 }

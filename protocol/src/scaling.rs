@@ -80,7 +80,8 @@ pub struct ScalingPolicy {
     pub look_ahead_s: u32,
     /// A request that waits for longer than this for its device, on average, asks for more members, in microseconds.
     pub max_queue_us: u32,
-    /// The size that an operator has asked for, in place of what is recommended.
+    /// The size that an operator has asked for, in place of what is recommended: within floor and ceiling, unless they went beyond
+    /// them.
     pub manual: Option<u32>,
 }
 
@@ -148,6 +149,11 @@ impl ScalingChange {
 }
 
 impl ScalingPolicy {
+    /// Says whether a size that was asked for is one that floor and ceiling allow; also where none was.
+    pub fn holds_size(&self) -> bool {
+        self.manual.is_none_or(|size| (self.floor..=self.ceiling).contains(&size))
+    }
+
     /// Says what is not allowed of it.
     ///
     /// # Errors
@@ -167,7 +173,7 @@ impl ScalingPolicy {
         within("look_ahead_s", self.look_ahead_s, 0, 86_400)?;
         within("max_queue_us", self.max_queue_us, 100, 60_000_000)?;
         match self.manual {
-            // An operator may go beyond what the autoscaler may.
+            // An operator may go beyond what the policy allows.
             Some(size) => within("size", size, 1, MAX_SIZE),
             None => Ok(()),
         }

@@ -13,6 +13,10 @@ use kvhive_protocol::error::WireError;
 use kvhive_protocol::explain::{Departure, ExplainRequest, Explained, Lapse, Since};
 use kvhive_protocol::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameLimits, Kind, encode_frame};
 use kvhive_protocol::handshake::{Challenge, Hello, Proof, Role, TokenKey, agree};
+use kvhive_protocol::names::{
+    Life, ListedName, Meaning, NameAnswer, NameOp, NameVerb, NamesAnswer, NamesAsk, NamesRequest, Target,
+    When,
+};
 use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
 use kvhive_protocol::trace::{Fact, Span, SpanId, SpanKind, TraceAnswer, TraceAsk, TraceRequest};
 use kvhive_protocol::watch::{BlockEvent, BlockTier, Gone, WatchAnswer, WatchAsk, WatchRequest};
@@ -101,6 +105,13 @@ fn requests() -> Vec<DataRequest> {
         DataRequest::Survey(SurveyRequest { epoch, device, tenant, runs: runs.clone(), keys: keys.clone() }),
         DataRequest::Explain(ExplainRequest { epoch, device, tenant, runs, keys }),
         DataRequest::Trace(TraceRequest { epoch, device, ask: TraceAsk::One(context().trace) }),
+        DataRequest::Names(NamesRequest { epoch, device, tenant, ask: NamesAsk::Do(name_ops()) }),
+        DataRequest::Names(NamesRequest {
+            epoch,
+            device,
+            tenant,
+            ask: NamesAsk::List { from: 7, limit: 10 },
+        }),
     ]
 }
 
@@ -122,7 +133,37 @@ fn replies() -> Vec<DataReply> {
             blocks: explained(),
         },
         DataReply::Traced { epoch: Epoch(2), answer: TraceAnswer::Spans(vec![span()]) },
+        DataReply::Named { epoch: Epoch(2), answer: NamesAnswer::Done(vec![named()]) },
+        DataReply::Named {
+            epoch: Epoch(2),
+            answer: NamesAnswer::Listed {
+                names: vec![ListedName { position: 9, name: b"a:1".to_vec() }],
+                next: Some(10),
+            },
+        },
+        DataReply::Named { epoch: Epoch(2), answer: NamesAnswer::Counted(3) },
     ]
+}
+
+fn target() -> Target {
+    Target { nonce: 7, bytes: 100 }
+}
+
+fn named() -> NameAnswer {
+    NameAnswer { done: true, before: Some(Meaning { target: target(), left_ms: Some(250) }) }
+}
+
+fn name_ops() -> Vec<NameOp> {
+    let set = |life, when| NameVerb::Set { name: b"a:1".to_vec(), target: target(), when, life };
+    let verbs = [
+        NameVerb::Look,
+        set(Life::Open, When::Always),
+        set(Life::Ms(1000), When::Absent),
+        set(Life::Kept, When::Present),
+        NameVerb::Drop { only: Some(7) },
+        NameVerb::Drop { only: None },
+    ];
+    verbs.into_iter().map(|verb| NameOp { key: key(2), verb }).collect()
 }
 
 fn context() -> TraceContext {
@@ -531,7 +572,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846020011004d000000000000001c00000000000000294fad96f94860b100000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 18] = [
+const GOLDEN_DATA: [&str; 23] = [
     "80c3ad5a1f9d2f6e",
     "d6ce58de67428ad2",
     "d2294f65d9f11aad",
@@ -541,6 +582,8 @@ const GOLDEN_DATA: [&str; 18] = [
     "b8cf151ce6d8f528",
     "f351be503dbe9f17",
     "4237df82bc136424",
+    "575dcb16c2d599de",
+    "4b847d9ea4dc9924",
     "7d5b4e526fde8d0f",
     "adf02e136c16781e",
     "b35c5b20b52b6421",
@@ -550,6 +593,9 @@ const GOLDEN_DATA: [&str; 18] = [
     "c74dfcf1bd11d317",
     "8284c0859e021c4f",
     "abc40821d37191bd",
+    "26166303d9444b0d",
+    "80ed9c8ff57bf39b",
+    "733f5bf697ebd62f",
 ];
 const GOLDEN_COMMANDS: [&str; 8] = [
     "ea3a16194dde5e0e",

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Generic, SupportsIndex, TypedDict, TypeVar, final
+from typing import Any, Generic, SupportsIndex, TypedDict, TypeVar, final
 
 _T = TypeVar("_T")
 _Path = str | os.PathLike[str]
@@ -166,6 +166,119 @@ class Connection:
     def set_strategy(self, tenant: str, strategy: str | None) -> Operation[None]: ...
     def refresh(self) -> Operation[int]: ...
     def stats(self) -> list[tuple[str, int]]: ...
+
+@final
+class EnginePlanner:
+    """What an engine's scheduler says of its requests: which blocks are asked for, promised, loaded and saved."""
+
+    def __init__(
+        self,
+        *,
+        groups: Sequence[tuple[int, int | None]],
+        hash_tokens: int,
+        ranks: int,
+        wait: float,
+        asks: int,
+        least_tokens: int,
+        loads: bool,
+        saves: bool,
+        known: float,
+    ) -> None: ...
+    def matched(self, request: str, local: int, tokens: int, hashes: list[bytes]) -> int | None:
+        """Says how many tokens there are beyond the first `local`; None while that is not known."""
+    def allocated(self, request: str, tables: Sequence[Sequence[int]], tokens: int) -> None:
+        """Takes in that a request has been given blocks, into which so many promised tokens are loaded."""
+    def scheduled(
+        self,
+        request: str,
+        blocks: Sequence[Sequence[int]] | None,
+        is_whole: bool,
+        computed: int,
+        hashes: list[bytes],
+    ) -> None:
+        """Takes in a request's part of the step that comes: its whole block table or what is new in it, and what is computed then."""
+    def preempted(self, request: str) -> None: ...
+    def finished(self, request: str) -> None: ...
+    def orders(self) -> bytes:
+        """Returns what the workers are told with the step that comes."""
+    def heard(self, reports: bytes) -> None:
+        """Takes in what one worker answered."""
+
+@final
+class EngineCourier:
+    """What a worker does for its scheduler: fetches, holds, stores."""
+
+    def __init__(
+        self,
+        *,
+        coordinators: Sequence[str],
+        token: bytes,
+        tls: tuple[_Path, _Path, _Path] | None,
+        tenant: str,
+        model: str,
+        rank: int,
+        groups: Sequence[tuple[int, int | None]],
+        hash_tokens: int,
+        block_bytes: Sequence[int],
+        wait: float,
+        asks: int,
+        memory: int,
+        allocate: Callable[[int], object],
+    ) -> None: ...
+    @property
+    def model(self) -> str:
+        """What this worker's blocks are called."""
+    def told(self, orders: bytes) -> None: ...
+    def loads(self) -> list[tuple[int, list[tuple[Any, int, list[int]]]]]:
+        """Returns what is copied into the engine's blocks now: a number, and of each group memory, the first row, and the blocks."""
+    def loaded(self, load: int) -> None:
+        """Takes in that a load's memory is not read any more."""
+    def saves(self) -> list[tuple[int, int, list[int]]]:
+        """Returns what is copied out of the engine's blocks now: a number, the group and the blocks."""
+    def store(self, save: int, memory: object) -> None:
+        """Stores what was copied out."""
+    def unsaved(self, save: int) -> None:
+        """Takes in that nothing was copied out."""
+    def reports(self) -> bytes | None: ...
+    def trouble(self) -> str | None:
+        """Returns what went wrong since this was asked last."""
+    def figures(self) -> list[tuple[str, int]]: ...
+    def flush(self, limit: float) -> bool:
+        """Waits until nothing is being saved any more; says whether that is so."""
+
+@final
+class EngineTier:
+    """A secondary tier of an engine's offloading: lookups, stores and loads of single chunks, none of which waits."""
+
+    def __init__(
+        self,
+        *,
+        coordinators: Sequence[str],
+        token: bytes,
+        tls: tuple[_Path, _Path, _Path] | None,
+        tenant: str,
+        model: str,
+        block_bytes: int,
+        wait: float,
+    ) -> None: ...
+    @property
+    def model(self) -> str:
+        """What this tier's blocks are called."""
+    def lookup(self, name: bytes) -> bool | None:
+        """Says whether a chunk is there; None while that is not known."""
+    def ask(self) -> None:
+        """Puts what is to be asked to the cluster."""
+    def store(self, job: int, names: Sequence[bytes], rows: object) -> None: ...
+    def load(self, job: int, names: Sequence[bytes], rows: object) -> None: ...
+    def finished(self) -> list[tuple[int, bool, list[int], float, int]]:
+        """Returns the jobs that are over: number, whether all was done, which chunks were, seconds, bytes."""
+    def is_busy(self) -> bool: ...
+    def drain(self) -> None:
+        """Waits until no job is under way."""
+    def trouble(self) -> str | None:
+        """Returns what went wrong since this was asked last."""
+
+def engine_fingerprint(engine: str, facts: Sequence[tuple[str, str]]) -> str: ...
 
 class _Setup(TypedDict):
     name: str

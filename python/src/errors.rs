@@ -1,7 +1,7 @@
 //! Failures as Python's exceptions: one class of `kvhive.errors` for each thing that a caller may do differently.
 
 use kvhive_client::ClientError;
-use kvhive_coordinator::CoordinatorError;
+use kvhive_coordinator::AloneError;
 use kvhive_node::{NodeError, PersistError};
 use kvhive_protocol::WireError;
 use kvhive_tls::TlsError;
@@ -122,8 +122,8 @@ impl From<NodeError> for Failure {
     }
 }
 
-impl From<CoordinatorError> for Failure {
-    fn from(error: CoordinatorError) -> Failure {
+impl From<AloneError> for Failure {
+    fn from(error: AloneError) -> Failure {
         Failure::new(Kind::Node, error.to_string())
     }
 }

@@ -1,7 +1,6 @@
 //! The native half of the Python package `kvhive`: the client's calls as operations that are waited for or driven beside an event
 //! loop, memory of Python objects as slices, and a node inside the process. What users see is `kvhive/`, beside this folder.
 
-mod alone;
 mod buffer;
 mod connection;
 mod ending;
@@ -15,6 +14,7 @@ mod operation;
 mod pins;
 mod regions;
 mod reports;
+mod serving;
 mod threads;
 
 use pyo3::prelude::*;
@@ -38,6 +38,8 @@ mod _native {
     use crate::operation::Operation;
     #[pymodule_export]
     use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
+    #[pymodule_export]
+    use crate::serving::{EngineCourier, EnginePlanner, EngineTier, engine_fingerprint};
 
     /// The version of the package.
     #[pymodule_export]

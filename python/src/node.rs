@@ -1,19 +1,16 @@
 //! A node inside this process: joined to a cluster, or alone with a coordinator of its own.
 
-use crate::alone::{Cluster, alone};
 use crate::connection::{codec, seconds, strategy, tls};
 use crate::errors::{Failure, Kind};
 use kvhive_config::{DiskAdmission, Mode};
-use kvhive_coordinator::CoordinatorHandle;
-use kvhive_node::{ClassConfig, DeviceConfig, MoveLimits, NodeConfig, NodeHandle, PersistConfig, Tuning};
-use kvhive_runtime::http::Access;
+use kvhive_coordinator::Alone;
+use kvhive_node::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle, PersistConfig, Tuning};
 use pyo3::prelude::*;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 /// How often a start looks whether the node serves.
 const LOOKS_EVERY: Duration = Duration::from_millis(5);
@@ -34,8 +31,13 @@ pub(crate) struct Node {
 /// Dropped in this order: nothing is left that the next one is needed by.
 struct Parts {
     node: Arc<NodeHandle>,
-    coordinator: Option<CoordinatorHandle>,
-    _folder: Option<TempDir>,
+    alone: Option<Alone>,
+}
+
+/// The cluster that a node joins.
+struct Cluster {
+    coordinators: Vec<String>,
+    token: Vec<u8>,
 }
 
 /// Everything that may be set, as the stub of `Node.start` says.
@@ -100,18 +102,12 @@ impl Setup {
         }
         let host = self.advertise.rsplit_once(':').map(|(host, _)| host.to_owned());
         Ok(NodeConfig {
-            speaks: kvhive_protocol::Level::NEWEST,
-            name: self.name,
             data_listen: listen,
             advertise_data: self.advertise,
             metrics_listen: SocketAddr::new(listen.ip(), 0),
-            advertise_metrics: String::new(),
             labels: self.labels,
             io_threads: self.io_threads,
-            max_connections: 1024,
-            max_inflight_bytes: 256 << 20,
-            moves: MoveLimits { rate: 256 << 20, slowdown_percent: 150 },
-            devices: vec![device; self.devices],
+            devices: vec![device.clone(); self.devices],
             pin_memory: self.pin_memory,
             tuning: Tuning {
                 strategy,
@@ -126,11 +122,8 @@ impl Setup {
             },
             disk_folder: self.disk_folder,
             persist: self.persist_folder.map(|folder| PersistConfig { folder, every: persist_every }),
-            coordinators: cluster.coordinators.clone(),
-            token: cluster.token.clone(),
-            access: Access::default(),
             tls: tls(self.tls, host)?,
-            tracer: kvhive_client::Tracer::OFF,
+            ..NodeConfig::embedded(self.name, device, cluster.coordinators.clone(), cluster.token.clone())
         })
     }
 }
@@ -160,21 +153,20 @@ fn begin(setup: Setup) -> Result<(Parts, Cluster), Failure> {
             }
             let cluster = Cluster { coordinators, token };
             let node = Arc::new(kvhive_node::start(setup.node(&cluster)?)?);
-            Ok((Parts { node, coordinator: None, _folder: None }, cluster))
+            Ok((Parts { node, alone: None }, cluster))
         }
         (None, None) => {
             if setup.tls.is_some() {
                 let what = "tls: a node alone is reached from this host only, and speaks without it";
                 return Err(Failure::new(Kind::NodeSetup, what.to_owned()));
             }
-            let (coordinator, cluster, folder) = alone(setup.restore.as_deref())?;
+            let alone = Alone::start(setup.restore.as_deref())?;
+            let cluster = Cluster { coordinators: vec![alone.address.clone()], token: alone.token.clone() };
             let node = setup.node(&cluster).and_then(|config| Ok(Arc::new(kvhive_node::start(config)?)));
             match node {
-                Ok(node) => {
-                    Ok((Parts { node, coordinator: Some(coordinator), _folder: Some(folder) }, cluster))
-                }
+                Ok(node) => Ok((Parts { node, alone: Some(alone) }, cluster)),
                 Err(failure) => {
-                    coordinator.shutdown(FAILED_STOP);
+                    alone.handle.shutdown(FAILED_STOP);
                     Err(failure)
                 }
             }
@@ -189,8 +181,8 @@ fn begin(setup: Setup) -> Result<(Parts, Cluster), Failure> {
 impl Parts {
     fn end(self, limit: Duration) {
         self.node.shutdown(limit);
-        if let Some(coordinator) = self.coordinator {
-            coordinator.shutdown(limit);
+        if let Some(alone) = self.alone {
+            alone.handle.shutdown(limit);
         }
     }
 }
@@ -287,7 +279,7 @@ impl Node {
     /// Where the coordinator beside it has its admin API; none where it joined a cluster.
     #[getter]
     fn admin_address(&self) -> Option<String> {
-        self.parts().as_ref()?.coordinator.as_ref().map(|coordinator| coordinator.admin_address().to_string())
+        self.parts().as_ref()?.alone.as_ref().map(|alone| alone.handle.admin_address().to_string())
     }
 
     /// Returns its figures, as JSON.

@@ -70,7 +70,7 @@ impl PyStoreReport {
     }
 }
 
-fn refused(refusal: Refusal) -> &'static str {
+pub(crate) fn refused(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::NoRoom => "every frame of its size is in use or held",
         Refusal::TooLarge => "no frame is large enough for it",

@@ -14,7 +14,7 @@ import pytest
 PYTHON = Path(__file__).parent.parent
 PAGES = PYTHON.parent / "docs" / "integrate"
 # Each page, and what it takes that is not always there.
-NEEDS: dict[str, list[str]] = {"python.md": [], "transformers.md": ["torch", "transformers"]}
+NEEDS: dict[str, list[str]] = {"python.md": [], "python-engine.md": ["numpy"], "transformers.md": ["torch", "transformers"]}
 FENCE = re.compile(r"(<!-- not run: [^\n]*-->\n)?```python\n(.*?)```\n(?:```text\n(.*?)```\n)?", re.DOTALL)
 
 

@@ -1,7 +1,8 @@
 //! `kvhive explain` on a cluster of real processes: from what was never stored to what a node that died had.
 
-use kvhive_client::StoreOptions;
-use kvhive_protocol::{AxisOrder, Dtype, Layout};
+use kvhive_client::{Client, StoreOptions};
+use kvhive_protocol::trace::SpanId;
+use kvhive_protocol::{AxisOrder, Dtype, Layout, TraceContext, TraceId};
 use kvhive_tests::{Cluster, run};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -180,6 +181,36 @@ fn a_prompt_is_explained_by_its_tokens_also_in_another_layout() {
 fn a_question_that_names_nothing_or_nonsense_is_refused_with_what_is_allowed() {
     let said = |words: &[&str]| format!("{:#}", run(words).expect_err("it is refused"));
     assert!(said(&["explain"]).contains("<KEY"), "{}", said(&["explain"]));
-    assert!(said(&["explain", "abc"]).contains("64 hexadecimal digits"));
+    assert!(said(&["explain", "abc", "def"]).contains("64 hexadecimal digits"));
     assert!(said(&["explain", "--request", "0", "--dir", "/nowhere"]).contains("the first request is 1"));
+}
+
+#[test]
+fn a_request_is_explained_by_its_id_though_its_blocks_have_come_since_and_nothing_is_traced() {
+    let cluster =
+        Cluster::start(&["--coordinators", "1", "--nodes", "2", "--devices", "1", "--block-size", BLOCK]);
+    let client = cluster.wait(Client::connect(cluster.client_config())).expect("a coordinator answers");
+    let blocks = cluster.blocks(&client, 4096);
+    let id = "chatcmpl-4bf92f35-77b3-4da6-a3ce-929d0e0e4736";
+    let span = SpanId::new([7; 8]).expect("it is not zero");
+    let context = TraceContext { trace: TraceId::of_request(id), span };
+    let prefix = blocks.keys(&[3; 64]);
+    let found = cluster.wait(blocks.traced(context).match_prefix(&prefix)).expect("it is asked well");
+    assert_eq!(found.covered, 0);
+    let bytes = vec![vec![3; 4096]; prefix.len()];
+    let bytes: Vec<&[u8]> = bytes.iter().map(|block| &block[..]).collect();
+    let stored = blocks.store(&prefix, 0..prefix.len(), &bytes, StoreOptions::default());
+    assert_eq!(cluster.wait(stored).expect("it is asked well").acknowledged(), prefix.len());
+    let told = cluster.until("it is remembered", || cluster.json(&["explain", id]).ok());
+    let missed = told["missed"].as_array().expect("a list");
+    let keys: Vec<&str> = missed.iter().filter_map(|one| one["key"].as_str()).collect();
+    assert_eq!(keys, prefix.keys().iter().map(ToString::to_string).collect::<Vec<_>>(), "{told}");
+    assert!(missed.iter().all(|one| one["verdict"] == "never-stored"), "{told}");
+    let asked = told["asked"].as_array().expect("a list");
+    let sum = |field: &str| asked.iter().filter_map(|part| part[field].as_u64()).sum::<u64>();
+    assert_eq!((sum("blocks"), sum("hits")), (prefix.len() as u64, 0));
+    // Today they are there.
+    assert_eq!(cluster.json(&["explain", keys[0]]).expect("it is told")["blocks"][0]["verdict"], "here");
+    let said = run(&["explain", "chatcmpl-other", "--dir", cluster.dir()]).expect_err("nobody knows it");
+    assert!(format!("{said:#}").contains("no node remembers a request"), "{said:#}");
 }

@@ -86,6 +86,12 @@ fn a_cluster_becomes_larger_and_smaller_with_its_blocks() {
     let said = refused(&["scale", "set", "--floor", "9", "--dir", cluster.dir()]);
     assert!(said.contains("ceiling is 5, allowed is 9 to 1024"), "{said}");
 
+    // Nobody goes beyond the policy without saying so.
+    let said = refused(&["scale", "to", "6", "--dir", cluster.dir()]);
+    assert!(said.contains("6 members are asked for, and the policy allows 1 to 5"), "{said}");
+    let would = json(&cluster, &["scale", "to", "6", "--dry-run"]);
+    assert!(would["would"].to_string().contains("refused without --beyond-policy"), "{would}");
+
     // A program that fails is told of, and nothing has come.
     let said = refused(&["scale", "to", "3", "--dir", cluster.dir(), "--", "false", "{count}"]);
     assert!(said.contains("`false 3` failed"), "{said}");

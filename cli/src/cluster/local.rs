@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/cluster.toml   the cluster file     DIR/token          its token, mode 600
 //! DIR/running.json   what runs, and where DIR/logs/ID.log    one log a process
+//! DIR/joined.json    where coordinators are that came later
 //! DIR/tls            its authority and certificates, if it has TLS
 //! DIR/data/ID        raft logs, disk tiers DIR/supervisor.lock  held while it runs
 //! ```
@@ -31,6 +32,10 @@ pub(crate) const TOKEN_FILE: &str = "token";
 /// The cluster file within the cluster's folder.
 pub(crate) const CONFIG_FILE: &str = "cluster.toml";
 const RUNNING_FILE: &str = "running.json";
+/// Admin URLs of coordinators that have come to the cluster since it was started.
+const JOINED_FILE: &str = "joined.json";
+/// The most of them.
+const MAX_JOINED: usize = 32;
 /// Set for processes that a supervisor started: they end when it does.
 pub(crate) const SUPERVISED: &str = "KVHIVE_SUPERVISED";
 
@@ -70,6 +75,26 @@ pub(crate) struct RunningProcess {
     pub(crate) kind: String,
     /// Its process id.
     pub(crate) pid: u32,
+}
+
+/// Returns the admin URLs of coordinators that the cluster in `dir` is known to have had since it was started.
+pub(crate) fn joined(dir: &Path) -> Vec<String> {
+    let text = fs::read_to_string(dir.join(JOINED_FILE)).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// Remembers where the coordinators of the cluster in `dir` are by their own word.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub(crate) fn have_joined(dir: &Path, mut urls: Vec<String>) -> Result<()> {
+    urls.truncate(MAX_JOINED);
+    if urls != joined(dir) {
+        let next = dir.join("joined.json.next");
+        fs::write(&next, serde_json::to_vec_pretty(&urls)?)?;
+        fs::rename(&next, dir.join(JOINED_FILE))?;
+    }
+    Ok(())
 }
 
 impl Running {

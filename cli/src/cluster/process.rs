@@ -10,7 +10,7 @@ use kvhive_config::{
     Token, TokenSource,
 };
 use kvhive_coordinator::BlockEventsConfig;
-use kvhive_node::{ClassConfig, DeviceConfig, MoveLimits, PersistConfig, Tuning};
+use kvhive_node::{ClassConfig, DeviceConfig, MoveLimits, PersistConfig, RedisConfig, Tuning};
 use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
@@ -271,6 +271,13 @@ fn node(
         persist: own.persist_dir.as_ref().map(|folder| PersistConfig {
             folder: beside(file, folder).join(&own.id),
             every: own.persist_every,
+        }),
+        names_bytes: own.names_memory.0,
+        redis: own.redis.listen.map(|listen| RedisConfig {
+            listen,
+            max_connections: own.redis.max_connections,
+            max_value_bytes: own.redis.max_value.0,
+            max_inflight_bytes: own.redis.max_inflight.0,
         }),
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
         access: access(config, file)?,

@@ -1,8 +1,10 @@
 //! `kvhive down`.
 
 use crate::cluster::local;
+use crate::report;
 use anyhow::Result;
 use clap::Args;
+use serde_json::json;
 use std::path::PathBuf;
 
 /// Stop the cluster that `kvhive up` started on this machine
@@ -11,6 +13,9 @@ pub(crate) struct Down {
     /// Folder of the local cluster
     #[arg(long, env = "KVHIVE_DIR", value_name = "DIR", default_value_os_t = local::default_dir())]
     dir: PathBuf,
+    /// Print what was stopped as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 impl Down {
@@ -19,7 +24,12 @@ impl Down {
     /// # Errors
     /// When it does not end.
     pub(crate) fn run(self) -> Result<()> {
-        if local::down(&self.dir)? {
+        let is_stopped = local::down(&self.dir)?;
+        if self.json {
+            let strays = if is_stopped { local::strays(&self.dir) } else { Vec::new() };
+            return report::print_json(&json!({ "dir": self.dir, "stopped": is_stopped, "strays": strays }));
+        }
+        if is_stopped {
             println!("stopped the cluster in {}", self.dir.display());
             let strays = local::strays(&self.dir);
             if !strays.is_empty() {

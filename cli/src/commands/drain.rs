@@ -56,7 +56,8 @@ pub(crate) struct Drain {
 /// A node that gets no emptier.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{left} slots of {node} are left, and none has gone to another node for {limit:?}: `kvhive nodes` shows who is up, `kvhive events` why moves fail, `kvhive drain {node} --undo` takes it back"
+    "{} of {node} left, and none has gone to another node for {limit:?}: `kvhive nodes` shows who is up, `kvhive events` why moves fail, `kvhive drain {node} --undo` takes it back",
+    report::counted(*left, "slot")
 )]
 pub(crate) struct Stalled {
     node: String,
@@ -126,6 +127,10 @@ impl Drain {
             eprintln!("{}", room.told(&self.node));
         }
         let Emptied { slots, left, blocks, came_to } = self.empty(&admin)?;
+        // It may have been forgotten while it was waited for.
+        if let Some(came_to) = came_to.filter(|came_to| came_to.cut_short > 0) {
+            bail!("{} is not empty and does not come back: {}", self.node, came_to.told());
+        }
         self.tell(slots, left, blocks, came_to, begun.elapsed().as_secs_f64())?;
         Ok(came_to.map_or(Ok(()), |came_to| came_to.is_whole())?)
     }
@@ -145,14 +150,17 @@ impl Drain {
         }
         if self.no_wait {
             println!(
-                "{} is being emptied of {slots} slots; `kvhive nodes` shows how many are left, `kvhive events` tells what it came to",
-                self.node
+                "{} is being emptied of {}; `kvhive nodes` shows how many are left, `kvhive events` tells what it came to",
+                self.node,
+                report::counted(slots, "slot")
             );
             return Ok(());
         }
         println!(
-            "{} is empty: its {slots} slots went to other nodes in {seconds:.1} s (it held {blocks} blocks); it may be stopped",
-            self.node
+            "{} is empty: {} went to other nodes in {seconds:.1} s (it held {}); it may be stopped",
+            self.node,
+            report::counted(slots, "slot"),
+            report::counted(blocks, "block")
         );
         match came_to {
             Some(came_to) => println!("{}", came_to.told()),
@@ -295,7 +303,8 @@ impl Drain {
             }
             if left > 0 && !self.has_taker(&status) {
                 bail!(
-                    "{left} slots are left, and no other node that is up could take them: start one, or --undo",
+                    "{} left, and no other node that is up could take what is left: start one, or --undo",
+                    report::counted(left, "slot")
                 );
             }
             if left < least {
@@ -399,7 +408,7 @@ mod tests {
         let Err(error) = drain.empty(&admin) else { panic!("no slot leaves") };
         let stalled = error.downcast_ref::<Stalled>().expect("it is told as such");
         assert_eq!((stalled.node.as_str(), stalled.left), ("node-2", 7));
-        assert!(error.to_string().contains("7 slots of node-2 are left"), "{error}");
+        assert!(error.to_string().contains("7 slots of node-2 left"), "{error}");
         let begun = drain.without_waiting().empty(&admin).expect("it need not end");
         assert_eq!((begun.slots, begun.left, begun.blocks), (7, 7, 9));
     }

@@ -122,7 +122,7 @@ fn line(event: &Value) -> String {
         .filter_map(|what| subject[*what].as_str());
     let mut about: Vec<String> = names.map(str::to_owned).collect();
     if let Some(slots) = subject["slots"].as_u64() {
-        about.push(format!("{slots} slots"));
+        about.push(report::counted(slots, "slot"));
     }
     let facts = event["facts"].as_object().into_iter().flatten();
     let facts: Vec<String> = facts.map(|(name, value)| format!("{name}={value}")).collect();

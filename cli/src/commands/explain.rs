@@ -7,15 +7,19 @@ use clap::Args;
 use kvhive_client::{Client, Explanation, NamespaceClient, Prefix};
 use std::time::{Duration, Instant};
 
+mod recalled;
 mod report;
 
 use report::Report;
 
-/// Say why a block or a request is a miss: never stored, evicted when and by what, refused, cleared, of another layout, on a node
+/// Say why a block is, or a request was, a miss: never stored, evicted when and by what, refused, cleared, of another layout, on a node
 /// that does not answer, or too slow
 ///
 /// Every node that should have a block is asked what became of it. Nothing is used, held or counted by it, unless `--within` has
 /// the blocks fetched. Nodes remember as many blocks that have left as they have frames.
+///
+/// A word that is no key is the id of a request that came with a trace context, or its trace's: nodes remember of the last thousands
+/// which blocks were missing and why, as it was then, whether or not they trace.
 #[derive(Args, Debug)]
 pub(crate) struct Explain {
     #[command(flatten)]
@@ -47,11 +51,15 @@ impl Explain {
     /// # Errors
     /// When a file says nothing of use, or the cluster cannot be reached.
     pub(crate) async fn run(self) -> Result<()> {
+        if let Some(id) = self.named.id() {
+            let client = self.connect.client().await?;
+            return recalled::tell(&client, id, self.json).await;
+        }
         let names = self.named.names()?;
         let client = self.connect.client().await?;
         let report = match names {
-            Names::Keys => {
-                let explanation = client.explain_keys(&self.named.tenant, &self.named.keys).await?;
+            Names::Keys(keys) => {
+                let explanation = client.explain_keys(&self.named.tenant, &keys).await?;
                 Report::new(&explanation, false, None, None)
             }
             names => self.explain(&client, &names).await?,

@@ -46,7 +46,12 @@ impl Moves {
             println!("nothing moves: every slot is where it belongs");
             return Ok(());
         }
-        println!("{} slots are on their way, {} being copied now", moves.len(), text(&answer, "copying"));
+        let verb = if moves.len() == 1 { "is" } else { "are" };
+        println!(
+            "{} {verb} on the way, {} being copied now",
+            report::counted(moves.len() as u64, "slot"),
+            text(&answer, "copying")
+        );
         for (reason, count) in reasons(moves) {
             println!("  {count:>5}  {reason}");
         }

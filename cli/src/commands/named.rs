@@ -15,8 +15,8 @@ use std::path::PathBuf;
 #[command(group(clap::ArgGroup::new("what").required(true).args(["keys", "request", "tokens_file", "hashes_file"])))]
 pub(crate) struct Named {
     /// Keys of blocks, 64 hexadecimal digits each
-    #[arg(value_name = "KEY", value_parser = key)]
-    pub(super) keys: Vec<BlockKey>,
+    #[arg(value_name = "KEY")]
+    pub(super) keys: Vec<String>,
     /// The N-th request of a trace instead, from 1, as `kvhive replay` names its blocks
     #[arg(long, value_name = "N")]
     pub(super) request: Option<usize>,
@@ -53,6 +53,12 @@ pub(crate) struct Named {
 }
 
 impl Named {
+    /// Returns the one word that names no key and may be a request's id.
+    pub(super) fn id(&self) -> Option<&str> {
+        let [id] = &self.keys[..] else { return None };
+        Some(id.as_str()).filter(|id| BlockKey::from_hex(id).is_none())
+    }
+
     /// Returns what names the blocks, as it is said or read from a file.
     pub(super) fn names(&self) -> Result<Names> {
         if let Some(number) = self.request {
@@ -65,7 +71,7 @@ impl Named {
             let hashes = prompt::hashes(file, &prompt::read(file)?)?;
             return Ok(Names::Hashes(hashes.iter().map(prompt::hash_bytes).collect::<Result<_>>()?));
         }
-        Ok(Names::Keys)
+        Ok(Names::Keys(self.keys.iter().map(|text| key(text)).collect::<Result<_>>()?))
     }
 
     fn request_of_trace(&self, number: usize) -> Result<Vec<u64>> {
@@ -106,7 +112,7 @@ impl Named {
     /// Names the blocks in a namespace.
     pub(super) fn prefix(&self, namespace: &NamespaceClient, names: &Names) -> Prefix {
         match names {
-            Names::Keys => Prefix::loose(self.keys.clone()),
+            Names::Keys(keys) => Prefix::loose(keys.clone()),
             Names::Trace(ids) => prompt::of_trace(namespace, ids),
             Names::Hashes(hashes) => namespace.prefix_of_engine_hashes(hashes),
             Names::Tokens(tokens) => {
@@ -121,12 +127,14 @@ impl Named {
 /// What names the blocks.
 pub(super) enum Names {
     /// They are named already.
-    Keys,
+    Keys(Vec<BlockKey>),
     Trace(Vec<u64>),
     Tokens(Vec<u32>),
     Hashes(Vec<Vec<u8>>),
 }
 
-fn key(text: &str) -> Result<BlockKey, String> {
-    BlockKey::from_hex(text).ok_or_else(|| "a key is 64 hexadecimal digits".to_owned())
+fn key(text: &str) -> Result<BlockKey> {
+    BlockKey::from_hex(text).with_context(|| {
+        format!("{:?} is no key, which is 64 hexadecimal digits", text.chars().take(80).collect::<String>())
+    })
 }

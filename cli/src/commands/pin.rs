@@ -100,7 +100,7 @@ impl Add {
         let mode = mode(self.lasts)?;
         let client = self.connect.client().await?;
         let mut keys = match &names {
-            Names::Keys => self.named.keys.clone(),
+            Names::Keys(keys) => keys.clone(),
             names => {
                 let namings = self.named.namings(names)?;
                 let naming = namings.first().context("say how the blocks are named")?;

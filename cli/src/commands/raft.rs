@@ -166,6 +166,7 @@ impl Raft {
                 (group, said)
             }
         };
+        admin.remember_coordinators(&group);
         if self.json {
             return report::print_json(&group);
         }

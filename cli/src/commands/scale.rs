@@ -5,7 +5,7 @@ use super::status::{list, text};
 use crate::admin::{Admin, Target};
 use crate::drains::{self, MayLose};
 use crate::report;
-use crate::scaling::{Executor, Kubernetes, Local, Plan, Program, Scaled, SetName, carry_out, plan};
+use crate::scaling::{Beyond, Executor, Kubernetes, Local, Plan, Program, Scaled, SetName, carry_out, plan};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -44,6 +44,12 @@ enum Verb {
         /// Members
         #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
         size: u32,
+        /// Also fewer members than the policy's floor, or more than its ceiling; `kvhive events` tells who asked for that
+        #[arg(long)]
+        beyond_policy: bool,
+        /// Why, for the journal of events
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
         #[command(flatten)]
         how: How,
     },
@@ -126,23 +132,27 @@ impl Scale {
         match &self.verb {
             Verb::Status => self.show(&admin.get("/v1/scaling")?),
             Verb::Set(set) => self.show(&admin.patch("/v1/scaling", &set.patch())?),
-            Verb::To { size, how } => self.to(&admin, *size, how),
+            Verb::To { size, beyond_policy, reason, how } => {
+                let may = if *beyond_policy { Beyond::Policy } else { Beyond::Nothing };
+                self.to(&admin, *size, may, reason.as_deref(), how)
+            }
             Verb::Follow { how } => self.follow(&admin, how),
         }
     }
 
-    fn to(&self, admin: &Admin, size: u32, how: &How) -> Result<()> {
+    fn to(&self, admin: &Admin, size: u32, beyond: Beyond, reason: Option<&str>, how: &How) -> Result<()> {
         let mut executor = self.executor(how)?;
         // Refused before anybody is told of it.
-        let plan = plan(admin, &mut *executor, size as usize)?;
+        let plan = plan(admin, &mut *executor, size as usize, beyond)?;
         if how.dry_run {
-            return self.would(admin, &*executor, &plan);
+            return self.would(admin, &*executor, &plan, beyond);
         }
         let may = if how.yes { MayLose::Anything } else { MayLose::Nothing };
         drains::check(admin, &plan.leave, may)?;
         // Known first: who follows the recommendation must not undo it.
-        let _: Value = admin.post("/v1/scaling", &json!({"size": size}))?;
-        let losing = (may, "an operator asked for it");
+        let asked = json!({"size": size, "force": beyond == Beyond::Policy, "reason": reason});
+        let _: Value = admin.post("/v1/scaling", &asked)?;
+        let losing = (may, reason.unwrap_or("an operator asked for it"));
         let scaled = carry_out(&self.target, admin, &mut *executor, plan, how.limit(), losing)?;
         self.tell(&scaled)?;
         Ok(scaled.came_to.is_whole()?)
@@ -180,12 +190,14 @@ impl Scale {
         how: &How,
     ) -> Result<()> {
         let size = scaling["target"].as_u64().unwrap_or(0);
-        let plan = plan(admin, executor, usize::try_from(size).unwrap_or(usize::MAX))?;
-        if how.dry_run {
-            return self.would(admin, executor, &plan);
-        }
-        // What is recommended takes room into account as far as nothing had to leave yet; what an operator asked for does not.
+        // What is recommended takes room into account as far as nothing had to leave yet; what an operator asked for does not. Whether
+        // it may be beyond the policy was decided when they asked.
         let is_asked = !scaling["policy"]["manual"].is_null();
+        let beyond = if is_asked { Beyond::Policy } else { Beyond::Nothing };
+        let plan = plan(admin, executor, usize::try_from(size).unwrap_or(usize::MAX), beyond)?;
+        if how.dry_run {
+            return self.would(admin, executor, &plan, beyond);
+        }
         let may = match is_asked {
             _ if how.yes => MayLose::Anything,
             true => MayLose::Nothing,
@@ -221,10 +233,18 @@ impl Scale {
         Ok(Box::new(Local { dir: self.target.dir.clone() }))
     }
 
-    fn would(&self, admin: &Admin, executor: &dyn Executor, plan: &Plan) -> Result<()> {
+    fn would(&self, admin: &Admin, executor: &dyn Executor, plan: &Plan, beyond: Beyond) -> Result<()> {
         let mut steps: Vec<String> =
             plan.undrain.iter().map(|name| format!("let {name} hold slots")).collect();
         steps.extend(plan.leave.iter().map(|name| format!("empty {name}, and wait until it is")));
+        let scaling: Value = admin.get("/v1/scaling")?;
+        let (floor, ceiling) = (&scaling["policy"]["floor"], &scaling["policy"]["ceiling"]);
+        let size = plan.size as u64;
+        if beyond == Beyond::Nothing && (Some(size) < floor.as_u64() || Some(size) > ceiling.as_u64()) {
+            steps.push(format!(
+                "the policy allows {floor} to {ceiling} members: refused without --beyond-policy"
+            ));
+        }
         if let (Some(room), _) = drains::check(admin, &plan.leave, MayLose::Anything)? {
             let refused = if room.short_bytes > 0 { ": refused without --yes" } else { "" };
             steps.push(format!("{}{refused}", room.told(&plan.leave.join(", "))));
@@ -235,7 +255,8 @@ impl Scale {
         if self.json {
             return report::print_json(&json!({"from": plan.members, "to": plan.size, "would": steps}));
         }
-        println!("{} members, {} wanted; this would be done:", plan.members, plan.size);
+        let members = report::counted(plan.members as u64, "member");
+        println!("{members}, {} wanted; this would be done:", plan.size);
         steps.iter().for_each(|step| println!("  {step}"));
         Ok(())
     }
@@ -245,12 +266,16 @@ impl Scale {
             return report::print_json(scaled);
         }
         let Scaled { from, to, started, ended, slots_moved, came_to, unreported, seconds } = scaled;
-        println!("{from} members became {to} in {seconds:.1} s");
+        println!("{} became {to} in {seconds:.1} s", report::counted(*from as u64, "member"));
         if !started.is_empty() {
             println!("started {}", started.join(", "));
         }
         if !ended.is_empty() {
-            println!("ended {}, of which {slots_moved} slots went to others first", ended.join(", "));
+            println!(
+                "ended {}, of which {} went to others first",
+                ended.join(", "),
+                report::counted(*slots_moved, "slot")
+            );
             println!("{}", came_to.told());
         }
         if !unreported.is_empty() {

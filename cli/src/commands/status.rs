@@ -213,7 +213,9 @@ fn rises_with(status: &Value) -> Option<String> {
 fn state(node: &Value) -> String {
     let state = text(node, "state");
     let also = ["drains", "cordoned"].into_iter().filter(|word| node[word] == Value::Bool(true));
-    also.fold(state, |state, word| format!("{state}, {word}"))
+    // Down by the map, or started anew elsewhere: a process of before may be answering by an older one.
+    let lingers = (!node["lingers"].is_null()).then_some("lingers");
+    also.chain(lingers).fold(state, |state, word| format!("{state}, {word}"))
 }
 
 /// Says what a device's strategies have chosen, each choice once.
@@ -293,6 +295,17 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_whose_process_of_before_may_be_serving_is_told_apart() {
+        let node = |state: &str, lingers: Value| json!({ "state": state, "drains": false, "cordoned": state == "up", "lingers": lingers });
+        assert_eq!(super::state(&node("down", Value::Null)), "down");
+        assert_eq!(super::state(&node("down", json!({ "generation": 1, "moved": false }))), "down, lingers");
+        assert_eq!(
+            super::state(&node("up", json!({ "generation": 1, "moved": true }))),
+            "up, cordoned, lingers"
+        );
+    }
 
     #[test]
     fn tiers_are_told_apart_and_one_that_has_failed_is_named() {

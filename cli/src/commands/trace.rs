@@ -6,7 +6,7 @@ use crate::admin::{Admin, Target};
 use crate::report;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -45,6 +45,9 @@ enum Verb {
         /// Where to write it [default: standard output]
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
+        /// Print what was written, and where, as JSON
+        #[arg(long, requires = "output")]
+        json: bool,
     },
 }
 
@@ -54,8 +57,8 @@ impl TraceCommand {
     /// # Errors
     /// When no coordinator answers, nothing is kept of the request, or the workload cannot be written.
     pub(crate) fn run(self) -> Result<()> {
-        if let Some(Verb::Generate { generated, requests, output }) = self.verb {
-            return generate(&generated, requests, output);
+        if let Some(Verb::Generate { generated, requests, output, json }) = self.verb {
+            return generate(&generated, requests, output, json);
         }
         let admin = self.target.resolve()?;
         match &self.id {
@@ -65,18 +68,29 @@ impl TraceCommand {
     }
 }
 
-fn generate(generated: &Generated, requests: Option<usize>, output: Option<PathBuf>) -> Result<()> {
+fn generate(
+    generated: &Generated,
+    requests: Option<usize>,
+    output: Option<PathBuf>,
+    as_json: bool,
+) -> Result<()> {
     let mut out: Box<dyn Write> = match &output {
         Some(file) => Box::new(std::io::BufWriter::new(
             std::fs::File::create(file).with_context(|| format!("cannot write {}", file.display()))?,
         )),
         None => Box::new(std::io::BufWriter::new(std::io::stdout().lock())),
     };
+    let (mut written, mut blocks) = (0_u64, 0_u64);
     for request in generated.generate(requests) {
         serde_json::to_writer(&mut out, &request)?;
         writeln!(out)?;
+        (written, blocks) = (written + 1, blocks + request.hash_ids.len() as u64);
     }
-    Ok(out.flush()?)
+    out.flush()?;
+    match as_json {
+        true => report::print_json(&json!({ "file": output, "requests": written, "blocks": blocks })),
+        false => Ok(()),
+    }
 }
 
 fn newest(admin: &Admin, limit: u32, json: bool) -> Result<()> {
@@ -165,7 +179,7 @@ fn micros(us: &Value) -> String {
 }
 
 /// Returns what the coordinator knows a request by: of a whole traceparent the trace's id.
-fn named(id: &str) -> Result<&str> {
+pub(super) fn named(id: &str) -> Result<&str> {
     let mut parts = id.split('-');
     let is_parent = (parts.next().map(str::len), parts.next().map(str::len)) == (Some(2), Some(32));
     let id = if is_parent { &id[3..35] } else { id };

@@ -2,6 +2,7 @@
 
 use crate::cluster::local::{self, Cluster, Shape};
 use crate::cluster::process;
+use crate::report;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -71,6 +72,9 @@ pub(crate) struct Up {
     /// What decides which block leaves a full shard, such as adaptive, lru or s3-fifo [default: adaptive]
     #[arg(long, value_name = "NAME", conflicts_with = "config", value_parser = clap::builder::PossibleValuesParser::new(kvhive_config::STRATEGIES))]
     strategy: Option<String>,
+    /// Print what runs and where as JSON, once it serves
+    #[arg(long, conflicts_with = "config")]
+    json: bool,
     /// Encrypt every channel: an authority of the cluster's own signs for its processes, and for clients
     #[arg(long, conflicts_with = "config")]
     tls: bool,
@@ -138,8 +142,12 @@ impl Up {
         let spinner = spinner();
         let mut cluster = Cluster::start(&self.dir, |state| spinner.set_message(state.to_owned()))?;
         spinner.finish_and_clear();
-        announce(&cluster.running(true));
-        println!("Ctrl-C stops it");
+        if self.json {
+            report::print_json(&cluster.running(true))?;
+        } else {
+            announce(&cluster.running(true));
+            println!("Ctrl-C stops it");
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let ended = runtime.block_on(async {
             let mut ticks = tokio::time::interval(POLL);
@@ -190,6 +198,9 @@ impl Up {
                 && running.ready
             {
                 spinner.finish_and_clear();
+                if self.json {
+                    return report::print_json(&running);
+                }
                 announce(&running);
                 let dir = if self.dir == local::default_dir() {
                     String::new()
@@ -221,7 +232,12 @@ fn spinner() -> ProgressBar {
 
 fn announce(running: &local::Running) {
     let of = |kind: &str| running.processes.iter().filter(|process| process.kind == kind).count();
-    println!("cluster serves: {} coordinators, {} nodes", of("coordinator"), of("node"));
+    let (coordinators, nodes) = (of("coordinator") as u64, of("node") as u64);
+    println!(
+        "cluster serves: {}, {}",
+        report::counted(coordinators, "coordinator"),
+        report::counted(nodes, "node")
+    );
     for url in &running.admin_urls {
         println!("admin API       {url}");
     }

@@ -21,6 +21,15 @@ use std::time::{Duration, Instant};
 /// How often it is looked whether members have come or gone.
 const POLL: Duration = Duration::from_millis(250);
 
+/// Whether floor and ceiling of the policy stand against a size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Beyond {
+    /// They do.
+    Nothing,
+    /// An operator goes, or went, beyond them.
+    Policy,
+}
+
 /// What a change of size came to.
 #[derive(Serialize, Debug)]
 pub(crate) struct Scaled {
@@ -67,9 +76,12 @@ pub(crate) fn members(admin: &Admin) -> Result<Vec<Member>> {
 ///
 /// # Errors
 /// When no coordinator answers, or there is no such way.
-pub(crate) fn plan(admin: &Admin, executor: &mut dyn Executor, size: usize) -> Result<Plan> {
+pub(crate) fn plan(admin: &Admin, executor: &mut dyn Executor, size: usize, may: Beyond) -> Result<Plan> {
     let scaling: Value = admin.get("/v1/scaling")?;
-    let floor = scaling["policy"]["floor"].as_u64().unwrap_or(0);
+    let floor = match may {
+        Beyond::Policy => 0,
+        Beyond::Nothing => scaling["policy"]["floor"].as_u64().unwrap_or(0),
+    };
     let floor = usize::try_from(floor).unwrap_or(usize::MAX);
     let plan = executor.plan(&members(admin)?, size, floor)?;
     if plan.is_change() {

@@ -20,7 +20,7 @@ pub enum Place {
 /// Why a device has said nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Silence {
-    /// Its node holds no lease, and serves nothing.
+    /// Its node holds no lease by which it serves this map, or none at all.
     NoLease,
     /// It did not answer within this time.
     Late(Duration),
@@ -85,7 +85,7 @@ impl Verdict {
 
 /// Says what the devices' words come to, for who reads the layout `wanted` or, without one, any. Where one has it nothing else
 /// counts; then what happened last does; and that nothing has, only where all have said so.
-pub(super) fn fold(replicas: &[Replica], wanted: Option<LayoutFingerprint>) -> Verdict {
+pub(crate) fn fold(replicas: &[Replica], wanted: Option<LayoutFingerprint>) -> Verdict {
     let placed = || replicas.iter().filter(|one| one.place != Place::Elsewhere);
     let mut other_layout = None;
     for one in placed() {

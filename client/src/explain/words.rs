@@ -156,7 +156,7 @@ impl Explanation {
         for (device, lapse) in &self.lapses {
             let node = self.nodes.get(device).map_or("?", String::as_str);
             let note = format!(
-                "{node} had no lease for {:.1} s until {} ago: what it holds was a miss then",
+                "{node} had no serving lease for {:.1} s until {} ago: what it holds was a miss then",
                 lapse.for_ms as f64 / 1000.0,
                 ago(lapse.ago_s)
             );
@@ -223,7 +223,7 @@ impl Explanation {
 impl std::fmt::Display for Silence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Silence::NoLease => write!(f, "has no lease and serves nothing"),
+            Silence::NoLease => write!(f, "has no lease, and serves nothing by this map"),
             Silence::Late(limit) => write!(f, "did not answer within {:.1} s", limit.as_secs_f64()),
             Silence::Unreachable(why) => write!(f, "cannot be reached ({why})"),
             Silence::Refused(why) => write!(f, "refused ({why})"),
@@ -296,7 +296,7 @@ mod tests {
         let silent = why(vec![Err(Silence::NoLease), Err(Silence::Unreachable("refused".to_owned()))]);
         assert_eq!(
             silent,
-            "whoever may have it did not answer: node-1/0 has no lease and serves nothing; node-2/0 cannot be reached (refused)"
+            "whoever may have it did not answer: node-1/0 has no lease, and serves nothing by this map; node-2/0 cannot be reached (refused)"
         );
     }
 
@@ -332,7 +332,7 @@ mod tests {
         explanation.lapses = BTreeMap::from([(device(1), lapse), (second, lapse)]);
         assert_eq!(
             explanation.notes(),
-            ["node-1 had no lease for 2.5 s until 30 s ago: what it holds was a miss then"]
+            ["node-1 had no serving lease for 2.5 s until 30 s ago: what it holds was a miss then"]
         );
     }
 }

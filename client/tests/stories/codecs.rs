@@ -145,7 +145,9 @@ async fn who_reads_raw_says_so_with_the_layout_and_takes_nothing_else() {
             | DataRequest::Watch(_)
             | DataRequest::Survey(_)
             | DataRequest::Explain(_)
-            | DataRequest::Trace(_) => {}
+            | DataRequest::Trace(_)
+            | DataRequest::Recall(_)
+            | DataRequest::Names(_) => {}
         }
     }
 }

@@ -69,7 +69,7 @@ async fn what_one_replica_says_went_last_is_why_and_lapses_are_told() {
     let Verdict::Gone(who, departure) = explanation.blocks[0].verdict else { panic!("{explanation:?}") };
     assert_eq!((who, departure.why, departure.ago_s), (device(1), Gone::NoRoom, 5));
     assert_eq!(explanation.lapses.len(), 2);
-    assert!(explanation.notes()[0].contains("had no lease for 0.9 s until 7 s ago"));
+    assert!(explanation.notes()[0].contains("had no serving lease for 0.9 s until 7 s ago"));
 }
 
 #[tokio::test]

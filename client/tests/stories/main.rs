@@ -9,6 +9,7 @@ mod failover;
 mod fakes;
 mod hostile;
 mod maps;
+mod matches;
 mod releases;
 mod slow;
 mod stores;

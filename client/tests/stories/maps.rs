@@ -27,6 +27,8 @@ fn epoch_of(request: &DataRequest) -> Epoch {
         DataRequest::Survey(request) => request.epoch,
         DataRequest::Explain(request) => request.epoch,
         DataRequest::Trace(request) => request.epoch,
+        DataRequest::Recall(request) => request.epoch,
+        DataRequest::Names(request) => request.epoch,
     }
 }
 

@@ -62,7 +62,9 @@ async fn a_tenant_that_shares_names_the_others_blocks_as_the_other_does() {
             | DataRequest::Watch(_)
             | DataRequest::Survey(_)
             | DataRequest::Explain(_)
-            | DataRequest::Trace(_) => panic!("nobody asked for these"),
+            | DataRequest::Trace(_)
+            | DataRequest::Recall(_)
+            | DataRequest::Names(_) => panic!("nobody asked for these"),
             DataRequest::Fetch(request) => request.tenant,
             DataRequest::Store(request) => request.tenant,
         };

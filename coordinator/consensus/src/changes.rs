@@ -89,6 +89,10 @@ impl Consensus {
                     return Err(RefuseReason::NotThere { peer });
                 }
                 if let Some(old) = replaces {
+                    // The group would be one fewer, and nobody have come.
+                    if group.voters.contains(&peer) && group.contains(old) && old != peer {
+                        return Err(RefuseReason::Votes { peer });
+                    }
                     self.may_leave(old, &group)?;
                     if !group.voters.contains(&old) || old == peer {
                         return Err(RefuseReason::NotAVoter { peer: old });

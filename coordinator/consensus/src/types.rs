@@ -305,6 +305,11 @@ pub enum RefuseReason {
         /// Which.
         peer: PeerId,
     },
+    /// This peer votes already and takes nobody's place.
+    Votes {
+        /// Which.
+        peer: PeerId,
+    },
     /// This peer is not of the group.
     NotThere {
         /// Which.

@@ -70,7 +70,7 @@ pub(crate) fn first_generation(epoch: Epoch) -> Generation {
 }
 
 /// Returns a tenant's first era under a map of this epoch.
-pub(crate) fn first_era(epoch: Epoch) -> Era {
+pub fn first_era(epoch: Epoch) -> Era {
     Era(epoch.0 / STRIDE * STRIDE + 1)
 }
 

@@ -4,16 +4,19 @@
 //! Nothing swings: what is done aims well below where it begins, what is taken back must leave everybody well below it for a
 //! while, and after each decision the slots must have moved and the reports followed before the next.
 
+mod tuning;
 mod words;
+
+pub use tuning::BalanceTuning;
 
 use crate::handicaps::{self, Handicaps};
 use crate::placement::{self, Candidate, Completion};
+use crate::planner::Places;
 use crate::validate::MAX_REPLICAS;
 use kvhive_protocol::control::{Balancing, MAX_BALANCED};
 use kvhive_protocol::load::Work;
 use kvhive_protocol::{DeviceId, Moment, Reason, ReplicaSet, Slot};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 use words::{said, shown};
 
 /// Slots of one device that are looked at for one change.
@@ -27,52 +30,26 @@ const LEAST_GAIN_PERCENT: u64 = 2;
 /// A slot that comes to no more than this part of the mean, in per cent, goes back whatever else its device carries.
 const NEGLIGIBLE_PERCENT: u64 = 1;
 
-/// When work is spread, and how far.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BalanceTuning {
-    /// It is done without being asked for.
-    pub continuous: bool,
-    /// Nothing is done while no device carries more than so many per cent of the mean.
-    pub beyond_percent: u64,
-    /// What a decision aims at.
-    pub aim_percent: u64,
-    /// What is taken back must leave every device that it goes to at no more than this.
-    pub calm_percent: u64,
-    /// Nothing is done while devices are read less than this on average, in bytes a second.
-    pub least_rate: u64,
-    /// How long slots must have been where they belong before reports are believed.
-    pub settle: Duration,
-    /// How long a slot must have been read little before it goes back.
-    pub cool_for: Duration,
-    /// The most slots that one decision changes.
-    pub at_once: usize,
-}
-
-impl Default for BalanceTuning {
-    fn default() -> Self {
-        BalanceTuning {
-            continuous: false,
-            beyond_percent: 120,
-            aim_percent: 108,
-            calm_percent: 104,
-            least_rate: 1 << 20,
-            settle: Duration::from_secs(30),
-            cool_for: Duration::from_secs(120),
-            at_once: 64,
-        }
-    }
-}
-
 /// What a decision goes by.
 #[derive(Clone, Copy)]
 pub(crate) struct Seen<'a> {
-    pub(crate) candidates: &'a [Candidate],
-    /// Where slots belong by their hash.
-    pub(crate) hashed: &'a [ReplicaSet],
-    /// Where they belong instead.
+    /// Who may hold slots, and where they belong, with and without what was decided before.
+    pub(crate) places: Places<'a>,
+    /// Which slots were to belong elsewhere than by their hash.
     pub(crate) balanced: &'a BTreeMap<Slot, ReplicaSet>,
     /// What each device reported last.
     pub(crate) work: &'a BTreeMap<DeviceId, Work>,
+}
+
+impl<'a> Seen<'a> {
+    fn hashed(&self, slot: Slot) -> &'a [DeviceId] {
+        &self.places.hashed[usize::from(slot.0)].0
+    }
+
+    /// Returns where a slot belongs now, which is not what was decided while somebody who is cordoned keeps it.
+    fn wanted(&self, slot: Slot) -> &'a [DeviceId] {
+        &self.places.wanted[usize::from(slot.0)].0
+    }
 }
 
 /// What came of it.
@@ -198,6 +175,8 @@ struct Model<'a> {
     counts: Vec<u64>,
     /// How many slots more a device may hold than its hash gives it; none where its member is cordoned.
     room: Vec<usize>,
+    /// They are of members that are cordoned, which keep what they have: a replica more elsewhere is all that relieves them.
+    keeps: Vec<bool>,
     asked: BTreeMap<Slot, Asked>,
 }
 
@@ -211,23 +190,24 @@ impl<'a> Model<'a> {
     fn of(seen: &Seen<'a>, handicaps: &Handicaps) -> Model<'a> {
         let known = |candidate: &&Candidate| seen.work.contains_key(&candidate.device);
         let devices: Vec<DeviceId> =
-            seen.candidates.iter().filter(known).map(|candidate| candidate.device).collect();
+            seen.places.candidates.iter().filter(known).map(|candidate| candidate.device).collect();
         let mut places: BTreeMap<DeviceId, Option<usize>> =
-            seen.candidates.iter().map(|candidate| (candidate.device, None)).collect();
+            seen.places.candidates.iter().map(|candidate| (candidate.device, None)).collect();
         places.extend(devices.iter().enumerate().map(|(at, device)| (*device, Some(at))));
-        let barred = placement::barred(seen.candidates);
+        let barred = placement::barred(seen.places.candidates);
         let room = |(held, device)| if barred.contains(device) { 0 } else { usize::max(held / 8, 4) };
         let mut held = vec![0_usize; devices.len()];
-        for at in seen.hashed.iter().flat_map(|set| &set.0).filter_map(|device| *places.get(device)?) {
+        for at in seen.places.hashed.iter().flat_map(|set| &set.0).filter_map(|device| *places.get(device)?) {
             held[at] += 1;
         }
         let mut model = Model {
             seen: *seen,
-            spread: Completion::of(seen.candidates),
+            spread: Completion::of(seen.places.candidates),
             loads: vec![0; devices.len()],
             counts: devices.iter().map(|device| handicaps.of(*device)).collect(),
             // An eighth of its memory is what others' hot slots may take.
             room: held.into_iter().zip(&devices).map(room).collect(),
+            keeps: devices.iter().map(|device| barred.contains(device)).collect(),
             devices,
             places,
             asked: BTreeMap::new(),
@@ -237,20 +217,21 @@ impl<'a> Model<'a> {
             let work = &seen.work[device];
             let hot: u64 = work.hot.iter().map(|(_, rate)| *rate).fold(0, u64::saturating_add);
             model.loads[at] = counted(work.read_rate.saturating_sub(hot), model.counts[at]);
-            for (slot, rate) in work.hot.iter().filter(|(slot, _)| usize::from(slot.0) < seen.hashed.len()) {
+            for (slot, rate) in
+                work.hot.iter().filter(|(slot, _)| usize::from(slot.0) < seen.places.hashed.len())
+            {
                 *rates.entry(*slot).or_default() += *rate;
             }
         }
         for (slot, rate) in rates {
-            let hashed = &seen.hashed[usize::from(slot.0)].0;
-            let set = seen.balanced.get(&slot).map_or(hashed, |set| &set.0).clone();
+            let (hashed, set) = (seen.hashed(slot), seen.wanted(slot));
             for device in set.iter().filter(|device| !hashed.contains(device)) {
                 if let Some(at) = model.at(*device) {
                     model.room[at] = model.room[at].saturating_sub(1);
                 }
             }
             model.asked.insert(slot, Asked { rate, set: Vec::new() });
-            model.place(slot, set);
+            model.place(slot, set.to_vec());
         }
         model
     }
@@ -289,21 +270,21 @@ impl<'a> Model<'a> {
     }
 
     fn put_back(&mut self, slot: Slot) {
-        self.place(slot, self.seen.hashed[usize::from(slot.0)].0.clone());
+        self.place(slot, self.seen.hashed(slot).to_vec());
     }
 
     /// Returns where a slot would be with one replica less, which is where its hash says when there are no more than that gives.
     fn smaller(&self, slot: Slot) -> Vec<DeviceId> {
-        let hashed = &self.seen.hashed[usize::from(slot.0)].0;
+        let hashed = self.seen.hashed(slot);
         match self.asked.get(&slot) {
             Some(asked) if asked.set.len() > hashed.len() + 1 => {
                 let without = |at: usize| [&asked.set[..at], &asked.set[at + 1..]].concat();
                 // The newest first, unless what is left would share a domain for no reason.
                 let mut smaller = (1..asked.set.len()).rev().map(without);
                 let is_spread = |set: &Vec<DeviceId>| self.spread.check(set, hashed.len()).is_ok();
-                smaller.find(is_spread).unwrap_or_else(|| hashed.clone())
+                smaller.find(is_spread).unwrap_or_else(|| hashed.to_vec())
             }
-            _ => hashed.clone(),
+            _ => hashed.to_vec(),
         }
     }
 
@@ -429,7 +410,9 @@ impl<'a> Model<'a> {
             let moved = |to: DeviceId| -> Vec<DeviceId> {
                 asked.set.iter().map(|device| if *device == from { to } else { *device }).collect()
             };
-            if let Some((to, set)) = self.first(&takers, moved) {
+            if !self.keeps[busiest]
+                && let Some((to, set)) = self.first(&takers, moved)
+            {
                 let taken = counted(share, self.counts[to]);
                 consider((load - relief.min(load)).max(self.loads[to] + taken), set);
             }
@@ -462,11 +445,10 @@ impl<'a> Model<'a> {
         let mut left = MAX_BALANCED.saturating_sub(seen.balanced.len());
         let mut changes = Vec::new();
         for (slot, why) in reasons {
-            let hashed = &seen.hashed[usize::from(slot.0)].0;
-            let now = seen.balanced.get(&slot).map_or(hashed, |set| &set.0);
+            let (hashed, now) = (seen.hashed(slot), seen.wanted(slot));
             let Some(asked) = self.asked.get(&slot) else { continue };
-            let is_back = asked.set == *hashed;
-            let is_same = asked.set == *now && is_back != seen.balanced.contains_key(&slot);
+            let is_back = asked.set == hashed;
+            let is_same = asked.set == now && is_back != seen.balanced.contains_key(&slot);
             let is_more = !is_back && !seen.balanced.contains_key(&slot);
             if is_same || changes.len() == at_once || is_more && left == 0 {
                 continue;

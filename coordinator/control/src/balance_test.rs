@@ -8,6 +8,7 @@ use kvhive_protocol::control::{Command, CommandReply};
 use kvhive_protocol::load::MAX_HOT_SLOTS;
 use kvhive_protocol::{ClusterMap, SLOTS};
 use std::sync::Arc;
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 
@@ -136,8 +137,7 @@ impl World {
             self.now = self.now + Duration::from_secs(10);
             let work = self.read();
             let map = self.map();
-            let (candidates, hashed, _) = self.planner.places(&map);
-            let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
+            let seen = Seen { places: self.planner.places(&map), balanced: &map.balanced, work: &work };
             if !self.balancer.is_due(self.now, &self.tuning, true) {
                 continue;
             }
@@ -205,8 +205,8 @@ fn what_is_not_read_any_more_goes_back_to_where_its_hash_says() {
     world.pass(900);
     assert!(world.map().balanced.is_empty(), "{:?}", world.map().balanced);
     assert!(world.skew() <= 120);
-    let (_, hashed, wanted) = world.planner.places(&world.cluster.registry.map().expect("bootstrapped"));
-    assert_eq!(hashed, wanted);
+    let places = world.planner.places(&world.cluster.registry.map().expect("bootstrapped"));
+    assert_eq!(places.hashed, places.wanted);
 }
 
 #[test]
@@ -227,8 +227,7 @@ fn nothing_is_decided_while_slots_move_or_reports_have_not_followed() {
     let mut world = World::new(2, 1, 100, 1.1, 5);
     let map = world.map();
     let work = world.read();
-    let (candidates, hashed, _) = world.planner.places(&map);
-    let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
+    let seen = Seen { places: world.planner.places(&map), balanced: &map.balanced, work: &work };
     let tuning = BalanceTuning { beyond_percent: 100, aim_percent: 100, ..world.tuning };
     let balancer = &mut world.balancer;
     let mut step = |seconds, is_settled| {
@@ -303,6 +302,50 @@ fn a_slot_on_a_device_that_is_gone_goes_by_its_hash_again() {
 }
 
 #[test]
+fn who_is_cordoned_is_relieved_by_copies_and_what_is_decided_comes_true() {
+    for (replicas, seed) in [(1, 1), (1, 3), (2, 2), (2, 3)] {
+        let mut world = World::new(8, replicas, 1000, 1.1, seed);
+        let work = world.read();
+        let busiest = work.iter().max_by_key(|(_, work)| work.read_rate).map(|(device, _)| *device);
+        let cordoned = busiest.expect("there are devices");
+        let of = |map: &ClusterMap| -> Vec<Slot> {
+            Slot::all().filter(|slot| map.replicas(*slot).contains(cordoned)).collect()
+        };
+        let held = of(&world.map());
+        world.cluster.apply(Command::SetCordon { member: cordoned.member, cordoned: true });
+        world.move_slots();
+        let before = world.skew();
+        world.pass(300);
+        let map = world.map();
+        assert_eq!(of(&map), held, "it keeps what it had, and is given nothing");
+        for (slot, set) in map.balanced.iter() {
+            assert_eq!(map.replicas(*slot), set, "{slot}: what was decided is where it is");
+        }
+        let after = world.skew();
+        assert!(after <= 130, "seed {seed}, {replicas} replicas: {before} % before, {after} % after");
+        let changed = world.pass(300);
+        assert!(changed <= 4, "seed {seed}: {changed} slots changed under a load that did not");
+    }
+}
+
+#[test]
+fn a_slot_that_was_to_leave_who_is_cordoned_since_is_taken_to_be_where_it_stays() {
+    let mut world = World::new(4, 1, 1000, 1.1, 3);
+    let map = world.map();
+    let (slot, from) = (world.keys[0].0, map.replicas(world.keys[0].0).0[0]);
+    let to = map.devices_up().map(|(device, _)| device).find(|device| *device != from).expect("of four");
+    let reason = Reason::new("it is read much");
+    let change = Balancing { slot, set: vec![to], reason };
+    world.cluster.apply(Command::Balance { based_on: map.epoch, changes: vec![change] });
+    world.cluster.apply(Command::SetCordon { member: from.member, cordoned: true });
+    let (map, work) = (world.map(), world.read());
+    assert_eq!(map.balanced[&slot].0, [to]);
+    let seen = Seen { places: world.planner.places(&map), balanced: &map.balanced, work: &work };
+    let model = Model::of(&seen, &Handicaps::default());
+    assert_eq!(model.asked[&slot].set, [from]);
+}
+
+#[test]
 fn impossible_places_are_refused_and_a_new_leader_finds_those_that_were_taken() {
     let mut cluster = Cluster::with_replicas(2);
     for name in ["a", "b", "c"] {
@@ -339,12 +382,12 @@ fn impossible_places_are_refused_and_a_new_leader_finds_those_that_were_taken() 
     assert_eq!(restored.map(), cluster.registry.map());
     let map = restored.map().expect("bootstrapped");
     let mut planner = Planner::new(5000);
-    assert_eq!(planner.places(&map).2[7].0, [device(3), device(1), device(2)]);
+    assert_eq!(planner.places(&map).wanted[7].0, [device(3), device(1), device(2)]);
     // One without its device is where its hash says.
     cluster.apply(Command::SetDrains { member: kvhive_protocol::MemberId(3), drains: true });
     let map = cluster.registry.map().expect("bootstrapped");
-    let (_, hashed, wanted) = planner.places(&map);
-    assert_eq!(hashed, wanted);
+    let places = planner.places(&map);
+    assert_eq!(places.hashed, places.wanted);
     balance(&mut cluster, &[change(7, &[]), change(9, &[])]);
     assert!(cluster.registry.map().expect("bootstrapped").balanced.is_empty());
 }

@@ -2,7 +2,7 @@
 //! every coordinator forgets the same requests at the same log index.
 
 use kvhive_protocol::control::CommandReply;
-use kvhive_protocol::{RequestId, WireError, codec};
+use kvhive_protocol::{Level, RequestId, WireError, codec};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -39,14 +39,15 @@ pub(crate) enum Seen {
     New,
     /// It was applied and came to this.
     Before(CommandReply),
-    /// It may have been applied; nobody knows any more.
-    Forgotten(WireError),
+    /// It may have been applied, and nobody knows any more; or its name is another's.
+    Refused(WireError),
 }
 
 impl Dedupe {
-    pub(crate) fn look(&self, request: RequestId) -> Seen {
+    /// Says what is known of a request. Prints say something from [`Level::CHECKED`] on: before it, not every coordinator goes by them.
+    pub(crate) fn look(&self, request: RequestId, level: Level) -> Seen {
         if request.sequence == 0 {
-            return Seen::Forgotten(WireError::rejected(format_args!(
+            return Seen::Refused(WireError::rejected(format_args!(
                 "request sequence is 0, they count from 1"
             )));
         }
@@ -54,9 +55,12 @@ impl Dedupe {
         if let Ok(at) = client.find(request.sequence) {
             return Seen::Before(client.replies[at].1.clone());
         }
+        if request.has_print() && level >= Level::CHECKED {
+            return client.asked_otherwise(request.client);
+        }
         let newest = client.newest();
         if newest.saturating_sub(request.sequence) >= REPLY_WINDOW {
-            return Seen::Forgotten(WireError::rejected(format_args!(
+            return Seen::Refused(WireError::rejected(format_args!(
                 "request sequence {} is more than {REPLY_WINDOW} behind this asker's newest, {newest}: its outcome is no \
                  longer known; read the map, then ask under a new sequence",
                 request.sequence
@@ -138,6 +142,17 @@ impl Client {
         self.replies.iter().map(|(_, reply)| bytes_of(reply)).sum()
     }
 
+    /// Says what a request is of which this asker's name is known and the print is not.
+    fn asked_otherwise(&self, client: u128) -> Seen {
+        match self.replies.back() {
+            // From before there were prints: nobody knows what was asked, as nobody did then.
+            Some((sequence, reply)) if !(RequestId { client, sequence: *sequence }).has_print() => {
+                Seen::Before(reply.clone())
+            }
+            _ => Seen::Refused(WireError::AskedOtherwise),
+        }
+    }
+
     fn newest(&self) -> u64 {
         self.replies.back().map_or(0, |(sequence, _)| *sequence)
     }
@@ -165,11 +180,11 @@ mod tests {
     }
 
     fn is_new(dedupe: &Dedupe, request: RequestId) -> bool {
-        matches!(dedupe.look(request), Seen::New)
+        matches!(dedupe.look(request, Level::NEWEST), Seen::New)
     }
 
     fn before(dedupe: &Dedupe, request: RequestId) -> Option<CommandReply> {
-        match dedupe.look(request) {
+        match dedupe.look(request, Level::NEWEST) {
             Seen::Before(reply) => Some(reply),
             _ => None,
         }
@@ -192,13 +207,44 @@ mod tests {
         for sequence in 1..=REPLY_WINDOW + 1 {
             dedupe.record(sequence, request(7, sequence), reply(sequence));
         }
-        assert!(matches!(dedupe.look(request(7, 1)), Seen::Forgotten(WireError::Rejected { .. })));
+        assert!(matches!(
+            dedupe.look(request(7, 1), Level::NEWEST),
+            Seen::Refused(WireError::Rejected { .. })
+        ));
         assert_eq!(before(&dedupe, request(7, 2)), Some(reply(2)));
         assert_eq!(dedupe.clients[&7].replies.len() as u64, REPLY_WINDOW);
-        assert!(matches!(dedupe.look(request(7, 0)), Seen::Forgotten(_)));
-        assert!(matches!(dedupe.look(request(8, 0)), Seen::Forgotten(_)));
-        dedupe.record(100, request(7, u64::MAX), reply(9));
+        assert!(matches!(dedupe.look(request(7, 0), Level::NEWEST), Seen::Refused(_)));
+        assert!(matches!(dedupe.look(request(8, 0), Level::NEWEST), Seen::Refused(_)));
+        dedupe.record(100, request(7, u64::MAX >> 1), reply(9));
         assert_eq!(dedupe.clients[&7].replies.len(), 1);
+    }
+
+    #[test]
+    fn a_name_is_of_what_was_asked_under_it_first() {
+        let mut dedupe = Dedupe::default();
+        let (asked, other) = (RequestId::named(7, 1), RequestId::named(7, 1 << 40));
+        dedupe.record(1, asked, reply(1));
+        assert_eq!(before(&dedupe, asked), Some(reply(1)));
+        let refused = |request, level| match dedupe.look(request, level) {
+            Seen::Refused(error) => Some(error),
+            Seen::New | Seen::Before(_) => None,
+        };
+        assert_eq!(refused(other, Level::NEWEST), Some(WireError::AskedOtherwise));
+        // Not what a coordinator that knows nothing of prints would come to.
+        assert_eq!(refused(other, Level::CORDONS), None);
+        // It is kept over restarts.
+        let clients = dedupe.iter().map(|(id, client)| (*id, client.clone())).collect();
+        let again = Dedupe::restore(clients, 1).expect("it is whole");
+        assert!(matches!(again.look(other, Level::NEWEST), Seen::Refused(WireError::AskedOtherwise)));
+        assert_eq!(before(&again, asked), Some(reply(1)));
+    }
+
+    #[test]
+    fn what_was_asked_before_there_were_prints_is_answered_by_its_name_alone() {
+        let mut dedupe = Dedupe::default();
+        dedupe.record(1, request(7, 1), reply(1));
+        assert_eq!(before(&dedupe, RequestId::named(7, 5)), Some(reply(1)));
+        assert!(is_new(&dedupe, RequestId::named(8, 5)));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //! slot any more. Devices count since the emptying began, so a new leader knows as much; what a device had counted is lost with it,
 //! unless this leader had heard of it.
 
+use crate::cordon;
 use crate::journal::Journal;
-use crate::registry::Registry;
+use crate::registry::{Outcome, Registry};
 use crate::scaler::Proposed;
 use kvhive_protocol::control::{Command, DeviceLoad};
 use kvhive_protocol::emptying::{Displaced, Given};
@@ -131,9 +132,13 @@ impl Drains {
                 continue;
             }
             let since = going.since.get_or_insert_with(|| {
-                going.is_cut_short = known.is_some_and(|member| {
-                    member.state == MemberState::Down || member.generation != going.generation
-                });
+                going.is_cut_short = match known {
+                    Some(member) => {
+                        member.state == MemberState::Down || member.generation != going.generation
+                    }
+                    // It is forgotten: by itself once it was empty, or by an operator when it was down.
+                    None => registry.went_down_while_emptied(&going.name),
+                };
                 (map.epoch, now)
             });
             let up = map.members.iter().filter(|(_, member)| member.state == MemberState::Up);
@@ -228,9 +233,48 @@ impl Drains {
 }
 
 impl Registry {
+    /// Begins to empty a member for which there was room when it was weighed: there may be too little by now if others are being emptied
+    /// besides those that it was weighed with.
+    pub(crate) fn empty(&mut self, id: MemberId, beside: Option<&[MemberId]>) -> Outcome {
+        let map = self.map.as_ref().expect("execute has checked that there is a map");
+        if let Some(beside) = beside.filter(|_| !map.is_emptied(id))
+            && map.members.keys().any(|other| map.is_emptied(*other) && !beside.contains(other))
+        {
+            return Err(WireError::StaleEpoch { epoch: map.epoch });
+        }
+        self.set_drains(id, true)
+    }
+
+    pub(crate) fn set_drains(&mut self, id: MemberId, drains: bool) -> Outcome {
+        let known = self.map.as_ref().and_then(|map| map.members.get(&id));
+        let member = known.ok_or_else(|| {
+            WireError::rejected(format_args!("there is no member {id}: `kvhive nodes` shows them"))
+        })?;
+        let map = self.map.as_ref().expect("execute has checked that there is a map");
+        if drains && !member.drains && !cordon::others_take(map, id) {
+            return Err(WireError::rejected(format_args!(
+                "no other member is up and takes slots: start one before {} is emptied",
+                member.name
+            )));
+        }
+        if member.drains != drains
+            && let Some(member) = self.change().members.get_mut(&id)
+        {
+            member.drains = drains;
+        }
+        Ok(self.unchanged())
+    }
+
     /// Returns how many slots a member had when it began to be emptied, if it was not written down yet what that came to.
     pub fn awaited_report(&self, name: &str) -> Option<u64> {
         awaited(&self.journal, name)
+    }
+
+    /// Says whether a member has gone down since it began to be emptied.
+    fn went_down_while_emptied(&self, name: &str) -> bool {
+        let kinds = [EventKind::DrainBegun, EventKind::MemberDown, EventKind::MemberLeft];
+        let last = self.journal.last_of(name, &kinds);
+        last.is_some_and(|event| event.note.kind != EventKind::DrainBegun)
     }
 
     /// Checks what a leader has written down: two may have asked for the same report.

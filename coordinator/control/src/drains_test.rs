@@ -221,3 +221,27 @@ fn a_cluster_whose_members_could_not_read_of_it_is_told_nothing() {
     let told = drains.tick(Moment::ZERO, &map, &cluster.registry, std::iter::empty(), |_| Some(map.epoch));
     assert_eq!((told, drains.going.len()), (vec![], 0));
 }
+
+#[test]
+fn one_that_is_forgotten_is_told_of_as_it_went() {
+    // By an operator, who did so at once when it was down.
+    let mut scene = Scene::of(&["stays", "goes"]);
+    scene.drain(2);
+    scene.tick();
+    scene.cluster.mark_down(MemberId(2));
+    scene.cluster.apply(Command::RemoveMember { member: MemberId(2) });
+    let told = scene.tick();
+    let [(note, reason)] = &told[..] else { panic!("{told:?}") };
+    assert!(fact(note, "cut_short") == 1 && reason.contains("went down before it was empty"), "{reason}");
+    // By itself, as it was empty and left at once.
+    let mut scene = Scene::of(&["stays", "goes"]);
+    scene.drain(2);
+    scene.tick();
+    scene.move_slots();
+    let generation = scene.cluster.map().members[&MemberId(2)].generation;
+    scene.cluster.apply(Command::Leave { member: MemberId(2), generation });
+    assert!(!scene.cluster.map().members.contains_key(&MemberId(2)));
+    let told = scene.tick();
+    let [(note, reason)] = &told[..] else { panic!("{told:?}") };
+    assert!(fact(note, "cut_short") == 0 && !reason.contains("went down"), "{reason}");
+}

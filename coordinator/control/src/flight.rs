@@ -78,7 +78,7 @@ mod tests {
 
     fn moves(cluster: &Cluster, planner: &mut Planner) -> Vec<SlotMove> {
         let map = cluster.map();
-        let found = report(&map, planner.places(&map).2, |_| Some(Duration::from_millis(7)));
+        let found = report(&map, planner.places(&map).wanted, |_| Some(Duration::from_millis(7)));
         assert_eq!(found.moves.len(), planner.unsettled(&map), "each slot that is on its way is told");
         assert!(found.moves.iter().all(|one| one.for_ms == 7 && one.from.is_some()));
         found.moves

@@ -42,7 +42,7 @@ mod tenant_rules;
 mod validate;
 mod why;
 
-pub use again::Cleared;
+pub use again::{Cleared, first_era};
 pub use balance::BalanceTuning;
 pub use clears::{ClearTicket, MAX_CLEARS, PendingClear};
 pub use counters::Counters;
@@ -56,7 +56,7 @@ pub use overseer::{BeatVerdict, Effect, Overseer, Tuning};
 pub use pins::ended_pins;
 pub use registry::Registry;
 pub use repair::Repair;
-pub use room::{Room, Taker, Unheard, room, shortage};
+pub use room::{Room, Taker, Unheard, room, weigh};
 pub use scaler::{Proposed, Scaler};
 pub use scaling::Scaling;
 pub use snapshot::{MAX_SNAPSHOT_BYTES, RestoreError, STATE_VERSION};

@@ -238,8 +238,7 @@ impl Overseer {
         let Some(reign) = &self.reign else { return BalanceReport::default() };
         let work = reign.work();
         let unsettled = self.planner.unsettled(map);
-        let (candidates, hashed, _) = self.planner.places(map);
-        let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
+        let seen = Seen { places: self.planner.places(map), balanced: &map.balanced, work: &work };
         let mut decided =
             balance::decide(&self.tuning.balance, &seen, reign.balancer.handicaps(), |_, is_cold| is_cold);
         if unsettled > 0 {
@@ -253,7 +252,7 @@ impl Overseer {
 
     /// Says which slots are on their way to where they belong, from where and why.
     pub fn moves(&mut self, map: &ClusterMap) -> MovesReport {
-        let (_, _, wanted) = self.planner.places(map);
+        let wanted = self.planner.places(map).wanted;
         let reign = self.reign.as_ref();
         let since = |slot: Slot| {
             let reign = reign?;
@@ -396,8 +395,7 @@ impl Reign {
             return None;
         }
         let work = self.work();
-        let (candidates, hashed, _) = planner.places(map);
-        let seen = Seen { candidates, hashed, balanced: &map.balanced, work: &work };
+        let seen = Seen { places: planner.places(map), balanced: &map.balanced, work: &work };
         let changes = self.balancer.step(now, tuning, &seen);
         counters.balanced += changes.len() as u64;
         let reason = why::balance_reason(&changes);

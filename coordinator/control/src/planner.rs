@@ -10,6 +10,16 @@ use kvhive_protocol::{ClusterMap, DeviceId, Filling, ReplicaSet, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// Whom slots can be placed on, and where they belong.
+#[derive(Clone, Copy)]
+pub(crate) struct Places<'a> {
+    pub(crate) candidates: &'a [Candidate],
+    /// By their hash.
+    pub(crate) hashed: &'a [ReplicaSet],
+    /// As work is spread more evenly.
+    pub(crate) wanted: &'a [ReplicaSet],
+}
+
 /// What members have reported, as far as the planner asks.
 pub(crate) trait Reports {
     /// Says whether a device holds any block of a slot, as of a report made since the slot was placed as it is now; none if it
@@ -137,8 +147,8 @@ impl Planner {
         places.filter(|(sets, slot)| !is_settled(*sets, *slot)).count()
     }
 
-    /// Returns whom slots can be placed on, where they belong by their hash, and where they belong.
-    pub(crate) fn places(&mut self, map: &ClusterMap) -> (&[Candidate], &[ReplicaSet], &[ReplicaSet]) {
+    /// Returns whom slots can be placed on, and where they belong.
+    pub(crate) fn places(&mut self, map: &ClusterMap) -> Places<'_> {
         let candidates = placement::candidates(map);
         let replicas = usize::from(map.settings.replicas);
         let is_hashed = |wanted: &Wanted| wanted.replicas == replicas && wanted.candidates == candidates;
@@ -151,16 +161,19 @@ impl Planner {
             let balanced = map.balanced.clone();
             self.wanted = Some(Wanted { candidates, replicas, balanced, hashed, sets, cordoned: None });
         }
-        let Some(wanted) = self.wanted.as_mut() else { return (&[], &[], &[]) };
+        let Some(wanted) = self.wanted.as_mut() else {
+            return Places { candidates: &[], hashed: &[], wanted: &[] };
+        };
         wanted.heed_cordons(map);
-        match &wanted.cordoned {
-            Some(heeded) => (&wanted.candidates, &heeded.hashed, &heeded.sets),
-            None => (&wanted.candidates, &wanted.hashed, &wanted.sets),
-        }
+        let (hashed, sets) = match &wanted.cordoned {
+            Some(heeded) => (&heeded.hashed, &heeded.sets),
+            None => (&wanted.hashed, &wanted.sets),
+        };
+        Places { candidates: &wanted.candidates, hashed, wanted: sets }
     }
 
     fn wanted(&mut self, map: &ClusterMap) -> &[ReplicaSet] {
-        self.places(map).2
+        self.places(map).wanted
     }
 }
 

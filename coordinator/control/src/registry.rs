@@ -8,7 +8,7 @@ use crate::engines::Engines;
 use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
 use crate::scaling::Scaling;
-use crate::{again, cordon, departures, levels, telling, validate};
+use crate::{again, departures, levels, telling, validate};
 use kvhive_protocol::control::{
     Balancing, Command, CommandReply, MAX_MEMBERS, Placing, Proposal, Registration,
 };
@@ -16,8 +16,8 @@ use kvhive_protocol::data::Ack;
 use kvhive_protocol::engines::Engine;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterMap, Epoch, Era, Filling, LogEntry, Member, MemberId, MemberState, Origin, ReplicaSet, RequestId,
-    Tenant, TenantId, TenantRules, WireError,
+    ClusterMap, Epoch, Era, Filling, Level, LogEntry, Member, MemberId, MemberState, Origin, ReplicaSet,
+    RequestId, Tenant, TenantId, TenantRules, WireError,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -112,25 +112,29 @@ impl Registry {
             });
         }
         self.applied = index;
-        match self.dedupe.look(request) {
+        match self.dedupe.look(request, self.level()) {
             Seen::Before(reply) => {
                 self.dedupe.touch(index, request.client);
                 return reply;
             }
-            Seen::Forgotten(error) => return CommandReply::Rejected(error),
+            Seen::Refused(error) => return CommandReply::Rejected(error),
             Seen::New => {}
         }
         let before = self.agreed();
         let note = telling::before(&command, self.map.as_deref());
         let origin = Origin { reason: telling::because(&command, origin.reason), ..origin };
         let is_told = matches!(command, Command::Record(_));
+        let is_weighed = matches!(command, Command::Empty { .. });
         let reply = self.execute(command).unwrap_or_else(CommandReply::Rejected);
         let has_happened =
             self.agreed() != before || is_told && matches!(reply, CommandReply::Applied { .. });
         if let Some(note) = note.filter(|_| has_happened) {
             self.journal.push(telling::after(note, &reply, self.repair), origin, self.epoch());
         }
-        self.dedupe.record(index, request, reply.clone());
+        // Nothing is decided then: it is weighed anew under the same name.
+        if !(is_weighed && matches!(reply, CommandReply::Rejected(WireError::StaleEpoch { .. }))) {
+            self.dedupe.record(index, request, reply.clone());
+        }
         debug_assert!(self.epoch() == before.0 || self.epoch() == before.0.next());
         debug_assert_eq!(self.check(), Ok(()));
         reply
@@ -158,10 +162,15 @@ impl Registry {
 
     /// Returns what a request came to, if it was applied and is remembered.
     pub fn outcome(&self, request: RequestId) -> Option<CommandReply> {
-        match self.dedupe.look(request) {
+        match self.dedupe.look(request, self.level()) {
             Seen::Before(reply) => Some(reply),
-            Seen::New | Seen::Forgotten(_) => None,
+            Seen::New | Seen::Refused(_) => None,
         }
+    }
+
+    /// Says whether nothing was ever asked under this name, as far as is remembered.
+    pub fn is_new(&self, request: RequestId) -> bool {
+        matches!(self.dedupe.look(request, self.level()), Seen::New)
     }
 
     /// Returns what the last call of [`Registry::apply`] did to the slots because members changed; none if they did not.
@@ -223,11 +232,16 @@ impl Registry {
             Command::PlaceSlots { based_on, changes } => self.place_slots(based_on, changes),
             Command::Balance { based_on, changes } => self.balance(based_on, changes),
             Command::SetDrains { member, drains } => self.set_drains(member, drains),
+            Command::Empty { member, beside } => self.empty(member, beside.as_deref()),
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
             Command::SetCoordinators { addresses } => self.set_coordinators(addresses),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
             Command::Record(note) => self.check_note(&note).map(|()| self.unchanged()),
-            Command::SetScaling { change } => self.scaling.change(&change).map(|()| self.unchanged()),
+            Command::SetScaling { change } => {
+                let binds = self.level() >= Level::CHECKED;
+                self.scaling.change(&change, binds).map(|()| self.unchanged())
+            }
+            Command::ScaleBeyond { size } => self.scaling.go_beyond(size).map(|()| self.unchanged()),
             Command::RecordLoad { observation } => {
                 self.scaling.record(observation);
                 Ok(self.unchanged())
@@ -354,26 +368,6 @@ impl Registry {
         }
         if balanced != *map.balanced {
             self.change().balanced = Arc::new(balanced);
-        }
-        Ok(self.unchanged())
-    }
-
-    fn set_drains(&mut self, id: MemberId, drains: bool) -> Outcome {
-        let known = self.map.as_ref().and_then(|map| map.members.get(&id));
-        let member = known.ok_or_else(|| {
-            WireError::rejected(format_args!("there is no member {id}: `kvhive nodes` shows them"))
-        })?;
-        let map = self.map.as_ref().expect("execute has checked that there is a map");
-        if drains && !member.drains && !cordon::others_take(map, id) {
-            return Err(WireError::rejected(format_args!(
-                "no other member is up and takes slots: start one before {} is emptied",
-                member.name
-            )));
-        }
-        if member.drains != drains
-            && let Some(member) = self.change().members.get_mut(&id)
-        {
-            member.drains = drains;
         }
         Ok(self.unchanged())
     }

@@ -47,6 +47,11 @@ impl Cluster {
         reply
     }
 
+    /// Applies a command under a name of its asker's choice.
+    pub(crate) fn apply_as(&mut self, request: RequestId, command: Command) -> CommandReply {
+        self.registry.apply(self.registry.applied() + 1, Proposal { request, command })
+    }
+
     pub(crate) fn register(&mut self, name: &str, devices: usize) -> MemberId {
         match self.apply(registration(name, devices)) {
             CommandReply::Registered { member, .. } => member,

@@ -3,9 +3,9 @@
 //! device does not say how its blocks are spread over its slots; exact where one does.
 
 use crate::{cordon, placement};
-use kvhive_protocol::control::DeviceLoad;
+use kvhive_protocol::control::{Command, DeviceLoad};
 use kvhive_protocol::emptying::FrameLoad;
-use kvhive_protocol::{ClusterMap, DeviceId, MemberId, Slot};
+use kvhive_protocol::{ClusterMap, DeviceId, MemberId, Slot, WireError};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A device is full when less than this part of its frames is to spare: what is least wanted leaves it all the time.
@@ -71,15 +71,19 @@ pub fn room(
     placement::balance(&after, &candidates, &mut wanted);
     cordon::heed(&after, &candidates, &mut wanted);
     let mut slots: BTreeMap<DeviceId, u64> = BTreeMap::new();
-    let mut gets: BTreeMap<(DeviceId, DeviceId), u64> = BTreeMap::new();
+    // By who gives and who gets it; nobody does where nobody stays.
+    let mut gets: BTreeMap<(Option<DeviceId>, DeviceId), u64> = BTreeMap::new();
     for (slot, wanted) in Slot::all().zip(&wanted) {
         let set = map.replicas(slot);
         let new = wanted.0.iter().filter(|device| !set.contains(**device) || map.is_filling(slot, **device));
-        let mut new = new.filter(|device| !goes(device));
+        let mut new = new.filter(|device| !goes(device)).peekable();
+        let mut is_left = set.0.iter().any(|device| !goes(device)) || new.peek().is_some();
         for from in set.0.iter().filter(|device| goes(device)) {
             *slots.entry(*from).or_default() += 1;
-            if let Some(to) = new.next() {
-                *gets.entry((*to, *from)).or_default() += 1;
+            let to = new.next();
+            if to.is_some() || !is_left {
+                *gets.entry((to.copied(), *from)).or_default() += 1;
+                is_left = true;
             }
         }
     }
@@ -90,15 +94,19 @@ pub fn room(
     };
     let mut needs: BTreeMap<DeviceId, Frames> = BTreeMap::new();
     let mut room = Room::default();
+    let mut lost = Frames::new();
     for ((to, from), count) in gets {
         let (load, of) = (known(from)?, slots[&from]);
         room.blocks += part(load.held_blocks, count, of);
+        let needs = to.map_or(&mut lost, |to| needs.entry(to).or_default());
         for frames in &load.frames {
             // What is left of slots that have gone elsewhere stays behind.
             let held = part(frames.used, load.held_blocks.min(load.blocks), load.blocks);
-            *needs.entry(to).or_default().entry(frames.bytes).or_default() += part(held, count, of);
+            *needs.entry(frames.bytes).or_default() += part(held, count, of);
         }
     }
+    room.bytes = bytes_of(&lost);
+    room.short_bytes = room.bytes;
     for candidate in candidates.iter().filter(|candidate| candidate.takes && !goes(&candidate.device)) {
         let device = candidate.device;
         let load = known(device)?;
@@ -115,19 +123,42 @@ pub fn room(
     Ok(room)
 }
 
-/// Says whether a member may be emptied without loss; the room where it may not. What has begun goes on, whatever room there is.
+/// Decides whether a member is emptied that is not to lose anything by it: how it is written down, where there is room for what it
+/// holds beside what those hold who are being emptied, or are about to be. What has begun goes on, whatever room there is.
 ///
 /// # Errors
-/// As [`room`].
-pub fn shortage(
+/// [`WireError::TooLittleRoom`], or [`WireError::Busy`] while a device that matters has not said what it holds.
+pub fn weigh(
     map: &ClusterMap,
     loads: &BTreeMap<DeviceId, &DeviceLoad>,
     member: MemberId,
-) -> Result<Option<Room>, Unheard> {
-    if map.is_emptied(member) {
-        return Ok(None);
+    underway: &BTreeSet<MemberId>,
+) -> Result<Command, WireError> {
+    let others = map.members.keys().filter(|id| map.is_emptied(**id) || underway.contains(id));
+    let beside: Vec<MemberId> = others.copied().filter(|id| *id != member).collect();
+    let empty = Command::Empty { member, beside: Some(beside.clone()) };
+    let Some(known) = map.members.get(&member).filter(|_| !map.is_emptied(member)) else { return Ok(empty) };
+    // Cheaper to see than where all slots would be.
+    let is_heard = |device: &DeviceId| loads.get(device).is_some_and(|load| !load.frames.is_empty());
+    if let Some((device, _)) = map.devices_up().find(|(device, _)| !is_heard(device)) {
+        let member = map.owner(device).map_or_else(String::new, |owner| owner.name.clone());
+        return Err(WireError::busy(&Unheard { member, device }.to_string()));
     }
-    Ok(Some(room(map, loads, &BTreeSet::from([member]))?).filter(|room| room.short_bytes > 0))
+    let leaving = beside.iter().copied().chain([member]).collect();
+    let found = room(map, loads, &leaving).map_err(|unheard| WireError::busy(&unheard.to_string()))?;
+    let Room { blocks, bytes, free_bytes, short_bytes, .. } = found;
+    if short_bytes == 0 {
+        return Ok(empty);
+    }
+    let beside = u32::try_from(beside.len()).unwrap_or(u32::MAX);
+    Err(WireError::TooLittleRoom {
+        member: known.name.clone(),
+        blocks,
+        bytes,
+        free_bytes,
+        short_bytes,
+        beside,
+    })
 }
 
 /// Returns the fewest members that hold all that is not to be let go, whichever they are, and those that are cordoned, which take nothing
@@ -207,6 +238,8 @@ fn part(whole: u64, parts: u64, of: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::registry::tests::Cluster;
+    use kvhive_protocol::RequestId;
+    use kvhive_protocol::control::CommandReply;
     use kvhive_protocol::load::PinnedLoad;
 
     const KIB: u64 = 1024;
@@ -234,6 +267,11 @@ mod tests {
 
         fn loads(&self) -> BTreeMap<DeviceId, &DeviceLoad> {
             self.loads.iter().map(|(device, load)| (*device, load)).collect()
+        }
+
+        fn weigh(&self, member: u32, underway: &[u32]) -> Result<Command, WireError> {
+            let underway = underway.iter().map(|id| MemberId(*id)).collect();
+            weigh(&self.cluster.map(), &self.loads(), MemberId(member), &underway)
         }
 
         fn room(&self, leaving: &[u32]) -> Result<Room, Unheard> {
@@ -275,11 +313,47 @@ mod tests {
             .cluster
             .apply(kvhive_protocol::control::Command::SetDrains { member: MemberId(3), drains: true });
         assert_eq!(scene.room(&[2]), Ok(both.clone()));
-        let loads = scene.loads.iter().map(|(device, load)| (*device, load)).collect();
-        let short =
-            |member| shortage(&scene.cluster.map(), &loads, MemberId(member)).expect("they have reported");
-        assert_eq!(short(2), Some(both));
+        let short = |member| match scene.weigh(member, &[]) {
+            Err(WireError::TooLittleRoom { short_bytes, beside, .. }) => Some((short_bytes, beside)),
+            _ => None,
+        };
+        assert_eq!(short(2), Some((both.short_bytes, 1)));
         assert_eq!(short(3), None, "what has begun goes on");
+    }
+
+    #[test]
+    fn the_second_of_two_that_are_asked_for_at_once_counts_what_the_first_takes() {
+        let mut scene = Scene::new(1, &[(0, 150), (100, 60), (100, 60)]);
+        let weighed = |scene: &Scene, member, underway: &[u32]| scene.weigh(member, underway);
+        // Each by itself has room: both were told so.
+        let (first, second) = (weighed(&scene, 2, &[]), weighed(&scene, 3, &[]));
+        let alone = |member| Ok(Command::Empty { member: MemberId(member), beside: Some(Vec::new()) });
+        assert_eq!((&first, &second), (&alone(2), &alone(3)));
+        assert!(matches!(weighed(&scene, 3, &[2]), Err(WireError::TooLittleRoom { beside: 1, .. })));
+        // And what another leader has found does not hold once the first has begun.
+        let (first, second) = (first.expect("there is room"), second.expect("there is room"));
+        assert!(matches!(scene.cluster.apply(first.clone()), CommandReply::Applied { .. }));
+        let request = RequestId { client: 77, sequence: 1 };
+        let ask = |scene: &mut Scene, command| scene.cluster.apply_as(request, command);
+        let stale = ask(&mut scene, second);
+        assert!(matches!(stale, CommandReply::Rejected(WireError::StaleEpoch { .. })), "{stale:?}");
+        assert!(!scene.cluster.map().is_emptied(MemberId(3)));
+        // Nothing was decided of it: weighed anew it is another answer under the same name.
+        let begun = ask(&mut scene, Command::Empty { member: MemberId(3), beside: None });
+        assert!(matches!(begun, CommandReply::Applied { .. }), "{begun:?}");
+        assert_eq!(ask(&mut scene, Command::SetDrains { member: MemberId(3), drains: false }), begun);
+        assert!(scene.cluster.map().is_emptied(MemberId(3)), "that was decided");
+    }
+
+    #[test]
+    fn where_nobody_stays_all_of_it_is_short() {
+        for replicas in [1, 2] {
+            let scene = Scene::new(replicas, &[(60, 40), (60, 40)]);
+            let room = scene.room(&[1, 2]).expect("they have reported");
+            assert_eq!((room.short_bytes, room.takers.len(), room.free_bytes), (room.bytes, 0, 0));
+            let all = 120 * KIB / u64::from(replicas);
+            assert!((all..all + 3 * KIB).contains(&room.bytes), "{replicas}: {room:?}");
+        }
     }
 
     #[test]

@@ -234,7 +234,7 @@ mod tests {
             up_cooldown_s: Some(0),
             ..Default::default()
         };
-        scaling.change(&change).expect("it is allowed");
+        scaling.change(&change, true).expect("it is allowed");
         scaling
     }
 
@@ -281,7 +281,7 @@ mod tests {
         }
         let mut scaling = acting();
         let change = ScalingChange { down_cooldown_s: Some(0), ..Default::default() };
-        scaling.change(&change).expect("it is allowed");
+        scaling.change(&change, true).expect("it is allowed");
         // At most half of them leave at a time.
         for (used, known, size) in [(60, 4, 3), (20, 4, 2), (20, 3, 4), (100, 4, 2)] {
             let mut scaler = Scaler::new();

@@ -1,8 +1,8 @@
 //! What coordinators agree on about the cluster's size: the policy, and the load of the last two weeks, from which each of them
 //! foresees what is to come. Members need none of it, so it is no part of the map and raises no epoch.
 
-use kvhive_protocol::WireError;
 use kvhive_protocol::scaling::{MAX_OBSERVATIONS, Observation, ScalingChange, ScalingPolicy};
+use kvhive_protocol::{Change, WireError};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -37,9 +37,23 @@ impl Scaling {
         Ok(())
     }
 
-    pub(crate) fn change(&mut self, change: &ScalingChange) -> Result<(), WireError> {
-        self.policy =
-            change.apply(self.policy).map_err(|reason| WireError::rejected(format_args!("{reason}")))?;
+    /// Changes the policy. Where it `binds`, a size must be one that it allows, and one that was asked for stays so; who went beyond it
+    /// may go on changing the rest.
+    pub(crate) fn change(&mut self, change: &ScalingChange, binds: bool) -> Result<(), WireError> {
+        let policy = applied(self.policy, change)?;
+        let was_held = matches!(change.manual, Change::Set(_)) || self.policy.holds_size();
+        if binds && was_held && !policy.holds_size() {
+            let (floor, ceiling) = (policy.floor, policy.ceiling);
+            return Err(WireError::BeyondPolicy { size: policy.manual.unwrap_or_default(), floor, ceiling });
+        }
+        self.policy = policy;
+        Ok(())
+    }
+
+    /// Asks for a size, whatever the policy allows.
+    pub(crate) fn go_beyond(&mut self, size: u32) -> Result<(), WireError> {
+        let change = ScalingChange { manual: Change::Set(size), ..ScalingChange::default() };
+        self.policy = applied(self.policy, &change)?;
         Ok(())
     }
 
@@ -65,5 +79,65 @@ impl Scaling {
             Some((one, _)) => Err(format!("observations do not ascend after {}", one.bucket)),
             None => Ok(()),
         }
+    }
+}
+
+fn applied(policy: ScalingPolicy, change: &ScalingChange) -> Result<ScalingPolicy, WireError> {
+    change.apply(policy).map_err(|reason| WireError::rejected(format_args!("{reason}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(size: u32) -> ScalingChange {
+        ScalingChange { manual: Change::Set(size), ..ScalingChange::default() }
+    }
+
+    fn floor(floor: u32) -> ScalingChange {
+        ScalingChange { floor: Some(floor), ..ScalingChange::default() }
+    }
+
+    fn of_two_to_eight() -> Scaling {
+        let mut scaling = Scaling::default();
+        scaling
+            .begin(ScalingPolicy { floor: 2, ceiling: 8, ..ScalingPolicy::default() })
+            .expect("it may be so");
+        scaling
+    }
+
+    #[test]
+    fn floor_and_ceiling_hold_sizes_that_are_asked_for() {
+        let mut scaling = of_two_to_eight();
+        for size in [2, 8] {
+            assert_eq!(scaling.change(&asked(size), true), Ok(()));
+            assert_eq!(scaling.policy().manual, Some(size));
+        }
+        for size in [1, 9] {
+            let refused = scaling.change(&asked(size), true);
+            assert_eq!(refused, Err(WireError::BeyondPolicy { size, floor: 2, ceiling: 8 }));
+            assert_eq!(scaling.policy().manual, Some(8), "nothing has changed");
+        }
+        // With a ceiling of its own it is another matter.
+        assert_eq!(scaling.change(&ScalingChange { ceiling: Some(9), ..asked(9) }, true), Ok(()));
+        // Nor does the policy leave behind a size that it allowed.
+        let narrowed = ScalingChange { ceiling: Some(4), ..ScalingChange::default() };
+        let refused = scaling.change(&narrowed, true);
+        assert_eq!(refused, Err(WireError::BeyondPolicy { size: 9, floor: 2, ceiling: 4 }));
+        assert_eq!(scaling.change(&ScalingChange { manual: Change::Reset, ..narrowed }, true), Ok(()));
+    }
+
+    #[test]
+    fn who_goes_beyond_them_says_so_and_the_rest_can_be_changed_then() {
+        let mut scaling = of_two_to_eight();
+        assert_eq!(scaling.go_beyond(1), Ok(()));
+        assert_eq!(scaling.policy().manual, Some(1));
+        assert_eq!(scaling.change(&floor(3), true), Ok(()), "it is beyond the policy as it was");
+        assert!(matches!(scaling.go_beyond(0), Err(WireError::Rejected { .. })), "there is one at least");
+        // Within it again it is held again.
+        assert_eq!(scaling.change(&floor(1), true), Ok(()));
+        assert!(scaling.change(&floor(2), true).is_err());
+        // Where not every coordinator knows of it, it binds nobody.
+        assert_eq!(scaling.change(&asked(100), false), Ok(()));
     }
 }

@@ -54,9 +54,13 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
         Command::SetTenantRules { tenant, change } => {
             Some(ruled(of_tenant(EventKind::TenantRulesChanged, tenant)?, change))
         }
-        Command::SetDrains { member, drains } => {
-            let kind = if *drains { EventKind::DrainBegun } else { EventKind::DrainEnded };
-            Some(of_member(kind, member)?.with("slots_held", map.map_or(0, |map| slots_of(map, *member))))
+        Command::SetDrains { member, drains: false } => {
+            let held = map.map_or(0, |map| slots_of(map, *member));
+            Some(of_member(EventKind::DrainEnded, member)?.with("slots_held", held))
+        }
+        Command::SetDrains { member, drains: true } | Command::Empty { member, .. } => {
+            let held = map.map_or(0, |map| slots_of(map, *member));
+            Some(of_member(EventKind::DrainBegun, member)?.with("slots_held", held))
         }
         Command::SetCordon { member, cordoned } => {
             let kind = if *cordoned { EventKind::MemberCordoned } else { EventKind::MemberUncordoned };
@@ -70,6 +74,10 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
         }
         Command::Record(note) => Some((**note).clone()),
         Command::SetScaling { change } => Some(scaled(change)),
+        Command::ScaleBeyond { size } => {
+            let change = ScalingChange { manual: Change::Set(*size), ..ScalingChange::default() };
+            Some(scaled(&change).with("beyond_policy", 1))
+        }
         // It is told every few minutes: a journal of that would hold nothing else.
         Command::RecordLoad { .. } => None,
         Command::SetEngine(engine) => {

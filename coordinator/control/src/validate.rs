@@ -74,14 +74,22 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         Command::RemoveEngine { name: engine } => name("engine name", engine),
         Command::SetPin { name, pin } => pins::check(name, pin),
         Command::RemovePin { name: pin, .. } => name("pin name", pin),
+        Command::Empty { beside: Some(others), .. } if others.len() > MAX_MEMBERS => {
+            Err(WireError::rejected(format_args!(
+                "beside names {} members, allowed are {MAX_MEMBERS}",
+                others.len()
+            )))
+        }
         Command::MarkDown { .. }
         | Command::SetDrains { .. }
+        | Command::Empty { .. }
         | Command::Leave { .. }
         | Command::ClearTenant { .. }
         | Command::RotateSecret { .. }
         | Command::DeleteTenant { .. }
         | Command::RemoveMember { .. }
         | Command::SetScaling { .. }
+        | Command::ScaleBeyond { .. }
         | Command::RecordLoad { .. }
         | Command::RaiseLevel { .. }
         | Command::MarkEnded { .. }

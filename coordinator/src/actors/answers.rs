@@ -205,6 +205,15 @@ impl RaftActor {
                 "{} was not heard for an election timeout; see that it runs and is reached",
                 self.name(peer)
             )),
+            RefuseReason::NoSuccessor | RefuseReason::Leads
+                if self.parts.consensus.group().voters.len() == 1 =>
+            {
+                WireError::rejected(format_args!(
+                    "{} is the only coordinator that votes: give another its vote first (`kvhive raft add`, `kvhive raft promote`), or \
+                     put one in its place (`kvhive raft replace`)",
+                    self.name(self.parts.us)
+                ))
+            }
             RefuseReason::NoSuccessor => WireError::rejected(format_args!(
                 "no other coordinator took leadership over in time; {} goes on leading",
                 self.name(self.parts.us)
@@ -213,6 +222,10 @@ impl RaftActor {
             RefuseReason::AlreadyThere { peer } => WireError::rejected(format_args!(
                 "number {} is {}, known otherwise than this says: give the new one another number, or remove that one first",
                 peer.0,
+                self.name(peer)
+            )),
+            RefuseReason::Votes { peer } => WireError::rejected(format_args!(
+                "{} votes already and takes nobody's place: name a new one, or end the other's vote with `kvhive raft remove`",
                 self.name(peer)
             )),
             RefuseReason::NotThere { peer } => WireError::rejected(format_args!(

@@ -2,6 +2,7 @@
 
 mod answers;
 pub(crate) mod directory;
+mod emptying;
 pub(crate) mod founding;
 mod group;
 pub(crate) mod levels;

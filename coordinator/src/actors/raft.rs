@@ -12,7 +12,7 @@ use kvhive_consensus::{Consensus, Effect, Event, PeerId, RefuseReason, Role, Sta
 use kvhive_control::{ClearTicket, Counters, Drains, Effect as Oversight, Overseer, Registry, Scaler};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, Heartbeat, Proposal};
 use kvhive_protocol::{
-    Epoch, Level, LogEntry, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
+    Epoch, Level, LogEntry, MemberId, Moment, Origin, Reason, RequestId, TenantId, WireError, codec,
 };
 use kvhive_runtime::{Actor, Clock, Context, Reply};
 use std::collections::BTreeMap;
@@ -66,12 +66,30 @@ pub(crate) struct Parts {
 
 /// Who waits for what.
 pub(super) enum Waiting {
-    Proposal { register: bool, clears: Option<TenantId>, reply: Option<Reply<ControlReply>> },
-    Map { have: Epoch, reply: Reply<ControlReply> },
-    Beat { received: Moment, beat: Heartbeat, reply: Reply<ControlReply> },
-    Overview { reply: Reply<ControlReply> },
-    Group { reply: Reply<ControlReply> },
-    Report { reply: Reply<ControlReply> },
+    Proposal {
+        register: bool,
+        clears: Option<TenantId>,
+        empties: Option<MemberId>,
+        reply: Option<Reply<ControlReply>>,
+    },
+    Map {
+        have: Epoch,
+        reply: Reply<ControlReply>,
+    },
+    Beat {
+        received: Moment,
+        beat: Heartbeat,
+        reply: Reply<ControlReply>,
+    },
+    Overview {
+        reply: Reply<ControlReply>,
+    },
+    Group {
+        reply: Reply<ControlReply>,
+    },
+    Report {
+        reply: Reply<ControlReply>,
+    },
 }
 
 /// One coordinator's raft actor.
@@ -233,7 +251,9 @@ impl RaftActor {
         self.tell_events();
         self.tell_engines();
         let Some(ticket) = ticket else { return };
-        let Some(Waiting::Proposal { register, clears, reply: asker }) = self.waiting.remove(&ticket) else {
+        let Some(Waiting::Proposal { register, clears, empties, reply: asker }) =
+            self.waiting.remove(&ticket)
+        else {
             return;
         };
         let Some(asker) = asker else {
@@ -270,6 +290,9 @@ impl RaftActor {
                     Err(error) => asker.send(ControlReply::Failed(error)),
                 }
             }
+            (CommandReply::Rejected(WireError::StaleEpoch { .. }), _) if empties.is_some() => {
+                asker.send(ControlReply::Failed(super::emptying::weighed_with_others()));
+            }
             (CommandReply::Rejected(error), _) if register => asker.send(ControlReply::Failed(error)),
             (reply, _) => asker.send(ControlReply::Done(reply)),
         }
@@ -302,7 +325,8 @@ impl RaftActor {
         self.figures.proposals += 1;
         let register = matches!(entry.proposal.command, Command::Register(_));
         let clears = entry.proposal.command.ends_blocks_of();
-        let ticket = self.ticket(Waiting::Proposal { register, clears, reply });
+        let empties = super::emptying::empties(&entry.proposal.command);
+        let ticket = self.ticket(Waiting::Proposal { register, clears, empties, reply });
         self.step(Event::Propose { ticket, data });
     }
 
@@ -419,6 +443,10 @@ impl Actor for RaftActor {
                     };
                     return reply.send(ControlReply::Failed(error));
                 }
+                let proposal = match self.weighed(proposal) {
+                    Ok(proposal) => proposal,
+                    Err(error) => return reply.send(ControlReply::Failed(error)),
+                };
                 // Written down, it would end every member that does not know it.
                 let level = self.parts.registry.level();
                 match kvhive_control::check_level(&proposal.command, level) {

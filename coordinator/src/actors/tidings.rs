@@ -14,8 +14,8 @@ impl RaftActor {
     pub(super) fn tell_vitals(&self) {
         let status = self.parts.consensus.status();
         let lease = self.parts.registry.map().map(|map| Duration::from_millis(map.settings.lease_ms));
-        let (has_failed, standing) = (self.has_failed, status.standing);
-        let vitals = Vitals { has_failed, standing, knows_leader: status.leader.is_some(), lease };
+        let (has_failed, standing, level) = (self.has_failed, status.standing, self.parts.registry.level());
+        let vitals = Vitals { has_failed, standing, knows_leader: status.leader.is_some(), lease, level };
         self.parts.vitals.send_if_modified(|known| std::mem::replace(known, vitals) != vitals);
     }
 

@@ -2,6 +2,7 @@
 //! ready, and handlers that must know how long a lease is.
 
 use kvhive_consensus::Standing;
+use kvhive_protocol::Level;
 use std::time::Duration;
 
 /// A coordinator at a glance, as of its raft actor's last message.
@@ -15,12 +16,19 @@ pub(crate) struct Vitals {
     pub(crate) knows_leader: bool,
     /// How long a lease is; none before it has the cluster's map.
     pub(crate) lease: Option<Duration>,
+    /// The cluster's level.
+    pub(crate) level: Level,
 }
 
 impl Vitals {
     /// A coordinator that has not looked yet.
-    pub(crate) const UNKNOWN: Vitals =
-        Vitals { has_failed: false, standing: Standing::Newborn, knows_leader: false, lease: None };
+    pub(crate) const UNKNOWN: Vitals = Vitals {
+        has_failed: false,
+        standing: Standing::Newborn,
+        knows_leader: false,
+        lease: None,
+        level: Level::OLDEST,
+    };
 
     /// Returns whether it has left the group: what it knows is old, and nobody tells it what is new.
     pub(crate) fn is_removed(&self) -> bool {
@@ -59,6 +67,7 @@ mod tests {
             standing: Standing::Settled,
             knows_leader: true,
             lease: Some(Duration::from_secs(2)),
+            level: Level::NEWEST,
         };
         assert_eq!(ready.ready(), Ok(()));
         for missing in [

@@ -63,6 +63,9 @@ pub(super) struct Node {
     pub(super) drains: bool,
     /// It is cordoned: it keeps the slots that it has and is given no others.
     pub(super) cordoned: bool,
+    /// Starts of it that are over by the map and may be answering reads by an older one until their serving lease is over; null where
+    /// none may. Clears wait for them.
+    pub(super) lingers: Option<Lingers>,
     /// How often it has registered.
     pub(super) generation: u64,
     pub(super) data_address: String,
@@ -72,6 +75,15 @@ pub(super) struct Node {
     pub(super) devices: usize,
     /// The newest level that it speaks.
     pub(super) speaks: u16,
+}
+
+/// Starts of a node that are over by the map.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Lingers {
+    /// The newest of them.
+    pub(super) generation: u64,
+    /// One of them was at another data address than the node's.
+    pub(super) moved: bool,
 }
 
 /// One device.
@@ -325,11 +337,6 @@ impl Trouble {
         Trouble::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", detail)
     }
 
-    /// Says that the others have too little room for what a node holds.
-    pub(super) fn too_little_room(detail: String) -> Trouble {
-        Trouble::new(StatusCode::CONFLICT, "too_little_room", detail)
-    }
-
     pub(super) fn unavailable(detail: String) -> Trouble {
         Trouble::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
     }
@@ -342,6 +349,11 @@ impl Trouble {
     /// Says whether the state of the cluster stands against what was asked.
     pub(super) fn is_conflict(&self) -> bool {
         self.0.status() == StatusCode::CONFLICT
+    }
+
+    /// Says whether it is refused for good: by the state of the cluster, or as there is nothing of what was asked.
+    pub(super) fn is_refusal(&self) -> bool {
+        self.is_conflict() || self.0.status() == StatusCode::NOT_FOUND
     }
 
     /// Says whether the map has moved on since it was decided.
@@ -371,6 +383,13 @@ impl From<WireError> for Trouble {
             WireError::StaleEpoch { .. } => Trouble::new(StatusCode::CONFLICT, STALE_EPOCH, detail),
             WireError::Rejected { .. } => Trouble::new(StatusCode::CONFLICT, "rejected", detail),
             WireError::NotYet { .. } => Trouble::new(StatusCode::CONFLICT, "not_yet", detail),
+            WireError::TooLittleRoom { .. } => Trouble::new(StatusCode::CONFLICT, "too_little_room", detail),
+            WireError::BeyondPolicy { .. } => Trouble::new(StatusCode::CONFLICT, "beyond_policy", detail),
+            WireError::AskedOtherwise => {
+                let detail = "this Idempotency-Key was sent with another query or body before, and this one changed nothing: draw \
+                              another for another change";
+                Trouble::new(StatusCode::UNPROCESSABLE_ENTITY, "asked_otherwise", detail)
+            }
             _ => Trouble::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail),
         }
     }

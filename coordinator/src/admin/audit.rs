@@ -2,11 +2,14 @@
 //! same as an event of the log. Secrets and bodies are in neither.
 
 use super::asked;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::Response;
 use kvhive_runtime::http::Role;
 use serde::Serialize;
+use std::convert::Infallible;
+use std::fmt;
 use std::fs::{File, OpenOptions, rename};
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -75,6 +78,9 @@ impl Audit {
             took_ms: 0,
         };
         let response = next.run(request).await;
+        if response.extensions().get::<Looked>().is_some() {
+            return response;
+        }
         entry.status = response.status().as_u16();
         entry.took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         audit.write(&entry);
@@ -108,6 +114,29 @@ fn is_question(path: &str) -> bool {
 /// Where a request came from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct From(SocketAddr);
+
+/// Says with an answer that nothing was to be changed.
+#[derive(Clone, Copy)]
+pub(super) struct Looked;
+
+/// Who asks, as far as it is known: the role of the token, and from where.
+pub(super) struct Asker(String);
+
+impl fmt::Display for Asker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Asker {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Asker, Infallible> {
+        let role = parts.extensions.get::<Role>().map_or_else(|| "somebody".to_owned(), Role::to_string);
+        let from = parts.extensions.get::<ConnectInfo<From>>().map(|from| from.0.0.ip());
+        Ok(Asker(from.map_or_else(|| role.clone(), |from| format!("{role} at {from}"))))
+    }
+}
 
 impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, kvhive_runtime::BoundedListener>>
     for From

@@ -2,11 +2,13 @@
 
 use super::answers::{Freshness, Trouble};
 use super::asked::AskedAs;
+use super::audit::Looked;
 use super::object::Object;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
+use axum::response::{IntoResponse, Response};
 use kvhive_protocol::control::{
     BalanceReport, Balancing, Command, CommandReply, ControlReply, ControlRequest,
 };
@@ -112,37 +114,50 @@ fn skew(rates: impl Iterator<Item = u64> + Clone) -> Option<f64> {
 }
 
 /// Spreads work over devices now: slots that are read much get more replicas, devices that carry more than others give slots
-/// away. Answered when it is decided; a dry run decides nothing. Asked again, it goes by what devices report then.
+/// away. Answered when it is decided; a dry run decides nothing, and is not in the audit log. Asked again, it goes by what devices
+/// report then.
 #[utoipa::path(post, path = "/v1/balance", request_body = BalanceOrder, responses((status = 200, body = Balanced), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn balance(
     State(admin): Shared,
     body: Result<Json<Object<BalanceOrder>>, JsonRejection>,
-) -> Answer<Balanced> {
+) -> Result<Response, Trouble> {
     let Json(Object(order)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
-    let overview = admin.overview(Freshness::Linearizable).await?;
-    let map = overview.map;
-    let names = move |device: DeviceId| {
-        map.as_ref().and_then(|map| map.owner(device)).map(|owner| owner.name.clone()).unwrap_or_default()
-    };
-    let mut tries = 0;
-    loop {
-        let report = admin.balance_report().await?;
-        let mut shown = shown(&report, &names);
-        if order.dry_run || report.changes.is_empty() {
-            return Ok(Json(shown));
-        }
-        tries += 1;
-        let reason = kvhive_control::balance_reason(&report.changes);
-        let command = Command::Balance { based_on: report.epoch, changes: report.changes };
-        match admin.submit_because(AskedAs(None), command, reason).await {
-            Ok(CommandReply::Applied { epoch }) => {
-                (shown.applied, shown.epoch) = (true, epoch.0);
+    let mut answer = admin.balance(&order).await.into_response();
+    if order.dry_run {
+        answer.extensions_mut().insert(Looked);
+    }
+    Ok(answer)
+}
+
+impl Admin {
+    async fn balance(&self, order: &BalanceOrder) -> Answer<Balanced> {
+        let overview = self.overview(Freshness::Linearizable).await?;
+        let map = overview.map;
+        let names = move |device: DeviceId| {
+            map.as_ref().and_then(|map| map.owner(device)).map(|owner| owner.name.clone()).unwrap_or_default()
+        };
+        let mut tries = 0;
+        loop {
+            let report = self.balance_report().await?;
+            let mut shown = shown(&report, &names);
+            if order.dry_run || report.changes.is_empty() {
                 return Ok(Json(shown));
             }
-            Ok(other) => return Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
-            // The map has moved on meanwhile: it is decided anew.
-            Err(trouble) if trouble.is_stale() && tries < TRIES => {}
-            Err(trouble) => return Err(trouble),
+            tries += 1;
+            let reason = kvhive_control::balance_reason(&report.changes);
+            let command = Command::Balance { based_on: report.epoch, changes: report.changes };
+            match self.submit_because(AskedAs(None), command, reason).await {
+                Ok(CommandReply::Applied { epoch }) => {
+                    (shown.applied, shown.epoch) = (true, epoch.0);
+                    return Ok(Json(shown));
+                }
+                Ok(other) => {
+                    return Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into());
+                }
+                // The map has moved on meanwhile: it is decided anew.
+                Err(trouble) if trouble.is_stale() && tries < TRIES => {}
+                Err(trouble) => return Err(trouble),
+            }
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The API's document: OpenAPI 3.1, made from the routes.
 
 use super::answers::Freshness;
+use super::asked;
 use kvhive_runtime::http::{Problem, Role, required};
-use utoipa::openapi::path::Operation;
+use utoipa::openapi::path::{Operation, Parameter};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, OpenApi, Ref, RefOr, ResponseBuilder};
 
@@ -55,6 +56,9 @@ fn guard(operation: &mut Operation, role: Role, is_the_groups: bool) {
         format!("{said}\n\nNeeds the token of the role `{role}`, or of one above it.").trim().to_owned(),
     );
     let (takes, has_body) = (operation.parameters.is_some(), operation.request_body.is_some());
+    let is_name =
+        |one: &RefOr<Parameter>| matches!(one, RefOr::T(parameter) if parameter.name == asked::HEADER);
+    let is_named = operation.parameters.iter().flatten().any(is_name);
     for (status, meaning, may_come) in [
         ("400", "What was sent is not as described", takes || has_body),
         ("401", "No token that is known", true),
@@ -62,6 +66,7 @@ fn guard(operation: &mut Operation, role: Role, is_the_groups: bool) {
         ("413", "A body of more bytes than are read", has_body),
         ("421", "Asked of a coordinator that was removed from the cluster", is_the_groups),
         ("415", "A body that is not said to be JSON", has_body),
+        ("422", "The name of a change that was asked otherwise before; this one is not made", is_named),
     ] {
         if may_come {
             let refusal = ResponseBuilder::new().description(meaning).content("application/json", problem());

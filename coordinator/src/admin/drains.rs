@@ -5,9 +5,9 @@ use super::routes::{Admin, Answer, Shared};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use kvhive_control::{CameTo, Room, Unheard};
+use kvhive_control::{CameTo, Room};
 use kvhive_protocol::control::{DeviceLoad, Overview};
-use kvhive_protocol::{ClusterMap, DeviceId, MemberId};
+use kvhive_protocol::{ClusterMap, DeviceId, MemberId, WireError};
 use kvhive_runtime::http::Problem;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -120,35 +120,21 @@ pub(super) async fn drains(
 }
 
 impl Admin {
-    /// Refuses to empty a member for whose blocks the others have too little room.
+    /// Refuses to empty a member for whose blocks the others have too little room, where the leader does not yet: before
+    /// [`Level::CHECKED`](kvhive_protocol::Level::CHECKED).
     pub(super) async fn check_room(&self, name: &str) -> Result<(), Trouble> {
         let mut looks = 1..=LOOKS;
         loop {
             let overview = self.overview(Freshness::Linearizable).await?;
             let known = overview.map.as_ref().and_then(|map| Some((map, map.member(name)?.0)));
             let Some((map, member)) = known else { return Ok(()) };
-            match kvhive_control::shortage(map, &loads(&overview), member) {
-                Ok(None) => return Ok(()),
-                Ok(Some(room)) => return Err(Trouble::too_little_room(short(name, &room))),
-                Err(unheard) if looks.next().is_none() => return Err(unheard.into()),
-                Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+            match kvhive_control::weigh(map, &loads(&overview), member, &BTreeSet::new()) {
+                Ok(_) => return Ok(()),
+                Err(WireError::Busy { .. }) if looks.next().is_some() => tokio::time::sleep(LOOK_EVERY).await,
+                Err(error) => return Err(error.into()),
             }
         }
     }
-}
-
-impl From<Unheard> for Trouble {
-    fn from(unheard: Unheard) -> Trouble {
-        Trouble::unavailable(unheard.to_string())
-    }
-}
-
-fn short(name: &str, room: &Room) -> String {
-    let Room { blocks, bytes, free_bytes, short_bytes, .. } = room;
-    format!(
-        "{name} holds {blocks} blocks of {bytes} bytes that others are to take, and these have {free_bytes} bytes free: {short_bytes} \
-         bytes have no room where they would go. Start a node, or say that blocks may be lost (`may_lose`, `--yes`)"
-    )
 }
 
 fn named(map: &ClusterMap, names: &str) -> Result<BTreeSet<MemberId>, Trouble> {

@@ -11,7 +11,7 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use kvhive_protocol::control::{Command, CommandReply};
-use kvhive_protocol::{Reason, WireError};
+use kvhive_protocol::{Level, MemberId, Reason, WireError};
 use kvhive_runtime::http::Problem;
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -89,11 +89,13 @@ pub(super) async fn change_member(
     let overview = admin.overview(Freshness::Linearizable).await?;
     let known = overview.map.as_ref().and_then(|map| map.member(&name));
     let (member, _) = known.ok_or_else(missing)?;
-    if matches!(change, Change::Drains(true)) && !patch.may_lose {
+    let is_checked = admin.level() >= Level::CHECKED;
+    if matches!(change, Change::Drains(true)) && !patch.may_lose && !is_checked {
         admin.check_room(&name).await?;
     }
     let reason = patch.reason.map(Reason::new).unwrap_or_default();
     let command = match change {
+        Change::Drains(true) if patch.may_lose && is_checked => Command::Empty { member, beside: None },
         Change::Drains(drains) => Command::SetDrains { member, drains },
         Change::Cordoned(cordoned) => Command::SetCordon { member, cordoned },
     };
@@ -117,11 +119,14 @@ pub(super) async fn remove_member(
 ) -> Result<StatusCode, Trouble> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let overview = admin.overview(Freshness::Linearizable).await?;
-    let known = overview.map.as_ref().and_then(|map| map.member(&name));
-    let (member, _) = known.ok_or_else(|| missing(&name))?;
-    match admin.submit(asked, Command::RemoveMember { member }).await? {
-        CommandReply::Applied { .. } => Ok(StatusCode::NO_CONTENT),
-        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+    let known = overview.map.as_ref().and_then(|map| map.member(&name)).map(|(member, _)| member);
+    // One that is gone may have been removed under this very name, which is then answered as it was: nobody has this number.
+    let member = known.or(asked.is_named().then_some(MemberId(0))).ok_or_else(|| missing(&name))?;
+    match admin.submit(asked, Command::RemoveMember { member }).await {
+        Ok(CommandReply::Applied { .. }) => Ok(StatusCode::NO_CONTENT),
+        Ok(other) => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+        Err(trouble) if known.is_none() && trouble.is_refusal() => Err(missing(&name)),
+        Err(trouble) => Err(trouble),
     }
 }
 

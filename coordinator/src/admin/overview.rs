@@ -1,8 +1,8 @@
 //! From the leader's overview to the admin API's answers: pure.
 
 use super::answers::{
-    Cluster, Coordinator, Device, HotSlot, Node, SlotEntry, SlotList, SlotQuery, Slots, Stats, Strategy,
-    Tier, Traffic, Trouble,
+    Cluster, Coordinator, Device, HotSlot, Lingers, Node, SlotEntry, SlotList, SlotQuery, Slots, Stats,
+    Strategy, Tier, Traffic, Trouble,
 };
 use super::page::page;
 use kvhive_protocol::control::{DeviceLoad, Overview};
@@ -36,6 +36,9 @@ pub(super) fn nodes(map: &ClusterMap) -> Vec<Node> {
         .to_owned(),
         drains: member.drains,
         cordoned: member.cordoned,
+        lingers: member
+            .lingers
+            .map(|lingers| Lingers { generation: lingers.generation.0, moved: lingers.moved }),
         generation: member.generation.0,
         data_address: member.data_address.clone(),
         metrics_address: member.metrics_address.clone(),

@@ -10,8 +10,8 @@ use super::lanes::Lanes;
 use super::pins::MAX_PIN_BODY_BYTES;
 use super::route::MAX_ROUTE_BODY_BYTES;
 use super::{
-    backup, balance, check_blocks, config, dashboard, devices, document, drains, engines, events, figures,
-    members, moves, overview, pins, raft, route, scaling, tenants, traces,
+    asked, backup, balance, check_blocks, config, dashboard, devices, document, drains, engines, events,
+    figures, members, moves, overview, pins, raft, route, scaling, tenants, traces,
 };
 use crate::actors::mailbox::{Raft, RaftMessage};
 use crate::actors::vitals::Vitals;
@@ -30,7 +30,7 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, CoordinatorStatus, Overview,
 };
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{Reason, RequestId, SLOTS, WireError};
+use kvhive_protocol::{Level, Reason, RequestId, SLOTS, WireError};
 use kvhive_runtime::http::{Access, Problem};
 use kvhive_runtime::{BoundedListener, DoorLimits, stopped};
 use kvhive_spans::Tracer;
@@ -57,8 +57,9 @@ const DOOR: DoorLimits = DoorLimits {
     answer: Duration::from_secs(900),
     idle: Duration::from_secs(60),
 };
-/// A change is refused when nobody has led for as long: that is no election.
+/// A change is refused when nobody has led for as long, and for as many election timeouts: that is no election.
 const ELECTION_LIMIT: Duration = Duration::from_secs(3);
+const ELECTION_TIMEOUTS: u32 = 4;
 /// A coordinator that does not say how it is within this is shown as unreachable.
 pub(super) const PEER_LIMIT: Duration = Duration::from_millis(500);
 
@@ -74,6 +75,8 @@ pub(crate) struct Sources {
     pub(crate) vitals: watch::Receiver<Vitals>,
     pub(crate) tracer: Tracer,
     pub(crate) publisher: Option<Publisher>,
+    /// How long no leader is heard before another is voted for.
+    pub(crate) election_timeout: Duration,
     /// What it was started with.
     pub(crate) own: config::Own,
 }
@@ -145,14 +148,19 @@ impl Admin {
         reason: Reason,
     ) -> Result<CommandReply, Trouble> {
         let reason = reason.or("asked for through the admin API");
-        if let AskedAs(Some(request)) = asked {
-            return self.submit_as(request, command, reason).await;
+        if let AskedAs(Some(name)) = asked {
+            return self.submit_as(name.at(self.level()), command, reason).await;
         }
         let request = self.lanes.take();
         let submitted = self.submit_as(request, command, reason).await;
         // One that is given up half-way keeps its lane: a repeat of it may still be on its way.
         self.lanes.give_back(request);
         submitted
+    }
+
+    /// Returns the cluster's level, as this coordinator knows it.
+    pub(super) fn level(&self) -> Level {
+        self.sources.vitals.borrow().level
     }
 
     async fn submit_as(
@@ -163,6 +171,7 @@ impl Admin {
     ) -> Result<CommandReply, Trouble> {
         let request = ControlRequest::Submit { request, command, reason };
         let limit = change_limit(self.sources.vitals.borrow().lease);
+        let election = election_limit(self.sources.election_timeout);
         let deadline = tokio::time::Instant::now() + limit;
         // Since when nobody leads, and whether something can have come of it before.
         let (mut leaderless, mut may_be_made) = (None, false);
@@ -184,7 +193,7 @@ impl Admin {
                         WireError::NotLeader { leader: None } => leaderless.or(Some(now)),
                         _ => None,
                     };
-                    if leaderless.is_some_and(|since| now - since >= ELECTION_LIMIT) {
+                    if leaderless.is_some_and(|since| now - since >= election) {
                         return Err(if may_be_made { WireError::OutcomeUnknown } else { error }.into());
                     }
                     if tokio::time::Instant::now() + PEER_LIMIT > deadline {
@@ -238,6 +247,11 @@ impl std::convert::From<Silent> for Trouble {
 /// waits for all of it once more.
 fn change_limit(lease: Option<Duration>) -> Duration {
     CHANGE_LIMIT + 2 * lease.unwrap_or_default()
+}
+
+/// Returns how long nobody may lead before it is taken for more than an election.
+fn election_limit(timeout: Duration) -> Duration {
+    ELECTION_LIMIT.max(timeout.saturating_mul(ELECTION_TIMEOUTS))
 }
 
 fn coordinator(peer: &PeerConfig, status: Option<CoordinatorStatus>) -> Coordinator {
@@ -313,6 +327,7 @@ fn router(admin: Arc<Admin>) -> Router {
     document.merge(open_doc);
     let guarded = guarded
         .route("/openapi.json", axum::routing::get(move || async move { Json(document) }))
+        .layer(middleware::from_fn(asked::take_print))
         .layer(middleware::from_fn_with_state(admin.clone(), traces::follow))
         .layer(middleware::from_fn_with_state(admin.clone(), only_of_the_group))
         .layer(middleware::from_fn_with_state(admin.audit.clone(), Audit::note))
@@ -358,15 +373,20 @@ async fn only_of_the_group(State(admin): Shared, request: Request, next: Next) -
     }
 }
 
-/// Refuses a body that announces itself as too large, before a byte of it is read.
-async fn refuse_large_bodies(request: Request, next: Next) -> Response {
+/// Returns the most bytes that a body may have.
+pub(super) fn most_bytes(path: &str) -> usize {
     // A prompt is larger than any change, and many keys than most.
-    let most = match request.uri().path() {
+    match path {
         "/v1/route" => MAX_ROUTE_BODY_BYTES,
         "/v1/pins" => MAX_PIN_BODY_BYTES,
         "/check_blocks" => MAX_CHECK_BODY_BYTES,
         _ => MAX_BODY_BYTES,
-    };
+    }
+}
+
+/// Refuses a body that announces itself as too large, before a byte of it is read.
+async fn refuse_large_bodies(request: Request, next: Next) -> Response {
+    let most = most_bytes(request.uri().path());
     match request.body().size_hint().lower() {
         bytes if bytes > most as u64 => Trouble::too_large(most).into_response(),
         _ => next.run(request).await,
@@ -433,5 +453,11 @@ mod tests {
         let limit = change_limit(Some(longest));
         assert!(limit > 2 * longest && limit < DOOR.answer, "{limit:?}");
         assert_eq!(change_limit(None), CHANGE_LIMIT);
+    }
+
+    #[test]
+    fn an_election_may_take_as_long_as_its_timeout_makes_it() {
+        assert_eq!(election_limit(Duration::from_millis(300)), ELECTION_LIMIT);
+        assert_eq!(election_limit(Duration::from_secs(5)), Duration::from_secs(20));
     }
 }

@@ -2,14 +2,15 @@
 
 use super::answers::{Consistency, Freshness, Trouble};
 use super::asked::AskedAs;
+use super::audit::Asker;
 use super::object::Object;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
 use kvhive_protocol::control::Command;
-use kvhive_protocol::scaling::{ForecastReport, ScalingChange, ScalingMode, ScalingReport};
-use kvhive_protocol::{Change, Reason};
+use kvhive_protocol::scaling::{ForecastReport, ScalingChange, ScalingMode, ScalingPolicy, ScalingReport};
+use kvhive_protocol::{Change, Level, Reason};
 use kvhive_runtime::http::Problem;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -144,6 +145,9 @@ pub(super) struct Size {
     /// Members.
     #[schema(minimum = 1, maximum = 1024)]
     size: u32,
+    /// Whether it may be fewer than the policy's floor or more than its ceiling; who asked so is in the journal of events.
+    #[serde(default)]
+    force: bool,
     /// Why, for the journal of events.
     reason: Option<String>,
 }
@@ -187,17 +191,29 @@ pub(super) async fn change_policy(
 }
 
 /// Asks for a size, in place of what is recommended, until `PATCH` with `automatic` gives it up. Whoever follows `target` brings
-/// it about: `kvhive scale to` and `kvhive scale follow`.
+/// it about: `kvhive scale to` and `kvhive scale follow`. Refused with the code `beyond_policy` below the policy's floor and above its
+/// ceiling, unless it says `force`.
 #[utoipa::path(post, path = "/v1/scaling", params(AskedAs), request_body = Size, responses((status = 200, body = Scaling), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn set_size(
     State(admin): Shared,
     asked: AskedAs,
+    asker: Asker,
     body: Result<Json<Object<Size>>, JsonRejection>,
 ) -> Answer<Scaling> {
-    let Json(Object(Size { size, reason })) =
+    let Json(Object(Size { size, force, reason })) =
         body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
-    let change = ScalingChange { manual: Change::Set(size), ..ScalingChange::default() };
-    submit(&admin, asked, change, reason).await
+    let scaling = admin.overview(Freshness::Linearizable).await?.scaling;
+    let policy = ScalingPolicy { manual: Some(size), ..scaling.policy };
+    // Where the policy holds nothing yet, nobody need go beyond it.
+    if !force || policy.holds_size() || admin.level() < Level::CHECKED {
+        let change = ScalingChange { manual: Change::Set(size), ..ScalingChange::default() };
+        return submit(&admin, asked, change, reason).await;
+    }
+    let (floor, ceiling) = (policy.floor, policy.ceiling);
+    let why = reason.unwrap_or_else(|| "asked for through the admin API".to_owned());
+    let reason = Reason::new(format_args!("{asker} goes beyond {floor} to {ceiling} members: {why}"));
+    admin.submit_because(asked, Command::ScaleBeyond { size }, reason).await?;
+    show(&admin, Freshness::Linearizable).await
 }
 
 async fn submit(

@@ -229,6 +229,10 @@ fn one(overview: &Overview, name: &str) -> Result<Tenant, Trouble> {
     Ok(shown(map, id, known, &load.unwrap_or_default()))
 }
 
+fn not_started() -> Trouble {
+    Trouble::unavailable("the cluster has not started yet".to_owned())
+}
+
 fn missing(name: &str) -> Trouble {
     let name: String = name.chars().take(64).collect();
     Trouble::not_found(format!("tenant {name:?} does not exist; GET /v1/tenants lists those that do"))
@@ -249,13 +253,21 @@ impl Admin {
     /// Returns the cluster's map as it is now.
     pub(super) async fn map(&self) -> Result<ClusterMap, Trouble> {
         let map = self.overview(Freshness::Linearizable).await?.map;
-        map.ok_or_else(|| Trouble::unavailable("the cluster has not started yet".to_owned()))
+        map.ok_or_else(not_started)
     }
 
     /// Returns the cluster's map as this coordinator has it.
     pub(super) async fn own_map(&self) -> Result<ClusterMap, Trouble> {
         let map = self.overview(Freshness::Stale).await?.map;
-        map.ok_or_else(|| Trouble::unavailable("the cluster has not started yet".to_owned()))
+        map.ok_or_else(not_started)
+    }
+
+    /// Shows a tenant that was created: as it is, or as it was then where it has ended since.
+    async fn made(&self, id: TenantId, then: &KnownTenant) -> Result<Tenant, Trouble> {
+        let overview = self.overview(Freshness::Linearizable).await?;
+        let map = overview.map.as_ref().ok_or_else(not_started)?;
+        let load = overview.tenants.iter().find(|(tenant, _)| *tenant == id).map(|(_, load)| *load);
+        Ok(shown(map, id, map.tenants.get(&id).unwrap_or(then), &load.unwrap_or_default()))
     }
 
     async fn shown(&self, name: &str) -> Result<Tenant, Trouble> {
@@ -312,8 +324,14 @@ pub(super) async fn create_tenant(
     let command = Command::CreateTenant { name: wanted.name.clone(), secret: fresh_secret()?, rules };
     kvhive_control::check_command(&command).map_err(|error| Trouble::bad_request(error.to_string()))?;
     match admin.submit(asked, command).await? {
-        CommandReply::TenantCreated { .. } => {
-            Ok((StatusCode::CREATED, Json(admin.shown(&wanted.name).await?)))
+        CommandReply::TenantCreated { tenant, epoch } => {
+            let then = KnownTenant {
+                name: wanted.name,
+                era: kvhive_control::first_era(epoch),
+                secret: [0; 32],
+                rules,
+            };
+            Ok((StatusCode::CREATED, Json(admin.made(tenant, &then).await?)))
         }
         other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
     }
@@ -381,11 +399,14 @@ pub(super) async fn delete_tenant(
     name: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, Trouble> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
-    let map = admin.map().await?;
-    let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
-    match admin.submit(asked, Command::DeleteTenant { tenant }).await? {
-        CommandReply::TenantDeleted { .. } => Ok(StatusCode::NO_CONTENT),
-        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+    let known = admin.map().await?.tenant(&name).map(|(tenant, _)| tenant);
+    // One that is gone may have been ended under this very name, which is then answered as it was: nobody has this number.
+    let tenant = known.or(asked.is_named().then_some(TenantId(0))).ok_or_else(|| missing(&name))?;
+    match admin.submit(asked, Command::DeleteTenant { tenant }).await {
+        Ok(CommandReply::TenantDeleted { .. }) => Ok(StatusCode::NO_CONTENT),
+        Ok(other) => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+        Err(trouble) if known.is_none() && trouble.is_refusal() => Err(missing(&name)),
+        Err(trouble) => Err(trouble),
     }
 }
 

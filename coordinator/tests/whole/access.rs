@@ -75,6 +75,7 @@ fn changes_are_written_down_with_who_asked_and_what_came_of_it() {
         [("authorization", token.as_str()), ("content-type", "application/json"), ("idempotency-key", name)];
     assert_eq!(ask(door.address, "POST", "/v1/tenants", &headers, br#"{"name":"noted"}"#).status, 201);
     assert_eq!(ask(door.address, "GET", "/v1/tenants", &headers, b"").status, 200);
+    assert_eq!(ask(door.address, "POST", "/v1/balance", &headers, br#"{"dry_run":true}"#).status, 200);
     let operator = bearer(OPERATOR);
     let lesser = [("authorization", operator.as_str()), ("content-type", "application/json")];
     assert_eq!(ask(door.address, "PATCH", "/v1/members/nobody", &lesser, br#"{"drains":true}"#).status, 404);

@@ -203,9 +203,11 @@ impl Fills {
         self.gone.retain(|(_, member), _| map.is_emptied(*member));
     }
 
-    /// Begins the next pass: all slots that one device has yet to give to another. Every pair of devices has its turn.
-    pub fn begin(&mut self) -> Option<Round> {
-        let waiting = self.jobs.values().filter(|job| job.stage == Stage::Waits);
+    /// Begins the next pass, to a target that is not among those that are `busy`: all slots that one device has yet to give to another.
+    /// Every pair of devices has its turn.
+    pub fn begin(&mut self, busy: &BTreeSet<DeviceId>) -> Option<Round> {
+        let is_next = |job: &&Job| job.stage == Stage::Waits && !busy.contains(&job.target);
+        let waiting = self.jobs.values().filter(is_next);
         let pairs: BTreeSet<(DeviceId, DeviceId)> = waiting.map(|job| (job.source, job.target)).collect();
         let after = pairs.iter().find(|pair| self.last.is_none_or(|last| **pair > last));
         let (source, target) = after.or(pairs.first()).copied()?;

@@ -20,19 +20,39 @@ fn map(epoch: u64, lacking: &[(u16, u32)]) -> ClusterMap {
     }
 }
 
+fn begin(fills: &mut Fills) -> Option<Round> {
+    fills.begin(&BTreeSet::new())
+}
+
+#[test]
+fn a_target_has_one_pass_at_a_time_and_others_do_not_wait_for_it() {
+    let mut fills = Fills::default();
+    fills.adopt(&map(1, &[(3, 2), (5, 3)]), US);
+    let slow = begin(&mut fills).expect("there is something to give");
+    fills.adopt(&map(2, &[(3, 2), (4, 2), (5, 3)]), US);
+    let busy = BTreeSet::from([slow.target]);
+    let other = fills.begin(&busy).expect("the other target");
+    assert_eq!((slow.target, other.target), (device(2), device(3)));
+    assert_eq!(fills.begin(&busy), None, "the slot that came since is given when the first pass has ended");
+    fills.ended(&other, Pass::Whole);
+    fills.ended(&slow, Pass::Whole);
+    let after = begin(&mut fills).expect("what came since");
+    assert_eq!(after.slots.iter().copied().collect::<Vec<_>>(), [Slot(4)]);
+}
+
 #[test]
 fn a_pass_gives_all_slots_of_one_target_and_what_is_given_is_said() {
     let mut fills = Fills::default();
     fills.adopt(&map(1, &[(3, 2), (5, 3), (9, 2)]), US);
-    let first = fills.begin().expect("there is something to give");
+    let first = begin(&mut fills).expect("there is something to give");
     assert_eq!((first.target, first.slots.len()), (device(2), 2));
     assert_eq!(fills.filled(device(1)), []);
     fills.ended(&first, Pass::Whole);
     assert_eq!(fills.filled(device(1)), [(Slot(3), device(2)), (Slot(9), device(2))]);
     assert_eq!(fills.left(), 1);
-    let second = fills.begin().expect("the other target");
+    let second = begin(&mut fills).expect("the other target");
     fills.ended(&second, Pass::Partial);
-    assert_eq!(fills.begin().map(|round| round.slots), Some(second.slots), "it failed and begins anew");
+    assert_eq!(begin(&mut fills).map(|round| round.slots), Some(second.slots), "it failed and begins anew");
 }
 
 #[test]
@@ -41,10 +61,10 @@ fn a_target_that_does_not_answer_keeps_no_other_waiting_and_is_told() {
     fills.adopt(&map(1, &[(3, 2), (5, 3)]), US);
     for _ in 0..PATIENCE {
         assert_eq!(fills.unreached(device(1), 9), []);
-        let silent = fills.begin().expect("its turn");
+        let silent = begin(&mut fills).expect("its turn");
         assert_eq!(silent.target, device(2));
         fills.ended(&silent, Pass::Unanswered);
-        let other = fills.begin().expect("the other's turn");
+        let other = begin(&mut fills).expect("the other's turn");
         assert_eq!(other.target, device(3));
         fills.ended(&other, Pass::Partial);
     }
@@ -59,7 +79,7 @@ fn a_disk_that_is_late_is_waited_for_and_not_for_ever() {
     let mut fills = Fills::default();
     fills.adopt(&map(1, &[(3, 2)]), US);
     for passes in 1..=LATE_PASSES {
-        let round = fills.begin().expect("it is not given yet");
+        let round = begin(&mut fills).expect("it is not given yet");
         fills.ended(&round, Pass::Late);
         assert_eq!(fills.filled(device(1)).len(), usize::from(passes == LATE_PASSES));
     }
@@ -69,14 +89,14 @@ fn a_disk_that_is_late_is_waited_for_and_not_for_ever() {
 fn a_block_that_did_not_get_there_has_its_slot_given_again() {
     let mut fills = Fills::default();
     fills.adopt(&map(1, &[(3, 2), (9, 2)]), US);
-    let round = fills.begin().expect("there is something to give");
+    let round = begin(&mut fills).expect("there is something to give");
     fills.missed(Slot(3), device(2));
     fills.missed(Slot(9), device(3));
     fills.ended(&round, Pass::Whole);
     assert_eq!(fills.filled(device(1)), [(Slot(9), device(2))]);
     fills.missed(Slot(9), device(2));
     assert_eq!(fills.filled(device(1)), []);
-    let again = fills.begin().expect("both again");
+    let again = begin(&mut fills).expect("both again");
     assert_eq!(again.slots.len(), 2);
     fills.ended(&again, Pass::Whole);
     assert_eq!(fills.left(), 0);
@@ -86,7 +106,7 @@ fn a_block_that_did_not_get_there_has_its_slot_given_again() {
 fn a_newer_map_keeps_what_was_given_unless_the_target_has_lost_it() {
     let mut fills = Fills::default();
     fills.adopt(&map(1, &[(3, 2)]), US);
-    let round = fills.begin().expect("there is something to give");
+    let round = begin(&mut fills).expect("there is something to give");
     fills.ended(&round, Pass::Whole);
     fills.adopt(&map(2, &[(3, 2), (4, 2)]), US);
     assert_eq!(fills.filled(device(1)), [(Slot(3), device(2))]);
@@ -95,7 +115,7 @@ fn a_newer_map_keeps_what_was_given_unless_the_target_has_lost_it() {
     fills.adopt(&restarted, US);
     assert_eq!((fills.filled(device(1)).len(), fills.left()), (0, 2));
     fills.adopt(&map(4, &[]), US);
-    assert_eq!((fills.left(), fills.begin()), (0, None));
+    assert_eq!((fills.left(), begin(&mut fills)), (0, None));
 }
 
 /// The same with member 1 being emptied.
@@ -109,7 +129,7 @@ fn emptied(epoch: u64, lacking: &[(u16, u32)]) -> ClusterMap {
 fn what_emptying_comes_to_is_told_by_the_last_pass_and_kept_when_the_slot_has_gone() {
     let mut fills = Fills::default();
     fills.adopt(&emptied(1, &[(3, 2)]), US);
-    let first = fills.begin().expect("there is something to give");
+    let first = begin(&mut fills).expect("there is something to give");
     for fate in [Fate::Moved, Fate::There, Fate::Declined { is_last: true }, Fate::Late { is_last: true }] {
         fills.note(&first, Slot(3), 10, fate);
     }
@@ -118,7 +138,7 @@ fn what_emptying_comes_to_is_told_by_the_last_pass_and_kept_when_the_slot_has_go
     let told = |fills: &Fills| fills.given(device(1));
     let moved = Given { moved_blocks: 1, moved_bytes: 10, unread_blocks: 1, ..Given::default() };
     assert_eq!(told(&fills), [(US, moved)], "what did not get there may yet");
-    let second = fills.begin().expect("once more");
+    let second = begin(&mut fills).expect("once more");
     // What was there, what was moved, what was late; and the one that was declined still is.
     for fate in [Fate::There, Fate::There, Fate::Moved, Fate::Declined { is_last: true }] {
         fills.note(&second, Slot(3), 10, fate);
@@ -148,12 +168,12 @@ fn what_emptying_comes_to_is_told_by_the_last_pass_and_kept_when_the_slot_has_go
 fn a_pinned_block_without_room_keeps_its_slot_where_it_is() {
     let mut fills = Fills::default();
     fills.adopt(&emptied(1, &[(3, 2), (9, 2)]), US);
-    let round = fills.begin().expect("there is something to give");
+    let round = begin(&mut fills).expect("there is something to give");
     fills.note(&round, Slot(3), 10, Fate::Waits);
     fills.ended(&round, Pass::Whole);
     assert_eq!(fills.filled(device(1)), [(Slot(9), device(2))]);
     assert_eq!(fills.given(device(1)), [(US, Given { waiting_blocks: 1, ..Given::default() })]);
-    let again = fills.begin().expect("it is tried again");
+    let again = begin(&mut fills).expect("it is tried again");
     fills.note(&again, Slot(3), 10, Fate::Moved);
     fills.ended(&again, Pass::Whole);
     let moved = Given { moved_blocks: 1, moved_bytes: 10, ..Given::default() };
@@ -164,7 +184,7 @@ fn a_pinned_block_without_room_keeps_its_slot_where_it_is() {
 fn what_moves_for_other_reasons_is_no_emptying() {
     let mut fills = Fills::default();
     fills.adopt(&map(1, &[(3, 2)]), US);
-    let round = fills.begin().expect("there is something to give");
+    let round = begin(&mut fills).expect("there is something to give");
     fills.note(&round, Slot(3), 10, Fate::Moved);
     fills.ended(&round, Pass::Whole);
     assert_eq!((fills.empties(Slot(3)), fills.given(device(1))), (None, vec![]));
@@ -174,14 +194,14 @@ fn what_moves_for_other_reasons_is_no_emptying() {
 fn a_pass_that_nobody_wants_any_more_changes_nothing() {
     let mut fills = Fills::default();
     fills.adopt(&map(1, &[(3, 2)]), US);
-    let round = fills.begin().expect("there is something to give");
+    let round = begin(&mut fills).expect("there is something to give");
     assert!(fills.is_wanted(&round));
     fills.adopt(&map(2, &[(3, 3)]), US);
     assert!(!fills.is_wanted(&round));
     fills.ended(&round, Pass::Whole);
     assert_eq!(fills.filled(device(1)), []);
     fills.adopt(&map(3, &[(3, 2)]), MemberId(2));
-    assert_eq!(fills.begin(), None, "another gives that");
+    assert_eq!(begin(&mut fills), None, "another gives that");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! - [`Heat`]: how much each slot is read.
 //! - [`Tenure`], [`Lapses`]: since when a device has its slots, and when its node had no lease last.
 //! - [`Fills`]: which slots' blocks a node gives to other nodes; [`Nearest`]: in which order.
+//! - [`Names`]: which blocks names mean that can be given another meaning.
 //! - [`Displacing`]: what a device lets go of for slots of members that are being emptied.
 //! - [`Intake`]: which blocks of a snapshot may still find room; [`held_at_once`]: how many of a fetch are read.
 //! - [`simulate`]: a shard without bytes.
@@ -25,6 +26,7 @@ mod heat;
 mod index;
 mod intake;
 pub mod member;
+mod names;
 mod nearest;
 mod orphans;
 mod owners;
@@ -49,6 +51,7 @@ pub use frames::TierCapacity;
 pub use heat::Heat;
 pub use intake::{Intake, held_at_once};
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning, Tenancy};
+pub use names::{Names, TooEarly};
 pub use nearest::Nearest;
 pub use party::{Quota, Rules};
 pub use shard::{Known, Pinned, Shard};

@@ -27,6 +27,7 @@ use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::scaling::Reuse;
 use kvhive_protocol::watch::Gone;
 use kvhive_protocol::{Era, Moment, SLOTS, TenantId};
+use make_way::Elsewhere;
 use std::collections::{BTreeMap, VecDeque};
 
 mod adopt;
@@ -96,7 +97,7 @@ pub struct Shard {
     sweep: Option<usize>,
     mending: mend::Mending,
     /// Where to look next for copies whose slots have gone elsewhere.
-    elsewhere: usize,
+    elsewhere: Elsewhere,
     /// Blocks that came before their parents.
     orphans: Orphans,
     /// Lost blocks whose children are looked for.
@@ -152,7 +153,7 @@ impl Shard {
             garbage: collect::Garbage::new(classes),
             sweep: None,
             mending: mend::Mending::default(),
-            elsewhere: 0,
+            elsewhere: Elsewhere::default(),
             orphans,
             torn: adopt::AllTorn::default(),
             pins: pins::Pins::new(classes),

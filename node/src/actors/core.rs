@@ -349,8 +349,8 @@ impl DeviceCore {
         pin: bool,
     ) -> Reserved {
         let now = self.view.now();
-        if self.displacing.empties(slot).is_some() && !self.make_way(tenant, block, slot) {
-            return Reserved::Refused(Refusal::InFlight);
+        if let Err(refusal) = self.make_way(tenant, block, slot) {
+            return Reserved::Refused(refusal);
         }
         let reserve = self.shard.reserve(now, tenant, block, slot, about, &mut self.effects);
         self.note_displaced(slot);

@@ -3,7 +3,9 @@
 use crate::actors::core::DeviceMessage;
 use crate::data::check;
 use crate::data::counters::count;
+use crate::data::names;
 use crate::data::plane::DataPlane;
+use crate::data::recall::Noted;
 use crate::data::traced;
 use crate::view::Serving;
 use kvhive_cache::member;
@@ -14,6 +16,7 @@ use kvhive_protocol::data::{
 use kvhive_protocol::explain::{ExplainRequest, MAX_KEYS_PER_EXPLAIN};
 use kvhive_protocol::frame::{FrameHeader, Kind};
 use kvhive_protocol::handshake::Role;
+use kvhive_protocol::recall::RecallRequest;
 use kvhive_protocol::trace::TraceRequest;
 use kvhive_protocol::watch::WatchRequest;
 use kvhive_protocol::{DeviceId, Epoch, TraceContext, WireError};
@@ -54,7 +57,15 @@ pub(super) async fn serve_connection(
         let served = match request(&mut connection, frame) {
             Ok((from, request)) => {
                 let span = traced::begin(plane, peer, from, &request);
-                serve_request(&mut connection, peer, plane, (frame.request, request), span).await
+                // Of what nodes ask of each other the asker's own part is remembered.
+                let of = from.or_else(|| span.context()).filter(|_| peer.role == Role::Client);
+                let mut noted = Noted::of(of.map(|of| of.trace), &request);
+                let asked = (frame.request, request);
+                let served = serve_request(&mut connection, peer, plane, asked, span, &mut noted).await;
+                if let Some(noted) = noted {
+                    noted.remember(plane).await;
+                }
+                served
             }
             Err(Fault::Protocol(error)) => {
                 count(&plane.counters.malformed);
@@ -88,20 +99,25 @@ async fn serve_request(
     plane: &DataPlane,
     (number, request): (u64, DataRequest),
     mut span: Span,
+    noted: &mut Option<Noted>,
 ) -> Result<(), Fault> {
     let begun = Instant::now();
     let verb = match request {
         DataRequest::Match(_) => Some(0),
         DataRequest::Fetch(_) => Some(1),
+        // Blocks that move wait for their turn, behind everything else: how long they take says nothing of what clients wait for.
+        DataRequest::Store(ref request) if request.moved && peer.role == Role::Node => None,
         DataRequest::Store(_) => Some(2),
         DataRequest::Release(_) => Some(3),
         DataRequest::Strategies(_)
         | DataRequest::Watch(_)
         | DataRequest::Survey(_)
         | DataRequest::Explain(_)
-        | DataRequest::Trace(_) => None,
+        | DataRequest::Trace(_)
+        | DataRequest::Recall(_)
+        | DataRequest::Names(_) => None,
     };
-    let served = answer(connection, peer, plane, (number, request), &mut span).await;
+    let served = answer(connection, peer, plane, (number, request), &mut span, noted).await;
     if let Err(fault) = &served {
         span.fail(fault);
     }
@@ -124,6 +140,7 @@ async fn answer(
     plane: &DataPlane,
     (number, request): (u64, DataRequest),
     span: &mut Span,
+    noted: &mut Option<Noted>,
 ) -> Result<Given, Fault> {
     let of_asker = request.epoch();
     let reply = match request {
@@ -134,11 +151,16 @@ async fn answer(
         DataRequest::Survey(request) => surveyed(plane, peer.role, span, request).await,
         DataRequest::Explain(request) => explained(plane, peer.role, request).await,
         DataRequest::Trace(request) => traces(plane, peer.role, request),
+        DataRequest::Recall(request) => recalled(plane, peer.role, &request),
+        DataRequest::Names(request) => names::answer(plane, request),
         DataRequest::Store(request) => plane.store(connection, peer, span, request).await?,
         DataRequest::Fetch(request) => match plane.fetch(span, peer.role, request).await {
             Ok(found) => match plane.answer(peer.role, &found) {
                 Ok(reply) => {
                     traced::answered(span, &reply);
+                    if let Some(noted) = noted {
+                        noted.answered(&reply);
+                    }
                     plane.send_found(connection, number, span, (&reply, &found)).await?;
                     return Ok(Given::Answer);
                 }
@@ -160,6 +182,9 @@ async fn answer(
     match reply {
         Ok(reply) => {
             traced::answered(span, &reply);
+            if let Some(noted) = noted {
+                noted.answered(&reply);
+            }
             plane.paced(0, connection.send(Kind::DataReply, number, &reply, &[])).await?;
             Ok(Given::Answer)
         }
@@ -282,4 +307,12 @@ fn traces(plane: &DataPlane, role: Role, request: TraceRequest) -> Result<DataRe
     let serving = plane.view.serves(role)?;
     admitted(&serving, request.epoch, request.device)?;
     Ok(DataReply::Traced { epoch: serving.map.epoch, answer: plane.tracer.answer(request.ask) })
+}
+
+/// Tells what is remembered of a request: of every tenant's, as of traces.
+fn recalled(plane: &DataPlane, role: Role, request: &RecallRequest) -> Result<DataReply, WireError> {
+    let serving = plane.view.serves(role)?;
+    admitted(&serving, request.epoch, request.device)?;
+    let parts = plane.recall.of(plane.view.now(), request.trace);
+    Ok(DataReply::Recalled { epoch: serving.map.epoch, parts })
 }

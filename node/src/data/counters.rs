@@ -14,6 +14,9 @@ pub(crate) struct Counters {
     pub(crate) fetches: AtomicU64,
     pub(crate) stores: AtomicU64,
     pub(crate) releases: AtomicU64,
+    /// Things that were asked of names one by one, and of all of them.
+    pub(crate) name_asks: AtomicU64,
+    pub(crate) name_lists: AtomicU64,
     pub(crate) fetched_bytes: AtomicU64,
     pub(crate) stored_bytes: AtomicU64,
     pub(crate) corrupt_blocks: AtomicU64,
@@ -43,6 +46,14 @@ pub(crate) struct Counters {
     pub(crate) snapshot_failures: AtomicU64,
     pub(crate) snapshot_loaded_blocks: AtomicU64,
     pub(crate) snapshot_damaged_blocks: AtomicU64,
+    /// Of the port that speaks Redis: callers that came, those that were turned away, commands, those that failed, and values that were
+    /// asked for and found or not.
+    pub(crate) redis_connections: AtomicU64,
+    pub(crate) redis_refused: AtomicU64,
+    pub(crate) redis_commands: AtomicU64,
+    pub(crate) redis_errors: AtomicU64,
+    pub(crate) redis_hits: AtomicU64,
+    pub(crate) redis_misses: AtomicU64,
     /// How long requests took that were answered, not refused, from the whole question to the whole answer.
     pub(crate) took: [LatencyRecorder; 4],
 }

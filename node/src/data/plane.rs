@@ -3,6 +3,7 @@
 use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::data::counters::{Counters, count};
+use crate::data::recall::Recall;
 use crate::data::replicate::Replicator;
 use crate::pace::{MoveLimits, Pacer};
 use crate::view::View;
@@ -46,6 +47,7 @@ pub(crate) struct DataPlane {
     pub(crate) replicator: Replicator,
     pub(crate) listening: Listening,
     pub(crate) tracer: Tracer,
+    pub(super) recall: Recall,
     pub(super) connections: Arc<Semaphore>,
     /// What blocks pass that move to others.
     pub(crate) gives: Arc<Pacer>,
@@ -83,6 +85,7 @@ impl DataPlane {
             counters,
             listening,
             tracer: replicator.tracer.clone(),
+            recall: Recall::default(),
             replicator,
             gives,
             takes,

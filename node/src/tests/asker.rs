@@ -11,7 +11,7 @@ use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::{
     BlockHeader, BlockKey, DeviceId, Epoch, Era, Layout, LayoutFingerprint, MemberId, Slot, TenantId,
-    WireError,
+    TraceContext, WireError,
 };
 use kvhive_wire::{Connection, Fault, Identity};
 use std::time::Duration;
@@ -166,6 +166,17 @@ impl Asker {
         self.connection.receive_answer(Kind::DataReply, self.number).await
     }
 
+    /// Asks as a part of a trace.
+    pub(super) async fn exchange_traced(
+        &mut self,
+        of: TraceContext,
+        request: &DataRequest,
+    ) -> Result<DataReply, Fault> {
+        self.number += 1;
+        self.connection.send(Kind::TracedRequest, self.number, &(of, request), &[]).await?;
+        self.connection.receive_answer(Kind::DataReply, self.number).await
+    }
+
     /// Stores; an error is the node's refusal of all of it.
     pub(super) async fn store(&mut self, blocks: &[Block], ack: Ack) -> Result<Vec<Stored>, WireError> {
         match self.try_store(blocks, ack).await {
@@ -232,20 +243,24 @@ impl Asker {
         }
     }
 
-    pub(super) async fn covered(&mut self, numbers: &[u64]) -> Result<u32, WireError> {
-        self.hold(numbers, 0).await
-    }
-
-    /// As [`Asker::covered`], and has what is there stay for so long.
-    pub(super) async fn hold(&mut self, numbers: &[u64], hold_ms: u32) -> Result<u32, WireError> {
-        let request = DataRequest::Match(MatchRequest {
+    pub(super) fn match_request(&self, numbers: &[u64], hold_ms: u32) -> DataRequest {
+        DataRequest::Match(MatchRequest {
             epoch: self.epoch,
             device: self.device,
             tenant: self.tenant,
             hold_ms,
             runs: self.runs(numbers.len()),
             keys: numbers.iter().map(|number| key(*number)).collect(),
-        });
+        })
+    }
+
+    pub(super) async fn covered(&mut self, numbers: &[u64]) -> Result<u32, WireError> {
+        self.hold(numbers, 0).await
+    }
+
+    /// As [`Asker::covered`], and has what is there stay for so long.
+    pub(super) async fn hold(&mut self, numbers: &[u64], hold_ms: u32) -> Result<u32, WireError> {
+        let request = self.match_request(numbers, hold_ms);
         match self.exchange(&request, &[]).await {
             Ok(DataReply::Matched { covered, .. }) => Ok(covered[0]),
             Err(Fault::Refused(error)) => Err(error),

@@ -292,7 +292,10 @@ async fn what_is_on_a_disk_that_is_silent_at_the_start_is_taken_in_when_it_answe
 /// Two nodes that are replicas of all slots, the first over a disk.
 async fn pair(first: &Setup, second: &Setup) -> (FakeCoordinator, NodeHandle, NodeHandle) {
     let coordinator = FakeCoordinator::start().await;
-    let (first, second) = (first.start("node-0", &coordinator), second.start("node-1", &coordinator));
+    let first = first.start("node-0", &coordinator);
+    // Who comes first is every slot's primary.
+    eventually("it is a member", || first.member().is_some()).await;
+    let second = second.start("node-1", &coordinator);
     for node in [&first, &second] {
         eventually("both serve by the whole map", || {
             let members = node.plane.view.serving().map_or(0, |serving| serving.map.members.len());

@@ -8,6 +8,8 @@ use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Ack, DataReply, DataRequest, Run};
 use kvhive_protocol::explain::{Departure, ExplainRequest, Explained, Lapse, MAX_KEYS_PER_EXPLAIN, Since};
 use kvhive_protocol::map::{ReplicaSet, Tenant};
+use kvhive_protocol::recall::RecallRequest;
+use kvhive_protocol::trace::{SpanId, TraceContext, TraceId};
 use kvhive_protocol::watch::{BlockTier, Gone};
 use kvhive_protocol::{DeviceId, Era, LayoutFingerprint, Strategy, TenantId, TenantRules, WireError};
 use kvhive_wire::Fault;
@@ -171,4 +173,37 @@ async fn questions_are_bounded_and_must_add_up() {
     client.tenant = TenantId(99);
     let nobody = client.explain(&[1], true).await;
     assert_eq!(nobody, Err(WireError::UnknownTenant { tenant: TenantId(99) }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_a_request_missed_is_known_by_its_trace_after_the_blocks_have_come() {
+    // Nothing is traced here.
+    let setup = Setup { device_frames: 4, ..Setup::default() };
+    let (_coordinator, node) = setup.one().await;
+    let mut client = node.ask().await;
+    for number in 0..8 {
+        assert_eq!(client.store(&[Block::new(number, 4 * KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+    }
+    let trace = TraceId::of_request("chatcmpl-7");
+    let asked = client.match_request(&[7, 0, 100], 0);
+    let context = TraceContext { trace, span: SpanId::new([1; 8]).expect("it is not zero") };
+    assert!(matches!(client.exchange_traced(context, &asked).await, Ok(DataReply::Matched { .. })));
+    // Without a context nothing is remembered.
+    assert_eq!(client.covered(&[101]).await, Ok(0));
+    assert_eq!(client.store(&[Block::new(100, 4 * KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+    let mut recall = async |trace| {
+        let request = RecallRequest { epoch: client.epoch, device: client.device, trace };
+        match client.exchange(&DataRequest::Recall(request), &[]).await {
+            Ok(DataReply::Recalled { parts, .. }) => parts,
+            other => panic!("a question for a request was answered by {other:?}"),
+        }
+    };
+    let parts = recall(trace).await;
+    let [part] = &parts[..] else { panic!("{parts:?}") };
+    assert_eq!((part.fetches, part.blocks, part.hits, part.missed.len()), (false, 3, 1, 2));
+    assert_eq!(part.missed[0].0, key(0));
+    assert_eq!(gone(part.missed[0].1), Some((Gone::Evicted, Some(BlockTier::Device), Strategy::Lru)));
+    assert_eq!(part.missed[1].0, key(100));
+    assert!(is_unknown(part.missed[1].1, Since::Began), "as it was then: {part:?}");
+    assert_eq!(recall(TraceId::of_request("chatcmpl-8")).await, []);
 }

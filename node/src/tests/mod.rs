@@ -15,6 +15,7 @@ mod moves;
 mod persist;
 mod persist_layouts;
 mod proxy;
+mod redis;
 mod replication;
 mod snapshots;
 mod tenants;
@@ -65,6 +66,7 @@ struct Setup {
     inflight_bytes: usize,
     stall: Duration,
     move_rate: u64,
+    redis: Option<crate::RedisConfig>,
     /// How many of a million requests are traced.
     sample_ppm: u32,
 }
@@ -89,6 +91,7 @@ impl Default for Setup {
             inflight_bytes: 64 * MIB,
             stall: Duration::from_secs(10),
             move_rate: 1 << 40,
+            redis: None,
             sample_ppm: 0,
         }
     }
@@ -141,6 +144,8 @@ impl Setup {
             },
             disk_folder: self.disk.as_ref().map(|(folder, _)| folder.clone()),
             persist: self.persist.clone(),
+            names_bytes: 32 << 20,
+            redis: self.redis.clone(),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
             access: Access::default(),

@@ -14,6 +14,7 @@ use kvhive_protocol::map::ReplicaSet;
 use kvhive_protocol::{DeviceId, Filling, Pin, PinMode, Reason, Slot, WireError};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpListener;
 
 /// Places a slot and says who lacks its blocks.
 pub(super) fn place(coordinator: &FakeCoordinator, slot: Slot, set: &[DeviceId], lacking: &[DeviceId]) {
@@ -39,7 +40,7 @@ async fn serve_it(coordinator: &FakeCoordinator, nodes: &[NodeHandle]) {
 pub(super) async fn one_of_two(setup: Setup) -> (FakeCoordinator, Vec<NodeHandle>, Asker, [DeviceId; 2]) {
     let (coordinator, nodes) = setup.several(2).await;
     let client = nodes[0].ask().await;
-    let devices = [0, 1].map(|at: usize| DeviceId::new(nodes[at].member().expect("it is a member"), 0));
+    let devices = [0, 1].map(|at: usize| device_of(&nodes[at]));
     place(&coordinator, client.slot, &devices[..1], &[]);
     serve_it(&coordinator, &nodes).await;
     (coordinator, nodes, client, devices)
@@ -110,6 +111,37 @@ async fn a_node_that_cannot_be_reached_is_given_nothing_and_asked_again() {
     place(&coordinator, client.slot, &[old, new], &[new]);
     eventually("it was tried", || nodes[0].counted(|counters| &counters.move_failures) >= 2).await;
     assert!(!coordinator.is_filled(client.slot, new));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_does_not_answer_holds_up_no_other() {
+    let (coordinator, nodes) = Setup::default().several(3).await;
+    let mut client = nodes[0].ask().await;
+    let [old, silent, other] = [0, 1, 2].map(|at: usize| device_of(&nodes[at]));
+    let slots = [client.slot, Slot(client.slot.0 + 1)];
+    slots.iter().for_each(|slot| place(&coordinator, *slot, &[old], &[]));
+    serve_it(&coordinator, &nodes).await;
+    for (slot, number) in slots.into_iter().zip(1..) {
+        client.slot = slot;
+        assert_eq!(client.store(&[Block::new(number, KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+    }
+    // It is connected to, and says nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    coordinator.change(|map| {
+        let member = map.members.get_mut(&silent.member).expect("it is a member");
+        member.data_address = address;
+    });
+    place(&coordinator, slots[0], &[old, silent], &[silent]);
+    let held = listener.accept().await.expect("it is asked");
+    place(&coordinator, slots[1], &[old, other], &[other]);
+    eventually("the other is given", || coordinator.is_filled(slots[1], other)).await;
+    assert_eq!(nodes[0].counted(|counters| &counters.move_failures), 0, "the first is still awaited");
+    drop(held);
+}
+
+fn device_of(node: &NodeHandle) -> DeviceId {
+    DeviceId::new(node.member().expect("it is a member"), 0)
 }
 
 /// Says that a member is being emptied.
@@ -191,6 +223,48 @@ async fn a_block_without_room_is_lost_with_who_is_emptied_and_a_pinned_one_keeps
     eventually("it has told", || coordinator.emptying(old.member).0 == lost).await;
     assert!(!held.is_finished(), "all were held to the end");
     held.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pinned_block_stays_where_as_much_is_pinned_as_may_be() {
+    let (coordinator, nodes, mut client, [old, new]) = one_of_two(Setup::default()).await;
+    let slot = client.slot;
+    let blocks: Vec<Block> = (0..20).map(|number| Block::new(number, 4 * KIB)).collect();
+    assert_eq!(client.store(&blocks[..4], Ack::Primary).await, Ok(vec![kept(1); 4]));
+    let mut other = nodes[1].ask().await;
+    other.slot = Slot(slot.0 + 1);
+    place(&coordinator, other.slot, &[new], &[]);
+    serve_it(&coordinator, &nodes).await;
+    // Half of its frames.
+    assert_eq!(other.store(&blocks[4..20], Ack::Primary).await, Ok(vec![kept(1); 16]));
+    let pin = |name: &str, numbers: std::ops::Range<u64>| {
+        coordinator.change(|map| {
+            let pin = Pin {
+                tenant: super::coordinator::TENANT,
+                keys: numbers.map(key).collect::<Vec<_>>().iter().collect(),
+                mode: PinMode::Hard,
+                reason: Reason::default(),
+            };
+            Arc::make_mut(&mut map.pins).insert(name.to_owned(), pin);
+        });
+    };
+    pin("there", 4..20);
+    nodes[1].settles("half of it is pinned", |stats| stats.pinned_blocks == 16).await;
+    pin("here", 0..2);
+    serve_it(&coordinator, &nodes).await;
+    empty(&coordinator, old);
+    place(&coordinator, slot, &[old, new], &[new]);
+    let told = || coordinator.emptying(old.member).0;
+    eventually("both wait, and the others are there", || {
+        (told().waiting_blocks, told().moved_blocks) == (2, 2)
+    })
+    .await;
+    assert!(!coordinator.is_filled(slot, new));
+    coordinator.change(|map| {
+        Arc::make_mut(&mut map.pins).remove("there");
+    });
+    eventually("there is room to pin", || coordinator.is_filled(slot, new)).await;
+    nodes[1].settles("they are pinned there", |stats| stats.pinned_blocks == 2).await;
 }
 
 /// A hand that gives what `node` has to give, beside the node's own.

@@ -182,7 +182,7 @@ impl Node {
         if self.giving.is_some() || !self.is_leased(now) {
             return None;
         }
-        let round = self.fills.begin()?;
+        let round = self.fills.begin(&BTreeSet::new())?;
         let blocks = self.blocks_of(&round.slots);
         let gift = Gift { round: round.number, target: round.target.member, blocks };
         self.giving = Some((round, now));

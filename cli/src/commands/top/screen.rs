@@ -296,7 +296,7 @@ fn draw_events(figures: &Figures, area: Rect, cells: &mut Buffer) {
 
 fn about(event: &Event) -> String {
     let subject = &event.subject;
-    let slots = subject.slots.map(|slots| format!("{slots} slots"));
+    let slots = subject.slots.map(|slots| report::counted(slots, "slot"));
     let Subject { member, tenant, coordinator, engine, pin, .. } = subject.clone();
     [member, tenant, coordinator, engine, pin, slots].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }

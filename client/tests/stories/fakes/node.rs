@@ -292,6 +292,11 @@ impl State {
                 let answer = kvhive_protocol::trace::TraceAnswer::Off;
                 (DataReply::Traced { epoch: self.epoch, answer }, Vec::new())
             }
+            DataRequest::Recall(_) => {
+                (DataReply::Recalled { epoch: self.epoch, parts: Vec::new() }, Vec::new())
+            }
+            // Real nodes answer for names, in the stories of the Redis port.
+            DataRequest::Names(_) => panic!("no story of these asks for names"),
             DataRequest::Store(request) => {
                 let headers = request.blocks.iter().map(|block| block.header);
                 (

@@ -131,6 +131,8 @@ fn what_would_cost_the_majority_or_is_not_caught_up_is_refused() {
     assert_eq!(net.refused[&other], RefuseReason::AlreadyThere { peer: D });
     let again = add(&mut net, D);
     assert!(net.settled.contains(&again), "it is so already");
+    let shrinks = promote(&mut net, others[1], Some(others[0]));
+    assert_eq!(net.refused[&shrinks], RefuseReason::Votes { peer: others[1] }, "three would become two");
     let silent = promote(&mut net, D, None);
     assert_eq!(net.refused[&silent], RefuseReason::Silent { peer: D });
     // It runs, and misses much at once.

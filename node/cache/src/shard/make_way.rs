@@ -7,11 +7,25 @@ use crate::block::Tier;
 use crate::party::MEMORY;
 use kvhive_protocol::data::StoreBlock;
 use kvhive_protocol::{Moment, Slot, TenantId};
+use std::time::Duration;
 
-/// Records looked at for a copy whose slot has gone elsewhere.
-const LOOKED_AT: usize = 1 << 16;
+/// Records looked at for one copy whose slot has gone elsewhere.
+const LOOKED_AT: usize = 1 << 14;
+/// When all have been looked at in vain, the search rests for so long: what is held by somebody then may leave later.
+const REST: Duration = Duration::from_millis(100);
 /// Such copies that leave for one block at most: one in each tier.
 const AT_ONCE: usize = 2;
+
+/// Where a shard is in its search for copies whose slots have gone elsewhere.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Elsewhere {
+    /// The record that is next.
+    at: usize,
+    /// Records looked at since one was found.
+    in_vain: usize,
+    /// Nothing is looked for until then.
+    rests_until: Moment,
+}
 
 impl Shard {
     /// Makes way for a block, of slots of which the device has those that `has` says. False where it should come a little later: memory
@@ -62,19 +76,30 @@ impl Shard {
         has: &impl Fn(Slot) -> bool,
         effects: &mut Vec<Effect>,
     ) -> bool {
+        if now < self.elsewhere.rests_until {
+            return false;
+        }
         let (clock, records) = (self.hold_clock(now), self.index.records.len());
-        for step in 0..records.min(LOOKED_AT) {
-            let at = (self.elsewhere + step) % records;
+        let looked_at = records.min(LOOKED_AT);
+        for step in 0..looked_at {
+            let at = (self.elsewhere.at + step) % records;
             let record = &self.index.records[at];
             if record.class >= least && record.is_evictable(clock) && !has(Slot(record.slot)) {
                 // The one before it in its prefix has become the last, perhaps.
                 let before = self.linked(record.parent);
                 self.evict(at as u32, effects);
-                self.elsewhere = before.map_or(at + 1, |before| before as usize) % records;
+                let next = before.map_or(at + 1, |before| before as usize) % records;
+                self.elsewhere = Elsewhere { at: next, ..Elsewhere::default() };
                 return true;
             }
         }
-        self.elsewhere = (self.elsewhere + LOOKED_AT) % records.max(1);
+        let Elsewhere { at, in_vain, .. } = &mut self.elsewhere;
+        *at = (*at + looked_at) % records.max(1);
+        *in_vain += looked_at;
+        if *in_vain >= records {
+            *in_vain = 0;
+            self.elsewhere.rests_until = now + REST;
+        }
         false
     }
 }

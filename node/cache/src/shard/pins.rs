@@ -9,6 +9,7 @@
 use super::Shard;
 use crate::block::{Life, Mark, Tier};
 use crate::party::COMMONS;
+use kvhive_protocol::data::StoreBlock;
 use kvhive_protocol::pins::MAX_PINNED_KEYS;
 use kvhive_protocol::{BlockKey, Slot, TenantId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,6 +117,16 @@ impl Shard {
     /// Says whether a block that comes would be pinned in a frame of this class: others leave for it then, whatever it is worth.
     pub(super) fn would_pin(&self, tenant: TenantId, key: &BlockKey, slot: Slot, class: u8) -> bool {
         self.names(tenant, key, slot) && self.may_pin(tenant, class)
+    }
+
+    /// Says whether a pin names a block that comes, and it could not be pinned here: as much is as may be.
+    pub fn lacks_room_to_pin(&self, tenant: TenantId, block: &StoreBlock, slot: Slot) -> bool {
+        let key = &block.header.key;
+        let is_pinned = |at: u32| self.index.records[at as usize].is(Mark::PINNED);
+        let Some(class) = self.class_of(block.header.payload_bytes) else { return false };
+        self.names(tenant, key, slot)
+            && !self.find(tenant, key).is_some_and(is_pinned)
+            && !self.may_pin(tenant, class)
     }
 
     fn names(&self, tenant: TenantId, key: &BlockKey, slot: Slot) -> bool {

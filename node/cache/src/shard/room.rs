@@ -28,11 +28,11 @@ pub(super) enum Leaves {
 
 impl Shard {
     /// Finds a frame in memory of at least this class: a free one of the device, of the host, of a larger class, or a victim's. For a
-    /// block that is going to be pinned another leaves whatever it is worth.
+    /// block that is wanted (it is going to be pinned, say) another leaves whatever it is worth.
     pub(super) fn take_frame(
         &mut self,
         now: Moment,
-        (tenant, is_pinned): (TenantId, bool),
+        (tenant, is_wanted): (TenantId, bool),
         class: u8,
         visit: &Visit,
         effects: &mut Vec<Effect>,
@@ -58,7 +58,7 @@ impl Shard {
                 }
             }
             let leaves = match self.leaves_memory(now, (party, bytes), class, visit) {
-                Leaves::Nobody if is_pinned => self.coldest_in_memory(now, (party, bytes), class, visit),
+                Leaves::Nobody if is_wanted => self.coldest_in_memory(now, (party, bytes), class, visit),
                 leaves => leaves,
             };
             match leaves {

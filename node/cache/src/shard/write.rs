@@ -91,7 +91,9 @@ impl Shard {
         }
         // Before the frame: a victim may be the last of its owner.
         let owner = self.owners.enter(tenant, header.era).ok_or(Refusal::NoRoom)?;
-        let frame = self.take_frame(now, (tenant, is_pinned), class, &visit, effects);
+        // What a name means has a key of its own, which nobody has asked for before: its owner says that it is wanted, by storing it.
+        let is_wanted = is_pinned || header.fingerprint.is_of_any_length();
+        let frame = self.take_frame(now, (tenant, is_wanted), class, &visit, effects);
         let (tier, class) = frame.inspect_err(|_| self.owners.leave(owner))?;
         let party = self.party_of(tenant);
         let record = Record {

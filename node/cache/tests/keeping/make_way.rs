@@ -68,3 +68,39 @@ fn what_comes_waits_for_memory_while_the_disk_has_room() {
     assert_eq!((scene.shard.stats().evicted, scene.blocks_here()), (0, (27, 0)));
     assert!(waited > 0, "memory alone has no room for them");
 }
+
+#[test]
+fn copies_that_somebody_holds_leave_when_they_are_let_go_of() {
+    let mut scene = Scenario::of([8, 0, 0], Strategy::Lru, None);
+    for number in 10..14 {
+        assert!(scene.try_store_in(GONE, number, BlockKey::NONE));
+        assert_eq!(scene.matched(number..number + 1, 1000), 1);
+    }
+    (0..4).for_each(|number| assert!(scene.try_store_in(HERE, number, BlockKey::NONE)));
+    // All are held: what is here leaves for what comes.
+    assert!(scene.make_way(4) && scene.try_store_in(HERE, 4, BlockKey::NONE));
+    assert_eq!(scene.blocks_here(), (4, 4));
+    scene.now += 1010;
+    for number in 5..9 {
+        assert!(scene.make_way(number) && scene.try_store_in(HERE, number, BlockKey::NONE));
+    }
+    assert_eq!(scene.blocks_here(), (8, 0));
+}
+
+#[test]
+fn a_search_in_vain_rests() {
+    let mut scene = Scenario::of([8, 0, 0], Strategy::Lru, None);
+    for number in 10..14 {
+        assert!(scene.try_store_in(GONE, number, BlockKey::NONE));
+        assert_eq!(scene.matched(number..number + 1, 50), 1);
+    }
+    (0..4).for_each(|number| assert!(scene.try_store_in(HERE, number, BlockKey::NONE)));
+    assert!(scene.make_way(4) && scene.try_store_in(HERE, 4, BlockKey::NONE));
+    // Their holds have ended, and nobody has looked since.
+    scene.now += 60;
+    assert!(scene.make_way(5) && scene.try_store_in(HERE, 5, BlockKey::NONE));
+    assert_eq!(scene.blocks_here(), (4, 4));
+    scene.now += 60;
+    assert!(scene.make_way(6) && scene.try_store_in(HERE, 6, BlockKey::NONE));
+    assert_eq!(scene.blocks_here(), (5, 3));
+}

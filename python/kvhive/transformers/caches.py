@@ -1,7 +1,4 @@
-"""Saves and restores the `DynamicCache` of Hugging Face transformers: prompts that begin alike are computed once in a cluster.
-
-Needs torch and transformers. The page `docs/integrate/transformers.md` shows it at work.
-"""
+"""Saves and restores the `DynamicCache` of a model: prompts that begin alike are computed once in a cluster."""
 
 from __future__ import annotations
 
@@ -14,8 +11,6 @@ from transformers import DynamicCache, PretrainedConfig
 from kvhive._native import Layout, Prefix, StoreReport
 from kvhive.client import Client
 from kvhive.errors import MisuseError
-
-__all__ = ["CacheStore", "Restored"]
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 FULL = "full_attention"

@@ -1,0 +1,77 @@
+"""What a connector is told in `kv_connector_extra_config`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from kvhive.access import Tls, local
+from kvhive.errors import MisuseError
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that may be set, with what is usual."""
+
+    coordinators: tuple[str, ...]
+    """Where the cluster's coordinators are. Without, it is the cluster that `kvhive up` runs on this machine."""
+    token: str
+    """The cluster's token, or the file that it is in: `token` or `token_file`."""
+    tls: Tls | None = None
+    """Three files, where the cluster speaks TLS: `{"certificate": …, "key": …, "authorities": …}`."""
+    tenant: str = "default"
+    """Whose blocks they are. It must exist."""
+    weights: str | None = None
+    """A name for the weights, where the model's own does not say them: two weights of one name would share blocks."""
+    wait_ms: int = 500
+    """The longest that a request waits for what the cluster has. Then the engine computes."""
+    asks: int = 32
+    """Requests that are asked for at once."""
+    least_tokens: int = 1
+    """Fewer missing tokens than this are computed without asking."""
+    memory_mb: int = 1024
+    """Memory of each worker for blocks on their way, in MiB. What does not fit is computed, or not saved."""
+    known_s: int = 60
+    """How long a saved block counts as being in the cluster, and is not sent again."""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Settings:
+        """Reads what an operator wrote. Everything wrong is refused, with its name and what is allowed."""
+        given = dict(given)
+        known = {field.name for field in fields(cls)} | {"token_file", "directory"}
+        if unknown := sorted(given.keys() - known):
+            raise MisuseError(f"kv_connector_extra_config {', '.join(unknown)}: allowed is {', '.join(sorted(known))}")
+        coordinators, token, tls = given.pop("coordinators", None), given.pop("token", None), given.pop("tls", None)
+        token_file, directory = given.pop("token_file", None), given.pop("directory", None)
+        if coordinators is None:
+            if token is not None or token_file is not None or tls is not None:
+                raise MisuseError("kv_connector_extra_config token, token_file, tls: they go with coordinators")
+            addresses, token, files = local(directory)
+        else:
+            if directory is not None:
+                raise MisuseError("kv_connector_extra_config directory: it says where coordinators are, as coordinators does")
+            addresses = coordinators.split(",") if isinstance(coordinators, str) else list(coordinators)
+            if (token is None) == (token_file is None):
+                raise MisuseError("kv_connector_extra_config token, token_file: one of them goes with coordinators")
+            token = Path(token_file).read_text() if token is None else str(token)
+            files = None if tls is None else Tls(**tls)
+        settings = cls(tuple(address.strip() for address in addresses), token.strip(), files, **given)
+        for name, least, most in (
+            ("wait_ms", 1, 600_000),
+            ("asks", 1, 10_000),
+            ("least_tokens", 1, 1 << 31),
+            ("memory_mb", 1, 1 << 20),
+            ("known_s", 1, 86_400),
+        ):
+            value = getattr(settings, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise MisuseError(f"kv_connector_extra_config {name}={value!r}: allowed is {least} to {most}")
+        for name in ("tenant", "weights"):
+            value = getattr(settings, name)
+            if not (isinstance(value, str) and value) and not (name == "weights" and value is None):
+                raise MisuseError(f"kv_connector_extra_config {name}={value!r}: allowed is a name")
+        return settings

@@ -1,0 +1,211 @@
+//! A worker's way to its cluster: connected when it is first needed, and anew until it is. What it is asked takes as long as it is
+//! told, and never fails: what does not come is not there.
+
+use crate::errors::Failure;
+use crate::reports::refused;
+use kvhive_client::{
+    Client, ClientConfig, ClientError, FetchOutcome, MissReason, NamespaceClient, Prefix, StoreOptions,
+    StoreOutcome,
+};
+use kvhive_engines::courier::Names;
+use kvhive_engines::{Groups, orders::Placed};
+use kvhive_protocol::Layout;
+use kvhive_protocol::data::Refusal;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+/// Whose blocks these are.
+pub(super) struct Place {
+    pub(super) tenant: String,
+    pub(super) model: String,
+    pub(super) rank: u32,
+    /// One a group.
+    pub(super) layouts: Vec<Layout>,
+}
+
+/// A cluster, as one worker sees it.
+pub(super) struct Links {
+    config: ClientConfig,
+    place: Place,
+    groups: Groups,
+    spaces: OnceCell<Vec<NamespaceClient>>,
+    trouble: Mutex<Option<String>>,
+}
+
+impl Links {
+    pub(super) fn new(config: ClientConfig, place: Place, groups: Groups) -> Links {
+        Links { config, place, groups, spaces: OnceCell::new(), trouble: Mutex::new(None) }
+    }
+
+    /// Returns what went wrong since this was asked last.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.lock().take()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        // Nothing is left half-done under this lock.
+        self.trouble.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    pub(super) fn note(&self, why: impl ToString) {
+        *self.lock() = Some(why.to_string());
+    }
+
+    /// Connects, if it is not yet.
+    pub(super) async fn connect(&self) -> Option<&[NamespaceClient]> {
+        let begun = self.spaces.get_or_try_init(|| async {
+            let client = Client::connect(self.config.clone()).await?;
+            let Place { tenant, model, rank, layouts } = &self.place;
+            let open = |(group, layout): (usize, &Layout)| {
+                client.namespace(tenant, &format!("{model}/{group}"), *layout, *rank)
+            };
+            layouts.iter().enumerate().map(open).collect::<Result<Vec<_>, ClientError>>()
+        });
+        match begun.await {
+            Ok(spaces) => Some(spaces),
+            Err(why) => {
+                self.note(why);
+                None
+            }
+        }
+    }
+
+    fn prefix(&self, space: &NamespaceClient, group: usize, names: &Names, blocks: usize) -> Prefix {
+        let hashes: Vec<&[u8]> =
+            (0..blocks).map(|block| names[self.groups.hash_of(group, block)].as_slice()).collect();
+        space.prefix_of_engine_hashes(&hashes)
+    }
+
+    /// Returns how many of these blocks there are in each group, and their prefixes; none when the cluster did not answer.
+    pub(super) async fn find(
+        &self,
+        names: &Names,
+        groups: &[Range<usize>],
+        limit: Duration,
+    ) -> Option<(Vec<usize>, Vec<Prefix>)> {
+        let all = async {
+            let spaces = self.connect().await?;
+            let asked = spaces.iter().zip(groups).enumerate().map(|(group, (space, range))| async move {
+                let prefix = self.prefix(space, group, names, range.end);
+                let found = space.within(limit).match_from(&prefix, range.start).await;
+                found.map(|found| (found.covered - range.start, found.unreachable, prefix))
+            });
+            let mut blocks = Vec::with_capacity(groups.len());
+            let mut prefixes = Vec::with_capacity(groups.len());
+            let mut is_silent = true;
+            for answer in futures_util::future::join_all(asked).await {
+                match answer {
+                    Ok((covered, unreachable, prefix)) => {
+                        is_silent &= unreachable > 0 && covered == 0;
+                        blocks.push(covered);
+                        prefixes.push(prefix);
+                    }
+                    Err(why) => {
+                        self.note(why);
+                        return None;
+                    }
+                }
+            }
+            if is_silent {
+                self.note("no node that may have these blocks can be reached");
+            }
+            (!is_silent).then_some((blocks, prefixes))
+        };
+        let answered = timeout(limit, all).await;
+        if answered.is_err() {
+            self.note(format!("no answer within {limit:?}"));
+        }
+        answered.ok().flatten()
+    }
+
+    /// Fetches blocks of a group; returns how many came without a gap, and whether the cluster was late.
+    pub(super) async fn fetch(
+        &self,
+        group: usize,
+        prefix: &Prefix,
+        range: Range<usize>,
+        memory: &mut [&mut [u8]],
+        limit: Duration,
+    ) -> (usize, bool) {
+        let Some(spaces) = self.spaces.get() else { return (0, true) };
+        match spaces[group].within(limit).fetch_into(prefix, range, memory).await {
+            Ok(report) => {
+                let is_late = report
+                    .outcomes
+                    .iter()
+                    .any(|outcome| matches!(outcome, FetchOutcome::Missed(MissReason::Unreachable)));
+                (report.delivered(), is_late)
+            }
+            Err(why) => {
+                self.note(why);
+                (0, true)
+            }
+        }
+    }
+
+    /// Stores blocks of a group; returns how many are there, none when the cluster did not answer.
+    pub(super) async fn store(
+        &self,
+        group: usize,
+        names: &Names,
+        blocks: &[Placed],
+        memory: &[&[u8]],
+        limit: Duration,
+    ) -> Option<usize> {
+        let Ok(Some(spaces)) = timeout(limit, self.connect()).await else { return None };
+        let last = blocks.iter().map(|placed| placed.at as usize).max()?;
+        let space = spaces[group].within(limit);
+        let prefix = self.prefix(&space, group, names, last + 1);
+        let (mut kept, mut is_silent, mut from) = (0, true, 0);
+        while from < blocks.len() {
+            let first = blocks[from].at as usize;
+            let run = blocks[from..]
+                .iter()
+                .zip(first..)
+                .take_while(|(placed, at)| placed.at as usize == *at)
+                .count();
+            let range = first..first + run;
+            match space.store(&prefix, range, &memory[from..from + run], StoreOptions::default()).await {
+                Ok(report) => {
+                    kept += report.acknowledged();
+                    if let Some(why) = report.outcomes.iter().find_map(refusal) {
+                        self.note(format!("a block of {} bytes is not stored: {why}", space.block_bytes()));
+                    }
+                    is_silent &=
+                        report.outcomes.iter().all(|outcome| matches!(outcome, StoreOutcome::Unreachable));
+                }
+                Err(why) => self.note(why),
+            }
+            from += run;
+        }
+        (!is_silent).then_some(kept)
+    }
+
+    /// Says what the blocks of this worker are called, for its log.
+    pub(super) fn model(&self) -> &str {
+        &self.place.model
+    }
+}
+
+fn refusal(outcome: &StoreOutcome) -> Option<&'static str> {
+    match outcome {
+        // Another engine is storing the same.
+        StoreOutcome::Refused(Refusal::InFlight) => None,
+        StoreOutcome::Refused(refusal) => Some(refused(*refusal)),
+        _ => None,
+    }
+}
+
+/// Checks the sizes of a worker's blocks.
+pub(super) fn layouts(block_bytes: &[u64], groups: &Groups) -> Result<Vec<Layout>, Failure> {
+    let sized = block_bytes.iter().enumerate().map(|(group, bytes)| {
+        let bytes = u32::try_from(*bytes).ok().filter(|bytes| *bytes > 0);
+        let bytes =
+            bytes.ok_or_else(|| Failure::misuse(format!("blocks of group {group} have no usable size")))?;
+        Ok(Layout::opaque(bytes, groups.block_tokens(group)))
+    });
+    sized.collect()
+}

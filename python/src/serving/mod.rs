@@ -1,0 +1,22 @@
+//! What adapters inside serving engines are made of: their scheduler's side and their workers' side, as Python holds them. What
+//! decides is in the crate `kvhive-engines`.
+
+mod courier;
+mod links;
+mod planner;
+mod tier;
+
+use kvhive_protocol::Moment;
+use std::sync::LazyLock;
+use std::time::Instant;
+
+pub(crate) use courier::EngineCourier;
+pub(crate) use planner::{EnginePlanner, engine_fingerprint};
+pub(crate) use tier::EngineTier;
+
+static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Returns the time of this process.
+fn now() -> Moment {
+    Moment::from_nanos(u64::try_from(BEGUN.elapsed().as_nanos()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,253 @@
+"""The real vLLM on its CPU backend, with tiny seeded models: engines that share a cluster say what an engine without one says.
+
+`scripts/test vllm` runs this; it takes gigabytes of packages and minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+KVHIVE = os.environ.get("KVHIVE_BIN")
+if KVHIVE is None:
+    pytest.skip("KVHIVE_BIN does not say where the command is", allow_module_level=True)
+
+from vllm_engine import Engine  # noqa: E402
+
+BLOCK = 32
+TOKENS = 40
+
+
+def command(folder: Path, *words: str) -> None:
+    done = subprocess.run([str(KVHIVE), *words, "--dir", folder], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+class Cluster:
+    """A cluster of its own; `extra` is what a connector is told of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.extra: dict[str, Any] = {"directory": str(folder), "wait_ms": 5000}
+        shape = ["--coordinators", "1", "--nodes", "2", "--devices", "1", "--block-size", "256KiB"]
+        command(folder, "up", "--detach", *shape, "--device-memory", "256MiB", "--host-memory", "0B")
+
+    def down(self) -> None:
+        command(self._folder, "down")
+
+    def kill(self) -> None:
+        """Ends every process of it without a word."""
+        for one in self._processes():
+            os.kill(one, signal.SIGKILL)
+
+    def _processes(self) -> list[int]:
+        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        return [int(line.split()[0]) for line in listed.splitlines() if str(self._folder) in line and str(KVHIVE) in line]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        yield cluster
+    finally:
+        cluster.down()
+
+
+def tiny_llama(folder: Path) -> str:
+    """Writes a Llama whose weights are the same wherever they are made."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1234)
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    sizes: dict[str, Any] = {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+    config = LlamaConfig(**sizes, **heads, max_position_embeddings=4096, tie_word_embeddings=False, initializer_range=0.2)
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Gemma with layers that forget and layers that do not."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(1234)
+    kinds = (["sliding_attention"] * 2 + ["full_attention"]) * 2
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    sizes: dict[str, Any] = {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6}
+    config = Gemma3TextConfig(
+        **sizes, **heads, max_position_embeddings=4096, sliding_window=128, layer_types=kinds, initializer_range=0.1
+    )
+    folder = str(tmp_path_factory.mktemp("gemma"))
+    Gemma3ForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return folder
+
+
+def prompt(name: str, tokens: int) -> list[int]:
+    drawn = random.Random(name)
+    return [drawn.randrange(3, 2000) for _ in range(tokens)]
+
+
+class Reference:
+    """What an engine without kvhive says. Some prompts it answers otherwise alone than among others: sums of another order decide
+    between two tokens that are as good. Those are passed over, as nothing could be said of them."""
+
+    def __init__(self, model: str, prompts: list[list[int]]) -> None:
+        with Engine(model) as engine:
+            together = engine.generate(prompts, TOKENS)
+            engine.reset()
+            alone = [engine.generate([prompt], TOKENS)[0] for prompt in prompts]
+        agreed = [one["tokens"] == other["tokens"] for one, other in zip(together, alone, strict=True)]
+        self.prompts = [prompt for prompt, is_sure in zip(prompts, agreed, strict=True) if is_sure]
+        self._says = [answer["tokens"] for answer, is_sure in zip(alone, agreed, strict=True) if is_sure]
+        assert len(self.prompts) > len(prompts) // 2
+
+    def agrees(self, answers: list[dict[str, Any]]) -> None:
+        assert [answer["tokens"] for answer in answers] == self._says
+        assert {answer["finish"] for answer in answers} == {"length"}
+
+
+@pytest.fixture(scope="module")
+def reference(model: str) -> Reference:
+    shared = prompt("shared", 600)
+    prompts = [shared + prompt(f"tail {at}", 20 + 8 * at) for at in range(4)]
+    return Reference(model, prompts + [prompt(f"own {at}", 260 + 40 * at) for at in range(6)])
+
+
+def full(prompts: list[list[int]]) -> list[int]:
+    """How many tokens of each are in full blocks, without the last token, which is always computed."""
+    return [(len(prompt) - 1) // BLOCK * BLOCK for prompt in prompts]
+
+
+def external_hits(engine: Engine) -> float:
+    return engine.figures().get("external_prefix_cache_hits", 0)
+
+
+def test_a_second_engine_has_every_full_block_of_the_first(cluster: Cluster, model: str, reference: Reference) -> None:
+    with Engine(model, cluster.extra) as first:
+        for one in reference.prompts:
+            first.generate([one], TOKENS)
+    with Engine(model, cluster.extra) as second:
+        alone = [second.generate([one], TOKENS)[0] for one in reference.prompts]
+        reference.agrees(alone)
+        assert [answer["cached"] for answer in alone] == full(reference.prompts)
+        before = external_hits(second)
+        assert before >= full(reference.prompts[:1])[0]
+        # What it has itself it does not ask for; what it forgot it loads again, all at once this time.
+        together = second.generate(reference.prompts, TOKENS)
+        reference.agrees(together)
+        assert external_hits(second) == before
+        second.reset()
+        together = second.generate(reference.prompts, TOKENS)
+        reference.agrees(together)
+        assert [answer["cached"] for answer in together] == full(reference.prompts)
+        assert external_hits(second) > before
+        # Blocks of another tenant's salt are others.
+        assert second.generate(reference.prompts[:1], TOKENS, salt="other")[0]["cached"] == 0
+    for other in ({"extra": {**cluster.extra, "weights": "others"}}, {"extra": cluster.extra, "block_size": 64}):
+        with Engine(model, **other) as engine:
+            answers = engine.generate(reference.prompts[:1], TOKENS)
+            assert answers[0]["cached"] == 0, "other weights and other blocks are misses"
+
+
+def test_prompts_in_chunks_and_preempted_requests_say_the_same(
+    cluster: Cluster, model: str, reference: Reference
+) -> None:
+    tight = {"max_num_batched_tokens": 128, "num_gpu_blocks_override": 40, "max_num_seqs": 8, "max_model_len": 1024}
+    extra = {**cluster.extra, "weights": "in chunks"}
+    with Engine(model, extra, **tight) as engine:
+        reference.agrees(engine.generate(reference.prompts, TOKENS))
+        assert engine.figures()["num_preemptions"] > 0
+        before = external_hits(engine)
+        engine.reset()
+        answers = engine.generate(reference.prompts, TOKENS)
+        reference.agrees(answers)
+        assert [answer["cached"] for answer in answers] == full(reference.prompts)
+        assert external_hits(engine) > before
+
+
+def test_layers_that_forget_are_loaded_at_their_window(cluster: Cluster, hybrid: str) -> None:
+    reference = Reference(hybrid, [prompt(f"forgets {at}", 500 + 37 * at) for at in range(4)])
+    with Engine(hybrid, cluster.extra) as first:
+        reference.agrees(first.generate(reference.prompts, TOKENS))
+    with Engine(hybrid, cluster.extra) as second:
+        answers = second.generate(reference.prompts, TOKENS)
+        reference.agrees(answers)
+        assert [answer["cached"] for answer in answers] == full(reference.prompts)
+        assert external_hits(second) == sum(full(reference.prompts))
+
+
+def test_two_ranks_load_each_their_own(cluster: Cluster, model: str, reference: Reference) -> None:
+    for is_warm in (False, True):
+        with Engine(model, cluster.extra, tensor_parallel_size=2) as engine:
+            answers = engine.generate(reference.prompts, TOKENS)
+            reference.agrees(answers)
+            if is_warm:
+                assert [answer["cached"] for answer in answers] == full(reference.prompts)
+            else:
+                assert external_hits(engine) == 0, "blocks of one rank are not those of two"
+
+
+def test_a_cluster_that_is_killed_costs_no_answer(tmp_path: Path, model: str, reference: Reference) -> None:
+    cluster = Cluster(tmp_path)
+    with Engine(model, {**cluster.extra, "wait_ms": 500}) as engine:
+        reference.agrees(engine.generate(reference.prompts, TOKENS))
+        engine.reset()
+        engine.generate(reference.prompts, TOKENS, wait=False)
+        cluster.kill()
+        reference.agrees(engine.answers())
+        engine.reset()
+        begun = time.monotonic()
+        answers = engine.generate(reference.prompts, TOKENS)
+        reference.agrees(answers)
+        assert external_hits(engine) >= 0
+        print(json.dumps({"seconds without a cluster": time.monotonic() - begun}))
+
+
+def tiered(extra: dict[str, Any]) -> dict[str, Any]:
+    """vLLM's offloading in tiers, with a pool that holds little and kvhive behind it."""
+    tier = {"type": "KvHiveTier", "module_path": "kvhive.vllm.tier", **extra}
+    spec = {"spec_name": "CpuTieringSpec", "spec_module_path": "vllm_cpu_tiering"}
+    return {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {**spec, "cpu_bytes_to_use": 16 << 20, "secondary_tiers": [tier]},
+    }
+
+
+def test_a_tier_behind_vllms_own_offloading_is_shared(tmp_path: Path, model: str, reference: Reference) -> None:
+    cluster = Cluster(tmp_path)
+    transfer = tiered(cluster.extra)
+    try:
+        with Engine(model, kv_transfer_config=transfer) as first:
+            reference.agrees([first.generate([one], TOKENS)[0] for one in reference.prompts])
+        with Engine(model, kv_transfer_config=transfer) as second:
+            answers = [second.generate([one], TOKENS)[0] for one in reference.prompts]
+            reference.agrees(answers)
+            assert [answer["cached"] for answer in answers] == full(reference.prompts)
+            assert external_hits(second) >= full(reference.prompts[:1])[0]
+            second.reset()
+            second.generate(reference.prompts, TOKENS, wait=False)
+            cluster.kill()
+            reference.agrees(second.answers())
+            second.reset()
+            reference.agrees(second.generate(reference.prompts, TOKENS))
+    finally:
+        cluster.kill()

@@ -1,0 +1,160 @@
+"""One vLLM engine in a process of its own, told what to do line by line: what `test_vllm.py` and the measurements drive."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+}
+
+
+class Engine:
+    """A process that has one model loaded. `extra` is what its connector is told; without, it has none."""
+
+    def __init__(self, model: str, extra: dict[str, Any] | None = None, **options: Any) -> None:
+        transfer = None
+        if extra is not None:
+            transfer = {
+                "kv_connector": "KvHiveConnector",
+                "kv_connector_module_path": "kvhive.vllm.connector",
+                "kv_role": options.pop("kv_role", "kv_both"),
+                "kv_connector_extra_config": extra,
+            }
+        if "kv_transfer_config" in options:
+            transfer = options.pop("kv_transfer_config")
+        told = json.dumps({"model": model, "kv_transfer_config": transfer, "options": options})
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, told],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=sys.stderr,
+            text=True,
+            env={**os.environ, **ENVIRONMENT},
+        )
+        self._read()
+
+    def generate(
+        self, prompts: list[list[int]], tokens: int = 16, salt: str | None = None, wait: bool = True
+    ) -> list[dict[str, Any]]:
+        """Has all prompts answered at once: `tokens`, how many of a prompt were `cached`, `ttft` and the time of them all."""
+        self._write({"prompts": prompts, "tokens": tokens, "salt": salt})
+        return self.answers() if wait else []
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Waits for what was asked without waiting."""
+        answers: list[dict[str, Any]] = self._read()
+        return answers
+
+    def figures(self) -> dict[str, float]:
+        """Returns vLLM's own counters."""
+        self._write({"figures": True})
+        figures: dict[str, float] = self._read()
+        return figures
+
+    def reset(self) -> None:
+        """Has the engine forget what it has cached itself."""
+        self._write({"reset": True})
+        assert self._read() is True, "the engine's own cache was reset"
+
+    def end(self) -> None:
+        """Ends the process as an operator would: what is being saved is saved."""
+        if self._process.poll() is None:
+            self._write({"end": True})
+            self._process.wait(60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        try:
+            if kind is None:
+                self.end()
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    def _write(self, what: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("ANSWER "):
+                return json.loads(line.removeprefix("ANSWER "))
+        raise AssertionError(f"the engine has ended with {self._process.wait()}")
+
+
+def answer(what: Any) -> None:
+    print("ANSWER", json.dumps(what), flush=True)
+
+
+def main() -> None:
+    from vllm import LLM, SamplingParams
+    from vllm.config import KVTransferConfig
+    from vllm.inputs import TokensPrompt
+
+    told = json.loads(sys.argv[1])
+    options: dict[str, Any] = {
+        "dtype": "float32",
+        "block_size": 32,
+        "max_model_len": 4096,
+        "seed": 0,
+        "enforce_eager": True,
+        "skip_tokenizer_init": True,
+        "disable_log_stats": False,
+        **told["options"],
+    }
+    if told["kv_transfer_config"] is not None:
+        options["kv_transfer_config"] = KVTransferConfig(**told["kv_transfer_config"])
+    engine = LLM(model=told["model"], **options)
+    answer("ready")
+    for line in sys.stdin:
+        todo = json.loads(line)
+        if "end" in todo:
+            break
+        if "reset" in todo:
+            answer(engine.reset_prefix_cache())
+        elif "figures" in todo:
+            figures = [metric for metric in engine.get_metrics() if getattr(metric, "value", None) is not None]
+            answer({metric.name.removeprefix("vllm:"): metric.value for metric in figures if len(metric.labels) <= 2})
+        else:
+            sampling = SamplingParams(temperature=0, max_tokens=todo["tokens"], ignore_eos=True, detokenize=False)
+            salted = {} if todo["salt"] is None else {"cache_salt": todo["salt"]}
+            prompts = [TokensPrompt(prompt_token_ids=prompt, **salted) for prompt in todo["prompts"]]
+            begun = time.monotonic()
+            outputs = engine.generate(prompts, sampling, use_tqdm=False)
+            took = time.monotonic() - begun
+            answer(
+                [
+                    {
+                        "tokens": list(output.outputs[0].token_ids),
+                        "cached": output.num_cached_tokens,
+                        "finish": output.outputs[0].finish_reason,
+                        "ttft": output.metrics.first_token_latency if output.metrics else None,
+                        "took": took,
+                    }
+                    for output in outputs
+                ]
+            )
+    engine.llm_engine.engine_core.shutdown()
+
+
+if __name__ == "__main__":
+    main()
