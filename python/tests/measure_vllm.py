@@ -2,7 +2,8 @@
 
     ENVIRONMENT/bin/python python/tests/measure_vllm.py [MODEL-FOLDER]
 
-Two engines after each other on one cluster; each prompt is asked for alone. Prints one line of JSON.
+Three engines after each other: alone without kvhive, cold on an empty cluster, warm on what that one has saved. Each prompt is asked for
+alone. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def main() -> None:
                     "tokens": [answer["tokens"] for answer in answers],
                 }
             said = [row.pop("tokens") for row in rows.values()]
-            share = round(rows["warm"]["ttft_ms"] / rows["cold"]["ttft_ms"], 3)
-            print(json.dumps({**rows, "same": said[0] == said[1] == said[2], "warm / cold": share}))
+            shares = {f"warm / {name}": round(rows["warm"]["ttft_ms"] / rows[name]["ttft_ms"], 3) for name in ("alone", "cold")}
+            print(json.dumps({**rows, "same": said[0] == said[1] == said[2], **shares}))
         finally:
             cluster.down()
 

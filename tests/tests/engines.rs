@@ -46,7 +46,10 @@ fn an_engines_own_cache_and_kvhives_count_together() -> anyhow::Result<()> {
     };
     let chosen = cluster.until("a follower knows the engine", || route("silent").ok());
     assert_eq!(amounts(&chosen)?, [("hive_memory".to_owned(), 112), ("compute".to_owned(), 32)], "{chosen}");
-    assert_eq!(chosen["ranked"][0]["known"]["connected"], false);
+    assert_eq!(
+        (&chosen["ranked"][0]["known"]["connected"], &chosen["heard"]),
+        (&json!(false), &json!(false))
+    );
 
     let mut engine = Engine::start();
     let nodes: Vec<String> = client.map().members.values().map(|node| node.name.clone()).collect();

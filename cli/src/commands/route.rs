@@ -66,7 +66,7 @@ impl Route {
         if self.json {
             return report::print_json(&answer);
         }
-        println!("{} should take it\n", text(&answer, "engine"));
+        println!("{}\n", verdict(&answer));
         let mut table = report::table(&["ENGINE", "COST", "CHANCE", "WHY"]);
         for one in list(&answer["ranked"]) {
             table.add_row([
@@ -119,6 +119,17 @@ impl Route {
     }
 }
 
+/// Says who should take it, and where that is a guess, that it is one.
+fn verdict(answer: &Value) -> String {
+    let engine = text(answer, "engine");
+    if answer["heard"] == json!(false) {
+        return format!(
+            "{engine} is a guess: its events do not arrive, so nobody knows what its own cache holds or whether it runs"
+        );
+    }
+    format!("{engine} should take it")
+}
+
 fn weight(text: &str) -> Result<(String, u32), String> {
     let (name, number) = text.split_once('=').ok_or("say NAME=NUMBER")?;
     let number = number.parse().map_err(|_| format!("{number:?} is not a whole number"))?;
@@ -128,6 +139,13 @@ fn weight(text: &str) -> Result<(String, u32), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_not_heard_is_a_guess() {
+        let answer = |heard| json!({"engine": "vllm-0", "heard": heard});
+        assert_eq!(verdict(&answer(true)), "vllm-0 should take it");
+        assert!(verdict(&answer(false)).starts_with("vllm-0 is a guess: its events do not arrive"));
+    }
 
     #[test]
     fn a_weight_is_a_name_and_a_number() {

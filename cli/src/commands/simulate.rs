@@ -2,6 +2,7 @@
 
 mod autoscale;
 mod days;
+mod ideal;
 mod plot;
 pub(crate) mod sweep;
 
@@ -119,8 +120,7 @@ impl Simulate {
             }
             None => self.generated.generate(self.requests),
         };
-        let capacity = self.capacity_blocks.context("--autoscale needs --capacity-blocks")?;
-        self.autoscale.run(requests, capacity, *strategy, seed, block_tokens, self.json)
+        self.autoscale.run(requests, self.capacity_blocks, *strategy, seed, block_tokens, self.json)
     }
 }
 

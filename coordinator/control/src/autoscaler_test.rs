@@ -11,9 +11,12 @@ struct Scene {
     predictor: Predictor,
     policy: ScalingPolicy,
     members: u32,
+    cordoned: u32,
     bucket: u64,
     reuse: Reuse,
     queue_us: u64,
+    /// So many thousandths of the keys are used after so many blocks, whatever the working set is.
+    farther: (u64, u64),
 }
 
 impl Scene {
@@ -30,9 +33,11 @@ impl Scene {
             predictor: Predictor::new(),
             policy,
             members,
+            cordoned: 0,
             bucket: 100,
             reuse: Reuse { capacity_blocks: 1000, ..Reuse::default() },
             queue_us: 0,
+            farther: (0, 1),
         }
     }
 
@@ -44,10 +49,13 @@ impl Scene {
         self.reuse.asked += asked;
         // A device sees its part of the working set.
         self.reuse.counts[reuse_bucket(1)] += asked / 2;
-        self.reuse.counts[reuse_bucket(working_set / u64::from(self.members))] += asked - asked / 2;
+        let farther = asked * self.farther.0 / 1000;
+        self.reuse.counts[reuse_bucket(self.farther.1 / u64::from(self.members))] += farther;
+        self.reuse.counts[reuse_bucket(working_set / u64::from(self.members))] += asked - asked / 2 - farther;
         self.autoscaler.learn(self.members, DeviceId::new(MemberId(1), 0), &self.reuse);
         let now = self.bucket * OBSERVATION_SECONDS;
-        self.autoscaler.decide(now, self.members, self.queue_us, &self.policy, &self.predictor)
+        let cluster = Cluster { members: self.members, cordoned: self.cordoned, queue_us: self.queue_us };
+        self.autoscaler.decide(now, cluster, &self.policy, &self.predictor)
     }
 
     /// So many stretches of time, each recommendation followed. Returns the sizes.
@@ -105,6 +113,56 @@ fn fewer_are_not_recommended_while_what_is_held_has_no_room_in_them() {
     // More are recommended for load alone.
     scene.follow(60, 100_000, 9000);
     assert!(scene.members >= before, "{}", scene.members);
+}
+
+/// A night of a fifth of the load, in which a little more is used for three hours, and a morning. More are needed for longer than an hour, which
+/// was once enough for a turn up, and another down later: load had neither.
+#[test]
+fn a_little_more_at_night_turns_nothing_and_a_morning_does() {
+    let mut scene = Scene::of(8);
+    let hours = |count: usize| 12 * count;
+    scene.follow(hours(12), 100_000, 6500);
+    scene.follow(hours(16), 20_000, 2600);
+    let at_night = scene.members;
+    assert!((3..=4).contains(&at_night), "{at_night}");
+    assert_eq!(scene.pass(20_000, 2600).why, Why::Right);
+    let mut short = 0;
+    scene.farther = (200, 5200);
+    for _ in 0..hours(3) {
+        let said = scene.pass(20_000, 2600);
+        assert_eq!(said.size, at_night, "{said}");
+        short += usize::from(said.why == Why::Cooldown && said.needed > at_night);
+    }
+    assert!(short > hours(1), "more were needed for more than an hour: {short}");
+    scene.farther = (0, 1);
+    assert_eq!(scene.follow(hours(2), 20_000, 2600), [], "and less again");
+    let mut waited = 0;
+    while scene.members == at_night {
+        waited += 1;
+        assert!(waited <= hours(1), "an hour of a morning");
+        scene.follow(1, 100_000, 6500);
+    }
+    scene.follow(hours(2), 100_000, 6500);
+    assert!(scene.members >= 7, "{}", scene.members);
+}
+
+#[test]
+fn who_is_cordoned_serves_and_is_not_relied_on() {
+    let mut scene = Scene::of(3);
+    scene.follow(60, 100_000, 4500);
+    let before = scene.members;
+    scene.cordoned = 1;
+    let sizes = scene.follow(20, 100_000, 4500);
+    assert_eq!(sizes, [before + 1], "another for the one that may go");
+    let said = scene.pass(100_000, 4500);
+    assert!(said.to_string().contains(", 1 of them cordoned and not relied on: "), "{said}");
+    // It is emptied and ended: the others have been enough all along.
+    (scene.members, scene.cordoned) = (before, 0);
+    assert_eq!(scene.follow(60, 100_000, 4500), []);
+    // No more than may be.
+    scene.cordoned = before;
+    scene.follow(60, 100_000, 90_000);
+    assert_eq!(scene.members, scene.policy.ceiling);
 }
 
 #[test]

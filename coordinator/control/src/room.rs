@@ -161,10 +161,12 @@ pub fn weigh(
     })
 }
 
-/// Returns the fewest members that hold all that is not to be let go, whichever they are: what is pinned where some are full, as what is
+/// Returns the fewest members that hold all that is not to be let go, whichever they are, and those that are cordoned, which take nothing
+/// in: what is pinned where some are full, as what is
 /// least wanted leaves them all the time, and else all that there is. None while a device has not said what it holds.
 pub(crate) fn fewest(map: &ClusterMap, loads: &BTreeMap<DeviceId, &DeviceLoad>) -> Option<u32> {
     let (mut held, mut pinned, mut any_full) = (0, 0, false);
+    let is_cordoned = |member: &MemberId| map.members.get(member).is_some_and(|one| one.cordoned);
     let mut capacities: BTreeMap<MemberId, u64> = BTreeMap::new();
     for (device, _) in map.devices_up().filter(|(device, _)| !map.is_emptied(device.member)) {
         let load = loads.get(&device).copied().filter(|load| !load.frames.is_empty())?;
@@ -178,14 +180,16 @@ pub(crate) fn fewest(map: &ClusterMap, loads: &BTreeMap<DeviceId, &DeviceLoad>) 
         any_full |= is_full(load);
     }
     let stays = if any_full { pinned } else { held };
-    let mut capacities: Vec<u64> = capacities.into_values().collect();
+    let (cordoned, takes): (Vec<_>, Vec<_>) =
+        capacities.into_iter().partition(|(member, _)| is_cordoned(member));
+    let mut capacities: Vec<u64> = takes.into_iter().map(|(_, capacity)| capacity).collect();
     capacities.sort_unstable();
     let mut sum: u64 = 0;
     let enough = capacities.iter().position(|capacity| {
         sum = sum.saturating_add(*capacity);
         sum >= stays
     });
-    let members = enough.map_or(capacities.len(), |at| at + 1);
+    let members = cordoned.len() + enough.map_or(capacities.len(), |at| at + 1);
     Some(u32::try_from(members).unwrap_or(u32::MAX))
 }
 
@@ -408,5 +412,18 @@ mod tests {
             load.pinned = PinnedLoad { bytes: 30 * KIB, ..PinnedLoad::default() };
         }
         assert_eq!(fewest(&full), Some(2));
+    }
+
+    #[test]
+    fn what_is_cordoned_takes_in_nothing_that_others_held() {
+        let mut scene = Scene::new(1, &[(50, 50); 4]);
+        scene
+            .cluster
+            .apply(kvhive_protocol::control::Command::SetCordon { member: MemberId(1), cordoned: true });
+        assert_eq!(
+            fewest(&scene.cluster.map(), &scene.loads()),
+            Some(3),
+            "two hold it all, beside the one that may go"
+        );
     }
 }

@@ -2,7 +2,7 @@
 //! time, and recommends a size then. Nothing of it is replicated but those sums: a new leader foresees as much from them, and
 //! knows how devices would do with other room a few minutes later.
 
-use crate::autoscaler::{Autoscaler, Recommendation};
+use crate::autoscaler::{Autoscaler, Cluster, Recommendation};
 use crate::predictor::{Figure, Predictor};
 use crate::room;
 use crate::scaling::Scaling;
@@ -64,7 +64,7 @@ impl Scaler {
         scaling: &Scaling,
     ) -> Vec<Proposed> {
         self.learn(scaling);
-        let members = members(map);
+        let (members, cordoned) = members(map);
         let loads: BTreeMap<DeviceId, &DeviceLoad> = loads.collect();
         for (device, load) in &loads {
             self.count(members, *device, load);
@@ -82,7 +82,7 @@ impl Scaler {
         // While it is not known what is held, nothing of it is to be let go.
         self.autoscaler.must_hold(room::fewest(map, &loads).unwrap_or(members));
         let mut proposed = vec![(Command::RecordLoad { observation }, Reason::default())];
-        proposed.extend(self.decide(seconds, members, scaling));
+        proposed.extend(self.decide(seconds, (members, cordoned), scaling));
         proposed
     }
 
@@ -110,10 +110,16 @@ impl Scaler {
         self.autoscaler.learn(members, device, &load.reuse);
     }
 
-    fn decide(&mut self, seconds: u64, members: u32, scaling: &Scaling) -> Option<Proposed> {
+    fn decide(
+        &mut self,
+        seconds: u64,
+        (members, cordoned): (u32, u32),
+        scaling: &Scaling,
+    ) -> Option<Proposed> {
         let (sum, count) = std::mem::take(&mut self.waits);
         let queue_us = sum / count.max(1);
-        let said = self.autoscaler.decide(seconds, members, queue_us, scaling.policy(), &self.predictor);
+        let cluster = Cluster { members, cordoned, queue_us };
+        let said = self.autoscaler.decide(seconds, cluster, scaling.policy(), &self.predictor);
         let before = self.said.replace(said);
         let is_news = said.size != members && before.is_none_or(|before| before.size != said.size);
         if scaling.policy().mode == ScalingMode::Off || !is_news {
@@ -151,7 +157,7 @@ impl Scaler {
         });
         ScalingReport {
             policy: *scaling.policy(),
-            members: map.map_or(0, members),
+            members: map.map_or(0, |map| members(map).0),
             advice: self.said.as_ref().map(advice),
             forecasts: forecasts.collect(),
             observations: scaling.observations().len() as u32,
@@ -159,10 +165,10 @@ impl Scaler {
     }
 }
 
-/// Returns how many members serve and stay.
-fn members(map: &ClusterMap) -> u32 {
+/// Returns how many members serve and stay, and how many of those are cordoned.
+fn members(map: &ClusterMap) -> (u32, u32) {
     let stays = map.members.values().filter(|one| one.state == MemberState::Up && !one.drains);
-    stays.count() as u32
+    stays.fold((0, 0), |(all, cordoned), one| (all + 1, cordoned + u32::from(one.cordoned)))
 }
 
 fn advice(said: &Recommendation) -> Advice {
@@ -293,6 +299,29 @@ mod tests {
             let said = scaler.report(Some(&four), &scaling).advice.expect("it was decided");
             assert_eq!(said.size, size, "{used} of 100 frames used, {known} of 4 have told: {}", said.reason);
         }
+    }
+
+    #[test]
+    fn a_cordoned_member_counts_as_one_that_serves_and_not_as_one_that_is_enough() {
+        let mut four = map(4);
+        assert_eq!(members(&four), (4, 0));
+        let said = |map: &ClusterMap| {
+            let mut scaler = Scaler::new();
+            for second in 0..=OBSERVATION_SECONDS {
+                let mut load = report(100 * second);
+                load.reuse.counts = vec![0; load.reuse.counts.len()];
+                load.reuse.counts[reuse_bucket(80)] = load.reuse.asked;
+                let loads = (1..=4).map(|id| (DeviceId::new(MemberId(id), 0), &load));
+                scaler.tick(1000 * OBSERVATION_SECONDS + second, map, loads, &acting());
+            }
+            scaler.report(Some(map), &Scaling::default()).advice.expect("it was decided")
+        };
+        let before = said(&four);
+        four.members.get_mut(&MemberId(2)).expect("it is there").cordoned = true;
+        let after = said(&four);
+        assert_eq!((members(&four), after.needed), ((4, 1), before.needed + 1), "{}", after.reason);
+        // What one device sees is still a fourth of all that is asked.
+        assert_eq!(after.hit_rate_ppm, before.hit_rate_ppm);
     }
 
     #[test]

@@ -123,6 +123,9 @@ impl Default for OneWeights {
 pub(super) struct RouteChosen {
     /// The engine that should.
     engine: String,
+    /// Whether its events arrive. Where they do not, nobody knows what its own cache holds or whether it runs: kvhive's blocks and what was
+    /// said of its load are all that it was chosen by.
+    heard: bool,
     /// Every candidate: the chosen one, then the others by cost.
     ranked: Vec<OneRanked>,
     /// What could not be looked at.
@@ -227,6 +230,7 @@ impl OneHash {
 }
 
 fn shown(answer: RouteAnswer) -> Result<RouteChosen, Trouble> {
+    let is_heard = answer.ranked.first().is_some_and(|first| first.known.is_connected);
     let one = |ranked: Ranked| OneRanked {
         engine: ranked.engine,
         cost_tokens: tokens(ranked.cost),
@@ -247,7 +251,7 @@ fn shown(answer: RouteAnswer) -> Result<RouteChosen, Trouble> {
     };
     let ranked: Vec<OneRanked> = answer.ranked.into_iter().map(one).collect();
     let first = ranked.first().ok_or_else(|| WireError::internal(format_args!("nobody was ranked")))?;
-    Ok(RouteChosen { engine: first.engine.clone(), ranked, notes: answer.notes })
+    Ok(RouteChosen { engine: first.engine.clone(), heard: is_heard, ranked, notes: answer.notes })
 }
 
 /// Says which engine should take a request: by what its own cache and kvhive have of the prompt, and by how busy it is.

@@ -9,6 +9,10 @@ use kvhive_protocol::{LayoutFingerprint, TenantId, TraceContext, WireError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Said where what ranks candidates is not their own caches.
+const SILENT: &str =
+    "no candidate's events arrive: what their own caches hold is not known, nor whether they run";
+
 /// What an engine's blocks in kvhive are called by: engines alike in this have the same there.
 pub(super) type Place = (TenantId, String, LayoutFingerprint, u32, bool);
 
@@ -124,14 +128,14 @@ impl Engines {
             };
             return Err(WireError::rejected(format_args!("{which}")));
         }
-        if request.candidates.is_empty() {
-            let heard: Vec<Arc<One>> =
-                found.iter().filter(|one| one.state().feed.is_connected()).cloned().collect();
-            if heard.len() < found.len() && !heard.is_empty() {
-                let silent = found.len() - heard.len();
-                notes.push(format!("{silent} engines whose events do not arrive were left out"));
-                found = heard;
-            }
+        let heard: Vec<Arc<One>> =
+            found.iter().filter(|one| one.state().feed.is_connected()).cloned().collect();
+        if heard.is_empty() {
+            notes.push(SILENT.to_owned());
+        } else if request.candidates.is_empty() && heard.len() < found.len() {
+            let silent = found.len() - heard.len();
+            notes.push(format!("{silent} engines whose events do not arrive were left out"));
+            found = heard;
         }
         let mut models: Vec<&str> = found.iter().map(|one| &*one.engine.model).collect();
         models.sort_unstable();

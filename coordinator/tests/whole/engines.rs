@@ -162,6 +162,32 @@ fn a_request_that_is_sent_somewhere_counts_there_until_the_engine_reports() {
 }
 
 #[test]
+fn an_answer_says_when_nobody_is_heard_that_may_take_a_request() {
+    let group = Group::of(1);
+    let door = group.admin(0);
+    let (one, two) = (FakeEngine::start(), FakeEngine::start());
+    follow(&group, "one", &one);
+    follow(&group, "two", &two);
+    let asked = json!({"tokens": tokens(1, 4)});
+    let chosen = route(&door, &asked);
+    assert_eq!((&chosen["heard"], &chosen["notes"]), (&json!(true), &json!([])), "{chosen}");
+    drop(one);
+    eventually("one is silent", || known(&door, "one")["connected"] == false);
+    let chosen = route(&door, &asked);
+    assert_eq!((&chosen["engine"], &chosen["heard"]), (&json!("two"), &json!(true)), "{chosen}");
+    let named = route(&door, &json!({"tokens": tokens(1, 4), "candidates": ["one"]}));
+    assert_eq!((&named["engine"], &named["heard"]), (&json!("one"), &json!(false)), "{named}");
+    drop(two);
+    eventually("both are silent", || known(&door, "two")["connected"] == false);
+    let chosen = route(&door, &asked);
+    assert_eq!(chosen["heard"], false, "{chosen}");
+    let notes = chosen["notes"].as_array().expect("a list");
+    let says =
+        |note: &Value| note.as_str().is_some_and(|note| note.starts_with("no candidate's events arrive"));
+    assert!(notes.iter().any(says), "{chosen}");
+}
+
+#[test]
 fn engines_are_remembered_told_of_and_forgotten() {
     let mut group = Group::of(1);
     let engine = FakeEngine::start();

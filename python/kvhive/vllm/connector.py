@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KvHiveConnector"]
 
-logger = init_logger(__name__)
+# Below vLLM's own, so that its configuration shows it.
+logger = init_logger("vllm.kvhive.connector")
 
 _T = TypeVar("_T")
 

@@ -21,7 +21,8 @@ from kvhive.vllm.versions import LINES, line
 
 __all__ = ["KvHiveTier"]
 
-logger = init_logger(__name__)
+# Below vLLM's own, so that its configuration shows it.
+logger = init_logger("vllm.kvhive.tier")
 
 FOUND = {None: LookupResult.RETRY, True: LookupResult.HIT, False: LookupResult.MISS}
 NOT_HERE = ("asks", "least_tokens", "memory_mb", "known_s")

@@ -2,18 +2,20 @@
 //! run the rules of a node over the same days of load; the autoscaler and its predictor are the coordinators' own.
 
 use super::days::{Days, Shape};
+use super::ideal::{Ground, Peak};
 use crate::report;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use kvhive_cache::policy::{Strategy, build};
 use kvhive_cache::reuse::ReuseCurve;
-use kvhive_cache::simulate::{Outcome, Rules, Setting, Trace, replay, replay_resized};
-use kvhive_control::autoscaler::Autoscaler;
+use kvhive_cache::simulate::{Outcome, Rules, Setting, Trace, replay_resized};
+use kvhive_control::autoscaler::{Autoscaler, Cluster};
 use kvhive_control::predictor::{Figure, Predictor, Score};
-use kvhive_protocol::scaling::{OBSERVATION_SECONDS, Observation, ScalingMode, ScalingPolicy};
+use kvhive_protocol::scaling::{MAX_SIZE, OBSERVATION_SECONDS, Observation, ScalingMode, ScalingPolicy};
 use kvhive_protocol::{DeviceId, MemberId};
 use serde::Serialize;
 use std::fmt;
+use std::str::FromStr;
 
 /// How ghosts and counts are hashed.
 const SEED: u64 = 1;
@@ -23,12 +25,19 @@ const SEED: u64 = 1;
 pub(crate) struct Autoscale {
     /// Let the autoscaler choose the size of a cluster, up to --members, over --days of load that comes and goes with the time of
     /// day, and compare with a cluster that always has --members; --capacity-blocks is what those hold together
-    #[arg(long, requires = "capacity_blocks", conflicts_with_all = ["sizes", "plot", "hints", "flat"])]
+    #[arg(long, requires = "how_much", conflicts_with_all = ["sizes", "plot", "hints", "flat"])]
     autoscale: bool,
-    /// The most members
-    #[arg(long, value_name = "N", default_value_t = 8, requires = "autoscale",
-          value_parser = clap::value_parser!(u32).range(2..=1024))]
-    members: u32,
+    /// The most members: 2 to 1024, or `peak` for as many as the busiest hour needs, which are the fewest that lose there no more than
+    /// --keep lets go of the hits that a cluster without limit has
+    #[arg(long, value_name = "N", default_value = "8", requires = "autoscale")]
+    members: Members,
+    /// Blocks that one member holds, in place of what all hold together
+    #[arg(long, value_name = "N", requires = "autoscale", group = "how_much", value_parser = clap::value_parser!(u32).range(1..))]
+    member_blocks: Option<u32>,
+    /// Also say what the fixed cluster has of the hits of the busiest hour, and how few member hours could have kept as much, if all load had
+    /// been known beforehand: runs a cluster of each size
+    #[arg(long, requires = "autoscale")]
+    least: bool,
     /// Days of load
     #[arg(long, value_name = "N", default_value_t = 3, requires = "autoscale",
           value_parser = clap::value_parser!(u32).range(1..=14))]
@@ -42,6 +51,30 @@ pub(crate) struct Autoscale {
     /// How much of what all members would cover, over a day, is to be covered (0.5 to 1)
     #[arg(long, value_name = "P", default_value_t = 0.95, requires = "autoscale", value_parser = super::share)]
     keep: f64,
+}
+
+/// The most members.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Members {
+    /// As many as the busiest hour needs.
+    Peak,
+    /// So many.
+    Count(u32),
+}
+
+impl FromStr for Members {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Members, String> {
+        if text == "peak" {
+            return Ok(Members::Peak);
+        }
+        let count = text.parse().map_err(|_| format!("{text:?} is neither a number nor `peak`"))?;
+        if (2..=MAX_SIZE).contains(&count) {
+            return Ok(Members::Count(count));
+        }
+        Err(format!("{count} is not from 2 to {MAX_SIZE}"))
+    }
 }
 
 /// What one cluster came to.
@@ -64,10 +97,15 @@ pub(crate) struct Comparison {
     pub(crate) capacity_blocks: u32,
     pub(crate) fixed: Run,
     pub(crate) autoscaled: Run,
+    /// The busiest hour, from 0, and the share that the fixed cluster has of the hits which one without limit has then; null unless asked for.
+    pub(crate) peak_hour: Option<usize>,
+    pub(crate) peak_share: Option<f64>,
     /// Hit rate by that of the fixed cluster.
     pub(crate) hit_rate_share: f64,
     /// Hours of members by those of the fixed cluster.
     pub(crate) device_hours_share: f64,
+    /// No sizes that keep as much as is to be kept come to fewer hours than this, by those of the fixed cluster; null unless asked for.
+    pub(crate) least_hours_share: Option<f64>,
     /// Changes of size.
     pub(crate) changes: u32,
     /// Changes to more members after one to fewer, or the other way.
@@ -96,7 +134,7 @@ impl Autoscale {
     pub(super) fn run(
         &self,
         requests: Vec<crate::trace::Request>,
-        capacity: u32,
+        capacity: Option<u32>,
         strategy: Strategy,
         seed: u64,
         block_tokens: u32,
@@ -105,12 +143,9 @@ impl Autoscale {
         if !(0.5..=1.0).contains(&self.keep) {
             bail!("--keep is {}, allowed is 0.5 to 1", self.keep);
         }
-        if capacity < self.members {
-            bail!("--capacity-blocks is {capacity}: each of {} members needs one at least", self.members);
-        }
         let days = Days { days: self.days, night: self.night, shape: self.shape, seed, block_tokens };
         let trace = days.lay_over(requests)?;
-        let comparison = self.compare(&trace, days.turns(), capacity, strategy, block_tokens);
+        let comparison = self.compare(&trace, days.turns(), capacity, strategy, block_tokens)?;
         if json {
             return report::print_json(&comparison);
         }
@@ -118,18 +153,48 @@ impl Autoscale {
         Ok(())
     }
 
+    /// Returns the most members, and what one of them holds. `capacity` is what all hold together, where that was given.
+    fn size(&self, ground: &Ground<'_>, peak: Option<Peak>, capacity: Option<u32>) -> Result<(u32, u32)> {
+        let (members, blocks) = match (self.members, peak, self.member_blocks, capacity) {
+            (Members::Count(members), _, Some(blocks), _) => (members, blocks),
+            (Members::Count(members), _, None, Some(all)) => (members, all / members),
+            (Members::Peak, Some(peak), Some(blocks), _) => {
+                let members = ground.members_for(peak, self.keep).with_context(|| {
+                    format!("the busiest hour needs more than {MAX_SIZE} members of {blocks} blocks: give --member-blocks more")
+                })?;
+                (members, blocks)
+            }
+            _ => bail!("--members peak needs --member-blocks"),
+        };
+        if blocks == 0 {
+            bail!("--capacity-blocks is too small: each of {members} members needs one at least");
+        }
+        if members.checked_mul(blocks).is_none() {
+            bail!("{members} members of {blocks} blocks are more than there may be");
+        }
+        Ok((members, blocks))
+    }
+
     /// Runs both clusters over one trace.
     pub(super) fn compare(
         &self,
         trace: &Trace,
         load_turns: u32,
-        capacity: u32,
+        capacity: Option<u32>,
         strategy: Strategy,
         block_tokens: u32,
-    ) -> Comparison {
+    ) -> Result<Comparison> {
+        let mut ground = Ground { trace, strategy, block_tokens, days: self.days, member_blocks: 0 };
+        ground.member_blocks = self.member_blocks.unwrap_or(0);
+        let peak = (self.least || self.members == Members::Peak).then(|| ground.peak());
+        let (members, member_blocks) = self.size(&ground, peak, capacity)?;
+        ground.member_blocks = member_blocks;
+        let capacity = members * member_blocks;
+        let always = ground.fixed(capacity);
+        let wanted = (self.keep * always.outcome.hits as f64).ceil() as u64;
+        let least_hours = self.least.then(|| ground.least_hours(members, wanted));
         let setting = Setting { capacity, rules: Rules::Leaf, block_tokens, shrunk_per_mille: 1000 };
-        let fixed = replay(trace, &mut *build(strategy, capacity, SEED), setting, &mut |_| {});
-        let mut cluster = Scaled::new(self, capacity);
+        let mut cluster = Scaled::new(members, member_blocks, self.keep);
         let outcome =
             replay_resized(trace, &mut *build(strategy, capacity, SEED), setting, &mut |at, so_far| {
                 let (turn, blocks) = trace.request(at);
@@ -138,22 +203,25 @@ impl Autoscale {
                 capacity
             });
         cluster.end(&outcome, u64::from(self.days) * 86_400);
-        let hours = f64::from(self.days) * 24.0;
-        let fixed = Run { block_hit_rate: fixed.hit_rate(), device_hours: hours * f64::from(self.members) };
+        let hours = f64::from(self.days) * 24.0 * f64::from(members);
+        let fixed = Run { block_hit_rate: always.outcome.hit_rate(), device_hours: hours };
         let device_hours = cluster.member_seconds as f64 / 3600.0;
         let autoscaled = Run { block_hit_rate: outcome.hit_rate(), device_hours };
         let score = cluster.score();
-        Comparison {
+        Ok(Comparison {
             strategy: strategy.to_string(),
             requests: outcome.requests,
             blocks: outcome.blocks,
             days: self.days,
-            members: self.members,
+            members,
             capacity_blocks: capacity,
+            peak_hour: peak.map(|peak| peak.hour),
+            peak_share: peak.map(|peak| always.hits_in(peak.hour) as f64 / (peak.most as f64).max(1.0)),
             fixed,
             autoscaled,
             hit_rate_share: autoscaled.block_hit_rate / fixed.block_hit_rate.max(f64::MIN_POSITIVE),
             device_hours_share: autoscaled.device_hours / fixed.device_hours,
+            least_hours_share: least_hours.map(|hours| hours / fixed.device_hours),
             changes: cluster.changes.len() as u32,
             turns: cluster.turns(),
             load_turns,
@@ -163,7 +231,7 @@ impl Autoscale {
             forecast_mase: score.mase,
             forecast_coverage: score.coverage,
             by_hour: cluster.by_hour,
-        }
+        })
     }
 }
 
@@ -192,22 +260,22 @@ struct Scaled {
 }
 
 impl Scaled {
-    fn new(options: &Autoscale, capacity: u32) -> Scaled {
+    fn new(members: u32, member_blocks: u32, keep: f64) -> Scaled {
         let policy = ScalingPolicy {
             mode: ScalingMode::Act,
             floor: 1,
-            ceiling: options.members,
-            keep_per_mille: (options.keep * 1000.0).round() as u16,
+            ceiling: members,
+            keep_per_mille: (keep * 1000.0).round() as u16,
             ..ScalingPolicy::default()
         };
         Scaled {
             autoscaler: Autoscaler::new(),
             predictor: Predictor::new(),
             policy,
-            curve: ReuseCurve::new(u64::from(capacity)),
-            member_blocks: capacity / options.members,
-            members: options.members,
-            serving: options.members,
+            curve: ReuseCurve::new(u64::from(members * member_blocks)),
+            member_blocks,
+            members,
+            serving: members,
             bucket: 0,
             blocks: 0,
             hits: 0,
@@ -246,7 +314,8 @@ impl Scaled {
         self.bucket += 1;
         self.serving = self.members;
         let now = self.bucket * OBSERVATION_SECONDS;
-        let said = self.autoscaler.decide(now, self.members, 0, &self.policy, &self.predictor);
+        let cluster = Cluster { members: self.members, ..Cluster::default() };
+        let said = self.autoscaler.decide(now, cluster, &self.policy, &self.predictor);
         if said.size != self.members {
             self.changes.push(i64::from(said.size) - i64::from(self.members));
             self.members = said.size;
@@ -274,6 +343,14 @@ impl fmt::Display for Comparison {
             self.strategy,
             blocks / members
         )?;
+        if let (Some(hour), Some(share)) = (self.peak_hour, self.peak_share) {
+            let (hour, day) = (hour % 24, hour / 24 + 1);
+            let share = percent(share);
+            writeln!(
+                f,
+                "busiest hour  hour {hour} of day {day}: fixed has {share:.2} % of the hits that one without limit has"
+            )?;
+        }
         let (fixed, own) = (&self.fixed, &self.autoscaled);
         writeln!(
             f,
@@ -289,6 +366,13 @@ impl fmt::Display for Comparison {
             fixed.device_hours,
             percent(self.device_hours_share)
         )?;
+        if let Some(least) = self.least_hours_share {
+            writeln!(
+                f,
+                "least hours   none that keep as much come to less than {:.2} % of it",
+                percent(least)
+            )?;
+        }
         writeln!(
             f,
             "size          {} to {}, {} changes, {} turns where load has {}: {}",

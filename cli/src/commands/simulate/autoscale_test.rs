@@ -4,14 +4,24 @@ use super::*;
 use crate::trace::{Workload, generate};
 
 fn options(members: u32) -> Autoscale {
-    Autoscale { autoscale: true, members, days: 2, night: 0.2, shape: Shape::Wave, keep: 0.95 }
+    let members = Members::Count(members);
+    Autoscale {
+        autoscale: true,
+        members,
+        member_blocks: None,
+        least: false,
+        days: 2,
+        night: 0.2,
+        shape: Shape::Wave,
+        keep: 0.95,
+    }
 }
 
 fn run(options: &Autoscale, requests: Vec<crate::trace::Request>, capacity: u32, seed: u64) -> Comparison {
     let Autoscale { days, night, shape, .. } = *options;
     let days = Days { days, night, shape, seed, block_tokens: 512 };
     let trace = days.lay_over(requests).expect("it has requests");
-    options.compare(&trace, days.turns(), capacity, Strategy::Lru, 512)
+    options.compare(&trace, days.turns(), Some(capacity), Strategy::Lru, 512).expect("it is a size")
 }
 
 #[test]
@@ -23,6 +33,23 @@ fn a_scaled_cluster_covers_nearly_as_much_for_less_and_does_not_swing() {
     assert!(report.device_hours_share <= 0.7, "{report}");
     assert!(!report.oscillates && report.turns <= 2 * report.days, "{report}");
     assert!(report.fixed.block_hit_rate > 0.2, "{report}");
+}
+
+#[test]
+fn the_peak_has_as_many_members_as_it_needs_and_nobody_does_with_fewer_hours_than_the_least() {
+    let sized =
+        Autoscale { members: Members::Peak, member_blocks: Some(100), least: true, days: 1, ..options(2) };
+    let requests = generate(Workload { requests: 150, block_tokens: 512, seed: 9 });
+    let report = run(&sized, requests.clone(), 0, 9);
+    assert!(report.peak_share.is_some_and(|share| share >= 0.95) && report.members > 2, "{report}");
+    let fewer = Autoscale { members: Members::Count(report.members - 1), ..sized };
+    let fewer = run(&fewer, requests, 0, 9);
+    assert_eq!(fewer.peak_hour, report.peak_hour);
+    assert!(fewer.peak_share.is_some_and(|share| share < 0.95), "one fewer is too few: {fewer}");
+    let least = report.least_hours_share.expect("it was asked for");
+    // One member is always there.
+    assert!(least > 1.0 / f64::from(report.members), "{report}");
+    assert!(least < report.device_hours_share, "{report}");
 }
 
 /// Load that the autoscaler was not tuned on: other shapes of days, another seed, another size of the cluster. Of what a cluster of the

@@ -66,10 +66,20 @@ impl Day {
         aim
     }
 
+    /// Returns how many hits the largest cluster would have had in the last day, as far as that is known. Of a first night it is not known
+    /// how much the day brings: it is taken for half a day like what is known: more would hold the first morning up.
+    pub(super) fn hits(&self) -> f64 {
+        self.most_hits() * (DAY as f64 / 2.0 / self.stretches.len().max(1) as f64).max(1.0)
+    }
+
+    fn most_hits(&self) -> f64 {
+        self.stretches.iter().map(|one| one.asked * one.most).sum()
+    }
+
     /// Returns how much more was covered than was aimed at, by what the largest cluster would have covered: members are whole, come
     /// before they are needed and go after. What is not known of a day had no surplus.
     fn surplus(&self) -> f64 {
-        let most: f64 = self.stretches.iter().map(|one| one.asked * one.most).sum();
+        let most = self.most_hits();
         let more: f64 = self.stretches.iter().map(|one| one.asked * (one.got - one.aimed)).sum();
         let known = self.stretches.len() as f64 / DAY as f64;
         if most > 0.0 { known * more / most } else { 0.0 }

@@ -8,7 +8,8 @@
 //!
 //! A size is left when it is off by more than a band around that, so that what chance does to load changes nothing: for more
 //! members soon, for fewer only when fewer would have been enough for long. Who has just gone one way goes the other only after
-//! longer still: a load that turns twice a day is followed by a size that turns twice a day.
+//! longer still, and to more only once what lacks adds up to a part of what a day may lose: a load that turns twice a day is followed
+//! by a size that turns twice a day, and a night in which little is asked by none.
 
 mod curve;
 mod day;
@@ -34,10 +35,21 @@ const LEAST_ASKED: f64 = 1000.0;
 const BAND: f64 = 1.0 / 3.0;
 /// Fewer members after more must have been enough for so many times as long as fewer after fewer.
 const TURN_DOWN: u64 = 3;
-/// More members after fewer must have been needed for so many times the time that lies between changes to more, unless
-/// this part more than there are is.
-const TURN_UP: u64 = 6;
-const MUCH_MORE: f64 = 1.5;
+/// More members after fewer must have been lacking this part of the hits that the policy lets go in a day: at night that takes hours, in
+/// a morning minutes.
+const TURN_UP: f64 = 0.2;
+
+/// The cluster as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cluster {
+    /// Members that serve and stay.
+    pub members: u32,
+    /// How many of those are cordoned. They serve what they hold, and are on their way out or are not to be relied on: what is asked for
+    /// is that the others are enough.
+    pub cordoned: u32,
+    /// How long requests wait for their device on average, in microseconds.
+    pub queue_us: u64,
+}
 
 /// Why a size is recommended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,8 +103,10 @@ pub struct Recommendation {
     pub size: u32,
     /// Why.
     pub why: Why,
-    /// Members that the load asks for by itself, before bounds in time.
+    /// Members that the load asks for by itself, before bounds in time, and those that are cordoned.
     pub needed: u32,
+    /// Members that are cordoned, of all sizes here.
+    pub cordoned: u32,
     /// The fewest members that hold what is not to be let go.
     pub holding: u32,
     /// Share of keys that half as many members would cover.
@@ -133,6 +147,9 @@ impl fmt::Display for Recommendation {
             Why::Cooldown => write!(f, "{} members would do; waiting", self.needed)?,
             Why::Right => write!(f, "{members} members are right")?,
         }
+        if self.cordoned > 0 {
+            write!(f, ", {} of them cordoned and not relied on", self.cordoned)?;
+        }
         write!(
             f,
             ": {:.1} % are aimed at; with {:.2} times the load of late {size} cover {:.1} % and the ceiling {:.1} %; of late {:.1} % at half the size, \
@@ -164,8 +181,9 @@ pub struct Autoscaler {
     enough: VecDeque<(u64, u32)>,
     /// When the size changed last, to what, and which way.
     changed: Option<Changed>,
-    /// Since when there have been too few.
-    short_since: Option<u64>,
+    /// Hits that there were too few for since the size changed, less those beyond what was aimed at, never less than none: a cumulative
+    /// sum (Page, "Continuous inspection schemes", 1954), which chance does not add to for long.
+    lacking: f64,
     /// The fewest members that hold what is not to be let go.
     holding: u32,
 }
@@ -187,6 +205,8 @@ struct Sizes {
     /// These are enough for certain.
     enough: u32,
     by_queue: u32,
+    /// Of what a day may lose a part is lost already.
+    lacks_much: bool,
 }
 
 impl Default for Autoscaler {
@@ -207,7 +227,7 @@ impl Autoscaler {
             seen: BTreeMap::new(),
             enough: VecDeque::new(),
             changed: None,
-            short_since: None,
+            lacking: 0.0,
             holding: 0,
         }
     }
@@ -233,15 +253,16 @@ impl Autoscaler {
     pub fn decide(
         &mut self,
         now: u64,
-        members: u32,
-        queue_us: u64,
+        cluster: Cluster,
         policy: &ScalingPolicy,
         predictor: &Predictor,
     ) -> Recommendation {
+        let Cluster { members, cordoned, queue_us } = cluster;
         self.weight = self.weight * FADE + 1.0;
         if self.changed.is_none_or(|changed| changed.members != members) {
             let way = self.changed.map_or(Ordering::Equal, |changed| members.cmp(&changed.members));
             self.changed = Some(Changed { at: now, members, way });
+            self.lacking = 0.0;
         }
         let keep = f64::from(policy.keep_per_mille) / 1000.0;
         let aim = self.aim(members, policy, keep);
@@ -253,22 +274,31 @@ impl Autoscaler {
         } else {
             0
         };
-        let right = self.smallest(policy, growth, aim).max(by_queue);
-        let enough = self.smallest(policy, growth, aim + band).max(right);
-        let least = self.smallest(policy, growth, aim - band).max(by_queue);
+        // Those that are cordoned are there beside those that are needed, as far as there may be so many.
+        let smallest = |aim| (self.smallest(policy, growth, aim) + cordoned).min(policy.ceiling);
+        let right = smallest(aim).max(by_queue);
+        let enough = smallest(aim + band).max(right);
+        let least = smallest(aim - band).max(by_queue);
         // A queue that is half too long is no reason for fewer.
         let enough = if 2 * queue_us > u64::from(policy.max_queue_us) { enough.max(members) } else { enough };
-        let (size, why) = self.choose(now, members, Sizes { right, least, enough, by_queue }, policy);
+        let foreseen = self.of_late() * growth * OBSERVATION_SECONDS as f64;
+        let relied_on = f64::from(members.saturating_sub(cordoned).max(1));
+        let lacks = foreseen * (aim - self.curve.hit_rate(relied_on / growth));
+        self.lacking = (self.lacking + lacks).max(0.0);
+        let lacks_much = self.lacking >= TURN_UP * (1.0 - keep) * self.day.hits();
+        let (size, why) =
+            self.choose(now, members, Sizes { right, least, enough, by_queue, lacks_much }, policy);
         let recommendation = Recommendation {
             members,
             size,
             why,
             needed: right,
+            cordoned,
             holding: self.holding,
             hit_rate_half: self.curve.hit_rate(f64::from(members) / 2.0),
             hit_rate: self.curve.hit_rate(f64::from(members)),
             hit_rate_double: self.curve.hit_rate(f64::from(members) * 2.0),
-            hit_rate_expected: self.curve.hit_rate(f64::from(size) / growth),
+            hit_rate_expected: self.curve.hit_rate(f64::from(size.saturating_sub(cordoned)) / growth),
             hit_rate_ceiling: self.curve.hit_rate(f64::from(policy.ceiling) / growth),
             hit_rate_aim: aim,
             growth,
@@ -279,7 +309,7 @@ impl Autoscaler {
     }
 
     fn choose(&mut self, now: u64, members: u32, sizes: Sizes, policy: &ScalingPolicy) -> (u32, Why) {
-        let Sizes { right, least, enough, by_queue } = sizes;
+        let Sizes { right, least, enough, by_queue, lacks_much } = sizes;
         if let Some(size) = policy.manual {
             return (size, Why::Manual);
         }
@@ -304,16 +334,11 @@ impl Autoscaler {
             self.enough.pop_front();
         }
         if least > members {
-            let short_since = *self.short_since.get_or_insert(now);
             let why = if by_queue == right { Why::Queue } else { Why::Capacity };
             let cooldown = u64::from(policy.up_cooldown_s);
-            let is_much = right > members + 1 && f64::from(right) >= MUCH_MORE * f64::from(members);
-            let lasted = now.saturating_sub(short_since);
-            let lasts = way != Ordering::Less || by_queue > 0 || lasted >= TURN_UP * cooldown;
-            let lasts = lasts || is_much && lasted >= cooldown;
+            let lasts = way != Ordering::Less || by_queue > 0 || lacks_much;
             return if lasts && since >= cooldown { (right, why) } else { (members, Why::Cooldown) };
         }
-        self.short_since = None;
         if enough < members {
             let in_window = self.enough.iter().filter(|(at, _)| now.saturating_sub(*at) <= window);
             let most = in_window.map(|(_, enough)| *enough).max().unwrap_or(members);
