@@ -156,16 +156,16 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_node_move_failures_total", "Copies of slots to other nodes that failed and are tried again"),
     ("kvhive_node_moved_blocks_total", "Blocks given to other nodes because slots moved"),
     (
-        "kvhive_node_not_admitted_to_disk_total",
-        "Blocks evicted because they were not worth a place on disk; among the evicted too",
-    ),
-    (
         "kvhive_node_name_lists_total",
         "Lists and counts of the names whose meaning this node keeps that were asked for",
     ),
     ("kvhive_node_name_requests_total", "Names that were asked about, set or dropped at this node"),
     ("kvhive_node_names", "Names whose meaning this node keeps"),
     ("kvhive_node_names_evicted_total", "Names that had to make room for others (names_memory)"),
+    (
+        "kvhive_node_not_admitted_to_disk_total",
+        "Blocks evicted because they were not worth a place on disk; among the evicted too",
+    ),
     ("kvhive_node_open_connections", "Connections that are open"),
     ("kvhive_node_pinned_blocks", "Blocks that are pinned, and never leave for others"),
     ("kvhive_node_pinned_bytes", "Bytes of the frames of pinned blocks"),
