@@ -81,6 +81,10 @@ def test_an_embedded_node_is_one_more_member(folder: Path) -> None:
         while node.stats()["device"]["blocks"] < 40:
             assert time.monotonic() < deadline, node.stats()
             user = len(stored)
+            if user == 300:
+                # As much as surely fits before any has come: what is there comes with its slot.
+                time.sleep(0.02)
+                continue
             stored.append((user, np.random.default_rng(user).integers(0, 256, (4, SIZE), dtype=np.uint8)))
             assert client.store_from(blocks.keys([user] * 64), stored[-1][1], ack="all").acknowledged == 4
         with kvhive.Client.local(folder) as other:
