@@ -14,6 +14,7 @@ pub mod planner;
 #[cfg(test)]
 mod planner_test;
 pub mod rest;
+pub mod tasks;
 
 pub use courier::{Courier, CourierLimits, Effect, Event, Figures};
 pub use fingerprint::fingerprint;
@@ -21,3 +22,4 @@ pub use groups::{BadGroups, Group, Groups};
 pub use lookups::{Lookup, Lookups};
 pub use orders::{AskId, Order, Report, SaveId, decode, encode};
 pub use planner::{Matched, Planner, PlannerLimits, Scheduled};
+pub use tasks::{Ended, Tasks};

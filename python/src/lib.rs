@@ -40,7 +40,7 @@ mod _native {
     #[pymodule_export]
     use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
     #[pymodule_export]
-    use crate::serving::{EngineCourier, EnginePlanner, EngineTier, engine_fingerprint};
+    use crate::serving::{EngineCourier, EngineObjects, EnginePlanner, EngineTier, engine_fingerprint};
 
     /// The version of the package.
     #[pymodule_export]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-from kvhive.access import Tls, local
-from kvhive.errors import MisuseError
+from kvhive.access import Tls
+from kvhive.reach import KEYS, is_whole, names, reach, refuse_unknown
 
 __all__ = ["Settings"]
+
+WHERE = "kv_connector_extra_config"
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,8 @@ class Settings:
     def of(cls, given: Mapping[str, Any]) -> Settings:
         """Reads what an operator wrote. Everything wrong is refused, with its name and what is allowed."""
         given = dict(given)
-        known = {field.name for field in fields(cls)} | {"token_file", "directory"}
-        if unknown := sorted(given.keys() - known):
-            raise MisuseError(f"kv_connector_extra_config {', '.join(unknown)}: allowed is {', '.join(sorted(known))}")
-        coordinators, token, tls = given.pop("coordinators", None), given.pop("token", None), given.pop("tls", None)
-        token_file, directory = given.pop("token_file", None), given.pop("directory", None)
-        if coordinators is None:
-            if token is not None or token_file is not None or tls is not None:
-                raise MisuseError("kv_connector_extra_config token, token_file, tls: they go with coordinators")
-            addresses, token, files = local(directory)
-        else:
-            if directory is not None:
-                raise MisuseError("kv_connector_extra_config directory: it says where coordinators are, as coordinators does")
-            addresses = coordinators.split(",") if isinstance(coordinators, str) else list(coordinators)
-            if (token is None) == (token_file is None):
-                raise MisuseError("kv_connector_extra_config token, token_file: one of them goes with coordinators")
-            token = Path(token_file).read_text() if token is None else str(token)
-            files = None if tls is None else Tls(**tls)
-        settings = cls(tuple(address.strip() for address in addresses), token.strip(), files, **given)
+        refuse_unknown(WHERE, given, KEYS | {field.name for field in fields(cls)})
+        settings = cls(*reach(WHERE, given), **given)
         for name, least, most in (
             ("wait_ms", 1, 600_000),
             ("asks", 1, 10_000),
@@ -67,11 +52,7 @@ class Settings:
             ("memory_mb", 1, 1 << 20),
             ("known_s", 1, 86_400),
         ):
-            value = getattr(settings, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                raise MisuseError(f"kv_connector_extra_config {name}={value!r}: allowed is {least} to {most}")
-        for name in ("tenant", "weights"):
-            value = getattr(settings, name)
-            if not (isinstance(value, str) and value) and not (name == "weights" and value is None):
-                raise MisuseError(f"kv_connector_extra_config {name}={value!r}: allowed is a name")
+            is_whole(WHERE, name, getattr(settings, name), least, most)
+        names(WHERE, "tenant", settings.tenant)
+        names(WHERE, "weights", settings.weights, optional=True)
         return settings

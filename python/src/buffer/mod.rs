@@ -27,7 +27,6 @@ pub(crate) struct Lent {
     // Before what keeps the memory: a claim on memory that is gone would refuse somebody else's.
     _claim: Claim,
     regions: Vec<Region>,
-    block_bytes: usize,
     how: Use,
     /// Where the memory is a GPU's: what it passes through.
     passage: Option<Passage>,
@@ -37,6 +36,7 @@ pub(crate) struct Lent {
 struct Region {
     start: *mut u8,
     bytes: usize,
+    block_bytes: usize,
     _export: Export,
 }
 
@@ -61,7 +61,8 @@ unsafe impl Send for Region {}
 
 /// What the objects of one call have in common, as they are taken one by one.
 struct Taking {
-    block_bytes: usize,
+    /// None: each object is one block, of its own length.
+    block_bytes: Option<usize>,
     how: Use,
     may_be_of_a_gpu: bool,
     place: Option<Place>,
@@ -74,7 +75,15 @@ impl Lent {
     /// # Errors
     /// When an object has no memory that can be used so, or that is in use by another call.
     pub(crate) fn take(given: &Bound<'_, PyAny>, block_bytes: u64, how: Use) -> PyResult<Lent> {
-        Lent::take_where(given, block_bytes, how, false)
+        Lent::take_all(given, Some(block_bytes), how, false)
+    }
+
+    /// Takes the host's memory of `given`, each object of which is one block, of whatever length.
+    ///
+    /// # Errors
+    /// As [`Lent::take`], and when an object has no bytes.
+    pub(crate) fn take_whole(given: &Bound<'_, PyAny>, how: Use) -> PyResult<Lent> {
+        Lent::take_all(given, None, how, false)
     }
 
     /// Takes memory that may also be a GPU's: to be used by [`Lent::windows`].
@@ -82,18 +91,19 @@ impl Lent {
     /// # Errors
     /// As for [`Lent::take`]; also where some of it is the host's, or of two GPUs.
     pub(crate) fn take_anywhere(given: &Bound<'_, PyAny>, block_bytes: u64, how: Use) -> PyResult<Lent> {
-        Lent::take_where(given, block_bytes, how, true)
+        Lent::take_all(given, Some(block_bytes), how, true)
     }
 
-    fn take_where(
+    fn take_all(
         given: &Bound<'_, PyAny>,
-        block_bytes: u64,
+        block_bytes: Option<u64>,
         how: Use,
         may_be_of_a_gpu: bool,
     ) -> PyResult<Lent> {
         let py = given.py();
-        let block_bytes = usize::try_from(block_bytes)
-            .map_err(|_| wrong(format!("blocks of {block_bytes} bytes are too large")).raise(py))?;
+        let block_bytes = block_bytes.map(usize::try_from).transpose().map_err(|_| {
+            wrong("blocks of so many bytes are too large for this machine".to_owned()).raise(py)
+        })?;
         let mut objects = Vec::new();
         if given.is_instance_of::<PyList>() || given.is_instance_of::<PyTuple>() {
             let count = given.len()?;
@@ -110,6 +120,9 @@ impl Lent {
         let mut regions = Vec::with_capacity(objects.len());
         for (at, object) in objects.iter().enumerate() {
             let region = taking.take_one(object, at)?;
+            if region.bytes == 0 && block_bytes.is_none() {
+                return Err(wrong(format!("buffer {at} is empty")).raise(py));
+            }
             // Memory of nothing may be nowhere.
             if region.bytes > 0 {
                 regions.push(region);
@@ -120,12 +133,12 @@ impl Lent {
             start..start + region.bytes
         });
         let claim = Regions::claim(ranges.collect(), how).map_err(|failure| failure.raise(py))?;
-        Ok(Lent { _claim: claim, regions, block_bytes, how, passage: taking.passage })
+        Ok(Lent { _claim: claim, regions, how, passage: taking.passage })
     }
 
     /// Returns how many blocks they hold.
     pub(crate) fn blocks(&self) -> usize {
-        self.regions.iter().map(|region| region.bytes / self.block_bytes).sum()
+        self.regions.iter().map(Region::blocks).sum()
     }
 
     /// Returns one slice a block, to be read.
@@ -136,7 +149,7 @@ impl Lent {
             // as `self` is borrowed. The claim lets no call of this crate write to it; what other threads of the process write meanwhile
             // is theirs to prevent, as with every array that is read without the interpreter's lock, and then fails the digest.
             unsafe { std::slice::from_raw_parts(region.start.cast_const(), region.bytes) }
-                .chunks_exact(self.block_bytes)
+                .chunks_exact(region.block_bytes)
         });
         pieces.collect()
     }
@@ -145,21 +158,25 @@ impl Lent {
     pub(crate) fn slices_mut(&mut self) -> Vec<&mut [u8]> {
         assert_eq!(self.how, Use::Write, "memory is written only where it was taken to be written");
         assert!(self.passage.is_none(), "slices are of the host's memory");
-        let block_bytes = self.block_bytes;
         let pieces = self.regions.iter_mut().flat_map(|region| {
             // SAFETY: as above, and the object says that it may be written. The claim was made for writing (asserted), so that no two regions
             // overlap, neither of this call nor of another: this is the only slice of this crate on the memory.
             unsafe { std::slice::from_raw_parts_mut(region.start, region.bytes) }
-                .chunks_exact_mut(block_bytes)
+                .chunks_exact_mut(region.block_bytes)
         });
         pieces.collect()
+    }
+
+    /// Returns the size of each block, where all have the same.
+    fn block_bytes(&self) -> usize {
+        self.regions.first().map_or(1, |region| region.block_bytes)
     }
 
     /// Returns which blocks are worked on at a time: all of them where the memory is the host's, else as many as pass through it.
     pub(crate) fn windows(&self) -> Vec<Range<usize>> {
         let blocks = self.blocks();
         match &self.passage {
-            Some(passage) if blocks > 0 => passage.windows(blocks, self.block_bytes),
+            Some(passage) if blocks > 0 => passage.windows(blocks, self.block_bytes()),
             _ => std::iter::once(0..blocks).collect(),
         }
     }
@@ -172,11 +189,11 @@ impl Lent {
         if self.passage.is_none() {
             return Ok(self.slices());
         }
-        let addresses = addresses(&self.regions, self.block_bytes, window);
+        let (block_bytes, addresses) = (self.block_bytes(), addresses(&self.regions, window));
         let passage = self.passage.as_mut().expect("it was just looked at");
         // SAFETY: the addresses are of blocks of the passage's GPU, whole ones, in memory that `self` holds; the claim lets no call of this
         // crate write to it.
-        unsafe { passage.fetch(&addresses, self.block_bytes) }
+        unsafe { passage.fetch(&addresses, block_bytes) }
     }
 
     /// Returns one slice for each block of a window, to be written.
@@ -187,8 +204,9 @@ impl Lent {
         if self.passage.is_none() {
             return Ok(self.slices_mut());
         }
+        let block_bytes = self.block_bytes();
         let passage = self.passage.as_mut().expect("it was just looked at");
-        passage.slices(window.len(), self.block_bytes)
+        passage.slices(window.len(), block_bytes)
     }
 
     /// Has those blocks of a window be where they belong that were written.
@@ -201,20 +219,26 @@ impl Lent {
         is_written: impl Fn(usize) -> bool,
     ) -> Result<(), Failure> {
         assert_eq!(self.how, Use::Write, "memory is written only where it was taken to be written");
-        let addresses = addresses(&self.regions, self.block_bytes, window);
+        let (block_bytes, addresses) = (self.block_bytes(), addresses(&self.regions, window));
         match &mut self.passage {
             // SAFETY: as for `read`, and the claim was made for writing (asserted): nobody else of this crate uses the memory.
-            Some(passage) => unsafe { passage.send(&addresses, self.block_bytes, is_written) },
+            Some(passage) => unsafe { passage.send(&addresses, block_bytes, is_written) },
             None => Ok(()),
         }
     }
 }
 
+impl Region {
+    fn blocks(&self) -> usize {
+        self.bytes / self.block_bytes
+    }
+}
+
 /// Returns where the blocks of a window are.
-fn addresses(regions: &[Region], block_bytes: usize, window: &Range<usize>) -> Vec<u64> {
+fn addresses(regions: &[Region], window: &Range<usize>) -> Vec<u64> {
     let blocks = regions.iter().flat_map(|region| {
         let start = region.start.addr();
-        (start..start + region.bytes).step_by(block_bytes)
+        (start..start + region.bytes).step_by(region.block_bytes)
     });
     blocks.skip(window.start).take(window.len()).map(|address| address as u64).collect()
 }
@@ -256,8 +280,8 @@ impl Taking {
                 })?
             }
         };
-        if region.bytes % self.block_bytes != 0 {
-            let (bytes, block_bytes) = (region.bytes, self.block_bytes);
+        if region.bytes % region.block_bytes != 0 {
+            let Region { bytes, block_bytes, .. } = region;
             return Err(wrong(format!(
                 "{}: {bytes} bytes are no whole number of blocks of {block_bytes} bytes",
                 what()
@@ -279,11 +303,7 @@ impl Taking {
         if buffer.format().to_bytes().iter().any(|letter| matches!(letter, b'O' | b'P' | b'&' | b'X')) {
             return Err(format!("it holds references, not numbers (format {:?})", buffer.format()));
         }
-        Ok(Region {
-            start: buffer.buf_ptr().cast(),
-            bytes: buffer.len_bytes(),
-            _export: Export::Buffer(buffer),
-        })
+        Ok(self.region(buffer.buf_ptr().cast(), buffer.len_bytes(), Export::Buffer(buffer)))
     }
 
     fn of_tensor(&mut self, object: &Bound<'_, PyAny>) -> Result<Region, Trouble> {
@@ -294,7 +314,11 @@ impl Taking {
         }
         let stream = self.passage.as_ref().map(Passage::stream);
         let (managed, start, bytes) = dlpack::take(object, place, stream, self.how)?;
-        Ok(Region { start, bytes, _export: Export::Dlpack(managed) })
+        Ok(self.region(start, bytes, Export::Dlpack(managed)))
+    }
+
+    fn region(&self, start: *mut u8, bytes: usize, export: Export) -> Region {
+        Region { start, bytes, block_bytes: self.block_bytes.unwrap_or(bytes).max(1), _export: export }
     }
 
     /// Checks that a further object's memory is where that of those before it is.

@@ -3,7 +3,9 @@
 
 mod courier;
 mod links;
+mod objects;
 mod planner;
+mod singles;
 mod tier;
 
 use kvhive_protocol::Moment;
@@ -11,6 +13,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 pub(crate) use courier::EngineCourier;
+pub(crate) use objects::EngineObjects;
 pub(crate) use planner::{EnginePlanner, engine_fingerprint};
 pub(crate) use tier::EngineTier;
 
