@@ -68,10 +68,12 @@ def test_a_cluster_grows_by_whoever_follows_what_an_engine_asks_for(member: KVCa
 def test_in_a_cluster_better_settings_are_advised_and_taken_only_where_that_is_said(member: KVCacheConfig) -> None:
     given = replace(member, use_compression=True, compression_ratio=1.0, cache_strategy="compressed", use_quantization=True)
     with UltraAdaptiveKVCacheEngine(given) as engine:
+        # What is new to the cluster: what blocks are like is known of those that were computed here.
+        prompt = "Nobody has asked this. " + STORY
         for _ in range(3):
-            ask(engine, STORY)
+            ask(engine, prompt)
         report = engine.optimize("memory")
         assert report["advised"] == {"codec": {"from": "raw", "to": "int8"}} and report["changed"] == {}
-        assert report["improvement_percentage"] == pytest.approx(25) and ask(engine, STORY)["cache_hit"]
+        assert report["improvement_percentage"] == pytest.approx(25) and ask(engine, prompt)["cache_hit"]
         assert engine.optimize("memory", whole_cluster=True)["changed"] == report["advised"]
         assert engine.optimize("memory")["advised"] == {}
