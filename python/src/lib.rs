@@ -39,7 +39,9 @@ mod _native {
     #[pymodule_export]
     use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
     #[pymodule_export]
-    use crate::serving::{EngineCourier, EnginePlanner, EngineTier, engine_fingerprint};
+    use crate::serving::{
+        EngineCourier, EnginePages, EnginePlanner, EngineTier, engine_fingerprint, engine_stops,
+    };
 
     /// The version of the package.
     #[pymodule_export]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-from kvhive.access import Tls, local
+from kvhive.access import Tls, given_cluster
 from kvhive.errors import MisuseError
 
 __all__ = ["Settings"]
@@ -45,21 +44,8 @@ class Settings:
         known = {field.name for field in fields(cls)} | {"token_file", "directory"}
         if unknown := sorted(given.keys() - known):
             raise MisuseError(f"kv_connector_extra_config {', '.join(unknown)}: allowed is {', '.join(sorted(known))}")
-        coordinators, token, tls = given.pop("coordinators", None), given.pop("token", None), given.pop("tls", None)
-        token_file, directory = given.pop("token_file", None), given.pop("directory", None)
-        if coordinators is None:
-            if token is not None or token_file is not None or tls is not None:
-                raise MisuseError("kv_connector_extra_config token, token_file, tls: they go with coordinators")
-            addresses, token, files = local(directory)
-        else:
-            if directory is not None:
-                raise MisuseError("kv_connector_extra_config directory: it says where coordinators are, as coordinators does")
-            addresses = coordinators.split(",") if isinstance(coordinators, str) else list(coordinators)
-            if (token is None) == (token_file is None):
-                raise MisuseError("kv_connector_extra_config token, token_file: one of them goes with coordinators")
-            token = Path(token_file).read_text() if token is None else str(token)
-            files = None if tls is None else Tls(**tls)
-        settings = cls(tuple(address.strip() for address in addresses), token.strip(), files, **given)
+        addresses, token, tls = given_cluster(given, "kv_connector_extra_config")
+        settings = cls(tuple(addresses), token, tls, **given)
         for name, least, most in (
             ("wait_ms", 1, 600_000),
             ("asks", 1, 10_000),

@@ -3,6 +3,7 @@
 
 mod courier;
 mod links;
+mod pages;
 mod planner;
 mod tier;
 
@@ -11,6 +12,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 pub(crate) use courier::EngineCourier;
+pub(crate) use pages::{EnginePages, engine_stops};
 pub(crate) use planner::{EnginePlanner, engine_fingerprint};
 pub(crate) use tier::EngineTier;
 
