@@ -360,18 +360,25 @@ impl Values {
             let tasks =
                 first.into_values().map(|device| self.ask(&map, device, ask.clone(), deadline)).collect();
             let answers: Result<Vec<_>, Fault> = run_all(tasks).await.into_iter().collect();
-            let fault = match answers {
-                Ok(answers) => {
-                    let newest = answers.iter().map(|(_, epoch)| *epoch).max().unwrap_or(map.epoch);
-                    // By a newer map there may be others to ask.
-                    if newest <= map.epoch || !shared.refresh_to(map.epoch, newest, deadline).await {
+            let (fault, verdict) = match answers {
+                Ok(answers) => match answers.iter().map(|(_, epoch)| *epoch).max() {
+                    Some(newest) if newest <= map.epoch => {
                         return Ok(answers.into_iter().map(|(answer, _)| answer).collect());
                     }
-                    continue;
+                    // By a newer map there may be others to ask.
+                    Some(newest) => {
+                        (Fault::Refused(WireError::StaleEpoch { epoch: newest }), Verdict::Refresh(newest))
+                    }
+                    None => {
+                        let nobody = "no node of the cluster is up by the newest map that is known";
+                        (Fault::Refused(WireError::busy(nobody)), Verdict::Elsewhere)
+                    }
+                },
+                Err(fault) => {
+                    let verdict = shared.judge(&map, &fault);
+                    (fault, verdict)
                 }
-                Err(fault) => fault,
             };
-            let verdict = shared.judge(&map, &fault);
             if verdict == Verdict::GiveUp || !mend(shared, &map, &[verdict], &mut backoff, deadline).await {
                 return Err(fault.into());
             }

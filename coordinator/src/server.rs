@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tracing::{debug, warn};
+use tracing::debug;
 
 /// A handshake that takes longer is ended.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -31,8 +31,6 @@ const STALL_LIMIT: Duration = Duration::from_secs(10);
 /// and one more.
 const SMALL_ROOM_KIB: usize = 64 << 10;
 const LARGE_ROOM_KIB: usize = 2 * MAX_FRAME_BYTES.div_ceil(1024);
-/// Wait after the system refused a connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What all connections share.
 pub(crate) struct Server {
@@ -74,18 +72,7 @@ impl Room {
 pub(crate) async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: watch::Receiver<bool>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let handshakes = Places::new(MAX_HANDSHAKES);
-    loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
-            () = stopped(&mut stop) => return,
-        };
+    while let Some(stream) = kvhive_runtime::accept(&listener, &mut stop).await {
         let Some(mut handshake) = handshakes.enter() else { continue };
         let connections = connections.clone();
         let (server, mut stop) = (server.clone(), stop.clone());

@@ -16,6 +16,7 @@ pub mod planner;
 mod planner_test;
 pub mod rest;
 pub mod stops;
+pub mod tasks;
 
 pub use courier::{Courier, CourierLimits, Effect, Event, Figures};
 pub use fingerprint::fingerprint;
@@ -24,3 +25,4 @@ pub use lookups::{Lookup, Lookups};
 pub use orders::{AskId, Order, Report, SaveId, decode, encode};
 pub use planner::{Matched, Planner, PlannerLimits, Scheduled};
 pub use stops::{Needs, Stops, stops};
+pub use tasks::{Ended, Tasks};

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, SupportsIndex, TypedDict, TypeVar, final
+from typing import Any, Generic, Self, SupportsIndex, TypedDict, TypeVar, final
 
 _T = TypeVar("_T")
 _Path = str | os.PathLike[str]
@@ -275,6 +275,38 @@ class EngineTier:
     def is_busy(self) -> bool: ...
     def drain(self) -> None:
         """Waits until no job is under way."""
+    def trouble(self) -> str | None:
+        """Returns what went wrong since this was asked last."""
+
+class EngineObjects:
+    """A storage plugin of an engine: objects of any length under names, in batches that nobody waits for."""
+
+    def __new__(
+        cls,
+        *,
+        coordinators: Sequence[str],
+        token: bytes,
+        tls: tuple[_Path, _Path, _Path] | None,
+        tenant: str,
+        model: str,
+        wait: float,
+        load: float,
+    ) -> Self: ...
+    @property
+    def model(self) -> str:
+        """What these objects are called."""
+    def event_fd(self) -> int:
+        """Returns a descriptor that can be read from while batches are over of which nobody was told."""
+    def submit_batch_get(self, names: Sequence[str], memory: Sequence[object]) -> int:
+        """Begins to fetch objects, each into memory of its length; returns the batch's number."""
+    def submit_batch_set(self, names: Sequence[str], memory: Sequence[object]) -> int:
+        """Begins to store objects; returns the batch's number."""
+    def submit_batch_exists(self, names: Sequence[str]) -> int:
+        """Begins to ask which objects are there; returns the batch's number."""
+    def drain_completions(self) -> list[tuple[int, bool, str, list[bool]]]:
+        """Returns the batches that are over: number, whether it was done, what was wrong, and of each object whether it was."""
+    def close(self, patience: float) -> None:
+        """Has no batch begin any more, waits for those under way for so many seconds, and gives up the others."""
     def trouble(self) -> str | None:
         """Returns what went wrong since this was asked last."""
 

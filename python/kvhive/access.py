@@ -88,25 +88,6 @@ def connect(
     )
 
 
-def given_cluster(given: dict[str, Any], what: str) -> tuple[list[str], str, Tls | None]:
-    """Takes out of `given` what says where an adapter's cluster is: `coordinators` with `token` or `token_file` and `tls`, or
-    `directory`; without any, it is the cluster that `kvhive up` runs on this machine. `what` names the place where it was given."""
-    coordinators, token, tls = given.pop("coordinators", None), given.pop("token", None), given.pop("tls", None)
-    token_file, directory = given.pop("token_file", None), given.pop("directory", None)
-    if coordinators is None:
-        if token is not None or token_file is not None or tls is not None:
-            raise MisuseError(f"{what} token, token_file, tls: they go with coordinators")
-        addresses, token, tls = local(directory)
-        return addresses, token.strip(), tls
-    if directory is not None:
-        raise MisuseError(f"{what} directory: it says where coordinators are, as coordinators does")
-    addresses = coordinators.split(",") if isinstance(coordinators, str) else list(coordinators)
-    if (token is None) == (token_file is None):
-        raise MisuseError(f"{what} token, token_file: one of them goes with coordinators")
-    token = Path(token_file).read_text() if token is None else str(token)
-    return [str(address).strip() for address in addresses], token.strip(), None if tls is None else Tls(**tls)
-
-
 def local(directory: StrPath | None) -> tuple[list[str], str, Tls | None]:
     """Reads where the cluster of `kvhive up` on this machine is, its token, and what its clients show."""
     state = os.environ.get("XDG_STATE_HOME", "")

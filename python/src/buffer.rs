@@ -23,7 +23,8 @@ pub(crate) struct Lent {
     // Before what keeps the memory: a claim on memory that is gone would refuse somebody else's.
     _claim: Claim,
     regions: Vec<Region>,
-    block_bytes: usize,
+    /// None: each object is one block, of its own length.
+    block_bytes: Option<usize>,
     how: Use,
 }
 
@@ -50,9 +51,21 @@ impl Lent {
     /// # Errors
     /// When an object has no memory that can be used so, or that is in use by another call.
     pub(crate) fn take(given: &Bound<'_, PyAny>, block_bytes: u64, how: Use) -> PyResult<Lent> {
-        let py = given.py();
         let block_bytes = usize::try_from(block_bytes)
-            .map_err(|_| wrong(format!("blocks of {block_bytes} bytes are too large")).raise(py))?;
+            .map_err(|_| wrong(format!("blocks of {block_bytes} bytes are too large")).raise(given.py()))?;
+        Lent::take_all(given, Some(block_bytes), how)
+    }
+
+    /// Takes the memory of `given`, each object of which is one block, of whatever length.
+    ///
+    /// # Errors
+    /// As [`Lent::take`], and when an object has no bytes.
+    pub(crate) fn take_whole(given: &Bound<'_, PyAny>, how: Use) -> PyResult<Lent> {
+        Lent::take_all(given, None, how)
+    }
+
+    fn take_all(given: &Bound<'_, PyAny>, block_bytes: Option<usize>, how: Use) -> PyResult<Lent> {
+        let py = given.py();
         let mut objects = Vec::new();
         if given.is_instance_of::<PyList>() || given.is_instance_of::<PyTuple>() {
             let count = given.len()?;
@@ -68,6 +81,9 @@ impl Lent {
         let mut regions = Vec::with_capacity(objects.len());
         for (at, object) in objects.iter().enumerate() {
             let region = take_one(object, at, block_bytes, how)?;
+            if region.bytes == 0 && block_bytes.is_none() {
+                return Err(wrong(format!("buffer {at} is empty")).raise(py));
+            }
             // Memory of nothing may be nowhere.
             if region.bytes > 0 {
                 regions.push(region);
@@ -83,7 +99,7 @@ impl Lent {
 
     /// Returns how many blocks they hold.
     pub(crate) fn blocks(&self) -> usize {
-        self.regions.iter().map(|region| region.bytes / self.block_bytes).sum()
+        self.regions.iter().map(|region| region.bytes / self.block_bytes.unwrap_or(region.bytes)).sum()
     }
 
     /// Returns one slice a block, to be read.
@@ -93,7 +109,7 @@ impl Lent {
             // `self` is borrowed. The claim lets no call of this crate write to it; what other threads of the process write meanwhile
             // is theirs to prevent, as with every array that is read without the interpreter's lock, and then fails the digest.
             unsafe { std::slice::from_raw_parts(region.start.cast_const(), region.bytes) }
-                .chunks_exact(self.block_bytes)
+                .chunks_exact(self.block_bytes.unwrap_or(region.bytes))
         });
         pieces.collect()
     }
@@ -106,13 +122,13 @@ impl Lent {
             // SAFETY: as above, and the object says that it may be written. The claim was made for writing (asserted), so that no two regions
             // overlap, neither of this call nor of another: this is the only slice of this crate on the memory.
             unsafe { std::slice::from_raw_parts_mut(region.start, region.bytes) }
-                .chunks_exact_mut(block_bytes)
+                .chunks_exact_mut(block_bytes.unwrap_or(region.bytes))
         });
         pieces.collect()
     }
 }
 
-fn take_one(object: &Bound<'_, PyAny>, at: usize, block_bytes: usize, how: Use) -> PyResult<Region> {
+fn take_one(object: &Bound<'_, PyAny>, at: usize, block_bytes: Option<usize>, how: Use) -> PyResult<Region> {
     let py = object.py();
     let what = || {
         format!(
@@ -146,7 +162,9 @@ fn take_one(object: &Bound<'_, PyAny>, at: usize, block_bytes: usize, how: Use) 
             })?
         }
     };
-    if region.bytes % block_bytes != 0 {
+    if let Some(block_bytes) = block_bytes
+        && region.bytes % block_bytes != 0
+    {
         let bytes = region.bytes;
         return Err(wrong(format!(
             "{}: {bytes} bytes are no whole number of blocks of {block_bytes} bytes",

@@ -40,7 +40,8 @@ mod _native {
     use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
     #[pymodule_export]
     use crate::serving::{
-        EngineCourier, EnginePages, EnginePlanner, EngineTier, engine_fingerprint, engine_stops,
+        EngineCourier, EngineObjects, EnginePages, EnginePlanner, EngineTier, engine_fingerprint,
+        engine_stops,
     };
 
     /// The version of the package.

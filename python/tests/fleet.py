@@ -38,11 +38,14 @@ class Cluster:
 
     def kill(self) -> None:
         """Ends every process of it without a word."""
-        for one in self._processes():
+        processes = self._processes()
+        assert len(processes) > 2, "its nodes and its coordinator at least"
+        for one in processes:
             os.kill(one, signal.SIGKILL)
 
     def _processes(self) -> list[int]:
-        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        # Of any width: some packages tell programs how wide a terminal is.
+        listed = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
         return [int(line.split()[0]) for line in listed.splitlines() if str(self._folder) in line and str(KVHIVE) in line]
 
 

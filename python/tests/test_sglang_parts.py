@@ -128,7 +128,7 @@ def test_settings_that_are_wrong_are_refused(tmp_path: Path) -> None:
     )
     assert not Settings.of(where).interface_v1
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"nonsense": 1}, "nonsense: allowed is coordinators, directory, fetch_ms"),
+        ({"nonsense": 1}, "nonsense: allowed is backend_name, class_name, coordinators"),
         ({"wait_ms": 0}, "wait_ms=0: allowed is 1 to 8000"),
         ({"fetch_ms": True}, "fetch_ms=True"),
         ({"store_ms": 1.5}, "store_ms=1.5"),

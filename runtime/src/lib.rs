@@ -29,6 +29,7 @@
 //! # Ok::<(), kvhive_runtime::RuntimeError>(())
 //! ```
 
+mod accept;
 mod actor;
 mod clock;
 mod door;
@@ -38,6 +39,7 @@ mod runtime;
 mod sender;
 mod shutdown;
 
+pub use accept::accept;
 pub use actor::{Actor, Context, RestartPolicy, Spawn};
 pub use clock::{BootClock, Clock, ManualClock, wall_ms};
 pub use door::{BoundedListener, BoundedStream, DoorLimits};

@@ -62,6 +62,7 @@ fn events(group: &Group, at: usize, query: &str) -> Value {
 #[test]
 fn every_coordinator_tells_the_same_under_the_same_numbers() {
     let group = Group::of(3);
+    group.elected();
     let (leader, follower) = (group.leader(), group.follower());
     create(&group, follower, "first");
     group.register("node-1");
@@ -101,6 +102,7 @@ fn every_coordinator_tells_the_same_under_the_same_numbers() {
 #[test]
 fn a_reader_goes_on_with_another_coordinator_when_the_leader_ends() {
     let mut group = Group::of(3);
+    group.elected();
     let leader = group.leader();
     let others: Vec<usize> = group.living().into_iter().filter(|at| *at != leader).collect();
     create(&group, leader, "before");

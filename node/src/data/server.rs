@@ -6,36 +6,23 @@ use crate::data::plane::DataPlane;
 use kvhive_protocol::data::MAX_REQUEST_BYTES;
 use kvhive_protocol::frame::FrameLimits;
 use kvhive_protocol::{Level, Levels};
-use kvhive_runtime::{Place, Places, stopped};
+use kvhive_runtime::{Place, Places};
 use kvhive_wire::{Connection, Listening};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::debug;
 
 /// A handshake that takes longer is ended.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// Handshakes under way at a time; one more ends the one that has taken longest.
 const MAX_HANDSHAKES: usize = 64;
-/// Wait after the system refused a connection (no file descriptors, say).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Lets connections in until `stop` turns true; those that stand end by themselves after their present request.
 pub(crate) async fn serve(listener: TcpListener, plane: Arc<DataPlane>, mut stop: watch::Receiver<bool>) {
     let handshakes = Places::new(MAX_HANDSHAKES);
-    loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
-            () = stopped(&mut stop) => return,
-        };
+    while let Some(stream) = kvhive_runtime::accept(&listener, &mut stop).await {
         let Some(handshake) = handshakes.enter() else {
             count(&plane.counters.refused_connections);
             continue;

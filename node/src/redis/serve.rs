@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 /// Connections at a time whose callers have not shown a token; one more ends the one that has waited longest.
 const MAX_STRANGERS: usize = 64;
@@ -43,7 +43,7 @@ const MAX_PIPELINED: usize = 64;
 const MAX_TIDYING: usize = 64;
 /// Connections of all callers to each node of the cluster.
 const CONNECTIONS_PER_MEMBER: usize = 16;
-/// Wait after the system refused a connection, and between two tries to reach the coordinators.
+/// Wait between two tries to reach the coordinators.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Memory of one connection: what it reads into, and what it sends from.
 const CONNECTION_BYTES: u64 = (2 * READ_BYTES + SENT_BYTES) as u64;
@@ -127,18 +127,7 @@ impl Door {
         if let Ok(address) = listener.local_addr() {
             info!(redis = %address, "speaks Redis");
         }
-        loop {
-            let stream = tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        warn!(%error, "a connection could not be accepted");
-                        tokio::time::sleep(PAUSE).await;
-                        continue;
-                    }
-                },
-                () = stopped(&mut stop) => return,
-            };
+        while let Some(stream) = kvhive_runtime::accept(&listener, &mut stop).await {
             let Some(place) = strangers.enter() else {
                 count(&self.counters.redis_refused);
                 continue;

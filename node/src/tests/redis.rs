@@ -3,6 +3,7 @@
 use super::coordinator::{FakeCoordinator, TENANT};
 use super::{KIB, Setup, TOKEN, eventually};
 use crate::{NodeHandle, RedisConfig};
+use kvhive_client::{Client, ClientConfig};
 use kvhive_protocol::map::ReplicaSet;
 use kvhive_protocol::{DeviceId, Era, SLOTS};
 use std::net::SocketAddr;
@@ -212,6 +213,24 @@ async fn a_scan_finds_every_name_once_and_those_of_a_pattern() {
     assert_eq!((found, rounds >= 4), (expected, true));
     assert_eq!(one.asks("SCAN 0 COUNT 100 MATCH key:2").await, "0 key:2");
     assert_eq!(one.asks("SCAN 0 COUNT 100 TYPE hash").await, "0");
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_knows_of_no_node_yet_learns_of_them_before_it_says_what_there_is() {
+    let coordinator = FakeCoordinator::start().await;
+    let client = ClientConfig::new(vec![coordinator.address()], TOKEN.to_vec());
+    let client = Client::connect(client).await.expect("the coordinator answers");
+    assert_eq!(client.map().devices_up().count(), 0);
+    let node = setup().start("node-0", &coordinator);
+    eventually("it serves", || node.is_serving()).await;
+    let nodes = vec![node];
+    lead(&coordinator, &nodes, 0);
+    serve_the_newest(&coordinator, &nodes).await;
+    let mut caller = Caller::to(&nodes[0]).await;
+    assert_eq!(caller.asks("SET a 1").await, "+OK");
+    let values = client.values("default").expect("the tenant is there");
+    assert_eq!(values.count().await.expect("the node answers"), 1);
     end(nodes).await;
 }
 

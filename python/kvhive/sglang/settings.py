@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kvhive.access import Tls, given_cluster
-from kvhive.errors import MisuseError
+from kvhive.access import Tls
+from kvhive.reach import KEYS, is_whole, names, reach, refuse_unknown
 
 __all__ = ["Settings"]
 
@@ -43,21 +43,13 @@ class Settings:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Settings:
         """Reads what an operator wrote. Everything wrong is refused, with its name and what is allowed."""
-        given = dict(given)
-        known = {field.name for field in fields(cls)} | {"token_file", "directory"} | SGLANGS
-        if unknown := sorted(given.keys() - known):
-            raise MisuseError(f"{WHERE} {', '.join(unknown)}: allowed is {', '.join(sorted(known - SGLANGS))}")
-        addresses, token, tls = given_cluster(given, WHERE)
+        refuse_unknown(WHERE, given, KEYS | SGLANGS | {field.name for field in fields(cls)})
         # As SGLang reads it.
         is_v1 = bool(given.get("interface_v1", 0))
         rest = {name: value for name, value in given.items() if name not in SGLANGS}
-        settings = cls(tuple(addresses), token, tls, is_v1, **rest)
+        settings = cls(*reach(WHERE, rest), interface_v1=is_v1, **rest)
         for name in ("wait_ms", "fetch_ms", "store_ms"):
-            value = getattr(settings, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_MS:
-                raise MisuseError(f"{WHERE} {name}={value!r}: allowed is 1 to {MOST_MS}")
-        for name in ("tenant", "weights"):
-            value = getattr(settings, name)
-            if not (isinstance(value, str) and value) and not (name == "weights" and value is None):
-                raise MisuseError(f"{WHERE} {name}={value!r}: allowed is a name")
+            is_whole(WHERE, name, getattr(settings, name), 1, MOST_MS)
+        names(WHERE, "tenant", settings.tenant)
+        names(WHERE, "weights", settings.weights, optional=True)
         return settings

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kvhive.access import Tls, given_cluster
-from kvhive.errors import MisuseError
+from kvhive.access import Tls
+from kvhive.reach import KEYS, is_whole, names, reach, refuse_unknown
 
 __all__ = ["Settings"]
+
+WHERE = "kv_connector_extra_config"
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,8 @@ class Settings:
     def of(cls, given: Mapping[str, Any]) -> Settings:
         """Reads what an operator wrote. Everything wrong is refused, with its name and what is allowed."""
         given = dict(given)
-        known = {field.name for field in fields(cls)} | {"token_file", "directory"}
-        if unknown := sorted(given.keys() - known):
-            raise MisuseError(f"kv_connector_extra_config {', '.join(unknown)}: allowed is {', '.join(sorted(known))}")
-        addresses, token, tls = given_cluster(given, "kv_connector_extra_config")
-        settings = cls(tuple(addresses), token, tls, **given)
+        refuse_unknown(WHERE, given, KEYS | {field.name for field in fields(cls)})
+        settings = cls(*reach(WHERE, given), **given)
         for name, least, most in (
             ("wait_ms", 1, 600_000),
             ("asks", 1, 10_000),
@@ -53,11 +52,7 @@ class Settings:
             ("memory_mb", 1, 1 << 20),
             ("known_s", 1, 86_400),
         ):
-            value = getattr(settings, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                raise MisuseError(f"kv_connector_extra_config {name}={value!r}: allowed is {least} to {most}")
-        for name in ("tenant", "weights"):
-            value = getattr(settings, name)
-            if not (isinstance(value, str) and value) and not (name == "weights" and value is None):
-                raise MisuseError(f"kv_connector_extra_config {name}={value!r}: allowed is a name")
+            is_whole(WHERE, name, getattr(settings, name), least, most)
+        names(WHERE, "tenant", settings.tenant)
+        names(WHERE, "weights", settings.weights, optional=True)
         return settings

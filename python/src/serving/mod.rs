@@ -3,8 +3,10 @@
 
 mod courier;
 mod links;
+mod objects;
 mod pages;
 mod planner;
+mod singles;
 mod tier;
 
 use kvhive_protocol::Moment;
@@ -12,6 +14,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 pub(crate) use courier::EngineCourier;
+pub(crate) use objects::EngineObjects;
 pub(crate) use pages::{EnginePages, engine_stops};
 pub(crate) use planner::{EnginePlanner, engine_fingerprint};
 pub(crate) use tier::EngineTier;

@@ -6,16 +6,13 @@ use crate::connection::{seconds, tls};
 use crate::ending;
 use crate::errors::Failure;
 use crate::regions::Use;
-use crate::reports::refused;
 use crate::serving::now;
+use crate::serving::singles::{Moved, put, take, which};
 use crate::threads::Crew;
-use kvhive_client::{
-    Client, ClientConfig, ClientError, FetchOutcome, MissReason, NamespaceClient, StoreOptions, StoreOutcome,
-};
+use kvhive_client::{Client, ClientConfig, ClientError, NamespaceClient};
 use kvhive_engines::rest::Rest;
 use kvhive_engines::{Needs, stops};
 use kvhive_protocol::Layout;
-use kvhive_protocol::data::Refusal;
 use pyo3::prelude::*;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -74,18 +71,6 @@ struct Figures {
     unasked: u64,
 }
 
-/// What became of a call: one answer a page, and whether the cluster gave any.
-struct Outcome {
-    done: Vec<bool>,
-    is_answered: bool,
-}
-
-impl Outcome {
-    fn silence() -> Outcome {
-        Outcome { done: Vec::new(), is_answered: false }
-    }
-}
-
 /// A call under way: while there is one, what it was lent is used.
 struct Underway(Arc<Shared>);
 
@@ -135,59 +120,8 @@ impl Shared {
         Some(space.within(limit))
     }
 
-    async fn ask(&self, space: &NamespaceClient, names: &[Vec<u8>]) -> Result<Outcome, ClientError> {
-        let found = space.which(&space.loose_of_engine_hashes(names)).await?;
-        let is_answered = found.iter().any(Option::is_some);
-        if !is_answered {
-            self.note("no node that may have these pages has answered");
-        }
-        Ok(Outcome { done: found.iter().map(|is| *is == Some(true)).collect(), is_answered })
-    }
-
-    async fn fetch(
-        space: &NamespaceClient,
-        names: &[Vec<u8>],
-        lent: &mut Lent,
-    ) -> Result<Outcome, ClientError> {
-        let set = space.loose_of_engine_hashes(names);
-        let report = space.fetch_into(&set, 0..set.len(), &mut lent.slices_mut()).await?;
-        let is_silent =
-            |outcome: &FetchOutcome| matches!(outcome, FetchOutcome::Missed(MissReason::Unreachable));
-        let done = report.outcomes.iter().map(|outcome| matches!(outcome, FetchOutcome::Loaded(_)));
-        Ok(Outcome { done: done.collect(), is_answered: !report.outcomes.iter().all(is_silent) })
-    }
-
-    async fn store(
-        &self,
-        space: &NamespaceClient,
-        names: &[Vec<u8>],
-        lent: &Lent,
-    ) -> Result<Outcome, ClientError> {
-        let set = space.loose_of_engine_hashes(names);
-        let report = space.store(&set, 0..set.len(), &lent.slices(), StoreOptions::default()).await?;
-        let mut done = Vec::with_capacity(report.outcomes.len());
-        for outcome in &report.outcomes {
-            done.push(match outcome {
-                StoreOutcome::Acknowledged { .. } => true,
-                // Another engine is storing the same.
-                StoreOutcome::Refused(Refusal::InFlight) => true,
-                StoreOutcome::Refused(why) => {
-                    self.note(format!(
-                        "a page's {} bytes are not stored: {}",
-                        space.block_bytes(),
-                        refused(*why)
-                    ));
-                    false
-                }
-                StoreOutcome::TooFewCopies { .. } | StoreOutcome::Unreachable => false,
-            });
-        }
-        let is_silent = |outcome: &StoreOutcome| matches!(outcome, StoreOutcome::Unreachable);
-        Ok(Outcome { done, is_answered: !report.outcomes.iter().all(is_silent) })
-    }
-
     /// Takes in what became of a call; returns one answer for each of so many pages.
-    fn end(&self, outcome: Outcome, pages: usize) -> Vec<bool> {
+    fn end(&self, outcome: Moved, pages: usize) -> Vec<bool> {
         let mut state = self.lock();
         match outcome.is_answered {
             true => state.rest.answered(),
@@ -213,21 +147,21 @@ impl EnginePages {
         &self,
         py: Python<'_>,
         limit: Duration,
-        call: impl AsyncFnOnce(Duration) -> Result<Option<Outcome>, ClientError> + Send,
-    ) -> Outcome {
+        call: impl AsyncFnOnce(Duration) -> Result<Option<Moved>, ClientError> + Send,
+    ) -> Moved {
         let runtime = self.crew.runtime();
         py.detach(|| {
             let answer = runtime.block_on(async { timeout(limit + GRACE, call(limit)).await });
             ending::heed();
             match answer {
-                Ok(Ok(outcome)) => outcome.unwrap_or_else(Outcome::silence),
+                Ok(Ok(outcome)) => outcome.unwrap_or_default(),
                 Ok(Err(why)) => {
                     self.shared.note(why);
-                    Outcome::silence()
+                    Moved::default()
                 }
                 Err(_) => {
                     self.shared.note(format!("no answer within {limit:?}"));
-                    Outcome::silence()
+                    Moved::default()
                 }
             }
         })
@@ -250,13 +184,16 @@ impl EnginePages {
             let what = format!("{} rows for {} pages", lent.blocks(), names.len());
             return Err(Failure::misuse(what).raise(py));
         }
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
         let Some((client, underway)) = self.shared.begin() else { return Ok(vec![false; names.len()]) };
         let (shared, memory) = (&self.shared, &mut lent);
         let outcome = self.within(py, limit, async move |limit| {
             let Some(space) = shared.space(&client, &shelf, limit).await else { return Ok(None) };
             let outcome = match how {
-                Use::Write => Shared::fetch(&space, names, memory).await?,
-                Use::Read => shared.store(&space, names, memory).await?,
+                Use::Write => take(&space, names, &mut memory.slices_mut()).await?,
+                Use::Read => put(&space, names, &memory.slices(), |why| shared.note(why)).await?,
             };
             Ok(Some(outcome))
         });
@@ -336,16 +273,19 @@ impl EnginePages {
         let (shared, names) = (&self.shared, &names);
         let outcome = self.within(py, limit, async move |limit| {
             let until = Instant::now() + limit;
-            let mut all = Outcome { done: Vec::with_capacity(names.len()), is_answered: names.is_empty() };
+            let mut all = Moved { done: Vec::with_capacity(names.len()), is_answered: names.is_empty() };
             for part in names.chunks(MOST_ASKED) {
                 let left = until.saturating_duration_since(Instant::now());
                 let space = if left.is_zero() { None } else { shared.space(&client, &shelf, left).await };
                 let Some(space) = space else { break };
-                let answer = shared.ask(&space, part).await?;
-                all.is_answered |= answer.is_answered;
-                let has_gap = answer.done.contains(&false);
-                all.done.extend(answer.done);
-                if !answer.is_answered || run && has_gap {
+                let Some(found) = which(&space, part).await? else {
+                    shared.note("no node that may have these pages has answered");
+                    break;
+                };
+                all.is_answered = true;
+                let has_gap = found.contains(&false);
+                all.done.extend(found);
+                if run && has_gap {
                     break;
                 }
             }

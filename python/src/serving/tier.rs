@@ -5,17 +5,16 @@ use crate::buffer::Lent;
 use crate::connection::{seconds, tls};
 use crate::errors::Failure;
 use crate::regions::Use;
-use crate::reports::refused;
 use crate::serving::links::{Links, Place, layouts};
+use crate::serving::singles::Moved;
 use crate::serving::{now, planner};
 use crate::threads::Crew;
-use kvhive_client::{ClientConfig, FetchOutcome, MissReason, NamespaceClient, StoreOptions, StoreOutcome};
+use kvhive_client::ClientConfig;
 use kvhive_engines::{Lookup, Lookups};
 use pyo3::prelude::*;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::time::timeout;
 
 /// How long an answer is gone by: what is there may leave, and what is not may come.
 const ANSWERS_LAST: Duration = Duration::from_secs(5);
@@ -55,71 +54,18 @@ impl Shared {
         self.state.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    async fn space(&self) -> Option<&NamespaceClient> {
-        self.links.connect().await?.first()
-    }
-
     async fn ask(self: Arc<Self>, question: u64, names: Vec<Vec<u8>>) {
-        let all = async {
-            let space = self.space().await?.within(self.wait);
-            match space.which(&space.loose_of_engine_hashes(&names)).await {
-                Ok(found) => Some(found),
-                Err(why) => {
-                    self.links.note(why);
-                    None
-                }
-            }
-        };
-        let found = timeout(self.wait, all).await.ok().flatten();
-        let is_silent = found.as_ref().is_none_or(|found| found.iter().all(Option::is_none));
-        if is_silent {
-            self.links.note("no node that may have these blocks has answered");
-        }
-        let found = found.filter(|_| !is_silent);
-        let found: Option<Vec<bool>> = found.map(|found| found.iter().map(|is| *is == Some(true)).collect());
+        let found = self.links.which(&names, self.wait).await;
         self.lock().lookups.answered(now(), question, found.as_deref());
     }
 
     /// Stores or fetches; returns which blocks were, and whether the cluster answered.
     async fn transfer(&self, names: &[Vec<u8>], lent: &mut Lent, how: Use) -> (Vec<usize>, bool) {
-        let limit = if how == Use::Write { self.wait } else { STORE_LIMIT };
-        let all = async {
-            let space = self.space().await?.within(limit);
-            let set = space.loose_of_engine_hashes(names);
-            let range = 0..set.len();
-            let (done, silent): (Vec<bool>, Vec<bool>) = match how {
-                Use::Write => {
-                    let report = space.fetch_into(&set, range, &mut lent.slices_mut()).await;
-                    let outcome = |outcome: &FetchOutcome| {
-                        let is_silent = matches!(outcome, FetchOutcome::Missed(MissReason::Unreachable));
-                        (matches!(outcome, FetchOutcome::Loaded(_)), is_silent)
-                    };
-                    report.map(|report| report.outcomes.iter().map(outcome).unzip())
-                }
-                Use::Read => {
-                    let report = space.store(&set, range, &lent.slices(), StoreOptions::default()).await;
-                    let outcome = |outcome: &StoreOutcome| {
-                        if let StoreOutcome::Refused(why) = outcome {
-                            self.links.note(format!(
-                                "a chunk of {} bytes is not stored: {}",
-                                self.block_bytes,
-                                refused(*why)
-                            ));
-                        }
-                        let is_silent = matches!(outcome, StoreOutcome::Unreachable);
-                        (matches!(outcome, StoreOutcome::Acknowledged { .. }), is_silent)
-                    };
-                    report.map(|report| report.outcomes.iter().map(outcome).unzip())
-                }
-            }
-            .map_err(|why| self.links.note(why))
-            .ok()?;
-            Some((done, silent))
+        let Moved { done, is_answered } = match how {
+            Use::Write => self.links.take(names, &mut lent.slices_mut(), self.wait).await,
+            Use::Read => self.links.put(names, &lent.slices(), STORE_LIMIT).await,
         };
-        // Its calls keep to the limit; what comes before them may not.
-        let (done, silent) = timeout(limit + limit, all).await.ok().flatten().unwrap_or_default();
-        let which = (0..done.len()).filter(|at| done[*at]).collect();
-        (which, silent.iter().any(|is_silent| !is_silent))
+        ((0..done.len()).filter(|at| done[*at]).collect(), is_answered)
     }
 
     async fn run(self: Arc<Self>, job: u64, names: Vec<Vec<u8>>, mut lent: Lent, how: Use) {
