@@ -4,7 +4,7 @@
 use crate::reports::refused;
 use crate::serving::links::Links;
 use kvhive_client::{FetchOutcome, MissReason, NamespaceClient, StoreOptions, StoreOutcome};
-use kvhive_protocol::data::Refusal;
+use kvhive_protocol::data::{MAX_KEYS_PER_MATCH, Refusal};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -26,13 +26,17 @@ impl Links {
     pub(super) async fn which(&self, names: &[Vec<u8>], limit: Duration) -> Option<Vec<bool>> {
         let all = async {
             let space = self.space().await?.within(limit);
-            match space.which(&space.loose_of_engine_hashes(names)).await {
-                Ok(found) => Some(found),
-                Err(why) => {
-                    self.note(why);
-                    None
+            let mut found = Vec::with_capacity(names.len());
+            for some in names.chunks(MAX_KEYS_PER_MATCH) {
+                match space.which(&space.loose_of_engine_hashes(some)).await {
+                    Ok(more) => found.extend(more),
+                    Err(why) => {
+                        self.note(why);
+                        return None;
+                    }
                 }
             }
+            Some(found)
         };
         let found = timeout(limit, all).await.ok().flatten();
         let found = found.filter(|found| found.iter().any(Option::is_some));
@@ -72,7 +76,11 @@ impl Links {
                     self.note(format!("{} bytes are not stored: {}", block.len(), refused(*why)));
                     false
                 }
-                StoreOutcome::TooFewCopies { .. } | StoreOutcome::Unreachable => false,
+                StoreOutcome::TooFewCopies { copies, wanted } => {
+                    self.note(format!("{copies} of {wanted} replicas hold what was stored"));
+                    false
+                }
+                StoreOutcome::Unreachable => false,
             };
             Some(Moved {
                 done: report.outcomes.iter().zip(from).map(is_kept).collect(),
