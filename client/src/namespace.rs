@@ -112,6 +112,11 @@ impl NamespaceClient {
         NamespaceClient { limit: Some(limit), ..self.clone() }
     }
 
+    /// Returns how long a call may take.
+    pub fn limit(&self) -> Duration {
+        self.limit.unwrap_or(self.client.shared.config.request_timeout)
+    }
+
     /// Returns the same namespace for calls that are parts of this trace: nodes that trace record what they do for them. What a
     /// `traceparent` header says, for one ([`kvhive_protocol::trace::Parent`]).
     pub fn traced(&self, trace: TraceContext) -> NamespaceClient {
@@ -205,7 +210,7 @@ impl NamespaceClient {
     }
 
     pub(crate) fn deadline(&self) -> Instant {
-        in_time(self.limit.unwrap_or(self.client.shared.config.request_timeout))
+        in_time(self.limit())
     }
 
     /// Refuses a prefix that is too long for a call that `what` names.

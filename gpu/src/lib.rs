@@ -24,6 +24,7 @@
 mod arena;
 pub mod codec;
 pub mod contract;
+pub mod cuda;
 mod device;
 mod frame;
 mod host;

@@ -20,6 +20,10 @@ class BufferInUseError(BadBufferError):
     """Another call of this process uses the memory: wait until it is done."""
 
 
+class GpuError(KvHiveError):
+    """A GPU, or its driver, did not copy what a call brought or took; the message has the driver's own words."""
+
+
 class UnreachableError(KvHiveError, ConnectionError):
     """Nobody answered in time. For a serving engine this is a miss: compute, and go on."""
 

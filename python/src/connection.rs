@@ -10,6 +10,7 @@ use crate::pins;
 use crate::regions::Use;
 use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
 use crate::threads::Crew;
+use crate::transfers;
 use kvhive_client::{Client, ClientConfig, ClientError, NamespaceClient, Prefix, StoreOptions};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::Command;
@@ -182,10 +183,10 @@ impl Connection {
         timeout: Option<f64>,
     ) -> PyResult<Operation> {
         let (blocks, names) = self.blocks(prefix, timeout).map_err(|failure| failure.raise(py))?;
-        let mut lent = Lent::take(targets, blocks.block_bytes(), Use::Write)?;
+        let mut lent = Lent::take_anywhere(targets, blocks.block_bytes(), Use::Write)?;
         let range = range(&names, start, &lent).map_err(|failure| failure.raise(py))?;
         Ok(Operation::lending(&self.0, async move {
-            let report = blocks.fetch_into(&names, range, &mut lent.slices_mut()).await?;
+            let report = transfers::fetch(&blocks, &names, range, &mut lent).await?;
             Ok((PyFetchReport::of(&report, start), lent))
         }))
     }
@@ -213,10 +214,10 @@ impl Connection {
         };
         let options = options().map_err(|failure| failure.raise(py))?;
         let (blocks, names) = self.blocks(prefix, timeout).map_err(|failure| failure.raise(py))?;
-        let lent = Lent::take(sources, blocks.block_bytes(), Use::Read)?;
+        let mut lent = Lent::take_anywhere(sources, blocks.block_bytes(), Use::Read)?;
         let range = range(&names, start, &lent).map_err(|failure| failure.raise(py))?;
         Ok(Operation::lending(&self.0, async move {
-            let report = blocks.store(&names, range, &lent.slices(), options).await?;
+            let report = transfers::store(&blocks, &names, range, &mut lent, options).await?;
             Ok((PyStoreReport::of(&report, start), lent))
         }))
     }

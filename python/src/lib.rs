@@ -16,6 +16,7 @@ mod regions;
 mod reports;
 mod serving;
 mod threads;
+mod transfers;
 
 use pyo3::prelude::*;
 

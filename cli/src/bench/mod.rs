@@ -6,6 +6,7 @@ mod codec;
 mod cpu;
 mod data;
 mod disk;
+mod gpu;
 mod join;
 mod matching;
 mod memory;
@@ -90,6 +91,12 @@ enum Kind {
         /// The interpreter of an environment in which the package is installed
         #[arg(long, value_name = "FILE", default_value = "python3")]
         python: PathBuf,
+    },
+    /// A GPU's copies by the size of their pieces, against one large copy of as many bytes
+    Gpu {
+        /// Which one, as CUDA numbers them
+        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+        gpu: u32,
     },
     /// Each codec's speed on one core, against memcpy; what it stores of fp16 and does to attention's output
     Codec,
@@ -193,6 +200,7 @@ impl Bench {
             Kind::Disk { dir, size } => ("disk", disk::run(self.runs, dir.as_deref(), size.0)?),
             Kind::Placement => ("placement", placement::run(self.runs)?),
             Kind::Python { python } => ("python", python::run(self.runs, python)?),
+            Kind::Gpu { gpu } => ("gpu", gpu::run(self.runs, *gpu)?),
             Kind::Codec => ("codec", codec::run(self.runs)?),
         };
         let report = Report { bench, machine: Machine::this(), rows };

@@ -4,7 +4,7 @@
 use crate::reports::refused;
 use crate::serving::links::Links;
 use kvhive_client::{ClientError, FetchOutcome, MissReason, NamespaceClient, StoreOptions, StoreOutcome};
-use kvhive_protocol::data::Refusal;
+use kvhive_protocol::data::{MAX_KEYS_PER_MATCH, Refusal};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -22,7 +22,10 @@ pub(super) async fn which(
     space: &NamespaceClient,
     names: &[Vec<u8>],
 ) -> Result<Option<Vec<bool>>, ClientError> {
-    let found = space.which(&space.loose_of_engine_hashes(names)).await?;
+    let mut found = Vec::with_capacity(names.len());
+    for some in names.chunks(MAX_KEYS_PER_MATCH) {
+        found.extend(space.which(&space.loose_of_engine_hashes(some)).await?);
+    }
     let is_answered = names.is_empty() || found.iter().any(Option::is_some);
     Ok(is_answered.then(|| found.iter().map(|is| *is == Some(true)).collect()))
 }
@@ -57,7 +60,11 @@ pub(super) async fn put(
             note(format!("{} bytes are not stored: {}", block.len(), refused(*why)));
             false
         }
-        StoreOutcome::TooFewCopies { .. } | StoreOutcome::Unreachable => false,
+        StoreOutcome::TooFewCopies { copies, wanted } => {
+            note(format!("{copies} of {wanted} replicas hold what was stored"));
+            false
+        }
+        StoreOutcome::Unreachable => false,
     };
     Ok(Moved {
         done: report.outcomes.iter().zip(from).map(is_kept).collect(),

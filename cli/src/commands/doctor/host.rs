@@ -3,6 +3,7 @@
 
 use super::finding::Finding;
 use crate::report;
+use kvhive_gpu::cuda::{Cuda, CudaError, GpuInfo, Version};
 use rustix::fs::OFlags;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -27,8 +28,9 @@ pub(super) fn look(disk: Option<&Path>, memory: Option<u64>) -> Vec<Finding> {
         locked_memory(&limits),
         huge_pages(&read("/sys/kernel/mm/transparent_hugepage/enabled")),
         free_memory(&read("/proc/meminfo"), &read("/sys/fs/cgroup/memory.max"), memory),
-        gpu(&read("/proc/driver/nvidia/version"), &libraries()),
     ];
+    let told = Cuda::find().and_then(|cuda| Ok((cuda.version(), cuda.gpus()?)));
+    findings.extend(gpus(told, &read("/proc/driver/nvidia/version"), &libraries()));
     findings.extend(disk.map(direct_io));
     findings
 }
@@ -129,17 +131,40 @@ fn libraries() -> String {
     asked.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
-fn gpu(driver: &str, libraries: &str) -> Finding {
-    let Some(version) = driver.lines().next() else {
-        return Finding::holds(HOST, "GPU", "no NVIDIA driver: blocks lie in the host's memory");
+/// Judges what CUDA's driver tells of itself and its GPUs, beside what the kernel's own says and the libraries that the loader knows.
+fn gpus(told: Result<(Version, Vec<GpuInfo>), CudaError>, kernel: &str, libraries: &str) -> Vec<Finding> {
+    const WHAT: &str = "GPU";
+    let (version, gpus) = match told {
+        Ok(told) => told,
+        Err(CudaError::NoLibrary { .. }) if kernel.is_empty() => {
+            return vec![Finding::holds(HOST, WHAT, "no NVIDIA driver: blocks lie in the host's memory")];
+        }
+        Err(error) => {
+            let advice =
+                "install the libraries of the kernel's driver, of the same version, and run ldconfig";
+            return vec![Finding::warns(HOST, WHAT, error.to_string(), advice)];
+        }
     };
-    let missing: Vec<&str> =
-        ["libcuda.so.1", "libnccl.so.2"].into_iter().filter(|one| !libraries.contains(one)).collect();
-    if missing.is_empty() {
-        return Finding::holds(HOST, "GPU", version);
+    let mut findings: Vec<Finding> = gpus
+        .iter()
+        .map(|gpu| {
+            let node = read(&format!("/sys/bus/pci/devices/{}/numa_node", gpu.pci.to_lowercase()));
+            let near = node.trim().parse::<u32>().map_or(String::new(), |node| format!(", NUMA node {node}"));
+            Finding::holds(HOST, format!("{WHAT} {}", gpu.ordinal), format!("{}{near}", gpu.facts()))
+        })
+        .collect();
+    if gpus.is_empty() {
+        let advice = "look at nvidia-smi, and at CUDA_VISIBLE_DEVICES";
+        findings.push(Finding::warns(HOST, WHAT, format!("CUDA {version} sees none"), advice));
+        return findings;
     }
-    let advice = "install what the driver's package and NCCL's bring, and run ldconfig";
-    Finding::warns(HOST, "GPU", format!("{version}; {} not found", missing.join(", ")), advice)
+    findings.push(if libraries.contains("libnccl.so.2") {
+        Finding::holds(HOST, "GPU libraries", format!("CUDA {version}, NCCL"))
+    } else {
+        let advice = "engines bring their own; else install NCCL's package and run ldconfig";
+        Finding::warns(HOST, "GPU libraries", format!("CUDA {version}; libnccl.so.2 not found"), advice)
+    });
+    findings
 }
 
 /// Writes one page into a folder past the page cache.
@@ -203,18 +228,35 @@ mod tests {
 
     #[test]
     fn what_costs_speed_is_a_warning_that_says_what_to_do() {
-        let warnings = [
-            uring("6.8.0\n", "2\n"),
-            huge_pages("always madvise [never]\n"),
-            gpu("NVRM version: 570.1\nGCC", "libcuda.so.1 (libc6,x86-64) => /usr/lib/libcuda.so.1"),
-        ];
+        let warnings = [uring("6.8.0\n", "2\n"), huge_pages("always madvise [never]\n")];
         for warning in warnings {
             assert_eq!((warning.state, warning.advice.is_some()), (State::Warns, true), "{warning:?}");
         }
         assert_eq!(huge_pages("always [madvise] never\n").found, "madvise");
         assert_eq!(uring("6.1.0\n", "").found, "Linux 6.1.0");
-        assert_eq!(gpu("", "").state, State::Holds);
-        assert_eq!(gpu("NVRM version: 570.1\n", "libcuda.so.1 libnccl.so.2").found, "NVRM version: 570.1");
+    }
+
+    #[test]
+    fn gpus_are_listed_and_a_driver_that_cannot_be_used_is_told() {
+        let states = |told, kernel, libraries| -> Vec<(State, String)> {
+            gpus(told, kernel, libraries).into_iter().map(|one| (one.state, one.found)).collect()
+        };
+        let missing = || Err(CudaError::NoLibrary { reason: "libcuda.so.1: not found".to_owned() });
+        assert_eq!(states(missing(), "", "")[0].0, State::Holds);
+        let (state, found) = states(missing(), "NVRM version: 580.1", "").remove(0);
+        assert!(state == State::Warns && found.contains("libcuda.so.1"), "{found}");
+        let version = Version { major: 13, minor: 0 };
+        assert_eq!(states(Ok((version, Vec::new())), "", "")[0].0, State::Warns);
+        let gpu = GpuInfo {
+            ordinal: 0,
+            name: "NVIDIA H200".to_owned(),
+            memory_bytes: 140 << 30,
+            capability: (9, 0),
+            pci: "FFFF:3B:00.0".to_owned(),
+        };
+        let told = states(Ok((version, vec![gpu])), "", "libnccl.so.2");
+        let expected = ["NVIDIA H200, 140.0 GiB, sm_90, at FFFF:3B:00.0", "CUDA 13.0, NCCL"];
+        assert_eq!(told, expected.map(|found| (State::Holds, found.to_owned())));
     }
 
     #[test]

@@ -1,0 +1,115 @@
+//! What goes wrong between this process and a GPU.
+
+use thiserror::Error;
+
+/// Why CUDA did not do what it should.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum CudaError {
+    /// The driver's library is not on this machine.
+    #[error("CUDA's driver is not on this machine: {reason}")]
+    NoLibrary {
+        /// What the loader says of it.
+        reason: String,
+    },
+    /// The library lacks a function.
+    #[error("{library} has no {symbol}: it is no driver of CUDA {wanted} or newer")]
+    NoSymbol {
+        /// The library.
+        library: String,
+        /// The function.
+        symbol: &'static str,
+        /// The oldest version with all that is used.
+        wanted: Version,
+    },
+    /// The driver is older than what is used of it.
+    #[error("the driver speaks CUDA {found}, and {wanted} is needed: install a newer driver")]
+    TooOld {
+        /// The driver's version.
+        found: Version,
+        /// The oldest that will do.
+        wanted: Version,
+    },
+    /// There is no GPU of this number.
+    #[error("there is no GPU {ordinal}: this process sees {count}")]
+    NoSuchGpu {
+        /// The number that was asked for, from 0.
+        ordinal: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// A call failed.
+    #[error("{call}: {name} ({code}): {what}")]
+    Failed {
+        /// The driver's function.
+        call: &'static str,
+        /// `CUresult`.
+        code: i32,
+        /// The code's name.
+        name: String,
+        /// What the driver says of it.
+        what: String,
+    },
+}
+
+/// A version of CUDA.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Version {
+    /// The first number.
+    pub major: u32,
+    /// The second.
+    pub minor: u32,
+}
+
+impl Version {
+    /// Reads the number that the driver tells: 1000 times the first and 10 times the second.
+    pub(super) fn of(told: i32) -> Version {
+        let told = u32::try_from(told).unwrap_or(0);
+        Version { major: told / 1000, minor: told % 1000 / 10 }
+    }
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl CudaError {
+    /// Says whether the GPU had not that much memory, or the host none that can be pinned.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, CudaError::Failed { code: 2, .. })
+    }
+
+    /// Says whether nothing of this process will work on that GPU again: an error that every later call returns too, until the
+    /// process ends (CUDA driver API, `CUresult`).
+    pub fn is_lasting(&self) -> bool {
+        // What is the kernel's or the link's fault (memory, illegal instructions, NVLink, ECC), and a device that is gone or reset.
+        let lasting = [46, 214, 219, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721];
+        matches!(self, CudaError::Failed { code, .. } if lasting.contains(code))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_read_as_people_write_them() {
+        assert_eq!(Version::of(12080).to_string(), "12.8");
+        assert!(Version::of(13000) > Version::of(12090));
+        assert_eq!(Version::of(-1), Version { major: 0, minor: 0 });
+    }
+
+    #[test]
+    fn some_errors_pass_and_others_last() {
+        let failed = |code| CudaError::Failed {
+            call: "cuMemAlloc_v2",
+            code,
+            name: "?".to_owned(),
+            what: "?".to_owned(),
+        };
+        assert!(failed(2).is_out_of_memory() && !failed(2).is_lasting());
+        assert!(failed(700).is_lasting() && !failed(700).is_out_of_memory());
+        assert!(!CudaError::NoSuchGpu { ordinal: 1, count: 1 }.is_lasting());
+    }
+}

@@ -1,0 +1,80 @@
+//! One GPU, open in this process.
+#![allow(unsafe_code, reason = "calls CUDA's driver")]
+
+use super::driver::{Cuda, GpuInfo};
+use super::error::CudaError;
+use super::library::{Handle, Table, call};
+use super::shelf::Shelf;
+use std::ffi::c_int;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// A GPU with its primary context, which it keeps alive.
+pub struct Gpu {
+    cuda: Arc<Cuda>,
+    info: GpuInfo,
+    device: c_int,
+    context: Handle,
+    pub(super) shelf: Shelf,
+}
+
+// SAFETY: a context is made current on whichever thread uses it, and the driver locks what it shares.
+unsafe impl Send for Gpu {}
+// SAFETY: as above.
+unsafe impl Sync for Gpu {}
+
+/// While it lives, the GPU's context is the current one of this thread; then the former is again.
+pub(super) struct Entered<'a> {
+    gpu: &'a Gpu,
+    /// It belongs to its thread.
+    _stays: PhantomData<*const ()>,
+}
+
+impl Gpu {
+    pub(super) fn open(cuda: Arc<Cuda>, info: GpuInfo, device: c_int) -> Result<Arc<Gpu>, CudaError> {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the function writes one handle, of a device that the driver named.
+        unsafe { call!(&cuda.table, cuDevicePrimaryCtxRetain(&raw mut context, device)) }?;
+        Ok(Arc::new(Gpu { cuda, info, device, context, shelf: Shelf::default() }))
+    }
+
+    /// Describes the GPU.
+    pub fn info(&self) -> &GpuInfo {
+        &self.info
+    }
+
+    pub(super) fn table(&self) -> &Table {
+        &self.cuda.table
+    }
+
+    /// Makes the GPU's context the current one of this thread. Others in the process, on the same threads, have theirs.
+    pub(super) fn enter(&self) -> Result<Entered<'_>, CudaError> {
+        // SAFETY: the context is retained for as long as `self` lives.
+        unsafe { call!(self.table(), cuCtxPushCurrent_v2(self.context)) }?;
+        Ok(Entered { gpu: self, _stays: PhantomData })
+    }
+
+    /// Lets go of something that the driver gave. What fails then has nobody to be told to, and a context that is broken gives
+    /// back all it had when the process ends.
+    pub(super) fn let_go(&self, free: impl FnOnce(&Table) -> c_int) {
+        if let Ok(_entered) = self.enter() {
+            free(self.table());
+        }
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let mut popped = std::ptr::null_mut();
+        // SAFETY: what was pushed when this was made is popped, on the same thread.
+        let _ = unsafe { call!(self.gpu.table(), cuCtxPopCurrent_v2(&raw mut popped)) };
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        self.shelf.clear(self);
+        // SAFETY: it was retained once, and nothing that was made in it is left: all of that keeps its GPU.
+        let _ = unsafe { call!(self.table(), cuDevicePrimaryCtxRelease_v2(self.device)) };
+    }
+}

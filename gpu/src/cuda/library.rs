@@ -1,0 +1,118 @@
+//! The driver's library: loaded once, every function of it that is used looked up at once.
+#![allow(unsafe_code, reason = "loads a shared library and names the types of its functions")]
+#![allow(non_snake_case, reason = "the functions have CUDA's own names")]
+
+use super::error::{CudaError, Version};
+use libloading::Library;
+use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
+
+/// The oldest version with all that is used here.
+pub(super) const OLDEST: Version = Version { major: 12, minor: 0 };
+
+/// `CUcontext`, `CUstream`, `CUevent`: what the driver alone looks into.
+pub(super) type Handle = *mut c_void;
+/// `CUdeviceptr`: an address that is a GPU's, or the host's as the GPU sees it.
+pub(super) type Address = u64;
+
+macro_rules! table {
+    ($($name:ident: fn($($argument:ty),*);)*) => {
+        /// The driver's functions, by their names. Each returns a `CUresult`, taken as the number that it is: a newer driver may
+        /// return one that nobody here knows.
+        pub(super) struct Table {
+            $(pub(super) $name: unsafe extern "C" fn($($argument),*) -> c_int,)*
+            /// After the functions, which are its own.
+            _library: Library,
+        }
+
+        impl Table {
+            /// Loads the library of this name or path.
+            ///
+            /// # Errors
+            /// [`CudaError::NoLibrary`] and [`CudaError::NoSymbol`].
+            pub(super) fn load(name: &OsStr) -> Result<Table, CudaError> {
+                // SAFETY: loading CUDA's driver runs its initializers, which ask nothing of the caller.
+                let library = unsafe { Library::new(name) }
+                    .map_err(|error| CudaError::NoLibrary { reason: reason(&error) })?;
+                let missing = |symbol| {
+                    CudaError::NoSymbol { library: name.to_string_lossy().into_owned(), symbol, wanted: OLDEST }
+                };
+                $(
+                    // SAFETY: the function of this name has had this signature in CUDA's driver API since its version began.
+                    let $name = *unsafe { library.get(concat!(stringify!($name), "\0").as_bytes()) }
+                        .map_err(|_| missing(stringify!($name)))?;
+                )*
+                Ok(Table { $($name,)* _library: library })
+            }
+        }
+    };
+}
+
+table! {
+    cuInit: fn(c_uint);
+    cuDriverGetVersion: fn(*mut c_int);
+    cuGetErrorName: fn(c_int, *mut *const c_char);
+    cuGetErrorString: fn(c_int, *mut *const c_char);
+    cuDeviceGetCount: fn(*mut c_int);
+    cuDeviceGet: fn(*mut c_int, c_int);
+    cuDeviceGetName: fn(*mut c_char, c_int, c_int);
+    cuDeviceTotalMem_v2: fn(*mut usize, c_int);
+    cuDeviceGetAttribute: fn(*mut c_int, c_int, c_int);
+    cuDeviceGetPCIBusId: fn(*mut c_char, c_int, c_int);
+    cuDevicePrimaryCtxRetain: fn(*mut Handle, c_int);
+    cuDevicePrimaryCtxRelease_v2: fn(c_int);
+    cuCtxPushCurrent_v2: fn(Handle);
+    cuCtxPopCurrent_v2: fn(*mut Handle);
+    cuMemAlloc_v2: fn(*mut Address, usize);
+    cuMemFree_v2: fn(Address);
+    cuMemHostAlloc: fn(*mut *mut c_void, usize, c_uint);
+    cuMemFreeHost: fn(*mut c_void);
+    cuStreamCreate: fn(*mut Handle, c_uint);
+    cuStreamDestroy_v2: fn(Handle);
+    cuStreamSynchronize: fn(Handle);
+    cuMemcpyHtoDAsync_v2: fn(Address, *const c_void, usize, Handle);
+    cuMemcpyDtoHAsync_v2: fn(*mut c_void, Address, usize, Handle);
+    cuMemcpyDtoDAsync_v2: fn(Address, Address, usize, Handle);
+    cuEventCreate: fn(*mut Handle, c_uint);
+    cuEventDestroy_v2: fn(Handle);
+    cuEventRecord: fn(Handle, Handle);
+    cuEventElapsedTime: fn(*mut f32, Handle, Handle);
+}
+
+/// Returns what the loader itself says.
+fn reason(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+impl Table {
+    /// Makes an error of what a call returned, unless it was 0.
+    pub(super) fn check(&self, call: &'static str, code: c_int) -> Result<(), CudaError> {
+        if code == 0 {
+            return Ok(());
+        }
+        let say = |ask: unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int| {
+            let mut said = std::ptr::null();
+            // SAFETY: the function writes one pointer, to text of its own that stays, or leaves null.
+            if unsafe { ask(code, &raw mut said) } != 0 || said.is_null() {
+                return "unknown to this driver".to_owned();
+            }
+            // SAFETY: as above, the text ends with 0.
+            unsafe { CStr::from_ptr(said) }.to_string_lossy().into_owned()
+        };
+        Err(CudaError::Failed {
+            call,
+            code,
+            name: say(self.cuGetErrorName),
+            what: say(self.cuGetErrorString),
+        })
+    }
+}
+
+/// Calls a function of the table; an error names it.
+macro_rules! call {
+    ($table:expr, $name:ident($($argument:expr),* $(,)?)) => {{
+        let table: &super::library::Table = $table;
+        let code = (table.$name)($($argument),*);
+        table.check(stringify!($name), code)
+    }};
+}
+pub(super) use call;

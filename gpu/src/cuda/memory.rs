@@ -1,0 +1,159 @@
+//! Memory: the GPU's own, and the host's where a GPU's copy engines reach it.
+#![allow(unsafe_code, reason = "calls CUDA's driver and makes slices of what it gives")]
+
+use super::error::CudaError;
+use super::gpu::Gpu;
+use super::library::{Address, call};
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// `CU_MEMHOSTALLOC_PORTABLE`: pinned for every GPU. Not write-combined: the CPU reads it too, for digests and sockets.
+const PORTABLE: u32 = 1;
+
+/// Memory of the host that stays where it is, so that a GPU copies from and to it by itself.
+pub struct Pinned {
+    gpu: Arc<Gpu>,
+    raw: RawPinned,
+    /// It is kept for others when it is let go of.
+    is_kept: bool,
+}
+
+/// Pinned memory without the GPU that it was taken through.
+pub(super) struct RawPinned {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: plain memory of the host.
+unsafe impl Send for RawPinned {}
+// SAFETY: as above.
+unsafe impl Sync for RawPinned {}
+
+impl RawPinned {
+    pub(super) fn new(gpu: &Gpu, bytes: usize) -> Result<RawPinned, CudaError> {
+        if bytes == 0 {
+            return Ok(RawPinned { start: NonNull::dangling(), bytes });
+        }
+        let _entered = gpu.enter()?;
+        let mut start: *mut c_void = std::ptr::null_mut();
+        // SAFETY: the function writes one pointer.
+        unsafe { call!(gpu.table(), cuMemHostAlloc(&raw mut start, bytes, PORTABLE)) }?;
+        let start =
+            NonNull::new(start.cast::<u8>()).expect("the driver gives memory when it says that it does");
+        // SAFETY: so many bytes were given. Bytes that nobody wrote may not be read.
+        unsafe { start.write_bytes(0, bytes) };
+        Ok(RawPinned { start, bytes })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Gives it back.
+    pub(super) fn free(&mut self, gpu: &Gpu) {
+        if std::mem::take(&mut self.bytes) > 0 {
+            // SAFETY: it is the driver's, freed once, and no slice of it is left.
+            gpu.let_go(|table| unsafe { (table.cuMemFreeHost)(self.start.as_ptr().cast()) });
+        }
+    }
+}
+
+impl Pinned {
+    /// Takes so many bytes, all 0.
+    ///
+    /// # Errors
+    /// When the host has not that much that may be pinned.
+    pub fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Pinned, CudaError> {
+        Ok(Pinned { raw: RawPinned::new(gpu, bytes)?, is_kept: false, gpu: gpu.clone() })
+    }
+
+    /// Takes at least so many bytes, for a short time: what others let go of, where there is some. What they left in it is still there.
+    ///
+    /// # Errors
+    /// As for [`Pinned::new`].
+    pub fn for_a_while(gpu: &Arc<Gpu>, bytes: usize) -> Result<Pinned, CudaError> {
+        let raw = gpu.shelf.take(bytes).map_or_else(|| RawPinned::new(gpu, bytes), Ok)?;
+        Ok(Pinned { raw, is_kept: true, gpu: gpu.clone() })
+    }
+
+    /// Returns its address and size.
+    pub(super) fn span(&self) -> (u64, usize) {
+        (self.raw.start.as_ptr().expose_provenance() as u64, self.raw.bytes)
+    }
+
+    /// Returns its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: so many bytes are there for as long as `self` lives; they are zeroed when they are taken, and copies into them
+        // are over before anybody may call this.
+        unsafe { std::slice::from_raw_parts(self.raw.start.as_ptr(), self.raw.bytes) }
+    }
+
+    /// Returns its bytes, to be written.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `self` is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.raw.start.as_ptr(), self.raw.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if self.is_kept {
+            let nothing = RawPinned { start: NonNull::dangling(), bytes: 0 };
+            self.gpu.shelf.put(&self.gpu, std::mem::replace(&mut self.raw, nothing));
+        } else {
+            self.raw.free(&self.gpu);
+        }
+    }
+}
+
+/// Memory of a GPU.
+pub struct GpuMemory {
+    gpu: Arc<Gpu>,
+    address: Address,
+    bytes: usize,
+}
+
+impl GpuMemory {
+    /// Takes so many bytes. What is in them is nobody's business.
+    ///
+    /// # Errors
+    /// When the GPU has not that much left.
+    pub fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<GpuMemory, CudaError> {
+        let mut address = 0;
+        if bytes > 0 {
+            let _entered = gpu.enter()?;
+            // SAFETY: the function writes one address.
+            unsafe { call!(gpu.table(), cuMemAlloc_v2(&raw mut address, bytes)) }?;
+        }
+        Ok(GpuMemory { gpu: gpu.clone(), address, bytes })
+    }
+
+    /// Returns the address of its first byte, which means something to the GPU alone.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub(super) fn span(&self) -> (u64, usize) {
+        (self.address, self.bytes)
+    }
+
+    /// Returns its size in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Says whether it has no memory at all.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+}
+
+impl Drop for GpuMemory {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            // SAFETY: it is the driver's, freed once; the driver waits for what still uses it.
+            self.gpu.let_go(|table| unsafe { (table.cuMemFree_v2)(self.address) });
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! NVIDIA GPUs: found at run time, never linked. A machine without one builds and runs all the same; what is missing is an error
+//! that says so.
+//!
+//! Everything goes through one table of the driver's functions, each looked up when the library is loaded: a library that is not
+//! there, lacks a function, or is too old is a [`CudaError`], never a panic.
+//!
+//! ```
+//! use kvhive_gpu::cuda::{Cuda, CudaError};
+//!
+//! match Cuda::find().and_then(|cuda| cuda.gpus()) {
+//!     Ok(gpus) => gpus.iter().for_each(|gpu| println!("{gpu}")),
+//!     Err(error @ CudaError::NoLibrary { .. }) => println!("no GPU here: {error}"),
+//!     Err(error) => println!("{error}"),
+//! }
+//! ```
+
+mod driver;
+mod error;
+mod gpu;
+mod library;
+mod memory;
+mod shelf;
+mod stream;
+
+pub use driver::{Cuda, GpuInfo};
+pub use error::{CudaError, Version};
+pub use gpu::Gpu;
+pub use memory::{GpuMemory, Pinned};
+pub use stream::{Between, Direction, Part, Piece, Stream, Timer};

@@ -1,0 +1,273 @@
+//! Copies between host and GPU, in an order of their own.
+#![allow(unsafe_code, reason = "calls CUDA's driver with addresses")]
+
+use super::error::CudaError;
+use super::gpu::Gpu;
+use super::library::{Handle, call};
+use super::memory::{GpuMemory, Pinned};
+use std::sync::Arc;
+
+/// `CU_STREAM_NON_BLOCKING`: it waits for nobody's default stream, and nobody's for it.
+const NON_BLOCKING: u32 = 1;
+
+/// Copies that are done one after the other, and beside those of other streams.
+pub struct Stream {
+    gpu: Arc<Gpu>,
+    raw: Handle,
+}
+
+// SAFETY: a stream may be used from any thread in which its context is current, and the driver locks it.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+/// Which way bytes go.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Direction {
+    /// From the host's memory to the GPU's.
+    ToGpu,
+    /// From the GPU's memory to the host's.
+    ToHost,
+    /// Within the GPU's memory.
+    Within,
+}
+
+/// Bytes that are copied in one piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// The address where they are.
+    pub from: u64,
+    /// The address where they shall be.
+    pub to: u64,
+    /// How many.
+    pub bytes: usize,
+}
+
+/// The two ends of some copies.
+pub enum Between<'a> {
+    /// From pinned memory to a GPU's.
+    ToGpu(&'a Pinned, &'a mut GpuMemory),
+    /// From a GPU's memory to pinned memory.
+    ToHost(&'a GpuMemory, &'a mut Pinned),
+    /// From one piece of a GPU's memory to another.
+    Within(&'a GpuMemory, &'a mut GpuMemory),
+}
+
+/// Bytes of two pieces of memory: where they are in the first, where in the second, how many.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// Where they are, from the first byte on.
+    pub from: usize,
+    /// Where they shall be.
+    pub to: usize,
+    /// How many.
+    pub bytes: usize,
+}
+
+impl Between<'_> {
+    fn pieces(self, parts: &[Part]) -> (Direction, Vec<Piece>) {
+        let (direction, from, to) = match self {
+            Between::ToGpu(from, to) => (Direction::ToGpu, from.span(), to.span()),
+            Between::ToHost(from, to) => (Direction::ToHost, from.span(), to.span()),
+            Between::Within(from, to) => (Direction::Within, from.span(), to.span()),
+        };
+        let at = |(start, length): (u64, usize), at: usize, bytes: usize| {
+            let is_inside = at.checked_add(bytes).is_some_and(|end| end <= length);
+            assert!(is_inside, "{bytes} bytes at {at} lie outside of {length}");
+            start + at as u64
+        };
+        let pieces = parts.iter().map(|part| Piece {
+            from: at(from, part.from, part.bytes),
+            to: at(to, part.to, part.bytes),
+            bytes: part.bytes,
+        });
+        (direction, pieces.collect())
+    }
+}
+
+impl Piece {
+    fn goes_on_with(&self, next: &Piece) -> bool {
+        let bytes = self.bytes as u64;
+        self.from.checked_add(bytes) == Some(next.from) && self.to.checked_add(bytes) == Some(next.to)
+    }
+}
+
+/// Joins pieces that follow each other at both ends: a copy engine is slow on small ones.
+fn joined(pieces: &[Piece]) -> Vec<Piece> {
+    let mut all: Vec<Piece> = Vec::with_capacity(pieces.len());
+    for piece in pieces.iter().filter(|piece| piece.bytes > 0) {
+        match all.last_mut() {
+            Some(last) if last.goes_on_with(piece) => last.bytes += piece.bytes,
+            _ => all.push(*piece),
+        }
+    }
+    all
+}
+
+impl Stream {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Stream, CudaError> {
+        let mut raw = std::ptr::null_mut();
+        let _entered = gpu.enter()?;
+        // SAFETY: the function writes one handle.
+        unsafe { call!(gpu.table(), cuStreamCreate(&raw mut raw, NON_BLOCKING)) }?;
+        Ok(Stream { gpu: gpu.clone(), raw })
+    }
+
+    /// Returns the GPU that it is of.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    /// Returns the stream's number, by which others of the process have their work done before what comes here next (DLPack's
+    /// `stream`).
+    pub fn number(&self) -> usize {
+        self.raw.addr()
+    }
+
+    /// Copies some pieces, in any order, and returns when all of them are there.
+    ///
+    /// # Safety
+    /// All bytes of each piece are there for as long as the call lasts, on the host and on this stream's GPU, nobody writes those
+    /// that are read, and nobody else uses those that are written.
+    ///
+    /// # Errors
+    /// When a copy fails. Nothing is under way any more, and some pieces may have been copied.
+    pub unsafe fn copy(&self, direction: Direction, pieces: &[Piece]) -> Result<(), CudaError> {
+        let _entered = self.gpu.enter()?;
+        // SAFETY: as the caller says; the call below returns after all of it is over.
+        let begun = joined(pieces).iter().try_for_each(|piece| unsafe { self.begin(direction, piece) });
+        let over = self.wait();
+        begun.and(over)
+    }
+
+    /// Copies parts so often, each as it is, and tells how long the GPU took for all of that, in seconds. What was there is as it is
+    /// after one copy.
+    ///
+    /// # Panics
+    /// When a part lies outside of the memory.
+    ///
+    /// # Errors
+    /// When a copy fails; nothing is under way any more.
+    pub fn timed(
+        &self,
+        timer: &Timer,
+        between: Between<'_>,
+        parts: &[Part],
+        times: u32,
+    ) -> Result<f64, CudaError> {
+        let (direction, pieces) = between.pieces(parts);
+        let _entered = self.gpu.enter()?;
+        let begun = (|| {
+            timer.record(0, self)?;
+            for _ in 0..times {
+                // SAFETY: the parts lie within memory that is borrowed for as long as this call lasts, which was just looked at; what is
+                // written is borrowed alone, and nothing is under way when this returns.
+                pieces.iter().try_for_each(|piece| unsafe { self.begin(direction, piece) })?;
+            }
+            timer.record(1, self)
+        })();
+        let over = self.wait();
+        begun.and(over)?;
+        timer.seconds()
+    }
+
+    /// Has one piece be copied, some time.
+    ///
+    /// # Safety
+    /// As for [`Stream::copy`], until the stream was waited for.
+    unsafe fn begin(&self, direction: Direction, piece: &Piece) -> Result<(), CudaError> {
+        let (table, Piece { from, to, bytes }) = (self.gpu.table(), *piece);
+        // SAFETY: the caller vouches for the memory, and the context is current.
+        unsafe {
+            match direction {
+                Direction::ToGpu => {
+                    let from = std::ptr::with_exposed_provenance(from as usize);
+                    call!(table, cuMemcpyHtoDAsync_v2(to, from, bytes, self.raw))
+                }
+                Direction::ToHost => {
+                    let to = std::ptr::with_exposed_provenance_mut(to as usize);
+                    call!(table, cuMemcpyDtoHAsync_v2(to, from, bytes, self.raw))
+                }
+                Direction::Within => call!(table, cuMemcpyDtoDAsync_v2(to, from, bytes, self.raw)),
+            }
+        }
+    }
+
+    /// Waits until nothing of the stream is under way. A stream that cannot be waited for is one whose GPU has failed, which
+    /// touches no memory any more.
+    fn wait(&self) -> Result<(), CudaError> {
+        // SAFETY: the stream is this one's own.
+        unsafe { call!(self.gpu.table(), cuStreamSynchronize(self.raw)) }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: it is this one's own, and nothing is under way in it.
+        self.gpu.let_go(|table| unsafe { (table.cuStreamDestroy_v2)(self.raw) });
+    }
+}
+
+/// Two moments of a stream, and the time between them.
+pub struct Timer {
+    gpu: Arc<Gpu>,
+    events: [Handle; 2],
+}
+
+impl Timer {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn new(gpu: &Arc<Gpu>) -> Result<Timer, CudaError> {
+        let _entered = gpu.enter()?;
+        let mut timer = Timer { gpu: gpu.clone(), events: [std::ptr::null_mut(); 2] };
+        for event in &mut timer.events {
+            // SAFETY: the function writes one handle.
+            unsafe { call!(gpu.table(), cuEventCreate(&raw mut *event, 0)) }?;
+        }
+        Ok(timer)
+    }
+
+    fn record(&self, at: usize, stream: &Stream) -> Result<(), CudaError> {
+        // SAFETY: both handles are of this GPU, and live.
+        unsafe { call!(self.gpu.table(), cuEventRecord(self.events[at], stream.raw)) }
+    }
+
+    /// Returns the time between the two, once the stream was waited for.
+    fn seconds(&self) -> Result<f64, CudaError> {
+        let mut ms = 0.0;
+        let [begun, ended] = self.events;
+        // SAFETY: both were recorded, and the function writes one number.
+        unsafe { call!(self.gpu.table(), cuEventElapsedTime(&raw mut ms, begun, ended)) }?;
+        Ok(f64::from(ms) / 1e3)
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        for event in self.events.into_iter().filter(|event| !event.is_null()) {
+            // SAFETY: it is this one's own.
+            self.gpu.let_go(|table| unsafe { (table.cuEventDestroy_v2)(event) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_that_follow_each_other_at_both_ends_are_one() {
+        let piece = |from, to, bytes| Piece { from, to, bytes };
+        let pieces =
+            [piece(0, 100, 10), piece(10, 110, 5), piece(15, 0, 0), piece(15, 200, 5), piece(20, 205, 1)];
+        assert_eq!(joined(&pieces), [piece(0, 100, 15), piece(15, 200, 6)]);
+        assert_eq!(joined(&[piece(10, 110, 5), piece(0, 100, 10)]).len(), 2, "the order is the caller's");
+        assert_eq!(joined(&[piece(u64::MAX, 0, 2), piece(1, 2, 1)]).len(), 2);
+    }
+}

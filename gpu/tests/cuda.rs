@@ -1,0 +1,260 @@
+//! CUDA's driver as it is called here, against one that is made for tests and, where there is a GPU, against the real one.
+#![allow(unsafe_code, reason = "copies between addresses")]
+
+use kvhive_gpu::cuda::{
+    Between, Cuda, CudaError, Direction, Gpu, GpuMemory, Part, Piece, Pinned, Stream, Timer,
+};
+use libloading::{Library, Symbol};
+use std::ffi::{CString, c_char, c_int};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// A driver of the test's own: its globals are in no other test.
+struct Fake {
+    path: PathBuf,
+    library: Library,
+    _folder: TempDir,
+}
+
+impl Fake {
+    fn new() -> Fake {
+        Fake::made_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/cuda.c"), &[])
+    }
+
+    fn made_of(source: &Path, flags: &[&str]) -> Fake {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = folder.path().join("libcuda.so.1");
+        let made = Command::new("cc")
+            .args(["-shared", "-fPIC", "-Wall", "-Werror", "-pthread", "-o"])
+            .args([&path, source])
+            .args(flags)
+            .status();
+        assert!(made.expect("a C compiler is there").success());
+        // SAFETY: a library of our own, without initializers.
+        let library = unsafe { Library::new(&path) }.expect("it was just made");
+        Fake { path, library, _folder: folder }
+    }
+
+    fn cuda(&self) -> Result<Arc<Cuda>, CudaError> {
+        Cuda::load(&self.path)
+    }
+
+    fn gpu(&self) -> Arc<Gpu> {
+        self.cuda().and_then(|cuda| cuda.open(0)).expect("it works")
+    }
+
+    fn fail(&self, call: &str, nth: c_int, code: c_int) {
+        let name = CString::new(call).expect("no 0 in it");
+        // SAFETY: the fake's own function, with its own signature.
+        unsafe {
+            let fail: Symbol<unsafe extern "C" fn(*const c_char, c_int, c_int)> =
+                self.library.get(b"fake_fail\0").expect("it is there");
+            fail(name.as_ptr(), nth, code);
+        }
+    }
+
+    fn set(&self, name: &str, value: c_int) {
+        // SAFETY: as above.
+        unsafe {
+            let set: Symbol<unsafe extern "C" fn(c_int)> =
+                self.library.get(name.as_bytes()).expect("it is there");
+            set(value);
+        }
+    }
+
+    fn ask(&self, name: &str) -> c_int {
+        // SAFETY: as above.
+        unsafe {
+            let ask: Symbol<unsafe extern "C" fn() -> c_int> =
+                self.library.get(name.as_bytes()).expect("it is there");
+            ask()
+        }
+    }
+
+    fn is_clean(&self) -> bool {
+        (self.ask("fake_live"), self.ask("fake_depth")) == (0, 0)
+    }
+}
+
+fn address(bytes: &[u8]) -> u64 {
+    bytes.as_ptr().expose_provenance() as u64
+}
+
+/// Has bytes go to the GPU, to another place there, and back. Returns them.
+fn there_and_back(gpu: &Arc<Gpu>, bytes: &[u8]) -> Result<Vec<u8>, CudaError> {
+    let half = bytes.len();
+    let (stream, there) = (Stream::new(gpu)?, GpuMemory::new(gpu, 2 * half)?);
+    let mut here = Pinned::for_a_while(gpu, 2 * half)?;
+    let (first, second) = here.bytes_mut().split_at_mut(half);
+    first.copy_from_slice(bytes);
+    second[..half].fill(0);
+    let (first, second) = (address(first), address(second));
+    // In pieces of which no two follow each other at both ends.
+    let middle = half / 3;
+    let up = [
+        Piece { from: first + middle as u64, to: there.address() + middle as u64, bytes: half - middle },
+        Piece { from: first, to: there.address(), bytes: middle },
+    ];
+    let within = Piece { from: there.address(), to: there.address() + half as u64, bytes: half };
+    let down = Piece { from: within.to, to: second, bytes: half };
+    // SAFETY: all of it is memory of this function, taken above, and used by nobody meanwhile.
+    unsafe {
+        stream.copy(Direction::ToGpu, &up)?;
+        stream.copy(Direction::Within, &[within])?;
+        stream.copy(Direction::ToHost, &[down])?;
+    }
+    Ok(here.bytes()[half..2 * half].to_vec())
+}
+
+/// Has parts go there and back in another order, timed. Returns the seconds.
+fn timed(gpu: &Arc<Gpu>) -> Result<f64, CudaError> {
+    let (stream, timer) = (Stream::new(gpu)?, Timer::new(gpu)?);
+    let (mut there, mut other) = (GpuMemory::new(gpu, 4096)?, GpuMemory::new(gpu, 4096)?);
+    let (mut here, mut back) = (Pinned::new(gpu, 4096)?, Pinned::new(gpu, 4096)?);
+    here.bytes_mut()[..100].fill(1);
+    here.bytes_mut()[100..].fill(2);
+    let parts = [Part { from: 100, to: 0, bytes: 3996 }, Part { from: 0, to: 3996, bytes: 100 }];
+    let up = stream.timed(&timer, Between::ToGpu(&here, &mut there), &parts, 3)?;
+    let all = [Part { from: 0, to: 0, bytes: 4096 }];
+    let within = stream.timed(&timer, Between::Within(&there, &mut other), &all, 1)?;
+    let down = stream.timed(&timer, Between::ToHost(&other, &mut back), &all, 1)?;
+    assert!(back.bytes()[..3996].iter().all(|byte| *byte == 2) && back.bytes()[3996..] == [1; 100]);
+    Ok(up + within + down)
+}
+
+#[test]
+fn what_is_no_driver_is_told_by_name() {
+    let nowhere = Cuda::load(Path::new("/nowhere/libcuda.so.1")).err().expect("it is not there");
+    assert!(matches!(&nowhere, CudaError::NoLibrary { .. }), "{nowhere}");
+    assert!(nowhere.to_string().contains("/nowhere/libcuda.so.1"), "{nowhere}");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/cuda.c");
+    let lacking = Fake::made_of(&source, &["-DcuMemHostAlloc=cuSomethingElse"]);
+    let lacks = lacking.cuda().err().expect("a function is not there");
+    assert!(matches!(&lacks, CudaError::NoSymbol { symbol: "cuMemHostAlloc", .. }), "{lacks}");
+    let old = Fake::new();
+    old.set("fake_version", 11080);
+    let error = old.cuda().err().expect("it is too old");
+    assert_eq!(error.to_string(), "the driver speaks CUDA 11.8, and 12.0 is needed: install a newer driver");
+}
+
+#[test]
+fn gpus_describe_themselves_and_others_are_not_there() {
+    let fake = Fake::new();
+    let cuda = fake.cuda().expect("it works");
+    assert_eq!(cuda.version().to_string(), "13.0");
+    let told: Vec<String> = cuda.gpus().expect("they answer").iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        ["GPU 0: Fake 0, 0.1 GiB, sm_90, at 0000:01:00.0", "GPU 1: Fake 1, 0.1 GiB, sm_90, at 0000:02:00.0"]
+    );
+    assert_eq!(cuda.open(2).err(), Some(CudaError::NoSuchGpu { ordinal: 2, count: 2 }));
+    fake.set("fake_count", 0);
+    assert_eq!(cuda.gpus(), Ok(Vec::new()), "a driver without a GPU is no error");
+    assert_eq!(cuda.open(0).err(), Some(CudaError::NoSuchGpu { ordinal: 0, count: 0 }));
+}
+
+#[test]
+fn bytes_come_back_as_they_went() {
+    let fake = Fake::new();
+    let gpu = fake.gpu();
+    let bytes: Vec<u8> = (0..100_000u32).map(|at| (at % 251) as u8).collect();
+    assert_eq!(there_and_back(&gpu, &bytes), Ok(bytes.clone()));
+    assert!((timed(&gpu).expect("it is timed") - 0.006).abs() < 1e-9);
+    // Pinned memory is kept for who comes next, and goes with its GPU.
+    let held = fake.ask("fake_live");
+    assert_eq!(there_and_back(&gpu, &bytes[..1000]), Ok(bytes[..1000].to_vec()));
+    assert_eq!(fake.ask("fake_live"), held);
+    drop(gpu);
+    assert!(fake.is_clean());
+}
+
+#[test]
+#[should_panic(expected = "2 bytes at 4095 lie outside of 4096")]
+fn parts_outside_of_their_memory_are_a_mistake() {
+    let fake = Fake::new();
+    let gpu = fake.gpu();
+    let (stream, timer) = (Stream::new(&gpu).expect("it works"), Timer::new(&gpu).expect("it works"));
+    let here = Pinned::new(&gpu, 4096).expect("there is room");
+    let mut there = GpuMemory::new(&gpu, 4096).expect("there is room");
+    let part = Part { from: 0, to: 4095, bytes: 2 };
+    let _ = stream.timed(&timer, Between::ToGpu(&here, &mut there), &[part], 1);
+}
+
+#[test]
+fn memory_that_is_not_there_is_refused_and_nothing_is_lost() {
+    let fake = Fake::new();
+    let gpu = fake.gpu();
+    let error = GpuMemory::new(&gpu, 65 << 20).err().expect("it has 64 MiB");
+    assert!(error.is_out_of_memory() && !error.is_lasting(), "{error}");
+    assert_eq!(error.to_string(), "cuMemAlloc_v2: CUDA_ERROR_OUT_OF_MEMORY (2): out of memory");
+    assert!(Pinned::for_a_while(&gpu, 65 << 20).is_err());
+    let nothing = GpuMemory::new(&gpu, 0).expect("nothing is always there");
+    assert!(nothing.is_empty() && Pinned::new(&gpu, 0).expect("as above").bytes().is_empty());
+    drop((nothing, gpu));
+    assert!(fake.is_clean());
+}
+
+#[test]
+fn whichever_call_fails_is_named_and_nothing_is_left_behind() {
+    // Each call that can fail, as often as it is made in all that this crate does.
+    let calls = [
+        ("cuDriverGetVersion", 1),
+        ("cuInit", 1),
+        ("cuDeviceGetCount", 2),
+        ("cuDeviceGet", 2),
+        ("cuDeviceGetName", 1),
+        ("cuDeviceGetPCIBusId", 1),
+        ("cuDeviceTotalMem_v2", 1),
+        ("cuDeviceGetAttribute", 2),
+        ("cuDevicePrimaryCtxRetain", 1),
+        ("cuCtxPushCurrent_v2", 6),
+        ("cuMemAlloc_v2", 3),
+        ("cuMemHostAlloc", 3),
+        ("cuStreamCreate", 2),
+        ("cuMemcpyHtoDAsync_v2", 8),
+        ("cuMemcpyDtoHAsync_v2", 2),
+        ("cuMemcpyDtoDAsync_v2", 2),
+        ("cuStreamSynchronize", 6),
+        ("cuEventCreate", 2),
+        ("cuEventRecord", 6),
+        ("cuEventElapsedTime", 3),
+    ];
+    let everything = |fake: &Fake| -> Result<(), CudaError> {
+        let gpu = fake.cuda()?.open(0)?;
+        there_and_back(&gpu, &[7; 999])?;
+        timed(&gpu).map(|_| ())
+    };
+    for (call, times) in calls {
+        for nth in 1..=times {
+            let fake = Fake::new();
+            fake.fail(call, nth, 700);
+            let error = everything(&fake).err();
+            let is_named =
+                |error: &CudaError| matches!(error, CudaError::Failed { call: named, .. } if *named == call);
+            assert!(error.as_ref().is_some_and(is_named), "{call} {nth}: {error:?}");
+            assert!(error.is_some_and(|error| error.is_lasting()));
+            assert!(fake.is_clean(), "{call} {nth}: something is left");
+            // And once is once.
+            assert_eq!(everything(&fake), Ok(()), "{call} {nth}");
+        }
+    }
+}
+
+#[test]
+fn a_real_gpu_gives_back_what_it_got() {
+    let cuda = match Cuda::find() {
+        Ok(cuda) if cuda.count().is_ok_and(|count| count > 0) => cuda,
+        Ok(_) => return println!("SKIPPED: CUDA's driver sees no GPU"),
+        Err(error) => return println!("SKIPPED: {error}"),
+    };
+    for info in cuda.gpus().expect("they describe themselves") {
+        let gpu = cuda.open(info.ordinal).expect("it opens");
+        let bytes: Vec<u8> = (0..(9u32 << 20)).map(|at| (at ^ (at >> 8)) as u8).collect();
+        assert!(there_and_back(&gpu, &bytes).expect("it copies") == bytes, "{info}");
+        assert!(timed(&gpu).expect("it is timed") > 0.0);
+        let error = GpuMemory::new(&gpu, usize::MAX >> 1).err().expect("no GPU has so much");
+        assert!(error.is_out_of_memory(), "{error}");
+    }
+}

@@ -1,0 +1,135 @@
+/* A driver of CUDA for tests on machines without a GPU: two GPUs whose memory is the host's. Copies are done when their stream is
+ * waited for and not before, so that who forgets to wait finds old bytes. Any call can be told to fail, once. */
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define GPUS 2
+#define MEMORY ((size_t)64 << 20)
+#define MAX_COPIES 4096
+
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201 };
+
+typedef struct { void *to; const void *from; size_t bytes; } Copy;
+typedef struct { int context, copies; Copy copy[MAX_COPIES]; } Stream;
+typedef struct { int recorded; } Event;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int initialized, version = 13000, count = GPUS, live, retained[GPUS];
+static size_t used;
+static char failing[64];
+static int failing_at, failing_code;
+static __thread int current[16], depth;
+
+/* Has the `nth` call of `name` from now on return `code`. */
+void fake_fail(const char *name, int nth, int code) {
+    pthread_mutex_lock(&lock);
+    strncpy(failing, name, sizeof failing - 1);
+    failing_at = nth;
+    failing_code = code;
+    pthread_mutex_unlock(&lock);
+}
+void fake_version(int told) { version = told; }
+void fake_count(int gpus) { count = gpus; }
+/* Says how much that was given has not been given back: memory, streams, events, contexts. */
+int fake_live(void) { return live; }
+/* Says how many contexts this thread has entered and not left. */
+int fake_depth(void) { return depth; }
+
+static int fails(const char *name) {
+    int code = 0;
+    pthread_mutex_lock(&lock);
+    if (failing_at > 0 && !strcmp(name, failing) && --failing_at == 0) code = failing_code;
+    pthread_mutex_unlock(&lock);
+    if (!code && !initialized && strcmp(name, "cuInit") && strcmp(name, "cuDriverGetVersion")) code = NOT_INITIALIZED;
+    return code;
+}
+#define BEGIN do { int code = fails(__func__); if (code) return code; } while (0)
+#define INSIDE do { BEGIN; if (!depth) return INVALID_CONTEXT; } while (0)
+
+int cuInit(unsigned flags) { BEGIN; initialized = 1; return flags ? INVALID_VALUE : OK; }
+int cuDriverGetVersion(int *out) { BEGIN; *out = version; return OK; }
+int cuGetErrorName(int code, const char **out) {
+    *out = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : code == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" : NULL;
+    return *out ? OK : INVALID_VALUE;
+}
+int cuGetErrorString(int code, const char **out) {
+    *out = code == OUT_OF_MEMORY ? "out of memory" : code == 700 ? "an illegal memory access was encountered" : NULL;
+    return *out ? OK : INVALID_VALUE;
+}
+int cuDeviceGetCount(int *out) { BEGIN; *out = count; return OK; }
+int cuDeviceGet(int *out, int ordinal) { BEGIN; if (ordinal < 0 || ordinal >= count) return INVALID_DEVICE; *out = ordinal; return OK; }
+int cuDeviceGetName(char *out, int bytes, int device) { BEGIN; strncpy(out, device ? "Fake 1" : "Fake 0", bytes); return OK; }
+int cuDeviceTotalMem_v2(size_t *out, int device) { BEGIN; (void)device; *out = MEMORY; return OK; }
+int cuDeviceGetAttribute(int *out, int attribute, int device) { BEGIN; (void)device; *out = attribute == 75 ? 9 : 0; return OK; }
+int cuDeviceGetPCIBusId(char *out, int bytes, int device) { BEGIN; strncpy(out, device ? "0000:02:00.0" : "0000:01:00.0", bytes); return OK; }
+int cuDevicePrimaryCtxRetain(void **out, int device) { BEGIN; retained[device]++; live++; *out = (void *)(uintptr_t)(device + 1); return OK; }
+int cuDevicePrimaryCtxRelease_v2(int device) { BEGIN; if (retained[device]-- <= 0) abort(); live--; return OK; }
+int cuCtxPushCurrent_v2(void *context) { BEGIN; if (!context || depth >= 16) return INVALID_CONTEXT; current[depth++] = (int)(uintptr_t)context; return OK; }
+int cuCtxPopCurrent_v2(void **out) { BEGIN; if (!depth) return INVALID_CONTEXT; *out = (void *)(uintptr_t)current[--depth]; return OK; }
+
+static int give(void **out, size_t bytes) {
+    size_t *memory;
+    pthread_mutex_lock(&lock);
+    int full = used + bytes > MEMORY;
+    if (!full) { used += bytes; live++; }
+    pthread_mutex_unlock(&lock);
+    if (full) return OUT_OF_MEMORY;
+    memory = malloc(64 + bytes);
+    *memory = bytes;
+    /* Memory that nobody wrote is of no use to anybody. */
+    memset((char *)memory + 64, 0xA5, bytes);
+    *out = (char *)memory + 64;
+    return OK;
+}
+static int take_back(void *memory) {
+    size_t *start = (size_t *)((char *)memory - 64);
+    pthread_mutex_lock(&lock);
+    used -= *start;
+    live--;
+    pthread_mutex_unlock(&lock);
+    free(start);
+    return OK;
+}
+int cuMemAlloc_v2(uint64_t *out, size_t bytes) { INSIDE; void *memory; int code = give(&memory, bytes); if (!code) *out = (uintptr_t)memory; return code; }
+int cuMemFree_v2(uint64_t memory) { INSIDE; return take_back((void *)(uintptr_t)memory); }
+int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) { INSIDE; (void)flags; return give(out, bytes); }
+int cuMemFreeHost(void *memory) { INSIDE; return take_back(memory); }
+
+int cuStreamCreate(void **out, unsigned flags) {
+    INSIDE;
+    Stream *stream = calloc(1, sizeof *stream);
+    (void)flags;
+    stream->context = current[depth - 1];
+    live++;
+    *out = stream;
+    return OK;
+}
+int cuStreamDestroy_v2(void *stream) { INSIDE; live--; free(stream); return OK; }
+int cuStreamSynchronize(void *raw) {
+    Stream *stream = raw;
+    /* Also where it fails, nothing is under way any more. */
+    for (int i = 0; i < stream->copies; i++) memcpy(stream->copy[i].to, stream->copy[i].from, stream->copy[i].bytes);
+    stream->copies = 0;
+    INSIDE;
+    return OK;
+}
+static int later(Stream *stream, void *to, const void *from, size_t bytes) {
+    if (stream->context != current[depth - 1] || stream->copies == MAX_COPIES) return INVALID_VALUE;
+    stream->copy[stream->copies++] = (Copy){ to, from, bytes };
+    return OK;
+}
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) { INSIDE; return later(stream, (void *)(uintptr_t)to, from, bytes); }
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) { INSIDE; return later(stream, to, (void *)(uintptr_t)from, bytes); }
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) { INSIDE; return later(stream, (void *)(uintptr_t)to, (void *)(uintptr_t)from, bytes); }
+
+int cuEventCreate(void **out, unsigned flags) { INSIDE; (void)flags; *out = calloc(1, sizeof(Event)); live++; return OK; }
+int cuEventDestroy_v2(void *event) { INSIDE; live--; free(event); return OK; }
+int cuEventRecord(void *event, void *stream) { INSIDE; (void)stream; ((Event *)event)->recorded = 1; return OK; }
+int cuEventElapsedTime(float *ms, void *begun, void *ended) {
+    INSIDE;
+    if (!((Event *)begun)->recorded || !((Event *)ended)->recorded) return INVALID_VALUE;
+    *ms = 2.0f;
+    return OK;
+}

@@ -1,0 +1,165 @@
+"""Memory of a GPU, of tensors that speak DLPack: with a driver that the test makes, and with torch where there is a real GPU."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import kvhive
+import pytest
+
+FAKE = pathlib.Path(__file__).parents[2] / "gpu" / "tests" / "fake" / "cuda.c"
+
+# Run where the fake driver is the one that is found: whose memory is the host's, as is that of numpy's arrays.
+WITH_A_FAKE = '''
+import ctypes
+import sys
+
+import kvhive
+import numpy as np
+
+LAYOUT = kvhive.Layout(layers=2, kv_heads=2, head_dim=16, tokens=16, dtype="float16")
+SIZE = LAYOUT.block_bytes
+fake = ctypes.CDLL("libcuda.so.1")
+streams = []
+
+
+class Tensor:
+    """An array that says that it is a GPU's."""
+
+    def __init__(self, array, number=0, lies=False):
+        self.array, self.number, self.lies = array, number, lies
+
+    def __dlpack_device__(self):
+        return (2, self.number)
+
+    def __dlpack__(self, *, stream=None, **words):
+        streams.append(stream)
+        capsule = self.array.__dlpack__(**words)
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        content = pointer(capsule, b"dltensor_versioned")
+        # version, context, deleter, flags; then the tensor's data and device.
+        device = (ctypes.c_int32 * 2).from_address(content + 8 + 8 + 8 + 8 + 8)
+        device[:] = (1 if self.lies else 2, self.number)
+        return capsule
+
+
+def failing(call, nth=1, code=700):
+    fake.fake_fail(call.encode(), nth, code)
+
+
+def refused(error, what, do):
+    try:
+        do()
+    except error as raised:
+        assert what in str(raised), raised
+    else:
+        raise AssertionError(f"{what}: it was not refused")
+
+
+with kvhive.EmbeddedNode(memory=512 << 20, block_bytes=[SIZE, 20 << 20]) as node, node.client() as client:
+    blocks = client.namespace("model", LAYOUT)
+    prompt = blocks.keys(range(64))
+    computed = np.arange(4 * SIZE, dtype=np.uint32).astype(np.uint8)
+    assert client.store_from(prompt, Tensor(computed)).acknowledged == 4
+    assert len(streams) == 1 and streams[0] > 2, "its owner was told on which stream it is used"
+    there = np.zeros(4 * SIZE, np.uint8)
+    assert client.fetch_into(prompt, [Tensor(there[: 3 * SIZE]), Tensor(there[3 * SIZE :])]).delivered == 4
+    assert (there == computed).all() and streams[1] == streams[2]
+    # To and from the host's memory: they are the same blocks.
+    here = np.zeros(4 * SIZE, np.uint8)
+    assert client.fetch_into(prompt, here).delivered == 4 and (here == computed).all()
+
+    # What is not there leaves the memory alone.
+    longer = blocks.keys(range(96))
+    there = np.full(6 * SIZE, 7, np.uint8)
+    report = client.fetch_into(longer, Tensor(there))
+    assert report.delivered == 4 and sorted(report.missed) == [4, 5]
+    assert (there[: 4 * SIZE] == computed).all() and (there[4 * SIZE :] == 7).all()
+    nothing = np.zeros(0, np.uint8)
+    assert client.fetch_into(prompt, Tensor(nothing), 4).delivered == 0
+
+    # More than passes through the host at a time.
+    large = kvhive.Layout(layers=20, kv_heads=16, head_dim=128, tokens=128, dtype="float16")
+    prefix = client.namespace("large", large).keys(range(5 * 128))
+    computed = np.frombuffer(np.random.default_rng(1).bytes(5 * large.block_bytes), np.uint8).copy()
+    assert large.block_bytes == 20 << 20
+    assert client.store_from(prefix, Tensor(computed, 1)).acknowledged == 5
+    there = np.zeros_like(computed)
+    assert client.fetch_into(prefix, Tensor(there, 1)).delivered == 5 and (there == computed).all()
+    assert client.fetch_into(prefix, [Tensor(there[: large.block_bytes], 1)], 4).delivered == 1
+    assert (there[: large.block_bytes] == computed[-large.block_bytes :]).all()
+
+    # What goes wrong is told in words.
+    one = np.zeros(SIZE, np.uint8)
+    refused(kvhive.BadBufferError, "there is no GPU 2: this process sees 2", lambda: client.fetch_into(prompt, Tensor(one, 2)))
+    for mixed in ([Tensor(one), one.copy()], [one.copy(), Tensor(one)], [Tensor(one), Tensor(one.copy(), 1)]):
+        refused(kvhive.BadBufferError, "make a call for each", lambda mixed=mixed: client.fetch_into(prompt, mixed))
+    refused(kvhive.BadBufferError, "not on the device that it said", lambda: client.fetch_into(prompt, Tensor(one, lies=True)))
+    refused(kvhive.BadBufferError, "no whole number of blocks", lambda: client.fetch_into(prompt, Tensor(one[1:])))
+    refused(kvhive.BadBufferError, "overlap", lambda: client.fetch_into(prompt, [Tensor(one), Tensor(one)]))
+    for call in ("cuMemcpyHtoDAsync_v2", "cuStreamSynchronize"):
+        failing(call)
+        refused(kvhive.GpuError, f"{call}: CUDA_ERROR_ILLEGAL_ADDRESS (700)", lambda: client.fetch_into(prompt, Tensor(one)))
+        assert client.fetch_into(prompt, Tensor(one)).delivered == 1, "once is once"
+    failing("cuMemcpyDtoHAsync_v2")
+    refused(kvhive.GpuError, "cuMemcpyDtoHAsync_v2", lambda: client.store_from(prompt, Tensor(one)))
+    failing("cuStreamCreate")
+    refused(kvhive.BadBufferError, "cuStreamCreate", lambda: client.store_from(prompt, Tensor(one)))
+    assert client.store_from(prompt, Tensor(one)).acknowledged == 1
+    assert fake.fake_depth() == 0, "this thread has no context that it did not have"
+print("passed")
+'''
+
+
+def run(script: str, **environment: str) -> str:
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_blocks_of_a_gpu_pass_through_the_host(tmp_path: pathlib.Path) -> None:
+    if not FAKE.exists():
+        pytest.skip("the package is tested without its repository")
+    made = ["cc", "-shared", "-fPIC", "-pthread", "-o", str(tmp_path / "libcuda.so.1"), str(FAKE)]
+    subprocess.run(made, check=True)
+    paths = os.environ.get("LD_LIBRARY_PATH", "")
+    assert run(WITH_A_FAKE, LD_LIBRARY_PATH=f"{tmp_path}:{paths}") == "passed\n"
+
+
+def test_without_a_driver_a_gpus_memory_is_refused(client: kvhive.Client, blocks: kvhive.Namespace) -> None:
+    class Tensor:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (2, 99)
+
+        def __dlpack__(self, **words: object) -> object:
+            raise AssertionError("nobody asks for memory that cannot be reached")
+
+    with pytest.raises(kvhive.BadBufferError, match="CUDA's driver is not on this machine|there is no GPU 99"):
+        client.fetch_into(blocks.keys(range(16)), Tensor())
+
+
+def test_torchs_tensors_on_a_gpu_are_memory(client: kvhive.Client, blocks: kvhive.Namespace) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    prompt = blocks.keys(range(64))
+    size = blocks.layout.block_bytes
+    # What is still being computed when the call begins is waited for.
+    busy = torch.randn(4096, 4096, device="cuda")
+    for _ in range(20):
+        busy = busy @ busy
+        busy /= busy.norm()
+    computed = (busy.flatten()[: 4 * size] * 1e6).to(torch.uint8)
+    assert client.store_from(prompt, computed).acknowledged == 4
+    there = torch.zeros(4, size, dtype=torch.uint8, device="cuda")
+    assert client.fetch_into(prompt, [there[2], there[3], there[0], there[1]]).delivered == 4
+    assert (there[[2, 3, 0, 1]].flatten() == computed).all()
+    half = torch.zeros(4 * size // 2, dtype=torch.float16, device="cuda")
+    assert client.fetch_into(prompt, half).delivered == 4
+    assert (half.view(torch.uint8) == computed).all()
+    with pytest.raises(kvhive.BadBufferError, match="contiguous"):
+        client.fetch_into(prompt, torch.zeros(size, 2, dtype=torch.uint8, device="cuda")[:, 0])
