@@ -26,11 +26,15 @@ pub(crate) enum MayLose {
 }
 
 /// What room those who stay have.
-#[derive(Deserialize, Debug)]
+#[derive(Clone, Deserialize, Debug)]
 pub(crate) struct Room {
+    /// Who is counted: those that were asked for, and whoever is being emptied already.
+    pub(crate) nodes: Vec<String>,
     /// Blocks that are to go elsewhere, and bytes of their frames.
     pub(crate) blocks: u64,
     pub(crate) bytes: u64,
+    /// Blocks of these that a replica which stays may have too.
+    pub(crate) unsure_blocks: u64,
     /// Bytes that those who stay can take in before anything leaves for them.
     pub(crate) free_bytes: u64,
     /// Bytes that find no room where they would go.
@@ -41,11 +45,8 @@ pub(crate) struct Room {
 
 /// Nodes that those who stay have too little room for.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: about {} blocks would be lost. Start a node first, or say --yes: blocks that are pinned stay even then", self.room.told(&self.nodes), self.room.lost())]
-pub(crate) struct Short {
-    nodes: String,
-    room: Room,
-}
+#[error("{}: {}. Start a node first, or say --yes: blocks that are pinned stay even then", self.0.told(), self.0.loss())]
+pub(crate) struct Short(pub(crate) Room);
 
 impl Room {
     /// Asks what room there is for what `nodes` hold.
@@ -68,24 +69,31 @@ impl Room {
     }
 
     /// Says what is held and what is free.
-    pub(crate) fn told(&self, nodes: &str) -> String {
+    pub(crate) fn told(&self) -> String {
         let Room { blocks, bytes, free_bytes, short_bytes, .. } = self;
         let short = match short_bytes {
             0 => String::new(),
             short => format!(", {} too little where it would go", report::bytes(*short)),
         };
+        let unsure = match self.unsure_blocks {
+            0 => String::new(),
+            unsure => format!("; {unsure} of these a replica that stays may have, which has let blocks go"),
+        };
         format!(
-            "{nodes} hold{} {blocks} blocks ({}) for the others, which have {} free{short}",
-            if nodes.contains(',') { "" } else { "s" },
+            "{} hold{} {blocks} blocks ({}) for the others, which have {} free{short}{unsure}",
+            self.nodes.join(", "),
+            if self.nodes.len() == 1 { "s" } else { " together" },
             report::bytes(*bytes),
             report::bytes(*free_bytes)
         )
     }
 
-    /// Returns about how many blocks would be lost.
-    fn lost(&self) -> u64 {
-        (u128::from(self.short_bytes) * u128::from(self.blocks)).div_ceil(u128::from(self.bytes.max(1)))
-            as u64
+    /// Says about how many blocks would be lost.
+    fn loss(&self) -> String {
+        let part = |blocks: u64| u128::from(self.short_bytes) * u128::from(blocks);
+        let lost = part(self.blocks).div_ceil(u128::from(self.bytes.max(1))) as u64;
+        let about = if self.unsure_blocks > 0 { "as many as" } else { "about" };
+        format!("{about} {} would be lost", report::counted(lost, "block"))
     }
 }
 
@@ -104,7 +112,7 @@ pub(crate) fn check(admin: &Admin, nodes: &[String], may: MayLose) -> Result<(Op
     };
     let loses = may == MayLose::Anything || may == MayLose::LeastWanted && room.full;
     if room.short_bytes > 0 && !loses {
-        return Err(Short { nodes: nodes.join(", "), room }.into());
+        return Err(Short(room).into());
     }
     Ok((Some(room), loses))
 }
@@ -114,6 +122,55 @@ pub(crate) fn waiting(admin: &Admin, node: &str) -> Option<(u64, u64)> {
     let told: Value = admin.get(&format!("/v1/drains?members={node}")).ok()?;
     let number = |field: &str| told["drains"][0][field].as_u64();
     Some((number("waiting_blocks")?, number("moved_blocks")? + number("there_blocks")?))
+}
+
+/// What the journal tells of emptying a node, as far as it was read.
+#[derive(Default)]
+struct Told {
+    after: u64,
+    /// The newest.
+    last: Value,
+}
+
+impl Told {
+    /// Reads on to the end.
+    fn read(&mut self, admin: &Admin, node: &str) -> Result<()> {
+        loop {
+            let path = format!("/v1/events?after={}&limit=1024&kind={KINDS}", self.after);
+            let page: Value = admin.get(&path)?;
+            let mut of_it = list(&page["events"]).iter().filter(|event| event["subject"]["member"] == node);
+            if let Some(last) = of_it.next_back() {
+                self.last = last.clone();
+            }
+            let next = page["next_after"].as_u64().unwrap_or(self.after);
+            if next <= self.after {
+                return Ok(());
+            }
+            self.after = next;
+        }
+    }
+}
+
+/// How the reason begins of a drain that a change of size has begun.
+pub(crate) fn by_size(from: usize, to: usize) -> String {
+    format!("from {from} to {to} members: ")
+}
+
+/// Says whether a change of size has begun to empty a node, by the journal: that may be taken back by another one.
+///
+/// # Errors
+/// When no coordinator answers.
+pub(crate) fn is_by_size(admin: &Admin, node: &str) -> Result<bool> {
+    let mut told = Told::default();
+    told.read(admin, node)?;
+    Ok(told.last["reason"].as_str().is_some_and(names_sizes))
+}
+
+fn names_sizes(reason: &str) -> bool {
+    let sizes = reason.strip_prefix("from ").and_then(|rest| rest.split_once(" members: "));
+    sizes
+        .and_then(|(sizes, _)| sizes.split_once(" to "))
+        .is_some_and(|(from, to)| from.parse::<usize>().is_ok() && to.parse::<usize>().is_ok())
 }
 
 /// What became of blocks of nodes that were emptied.
@@ -149,21 +206,12 @@ impl CameTo {
     /// Waits until it is written down what emptying `node` came to; none if nobody does.
     pub(crate) fn written(admin: &Admin, node: &str) -> Option<CameTo> {
         let begun = Instant::now();
-        let (mut after, mut last) = (0, Value::Null);
+        let mut told = Told::default();
         loop {
-            let page: Result<Value> = admin.get(&format!("/v1/events?after={after}&limit=1024&kind={KINDS}"));
-            if let Ok(page) = page {
-                let mut of_it =
-                    list(&page["events"]).iter().filter(|event| event["subject"]["member"] == node);
-                last = of_it.next_back().cloned().unwrap_or(last);
-                let next = page["next_after"].as_u64().unwrap_or(after);
-                if next > after {
-                    after = next;
-                    continue;
-                }
-            }
-            if last["kind"] == "drain-finished" {
-                return serde_json::from_value(last["facts"].take()).ok();
+            // Another coordinator may be about to lead.
+            let _ = told.read(admin, node);
+            if told.last["kind"] == "drain-finished" {
+                return serde_json::from_value(told.last["facts"].take()).ok();
             }
             if begun.elapsed() > PATIENCE {
                 return None;
@@ -268,12 +316,34 @@ mod tests {
     }
 
     #[test]
+    fn a_drain_that_a_size_has_begun_is_known_by_its_reason() {
+        assert!(names_sizes(&format!("{}an operator asked for it", by_size(3, 2))));
+        for reason in ["", "its disk is slow", "from here to there members: ", "from 3 to 2 nodes"] {
+            assert!(!names_sizes(reason), "{reason}");
+        }
+    }
+
+    #[test]
     fn what_is_short_is_said_in_figures() {
-        let room =
-            Room { blocks: 84, bytes: 84 << 20, free_bytes: 52 << 20, short_bytes: 32 << 20, full: false };
-        let said = Short { nodes: "node-3".to_owned(), room }.to_string();
+        let room = Room {
+            nodes: vec!["node-3".to_owned()],
+            blocks: 84,
+            bytes: 84 << 20,
+            unsure_blocks: 0,
+            free_bytes: 52 << 20,
+            short_bytes: 32 << 20,
+            full: false,
+        };
+        let both =
+            Room { nodes: vec!["node-2".to_owned(), "node-3".to_owned()], unsure_blocks: 20, ..room.clone() };
+        let said = Short(room).to_string();
         let expected = "node-3 holds 84 blocks (84.0 MiB) for the others, which have 52.0 MiB free, 32.0 MiB too little where it would \
                         go: about 32 blocks would be lost. Start a node first, or say --yes: blocks that are pinned stay even then";
+        assert_eq!(said, expected);
+        let said = Short(both).to_string();
+        let expected = "node-2, node-3 hold together 84 blocks (84.0 MiB) for the others, which have 52.0 MiB free, 32.0 MiB too little \
+                        where it would go; 20 of these a replica that stays may have, which has let blocks go: as many as 32 blocks \
+                        would be lost. Start a node first, or say --yes: blocks that are pinned stay even then";
         assert_eq!(said, expected);
     }
 }

@@ -32,15 +32,21 @@ pub struct Tasks {
 impl Tasks {
     /// Takes in a task about so many objects. Returns its number, and whether it is to be done: if not, it is over.
     pub fn begin(&mut self, now: Moment, objects: usize) -> (u64, bool) {
+        if objects == 0 || self.is_closed || self.under_way >= MOST || !self.rest.lets(now) {
+            return (self.refuse(objects), false);
+        }
         let task = self.next;
         self.next += 1;
-        let is_begun = objects > 0 && !self.is_closed && self.under_way < MOST && self.rest.lets(now);
-        if is_begun {
-            self.under_way += 1;
-        } else {
-            self.ended.push(Ended { task, done: vec![false; objects], is_ok: objects == 0 });
-        }
-        (task, is_begun)
+        self.under_way += 1;
+        (task, true)
+    }
+
+    /// Takes in a task that cannot be done; returns its number.
+    pub fn refuse(&mut self, objects: usize) -> u64 {
+        let task = self.next;
+        self.next += 1;
+        self.ended.push(Ended { task, done: vec![false; objects], is_ok: objects == 0 });
+        task
     }
 
     /// Takes in how a task that was begun has ended, and whether the cluster answered.
@@ -135,6 +141,8 @@ mod tests {
             assert_eq!(tasks.begin(at(0), 1), (1 + task, true));
         }
         assert!(!tasks.begin(at(0), 1).1);
+        let refused = tasks.refuse(2);
+        assert_eq!(tasks.take().0.last(), Some(&in_vain(refused, 2)));
         tasks.end(at(0), ended(1, &[true]), true);
         assert!(tasks.begin(at(0), 1).1);
         tasks.end(at(0), ended(2, &[true]), true);

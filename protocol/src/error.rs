@@ -169,9 +169,13 @@ pub enum WireError {
     },
     /// The others have too little room for what a member holds that is to be emptied.
     #[error(
-        "{member} holds {blocks} blocks of {bytes} bytes that others are to take, and these have {free_bytes} bytes free: {short_bytes} \
-         bytes have no room where they would go{}. Start a node, or say that blocks may be lost (`may_lose`, `--yes`)",
-        if *beside > 0 { ", counted with what the nodes hold that are being emptied" } else { "" }
+        "{member}{} {blocks} blocks of {bytes} bytes that others are to take or may have let go, and these have {free_bytes} bytes free: \
+         {short_bytes} bytes have no room where they would go. Start a node, or say that blocks may be lost (`may_lose`, `--yes`)",
+        match beside {
+            0 => " holds".to_owned(),
+            1 => " and the one that is being emptied already hold together".to_owned(),
+            others => format!(" and the {others} that are being emptied already hold together"),
+        }
     )]
     TooLittleRoom {
         /// Its name.
@@ -197,7 +201,7 @@ pub const MAX_STILL_SERVING: usize = 8;
 pub struct StillServing {
     /// The member's name; none for those that registered after the state that the cluster was restored to.
     pub member: Option<String>,
-    /// How long at most, in milliseconds.
+    /// How long, in milliseconds, by what the leader knows: another one that comes to lead counts anew.
     pub for_ms: u64,
 }
 
@@ -209,8 +213,10 @@ impl fmt::Display for StillServing {
         }
         let seconds = self.for_ms.div_ceil(1000);
         match (seconds / 60, seconds % 60) {
-            (0, seconds) => write!(f, " (for {seconds} s at most)"),
-            (minutes, seconds) => write!(f, " (for {minutes} min {seconds} s at most)"),
+            (0, seconds) => write!(f, " (for {seconds} s, longer if another coordinator comes to lead)"),
+            (minutes, seconds) => {
+                write!(f, " (for {minutes} min {seconds} s, longer if another coordinator comes to lead)")
+            }
         }
     }
 }

@@ -76,15 +76,20 @@ def test_several_batches_are_announced_once(plugin: Callable[[], Plugin]) -> Non
     assert not poll.poll(0) and not objects.drain_completions()
 
 
-def test_what_does_not_fit_is_refused(plugin: Callable[[], Plugin]) -> None:
-    objects = plugin().objects
+def test_memory_that_cannot_be_used_is_a_miss_and_never_raises(plugin: Callable[[], Plugin]) -> None:
+    one = plugin()
+    spoilt: list[tuple[Callable[..., int], list[Any], str]] = [
+        (one.objects.submit_batch_set, [numbers(10, 1), numbers(0, 1)], "buffer 1 is empty"),
+        (one.objects.submit_batch_get, [bytearray(4), b"1234"], "read-only"),
+        (one.objects.submit_batch_set, [numbers(10, 1), np.zeros((256 << 20) + 1, np.uint8)], "268435457 bytes, at most"),
+    ]
+    for submit, memory, why in spoilt:
+        assert one.over(submit(["a", "b"], memory)) == (False, [False, False])
+        assert why in (one.objects.trouble() or "")
+    # The cluster has nothing to do with it: it is asked as before.
+    assert one.over(one.objects.submit_batch_exists(["a"])) == (True, [False])
     with pytest.raises(kvhive.MisuseError, match="1 buffers for 2 objects"):
-        objects.submit_batch_set(["a", "b"], [numbers(10, 1)])
-    with pytest.raises(kvhive.BadBufferError, match="buffer 1 is empty"):
-        objects.submit_batch_set(["a", "b"], [numbers(10, 1), numbers(0, 1)])
-    with pytest.raises(kvhive.BadBufferError, match="read-only"):
-        objects.submit_batch_get(["a"], [b"1234"])
-    assert not objects.drain_completions()
+        one.objects.submit_batch_set(["a", "b"], [numbers(10, 1)])
 
 
 def test_a_silent_cluster_costs_a_bounded_wait_and_then_none(silent_address: str) -> None:

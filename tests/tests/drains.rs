@@ -1,9 +1,12 @@
 //! Emptying a node of a cluster of real processes whose others have too little room: it is refused, and where it is done all the same it
 //! ends with what was lost and why.
 
-use kvhive_client::{NamespaceClient, StoreOptions, StoreOutcome};
+use kvhive_client::{Client, NamespaceClient, Prefix, Replica, StoreOptions, StoreOutcome};
+use kvhive_protocol::explain::Explained;
+use kvhive_protocol::{BlockKey, MemberId};
 use kvhive_tests::{Cluster, kvhive};
 use serde_json::Value;
+use std::ops::Range;
 use std::process::{Command, Output};
 
 const BLOCK: usize = 64 << 10;
@@ -37,8 +40,12 @@ fn held(status: &Value, node: &str) -> u64 {
     devices.filter(|device| device["node"] == node).filter_map(|device| device["blocks"].as_u64()).sum()
 }
 
-/// So many nodes of one device with 128 frames.
+/// So many nodes of one device with 128 frames, without another copy of anything.
 fn nodes(count: &str) -> Cluster {
+    replicated(count, "1")
+}
+
+fn replicated(count: &str, replicas: &str) -> Cluster {
     Cluster::start(&[
         "--coordinators",
         "1",
@@ -47,7 +54,7 @@ fn nodes(count: &str) -> Cluster {
         "--devices",
         "1",
         "--replicas",
-        "1",
+        replicas,
         "--device-memory",
         "8MiB",
         "--host-memory",
@@ -168,4 +175,128 @@ fn a_cluster_that_grew_shrinks_again_without_loss_although_older_copies_fill_it(
     assert!(drained.contains("node-9"), "{drained}");
     let status = cluster.status();
     assert!(held(&status, "node-1") + held(&status, "node-2") >= stored, "{stored} were stored: {status}");
+}
+
+/// The beginning of a prefix of its own, which stands alone.
+fn single(blocks: &NamespaceClient, name: u64) -> Prefix {
+    blocks.prefix_of_engine_hashes(&[(u128::from(name) << 64).to_le_bytes()])
+}
+
+fn store_singly(cluster: &Cluster, blocks: &NamespaceClient, names: Range<u64>) {
+    let memory = vec![7; BLOCK];
+    for name in names {
+        let prefix = single(blocks, name);
+        let stored = cluster.wait(blocks.store(&prefix, 0..1, &[&memory[..]], StoreOptions::default()));
+        let outcomes = stored.expect("it is taken").outcomes;
+        assert!(matches!(outcomes[..], [StoreOutcome::Acknowledged { .. }]), "{outcomes:?}");
+    }
+}
+
+/// Returns on how many nodes each of them is, or whether on this one.
+fn copies_on(
+    cluster: &Cluster,
+    client: &Client,
+    blocks: &NamespaceClient,
+    names: Range<u64>,
+    on: Option<MemberId>,
+) -> Vec<usize> {
+    let keys: Vec<BlockKey> = names.map(|name| single(blocks, name).keys()[0]).collect();
+    let told = cluster.wait(client.explain_keys("default", &keys)).expect("nodes answer");
+    let here = |one: &Replica| {
+        matches!(one.said, Ok(Explained::Here { .. })) && on.is_none_or(|member| one.device.member == member)
+    };
+    told.blocks.iter().map(|block| block.replicas.iter().filter(|one| here(one)).count()).collect()
+}
+
+#[test]
+fn what_the_emptied_node_alone_holds_of_a_replicated_slot_is_said_beforehand_and_counted() {
+    const NAMES: u64 = 300;
+    let cluster = replicated("2", "2");
+    let client = cluster.client();
+    let blocks = cluster.blocks(&client, BLOCK as u32);
+    store_singly(&cluster, &blocks, 0..FRAMES);
+    // Whichever replica is read keeps it, and the other lets it go: between them they keep some of the oldest.
+    let mut target = vec![0; BLOCK];
+    for name in FRAMES..NAMES {
+        let prefix = single(&blocks, name % 16);
+        cluster.wait(blocks.match_prefix(&prefix)).expect("they answer");
+        cluster.wait(blocks.fetch_into(&prefix, 0..1, &mut [&mut target[..]])).expect("they answer");
+        store_singly(&cluster, &blocks, name..name + 1);
+    }
+    let count = |copies: &[usize]| copies.iter().filter(|copies| **copies > 0).count() as u64;
+    let before = cluster.until("copies to have arrived", || {
+        let copies = copies_on(&cluster, &client, &blocks, 0..NAMES, None);
+        copies.iter().rev().take(FRAMES as usize / 2).all(|copies| *copies == 2).then_some(copies)
+    });
+    assert!(count(&before) > FRAMES, "some are on one alone: {before:?}");
+    settled(&cluster);
+
+    let said = refused(&cluster, &["drain", "node-1"]);
+    assert!(said.contains("as many as") && said.contains("which has let blocks go"), "{said}");
+    let said = refused(&cluster, &["scale", "to", "1"]);
+    assert!(said.contains("node-2 holds") && said.contains("as many as"), "{said}");
+
+    let output = run(&cluster, &["drain", "node-1", "--yes"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("a report all the same");
+    let after = copies_on(&cluster, &client, &blocks, 0..NAMES, Some(MemberId(2)));
+    let after = after.iter().filter(|copies| **copies > 0).count() as u64;
+    assert_eq!(after, FRAMES, "the one that stays is full");
+    let lost = report["lost_blocks"].as_u64().expect("a number");
+    assert!(lost >= count(&before) - after, "{lost} of {} by {after}: {report}", count(&before));
+}
+
+fn drain_events(cluster: &Cluster, kind: &str) -> Vec<Value> {
+    let words = ["events", "--kind", kind, "--json", "--dir", cluster.dir()];
+    let told = Command::new(kvhive()).args(words).output().expect("kvhive is there");
+    let events = serde_json::Deserializer::from_slice(&told.stdout).into_iter();
+    events.collect::<Result<_, _>>().expect("each is JSON")
+}
+
+#[test]
+fn a_drain_that_is_cut_short_ends_with_what_is_known_of_it() {
+    let cluster = nodes("2");
+    let client = cluster.client();
+    let blocks = cluster.blocks(&client, BLOCK as u32);
+    store_singly(&cluster, &blocks, 0..32);
+    // It is taken for one that is up until its lease runs out.
+    cluster.signal("node-2", "KILL");
+    let output = run(&cluster, &["drain", "node-2"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("a report all the same");
+    assert_eq!(
+        (&report["cut_short"], &report["is_reported"], &report["was_before"]),
+        (&1.into(), &true.into(), &false.into()),
+        "{report}"
+    );
+    assert!(report["slots_left"].as_u64() > Some(1000), "{report}");
+    let finished = drain_events(&cluster, "drain-finished");
+    assert_eq!((finished.len(), &finished[0]["facts"]["cut_short"]), (1, &1.into()), "{finished:?}");
+}
+
+#[test]
+fn a_drain_is_an_operators_own_also_where_the_size_changes() {
+    let cluster = nodes("3");
+    let emptied = cluster.json(&["drain", "node-1"]).expect("there is room");
+    assert_eq!((&emptied["was_before"], &emptied["lost_blocks"]), (&false.into(), &0.into()), "{emptied}");
+    let again = cluster.json(&["drain", "node-1"]).expect("it is empty");
+    assert_eq!((&again["was_before"], &again["slots"]), (&true.into(), &0.into()), "{again}");
+
+    // Below the floor nothing is said of room.
+    cluster.json(&["scale", "set", "--floor", "2"]).expect("it may be");
+    let said = refused(&cluster, &["scale", "to", "1"]);
+    assert!(said.contains("--beyond-policy") && !said.contains("--yes"), "{said}");
+
+    let scaled = cluster.json(&["scale", "to", "3"]).expect("they are there");
+    let node_1 = serde_json::json!(["node-1"]);
+    assert_eq!(
+        (&scaled["left_draining"], &scaled["undrained"]),
+        (&node_1, &serde_json::json!([])),
+        "{scaled}"
+    );
+    let drains = |cluster: &Cluster| {
+        cluster.json(&["drain", "node-1", "--undo"]).expect("it is here")["drains"].clone()
+    };
+    assert_eq!(drain_events(&cluster, "drain-ended").len(), 0);
+    assert_eq!(drains(&cluster), false);
 }

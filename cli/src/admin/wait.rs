@@ -69,14 +69,17 @@ impl Drop for Wait {
     }
 }
 
-/// Says who is waited for, and until when at most.
+/// Says who is waited for, and until when by what the leader knows.
 fn awaited(problem: &Value, now: SystemTime) -> String {
     let all = problem["waits_for"].as_array().map_or(&[][..], Vec::as_slice);
     let one = |one: &Value| {
         let name = one["member"].as_str().unwrap_or("nodes that registered after the restored state");
         let left = Duration::from_millis(one["for_ms"].as_u64().unwrap_or_default());
         let until = (now + left).duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        format!("{name} (until {} UTC at most)", report::utc(u64::try_from(until).unwrap_or(u64::MAX)))
+        format!(
+            "{name} (until {} UTC, later if another coordinator comes to lead)",
+            report::utc(u64::try_from(until).unwrap_or(u64::MAX))
+        )
     };
     all.iter().map(one).collect::<Vec<_>>().join(", ")
 }
@@ -95,8 +98,8 @@ mod tests {
     fn who_is_waited_for_is_told_with_when_that_ends() {
         assert_eq!(
             awaited(&answer(), UNIX_EPOCH + Duration::from_secs(3600)),
-            "node-2 (until 1970-01-01 01:01:01.000Z UTC at most), nodes that registered after the restored state (until \
-             1970-01-01 01:00:01.000Z UTC at most)"
+            "node-2 (until 1970-01-01 01:01:01.000Z UTC, later if another coordinator comes to lead), nodes that registered after the \
+             restored state (until 1970-01-01 01:00:01.000Z UTC, later if another coordinator comes to lead)"
         );
     }
 

@@ -26,20 +26,19 @@ impl Down {
     pub(crate) fn run(self) -> Result<()> {
         let is_stopped = local::down(&self.dir)?;
         if self.json {
-            let strays = if is_stopped { local::strays(&self.dir) } else { Vec::new() };
+            let strays = local::strays(&self.dir);
             return report::print_json(&json!({ "dir": self.dir, "stopped": is_stopped, "strays": strays }));
         }
-        if is_stopped {
-            println!("stopped the cluster in {}", self.dir.display());
-            let strays = local::strays(&self.dir);
-            if !strays.is_empty() {
-                eprintln!(
-                    "warning: somebody still holds the ports of {}: processes that were started by hand end by Ctrl-C or SIGTERM",
-                    strays.join(", ")
-                );
-            }
-        } else {
-            println!("no cluster runs in {}", self.dir.display());
+        match is_stopped {
+            true => println!("stopped the cluster in {}", self.dir.display()),
+            false => println!("no cluster runs in {}", self.dir.display()),
+        }
+        let strays = local::strays(&self.dir);
+        if !strays.is_empty() {
+            eprintln!(
+                "warning: somebody still holds the ports of {}: processes that were started by hand end by Ctrl-C or SIGTERM",
+                strays.join(", ")
+            );
         }
         Ok(())
     }

@@ -77,6 +77,7 @@ struct PinnedStay {
 }
 
 /// What emptying a node came to.
+#[derive(Debug)]
 pub(crate) struct Emptied {
     /// Slots that it held before.
     pub(crate) slots: u64,
@@ -86,6 +87,24 @@ pub(crate) struct Emptied {
     pub(crate) blocks: u64,
     /// What became of them, unless nobody has written it down.
     pub(crate) came_to: Option<CameTo>,
+    /// It was empty before this was asked.
+    was_before: bool,
+}
+
+/// A node that went down before it was empty.
+#[derive(Debug, thiserror::Error)]
+#[error("{node} has gone down before it was empty: what only it held is lost{}", .emptied.came_to.map_or(String::new(), |came_to| format!(" ({})", came_to.told())))]
+struct CutShort {
+    node: String,
+    emptied: Emptied,
+}
+
+/// How a node ended that was waited for.
+enum End {
+    /// It holds no slot any more.
+    Empty,
+    /// It went down with so many slots.
+    WentDown(u64),
 }
 
 impl Drain {
@@ -124,36 +143,56 @@ impl Drain {
         if self.has_taker(&admin.get("/v1/cluster")?)
             && let (Some(room), _) = drains::check(&admin, std::slice::from_ref(&self.node), may)?
         {
-            eprintln!("{}", room.told(&self.node));
+            eprintln!("{}", room.told());
         }
-        let Emptied { slots, left, blocks, came_to } = self.empty(&admin)?;
-        // It may have been forgotten while it was waited for.
-        if let Some(came_to) = came_to.filter(|came_to| came_to.cut_short > 0) {
-            bail!("{} is not empty and does not come back: {}", self.node, came_to.told());
+        let emptied = match self.empty(&admin) {
+            Ok(emptied) => emptied,
+            Err(error) => {
+                if let Some(cut) = error.downcast_ref::<CutShort>().filter(|_| self.json) {
+                    self.print(&cut.emptied, begun.elapsed().as_secs_f64())?;
+                }
+                return Err(error);
+            }
+        };
+        self.tell(&emptied, begun.elapsed().as_secs_f64())?;
+        // What was told before was told by whoever waited for it then.
+        match emptied.came_to.filter(|_| !emptied.was_before) {
+            Some(came_to) => Ok(came_to.is_whole()?),
+            None => Ok(()),
         }
-        self.tell(slots, left, blocks, came_to, begun.elapsed().as_secs_f64())?;
-        Ok(came_to.map_or(Ok(()), |came_to| came_to.is_whole())?)
     }
 
-    fn tell(&self, slots: u64, left: u64, blocks: u64, came_to: Option<CameTo>, seconds: f64) -> Result<()> {
-        if self.json {
-            let mut all = json!({
-                "node": self.node, "slots": slots, "slots_left": left, "blocks": blocks, "seconds": seconds,
-                "is_reported": came_to.is_some(),
-            });
-            if let (Value::Object(all), Some(Value::Object(more))) =
-                (&mut all, came_to.map(serde_json::to_value).transpose()?)
-            {
-                all.extend(more);
-            }
-            return report::print_json(&all);
+    fn print(&self, emptied: &Emptied, seconds: f64) -> Result<()> {
+        let Emptied { slots, left, blocks, came_to, was_before } = emptied;
+        let mut all = json!({
+            "node": self.node, "slots": slots, "slots_left": left, "blocks": blocks, "seconds": seconds,
+            "is_reported": came_to.is_some(), "was_before": was_before,
+        });
+        if let (Value::Object(all), Some(Value::Object(more))) =
+            (&mut all, came_to.map(serde_json::to_value).transpose()?)
+        {
+            all.extend(more);
         }
+        report::print_json(&all)
+    }
+
+    fn tell(&self, emptied: &Emptied, seconds: f64) -> Result<()> {
+        if self.json {
+            return self.print(emptied, seconds);
+        }
+        let Emptied { slots, blocks, came_to, was_before, .. } = *emptied;
         if self.no_wait {
             println!(
                 "{} is being emptied of {}; `kvhive nodes` shows how many are left, `kvhive events` tells what it came to",
                 self.node,
                 report::counted(slots, "slot")
             );
+            return Ok(());
+        }
+        if was_before {
+            let came_to =
+                came_to.map_or(String::new(), |came_to| format!(" (what that came to: {})", came_to.told()));
+            println!("{} was emptied before, and holds no slot{came_to}; it may be stopped", self.node);
             return Ok(());
         }
         println!(
@@ -230,11 +269,29 @@ impl Drain {
         }
         let _: Value = admin.patch(&format!("/v1/members/{}", self.node), &patch)?;
         let (slots, blocks) = self.holds(&before);
+        let emptied = |left, came_to| Emptied { slots, left, blocks, came_to, was_before: false };
         if self.no_wait {
-            return Ok(Emptied { slots, left: slots, blocks, came_to: None });
+            return Ok(emptied(slots, None));
         }
-        let left = self.wait(admin, slots)?;
-        Ok(Emptied { slots, left, blocks, came_to: CameTo::written(admin, &self.node) })
+        if slots == 0 && self.drains(&before) {
+            return Ok(Emptied { was_before: true, ..emptied(0, CameTo::written(admin, &self.node)) });
+        }
+        let end = self.wait(admin, slots)?;
+        // It may have gone down, and be forgotten by now.
+        let came_to = CameTo::written(admin, &self.node);
+        let is_cut_short = came_to.is_some_and(|came_to| came_to.cut_short > 0);
+        if let End::WentDown(left) = end {
+            return Err(CutShort { node: self.node.clone(), emptied: emptied(left, came_to) }.into());
+        }
+        if is_cut_short {
+            return Err(CutShort { node: self.node.clone(), emptied: emptied(0, came_to) }.into());
+        }
+        Ok(emptied(0, came_to))
+    }
+
+    fn drains(&self, status: &Value) -> bool {
+        let is_it = |node: &Value| text(node, "name") == self.node && node["drains"] == json!(true);
+        list(&status["nodes"]).iter().any(is_it)
     }
 
     fn is_known(&self, admin: &Admin) -> Result<bool> {
@@ -270,12 +327,12 @@ impl Drain {
         })
     }
 
-    fn wait(&self, admin: &Admin, slots: u64) -> Result<u64> {
+    fn wait(&self, admin: &Admin, slots: u64) -> Result<End> {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} slots have left {msg}")
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(slots).with_style(style).with_message(self.node.clone());
         let mut answered = Instant::now();
-        let (mut least, mut since) = (u64::MAX, Instant::now());
+        let (mut least, mut since) = (slots, Instant::now());
         let (mut asked, mut moved) = (Instant::now(), None);
         loop {
             let status: Value = match admin.get("/v1/cluster") {
@@ -295,11 +352,13 @@ impl Drain {
             // Emptied to the end and ended meanwhile: it is no member any more.
             if !list(&status["nodes"]).iter().any(|node| text(node, "name") == self.node) {
                 bar.finish_and_clear();
-                return Ok(0);
+                return Ok(End::Empty);
             }
             let (left, _) = self.holds(&status);
             if !self.is_up(&status) {
-                bail!("{} has gone down before it was empty: what only it held is lost", self.node);
+                bar.finish_and_clear();
+                // Who was empty when it went has lost nothing; others hold what it held.
+                return Ok(if least == 0 { End::Empty } else { End::WentDown(least) });
             }
             if left > 0 && !self.has_taker(&status) {
                 bail!(
@@ -331,7 +390,7 @@ impl Drain {
             }
             if left == 0 {
                 bar.finish_and_clear();
-                return Ok(0);
+                return Ok(End::Empty);
             }
             std::thread::sleep(POLL);
         }

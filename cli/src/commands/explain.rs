@@ -24,8 +24,8 @@ use report::Report;
 pub(crate) struct Explain {
     #[command(flatten)]
     named: Named,
-    /// Fetch what is there, and say whether it comes within this time: what recomputing would take, for one
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, conflicts_with = "keys")]
+    /// Fetch what is there, and say whether it comes within this time: what recomputing would take, for one. Of a prompt, not of a KEY
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     within: Option<Duration>,
     /// List the blocks after the end of a prefix too, not only how many there are of each verdict
     #[arg(long)]
@@ -51,6 +51,12 @@ impl Explain {
     /// # Errors
     /// When a file says nothing of use, or the cluster cannot be reached.
     pub(crate) async fn run(self) -> Result<()> {
+        if self.within.is_some() && self.named.is_by_keys() {
+            bail!(
+                "--within fetches a prompt's prefix, and a key or a request's id is none: name it by --request, --tokens-file or \
+                 --hashes-file"
+            );
+        }
         if let Some(id) = self.named.id() {
             let client = self.connect.client().await?;
             return recalled::tell(&client, id, self.json).await;

@@ -10,6 +10,9 @@ use kvhive_config::Bytes;
 use kvhive_protocol::BlockKey;
 use std::path::PathBuf;
 
+/// Requests of the built-in workload that one can be named of: all before it are made up first.
+const MOST_GENERATED: usize = 100_000;
+
 /// Which blocks.
 #[derive(Args, Debug)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["keys", "request", "tokens_file", "hashes_file"])))]
@@ -53,6 +56,11 @@ pub(crate) struct Named {
 }
 
 impl Named {
+    /// Says whether blocks are named by their keys alone, or by one word that is none.
+    pub(super) fn is_by_keys(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
     /// Returns the one word that names no key and may be a request's id.
     pub(super) fn id(&self) -> Option<&str> {
         let [id] = &self.keys[..] else { return None };
@@ -78,6 +86,9 @@ impl Named {
         let at = number.checked_sub(1).context("--request 0: the first request is 1")?;
         let request = match &self.trace {
             Some(path) => trace::open(path)?.nth(at).transpose()?,
+            None if number > MOST_GENERATED => bail!(
+                "--request {number}: of the built-in workload the first {MOST_GENERATED} can be named; give a --trace for others"
+            ),
             None => self.generated.generate(Some(number)).into_iter().nth(at),
         };
         Ok(request.with_context(|| format!("the trace has fewer than {number} requests"))?.hash_ids)

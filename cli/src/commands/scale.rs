@@ -5,9 +5,12 @@ use super::status::{list, text};
 use crate::admin::{Admin, Target};
 use crate::drains::{self, MayLose};
 use crate::report;
-use crate::scaling::{Beyond, Executor, Kubernetes, Local, Plan, Program, Scaled, SetName, carry_out, plan};
+use crate::scaling::{
+    Beyond, Executor, Kubernetes, Local, Plan, Program, Scaled, SetName, carry_out, plan, undrains,
+};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use kvhive_protocol::WireError;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -147,6 +150,10 @@ impl Scale {
         if how.dry_run {
             return self.would(admin, &*executor, &plan, beyond);
         }
+        // Before room is looked at: what would be refused all the same need not lose blocks first.
+        if let Some(beyond_policy) = beyond_policy(&admin.get("/v1/scaling")?, size, beyond) {
+            return Err(beyond_policy.into());
+        }
         let may = if how.yes { MayLose::Anything } else { MayLose::Nothing };
         drains::check(admin, &plan.leave, may)?;
         // Known first: who follows the recommendation must not undo it.
@@ -205,7 +212,10 @@ impl Scale {
         };
         let why =
             if is_asked { "an operator asked for it" } else { &text(&scaling["recommendation"], "reason") };
-        self.tell(&carry_out(&self.target, admin, executor, plan, how.limit(), (may, why))?)
+        let is_change = plan.is_change();
+        let scaled = carry_out(&self.target, admin, executor, plan, how.limit(), (may, why))?;
+        // While an operator empties one that stays there is nothing to do, and that every few seconds.
+        if is_change || !scaled.undrained.is_empty() { self.tell(&scaled) } else { Ok(()) }
     }
 
     fn executor(&self, how: &How) -> Result<Box<dyn Executor>> {
@@ -234,20 +244,21 @@ impl Scale {
     }
 
     fn would(&self, admin: &Admin, executor: &dyn Executor, plan: &Plan, beyond: Beyond) -> Result<()> {
-        let mut steps: Vec<String> =
-            plan.undrain.iter().map(|name| format!("let {name} hold slots")).collect();
+        let (back, left) = undrains(admin, plan)?;
+        let mut steps: Vec<String> = back.iter().map(|name| format!("let {name} hold slots again")).collect();
+        steps.extend(left.iter().map(|name| goes_on(name)));
         steps.extend(plan.leave.iter().map(|name| format!("empty {name}, and wait until it is")));
         let scaling: Value = admin.get("/v1/scaling")?;
-        let (floor, ceiling) = (&scaling["policy"]["floor"], &scaling["policy"]["ceiling"]);
-        let size = plan.size as u64;
-        if beyond == Beyond::Nothing && (Some(size) < floor.as_u64() || Some(size) > ceiling.as_u64()) {
+        if let Some(WireError::BeyondPolicy { floor, ceiling, .. }) =
+            beyond_policy(&scaling, u32::try_from(plan.size).unwrap_or(u32::MAX), beyond)
+        {
             steps.push(format!(
                 "the policy allows {floor} to {ceiling} members: refused without --beyond-policy"
             ));
         }
         if let (Some(room), _) = drains::check(admin, &plan.leave, MayLose::Anything)? {
             let refused = if room.short_bytes > 0 { ": refused without --yes" } else { "" };
-            steps.push(format!("{}{refused}", room.told(&plan.leave.join(", "))));
+            steps.push(format!("{}{refused}", room.told()));
         }
         if plan.is_change() {
             steps.extend(executor.would(plan));
@@ -265,10 +276,30 @@ impl Scale {
         if self.json {
             return report::print_json(scaled);
         }
-        let Scaled { from, to, started, ended, slots_moved, came_to, unreported, seconds } = scaled;
+        let Scaled {
+            from,
+            to,
+            started,
+            ended,
+            undrained,
+            left_draining,
+            slots_moved,
+            came_to,
+            unreported,
+            seconds,
+        } = scaled;
         println!("{} became {to} in {seconds:.1} s", report::counted(*from as u64, "member"));
         if !started.is_empty() {
             println!("started {}", started.join(", "));
+        }
+        if !undrained.is_empty() {
+            println!(
+                "{} may hold slots again: the drain of a change of size is taken back",
+                undrained.join(", ")
+            );
+        }
+        for name in left_draining {
+            println!("{}", goes_on(name));
         }
         if !ended.is_empty() {
             println!(
@@ -323,6 +354,21 @@ impl Scale {
         report::print_table(&table);
         Ok(())
     }
+}
+
+/// Says of a node that stays that it is being emptied all the same.
+fn goes_on(name: &str) -> String {
+    format!(
+        "{name} is being emptied, as was asked for by itself, and that goes on: `kvhive drain {name} --undo` ends it"
+    )
+}
+
+/// Returns why the policy stands against a size, as the coordinators say it.
+fn beyond_policy(scaling: &Value, size: u32, beyond: Beyond) -> Option<WireError> {
+    let number = |field: &str| u32::try_from(scaling["policy"][field].as_u64()?).ok();
+    let (floor, ceiling) = (number("floor")?, number("ceiling")?);
+    let stands = beyond == Beyond::Nothing && !(floor..=ceiling).contains(&size);
+    stands.then_some(WireError::BeyondPolicy { size, floor, ceiling })
 }
 
 impl How {

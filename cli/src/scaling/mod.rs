@@ -41,6 +41,10 @@ pub(crate) struct Scaled {
     pub(crate) started: Vec<String>,
     /// Who was emptied and ended.
     pub(crate) ended: Vec<String>,
+    /// Who was being emptied and holds slots again.
+    pub(crate) undrained: Vec<String>,
+    /// Who stays and is being emptied all the same, as an operator has asked for that.
+    pub(crate) left_draining: Vec<String>,
     /// Slots that went to others.
     pub(crate) slots_moved: u64,
     /// What became of their blocks.
@@ -106,9 +110,10 @@ pub(crate) fn carry_out(
     let begun = Instant::now();
     let (may, why) = losing;
     let (_, loses) = drains::check(admin, &plan.leave, may)?;
-    let reason = format!("from {} to {} members: {why}", plan.members, plan.size);
-    // Who stays or comes holds slots, whatever was wanted of it before.
-    for name in &plan.undrain {
+    let reason = format!("{}{why}", drains::by_size(plan.members, plan.size));
+    // Who stays holds slots, unless an operator is emptying it, and so does whoever comes.
+    let (undrained, left_draining) = undrains(admin, &plan)?;
+    for name in &undrained {
         let _: Value = admin.patch(&format!("/v1/members/{name}"), &json!({"drains": false}))?;
     }
     let drain =
@@ -148,11 +153,26 @@ pub(crate) fn carry_out(
         to: plan.size,
         started: plan.start,
         ended: plan.leave.into_iter().chain(plan.gone).collect(),
+        undrained,
+        left_draining,
         slots_moved,
         came_to,
         unreported,
         seconds: begun.elapsed().as_secs_f64(),
     })
+}
+
+/// Returns whose drain is taken back, and of whom it is not who stay: an operator has asked for it by itself.
+///
+/// # Errors
+/// When no coordinator answers.
+pub(crate) fn undrains(admin: &Admin, plan: &Plan) -> Result<(Vec<String>, Vec<String>)> {
+    let (mut back, mut left) = (Vec::new(), Vec::new());
+    for name in &plan.undrain {
+        let is_back = plan.start.contains(name) || drains::is_by_size(admin, name)?;
+        if is_back { &mut back } else { &mut left }.push(name.clone());
+    }
+    Ok((back, left))
 }
 
 /// Waits until the plan has come about.

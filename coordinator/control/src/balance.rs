@@ -156,7 +156,15 @@ pub(crate) fn decide(
     }
     let because = model.relieve(tuning, &mut reasons);
     let changes: Vec<Balancing> = model.changes(seen, reasons, tuning.at_once);
-    let rates = model.devices.iter().zip(before).zip(model.rates());
+    // Not every thought of it is a change: what is told is what the changes come to.
+    let mut changed = Model::of(seen, handicaps);
+    for change in &changes {
+        match &change.set[..] {
+            [] => changed.put_back(change.slot),
+            set => changed.place(change.slot, set.to_vec()),
+        }
+    }
+    let rates = model.devices.iter().zip(before).zip(changed.rates());
     let rates = rates.map(|((device, before), after)| (*device, before, after)).collect();
     Decided { rates, because: if changes.is_empty() { because } else { String::new() }, changes }
 }

@@ -84,6 +84,28 @@ pub(crate) fn next(now: &Present<'_>) -> Option<Placing> {
     now.changed(next, Filling { devices, streams: true })
 }
 
+/// Lets a replica that is being emptied give what it has, where those who stay may have let some of that go: it becomes primary, and who was
+/// primary is given what it lacks, behind one that is to have the slot and has nothing yet. What that one takes in, nobody loses.
+pub(crate) fn turned(now: &Present<'_>, from: DeviceId) -> Option<Placing> {
+    let (primary, replicas) = now.set.0.split_first()?;
+    let known: &[DeviceId] = now.filling.map_or(&[], |filling| &filling.devices);
+    let others = replicas.iter().filter(|device| **device != from);
+    let mut set: Vec<DeviceId> = [from, *primary].into_iter().chain(others.copied()).collect();
+    let is_missing = |device: &&DeviceId| !now.avoided.contains(device) && **device != from;
+    let new = |device: &&DeviceId| !now.set.contains(**device) || known.contains(device);
+    let first = *now.wanted.iter().filter(is_missing).find(new).unwrap_or(primary);
+    if !set.contains(&first) {
+        set.push(first);
+    }
+    let mut devices = vec![first];
+    for device in known.iter().chain([primary]) {
+        if !devices.contains(device) {
+            devices.push(*device);
+        }
+    }
+    now.changed(set, Filling { devices, streams: true })
+}
+
 /// Returns the replicas that are worth keeping while others are given blocks. What lacks blocks and is not wanted was to stand in
 /// for one that has come back. Of those that lack nothing and are not wanted, as many stay as make the copies that settings ask for.
 fn useful(now: &Present<'_>, set: &[DeviceId], lacking: &[DeviceId]) -> Vec<DeviceId> {

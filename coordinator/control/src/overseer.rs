@@ -7,6 +7,7 @@ use crate::counters::Counters;
 use crate::flight;
 use crate::leases::{Leases, Server};
 use crate::planner::{Planner, Reports};
+use crate::room;
 use crate::why;
 use kvhive_protocol::control::{BalanceReport, Command, DeviceLoad, Heartbeat, MovesReport};
 use kvhive_protocol::load::Work;
@@ -452,6 +453,12 @@ impl Reports for Told<'_> {
     fn is_due(&self) -> bool {
         let now = self.reign.leases.now();
         self.reign.down.values().all(|since| now.since(*since) >= self.repair_after)
+    }
+
+    fn may_lack(&self, device: DeviceId) -> bool {
+        let loads = self.reign.leases.get(device.member).and_then(|record| record.loads.as_ref());
+        let load = loads.and_then(|(_, loads)| loads.get(usize::from(device.index)));
+        load.is_none_or(|load| room::may_lack(load) > 0)
     }
 }
 

@@ -34,6 +34,9 @@ pub(crate) trait Reports {
 
     /// Says whether every member that is down has had the time to come back, so that others are to get what it held.
     fn is_due(&self) -> bool;
+
+    /// Says whether a device may lack blocks of slots that it has: it has let some go, or not taken some in.
+    fn may_lack(&self, device: DeviceId) -> bool;
 }
 
 /// Plans moves. Remembers only the last wanted map, which takes milliseconds to find.
@@ -116,8 +119,7 @@ impl Planner {
             };
             let Some(is_occupied) = reports.occupied(primary, slot) else { continue };
             let given = filling.filter(|filling| filling.streams).map(|filling| filling.devices[0]);
-            let under_way = streaming.entry(primary).or_default();
-            let next = moves::next(&Present {
+            let present = Present {
                 slot,
                 set,
                 filling,
@@ -125,10 +127,26 @@ impl Planner {
                 is_empty: !is_occupied,
                 is_filled: given.is_some_and(|device| reports.is_filled(slot, device)),
                 is_due,
-                may_start: given.is_some() || *under_way < most,
+                may_start: given.is_some() || streaming.get(&primary).is_none_or(|count| *count < most),
                 avoided,
                 replicas,
-            });
+            };
+            if let Some(from) = gives_first(map, &present, reports) {
+                let may_start = streaming.get(&from).is_none_or(|count| *count < most);
+                match reports.occupied(from, slot) {
+                    Some(false) => {}
+                    Some(true) if may_start && !avoided.contains(&primary) => {
+                        *streaming.entry(primary).or_default() -= usize::from(given.is_some());
+                        *streaming.entry(from).or_default() += 1;
+                        changes.extend(moves::turned(&present, from));
+                        continue;
+                    }
+                    // Its turn comes: nobody lets go of it before.
+                    None | Some(true) => continue,
+                }
+            }
+            let under_way = streaming.entry(primary).or_default();
+            let next = moves::next(&present);
             if let Some(placing) = next {
                 *under_way -= usize::from(given.is_some());
                 *under_way += usize::from(placing.filling.streams && is_occupied);
@@ -177,6 +195,20 @@ impl Planner {
     }
 }
 
+/// Returns a replica that is being emptied and may have blocks that nobody has who stays; none where somebody stays who lacks nothing.
+fn gives_first(map: &ClusterMap, now: &Present<'_>, reports: &impl Reports) -> Option<DeviceId> {
+    let (primary, others) = now.set.0.split_first()?;
+    let is_whole = |device: &DeviceId| !map.is_filling(now.slot, *device);
+    let goes = |device: &DeviceId| map.is_emptied(device.member) && !now.wanted.contains(device);
+    let is_sure =
+        |device: &DeviceId| now.wanted.contains(device) && is_whole(device) && !reports.may_lack(*device);
+    if goes(primary) {
+        return None;
+    }
+    let from = others.iter().copied().find(|device| goes(device) && is_whole(device))?;
+    (!now.set.0.iter().any(is_sure)).then_some(from)
+}
+
 #[cfg(test)]
 #[path = "planner_crowd_test.rs"]
 mod crowd;
@@ -190,7 +222,7 @@ pub(crate) mod tests {
     use kvhive_protocol::{BlockKey, Pin, PinMode, Reason, TenantId};
 
     /// What devices report: which of them hold blocks of which slots, and who was given all.
-    struct Told<O, F>(O, F);
+    struct Told<O, F>(O, F, bool);
 
     impl<O: Fn(DeviceId, Slot) -> Option<bool>, F: Fn(Slot, DeviceId) -> bool> Reports for Told<O, F> {
         fn occupied(&self, device: DeviceId, slot: Slot) -> Option<bool> {
@@ -203,6 +235,10 @@ pub(crate) mod tests {
 
         fn is_due(&self) -> bool {
             true
+        }
+
+        fn may_lack(&self, _: DeviceId) -> bool {
+            self.2
         }
 
         fn avoided(&self) -> &BTreeSet<DeviceId> {
@@ -233,7 +269,7 @@ pub(crate) mod tests {
 
     /// Every slot has blocks, and whoever is given them has them by the next plan.
     pub(crate) fn goes_on() -> impl Reports {
-        Told(|_, _| Some(true), |_, _| true)
+        Told(|_, _| Some(true), |_, _| true, false)
     }
 
     fn map(registry: &Registry) -> std::sync::Arc<ClusterMap> {
@@ -253,7 +289,7 @@ pub(crate) mod tests {
         let mut planner = Planner::new(4);
         assert!(imbalance(&map(&cluster.registry)) > 0.9);
         let mut plans = 0;
-        let nothing = Told(|_, _| Some(false), |_, _| false);
+        let nothing = Told(|_, _| Some(false), |_, _| false, false);
         while let Some(command) = planner.plan(&map(&cluster.registry), &nothing) {
             cluster.apply(command);
             plans += 1;
@@ -273,7 +309,7 @@ pub(crate) mod tests {
             }
             let mut planner = Planner::new(5000);
             let mut within = 0;
-            let goes_on = Told(|_, _| Some(is_occupied), |_, _| true);
+            let goes_on = Told(|_, _| Some(is_occupied), |_, _| true, false);
             while let Some(command) = planner.plan(&map(&cluster.registry), &goes_on) {
                 let reply = cluster.apply(command);
                 assert!(matches!(reply, CommandReply::Applied { .. }), "{reply:?}");
@@ -300,7 +336,7 @@ pub(crate) mod tests {
             cluster.register(name, 1);
         }
         let mut planner = Planner::new(40);
-        let waits = Told(|_, _| Some(true), |_, _| false);
+        let waits = Told(|_, _| Some(true), |_, _| false, false);
         cluster.apply(planner.plan(&map(&cluster.registry), &waits).expect("some begin"));
         let before = map(&cluster.registry);
         assert_eq!(streaming(&before), 40);
@@ -331,7 +367,7 @@ pub(crate) mod tests {
         let pinned = pin.slots(map(&cluster.registry).settings.segment_blocks);
         cluster.register("b", 1);
         let moved_first = |cluster: &Cluster| {
-            let waits = Told(|_, _| Some(true), |_, _| false);
+            let waits = Told(|_, _| Some(true), |_, _| false, false);
             let planned = Planner::new(8).plan(&map(&cluster.registry), &waits);
             let Some(Command::PlaceSlots { changes, .. }) = planned else { panic!("{planned:?}") };
             changes.into_iter().map(|one| one.slot).collect::<Vec<_>>()
@@ -386,7 +422,7 @@ pub(crate) mod tests {
         let mut cluster = Cluster::with_replicas(1);
         let a = cluster.register("a", 1);
         cluster.register("b", 1);
-        let silent = Told(|device: DeviceId, _| (device.member != a).then_some(false), |_, _| true);
+        let silent = Told(|device: DeviceId, _| (device.member != a).then_some(false), |_, _| true, false);
         assert_eq!(Planner::new(9).plan(&map(&cluster.registry), &silent), None);
     }
 
@@ -417,5 +453,45 @@ pub(crate) mod tests {
         cluster.apply(Command::SetDrains { member: members[0], drains: false });
         settle(&mut cluster, &mut planner);
         assert!(holds(&cluster, members[0]) > 2000);
+    }
+
+    #[test]
+    fn what_a_replica_holds_that_is_emptied_is_given_where_others_may_have_let_it_go() {
+        for (members, may_lack) in [(2, true), (3, true), (3, false)] {
+            let mut cluster = Cluster::with_replicas(2);
+            let ids: Vec<_> =
+                ["a", "b", "c"][..members].iter().map(|name| cluster.register(name, 1)).collect();
+            let mut planner = Planner::new(5000);
+            let reports = Told(|_, _| Some(true), |_, _| true, may_lack);
+            while let Some(command) = planner.plan(&map(&cluster.registry), &reports) {
+                cluster.apply(command);
+            }
+            let leaves = DeviceId::new(ids[0], 0);
+            let before = map(&cluster.registry);
+            let had: Vec<Slot> = Slot::all().filter(|slot| before.replicas(*slot).contains(leaves)).collect();
+            cluster.apply(Command::SetDrains { member: ids[0], drains: true });
+            // Whom it has given all that it had, slot by slot.
+            let mut given: BTreeMap<Slot, BTreeSet<DeviceId>> = BTreeMap::new();
+            while let Some(command) = planner.plan(&map(&cluster.registry), &reports) {
+                let reply = cluster.apply(command);
+                assert!(matches!(reply, CommandReply::Applied { .. }), "{reply:?}");
+                let now = map(&cluster.registry);
+                for slot in &had {
+                    if let Some(target) = now.given_to(*slot)
+                        && now.replicas(*slot).primary() == Some(leaves)
+                    {
+                        given.entry(*slot).or_default().insert(target);
+                    }
+                }
+            }
+            let now = map(&cluster.registry);
+            assert_eq!(planner.unsettled(&now), 0);
+            assert!(Slot::all().all(|slot| !now.replicas(slot).contains(leaves)));
+            let all_given = had.iter().all(|slot| {
+                let to = given.get(slot);
+                to.is_some_and(|to| now.replicas(*slot).0.iter().any(|device| to.contains(device)))
+            });
+            assert_eq!(all_given, may_lack, "{members}");
+        }
     }
 }

@@ -43,9 +43,13 @@ pub(super) struct Drains {
 /// What would have to go elsewhere, and what room there is for it.
 #[derive(Serialize, ToSchema)]
 pub(super) struct RoomLeft {
+    /// Who is counted: those that were asked for, and whoever is being emptied already.
+    nodes: Vec<String>,
     /// Blocks that are to go elsewhere.
     blocks: u64,
-    /// Bytes of their frames.
+    /// Those of them that a replica which stays may have, as it has let blocks go: that many have to find room only if it has none of them.
+    unsure_blocks: u64,
+    /// Bytes of the frames of all.
     bytes: u64,
     /// Bytes that those who stay can take in before anything leaves for them.
     free_bytes: u64,
@@ -114,7 +118,7 @@ pub(super) async fn drains(
         None => map.members.iter().filter(|(_, member)| member.drains).map(|(id, _)| *id).collect(),
         Some(names) => named(map, names)?,
     };
-    let room = kvhive_control::room(map, &loads(&overview), &named).ok().map(|room| told(map, room));
+    let room = kvhive_control::room(map, &loads(&overview), &named).ok().map(|room| told(map, room, &named));
     let drains = named.iter().map(|id| drain(&overview, map, *id)).collect();
     Ok(Json(Drains { room, drains, epoch }))
 }
@@ -146,15 +150,26 @@ fn loads(overview: &Overview) -> BTreeMap<DeviceId, &DeviceLoad> {
     overview.loads.iter().map(|(device, load)| (*device, load)).collect()
 }
 
-fn told(map: &ClusterMap, room: Room) -> RoomLeft {
-    let Room { blocks, bytes, free_bytes, short_bytes, is_full, takers } = room;
+fn told(map: &ClusterMap, room: Room, named: &BTreeSet<MemberId>) -> RoomLeft {
+    let counted = map.members.iter().filter(|(id, _)| named.contains(id) || map.is_emptied(**id));
+    let nodes = counted.map(|(_, member)| member.name.clone()).collect();
+    let Room { blocks, unsure_blocks, bytes, free_bytes, short_bytes, is_full, takers } = room;
     let takers = takers.into_iter().map(|one| RoomOfDevice {
         device: one.device.to_string(),
         node: map.owner(one.device).map(|owner| owner.name.clone()).unwrap_or_default(),
         gets_bytes: one.gets_bytes,
         free_bytes: one.free_bytes,
     });
-    RoomLeft { blocks, bytes, free_bytes, short_bytes, full: is_full, takers: takers.collect() }
+    RoomLeft {
+        nodes,
+        blocks,
+        unsure_blocks,
+        bytes,
+        free_bytes,
+        short_bytes,
+        full: is_full,
+        takers: takers.collect(),
+    }
 }
 
 fn drain(overview: &Overview, map: &ClusterMap, id: MemberId) -> Drain {

@@ -44,6 +44,8 @@ pub(crate) enum DeviceMessage {
         blocks: Vec<(StoreBlock, Slot)>,
         about: About,
         pin: bool,
+        /// The map by which they are given away by another, if they are.
+        given_by: Option<Epoch>,
         reply: Reply<Vec<Reserved>>,
     },
     /// Give me frames for these blocks as long as some are free: nothing leaves for them.
@@ -429,14 +431,15 @@ impl DeviceCore {
                     reply.send(self.read(tenant, &keys));
                 }
             }
-            DeviceMessage::Reserve { tenant, blocks, about, pin, reply } => {
+            DeviceMessage::Reserve { tenant, blocks, about, pin, given_by, reply } => {
                 if !reply.is_abandoned() {
-                    reply.send(
-                        blocks
-                            .iter()
-                            .map(|(block, slot)| self.reserve(tenant, block, *slot, about, pin))
-                            .collect(),
-                    );
+                    // Whom they empty, and so what leaves for them, only that map says: they come once more.
+                    let is_early = given_by.is_some_and(|epoch| epoch > self.epoch);
+                    let reserve = |(block, slot): &(StoreBlock, Slot)| match is_early {
+                        true => Reserved::Refused(Refusal::InFlight),
+                        false => self.reserve(tenant, block, *slot, about, pin),
+                    };
+                    reply.send(blocks.iter().map(reserve).collect());
                 }
             }
             DeviceMessage::ReserveFree { tenant, blocks, reply } => {

@@ -98,6 +98,7 @@ impl DataPlane {
         if request.moved && peer.role == Role::Node {
             self.takes.pass(payload).await;
         }
+        let given_by = request.moved.then_some(request.epoch);
         let task = match self.check_store(request, payload, peer) {
             Ok(task) => Task { trace: span.context(), ..task },
             Err(error) => return Ok(Err(error)),
@@ -114,6 +115,7 @@ impl DataPlane {
             blocks: wanted,
             about,
             pin,
+            given_by,
             reply,
         });
         let reserved = match reserved.await {

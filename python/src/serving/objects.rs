@@ -12,6 +12,7 @@ use crate::threads::Crew;
 use kvhive_client::ClientConfig;
 use kvhive_engines::{Ended, Tasks};
 use kvhive_protocol::Layout;
+use kvhive_protocol::frame::MAX_PAYLOAD_BYTES;
 use pyo3::prelude::*;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsRawFd;
@@ -83,6 +84,13 @@ impl Shared {
         begun
     }
 
+    fn refuse(&self, objects: usize) -> u64 {
+        let mut state = self.lock();
+        let task = state.tasks.refuse(objects);
+        state.ring();
+        task
+    }
+
     fn end(&self, task: u64, done: Vec<bool>, is_ok: bool, is_answered: bool) {
         let mut state = self.lock();
         state.tasks.end(now(), Ended { task, done, is_ok }, is_answered);
@@ -127,11 +135,19 @@ impl Shared {
 
 impl EngineObjects {
     fn begin(&self, names: Vec<String>, memory: &Bound<'_, PyAny>, how: Use) -> PyResult<u64> {
-        let lent = Lent::take_whole(memory, how)?;
-        if lent.blocks() != names.len() {
-            let what = format!("{} buffers for {} objects", lent.blocks(), names.len());
+        let given = memory.len()?;
+        if given != names.len() {
+            let what = format!("{given} buffers for {} objects", names.len());
             return Err(Failure::misuse(what).raise(memory.py()));
         }
+        let lent = match Lent::take_whole(memory, how).map_err(|error| error.to_string()).and_then(fits) {
+            Ok(lent) => lent,
+            Err(why) => {
+                // A miss, as anything else that goes wrong: what is raised here would end a thread of the engine.
+                self.shared.links.note(why);
+                return Ok(self.shared.refuse(names.len()));
+            }
+        };
         let (task, is_begun) = self.shared.begin(names.len());
         if is_begun {
             let transfer = self.shared.clone().transfer(task, bytes(names), lent, how);
@@ -139,6 +155,15 @@ impl EngineObjects {
         }
         Ok(task)
     }
+}
+
+/// Checks that no object is longer than one can be.
+fn fits(lent: Lent) -> Result<Lent, String> {
+    let longest = lent.slices().iter().map(|object| object.len()).max().unwrap_or(0);
+    if longest as u64 > u64::from(MAX_PAYLOAD_BYTES) {
+        return Err(format!("an object has {longest} bytes, at most {MAX_PAYLOAD_BYTES} are allowed"));
+    }
+    Ok(lent)
 }
 
 fn bytes(names: Vec<String>) -> Vec<Vec<u8>> {

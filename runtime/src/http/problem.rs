@@ -35,7 +35,7 @@ pub struct Problem {
 pub struct Awaited {
     /// The member's name; null for those that registered after the state that the cluster was restored to.
     pub member: Option<String>,
-    /// How long at most, in milliseconds.
+    /// How long, in milliseconds, by what the leader knows: another one that comes to lead counts anew.
     pub for_ms: u64,
 }
 
@@ -48,6 +48,11 @@ impl Problem {
     /// Returns what it is for programs.
     pub fn code(&self) -> &'static str {
         self.code
+    }
+
+    /// Returns what people are told.
+    pub fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// Makes one; `code` has lower-case letters and underscores alone.

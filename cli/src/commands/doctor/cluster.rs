@@ -92,7 +92,10 @@ fn members(overview: &Value) -> Vec<Finding> {
                 CLUSTER,
                 what,
                 state,
-                "start it again, or remove it by `kvhive drain` and the admin API",
+                format!(
+                    "start it again; or, if its process has ended for good, `kvhive drain {} --forget`",
+                    text(node, "name")
+                ),
             ));
             continue;
         }

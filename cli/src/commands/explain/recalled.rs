@@ -21,8 +21,9 @@ pub(super) async fn tell(client: &Client, id: &str, as_json: bool) -> Result<()>
         let silent: Vec<String> = told.silent.iter().map(|(node, why)| format!("{node}: {why}")).collect();
         let silent = if silent.is_empty() { String::new() } else { format!(" ({})", silent.join("; ")) };
         bail!(
-            "no node remembers a request {id:?} (trace {trace}){silent}: nodes remember the last thousands that came with a trace context, \
-             which a client is given by its engine; a block is named by a key of 64 hexadecimal digits"
+            "no node remembers a request {id:?} (trace {trace}){silent}: nodes remember what the last thousands of matches and fetches missed \
+             that came with a trace context, which a client is given by its engine. Of a store there is nothing to remember: `kvhive trace {trace}` \
+             shows where its time went, if it was traced. A block is named by a key of 64 hexadecimal digits"
         );
     }
     if as_json {
