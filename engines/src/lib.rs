@@ -1,6 +1,7 @@
 //! What adapters inside serving engines decide. An engine's scheduler has a [`planner`]: which blocks of which request are asked
 //! for, and what is said of them. Each of its workers has a [`courier`]: what is in flight, what memory that takes, and when a
-//! cluster is left alone. What one tells the other is in [`orders`]. No engine's types, no sockets, no clock.
+//! cluster is left alone. What one tells the other is in [`orders`]. Where a prefix may stop that is kept in several pools is in
+//! [`stops`](mod@stops). No engine's types, no sockets, no clock.
 
 pub mod courier;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub mod planner;
 #[cfg(test)]
 mod planner_test;
 pub mod rest;
+pub mod stops;
 pub mod tasks;
 
 pub use courier::{Courier, CourierLimits, Effect, Event, Figures};
@@ -22,4 +24,5 @@ pub use groups::{BadGroups, Group, Groups};
 pub use lookups::{Lookup, Lookups};
 pub use orders::{AskId, Order, Report, SaveId, decode, encode};
 pub use planner::{Matched, Planner, PlannerLimits, Scheduled};
+pub use stops::{Needs, Stops, stops};
 pub use tasks::{Ended, Tasks};

@@ -310,6 +310,37 @@ class EngineObjects:
     def trouble(self) -> str | None:
         """Returns what went wrong since this was asked last."""
 
+@final
+class EnginePages:
+    """Pages of an engine's storage: calls that wait, each no longer than it is told, and that answer page by page."""
+
+    def __init__(
+        self,
+        *,
+        coordinators: Sequence[str],
+        token: bytes,
+        tls: tuple[_Path, _Path, _Path] | None,
+        tenant: str,
+    ) -> None: ...
+    def open(self, model: str, page_bytes: int) -> int:
+        """Opens a shelf for pages of one size, by the name that says what they are; returns its number."""
+    def which(self, shelf: int, names: Sequence[bytes], limit: float, run: bool) -> list[bool]:
+        """Says of each page whether it is there, within so many seconds. In a run, what is after the first gap may be said to be
+        missing without being asked for."""
+    def fetch(self, shelf: int, names: Sequence[bytes], rows: object, limit: float) -> list[bool]:
+        """Fetches pages, each into a row of memory, within so many seconds; says which came."""
+    def store(self, shelf: int, names: Sequence[bytes], rows: object, limit: float) -> list[bool]:
+        """Stores pages, each a row of memory, within so many seconds; says which are there."""
+    def trouble(self) -> str | None:
+        """Returns what went wrong since this was asked last."""
+    def figures(self) -> list[tuple[str, int]]: ...
+    def close(self) -> None:
+        """Ends it: waits for calls under way, and others do nothing from now on."""
+
+def engine_stops(pages: int, pools: Sequence[tuple[int | None, Sequence[bool]]]) -> tuple[list[int], list[int]]:
+    """Says where a prefix may stop whose first `pages` pages are there; of each other pool how many pages before a stop it needs, None
+    for all of them, and which are there. Returns the stops, and how far each pool goes by itself."""
+
 def engine_fingerprint(engine: str, facts: Sequence[tuple[str, str]]) -> str: ...
 
 class _Setup(TypedDict):

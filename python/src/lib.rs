@@ -40,7 +40,10 @@ mod _native {
     #[pymodule_export]
     use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
     #[pymodule_export]
-    use crate::serving::{EngineCourier, EngineObjects, EnginePlanner, EngineTier, engine_fingerprint};
+    use crate::serving::{
+        EngineCourier, EngineObjects, EnginePages, EnginePlanner, EngineTier, engine_fingerprint,
+        engine_stops,
+    };
 
     /// The version of the package.
     #[pymodule_export]

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from test_vllm import Cluster, prompt, tiny_llama
+from fleet import Cluster, prompt, tiny_llama
 from vllm_engine import Engine
 
 PROMPTS = 9

@@ -6,19 +6,15 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fleet import KVHIVE, Cluster, prompt, tiny_llama
 
 pytest.importorskip("vllm")
-KVHIVE = os.environ.get("KVHIVE_BIN")
 if KVHIVE is None:
     pytest.skip("KVHIVE_BIN does not say where the command is", allow_module_level=True)
 
@@ -28,33 +24,6 @@ BLOCK = 32
 TOKENS = 40
 
 
-def command(folder: Path, *words: str) -> None:
-    done = subprocess.run([str(KVHIVE), *words, "--dir", folder], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-
-
-class Cluster:
-    """A cluster of its own; `extra` is what a connector is told of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.extra: dict[str, Any] = {"directory": str(folder), "wait_ms": 5000}
-        shape = ["--coordinators", "1", "--nodes", "2", "--devices", "1", "--block-size", "256KiB"]
-        command(folder, "up", "--detach", *shape, "--device-memory", "256MiB", "--host-memory", "0B")
-
-    def down(self) -> None:
-        command(self._folder, "down")
-
-    def kill(self) -> None:
-        """Ends every process of it without a word."""
-        for one in self._processes():
-            os.kill(one, signal.SIGKILL)
-
-    def _processes(self) -> list[int]:
-        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-        return [int(line.split()[0]) for line in listed.splitlines() if str(self._folder) in line and str(KVHIVE) in line]
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
@@ -62,19 +31,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.down()
-
-
-def tiny_llama(folder: Path) -> str:
-    """Writes a Llama whose weights are the same wherever they are made."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(1234)
-    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
-    sizes: dict[str, Any] = {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
-    config = LlamaConfig(**sizes, **heads, max_position_embeddings=4096, tie_word_embeddings=False, initializer_range=0.2)
-    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +54,6 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("gemma"))
     Gemma3ForCausalLM(config).to(torch.float32).save_pretrained(folder)
     return folder
-
-
-def prompt(name: str, tokens: int) -> list[int]:
-    drawn = random.Random(name)
-    return [drawn.randrange(3, 2000) for _ in range(tokens)]
 
 
 class Reference:

@@ -4,6 +4,7 @@
 mod courier;
 mod links;
 mod objects;
+mod pages;
 mod planner;
 mod singles;
 mod tier;
@@ -14,6 +15,7 @@ use std::time::Instant;
 
 pub(crate) use courier::EngineCourier;
 pub(crate) use objects::EngineObjects;
+pub(crate) use pages::{EnginePages, engine_stops};
 pub(crate) use planner::{EnginePlanner, engine_fingerprint};
 pub(crate) use tier::EngineTier;
 

@@ -3,7 +3,7 @@
 
 use crate::reports::refused;
 use crate::serving::links::Links;
-use kvhive_client::{FetchOutcome, MissReason, NamespaceClient, StoreOptions, StoreOutcome};
+use kvhive_client::{ClientError, FetchOutcome, MissReason, NamespaceClient, StoreOptions, StoreOutcome};
 use kvhive_protocol::data::{MAX_KEYS_PER_MATCH, Refusal};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -17,6 +17,61 @@ pub(super) struct Moved {
     pub(super) is_answered: bool,
 }
 
+/// Says of each block whether it is there; none when nobody who may have any of them answered.
+pub(super) async fn which(
+    space: &NamespaceClient,
+    names: &[Vec<u8>],
+) -> Result<Option<Vec<bool>>, ClientError> {
+    let mut found = Vec::with_capacity(names.len());
+    for some in names.chunks(MAX_KEYS_PER_MATCH) {
+        found.extend(space.which(&space.loose_of_engine_hashes(some)).await?);
+    }
+    let is_answered = names.is_empty() || found.iter().any(Option::is_some);
+    Ok(is_answered.then(|| found.iter().map(|is| *is == Some(true)).collect()))
+}
+
+/// Fetches blocks, each into memory of its length.
+pub(super) async fn take(
+    space: &NamespaceClient,
+    names: &[Vec<u8>],
+    into: &mut [&mut [u8]],
+) -> Result<Moved, ClientError> {
+    let set = space.loose_of_engine_hashes(names);
+    let report = space.fetch_into(&set, 0..set.len(), into).await?;
+    let is_silent = |outcome: &FetchOutcome| matches!(outcome, FetchOutcome::Missed(MissReason::Unreachable));
+    Ok(Moved {
+        done: report.outcomes.iter().map(|one| matches!(one, FetchOutcome::Loaded(_))).collect(),
+        is_answered: report.outcomes.iter().any(|outcome| !is_silent(outcome)),
+    })
+}
+
+/// Stores blocks. One that somebody else is storing counts as kept; why one is refused is noted.
+pub(super) async fn put(
+    space: &NamespaceClient,
+    names: &[Vec<u8>],
+    from: &[&[u8]],
+    note: impl Fn(String),
+) -> Result<Moved, ClientError> {
+    let set = space.loose_of_engine_hashes(names);
+    let report = space.store(&set, 0..set.len(), from, StoreOptions::default()).await?;
+    let is_kept = |(outcome, block): (&StoreOutcome, &&[u8])| match outcome {
+        StoreOutcome::Acknowledged { .. } | StoreOutcome::Refused(Refusal::InFlight) => true,
+        StoreOutcome::Refused(why) => {
+            note(format!("{} bytes are not stored: {}", block.len(), refused(*why)));
+            false
+        }
+        StoreOutcome::TooFewCopies { copies, wanted } => {
+            note(format!("{copies} of {wanted} replicas hold what was stored"));
+            false
+        }
+        StoreOutcome::Unreachable => false,
+    };
+    Ok(Moved {
+        done: report.outcomes.iter().zip(from).map(is_kept).collect(),
+        is_answered: report.outcomes.iter().any(|one| !matches!(one, StoreOutcome::Unreachable)),
+    })
+}
+
 impl Links {
     async fn space(&self) -> Option<&NamespaceClient> {
         self.connect().await?.first()
@@ -26,39 +81,20 @@ impl Links {
     pub(super) async fn which(&self, names: &[Vec<u8>], limit: Duration) -> Option<Vec<bool>> {
         let all = async {
             let space = self.space().await?.within(limit);
-            let mut found = Vec::with_capacity(names.len());
-            for some in names.chunks(MAX_KEYS_PER_MATCH) {
-                match space.which(&space.loose_of_engine_hashes(some)).await {
-                    Ok(more) => found.extend(more),
-                    Err(why) => {
-                        self.note(why);
-                        return None;
-                    }
-                }
-            }
-            Some(found)
+            which(&space, names).await.map_err(|why| self.note(why)).ok()?
         };
         let found = timeout(limit, all).await.ok().flatten();
-        let found = found.filter(|found| found.iter().any(Option::is_some));
         if found.is_none() {
             self.note("no node that may have these blocks has answered");
         }
-        Some(found?.iter().map(|is| *is == Some(true)).collect())
+        found
     }
 
     /// Fetches blocks, each into memory of its length.
     pub(super) async fn take(&self, names: &[Vec<u8>], into: &mut [&mut [u8]], limit: Duration) -> Moved {
         let all = async {
             let space = self.space().await?.within(limit);
-            let set = space.loose_of_engine_hashes(names);
-            let report = space.fetch_into(&set, 0..set.len(), into).await;
-            let report = report.map_err(|why| self.note(why)).ok()?;
-            let is_silent =
-                |outcome: &FetchOutcome| matches!(outcome, FetchOutcome::Missed(MissReason::Unreachable));
-            Some(Moved {
-                done: report.outcomes.iter().map(|one| matches!(one, FetchOutcome::Loaded(_))).collect(),
-                is_answered: report.outcomes.iter().any(|outcome| !is_silent(outcome)),
-            })
+            take(&space, names, into).await.map_err(|why| self.note(why)).ok()
         };
         self.within(limit, all).await
     }
@@ -67,25 +103,7 @@ impl Links {
     pub(super) async fn put(&self, names: &[Vec<u8>], from: &[&[u8]], limit: Duration) -> Moved {
         let all = async {
             let space = self.space().await?.within(limit);
-            let set = space.loose_of_engine_hashes(names);
-            let report = space.store(&set, 0..set.len(), from, StoreOptions::default()).await;
-            let report = report.map_err(|why| self.note(why)).ok()?;
-            let is_kept = |(outcome, block): (&StoreOutcome, &&[u8])| match outcome {
-                StoreOutcome::Acknowledged { .. } | StoreOutcome::Refused(Refusal::InFlight) => true,
-                StoreOutcome::Refused(why) => {
-                    self.note(format!("{} bytes are not stored: {}", block.len(), refused(*why)));
-                    false
-                }
-                StoreOutcome::TooFewCopies { copies, wanted } => {
-                    self.note(format!("{copies} of {wanted} replicas hold what was stored"));
-                    false
-                }
-                StoreOutcome::Unreachable => false,
-            };
-            Some(Moved {
-                done: report.outcomes.iter().zip(from).map(is_kept).collect(),
-                is_answered: report.outcomes.iter().any(|one| !matches!(one, StoreOutcome::Unreachable)),
-            })
+            put(&space, names, from, |why| self.note(why)).await.map_err(|why| self.note(why)).ok()
         };
         self.within(limit, all).await
     }

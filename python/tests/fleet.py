@@ -1,0 +1,67 @@
+"""What tests of whole engines share: a cluster of processes, a tiny model, prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+KVHIVE = os.environ.get("KVHIVE_BIN")
+
+
+def command(folder: Path, *words: str) -> None:
+    done = subprocess.run([str(KVHIVE), *words, "--dir", folder], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+class Cluster:
+    """A cluster of its own; `extra` is what an engine's adapter is told of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.extra: dict[str, Any] = {"directory": str(folder), "wait_ms": 5000}
+        shape = ["--coordinators", "1", "--nodes", "2", "--devices", "1", "--block-size", "256KiB"]
+        command(folder, "up", "--detach", *shape, "--device-memory", "256MiB", "--host-memory", "0B")
+
+    def down(self) -> None:
+        command(self._folder, "down")
+
+    def blocks(self) -> int:
+        """How many blocks it holds."""
+        words = [str(KVHIVE), "nodes", "--json", "--dir", str(self._folder)]
+        listed = json.loads(subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout)
+        return sum(int(device["blocks"]) for device in listed["devices"])
+
+    def kill(self) -> None:
+        """Ends every process of it without a word."""
+        processes = self._processes()
+        assert len(processes) > 2, "its nodes and its coordinator at least"
+        for one in processes:
+            os.kill(one, signal.SIGKILL)
+
+    def _processes(self) -> list[int]:
+        # Of any width: some packages tell programs how wide a terminal is.
+        listed = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        return [int(line.split()[0]) for line in listed.splitlines() if str(self._folder) in line and str(KVHIVE) in line]
+
+
+def tiny_llama(folder: Path) -> str:
+    """Writes a Llama whose weights are the same wherever they are made."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1234)
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    sizes: dict[str, Any] = {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+    config = LlamaConfig(**sizes, **heads, max_position_embeddings=4096, tie_word_embeddings=False, initializer_range=0.2)
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return str(folder)
+
+
+def prompt(name: str, tokens: int) -> list[int]:
+    drawn = random.Random(name)
+    return [drawn.randrange(3, 2000) for _ in range(tokens)]
