@@ -25,6 +25,7 @@ from sglang.srt.mem_cache.hicache_storage import (
 from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.observability.metrics_collector import StorageMetrics
 
+from kvhive import Client
 from kvhive._native import EnginePages, engine_fingerprint, engine_stops
 from kvhive.sglang.pools import Pool, memory_of
 from kvhive.sglang.settings import Settings
@@ -202,8 +203,11 @@ class KvHiveStorage(HiCacheStorage):  # type: ignore[misc]
     # What it asks besides
 
     def clear(self) -> None:
-        # Other engines' pages are not this one's to forget.
-        raise NotImplementedError("kvhive: `kvhive tenants clear` forgets a tenant's pages; one engine does not")
+        """Ends the tenant's era: nobody serves its older pages any more, whichever engine stored them. Raises where that is not so."""
+        told = self._settings
+        limit = told.store_ms / 1000
+        with Client(told.coordinators, told.token, tls=told.tls, connect_timeout=limit, request_timeout=limit) as client:
+            client.clear(told.tenant)
 
     def get_stats(self) -> StorageMetrics | None:
         if not self._config.enable_storage_metrics:
