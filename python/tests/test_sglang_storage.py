@@ -274,6 +274,9 @@ def test_an_anchor_without_pages_goes_as_far_as_its_pools(node: kvhive.EmbeddedN
     assert one.storage.batch_set_v2([PoolTransfer(PoolName.DEEPSEEK_V4_C4, host_indices=indices([1, 2]), keys=keys[:2])])
     found = one.storage.batch_exists_v2(keys, [PoolTransfer(PoolName.DEEPSEEK_V4_C4)])
     assert found.kv_hit_pages == 2
+    assert one.storage.batch_exists(keys[:2]) == 0 and one.storage.batch_exists_v2(keys[:2], []).kv_hit_pages == 0
+    one.storage.close()
+    assert one.storage.batch_exists_v2(keys, [PoolTransfer(PoolName.DEEPSEEK_V4_C4)]).kv_hit_pages == 0
 
 
 def test_a_cluster_that_is_silent_or_gone_is_a_miss(
