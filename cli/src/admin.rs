@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::cluster::local;
+use crate::problem::{Refused, Unanswered};
 use crate::trust;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use wait::Wait;
@@ -357,6 +358,7 @@ impl Admin {
         call: impl Fn(&str) -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<(&str, ureq::http::Response<ureq::Body>)> {
         let mut failures = Vec::new();
+        let mut last_refused = None;
         let mut wait = Wait::new(self.patience);
         let mut urls = self.urls.iter();
         let mut next = urls.next();
@@ -396,22 +398,30 @@ impl Admin {
                 .and_then(|value| value["detail"].as_str().map(str::to_owned))
                 .unwrap_or_else(|| format!("that is no answer of a {}'s admin API", self.who));
             if status.as_u16() == 401 {
-                bail!(
+                let said = format!(
                     "{url} does not accept the token from {}: give the cluster's by --token-file or KVHIVE_TOKEN",
                     self.token_from
                 );
+                return Err(Refused::new(said, &text).into());
             }
             if status.as_u16() == 403 {
-                bail!("{url}, by the token from {}: {message}", self.token_from);
+                let said = format!("{url}, by the token from {}: {message}", self.token_from);
+                return Err(Refused::new(said, &text).into());
             }
             if is_for_another(status) {
                 failures.push(format!("{url}: {message}"));
+                last_refused = Some(text);
                 next = urls.next();
                 continue;
             }
-            bail!("{url} answered {status}: {message}");
+            return Err(Refused::new(format!("{url} answered {status}: {message}"), &text).into());
         }
-        bail!("no {} answered:\n  {}", self.who, failures.join("\n  "));
+        // Who and why in the first line: it is all that many show.
+        let failures = failures.join("; ");
+        Err(match last_refused {
+            Some(text) => Refused::new(format!("no {} does it now: {failures}", self.who), &text).into(),
+            None => Unanswered(format!("no {} answered: {failures}", self.who)).into(),
+        })
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) struct Room {
 /// Nodes that those who stay have too little room for.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {}. Start a node first, or say --yes: blocks that are pinned stay even then", self.0.told(), self.0.loss())]
-pub(crate) struct Short(Room);
+pub(crate) struct Short(pub(crate) Room);
 
 impl Room {
     /// Asks what room there is for what `nodes` hold.

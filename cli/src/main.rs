@@ -5,6 +5,7 @@ mod bench;
 mod cluster;
 mod commands;
 mod drains;
+mod problem;
 mod report;
 mod scaling;
 mod trace;
@@ -69,6 +70,8 @@ enum Command {
 
 /// What a command ends with that was done and lost blocks.
 const BLOCKS_WERE_LOST: u8 = 3;
+/// What it ends with that was asked what nobody can be.
+const NO_SUCH_COMMAND: u8 = 2;
 
 fn main() -> ExitCode {
     leave_quietly_when_nobody_reads();
@@ -80,7 +83,17 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
-    let done = match Kvhive::parse().command {
+    let is_json = problem::is_json(std::env::args_os());
+    let command = match Kvhive::try_parse() {
+        Ok(kvhive) => kvhive.command,
+        // Help is no error.
+        Err(error) if is_json && error.use_stderr() => {
+            eprintln!("{}", problem::usage(&error));
+            return ExitCode::from(NO_SUCH_COMMAND);
+        }
+        Err(error) => error.exit(),
+    };
+    let done = match command {
         Command::Up(command) => command.run(),
         Command::Down(command) => command.run(),
         Command::Status(command) => command.run(),
@@ -117,7 +130,10 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            match is_json {
+                true => eprintln!("{}", problem::document(&error)),
+                false => eprintln!("error: {error:#}"),
+            }
             // It was done, and cost blocks: whoever runs it can tell that from what was not done.
             if error.is::<drains::Lost>() { ExitCode::from(BLOCKS_WERE_LOST) } else { ExitCode::FAILURE }
         }

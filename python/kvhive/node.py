@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
+from kvhive import addresses
 from kvhive._native import Node
 from kvhive.access import Options, StrPath, Tls
 from kvhive.aio import AsyncClient
 from kvhive.client import Client, Codec
+from kvhive.errors import NodeSetupError
 
 __all__ = ["EmbeddedNode", "Mode"]
 
@@ -28,6 +30,9 @@ class EmbeddedNode:
 
     With `coordinators` and `token` it joins that cluster as one more node, and others fetch from it. Without, it is a cluster of
     its own with a coordinator beside it, reached from this host only. Returns when the node serves.
+
+    `listen` is where it serves, as usual this host alone, which does only where the coordinators are on it too; `advertise` is how
+    others reach it, where that is another address.
 
     Sizes are in bytes, times in seconds. `memory`, `host_memory` (a tier over it) and `disk` (one under it, in `disk_folder`) are
     each device's; `block_bytes` is the largest block, or several sizes, growing, among which the memory is parted equally, or as
@@ -69,6 +74,9 @@ class EmbeddedNode:
         self._tls = tls
         if isinstance(coordinators, str):
             coordinators = [address.strip() for address in coordinators.split(",")]
+        if coordinators is not None and (wrong := addresses.unreachable(coordinators, listen, advertise)):
+            field, why = wrong
+            raise NodeSetupError(f"{field} {(advertise if field == 'advertise' else listen)!r}: {why}")
         self._node = Node.start(
             {
                 "name": self.name,

@@ -52,3 +52,23 @@ def test_the_first_steps_lead_somewhere(node: kvhive.EmbeddedNode, tmp_path: Pat
 def test_every_public_name_is_documented() -> None:
     undocumented = [name for name in kvhive.__all__ if not (getattr(kvhive, name).__doc__ or "").strip()]
     assert undocumented == []
+
+
+def test_without_numpy_the_package_works_and_the_engine_says_what_it_needs() -> None:
+    program = """
+import sys
+sys.modules["numpy"] = None
+import kvhive
+layout = kvhive.Layout(layers=1, kv_heads=1, head_dim=16, tokens=16, dtype="float16")
+with kvhive.EmbeddedNode(memory=1 << 20, block_bytes=layout.block_bytes) as node, node.client() as client:
+    prefix = client.namespace("plain", layout).keys(range(16))
+    client.store_from(prefix, bytes(layout.block_bytes))
+    fetched = bytearray(b"x" * layout.block_bytes)
+    assert client.fetch_into(prefix, fetched).delivered == 1 and not any(fetched)
+try:
+    import kvhive.engine
+except ImportError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert said.stdout == "kvhive.engine needs numpy, which is not installed: pip install 'numpy>=1.26'\n", said.stderr

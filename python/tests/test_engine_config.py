@@ -43,6 +43,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "admin_address": None,
         "token_file": None,
         "tls": None,
+        "listen_address": None,
+        "advertise_address": None,
     }
 
 
@@ -97,6 +99,42 @@ def test_a_bad_value_is_named_with_what_is_allowed(name: str, value: Any, allowe
     text = str(refused.value)
     named = "cluster_address" if name == "enable_distributed" and value is True else name
     assert text.startswith(f"{named} is ") and allowed in text
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "allowed"),
+    [
+        ({}, "listen_address is None", "10.0.0.9:7800 is another host, which would dial itself"),
+        ({"listen_address": "127.0.0.1:7810"}, "listen_address is '127.0.0.1:7810'", "an address of this host is allowed"),
+        ({"listen_address": "0.0.0.0:7810"}, "listen_address is '0.0.0.0:7810'", "goes into advertise"),
+        ({"listen_address": "0.0.0.0:7810", "advertise_address": "localhost:7810"}, "advertise_address is 'localhost:7810'", "dial itself"),
+        ({"listen_address": "127.0.0.1:7810", "advertise_address": "10.0.0.5:7810"}, "listen_address is '127.0.0.1:7810'", "0.0.0.0 is"),
+        ({"listen_address": "0.0.0.0:0", "advertise_address": "10.0.0.5:7810"}, "listen_address is '0.0.0.0:0'", "a port of its own"),
+        ({"listen_address": "here"}, "listen_address is 'here'", "host:port is allowed"),
+        ({"advertise_address": "here:99999"}, "advertise_address is 'here:99999'", "host:port is allowed"),
+        ({"listen_address": 7810}, "listen_address is 7810", "host:port or None is allowed"),
+        ({"listen_address": "10.0.0.5:7810", "enable_distributed": False}, "listen_address is '10.0.0.5:7810'", "enable_distributed"),
+    ],
+)
+def test_a_node_that_other_hosts_would_not_reach_is_refused(given: dict[str, Any], named: str, allowed: str) -> None:
+    cluster: dict[str, Any] = {"enable_distributed": True, "cluster_address": "127.0.0.1:7800, 10.0.0.9:7800"}
+    with pytest.raises(ValueError) as refused:
+        KVCacheConfig(**(cluster | given))
+    assert str(refused.value).startswith(f"{named}: ") and allowed in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"cluster_address": "127.0.0.1:7800,localhost:7801,[::1]:7802"},
+        {"cluster_address": "10.0.0.9:7800", "listen_address": "10.0.0.5:0"},
+        {"cluster_address": "coordinator:7800", "listen_address": "0.0.0.0:7810", "advertise_address": "node:7810"},
+    ],
+    ids=str,
+)
+def test_a_node_that_others_reach_is_taken(given: dict[str, Any]) -> None:
+    config = KVCacheConfig(enable_distributed=True, **given)
+    assert config.listens == given.get("listen_address", "127.0.0.1:0")
 
 
 def test_what_is_changed_later_is_checked_too() -> None:

@@ -1,4 +1,4 @@
-"""What runs an engine's cache: optimizing by recent traffic, forecasts, prefetching, scaling and balancing."""
+"""What runs an engine's cache: forecasts, prefetching, scaling and balancing."""
 
 import kvhive
 import numpy as np
@@ -13,55 +13,6 @@ from kvhive.engine import (
     WorkloadPredictor,
 )
 from kvhive.simulate import replay
-
-
-def test_optimize_replays_what_was_served_and_takes_what_does_better() -> None:
-    # Some prompts that come back after a scan as large as the cache: recency loses them, frequency keeps them.
-    config = small_engine(max_memory_mb=1, cache_strategy="lru", use_compression=False)
-    with UltraAdaptiveKVCacheEngine(config) as engine:
-        for turn in range(6):
-            for popular in range(2):
-                ask(engine, f"popular {popular} " * 20)
-            for scanned in range(4):
-                ask(engine, f"scan {turn:03} {scanned:03} " * 20)
-        report = engine.optimize("throughput")
-        assert report["replayed_requests"] == 36 and report["unit"] == "requests/s"
-        # All but the one that might round.
-        assert len(report["candidates"]) == 5 and report["before"] > 0
-        if report["changed"]:
-            chosen = report["changed"]["cache_strategy"]["to"]
-            assert report["changed"]["cache_strategy"]["from"] == "lru"
-            assert report["improvement_percentage"] == pytest.approx(100 * (report["after"] / report["before"] - 1))
-            assert engine.get_stats()["strategy"] == chosen
-        else:
-            assert report["improvement_percentage"] == 0 and report["after"] == report["before"]
-        best = max(one["figure"] for one in report["candidates"])
-        assert best == pytest.approx(report["after"], rel=0.02)
-
-
-def test_optimize_for_memory_takes_a_denser_codec_that_is_allowed() -> None:
-    given = {"compression_ratio": 1.0, "cache_strategy": "compressed", "use_quantization": True}
-    with UltraAdaptiveKVCacheEngine(small_engine(**given)) as engine:
-        assert engine.optimize("memory")["changed"] == {}
-        for _ in range(3):
-            ask(engine, STORY)
-        report = engine.optimize("memory")
-        assert report["changed"] == {"codec": {"from": "raw", "to": "int8"}}
-        assert report["improvement_percentage"] == pytest.approx(25)
-        assert engine.optimize("memory")["changed"] == {}
-        ask(engine, STORY[::-1])
-        engine.flush()
-        stored = {one["codec"]: one["blocks"] for one in engine.get_stats()["node"]["codecs"]}
-        assert stored["int8"] > 0 and stored["raw"] > 0
-
-
-def test_optimize_knows_its_targets() -> None:
-    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
-        with pytest.raises(ValueError, match="'latency', 'memory', 'throughput'"):
-            engine.optimize("beauty")  # type: ignore[arg-type]
-        # Nothing was served: nothing is claimed.
-        report = engine.optimize("latency")
-        assert (report["changed"], report["improvement_percentage"], report["before"]) == ({}, 0.0, None)
 
 
 def test_a_replay_counts_what_each_request_finds() -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from conftest import STORY, ask, small_engine
 import kvhive
 from kvhive.engine import (
     Answer,
+    AutoScaler,
+    CachePrefetcher,
     KVCacheConfig,
     SeededTransformer,
     TruthGPTIntegration,
@@ -329,26 +332,90 @@ def test_memory_is_freed_ahead_where_that_is_wanted() -> None:
     assert collected[True] > 0 == collected[False]
 
 
-def test_an_engine_of_a_cluster_finds_what_another_has_computed(tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    with kvhive.EmbeddedNode(memory=16 << 20, block_bytes=[4096, 8192, 65536]) as cluster:
-        token.write_bytes(cluster.token)
-        config = small_engine(
-            enable_distributed=True,
-            cluster_address=",".join(cluster.coordinators),
-            token_file=token,
-            admin_address=cluster.admin_address,
-            distributed_backend="tcp",
-            use_compression=False,
-        )
-        with UltraAdaptiveKVCacheEngine(config) as one:
-            first = ask(one, STORY)
-            one.flush()
-            with UltraAdaptiveKVCacheEngine(config) as two:
-                again = ask(two, STORY)
-        assert again["cache_hit"] and again["result"] == first["result"]
-        with pytest.warns(RuntimeWarning, match="TCP"):
-            UltraAdaptiveKVCacheEngine(small_engine(enable_distributed=True, cluster_address=config.cluster_address, token_file=token)).close()
+def test_what_fails_while_it_is_persisted_leaves_nothing(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
+        before = ask(engine, STORY)
+        engine.persist(kept)
+        there = sorted(path.relative_to(kept) for path in kept.rglob("*"))
+        engine.backing.node.stop()
+        with pytest.raises(IOError, match="cannot persist into .*kept"):
+            engine.persist(kept)
+        assert sorted(path.relative_to(kept) for path in kept.rglob("*")) == there
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
+        assert engine.load(kept) and ask(engine, STORY)["result"] == before["result"]
+
+
+def test_an_engine_may_be_looked_at_and_asked_while_it_loads(tmp_path: Path) -> None:
+    with UltraAdaptiveKVCacheEngine(small_engine(multi_tenant=True)) as engine:
+        ask(engine, STORY, tenant="a")
+        engine.persist(tmp_path)
+        prefetcher, is_over = CachePrefetcher(engine), threading.Event()
+
+        def look(one: Callable[[], object]) -> int:
+            times = 0
+            while not is_over.is_set():
+                one()
+                times += 1
+            return times
+
+        # What each of these uses ends and begins anew in every load.
+        looks: list[Callable[[], object]] = [
+            engine.get_stats,
+            prefetcher.get_prefetch_stats,
+            lambda: prefetcher.prefetch([STORY], tenant="a"),
+            lambda: ask(engine, STORY, tenant="a"),
+            lambda: engine.end_session("none"),
+        ]
+        with ThreadPoolExecutor(len(looks)) as threads:
+            looking = [threads.submit(look, one) for one in looks]
+            try:
+                for _ in range(4):
+                    engine.load(tmp_path)
+            finally:
+                is_over.set()
+            assert all(looked.result() > 0 for looked in looking)
+        assert engine.get_stats()["cache_failures"] == 0 and ask(engine, STORY, tenant="a")["cache_hit"]
+
+
+def test_requests_are_served_while_a_node_leaves() -> None:
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
+        scaler = AutoScaler(engine)
+        assert scaler.scale_up() == 2
+        looked, may_leave = threading.Event(), threading.Event()
+        slots = engine.backing._slots_of
+
+        def held_up(node: kvhive.EmbeddedNode) -> int:
+            looked.set()
+            return slots(node) if may_leave.is_set() else 1
+
+        engine.backing._slots_of = held_up  # type: ignore[method-assign]
+        with ThreadPoolExecutor(1) as threads:
+            leaving = threads.submit(scaler.scale_down)
+            try:
+                assert looked.wait(30)
+                assert ask(engine, STORY)["result"] and engine.get_stats()["total_requests"] == 1
+                assert not leaving.done()
+            finally:
+                may_leave.set()
+            assert leaving.result() == 1
+
+
+def test_an_engine_ends_also_where_its_last_store_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = UltraAdaptiveKVCacheEngine(small_engine())
+
+    def broken(*_: object, **__: object) -> None:
+        raise ArithmeticError("no such number")
+
+    monkeypatch.setattr(engine.backing.client, "store_from", broken)
+    assert ask(engine, STORY)["result"]
+    with pytest.raises(ArithmeticError):
+        engine.close()
+    with pytest.raises(kvhive.ClosedError):
+        engine.get_stats()
+    with pytest.raises(kvhive.ClosedError):
+        engine.backing.client.match(engine._serving.prefix_of(STORY, None))
+    engine.close()
 
 
 def test_engines_in_one_call() -> None:

@@ -85,6 +85,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"disk": 1 << 20}, "disk_folder is not set"),
     ({"persist_every": 5.0}, "needs a persist_folder"),
     ({"listen": "here"}, 'listen "here"'),
+    ({"coordinators": "10.0.0.9:1", "token": b"x"}, "listen '127.0.0.1:0': 10.0.0.9:1 is another host, which would dial itself"),
+    ({"coordinators": "127.0.0.1:1", "token": b"x", "listen": "0.0.0.0:1"}, "listen '0.0.0.0:1': others cannot dial every address"),
     ({"coordinators": "127.0.0.1:1"}, "coordinators and token go together"),
     ({"io_threads": 0}, "io_threads"),
     ({"tls": kvhive.Tls("a", "b", "c")}, "a node alone"),

@@ -2,7 +2,7 @@
 
 use kvhive_client::{FetchOutcome, NamespaceClient, StoreOptions};
 use kvhive_protocol::TenantId;
-use kvhive_tests::{Cluster, run};
+use kvhive_tests::{Cluster, kvhive, run};
 use serde_json::Value;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -232,4 +232,55 @@ fn all_coordinators_are_replaced_one_after_the_other_and_nodes_and_clients_go_on
     let events = String::from_utf8_lossy(&events.stdout).into_owned();
     assert_eq!(events.matches("coordinators-changed").count(), 3, "{events}");
     assert!(!events.contains("member-down"), "the node kept its lease: {events}");
+}
+
+/// The problem document that a command ends with.
+fn problem(cluster: &Cluster, words: &[&str]) -> Value {
+    let words = words.iter().copied().chain(["--json", "--dir", cluster.dir()]);
+    let output = std::process::Command::new(kvhive()).args(words).output().expect("kvhive is there");
+    assert!(!output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stderr).expect("text");
+    serde_json::from_str(said.lines().last().expect("it says why")).expect("a document")
+}
+
+#[test]
+fn what_is_refused_moves_no_leadership_and_without_a_majority_one_tells_what_it_knows() {
+    let cluster = Cluster::start(&["--nodes", "1", "--devices", "1"]);
+    let (leads, killed) = (leader(&cluster), follower(&cluster));
+    let before = cluster.json(&["raft", "status"]).expect("somebody leads");
+    assert!(before["known_by"].is_null(), "{before}");
+    cluster.signal(&killed, "KILL");
+    cluster.until("the leader to miss it", || {
+        let group = cluster.json(&["raft", "status"]).ok()?;
+        let members = group["coordinators"].as_array()?.iter();
+        members.clone().any(|one| one["heard"] == false).then_some(())
+    });
+    // One of the two that would be left is dead.
+    let refused = problem(&cluster, &["raft", "remove", &leads]);
+    let said = refused["detail"].as_str().unwrap_or_default();
+    assert!(said.contains("nothing could be decided any more"), "{refused}");
+    assert_eq!((&refused["status"], &refused["code"]), (&409.into(), &"rejected".into()), "{refused}");
+    let after = cluster.json(&["raft", "status"]).expect("somebody leads");
+    assert_eq!((&after["leader"], &after["term"]), (&before["leader"], &before["term"]));
+
+    cluster.signal(&leads, "KILL");
+    let known = cluster.until("the last one to know that nobody leads", || {
+        let group = cluster.json(&["raft", "status"]).ok()?;
+        group["known_by"].is_string().then_some(group)
+    });
+    assert_eq!(
+        (&known["leader"], known["coordinators"].as_array().map(Vec::len)),
+        (&Value::Null, Some(3)),
+        "{known}"
+    );
+    let refused = problem(&cluster, &["raft", "transfer", &killed]);
+    assert_eq!(refused["status"], 503, "{refused}");
+    let said = refused["detail"].as_str().unwrap_or_default();
+    assert!(said.starts_with("no coordinator does it now: http"), "{said}");
+    let refused = problem(&cluster, &["raft", "transfer"]);
+    assert_eq!(refused["code"], "usage", "{refused}");
+    let refused = problem(&cluster, &["status", "--admin", "http://127.0.0.1:1"]);
+    assert_eq!(refused["code"], "unanswered", "{refused}");
+    let said = refused["detail"].as_str().unwrap_or_default();
+    assert!(said.starts_with("no coordinator answered: http://127.0.0.1:1: "), "{said}");
 }

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_millis(250);
 /// A coordinator that is not heard for this long while it is waited for does not run, or is not reached.
 const SILENCE: Duration = Duration::from_secs(60);
+/// After this it is said that it is waited for.
+const TELL_AFTER: Duration = Duration::from_secs(2);
 
 /// Look after the coordinators: who they are, who leads; add, remove and replace them while everything goes on
 #[derive(Args, Debug)]
@@ -129,11 +131,12 @@ impl Raft {
     pub(crate) fn run(self) -> Result<()> {
         let admin = self.target.resolve()?;
         let (group, said) = match &self.verb {
-            Verb::Status => (admin.get("/v1/raft")?, String::new()),
+            Verb::Status => (status(&admin)?, String::new()),
             Verb::Add { name, seat } => {
                 let group: Value = admin.post("/v1/raft/members", &seat.body(name)?)?;
                 let said = format!(
-                    "{name} is added without a vote: start it with an empty data_dir, then `kvhive raft promote {name}`"
+                    "{name} is added without a vote: start it with an empty data_dir, then `kvhive raft promote {name}`. Was it a coordinator \
+                     before? Then stop it and empty its data_dir first: what it has of then is not to vote"
                 );
                 (group, said)
             }
@@ -183,7 +186,7 @@ impl Raft {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} entries {msg}")
             .unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(0).with_style(style).with_message(format!("of the log are at {name}"));
-        let mut heard = Instant::now();
+        let (mut heard, mut is_told) = (Instant::now(), false);
         loop {
             // Another coordinator may be about to lead.
             if let Ok(group) = admin.get::<Value>("/v1/raft") {
@@ -210,9 +213,47 @@ impl Raft {
                      and the others, then ask again"
                 );
             }
+            if !is_told && heard.elapsed() > TELL_AFTER {
+                is_told = true;
+                // Also where no bar is seen.
+                eprintln!(
+                    "waiting for {name}, which the leader does not hear: start it, with an empty data_dir and a cluster file that names it and \
+                     the others; given up after {SILENCE:?}"
+                );
+            }
             std::thread::sleep(POLL);
         }
     }
+}
+
+/// Returns how the coordinators stand; where nobody leads as the one that has most of the log knows it, and that is said.
+fn status(admin: &Admin) -> Result<Value> {
+    // Who follows waits for a leader for long: first it is asked whether there is one.
+    let own = |one: &Admin| {
+        let group: Value = one.get("/v1/raft?consistency=stale").ok()?;
+        Some((one.first_url().to_owned(), group))
+    };
+    let known: Vec<(String, Value)> = admin.each().iter().filter_map(own).collect();
+    let leads = |(_, group): &(String, Value)| !group["leader"].is_null();
+    let error = match known.is_empty() || known.iter().any(leads) {
+        true => match admin.get("/v1/raft") {
+            Ok(group) => return Ok(group),
+            Err(error) => error,
+        },
+        false => anyhow::anyhow!("nobody leads the coordinators"),
+    };
+    let most = known.into_iter().max_by_key(|(_, group)| {
+        let number = |field: &str| group[field].as_u64().unwrap_or(0);
+        (number("committed"), number("term"))
+    });
+    let Some((url, mut group)) = most else { return Err(error) };
+    eprintln!(
+        "nobody leads the coordinators: this is what {url} knows by itself, and whom it hears it does not say. Nothing can be changed before a \
+         majority of them runs and reaches one another"
+    );
+    group["leader"] = Value::Null;
+    group["known_by"] = url.into();
+    Ok(group)
 }
 
 /// Gives a coordinator its vote. Its last word, that it has everything, may be a moment behind its log.
@@ -256,7 +297,11 @@ fn show(group: &Value) {
             if is_leader { "leader".to_owned() } else { text(known, "role") },
             text(known, "matched"),
             lacks,
-            if known["heard"] == true { "yes".to_owned() } else { "no".to_owned() },
+            match known["heard"] == true {
+                true => "yes".to_owned(),
+                false if group["known_by"].is_null() => "no".to_owned(),
+                false => "-".to_owned(),
+            },
             text(known, "raft_address"),
             text(known, "admin_address"),
         ]);

@@ -93,7 +93,9 @@ impl Consensus {
                     if group.voters.contains(&peer) && group.contains(old) && old != peer {
                         return Err(RefuseReason::Votes { peer });
                     }
-                    self.may_leave(old, &group)?;
+                    if !group.contains(old) {
+                        return Err(RefuseReason::NotThere { peer: old });
+                    }
                     if !group.voters.contains(&old) || old == peer {
                         return Err(RefuseReason::NotAVoter { peer: old });
                     }
@@ -115,29 +117,28 @@ impl Consensus {
                 kinds.extend(replaces.map(|old| (ConfChangeType::RemoveNode, old)));
                 let stays = |voter: &PeerId| Some(*voter) != replaces;
                 self.keeps_majority(group.voters.iter().copied().filter(stays).chain([peer]).collect())?;
+                replaces.map_or(Ok(()), |old| self.follows(old))?;
                 Ok(Some(group::change(&kinds, true, &none)))
             }
             GroupChange::Remove { peer } => {
-                self.may_leave(peer, &group)?;
+                if !group.contains(peer) {
+                    return Err(RefuseReason::NotThere { peer });
+                }
                 let votes = group.voters.contains(&peer);
                 if votes {
                     self.keeps_majority(
                         group.voters.iter().copied().filter(|voter| *voter != peer).collect(),
                     )?;
                 }
+                self.follows(peer)?;
                 Ok(Some(group::change(&[(ConfChangeType::RemoveNode, peer)], votes, &none)))
             }
         }
     }
 
-    fn may_leave(&self, peer: PeerId, group: &Group) -> Result<(), RefuseReason> {
-        if !group.contains(peer) {
-            return Err(RefuseReason::NotThere { peer });
-        }
-        if peer == self.config.id {
-            return Err(RefuseReason::Leads);
-        }
-        Ok(())
+    /// Refuses to take the leader away. Looked at last: leadership is handed over for what is refused for nothing else.
+    fn follows(&self, peer: PeerId) -> Result<(), RefuseReason> {
+        if peer == self.config.id { Err(RefuseReason::Leads) } else { Ok(()) }
     }
 
     /// Refuses a set of voters of which too few are heard, or would vote, to go on.

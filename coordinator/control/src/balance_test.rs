@@ -218,6 +218,27 @@ fn nothing_is_done_for_a_load_that_is_even_or_small() {
     assert_eq!(world.pass(300), 0);
 }
 
+#[test]
+fn what_is_told_to_come_of_it_is_what_the_changes_come_to_and_no_more() {
+    let mut world = World::new(8, 1, 4000, 1.1, 1);
+    let work = world.read();
+    let map = world.map();
+    for at_once in [0, 1, 64] {
+        let tuning = BalanceTuning { at_once, ..world.tuning };
+        let seen = Seen { places: world.planner.places(&map), balanced: &map.balanced, work: &work };
+        let decided = decide(&tuning, &seen, world.balancer.handicaps(), |_, is_cold| is_cold);
+        assert!(decided.changes.len() <= at_once && decided.changes.is_empty() == (at_once == 0));
+        let moved: BTreeSet<DeviceId> = decided
+            .changes
+            .iter()
+            .flat_map(|change| map.replicas(change.slot).0.iter().chain(&change.set).copied())
+            .collect();
+        for (device, before, after) in &decided.rates {
+            assert!(before == after || moved.contains(device), "{device} of {at_once}");
+        }
+    }
+}
+
 fn device(number: u32) -> DeviceId {
     DeviceId::new(kvhive_protocol::MemberId(number), 0)
 }

@@ -14,6 +14,9 @@ use std::cmp::Reverse;
 /// The most reports of strategies that an overview carries, of all devices: its frame is bounded.
 const MAX_OVERVIEW_REPORTS: usize = 16_384;
 
+/// What an asker is told to do whose change only the leadership of the one that it takes away stands against, of any build.
+pub(crate) const HAND_OVER_FIRST: &str = "hand leadership over first";
+
 impl RaftActor {
     pub(super) fn serve_read(&mut self, ticket: Ticket) {
         match self.waiting.remove(&ticket) {
@@ -209,8 +212,8 @@ impl RaftActor {
                 if self.parts.consensus.group().voters.len() == 1 =>
             {
                 WireError::rejected(format_args!(
-                    "{} is the only coordinator that votes: give another its vote first (`kvhive raft add`, `kvhive raft promote`), or \
-                     put one in its place (`kvhive raft replace`)",
+                    "{} is the only coordinator that votes: give another its vote first (`kvhive raft add`, `kvhive raft promote`), and \
+                     take this one away then",
                     self.name(self.parts.us)
                 ))
             }
@@ -233,7 +236,7 @@ impl RaftActor {
                 self.name(peer)
             )),
             RefuseReason::Leads => WireError::rejected(format_args!(
-                "{} leads: hand leadership over first, with `kvhive raft transfer`",
+                "{} leads: {HAND_OVER_FIRST}, with `kvhive raft transfer`",
                 self.name(self.parts.us)
             )),
             RefuseReason::NotCaughtUp { peer, lag } => WireError::rejected(format_args!(

@@ -11,3 +11,5 @@ pub(crate) mod raft;
 mod scaling;
 mod tidings;
 pub(crate) mod vitals;
+
+pub(crate) use answers::HAND_OVER_FIRST;

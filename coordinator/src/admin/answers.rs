@@ -356,6 +356,11 @@ impl Trouble {
         self.is_conflict() || self.0.status() == StatusCode::NOT_FOUND
     }
 
+    /// Says whether these words are in what people are told.
+    pub(super) fn says(&self, words: &str) -> bool {
+        self.0.detail().contains(words)
+    }
+
     /// Says whether the map has moved on since it was decided.
     pub(super) fn is_stale(&self) -> bool {
         self.0.code() == STALE_EPOCH

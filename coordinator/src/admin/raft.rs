@@ -3,6 +3,7 @@
 use super::answers::{Consistency, Freshness, Trouble};
 use super::object::Object;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
+use crate::actors::HAND_OVER_FIRST;
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -115,13 +116,24 @@ impl Group {
 }
 
 impl Admin {
-    /// Has another coordinator lead than this one, if it does.
-    async fn let_go(&self, name: &str) -> Result<(), Trouble> {
-        let group = self.ask_leader(RaftRequest::Status { stale: false }).await?;
-        if group.leader.as_deref() == Some(name) {
-            self.ask_leader(RaftRequest::Transfer { to: None }).await?;
+    /// Asks for a change that takes a coordinator away. Where it leads and nothing else stands against that, another leads first.
+    async fn ask_to_leave(&self, request: RaftRequest) -> Answer<Group> {
+        match self.ask_leader(request.clone()).await {
+            Err(trouble) if trouble.says(HAND_OVER_FIRST) => {
+                self.ask_leader(RaftRequest::Transfer { to: None }).await?;
+                let deadline = tokio::time::Instant::now() + LIMIT;
+                loop {
+                    // A new leader has to hear the others first.
+                    match self.ask_leader(request.clone()).await {
+                        Err(_) if tokio::time::Instant::now() + PAUSE < deadline => {
+                            tokio::time::sleep(PAUSE).await
+                        }
+                        answer => return Ok(Json(answer?)),
+                    }
+                }
+            }
+            answer => Ok(Json(answer?)),
         }
-        Ok(())
     }
 
     /// Asks the leader, wherever it is. What was begun is not asked again: its outcome is for the asker to look at.
@@ -189,16 +201,12 @@ pub(super) async fn promote(
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let Json(Object(Promotion { replaces })) =
         body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
-    if let Some(old) = &replaces {
-        admin.let_go(old).await?;
-    }
-    Ok(Json(admin.ask_leader(RaftRequest::Promote { name, replaces }).await?))
+    admin.ask_to_leave(RaftRequest::Promote { name, replaces }).await
 }
 
 /// Removes a coordinator, if the others can go on without it. Should it lead, another leads first.
 #[utoipa::path(delete, path = "/v1/raft/members/{name}", params(("name" = String, Path, description = "The coordinator's name")), responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn remove(State(admin): Shared, name: Result<Path<String>, PathRejection>) -> Answer<Group> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
-    admin.let_go(&name).await?;
-    Ok(Json(admin.ask_leader(RaftRequest::Remove { name }).await?))
+    admin.ask_to_leave(RaftRequest::Remove { name }).await
 }

@@ -9,13 +9,21 @@
 ['cache_hit', 'latency', 'metadata', 'result']
 """
 
+from importlib.util import find_spec
+
+if find_spec("numpy") is None:
+    raise ImportError("kvhive.engine needs numpy, which is not installed: pip install 'numpy>=1.26'", name="numpy")
+
+from .balancing import MultiGPULoadBalancer
 from .cache import AdaptiveKVCache, BaseKVCache
 from .config import CacheMode, CacheStrategy, KVCacheConfig
 from .engine import UltraAdaptiveKVCacheEngine
 from .integration import TruthGPTIntegration, create_kv_cache_engine
 from .model import Model, SeededTransformer
-from .operations import AutoScaler, CachePrefetcher, MultiGPULoadBalancer, WorkloadPredictor
+from .predictor import WorkloadPredictor
+from .prefetcher import CachePrefetcher
 from .requests import Answer, Request
+from .scaling import AutoScaler
 
 __all__ = [
     "AdaptiveKVCache",

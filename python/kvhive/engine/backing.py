@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-import ssl
-import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kvhive import Client, EmbeddedNode, KvHiveError, Layout, Namespace, RefusedError
+from kvhive import Client, EmbeddedNode, KvHiveError, Layout, MisuseError, Namespace
 from kvhive.access import StrPath
 from kvhive.codec import stored_bytes
 
+from . import admin
 from .config import CacheStrategy, KVCacheConfig
+from .folder import Copy, current, is_there, replace
+from .shared import Shared
 
-#: Names what is whole of a folder that was persisted into.
-_CURRENT = "current"
-#: What the coordinator remembers: tenants, their secrets, where slots are.
-_CLUSTER = "cluster.backup"
-#: The node's snapshot.
-_BLOCKS = "blocks"
-#: What whoever uses the node wants to know again.
-_NOTES = "notes.json"
 _DEFAULT_TENANT = "default"
 #: How long a node that is taken away may take to give its blocks to others, and how often that is looked at, in seconds.
 _LEAVE_LIMIT = 60.0
@@ -40,7 +29,8 @@ _LOOKS_EVERY = 0.05
 class Backing:
     """An embedded node and its client: alone, or joined to a cluster.
 
-    Whoever uses it from several threads takes its ``lock`` first.
+    Node and client are replaced by :meth:`load` and end with :meth:`close`. Both take ``lock``, which is who uses them for longer
+    than a call has; whoever has not uses the client as :meth:`used` lends it.
 
     :param frames: bytes of the frames, growing, each with its share of the memory.
     :param folder: where it persists unless the configuration or a call says so.
@@ -50,13 +40,18 @@ class Backing:
         self._config = config
         self._frames = dict(frames)
         self._folder = Path(config.persistence_path or folder)
+        # Always taken in this order. A node that leaves takes its time, and keeps nobody from using the others.
         self.lock = threading.RLock()
+        self._scaling = threading.RLock()
+        self._life = Shared()
         self._is_closed = False
         self._namespaces: dict[tuple[str, str], Namespace] = {}
         self._tenants = {_DEFAULT_TENANT}
         # Without leave to round, what would be rounded is compressed.
         rounds = config.strategy is CacheStrategy.QUANTIZED and not config.use_quantization
         self.strategy = CacheStrategy.COMPRESSED.value if rounds else config.strategy.value
+        #: What nodes were told when they were started.
+        self._begun_with = self.strategy
         self.prefetch_blocks = config.prefetch_size if config.enable_prefetch else 0
         if config.enable_distributed and config.distributed_backend == "nccl":
             warnings.warn("no device here moves blocks by NCCL: they come over TCP", RuntimeWarning, stacklevel=4)
@@ -65,11 +60,17 @@ class Backing:
         self.node = self._start(None)
         self.client: Client = self.node.client()
         self._recalled: dict[str, int] = {}
-        if config.enable_persistence and (self._folder / _CURRENT).exists():
+        if config.enable_persistence and is_there(self._folder):
             try:
                 self._recalled = self.load(None)
             except OSError as error:
                 warnings.warn(f"begins empty: {error}", RuntimeWarning, stacklevel=4)
+
+    @contextmanager
+    def used(self) -> Iterator[Client]:
+        """Lends the client, which is the node's until this is left."""
+        with self._life.used():
+            yield self.client
 
     def recall(self) -> dict[str, int]:
         """Returns the notes that were persisted with what this one began with."""
@@ -78,12 +79,12 @@ class Backing:
     def _start(self, backup: bytes | None, *, join: bool = False) -> EmbeddedNode:
         """Starts a node: alone, maybe with what a backup remembers, or joined to the first one or to the configuration's cluster."""
         config = self._config
-        coordinators: str | list[str] | None = None
+        coordinators: list[str] | None = None
         token: str | bytes | None = None
         if join:
             coordinators, token = self.node.coordinators, self.node.token
         elif config.enable_distributed:
-            coordinators = config.cluster_address
+            coordinators = config.coordinators
             token = Path(config.token_file).read_text() if config.token_file is not None else ""
         memory, below = self._tiers()
         return EmbeddedNode(
@@ -99,6 +100,8 @@ class Backing:
             coordinators=coordinators,
             token=token,
             tls=config.tls if config.enable_distributed else None,
+            listen=config.listens,
+            advertise=config.advertise_address or "",
             restore=backup,
             # Of an engine that is alone, always the same: then what it restores is its own.
             name=None if config.enable_distributed or join else "engine",
@@ -125,7 +128,8 @@ class Backing:
         # Tenants that are not kept apart share one's blocks.
         shares_with = None if self._config.tenant_isolation else _DEFAULT_TENANT
         self.client.ensure_tenant(name, shares_with=shares_with)
-        if shares_with is None and self.strategy != self._config.strategy.value:
+        # Else it is the node's own, or the cluster's business.
+        if shares_with is None and self.strategy != self._begun_with:
             self.client.set_strategy(self.strategy, tenant=name)
         self._tenants.add(name)
 
@@ -142,8 +146,20 @@ class Backing:
                 count[size] += tier * part // whole // size
         return count
 
-    def clear(self) -> None:
-        """Ends the era of every tenant."""
+    def check_alone(self, what: str, whole_cluster: bool) -> None:
+        """Refuses what would be done to others in a cluster, unless it is said that this is meant."""
+        if self._config.enable_distributed and not whole_cluster:
+            raise MisuseError(
+                f"whole_cluster is False: {what} the tenants {', '.join(self._owners())} of the whole cluster, "
+                "whoever else uses them; allowed is whole_cluster=True, which says that this is meant"
+            )
+
+    def clear(self, *, whole_cluster: bool = False) -> None:
+        """Ends the era of every tenant.
+
+        :raises kvhive.MisuseError: in a cluster, unless ``whole_cluster`` says that it is meant.
+        """
+        self.check_alone("this would forget what is stored for", whole_cluster)
         for name in self._owners():
             self.client.clear(name)
 
@@ -153,31 +169,38 @@ class Backing:
             self.client.set_strategy(strategy, tenant=name)
         self.strategy = strategy
 
+    def gather(self) -> None:
+        """Has what nodes that were added hold come to the first one, as far as there is room, and ends them.
+
+        :raises IOError: when it cannot be done.
+        """
+        try:
+            with self._scaling:
+                if self._more:
+                    self.scale(-len(self._more), len(self._more) + 1)
+        except KvHiveError as error:
+            raise OSError(f"cannot bring together what is to be persisted: {error}") from error
+
     def persist(self, path: StrPath | None, notes: dict[str, int]) -> bool:
         """Writes blocks, what their keys mean, and notes into a folder; what was there stays until all of it is written.
 
-        What nodes that were added hold comes to the first one before, as far as there is room, and they end.
+        What nodes that were added hold is gathered before.
 
         :raises IOError: when it cannot be written.
         """
-        self._check_open()
-        folder = Path(path) if path is not None else self._folder
-        try:
-            if self._more:
-                self.scale(-len(self._more), len(self._more) + 1)
-            folder.mkdir(parents=True, exist_ok=True)
-            one = folder / secrets.token_hex(8)
-            one.mkdir(mode=0o700)
-            self.node.persist(one / _BLOCKS)
-            if not self._config.enable_distributed:
-                _write_whole(one / _CLUSTER, self._admin("/v1/backup"))
-            _write_whole(one / _NOTES, json.dumps(notes).encode())
-            before = _current(folder)
-            _write_whole(folder / _CURRENT, one.name.encode())
-            if before is not None:
-                shutil.rmtree(before, ignore_errors=True)
-        except KvHiveError as error:
-            raise OSError(f"cannot persist into {folder}: {error}") from error
+        where = Path(path) if path is not None else self._folder
+
+        def write(copy: Copy) -> None:
+            self.node.persist(copy.blocks)
+            copy.write(None if self._config.enable_distributed else self._admin("/v1/backup"), notes)
+
+        with self.lock, self._scaling:
+            self._check_open()
+            self.gather()
+            try:
+                replace(where, write)
+            except KvHiveError as error:
+                raise OSError(f"cannot persist into {where}: {error}") from error
         return True
 
     def load(self, path: StrPath | None) -> dict[str, int]:
@@ -187,73 +210,55 @@ class Backing:
         :raises FileNotFoundError: when nothing was persisted there.
         :raises IOError: when it cannot be read, or is another cluster's or shape's.
         """
-        self._check_open()
-        folder = Path(path) if path is not None else self._folder
-        one = _current(folder)
-        if one is None or not (one / _BLOCKS).exists():
-            raise FileNotFoundError(f"nothing was persisted in {folder}")
-        try:
-            notes = {str(name): int(note) for name, note in json.loads((one / _NOTES).read_bytes()).items()}
-            if not self._config.enable_distributed:
-                self._begin_again((one / _CLUSTER).read_bytes())
-            self.node.load(one / _BLOCKS)
-        except (KvHiveError, ValueError, AttributeError) as error:
-            raise OSError(f"cannot load from {folder}: {error}") from error
+        where = Path(path) if path is not None else self._folder
+        with self.lock, self._scaling:
+            self._check_open()
+            copy = current(where)
+            try:
+                notes = copy.notes()
+                if not self._config.enable_distributed:
+                    self._begin_again(copy.cluster())
+                self.node.load(copy.blocks)
+            except (KvHiveError, ValueError) as error:
+                raise OSError(f"cannot load from {where}: {error}") from error
         return notes
 
     def _begin_again(self, backup: bytes) -> None:
-        self._stop()
-        self._namespaces.clear()
-        self._tenants = {_DEFAULT_TENANT}
-        try:
-            self.node = self._start(backup)
-        except KvHiveError:
-            # The engine goes on, empty.
-            self.node = self._start(None)
+        with self._life.replaced():
+            self._stop()
+            self._namespaces = {}
+            self._tenants = {_DEFAULT_TENANT}
+            try:
+                self.node = self._start(backup)
+            except KvHiveError:
+                # The engine goes on, empty.
+                self.node = self._start(None)
+                self.client = self.node.client()
+                raise
             self.client = self.node.client()
-            raise
-        self.client = self.node.client()
-        listed = self.ask("GET", "/v1/tenants")["tenants"]
-        self._tenants |= {str(one["name"]) for one in listed}
-        # Rules of then may name another strategy.
-        self.set_strategy(self.strategy)
+            listed = self.ask("GET", "/v1/tenants")["tenants"]
+            self._tenants |= {str(one["name"]) for one in listed}
+            # Rules of then may name another strategy.
+            self.set_strategy(self.strategy)
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Asks the coordinator's admin API, and returns what it answers.
 
         :raises kvhive.RefusedError: when it says no, or cannot be reached.
         """
-        return json.loads(self._admin(path, method, body))
+        with self._life.used():
+            return json.loads(self._admin(path, method, body))
 
     def _admin(self, path: str, method: str = "GET", body: dict[str, Any] | None = None) -> bytes:
-        address = self.node.admin_address or self._config.admin_address
-        if address is None:
-            raise RefusedError("the cluster's admin API is unknown: say admin_address in the configuration")
         tls = self._config.tls if self._config.enable_distributed else None
-        scheme = "http" if tls is None else "https"
-        content = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{scheme}://{address}{path}", content, method=method)
-        request.add_header("Content-Type", "application/json")
-        request.add_header("Authorization", f"Bearer {self.node.token.decode()}")
-        # Straight there: the token is for nobody on the way.
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-        if tls is not None:
-            context = ssl.create_default_context(cafile=os.fspath(tls.authorities))
-            handlers.append(urllib.request.HTTPSHandler(context=context))
-        try:
-            with urllib.request.build_opener(*handlers).open(request, timeout=30) as answer:
-                return bytes(answer.read())
-        except urllib.error.HTTPError as error:
-            raise RefusedError(f"{method} {path} at {address}: {error.read().decode(errors='replace')}") from error
-        except OSError as error:
-            raise RefusedError(f"{method} {path} at {address}: {error}") from error
+        return admin.ask(self.node.admin_address or self._config.admin_address, self.node.token, tls, path, method, body)
 
     def scale(self, by: int, most: int) -> int:
         """Adds nodes, or takes as many away; returns how many there are, or in a cluster how many are asked for.
 
         :raises ValueError: when that would be none, or more than ``most``.
         """
-        with self.lock:
+        with self._scaling:
             self._check_open()
             is_alone = not self._config.enable_distributed
             size = 1 + len(self._more) if is_alone else int(self.ask("GET", "/v1/scaling")["target"])
@@ -286,7 +291,13 @@ class Backing:
 
     def stats(self) -> dict[str, Any]:
         """Returns the node's figures."""
-        return self.node.stats()
+        with self._life.used():
+            return self.node.stats()
+
+    def adjust_strategy(self) -> list[dict[str, Any]]:
+        """Has strategies that choose among ways to rank choose now; returns how all of them do."""
+        with self._life.used():
+            return self.node.adjust_strategy()
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -294,7 +305,7 @@ class Backing:
 
     def close(self, notes: dict[str, int]) -> None:
         """Persists, where that is wanted, and ends node and client. Again, it does nothing."""
-        with self.lock:
+        with self.lock, self._scaling:
             if self._is_closed:
                 return
             try:
@@ -302,7 +313,8 @@ class Backing:
                     self.persist(None, notes)
             finally:
                 self._is_closed = True
-                self._stop()
+                with self._life.replaced():
+                    self._stop()
 
     def _stop(self) -> None:
         self.client.close()
@@ -310,15 +322,6 @@ class Backing:
             node.stop()
         self._more.clear()
         self.node.stop()
-
-
-def _current(folder: Path) -> Path | None:
-    """Returns what was persisted last; None where nothing was."""
-    try:
-        name = (folder / _CURRENT).read_text()
-    except FileNotFoundError:
-        return None
-    return folder / Path(name).name
 
 
 def frames_of(config: KVCacheConfig, layout: Layout) -> dict[int, int]:
@@ -344,17 +347,3 @@ def ranker(stats: dict[str, Any]) -> str:
         choice = one["choice"]
         names.append(one["strategy"] if choice is None or choice["in_charge"] == "learnt" else choice["in_charge"])
     return max(names, key=names.count) if names else "adaptive"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that only its owner may read, or leaves the one before."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise

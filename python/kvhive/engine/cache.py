@@ -103,15 +103,22 @@ class BaseKVCache(_Module):
         if self._behind is not None:
             self._behind.wait()
 
-    def clear(self) -> None:
-        """Forgets everything."""
+    def clear(self, *, whole_cluster: bool = False) -> None:
+        """Forgets everything.
+
+        :param whole_cluster: in a cluster the tenant is not this cache's alone: says that nobody is to find its blocks any more.
+        :raises kvhive.MisuseError: in a cluster, where that is not said.
+        """
+        self._backing.check_alone("this would forget what is stored for", whole_cluster)
         self.flush()
         with self._backing.lock:
-            self._backing.clear()
+            self._backing.clear(whole_cluster=whole_cluster)
             self._versions.reset({})
 
     def persist(self, path: Any = None) -> bool:
         """Writes everything into a folder, as usual the configuration's; raises IOError when that cannot be done."""
+        # Nodes that were added may take long to leave: values are found meanwhile.
+        self._backing.gather()
         self.flush()
         with self._backing.lock:
             return self._backing.persist(path, self._versions.dump())
@@ -231,7 +238,7 @@ class AdaptiveKVCache(BaseKVCache):
         ``evidence`` that they rest on and the ``reason``. Where there is too little evidence it keeps its way.
         """
         self.flush()
-        return self._backing.node.adjust_strategy()
+        return self._backing.adjust_strategy()
 
     def get_current_strategy(self) -> str:
         """Returns what ranks now: ``adaptive`` where it goes by what it has learnt, else the simple strategy that it leaves it to."""

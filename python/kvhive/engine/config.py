@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kvhive import addresses
 from kvhive.access import Tls
 from kvhive.client import Codec
 
@@ -30,7 +31,7 @@ class CacheStrategy(str, Enum):
 
 
 class CacheMode(str, Enum):
-    """A preset of the node's knobs for one kind of work (docs/modes.md)."""
+    """A preset of the node's knobs for one kind of work (docs/operate.md)."""
 
     TRAINING = "training"
     INFERENCE = "inference"
@@ -114,6 +115,12 @@ class KVCacheConfig:
     #: Its certificate, where the cluster speaks TLS.
     tls: Tls | None = None
 
+    #: Where this process serves the cluster's others: an address of this host and a port. None is this host alone, which does only
+    #: where the coordinators are on it too.
+    listen_address: str | None = None
+    #: How others reach it, where that is another ``host:port``.
+    advertise_address: str | None = None
+
     def __post_init__(self) -> None:
         self.validate()
 
@@ -148,11 +155,12 @@ class KVCacheConfig:
                 self._refuse(name, "a path or None is allowed")
         if not isinstance(self.tls, (Tls, type(None))):
             self._refuse("tls", "a kvhive.Tls or None is allowed")
-        for name in ("cluster_address", "admin_address"):
+        for name in ("cluster_address", "admin_address", "listen_address", "advertise_address"):
             if not isinstance(getattr(self, name), (str, type(None))):
                 self._refuse(name, "host:port or None is allowed")
         if self.enable_distributed and not self.cluster_address:
             self._refuse("cluster_address", "enable_distributed needs the coordinators' host:port, separated by commas")
+        self._check_addresses()
         if self.block_size > self.max_tokens:
             self._refuse("block_size", f"at most max_tokens, which is {self.max_tokens}, is allowed")
         if self.memory_bytes < 8 * self.block_bytes:
@@ -167,6 +175,16 @@ class KVCacheConfig:
     def mode(self) -> CacheMode:
         """The mode, however it was named."""
         return CacheMode(self.cache_mode)
+
+    @property
+    def coordinators(self) -> list[str]:
+        """The cluster's coordinators, ``host:port`` each; none without a cluster."""
+        return [one.strip() for one in (self.cluster_address or "").split(",") if one.strip()]
+
+    @property
+    def listens(self) -> str:
+        """Where the node serves."""
+        return self.listen_address or "127.0.0.1:0"
 
     @property
     def element_bytes(self) -> int:
@@ -221,6 +239,21 @@ class KVCacheConfig:
 
     def _refuse(self, name: str, allowed: str) -> None:
         raise ValueError(f"{name} is {getattr(self, name)!r}: {allowed}")
+
+    def _check_addresses(self) -> None:
+        for name in ("listen_address", "advertise_address"):
+            address = getattr(self, name)
+            if address is None:
+                continue
+            if not self.enable_distributed:
+                self._refuse(name, "it goes with enable_distributed")
+            try:
+                addresses.split(address)
+            except ValueError:
+                self._refuse(name, "host:port is allowed, as in 10.0.0.5:7810")
+        if self.enable_distributed and (wrong := addresses.unreachable(self.coordinators, self.listens, self.advertise_address or "")):
+            field, why = wrong
+            self._refuse(f"{field}_address", why)
 
     def _check_whole(self, name: str, least: int, most: int) -> None:
         value = getattr(self, name)

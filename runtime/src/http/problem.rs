@@ -50,6 +50,11 @@ impl Problem {
         self.code
     }
 
+    /// Returns what people are told.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// Makes one; `code` has lower-case letters and underscores alone.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Problem {
         let title = status.canonical_reason().unwrap_or("Refused");

@@ -1,0 +1,79 @@
+"""An engine that is one member of a cluster: what it shares, and what it leaves to the others."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import kvhive
+import pytest
+from conftest import STORY, ask, small_engine
+
+from kvhive.engine import AutoScaler, BaseKVCache, KVCacheConfig, MultiGPULoadBalancer, UltraAdaptiveKVCacheEngine
+
+
+@pytest.fixture(scope="module")
+def member(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KVCacheConfig]:
+    """The configuration of an engine that joins a running cluster."""
+    token = tmp_path_factory.mktemp("cluster") / "token"
+    with kvhive.EmbeddedNode(memory=16 << 20, block_bytes=[4096, 8192, 65536]) as cluster:
+        token.write_bytes(cluster.token)
+        yield small_engine(
+            enable_distributed=True,
+            cluster_address=",".join(cluster.coordinators),
+            token_file=token,
+            admin_address=cluster.admin_address,
+            distributed_backend="tcp",
+            use_compression=False,
+        )
+
+
+def test_an_engine_finds_what_another_has_computed(member: KVCacheConfig) -> None:
+    with UltraAdaptiveKVCacheEngine(member) as one:
+        first = ask(one, STORY)
+        one.flush()
+        with UltraAdaptiveKVCacheEngine(member) as two:
+            again = ask(two, STORY)
+    assert again["cache_hit"] and again["result"] == first["result"]
+
+
+def test_who_asks_for_nccl_is_told_that_blocks_come_over_tcp(member: KVCacheConfig) -> None:
+    with pytest.warns(RuntimeWarning, match="TCP"):
+        engine = UltraAdaptiveKVCacheEngine(replace(member, distributed_backend="nccl"))
+    with engine:
+        assert engine.get_stats()["transport"] == "tcp"
+
+
+def test_what_is_everybodys_is_cleared_only_where_that_is_said(member: KVCacheConfig) -> None:
+    with UltraAdaptiveKVCacheEngine(member) as one, UltraAdaptiveKVCacheEngine(member) as two, BaseKVCache(member) as cache:
+        ask(one, STORY)
+        one.flush()
+        for clear in (two.clear_cache, cache.clear):
+            with pytest.raises(kvhive.MisuseError, match="whole_cluster is False: .* the tenants default"):
+                clear()
+        assert ask(one, STORY)["cache_hit"]
+        two.clear_cache(whole_cluster=True)
+        assert not ask(one, STORY)["cache_hit"]
+
+
+def test_a_cluster_grows_by_whoever_follows_what_an_engine_asks_for(member: KVCacheConfig) -> None:
+    with UltraAdaptiveKVCacheEngine(member) as engine:
+        scaler = AutoScaler(engine, most=3)
+        members = scaler.get_recommended_scaling()["current"]
+        asked = scaler.scale_up()
+        assert scaler.get_recommended_scaling()["details"]["target"] == asked
+        assert scaler.scale_down() == asked - 1
+        # Nothing grows here: nobody follows.
+        assert scaler.get_recommended_scaling()["current"] == members
+
+
+def test_in_a_cluster_better_settings_are_advised_and_taken_only_where_that_is_said(member: KVCacheConfig) -> None:
+    given = replace(member, use_compression=True, compression_ratio=1.0, cache_strategy="compressed", use_quantization=True)
+    with UltraAdaptiveKVCacheEngine(given) as engine:
+        # What is new to the cluster: what blocks are like is known of those that were computed here.
+        prompt = "Nobody has asked this. " + STORY
+        for _ in range(3):
+            ask(engine, prompt)
+        report = engine.optimize("memory")
+        assert report["advised"] == {"codec": {"from": "raw", "to": "int8"}} and report["changed"] == {}
+        assert report["improvement_percentage"] == pytest.approx(25) and ask(engine, prompt)["cache_hit"]
+        assert engine.optimize("memory", whole_cluster=True)["changed"] == report["advised"]
+        assert engine.optimize("memory")["advised"] == {}
