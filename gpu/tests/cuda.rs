@@ -2,13 +2,13 @@
 #![allow(unsafe_code, reason = "copies between addresses")]
 
 use kvhive_gpu::cuda::{
-    Between, Cuda, CudaError, Direction, Gpu, GpuMemory, Part, Piece, Pinned, Stream, Timer,
+    Between, Copier, Cuda, CudaError, Direction, Gpu, GpuMemory, Part, Piece, Pinned, Stream, Timer,
 };
 use libloading::{Library, Symbol};
 use std::ffi::{CString, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use tempfile::TempDir;
 
 /// A driver of the test's own: its globals are in no other test.
@@ -20,18 +20,37 @@ struct Fake {
 
 impl Fake {
     fn new() -> Fake {
-        Fake::made_of(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/cuda.c"), &[])
-    }
-
-    fn made_of(source: &Path, flags: &[&str]) -> Fake {
+        // Compiled once. A copy is another library to the loader.
+        static MADE: LazyLock<Fake> = LazyLock::new(|| Fake::with(&[]));
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let path = folder.path().join("libcuda.so.1");
-        let made = Command::new("cc")
-            .args(["-shared", "-fPIC", "-Wall", "-Werror", "-pthread", "-o"])
-            .args([&path, source])
-            .args(flags)
-            .status();
-        assert!(made.expect("a C compiler is there").success());
+        std::fs::copy(&MADE.path, &path).expect("there is room");
+        Fake::at(path, folder)
+    }
+
+    /// Makes one whose driver is compiled with these flags.
+    fn with(flags: &[&str]) -> Fake {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake");
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = folder.path().join("libcuda.so.1");
+        let compile = |program: &str, source: &str, flags: &[&str]| {
+            let object = folder.path().join(source).with_extension("o");
+            let made = Command::new(program)
+                .args(["-c", "-fPIC", "-Wall", "-Werror", "-pthread", "-o"])
+                .args([&object, &sources.join(source)])
+                .args(flags)
+                .status();
+            assert!(made.expect("a compiler is there").success());
+            object
+        };
+        let objects = [compile("cc", "cuda.c", flags), compile("c++", "kernels.cpp", &[])];
+        let linked =
+            Command::new("c++").args(["-shared", "-pthread", "-o"]).arg(&path).args(objects).status();
+        assert!(linked.expect("a compiler is there").success());
+        Fake::at(path, folder)
+    }
+
+    fn at(path: PathBuf, folder: TempDir) -> Fake {
         // SAFETY: a library of our own, without initializers.
         let library = unsafe { Library::new(&path) }.expect("it was just made");
         Fake { path, library, _folder: folder }
@@ -124,19 +143,77 @@ fn timed(gpu: &Arc<Gpu>) -> Result<f64, CudaError> {
     Ok(up + within + down)
 }
 
+/// Has pieces of many sizes, some of them not even, go to the GPU, to other places there, and back. Returns the bytes that came back.
+fn pieces_there_and_back(gpu: &Arc<Gpu>, bytes: &[u8], sizes: &[usize]) -> Result<Vec<u8>, CudaError> {
+    let (mut copier, timer) = (Copier::new(gpu)?, Timer::new(gpu)?);
+    let (mut there, mut other) = (GpuMemory::new(gpu, bytes.len())?, GpuMemory::new(gpu, bytes.len())?);
+    let (mut here, mut back) = (Pinned::new(gpu, bytes.len())?, Pinned::new(gpu, bytes.len())?);
+    here.bytes_mut().copy_from_slice(bytes);
+    // Each piece goes to where it lies when all are in the opposite order, and back.
+    let (mut parts, mut from, mut sizes) = (Vec::new(), 0, sizes.iter().cycle());
+    while from < bytes.len() {
+        let size = (*sizes.next().expect("there are some")).min(bytes.len() - from);
+        parts.push(Part { from, to: bytes.len() - from - size, bytes: size });
+        from += size;
+    }
+    let turned: Vec<Part> = parts.iter().map(|part| Part { from: part.to, to: part.from, ..*part }).collect();
+    copier.timed(&timer, Between::ToGpu(&here, &mut there), &parts, 2)?;
+    copier.timed(&timer, Between::Within(&there, &mut other), &turned, 1)?;
+    copier.timed(&timer, Between::ToHost(&other, &mut back), &parts, 1)?;
+    here.bytes_mut().fill(0);
+    let address = |bytes: &[u8]| bytes.as_ptr().expose_provenance() as u64;
+    let turned: Vec<Piece> = turned
+        .iter()
+        .map(|part| Piece {
+            from: address(&back.bytes()[part.from..]),
+            to: there.address() + part.to as u64,
+            bytes: part.bytes,
+        })
+        .collect();
+    let whole = Piece { from: there.address(), to: address(here.bytes()), bytes: bytes.len() };
+    // SAFETY: all of it is memory of this function, pinned or the GPU's, and used by nobody meanwhile.
+    unsafe {
+        copier.copy(Direction::ToGpu, &turned)?;
+        copier.copy(Direction::ToHost, &[whole])?;
+    }
+    Ok(here.bytes().to_vec())
+}
+
+/// Bytes of which no two stretches are alike.
+fn varied(count: u32) -> Vec<u8> {
+    (0..count).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()
+}
+
+#[test]
+fn pieces_of_any_size_come_back_as_they_went() {
+    let fake = Fake::new();
+    let gpu = fake.gpu();
+    let sizes: [&[usize]; 6] =
+        [&[16], &[4096], &[1, 15, 16, 17, 31], &[4096, 100_000, 3], &[65_536 + 16], &[2 << 20]];
+    for sizes in sizes {
+        let bytes = varied(if sizes[0] < 4096 { 20_000 } else { 5 << 20 });
+        assert!(pieces_there_and_back(&gpu, &bytes, sizes).expect("it copies") == bytes, "{sizes:?}");
+    }
+    // More pieces than before need a longer list.
+    let mut copier = Copier::new(&gpu).expect("it works");
+    // SAFETY: no piece at all.
+    unsafe { copier.copy(Direction::ToGpu, &[]) }.expect("nothing is soon done");
+    drop((copier, gpu));
+    assert!(fake.is_clean());
+}
+
 #[test]
 fn what_is_no_driver_is_told_by_name() {
     let nowhere = Cuda::load(Path::new("/nowhere/libcuda.so.1")).err().expect("it is not there");
     assert!(matches!(&nowhere, CudaError::NoLibrary { .. }), "{nowhere}");
     assert!(nowhere.to_string().contains("/nowhere/libcuda.so.1"), "{nowhere}");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake/cuda.c");
-    let lacking = Fake::made_of(&source, &["-DcuMemHostAlloc=cuSomethingElse"]);
+    let lacking = Fake::with(&["-DcuMemHostAlloc=cuSomethingElse"]);
     let lacks = lacking.cuda().err().expect("a function is not there");
     assert!(matches!(&lacks, CudaError::NoSymbol { symbol: "cuMemHostAlloc", .. }), "{lacks}");
     let old = Fake::new();
     old.set("fake_version", 11080);
     let error = old.cuda().err().expect("it is too old");
-    assert_eq!(error.to_string(), "the driver speaks CUDA 11.8, and 12.0 is needed: install a newer driver");
+    assert_eq!(error.to_string(), "the driver speaks CUDA 11.8, and 12.4 is needed: install a newer driver");
 }
 
 #[test]
@@ -186,10 +263,10 @@ fn parts_outside_of_their_memory_are_a_mistake() {
 fn memory_that_is_not_there_is_refused_and_nothing_is_lost() {
     let fake = Fake::new();
     let gpu = fake.gpu();
-    let error = GpuMemory::new(&gpu, 65 << 20).err().expect("it has 64 MiB");
+    let error = GpuMemory::new(&gpu, 97 << 20).err().expect("it has 96 MiB");
     assert!(error.is_out_of_memory() && !error.is_lasting(), "{error}");
     assert_eq!(error.to_string(), "cuMemAlloc_v2: CUDA_ERROR_OUT_OF_MEMORY (2): out of memory");
-    assert!(Pinned::for_a_while(&gpu, 65 << 20).is_err());
+    assert!(Pinned::for_a_while(&gpu, 97 << 20).is_err());
     let nothing = GpuMemory::new(&gpu, 0).expect("nothing is always there");
     assert!(nothing.is_empty() && Pinned::new(&gpu, 0).expect("as above").bytes().is_empty());
     drop((nothing, gpu));
@@ -207,24 +284,28 @@ fn whichever_call_fails_is_named_and_nothing_is_left_behind() {
         ("cuDeviceGetName", 1),
         ("cuDeviceGetPCIBusId", 1),
         ("cuDeviceTotalMem_v2", 1),
-        ("cuDeviceGetAttribute", 2),
+        ("cuDeviceGetAttribute", 3),
         ("cuDevicePrimaryCtxRetain", 1),
         ("cuCtxPushCurrent_v2", 6),
-        ("cuMemAlloc_v2", 3),
-        ("cuMemHostAlloc", 3),
-        ("cuStreamCreate", 2),
-        ("cuMemcpyHtoDAsync_v2", 8),
+        ("cuMemAlloc_v2", 6),
+        ("cuMemHostAlloc", 5),
+        ("cuStreamCreate", 3),
+        ("cuMemcpyHtoDAsync_v2", 13),
         ("cuMemcpyDtoHAsync_v2", 2),
         ("cuMemcpyDtoDAsync_v2", 2),
-        ("cuStreamSynchronize", 6),
-        ("cuEventCreate", 2),
-        ("cuEventRecord", 6),
-        ("cuEventElapsedTime", 3),
+        ("cuStreamSynchronize", 11),
+        ("cuEventCreate", 4),
+        ("cuEventRecord", 12),
+        ("cuEventElapsedTime", 6),
+        ("cuModuleLoadData", 1),
+        ("cuModuleGetFunction", 1),
+        ("cuLaunchKernel", 5),
     ];
     let everything = |fake: &Fake| -> Result<(), CudaError> {
         let gpu = fake.cuda()?.open(0)?;
         there_and_back(&gpu, &[7; 999])?;
-        timed(&gpu).map(|_| ())
+        timed(&gpu)?;
+        pieces_there_and_back(&gpu, &[7; 999], &[100]).map(|_| ())
     };
     for (call, times) in calls {
         for nth in 1..=times {
@@ -251,8 +332,14 @@ fn a_real_gpu_gives_back_what_it_got() {
     };
     for info in cuda.gpus().expect("they describe themselves") {
         let gpu = cuda.open(info.ordinal).expect("it opens");
-        let bytes: Vec<u8> = (0..(9u32 << 20)).map(|at| (at ^ (at >> 8)) as u8).collect();
+        let bytes = varied(9 << 20);
         assert!(there_and_back(&gpu, &bytes).expect("it copies") == bytes, "{info}");
+        for sizes in [&[4096][..], &[28 << 10], &[1, 16, 4095, 70_000], &[1 << 20], &[2 << 20]] {
+            assert!(
+                pieces_there_and_back(&gpu, &bytes, sizes).expect("it copies") == bytes,
+                "{info} {sizes:?}"
+            );
+        }
         assert!(timed(&gpu).expect("it is timed") > 0.0);
         let error = GpuMemory::new(&gpu, usize::MAX >> 1).err().expect("no GPU has so much");
         assert!(error.is_out_of_memory(), "{error}");

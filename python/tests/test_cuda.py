@@ -8,7 +8,7 @@ import sys
 import kvhive
 import pytest
 
-FAKE = pathlib.Path(__file__).parents[2] / "gpu" / "tests" / "fake" / "cuda.c"
+FAKE = pathlib.Path(__file__).parents[2] / "gpu" / "tests" / "fake"
 
 # Run where the fake driver is the one that is found: whose memory is the host's, as is that of numpy's arrays.
 WITH_A_FAKE = '''
@@ -99,12 +99,15 @@ with kvhive.EmbeddedNode(memory=512 << 20, block_bytes=[SIZE, 20 << 20]) as node
     refused(kvhive.BadBufferError, "not on the device that it said", lambda: client.fetch_into(prompt, Tensor(one, lies=True)))
     refused(kvhive.BadBufferError, "no whole number of blocks", lambda: client.fetch_into(prompt, Tensor(one[1:])))
     refused(kvhive.BadBufferError, "overlap", lambda: client.fetch_into(prompt, [Tensor(one), Tensor(one)]))
-    for call in ("cuMemcpyHtoDAsync_v2", "cuStreamSynchronize"):
+    for call in ("cuMemcpyHtoDAsync_v2", "cuLaunchKernel", "cuStreamSynchronize"):
         failing(call)
         refused(kvhive.GpuError, f"{call}: CUDA_ERROR_ILLEGAL_ADDRESS (700)", lambda: client.fetch_into(prompt, Tensor(one)))
         assert client.fetch_into(prompt, Tensor(one)).delivered == 1, "once is once"
+    failing("cuLaunchKernel")
+    refused(kvhive.GpuError, "cuLaunchKernel", lambda: client.store_from(prompt, Tensor(one)))
     failing("cuMemcpyDtoHAsync_v2")
-    refused(kvhive.GpuError, "cuMemcpyDtoHAsync_v2", lambda: client.store_from(prompt, Tensor(one)))
+    first, large_one = client.namespace("large", large).keys(range(128)), Tensor(there[: large.block_bytes])
+    refused(kvhive.GpuError, "cuMemcpyDtoHAsync_v2", lambda: client.store_from(first, large_one))
     failing("cuStreamCreate")
     refused(kvhive.BadBufferError, "cuStreamCreate", lambda: client.store_from(prompt, Tensor(one)))
     assert client.store_from(prompt, Tensor(one)).acknowledged == 1
@@ -124,8 +127,8 @@ def run(script: str, **environment: str) -> str:
 def test_blocks_of_a_gpu_pass_through_the_host(tmp_path: pathlib.Path) -> None:
     if not FAKE.exists():
         pytest.skip("the package is tested without its repository")
-    made = ["cc", "-shared", "-fPIC", "-pthread", "-o", str(tmp_path / "libcuda.so.1"), str(FAKE)]
-    subprocess.run(made, check=True)
+    sources = ["-x", "c", str(FAKE / "cuda.c"), "-x", "c++", str(FAKE / "kernels.cpp")]
+    subprocess.run(["c++", "-shared", "-fPIC", "-pthread", "-o", str(tmp_path / "libcuda.so.1"), *sources], check=True)
     paths = os.environ.get("LD_LIBRARY_PATH", "")
     assert run(WITH_A_FAKE, LD_LIBRARY_PATH=f"{tmp_path}:{paths}") == "passed\n"
 

@@ -2,15 +2,15 @@
 
 use super::Row;
 use anyhow::{Context, Result, ensure};
-use kvhive_gpu::cuda::{Between, Cuda, CudaError, Gpu, GpuMemory, Part, Pinned, Stream, Timer};
+use kvhive_gpu::cuda::{Between, Copier, Cuda, CudaError, Gpu, GpuMemory, Part, Pinned, Timer};
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 use std::sync::Arc;
 
-/// Bytes of one copy, whatever its pieces: more than a GPU's caches hold.
-const BYTES: usize = 256 << 20;
+/// Bytes of one copy, whatever its pieces: keys and values of 8,192 tokens of an 8B model.
+const BYTES: usize = 1 << 30;
 /// Copies of one measurement; one more before it, for the clocks to rise.
-const TIMES: u32 = 4;
+const TIMES: u32 = 3;
 /// Sizes of pieces: from a page of one layer to a block of a large model.
 const PIECES: [(usize, &str); 7] = [
     (4 << 10, "4KiB"),
@@ -21,7 +21,7 @@ const PIECES: [(usize, &str); 7] = [
     (1 << 20, "1MiB"),
     (2 << 20, "2MiB"),
 ];
-const BASELINE: &str = "one copy of 256 MiB";
+const BASELINE: &str = "one copy of 1 GiB";
 
 /// Measures one GPU.
 ///
@@ -76,7 +76,7 @@ impl Way {
 }
 
 struct Bench {
-    stream: Stream,
+    copier: Copier,
     timer: Timer,
     here: Pinned,
     there: GpuMemory,
@@ -86,7 +86,7 @@ struct Bench {
 impl Bench {
     fn new(gpu: &Arc<Gpu>) -> Result<Bench, CudaError> {
         Ok(Bench {
-            stream: Stream::new(gpu)?,
+            copier: Copier::new(gpu)?,
             timer: Timer::new(gpu)?,
             here: Pinned::new(gpu, BYTES)?,
             there: GpuMemory::new(gpu, BYTES)?,
@@ -115,7 +115,7 @@ impl Bench {
             Way::ToHost => Between::ToHost(&self.there, &mut self.here),
             Way::Within => Between::Within(&self.there, &mut self.other),
         };
-        self.stream.timed(&self.timer, between, parts, times)
+        self.copier.timed(&self.timer, between, parts, times)
     }
 
     /// Returns how fast bytes go, in GB/s of what arrives.

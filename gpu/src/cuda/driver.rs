@@ -10,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 
 /// The driver's library by the names that it has on Linux; the second is that of machines where it is built against.
 const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
-/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
-const CAPABILITY: [c_int; 2] = [75, 76];
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`, `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`.
+const ATTRIBUTES: [c_int; 3] = [75, 76, 16];
 /// Room for a name or a PCI address.
 const TEXT_BYTES: usize = 256;
 
@@ -32,6 +32,8 @@ pub struct GpuInfo {
     pub memory_bytes: u64,
     /// Its compute capability, e.g. (9, 0).
     pub capability: (u32, u32),
+    /// Its multiprocessors.
+    pub processors: u32,
     /// Its address on the PCI bus, e.g. `0000:3b:00.0`.
     pub pci: String,
 }
@@ -146,13 +148,14 @@ impl Cuda {
         let mut memory_bytes = 0;
         // SAFETY: the function writes one number.
         unsafe { call!(table, cuDeviceTotalMem_v2(&raw mut memory_bytes, device)) }?;
-        let mut capability = [0; 2];
-        for (told, attribute) in capability.iter_mut().zip(CAPABILITY) {
+        let mut told = [0; 3];
+        for (told, attribute) in told.iter_mut().zip(ATTRIBUTES) {
             // SAFETY: as above.
             unsafe { call!(table, cuDeviceGetAttribute(&raw mut *told, attribute, device)) }?;
         }
-        let [major, minor] = capability.map(|number| u32::try_from(number).unwrap_or(0));
-        Ok(GpuInfo { ordinal, name, memory_bytes: memory_bytes as u64, capability: (major, minor), pci })
+        let [major, minor, processors] = told.map(|number| u32::try_from(number).unwrap_or(0));
+        let (memory_bytes, capability) = (memory_bytes as u64, (major, minor));
+        Ok(GpuInfo { ordinal, name, memory_bytes, capability, processors, pci })
     }
 }
 

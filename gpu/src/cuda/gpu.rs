@@ -3,6 +3,7 @@
 
 use super::driver::{Cuda, GpuInfo};
 use super::error::CudaError;
+use super::kernels::Kernels;
 use super::library::{Handle, Table, call};
 use super::shelf::Shelf;
 use std::ffi::c_int;
@@ -16,6 +17,7 @@ pub struct Gpu {
     device: c_int,
     context: Handle,
     pub(super) shelf: Shelf,
+    pub(super) kernels: Kernels,
 }
 
 // SAFETY: a context is made current on whichever thread uses it, and the driver locks what it shares.
@@ -35,7 +37,14 @@ impl Gpu {
         let mut context = std::ptr::null_mut();
         // SAFETY: the function writes one handle, of a device that the driver named.
         unsafe { call!(&cuda.table, cuDevicePrimaryCtxRetain(&raw mut context, device)) }?;
-        Ok(Arc::new(Gpu { cuda, info, device, context, shelf: Shelf::default() }))
+        Ok(Arc::new(Gpu {
+            cuda,
+            info,
+            device,
+            context,
+            shelf: Shelf::default(),
+            kernels: Kernels::default(),
+        }))
     }
 
     /// Describes the GPU.
@@ -74,6 +83,7 @@ impl Drop for Entered<'_> {
 impl Drop for Gpu {
     fn drop(&mut self) {
         self.shelf.clear(self);
+        self.kernels.clear(self);
         // SAFETY: it was retained once, and nothing that was made in it is left: all of that keeps its GPU.
         let _ = unsafe { call!(self.table(), cuDevicePrimaryCtxRelease_v2(self.device)) };
     }

@@ -6,8 +6,8 @@ use super::error::{CudaError, Version};
 use libloading::Library;
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
 
-/// The oldest version with all that is used here.
-pub(super) const OLDEST: Version = Version { major: 12, minor: 0 };
+/// The oldest version with all that is used here, kernels in PTX 8.4 among it.
+pub(super) const OLDEST: Version = Version { major: 12, minor: 4 };
 
 /// `CUcontext`, `CUstream`, `CUevent`: what the driver alone looks into.
 pub(super) type Handle = *mut c_void;
@@ -72,6 +72,12 @@ table! {
     cuMemcpyHtoDAsync_v2: fn(Address, *const c_void, usize, Handle);
     cuMemcpyDtoHAsync_v2: fn(*mut c_void, Address, usize, Handle);
     cuMemcpyDtoDAsync_v2: fn(Address, Address, usize, Handle);
+    cuModuleLoadData: fn(*mut Handle, *const c_void);
+    cuModuleUnload: fn(Handle);
+    cuModuleGetFunction: fn(*mut Handle, Handle, *const c_char);
+    cuLaunchKernel: fn(
+        Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void
+    );
     cuEventCreate: fn(*mut Handle, c_uint);
     cuEventDestroy_v2: fn(Handle);
     cuEventRecord: fn(Handle, Handle);

@@ -14,14 +14,17 @@
 //! }
 //! ```
 
+mod copier;
 mod driver;
 mod error;
 mod gpu;
+mod kernels;
 mod library;
 mod memory;
 mod shelf;
 mod stream;
 
+pub use copier::Copier;
 pub use driver::{Cuda, GpuInfo};
 pub use error::{CudaError, Version};
 pub use gpu::Gpu;

@@ -65,7 +65,7 @@ pub struct Part {
 }
 
 impl Between<'_> {
-    fn pieces(self, parts: &[Part]) -> (Direction, Vec<Piece>) {
+    pub(super) fn pieces(self, parts: &[Part]) -> (Direction, Vec<Piece>) {
         let (direction, from, to) = match self {
             Between::ToGpu(from, to) => (Direction::ToGpu, from.span(), to.span()),
             Between::ToHost(from, to) => (Direction::ToHost, from.span(), to.span()),
@@ -93,7 +93,7 @@ impl Piece {
 }
 
 /// Joins pieces that follow each other at both ends: a copy engine is slow on small ones.
-fn joined(pieces: &[Piece]) -> Vec<Piece> {
+pub(super) fn joined(pieces: &[Piece]) -> Vec<Piece> {
     let mut all: Vec<Piece> = Vec::with_capacity(pieces.len());
     for piece in pieces.iter().filter(|piece| piece.bytes > 0) {
         match all.last_mut() {
@@ -115,6 +115,10 @@ impl Stream {
         // SAFETY: the function writes one handle.
         unsafe { call!(gpu.table(), cuStreamCreate(&raw mut raw, NON_BLOCKING)) }?;
         Ok(Stream { gpu: gpu.clone(), raw })
+    }
+
+    pub(super) fn raw(&self) -> Handle {
+        self.raw
     }
 
     /// Returns the GPU that it is of.
@@ -160,16 +164,24 @@ impl Stream {
         times: u32,
     ) -> Result<f64, CudaError> {
         let (direction, pieces) = between.pieces(parts);
+        // SAFETY: the parts lie within memory that is borrowed for as long as this call lasts, which was just looked at; what is written is
+        // borrowed alone, and nothing is under way when this returns.
+        let begin = || pieces.iter().try_for_each(|piece| unsafe { self.begin(direction, piece) });
+        self.timed_by(timer, times, begin)
+    }
+
+    /// Has something begin so often, waits until all of that is over, and tells how long the GPU took.
+    pub(super) fn timed_by(
+        &self,
+        timer: &Timer,
+        times: u32,
+        mut begin: impl FnMut() -> Result<(), CudaError>,
+    ) -> Result<f64, CudaError> {
         let _entered = self.gpu.enter()?;
-        let begun = (|| {
-            timer.record(0, self)?;
-            for _ in 0..times {
-                // SAFETY: the parts lie within memory that is borrowed for as long as this call lasts, which was just looked at; what is
-                // written is borrowed alone, and nothing is under way when this returns.
-                pieces.iter().try_for_each(|piece| unsafe { self.begin(direction, piece) })?;
-            }
-            timer.record(1, self)
-        })();
+        let begun = timer
+            .record(0, self)
+            .and_then(|()| (0..times).try_for_each(|_| begin()))
+            .and_then(|()| timer.record(1, self));
         let over = self.wait();
         begun.and(over)?;
         timer.seconds()
@@ -179,7 +191,7 @@ impl Stream {
     ///
     /// # Safety
     /// As for [`Stream::copy`], until the stream was waited for.
-    unsafe fn begin(&self, direction: Direction, piece: &Piece) -> Result<(), CudaError> {
+    pub(super) unsafe fn begin(&self, direction: Direction, piece: &Piece) -> Result<(), CudaError> {
         let (table, Piece { from, to, bytes }) = (self.gpu.table(), *piece);
         // SAFETY: the caller vouches for the memory, and the context is current.
         unsafe {
@@ -199,7 +211,7 @@ impl Stream {
 
     /// Waits until nothing of the stream is under way. A stream that cannot be waited for is one whose GPU has failed, which
     /// touches no memory any more.
-    fn wait(&self) -> Result<(), CudaError> {
+    pub(super) fn wait(&self) -> Result<(), CudaError> {
         // SAFETY: the stream is this one's own.
         unsafe { call!(self.gpu.table(), cuStreamSynchronize(self.raw)) }
     }

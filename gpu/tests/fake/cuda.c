@@ -6,13 +6,17 @@
 #include <string.h>
 
 #define GPUS 2
-#define MEMORY ((size_t)64 << 20)
+#define MEMORY ((size_t)96 << 20)
 #define MAX_COPIES 4096
 
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 
-typedef struct { void *to; const void *from; size_t bytes; } Copy;
+/* A copy, or a kernel with its two arguments. */
+typedef struct { void *to; const void *from; size_t bytes; int kernel; unsigned blocks, threads, count; uint64_t list; } Copy;
 typedef struct { int context, copies; Copy copy[MAX_COPIES]; } Stream;
+
+int kernel_number(const char *name);
+void kernel_run(int number, unsigned blocks, unsigned threads, void **arguments);
 typedef struct { int recorded; } Event;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -62,7 +66,7 @@ int cuDeviceGetCount(int *out) { BEGIN; *out = count; return OK; }
 int cuDeviceGet(int *out, int ordinal) { BEGIN; if (ordinal < 0 || ordinal >= count) return INVALID_DEVICE; *out = ordinal; return OK; }
 int cuDeviceGetName(char *out, int bytes, int device) { BEGIN; strncpy(out, device ? "Fake 1" : "Fake 0", bytes); return OK; }
 int cuDeviceTotalMem_v2(size_t *out, int device) { BEGIN; (void)device; *out = MEMORY; return OK; }
-int cuDeviceGetAttribute(int *out, int attribute, int device) { BEGIN; (void)device; *out = attribute == 75 ? 9 : 0; return OK; }
+int cuDeviceGetAttribute(int *out, int attribute, int device) { BEGIN; (void)device; *out = attribute == 75 ? 9 : attribute == 16 ? 3 : 0; return OK; }
 int cuDeviceGetPCIBusId(char *out, int bytes, int device) { BEGIN; strncpy(out, device ? "0000:02:00.0" : "0000:01:00.0", bytes); return OK; }
 int cuDevicePrimaryCtxRetain(void **out, int device) { BEGIN; retained[device]++; live++; *out = (void *)(uintptr_t)(device + 1); return OK; }
 int cuDevicePrimaryCtxRelease_v2(int device) { BEGIN; if (retained[device]-- <= 0) abort(); live--; return OK; }
@@ -110,19 +114,49 @@ int cuStreamDestroy_v2(void *stream) { INSIDE; live--; free(stream); return OK; 
 int cuStreamSynchronize(void *raw) {
     Stream *stream = raw;
     /* Also where it fails, nothing is under way any more. */
-    for (int i = 0; i < stream->copies; i++) memcpy(stream->copy[i].to, stream->copy[i].from, stream->copy[i].bytes);
+    for (int i = 0; i < stream->copies; i++) {
+        Copy *one = &stream->copy[i];
+        void *arguments[] = { &one->list, &one->count };
+        if (one->kernel) kernel_run(one->kernel, one->blocks, one->threads, arguments);
+        else memcpy(one->to, one->from, one->bytes);
+    }
     stream->copies = 0;
     INSIDE;
     return OK;
 }
 static int later(Stream *stream, void *to, const void *from, size_t bytes) {
     if (stream->context != current[depth - 1] || stream->copies == MAX_COPIES) return INVALID_VALUE;
-    stream->copy[stream->copies++] = (Copy){ to, from, bytes };
+    stream->copy[stream->copies++] = (Copy){ .to = to, .from = from, .bytes = bytes };
     return OK;
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) { INSIDE; return later(stream, (void *)(uintptr_t)to, from, bytes); }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) { INSIDE; return later(stream, to, (void *)(uintptr_t)from, bytes); }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) { INSIDE; return later(stream, (void *)(uintptr_t)to, (void *)(uintptr_t)from, bytes); }
+
+int cuModuleLoadData(void **out, const void *image) {
+    INSIDE;
+    if (!strstr(image, ".target sm_80")) return INVALID_VALUE;
+    live++;
+    *out = malloc(1);
+    return OK;
+}
+int cuModuleUnload(void *module) { INSIDE; live--; free(module); return OK; }
+int cuModuleGetFunction(void **out, void *module, const char *name) {
+    INSIDE;
+    (void)module;
+    *out = (void *)(uintptr_t)kernel_number(name);
+    return *out ? OK : NOT_FOUND;
+}
+int cuLaunchKernel(void *kernel, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared, void *raw,
+                   void **arguments, void **extra) {
+    INSIDE;
+    Stream *stream = raw;
+    if (!x || y * z * ty * tz != 1 || shared || extra || stream->context != current[depth - 1] || stream->copies == MAX_COPIES) return INVALID_VALUE;
+    /* Arguments are read at once, what they point to when the kernel runs. */
+    stream->copy[stream->copies++] = (Copy){ .kernel = (int)(uintptr_t)kernel, .blocks = x, .threads = tx,
+                                             .list = *(uint64_t *)arguments[0], .count = *(unsigned *)arguments[1] };
+    return OK;
+}
 
 int cuEventCreate(void **out, unsigned flags) { INSIDE; (void)flags; *out = calloc(1, sizeof(Event)); live++; return OK; }
 int cuEventDestroy_v2(void *event) { INSIDE; live--; free(event); return OK; }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "copies from and to addresses")]
 
 use crate::errors::{Failure, Kind};
-use kvhive_gpu::cuda::{Cuda, CudaError, Direction, Gpu, Piece, Pinned, Stream};
+use kvhive_gpu::cuda::{Copier, Cuda, CudaError, Direction, Gpu, Piece, Pinned};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ const WINDOW_BYTES: usize = 32 << 20;
 
 /// What blocks of one GPU pass through.
 pub(super) struct Passage {
-    stream: Stream,
+    copier: Copier,
     /// Taken when something passes.
     pinned: Option<Pinned>,
 }
@@ -37,13 +37,13 @@ impl Passage {
     /// # Errors
     /// Why that GPU cannot be reached.
     pub(super) fn open(ordinal: u32) -> Result<Passage, String> {
-        let stream = open(ordinal).and_then(|gpu| Stream::new(&gpu));
-        Ok(Passage { stream: stream.map_err(|error| error.to_string())?, pinned: None })
+        let copier = open(ordinal).and_then(|gpu| Copier::new(&gpu));
+        Ok(Passage { copier: copier.map_err(|error| error.to_string())?, pinned: None })
     }
 
     /// Returns the number of the stream that copies, as DLPack has it.
     pub(super) fn stream(&self) -> usize {
-        self.stream.number()
+        self.copier.stream().number()
     }
 
     /// Cuts so many blocks into parts that pass at a time.
@@ -56,7 +56,7 @@ impl Passage {
         if self.pinned.as_mut().is_none_or(|pinned| pinned.bytes().len() < bytes) {
             self.pinned = None;
             // As much for every call, so that it serves the next one too.
-            let taken = Pinned::for_a_while(self.stream.gpu(), bytes.max(WINDOW_BYTES));
+            let taken = Pinned::for_a_while(self.copier.stream().gpu(), bytes.max(WINDOW_BYTES));
             self.pinned = Some(taken.map_err(failed)?);
         }
         let pinned = self.pinned.as_mut().expect("it was just taken, if it was not there");
@@ -80,8 +80,8 @@ impl Passage {
         let room = self.room(addresses.len() * block_bytes)?;
         let base = room.as_mut_ptr().expose_provenance() as u64;
         let pieces = pieces(addresses, block_bytes, base, |gpu, host| (gpu, host));
-        // SAFETY: the blocks are there, as the caller says, and the room is this one's own, with as many bytes.
-        tokio::task::block_in_place(|| unsafe { self.stream.copy(Direction::ToHost, &pieces) })
+        // SAFETY: the blocks are there, as the caller says, and the room is this one's own, pinned, with as many bytes.
+        tokio::task::block_in_place(|| unsafe { self.copier.copy(Direction::ToHost, &pieces) })
             .map_err(failed)?;
         Ok(self.room(addresses.len() * block_bytes)?.chunks_exact(block_bytes).collect())
     }
@@ -101,7 +101,7 @@ impl Passage {
         let mut at = 0..;
         pieces.retain(|_| at.next().is_some_and(&is_written));
         // SAFETY: as above.
-        tokio::task::block_in_place(|| unsafe { self.stream.copy(Direction::ToGpu, &pieces) }).map_err(failed)
+        tokio::task::block_in_place(|| unsafe { self.copier.copy(Direction::ToGpu, &pieces) }).map_err(failed)
     }
 }
 

@@ -252,6 +252,7 @@ mod tests {
             name: "NVIDIA H200".to_owned(),
             memory_bytes: 140 << 30,
             capability: (9, 0),
+            processors: 132,
             pci: "FFFF:3B:00.0".to_owned(),
         };
         let told = states(Ok((version, vec![gpu])), "", "libnccl.so.2");
