@@ -10,7 +10,9 @@ from pathlib import Path
 import kvhive
 import numpy as np
 import pytest
-from conftest import LAYOUT
+from conftest import LAYOUT, STORY, ask, small_engine
+
+from kvhive.engine import AutoScaler, UltraAdaptiveKVCacheEngine
 
 SIZE = LAYOUT.block_bytes
 KVHIVE = os.environ.get("KVHIVE_BIN")
@@ -93,3 +95,21 @@ def test_an_embedded_node_is_one_more_member(folder: Path) -> None:
                 fetched = np.zeros_like(memory)
                 assert other.fetch_into(names_there.keys([user] * 64), fetched).delivered == 4
                 assert (fetched == memory).all()
+
+
+def test_an_engine_joins_with_the_certificates_that_are_said(folder: Path) -> None:
+    running = json.loads((folder / "running.json").read_text())
+    config = small_engine(
+        enable_distributed=True,
+        cluster_address=",".join(running["coordinators"]),
+        token_file=folder / "token",
+        admin_address=running["admin_urls"][0].removeprefix("https://"),
+        distributed_backend="tcp",
+        use_compression=False,
+        tls=member(folder),
+    )
+    with UltraAdaptiveKVCacheEngine(config) as engine:
+        assert not ask(engine, STORY)["cache_hit"]
+        engine.flush()
+        assert ask(engine, STORY)["cache_hit"] and engine.get_stats()["cache_failures"] == 0
+        assert AutoScaler(engine).get_recommended_scaling()["current"] == 2

@@ -185,6 +185,19 @@ def test_memory_is_pinned_where_that_is_wanted() -> None:
         assert cache.get_stats()["pinned_bytes"] == 0 and locked() == before
 
 
+def test_tensors_come_back_in_pinned_memory_where_there_is_cuda() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA: there is nothing to pin for")
+    stored = torch.arange(1000, dtype=torch.bfloat16)
+    for pinned in (True, False):
+        with BaseKVCache(small(pin_memory=pinned)) as cache:
+            cache.store("a", stored)
+            cache.flush()
+            found = cache.retrieve("a")
+            assert found.is_pinned() is pinned and torch.equal(found, stored)
+
+
 def test_an_adaptive_cache_says_what_ranks_and_why() -> None:
     with AdaptiveKVCache(small()) as cache:
         for at in range(50):

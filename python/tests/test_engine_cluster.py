@@ -1,5 +1,6 @@
 """An engine that is one member of a cluster: what it shares, and what it leaves to the others."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -77,3 +78,19 @@ def test_in_a_cluster_better_settings_are_advised_and_taken_only_where_that_is_s
         assert report["improvement_percentage"] == pytest.approx(25) and ask(engine, prompt)["cache_hit"]
         assert engine.optimize("memory", whole_cluster=True)["changed"] == report["advised"]
         assert engine.optimize("memory")["advised"] == {}
+
+
+def test_what_is_read_much_gets_a_replica_where_little_is_read(member: KVCacheConfig) -> None:
+    with UltraAdaptiveKVCacheEngine(member) as engine:
+        balancer = MultiGPULoadBalancer(engine)
+        prompt = "All of this is asked again and again. " + STORY * 3
+        end = time.monotonic() + 60
+        # It waits until the new node has its slots, and for the next reports.
+        while not (report := balancer.balance_load())["applied"]:
+            assert time.monotonic() < end, report["because"]
+            for _ in range(10):
+                ask(engine, prompt, max_new_tokens=1)
+        assert report["busiest_to_mean_after"] < report["busiest_to_mean"]
+        nodes = {device["device"]: device["node"] for device in balancer.get_gpu_stats()}
+        for change in report["changes"]:
+            assert len({nodes[device] for device in change["replicas"]}) == len(change["replicas"]) == 2 and "is read at" in change["reason"]

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from kvhive.engine import KVCacheConfig, UltraAdaptiveKVCacheEngine  # noqa: E402
+from kvhive.engine.tensors import Growing  # noqa: E402
 from kvhive.transformers import CacheStore, CausalLM, engine_config  # noqa: E402
 from kvhive.transformers.caches import layout_of  # noqa: E402
 
@@ -149,6 +150,52 @@ def test_an_engine_serves_with_a_causal_lm_and_answers_as_the_model_does(dtype: 
         said = answer(model, tokenizer(prompt)["input_ids"], transformers.DynamicCache(config=model.config), 16)[0]
         said = said[: said.index(0)] if 0 in said else said
         assert first["result"] == tokenizer.decode(said)
+
+
+class Uploading(CausalLM):
+    """Counts the tokens whose keys and values go from the host to where the model computes."""
+
+    uploaded = 0
+
+    def _upload(self, cache: Any, part: Any) -> None:
+        self.uploaded += part.shape[2]
+        super()._upload(cache, part)
+
+
+@pytest.mark.parametrize(("rounds", "cold"), [(False, 0), (True, 64)])
+def test_what_a_causal_lm_has_of_a_request_stays_where_it_computes(rounds: bool, cold: int) -> None:
+    model, tokenizer = model_of(vocab_size=64).to(torch.float16), tokenizer_of()
+    prompt = " ".join(f"w{at * 7 % 60 + 2}" for at in range(75))
+    config = engine_config(model, block_size=16, max_tokens=256, max_memory_mb=64, use_quantization=rounds)
+    lm = Uploading(model, tokenizer, config, name="tiny@5")
+    answers = []
+    with UltraAdaptiveKVCacheEngine(config, model=lm) as engine:
+        # Blocks that were rounded come back as they are in the cache; no token of the answer takes the past along once more.
+        for uploaded in (cold, 64):
+            lm.uploaded = 0
+            answers.append(asyncio.run(engine.process_request({"text": prompt, "max_new_tokens": 8}))["result"])
+            assert lm.uploaded == uploaded
+    assert answers[0] == answers[1] != ""
+
+
+def test_a_causal_lm_tells_requests_apart_whose_turns_alternate() -> None:
+    model = model_of()
+    config = engine_config(model, block_size=16, max_tokens=256, max_memory_mb=64)
+    prompts = [PROMPT[:48], PROMPT[48:96]]
+
+    def served(lm: CausalLM, order: list[int]) -> list[Any]:
+        rooms = [Growing(config, 64) for _ in prompts]
+        logits: list[Any] = [None, None]
+        for at in order:
+            begin = rooms[at].tokens
+            more, logits[at] = lm.prefill(prompts[at][begin : begin + 16], rooms[at].filled)
+            rooms[at].append(more)
+        return [(room.filled.copy(), one) for room, one in zip(rooms, logits, strict=True)]
+
+    alone = served(CausalLM(model, tokenizer_of(), config, name="tiny@5"), [0, 0, 0, 1, 1, 1])
+    mixed = served(CausalLM(model, tokenizer_of(), config, name="tiny@5"), [0, 1, 0, 1, 1, 0])
+    for (one, said), (other, again) in zip(alone, mixed, strict=True):
+        assert (one == other).all() and (said == again).all()
 
 
 def test_a_causal_lm_that_does_not_fit_is_refused() -> None:

@@ -218,7 +218,11 @@ class BaseKVCache(_Module):
         room = np.empty((end - start) * _PIECE_BYTES, np.uint8)
         if start == end:
             return room
-        report = self._backing.client.fetch_into(self._names(name, version, end), room, start)
+        names, client = self._names(name, version, end), self._backing.client
+        # A match is what strategies see as a use; it holds what it found until that is fetched.
+        if client.match(names).covered < end:
+            return None
+        report = client.fetch_into(names, room, start)
         return room if report.delivered == end - start else None
 
 

@@ -42,7 +42,8 @@ class Model(Protocol):
         """Computes a piece of the prompt.
 
         :param tokens: the piece's tokens, ``n`` of them.
-        :param past: keys and values of all tokens before, ``[layers, 2, past, heads, head_dim]``.
+        :param past: keys and values of all tokens before, ``[layers, 2, past, heads, head_dim]``: of one request always a view of the
+            same array, which the next tokens come into and in which nothing changes.
         :return: keys and values of the piece, ``[layers, 2, n, heads, head_dim]``, and the logits after it, ``[vocabulary]``.
         """
         ...

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +26,21 @@ def engine_config(model: PreTrainedModel, **settings: Any) -> KVCacheConfig:
     return KVCacheConfig(**(_shape(model) | settings))
 
 
+class _Kept(NamedTuple):
+    """What the model has of the tokens of one request, where it computes: the host's memory of the same, and what is in it."""
+
+    memory: weakref.ref[KV]
+    cache: DynamicCache
+    tokens: int
+    #: Keys and values of the last ones, as they were given out: what is kept of them may be other than that.
+    last: KV
+
+
 class CausalLM:
     """Has an engine serve with a model of transformers: what :class:`kvhive.engine.Model` asks for.
 
-    Answers are greedy. The model computes where it lies; its keys and values go through host memory. Decoders whose layers all attend to
-    all tokens.
+    Answers are greedy. The model computes where it lies, and keeps there what it has of one request while that lasts: what goes through host
+    memory is what is found, and what is new. Decoders whose layers all attend to all tokens.
 
     :param name: names weights and tokenizer: two that differ must have two names.
     :raises ValueError: when the configuration is not of the model's shape; :func:`engine_config` makes one that is.
@@ -51,6 +62,7 @@ class CausalLM:
                 raise ValueError(f"{field} is {given!r}: the model's is {value!r}; engine_config(model) has all of them")
         self._model, self._tokenizer, self._dtype = model.eval(), tokenizer, model.dtype
         self._name = name
+        self._kept: _Kept | None = None
         ends = getattr(model.generation_config, "eos_token_id", None)
         ends = tokenizer.eos_token_id if ends is None else ends
         self._ends = {int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None}
@@ -83,12 +95,9 @@ class CausalLM:
         """Computes a piece of the prompt."""
         before, device = past.shape[2], self._model.device
         with torch.inference_mode():
-            cache = DynamicCache(config=self._model.config)
-            if before:
-                for at, layer in enumerate(past):
-                    # From [tokens, heads, head_dim] to [1, heads, tokens, head_dim].
-                    keys, values = (self._tensor(part).transpose(0, 1).unsqueeze(0).to(device) for part in layer)
-                    cache.update(keys, values, at)
+            cache, known = self._known(past)
+            if known < before:
+                self._upload(cache, past[:, :, known:])
             piece = torch.tensor([list(tokens)], device=device)
             out = self._model(input_ids=piece, past_key_values=cache, use_cache=True)
             new = torch.stack(
@@ -98,7 +107,41 @@ class CausalLM:
                 ]
             )
             logits: Float32 = out.logits[0, -1].float().cpu().numpy()
-        return self._array(new.cpu().contiguous()), logits
+        computed = self._array(new.cpu().contiguous())
+        self._keep(past, cache, before + len(tokens), computed)
+        return computed, logits
+
+    def _known(self, past: KV) -> tuple[DynamicCache, int]:
+        """Returns a cache with the first tokens of the past, and how many they are."""
+        kept, self._kept = self._kept, None
+        if kept is None or past.base is None or kept.memory() is not past.base or past.shape[2] < kept.tokens:
+            return DynamicCache(config=self._model.config), 0
+        # A request's past grows in one memory, so what was there is there. What was computed since may have been rounded.
+        known = kept.tokens - kept.last.shape[2]
+        if np.array_equal(_bits(past[:, :, known : kept.tokens]), _bits(kept.last)):
+            known = kept.tokens
+        else:
+            # Below zero: so many of the last.
+            kept.cache.crop(known - kept.tokens)
+        return (kept.cache, known) if known else (DynamicCache(config=self._model.config), 0)
+
+    def _keep(self, past: KV, cache: DynamicCache, tokens: int, computed: KV) -> None:
+        """Keeps the cache until the request's memory goes."""
+        if past.base is None:
+            return
+
+        def gone(memory: weakref.ref[KV]) -> None:
+            if self._kept is not None and self._kept.memory is memory:
+                self._kept = None
+
+        # Whoever gets what was computed may change it.
+        self._kept = _Kept(weakref.ref(past.base, gone), cache, tokens, computed.copy())
+
+    def _upload(self, cache: DynamicCache, part: KV) -> None:
+        for at, layer in enumerate(part):
+            # From [tokens, heads, head_dim] to [1, heads, tokens, head_dim].
+            keys, values = (self._tensor(one).transpose(0, 1).unsqueeze(0).to(self._model.device) for one in layer)
+            cache.update(keys, values, at)
 
     def _tensor(self, stored: KV) -> torch.Tensor:
         whole = np.ascontiguousarray(stored)
@@ -112,6 +155,11 @@ class CausalLM:
             return bits
         numbers: KV = tensor.numpy()
         return numbers
+
+
+def _bits(numbers: KV) -> KV:
+    """Returns numbers as what they are stored as: what is no number is equal to itself."""
+    return np.ascontiguousarray(numbers).view(f"u{numbers.itemsize}")
 
 
 def _shape(model: PreTrainedModel) -> dict[str, Any]:
