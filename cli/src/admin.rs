@@ -177,6 +177,11 @@ impl Admin {
         self.at(with_scheme(address, if is_https { "https" } else { "http" }), "node")
     }
 
+    /// Returns the way to one coordinator.
+    pub(crate) fn of_coordinator(&self, address: &str) -> Admin {
+        Admin { who: self.who, ..self.of_node(address) }
+    }
+
     /// Returns the way to each coordinator alone.
     pub(crate) fn each(&self) -> Vec<Admin> {
         self.urls.iter().map(|url| self.at(url.clone(), self.who)).collect()

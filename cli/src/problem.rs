@@ -26,6 +26,11 @@ impl Refused {
     }
 }
 
+/// Says whether a coordinator has answered that it is none of the cluster any more.
+pub(crate) fn was_removed(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(|Refused { problem, .. }| problem["code"] == "misdirected")
+}
+
 /// Nobody answered.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

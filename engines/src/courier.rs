@@ -226,11 +226,12 @@ impl Courier {
                 names.truncate(from as usize);
                 names.extend(hashes);
             }
-            Order::Ask { ask, request, from, end } => {
+            Order::Ask { ask, request, from, end, left_ms } => {
                 self.figures.asks += 1;
                 self.figures.tokens_asked += u64::from(end.saturating_sub(from));
                 let names = self.names.get(&request).cloned().unwrap_or_default();
-                let (until, stage) = (now + self.limits.wait, Stage::Waits);
+                let left = self.limits.wait.min(Duration::from_millis(u64::from(left_ms)));
+                let (until, stage) = (now + left, Stage::Waits);
                 let end = end.min(self.groups.whole(self.groups.named(names.len())));
                 self.asks.insert(ask, Asked { names, from, end, until, stage, bytes: 0, blocks: 0 });
                 self.waiting.push_back(ask);

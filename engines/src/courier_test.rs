@@ -42,7 +42,13 @@ impl Story {
     }
 
     fn ask(&mut self, ask: u64, from: u32, end: u32) -> Vec<Effect> {
-        self.step(Event::Told(Order::Ask { ask: AskId(ask), request: "r".to_owned(), from, end }))
+        self.step(Event::Told(Order::Ask {
+            ask: AskId(ask),
+            request: "r".to_owned(),
+            from,
+            end,
+            left_ms: 60_000,
+        }))
     }
 
     fn found(&mut self, ask: u64, blocks: &[usize]) -> Vec<Effect> {
@@ -244,7 +250,7 @@ proptest! {
                     open.insert(next);
                     next += 1;
                     let (from, end) = (u32::from(from) * 16, u32::from(end) * 16);
-                    Event::Told(Order::Ask { ask: AskId(next - 1), request: "r".to_owned(), from, end })
+                    Event::Told(Order::Ask { ask: AskId(next - 1), request: "r".to_owned(), from, end, left_ms: 60_000 })
                 }
                 Happening::Save { blocks } => {
                     saves.insert(next);

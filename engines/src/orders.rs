@@ -44,6 +44,8 @@ pub enum Order {
         from: u32,
         /// Past the last one.
         end: u32,
+        /// How long the request waits still, in milliseconds.
+        left_ms: u32,
     },
     /// Copy what was fetched into the engine's blocks, before the step runs.
     Load {

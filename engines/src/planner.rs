@@ -6,6 +6,7 @@ use crate::known::Known;
 use crate::orders::{AskId, Order, Placed, Report, SaveId};
 use kvhive_protocol::Moment;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -23,7 +24,7 @@ const NOTHING: u32 = 0;
 pub struct PlannerLimits {
     /// Workers that must agree.
     pub ranks: usize,
-    /// How long a request waits for its question to be put.
+    /// How long a request waits, for its question to be put and for the answer.
     pub wait: Duration,
     /// Questions at once.
     pub asks: usize,
@@ -199,24 +200,28 @@ impl Planner {
                     known.stage = Stage::Over;
                     return Matched::Tokens(0);
                 }
+                let left = self.limits.wait.saturating_sub(now.since(known.since));
+                if left.is_zero() {
+                    known.stage = Stage::Over;
+                    return Matched::Tokens(0);
+                }
                 let at = (local / self.groups.named(1)) as usize;
                 let first = known.hashes[at].clone();
                 let is_asked = self.asks.values().any(|asking| asking.from == local && asking.first == first);
                 if is_asked || self.asks.len() >= self.limits.asks {
                     // Whoever asks for the same now has it for this one too, as the engine's own.
-                    if now.since(known.since) < self.limits.wait {
-                        return Matched::Wait;
-                    }
-                    known.stage = Stage::Over;
-                    return Matched::Tokens(0);
+                    return Matched::Wait;
                 }
-                self.ask(now, request, first, local, end);
+                self.ask(now, request, first, local..end, left);
                 Matched::Wait
             }
         }
     }
 
-    fn ask(&mut self, now: Moment, request: &str, first: Vec<u8>, from: u32, end: u32) {
+    fn ask(&mut self, now: Moment, request: &str, first: Vec<u8>, tokens: Range<u32>, left: Duration) {
+        let Range { start: from, end } = tokens;
+        // Never 0: a question that is put is answered.
+        let left_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1);
         let ask = AskId(self.next);
         self.next += 1;
         self.tell(request);
@@ -228,7 +233,7 @@ impl Planner {
             ask,
             Asking { request: request.clone(), from, first, since: now, answers: 0, least: end, most: from },
         );
-        self.orders.push(Order::Ask { ask, request, from, end });
+        self.orders.push(Order::Ask { ask, request, from, end, left_ms });
     }
 
     /// Tells the workers what they do not know yet of a request's hashes.

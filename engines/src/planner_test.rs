@@ -72,7 +72,7 @@ fn what_workers_hold_is_promised_and_loaded() {
         from: 0,
         hashes: vec![vec![b'a'], vec![b'b'], vec![b'c'], vec![b'd']],
     };
-    let ask = Order::Ask { ask: AskId(1), request: "r".to_owned(), from: 16, end: 64 };
+    let ask = Order::Ask { ask: AskId(1), request: "r".to_owned(), from: 16, end: 64, left_ms: 500 };
     assert_eq!(story.planner.orders(), [names, ask]);
     assert_eq!(story.matched("r", 16, 70), Matched::Wait);
     story.answer(1, 48);
@@ -191,6 +191,37 @@ fn no_request_waits_longer_than_its_limit_for_its_turn() {
 }
 
 #[test]
+fn a_request_has_one_limit_for_its_turn_and_all_its_answers() {
+    let mut story = Story::begin(&[None], PlannerLimits { asks: 1, ..LIMITS });
+    story.request("r", "abcd");
+    story.request("s", "efgh");
+    assert_eq!(story.matched("r", 0, 70), Matched::Wait);
+    story.later(300);
+    assert_eq!(story.matched("s", 32, 70), Matched::Wait);
+    story.answer(1, 64);
+    assert_eq!(story.matched("r", 0, 70), Matched::Tokens(64));
+    story.step("r", &[1, 2, 3, 4, 5], 70);
+    let left = |story: &mut Story| {
+        let asks = story.planner.orders().into_iter().filter_map(|order| match order {
+            Order::Ask { ask: AskId(ask), left_ms, .. } => Some((ask, left_ms)),
+            _ => None,
+        });
+        asks.collect::<Vec<_>>()
+    };
+    story.planner.finished("r");
+    story.planner.orders();
+    assert_eq!(story.matched("s", 32, 70), Matched::Wait);
+    assert_eq!(left(&mut story), [(3, 200)], "what is left of it when its turn has come");
+    story.later(150);
+    story.answer(3, 64);
+    assert_eq!(story.matched("s", 0, 70), Matched::Wait, "it has less than it had");
+    assert_eq!(left(&mut story), [(4, 50)]);
+    story.later(50);
+    story.answer(4, 0);
+    assert_eq!(story.matched("s", 0, 70), Matched::Tokens(0));
+}
+
+#[test]
 fn an_engine_that_lost_what_it_had_asks_once_more() {
     let mut story = Story::plain();
     story.request("r", "abcd");
@@ -198,7 +229,7 @@ fn an_engine_that_lost_what_it_had_asks_once_more() {
     story.answer(1, 64);
     story.planner.orders();
     assert_eq!(story.matched("r", 0, 70), Matched::Wait);
-    let ask = Order::Ask { ask: AskId(2), request: "r".to_owned(), from: 0, end: 64 };
+    let ask = Order::Ask { ask: AskId(2), request: "r".to_owned(), from: 0, end: 64, left_ms: 500 };
     assert_eq!(story.planner.orders(), [Order::Drop { ask: AskId(1) }, ask]);
     story.answer(2, 64);
     assert_eq!(story.matched("r", 0, 70), Matched::Tokens(64));

@@ -124,6 +124,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_give_rate_bytes", plane.gives.rate() as f64),
         ("kvhive_node_take_rate_bytes", plane.takes.rate() as f64),
         ("kvhive_node_names", names as f64),
+        ("kvhive_node_redis_inflight_bytes", redis.as_ref().map_or(0, |door| door.inflight_bytes()) as f64),
         ("kvhive_node_redis_connections", redis.as_ref().map_or(0, |door| door.open_connections()) as f64),
     ] {
         metrics::gauge!(name).set(value);

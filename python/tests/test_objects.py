@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import select
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import kvhive
@@ -103,6 +110,55 @@ def test_a_silent_cluster_costs_a_bounded_wait_and_then_none(silent_address: str
     until = time.monotonic() + PATIENCE_SECONDS
     assert plugin.over(plugin.objects.submit_batch_set(["d"], [memory])) == (False, [False])
     assert time.monotonic() < until
+
+
+NODE = """
+import json, signal, kvhive
+with kvhive.EmbeddedNode(memory=4 << 20, block_bytes=64 << 10) as node:
+    print(json.dumps([list(node.coordinators), node.token.decode()]), flush=True)
+    signal.sigwait([signal.SIGTERM])
+"""
+
+
+@contextmanager
+def another_process() -> Iterator[tuple[subprocess.Popen[str], list[str], bytes]]:
+    """Runs a cluster in a process of its own."""
+    process = subprocess.Popen([sys.executable, "-c", NODE], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        coordinators, token = json.loads(process.stdout.readline())
+        yield process, coordinators, token.encode()
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        process.communicate(timeout=PATIENCE_SECONDS)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Has a process stand still, and waits until each of its threads does."""
+    os.kill(process.pid, signal.SIGSTOP)
+    until = time.monotonic() + PATIENCE_SECONDS
+    threads = list(Path(f"/proc/{process.pid}/task").iterdir())
+    while any(") T " not in (thread / "stat").read_text() for thread in threads):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_cluster_that_stands_still_is_a_miss_until_it_goes_on() -> None:
+    with another_process() as (process, coordinators, token):
+        one = Plugin(coordinators, token, "still", wait=1.0)
+        memory, stored = np.zeros(5000, np.uint8), numbers(5000, 3)
+        assert one.over(one.objects.submit_batch_set(["a"], [stored])) == (True, [True])
+        stop(process)
+        assert one.over(one.objects.submit_batch_exists(["a"])) == (False, [False])
+        assert one.over(one.objects.submit_batch_get(["a"], [memory])) == (False, [False])
+        assert not memory.any()
+        os.kill(process.pid, signal.SIGCONT)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while one.over(one.objects.submit_batch_get(["a"], [memory])) != (True, [True]):
+            assert time.monotonic() < until, one.objects.trouble()
+            time.sleep(0.05)
+        assert np.array_equal(memory, stored)
 
 
 def test_memory_is_free_when_a_plugin_has_closed(silent_address: str) -> None:

@@ -274,6 +274,9 @@ def test_an_anchor_without_pages_goes_as_far_as_its_pools(node: kvhive.EmbeddedN
     assert one.storage.batch_set_v2([PoolTransfer(PoolName.DEEPSEEK_V4_C4, host_indices=indices([1, 2]), keys=keys[:2])])
     found = one.storage.batch_exists_v2(keys, [PoolTransfer(PoolName.DEEPSEEK_V4_C4)])
     assert found.kv_hit_pages == 2
+    assert one.storage.batch_exists(keys[:2]) == 0 and one.storage.batch_exists_v2(keys[:2], []).kv_hit_pages == 0
+    one.storage.close()
+    assert one.storage.batch_exists_v2(keys, [PoolTransfer(PoolName.DEEPSEEK_V4_C4)]).kv_hit_pages == 0
 
 
 def test_a_cluster_that_is_silent_or_gone_is_a_miss(
@@ -338,8 +341,23 @@ def test_nothing_that_is_asked_raises(node: kvhive.EmbeddedNode, caplog: pytest.
     assert backend.storage.batch_exists([]) == 0 and backend.storage.batch_exists_v2([], None).kv_hit_pages == 0
     assert torch.equal(backend.pool.kv_buffer, before)
     assert "are not in the pool's memory" in caplog.text and "do not fit" in caplog.text
-    with pytest.raises(NotImplementedError, match="kvhive tenants clear"):
-        backend.storage.clear()
+
+
+def test_a_clear_is_the_tenants(node: kvhive.EmbeddedNode, client: kvhive.Client) -> None:
+    client.ensure_tenant("cleared")
+    keys, tenant = keys_of("e", 2), {"tenant": "cleared"}
+    one, other = Backend(node, "cleared", mha(), tenant), Backend(node, "cleared", mha(), tenant)
+    apart = Backend(node, "cleared", mha())
+    for backend in (one, apart):
+        assert backend.set(keys, [1, 2]) == [True, True]
+    assert other.storage.batch_exists(keys) == 2
+    one.storage.clear()
+    assert other.storage.batch_exists(keys) == 0 and other.get(keys, [3, 4]) == [False, False]
+    assert apart.storage.batch_exists(keys) == 2, "it is another tenant's"
+    assert one.set(keys, [1, 2]) == [True, True] and other.storage.batch_exists(keys) == 2
+    stranger = Backend(node, "cleared", mha(), {**tenant, "token": "wrong"})
+    with pytest.raises(kvhive.UnauthorizedError):
+        stranger.storage.clear()
 
 
 def test_a_pool_whose_pages_cannot_be_had_is_not_shared(

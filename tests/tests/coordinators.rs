@@ -137,6 +137,10 @@ fn a_coordinator_that_was_removed_while_it_was_away_is_told_when_it_comes_back()
         let log = std::fs::read_to_string(format!("{}/logs/{gone}-again.log", cluster.dir())).ok()?;
         log.contains("is no coordinator of this cluster any more").then_some(())
     });
+    let config = format!("{}/cluster.toml", cluster.dir());
+    let refused = problem(&cluster, &["raft", "add", &gone, "--config", &config]);
+    let said = refused["detail"].as_str().unwrap_or_default();
+    assert!(said.contains("was removed from this cluster") && said.contains("empty its data_dir"), "{said}");
 }
 
 /// Bytes of a block.

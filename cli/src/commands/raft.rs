@@ -4,6 +4,7 @@ use super::config;
 use super::status::{list, text};
 use crate::admin::{Admin, Target};
 use crate::cluster::place;
+use crate::problem;
 use crate::report;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
@@ -133,7 +134,7 @@ impl Raft {
         let (group, said) = match &self.verb {
             Verb::Status => (status(&admin)?, String::new()),
             Verb::Add { name, seat } => {
-                let group: Value = admin.post("/v1/raft/members", &seat.body(name)?)?;
+                let group = add(&admin, name, seat)?;
                 let said = format!(
                     "{name} is added without a vote: start it with an empty data_dir, then `kvhive raft promote {name}`. Was it a coordinator \
                      before? Then stop it and empty its data_dir first: what it has of then is not to vote"
@@ -158,7 +159,7 @@ impl Raft {
                 if member(&before, old).is_none() {
                     bail!("there is no coordinator {old:?}; `kvhive raft status` lists those that there are");
                 }
-                let _: Value = admin.post("/v1/raft/members", &seat.body(new)?)?;
+                add(&admin, new, seat)?;
                 self.wait(&admin, new)?;
                 let group = promote(&admin, new, Some(old))?;
                 (group, format!("{new} votes in place of {old}: stop {old}"))
@@ -224,6 +225,20 @@ impl Raft {
             std::thread::sleep(POLL);
         }
     }
+}
+
+/// Adds a coordinator, unless one that was removed answers where it is to be: what it has of before must go first.
+fn add(admin: &Admin, name: &str, seat: &Seat) -> Result<Value> {
+    let body = seat.body(name)?;
+    let own: Result<Value> =
+        admin.of_coordinator(&text(&body, "admin_address")).get("/v1/raft?consistency=stale");
+    // One that does not run yet, or is no coordinator of any cluster, answers otherwise or not at all.
+    if own.is_err_and(|error| problem::was_removed(&error)) {
+        bail!(
+            "{name} was removed from this cluster and runs on what it has of then: stop it, empty its data_dir, then add it and start it anew"
+        );
+    }
+    admin.post("/v1/raft/members", &body)
 }
 
 /// Returns how the coordinators stand; where nobody leads as the one that has most of the log knows it, and that is said.

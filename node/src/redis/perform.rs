@@ -10,7 +10,9 @@ use futures_util::future::join_all;
 use kvhive_client::{ClientError, Kept, Put, PutOutcome, StoreOutcome, Values};
 use kvhive_protocol::data::Refusal;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Values that are put side by side for one caller.
 const PUTS: usize = 16;
@@ -22,11 +24,23 @@ const ROOM_PAUSES_MS: [u64; 9] = [5, 10, 20, 40, 80, 160, 320, 640, 1280];
 
 type Answer = Result<Reply, Reply>;
 
+/// A value, and the room that it takes.
+struct InRoom {
+    value: Vec<u8>,
+    _room: Arc<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for InRoom {
+    fn as_ref(&self) -> &[u8] {
+        &self.value
+    }
+}
+
 impl Door {
     /// Does one thing.
     pub(super) async fn perform(&self, values: &Values, ask: &Ask) -> Reply {
         let answered = match ask {
-            Ask::Get(name) => self.get_each(values, &[name]).await.map(|mut replies| replies.remove(0)),
+            Ask::Get(name) => self.get_some(values, &[name]).await.map(|mut replies| replies.remove(0)),
             Ask::MGet(names) => self.get_all(values, names).await,
             Ask::Set(set) => self.set(values, set).await,
             Ask::MSet(pairs) => self.set_all(values, pairs).await,
@@ -45,47 +59,38 @@ impl Door {
         answered.unwrap_or_else(|refusal| refusal)
     }
 
-    /// Gets values for callers who have asked for one after the other, without waiting for each.
-    pub(super) async fn get_each(&self, values: &Values, names: &[&Bytes]) -> Result<Vec<Reply>, Reply> {
+    /// Gets values for a caller who has asked for one after the other, without waiting for each: as many of the first as are fetched at a
+    /// time, one at least. What follows has room when these are sent.
+    pub(super) async fn get_some(&self, values: &Values, names: &[&Bytes]) -> Result<Vec<Reply>, Reply> {
         let asked: Vec<&[u8]> = names.iter().map(|name| &name[..]).collect();
         let kept = values.look(&asked).await.map_err(told)?;
-        let mut replies: Vec<Reply> = vec![Reply::Nil; names.len()];
-        let found: Vec<(usize, Kept)> =
-            kept.into_iter().enumerate().filter_map(|(at, kept)| Some((at, kept?))).collect();
-        let mut rest = &found[..];
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let fit = rest.iter().take_while(|(_, kept)| {
-                bytes += kept.bytes();
-                bytes <= FETCHED_AT_ONCE
-            });
-            let (some, later) = rest.split_at(fit.count().max(1));
-            for ((at, _), value) in
-                some.iter().zip(self.fetch(values, some.iter().map(|(_, kept)| *kept)).await?)
-            {
-                replies[*at] = value.map_or(Reply::Nil, Reply::Bulk);
-            }
-            rest = later;
-        }
-        let hits = replies.iter().filter(|reply| **reply != Reply::Nil).count() as u64;
-        add(&self.counters.redis_hits, hits);
-        add(&self.counters.redis_misses, replies.len() as u64 - hits);
-        Ok(replies)
+        let mut bytes = 0;
+        let fit = kept.iter().take_while(|kept| {
+            bytes += kept.map_or(0, |kept| kept.bytes());
+            bytes <= FETCHED_AT_ONCE
+        });
+        let count = fit.count().max(1);
+        self.get_kept(values, &kept[..count]).await
     }
 
     /// Gets values for one answer, which has to have room as a whole.
     async fn get_all(&self, values: &Values, names: &[Bytes]) -> Answer {
         let asked: Vec<&[u8]> = names.iter().map(|name| &name[..]).collect();
         let kept = values.look(&asked).await.map_err(told)?;
+        Ok(Reply::Array(self.get_kept(values, &kept).await?))
+    }
+
+    async fn get_kept(&self, values: &Values, kept: &[Option<Kept>]) -> Result<Vec<Reply>, Reply> {
         let mut found = self.fetch(values, kept.iter().flatten().copied()).await?.into_iter();
         let replies = kept.iter().map(|kept| kept.and_then(|_| found.next()).flatten());
         let replies: Vec<Reply> = replies.map(|value| value.map_or(Reply::Nil, Reply::Bulk)).collect();
         let hits = replies.iter().filter(|reply| **reply != Reply::Nil).count() as u64;
         add(&self.counters.redis_hits, hits);
         add(&self.counters.redis_misses, replies.len() as u64 - hits);
-        Ok(Reply::Array(replies))
+        Ok(replies)
     }
 
+    /// Fetches values into the room that is there for them: they keep it until the last of these is dropped.
     async fn fetch(
         &self,
         values: &Values,
@@ -93,10 +98,10 @@ impl Door {
     ) -> Result<Vec<Option<Bytes>>, Reply> {
         let kept: Vec<Kept> = kept.collect();
         let bytes = kept.iter().map(Kept::bytes).fold(0, u64::saturating_add);
-        // Room for as long as they are fetched; from then on they are the caller's answer, whose size was bounded by it.
-        let _room = self.room(bytes).await?;
+        let room = Arc::new(self.room(bytes).await?);
         let fetched = values.fetch(&kept).await.map_err(told)?;
-        Ok(fetched.into_iter().map(|value| value.map(Bytes::from)).collect())
+        let in_room = |value| Bytes::from_owner(InRoom { value, _room: room.clone() });
+        Ok(fetched.into_iter().map(|value| value.map(in_room)).collect())
     }
 
     async fn set(&self, values: &Values, set: &Set) -> Answer {

@@ -1,6 +1,6 @@
 //! The sockets of the port that speaks Redis: who gets in, how much they may have under way, and their requests one after the other.
 
-use super::command::Ask;
+use super::command::{Ask, Says};
 use super::parse::{Bounds, MAX_ARGS, Parser, STRANGERS};
 use super::reply::Reply;
 use super::session::{REDIS_VERSION, Session, Step};
@@ -93,6 +93,12 @@ impl Door {
     /// Returns how many callers are let in at present.
     pub(crate) fn open_connections(&self) -> usize {
         self.config.max_connections.saturating_sub(self.connections.available_permits())
+    }
+
+    /// Returns how much the requests and values under way take at present, in bytes.
+    pub(crate) fn inflight_bytes(&self) -> u64 {
+        let free = self.room.available_permits() as u64;
+        u64::from(kib(self.config.max_inflight_bytes)).saturating_sub(free) * 1024
     }
 
     /// Waits until none of them is left.
@@ -233,8 +239,9 @@ impl Door {
                     }
                 }
             };
-            for reply in &replies {
-                self.counted(reply);
+            // Each keeps its room until it is sent.
+            for reply in replies {
+                self.counted(&reply);
                 reply.encode(*resp3, caller.out);
                 if caller.out.len() >= SENT_BYTES {
                     caller.send().await?;
@@ -256,14 +263,17 @@ impl Door {
             Ask::Get(_) => {
                 let names: Vec<_> =
                     asks.map_while(|ask| if let Ask::Get(name) = ask { Some(name) } else { None }).collect();
-                let replies = self.get_each(values, &names).await;
-                (names.len(), replies.unwrap_or_else(|refusal| vec![refusal; names.len()]))
+                match self.get_some(values, &names).await {
+                    Ok(replies) => (replies.len(), replies),
+                    Err(refusal) => (1, vec![refusal]),
+                }
             }
-            Ask::Set(_) => {
+            // One whose answer is a value has that sent before the next is done.
+            Ask::Set(set) if set.says != Says::Before => {
                 let mut seen = BTreeSet::new();
                 let sets: Vec<_> = asks
                     .map_while(|ask| if let Ask::Set(set) = ask { Some(set) } else { None })
-                    .take_while(|set| seen.insert(&set.name))
+                    .take_while(|set| set.says != Says::Before && seen.insert(&set.name))
                     .collect();
                 (sets.len(), self.set_each(values, &sets).await)
             }

@@ -1,6 +1,7 @@
 //! Callers that speak Redis, to nodes that are asked for the same names whoever takes the call.
 
 use super::coordinator::{FakeCoordinator, TENANT};
+use super::life::get;
 use super::{KIB, Setup, TOKEN, eventually};
 use crate::{NodeHandle, RedisConfig};
 use kvhive_client::{Client, ClientConfig};
@@ -231,6 +232,50 @@ async fn who_knows_of_no_node_yet_learns_of_them_before_it_says_what_there_is() 
     assert_eq!(caller.asks("SET a 1").await, "+OK");
     let values = client.values("default").expect("the tenant is there");
     assert_eq!(values.count().await.expect("the node answers"), 1);
+    end(nodes).await;
+}
+
+/// Returns the bytes that requests and values of callers take at a node, as its metrics say.
+async fn inflight(node: &NodeHandle) -> u64 {
+    let page = get(node.metrics_address(), "/metrics").await;
+    let figure = page.lines().find_map(|line| line.strip_prefix("kvhive_node_redis_inflight_bytes "));
+    figure.and_then(|figure| figure.parse::<f64>().ok()).expect("it is told") as u64
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_read_takes_no_more_room_than_there_is() {
+    let (_coordinator, nodes) = cluster().await;
+    let mut slow = Caller::to(&nodes[0]).await;
+    let value = vec![b'x'; 60 * KIB];
+    assert_eq!(slow.says(&[b"SET", b"large", &value]).await, "+OK");
+    assert_eq!(slow.says(&[b"SET", b"small", b"1"]).await, "+OK");
+    // Far more than sockets take: by one each, by many at once, and by what was there before.
+    let (mut all, rounds) = (Vec::new(), 150);
+    for _ in 0..rounds {
+        all.extend(request(&[b"GET", b"large"]));
+        all.extend(request(&[b"MGET", b"large", b"small", b"large"]));
+        all.extend(request(&[b"SET", b"large", b"1", b"NX", b"GET"]));
+    }
+    slow.send(&all).await;
+    while inflight(&nodes[0]).await == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut other = Caller::to(&nodes[0]).await;
+    for _ in 0..50 {
+        assert!(inflight(&nodes[0]).await <= 1024 * KIB as u64);
+        assert_eq!(other.asks("GET small").await, "1", "others have room meanwhile");
+        assert_eq!(other.asks("STRLEN large").await, format!(":{}", value.len()));
+    }
+    let large = String::from_utf8(value).expect("it is text");
+    let whole = |answer: String| answer.replace(&large, "large");
+    for round in 0..rounds {
+        assert_eq!(whole(slow.answer().await), "large", "{round}");
+        assert_eq!(whole(slow.answer().await), "large 1 large", "{round}");
+        assert_eq!(whole(slow.answer().await), "large", "{round}");
+    }
+    while inflight(&nodes[0]).await > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     end(nodes).await;
 }
 

@@ -25,6 +25,7 @@ from sglang.srt.mem_cache.hicache_storage import (
 from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
 from sglang.srt.observability.metrics_collector import StorageMetrics
 
+from kvhive import Client
 from kvhive._native import EnginePages, engine_fingerprint, engine_stops
 from kvhive.sglang.pools import Pool, memory_of
 from kvhive.sglang.settings import Settings
@@ -99,7 +100,6 @@ class KvHiveStorage(HiCacheStorage):  # type: ignore[misc]
 
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
         super().register_mem_pool_host(mem_pool_host)
-        # An anchor that holds nothing itself: what there is of a page is in the other pools.
         self._is_logical = getattr(mem_pool_host, "kv_buffer", None) is None
         if not self._is_logical:
             self._register(KV, mem_pool_host)
@@ -147,8 +147,9 @@ class KvHiveStorage(HiCacheStorage):  # type: ignore[misc]
     @spared(lambda keys: PoolTransferResult.empty())
     def batch_exists_v2(self, keys: list[str], pool_transfers: Any = None, extra_info: Any = None) -> Any:
         until = self._until(self._settings.wait_ms)
-        pages = self._run(keys, until)
         transfers = list(pool_transfers or [])
+        # Of an anchor that holds nothing itself, the other pools say it all.
+        pages = len(keys) if self._is_logical and transfers else self._run(keys, until)
         needs = [needed(transfer) for transfer in transfers]
         # Nobody is asked for what is beyond a gap.
         there = [self._which(str(transfer.name), keys[:pages], until) for transfer in transfers]
@@ -202,8 +203,11 @@ class KvHiveStorage(HiCacheStorage):  # type: ignore[misc]
     # What it asks besides
 
     def clear(self) -> None:
-        # Other engines' pages are not this one's to forget.
-        raise NotImplementedError("kvhive: `kvhive tenants clear` forgets a tenant's pages; one engine does not")
+        """Ends the tenant's era: nobody serves its older pages any more, whichever engine stored them. Raises where that is not so."""
+        told = self._settings
+        limit = told.store_ms / 1000
+        with Client(told.coordinators, told.token, tls=told.tls, connect_timeout=limit, request_timeout=limit) as client:
+            client.clear(told.tenant)
 
     def get_stats(self) -> StorageMetrics | None:
         if not self._config.enable_storage_metrics:
@@ -221,7 +225,7 @@ class KvHiveStorage(HiCacheStorage):  # type: ignore[misc]
 
     def _run(self, keys: list[str], until: float) -> int:
         """Returns how many pages from the first on are there without a gap."""
-        return len(keys) if self._is_logical else leading(self._which(KV, keys, until, run=True))
+        return leading(self._which(KV, keys, until, run=True))
 
     def _which(self, name: str, keys: list[str], until: float, run: bool = False) -> list[bool]:
         shelved = self._shelved(name)

@@ -7,7 +7,7 @@ For the versions of vLLM in `kvhive.vllm.versions`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import vllm
@@ -49,6 +49,7 @@ class KvHiveTier(SecondaryTierManager):  # type: ignore[misc]
         settings = Settings.of(given)
         self._pool = primary_kv_view.cast("B")
         self._loads: dict[int, list[Any]] = {}
+        self._failed: list[int] = []
         self._tier = EngineTier(
             coordinators=settings.coordinators,
             token=settings.token.encode(),
@@ -64,16 +65,27 @@ class KvHiveTier(SecondaryTierManager):  # type: ignore[misc]
         return FOUND[self._tier.lookup(bytes(key))]
 
     def submit_store(self, job_metadata: Any) -> None:
-        self._tier.store(job_metadata.job_id, names(job_metadata), self._rows(job_metadata))
+        self._submit(self._tier.store, job_metadata)
 
     def submit_load(self, job_metadata: Any) -> None:
-        self._loads[job_metadata.job_id] = list(job_metadata.keys)
-        self._tier.load(job_metadata.job_id, names(job_metadata), self._rows(job_metadata))
+        if self._submit(self._tier.load, job_metadata):
+            self._loads[job_metadata.job_id] = list(job_metadata.keys)
+
+    def _submit(self, begin: Callable[[int, list[bytes], list[memoryview]], None], job: Any) -> bool:
+        """Begins a job. One that cannot be begun has failed, as vLLM is told in its time: the scheduler gets no exception."""
+        try:
+            begin(job.job_id, names(job), self._rows(job))
+        except Exception:
+            logger.exception("kvhive: a job of the tier was not begun; its chunks are computed, or lost to other engines")
+            self._failed.append(job.job_id)
+            return False
+        return True
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
         if trouble := self._tier.trouble():
             logger.warning_once("kvhive: %s", trouble)
-        results = []
+        results = [JobResult(job, False, None, 0.0, 0) for job in self._failed]
+        self._failed.clear()
         for job, success, done, seconds, nbytes in self._tier.finished():
             keys = self._loads.pop(job, None)
             kept = tuple(keys[at] for at in done) if keys and not success and done else None
@@ -81,7 +93,7 @@ class KvHiveTier(SecondaryTierManager):  # type: ignore[misc]
         return results
 
     def has_pending_work(self) -> bool:
-        return self._tier.is_busy()
+        return bool(self._failed) or self._tier.is_busy()
 
     def on_new_request(self, req_context: Any) -> RequestOffloadingContext:
         return RequestOffloadingContext()

@@ -182,6 +182,10 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_node_redis_errors_total", "Commands answered with an error at the port that speaks Redis"),
     ("kvhive_node_redis_hits_total", "Values that were asked for at the port that speaks Redis and found"),
     (
+        "kvhive_node_redis_inflight_bytes",
+        "Memory of requests and values under way at the port that speaks Redis: of those that are read, and of those that are sent",
+    ),
+    (
         "kvhive_node_redis_misses_total",
         "Values that were asked for at the port that speaks Redis and not found",
     ),

@@ -143,6 +143,7 @@ impl Node {
             blocks: stats.blocks(),
             used_bytes: stats.device.used_bytes + stats.host.used_bytes,
             capacity_bytes: u64::from(FRAMES),
+            evicted_blocks: stats.evicted,
             occupied,
             work,
             filled: self.device().map(|device| self.fills.filled(device)).unwrap_or_default(),
