@@ -4,6 +4,7 @@
 use crate::groups::Groups;
 use crate::orders::{AskId, Order, Placed, Report, SaveId};
 use crate::rest::Rest;
+use crate::wishes::Wish;
 use kvhive_protocol::Moment;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -102,6 +103,15 @@ pub enum Effect {
         group: usize,
         /// Which blocks.
         blocks: Vec<Placed>,
+    },
+    /// See that this becomes of a request's blocks.
+    Wish {
+        /// The request's names.
+        names: Names,
+        /// How many blocks of each group it is about, from the first on.
+        groups: Vec<usize>,
+        /// What is wished for.
+        wish: Wish,
     },
     /// Answer the scheduler.
     Report(Report),
@@ -250,6 +260,13 @@ impl Courier {
             }
             Order::Save { save, request, group, blocks } => {
                 self.on_save(now, save, &request, group as usize, blocks, effects);
+            }
+            Order::Wish { request, wish } => {
+                let names = self.names.get(&request).cloned().unwrap_or_default();
+                let most = if let Wish::Pin { tokens: Some(tokens), .. } = wish { tokens } else { u32::MAX };
+                let end = self.groups.whole(self.groups.named(names.len()).min(most));
+                let groups = (0..self.groups.len()).map(|group| self.groups.blocks(group, end)).collect();
+                effects.push(Effect::Wish { names, groups, wish });
             }
             Order::Forget { request } => {
                 self.names.remove(&request);

@@ -3,7 +3,9 @@
 use crate::courier::{Courier, CourierLimits, Effect, Event, Figures};
 use crate::groups::{Group, Groups};
 use crate::orders::{AskId, Order, Placed, Report, SaveId};
+use crate::wishes::Wish;
 use kvhive_protocol::Moment;
+use kvhive_protocol::data::Hint;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -150,6 +152,23 @@ fn a_cluster_that_is_silent_costs_two_waits_and_is_then_left_alone() {
     assert_eq!(story.found(5, &[0]), [answered(5, 0)]);
     assert!(!story.courier.is_resting());
     assert_eq!(story.courier.figures().unasked, 2);
+}
+
+#[test]
+fn a_wish_is_about_all_whole_blocks_or_the_first_that_it_says() {
+    let mut story = Story::begin(courier(&[None], 1000, 1), 4);
+    let mut told = |request: &str, wish: &Wish| {
+        let order = Order::Wish { request: request.to_owned(), wish: wish.clone() };
+        match &story.step(Event::Told(order))[..] {
+            [Effect::Wish { groups, wish: same, .. }] if same == wish => groups.clone(),
+            effects => panic!("{effects:?}"),
+        }
+    };
+    let pin = |tokens| Wish::Pin { name: "a".to_owned(), seconds: None, tokens };
+    assert_eq!(told("r", &pin(None)), [4]);
+    assert_eq!(told("r", &pin(Some(47))), [2]);
+    assert_eq!(told("r", &Wish::Session(Hint::Over)), [4]);
+    assert_eq!(told("nobody", &pin(None)), [0]);
 }
 
 #[test]
@@ -306,7 +325,7 @@ proptest! {
                     Effect::Report(Report::Saved { save } | Report::Lost { save }) => {
                         prop_assert!(saves.remove(&save.0), "reported twice");
                     }
-                    Effect::Release(_) | Effect::Load { .. } => {}
+                    Effect::Release(_) | Effect::Load { .. } | Effect::Wish { .. } => {}
                 }
             }
             prop_assert!(story.courier.used() <= 1500);

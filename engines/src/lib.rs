@@ -17,6 +17,7 @@ mod planner_test;
 pub mod rest;
 pub mod stops;
 pub mod tasks;
+pub mod wishes;
 
 pub use courier::{Courier, CourierLimits, Effect, Event, Figures};
 pub use fingerprint::fingerprint;
@@ -26,3 +27,4 @@ pub use orders::{AskId, Order, Report, SaveId, decode, encode};
 pub use planner::{Matched, Planner, PlannerLimits, Scheduled};
 pub use stops::{Needs, Stops, stops};
 pub use tasks::{Ended, Tasks};
+pub use wishes::Wish;

@@ -1,6 +1,7 @@
 //! What an engine's scheduler tells its workers before a step, and what they answer after it. The two are of one version: the
 //! scheduler's process starts the workers'.
 
+use crate::wishes::Wish;
 use kvhive_protocol::{WireError, codec};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,13 @@ pub enum Order {
         group: u32,
         /// Which.
         blocks: Vec<Placed>,
+    },
+    /// See that this becomes of a request's blocks.
+    Wish {
+        /// Which request.
+        request: String,
+        /// What is wished for.
+        wish: Wish,
     },
     /// The request is over.
     Forget {

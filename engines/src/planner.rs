@@ -4,6 +4,7 @@
 use crate::groups::Groups;
 use crate::known::Known;
 use crate::orders::{AskId, Order, Placed, Report, SaveId};
+use crate::wishes::Wish;
 use kvhive_protocol::Moment;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -354,6 +355,14 @@ impl Planner {
             known.since = now;
             known.tables.iter_mut().for_each(Vec::clear);
             known.passed.fill(0);
+        }
+    }
+
+    /// Takes in what is wished for a request's blocks, of which there are no more to come. Its hashes were learned.
+    pub fn wished(&mut self, request: &str, wish: Wish) {
+        if self.requests.contains_key(request) {
+            self.tell(request);
+            self.orders.push(Order::Wish { request: request.to_owned(), wish });
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::groups::{Group, Groups};
 use crate::orders::{AskId, Order, Placed, Report, SaveId};
 use crate::planner::{Matched, Planner, PlannerLimits, Scheduled};
+use crate::wishes::Wish;
 use kvhive_protocol::Moment;
 use std::time::Duration;
 
@@ -233,6 +234,23 @@ fn an_engine_that_lost_what_it_had_asks_once_more() {
     assert_eq!(story.planner.orders(), [Order::Drop { ask: AskId(1) }, ask]);
     story.answer(2, 64);
     assert_eq!(story.matched("r", 0, 70), Matched::Tokens(64));
+}
+
+#[test]
+fn a_wish_goes_to_workers_who_know_all_names_before_they_forget_them() {
+    let mut story = Story::plain();
+    let wish = Wish::Unpin { name: "a".to_owned() };
+    story.planner.wished("nobody", wish.clone());
+    story.request("r", "abcd");
+    story.planner.wished("r", wish.clone());
+    story.planner.finished("r");
+    let (request, hashes) = ("r".to_owned(), "abcd".bytes().map(|letter| vec![letter]).collect());
+    let orders = [
+        Order::Names { request: request.clone(), from: 0, hashes },
+        Order::Wish { request: request.clone(), wish },
+        Order::Forget { request },
+    ];
+    assert_eq!(story.planner.orders(), orders);
 }
 
 #[test]

@@ -372,9 +372,6 @@ fn introduce(
     data_address: SocketAddr,
     metrics_address: SocketAddr,
 ) -> Introduction {
-    let reached = |advertised: &str, bound: SocketAddr| {
-        if advertised.is_empty() { bound.to_string() } else { advertised.to_owned() }
-    };
     let describe = |(memory, store): (&Memory, &Option<Arc<Store>>)| DeviceDescription {
         kind: memory.kind().to_owned(),
         device_bytes: memory.tier_bytes(Tier::Device),
@@ -384,11 +381,21 @@ fn introduce(
     Introduction {
         speaks: config.speaks,
         name: config.name.clone(),
-        data_address: reached(&config.advertise_data, data_address),
-        metrics_address: reached(&config.advertise_metrics, metrics_address),
+        data_address: reached(&config.advertise_data, data_address, ""),
+        metrics_address: reached(&config.advertise_metrics, metrics_address, &config.advertise_data),
         labels: config.labels.clone(),
         devices: memories.iter().zip(stores).map(describe).collect(),
         codec: config.tuning.codec,
+    }
+}
+
+/// Returns how others reach what is bound: as is advertised, or where it is bound, or if that is every address, by the host of what else is
+/// advertised.
+fn reached(advertised: &str, bound: SocketAddr, beside: &str) -> String {
+    match beside.rsplit_once(':') {
+        _ if !advertised.is_empty() => advertised.to_owned(),
+        Some((host, _)) if bound.ip().is_unspecified() => format!("{host}:{}", bound.port()),
+        _ => bound.to_string(),
     }
 }
 
@@ -448,4 +455,20 @@ async fn serve_metrics(
 
 fn listen(runtime: &Runtime, address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
     runtime.listen(address).map_err(|source| NodeError::Listen { address, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_bound_to_every_address_is_reached_by_the_host_that_is_advertised_beside_it() {
+        let every = SocketAddr::from(([0, 0, 0, 0], 7811));
+        let one = SocketAddr::from(([10, 0, 0, 5], 7811));
+        assert_eq!(reached("", every, "node-1:7810"), "node-1:7811");
+        assert_eq!(reached("", every, "[fd00::1]:7810"), "[fd00::1]:7811");
+        assert_eq!(reached("", one, "node-1:7810"), "10.0.0.5:7811");
+        assert_eq!(reached("metrics:1", every, "node-1:7810"), "metrics:1");
+        assert_eq!(reached("", every, ""), "0.0.0.0:7811");
+    }
 }

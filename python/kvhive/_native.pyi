@@ -198,6 +198,8 @@ class EnginePlanner:
     ) -> None:
         """Takes in a request's part of the step that comes: its whole block table or what is new in it, and what is computed then."""
     def preempted(self, request: str) -> None: ...
+    def wished(self, request: str, kind: str, version: str, payload: str, hashes: list[bytes]) -> bool:
+        """Takes in what is wished for the blocks of a request that is over; says whether it is one of kvhive's actions."""
     def finished(self, request: str) -> None: ...
     def orders(self) -> bytes:
         """Returns what the workers are told with the step that comes."""

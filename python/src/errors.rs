@@ -7,6 +7,7 @@ use kvhive_protocol::WireError;
 use kvhive_tls::TlsError;
 use kvhive_wire::Fault;
 use pyo3::prelude::*;
+use std::fmt;
 
 /// Which class is raised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +55,12 @@ impl Kind {
 pub(crate) struct Failure {
     kind: Kind,
     message: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
 }
 
 impl Failure {

@@ -1,5 +1,6 @@
 """An engine that is one member of a cluster: what it shares, and what it leaves to the others."""
 
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -94,3 +95,23 @@ def test_what_is_read_much_gets_a_replica_where_little_is_read(member: KVCacheCo
         nodes = {device["device"]: device["node"] for device in balancer.get_gpu_stats()}
         for change in report["changes"]:
             assert len({nodes[device] for device in change["replicas"]}) == len(change["replicas"]) == 2 and "is read at" in change["reason"]
+
+
+def test_others_reach_an_engines_node_where_it_says(member: KVCacheConfig) -> None:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    for given, data, metrics in (
+        ({"listen_address": "127.0.0.2:0"}, "127.0.0.2:", "127.0.0.2:"),
+        # Metrics are at a port of their own, beside what is advertised.
+        ({"listen_address": f"0.0.0.0:{port}", "advertise_address": f"localhost:{port}"}, f"localhost:{port}", "localhost:"),
+    ):
+        config = KVCacheConfig(**(vars(member) | given))
+        with UltraAdaptiveKVCacheEngine(config) as engine, UltraAdaptiveKVCacheEngine(member) as other:
+            nodes = {node["name"]: node for node in engine.backing.ask("GET", "/v1/cluster")["nodes"]}
+            said = nodes[engine.backing.node.name]
+            assert said["data_address"].startswith(data) and said["metrics_address"].startswith(metrics)
+            prompt = f"Asked of who is reached by {data}. " + STORY * 3
+            ask(engine, prompt)
+            engine.flush()
+            assert ask(other, prompt)["cache_hit"]

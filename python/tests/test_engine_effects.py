@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import pytest
 from conftest import LAYOUT, ask, small_engine
 
 from kvhive.engine import AdaptiveKVCache, BaseKVCache, CachePrefetcher, KVCacheConfig, UltraAdaptiveKVCacheEngine
@@ -140,32 +139,33 @@ def test_a_mode_decides_how_long_what_was_matched_is_held() -> None:
         assert covered("bulk") == 64
 
 
-@pytest.mark.parametrize("size", [3, 6])
-def test_so_many_blocks_come_up_as_are_said_and_none_where_none_should(size: int) -> None:
-    given: dict[str, Any] = {"max_memory_mb": 1, "use_compression": False, "cache_strategy": "lru", "gc_threshold": 0.5}
-
-    def prompt(at: int) -> str:
-        return f"{at:03} " * 60
-
-    with UltraAdaptiveKVCacheEngine(small_engine(prefetch_size=size, **given)) as engine:
-        for at in range(14):
-            ask(engine, prompt(at), max_new_tokens=1)
+def prefetched(**given: Any) -> tuple[int, int]:
+    """Has fourteen prompts be served and then be brought up, of which the older lie in the lower tier, while the collection has left frames
+    free in the upper one. Returns how many of their blocks were asked for, and how many bytes the lower tier has."""
+    config = small_engine(max_memory_mb=1, use_compression=False, cache_strategy="lru", gc_threshold=0.5, **given)
+    prompts = [f"{at:03} " * 60 for at in range(14)]
+    with UltraAdaptiveKVCacheEngine(config) as engine:
+        for prompt in prompts:
+            ask(engine, prompt, max_new_tokens=1)
         engine.flush()
+        until(lambda: engine.get_stats()["node"]["collections"]["runs"] > 0)
         prefetcher = CachePrefetcher(engine)
-        # Older ones lie in the lower tier, where they are whole; the collection has left frames free in the upper one.
-        below = next(at for at in range(14) if prefetcher.prefetch([prompt(at)]) >= 14)
-        until(lambda: engine.get_stats()["node"]["promoted"] >= size)
-        stats = prefetcher.get_prefetch_stats()
-        assert stats["asked"] > 0 and stats["asked"] % size == 0 and stats["useful"] == 0
-        ask(engine, prompt(below), max_new_tokens=1)
-        until(lambda: prefetcher.get_prefetch_stats()["useful"] >= size)
-    with UltraAdaptiveKVCacheEngine(small_engine(enable_prefetch=False, **given)) as engine:
-        for at in range(14):
-            ask(engine, prompt(at), max_new_tokens=1)
-        engine.flush()
-        prefetcher = CachePrefetcher(engine)
-        assert max(prefetcher.prefetch([prompt(at)]) for at in range(14)) == 15
-        assert prefetcher.get_prefetch_stats()["asked"] == 0 and engine.get_stats()["node"]["host"]["capacity_bytes"] == 0
+        there = [prompt for prompt in prompts if prefetcher.prefetch([prompt]) > 0]
+        assert there
+        if config.enable_prefetch:
+            until(lambda: engine.get_stats()["node"]["promoted"] > 0)
+        asked = prefetcher.get_prefetch_stats()["asked"]
+        for prompt in there:
+            ask(engine, prompt, max_new_tokens=1)
+        if config.enable_prefetch:
+            until(lambda: prefetcher.get_prefetch_stats()["useful"] > 0)
+        return asked, engine.get_stats()["node"]["host"]["capacity_bytes"]
+
+
+def test_more_comes_up_the_more_is_said_and_nothing_where_none_should() -> None:
+    (few, below), (many, _) = prefetched(prefetch_size=1), prefetched(prefetch_size=15)
+    assert 0 < few < many and below > 0
+    assert prefetched(enable_prefetch=False) == (0, 0)
 
 
 def test_memory_is_freed_down_to_the_threshold_that_is_said() -> None:

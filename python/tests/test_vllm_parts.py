@@ -167,6 +167,46 @@ def test_memory_that_cannot_be_had_is_a_miss(node: kvhive.EmbeddedNode, worker: 
     assert other.courier.trouble() == f"no memory to fetch into: MemoryError: no {3 * BLOCK} bytes"
 
 
+def test_what_is_wished_for_a_requests_blocks_is_done_by_its_workers(node: kvhive.EmbeddedNode, worker: Worker) -> None:
+    names = hashes("h", 4)
+
+    def ends(request: str, *wishes: tuple[str, str]) -> None:
+        planner = planner_of()
+        planner.scheduled(request, None, False, 0, names)
+        for kind, payload in wishes:
+            assert planner.wished(request, kind, "1", payload, names)
+        planner.finished(request)
+        worker.step(planner)
+
+    def pins() -> dict[str, tuple[int, bool]]:
+        with node.client() as client:
+            return {pin.name: (pin.blocks, pin.until is None) for pin in client.pins() if pin.name.startswith("wished")}
+
+    def come_to(expected: dict[str, tuple[int, bool]]) -> None:
+        until = time.monotonic() + PATIENCE_SECONDS
+        while pins() != expected:
+            assert time.monotonic() < until, (pins(), worker.courier.trouble())
+
+    # Before the blocks are there: what comes is pinned.
+    ends("r", ("kvhive.pin", '{"name": "wished"}'))
+    come_to({"wished.0.0": (4, True)})
+    computes(worker, "r", names)
+    ends("s", ("kvhive.pin", f'{{"name": "wished", "seconds": 600, "tokens": {2 * TOKENS + 3}}}'))
+    come_to({"wished.0.0": (2, False)})
+    ends("t", ("kvhive.session", '{"returns_after": 30}'), ("kvhive.unpin", '{"name": "wished"}'))
+    come_to({})
+    assert worker.courier.trouble() is None
+    ends("u", ("kvhive.unpin", '{"name": "wished"}'))
+    until = time.monotonic() + PATIENCE_SECONDS
+    while (trouble := worker.courier.trouble()) is None:
+        assert time.monotonic() < until
+    assert "no pin" in trouble
+    planner = planner_of()
+    assert not planner.wished("r", "nvidia.prefetch", "7", "{}", names), "it is somebody else's"
+    with pytest.raises(kvhive.MisuseError, match="kvhive.pin: missing field `name`"):
+        planner.wished("r", "kvhive.pin", "1", "{}", names)
+
+
 def test_a_load_that_was_not_promised_raises(worker: Worker) -> None:
     planner = planner_of()
     with pytest.raises(kvhive.MisuseError, match="request r: 32 tokens are to be loaded, and 0 were promised"):

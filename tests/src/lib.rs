@@ -1,6 +1,10 @@
 //! Whole clusters on real sockets: starts real processes with the real command, kills them, and asks them as a user
 //! would. Each cluster has a folder and ports of its own and leaves nothing behind.
 
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/integrate/rust.md")]
+mod rust_page {}
+
 pub mod collector;
 pub mod engine;
 pub mod files;

@@ -1,13 +1,13 @@
-//! The sockets of the port that speaks Redis: who gets in, how much they may have under way, and their requests one after the other.
+//! The sockets of the port that speaks Redis: who gets in, how much they may have under way, and what is done for them in which order.
 
+use super::caller::{Caller, Sending};
 use super::command::{Ask, Says};
-use super::parse::{Bounds, MAX_ARGS, Parser, STRANGERS};
+use super::parse::{Bounds, MAX_ARGS};
 use super::reply::Reply;
-use super::session::{REDIS_VERSION, Session, Step};
+use super::session::{Session, Step};
 use crate::config::RedisConfig;
 use crate::data::{Counters, count};
 use crate::view::View;
-use bytes::BytesMut;
 use kvhive_client::{Client, ClientConfig, ClientError, Values};
 use kvhive_runtime::http::Access;
 use kvhive_runtime::{Place, Places, stopped};
@@ -16,8 +16,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, SystemTime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
@@ -25,20 +24,14 @@ use tracing::{debug, info};
 
 /// Connections at a time whose callers have not shown a token; one more ends the one that has waited longest.
 const MAX_STRANGERS: usize = 64;
-/// How long a stranger may take to show one.
-const STRANGER_LIMIT: Duration = Duration::from_secs(60);
-/// A connection without a request for this long is closed; clients keep theirs in pools.
-const IDLE_LIMIT: Duration = Duration::from_secs(3600);
 /// A request or an answer that does not get on for this long ends its connection.
-const STALL: Duration = Duration::from_secs(30);
+pub(super) const STALL: Duration = Duration::from_secs(30);
 /// How long a request waits for room.
 const ROOM_WAIT: Duration = Duration::from_secs(5);
 /// What is read at a time, and what a request may have without asking for room.
-const READ_BYTES: usize = 16 * 1024;
+pub(super) const READ_BYTES: usize = 16 * 1024;
 /// An answer of so many bytes is sent before the next is made.
-const SENT_BYTES: usize = 256 * 1024;
-/// Requests that are taken in before they are answered.
-const MAX_PIPELINED: usize = 64;
+pub(super) const SENT_BYTES: usize = 256 * 1024;
 /// Calls under way that tell values that they are over.
 const MAX_TIDYING: usize = 64;
 /// Connections of all callers to each node of the cluster.
@@ -55,13 +48,13 @@ pub(crate) fn memory_bytes(config: &RedisConfig) -> u64 {
 
 /// The port, and what all its connections share.
 pub(crate) struct Door {
-    config: RedisConfig,
+    pub(super) config: RedisConfig,
     access: Arc<Access>,
     tls: Option<Tls>,
-    view: Arc<View>,
+    pub(super) view: Arc<View>,
     pub(super) counters: Arc<Counters>,
     client: watch::Sender<Option<Client>>,
-    connections: Arc<Semaphore>,
+    pub(super) connections: Arc<Semaphore>,
     /// One permit a KiB of requests and values under way.
     room: Arc<Semaphore>,
     pub(super) tidying: Arc<Semaphore>,
@@ -168,16 +161,8 @@ impl Door {
         count(&self.counters.redis_connections);
         let id = self.ids.fetch_add(1, Ordering::Relaxed);
         let value_bytes = usize::try_from(self.config.max_value_bytes).unwrap_or(usize::MAX);
-        let mut caller = Caller {
-            stream,
-            parser: Parser::new(STRANGERS),
-            buf: BytesMut::new(),
-            out: Vec::new(),
-            session: Session::new(id, self.access.clone(), value_bytes),
-            room: None,
-            stranger: Some(place),
-            let_in: None,
-        };
+        let session = Session::new(id, self.access.clone(), value_bytes);
+        let mut caller = Caller::new(stream, session, place);
         if let Err(error) = caller.serve(self, stop).await {
             debug!(%error, "connection ended");
         }
@@ -196,7 +181,7 @@ impl Door {
         }
     }
 
-    fn bounds(&self) -> Bounds {
+    pub(super) fn bounds(&self) -> Bounds {
         let bytes = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
         Bounds {
             args: MAX_ARGS,
@@ -205,7 +190,7 @@ impl Door {
         }
     }
 
-    async fn values(&self, tenant: &str) -> Result<Values, Reply> {
+    pub(super) async fn values(&self, tenant: &str) -> Result<Values, Reply> {
         let client = self.client.borrow().clone();
         let client = client
             .ok_or_else(|| Reply::Error("LOADING the node has not reached its cluster yet".to_owned()))?;
@@ -219,7 +204,12 @@ impl Door {
     }
 
     /// Does what was asked, in its order; what may be done side by side is.
-    async fn answer(&self, tenant: &str, steps: &[(Step, bool)], caller: &mut Sending<'_>) -> io::Result<()> {
+    pub(super) async fn answer(
+        &self,
+        tenant: &str,
+        steps: &[(Step, bool)],
+        caller: &mut Sending<'_>,
+    ) -> io::Result<()> {
         let mut values = None;
         let mut rest = steps;
         while let Some((step, resp3)) = rest.first() {
@@ -280,196 +270,8 @@ impl Door {
             ask => (1, vec![self.perform(values, ask).await]),
         }
     }
-
-    /// Tells the node's figures as Redis does.
-    async fn tell(&self, tenant: &str, sections: &[String]) -> Reply {
-        let is_asked = |name: &str| {
-            let is_all = |section: &String| ["all", "default", "everything"].contains(&section.as_str());
-            sections.is_empty() || sections.iter().any(|section| section == name || is_all(section))
-        };
-        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        let mut text = String::new();
-        if is_asked("server") {
-            let version = env!("CARGO_PKG_VERSION");
-            text += &format!(
-                "# Server\r\nredis_version:{REDIS_VERSION}\r\nredis_mode:standalone\r\nkvhive_version:{version}\r\n\r\n"
-            );
-        }
-        if is_asked("clients") {
-            let (open, most) = (self.open_connections(), self.config.max_connections);
-            text += &format!("# Clients\r\nconnected_clients:{open}\r\nmaxclients:{most}\r\n\r\n");
-        }
-        if is_asked("stats") {
-            let counters = &self.counters;
-            text += &format!(
-                "# Stats\r\ntotal_connections_received:{}\r\ntotal_commands_processed:{}\r\nkeyspace_hits:{}\r\nkeyspace_misses:{}\r\n\r\n",
-                read(&counters.redis_connections),
-                read(&counters.redis_commands),
-                read(&counters.redis_hits),
-                read(&counters.redis_misses),
-            );
-        }
-        if is_asked("keyspace") {
-            let counted = match self.values(tenant).await {
-                Ok(values) => values.count().await.map_err(Reply::wrong),
-                Err(refusal) => Err(refusal),
-            };
-            match counted {
-                Ok(0) => text += "# Keyspace\r\n",
-                Ok(names) => text += &format!("# Keyspace\r\ndb0:keys={names}\r\n"),
-                Err(refusal) => return refusal,
-            }
-        }
-        Reply::text(text)
-    }
 }
 
-/// One connection.
-struct Caller {
-    stream: Stream,
-    parser: Parser,
-    buf: BytesMut,
-    out: Vec<u8>,
-    session: Session,
-    /// For the request under way.
-    room: Option<OwnedSemaphorePermit>,
-    /// Its place among strangers, until it has shown a token.
-    stranger: Option<Place>,
-    let_in: Option<OwnedSemaphorePermit>,
-}
-
-/// What is being answered.
-struct Sending<'a> {
-    stream: &'a mut Stream,
-    out: &'a mut Vec<u8>,
-}
-
-impl Sending<'_> {
-    async fn send(&mut self) -> io::Result<()> {
-        for piece in self.out.chunks(SENT_BYTES) {
-            timeout(STALL, self.stream.write_all(piece)).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        }
-        timeout(STALL, self.stream.flush()).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        self.out.clear();
-        self.out.shrink_to(SENT_BYTES);
-        Ok(())
-    }
-}
-
-impl Caller {
-    async fn serve(&mut self, door: &Door, mut stop: watch::Receiver<bool>) -> io::Result<()> {
-        loop {
-            let tenant = self.session.tenant().to_owned();
-            let steps = self.take(door);
-            let is_over = matches!(steps.last(), Some((Step::End(_), _)));
-            let is_more = steps.len() == MAX_PIPELINED || self.session.tenant() != tenant;
-            let mut sending = Sending { stream: &mut self.stream, out: &mut self.out };
-            door.answer(&tenant, &steps, &mut sending).await?;
-            if is_over {
-                return self.end().await;
-            }
-            if is_more {
-                continue;
-            }
-            sending.send().await?;
-            if let Err(refusal) = self.make_room(door).await {
-                refusal.encode(self.session.speaks_resp3(), &mut self.out);
-                return self.end().await;
-            }
-            if !self.read(&mut stop).await? {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Takes the requests that are whole, and what becomes of each; with it, whether its answer is RESP3.
-    fn take(&mut self, door: &Door) -> Vec<(Step, bool)> {
-        let mut steps = Vec::new();
-        let tenant = self.session.tenant().to_owned();
-        let serving = door.view.serving();
-        // Before there is a map, nobody knows which tenants there are.
-        let has = |name: &str| serving.as_ref().is_none_or(|serving| serving.map.tenant(name).is_some());
-        while steps.len() < MAX_PIPELINED && self.session.tenant() == tenant {
-            let step = match self.parser.next(&mut self.buf) {
-                Ok(Some(request)) => self.session.step(&request, SystemTime::now(), has),
-                Ok(None) => break,
-                Err(wrong) => Step::End(Reply::wrong(wrong)),
-            };
-            let step = self.let_in(door, step);
-            let is_over = matches!(step, Step::End(_));
-            steps.push((step, self.session.speaks_resp3()));
-            if is_over {
-                break;
-            }
-        }
-        steps
-    }
-
-    /// Gives one that has shown a token its place among those who have, if there is one.
-    fn let_in(&mut self, door: &Door, step: Step) -> Step {
-        if !self.session.is_known() || self.let_in.is_some() {
-            return step;
-        }
-        let Ok(permit) = door.connections.clone().try_acquire_owned() else {
-            count(&door.counters.redis_refused);
-            return Step::End(Reply::wrong("max number of clients reached"));
-        };
-        self.let_in = Some(permit);
-        self.stranger = None;
-        self.parser.set_bounds(door.bounds());
-        step
-    }
-
-    /// Holds room for what the request under way takes, beyond what every connection may have.
-    async fn make_room(&mut self, door: &Door) -> Result<(), Reply> {
-        let wants = self.parser.wants();
-        if wants <= READ_BYTES {
-            self.room = None;
-            return Ok(());
-        }
-        let held = self.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let lacks = (kib(wants as u64) as usize).saturating_sub(held);
-        if lacks > 0 {
-            let more = door.room(lacks as u64 * 1024).await?;
-            match &mut self.room {
-                Some(room) => room.merge(more),
-                None => self.room = Some(more),
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads what has come; false when nothing more is to.
-    async fn read(&mut self, stop: &mut watch::Receiver<bool>) -> io::Result<bool> {
-        let limit = match (&self.stranger, self.parser.is_idle()) {
-            (Some(_), _) => STRANGER_LIMIT,
-            (None, true) => IDLE_LIMIT,
-            (None, false) => STALL,
-        };
-        self.buf.reserve(self.parser.lacks(self.buf.len()).max(READ_BYTES));
-        let turned_out = async {
-            match &mut self.stranger {
-                Some(place) => place.turned_out().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            read = timeout(limit, self.stream.read_buf(&mut self.buf)) => match read {
-                Ok(read) => Ok(read? > 0),
-                Err(_) => Ok(false),
-            },
-            () = turned_out => Ok(false),
-            () = stopped(stop) => Ok(false),
-        }
-    }
-
-    /// Sends the last answer and ends.
-    async fn end(&mut self) -> io::Result<()> {
-        Sending { stream: &mut self.stream, out: &mut self.out }.send().await?;
-        self.stream.shutdown().await
-    }
-}
-
-fn kib(bytes: u64) -> u32 {
+pub(super) fn kib(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(1 << 28)
 }

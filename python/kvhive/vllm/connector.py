@@ -74,6 +74,10 @@ NOTHING: tuple[int | None, bool] = (0, False)
 AT_ONCE: tuple[bool, dict[str, Any] | None] = (False, None)
 
 
+# Of the kv_hints of one request.
+MOST_ACTIONS = 16
+
+
 def spared(otherwise: _T) -> Callable[[Callable[..., _T]], Callable[..., _T]]:
     """Has the engine's scheduler go on without kvhive where this fails. What was promised before is loaded all the same."""
 
@@ -210,9 +214,23 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     ) -> tuple[bool, dict[str, Any] | None]:
         assert self._planner is not None
         self._requests.pop(request.request_id, None)
+        self._wish(request)
         self._planner.finished(request.request_id)
         # What is saved was copied within the step: nothing of the engine's is used any more.
         return False, None
+
+    def _wish(self, request: Any) -> None:
+        """Passes on what an orchestrator wishes for the request's blocks. What cannot be read is told and harms nothing."""
+        assert self._planner is not None
+        hints = getattr(request, "kv_hints", None)
+        for action in hints.actions[:MOST_ACTIONS] if hints is not None else ():
+            try:
+                payload = json.dumps(action.payload)
+                self._planner.wished(
+                    request.request_id, action.action_type, action.action_version, payload, request.block_hashes
+                )
+            except Exception as why:
+                logger.warning("kvhive: the action %s of kv_hints is not done: %s", action.action_id, why)
 
     def reset_cache(self) -> bool | None:
         # Other engines' blocks are not this one's to forget: `kvhive clear` ends a tenant's era.

@@ -11,7 +11,7 @@ use crate::threads::Crew;
 use kvhive_client::{ClientConfig, Prefix};
 use kvhive_engines::courier::Names;
 use kvhive_engines::orders::Placed;
-use kvhive_engines::{AskId, Courier, CourierLimits, Effect, Event, Order, Report, SaveId};
+use kvhive_engines::{AskId, Courier, CourierLimits, Effect, Event, Order, Report, SaveId, Wish};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::collections::HashMap;
@@ -71,6 +71,7 @@ struct Saving {
 enum Errand {
     Find { ask: AskId, names: Names, groups: Vec<Range<usize>>, limit: Duration },
     Fetch { ask: AskId, prefixes: Vec<Prefix>, groups: Vec<Range<usize>>, limit: Duration },
+    Wish { names: Names, groups: Vec<usize>, wish: Wish },
 }
 
 impl Shared {
@@ -102,6 +103,7 @@ impl Shared {
                     Errand::Fetch { ask, prefixes, groups, limit } => {
                         shared.fetch(ask, prefixes, groups, limit).await;
                     }
+                    Errand::Wish { names, groups, wish } => shared.links.wish(&names, &groups, &wish).await,
                 }
             });
         }
@@ -206,6 +208,7 @@ impl State {
                 self.saves.push((save, group, blocks.iter().map(|placed| placed.block).collect()));
                 self.saving.insert(save, Saving { names, group, blocks });
             }
+            Effect::Wish { names, groups, wish } => errands.push(Errand::Wish { names, groups, wish }),
             Effect::Report(report) => self.reports.push(report),
         }
     }

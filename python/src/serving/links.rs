@@ -2,20 +2,24 @@
 //! told, and never fails: what does not come is not there.
 
 use crate::errors::Failure;
+use crate::pins;
 use crate::reports::refused;
 use kvhive_client::{
     Client, ClientConfig, ClientError, FetchOutcome, MissReason, NamespaceClient, Prefix, StoreOptions,
     StoreOutcome,
 };
 use kvhive_engines::courier::Names;
-use kvhive_engines::{Groups, orders::Placed};
-use kvhive_protocol::Layout;
+use kvhive_engines::{Groups, Wish, orders::Placed};
 use kvhive_protocol::data::Refusal;
+use kvhive_protocol::{Layout, Reason};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
+
+/// The longest that a wish takes: nobody waits for it.
+const WISH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Whose blocks these are.
 pub(super) struct Place {
@@ -182,6 +186,46 @@ impl Links {
             from += run;
         }
         (!is_silent).then_some(kept)
+    }
+
+    /// Sees that something becomes of a request's blocks, so many of each group.
+    pub(super) async fn wish(&self, names: &Names, groups: &[usize], wish: &Wish) {
+        let all = async {
+            let Some(spaces) = self.connect().await else { return };
+            for (group, (space, blocks)) in spaces.iter().zip(groups).enumerate() {
+                let prefix = self.prefix(space, group, names, *blocks);
+                if let Err(why) = self.wish_of(space, group, &prefix, wish).await {
+                    self.note(why);
+                }
+            }
+        };
+        if timeout(WISH_LIMIT, all).await.is_err() {
+            self.note(format!("what was wished for a request's blocks was not done within {WISH_LIMIT:?}"));
+        }
+    }
+
+    async fn wish_of(
+        &self,
+        space: &NamespaceClient,
+        group: usize,
+        prefix: &Prefix,
+        wish: &Wish,
+    ) -> Result<(), Failure> {
+        // Each worker has blocks of its own, and pins of its own.
+        let named = |name: &str| format!("{name}.{}.{group}", self.place.rank);
+        match wish {
+            Wish::Pin { .. } | Wish::Session(_) if prefix.is_empty() => Ok(()),
+            Wish::Pin { name, seconds, .. } => {
+                let mode = pins::mode(seconds.map(f64::from))?;
+                let reason = Reason::new("wished for by kv_hints of a request");
+                Ok(space.pin(&named(name), prefix, mode, reason).await?)
+            }
+            Wish::Unpin { name } => Ok(space.unpin(&named(name)).await?),
+            Wish::Session(hint) => {
+                space.release(prefix, *hint).await?;
+                Ok(())
+            }
+        }
     }
 
     /// Says what the blocks of this worker are called, for its log.

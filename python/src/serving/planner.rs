@@ -3,7 +3,7 @@
 use crate::connection::seconds;
 use crate::errors::Failure;
 use crate::serving::now;
-use kvhive_engines::{Group, Groups, Matched, Planner, PlannerLimits, Report, Scheduled};
+use kvhive_engines::{Group, Groups, Matched, Planner, PlannerLimits, Report, Scheduled, Wish};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use std::sync::{Mutex, MutexGuard};
@@ -108,6 +108,25 @@ impl EnginePlanner {
     /// Takes in that the engine has taken a request's blocks away.
     fn preempted(&self, request: &str) {
         self.lock().preempted(now(), request);
+    }
+
+    /// Takes in what is wished for the blocks of a request that is over: an action's type, version and payload in JSON. Says whether it is
+    /// one of kvhive's.
+    fn wished(
+        &self,
+        py: Python<'_>,
+        request: &str,
+        kind: &str,
+        version: &str,
+        payload: &str,
+        hashes: &Bound<'_, PyList>,
+    ) -> PyResult<bool> {
+        let wish = Wish::read(kind, version, payload).map_err(|why| Failure::misuse(why).raise(py))?;
+        let Some(wish) = wish else { return Ok(false) };
+        let mut planner = self.lock();
+        learn(&mut planner, request, hashes)?;
+        planner.wished(request, wish);
+        Ok(true)
     }
 
     /// Takes in that a request is over.
