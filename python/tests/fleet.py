@@ -38,10 +38,22 @@ class Cluster:
 
     def kill(self) -> None:
         """Ends every process of it without a word."""
+        self._signal(signal.SIGKILL)
+
+    def sweep(self) -> None:
+        """Ends what is left of it, if anything is."""
+        for one in self._processes():
+            os.kill(one, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Has every process of it stand still: what is asked of it is taken and not answered."""
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, what: signal.Signals) -> None:
         processes = self._processes()
         assert len(processes) > 2, "its nodes and its coordinator at least"
         for one in processes:
-            os.kill(one, signal.SIGKILL)
+            os.kill(one, what)
 
     def _processes(self) -> list[int]:
         # Of any width: some packages tell programs how wide a terminal is.
@@ -49,14 +61,15 @@ class Cluster:
         return [int(line.split()[0]) for line in listed.splitlines() if str(self._folder) in line and str(KVHIVE) in line]
 
 
-def tiny_llama(folder: Path) -> str:
-    """Writes a Llama whose weights are the same wherever they are made."""
+def tiny_llama(folder: Path, hidden_size: int = 256, intermediate_size: int = 512) -> str:
+    """Writes a Llama whose weights are the same wherever they are made. A wider one computes more for each byte of its cache."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(1234)
     heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
-    sizes: dict[str, Any] = {"vocab_size": 2000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+    sizes: dict[str, Any] = {"vocab_size": 2000, "hidden_size": hidden_size, "intermediate_size": intermediate_size}
+    sizes["num_hidden_layers"] = 4
     config = LlamaConfig(**sizes, **heads, max_position_embeddings=4096, tie_word_embeddings=False, initializer_range=0.2)
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
     return str(folder)

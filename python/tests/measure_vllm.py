@@ -1,13 +1,14 @@
-"""Time to first token of vLLM with and without what another engine has computed. Run by hand, with KVHIVE_BIN set:
+"""Time to first token of vLLM with and without what another engine has computed. `scripts/test vllm` runs it; by hand, with KVHIVE_BIN set:
 
-    ENVIRONMENT/bin/python python/tests/measure_vllm.py [MODEL-FOLDER]
+    ENVIRONMENT/bin/python python/tests/measure_vllm.py [--model FOLDER | --wide] [--at-most SHARE]
 
 Three engines after each other: alone without kvhive, cold on an empty cluster, warm on what that one has saved. Each prompt is asked for
-alone. Prints one line of JSON.
+alone. Prints one line of JSON, and fails where the warm engine takes more than a share of the time that the one without kvhive takes.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -19,11 +20,19 @@ from vllm_engine import Engine
 
 PROMPTS = 9
 PREFIX = 2000
+BLOCK = 32
+WIDE = {"hidden_size": 512, "intermediate_size": 4096}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Time to first token of vLLM with and without kvhive")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="FOLDER", help="its folder; a Llama of 3.4 million weights without")
+    which.add_argument("--wide", action="store_true", help="a Llama that computes more for each byte of its cache, as larger models do")
+    parser.add_argument("--at-most", type=float, metavar="SHARE", help="fail where warm / alone is more")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kvhive-measure-") as folder:
-        model = sys.argv[1] if len(sys.argv) > 1 else tiny_llama(Path(folder) / "model")
+        model = asked.model or tiny_llama(Path(folder) / "model", **(WIDE if asked.wide else {}))
         prompts = [prompt(f"measured {at}", PREFIX + 40) for at in range(PROMPTS)]
         cluster = Cluster(Path(folder) / "cluster")
         try:
@@ -42,6 +51,10 @@ def main() -> None:
             said = [row.pop("tokens") for row in rows.values()]
             shares = {f"warm / {name}": round(rows["warm"]["ttft_ms"] / rows[name]["ttft_ms"], 3) for name in ("alone", "cold")}
             print(json.dumps({**rows, "same": said[0] == said[1] == said[2], **shares}))
+            if rows["warm"]["cached"] < PREFIX // BLOCK * BLOCK:
+                sys.exit("the warm engine has not found what the cold one saved")
+            if asked.at_most is not None and shares["warm / alone"] > asked.at_most:
+                sys.exit(f"warm / alone is more than {asked.at_most}")
         finally:
             cluster.down()
 

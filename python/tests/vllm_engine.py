@@ -47,14 +47,22 @@ class Engine:
         self._read()
 
     def generate(
-        self, prompts: list[list[int]], tokens: int = 16, salt: str | None = None, wait: bool = True
+        self, prompts: list[list[int]], tokens: int = 16, salt: str | None = None
     ) -> list[dict[str, Any]]:
         """Has all prompts answered at once: `tokens`, how many of a prompt were `cached`, `ttft` and the time of them all."""
-        self._write({"prompts": prompts, "tokens": tokens, "salt": salt})
-        return self.answers() if wait else []
+        self._write({"prompts": prompts, "tokens": tokens, "salt": salt, "hold": None})
+        answers: list[dict[str, Any]] = self._read()
+        return answers
 
-    def answers(self) -> list[dict[str, Any]]:
-        """Waits for what was asked without waiting."""
+    def hold(self, prompts: list[list[int]], tokens: int, after: str) -> None:
+        """Asks for all prompts at once, and has the engine stand still between two steps: `after` the first one (`step`), or the first
+        one that loads something of the cluster's (`load`). That requests are under way then is seen to."""
+        self._write({"prompts": prompts, "tokens": tokens, "salt": None, "hold": after})
+        assert self._read() == "held", "requests were over before"
+
+    def go_on(self) -> list[dict[str, Any]]:
+        """Has an engine that stands still go on, and waits for its answers."""
+        self._write({})
         answers: list[dict[str, Any]] = self._read()
         return answers
 
@@ -105,6 +113,30 @@ def answer(what: Any) -> None:
     print("ANSWER", json.dumps(what), flush=True)
 
 
+def figures(engine: Any) -> dict[str, float]:
+    metrics = [metric for metric in engine.get_metrics() if getattr(metric, "value", None) is not None]
+    return {metric.name.removeprefix("vllm:"): metric.value for metric in metrics if len(metric.labels) <= 2}
+
+
+def loaded(engine: Any) -> float:
+    return figures(engine).get("external_prefix_cache_hits", 0)
+
+
+def hold(engine: Any, after: str) -> None:
+    """Has the engine's step wait once, until a line comes."""
+    step, before = engine.llm_engine.step, loaded(engine)
+
+    def held() -> Any:
+        outputs = step()
+        if engine.llm_engine.has_unfinished_requests() and (after == "step" or loaded(engine) > before):
+            engine.llm_engine.step = step
+            answer("held")
+            sys.stdin.readline()
+        return outputs
+
+    engine.llm_engine.step = held
+
+
 def main() -> None:
     from vllm import LLM, SamplingParams
     from vllm.config import KVTransferConfig
@@ -132,12 +164,13 @@ def main() -> None:
         if "reset" in todo:
             answer(engine.reset_prefix_cache())
         elif "figures" in todo:
-            figures = [metric for metric in engine.get_metrics() if getattr(metric, "value", None) is not None]
-            answer({metric.name.removeprefix("vllm:"): metric.value for metric in figures if len(metric.labels) <= 2})
+            answer(figures(engine))
         else:
             sampling = SamplingParams(temperature=0, max_tokens=todo["tokens"], ignore_eos=True, detokenize=False)
             salted = {} if todo["salt"] is None else {"cache_salt": todo["salt"]}
             prompts = [TokensPrompt(prompt_token_ids=prompt, **salted) for prompt in todo["prompts"]]
+            if todo["hold"] is not None:
+                hold(engine, todo["hold"])
             begun = time.monotonic()
             outputs = engine.generate(prompts, sampling, use_tqdm=False)
             took = time.monotonic() - begun
