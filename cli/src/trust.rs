@@ -32,6 +32,11 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
+    /// Takes three files; where one is lacking, none is used.
+    pub(crate) fn new(ca: Option<PathBuf>, cert: Option<PathBuf>, key: Option<PathBuf>) -> Credentials {
+        Credentials { ca, cert, key }
+    }
+
     /// Reads what was given, or what the local cluster in `dir` has if that is the one that is meant.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! `kvhive doctor`: whether this host can serve, reach its cluster and run an engine beside it; and what to do where not.
 
 mod cluster;
+mod control;
 mod engines;
 mod finding;
 mod host;
@@ -10,6 +11,8 @@ use crate::commands::prompt::Naming;
 use crate::report;
 use anyhow::{Result, bail};
 use clap::Args;
+use control::Dialled;
+use engines::Interpreter;
 use finding::{Finding, State};
 use kvhive_config::Bytes;
 use serde_json::json;
@@ -17,12 +20,14 @@ use std::path::PathBuf;
 
 /// Check this host: limits, memory, disk, clock, GPU libraries, the cluster's reachability, engines; and say what to fix
 ///
-/// A host is healthy when nothing fails. Warnings cost speed or safety, not service. The cluster is the one that --admin names, or the local
-/// one of `kvhive up`, if there is one.
+/// A host is healthy when nothing fails. Warnings cost speed or safety, not service. The cluster is the one that --admin or --coordinators
+/// names, or the local one of `kvhive up`, if there is one.
 #[derive(Args, Debug)]
 pub(crate) struct Doctor {
     #[command(flatten)]
     target: Target,
+    #[command(flatten)]
+    dialled: Dialled,
     /// Folder of a disk tier: its room, and whether it can be read past the page cache
     #[arg(long, value_name = "DIR")]
     disk: Option<PathBuf>,
@@ -46,9 +51,11 @@ impl Doctor {
     /// # Errors
     /// When something fails that must not.
     pub(crate) fn run(self) -> Result<()> {
-        let mut findings = host::look(self.disk.as_deref(), self.memory.map(|memory| memory.0));
-        findings.extend(cluster::look(&self.target));
-        findings.extend(engines::look(self.python.as_deref()));
+        let interpreter = Interpreter::ask(self.python.as_deref());
+        let memory = self.memory.map(|memory| memory.0);
+        let mut findings = host::look(self.disk.as_deref(), memory, &interpreter.nccl());
+        findings.extend(cluster::look(&self.target, &self.dialled));
+        findings.extend(interpreter.look());
         if let Some(file) = &self.blocks_file {
             findings.push(layout(&Naming::read(file)?));
         }

@@ -14,7 +14,7 @@ from lmcache.logging import init_logger
 
 from kvhive._native import EngineObjects, engine_fingerprint
 from kvhive.lmcache.settings import Settings
-from kvhive.lmcache.versions import LINES, line
+from kvhive.lmcache.versions import line, refusal
 
 __all__ = ["KvHiveL2"]
 
@@ -32,9 +32,8 @@ class KvHiveL2(EngineObjects):
     _said: tuple[str, float]
 
     def __new__(cls, **given: Any) -> Self:
-        version = lmcache.__version__
-        if line(version) not in LINES:
-            raise ValueError(f"kvhive.lmcache works with LMCache {', '.join(LINES)}; this is {version}")
+        if refused := refusal(lmcache.__version__):
+            raise ValueError(refused)
         settings = Settings.of(given)
         self = super().__new__(
             cls,

@@ -29,7 +29,7 @@ from kvhive import Client
 from kvhive._native import EnginePages, engine_fingerprint, engine_stops
 from kvhive.sglang.pools import Pool, memory_of
 from kvhive.sglang.settings import Settings
-from kvhive.sglang.versions import VERSIONS
+from kvhive.sglang.versions import refusal
 
 __all__ = ["KvHiveStorage"]
 
@@ -79,8 +79,8 @@ class KvHiveStorage(HiCacheStorage):  # type: ignore[misc]
     """Named by `{"backend_name": "kvhive", "module_path": "kvhive.sglang", "class_name": "KvHiveStorage", "interface_v1": 1, …}`."""
 
     def __init__(self, storage_config: HiCacheStorageConfig, kwargs: dict[str, Any] | None = None) -> None:
-        if sglang.__version__ not in VERSIONS:
-            raise ValueError(f"kvhive.sglang works with SGLang {', '.join(VERSIONS)}; this is {sglang.__version__}")
+        if refused := refusal(sglang.__version__):
+            raise ValueError(refused)
         self._config = storage_config
         self._settings = Settings.of(storage_config.extra_config or {})
         self._said: set[str] = set()

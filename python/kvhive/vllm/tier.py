@@ -17,7 +17,7 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 from kvhive._native import EngineTier, engine_fingerprint
 from kvhive.vllm.settings import Settings
-from kvhive.vllm.versions import LINES, line
+from kvhive.vllm.versions import line, refusal
 
 __all__ = ["KvHiveTier"]
 
@@ -42,8 +42,8 @@ class KvHiveTier(SecondaryTierManager):  # type: ignore[misc]
         **given: Any,
     ) -> None:
         super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
-        if line(vllm.__version__) not in LINES:
-            raise ValueError(f"kvhive.vllm works with vLLM {', '.join(LINES)}; this is {vllm.__version__}")
+        if refused := refusal(vllm.__version__):
+            raise ValueError(refused)
         if wrong := sorted(given.keys() & set(NOT_HERE)):
             raise ValueError(f"{', '.join(wrong)}: of the connector, and nothing of a tier")
         settings = Settings.of(given)

@@ -1,5 +1,6 @@
 //! The cluster as seen from here: whether each of its addresses answers, how long that takes, and how far clocks are apart.
 
+use super::control::Dialled;
 use super::finding::Finding;
 use crate::admin::{Admin, Target};
 use crate::cluster::local;
@@ -8,27 +9,51 @@ use serde_json::Value;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant, SystemTime};
 
-const CLUSTER: &str = "cluster";
+pub(super) const CLUSTER: &str = "cluster";
 /// How long an address may take to accept a connection.
-const LIMIT: Duration = Duration::from_secs(2);
+pub(super) const LIMIT: Duration = Duration::from_secs(2);
 /// A way that is longer costs every small fetch as much.
 const FAR: Duration = Duration::from_millis(5);
 /// Clocks further apart make events hard to read, and certificates of one seem not to be valid yet to the other.
 const APART: Duration = Duration::from_secs(5);
 
 /// Looks at the cluster that is meant, if one is.
-pub(super) fn look(target: &Target) -> Vec<Finding> {
-    if target.admin.is_none() && local::Running::load(&target.dir).is_err() {
+pub(super) fn look(target: &Target, dialled: &Dialled) -> Vec<Finding> {
+    let mut addresses = dialled.named();
+    let running = local::Running::load(&target.dir).ok().filter(|_| target.admin.is_none());
+    let has_admin = target.admin.is_some() || running.is_some();
+    if !has_admin && addresses.is_empty() {
         let found = format!("none is named, and none runs by {}", target.dir.display());
         return vec![Finding::holds(CLUSTER, "cluster", found)];
     }
-    let admin = match target.resolve() {
-        Ok(admin) => admin,
-        Err(error) => {
-            let advice = "name its admin API by --admin, its token by --token-file and, with TLS, its authorities by --ca";
-            return vec![Finding::fails(CLUSTER, "access", format!("{error:#}"), advice)];
+    let mut findings = Vec::new();
+    let mut known = running.map(|running| running.coordinators).unwrap_or_default();
+    match has_admin.then(|| target.resolve()) {
+        None => {}
+        Some(Ok(admin)) => {
+            findings.extend(by_admin(&admin));
+            // Who coordinates by now, where one says so: those that a local cluster was started with may be gone.
+            if let Ok(group) = admin.get::<Value>("/v1/raft?consistency=stale") {
+                let seats = list(&group["coordinators"]).iter();
+                known = seats.map(|seat| text(seat, "raft_address")).collect();
+            }
         }
-    };
+        Some(Err(error)) => {
+            let advice = "name its admin API by --admin, its token by --token-file and, with TLS, its authorities by --ca";
+            findings.push(Finding::fails(CLUSTER, "access", format!("{error:#}"), advice));
+        }
+    }
+    for address in known {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    findings.extend(dialled.look(target, &addresses));
+    findings
+}
+
+/// Looks at all that the admin API tells.
+fn by_admin(admin: &Admin) -> Vec<Finding> {
     let mut findings = Vec::new();
     for one in admin.each() {
         findings.extend(coordinator(&one));
@@ -133,7 +158,7 @@ fn members(overview: &Value) -> Vec<Finding> {
 }
 
 /// Says how long an address takes to accept a connection.
-fn reach(address: &str) -> std::io::Result<Duration> {
+pub(super) fn reach(address: &str) -> std::io::Result<Duration> {
     let begun = Instant::now();
     let mut last = std::io::Error::other("the name has no address");
     for one in address.to_socket_addrs()? {
@@ -145,7 +170,7 @@ fn reach(address: &str) -> std::io::Result<Duration> {
     Err(last)
 }
 
-fn millis(took: Duration) -> String {
+pub(super) fn millis(took: Duration) -> String {
     format!("{:.1} ms", took.as_secs_f64() * 1e3)
 }
 

@@ -1,9 +1,11 @@
-//! Engines beside kvhive: which of their packages an interpreter has, and whether kvhive's own fits this program.
+//! Engines beside kvhive: which of their packages an interpreter has, whether kvhive's own fits this program, and whether its adapters
+//! take those engines. That they say themselves; nothing of it is known here.
 
 use super::finding::Finding;
+use super::host::Nccl;
 use serde_json::Value;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,28 +15,44 @@ const USUAL: &str = "python3";
 /// How long it may take to answer, and how often that is looked at.
 const LIMIT: Duration = Duration::from_secs(10);
 const LOOKS_EVERY: Duration = Duration::from_millis(10);
-/// What asks the interpreter, without importing anything.
-const ASK: &str = "import importlib.metadata as m, json, sys
-names = ('kvhive', 'vllm', 'sglang', 'lmcache', 'torch', 'transformers', 'numpy')
-def version(name):
-    try:
-        return m.version(name)
-    except m.PackageNotFoundError:
-        return None
-print(json.dumps({'python': sys.version.split()[0], **{name: version(name) for name in names}}))";
+/// What asks the interpreter, without importing a package: that may take long, and fail.
+const ASK: &str = include_str!("packages.py");
+/// Whom adapters are for.
+const SERVED: [&str; 3] = ["vllm", "sglang", "lmcache"];
 
-/// Looks at an interpreter's packages; `None` looks at the usual one, which need not be there.
-pub(super) fn look(python: Option<&Path>) -> Vec<Finding> {
-    let program = python.unwrap_or(Path::new(USUAL));
-    let what = program.display().to_string();
-    match (ask(program), python) {
-        (Ok(said), _) => judge(&what, &said),
-        (Err(error), None) if error.kind() == io::ErrorKind::NotFound => {
-            vec![Finding::holds(ENGINE, what, "there is none: no engine in Python here")]
-        }
-        (Err(error), _) => {
-            let advice = "name the interpreter of the engines by --python";
-            vec![Finding::warns(ENGINE, what, error.to_string(), advice)]
+/// The interpreter of the engines, and what it has said.
+pub(super) struct Interpreter {
+    program: PathBuf,
+    /// Whether an operator named it; the usual one need not be there.
+    is_named: bool,
+    said: io::Result<Value>,
+}
+
+impl Interpreter {
+    /// Asks the one that is named, or else the usual one.
+    pub(super) fn ask(named: Option<&Path>) -> Interpreter {
+        let program = named.unwrap_or(Path::new(USUAL)).to_owned();
+        Interpreter { said: ask(&program), program, is_named: named.is_some() }
+    }
+
+    /// Returns how it has NCCL.
+    pub(super) fn nccl(&self) -> Nccl<'_> {
+        let Ok(said) = &self.said else { return Nccl::default() };
+        Nccl { brought: said["nccl"].as_str(), is_used: said["torch"].is_string() }
+    }
+
+    /// Looks at its packages.
+    pub(super) fn look(&self) -> Vec<Finding> {
+        let what = self.program.display().to_string();
+        match &self.said {
+            Ok(said) => judge(&what, said),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.is_named => {
+                vec![Finding::holds(ENGINE, what, "there is none: no engine in Python here")]
+            }
+            Err(error) => {
+                let advice = "name the interpreter of the engines by --python";
+                vec![Finding::warns(ENGINE, what, error.to_string(), advice)]
+            }
         }
     }
 }
@@ -70,7 +88,7 @@ fn judge(what: &str, said: &Value) -> Vec<Finding> {
     let all: Vec<String> = std::iter::once(python).chain(found).collect();
     let mut findings = vec![Finding::holds(ENGINE, what, all.join(", "))];
     let own = env!("CARGO_PKG_VERSION");
-    let is_served = ["vllm", "sglang", "lmcache"].into_iter().any(|name| version(name).is_some());
+    let is_served = SERVED.into_iter().any(|name| version(name).is_some());
     findings.push(match version("kvhive") {
         Some(wheel) if wheel == own => Finding::holds(ENGINE, "package kvhive", wheel),
         Some(wheel) => Finding::warns(
@@ -87,7 +105,25 @@ fn judge(what: &str, said: &Value) -> Vec<Finding> {
         ),
         None => Finding::holds(ENGINE, "package kvhive", "not installed"),
     });
+    findings.extend(SERVED.into_iter().filter_map(|name| adapter(name, said)));
     findings
+}
+
+/// Tells whether kvhive's adapter takes the engine there; nothing where one of both is not there.
+fn adapter(name: &str, said: &Value) -> Option<Finding> {
+    let (what, version) = (format!("adapter for {name}"), said[name].as_str()?);
+    Some(match said["adapters"].get(name)?.as_str() {
+        None => Finding::holds(ENGINE, what, format!("works with {version}")),
+        // No more than a warning: an engine is served as well by the adapter of what runs within it, LMCache.
+        Some(refused) => Finding::warns(
+            ENGINE,
+            what,
+            refused,
+            format!(
+                "an engine that names it does not start: install a version that it works with (docs/integrate/{name}.md)"
+            ),
+        ),
+    })
 }
 
 #[cfg(test)]
@@ -112,9 +148,19 @@ mod tests {
     }
 
     #[test]
+    fn an_engine_that_its_adapter_refuses_is_told_in_the_adapters_words() {
+        let own = env!("CARGO_PKG_VERSION");
+        let said = json!({"vllm": "0.33.1", "sglang": "0.5.23", "kvhive": own, "adapters": {"vllm": "no", "sglang": null}});
+        let told: Vec<_> =
+            judge("python3", &said).into_iter().map(|one| (one.state, one.found)).skip(2).collect();
+        let expected = [(State::Warns, "no".to_owned()), (State::Holds, "works with 0.5.23".to_owned())];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
     fn an_interpreter_that_was_named_must_answer() {
         for program in ["/nowhere/python3", "/bin/true", "/bin/echo"] {
-            let findings = look(Some(Path::new(program)));
+            let findings = Interpreter::ask(Some(Path::new(program))).look();
             assert_eq!((findings.len(), findings[0].state), (1, State::Warns), "{program}");
         }
     }

@@ -17,8 +17,17 @@ const ENOUGH_FILES: u64 = 4096;
 /// What direct IO is done in.
 const PAGE: usize = 4096;
 
+/// NCCL as the interpreter of the engines has it.
+#[derive(Default, Debug)]
+pub(super) struct Nccl<'a> {
+    /// Its library, where a package of the interpreter's brings it.
+    pub(super) brought: Option<&'a str>,
+    /// Whether something there uses it; kvhive itself does not.
+    pub(super) is_used: bool,
+}
+
 /// Looks at everything that needs nobody else.
-pub(super) fn look(disk: Option<&Path>, memory: Option<u64>) -> Vec<Finding> {
+pub(super) fn look(disk: Option<&Path>, memory: Option<u64>, nccl: &Nccl<'_>) -> Vec<Finding> {
     let limits = read("/proc/self/limits");
     let mut findings = vec![
         Finding::holds(HOST, "kvhive", env!("CARGO_PKG_VERSION")),
@@ -30,7 +39,7 @@ pub(super) fn look(disk: Option<&Path>, memory: Option<u64>) -> Vec<Finding> {
         free_memory(&read("/proc/meminfo"), &read("/sys/fs/cgroup/memory.max"), memory),
     ];
     let told = Cuda::find().and_then(|cuda| Ok((cuda.version(), cuda.gpus()?)));
-    findings.extend(gpus(told, &read("/proc/driver/nvidia/version"), &libraries()));
+    findings.extend(gpus(told, &read("/proc/driver/nvidia/version"), &libraries(), nccl));
     findings.extend(disk.map(direct_io));
     findings
 }
@@ -131,8 +140,13 @@ fn libraries() -> String {
     asked.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
-/// Judges what CUDA's driver tells of itself and its GPUs, beside what the kernel's own says and the libraries that the loader knows.
-fn gpus(told: Result<(Version, Vec<GpuInfo>), CudaError>, kernel: &str, libraries: &str) -> Vec<Finding> {
+/// Judges what CUDA's driver tells of itself and its GPUs, beside what the kernel's own says and the libraries that there are.
+fn gpus(
+    told: Result<(Version, Vec<GpuInfo>), CudaError>,
+    kernel: &str,
+    libraries: &str,
+    nccl: &Nccl<'_>,
+) -> Vec<Finding> {
     const WHAT: &str = "GPU";
     let (version, gpus) = match told {
         Ok(told) => told,
@@ -158,11 +172,19 @@ fn gpus(told: Result<(Version, Vec<GpuInfo>), CudaError>, kernel: &str, librarie
         findings.push(Finding::warns(HOST, WHAT, format!("CUDA {version} sees none"), advice));
         return findings;
     }
-    findings.push(if libraries.contains("libnccl.so.2") {
-        Finding::holds(HOST, "GPU libraries", format!("CUDA {version}, NCCL"))
-    } else {
-        let advice = "engines bring their own; else install NCCL's package and run ldconfig";
-        Finding::warns(HOST, "GPU libraries", format!("CUDA {version}; libnccl.so.2 not found"), advice)
+    const LIBRARIES: &str = "GPU libraries";
+    findings.push(match nccl.brought {
+        Some(file) => Finding::holds(HOST, LIBRARIES, format!("CUDA {version}, NCCL by {file}")),
+        None if libraries.contains("libnccl.so.2") => {
+            Finding::holds(HOST, LIBRARIES, format!("CUDA {version}, NCCL"))
+        }
+        None if nccl.is_used => Finding::warns(
+            HOST,
+            LIBRARIES,
+            format!("CUDA {version}; libnccl.so.2 not found"),
+            "engines on several GPUs need it: install torch with what it depends on, or NCCL's package, and run ldconfig",
+        ),
+        None => Finding::holds(HOST, LIBRARIES, format!("CUDA {version}; no NCCL, and no engine that uses it")),
     });
     findings
 }
@@ -239,7 +261,8 @@ mod tests {
     #[test]
     fn gpus_are_listed_and_a_driver_that_cannot_be_used_is_told() {
         let states = |told, kernel, libraries| -> Vec<(State, String)> {
-            gpus(told, kernel, libraries).into_iter().map(|one| (one.state, one.found)).collect()
+            let nccl = Nccl { brought: None, is_used: true };
+            gpus(told, kernel, libraries, &nccl).into_iter().map(|one| (one.state, one.found)).collect()
         };
         let missing = || Err(CudaError::NoLibrary { reason: "libcuda.so.1: not found".to_owned() });
         assert_eq!(states(missing(), "", "")[0].0, State::Holds);
@@ -247,17 +270,34 @@ mod tests {
         assert!(state == State::Warns && found.contains("libcuda.so.1"), "{found}");
         let version = Version { major: 13, minor: 0 };
         assert_eq!(states(Ok((version, Vec::new())), "", "")[0].0, State::Warns);
-        let gpu = GpuInfo {
+        let told = states(Ok((version, vec![h200()])), "", "libnccl.so.2");
+        let expected = ["NVIDIA H200, 140.0 GiB, sm_90, at FFFF:3B:00.0", "CUDA 13.0, NCCL"];
+        assert_eq!(told, expected.map(|found| (State::Holds, found.to_owned())));
+    }
+
+    fn h200() -> GpuInfo {
+        GpuInfo {
             ordinal: 0,
             name: "NVIDIA H200".to_owned(),
             memory_bytes: 140 << 30,
             capability: (9, 0),
             processors: 132,
             pci: "FFFF:3B:00.0".to_owned(),
+        }
+    }
+
+    #[test]
+    fn nccl_is_missed_where_an_engine_would_and_brings_none() {
+        let version = Version { major: 13, minor: 0 };
+        let judged = |brought, is_used| {
+            let told = Ok((version, vec![h200()]));
+            let last = gpus(told, "", "", &Nccl { brought, is_used }).pop().expect("of the libraries");
+            (last.state, last.found)
         };
-        let told = states(Ok((version, vec![gpu])), "", "libnccl.so.2");
-        let expected = ["NVIDIA H200, 140.0 GiB, sm_90, at FFFF:3B:00.0", "CUDA 13.0, NCCL"];
-        assert_eq!(told, expected.map(|found| (State::Holds, found.to_owned())));
+        assert_eq!(judged(None, true).0, State::Warns);
+        assert_eq!(judged(None, false).0, State::Holds);
+        let (state, found) = judged(Some("/site-packages/nvidia/nccl/lib/libnccl.so.2"), true);
+        assert!(state == State::Holds && found.contains("site-packages"), "{found}");
     }
 
     #[test]
