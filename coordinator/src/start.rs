@@ -28,11 +28,11 @@ use kvhive_runtime::{BootClock, Clock, RestartPolicy, Runtime, RuntimeConfig, Sp
 use kvhive_wire::Identity;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 /// Ticks of an election timeout: its resolution.
 const ELECTION_TICKS: u32 = 20;
@@ -53,6 +53,8 @@ pub struct CoordinatorHandle {
     raft_address: SocketAddr,
     admin_address: SocketAddr,
     failed: watch::Receiver<Option<String>>,
+    /// Closed when the log's thread has written all that it was given and let go of the log's folder.
+    log_ended: Mutex<std::sync::mpsc::Receiver<()>>,
 }
 
 /// Starts a coordinator and returns once it listens.
@@ -149,9 +151,14 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         .on(&arbiter, move || RaftActor::new(parts.take().expect("a raft actor is made once")));
     let figures = Arc::new(LogFigures::default());
     let (teller, counted) = (raft.clone(), figures.clone());
+    let (ending, log_ended) = std::sync::mpsc::channel();
+    let write_log = move || {
+        let _until_it_ends: std::sync::mpsc::Sender<()> = ending;
+        log_thread::run(store, log_writes, teller, counted);
+    };
     std::thread::Builder::new()
         .name("raft-log".to_owned())
-        .spawn(move || log_thread::run(store, log_writes, teller, counted))
+        .spawn(write_log)
         .map_err(|source| CoordinatorError::Failed(format!("cannot start the log's thread: {source}")))?;
     let identity = Identity {
         token: token.clone(),
@@ -222,7 +229,13 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         let _ = tokio::task::spawn_blocking(move || tracer.close()).await;
     });
     info!(coordinator = %name, raft = %raft_address, admin = %admin_address, "coordinator listens");
-    Ok(CoordinatorHandle { runtime, raft_address, admin_address, failed: failure })
+    Ok(CoordinatorHandle {
+        runtime,
+        raft_address,
+        admin_address,
+        failed: failure,
+        log_ended: Mutex::new(log_ended),
+    })
 }
 
 /// Rebuilds the state machine up to the snapshot; raft hands out the entries after it.
@@ -278,6 +291,12 @@ impl CoordinatorHandle {
 
     /// Closes listeners and ends all threads, within `limit`. Must not be called on one of its own threads.
     pub fn shutdown(self, limit: Duration) {
+        let begun = std::time::Instant::now();
         self.runtime.shutdown(limit);
+        let left = limit.saturating_sub(begun.elapsed());
+        let log_ended = self.log_ended.into_inner().unwrap_or_else(|poison| poison.into_inner());
+        if log_ended.recv_timeout(left) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            warn!(?limit, "the log's thread took too long and is left behind");
+        }
     }
 }

@@ -344,11 +344,18 @@ impl Trouble {
 
 /// The code of a change that was decided on a map which has moved on.
 const STALE_EPOCH: &str = "stale_epoch";
+/// The code of a change that the state of the cluster stands against.
+const REJECTED: &str = "rejected";
 
 impl Trouble {
     /// Says whether the state of the cluster stands against what was asked.
     pub(super) fn is_conflict(&self) -> bool {
         self.0.status() == StatusCode::CONFLICT
+    }
+
+    /// Says whether the change itself was refused, and not for when or how it was asked.
+    pub(super) fn is_rejected(&self) -> bool {
+        self.0.code() == REJECTED
     }
 
     /// Says whether it is refused for good: by the state of the cluster, or as there is nothing of what was asked.
@@ -386,7 +393,7 @@ impl From<WireError> for Trouble {
             }
             WireError::UnknownTenant { .. } => Trouble::not_found(detail),
             WireError::StaleEpoch { .. } => Trouble::new(StatusCode::CONFLICT, STALE_EPOCH, detail),
-            WireError::Rejected { .. } => Trouble::new(StatusCode::CONFLICT, "rejected", detail),
+            WireError::Rejected { .. } => Trouble::new(StatusCode::CONFLICT, REJECTED, detail),
             WireError::NotYet { .. } => Trouble::new(StatusCode::CONFLICT, "not_yet", detail),
             WireError::TooLittleRoom { .. } => Trouble::new(StatusCode::CONFLICT, "too_little_room", detail),
             WireError::BeyondPolicy { .. } => Trouble::new(StatusCode::CONFLICT, "beyond_policy", detail),

@@ -306,10 +306,10 @@ pub(super) async fn forget_engine(
     let command = Command::RemoveEngine { name: name.clone() };
     // What could be no engine's name is none.
     kvhive_control::check_command(&command).map_err(|_| missing(&name))?;
-    let known = admin.sources.control.engines().list().iter().any(|one| one.engine.name == name);
     match admin.submit(asked, command).await {
         Ok(_) => Ok(StatusCode::NO_CONTENT),
-        Err(refused) if refused.is_conflict() && !known => Err(missing(&name)),
+        // Nothing but its absence stands against it.
+        Err(refused) if refused.is_rejected() => Err(missing(&name)),
         Err(trouble) => Err(trouble),
     }
 }
