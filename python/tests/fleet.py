@@ -36,6 +36,12 @@ class Cluster:
         listed = json.loads(subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout)
         return sum(int(device["blocks"]) for device in listed["devices"])
 
+    def pins(self) -> dict[str, int]:
+        """Names of what is pinned, and how many blocks each names."""
+        words = [str(KVHIVE), "pin", "list", "--json", "--dir", str(self._folder)]
+        listed = json.loads(subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout)
+        return {str(pin["name"]): int(pin["keys"]) for pin in listed["pins"]}
+
     def kill(self) -> None:
         """Ends every process of it without a word."""
         self._signal(signal.SIGKILL)

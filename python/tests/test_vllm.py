@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -280,3 +281,25 @@ def test_a_job_of_a_tier_that_cannot_be_begun_has_failed_and_raises_nothing(clus
         assert pool.chunks[:, 0].tolist() == [0, 10, 20, 10, 20, 0, 0, 0]
     finally:
         pool.tier.shutdown()
+
+
+def test_what_kv_hints_wish_for_is_done_and_what_is_no_wish_harms_nothing(cluster: Cluster, model: str) -> None:
+    asked = prompt("hinted", 5 * BLOCK)
+    wrong: list[tuple[str, dict[str, Any]]] = [("kvhive.pin", {"seconds": 1}), ("nvidia.prefetch", {"any": "thing"})]
+
+    def come_to(expected: dict[str, int]) -> None:
+        until = time.monotonic() + 30
+        while (pins := {name: blocks for name, blocks in cluster.pins().items() if name.startswith("kept")}) != expected:
+            assert time.monotonic() < until, pins
+
+    with Engine(model, cluster.extra) as engine:
+        pin = ("kvhive.pin", {"name": "kept", "seconds": 600, "tokens": 3 * BLOCK + 1})
+        first = engine.generate([asked], hints=[*wrong, pin])
+        # Its workers hear of it with the next step. A server makes one after the last request; this engine when it is asked again.
+        engine.generate([prompt("next", 40)])
+        come_to({"kept.0.0": 3})
+        engine.reset()
+        again = engine.generate([asked], hints=[("kvhive.session", {"over": True}), ("kvhive.unpin", {"name": "kept"})])
+        engine.generate([prompt("next", 40)])
+        come_to({})
+        assert again[0]["tokens"] == first[0]["tokens"]

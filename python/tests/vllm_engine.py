@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -47,10 +48,15 @@ class Engine:
         self._read()
 
     def generate(
-        self, prompts: list[list[int]], tokens: int = 16, salt: str | None = None
+        self,
+        prompts: list[list[int]],
+        tokens: int = 16,
+        salt: str | None = None,
+        hints: list[tuple[str, dict[str, Any]]] | None = None,
     ) -> list[dict[str, Any]]:
-        """Has all prompts answered at once: `tokens`, how many of a prompt were `cached`, `ttft` and the time of them all."""
-        self._write({"prompts": prompts, "tokens": tokens, "salt": salt, "hold": None})
+        """Has all prompts answered at once: `tokens`, how many of a prompt were `cached`, `ttft` and the time of them all. `hints` are types
+        and payloads of the actions that go with each."""
+        self._write({"prompts": prompts, "tokens": tokens, "salt": salt, "hold": None, "hints": hints})
         answers: list[dict[str, Any]] = self._read()
         return answers
 
@@ -122,6 +128,15 @@ def loaded(engine: Any) -> float:
     return figures(engine).get("external_prefix_cache_hits", 0)
 
 
+def hint(engine: Any, hints: list[tuple[str, dict[str, Any]]] | None) -> None:
+    """Has `kv_hints` go with each request from now on; vLLM's `LLM` has no word for them."""
+    from vllm.v1.kv_hints import KvHintAction, KvHintsEnvelope
+
+    actions = [KvHintAction(str(at), kind, "1", payload) for at, (kind, payload) in enumerate(hints or [])]
+    add = type(engine.llm_engine).add_request.__get__(engine.llm_engine)
+    engine.llm_engine.add_request = functools.partial(add, kv_hints=KvHintsEnvelope("1", "tests", actions))
+
+
 def hold(engine: Any, after: str) -> None:
     """Has the engine's step wait once, until a line comes."""
     step, before = engine.llm_engine.step, loaded(engine)
@@ -169,6 +184,7 @@ def main() -> None:
             sampling = SamplingParams(temperature=0, max_tokens=todo["tokens"], ignore_eos=True, detokenize=False)
             salted = {} if todo["salt"] is None else {"cache_salt": todo["salt"]}
             prompts = [TokensPrompt(prompt_token_ids=prompt, **salted) for prompt in todo["prompts"]]
+            hint(engine, todo.get("hints"))
             if todo["hold"] is not None:
                 hold(engine, todo["hold"])
             begun = time.monotonic()
