@@ -7,7 +7,7 @@ use kvhive_tls::TlsFault;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::cluster::local;
 use crate::problem::{Refused, Unanswered};
@@ -27,10 +27,18 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const READ_LIMIT: Duration = Duration::from_secs(10);
 /// How long it may take to make a change: longer than it tries itself, which is 10 s and two leases of 60 s at most.
 const CHANGE_LIMIT: Duration = Duration::from_secs(140);
+/// How long a cluster is asked again that has no leader at the moment: longer than an election takes. Coordinators who know of none wait
+/// as long themselves, and are not asked again then.
+const ELECTION_LIMIT: Duration = Duration::from_secs(3);
+/// Wait before all are asked again.
+const ELECTION_PAUSE: Duration = Duration::from_millis(200);
 /// Names a change: asked again under it, of any coordinator, it happens once.
 const CHANGE_NAME: &str = "idempotency-key";
 
 const HTTPS: &str = "https://";
+
+/// An answer, whose body is to be read.
+type Response = ureq::http::Response<ureq::Body>;
 
 /// Which cluster a command talks to.
 #[derive(Args, Clone, Debug)]
@@ -347,7 +355,7 @@ impl Admin {
     fn ask<T: DeserializeOwned>(
         &self,
         asked: Asked,
-        call: impl Fn(&str) -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+        call: impl Fn(&str) -> Result<Response, ureq::Error>,
     ) -> Result<T> {
         let (url, mut answer) = self.ask_for(asked, call)?;
         let text = answer.body_mut().read_to_string().with_context(|| format!("answer of {url}"))?;
@@ -356,15 +364,34 @@ impl Admin {
         serde_json::from_str(text).with_context(|| format!("answer of {url} is not what was asked"))
     }
 
-    /// Returns the first answer that is none of trouble, and whose it is.
+    /// Returns the first answer that is none of trouble, and whose it is. Where some answer and none can do it now, all are asked again for as
+    /// long as an election takes.
     fn ask_for(
         &self,
         asked: Asked,
-        call: impl Fn(&str) -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
-    ) -> Result<(&str, ureq::http::Response<ureq::Body>)> {
-        let mut failures = Vec::new();
-        let mut last_refused = None;
-        let mut wait = Wait::new(self.patience);
+        call: impl Fn(&str) -> Result<Response, ureq::Error>,
+    ) -> Result<(&str, Response)> {
+        let (begun, mut wait) = (Instant::now(), Wait::new(self.patience));
+        loop {
+            let nobody = match self.ask_each(asked, &call, &mut wait)? {
+                Ok(answered) => return Ok(answered),
+                Err(nobody) => nobody,
+            };
+            if nobody.refused.is_none() || begun.elapsed() + ELECTION_PAUSE > ELECTION_LIMIT {
+                return Err(nobody.told(self.who));
+            }
+            std::thread::sleep(ELECTION_PAUSE);
+        }
+    }
+
+    /// Asks one after the other until one answers.
+    fn ask_each(
+        &self,
+        asked: Asked,
+        call: impl Fn(&str) -> Result<Response, ureq::Error>,
+        wait: &mut Wait,
+    ) -> Result<Result<(&str, Response), Nobody>> {
+        let mut nobody = Nobody::default();
         let mut urls = self.urls.iter();
         let mut next = urls.next();
         while let Some(url) = next {
@@ -379,22 +406,22 @@ impl Admin {
                     );
                 }
                 Err(error) => {
-                    failures.push(format!("{url}: {}", told(&error)));
+                    nobody.failures.push(format!("{url}: {}", told(&error)));
                     next = urls.next();
                     continue;
                 }
             };
             let status = answer.status();
             if status.is_success() {
-                if !failures.is_empty() {
+                if !nobody.failures.is_empty() {
                     self.relearn(url);
                 }
-                return Ok((url, answer));
+                return Ok(Ok((url, answer)));
             }
             let text = answer.body_mut().read_to_string().with_context(|| format!("answer of {url}"))?;
             if asked == Asked::Change && wait.goes_on(&text)? {
                 // It may take long, and who did not answer meanwhile may answer again.
-                (urls, failures) = (self.urls.iter(), Vec::new());
+                (urls, nobody) = (self.urls.iter(), Nobody::default());
                 next = urls.next();
                 continue;
             }
@@ -414,19 +441,33 @@ impl Admin {
                 return Err(Refused::new(said, &text).into());
             }
             if is_for_another(status) {
-                failures.push(format!("{url}: {message}"));
-                last_refused = Some(text);
+                nobody.failures.push(format!("{url}: {message}"));
+                nobody.refused = Some(text);
                 next = urls.next();
                 continue;
             }
             return Err(Refused::new(format!("{url} answered {status}: {message}"), &text).into());
         }
-        // Who and why in the first line: it is all that many show.
-        let failures = failures.join("; ");
-        Err(match last_refused {
-            Some(text) => Refused::new(format!("no {} does it now: {failures}", self.who), &text).into(),
-            None => Unanswered(format!("no {} answered: {failures}", self.who)).into(),
-        })
+        Ok(Err(nobody))
+    }
+}
+
+/// What all said where none did what was asked.
+#[derive(Default)]
+struct Nobody {
+    failures: Vec<String>,
+    /// The answer of the last one who can do nothing now.
+    refused: Option<String>,
+}
+
+impl Nobody {
+    /// Makes an error of it. Who and why is in its first line: it is all that many show.
+    fn told(self, who: &str) -> anyhow::Error {
+        let failures = self.failures.join("; ");
+        match self.refused {
+            Some(text) => Refused::new(format!("no {who} does it now: {failures}"), &text).into(),
+            None => Unanswered(format!("no {who} answered: {failures}")).into(),
+        }
     }
 }
 

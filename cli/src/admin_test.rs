@@ -55,6 +55,25 @@ fn a_change_that_one_coordinator_broke_off_is_asked_of_the_next_under_its_name()
 }
 
 #[test]
+fn a_cluster_without_a_leader_is_asked_again_under_the_same_name() {
+    let (url, asked) = fake(|listener| {
+        let refusal = r#"{"detail":"the leader does not answer","code":"no_leader"}"#;
+        let says = |status: &str, body: &str| {
+            let (name, mut stream) = take(&listener);
+            let head =
+                format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+            stream.write_all(format!("{head}{body}").as_bytes()).expect("it reads");
+            name
+        };
+        [says("503 No", refusal), says("503 No", refusal), says("200 OK", "{\"id\":1}")]
+    });
+    let answer: Value = admin(&[&url], CHANGE_LIMIT).post("/v1/tenants", &json!({})).expect("an answer");
+    assert_eq!(answer, json!({ "id": 1 }));
+    let names = asked.join().expect("it ends");
+    assert!(names[0].is_some() && names.iter().all(|name| *name == names[0]), "{names:?}");
+}
+
+#[test]
 fn a_change_that_is_not_answered_in_time_is_asked_of_nobody_else() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     listener.set_nonblocking(true).expect("a socket can");
