@@ -1,4 +1,4 @@
-"""What tests of whole engines share: a cluster of processes, a tiny model, prompts."""
+"""What tests of whole engines share: a cluster of processes, an engine's process, a tiny model, prompts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 KVHIVE = os.environ.get("KVHIVE_BIN")
+ANSWER = "ANSWER "
 
 
 def command(folder: Path, *words: str) -> None:
@@ -65,6 +68,62 @@ class Cluster:
         # Of any width: some packages tell programs how wide a terminal is.
         listed = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
         return [int(line.split()[0]) for line in listed.splitlines() if str(self._folder) in line and str(KVHIVE) in line]
+
+
+class Process:
+    """A script of this folder in a process of its own, told what to do line by line, and answering so."""
+
+    def __init__(self, script: str, told: Any, environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, script, json.dumps(told)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=sys.stderr,
+            text=True,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        self._read()
+
+    def end(self) -> None:
+        """Ends it as an operator would: what is being saved is saved."""
+        if self._process.poll() is None:
+            self._write({"end": True})
+            self._process.wait(60)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        try:
+            if kind is None:
+                self.end()
+        finally:
+            # With what it has started: an engine's scheduler may be a process of its own.
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self._process.wait()
+
+    def _write(self, what: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(ANSWER):
+                return json.loads(line.removeprefix(ANSWER))
+        raise AssertionError(f"it has ended with {self._process.wait()}")
+
+
+def answer(what: Any) -> None:
+    """Answers who has started this process, whatever else it prints."""
+    print(ANSWER + json.dumps(what), flush=True)
 
 
 def tiny_llama(folder: Path, hidden_size: int = 256, intermediate_size: int = 512) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from fleet import Process, answer
 
 HERE = Path(__file__).parent
 PAGE = 32
@@ -24,7 +23,7 @@ def backend(extra: dict[str, Any]) -> dict[str, Any]:
     return {**named, "prefetch_threshold": PAGE, **extra}
 
 
-class Engine:
+class Engine(Process):
     """A process that has one model loaded. `extra` is what its storage backend is told; without, it has no hierarchical cache."""
 
     def __init__(self, model: str, extra: dict[str, Any] | None = None, **options: Any) -> None:
@@ -40,20 +39,11 @@ class Engine:
                 "hicache_storage_backend": "dynamic",
                 "hicache_storage_backend_extra_config": json.dumps(backend(extra)),
             }
-        told = json.dumps({"model_path": model, **cache, **options})
         # Plug-ins are found by Python's path, and compilers beside Python.
         path = os.pathsep.join([str(HERE / "sglang_cpu"), os.environ.get("PYTHONPATH", "")])
         tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, told],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=sys.stderr,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path, "PATH": tools, "HF_HUB_OFFLINE": "1"},
-            start_new_session=True,
-        )
-        self._read()
+        environment = {"PYTHONPATH": path, "PATH": tools, "HF_HUB_OFFLINE": "1"}
+        super().__init__(__file__, {"model_path": model, **cache, **options}, environment)
 
     def generate(
         self, prompts: list[list[int]], tokens: int = 16, salt: str | None = None, wait: bool = True
@@ -83,40 +73,6 @@ class Engine:
         self._write({"detach": True})
         done, said = self._read()
         return done, said
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        try:
-            if kind is None and self._process.poll() is None:
-                self._write({"end": True})
-                self._process.wait(60)
-        finally:
-            # With what it has started: its scheduler is a process of its own.
-            try:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            self._process.wait()
-
-    def _write(self, what: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
-        self._process.stdin.flush()
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("ANSWER "):
-                return json.loads(line.removeprefix("ANSWER "))
-        raise AssertionError(f"the engine has ended with {self._process.wait()}")
-
-
-def answer(what: Any) -> None:
-    print("ANSWER", json.dumps(what), flush=True)
 
 
 def main() -> None:

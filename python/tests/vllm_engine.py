@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
 import sys
 import time
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from fleet import Process, answer
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -22,7 +22,7 @@ ENVIRONMENT = {
 }
 
 
-class Engine:
+class Engine(Process):
     """A process that has one model loaded. `extra` is what its connector is told; without, it has none."""
 
     def __init__(self, model: str, extra: dict[str, Any] | None = None, **options: Any) -> None:
@@ -36,16 +36,8 @@ class Engine:
             }
         if "kv_transfer_config" in options:
             transfer = options.pop("kv_transfer_config")
-        told = json.dumps({"model": model, "kv_transfer_config": transfer, "options": options})
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, told],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=sys.stderr,
-            text=True,
-            env={**os.environ, **ENVIRONMENT},
-        )
-        self._read()
+        told = {"model": model, "kv_transfer_config": transfer, "options": options}
+        super().__init__(__file__, told, ENVIRONMENT)
 
     def generate(
         self,
@@ -82,41 +74,6 @@ class Engine:
         """Has the engine forget what it has cached itself."""
         self._write({"reset": True})
         assert self._read() is True, "the engine's own cache was reset"
-
-    def end(self) -> None:
-        """Ends the process as an operator would: what is being saved is saved."""
-        if self._process.poll() is None:
-            self._write({"end": True})
-            self._process.wait(60)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        try:
-            if kind is None:
-                self.end()
-        finally:
-            self._process.kill()
-            self._process.wait()
-
-    def _write(self, what: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
-        self._process.stdin.flush()
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("ANSWER "):
-                return json.loads(line.removeprefix("ANSWER "))
-        raise AssertionError(f"the engine has ended with {self._process.wait()}")
-
-
-def answer(what: Any) -> None:
-    print("ANSWER", json.dumps(what), flush=True)
 
 
 def figures(engine: Any) -> dict[str, float]:

@@ -64,7 +64,8 @@ impl Copier {
     /// Copies some pieces, in any order, and returns when all of them are there.
     ///
     /// # Safety
-    /// As for [`Stream::copy`], and the host's bytes are in pinned memory.
+    /// All bytes of each piece are there for as long as the call lasts, on this GPU and in pinned memory of the host, nobody writes those that
+    /// are read, and nobody else uses those that are written.
     ///
     /// # Errors
     /// When a copy fails. Nothing is under way any more, and some pieces may have been copied.

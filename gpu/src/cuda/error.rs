@@ -79,14 +79,6 @@ impl CudaError {
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, CudaError::Failed { code: 2, .. })
     }
-
-    /// Says whether nothing of this process will work on that GPU again: an error that every later call returns too, until the
-    /// process ends (CUDA driver API, `CUresult`).
-    pub fn is_lasting(&self) -> bool {
-        // What is the kernel's or the link's fault (memory, illegal instructions, NVLink, ECC), and a device that is gone or reset.
-        let lasting = [46, 214, 219, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721];
-        matches!(self, CudaError::Failed { code, .. } if lasting.contains(code))
-    }
 }
 
 #[cfg(test)]
@@ -98,18 +90,5 @@ mod tests {
         assert_eq!(Version::of(12080).to_string(), "12.8");
         assert!(Version::of(13000) > Version::of(12090));
         assert_eq!(Version::of(-1), Version { major: 0, minor: 0 });
-    }
-
-    #[test]
-    fn some_errors_pass_and_others_last() {
-        let failed = |code| CudaError::Failed {
-            call: "cuMemAlloc_v2",
-            code,
-            name: "?".to_owned(),
-            what: "?".to_owned(),
-        };
-        assert!(failed(2).is_out_of_memory() && !failed(2).is_lasting());
-        assert!(failed(700).is_lasting() && !failed(700).is_out_of_memory());
-        assert!(!CudaError::NoSuchGpu { ordinal: 1, count: 1 }.is_lasting());
     }
 }

@@ -106,10 +106,7 @@ pub(super) fn joined(pieces: &[Piece]) -> Vec<Piece> {
 
 impl Stream {
     /// Makes one.
-    ///
-    /// # Errors
-    /// When the driver refuses.
-    pub fn new(gpu: &Arc<Gpu>) -> Result<Stream, CudaError> {
+    pub(super) fn new(gpu: &Arc<Gpu>) -> Result<Stream, CudaError> {
         let mut raw = std::ptr::null_mut();
         let _entered = gpu.enter()?;
         // SAFETY: the function writes one handle.
@@ -132,44 +129,6 @@ impl Stream {
         self.raw.addr()
     }
 
-    /// Copies some pieces, in any order, and returns when all of them are there.
-    ///
-    /// # Safety
-    /// All bytes of each piece are there for as long as the call lasts, on the host and on this stream's GPU, nobody writes those
-    /// that are read, and nobody else uses those that are written.
-    ///
-    /// # Errors
-    /// When a copy fails. Nothing is under way any more, and some pieces may have been copied.
-    pub unsafe fn copy(&self, direction: Direction, pieces: &[Piece]) -> Result<(), CudaError> {
-        let _entered = self.gpu.enter()?;
-        // SAFETY: as the caller says; the call below returns after all of it is over.
-        let begun = joined(pieces).iter().try_for_each(|piece| unsafe { self.begin(direction, piece) });
-        let over = self.wait();
-        begun.and(over)
-    }
-
-    /// Copies parts so often, each as it is, and tells how long the GPU took for all of that, in seconds. What was there is as it is
-    /// after one copy.
-    ///
-    /// # Panics
-    /// When a part lies outside of the memory.
-    ///
-    /// # Errors
-    /// When a copy fails; nothing is under way any more.
-    pub fn timed(
-        &self,
-        timer: &Timer,
-        between: Between<'_>,
-        parts: &[Part],
-        times: u32,
-    ) -> Result<f64, CudaError> {
-        let (direction, pieces) = between.pieces(parts);
-        // SAFETY: the parts lie within memory that is borrowed for as long as this call lasts, which was just looked at; what is written is
-        // borrowed alone, and nothing is under way when this returns.
-        let begin = || pieces.iter().try_for_each(|piece| unsafe { self.begin(direction, piece) });
-        self.timed_by(timer, times, begin)
-    }
-
     /// Has something begin so often, waits until all of that is over, and tells how long the GPU took.
     pub(super) fn timed_by(
         &self,
@@ -190,7 +149,8 @@ impl Stream {
     /// Has one piece be copied, some time.
     ///
     /// # Safety
-    /// As for [`Stream::copy`], until the stream was waited for.
+    /// All bytes of the piece are there until the stream was waited for, on the host and on this stream's GPU, nobody writes those that are
+    /// read, and nobody else uses those that are written.
     pub(super) unsafe fn begin(&self, direction: Direction, piece: &Piece) -> Result<(), CudaError> {
         let (table, Piece { from, to, bytes }) = (self.gpu.table(), *piece);
         // SAFETY: the caller vouches for the memory, and the context is current.

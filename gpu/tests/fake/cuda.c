@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define GPUS 2
-#define MEMORY ((size_t)96 << 20)
+#define MEMORY ((size_t)256 << 20)
 #define MAX_COPIES 4096
 
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };

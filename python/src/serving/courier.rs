@@ -2,13 +2,13 @@
 //! and this; sockets are the client's threads' business.
 
 use crate::buffer::Lent;
-use crate::connection::{seconds, tls};
+use crate::connection::seconds;
 use crate::errors::Failure;
 use crate::regions::Use;
-use crate::serving::links::{Links, Place, layouts};
+use crate::serving::links::{self, Links, Place, layouts};
 use crate::serving::{now, planner};
 use crate::threads::Crew;
-use kvhive_client::{ClientConfig, Prefix};
+use kvhive_client::Prefix;
 use kvhive_engines::courier::Names;
 use kvhive_engines::orders::Placed;
 use kvhive_engines::{AskId, Courier, CourierLimits, Effect, Event, Order, Report, SaveId, Wish};
@@ -246,8 +246,7 @@ impl EngineCourier {
             }
             let wait = seconds("wait", wait)?;
             // Whoever matches fetches at once.
-            let config =
-                ClientConfig { tls: self::tls(tls, None)?, ..ClientConfig::new(coordinators, token) };
+            let config = links::cluster(coordinators, token, tls)?;
             let layouts = layouts(&block_bytes, &groups)?;
             let place = Place { tenant, model, rank, layouts };
             let limits = CourierLimits { wait, asks: asks.max(1), memory, block_bytes: block_bytes.clone() };

@@ -1,6 +1,7 @@
 //! A worker's way to its cluster: connected when it is first needed, and anew until it is. What it is asked takes as long as it is
 //! told, and never fails: what does not come is not there.
 
+use crate::connection::tls;
 use crate::errors::Failure;
 use crate::pins;
 use crate::reports::refused;
@@ -13,6 +14,7 @@ use kvhive_engines::{Groups, Wish, orders::Placed};
 use kvhive_protocol::data::Refusal;
 use kvhive_protocol::{Layout, Reason};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::OnceCell;
@@ -241,6 +243,15 @@ fn refusal(outcome: &StoreOutcome) -> Option<&'static str> {
         StoreOutcome::Refused(refusal) => Some(refused(*refusal)),
         _ => None,
     }
+}
+
+/// Says which cluster is meant, as every adapter is told: where its coordinators are, the token, and three files where it speaks TLS.
+pub(super) fn cluster(
+    coordinators: Vec<String>,
+    token: Vec<u8>,
+    files: Option<(PathBuf, PathBuf, PathBuf)>,
+) -> Result<ClientConfig, Failure> {
+    Ok(ClientConfig { tls: tls(files, None)?, ..ClientConfig::new(coordinators, token) })
 }
 
 /// Checks the sizes of a worker's blocks.

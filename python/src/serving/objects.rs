@@ -2,14 +2,13 @@
 //! is over is told of through a descriptor. Bytes go straight between sockets and the engine's memory.
 
 use crate::buffer::Lent;
-use crate::connection::{seconds, tls};
+use crate::connection::seconds;
 use crate::errors::{Failure, Kind};
 use crate::regions::Use;
-use crate::serving::links::{Links, Place};
+use crate::serving::links::{self, Links, Place};
 use crate::serving::singles::Moved;
 use crate::serving::{now, planner};
 use crate::threads::Crew;
-use kvhive_client::ClientConfig;
 use kvhive_engines::{Ended, Tasks};
 use kvhive_protocol::Layout;
 use kvhive_protocol::frame::MAX_PAYLOAD_BYTES;
@@ -186,8 +185,7 @@ impl EngineObjects {
         load: f64,
     ) -> PyResult<EngineObjects> {
         let make = || -> Result<EngineObjects, Failure> {
-            let config =
-                ClientConfig { tls: self::tls(tls, None)?, ..ClientConfig::new(coordinators, token) };
+            let config = links::cluster(coordinators, token, tls)?;
             let place = Place { tenant, model, rank: 0, layouts: vec![Layout::ANY_LENGTH] };
             let none =
                 |why| Failure::new(Kind::Closed, format!("no descriptor to tell the engine by: {why}"));

@@ -2,10 +2,11 @@
 //! Bytes go straight between sockets and the engine's memory; a cluster that does not answer is left alone for a while.
 
 use crate::buffer::Lent;
-use crate::connection::{seconds, tls};
+use crate::connection::seconds;
 use crate::ending;
 use crate::errors::Failure;
 use crate::regions::Use;
+use crate::serving::links;
 use crate::serving::now;
 use crate::serving::singles::{Moved, put, take, which};
 use crate::threads::Crew;
@@ -227,8 +228,7 @@ impl EnginePages {
         tenant: String,
     ) -> PyResult<EnginePages> {
         let make = || -> Result<EnginePages, Failure> {
-            let config =
-                ClientConfig { tls: self::tls(tls, None)?, ..ClientConfig::new(coordinators, token) };
+            let config = links::cluster(coordinators, token, tls)?;
             let crew = Crew::of_process()?;
             let client = Arc::new(OnceCell::new());
             let state = State {

@@ -2,14 +2,13 @@
 //! the memory that the engine's processes share.
 
 use crate::buffer::Lent;
-use crate::connection::{seconds, tls};
+use crate::connection::seconds;
 use crate::errors::Failure;
 use crate::regions::Use;
-use crate::serving::links::{Links, Place, layouts};
+use crate::serving::links::{self, Links, Place, layouts};
 use crate::serving::singles::Moved;
 use crate::serving::{now, planner};
 use crate::threads::Crew;
-use kvhive_client::ClientConfig;
 use kvhive_engines::{Lookup, Lookups};
 use pyo3::prelude::*;
 use std::path::PathBuf;
@@ -142,8 +141,7 @@ impl EngineTier {
         let make = || -> Result<EngineTier, Failure> {
             let groups = planner::groups(&[(TOKENS, None)], TOKENS)?;
             let wait = seconds("wait", wait)?;
-            let config =
-                ClientConfig { tls: self::tls(tls, None)?, ..ClientConfig::new(coordinators, token) };
+            let config = links::cluster(coordinators, token, tls)?;
             let place = Place { tenant, model, rank: 0, layouts: layouts(&[block_bytes], &groups)? };
             let shared = Arc::new(Shared {
                 crew: Crew::of_process()?,
