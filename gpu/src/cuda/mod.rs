@@ -20,7 +20,9 @@ mod error;
 mod gpu;
 mod kernels;
 mod library;
+mod list;
 mod memory;
+mod pager;
 mod shelf;
 mod stream;
 
@@ -29,4 +31,5 @@ pub use driver::{Cuda, GpuInfo};
 pub use error::{CudaError, Version};
 pub use gpu::Gpu;
 pub use memory::{GpuMemory, Pinned};
+pub use pager::{Paged, Pager, PagerError, Way};
 pub use stream::{Between, Direction, Part, Piece, Stream, Timer};
