@@ -283,7 +283,7 @@ impl PagePlan {
             part_rows: 0,
             block_bytes,
             pages: layers.iter().map(|layer| layer.pages).min().unwrap_or(0),
-            reach: u64::MAX..0,
+            reach: 0..0,
         };
         plan.lay_out(layers, block)?;
         plan.measure(layers)?;
@@ -301,7 +301,7 @@ impl PagePlan {
         self.block_pages as usize
     }
 
-    /// Returns the addresses between which all pages are.
+    /// Returns the addresses between which all pages are; none where there is no page.
     pub(crate) fn reach(&self) -> Range<u64> {
         self.reach.clone()
     }
@@ -380,13 +380,15 @@ impl PagePlan {
             + u64::from(self.heads - 1) * self.head_bytes
             + row;
         let each = self.planes.len() / layers.len().max(1);
+        let (mut first, mut beyond) = (u64::MAX, 0);
         for (at, plane) in self.planes.iter().enumerate() {
             let layer = at / each;
             let Some(last) = layers[layer].pages.checked_sub(1) else { continue };
             let end = plane.stride.checked_mul(u64::from(last)).and_then(|far| plane.base.checked_add(far));
             let end = end.and_then(|last| last.checked_add(page)).ok_or(PagesError::Addresses { layer })?;
-            self.reach = self.reach.start.min(plane.base)..self.reach.end.max(end);
+            (first, beyond) = (first.min(plane.base), beyond.max(end));
         }
+        self.reach = first.min(beyond)..beyond;
         Ok(())
     }
 

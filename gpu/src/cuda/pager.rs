@@ -157,7 +157,7 @@ impl Pager {
     ) -> Result<f64, PagerError> {
         let reach = self.plan.reach();
         let (start, bytes) = engine.span();
-        if reach.start < start || reach.end > start + bytes as u64 {
+        if !reach.is_empty() && (reach.start < start || reach.end > start + bytes as u64) {
             return Err(PagesError::Outside { what: "pages" }.into());
         }
         let ends = blocks.iter().map(|paged| paged.block.checked_add(self.plan.block_bytes()));
