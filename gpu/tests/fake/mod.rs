@@ -1,0 +1,98 @@
+//! A driver of CUDA for tests on machines without a GPU: `cuda.c` and the kernels, compiled when a test first wants it. Other crates of
+//! this workspace take it in too.
+#![allow(unsafe_code, reason = "loads a library of the tests' own")]
+#![allow(dead_code, reason = "each test that takes it in uses a part")]
+
+use kvhive_gpu::cuda::{Cuda, CudaError, Gpu};
+use libloading::{Library, Symbol};
+use std::ffi::{CString, c_char, c_int};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, LazyLock};
+use tempfile::TempDir;
+
+/// A driver of the test's own: its globals are in no other test.
+pub(crate) struct Fake {
+    path: PathBuf,
+    library: Library,
+    _folder: TempDir,
+}
+
+impl Fake {
+    pub(crate) fn new() -> Fake {
+        // Compiled once. A copy is another library to the loader.
+        static MADE: LazyLock<Fake> = LazyLock::new(|| Fake::with(&[]));
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = folder.path().join("libcuda.so.1");
+        std::fs::copy(&MADE.path, &path).expect("there is room");
+        Fake::at(path, folder)
+    }
+
+    /// Makes one whose driver is compiled with these flags.
+    pub(crate) fn with(flags: &[&str]) -> Fake {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/tests/fake");
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = folder.path().join("libcuda.so.1");
+        let compile = |program: &str, source: &str, flags: &[&str]| {
+            let object = folder.path().join(source).with_extension("o");
+            let made = Command::new(program)
+                .args(["-c", "-fPIC", "-Wall", "-Werror", "-pthread", "-o"])
+                .args([&object, &sources.join(source)])
+                .args(flags)
+                .status();
+            assert!(made.expect("a compiler is there").success());
+            object
+        };
+        let objects = [compile("cc", "cuda.c", flags), compile("c++", "kernels.cpp", &[])];
+        let linked =
+            Command::new("c++").args(["-shared", "-pthread", "-o"]).arg(&path).args(objects).status();
+        assert!(linked.expect("a compiler is there").success());
+        Fake::at(path, folder)
+    }
+
+    fn at(path: PathBuf, folder: TempDir) -> Fake {
+        // SAFETY: a library of our own, without initializers.
+        let library = unsafe { Library::new(&path) }.expect("it was just made");
+        Fake { path, library, _folder: folder }
+    }
+
+    pub(crate) fn cuda(&self) -> Result<Arc<Cuda>, CudaError> {
+        Cuda::load(&self.path)
+    }
+
+    pub(crate) fn gpu(&self) -> Arc<Gpu> {
+        self.cuda().and_then(|cuda| cuda.open(0)).expect("it works")
+    }
+
+    pub(crate) fn fail(&self, call: &str, nth: c_int, code: c_int) {
+        let name = CString::new(call).expect("no 0 in it");
+        // SAFETY: the fake's own function, with its own signature.
+        unsafe {
+            let fail: Symbol<unsafe extern "C" fn(*const c_char, c_int, c_int)> =
+                self.library.get(b"fake_fail\0").expect("it is there");
+            fail(name.as_ptr(), nth, code);
+        }
+    }
+
+    pub(crate) fn set(&self, name: &str, value: c_int) {
+        // SAFETY: as above.
+        unsafe {
+            let set: Symbol<unsafe extern "C" fn(c_int)> =
+                self.library.get(name.as_bytes()).expect("it is there");
+            set(value);
+        }
+    }
+
+    pub(crate) fn ask(&self, name: &str) -> c_int {
+        // SAFETY: as above.
+        unsafe {
+            let ask: Symbol<unsafe extern "C" fn() -> c_int> =
+                self.library.get(name.as_bytes()).expect("it is there");
+            ask()
+        }
+    }
+
+    pub(crate) fn is_clean(&self) -> bool {
+        (self.ask("fake_live"), self.ask("fake_depth")) == (0, 0)
+    }
+}
