@@ -1,5 +1,7 @@
-//! A driver of CUDA for tests on machines without a GPU, which runs the kernels on the CPU.
-#![allow(dead_code, reason = "each test takes what it needs")]
+//! A driver of CUDA for tests on machines without a GPU: `cuda.c` and the kernels, compiled when a test first wants it. Other crates of
+//! this workspace take it in too.
+#![allow(unsafe_code, reason = "loads a library of the tests' own")]
+#![allow(dead_code, reason = "each test that takes it in uses a part")]
 
 use kvhive_gpu::cuda::{Cuda, CudaError, Gpu};
 use libloading::{Library, Symbol};
@@ -29,17 +31,14 @@ impl Fake {
 
     /// Makes one whose driver is compiled with these flags.
     pub(crate) fn with(flags: &[&str]) -> Fake {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake");
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/tests/fake");
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let path = folder.path().join("libcuda.so.1");
-        let kernels = kernels(&sources);
         let driver = folder.path().join("cuda.o");
         compile("cc", &sources.join("cuda.c"), &driver, flags);
-        let linked = Command::new("c++")
-            .args(["-shared", "-pthread", "-o"])
-            .arg(&path)
-            .args([driver, kernels])
-            .status();
+        let objects = [driver, kernels(&sources)];
+        let linked =
+            Command::new("c++").args(["-shared", "-pthread", "-o"]).arg(&path).args(objects).status();
         assert!(linked.expect("a compiler is there").success());
         Fake::at(path, folder)
     }
