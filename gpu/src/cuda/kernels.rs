@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum File {
     Copy,
+    Digest,
     Raw,
     Int8,
     Fp8,
@@ -20,6 +21,7 @@ impl File {
     fn ptx(self) -> &'static str {
         match self {
             File::Copy => include_str!("../../kernels/copy.ptx"),
+            File::Digest => include_str!("../../kernels/digest.ptx"),
             File::Raw => include_str!("../../kernels/raw.ptx"),
             File::Int8 => include_str!("../../kernels/int8.ptx"),
             File::Fp8 => include_str!("../../kernels/fp8.ptx"),

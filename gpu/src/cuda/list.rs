@@ -1,4 +1,4 @@
-//! Lists that kernels read: written in pinned memory, and sent to the GPU before the kernel.
+//! Lists that kernels read or write: in pinned memory, and sent to the GPU before the kernel or fetched after it.
 #![allow(unsafe_code, reason = "calls CUDA's driver with addresses")]
 
 use super::error::CudaError;
@@ -15,7 +15,7 @@ pub(super) struct List {
 }
 
 impl List {
-    /// Has a list of so many bytes be written, all of them, and none be under way.
+    /// Returns room for a list of so many bytes, of which none is under way.
     pub(super) fn write(&mut self, gpu: &Arc<Gpu>, bytes: usize) -> Result<&mut [u8], CudaError> {
         if self.room.as_ref().is_none_or(|(_, there)| there.len() < bytes) {
             self.room = None;
@@ -42,5 +42,22 @@ impl List {
         let list = Piece { from, to: there.address(), bytes: self.bytes };
         // SAFETY: both ends are this one's own and have room for it; the caller vouches for the time.
         unsafe { stream.begin(Direction::ToGpu, &list) }
+    }
+
+    /// Has it be fetched, some time.
+    ///
+    /// # Safety
+    /// It is not touched, nor let go of, until the stream was waited for.
+    pub(super) unsafe fn begin_back(&self, stream: &Stream) -> Result<(), CudaError> {
+        let Some((here, there)) = &self.room else { return Ok(()) };
+        let to = here.bytes().as_ptr().expose_provenance() as u64;
+        let list = Piece { from: there.address(), to, bytes: self.bytes };
+        // SAFETY: as above.
+        unsafe { stream.begin(Direction::ToHost, &list) }
+    }
+
+    /// Returns what was fetched, once the stream was waited for.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.room.as_ref().map_or(&[], |(here, _)| &here.bytes()[..self.bytes])
     }
 }

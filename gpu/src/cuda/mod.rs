@@ -16,6 +16,7 @@
 
 mod copier;
 mod device;
+mod digester;
 mod driver;
 mod error;
 mod gpu;
@@ -31,6 +32,7 @@ mod stream;
 
 pub use copier::Copier;
 pub use device::CudaDevice;
+pub use digester::{Digester, Span};
 pub use driver::{Cuda, GpuInfo};
 pub use error::{CudaError, Version};
 pub use gpu::Gpu;

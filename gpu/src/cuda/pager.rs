@@ -15,7 +15,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 /// Blocks of threads for each processor: more than it runs at a time, so that none waits for the last part.
-const BLOCKS_PER_PROCESSOR: u32 = 32;
+pub(super) const BLOCKS_PER_PROCESSOR: u32 = 32;
 /// Bytes of a plane in the list that the kernels read: `Plane` of `pages.cuh`.
 const PLANE_BYTES: usize = 32;
 

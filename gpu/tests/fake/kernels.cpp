@@ -10,6 +10,9 @@
 namespace copy {
 #include "../../kernels/copy.cu"
 }
+namespace digest {
+#include "../../kernels/digest.cu"
+}
 namespace raw {
 #include "../../kernels/raw.cu"
 }
@@ -38,6 +41,7 @@ const std::map<std::string, std::function<Run(void **)>> &kernels() {
 #define EIGHT(PLACE, NAME) KERNEL(PLACE, NAME##_f16), KERNEL(PLACE, NAME##_bf16), KERNEL(PLACE, NAME##_f32)
     static const std::map<std::string, std::function<Run(void **)>> all = {
         KERNEL(copy, kvhive_copy),
+        KERNEL(digest, kvhive_digest),
         KERNEL(raw, kvhive_gather_raw),
         KERNEL(raw, kvhive_scatter_raw),
         EIGHT(int8, kvhive_gather_int8),

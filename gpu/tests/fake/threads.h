@@ -18,6 +18,9 @@ struct uint2 {
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
+struct alignas(16) ulonglong2 {
+    unsigned long long x, y;
+};
 static thread_local Three threadIdx, blockIdx, blockDim, gridDim;
 
 #define __global__
@@ -159,6 +162,12 @@ static inline float __uint_as_float(unsigned bits) {
 }
 static inline unsigned long long __umul64hi(unsigned long long one, unsigned long long other) {
     return (unsigned long long)((unsigned __int128)one * other >> 64);
+}
+static inline unsigned __byte_perm(unsigned low, unsigned high, unsigned order) {
+    const unsigned long long all = (unsigned long long)high << 32 | low;
+    unsigned made = 0;
+    for (unsigned at = 0; at < 4; at++) made |= (unsigned)(all >> (order >> (4 * at) & 7) * 8 & 0xFF) << (8 * at);
+    return made;
 }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 template <class T> static inline T min(T one, T other) { return one < other ? one : other; }
