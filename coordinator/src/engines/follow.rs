@@ -24,6 +24,10 @@ const REPLAY_SILENCE: Duration = Duration::from_secs(5);
 const REPLAY_LIMIT: Duration = Duration::from_secs(60);
 /// After this long without a batch it is asked whether the last ones were missed.
 const QUIET: Duration = Duration::from_secs(10);
+/// The first wait before it is asked once more for what it may still repeat; each next one is twice as long, until nothing is missing.
+const FIRST_AGAIN: Duration = Duration::from_millis(500);
+/// The longest such wait.
+const LONGEST_AGAIN: Duration = Duration::from_secs(30);
 /// Messages that were received and wait for the feed.
 const WAITING: usize = 2;
 
@@ -107,7 +111,14 @@ async fn listen(one: &Arc<One>) -> Result<std::convert::Infallible, ZmtpError> {
     let mut replay: Option<(Reader, mpsc::Receiver<Repeated>)> = None;
     tell(one, FeedEvent::Connected, &mut replay);
     let mut quiet_at = Instant::now() + QUIET;
+    let (mut again_at, mut wait) = (None, FIRST_AGAIN);
     loop {
+        let (is_wanting, is_exact) = {
+            let state = one.state();
+            (state.feed.is_wanting(), state.feed.is_exact())
+        };
+        wait = if is_exact { FIRST_AGAIN } else { wait };
+        again_at = again_at.filter(|_| is_wanting).or(is_wanting.then(|| Instant::now() + wait));
         tokio::select! {
             message = heard.recv() => {
                 let message = message.unwrap_or(Err(ZmtpError::Io(std::io::ErrorKind::BrokenPipe.into())))?;
@@ -141,7 +152,19 @@ async fn listen(one: &Arc<One>) -> Result<std::convert::Infallible, ZmtpError> {
                 quiet_at = Instant::now() + QUIET;
                 tell(one, FeedEvent::Quiet, &mut replay);
             }
+            () = until(again_at) => {
+                (again_at, wait) = (None, (wait * 2).min(LONGEST_AGAIN));
+                tell(one, FeedEvent::Again, &mut replay);
+            }
         }
+    }
+}
+
+/// Waits until then; for ever where that is never.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

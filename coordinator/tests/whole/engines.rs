@@ -132,6 +132,23 @@ fn what_was_lost_is_repeated_and_an_engine_that_starts_anew_holds_nothing() {
 }
 
 #[test]
+fn an_engine_whose_replays_break_off_is_asked_again_until_nothing_is_missing() {
+    let group = Group::of(1);
+    let engine = FakeEngine::start();
+    follow(&group, "one", &engine);
+    engine.publish(vec![stored(1, 0..8)]);
+    engine.break_off(2);
+    engine.lose(vec![removed(1, 3)]);
+    engine.publish(vec![stored(2, 0..2)]);
+    // It says nothing more that would tell of what is missing.
+    eventually("the coordinator knows the engine's cache", || {
+        let known = known(&group.admin(0), "one");
+        known["blocks"] == 9 && known["exact"] == true
+    });
+    assert_eq!(engine.left_to_break_off(), 0, "they did");
+}
+
+#[test]
 fn a_request_that_is_sent_somewhere_counts_there_until_the_engine_reports() {
     let group = Group::of(1);
     let door = group.admin(0);

@@ -4,7 +4,7 @@
 use rmpv::Value;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,6 +24,8 @@ struct Shared {
     ring: Mutex<Vec<Vec<u8>>>,
     listeners: Mutex<Vec<TcpStream>>,
     ends: AtomicBool,
+    /// Replays that are yet to break off.
+    breaks: AtomicU32,
 }
 
 impl FakeEngine {
@@ -72,6 +74,16 @@ impl FakeEngine {
         self.keep(events);
     }
 
+    /// Has the next replays break off before anything of them is said.
+    pub(crate) fn break_off(&self, replays: u32) {
+        self.shared.breaks.store(replays, Ordering::Relaxed);
+    }
+
+    /// Returns how many of those have yet to be asked for.
+    pub(crate) fn left_to_break_off(&self) -> u32 {
+        self.shared.breaks.load(Ordering::Relaxed)
+    }
+
     fn keep(&self, events: Vec<Value>) -> (u64, Vec<u8>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
         let batch = Value::Array(vec![Value::from(now), Value::Array(events), Value::Nil]);
@@ -106,6 +118,9 @@ fn repeater(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     assert_eq!(frame(&mut stream)?, (1, Vec::new()), "a separator, more to come");
     let from = frame(&mut stream)?.1;
     let from = u64::from_be_bytes(from.try_into().expect("eight bytes"));
+    if shared.breaks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+        return Ok(());
+    }
     let ring = shared.ring.lock().expect("nobody panics here").clone();
     for (number, payload) in (0..).zip(&ring).skip(from as usize) {
         stream.write_all(&message(&[b"", &u64::to_be_bytes(number), payload]))?;

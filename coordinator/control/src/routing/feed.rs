@@ -10,6 +10,9 @@ use std::collections::VecDeque;
 pub const MAX_HELD_BATCHES: usize = 4096;
 /// The most blocks that those may name.
 pub const MAX_HELD_BLOCKS: usize = 262_144;
+/// Replays of everything in a row that reach their end and do not go back to the first batch: after as many the engine does not have it
+/// any more.
+const SHORT_REPLAYS: u32 = 3;
 
 /// Events that an engine published together.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,6 +42,8 @@ pub enum FeedEvent {
     ReplayFailed,
     /// Nothing was heard for a while.
     Quiet,
+    /// Something is missing that the engine may repeat: it is a while since that was tried.
+    Again,
 }
 
 /// What a feed wants done.
@@ -69,14 +74,16 @@ pub struct FeedCounters {
 enum Replay {
     /// None.
     Idle,
-    /// To fill a gap.
-    Gap,
+    /// To fill a gap, from this number on.
+    Gap { from: u64 },
     /// In case that something was missed.
     Probe,
     /// From the last batch known: it tells whether the engine is still the same start.
     Check,
     /// Everything: nothing is known.
     All,
+    /// Everything, once more: what is known stays until the first batch comes.
+    Anew,
 }
 
 /// One engine's events, and what its cache holds by them.
@@ -90,8 +97,10 @@ pub struct Feed {
     next: Option<u64>,
     newest_us: u64,
     replay: Replay,
-    /// The number from which the replay that has just ended has not helped.
+    /// The number from which the replay that has just ended has brought nothing.
     in_vain: Option<u64>,
+    /// Replays of everything that have ended and left something out.
+    short: u32,
     held: VecDeque<Batch>,
     held_blocks: usize,
     counters: FeedCounters,
@@ -109,6 +118,7 @@ impl Feed {
             newest_us: 0,
             replay: Replay::Idle,
             in_vain: None,
+            short: 0,
             held: VecDeque::new(),
             held_blocks: 0,
             counters: FeedCounters::default(),
@@ -133,6 +143,13 @@ impl Feed {
     /// Says whether nothing is missing of what the engine holds.
     pub fn is_exact(&self) -> bool {
         self.is_exact && self.replay == Replay::Idle && self.index.dropped() == 0
+    }
+
+    /// Says whether something is missing that the engine may repeat, and nothing is being repeated: it is to be told [`FeedEvent::Again`]
+    /// after a while.
+    pub fn is_wanting(&self) -> bool {
+        let may_help = self.can_replay && self.short < SHORT_REPLAYS;
+        self.is_connected && may_help && !self.is_exact && self.replay == Replay::Idle
     }
 
     /// Returns the number of the newest batch taken in.
@@ -172,12 +189,17 @@ impl Feed {
                     self.ask(Replay::Probe, next, effects);
                 }
             }
+            FeedEvent::Again => {
+                if self.is_wanting() {
+                    self.ask(Replay::Anew, 0, effects);
+                }
+            }
         }
     }
 
     fn connected(&mut self, effects: &mut Vec<FeedEffect>) {
         self.is_connected = true;
-        self.in_vain = None;
+        (self.in_vain, self.short) = (None, 0);
         self.drop_held();
         self.replay = Replay::Idle;
         match self.newest() {
@@ -252,7 +274,7 @@ impl Feed {
         self.counters.gaps += u64::from(self.in_vain != Some(next));
         if self.can_replay && self.in_vain != Some(next) {
             self.hold(batch);
-            self.ask(Replay::Gap, next, effects);
+            self.ask(Replay::Gap { from: next }, next, effects);
         } else {
             self.forget();
             self.apply(batch);
@@ -261,6 +283,7 @@ impl Feed {
 
     fn restarted(&mut self, effects: &mut Vec<FeedEffect>) {
         self.counters.restarts += 1;
+        self.short = 0;
         self.begin(effects);
     }
 
@@ -275,7 +298,12 @@ impl Feed {
                     self.restarted(effects);
                 }
             }
-            Replay::Gap | Replay::Probe | Replay::All => match self.next {
+            Replay::Anew => {
+                self.forget();
+                self.replay = Replay::All;
+                self.replayed(batch, effects);
+            }
+            Replay::Gap { .. } | Replay::Probe | Replay::All => match self.next {
                 Some(next) if batch.sequence < next => {}
                 Some(next) if batch.sequence == next => self.apply(batch),
                 Some(_) => {
@@ -292,29 +320,37 @@ impl Feed {
     }
 
     fn ended(&mut self, effects: &mut Vec<FeedEffect>) {
+        let is_all = matches!(self.replay, Replay::All | Replay::Anew);
         match std::mem::replace(&mut self.replay, Replay::Idle) {
             Replay::Idle => {}
             // Not even the last batch that is known: it is another start, or one that repeats nothing.
             Replay::Check => return self.restarted(effects),
-            Replay::Gap => self.in_vain = self.next,
+            // What it was asked for came, and more may be missing by now; else it has no more.
+            Replay::Gap { from } => self.in_vain = self.next.filter(|next| *next == from),
             Replay::Probe => {}
-            Replay::All => {
-                if self.next.is_none() && self.held.is_empty() {
+            Replay::All | Replay::Anew if self.next.is_none() => {
+                if self.held.is_empty() {
                     // It has published nothing yet: who repeats at all repeats the last batch.
                     (self.next, self.is_exact) = (Some(0), true);
+                } else if self.in_vain != Some(0) && self.held.iter().all(|batch| batch.sequence > 0) {
+                    // It began to publish after it had been asked.
+                    self.in_vain = Some(0);
+                    return self.ask(Replay::All, 0, effects);
                 }
             }
+            Replay::All | Replay::Anew => {}
         }
         self.take_held(effects);
+        self.short = if self.is_exact { 0 } else { self.short.saturating_add(u32::from(is_all)) };
     }
 
     fn failed(&mut self, effects: &mut Vec<FeedEffect>) {
         match std::mem::replace(&mut self.replay, Replay::Idle) {
             Replay::Idle => return,
-            Replay::Gap => self.in_vain = self.next,
+            Replay::Gap { .. } => self.in_vain = self.next,
             // Nobody says whether it is still the same start.
             Replay::Check => self.forget(),
-            Replay::Probe | Replay::All => {}
+            Replay::Probe | Replay::All | Replay::Anew => {}
         }
         self.take_held(effects);
     }

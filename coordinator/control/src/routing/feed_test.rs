@@ -271,6 +271,180 @@ fn what_waits_for_a_replay_is_bounded() {
     assert_eq!(line.feed.newest(), Some(many - 1), "an answer that nobody waits for any more");
 }
 
+#[test]
+fn what_is_lost_while_a_gap_is_filled_is_asked_for_too() {
+    let mut engine = Engine::new(100);
+    let mut line = Line::new(true);
+    line.tell(FeedEvent::Connected);
+    line.settle(&engine);
+    engine.publish(stored(0));
+    line.tell(FeedEvent::Heard(engine.publish(stored(1))));
+    let repeated = engine.repeat(line.asked.take().expect("a gap"));
+    // While these are on their way, one more is lost, and the next arrives.
+    engine.publish(stored(2));
+    line.tell(FeedEvent::Heard(engine.publish(stored(3))));
+    repeated.into_iter().for_each(|batch| line.tell(FeedEvent::Replayed(batch)));
+    line.tell(FeedEvent::ReplayEnded);
+    assert_eq!(line.asked, Some(2), "another gap");
+    line.settle(&engine);
+    assert_eq!((line.known(), line.feed.is_exact()), (set(&[0, 1, 2, 3]), true));
+    assert_eq!(line.feed.counters().given_up, 0);
+}
+
+#[test]
+fn an_engine_that_begins_to_publish_while_it_is_asked_is_asked_once_more() {
+    let mut engine = Engine::new(100);
+    let mut line = Line::new(true);
+    line.tell(FeedEvent::Connected);
+    let repeated = engine.repeat(line.asked.take().expect("for all"));
+    assert_eq!(repeated, [], "it has published nothing yet");
+    engine.publish(stored(0));
+    line.tell(FeedEvent::Heard(engine.publish(stored(1))));
+    line.tell(FeedEvent::ReplayEnded);
+    line.settle(&engine);
+    assert_eq!((line.known(), line.feed.is_exact()), (set(&[0, 1]), true));
+    // One that repeats nothing at all is asked twice and not for ever.
+    let silent = Engine::new(0);
+    let mut line = Line::new(true);
+    line.tell(FeedEvent::Connected);
+    line.tell(FeedEvent::Heard(Batch { sequence: 5, at_us: 9, events: vec![stored(5)] }));
+    line.settle(&silent);
+    assert_eq!((line.known(), line.feed.is_exact()), (set(&[5]), false));
+}
+
+#[test]
+fn a_replay_that_failed_is_tried_again_and_what_is_known_stays_meanwhile() {
+    let mut engine = Engine::new(100);
+    let mut line = Line::new(true);
+    line.tell(FeedEvent::Connected);
+    line.settle(&engine);
+    line.tell(FeedEvent::Heard(engine.publish(stored(0))));
+    engine.publish(stored(1));
+    line.tell(FeedEvent::Heard(engine.publish(stored(2))));
+    line.asked = None;
+    line.tell(FeedEvent::ReplayFailed);
+    assert_eq!((line.known(), line.feed.is_exact(), line.feed.is_wanting()), (set(&[2]), false, true));
+    for _ in 0..10 {
+        line.tell(FeedEvent::Again);
+        assert_eq!((line.asked.take(), line.feed.is_wanting()), (Some(0), false));
+        line.tell(FeedEvent::ReplayFailed);
+        assert_eq!((line.known(), line.feed.is_wanting()), (set(&[2]), true));
+    }
+    line.tell(FeedEvent::Again);
+    line.settle(&engine);
+    assert_eq!((line.known(), line.feed.is_exact(), line.feed.is_wanting()), (set(&[0, 1, 2]), true, false));
+    line.tell(FeedEvent::Again);
+    assert_eq!(line.asked, None, "nothing is missing");
+}
+
+#[test]
+fn an_engine_that_has_forgotten_the_first_batches_is_not_asked_for_ever() {
+    let mut engine = Engine::new(2);
+    for number in 0..5 {
+        engine.publish(stored(number));
+    }
+    let mut line = Line::new(true);
+    line.tell(FeedEvent::Connected);
+    line.settle(&engine);
+    let mut asked = 0;
+    while line.feed.is_wanting() {
+        line.tell(FeedEvent::Again);
+        line.settle(&engine);
+        asked += 1;
+        assert!(asked < 10, "it asks for ever");
+    }
+    assert_eq!((line.known(), line.feed.is_exact(), asked), (set(&[3, 4]), false, SHORT_REPLAYS - 1));
+}
+
+/// What happens on a line that loses much and repeats slowly.
+#[derive(Clone, Debug)]
+enum Slowly {
+    /// A batch is published; it arrives, or does not.
+    Published(u64, bool),
+    /// One more of those that are being repeated arrives, or that was all.
+    Repeated,
+    /// What is being repeated breaks off.
+    BreaksOff,
+}
+
+fn slow_story() -> impl Strategy<Value = Vec<Slowly>> {
+    let happens = prop_oneof![
+        6 => (0..20u64, prop::bool::weighted(2.0 / 3.0)).prop_map(|(block, comes)| Slowly::Published(block, comes)),
+        8 => Just(Slowly::Repeated),
+        1 => Just(Slowly::BreaksOff),
+    ];
+    prop::collection::vec(happens, 0..200)
+}
+
+/// What an engine repeats, as it stood when it was asked.
+struct Repeats(Option<std::vec::IntoIter<Batch>>);
+
+impl Repeats {
+    fn go_on(&mut self, line: &mut Line, engine: &Engine) {
+        let event = match &mut self.0 {
+            None => return,
+            Some(rest) => rest.next().map_or(FeedEvent::ReplayEnded, FeedEvent::Replayed),
+        };
+        if event == FeedEvent::ReplayEnded {
+            self.0 = None;
+        }
+        self.tell(line, engine, event);
+    }
+
+    fn tell(&mut self, line: &mut Line, engine: &Engine, event: FeedEvent) {
+        line.tell(event);
+        if let Some(from) = line.asked.take() {
+            self.0 = Some(engine.repeat(from).into_iter());
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_line_loses_while_it_repeats_all_of_it_is_known_in_the_end(story in slow_story()) {
+        let mut engine = Engine::new(1000);
+        let (mut line, mut repeats) = (Line::new(true), Repeats(None));
+        repeats.tell(&mut line, &engine, FeedEvent::Connected);
+        for happens in story {
+            match happens {
+                Slowly::Published(block, comes) => {
+                    let event = if engine.cache.contains(&block) { removed(block) } else { stored(block) };
+                    let batch = engine.publish(event);
+                    if comes {
+                        repeats.tell(&mut line, &engine, FeedEvent::Heard(batch));
+                    }
+                }
+                Slowly::Repeated => repeats.go_on(&mut line, &engine),
+                Slowly::BreaksOff => {
+                    if repeats.0.take().is_some() {
+                        repeats.tell(&mut line, &engine, FeedEvent::ReplayFailed);
+                    }
+                }
+            }
+            prop_assert!(!line.feed.is_exact() || line.feed.newest().is_none_or(|newest| {
+                let cache = engine.published[..=newest as usize].iter().fold(BTreeSet::new(), |mut cache, batch| {
+                    match &batch.events[0] {
+                        CacheEvent::Stored { blocks, .. } => { cache.insert(blocks[0].hash.0); }
+                        CacheEvent::Removed { hashes, .. } => { cache.remove(&hashes[0].0); }
+                        CacheEvent::Cleared => cache.clear(),
+                    }
+                    cache
+                });
+                line.known() == cache
+            }), "what is said to be exact is");
+        }
+        let settle = |line: &mut Line, repeats: &mut Repeats| while repeats.0.is_some() {
+            repeats.go_on(line, &engine);
+        };
+        settle(&mut line, &mut repeats);
+        repeats.tell(&mut line, &engine, FeedEvent::Again);
+        settle(&mut line, &mut repeats);
+        repeats.tell(&mut line, &engine, FeedEvent::Quiet);
+        settle(&mut line, &mut repeats);
+        prop_assert_eq!((line.known(), line.feed.is_exact()), (engine.cache.clone(), true));
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Happens {
     Stored(u64),
