@@ -1,10 +1,11 @@
 //! An arena: one slab cut into frames of a few sizes, and the lists of those that are free.
 
+use crate::cuda::{CudaError, Gpu};
 use crate::device::{Device, DeviceError};
 use crate::frame::{FrameId, WriteFrame};
 use crate::slab::{PageKind, Slab};
+use crate::space::Space;
 use std::io;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use thiserror::Error;
@@ -51,14 +52,19 @@ pub enum ArenaError {
 }
 
 /// Frames cut from one slab. Cheap to clone; the memory goes back when the last clone and the last frame are gone.
-#[derive(Clone)]
-pub struct Arena {
-    shared: Arc<Shared>,
+pub struct Arena<S: Space = Slab> {
+    shared: Arc<Shared<S>>,
+}
+
+impl<S: Space> Clone for Arena<S> {
+    fn clone(&self) -> Self {
+        Arena { shared: self.shared.clone() }
+    }
 }
 
 /// What an arena and its frames hold together.
-pub(crate) struct Shared {
-    slab: Slab,
+pub(crate) struct Shared<S> {
+    space: S,
     classes: Vec<Class>,
 }
 
@@ -79,12 +85,12 @@ pub(crate) struct State {
     pub(crate) generation: AtomicU32,
 }
 
-impl Arena {
+impl<S: Space> Arena<S> {
     /// Takes memory for all `classes` (smallest frames first) from `device` and cuts it into frames.
     ///
     /// # Errors
     /// See [`ArenaError`].
-    pub fn new(device: Arc<dyn Device>, classes: &[SizeClass]) -> Result<Arena, ArenaError> {
+    pub fn new(device: &impl Device<Space = S>, classes: &[SizeClass]) -> Result<Arena<S>, ArenaError> {
         let mut total = 0u64;
         let mut made = Vec::with_capacity(classes.len());
         for (at, size) in classes.iter().enumerate() {
@@ -100,7 +106,7 @@ impl Arena {
             made.push((*size, stride, start));
         }
         // The device may refuse; the counters below are only made when it gave the memory.
-        let slab = device.open_slab(total)?;
+        let space = device.open_slab(total)?;
         let classes = made
             .into_iter()
             .map(|(size, stride, start)| Class {
@@ -115,7 +121,7 @@ impl Arena {
                 used_bytes: AtomicU64::new(0),
             })
             .collect();
-        Ok(Arena { shared: Arc::new(Shared { slab, classes }) })
+        Ok(Arena { shared: Arc::new(Shared { space, classes }) })
     }
 
     /// Returns the size classes, smallest frames first.
@@ -131,7 +137,7 @@ impl Arena {
 
     /// Takes a free frame for `len` bytes. None when the class does not exist, its frames are smaller than `len`, or
     /// none of them is free.
-    pub fn take(&self, class: ClassId, len: u64) -> Option<WriteFrame> {
+    pub fn take(&self, class: ClassId, len: u64) -> Option<WriteFrame<S>> {
         let from =
             self.shared.classes.get(usize::from(class.0)).filter(|from| len <= from.size.frame_bytes)?;
         let index = from.free_list().pop()?;
@@ -147,25 +153,35 @@ impl Arena {
 
     /// Returns the bytes of the whole slab.
     pub fn total_bytes(&self) -> u64 {
-        self.shared.slab.len() as u64
-    }
-
-    /// Has its memory stay where it is: none of it is swapped out.
-    ///
-    /// # Errors
-    /// When this process may not lock so much (`ulimit -l`).
-    pub fn lock(&self) -> io::Result<()> {
-        self.shared.slab.lock().map_err(io::Error::from)
+        self.shared.space.bytes() as u64
     }
 
     /// Returns the bytes of all frames that are taken, whole frames counted.
     pub fn used_bytes(&self) -> u64 {
         self.shared.classes.iter().map(|class| class.used_bytes.load(Ordering::Relaxed)).sum()
     }
+}
+
+impl Arena {
+    /// Has its memory stay where it is: none of it is swapped out.
+    ///
+    /// # Errors
+    /// When this process may not lock so much (`ulimit -l`).
+    pub fn lock(&self) -> io::Result<()> {
+        self.shared.space.lock().map_err(io::Error::from)
+    }
+
+    /// Has a GPU's driver pin its memory, so that the GPU copies from and to its frames by itself.
+    ///
+    /// # Errors
+    /// When the driver refuses, as where the system has no more memory that may be pinned.
+    pub fn register(&self, gpu: &Arc<Gpu>) -> Result<(), CudaError> {
+        self.shared.space.register(gpu)
+    }
 
     /// Returns which pages the slab got.
     pub fn pages(&self) -> PageKind {
-        self.shared.slab.pages()
+        self.shared.space.pages()
     }
 }
 
@@ -176,11 +192,16 @@ impl Class {
     }
 }
 
-impl Shared {
-    /// Returns where a frame's bytes begin.
-    pub(crate) fn address(&self, frame: FrameId) -> NonNull<u8> {
+impl<S> Shared<S> {
+    /// Returns the memory.
+    pub(crate) fn space(&self) -> &S {
+        &self.space
+    }
+
+    /// Returns where in the memory a frame's bytes begin.
+    pub(crate) fn offset(&self, frame: FrameId) -> usize {
         let class = &self.classes[usize::from(frame.class.0)];
-        self.slab.address((class.start + class.stride * u64::from(frame.index)) as usize)
+        (class.start + class.stride * u64::from(frame.index)) as usize
     }
 
     /// Returns a frame's counters.

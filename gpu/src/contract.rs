@@ -1,7 +1,7 @@
 //! What every backend must do. A backend's test calls [`check`]; a broken rule panics with its name.
 
-use crate::{Arena, ArenaError, ClassId, Device, DeviceError, ReadFrame, SizeClass, WriteFrame};
-use std::collections::HashMap;
+use crate::space::sealed::Memory;
+use crate::{Arena, ArenaError, ClassId, Device, DeviceError, HostDevice, ReadFrame, SizeClass, WriteFrame};
 use std::sync::Arc;
 
 const CLASSES: [SizeClass; 3] = [
@@ -15,7 +15,7 @@ const SLAB_BYTES: u64 = 1 << 20;
 ///
 /// # Panics
 /// When the backend breaks a rule.
-pub fn check(make: &dyn Fn(u64) -> Arc<dyn Device>) {
+pub fn check<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
     memory_beyond_the_budget_is_refused_and_comes_back(make);
     classes_must_grow(make);
     an_arena_without_frames_takes_no_memory(make);
@@ -26,20 +26,46 @@ pub fn check(make: &dyn Fn(u64) -> Arc<dyn Device>) {
     a_reused_frame_has_a_new_generation(make);
     copies_are_exact_and_need_equal_lengths(make);
     handles_outlive_the_arena(make);
-    random_operations_agree_with_a_model(make);
+    random_operations_agree_with_the_host(make);
     threads_leave_every_frame_free(make);
 }
 
-fn arena(make: &dyn Fn(u64) -> Arc<dyn Device>) -> Arena {
-    Arena::new(make(SLAB_BYTES), &CLASSES).expect("the device has the memory")
+/// A device and an arena of its memory.
+struct Bench<D: Device> {
+    device: Arc<D>,
+    arena: Arena<D::Space>,
 }
 
-fn all_free(arena: &Arena) -> bool {
-    arena.used_bytes() == 0
-        && CLASSES.iter().enumerate().all(|(at, class)| arena.free_frames(ClassId(at as u8)) == class.frames)
+impl<D: Device> Bench<D> {
+    fn new(make: &dyn Fn(u64) -> Arc<D>) -> Self {
+        let device = make(SLAB_BYTES);
+        let arena = Arena::new(&*device, &CLASSES).expect("the device has the memory");
+        Bench { device, arena }
+    }
+
+    /// Takes a frame and fills it.
+    fn filled(&self, class: ClassId, bytes: &[u8]) -> Option<WriteFrame<D::Space>> {
+        let mut frame = self.arena.take(class, bytes.len() as u64)?;
+        self.device.write(bytes, &mut frame).expect("the lengths are equal");
+        Some(frame)
+    }
+
+    fn read(&self, frame: &ReadFrame<D::Space>) -> Vec<u8> {
+        let mut bytes = vec![0; frame.len()];
+        self.device.read(frame, &mut bytes).expect("the lengths are equal");
+        bytes
+    }
+
+    fn all_free(&self) -> bool {
+        self.arena.used_bytes() == 0
+            && CLASSES
+                .iter()
+                .enumerate()
+                .all(|(at, class)| self.arena.free_frames(ClassId(at as u8)) == class.frames)
+    }
 }
 
-fn memory_beyond_the_budget_is_refused_and_comes_back(make: &dyn Fn(u64) -> Arc<dyn Device>) {
+fn memory_beyond_the_budget_is_refused_and_comes_back<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
     let device = make(SLAB_BYTES);
     let limit = device.info().memory_bytes;
     assert!(
@@ -48,33 +74,34 @@ fn memory_beyond_the_budget_is_refused_and_comes_back(make: &dyn Fn(u64) -> Arc<
     );
     for _ in 0..3 {
         let slab = device.open_slab(SLAB_BYTES).expect("memory within the budget is given, again and again");
-        assert_eq!(slab.len() as u64, SLAB_BYTES);
+        assert_eq!(slab.bytes() as u64, SLAB_BYTES);
     }
 }
 
-fn classes_must_grow(make: &dyn Fn(u64) -> Arc<dyn Device>) {
+fn classes_must_grow<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    let device = make(SLAB_BYTES);
     let same = SizeClass { frame_bytes: 64, frames: 1 };
-    assert!(matches!(Arena::new(make(SLAB_BYTES), &[same, same]), Err(ArenaError::Classes { at: 1, .. })));
+    assert!(matches!(Arena::new(&*device, &[same, same]), Err(ArenaError::Classes { at: 1, .. })));
     let endless = SizeClass { frame_bytes: u64::MAX - 1, frames: 2 };
-    assert!(matches!(Arena::new(make(SLAB_BYTES), &[endless]), Err(ArenaError::Overflow)));
+    assert!(matches!(Arena::new(&*device, &[endless]), Err(ArenaError::Overflow)));
 }
 
-fn an_arena_without_frames_takes_no_memory(make: &dyn Fn(u64) -> Arc<dyn Device>) {
-    let empty = Arena::new(make(SLAB_BYTES), &[SizeClass { frame_bytes: 4096, frames: 0 }])
-        .expect("nothing is asked");
+fn an_arena_without_frames_takes_no_memory<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    let none = [SizeClass { frame_bytes: 4096, frames: 0 }];
+    let empty = Arena::new(&*make(SLAB_BYTES), &none).expect("nothing is asked");
     assert_eq!((empty.total_bytes(), empty.free_frames(ClassId(0))), (0, 0));
     assert!(empty.take(ClassId(0), 1).is_none() && empty.take(ClassId(9), 1).is_none());
 }
 
-fn frames_are_aligned_and_never_overlap(make: &dyn Fn(u64) -> Arc<dyn Device>) {
-    let arena = arena(make);
+fn frames_are_aligned_and_never_overlap<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    let Bench { arena, device: _device } = Bench::new(make);
     let mut taken = Vec::new();
     for (at, class) in CLASSES.iter().enumerate() {
         while let Some(frame) = arena.take(ClassId(at as u8), class.frame_bytes) {
-            let start = frame.bytes().as_ptr() as usize;
-            let unit = if class.frame_bytes < 4096 { 64 } else { 4096 };
+            let (space, at) = frame.span();
+            let (start, unit) = (space.base() + at as u64, if class.frame_bytes < 4096 { 64 } else { 4096 });
             assert_eq!(start % unit, 0, "frames are aligned");
-            taken.push((start, start + frame.len(), frame));
+            taken.push((start, start + frame.len() as u64, frame));
         }
     }
     taken.sort_by_key(|(start, ..)| *start);
@@ -82,46 +109,37 @@ fn frames_are_aligned_and_never_overlap(make: &dyn Fn(u64) -> Arc<dyn Device>) {
     assert_eq!(taken.len(), CLASSES.iter().map(|class| class.frames as usize).sum::<usize>());
 }
 
-fn an_exhausted_class_gives_none_and_recovers(make: &dyn Fn(u64) -> Arc<dyn Device>) {
-    let arena = arena(make);
-    let class = arena.class_for(200).expect("5000 bytes hold 200");
+fn an_exhausted_class_gives_none_and_recovers<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    let bench = Bench::new(make);
+    let class = bench.arena.class_for(200).expect("5000 bytes hold 200");
     assert_eq!(class, ClassId(1), "the smallest class that holds the bytes is chosen");
-    assert!(arena.take(class, 5001).is_none(), "a frame never holds more than its class says");
-    let held: Vec<WriteFrame> = std::iter::from_fn(|| arena.take(class, 200)).collect();
-    assert_eq!((held.len(), arena.free_frames(class)), (5, 0));
+    assert!(bench.arena.take(class, 5001).is_none(), "a frame never holds more than its class says");
+    let held: Vec<WriteFrame<D::Space>> = std::iter::from_fn(|| bench.arena.take(class, 200)).collect();
+    assert_eq!((held.len(), bench.arena.free_frames(class)), (5, 0));
     drop(held);
-    assert!(all_free(&arena), "an exhausted class recovers");
+    assert!(bench.all_free(), "an exhausted class recovers");
 }
 
-fn a_dropped_writer_gives_its_frame_back(make: &dyn Fn(u64) -> Arc<dyn Device>) {
-    let arena = arena(make);
-    let mut frame = arena.take(ClassId(0), 100).expect("a fresh arena has room");
-    frame.bytes_mut().fill(1);
-    drop(frame);
-    assert!(all_free(&arena), "a dropped writer gives its frame back");
+fn a_dropped_writer_gives_its_frame_back<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    let bench = Bench::new(make);
+    drop(bench.filled(ClassId(0), &[1; 100]).expect("a fresh arena has room"));
+    assert!(bench.all_free(), "a dropped writer gives its frame back");
 }
 
-fn bytes_stay_while_any_reader_lives(make: &dyn Fn(u64) -> Arc<dyn Device>) {
-    let arena = arena(make);
-    let mut frame = arena.take(ClassId(2), 60_000).expect("a fresh arena has room");
-    frame.bytes_mut().fill(0x11);
-    let first = frame.seal();
+fn bytes_stay_while_any_reader_lives<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    let bench = Bench::new(make);
+    let first = bench.filled(ClassId(2), &[0x11; 60_000]).expect("a fresh arena has room").seal();
     let second = first.clone();
     assert_eq!(first.readers(), 2);
     drop(first);
-    let others: Vec<WriteFrame> = std::iter::from_fn(|| arena.take(ClassId(2), 65_536))
-        .map(|mut other| {
-            other.bytes_mut().fill(0x22);
-            other
-        })
-        .collect();
+    let others: Vec<_> = std::iter::from_fn(|| bench.filled(ClassId(2), &[0x22; 65_536])).collect();
     assert_eq!(others.len(), 2, "a frame with a reader is not given out");
-    assert!(second.bytes().iter().all(|byte| *byte == 0x11), "bytes stay while any reader lives");
+    assert_eq!(bench.read(&second), [0x11; 60_000], "bytes stay while any reader lives");
 }
 
-fn a_reused_frame_has_a_new_generation(make: &dyn Fn(u64) -> Arc<dyn Device>) {
-    let arena =
-        Arena::new(make(SLAB_BYTES), &[SizeClass { frame_bytes: 64, frames: 1 }]).expect("one frame fits");
+fn a_reused_frame_has_a_new_generation<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    let one = [SizeClass { frame_bytes: 64, frames: 1 }];
+    let arena = Arena::new(&*make(SLAB_BYTES), &one).expect("one frame fits");
     let first = arena.take(ClassId(0), 64).expect("it is free");
     let (place, generation) = (first.frame_id(), first.generation());
     drop(first);
@@ -130,121 +148,135 @@ fn a_reused_frame_has_a_new_generation(make: &dyn Fn(u64) -> Arc<dyn Device>) {
     assert_ne!(second.generation(), generation, "a reused frame has a new generation");
 }
 
-fn copies_are_exact_and_need_equal_lengths(make: &dyn Fn(u64) -> Arc<dyn Device>) {
-    let device = make(SLAB_BYTES);
-    let arena = Arena::new(device.clone(), &CLASSES).expect("the device has the memory");
+fn copies_are_exact_and_need_equal_lengths<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    let Bench { device, arena } = &Bench::new(make);
     let mut random = Random(5);
+    let bytes: Vec<u8> = (0..60_001).map(|_| random.next() as u8).collect();
     let mut source = arena.take(ClassId(2), 60_001).expect("a fresh arena has room");
-    source.bytes_mut().iter_mut().for_each(|byte| *byte = random.next() as u8);
+    device.write(&bytes, &mut source).expect("the lengths are equal");
     let source = source.seal();
     let mut target = arena.take(ClassId(2), 60_001).expect("there is room for two");
     device.copy(&source, &mut target).expect("the lengths are equal");
-    assert_eq!(source.bytes(), target.bytes(), "copies are exact");
-    let mut short = arena.take(ClassId(2), 60_000).expect("there is room for three");
-    assert_eq!(device.copy(&source, &mut short), Err(DeviceError::Length { from: 60_001, to: 60_000 }));
+    let mut read = vec![0; 60_001];
+    device.read(&target.seal(), &mut read).expect("the lengths are equal");
+    assert!(read == bytes, "copies are exact");
+    let mut short = arena.take(ClassId(2), 60_000).expect("there is room again");
+    let unequal = |from, to| Err(DeviceError::Length { from, to });
+    assert_eq!(device.copy(&source, &mut short), unequal(60_001, 60_000));
+    assert_eq!(device.write(&bytes, &mut short), unequal(60_001, 60_000));
+    assert_eq!(device.read(&source, &mut read[1..]), unequal(60_001, 60_000));
 }
 
-fn handles_outlive_the_arena(make: &dyn Fn(u64) -> Arc<dyn Device>) {
-    let arena = arena(make);
+fn handles_outlive_the_arena<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    let Bench { device, arena } = Bench::new(make);
     let mut frame = arena.take(ClassId(1), 10).expect("a fresh arena has room");
     drop(arena);
-    frame.bytes_mut().copy_from_slice(b"still here");
-    assert_eq!(frame.seal().bytes(), b"still here", "handles outlive the arena");
+    device.write(b"still here", &mut frame).expect("the lengths are equal");
+    let mut read = [0; 10];
+    device.read(&frame.seal(), &mut read).expect("the lengths are equal");
+    assert_eq!(&read, b"still here", "handles outlive the arena");
 }
 
-fn random_operations_agree_with_a_model(make: &dyn Fn(u64) -> Arc<dyn Device>) {
-    for seed in 1..=6 {
-        let device = make(SLAB_BYTES);
-        let arena = Arena::new(device.clone(), &CLASSES).expect("the device has the memory");
-        let mut random = Random(seed);
-        // What is alive, with the byte that fills it.
-        let mut live: Vec<(ReadFrame, u8)> = Vec::new();
-        let mut clones: HashMap<usize, u32> = HashMap::new();
-        for step in 0..300u32 {
-            match random.next() % 4 {
-                0 | 1 => {
-                    let class = ClassId((random.next() % 3) as u8);
-                    let bytes = 1 + random.next() % CLASSES[usize::from(class.0)].frame_bytes;
-                    if let Some(mut frame) = arena.take(class, bytes) {
-                        frame.bytes_mut().fill(step as u8);
-                        if random.next().is_multiple_of(5) {
-                            continue;
-                        }
-                        let frame = frame.seal();
-                        *clones.entry(frame.bytes().as_ptr() as usize).or_default() += 1;
-                        live.push((frame, step as u8));
-                    }
-                }
-                2 if !live.is_empty() => {
-                    let at = random.next() as usize % live.len();
-                    let (frame, byte) = (live[at].0.clone(), live[at].1);
-                    *clones.entry(frame.bytes().as_ptr() as usize).or_default() += 1;
-                    live.push((frame, byte));
-                }
-                _ if !live.is_empty() => {
-                    let (frame, _) = live.swap_remove(random.next() as usize % live.len());
-                    let place = frame.bytes().as_ptr() as usize;
-                    let count = clones.get_mut(&place).expect("it is alive");
-                    *count -= 1;
-                    if *count == 0 {
-                        clones.remove(&place);
-                    }
-                }
-                _ => {}
-            }
-            for (frame, byte) in &live {
-                assert!(
-                    frame.bytes().iter().all(|held| held == byte),
-                    "seed {seed} step {step}: bytes changed"
-                );
-                assert_eq!(
-                    frame.readers(),
-                    clones[&(frame.bytes().as_ptr() as usize)],
-                    "seed {seed} step {step}"
-                );
-            }
-            let used: u32 = CLASSES
-                .iter()
-                .enumerate()
-                .map(|(at, class)| class.frames - arena.free_frames(ClassId(at as u8)))
-                .sum();
-            assert_eq!(
-                used as usize,
-                clones.len(),
-                "seed {seed} step {step}: frames leaked or were freed early"
-            );
+/// Two devices of which the same was asked.
+struct Twins<D: Device> {
+    ours: Bench<D>,
+    host: Bench<HostDevice>,
+    /// What is alive on both.
+    live: Vec<(ReadFrame<D::Space>, ReadFrame)>,
+}
+
+impl<D: Device> Twins<D> {
+    fn store(&mut self, class: ClassId, bytes: &[u8]) -> bool {
+        let (ours, host) = (self.ours.filled(class, bytes), self.host.filled(class, bytes));
+        assert_eq!(ours.is_some(), host.is_some(), "both have room, or neither");
+        let Some((ours, host)) = ours.zip(host) else { return false };
+        self.live.push((ours.seal(), host.seal()));
+        true
+    }
+
+    fn copy(&mut self, at: usize) {
+        let (ours, host) = &self.live[at];
+        let class = ours.frame_id().class;
+        let (to_ours, to_host) =
+            (self.ours.arena.take(class, ours.len() as u64), self.host.arena.take(class, host.len() as u64));
+        assert_eq!(to_ours.is_some(), to_host.is_some(), "both have room, or neither");
+        let Some((mut to_ours, mut to_host)) = to_ours.zip(to_host) else { return };
+        self.ours.device.copy(ours, &mut to_ours).expect("the lengths are equal");
+        self.host.device.copy(host, &mut to_host).expect("the lengths are equal");
+        self.live.push((to_ours.seal(), to_host.seal()));
+    }
+
+    fn check(&self, when: &str) {
+        for (ours, host) in &self.live {
+            assert!(self.ours.read(ours) == host.bytes(), "{when}: bytes differ");
+            assert_eq!(ours.readers(), host.readers(), "{when}");
         }
-        live.clear();
-        assert!(all_free(&arena), "seed {seed}: frames leaked");
+        for at in 0..CLASSES.len() {
+            let class = ClassId(at as u8);
+            let free = [self.ours.arena.free_frames(class), self.host.arena.free_frames(class)];
+            assert_eq!(free[0], free[1], "{when}: frames leaked or were freed early");
+        }
     }
 }
 
-fn threads_leave_every_frame_free(make: &dyn Fn(u64) -> Arc<dyn Device>) {
-    let arena = arena(make);
+fn random_operations_agree_with_the_host<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    for seed in 1..=6 {
+        let host = Bench::new(&|bytes| Arc::new(HostDevice::new(bytes)));
+        let mut twins = Twins { ours: Bench::new(make), host, live: Vec::new() };
+        let mut random = Random(seed);
+        for step in 0..150u32 {
+            match random.next() % 5 {
+                0 | 1 => {
+                    let class = ClassId((random.next() % 3) as u8);
+                    let bytes = 1 + random.next() % CLASSES[usize::from(class.0)].frame_bytes;
+                    let bytes: Vec<u8> = (0..bytes).map(|_| random.next() as u8).collect();
+                    if twins.store(class, &bytes) && random.next().is_multiple_of(5) {
+                        twins.live.pop();
+                    }
+                }
+                2 if !twins.live.is_empty() => {
+                    let (ours, host) = &twins.live[random.next() as usize % twins.live.len()];
+                    let both = (ours.clone(), host.clone());
+                    twins.live.push(both);
+                }
+                3 if !twins.live.is_empty() => twins.copy(random.next() as usize % twins.live.len()),
+                _ if !twins.live.is_empty() => {
+                    twins.live.swap_remove(random.next() as usize % twins.live.len());
+                }
+                _ => {}
+            }
+            twins.check(&format!("seed {seed} step {step}"));
+        }
+        twins.live.clear();
+        assert!(twins.ours.all_free(), "seed {seed}: frames leaked");
+    }
+}
+
+fn threads_leave_every_frame_free<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    let bench = Bench::new(make);
     std::thread::scope(|scope| {
         for thread in 1..=4u64 {
-            let arena = arena.clone();
+            let bench = &bench;
             scope.spawn(move || {
                 let mut random = Random(thread);
-                let mut held: Vec<(ReadFrame, u8)> = Vec::new();
-                for _ in 0..5_000 {
+                let mut held: Vec<(ReadFrame<D::Space>, u8)> = Vec::new();
+                for _ in 0..1_000 {
                     let byte = random.next() as u8;
-                    if let Some(mut frame) = arena.take(ClassId(0), 192) {
-                        frame.bytes_mut().fill(byte);
+                    if let Some(frame) = bench.filled(ClassId(0), &[byte; 192]) {
                         let frame = frame.seal();
                         held.push((frame.clone(), byte));
                         held.push((frame, byte));
                     }
                     if held.len() > 2 || random.next().is_multiple_of(2) {
                         for (frame, byte) in held.drain(..) {
-                            assert!(frame.bytes().iter().all(|held| *held == byte), "threads share no frame");
+                            assert_eq!(bench.read(&frame), [byte; 192], "threads share no frame");
                         }
                     }
                 }
             });
         }
     });
-    assert!(all_free(&arena), "threads leave every frame free");
+    assert!(bench.all_free(), "threads leave every frame free");
 }
 
 /// SplitMix64 (Steele, Lea and Flood 2014): the same operations for the same seed.

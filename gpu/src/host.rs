@@ -24,6 +24,8 @@ impl HostDevice {
 }
 
 impl Device for HostDevice {
+    type Space = Slab;
+
     fn info(&self) -> DeviceInfo {
         DeviceInfo { kind: DeviceKind::Host, name: "host memory".to_owned(), memory_bytes: self.memory_bytes }
     }
@@ -36,11 +38,19 @@ impl Device for HostDevice {
         Slab::map(bytes, self.given.clone()).map_err(|error| self.refuse(bytes, error.to_string()))
     }
 
-    fn copy(&self, from: &ReadFrame, to: &mut WriteFrame) -> Result<(), DeviceError> {
-        if from.len() != to.len() {
-            return Err(DeviceError::Length { from: from.len() as u64, to: to.len() as u64 });
-        }
-        to.bytes_mut().copy_from_slice(from.bytes());
+    fn write(&self, from: &[u8], to: &mut WriteFrame) -> Result<(), DeviceError> {
+        DeviceError::unless_equal(from.len(), to.len())?;
+        to.bytes_mut().copy_from_slice(from);
         Ok(())
+    }
+
+    fn read(&self, from: &ReadFrame, to: &mut [u8]) -> Result<(), DeviceError> {
+        DeviceError::unless_equal(from.len(), to.len())?;
+        to.copy_from_slice(from.bytes());
+        Ok(())
+    }
+
+    fn copy(&self, from: &ReadFrame, to: &mut WriteFrame) -> Result<(), DeviceError> {
+        self.write(from.bytes(), to)
     }
 }

@@ -1,16 +1,16 @@
 //! Where block bytes live: devices, arenas of block-sized frames, copies between them. Knows bytes and frames, never
 //! keys, tenants or sockets.
 //!
-//! A [`Device`] gives one [`Slab`] of memory, taken once. An [`Arena`] cuts it into frames of a few sizes. A
-//! [`WriteFrame`] is the only handle on its frame; sealed, it becomes a [`ReadFrame`] that may be cloned, and the frame
-//! is free again when the last clone is gone, never earlier.
+//! A [`Device`] gives one piece of memory, taken once: the host's, a [`Slab`], or a GPU's, a [`cuda::GpuSlab`]. An [`Arena`] cuts
+//! it into frames of a few sizes. A [`WriteFrame`] is the only handle on its frame; sealed, it becomes a [`ReadFrame`] that may be
+//! cloned, and the frame is free again when the last clone is gone, never earlier. What kind of memory a frame is of is in its type:
+//! only those of the host have bytes that the processor sees.
 //!
 //! ```
 //! use kvhive_gpu::{Arena, HostDevice, SizeClass};
-//! use std::sync::Arc;
 //!
-//! let device = Arc::new(HostDevice::new(1 << 20));
-//! let arena = Arena::new(device, &[SizeClass { frame_bytes: 4096, frames: 16 }])?;
+//! let device = HostDevice::new(1 << 20);
+//! let arena = Arena::new(&device, &[SizeClass { frame_bytes: 4096, frames: 16 }])?;
 //! let class = arena.class_for(1000).expect("4096 bytes hold 1000");
 //! let mut frame = arena.take(class, 1000).expect("16 frames are free");
 //! frame.bytes_mut().fill(7);
@@ -28,10 +28,13 @@ pub mod cuda;
 mod device;
 mod frame;
 mod host;
+pub mod pages;
 mod slab;
+mod space;
 
 pub use arena::{Arena, ArenaError, ClassId, SizeClass};
 pub use device::{Device, DeviceError, DeviceInfo, DeviceKind};
 pub use frame::{FrameId, ReadFrame, WriteFrame};
 pub use host::HostDevice;
 pub use slab::{PageKind, Slab};
+pub use space::Space;

@@ -2,14 +2,18 @@
 //! but not there shows at start.
 #![allow(unsafe_code, reason = "maps memory; the only way to get pages of a chosen kind")]
 
+use crate::cuda::{CudaError, Gpu, Registered};
+use crate::space::sealed::Memory;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 const HUGE_BYTES: usize = 2 << 20;
 const PAGE_BYTES: usize = 4096;
+/// Freed frames are filled with this in debug builds: a use after free shows.
+const POISON: u8 = 0xDB;
 
 /// Which pages a slab got.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -29,6 +33,8 @@ pub struct Slab {
     mapped: usize,
     pages: PageKind,
     given: Arc<AtomicU64>,
+    /// Once a GPU's driver has pinned it.
+    registered: Mutex<Option<Registered>>,
 }
 
 // SAFETY: a slab is a plain mapping that it alone unmaps; who may touch which bytes is decided by the arena's frames.
@@ -51,10 +57,11 @@ impl Slab {
                 mapped: 0,
                 pages: PageKind::Small,
                 given,
+                registered: Mutex::default(),
             });
         }
         let (base, mapped, pages) = map_best(length, populate).map_err(give_back)?;
-        Ok(Slab { base, bytes: length, mapped, pages, given })
+        Ok(Slab { base, bytes: length, mapped, pages, given, registered: Mutex::default() })
     }
 
     /// Returns which pages it got.
@@ -74,14 +81,14 @@ impl Slab {
         unsafe { mlock(self.base.as_ptr().cast(), self.mapped) }
     }
 
-    /// Returns its size in bytes.
-    pub fn len(&self) -> usize {
-        self.bytes
-    }
-
-    /// Says whether it has no memory at all.
-    pub fn is_empty(&self) -> bool {
-        self.bytes == 0
+    /// Has a GPU's driver pin its pages, so that the GPU copies from and to them by itself.
+    pub(crate) fn register(&self, gpu: &Arc<Gpu>) -> Result<(), CudaError> {
+        let mut registered = self.registered.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.mapped > 0 && registered.is_none() {
+            // SAFETY: the mapping is this slab's own, and goes after what is kept here.
+            *registered = Some(unsafe { Registered::new(gpu, self.base, self.mapped) }?);
+        }
+        Ok(())
     }
 
     /// Returns the address of byte `at`.
@@ -92,6 +99,24 @@ impl Slab {
         assert!(at <= self.bytes, "frames are cut inside the slab");
         // SAFETY: `at` is within the mapping (or one past it), checked above.
         unsafe { self.base.add(at) }
+    }
+}
+
+impl Memory for Slab {
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn base(&self) -> u64 {
+        self.base.as_ptr().expose_provenance() as u64
+    }
+
+    unsafe fn forget(&self, at: usize, len: usize) {
+        if cfg!(debug_assertions) {
+            debug_assert!(at + len <= self.bytes);
+            // SAFETY: the bytes are within the mapping, and the caller vouches that nobody else uses them.
+            unsafe { self.address(at).as_ptr().write_bytes(POISON, len) };
+        }
     }
 }
 
@@ -155,6 +180,7 @@ fn populate(base: NonNull<u8>, mapped: usize) -> Result<(), Errno> {
 
 impl Drop for Slab {
     fn drop(&mut self) {
+        drop(self.registered.lock().unwrap_or_else(PoisonError::into_inner).take());
         if self.mapped > 0 {
             // Frames hold the arena, and with it this slab: none is left.
             unmap(self.base, self.mapped);

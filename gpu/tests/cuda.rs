@@ -1,101 +1,19 @@
 //! CUDA's driver as it is called here, against one that is made for tests and, where there is a GPU, against the real one.
 #![allow(unsafe_code, reason = "copies between addresses")]
 
+mod fake;
+
+use fake::Fake;
 use kvhive_gpu::cuda::{
-    Between, Copier, Cuda, CudaError, Direction, Gpu, GpuMemory, Part, Piece, Pinned, Timer,
+    Between, Copier, Cuda, CudaDevice, CudaError, Direction, Gpu, GpuMemory, GpuSlab, Part, Piece, Pinned,
+    Timer,
 };
-use libloading::{Library, Symbol};
-use std::ffi::{CString, c_char, c_int};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Arc, LazyLock};
-use tempfile::TempDir;
-
-/// A driver of the test's own: its globals are in no other test.
-struct Fake {
-    path: PathBuf,
-    library: Library,
-    _folder: TempDir,
-}
-
-impl Fake {
-    fn new() -> Fake {
-        // Compiled once. A copy is another library to the loader.
-        static MADE: LazyLock<Fake> = LazyLock::new(|| Fake::with(&[]));
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let path = folder.path().join("libcuda.so.1");
-        std::fs::copy(&MADE.path, &path).expect("there is room");
-        Fake::at(path, folder)
-    }
-
-    /// Makes one whose driver is compiled with these flags.
-    fn with(flags: &[&str]) -> Fake {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake");
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let path = folder.path().join("libcuda.so.1");
-        let compile = |program: &str, source: &str, flags: &[&str]| {
-            let object = folder.path().join(source).with_extension("o");
-            let made = Command::new(program)
-                .args(["-c", "-fPIC", "-Wall", "-Werror", "-pthread", "-o"])
-                .args([&object, &sources.join(source)])
-                .args(flags)
-                .status();
-            assert!(made.expect("a compiler is there").success());
-            object
-        };
-        let objects = [compile("cc", "cuda.c", flags), compile("c++", "kernels.cpp", &[])];
-        let linked =
-            Command::new("c++").args(["-shared", "-pthread", "-o"]).arg(&path).args(objects).status();
-        assert!(linked.expect("a compiler is there").success());
-        Fake::at(path, folder)
-    }
-
-    fn at(path: PathBuf, folder: TempDir) -> Fake {
-        // SAFETY: a library of our own, without initializers.
-        let library = unsafe { Library::new(&path) }.expect("it was just made");
-        Fake { path, library, _folder: folder }
-    }
-
-    fn cuda(&self) -> Result<Arc<Cuda>, CudaError> {
-        Cuda::load(&self.path)
-    }
-
-    fn gpu(&self) -> Arc<Gpu> {
-        self.cuda().and_then(|cuda| cuda.open(0)).expect("it works")
-    }
-
-    fn fail(&self, call: &str, nth: c_int, code: c_int) {
-        let name = CString::new(call).expect("no 0 in it");
-        // SAFETY: the fake's own function, with its own signature.
-        unsafe {
-            let fail: Symbol<unsafe extern "C" fn(*const c_char, c_int, c_int)> =
-                self.library.get(b"fake_fail\0").expect("it is there");
-            fail(name.as_ptr(), nth, code);
-        }
-    }
-
-    fn set(&self, name: &str, value: c_int) {
-        // SAFETY: as above.
-        unsafe {
-            let set: Symbol<unsafe extern "C" fn(c_int)> =
-                self.library.get(name.as_bytes()).expect("it is there");
-            set(value);
-        }
-    }
-
-    fn ask(&self, name: &str) -> c_int {
-        // SAFETY: as above.
-        unsafe {
-            let ask: Symbol<unsafe extern "C" fn() -> c_int> =
-                self.library.get(name.as_bytes()).expect("it is there");
-            ask()
-        }
-    }
-
-    fn is_clean(&self) -> bool {
-        (self.ask("fake_live"), self.ask("fake_depth")) == (0, 0)
-    }
-}
+use kvhive_gpu::{
+    Arena, ArenaError, ClassId, Device, DeviceError, HostDevice, SizeClass, WriteFrame, contract,
+};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 
 /// Has whole pieces go there, to another place there, and back: so large that copy engines do it. Returns the first bytes that came back,
 /// and the seconds.
@@ -314,5 +232,184 @@ fn a_real_gpu_gives_back_what_it_got() {
         }
         let error = GpuMemory::new(&gpu, usize::MAX >> 1).err().expect("no GPU has so much");
         assert!(error.is_out_of_memory(), "{error}");
+    }
+}
+
+const CLASSES: [SizeClass; 2] =
+    [SizeClass { frame_bytes: 4096, frames: 4 }, SizeClass { frame_bytes: 3 << 20, frames: 2 }];
+
+fn device(fake: &Fake) -> Arc<CudaDevice> {
+    Arc::new(CudaDevice::new(fake.gpu(), 64 << 20).expect("it works"))
+}
+
+/// Has bytes go up and down again by messages, from memory that is pinned to memory that is and to some that is not.
+fn by_messages(gpu: &Arc<Gpu>) -> Result<(), DeviceError> {
+    let device = CudaDevice::new(gpu.clone(), 64 << 20)?;
+    let unwrapped = |error| match error {
+        ArenaError::Device(error) => error,
+        other => unreachable!("{other}"),
+    };
+    let there = Arena::new(&device, &CLASSES).map_err(unwrapped)?;
+    let host = Arena::new(&HostDevice::new(64 << 20), &CLASSES).map_err(unwrapped)?;
+    let failed = |error: CudaError| DeviceError::Failed { device: String::new(), reason: error.to_string() };
+    host.register(gpu).map_err(failed)?;
+    host.register(gpu).expect("it is there already");
+    for (class, bytes) in [(ClassId(0), 4001), (ClassId(1), 3 << 20)] {
+        let bytes = varied(bytes);
+        let mut here = host.take(class, bytes.len() as u64).expect("a frame is free");
+        here.bytes_mut().copy_from_slice(&bytes);
+        let (tell, told) = channel();
+        let to = there.take(class, bytes.len() as u64).expect("a frame is free");
+        device.upload(here.seal(), to, move |ended| tell.send(ended).expect("it is waited for"));
+        let up = told.recv().expect("it ends")?.seal();
+        assert_eq!(host.used_bytes(), 0, "the source is let go of first");
+        let back: [Box<dyn AsMut<[u8]> + Send>; 2] = [
+            Box::new(vec![0u8; bytes.len()]),
+            Box::new(host.take(class, bytes.len() as u64).expect("a frame is free")),
+        ];
+        for back in back {
+            let (tell, told) = channel();
+            device
+                .download(up.clone(), Erased(back), move |ended| tell.send(ended).expect("it is waited for"));
+            let mut back = told.recv().expect("it ends")?;
+            assert!(back.as_mut() == bytes);
+        }
+        assert_eq!(up.readers(), 1);
+    }
+    Ok(())
+}
+
+/// Any memory of the host's.
+struct Erased(Box<dyn AsMut<[u8]> + Send>);
+
+impl AsMut<[u8]> for Erased {
+    fn as_mut(&mut self) -> &mut [u8] {
+        (*self.0).as_mut()
+    }
+}
+
+#[test]
+fn a_gpu_keeps_the_contract_of_every_device() {
+    for mappable in [1, 0] {
+        let fake = Fake::new();
+        let gpu = fake.gpu();
+        fake.set("fake_mappable", mappable);
+        contract::check(&|bytes| Arc::new(CudaDevice::new(gpu.clone(), bytes).expect("it works")));
+        drop(gpu);
+        assert!(fake.is_clean());
+    }
+}
+
+#[test]
+fn bytes_go_by_messages_and_come_back_as_they_went() {
+    let fake = Fake::new();
+    let gpu = fake.gpu();
+    by_messages(&gpu).expect("it copies");
+    drop(gpu);
+    assert!(fake.is_clean());
+}
+
+#[test]
+fn memory_of_a_gpu_can_be_lent_to_another_process_where_the_gpu_can() {
+    let fake = Fake::new();
+    let device = device(&fake);
+    let slab = device.open_slab(5 << 20).expect("there is room");
+    let file = std::fs::File::from(slab.export().expect("it can").expect("it has virtual memory"));
+    assert_eq!(file.metadata().expect("it is open").len(), 6 << 20, "whole units are taken");
+    fake.set("fake_mappable", 0);
+    let plain = device.open_slab(5 << 20).expect("there is room");
+    assert!(plain.export().expect("nothing is asked of the driver").is_none());
+    drop((slab, plain, device));
+    assert!(fake.is_clean());
+}
+
+#[test]
+fn frames_of_another_gpu_are_refused() {
+    let fake = Fake::new();
+    let (one, other) = (device(&fake), device(&fake));
+    let other_gpu = fake.cuda().and_then(|cuda| cuda.open(1)).expect("it works");
+    let second = CudaDevice::new(other_gpu, 64 << 20).expect("it works");
+    let take = |device: &CudaDevice| -> WriteFrame<GpuSlab> {
+        Arena::new(device, &CLASSES).expect("there is room").take(ClassId(0), 5).expect("a frame is free")
+    };
+    let mut frame = take(&second);
+    let refused = one.write(b"bytes", &mut frame).expect_err("it is not its own");
+    assert_eq!(refused.to_string(), "GPU 0 (Fake 0): a frame is another GPU's");
+    assert!(other.copy(&take(&second).seal(), &mut take(&other)).is_err());
+    let (tell, told) = channel();
+    one.upload(*b"bytes", frame, move |ended| tell.send(ended.map(|_| ())).expect("it is waited for"));
+    assert!(told.recv().expect("it ends").is_err());
+}
+
+#[test]
+fn whichever_call_of_a_device_fails_is_told_and_nothing_is_left_behind() {
+    let calls = [
+        "cuCtxPushCurrent_v2",
+        "cuMemGetAllocationGranularity",
+        "cuMemCreate",
+        "cuMemAddressReserve",
+        "cuMemMap",
+        "cuMemSetAccess",
+        "cuMemHostRegister_v2",
+        "cuMemHostAlloc",
+        "cuMemAlloc_v2",
+        "cuStreamCreate",
+        "cuStreamSynchronize",
+        "cuLaunchKernel",
+        "cuMemcpyHtoDAsync_v2",
+        "cuMemcpyDtoHAsync_v2",
+    ];
+    for call in calls {
+        for nth in 1.. {
+            let fake = Fake::new();
+            let gpu = fake.gpu();
+            fake.fail(call, nth, 700);
+            let Err(error) = by_messages(&gpu) else {
+                assert!(nth > 1, "{call} is never made");
+                break;
+            };
+            assert!(error.to_string().contains(call), "{call} {nth}: {error}");
+            by_messages(&gpu).expect("once is once");
+            drop(gpu);
+            assert!(fake.is_clean(), "{call} {nth}: something is left");
+        }
+    }
+}
+
+#[test]
+fn a_gpu_that_dies_is_lost_and_says_so_from_then_on() {
+    let fake = Fake::new();
+    let device = device(&fake);
+    let arena = Arena::new(&*device, &CLASSES).expect("there is room");
+    let mut frame = arena.take(ClassId(0), 5).expect("a frame is free");
+    device.write(b"bytes", &mut frame).expect("it works");
+    let frame = frame.seal();
+    assert_eq!(device.loss(), None);
+    fake.set("fake_die", 700);
+    let error = device.read(&frame, &mut [0; 5]).expect_err("it is dead");
+    assert!(matches!(&error, DeviceError::Lost { .. }), "{error}");
+    assert!(error.to_string().contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{error}");
+    // A GPU that is dead does not come back, whatever its driver says.
+    fake.set("fake_die", 0);
+    let (tell, told) = channel();
+    let back: Vec<u8> = vec![0; 5];
+    device.download(frame, back, move |ended| tell.send(ended.map(|_| ())).expect("it is waited for"));
+    assert_eq!(told.recv().expect("it ends"), Err(error.clone()));
+    assert_eq!(device.loss(), Some(error));
+    assert_eq!(arena.used_bytes(), 0, "its frames are given back all the same");
+}
+
+#[test]
+fn a_real_gpu_keeps_the_contract_too() {
+    let Ok(cuda) = Cuda::find() else { return println!("SKIPPED: no driver of CUDA") };
+    for info in cuda.gpus().expect("they describe themselves") {
+        let gpu = cuda.open(info.ordinal).expect("it opens");
+        contract::check(&|bytes| Arc::new(CudaDevice::new(gpu.clone(), bytes).expect("it works")));
+        by_messages(&gpu).expect("it copies");
+        let slab = CudaDevice::new(gpu, 1 << 20).and_then(|device| device.open_slab(1 << 20));
+        println!(
+            "{info}: lends its memory: {}",
+            slab.expect("there is room").export().is_ok_and(|file| file.is_some())
+        );
     }
 }

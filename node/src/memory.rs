@@ -3,13 +3,13 @@
 
 use crate::config::{DeviceConfig, NodeError};
 use kvhive_cache::{Tier, TierCapacity};
-use kvhive_gpu::{Arena, ClassId, Device, DeviceKind, HostDevice, ReadFrame, SizeClass, WriteFrame};
+use kvhive_gpu::{Arena, ClassId, Device, HostDevice, ReadFrame, SizeClass, WriteFrame};
 use std::sync::Arc;
 
 /// Arenas of one device. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Memory {
-    device: Arc<dyn Device>,
+    device: Arc<HostDevice>,
     tiers: [Arena; 2],
     pinned_bytes: u64,
 }
@@ -18,13 +18,13 @@ impl Memory {
     /// Takes the memory of device number `at`.
     pub(crate) fn take(at: usize, config: &DeviceConfig) -> Result<Memory, NodeError> {
         // The arenas are the budget: rounding frames up to pages may take a little more than was configured.
-        let device: Arc<dyn Device> = Arc::new(HostDevice::new(u64::MAX));
+        let device = Arc::new(HostDevice::new(u64::MAX));
         let arena = |bytes: u64| {
             let frames = config.frames(bytes).into_iter();
             let sizes = config.classes.iter().zip(frames);
             let sizes: Vec<SizeClass> =
                 sizes.map(|(class, frames)| SizeClass { frame_bytes: class.frame_bytes, frames }).collect();
-            Arena::new(device.clone(), &sizes).map_err(|source| NodeError::Memory { device: at, source })
+            Arena::new(&*device, &sizes).map_err(|source| NodeError::Memory { device: at, source })
         };
         let tiers = [arena(config.device_bytes)?, arena(config.host_bytes)?];
         Ok(Memory { device, tiers, pinned_bytes: 0 })
@@ -71,9 +71,7 @@ impl Memory {
 
     /// Returns what kind of device this is.
     pub(crate) fn kind(&self) -> &'static str {
-        match self.device.info().kind {
-            DeviceKind::Host => "host",
-        }
+        self.device.info().kind.as_str()
     }
 }
 

@@ -6,9 +6,10 @@ use super::error::CudaError;
 use super::kernels::Kernels;
 use super::library::{Handle, Table, call};
 use super::shelf::Shelf;
+use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A GPU with its primary context, which it keeps alive.
 pub struct Gpu {
@@ -18,6 +19,8 @@ pub struct Gpu {
     context: Handle,
     pub(super) shelf: Shelf,
     pub(super) kernels: Kernels,
+    /// Bytes of the host's memory that were pinned by way of this GPU, by their first address.
+    pinned: Mutex<BTreeMap<u64, usize>>,
 }
 
 // SAFETY: a context is made current on whichever thread uses it, and the driver locks what it shares.
@@ -44,12 +47,33 @@ impl Gpu {
             context,
             shelf: Shelf::default(),
             kernels: Kernels::default(),
+            pinned: Mutex::default(),
         }))
     }
 
     /// Describes the GPU.
     pub fn info(&self) -> &GpuInfo {
         &self.info
+    }
+
+    pub(super) fn note_pinned(&self, start: u64, bytes: usize) {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner).insert(start, bytes);
+    }
+
+    pub(super) fn forget_pinned(&self, start: u64) {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner).remove(&start);
+    }
+
+    /// Says whether these bytes of the host's are all in one piece of memory that was pinned by way of this GPU.
+    pub(super) fn is_pinned(&self, start: u64, bytes: usize) -> bool {
+        let pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((first, length)) = pinned.range(..=start).next_back() else { return false };
+        let before = start - first;
+        before.checked_add(bytes as u64).is_some_and(|end| end <= *length as u64)
+    }
+
+    pub(super) fn device(&self) -> c_int {
+        self.device
     }
 
     pub(super) fn table(&self) -> &Table {

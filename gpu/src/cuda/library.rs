@@ -14,6 +14,47 @@ pub(super) type Handle = *mut c_void;
 /// `CUdeviceptr`: an address that is a GPU's, or the host's as the GPU sees it.
 pub(super) type Address = u64;
 
+/// `CUmemLocation`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(super) struct Location {
+    pub(super) kind: c_int,
+    pub(super) id: c_int,
+}
+
+/// `CUmemAllocationProp`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Properties {
+    pub(super) kind: c_int,
+    pub(super) handles: c_int,
+    pub(super) location: Location,
+    /// Of Windows.
+    pub(super) attributes: *mut c_void,
+    /// Compression, RDMA, use, and what is reserved.
+    pub(super) flags: [u8; 8],
+}
+
+impl Default for Properties {
+    fn default() -> Properties {
+        Properties {
+            kind: 0,
+            handles: 0,
+            location: Location::default(),
+            attributes: std::ptr::null_mut(),
+            flags: [0; 8],
+        }
+    }
+}
+
+/// `CUmemAccessDesc`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Access {
+    pub(super) location: Location,
+    pub(super) flags: c_int,
+}
+
 macro_rules! table {
     ($($name:ident: fn($($argument:ty),*);)*) => {
         /// The driver's functions, by their names. Each returns a `CUresult`, taken as the number that it is: a newer driver may
@@ -66,6 +107,17 @@ table! {
     cuMemFree_v2: fn(Address);
     cuMemHostAlloc: fn(*mut *mut c_void, usize, c_uint);
     cuMemFreeHost: fn(*mut c_void);
+    cuMemHostRegister_v2: fn(*mut c_void, usize, c_uint);
+    cuMemHostUnregister: fn(*mut c_void);
+    cuMemGetAllocationGranularity: fn(*mut usize, *const Properties, c_int);
+    cuMemCreate: fn(*mut u64, usize, *const Properties, u64);
+    cuMemRelease: fn(u64);
+    cuMemAddressReserve: fn(*mut Address, usize, usize, Address, u64);
+    cuMemAddressFree: fn(Address, usize);
+    cuMemMap: fn(Address, usize, usize, u64, u64);
+    cuMemUnmap: fn(Address, usize);
+    cuMemSetAccess: fn(Address, usize, *const Access, usize);
+    cuMemExportToShareableHandle: fn(*mut c_void, u64, c_int, u64);
     cuStreamCreate: fn(*mut Handle, c_uint);
     cuStreamDestroy_v2: fn(Handle);
     cuStreamSynchronize: fn(Handle);

@@ -43,6 +43,7 @@ impl RawPinned {
             NonNull::new(start.cast::<u8>()).expect("the driver gives memory when it says that it does");
         // SAFETY: so many bytes were given. Bytes that nobody wrote may not be read.
         unsafe { start.write_bytes(0, bytes) };
+        gpu.note_pinned(start.as_ptr().expose_provenance() as u64, bytes);
         Ok(RawPinned { start, bytes })
     }
 
@@ -53,9 +54,47 @@ impl RawPinned {
     /// Gives it back.
     pub(super) fn free(&mut self, gpu: &Gpu) {
         if std::mem::take(&mut self.bytes) > 0 {
+            gpu.forget_pinned(self.start.as_ptr().expose_provenance() as u64);
             // SAFETY: it is the driver's, freed once, and no slice of it is left.
             gpu.let_go(|table| unsafe { (table.cuMemFreeHost)(self.start.as_ptr().cast()) });
         }
+    }
+}
+
+/// Memory of the host that is another's and was pinned where it is; it is not any more when this is dropped.
+pub(crate) struct Registered {
+    gpu: Arc<Gpu>,
+    start: NonNull<u8>,
+}
+
+// SAFETY: it only remembers an address.
+unsafe impl Send for Registered {}
+// SAFETY: as above.
+unsafe impl Sync for Registered {}
+
+impl Registered {
+    /// Pins memory.
+    ///
+    /// # Safety
+    /// The memory stays mapped until this is dropped.
+    pub(crate) unsafe fn new(
+        gpu: &Arc<Gpu>,
+        start: NonNull<u8>,
+        bytes: usize,
+    ) -> Result<Registered, CudaError> {
+        let _entered = gpu.enter()?;
+        // SAFETY: as the caller says; pinning changes no byte of it.
+        unsafe { call!(gpu.table(), cuMemHostRegister_v2(start.as_ptr().cast(), bytes, PORTABLE)) }?;
+        gpu.note_pinned(start.as_ptr().expose_provenance() as u64, bytes);
+        Ok(Registered { gpu: gpu.clone(), start })
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.gpu.forget_pinned(self.start.as_ptr().expose_provenance() as u64);
+        // SAFETY: it was pinned once, and no copy from or to it is under way: who copies holds frames, and they hold their slab.
+        self.gpu.let_go(|table| unsafe { (table.cuMemHostUnregister)(self.start.as_ptr().cast()) });
     }
 }
 
@@ -96,6 +135,18 @@ impl Pinned {
     }
 }
 
+impl AsRef<[u8]> for Pinned {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
+impl AsMut<[u8]> for Pinned {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.bytes_mut()
+    }
+}
+
 impl Drop for Pinned {
     fn drop(&mut self) {
         if self.is_kept {
@@ -115,6 +166,11 @@ pub struct GpuMemory {
 }
 
 impl GpuMemory {
+    /// Takes nothing.
+    pub(super) fn none(gpu: &Arc<Gpu>) -> GpuMemory {
+        GpuMemory { gpu: gpu.clone(), address: 0, bytes: 0 }
+    }
+
     /// Takes so many bytes. What is in them is nobody's business.
     ///
     /// # Errors

@@ -1,29 +1,37 @@
 /* A driver of CUDA for tests on machines without a GPU: two GPUs whose memory is the host's. Copies are done when their stream is
  * waited for and not before, so that who forgets to wait finds old bytes. Any call can be told to fail, once. */
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #define GPUS 2
 #define MEMORY ((size_t)256 << 20)
 #define MAX_COPIES 4096
+#define PAGE 4096
 
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 
-/* A copy, or a kernel with its two arguments. */
-typedef struct { void *to; const void *from; size_t bytes; int kernel; unsigned blocks, threads, count; uint64_t list; } Copy;
+/* A copy, or a launch of a kernel. */
+typedef struct { void *to; const void *from; size_t bytes; void *launched; } Copy;
 typedef struct { int context, copies; Copy copy[MAX_COPIES]; } Stream;
 
-int kernel_number(const char *name);
-void kernel_run(int number, unsigned blocks, unsigned threads, void **arguments);
+const void *kernel_named(const char *name);
+void *kernel_launched(const void *kernel, unsigned blocks, unsigned threads, void **arguments);
+void kernel_run(void *launched);
 typedef struct { int recorded; } Event;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int initialized, version = 13000, count = GPUS, live, retained[GPUS];
+static int initialized, version = 13000, count = GPUS;
+static _Atomic int live, retained[GPUS];
 static size_t used;
 static char failing[64];
 static int failing_at, failing_code;
+/* Once the GPUs have died, all that has to do with their contexts fails. */
+static int dead, mappable = 1;
 static __thread int current[16], depth;
 
 /* Has the `nth` call of `name` from now on return `code`. */
@@ -34,6 +42,10 @@ void fake_fail(const char *name, int nth, int code) {
     failing_code = code;
     pthread_mutex_unlock(&lock);
 }
+/* Has the GPUs die, with this error. */
+void fake_die(int code) { dead = code; }
+/* Says whether GPUs have virtual memory. */
+void fake_mappable(int is) { mappable = is; }
 void fake_version(int told) { version = told; }
 void fake_count(int gpus) { count = gpus; }
 /* Says how much that was given has not been given back: memory, streams, events, contexts. */
@@ -50,7 +62,7 @@ static int fails(const char *name) {
     return code;
 }
 #define BEGIN do { int code = fails(__func__); if (code) return code; } while (0)
-#define INSIDE do { BEGIN; if (!depth) return INVALID_CONTEXT; } while (0)
+#define INSIDE do { BEGIN; if (dead) return dead; if (!depth) return INVALID_CONTEXT; } while (0)
 
 int cuInit(unsigned flags) { BEGIN; initialized = 1; return flags ? INVALID_VALUE : OK; }
 int cuDriverGetVersion(int *out) { BEGIN; *out = version; return OK; }
@@ -80,15 +92,16 @@ static int give(void **out, size_t bytes) {
     if (!full) { used += bytes; live++; }
     pthread_mutex_unlock(&lock);
     if (full) return OUT_OF_MEMORY;
-    memory = malloc(64 + bytes);
+    /* Large pieces begin at a page, as the driver's do. */
+    if (posix_memalign((void **)&memory, PAGE, PAGE + bytes)) return OUT_OF_MEMORY;
     *memory = bytes;
     /* Memory that nobody wrote is of no use to anybody. */
-    memset((char *)memory + 64, 0xA5, bytes);
-    *out = (char *)memory + 64;
+    memset((char *)memory + PAGE, 0xA5, bytes);
+    *out = (char *)memory + PAGE;
     return OK;
 }
 static int take_back(void *memory) {
-    size_t *start = (size_t *)((char *)memory - 64);
+    size_t *start = (size_t *)((char *)memory - PAGE);
     pthread_mutex_lock(&lock);
     used -= *start;
     live--;
@@ -98,8 +111,83 @@ static int take_back(void *memory) {
 }
 int cuMemAlloc_v2(uint64_t *out, size_t bytes) { INSIDE; void *memory; int code = give(&memory, bytes); if (!code) *out = (uintptr_t)memory; return code; }
 int cuMemFree_v2(uint64_t memory) { INSIDE; return take_back((void *)(uintptr_t)memory); }
+int cuMemHostRegister_v2(void *memory, size_t bytes, unsigned flags) { INSIDE; (void)flags; if (!memory || !bytes) return INVALID_VALUE; live++; return OK; }
+int cuMemHostUnregister(void *memory) { INSIDE; (void)memory; live--; return OK; }
 int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) { INSIDE; (void)flags; return give(out, bytes); }
 int cuMemFreeHost(void *memory) { INSIDE; return take_back(memory); }
+
+/* Virtual memory: a handle is a file of so many bytes, which is why another process can map it too. */
+#define UNIT ((size_t)2 << 20)
+int cuMemGetAllocationGranularity(size_t *out, const int *properties, int option) {
+    INSIDE;
+    if (!mappable) return 801;
+    if (properties[0] != 1 || properties[1] != 1 || properties[2] != 1 || option) return INVALID_VALUE;
+    *out = UNIT;
+    return OK;
+}
+int cuMemCreate(uint64_t *out, size_t bytes, const int *properties, uint64_t flags) {
+    INSIDE;
+    if (flags || bytes % UNIT || properties[3] != current[depth - 1] - 1) return INVALID_VALUE;
+    pthread_mutex_lock(&lock);
+    int full = used + bytes > MEMORY;
+    if (!full) { used += bytes; live++; }
+    pthread_mutex_unlock(&lock);
+    if (full) return OUT_OF_MEMORY;
+    int file = memfd_create("gpu", 0);
+    if (file < 0 || ftruncate(file, (off_t)bytes)) abort();
+    /* 0 is no handle. */
+    *out = (uint64_t)file + 1;
+    return OK;
+}
+int cuMemRelease(uint64_t handle) {
+    INSIDE;
+    off_t bytes = lseek((int)handle - 1, 0, SEEK_END);
+    if (bytes < 0) abort();
+    close((int)handle - 1);
+    pthread_mutex_lock(&lock);
+    used -= (size_t)bytes;
+    live--;
+    pthread_mutex_unlock(&lock);
+    return OK;
+}
+int cuMemAddressReserve(uint64_t *out, size_t bytes, size_t unit, uint64_t where, uint64_t flags) {
+    INSIDE;
+    if (bytes % UNIT || unit || where || flags) return INVALID_VALUE;
+    void *start = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED) return OUT_OF_MEMORY;
+    live++;
+    *out = (uintptr_t)start;
+    return OK;
+}
+int cuMemAddressFree(uint64_t start, size_t bytes) { INSIDE; live--; return munmap((void *)(uintptr_t)start, bytes) ? INVALID_VALUE : OK; }
+int cuMemMap(uint64_t start, size_t bytes, size_t from, uint64_t handle, uint64_t flags) {
+    INSIDE;
+    if (flags || from) return INVALID_VALUE;
+    void *mapped = mmap((void *)(uintptr_t)start, bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, (int)handle - 1, 0);
+    if (mapped == MAP_FAILED) return INVALID_VALUE;
+    live++;
+    return OK;
+}
+int cuMemUnmap(uint64_t start, size_t bytes) {
+    INSIDE;
+    live--;
+    void *left = mmap((void *)(uintptr_t)start, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+    return left == MAP_FAILED ? INVALID_VALUE : OK;
+}
+int cuMemSetAccess(uint64_t start, size_t bytes, const int *access, size_t count) {
+    INSIDE;
+    if (count != 1 || access[0] != 1 || access[1] != current[depth - 1] - 1 || access[2] != 3) return INVALID_VALUE;
+    if (mprotect((void *)(uintptr_t)start, bytes, PROT_READ | PROT_WRITE)) return INVALID_VALUE;
+    /* Memory that nobody wrote is of no use to anybody. */
+    memset((void *)(uintptr_t)start, 0xA5, bytes);
+    return OK;
+}
+int cuMemExportToShareableHandle(void *out, uint64_t handle, int kind, uint64_t flags) {
+    INSIDE;
+    if (kind != 1 || flags) return INVALID_VALUE;
+    *(int *)out = dup((int)handle - 1);
+    return OK;
+}
 
 int cuStreamCreate(void **out, unsigned flags) {
     INSIDE;
@@ -116,8 +204,7 @@ int cuStreamSynchronize(void *raw) {
     /* Also where it fails, nothing is under way any more. */
     for (int i = 0; i < stream->copies; i++) {
         Copy *one = &stream->copy[i];
-        void *arguments[] = { &one->list, &one->count };
-        if (one->kernel) kernel_run(one->kernel, one->blocks, one->threads, arguments);
+        if (one->launched) kernel_run(one->launched);
         else memcpy(one->to, one->from, one->bytes);
     }
     stream->copies = 0;
@@ -144,7 +231,7 @@ int cuModuleUnload(void *module) { INSIDE; live--; free(module); return OK; }
 int cuModuleGetFunction(void **out, void *module, const char *name) {
     INSIDE;
     (void)module;
-    *out = (void *)(uintptr_t)kernel_number(name);
+    *out = (void *)kernel_named(name);
     return *out ? OK : NOT_FOUND;
 }
 int cuLaunchKernel(void *kernel, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared, void *raw,
@@ -153,8 +240,7 @@ int cuLaunchKernel(void *kernel, unsigned x, unsigned y, unsigned z, unsigned tx
     Stream *stream = raw;
     if (!x || y * z * ty * tz != 1 || shared || extra || stream->context != current[depth - 1] || stream->copies == MAX_COPIES) return INVALID_VALUE;
     /* Arguments are read at once, what they point to when the kernel runs. */
-    stream->copy[stream->copies++] = (Copy){ .kernel = (int)(uintptr_t)kernel, .blocks = x, .threads = tx,
-                                             .list = *(uint64_t *)arguments[0], .count = *(unsigned *)arguments[1] };
+    stream->copy[stream->copies++] = (Copy){ .launched = kernel_launched(kernel, x, tx, arguments) };
     return OK;
 }
 

@@ -54,7 +54,7 @@ impl Buffers {
             frames: (part / frame_bytes).min(MAX_FRAMES) as u32,
         };
         let classes: Vec<SizeClass> = sizes.iter().map(class).collect();
-        let arena = Arena::new(Arc::new(HostDevice::new(u64::MAX)), &classes)?;
+        let arena = Arena::new(&HostDevice::new(u64::MAX), &classes)?;
         Ok(Buffers { arena, idle: Arc::default() })
     }
 

@@ -48,7 +48,7 @@ impl DiskBench {
             runtime: runtime.map_err(failed)?,
         };
         let size = SizeClass { frame_bytes: block_bytes, frames: WRITES_AT_A_TIME as u32 };
-        let arena = Arena::new(Arc::new(HostDevice::new(u64::MAX)), &[size])
+        let arena = Arena::new(&HostDevice::new(u64::MAX), &[size])
             .map_err(|error| failed(io::Error::other(error)))?;
         let store = bench.store.clone();
         let written = stream::iter(0..records)

@@ -1,0 +1,219 @@
+//! A GPU as a device: its memory, and copies to, from and within it, each direction by a stream and a thread of its own.
+#![allow(unsafe_code, reason = "vouches for the addresses of copies")]
+
+use super::error::CudaError;
+use super::gpu::Gpu;
+use super::lane::{Fate, Job, Lane, LaneError};
+use super::slab::GpuSlab;
+use super::stream::{Direction, Piece};
+use crate::device::{Device, DeviceError, DeviceInfo, DeviceKind};
+use crate::frame::{ReadFrame, WriteFrame};
+use crate::space::sealed::Memory;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, OnceLock};
+
+/// A GPU that gives memory with a budget. After an error that ends its context it is lost: every copy fails at once, and what it held
+/// is gone; the process goes on.
+pub struct CudaDevice {
+    gpu: Arc<Gpu>,
+    memory_bytes: u64,
+    given: Arc<AtomicU64>,
+    fate: Arc<Fate>,
+    up: Lane,
+    down: Lane,
+    within: Lane,
+}
+
+/// An end of a copy in the host's memory: not moved until the copy has ended, as it is in a box.
+struct Here<B>(Box<B>);
+
+impl CudaDevice {
+    /// Makes a device that gives at most `memory_bytes` of a GPU's memory in all its slabs together.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`] when the driver refuses, or the system has no more threads.
+    pub fn new(gpu: Arc<Gpu>, memory_bytes: u64) -> Result<CudaDevice, DeviceError> {
+        let fate = Arc::new(OnceLock::new());
+        let lane = |direction| {
+            Lane::start(&gpu, direction, &fate).map_err(|error: LaneError| DeviceError::Failed {
+                device: name(&gpu),
+                reason: error.to_string(),
+            })
+        };
+        let [up, down, within] =
+            [lane(Direction::ToGpu)?, lane(Direction::ToHost)?, lane(Direction::Within)?];
+        Ok(CudaDevice { memory_bytes, given: Arc::default(), fate, up, down, within, gpu })
+    }
+
+    /// Returns its GPU.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    /// Says why it is lost, if it is.
+    pub fn loss(&self) -> Option<DeviceError> {
+        self.fate.get().map(|error| self.lost(error))
+    }
+
+    /// Writes bytes of the host to a frame taken for as many, and calls `done` when they are there, or are not, on a thread of the
+    /// device's: it must not wait for anything. The host's bytes are let go of before that.
+    ///
+    /// Bytes of pinned memory go as they are; others are copied to some first.
+    pub fn upload<B: AsRef<[u8]> + Send + 'static>(
+        &self,
+        from: B,
+        to: WriteFrame<GpuSlab>,
+        done: impl FnOnce(Result<WriteFrame<GpuSlab>, DeviceError>) + Send + 'static,
+    ) {
+        let from = Here(Box::new(from));
+        let here = (*from.0).as_ref();
+        let piece = self.own(&to).and_then(|there| {
+            DeviceError::unless_equal(here.len(), to.len())?;
+            Ok(Piece { from: address(here), to: there, bytes: here.len() })
+        });
+        let piece = match piece {
+            Ok(piece) => piece,
+            Err(error) => return done(Err(error)),
+        };
+        let teller = self.teller();
+        // SAFETY: the frame is the only handle on its bytes, and the host's are borrowed from what does not move: both go into the job.
+        let job = unsafe {
+            Job::new(piece, move |ended| {
+                drop(from);
+                done(ended.map_err(teller).map(|()| to));
+            })
+        };
+        self.up.ask(job);
+    }
+
+    /// Reads a sealed frame's bytes into as many of the host's, and calls `done` as [`CudaDevice::upload`] does. The frame is let go
+    /// of before that.
+    pub fn download<B: AsMut<[u8]> + Send + 'static>(
+        &self,
+        from: ReadFrame<GpuSlab>,
+        to: B,
+        done: impl FnOnce(Result<B, DeviceError>) + Send + 'static,
+    ) {
+        let mut to = Here(Box::new(to));
+        let here = (*to.0).as_mut();
+        let piece = self.own_sealed(&from).and_then(|there| {
+            DeviceError::unless_equal(from.len(), here.len())?;
+            Ok(Piece { from: there, to: address(here), bytes: here.len() })
+        });
+        let piece = match piece {
+            Ok(piece) => piece,
+            Err(error) => return done(Err(error)),
+        };
+        let teller = self.teller();
+        // SAFETY: nobody writes a sealed frame, and the host's bytes are of what does not move and nobody else has: both go into the job.
+        let job = unsafe {
+            Job::new(piece, move |ended| {
+                drop(from);
+                done(ended.map_err(teller).map(|()| *to.0));
+            })
+        };
+        self.down.ask(job);
+    }
+
+    /// Makes errors of this device of CUDA's.
+    fn teller(&self) -> impl FnOnce(CudaError) -> DeviceError + Send + 'static + use<> {
+        let (fate, device) = (self.fate.clone(), name(&self.gpu));
+        move |error| match fate.get() {
+            Some(first) => DeviceError::Lost { device, reason: first.to_string() },
+            None => DeviceError::Failed { device, reason: error.to_string() },
+        }
+    }
+
+    fn lost(&self, error: &CudaError) -> DeviceError {
+        DeviceError::Lost { device: name(&self.gpu), reason: error.to_string() }
+    }
+
+    fn failed(&self, reason: &str) -> DeviceError {
+        DeviceError::Failed { device: name(&self.gpu), reason: reason.to_owned() }
+    }
+
+    /// Returns the address of a frame's first byte, if it is this GPU's.
+    fn own(&self, frame: &WriteFrame<GpuSlab>) -> Result<u64, DeviceError> {
+        self.at(frame.span())
+    }
+
+    fn own_sealed(&self, frame: &ReadFrame<GpuSlab>) -> Result<u64, DeviceError> {
+        self.at(frame.span())
+    }
+
+    fn at(&self, (slab, at): (&GpuSlab, usize)) -> Result<u64, DeviceError> {
+        if !Arc::ptr_eq(slab.gpu(), &self.gpu) {
+            return Err(self.failed("a frame is another GPU's"));
+        }
+        Ok(slab.base() + at as u64)
+    }
+
+    /// Has a lane copy a piece, and waits until it has.
+    ///
+    /// # Safety
+    /// As for [`Job::new`], for as long as the call lasts.
+    unsafe fn wait_for(&self, lane: &Lane, piece: Piece) -> Result<(), DeviceError> {
+        let (over, ended) = channel();
+        // SAFETY: as the caller says; this returns when the job's end was called, or dropped, as a lane that ended has dropped it.
+        lane.ask(unsafe {
+            Job::new(piece, move |ended| {
+                let _ = over.send(ended);
+            })
+        });
+        match ended.recv() {
+            Ok(ended) => ended.map_err(self.teller()),
+            Err(_) => Err(self.failed("its thread has ended; why is in the log")),
+        }
+    }
+}
+
+impl Device for CudaDevice {
+    type Space = GpuSlab;
+
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { kind: DeviceKind::Cuda, name: name(&self.gpu), memory_bytes: self.memory_bytes }
+    }
+
+    fn open_slab(&self, bytes: u64) -> Result<GpuSlab, DeviceError> {
+        let refuse = |reason| DeviceError::OutOfMemory { device: name(&self.gpu), bytes, reason };
+        let reserve = |given: u64| given.checked_add(bytes).filter(|sum| *sum <= self.memory_bytes);
+        self.given.fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve).map_err(|given| {
+            refuse(format!("{given} of the {} bytes that are meant for blocks are given", self.memory_bytes))
+        })?;
+        GpuSlab::new(&self.gpu, bytes, self.given.clone()).map_err(|error| match error.is_out_of_memory() {
+            true => refuse(error.to_string()),
+            false => self.failed(&error.to_string()),
+        })
+    }
+
+    fn write(&self, from: &[u8], to: &mut WriteFrame<GpuSlab>) -> Result<(), DeviceError> {
+        let there = self.own(to)?;
+        DeviceError::unless_equal(from.len(), to.len())?;
+        // SAFETY: both are borrowed for as long as the call lasts, what is written alone.
+        unsafe { self.wait_for(&self.up, Piece { from: address(from), to: there, bytes: from.len() }) }
+    }
+
+    fn read(&self, from: &ReadFrame<GpuSlab>, to: &mut [u8]) -> Result<(), DeviceError> {
+        let there = self.own_sealed(from)?;
+        DeviceError::unless_equal(from.len(), to.len())?;
+        // SAFETY: as above.
+        unsafe { self.wait_for(&self.down, Piece { from: there, to: address(to), bytes: to.len() }) }
+    }
+
+    fn copy(&self, from: &ReadFrame<GpuSlab>, to: &mut WriteFrame<GpuSlab>) -> Result<(), DeviceError> {
+        let (source, target) = (self.own_sealed(from)?, self.own(to)?);
+        DeviceError::unless_equal(from.len(), to.len())?;
+        // SAFETY: as above.
+        unsafe { self.wait_for(&self.within, Piece { from: source, to: target, bytes: to.len() }) }
+    }
+}
+
+fn name(gpu: &Gpu) -> String {
+    let info = gpu.info();
+    format!("GPU {} ({})", info.ordinal, info.name)
+}
+
+fn address(bytes: &[u8]) -> u64 {
+    bytes.as_ptr().expose_provenance() as u64
+}

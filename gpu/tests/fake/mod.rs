@@ -1,0 +1,126 @@
+//! A driver of CUDA for tests on machines without a GPU: `cuda.c` and the kernels, compiled when a test first wants it. Other crates of
+//! this workspace take it in too.
+#![allow(unsafe_code, reason = "loads a library of the tests' own")]
+#![allow(dead_code, reason = "each test that takes it in uses a part")]
+
+use kvhive_gpu::cuda::{Cuda, CudaError, Gpu};
+use libloading::{Library, Symbol};
+use std::ffi::{CString, c_char, c_int};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, LazyLock};
+use tempfile::TempDir;
+
+/// A driver of the test's own: its globals are in no other test.
+pub(crate) struct Fake {
+    path: PathBuf,
+    library: Library,
+    _folder: TempDir,
+}
+
+impl Fake {
+    pub(crate) fn new() -> Fake {
+        // Compiled once. A copy is another library to the loader.
+        static MADE: LazyLock<Fake> = LazyLock::new(|| Fake::with(&[]));
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = folder.path().join("libcuda.so.1");
+        std::fs::copy(&MADE.path, &path).expect("there is room");
+        Fake::at(path, folder)
+    }
+
+    /// Makes one whose driver is compiled with these flags.
+    pub(crate) fn with(flags: &[&str]) -> Fake {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/tests/fake");
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = folder.path().join("libcuda.so.1");
+        let driver = folder.path().join("cuda.o");
+        compile("cc", &sources.join("cuda.c"), &driver, flags);
+        let objects = [driver, kernels(&sources)];
+        let linked =
+            Command::new("c++").args(["-shared", "-pthread", "-o"]).arg(&path).args(objects).status();
+        assert!(linked.expect("a compiler is there").success());
+        Fake::at(path, folder)
+    }
+
+    fn at(path: PathBuf, folder: TempDir) -> Fake {
+        // SAFETY: a library of our own, without initializers.
+        let library = unsafe { Library::new(&path) }.expect("it was just made");
+        Fake { path, library, _folder: folder }
+    }
+
+    pub(crate) fn cuda(&self) -> Result<Arc<Cuda>, CudaError> {
+        Cuda::load(&self.path)
+    }
+
+    pub(crate) fn gpu(&self) -> Arc<Gpu> {
+        self.cuda().and_then(|cuda| cuda.open(0)).expect("it works")
+    }
+
+    pub(crate) fn fail(&self, call: &str, nth: c_int, code: c_int) {
+        let name = CString::new(call).expect("no 0 in it");
+        // SAFETY: the fake's own function, with its own signature.
+        unsafe {
+            let fail: Symbol<unsafe extern "C" fn(*const c_char, c_int, c_int)> =
+                self.library.get(b"fake_fail\0").expect("it is there");
+            fail(name.as_ptr(), nth, code);
+        }
+    }
+
+    pub(crate) fn set(&self, name: &str, value: c_int) {
+        // SAFETY: as above.
+        unsafe {
+            let set: Symbol<unsafe extern "C" fn(c_int)> =
+                self.library.get(name.as_bytes()).expect("it is there");
+            set(value);
+        }
+    }
+
+    pub(crate) fn ask(&self, name: &str) -> c_int {
+        // SAFETY: as above.
+        unsafe {
+            let ask: Symbol<unsafe extern "C" fn() -> c_int> =
+                self.library.get(name.as_bytes()).expect("it is there");
+            ask()
+        }
+    }
+
+    pub(crate) fn is_clean(&self) -> bool {
+        (self.ask("fake_live"), self.ask("fake_depth")) == (0, 0)
+    }
+}
+
+/// Returns the kernels, compiled for the CPU: once for all tests, as it takes seconds. Another source is another file.
+fn kernels(sources: &Path) -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    let mut files: Vec<PathBuf> = [sources, &sources.join("../../kernels")]
+        .into_iter()
+        .flat_map(|folder| std::fs::read_dir(folder).expect("it is there").flatten())
+        .map(|file| file.path())
+        .filter(|path| {
+            path.extension().is_some_and(|end| ["cu", "cuh", "cpp", "h"].iter().any(|one| end == *one))
+        })
+        .collect();
+    files.sort();
+    for file in files {
+        std::fs::read(&file).expect("it is there").hash(&mut hasher);
+    }
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{:016x}.o", hasher.finish()));
+    if !kept.exists() {
+        let fresh = kept.with_extension(format!("{}.o", std::process::id()));
+        // As on a GPU, no product is fused with a sum.
+        let flags = ["-O2", "-ffp-contract=off", "-Wno-unknown-pragmas"];
+        compile("c++", &sources.join("kernels.cpp"), &fresh, &flags);
+        std::fs::rename(&fresh, &kept).expect("there is room");
+    }
+    kept
+}
+
+fn compile(program: &str, source: &Path, object: &Path, flags: &[&str]) {
+    let made = Command::new(program)
+        .args(["-c", "-fPIC", "-Wall", "-Werror", "-pthread", "-o"])
+        .args([object, source])
+        .args(flags)
+        .status();
+    assert!(made.expect("a compiler is there").success());
+}
