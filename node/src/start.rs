@@ -454,7 +454,7 @@ async fn serve_metrics(
 }
 
 fn listen(runtime: &Runtime, address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
-    runtime.listen(address).map_err(|source| NodeError::Listen { address, source })
+    runtime.listen(address).map_err(|cause| NodeError::Listen { address, cause })
 }
 
 #[cfg(test)]

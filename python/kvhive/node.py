@@ -77,6 +77,9 @@ class EmbeddedNode:
         if coordinators is not None and (wrong := addresses.unreachable(coordinators, listen, advertise)):
             field, why = wrong
             raise NodeSetupError(f"{field} {(advertise if field == 'advertise' else listen)!r}: {why}")
+        if coordinators is not None and token:
+            # Whoever is not let in, or reaches nobody, is told so at once: a node would go on trying.
+            Client(coordinators, token, tls=tls, request_timeout=min(start_timeout, 5.0)).close()
         self._node = Node.start(
             {
                 "name": self.name,
