@@ -20,6 +20,7 @@ mod pace;
 mod persist;
 mod redis;
 mod rules;
+mod settle;
 mod start;
 mod stats;
 mod traffic;
