@@ -171,6 +171,31 @@ impl Client {
         }
     }
 
+    /// Has a tenant be there. Where it is not it is made: by itself, or as another name for one whose blocks it shares.
+    ///
+    /// # Errors
+    /// When the one whose blocks it shares is unknown, or the coordinators do not answer.
+    pub async fn ensure_tenant(&self, name: &str, shares_with: Option<&str>) -> Result<(), ClientError> {
+        let map = self.refresh().await?;
+        if map.tenant(name).is_some() {
+            return Ok(());
+        }
+        let owner = match shares_with {
+            Some(owner) => {
+                let known = map.tenant(owner);
+                let (id, _) = known.ok_or_else(|| ClientError::UnknownTenant(owner.to_owned()))?;
+                Some(id)
+            }
+            None => None,
+        };
+        let rules = TenantRules { shares_with: owner, ..TenantRules::default() };
+        match self.create_tenant_with(name, rules).await {
+            // Somebody else has made it meanwhile.
+            Err(_) if self.refresh().await?.tenant(name).is_some() => Ok(()),
+            made => made.map(|_| ()),
+        }
+    }
+
     /// Changes some of a tenant's rules; what the change does not name stays as it is.
     ///
     /// # Errors

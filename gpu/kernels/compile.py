@@ -36,7 +36,18 @@ def ptx(nvrtc: ctypes.CDLL, source: pathlib.Path) -> str:
         if code and name != "nvrtcCompileProgram":
             raise SystemExit(f"{name}: {code}")
 
-    call("nvrtcCreateProgram", ctypes.byref(program), source.read_bytes(), source.name.encode(), 0, None, None)
+    headers = sorted(HERE.glob("*.cuh"))
+    texts = (ctypes.c_char_p * len(headers))(*(header.read_bytes() for header in headers))
+    names = (ctypes.c_char_p * len(headers))(*(header.name.encode() for header in headers))
+    call(
+        "nvrtcCreateProgram",
+        ctypes.byref(program),
+        source.read_bytes(),
+        source.name.encode(),
+        len(headers),
+        texts,
+        names,
+    )
     options = [f"--gpu-architecture={TARGET}".encode(), b"--std=c++17", b"--fmad=false"]
     call("nvrtcCompileProgram", program, len(options), (ctypes.c_char_p * len(options))(*options))
     call("nvrtcGetProgramLogSize", program, ctypes.byref(size))
@@ -61,8 +72,8 @@ def resources(ptxas: pathlib.Path, text: str) -> None:
             spills = [int(number) for number in re.findall(r"(\d+) bytes spill", said)]
             if not spills or any(spills):
                 raise SystemExit(f"{kind}: {said}")
-            registers = ", ".join(re.findall(r"Used (\d+) registers", said))
-            print(f"  {kind}: {registers} registers, nothing spilled")
+            taken = [int(number) for number in re.findall(r"Used (\d+) registers", said)]
+            print(f"  {kind}: {len(taken)} kernels, {max(taken)} registers at most, nothing spilled")
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ pub mod cuda;
 mod device;
 mod frame;
 mod host;
+pub mod pages;
 mod slab;
 mod space;
 

@@ -22,6 +22,7 @@ mod pace;
 mod persist;
 mod redis;
 mod rules;
+mod settle;
 mod start;
 mod stats;
 mod traffic;

@@ -15,6 +15,7 @@ use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
 use crate::persist::{self, Holdings, Jobs, Keeper};
 use crate::redis::{self, Door};
+use crate::settle::Settler;
 use crate::view::View;
 use axum::Router;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
@@ -207,6 +208,9 @@ pub(crate) fn start_within(
         listed: blocks_listed(&config, &memories),
     };
     runtime.io().spawn(filler.run(stopping.clone()));
+    let settler =
+        Settler { devices: devices.clone(), replicator: plane.replicator.clone(), view: view.clone() };
+    runtime.io().spawn(settler.run(stopping.clone()));
     let member = runtime.io().spawn(membership.run(stopping));
 
     runtime.on_shutdown().at(Stage::StopAccepting, "leave the cluster", async move {

@@ -219,6 +219,19 @@ pub fn digest(bytes: &[u8]) -> u64 {
     BlockDigest::default().finish(bytes)
 }
 
+/// Returns the [`digest`] of a block of so many bytes from the digests of its pieces, XXH3 of each: who has hashed them elsewhere, a GPU say.
+pub fn digest_of_pieces(pieces: &[u64], bytes: u64) -> u64 {
+    let mut sums = xxhash_rust::xxh3::Xxh3Default::new();
+    for piece in pieces {
+        sums.update(&piece.to_le_bytes());
+    }
+    digest_of_sums(&sums, bytes)
+}
+
+fn digest_of_sums(sums: &xxhash_rust::xxh3::Xxh3Default, bytes: u64) -> u64 {
+    xxh3_64_with_seed(&sums.digest().to_le_bytes(), bytes)
+}
+
 /// The same digest taken while a block arrives, so that each piece is hashed while it is still in the CPU's cache.
 #[derive(Default)]
 pub struct BlockDigest {
@@ -242,7 +255,7 @@ impl BlockDigest {
         if let Some(tail) = block.get(self.hashed..).filter(|tail| !tail.is_empty()) {
             self.sums.update(&piece_digest(tail).to_le_bytes());
         }
-        xxh3_64_with_seed(&self.sums.digest().to_le_bytes(), block.len() as u64)
+        digest_of_sums(&self.sums, block.len() as u64)
     }
 }
 

@@ -11,12 +11,12 @@ use crate::regions::Use;
 use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
 use crate::threads::Crew;
 use crate::transfers;
-use kvhive_client::{Client, ClientConfig, ClientError, NamespaceClient, Prefix, StoreOptions};
+use kvhive_client::{Client, ClientConfig, NamespaceClient, Prefix, StoreOptions};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::Command;
 use kvhive_protocol::data::{About, Ack, Hint};
 use kvhive_protocol::strategy::Strategy;
-use kvhive_protocol::{Change, Reason, RulesChange, TenantRules};
+use kvhive_protocol::{Change, Reason, RulesChange};
 use kvhive_tls::{Tls, TlsFiles};
 use pyo3::prelude::*;
 use std::ops::Range;
@@ -49,6 +49,11 @@ pub(crate) fn seconds(what: &str, seconds: f64) -> Result<Duration, Failure> {
 }
 
 impl Connection {
+    /// Returns its client, and what serves that.
+    pub(crate) fn held(&self) -> &Arc<Held> {
+        &self.0
+    }
+
     fn blocks(
         &self,
         prefix: &PyPrefix,
@@ -288,20 +293,7 @@ impl Connection {
     fn ensure_tenant(&self, name: String, shares_with: Option<String>) -> Operation {
         let client = self.0.client().clone();
         Operation::new(&self.0, async move {
-            let map = client.refresh().await?;
-            if map.tenant(&name).is_some() {
-                return Ok(());
-            }
-            let owner = match shares_with {
-                Some(owner) => {
-                    let (id, _) = map.tenant(&owner).ok_or(ClientError::UnknownTenant(owner))?;
-                    Some(id)
-                }
-                None => None,
-            };
-            client
-                .create_tenant_with(&name, TenantRules { shares_with: owner, ..TenantRules::default() })
-                .await?;
+            client.ensure_tenant(&name, shares_with.as_deref()).await?;
             Ok(())
         })
     }

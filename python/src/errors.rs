@@ -6,8 +6,10 @@ use kvhive_node::{NodeError, PersistError};
 use kvhive_protocol::WireError;
 use kvhive_tls::TlsError;
 use kvhive_wire::Fault;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use std::fmt;
+use std::sync::Arc;
 
 /// Which class is raised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,10 +28,14 @@ pub(crate) enum Kind {
     Node,
     NodeSetup,
     Persist,
+    /// Python's own `ValueError`.
+    Value,
+    /// Python's own `RuntimeError`.
+    Runtime,
 }
 
 impl Kind {
-    /// Returns the name of the class in `kvhive.errors`.
+    /// Returns the name of the class, in `kvhive.errors` unless it is Python's own.
     fn class(self) -> &'static str {
         match self {
             Kind::Misuse => "MisuseError",
@@ -46,6 +52,8 @@ impl Kind {
             Kind::Node => "NodeError",
             Kind::NodeSetup => "NodeSetupError",
             Kind::Persist => "PersistError",
+            Kind::Value => "ValueError",
+            Kind::Runtime => "RuntimeError",
         }
     }
 }
@@ -55,6 +63,8 @@ impl Kind {
 pub(crate) struct Failure {
     kind: Kind,
     message: String,
+    /// What code of Python's has raised.
+    raised: Option<Arc<PyErr>>,
 }
 
 impl fmt::Display for Failure {
@@ -65,11 +75,19 @@ impl fmt::Display for Failure {
 
 impl Failure {
     pub(crate) fn new(kind: Kind, message: String) -> Failure {
-        Failure { kind, message }
+        Failure { kind, message, raised: None }
     }
 
     pub(crate) fn misuse(message: impl Into<String>) -> Failure {
         Failure::new(Kind::Misuse, message.into())
+    }
+
+    /// Makes one of what code of Python's has raised, which is raised again as it is.
+    pub(crate) fn raised(error: PyErr) -> Failure {
+        Failure {
+            raised: Some(Arc::new(error)),
+            ..Failure::new(Kind::Runtime, "the model failed".to_owned())
+        }
     }
 
     /// Makes it one of another kind.
@@ -79,6 +97,14 @@ impl Failure {
 
     /// Makes the exception.
     pub(crate) fn raise(self, py: Python<'_>) -> PyErr {
+        if let Some(raised) = self.raised {
+            return raised.clone_ref(py);
+        }
+        match self.kind {
+            Kind::Value => return PyValueError::new_err(self.message),
+            Kind::Runtime => return PyRuntimeError::new_err(self.message),
+            _ => {}
+        }
         let make = || py.import("kvhive.errors")?.getattr(self.kind.class())?.call1((self.message,));
         make().map_or_else(|error| error, PyErr::from_value)
     }

@@ -4,6 +4,7 @@
 mod buffer;
 mod connection;
 mod ending;
+mod engine;
 mod errors;
 mod held;
 mod layout;
@@ -27,6 +28,8 @@ mod _native {
     use crate::connection::Connection;
     #[pymodule_export]
     use crate::ending::interpreter_ends;
+    #[pymodule_export]
+    use crate::engine::{Engine, EngineAdvice, EngineAnswer, EnginePause};
     #[pymodule_export]
     use crate::layout::PyLayout;
     #[pymodule_export]

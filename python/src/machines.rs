@@ -5,11 +5,11 @@ use crate::connection::codec;
 use crate::errors::Failure;
 use crate::layout::PyLayout;
 use crate::regions::Use;
-use kvhive_cache::policy::{Strategy, build};
-use kvhive_cache::simulate::{Rules, Setting, Trace, Turn, replay_resized};
+use kvhive_cache::policy::Strategy;
+use kvhive_cache::simulate::found_by_each;
 use kvhive_control::predictor::{self, Figure};
+use kvhive_protocol::BlockKey;
 use kvhive_protocol::scaling::{OBSERVATION_SECONDS, Observation};
-use kvhive_protocol::{BlockKey, Moment};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use std::sync::{Mutex, MutexGuard};
@@ -89,21 +89,9 @@ fn simulate(requests: &[Vec<Vec<u8>>], strategy: &str, capacity: u32) -> Result<
         return Err(Failure::misuse(format!("capacity is {capacity}: allowed is 1 to {MAX_CAPACITY}")));
     }
     let strategy: Strategy = strategy.parse().map_err(unusable)?;
-    let mut trace = Trace::new();
-    for (at, keys) in requests.iter().enumerate() {
-        let keys: Vec<BlockKey> = keys.iter().map(|key| key_of(key)).collect::<Result<_, _>>()?;
-        // One a millisecond: what goes by time alone sees some pass.
-        let turn = Turn { now: Moment::from_millis(at as u64), ..Turn::default() };
-        trace.push(turn, keys.into_iter()).map_err(unusable)?;
-    }
-    let mut found = Vec::with_capacity(requests.len() + 1);
-    let setting = Setting { capacity, rules: Rules::Leaf, block_tokens: 1, shrunk_per_mille: 1000 };
-    let outcome = replay_resized(&trace, &mut *build(strategy, capacity, 1), setting, &mut |_, so_far| {
-        found.push(so_far.hits);
-        capacity
-    });
-    found.push(outcome.hits);
-    Ok(found.windows(2).map(|two| two[1] - two[0]).collect())
+    let keys_of = |request: &Vec<Vec<u8>>| request.iter().map(|key| key_of(key)).collect();
+    let requests: Vec<Vec<BlockKey>> = requests.iter().map(keys_of).collect::<Result<_, _>>()?;
+    found_by_each(requests.iter().map(Vec::as_slice), strategy, capacity).map_err(unusable)
 }
 
 fn key_of(key: &[u8]) -> Result<BlockKey, Failure> {

@@ -49,7 +49,7 @@ def test_what_is_everybodys_is_cleared_only_where_that_is_said(member: KVCacheCo
         ask(one, STORY)
         one.flush()
         for clear in (two.clear_cache, cache.clear):
-            with pytest.raises(kvhive.MisuseError, match="whole_cluster is False: .* the tenants default"):
+            with pytest.raises(kvhive.MisuseError, match="whole_cluster is False: .* in the whole cluster"):
                 clear()
         assert ask(one, STORY)["cache_hit"]
         two.clear_cache(whole_cluster=True)

@@ -157,7 +157,7 @@ def test_of_those_that_wait_the_more_urgent_come_first() -> None:
     [
         ({}, "text is None"),
         ({"text": 3}, "text is 3"),
-        ({"text": "a" * 512}, "text has 512 tokens: at most 511 of max_tokens=512"),
+        ({"text": "a" * 512}, "text has 512 tokens: 1 to 511 are allowed, with max_tokens=512"),
         ({"text": "a", "max_new_tokens": 0}, "max_new_tokens is 0: a whole number above 0"),
         ({"text": "a", "max_new_tokens": 512}, "max_new_tokens is 512: 1 to 511"),
         ({"text": "a", "priority": 1.5}, "priority is 1.5"),
@@ -401,21 +401,70 @@ def test_requests_are_served_while_a_node_leaves() -> None:
             assert leaving.result() == 1
 
 
-def test_an_engine_ends_also_where_its_last_store_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_ends_also_where_its_last_store_failed() -> None:
     engine = UltraAdaptiveKVCacheEngine(small_engine())
-
-    def broken(*_: object, **__: object) -> None:
-        raise ArithmeticError("no such number")
-
-    monkeypatch.setattr(engine.backing.client, "store_from", broken)
+    engine.backing.node.stop()
     assert ask(engine, STORY)["result"]
-    with pytest.raises(ArithmeticError):
-        engine.close()
+    engine.close()
     with pytest.raises(kvhive.ClosedError):
         engine.get_stats()
     with pytest.raises(kvhive.ClosedError):
-        engine.backing.client.match(engine._serving.prefix_of(STORY, None))
+        engine.backing.client.refresh()
     engine.close()
+
+
+@pytest.mark.parametrize("call", ["tokenize", "detokenize", "is_end", "prefill", "decode"])
+def test_what_a_model_raises_is_raised_as_it_is(call: str) -> None:
+    config, error = small_engine(), ArithmeticError("no such number")
+    model = SeededTransformer(config)
+
+    def broken(*_: object) -> None:
+        raise error
+
+    setattr(model, call, broken)
+    with UltraAdaptiveKVCacheEngine(config, model=model) as engine:
+        with pytest.raises(ArithmeticError) as raised:
+            ask(engine, STORY)
+        assert raised.value is error
+        delattr(model, call)
+        # And the next one has its turn.
+        assert ask(engine, STORY)["result"]
+
+
+def test_keys_and_values_of_another_shape_or_kind_are_refused() -> None:
+    config = small_engine()
+
+    class Wrong(SeededTransformer):
+        def prefill(self, tokens: Sequence[int], past: KV) -> tuple[KV, Float32]:
+            computed, logits = super().prefill(tokens, past)
+            return (computed[:, :, :-1] if len(tokens) < 16 else computed.astype("float32")), logits
+
+    with UltraAdaptiveKVCacheEngine(config, model=Wrong(config)) as engine:
+        with pytest.raises(ValueError, match="float32, and the configuration's dtype is stored as float16"):
+            ask(engine, STORY)
+
+
+def test_who_stops_waiting_for_an_answer_lets_the_model_finish_first() -> None:
+    config = small_engine()
+    model = Watched(config)
+
+    async def leave(engine: UltraAdaptiveKVCacheEngine) -> Answer:
+        model.may_go.clear()
+        first = asyncio.create_task(engine.process_request({"text": "first " * 8}))
+        await asyncio.to_thread(model.began.wait, 30)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        second = asyncio.create_task(engine.process_request({"text": "second " * 8}))
+        await asyncio.sleep(0)
+        assert bytes(model.computed) == b""
+        model.may_go.set()
+        return await second
+
+    with UltraAdaptiveKVCacheEngine(config, model=model) as engine:
+        answer = asyncio.run(leave(engine))
+        # One after the other: pieces of two requests never mix.
+        assert bytes(model.computed) == b"first " * 8 + b"second " * 8 and answer["result"]
 
 
 def test_engines_in_one_call() -> None:

@@ -1,9 +1,12 @@
 //! The engine of a Rust serving process, on a cluster of real processes: cached answers are the answers, whatever becomes of the cache.
 
 use kvhive_client::{Client, ClientConfig};
-use kvhive_node::engine::{Answer, Engine, EngineConfig, EngineError, Model, Request};
+use kvhive_node::engine::{
+    Answer, Engine, EngineConfig, EngineError, Memory, Model, NewTenants, Request, Target,
+};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::Hint;
+use kvhive_protocol::strategy::Strategy;
 use kvhive_protocol::{AxisOrder, Dtype, Layout};
 use kvhive_tests::Cluster;
 use std::convert::Infallible;
@@ -52,20 +55,20 @@ impl Model for Chain {
         }
     }
 
-    fn tokenize(&self, text: &str) -> Vec<u32> {
-        text.bytes().map(|byte| u32::from(byte) % VOCABULARY).collect()
+    fn tokenize(&self, text: &str) -> Result<Vec<u32>, Infallible> {
+        Ok(text.bytes().map(|byte| u32::from(byte) % VOCABULARY).collect())
     }
 
-    fn detokenize(&self, tokens: &[u32]) -> String {
-        tokens.iter().filter_map(|token| char::from_u32(*token)).collect()
+    fn detokenize(&self, tokens: &[u32]) -> Result<String, Infallible> {
+        Ok(tokens.iter().filter_map(|token| char::from_u32(*token)).collect())
     }
 
-    fn is_end(&self, token: u32) -> bool {
-        token == 0
+    fn is_end(&self, token: u32) -> Result<bool, Infallible> {
+        Ok(token == 0)
     }
 
-    fn begin(&self) -> Vec<Token> {
-        Vec::new()
+    fn begin(&self, most_tokens: usize) -> Vec<Token> {
+        Vec::with_capacity(most_tokens)
     }
 
     fn compute(&self, past: &mut Vec<Token>, tokens: &[u32]) -> Result<Vec<f32>, Infallible> {
@@ -131,15 +134,16 @@ async fn engine(connect: &ClientConfig, codec: Codec) -> Engine<Chain> {
 /// What a model answers that nobody helps.
 fn alone(prompt: &str) -> Vec<u32> {
     let model = Chain::default();
-    let (mut past, mut logits) = (model.begin(), Vec::new());
-    for piece in model.tokenize(prompt).chunks(BLOCK) {
+    let Ok(tokens) = model.tokenize(prompt);
+    let (mut past, mut logits) = (model.begin(tokens.len()), Vec::new());
+    for piece in tokens.chunks(BLOCK) {
         logits = model.compute(&mut past, piece).expect("it never fails");
     }
     let mut answer = Vec::new();
     while answer.len() < Request::NEW_TOKENS {
         let likeliest = |best: usize, at: usize| if logits[at] > logits[best] { at } else { best };
         let token = (1..logits.len()).fold(0, likeliest) as u32;
-        if model.is_end(token) {
+        if model.is_end(token) == Ok(true) {
             break;
         }
         answer.push(token);
@@ -170,7 +174,7 @@ fn a_prompt_that_begins_as_anothers_did_is_computed_from_there_and_answered_alik
         // What waits to be stored is found already, by whoever computed it.
         let again = first.serve(Request::new(&prompt)).await.expect("it is served");
         assert_eq!((again.cached_tokens, &again.tokens), (112, &answer.tokens));
-        assert_eq!(again.text, first.model().detokenize(&answer.tokens));
+        assert_eq!(Ok(again.text), first.model().detokenize(&answer.tokens));
         first.settled().await;
         // Another process, of another prompt that begins alike.
         let second = engine(&connect, Codec::Raw).await;
@@ -181,10 +185,10 @@ fn a_prompt_that_begins_as_anothers_did_is_computed_from_there_and_answered_alik
         assert_eq!(answer.tokens, alone(&other));
         assert_eq!(computed(&second), other.len() - shared + answer.tokens.len() - 1);
         // A prompt that ends with a block: its last token is computed in any case.
-        let whole = Request { max_new_tokens: 1, ..Request::new(&prompt[..96]) };
+        let whole = Request { max_new_tokens: Some(1), ..Request::new(&prompt[..96]) };
         let answer = second.serve(whole).await.expect("it is served");
         assert_eq!((answer.cached_tokens, answer.tokens.len()), (80, 1));
-        second.expect(&prompt, Hint::Over).await;
+        second.expect(&prompt, Hint::Over).await.expect("it is read");
         let stats = second.stats();
         assert_eq!((stats.requests, stats.hits, stats.cache_failures), (2, 2, 0));
         assert_eq!(
@@ -214,8 +218,8 @@ fn a_batch_computes_what_its_prompts_share_once_and_what_cannot_be_served_is_ref
         requests.insert(1, Request::new("Something else altogether"));
         requests.push(Request::new("x".repeat(400)));
         requests.push(Request::new(""));
-        requests.push(Request { max_new_tokens: 400, ..Request::new("Long answers") });
-        let answers = engine.serve_all(requests).await;
+        requests.push(Request { max_new_tokens: Some(400), ..Request::new("Long answers") });
+        let answers = engine.serve_all(engine.prepare(requests).await, 10).await;
         let cached: Vec<Option<usize>> =
             answers.iter().map(|answer| answer.as_ref().ok().map(|answer| answer.cached_tokens)).collect();
         // In the order of their tokens the first question of all is computed whole.
@@ -227,7 +231,10 @@ fn a_batch_computes_what_its_prompts_share_once_and_what_cannot_be_served_is_ref
             answers[4..].iter().map(|answer| answer.as_ref().expect_err("refused").to_string()).collect();
         assert_eq!(refused[0], "the prompt has 400 tokens: 1 to 399 are allowed, with max_tokens=400");
         assert_eq!(refused[1], "the prompt has 0 tokens: 1 to 399 are allowed, with max_tokens=400");
-        assert_eq!(refused[2], "max_new_tokens is 400: 1 to 388 are allowed after a prompt of 12 tokens");
+        assert_eq!(
+            refused[2],
+            "max_new_tokens is 400: 1 to 388 are allowed, with 12 tokens of prompt and max_tokens=400"
+        );
         let client = Client::connect(connect.clone()).await.expect("a coordinator answers");
         let wrong = EngineConfig { block_tokens: 0, ..config(Codec::Raw) };
         assert!(matches!(
@@ -238,6 +245,74 @@ fn a_batch_computes_what_its_prompts_share_once_and_what_cannot_be_served_is_ref
             Engine::new(&client, "nobody", Chain::default(), config(Codec::Raw)),
             Err(EngineError::Cache(_))
         ));
+    });
+}
+
+#[test]
+fn tenants_keep_their_blocks_and_sessions_their_turns_until_the_engine_ends() {
+    let cluster = Cluster::start(&["--nodes", "1"]);
+    let connect = cluster.client_config();
+    cluster.wait(async {
+        for (new_tenants, name, others) in [
+            (NewTenants::Isolated, "isolated", 0),
+            (NewTenants::Sharing, "sharing", 112),
+            (NewTenants::Unknown, "unknown", 0),
+        ] {
+            let client = Client::connect(connect.clone()).await.expect("a coordinator answers");
+            let config = EngineConfig { new_tenants, pending_bytes: 0, ..config(Codec::Raw) };
+            let engine =
+                Engine::new(&client, "default", Chain::default(), config).expect("the default tenant exists");
+            let prompt = format!("{name}: {SYSTEM}Where are the pallets?")[..120].to_owned();
+            let ask = async |tenant: &str| {
+                let tenant = Some(format!("{name}-{tenant}"));
+                let session = Some("night".to_owned());
+                let request = Request { tenant, session, ..Request::new(&prompt) };
+                let answer = engine.serve(request).await.expect("it is served");
+                assert_eq!(answer.tokens, alone(&prompt));
+                (answer.cached_tokens, answer.session_turn)
+            };
+            let own = if new_tenants == NewTenants::Unknown { 0 } else { 112 };
+            assert_eq!(ask("one").await, (0, Some(1)));
+            assert_eq!(ask("one").await, (own, Some(2)));
+            assert_eq!(ask("two").await, (others, Some(3)));
+            assert_eq!(engine.stats().cache_failures > 0, new_tenants == NewTenants::Unknown);
+            assert!(engine.end_session("night").await && !engine.end_session("night").await);
+            assert_eq!(ask("two").await, (own, Some(1)));
+            engine.pause().await.expect("it has not ended").clear().await.expect("it is cleared");
+            assert_eq!(ask("one").await.0, 0);
+            engine.end().await;
+            assert!(matches!(engine.serve(Request::new(&prompt)).await, Err(EngineError::Closed)));
+            assert!(matches!(engine.pause().await, Err(EngineError::Closed)));
+        }
+    });
+}
+
+#[test]
+fn better_settings_are_advised_by_what_was_served_and_taken_when_asked() {
+    let cluster = Cluster::start(&["--nodes", "1"]);
+    let connect = cluster.client_config();
+    cluster.wait(async {
+        let engine = engine(&connect, Codec::Raw).await;
+        let prompt = format!("{SYSTEM}Where are the pallets?");
+        let serve = async || engine.serve(Request::new(&prompt)).await.expect("it is served").cached_tokens;
+        let memory = Memory {
+            strategy: Strategy::Lru,
+            frames: [(4 << 10, 64), (16 << 10, 64)].into(),
+            codecs: vec![Codec::Raw, Codec::Int8],
+        };
+        let paused = engine.pause().await.expect("it has not ended");
+        let nothing = paused.advise(Target::Memory, memory.clone()).await.expect("it is compared");
+        assert!(nothing.advised.is_empty() && nothing.before.is_none());
+        drop(paused);
+        assert_eq!((serve().await, serve().await), (0, 112));
+        let paused = engine.pause().await.expect("it has not ended");
+        let advice = paused.advise(Target::Memory, memory).await.expect("it is compared");
+        assert_eq!((advice.before, advice.after), (Some(16384.0), Some(4096.0)));
+        assert_eq!(advice.advised["codec"].to, "int8");
+        paused.take(&advice).await.expect("it is taken");
+        drop(paused);
+        // What was rounded goes by other keys.
+        assert_eq!((serve().await, serve().await), (0, 112));
     });
 }
 

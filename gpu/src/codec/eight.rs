@@ -21,6 +21,11 @@ pub(super) fn stored_bytes(tensor: &Tensor) -> Option<u64> {
     both.checked_mul(tensor.plane_count() / 2)
 }
 
+/// Returns the bytes of a plane.
+pub(super) fn plane_bytes(plane: &Plane) -> usize {
+    scales_bytes(plane) + plane.tokens * plane.width()
+}
+
 /// Encodes a tensor; both lengths are checked.
 pub(super) fn encode(path: Path, fp8: bool, tensor: &Tensor, raw: &[u8], stored: &mut [u8]) {
     match (path, fp8) {
@@ -156,8 +161,9 @@ fn reciprocal(half: u16) -> f32 {
     if half == 0 { 0.0 } else { 1.0 / scale_value(half) }
 }
 
+/// Says whether a plane has a scale a channel, else it has one a token and head.
 #[inline(always)]
-fn by_channel(plane: &Plane) -> bool {
+pub(super) fn by_channel(plane: &Plane) -> bool {
     plane.keys && plane.tokens >= CHANNEL_TOKENS
 }
 

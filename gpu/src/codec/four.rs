@@ -140,6 +140,11 @@ pub(super) fn stored_bytes(tensor: &Tensor) -> Option<u64> {
     plane(true)?.checked_add(plane(false)?)?.checked_mul(tensor.plane_count() / 2)
 }
 
+/// Returns the bytes of a plane.
+pub(super) fn plane_bytes(plane: &Plane) -> usize {
+    tiles(plane).map(|tile| tile_bytes(plane.keys, tile.tokens, tile.channels)).sum()
+}
+
 /// Encodes a tensor; both lengths are checked.
 pub(super) fn encode(path: Path, tensor: &Tensor, raw: &[u8], stored: &mut [u8]) {
     match path {

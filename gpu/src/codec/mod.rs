@@ -38,6 +38,7 @@ mod avx2;
 mod eight;
 mod four;
 mod lossless;
+mod places;
 mod planes;
 mod shape;
 mod wide;
@@ -45,6 +46,7 @@ mod wide;
 #[cfg(test)]
 mod codec_test;
 
+pub(crate) use places::{Place, places};
 pub use shape::{Element, Order, Shape};
 
 use std::fmt;

@@ -4,8 +4,9 @@
 
 use super::error::CudaError;
 use super::gpu::Gpu;
-use super::library::{Handle, call};
-use super::memory::{GpuMemory, Pinned};
+use super::kernels::File;
+use super::library::Handle;
+use super::list::List;
 use super::stream::{Between, Direction, Part, Piece, Stream, Timer, joined};
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -19,8 +20,8 @@ const ENTRY_BYTES: usize = 24;
 pub struct Copier {
     stream: Stream,
     kernel: Handle,
-    /// The list of pieces, on its way to the GPU.
-    list: Option<(Pinned, GpuMemory)>,
+    /// The list of pieces.
+    list: List,
 }
 
 // SAFETY: a kernel's handle may be used from any thread in which its context is current.
@@ -53,7 +54,8 @@ impl Copier {
     /// # Errors
     /// When the driver refuses.
     pub fn new(gpu: &Arc<Gpu>) -> Result<Copier, CudaError> {
-        Ok(Copier { kernel: gpu.kernels.copy(gpu)?, stream: Stream::new(gpu)?, list: None })
+        let kernel = gpu.kernels.find(gpu, File::Copy, c"kvhive_copy")?;
+        Ok(Copier { kernel, stream: Stream::new(gpu)?, list: List::default() })
     }
 
     /// Returns its stream.
@@ -107,15 +109,8 @@ impl Copier {
             return Ok(Work::Engine(pieces.to_vec()));
         };
         let units: Vec<Piece> = pieces.iter().flat_map(units).collect();
-        let room = units.len() * ENTRY_BYTES;
-        if self.list.as_ref().is_none_or(|(_, there)| there.len() < room) {
-            self.list = None;
-            let room = room.next_power_of_two();
-            let gpu = self.stream.gpu();
-            self.list = Some((Pinned::for_a_while(gpu, room)?, GpuMemory::new(gpu, room)?));
-        }
-        let (list, _) = self.list.as_mut().expect("it was just taken, if it was not there");
-        for (entry, unit) in list.bytes_mut().chunks_exact_mut(ENTRY_BYTES).zip(&units) {
+        let list = self.list.write(self.stream.gpu(), units.len() * ENTRY_BYTES)?;
+        for (entry, unit) in list.chunks_exact_mut(ENTRY_BYTES).zip(&units) {
             for (word, value) in entry.chunks_exact_mut(8).zip([unit.from, unit.to, unit.bytes as u64]) {
                 word.copy_from_slice(&value.to_ne_bytes());
             }
@@ -135,34 +130,13 @@ impl Copier {
             }
             Work::Kernel { units, grid } => (*units, *grid),
         };
-        let (here, there) = self.list.as_ref().expect("it was prepared");
-        let list = Piece {
-            from: here.bytes().as_ptr().expose_provenance() as u64,
-            to: there.address(),
-            bytes: units as usize * ENTRY_BYTES,
-        };
-        let (mut address, mut count) = (there.address(), units);
+        let (mut address, mut count) = (self.list.address(), units);
         let mut arguments: [*mut c_void; 2] = [(&raw mut address).cast(), (&raw mut count).cast()];
-        // SAFETY: the list is in pinned memory and has room on the GPU, both this one's own. The kernel takes an address and a number, which
-        // are read before the call returns, and copies what the caller vouches for.
+        // SAFETY: the list is this work's until the stream was waited for. The kernel takes an address and a number, and copies what the
+        // caller vouches for.
         unsafe {
-            self.stream.begin(Direction::ToGpu, &list)?;
-            call!(
-                self.stream.gpu().table(),
-                cuLaunchKernel(
-                    self.kernel,
-                    grid.blocks.min(units),
-                    1,
-                    1,
-                    grid.threads,
-                    1,
-                    1,
-                    0,
-                    self.stream.raw(),
-                    arguments.as_mut_ptr(),
-                    std::ptr::null_mut()
-                )
-            )
+            self.list.begin(&self.stream)?;
+            self.stream.launch(self.kernel, grid.blocks.min(units), grid.threads, &mut arguments)
         }
     }
 }

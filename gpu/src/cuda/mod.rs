@@ -16,23 +16,28 @@
 
 mod copier;
 mod device;
+mod digester;
 mod driver;
 mod error;
 mod gpu;
 mod kernels;
 mod lane;
 mod library;
+mod list;
 mod memory;
+mod pager;
 mod shelf;
 mod slab;
 mod stream;
 
 pub use copier::Copier;
 pub use device::CudaDevice;
+pub use digester::{Digester, Span};
 pub use driver::{Cuda, GpuInfo};
 pub use error::{CudaError, Version};
 pub use gpu::Gpu;
 pub(crate) use memory::Registered;
 pub use memory::{GpuMemory, Pinned, Staging};
+pub use pager::{Paged, Pager, PagerError, Way};
 pub use slab::GpuSlab;
 pub use stream::{Between, Direction, Part, Piece, Stream, Timer};

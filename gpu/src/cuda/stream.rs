@@ -5,6 +5,7 @@ use super::error::CudaError;
 use super::gpu::Gpu;
 use super::library::{Handle, call};
 use super::memory::{GpuMemory, Pinned};
+use std::ffi::c_void;
 use std::sync::Arc;
 
 /// `CU_STREAM_NON_BLOCKING`: it waits for nobody's default stream, and nobody's for it.
@@ -114,10 +115,6 @@ impl Stream {
         Ok(Stream { gpu: gpu.clone(), raw })
     }
 
-    pub(super) fn raw(&self) -> Handle {
-        self.raw
-    }
-
     /// Returns the GPU that it is of.
     pub fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
@@ -166,6 +163,40 @@ impl Stream {
                 }
                 Direction::Within => call!(table, cuMemcpyDtoDAsync_v2(to, from, bytes, self.raw)),
             }
+        }
+    }
+
+    /// Has a kernel run, some time.
+    ///
+    /// # Safety
+    /// The arguments are those that the kernel takes; what they lead to is there, and the kernel's alone where it writes, until the stream was
+    /// waited for.
+    pub(super) unsafe fn launch(
+        &self,
+        kernel: Handle,
+        blocks: u32,
+        threads: u32,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), CudaError> {
+        let (no_shared, no_more) = (0, std::ptr::null_mut());
+        // SAFETY: arguments are read before the call returns; the caller vouches for them, and the context is current.
+        unsafe {
+            call!(
+                self.gpu.table(),
+                cuLaunchKernel(
+                    kernel,
+                    blocks,
+                    1,
+                    1,
+                    threads,
+                    1,
+                    1,
+                    no_shared,
+                    self.raw,
+                    arguments.as_mut_ptr(),
+                    no_more
+                )
+            )
         }
     }
 

@@ -15,12 +15,13 @@
 
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
 
-/* A copy, or a kernel with its two arguments. */
-typedef struct { void *to; const void *from; size_t bytes; int kernel; unsigned blocks, threads, count; uint64_t list; } Copy;
+/* A copy, or a launch of a kernel. */
+typedef struct { void *to; const void *from; size_t bytes; void *launched; } Copy;
 typedef struct { int context, copies; Copy copy[MAX_COPIES]; } Stream;
 
-int kernel_number(const char *name);
-void kernel_run(int number, unsigned blocks, unsigned threads, void **arguments);
+const void *kernel_named(const char *name);
+void *kernel_launched(const void *kernel, unsigned blocks, unsigned threads, void **arguments);
+void kernel_run(void *launched);
 typedef struct { int recorded; } Event;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -203,8 +204,7 @@ int cuStreamSynchronize(void *raw) {
     /* Also where it fails, nothing is under way any more. */
     for (int i = 0; i < stream->copies; i++) {
         Copy *one = &stream->copy[i];
-        void *arguments[] = { &one->list, &one->count };
-        if (one->kernel) kernel_run(one->kernel, one->blocks, one->threads, arguments);
+        if (one->launched) kernel_run(one->launched);
         else memcpy(one->to, one->from, one->bytes);
     }
     stream->copies = 0;
@@ -231,7 +231,7 @@ int cuModuleUnload(void *module) { INSIDE; live--; free(module); return OK; }
 int cuModuleGetFunction(void **out, void *module, const char *name) {
     INSIDE;
     (void)module;
-    *out = (void *)(uintptr_t)kernel_number(name);
+    *out = (void *)kernel_named(name);
     return *out ? OK : NOT_FOUND;
 }
 int cuLaunchKernel(void *kernel, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared, void *raw,
@@ -240,8 +240,7 @@ int cuLaunchKernel(void *kernel, unsigned x, unsigned y, unsigned z, unsigned tx
     Stream *stream = raw;
     if (!x || y * z * ty * tz != 1 || shared || extra || stream->context != current[depth - 1] || stream->copies == MAX_COPIES) return INVALID_VALUE;
     /* Arguments are read at once, what they point to when the kernel runs. */
-    stream->copy[stream->copies++] = (Copy){ .kernel = (int)(uintptr_t)kernel, .blocks = x, .threads = tx,
-                                             .list = *(uint64_t *)arguments[0], .count = *(unsigned *)arguments[1] };
+    stream->copy[stream->copies++] = (Copy){ .launched = kernel_launched(kernel, x, tx, arguments) };
     return OK;
 }
 

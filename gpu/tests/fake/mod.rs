@@ -6,6 +6,7 @@
 use kvhive_gpu::cuda::{Cuda, CudaError, Gpu};
 use libloading::{Library, Symbol};
 use std::ffi::{CString, c_char, c_int};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
@@ -33,17 +34,9 @@ impl Fake {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/tests/fake");
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let path = folder.path().join("libcuda.so.1");
-        let compile = |program: &str, source: &str, flags: &[&str]| {
-            let object = folder.path().join(source).with_extension("o");
-            let made = Command::new(program)
-                .args(["-c", "-fPIC", "-Wall", "-Werror", "-pthread", "-o"])
-                .args([&object, &sources.join(source)])
-                .args(flags)
-                .status();
-            assert!(made.expect("a compiler is there").success());
-            object
-        };
-        let objects = [compile("cc", "cuda.c", flags), compile("c++", "kernels.cpp", &[])];
+        let driver = folder.path().join("cuda.o");
+        compile("cc", &sources.join("cuda.c"), &driver, flags);
+        let objects = [driver, kernels(&sources)];
         let linked =
             // Whoever looks for the driver by its name finds it, once a test has loaded it.
             Command::new("c++")
@@ -100,4 +93,39 @@ impl Fake {
     pub(crate) fn is_clean(&self) -> bool {
         (self.ask("fake_live"), self.ask("fake_depth")) == (0, 0)
     }
+}
+
+/// Returns the kernels, compiled for the CPU: once for all tests, as it takes seconds. Another source is another file.
+fn kernels(sources: &Path) -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    let mut files: Vec<PathBuf> = [sources, &sources.join("../../kernels")]
+        .into_iter()
+        .flat_map(|folder| std::fs::read_dir(folder).expect("it is there").flatten())
+        .map(|file| file.path())
+        .filter(|path| {
+            path.extension().is_some_and(|end| ["cu", "cuh", "cpp", "h"].iter().any(|one| end == *one))
+        })
+        .collect();
+    files.sort();
+    for file in files {
+        std::fs::read(&file).expect("it is there").hash(&mut hasher);
+    }
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{:016x}.o", hasher.finish()));
+    if !kept.exists() {
+        let fresh = kept.with_extension(format!("{}.o", std::process::id()));
+        // As on a GPU, no product is fused with a sum.
+        let flags = ["-O2", "-ffp-contract=off", "-Wno-unknown-pragmas"];
+        compile("c++", &sources.join("kernels.cpp"), &fresh, &flags);
+        std::fs::rename(&fresh, &kept).expect("there is room");
+    }
+    kept
+}
+
+fn compile(program: &str, source: &Path, object: &Path, flags: &[&str]) {
+    let made = Command::new(program)
+        .args(["-c", "-fPIC", "-Wall", "-Werror", "-pthread", "-o"])
+        .args([object, source])
+        .args(flags)
+        .status();
+    assert!(made.expect("a compiler is there").success());
 }

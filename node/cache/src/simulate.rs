@@ -6,7 +6,7 @@ mod replay;
 mod trace;
 
 pub use optimum::{Future, optimum};
-pub use replay::{Outcome, Rules, Setting, replay, replay_resized};
+pub use replay::{Outcome, Rules, Setting, found_by_each, replay, replay_resized};
 pub use trace::{Trace, TraceFull, Turn};
 
 use crate::answers::{Reserve, ShardConfig};

@@ -2,6 +2,7 @@
 //! hands out guards; bytes never pass through it. One made after a panic begins with an empty shard over the same arenas.
 
 use crate::actors::disk::{DiskLife, DiskTier};
+use crate::actors::displace::Settle;
 use crate::actors::uses::{CodecUses, TenantUses};
 use crate::disk::{Found, Store};
 use crate::frames::Frame;
@@ -73,6 +74,8 @@ pub(crate) enum DeviceMessage {
     Restore { life: DiskLife, found: Vec<Found>, reply: Reply<Option<u64>> },
     /// That was all that is on disk; false in another life.
     Restored { life: DiskLife, reply: Reply<bool> },
+    /// Who holds blocks that emptying members may have cost?
+    Settle(Settle),
     /// How is it going?
     Load { reply: Reply<(DeviceLoad, ShardStats)> },
     /// How are the blocks stored?
@@ -236,7 +239,7 @@ impl DeviceCore {
     /// Returns the bytes that actor and shard take for so many frames, at most.
     pub(crate) fn bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
         let resident = size_of::<Option<Resident>>() as u64;
-        let fixed = Shard::fixed_bytes() + Tenure::bytes();
+        let fixed = Shard::fixed_bytes() + Tenure::bytes() + Displacing::bytes();
         Shard::index_bytes(frames, classes, strategy) + fixed + u64::from(frames) * resident
     }
 
@@ -479,6 +482,7 @@ impl DeviceCore {
             DeviceMessage::AwaitsDisk { reply } => reply.send(self.awaits_disk()),
             DeviceMessage::Restore { life, found, reply } => reply.send(self.restore(life, found)),
             DeviceMessage::Restored { life, reply } => reply.send(self.restored(life)),
+            DeviceMessage::Settle(message) => self.settle(message),
             DeviceMessage::Load { reply } => reply.send(self.load()),
             DeviceMessage::Codecs { reply } => reply.send(self.uses),
             DeviceMessage::Tend => {

@@ -65,6 +65,7 @@ impl DeviceCore {
             // Membership says that too.
             given: Vec::new(),
             displaced: self.displacing.told(),
+            losses: self.displacing.losses(),
         };
         (load, stats)
     }

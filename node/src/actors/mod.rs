@@ -3,7 +3,7 @@
 pub(crate) mod core;
 pub(crate) mod device;
 pub(crate) mod disk;
-mod displace;
+pub(crate) mod displace;
 mod explain;
 mod gpu;
 mod load;

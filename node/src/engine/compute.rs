@@ -6,7 +6,7 @@ use kvhive_client::codec;
 use kvhive_gpu::codec::CodecError;
 use kvhive_protocol::Layout;
 use kvhive_protocol::block::Codec;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What is to be done.
 pub(super) struct Task {
@@ -24,6 +24,20 @@ pub(super) struct Computed {
     /// The blocks after those that were found.
     pub(super) new: Vec<NewBlock>,
     pub(super) first_token: Instant,
+    pub(super) took: Took,
+}
+
+/// How long parts of it took.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Took {
+    /// Blocks that were found to be the model's past.
+    pub(super) load: Duration,
+    /// The rest of the prompt.
+    pub(super) prompt: Duration,
+    /// Of that, whole blocks.
+    pub(super) blocks: Duration,
+    /// The answer but for its first token.
+    pub(super) answer: Duration,
 }
 
 /// A block as it was computed, which is what is stored, and as it comes back from the cache.
@@ -48,15 +62,16 @@ impl Task {
     /// Computes; the prompt has a token more than what was found at least.
     pub(super) fn run<M: Model>(self, model: &M) -> Result<Computed, Failed<M::Error>> {
         let Task { tokens, found, max_new_tokens, layout, codec } = self;
-        let block_tokens = layout.tokens as usize;
-        let mut past = model.begin();
+        let (block_tokens, begun) = (layout.tokens as usize, Instant::now());
+        let mut past = model.begin(tokens.len() + max_new_tokens);
         for block in &found {
             model.load(&mut past, block).map_err(Failed::Model)?;
         }
+        let mut took = Took { load: begun.elapsed(), ..Took::default() };
         let (mut new, mut logits) = (Vec::new(), Vec::new());
-        let mut end = found.len() * block_tokens;
+        let (mut end, prompt_begun) = (found.len() * block_tokens, Instant::now());
         for piece in tokens[end..].chunks(block_tokens) {
-            let begin = end;
+            let (begin, piece_begun) = (end, Instant::now());
             end += piece.len();
             logits = model.compute(&mut past, piece).map_err(Failed::Model)?;
             if piece.len() < block_tokens {
@@ -71,17 +86,23 @@ impl Task {
                 model.load(&mut past, &block.comes_back).map_err(Failed::Model)?;
             }
             new.push(block);
+            took.blocks += piece_begun.elapsed();
         }
+        took.prompt = prompt_begun.elapsed();
         let first_token = Instant::now();
         let mut answer = Vec::new();
-        while let Some(token) = likeliest(&logits).filter(|token| !model.is_end(*token)) {
+        while let Some(token) = likeliest(&logits) {
+            if model.is_end(token).map_err(Failed::Model)? {
+                break;
+            }
             answer.push(token);
             if answer.len() >= max_new_tokens {
                 break;
             }
-            logits = model.compute(&mut past, &[token]).map_err(Failed::Model)?;
+            logits = model.decode(&mut past, token).map_err(Failed::Model)?;
         }
-        Ok(Computed { answer, new, first_token })
+        took.answer = first_token.elapsed();
+        Ok(Computed { answer, new, first_token, took })
     }
 }
 

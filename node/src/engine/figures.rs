@@ -1,8 +1,15 @@
 //! What an engine has done.
 
-use crate::latency::{LatencyRecorder, LatencySummary};
+use super::numbers::quantile;
+use crate::latency::LatencySummary;
 use serde::Serialize;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+/// Requests whose latency counts in percentiles.
+const REMEMBERED: usize = 4096;
 
 /// What is counted.
 #[derive(Default)]
@@ -13,8 +20,8 @@ pub(super) struct Figures {
     pub(super) prompt_tokens: AtomicU64,
     pub(super) cached_tokens: AtomicU64,
     pub(super) generated_tokens: AtomicU64,
-    pub(super) took: LatencyRecorder,
-    pub(super) first_token: LatencyRecorder,
+    pub(super) took: Latest,
+    pub(super) first_token: Latest,
 }
 
 /// What an engine has done.
@@ -32,9 +39,9 @@ pub struct EngineStats {
     pub cached_tokens: u64,
     /// Tokens of all answers.
     pub generated_tokens: u64,
-    /// From call to answer.
+    /// From call to answer: the mean of all, and percentiles of the last 4096.
     pub took: LatencySummary,
-    /// From a request's turn to the first token of its answer.
+    /// From a request's turn to the first token of its answer, likewise.
     pub first_token: LatencySummary,
 }
 
@@ -55,8 +62,66 @@ impl Figures {
             prompt_tokens: of(&self.prompt_tokens),
             cached_tokens: of(&self.cached_tokens),
             generated_tokens: of(&self.generated_tokens),
-            took: self.took.read().summary(),
-            first_token: self.first_token.read().summary(),
+            took: self.took.summary(),
+            first_token: self.first_token.summary(),
         }
+    }
+}
+
+/// The latest of some latencies, as they were: a figure of an engine is not rounded up to a bucket.
+#[derive(Default)]
+pub(super) struct Latest(Mutex<Recorded>);
+
+#[derive(Default)]
+struct Recorded {
+    latest_ms: VecDeque<f64>,
+    sum_ms: f64,
+    count: u64,
+}
+
+impl Latest {
+    pub(super) fn record(&self, took: Duration) {
+        let mut recorded = self.recorded();
+        let ms = took.as_secs_f64() * 1e3;
+        if recorded.latest_ms.len() == REMEMBERED {
+            recorded.latest_ms.pop_front();
+        }
+        recorded.latest_ms.push_back(ms);
+        recorded.sum_ms += ms;
+        recorded.count += 1;
+    }
+
+    fn recorded(&self) -> MutexGuard<'_, Recorded> {
+        self.0.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    fn summary(&self) -> LatencySummary {
+        let (mut latest, avg) = {
+            let recorded = self.recorded();
+            (
+                Vec::from_iter(recorded.latest_ms.iter().copied()),
+                recorded.sum_ms / recorded.count.max(1) as f64,
+            )
+        };
+        latest.sort_by(f64::total_cmp);
+        let of = |share| quantile(&latest, share).unwrap_or_default();
+        LatencySummary { avg, p50: of(0.5), p95: of(0.95), p99: of(0.99) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_latest_and_the_mean_of_all() {
+        let latest = Latest::default();
+        assert_eq!(latest.summary(), LatencySummary::default());
+        for ms in 0..=REMEMBERED as u64 {
+            latest.record(Duration::from_millis(if ms == 0 { 1_000_000 } else { ms % 100 }));
+        }
+        let summary = latest.summary();
+        assert!((summary.p50 - 49.0).abs() <= 1.0 && summary.p99 <= 99.0);
+        assert!(summary.avg > 200.0);
     }
 }

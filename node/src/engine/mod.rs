@@ -7,21 +7,33 @@
 //! that fails costs time, never an answer. Generated tokens' keys and values are not kept: alone they are not computed as they
 //! would be in a prompt.
 
+mod advice;
 mod behind;
+mod blocks;
+mod cache;
 mod compute;
 mod figures;
+mod history;
+mod job;
 mod model;
+mod numbers;
+mod paused;
 mod serve;
+mod sessions;
 mod turns;
+mod worker;
 
+pub use advice::{Advice, Candidate, Changed, Setting, Target};
 pub use figures::EngineStats;
 pub use model::Model;
-pub use serve::Engine;
+pub use paused::{Memory, Paused};
+pub use serve::{Engine, Prepared};
 
 use kvhive_client::ClientError;
 use kvhive_protocol::block::Codec;
 use std::time::Duration;
 use thiserror::Error;
+use turns::NoPlace;
 
 /// How an engine serves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,8 +46,22 @@ pub struct EngineConfig {
     pub codec: Codec,
     /// The longest that a request waits for the cache, once to be told what is there and once to be given it.
     pub cache_wait: Duration,
-    /// Bytes of blocks that may wait to be stored while requests go on.
+    /// Bytes of blocks that may wait to be stored while requests go on; at 0 each request waits until its own are.
     pub pending_bytes: u64,
+    /// What becomes of requests of a tenant that the cluster does not know.
+    pub new_tenants: NewTenants,
+}
+
+/// What becomes of requests of a tenant that the cluster does not know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum NewTenants {
+    /// They are served without the cache.
+    #[default]
+    Unknown,
+    /// The tenant is made, with blocks of its own.
+    Isolated,
+    /// It is made, as another name for the engine's own, whose blocks it shares.
+    Sharing,
 }
 
 impl Default for EngineConfig {
@@ -46,6 +72,7 @@ impl Default for EngineConfig {
             codec: Codec::Raw,
             cache_wait: Duration::from_secs(2),
             pending_bytes: 512 << 20,
+            new_tenants: NewTenants::Unknown,
         }
     }
 }
@@ -56,9 +83,13 @@ pub struct Request {
     /// The prompt.
     pub prompt: String,
     /// Of requests that wait, those with more come first.
-    pub priority: i32,
-    /// Tokens of the answer at most.
-    pub max_new_tokens: usize,
+    pub priority: i64,
+    /// Tokens of the answer at most; where nothing is said [`Request::NEW_TOKENS`], or as many as there is room for.
+    pub max_new_tokens: Option<usize>,
+    /// Whose blocks it may use; without, the engine's own tenant.
+    pub tenant: Option<String>,
+    /// What conversation it is a turn of.
+    pub session: Option<String>,
 }
 
 impl Request {
@@ -67,7 +98,7 @@ impl Request {
 
     /// A request of no special priority for a short answer.
     pub fn new(prompt: impl Into<String>) -> Request {
-        Request { prompt: prompt.into(), priority: 0, max_new_tokens: Request::NEW_TOKENS }
+        Request { prompt: prompt.into(), ..Request::default() }
     }
 }
 
@@ -82,12 +113,31 @@ pub struct Answer {
     pub prompt_tokens: usize,
     /// Those of them that were found.
     pub cached_tokens: usize,
+    /// Which turn of its session it was, from 1.
+    pub session_turn: Option<u64>,
     /// From the call until it was its turn.
     pub waited: Duration,
     /// From its turn until the first token of the answer.
     pub first_token: Duration,
     /// From the call to the answer.
     pub took: Duration,
+    /// What its turn went into.
+    pub stages: Stages,
+}
+
+/// How long each stage of a request took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stages {
+    /// Asking what is there.
+    pub matching: Duration,
+    /// Fetching that, and giving it to the model.
+    pub fetch: Duration,
+    /// Computing the rest of the prompt.
+    pub compute: Duration,
+    /// Computing the answer.
+    pub generate: Duration,
+    /// Storing what is new, or waiting for room to store it behind.
+    pub store: Duration,
 }
 
 /// Why there is no answer, or no engine.
@@ -104,7 +154,9 @@ pub enum EngineError<E> {
         max_tokens: usize,
     },
     /// So long an answer cannot be given.
-    #[error("max_new_tokens is {asked}: 1 to {allowed} are allowed after a prompt of {prompt} tokens")]
+    #[error(
+        "max_new_tokens is {asked}: 1 to {allowed} are allowed, with {prompt} tokens of prompt and max_tokens={max_tokens}"
+    )]
     NewTokens {
         /// What was asked for.
         asked: usize,
@@ -112,6 +164,8 @@ pub enum EngineError<E> {
         allowed: usize,
         /// Tokens of the prompt.
         prompt: usize,
+        /// Prompt and answer at most.
+        max_tokens: usize,
     },
     /// The configuration does not fit the model.
     #[error("{0}")]
@@ -122,7 +176,28 @@ pub enum EngineError<E> {
     /// The model failed.
     #[error("the model failed: {0}")]
     Model(E),
+    /// No more requests may wait.
+    #[error("{waiting} requests wait already")]
+    Full {
+        /// So many.
+        waiting: usize,
+    },
+    /// It was ended, and takes no requests.
+    #[error("the engine has been closed")]
+    Closed,
+    /// The system gives no thread to compute on.
+    #[error("there is no thread to compute on: {0}")]
+    Thread(#[source] std::io::Error),
     /// The runtime is ending.
     #[error("the process ends: nothing is computed any more")]
     Ending,
+}
+
+impl<E> From<NoPlace> for EngineError<E> {
+    fn from(why: NoPlace) -> Self {
+        match why {
+            NoPlace::Over => EngineError::Closed,
+            NoPlace::Full => EngineError::Full { waiting: turns::MOST_WAITING },
+        }
+    }
 }

@@ -6,7 +6,8 @@ use std::ops::Range;
 
 /// A decoder that can take keys and values in and give them out.
 ///
-/// The same tokens after the same past must give the same numbers. It is asked on a thread where it may compute as long as it takes.
+/// The same tokens after the same past must give the same numbers. It computes on a thread of the engine's, always the same one, as long as
+/// it takes; text is turned into tokens on others, too.
 pub trait Model: Send + Sync + 'static {
     /// Keys and values of one request's tokens, where the model computes.
     type Past: Send + 'static;
@@ -20,16 +21,25 @@ pub trait Model: Send + Sync + 'static {
     fn layout(&self, tokens: u32) -> Layout;
 
     /// Turns text into tokens, at least one.
-    fn tokenize(&self, text: &str) -> Vec<u32>;
+    ///
+    /// # Errors
+    /// What the model says.
+    fn tokenize(&self, text: &str) -> Result<Vec<u32>, Self::Error>;
 
     /// Turns tokens into text.
-    fn detokenize(&self, tokens: &[u32]) -> String;
+    ///
+    /// # Errors
+    /// What the model says.
+    fn detokenize(&self, tokens: &[u32]) -> Result<String, Self::Error>;
 
     /// Says whether an answer ends with this token.
-    fn is_end(&self, token: u32) -> bool;
+    ///
+    /// # Errors
+    /// What the model says.
+    fn is_end(&self, token: u32) -> Result<bool, Self::Error>;
 
-    /// Begins a request: nothing is past.
-    fn begin(&self) -> Self::Past;
+    /// Begins a request: nothing is past. It will have so many tokens at most, prompt and answer.
+    fn begin(&self, most_tokens: usize) -> Self::Past;
 
     /// Computes `tokens`, of which there is one at least, after `past`, and adds their keys and values to it. Returns the logits after the
     /// last, one for each token there is.
@@ -37,6 +47,14 @@ pub trait Model: Send + Sync + 'static {
     /// # Errors
     /// What the model says.
     fn compute(&self, past: &mut Self::Past, tokens: &[u32]) -> Result<Vec<f32>, Self::Error>;
+
+    /// Computes a token of the answer, as [`Model::compute`] of that token alone.
+    ///
+    /// # Errors
+    /// What the model says.
+    fn decode(&self, past: &mut Self::Past, token: u32) -> Result<Vec<f32>, Self::Error> {
+        self.compute(past, &[token])
+    }
 
     /// Writes keys and values of these tokens, which are a block, in the shape of [`Model::layout`].
     ///

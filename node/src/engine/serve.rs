@@ -1,22 +1,33 @@
 //! Requests with a cache: the longest prefix that anyone has computed is found, a model computes the rest, and what is new is stored.
 
 use super::behind::{Behind, Bytes};
+use super::blocks::{Found, Named, lock};
+use super::cache::Cache;
 use super::compute::{Computed, Failed, Task};
 use super::figures::{EngineStats, Figures};
+use super::history::{History, Served};
+use super::job::Job;
 use super::model::Model;
-use super::turns::Turns;
-use super::{Answer, EngineConfig, EngineError, Request};
-use kvhive_client::{Client, NamespaceClient, Prefix, StoreOptions, codec};
+use super::sessions::Sessions;
+use super::turns::{Turn, Turns};
+use super::worker::Worker;
+use super::{Answer, EngineConfig, EngineError, Request, Stages};
+use futures_util::future::join_all;
+use kvhive_client::{Client, codec};
 use kvhive_protocol::Layout;
 use kvhive_protocol::data::{About, Hint};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Calls beside requests that may use the cache at a time.
+pub(super) const USERS: u32 = 1024;
 
 /// Serves requests with a model, and keeps what it computes for those that begin alike. Cheap to clone; one request is computed at a
 /// time, on a thread where that blocks nobody.
 pub struct Engine<M> {
-    parts: Arc<Parts<M>>,
+    pub(super) parts: Arc<Parts<M>>,
 }
 
 impl<M> Clone for Engine<M> {
@@ -25,23 +36,26 @@ impl<M> Clone for Engine<M> {
     }
 }
 
-struct Parts<M> {
+pub(super) struct Parts<M> {
     model: Arc<M>,
-    layout: Layout,
-    blocks: NamespaceClient,
-    config: EngineConfig,
-    turns: Turns,
-    behind: Behind,
-    figures: Arc<Figures>,
+    pub(super) layout: Layout,
+    pub(super) config: EngineConfig,
+    pub(super) cache: Cache,
+    worker: Worker<M>,
+    pub(super) turns: Turns,
+    pub(super) behind: Behind,
+    /// Whoever has all of them is alone with the cache, but for who has the turn.
+    pub(super) users: Arc<Semaphore>,
+    sessions: Mutex<Sessions<Named>>,
+    pub(super) history: Mutex<History<Named>>,
+    pub(super) figures: Arc<Figures>,
 }
 
-/// A request that was looked at.
-struct Job {
-    tokens: Vec<u32>,
-    priority: i32,
-    max_new_tokens: usize,
-    asked: Instant,
-}
+/// A request of a batch that was looked at.
+pub struct Prepared(Job);
+
+/// An answer, or why there is none.
+type ServedBy<M> = Result<Answer, EngineError<<M as Model>::Error>>;
 
 impl<M: Model> Engine<M> {
     /// Makes an engine of a model whose blocks are a tenant's.
@@ -70,51 +84,30 @@ impl<M: Model> Engine<M> {
                 config.codec.name()
             )));
         }
-        // Blocks that were rounded are never taken for others.
-        let rounding =
-            if config.codec.is_exact() { String::new() } else { format!("+{}", config.codec.name()) };
-        let blocks = client.namespace(tenant, &(model.name() + &rounding), layout, 0)?;
-        let (turns, behind) = (Turns::default(), Behind::new(config.pending_bytes));
-        let (model, figures) = (Arc::new(model), Arc::default());
-        Ok(Engine { parts: Arc::new(Parts { model, layout, blocks, config, turns, behind, figures }) })
+        let cache = Cache::open(client, tenant, model.name(), layout, config.codec, config.new_tenants)?;
+        let model = Arc::new(model);
+        let parts = Parts {
+            worker: Worker::start(model.clone()).map_err(EngineError::Thread)?,
+            model,
+            layout,
+            config,
+            cache,
+            turns: Turns::default(),
+            behind: Behind::new(config.pending_bytes),
+            users: Arc::new(Semaphore::new(USERS as usize)),
+            sessions: Mutex::default(),
+            history: Mutex::default(),
+            figures: Arc::default(),
+        };
+        Ok(Engine { parts: Arc::new(parts) })
     }
 
-    /// Answers a request.
+    /// Answers a request. Its place among those that are as urgent is that of this call, and not of the first poll.
     ///
     /// # Errors
     /// When it cannot be served as it is, or the model fails. A cache that fails is gone on without.
-    pub async fn serve(&self, request: Request) -> Result<Answer, EngineError<M::Error>> {
-        let job = self.look_at(request).await?;
-        self.answer(job).await
-    }
-
-    /// Answers requests in the order that computes each shared prefix once: those that begin alike one after the other. Answers are in the
-    /// order of the requests.
-    pub async fn serve_all(
-        &self,
-        requests: impl IntoIterator<Item = Request>,
-    ) -> Vec<Result<Answer, EngineError<M::Error>>> {
-        let mut jobs = Vec::new();
-        for request in requests {
-            jobs.push(self.look_at(request).await);
-        }
-        let mut order: Vec<usize> = (0..jobs.len()).collect();
-        // In the order of their tokens, prompts that begin alike are neighbours.
-        order.sort_by(|one, other| {
-            let tokens = |at: &usize| jobs[*at].as_ref().map(|job| &job.tokens[..]).unwrap_or_default();
-            tokens(one).cmp(tokens(other))
-        });
-        let mut jobs: Vec<Option<_>> = jobs.into_iter().map(Some).collect();
-        let mut answers: Vec<Option<_>> = jobs.iter().map(|_| None).collect();
-        for at in order {
-            if let Some(job) = jobs[at].take() {
-                answers[at] = Some(match job {
-                    Ok(job) => self.answer(job).await,
-                    Err(error) => Err(error),
-                });
-            }
-        }
-        answers.into_iter().flatten().collect()
+    pub fn serve(&self, request: Request) -> impl Future<Output = ServedBy<M>> + Send + use<M> {
+        self.in_turn(Job::of(request), true)
     }
 
     /// Answers a request as [`Engine::serve`] does, but neither finds nor stores anything, and counts nowhere: what the cache is worth is the
@@ -122,26 +115,107 @@ impl<M: Model> Engine<M> {
     ///
     /// # Errors
     /// As [`Engine::serve`].
-    pub async fn serve_uncached(&self, request: Request) -> Result<Answer, EngineError<M::Error>> {
-        let Job { tokens, priority, max_new_tokens, asked } = self.look_at(request).await?;
-        let _turn = self.parts.turns.take(priority).await.ok_or(EngineError::Ending)?;
-        let begun = Instant::now();
-        let prompt_tokens = tokens.len();
-        let computed = self.compute(tokens, Vec::new(), max_new_tokens).await?;
-        Ok(self.answer_of(computed.answer, (asked, begun, computed.first_token), prompt_tokens, 0))
+    pub fn serve_uncached(&self, request: Request) -> impl Future<Output = ServedBy<M>> + Send + use<M> {
+        self.in_turn(Job::of(request), false)
+    }
+
+    /// Looks at the requests of a batch: those that cannot be served as they are say why.
+    pub async fn prepare(
+        &self,
+        requests: impl IntoIterator<Item = Request>,
+    ) -> Vec<Result<Prepared, EngineError<M::Error>>> {
+        let jobs: Vec<Job> = requests.into_iter().map(Job::of).collect();
+        let (count, max_tokens) = (jobs.len(), self.parts.config.max_tokens);
+        let looked = move |model: &M| -> Vec<_> {
+            jobs.into_iter().map(|job| job.look(model, max_tokens).map(Prepared)).collect()
+        };
+        match self.blocking(looked).await {
+            Ok(prepared) => prepared,
+            Err(_) => (0..count).map(|_| Err(EngineError::Ending)).collect(),
+        }
+    }
+
+    /// Answers a batch in the order that computes each shared prefix once: requests that begin alike one after the other, so many of them
+    /// in line at a time. Answers are in the order of the requests.
+    pub async fn serve_all(
+        &self,
+        prepared: Vec<Result<Prepared, EngineError<M::Error>>>,
+        in_line: usize,
+    ) -> Vec<ServedBy<M>> {
+        let mut answers: Vec<Option<ServedBy<M>>> = prepared.iter().map(|_| None).collect();
+        let mut jobs = Vec::new();
+        for (at, prepared) in prepared.into_iter().enumerate() {
+            match prepared {
+                Ok(Prepared(job)) => jobs.push((at, job)),
+                Err(error) => answers[at] = Some(Err(error)),
+            }
+        }
+        // In the order of their tokens, prompts that begin alike are neighbours.
+        jobs.sort_by(|(_, one), (_, other)| (&one.tenant, &one.tokens).cmp(&(&other.tenant, &other.tokens)));
+        let mut jobs = jobs.into_iter();
+        loop {
+            let (places, next): (Vec<usize>, Vec<_>) =
+                jobs.by_ref().take(in_line.max(1)).map(|(at, job)| (at, self.in_turn(job, true))).unzip();
+            if places.is_empty() {
+                break;
+            }
+            for (at, answer) in places.into_iter().zip(join_all(next).await) {
+                answers[at] = Some(answer);
+            }
+        }
+        answers.into_iter().flatten().collect()
+    }
+
+    /// Returns how many blocks of a prompt are there, from its first token on. They are held for a while, and what lies in slower memory is
+    /// brought up.
+    ///
+    /// # Errors
+    /// When the model cannot read the prompt, or the cluster does not answer.
+    pub async fn covered(&self, prompt: &str, tenant: Option<&str>) -> Result<usize, EngineError<M::Error>> {
+        let _user = self.user().await;
+        let tokens = self.tokens(prompt).await?;
+        let named = self.named(tenant, &tokens).await?;
+        if named.prefix.is_empty() {
+            return Ok(0);
+        }
+        Ok(self.within(&named).match_prefix(&named.prefix).await?.covered)
     }
 
     /// Says what is expected of the session that a prompt is of: what it alone used goes first when that is over, for one.
-    pub async fn expect(&self, prompt: &str, hint: Hint) {
-        let prefix = self.parts.blocks.keys(self.whole(&self.parts.model.tokenize(prompt)));
-        if self.within().release(&prefix, hint).await.is_err() {
-            self.failed();
+    ///
+    /// # Errors
+    /// When the model cannot read the prompt.
+    pub async fn expect(&self, prompt: &str, hint: Hint) -> Result<(), EngineError<M::Error>> {
+        let _user = self.user().await;
+        let tokens = self.tokens(prompt).await?;
+        match self.named(None, &tokens).await {
+            Ok(named) => self.release(&named, hint).await,
+            Err(_) => self.failed(),
         }
+        Ok(())
+    }
+
+    /// Says that a conversation is over: what it alone used goes first. Returns whether it was known.
+    pub async fn end_session(&self, name: &str) -> bool {
+        let _user = self.user().await;
+        let ended = lock(&self.parts.sessions).end(name);
+        if let Some(Some(named)) = &ended {
+            self.release(named, Hint::Over).await;
+        }
+        ended.is_some()
     }
 
     /// Waits until all that was computed so far is stored, or could not be.
     pub async fn settled(&self) {
         self.parts.behind.settled().await;
+    }
+
+    /// Serves what waits, stores what was computed, and takes no request any more.
+    pub async fn end(&self) {
+        if let Some(place) = self.parts.turns.last() {
+            drop(place.turn().await);
+        }
+        self.settled().await;
     }
 
     /// Returns what it has done.
@@ -154,156 +228,118 @@ impl<M: Model> Engine<M> {
         &self.parts.model
     }
 
-    async fn look_at(&self, request: Request) -> Result<Job, EngineError<M::Error>> {
-        let asked = Instant::now();
-        let Request { prompt, priority, max_new_tokens } = request;
-        let tokens = self.blocking(move |model| model.tokenize(&prompt)).await?;
-        let max_tokens = self.parts.config.max_tokens;
-        if tokens.is_empty() || tokens.len() >= max_tokens {
-            let allowed = max_tokens - 1;
-            return Err(EngineError::Prompt { tokens: tokens.len(), allowed, max_tokens });
+    fn in_turn(&self, job: Job, is_cached: bool) -> impl Future<Output = ServedBy<M>> + Send + use<M> {
+        let (engine, place) = (self.clone(), self.parts.turns.join(job.priority));
+        async move {
+            let turn = place?.turn().await.ok_or(EngineError::Ending)?;
+            engine.answer(job, turn, is_cached).await
         }
-        let allowed = max_tokens - tokens.len();
-        if max_new_tokens == 0 || max_new_tokens > allowed {
-            let prompt = tokens.len();
-            return Err(EngineError::NewTokens { asked: max_new_tokens, allowed, prompt });
-        }
-        Ok(Job { tokens, priority, max_new_tokens, asked })
     }
 
-    async fn answer(&self, job: Job) -> Result<Answer, EngineError<M::Error>> {
-        let Parts { layout, blocks, figures, .. } = &*self.parts;
-        let turn = self.parts.turns.take(job.priority).await.ok_or(EngineError::Ending)?;
+    async fn answer(&self, job: Job, turn: Turn, is_cached: bool) -> ServedBy<M> {
         let begun = Instant::now();
-        let prompt_tokens = job.tokens.len();
-        let prefix = blocks.keys(self.whole(&job.tokens));
+        let (layout, codec) = (self.parts.layout, self.parts.cache.codec());
+        let max_tokens = self.parts.config.max_tokens;
+        let (turn, job) = self.work(turn, move |model| job.look(model, max_tokens)).await?;
+        let Job { tokens, max_new_tokens, tenant, session, asked, .. } = job?;
+        let prompt_tokens = tokens.len();
+        let named = if is_cached { self.named_or_failed(tenant.as_deref(), &tokens).await } else { None };
         // The last token is computed in any case: the answer begins with what the model makes of it.
         let most = (prompt_tokens - 1) / layout.tokens as usize;
-        let found = self.find(&prefix, most.min(prefix.len())).await;
-        let start = found.len();
-        let computed = self.compute(job.tokens, found, job.max_new_tokens).await?;
-        let Computed { answer, new, first_token } = computed;
-        let about = About {
-            input_tokens: u32::try_from(prompt_tokens).unwrap_or(u32::MAX),
-            output_tokens: u32::try_from(answer.len()).unwrap_or(u32::MAX),
-            hint: Hint::None,
+        let mut stages = Stages::default();
+        let Found { blocks: found, fetched } = match &named {
+            Some(named) => self.find(named, most, &mut stages).await,
+            None => Found::default(),
         };
-        let new_keys = &prefix.keys()[start..start + new.len()];
-        let waiting =
-            new_keys.iter().copied().zip(new.iter().map(|block| block.comes_back.clone())).collect();
-        let stored: Vec<Bytes> = new.into_iter().map(|block| block.computed).collect();
-        if !stored.is_empty() {
-            self.parts.behind.add(waiting, self.store(prefix, start, stored, about)).await;
+        let start = found.len();
+        let task = Task { tokens, found, max_new_tokens, layout, codec };
+        let run = move |model: &M| {
+            let computed = task.run(model)?;
+            let text = model.detokenize(&computed.answer).map_err(Failed::Model)?;
+            Ok((computed, text))
+        };
+        let (turn, computed) = self.work(turn, run).await?;
+        let (Computed { answer, new, first_token, took }, text) =
+            computed.map_err(|failed| match failed {
+                Failed::Model(error) => EngineError::Model(error),
+                Failed::Codec(error) => {
+                    EngineError::Config(format!("{} cannot store a block: {error}", codec.name()))
+                }
+            })?;
+        stages.fetch += took.load;
+        (stages.compute, stages.generate) = (took.prompt, took.answer);
+        let blocks: Vec<Bytes> = new.iter().map(|block| block.computed.clone()).collect();
+        let store_begun = Instant::now();
+        if let Some(named) = named.as_ref().filter(|_| !new.is_empty()) {
+            self.keep(named, start, new, about(prompt_tokens, answer.len())).await;
+        }
+        stages.store = store_begun.elapsed();
+        let counted = session.filter(|_| is_cached);
+        let session_turn = counted.map(|name| lock(&self.parts.sessions).turn(&name, named.clone()));
+        if is_cached {
+            let of_each =
+                |took: Duration, blocks: usize| (blocks > 0).then(|| took.as_secs_f64() / blocks as f64);
+            let known = took.blocks + stages.fetch + stages.store;
+            let served = Served {
+                keys: named.as_ref().map_or_else(Vec::new, |named| named.prefix.keys().to_vec()),
+                most,
+                compute_seconds: of_each(took.blocks, blocks.len()),
+                fetch_seconds: of_each(stages.fetch, fetched),
+                store_seconds: of_each(stages.store, blocks.len()),
+                rest_seconds: begun.elapsed().saturating_sub(known).as_secs_f64(),
+            };
+            lock(&self.parts.history).add(served, blocks.iter(), named);
         }
         drop(turn);
-        let cached_tokens = start * layout.tokens as usize;
-        let answer = self.answer_of(answer, (job.asked, begun, first_token), prompt_tokens, cached_tokens);
-        figures.requests.fetch_add(1, Relaxed);
-        figures.hits.fetch_add(u64::from(start > 0), Relaxed);
-        figures.prompt_tokens.fetch_add(prompt_tokens as u64, Relaxed);
-        figures.cached_tokens.fetch_add(cached_tokens as u64, Relaxed);
-        figures.generated_tokens.fetch_add(answer.tokens.len() as u64, Relaxed);
-        figures.took.record(answer.took);
-        figures.first_token.record(answer.first_token);
+        let answer = Answer {
+            text,
+            tokens: answer,
+            prompt_tokens,
+            cached_tokens: start * layout.tokens as usize,
+            session_turn,
+            waited: begun - asked,
+            first_token: first_token - begun,
+            took: asked.elapsed(),
+            stages,
+        };
+        if is_cached {
+            self.count(&answer);
+        }
         Ok(answer)
     }
 
-    /// Has the model compute what was not found of a prompt, and the answer.
-    async fn compute(
+    fn count(&self, answer: &Answer) {
+        let figures = &self.parts.figures;
+        figures.requests.fetch_add(1, Relaxed);
+        figures.hits.fetch_add(u64::from(answer.cached_tokens > 0), Relaxed);
+        figures.prompt_tokens.fetch_add(answer.prompt_tokens as u64, Relaxed);
+        figures.cached_tokens.fetch_add(answer.cached_tokens as u64, Relaxed);
+        figures.generated_tokens.fetch_add(answer.tokens.len() as u64, Relaxed);
+        figures.took.record(answer.took);
+        figures.first_token.record(answer.first_token);
+    }
+
+    /// Returns what it served last, and some blocks of that.
+    pub(super) fn remembered(&self) -> (Vec<Served>, Vec<Bytes>) {
+        let history = lock(&self.parts.history);
+        (history.served(), history.samples())
+    }
+
+    /// Has the model work. The turn goes with it: who stops waiting does not let another begin before it is done.
+    async fn work<T: Send + 'static>(
         &self,
-        tokens: Vec<u32>,
-        found: Vec<Bytes>,
-        max_new_tokens: usize,
-    ) -> Result<Computed, EngineError<M::Error>> {
-        let (layout, codec) = (self.parts.layout, self.parts.config.codec);
-        let task = Task { tokens, found, max_new_tokens, layout, codec };
-        self.blocking(move |model| task.run(model)).await?.map_err(|failed| match failed {
-            Failed::Model(error) => EngineError::Model(error),
-            Failed::Codec(error) => {
-                EngineError::Config(format!("{} cannot store a block: {error}", codec.name()))
-            }
-        })
+        turn: Turn,
+        work: impl FnOnce(&M) -> T + Send + 'static,
+    ) -> Result<(Turn, T), EngineError<M::Error>> {
+        let done = self.parts.worker.run(move |model| {
+            let done = work(model);
+            (turn, done)
+        });
+        done.await.ok_or(EngineError::Ending)
     }
 
-    fn answer_of(
-        &self,
-        tokens: Vec<u32>,
-        (asked, begun, first_token): (Instant, Instant, Instant),
-        prompt_tokens: usize,
-        cached_tokens: usize,
-    ) -> Answer {
-        let text = self.parts.model.detokenize(&tokens);
-        let (waited, first_token) = (begun - asked, first_token - begun);
-        Answer { text, tokens, prompt_tokens, cached_tokens, waited, first_token, took: asked.elapsed() }
-    }
-
-    /// Returns the first blocks of a prompt, as far as they are there, but no more than so many.
-    async fn find(&self, prefix: &Prefix, most: usize) -> Vec<Bytes> {
-        let wanted = prefix.first(most);
-        if wanted.is_empty() {
-            return Vec::new();
-        }
-        // Looked at before the cache is asked: what leaves it meanwhile is there by then.
-        let waiting = self.parts.behind.find(wanted.keys());
-        let mut found = self.fetch(&wanted).await;
-        while let Some(block) = wanted.keys().get(found.len()).and_then(|key| waiting.get(key)) {
-            found.push(block.clone());
-        }
-        found
-    }
-
-    async fn fetch(&self, wanted: &Prefix) -> Vec<Bytes> {
-        let blocks = self.within();
-        let covered = match blocks.match_prefix(wanted).await {
-            Ok(found) => {
-                if found.unreachable > 0 {
-                    self.failed();
-                }
-                found.covered
-            }
-            Err(_) => {
-                self.failed();
-                0
-            }
-        };
-        if covered == 0 {
-            return Vec::new();
-        }
-        let mut memory = vec![vec![0; blocks.block_bytes() as usize]; covered];
-        let mut targets: Vec<&mut [u8]> = memory.iter_mut().map(Vec::as_mut_slice).collect();
-        let delivered = match blocks.fetch_into(wanted, 0..covered, &mut targets).await {
-            Ok(report) => report.delivered(),
-            Err(_) => 0,
-        };
-        if delivered < covered {
-            self.failed();
-        }
-        memory.truncate(delivered);
-        memory.into_iter().map(Bytes::from).collect()
-    }
-
-    /// Stores new blocks.
-    fn store(
-        &self,
-        prefix: Prefix,
-        start: usize,
-        new: Vec<Bytes>,
-        about: About,
-    ) -> impl Future<Output = ()> + Send + 'static {
-        let (blocks, codec) = (self.parts.blocks.clone(), self.parts.config.codec);
-        let figures = self.parts.figures.clone();
-        async move {
-            let new: Vec<&[u8]> = new.iter().map(|block| &block[..]).collect();
-            let options = StoreOptions { codec: Some(codec), about, ..StoreOptions::default() };
-            let stored = blocks.store(&prefix, start..start + new.len(), &new, options).await;
-            if !stored.is_ok_and(|report| report.acknowledged() == new.len()) {
-                figures.cache_failures.fetch_add(1, Relaxed);
-            }
-        }
-    }
-
-    /// Runs what may take its time. A panic of the model's is the caller's.
-    async fn blocking<T: Send + 'static>(
+    /// Runs what may take its time, beside what has the turn. A panic of the model's is the caller's.
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&M) -> T + Send + 'static,
     ) -> Result<T, EngineError<M::Error>> {
@@ -317,17 +353,18 @@ impl<M: Model> Engine<M> {
         }
     }
 
-    fn within(&self) -> NamespaceClient {
-        self.parts.blocks.within(self.parts.config.cache_wait)
+    async fn tokens(&self, prompt: &str) -> Result<Vec<u32>, EngineError<M::Error>> {
+        let prompt = prompt.to_owned();
+        self.blocking(move |model| model.tokenize(&prompt)).await?.map_err(EngineError::Model)
     }
 
-    fn failed(&self) {
-        self.parts.figures.cache_failures.fetch_add(1, Relaxed);
+    /// Keeps the cache from being replaced.
+    async fn user(&self) -> OwnedSemaphorePermit {
+        self.parts.users.clone().acquire_owned().await.expect("the semaphore is never closed")
     }
+}
 
-    /// Returns the tokens that fill blocks.
-    fn whole<'t>(&self, tokens: &'t [u32]) -> &'t [u32] {
-        let block_tokens = self.parts.layout.tokens as usize;
-        &tokens[..tokens.len() / block_tokens * block_tokens]
-    }
+fn about(prompt_tokens: usize, answer_tokens: usize) -> About {
+    let of = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
+    About { input_tokens: of(prompt_tokens), output_tokens: of(answer_tokens), hint: Hint::None }
 }

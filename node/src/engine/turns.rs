@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
+/// Requests that may wait.
+pub(super) const MOST_WAITING: usize = 16_384;
+
 /// Who waits. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Turns(Arc<Mutex<Line>>);
@@ -12,30 +15,71 @@ pub(super) struct Turns(Arc<Mutex<Line>>);
 #[derive(Default)]
 struct Line {
     is_taken: bool,
+    /// Nobody comes any more.
+    is_over: bool,
     came: u64,
-    waiting: BTreeMap<(Reverse<i32>, u64), oneshot::Sender<Turn>>,
+    waiting: BTreeMap<(Reverse<i64>, u64), oneshot::Sender<Turn>>,
 }
 
 /// Whoever has it computes; dropped, it goes to the next.
 pub(super) struct Turn(Option<Turns>);
 
+/// A place in the line, or what it leads to. Dropped, it is passed over.
+pub(super) enum Place {
+    First(Turn),
+    Waits(oneshot::Receiver<Turn>),
+}
+
+/// Why there is no place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NoPlace {
+    Over,
+    Full,
+}
+
+impl Place {
+    /// Waits for the turn.
+    pub(super) async fn turn(self) -> Option<Turn> {
+        match self {
+            Place::First(turn) => Some(turn),
+            // It is given by whoever has it, or that one's drop.
+            Place::Waits(comes) => comes.await.ok(),
+        }
+    }
+}
+
 impl Turns {
-    /// Waits for a turn. Whoever stops waiting is passed over.
-    pub(super) async fn take(&self, priority: i32) -> Option<Turn> {
-        let comes = {
-            let mut line = self.line();
-            if !line.is_taken {
-                line.is_taken = true;
-                return Some(Turn(Some(self.clone())));
-            }
-            let (give, comes) = oneshot::channel();
-            line.came += 1;
-            let place = (Reverse(priority), line.came);
-            line.waiting.insert(place, give);
-            comes
-        };
-        // It is given by whoever has it, or that one's drop.
-        comes.await.ok()
+    /// Takes a place in the line.
+    pub(super) fn join(&self, priority: i64) -> Result<Place, NoPlace> {
+        let mut line = self.line();
+        if line.is_over {
+            return Err(NoPlace::Over);
+        }
+        if line.waiting.len() >= MOST_WAITING {
+            return Err(NoPlace::Full);
+        }
+        Ok(self.place(&mut line, priority))
+    }
+
+    /// Takes the last place there is; none where it was taken before.
+    pub(super) fn last(&self) -> Option<Place> {
+        let mut line = self.line();
+        if std::mem::replace(&mut line.is_over, true) {
+            return None;
+        }
+        Some(self.place(&mut line, i64::MIN))
+    }
+
+    fn place(&self, line: &mut Line, priority: i64) -> Place {
+        if !line.is_taken {
+            line.is_taken = true;
+            return Place::First(Turn(Some(self.clone())));
+        }
+        let (give, comes) = oneshot::channel();
+        line.came += 1;
+        let place = (Reverse(priority), line.came);
+        line.waiting.insert(place, give);
+        Place::Waits(comes)
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
@@ -76,33 +120,39 @@ mod tests {
     #[tokio::test]
     async fn who_is_urgent_comes_first_and_who_has_gone_is_passed_over() {
         let turns = Turns::default();
-        let first = turns.take(0).await.expect("it is free");
+        let first = turns.join(0).expect("it is open").turn().await.expect("it is free");
         let (say, said) = mpsc::channel();
         let mut tasks = Vec::new();
         for (name, priority) in [("late", -1), ("one", 0), ("gone", 7), ("two", 0), ("urgent", 3)] {
-            let (turns, say) = (turns.clone(), say.clone());
-            let waiting = turns.line().waiting.len();
-            tasks.push(tokio::spawn({
-                let turns = turns.clone();
-                async move {
-                    let _turn = turns.take(priority).await.expect("it comes");
-                    say.send(name).expect("it is heard");
-                }
+            let (place, say) = (turns.join(priority).expect("it is open"), say.clone());
+            tasks.push(tokio::spawn(async move {
+                let _turn = place.turn().await.expect("it comes");
+                say.send(name).expect("it is heard");
             }));
-            while turns.line().waiting.len() == waiting {
-                tokio::task::yield_now().await;
-            }
         }
+        let (last, late) = (turns.last().expect("the first that ends it"), turns.join(9));
+        assert!(turns.last().is_none() && matches!(late, Err(NoPlace::Over)));
         tasks[2].abort();
         while !tasks[2].is_finished() {
             tokio::task::yield_now().await;
         }
         drop(first);
+        let _turn = last.turn().await.expect("it comes");
         for (at, task) in tasks.into_iter().enumerate() {
             assert_eq!(task.await.is_ok(), at != 2);
         }
         drop(say);
         assert_eq!(said.iter().collect::<Vec<_>>(), ["urgent", "one", "two", "late"]);
-        assert!(!turns.line().is_taken && turns.take(0).await.is_some());
+    }
+
+    #[test]
+    fn a_line_has_an_end_and_a_place_that_is_given_up_is_free() {
+        let turns = Turns::default();
+        let first = turns.join(0).expect("it is open");
+        let places: Vec<Place> = (0..MOST_WAITING).map(|_| turns.join(0).expect("it is open")).collect();
+        assert!(matches!(turns.join(0), Err(NoPlace::Full)));
+        drop(places);
+        drop(first);
+        assert!(matches!(turns.join(0), Ok(Place::First(_))));
     }
 }

@@ -219,8 +219,12 @@ async fn a_block_without_room_is_lost_with_who_is_emptied_and_a_pinned_one_keeps
     coordinator.change(|map| Arc::make_mut(&mut map.pins).clear());
     eventually("without the pin it is given as far as there is room", || coordinator.is_filled(slot, new))
         .await;
-    let lost = Given { declined_blocks: 4, lost_blocks: 4, lost_bytes: 16 * KIB as u64, ..Given::default() };
-    eventually("it has told", || coordinator.emptying(old.member).0 == lost).await;
+    let given = Given { declined_blocks: 4, ..Given::default() };
+    eventually("it has told", || coordinator.emptying(old.member) == (given, Displaced::default())).await;
+    // Whether anybody holds them is asked when nobody can give them any more.
+    place(&coordinator, slot, &[new], &[]);
+    let lost = Displaced { blocks: 0, lost_blocks: 4, lost_bytes: 16 * KIB as u64 };
+    eventually("they are lost", || coordinator.emptying(old.member) == (given, lost)).await;
     assert!(!held.is_finished(), "all were held to the end");
     held.abort();
 }

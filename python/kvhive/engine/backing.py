@@ -6,12 +6,12 @@ import json
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kvhive import Client, EmbeddedNode, KvHiveError, Layout, MisuseError, Namespace
+from kvhive._native import Connection
 from kvhive.access import StrPath
 from kvhive.codec import stored_bytes
 
@@ -30,7 +30,7 @@ class Backing:
     """An embedded node and its client: alone, or joined to a cluster.
 
     Node and client are replaced by :meth:`load` and end with :meth:`close`. Both take ``lock``, which is who uses them for longer
-    than a call has; whoever has not uses the client as :meth:`used` lends it.
+    than a call has.
 
     :param frames: bytes of the frames, growing, each with its share of the memory.
     :param folder: where it persists unless the configuration or a call says so.
@@ -45,13 +45,12 @@ class Backing:
         self._scaling = threading.RLock()
         self._life = Shared()
         self._is_closed = False
-        self._namespaces: dict[tuple[str, str], Namespace] = {}
-        self._tenants = {_DEFAULT_TENANT}
+        self._namespaces: dict[str, Namespace] = {}
+        #: Tenants besides the default one that came with what was loaded.
+        self.tenants: list[str] = []
         # Without leave to round, what would be rounded is compressed.
         rounds = config.strategy is CacheStrategy.QUANTIZED and not config.use_quantization
         self.strategy = CacheStrategy.COMPRESSED.value if rounds else config.strategy.value
-        #: What nodes were told when they were started.
-        self._begun_with = self.strategy
         self.prefetch_blocks = config.prefetch_size if config.enable_prefetch else 0
         if config.enable_distributed and config.distributed_backend == "nccl":
             warnings.warn("no device here moves blocks by NCCL: they come over TCP", RuntimeWarning, stacklevel=4)
@@ -65,12 +64,6 @@ class Backing:
                 self._recalled = self.load(None)
             except OSError as error:
                 warnings.warn(f"begins empty: {error}", RuntimeWarning, stacklevel=4)
-
-    @contextmanager
-    def used(self) -> Iterator[Client]:
-        """Lends the client, which is the node's until this is left."""
-        with self._life.used():
-            yield self.client
 
     def recall(self) -> dict[str, int]:
         """Returns the notes that were persisted with what this one began with."""
@@ -112,30 +105,17 @@ class Backing:
         whole = self._config.memory_bytes
         return (whole - whole // 2, whole // 2) if self._config.enable_prefetch else (whole, 0)
 
-    def namespace(self, model: str, layout: Layout, tenant: str | None) -> Namespace:
-        """Opens a tenant's namespace, and makes the tenant where there is none."""
-        name = _DEFAULT_TENANT if tenant is None else tenant
-        known = self._namespaces.get((name, model))
+    @property
+    def connection(self) -> Connection:
+        """The client's native half."""
+        return self.client._open()
+
+    def namespace(self, model: str, layout: Layout) -> Namespace:
+        """Opens the default tenant's namespace."""
+        known = self._namespaces.get(model)
         if known is None:
-            self._ensure(name)
-            known = self.client.namespace(model, layout, tenant=name)
-            self._namespaces[name, model] = known
+            known = self._namespaces[model] = self.client.namespace(model, layout)
         return known
-
-    def _ensure(self, name: str) -> None:
-        if name in self._tenants:
-            return
-        # Tenants that are not kept apart share one's blocks.
-        shares_with = None if self._config.tenant_isolation else _DEFAULT_TENANT
-        self.client.ensure_tenant(name, shares_with=shares_with)
-        # Else it is the node's own, or the cluster's business.
-        if shares_with is None and self.strategy != self._begun_with:
-            self.client.set_strategy(self.strategy, tenant=name)
-        self._tenants.add(name)
-
-    def _owners(self) -> list[str]:
-        """Returns the tenants that have blocks of their own here."""
-        return sorted(self._tenants) if self._config.tenant_isolation else [_DEFAULT_TENANT]
 
     def frames(self) -> dict[int, int]:
         """Returns how many frames there are, by the bytes of one."""
@@ -150,24 +130,17 @@ class Backing:
         """Refuses what would be done to others in a cluster, unless it is said that this is meant."""
         if self._config.enable_distributed and not whole_cluster:
             raise MisuseError(
-                f"whole_cluster is False: {what} the tenants {', '.join(self._owners())} of the whole cluster, "
-                "whoever else uses them; allowed is whole_cluster=True, which says that this is meant"
+                f"whole_cluster is False: {what} in the whole cluster for the tenants that were used here, whoever else "
+                "uses them; allowed is whole_cluster=True, which says that this is meant"
             )
 
     def clear(self, *, whole_cluster: bool = False) -> None:
-        """Ends the era of every tenant.
+        """Ends the default tenant's era.
 
         :raises kvhive.MisuseError: in a cluster, unless ``whole_cluster`` says that it is meant.
         """
-        self.check_alone("this would forget what is stored for", whole_cluster)
-        for name in self._owners():
-            self.client.clear(name)
-
-    def set_strategy(self, strategy: str) -> None:
-        """Has another strategy decide, for every tenant; no block is lost by it."""
-        for name in self._owners():
-            self.client.set_strategy(strategy, tenant=name)
-        self.strategy = strategy
+        self.check_alone("this would forget what is stored", whole_cluster)
+        self.client.clear(_DEFAULT_TENANT)
 
     def gather(self) -> None:
         """Has what nodes that were added hold come to the first one, as far as there is room, and ends them.
@@ -227,7 +200,7 @@ class Backing:
         with self._life.replaced():
             self._stop()
             self._namespaces = {}
-            self._tenants = {_DEFAULT_TENANT}
+            self.tenants = []
             try:
                 self.node = self._start(backup)
             except KvHiveError:
@@ -237,9 +210,9 @@ class Backing:
                 raise
             self.client = self.node.client()
             listed = self.ask("GET", "/v1/tenants")["tenants"]
-            self._tenants |= {str(one["name"]) for one in listed}
+            self.tenants = [name for one in listed if (name := str(one["name"])) != _DEFAULT_TENANT]
             # Rules of then may name another strategy.
-            self.set_strategy(self.strategy)
+            self.client.set_strategy(self.strategy, tenant=_DEFAULT_TENANT)
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Asks the coordinator's admin API, and returns what it answers.
@@ -312,9 +285,13 @@ class Backing:
                 if self._config.enable_persistence:
                     self.persist(None, notes)
             finally:
-                self._is_closed = True
-                with self._life.replaced():
-                    self._stop()
+                self.end()
+
+    def end(self) -> None:
+        """Ends node and client."""
+        self._is_closed = True
+        with self._life.replaced():
+            self._stop()
 
     def _stop(self) -> None:
         self.client.close()

@@ -109,7 +109,7 @@ class BaseKVCache(_Module):
         :param whole_cluster: in a cluster the tenant is not this cache's alone: says that nobody is to find its blocks any more.
         :raises kvhive.MisuseError: in a cluster, where that is not said.
         """
-        self._backing.check_alone("this would forget what is stored for", whole_cluster)
+        self._backing.check_alone("this would forget what is stored", whole_cluster)
         self.flush()
         with self._backing.lock:
             self._backing.clear(whole_cluster=whole_cluster)
@@ -171,7 +171,7 @@ class BaseKVCache(_Module):
         self.close()
 
     def _names(self, name: bytes, version: int, pieces: int) -> Prefix:
-        namespace: Namespace = self._backing.namespace(_MODEL, self._layout, None)
+        namespace: Namespace = self._backing.namespace(_MODEL, self._layout)
         seed = name + version.to_bytes(8, "little")
         hashes = [hashlib.sha256(seed + at.to_bytes(4, "little")).digest() for at in range(pieces)]
         return namespace.keys_of_hashes(hashes)

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from kvhive import Client, Prefix
+from kvhive import Layout, _native
+from kvhive._native import Connection
 from kvhive.access import StrPath
+from kvhive.aio import drive
 
-from .backing import Backing
+from .asked import Asked
+from .backing import Backing, frames_of
 from .config import KVCacheConfig
-from .figures import Figures
+from .figures import figures
 from .model import Model, SeededTransformer
-from .optimizer import Sample, Target, optimize
-from .requests import Answer, Job, Request, taken, tokenize
-from .serving import EXACT, Serving
-from .turns import Turns
+from .requests import Answer, Request, checked, told
+
+Target = Literal["latency", "memory", "throughput"]
+
+#: The longest that a request waits for the cache, once to be told what is there and once to be given it, in seconds.
+_CACHE_WAIT = 5.0
+#: Bytes of blocks that may wait to be stored.
+_PENDING_BYTES = 512 << 20
+#: Codecs that bring back what was stored, bit by bit.
+_EXACT = ("raw", "lossless")
 
 
 class UltraAdaptiveKVCacheEngine:
     """Serves requests with a model, and keeps what it computes for those that begin alike.
 
-    One request is computed at a time, on a thread of the engine's; the event loop goes on meanwhile. A cache that fails costs time
-    and never an answer: what cannot be found is computed. A context manager, also for ``async with``; one that is not closed keeps its
+    The engine is that of ``kvhive_node::engine``, in Rust; of Python's is the model. One request is computed at a time, on a thread of the
+    engine's; the event loop goes on meanwhile. A cache that fails costs time and never an answer: what cannot be found is computed. A context manager, also for ``async with``; one that is not closed keeps its
     node and thread until the process ends, and persists nothing.
 
     >>> import asyncio
@@ -45,19 +56,44 @@ class UltraAdaptiveKVCacheEngine:
         self.config.validate()
         config = self.config
         self.model: Model = model or SeededTransformer(config)
-        self._figures = Figures()
-        self._serving = Serving(config, self.model, self._figures)
-        self._backing = self._serving.backing
-        # What changes the backing waits for the request that uses it.
-        self._turn = self._backing.lock
-        self._turns = Turns(self._serve)
+        layout = Layout(
+            layers=config.num_layers,
+            kv_heads=config.num_heads,
+            head_dim=config.head_dim,
+            tokens=config.block_size,
+            dtype=config.dtype,
+        )
+        self._closing = threading.Lock()
+        self._is_closed = False
+        self._backing = Backing(config, frames_of(config, layout), folder="kvhive-engine")
+        try:
+            self._native = _native.Engine(
+                self._backing.connection,
+                Asked(self.model, config),
+                self.model.fingerprint,
+                layout,
+                max_tokens=config.max_tokens,
+                codec=config.codec,
+                cache_wait=_CACHE_WAIT,
+                pending_bytes=_PENDING_BYTES if config.non_blocking else 0,
+                new_tenants="isolated" if config.tenant_isolation else "sharing",
+            )
+            self._connection: Connection | None = None
+            if self._backing.tenants:
+                with self._paused() as pause:
+                    self._take_up(pause)
+            self._connection = self._backing.connection
+        except BaseException:
+            self._backing.end()
+            raise
 
     async def process_request(self, request: Request) -> Answer:
         """Answers a request.
 
         :raises ValueError: when the request cannot be served as it is: what is wrong, its value and what is allowed.
         """
-        return await asyncio.wrap_future(self._turns.submit(self._take(request)))
+        asked = checked(request, self.config)
+        return told(await drive(self._native.serve(asked)), asked, self.config.enable_profiling)
 
     async def process_batch_optimized(self, requests: Sequence[Request], batch_size: int = 10) -> list[Answer]:
         """Answers requests in the order that computes each shared prefix once; answers are in the order of the requests.
@@ -69,27 +105,23 @@ class UltraAdaptiveKVCacheEngine:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: 1 and more is allowed")
-        jobs = [self._take(request) for request in requests]
-        await asyncio.to_thread(self._tokenize_all, jobs)
-        # In the order of their tokens, prompts that begin alike are neighbours.
-        order = sorted(range(len(jobs)), key=lambda at: (jobs[at].tenant or "", jobs[at].tokens))
-        answers: dict[int, Answer | BaseException] = {}
-        for begin in range(0, len(order), batch_size):
-            batch = order[begin : begin + batch_size]
-            futures = [asyncio.wrap_future(self._turns.submit(jobs[at])) for at in batch]
-            answers.update(zip(batch, await asyncio.gather(*futures, return_exceptions=True), strict=True))
+        asked = [checked(request, self.config) for request in requests]
+        answers = await drive(self._native.serve_all(asked, batch_size))
         served: list[Answer] = []
-        for at in range(len(jobs)):
-            answer = answers[at]
+        for one, answer in zip(asked, answers, strict=True):
             if isinstance(answer, BaseException):
                 raise answer
-            served.append(answer)
+            served.append(told(answer, one, self.config.enable_profiling))
         return served
 
     def end_session(self, session_id: str) -> bool:
         """Says that a conversation is over: what it alone used goes first. Returns whether it was known."""
-        with self._turn:
-            return self._serving.end_session(session_id)
+        return self._native.end_session(session_id).wait()
+
+    def covered(self, text: str, tenant: str | None = None) -> int:
+        """Returns how many blocks of a prompt are there, from its first token on. They are held for a while, and what lies in slower memory
+        is brought up."""
+        return self._native.covered(text, tenant).wait()
 
     def get_stats(self) -> dict[str, Any]:
         """Returns what the engine has done and holds.
@@ -99,7 +131,7 @@ class UltraAdaptiveKVCacheEngine:
         share of the upper tier, which is memory of this process, whether the host has a GPU or not. Besides: ``token_hit_rate`` and the tokens that it is of, ``compression_ratio``, ``strategy``, ``pinned_bytes``,
         ``transport`` (how blocks come), ``cache_failures``, and all figures of the node, ``node``.
         """
-        return self._figures.read(self._backing.stats(), self._backing.strategy)
+        return figures(self._native.stats(), self._backing.stats(), self._backing.strategy)
 
     def persist(self, path: StrPath | None = None) -> bool:
         """Writes all blocks into a folder, as usual the configuration's.
@@ -108,8 +140,7 @@ class UltraAdaptiveKVCacheEngine:
         """
         # Nodes that were added may take long to leave: requests are served meanwhile.
         self._backing.gather()
-        with self._turn:
-            self.flush()
+        with self._paused():
             return self._backing.persist(path, {})
 
     def load(self, path: StrPath | None = None) -> bool:
@@ -118,9 +149,12 @@ class UltraAdaptiveKVCacheEngine:
         :raises FileNotFoundError: when nothing was persisted there.
         :raises IOError: when it cannot be read.
         """
-        with self._turn:
-            self.flush()
-            self._backing.load(path)
+        with self._paused() as pause:
+            try:
+                self._backing.load(path)
+            finally:
+                # Also where that failed half-way, and the engine goes on with an empty node.
+                self._take_up(pause)
         return True
 
     def clear_cache(self, *, whole_cluster: bool = False) -> None:
@@ -129,10 +163,9 @@ class UltraAdaptiveKVCacheEngine:
         :param whole_cluster: in a cluster the tenants are not this engine's alone: says that nobody is to find their blocks any more.
         :raises kvhive.MisuseError: in a cluster, where that is not said.
         """
-        with self._turn:
-            self._backing.check_alone("this would forget what is stored for", whole_cluster)
-            self.flush()
-            self._backing.clear(whole_cluster=whole_cluster)
+        self._backing.check_alone("this would forget what is stored", whole_cluster)
+        with self._paused() as pause:
+            pause.clear().wait()
 
     def optimize(self, target: Target, *, whole_cluster: bool = False) -> dict[str, Any]:
         """Looks for settings that serve recent traffic better, and takes them.
@@ -151,44 +184,41 @@ class UltraAdaptiveKVCacheEngine:
         :raises ValueError: when the target is none of these.
         """
         is_advice = self.config.enable_distributed and not whole_cluster
-        serving = self._serving
-        with self._turn:
-            self.flush()
-            now = {"cache_strategy": self._backing.strategy, "codec": serving.codec}
-            sample = Sample(
-                served=serving.history.served(),
-                blocks=serving.history.samples(),
-                layout=serving.layout,
-                frames=self._backing.frames(),
-                is_behind=self.config.non_blocking,
-                fetch_seconds=serving.measure_fetch(),
-            )
-            report = optimize(target, now, sample, self.config.codecs_allowed)
+        backing = self._backing
+        with self._paused() as pause:
+            advice = pause.advise(target, backing.strategy, backing.frames(), self.config.codecs_allowed).wait()
+            report: dict[str, Any] = json.loads(advice.json)
             advised = report["advised"]
             report["unreachable_blocks"] = self._unreachable(advised)
             report["changed"] = {} if is_advice else dict(advised)
+            if report["changed"]:
+                pause.take(advice).wait()
             if "cache_strategy" in report["changed"]:
-                self._backing.set_strategy(advised["cache_strategy"]["to"])
-            if "codec" in report["changed"]:
-                serving.codec = advised["codec"]["to"]
+                backing.strategy = advised["cache_strategy"]["to"]
         return report
 
     def _unreachable(self, advised: dict[str, dict[str, str]]) -> int:
         """Counts blocks that go by other keys than those which are asked for under other settings."""
         codec = advised.get("codec")
-        if codec is None or (codec["from"] in EXACT and codec["to"] in EXACT):
+        if codec is None or (codec["from"] in _EXACT and codec["to"] in _EXACT):
             return 0
-        left = EXACT if codec["from"] in EXACT else (codec["from"],)
+        left = _EXACT if codec["from"] in _EXACT else (codec["from"],)
         return sum(int(one["blocks"]) for one in self._backing.stats()["codecs"] if one["codec"] in left)
 
     def flush(self) -> None:
         """Waits until what was computed so far is stored."""
-        self._serving.flush()
+        self._native.settled().wait()
 
     def close(self) -> None:
         """Serves what waits, stores it, persists where that is wanted, and gives the memory back. Again, it does nothing."""
-        if self._turns.end():
-            self._serving.close()
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        try:
+            self._native.end().wait()
+        finally:
+            self._backing.close({})
 
     def __enter__(self) -> Self:
         return self
@@ -202,25 +232,27 @@ class UltraAdaptiveKVCacheEngine:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
-    @contextmanager
-    def asking(self, text: str, tenant: str | None = None) -> Iterator[tuple[Client, Prefix]]:
-        """Lends the client, and the names of a prompt's full blocks: both are good until this is left."""
-        with self._backing.used() as client:
-            yield client, self._serving.prefix_of(text, tenant)
-
     @property
     def backing(self) -> Backing:
         """The node and the client that its blocks lie behind."""
         return self._backing
 
-    def _take(self, request: Request) -> Job:
-        return taken(request, self.config, self._turns.number())
+    @contextmanager
+    def _paused(self) -> Iterator[_native.EnginePause]:
+        """Has what was computed be stored, and serves nothing until this is left."""
+        pause = self._native.pause().wait()
+        try:
+            yield pause
+        finally:
+            pause.resume()
 
-    def _tokenize_all(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            tokenize(job, self.model, self.config)
-
-    def _serve(self, job: Job) -> Answer:
-        tokenize(job, self.model, self.config)
-        with self._turn:
-            return self._serving.serve(job)
+    def _take_up(self, pause: _native.EnginePause) -> None:
+        """Goes on with the backing's client, where that is another one now."""
+        connection = self._backing.connection
+        if connection is self._connection:
+            return
+        pause.renew(connection, self._backing.tenants)
+        self._native.holds(connection)
+        self._connection = connection
+        # Rules of then may name another strategy.
+        pause.set_strategy(self._backing.strategy).wait()

@@ -21,11 +21,7 @@ class CachePrefetcher:
 
         :param keys: prompts, as they will be asked.
         """
-        covered = 0
-        for text in keys:
-            with self._engine.asking(text, tenant) as (client, prefix):
-                covered += client.match(prefix).covered if len(prefix) else 0
-        return covered
+        return sum(self._engine.covered(text, tenant) for text in keys)
 
     def get_prefetch_stats(self) -> dict[str, int]:
         """Returns what became of blocks that were brought up, the node's own choices included: how many were ``asked`` for, ``useful``,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypeAlias, TypedDict
+
+from kvhive._native import EngineAnswer
 
 from .config import KVCacheConfig
-from .model import Model
 
-#: Tokens of an answer where the request does not say.
-_MAX_NEW_TOKENS = 16
+#: A checked request: text, priority, tokens of the answer at most, tenant, session.
+Asked: TypeAlias = tuple[str, int, int | None, str | None, str | None]
 
 
 class Request(TypedDict):
@@ -42,25 +41,8 @@ class Answer(TypedDict):
     metadata: dict[str, Any]
 
 
-@dataclass
-class Job:
-    """A request that was looked at and waits, or is being served."""
-
-    text: str
-    priority: int
-    session_id: str | None
-    tenant: str | None
-    wanted: int | None
-    #: Its place among those that are as urgent.
-    number: int
-    asked_at: float = field(default_factory=time.perf_counter)
-    #: Empty before the prompt was looked at.
-    tokens: list[int] = field(default_factory=list)
-    max_new_tokens: int = 0
-
-
-def taken(request: Request, config: KVCacheConfig, number: int) -> Job:
-    """Checks what of a request can be checked before its prompt was looked at.
+def checked(request: Request, config: KVCacheConfig) -> Asked:
+    """Checks what of a request can be checked before its prompt is looked at.
 
     :raises ValueError: naming what is wrong, its value and what is allowed.
     """
@@ -76,24 +58,30 @@ def taken(request: Request, config: KVCacheConfig, number: int) -> Job:
     if tenant is not None and not config.multi_tenant:
         raise ValueError(f"tenant is {tenant!r}: an engine with multi_tenant=True knows tenants, this one has none")
     wanted = request.get("max_new_tokens")
-    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
+    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted < 1 << 32):
         raise ValueError(f"max_new_tokens is {wanted!r}: a whole number above 0 is allowed")
-    return Job(text, priority, request.get("session_id"), tenant, wanted, number)
+    return text, priority, wanted, tenant, request.get("session_id")
 
 
-def tokenize(job: Job, model: Model, config: KVCacheConfig) -> None:
-    """Looks at a prompt, once.
-
-    :raises ValueError: when it is longer than a request may be.
-    """
-    if job.tokens:
-        return
-    tokens = model.tokenize(job.text)
-    most = config.max_tokens - len(tokens)
-    if most < 1:
-        allowed = f"at most {config.max_tokens - 1} of max_tokens={config.max_tokens} are allowed"
-        raise ValueError(f"text has {len(tokens)} tokens: {allowed}")
-    if job.wanted is not None and job.wanted > most:
-        allowed = f"1 to {most} are allowed, with {len(tokens)} tokens of text and max_tokens={config.max_tokens}"
-        raise ValueError(f"max_new_tokens is {job.wanted!r}: {allowed}")
-    job.tokens, job.max_new_tokens = tokens, job.wanted or min(_MAX_NEW_TOKENS, most)
+def told(answer: EngineAnswer, asked: Asked, is_profiled: bool) -> Answer:
+    """Says an answer as the engine's callers know it."""
+    _, priority, _, tenant, session_id = asked
+    metadata: dict[str, Any] = {
+        "prompt_tokens": answer.prompt_tokens,
+        "cached_tokens": answer.cached_tokens,
+        "computed_tokens": answer.prompt_tokens - answer.cached_tokens,
+        "generated_tokens": answer.generated_tokens,
+        "waited_ms": answer.waited * 1e3,
+        "priority": priority,
+        "tenant": tenant,
+        "session_id": session_id,
+        "turn": answer.session_turn,
+    }
+    if is_profiled:
+        metadata["profile"] = {stage: seconds * 1e3 for stage, seconds in answer.stages.items()}
+    return {
+        "result": answer.text,
+        "cache_hit": answer.cached_tokens > 0,
+        "latency": answer.took * 1e3,
+        "metadata": metadata,
+    }

@@ -61,3 +61,7 @@ class Growing:
             raise ValueError(f"keys and values of shape {more.shape} do not fit {room} with {self.tokens} tokens in it")
         self._room[:, :, self.tokens : after] = more
         self.tokens = after
+
+    def truncate(self, tokens: int) -> None:
+        """Forgets all tokens but the first so many."""
+        self.tokens = min(self.tokens, tokens)

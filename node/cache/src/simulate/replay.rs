@@ -1,8 +1,9 @@
 //! One policy over one trace, without a shard around it: only what is resident, what leaves, and how far each request is
 //! covered. The rules of a node are those of [`Rules::Leaf`]; [`Rules::Flat`] is how the literature states its policies.
 
-use super::trace::Trace;
-use crate::policy::{Policy, Removal, Request, Verdict, Visit};
+use super::trace::{Trace, TraceFull, Turn};
+use crate::policy::{Policy, Removal, Request, Strategy, Verdict, Visit, build};
+use kvhive_protocol::{BlockKey, Moment};
 
 const NIL: u32 = u32::MAX;
 /// The size of a block that was not shrunk, in thousandths.
@@ -116,6 +117,32 @@ pub fn replay_resized(
         pool.request(trace, at, policy);
     }
     pool.outcome
+}
+
+/// Serves requests, each the keys of its blocks from token 0 on, with a pool of so many blocks that is empty at first. Returns how many
+/// blocks each found.
+///
+/// # Errors
+/// When they name more blocks than a trace may.
+pub fn found_by_each<'k>(
+    requests: impl Iterator<Item = &'k [BlockKey]>,
+    strategy: Strategy,
+    capacity: u32,
+) -> Result<Vec<u64>, TraceFull> {
+    let mut trace = Trace::new();
+    for (at, keys) in requests.enumerate() {
+        // One a millisecond: what goes by time alone sees some pass.
+        let turn = Turn { now: Moment::from_millis(at as u64), ..Turn::default() };
+        trace.push(turn, keys.iter().copied())?;
+    }
+    let mut found = Vec::with_capacity(trace.requests() + 1);
+    let setting = Setting { capacity, rules: Rules::Leaf, block_tokens: 1, shrunk_per_mille: WHOLE };
+    let outcome = replay_resized(&trace, &mut *build(strategy, capacity, 1), setting, &mut |_, so_far| {
+        found.push(so_far.hits);
+        capacity
+    });
+    found.push(outcome.hits);
+    Ok(found.windows(2).map(|two| two[1] - two[0]).collect())
 }
 
 /// What a record holds.

@@ -1,7 +1,7 @@
 //! A Llama on the CPU (RMSNorm, rotary positions, grouped queries, a gated MLP), whose keys and values can be taken out and put in.
 
 use crate::weights::{Shape, Weights};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{ops, rotary_emb};
 use kvhive_node::engine::Model;
@@ -207,31 +207,32 @@ impl Model for Llama {
         }
     }
 
-    fn tokenize(&self, text: &str) -> Vec<u32> {
+    fn tokenize(&self, text: &str) -> Result<Vec<u32>, Trouble> {
         match &self.tokenizer {
             Some(tokenizer) => {
-                tokenizer.encode(text, true).map_or_else(|_| Vec::new(), |encoded| encoded.get_ids().to_vec())
+                let encoded = tokenizer.encode(text, true).map_err(|error| Trouble(anyhow!(error)))?;
+                Ok(encoded.get_ids().to_vec())
             }
-            None => text.bytes().map(u32::from).collect(),
+            None => Ok(text.bytes().map(u32::from).collect()),
         }
     }
 
-    fn detokenize(&self, tokens: &[u32]) -> String {
+    fn detokenize(&self, tokens: &[u32]) -> Result<String, Trouble> {
         match &self.tokenizer {
-            Some(tokenizer) => tokenizer.decode(tokens, true).unwrap_or_default(),
+            Some(tokenizer) => tokenizer.decode(tokens, true).map_err(|error| Trouble(anyhow!(error))),
             None => {
                 let bytes: Vec<u8> =
                     tokens.iter().map(|token| u8::try_from(*token).unwrap_or(b'?')).collect();
-                String::from_utf8_lossy(&bytes).into_owned()
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
         }
     }
 
-    fn is_end(&self, token: u32) -> bool {
-        self.shape.eos_token_id == Some(token)
+    fn is_end(&self, token: u32) -> Result<bool, Trouble> {
+        Ok(self.shape.eos_token_id == Some(token))
     }
 
-    fn begin(&self) -> Past {
+    fn begin(&self, _most_tokens: usize) -> Past {
         Past { layers: vec![None; self.layers.len()], tokens: 0 }
     }
 

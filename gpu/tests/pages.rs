@@ -1,0 +1,507 @@
+//! Engines' pages become blocks and blocks pages, with the bytes of the host's codecs: by kernels that the CPU runs and, where there is a GPU,
+//! by that.
+#![allow(unsafe_code, reason = "names memory by addresses")]
+
+mod fake;
+
+use fake::Fake;
+use kvhive_gpu::codec::{Codec, Element, Order, Shape, decode, encode, max_stored_bytes};
+use kvhive_gpu::cuda::{
+    Between, Copier, Cuda, CudaError, Gpu, GpuMemory, Paged, Pager, PagerError, Part, Pinned, Timer, Way,
+};
+use kvhive_gpu::pages::{LayerPages, PageOrder, PagePlan, PageShape, PagesError};
+use std::sync::Arc;
+
+/// How a layer's tensor or tensors lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Tensors {
+    Apart,
+    KeysFirst,
+    PagesFirst,
+    Together,
+}
+
+/// A case: an engine, and what its blocks are.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    tensors: Tensors,
+    order: PageOrder,
+    page_tokens: u32,
+    heads: u32,
+    head_dim: u32,
+    element: Element,
+    block_order: Order,
+    tokens: u32,
+    /// Bytes that the engine's memory, and the blocks, begin after a multiple of 16.
+    off: [u64; 2],
+}
+
+const LAYERS: u32 = 2;
+const PAGES: u32 = 20;
+const BLOCKS: usize = 3;
+
+impl Case {
+    fn pages(&self) -> PageShape {
+        PageShape {
+            order: self.order,
+            page_tokens: self.page_tokens,
+            kv_heads: self.heads,
+            head_dim: if self.order == PageOrder::Latent { 2 * self.head_dim } else { self.head_dim },
+            element: self.element,
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::Tensor {
+            layers: LAYERS,
+            kv_heads: self.heads,
+            head_dim: self.head_dim,
+            tokens: self.tokens,
+            element: self.element,
+            order: self.block_order,
+        }
+    }
+
+    /// Bytes of one layer's memory.
+    fn layer_bytes(&self) -> usize {
+        (2 * PAGES * self.page_tokens * self.heads * self.head_dim) as usize * self.element.bytes()
+    }
+
+    fn engine_bytes(&self) -> usize {
+        self.off[0] as usize + LAYERS as usize * self.layer_bytes()
+    }
+
+    fn layers(&self, start: u64) -> Vec<LayerPages> {
+        let (pages, bytes) = (self.pages(), self.layer_bytes() as u64);
+        (0..u64::from(LAYERS))
+            .map(|layer| start + self.off[0] + layer * bytes)
+            .map(|at| match self.tensors {
+                Tensors::Apart => pages.apart(at, at + bytes / 2, PAGES),
+                Tensors::KeysFirst => pages.keys_first(at, PAGES),
+                Tensors::PagesFirst => pages.pages_first(at, PAGES),
+                Tensors::Together => pages.together(at, PAGES),
+            })
+            .collect()
+    }
+
+    /// Returns where a number is in the engine's memory, by the axes of its tensors.
+    fn engine_place(&self, layer: u32, is_values: bool, page: u32, token: u32, head: u32, at: u32) -> usize {
+        let (kv, heads, dim, tokens) = (u32::from(is_values), self.heads, self.head_dim, self.page_tokens);
+        let outer = match self.tensors {
+            Tensors::Apart | Tensors::KeysFirst => index([(0, 1), (kv, 2), (page, PAGES)]),
+            Tensors::PagesFirst => index([(0, 1), (page, PAGES), (kv, 2)]),
+            Tensors::Together => index([(0, 1), (0, 1), (page, PAGES)]),
+        };
+        let (inner, size) = match self.order {
+            PageOrder::TokensFirst => (index([(token, tokens), (head, heads), (at, dim)]), 1),
+            PageOrder::HeadsFirst => (index([(head, heads), (token, tokens), (at, dim)]), 1),
+            PageOrder::PackedTokensFirst | PageOrder::Latent => {
+                (index([(token, tokens), (head, heads), (kv, 2), (at, dim)]), 2)
+            }
+            PageOrder::PackedHeadsFirst => (index([(head, heads), (token, tokens), (kv, 2), (at, dim)]), 2),
+        };
+        let place = outer * (size * tokens * heads * dim) as usize + inner;
+        self.off[0] as usize + layer as usize * self.layer_bytes() + place * self.element.bytes()
+    }
+
+    /// Returns where a number is in a raw block.
+    fn block_place(&self, layer: u32, is_values: bool, token: u32, head: u32, at: u32) -> usize {
+        let (kv, heads, dim, tokens) = (u32::from(is_values), self.heads, self.head_dim, self.tokens);
+        let place = match self.block_order {
+            Order::LayersFirst => {
+                index([(layer, LAYERS), (kv, 2), (token, tokens), (head, heads), (at, dim)])
+            }
+            Order::KvFirst => index([(kv, 2), (layer, LAYERS), (token, tokens), (head, heads), (at, dim)]),
+            Order::Packed => index([(layer, LAYERS), (head, heads), (token, tokens), (kv, 2), (at, dim)]),
+        };
+        place * self.element.bytes()
+    }
+
+    /// Returns the two places of each number of a block that is in these pages: the engine's, the block's.
+    fn places(&self, pages: &[u32]) -> Vec<(usize, usize)> {
+        let mut places = Vec::new();
+        for (layer, is_values) in (0..LAYERS).flat_map(|layer| [(layer, false), (layer, true)]) {
+            for token in 0..self.tokens {
+                let (page, within) = (pages[(token / self.page_tokens) as usize], token % self.page_tokens);
+                for head in 0..self.heads {
+                    // A head's numbers follow each other on both sides.
+                    let engine = self.engine_place(layer, is_values, page, within, head, 0);
+                    let block = self.block_place(layer, is_values, token, head, 0);
+                    let bytes = self.element.bytes();
+                    places.extend(
+                        (0..self.head_dim as usize).map(|at| (engine + at * bytes, block + at * bytes)),
+                    );
+                }
+            }
+        }
+        places
+    }
+}
+
+/// Returns where something is among axes, of each its place and size, outermost first.
+fn index<const AXES: usize>(axes: [(u32, u32); AXES]) -> usize {
+    axes.into_iter().fold(0, |index, (at, size)| index * size as usize + at as usize)
+}
+
+/// Numbers that follow from a seed.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 7
+    }
+
+    /// Fills memory with numbers as keys and values have them and, here and there, all others: infinite ones, none at all, the smallest, runs
+    /// of zeros. In the first half each channel has a size of its own, which suits scales of channels; in the second none has.
+    fn fill(&mut self, element: Element, channels: usize, memory: &mut [u8]) {
+        let size = element.bytes();
+        let mut zeros = 0;
+        let half = memory.len() / size / 2;
+        for (at, place) in memory.chunks_exact_mut(size).enumerate() {
+            let (kind, any) = (self.next() % 2000, self.next());
+            if kind == 0 {
+                zeros = any % 300;
+            }
+            zeros = u64::saturating_sub(zeros, 1);
+            let of_channel = (at % channels) as u64 * 0x9E37 >> 8 & 7;
+            let (exponent, less) = if at < half { (of_channel, 3) } else { (any >> 40 & 7, 0) };
+            // Between a thousandth and ten; those of a channel within an eighth of each other.
+            let usual = f32::from_bits((118 + exponent as u32) << 23 | (any as u32 & 0x7F_FFFF) >> less);
+            let sign = if at < half { of_channel & 1 } else { any >> 50 & 1 };
+            let usual = if sign == 0 { usual } else { -usual };
+            let half_bits = sign << 15 | (6 + exponent) << 10 | (any & 0x3FF) >> less;
+            let bits = match element {
+                _ if zeros > 0 => 0,
+                Element::F32 if kind > 3 => u64::from(usual.to_bits()),
+                Element::Bf16 if kind > 3 => u64::from(usual.to_bits() >> 16),
+                Element::F16 if kind > 3 => half_bits,
+                // Anything, NaN and infinities among it.
+                _ if kind > 1 => any,
+                Element::F32 => 0x7F80_0000,
+                Element::Bf16 => 0x7F80,
+                Element::F16 => 0xFC00,
+            };
+            place.copy_from_slice(&bits.to_le_bytes()[..size]);
+        }
+    }
+}
+
+/// A GPU with memory, and what takes bytes there and back.
+struct There {
+    gpu: Arc<Gpu>,
+    copier: Copier,
+    timer: Timer,
+}
+
+impl There {
+    fn new(gpu: &Arc<Gpu>) -> Result<There, CudaError> {
+        Ok(There { gpu: gpu.clone(), copier: Copier::new(gpu)?, timer: Timer::new(gpu)? })
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<GpuMemory, CudaError> {
+        let mut here = Pinned::new(&self.gpu, bytes.len())?;
+        let mut there = GpuMemory::new(&self.gpu, bytes.len())?;
+        here.bytes_mut().copy_from_slice(bytes);
+        let whole = [Part { from: 0, to: 0, bytes: bytes.len() }];
+        self.copier.timed(&self.timer, Between::ToGpu(&here, &mut there), &whole, 1)?;
+        Ok(there)
+    }
+
+    fn get(&mut self, memory: &GpuMemory) -> Result<Vec<u8>, CudaError> {
+        let mut here = Pinned::new(&self.gpu, memory.len())?;
+        let whole = [Part { from: 0, to: 0, bytes: memory.len() }];
+        self.copier.timed(&self.timer, Between::ToHost(memory, &mut here), &whole, 1)?;
+        Ok(here.bytes().to_vec())
+    }
+}
+
+/// Has blocks be gathered and scattered, and compares both with what the host makes of the same bytes.
+fn both_ways(gpu: &Arc<Gpu>, case: &Case, codec: Codec) -> Result<(), PagerError> {
+    let mut there = There::new(gpu)?;
+    let mut numbers = Numbers(case.tokens.into());
+    let mut engine = vec![0; case.engine_bytes()];
+    numbers.fill(case.element, case.head_dim as usize, &mut engine[case.off[0] as usize..]);
+    let each = case.tokens / case.page_tokens;
+    // No page is in two blocks.
+    let pages: Vec<u32> = (0..BLOCKS as u32 * each).map(|at| at * 7 % PAGES).collect();
+    let shape = case.shape();
+    let stored_bytes = max_stored_bytes(codec, &shape).expect("a tensor") as usize;
+    // What is between blocks stays as it is.
+    let (stride, first) = ((stored_bytes + 31).next_multiple_of(16), case.off[1] as usize);
+    let mut stored = Vec::new();
+    let mut expected = vec![0xEE; first + BLOCKS * stride];
+    let size = case.element.bytes();
+    let mut raw = vec![0; shape.raw_bytes().expect("few") as usize];
+    let places: Vec<_> = pages.chunks(each as usize).map(|pages| case.places(pages)).collect();
+    for (block, places) in places.iter().enumerate() {
+        for (from, to) in places {
+            raw[*to..*to + size].copy_from_slice(&engine[*from..*from + size]);
+        }
+        encode(codec, &shape, &raw, &mut stored).expect("a tensor");
+        expected[first + block * stride..][..stored_bytes].copy_from_slice(&stored);
+    }
+    let on_gpu = there.put(&engine)?;
+    let blocks = there.put(&vec![0xEE; first + BLOCKS * stride])?;
+    let plan = PagePlan::new(case.pages(), &case.layers(on_gpu.address()), codec, &shape)?;
+    assert_eq!((plan.block_bytes(), plan.block_pages()), (stored_bytes as u64, each as usize));
+    let mut pager = Pager::new(gpu, plan.clone())?;
+    let list = |from: u64| -> Vec<Paged<'_>> {
+        let pages = pages.chunks(each as usize).enumerate();
+        pages.map(|(at, pages)| Paged { block: from + (first + at * stride) as u64, pages }).collect()
+    };
+    // SAFETY: all of it is memory of this function, and used by nobody meanwhile.
+    unsafe { pager.go(Way::Gather, &list(blocks.address()))? };
+    let got = there.get(&blocks)?;
+    let differs = got.iter().zip(&expected).position(|(got, wanted)| got != wanted);
+    assert_eq!(differs, None, "{case:?} {codec}: gathered bytes differ from {differs:?} on");
+
+    // Back, into memory that holds something else.
+    let mut other = vec![0; engine.len()];
+    numbers.fill(case.element, case.head_dim as usize, &mut other);
+    let mut memory = there.put(&other)?;
+    for (block, places) in places.iter().enumerate() {
+        let stored = &expected[first + block * stride..][..stored_bytes];
+        decode(codec, &shape, stored, &mut raw).expect("they were encoded");
+        for (to, from) in places {
+            other[*to..*to + size].copy_from_slice(&raw[*from..*from + size]);
+        }
+    }
+    let plan = PagePlan::new(case.pages(), &case.layers(memory.address()), codec, &shape)?;
+    let mut pager = Pager::new(gpu, plan)?;
+    let mut blocks = blocks;
+    let seconds = pager.timed(&there.timer, Way::Scatter, &mut memory, &mut blocks, &list(0), 2)?;
+    assert!(seconds > 0.0);
+    let got = there.get(&memory)?;
+    let differs = got.iter().zip(&other).position(|(got, wanted)| got != wanted);
+    assert_eq!(differs, None, "{case:?} {codec}: scattered bytes differ from {differs:?} on");
+    Ok(())
+}
+
+const CODECS: [Codec; 4] = [Codec::Raw, Codec::Fp8, Codec::Int8, Codec::Int4];
+const ELEMENTS: [Element; 3] = [Element::F16, Element::Bf16, Element::F32];
+
+/// Every way in which engines lay out their pages, by blocks of each order.
+fn arrangements() -> Vec<Case> {
+    let (apart, packed) = (
+        [PageOrder::TokensFirst, PageOrder::HeadsFirst],
+        [PageOrder::PackedTokensFirst, PageOrder::PackedHeadsFirst],
+    );
+    let tensors = [Tensors::Apart, Tensors::KeysFirst, Tensors::PagesFirst];
+    let engines: Vec<(Tensors, PageOrder)> = tensors
+        .into_iter()
+        .flat_map(|tensors| apart.map(|order| (tensors, order)))
+        .chain(packed.map(|order| (Tensors::Together, order)))
+        .collect();
+    let orders = [Order::LayersFirst, Order::KvFirst, Order::Packed];
+    let mut cases = Vec::new();
+    for (tensors, order) in engines {
+        for block_order in orders {
+            cases.push(Case {
+                tensors,
+                order,
+                page_tokens: 8,
+                heads: 3,
+                head_dim: 64,
+                element: Element::F16,
+                block_order,
+                tokens: 16,
+                off: [0, 0],
+            });
+        }
+    }
+    cases
+}
+
+#[test]
+fn every_arrangement_becomes_blocks_of_every_order() {
+    let gpu = Fake::new().gpu();
+    for case in arrangements() {
+        for codec in CODECS {
+            both_ways(&gpu, &case, codec).expect("it works");
+        }
+    }
+}
+
+/// Shapes that are not even, long and short blocks, wide rows, memory that begins anywhere.
+fn shapes() -> Vec<Case> {
+    // Heads, numbers of one, tokens of a page and of a block, and where memory begins.
+    let all: [(u32, u32, u32, u32, [u64; 2]); 11] = [
+        (1, 1, 1, 1, [0, 0]),
+        (2, 63, 3, 3, [0, 1]),
+        (3, 65, 1, 17, [4, 0]),
+        (2, 80, 16, 32, [0, 8]),
+        (8, 128, 1, 15, [0, 0]),
+        (4, 128, 16, 48, [0, 4]),
+        (2, 32, 4, 100, [0, 0]),
+        (1, 256, 10, 20, [0, 0]),
+        (2, 300, 3, 15, [8, 3]),
+        (1, 576, 4, 24, [0, 0]),
+        (1, 2100, 1, 2, [0, 0]),
+    ];
+    let mut cases = Vec::new();
+    for (heads, head_dim, page_tokens, tokens, off) in all {
+        for (order, block_order) in
+            [(PageOrder::TokensFirst, Order::LayersFirst), (PageOrder::HeadsFirst, Order::Packed)]
+        {
+            // Three blocks find their pages.
+            let page_tokens = if BLOCKS as u32 * tokens / page_tokens > PAGES { tokens } else { page_tokens };
+            let tensors = Tensors::PagesFirst;
+            let element = Element::F16;
+            cases.push(Case {
+                tensors,
+                order,
+                page_tokens,
+                heads,
+                head_dim,
+                element,
+                block_order,
+                tokens,
+                off,
+            });
+        }
+    }
+    cases
+}
+
+#[test]
+fn shapes_of_any_size_and_elements_of_any_kind_are_the_hosts() {
+    let gpu = Fake::new().gpu();
+    for case in shapes() {
+        for element in ELEMENTS {
+            // Raw, one of two bytes is as the other.
+            for codec in CODECS.into_iter().skip(usize::from(element == Element::Bf16)) {
+                both_ways(&gpu, &Case { element, ..case }, codec).expect("it works");
+            }
+        }
+    }
+}
+
+#[test]
+fn latent_rows_go_as_they_are_and_as_two_halves() {
+    let fake = Fake::new();
+    let gpu = fake.gpu();
+    for element in ELEMENTS {
+        let case = Case {
+            tensors: Tensors::Together,
+            order: PageOrder::Latent,
+            page_tokens: 4,
+            heads: 1,
+            head_dim: 288,
+            element,
+            block_order: Order::Packed,
+            tokens: 24,
+            off: [0, 0],
+        };
+        for codec in CODECS {
+            both_ways(&gpu, &case, codec).expect("it works");
+        }
+    }
+    // Opaque bytes: whole rows, layer by layer.
+    let pages = PageShape {
+        order: PageOrder::Latent,
+        page_tokens: 2,
+        kv_heads: 1,
+        head_dim: 576,
+        element: Element::Bf16,
+    };
+    let mut there = There::new(&gpu).expect("it works");
+    let mut engine = vec![0; 3 * 5 * 2 * 1152];
+    Numbers(1).fill(Element::Bf16, 576, &mut engine);
+    let mut memory = there.put(&engine).expect("there is room");
+    let layers: Vec<LayerPages> =
+        (0..3).map(|layer| pages.together(memory.address() + layer * 5 * 2 * 1152, 5)).collect();
+    let shape = Shape::Opaque { bytes: 3 * 4 * 1152 };
+    let plan = PagePlan::new(pages, &layers, Codec::Raw, &shape).expect("whole rows");
+    let mut pager = Pager::new(&gpu, plan).expect("it works");
+    let mut block = GpuMemory::new(&gpu, 3 * 4 * 1152).expect("there is room");
+    let list = [Paged { block: 0, pages: &[4, 1] }];
+    pager.timed(&there.timer, Way::Gather, &mut memory, &mut block, &list, 1).expect("it works");
+    let page = |layer: usize, page: usize| &engine[(layer * 5 + page) * 2 * 1152..][..2 * 1152];
+    let expected: Vec<u8> = (0..3).flat_map(|layer| [page(layer, 4), page(layer, 1)].concat()).collect();
+    assert!(there.get(&block).expect("it copies") == expected);
+    drop((pager, memory, block, there, gpu));
+    assert!(fake.is_clean());
+}
+
+#[test]
+fn what_lies_outside_or_is_not_there_is_refused() {
+    let gpu = Fake::new().gpu();
+    let case = arrangements()[0];
+    let there = There::new(&gpu).expect("it works");
+    let mut engine = GpuMemory::new(&gpu, case.engine_bytes()).expect("there is room");
+    let plan = |layers: &[LayerPages]| {
+        PagePlan::new(case.pages(), layers, Codec::Raw, &case.shape()).expect("they go together")
+    };
+    let bytes = plan(&case.layers(0)).block_bytes();
+    let mut blocks = GpuMemory::new(&gpu, bytes as usize).expect("there is room");
+    let start = engine.address();
+    let mut ask = |start: u64, block: u64, pages: &[u32]| {
+        let mut pager = Pager::new(&gpu, plan(&case.layers(start))).expect("it works");
+        pager.timed(&there.timer, Way::Gather, &mut engine, &mut blocks, &[Paged { block, pages }], 1)
+    };
+    let outside = |what| Err(PagerError::Pages(PagesError::Outside { what }));
+    assert!(ask(start, 0, &[0, 1]).is_ok());
+    assert_eq!(ask(start - 1, 0, &[0, 1]), outside("pages"));
+    assert_eq!(ask(start + 1, 0, &[0, 1]), outside("pages"));
+    assert_eq!(ask(start, 1, &[0, 1]), outside("blocks"));
+    assert_eq!(ask(start, u64::MAX, &[0, 1]), outside("blocks"));
+    assert_eq!(ask(start, 0, &[0, 20]), Err(PagesError::NoSuchPage { page: 20, pages: 20 }.into()));
+    assert_eq!(ask(start, 0, &[0]), Err(PagesError::Pages { wanted: 2, given: 1 }.into()));
+}
+
+#[test]
+fn whichever_call_fails_is_named_and_nothing_is_left_behind() {
+    let calls = [
+        "cuCtxPushCurrent_v2",
+        "cuMemAlloc_v2",
+        "cuMemHostAlloc",
+        "cuStreamCreate",
+        "cuModuleLoadData",
+        "cuModuleGetFunction",
+        "cuLaunchKernel",
+        "cuMemcpyHtoDAsync_v2",
+        "cuStreamSynchronize",
+        "cuEventRecord",
+        "cuEventElapsedTime",
+    ];
+    let case = Case { tokens: 8, heads: 1, ..arrangements()[0] };
+    let everything = |fake: &Fake| both_ways(&fake.cuda()?.open(0)?, &case, Codec::Int4);
+    for call in calls {
+        for nth in 1.. {
+            let fake = Fake::new();
+            fake.fail(call, nth, 700);
+            let Err(error) = everything(&fake) else {
+                assert!(nth > 1, "{call} is never made");
+                break;
+            };
+            let is_named = matches!(
+                &error,
+                PagerError::Cuda(CudaError::Failed { call: named, code: 700, .. }) if *named == call
+            );
+            assert!(is_named, "{call} {nth}: {error:?}");
+            assert!(fake.is_clean(), "{call} {nth}: something is left");
+            assert_eq!(everything(&fake), Ok(()), "{call} {nth}");
+        }
+    }
+}
+
+#[test]
+fn a_real_gpu_makes_the_same_blocks() {
+    let cuda = match Cuda::find() {
+        Ok(cuda) if cuda.count().is_ok_and(|count| count > 0) => cuda,
+        Ok(_) => return println!("SKIPPED: CUDA's driver sees no GPU"),
+        Err(error) => return println!("SKIPPED: {error}"),
+    };
+    for info in cuda.gpus().expect("they describe themselves") {
+        let gpu = cuda.open(info.ordinal).expect("it opens");
+        for case in arrangements().into_iter().chain(shapes()) {
+            for element in ELEMENTS {
+                for codec in CODECS {
+                    both_ways(&gpu, &Case { element, ..case }, codec).expect("it works");
+                }
+            }
+        }
+    }
+}
