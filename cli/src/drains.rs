@@ -39,6 +39,10 @@ pub(crate) struct Room {
     pub(crate) free_bytes: u64,
     /// Bytes that find no room where they would go.
     pub(crate) short_bytes: u64,
+    /// Bytes more than their shares that those who get a part may get, which count as short where they find none; none from a coordinator
+    /// of before.
+    #[serde(default)]
+    pub(crate) margin_bytes: u64,
     /// Some of those who stay are full.
     pub(crate) full: bool,
 }
@@ -79,8 +83,15 @@ impl Room {
             0 => String::new(),
             unsure => format!("; {unsure} of these a replica that stays may have, which has let blocks go"),
         };
+        let margin = match self.margin_bytes.min(self.short_bytes) {
+            0 => String::new(),
+            _ => format!(
+                "; {} of that is a margin, as segments do not go to all in equal parts",
+                report::bytes(self.margin_bytes.min(self.short_bytes))
+            ),
+        };
         format!(
-            "{} hold{} {blocks} blocks ({}) for the others, which have {} free{short}{unsure}",
+            "{} hold{} {blocks} blocks ({}) for the others, which have {} free{short}{margin}{unsure}",
             self.nodes.join(", "),
             if self.nodes.len() == 1 { "s" } else { " together" },
             report::bytes(*bytes),
@@ -92,7 +103,8 @@ impl Room {
     fn loss(&self) -> String {
         let part = |blocks: u64| u128::from(self.short_bytes) * u128::from(blocks);
         let lost = part(self.blocks).div_ceil(u128::from(self.bytes.max(1))) as u64;
-        let about = if self.unsure_blocks > 0 { "as many as" } else { "about" };
+        let is_bound = self.unsure_blocks > 0 || self.margin_bytes > 0;
+        let about = if is_bound { "as many as" } else { "about" };
         format!("{about} {} would be lost", report::counted(lost, "block"))
     }
 }
@@ -332,8 +344,15 @@ mod tests {
             unsure_blocks: 0,
             free_bytes: 52 << 20,
             short_bytes: 32 << 20,
+            margin_bytes: 0,
             full: false,
         };
+        let uneven = Room { margin_bytes: 8 << 20, ..room.clone() };
+        let said = Short(uneven).to_string();
+        assert!(
+            said.contains("32.0 MiB too little where it would go; 8.0 MiB of that is a margin, as segments do not go to all in equal parts: as many as"),
+            "{said}"
+        );
         let both =
             Room { nodes: vec!["node-2".to_owned(), "node-3".to_owned()], unsure_blocks: 20, ..room.clone() };
         let said = Short(room).to_string();

@@ -5,7 +5,7 @@ use crate::engines::Engines;
 use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, MAX_DEVICES, MAX_UNREACHED, Proposal,
 };
-use kvhive_protocol::emptying::{MAX_EMPTIED_TOLD, MAX_FRAME_SIZES};
+use kvhive_protocol::emptying::{MAX_EMPTIED_TOLD, MAX_FRAME_SIZES, MAX_LOST_NAMED};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_TENANT_LOADS};
 use kvhive_protocol::routing::MAX_ROUTE_BYTES;
@@ -35,7 +35,8 @@ const MAX_BEAT_BYTES: usize = 4096
             + 512 * MAX_LOAD_REPORTS
             + 9 * REUSE_BUCKETS
             + 24 * MAX_FRAME_SIZES
-            + 96 * MAX_EMPTIED_TOLD);
+            + 112 * MAX_EMPTIED_TOLD
+            + 18 * MAX_LOST_NAMED);
 
 /// The largest request, in bytes.
 pub(crate) const MAX_REQUEST_BYTES: u32 =
@@ -206,6 +207,7 @@ pub(crate) async fn ask_peer(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvhive_protocol::emptying::{Losses, LostBlock};
     use kvhive_protocol::raft::RaftRequest;
     use kvhive_protocol::{Generation, MemberId, RequestId, RulesChange, TenantId, TenantRules};
 
@@ -256,6 +258,11 @@ mod tests {
             wait_us: u32::MAX,
             hot: all.iter().take(MAX_HOT_SLOTS).map(|slot| (*slot, u64::MAX)).collect(),
         };
+        let lost = |_| LostBlock { name: u64::MAX, bytes: u64::MAX };
+        let losses = |_| {
+            let named = (0..MAX_LOST_NAMED / MAX_EMPTIED_TOLD).map(lost).collect();
+            (MemberId(u32::MAX), Losses { unsettled_blocks: u64::MAX, named })
+        };
         let load = DeviceLoad {
             occupied,
             filled,
@@ -266,6 +273,7 @@ mod tests {
             frames: vec![Default::default(); MAX_FRAME_SIZES],
             given: vec![Default::default(); MAX_EMPTIED_TOLD],
             displaced: vec![Default::default(); MAX_EMPTIED_TOLD],
+            losses: (0..MAX_EMPTIED_TOLD).map(losses).collect(),
             ..DeviceLoad::default()
         };
         let (member, generation, epoch) = (MemberId(1), Generation(1), Epoch(1));

@@ -3,13 +3,14 @@
 
 use crate::actors::core::{DeviceMessage, Exported};
 use crate::actors::device::Device;
+use crate::actors::displace::Settle;
 use crate::data::{Asker, Counters, Item, Known, Origin, Replicator, Verdict, add, count};
 use crate::guards::{Lent, ReadGuard, Unread};
 use crate::pace::Pacer;
 use crate::view::{Serving, View};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use kvhive_cache::{BlockId, Fate, Fills, Nearest, Pass, Round};
+use kvhive_cache::{BlockId, Fate, Fills, Nearest, Pass, Round, Unsettled};
 use kvhive_protocol::control::MAX_UNREACHED;
 use kvhive_protocol::data::{About, StoreBlock};
 use kvhive_protocol::emptying::Given;
@@ -228,7 +229,7 @@ impl Filler {
                 let header = *guard.header();
                 if bytes + header.payload_bytes > BYTES_PER_STORE {
                     for (kind, items) in std::mem::take(&mut alike) {
-                        self.hand_over(gift, kind, items).await?;
+                        self.hand_over(gift, device, kind, items).await?;
                     }
                     bytes = 0;
                 }
@@ -238,7 +239,7 @@ impl Filler {
                 items.push(Item { at: items.len(), block, slot, guard, targets: vec![round.target] });
             }
             for (kind, items) in alike {
-                self.hand_over(gift, kind, items).await?;
+                self.hand_over(gift, device, kind, items).await?;
             }
         }
         Ok(())
@@ -284,6 +285,10 @@ impl Filler {
                 };
                 gift.waiting += u64::from(fate == Fate::Waits);
                 self.note(round, &item, fate);
+                let empties = self.replicator.giving.fills().empties(item.slot);
+                if let Some(member) = empties.filter(|_| fate == Fate::Declined && is_last) {
+                    gift.unplaced.push((member, Unsettled::of(&item.block.header, item.slot)));
+                }
             }
             if again.is_empty() {
                 return Ok(());
@@ -318,6 +323,7 @@ impl Filler {
     async fn hand_over(
         &self,
         gift: &mut Gift<'_>,
+        device: &Device,
         (tenant, fingerprint): (TenantId, LayoutFingerprint),
         items: Vec<Item>,
     ) -> Result<(), Pass> {
@@ -349,6 +355,11 @@ impl Filler {
             // Whoever refuses a request has answered.
             return Err(if matches!(fault, Fault::Refused(_)) { Pass::Partial } else { Pass::Unanswered });
         }
+        if !gift.unplaced.is_empty() {
+            let blocks = std::mem::take(&mut gift.unplaced);
+            let tell = |reply| DeviceMessage::Settle(Settle::Unplaced { blocks, reply });
+            device.ask(LIMIT, tell).await.map_err(|_| Pass::Partial)?;
+        }
         if gift.is_short {
             count(&self.counters.move_failures);
             return Err(Pass::Partial);
@@ -364,6 +375,8 @@ struct Gift<'a> {
     is_short: bool,
     /// Pinned blocks that were given no room.
     waiting: u64,
+    /// Blocks that were given no room and that nobody else holds who stays, and whom it empties.
+    unplaced: Vec<(MemberId, Unsettled)>,
     /// What is pinned, by the map of an epoch.
     pinned: Option<(Epoch, BTreeSet<(TenantId, BlockKey)>)>,
     /// Blocks that the target has answered for.
@@ -374,7 +387,7 @@ struct Gift<'a> {
 
 impl<'a> Gift<'a> {
     fn of(round: &'a Round) -> Gift<'a> {
-        Gift { round, is_short: false, waiting: 0, pinned: None, blocks: 0, late: 0 }
+        Gift { round, is_short: false, waiting: 0, unplaced: Vec::new(), pinned: None, blocks: 0, late: 0 }
     }
 
     /// Says whether a pin of the map names the block.
@@ -391,6 +404,6 @@ async fn at_hand(block: Lent) -> Result<ReadGuard, Unread> {
     match block {
         Lent::Guard(guard) => Ok(guard),
         // One at a time: nobody has set memory aside for more.
-        Lent::Record(record) => record.read(None).await,
+        Lent::Far(far) => far.read(None).await,
     }
 }

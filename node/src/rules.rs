@@ -95,6 +95,7 @@ mod tests {
             drains: false,
             cordoned: false,
             lingers: None,
+            drains_since: Default::default(),
         }
     }
 

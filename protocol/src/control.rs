@@ -2,7 +2,7 @@
 
 use crate::block::Codec;
 pub use crate::command::{Command, CommandReply, Proposal};
-use crate::emptying::{Displaced, FrameLoad, Given};
+use crate::emptying::{Displaced, FrameLoad, Given, Losses};
 use crate::engines::{EngineLoad, Followed};
 use crate::error::WireError;
 use crate::events::Reason;
@@ -201,6 +201,9 @@ pub struct DeviceLoad {
     /// What it has let go for each member that is being emptied, as many.
     #[serde(default)]
     pub displaced: Vec<(MemberId, Displaced)>,
+    /// What it knows of what each of these cost, as many.
+    #[serde(default)]
+    pub losses: Vec<(MemberId, Losses)>,
 }
 grows!(Registration, DeviceLoad, CoordinatorStatus);
 

@@ -108,6 +108,9 @@ pub struct Member {
     /// Starts of it that are over and may be serving still.
     #[serde(default)]
     pub lingers: Option<Lingering>,
+    /// By which map its emptying began, if it is being emptied: what was counted of one before is of another.
+    #[serde(default)]
+    pub drains_since: Epoch,
 }
 grows!(Member);
 
@@ -240,6 +243,11 @@ impl ClusterMap {
     /// Says whether a member is being emptied.
     pub fn is_emptied(&self, member: MemberId) -> bool {
         self.members.get(&member).is_some_and(|member| member.drains)
+    }
+
+    /// Returns by which map a member's emptying began, if it is being emptied.
+    pub fn emptied_since(&self, member: MemberId) -> Option<Epoch> {
+        self.members.get(&member).filter(|member| member.drains).map(|member| member.drains_since)
     }
 
     /// Says whether anybody but `device` has all blocks of the slot, by this map, and stays.

@@ -7,10 +7,10 @@ use crate::journal::Journal;
 use crate::registry::{Outcome, Registry};
 use crate::scaler::Proposed;
 use kvhive_protocol::control::{Command, DeviceLoad};
-use kvhive_protocol::emptying::{Displaced, Given};
+use kvhive_protocol::emptying::{Displaced, Given, Losses};
 use kvhive_protocol::{
-    ClusterMap, DeviceId, Epoch, EventKind, Generation, Level, MemberId, MemberState, Moment, Note, Reason,
-    Subject, WireError,
+    ClusterMap, DeviceId, Epoch, EventKind, Generation, Level, Member, MemberId, MemberState, Moment, Note,
+    Reason, Subject, WireError,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -60,6 +60,12 @@ impl CameTo {
     }
 }
 
+/// Says whether what a member reports of emptying another, by the map of this epoch, is of the emptying that is under way: what was counted
+/// before it began is of another.
+pub fn is_of_this(map: &ClusterMap, emptied: MemberId, by: Option<Epoch>) -> bool {
+    map.emptied_since(emptied).is_none_or(|since| by.is_some_and(|by| by >= since))
+}
+
 /// A member that is being emptied, or was a moment ago.
 #[derive(Clone, Debug)]
 struct Emptied {
@@ -68,6 +74,7 @@ struct Emptied {
     /// By device and its member's start: each start counts anew.
     given: BTreeMap<(DeviceId, Generation), Given>,
     displaced: BTreeMap<(DeviceId, Generation), Displaced>,
+    losses: BTreeMap<(DeviceId, Generation), Losses>,
     /// Since which epoch and when it holds no slot.
     since: Option<(Epoch, Moment)>,
     /// It went down, or began anew, with slots that it held.
@@ -84,6 +91,34 @@ pub struct Drains {
     told: BTreeSet<MemberId>,
     /// What all came to since somebody was being emptied, and how many those were.
     together: (u64, CameTo),
+    /// Blocks that are counted as lost of these, by their names.
+    counted: BTreeSet<u64>,
+}
+
+impl Emptied {
+    /// Takes down what a device reports of it.
+    fn report(&mut self, id: MemberId, start: (DeviceId, Generation), load: &DeviceLoad) {
+        if let Some((_, given)) = load.given.iter().find(|(of, _)| *of == id) {
+            self.given.insert(start, *given);
+        }
+        if let Some((_, displaced)) = load.displaced.iter().find(|(of, _)| *of == id) {
+            self.displaced.insert(start, *displaced);
+        }
+        match load.losses.iter().find(|(of, _)| *of == id) {
+            Some((_, losses)) => self.losses.insert(start, losses.clone()),
+            None => self.losses.remove(&start),
+        };
+    }
+
+    /// Returns of how many blocks those who are up have yet to find out whether anybody holds them who stays.
+    fn unsettled(&self, map: &ClusterMap) -> u64 {
+        let is_asking = |(device, generation): &(DeviceId, Generation)| {
+            let asks = |member: &Member| member.state == MemberState::Up && member.generation == *generation;
+            map.members.get(&device.member).is_some_and(asks)
+        };
+        let asking = self.losses.iter().filter(|(start, _)| is_asking(start));
+        asking.map(|(_, losses)| losses.unsettled_blocks).fold(0, u64::saturating_add)
+    }
 }
 
 impl Drains {
@@ -105,20 +140,17 @@ impl Drains {
         self.follow(map, registry);
         if self.going.is_empty() {
             self.together = Default::default();
+            self.counted.clear();
             return Vec::new();
         }
         for (device, load) in loads {
             let Some(start) = map.members.get(&device.member).map(|one| (device, one.generation)) else {
                 continue;
             };
-            for (member, given) in &load.given {
-                if let Some(going) = self.going.get_mut(member) {
-                    going.given.insert(start, *given);
-                }
-            }
-            for (member, displaced) in &load.displaced {
-                if let Some(going) = self.going.get_mut(member) {
-                    going.displaced.insert(start, *displaced);
+            let by = reported(device.member);
+            for (id, going) in &mut self.going {
+                if is_of_this(map, *id, by) {
+                    going.report(*id, start, load);
                 }
             }
         }
@@ -131,6 +163,7 @@ impl Drains {
                 going.since = None;
                 continue;
             }
+            let unsettled = going.unsettled(map);
             let since = going.since.get_or_insert_with(|| {
                 going.is_cut_short = match known {
                     Some(member) => {
@@ -143,11 +176,12 @@ impl Drains {
             });
             let up = map.members.iter().filter(|(_, member)| member.state == MemberState::Up);
             let unheard = up.filter(|(id, _)| reported(**id).is_none_or(|epoch| epoch < since.0)).count();
-            if unheard == 0 || now.since(since.1) >= PATIENCE {
-                due.push((*id, unheard as u64));
+            if (unheard == 0 && unsettled == 0) || now.since(since.1) >= PATIENCE {
+                due.push((*id, unheard as u64, unsettled));
             }
         }
-        due.into_iter().filter_map(|(id, unheard)| self.tell(now, registry, id, unheard)).collect()
+        let told = |(id, unheard, unsettled)| self.tell(now, registry, id, (unheard, unsettled));
+        due.into_iter().filter_map(told).collect()
     }
 
     /// Takes up who is being emptied, and lets go of whose report is written down or not wanted any more.
@@ -179,6 +213,7 @@ impl Drains {
                 generation: member.generation,
                 given: BTreeMap::new(),
                 displaced: BTreeMap::new(),
+                losses: BTreeMap::new(),
                 since: None,
                 is_cut_short: member.state == MemberState::Down,
                 proposed: None,
@@ -188,7 +223,13 @@ impl Drains {
     }
 
     /// Says what a member came to, unless that was just said.
-    fn tell(&mut self, now: Moment, registry: &Registry, id: MemberId, unheard: u64) -> Option<Proposed> {
+    fn tell(
+        &mut self,
+        now: Moment,
+        registry: &Registry,
+        id: MemberId,
+        (unheard, unsettled): (u64, u64),
+    ) -> Option<Proposed> {
         let is_last = self.going.iter().all(|(other, one)| *other == id || one.proposed.is_some());
         let going = self.going.get_mut(&id)?;
         if let Some((at, proposed)) = &mut going.proposed {
@@ -199,6 +240,14 @@ impl Drains {
         let mut sum = CameTo::default();
         going.given.values().for_each(|given| sum.given.add(given));
         going.displaced.values().for_each(|displaced| sum.displaced.add(displaced));
+        // Several have let go of the same block, and each has found that nobody holds it.
+        for lost in going.losses.values().flat_map(|losses| &losses.named) {
+            if !self.counted.insert(lost.name) {
+                sum.displaced.lost_blocks = sum.displaced.lost_blocks.saturating_sub(1);
+                sum.displaced.lost_bytes = sum.displaced.lost_bytes.saturating_sub(lost.bytes);
+            }
+        }
+        sum.displaced.lost_blocks = sum.displaced.lost_blocks.saturating_add(unsettled);
         self.together.0 += 1;
         self.together.1.add(&sum);
         let slots = registry.awaited_report(&going.name)?;
@@ -210,6 +259,11 @@ impl Drains {
             reason.push_str(
                 "; it went down before it was empty, and what only it held is lost and not counted",
             );
+        }
+        if unsettled > 0 {
+            reason.push_str(&format!(
+                "; of {unsettled} of the lost it was not found out in time who holds them"
+            ));
         }
         if unheard > 0 {
             reason.push_str(&format!("; {unheard} members did not say what they have counted to the end"));
@@ -257,10 +311,13 @@ impl Registry {
                 member.name
             )));
         }
-        if member.drains != drains
-            && let Some(member) = self.change().members.get_mut(&id)
-        {
-            member.drains = drains;
+        if member.drains != drains {
+            let map = self.change();
+            let epoch = map.epoch;
+            if let Some(member) = map.members.get_mut(&id) {
+                (member.drains, member.drains_since) =
+                    (drains, if drains { epoch } else { Epoch::default() });
+            }
         }
         Ok(self.unchanged())
     }

@@ -5,6 +5,7 @@ use crate::planner::Planner;
 use crate::planner::tests::goes_on;
 use crate::registry::tests::Cluster;
 use kvhive_protocol::control::CommandReply;
+use kvhive_protocol::emptying::LostBlock;
 
 /// A cluster whose leader is told what devices have counted; time in milliseconds.
 struct Scene {
@@ -51,6 +52,19 @@ impl Scene {
             ..DeviceLoad::default()
         };
         self.loads.insert(DeviceId::new(MemberId(by), 0), load);
+    }
+
+    /// Has a member say which blocks it counts as lost, by their names, and of how many it does not know yet.
+    fn report_lost(&mut self, by: u32, of: u32, named: &[u64], unsettled_blocks: u64) {
+        let lost = Displaced {
+            blocks: named.len() as u64 + unsettled_blocks,
+            lost_blocks: named.len() as u64,
+            lost_bytes: 10 * named.len() as u64,
+        };
+        self.report(by, &[], &[(of, lost)]);
+        let named = named.iter().map(|name| LostBlock { name: *name, bytes: 10 }).collect();
+        let load = self.loads.get_mut(&DeviceId::new(MemberId(by), 0)).expect("it has just reported");
+        load.losses = vec![(MemberId(of), Losses { unsettled_blocks, named })];
     }
 
     /// Lets 100 ms pass; returns what was proposed and is applied now.
@@ -132,6 +146,66 @@ fn who_takes_blocks_and_begins_anew_meanwhile_takes_nothing_back_of_what_it_had_
     let told = scene.tick();
     let [(note, _)] = &told[..] else { panic!("{told:?}") };
     assert_eq!(["lost_blocks", "lost_bytes", "displaced_blocks"].map(|name| fact(note, name)), [5, 50, 5]);
+}
+
+#[test]
+fn a_block_that_several_have_let_go_is_lost_once() {
+    let mut scene = Scene::of(&["stays", "stays-too", "goes", "goes-too"]);
+    scene.drain(3);
+    scene.drain(4);
+    scene.report_lost(1, 3, &[7, 8], 0);
+    scene.report_lost(2, 3, &[8, 9], 0);
+    scene.tick();
+    scene.report_lost(2, 4, &[9, 10], 0);
+    let load = scene.loads.get_mut(&DeviceId::new(MemberId(2), 0)).expect("it has reported");
+    load.losses
+        .push((MemberId(3), Losses { unsettled_blocks: 0, named: vec![LostBlock { name: 8, bytes: 10 }] }));
+    load.displaced.push((MemberId(3), Displaced { blocks: 1, lost_blocks: 1, lost_bytes: 10 }));
+    scene.move_slots();
+    let told = scene.tick();
+    let lost: Vec<[u64; 2]> =
+        told.iter().map(|(note, _)| ["lost_blocks", "lost_bytes"].map(|name| fact(note, name))).collect();
+    assert_eq!(lost, [[2, 20], [2, 20]], "7 and 8 of the first, 9 and 10 of the second");
+    assert_eq!(fact(&told[1].0, "lost_blocks_of_all"), 4);
+}
+
+#[test]
+fn what_is_being_found_out_is_waited_for_and_counts_as_lost_where_nobody_does() {
+    let mut scene = Scene::of(&["stays", "goes"]);
+    scene.drain(2);
+    scene.report_lost(1, 2, &[7], 3);
+    scene.move_slots();
+    assert_eq!(scene.tick(), [], "of three it is not known");
+    scene.report_lost(1, 2, &[7, 8], 0);
+    let told = scene.tick();
+    assert_eq!(told.iter().map(|(note, _)| fact(note, "lost_blocks")).collect::<Vec<u64>>(), [2]);
+
+    let mut scene = Scene::of(&["stays", "goes"]);
+    scene.drain(2);
+    scene.report_lost(1, 2, &[7], 3);
+    scene.move_slots();
+    let told: Vec<_> = (0..100).flat_map(|_| scene.tick()).collect();
+    let [(note, reason)] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(fact(note, "lost_blocks"), 4);
+    assert!(reason.contains("of 3 of the lost it was not found out"), "{reason}");
+}
+
+#[test]
+fn what_was_counted_before_a_member_is_emptied_once_more_is_not_of_it() {
+    let mut scene = Scene::of(&["stays", "goes"]);
+    scene.drain(2);
+    scene.report(2, &[(2, moved(7))], &[]);
+    scene.tick();
+    scene.cluster.apply(Command::SetDrains { member: MemberId(2), drains: false });
+    scene.tick();
+    // Its heartbeat of before is the last that has come.
+    scene.silent.insert(MemberId(2), scene.cluster.map().epoch);
+    scene.drain(2);
+    scene.tick();
+    scene.move_slots();
+    let told: Vec<_> = (0..100).flat_map(|_| scene.tick()).collect();
+    let facts = |note: &Note| ["moved_blocks", "members_unheard"].map(|name| fact(note, name));
+    assert_eq!(told.iter().map(|(note, _)| facts(note)).collect::<Vec<_>>(), [[0, 1]]);
 }
 
 #[test]

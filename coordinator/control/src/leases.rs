@@ -3,7 +3,7 @@
 
 use crate::afterlives::Afterlives;
 use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_UNREACHED};
-use kvhive_protocol::emptying::{MAX_EMPTIED_TOLD, MAX_FRAME_SIZES};
+use kvhive_protocol::emptying::{MAX_EMPTIED_TOLD, MAX_FRAME_SIZES, MAX_LOST_NAMED};
 use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_TENANT_LOADS};
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::REUSE_BUCKETS;
@@ -280,7 +280,8 @@ fn is_sound(load: &DeviceLoad) -> bool {
     let hot = &load.work.hot;
     let hot_fits = hot.len() <= MAX_HOT_SLOTS && hot.is_sorted_by(|(one, _), (next, _)| one < next);
     let emptying_fits = load.frames.len() <= MAX_FRAME_SIZES
-        && load.given.len().max(load.displaced.len()) <= MAX_EMPTIED_TOLD;
+        && load.given.len().max(load.displaced.len()).max(load.losses.len()) <= MAX_EMPTIED_TOLD
+        && load.losses.iter().map(|(_, losses)| losses.named.len()).sum::<usize>() <= MAX_LOST_NAMED;
     emptying_fits
         && hot_fits
         && reuse_fits

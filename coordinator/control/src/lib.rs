@@ -48,7 +48,7 @@ pub use clears::{ClearTicket, MAX_CLEARS, PendingClear};
 pub use counters::Counters;
 pub use dedupe::{MAX_CLIENTS, MAX_REPLY_BYTES, REPLY_WINDOW};
 pub use domains::{DOMAIN_LABELS, Place};
-pub use drains::{CameTo, Drains};
+pub use drains::{CameTo, Drains, is_of_this};
 pub use journal::{EventPage, MAX_EVENTS, MAX_JOURNAL_BYTES};
 pub use leases::{Server, grace, serving_grace};
 pub use levels::{check_level, rise};

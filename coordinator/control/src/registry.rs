@@ -294,6 +294,7 @@ impl Registry {
         let state = MemberState::Up;
         // Who was being emptied or cordoned when its process ended still is.
         let drains = map.members.get(&id).is_some_and(|member| member.drains);
+        let drains_since = map.members.get(&id).map_or(Epoch::default(), |member| member.drains_since);
         let cordoned = map.members.get(&id).is_some_and(|member| member.cordoned);
         let lingers = map.members.get(&id).and_then(|before| departures::lingering(before, &data_address));
         let member = Member {
@@ -309,6 +310,7 @@ impl Registry {
             speaks,
             cordoned,
             lingers,
+            drains_since,
         };
         self.index.take(validate::member_bytes(&member), replaced)?;
         self.index.members.insert(member.name.clone(), id);

@@ -9,6 +9,8 @@ use kvhive_protocol::load::MAX_TENANT_LOADS;
 use kvhive_protocol::{ClusterMap, DeviceId, MemberId, ReplicaSet, Slot, WireError};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// So many standard deviations more than its share have to find room with each of those who get a part: that is enough for 39 of 40.
+const MARGIN: u64 = 2;
 /// A device is full when less than this part of its frames is to spare: what is least wanted leaves it all the time.
 const FULL_PART: u64 = 100;
 
@@ -23,8 +25,10 @@ pub struct Room {
     pub bytes: u64,
     /// Bytes that those who stay can take in before anything leaves for them.
     pub free_bytes: u64,
-    /// Bytes that would have no room where they would go.
+    /// Bytes that would have no room where they would go, should each of those who get a part get more than its share.
     pub short_bytes: u64,
+    /// Bytes more than their shares for which there is to be room, over all.
+    pub margin_bytes: u64,
     /// Some of those who stay are full already: what is least wanted leaves them all the time.
     pub is_full: bool,
     /// Who would get something.
@@ -107,6 +111,38 @@ fn add(needs: &mut Frames, load: &DeviceLoad, share: impl Fn(u64) -> u64) {
     }
 }
 
+/// How far what one device gets may be from its share. Whole segments go to one place, each by itself: of `held` blocks in segments of `segment`
+/// a part `p` is got, with a variance of `held / segment * p * (1 - p)` segments.
+#[derive(Default)]
+struct Spread {
+    /// Of frames of each size: the variance, and how many could come.
+    sizes: BTreeMap<u64, (u128, u64)>,
+}
+
+impl Spread {
+    fn add(&mut self, load: &DeviceLoad, (count, slots): (u64, u64), segment: u64) {
+        for frames in &load.frames {
+            let held = part(frames.used, load.held_blocks.min(load.blocks), load.blocks);
+            let (variance, all) = self.sizes.entry(frames.bytes).or_default();
+            // No more than the slots of a map, and the blocks of a device: far from what a u128 holds.
+            let blocks = u128::from(held) * u128::from(segment);
+            let parts = u128::from(count) * u128::from(slots.saturating_sub(count));
+            *variance += (blocks * parts).div_ceil(u128::from(slots.max(1)).pow(2));
+            *all += held;
+        }
+    }
+
+    /// Returns how many frames of each size there is to be room for, where so many are the share.
+    fn most(&self, need: &Frames) -> Frames {
+        let most = |(bytes, count): (&u64, &u64)| {
+            let (variance, all) = self.sizes.get(bytes).copied().unwrap_or_default();
+            let margin = MARGIN.saturating_mul(variance.isqrt() as u64);
+            (*bytes, (count + margin).min(all).max(*count))
+        };
+        need.iter().map(most).collect()
+    }
+}
+
 /// Who is taken to have what one has that is to leave.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Has {
@@ -143,11 +179,16 @@ pub fn room(
         load.ok_or_else(|| Unheard { member: member(), device })
     };
     let mut needs: BTreeMap<Option<DeviceId>, Frames> = BTreeMap::new();
+    let mut spreads: BTreeMap<DeviceId, Spread> = BTreeMap::new();
     let mut room = Room::default();
     for ((to, from), count) in gets {
         let load = known(from)?;
         room.blocks += part(load.held_blocks, count, slots[&from]);
         add(needs.entry(to).or_default(), load, |held| part(held, count, slots[&from]));
+        if let Some(to) = to {
+            let segment = u64::from(map.settings.segment_blocks.max(1));
+            spreads.entry(to).or_default().add(load, (count, slots[&from]), segment);
+        }
     }
     // Of what another has too that one may lack no more than it has ever let go and not taken in; which of it, nobody knows.
     let mut shared: BTreeMap<Has, u64> = BTreeMap::new();
@@ -181,7 +222,9 @@ pub fn room(
         let Some(need) = need else { continue };
         let gets_bytes = bytes_of(need);
         room.bytes += gets_bytes;
-        room.short_bytes += fit(need, &mut spare);
+        let most = spreads.get(&device).map_or_else(|| need.clone(), |spread| spread.most(need));
+        room.margin_bytes += bytes_of(&most) - gets_bytes;
+        room.short_bytes += fit(&most, &mut spare);
         room.takers.push(Taker { device, gets_bytes, free_bytes });
     }
     Ok(room)

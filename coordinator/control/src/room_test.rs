@@ -86,7 +86,7 @@ fn two_that_leave_together_are_weighed_together_and_so_is_who_has_begun() {
 
 #[test]
 fn the_second_of_two_that_are_asked_for_at_once_counts_what_the_first_takes() {
-    let mut scene = Scene::new(1, &[(0, 150), (100, 60), (100, 60)]);
+    let mut scene = Scene::new(1, &[(0, 190), (100, 100), (100, 100)]);
     let weighed = |scene: &Scene, member, underway: &[u32]| scene.weigh(member, underway);
     // Each by itself has room: both were told so.
     let (first, second) = (weighed(&scene, 2, &[]), weighed(&scene, 3, &[]));
@@ -156,6 +156,27 @@ fn the_second_that_leaves_is_offered_to_nobody_and_counts_by_what_others_may_lac
     scene.loads.get_mut(&DeviceId::new(MemberId(2), 0)).expect("it is there").evicted_blocks = 1000;
     let room = scene.room(&[2, 3]).expect("they have reported");
     assert!(room.short_bytes > 0, "of slots that both have, what the second alone holds: {room:?}");
+}
+
+#[test]
+fn who_gets_a_part_has_room_for_more_than_its_share_as_segments_go_together() {
+    // 480 blocks in 30 segments, each of which goes to one of two: a share is 240 blocks, and a standard deviation 44.
+    let short = |spare| {
+        let scene = Scene::new(1, &[(0, spare), (0, spare), (480, 0)]);
+        let room = scene.room(&[3]).expect("they have reported");
+        assert!((480..484).contains(&(room.bytes / KIB)), "shares are told: {room:?}");
+        (room.short_bytes / KIB, room.margin_bytes / KIB)
+    };
+    let (lacking, margin) = short(270);
+    assert!((90..130).contains(&lacking) && (165..175).contains(&margin), "{lacking} {margin}");
+    assert_eq!(short(340).0, 0);
+    assert_eq!(short(480).0, 0);
+    // Where all of it goes to one nothing is uncertain.
+    let room = Scene::new(1, &[(0, 100), (100, 0)]).room(&[2]).expect("they have reported");
+    assert_eq!((room.short_bytes, room.margin_bytes), (0, 0));
+    // And none gets more than there is.
+    let room = Scene::new(1, &[(0, 20), (0, 20), (20, 0)]).room(&[3]).expect("they have reported");
+    assert_eq!(room.short_bytes, 0, "{room:?}");
 }
 
 #[test]

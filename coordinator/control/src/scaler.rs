@@ -220,6 +220,7 @@ mod tests {
             drains: false,
             cordoned: false,
             lingers: None,
+            drains_since: Default::default(),
             speaks: kvhive_protocol::Level::NEWEST,
             codec: kvhive_protocol::block::Codec::Raw,
         };

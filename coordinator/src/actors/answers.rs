@@ -98,7 +98,11 @@ impl RaftActor {
         let reports = self.parts.overseer.loads().flat_map(|(_, load)| &load.tenants);
         let tenants = TenantLoad::sums(reports, MAX_TENANT_SUMS);
         let mut reports = MAX_OVERVIEW_REPORTS;
-        let mut bare = |load: &DeviceLoad| {
+        let is_current = |device: DeviceId, emptied: MemberId| {
+            let by = self.parts.overseer.reported(device.member);
+            map.as_ref().is_none_or(|map| kvhive_control::is_of_this(map, emptied, by))
+        };
+        let mut bare = |device: DeviceId, load: &DeviceLoad| {
             let strategies: Vec<StrategyReport> = load.strategies.iter().take(reports).cloned().collect();
             reports -= strategies.len();
             DeviceLoad {
@@ -110,13 +114,15 @@ impl RaftActor {
                 reuse: Reuse { counts: Vec::new(), ..Reuse::default() },
                 strategies,
                 frames: load.frames.clone(),
-                given: load.given.clone(),
-                displaced: load.displaced.clone(),
+                given: load.given.iter().filter(|(of, _)| is_current(device, *of)).copied().collect(),
+                displaced: load.displaced.iter().filter(|(of, _)| is_current(device, *of)).copied().collect(),
+                // Only whoever sums them up looks at that.
+                losses: Vec::new(),
                 work: Work { hot: Vec::new(), ..load.work },
                 ..*load
             }
         };
-        let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(load))).collect();
+        let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(device, load))).collect();
         let scaling = self.scaler.report(map.as_deref(), self.parts.registry.scaling());
         let map = map.map(|map| ClusterMap::clone(&map));
         let hottest = self.hottest();

@@ -53,8 +53,11 @@ pub(super) struct RoomLeft {
     bytes: u64,
     /// Bytes that those who stay can take in before anything leaves for them.
     free_bytes: u64,
-    /// Bytes that have no room where they would go; emptying is refused then, unless blocks may be lost.
+    /// Bytes that have no room where they would go, should each of several who get a part get more than its share; emptying is refused then,
+    /// unless blocks may be lost.
     short_bytes: u64,
+    /// Bytes more than their shares for which there is to be room with those who get a part: where slots go is not even over devices.
+    margin_bytes: u64,
     /// Some of those who stay are full: what is least wanted leaves them all the time.
     full: bool,
     /// Who gets something, as slots are placed.
@@ -153,7 +156,7 @@ fn loads(overview: &Overview) -> BTreeMap<DeviceId, &DeviceLoad> {
 fn told(map: &ClusterMap, room: Room, named: &BTreeSet<MemberId>) -> RoomLeft {
     let counted = map.members.iter().filter(|(id, _)| named.contains(id) || map.is_emptied(**id));
     let nodes = counted.map(|(_, member)| member.name.clone()).collect();
-    let Room { blocks, unsure_blocks, bytes, free_bytes, short_bytes, is_full, takers } = room;
+    let Room { blocks, unsure_blocks, bytes, free_bytes, short_bytes, margin_bytes, is_full, takers } = room;
     let takers = takers.into_iter().map(|one| RoomOfDevice {
         device: one.device.to_string(),
         node: map.owner(one.device).map(|owner| owner.name.clone()).unwrap_or_default(),
@@ -167,6 +170,7 @@ fn told(map: &ClusterMap, room: Room, named: &BTreeSet<MemberId>) -> RoomLeft {
         bytes,
         free_bytes,
         short_bytes,
+        margin_bytes,
         full: is_full,
         takers: takers.collect(),
     }

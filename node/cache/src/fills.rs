@@ -39,11 +39,8 @@ pub enum Fate {
     Moved,
     /// The target had it.
     There,
-    /// The target gives it no room.
-    Declined {
-        /// Nobody else holds it who stays.
-        is_last: bool,
-    },
+    /// The target gives it no room. Whether anybody else holds it is asked when its slot has gone.
+    Declined,
     /// It cannot be read any more.
     Unreadable {
         /// Nobody else holds it who stays.
@@ -76,7 +73,7 @@ impl Fate {
         match (is_first && (is_last || is_pinned), is_pinned) {
             (true, _) => None,
             (false, true) => Some(Fate::Waits),
-            (false, false) => Some(Fate::Declined { is_last }),
+            (false, false) => Some(Fate::Declined),
         }
     }
 }
@@ -114,6 +111,11 @@ struct Job {
 }
 
 impl Job {
+    /// Returns who gives, who is given, and which start of it.
+    fn way(&self) -> (DeviceId, DeviceId, Generation) {
+        (self.source, self.target, self.generation)
+    }
+
     fn begin_pass(&mut self) {
         self.before.moved_blocks += self.pass.moved_blocks;
         self.before.moved_bytes += self.pass.moved_bytes;
@@ -154,6 +156,8 @@ pub struct Fills {
     late: BTreeMap<DeviceId, u32>,
     /// What emptying came to of slots that have gone, by who gave and which member is being emptied.
     gone: BTreeMap<(DeviceId, MemberId), Given>,
+    /// Since which map each member is being emptied.
+    since: BTreeMap<MemberId, Epoch>,
     epoch: Epoch,
 }
 
@@ -164,7 +168,8 @@ impl Fills {
             return;
         }
         self.epoch = map.epoch;
-        let before = std::mem::take(&mut self.jobs);
+        let mut before = std::mem::take(&mut self.jobs);
+        self.forget_what_is_over(map, &mut before);
         for (slot, filling) in map.filling.iter().filter(|(_, filling)| filling.streams) {
             let source = map.replicas(*slot).primary().filter(|device| device.member == member);
             let target = filling.devices.first().copied();
@@ -182,25 +187,46 @@ impl Fills {
                 before: Given::default(),
                 pass: Given::default(),
             };
-            let is_same =
-                |job: &&Job| (job.source, job.target, job.generation) == (source, target, generation);
-            let job = before.get(slot).filter(is_same).copied().unwrap_or(fresh);
-            self.jobs.insert(*slot, Job { empties: map.emptied_of(*slot), ..job });
+            // Whom it empties stays that one: what was counted is of it.
+            let empties = |job: &Job| job.empties.or(map.emptied_of(*slot));
+            let way = (source, target, generation);
+            let job = before.get(slot).filter(|job| job.way() == way).copied().unwrap_or(fresh);
+            self.jobs.insert(*slot, Job { empties: empties(&job), ..job });
         }
         self.keep_what_has_gone(map, &before);
         let jobs = &self.jobs;
         self.unanswered.retain(|target, _| jobs.values().any(|job| job.target == *target));
     }
 
-    /// Sums up what slots came to that have arrived where they were given, as long as a member is being emptied of them.
-    fn keep_what_has_gone(&mut self, map: &ClusterMap, before: &BTreeMap<Slot, Job>) {
-        for (slot, job) in before.iter().filter(|(slot, _)| !self.jobs.contains_key(slot)) {
-            let has_arrived = map.replicas(*slot).contains(job.target) && !map.is_filling(*slot, job.target);
-            if let Some(member) = job.empties.filter(|_| job.stage == Stage::Done && has_arrived) {
-                self.gone.entry((job.source, member)).or_default().add(&job.came_to());
+    /// Forgets what was counted of members that are not being emptied any more, or once more since.
+    fn forget_what_is_over(&mut self, map: &ClusterMap, jobs: &mut BTreeMap<Slot, Job>) {
+        self.since.retain(|member, since| map.emptied_since(*member) == Some(*since));
+        let since = &self.since;
+        self.gone.retain(|(_, member), _| since.contains_key(member));
+        for job in jobs.values_mut() {
+            if job.empties.take_if(|member| !since.contains_key(member)).is_some() {
+                (job.before, job.pass) = (Given::default(), Given::default());
             }
         }
-        self.gone.retain(|(_, member), _| map.is_emptied(*member));
+        self.since.extend(map.members.keys().filter_map(|id| Some((*id, map.emptied_since(*id)?))));
+    }
+
+    /// Sums up what slots came to that have arrived where they were given, as long as a member is being emptied of them. Of those that go
+    /// another way now it counts what has moved.
+    fn keep_what_has_gone(&mut self, map: &ClusterMap, before: &BTreeMap<Slot, Job>) {
+        let goes_on = |slot: &Slot, job: &Job| self.jobs.get(slot).is_some_and(|now| now.way() == job.way());
+        for (slot, job) in before.iter().filter(|(slot, job)| !goes_on(slot, job)) {
+            let has_arrived = map.replicas(*slot).contains(job.target) && !map.is_filling(*slot, job.target);
+            let Some(member) = job.empties else { continue };
+            let whole = job.came_to();
+            let moved = Given {
+                moved_blocks: whole.moved_blocks,
+                moved_bytes: whole.moved_bytes,
+                ..Given::default()
+            };
+            let is_whole = job.stage == Stage::Done && has_arrived;
+            self.gone.entry((job.source, member)).or_default().add(if is_whole { &whole } else { &moved });
+        }
     }
 
     /// Begins the next pass, to a target that is not among those that are `busy`: all slots that one device has yet to give to another.
@@ -255,9 +281,9 @@ impl Fills {
                 job.missed = true;
                 return;
             }
-            Fate::Declined { is_last } => {
+            Fate::Declined => {
                 pass.declined_blocks += 1;
-                is_last.then_some(pass)
+                None
             }
             // The next pass hears nothing of it: it has gone from here.
             Fate::Unreadable { is_last } => {

@@ -130,7 +130,7 @@ fn what_emptying_comes_to_is_told_by_the_last_pass_and_kept_when_the_slot_has_go
     let mut fills = Fills::default();
     fills.adopt(&emptied(1, &[(3, 2)]), US);
     let first = begin(&mut fills).expect("there is something to give");
-    for fate in [Fate::Moved, Fate::There, Fate::Declined { is_last: true }, Fate::Late { is_last: true }] {
+    for fate in [Fate::Moved, Fate::There, Fate::Declined, Fate::Late { is_last: true }] {
         fills.note(&first, Slot(3), 10, fate);
     }
     fills.note(&first, Slot(3), 10, Fate::Unreadable { is_last: false });
@@ -140,7 +140,7 @@ fn what_emptying_comes_to_is_told_by_the_last_pass_and_kept_when_the_slot_has_go
     assert_eq!(told(&fills), [(US, moved)], "what did not get there may yet");
     let second = begin(&mut fills).expect("once more");
     // What was there, what was moved, what was late; and the one that was declined still is.
-    for fate in [Fate::There, Fate::There, Fate::Moved, Fate::Declined { is_last: true }] {
+    for fate in [Fate::There, Fate::There, Fate::Moved, Fate::Declined] {
         fills.note(&second, Slot(3), 10, fate);
     }
     fills.ended(&second, Pass::Whole);
@@ -150,9 +150,7 @@ fn what_emptying_comes_to_is_told_by_the_last_pass_and_kept_when_the_slot_has_go
         there_blocks: 1,
         declined_blocks: 1,
         unread_blocks: 1,
-        lost_blocks: 1,
-        lost_bytes: 10,
-        waiting_blocks: 0,
+        ..Given::default()
     };
     assert_eq!(told(&fills), [(US, all)]);
     let mut arrived = emptied(2, &[]);
@@ -162,6 +160,63 @@ fn what_emptying_comes_to_is_told_by_the_last_pass_and_kept_when_the_slot_has_go
     arrived.members.get_mut(&US).expect("it is there").drains = false;
     fills.adopt(&arrived, US);
     assert_eq!(told(&fills), [], "it is over");
+}
+
+#[test]
+fn what_has_moved_counts_also_where_a_slot_goes_another_way_then() {
+    let mut fills = Fills::default();
+    fills.adopt(&emptied(1, &[(3, 2)]), US);
+    let first = begin(&mut fills).expect("there is something to give");
+    for fate in [Fate::Moved, Fate::Moved, Fate::There, Fate::Declined] {
+        fills.note(&first, Slot(3), 10, fate);
+    }
+    let moved = |blocks| Given { moved_blocks: blocks, moved_bytes: 10 * blocks, ..Given::default() };
+    assert_eq!(fills.given(device(1)), [(US, moved(2))]);
+    fills.adopt(&emptied(2, &[(3, 3)]), US);
+    assert_eq!(fills.given(device(1)), [(US, moved(2))], "another gets the slot");
+    let second = begin(&mut fills).expect("it is given to that one");
+    fills.note(&second, Slot(3), 10, Fate::Moved);
+    assert_eq!(fills.given(device(1)), [(US, moved(3))]);
+}
+
+#[test]
+fn a_slot_counts_for_whom_it_was_given_away_at_first_also_when_another_leaves_too() {
+    let other = MemberId(2);
+    let leaves = |epoch, members: &[MemberId]| {
+        let mut map = map(epoch, &[(3, 3)]);
+        Arc::make_mut(&mut map.slots)[3] = ReplicaSet(vec![device(1), device(2), device(3)]);
+        for id in members {
+            map.members.get_mut(id).expect("it is there").drains = true;
+        }
+        map
+    };
+    let mut fills = Fills::default();
+    fills.adopt(&leaves(1, &[other]), US);
+    let round = begin(&mut fills).expect("there is something to give");
+    fills.note(&round, Slot(3), 10, Fate::Moved);
+    let moved = Given { moved_blocks: 1, moved_bytes: 10, ..Given::default() };
+    assert_eq!(fills.given(device(1)), [(other, moved)]);
+    fills.adopt(&leaves(2, &[US, other]), US);
+    assert_eq!(fills.given(device(1)), [(other, moved)]);
+    fills.adopt(&leaves(3, &[US]), US);
+    assert_eq!(fills.given(device(1)), [(US, Given::default())], "the other's is over");
+}
+
+#[test]
+fn who_is_emptied_once_more_is_counted_anew() {
+    let mut fills = Fills::default();
+    fills.adopt(&emptied(1, &[(3, 2), (4, 2)]), US);
+    let round = begin(&mut fills).expect("there is something to give");
+    fills.note(&round, Slot(3), 10, Fate::Moved);
+    fills.note(&round, Slot(4), 10, Fate::Moved);
+    fills.ended(&round, Pass::Whole);
+    fills.adopt(&emptied(2, &[(4, 2)]), US);
+    assert_eq!(fills.given(device(1))[0].1.moved_blocks, 2);
+    // It was not being emptied for a moment, in a map that never came here.
+    let mut again = emptied(4, &[(4, 2)]);
+    again.members.get_mut(&US).expect("it is there").drains_since = Epoch(4);
+    fills.adopt(&again, US);
+    assert_eq!(fills.given(device(1)), [(US, Given::default())]);
 }
 
 #[test]
@@ -210,8 +265,8 @@ fn what_is_given_no_room_is_offered_once_more_where_it_would_be_missed() {
     assert!(
         offered_again.iter().all(|(first, last, pinned)| Fate::declined(*first, *last, *pinned).is_none())
     );
-    assert_eq!(Fate::declined(true, false, false), Some(Fate::Declined { is_last: false }));
-    assert_eq!(Fate::declined(false, true, false), Some(Fate::Declined { is_last: true }));
+    assert_eq!(Fate::declined(true, false, false), Some(Fate::Declined));
+    assert_eq!(Fate::declined(false, true, false), Some(Fate::Declined));
     assert_eq!(Fate::declined(false, true, true), Some(Fate::Waits));
 }
 

@@ -45,7 +45,7 @@ mod test_map;
 
 pub use answers::{CopyVerdict, Effect, Listed, Reserve, ShardConfig};
 pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
-pub use displacing::Displacing;
+pub use displacing::{Displacing, Holder, Unsettled};
 pub use fills::{Fate, Fills, Pass, Round};
 pub use frames::TierCapacity;
 pub use heat::Heat;

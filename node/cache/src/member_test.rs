@@ -164,6 +164,7 @@ fn a_slot_that_is_placed_elsewhere_makes_the_asker_refresh() {
             speaks: kvhive_protocol::Level::NEWEST,
             drains: false,
             lingers: None,
+            drains_since: Default::default(),
             cordoned: false,
         },
     );

@@ -24,6 +24,7 @@ pub(crate) fn member(id: u32) -> Member {
         speaks: Level::NEWEST,
         cordoned: false,
         lingers: None,
+        drains_since: Default::default(),
         drains: false,
     }
 }

@@ -2,9 +2,11 @@
 //! hands out guards; bytes never pass through it. One made after a panic begins with an empty shard over the same arenas.
 
 use crate::actors::disk::{DiskLife, DiskTier};
+use crate::actors::displace::Settle;
 use crate::actors::uses::{CodecUses, TenantUses};
 use crate::disk::{Found, Store};
-use crate::guards::{Lent, ReadGuard, Rest, Return, Returns, Verified, WriteGuard};
+use crate::frames::Frame;
+use crate::guards::{Lent, Rest, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
 use crate::rules;
 use crate::view::{Serving, View};
@@ -13,7 +15,6 @@ use kvhive_cache::{
     BlockId, CopyTicket, CopyVerdict, Displacing, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats,
     Tenure, Tier,
 };
-use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock, Surveyed};
 use kvhive_protocol::explain::Explained;
@@ -73,6 +74,8 @@ pub(crate) enum DeviceMessage {
     Restore { life: DiskLife, found: Vec<Found>, reply: Reply<Option<u64>> },
     /// That was all that is on disk; false in another life.
     Restored { life: DiskLife, reply: Reply<bool> },
+    /// Who holds blocks that emptying members may have cost?
+    Settle(Settle),
     /// How is it going?
     Load { reply: Reply<(DeviceLoad, ShardStats)> },
     /// How are the blocks stored?
@@ -111,7 +114,7 @@ pub(crate) enum Reserved {
 /// What a seal came to.
 pub(crate) enum Sealed {
     /// It is visible; pinned when that was asked.
-    Visible(Option<ReadGuard>),
+    Visible(Option<Lent>),
     /// It is not visible: a clear has ended its era meanwhile, or the actor was made anew.
     Ended,
 }
@@ -149,6 +152,8 @@ pub(crate) struct DeviceCore {
     pub(super) view: Arc<View>,
     pub(super) blocking: Handle,
     pub(super) disk: Option<DiskTier>,
+    /// The shard knows that the device tier is lost.
+    pub(super) lacks_its_gpu: bool,
 }
 
 impl DeviceCore {
@@ -181,6 +186,7 @@ impl DeviceCore {
             displacing: Displacing::default(),
             blocking,
             disk: disk.map(DiskTier::new),
+            lacks_its_gpu: false,
         };
         // Nothing goes to disk before what is there is known.
         actor.shard.set_open(Tier::Disk, false);
@@ -222,6 +228,7 @@ impl DeviceCore {
         self.tenure = Tenure::default();
         self.displacing = Displacing::default();
         self.effects.clear();
+        self.lacks_its_gpu = false;
         // What is on disk is looked at anew, by the other cluster's secrets.
         self.shard.set_open(Tier::Disk, false);
         if let Some(disk) = &mut self.disk {
@@ -232,7 +239,7 @@ impl DeviceCore {
     /// Returns the bytes that actor and shard take for so many frames, at most.
     pub(crate) fn bytes(frames: u32, classes: usize, strategy: Strategy) -> u64 {
         let resident = size_of::<Option<Resident>>() as u64;
-        let fixed = Shard::fixed_bytes() + Tenure::bytes();
+        let fixed = Shard::fixed_bytes() + Tenure::bytes() + Displacing::bytes();
         Shard::index_bytes(frames, classes, strategy) + fixed + u64::from(frames) * resident
     }
 
@@ -258,6 +265,7 @@ impl DeviceCore {
         }
         self.back = back;
         self.heed_disk();
+        self.heed_gpu();
         self.perform_effects();
     }
 
@@ -295,14 +303,11 @@ impl DeviceCore {
         }
     }
 
-    fn copy_frame(&self, ticket: CopyTicket, to: Tier, class: usize, source: ReadFrame) -> Option<()> {
+    fn copy_frame(&self, ticket: CopyTicket, to: Tier, class: usize, source: Frame) -> Option<()> {
         let target = self.memory.take_frame(to, class, source.len() as u64)?;
-        let (memory, returns) = (self.memory.clone(), self.returns.clone());
-        self.blocking.spawn_blocking(move || {
-            let copy = memory.copy(&source, target);
-            drop(source);
-            returns.push(Return::Copy(ticket, copy.map(Rest::Frame)));
-        });
+        let (returns, blocking) = (self.returns.clone(), &self.blocking);
+        let block = |work: Box<dyn FnOnce() + Send>| drop(blocking.spawn_blocking(work));
+        source.copy(target, block, move |copy| returns.push(Return::Copy(ticket, copy.map(Rest::Frame))));
         Some(())
     }
 
@@ -392,11 +397,7 @@ impl DeviceCore {
         let Some((frame, header)) = block.take() else { return (Sealed::Ended, None) };
         self.keep(id, Rest::Frame(frame), header);
         let pinned = if pin { self.pin(id) } else { None };
-        let guard = pinned.and_then(|lent| match lent {
-            Lent::Guard(guard) => Some(guard),
-            Lent::Record(_) => None,
-        });
-        (Sealed::Visible(guard), Some(id))
+        (Sealed::Visible(pinned), Some(id))
     }
 
     /// Says whether the policies are still to be told of uses.
@@ -481,6 +482,7 @@ impl DeviceCore {
             DeviceMessage::AwaitsDisk { reply } => reply.send(self.awaits_disk()),
             DeviceMessage::Restore { life, found, reply } => reply.send(self.restore(life, found)),
             DeviceMessage::Restored { life, reply } => reply.send(self.restored(life)),
+            DeviceMessage::Settle(message) => self.settle(message),
             DeviceMessage::Load { reply } => reply.send(self.load()),
             DeviceMessage::Codecs { reply } => reply.send(self.uses),
             DeviceMessage::Tend => {

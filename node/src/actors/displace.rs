@@ -1,10 +1,21 @@
 //! Room for blocks of slots that come from a member which is being emptied, and what leaves for them.
 
 use super::core::DeviceCore;
-use kvhive_cache::Effect;
+use kvhive_cache::{Effect, Holder, Unsettled};
 use kvhive_protocol::data::{Refusal, StoreBlock};
 use kvhive_protocol::watch::Gone;
-use kvhive_protocol::{Slot, TenantId};
+use kvhive_protocol::{MemberId, Slot, TenantId};
+use kvhive_runtime::Reply;
+
+/// What a device is told of blocks that emptying members may have cost.
+pub(crate) enum Settle {
+    /// Of which is it to be asked who holds them?
+    Ask { limit: usize, reply: Reply<Vec<Unsettled>> },
+    /// This is who holds them.
+    Settled { settled: Vec<(Unsettled, Holder)>, reply: Reply<()> },
+    /// These were given no room as a member is being emptied.
+    Unplaced { blocks: Vec<(MemberId, Unsettled)>, reply: Reply<()> },
+}
 
 impl DeviceCore {
     /// Makes way for a block if it comes from a member which is being emptied; says why where it does not come, or a little later.
@@ -33,9 +44,23 @@ impl DeviceCore {
         let Some(member) = self.displacing.empties(came) else { return };
         for effect in &self.effects {
             if let Effect::Drop { id, slot, gone: Gone::Evicted | Gone::Over | Gone::NotAdmitted } = effect {
-                let resident = self.resident[id.index()].as_ref();
-                let bytes = resident.map_or(0, |resident| resident.header.payload_bytes);
-                self.displacing.note(member, *slot, bytes);
+                let Some(resident) = &self.resident[id.index()] else { continue };
+                self.displacing.displaced(member, &Unsettled::of(&resident.header, *slot));
+            }
+        }
+    }
+
+    /// Does what one message asks for.
+    pub(super) fn settle(&mut self, message: Settle) {
+        match message {
+            Settle::Ask { limit, reply } => reply.send(self.displacing.ask(limit)),
+            Settle::Settled { settled, reply } => {
+                settled.iter().for_each(|(block, holder)| self.displacing.settle(block, *holder));
+                reply.send(());
+            }
+            Settle::Unplaced { blocks, reply } => {
+                blocks.iter().for_each(|(member, block)| self.displacing.unplaced(*member, block));
+                reply.send(());
             }
         }
     }

@@ -3,8 +3,9 @@
 pub(crate) mod core;
 pub(crate) mod device;
 pub(crate) mod disk;
-mod displace;
+pub(crate) mod displace;
 mod explain;
+mod gpu;
 mod load;
 mod pins;
 pub(crate) mod shrink;

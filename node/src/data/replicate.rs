@@ -5,6 +5,7 @@ use crate::data::plane::kib;
 use crate::fill::Giving;
 use crate::guards::ReadGuard;
 use crate::pace::Pacer;
+use crate::settle::is_here;
 use crate::view::Serving;
 use futures_util::future::join_all;
 use kvhive_cache::acks::Answer;
@@ -12,6 +13,7 @@ use kvhive_client::{Lease, Pool};
 use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, MatchRequest, Refusal, Run, StoreBlock, StoreRequest, Stored,
 };
+use kvhive_protocol::explain::ExplainRequest;
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::trace::SpanKind;
 use kvhive_protocol::{
@@ -207,6 +209,32 @@ impl Replicator {
                 Ok(covered.into_iter().map(|covered| covered == 1 && is_current).collect())
             }
             _ => Err(senseless()),
+        }
+    }
+
+    /// Asks a replica which of these blocks are there, by the same map as the asker's; nobody uses them by that. None where it does not say so.
+    pub(crate) async fn are_there(
+        &self,
+        asker: &Asker<'_>,
+        target: DeviceId,
+        keys: &[BlockKey],
+    ) -> Option<Vec<Option<bool>>> {
+        let Asker { serving, tenant, trace, .. } = *asker;
+        let epoch = serving.map.epoch;
+        let keys: KeyList = keys.iter().copied().collect();
+        let count = keys.len();
+        let request = ExplainRequest { epoch, device: target, tenant, runs: Vec::new(), keys };
+        match self.exchange((serving, trace), target, &DataRequest::Explain(request), &[]).await {
+            Ok(DataReply::Explained { epoch: theirs, blocks, .. })
+                if theirs == epoch && blocks.len() == count =>
+            {
+                Some(blocks.iter().map(is_here).collect())
+            }
+            Ok(_) => None,
+            Err(fault) => {
+                tracing::debug!(%target, %fault, "a replica did not say what it holds");
+                None
+            }
         }
     }
 

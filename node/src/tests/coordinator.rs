@@ -228,6 +228,7 @@ impl Script {
             drains: false,
             cordoned: false,
             lingers: None,
+            drains_since: Default::default(),
             speaks: kvhive_protocol::Level::NEWEST,
         };
         self.map.members.insert(id, member);

@@ -102,6 +102,7 @@ fn map(addresses: impl Iterator<Item = String>, place: impl Fn(Slot) -> Vec<Devi
         drains: false,
         cordoned: false,
         lingers: None,
+        drains_since: Default::default(),
         speaks: kvhive_protocol::Level::NEWEST,
     };
     let tenant =
