@@ -12,8 +12,9 @@ const WARP: u32 = 32;
 /// Threads that do a part of a plane together, and rows that each has under way: `THREADS` and `AHEAD` of `pages.cuh`.
 pub(crate) const THREADS: u32 = 256;
 const AHEAD: u32 = 4;
-/// Tokens and channels of a tile of int4.
+/// Tokens and channels of a tile of int4, and threads that do one together.
 const TILE: (u32, u32) = (32, 128);
+const TILE_THREADS: u32 = 128;
 /// The most planes of a block, and bytes of one: what 32 bits count with room to spare.
 const MOST_PLANES: usize = 1 << 20;
 const MOST_PLANE_BYTES: u64 = 1 << 30;
@@ -406,6 +407,11 @@ impl PagePlan {
             Codec::Int4 => [by_tiles, by_tiles],
             _ => [if keys_by_channel { by_channels } else { by_rows }, by_rows],
         };
+    }
+
+    /// Returns how many threads do a part together.
+    pub(crate) fn threads(&self) -> u32 {
+        if self.codec == Codec::Int4 { TILE_THREADS } else { THREADS }
     }
 
     /// Returns the parts of each kind for the way back, in which eight bits are taken by rows throughout.

@@ -154,23 +154,29 @@ impl Numbers {
     }
 
     /// Fills memory with numbers as keys and values have them and, here and there, all others: infinite ones, none at all, the smallest, runs
-    /// of zeros.
-    fn fill(&mut self, element: Element, memory: &mut [u8]) {
+    /// of zeros. In the first half each channel has a size of its own, which suits scales of channels; in the second none has.
+    fn fill(&mut self, element: Element, channels: usize, memory: &mut [u8]) {
         let size = element.bytes();
         let mut zeros = 0;
-        for place in memory.chunks_exact_mut(size) {
-            let (kind, any) = (self.next() % 400, self.next());
+        let half = memory.len() / size / 2;
+        for (at, place) in memory.chunks_exact_mut(size).enumerate() {
+            let (kind, any) = (self.next() % 2000, self.next());
             if kind == 0 {
                 zeros = any % 300;
             }
             zeros = u64::saturating_sub(zeros, 1);
-            let usual = (any as i32 as f32 / 1e9).powi(3);
+            let of_channel = (at % channels) as u64 * 0x9E37 >> 8 & 7;
+            let (exponent, less) = if at < half { (of_channel, 3) } else { (any >> 40 & 7, 0) };
+            // Between a thousandth and ten; those of a channel within an eighth of each other.
+            let usual = f32::from_bits((118 + exponent as u32) << 23 | (any as u32 & 0x7F_FFFF) >> less);
+            let sign = if at < half { of_channel & 1 } else { any >> 50 & 1 };
+            let usual = if sign == 0 { usual } else { -usual };
+            let half_bits = sign << 15 | (6 + exponent) << 10 | (any & 0x3FF) >> less;
             let bits = match element {
                 _ if zeros > 0 => 0,
                 Element::F32 if kind > 3 => u64::from(usual.to_bits()),
                 Element::Bf16 if kind > 3 => u64::from(usual.to_bits() >> 16),
-                // Between a thousandth and ten.
-                Element::F16 if kind > 3 => (any & 0x8000) | (0x1400 + any % 0x3500),
+                Element::F16 if kind > 3 => half_bits,
                 // Anything, NaN and infinities among it.
                 _ if kind > 1 => any,
                 Element::F32 => 0x7F80_0000,
@@ -216,7 +222,7 @@ fn both_ways(gpu: &Arc<Gpu>, case: &Case, codec: Codec) -> Result<(), PagerError
     let mut there = There::new(gpu)?;
     let mut numbers = Numbers(case.tokens.into());
     let mut engine = vec![0; case.engine_bytes()];
-    numbers.fill(case.element, &mut engine[case.off[0] as usize..]);
+    numbers.fill(case.element, case.head_dim as usize, &mut engine[case.off[0] as usize..]);
     let each = case.tokens / case.page_tokens;
     // No page is in two blocks.
     let pages: Vec<u32> = (0..BLOCKS as u32 * each).map(|at| at * 7 % PAGES).collect();
@@ -253,7 +259,7 @@ fn both_ways(gpu: &Arc<Gpu>, case: &Case, codec: Codec) -> Result<(), PagerError
 
     // Back, into memory that holds something else.
     let mut other = vec![0; engine.len()];
-    numbers.fill(case.element, &mut other);
+    numbers.fill(case.element, case.head_dim as usize, &mut other);
     let mut memory = there.put(&other)?;
     for (block, places) in places.iter().enumerate() {
         let stored = &expected[first + block * stride..][..stored_bytes];
@@ -273,7 +279,7 @@ fn both_ways(gpu: &Arc<Gpu>, case: &Case, codec: Codec) -> Result<(), PagerError
     Ok(())
 }
 
-const CODECS: [Codec; 3] = [Codec::Raw, Codec::Fp8, Codec::Int8];
+const CODECS: [Codec; 4] = [Codec::Raw, Codec::Fp8, Codec::Int8, Codec::Int4];
 const ELEMENTS: [Element; 3] = [Element::F16, Element::Bf16, Element::F32];
 
 /// Every way in which engines lay out their pages, by blocks of each order.
@@ -402,7 +408,7 @@ fn latent_rows_go_as_they_are_and_as_two_halves() {
     };
     let mut there = There::new(&gpu).expect("it works");
     let mut engine = vec![0; 3 * 5 * 2 * 1152];
-    Numbers(1).fill(Element::Bf16, &mut engine);
+    Numbers(1).fill(Element::Bf16, 576, &mut engine);
     let mut memory = there.put(&engine).expect("there is room");
     let layers: Vec<LayerPages> =
         (0..3).map(|layer| pages.together(memory.address() + layer * 5 * 2 * 1152, 5)).collect();
@@ -461,7 +467,7 @@ fn whichever_call_fails_is_named_and_nothing_is_left_behind() {
         "cuEventElapsedTime",
     ];
     let case = Case { tokens: 8, heads: 1, ..arrangements()[0] };
-    let everything = |fake: &Fake| both_ways(&fake.cuda()?.open(0)?, &case, Codec::Int8);
+    let everything = |fake: &Fake| both_ways(&fake.cuda()?.open(0)?, &case, Codec::Int4);
     for call in calls {
         for nth in 1.. {
             let fake = Fake::new();

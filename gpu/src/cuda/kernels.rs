@@ -15,6 +15,7 @@ pub(super) enum File {
     Raw,
     Int8,
     Fp8,
+    Int4,
 }
 
 impl File {
@@ -25,6 +26,7 @@ impl File {
             File::Raw => include_str!("../../kernels/raw.ptx"),
             File::Int8 => include_str!("../../kernels/int8.ptx"),
             File::Fp8 => include_str!("../../kernels/fp8.ptx"),
+            File::Int4 => include_str!("../../kernels/int4.ptx"),
         }
     }
 }

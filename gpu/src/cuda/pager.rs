@@ -9,7 +9,7 @@ use super::list::List;
 use super::memory::GpuMemory;
 use super::stream::{Stream, Timer};
 use crate::codec::{Codec, Element};
-use crate::pages::{PagePlan, PagesError, Plane, THREADS};
+use crate::pages::{PagePlan, PagesError, Plane};
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 use thiserror::Error;
@@ -225,7 +225,7 @@ impl Pager {
         // vouches for.
         unsafe {
             self.list.begin(&self.stream)?;
-            self.stream.launch(self.kernels[way as usize], parts.min(most), THREADS, &mut arguments)
+            self.stream.launch(self.kernels[way as usize], parts.min(most), plan.threads(), &mut arguments)
         }
     }
 }
@@ -244,8 +244,9 @@ fn kernel(way: Way, plan: &PagePlan) -> (File, CString) {
     let (file, name) = match plan.codec {
         Codec::Fp8 => (File::Fp8, format!("kvhive_{way}_fp8_{element}")),
         Codec::Int8 => (File::Int8, format!("kvhive_{way}_int8_{element}")),
-        // A plan is of no other codec.
-        Codec::Raw | Codec::Lossless | Codec::Int4 => (File::Raw, format!("kvhive_{way}_raw")),
+        Codec::Int4 => (File::Int4, format!("kvhive_{way}_int4_{element}")),
+        // No plan is of the other one.
+        Codec::Raw | Codec::Lossless => (File::Raw, format!("kvhive_{way}_raw")),
     };
     (file, CString::new(name).expect("no 0 in it"))
 }

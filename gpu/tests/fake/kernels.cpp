@@ -19,6 +19,9 @@ namespace raw {
 namespace int8 {
 #include "../../kernels/int8.cu"
 }
+namespace int4 {
+#include "../../kernels/int4.cu"
+}
 namespace fp8 {
 #include "../../kernels/fp8.cu"
 }
@@ -38,16 +41,18 @@ template <class... Given> std::function<Run(void **)> takes(void (*kernel)(Given
 
 const std::map<std::string, std::function<Run(void **)>> &kernels() {
 #define KERNEL(PLACE, NAME) {#NAME, takes(PLACE::NAME)}
-#define EIGHT(PLACE, NAME) KERNEL(PLACE, NAME##_f16), KERNEL(PLACE, NAME##_bf16), KERNEL(PLACE, NAME##_f32)
+#define EACH(PLACE, NAME) KERNEL(PLACE, NAME##_f16), KERNEL(PLACE, NAME##_bf16), KERNEL(PLACE, NAME##_f32)
     static const std::map<std::string, std::function<Run(void **)>> all = {
         KERNEL(copy, kvhive_copy),
         KERNEL(digest, kvhive_digest),
         KERNEL(raw, kvhive_gather_raw),
         KERNEL(raw, kvhive_scatter_raw),
-        EIGHT(int8, kvhive_gather_int8),
-        EIGHT(int8, kvhive_scatter_int8),
-        EIGHT(fp8, kvhive_gather_fp8),
-        EIGHT(fp8, kvhive_scatter_fp8),
+        EACH(int8, kvhive_gather_int8),
+        EACH(int8, kvhive_scatter_int8),
+        EACH(int4, kvhive_gather_int4),
+        EACH(int4, kvhive_scatter_int4),
+        EACH(fp8, kvhive_gather_fp8),
+        EACH(fp8, kvhive_scatter_fp8),
     };
     return all;
 }
