@@ -9,7 +9,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// No coordinator answered in time.
-    #[error("no coordinator of {addresses:?} answered within {limit:?}; the last one said: {last}")]
+    #[error("no coordinator of {addresses:?} answered within {limit:.1?}; the last one said: {last}")]
     Unreachable {
         /// Who was asked.
         addresses: Vec<String>,

@@ -325,10 +325,10 @@ fn devices(section: &Section<'_>, ledger: &mut Ledger) -> Vec<DeviceConfig> {
     let mut devices = Vec::with_capacity(tables.len());
     for (at, table) in tables.into_iter().enumerate() {
         let device = Section::open(format!("{source}[{at}]"), DEVICE, Some(table), ledger);
-        // The only kind there is; reading it refuses any other.
-        let kind = device.read(ledger, "kind", parse::choice).map_or(DeviceKind::Host, |_| DeviceKind::Host);
+        let kind = device.read(ledger, "kind", parse::choice).unwrap_or(0);
         devices.push(DeviceConfig {
-            kind,
+            kind: DeviceKind::ALL[kind],
+            gpu: whole_number(&device, ledger, "gpu") as u32,
             memory: device.read(ledger, "memory", parse::size).unwrap_or_default(),
             host_memory: device.read(ledger, "host_memory", parse::size).unwrap_or_default(),
             disk: device.read(ledger, "disk", parse::size).unwrap_or_default(),

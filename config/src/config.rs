@@ -286,6 +286,8 @@ pub struct BlockClass {
 pub struct DeviceConfig {
     /// What holds the bytes of the device tier.
     pub kind: DeviceKind,
+    /// Which of the host's GPUs, if it is one.
+    pub gpu: u32,
     /// Bytes of the device tier.
     pub memory: Bytes,
     /// Bytes of the host tier over it; 0 means that there is none.
@@ -299,13 +301,22 @@ pub struct DeviceConfig {
 pub enum DeviceKind {
     /// Host memory.
     Host,
+    /// A GPU's memory, which must be there.
+    Cuda,
+    /// A GPU's memory where there is that GPU, else host memory.
+    Auto,
 }
 
 impl DeviceKind {
+    /// All, in the order of their words.
+    pub const ALL: [DeviceKind; 3] = [DeviceKind::Host, DeviceKind::Cuda, DeviceKind::Auto];
+
     /// Returns the word for it in the cluster file.
     pub const fn as_str(self) -> &'static str {
         match self {
             DeviceKind::Host => "host",
+            DeviceKind::Cuda => "cuda",
+            DeviceKind::Auto => "auto",
         }
     }
 }

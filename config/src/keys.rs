@@ -425,9 +425,16 @@ pub(crate) const NODE_OWN: usize = 2;
 pub(crate) const DEVICE: &[Key] = &[
     key!(
         "kind",
-        Rule::Choice(&["host"]),
+        Rule::Choice(&["host", "cuda", "auto"]),
         Value("host"),
-        "What holds the device tier. In this version that is host memory, with or without a GPU."
+        "What holds the device tier: host memory, an NVIDIA GPU's memory (\"cuda\": without that GPU the node does not start), or the \
+         GPU's where it is there and else the host's (\"auto\"). A GPU's memory is taken at the start, beside what engines take of it."
+    ),
+    key!(
+        "gpu",
+        Rule::Whole { min: 0, max: 63 },
+        Value("0"),
+        "Which GPU, as `kvhive doctor` numbers them: those that the process sees, from 0. Nothing where `kind` is \"host\"."
     ),
     key!(
         "memory",

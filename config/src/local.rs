@@ -1,6 +1,6 @@
 //! A whole cluster on this machine: all processes on 127.0.0.1, on ports that the caller has found free.
 
-use crate::config::ClusterConfig;
+use crate::config::{ClusterConfig, DeviceKind};
 use crate::problem::ConfigError;
 use crate::units::Bytes;
 use std::fmt::Write;
@@ -24,6 +24,8 @@ pub struct LocalCluster {
     pub nodes: u32,
     /// Devices of each node.
     pub devices_per_node: u32,
+    /// What holds the device tiers; of GPUs each device of a node takes the next.
+    pub device_kind: DeviceKind,
     /// Device tier of each device.
     pub device_memory: Bytes,
     /// Host tier over each device; 0 for none.
@@ -55,6 +57,7 @@ impl Default for LocalCluster {
             coordinators: 3,
             nodes: 2,
             devices_per_node: 2,
+            device_kind: DeviceKind::Host,
             device_memory: Bytes(128 << 20),
             host_memory: Bytes(64 << 20),
             disk: Bytes(0),
@@ -104,10 +107,14 @@ impl LocalCluster {
             .expect("writing to a String does not fail");
         }
         let devices = self.devices_per_node.min(MOST_DEVICES);
-        let device = format!(
-            "[[node.device]]\nmemory = \"{}\"\nhost_memory = \"{}\"\ndisk = \"{}\"\n",
-            self.device_memory, self.host_memory, self.disk
-        );
+        let kind = self.device_kind.as_str();
+        let device = |gpu: u32| {
+            let (memory, host, disk) = (self.device_memory, self.host_memory, self.disk);
+            format!(
+                "[[node.device]]\nkind = \"{kind}\"\ngpu = {gpu}\nmemory = \"{memory}\"\nhost_memory = \"{host}\"\ndisk = \"{disk}\"\n"
+            )
+        };
+        let is_gpu = self.device_kind != DeviceKind::Host;
         for number in 1..=self.nodes.min(MOST_PROCESSES) {
             let (data, metrics) = (address(), address());
             write!(
@@ -124,8 +131,8 @@ impl LocalCluster {
                 let strategy = strategy.replace('\\', "\\\\").replace('"', "\\\"");
                 writeln!(out, "strategy = \"{strategy}\"").expect("writing to a String does not fail");
             }
-            for _ in 0..devices {
-                out.push_str(&device);
+            for at in 0..devices {
+                out.push_str(&device(if is_gpu { at } else { 0 }));
             }
         }
         out

@@ -145,6 +145,7 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     for device in &one.devices {
         out.header("[[node.device]]");
         out.text("kind", device.kind.as_str());
+        out.plain("gpu", device.gpu);
         out.text("memory", &device.memory.to_string());
         out.text("host_memory", &device.host_memory.to_string());
         out.text("disk", &device.disk.to_string());

@@ -1,6 +1,6 @@
 //! What an operator reads when a cluster file is wrong: whole texts, because they are the interface.
 
-use kvhive_config::{Bytes, ClusterConfig, Process, TokenSource};
+use kvhive_config::{Bytes, ClusterConfig, DeviceKind, Process, TokenSource};
 
 const VALID: &str = r#"[cluster]
 name = "test"
@@ -189,8 +189,8 @@ fn each_wrong_value_is_told_with_line_key_value_and_what_is_allowed() {
         ),
         (
             "[[node.device]]",
-            "kind = \"cuda\"",
-            "line 13: node[0].device[0].kind = \"cuda\": allowed is \"host\"",
+            "kind = \"rocm\"",
+            "line 13: node[0].device[0].kind = \"rocm\": allowed is \"host\" or \"cuda\" or \"auto\"",
         ),
         (
             "[[node.device]]",
@@ -678,7 +678,22 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 13 + 3 + 10 + 3 + 3 + 9 + 29 + 4);
+    assert_eq!(keys, 13 + 3 + 10 + 3 + 3 + 9 + 29 + 5);
+}
+
+#[test]
+fn a_device_tier_on_a_gpu_is_read_and_written() {
+    let text = format!("{VALID}\n[[node.device]]\nkind = \"auto\"\ngpu = 3\n");
+    let config = ClusterConfig::from_toml(&text, []).expect("a right file");
+    let kinds = |config: &ClusterConfig| -> Vec<(&str, u32)> {
+        config.nodes[0].devices.iter().map(|device| (device.kind.as_str(), device.gpu)).collect()
+    };
+    assert_eq!(kinds(&config).last(), Some(&("auto", 3)));
+    let again = ClusterConfig::from_toml(&config.to_toml().expect("it lists its nodes"), []);
+    assert_eq!(again, Ok(config));
+    let local = kvhive_config::LocalCluster { device_kind: DeviceKind::Cuda, ..Default::default() };
+    let local = local.config().expect("the usual one, on GPUs");
+    assert_eq!(kinds(&local), [("cuda", 0), ("cuda", 1)], "each takes the next");
 }
 
 #[test]

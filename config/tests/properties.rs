@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use kvhive_config::{Bytes, ClusterConfig, LocalCluster};
+use kvhive_config::{Bytes, ClusterConfig, DeviceKind, LocalCluster};
 use proptest::prelude::*;
 use std::fmt::Write;
 
@@ -156,7 +156,7 @@ proptest! {
         strategy in any::<Option<String>>(),
     ) {
         let wish = LocalCluster {
-            coordinators, nodes, devices_per_node, device_memory: Bytes(memory), host_memory: Bytes(host), disk: Bytes(0),
+            coordinators, nodes, devices_per_node, device_kind: DeviceKind::ALL[replicas as usize % 3], device_memory: Bytes(memory), host_memory: Bytes(host), disk: Bytes(0),
             block_size: Bytes(block), replicas, base_dir, ports,
             strategy, tls: false,
         };

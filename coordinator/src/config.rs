@@ -112,12 +112,12 @@ pub enum CoordinatorError {
     #[error(transparent)]
     TooOld(WireError),
     /// A listener could not be opened.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {cause}")]
     Listen {
         /// Where.
         address: SocketAddr,
-        /// What the system says.
-        source: io::Error,
+        /// What the system says; in the message already, so it is not told again as its source.
+        cause: io::Error,
     },
     /// Threads could not be made.
     #[error(transparent)]

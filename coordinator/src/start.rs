@@ -266,7 +266,7 @@ fn random() -> Result<[u8; 128], CoordinatorError> {
 }
 
 fn listen(runtime: &Runtime, address: SocketAddr) -> Result<(TcpListener, SocketAddr), CoordinatorError> {
-    runtime.listen(address).map_err(|source| CoordinatorError::Listen { address, source })
+    runtime.listen(address).map_err(|cause| CoordinatorError::Listen { address, cause })
 }
 
 impl CoordinatorHandle {

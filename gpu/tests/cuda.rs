@@ -385,6 +385,10 @@ fn a_gpu_that_dies_is_lost_and_says_so_from_then_on() {
     device.write(b"bytes", &mut frame).expect("it works");
     let frame = frame.seal();
     assert_eq!(device.loss(), None);
+    fake.fail("cuStreamSynchronize", 1, 1);
+    let error = device.read(&frame, &mut [0; 5]).expect_err("it fails once");
+    assert!(matches!(&error, DeviceError::Failed { .. }), "{error}");
+    device.read(&frame, &mut [0; 5]).expect("once is once");
     fake.set("fake_die", 700);
     let error = device.read(&frame, &mut [0; 5]).expect_err("it is dead");
     assert!(matches!(&error, DeviceError::Lost { .. }), "{error}");

@@ -4,6 +4,7 @@ use crate::disk::{DiskError, Geometry, record_bytes};
 use crate::pace::MoveLimits;
 use kvhive_cache::policy::Strategy;
 use kvhive_gpu::ArenaError;
+use kvhive_gpu::cuda::CudaError;
 use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
@@ -176,6 +177,8 @@ impl Default for Tuning {
 /// One device of a node: two tiers of memory and one on disk, each parted into frames of a few sizes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeviceConfig {
+    /// What the device tier is made of.
+    pub memory: DeviceMemory,
     /// Bytes of the device tier.
     pub device_bytes: u64,
     /// Bytes of the host tier over it; 0 for none.
@@ -184,6 +187,18 @@ pub struct DeviceConfig {
     pub disk_bytes: u64,
     /// Sizes of frames, growing.
     pub classes: Vec<ClassConfig>,
+}
+
+/// What a device tier is made of. GPUs by their number in this process, from 0, as `CUDA_VISIBLE_DEVICES` orders them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum DeviceMemory {
+    /// The host's memory.
+    #[default]
+    Host,
+    /// This GPU's; without it the node does not start.
+    Cuda(u32),
+    /// This GPU's where it is there, else the host's.
+    Auto(u32),
 }
 
 /// One size of frames.
@@ -307,6 +322,14 @@ pub enum NodeError {
         /// Why.
         source: ArenaError,
     },
+    /// A device's GPU could not be used.
+    #[error("device {device}: {source}")]
+    Gpu {
+        /// Which device.
+        device: usize,
+        /// Why.
+        source: CudaError,
+    },
     /// A device's disk tier could not be used.
     #[error("device {device}: {cause}")]
     Disk {
@@ -316,12 +339,12 @@ pub enum NodeError {
         cause: DiskError,
     },
     /// A listener could not be opened.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {cause}")]
     Listen {
         /// Where.
         address: SocketAddr,
-        /// What the system says.
-        source: io::Error,
+        /// What the system says; in the message already, so it is not told again as its source.
+        cause: io::Error,
     },
     /// Threads could not be made.
     #[error(transparent)]

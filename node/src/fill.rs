@@ -404,6 +404,6 @@ async fn at_hand(block: Lent) -> Result<ReadGuard, Unread> {
     match block {
         Lent::Guard(guard) => Ok(guard),
         // One at a time: nobody has set memory aside for more.
-        Lent::Record(record) => record.read(None).await,
+        Lent::Far(far) => far.read(None).await,
     }
 }

@@ -1,13 +1,16 @@
 //! What a connection holds of a device actor's blocks. Dropping a guard is what the actor hears: it drains the returns
-//! before each message. The typed way of a block into sight: [`WriteGuard`] → [`Verified`] → sealed by the actor; there
+//! before each message. The typed way of a block into sight: [`WriteGuard`] → [`Landing`] → [`Verified`] → sealed by the actor; there
 //! is no other, so a store that failed or stopped half-way is never seen.
 
 use crate::actors::shrink::Shrunk;
-use crate::disk::{Payload, Place, ReadError, Room};
+use crate::disk::{Payload, Place};
+use crate::far::{FarGuard, Source};
+use crate::frames::{Brought, Frame, Fresh};
 use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
-use kvhive_gpu::{ReadFrame, WriteFrame};
+use kvhive_gpu::ReadFrame;
 use kvhive_protocol::BlockHeader;
 use std::sync::{Arc, Mutex};
+use tokio::sync::oneshot;
 
 /// What came back to an actor.
 pub(crate) enum Return {
@@ -28,7 +31,7 @@ pub(crate) enum Return {
 /// Where the bytes of a resident block are.
 pub(crate) enum Rest {
     /// In memory.
-    Frame(ReadFrame),
+    Frame(Frame),
     /// On disk.
     Record(Place),
 }
@@ -55,9 +58,23 @@ impl Returns {
 }
 
 /// One reader, as the shard counts them. The actor hears of it when it is dropped.
-struct Pin {
+pub(crate) struct Pin {
     id: BlockId,
     returns: Returns,
+}
+
+impl Pin {
+    /// Tells the actor something of the block.
+    pub(crate) fn push(&self, what: impl FnOnce(BlockId) -> Return) {
+        self.returns.push(what(self.id));
+    }
+
+    /// Tells the actor whether a block on disk that is fetched has come.
+    pub(crate) fn tell_brought(&self, is_fetched: bool, came: bool) {
+        if is_fetched {
+            self.push(|id| Return::Brought(id, came));
+        }
+    }
 }
 
 impl Drop for Pin {
@@ -67,10 +84,12 @@ impl Drop for Pin {
 }
 
 /// The bytes that a reader holds.
-enum Held {
+pub(crate) enum Held {
     Frame(ReadFrame),
     /// Read from disk.
     Read(Payload),
+    /// Copied from a GPU.
+    Brought(Brought),
 }
 
 /// A reader's hold on a block: its bytes stay as they are until this is dropped.
@@ -83,7 +102,11 @@ pub(crate) struct ReadGuard {
 
 impl ReadGuard {
     pub(crate) fn new(frame: ReadFrame, header: BlockHeader, id: BlockId, returns: Returns) -> ReadGuard {
-        ReadGuard { held: Held::Frame(frame), header, _pin: Pin { id, returns } }
+        ReadGuard::of(Held::Frame(frame), header, Pin { id, returns })
+    }
+
+    pub(crate) fn of(held: Held, header: BlockHeader, pin: Pin) -> ReadGuard {
+        ReadGuard { held, header, _pin: pin }
     }
 
     pub(crate) fn header(&self) -> &BlockHeader {
@@ -92,87 +115,33 @@ impl ReadGuard {
 
     /// Says that the block's bytes are of no use: it goes, and can be stored anew.
     pub(crate) fn report_lost(&self) {
-        self._pin.returns.push(Return::Lost(self._pin.id));
+        self._pin.push(Return::Lost);
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.held {
             Held::Frame(frame) => frame.bytes(),
             Held::Read(payload) => payload.bytes(),
+            Held::Brought(brought) => brought.bytes(),
         }
     }
 }
 
-/// A reader's hold on a block whose bytes are on disk.
-pub(crate) struct RecordGuard {
-    /// Goes before the pin, as a frame does.
-    place: Place,
-    header: BlockHeader,
-    pin: Pin,
-    /// It is a hit if it comes, else a miss.
-    is_fetched: bool,
-}
-
-/// Why the bytes of a block on disk are not at hand.
+/// Why the bytes of a block that must be brought are not at hand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Unread {
     /// They did not come in time. The block is where it was.
     Late,
-    /// The disk has something else: the block is lost, and counted.
+    /// They are no more, or the disk has something else: the block is lost, and counted.
     Lost,
-}
-
-impl RecordGuard {
-    pub(crate) fn bytes(&self) -> u64 {
-        self.header.payload_bytes
-    }
-
-    /// Says whether its disk gives what it is asked for.
-    pub(crate) fn disk_answers(&self) -> bool {
-        self.place.store().answers()
-    }
-
-    /// Reads the block. The room that it takes is given back when the disk and the reader have let go of its memory.
-    pub(crate) async fn read(self, room: Option<Room>) -> Result<ReadGuard, Unread> {
-        let read = self.place.read(&self.header, room).await;
-        self.tell(read.is_ok());
-        let RecordGuard { place, header, pin, .. } = self;
-        drop(place);
-        match read {
-            Ok(payload) => Ok(ReadGuard { held: Held::Read(payload), header, _pin: pin }),
-            Err(ReadError::Bad(..)) => {
-                pin.returns.push(Return::Lost(pin.id));
-                Err(Unread::Lost)
-            }
-            Err(ReadError::Late) => Err(Unread::Late),
-        }
-    }
-
-    /// Gives up a block that is not to be read.
-    pub(crate) fn give_up(self) {
-        self.place.store().count_late();
-        self.tell(false);
-    }
-
-    /// Gives up a block that there was no room to read, although that was waited for.
-    pub(crate) fn starve(self) {
-        self.place.store().starved();
-        self.tell(false);
-    }
-
-    fn tell(&self, came: bool) {
-        if self.is_fetched {
-            self.pin.returns.push(Return::Brought(self.pin.id, came));
-        }
-    }
 }
 
 /// A block that is held for a reader.
 pub(crate) enum Lent {
     /// Its bytes are at hand.
     Guard(ReadGuard),
-    /// Its bytes must be read first.
-    Record(RecordGuard),
+    /// Its bytes must be brought first.
+    Far(FarGuard),
 }
 
 impl Lent {
@@ -183,12 +152,13 @@ impl Lent {
         returns: Returns,
         is_fetched: bool,
     ) -> Lent {
+        let far = |source, returns| Lent::Far(FarGuard::new(source, header, Pin { id, returns }, is_fetched));
         match rest {
-            Rest::Frame(frame) => Lent::Guard(ReadGuard::new(frame.clone(), header, id, returns)),
-            Rest::Record(place) => {
-                let (place, pin) = (place.clone(), Pin { id, returns });
-                Lent::Record(RecordGuard { place, header, pin, is_fetched })
+            Rest::Frame(Frame::Host(frame)) => {
+                Lent::Guard(ReadGuard::new(frame.clone(), header, id, returns))
             }
+            Rest::Frame(Frame::Gpu(frame)) => far(Source::Gpu(frame.clone()), returns),
+            Rest::Record(place) => far(Source::Disk(place.clone()), returns),
         }
     }
 }
@@ -200,14 +170,14 @@ pub(crate) struct WriteGuard {
 }
 
 struct Write {
-    frame: WriteFrame,
+    frame: Fresh,
     header: BlockHeader,
     ticket: WriteTicket,
 }
 
 impl WriteGuard {
     pub(crate) fn new(
-        frame: WriteFrame,
+        frame: Fresh,
         header: BlockHeader,
         ticket: WriteTicket,
         returns: Returns,
@@ -219,11 +189,29 @@ impl WriteGuard {
         self.write.as_mut().map_or(&mut [], |write| write.frame.bytes_mut())
     }
 
-    /// Turns into a verified block when `digest`, taken of its frame's bytes after the last copy, is its header's.
-    pub(crate) fn verify(mut self, digest: u64) -> Option<Verified> {
-        let write = self.write.take_if(|write| write.header.digest == digest)?;
-        let Write { frame, header, ticket } = write;
-        Some(Verified { frame: Some(frame.seal()), header, ticket, returns: self.returns.clone() })
+    /// Turns into a verified block when `digest`, taken of its bytes after the last copy, is its header's. Those that belong on a GPU begin
+    /// to go there.
+    pub(crate) fn verify(mut self, digest: u64) -> Option<Landing> {
+        let Write { frame, header, ticket } = self.write.take_if(|write| write.header.digest == digest)?;
+        let mut block =
+            Verified { frame: None, header, ticket, returns: self.returns.clone(), is_taken: false };
+        match frame {
+            Fresh::Host(frame) => {
+                block.frame = Some(Frame::Host(frame.seal()));
+                Some(Landing(Way::Landed(block)))
+            }
+            Fresh::Gpu(frame) => {
+                let (tell, told) = oneshot::channel();
+                frame.send(move |sent| {
+                    block.frame = sent;
+                    if block.frame.is_some() {
+                        // Nobody may be waiting: then its write is over.
+                        let _ = tell.send(block);
+                    }
+                });
+                Some(Landing(Way::Going(told)))
+            }
+        }
     }
 }
 
@@ -236,12 +224,31 @@ impl Drop for WriteGuard {
     }
 }
 
-/// A block whose bytes were checked in its frame, and that nobody sees yet.
+/// A block whose bytes were checked, on their way to where they belong.
+pub(crate) struct Landing(Way);
+
+enum Way {
+    Landed(Verified),
+    Going(oneshot::Receiver<Verified>),
+}
+
+impl Landing {
+    /// Waits until the bytes are where they belong. None when their GPU does not take them.
+    pub(crate) async fn landed(self) -> Option<Verified> {
+        match self.0 {
+            Way::Landed(block) => Some(block),
+            Way::Going(told) => told.await.ok(),
+        }
+    }
+}
+
+/// A block whose bytes were checked and are in its frame, and that nobody sees yet.
 pub(crate) struct Verified {
-    frame: Option<ReadFrame>,
+    frame: Option<Frame>,
     header: BlockHeader,
     ticket: WriteTicket,
     returns: Returns,
+    is_taken: bool,
 }
 
 impl Verified {
@@ -255,15 +262,17 @@ impl Verified {
     }
 
     /// Gives the block over to the actor that seals it.
-    pub(crate) fn take(mut self) -> Option<(ReadFrame, BlockHeader)> {
-        Some((self.frame.take()?, self.header))
+    pub(crate) fn take(mut self) -> Option<(Frame, BlockHeader)> {
+        let frame = self.frame.take()?;
+        self.is_taken = true;
+        Some((frame, self.header))
     }
 }
 
 impl Drop for Verified {
     fn drop(&mut self) {
-        if let Some(frame) = self.frame.take() {
-            drop(frame);
+        if !self.is_taken {
+            drop(self.frame.take());
             self.returns.push(Return::Write(self.ticket));
         }
     }

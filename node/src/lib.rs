@@ -8,7 +8,9 @@ mod config;
 mod data;
 mod disk;
 pub mod engine;
+mod far;
 mod fill;
+mod frames;
 mod guards;
 mod handle;
 mod latency;
@@ -30,7 +32,9 @@ mod work;
 #[cfg(test)]
 mod tests;
 
-pub use config::{ClassConfig, DeviceConfig, NodeConfig, NodeError, PersistConfig, RedisConfig, Tuning};
+pub use config::{
+    ClassConfig, DeviceConfig, DeviceMemory, NodeConfig, NodeError, PersistConfig, RedisConfig, Tuning,
+};
 pub use disk::{DiskBench, DiskError};
 pub use handle::NodeHandle;
 pub use latency::{Latencies, LatencySummary};

@@ -1,38 +1,61 @@
 //! A device's memory: the arenas of both tiers, taken once. It outlives its actor, so that one made after a panic finds
 //! it there.
 
-use crate::config::{DeviceConfig, NodeError};
+use crate::config::{DeviceConfig, DeviceMemory, NodeError};
+use crate::frames::Fresh;
 use kvhive_cache::{Tier, TierCapacity};
-use kvhive_gpu::{Arena, ClassId, Device, HostDevice, ReadFrame, SizeClass, WriteFrame};
+use kvhive_gpu::cuda::{Cuda, CudaDevice, CudaError, GpuSlab};
+use kvhive_gpu::{Arena, ArenaError, ClassId, Device, DeviceError, DeviceKind, HostDevice, SizeClass, Space};
 use std::sync::Arc;
 
 /// Arenas of one device. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Memory {
-    device: Arc<HostDevice>,
-    tiers: [Arena; 2],
+    device: DeviceTier,
+    host: Arena,
     pinned_bytes: u64,
 }
 
+/// What the frames of the device tier are cut from.
+#[derive(Clone)]
+enum DeviceTier {
+    Host(Arena),
+    Gpu(Arc<CudaDevice>, Arena<GpuSlab>),
+}
+
 impl Memory {
-    /// Takes the memory of device number `at`.
-    pub(crate) fn take(at: usize, config: &DeviceConfig) -> Result<Memory, NodeError> {
+    /// Takes the memory of device number `at`; also says why host memory stands in for a GPU's, where it was to if there is none.
+    pub(crate) fn take(at: usize, config: &DeviceConfig) -> Result<(Memory, Option<CudaError>), NodeError> {
+        let failed = |source| NodeError::Memory { device: at, source };
         // The arenas are the budget: rounding frames up to pages may take a little more than was configured.
-        let device = Arc::new(HostDevice::new(u64::MAX));
-        let arena = |bytes: u64| {
-            let frames = config.frames(bytes).into_iter();
-            let sizes = config.classes.iter().zip(frames);
-            let sizes: Vec<SizeClass> =
-                sizes.map(|(class, frames)| SizeClass { frame_bytes: class.frame_bytes, frames }).collect();
-            Arena::new(&*device, &sizes).map_err(|source| NodeError::Memory { device: at, source })
+        let of_host = |bytes| arena(config, bytes, &HostDevice::new(u64::MAX)).map_err(failed);
+        let (gpu, lacks) = open(config.memory).map_err(|source| NodeError::Gpu { device: at, source })?;
+        let host = of_host(config.host_bytes)?;
+        let Some(gpu) = gpu else {
+            let device = DeviceTier::Host(of_host(config.device_bytes)?);
+            return Ok((Memory { device, host, pinned_bytes: 0 }, lacks));
         };
-        let tiers = [arena(config.device_bytes)?, arena(config.host_bytes)?];
-        Ok(Memory { device, tiers, pinned_bytes: 0 })
+        let device = CudaDevice::new(gpu, u64::MAX).map_err(|error| failed(error.into()))?;
+        let of_gpu = arena(config, config.device_bytes, &device).map_err(failed)?;
+        let device = Arc::new(device);
+        tracing::info!(device = at, gpu = %device.info().name, bytes = of_gpu.total_bytes(), "the device tier is a GPU's memory");
+        Ok((Memory { device: DeviceTier::Gpu(device, of_gpu), host, pinned_bytes: 0 }, None))
     }
 
-    /// Locks as much of device number `at`'s memory as this process may.
-    pub(crate) fn pin(&mut self, at: usize) {
-        for tier in &self.tiers {
+    /// Has the host's memory of device number `at` stay where it is: of a GPU by its driver, else, if `locks`, by as much as this process may.
+    pub(crate) fn pin(&mut self, at: usize, locks: bool) {
+        if let DeviceTier::Gpu(device, _) = &self.device {
+            match self.host.register(device.gpu()) {
+                Ok(()) => self.pinned_bytes += self.host.total_bytes(),
+                Err(error) => {
+                    let bytes = self.host.total_bytes();
+                    tracing::warn!(device = at, bytes, %error, "the GPU's driver pins no host memory; what is copied is copied twice");
+                }
+            }
+            return;
+        }
+        let DeviceTier::Host(device) = &self.device else { return };
+        for tier in [device, &self.host].into_iter().filter(|_| locks) {
             match tier.lock() {
                 Ok(()) => self.pinned_bytes += tier.total_bytes(),
                 Err(error) => {
@@ -48,30 +71,87 @@ impl Memory {
         self.pinned_bytes
     }
 
-    pub(crate) fn take_frame(&self, tier: Tier, class: usize, bytes: u64) -> Option<WriteFrame> {
-        self.tiers[tier as usize].take(ClassId(class as u8), bytes)
+    /// Says why the device tier is lost, if it is.
+    pub(crate) fn loss(&self) -> Option<DeviceError> {
+        match &self.device {
+            DeviceTier::Host(_) => None,
+            DeviceTier::Gpu(device, _) => device.loss(),
+        }
     }
 
-    /// Copies a sealed frame into a fresh one of another tier.
-    pub(crate) fn copy(&self, from: &ReadFrame, mut to: WriteFrame) -> Option<ReadFrame> {
-        self.device.copy(from, &mut to).ok().map(|()| to.seal())
+    /// Says whether its device tier is a GPU's.
+    pub(crate) fn is_gpu(&self) -> bool {
+        matches!(self.device, DeviceTier::Gpu(..))
+    }
+
+    pub(crate) fn take_frame(&self, tier: Tier, class: usize, bytes: u64) -> Option<Fresh> {
+        let class = ClassId(class as u8);
+        match (tier, &self.device) {
+            (Tier::Device, DeviceTier::Host(arena)) => arena.take(class, bytes).map(Fresh::Host),
+            (Tier::Device, DeviceTier::Gpu(device, arena)) => {
+                arena.take(class, bytes).map(|frame| Fresh::gpu(device.clone(), frame))
+            }
+            (Tier::Host, _) => self.host.take(class, bytes).map(Fresh::Host),
+            (Tier::Disk, _) => None,
+        }
     }
 
     /// Returns a tier's frames per class.
     pub(crate) fn capacity(&self, tier: Tier) -> TierCapacity {
-        TierCapacity {
-            frames: self.tiers[tier as usize].classes().iter().map(|class| class.frames).collect(),
-        }
+        let classes = match (tier, &self.device) {
+            (Tier::Device, DeviceTier::Host(arena)) => arena.classes(),
+            (Tier::Device, DeviceTier::Gpu(_, arena)) => arena.classes(),
+            (Tier::Host, _) => self.host.classes(),
+            (Tier::Disk, _) => Vec::new(),
+        };
+        TierCapacity { frames: classes.iter().map(|class| class.frames).collect() }
     }
 
     /// Returns the bytes of one tier's arena.
     pub(crate) fn tier_bytes(&self, tier: Tier) -> u64 {
-        self.tiers[tier as usize].total_bytes()
+        match (tier, &self.device) {
+            (Tier::Device, DeviceTier::Host(arena)) => arena.total_bytes(),
+            (Tier::Device, DeviceTier::Gpu(_, arena)) => arena.total_bytes(),
+            (Tier::Host, _) => self.host.total_bytes(),
+            (Tier::Disk, _) => 0,
+        }
+    }
+
+    /// Returns how much of the host's memory its arenas take.
+    pub(crate) fn host_bytes(&self) -> u64 {
+        let device = if self.is_gpu() { 0 } else { self.tier_bytes(Tier::Device) };
+        device + self.host.total_bytes()
     }
 
     /// Returns what kind of device this is.
     pub(crate) fn kind(&self) -> &'static str {
-        self.device.info().kind.as_str()
+        if self.is_gpu() { DeviceKind::Cuda.as_str() } else { DeviceKind::Host.as_str() }
+    }
+}
+
+/// Cuts a tier of so many bytes into frames as the device is configured.
+fn arena<S: Space>(
+    config: &DeviceConfig,
+    bytes: u64,
+    device: &impl Device<Space = S>,
+) -> Result<Arena<S>, ArenaError> {
+    let sizes = config.classes.iter().zip(config.frames(bytes));
+    let sizes: Vec<SizeClass> =
+        sizes.map(|(class, frames)| SizeClass { frame_bytes: class.frame_bytes, frames }).collect();
+    Arena::new(device, &sizes)
+}
+
+/// Opens the GPU whose memory a device tier is to be; none where it is to be the host's, or the GPU is not there and need not be.
+fn open(memory: DeviceMemory) -> Result<(Option<Arc<kvhive_gpu::cuda::Gpu>>, Option<CudaError>), CudaError> {
+    let gpu = |ordinal| Cuda::find().and_then(|cuda| cuda.open(ordinal));
+    match memory {
+        DeviceMemory::Host => Ok((None, None)),
+        DeviceMemory::Cuda(ordinal) => gpu(ordinal).map(|gpu| (Some(gpu), None)),
+        DeviceMemory::Auto(ordinal) => match gpu(ordinal) {
+            Ok(gpu) => Ok((Some(gpu), None)),
+            Err(error) if error.is_absence() => Ok((None, Some(error))),
+            Err(error) => Err(error),
+        },
     }
 }
 
@@ -79,7 +159,12 @@ impl Memory {
 impl Memory {
     /// Returns the free frames of a tier, over all classes.
     pub(crate) fn free_frames(&self, tier: Tier) -> u32 {
-        let arena = &self.tiers[tier as usize];
-        (0..arena.classes().len()).map(|class| arena.free_frames(ClassId(class as u8))).sum()
+        let classes = 0..self.capacity(tier).frames.len();
+        let free = |class: usize| match (tier, &self.device) {
+            (Tier::Device, DeviceTier::Host(arena)) => arena.free_frames(ClassId(class as u8)),
+            (Tier::Device, DeviceTier::Gpu(_, arena)) => arena.free_frames(ClassId(class as u8)),
+            _ => self.host.free_frames(ClassId(class as u8)),
+        };
+        classes.map(free).sum()
     }
 }

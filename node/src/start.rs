@@ -20,6 +20,7 @@ use crate::view::View;
 use axum::Router;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{ClientConfig, Coordinators, Pool};
+use kvhive_gpu::cuda::CudaDevice;
 use kvhive_protocol::Levels;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
@@ -105,11 +106,11 @@ pub(crate) fn start_within(
     let mut devices = Vec::with_capacity(config.devices.len());
     let mut memories = Vec::with_capacity(config.devices.len());
     let stores = open_disks(&config, &view, disks)?;
+    let mut gpus_lacking = Vec::new();
     for (at, device) in config.devices.iter().enumerate() {
-        let mut memory = Memory::take(at, device)?;
-        if config.pin_memory {
-            memory.pin(at);
-        }
+        let (mut memory, lacks) = Memory::take(at, device)?;
+        gpus_lacking.extend(lacks);
+        memory.pin(at, config.pin_memory);
         let (give_up_ending, give_up_stop) = (ending.clone(), stop.clone());
         let (restarts, emptied) = (counters.clone(), emptied.clone());
         let spawn = Spawn::new(format!("{} device {at}", config.name))
@@ -127,6 +128,10 @@ pub(crate) fn start_within(
         memories.push(memory);
     }
 
+    if let Some(error) = gpus_lacking.first() {
+        let devices = gpus_lacking.len();
+        info!(devices, %error, "no GPU for these devices: their device tier is host memory");
+    }
     let pinned_bytes = memories.iter().map(Memory::pinned_bytes).sum();
     let (data_listener, data_address) = listen(&runtime, config.data_listen)?;
     let (metrics_listener, metrics_address) = listen(&runtime, config.metrics_listen)?;
@@ -425,22 +430,27 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         let tiers = [Tier::Device, Tier::Host];
         let frames: Vec<u32> = tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).collect();
         let classes = frames.len() / tiers.len();
-        let arenas: u64 = tiers.iter().map(|tier| memory.tier_bytes(*tier)).sum();
+        let arenas = memory.host_bytes();
         let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
         let snapshot = config.persist.as_ref().map_or(0, |_| persist::snapshot_bytes(memory_frames(memory)));
         let core = DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy);
         arenas + snapshot + disk::scan_bytes(records) + core
     };
     let connection = CONNECTION_BYTES + config.tls.as_ref().map_or(0, |_| TLS_BYTES);
-    // What is decoded, and what is read from disk, until an asker is sent it.
+    // What is decoded, and what is read from disks and GPUs, until an asker is sent it; and what is received until a GPU has it.
     let has_disk = config.devices.iter().any(|device| device.disk_bytes > 0);
-    let on_the_way = config.max_inflight_bytes * (1 + u64::from(has_disk));
+    let has_gpu = memories.iter().any(Memory::is_gpu);
+    let times = 1 + u64::from(has_disk || has_gpu) + u64::from(has_gpu);
+    let on_the_way = config.max_inflight_bytes * times;
+    // What is kept pinned for that when nothing is on the way.
+    let kept = memories.iter().filter(|memory| memory.is_gpu()).count() as u64 * CudaDevice::KEPT_BYTES;
     memories.iter().zip(&config.devices).map(of_device).sum::<u64>()
         + config.max_connections as u64 * connection
         + fill::bytes(blocks_listed(config, memories), has_disk)
         + config.names_bytes
         + config.redis.as_ref().map_or(0, redis::memory_bytes)
         + on_the_way
+        + kept
 }
 
 async fn serve_metrics(
@@ -458,7 +468,7 @@ async fn serve_metrics(
 }
 
 fn listen(runtime: &Runtime, address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeError> {
-    runtime.listen(address).map_err(|source| NodeError::Listen { address, source })
+    runtime.listen(address).map_err(|cause| NodeError::Listen { address, cause })
 }
 
 #[cfg(test)]

@@ -422,6 +422,7 @@ class _Setup(TypedDict):
     disk: int
     disk_folder: _Path | None
     devices: int
+    gpu: int | None
     block_bytes: Sequence[int]
     block_shares: Sequence[int] | None
     pin_memory: bool

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict, Union, Unpack
 
+from kvhive import addresses
 from kvhive._native import Connection, Operation
 from kvhive.errors import MisuseError
 
@@ -74,8 +75,15 @@ def connect(
         raise TypeError(f"unknown options {sorted(unknown)}: allowed is {', '.join(Options.__annotations__)}")
     if isinstance(coordinators, str):
         coordinators = [address.strip() for address in coordinators.split(",")]
+    for address in coordinators:
+        try:
+            addresses.split(address)
+        except ValueError:
+            raise MisuseError(f"coordinator {address!r}: allowed is host:port, as in 10.0.0.1:7801") from None
     if isinstance(token, str):
         token = token.strip().encode()
+    if not token:
+        raise MisuseError("the token is empty: give the content of the cluster's token file")
     return Connection.connect(
         list(coordinators),
         token,

@@ -35,7 +35,8 @@ class EmbeddedNode:
     others reach it, where that is another address.
 
     Sizes are in bytes, times in seconds. `memory`, `host_memory` (a tier over it) and `disk` (one under it, in `disk_folder`) are
-    each device's; `block_bytes` is the largest block, or several sizes, growing, among which the memory is parted equally, or as
+    each device's; with `gpu` the `memory` is that GPU's of this process (as CUDA numbers them), of several devices the first's, and
+    the next ones' the GPUs' after it. `block_bytes` is the largest block, or several sizes, growing, among which the memory is parted equally, or as
     `block_shares` say. `mode` turns the knobs that are not named here. With `pin_memory` none of it is swapped out, where the
     process may lock so much (`stats()["pinned_bytes"]`). `restore` is a backup of a node's that was alone (`/v1/backup` of its
     `admin_address`): tenants and keys mean what they meant, and a snapshot of then can be loaded.
@@ -48,6 +49,7 @@ class EmbeddedNode:
         *,
         block_shares: Sequence[int] | None = None,
         devices: int = 1,
+        gpu: int | None = None,
         host_memory: int = 0,
         disk: int = 0,
         disk_folder: StrPath | None = None,
@@ -77,6 +79,9 @@ class EmbeddedNode:
         if coordinators is not None and (wrong := addresses.unreachable(coordinators, listen, advertise)):
             field, why = wrong
             raise NodeSetupError(f"{field} {(advertise if field == 'advertise' else listen)!r}: {why}")
+        if coordinators is not None and token:
+            # Whoever is not let in, or reaches nobody, is told so at once: a node would go on trying.
+            Client(coordinators, token, tls=tls, request_timeout=min(start_timeout, 5.0)).close()
         self._node = Node.start(
             {
                 "name": self.name,
@@ -85,6 +90,7 @@ class EmbeddedNode:
                 "disk": disk,
                 "disk_folder": disk_folder,
                 "devices": devices,
+                "gpu": gpu,
                 "block_bytes": [block_bytes] if isinstance(block_bytes, int) else list(block_bytes),
                 "block_shares": None if block_shares is None else list(block_shares),
                 "pin_memory": pin_memory,

@@ -36,6 +36,14 @@ fn name_of<T: Copy + PartialEq>(value: T, known: &[(&'static str, T)]) -> &'stat
     known.iter().find(|(_, known)| *known == value).map_or("", |(name, _)| *name)
 }
 
+/// Refuses a size of which there is nothing.
+fn some(sizes: &[(&str, u32)]) -> Result<(), Failure> {
+    match sizes.iter().find(|(_, size)| *size == 0) {
+        Some((name, _)) => Err(Failure::misuse(format!("{name} 0: allowed is 1 and more"))),
+        None => Ok(()),
+    }
+}
+
 /// What a block's bytes mean: its shape, its numbers and the order of its axes.
 #[pyclass(frozen, eq, hash, name = "Layout", module = "kvhive")]
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -55,6 +63,7 @@ impl PyLayout {
         order: &str,
     ) -> PyResult<PyLayout> {
         let make = || -> Result<PyLayout, Failure> {
+            some(&[("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim), ("tokens", tokens)])?;
             let layout = Layout {
                 layers,
                 kv_heads,
@@ -71,7 +80,9 @@ impl PyLayout {
     /// Makes a layout of blocks whose bytes mean nothing to anybody but their owner.
     #[staticmethod]
     fn opaque(py: Python<'_>, block_bytes: u32, tokens: u32) -> PyResult<PyLayout> {
-        PyLayout::checked(Layout::opaque(block_bytes, tokens)).map_err(|failure| failure.raise(py))
+        let made = some(&[("block_bytes", block_bytes), ("tokens", tokens)])
+            .and_then(|()| PyLayout::checked(Layout::opaque(block_bytes, tokens)));
+        made.map_err(|failure| failure.raise(py))
     }
 
     #[getter]
@@ -128,8 +139,8 @@ impl PyLayout {
 impl PyLayout {
     fn checked(layout: Layout) -> Result<PyLayout, Failure> {
         match layout.block_bytes() {
-            Some(1..) if layout.tokens > 0 => Ok(PyLayout(layout)),
-            _ => Err(Failure::misuse(format!("a block of {layout:?} has no usable size"))),
+            Some(_) => Ok(PyLayout(layout)),
+            None => Err(Failure::misuse(format!("a block of {layout:?} has no usable size"))),
         }
     }
 }

@@ -7,6 +7,7 @@ use kvhive_client::{NamespaceClient, Prefix};
 use kvhive_protocol::BlockKey;
 use kvhive_protocol::trace::{NotAParent, Parent};
 use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::sync::Arc;
@@ -126,7 +127,12 @@ fn take_tokens(given: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     } else if given.hasattr("tolist")? {
         given.call_method0("tolist")?.extract::<Vec<i64>>()?
     } else {
-        given.extract::<Vec<i64>>()?
+        given.extract::<Vec<i64>>().map_err(|error| {
+            let what = given.get_type().to_string();
+            PyTypeError::new_err(format!(
+                "tokens are whole numbers, in a sequence or an array, not {what}: {error}"
+            ))
+        })?
     };
     let narrow = |(at, token): (usize, i64)| {
         u32::try_from(token).map_err(|_| {

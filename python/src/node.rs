@@ -4,7 +4,7 @@ use crate::connection::{codec, seconds, strategy, tls};
 use crate::errors::{Failure, Kind};
 use kvhive_config::{DiskAdmission, Mode};
 use kvhive_coordinator::Alone;
-use kvhive_node::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle, PersistConfig, Tuning};
+use kvhive_node::{ClassConfig, DeviceConfig, DeviceMemory, NodeConfig, NodeHandle, PersistConfig, Tuning};
 use pyo3::prelude::*;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -50,6 +50,7 @@ struct Setup {
     disk: u64,
     disk_folder: Option<PathBuf>,
     devices: usize,
+    gpu: Option<u32>,
     block_bytes: Vec<u64>,
     block_shares: Option<Vec<u32>>,
     pin_memory: bool,
@@ -91,10 +92,14 @@ impl Setup {
             .map_err(|why| setup(format!("block_bytes {:?}: {why}", self.block_bytes)))?;
         let knobs = mode.tuning(classes.len());
         let device = DeviceConfig {
+            memory: DeviceMemory::Host,
             device_bytes: self.memory,
             host_bytes: self.host_memory,
             disk_bytes: self.disk,
             classes,
+        };
+        let made_of = |at: usize| {
+            self.gpu.map_or(DeviceMemory::Host, |first| DeviceMemory::Cuda(first.saturating_add(at as u32)))
         };
         let persist_every = self.persist_every.map(|every| seconds("persist_every", every)).transpose()?;
         if persist_every.is_some() && self.persist_folder.is_none() {
@@ -107,7 +112,9 @@ impl Setup {
             metrics_listen: SocketAddr::new(listen.ip(), 0),
             labels: self.labels,
             io_threads: self.io_threads,
-            devices: vec![device.clone(); self.devices],
+            devices: (0..self.devices)
+                .map(|at| DeviceConfig { memory: made_of(at), ..device.clone() })
+                .collect(),
             pin_memory: self.pin_memory,
             tuning: Tuning {
                 strategy,

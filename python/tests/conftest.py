@@ -1,12 +1,15 @@
-"""What the tests share: a cluster of one embedded node, a client of it, blocks of a small layout, and a small engine to ask."""
+"""What the tests share: a cluster of one embedded node, a client of it, blocks of a small layout, and a small engine to ask. Tests of whole
+serving engines share a cluster of processes, and a tiny model."""
 
 import asyncio
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kvhive
 import pytest
+from fleet import Cluster, tiny_llama
 from kvhive.engine import Answer, KVCacheConfig, UltraAdaptiveKVCacheEngine
 
 # No tests: what an engine loads, and what is run by hand.
@@ -40,6 +43,32 @@ def silent_address() -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture
+def doomed(tmp_path: Path) -> Iterator[Cluster]:
+    """A cluster that its test kills."""
+    cluster = Cluster(tmp_path)
+    try:
+        yield cluster
+    finally:
+        cluster.sweep()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny Llama."""
+    return tiny_llama(tmp_path_factory.mktemp("llama"))
+
 
 STORY = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals. "
 

@@ -143,3 +143,8 @@ def tiny_llama(folder: Path, hidden_size: int = 256, intermediate_size: int = 51
 def prompt(name: str, tokens: int) -> list[int]:
     drawn = random.Random(name)
     return [drawn.randrange(3, 2000) for _ in range(tokens)]
+
+
+def in_full(prompts: list[list[int]], block: int) -> list[int]:
+    """How many tokens of each are in full blocks, without the last token, which is always computed."""
+    return [(len(prompt) - 1) // block * block for prompt in prompts]

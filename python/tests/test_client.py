@@ -180,8 +180,12 @@ def test_what_does_not_fit_together_is_misuse(client: kvhive.Client, blocks: kvh
         other.match(prefix)
     with pytest.raises(kvhive.MisuseError, match='dtype "f64": allowed is float16'):
         kvhive.Layout(layers=1, kv_heads=1, head_dim=1, tokens=1, dtype="f64")
-    with pytest.raises(ValueError, match="no usable size"):
+    with pytest.raises(ValueError, match="block_bytes 0: allowed is 1 and more"):
         kvhive.Layout.opaque(0, 16)
+    with pytest.raises(ValueError, match="kv_heads 0: allowed is 1 and more"):
+        kvhive.Layout(layers=1, kv_heads=0, head_dim=1, tokens=1)
+    with pytest.raises(TypeError, match="tokens are whole numbers, .* not .*str"):
+        blocks.keys("a prompt")  # type: ignore[arg-type]
 
 
 def test_a_layout_is_a_value() -> None:
@@ -210,6 +214,12 @@ def test_who_cannot_connect_learns_why(node: kvhive.EmbeddedNode) -> None:
         kvhive.Client("127.0.0.1:1", node.token, connect_timeout=0.2, request_timeout=0.2)
     with pytest.raises(kvhive.TlsError, match="nowhere"):
         kvhive.Client(node.coordinators, node.token, tls=kvhive.Tls("/nowhere", "/nowhere", "/nowhere"))
+    for wrong in ("127.0.0.1", "http://127.0.0.1", "", ["127.0.0.1:7801", "here:port"]):
+        with pytest.raises(kvhive.MisuseError, match="allowed is host:port"):
+            kvhive.Client(wrong, node.token)
+    for nothing in ("", b"", " \n"):
+        with pytest.raises(kvhive.MisuseError, match="the token is empty"):
+            kvhive.Client(node.coordinators, nothing)
     with pytest.raises(TypeError, match="unknown options"):
         kvhive.Client(node.coordinators, node.token, patience=3)  # type: ignore[call-arg]
 

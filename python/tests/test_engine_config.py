@@ -111,13 +111,16 @@ def test_a_bad_value_is_named_with_what_is_allowed(name: str, value: Any, allowe
         ({"listen_address": "127.0.0.1:7810", "advertise_address": "10.0.0.5:7810"}, "listen_address is '127.0.0.1:7810'", "0.0.0.0 is"),
         ({"listen_address": "0.0.0.0:0", "advertise_address": "10.0.0.5:7810"}, "listen_address is '0.0.0.0:0'", "a port of its own"),
         ({"listen_address": "here"}, "listen_address is 'here'", "host:port is allowed"),
+        ({"cluster_address": "10.0.0.9"}, "cluster_address is '10.0.0.9'", "host:port is allowed"),
+        ({"admin_address": "http://10.0.0.9"}, "admin_address is 'http://10.0.0.9'", "host:port is allowed"),
+        ({"token_file": None}, "token_file is None", "needs the file with the cluster's token"),
         ({"advertise_address": "here:99999"}, "advertise_address is 'here:99999'", "host:port is allowed"),
         ({"listen_address": 7810}, "listen_address is 7810", "host:port or None is allowed"),
         ({"listen_address": "10.0.0.5:7810", "enable_distributed": False}, "listen_address is '10.0.0.5:7810'", "enable_distributed"),
     ],
 )
-def test_a_node_that_other_hosts_would_not_reach_is_refused(given: dict[str, Any], named: str, allowed: str) -> None:
-    cluster: dict[str, Any] = {"enable_distributed": True, "cluster_address": "127.0.0.1:7800, 10.0.0.9:7800"}
+def test_what_does_not_name_a_cluster_or_how_others_reach_a_node_is_refused(given: dict[str, Any], named: str, allowed: str) -> None:
+    cluster: dict[str, Any] = {"enable_distributed": True, "cluster_address": "127.0.0.1:7800, 10.0.0.9:7800", "token_file": "token"}
     with pytest.raises(ValueError) as refused:
         KVCacheConfig(**(cluster | given))
     assert str(refused.value).startswith(f"{named}: ") and allowed in str(refused.value)
@@ -133,7 +136,7 @@ def test_a_node_that_other_hosts_would_not_reach_is_refused(given: dict[str, Any
     ids=str,
 )
 def test_a_node_that_others_reach_is_taken(given: dict[str, Any]) -> None:
-    config = KVCacheConfig(enable_distributed=True, **given)
+    config = KVCacheConfig(enable_distributed=True, token_file="token", **given)
     assert config.listens == given.get("listen_address", "127.0.0.1:0")
 
 

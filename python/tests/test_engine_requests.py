@@ -157,6 +157,8 @@ def test_of_those_that_wait_the_more_urgent_come_first() -> None:
     [
         ({}, "text is None"),
         ({"text": 3}, "text is 3"),
+        ("a", "a request is 'a': a dict is allowed"),
+        ({"text": "a", "txt": "b", "session": "c"}, "a request has session, txt: allowed is text, priority"),
         ({"text": "a" * 512}, "text has 512 tokens: 1 to 511 are allowed, with max_tokens=512"),
         ({"text": "a", "max_new_tokens": 0}, "max_new_tokens is 0: a whole number above 0"),
         ({"text": "a", "max_new_tokens": 512}, "max_new_tokens is 512: 1 to 511"),

@@ -100,8 +100,15 @@ def test_a_wrong_setup_is_named(setup: dict[str, Any], why: str) -> None:
     assert isinstance(raised.value, ValueError)
 
 
+def test_who_cannot_join_a_cluster_learns_why_at_once(node: kvhive.EmbeddedNode) -> None:
+    with pytest.raises(kvhive.UnauthorizedError, match="token"):
+        kvhive.EmbeddedNode(memory=1 << 20, block_bytes=SIZE, coordinators=node.coordinators, token=b"another")
+    with pytest.raises(kvhive.UnreachableError, match="refused"):
+        kvhive.EmbeddedNode(memory=1 << 20, block_bytes=SIZE, coordinators="127.0.0.1:1", token=b"another", start_timeout=0.3)
+
+
 def test_a_cluster_that_does_not_answer_ends_the_start(silent_address: str) -> None:
-    with pytest.raises(kvhive.UnreachableError, match="gave the node a lease within"):
+    with pytest.raises(kvhive.UnreachableError, match="no coordinator of .* answered within"):
         kvhive.EmbeddedNode(
             memory=1 << 20, block_bytes=SIZE, coordinators=silent_address, token=b"a token of this test", start_timeout=0.3
         )

@@ -8,7 +8,7 @@ import kvhive
 import numpy as np
 import pytest
 from kvhive._native import EnginePages, engine_stops
-from kvhive.sglang.settings import Settings
+from kvhive.sglang.settings import SGLANGS, Settings
 
 PAGE = 4096
 NAMES = [f"{at:064x}".encode() for at in range(6)]
@@ -119,14 +119,9 @@ def test_settings_that_are_wrong_are_refused(tmp_path: Path) -> None:
     token.write_text("secret\n")
     sglangs = {"backend_name": "kvhive", "module_path": "kvhive.sglang", "class_name": "KvHiveStorage", "interface_v1": 1}
     where = {"coordinators": "a:1, b:2", "token_file": str(token)}
-    settings = Settings.of({**sglangs, **where, "wait_ms": 100})
-    assert (settings.coordinators, settings.token, settings.wait_ms, settings.interface_v1) == (
-        ("a:1", "b:2"),
-        "secret",
-        100,
-        True,
-    )
-    assert not Settings.of(where).interface_v1
+    settings = Settings.of({**sglangs, **where, "wait_ms": 100}, others=SGLANGS)
+    assert (settings.coordinators, settings.token, settings.wait_ms) == (("a:1", "b:2"), "secret", 100)
+    assert settings.cluster == {"coordinators": ("a:1", "b:2"), "token": b"secret", "tls": None, "tenant": "default"}
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"nonsense": 1}, "nonsense: allowed is backend_name, class_name, coordinators"),
         ({"wait_ms": 0}, "wait_ms=0: allowed is 1 to 8000"),
@@ -139,6 +134,6 @@ def test_settings_that_are_wrong_are_refused(tmp_path: Path) -> None:
     ]
     for given, message in wrong:
         with pytest.raises(kvhive.MisuseError, match=message):
-            Settings.of({**sglangs, **where, **given})
+            Settings.of({**sglangs, **where, **given}, others=SGLANGS)
     with pytest.raises(kvhive.MisuseError, match="no local cluster runs"):
-        Settings.of({**sglangs, "directory": str(tmp_path)})
+        Settings.of({**sglangs, "directory": str(tmp_path)}, others=SGLANGS)

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from fleet import KVHIVE, Cluster, prompt, tiny_llama
+from fleet import KVHIVE, Cluster, in_full, prompt
 
 pytest.importorskip("vllm")
 if KVHIVE is None:
@@ -26,20 +24,6 @@ from vllm_engine import Engine  # noqa: E402
 
 BLOCK = 32
 TOKENS = 40
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
-    try:
-        yield cluster
-    finally:
-        cluster.down()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_llama(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +71,7 @@ def reference(model: str) -> Reference:
 
 
 def full(prompts: list[list[int]]) -> list[int]:
-    """How many tokens of each are in full blocks, without the last token, which is always computed."""
-    return [(len(prompt) - 1) // BLOCK * BLOCK for prompt in prompts]
+    return in_full(prompts, BLOCK)
 
 
 def external_hits(engine: Engine) -> float:
@@ -158,16 +141,6 @@ def test_two_ranks_load_each_their_own(cluster: Cluster, model: str, reference: 
                 assert [answer["cached"] for answer in answers] == full(reference.prompts)
             else:
                 assert external_hits(engine) == 0, "blocks of one rank are not those of two"
-
-
-@pytest.fixture
-def doomed(tmp_path: Path) -> Iterator[Cluster]:
-    """A cluster that its test kills."""
-    cluster = Cluster(tmp_path)
-    try:
-        yield cluster
-    finally:
-        cluster.sweep()
 
 
 def test_a_cluster_that_is_killed_while_it_is_loaded_from_costs_no_answer(

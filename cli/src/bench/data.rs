@@ -8,7 +8,7 @@ use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Result, bail};
 use kvhive_client::{ClientConfig, NamespaceClient, Prefix, StoreOptions};
-use kvhive_config::Bytes;
+use kvhive_config::{Bytes, DeviceKind};
 use kvhive_protocol::Layout;
 use std::time::Instant;
 
@@ -112,6 +112,7 @@ impl Throughput {
             coordinators: 1,
             nodes: 1,
             devices: 1,
+            device_kind: DeviceKind::Host,
             device_memory: Bytes(DEVICE_BYTES),
             host_memory: Bytes(0),
             disk: Bytes(0),
@@ -244,6 +245,7 @@ fn latency(runs: u32, tls: bool) -> Result<Row> {
         coordinators: 1,
         nodes: 1,
         devices: 1,
+        device_kind: DeviceKind::Host,
         device_memory: Bytes(64 << 20),
         host_memory: Bytes(0),
         disk: Bytes(0),

@@ -10,7 +10,7 @@ use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Context, Result, bail};
 use kvhive_client::Client;
-use kvhive_config::Bytes;
+use kvhive_config::{Bytes, DeviceKind};
 use kvhive_protocol::SLOTS;
 use kvhive_protocol::map::ClusterMap;
 use std::time::{Duration, Instant};
@@ -32,6 +32,7 @@ pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
             nodes: NODES,
             devices: 1,
             // Any one of them could hold everything.
+            device_kind: DeviceKind::Host,
             device_memory: Bytes(PREFIXES * BLOCKS as u64 * BLOCK_BYTES * 5 / 4),
             host_memory: Bytes(0),
             disk: Bytes(0),

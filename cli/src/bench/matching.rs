@@ -8,7 +8,7 @@ use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Result, bail};
 use kvhive_client::StoreOptions;
-use kvhive_config::Bytes;
+use kvhive_config::{Bytes, DeviceKind};
 use kvhive_protocol::Layout;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ fn network(runs: u32) -> Result<Row> {
         coordinators: 1,
         nodes: 1,
         devices: 1,
+        device_kind: DeviceKind::Host,
         device_memory: Bytes(64 << 20),
         host_memory: Bytes(0),
         disk: Bytes(0),

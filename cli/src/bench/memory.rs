@@ -7,7 +7,7 @@ use crate::cluster::local::Shape;
 use crate::commands;
 use anyhow::{Context, Result, bail};
 use kvhive_client::StoreOptions;
-use kvhive_config::Bytes;
+use kvhive_config::{Bytes, DeviceKind};
 use kvhive_protocol::Layout;
 
 const BLOCK_BYTES: u64 = 16 << 10;
@@ -20,6 +20,7 @@ pub(super) fn run() -> Result<Vec<Row>> {
         coordinators: 1,
         nodes: 1,
         devices: 1,
+        device_kind: DeviceKind::Host,
         device_memory: Bytes(FRAMES * BLOCK_BYTES),
         host_memory: Bytes(0),
         disk: Bytes(0),

@@ -8,7 +8,7 @@ use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Context, Result};
-use kvhive_config::Bytes;
+use kvhive_config::{Bytes, DeviceKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,6 +35,7 @@ pub(super) fn run(runs: u32) -> Result<Row> {
             coordinators: 1,
             nodes: 2,
             devices: 1,
+            device_kind: DeviceKind::Host,
             device_memory: Bytes(PREFIXES * BLOCKS as u64 * BLOCK_BYTES * 2),
             host_memory: Bytes(0),
             disk: Bytes(0),

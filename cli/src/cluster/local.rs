@@ -192,6 +192,7 @@ fn describe(dir: &Path, shape: Shape) -> Result<String> {
         coordinators: shape.coordinators,
         nodes: shape.nodes,
         devices_per_node: shape.devices,
+        device_kind: shape.device_kind,
         device_memory: shape.device_memory,
         host_memory: shape.host_memory,
         disk: shape.disk,

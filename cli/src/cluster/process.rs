@@ -6,11 +6,11 @@ use crate::cluster::place::{beside, peer};
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
 use kvhive_config::{
-    Ack, ClusterConfig, CoordinatorConfig, DiskAdmission, Newcomer, NodeConfig, Process, ScalingSettings,
-    Token, TokenSource,
+    Ack, ClusterConfig, CoordinatorConfig, DeviceKind, DiskAdmission, Newcomer, NodeConfig, Process,
+    ScalingSettings, Token, TokenSource,
 };
 use kvhive_coordinator::BlockEventsConfig;
-use kvhive_node::{ClassConfig, DeviceConfig, MoveLimits, PersistConfig, RedisConfig, Tuning};
+use kvhive_node::{ClassConfig, DeviceConfig, DeviceMemory, MoveLimits, PersistConfig, RedisConfig, Tuning};
 use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
@@ -243,6 +243,11 @@ fn node(
         .map(|class| ClassConfig { frame_bytes: class.size.0, share: class.share_ppm })
         .collect();
     let device = |device: &kvhive_config::DeviceConfig| DeviceConfig {
+        memory: match device.kind {
+            DeviceKind::Host => DeviceMemory::Host,
+            DeviceKind::Cuda => DeviceMemory::Cuda(device.gpu),
+            DeviceKind::Auto => DeviceMemory::Auto(device.gpu),
+        },
         device_bytes: device.memory.0,
         host_bytes: device.host_memory.0,
         disk_bytes: device.disk.0,
@@ -328,7 +333,7 @@ pub(super) fn shard_tuning(knobs: kvhive_config::Tuning) -> Tuning {
 mod tests {
     use kvhive_cache::policy::{self, Strategy};
     use kvhive_config::ClusterConfig;
-    use kvhive_node::{ClassConfig, DeviceConfig};
+    use kvhive_node::{ClassConfig, DeviceConfig, DeviceMemory};
 
     #[test]
     fn the_configuration_and_a_node_part_a_disk_alike() {
@@ -354,8 +359,13 @@ mod tests {
         let classes = node.block_sizes.iter();
         let classes =
             classes.map(|class| ClassConfig { frame_bytes: class.size.0, share: class.share_ppm }).collect();
-        let device =
-            DeviceConfig { device_bytes: 0, host_bytes: 0, disk_bytes: node.devices[0].disk.0, classes };
+        let device = DeviceConfig {
+            memory: DeviceMemory::Host,
+            device_bytes: 0,
+            host_bytes: 0,
+            disk_bytes: node.devices[0].disk.0,
+            classes,
+        };
         let records: Vec<u64> = device.records().into_iter().map(u64::from).collect();
         assert_eq!(records, node.records(node.devices[0].disk));
         assert_eq!(records, [256, 105], "records of 12 KiB in 3 MiB, of 68 KiB in 7 MiB");

@@ -1,6 +1,6 @@
 //! The shape of a local cluster: how many of everything, and how large.
 
-use kvhive_config::Bytes;
+use kvhive_config::{Bytes, DeviceKind};
 
 /// What a new local cluster looks like.
 #[derive(Clone, Debug)]
@@ -11,6 +11,8 @@ pub(crate) struct Shape {
     pub(crate) nodes: u32,
     /// Device actors a node.
     pub(crate) devices: u32,
+    /// What holds the device tiers.
+    pub(crate) device_kind: DeviceKind,
     /// Device tier of each device.
     pub(crate) device_memory: Bytes,
     /// Host tier over each device.
@@ -33,6 +35,7 @@ impl Default for Shape {
             coordinators: 3,
             nodes: 2,
             devices: 2,
+            device_kind: DeviceKind::Host,
             device_memory: Bytes(128 << 20),
             host_memory: Bytes(64 << 20),
             disk: Bytes(0),

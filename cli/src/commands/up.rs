@@ -5,8 +5,9 @@ use crate::cluster::process;
 use crate::report;
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
-use kvhive_config::{Bytes, Newcomer};
+use kvhive_config::{Bytes, DeviceKind, Newcomer};
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -54,6 +55,9 @@ pub(crate) struct Up {
     /// Devices of each node [default: 2]
     #[arg(long, value_name = "N", conflicts_with = "config")]
     devices: Option<u32>,
+    /// What holds the device tiers: host memory, a GPU's (each device of a node takes the next), or a GPU's where there is one [default: host]
+    #[arg(long, value_name = "KIND", conflicts_with = "config", value_parser = device_kind())]
+    device_kind: Option<DeviceKind>,
     /// Device tier of each device [default: 128MiB]
     #[arg(long, value_name = "SIZE", conflicts_with = "config")]
     device_memory: Option<Bytes>,
@@ -70,7 +74,7 @@ pub(crate) struct Up {
     #[arg(long, value_name = "N", conflicts_with = "config")]
     replicas: Option<u32>,
     /// What decides which block leaves a full shard, such as adaptive, lru or s3-fifo [default: adaptive]
-    #[arg(long, value_name = "NAME", conflicts_with = "config", value_parser = clap::builder::PossibleValuesParser::new(kvhive_config::STRATEGIES))]
+    #[arg(long, value_name = "NAME", conflicts_with = "config", value_parser = PossibleValuesParser::new(kvhive_config::STRATEGIES))]
     strategy: Option<String>,
     /// Print what runs and where as JSON, once it serves
     #[arg(long, conflicts_with = "config")]
@@ -78,6 +82,13 @@ pub(crate) struct Up {
     /// Encrypt every channel: an authority of the cluster's own signs for its processes, and for clients
     #[arg(long, conflicts_with = "config")]
     tls: bool,
+}
+
+fn device_kind() -> impl TypedValueParser<Value = DeviceKind> {
+    let words = PossibleValuesParser::new(DeviceKind::ALL.map(DeviceKind::as_str));
+    words.map(|word| {
+        DeviceKind::ALL.into_iter().find(|kind| kind.as_str() == word).unwrap_or(DeviceKind::Host)
+    })
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -116,6 +127,7 @@ impl Up {
         let asked = self.coordinators.is_some()
             || self.nodes.is_some()
             || self.devices.is_some()
+            || self.device_kind.is_some()
             || self.device_memory.is_some()
             || self.host_memory.is_some()
             || self.disk.is_some()
@@ -128,6 +140,7 @@ impl Up {
             coordinators: self.coordinators.unwrap_or(usual.coordinators),
             nodes: self.nodes.unwrap_or(usual.nodes),
             devices: self.devices.unwrap_or(usual.devices),
+            device_kind: self.device_kind.unwrap_or(usual.device_kind),
             device_memory: self.device_memory.unwrap_or(usual.device_memory),
             host_memory: self.host_memory.unwrap_or(usual.host_memory),
             disk: self.disk.unwrap_or(usual.disk),

@@ -56,7 +56,7 @@ impl Publisher {
         let Some(own) = &config.block_events else { return Ok(None) };
         let listen = |address| {
             let listening = runtime.listen(address).map(|(listener, _)| listener);
-            listening.map_err(|source| CoordinatorError::Listen { address, source })
+            listening.map_err(|cause| CoordinatorError::Listen { address, cause })
         };
         let stream = Stream::new(&own.topic);
         let io = runtime.io();

@@ -4,6 +4,8 @@
 use super::error::CudaError;
 use super::gpu::Gpu;
 use super::lane::{Fate, Job, Lane, LaneError};
+use super::memory::Staging;
+use super::shelf::MOST_KEPT;
 use super::slab::GpuSlab;
 use super::stream::{Direction, Piece};
 use crate::device::{Device, DeviceError, DeviceInfo, DeviceKind};
@@ -29,6 +31,9 @@ pub struct CudaDevice {
 struct Here<B>(Box<B>);
 
 impl CudaDevice {
+    /// Bytes of pinned host memory that a GPU keeps for its next copies, at most.
+    pub const KEPT_BYTES: u64 = MOST_KEPT as u64;
+
     /// Makes a device that gives at most `memory_bytes` of a GPU's memory in all its slabs together.
     ///
     /// # Errors
@@ -54,6 +59,12 @@ impl CudaDevice {
     /// Says why it is lost, if it is.
     pub fn loss(&self) -> Option<DeviceError> {
         self.fate.get().map(|error| self.lost(error))
+    }
+
+    /// Takes memory of the host for bytes that go to the GPU or come from it: such as was pinned before and is let go of, else plain,
+    /// in whose place some is pinned when it is copied, and kept for the next.
+    pub fn staging(&self, bytes: usize) -> Staging {
+        Staging::new(&self.gpu, bytes)
     }
 
     /// Writes bytes of the host to a frame taken for as many, and calls `done` when they are there, or are not, on a thread of the

@@ -75,6 +75,15 @@ impl std::fmt::Display for Version {
 }
 
 impl CudaError {
+    /// Says whether there is no such thing here, rather than that it does not work: no driver, no GPU, or not so many.
+    pub fn is_absence(&self) -> bool {
+        // `CUDA_ERROR_NO_DEVICE`
+        matches!(
+            self,
+            CudaError::NoLibrary { .. } | CudaError::NoSuchGpu { .. } | CudaError::Failed { code: 100, .. }
+        )
+    }
+
     /// Says whether the GPU had not that much memory, or the host none that can be pinned.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, CudaError::Failed { code: 2, .. })

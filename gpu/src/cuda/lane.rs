@@ -121,7 +121,7 @@ impl Hand {
             None => self.copy(&pieces),
         };
         if let Err(error) = &ended
-            && self.copier.stream().wait().is_err()
+            && self.is_dead()
         {
             // Not this copy alone: nothing is done any more. Who was first knows the cause.
             self.fate.get_or_init(|| error.clone());
@@ -129,6 +129,11 @@ impl Hand {
         for job in batch {
             (job.done)(ended.clone());
         }
+    }
+
+    /// Says whether the GPU does nothing more: after an error that ends its context, every call that needs it fails.
+    fn is_dead(&self) -> bool {
+        self.gpu.enter().and_then(|_entered| self.copier.stream().wait()).is_err()
     }
 
     /// Copies pieces, those that are not in pinned memory by way of some.

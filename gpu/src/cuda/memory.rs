@@ -135,6 +135,47 @@ impl Pinned {
     }
 }
 
+/// Memory of the host by whose way bytes go to a GPU or come from it: pinned, where some was kept, else plain.
+pub struct Staging {
+    memory: Stage,
+    bytes: usize,
+}
+
+enum Stage {
+    Pinned(Pinned),
+    Plain(Vec<u8>),
+}
+
+impl Staging {
+    /// Takes so many bytes at once: no memory is pinned for it that is not already. What was left in them is still there.
+    pub(super) fn new(gpu: &Arc<Gpu>, bytes: usize) -> Staging {
+        let kept = gpu.shelf.take(bytes);
+        let memory = match kept {
+            Some(raw) => Stage::Pinned(Pinned { raw, is_kept: true, gpu: gpu.clone() }),
+            None => Stage::Plain(vec![0; bytes]),
+        };
+        Staging { memory, bytes }
+    }
+}
+
+impl AsRef<[u8]> for Staging {
+    fn as_ref(&self) -> &[u8] {
+        match &self.memory {
+            Stage::Pinned(pinned) => &pinned.bytes()[..self.bytes],
+            Stage::Plain(plain) => plain,
+        }
+    }
+}
+
+impl AsMut<[u8]> for Staging {
+    fn as_mut(&mut self) -> &mut [u8] {
+        match &mut self.memory {
+            Stage::Pinned(pinned) => &mut pinned.bytes_mut()[..self.bytes],
+            Stage::Plain(plain) => plain,
+        }
+    }
+}
+
 impl AsRef<[u8]> for Pinned {
     fn as_ref(&self) -> &[u8] {
         self.bytes()

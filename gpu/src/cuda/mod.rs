@@ -37,7 +37,7 @@ pub use driver::{Cuda, GpuInfo};
 pub use error::{CudaError, Version};
 pub use gpu::Gpu;
 pub(crate) use memory::Registered;
-pub use memory::{GpuMemory, Pinned};
+pub use memory::{GpuMemory, Pinned, Staging};
 pub use pager::{Paged, Pager, PagerError, Way};
 pub use slab::GpuSlab;
 pub use stream::{Between, Direction, Part, Piece, Stream, Timer};

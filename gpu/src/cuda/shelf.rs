@@ -5,7 +5,7 @@ use super::memory::RawPinned;
 use std::sync::{Mutex, MutexGuard};
 
 /// Pinned memory that is kept for later, of one GPU.
-const MOST_KEPT: usize = 256 << 20;
+pub(super) const MOST_KEPT: usize = 256 << 20;
 
 /// Pinned memory that nobody uses.
 #[derive(Default)]

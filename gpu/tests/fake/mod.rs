@@ -38,7 +38,12 @@ impl Fake {
         compile("cc", &sources.join("cuda.c"), &driver, flags);
         let objects = [driver, kernels(&sources)];
         let linked =
-            Command::new("c++").args(["-shared", "-pthread", "-o"]).arg(&path).args(objects).status();
+            // Whoever looks for the driver by its name finds it, once a test has loaded it.
+            Command::new("c++")
+                .args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1", "-o"])
+                .arg(&path)
+                .args(objects)
+                .status();
         assert!(linked.expect("a compiler is there").success());
         Fake::at(path, folder)
     }
@@ -105,7 +110,9 @@ fn kernels(sources: &Path) -> PathBuf {
     for file in files {
         std::fs::read(&file).expect("it is there").hash(&mut hasher);
     }
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{:016x}.o", hasher.finish()));
+    // Tests of a library have no folder of their own; all of them lie in the same.
+    let program = std::env::current_exe().expect("a test is a program");
+    let kept = program.with_file_name(format!("kernels-{:016x}.o", hasher.finish()));
     if !kept.exists() {
         let fresh = kept.with_extension(format!("{}.o", std::process::id()));
         // As on a GPU, no product is fused with a sum.

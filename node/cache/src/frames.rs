@@ -13,6 +13,8 @@ pub struct TierCapacity {
 pub(crate) struct Ledger {
     capacity: [Vec<u32>; 3],
     free: [Vec<u32>; 3],
+    /// Tiers that are no more: what is given back of them is nobody's.
+    lost: [bool; 3],
 }
 
 impl Ledger {
@@ -22,7 +24,7 @@ impl Ledger {
             frames.resize(classes, 0);
             frames
         });
-        Ledger { free: capacity.clone(), capacity }
+        Ledger { free: capacity.clone(), capacity, lost: [false; 3] }
     }
 
     /// Takes a frame if one is free.
@@ -36,9 +38,25 @@ impl Ledger {
     }
 
     pub(crate) fn give_back(&mut self, tier: Tier, class: u8) {
+        if self.lost[tier as usize] {
+            return;
+        }
         let (tier, class) = (tier as usize, usize::from(class));
         debug_assert!(self.free[tier][class] < self.capacity[tier][class], "no frame is given back twice");
         self.free[tier][class] += 1;
+    }
+
+    /// Has a tier have no frames any more. Says whether it had any until now.
+    pub(crate) fn lose(&mut self, tier: Tier) -> bool {
+        let at = tier as usize;
+        let had = !std::mem::replace(&mut self.lost[at], true);
+        self.capacity[at].fill(0);
+        self.free[at].fill(0);
+        had
+    }
+
+    pub(crate) fn is_lost(&self, tier: Tier) -> bool {
+        self.lost[tier as usize]
     }
 
     pub(crate) fn free(&self, tier: Tier, class: u8) -> u32 {

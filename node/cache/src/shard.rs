@@ -181,7 +181,8 @@ impl Shard {
     }
 
     fn party(&self, at: usize, rules: Rules) -> Party {
-        Party::new(at, rules, self.config.classes.len(), self.ledger.total() as u32, self.config.hash_seed)
+        let records = self.index.records.len() as u32;
+        Party::new(at, rules, self.config.classes.len(), records, self.config.hash_seed)
     }
 
     /// Adds a reader to a block that was just named by [`crate::Reserve::Present`] or [`Shard::seal`]. False when it is gone, or read

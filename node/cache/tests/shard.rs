@@ -421,6 +421,34 @@ fn a_closed_disk_takes_nothing_and_gives_what_it_has() {
 }
 
 #[test]
+fn what_is_in_a_tier_that_is_lost_goes_and_the_others_go_on_as_if_it_had_never_been() {
+    let mut scene = Scenario::with(&[4], &[4], 250);
+    for number in 0..6 {
+        scene.store(number, None, 0);
+        scene.settle();
+    }
+    let before = scene.shard.stats();
+    assert!(before.device.blocks > 0 && before.host.blocks > 0, "{before:?}");
+    let read = (0..6).find_map(|number| scene.read(number)).expect("they are there");
+    let ticket = scene.ticket(6);
+    scene.shard.lose_tier(Tier::Device, &mut scene.effects);
+    let dropped = scene.effects.iter().filter(|effect| matches!(effect, Effect::Drop { .. })).count();
+    assert_eq!(dropped as u64, before.device.blocks, "what was in it, and no more");
+    assert_eq!(scene.shard.seal(ticket), None, "what was written there comes to nothing");
+    scene.shard.unread(read);
+    scene.shard.lose_tier(Tier::Device, &mut scene.effects);
+    scene.shard.invariants().expect("all hold");
+    for number in 10..20 {
+        scene.store(number, None, 0);
+        scene.settle();
+    }
+    let after = scene.shard.stats();
+    assert_eq!((after.device.blocks, after.device.capacity_bytes, after.host.blocks), (0, 0, 4), "{after:?}");
+    assert_eq!(after.lost, before.device.blocks);
+    scene.shard.invariants().expect("all hold");
+}
+
+#[test]
 fn a_block_that_was_never_used_does_not_go_to_a_disk_that_wants_used_ones() {
     let mut scene = Scenario::over(&[4], &[0], &[8], 250);
     scene.shard = {
@@ -556,6 +584,7 @@ enum Step {
     Lost(u64),
     Restore(u64, bool),
     Open(bool),
+    LoseTier(bool),
     Tend,
     Clear,
     Rules(bool, bool),
@@ -577,6 +606,7 @@ fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
         1 => (0..24u64).prop_map(Step::Lost),
         1 => (0..24u64, any::<bool>()).prop_map(|(number, large)| Step::Restore(number, large)),
         1 => any::<bool>().prop_map(Step::Open),
+        1 => (0..40u8).prop_map(|chance| if chance < 2 { Step::LoseTier(chance == 0) } else { Step::Tend }),
         2 => Just(Step::Tend),
         1 => any::<(bool, bool)>().prop_map(|(own, quota)| Step::Rules(own, quota)),
         1 => Just(Step::Clear),
@@ -652,6 +682,10 @@ proptest! {
                     }
                 }
                 Step::Open(open) => scene.shard.set_open(Tier::Disk, open),
+                Step::LoseTier(device) => {
+                    let tier = if device { Tier::Device } else { Tier::Host };
+                    scene.shard.lose_tier(tier, &mut scene.effects);
+                }
                 Step::Rules(own, quota) => {
                     let quota = [quota.then_some(200), None, quota.then_some(100)];
                     let rules = Rules { strategy: Strategy::Lru, quota };

@@ -5,7 +5,8 @@ use crate::actors::disk::{DiskLife, DiskTier};
 use crate::actors::displace::Settle;
 use crate::actors::uses::{CodecUses, TenantUses};
 use crate::disk::{Found, Store};
-use crate::guards::{Lent, ReadGuard, Rest, Return, Returns, Verified, WriteGuard};
+use crate::frames::Frame;
+use crate::guards::{Lent, Rest, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
 use crate::rules;
 use crate::view::{Serving, View};
@@ -14,7 +15,6 @@ use kvhive_cache::{
     BlockId, CopyTicket, CopyVerdict, Displacing, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats,
     Tenure, Tier,
 };
-use kvhive_gpu::ReadFrame;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock, Surveyed};
 use kvhive_protocol::explain::Explained;
@@ -114,7 +114,7 @@ pub(crate) enum Reserved {
 /// What a seal came to.
 pub(crate) enum Sealed {
     /// It is visible; pinned when that was asked.
-    Visible(Option<ReadGuard>),
+    Visible(Option<Lent>),
     /// It is not visible: a clear has ended its era meanwhile, or the actor was made anew.
     Ended,
 }
@@ -152,6 +152,8 @@ pub(crate) struct DeviceCore {
     pub(super) view: Arc<View>,
     pub(super) blocking: Handle,
     pub(super) disk: Option<DiskTier>,
+    /// The shard knows that the device tier is lost.
+    pub(super) lacks_its_gpu: bool,
 }
 
 impl DeviceCore {
@@ -184,6 +186,7 @@ impl DeviceCore {
             displacing: Displacing::default(),
             blocking,
             disk: disk.map(DiskTier::new),
+            lacks_its_gpu: false,
         };
         // Nothing goes to disk before what is there is known.
         actor.shard.set_open(Tier::Disk, false);
@@ -225,6 +228,7 @@ impl DeviceCore {
         self.tenure = Tenure::default();
         self.displacing = Displacing::default();
         self.effects.clear();
+        self.lacks_its_gpu = false;
         // What is on disk is looked at anew, by the other cluster's secrets.
         self.shard.set_open(Tier::Disk, false);
         if let Some(disk) = &mut self.disk {
@@ -261,6 +265,7 @@ impl DeviceCore {
         }
         self.back = back;
         self.heed_disk();
+        self.heed_gpu();
         self.perform_effects();
     }
 
@@ -298,14 +303,11 @@ impl DeviceCore {
         }
     }
 
-    fn copy_frame(&self, ticket: CopyTicket, to: Tier, class: usize, source: ReadFrame) -> Option<()> {
+    fn copy_frame(&self, ticket: CopyTicket, to: Tier, class: usize, source: Frame) -> Option<()> {
         let target = self.memory.take_frame(to, class, source.len() as u64)?;
-        let (memory, returns) = (self.memory.clone(), self.returns.clone());
-        self.blocking.spawn_blocking(move || {
-            let copy = memory.copy(&source, target);
-            drop(source);
-            returns.push(Return::Copy(ticket, copy.map(Rest::Frame)));
-        });
+        let (returns, blocking) = (self.returns.clone(), &self.blocking);
+        let block = |work: Box<dyn FnOnce() + Send>| drop(blocking.spawn_blocking(work));
+        source.copy(target, block, move |copy| returns.push(Return::Copy(ticket, copy.map(Rest::Frame))));
         Some(())
     }
 
@@ -395,11 +397,7 @@ impl DeviceCore {
         let Some((frame, header)) = block.take() else { return (Sealed::Ended, None) };
         self.keep(id, Rest::Frame(frame), header);
         let pinned = if pin { self.pin(id) } else { None };
-        let guard = pinned.and_then(|lent| match lent {
-            Lent::Guard(guard) => Some(guard),
-            Lent::Record(_) => None,
-        });
-        (Sealed::Visible(guard), Some(id))
+        (Sealed::Visible(pinned), Some(id))
     }
 
     /// Says whether the policies are still to be told of uses.

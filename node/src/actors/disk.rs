@@ -3,12 +3,13 @@
 
 use crate::actors::core::DeviceCore;
 use crate::disk::{Found, Place, ReadError, Store, TenantMark, tenant_mark};
+use crate::frames::{Frame, Fresh};
 use crate::guards::{Rest, Return};
 use kvhive_cache::{BlockId, CopyTicket, Tier};
-use kvhive_gpu::ReadFrame;
 use kvhive_protocol::data::StoreBlock;
 use kvhive_protocol::{BlockHeader, ClusterId, ClusterMap, TenantId};
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 /// From when a core begins to know nothing of its disk until it does so again: after a panic, or by another cluster's map. What
@@ -91,7 +92,7 @@ impl DeviceCore {
         ticket: CopyTicket,
         id: BlockId,
         class: usize,
-        frame: ReadFrame,
+        frame: Frame,
         header: BlockHeader,
     ) -> Option<()> {
         let disk = self.disk.as_ref()?;
@@ -101,7 +102,13 @@ impl DeviceCore {
         let returns = self.returns.clone();
         self.blocking.spawn(async move {
             let block = StoreBlock { header, parent: listed.parent };
-            let written = place.write(block, listed.slot, mark, frame).await;
+            let written = match frame {
+                Frame::Host(frame) => place.write(block, listed.slot, mark, frame).await,
+                Frame::Gpu(frame) => match frame.bring(None).await {
+                    Ok(Some(bytes)) => place.write_bytes(block, listed.slot, mark, bytes.bytes()).await,
+                    Ok(None) | Err(_) => Err(io::ErrorKind::TimedOut.into()),
+                },
+            };
             returns.push(Return::Copy(ticket, written.is_ok().then_some(Rest::Record(place))));
         });
         Some(())
@@ -116,16 +123,25 @@ impl DeviceCore {
         place: Place,
         header: BlockHeader,
     ) -> Option<()> {
-        let bytes = Place::fitting(&header, place.store().frame_bytes(class));
+        let whole = Place::fitting(&header, place.store().frame_bytes(class));
+        let bytes = if self.memory.is_gpu() && to == Tier::Device { header.payload_bytes } else { whole };
         let frame = self.memory.take_frame(to, class, bytes)?;
         let returns = self.returns.clone();
         self.blocking.spawn(async move {
-            let read = place.read_into(&header, frame).await;
+            let read = match frame {
+                Fresh::Host(frame) => {
+                    place.read_into(&header, frame).await.map(|frame| Some(Frame::Host(frame)))
+                }
+                Fresh::Gpu(frame) => match place.read_for(&header).await {
+                    Ok(payload) => Ok(frame.sent(payload).await),
+                    Err(error) => Err(error),
+                },
+            };
             drop(place);
             if matches!(read, Err(ReadError::Bad(..))) {
                 returns.push(Return::Lost(id));
             }
-            returns.push(Return::Copy(ticket, read.ok().map(Rest::Frame)));
+            returns.push(Return::Copy(ticket, read.ok().flatten().map(Rest::Frame)));
         });
         Some(())
     }

@@ -20,7 +20,7 @@ impl DeviceCore {
         strategies.retain(|report| report.choice.is_some());
         strategies.truncate(MAX_LOAD_REPORTS);
         let stats = self.shard.stats();
-        let closed = [false, false, self.lacks_its_disk()];
+        let closed = [self.lacks_its_gpu, false, self.lacks_its_disk()];
         let tier = |(tier, closed): (TierStats, bool)| TierLoad {
             blocks: tier.blocks,
             used_bytes: tier.used_bytes,

@@ -5,6 +5,7 @@ pub(crate) mod device;
 pub(crate) mod disk;
 pub(crate) mod displace;
 mod explain;
+mod gpu;
 mod load;
 mod pins;
 pub(crate) mod shrink;

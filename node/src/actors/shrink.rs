@@ -2,19 +2,19 @@
 //! into which frame, is the shard's.
 
 use crate::actors::core::{DeviceCore, Resident};
+use crate::frames::Frame;
 use crate::guards::{Rest, Return, Returns};
 use crate::memory::Memory;
 use kvhive_cache::policy::Shrink;
 use kvhive_cache::{BlockId, CopyVerdict, ShrinkTicket, Tier};
 use kvhive_client::codec;
-use kvhive_gpu::ReadFrame;
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::{BlockHeader, Layout};
 
 /// How a shrink ended.
 pub(crate) enum Shrunk {
     /// The block is in this frame too, under this header.
-    Smaller(ReadFrame, BlockHeader),
+    Smaller(Frame, BlockHeader),
     /// It does not get small enough, or is not for its codec.
     Unfit,
     /// Its bytes are not those that were stored.
@@ -40,22 +40,23 @@ impl Drop for Job {
 }
 
 impl Job {
-    fn run(&mut self, source: &ReadFrame, memory: &Memory, tier: Tier, class: usize) {
-        if self.header.check_bytes(source.bytes()).is_err() {
+    fn run(&mut self, source: &Frame, memory: &Memory, tier: Tier, class: usize) {
+        let Ok(bytes) = source.read() else { return };
+        if self.header.check_bytes(&bytes).is_err() {
             self.outcome = Shrunk::Damaged;
             return;
         }
-        let Some(stored) = self.re_encode(source.bytes()) else { return };
+        let Some(stored) = self.re_encode(&bytes) else { return };
         // The shard has counted a frame of this class for it; what is larger than that gets none.
-        let Some(mut frame) = memory.take_frame(tier, class, stored.len() as u64) else { return };
-        frame.bytes_mut().copy_from_slice(&stored);
+        let frame = memory.take_frame(tier, class, stored.len() as u64);
+        let Some(frame) = frame.and_then(|frame| frame.filled(&stored)) else { return };
         let header = BlockHeader {
             codec: self.codec,
             payload_bytes: stored.len() as u64,
             digest: digest(&stored),
             ..self.header
         };
-        self.outcome = Shrunk::Smaller(frame.seal(), header);
+        self.outcome = Shrunk::Smaller(frame, header);
     }
 
     fn re_encode(&self, source: &[u8]) -> Option<Vec<u8>> {
@@ -73,7 +74,7 @@ impl Job {
 
 /// What a shrink begins with.
 struct Plan {
-    source: ReadFrame,
+    source: Frame,
     header: BlockHeader,
     layout: Layout,
     codec: Codec,
@@ -146,7 +147,7 @@ impl DeviceCore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ClassConfig, DeviceConfig};
+    use crate::{ClassConfig, DeviceConfig, DeviceMemory};
     use kvhive_cache::policy::Strategy;
     use kvhive_cache::{Effect, Reserve, Rules, Shard, ShardConfig, TierCapacity};
     use kvhive_protocol::data::{About, StoreBlock};
@@ -166,10 +167,16 @@ mod tests {
     /// Shrinks these bytes, stored by `codec` under a header with their digest less `off_by`; returns how that ended.
     fn shrunk(bytes: &[u8], codec: Codec, to: Codec, off_by: u64) -> Shrunk {
         let classes = [512, 4096].map(|frame_bytes| ClassConfig { frame_bytes, share: 1 }).to_vec();
-        let config = DeviceConfig { device_bytes: 1 << 16, host_bytes: 0, disk_bytes: 0, classes };
-        let memory = Memory::take(0, &config).expect("a little memory");
-        let mut frame = memory.take_frame(Tier::Device, 1, bytes.len() as u64).expect("a free frame");
-        frame.bytes_mut().copy_from_slice(bytes);
+        let config = DeviceConfig {
+            memory: DeviceMemory::Host,
+            device_bytes: 1 << 16,
+            host_bytes: 0,
+            disk_bytes: 0,
+            classes,
+        };
+        let (memory, _) = Memory::take(0, &config).expect("a little memory");
+        let frame = memory.take_frame(Tier::Device, 1, bytes.len() as u64).expect("a free frame");
+        let frame = frame.filled(bytes).expect("the host takes it");
         let header = BlockHeader {
             key: BlockKey::from_bytes([1; 32]),
             fingerprint: LAYOUT.fingerprint(),
@@ -206,7 +213,7 @@ mod tests {
             id,
             returns: returns.clone(),
         };
-        job.run(&frame.seal(), &memory, Tier::Device, 0);
+        job.run(&frame, &memory, Tier::Device, 0);
         drop(job);
         let mut back = Vec::new();
         returns.take(&mut back);
@@ -249,9 +256,10 @@ mod tests {
             let Shrunk::Smaller(frame, header) = shrunk(&bytes, from, to, 0) else {
                 panic!("{from:?} to {to:?}")
             };
-            assert_eq!((header.codec, header.check_bytes(frame.bytes())), (to, Ok(())));
+            let stored = frame.read().expect("it is the host's");
+            assert_eq!((header.codec, header.check_bytes(&stored)), (to, Ok(())));
             let mut back = vec![0; 1024];
-            codec::decode(to, &LAYOUT, frame.bytes(), &mut back).expect("what was encoded");
+            codec::decode(to, &LAYOUT, &stored, &mut back).expect("what was encoded");
             assert!(to != Codec::Lossless || back == raw());
         }
     }

@@ -1,8 +1,9 @@
-//! Blocks that lie on disk are read before they are sent, side by side. What there is no room or no time for is a miss.
+//! Blocks that lie on disk or on a GPU are read before they are sent, side by side. What there is no room or no time for is a miss.
 
 use crate::data::plane::DataPlane;
 use crate::disk::Room;
-use crate::guards::{Lent, ReadGuard, RecordGuard, Unread};
+use crate::far::FarGuard;
+use crate::guards::{Lent, ReadGuard, Unread};
 use futures_util::future::join_all;
 use kvhive_cache::held_at_once;
 use kvhive_protocol::DeviceId;
@@ -22,17 +23,17 @@ impl DataPlane {
         lent: Vec<Option<Lent>>,
     ) -> Vec<Option<Result<ReadGuard, Unread>>> {
         let mut here = Vec::with_capacity(lent.len());
-        let mut wanted: Vec<(usize, RecordGuard)> = Vec::new();
+        let mut wanted: Vec<(usize, FarGuard)> = Vec::new();
         for (at, one) in lent.into_iter().enumerate() {
             here.push(match one {
                 Some(Lent::Guard(guard)) => Some(Ok(guard)),
-                Some(Lent::Record(record)) if record.disk_answers() => {
-                    wanted.push((at, record));
+                Some(Lent::Far(far)) if far.is_answered() => {
+                    wanted.push((at, far));
                     Some(Err(Unread::Late))
                 }
                 // Not even room is waited for: whoever asks computes, and at once.
-                Some(Lent::Record(record)) => {
-                    record.give_up();
+                Some(Lent::Far(far)) => {
+                    far.give_up();
                     Some(Err(Unread::Late))
                 }
                 None => None,
@@ -41,27 +42,29 @@ impl DataPlane {
         if wanted.is_empty() {
             return here;
         }
-        let mut reading = span.part("read disk");
-        reading.note("kvhive.tier", "disk");
+        let is_disk = wanted.iter().any(|(_, far)| far.is_on_disk());
+        let (part, tier) = if is_disk { ("read disk", "disk") } else { ("read gpu", "device") };
+        let mut reading = span.part(part);
+        reading.note("kvhive.tier", tier);
         reading.note("kvhive.blocks", wanted.len());
         // As much of the fetch as can be held at once, from its beginning.
-        let own = |record: &RecordGuard| self.device_permits(record.bytes());
+        let own = |far: &FarGuard| self.device_permits(far.bytes());
         let most = u64::from(self.device_permits(u64::MAX));
-        let fits = held_at_once(wanted.iter().map(|(_, record)| u64::from(own(record))), most);
-        let of_device = wanted[..fits].iter().map(|(_, record)| own(record)).sum();
-        let of_all = wanted[..fits].iter().map(|(_, record)| self.permits(record.bytes())).sum();
-        wanted.drain(fits..).for_each(|(_, record)| record.give_up());
+        let fits = held_at_once(wanted.iter().map(|(_, far)| u64::from(own(far))), most);
+        let of_device = wanted[..fits].iter().map(|(_, far)| own(far)).sum();
+        let of_all = wanted[..fits].iter().map(|(_, far)| self.permits(far.bytes())).sum();
+        wanted.drain(fits..).for_each(|(_, far)| far.give_up());
         let room = timeout(ROOM_LIMIT, self.room(device, of_device, of_all)).await;
         let Ok(Some(mut room)) = room else {
             reading.fail("no room among the blocks being read");
-            wanted.into_iter().for_each(|(_, record)| record.starve());
+            wanted.into_iter().for_each(|(_, far)| far.starve());
             return here;
         };
-        let reads = wanted.into_iter().map(|(at, record)| {
-            let of_device = room.of_device.split(self.device_permits(record.bytes()) as usize);
-            let of_all = room.of_all.split(self.permits(record.bytes()) as usize);
+        let reads = wanted.into_iter().map(|(at, far)| {
+            let of_device = room.of_device.split(self.device_permits(far.bytes()) as usize);
+            let of_all = room.of_all.split(self.permits(far.bytes()) as usize);
             let own = of_device.zip(of_all).map(|(of_device, of_all)| Room { of_device, of_all });
-            async move { (at, record.read(own).await) }
+            async move { (at, far.read(own).await) }
         });
         let (mut came, mut bytes) = (0u64, 0u64);
         for (at, read) in join_all(reads).await {
@@ -76,7 +79,7 @@ impl DataPlane {
         here
     }
 
-    /// Waits for room among what is read from a device's disk, then among what is read from all.
+    /// Waits for room among what is read from a device's disk and GPU, then among what is read from all.
     pub(crate) async fn room(&self, device: DeviceId, of_device: u32, of_all: u32) -> Option<Room> {
         let own = self.bringing_of.get(usize::from(device.index))?.clone();
         let of_device = own.acquire_many_owned(of_device).await.ok()?;

@@ -40,7 +40,7 @@ impl DataPlane {
         let FetchRequest { device, tenant, keys, accept, runs, .. } = request;
         let blocks = self.ask(span, device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
         if span.is_on() {
-            let on_disk = |lent: &&Lent| matches!(lent, Lent::Record(_));
+            let on_disk = |lent: &&Lent| matches!(lent, Lent::Far(far) if far.is_on_disk());
             span.note("kvhive.on_disk", blocks.iter().flatten().filter(on_disk).count());
         }
         let brought = self.bring(span, device, blocks).await;

@@ -59,9 +59,9 @@ pub(crate) struct DataPlane {
     pub(super) inflight: Arc<Semaphore>,
     /// One permit a KiB of blocks that are decoded for askers who want them raw: as many as of payload.
     pub(super) decoding: Arc<Semaphore>,
-    /// One permit a KiB of blocks that are read from disk: as many as of payload.
+    /// One permit a KiB of blocks that are read from disks and GPUs: as many as of payload.
     pub(super) bringing: Arc<Semaphore>,
-    /// The part of these that one device's disk may hold: one that stalls leaves the others theirs.
+    /// The part of these that one device's disk and GPU may hold: one that stalls leaves the others theirs.
     pub(super) bringing_of: Vec<Arc<Semaphore>>,
     inflight_kib: u32,
     device_kib: u32,

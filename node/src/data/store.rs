@@ -6,7 +6,7 @@ use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
 use crate::data::replicate::{Answers, Asker, Item, Known, Origin, others};
-use crate::guards::{Lent, ReadGuard, Unread, Verified};
+use crate::guards::{Landing, Lent, ReadGuard, Unread, Verified};
 use crate::view::Serving;
 use kvhive_cache::acks::{self, Answer};
 use kvhive_protocol::data::{
@@ -26,7 +26,9 @@ const COPY_INFLIGHT_WAIT: Duration = Duration::from_secs(1);
 
 /// What has become of one block so far.
 enum Taken {
-    /// Its bytes are in a frame and match its header.
+    /// Its bytes match its header, and are on their way to its frame or there.
+    Landing(Landing),
+    /// They are there.
     Verified(Verified),
     /// It was here before.
     Present(Option<Lent>),
@@ -131,11 +133,12 @@ impl DataPlane {
         let mut taken = Vec::with_capacity(task.blocks.len());
         for ((block, _), reserved) in task.blocks.iter().zip(reserved) {
             let one = self.take_in(connection, block.header.payload_bytes, reserved).await?;
-            if let (Taken::Verified(_), Some(device)) = (&one, device) {
+            if let (Taken::Landing(_), Some(device)) = (&one, device) {
                 device.traffic.stored(block.header.payload_bytes);
             }
             taken.push(one);
         }
+        let taken = landed(taken).await;
         // From here on the bytes count as blocks. Two nodes that copy to each other must not wait for this room.
         drop(room);
         drop(receiving);
@@ -172,12 +175,17 @@ impl DataPlane {
                         count(&self.counters.corrupt_blocks);
                         Taken::Refused(Refusal::Corrupt)
                     },
-                    Taken::Verified,
+                    Taken::Landing,
                 ))
             }
             Reserved::Present(lent) => {
                 self.paced(bytes, connection.skip_payload(bytes)).await?;
-                // Whoever stores what is here has not been able to use it, perhaps: one that is damaged would stay for ever.
+                // Whoever stores what is here has not been able to use it, perhaps: one that is damaged would stay for ever. On disk it is
+                // looked at when it is read.
+                let lent = match lent {
+                    Some(Lent::Far(far)) if !far.is_on_disk() => far.read(None).await.ok().map(Lent::Guard),
+                    other => other,
+                };
                 if let Some(Lent::Guard(guard)) = &lent
                     && guard.header().check_bytes(guard.bytes()).is_err()
                 {
@@ -218,6 +226,8 @@ impl DataPlane {
                     stored.push(Stored::Kept { copies: 1, already: true });
                     present.push((at, lent));
                 }
+                // None is on its way any more.
+                Taken::Landing(_) => stored.push(Stored::Refused(Refusal::NoRoom)),
                 Taken::Refused(refusal) => stored.push(Stored::Refused(refusal)),
             }
         }
@@ -233,9 +243,9 @@ impl DataPlane {
                 .ask(span, task.device, |reply| DeviceMessage::Seal { blocks: sealing, pin, reply })
                 .await?;
             for (at, sealed) in sealed_at.into_iter().zip(sealed) {
-                if let Sealed::Visible(guard) = sealed {
+                if let Sealed::Visible(lent) = sealed {
                     stored[at] = Stored::Kept { copies: 1, already: false };
-                    fresh.push((at, guard));
+                    fresh.push((at, lent));
                 }
             }
         }
@@ -253,10 +263,12 @@ impl DataPlane {
         // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
         present.retain(|(at, _)| task.ack != Ack::Primary || task.given_to(*at).is_some());
         if self.view.check_lease().is_err() {
-            self.replicator.later(task.origin(), self.items(&task, fresh), &self.counters);
+            let items = self.items(span, &task, fresh).await;
+            self.replicator.later(task.origin(), items, &self.counters);
             return self.settle_alone(&task, stored);
         }
-        let (sure, fresh) = tokio::join!(self.make_sure(span, &task, present), self.replicate(&task, fresh));
+        let (sure, fresh) =
+            tokio::join!(self.make_sure(span, &task, present), self.replicate(span, &task, fresh));
         for at in sure.lost {
             stored[at] = Stored::Refused(Refusal::NoRoom);
         }
@@ -293,9 +305,9 @@ impl DataPlane {
     }
 
     /// Has blocks copied that have come just now, in the background where nobody waits for it.
-    async fn replicate(&self, task: &Task, visible: Vec<(usize, Option<ReadGuard>)>) -> Sure {
+    async fn replicate(&self, span: &Span, task: &Task, visible: Vec<(usize, Option<Lent>)>) -> Sure {
         let mut sure = Sure::default();
-        let items = self.items(task, visible);
+        let items = self.items(span, task, visible).await;
         if task.ack == Ack::Primary && items.iter().all(|item| task.given_to(item.at).is_none()) {
             self.replicator.later(task.origin(), items, &self.counters);
         } else {
@@ -304,14 +316,15 @@ impl DataPlane {
         sure
     }
 
-    fn items(&self, task: &Task, visible: Vec<(usize, Option<ReadGuard>)>) -> Vec<Item> {
-        let mut items = Vec::with_capacity(visible.len());
-        for (at, guard) in visible {
-            let targets = others(&task.serving.map, task.device, task.blocks[at].1);
-            // There is none where its slot had one replica when it came.
-            items.extend(guard.map(|guard| task.item(at, guard, targets)));
-        }
-        items
+    /// Returns what others are to have, with its bytes: those on a GPU are brought back. There is nothing where a slot had one replica when
+    /// it came.
+    async fn items(&self, span: &Span, task: &Task, visible: Vec<(usize, Option<Lent>)>) -> Vec<Item> {
+        let (at, lent): (Vec<usize>, Vec<Option<Lent>>) = visible.into_iter().unzip();
+        let brought = self.bring(span, task.device, lent).await;
+        let guards = at.into_iter().zip(brought).filter_map(|(at, guard)| Some((at, guard?.ok()?)));
+        let item =
+            |(at, guard)| task.item(at, guard, others(&task.serving.map, task.device, task.blocks[at].1));
+        guards.map(item).collect()
     }
 
     /// Makes sure of the copies of blocks that were here before. Their bytes may be on disk: they are brought for those replicas
@@ -348,6 +361,20 @@ impl DataPlane {
         sure.answered.extend(self.replicator.now(&task.origin(), items, &self.counters).await);
         sure
     }
+}
+
+/// Waits until what is on its way to its frame is there. Where a GPU does not take it, there is no room for it.
+async fn landed(taken: Vec<Taken>) -> Vec<Taken> {
+    let mut landed = Vec::with_capacity(taken.len());
+    for one in taken {
+        landed.push(match one {
+            Taken::Landing(landing) => {
+                landing.landed().await.map_or(Taken::Refused(Refusal::NoRoom), Taken::Verified)
+            }
+            other => other,
+        });
+    }
+    landed
 }
 
 /// Says of blocks that they are here and that nobody is to rely on it.

@@ -51,6 +51,12 @@ pub(crate) struct Payload {
     len: usize,
 }
 
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
 impl Payload {
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.buffer.bytes()[..self.len]
@@ -104,6 +110,36 @@ impl Place {
         mark: TenantMark,
         frame: ReadFrame,
     ) -> io::Result<()> {
+        let body = if is_direct(frame.bytes()) { Piece::Sealed(frame) } else { self.copied(frame.bytes()) };
+        self.write_piece(block, slot, mark, body).await
+    }
+
+    /// Writes a block to it whose bytes are in no frame of the host's memory.
+    pub(crate) async fn write_bytes(
+        &self,
+        block: StoreBlock,
+        slot: Slot,
+        mark: TenantMark,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        self.write_piece(block, slot, mark, self.copied(bytes)).await
+    }
+
+    /// Returns a copy in whole pages.
+    fn copied(&self, bytes: &[u8]) -> Piece {
+        let mut copy = self.0.store.buffers.take(bytes.len());
+        copy.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+        copy.bytes_mut()[bytes.len()..].fill(0);
+        Piece::Own(copy)
+    }
+
+    async fn write_piece(
+        &self,
+        block: StoreBlock,
+        slot: Slot,
+        mark: TenantMark,
+        body: Piece,
+    ) -> io::Result<()> {
         let Taken { store, class, number } = &*self.0;
         let header = RecordHeader {
             number: *number,
@@ -113,17 +149,9 @@ impl Place {
             block,
             slot,
         };
-        let bytes = frame.len() as u64;
+        let bytes = block.header.payload_bytes;
         let mut page = store.buffers.take(PAGE);
         header.encode(page.bytes_mut());
-        let body = if is_direct(frame.bytes()) {
-            Piece::Sealed(frame)
-        } else {
-            let mut copy = store.buffers.take(frame.len());
-            copy.bytes_mut()[..frame.len()].copy_from_slice(frame.bytes());
-            copy.bytes_mut()[frame.len()..].fill(0);
-            Piece::Own(copy)
-        };
         let (file, at) = (store.file(*class), store.at(*class, *number));
         let pieces = vec![Piece::Own(page), body];
         let writing = Writing::begin(store).ok_or(io::ErrorKind::BrokenPipe)?;
@@ -145,6 +173,11 @@ impl Place {
     /// the room is given back when the buffer is.
     pub(crate) async fn read(&self, wanted: &BlockHeader, room: Option<Room>) -> Result<Payload, ReadError> {
         self.read_within(self.0.store.patience.fetch, wanted, room).await
+    }
+
+    /// As [`Place::read`], for memory that nobody waits for room in, and with the patience of what nobody waits for.
+    pub(crate) async fn read_for(&self, wanted: &BlockHeader) -> Result<Payload, ReadError> {
+        self.read_within(self.0.store.patience.other, wanted, None).await
     }
 
     async fn read_within(
@@ -184,7 +217,7 @@ impl Place {
                 _ => Err(ReadError::Late),
             };
         }
-        let payload = self.read_within(limit, wanted, None).await?;
+        let payload = self.read_for(wanted).await?;
         frame.truncate(len);
         frame.bytes_mut().copy_from_slice(payload.bytes());
         Ok(frame.seal())

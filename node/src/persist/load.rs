@@ -8,7 +8,7 @@ use super::survey::{Candidate, Judge, Segments, Survey};
 use super::{Holdings, Loaded, PersistError, PersistProgress};
 use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::actors::device::Device;
-use crate::guards::{Verified, WriteGuard};
+use crate::guards::{Landing, WriteGuard};
 use crate::layouts;
 use kvhive_cache::Intake;
 use kvhive_protocol::block::digest;
@@ -149,7 +149,11 @@ impl Loading {
         });
         let (mut blocks, mut sizes) = (Vec::new(), Vec::new());
         for (block, bytes) in filled.await? {
-            match block {
+            let landed = match block {
+                Some(landing) => landing.landed().await,
+                None => None,
+            };
+            match landed {
                 Some(block) => {
                     blocks.push(block);
                     sizes.push(bytes);
@@ -173,7 +177,7 @@ impl Loading {
 }
 
 /// Reads a block's bytes into its frame; none when they are not what was written.
-fn fill(segments: &mut Segments, one: &Candidate, mut guard: WriteGuard) -> io::Result<Option<Verified>> {
+fn fill(segments: &mut Segments, one: &Candidate, mut guard: WriteGuard) -> io::Result<Option<Landing>> {
     if !segments.read(one, guard.bytes_mut())? {
         return Ok(None);
     }

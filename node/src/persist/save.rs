@@ -91,13 +91,13 @@ async fn gather(
             for Exported { block, parent, slot } in exported {
                 match block {
                     Lent::Guard(guard) => at_hand.push((guard, parent, slot)),
-                    Lent::Record(record) if extent == Extent::All => {
+                    Lent::Far(far) if extent == Extent::All || !far.is_on_disk() => {
                         // One at a time: nobody has set memory aside for more.
-                        if let Ok(guard) = record.read(None).await {
+                        if let Ok(guard) = far.read(None).await {
                             work = written(path, work, vec![(guard, parent, slot)]).await?;
                         }
                     }
-                    Lent::Record(record) => drop(record),
+                    Lent::Far(far) => drop(far),
                 }
             }
             work = written(path, work, at_hand).await?;

@@ -160,6 +160,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         max_inflight_bytes: 1 << 20,
         moves: crate::MoveLimits { rate: 1, slowdown_percent: 100 },
         devices: vec![crate::DeviceConfig {
+            memory: crate::DeviceMemory::Host,
             device_bytes: 100,
             host_bytes: 0,
             disk_bytes: 0,

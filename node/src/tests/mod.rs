@@ -8,6 +8,7 @@ mod disk;
 mod disk_trouble;
 mod explain;
 mod faults;
+mod gpu;
 mod hints;
 mod knobs;
 mod life;
@@ -26,7 +27,7 @@ use crate::actors::core::DeviceMessage;
 use crate::data::Limits;
 use crate::disk::{DiskTuning, record_bytes};
 use crate::start::start_within;
-use crate::{ClassConfig, DeviceConfig, MoveLimits, NodeConfig, NodeHandle};
+use crate::{ClassConfig, DeviceConfig, DeviceMemory, MoveLimits, NodeConfig, NodeHandle};
 use asker::Asker;
 use coordinator::FakeCoordinator;
 use kvhive_cache::ShardStats;
@@ -47,6 +48,7 @@ const MIB: usize = 1024 * KIB;
 
 /// One node as a test wants it.
 struct Setup {
+    memory: DeviceMemory,
     frame_bytes: usize,
     /// Bytes and number of smaller frames on the device.
     smaller: Option<(usize, usize)>,
@@ -74,6 +76,7 @@ struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Setup {
+            memory: gpu::memory(),
             frame_bytes: 64 * KIB,
             smaller: None,
             strategy: Strategy::Lru,
@@ -111,6 +114,7 @@ impl Setup {
         let large = (self.frame_bytes, self.device_frames);
         let classes: Vec<ClassConfig> = self.smaller.into_iter().chain([large]).map(class).collect();
         let device = |classes: Vec<ClassConfig>| DeviceConfig {
+            memory: self.memory,
             device_bytes: classes.iter().map(|class| u64::from(class.share)).sum(),
             host_bytes: (self.host_frames * self.frame_bytes) as u64,
             disk_bytes: self

@@ -390,7 +390,7 @@ async fn keys_there(node: &NodeHandle) -> BTreeSet<BlockKey> {
     assert_eq!(next, None);
     let key = |one: &Exported| match &one.block {
         Lent::Guard(guard) => guard.header().key,
-        Lent::Record(_) => panic!("it has no disk"),
+        Lent::Far(far) => far.header().key,
     };
     blocks.iter().map(key).collect()
 }

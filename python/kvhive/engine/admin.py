@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import ssl
@@ -37,5 +38,5 @@ def ask(
             return bytes(answer.read())
     except urllib.error.HTTPError as error:
         raise RefusedError(f"{method} {path} at {address}: {error.read().decode(errors='replace')}") from error
-    except OSError as error:
-        raise RefusedError(f"{method} {path} at {address}: {error}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise RefusedError(f"{method} {path} at {address}, which is to be the admin API: {error}") from error

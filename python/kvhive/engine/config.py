@@ -160,6 +160,8 @@ class KVCacheConfig:
                 self._refuse(name, "host:port or None is allowed")
         if self.enable_distributed and not self.cluster_address:
             self._refuse("cluster_address", "enable_distributed needs the coordinators' host:port, separated by commas")
+        if self.enable_distributed and self.token_file is None:
+            self._refuse("token_file", "enable_distributed needs the file with the cluster's token")
         self._check_addresses()
         if self.block_size > self.max_tokens:
             self._refuse("block_size", f"at most max_tokens, which is {self.max_tokens}, is allowed")
@@ -242,13 +244,14 @@ class KVCacheConfig:
 
     def _check_addresses(self) -> None:
         for name in ("listen_address", "advertise_address"):
-            address = getattr(self, name)
-            if address is None:
-                continue
-            if not self.enable_distributed:
+            if getattr(self, name) is not None and not self.enable_distributed:
                 self._refuse(name, "it goes with enable_distributed")
+        single = ("admin_address", "listen_address", "advertise_address")
+        named = {name: [address] for name in single if (address := getattr(self, name)) is not None}
+        for name, given in {"cluster_address": self.coordinators, **named}.items():
             try:
-                addresses.split(address)
+                for address in given:
+                    addresses.split(address)
             except ValueError:
                 self._refuse(name, "host:port is allowed, as in 10.0.0.5:7810")
         if self.enable_distributed and (wrong := addresses.unreachable(self.coordinators, self.listens, self.advertise_address or "")):

@@ -46,6 +46,10 @@ def checked(request: Request, config: KVCacheConfig) -> Asked:
 
     :raises ValueError: naming what is wrong, its value and what is allowed.
     """
+    if not isinstance(request, dict):
+        raise ValueError(f"a request is {request!r}: a dict is allowed, as in {{'text': 'Hello'}}")
+    if unknown := sorted(map(str, request.keys() - Request.__annotations__.keys())):
+        raise ValueError(f"a request has {', '.join(unknown)}: allowed is {', '.join(Request.__annotations__)}")
     text, priority = request.get("text"), request.get("priority", 0)
     if not isinstance(text, str):
         raise ValueError(f"text is {text!r}: text is allowed")

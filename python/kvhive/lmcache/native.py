@@ -37,10 +37,7 @@ class KvHiveL2(EngineObjects):
         settings = Settings.of(given)
         self = super().__new__(
             cls,
-            coordinators=settings.coordinators,
-            token=settings.token.encode(),
-            tls=settings.tls,
-            tenant=settings.tenant,
+            **settings.cluster,
             model=engine_fingerprint("lmcache", facts(settings, cls.names)),
             wait=settings.wait_ms / 1000,
             load=settings.load_ms / 1000,

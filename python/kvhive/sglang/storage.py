@@ -28,7 +28,7 @@ from sglang.srt.observability.metrics_collector import StorageMetrics
 from kvhive import Client
 from kvhive._native import EnginePages, engine_fingerprint, engine_stops
 from kvhive.sglang.pools import Pool, memory_of
-from kvhive.sglang.settings import Settings
+from kvhive.sglang.settings import SGLANGS, Settings
 from kvhive.sglang.versions import refusal
 
 __all__ = ["KvHiveStorage"]
@@ -82,18 +82,16 @@ class KvHiveStorage(HiCacheStorage):  # type: ignore[misc]
         if refused := refusal(sglang.__version__):
             raise ValueError(refused)
         self._config = storage_config
-        self._settings = Settings.of(storage_config.extra_config or {})
+        extra = storage_config.extra_config or {}
+        self._settings = Settings.of(extra, others=SGLANGS)
+        # As SGLang reads it.
+        self._is_v1 = bool(extra.get("interface_v1", 0))
         self._said: set[str] = set()
         self._metrics = StorageMetrics()
         self._pools: dict[str, Shelved] = {}
         self._is_logical = False
-        self._pages = EnginePages(
-            coordinators=self._settings.coordinators,
-            token=self._settings.token.encode(),
-            tls=self._settings.tls,
-            tenant=self._settings.tenant,
-        )
-        if not self._settings.interface_v1:
+        self._pages = EnginePages(**self._settings.cluster)
+        if not self._is_v1:
             logger.warning("kvhive: pages are copied once more each way; SGLang spares it with \"interface_v1\": 1")
 
     # What SGLang has
@@ -112,7 +110,7 @@ class KvHiveStorage(HiCacheStorage):  # type: ignore[misc]
     def _register(self, name: str, host_pool: Any) -> None:
         try:
             # Pools beside the first are always asked for by their indices.
-            pool = Pool(host_pool, is_direct=name != KV or self._settings.interface_v1)
+            pool = Pool(host_pool, is_direct=name != KV or self._is_v1)
             facts = {**self._facts(name, host_pool), **pool.facts()}
         except Exception as error:
             self._say(f"nothing of the pool {name} is shared: {error}", error)

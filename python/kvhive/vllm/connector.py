@@ -245,10 +245,7 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._pages = pages = Pages(kv_caches, config.num_blocks, placements(config))
         replicas = config.kv_tp_replicas
         self._courier = EngineCourier(
-            coordinators=self._settings.coordinators,
-            token=self._settings.token.encode(),
-            tls=self._settings.tls,
-            tenant=self._settings.tenant,
+            **self._settings.cluster,
             model=engine_fingerprint("vllm", facts(self._vllm_config, config, self._settings, pages)),
             rank=parallel.rank // replicas,
             groups=self._groups,

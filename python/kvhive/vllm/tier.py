@@ -51,10 +51,7 @@ class KvHiveTier(SecondaryTierManager):  # type: ignore[misc]
         self._loads: dict[int, list[Any]] = {}
         self._failed: list[int] = []
         self._tier = EngineTier(
-            coordinators=settings.coordinators,
-            token=settings.token.encode(),
-            tls=settings.tls,
-            tenant=settings.tenant,
+            **settings.cluster,
             model=engine_fingerprint("vllm tier", facts(offloading_spec.config, settings, self._block_size_bytes)),
             block_bytes=self._block_size_bytes,
             wait=settings.wait_ms / 1000,

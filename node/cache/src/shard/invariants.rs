@@ -58,6 +58,9 @@ impl Shard {
                 _ => {}
             }
             let is_listed = record.is(Mark::LISTED);
+            if record.life == Life::Resident && self.ledger.is_lost(record.tier) {
+                return Err(format!("record {at} is in a tier that is lost"));
+            }
             if is_listed != (record.life == Life::Resident) {
                 return Err(format!("record {at} is {:?}, listed {}", record.life, is_listed));
             }
@@ -76,7 +79,7 @@ impl Shard {
         {
             return Err(format!("a session is awaited at record {at}, which is free"));
         }
-        for tier in Tier::ALL {
+        for tier in Tier::ALL.into_iter().filter(|tier| !self.ledger.is_lost(*tier)) {
             for class in 0..classes as u8 {
                 let used = used[tier as usize][usize::from(class)];
                 if used + self.ledger.free(tier, class) != self.ledger.capacity(tier, class) {

@@ -42,7 +42,7 @@ impl Shard {
         self.copies_between[usize::from(class)][from as usize][to as usize] -= 1;
         // Readers hold the old frame: it would not be free.
         let was_coming = record.take(Mark::COMING);
-        if record.life != Life::Resident || !done || record.readers > 0 {
+        if record.life != Life::Resident || !done || record.readers > 0 || self.ledger.is_lost(to) {
             if was_coming && record.life == Life::Resident && record.take(Mark::AHEAD) {
                 self.stats.prefetch_cancelled += 1;
             }
@@ -74,6 +74,20 @@ impl Shard {
     /// Opens or closes a tier for blocks that come: a failing disk takes none, and gives what it still can.
     pub fn set_open(&mut self, tier: Tier, open: bool) {
         self.closed[tier as usize] = !open;
+    }
+
+    /// A tier is no more, as a GPU's memory after its death: what is in it is lost, and what is on its way to it or being written there
+    /// comes to nothing. The other tiers go on as if it had never been.
+    pub fn lose_tier(&mut self, tier: Tier, effects: &mut Vec<Effect>) {
+        if !self.ledger.lose(tier) {
+            return;
+        }
+        let records = (0..).zip(&self.index.records);
+        let in_it = records.filter(|(_, record)| record.life == Life::Resident && record.tier == tier);
+        let ids = in_it.map(|(index, record)| BlockId { index, generation: record.generation });
+        for id in ids.collect::<Vec<_>>() {
+            self.lost(id, effects);
+        }
     }
 
     /// Asks for a block to be brought up a tier. Says whether that was news.

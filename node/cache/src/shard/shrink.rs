@@ -148,7 +148,7 @@ impl Shard {
         };
         // Readers hold the old frame: it would not be free. And a pin may have come meanwhile.
         let is_pinned = self.index.records[at as usize].is(Mark::PINNED);
-        if life != Life::Resident || readers > 0 || is_pinned {
+        if life != Life::Resident || readers > 0 || is_pinned || self.ledger.is_lost(to) {
             self.end_shrink(at, Shrinking::Open);
             return CopyVerdict::Discard;
         }

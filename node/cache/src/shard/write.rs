@@ -184,8 +184,10 @@ impl Shard {
     /// Makes a written block visible. None when a clear has ended its era meanwhile: the host drops the frame.
     pub fn seal(&mut self, ticket: WriteTicket) -> Option<BlockId> {
         let at = self.filling(ticket)?;
-        if !self.stands(&self.index.records[at as usize]) {
-            self.end_write(at, Gone::Cleared);
+        let record = &self.index.records[at as usize];
+        if self.ledger.is_lost(record.tier) || !self.stands(record) {
+            let gone = if self.ledger.is_lost(record.tier) { Gone::Lost } else { Gone::Cleared };
+            self.end_write(at, gone);
             return None;
         }
         self.tell_few();

@@ -15,7 +15,7 @@ use clap::Parser;
 use kvhive_client::{Client, ClientConfig};
 use kvhive_coordinator::Alone;
 use kvhive_node::engine::{Engine, EngineConfig, Model, Request};
-use kvhive_node::{ClassConfig, DeviceConfig, NodeConfig, NodeHandle};
+use kvhive_node::{ClassConfig, DeviceConfig, DeviceMemory, NodeConfig, NodeHandle};
 use llama::Llama;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -88,6 +88,7 @@ fn start(words: &Words) -> Result<(NodeHandle, Option<Alone>, ClientConfig)> {
         }
     };
     let device = DeviceConfig {
+        memory: DeviceMemory::Host,
         device_bytes: words.memory_mb << 20,
         host_bytes: 0,
         disk_bytes: 0,

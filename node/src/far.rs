@@ -1,0 +1,95 @@
+//! A reader's hold on a block whose bytes must be brought first: from its disk, or from its GPU.
+
+use crate::disk::{Place, ReadError, Room};
+use crate::frames::GpuFrame;
+use crate::guards::{Held, Pin, ReadGuard, Return, Unread};
+use kvhive_protocol::BlockHeader;
+
+/// Where a block's bytes are that are not in the host's memory.
+#[derive(Clone)]
+pub(crate) enum Source {
+    Disk(Place),
+    Gpu(GpuFrame),
+}
+
+/// A reader's hold on such a block.
+pub(crate) struct FarGuard {
+    /// Goes before the pin, as a frame does.
+    source: Source,
+    header: BlockHeader,
+    pin: Pin,
+    /// One on disk is a hit if it comes, else a miss.
+    is_fetched: bool,
+}
+
+impl FarGuard {
+    pub(crate) fn new(source: Source, header: BlockHeader, pin: Pin, is_fetched: bool) -> FarGuard {
+        FarGuard { source, header, pin, is_fetched }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn header(&self) -> &BlockHeader {
+        &self.header
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.header.payload_bytes
+    }
+
+    pub(crate) fn is_on_disk(&self) -> bool {
+        matches!(self.source, Source::Disk(_))
+    }
+
+    /// Says whether its disk or GPU gives what it is asked for.
+    pub(crate) fn is_answered(&self) -> bool {
+        match &self.source {
+            Source::Disk(place) => place.store().answers(),
+            Source::Gpu(frame) => frame.answers(),
+        }
+    }
+
+    /// Reads the block. The room that it takes is given back when the disk or the GPU, and the reader, have let go of its memory.
+    pub(crate) async fn read(self, room: Option<Room>) -> Result<ReadGuard, Unread> {
+        let FarGuard { source, header, pin, is_fetched } = self;
+        let read = match source {
+            Source::Disk(place) => {
+                let read = place.read(&header, room).await;
+                pin.tell_brought(is_fetched, read.is_ok());
+                read.map(Held::Read).map_err(|error| match error {
+                    ReadError::Bad(..) => Unread::Lost,
+                    ReadError::Late => Unread::Late,
+                })
+            }
+            Source::Gpu(frame) => match frame.bring(room).await {
+                Ok(Some(brought)) => Ok(Held::Brought(brought)),
+                Ok(None) => Err(Unread::Late),
+                Err(_) => Err(Unread::Lost),
+            },
+        };
+        match read {
+            Ok(held) => Ok(ReadGuard::of(held, header, pin)),
+            Err(unread) => {
+                if unread == Unread::Lost {
+                    pin.push(Return::Lost);
+                }
+                Err(unread)
+            }
+        }
+    }
+
+    /// Gives up a block that is not to be read.
+    pub(crate) fn give_up(self) {
+        if let Source::Disk(place) = &self.source {
+            place.store().count_late();
+            self.pin.tell_brought(self.is_fetched, false);
+        }
+    }
+
+    /// Gives up a block that there was no room to read, although that was waited for.
+    pub(crate) fn starve(self) {
+        if let Source::Disk(place) = &self.source {
+            place.store().starved();
+            self.pin.tell_brought(self.is_fetched, false);
+        }
+    }
+}

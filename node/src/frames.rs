@@ -1,0 +1,198 @@
+//! Frames of either kind of memory, as a device's tiers have them: the host's, and a GPU's, whose bytes only copies reach.
+
+use crate::disk::Room;
+use kvhive_gpu::cuda::{CudaDevice, GpuSlab, Staging};
+use kvhive_gpu::{Device, DeviceError, ReadFrame, WriteFrame};
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// A GPU that has not copied within this is not waited for any longer.
+const COPY_LIMIT: Duration = Duration::from_secs(2);
+
+/// A sealed frame.
+#[derive(Clone)]
+pub(crate) enum Frame {
+    Host(ReadFrame),
+    Gpu(GpuFrame),
+}
+
+/// A sealed frame of a GPU's memory, with the GPU.
+#[derive(Clone)]
+pub(crate) struct GpuFrame {
+    device: Arc<CudaDevice>,
+    frame: ReadFrame<GpuSlab>,
+}
+
+/// A frame that is being written.
+pub(crate) enum Fresh {
+    Host(WriteFrame),
+    Gpu(FreshGpu),
+}
+
+/// A frame of a GPU's memory, and what is written to it, in the host's until it is whole.
+pub(crate) struct FreshGpu {
+    device: Arc<CudaDevice>,
+    frame: WriteFrame<GpuSlab>,
+    /// Taken when somebody begins to write.
+    here: Option<Staging>,
+}
+
+/// Bytes of the host's memory that came from a GPU, in room that was waited for.
+pub(crate) struct Brought {
+    bytes: Staging,
+    /// Given back when the memory is, whoever has it until then.
+    _room: Option<Room>,
+}
+
+impl Brought {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+}
+
+impl AsMut<[u8]> for Brought {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.bytes.as_mut()
+    }
+}
+
+impl Frame {
+    /// Returns its bytes, copied from where they are if they must be; not where that must not block.
+    ///
+    /// # Errors
+    /// When its GPU does not give them.
+    pub(crate) fn read(&self) -> Result<Cow<'_, [u8]>, DeviceError> {
+        match self {
+            Frame::Host(frame) => Ok(Cow::Borrowed(frame.bytes())),
+            Frame::Gpu(GpuFrame { device, frame }) => {
+                let mut bytes = vec![0; frame.len()];
+                device.read(frame, &mut bytes)?;
+                Ok(Cow::Owned(bytes))
+            }
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Frame::Host(frame) => frame.len(),
+            Frame::Gpu(one) => one.frame.len(),
+        }
+    }
+
+    /// Copies it into a fresh frame of another tier, and calls `done` when that has ended, well or not; this one is let go of before. `block`
+    /// has something be done where it may block.
+    pub(crate) fn copy(
+        self,
+        to: Fresh,
+        block: impl FnOnce(Box<dyn FnOnce() + Send>),
+        done: impl FnOnce(Option<Frame>) + Send + 'static,
+    ) {
+        match (self, to) {
+            (Frame::Host(from), Fresh::Host(mut to)) => block(Box::new(move || {
+                to.bytes_mut().copy_from_slice(from.bytes());
+                drop(from);
+                done(Some(Frame::Host(to.seal())));
+            })),
+            (Frame::Host(from), Fresh::Gpu(to)) => to.upload(from, done),
+            (Frame::Gpu(from), Fresh::Host(to)) => {
+                from.device.download(from.frame, to, move |ended| {
+                    done(ended.ok().map(|frame| Frame::Host(frame.seal())));
+                });
+            }
+            (Frame::Gpu(from), Fresh::Gpu(mut to)) => block(Box::new(move || {
+                let copied = to.device.copy(&from.frame, &mut to.frame);
+                drop(from);
+                done(copied.ok().map(|()| to.sealed()));
+            })),
+        }
+    }
+}
+
+impl GpuFrame {
+    /// Says whether its GPU does anything still.
+    pub(crate) fn answers(&self) -> bool {
+        self.device.loss().is_none()
+    }
+
+    /// Has its bytes come to the host's memory. None when they do not come in time; the room is then given back when the GPU has let go of
+    /// the memory.
+    ///
+    /// # Errors
+    /// [`DeviceError::Lost`]: they are no more.
+    pub(crate) async fn bring(self, room: Option<Room>) -> Result<Option<Brought>, DeviceError> {
+        let (tell, told) = oneshot::channel();
+        let here = Brought { bytes: self.device.staging(self.frame.len()), _room: room };
+        self.device.download(self.frame, here, move |ended| {
+            // Whoever asked may be waiting no longer.
+            let _ = tell.send(ended);
+        });
+        match timeout(COPY_LIMIT, told).await {
+            Ok(Ok(Err(error @ DeviceError::Lost { .. }))) => Err(error),
+            Ok(Ok(brought)) => Ok(brought.ok()),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Fresh {
+    pub(crate) fn gpu(device: Arc<CudaDevice>, frame: WriteFrame<GpuSlab>) -> Fresh {
+        Fresh::Gpu(FreshGpu { device, frame, here: None })
+    }
+
+    /// Returns the bytes to be written: of the frame itself, or of memory that goes to it when they are whole.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Fresh::Host(frame) => frame.bytes_mut(),
+            Fresh::Gpu(FreshGpu { device, frame, here }) => {
+                here.get_or_insert_with(|| device.staging(frame.len())).as_mut()
+            }
+        }
+    }
+
+    /// Writes as many bytes as it was taken for and seals it; not where that must not block. None when its GPU does not take them.
+    pub(crate) fn filled(mut self, bytes: &[u8]) -> Option<Frame> {
+        match &mut self {
+            Fresh::Host(frame) => frame.bytes_mut().copy_from_slice(bytes),
+            Fresh::Gpu(FreshGpu { device, frame, .. }) => device.write(bytes, frame).ok()?,
+        }
+        Some(match self {
+            Fresh::Host(frame) => Frame::Host(frame.seal()),
+            Fresh::Gpu(gpu) => gpu.sealed(),
+        })
+    }
+}
+
+impl FreshGpu {
+    fn sealed(self) -> Frame {
+        Frame::Gpu(GpuFrame { device: self.device, frame: self.frame.seal() })
+    }
+
+    /// Has what was written go to the GPU, and calls `done` when it is there, or is not.
+    pub(crate) fn send(mut self, done: impl FnOnce(Option<Frame>) + Send + 'static) {
+        let here = self.here.take().unwrap_or_else(|| self.device.staging(self.frame.len()));
+        self.upload(here, done);
+    }
+
+    /// Has as many bytes as it was taken for go to the GPU. None when it does not take them.
+    pub(crate) async fn sent(self, bytes: impl AsRef<[u8]> + Send + 'static) -> Option<Frame> {
+        let (tell, told) = oneshot::channel();
+        self.upload(bytes, move |sent| {
+            let _ = tell.send(sent);
+        });
+        told.await.ok().flatten()
+    }
+
+    fn upload(
+        self,
+        bytes: impl AsRef<[u8]> + Send + 'static,
+        done: impl FnOnce(Option<Frame>) + Send + 'static,
+    ) {
+        let (device, own) = (self.device.clone(), self.device);
+        device.upload(bytes, self.frame, move |ended| {
+            done(ended.ok().map(|frame| Frame::Gpu(GpuFrame { device: own, frame: frame.seal() })));
+        });
+    }
+}

@@ -1,0 +1,135 @@
+//! Nodes whose device tier is a GPU's memory. With `KVHIVE_TEST_GPU=fake` every story of these tests is told of such a node, by a driver
+//! that is made for tests, and with `KVHIVE_TEST_GPU=real` of this machine's first GPU.
+
+#[path = "../../../gpu/tests/fake/mod.rs"]
+mod fake;
+
+use super::asker::{Block, kept};
+use super::{KIB, Setup, eventually};
+use crate::{DeviceMemory, NodeError};
+use fake::Fake;
+use kvhive_cache::Tier;
+use kvhive_protocol::MemberId;
+use kvhive_protocol::data::{Ack, Refusal, Stored};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+/// The driver of this process, once it is taken: whoever looks for CUDA by its name finds it.
+static DRIVER: LazyLock<Fake> = LazyLock::new(|| Fake::with(&[]));
+
+/// What device tiers are made of in these tests.
+pub(super) fn memory() -> DeviceMemory {
+    match std::env::var("KVHIVE_TEST_GPU").as_deref() {
+        Ok("fake") => {
+            LazyLock::force(&DRIVER);
+            DeviceMemory::Cuda(0)
+        }
+        Ok("real") => DeviceMemory::Cuda(0),
+        Ok(other) => panic!("KVHIVE_TEST_GPU is fake or real, not {other:?}"),
+        Err(_) => DeviceMemory::Host,
+    }
+}
+
+/// A node's device tier on the first GPU of the driver that is made for tests.
+fn on_gpu() -> Setup {
+    LazyLock::force(&DRIVER);
+    Setup { memory: DeviceMemory::Cuda(0), ..Setup::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gpu_holds_the_device_tier_and_blocks_move_between_it_and_the_host() {
+    let setup = Setup { device_frames: 16, host_frames: 16, ..on_gpu() };
+    let (coordinator, node) = setup.one().await;
+    let mut client = node.ask().await;
+    for number in 0..24 {
+        assert_eq!(client.store(&[Block::new(number, 64 * KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+        node.settles("a device frame is free again", |stats| stats.device.used_bytes < 16 * 64 * KIB as u64)
+            .await;
+    }
+    let stats = node.shard_stats().await;
+    assert!(stats.demoted >= 8 && stats.device.blocks > 8, "{stats:?}");
+    for _ in 0..2 {
+        for number in 0..24 {
+            let found = client.fetch(&[number]).await;
+            assert!(found == Ok(vec![Some(Block::new(number, 64 * KIB).bytes)]), "block {number}");
+        }
+    }
+    node.settles("nobody reads", |stats| stats.readers == 0).await;
+    let memory = &node.inside.memories[0];
+    eventually("every frame is free or a block's", || {
+        memory.free_frames(Tier::Device) + memory.free_frames(Tier::Host) == 8
+    })
+    .await;
+    let described = &coordinator.devices(MemberId(1))[0];
+    assert_eq!((described.kind.as_str(), described.device_bytes), ("cuda", 16 * 64 * KIB as u64));
+    assert_eq!(memory.host_bytes(), 16 * 64 * KIB as u64, "the GPU's is not the host's");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gpu_that_dies_takes_its_blocks_along_and_the_node_serves_the_rest() {
+    let setup = Setup { device_frames: 8, host_frames: 8, ..on_gpu() };
+    let (_coordinator, node) = setup.one().await;
+    let mut client = node.ask().await;
+    for number in 0..12 {
+        assert_eq!(client.store(&[Block::new(number, 64 * KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+        node.settles("a device frame is free again", |stats| stats.device.used_bytes < 8 * 64 * KIB as u64)
+            .await;
+    }
+    let before = node.shard_stats().await;
+    assert!(before.device.blocks > 0 && before.host.blocks > 0, "{before:?}");
+    DRIVER.set("fake_die", 719);
+    let numbers: Vec<u64> = (0..12).collect();
+    let found = client.fetch(&numbers).await.expect("the node serves");
+    let hits = found.iter().flatten().count() as u64;
+    for (number, bytes) in found.into_iter().enumerate() {
+        assert!(
+            bytes.is_none_or(|bytes| bytes == Block::new(number as u64, 64 * KIB).bytes),
+            "block {number}"
+        );
+    }
+    assert_eq!(hits, before.host.blocks, "those in the GPU's memory are misses");
+    node.settles("the tier is lost", |stats| stats.device.capacity_bytes == 0).await;
+    // All that comes from now on is kept in the host's memory.
+    for number in 20..24 {
+        assert_eq!(client.store(&[Block::new(number, 64 * KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+        let found = client.fetch(&[number]).await;
+        assert!(found == Ok(vec![Some(Block::new(number, 64 * KIB).bytes)]), "block {number}");
+    }
+    let load = |reply| crate::actors::core::DeviceMessage::Load { reply };
+    let (load, _) = node.devices[0].ask(Duration::from_secs(5), load).await.expect("it answers");
+    assert_eq!(load.tiers.map(|tier| tier.closed), [true, false, false]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gpu_that_fails_once_costs_one_store_and_no_more() {
+    let (_coordinator, node) = on_gpu().one().await;
+    let mut client = node.ask().await;
+    DRIVER.fail("cuMemcpyHtoDAsync_v2", 1, 1);
+    let block = Block::new(1, 64 * KIB);
+    let refused = client.store(std::slice::from_ref(&block), Ack::Primary).await;
+    assert_eq!(refused, Ok(vec![Stored::Refused(Refusal::NoRoom)]));
+    assert_eq!(client.store(std::slice::from_ref(&block), Ack::Primary).await, Ok(vec![kept(1)]));
+    DRIVER.fail("cuStreamSynchronize", 1, 1);
+    assert_eq!(client.fetch(&[1]).await, Ok(vec![None]), "it does not come this time");
+    assert_eq!(client.fetch(&[1]).await, Ok(vec![Some(block.bytes)]));
+    node.settles("nobody reads", |stats| stats.readers + stats.filling == 0).await;
+    eventually("no frame is leaked", || node.inside.memories[0].free_frames(Tier::Device) == 31).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gpu_that_is_not_there_is_told_or_done_without_as_was_said() {
+    let coordinator = super::FakeCoordinator::start().await;
+    let setup = Setup { memory: DeviceMemory::Cuda(7), ..on_gpu() };
+    let error = setup.try_start("node-0", &coordinator).err().expect("there is no such GPU");
+    assert!(matches!(&error, NodeError::Gpu { device: 0, .. }), "{error}");
+    assert_eq!(error.to_string(), "device 0: there is no GPU 7: this process sees 2");
+    let node = Setup { memory: DeviceMemory::Auto(7), ..setup }.start("node-1", &coordinator);
+    eventually("it serves", || node.is_serving()).await;
+    let block = Block::new(1, KIB);
+    assert_eq!(node.ask().await.store(std::slice::from_ref(&block), Ack::Primary).await, Ok(vec![kept(1)]));
+    assert_eq!(coordinator.devices(MemberId(1))[0].kind, "host");
+    // A GPU that is there and has not so much is a mistake all the same.
+    let large = Setup { memory: DeviceMemory::Auto(1), device_frames: 8192, ..Setup::default() };
+    let error = large.try_start("node-2", &coordinator).err().expect("it has 256 MiB");
+    assert!(error.to_string().starts_with("device 0: GPU 1 (Fake 1) cannot give "), "{error}");
+}
