@@ -3,6 +3,8 @@
 
 use crate::admin::Unacknowledged;
 use crate::drains::{Lost, Short};
+use crate::scaling::Unfit;
+use kvhive_protocol::WireError;
 use serde_json::{Map, Value, json};
 use std::ffi::OsStr;
 
@@ -68,6 +70,16 @@ pub(crate) fn document(error: &anyhow::Error) -> Value {
         let facts = facts.map(|(name, figure)| (name.to_owned(), json!(figure)));
         return whole(facts.into_iter().collect(), "too_little_room", "Too little room", detail);
     }
+    if let Some(WireError::BeyondPolicy { size, floor, ceiling }) = error.downcast_ref() {
+        let facts = [("size", size), ("floor", floor), ("ceiling", ceiling)];
+        let facts = facts.map(|(name, figure)| (name.to_owned(), json!(figure)));
+        return whole(facts.into_iter().collect(), "beyond_policy", "Beyond the policy", detail);
+    }
+    if let Some(Unfit::BelowFloor { size, floor }) = error.downcast_ref() {
+        let facts = [("size", size), ("floor", floor)];
+        let facts = facts.map(|(name, figure)| (name.to_owned(), json!(figure)));
+        return whole(facts.into_iter().collect(), "beyond_policy", "Beyond the policy", detail);
+    }
     let (code, title) = match error.is::<Unanswered>() {
         true => ("unanswered", "Nobody answered"),
         false => ("failed", "Failed"),
@@ -77,7 +89,7 @@ pub(crate) fn document(error: &anyhow::Error) -> Value {
 
 /// Returns the problem document of words that are no command.
 pub(crate) fn usage(error: &clap::Error) -> Value {
-    whole(Map::new(), "usage", "No such command", error.to_string().trim_end().to_owned())
+    whole(Map::new(), "usage", "Not a command as it is said", error.to_string().trim_end().to_owned())
 }
 
 /// Adds what a problem document has and this one has not yet; the detail is what people are told.
@@ -120,6 +132,10 @@ mod tests {
             (json!("failed"), json!("a file is not there"))
         );
         assert_eq!(told(Unanswered("nobody".to_owned()).into()), (json!("unanswered"), json!("nobody")));
+        let beyond = WireError::BeyondPolicy { size: 4, floor: 1, ceiling: 3 };
+        assert_eq!(document(&beyond.clone().into())["ceiling"], json!(3));
+        assert_eq!(told(beyond.into()).0, json!("beyond_policy"));
+        assert_eq!(told(Unfit::BelowFloor { size: 1, floor: 2 }.into()).0, json!("beyond_policy"));
         let page = Refused::new("that is no answer".to_owned(), "<html>");
         assert_eq!(told(page.into()).0, json!("failed"));
     }

@@ -3,7 +3,7 @@
 
 use kvhive_client::{Client, NamespaceClient, Prefix, Replica, StoreOptions, StoreOutcome};
 use kvhive_protocol::explain::Explained;
-use kvhive_protocol::{BlockKey, MemberId};
+use kvhive_protocol::{BlockKey, MemberId, PinMode, Reason};
 use kvhive_tests::{Cluster, kvhive};
 use serde_json::Value;
 use std::ops::Range;
@@ -303,4 +303,26 @@ fn a_drain_is_an_operators_own_also_where_the_size_changes() {
     };
     assert_eq!(drain_events(&cluster, "drain-ended").len(), 0);
     assert_eq!(drains(&cluster), false);
+}
+
+#[test]
+fn a_drain_that_pinned_blocks_hold_up_says_so_also_when_it_is_asked_for_again() {
+    let cluster = nodes("2");
+    let client = cluster.client();
+    let blocks = cluster.blocks(&client, BLOCK as u32);
+    // About a hundred on each: half of a device's frames may be pinned.
+    store_singly(&cluster, &blocks, 0..200);
+    let keys: Vec<BlockKey> = (0..200).map(|name| single(&blocks, name).keys()[0]).collect();
+    let pinned = client.pin_keys("all", "default", &keys, PinMode::Hard, Reason::default());
+    cluster.wait(pinned).expect("it stands, whatever of it finds room");
+    cluster.until("nodes to pin what they may", || {
+        let told = cluster.wait(client.explain_keys("default", &keys)).expect("nodes answer");
+        let is_pinned = |one: &Replica| matches!(one.said, Ok(Explained::Here { pinned: true, .. }));
+        let held = told.blocks.iter().filter(|block| block.replicas.iter().any(is_pinned)).count();
+        (held as u64 == FRAMES).then_some(())
+    });
+    for words in [&["drain", "node-1", "--yes"][..], &["drain", "node-1"]] {
+        let said = refused(&cluster, words);
+        assert!(said.contains("no room in the others") && said.contains("pinned"), "{words:?}: {said}");
+    }
 }

@@ -14,7 +14,7 @@ const FRAMES: u64 = 1024;
 
 /// Four nodes of two devices each, and two copies of each block.
 fn cluster() -> Cluster {
-    let memory = format!("{}MiB", FRAMES * BLOCK as u64 >> 20);
+    let memory = format!("{}MiB", (FRAMES * BLOCK as u64) >> 20);
     let words =
         ["--coordinators", "1", "--nodes", "4", "--devices", "2", "--replicas", "2", "--host-memory", "0"];
     let sizes = ["--device-memory", &memory, "--block-size", "16KiB", "--strategy", "lru"];

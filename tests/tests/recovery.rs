@@ -118,8 +118,12 @@ fn a_cluster_that_lost_every_coordinator_begins_again_from_a_backup_and_its_bloc
     assert_eq!(mode & 0o777, 0o600, "the tenants' secrets are in it");
     let viewer = format!("{}/wrong", cluster.dir());
     std::fs::write(&viewer, "a token of nobody that is long enough").expect("room for a file");
-    let strange = refused(&["backup", "/dev/null", "--dir", cluster.dir(), "--token-file", &viewer]);
+    let other = format!("{}/other.backup", cluster.dir());
+    let strange = refused(&["backup", &other, "--dir", cluster.dir(), "--token-file", &viewer]);
     assert!(strange.contains("does not accept the token"), "{strange}");
+    let again = refused(&["backup", &file, "--dir", cluster.dir()]);
+    assert!(again.contains("is there already") && again.contains("--force"), "{again}");
+    cluster.json(&["backup", &file, "--force"]).expect("it may be replaced");
 
     // What is done after the backup is forgotten with the logs.
     cluster.wait(client.create_tenant("forgotten")).expect("somebody leads");

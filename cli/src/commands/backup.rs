@@ -9,7 +9,7 @@ use clap::Args;
 use kvhive_coordinator::{Backup as Taken, BackupHead, Cleared, MAX_BACKUP_BYTES};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Write all that the coordinators remember into a file: tenants and their secrets, nodes, slots, events; no blocks
@@ -23,9 +23,12 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Backup {
     #[command(flatten)]
     target: Target,
-    /// Where it goes; one that is there already is replaced when the new one is whole
+    /// Where it goes; refused where there is a file already, unless --force is said
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// Replace a file that is there already, when the new one is whole
+    #[arg(long)]
+    force: bool,
     /// Print what it holds as JSON
     #[arg(long)]
     json: bool,
@@ -68,10 +71,17 @@ impl Backup {
     /// # Errors
     /// When no coordinator gives one, it is not whole, or cannot be written.
     pub(crate) fn run(self) -> Result<()> {
+        // Said at once, and looked at again as it is written.
+        if !self.force && self.file.symlink_metadata().is_ok() {
+            return Err(IsThere(self.file).into());
+        }
         let bytes = self.target.resolve()?.get_bytes("/v1/backup", MAX_BACKUP_BYTES)?;
         // What could not be restored is not called a backup.
         let taken = Taken::decode(&bytes).context("what the coordinator sent")?;
-        write(&self.file, &bytes).with_context(|| format!("cannot write {}", self.file.display()))?;
+        match write(&self.file, &bytes, self.force) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(IsThere(self.file).into()),
+            written => written.with_context(|| format!("cannot write {}", self.file.display()))?,
+        }
         let head = taken.head();
         if self.json {
             let mut said = told(head);
@@ -101,13 +111,21 @@ fn told(head: &BackupHead) -> Value {
     })
 }
 
-/// Writes a file that only its owner reads, whole or not at all.
-fn write(file: &Path, bytes: &[u8]) -> Result<()> {
+/// A backup is not written over what is there.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is there already: name another file, or say --force to replace it", .0.display())]
+struct IsThere(PathBuf);
+
+/// Writes a file that only its owner reads, whole or not at all; one that is there stays, unless it may be replaced.
+fn write(file: &Path, bytes: &[u8], replaces: bool) -> io::Result<()> {
     let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut next = tempfile::NamedTempFile::new_in(folder)?;
     next.write_all(bytes)?;
     next.as_file().sync_all()?;
-    next.persist(file)?;
+    match replaces {
+        true => next.persist(file)?,
+        false => next.persist_noclobber(file)?,
+    };
     File::open(folder)?.sync_all()?;
     Ok(())
 }
@@ -179,5 +197,23 @@ impl Restore {
             println!("start {name} with an empty data_dir, then `kvhive raft promote {name}`");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_is_replaced_only_where_that_is_asked_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("kvhive.backup");
+        write(&file, b"first", false).expect("nothing is there");
+        let refused = write(&file, b"second", false).expect_err("it is there");
+        assert_eq!(refused.kind(), ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&file).expect("it is there"), b"first");
+        write(&file, b"third", true).expect("it may be replaced");
+        assert_eq!(std::fs::read(&file).expect("it is there"), b"third");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing else is left");
     }
 }

@@ -73,7 +73,14 @@ impl Balance {
         match self.dry_run {
             true => println!("\nnothing was changed"),
             false => {
-                println!("\n{} slots are changed; `kvhive status` shows how many still move", changes.len())
+                println!(
+                    "\n{} changed; `kvhive status` shows how many still move",
+                    if changes.len() == 1 {
+                        "a slot is".to_owned()
+                    } else {
+                        format!("{} slots are", changes.len())
+                    }
+                )
             }
         }
         Ok(())

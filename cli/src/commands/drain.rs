@@ -68,7 +68,8 @@ pub(crate) struct Stalled {
 /// A node that keeps slots of which pinned blocks find no room elsewhere.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{left} slots of {node} stay, as {blocks} pinned blocks find no room in the others: start a node, or unpin some (`kvhive pin list`); it goes on then, and `kvhive drain {node} --undo` takes it back"
+    "{} of {node} left, as {} no room in the others: start a node, or unpin some (`kvhive pin list`); it goes on then, and `kvhive drain {node} --undo` takes it back",
+    report::counted(*left, "slot"), if *blocks == 1 { "a pinned block finds".to_owned() } else { format!("{blocks} pinned blocks find") }
 )]
 struct PinnedStay {
     node: String,
@@ -139,8 +140,10 @@ impl Drain {
             return Ok(());
         }
         let begun = Instant::now();
-        let may = if self.yes { MayLose::Anything } else { MayLose::Nothing };
-        if self.has_taker(&admin.get("/v1/cluster")?)
+        let before: Value = admin.get("/v1/cluster")?;
+        // What has begun goes on, whatever room there is.
+        let may = if self.yes || self.drains(&before) { MayLose::Anything } else { MayLose::Nothing };
+        if self.has_taker(&before)
             && let (Some(room), _) = drains::check(&admin, std::slice::from_ref(&self.node), may)?
         {
             eprintln!("{}", room.told());

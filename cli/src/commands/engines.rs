@@ -44,11 +44,11 @@ struct Follow {
     /// Tokens of one of its own blocks
     #[arg(long, value_name = "N")]
     block_tokens: u32,
-    /// Where it publishes its cache events
-    #[arg(long, value_name = "tcp://HOST:PORT")]
+    /// Where it publishes its cache events; `tcp://` may be left out
+    #[arg(long, value_name = "[tcp://]HOST:PORT")]
     events: String,
     /// Where it repeats them: without it every gap costs what is known
-    #[arg(long, value_name = "tcp://HOST:PORT")]
+    #[arg(long, value_name = "[tcp://]HOST:PORT")]
     replay: Option<String>,
     /// The beginning of its topics [default: all]
     #[arg(long)]

@@ -61,7 +61,7 @@ struct Add {
     #[command(flatten)]
     named: Named,
     /// End it by itself after this time: a soft pin, such as 30m or 8h [default: it lasts until it is removed]
-    #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long = "for", value_name = "TIME", value_parser = lasting)]
     lasts: Option<Duration>,
     /// Pin only so many blocks from the beginning
     #[arg(long, value_name = "N")]
@@ -135,6 +135,15 @@ impl Add {
         }
         Ok(())
     }
+}
+
+/// Reads for how long a pin lasts; one that has ended when it begins is none.
+fn lasting(text: &str) -> Result<Duration, String> {
+    let lasts = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if lasts < Duration::from_secs(1) {
+        return Err("a pin lasts a second at least".to_owned());
+    }
+    Ok(lasts)
 }
 
 fn reason(text: &str) -> Result<Reason, String> {

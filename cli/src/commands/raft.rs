@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_millis(250);
 /// A coordinator that is not heard for this long while it is waited for does not run, or is not reached.
 const SILENCE: Duration = Duration::from_secs(60);
+/// For how long nobody may lead while one is about to be elected.
+const ELECTION: Duration = Duration::from_secs(4);
 /// After this it is said that it is waited for.
 const TELL_AFTER: Duration = Duration::from_secs(2);
 
@@ -142,6 +144,7 @@ impl Raft {
                 (group, said)
             }
             Verb::Promote { name } => {
+                needs_leader(&admin)?;
                 self.wait(&admin, name)?;
                 (promote(&admin, name, None)?, format!("{name} votes"))
             }
@@ -155,6 +158,7 @@ impl Raft {
                 )
             }
             Verb::Replace { old, new, seat } => {
+                needs_leader(&admin)?;
                 let before: Value = admin.get("/v1/raft")?;
                 if member(&before, old).is_none() {
                     bail!("there is no coordinator {old:?}; `kvhive raft status` lists those that there are");
@@ -189,8 +193,12 @@ impl Raft {
         let bar = ProgressBar::new(0).with_style(style).with_message(format!("of the log are at {name}"));
         let (mut heard, mut is_told) = (Instant::now(), false);
         loop {
-            // Another coordinator may be about to lead.
-            if let Ok(group) = admin.get::<Value>("/v1/raft") {
+            let group = admin.get::<Value>("/v1/raft");
+            if group.is_err() {
+                // Another coordinator may be about to lead.
+                needs_leader(admin)?;
+            }
+            if let Ok(group) = group {
                 let Some(known) = member(&group, name) else {
                     bail!("{name} is no coordinator of this cluster; `kvhive raft add` makes it one");
                 };
@@ -241,16 +249,43 @@ fn add(admin: &Admin, name: &str, seat: &Seat) -> Result<Value> {
     admin.post("/v1/raft/members", &body)
 }
 
-/// Returns how the coordinators stand; where nobody leads as the one that has most of the log knows it, and that is said.
-fn status(admin: &Admin) -> Result<Value> {
-    // Who follows waits for a leader for long: first it is asked whether there is one.
+/// Returns what each coordinator that answers knows by itself, and where it does.
+fn known_by_each(admin: &Admin) -> Vec<(String, Value)> {
     let own = |one: &Admin| {
         let group: Value = one.get("/v1/raft?consistency=stale").ok()?;
         Some((one.first_url().to_owned(), group))
     };
-    let known: Vec<(String, Value)> = admin.each().iter().filter_map(own).collect();
-    let leads = |(_, group): &(String, Value)| !group["leader"].is_null();
-    let error = match known.is_empty() || known.iter().any(leads) {
+    admin.each().iter().filter_map(own).collect()
+}
+
+/// Says whether coordinators answer and none of them knows of one that leads.
+fn is_leaderless(known: &[(String, Value)]) -> bool {
+    !known.is_empty() && known.iter().all(|(_, group)| group["leader"].is_null())
+}
+
+/// Waits as long as an election takes where coordinators answer and nobody leads them.
+///
+/// # Errors
+/// When nobody does then either: nothing can be changed, and it is no use to wait for it.
+fn needs_leader(admin: &Admin) -> Result<()> {
+    let begun = Instant::now();
+    while is_leaderless(&known_by_each(admin)) {
+        if begun.elapsed() > ELECTION {
+            bail!(
+                "nobody leads the coordinators: nothing can be changed before a majority of them runs and reaches one another \
+                 (`kvhive raft status`)"
+            );
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// Returns how the coordinators stand; where nobody leads as the one that has most of the log knows it, and that is said.
+fn status(admin: &Admin) -> Result<Value> {
+    // Who follows waits for a leader for long: first it is asked whether there is one.
+    let known = known_by_each(admin);
+    let error = match !is_leaderless(&known) {
         true => match admin.get("/v1/raft") {
             Ok(group) => return Ok(group),
             Err(error) => error,

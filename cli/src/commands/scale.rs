@@ -167,23 +167,25 @@ impl Scale {
 
     fn follow(&self, admin: &Admin, how: &How) -> Result<()> {
         let mut executor = self.executor(how)?;
-        let mut last = None;
+        let (mut last, mut warned) = (None, Warned::default());
         eprintln!("following the recommendation with {executor}; Ctrl-C ends it");
         loop {
             match admin.get::<Value>("/v1/scaling") {
                 Ok(scaling) => {
                     let target = scaling["target"].as_u64().unwrap_or(0) as u32;
                     let is_news = target > 0 && scaling["members"].as_u64() != Some(target.into());
-                    if is_news
-                        && (!how.dry_run || last != Some(target))
-                        && let Err(error) = self.follow_to(admin, &mut *executor, &scaling, how)
-                    {
+                    let done = match is_news && (!how.dry_run || last != Some(target)) {
+                        true => self.follow_to(admin, &mut *executor, &scaling, how),
+                        false => Ok(()),
+                    };
+                    match done {
+                        Ok(()) => warned.is_over(),
                         // It goes on from there the next time.
-                        eprintln!("warning: {error:#}");
+                        Err(error) => warn(warned.news(format!("{error:#}"))),
                     }
                     last = Some(target);
                 }
-                Err(error) => eprintln!("warning: {error:#}"),
+                Err(error) => warn(warned.news(format!("{error:#}"))),
             }
             std::thread::sleep(LOOK_EVERY);
         }
@@ -320,7 +322,7 @@ impl Scale {
             return report::print_json(scaling);
         }
         let policy = &scaling["policy"];
-        println!("members     {}, to be {}", scaling["members"], scaling["target"]);
+        println!("members     {}, to be {}{}", scaling["members"], scaling["target"], by_hand(scaling));
         match &scaling["recommendation"] {
             Value::Null => println!("advice      none yet: load is summed up every five minutes"),
             advice => println!("advice      {} members: {}", advice["size"], text(advice, "reason")),
@@ -353,6 +355,38 @@ impl Scale {
         }
         report::print_table(&table);
         Ok(())
+    }
+}
+
+fn warn(trouble: Option<String>) {
+    if let Some(trouble) = trouble {
+        eprintln!("warning: {trouble}");
+    }
+}
+
+/// Says that the size was asked for by hand, where it was.
+fn by_hand(scaling: &Value) -> String {
+    match &scaling["policy"]["manual"] {
+        Value::Null => String::new(),
+        size => format!(" ({size} asked for by hand, until `kvhive scale set --automatic`)"),
+    }
+}
+
+/// What was said last of a trouble that may last: every few seconds it would be the same.
+#[derive(Default)]
+struct Warned(Option<String>);
+
+impl Warned {
+    /// Returns what is to be said, if that is news.
+    fn news(&mut self, trouble: String) -> Option<String> {
+        let is_news = self.0.as_ref() != Some(&trouble);
+        self.0 = Some(trouble.clone());
+        is_news.then_some(trouble)
+    }
+
+    /// It is over: should it come again, that is news.
+    fn is_over(&mut self) {
+        self.0 = None;
     }
 }
 
@@ -403,5 +437,27 @@ impl Set {
         ];
         let named = fields.into_iter().filter(|(_, value)| !value.is_null());
         Value::Object(named.map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_that_was_asked_for_by_hand_says_so() {
+        assert_eq!(by_hand(&json!({"policy": {"manual": null}})), "");
+        let said = by_hand(&json!({"policy": {"manual": 4}}));
+        assert!(said.contains("4 asked for by hand") && said.contains("--automatic"), "{said}");
+    }
+
+    #[test]
+    fn a_trouble_that_lasts_is_told_once() {
+        let mut warned = Warned::default();
+        let news = |warned: &mut Warned, text: &str| warned.news(text.to_owned()).is_some();
+        assert!(news(&mut warned, "too little room") && !news(&mut warned, "too little room"));
+        assert!(news(&mut warned, "nobody answers") && news(&mut warned, "too little room"));
+        warned.is_over();
+        assert!(news(&mut warned, "too little room"));
     }
 }

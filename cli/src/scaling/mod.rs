@@ -6,7 +6,7 @@ mod kubernetes;
 mod plan;
 
 pub(crate) use executor::{Executor, Local, Program};
-pub(crate) use kubernetes::{Kubernetes, SetName};
+pub(crate) use kubernetes::{Kubernetes, SetName, Unfit};
 pub(crate) use plan::{Member, Plan, Replicas};
 
 use crate::admin::{Admin, Target};

@@ -370,8 +370,13 @@ fn note(name: &str, slots: u64, sum: &CameTo) -> Note {
 
 fn words(slots: u64, sum: &CameTo) -> String {
     let CameTo { given, displaced } = sum;
-    let mut text =
-        format!("of {slots} slots {} blocks moved, lost: {}", given.moved_blocks, sum.lost_blocks());
+    let mut text = format!(
+        "of {slots} slot{} {} block{} moved, lost: {}",
+        if slots == 1 { "" } else { "s" },
+        given.moved_blocks,
+        if given.moved_blocks == 1 { "" } else { "s" },
+        sum.lost_blocks()
+    );
     for (count, what) in [
         (given.there_blocks, "were there already"),
         (given.declined_blocks, "were given no room"),

@@ -46,7 +46,12 @@ pub(crate) fn plan(map: &ClusterMap, command: &Command, avoided: &BTreeSet<Devic
     let mut text = String::new();
     let total: u32 = begun.values().sum();
     if total > 0 {
-        let _ = write!(text, "{total} slots begin to be copied to {}", few(begun.keys().map(name)));
+        let _ = write!(
+            text,
+            "{} to be copied to {}",
+            if total == 1 { "1 slot begins".to_owned() } else { format!("{total} slots begin") },
+            few(begun.keys().map(name))
+        );
     }
     for (count, why) in [
         (emptied, "as members are being emptied that have them"),
@@ -58,10 +63,12 @@ pub(crate) fn plan(map: &ClusterMap, command: &Command, avoided: &BTreeSet<Devic
         }
     }
     if arrived > 0 {
-        let _ = write!(text, "{}{arrived} slots have arrived", if text.is_empty() { "" } else { "; " });
+        let slots = if arrived == 1 { "slot has" } else { "slots have" };
+        let _ = write!(text, "{}{arrived} {slots} arrived", if text.is_empty() { "" } else { "; " });
     }
     if text.is_empty() {
-        let _ = write!(text, "{} slots go on", changes.len());
+        let slots = if changes.len() == 1 { "slot goes" } else { "slots go" };
+        let _ = write!(text, "{} {slots} on", changes.len());
     }
     let draining = map.members.values().filter(|member| member.drains && member.state == MemberState::Up);
     let draining: Vec<&str> = draining.map(|member| member.name.as_str()).collect();

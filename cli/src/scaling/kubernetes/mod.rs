@@ -9,6 +9,7 @@ use super::{Executor, Member, Plan};
 use anyhow::{Context, Result};
 use api::Api;
 use decide::StatefulSet;
+pub(crate) use decide::Unfit;
 use std::fmt;
 use std::str::FromStr;
 
