@@ -165,7 +165,7 @@ impl Numbers {
                 zeros = any % 300;
             }
             zeros = u64::saturating_sub(zeros, 1);
-            let of_channel = (at % channels) as u64 * 0x9E37 >> 8 & 7;
+            let of_channel = (((at % channels) as u64 * 0x9E37) >> 8) & 7;
             let (exponent, less) = if at < half { (of_channel, 3) } else { (any >> 40 & 7, 0) };
             // Between a thousandth and ten; those of a channel within an eighth of each other.
             let usual = f32::from_bits((118 + exponent as u32) << 23 | (any as u32 & 0x7F_FFFF) >> less);
@@ -369,7 +369,9 @@ fn shapes() -> Vec<Case> {
 fn shapes_of_any_size_and_elements_of_any_kind_are_the_hosts() {
     let gpu = Fake::new().gpu();
     for case in shapes() {
-        for element in ELEMENTS {
+        // What elements are does not depend on where they lie.
+        for element in if case.block_order == Order::Packed { &ELEMENTS[..1] } else { &ELEMENTS[..] } {
+            let element = *element;
             // Raw, one of two bytes is as the other.
             for codec in CODECS.into_iter().skip(usize::from(element == Element::Bf16)) {
                 both_ways(&gpu, &Case { element, ..case }, codec).expect("it works");

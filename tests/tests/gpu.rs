@@ -1,12 +1,59 @@
-//! A cluster whose node has a GPU's memory as its device tier, by a driver that is made for tests, and a disk under it all: requests are
-//! replayed through it, and what is fetched is what was stored.
+//! The command on a GPU that is made for tests, by a driver of their own: `kvhive bench gpu` has every row and draws them, whatever they say
+//! of speed; and a cluster whose node has a GPU's memory as its device tier, host memory and a disk under it, gives back what it was given.
 
 #[path = "../../gpu/tests/fake/mod.rs"]
 mod fake;
 
 use fake::Fake;
-use kvhive_tests::{Cluster, run_with};
+use kvhive_tests::files::{list, word};
+use kvhive_tests::{Cluster, kvhive, run_with};
 use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn bench(folder: &Path, words: &[&str]) -> Output {
+    let mut command = Command::new(kvhive());
+    command.env("LD_LIBRARY_PATH", folder).args(["bench", "gpu", "--json", "--runs", "1"]).args(words);
+    command.output().expect("it runs")
+}
+
+#[test]
+fn the_bench_of_a_gpu_has_all_rows_and_draws_them() {
+    let (fake, folder) = (Fake::new(), tempfile::tempdir().expect("room"));
+    let plot = folder.path().join("roofline.svg").display().to_string();
+    let output = bench(fake.folder(), &["--bytes", "2MiB", "--plot", &plot]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
+    let cases: Vec<&str> = list(&report["rows"]).iter().map(|row| word(&row["case"])).collect();
+    let mut expected = Vec::new();
+    for way in ["host-to-gpu", "gpu-to-host", "gpu-to-gpu"] {
+        for size in ["4KiB", "16KiB", "28KiB", "64KiB", "256KiB", "1MiB", "2MiB"] {
+            expected.push(format!("{way}-{size}"));
+        }
+    }
+    for pages in ["2KiB", "8KiB", "32KiB", "128KiB", "512KiB", "32KiB-hnd"] {
+        for codec in ["raw", "fp8", "int8", "int4"] {
+            expected.extend(["gather", "scatter"].map(|way| format!("{way}-{codec}-{pages}")));
+        }
+    }
+    expected.extend(["64KiB", "512KiB", "2MiB"].map(|size| format!("digest-{size}")));
+    assert_eq!(cases, expected);
+    for row in list(&report["rows"]) {
+        assert!(row["ours"].as_f64() > Some(0.0) && row["baseline"].as_f64() > Some(0.0), "{row}");
+    }
+    let svg = std::fs::read_to_string(&plot).expect("it was drawn");
+    assert_eq!(svg.matches("<circle").count(), expected.len());
+    assert!(svg.contains("one copy, gpu-to-gpu: ") && svg.contains(">gather-int8<"), "{svg}");
+
+    let refused = bench(fake.folder(), &["--bytes", "1MiB"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && said.contains("--bytes is 1MiB, and at least 2MiB is needed"),
+        "{said}"
+    );
+    let nowhere = bench(fake.folder(), &["--bytes", "2MiB", "--plot", "/nowhere/x.svg"]);
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("cannot write /nowhere/x.svg"));
+}
 
 #[test]
 fn requests_are_replayed_through_a_gpu_host_memory_and_a_disk() {
