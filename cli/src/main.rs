@@ -8,6 +8,7 @@ mod drains;
 mod problem;
 mod report;
 mod scaling;
+mod svg;
 mod trace;
 mod trust;
 

@@ -60,7 +60,7 @@ struct Tile {
     u64 stored;
 
     __device__ Tile(const Job& job, const Part& part) {
-        const bool keys = part.plane->keys;
+        const bool keys = part.plane.keys;
         const u32 columns = (job.head_dim + TILE_CHANNELS - 1) / TILE_CHANNELS, of_token = columns * job.heads;
         const u32 row = part.at / of_token, column = part.at % columns;
         token = row * TILE_TOKENS;
@@ -73,7 +73,7 @@ struct Tile {
         const u32 wide = job.head_dim / TILE_CHANNELS, rest = job.head_dim % TILE_CHANNELS;
         const u64 whole_row = (u64)job.heads * (wide * tile_bytes(keys, TILE_TOKENS, TILE_CHANNELS) + (rest ? tile_bytes(keys, TILE_TOKENS, rest) : 0));
         const u64 whole = tile_bytes(keys, tokens, TILE_CHANNELS);
-        stored = job.blocks[part.block] + part.plane->start + row * whole_row + head * (wide * whole + (rest ? tile_bytes(keys, tokens, rest) : 0)) + column * whole;
+        stored = job.blocks[part.block] + part.plane.start + row * whole_row + head * (wide * whole + (rest ? tile_bytes(keys, tokens, rest) : 0)) + column * whole;
     }
 };
 
@@ -219,7 +219,7 @@ template <int ELEMENT> __device__ void encode(const Job& job) {
             for (u32 one = 0; one < EACH; one++) shared.values[token * TILE_CHANNELS + channel + one] = value_of<ELEMENT>(bits_at<ELEMENT>(chunk, one));
         }
         __syncthreads();
-        const Choices may = choices(part.plane->keys, tile.tokens);
+        const Choices may = choices(part.plane.keys, tile.tokens);
         fit(shared, 0, may.usual, tile);
         if (may.has_other) fit(shared, 1, may.other, tile);
         __syncthreads();
@@ -284,7 +284,7 @@ template <int ELEMENT> __device__ void decode(const Job& job) {
         const Tile tile(job, part);
         read_tile(tile.stored, bytes, tile.bytes);
         __syncthreads();
-        const Choices may = choices(part.plane->keys, tile.tokens);
+        const Choices may = choices(part.plane.keys, tile.tokens);
         const bool by_token = bytes[0] & BY_TOKEN;
         const Grouping grouping = may.has_other && (may.other.channels != 0) == by_token ? may.other : may.usual;
         const Layout layout(grouping, tile.tokens, tile.channels);

@@ -1,15 +1,16 @@
 // Between pages and blocks of int8.
 
-#include "eight.cuh"
+#include "pages.cuh"
 
 // Two's complement; -128 is NaN.
 struct Code {
     static constexpr float LARGEST = 127.0f;
+    static constexpr bool HAS_SIGN = false;
 
-    static __device__ u32 code(float scaled) {
-        const u32 rounded = as_bits(within(scaled, 127.0f) + ROUNDER) & 0xFF;
-        return scaled != scaled ? 0x80 : rounded;
-    }
+    // The code of a number within the largest, in the first byte.
+    static __device__ u32 plain(float scaled) { return as_bits(scaled + ROUNDER); }
+
+    static __device__ u32 code(float scaled) { return scaled != scaled ? 0x80 : plain(within(scaled, LARGEST)); }
 
     static __device__ float value(u32 code) {
         // 2^23 and the code as an unsigned number, less 2^23 and 128.
@@ -17,6 +18,8 @@ struct Code {
         return code == 0x80 ? as_float(0x7FC00000) : value;
     }
 };
+
+#include "eight.cuh"
 
 ONE(kvhive_gather_int8_f16, F16, encode)
 ONE(kvhive_gather_int8_bf16, BF16, encode)

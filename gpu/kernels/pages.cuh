@@ -15,6 +15,13 @@ struct Plane {
     u32 keys, by_channel;
 };
 
+// Divides numbers below 2^31 without a division, which is twenty instructions.
+struct Divisor {
+    u32 multiplier, shift;
+
+    __device__ u32 of(u32 number) const { return (u32)((u64)number * multiplier >> shift); }
+};
+
 // What one launch does. Addresses are of the GPU's memory.
 struct Job {
     const Plane* planes;
@@ -34,11 +41,12 @@ struct Job {
     u32 chunks, lanes;
     // What a plane of the first and of the second kind is cut into, and how many rows a part has.
     u32 parts[2], part_rows;
+    Divisor by_heads, by_page_tokens, by_planes, by_parts;
 };
 
 // A part of a plane of a block: what one block of threads does at a time.
 struct Part {
-    const Plane* plane;
+    Plane plane;
     u32 block, at;
 };
 
@@ -47,15 +55,15 @@ __device__ inline u32 parts_of(const Job& job) {
 }
 
 __device__ inline Part part_of(const Job& job, u32 number) {
-    const u32 each = job.parts[0] + job.parts[1], groups = job.plane_count / job.kinds;
-    const u32 group = number / each, at = number % each, kind = at >= job.parts[0];
-    return Part{job.planes + group % groups * job.kinds + kind, group / groups, kind ? at - job.parts[0] : at};
+    const u32 pair = job.by_parts.of(number), at = number - pair * (job.parts[0] + job.parts[1]), kind = at >= job.parts[0];
+    const u32 block = job.by_planes.of(pair * job.kinds), plane = pair * job.kinds - block * job.plane_count + kind;
+    return Part{job.planes[plane], block, kind ? at - job.parts[0] : at};
 }
 
 // Where the engine has the numbers of a head of a token.
 __device__ inline u64 engine_row(const Job& job, const Part& part, u32 token, u32 head) {
-    const u32 page = job.pages[part.block * job.block_pages + token / job.page_tokens];
-    return part.plane->base + page * part.plane->page_bytes + token % job.page_tokens * job.token_bytes + head * job.head_bytes;
+    const u32 at = job.by_page_tokens.of(token), page = job.pages[part.block * job.block_pages + at];
+    return part.plane.base + page * part.plane.page_bytes + (token - at * job.page_tokens) * job.token_bytes + head * job.head_bytes;
 }
 
 __device__ inline u32 as_bits(float value) { return __float_as_uint(value); }

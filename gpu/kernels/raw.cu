@@ -7,7 +7,7 @@ template <bool GATHER> __device__ void move(const Job& job) {
     for (u32 number = blockIdx.x; number < parts; number += gridDim.x) {
         const Part part = part_of(job, number);
         const Round round(job, part.at);
-        const u64 block = job.blocks[part.block] + part.plane->start;
+        const u64 block = job.blocks[part.block] + part.plane.start;
         for (u32 from = round.first; from < round.end; from += AHEAD * round.groups) {
             Chunk chunks[AHEAD];
             u64 to[AHEAD];
@@ -17,7 +17,7 @@ template <bool GATHER> __device__ void move(const Job& job) {
                 const Place place = round.place(job, from, ahead);
                 sizes[ahead] = 0;
                 if (!place.is_one) continue;
-                const u32 token = place.row / job.heads, head = place.row % job.heads, skip = place.chunk * 16;
+                const u32 token = job.by_heads.of(place.row), head = place.row - token * job.heads, skip = place.chunk * 16;
                 const u64 engine = engine_row(job, part, token, head) + skip;
                 const u64 stored = block + token * job.row_bytes + head * row + skip;
                 sizes[ahead] = min(16u, row - skip);

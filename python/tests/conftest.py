@@ -13,7 +13,7 @@ from fleet import Cluster, tiny_llama
 from kvhive.engine import Answer, KVCacheConfig, UltraAdaptiveKVCacheEngine
 
 # No tests: what an engine loads, and what is run by hand.
-collect_ignore = ["lmcache_storage.py", "sglang_cpu", "vllm_cpu_tiering.py", "measure_lmcache.py", "measure_vllm.py"]
+collect_ignore = ["lmcache_storage.py", "sglang_cpu", "vllm_cpu_tiering.py", "measure_lmcache.py", "measure_engine.py"]
 
 LAYOUT = kvhive.Layout(layers=2, kv_heads=2, head_dim=16, tokens=16, dtype="float16")
 

@@ -48,7 +48,8 @@ class Engine(Process):
     def generate(
         self, prompts: list[list[int]], tokens: int = 16, salt: str | None = None, wait: bool = True
     ) -> list[dict[str, Any]]:
-        """Has all prompts answered at once: `tokens`, and how many of a prompt came from the `device`, the `host` and the `storage`."""
+        """Has all prompts answered at once: `tokens`, how many of a prompt came from the `device`, the `host` and the `storage`, and what all of
+        them `took`."""
         self._write({"prompts": prompts, "tokens": tokens, "salt": salt})
         return self.answers() if wait else []
 
@@ -110,8 +111,10 @@ def main() -> None:
             answer(when_idle(lambda: attached(manager.detach_hicache_storage())))
         else:
             sampling = {"temperature": 0, "max_new_tokens": todo["tokens"], "ignore_eos": True}
+            begun = time.monotonic()
             outputs = engine.generate(input_ids=todo["prompts"], sampling_params=sampling, cache_salt=todo["salt"])
-            answer([said(output) for output in outputs])
+            took = time.monotonic() - begun
+            answer([{**said(output), "took": took} for output in outputs])
     engine.shutdown()
 
 

@@ -184,3 +184,24 @@ def test_memory_is_freed_down_to_the_threshold_that_is_said() -> None:
             filled[threshold] = share()
     # It frees down to a twentieth below the threshold, and not much more.
     assert 0.3 < filled[0.4] <= 0.4 < 0.7 < filled[0.8] <= 0.8
+
+
+def test_shape_and_elements_decide_what_a_block_is_and_takes() -> None:
+    answers = {}
+    for given in ({}, {"num_heads": 4}, {"head_dim": 32}, {"num_layers": 3}, {"dtype": "float32"}, {"block_size": 32}):
+        config = small_engine(use_compression=False, **given)
+        with UltraAdaptiveKVCacheEngine(config) as engine:
+            answers[str(given)] = ask(engine, "shaped " * 20)["result"]
+            engine.flush()
+            stored = engine.get_stats()["node"]["codecs"][0]
+            assert (stored["codec"], stored["blocks"]) == ("raw", 140 // config.block_size)
+            assert stored["raw_bytes"] == stored["blocks"] * config.block_bytes
+    # Another shape is another model; how a prompt is cut changes no more than a rounding.
+    assert len({answers[given] for given in answers if "block_size" not in given}) >= 4
+
+
+def test_who_waits_for_stores_finds_them_made() -> None:
+    with UltraAdaptiveKVCacheEngine(small_engine(non_blocking=False, use_compression=False, enable_profiling=True)) as engine:
+        answer = ask(engine, "waited for " * 10)
+        # Nobody has flushed.
+        assert engine.get_stats()["node"]["codecs"][0]["blocks"] == 110 // 16 and answer["metadata"]["profile"]["store"] > 0

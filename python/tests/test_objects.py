@@ -114,6 +114,8 @@ def test_a_silent_cluster_costs_a_bounded_wait_and_then_none(silent_address: str
 
 NODE = """
 import json, signal, kvhive
+# Before there are threads: they inherit it, and leave the signal to who waits for it.
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 with kvhive.EmbeddedNode(memory=4 << 20, block_bytes=64 << 10) as node:
     print(json.dumps([list(node.coordinators), node.token.decode()]), flush=True)
     signal.sigwait([signal.SIGTERM])
@@ -132,6 +134,7 @@ def another_process() -> Iterator[tuple[subprocess.Popen[str], list[str], bytes]
         process.send_signal(signal.SIGCONT)
         process.terminate()
         process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == 0, "it has ended by itself, and leaves nothing"
 
 
 def stop(process: subprocess.Popen[str]) -> None:

@@ -92,11 +92,18 @@ enum Kind {
         #[arg(long, value_name = "FILE", default_value = "python3")]
         python: PathBuf,
     },
-    /// A GPU's copies by the size of their pieces, against one large copy of as many bytes
+    /// A GPU's copies by the size of their pieces, an engine's pages to blocks and back by each codec, and blocks' digests, against one
+    /// large copy of as many bytes
     Gpu {
         /// Which one, as CUDA numbers them
         #[arg(long, value_name = "NUMBER", default_value_t = 0)]
         gpu: u32,
+        /// Bytes of one copy, of which the GPU's memory holds two and the host's one
+        #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+        bytes: Bytes,
+        /// Draw speed against bytes of a piece, with what one large copy reaches as ceilings
+        #[arg(long, value_name = "FILE.svg")]
+        plot: Option<PathBuf>,
     },
     /// Each codec's speed on one core, against memcpy; what it stores of fp16 and does to attention's output
     Codec,
@@ -200,7 +207,7 @@ impl Bench {
             Kind::Disk { dir, size } => ("disk", disk::run(self.runs, dir.as_deref(), size.0)?),
             Kind::Placement => ("placement", placement::run(self.runs)?),
             Kind::Python { python } => ("python", python::run(self.runs, python)?),
-            Kind::Gpu { gpu } => ("gpu", gpu::run(self.runs, *gpu)?),
+            Kind::Gpu { gpu, bytes, plot } => ("gpu", gpu::run(self.runs, *gpu, *bytes, plot.as_deref())?),
             Kind::Codec => ("codec", codec::run(self.runs)?),
         };
         let report = Report { bench, machine: Machine::this(), rows };

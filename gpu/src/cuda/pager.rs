@@ -71,6 +71,27 @@ struct Job {
     lanes: u32,
     parts: [u32; 2],
     part_rows: u32,
+    by_heads: Divisor,
+    by_page_tokens: Divisor,
+    by_planes: Divisor,
+    by_parts: Divisor,
+}
+
+/// Divides numbers below 2^31 by a product and a shift: `Divisor` of `pages.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Divisor {
+    multiplier: u32,
+    shift: u32,
+}
+
+impl Divisor {
+    /// Makes one for a number from 1 to 2^31.
+    fn by(number: u32) -> Divisor {
+        let shift = 31 + number.next_power_of_two().trailing_zeros();
+        // Rounded up: what that adds is less than one in all numbers below 2^31.
+        Divisor { multiplier: (1u64 << shift).div_ceil(u64::from(number)) as u32, shift }
+    }
 }
 
 /// Takes an engine's pages to blocks of one layout and codec, and back.
@@ -218,6 +239,10 @@ impl Pager {
             lanes: plan.lanes,
             parts: each,
             part_rows: plan.part_rows,
+            by_heads: Divisor::by(plan.heads),
+            by_page_tokens: Divisor::by(plan.page_tokens),
+            by_planes: Divisor::by(plan.planes.len() as u32),
+            by_parts: Divisor::by(each[0] + each[1]),
         };
         let most = self.stream.gpu().info().processors.max(1).saturating_mul(BLOCKS_PER_PROCESSOR);
         let mut arguments: [*mut c_void; 1] = [(&raw mut job).cast()];
@@ -267,4 +292,22 @@ fn words(plane: &Plane) -> [u8; PLANE_BYTES] {
         word.copy_from_slice(&value.to_ne_bytes());
     }
     entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_divisor_divides() {
+        let most = (1 << 31) - 1;
+        for by in (1..300).chain([1 << 20, (1 << 20) + 1, (1 << 30) - 1, 1 << 30, most]) {
+            let Divisor { multiplier, shift } = Divisor::by(by);
+            let near = (0..40).map(|times| times * by.min(1 << 25));
+            for number in near.flat_map(|at| [at.saturating_sub(1), at, at + 1]).chain([most, most - 1]) {
+                let quotient = (u64::from(number) * u64::from(multiplier)) >> shift;
+                assert_eq!(quotient, u64::from(number / by), "{number} by {by}");
+            }
+        }
+    }
 }

@@ -38,6 +38,7 @@ struct Thread {
     // What it gives to its warp: this time's and the last one's.
     unsigned long long given[2];
     unsigned shuffles;
+    bool is_so;
 };
 
 // Those who wait for each other, and how often all of them have come.
@@ -149,6 +150,21 @@ template <class T> static T shuffle(T value, unsigned from) {
 static inline void __syncthreads() { threads::meet(threads::block.all); }
 template <class T> static inline T __shfl_xor_sync(unsigned, T value, unsigned apart) { return threads::shuffle(value, (threads::block.now % 32) ^ apart); }
 template <class T> static inline T __shfl_sync(unsigned, T value, unsigned from) { return threads::shuffle(value, from % 32); }
+
+static inline bool __any_sync(unsigned, bool is_so) {
+    unsigned any = is_so;
+    for (unsigned apart = 16; apart > 0; apart /= 2) any |= threads::shuffle(any, (threads::block.now % 32) ^ apart);
+    return any;
+}
+static inline bool __syncthreads_or(bool is_so) {
+    threads::block.thread[threads::block.now].is_so = is_so;
+    __syncthreads();
+    bool any = false;
+    for (unsigned at = 0; at < blockDim.x; at++) any |= threads::block.thread[at].is_so;
+    // Nobody says anew what it says before all have heard.
+    __syncthreads();
+    return any;
+}
 
 static inline unsigned __float_as_uint(float value) {
     unsigned bits;

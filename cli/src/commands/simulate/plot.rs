@@ -1,7 +1,7 @@
 //! Hit rate against size as a picture: SVG by hand, one line a strategy over a logarithmic axis, the optimum as the ceiling.
 
 use super::sweep::{Contender, Row, Size, beyond_the_optimum};
-use std::fmt::Write;
+use crate::svg::{COLOURS, escape, put};
 
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 560.0;
@@ -11,10 +11,6 @@ const TOP: f64 = 52.0;
 const BOTTOM: f64 = 64.0;
 /// Pixels between the names of two sizes.
 const LABEL_GAP: f64 = 40.0;
-/// Colours that differ for all eyes (Okabe and Ito), then darker ones; a second round is dashed.
-const COLOURS: [&str; 8] =
-    ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a3d9a", "#8c510a"];
-
 /// One line of the picture.
 struct Line<'a> {
     rows: &'a [Row],
@@ -172,15 +168,6 @@ fn draw_line(svg: &mut String, frame: &Frame, place: usize, line: &Line<'_>, all
             100.0 * line.mean
         ),
     );
-}
-
-fn put(svg: &mut String, piece: std::fmt::Arguments<'_>) {
-    // Writing to a string cannot fail.
-    let _ = writeln!(svg, "{piece}");
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]
