@@ -129,7 +129,7 @@ fn bytes_come_back_as_they_went() {
     let held = fake.ask("fake_live");
     drop(Pinned::for_a_while(&gpu, 5000).expect("there is room"));
     assert_eq!(fake.ask("fake_live"), held + 1);
-    assert_eq!(Pinned::for_a_while(&gpu, 4000).expect("it is kept").bytes().len(), 5000);
+    assert!(Pinned::for_a_while(&gpu, 4000).expect("it is kept").bytes().len() >= 5000);
     assert_eq!(fake.ask("fake_live"), held + 1);
     drop(gpu);
     assert!(fake.is_clean());

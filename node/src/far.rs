@@ -48,6 +48,21 @@ impl FarGuard {
         }
     }
 
+    /// Says whether a block on a GPU is what was stored, as far as it says so in time; one on disk is looked at when it is read. One that
+    /// is not, or no more, is lost.
+    pub(crate) async fn is_sound(&self) -> bool {
+        let Source::Gpu(frame) = &self.source else { return true };
+        let is_sound = match frame.clone().bring(None).await {
+            Ok(Some(brought)) => self.header.check_bytes(brought.bytes()).is_ok(),
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        if !is_sound {
+            self.pin.push(Return::Lost);
+        }
+        is_sound
+    }
+
     /// Reads the block. The room that it takes is given back when the disk or the GPU, and the reader, have let go of its memory.
     pub(crate) async fn read(self, room: Option<Room>) -> Result<ReadGuard, Unread> {
         let FarGuard { source, header, pin, is_fetched } = self;

@@ -3,14 +3,16 @@
 use crate::disk::Room;
 use kvhive_gpu::cuda::{CudaDevice, GpuSlab, Staging};
 use kvhive_gpu::{Device, DeviceError, ReadFrame, WriteFrame};
+
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 /// A GPU that has not copied within this is not waited for any longer.
-const COPY_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const COPY_LIMIT: Duration = Duration::from_secs(2);
 
 /// A sealed frame.
 #[derive(Clone)]
@@ -68,9 +70,12 @@ impl Frame {
         match self {
             Frame::Host(frame) => Ok(Cow::Borrowed(frame.bytes())),
             Frame::Gpu(GpuFrame { device, frame }) => {
-                let mut bytes = vec![0; frame.len()];
-                device.read(frame, &mut bytes)?;
-                Ok(Cow::Owned(bytes))
+                let (tell, told) = channel();
+                device.download(frame.clone(), vec![0; frame.len()], move |ended| {
+                    // Whoever asked may be waiting no longer.
+                    let _ = tell.send(ended);
+                });
+                told.recv_timeout(COPY_LIMIT).unwrap_or_else(|_| Err(late(device))).map(Cow::Owned)
             }
         }
     }
@@ -102,11 +107,11 @@ impl Frame {
                     done(ended.ok().map(|frame| Frame::Host(frame.seal())));
                 });
             }
-            (Frame::Gpu(from), Fresh::Gpu(mut to)) => block(Box::new(move || {
-                let copied = to.device.copy(&from.frame, &mut to.frame);
-                drop(from);
-                done(copied.ok().map(|()| to.sealed()));
-            })),
+            // No two tiers are a GPU's.
+            (Frame::Gpu(from), Fresh::Gpu(to)) => {
+                drop((from, to));
+                done(None);
+            }
         }
     }
 }
@@ -137,6 +142,11 @@ impl GpuFrame {
     }
 }
 
+/// Makes an error of a copy that did not end in time.
+fn late(device: &CudaDevice) -> DeviceError {
+    DeviceError::Failed { device: device.info().name, reason: format!("no copy within {COPY_LIMIT:?}") }
+}
+
 impl Fresh {
     pub(crate) fn gpu(device: Arc<CudaDevice>, frame: WriteFrame<GpuSlab>) -> Fresh {
         Fresh::Gpu(FreshGpu { device, frame, here: None })
@@ -153,23 +163,24 @@ impl Fresh {
     }
 
     /// Writes as many bytes as it was taken for and seals it; not where that must not block. None when its GPU does not take them.
-    pub(crate) fn filled(mut self, bytes: &[u8]) -> Option<Frame> {
-        match &mut self {
-            Fresh::Host(frame) => frame.bytes_mut().copy_from_slice(bytes),
-            Fresh::Gpu(FreshGpu { device, frame, .. }) => device.write(bytes, frame).ok()?,
+    pub(crate) fn filled(self, bytes: &[u8]) -> Option<Frame> {
+        match self {
+            Fresh::Host(mut frame) => {
+                frame.bytes_mut().copy_from_slice(bytes);
+                Some(Frame::Host(frame.seal()))
+            }
+            Fresh::Gpu(frame) => {
+                let (tell, told) = channel();
+                frame.upload(bytes.to_vec(), move |sent| {
+                    let _ = tell.send(sent);
+                });
+                told.recv_timeout(COPY_LIMIT).ok().flatten()
+            }
         }
-        Some(match self {
-            Fresh::Host(frame) => Frame::Host(frame.seal()),
-            Fresh::Gpu(gpu) => gpu.sealed(),
-        })
     }
 }
 
 impl FreshGpu {
-    fn sealed(self) -> Frame {
-        Frame::Gpu(GpuFrame { device: self.device, frame: self.frame.seal() })
-    }
-
     /// Has what was written go to the GPU, and calls `done` when it is there, or is not.
     pub(crate) fn send(mut self, done: impl FnOnce(Option<Frame>) + Send + 'static) {
         let here = self.here.take().unwrap_or_else(|| self.device.staging(self.frame.len()));
@@ -182,7 +193,7 @@ impl FreshGpu {
         self.upload(bytes, move |sent| {
             let _ = tell.send(sent);
         });
-        told.await.ok().flatten()
+        timeout(COPY_LIMIT, told).await.ok()?.ok().flatten()
     }
 
     fn upload(

@@ -5,12 +5,13 @@
 use crate::actors::shrink::Shrunk;
 use crate::disk::{Payload, Place};
 use crate::far::{FarGuard, Source};
-use crate::frames::{Brought, Frame, Fresh};
+use crate::frames::{Brought, COPY_LIMIT, Frame, Fresh};
 use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::BlockHeader;
 use std::sync::{Arc, Mutex};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 /// What came back to an actor.
 pub(crate) enum Return {
@@ -54,6 +55,30 @@ impl Returns {
     pub(crate) fn take(&self, room: &mut Vec<Return>) {
         room.clear();
         std::mem::swap(&mut *self.0.lock().unwrap_or_else(|poison| poison.into_inner()), room);
+    }
+}
+
+/// A copy between tiers under way. Dropped, it has ended, well if there is where its bytes are then.
+pub(crate) struct CopyEnd {
+    ticket: CopyTicket,
+    returns: Returns,
+    rest: Option<Rest>,
+}
+
+impl CopyEnd {
+    pub(crate) fn new(ticket: CopyTicket, returns: Returns) -> CopyEnd {
+        CopyEnd { ticket, returns, rest: None }
+    }
+
+    /// Ends it.
+    pub(crate) fn with(mut self, rest: Option<Rest>) {
+        self.rest = rest;
+    }
+}
+
+impl Drop for CopyEnd {
+    fn drop(&mut self) {
+        self.returns.push(Return::Copy(self.ticket, self.rest.take()));
     }
 }
 
@@ -233,11 +258,11 @@ enum Way {
 }
 
 impl Landing {
-    /// Waits until the bytes are where they belong. None when their GPU does not take them.
+    /// Waits until the bytes are where they belong. None when their GPU does not take them in time.
     pub(crate) async fn landed(self) -> Option<Verified> {
         match self.0 {
             Way::Landed(block) => Some(block),
-            Way::Going(told) => told.await.ok(),
+            Way::Going(told) => timeout(COPY_LIMIT, told).await.ok()?.ok(),
         }
     }
 }

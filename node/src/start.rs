@@ -437,10 +437,11 @@ fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
         arenas + snapshot + disk::scan_bytes(records) + core
     };
     let connection = CONNECTION_BYTES + config.tls.as_ref().map_or(0, |_| TLS_BYTES);
-    // What is decoded, and what is read from disks and GPUs, until an asker is sent it; and what is received until a GPU has it.
+    // What is decoded, and what is read from disks and GPUs, until an asker is sent it; what is received until a GPU has it, and what comes
+    // back for other replicas.
     let has_disk = config.devices.iter().any(|device| device.disk_bytes > 0);
     let has_gpu = memories.iter().any(Memory::is_gpu);
-    let times = 1 + u64::from(has_disk || has_gpu) + u64::from(has_gpu);
+    let times = 1 + u64::from(has_disk || has_gpu) + 2 * u64::from(has_gpu);
     let on_the_way = config.max_inflight_bytes * times;
     // What is kept pinned for that when nothing is on the way.
     let kept = memories.iter().filter(|memory| memory.is_gpu()).count() as u64 * CudaDevice::KEPT_BYTES;

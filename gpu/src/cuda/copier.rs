@@ -7,7 +7,7 @@ use super::gpu::Gpu;
 use super::kernels::File;
 use super::library::Handle;
 use super::list::List;
-use super::stream::{Between, Direction, Part, Piece, Stream, Timer, joined};
+use super::stream::{Between, Direction, Part, Piece, Stream, Timer};
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -72,10 +72,10 @@ impl Copier {
     /// # Errors
     /// When a copy fails. Nothing is under way any more, and some pieces may have been copied.
     pub unsafe fn copy(&mut self, direction: Direction, pieces: &[Piece]) -> Result<(), CudaError> {
-        let (gpu, pieces) = (self.stream.gpu().clone(), joined(pieces));
+        let gpu = self.stream.gpu().clone();
         let _entered = gpu.enter()?;
         // SAFETY: as the caller says; the call below returns after all of it is over.
-        let begun = self.prepare(direction, &pieces).and_then(|work| unsafe { self.begin(direction, &work) });
+        let begun = self.prepare(direction, pieces).and_then(|work| unsafe { self.begin(direction, &work) });
         let over = self.stream.wait();
         begun.and(over)
     }
@@ -95,7 +95,7 @@ impl Copier {
         times: u32,
     ) -> Result<f64, CudaError> {
         let (direction, pieces) = between.pieces(parts);
-        let work = self.prepare(direction, &joined(&pieces))?;
+        let work = self.prepare(direction, &pieces)?;
         // SAFETY: the parts lie within memory that is borrowed for as long as this call lasts; what is written is borrowed alone, the host's
         // is pinned, and nothing is under way when this returns.
         self.stream.timed_by(timer, times, || unsafe { self.begin(direction, &work) })
@@ -103,10 +103,11 @@ impl Copier {
 
     /// Decides who copies, and has the list of pieces be ready where it is the kernel.
     fn prepare(&mut self, direction: Direction, pieces: &[Piece]) -> Result<Work, CudaError> {
+        let pieces: Vec<Piece> = pieces.iter().copied().filter(|piece| piece.bytes > 0).collect();
         let average = pieces.iter().map(|piece| piece.bytes).sum::<usize>() / pieces.len().max(1);
         let grid = grid(direction, average, self.stream.gpu().info().processors);
         let Some(grid) = grid.filter(|_| !pieces.is_empty()) else {
-            return Ok(Work::Engine(pieces.to_vec()));
+            return Ok(Work::Engine(pieces));
         };
         let units: Vec<Piece> = pieces.iter().flat_map(units).collect();
         let list = self.list.write(self.stream.gpu(), units.len() * ENTRY_BYTES)?;

@@ -3,7 +3,7 @@
 
 use super::error::CudaError;
 use super::gpu::Gpu;
-use super::lane::{Fate, Job, Lane, LaneError};
+use super::lane::{BATCH_BYTES, Fate, Job, Lane, LaneError};
 use super::memory::Staging;
 use super::shelf::MOST_KEPT;
 use super::slab::GpuSlab;
@@ -11,6 +11,7 @@ use super::stream::{Direction, Piece};
 use crate::device::{Device, DeviceError, DeviceInfo, DeviceKind};
 use crate::frame::{ReadFrame, WriteFrame};
 use crate::space::sealed::Memory;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
@@ -27,12 +28,34 @@ pub struct CudaDevice {
     within: Lane,
 }
 
-/// An end of a copy in the host's memory: not moved until the copy has ended, as it is in a box.
-struct Here<B>(Box<B>);
+/// An end of a copy in the host's memory, which stays where it is until the copy has ended.
+struct Here<B>(NonNull<B>);
+
+// SAFETY: it owns its `B` and nothing else.
+unsafe impl<B: Send> Send for Here<B> {}
+
+impl<B> Here<B> {
+    fn new(memory: B) -> Here<B> {
+        Here(NonNull::from(Box::leak(Box::new(memory))))
+    }
+
+    fn into_inner(self) -> B {
+        let own = std::mem::ManuallyDrop::new(self);
+        // SAFETY: it was leaked when this was made, and `own` does not drop it too.
+        *unsafe { Box::from_raw(own.0.as_ptr()) }
+    }
+}
+
+impl<B> Drop for Here<B> {
+    fn drop(&mut self) {
+        // SAFETY: it was leaked when this was made.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
 
 impl CudaDevice {
-    /// Bytes of pinned host memory that a GPU keeps for its next copies, at most.
-    pub const KEPT_BYTES: u64 = MOST_KEPT as u64;
+    /// Bytes of pinned host memory that a GPU keeps for its next copies, or copies by the way of, at most.
+    pub const KEPT_BYTES: u64 = (MOST_KEPT + 2 * BATCH_BYTES) as u64;
 
     /// Makes a device that gives at most `memory_bytes` of a GPU's memory in all its slabs together.
     ///
@@ -58,6 +81,9 @@ impl CudaDevice {
 
     /// Says why it is lost, if it is.
     pub fn loss(&self) -> Option<DeviceError> {
+        if [&self.up, &self.down, &self.within].into_iter().any(Lane::is_stalled) {
+            self.fate.get_or_init(|| CudaError::Stalled);
+        }
         self.fate.get().map(|error| self.lost(error))
     }
 
@@ -77,15 +103,19 @@ impl CudaDevice {
         to: WriteFrame<GpuSlab>,
         done: impl FnOnce(Result<WriteFrame<GpuSlab>, DeviceError>) + Send + 'static,
     ) {
-        let from = Here(Box::new(from));
-        let here = (*from.0).as_ref();
+        let from = Here::new(from);
+        // SAFETY: it is alive, and nobody else has it.
+        let here = unsafe { from.0.as_ref() }.as_ref();
         let piece = self.own(&to).and_then(|there| {
             DeviceError::unless_equal(here.len(), to.len())?;
             Ok(Piece { from: address(here), to: there, bytes: here.len() })
         });
         let piece = match piece {
             Ok(piece) => piece,
-            Err(error) => return done(Err(error)),
+            Err(error) => {
+                drop((from, to));
+                return done(Err(error));
+            }
         };
         let teller = self.teller();
         // SAFETY: the frame is the only handle on its bytes, and the host's are borrowed from what does not move: both go into the job.
@@ -106,22 +136,26 @@ impl CudaDevice {
         to: B,
         done: impl FnOnce(Result<B, DeviceError>) + Send + 'static,
     ) {
-        let mut to = Here(Box::new(to));
-        let here = (*to.0).as_mut();
+        let mut to = Here::new(to);
+        // SAFETY: as above.
+        let here = unsafe { to.0.as_mut() }.as_mut();
         let piece = self.own_sealed(&from).and_then(|there| {
             DeviceError::unless_equal(from.len(), here.len())?;
-            Ok(Piece { from: there, to: address(here), bytes: here.len() })
+            Ok(Piece { from: there, to: target(here), bytes: here.len() })
         });
         let piece = match piece {
             Ok(piece) => piece,
-            Err(error) => return done(Err(error)),
+            Err(error) => {
+                drop((from, to));
+                return done(Err(error));
+            }
         };
         let teller = self.teller();
         // SAFETY: nobody writes a sealed frame, and the host's bytes are of what does not move and nobody else has: both go into the job.
         let job = unsafe {
             Job::new(piece, move |ended| {
                 drop(from);
-                done(ended.map_err(teller).map(|()| *to.0));
+                done(ended.map_err(teller).map(|()| to.into_inner()));
             })
         };
         self.down.ask(job);
@@ -209,7 +243,7 @@ impl Device for CudaDevice {
         let there = self.own_sealed(from)?;
         DeviceError::unless_equal(from.len(), to.len())?;
         // SAFETY: as above.
-        unsafe { self.wait_for(&self.down, Piece { from: there, to: address(to), bytes: to.len() }) }
+        unsafe { self.wait_for(&self.down, Piece { from: there, to: target(to), bytes: to.len() }) }
     }
 
     fn copy(&self, from: &ReadFrame<GpuSlab>, to: &mut WriteFrame<GpuSlab>) -> Result<(), DeviceError> {
@@ -227,4 +261,8 @@ fn name(gpu: &Gpu) -> String {
 
 fn address(bytes: &[u8]) -> u64 {
     bytes.as_ptr().expose_provenance() as u64
+}
+
+fn target(bytes: &mut [u8]) -> u64 {
+    bytes.as_mut_ptr().expose_provenance() as u64
 }

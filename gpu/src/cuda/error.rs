@@ -37,6 +37,18 @@ pub enum CudaError {
         /// How many there are.
         count: u32,
     },
+    /// Too much is to be copied already.
+    #[error("{bytes} bytes wait to be copied already")]
+    Busy {
+        /// How much may wait.
+        bytes: u64,
+    },
+    /// A copy that was begun does not end.
+    #[error("a copy has not ended for longer than any takes: the GPU hangs")]
+    Stalled,
+    /// Whoever copies has panicked.
+    #[error("its thread has ended; why is in the log")]
+    Ended,
     /// A call failed.
     #[error("{call}: {name} ({code}): {what}")]
     Failed {
@@ -77,10 +89,12 @@ impl std::fmt::Display for Version {
 impl CudaError {
     /// Says whether there is no such thing here, rather than that it does not work: no driver, no GPU, or not so many.
     pub fn is_absence(&self) -> bool {
-        // `CUDA_ERROR_NO_DEVICE`
+        // `CUDA_ERROR_STUB_LIBRARY`, which machines have that build against CUDA, and `CUDA_ERROR_NO_DEVICE`.
         matches!(
             self,
-            CudaError::NoLibrary { .. } | CudaError::NoSuchGpu { .. } | CudaError::Failed { code: 100, .. }
+            CudaError::NoLibrary { .. }
+                | CudaError::NoSuchGpu { .. }
+                | CudaError::Failed { code: 34 | 100, .. }
         )
     }
 

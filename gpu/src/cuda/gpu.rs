@@ -72,6 +72,14 @@ impl Gpu {
         before.checked_add(bytes as u64).is_some_and(|end| end <= *length as u64)
     }
 
+    /// Asks the driver for one of the GPU's attributes.
+    pub(super) fn attribute(&self, which: c_int) -> Result<c_int, CudaError> {
+        let mut told = 0;
+        // SAFETY: the function writes one number.
+        unsafe { call!(self.table(), cuDeviceGetAttribute(&raw mut told, which, self.device)) }?;
+        Ok(told)
+    }
+
     pub(super) fn device(&self) -> c_int {
         self.device
     }

@@ -4,12 +4,15 @@
 use super::error::CudaError;
 use super::gpu::Gpu;
 use super::library::{Address, call};
+use super::shelf::Shelf;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// `CU_MEMHOSTALLOC_PORTABLE`: pinned for every GPU. Not write-combined: the CPU reads it too, for digests and sockets.
 const PORTABLE: u32 = 1;
+/// `CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM`: kernels reach such memory by the host's addresses.
+const HOST_POINTERS: i32 = 91;
 
 /// Memory of the host that stays where it is, so that a GPU copies from and to it by itself.
 pub struct Pinned {
@@ -83,6 +86,14 @@ impl Registered {
         bytes: usize,
     ) -> Result<Registered, CudaError> {
         let _entered = gpu.enter()?;
+        if gpu.attribute(HOST_POINTERS)? == 0 {
+            return Err(CudaError::Failed {
+                call: "cuMemHostRegister_v2",
+                code: 801,
+                name: "CUDA_ERROR_NOT_SUPPORTED".to_owned(),
+                what: "this GPU does not find registered memory by the host's addresses".to_owned(),
+            });
+        }
         // SAFETY: as the caller says; pinning changes no byte of it.
         unsafe { call!(gpu.table(), cuMemHostRegister_v2(start.as_ptr().cast(), bytes, PORTABLE)) }?;
         gpu.note_pinned(start.as_ptr().expose_provenance() as u64, bytes);
@@ -112,7 +123,8 @@ impl Pinned {
     /// # Errors
     /// As for [`Pinned::new`].
     pub fn for_a_while(gpu: &Arc<Gpu>, bytes: usize) -> Result<Pinned, CudaError> {
-        let raw = gpu.shelf.take(bytes).map_or_else(|| RawPinned::new(gpu, bytes), Ok)?;
+        gpu.shelf.sweep(gpu);
+        let raw = gpu.shelf.take(bytes).map_or_else(|| RawPinned::new(gpu, Shelf::size(bytes)), Ok)?;
         Ok(Pinned { raw, is_kept: true, gpu: gpu.clone() })
     }
 
@@ -192,7 +204,7 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         if self.is_kept {
             let nothing = RawPinned { start: NonNull::dangling(), bytes: 0 };
-            self.gpu.shelf.put(&self.gpu, std::mem::replace(&mut self.raw, nothing));
+            self.gpu.shelf.put(std::mem::replace(&mut self.raw, nothing));
         } else {
             self.raw.free(&self.gpu);
         }

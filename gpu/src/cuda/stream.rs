@@ -86,25 +86,6 @@ impl Between<'_> {
     }
 }
 
-impl Piece {
-    fn goes_on_with(&self, next: &Piece) -> bool {
-        let bytes = self.bytes as u64;
-        self.from.checked_add(bytes) == Some(next.from) && self.to.checked_add(bytes) == Some(next.to)
-    }
-}
-
-/// Joins pieces that follow each other at both ends: a copy engine is slow on small ones.
-pub(super) fn joined(pieces: &[Piece]) -> Vec<Piece> {
-    let mut all: Vec<Piece> = Vec::with_capacity(pieces.len());
-    for piece in pieces.iter().filter(|piece| piece.bytes > 0) {
-        match all.last_mut() {
-            Some(last) if last.goes_on_with(piece) => last.bytes += piece.bytes,
-            _ => all.push(*piece),
-        }
-    }
-    all
-}
-
 impl Stream {
     /// Makes one.
     pub(super) fn new(gpu: &Arc<Gpu>) -> Result<Stream, CudaError> {
@@ -257,20 +238,5 @@ impl Drop for Timer {
             // SAFETY: it is this one's own.
             self.gpu.let_go(|table| unsafe { (table.cuEventDestroy_v2)(event) });
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_that_follow_each_other_at_both_ends_are_one() {
-        let piece = |from, to, bytes| Piece { from, to, bytes };
-        let pieces =
-            [piece(0, 100, 10), piece(10, 110, 5), piece(15, 0, 0), piece(15, 200, 5), piece(20, 205, 1)];
-        assert_eq!(joined(&pieces), [piece(0, 100, 15), piece(15, 200, 6)]);
-        assert_eq!(joined(&[piece(10, 110, 5), piece(0, 100, 10)]).len(), 2, "the order is the caller's");
-        assert_eq!(joined(&[piece(u64::MAX, 0, 2), piece(1, 2, 1)]).len(), 2);
     }
 }

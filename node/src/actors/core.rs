@@ -6,7 +6,7 @@ use crate::actors::displace::Settle;
 use crate::actors::uses::{CodecUses, TenantUses};
 use crate::disk::{Found, Store};
 use crate::frames::Frame;
-use crate::guards::{Lent, Rest, Return, Returns, Verified, WriteGuard};
+use crate::guards::{CopyEnd, Lent, Rest, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
 use crate::rules;
 use crate::view::{Serving, View};
@@ -307,7 +307,8 @@ impl DeviceCore {
         let target = self.memory.take_frame(to, class, source.len() as u64)?;
         let (returns, blocking) = (self.returns.clone(), &self.blocking);
         let block = |work: Box<dyn FnOnce() + Send>| drop(blocking.spawn_blocking(work));
-        source.copy(target, block, move |copy| returns.push(Return::Copy(ticket, copy.map(Rest::Frame))));
+        let end = CopyEnd::new(ticket, returns);
+        source.copy(target, block, move |copy| end.with(copy.map(Rest::Frame)));
         Some(())
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 /// A fetch waits this long for room among the blocks being read.
-const ROOM_LIMIT: Duration = Duration::from_secs(1);
+pub(super) const ROOM_LIMIT: Duration = Duration::from_secs(1);
 
 impl DataPlane {
     /// Has what was lent at hand, in its order.
@@ -62,8 +62,9 @@ impl DataPlane {
         };
         let reads = wanted.into_iter().map(|(at, far)| {
             let of_device = room.of_device.split(self.device_permits(far.bytes()) as usize);
-            let of_all = room.of_all.split(self.permits(far.bytes()) as usize);
-            let own = of_device.zip(of_all).map(|(of_device, of_all)| Room { of_device, of_all });
+            let of_all = room.of_all.as_mut().and_then(|room| room.split(self.permits(far.bytes()) as usize));
+            let own =
+                of_device.zip(of_all).map(|(of_device, of_all)| Room { of_device, of_all: Some(of_all) });
             async move { (at, far.read(own).await) }
         });
         let (mut came, mut bytes) = (0u64, 0u64);
@@ -84,6 +85,6 @@ impl DataPlane {
         let own = self.bringing_of.get(usize::from(device.index))?.clone();
         let of_device = own.acquire_many_owned(of_device).await.ok()?;
         let of_all = self.bringing.clone().acquire_many_owned(of_all).await.ok()?;
-        Some(Room { of_device, of_all })
+        Some(Room { of_device, of_all: Some(of_all) })
     }
 }

@@ -59,6 +59,8 @@ pub(crate) struct DataPlane {
     pub(super) inflight: Arc<Semaphore>,
     /// One permit a KiB of blocks that are decoded for askers who want them raw: as many as of payload.
     pub(super) decoding: Arc<Semaphore>,
+    /// One permit a KiB of blocks that are brought back from GPUs for other replicas: as many as of payload.
+    pub(super) copying: Arc<Semaphore>,
     /// One permit a KiB of blocks that are read from disks and GPUs: as many as of payload.
     pub(super) bringing: Arc<Semaphore>,
     /// The part of these that one device's disk and GPU may hold: one that stalls leaves the others theirs.
@@ -93,6 +95,7 @@ impl DataPlane {
             limits,
             inflight: Arc::new(Semaphore::new(inflight_kib as usize)),
             decoding: Arc::new(Semaphore::new(inflight_kib as usize)),
+            copying: Arc::new(Semaphore::new(inflight_kib as usize)),
             bringing: Arc::new(Semaphore::new(inflight_kib as usize)),
             bringing_of: devices.iter().map(|_| Arc::new(Semaphore::new(device_kib as usize))).collect(),
             inflight_kib,

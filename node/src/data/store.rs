@@ -2,12 +2,15 @@
 //! other replicas, answered.
 
 use crate::actors::core::{DeviceMessage, Reserved, Sealed};
+use crate::data::bring::ROOM_LIMIT;
 use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
 use crate::data::replicate::{Answers, Asker, Item, Known, Origin, others};
+use crate::disk::Room;
 use crate::guards::{Landing, Lent, ReadGuard, Unread, Verified};
 use crate::view::Serving;
+use futures_util::future::join_all;
 use kvhive_cache::acks::{self, Answer};
 use kvhive_protocol::data::{
     About, Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
@@ -180,17 +183,20 @@ impl DataPlane {
             }
             Reserved::Present(lent) => {
                 self.paced(bytes, connection.skip_payload(bytes)).await?;
-                // Whoever stores what is here has not been able to use it, perhaps: one that is damaged would stay for ever. On disk it is
-                // looked at when it is read.
-                let lent = match lent {
-                    Some(Lent::Far(far)) if !far.is_on_disk() => far.read(None).await.ok().map(Lent::Guard),
-                    other => other,
+                // Whoever stores what is here has not been able to use it, perhaps: one that is damaged would stay for ever.
+                let is_sound = match &lent {
+                    Some(Lent::Guard(guard)) => {
+                        let is_sound = guard.header().check_bytes(guard.bytes()).is_ok();
+                        if !is_sound {
+                            guard.report_lost();
+                        }
+                        is_sound
+                    }
+                    Some(Lent::Far(far)) => far.is_sound().await,
+                    None => true,
                 };
-                if let Some(Lent::Guard(guard)) = &lent
-                    && guard.header().check_bytes(guard.bytes()).is_err()
-                {
+                if !is_sound {
                     count(&self.counters.corrupt_blocks);
-                    guard.report_lost();
                     return Ok(Taken::Refused(Refusal::NoRoom));
                 }
                 Ok(Taken::Present(lent))
@@ -263,12 +269,11 @@ impl DataPlane {
         // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
         present.retain(|(at, _)| task.ack != Ack::Primary || task.given_to(*at).is_some());
         if self.view.check_lease().is_err() {
-            let items = self.items(span, &task, fresh).await;
+            let items = self.items(&task, fresh).await;
             self.replicator.later(task.origin(), items, &self.counters);
             return self.settle_alone(&task, stored);
         }
-        let (sure, fresh) =
-            tokio::join!(self.make_sure(span, &task, present), self.replicate(span, &task, fresh));
+        let (sure, fresh) = tokio::join!(self.make_sure(span, &task, present), self.replicate(&task, fresh));
         for at in sure.lost {
             stored[at] = Stored::Refused(Refusal::NoRoom);
         }
@@ -305,9 +310,9 @@ impl DataPlane {
     }
 
     /// Has blocks copied that have come just now, in the background where nobody waits for it.
-    async fn replicate(&self, span: &Span, task: &Task, visible: Vec<(usize, Option<Lent>)>) -> Sure {
+    async fn replicate(&self, task: &Task, visible: Vec<(usize, Option<Lent>)>) -> Sure {
         let mut sure = Sure::default();
-        let items = self.items(span, task, visible).await;
+        let items = self.items(task, visible).await;
         if task.ack == Ack::Primary && items.iter().all(|item| task.given_to(item.at).is_none()) {
             self.replicator.later(task.origin(), items, &self.counters);
         } else {
@@ -316,15 +321,48 @@ impl DataPlane {
         sure
     }
 
-    /// Returns what others are to have, with its bytes: those on a GPU are brought back. There is nothing where a slot had one replica when
-    /// it came.
-    async fn items(&self, span: &Span, task: &Task, visible: Vec<(usize, Option<Lent>)>) -> Vec<Item> {
-        let (at, lent): (Vec<usize>, Vec<Option<Lent>>) = visible.into_iter().unzip();
-        let brought = self.bring(span, task.device, lent).await;
-        let guards = at.into_iter().zip(brought).filter_map(|(at, guard)| Some((at, guard?.ok()?)));
-        let item =
-            |(at, guard)| task.item(at, guard, others(&task.serving.map, task.device, task.blocks[at].1));
-        guards.map(item).collect()
+    /// Returns what others are to have, with its bytes: those on a GPU are brought back, in room of their own, so that copies which wait for
+    /// a replica keep no fetch waiting. There is nothing where a slot had one replica when it came.
+    async fn items(&self, task: &Task, visible: Vec<(usize, Option<Lent>)>) -> Vec<Item> {
+        let targets = |at: usize| others(&task.serving.map, task.device, task.blocks[at].1);
+        let (mut items, mut far) = (Vec::with_capacity(visible.len()), Vec::new());
+        for (at, lent) in visible {
+            match lent {
+                Some(Lent::Guard(guard)) => items.push(task.item(at, guard, targets(at))),
+                Some(Lent::Far(one)) => far.push((at, one)),
+                None => {}
+            }
+        }
+        if far.is_empty() {
+            return items;
+        }
+        let bytes = far.iter().map(|(_, one)| one.bytes()).fold(0, u64::saturating_add);
+        let room = self.copying.clone().acquire_many_owned(self.permits(bytes));
+        let mut room = timeout(ROOM_LIMIT, room).await.ok().and_then(Result::ok);
+        let reads = far.into_iter().map(|(at, one)| {
+            let own = room.as_mut().map(|room| {
+                let permits = (self.permits(one.bytes()) as usize).min(room.num_permits());
+                room.split(permits).expect("it has as many")
+            });
+            async move {
+                let read = match own {
+                    Some(own) => one.read(Some(Room::alone(own))).await.ok(),
+                    None => None,
+                };
+                (at, read)
+            }
+        });
+        for (at, guard) in join_all(reads).await {
+            match guard {
+                Some(guard) => items.push(task.item(at, guard, targets(at))),
+                None => {
+                    count(&self.counters.replication_dropped);
+                    let slot = task.blocks[at].1;
+                    targets(at).into_iter().for_each(|target| self.replicator.giving.missed(slot, target));
+                }
+            }
+        }
+        items
     }
 
     /// Makes sure of the copies of blocks that were here before. Their bytes may be on disk: they are brought for those replicas

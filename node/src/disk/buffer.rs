@@ -96,7 +96,14 @@ enum Memory {
 /// What a read takes of the memory that reads may take: of its device's part, and of all of it.
 pub(crate) struct Room {
     pub(crate) of_device: OwnedSemaphorePermit,
-    pub(crate) of_all: OwnedSemaphorePermit,
+    pub(crate) of_all: Option<OwnedSemaphorePermit>,
+}
+
+impl Room {
+    /// Makes room that is of one part alone.
+    pub(crate) fn alone(own: OwnedSemaphorePermit) -> Room {
+        Room { of_device: own, of_all: None }
+    }
 }
 
 /// A buffer in use; dropped, it waits for its next.
