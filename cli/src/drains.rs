@@ -163,11 +163,6 @@ impl Told {
     }
 }
 
-/// How the reason begins of a drain that a change of size has begun.
-pub(crate) fn by_size(from: usize, to: usize) -> String {
-    format!("from {from} to {to} members: ")
-}
-
 /// Says whether a change of size has begun to empty a node, by the journal: that may be taken back by another one.
 ///
 /// # Errors
@@ -175,14 +170,12 @@ pub(crate) fn by_size(from: usize, to: usize) -> String {
 pub(crate) fn is_by_size(admin: &Admin, node: &str) -> Result<bool> {
     let mut told = Told::default();
     told.read(admin, node)?;
-    Ok(told.last["reason"].as_str().is_some_and(names_sizes))
+    Ok(begun_by_size(&told.last))
 }
 
-fn names_sizes(reason: &str) -> bool {
-    let sizes = reason.strip_prefix("from ").and_then(|rest| rest.split_once(" members: "));
-    sizes
-        .and_then(|(sizes, _)| sizes.split_once(" to "))
-        .is_some_and(|(from, to)| from.parse::<usize>().is_ok() && to.parse::<usize>().is_ok())
+/// Says whether an event tells that a change of size has begun to empty a node.
+fn begun_by_size(event: &Value) -> bool {
+    event["kind"] == "drain-begun" && event["facts"]["members_wanted"].is_u64()
 }
 
 /// What became of blocks of nodes that were emptied.
@@ -328,11 +321,14 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_that_a_size_has_begun_is_known_by_its_reason() {
-        assert!(names_sizes(&format!("{}an operator asked for it", by_size(3, 2))));
-        for reason in ["", "its disk is slow", "from here to there members: ", "from 3 to 2 nodes"] {
-            assert!(!names_sizes(reason), "{reason}");
-        }
+    fn a_drain_that_a_size_has_begun_is_known_by_its_event_and_not_by_its_words() {
+        let reason = "from 3 to 2 members: an operator asked for it";
+        let begun =
+            |facts: Value| begun_by_size(&json!({"kind": "drain-begun", "facts": facts, "reason": reason}));
+        assert!(begun(json!({"slots_held": 9, "members_before": 3, "members_wanted": 2})));
+        assert!(!begun(json!({"slots_held": 9})), "whoever wrote that");
+        assert!(!begun_by_size(&json!({"kind": "drain-ended", "facts": {"members_wanted": 2}})));
+        assert!(!begun_by_size(&Value::Null), "nothing is known");
     }
 
     #[test]

@@ -161,6 +161,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::SetTenantRules { .. }
                 | Command::SetDrains { .. }
                 | Command::Empty { .. }
+                | Command::EmptyForSize { .. }
                 | Command::SetCordon { .. }
                 | Command::SetScaling { .. }
                 | Command::ScaleBeyond { .. }

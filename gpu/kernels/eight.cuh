@@ -4,6 +4,8 @@
 constexpr u32 WARPS = THREADS / 32;
 // Tokens that a thread has under way at the same time, where they share a scale.
 constexpr u32 KEPT = 4;
+// Tokens of which half of the warps keep all.
+constexpr u32 FEW_TOKENS = KEPT * WARPS / 2;
 
 // Magnitudes are compared as keys: a number without its sign, as far up as it goes. Of two numbers in one word the upper one has the lower one behind it,
 // which decides nothing that is asked.
@@ -34,8 +36,11 @@ template <int ELEMENT> __device__ inline bool is_plain(u32 key) { return magnitu
 
 // The scale as bf16: what brings the magnitude of this key under the largest code, rounded up; 0 where its reciprocal would not be finite.
 template <int ELEMENT> __device__ inline u32 scale_for(u32 key) {
-    const float exact = value_of<ELEMENT>(magnitude_of<ELEMENT>(key)) / Code::LARGEST;
-    const u32 half = (as_bits(exact) + 0xFFFF) >> 16;
+    const float magnitude = value_of<ELEMENT>(magnitude_of<ELEMENT>(key));
+    // A product is within a few last places of the quotient, which matters only next to a bf16.
+    u32 bits = as_bits(magnitude * (1.0f / Code::LARGEST));
+    if (((bits + 4) & 0xFFFF) <= 8) bits = as_bits(magnitude / Code::LARGEST);
+    const u32 half = (bits + 0xFFFF) >> 16;
     return half < 0x0080 ? 0 : half;
 }
 
@@ -143,12 +148,14 @@ template <int ELEMENT> __device__ void encode_rows(const Job& job, const Part& p
     }
 }
 
-// A scale a channel: a warp a token, a lane a chunk of its channels. The last tokens that were seen are kept, those before are read again, from a cache.
+// A scale a channel: a warp a token, a lane a chunk of its channels; where tokens are few, half of the warps take other channels. The last tokens that were
+// seen are kept, those before are read again, from a cache.
 template <int ELEMENT> __device__ void encode_channels(const Job& job, const Part& part, u64 scales) {
-    constexpr u32 EACH = NUMBERS<ELEMENT>, CHANNELS = 32 * EACH, STEP = KEPT * WARPS;
+    constexpr u32 EACH = NUMBERS<ELEMENT>, CHANNELS = 32 * EACH;
     __shared__ u32 seen[WARPS][CHANNELS];
-    __shared__ float inverse_of[CHANNELS];
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = part.at * 32 + lane;
+    __shared__ float inverse_of[2 * CHANNELS];
+    const u32 sides = job.tokens <= FEW_TOKENS ? 2 : 1, warps = WARPS / sides, step = KEPT * warps;
+    const u32 lane = threadIdx.x % 32, side = threadIdx.x / 32 % sides, warp = threadIdx.x / 32 / sides, column = (part.at * sides + side) * 32 + lane;
     const u32 head = column / job.chunks, chunk = column % job.chunks;
     const u32 numbers = head < job.heads ? numbers_in<ELEMENT>(job, chunk) : 0, tokens = numbers ? job.tokens : 0;
     const u64 codes = scales + 2 * (u64)job.heads * job.head_dim;
@@ -156,7 +163,7 @@ template <int ELEMENT> __device__ void encode_channels(const Job& job, const Par
     const auto read_from = [&](u32 first) {
 #pragma unroll
         for (u32 at = 0; at < KEPT; at++) {
-            const u32 token = first + at * WARPS + warp;
+            const u32 token = first + at * warps + warp;
             kept[at] = Chunk{{0, 0, 0, 0}};
             if (token < tokens) kept[at] = read(engine_row(job, part, token, head) + chunk * 16, numbers * BYTES<ELEMENT>);
         }
@@ -167,7 +174,7 @@ template <int ELEMENT> __device__ void encode_channels(const Job& job, const Par
     for (;;) {
         u32 most[EACH] = {};
 #pragma unroll 1
-        for (first = 0;; first += STEP) {
+        for (first = 0;; first += step) {
             read_from(first);
 #pragma unroll
             for (u32 at = 0; at < KEPT; at++)
@@ -176,21 +183,20 @@ template <int ELEMENT> __device__ void encode_channels(const Job& job, const Par
                     const u32 key = are_plain ? key_at<ELEMENT, false>(kept[at], number) : key_at<ELEMENT, true>(kept[at], number);
                     most[number] = max(most[number], key);
                 }
-            if (first + STEP >= job.tokens) break;
+            if (first + step >= job.tokens) break;
         }
 #pragma unroll
-        for (u32 number = 0; number < EACH; number++) seen[warp][lane * EACH + number] = most[number];
+        for (u32 number = 0; number < EACH; number++) seen[threadIdx.x / 32][lane * EACH + number] = most[number];
         __syncthreads();
         bool is_to_be_exact = false;
-        if (threadIdx.x < CHANNELS) {
+        for (u32 at = threadIdx.x; at < sides * CHANNELS; at += THREADS) {
             u32 largest = 0;
-#pragma unroll
-            for (u32 other = 0; other < WARPS; other++) largest = max(largest, seen[other][threadIdx.x]);
-            is_to_be_exact = !is_plain<ELEMENT>(largest);
-            const u32 half = scale_for<ELEMENT>(largest), of = part.at * 32 + threadIdx.x / EACH;
-            inverse_of[threadIdx.x] = reciprocal(half);
-            const u32 channel = of % job.chunks * EACH + threadIdx.x % EACH;
-            if (of / job.chunks < job.heads && channel < job.head_dim) write_scale(scales, of / job.chunks * job.head_dim + channel, half);
+            for (u32 other = at / CHANNELS; other < WARPS; other += sides) largest = max(largest, seen[other][at % CHANNELS]);
+            is_to_be_exact |= !is_plain<ELEMENT>(largest);
+            const u32 half = scale_for<ELEMENT>(largest), of = part.at * sides * 32 + at / EACH;
+            inverse_of[at] = reciprocal(half);
+            const u32 of_head = of / job.chunks, channel = of % job.chunks * EACH + at % EACH;
+            if (of_head < job.heads && channel < job.head_dim) write_scale(scales, of_head * job.head_dim + channel, half);
         }
         // All over again where something is not finite, which is rare.
         if (!__syncthreads_or(is_to_be_exact)) break;
@@ -198,12 +204,12 @@ template <int ELEMENT> __device__ void encode_channels(const Job& job, const Par
     }
     float inverses[EACH];
 #pragma unroll
-    for (u32 number = 0; number < EACH; number++) inverses[number] = inverse_of[lane * EACH + number];
+    for (u32 number = 0; number < EACH; number++) inverses[number] = inverse_of[(side * 32 + lane) * EACH + number];
 #pragma unroll 1
-    for (;; first -= STEP, read_from(first)) {
+    for (;; first -= step, read_from(first)) {
 #pragma unroll
         for (u32 at = 0; at < KEPT; at++) {
-            const u32 token = first + at * WARPS + warp;
+            const u32 token = first + at * warps + warp;
             const u64 to = codes + ((u64)token * job.heads + head) * job.head_dim + chunk * EACH;
             if (token < tokens) write_codes(to, numbers, codes_of<ELEMENT>(kept[at], inverses, are_plain));
         }

@@ -41,7 +41,7 @@ struct Job {
     u32 chunks, lanes;
     // What a plane of the first and of the second kind is cut into, and how many rows a part has.
     u32 parts[2], part_rows;
-    Divisor by_heads, by_page_tokens;
+    Divisor by_heads, by_page_tokens, by_planes, by_parts;
 };
 
 // A part of a plane of a block: what one block of threads does at a time.
@@ -55,9 +55,9 @@ __device__ inline u32 parts_of(const Job& job) {
 }
 
 __device__ inline Part part_of(const Job& job, u32 number) {
-    const u32 each = job.parts[0] + job.parts[1], groups = job.plane_count / job.kinds;
-    const u32 group = number / each, at = number % each, kind = at >= job.parts[0];
-    return Part{job.planes[group % groups * job.kinds + kind], group / groups, kind ? at - job.parts[0] : at};
+    const u32 pair = job.by_parts.of(number), at = number - pair * (job.parts[0] + job.parts[1]), kind = at >= job.parts[0];
+    const u32 block = job.by_planes.of(pair * job.kinds), plane = pair * job.kinds - block * job.plane_count + kind;
+    return Part{job.planes[plane], block, kind ? at - job.parts[0] : at};
 }
 
 // Where the engine has the numbers of a head of a token.

@@ -12,6 +12,8 @@ const WARP: u32 = 32;
 /// Threads that do a part of a plane together, and rows that each has under way: `THREADS` and `AHEAD` of `pages.cuh`.
 pub(crate) const THREADS: u32 = 256;
 const AHEAD: u32 = 4;
+/// Tokens up to which a part has twice as many channels: `FEW_TOKENS` of `eight.cuh`.
+const FEW_TOKENS: u32 = 16;
 /// Tokens and channels of a tile of int4, and threads that do one together.
 const TILE: (u32, u32) = (32, 128);
 const TILE_THREADS: u32 = 128;
@@ -399,7 +401,8 @@ impl PagePlan {
         let laps = self.chunks.div_ceil(self.lanes);
         self.part_rows = (AHEAD * THREADS / (self.lanes * laps)).max(THREADS / self.lanes);
         let by_rows = (self.tokens * self.heads).div_ceil(self.part_rows);
-        let by_channels = (self.heads * self.chunks).div_ceil(WARP);
+        let sides = if self.tokens <= FEW_TOKENS { 2 } else { 1 };
+        let by_channels = (self.heads * self.chunks).div_ceil(WARP * sides);
         let by_tiles = self.tokens.div_ceil(TILE.0) * self.heads * self.head_dim.div_ceil(TILE.1);
         let keys_by_channel = self.planes.first().is_some_and(|plane| plane.by_channel);
         self.parts = match self.codec {

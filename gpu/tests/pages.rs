@@ -427,6 +427,51 @@ fn latent_rows_go_as_they_are_and_as_two_halves() {
     assert!(fake.is_clean());
 }
 
+/// Has every number of two bytes be one of two that share a scale, the other one being this, and compares what becomes of them with the host's.
+fn every_number(gpu: &Arc<Gpu>, element: Element, codec: Codec, other: u16) -> Result<(), PagerError> {
+    const HEADS: u32 = 1 << 16;
+    let pages =
+        PageShape { order: PageOrder::TokensFirst, page_tokens: 1, kv_heads: HEADS, head_dim: 2, element };
+    let order = Order::LayersFirst;
+    let shape = Shape::Tensor { layers: 1, kv_heads: HEADS, head_dim: 2, tokens: 1, element, order };
+    // One page is the whole block.
+    let both = (0..=u16::MAX).chain(0..=u16::MAX);
+    let raw: Vec<u8> = both.flat_map(|number| [number.to_le_bytes(), other.to_le_bytes()].concat()).collect();
+    let (mut stored, mut back) = (Vec::new(), vec![0; raw.len()]);
+    encode(codec, &shape, &raw, &mut stored).expect("a tensor");
+    decode(codec, &shape, &stored, &mut back).expect("they were encoded");
+    let mut there = There::new(gpu)?;
+    let mut engine = there.put(&raw)?;
+    let mut block = GpuMemory::new(gpu, stored.len())?;
+    let mut pager =
+        Pager::new(gpu, PagePlan::new(pages, &[pages.keys_first(engine.address(), 1)], codec, &shape)?)?;
+    let list = [Paged { block: 0, pages: &[0] }];
+    pager.timed(&there.timer, Way::Gather, &mut engine, &mut block, &list, 1)?;
+    let differs = there.get(&block)?.iter().zip(&stored).position(|(got, wanted)| got != wanted);
+    assert_eq!(
+        differs, None,
+        "{element:?} {codec} beside {other:#06x}: gathered bytes differ from {differs:?} on"
+    );
+    pager.timed(&there.timer, Way::Scatter, &mut engine, &mut block, &list, 1)?;
+    assert!(there.get(&engine)? == back, "{element:?} {codec} beside {other:#06x}: scattered bytes differ");
+    Ok(())
+}
+
+#[test]
+fn every_number_of_two_bytes_is_rounded_as_the_host_rounds_it() {
+    let gpu = Fake::new().gpu();
+    // Nothing, and numbers of many sizes: those beside them come to all codes.
+    let halves = [0, 0x1234, 0x3C00, 0x7BFF];
+    let upper = [0, 0x0155, 0x3F80, 0x7F7F];
+    for (element, others) in [(Element::F16, halves), (Element::Bf16, upper)] {
+        for codec in [Codec::Fp8, Codec::Int8] {
+            for other in others {
+                every_number(&gpu, element, codec, other).expect("it works");
+            }
+        }
+    }
+}
+
 #[test]
 fn what_lies_outside_or_is_not_there_is_refused() {
     let gpu = Fake::new().gpu();
@@ -504,6 +549,11 @@ fn a_real_gpu_makes_the_same_blocks() {
                     both_ways(&gpu, &Case { element, ..case }, codec).expect("it works");
                 }
             }
+        }
+        for (element, codec) in
+            [(Element::F16, Codec::Fp8), (Element::Bf16, Codec::Fp8), (Element::Bf16, Codec::Int8)]
+        {
+            every_number(&gpu, element, codec, 0x3C00).expect("it works");
         }
     }
 }

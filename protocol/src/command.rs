@@ -183,6 +183,20 @@ pub enum Command {
         /// Who else is being emptied, at most, by what the room for it was found; none where it may lose blocks.
         beside: Option<Vec<MemberId>>,
     },
+    /// Begins to empty a member as the cluster is to have another size. A leader looks first whether the others have room, unless it may
+    /// lose blocks.
+    EmptyForSize {
+        /// Which.
+        member: MemberId,
+        /// Whether it is emptied whatever room there is.
+        may_lose: bool,
+        /// As of [`Command::Empty`]; whoever asks says nothing.
+        beside: Option<Vec<MemberId>>,
+        /// How many members there are.
+        from: u32,
+        /// How many there are to be.
+        to: u32,
+    },
 }
 
 impl Command {
@@ -216,6 +230,7 @@ impl Command {
             Command::MarkEnded { .. } => "mark-ended",
             Command::ScaleBeyond { .. } => "scale-beyond",
             Command::Empty { .. } => "empty",
+            Command::EmptyForSize { .. } => "empty-for-size",
         }
     }
 
@@ -226,6 +241,7 @@ impl Command {
             Command::Record(note) if note.kind == EventKind::DrainFinished => Level::PINS,
             Command::SetCordon { .. } => Level::CORDONS,
             Command::ScaleBeyond { .. } | Command::Empty { .. } => Level::CHECKED,
+            Command::EmptyForSize { .. } => Level::SIZES,
             // It came with another form of the state, which no build of before reads: whoever reads it knows the command. Held back by a level, it
             // would leave clears unacknowledged in clusters that keep below one by `max_level`.
             Command::MarkEnded { .. } => Level::FIRST,

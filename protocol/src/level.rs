@@ -23,8 +23,10 @@ impl Level {
     pub const CHECKED: Level = Level(4);
     /// Names that nodes keep.
     pub const NAMES: Level = Level(5);
+    /// Members that are emptied as the cluster's size changes.
+    pub const SIZES: Level = Level(6);
     /// The newest that this build speaks.
-    pub const NEWEST: Level = Level::NAMES;
+    pub const NEWEST: Level = Level::SIZES;
     /// The oldest that this build speaks: that of the build before it.
     pub const OLDEST: Level = Level::FIRST;
 }

@@ -112,6 +112,20 @@ with kvhive.EmbeddedNode(memory=512 << 20, block_bytes=[SIZE, 20 << 20]) as node
     refused(kvhive.BadBufferError, "cuStreamCreate", lambda: client.store_from(prompt, Tensor(one)))
     assert client.store_from(prompt, Tensor(one)).acknowledged == 1
     assert fake.fake_depth() == 0, "this thread has no context that it did not have"
+
+# A node whose memory is a GPU's.
+with kvhive.EmbeddedNode(memory=4 << 20, block_bytes=SIZE, gpu=1) as node, node.client() as client:
+    prompt = client.namespace("model", LAYOUT).keys(range(64))
+    computed = np.arange(4 * SIZE, dtype=np.uint32).astype(np.uint8)
+    assert client.store_from(prompt, Tensor(computed)).acknowledged == 4
+    for there in (np.zeros(4 * SIZE, np.uint8), np.zeros(4 * SIZE, np.uint8)):
+        assert client.fetch_into(prompt, there).delivered == 4 and (there == computed).all()
+    assert client.fetch_into(prompt, Tensor(there)).delivered == 4 and (there == computed).all()
+refused(
+    kvhive.NodeError,
+    "device 1: there is no GPU 2: this process sees 2",
+    lambda: kvhive.EmbeddedNode(memory=4 << 20, block_bytes=SIZE, devices=2, gpu=1),
+)
 print("passed")
 '''
 
@@ -143,6 +157,11 @@ def test_without_a_driver_a_gpus_memory_is_refused(client: kvhive.Client, blocks
 
     with pytest.raises(kvhive.BadBufferError, match="CUDA's driver is not on this machine|there is no GPU 99"):
         client.fetch_into(blocks.keys(range(16)), Tensor())
+
+
+def test_without_a_driver_a_node_has_no_gpu() -> None:
+    with pytest.raises(kvhive.NodeError, match="CUDA's driver is not on this machine|there is no GPU 99"):
+        kvhive.EmbeddedNode(memory=4 << 20, block_bytes=4096, gpu=99)
 
 
 def test_torchs_tensors_on_a_gpu_are_memory(client: kvhive.Client, blocks: kvhive.Namespace) -> None:

@@ -1,25 +1,15 @@
-//! `kvhive bench gpu` with a driver that the test makes, whose GPUs are the CPU: every row is there, and so is the picture. What they say of
-//! speed means nothing.
+//! The command on a GPU that is made for tests, by a driver of their own: `kvhive bench gpu` has every row and draws them, whatever they say
+//! of speed; and a cluster whose node has a GPU's memory as its device tier, host memory and a disk under it, gives back what it was given.
 
-use kvhive_tests::files::{file, list, word};
-use kvhive_tests::kvhive;
+#[path = "../../gpu/tests/fake/mod.rs"]
+mod fake;
+
+use fake::Fake;
+use kvhive_tests::files::{list, word};
+use kvhive_tests::{Cluster, kvhive, run_with};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
-
-/// Makes the driver in a folder.
-fn driver(folder: &Path) {
-    let fake = file("gpu/tests/fake");
-    let made = Command::new("c++")
-        .args(["-shared", "-fPIC", "-pthread", "-O2", "-ffp-contract=off", "-o"])
-        .arg(folder.join("libcuda.so.1"))
-        .args(["-x", "c"])
-        .arg(fake.join("cuda.c"))
-        .args(["-x", "c++"])
-        .arg(fake.join("kernels.cpp"))
-        .status();
-    assert!(made.expect("a compiler is there").success());
-}
 
 fn bench(folder: &Path, words: &[&str]) -> Output {
     let mut command = Command::new(kvhive());
@@ -29,10 +19,9 @@ fn bench(folder: &Path, words: &[&str]) -> Output {
 
 #[test]
 fn the_bench_of_a_gpu_has_all_rows_and_draws_them() {
-    let folder = tempfile::tempdir().expect("room");
-    driver(folder.path());
+    let (fake, folder) = (Fake::new(), tempfile::tempdir().expect("room"));
     let plot = folder.path().join("roofline.svg").display().to_string();
-    let output = bench(folder.path(), &["--bytes", "2MiB", "--plot", &plot]);
+    let output = bench(fake.folder(), &["--bytes", "2MiB", "--plot", &plot]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
     let cases: Vec<&str> = list(&report["rows"]).iter().map(|row| word(&row["case"])).collect();
@@ -56,12 +45,57 @@ fn the_bench_of_a_gpu_has_all_rows_and_draws_them() {
     assert_eq!(svg.matches("<circle").count(), expected.len());
     assert!(svg.contains("one copy, gpu-to-gpu: ") && svg.contains(">gather-int8<"), "{svg}");
 
-    let refused = bench(folder.path(), &["--bytes", "1MiB"]);
+    let refused = bench(fake.folder(), &["--bytes", "1MiB"]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(
         !refused.status.success() && said.contains("--bytes is 1MiB, and at least 2MiB is needed"),
         "{said}"
     );
-    let nowhere = bench(folder.path(), &["--bytes", "2MiB", "--plot", "/nowhere/x.svg"]);
+    let nowhere = bench(fake.folder(), &["--bytes", "2MiB", "--plot", "/nowhere/x.svg"]);
     assert!(String::from_utf8_lossy(&nowhere.stderr).contains("cannot write /nowhere/x.svg"));
+}
+
+#[test]
+fn requests_are_replayed_through_a_gpu_host_memory_and_a_disk() {
+    let fake = Fake::new();
+    // Whoever looks for the driver by its name finds this one.
+    let folder = fake.folder().to_str().expect("a temporary folder has a plain name");
+    let sizes =
+        ["--device-kind", "cuda", "--device-memory", "32MiB", "--host-memory", "16MiB", "--disk", "32MiB"];
+    let shape = ["--coordinators", "1", "--nodes", "1", "--devices", "1", "--block-size", "2MiB"];
+    let options: Vec<&str> = sizes.iter().chain(&shape).copied().collect();
+    let cluster = Cluster::start_with(&options, &[("LD_LIBRARY_PATH", folder)]);
+    let words = ["replay", "--requests", "60", "--block-size", "2MiB"];
+    let report = cluster.json(&words).expect("every request is answered");
+    let count = |name: &str| report[name].as_u64().unwrap_or_else(|| panic!("{name} in {report:#}"));
+    assert!(count("hits") > 0 && count("wrong_bytes") == 0, "{report:#}");
+    let devices = cluster.json(&["devices"]).expect("the coordinator answers");
+    let device = &devices["devices"][0];
+    assert_eq!(device["kind"], "cuda", "{devices:#}");
+    let blocks = |tier: &str| {
+        let tiers = device["tiers"].as_array().into_iter().flatten();
+        let of = tiers.filter(|one| one["tier"] == tier).filter_map(|one| one["blocks"].as_u64());
+        of.sum::<u64>()
+    };
+    assert!(["device", "host", "disk"].iter().all(|tier| blocks(tier) > 0), "{devices:#}");
+    let doctor = run_with(&["doctor", "--json"], &[("LD_LIBRARY_PATH", folder)]);
+    let said =
+        doctor.map_or_else(|error| error.to_string(), |said| String::from_utf8_lossy(&said.stdout).into());
+    assert!(said.contains("Fake 0") && said.contains("Fake 1"), "the same GPUs are listed: {said}");
+}
+
+#[test]
+fn a_node_without_the_gpu_that_it_is_to_have_does_not_start_and_one_that_may_do_without_it_does() {
+    let nowhere = [("LD_LIBRARY_PATH", "/nowhere")];
+    let shape = ["--coordinators", "1", "--nodes", "1", "--devices", "1", "--device-kind"];
+    let auto: Vec<&str> = shape.iter().copied().chain(["auto"]).collect();
+    let cluster = Cluster::start_with(&auto, &nowhere);
+    let devices: Value = cluster.json(&["devices"]).expect("the coordinator answers");
+    assert_eq!(devices["devices"][0]["kind"], "host", "{devices:#}");
+    drop(cluster);
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let dir = folder.path().to_str().expect("a temporary folder has a plain name");
+    let cuda: Vec<&str> = ["up", "--detach", "--dir", dir].into_iter().chain(shape).chain(["cuda"]).collect();
+    let error = run_with(&cuda, &nowhere).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(error.contains("CUDA's driver is not on this machine"), "{error}");
 }

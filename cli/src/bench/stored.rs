@@ -5,12 +5,15 @@ use anyhow::{Result, bail};
 use kvhive_client::{Client, NamespaceClient, Prefix, StoreOptions};
 use kvhive_protocol::Layout;
 use kvhive_protocol::data::Ack;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bytes of a block.
 pub(super) const BLOCK_BYTES: u64 = 64 << 10;
 /// Blocks of each prefix: one segment.
 pub(super) const BLOCKS: usize = 8;
+
+/// How long a prefix may take to be on all replicas.
+const STORE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Prefixes of [`BLOCKS`] blocks of [`BLOCK_BYTES`].
 pub(super) struct Stored {
@@ -35,7 +38,7 @@ impl Stored {
         Ok(Stored { blocks, prefixes, memory: vec![vec![0; BLOCK_BYTES as usize]; BLOCKS] })
     }
 
-    /// Stores every prefix on all replicas.
+    /// Stores every prefix on all replicas. A slot may be given one more just then, which has yet to hear of it: it is stored again.
     ///
     /// # Errors
     /// When a block is not acknowledged.
@@ -43,10 +46,17 @@ impl Stored {
         let memory = vec![5u8; BLOCK_BYTES as usize];
         let pieces = vec![&memory[..]; BLOCKS];
         for prefix in &self.prefixes {
-            let options = StoreOptions { ack: Some(Ack::All), ..StoreOptions::default() };
-            let report = self.blocks.store(prefix, 0..BLOCKS, &pieces, options).await?;
-            if report.acknowledged() != BLOCKS {
-                bail!("{} of {BLOCKS} blocks were stored: {:?}", report.acknowledged(), report.outcomes);
+            let begun = Instant::now();
+            loop {
+                let options = StoreOptions { ack: Some(Ack::All), ..StoreOptions::default() };
+                let report = self.blocks.store(prefix, 0..BLOCKS, &pieces, options).await?;
+                if report.acknowledged() == BLOCKS {
+                    break;
+                }
+                if begun.elapsed() > STORE_LIMIT {
+                    bail!("{} of {BLOCKS} blocks were stored: {:?}", report.acknowledged(), report.outcomes);
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
         Ok(())

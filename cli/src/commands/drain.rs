@@ -7,6 +7,7 @@ use crate::report;
 use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use kvhive_protocol::Level;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,9 @@ pub(crate) struct Drain {
     /// Why, for the journal.
     #[arg(skip)]
     reason: Option<String>,
+    /// How many members there are and are to be, for the journal.
+    #[arg(skip)]
+    for_size: Option<(usize, usize)>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -226,6 +230,7 @@ impl Drain {
             yes: false,
             stalls: None,
             reason: None,
+            for_size: None,
             json: false,
         }
     }
@@ -238,6 +243,11 @@ impl Drain {
     /// Has the journal say why.
     pub(crate) fn because(self, reason: &str) -> Drain {
         Drain { reason: Some(reason.to_owned()), ..self }
+    }
+
+    /// Has the journal say that the cluster's size changes by it.
+    pub(crate) fn for_size(self, from: usize, to: usize) -> Drain {
+        Drain { for_size: Some((from, to)), ..self }
     }
 
     /// Makes it give up when no slot has left for this long.
@@ -269,6 +279,12 @@ impl Drain {
         let mut patch = json!({"drains": true, "may_lose": self.yes});
         if let Some(reason) = &self.reason {
             patch["reason"] = reason.as_str().into();
+        }
+        // Before, no coordinator may be told that.
+        if let Some((from, to)) = self.for_size
+            && before["level"].as_u64() >= Some(Level::SIZES.0.into())
+        {
+            patch["for_size"] = json!({"from": from, "to": to});
         }
         let _: Value = admin.patch(&format!("/v1/members/{}", self.node), &patch)?;
         let (slots, blocks) = self.holds(&before);

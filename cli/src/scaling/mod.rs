@@ -110,14 +110,16 @@ pub(crate) fn carry_out(
     let begun = Instant::now();
     let (may, why) = losing;
     let (_, loses) = drains::check(admin, &plan.leave, may)?;
-    let reason = format!("{}{why}", drains::by_size(plan.members, plan.size));
+    let reason = format!("from {} to {} members: {why}", plan.members, plan.size);
     // Who stays holds slots, unless an operator is emptying it, and so does whoever comes.
     let (undrained, left_draining) = undrains(admin, &plan)?;
     for name in &undrained {
         let _: Value = admin.patch(&format!("/v1/members/{name}"), &json!({"drains": false}))?;
     }
-    let drain =
-        |name: &String| Drain::of(target.clone(), name).giving_up_after(limit).losing(loses).because(&reason);
+    let drain = |name: &String| {
+        let drain = Drain::of(target.clone(), name).giving_up_after(limit).losing(loses);
+        drain.because(&reason).for_size(plan.members, plan.size)
+    };
     // All at once: nothing goes from one that leaves to another that does.
     let (mut slots_moved, mut came_to, mut unreported) = (0, CameTo::default(), Vec::new());
     for name in &plan.leave {

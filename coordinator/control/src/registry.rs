@@ -124,7 +124,7 @@ impl Registry {
         let note = telling::before(&command, self.map.as_deref());
         let origin = Origin { reason: telling::because(&command, origin.reason), ..origin };
         let is_told = matches!(command, Command::Record(_));
-        let is_weighed = matches!(command, Command::Empty { .. });
+        let is_weighed = matches!(command, Command::Empty { .. } | Command::EmptyForSize { .. });
         let reply = self.execute(command).unwrap_or_else(CommandReply::Rejected);
         let has_happened =
             self.agreed() != before || is_told && matches!(reply, CommandReply::Applied { .. });
@@ -232,7 +232,9 @@ impl Registry {
             Command::PlaceSlots { based_on, changes } => self.place_slots(based_on, changes),
             Command::Balance { based_on, changes } => self.balance(based_on, changes),
             Command::SetDrains { member, drains } => self.set_drains(member, drains),
-            Command::Empty { member, beside } => self.empty(member, beside.as_deref()),
+            Command::Empty { member, beside } | Command::EmptyForSize { member, beside, .. } => {
+                self.empty(member, beside.as_deref())
+            }
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
             Command::SetCoordinators { addresses } => self.set_coordinators(addresses),
             Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),

@@ -62,6 +62,11 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             let held = map.map_or(0, |map| slots_of(map, *member));
             Some(of_member(EventKind::DrainBegun, member)?.with("slots_held", held))
         }
+        Command::EmptyForSize { member, from, to, .. } => {
+            let held = map.map_or(0, |map| slots_of(map, *member));
+            let note = of_member(EventKind::DrainBegun, member)?.with("slots_held", held);
+            Some(note.with("members_before", (*from).into()).with("members_wanted", (*to).into()))
+        }
         Command::SetCordon { member, cordoned } => {
             let kind = if *cordoned { EventKind::MemberCordoned } else { EventKind::MemberUncordoned };
             Some(of_member(kind, member)?.with("slots_held", map.map_or(0, |map| slots_of(map, *member))))

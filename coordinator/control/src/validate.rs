@@ -74,7 +74,9 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         Command::RemoveEngine { name: engine } => name("engine name", engine),
         Command::SetPin { name, pin } => pins::check(name, pin),
         Command::RemovePin { name: pin, .. } => name("pin name", pin),
-        Command::Empty { beside: Some(others), .. } if others.len() > MAX_MEMBERS => {
+        Command::Empty { beside: Some(others), .. } | Command::EmptyForSize { beside: Some(others), .. }
+            if others.len() > MAX_MEMBERS =>
+        {
             Err(WireError::rejected(format_args!(
                 "beside names {} members, allowed are {MAX_MEMBERS}",
                 others.len()
@@ -83,6 +85,7 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         Command::MarkDown { .. }
         | Command::SetDrains { .. }
         | Command::Empty { .. }
+        | Command::EmptyForSize { .. }
         | Command::Leave { .. }
         | Command::ClearTenant { .. }
         | Command::RotateSecret { .. }

@@ -10,7 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 impl RaftActor {
     /// Has a member be emptied only where there is room for what it holds, if it may not lose blocks: whoever asks for it.
     pub(super) fn weighed(&self, proposal: Proposal) -> Result<Proposal, WireError> {
-        let Command::SetDrains { member, drains: true } = proposal.command else { return Ok(proposal) };
+        let (member, sizes) = match proposal.command {
+            Command::SetDrains { member, drains: true } => (member, None),
+            Command::EmptyForSize { member, may_lose: false, from, to, .. } => (member, Some((from, to))),
+            _ => return Ok(proposal),
+        };
         let registry = &self.parts.registry;
         let leads = self.parts.consensus.status().role == Role::Leader;
         // What was asked before is answered as it was then.
@@ -20,7 +24,12 @@ impl RaftActor {
         let Some(map) = registry.map() else { return Ok(proposal) };
         let underway: BTreeSet<MemberId> = self.waiting.values().filter_map(emptied).collect();
         let loads: BTreeMap<DeviceId, &DeviceLoad> = self.parts.overseer.loads().collect();
-        let command = kvhive_control::weigh(&map, &loads, member, &underway)?;
+        let command = match (kvhive_control::weigh(&map, &loads, member, &underway)?, sizes) {
+            (Command::Empty { member, beside }, Some((from, to))) => {
+                Command::EmptyForSize { member, may_lose: false, beside, from, to }
+            }
+            (command, _) => command,
+        };
         Ok(Proposal { command, ..proposal })
     }
 }
@@ -28,7 +37,9 @@ impl RaftActor {
 /// Returns whom a change begins to empty.
 pub(super) fn empties(command: &Command) -> Option<MemberId> {
     match command {
-        Command::SetDrains { member, drains: true } | Command::Empty { member, .. } => Some(*member),
+        Command::SetDrains { member, drains: true }
+        | Command::Empty { member, .. }
+        | Command::EmptyForSize { member, .. } => Some(*member),
         _ => None,
     }
 }

@@ -25,11 +25,24 @@ pub(super) struct MemberPatch {
     /// Whether it is emptied although the others have too little room for what it holds: blocks are lost then, never pinned ones.
     #[serde(default)]
     may_lose: bool,
+    /// With `drains`: it is emptied as the cluster is to have another size, which the journal has then. From level 6 on.
+    #[serde(default)]
+    for_size: Option<SizeChange>,
     /// Whether it is cordoned: it keeps the slots that it has and serves them, is given no others, and becomes primary of none that
     /// another can be primary of.
     cordoned: Option<bool>,
     /// Why, for the journal of events.
     reason: Option<String>,
+}
+
+/// How many members there are, and are to be.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SizeChange {
+    /// Members that there are.
+    from: u32,
+    /// Members that there are to be.
+    to: u32,
 }
 
 enum Change {
@@ -85,6 +98,11 @@ pub(super) async fn change_member(
             ));
         }
     };
+    if patch.for_size.is_some() && !matches!(change, Change::Drains(true)) {
+        return Err(Trouble::bad_request(
+            "for_size is of a member that is to be emptied: say drains too".to_owned(),
+        ));
+    }
     let missing = || missing(&name);
     let overview = admin.overview(Freshness::Linearizable).await?;
     let known = overview.map.as_ref().and_then(|map| map.member(&name));
@@ -94,10 +112,15 @@ pub(super) async fn change_member(
         admin.check_room(&name).await?;
     }
     let reason = patch.reason.map(Reason::new).unwrap_or_default();
-    let command = match change {
-        Change::Drains(true) if patch.may_lose && is_checked => Command::Empty { member, beside: None },
-        Change::Drains(drains) => Command::SetDrains { member, drains },
-        Change::Cordoned(cordoned) => Command::SetCordon { member, cordoned },
+    let command = match (change, patch.for_size) {
+        (Change::Drains(true), Some(SizeChange { from, to })) => {
+            Command::EmptyForSize { member, may_lose: patch.may_lose, beside: None, from, to }
+        }
+        (Change::Drains(true), None) if patch.may_lose && is_checked => {
+            Command::Empty { member, beside: None }
+        }
+        (Change::Drains(drains), _) => Command::SetDrains { member, drains },
+        (Change::Cordoned(cordoned), _) => Command::SetCordon { member, cordoned },
     };
     match admin.submit_because(asked, command, reason).await? {
         CommandReply::Applied { .. } => {

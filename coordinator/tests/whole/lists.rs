@@ -136,7 +136,13 @@ fn a_member_is_cordoned_by_an_operator_and_the_journal_says_why() {
         crate::http::ask(door.address, "PATCH", &format!("/v1/members/{name}"), &headers, body.as_bytes())
     };
     assert_eq!(patch(VIEWER, "node-1", r#"{"cordoned": true}"#).refusal().0, 403);
-    for wrong in ["{}", r#"{"drains": true, "cordoned": true}"#, r#"{"cordoned": "yes"}"#] {
+    for wrong in [
+        "{}",
+        r#"{"drains": true, "cordoned": true}"#,
+        r#"{"cordoned": "yes"}"#,
+        r#"{"cordoned": true, "for_size": {"from": 2, "to": 1}}"#,
+        r#"{"drains": false, "for_size": {"from": 2, "to": 1}}"#,
+    ] {
         assert_eq!(patch(OPERATOR, "node-1", wrong).refusal(), (400, "bad_request".to_owned()), "{wrong}");
     }
     for _ in 0..2 {
@@ -150,4 +156,23 @@ fn a_member_is_cordoned_by_an_operator_and_the_journal_says_why() {
         let events = events["events"].as_array().cloned().unwrap_or_default();
         events.len() == 1 && events[0]["reason"] == "its disk is slow"
     });
+}
+
+#[test]
+fn the_journal_has_that_a_member_is_emptied_as_the_size_changes() {
+    let group = two_nodes(1);
+    let door = group.admin(0);
+    let token = crate::group::bearer(OPERATOR);
+    let headers = [("authorization", token.as_str()), ("content-type", "application/merge-patch+json")];
+    let patch = |body: &str| {
+        let answer = crate::http::ask(door.address, "PATCH", "/v1/members/node-2", &headers, body.as_bytes());
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let events = door.get("/v1/events?kind=drain-begun").json();
+        events["events"].as_array().and_then(|all| all.last()).expect("it has begun")["facts"].clone()
+    };
+    let facts = patch(r#"{"drains": true, "may_lose": true, "for_size": {"from": 2, "to": 1}}"#);
+    assert_eq!((&facts["members_before"], &facts["members_wanted"]), (&json!(2), &json!(1)), "{facts}");
+    patch(r#"{"drains": false}"#);
+    let facts = patch(r#"{"drains": true, "may_lose": true, "reason": "from 2 to 1 members: by hand"}"#);
+    assert_eq!(facts["members_wanted"], Value::Null, "words are no fact: {facts}");
 }

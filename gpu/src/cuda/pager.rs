@@ -73,6 +73,8 @@ struct Job {
     part_rows: u32,
     by_heads: Divisor,
     by_page_tokens: Divisor,
+    by_planes: Divisor,
+    by_parts: Divisor,
 }
 
 /// Divides numbers below 2^31 by a product and a shift: `Divisor` of `pages.cuh`.
@@ -239,6 +241,8 @@ impl Pager {
             part_rows: plan.part_rows,
             by_heads: Divisor::by(plan.heads),
             by_page_tokens: Divisor::by(plan.page_tokens),
+            by_planes: Divisor::by(plan.planes.len() as u32),
+            by_parts: Divisor::by(each[0] + each[1]),
         };
         let most = self.stream.gpu().info().processors.max(1).saturating_mul(BLOCKS_PER_PROCESSOR);
         let mut arguments: [*mut c_void; 1] = [(&raw mut job).cast()];

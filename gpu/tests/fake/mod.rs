@@ -16,7 +16,7 @@ use tempfile::TempDir;
 pub(crate) struct Fake {
     path: PathBuf,
     library: Library,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Fake {
@@ -51,7 +51,12 @@ impl Fake {
     fn at(path: PathBuf, folder: TempDir) -> Fake {
         // SAFETY: a library of our own, without initializers.
         let library = unsafe { Library::new(&path) }.expect("it was just made");
-        Fake { path, library, _folder: folder }
+        Fake { path, library, folder }
+    }
+
+    /// Returns the folder with the library, under the name that the driver has.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub(crate) fn cuda(&self) -> Result<Arc<Cuda>, CudaError> {

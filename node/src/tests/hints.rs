@@ -72,7 +72,9 @@ async fn a_replica_lets_go_what_its_primary_was_told_is_over() {
     };
     store(&mut asker, 0..10).await;
     asker.about = About { hint: Hint::Over, ..About::default() };
-    store(&mut asker, 10..20).await;
+    // Some of these are there before the memory is as full as lets a collection begin.
+    store(&mut asker, 10..16).await;
+    store(&mut asker, 16..20).await;
     let over = |stats: &ShardStats| stats.collected[Reason::Over as usize].blocks;
     let others: Vec<u64> = (0..10).collect();
     for node in &nodes {
