@@ -34,6 +34,14 @@ fn leadership_is_handed_over_when_asked_and_when_a_leader_stops() {
     let refused =
         run(&["raft", "transfer", "nobody", "--dir", cluster.dir()]).expect_err("no such coordinator");
     assert!(format!("{refused:#}").contains("there is no coordinator \"nobody\""), "{refused:#}");
+    // One that votes is not added without a vote, and nobody is told to empty its folder.
+    let config = format!("{}/cluster.toml", cluster.dir());
+    for name in [&*to, &*follower(&cluster)] {
+        let added =
+            run(&["raft", "add", name, "--config", &config, "--dir", cluster.dir()]).expect("it is there");
+        let said = String::from_utf8_lossy(&added.stdout).into_owned();
+        assert_eq!(said, format!("{name} votes already: nothing is to be done\n"));
+    }
 
     // A graceful stop hands over: another leads in the very next term, and in the log of the one that stopped it says so.
     cluster.signal(&to, "TERM");

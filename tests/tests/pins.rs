@@ -118,8 +118,10 @@ fn who_pins_more_than_a_device_may_is_told_how_much_is_pinned() {
     };
     let few = pin(keys(1, 16));
     assert_eq!((&few["blocks"]["pinned"], &few["remark"]), (&json!(16), &json!(null)), "{few}");
+    assert_eq!(few["replaced_keys"], json!(null), "{few}");
     let both: Vec<String> = [keys(1, BLOCKS), keys(2, 8)].concat();
     let much = pin(both);
+    assert_eq!(much["replaced_keys"], json!(16), "the pin of this name has ended: {much}");
     let count = |what: &str| much["blocks"][what].as_u64().expect("it is counted");
     assert_eq!((count("pinned"), count("pinned") + count("refused") + count("absent")), (32, 40), "{much}");
     assert!(count("refused") > 0, "{much}");

@@ -56,6 +56,9 @@ fn a_cluster_becomes_larger_and_smaller_with_its_blocks() {
     let would = json(&cluster, &["scale", "to", "3", "--dry-run"]);
     assert_eq!(would["would"], serde_json::json!(["start node-3"]));
     assert_eq!(up(&cluster), ["node-1", "node-2"], "nothing was done");
+    let words = ["scale", "to", "2", "--dry-run", "--dir", cluster.dir()];
+    let same = run(&words).expect("it has that size").stdout;
+    assert_eq!(String::from_utf8_lossy(&same), "2 members, 2 wanted: nothing would be done\n");
 
     let more = json(&cluster, &["scale", "to", "3"]);
     assert_eq!((&more["started"], &more["to"]), (&serde_json::json!(["node-3"]), &3.into()));

@@ -114,8 +114,9 @@ impl Recover {
         );
         println!("  lost           whatever they decided after entry {}", recovery.last);
         println!(
-            "  kept           all up to there: {} changes behind entry {}, that it does not know to be decided, count from now on",
-            recovery.undecided, recovery.committed
+            "  kept           all up to there: {} behind entry {}, that it does not know to be decided, counting from now on",
+            report::counted(recovery.undecided as u64, "change"),
+            recovery.committed
         );
         if recovery.is_behind {
             println!(

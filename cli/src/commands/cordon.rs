@@ -49,7 +49,7 @@ impl Cordon {
     /// # Errors
     /// When no coordinator answers, there is no such node, or nobody else takes slots.
     pub(crate) fn run(self) -> Result<()> {
-        self.common.set(true, "keeps the slots that it has and is given no others")
+        self.common.set(true)
     }
 }
 
@@ -59,18 +59,46 @@ impl Uncordon {
     /// # Errors
     /// When no coordinator answers, or there is no such node.
     pub(crate) fn run(self) -> Result<()> {
-        self.common.set(false, "is given its share of the slots again")
+        self.common.set(false)
     }
 }
 
 impl Common {
-    fn set(self, cordoned: bool, said: &str) -> Result<()> {
+    fn set(self, cordoned: bool) -> Result<()> {
         let patch = json!({"cordoned": cordoned, "reason": self.reason});
         let node: Value = self.target.resolve()?.patch(&format!("/v1/members/{}", self.node), &patch)?;
         if self.json {
             return report::print_json(&node);
         }
-        println!("{} {said}", self.node);
+        println!("{}", said(&self.node, cordoned, node["drains"] == true));
         Ok(())
+    }
+}
+
+/// Says what has come of it: a node that is being emptied goes on being emptied, whether it is cordoned or not.
+fn said(name: &str, cordoned: bool, drains: bool) -> String {
+    match (cordoned, drains) {
+        (true, false) => format!("{name} keeps the slots that it has and is given no others"),
+        (false, false) => format!("{name} is given its share of the slots again"),
+        (true, true) => format!("{name} is cordoned, and goes on being emptied"),
+        (false, true) => format!(
+            "{name} is cordoned no longer, and goes on being emptied: it is given slots after `kvhive drain {name} --undo`"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_being_emptied_is_not_said_to_keep_slots_or_to_be_given_any() {
+        assert!(said("node-1", true, false).contains("keeps the slots"));
+        assert!(said("node-1", false, false).contains("its share of the slots again"));
+        for cordoned in [true, false] {
+            let said = said("node-1", cordoned, true);
+            assert!(said.contains("goes on being emptied"), "{said}");
+            assert!(!said.contains("keeps the slots") && !said.contains("its share"), "{said}");
+        }
     }
 }

@@ -65,7 +65,12 @@ impl Doctor {
             report::print_json(&json!({ "failed": failed, "warned": warned, "findings": findings }))?;
         } else {
             print(&findings);
-            println!("\n{} checks, {warned} warnings, {failed} failed", findings.len());
+            let counted = |count: usize, noun| report::counted(count as u64, noun);
+            println!(
+                "\n{}, {}, {failed} failed",
+                counted(findings.len(), "check"),
+                counted(warned, "warning")
+            );
         }
         if failed > 0 {
             bail!("{failed} of {} checks failed; what to do is said beside each", findings.len());

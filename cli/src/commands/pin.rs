@@ -113,6 +113,7 @@ impl Add {
             bail!("the prompt has no full block: there is nothing to pin");
         }
         let reason = self.reason.clone().unwrap_or_default();
+        let replaced = client.map().pins.get(&self.name).map(|pin| pin.keys.len());
         client.pin_keys(&self.name, &self.named.tenant, &keys, mode, reason).await?;
         let until_ms = match mode {
             PinMode::Soft { until_ms } => Some(until_ms),
@@ -123,9 +124,14 @@ impl Add {
         if as_json {
             return report::print_json(&json!({
                 "name": self.name, "keys": keys.len(), "until_ms": until_ms, "blocks": counted, "remark": remark,
+                "replaced_keys": replaced,
             }));
         }
-        println!("{}: names {} blocks, {}", self.name, keys.len(), lasts(until_ms));
+        let blocks = |count: usize| report::counted(count as u64, "block");
+        println!("{}: names {}, {}", self.name, blocks(keys.len()), lasts(until_ms));
+        if let Some(replaced) = replaced {
+            println!("a pin of this name, of {}, has ended: this one is in its place", blocks(replaced));
+        }
         println!(
             "{} are pinned, {} are not stored and will be when they come",
             counted.pinned, counted.absent

@@ -137,10 +137,7 @@ impl Raft {
             Verb::Status => (status(&admin)?, String::new()),
             Verb::Add { name, seat } => {
                 let group = add(&admin, name, seat)?;
-                let said = format!(
-                    "{name} is added without a vote: start it with an empty data_dir, then `kvhive raft promote {name}`. Was it a coordinator \
-                     before? Then stop it and empty its data_dir first: what it has of then is not to vote"
-                );
+                let said = added(&group, name);
                 (group, said)
             }
             Verb::Promote { name } => {
@@ -247,6 +244,17 @@ fn add(admin: &Admin, name: &str, seat: &Seat) -> Result<Value> {
         );
     }
     admin.post("/v1/raft/members", &body)
+}
+
+/// Says what adding a coordinator came to. One that votes is there already: nobody may be told to empty its folder.
+fn added(group: &Value, name: &str) -> String {
+    if member(group, name).is_some_and(|known| matches!(known["role"].as_str(), Some("voter" | "leader"))) {
+        return format!("{name} votes already: nothing is to be done");
+    }
+    format!(
+        "{name} is added without a vote: start it with an empty data_dir, then `kvhive raft promote {name}`. Was it a coordinator \
+         before? Then stop it and empty its data_dir first: what it has of then is not to vote"
+    )
 }
 
 /// Returns what each coordinator that answers knows by itself, and where it does.

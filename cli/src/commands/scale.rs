@@ -269,6 +269,10 @@ impl Scale {
             return report::print_json(&json!({"from": plan.members, "to": plan.size, "would": steps}));
         }
         let members = report::counted(plan.members as u64, "member");
+        if steps.is_empty() {
+            println!("{members}, {} wanted: nothing would be done", plan.size);
+            return Ok(());
+        }
         println!("{members}, {} wanted; this would be done:", plan.size);
         steps.iter().for_each(|step| println!("  {step}"));
         Ok(())
@@ -336,7 +340,14 @@ impl Scale {
             policy["up_cooldown_s"],
             policy["down_cooldown_s"],
         );
-        println!("known from  {} stretches of five minutes", scaling["observations"]);
+        let observations = scaling["observations"].as_u64().unwrap_or(0);
+        println!(
+            "known from  {}",
+            match observations {
+                1 => "1 stretch of five minutes".to_owned(),
+                count => format!("{count} stretches of five minutes"),
+            }
+        );
         let mut table = report::table(&["FIGURE", "AHEAD", "VALUE", "LOW", "HIGH", "MASE", "COVERAGE"]);
         for one in list(&scaling["forecast"]) {
             let number = |field: &str| format!("{:.2}", one[field].as_f64().unwrap_or(0.0));

@@ -14,7 +14,10 @@ use kvhive_protocol::routing::{
     RouteRequest, Weights,
 };
 use kvhive_runtime::http::Problem;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use utoipa::ToSchema;
 
 /// The largest body, in bytes: every hash that there may be in hexadecimal, which takes more than every token.
@@ -54,7 +57,7 @@ pub(super) struct RouteAsked {
 
 /// A hash of a block.
 #[derive(Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a hash in hexadecimal, or its last eight bytes as a number")]
 pub(super) enum OneHash {
     /// All of it, in hexadecimal.
     Hex(String),
@@ -63,18 +66,48 @@ pub(super) enum OneHash {
 }
 
 /// An engine that may take it.
-#[derive(Deserialize, ToSchema)]
+#[derive(ToSchema)]
 #[serde(untagged)]
 pub(super) enum OneCandidate {
     /// Its name.
     Name(String),
     /// Its name, and how busy it is.
-    Loaded {
-        /// Its name.
-        engine: String,
-        /// How busy.
-        load: OneLoad,
-    },
+    Loaded(Loaded),
+}
+
+/// An engine that may take it, and how busy it is.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Loaded {
+    /// Its name.
+    engine: String,
+    /// How busy; unless said, as busy as it was last told to be.
+    load: Option<OneLoad>,
+}
+
+impl<'de> Deserialize<'de> for OneCandidate {
+    fn deserialize<D: Deserializer<'de>>(body: D) -> Result<OneCandidate, D::Error> {
+        body.deserialize_any(NameOrLoaded)
+    }
+}
+
+/// Reads either, so that what is wrong within is told and not that neither fits.
+struct NameOrLoaded;
+
+impl<'de> Visitor<'de> for NameOrLoaded {
+    type Value = OneCandidate;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an engine's name, or an object of its name as `engine` and its `load`")
+    }
+
+    fn visit_str<E: de::Error>(self, name: &str) -> Result<OneCandidate, E> {
+        Ok(OneCandidate::Name(name.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<OneCandidate, A::Error> {
+        Loaded::deserialize(MapAccessDeserializer::new(fields)).map(OneCandidate::Loaded)
+    }
 }
 
 /// What things cost; each as usual unless said.
@@ -177,7 +210,9 @@ impl RouteAsked {
         };
         let candidate = |one| match one {
             OneCandidate::Name(engine) => Ok(Candidate { engine, load: None }),
-            OneCandidate::Loaded { engine, load } => Ok(Candidate { engine, load: Some(load.load()?) }),
+            OneCandidate::Loaded(Loaded { engine, load }) => {
+                Ok(Candidate { engine, load: load.map(OneLoad::load).transpose()? })
+            }
         };
         let OneWeights {
             engine_host,

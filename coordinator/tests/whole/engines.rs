@@ -193,7 +193,10 @@ fn an_answer_says_when_nobody_is_heard_that_may_take_a_request() {
     let chosen = route(&door, &asked);
     assert_eq!((&chosen["engine"], &chosen["heard"]), (&json!("two"), &json!(true)), "{chosen}");
     let named = route(&door, &json!({"tokens": tokens(1, 4), "candidates": ["one"]}));
-    assert_eq!((&named["engine"], &named["heard"]), (&json!("one"), &json!(false)), "{named}");
+    let without_load = route(&door, &json!({"tokens": tokens(1, 4), "candidates": [{"engine": "one"}]}));
+    for named in [&named, &without_load] {
+        assert_eq!((&named["engine"], &named["heard"]), (&json!("one"), &json!(false)), "{named}");
+    }
     drop(two);
     eventually("both are silent", || known(&door, "two")["connected"] == false);
     let chosen = route(&door, &asked);
@@ -263,6 +266,13 @@ fn questions_that_make_no_sense_are_refused_with_what_is_allowed() {
         (json!({"hashes": ["xyz1"]}), "hexadecimal"),
         (json!({"tokens": [1], "weights": {"hive_disk": 2000}}), "hive_disk is 2000"),
         (json!({"tokens": [1], "candidates": [{"engine": "a", "load": {"kv_usage": 2}}]}), "kv_usage is 2"),
+        (
+            json!({"tokens": [1], "candidates": [{"engine": "a", "load": {"running": -1}}]}),
+            "load.running: invalid value",
+        ),
+        (json!({"tokens": [1], "candidates": [{"engine": "a", "lod": {}}]}), "unknown field `lod`"),
+        (json!({"tokens": [1], "candidates": [7]}), "an engine's name, or an object"),
+        (json!({"hashes": [true]}), "a hash in hexadecimal, or its last eight bytes"),
         (json!({"tokens": [1], "candidates": ["a", "a"]}), "twice"),
         (json!({"tokens": vec![1; 262_145]}), "262145 tokens"),
     ] {
