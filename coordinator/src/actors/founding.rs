@@ -20,6 +20,8 @@ impl RaftActor {
     /// Proposes that the cluster begin: where its coordinators are, and at the level that all of them speak.
     pub(super) fn found(&mut self) {
         let Bootstrap { cluster, name, settings, default_secret, scaling } = self.parts.bootstrap.clone();
+        // Who is elected by a group that it has not heard of yet in any other way leads before it has been told where they are.
+        self.parts.directory.follow(&self.parts.consensus.group());
         let coordinators = self.parts.directory.voting().unwrap_or_default().to_vec();
         let level = self.first_level();
         self.propose_own(
