@@ -193,41 +193,20 @@ fn whichever_call_fails_is_named_and_nothing_is_left_behind() {
         whole_there_and_back(&gpu, &[7; 999])?;
         pieces_there_and_back(&gpu, &[7; 999], &[100]).map(|_| ())
     };
-    for call in calls {
-        // Each time that it is made in all that this crate does, until it is made no more, or by who lets go and tells nobody.
-        for nth in 1.. {
-            let fake = Fake::new();
-            fake.fail(call, nth, 700);
-            let Err(error) = everything(&fake) else {
-                assert!(nth > 1, "{call} is never made");
-                break;
-            };
-            let is_named =
-                matches!(&error, CudaError::Failed { call: named, code: 700, .. } if *named == call);
-            assert!(is_named, "{call} {nth}: {error:?}");
-            assert!(fake.is_clean(), "{call} {nth}: something is left");
-            // And once is once.
-            assert_eq!(everything(&fake), Ok(()), "{call} {nth}");
-        }
-    }
+    fake::each_call_fails_once(&calls, everything, |error| Some(error));
 }
 
 #[test]
 fn a_real_gpu_gives_back_what_it_got() {
-    let cuda = match Cuda::find() {
-        Ok(cuda) if cuda.count().is_ok_and(|count| count > 0) => cuda,
-        Ok(_) => return println!("SKIPPED: CUDA's driver sees no GPU"),
-        Err(error) => return println!("SKIPPED: {error}"),
-    };
-    for info in cuda.gpus().expect("they describe themselves") {
-        let gpu = cuda.open(info.ordinal).expect("it opens");
+    for gpu in fake::real_gpus() {
         let bytes = varied(9 << 20);
         let (back, seconds) = whole_there_and_back(&gpu, &bytes[..2 << 20]).expect("it copies");
-        assert!(back == bytes[..2 << 20] && seconds > 0.0, "{info}");
+        assert!(back == bytes[..2 << 20] && seconds > 0.0, "{}", gpu.info());
         for sizes in [&[4096][..], &[28 << 10], &[1, 16, 4095, 70_000], &[1 << 20], &[2 << 20]] {
             assert!(
                 pieces_there_and_back(&gpu, &bytes, sizes).expect("it copies") == bytes,
-                "{info} {sizes:?}"
+                "{} {sizes:?}",
+                gpu.info()
             );
         }
         let error = GpuMemory::new(&gpu, usize::MAX >> 1).err().expect("no GPU has so much");
@@ -405,9 +384,8 @@ fn a_gpu_that_dies_is_lost_and_says_so_from_then_on() {
 
 #[test]
 fn a_real_gpu_keeps_the_contract_too() {
-    let Ok(cuda) = Cuda::find() else { return println!("SKIPPED: no driver of CUDA") };
-    for info in cuda.gpus().expect("they describe themselves") {
-        let gpu = cuda.open(info.ordinal).expect("it opens");
+    for gpu in fake::real_gpus() {
+        let info = gpu.info().clone();
         contract::check(&|bytes| Arc::new(CudaDevice::new(gpu.clone(), bytes).expect("it works")));
         by_messages(&gpu).expect("it copies");
         let slab = CudaDevice::new(gpu, 1 << 20).and_then(|device| device.open_slab(1 << 20));

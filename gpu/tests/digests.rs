@@ -4,9 +4,7 @@
 mod fake;
 
 use fake::Fake;
-use kvhive_gpu::cuda::{
-    Between, Copier, Cuda, CudaError, Digester, Gpu, GpuMemory, PagerError, Part, Pinned, Span, Timer,
-};
+use kvhive_gpu::cuda::{Between, Copier, Digester, Gpu, GpuMemory, PagerError, Part, Pinned, Span, Timer};
 use kvhive_gpu::pages::PagesError;
 use kvhive_protocol::block::{PIECE_BYTES, digest, digest_of_pieces};
 use std::sync::Arc;
@@ -93,34 +91,15 @@ fn whichever_call_fails_is_named_and_nothing_is_left_behind() {
         let spans = [Span { start: 16, bytes: 20_000 }, Span { start: 1, bytes: 7 }];
         are_the_same(&fake.cuda()?.open(0)?, &varied(30_000), &spans)
     };
-    for call in calls {
-        for nth in 1.. {
-            let fake = Fake::new();
-            fake.fail(call, nth, 700);
-            let Err(error) = everything(&fake) else {
-                assert!(nth > 1, "{call} is never made");
-                break;
-            };
-            let is_named = matches!(
-                &error,
-                PagerError::Cuda(CudaError::Failed { call: named, code: 700, .. }) if *named == call
-            );
-            assert!(is_named, "{call} {nth}: {error:?}");
-            assert!(fake.is_clean(), "{call} {nth}: something is left");
-            assert_eq!(everything(&fake), Ok(()), "{call} {nth}");
-        }
-    }
+    fake::each_call_fails_once(&calls, everything, |error| match error {
+        PagerError::Cuda(error) => Some(error),
+        _ => None,
+    });
 }
 
 #[test]
 fn a_real_gpu_has_the_same_digests() {
-    let cuda = match Cuda::find() {
-        Ok(cuda) if cuda.count().is_ok_and(|count| count > 0) => cuda,
-        Ok(_) => return println!("SKIPPED: CUDA's driver sees no GPU"),
-        Err(error) => return println!("SKIPPED: {error}"),
-    };
-    for info in cuda.gpus().expect("they describe themselves") {
-        let gpu = cuda.open(info.ordinal).expect("it opens");
+    for gpu in fake::real_gpus() {
         are_the_same(&gpu, &varied(40 << 10), &lengths()).expect("it works");
         are_the_same(&gpu, &varied(9 << 20), &[Span { start: 0, bytes: 9 << 20 }]).expect("it works");
     }

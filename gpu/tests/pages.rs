@@ -7,7 +7,7 @@ mod fake;
 use fake::Fake;
 use kvhive_gpu::codec::{Codec, Element, Order, Shape, decode, encode, max_stored_bytes};
 use kvhive_gpu::cuda::{
-    Between, Copier, Cuda, CudaError, Gpu, GpuMemory, Paged, Pager, PagerError, Part, Pinned, Timer, Way,
+    Between, Copier, CudaError, Gpu, GpuMemory, Paged, Pager, PagerError, Part, Pinned, Timer, Way,
 };
 use kvhive_gpu::pages::{LayerPages, PageOrder, PagePlan, PageShape, PagesError};
 use std::sync::Arc;
@@ -515,34 +515,15 @@ fn whichever_call_fails_is_named_and_nothing_is_left_behind() {
     ];
     let case = Case { tokens: 8, heads: 1, ..arrangements()[0] };
     let everything = |fake: &Fake| both_ways(&fake.cuda()?.open(0)?, &case, Codec::Int4);
-    for call in calls {
-        for nth in 1.. {
-            let fake = Fake::new();
-            fake.fail(call, nth, 700);
-            let Err(error) = everything(&fake) else {
-                assert!(nth > 1, "{call} is never made");
-                break;
-            };
-            let is_named = matches!(
-                &error,
-                PagerError::Cuda(CudaError::Failed { call: named, code: 700, .. }) if *named == call
-            );
-            assert!(is_named, "{call} {nth}: {error:?}");
-            assert!(fake.is_clean(), "{call} {nth}: something is left");
-            assert_eq!(everything(&fake), Ok(()), "{call} {nth}");
-        }
-    }
+    fake::each_call_fails_once(&calls, everything, |error| match error {
+        PagerError::Cuda(error) => Some(error),
+        _ => None,
+    });
 }
 
 #[test]
 fn a_real_gpu_makes_the_same_blocks() {
-    let cuda = match Cuda::find() {
-        Ok(cuda) if cuda.count().is_ok_and(|count| count > 0) => cuda,
-        Ok(_) => return println!("SKIPPED: CUDA's driver sees no GPU"),
-        Err(error) => return println!("SKIPPED: {error}"),
-    };
-    for info in cuda.gpus().expect("they describe themselves") {
-        let gpu = cuda.open(info.ordinal).expect("it opens");
+    for gpu in fake::real_gpus() {
         for case in arrangements().into_iter().chain(shapes()) {
             for element in ELEMENTS {
                 for codec in CODECS {

@@ -106,7 +106,7 @@ impl CudaDevice {
         let from = Here::new(from);
         // SAFETY: it is alive, and nobody else has it.
         let here = unsafe { from.0.as_ref() }.as_ref();
-        let piece = self.own(&to).and_then(|there| {
+        let piece = self.at(to.span()).and_then(|there| {
             DeviceError::unless_equal(here.len(), to.len())?;
             Ok(Piece { from: address(here), to: there, bytes: here.len() })
         });
@@ -139,7 +139,7 @@ impl CudaDevice {
         let mut to = Here::new(to);
         // SAFETY: as above.
         let here = unsafe { to.0.as_mut() }.as_mut();
-        let piece = self.own_sealed(&from).and_then(|there| {
+        let piece = self.at(from.span()).and_then(|there| {
             DeviceError::unless_equal(from.len(), here.len())?;
             Ok(Piece { from: there, to: target(here), bytes: here.len() })
         });
@@ -179,14 +179,6 @@ impl CudaDevice {
     }
 
     /// Returns the address of a frame's first byte, if it is this GPU's.
-    fn own(&self, frame: &WriteFrame<GpuSlab>) -> Result<u64, DeviceError> {
-        self.at(frame.span())
-    }
-
-    fn own_sealed(&self, frame: &ReadFrame<GpuSlab>) -> Result<u64, DeviceError> {
-        self.at(frame.span())
-    }
-
     fn at(&self, (slab, at): (&GpuSlab, usize)) -> Result<u64, DeviceError> {
         if !Arc::ptr_eq(slab.gpu(), &self.gpu) {
             return Err(self.failed("a frame is another GPU's"));
@@ -233,21 +225,21 @@ impl Device for CudaDevice {
     }
 
     fn write(&self, from: &[u8], to: &mut WriteFrame<GpuSlab>) -> Result<(), DeviceError> {
-        let there = self.own(to)?;
+        let there = self.at(to.span())?;
         DeviceError::unless_equal(from.len(), to.len())?;
         // SAFETY: both are borrowed for as long as the call lasts, what is written alone.
         unsafe { self.wait_for(&self.up, Piece { from: address(from), to: there, bytes: from.len() }) }
     }
 
     fn read(&self, from: &ReadFrame<GpuSlab>, to: &mut [u8]) -> Result<(), DeviceError> {
-        let there = self.own_sealed(from)?;
+        let there = self.at(from.span())?;
         DeviceError::unless_equal(from.len(), to.len())?;
         // SAFETY: as above.
         unsafe { self.wait_for(&self.down, Piece { from: there, to: target(to), bytes: to.len() }) }
     }
 
     fn copy(&self, from: &ReadFrame<GpuSlab>, to: &mut WriteFrame<GpuSlab>) -> Result<(), DeviceError> {
-        let (source, target) = (self.own_sealed(from)?, self.own(to)?);
+        let (source, target) = (self.at(from.span())?, self.at(to.span())?);
         DeviceError::unless_equal(from.len(), to.len())?;
         // SAFETY: as above.
         unsafe { self.wait_for(&self.within, Piece { from: source, to: target, bytes: to.len() }) }

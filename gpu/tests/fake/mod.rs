@@ -100,6 +100,43 @@ impl Fake {
     }
 }
 
+/// Has every one of these calls fail once, each time that it is made in all of `everything`, until it is made no more, or by who lets go and
+/// tells nobody: the error must be that call's, nothing may be left, and once is once.
+pub(crate) fn each_call_fails_once<E: std::fmt::Debug + PartialEq>(
+    calls: &[&str],
+    everything: impl Fn(&Fake) -> Result<(), E>,
+    of: impl Fn(&E) -> Option<&CudaError>,
+) {
+    for call in calls {
+        for nth in 1.. {
+            let fake = Fake::new();
+            fake.fail(call, nth, 700);
+            let Err(error) = everything(&fake) else {
+                assert!(nth > 1, "{call} is never made");
+                break;
+            };
+            let is_named =
+                matches!(of(&error), Some(CudaError::Failed { call: named, code: 700, .. }) if named == call);
+            assert!(is_named, "{call} {nth}: {error:?}");
+            assert!(fake.is_clean(), "{call} {nth}: something is left");
+            assert_eq!(everything(&fake), Ok(()), "{call} {nth}");
+        }
+    }
+}
+
+/// Opens this machine's own GPUs; says so where there is none.
+pub(crate) fn real_gpus() -> Vec<Arc<Gpu>> {
+    let found = Cuda::find().and_then(|cuda| (0..cuda.count()?).map(|at| cuda.open(at)).collect());
+    let gpus: Vec<Arc<Gpu>> = found.unwrap_or_else(|error| {
+        println!("SKIPPED: {error}");
+        Vec::new()
+    });
+    if gpus.is_empty() {
+        println!("SKIPPED: no GPU is seen");
+    }
+    gpus
+}
+
 /// Returns the kernels, compiled for the CPU: once for all tests, as it takes seconds. Another source is another file.
 fn kernels(sources: &Path) -> PathBuf {
     let mut hasher = DefaultHasher::new();
