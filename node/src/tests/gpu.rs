@@ -4,7 +4,7 @@
 #[path = "../../../gpu/tests/fake/mod.rs"]
 mod fake;
 
-use super::asker::{Block, kept};
+use super::asker::{Block, already, kept};
 use super::{KIB, Setup, eventually};
 use crate::{DeviceMemory, NodeError};
 use fake::Fake;
@@ -98,6 +98,21 @@ async fn a_gpu_that_dies_takes_its_blocks_along_and_the_node_serves_the_rest() {
     let load = |reply| crate::actors::core::DeviceMessage::Load { reply };
     let (load, _) = node.devices[0].ask(Duration::from_secs(5), load).await.expect("it answers");
     assert_eq!(load.tiers.map(|tier| tier.closed), [true, false, false]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_of_what_a_gpu_that_died_held_is_not_answered_by_what_is_no_more() {
+    let setup = Setup { device_frames: 8, host_frames: 8, ..on_gpu() };
+    let (_coordinator, node) = setup.one().await;
+    let mut client = node.ask().await;
+    let block = [Block::new(1, 64 * KIB)];
+    assert_eq!(client.store(&block, Ack::Primary).await, Ok(vec![kept(1)]));
+    assert_eq!(client.store(&block, Ack::Primary).await, Ok(vec![already(1)]));
+    DRIVER.set("fake_die", 719);
+    assert_eq!(client.store(&block, Ack::Primary).await, Ok(vec![Stored::Refused(Refusal::NoRoom)]));
+    node.settles("the tier is lost", |stats| stats.device.capacity_bytes == 0).await;
+    assert_eq!(client.store(&block, Ack::Primary).await, Ok(vec![kept(1)]), "the host has room");
+    assert!(client.fetch(&[1]).await == Ok(vec![Some(block[0].bytes.clone())]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
