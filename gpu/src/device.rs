@@ -30,7 +30,7 @@ pub trait Device: Send + Sync + 'static {
     /// As for [`Device::write`].
     fn read(&self, from: &ReadFrame<Self::Space>, to: &mut [u8]) -> Result<(), DeviceError>;
 
-    /// Copies a sealed frame's bytes into a frame of the same length, on this device or another of its kind.
+    /// Copies a sealed frame's bytes into a frame of the same length, both of this device's memory.
     ///
     /// # Errors
     /// As for [`Device::write`].

@@ -3,7 +3,6 @@
 use crate::disk::Room;
 use kvhive_gpu::cuda::{CudaDevice, GpuSlab, Staging};
 use kvhive_gpu::{Device, DeviceError, ReadFrame, WriteFrame};
-
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::mpsc::channel;

@@ -110,22 +110,13 @@ impl CudaDevice {
             DeviceError::unless_equal(here.len(), to.len())?;
             Ok(Piece { from: address(here), to: there, bytes: here.len() })
         });
-        let piece = match piece {
-            Ok(piece) => piece,
-            Err(error) => {
-                drop((from, to));
-                return done(Err(error));
-            }
-        };
-        let teller = self.teller();
-        // SAFETY: the frame is the only handle on its bytes, and the host's are borrowed from what does not move: both go into the job.
-        let job = unsafe {
-            Job::new(piece, move |ended| {
+        // SAFETY: the frame is the only handle on its bytes, and the host's are of what does not move: both go into the job.
+        unsafe {
+            self.begin(&self.up, piece, move |ended| {
                 drop(from);
-                done(ended.map_err(teller).map(|()| to));
-            })
-        };
-        self.up.ask(job);
+                done(ended.map(|()| to));
+            });
+        }
     }
 
     /// Reads a sealed frame's bytes into as many of the host's, and calls `done` as [`CudaDevice::upload`] does. The frame is let go
@@ -143,22 +134,31 @@ impl CudaDevice {
             DeviceError::unless_equal(from.len(), here.len())?;
             Ok(Piece { from: there, to: target(here), bytes: here.len() })
         });
-        let piece = match piece {
-            Ok(piece) => piece,
-            Err(error) => {
-                drop((from, to));
-                return done(Err(error));
-            }
-        };
-        let teller = self.teller();
         // SAFETY: nobody writes a sealed frame, and the host's bytes are of what does not move and nobody else has: both go into the job.
-        let job = unsafe {
-            Job::new(piece, move |ended| {
+        unsafe {
+            self.begin(&self.down, piece, move |ended| {
                 drop(from);
-                done(ended.map_err(teller).map(|()| to.into_inner()));
-            })
-        };
-        self.down.ask(job);
+                done(ended.map(|()| to.into_inner()));
+            });
+        }
+    }
+
+    /// Has a lane copy a piece, if it is one, and calls `done` when that has ended.
+    ///
+    /// # Safety
+    /// As for [`Job::new`].
+    unsafe fn begin(
+        &self,
+        lane: &Lane,
+        piece: Result<Piece, DeviceError>,
+        done: impl FnOnce(Result<(), DeviceError>) + Send + 'static,
+    ) {
+        let teller = self.teller();
+        match piece {
+            // SAFETY: as the caller says.
+            Ok(piece) => lane.ask(unsafe { Job::new(piece, move |ended| done(ended.map_err(teller))) }),
+            Err(error) => done(Err(error)),
+        }
     }
 
     /// Makes errors of this device of CUDA's.

@@ -5,15 +5,13 @@ use crate::actors::disk::{DiskLife, DiskTier};
 use crate::actors::displace::Settle;
 use crate::actors::uses::{CodecUses, TenantUses};
 use crate::disk::{Found, Store};
-use crate::frames::Frame;
-use crate::guards::{CopyEnd, Lent, Rest, Return, Returns, Verified, WriteGuard};
+use crate::guards::{Lent, Rest, Return, Returns, Verified, WriteGuard};
 use crate::memory::Memory;
 use crate::rules;
 use crate::view::{Serving, View};
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{
-    BlockId, CopyTicket, CopyVerdict, Displacing, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats,
-    Tenure, Tier,
+    BlockId, CopyVerdict, Displacing, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats, Tenure, Tier,
 };
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock, Surveyed};
@@ -283,33 +281,6 @@ impl DeviceCore {
             Effect::Copy { ticket, id, to, class } => self.copy(ticket, id, to, class),
             Effect::Shrink { ticket, id, how } => self.shrink(ticket, id, how),
         }
-    }
-
-    fn copy(&mut self, ticket: CopyTicket, id: BlockId, to: Tier, class: usize) {
-        let begun = match self.resident[id.index()].as_ref() {
-            Some(Resident { rest: Rest::Frame(from), header, .. }) if to == Tier::Disk => {
-                self.demote(ticket, id, class, from.clone(), *header)
-            }
-            Some(Resident { rest: Rest::Frame(from), .. }) => {
-                self.copy_frame(ticket, to, class, from.clone())
-            }
-            Some(Resident { rest: Rest::Record(from), header, .. }) => {
-                self.promote(ticket, id, (to, class), from.clone(), *header)
-            }
-            None => None,
-        };
-        if begun.is_none() {
-            self.returns.push(Return::Copy(ticket, None));
-        }
-    }
-
-    fn copy_frame(&self, ticket: CopyTicket, to: Tier, class: usize, source: Frame) -> Option<()> {
-        let target = self.memory.take_frame(to, class, source.len() as u64)?;
-        let (returns, blocking) = (self.returns.clone(), &self.blocking);
-        let block = |work: Box<dyn FnOnce() + Send>| drop(blocking.spawn_blocking(work));
-        let end = CopyEnd::new(ticket, returns);
-        source.copy(target, block, move |copy| end.with(copy.map(Rest::Frame)));
-        Some(())
     }
 
     /// Keeps where a block's bytes are and its header, instead of those that it had.

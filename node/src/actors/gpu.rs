@@ -11,8 +11,9 @@ impl DeviceCore {
         }
         if let Some(error) = self.memory.loss() {
             self.lacks_its_gpu = true;
+            let before = self.effects.len();
             self.shard.lose_tier(Tier::Device, &mut self.effects);
-            let lost = self.effects.len();
+            let lost = self.effects.len() - before;
             tracing::error!(device = self.index, %error, lost, "the device tier is lost, with the blocks in it; the host tier and the disk go on");
         }
     }

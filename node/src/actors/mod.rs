@@ -1,5 +1,6 @@
 //! The actors of a node.
 
+mod copies;
 pub(crate) mod core;
 pub(crate) mod device;
 pub(crate) mod disk;
