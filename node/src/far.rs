@@ -22,6 +22,15 @@ pub(crate) struct FarGuard {
     is_fetched: bool,
 }
 
+/// Why a block that is here is of no use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unsound {
+    /// Its bytes are not those that were stored.
+    Damaged,
+    /// They are no more.
+    Gone,
+}
+
 impl FarGuard {
     pub(crate) fn new(source: Source, header: BlockHeader, pin: Pin, is_fetched: bool) -> FarGuard {
         FarGuard { source, header, pin, is_fetched }
@@ -48,19 +57,22 @@ impl FarGuard {
         }
     }
 
-    /// Says whether a block on a GPU is what was stored, as far as it says so in time; one on disk is looked at when it is read. One that
-    /// is not, or no more, is lost.
-    pub(crate) async fn is_sound(&self) -> bool {
-        let Source::Gpu(frame) = &self.source else { return true };
-        let is_sound = match frame.clone().bring(None).await {
-            Ok(Some(brought)) => self.header.check_bytes(brought.bytes()).is_ok(),
-            Ok(None) => true,
-            Err(_) => false,
+    /// Looks at the bytes of a block on a GPU, as far as it gives them in time; one on disk is looked at when it is read. One that is not what
+    /// was stored, or is no more, is lost.
+    ///
+    /// # Errors
+    /// [`Unsound`]: which of the two.
+    pub(crate) async fn check(&self) -> Result<(), Unsound> {
+        let Source::Gpu(frame) = &self.source else { return Ok(()) };
+        let found = match frame.clone().bring(None).await {
+            Ok(Some(brought)) => self.header.check_bytes(brought.bytes()).map_err(|_| Unsound::Damaged),
+            Ok(None) => Ok(()),
+            Err(_) => Err(Unsound::Gone),
         };
-        if !is_sound {
+        if found.is_err() {
             self.pin.push(Return::Lost);
         }
-        is_sound
+        found
     }
 
     /// Reads the block. The room that it takes is given back when the disk or the GPU, and the reader, have let go of its memory.

@@ -4,7 +4,7 @@
 
 use crate::actors::shrink::Shrunk;
 use crate::disk::{Payload, Place};
-use crate::far::{FarGuard, Source};
+use crate::far::{FarGuard, Source, Unsound};
 use crate::frames::{Brought, COPY_LIMIT, Frame, Fresh};
 use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
 use kvhive_gpu::ReadFrame;
@@ -141,6 +141,18 @@ impl ReadGuard {
     /// Says that the block's bytes are of no use: it goes, and can be stored anew.
     pub(crate) fn report_lost(&self) {
         self._pin.push(Return::Lost);
+    }
+
+    /// Looks at the block's bytes; one that is not what was stored goes.
+    ///
+    /// # Errors
+    /// [`Unsound::Damaged`].
+    pub(crate) fn check(&self) -> Result<(), Unsound> {
+        let checked = self.header.check_bytes(self.bytes()).map_err(|_| Unsound::Damaged);
+        if checked.is_err() {
+            self.report_lost();
+        }
+        checked
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

@@ -8,6 +8,7 @@ use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
 use crate::data::replicate::{Answers, Asker, Item, Known, Origin, others};
 use crate::disk::Room;
+use crate::far::Unsound;
 use crate::guards::{Landing, Lent, ReadGuard, Unread, Verified};
 use crate::view::Serving;
 use futures_util::future::join_all;
@@ -184,19 +185,15 @@ impl DataPlane {
             Reserved::Present(lent) => {
                 self.paced(bytes, connection.skip_payload(bytes)).await?;
                 // Whoever stores what is here has not been able to use it, perhaps: one that is damaged would stay for ever.
-                let is_sound = match &lent {
-                    Some(Lent::Guard(guard)) => {
-                        let is_sound = guard.header().check_bytes(guard.bytes()).is_ok();
-                        if !is_sound {
-                            guard.report_lost();
-                        }
-                        is_sound
-                    }
-                    Some(Lent::Far(far)) => far.is_sound().await,
-                    None => true,
+                let checked = match &lent {
+                    Some(Lent::Guard(guard)) => guard.check(),
+                    Some(Lent::Far(far)) => far.check().await,
+                    None => Ok(()),
                 };
-                if !is_sound {
-                    count(&self.counters.corrupt_blocks);
+                if let Err(why) = checked {
+                    if why == Unsound::Damaged {
+                        count(&self.counters.corrupt_blocks);
+                    }
                     return Ok(Taken::Refused(Refusal::NoRoom));
                 }
                 Ok(Taken::Present(lent))
