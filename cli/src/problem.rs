@@ -64,6 +64,7 @@ pub(crate) fn document(error: &anyhow::Error) -> Value {
             ("blocks", room.blocks),
             ("bytes", room.bytes),
             ("unsure_blocks", room.unsure_blocks),
+            ("margin_bytes", room.margin_bytes),
             ("free_bytes", room.free_bytes),
             ("short_bytes", room.short_bytes),
         ];
