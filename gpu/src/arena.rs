@@ -3,7 +3,7 @@
 use crate::cuda::{CudaError, Gpu, GpuSlab};
 use crate::device::{Device, DeviceError};
 use crate::frame::{FrameId, WriteFrame};
-use crate::slab::{PageKind, Slab};
+use crate::slab::{PageKind, SharedSlab, Slab};
 use crate::space::Space;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -178,6 +178,11 @@ impl Arena {
     /// When the driver refuses, as where the system has no more memory that may be pinned.
     pub fn register(&self, gpu: &Arc<Gpu>) -> Result<(), CudaError> {
         self.shared.space.register(gpu)
+    }
+
+    /// Returns what another process maps to look at its memory; none where it is not shared.
+    pub fn share(&self) -> Option<SharedSlab<'_>> {
+        self.shared.space.share()
     }
 
     /// Returns which pages the slab got.

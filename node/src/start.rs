@@ -10,6 +10,7 @@ use crate::fill::{self, Filler};
 #[cfg(test)]
 use crate::handle::Inside;
 use crate::handle::{Ending, NodeHandle};
+use crate::links::Links;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
@@ -148,8 +149,9 @@ pub(crate) fn start_within(
     let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())
         .map_err(|error| NodeError::Config(error.to_string()))?;
     let pool = Pool::new(identity, CONNECTIONS_PER_PEER, DIAL_LIMIT);
+    let links = Links::new(pool, config.tracer.clone());
     let replicator =
-        Replicator::new(pool, runtime.io().clone(), limits.inflight_bytes, config.tracer.clone());
+        Replicator::new(links, runtime.io().clone(), limits.inflight_bytes, config.tracer.clone());
     let plane = Arc::new(DataPlane::new(
         devices.clone(),
         view.clone(),
@@ -158,6 +160,7 @@ pub(crate) fn start_within(
         Listening { token, cluster: None, tls: config.tls.clone(), levels: Levels::up_to(config.speaks) },
         limits,
     ));
+    plane.replicator.links.serve(Arc::downgrade(&plane));
 
     let buffers: u64 = stores.iter().flatten().map(|store| store.buffer_bytes()).sum();
     let memory_configured = memory_configured(&config, &memories) + buffers;

@@ -21,6 +21,7 @@ pub mod ids;
 pub mod key;
 pub mod layout;
 pub mod level;
+pub mod links;
 pub mod load;
 pub mod map;
 pub mod moment;
