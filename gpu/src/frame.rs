@@ -74,6 +74,11 @@ impl<S: Space> WriteFrame<S> {
         (self.place().arena.space(), self.place().at)
     }
 
+    /// Returns where in its arena's memory the frame begins.
+    pub fn offset(&self) -> usize {
+        self.place().at
+    }
+
     /// Returns how many bytes the frame was taken for.
     pub fn len(&self) -> usize {
         self.place().len
@@ -150,6 +155,11 @@ impl<S: Space> ReadFrame<S> {
     /// Returns the memory that it is of, and where in it the frame begins.
     pub(crate) fn span(&self) -> (&S, usize) {
         (self.place().arena.space(), self.place().at)
+    }
+
+    /// Returns where in its arena's memory the frame begins.
+    pub fn offset(&self) -> usize {
+        self.place().at
     }
 
     /// Returns how many bytes the frame holds.

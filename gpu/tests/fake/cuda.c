@@ -3,9 +3,12 @@
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #define GPUS 2
@@ -117,14 +120,151 @@ static int take_back(void *memory) {
     free(start);
     return OK;
 }
-int cuMemAlloc_v2(uint64_t *out, size_t bytes) { INSIDE; void *memory; int code = give(&memory, bytes); if (!code) *out = (uintptr_t)memory; return code; }
-int cuMemFree_v2(uint64_t memory) { INSIDE; return take_back((void *)(uintptr_t)memory); }
+/* The GPUs' memory that another process can map is files that have no names. */
+static int budget(size_t bytes) {
+    pthread_mutex_lock(&lock);
+    int full = used + bytes > MEMORY;
+    if (!full) { used += bytes; live++; }
+    pthread_mutex_unlock(&lock);
+    return full ? OUT_OF_MEMORY : OK;
+}
+static void unbudget(size_t bytes) {
+    pthread_mutex_lock(&lock);
+    used -= bytes;
+    live--;
+    pthread_mutex_unlock(&lock);
+}
+static int file_of(size_t bytes) {
+    int file = memfd_create("gpu", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, (off_t)bytes)) abort();
+    return file;
+}
+static void *mapped(int file, size_t bytes) {
+    void *all = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file, 0);
+    if (all == MAP_FAILED) abort();
+    return all;
+}
+/* Memory of `cuMemAlloc`, and of other processes that was opened here (`times` often). */
+typedef struct Range { struct Range *next; char *start; size_t bytes; int file, times; ino_t inode; } Range; /* `file`: -1 before it is lent. */
+static Range *ranges;
+static Range *range_of(const char *at) {
+    Range *range = ranges;
+    while (range && !(at >= range->start && at < range->start + range->bytes)) range = range->next;
+    return range;
+}
+static Range *range_new(void *start, size_t bytes, int file, ino_t inode) {
+    Range *range = calloc(1, sizeof *range);
+    *range = (Range){ .next = ranges, .start = start, .bytes = bytes, .file = file, .times = 1, .inode = inode };
+    return ranges = range;
+}
+/* Under the lock. */
+static void range_end(Range *range) {
+    Range **at = &ranges;
+    while (*at != range) at = &(*at)->next;
+    *at = range->next;
+    munmap(range->start, range->bytes);
+    if (range->file >= 0) close(range->file);
+    free(range);
+}
+int cuMemAlloc_v2(uint64_t *out, size_t bytes) {
+    INSIDE;
+    int full = budget(bytes);
+    if (full) return full;
+    void *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) abort();
+    memset(start, 0xA5, bytes);
+    pthread_mutex_lock(&lock);
+    range_new(start, bytes, -1, 0);
+    pthread_mutex_unlock(&lock);
+    *out = (uintptr_t)start;
+    return OK;
+}
+int cuMemFree_v2(uint64_t memory) {
+    INSIDE;
+    pthread_mutex_lock(&lock);
+    Range *range = range_of((char *)(uintptr_t)memory);
+    if (!range || range->start != (char *)(uintptr_t)memory) abort();
+    size_t bytes = range->bytes;
+    range_end(range);
+    pthread_mutex_unlock(&lock);
+    unbudget(bytes);
+    return OK;
+}
+int cuMemGetAddressRange_v2(uint64_t *start, size_t *bytes, uint64_t at) {
+    INSIDE;
+    pthread_mutex_lock(&lock);
+    Range *range = range_of((char *)(uintptr_t)at);
+    if (range) { *start = (uintptr_t)range->start; *bytes = range->bytes; }
+    pthread_mutex_unlock(&lock);
+    return range ? OK : INVALID_VALUE;
+}
+
+/* A handle says in which process a file is open, under which number, and which file that is. */
+typedef union { char reserved[64]; struct { uint64_t magic, process, file, inode; } is; } Handle;
+#define MAGIC 0x4b56484956450a0dull
+/* Makes of memory that this process has alone a file, in its place. Whoever lends memory does not write it meanwhile. */
+static void share(Range *range) {
+    struct stat stat;
+    range->file = file_of(range->bytes);
+    void *copy = mapped(range->file, range->bytes);
+    memcpy(copy, range->start, range->bytes);
+    munmap(copy, range->bytes);
+    void *there = mmap(range->start, range->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, range->file, 0);
+    if (there == MAP_FAILED || fstat(range->file, &stat)) abort();
+    range->inode = stat.st_ino;
+}
+int cuIpcGetMemHandle(Handle *out, uint64_t start) {
+    INSIDE;
+    pthread_mutex_lock(&lock);
+    Range *range = range_of((char *)(uintptr_t)start);
+    int known = range && range->start == (char *)(uintptr_t)start;
+    if (known && range->file < 0) share(range);
+    if (known) *out = (Handle){ .is = { MAGIC, (uint64_t)getpid(), (uint64_t)range->file, range->inode } };
+    pthread_mutex_unlock(&lock);
+    return known ? OK : INVALID_VALUE;
+}
+int cuIpcOpenMemHandle_v2(uint64_t *out, Handle handle, unsigned flags) {
+    INSIDE;
+    char path[64];
+    struct stat stat;
+    if (flags != 1 || handle.is.magic != MAGIC) return INVALID_VALUE;
+    /* As the driver has it: a process does not open what is its own. */
+    if (handle.is.process == (uint64_t)getpid()) return INVALID_CONTEXT;
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)handle.is.process, (int)handle.is.file);
+    int file = open(path, O_RDWR | O_CLOEXEC);
+    if (file < 0) return INVALID_VALUE;
+    if (fstat(file, &stat) || stat.st_ino != handle.is.inode) { close(file); return INVALID_VALUE; }
+    pthread_mutex_lock(&lock);
+    Range *range = ranges;
+    while (range && range->inode != stat.st_ino) range = range->next;
+    if (range) {
+        range->times++;
+        close(file);
+    } else {
+        range = range_new(mapped(file, (size_t)stat.st_size), (size_t)stat.st_size, file, stat.st_ino);
+    }
+    live++;
+    *out = (uintptr_t)range->start;
+    pthread_mutex_unlock(&lock);
+    return OK;
+}
+int cuIpcCloseMemHandle(uint64_t start) {
+    INSIDE;
+    pthread_mutex_lock(&lock);
+    Range *range = range_of((char *)(uintptr_t)start);
+    if (!range) abort();
+    live--;
+    if (!--range->times) range_end(range);
+    pthread_mutex_unlock(&lock);
+    return OK;
+}
 int cuMemHostRegister_v2(void *memory, size_t bytes, unsigned flags) { INSIDE; (void)flags; if (!memory || !bytes) return INVALID_VALUE; live++; return OK; }
 int cuMemHostUnregister(void *memory) { INSIDE; (void)memory; live--; return OK; }
 int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) { INSIDE; (void)flags; return give(out, bytes); }
 int cuMemFreeHost(void *memory) { INSIDE; return take_back(memory); }
 
-/* Virtual memory: a handle is a file of so many bytes, which is why another process can map it too. */
+/* Virtual memory: a handle is such a file; 0 is none, and one that was imported has a bit more. */
+#define OTHERS (1ull << 32)
 #define UNIT ((size_t)2 << 20)
 int cuMemGetAllocationGranularity(size_t *out, const int *properties, int option) {
     INSIDE;
@@ -136,26 +276,33 @@ int cuMemGetAllocationGranularity(size_t *out, const int *properties, int option
 int cuMemCreate(uint64_t *out, size_t bytes, const int *properties, uint64_t flags) {
     INSIDE;
     if (flags || bytes % UNIT || properties[3] != current[depth - 1] - 1) return INVALID_VALUE;
-    pthread_mutex_lock(&lock);
-    int full = used + bytes > MEMORY;
-    if (!full) { used += bytes; live++; }
-    pthread_mutex_unlock(&lock);
-    if (full) return OUT_OF_MEMORY;
-    int file = memfd_create("gpu", 0);
-    if (file < 0 || ftruncate(file, (off_t)bytes)) abort();
-    /* 0 is no handle. */
+    int full = budget(bytes);
+    if (full) return full;
+    int file = file_of(bytes);
+    void *all = mapped(file, bytes);
+    memset(all, 0xA5, bytes);
+    munmap(all, bytes);
     *out = (uint64_t)file + 1;
     return OK;
 }
 int cuMemRelease(uint64_t handle) {
     INSIDE;
-    off_t bytes = lseek((int)handle - 1, 0, SEEK_END);
+    int file = (int)handle - 1;
+    off_t bytes = lseek(file, 0, SEEK_END);
     if (bytes < 0) abort();
-    close((int)handle - 1);
-    pthread_mutex_lock(&lock);
-    used -= (size_t)bytes;
-    live--;
-    pthread_mutex_unlock(&lock);
+    close(file);
+    unbudget(handle & OTHERS ? 0 : (size_t)bytes);
+    return OK;
+}
+int cuMemImportFromShareableHandle(uint64_t *out, void *number, int kind) {
+    INSIDE;
+    struct stat stat;
+    int file = (int)(intptr_t)number;
+    if (kind != 1 || fstat(file, &stat)) return INVALID_VALUE;
+    /* Only what has no name can be such memory. */
+    if (!S_ISREG(stat.st_mode) || stat.st_nlink || stat.st_size % (off_t)UNIT) return INVALID_VALUE;
+    live++;
+    *out = ((uint64_t)fcntl(file, F_DUPFD_CLOEXEC, 0) + 1) | OTHERS;
     return OK;
 }
 int cuMemAddressReserve(uint64_t *out, size_t bytes, size_t unit, uint64_t where, uint64_t flags) {
@@ -170,7 +317,8 @@ int cuMemAddressReserve(uint64_t *out, size_t bytes, size_t unit, uint64_t where
 int cuMemAddressFree(uint64_t start, size_t bytes) { INSIDE; live--; return munmap((void *)(uintptr_t)start, bytes) ? INVALID_VALUE : OK; }
 int cuMemMap(uint64_t start, size_t bytes, size_t from, uint64_t handle, uint64_t flags) {
     INSIDE;
-    if (flags || from) return INVALID_VALUE;
+    struct stat stat;
+    if (flags || from || fstat((int)handle - 1, &stat) || (off_t)bytes > stat.st_size) return INVALID_VALUE;
     void *mapped = mmap((void *)(uintptr_t)start, bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, (int)handle - 1, 0);
     if (mapped == MAP_FAILED) return INVALID_VALUE;
     live++;
@@ -185,15 +333,12 @@ int cuMemUnmap(uint64_t start, size_t bytes) {
 int cuMemSetAccess(uint64_t start, size_t bytes, const int *access, size_t count) {
     INSIDE;
     if (count != 1 || access[0] != 1 || access[1] != current[depth - 1] - 1 || access[2] != 3) return INVALID_VALUE;
-    if (mprotect((void *)(uintptr_t)start, bytes, PROT_READ | PROT_WRITE)) return INVALID_VALUE;
-    /* Memory that nobody wrote is of no use to anybody. */
-    memset((void *)(uintptr_t)start, 0xA5, bytes);
-    return OK;
+    return mprotect((void *)(uintptr_t)start, bytes, PROT_READ | PROT_WRITE) ? INVALID_VALUE : OK;
 }
 int cuMemExportToShareableHandle(void *out, uint64_t handle, int kind, uint64_t flags) {
     INSIDE;
     if (kind != 1 || flags) return INVALID_VALUE;
-    *(int *)out = dup((int)handle - 1);
+    *(int *)out = fcntl((int)handle - 1, F_DUPFD_CLOEXEC, 0);
     return OK;
 }
 

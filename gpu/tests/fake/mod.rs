@@ -59,6 +59,11 @@ impl Fake {
         self.folder.path()
     }
 
+    /// Returns the library itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn cuda(&self) -> Result<Arc<Cuda>, CudaError> {
         Cuda::load(&self.path)
     }
