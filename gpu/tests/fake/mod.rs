@@ -38,9 +38,9 @@ impl Fake {
         compile("cc", &sources.join("cuda.c"), &driver, flags);
         let objects = [driver, kernels(&sources)];
         let linked =
-            // Whoever looks for the driver by its name finds it, once a test has loaded it.
+            // Whoever looks for the driver by its name finds it, once a test has loaded it. It is never unloaded: streams may have threads.
             Command::new("c++")
-                .args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1", "-o"])
+                .args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1", "-Wl,-z,nodelete", "-o"])
                 .arg(&path)
                 .args(objects)
                 .status();
@@ -57,6 +57,11 @@ impl Fake {
     /// Returns the folder with the library, under the name that the driver has.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Returns the library itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(crate) fn cuda(&self) -> Result<Arc<Cuda>, CudaError> {
