@@ -67,7 +67,10 @@ class Cluster:
     def _processes(self) -> list[int]:
         # Of any width: some packages tell programs how wide a terminal is.
         listed = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-        return [int(line.split()[0]) for line in listed.splitlines() if str(self._folder) in line and str(KVHIVE) in line]
+        # What the command starts names its own file, whatever link it was called by.
+        of_it = [str(KVHIVE), os.path.realpath(str(KVHIVE))]
+        lines = [line for line in listed.splitlines() if str(self._folder) in line and any(one in line for one in of_it)]
+        return [int(line.split()[0]) for line in lines]
 
 
 class Process:
