@@ -64,6 +64,8 @@ pub struct NodeConfig {
     pub names_bytes: u64,
     /// The port that speaks Redis; none for none.
     pub redis: Option<RedisConfig>,
+    /// How blocks go from its GPUs to those of other nodes by NCCL; none has them all go over TCP.
+    pub nccl: Option<NcclConfig>,
     /// `host:port` of the coordinators' control plane.
     pub coordinators: Vec<String>,
     /// The cluster's token; it is the admin's at the node's own admin routes.
@@ -119,12 +121,51 @@ impl NodeConfig {
             persist: None,
             names_bytes: NAMES_BYTES,
             redis: None,
+            nccl: None,
             coordinators,
             token,
             access: Access::default(),
             tls: None,
             tracer: Tracer::OFF,
             speaks: Level::NEWEST,
+        }
+    }
+}
+
+/// How blocks go from GPU to GPU by NCCL: by a process of each GPU that may hang or die, of which there is none before a pair of GPUs has
+/// much to give each other.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NcclConfig {
+    /// The program of that process, and what it is told: `kvhive gpu-worker`.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// What is added to its environment.
+    pub environment: Vec<(String, String)>,
+    /// Pairs of one GPU at a time: each takes memory of it.
+    pub max_pairs: usize,
+    /// Bytes that go to another GPU within a minute before a pair is made.
+    pub after_bytes: u64,
+    /// Thread blocks that one transfer runs on at most.
+    pub max_ctas: u32,
+    /// Bytes of each of NCCL's buffers, of which a pair has one for each thread block and direction.
+    pub buffer_bytes: u64,
+    /// A call of NCCL that has not returned within this ends the process.
+    pub watchdog: Duration,
+}
+
+impl NcclConfig {
+    /// Small pairs, made by `program`, which is `kvhive`.
+    pub fn of(program: PathBuf) -> NcclConfig {
+        NcclConfig {
+            program,
+            arguments: vec!["gpu-worker".to_owned()],
+            environment: Vec::new(),
+            max_pairs: 16,
+            after_bytes: 64 << 20,
+            max_ctas: 2,
+            buffer_bytes: 1 << 20,
+            watchdog: Duration::from_secs(5),
         }
     }
 }

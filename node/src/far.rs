@@ -3,6 +3,7 @@
 use crate::disk::{Place, ReadError, Room};
 use crate::frames::GpuFrame;
 use crate::guards::{Held, Pin, ReadGuard, Return, Unread};
+use kvhive_gpu::worker::Extent;
 use kvhive_protocol::BlockHeader;
 
 /// Where a block's bytes are that are not in the host's memory.
@@ -36,13 +37,20 @@ impl FarGuard {
         FarGuard { source, header, pin, is_fetched }
     }
 
-    #[cfg(test)]
     pub(crate) fn header(&self) -> &BlockHeader {
         &self.header
     }
 
     pub(crate) fn bytes(&self) -> u64 {
         self.header.payload_bytes
+    }
+
+    /// Returns where it is in its GPU's slab, if it is on a GPU.
+    pub(crate) fn extent(&self) -> Option<Extent> {
+        match &self.source {
+            Source::Disk(_) => None,
+            Source::Gpu(frame) => Some(frame.extent()),
+        }
     }
 
     pub(crate) fn is_on_disk(&self) -> bool {

@@ -4,8 +4,8 @@
 use crate::actors::core::{DeviceMessage, Exported};
 use crate::actors::device::Device;
 use crate::actors::displace::Settle;
-use crate::data::{Asker, Counters, Item, Known, Origin, Replicator, Verdict, add, count};
-use crate::guards::{Lent, ReadGuard, Unread};
+use crate::data::{Asker, Content, Counters, Item, Known, OnGpu, Origin, Replicator, Verdict, add, count};
+use crate::guards::{Lent, Unread};
 use crate::pace::Pacer;
 use crate::view::{Serving, View};
 use futures_util::StreamExt;
@@ -218,15 +218,15 @@ impl Filler {
             let mut alike: BTreeMap<(TenantId, LayoutFingerprint), Vec<Item>> = BTreeMap::new();
             let mut bytes = 0;
             for Exported { block, parent, slot } in lent {
-                let guard = match at_hand(block).await {
-                    Ok(guard) => guard,
+                let content = match at_hand(block).await {
+                    Ok(content) => content,
                     Err(unread) => {
                         gift.late += u64::from(unread == Unread::Late);
                         self.note_unread(round, slot, unread);
                         continue;
                     }
                 };
-                let header = *guard.header();
+                let header = *content.header();
                 if bytes + header.payload_bytes > BYTES_PER_STORE {
                     for (kind, items) in std::mem::take(&mut alike) {
                         self.hand_over(gift, device, kind, items).await?;
@@ -236,7 +236,7 @@ impl Filler {
                 bytes += header.payload_bytes;
                 let items = alike.entry((header.tenant, header.fingerprint)).or_default();
                 let block = StoreBlock { header, parent };
-                items.push(Item { at: items.len(), block, slot, guard, targets: vec![round.target] });
+                items.push(Item { at: items.len(), block, slot, content, targets: vec![round.target] });
             }
             for (kind, items) in alike {
                 self.hand_over(gift, device, kind, items).await?;
@@ -400,10 +400,15 @@ impl<'a> Gift<'a> {
     }
 }
 
-async fn at_hand(block: Lent) -> Result<ReadGuard, Unread> {
-    match block {
-        Lent::Guard(guard) => Ok(guard),
+async fn at_hand(block: Lent) -> Result<Content, Unread> {
+    let far = match block {
+        Lent::Guard(guard) => return Ok(Content::Here(Arc::new(guard))),
+        Lent::Far(far) => far,
+    };
+    match OnGpu::new(far, None) {
+        // Brought when it is known that it does not go from GPU to GPU.
+        Ok(block) => Ok(Content::OnGpu(Arc::new(block))),
         // One at a time: nobody has set memory aside for more.
-        Lent::Far(far) => far.read(None).await,
+        Err(far) => far.read(None).await.map(|guard| Content::Here(Arc::new(guard))),
     }
 }

@@ -2,7 +2,9 @@
 
 use crate::disk::Room;
 use kvhive_gpu::cuda::{CudaDevice, GpuSlab, Staging};
+use kvhive_gpu::worker::Extent;
 use kvhive_gpu::{Device, DeviceError, ReadFrame, WriteFrame};
+use kvhive_protocol::block::digest_of_pieces;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -116,6 +118,11 @@ impl Frame {
 }
 
 impl GpuFrame {
+    /// Returns where it is in its GPU's slab.
+    pub(crate) fn extent(&self) -> Extent {
+        Extent { at: self.frame.offset() as u64, bytes: self.frame.len() as u64 }
+    }
+
     /// Says whether its GPU does anything still.
     pub(crate) fn answers(&self) -> bool {
         self.device.loss().is_none()
@@ -180,6 +187,25 @@ impl Fresh {
 }
 
 impl FreshGpu {
+    /// Returns where it is in its GPU's slab.
+    pub(crate) fn extent(&self) -> Extent {
+        Extent { at: self.frame.offset() as u64, bytes: self.frame.len() as u64 }
+    }
+
+    /// Takes the digests of what frames of one GPU hold; not where that must not block. None when it does not give them.
+    pub(crate) fn digests(frames: &[&FreshGpu]) -> Option<Vec<u64>> {
+        let device = &frames.first()?.device;
+        let written: Vec<&WriteFrame<GpuSlab>> = frames.iter().map(|frame| &frame.frame).collect();
+        let pieces = device.digests(&written).ok()?;
+        let of_block = |(pieces, frame): (Vec<u64>, &&FreshGpu)| digest_of_pieces(&pieces, frame.frame.len() as u64);
+        Some(pieces.into_iter().zip(frames).map(of_block).collect())
+    }
+
+    /// Is whole: what it holds was written on its GPU.
+    pub(crate) fn written(self) -> Frame {
+        Frame::Gpu(GpuFrame { device: self.device, frame: self.frame.seal() })
+    }
+
     /// Has what was written go to the GPU, and calls `done` when it is there, or is not.
     pub(crate) fn send(mut self, done: impl FnOnce(Option<Frame>) + Send + 'static) {
         let here = self.here.take().unwrap_or_else(|| self.device.staging(self.frame.len()));

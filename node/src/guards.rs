@@ -5,12 +5,14 @@
 use crate::actors::shrink::Shrunk;
 use crate::disk::{Payload, Place};
 use crate::far::{FarGuard, Source, Unsound};
-use crate::frames::{Brought, COPY_LIMIT, Frame, Fresh};
+use crate::frames::{Brought, COPY_LIMIT, Frame, Fresh, FreshGpu};
 use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
 use kvhive_gpu::ReadFrame;
+use kvhive_gpu::worker::Extent;
 use kvhive_protocol::BlockHeader;
 use std::sync::{Arc, Mutex};
 use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 /// What came back to an actor.
@@ -224,6 +226,46 @@ impl WriteGuard {
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         self.write.as_mut().map_or(&mut [], |write| write.frame.bytes_mut())
+    }
+
+    /// Returns where its frame is in its GPU's slab, if it is on a GPU.
+    pub(crate) fn extent(&self) -> Option<Extent> {
+        match &self.write.as_ref()?.frame {
+            Fresh::Host(_) => None,
+            Fresh::Gpu(frame) => Some(frame.extent()),
+        }
+    }
+
+    /// Returns how many bytes its block has.
+    pub(crate) fn header_bytes(&self) -> u64 {
+        self.write.as_ref().map_or(0, |write| write.header.payload_bytes)
+    }
+
+    /// Takes the digests of frames that were written on their GPU, there. None when it does not give them in time.
+    pub(crate) async fn digests_on_gpu(guards: Vec<WriteGuard>) -> Option<(Vec<WriteGuard>, Vec<u64>)> {
+        let work = move || {
+            let frames: Option<Vec<&FreshGpu>> = guards
+                .iter()
+                .map(|guard| match &guard.write.as_ref()?.frame {
+                    Fresh::Host(_) => None,
+                    Fresh::Gpu(frame) => Some(frame),
+                })
+                .collect();
+            let digests = FreshGpu::digests(&frames?)?;
+            Some((guards, digests))
+        };
+        timeout(COPY_LIMIT, spawn_blocking(work)).await.ok()?.ok()?
+    }
+
+    /// As [`WriteGuard::verify`], of a block whose bytes are in its GPU's memory already.
+    pub(crate) fn verify_on_gpu(mut self, digest: u64) -> Option<Landing> {
+        let is_right = |write: &mut Write| {
+            write.header.digest == digest && matches!(write.frame, Fresh::Gpu(_))
+        };
+        let Write { frame, header, ticket } = self.write.take_if(is_right)?;
+        let Fresh::Gpu(frame) = frame else { return None };
+        let (frame, returns) = (Some(frame.written()), self.returns.clone());
+        Some(Landing(Way::Landed(Verified { frame, header, ticket, returns, is_taken: false })))
     }
 
     /// Turns into a verified block when `digest`, taken of its bytes after the last copy, is its header's. Those that belong on a GPU begin

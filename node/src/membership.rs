@@ -206,7 +206,7 @@ impl Membership {
         self.coordinators.follow(&map);
         let serving = Serving { map, member };
         self.view.adopt(serving.clone());
-        self.replicator.keep(&serving.map);
+        self.replicator.keep(&serving);
         for device in &self.devices {
             loop {
                 let told =

@@ -3,6 +3,7 @@
 
 use crate::config::{DeviceConfig, DeviceMemory, NodeError};
 use crate::frames::Fresh;
+use crate::links::OwnGpu;
 use kvhive_cache::{Tier, TierCapacity};
 use kvhive_gpu::cuda::{Cuda, CudaDevice, CudaError, GpuSlab};
 use kvhive_gpu::{Arena, ArenaError, ClassId, Device, DeviceError, DeviceKind, HostDevice, SizeClass, Space};
@@ -77,6 +78,14 @@ impl Memory {
             DeviceTier::Host(_) => None,
             DeviceTier::Gpu(device, _) => device.loss(),
         }
+    }
+
+    /// Returns the GPU of its device tier, for processes that are lent its memory; none where it is the host's.
+    pub(crate) fn own_gpu(&self) -> Option<OwnGpu> {
+        let DeviceTier::Gpu(device, arena) = &self.device else { return None };
+        let (ordinal, slab_bytes, arena) = (device.gpu().info().ordinal, arena.total_bytes(), arena.clone());
+        let export = move || arena.export().ok().flatten();
+        Some(OwnGpu { ordinal, slab_bytes, export: Box::new(export) })
     }
 
     /// Says whether its device tier is a GPU's.

@@ -149,7 +149,9 @@ pub(crate) fn start_within(
     let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())
         .map_err(|error| NodeError::Config(error.to_string()))?;
     let pool = Pool::new(identity, CONNECTIONS_PER_PEER, DIAL_LIMIT);
-    let links = Links::new(pool, devices.len(), view.clone(), config.tracer.clone());
+    let gpus = memories.iter().map(Memory::own_gpu).collect();
+    let with = (view.clone(), config.tracer.clone(), runtime.io());
+    let links = Links::new(pool, (config.nccl.as_ref(), gpus), with);
     let replicator =
         Replicator::new(links, runtime.io().clone(), limits.inflight_bytes, config.tracer.clone());
     let plane = Arc::new(DataPlane::new(

@@ -6,6 +6,7 @@ use crate::ids::{DeviceId, Epoch, Slot, TenantId};
 use crate::key::{BlockKey, KeyList};
 use crate::layout::Layout;
 use crate::names::{NamesAnswer, NamesRequest};
+use crate::pairs::{PairMessage, TransferId};
 use crate::recall::{RecallRequest, Recalled};
 use crate::strategy::StrategyReport;
 use crate::trace::{TraceAnswer, TraceRequest};
@@ -81,6 +82,11 @@ pub enum DataRequest {
     Recall(RecallRequest),
     /// Which blocks do these names mean, and shall? From [`crate::Level::NAMES`] on. Answered by [`DataReply::Named`].
     Names(NamesRequest),
+    /// Take these blocks, whose bytes come from another GPU by NCCL. From [`crate::Level::LINKS`] on, as the next; between nodes.
+    /// Answered by [`DataReply::Stored`], or refused with [`crate::WireError::NotCarried`].
+    Carry(CarryRequest),
+    /// What one GPU says to another about the pair of both. Answered by [`DataReply::Heard`].
+    Pair(PairRequest),
 }
 
 impl DataRequest {
@@ -98,6 +104,8 @@ impl DataRequest {
             DataRequest::Trace(request) => request.epoch,
             DataRequest::Recall(request) => request.epoch,
             DataRequest::Names(request) => request.epoch,
+            DataRequest::Carry(request) => request.store.epoch,
+            DataRequest::Pair(request) => request.epoch,
         }
     }
 
@@ -116,6 +124,8 @@ impl DataRequest {
             DataRequest::Trace(_) => "trace",
             DataRequest::Recall(_) => "recall",
             DataRequest::Names(_) => "names",
+            DataRequest::Carry(_) => "carry",
+            DataRequest::Pair(_) => "pair",
         }
     }
 }
@@ -213,6 +223,24 @@ pub struct StoreRequest {
     pub runs: Vec<Run>,
     /// The blocks; at most [`MAX_BLOCKS_PER_TRANSFER`]. Their `payload_bytes` add up to the payload.
     pub blocks: Vec<StoreBlock>,
+}
+
+/// See [`DataRequest::Carry`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CarryRequest {
+    /// The store, without a payload: a copy.
+    pub store: StoreRequest,
+    /// By what the bytes are known to both GPUs.
+    pub transfer: TransferId,
+}
+
+/// See [`DataRequest::Pair`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PairRequest {
+    /// The asker's map.
+    pub epoch: Epoch,
+    /// What is said, and to whom.
+    pub message: PairMessage,
 }
 
 /// See [`DataRequest::Release`]. It is a hint: it decides nothing but what is worth keeping, and where. A hold that a match has
@@ -360,6 +388,11 @@ pub enum DataReply {
         /// The answer.
         answer: NamesAnswer,
     },
+    /// It was heard; what comes of it is said the same way.
+    Heard {
+        /// The answering member's epoch.
+        epoch: Epoch,
+    },
 }
 
 impl DataReply {
@@ -376,7 +409,8 @@ impl DataReply {
             | DataReply::Explained { epoch, .. }
             | DataReply::Traced { epoch, .. }
             | DataReply::Recalled { epoch, .. }
-            | DataReply::Named { epoch, .. } => *epoch,
+            | DataReply::Named { epoch, .. }
+            | DataReply::Heard { epoch } => *epoch,
         }
     }
 }

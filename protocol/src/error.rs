@@ -191,6 +191,12 @@ pub enum WireError {
         /// How many others are being emptied.
         beside: u32,
     },
+    /// Blocks did not come by NCCL: send them.
+    #[error("the blocks did not come by NCCL: {why}")]
+    NotCarried {
+        /// Why.
+        why: String,
+    },
 }
 
 /// The most members that [`WireError::StillServed`] names.

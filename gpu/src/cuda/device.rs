@@ -1,6 +1,7 @@
 //! A GPU as a device: its memory, and copies to, from and within it, each direction by a stream and a thread of its own.
 #![allow(unsafe_code, reason = "vouches for the addresses of copies")]
 
+use super::digester::{Digester, Span};
 use super::error::CudaError;
 use super::gpu::Gpu;
 use super::lane::{BATCH_BYTES, Fate, Job, Lane, LaneError};
@@ -14,7 +15,7 @@ use crate::space::sealed::Memory;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A GPU that gives memory with a budget. After an error that ends its context it is lost: every copy fails at once, and what it held
 /// is gone; the process goes on.
@@ -26,6 +27,8 @@ pub struct CudaDevice {
     up: Lane,
     down: Lane,
     within: Lane,
+    /// Made when it is wanted first.
+    digester: Mutex<Option<Digester>>,
 }
 
 /// An end of a copy in the host's memory, which stays where it is until the copy has ended.
@@ -71,7 +74,7 @@ impl CudaDevice {
         };
         let [up, down, within] =
             [lane(Direction::ToGpu)?, lane(Direction::ToHost)?, lane(Direction::Within)?];
-        Ok(CudaDevice { memory_bytes, given: Arc::default(), fate, up, down, within, gpu })
+        Ok(CudaDevice { memory_bytes, given: Arc::default(), fate, up, down, within, gpu, digester: Mutex::default() })
     }
 
     /// Returns its GPU.
@@ -141,6 +144,26 @@ impl CudaDevice {
                 done(ended.map(|()| to.into_inner()));
             });
         }
+    }
+
+    /// Returns the digests of the pieces of what frames hold ([`Digester`]). Blocks the thread.
+    ///
+    /// # Errors
+    /// When a frame is another GPU's, or the GPU fails.
+    pub fn digests(&self, frames: &[&WriteFrame<GpuSlab>]) -> Result<Vec<Vec<u64>>, DeviceError> {
+        let spans: Result<Vec<Span>, DeviceError> = frames
+            .iter()
+            .map(|frame| Ok(Span { start: self.at(frame.span())?, bytes: frame.len() as u64 }))
+            .collect();
+        let spans = spans?;
+        let mut digester = self.digester.lock().unwrap_or_else(PoisonError::into_inner);
+        let digester = match &mut *digester {
+            Some(digester) => digester,
+            none => none.insert(Digester::new(&self.gpu).map_err(self.teller())?),
+        };
+        // SAFETY: the frames are borrowed for as long as the call lasts, and nobody else has a handle on them.
+        let digests = unsafe { digester.digest(&spans) };
+        digests.map_err(|error| self.failed(&error.to_string()))
     }
 
     /// Has a lane copy a piece, if it is one, and calls `done` when that has ended.

@@ -11,7 +11,7 @@ use crate::view::Serving;
 use kvhive_cache::member;
 use kvhive_protocol::data::{
     DataReply, DataRequest, MAX_KEYS_PER_MATCH, MAX_KEYS_PER_RELEASE, MatchRequest, ReleaseRequest,
-    StrategiesRequest, SurveyRequest,
+    PairRequest, StrategiesRequest, SurveyRequest,
 };
 use kvhive_protocol::explain::{ExplainRequest, MAX_KEYS_PER_EXPLAIN};
 use kvhive_protocol::frame::{FrameHeader, Kind};
@@ -115,7 +115,9 @@ async fn serve_request(
         | DataRequest::Explain(_)
         | DataRequest::Trace(_)
         | DataRequest::Recall(_)
-        | DataRequest::Names(_) => None,
+        | DataRequest::Names(_)
+        | DataRequest::Carry(_)
+        | DataRequest::Pair(_) => None,
     };
     let served = answer(connection, peer, plane, (number, request), &mut span, noted).await;
     if let Err(fault) = &served {
@@ -153,6 +155,8 @@ async fn answer(
         DataRequest::Trace(request) => traces(plane, peer.role, request),
         DataRequest::Recall(request) => recalled(plane, peer.role, &request),
         DataRequest::Names(request) => names::answer(plane, request),
+        DataRequest::Carry(request) => plane.carry(peer, span, request).await,
+        DataRequest::Pair(request) => heard(plane, peer.role, request),
         DataRequest::Store(request) => plane.store(connection, peer, span, request).await?,
         DataRequest::Fetch(request) => match plane.fetch(span, peer.role, request).await {
             Ok(found) => match plane.answer(peer.role, &found) {
@@ -307,6 +311,18 @@ fn traces(plane: &DataPlane, role: Role, request: TraceRequest) -> Result<DataRe
     let serving = plane.view.serves(role)?;
     admitted(&serving, request.epoch, request.device)?;
     Ok(DataReply::Traced { epoch: serving.map.epoch, answer: plane.tracer.answer(request.ask) })
+}
+
+/// Hears what a GPU of another node says to one of this node's.
+fn heard(plane: &DataPlane, role: Role, request: PairRequest) -> Result<DataReply, WireError> {
+    if role != Role::Node {
+        let what = "speak for a GPU".to_owned();
+        return Err(WireError::Forbidden { role: role.to_string(), what });
+    }
+    let serving = plane.view.serves(role)?;
+    admitted(&serving, request.epoch, request.message.to)?;
+    plane.replicator.links.hear(request.message);
+    Ok(DataReply::Heard { epoch: serving.map.epoch })
 }
 
 /// Tells what is remembered of a request: of every tenant's, as of traces.

@@ -1,8 +1,10 @@
 //! The data plane: connections, and what each request does.
 
 mod bring;
+mod carry;
 mod check;
 mod connection;
+mod content;
 mod counters;
 mod decode;
 mod fetch;
@@ -16,6 +18,7 @@ mod server;
 mod store;
 mod traced;
 
+pub(crate) use content::{Content, OnGpu};
 pub(crate) use counters::{Counters, VERBS, add, count};
 pub(crate) use plane::{DataPlane, Limits};
 pub(crate) use replicate::{Asker, Item, Known, Origin, Replicator, Verdict};

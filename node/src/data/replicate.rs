@@ -1,10 +1,11 @@
 //! Replication: a block's bytes, straight from its frame, to the other replicas of its slot; and who of these holds a block already.
 
+use crate::data::content::{Content, OnGpu};
 use crate::data::counters::{Counters, add, count};
 use crate::data::plane::kib;
 use crate::fill::Giving;
 use crate::guards::ReadGuard;
-use crate::links::{Links, Parcel};
+use crate::links::{Links, Parcel, limit};
 use crate::pace::Pacer;
 use crate::settle::is_here;
 use crate::view::Serving;
@@ -14,8 +15,9 @@ use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, MatchRequest, Refusal, Run, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::explain::ExplainRequest;
+use kvhive_protocol::links::TransportKind;
 use kvhive_protocol::{
-    BlockKey, ClusterMap, DeviceId, KeyList, Layout, Slot, TenantId, TraceContext, WireError,
+    BlockHeader, BlockKey, ClusterMap, DeviceId, KeyList, Layout, Slot, TenantId, TraceContext, WireError,
 };
 use kvhive_spans::Tracer;
 use kvhive_wire::Fault;
@@ -38,7 +40,7 @@ pub(crate) struct Item {
     pub(crate) at: usize,
     pub(crate) block: StoreBlock,
     pub(crate) slot: Slot,
-    pub(crate) guard: ReadGuard,
+    pub(crate) content: Content,
     /// Who is to have it.
     pub(crate) targets: Vec<DeviceId>,
 }
@@ -334,49 +336,88 @@ impl Replicator {
     }
 
     /// Forgets connections to members that are not in the map.
-    pub(crate) fn keep(&self, map: &ClusterMap) {
-        self.links.keep(map);
+    pub(crate) fn keep(&self, serving: &Serving) {
+        self.links.keep(serving);
     }
 
     /// Copies items to one replica; returns what it says of each, none where it may take it another time.
     async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<Option<Answer>>, Fault> {
         let Batch { origin, target, items, moved } = *batch;
-        let Origin { serving, source, tenant, layout, about, trace } = origin;
-        // What is here may be stored otherwise than what came now, and says so itself.
-        let block = |item: &&Item| StoreBlock { header: *item.guard.header(), ..item.block };
-        let blocks: Vec<StoreBlock> = items.iter().map(block).collect();
-        let fingerprint = layout.map(|layout| layout.fingerprint());
-        let alike = blocks.iter().all(|block| Some(block.header.fingerprint) == fingerprint);
-        let request = DataRequest::Store(StoreRequest {
-            epoch: serving.map.epoch,
-            device: target,
-            tenant: *tenant,
-            ack: Ack::Primary,
-            copy: true,
-            moved,
-            layout: layout.filter(|_| alike),
-            about: *about,
-            runs: items.iter().map(|item| Run { slot: item.slot, keys: 1 }).collect(),
-            blocks,
-        });
-        let payload: Vec<&[u8]> = items.iter().map(|item| item.guard.bytes()).collect();
-        let parcel =
-            Parcel { serving, trace: *trace, source: *source, target, request: &request, payload: &payload };
-        match self.links.carry(&parcel).await? {
-            DataReply::Stored { blocks, .. } if blocks.len() == items.len() => {
-                let answer = |(item, said): (&&Item, Stored)| {
+        let deadline = Instant::now() + limit(moved);
+        let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
+        let on_gpu: Option<Vec<Arc<OnGpu>>> = items.iter().map(|item| item.content.on_gpu().cloned()).collect();
+        let mut by = self.links.choose(origin.source, target, bytes, on_gpu.is_some());
+        if let (TransportKind::Nccl, Some(blocks)) = (by, on_gpu) {
+            let request = batch.request(items.iter().map(|item| (*item, *item.content.header())));
+            match self.links.carry_on_gpu(&batch.parcel(&request, &[], deadline), blocks, bytes).await {
+                Ok(DataReply::Stored { blocks, .. }) if blocks.len() == items.len() => {
+                    return Ok(blocks.into_iter().map(Answer::of).collect());
+                }
+                Ok(_) => return Err(senseless()),
+                Err(error) => {
+                    tracing::debug!(%target, %error, "a batch does not go by NCCL");
+                    by = TransportKind::Tcp;
+                }
+            }
+        }
+        let brought = join_all(items.iter().map(|item| item.content.bytes())).await;
+        let here: Vec<(usize, Arc<ReadGuard>)> =
+            brought.into_iter().enumerate().filter_map(|(at, guard)| Some((at, guard?))).collect();
+        let mut answers = vec![None; items.len()];
+        if here.is_empty() {
+            return Ok(answers);
+        }
+        let request = batch.request(here.iter().map(|(at, guard)| (items[*at], *guard.header())));
+        let payload: Vec<&[u8]> = here.iter().map(|(_, guard)| guard.bytes()).collect();
+        match self.links.carry(by, &batch.parcel(&request, &payload, deadline)).await? {
+            DataReply::Stored { blocks, .. } if blocks.len() == here.len() => {
+                for ((at, guard), said) in here.iter().zip(blocks) {
                     // Damaged on its way, or here: what is damaged here is given to nobody any more.
                     if said == Stored::Refused(Refusal::Corrupt)
-                        && item.guard.header().check_bytes(item.guard.bytes()).is_err()
+                        && guard.header().check_bytes(guard.bytes()).is_err()
                     {
-                        item.guard.report_lost();
+                        guard.report_lost();
                     }
-                    Answer::of(said)
-                };
-                Ok(items.iter().zip(blocks).map(answer).collect())
+                    answers[*at] = Answer::of(said);
+                }
+                Ok(answers)
             }
             _ => Err(senseless()),
         }
+    }
+}
+
+impl Batch<'_> {
+    /// Makes the store of some of its items. What is here may be stored otherwise than what came now, and says so itself: by its header.
+    fn request<'a>(&self, items: impl Iterator<Item = (&'a Item, BlockHeader)>) -> DataRequest {
+        let Origin { serving, tenant, layout, about, .. } = self.origin;
+        let (runs, blocks): (Vec<Run>, Vec<StoreBlock>) = items
+            .map(|(item, header)| (Run { slot: item.slot, keys: 1 }, StoreBlock { header, ..item.block }))
+            .unzip();
+        let fingerprint = layout.map(|layout| layout.fingerprint());
+        let alike = blocks.iter().all(|block| Some(block.header.fingerprint) == fingerprint);
+        DataRequest::Store(StoreRequest {
+            epoch: serving.map.epoch,
+            device: self.target,
+            tenant: *tenant,
+            ack: Ack::Primary,
+            copy: true,
+            moved: self.moved,
+            layout: layout.filter(|_| alike),
+            about: *about,
+            runs,
+            blocks,
+        })
+    }
+
+    fn parcel<'a>(
+        &'a self,
+        request: &'a DataRequest,
+        payload: &'a [&'a [u8]],
+        deadline: Instant,
+    ) -> Parcel<'a> {
+        let Origin { serving, source, trace, .. } = self.origin;
+        Parcel { serving, trace: *trace, source: *source, target: self.target, request, payload, deadline }
     }
 }
 

@@ -2,25 +2,24 @@
 //! other replicas, answered.
 
 use crate::actors::core::{DeviceMessage, Reserved, Sealed};
-use crate::data::bring::ROOM_LIMIT;
 use crate::data::check;
+use crate::data::content::{Content, OnGpu};
 use crate::data::counters::{add, count};
 use crate::data::payload::Payload;
 use crate::data::plane::DataPlane;
 use crate::data::replicate::{Answers, Asker, Item, Known, Origin, others};
-use crate::disk::Room;
 use crate::far::Unsound;
-use crate::guards::{Landing, Lent, ReadGuard, Unread, Verified};
+use crate::guards::{Landing, Lent, Unread, Verified};
 use crate::view::Serving;
-use futures_util::future::join_all;
 use kvhive_cache::acks::{self, Answer};
 use kvhive_protocol::data::{
     About, Ack, DataReply, MAX_BLOCKS_PER_TRANSFER, Refusal, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{DeviceId, Layout, Slot, TenantId, TraceContext, WireError};
+use kvhive_protocol::{DeviceId, Epoch, Layout, Slot, TenantId, TraceContext, WireError};
 use kvhive_spans::Span;
 use kvhive_wire::{Fault, Peer};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -30,7 +29,7 @@ const INFLIGHT_WAIT: Duration = Duration::from_millis(100);
 const COPY_INFLIGHT_WAIT: Duration = Duration::from_secs(1);
 
 /// What has become of one block so far.
-enum Taken {
+pub(super) enum Taken {
     /// Its bytes match its header, and are on their way to its frame or there.
     Landing(Landing),
     /// They are there.
@@ -41,9 +40,9 @@ enum Taken {
 }
 
 /// What is done with every block of a store.
-struct Task {
+pub(super) struct Task {
     serving: Serving,
-    device: DeviceId,
+    pub(super) device: DeviceId,
     tenant: TenantId,
     ack: Ack,
     about: About,
@@ -58,6 +57,10 @@ struct Task {
 }
 
 impl Task {
+    pub(super) fn traced(self, trace: Option<TraceContext>) -> Task {
+        Task { trace, ..self }
+    }
+
     /// Says what all its blocks have in common.
     fn origin(&self) -> Origin {
         let Task { serving, device, tenant, layout, about, trace, .. } = self;
@@ -81,9 +84,9 @@ impl Task {
         self.blocks.iter().map(|(_, slot)| *slot)
     }
 
-    fn item(&self, at: usize, guard: ReadGuard, targets: Vec<DeviceId>) -> Item {
+    fn item(&self, at: usize, content: Content, targets: Vec<DeviceId>) -> Item {
         let (block, slot) = self.blocks[at];
-        Item { at, block, slot, guard, targets }
+        Item { at, block, slot, content, targets }
     }
 }
 
@@ -114,7 +117,7 @@ impl DataPlane {
         }
         let given_by = request.moved.then_some(request.epoch);
         let task = match self.check_store(request, payload, peer) {
-            Ok(task) => Task { trace: span.context(), ..task },
+            Ok(task) => task.traced(span.context()),
             Err(error) => return Ok(Err(error)),
         };
         let wait = if copy { COPY_INFLIGHT_WAIT } else { INFLIGHT_WAIT };
@@ -122,24 +125,11 @@ impl DataPlane {
         let Ok(Ok(room)) = timeout(wait, room).await else {
             return Ok(Err(WireError::busy("as many payload bytes as allowed are under way")));
         };
-        // What is here already is held for a look at its bytes.
-        let (tenant, wanted, about, pin) = (task.tenant, task.blocks.clone(), task.about, true);
-        let reserved = self.ask(span, task.device, |reply| DeviceMessage::Reserve {
-            tenant,
-            blocks: wanted,
-            about,
-            pin,
-            given_by,
-            reply,
-        });
-        let reserved = match reserved.await {
+        let reserved = match self.reserve(span, &task, given_by).await {
             Ok(reserved) => reserved,
             Err(error) => return Ok(Err(error)),
         };
         let device = self.device(task.device);
-        if let Some(device) = device {
-            device.work.stored();
-        }
         let mut receiving = span.part("receive and verify");
         receiving.note("kvhive.bytes", payload);
         let mut taken = Vec::with_capacity(task.blocks.len());
@@ -157,7 +147,25 @@ impl DataPlane {
         Ok(self.settle(span, task, taken).await)
     }
 
-    fn check_store(&self, request: StoreRequest, payload: u64, peer: Peer) -> Result<Task, WireError> {
+    /// Takes a frame for each block that is not here.
+    pub(super) async fn reserve(
+        &self,
+        span: &Span,
+        task: &Task,
+        given_by: Option<Epoch>,
+    ) -> Result<Vec<Reserved>, WireError> {
+        // What is here already is held for a look at its bytes.
+        let (tenant, blocks, about, pin) = (task.tenant, task.blocks.clone(), task.about, true);
+        let reserve =
+            |reply| DeviceMessage::Reserve { tenant, blocks, about, pin, given_by, reply };
+        let reserved = self.ask(span, task.device, reserve).await?;
+        if let Some(device) = self.device(task.device) {
+            device.work.stored();
+        }
+        Ok(reserved)
+    }
+
+    pub(super) fn check_store(&self, request: StoreRequest, payload: u64, peer: Peer) -> Result<Task, WireError> {
         check::sizes(&request.runs, request.blocks.len(), MAX_BLOCKS_PER_TRANSFER)?;
         check::store(&request, payload, peer.role, &self.view.layouts)?;
         let serving = self.view.serves(Role::Client)?;
@@ -217,7 +225,7 @@ impl DataPlane {
     ///
     /// Without a lease nothing counts but what is here: the other replicas may be none any more, and this may be the primary no
     /// longer. They are sent it all the same.
-    async fn settle(&self, span: &Span, mut task: Task, taken: Vec<Taken>) -> Result<DataReply, WireError> {
+    pub(super) async fn settle(&self, span: &Span, mut task: Task, taken: Vec<Taken>) -> Result<DataReply, WireError> {
         // What must not serve makes nothing visible; from here on, one that loses that right can only leave its asker unsure.
         self.view.check_serving_lease()?;
         let mut stored = Vec::with_capacity(taken.len());
@@ -274,7 +282,7 @@ impl DataPlane {
         // Blocks that were here before have been copied when they came; who waits for copies has them made sure of.
         present.retain(|(at, _)| task.ack != Ack::Primary || task.given_to(*at).is_some());
         if self.view.check_lease().is_err() {
-            let items = self.items(&task, fresh).await;
+            let items = self.items(&task, fresh);
             self.replicator.later(task.origin(), items, &self.counters);
             return self.settle_alone(&task, stored);
         }
@@ -317,7 +325,7 @@ impl DataPlane {
     /// Has blocks copied that have come just now, in the background where nobody waits for it.
     async fn replicate(&self, task: &Task, visible: Vec<(usize, Option<Lent>)>) -> Sure {
         let mut sure = Sure::default();
-        let items = self.items(task, visible).await;
+        let items = self.items(task, visible);
         if task.ack == Ack::Primary && items.iter().all(|item| task.given_to(item.at).is_none()) {
             self.replicator.later(task.origin(), items, &self.counters);
         } else {
@@ -326,46 +334,27 @@ impl DataPlane {
         sure
     }
 
-    /// Returns what others are to have, with its bytes: those on a GPU are brought back, in room of their own, so that copies which wait for
-    /// a replica keep no fetch waiting. There is nothing where a slot had one replica when it came.
-    async fn items(&self, task: &Task, visible: Vec<(usize, Option<Lent>)>) -> Vec<Item> {
+    /// Returns what others are to have. What is on a GPU stays there until it is known by which way it goes; then it is brought back, if it
+    /// must be, in room of its own, so that copies which wait for a replica keep no fetch waiting. There is nothing where a slot had one
+    /// replica when it came.
+    fn items(&self, task: &Task, visible: Vec<(usize, Option<Lent>)>) -> Vec<Item> {
         let targets = |at: usize| others(&task.serving.map, task.device, task.blocks[at].1);
-        let (mut items, mut far) = (Vec::with_capacity(visible.len()), Vec::new());
+        let room = (self.copying.clone(), self.permits(u64::MAX));
+        let mut items = Vec::with_capacity(visible.len());
         for (at, lent) in visible {
-            match lent {
-                Some(Lent::Guard(guard)) => items.push(task.item(at, guard, targets(at))),
-                Some(Lent::Far(one)) => far.push((at, one)),
-                None => {}
-            }
-        }
-        if far.is_empty() {
-            return items;
-        }
-        let bytes = far.iter().map(|(_, one)| one.bytes()).fold(0, u64::saturating_add);
-        let room = self.copying.clone().acquire_many_owned(self.permits(bytes));
-        let mut room = timeout(ROOM_LIMIT, room).await.ok().and_then(Result::ok);
-        let reads = far.into_iter().map(|(at, one)| {
-            let own = room.as_mut().map(|room| {
-                let permits = (self.permits(one.bytes()) as usize).min(room.num_permits());
-                room.split(permits).expect("it has as many")
-            });
-            async move {
-                let read = match own {
-                    Some(own) => one.read(Some(Room::alone(own))).await.ok(),
-                    None => None,
-                };
-                (at, read)
-            }
-        });
-        for (at, guard) in join_all(reads).await {
-            match guard {
-                Some(guard) => items.push(task.item(at, guard, targets(at))),
-                None => {
-                    count(&self.counters.replication_dropped);
-                    let slot = task.blocks[at].1;
-                    targets(at).into_iter().for_each(|target| self.replicator.giving.missed(slot, target));
-                }
-            }
+            let content = match lent {
+                Some(Lent::Guard(guard)) => Content::Here(Arc::new(guard)),
+                Some(Lent::Far(far)) => match OnGpu::new(far, Some(room.clone())) {
+                    Ok(block) => Content::OnGpu(Arc::new(block)),
+                    // What has just come is in memory.
+                    Err(far) => {
+                        far.give_up();
+                        continue;
+                    }
+                },
+                None => continue,
+            };
+            items.push(task.item(at, content, targets(at)));
         }
         items
     }
@@ -396,7 +385,7 @@ impl DataPlane {
         let mut items = Vec::with_capacity(lacked.len());
         for ((at, lacking), brought) in lacked.into_iter().zip(self.bring(span, *device, lent).await) {
             match brought {
-                Some(Ok(guard)) => items.push(task.item(at, guard, lacking)),
+                Some(Ok(guard)) => items.push(task.item(at, Content::Here(Arc::new(guard)), lacking)),
                 Some(Err(Unread::Lost)) => sure.lost.push(at),
                 Some(Err(Unread::Late)) | None => {}
             }
@@ -407,7 +396,7 @@ impl DataPlane {
 }
 
 /// Waits until what is on its way to its frame is there. Where a GPU does not take it, there is no room for it.
-async fn landed(taken: Vec<Taken>) -> Vec<Taken> {
+pub(super) async fn landed(taken: Vec<Taken>) -> Vec<Taken> {
     let mut landed = Vec::with_capacity(taken.len());
     for one in taken {
         landed.push(match one {

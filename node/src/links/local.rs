@@ -16,14 +16,10 @@ pub(super) struct InProcess {
 }
 
 impl Transport for InProcess {
-    fn carry<'a>(
-        &'a self,
-        parcel: &'a Parcel<'a>,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<DataReply, Fault>> {
+    fn carry<'a>(&'a self, parcel: &'a Parcel<'a>) -> BoxFuture<'a, Result<DataReply, Fault>> {
         Box::pin(async move {
             let Some(plane) = self.plane.get().and_then(Weak::upgrade) else { return Err(Fault::Closed) };
-            let Parcel { source, trace, request, payload, .. } = *parcel;
+            let Parcel { source, trace, request, payload, deadline, .. } = *parcel;
             let limit = deadline.saturating_duration_since(Instant::now());
             let stored = plane.store_here(source.member, (trace, request), payload);
             timeout_at(deadline, stored).await.unwrap_or(Err(Fault::Timeout(limit)))

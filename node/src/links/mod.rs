@@ -2,29 +2,39 @@
 //! for each pair of devices, and one that fails is followed by TCP within the same deadline.
 
 mod local;
+mod nccl;
 mod report;
 mod tcp;
 
-use crate::data::{DataPlane, add, count};
+use crate::config::NcclConfig;
+use crate::data::{DataPlane, OnGpu, add, count};
+use crate::guards::WriteGuard;
 use crate::view::{Serving, View};
 use futures_util::future::BoxFuture;
 use kvhive_client::Pool;
 use kvhive_links::Ends;
+use kvhive_links::pairs::Why;
 use kvhive_protocol::data::{DataReply, DataRequest, StoreRequest};
 use kvhive_protocol::links::TransportKind;
+use kvhive_protocol::pairs::{PairMessage, TransferId};
 use kvhive_protocol::trace::SpanKind;
-use kvhive_protocol::{ClusterMap, DeviceId, Generation, MemberId, TraceContext, WireError};
-use kvhive_spans::Tracer;
+use kvhive_protocol::{DeviceId, Generation, MemberId, TraceContext};
+use kvhive_spans::{Span, Tracer};
 use kvhive_wire::Fault;
 use local::InProcess;
+use nccl::Nccl;
+pub(crate) use nccl::{NotCarried, OwnGpu};
 pub(crate) use report::LinkFrom;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tcp::Tcp;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+/// A batch that has not gone by NCCL within this goes by TCP in what is left of its time.
+const NCCL_LIMIT: Duration = Duration::from_secs(2);
 /// A device that has not taken a batch within this does not hold it.
 const COPY_LIMIT: Duration = Duration::from_secs(5);
 
@@ -38,40 +48,39 @@ pub(crate) struct Parcel<'a> {
     pub(crate) target: DeviceId,
     /// The store that they are of.
     pub(crate) request: &'a DataRequest,
-    /// The bytes of each block.
+    /// The bytes of each block; none where they are on a GPU.
     pub(crate) payload: &'a [&'a [u8]],
+    pub(crate) deadline: Instant,
 }
 
 impl Parcel<'_> {
     fn moves(&self) -> bool {
         matches!(self.request, DataRequest::Store(StoreRequest { moved: true, .. }))
     }
+}
 
-    /// Returns how long it may take. What moves may have to wait first.
-    fn limit(&self) -> Duration {
-        if self.moves() { COPY_LIMIT + crate::pace::LONGEST } else { COPY_LIMIT }
-    }
+/// Returns how long a device may take to take a batch. What moves may have to wait first.
+pub(crate) fn limit(moves: bool) -> Duration {
+    if moves { COPY_LIMIT + crate::pace::LONGEST } else { COPY_LIMIT }
 }
 
 /// A way for blocks from a device to another.
 trait Transport: Send + Sync {
-    /// Has a batch get to its target by `deadline`, and returns what that says of it.
+    /// Has a batch get to its target by its deadline, and returns what that says of it.
     ///
     /// # Errors
     /// Whatever kept the target from taking it or from saying so. It may have taken it all the same.
-    fn carry<'a>(
-        &'a self,
-        parcel: &'a Parcel<'a>,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<DataReply, Fault>>;
+    fn carry<'a>(&'a self, parcel: &'a Parcel<'a>) -> BoxFuture<'a, Result<DataReply, Fault>>;
 }
 
 /// All ways from this node's devices.
 pub(crate) struct Links {
     view: Arc<View>,
     tracer: Tracer,
-    tcp: Tcp,
+    tcp: Arc<Tcp>,
     in_process: InProcess,
+    /// None where the node has no GPU, or is to do without NCCL.
+    nccl: Option<Nccl>,
     /// By which way each device reaches others, by its index.
     choices: Vec<Mutex<kvhive_links::Links>>,
     /// Who is where, by the map that was looked at last.
@@ -88,12 +97,21 @@ struct Figures {
 }
 
 impl Links {
-    /// Makes the ways from so many devices: over connections of `pool`, until [`Links::serve`].
-    pub(crate) fn new(pool: Pool, devices: usize, view: Arc<View>, tracer: Tracer) -> Links {
+    /// Makes the ways from devices, with their GPUs where they have one: over connections of `pool`, until [`Links::serve`], and by NCCL if
+    /// it says how.
+    pub(crate) fn new(
+        pool: Pool,
+        (config, gpus): (Option<&NcclConfig>, Vec<Option<OwnGpu>>),
+        (view, tracer, io): (Arc<View>, Tracer, &Handle),
+    ) -> Links {
+        let (devices, tcp) = (gpus.len(), Arc::new(Tcp::new(pool)));
+        let has_gpu = gpus.iter().any(Option::is_some);
+        let nccl = config.filter(|_| has_gpu).map(|config| Nccl::new(config, gpus, (&view, &tcp, io)));
         Links {
             view,
             tracer,
-            tcp: Tcp::new(pool),
+            tcp,
+            nccl,
             in_process: InProcess::default(),
             choices: (0..devices).map(|_| Mutex::default()).collect(),
             known: Mutex::default(),
@@ -108,8 +126,12 @@ impl Links {
     }
 
     /// Forgets members that are not in the map, and what is known of those that have started anew.
-    pub(crate) fn keep(&self, map: &ClusterMap) {
+    pub(crate) fn keep(&self, serving: &Serving) {
+        let map = &serving.map;
         self.tcp.keep(map);
+        if let Some(nccl) = &self.nccl {
+            nccl.adopt(serving);
+        }
         let now = map.members.iter().map(|(id, member)| (*id, member.generation)).collect();
         let before = std::mem::replace(&mut *lock(&self.known), now);
         let is_gone = |device: &DeviceId| {
@@ -140,36 +162,100 @@ impl Links {
         answer.inspect_err(|fault| span.fail(fault))
     }
 
+    /// Chooses by which way a batch of so many bytes goes; whether all of it is on a GPU.
+    pub(crate) fn choose(
+        &self,
+        source: DeviceId,
+        target: DeviceId,
+        bytes: u64,
+        is_on_gpu: bool,
+    ) -> TransportKind {
+        let Some(choices) = self.choices.get(usize::from(source.index)) else { return TransportKind::Tcp };
+        let same_process = source.member == target.member;
+        let nccl = self.nccl.as_ref().filter(|_| is_on_gpu).and_then(|nccl| nccl.state(source, target));
+        let ends = Ends { same_process, both_gpu_tiers: nccl.is_some(), nccl, ..Ends::default() };
+        lock(choices).choose(self.view.now(), target, bytes, ends).transport
+    }
+
     /// Has a batch get to its target, and returns what that says of it. What another way than TCP does not carry goes by TCP.
     ///
     /// # Errors
     /// Whatever kept the target from taking it or from saying so. It may have taken it all the same.
-    pub(crate) async fn carry(&self, parcel: &Parcel<'_>) -> Result<DataReply, Fault> {
+    pub(crate) async fn carry(&self, by: TransportKind, parcel: &Parcel<'_>) -> Result<DataReply, Fault> {
         let bytes = parcel.payload.iter().map(|block| block.len() as u64).sum();
-        let ends = Ends { same_process: parcel.source.member == parcel.target.member, ..Ends::default() };
-        let Some(choices) = self.choices.get(usize::from(parcel.source.index)) else {
-            return Err(Fault::Refused(WireError::WrongDevice { device: parcel.source }));
-        };
-        let choice = lock(choices).choose(self.view.now(), parcel.target, bytes, ends);
+        let mut span = self.span(by, parcel, bytes);
+        let parcel = Parcel { trace: span.context(), ..*parcel };
+        let mut answer = self.carry_by(by, &parcel, bytes).await;
+        if by != TransportKind::Tcp
+            && let Err(fault) = &answer
+            && is_of_the_way(fault)
+            && Instant::now() < parcel.deadline
+        {
+            tracing::debug!(target = %parcel.target, %by, %fault, "a batch goes by TCP instead");
+            span.note("kvhive.instead", "tcp");
+            answer = self.carry_by(TransportKind::Tcp, &parcel, bytes).await;
+        }
+        answer.inspect_err(|fault| span.fail(fault))
+    }
+
+    /// Has a batch of blocks that are on a GPU get to another GPU, and returns what its node says of them.
+    ///
+    /// # Errors
+    /// [`NotCarried`]: it is to go another way. The target may have them all the same.
+    pub(crate) async fn carry_on_gpu(
+        &self,
+        parcel: &Parcel<'_>,
+        blocks: Vec<Arc<OnGpu>>,
+        bytes: u64,
+    ) -> Result<DataReply, NotCarried> {
+        let nccl = self.nccl.as_ref().ok_or(NotCarried::Pair(Why::NoWorker))?;
+        let mut span = self.span(TransportKind::Nccl, parcel, bytes);
+        let parcel = Parcel { trace: span.context(), ..*parcel };
+        let begun = Instant::now();
+        let deadline = parcel.deadline.min(begun + NCCL_LIMIT);
+        let answer = nccl.carry(&parcel, blocks, deadline).await;
+        match &answer {
+            Ok(_) => self.ended(TransportKind::Nccl, &parcel, bytes, begun.elapsed(), true),
+            Err(error) => {
+                span.fail(error);
+                if error.is_failure() {
+                    self.ended(TransportKind::Nccl, &parcel, bytes, begun.elapsed(), false);
+                }
+            }
+        }
+        answer
+    }
+
+    /// Waits until what another GPU sends is in the frames of `guards`, which are of this node's `device`.
+    ///
+    /// # Errors
+    /// When it does not come within `limit`.
+    pub(crate) async fn expect(
+        &self,
+        device: DeviceId,
+        transfer: TransferId,
+        guards: Vec<WriteGuard>,
+        limit: Duration,
+    ) -> Result<Vec<WriteGuard>, Why> {
+        let nccl = self.nccl.as_ref().ok_or(Why::NoWorker)?;
+        nccl.expect(device, transfer, guards, limit).await
+    }
+
+    /// Hears what the GPU of another node says to one of this node's.
+    pub(crate) fn hear(&self, message: PairMessage) {
+        if let Some(nccl) = &self.nccl {
+            nccl.hear(message);
+        }
+    }
+
+    fn span(&self, by: TransportKind, parcel: &Parcel<'_>, bytes: u64) -> Span {
         let mut span = self.tracer.under(parcel.trace, SpanKind::Asked, parcel.request.name());
         if span.is_on() {
             span.note("kvhive.device", parcel.target);
             span.note("kvhive.bytes", bytes);
-            span.note("kvhive.transport", choice.transport.as_str());
+            span.note("kvhive.transport", by.as_str());
         }
-        let parcel = Parcel { trace: span.context(), ..*parcel };
-        let deadline = Instant::now() + parcel.limit();
-        let mut answer = self.carry_by(choice.transport, &parcel, bytes, deadline).await;
-        if choice.transport != TransportKind::Tcp
-            && let Err(fault) = &answer
-            && is_of_the_way(fault)
-            && Instant::now() < deadline
-        {
-            tracing::debug!(target = %parcel.target, by = %choice.transport, %fault, "a batch goes by TCP instead");
-            span.note("kvhive.instead", "tcp");
-            answer = self.carry_by(TransportKind::Tcp, &parcel, bytes, deadline).await;
-        }
-        answer.inspect_err(|fault| span.fail(fault))
+        span
     }
 
     async fn carry_by(
@@ -177,20 +263,25 @@ impl Links {
         by: TransportKind,
         parcel: &Parcel<'_>,
         bytes: u64,
-        deadline: Instant,
     ) -> Result<DataReply, Fault> {
         let way: &dyn Transport = match by {
             TransportKind::InProcess => &self.in_process,
-            _ => &self.tcp,
+            _ => &*self.tcp,
         };
         let begun = Instant::now();
-        let answer = way.carry(parcel, deadline).await;
+        let answer = way.carry(parcel).await;
         let is_well = match &answer {
             Ok(_) => true,
             Err(fault) if is_of_the_way(fault) => false,
             // It was asked, and did not want to.
             Err(_) => return answer,
         };
+        self.ended(by, parcel, bytes, begun.elapsed(), is_well);
+        answer
+    }
+
+    /// Notes how a batch went.
+    fn ended(&self, by: TransportKind, parcel: &Parcel<'_>, bytes: u64, took: Duration, is_well: bool) {
         let figures = &self.figures[by as usize];
         if is_well {
             count(&figures.batches);
@@ -198,11 +289,10 @@ impl Links {
         } else {
             count(&figures.failures);
         }
+        let Some(choices) = self.choices.get(usize::from(parcel.source.index)) else { return };
         // What moves has waited for its turn at the other end.
-        let took = (!parcel.moves()).then(|| begun.elapsed());
-        let choices = &self.choices[usize::from(parcel.source.index)];
+        let took = (!parcel.moves()).then_some(took);
         lock(choices).ended(self.view.now(), parcel.target, by, bytes, took, is_well);
-        answer
     }
 }
 

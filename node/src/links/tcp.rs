@@ -80,12 +80,8 @@ impl Tcp {
 }
 
 impl Transport for Tcp {
-    fn carry<'a>(
-        &'a self,
-        parcel: &'a Parcel<'a>,
-        deadline: Instant,
-    ) -> BoxFuture<'a, Result<DataReply, Fault>> {
-        let request = (parcel.trace, parcel.request);
-        Box::pin(self.exchange(&parcel.serving.map, parcel.target, request, parcel.payload, deadline))
+    fn carry<'a>(&'a self, parcel: &'a Parcel<'a>) -> BoxFuture<'a, Result<DataReply, Fault>> {
+        let Parcel { serving, trace, target, request, payload, deadline, .. } = *parcel;
+        Box::pin(self.exchange(&serving.map, target, (trace, request), payload, deadline))
     }
 }

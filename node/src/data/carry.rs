@@ -1,0 +1,81 @@
+//! Carry: a copy of blocks whose bytes come from another GPU by NCCL, straight into frames of this one's. Their digests are taken there.
+
+use crate::actors::core::Reserved;
+use crate::data::counters::{add, count};
+use crate::data::plane::DataPlane;
+use crate::data::store::{Taken, landed};
+use crate::guards::WriteGuard;
+use kvhive_protocol::WireError;
+use kvhive_protocol::data::{CarryRequest, DataReply, Refusal};
+use kvhive_protocol::handshake::Role;
+use kvhive_spans::Span;
+use kvhive_wire::Peer;
+use std::time::Duration;
+
+/// What another GPU announced comes within this, or another way.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(3);
+
+fn not_carried(why: impl ToString) -> WireError {
+    WireError::NotCarried { why: why.to_string() }
+}
+
+impl DataPlane {
+    /// Serves a carry: takes frames of the GPU for all blocks, waits for their bytes, and goes on as a store does. Where some would go
+    /// elsewhere, or are here, nothing is carried: the asker sends them.
+    pub(super) async fn carry(
+        &self,
+        peer: Peer,
+        span: &Span,
+        request: CarryRequest,
+    ) -> Result<DataReply, WireError> {
+        let CarryRequest { store, transfer } = request;
+        if peer.role != Role::Node || !store.copy {
+            return Err(WireError::Forbidden { role: peer.role.to_string(), what: "carry blocks".to_owned() });
+        }
+        count(&self.counters.stores);
+        let (moved, given_by) = (store.moved, store.moved.then_some(store.epoch));
+        let announced = store.blocks.iter().map(|block| block.header.payload_bytes);
+        let bytes = announced.fold(0, u64::saturating_add);
+        let task = self.check_store(store, bytes, peer)?.traced(span.context());
+        let device = task.device;
+        let reserved = self.reserve(span, &task, given_by).await?;
+        let guards: Option<Vec<WriteGuard>> = reserved
+            .into_iter()
+            .map(|one| match one {
+                Reserved::Write(guard) => guard.extent().is_some().then_some(guard),
+                Reserved::Present(_) | Reserved::Refused(_) => None,
+            })
+            .collect();
+        let guards = guards.ok_or_else(|| not_carried("not all of it would go to the GPU"))?;
+        let mut receiving = span.part("receive and verify");
+        receiving.note("kvhive.bytes", bytes);
+        let arrived = self.replicator.links.expect(device, transfer, guards, ARRIVES_WITHIN).await;
+        let guards = arrived.map_err(not_carried)?;
+        let digests = WriteGuard::digests_on_gpu(guards).await;
+        let (guards, digests) = digests.ok_or_else(|| not_carried("the GPU gave no digests"))?;
+        let mut taken = Vec::with_capacity(guards.len());
+        for (guard, digest) in guards.into_iter().zip(digests) {
+            let bytes = guard.header_bytes();
+            taken.push(match guard.verify_on_gpu(digest) {
+                Some(landing) => {
+                    add(&self.counters.stored_bytes, bytes);
+                    Taken::Landing(landing)
+                }
+                None => {
+                    count(&self.counters.corrupt_blocks);
+                    Taken::Refused(Refusal::Corrupt)
+                }
+            });
+            if let Some(device) = self.device(device) {
+                device.traffic.stored(bytes);
+            }
+        }
+        drop(receiving);
+        let stored = self.settle(span, task, landed(taken).await).await;
+        if moved {
+            // Only now: the slots of both GPUs are not held while it waits. What comes next waits instead.
+            self.takes.pass(bytes).await;
+        }
+        stored
+    }
+}

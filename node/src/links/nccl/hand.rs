@@ -1,0 +1,446 @@
+//! The hand of one GPU's pairs: reads the clock, tells the machine what happened, and does what it asks for.
+
+use super::state::{Incoming, Life, Outgoing};
+use super::{NotCarried, OwnGpu, announced};
+use crate::config::NcclConfig;
+use crate::data::OnGpu;
+use crate::guards::WriteGuard;
+use crate::links::Parcel;
+use crate::links::tcp::Tcp;
+use crate::view::{Serving, View};
+use kvhive_gpu::DeviceKind;
+use kvhive_gpu::worker::{Answer, Command, Extent, Heard, PairId, Rank, Setup, TransferId as Named, UniqueId, Worker};
+use kvhive_links::Pairs;
+use kvhive_links::pairs::{self, Communicator, Effect, Event, Ticket, Tuning, Why};
+use kvhive_protocol::data::{CarryRequest, DataReply, DataRequest, PairRequest};
+use kvhive_protocol::links::PairState;
+use kvhive_protocol::pairs::{PairMessage, PairsReport, TransferId, UniqueId as WireId};
+use kvhive_protocol::{DeviceId, Level, MemberState, Moment};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+/// What is said to a peer and not heard within this is lost.
+const SAID_LIMIT: Duration = Duration::from_secs(2);
+/// A communicator that does nothing is closed within this, or given up.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+/// After the machine should have answered, its answer is waited for so long: it has one always.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// The pairs of one GPU of this node.
+pub(super) struct Hand {
+    config: NcclConfig,
+    gpu: OwnGpu,
+    index: u16,
+    view: Arc<View>,
+    tcp: Arc<Tcp>,
+    io: Handle,
+    state: Mutex<State>,
+    /// Told when the machine may want to wake earlier.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    life: Option<Life>,
+    /// Lives of earlier starts, by their workers, until these have ended: they may yet touch frames.
+    former: BTreeMap<u64, Life>,
+    /// Workers that were started.
+    workers: u64,
+}
+
+impl Hand {
+    /// Makes the pairs of a GPU, of which there are none before there is a map.
+    pub(super) fn start(
+        config: NcclConfig,
+        gpu: OwnGpu,
+        index: u16,
+        (view, tcp, io): (Arc<View>, Arc<Tcp>, Handle),
+    ) -> Arc<Hand> {
+        let changed = Notify::new();
+        let hand =
+            Arc::new(Hand { config, gpu, index, view, tcp, io, state: Mutex::default(), changed });
+        hand.io.spawn(Hand::keep_time(Arc::downgrade(&hand)));
+        hand
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tuning(&self) -> Tuning {
+        let NcclConfig { max_pairs, after_bytes, .. } = &self.config;
+        Tuning { max_live: *max_pairs, make_after_bytes: *after_bytes, ..Tuning::default() }
+    }
+
+    /// Tells the machine the time, when it asks for that, until the hand is gone.
+    async fn keep_time(hand: Weak<Hand>) {
+        while let Some(own) = hand.upgrade() {
+            let wakes = own.lock().life.as_ref().and_then(|life| life.pairs.wakes());
+            let left = wakes.map(|at| at.since(own.view.now()));
+            tokio::select! {
+                () = own.changed.notified() => {}
+                () = tokio::time::sleep(left.unwrap_or(SAID_LIMIT)) => own.step(Event::Tick),
+            }
+        }
+    }
+
+    /// Goes by a map: who is in it, in which start; and which start of this node it is.
+    pub(super) fn adopt(self: &Arc<Self>, serving: &Serving) {
+        let map = &serving.map;
+        let me = DeviceId::new(serving.member, self.index);
+        let own = map.members.get(&serving.member).filter(|_| map.level >= Level::LINKS);
+        let generation = own.map(|own| own.generation);
+        {
+            let mut state = self.lock();
+            let is_same = |life: &Life| (life.me, Some(life.generation)) == (me, generation);
+            if !state.life.as_ref().is_some_and(is_same) {
+                if let Some(former) = state.life.take()
+                    && let Some((number, worker)) = &former.worker
+                {
+                    worker.kill();
+                    let number = *number;
+                    state.former.insert(number, former);
+                }
+                state.life = generation
+                    .map(|generation| Life::new(me, generation, Pairs::new(me, generation, self.tuning())));
+            }
+        }
+        let is_gpu = |kind: &str| kind == DeviceKind::Cuda.as_str();
+        let others = map.members.iter().filter(|(id, _)| **id != serving.member);
+        let mut there: BTreeMap<DeviceId, _> = BTreeMap::new();
+        for (id, member) in others.filter(|(_, member)| member.state == MemberState::Up) {
+            let gpus = member.devices.iter().zip(0..).filter(|(device, _)| is_gpu(&device.kind));
+            there.extend(gpus.map(|(_, index)| (DeviceId::new(*id, index), member.generation)));
+        }
+        let known = self.lock().life.as_ref().map(|life| life.pairs.peers()).unwrap_or_default();
+        known.into_iter().filter(|device| !there.contains_key(device)).for_each(|device| {
+            self.step(Event::Gone { device });
+        });
+        there.into_iter().for_each(|(device, generation)| self.step(Event::Peer { device, generation }));
+    }
+
+    pub(super) fn state(&self, target: DeviceId) -> Option<PairState> {
+        self.lock().life.as_ref()?.pairs.state(target)
+    }
+
+    pub(super) fn report(&self) -> Option<PairsReport> {
+        let now = self.view.now();
+        Some(self.lock().life.as_ref()?.pairs.snapshot(now))
+    }
+
+    pub(super) fn hear(self: &Arc<Self>, message: PairMessage) {
+        self.step(Event::Message(message));
+    }
+
+    pub(super) async fn carry(
+        self: &Arc<Self>,
+        parcel: &Parcel<'_>,
+        blocks: Vec<Arc<OnGpu>>,
+        deadline: Instant,
+    ) -> Result<DataReply, NotCarried> {
+        let extents: Vec<Extent> = blocks.iter().map(|block| block.extent()).collect();
+        let bytes = extents.iter().map(|extent| extent.bytes).sum();
+        let (tell, told) = oneshot::channel();
+        let ticket = {
+            let mut state = self.lock();
+            let life = state.life.as_mut().ok_or(NotCarried::Pair(Why::NoWorker))?;
+            let ticket = Ticket(life.number());
+            let (store, trace) = (announced(parcel), parcel.trace);
+            let batch =
+                Outgoing { store, trace, extents, _blocks: blocks, tell: Some(tell), is_quiet: false };
+            life.outgoing.insert(ticket, batch);
+            ticket
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let by = self.view.now() + left;
+        self.step(Event::Want { ticket, peer: parcel.target, bytes, deadline: by });
+        match timeout_at(deadline + GRACE, told).await {
+            Ok(Ok(answer)) => answer,
+            _ => Err(NotCarried::Pair(Why::Late)),
+        }
+    }
+
+    pub(super) async fn expect(
+        self: &Arc<Self>,
+        transfer: TransferId,
+        guards: Vec<WriteGuard>,
+        limit: Duration,
+    ) -> Result<Vec<WriteGuard>, Why> {
+        let extents: Option<Vec<Extent>> = guards.iter().map(WriteGuard::extent).collect();
+        let extents = extents.ok_or(Why::Refused)?;
+        let bytes = extents.iter().map(|extent| extent.bytes).sum();
+        let (tell, told) = oneshot::channel();
+        {
+            let mut state = self.lock();
+            let life = state.life.as_mut().ok_or(Why::NoWorker)?;
+            if life.incoming.contains_key(&transfer) {
+                return Err(Why::Mismatch);
+            }
+            let batch = Incoming { extents, guards: Some(guards), tell: Some(tell), is_quiet: false };
+            life.incoming.insert(transfer, batch);
+        }
+        self.step(Event::Expect { transfer, bytes, deadline: self.view.now() + limit });
+        match tokio::time::timeout(limit + GRACE, told).await {
+            Ok(Ok(arrived)) => arrived,
+            _ => Err(Why::Late),
+        }
+    }
+
+    /// Tells the machine what happened, and does what it asks for.
+    fn step(self: &Arc<Self>, event: Event) {
+        let mut state = self.lock();
+        self.step_in(&mut state, event);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    fn step_in(self: &Arc<Self>, state: &mut State, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let now = self.view.now();
+            let State { life: Some(life), workers, .. } = state else { return };
+            if matches!(event, Event::Worker(pairs::Answer::Died)) {
+                life.worker_is_gone();
+            }
+            let mut effects = Vec::new();
+            life.pairs.step(now, event, &mut effects);
+            for effect in effects {
+                events.extend(self.perform(life, workers, now, effect));
+            }
+        }
+    }
+
+    /// Does one thing; returns what came of it at once.
+    fn perform(
+        self: &Arc<Self>,
+        life: &mut Life,
+        workers: &mut u64,
+        now: Moment,
+        effect: Effect,
+    ) -> Option<Event> {
+        match effect {
+            Effect::Store { ticket, transfer, .. } => self.announce(life, ticket, transfer),
+            Effect::Say(message) => {
+                self.say(message);
+                None
+            }
+            Effect::Worker(command) => command_worker(life, now, command),
+            Effect::StartWorker => self.start_worker(life, workers),
+            Effect::KillWorker => {
+                match &life.worker {
+                    Some((_, worker)) => worker.kill(),
+                    None => return Some(Event::Worker(pairs::Answer::Died)),
+                }
+                None
+            }
+            // What the target's node says of the store is the answer.
+            Effect::Carried { .. } => None,
+            Effect::UseTcp { ticket, why } => {
+                life.answer(ticket, Err(NotCarried::Pair(why)));
+                None
+            }
+            Effect::SourceQuiet { ticket } => {
+                life.source_is_quiet(ticket);
+                None
+            }
+            Effect::Arrived { transfer } => {
+                life.arrived(transfer, Ok(()));
+                None
+            }
+            Effect::NotArrived { transfer, why } => {
+                life.arrived(transfer, Err(why));
+                None
+            }
+            Effect::RoomQuiet { transfer } => {
+                life.room_is_quiet(transfer);
+                None
+            }
+        }
+    }
+
+    /// Has the target's node expect a batch, and answers for it what that says.
+    fn announce(self: &Arc<Self>, life: &mut Life, ticket: Ticket, transfer: TransferId) -> Option<Event> {
+        let announced = life.outgoing.get(&ticket).and_then(|batch| Some((batch.store.clone()?, batch.trace)));
+        let (Some((store, trace)), Some(serving)) = (announced, self.view.serving()) else {
+            return Some(Event::Refused { ticket });
+        };
+        let hand = self.clone();
+        self.io.spawn(async move {
+            let (target, deadline) = (store.device, Instant::now() + super::super::COPY_LIMIT);
+            let request = DataRequest::Carry(CarryRequest { store, transfer });
+            let answer = hand.tcp.exchange(&serving.map, target, (trace, &request), &[], deadline).await;
+            let mut state = hand.lock();
+            let Some(life) = state.life.as_mut() else { return };
+            let is_refused = answer.is_err();
+            life.answer(ticket, answer.map_err(NotCarried::Answer));
+            if is_refused {
+                hand.step_in(&mut state, Event::Refused { ticket });
+                drop(state);
+                hand.changed.notify_one();
+            }
+        });
+        None
+    }
+
+    /// Says something to another GPU's node. It may be lost.
+    fn say(self: &Arc<Self>, message: PairMessage) {
+        let Some(serving) = self.view.serving() else { return };
+        let tcp = self.tcp.clone();
+        self.io.spawn(async move {
+            let to = message.to;
+            let request = DataRequest::Pair(PairRequest { epoch: serving.map.epoch, message });
+            let deadline = Instant::now() + SAID_LIMIT;
+            if let Err(fault) = tcp.exchange(&serving.map, to, (None, &request), &[], deadline).await {
+                tracing::debug!(peer = %to, %fault, "a word to another GPU is lost");
+            }
+        });
+    }
+
+    fn start_worker(self: &Arc<Self>, life: &mut Life, workers: &mut u64) -> Option<Event> {
+        let died = Some(Event::Worker(pairs::Answer::Died));
+        let Some(slab) = (self.gpu.export)() else {
+            tracing::warn!(device = self.index, "the GPU's memory cannot be lent to another process: nothing goes by NCCL");
+            return died;
+        };
+        *workers += 1;
+        let (number, hand) = (*workers, Arc::downgrade(self));
+        let NcclConfig { program, arguments, environment, max_ctas, buffer_bytes, watchdog, .. } = &self.config;
+        let setup = Setup {
+            gpu: self.gpu.ordinal,
+            slab_bytes: self.gpu.slab_bytes,
+            watchdog: *watchdog,
+            ctas: (1, (*max_ctas).max(1)),
+            buffer_bytes: Some(*buffer_bytes),
+            ..Setup::default()
+        };
+        let mut command = std::process::Command::new(program);
+        command.args(arguments).envs(environment.iter().cloned());
+        let hear = move |heard| {
+            if let Some(hand) = hand.upgrade() {
+                hand.hear_worker(number, heard);
+            }
+        };
+        match Worker::start(command, &setup, slab, hear) {
+            Ok(worker) => {
+                tracing::debug!(device = self.index, process = worker.process(), "the GPU's worker is started");
+                life.worker = Some((number, worker));
+                None
+            }
+            Err(error) => {
+                tracing::warn!(device = self.index, %error, "the GPU's worker cannot be started");
+                died
+            }
+        }
+    }
+
+    /// Hears something of a worker, on a thread of its own.
+    fn hear_worker(self: &Arc<Self>, number: u64, heard: Heard) {
+        let mut state = self.lock();
+        let is_present =
+            state.life.as_ref().and_then(|life| life.worker.as_ref()).is_some_and(|(own, _)| *own == number);
+        match heard {
+            Heard::Ended(status) if is_present => {
+                tracing::debug!(device = self.index, %status, "the GPU's worker has ended");
+                self.step_in(&mut state, Event::Worker(pairs::Answer::Died));
+            }
+            // Nothing touches its frames any more.
+            Heard::Ended(_) => drop(state.former.remove(&number)),
+            Heard::Answer(answer) if is_present => {
+                let life = state.life.as_mut().expect("it has a worker");
+                if let Some(answer) = self.translate(life, answer) {
+                    self.step_in(&mut state, Event::Worker(answer));
+                }
+            }
+            Heard::Answer(_) | Heard::Gone => {}
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    fn translate(&self, life: &mut Life, answer: Answer) -> Option<pairs::Answer> {
+        let communicator = |pair: PairId| Communicator(pair.0);
+        Some(match answer {
+            Answer::Started { nccl } => {
+                tracing::info!(device = self.index, %nccl, "the GPU's worker has NCCL");
+                pairs::Answer::Started
+            }
+            Answer::Unfit { said } => {
+                tracing::warn!(device = self.index, %said, "nothing goes by NCCL");
+                return None;
+            }
+            Answer::IdMade { pair, id } => {
+                pairs::Answer::Made { communicator: communicator(pair), id: WireId(id.0) }
+            }
+            Answer::Ready { pair } => pairs::Answer::Ready { communicator: communicator(pair) },
+            Answer::Done { pair, transfer, .. } => {
+                let transfer = life.named.remove(&transfer.0)?;
+                pairs::Answer::Done { communicator: communicator(pair), transfer }
+            }
+            Answer::Failed { pair, transfer, why, said } => {
+                tracing::debug!(device = self.index, pair = pair.0, ?why, %said, "a communicator failed");
+                transfer.map(|transfer| life.named.remove(&transfer.0));
+                // The worker has let go of it by itself, once.
+                if !life.let_go.insert(pair.0) {
+                    return None;
+                }
+                pairs::Answer::Failed { communicator: communicator(pair) }
+            }
+            Answer::Closed { pair } => {
+                life.ranks.remove(&pair.0);
+                pairs::Answer::Closed { communicator: communicator(pair) }
+            }
+        })
+    }
+}
+
+/// Tells the worker something; returns what came of it at once.
+fn command_worker(life: &mut Life, now: Moment, command: pairs::Command) -> Option<Event> {
+    let pair = |communicator: Communicator| PairId(communicator.0);
+    let within = |deadline: Moment| deadline.since(now);
+    let told = match command {
+        pairs::Command::Id { communicator } => Command::MakeId { pair: pair(communicator) },
+        pairs::Command::Join { communicator, id, rank } => {
+            life.ranks.insert(communicator.0, u32::from(rank));
+            Command::Join {
+                pair: pair(communicator),
+                id: UniqueId(id.0),
+                rank: Rank { at: u32::from(rank), of: 2 },
+                within: life.pairs.tuning().join_limit,
+            }
+        }
+        pairs::Command::Send { communicator, transfer, ticket, deadline } => {
+            let extents = life.outgoing.get(&ticket).map(|batch| batch.extents.clone()).unwrap_or_default();
+            let to = life.other_rank(communicator.0);
+            let named = life.name(transfer);
+            Command::Send { pair: pair(communicator), transfer: named, to, within: within(deadline), extents }
+        }
+        pairs::Command::Receive { communicator, transfer, deadline } => {
+            let extents =
+                life.incoming.get(&transfer).map(|batch| batch.extents.clone()).unwrap_or_default();
+            let from = life.other_rank(communicator.0);
+            let named = life.name(transfer);
+            Command::Receive { pair: pair(communicator), transfer: named, from, within: within(deadline), extents }
+        }
+        pairs::Command::Abort { communicator } | pairs::Command::Close { communicator }
+            if life.let_go.remove(&communicator.0) =>
+        {
+            life.ranks.remove(&communicator.0);
+            return Some(Event::Worker(pairs::Answer::Closed { communicator }));
+        }
+        pairs::Command::Abort { communicator } => Command::Abort { pair: pair(communicator) },
+        pairs::Command::Close { communicator } => {
+            Command::Close { pair: pair(communicator), within: CLOSE_LIMIT }
+        }
+    };
+    let (_, worker) = life.worker.as_ref()?;
+    if let Err(error) = worker.tell(&told) {
+        // One that does not read is one to kill; that it has ended is heard.
+        tracing::debug!(%error, "the GPU's worker is killed");
+        worker.kill();
+    }
+    None
+}

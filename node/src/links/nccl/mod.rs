@@ -1,0 +1,139 @@
+//! By NCCL, between two GPUs: the thin hand around [`Pairs`](kvhive_links::Pairs). The bytes go from frame to frame by a process of each
+//! GPU that may hang or die; who says what to whom goes over the data plane.
+
+mod hand;
+mod state;
+
+use super::tcp::Tcp;
+use super::{Parcel, is_of_the_way};
+use crate::config::NcclConfig;
+use crate::data::OnGpu;
+use crate::guards::WriteGuard;
+use crate::view::{Serving, View};
+use hand::Hand;
+use kvhive_links::pairs::Why;
+use kvhive_protocol::data::{DataReply, DataRequest, StoreRequest};
+use kvhive_protocol::links::PairState;
+use kvhive_protocol::pairs::{PairMessage, PairsReport, TransferId};
+use kvhive_protocol::DeviceId;
+use kvhive_wire::Fault;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+/// One GPU of this node, as its pairs need it.
+pub(crate) struct OwnGpu {
+    /// Its number, as its driver counts.
+    pub(crate) ordinal: u32,
+    /// The size of its slab.
+    pub(crate) slab_bytes: u64,
+    /// Makes a handle on its slab; none where the GPU has no such thing.
+    pub(crate) export: Box<dyn Fn() -> Option<OwnedFd> + Send + Sync>,
+}
+
+/// Why a batch did not go by NCCL.
+#[derive(Debug, Error)]
+pub(crate) enum NotCarried {
+    /// The pair did not take it, or not in time.
+    #[error("{0}")]
+    Pair(Why),
+    /// The target's node did not say that it has it.
+    #[error("{0}")]
+    Answer(#[from] Fault),
+}
+
+impl NotCarried {
+    /// Says whether the pair has failed; not where it was not there, or both ends were busy.
+    pub(crate) fn is_failure(&self) -> bool {
+        match self {
+            NotCarried::Pair(why) => {
+                matches!(why, Why::Late | Why::Failed | Why::NoWorker | Why::NoAnswer | Why::PeerBroke)
+            }
+            NotCarried::Answer(fault) => is_of_the_way(fault),
+        }
+    }
+}
+
+/// The pairs of this node's GPUs, by the index of their device; none where a device has no GPU.
+pub(super) struct Nccl {
+    hands: Vec<Option<Arc<Hand>>>,
+}
+
+impl Nccl {
+    pub(super) fn new(
+        config: &NcclConfig,
+        gpus: Vec<Option<OwnGpu>>,
+        (view, tcp, io): (&Arc<View>, &Arc<Tcp>, &Handle),
+    ) -> Nccl {
+        let hand = |(index, gpu): (u16, Option<OwnGpu>)| {
+            Some(Hand::start(config.clone(), gpu?, index, (view.clone(), tcp.clone(), io.clone())))
+        };
+        Nccl { hands: (0..).zip(gpus).map(hand).collect() }
+    }
+
+    fn hand(&self, device: DeviceId) -> Option<&Arc<Hand>> {
+        self.hands.get(usize::from(device.index))?.as_ref()
+    }
+
+    /// Has all pairs go by a map.
+    pub(super) fn adopt(&self, serving: &Serving) {
+        self.hands.iter().flatten().for_each(|hand| hand.adopt(serving));
+    }
+
+    /// Returns how far the pair of two devices is; none where one of them has no GPU.
+    pub(super) fn state(&self, source: DeviceId, target: DeviceId) -> Option<PairState> {
+        self.hand(source)?.state(target)
+    }
+
+    /// Has blocks that are on a GPU get to another one's, by `deadline`.
+    ///
+    /// # Errors
+    /// [`NotCarried`]: they are to go another way. The target may have them all the same.
+    pub(super) async fn carry(
+        &self,
+        parcel: &Parcel<'_>,
+        blocks: Vec<Arc<OnGpu>>,
+        deadline: Instant,
+    ) -> Result<DataReply, NotCarried> {
+        let hand = self.hand(parcel.source).ok_or(NotCarried::Pair(Why::NoWorker))?;
+        hand.carry(parcel, blocks, deadline).await
+    }
+
+    /// Hears what the GPU of another node says to one of this node's.
+    pub(super) fn hear(&self, message: PairMessage) {
+        if let Some(hand) = self.hand(message.to) {
+            hand.hear(message);
+        }
+    }
+
+    /// Waits until what another GPU sends is in the frames of `guards`, which are of this node's `device`, within `limit`.
+    ///
+    /// # Errors
+    /// When it does not come: the frames are let go of when nothing touches them any more.
+    pub(super) async fn expect(
+        &self,
+        device: DeviceId,
+        transfer: TransferId,
+        guards: Vec<WriteGuard>,
+        limit: Duration,
+    ) -> Result<Vec<WriteGuard>, Why> {
+        let hand = self.hand(device).ok_or(Why::NoWorker)?;
+        hand.expect(transfer, guards, limit).await
+    }
+
+    /// Tells of all pairs.
+    pub(super) fn report(&self) -> Vec<PairsReport> {
+        self.hands.iter().flatten().filter_map(|hand| hand.report()).collect()
+    }
+}
+
+/// What is sent to the target's node of a batch that goes by NCCL.
+fn announced(parcel: &Parcel<'_>) -> Option<StoreRequest> {
+    match parcel.request {
+        DataRequest::Store(store) => Some(store.clone()),
+        _ => None,
+    }
+}

@@ -1,0 +1,145 @@
+//! What the pairs of one GPU have to do with: frames that are sent or received into, until nothing touches them; who waits for an answer.
+
+use super::NotCarried;
+use crate::data::OnGpu;
+use crate::guards::WriteGuard;
+use kvhive_gpu::worker::{Extent, TransferId as Named, Worker};
+use kvhive_links::Pairs;
+use kvhive_links::pairs::{Ticket, Why};
+use kvhive_protocol::data::{DataReply, StoreRequest};
+use kvhive_protocol::pairs::TransferId;
+use kvhive_protocol::{DeviceId, Generation, TraceContext};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// A batch that is to be sent.
+pub(super) struct Outgoing {
+    /// What its target's node is told of it.
+    pub(super) store: Option<StoreRequest>,
+    pub(super) trace: Option<TraceContext>,
+    pub(super) extents: Vec<Extent>,
+    /// Keeps the frames as they are.
+    pub(super) _blocks: Vec<Arc<OnGpu>>,
+    /// None once it was answered.
+    pub(super) tell: Option<oneshot::Sender<Result<DataReply, NotCarried>>>,
+    pub(super) is_quiet: bool,
+}
+
+/// A batch that is expected.
+pub(super) struct Incoming {
+    pub(super) extents: Vec<Extent>,
+    /// None once they were given back.
+    pub(super) guards: Option<Vec<WriteGuard>>,
+    /// None once it was answered.
+    pub(super) tell: Option<oneshot::Sender<Result<Vec<WriteGuard>, Why>>>,
+    pub(super) is_quiet: bool,
+}
+
+/// The pairs of one GPU in one start of its member, and all that they have to do with.
+pub(super) struct Life {
+    pub(super) me: DeviceId,
+    pub(super) generation: Generation,
+    pub(super) pairs: Pairs,
+    /// Numbers of batches, of both directions.
+    pub(super) tickets: u64,
+    pub(super) outgoing: BTreeMap<Ticket, Outgoing>,
+    pub(super) incoming: BTreeMap<TransferId, Incoming>,
+    /// The worker, and which of all that this node has started.
+    pub(super) worker: Option<(u64, Worker)>,
+    /// What the worker calls transfers.
+    pub(super) named: BTreeMap<u64, TransferId>,
+    /// Communicators that the worker has let go of by itself.
+    pub(super) let_go: BTreeSet<u64>,
+    /// This GPU's rank in each communicator.
+    pub(super) ranks: BTreeMap<u64, u32>,
+}
+
+impl Life {
+    pub(super) fn new(me: DeviceId, generation: Generation, pairs: Pairs) -> Life {
+        Life {
+            me,
+            generation,
+            pairs,
+            tickets: 0,
+            outgoing: BTreeMap::new(),
+            incoming: BTreeMap::new(),
+            worker: None,
+            named: BTreeMap::new(),
+            let_go: BTreeSet::new(),
+            ranks: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn number(&mut self) -> u64 {
+        self.tickets += 1;
+        self.tickets
+    }
+
+    /// Returns the other end's rank in a communicator of two.
+    pub(super) fn other_rank(&self, communicator: u64) -> u32 {
+        1 - self.ranks.get(&communicator).copied().unwrap_or(0).min(1)
+    }
+
+    /// Names a transfer for the worker.
+    pub(super) fn name(&mut self, transfer: TransferId) -> Named {
+        let name = self.number();
+        self.named.insert(name, transfer);
+        Named(name)
+    }
+
+    /// The worker has ended, with all that it had.
+    pub(super) fn worker_is_gone(&mut self) {
+        self.worker = None;
+        self.let_go.clear();
+        self.named.clear();
+        self.ranks.clear();
+    }
+
+    /// Answers a batch that was to be sent, if it was not answered before.
+    pub(super) fn answer(&mut self, ticket: Ticket, answer: Result<DataReply, NotCarried>) {
+        if let Some(tell) = self.outgoing.get_mut(&ticket).and_then(|batch| batch.tell.take()) {
+            // Whoever asked may be waiting no longer.
+            let _ = tell.send(answer);
+        }
+        self.forget_sent(ticket);
+    }
+
+    /// Nothing reads the frames of a batch any more.
+    pub(super) fn source_is_quiet(&mut self, ticket: Ticket) {
+        if let Some(batch) = self.outgoing.get_mut(&ticket) {
+            batch.is_quiet = true;
+        }
+        self.forget_sent(ticket);
+    }
+
+    fn forget_sent(&mut self, ticket: Ticket) {
+        if self.outgoing.get(&ticket).is_some_and(|batch| batch.is_quiet && batch.tell.is_none()) {
+            self.outgoing.remove(&ticket);
+        }
+    }
+
+    /// Answers a batch that was expected: its frames are given back where it has come.
+    pub(super) fn arrived(&mut self, transfer: TransferId, came: Result<(), Why>) {
+        if let Some(batch) = self.incoming.get_mut(&transfer)
+            && let Some(tell) = batch.tell.take()
+        {
+            let _ = tell.send(came.and_then(|()| batch.guards.take().ok_or(Why::Failed)));
+        }
+        self.forget_received(transfer);
+    }
+
+    /// Nothing writes the frames of a batch any more.
+    pub(super) fn room_is_quiet(&mut self, transfer: TransferId) {
+        if let Some(batch) = self.incoming.get_mut(&transfer) {
+            batch.is_quiet = true;
+        }
+        self.forget_received(transfer);
+    }
+
+    fn forget_received(&mut self, transfer: TransferId) {
+        if self.incoming.get(&transfer).is_some_and(|batch| batch.is_quiet && batch.tell.is_none()) {
+            self.incoming.remove(&transfer);
+        }
+    }
+}
