@@ -56,9 +56,40 @@ int fake_live(void) { return live; }
 /* Says how many contexts this thread has entered and not left. */
 int fake_depth(void) { return depth; }
 
+/* Has the `nth` call of `name` from now on not return before `fake_release`, as a GPU that hangs. */
+static char hanging[64];
+static int hanging_at, hung, releases;
+static pthread_cond_t released = PTHREAD_COND_INITIALIZER;
+void fake_hang(const char *name, int nth) {
+    pthread_mutex_lock(&lock);
+    strncpy(hanging, name, sizeof hanging - 1);
+    hanging_at = nth;
+    pthread_mutex_unlock(&lock);
+}
+void fake_release(int none) {
+    (void)none;
+    pthread_mutex_lock(&lock);
+    hanging_at = 0;
+    releases++;
+    pthread_cond_broadcast(&released);
+    pthread_mutex_unlock(&lock);
+}
+/* Says how many calls hang. */
+int fake_hung(void) {
+    pthread_mutex_lock(&lock);
+    int now = hung;
+    pthread_mutex_unlock(&lock);
+    return now;
+}
+
 static int fails(const char *name) {
     int code = 0;
     pthread_mutex_lock(&lock);
+    if (hanging_at > 0 && !strcmp(name, hanging) && --hanging_at == 0) {
+        hung++;
+        for (int before = releases; before == releases;) pthread_cond_wait(&released, &lock);
+        hung--;
+    }
     if (failing_at > 0 && !strcmp(name, failing) && --failing_at == 0) code = failing_code;
     pthread_mutex_unlock(&lock);
     if (!code && !initialized && strcmp(name, "cuInit") && strcmp(name, "cuDriverGetVersion")) code = NOT_INITIALIZED;
@@ -346,6 +377,7 @@ int cuStreamCreate(void **out, unsigned flags) {
 int cuStreamDestroy_v2(void *stream) { INSIDE; live--; free(stream); return OK; }
 int cuStreamSynchronize(void *raw) {
     Stream *stream = raw;
+    int code = fails(__func__);
     /* Also where it fails, nothing is under way any more. */
     for (int i = 0; i < stream->copies; i++) {
         Copy *one = &stream->copy[i];
@@ -353,8 +385,7 @@ int cuStreamSynchronize(void *raw) {
         else memcpy(one->to, one->from, one->bytes);
     }
     stream->copies = 0;
-    INSIDE;
-    return OK;
+    return code ? code : dead ? dead : depth ? OK : INVALID_CONTEXT;
 }
 static int later(Stream *stream, void *to, const void *from, size_t bytes) {
     if (stream->context != current[depth - 1] || stream->copies == MAX_COPIES) return INVALID_VALUE;
