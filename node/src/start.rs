@@ -150,7 +150,7 @@ pub(crate) fn start_within(
     let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())
         .map_err(|error| NodeError::Config(error.to_string()))?;
     let pool = Pool::new(identity, CONNECTIONS_PER_PEER, DIAL_LIMIT);
-    let links = Links::new(pool, config.tracer.clone());
+    let links = Links::new(pool, devices.len(), view.clone(), config.tracer.clone());
     let replicator =
         Replicator::new(links, runtime.io().clone(), limits.inflight_bytes, config.tracer.clone());
     let plane = Arc::new(DataPlane::new(
@@ -201,7 +201,7 @@ pub(crate) fn start_within(
         saving: Arc::new(Semaphore::new(1)),
     };
     let jobs = keep_snapshot(&config, &runtime, &holdings, &plane, &stopping);
-    let routes = routes(sources).merge(admin::routes(access, jobs));
+    let routes = routes(sources).merge(admin::routes(access, jobs, plane.replicator.links.clone()));
     runtime.io().spawn(serve_metrics(metrics_listener, routes, config.tls.clone(), stopping.clone()));
     let filler = Filler {
         devices: devices.clone(),

@@ -16,16 +16,24 @@
 #define MAX_COPIES 4096
 #define PAGE 4096
 
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600 };
 
-/* A copy, or a launch of a kernel. */
-typedef struct { void *to; const void *from; size_t bytes; void *launched; } Copy;
-typedef struct { int context, copies; Copy copy[MAX_COPIES]; } Stream;
+/* A copy, a launch of a kernel, or something that another library has the stream do. */
+typedef struct { void *to; const void *from; size_t bytes; void *launched; void (*run)(void *); void *with; } Copy;
+/* What was asked of it in a ring, how much of it ever, and how much of that is done. Once another library had it do something that takes time,
+ * a thread of its own does what comes, and does it at once. */
+typedef struct {
+    int context, threaded, ending;
+    uint64_t asked, done;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    Copy copy[MAX_COPIES];
+} Stream;
 
 const void *kernel_named(const char *name);
 void *kernel_launched(const void *kernel, unsigned blocks, unsigned threads, void **arguments);
 void kernel_run(void *launched);
-typedef struct { int recorded; } Event;
+typedef struct { int recorded; Stream *stream; uint64_t at; } Event;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int initialized, version = 13000, count = GPUS;
@@ -113,6 +121,10 @@ int cuDeviceGet(int *out, int ordinal) { BEGIN; if (ordinal < 0 || ordinal >= co
 int cuDeviceGetName(char *out, int bytes, int device) { BEGIN; strncpy(out, device ? "Fake 1" : "Fake 0", bytes); return OK; }
 int cuDeviceTotalMem_v2(size_t *out, int device) { BEGIN; (void)device; *out = MEMORY; return OK; }
 int cuDeviceGetAttribute(int *out, int attribute, int device) { BEGIN; (void)device; *out = attribute == 75 ? 9 : attribute == 16 ? 3 : attribute == 91 ? mappable : 0; return OK; }
+static int peers = 1;
+/* Says whether GPUs reach each other's memory. */
+void fake_peers(int are) { peers = are; }
+int cuDeviceCanAccessPeer(int *out, int from, int to) { BEGIN; if (from >= count || to >= count || from == to) return INVALID_DEVICE; *out = peers; return OK; }
 int cuDeviceGetPCIBusId(char *out, int bytes, int device) { BEGIN; strncpy(out, device ? "0000:02:00.0" : "0000:01:00.0", bytes); return OK; }
 int cuDevicePrimaryCtxRetain(void **out, int device) { BEGIN; retained[device]++; live++; *out = (void *)(uintptr_t)(device + 1); return OK; }
 int cuDevicePrimaryCtxRelease_v2(int device) { BEGIN; if (retained[device]-- <= 0) abort(); live--; return OK; }
@@ -370,27 +382,84 @@ int cuStreamCreate(void **out, unsigned flags) {
     Stream *stream = calloc(1, sizeof *stream);
     (void)flags;
     stream->context = current[depth - 1];
+    pthread_mutex_init(&stream->lock, NULL);
+    pthread_cond_init(&stream->changed, NULL);
     live++;
     *out = stream;
     return OK;
 }
-int cuStreamDestroy_v2(void *stream) { INSIDE; live--; free(stream); return OK; }
+static void stream_do(Copy *one) {
+    if (one->run) one->run(one->with);
+    else if (one->launched) kernel_run(one->launched);
+    else memcpy(one->to, one->from, one->bytes);
+}
+static void *stream_thread(void *raw) {
+    Stream *stream = raw;
+    pthread_mutex_lock(&stream->lock);
+    for (;;) {
+        while (stream->done == stream->asked && !stream->ending) pthread_cond_wait(&stream->changed, &stream->lock);
+        if (stream->done == stream->asked) break;
+        Copy one = stream->copy[stream->done % MAX_COPIES];
+        pthread_mutex_unlock(&stream->lock);
+        stream_do(&one);
+        pthread_mutex_lock(&stream->lock);
+        stream->done++;
+        pthread_cond_broadcast(&stream->changed);
+    }
+    pthread_mutex_unlock(&stream->lock);
+    free(stream);
+    return NULL;
+}
+/* As the driver's, it returns at once, and what was asked is done. */
+int cuStreamDestroy_v2(void *raw) {
+    INSIDE;
+    Stream *stream = raw;
+    live--;
+    if (!stream->threaded) { free(stream); return OK; }
+    pthread_mutex_lock(&stream->lock);
+    stream->ending = 1;
+    pthread_cond_broadcast(&stream->changed);
+    pthread_mutex_unlock(&stream->lock);
+    return OK;
+}
+/* Does what was asked up to some point, or waits until it is done. */
+static void stream_until(Stream *stream, uint64_t at) {
+    pthread_mutex_lock(&stream->lock);
+    while (stream->done < at) {
+        if (stream->threaded) pthread_cond_wait(&stream->changed, &stream->lock);
+        else stream_do(&stream->copy[stream->done++ % MAX_COPIES]);
+    }
+    pthread_mutex_unlock(&stream->lock);
+}
 int cuStreamSynchronize(void *raw) {
     Stream *stream = raw;
     int code = fails(__func__);
     /* Also where it fails, nothing is under way any more. */
-    for (int i = 0; i < stream->copies; i++) {
-        Copy *one = &stream->copy[i];
-        if (one->launched) kernel_run(one->launched);
-        else memcpy(one->to, one->from, one->bytes);
-    }
-    stream->copies = 0;
+    stream_until(stream, stream->asked);
     return code ? code : dead ? dead : depth ? OK : INVALID_CONTEXT;
 }
-static int later(Stream *stream, void *to, const void *from, size_t bytes) {
-    if (stream->context != current[depth - 1] || stream->copies == MAX_COPIES) return INVALID_VALUE;
-    stream->copy[stream->copies++] = (Copy){ .to = to, .from = from, .bytes = bytes };
+static int stream_ask(Stream *stream, Copy copy) {
+    pthread_mutex_lock(&stream->lock);
+    int full = stream->asked - stream->done == MAX_COPIES;
+    if (!full) stream->copy[stream->asked++ % MAX_COPIES] = copy;
+    pthread_cond_broadcast(&stream->changed);
+    pthread_mutex_unlock(&stream->lock);
+    return full ? INVALID_VALUE : OK;
+}
+/* Has a stream do something that may take long, after what was asked of it before. */
+int fake_stream_run(void *raw, void (*run)(void *), void *with) {
+    Stream *stream = raw;
+    int code = stream_ask(stream, (Copy){ .run = run, .with = with });
+    if (code || stream->threaded) return code;
+    pthread_t thread;
+    stream->threaded = 1;
+    if (pthread_create(&thread, NULL, stream_thread, stream)) abort();
+    pthread_detach(thread);
     return OK;
+}
+static int later(Stream *stream, void *to, const void *from, size_t bytes) {
+    if (stream->context != current[depth - 1]) return INVALID_VALUE;
+    return stream_ask(stream, (Copy){ .to = to, .from = from, .bytes = bytes });
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) { INSIDE; return later(stream, (void *)(uintptr_t)to, from, bytes); }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) { INSIDE; return later(stream, to, (void *)(uintptr_t)from, bytes); }
@@ -414,15 +483,32 @@ int cuLaunchKernel(void *kernel, unsigned x, unsigned y, unsigned z, unsigned tx
                    void **arguments, void **extra) {
     INSIDE;
     Stream *stream = raw;
-    if (!x || y * z * ty * tz != 1 || shared || extra || stream->context != current[depth - 1] || stream->copies == MAX_COPIES) return INVALID_VALUE;
+    if (!x || y * z * ty * tz != 1 || shared || extra || stream->context != current[depth - 1]) return INVALID_VALUE;
     /* Arguments are read at once, what they point to when the kernel runs. */
-    stream->copy[stream->copies++] = (Copy){ .launched = kernel_launched(kernel, x, tx, arguments) };
-    return OK;
+    return stream_ask(stream, (Copy){ .launched = kernel_launched(kernel, x, tx, arguments) });
 }
 
 int cuEventCreate(void **out, unsigned flags) { INSIDE; (void)flags; *out = calloc(1, sizeof(Event)); live++; return OK; }
 int cuEventDestroy_v2(void *event) { INSIDE; live--; free(event); return OK; }
-int cuEventRecord(void *event, void *stream) { INSIDE; (void)stream; ((Event *)event)->recorded = 1; return OK; }
+int cuEventRecord(void *raw, void *on) {
+    INSIDE;
+    Stream *stream = on;
+    pthread_mutex_lock(&stream->lock);
+    *(Event *)raw = (Event){ .recorded = 1, .stream = stream, .at = stream->asked };
+    pthread_mutex_unlock(&stream->lock);
+    return OK;
+}
+/* A stream without a thread has done what it was asked when it is asked about it. */
+int cuEventQuery(void *raw) {
+    INSIDE;
+    Event *event = raw;
+    if (!event->recorded) return OK;
+    if (!event->stream->threaded) stream_until(event->stream, event->at);
+    pthread_mutex_lock(&event->stream->lock);
+    int over = event->stream->done >= event->at;
+    pthread_mutex_unlock(&event->stream->lock);
+    return over ? OK : NOT_READY;
+}
 int cuEventElapsedTime(float *ms, void *begun, void *ended) {
     INSIDE;
     if (!((Event *)begun)->recorded || !((Event *)ended)->recorded) return INVALID_VALUE;

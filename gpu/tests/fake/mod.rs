@@ -38,9 +38,9 @@ impl Fake {
         compile("cc", &sources.join("cuda.c"), &driver, flags);
         let objects = [driver, kernels(&sources)];
         let linked =
-            // Whoever looks for the driver by its name finds it, once a test has loaded it.
+            // Whoever looks for the driver by its name finds it, once a test has loaded it. It is never unloaded: streams may have threads.
             Command::new("c++")
-                .args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1", "-o"])
+                .args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1", "-Wl,-z,nodelete", "-o"])
                 .arg(&path)
                 .args(objects)
                 .status();

@@ -12,6 +12,7 @@ mod gpu;
 mod hints;
 mod knobs;
 mod life;
+mod links;
 mod moves;
 mod persist;
 mod persist_layouts;
