@@ -40,6 +40,7 @@ pub use driver::{Cuda, GpuInfo};
 pub use error::{CudaError, Version};
 pub use gpu::Gpu;
 pub use ipc::{Borrowed, Loan};
+pub use lane::Patience;
 pub use mapped::Imported;
 pub(crate) use mark::Mark;
 pub(crate) use memory::Registered;
