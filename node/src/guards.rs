@@ -5,12 +5,13 @@
 use crate::actors::shrink::Shrunk;
 use crate::disk::{Payload, Place};
 use crate::far::{FarGuard, Source, Unsound};
-use crate::frames::{Brought, COPY_LIMIT, Frame, Fresh, FreshGpu};
+use crate::frames::{Brought, Frame, Fresh, FreshGpu};
 use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
 use kvhive_gpu::ReadFrame;
 use kvhive_gpu::worker::Extent;
 use kvhive_protocol::BlockHeader;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -243,6 +244,8 @@ impl WriteGuard {
 
     /// Takes the digests of frames that were written on their GPU, there. None when it does not give them in time.
     pub(crate) async fn digests_on_gpu(guards: Vec<WriteGuard>) -> Option<(Vec<WriteGuard>, Vec<u64>)> {
+        let Fresh::Gpu(first) = &guards.first()?.write.as_ref()?.frame else { return None };
+        let limit = first.limit();
         let work = move || {
             let frames: Option<Vec<&FreshGpu>> = guards
                 .iter()
@@ -254,14 +257,13 @@ impl WriteGuard {
             let digests = FreshGpu::digests(&frames?)?;
             Some((guards, digests))
         };
-        timeout(COPY_LIMIT, spawn_blocking(work)).await.ok()?.ok()?
+        timeout(limit, spawn_blocking(work)).await.ok()?.ok()?
     }
 
     /// As [`WriteGuard::verify`], of a block whose bytes are in its GPU's memory already.
     pub(crate) fn verify_on_gpu(mut self, digest: u64) -> Option<Landing> {
-        let is_right = |write: &mut Write| {
-            write.header.digest == digest && matches!(write.frame, Fresh::Gpu(_))
-        };
+        let is_right =
+            |write: &mut Write| write.header.digest == digest && matches!(write.frame, Fresh::Gpu(_));
         let Write { frame, header, ticket } = self.write.take_if(is_right)?;
         let Fresh::Gpu(frame) = frame else { return None };
         let (frame, returns) = (Some(frame.written()), self.returns.clone());
@@ -281,6 +283,7 @@ impl WriteGuard {
             }
             Fresh::Gpu(frame) => {
                 let (tell, told) = oneshot::channel();
+                let limit = frame.limit();
                 frame.send(move |sent| {
                     block.frame = sent;
                     if block.frame.is_some() {
@@ -288,7 +291,7 @@ impl WriteGuard {
                         let _ = tell.send(block);
                     }
                 });
-                Some(Landing(Way::Going(told)))
+                Some(Landing(Way::Going { told, limit }))
             }
         }
     }
@@ -308,7 +311,11 @@ pub(crate) struct Landing(Way);
 
 enum Way {
     Landed(Verified),
-    Going(oneshot::Receiver<Verified>),
+    /// Waited for so long.
+    Going {
+        told: oneshot::Receiver<Verified>,
+        limit: Duration,
+    },
 }
 
 impl Landing {
@@ -316,7 +323,7 @@ impl Landing {
     pub(crate) async fn landed(self) -> Option<Verified> {
         match self.0 {
             Way::Landed(block) => Some(block),
-            Way::Going(told) => timeout(COPY_LIMIT, told).await.ok()?.ok(),
+            Way::Going { told, limit } => timeout(limit, told).await.ok()?.ok(),
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::view::View;
 use axum::Router;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{ClientConfig, Coordinators, Pool};
-use kvhive_gpu::cuda::CudaDevice;
+use kvhive_gpu::cuda::{CudaDevice, Patience};
 use kvhive_protocol::Levels;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
@@ -83,14 +83,15 @@ pub fn start(config: NodeConfig) -> Result<NodeHandle, NodeError> {
         gives: moves,
         takes: moves,
     };
-    start_within(config, limits, &DiskTuning::default())
+    start_within(config, limits, &DiskTuning::default(), Patience::default())
 }
 
-/// Starts a node whose data plane has these bounds, and whose disks are used like this.
+/// Starts a node whose data plane has these bounds, whose disks are used like this, and whose GPUs are waited for so long.
 pub(crate) fn start_within(
     config: NodeConfig,
     limits: Limits,
     disks: &DiskTuning,
+    patience: Patience,
 ) -> Result<NodeHandle, NodeError> {
     config.check()?;
     let access = config.access.clone().with(AdminRole::Admin, &config.token);
@@ -109,7 +110,7 @@ pub(crate) fn start_within(
     let stores = open_disks(&config, &view, disks)?;
     let mut gpus_lacking = Vec::new();
     for (at, device) in config.devices.iter().enumerate() {
-        let (mut memory, lacks) = Memory::take(at, device)?;
+        let (mut memory, lacks) = Memory::take(at, device, patience)?;
         gpus_lacking.extend(lacks);
         memory.pin(at, config.pin_memory);
         let (give_up_ending, give_up_stop) = (ending.clone(), stop.clone());
@@ -230,6 +231,11 @@ pub(crate) fn start_within(
         "end connections",
         async move { draining.drained().await },
     );
+    let gpus: Vec<Memory> = memories.iter().filter(|memory| memory.is_gpu()).cloned().collect();
+    runtime.on_shutdown().at(Stage::CloseDisks, "let go of GPUs", async move {
+        // A panic of its is in the log.
+        let _ = tokio::task::spawn_blocking(move || gpus.iter().for_each(Memory::settle)).await;
+    });
     let tracer = config.tracer.clone();
     runtime.on_shutdown().at(Stage::CloseDisks, "send the last spans", async move {
         // It may wait for its collector.

@@ -143,6 +143,7 @@ table! {
     cuEventCreate: fn(*mut Handle, c_uint);
     cuEventDestroy_v2: fn(Handle);
     cuEventRecord: fn(Handle, Handle);
+    cuEventQuery: fn(Handle);
     cuEventElapsedTime: fn(*mut f32, Handle, Handle);
 }
 

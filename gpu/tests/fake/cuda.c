@@ -64,9 +64,40 @@ int fake_live(void) { return live; }
 /* Says how many contexts this thread has entered and not left. */
 int fake_depth(void) { return depth; }
 
+/* Has the `nth` call of `name` from now on not return before `fake_release`, as a GPU that hangs. */
+static char hanging[64];
+static int hanging_at, hung, releases;
+static pthread_cond_t released = PTHREAD_COND_INITIALIZER;
+void fake_hang(const char *name, int nth) {
+    pthread_mutex_lock(&lock);
+    strncpy(hanging, name, sizeof hanging - 1);
+    hanging_at = nth;
+    pthread_mutex_unlock(&lock);
+}
+void fake_release(int none) {
+    (void)none;
+    pthread_mutex_lock(&lock);
+    hanging_at = 0;
+    releases++;
+    pthread_cond_broadcast(&released);
+    pthread_mutex_unlock(&lock);
+}
+/* Says how many calls hang. */
+int fake_hung(void) {
+    pthread_mutex_lock(&lock);
+    int now = hung;
+    pthread_mutex_unlock(&lock);
+    return now;
+}
+
 static int fails(const char *name) {
     int code = 0;
     pthread_mutex_lock(&lock);
+    if (hanging_at > 0 && !strcmp(name, hanging) && --hanging_at == 0) {
+        hung++;
+        for (int before = releases; before == releases;) pthread_cond_wait(&released, &lock);
+        hung--;
+    }
     if (failing_at > 0 && !strcmp(name, failing) && --failing_at == 0) code = failing_code;
     pthread_mutex_unlock(&lock);
     if (!code && !initialized && strcmp(name, "cuInit") && strcmp(name, "cuDriverGetVersion")) code = NOT_INITIALIZED;
@@ -90,6 +121,10 @@ int cuDeviceGet(int *out, int ordinal) { BEGIN; if (ordinal < 0 || ordinal >= co
 int cuDeviceGetName(char *out, int bytes, int device) { BEGIN; strncpy(out, device ? "Fake 1" : "Fake 0", bytes); return OK; }
 int cuDeviceTotalMem_v2(size_t *out, int device) { BEGIN; (void)device; *out = MEMORY; return OK; }
 int cuDeviceGetAttribute(int *out, int attribute, int device) { BEGIN; (void)device; *out = attribute == 75 ? 9 : attribute == 16 ? 3 : attribute == 91 ? mappable : 0; return OK; }
+static int peers = 1;
+/* Says whether GPUs reach each other's memory. */
+void fake_peers(int are) { peers = are; }
+int cuDeviceCanAccessPeer(int *out, int from, int to) { BEGIN; if (from >= count || to >= count || from == to) return INVALID_DEVICE; *out = peers; return OK; }
 int cuDeviceGetPCIBusId(char *out, int bytes, int device) { BEGIN; strncpy(out, device ? "0000:02:00.0" : "0000:01:00.0", bytes); return OK; }
 int cuDevicePrimaryCtxRetain(void **out, int device) { BEGIN; retained[device]++; live++; *out = (void *)(uintptr_t)(device + 1); return OK; }
 int cuDevicePrimaryCtxRelease_v2(int device) { BEGIN; if (retained[device]-- <= 0) abort(); live--; return OK; }
@@ -398,10 +433,10 @@ static void stream_until(Stream *stream, uint64_t at) {
 }
 int cuStreamSynchronize(void *raw) {
     Stream *stream = raw;
+    int code = fails(__func__);
     /* Also where it fails, nothing is under way any more. */
     stream_until(stream, stream->asked);
-    INSIDE;
-    return OK;
+    return code ? code : dead ? dead : depth ? OK : INVALID_CONTEXT;
 }
 static int stream_ask(Stream *stream, Copy copy) {
     pthread_mutex_lock(&stream->lock);

@@ -72,6 +72,22 @@ impl Fake {
         self.cuda().and_then(|cuda| cuda.open(0)).expect("it works")
     }
 
+    /// Has a call not return before [`Fake::release`].
+    pub(crate) fn hang(&self, call: &str, nth: c_int) {
+        let name = CString::new(call).expect("no 0 in it");
+        // SAFETY: the fake's own function, with its own signature.
+        unsafe {
+            let hang: Symbol<unsafe extern "C" fn(*const c_char, c_int)> =
+                self.library.get(b"fake_hang\0").expect("it is there");
+            hang(name.as_ptr(), nth);
+        }
+    }
+
+    /// Has what hangs go on.
+    pub(crate) fn release(&self) {
+        self.set("fake_release", 0);
+    }
+
     pub(crate) fn fail(&self, call: &str, nth: c_int, code: c_int) {
         let name = CString::new(call).expect("no 0 in it");
         // SAFETY: the fake's own function, with its own signature.

@@ -30,7 +30,10 @@ impl DataPlane {
     ) -> Result<DataReply, WireError> {
         let CarryRequest { store, transfer } = request;
         if peer.role != Role::Node || !store.copy {
-            return Err(WireError::Forbidden { role: peer.role.to_string(), what: "carry blocks".to_owned() });
+            return Err(WireError::Forbidden {
+                role: peer.role.to_string(),
+                what: "carry blocks".to_owned(),
+            });
         }
         count(&self.counters.stores);
         let (moved, given_by) = (store.moved, store.moved.then_some(store.epoch));

@@ -10,8 +10,8 @@ use crate::data::traced;
 use crate::view::Serving;
 use kvhive_cache::member;
 use kvhive_protocol::data::{
-    DataReply, DataRequest, MAX_KEYS_PER_MATCH, MAX_KEYS_PER_RELEASE, MatchRequest, ReleaseRequest,
-    PairRequest, StrategiesRequest, SurveyRequest,
+    DataReply, DataRequest, MAX_KEYS_PER_MATCH, MAX_KEYS_PER_RELEASE, MatchRequest, PairRequest,
+    ReleaseRequest, StrategiesRequest, SurveyRequest,
 };
 use kvhive_protocol::explain::{ExplainRequest, MAX_KEYS_PER_EXPLAIN};
 use kvhive_protocol::frame::{FrameHeader, Kind};

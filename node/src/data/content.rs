@@ -30,10 +30,7 @@ pub(crate) struct OnGpu {
 
 impl OnGpu {
     /// Takes a block that is held, if it is on a GPU. Before its bytes are brought, room is waited for.
-    pub(crate) fn new(
-        far: FarGuard,
-        room: Option<(Arc<Semaphore>, u32)>,
-    ) -> Result<OnGpu, FarGuard> {
+    pub(crate) fn new(far: FarGuard, room: Option<(Arc<Semaphore>, u32)>) -> Result<OnGpu, FarGuard> {
         match far.extent() {
             Some(extent) => Ok(OnGpu {
                 header: *far.header(),
@@ -58,7 +55,8 @@ impl OnGpu {
                 None => None,
                 Some((room, most)) => {
                     let permits = kib(self.header.payload_bytes).min(*most);
-                    let room = timeout(ROOM_LIMIT, room.clone().acquire_many_owned(permits)).await.ok()?.ok()?;
+                    let room =
+                        timeout(ROOM_LIMIT, room.clone().acquire_many_owned(permits)).await.ok()?.ok()?;
                     Some(Room::alone(room))
                 }
             };

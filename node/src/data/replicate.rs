@@ -345,7 +345,8 @@ impl Replicator {
         let Batch { origin, target, items, moved } = *batch;
         let deadline = Instant::now() + limit(moved);
         let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
-        let on_gpu: Option<Vec<Arc<OnGpu>>> = items.iter().map(|item| item.content.on_gpu().cloned()).collect();
+        let on_gpu: Option<Vec<Arc<OnGpu>>> =
+            items.iter().map(|item| item.content.on_gpu().cloned()).collect();
         let mut by = self.links.choose(origin.source, target, bytes, on_gpu.is_some());
         if let (TransportKind::Nccl, Some(blocks)) = (by, on_gpu) {
             let request = batch.request(items.iter().map(|item| (*item, *item.content.header())));

@@ -156,8 +156,7 @@ impl DataPlane {
     ) -> Result<Vec<Reserved>, WireError> {
         // What is here already is held for a look at its bytes.
         let (tenant, blocks, about, pin) = (task.tenant, task.blocks.clone(), task.about, true);
-        let reserve =
-            |reply| DeviceMessage::Reserve { tenant, blocks, about, pin, given_by, reply };
+        let reserve = |reply| DeviceMessage::Reserve { tenant, blocks, about, pin, given_by, reply };
         let reserved = self.ask(span, task.device, reserve).await?;
         if let Some(device) = self.device(task.device) {
             device.work.stored();
@@ -165,7 +164,12 @@ impl DataPlane {
         Ok(reserved)
     }
 
-    pub(super) fn check_store(&self, request: StoreRequest, payload: u64, peer: Peer) -> Result<Task, WireError> {
+    pub(super) fn check_store(
+        &self,
+        request: StoreRequest,
+        payload: u64,
+        peer: Peer,
+    ) -> Result<Task, WireError> {
         check::sizes(&request.runs, request.blocks.len(), MAX_BLOCKS_PER_TRANSFER)?;
         check::store(&request, payload, peer.role, &self.view.layouts)?;
         let serving = self.view.serves(Role::Client)?;
@@ -225,7 +229,12 @@ impl DataPlane {
     ///
     /// Without a lease nothing counts but what is here: the other replicas may be none any more, and this may be the primary no
     /// longer. They are sent it all the same.
-    pub(super) async fn settle(&self, span: &Span, mut task: Task, taken: Vec<Taken>) -> Result<DataReply, WireError> {
+    pub(super) async fn settle(
+        &self,
+        span: &Span,
+        mut task: Task,
+        taken: Vec<Taken>,
+    ) -> Result<DataReply, WireError> {
         // What must not serve makes nothing visible; from here on, one that loses that right can only leave its asker unsure.
         self.view.check_serving_lease()?;
         let mut stored = Vec::with_capacity(taken.len());

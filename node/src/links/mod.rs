@@ -258,12 +258,7 @@ impl Links {
         span
     }
 
-    async fn carry_by(
-        &self,
-        by: TransportKind,
-        parcel: &Parcel<'_>,
-        bytes: u64,
-    ) -> Result<DataReply, Fault> {
+    async fn carry_by(&self, by: TransportKind, parcel: &Parcel<'_>, bytes: u64) -> Result<DataReply, Fault> {
         let way: &dyn Transport = match by {
             TransportKind::InProcess => &self.in_process,
             _ => &*self.tcp,

@@ -9,7 +9,9 @@ use crate::links::Parcel;
 use crate::links::tcp::Tcp;
 use crate::view::{Serving, View};
 use kvhive_gpu::DeviceKind;
-use kvhive_gpu::worker::{Answer, Command, Extent, Heard, PairId, Rank, Setup, TransferId as Named, UniqueId, Worker};
+use kvhive_gpu::worker::{
+    Answer, Command, Extent, Heard, PairId, Rank, Setup, TransferId as Named, UniqueId, Worker,
+};
 use kvhive_links::Pairs;
 use kvhive_links::pairs::{self, Communicator, Effect, Event, Ticket, Tuning, Why};
 use kvhive_protocol::data::{CarryRequest, DataReply, DataRequest, PairRequest};
@@ -61,8 +63,7 @@ impl Hand {
         (view, tcp, io): (Arc<View>, Arc<Tcp>, Handle),
     ) -> Arc<Hand> {
         let changed = Notify::new();
-        let hand =
-            Arc::new(Hand { config, gpu, index, view, tcp, io, state: Mutex::default(), changed });
+        let hand = Arc::new(Hand { config, gpu, index, view, tcp, io, state: Mutex::default(), changed });
         hand.io.spawn(Hand::keep_time(Arc::downgrade(&hand)));
         hand
     }
@@ -264,7 +265,8 @@ impl Hand {
 
     /// Has the target's node expect a batch, and answers for it what that says.
     fn announce(self: &Arc<Self>, life: &mut Life, ticket: Ticket, transfer: TransferId) -> Option<Event> {
-        let announced = life.outgoing.get(&ticket).and_then(|batch| Some((batch.store.clone()?, batch.trace)));
+        let announced =
+            life.outgoing.get(&ticket).and_then(|batch| Some((batch.store.clone()?, batch.trace)));
         let (Some((store, trace)), Some(serving)) = (announced, self.view.serving()) else {
             return Some(Event::Refused { ticket });
         };
@@ -303,12 +305,16 @@ impl Hand {
     fn start_worker(self: &Arc<Self>, life: &mut Life, workers: &mut u64) -> Option<Event> {
         let died = Some(Event::Worker(pairs::Answer::Died));
         let Some(slab) = (self.gpu.export)() else {
-            tracing::warn!(device = self.index, "the GPU's memory cannot be lent to another process: nothing goes by NCCL");
+            tracing::warn!(
+                device = self.index,
+                "the GPU's memory cannot be lent to another process: nothing goes by NCCL"
+            );
             return died;
         };
         *workers += 1;
         let (number, hand) = (*workers, Arc::downgrade(self));
-        let NcclConfig { program, arguments, environment, max_ctas, buffer_bytes, watchdog, .. } = &self.config;
+        let NcclConfig { program, arguments, environment, max_ctas, buffer_bytes, watchdog, .. } =
+            &self.config;
         let setup = Setup {
             gpu: self.gpu.ordinal,
             slab_bytes: self.gpu.slab_bytes,
@@ -326,7 +332,11 @@ impl Hand {
         };
         match Worker::start(command, &setup, slab, hear) {
             Ok(worker) => {
-                tracing::debug!(device = self.index, process = worker.process(), "the GPU's worker is started");
+                tracing::debug!(
+                    device = self.index,
+                    process = worker.process(),
+                    "the GPU's worker is started"
+                );
                 life.worker = Some((number, worker));
                 None
             }
@@ -419,11 +429,16 @@ fn command_worker(life: &mut Life, now: Moment, command: pairs::Command) -> Opti
             Command::Send { pair: pair(communicator), transfer: named, to, within: within(deadline), extents }
         }
         pairs::Command::Receive { communicator, transfer, deadline } => {
-            let extents =
-                life.incoming.get(&transfer).map(|batch| batch.extents.clone()).unwrap_or_default();
+            let extents = life.incoming.get(&transfer).map(|batch| batch.extents.clone()).unwrap_or_default();
             let from = life.other_rank(communicator.0);
             let named = life.name(transfer);
-            Command::Receive { pair: pair(communicator), transfer: named, from, within: within(deadline), extents }
+            Command::Receive {
+                pair: pair(communicator),
+                transfer: named,
+                from,
+                within: within(deadline),
+                extents,
+            }
         }
         pairs::Command::Abort { communicator } | pairs::Command::Close { communicator }
             if life.let_go.remove(&communicator.0) =>
