@@ -10,6 +10,7 @@ use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use kvhive_protocol::pairs::PairsReport;
 use kvhive_runtime::http::{Access, Problem};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -53,10 +54,12 @@ pub(crate) fn routes(access: Access, jobs: Option<Arc<Jobs>>, links: Arc<Links>)
 #[derive(Serialize)]
 struct AllLinks {
     links: Vec<LinkFrom>,
+    /// What each of its GPUs does with NCCL; none where there is nothing of it.
+    nccl: Vec<PairsReport>,
 }
 
 async fn links_of(State(admin): State<Arc<Admin>>) -> Json<AllLinks> {
-    Json(AllLinks { links: admin.links.report() })
+    Json(AllLinks { links: admin.links.report(), nccl: admin.links.pairs() })
 }
 
 fn refusal(status: StatusCode, code: &'static str, message: impl Into<String>) -> Response {

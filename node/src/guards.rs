@@ -237,6 +237,13 @@ impl WriteGuard {
         }
     }
 
+    /// Ends the write and keeps the frame, which something may touch yet: the block can be stored anew, elsewhere.
+    pub(crate) fn give_up(mut self) -> Option<Fresh> {
+        let Write { frame, ticket, .. } = self.write.take()?;
+        self.returns.push(Return::Write(ticket));
+        Some(frame)
+    }
+
     /// Returns how many bytes its block has.
     pub(crate) fn header_bytes(&self) -> u64 {
         self.write.as_ref().map_or(0, |write| write.header.payload_bytes)

@@ -24,6 +24,7 @@ use kvhive_wire::Fault;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -33,6 +34,9 @@ use tokio::time::Instant;
 const MAX_LATER: usize = 256;
 /// Of these, so many are under way at a time.
 const LATER_AT_A_TIME: usize = 4;
+
+/// The first pause before blocks are sent once more whose other way the target has not given up yet; twice as long each time.
+const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(10);
 
 /// One block to be copied.
 pub(crate) struct Item {
@@ -347,6 +351,7 @@ impl Replicator {
         let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
         let on_gpu: Option<Vec<Arc<OnGpu>>> =
             items.iter().map(|item| item.content.on_gpu().cloned()).collect();
+        let mut is_again = false;
         let mut by = self.links.choose(origin.source, target, bytes, on_gpu.is_some());
         if let (TransportKind::Nccl, Some(blocks)) = (by, on_gpu) {
             let request = batch.request(items.iter().map(|item| (*item, *item.content.header())));
@@ -357,7 +362,7 @@ impl Replicator {
                 Ok(_) => return Err(senseless()),
                 Err(error) => {
                     tracing::debug!(%target, %error, "a batch does not go by NCCL");
-                    by = TransportKind::Tcp;
+                    (by, is_again) = (TransportKind::Tcp, true);
                 }
             }
         }
@@ -370,21 +375,29 @@ impl Replicator {
         }
         let request = batch.request(here.iter().map(|(at, guard)| (items[*at], *guard.header())));
         let payload: Vec<&[u8]> = here.iter().map(|(_, guard)| guard.bytes()).collect();
-        match self.links.carry(by, &batch.parcel(&request, &payload, deadline)).await? {
-            DataReply::Stored { blocks, .. } if blocks.len() == here.len() => {
-                for ((at, guard), said) in here.iter().zip(blocks) {
-                    // Damaged on its way, or here: what is damaged here is given to nobody any more.
-                    if said == Stored::Refused(Refusal::Corrupt)
-                        && guard.header().check_bytes(guard.bytes()).is_err()
-                    {
-                        guard.report_lost();
-                    }
-                    answers[*at] = Answer::of(said);
-                }
-                Ok(answers)
+        let mut pause = IN_FLIGHT_PAUSE;
+        let said = loop {
+            let said = match self.links.carry(by, &batch.parcel(&request, &payload, deadline)).await? {
+                DataReply::Stored { blocks, .. } if blocks.len() == here.len() => blocks,
+                _ => return Err(senseless()),
+            };
+            // The other end may not have heard yet that these do not come by NCCL.
+            let is_in_flight = said.contains(&Stored::Refused(Refusal::InFlight));
+            if !is_again || !is_in_flight || Instant::now() + pause >= deadline {
+                break said;
             }
-            _ => Err(senseless()),
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        };
+        for ((at, guard), said) in here.iter().zip(said) {
+            // Damaged on its way, or here: what is damaged here is given to nobody any more.
+            if said == Stored::Refused(Refusal::Corrupt) && guard.header().check_bytes(guard.bytes()).is_err()
+            {
+                guard.report_lost();
+            }
+            answers[*at] = Answer::of(said);
         }
+        Ok(answers)
     }
 }
 

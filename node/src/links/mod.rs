@@ -36,7 +36,7 @@ use tokio::time::Instant;
 /// A batch that has not gone by NCCL within this goes by TCP in what is left of its time.
 const NCCL_LIMIT: Duration = Duration::from_secs(2);
 /// A device that has not taken a batch within this does not hold it.
-const COPY_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const COPY_LIMIT: Duration = Duration::from_secs(5);
 
 /// A batch of blocks for one device.
 pub(crate) struct Parcel<'a> {

@@ -3,6 +3,7 @@
 use super::{Links, lock};
 use kvhive_protocol::DeviceId;
 use kvhive_protocol::links::{TransportKind, TransportReport};
+use kvhive_protocol::pairs::PairsReport;
 use serde::Serialize;
 use std::sync::atomic::Ordering;
 
@@ -42,6 +43,11 @@ impl Links {
             }));
         }
         links
+    }
+
+    /// Reports what this node's GPUs do with NCCL.
+    pub(crate) fn pairs(&self) -> Vec<PairsReport> {
+        self.nccl.as_ref().map(|nccl| nccl.report()).unwrap_or_default()
     }
 
     /// Records what went by each way.

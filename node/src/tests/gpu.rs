@@ -31,8 +31,13 @@ pub(super) fn memory() -> DeviceMemory {
     }
 }
 
+/// Returns where that driver is, for other processes.
+pub(super) fn driver() -> &'static std::path::Path {
+    DRIVER.folder()
+}
+
 /// A node's device tier on the first GPU of the driver that is made for tests.
-fn on_gpu() -> Setup {
+pub(super) fn on_gpu() -> Setup {
     LazyLock::force(&DRIVER);
     Setup { memory: DeviceMemory::Cuda(0), ..Setup::default() }
 }

@@ -171,6 +171,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         pin_memory: false,
         tuning: crate::Tuning::default(),
         names_bytes: 32 << 20,
+        nccl: None,
         redis: None,
         coordinators: vec![coordinator.address()],
         token: b"token".to_vec(),

@@ -14,6 +14,7 @@ mod knobs;
 mod life;
 mod links;
 mod moves;
+mod nccl;
 mod persist;
 mod persist_layouts;
 mod proxy;
@@ -73,6 +74,9 @@ struct Setup {
     /// How long its GPU is waited for.
     patience: Patience,
     redis: Option<crate::RedisConfig>,
+    /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in the first worker of a node of this name.
+    nccl: bool,
+    wrong: Option<(&'static str, &'static str)>,
     /// How many of a million requests are traced.
     sample_ppm: u32,
 }
@@ -100,6 +104,8 @@ impl Default for Setup {
             move_rate: 1 << 40,
             patience: Patience::default(),
             redis: None,
+            nccl: false,
+            wrong: None,
             sample_ppm: 0,
         }
     }
@@ -155,6 +161,7 @@ impl Setup {
             persist: self.persist.clone(),
             names_bytes: 32 << 20,
             redis: self.redis.clone(),
+            nccl: self.nccl.then(|| nccl::config(name, self.wrong)),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
             access: Access::default(),

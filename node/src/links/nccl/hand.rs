@@ -9,9 +9,7 @@ use crate::links::Parcel;
 use crate::links::tcp::Tcp;
 use crate::view::{Serving, View};
 use kvhive_gpu::DeviceKind;
-use kvhive_gpu::worker::{
-    Answer, Command, Extent, Heard, PairId, Rank, Setup, TransferId as Named, UniqueId, Worker,
-};
+use kvhive_gpu::worker::{Answer, Command, Extent, Heard, PairId, Rank, Setup, UniqueId, Worker};
 use kvhive_links::Pairs;
 use kvhive_links::pairs::{self, Communicator, Effect, Event, Ticket, Tuning, Why};
 use kvhive_protocol::data::{CarryRequest, DataReply, DataRequest, PairRequest};
@@ -181,7 +179,13 @@ impl Hand {
             if life.incoming.contains_key(&transfer) {
                 return Err(Why::Mismatch);
             }
-            let batch = Incoming { extents, guards: Some(guards), tell: Some(tell), is_quiet: false };
+            let batch = Incoming {
+                extents,
+                guards: Some(guards),
+                held: Vec::new(),
+                tell: Some(tell),
+                is_quiet: false,
+            };
             life.incoming.insert(transfer, batch);
         }
         self.step(Event::Expect { transfer, bytes, deadline: self.view.now() + limit });

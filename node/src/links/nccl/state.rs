@@ -2,6 +2,7 @@
 
 use super::NotCarried;
 use crate::data::OnGpu;
+use crate::frames::Fresh;
 use crate::guards::WriteGuard;
 use kvhive_gpu::worker::{Extent, TransferId as Named, Worker};
 use kvhive_links::Pairs;
@@ -29,8 +30,10 @@ pub(super) struct Outgoing {
 /// A batch that is expected.
 pub(super) struct Incoming {
     pub(super) extents: Vec<Extent>,
-    /// None once they were given back.
+    /// None once they were given back, or will not be.
     pub(super) guards: Option<Vec<WriteGuard>>,
+    /// What something may write to yet.
+    pub(super) held: Vec<Fresh>,
     /// None once it was answered.
     pub(super) tell: Option<oneshot::Sender<Result<Vec<WriteGuard>, Why>>>,
     pub(super) is_quiet: bool,
@@ -124,7 +127,16 @@ impl Life {
         if let Some(batch) = self.incoming.get_mut(&transfer)
             && let Some(tell) = batch.tell.take()
         {
-            let _ = tell.send(came.and_then(|()| batch.guards.take().ok_or(Why::Failed)));
+            let guards = batch.guards.take();
+            let answer = match came {
+                Ok(()) => guards.ok_or(Why::Failed),
+                Err(why) => {
+                    // Whoever sends them another way finds no write of theirs under way.
+                    batch.held = guards.into_iter().flatten().filter_map(WriteGuard::give_up).collect();
+                    Err(why)
+                }
+            };
+            let _ = tell.send(answer);
         }
         self.forget_received(transfer);
     }

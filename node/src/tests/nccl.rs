@@ -1,0 +1,142 @@
+//! Blocks that go from GPU to GPU by NCCL, with a driver and an NCCL that are made for tests. Workers are real processes.
+#![allow(unsafe_code, reason = "takes in a library of the tests' own")]
+
+#[path = "../../../gpu/nccl-rs/tests/fake/mod.rs"]
+mod fake_nccl;
+
+use super::asker::{Block, kept};
+use super::gpu::{driver, on_gpu};
+use super::{KIB, Setup, eventually};
+use crate::links::COPY_LIMIT;
+use crate::{NcclConfig, NodeHandle};
+use fake_nccl::FakeNccl;
+use kvhive_protocol::DeviceId;
+use kvhive_protocol::data::Ack;
+use kvhive_protocol::links::PairState;
+use std::os::fd::AsFd;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+static NCCL: LazyLock<FakeNccl> = LazyLock::new(FakeNccl::new);
+
+/// The worker's program: this one, which a node of another test has started. Without such a one it has nothing to do.
+#[test]
+#[ignore = "is started by other tests"]
+fn worker_process() {
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().expect("there is standard input");
+    kvhive_gpu::worker::serve(socket).expect("it works to its end");
+}
+
+/// How a node of this name goes by NCCL.
+pub(super) fn config(name: &str, wrong: Option<(&str, &str)>) -> NcclConfig {
+    let path = |path: &std::path::Path| path.to_str().expect("it is text").to_owned();
+    let wrong = wrong.filter(|(of, _)| *of == name).map_or("", |(_, wrong)| wrong);
+    let environment = [
+        ("LD_LIBRARY_PATH", path(driver())),
+        ("KVHIVE_NCCL", path(&NCCL.path())),
+        ("NCCL_HOSTID", name.to_owned()),
+        ("KVHIVE_FAKE_NCCL", wrong.to_owned()),
+    ];
+    let arguments = ["--exact", "tests::nccl::worker_process", "--ignored", "--nocapture"];
+    NcclConfig {
+        arguments: arguments.map(str::to_owned).to_vec(),
+        environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+        after_bytes: 1,
+        watchdog: Duration::from_millis(300),
+        ..NcclConfig::of(std::env::current_exe().expect("a test is a program"))
+    }
+}
+
+fn by_nccl() -> Setup {
+    Setup { nccl: true, ..on_gpu() }
+}
+
+fn blocks(from: u64, count: u64) -> Vec<Block> {
+    (from..from + count).map(|number| Block::new(number, 64 * KIB)).collect()
+}
+
+fn pair(node: &NodeHandle) -> Option<PairState> {
+    let pairs = node.plane.replicator.links.pairs();
+    pairs.first()?.pairs.first().map(|pair| pair.state)
+}
+
+/// Returns how many blocks' bytes have gone to others by a way.
+fn gone_by(node: &NodeHandle, transport: &str) -> u64 {
+    let report = serde_json::to_value(node.plane.replicator.links.report()).expect("it is plain");
+    let links = report.as_array().expect("a list").iter();
+    let ways = links.flat_map(|link| link["transports"].as_array().expect("a list").iter());
+    ways.filter(|way| way["transport"] == transport).filter_map(|way| way["bytes"].as_u64()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_for_a_replica_go_from_gpu_to_gpu_once_a_pair_stands() {
+    let (_coordinator, nodes) = by_nccl().several(2).await;
+    let mut client = nodes[0].ask().await;
+    assert_eq!(client.store(&blocks(0, 1), Ack::All).await, Ok(vec![kept(2)]), "by TCP meanwhile");
+    eventually("a pair stands", || pair(&nodes[0]) == Some(PairState::Ready)).await;
+    assert_eq!(gone_by(&nodes[0], "nccl"), 0);
+    assert_eq!(client.store(&blocks(1, 6), Ack::All).await, Ok(vec![kept(2); 6]));
+    assert_eq!(gone_by(&nodes[0], "nccl"), 6 * 64 * KIB as u64);
+    let mut replica = nodes[1].ask().await;
+    replica.device = DeviceId::new(nodes[1].member().expect("it is a member"), 0);
+    let numbers: Vec<u64> = (0..7).collect();
+    let expected: Vec<_> = blocks(0, 7).into_iter().map(|block| Some(block.bytes)).collect();
+    assert!(replica.fetch(&numbers).await == Ok(expected));
+    for node in &nodes {
+        node.settles("nobody reads or writes", |stats| stats.readers + stats.filling == 0).await;
+    }
+}
+
+/// Two nodes in one of whose first workers something goes wrong: whatever it is, each store is answered by its deadline and both have the
+/// right bytes.
+async fn goes_on(node: &'static str, wrong: &str) {
+    let wrong: &'static str = wrong.to_owned().leak();
+    let setup = Setup { wrong: Some((node, wrong)), ..by_nccl() };
+    let (_coordinator, nodes) = setup.several(2).await;
+    let mut client = nodes[0].ask().await;
+    for from in 0..6 {
+        let begun = Instant::now();
+        let stored = client.store(&blocks(from * 2, 2), Ack::All).await;
+        assert_eq!(stored, Ok(vec![kept(2); 2]), "{wrong} at {node}, batch {from}");
+        let took = begun.elapsed();
+        assert!(took <= COPY_LIMIT + Duration::from_millis(100), "{wrong} at {node}: {took:?}");
+        // A pair is made, or is found to be of no use, between them.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    let numbers: Vec<u64> = (0..12).collect();
+    let expected: Vec<_> = blocks(0, 12).into_iter().map(|block| Some(block.bytes)).collect();
+    for node in &nodes {
+        let found = node.ask().await.fetch(&numbers).await;
+        assert!(found.as_ref() == Ok(&expected), "{wrong}: {:?}", found.map(|found| found.len()));
+        node.settles("nobody reads or writes", |stats| stats.readers + stats.filling == 0).await;
+    }
+}
+
+/// All that may go wrong in a call of this name.
+async fn goes_on_whatever_a_call_does(call: &str) {
+    for how in ["fail", "hang", "die"] {
+        let wrong = format!("{call}:1:{how}");
+        tokio::join!(goes_on("node-0", &wrong), goes_on("node-1", &wrong));
+    }
+}
+
+macro_rules! calls {
+    ($($test:ident: $call:literal,)+) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $test() {
+            goes_on_whatever_a_call_does($call).await;
+        }
+    )+};
+}
+
+calls! {
+    stores_go_on_when_no_id_is_made: "ncclGetUniqueId",
+    stores_go_on_when_nobody_joins: "ncclCommInitRankConfig",
+    stores_go_on_when_errors_are_not_told: "ncclCommGetAsyncError",
+    stores_go_on_when_no_group_begins: "ncclGroupStart",
+    stores_go_on_when_no_group_ends: "ncclGroupEnd",
+    stores_go_on_when_nothing_is_sent: "ncclSend",
+    stores_go_on_when_nothing_is_received: "ncclRecv",
+    stores_go_on_when_a_transfer_stops_in_its_middle: "transfer",
+    stores_go_on_when_nothing_is_aborted: "ncclCommAbort",
+}
