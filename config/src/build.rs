@@ -3,8 +3,8 @@
 
 use crate::check;
 use crate::config::{
-    Ack, BlockClass, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig, DeviceKind, Newcomer,
-    NodeConfig, RaftSettings, RedisSettings, TokenSource,
+    Ack, BlockClass, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig, DeviceKind,
+    NcclSettings, Newcomer, NodeConfig, RaftSettings, RedisSettings, TokenSource,
 };
 use crate::environment;
 use crate::keys::{self, CLUSTER, COORDINATOR, DEVICE, NODE, RAFT, ROOT, TOKEN_VARIABLE};
@@ -228,6 +228,7 @@ fn node(section: &Section<'_>, ledger: &mut Ledger) -> NodeConfig {
         persist_every: limits.persist_every,
         names_memory: limits.names_memory,
         redis: limits.redis,
+        nccl: limits.nccl,
         mode: limits.mode,
         tuning: limits.tuning,
         devices: devices(section, ledger),
@@ -246,6 +247,7 @@ struct NodeLimits {
     persist_every: Option<Duration>,
     names_memory: Bytes,
     redis: RedisSettings,
+    nccl: NcclSettings,
     mode: Mode,
     tuning: Tuning,
 }
@@ -259,6 +261,7 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
     let (io_threads, max_connections) = (count("io_threads"), count("max_connections"));
     let move_slowdown_percent = count("move_slowdown_percent") as u32;
     let redis_connections = count("redis_max_connections");
+    let (nccl_pairs, nccl_ctas) = (count("nccl_max_pairs"), count("nccl_max_ctas"));
     NodeLimits {
         io_threads,
         max_connections,
@@ -275,6 +278,13 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
             max_connections: redis_connections,
             max_value: section.read(ledger, "redis_max_value", parse::size).unwrap_or_default(),
             max_inflight: section.read(ledger, "redis_max_inflight", parse::size).unwrap_or_default(),
+        },
+        nccl: NcclSettings {
+            is_on: section.read(ledger, "nccl", parse::choice).is_none_or(|at| keys::NCCL[at] == "auto"),
+            after: section.read(ledger, "nccl_after", parse::size).unwrap_or_default(),
+            max_pairs: nccl_pairs,
+            max_ctas: nccl_ctas as u32,
+            buffer: section.read(ledger, "nccl_buffer", parse::size).unwrap_or_default(),
         },
         mode,
         tuning: tuning(section, chosen, ledger),

@@ -214,12 +214,29 @@ pub struct NodeConfig {
     pub names_memory: Bytes,
     /// Its port for clients of Redis.
     pub redis: RedisSettings,
+    /// How blocks go from its GPUs to others by NCCL.
+    pub nccl: NcclSettings,
     /// What the cache mostly serves.
     pub mode: Mode,
     /// What `mode` chose, with what the file says put over it.
     pub tuning: Tuning,
     /// Its devices, by index.
     pub devices: Vec<DeviceConfig>,
+}
+
+/// How blocks go from a node's GPUs to those of other nodes by NCCL.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NcclSettings {
+    /// Whether they do at all, where there is NCCL.
+    pub is_on: bool,
+    /// Bytes that go to another GPU within a minute before a pair is made.
+    pub after: Bytes,
+    /// Pairs of one GPU at once.
+    pub max_pairs: usize,
+    /// Thread blocks that one transfer runs on at most.
+    pub max_ctas: u32,
+    /// Bytes of each of NCCL's buffers.
+    pub buffer: Bytes,
 }
 
 /// How a node speaks Redis.

@@ -49,6 +49,7 @@ pub(crate) const MAX_PATH_BYTES: usize = 1024;
 /// The longest topic.
 pub(crate) const MAX_TOPIC_BYTES: usize = 255;
 /// Names of the modes.
+pub(crate) const NCCL: [&str; 2] = ["auto", "off"];
 pub(crate) const MODES: [&str; 5] = ["training", "inference", "bulk", "streaming", "interactive"];
 /// Names of the ways to store blocks.
 pub(crate) const CODECS: [&str; 5] = ["raw", "lossless", "fp8", "int8", "int4"];
@@ -350,6 +351,36 @@ pub(crate) const NODE: &[Key] = &[
         Rule::Size { min: 1 << 20, max: 1 << 40, or_zero: false },
         Value("64MiB"),
         "Bytes of their requests and of values for them under way at once, at least one value; more waits, and is refused after 5 s."
+    ),
+    key!(
+        "nccl",
+        Rule::Choice(&NCCL),
+        Value("auto"),
+        "Whether blocks go from its GPUs to those of other nodes by NCCL, where both have it (docs/gpu.md): `off` has them go over TCP."
+    ),
+    key!(
+        "nccl_after",
+        Rule::Size { min: 1, max: 1 << 50, or_zero: false },
+        Value("64MiB"),
+        "Bytes that go to another GPU within a minute before a pair of both is made."
+    ),
+    key!(
+        "nccl_max_pairs",
+        Rule::Whole { min: 1, max: 4096 },
+        Value("16"),
+        "Pairs of one GPU at once; for one more, that is closed which was used longest ago."
+    ),
+    key!(
+        "nccl_max_ctas",
+        Rule::Whole { min: 1, max: 64 },
+        Value("2"),
+        "Thread blocks of the GPU that one transfer runs on at most; each has buffers of its own."
+    ),
+    key!(
+        "nccl_buffer",
+        Rule::Size { min: 64 << 10, max: 64 << 20, or_zero: false },
+        Value("1MiB"),
+        "Bytes of each of NCCL's buffers on the GPU, of which a pair has some for each thread block and direction."
     ),
     key!(
         "mode",

@@ -52,7 +52,7 @@ mod units;
 
 pub use config::{
     Ack, BlockClass, ClusterConfig, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig,
-    DeviceKind, Newcomer, NodeConfig, Process, RaftSettings, RedisSettings, TokenSource,
+    DeviceKind, NcclSettings, Newcomer, NodeConfig, Process, RaftSettings, RedisSettings, TokenSource,
 };
 pub use keys::{SHRINKING_STRATEGIES, STRATEGIES, TOKEN_VARIABLE};
 pub use local::LocalCluster;

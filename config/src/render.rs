@@ -133,6 +133,11 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     out.plain("redis_max_connections", one.redis.max_connections);
     out.text("redis_max_value", &one.redis.max_value.to_string());
     out.text("redis_max_inflight", &one.redis.max_inflight.to_string());
+    out.text("nccl", if one.nccl.is_on { "auto" } else { "off" });
+    out.text("nccl_after", &one.nccl.after.to_string());
+    out.plain("nccl_max_pairs", one.nccl.max_pairs);
+    out.plain("nccl_max_ctas", one.nccl.max_ctas);
+    out.text("nccl_buffer", &one.nccl.buffer.to_string());
     out.text("mode", one.mode.as_str());
     out.text("strategy", one.tuning.strategy);
     out.plain("prefetch_blocks", one.tuning.prefetch_blocks);

@@ -6,11 +6,13 @@ use crate::cluster::place::{beside, peer};
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
 use kvhive_config::{
-    Ack, ClusterConfig, CoordinatorConfig, DeviceKind, DiskAdmission, Newcomer, NodeConfig, Process,
-    ScalingSettings, Token, TokenSource,
+    Ack, ClusterConfig, CoordinatorConfig, DeviceKind, DiskAdmission, NcclSettings, Newcomer, NodeConfig,
+    Process, ScalingSettings, Token, TokenSource,
 };
 use kvhive_coordinator::BlockEventsConfig;
-use kvhive_node::{ClassConfig, DeviceConfig, DeviceMemory, MoveLimits, PersistConfig, RedisConfig, Tuning};
+use kvhive_node::{
+    ClassConfig, DeviceConfig, DeviceMemory, MoveLimits, NcclConfig, PersistConfig, RedisConfig, Tuning,
+};
 use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data;
@@ -284,12 +286,30 @@ fn node(
             max_value_bytes: own.redis.max_value.0,
             max_inflight_bytes: own.redis.max_inflight.0,
         }),
+        nccl: nccl(own)?,
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
         access: access(config, file)?,
         tls: tls(config, &own.host, file)?,
         token,
         tracer: tracer(config, "node", &own.id)?,
     })
+}
+
+/// Returns how a node goes by NCCL, if it is to: by processes of this very program.
+fn nccl(own: &NodeConfig) -> Result<Option<NcclConfig>> {
+    let NcclSettings { is_on, after, max_pairs, max_ctas, buffer } = own.nccl;
+    if !is_on || own.devices.iter().all(|device| device.kind == DeviceKind::Host) {
+        return Ok(None);
+    }
+    let program = std::env::current_exe()
+        .context("this program's own file cannot be found, which makes NCCL's calls")?;
+    Ok(Some(NcclConfig {
+        after_bytes: after.0,
+        max_pairs,
+        max_ctas,
+        buffer_bytes: buffer.0,
+        ..NcclConfig::of(program)
+    }))
 }
 
 /// Returns what a node's knobs come to.
