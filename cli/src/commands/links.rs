@@ -1,6 +1,6 @@
 //! `kvhive nodes --links`: by which way blocks get from device to device, as every node tells of its own.
 
-use super::status::{list, text};
+use super::status::{list, size, text};
 use crate::admin::Admin;
 use crate::report;
 use anyhow::{Result, bail};
@@ -12,16 +12,19 @@ use serde_json::{Value, json};
 /// When no coordinator answers; when a node does not, after the others' answers are printed.
 pub(super) fn show(admin: &Admin, as_json: bool) -> Result<()> {
     let members: Value = admin.get_list("/v1/members", "members")?;
-    let (mut links, mut silent) = (Vec::new(), Vec::new());
+    let (mut links, mut nccl, mut silent) = (Vec::new(), Vec::new(), Vec::new());
     for member in list(&members["members"]).iter().filter(|member| member["state"] == "up") {
         let name = text(member, "name");
         match admin.of_node(&text(member, "metrics_address")).get::<Value>("/v1/links") {
-            Ok(told) => links.extend(list(&told["links"]).iter().map(|link| of_node(&name, link))),
+            Ok(told) => {
+                links.extend(list(&told["links"]).iter().map(|link| of_node(&name, link)));
+                nccl.extend(list(&told["nccl"]).iter().map(|gpu| of_node(&name, gpu)));
+            }
             Err(error) => silent.push(format!("{name}: {error:#}")),
         }
     }
     if as_json {
-        report::print_json(&json!({ "links": links }))?;
+        report::print_json(&json!({ "links": links, "nccl": nccl }))?;
     } else if links.is_empty() {
         println!("no device has given another a block since their nodes started");
     } else {
@@ -30,8 +33,46 @@ pub(super) fn show(admin: &Admin, as_json: bool) -> Result<()> {
             table.add_row(row(link));
         }
         report::print_table(&table);
+        print_pairs(&nccl);
     }
     if silent.is_empty() { Ok(()) } else { bail!("not all nodes have answered: {}", silent.join("; ")) }
+}
+
+/// Prints what each GPU does with NCCL, and how far its pairs are.
+fn print_pairs(nccl: &[Value]) {
+    let mut table = report::table(&["GPU", "PEER", "PAIR", "FOR", "TRANSFERS", "BYTES", "FAILED", "WHY"]);
+    for gpu in nccl {
+        println!(
+            "\n{} ({}): the process that makes NCCL's calls {}; its slot is {}; {} of {} pairs",
+            device(&gpu["device"]),
+            text(gpu, "from"),
+            text(gpu, "worker"),
+            text(gpu, "slot"),
+            text(gpu, "live"),
+            text(gpu, "max_live")
+        );
+        for pair in list(&gpu["pairs"]) {
+            table.add_row([
+                device(&gpu["device"]),
+                device(&pair["peer"]),
+                text(pair, "state"),
+                format!("{} s", pair["for_ms"].as_u64().unwrap_or(0) / 1000),
+                text(pair, "transfers"),
+                size(pair, "bytes"),
+                text(pair, "failures"),
+                text(pair, "why"),
+            ]);
+        }
+    }
+    if nccl.iter().any(|gpu| !list(&gpu["pairs"]).is_empty()) {
+        println!();
+        report::print_table(&table);
+    }
+}
+
+/// Writes a device as `member/index`.
+fn device(device: &Value) -> String {
+    format!("{}/{}", text(device, "member"), text(device, "index"))
 }
 
 /// Says of a link whose it is.
