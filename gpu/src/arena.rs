@@ -1,11 +1,12 @@
 //! An arena: one slab cut into frames of a few sizes, and the lists of those that are free.
 
-use crate::cuda::{CudaError, Gpu};
+use crate::cuda::{CudaError, Gpu, GpuSlab};
 use crate::device::{Device, DeviceError};
 use crate::frame::{FrameId, WriteFrame};
-use crate::slab::{PageKind, Slab};
+use crate::slab::{PageKind, SharedSlab, Slab};
 use crate::space::Space;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use thiserror::Error;
@@ -179,9 +180,24 @@ impl Arena {
         self.shared.space.register(gpu)
     }
 
+    /// Returns what another process maps to look at its memory; none where it is not shared.
+    pub fn share(&self) -> Option<SharedSlab<'_>> {
+        self.shared.space.share()
+    }
+
     /// Returns which pages the slab got.
     pub fn pages(&self) -> PageKind {
         self.shared.space.pages()
+    }
+}
+
+impl Arena<GpuSlab> {
+    /// Returns a handle by which another process of this host may map all of its memory; none where the GPU has no such thing.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn export(&self) -> Result<Option<OwnedFd>, CudaError> {
+        self.shared.space.export()
     }
 }
 

@@ -20,6 +20,15 @@ pub struct FrameId {
     pub index: u32,
 }
 
+/// Where a sealed frame's bytes are in memory that other processes can look at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SharedPlace {
+    /// The number of the memory: [`crate::SharedSlab::number`].
+    pub slab: u64,
+    /// Where in it they begin.
+    pub at: u64,
+}
+
 /// Where a frame's bytes are, shared by both kinds of handle.
 struct Place<S: Space> {
     arena: Arc<Shared<S>>,
@@ -63,6 +72,11 @@ impl<S: Space> WriteFrame<S> {
     /// Returns the memory that it is of, and where in it the frame begins.
     pub(crate) fn span(&self) -> (&S, usize) {
         (self.place().arena.space(), self.place().at)
+    }
+
+    /// Returns where in its arena's memory the frame begins.
+    pub fn offset(&self) -> usize {
+        self.place().at
     }
 
     /// Returns how many bytes the frame was taken for.
@@ -143,6 +157,11 @@ impl<S: Space> ReadFrame<S> {
         (self.place().arena.space(), self.place().at)
     }
 
+    /// Returns where in its arena's memory the frame begins.
+    pub fn offset(&self) -> usize {
+        self.place().at
+    }
+
     /// Returns how many bytes the frame holds.
     pub fn len(&self) -> usize {
         self.place().len
@@ -173,6 +192,13 @@ impl ReadFrame {
     /// Returns the frame's bytes.
     pub fn bytes(&self) -> &[u8] {
         self.place().slice()
+    }
+
+    /// Returns where other processes see its bytes, if they can.
+    pub fn shared_place(&self) -> Option<SharedPlace> {
+        let place = self.place();
+        let slab = place.arena.space().shared_number()?;
+        Some(SharedPlace { slab, at: place.at as u64 })
     }
 }
 

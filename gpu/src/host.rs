@@ -10,12 +10,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct HostDevice {
     memory_bytes: u64,
     given: Arc<AtomicU64>,
+    is_shared: bool,
 }
 
 impl HostDevice {
     /// Makes a device that gives at most `memory_bytes` in all its slabs together.
     pub fn new(memory_bytes: u64) -> Self {
-        HostDevice { memory_bytes, given: Arc::new(AtomicU64::new(0)) }
+        HostDevice { memory_bytes, given: Arc::new(AtomicU64::new(0)), is_shared: false }
+    }
+
+    /// As [`HostDevice::new`], of memory that other processes of this host can be let look at, where the system has such memory that is as
+    /// good as any other.
+    pub fn shared(memory_bytes: u64) -> Self {
+        HostDevice { is_shared: true, ..HostDevice::new(memory_bytes) }
     }
 
     fn refuse(&self, bytes: u64, reason: String) -> DeviceError {
@@ -35,7 +42,8 @@ impl Device for HostDevice {
         self.given.fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve).map_err(|given| {
             self.refuse(bytes, format!("{given} of its {} bytes are given", self.memory_bytes))
         })?;
-        Slab::map(bytes, self.given.clone()).map_err(|error| self.refuse(bytes, error.to_string()))
+        Slab::map(bytes, self.given.clone(), self.is_shared)
+            .map_err(|error| self.refuse(bytes, error.to_string()))
     }
 
     fn write(&self, from: &[u8], to: &mut WriteFrame) -> Result<(), DeviceError> {

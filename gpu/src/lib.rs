@@ -4,7 +4,8 @@
 //! A [`Device`] gives one piece of memory, taken once: the host's, a [`Slab`], or a GPU's, a [`cuda::GpuSlab`]. An [`Arena`] cuts
 //! it into frames of a few sizes. A [`WriteFrame`] is the only handle on its frame; sealed, it becomes a [`ReadFrame`] that may be
 //! cloned, and the frame is free again when the last clone is gone, never earlier. What kind of memory a frame is of is in its type:
-//! only those of the host have bytes that the processor sees.
+//! only those of the host have bytes that the processor sees. Host memory may be shared: another process of the host maps it as a
+//! [`Window`], to read.
 //!
 //! ```
 //! use kvhive_gpu::{Arena, HostDevice, SizeClass};
@@ -29,12 +30,16 @@ mod device;
 mod frame;
 mod host;
 pub mod pages;
+mod shared;
 mod slab;
 mod space;
+mod window;
+pub mod worker;
 
 pub use arena::{Arena, ArenaError, ClassId, SizeClass};
 pub use device::{Device, DeviceError, DeviceInfo, DeviceKind};
-pub use frame::{FrameId, ReadFrame, WriteFrame};
+pub use frame::{FrameId, ReadFrame, SharedPlace, WriteFrame};
 pub use host::HostDevice;
-pub use slab::{PageKind, Slab};
+pub use slab::{PageKind, SharedSlab, Slab};
 pub use space::Space;
+pub use window::{Window, WindowError};

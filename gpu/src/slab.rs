@@ -3,15 +3,17 @@
 #![allow(unsafe_code, reason = "maps memory; the only way to get pages of a chosen kind")]
 
 use crate::cuda::{CudaError, Gpu, Registered};
+use crate::shared::{self, Shared};
 use crate::space::sealed::Memory;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-const HUGE_BYTES: usize = 2 << 20;
-const PAGE_BYTES: usize = 4096;
+pub(crate) const HUGE_BYTES: usize = 2 << 20;
+pub(crate) const PAGE_BYTES: usize = 4096;
 /// Freed frames are filled with this in debug builds: a use after free shows.
 const POISON: u8 = 0xDB;
 
@@ -26,6 +28,17 @@ pub enum PageKind {
     Small,
 }
 
+/// Memory that other processes of this host can be let look at.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedSlab<'a> {
+    /// Its number: no other of this process has had or will have it.
+    pub number: u64,
+    /// How much [`crate::Window::map`] maps of it.
+    pub bytes: u64,
+    /// What it is mapped by. It cannot be written, nor be made to be.
+    pub file: BorrowedFd<'a>,
+}
+
 /// Memory of a device; unmapped when dropped. [`crate::Arena`] cuts it into frames.
 pub struct Slab {
     base: NonNull<u8>,
@@ -33,6 +46,10 @@ pub struct Slab {
     mapped: usize,
     pages: PageKind,
     given: Arc<AtomicU64>,
+    /// What lets others map it, where it is shared.
+    reader: Option<OwnedFd>,
+    /// Its number in this process.
+    number: u64,
     /// Once a GPU's driver has pinned it.
     registered: Mutex<Option<Registered>>,
 }
@@ -43,8 +60,12 @@ unsafe impl Send for Slab {}
 unsafe impl Sync for Slab {}
 
 impl Slab {
-    /// Maps `bytes` of memory. `given` counts the device's budget and is lowered again by `bytes` when the slab goes.
-    pub(crate) fn map(bytes: u64, given: Arc<AtomicU64>) -> Result<Slab, Errno> {
+    /// Maps `bytes` of memory, such as can be shared if it is to be and there is any. `given` counts the device's budget and is lowered again
+    /// by `bytes` when the slab goes.
+    pub(crate) fn map(bytes: u64, given: Arc<AtomicU64>, is_shared: bool) -> Result<Slab, Errno> {
+        // Never used twice, so that what is said of one slab is never taken for another's.
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         let give_back = |errno| {
             given.fetch_sub(bytes, Ordering::Relaxed);
             errno
@@ -57,11 +78,31 @@ impl Slab {
                 mapped: 0,
                 pages: PageKind::Small,
                 given,
+                reader: None,
+                number,
                 registered: Mutex::default(),
             });
         }
-        let (base, mapped, pages) = map_best(length, populate).map_err(give_back)?;
-        Ok(Slab { base, bytes: length, mapped, pages, given, registered: Mutex::default() })
+        let shared = is_shared.then(|| shared::map(length)).flatten();
+        let (base, mapped, pages, reader) = match shared {
+            Some(Shared { base, mapped, pages, reader }) => (base, mapped, pages, Some(reader)),
+            None => {
+                let (base, mapped, pages) = map_best(length, populate).map_err(give_back)?;
+                (base, mapped, pages, None)
+            }
+        };
+        Ok(Slab { base, bytes: length, mapped, pages, given, reader, number, registered: Mutex::default() })
+    }
+
+    /// Returns what another process maps to look at it, if it is shared.
+    pub(crate) fn share(&self) -> Option<SharedSlab<'_>> {
+        let file = self.reader.as_ref()?.as_fd();
+        Some(SharedSlab { number: self.number, bytes: self.mapped as u64, file })
+    }
+
+    /// Returns its number in this process, if it is shared.
+    pub(crate) fn shared_number(&self) -> Option<u64> {
+        self.reader.as_ref().map(|_| self.number)
     }
 
     /// Returns which pages it got.
@@ -156,14 +197,14 @@ fn map_fresh(mapped: usize, flags: MapFlags) -> Result<NonNull<u8>, Errno> {
     NonNull::new(address.cast()).ok_or(Errno::NOMEM)
 }
 
-fn unmap(base: NonNull<u8>, mapped: usize) {
+pub(crate) fn unmap(base: NonNull<u8>, mapped: usize) {
     // SAFETY: only called for a mapping that was made here and that nobody uses any more.
     let unmapped = unsafe { munmap(base.as_ptr().cast(), mapped) };
     debug_assert!(unmapped.is_ok(), "a mapping of one's own can be unmapped");
 }
 
 /// Has every page of a fresh mapping taken.
-fn populate(base: NonNull<u8>, mapped: usize) -> Result<(), Errno> {
+pub(crate) fn populate(base: NonNull<u8>, mapped: usize) -> Result<(), Errno> {
     // SAFETY: the range was just mapped and nobody else knows it; populating writes nothing that was there.
     match unsafe { madvise(base.as_ptr().cast(), mapped, Advice::LinuxPopulateWrite) } {
         // Before Linux 5.14: touch each page instead.

@@ -1,6 +1,7 @@
-//! What an operator may have a node do: write its snapshot or take one in, list those that it has, remove one. Whoever asks shows a token that gives the role. No path
-//! comes from outside: snapshots are in the node's own folder, or beside it under a name.
+//! What an operator may ask of a node and have it do: how its devices reach others; write its snapshot or take one in, list those that it has, remove one. Whoever
+//! asks shows a token that gives the role. No path comes from outside: snapshots are in the node's own folder, or beside it under a name.
 
+use crate::links::{LinkFrom, Links};
 use crate::persist::{BEFORE, Job, Jobs, MAX_NAMED, PersistError, Refused, Standing, Verb};
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
@@ -20,6 +21,7 @@ const MAX_BODY_BYTES: usize = 4096;
 pub(crate) struct Admin {
     /// None at a node without a snapshot folder.
     jobs: Option<Arc<Jobs>>,
+    links: Arc<Links>,
 }
 
 /// Which snapshot is meant.
@@ -32,10 +34,11 @@ struct Wanted {
     layout: Option<String>,
 }
 
-/// Returns the routes below `/v1/snapshot` and `/v1/snapshots`.
-pub(crate) fn routes(access: Access, jobs: Option<Arc<Jobs>>) -> Router {
-    let admin = Arc::new(Admin { jobs });
+/// Returns the routes below `/v1/links`, `/v1/snapshot` and `/v1/snapshots`.
+pub(crate) fn routes(access: Access, jobs: Option<Arc<Jobs>>, links: Arc<Links>) -> Router {
+    let admin = Arc::new(Admin { jobs, links });
     Router::new()
+        .route("/v1/links", get(links_of))
         .route("/v1/snapshot", get(last))
         .route("/v1/snapshot/persist", post(persist))
         .route("/v1/snapshot/load", post(load))
@@ -44,6 +47,16 @@ pub(crate) fn routes(access: Access, jobs: Option<Arc<Jobs>>) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn_with_state(Arc::new(access), Access::check))
         .with_state(admin)
+}
+
+/// How a node's devices reach others.
+#[derive(Serialize)]
+struct AllLinks {
+    links: Vec<LinkFrom>,
+}
+
+async fn links_of(State(admin): State<Arc<Admin>>) -> Json<AllLinks> {
+    Json(AllLinks { links: admin.links.report() })
 }
 
 fn refusal(status: StatusCode, code: &'static str, message: impl Into<String>) -> Response {

@@ -347,7 +347,7 @@ impl Filler {
         }
         let layout = self.view.layouts.get(fingerprint);
         let (about, trace) = (About::default(), span.context());
-        let origin = Origin { serving, tenant, layout, about, trace };
+        let origin = Origin { serving, source: gift.round.source, tenant, layout, about, trace };
         if let Err(fault) = self.offer(gift, &origin, items).await {
             count(&self.counters.move_failures);
             span.fail(&fault);

@@ -10,9 +10,6 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// A GPU that has not copied within this is not waited for any longer.
-pub(crate) const COPY_LIMIT: Duration = Duration::from_secs(2);
-
 /// A sealed frame.
 #[derive(Clone)]
 pub(crate) enum Frame {
@@ -74,7 +71,9 @@ impl Frame {
                     // Whoever asked may be waiting no longer.
                     let _ = tell.send(ended);
                 });
-                told.recv_timeout(COPY_LIMIT).unwrap_or_else(|_| Err(late(device))).map(Cow::Owned)
+                told.recv_timeout(device.patience().copy)
+                    .unwrap_or_else(|_| Err(late(device)))
+                    .map(Cow::Owned)
             }
         }
     }
@@ -128,12 +127,13 @@ impl GpuFrame {
     /// [`DeviceError::Lost`]: they are no more.
     pub(crate) async fn bring(self, room: Option<Room>) -> Result<Option<Brought>, DeviceError> {
         let (tell, told) = oneshot::channel();
+        let limit = self.device.patience().copy;
         let here = Brought { bytes: self.device.staging(self.frame.len()), _room: room };
         self.device.download(self.frame, here, move |ended| {
             // Whoever asked may be waiting no longer.
             let _ = tell.send(ended);
         });
-        match timeout(COPY_LIMIT, told).await {
+        match timeout(limit, told).await {
             Ok(Ok(Err(error @ DeviceError::Lost { .. }))) => Err(error),
             Ok(Ok(brought)) => Ok(brought.ok()),
             _ => Ok(None),
@@ -143,7 +143,8 @@ impl GpuFrame {
 
 /// Makes an error of a copy that did not end in time.
 fn late(device: &CudaDevice) -> DeviceError {
-    DeviceError::Failed { device: device.info().name, reason: format!("no copy within {COPY_LIMIT:?}") }
+    let limit = device.patience().copy;
+    DeviceError::Failed { device: device.info().name, reason: format!("no copy within {limit:?}") }
 }
 
 impl Fresh {
@@ -170,16 +171,22 @@ impl Fresh {
             }
             Fresh::Gpu(frame) => {
                 let (tell, told) = channel();
+                let limit = frame.limit();
                 frame.upload(bytes.to_vec(), move |sent| {
                     let _ = tell.send(sent);
                 });
-                told.recv_timeout(COPY_LIMIT).ok().flatten()
+                told.recv_timeout(limit).ok().flatten()
             }
         }
     }
 }
 
 impl FreshGpu {
+    /// Says how long its GPU is waited for.
+    pub(crate) fn limit(&self) -> Duration {
+        self.device.patience().copy
+    }
+
     /// Has what was written go to the GPU, and calls `done` when it is there, or is not.
     pub(crate) fn send(mut self, done: impl FnOnce(Option<Frame>) + Send + 'static) {
         let here = self.here.take().unwrap_or_else(|| self.device.staging(self.frame.len()));
@@ -189,10 +196,11 @@ impl FreshGpu {
     /// Has as many bytes as it was taken for go to the GPU. None when it does not take them.
     pub(crate) async fn sent(self, bytes: impl AsRef<[u8]> + Send + 'static) -> Option<Frame> {
         let (tell, told) = oneshot::channel();
+        let limit = self.limit();
         self.upload(bytes, move |sent| {
             let _ = tell.send(sent);
         });
-        timeout(COPY_LIMIT, told).await.ok()?.ok().flatten()
+        timeout(limit, told).await.ok()?.ok().flatten()
     }
 
     fn upload(

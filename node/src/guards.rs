@@ -5,11 +5,12 @@
 use crate::actors::shrink::Shrunk;
 use crate::disk::{Payload, Place};
 use crate::far::{FarGuard, Source, Unsound};
-use crate::frames::{Brought, COPY_LIMIT, Frame, Fresh};
+use crate::frames::{Brought, Frame, Fresh};
 use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
 use kvhive_gpu::ReadFrame;
 use kvhive_protocol::BlockHeader;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -239,6 +240,7 @@ impl WriteGuard {
             }
             Fresh::Gpu(frame) => {
                 let (tell, told) = oneshot::channel();
+                let limit = frame.limit();
                 frame.send(move |sent| {
                     block.frame = sent;
                     if block.frame.is_some() {
@@ -246,7 +248,7 @@ impl WriteGuard {
                         let _ = tell.send(block);
                     }
                 });
-                Some(Landing(Way::Going(told)))
+                Some(Landing(Way::Going { told, limit }))
             }
         }
     }
@@ -266,7 +268,11 @@ pub(crate) struct Landing(Way);
 
 enum Way {
     Landed(Verified),
-    Going(oneshot::Receiver<Verified>),
+    /// Waited for so long.
+    Going {
+        told: oneshot::Receiver<Verified>,
+        limit: Duration,
+    },
 }
 
 impl Landing {
@@ -274,7 +280,7 @@ impl Landing {
     pub(crate) async fn landed(self) -> Option<Verified> {
         match self.0 {
             Way::Landed(block) => Some(block),
-            Way::Going(told) => timeout(COPY_LIMIT, told).await.ok()?.ok(),
+            Way::Going { told, limit } => timeout(limit, told).await.ok()?.ok(),
         }
     }
 }

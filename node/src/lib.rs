@@ -15,6 +15,7 @@ mod guards;
 mod handle;
 mod latency;
 mod layouts;
+mod links;
 mod membership;
 mod memory;
 mod metrics;

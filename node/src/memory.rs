@@ -4,7 +4,7 @@
 use crate::config::{DeviceConfig, DeviceMemory, NodeError};
 use crate::frames::Fresh;
 use kvhive_cache::{Tier, TierCapacity};
-use kvhive_gpu::cuda::{Cuda, CudaDevice, CudaError, GpuSlab};
+use kvhive_gpu::cuda::{Cuda, CudaDevice, CudaError, GpuSlab, Patience};
 use kvhive_gpu::{Arena, ArenaError, ClassId, Device, DeviceError, DeviceKind, HostDevice, SizeClass, Space};
 use std::sync::Arc;
 
@@ -25,7 +25,11 @@ enum DeviceTier {
 
 impl Memory {
     /// Takes the memory of device number `at`; also says why host memory stands in for a GPU's, where it was to if there is none.
-    pub(crate) fn take(at: usize, config: &DeviceConfig) -> Result<(Memory, Option<CudaError>), NodeError> {
+    pub(crate) fn take(
+        at: usize,
+        config: &DeviceConfig,
+        patience: Patience,
+    ) -> Result<(Memory, Option<CudaError>), NodeError> {
         let failed = |source| NodeError::Memory { device: at, source };
         // The arenas are the budget: rounding frames up to pages may take a little more than was configured.
         let of_host = |bytes| arena(config, bytes, &HostDevice::new(u64::MAX)).map_err(failed);
@@ -35,7 +39,8 @@ impl Memory {
             let device = DeviceTier::Host(of_host(config.device_bytes)?);
             return Ok((Memory { device, host, pinned_bytes: 0 }, lacks));
         };
-        let device = CudaDevice::new(gpu, u64::MAX).map_err(|error| failed(error.into()))?;
+        let device =
+            CudaDevice::with_patience(gpu, u64::MAX, patience).map_err(|error| failed(error.into()))?;
         let of_gpu = arena(config, config.device_bytes, &device).map_err(failed)?;
         let device = Arc::new(device);
         tracing::info!(device = at, gpu = %device.info().name, bytes = of_gpu.total_bytes(), "the device tier is a GPU's memory");
@@ -76,6 +81,13 @@ impl Memory {
         match &self.device {
             DeviceTier::Host(_) => None,
             DeviceTier::Gpu(device, _) => device.loss(),
+        }
+    }
+
+    /// Waits for copies to and from its GPU, if it has one, no longer than a GPU is waited for. Blocks the thread.
+    pub(crate) fn settle(&self) {
+        if let DeviceTier::Gpu(device, _) = &self.device {
+            device.settle();
         }
     }
 

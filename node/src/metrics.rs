@@ -180,6 +180,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         let total = counter.load(Ordering::Relaxed);
         metrics::counter!("kvhive_node_requests_refused_total", "reason" => reason).absolute(total);
     }
+    plane.replicator.links.record();
     for (name, value) in plane.tracer.figures().named() {
         metrics::counter!(name).absolute(value);
     }

@@ -10,6 +10,7 @@ use crate::fill::{self, Filler};
 #[cfg(test)]
 use crate::handle::Inside;
 use crate::handle::{Ending, NodeHandle};
+use crate::links::Links;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
@@ -20,7 +21,7 @@ use crate::view::View;
 use axum::Router;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{ClientConfig, Coordinators, Pool};
-use kvhive_gpu::cuda::CudaDevice;
+use kvhive_gpu::cuda::{CudaDevice, Patience};
 use kvhive_protocol::Levels;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
@@ -82,14 +83,15 @@ pub fn start(config: NodeConfig) -> Result<NodeHandle, NodeError> {
         gives: moves,
         takes: moves,
     };
-    start_within(config, limits, &DiskTuning::default())
+    start_within(config, limits, &DiskTuning::default(), Patience::default())
 }
 
-/// Starts a node whose data plane has these bounds, and whose disks are used like this.
+/// Starts a node whose data plane has these bounds, whose disks are used like this, and whose GPUs are waited for so long.
 pub(crate) fn start_within(
     config: NodeConfig,
     limits: Limits,
     disks: &DiskTuning,
+    patience: Patience,
 ) -> Result<NodeHandle, NodeError> {
     config.check()?;
     let access = config.access.clone().with(AdminRole::Admin, &config.token);
@@ -108,7 +110,7 @@ pub(crate) fn start_within(
     let stores = open_disks(&config, &view, disks)?;
     let mut gpus_lacking = Vec::new();
     for (at, device) in config.devices.iter().enumerate() {
-        let (mut memory, lacks) = Memory::take(at, device)?;
+        let (mut memory, lacks) = Memory::take(at, device, patience)?;
         gpus_lacking.extend(lacks);
         memory.pin(at, config.pin_memory);
         let (give_up_ending, give_up_stop) = (ending.clone(), stop.clone());
@@ -148,8 +150,9 @@ pub(crate) fn start_within(
     let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())
         .map_err(|error| NodeError::Config(error.to_string()))?;
     let pool = Pool::new(identity, CONNECTIONS_PER_PEER, DIAL_LIMIT);
+    let links = Links::new(pool, devices.len(), view.clone(), config.tracer.clone());
     let replicator =
-        Replicator::new(pool, runtime.io().clone(), limits.inflight_bytes, config.tracer.clone());
+        Replicator::new(links, runtime.io().clone(), limits.inflight_bytes, config.tracer.clone());
     let plane = Arc::new(DataPlane::new(
         devices.clone(),
         view.clone(),
@@ -158,6 +161,7 @@ pub(crate) fn start_within(
         Listening { token, cluster: None, tls: config.tls.clone(), levels: Levels::up_to(config.speaks) },
         limits,
     ));
+    plane.replicator.links.serve(Arc::downgrade(&plane));
 
     let buffers: u64 = stores.iter().flatten().map(|store| store.buffer_bytes()).sum();
     let memory_configured = memory_configured(&config, &memories) + buffers;
@@ -197,7 +201,7 @@ pub(crate) fn start_within(
         saving: Arc::new(Semaphore::new(1)),
     };
     let jobs = keep_snapshot(&config, &runtime, &holdings, &plane, &stopping);
-    let routes = routes(sources).merge(admin::routes(access, jobs));
+    let routes = routes(sources).merge(admin::routes(access, jobs, plane.replicator.links.clone()));
     runtime.io().spawn(serve_metrics(metrics_listener, routes, config.tls.clone(), stopping.clone()));
     let filler = Filler {
         devices: devices.clone(),
@@ -225,6 +229,11 @@ pub(crate) fn start_within(
         "end connections",
         async move { draining.drained().await },
     );
+    let gpus: Vec<Memory> = memories.iter().filter(|memory| memory.is_gpu()).cloned().collect();
+    runtime.on_shutdown().at(Stage::CloseDisks, "let go of GPUs", async move {
+        // A panic of its is in the log.
+        let _ = tokio::task::spawn_blocking(move || gpus.iter().for_each(Memory::settle)).await;
+    });
     let tracer = config.tracer.clone();
     runtime.on_shutdown().at(Stage::CloseDisks, "send the last spans", async move {
         // It may wait for its collector.

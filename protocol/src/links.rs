@@ -8,7 +8,7 @@ use std::fmt;
 /// A way from one device to another.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Transport {
+pub enum TransportKind {
     /// Both ends are in one process: frames are copied.
     InProcess,
     /// Both ends are on one host: who reads maps the other's memory.
@@ -19,23 +19,23 @@ pub enum Transport {
     Tcp,
 }
 
-impl Transport {
+impl TransportKind {
     /// All of them, in the order in which they are taken while nothing is measured.
-    pub const ALL: [Transport; 4] =
-        [Transport::InProcess, Transport::SharedMemory, Transport::Nccl, Transport::Tcp];
+    pub const ALL: [TransportKind; 4] =
+        [TransportKind::InProcess, TransportKind::SharedMemory, TransportKind::Nccl, TransportKind::Tcp];
 
     /// Returns its name.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Transport::InProcess => "in-process",
-            Transport::SharedMemory => "shared-memory",
-            Transport::Nccl => "nccl",
-            Transport::Tcp => "tcp",
+            TransportKind::InProcess => "in-process",
+            TransportKind::SharedMemory => "shared-memory",
+            TransportKind::Nccl => "nccl",
+            TransportKind::Tcp => "tcp",
         }
     }
 }
 
-impl fmt::Display for Transport {
+impl fmt::Display for TransportKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }
@@ -89,7 +89,7 @@ pub struct LinkReport {
     /// The other.
     pub target: DeviceId,
     /// By what the last transfer went.
-    pub transport: Transport,
+    pub transport: TransportKind,
     /// Why, in words.
     pub reason: String,
     /// What is known of each way that was taken or has failed.
@@ -100,7 +100,7 @@ pub struct LinkReport {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TransportReport {
     /// Which.
-    pub transport: Transport,
+    pub transport: TransportKind,
     /// Transfers that ended well.
     pub transfers: u64,
     /// Their bytes.

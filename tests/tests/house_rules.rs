@@ -19,9 +19,10 @@ fn metadata() -> serde_json::Value {
 }
 
 /// Every crate's level: a crate names only crates of lower levels.
-const LEVELS: [(&str, u8); 19] = [
+const LEVELS: [(&str, u8); 20] = [
     ("kvhive-protocol", 0),
-    ("kvhive-gpu", 0),
+    ("nccl-rs", 0),
+    ("kvhive-gpu", 1),
     ("kvhive-tls", 0),
     ("kvhive-wire", 1),
     ("kvhive-config", 1),

@@ -19,6 +19,9 @@ pub(crate) struct Status {
 /// List the nodes, their devices and what these hold
 #[derive(Args, Debug)]
 pub(crate) struct Nodes {
+    /// Show by which way blocks get from device to device instead, and why: within a process, through shared memory, by NCCL or by TCP
+    #[arg(long)]
+    links: bool,
     #[command(flatten)]
     target: Target,
     /// Print the report as JSON
@@ -118,12 +121,16 @@ impl Status {
 }
 
 impl Nodes {
-    /// Prints the nodes.
+    /// Prints the nodes, or their links.
     ///
     /// # Errors
-    /// When no coordinator answers.
+    /// When no coordinator answers; of links, also when a node does not.
     pub(crate) fn run(self) -> Result<()> {
-        let status: Value = of_cluster(&self.target.resolve()?)?;
+        let admin = self.target.resolve()?;
+        if self.links {
+            return super::links::show(&admin, self.json);
+        }
+        let status: Value = of_cluster(&admin)?;
         if self.json {
             return report::print_json(&json!({ "nodes": status["nodes"], "devices": status["devices"] }));
         }

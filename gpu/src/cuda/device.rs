@@ -3,7 +3,7 @@
 
 use super::error::CudaError;
 use super::gpu::Gpu;
-use super::lane::{BATCH_BYTES, Fate, Job, Lane, LaneError};
+use super::lane::{BATCH_BYTES, Fate, Job, Lane, LaneError, Patience};
 use super::memory::Staging;
 use super::shelf::MOST_KEPT;
 use super::slab::GpuSlab;
@@ -14,7 +14,7 @@ use crate::space::sealed::Memory;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A GPU that gives memory with a budget. After an error that ends its context it is lost: every copy fails at once, and what it held
 /// is gone; the process goes on.
@@ -26,6 +26,7 @@ pub struct CudaDevice {
     up: Lane,
     down: Lane,
     within: Lane,
+    patience: Patience,
 }
 
 /// An end of a copy in the host's memory, which stays where it is until the copy has ended.
@@ -62,16 +63,28 @@ impl CudaDevice {
     /// # Errors
     /// [`DeviceError::Failed`] when the driver refuses, or the system has no more threads.
     pub fn new(gpu: Arc<Gpu>, memory_bytes: u64) -> Result<CudaDevice, DeviceError> {
+        CudaDevice::with_patience(gpu, memory_bytes, Patience::default())
+    }
+
+    /// Makes one that is waited for so long.
+    ///
+    /// # Errors
+    /// As for [`CudaDevice::new`].
+    pub fn with_patience(
+        gpu: Arc<Gpu>,
+        memory_bytes: u64,
+        patience: Patience,
+    ) -> Result<CudaDevice, DeviceError> {
         let fate = Arc::new(OnceLock::new());
         let lane = |direction| {
-            Lane::start(&gpu, direction, &fate).map_err(|error: LaneError| DeviceError::Failed {
+            Lane::start(&gpu, direction, &fate, patience).map_err(|error: LaneError| DeviceError::Failed {
                 device: name(&gpu),
                 reason: error.to_string(),
             })
         };
         let [up, down, within] =
             [lane(Direction::ToGpu)?, lane(Direction::ToHost)?, lane(Direction::Within)?];
-        Ok(CudaDevice { memory_bytes, given: Arc::default(), fate, up, down, within, gpu })
+        Ok(CudaDevice { memory_bytes, given: Arc::default(), fate, up, down, within, patience, gpu })
     }
 
     /// Returns its GPU.
@@ -79,12 +92,34 @@ impl CudaDevice {
         &self.gpu
     }
 
-    /// Says why it is lost, if it is.
+    /// Says how long it is waited for.
+    pub fn patience(&self) -> Patience {
+        self.patience
+    }
+
+    /// Says why it is lost, if it is. Where it turns out to hang, whoever waits for a copy is told.
     pub fn loss(&self) -> Option<DeviceError> {
-        if [&self.up, &self.down, &self.within].into_iter().any(Lane::is_stalled) {
-            self.fate.get_or_init(|| CudaError::Stalled);
+        if self.lanes().into_iter().any(Lane::is_stalled) {
+            self.give_up();
         }
         self.fate.get().map(|error| self.lost(error))
+    }
+
+    /// Waits until no copy is under way, as long as the GPU is waited for. One that then still copies is lost, and nobody waits for it any more:
+    /// what it may use stays its own to the end of the process.
+    pub fn settle(&self) {
+        if !self.lanes().into_iter().all(Lane::is_soon_idle) {
+            self.give_up();
+        }
+    }
+
+    fn lanes(&self) -> [&Lane; 3] {
+        [&self.up, &self.down, &self.within]
+    }
+
+    fn give_up(&self) {
+        let error = self.fate.get_or_init(|| CudaError::Stalled);
+        self.lanes().into_iter().for_each(|lane| lane.give_up(error));
     }
 
     /// Takes memory of the host for bytes that go to the GPU or come from it: such as was pinned before and is let go of, else plain,
@@ -94,7 +129,7 @@ impl CudaDevice {
     }
 
     /// Writes bytes of the host to a frame taken for as many, and calls `done` when they are there, or are not, on a thread of the
-    /// device's: it must not wait for anything. The host's bytes are let go of before that.
+    /// device's, or of whoever finds out that the GPU hangs: it must not wait for anything. The host's bytes are let go of before that, unless it hangs.
     ///
     /// Bytes of pinned memory go as they are; others are copied to some first.
     pub fn upload<B: AsRef<[u8]> + Send + 'static>(
@@ -112,10 +147,11 @@ impl CudaDevice {
         });
         // SAFETY: the frame is the only handle on its bytes, and the host's are of what does not move: both go into the job.
         unsafe {
-            self.begin(&self.up, piece, move |ended| {
+            let memory = move || {
                 drop(from);
-                done(ended.map(|()| to));
-            });
+                to
+            };
+            self.begin(&self.up, piece, memory, done);
         }
     }
 
@@ -136,29 +172,46 @@ impl CudaDevice {
         });
         // SAFETY: nobody writes a sealed frame, and the host's bytes are of what does not move and nobody else has: both go into the job.
         unsafe {
-            self.begin(&self.down, piece, move |ended| {
+            let memory = move || {
                 drop(from);
-                done(ended.map(|()| to.into_inner()));
-            });
+                to.into_inner()
+            };
+            self.begin(&self.down, piece, memory, done);
         }
     }
 
-    /// Has a lane copy a piece, if it is one, and calls `done` when that has ended.
+    /// Has a lane copy a piece, if it is one, and calls `done` when that has ended with what is left of the `memory` at both ends, or when it
+    /// never ends.
     ///
     /// # Safety
-    /// As for [`Job::new`].
-    unsafe fn begin(
+    /// As for [`Job::new`], until `memory` is called or dropped.
+    unsafe fn begin<T>(
         &self,
         lane: &Lane,
         piece: Result<Piece, DeviceError>,
-        done: impl FnOnce(Result<(), DeviceError>) + Send + 'static,
+        memory: impl FnOnce() -> T + Send + 'static,
+        done: impl FnOnce(Result<T, DeviceError>) + Send + 'static,
     ) {
-        let teller = self.teller();
-        match piece {
-            // SAFETY: as the caller says.
-            Ok(piece) => lane.ask(unsafe { Job::new(piece, move |ended| done(ended.map_err(teller))) }),
-            Err(error) => done(Err(error)),
-        }
+        let piece = match piece {
+            Ok(piece) => piece,
+            Err(error) => return done(Err(error)),
+        };
+        let done = Arc::new(Mutex::new(Some(done)));
+        let (waiting, tell, tell_loss) = (done.clone(), self.teller(), self.teller());
+        let take = |done: &Mutex<Option<_>>| done.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let end = move |ended: Result<(), CudaError>| {
+            let memory = memory();
+            if let Some(done) = take(&done) {
+                done(ended.map(|()| memory).map_err(tell));
+            }
+        };
+        let give_up = move |error| {
+            if let Some(done) = take(&waiting) {
+                done(Err(tell_loss(error)));
+            }
+        };
+        // SAFETY: as the caller says.
+        lane.ask(unsafe { Job::new(piece, end, give_up) });
     }
 
     /// Makes errors of this device of CUDA's.
@@ -194,9 +247,11 @@ impl CudaDevice {
         let (over, ended) = channel();
         // SAFETY: as the caller says; this returns when the job's end was called, or dropped, as a lane that ended has dropped it.
         lane.ask(unsafe {
-            Job::new(piece, move |ended| {
+            let end = move |ended| {
                 let _ = over.send(ended);
-            })
+            };
+            // What is borrowed is the GPU's for as long as that may use it, however long that is.
+            Job::new(piece, end, |_| ())
         });
         match ended.recv() {
             Ok(ended) => ended.map_err(self.teller()),

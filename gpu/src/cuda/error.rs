@@ -49,6 +49,16 @@ pub enum CudaError {
     /// Whoever copies has panicked.
     #[error("its thread has ended; why is in the log")]
     Ended,
+    /// Bytes are not all of one allocation.
+    #[error("{bytes} bytes at {offset} lie outside of an allocation of {length}")]
+    Beyond {
+        /// Where they were said to begin.
+        offset: u64,
+        /// How many they were said to be.
+        bytes: u64,
+        /// The size of the allocation.
+        length: u64,
+    },
     /// A call failed.
     #[error("{call}: {name} ({code}): {what}")]
     Failed {

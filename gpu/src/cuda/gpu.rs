@@ -9,6 +9,7 @@ use super::shelf::Shelf;
 use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A GPU with its primary context, which it keeps alive.
@@ -21,6 +22,8 @@ pub struct Gpu {
     pub(super) kernels: Kernels,
     /// Bytes of the host's memory that were pinned by way of this GPU, by their first address.
     pinned: Mutex<BTreeMap<u64, usize>>,
+    /// It hangs: nothing that it may still use is given back, and nobody waits for it any more.
+    is_left: AtomicBool,
 }
 
 // SAFETY: a context is made current on whichever thread uses it, and the driver locks what it shares.
@@ -29,7 +32,7 @@ unsafe impl Send for Gpu {}
 unsafe impl Sync for Gpu {}
 
 /// While it lives, the GPU's context is the current one of this thread; then the former is again.
-pub(super) struct Entered<'a> {
+pub(crate) struct Entered<'a> {
     gpu: &'a Gpu,
     /// It belongs to its thread.
     _stays: PhantomData<*const ()>,
@@ -48,6 +51,7 @@ impl Gpu {
             shelf: Shelf::default(),
             kernels: Kernels::default(),
             pinned: Mutex::default(),
+            is_left: AtomicBool::new(false),
         }))
     }
 
@@ -89,15 +93,24 @@ impl Gpu {
     }
 
     /// Makes the GPU's context the current one of this thread. Others in the process, on the same threads, have theirs.
-    pub(super) fn enter(&self) -> Result<Entered<'_>, CudaError> {
+    pub(crate) fn enter(&self) -> Result<Entered<'_>, CudaError> {
         // SAFETY: the context is retained for as long as `self` lives.
         unsafe { call!(self.table(), cuCtxPushCurrent_v2(self.context)) }?;
         Ok(Entered { gpu: self, _stays: PhantomData })
     }
 
+    /// Hears that the GPU hangs. The driver waits for copies that use memory before it takes that back, so that whoever gives some back would
+    /// hang too: what it was given stays its own to the end of the process.
+    pub(super) fn leave(&self) {
+        self.is_left.store(true, Ordering::Relaxed);
+    }
+
     /// Lets go of something that the driver gave. What fails then has nobody to be told to, and a context that is broken gives
     /// back all it had when the process ends.
     pub(super) fn let_go(&self, free: impl FnOnce(&Table) -> c_int) {
+        if self.is_left.load(Ordering::Relaxed) {
+            return;
+        }
         if let Ok(_entered) = self.enter() {
             free(self.table());
         }
@@ -116,6 +129,9 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         self.shelf.clear(self);
         self.kernels.clear(self);
+        if self.is_left.load(Ordering::Relaxed) {
+            return;
+        }
         // SAFETY: it was retained once, and nothing that was made in it is left: all of that keeps its GPU.
         let _ = unsafe { call!(self.table(), cuDevicePrimaryCtxRelease_v2(self.device)) };
     }

@@ -7,10 +7,9 @@ use super::error::CudaError;
 use super::gpu::Gpu;
 use super::memory::Pinned;
 use super::stream::{Direction, Piece};
+use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,63 +19,130 @@ pub(super) const BATCH_BYTES: usize = 64 << 20;
 const BATCH_PIECES: usize = 4096;
 /// Bytes of copies that may wait; one more is refused.
 const WAITING_BYTES: usize = 1 << 30;
-/// A batch that takes longer than this never ends: the GPU hangs.
-const STALL: Duration = Duration::from_secs(30);
 
 /// What became of a GPU: nothing, or the error after which it did nothing more.
 pub(super) type Fate = OnceLock<CudaError>;
+
+/// How long a GPU is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Patience {
+    /// Whoever asked for a copy, or wants to let go of the GPU, waits so long and no longer.
+    pub copy: Duration,
+    /// Copies that were begun together and take longer never end: the GPU hangs.
+    pub stall: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience { copy: Duration::from_secs(2), stall: Duration::from_secs(30) }
+    }
+}
+
+/// Tells whoever asked for a copy that it never ends.
+type GiveUp = Box<dyn FnOnce(CudaError) + Send>;
 
 /// One copy, and what is done when it has ended.
 pub(super) struct Job {
     piece: Piece,
     done: Box<dyn FnOnce(Result<(), CudaError>) + Send>,
+    give_up: GiveUp,
 }
 
 impl Job {
-    /// Makes one.
+    /// Makes one. `give_up` is called where the copy never ends, before `done` if that is called all the same.
     ///
     /// # Safety
     /// The bytes at both ends of the piece are there until `done` has been called or dropped: nobody writes those that are read, and
     /// nobody else uses those that are written.
-    pub(super) unsafe fn new(piece: Piece, done: impl FnOnce(Result<(), CudaError>) + Send + 'static) -> Job {
-        Job { piece, done: Box::new(done) }
+    pub(super) unsafe fn new(
+        piece: Piece,
+        done: impl FnOnce(Result<(), CudaError>) + Send + 'static,
+        give_up: impl FnOnce(CudaError) + Send + 'static,
+    ) -> Job {
+        Job { piece, done: Box::new(done), give_up: Box::new(give_up) }
     }
 }
 
 /// A direction of copies. Dropped, it does what was asked of it and ends.
 pub(super) struct Lane {
-    jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    gpu: Arc<Gpu>,
     shared: Arc<Shared>,
 }
 
 /// What a lane and its thread share.
 struct Shared {
-    waiting_bytes: AtomicUsize,
-    made: Instant,
-    /// When the batch under way began, in milliseconds since the lane was made and one more; 0 where there is none.
-    began_ms: AtomicU64,
+    queue: Mutex<Queue>,
+    /// Something has come, or has ended.
+    changed: Condvar,
+    patience: Patience,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Of all that are not done.
+    waiting_bytes: usize,
+    /// When the batch under way began, and how its jobs are given up.
+    batch: Option<(Instant, Vec<GiveUp>)>,
+    /// No more come.
+    is_closed: bool,
+    /// Why none is done any more.
+    given_up: Option<CudaError>,
+    /// Its thread has ended.
+    is_over: bool,
+}
+
+impl Queue {
+    /// Takes the jobs that are done next, together.
+    fn batch(&mut self) -> Option<Vec<Job>> {
+        let first = self.jobs.pop_front()?;
+        let mut bytes = first.piece.bytes;
+        let mut batch = vec![first];
+        while batch.len() < BATCH_PIECES
+            && self.jobs.front().is_some_and(|job| bytes + job.piece.bytes <= BATCH_BYTES)
+            && let Some(job) = self.jobs.pop_front()
+        {
+            bytes += job.piece.bytes;
+            batch.push(job);
+        }
+        Some(batch)
+    }
 }
 
 impl Shared {
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX)
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // Nothing is left half-done under this lock.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_stalled(&self) -> bool {
-        let began = self.began_ms.load(Ordering::Relaxed);
-        began > 0 && self.now_ms().saturating_sub(began - 1) > STALL.as_millis() as u64
+    /// Waits for something as long as a GPU is waited for.
+    fn wait(&self, until: impl Fn(&Queue) -> bool) -> bool {
+        let limit = self.patience.copy;
+        let waited = self.changed.wait_timeout_while(self.queue(), limit, |queue| !until(queue));
+        until(&waited.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    fn give_up(&self, error: &CudaError) {
+        let mut queue = self.queue();
+        queue.given_up.get_or_insert_with(|| error.clone());
+        let under_way = queue.batch.as_mut().map(|(_, jobs)| std::mem::take(jobs));
+        let (waiting, under_way) = (std::mem::take(&mut queue.jobs), under_way.unwrap_or_default());
+        queue.waiting_bytes = 0;
+        drop(queue);
+        under_way.into_iter().for_each(|give_up| give_up(error.clone()));
+        waiting.into_iter().for_each(|job| (job.done)(Err(error.clone())));
     }
 }
 
 impl Lane {
-    pub(super) fn start(gpu: &Arc<Gpu>, direction: Direction, fate: &Arc<Fate>) -> Result<Lane, LaneError> {
-        let (jobs, queue) = channel();
-        let shared = Arc::new(Shared {
-            waiting_bytes: AtomicUsize::new(0),
-            made: Instant::now(),
-            began_ms: AtomicU64::new(0),
-        });
+    pub(super) fn start(
+        gpu: &Arc<Gpu>,
+        direction: Direction,
+        fate: &Arc<Fate>,
+        patience: Patience,
+    ) -> Result<Lane, LaneError> {
+        let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), patience });
         let hand = Hand {
             copier: Copier::new(gpu)?,
             gpu: gpu.clone(),
@@ -90,37 +156,60 @@ impl Lane {
             Direction::Within => "within",
         };
         let name = format!("gpu-{}-{to}", gpu.info().ordinal);
-        let thread = std::thread::Builder::new().name(name).spawn(move || hand.run(&queue))?;
-        Ok(Lane { jobs: Some(jobs), thread: Some(thread), shared })
+        let thread = std::thread::Builder::new().name(name).spawn(move || hand.run())?;
+        Ok(Lane { thread: Some(thread), gpu: gpu.clone(), shared })
     }
 
-    /// Has a copy be done, some time; refused at once where too much waits.
+    /// Has a copy be done, some time; refused at once where too much waits, or nothing is done any more.
     pub(super) fn ask(&self, job: Job) {
-        let (bytes, waiting) = (job.piece.bytes, &self.shared.waiting_bytes);
-        let add =
-            |waiting: usize| (waiting == 0 || waiting + bytes <= WAITING_BYTES).then_some(waiting + bytes);
-        if waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_err() {
-            return (job.done)(Err(CudaError::Busy { bytes: WAITING_BYTES as u64 }));
+        let bytes = job.piece.bytes;
+        let mut queue = self.shared.queue();
+        let refusal = match &queue.given_up {
+            Some(error) => Some(error.clone()),
+            None if queue.waiting_bytes > 0 && queue.waiting_bytes + bytes > WAITING_BYTES => {
+                Some(CudaError::Busy { bytes: WAITING_BYTES as u64 })
+            }
+            None => None,
+        };
+        if let Some(error) = refusal {
+            drop(queue);
+            return (job.done)(Err(error));
         }
-        let jobs = self.jobs.as_ref().expect("only drop takes it");
-        // Its thread ends when this does. Had it panicked, the job would be dropped here.
-        let _ = jobs.send(job);
+        queue.waiting_bytes += bytes;
+        queue.jobs.push_back(job);
+        drop(queue);
+        self.shared.changed.notify_all();
     }
 
     /// Says whether what it does never ends.
     pub(super) fn is_stalled(&self) -> bool {
-        self.shared.is_stalled()
+        let queue = self.shared.queue();
+        queue.batch.as_ref().is_some_and(|(begun, _)| begun.elapsed() > self.shared.patience.stall)
+    }
+
+    /// Has nothing be done any more. What is under way keeps its memory, and whoever asked for it hears that it never ends.
+    pub(super) fn give_up(&self, error: &CudaError) {
+        self.gpu.leave();
+        self.shared.give_up(error);
+    }
+
+    /// Waits until nothing is under way or waits, as long as a GPU is waited for; says whether that is so.
+    pub(super) fn is_soon_idle(&self) -> bool {
+        self.shared.wait(|queue| queue.batch.is_none() && queue.jobs.is_empty())
     }
 }
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        self.jobs = None;
+        self.shared.queue().is_closed = true;
+        self.shared.changed.notify_all();
         let is_other = |thread: &JoinHandle<()>| thread.thread().id() != std::thread::current().id();
-        // What a GPU that hangs has been asked for is its own to the end of the process.
-        if let Some(thread) = self.thread.take().filter(is_other).filter(|_| !self.shared.is_stalled()) {
+        let Some(thread) = self.thread.take().filter(is_other) else { return };
+        if self.shared.wait(|queue| queue.is_over) {
             // A panic of its is told by the hook.
             let _ = thread.join();
+        } else {
+            self.give_up(&CudaError::Stalled);
         }
     }
 }
@@ -148,40 +237,49 @@ impl Drop for Hand {
         if std::thread::panicking() {
             // Nobody copies in this direction any more.
             let _ = self.fate.set(CudaError::Ended);
+            self.shared.give_up(&CudaError::Ended);
         }
+        self.shared.queue().is_over = true;
+        self.shared.changed.notify_all();
     }
 }
 
 impl Hand {
-    fn run(mut self, queue: &Receiver<Job>) {
-        let mut next = queue.recv().ok();
-        while let Some(first) = next.take() {
-            let mut bytes = first.piece.bytes;
-            let mut batch = vec![first];
-            while batch.len() < BATCH_PIECES
-                && let Ok(job) = queue.try_recv()
-            {
-                if bytes + job.piece.bytes > BATCH_BYTES {
-                    next = Some(job);
-                    break;
-                }
-                bytes += job.piece.bytes;
-                batch.push(job);
-            }
-            self.shared.began_ms.store(self.shared.now_ms() + 1, Ordering::Relaxed);
-            self.perform(batch);
-            self.shared.began_ms.store(0, Ordering::Relaxed);
-            self.shared.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    fn run(mut self) {
+        while let Some(mut batch) = self.next() {
+            let bytes: usize = batch.iter().map(|job| job.piece.bytes).sum();
+            self.perform(&mut batch);
             self.gpu.shelf.sweep(&self.gpu);
-            next = next.or_else(|| queue.recv().ok());
+            let mut queue = self.shared.queue();
+            queue.batch = None;
+            queue.waiting_bytes = queue.waiting_bytes.saturating_sub(bytes);
+            drop(queue);
+            self.shared.changed.notify_all();
         }
     }
 
-    fn perform(&mut self, batch: Vec<Job>) {
+    /// Waits for jobs that are done together; none come any more once the lane is dropped.
+    fn next(&self) -> Option<Vec<Job>> {
+        let mut queue = self.shared.queue();
+        loop {
+            if let Some(mut batch) = queue.batch() {
+                let none = || -> GiveUp { Box::new(|_| ()) };
+                let give_up = batch.iter_mut().map(|job| std::mem::replace(&mut job.give_up, none()));
+                queue.batch = Some((Instant::now(), give_up.collect()));
+                return Some(batch);
+            }
+            if queue.is_closed {
+                return None;
+            }
+            queue = self.shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn perform(&mut self, batch: &mut Vec<Job>) {
         let pieces: Vec<Piece> = batch.iter().map(|job| job.piece).collect();
         let together = self.copy_or_die(&pieces);
         let is_alone = batch.len() == 1;
-        for job in batch {
+        for job in batch.drain(..) {
             // An error of one copy is not the others'.
             let ended = match &together {
                 Err(_) if !is_alone && self.fate.get().is_none() => self.copy_or_die(&[job.piece]),

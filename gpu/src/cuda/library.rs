@@ -55,6 +55,11 @@ pub(super) struct Access {
     pub(super) flags: c_int,
 }
 
+/// `CUipcMemHandle`: passed by its value.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct IpcHandle(pub(super) [u8; 64]);
+
 macro_rules! table {
     ($($name:ident: fn($($argument:ty),*);)*) => {
         /// The driver's functions, by their names. Each returns a `CUresult`, taken as the number that it is: a newer driver may
@@ -118,6 +123,11 @@ table! {
     cuMemUnmap: fn(Address, usize);
     cuMemSetAccess: fn(Address, usize, *const Access, usize);
     cuMemExportToShareableHandle: fn(*mut c_void, u64, c_int, u64);
+    cuMemImportFromShareableHandle: fn(*mut u64, *mut c_void, c_int);
+    cuMemGetAddressRange_v2: fn(*mut Address, *mut usize, Address);
+    cuIpcGetMemHandle: fn(*mut IpcHandle, Address);
+    cuIpcOpenMemHandle_v2: fn(*mut Address, IpcHandle, c_uint);
+    cuIpcCloseMemHandle: fn(Address);
     cuStreamCreate: fn(*mut Handle, c_uint);
     cuStreamDestroy_v2: fn(Handle);
     cuStreamSynchronize: fn(Handle);
@@ -133,6 +143,7 @@ table! {
     cuEventCreate: fn(*mut Handle, c_uint);
     cuEventDestroy_v2: fn(Handle);
     cuEventRecord: fn(Handle, Handle);
+    cuEventQuery: fn(Handle);
     cuEventElapsedTime: fn(*mut f32, Handle, Handle);
 }
 

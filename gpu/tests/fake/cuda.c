@@ -3,9 +3,12 @@
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #define GPUS 2
@@ -13,16 +16,24 @@
 #define MAX_COPIES 4096
 #define PAGE 4096
 
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600 };
 
-/* A copy, or a launch of a kernel. */
-typedef struct { void *to; const void *from; size_t bytes; void *launched; } Copy;
-typedef struct { int context, copies; Copy copy[MAX_COPIES]; } Stream;
+/* A copy, a launch of a kernel, or something that another library has the stream do. */
+typedef struct { void *to; const void *from; size_t bytes; void *launched; void (*run)(void *); void *with; } Copy;
+/* What was asked of it in a ring, how much of it ever, and how much of that is done. Once another library had it do something that takes time,
+ * a thread of its own does what comes, and does it at once. */
+typedef struct {
+    int context, threaded, ending;
+    uint64_t asked, done;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    Copy copy[MAX_COPIES];
+} Stream;
 
 const void *kernel_named(const char *name);
 void *kernel_launched(const void *kernel, unsigned blocks, unsigned threads, void **arguments);
 void kernel_run(void *launched);
-typedef struct { int recorded; } Event;
+typedef struct { int recorded; Stream *stream; uint64_t at; } Event;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int initialized, version = 13000, count = GPUS;
@@ -53,9 +64,40 @@ int fake_live(void) { return live; }
 /* Says how many contexts this thread has entered and not left. */
 int fake_depth(void) { return depth; }
 
+/* Has the `nth` call of `name` from now on not return before `fake_release`, as a GPU that hangs. */
+static char hanging[64];
+static int hanging_at, hung, releases;
+static pthread_cond_t released = PTHREAD_COND_INITIALIZER;
+void fake_hang(const char *name, int nth) {
+    pthread_mutex_lock(&lock);
+    strncpy(hanging, name, sizeof hanging - 1);
+    hanging_at = nth;
+    pthread_mutex_unlock(&lock);
+}
+void fake_release(int none) {
+    (void)none;
+    pthread_mutex_lock(&lock);
+    hanging_at = 0;
+    releases++;
+    pthread_cond_broadcast(&released);
+    pthread_mutex_unlock(&lock);
+}
+/* Says how many calls hang. */
+int fake_hung(void) {
+    pthread_mutex_lock(&lock);
+    int now = hung;
+    pthread_mutex_unlock(&lock);
+    return now;
+}
+
 static int fails(const char *name) {
     int code = 0;
     pthread_mutex_lock(&lock);
+    if (hanging_at > 0 && !strcmp(name, hanging) && --hanging_at == 0) {
+        hung++;
+        for (int before = releases; before == releases;) pthread_cond_wait(&released, &lock);
+        hung--;
+    }
     if (failing_at > 0 && !strcmp(name, failing) && --failing_at == 0) code = failing_code;
     pthread_mutex_unlock(&lock);
     if (!code && !initialized && strcmp(name, "cuInit") && strcmp(name, "cuDriverGetVersion")) code = NOT_INITIALIZED;
@@ -79,6 +121,10 @@ int cuDeviceGet(int *out, int ordinal) { BEGIN; if (ordinal < 0 || ordinal >= co
 int cuDeviceGetName(char *out, int bytes, int device) { BEGIN; strncpy(out, device ? "Fake 1" : "Fake 0", bytes); return OK; }
 int cuDeviceTotalMem_v2(size_t *out, int device) { BEGIN; (void)device; *out = MEMORY; return OK; }
 int cuDeviceGetAttribute(int *out, int attribute, int device) { BEGIN; (void)device; *out = attribute == 75 ? 9 : attribute == 16 ? 3 : attribute == 91 ? mappable : 0; return OK; }
+static int peers = 1;
+/* Says whether GPUs reach each other's memory. */
+void fake_peers(int are) { peers = are; }
+int cuDeviceCanAccessPeer(int *out, int from, int to) { BEGIN; if (from >= count || to >= count || from == to) return INVALID_DEVICE; *out = peers; return OK; }
 int cuDeviceGetPCIBusId(char *out, int bytes, int device) { BEGIN; strncpy(out, device ? "0000:02:00.0" : "0000:01:00.0", bytes); return OK; }
 int cuDevicePrimaryCtxRetain(void **out, int device) { BEGIN; retained[device]++; live++; *out = (void *)(uintptr_t)(device + 1); return OK; }
 int cuDevicePrimaryCtxRelease_v2(int device) { BEGIN; if (retained[device]-- <= 0) abort(); live--; return OK; }
@@ -109,14 +155,151 @@ static int take_back(void *memory) {
     free(start);
     return OK;
 }
-int cuMemAlloc_v2(uint64_t *out, size_t bytes) { INSIDE; void *memory; int code = give(&memory, bytes); if (!code) *out = (uintptr_t)memory; return code; }
-int cuMemFree_v2(uint64_t memory) { INSIDE; return take_back((void *)(uintptr_t)memory); }
+/* The GPUs' memory that another process can map is files that have no names. */
+static int budget(size_t bytes) {
+    pthread_mutex_lock(&lock);
+    int full = used + bytes > MEMORY;
+    if (!full) { used += bytes; live++; }
+    pthread_mutex_unlock(&lock);
+    return full ? OUT_OF_MEMORY : OK;
+}
+static void unbudget(size_t bytes) {
+    pthread_mutex_lock(&lock);
+    used -= bytes;
+    live--;
+    pthread_mutex_unlock(&lock);
+}
+static int file_of(size_t bytes) {
+    int file = memfd_create("gpu", MFD_CLOEXEC);
+    if (file < 0 || ftruncate(file, (off_t)bytes)) abort();
+    return file;
+}
+static void *mapped(int file, size_t bytes) {
+    void *all = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file, 0);
+    if (all == MAP_FAILED) abort();
+    return all;
+}
+/* Memory of `cuMemAlloc`, and of other processes that was opened here (`times` often). */
+typedef struct Range { struct Range *next; char *start; size_t bytes; int file, times; ino_t inode; } Range; /* `file`: -1 before it is lent. */
+static Range *ranges;
+static Range *range_of(const char *at) {
+    Range *range = ranges;
+    while (range && !(at >= range->start && at < range->start + range->bytes)) range = range->next;
+    return range;
+}
+static Range *range_new(void *start, size_t bytes, int file, ino_t inode) {
+    Range *range = calloc(1, sizeof *range);
+    *range = (Range){ .next = ranges, .start = start, .bytes = bytes, .file = file, .times = 1, .inode = inode };
+    return ranges = range;
+}
+/* Under the lock. */
+static void range_end(Range *range) {
+    Range **at = &ranges;
+    while (*at != range) at = &(*at)->next;
+    *at = range->next;
+    munmap(range->start, range->bytes);
+    if (range->file >= 0) close(range->file);
+    free(range);
+}
+int cuMemAlloc_v2(uint64_t *out, size_t bytes) {
+    INSIDE;
+    int full = budget(bytes);
+    if (full) return full;
+    void *start = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) abort();
+    memset(start, 0xA5, bytes);
+    pthread_mutex_lock(&lock);
+    range_new(start, bytes, -1, 0);
+    pthread_mutex_unlock(&lock);
+    *out = (uintptr_t)start;
+    return OK;
+}
+int cuMemFree_v2(uint64_t memory) {
+    INSIDE;
+    pthread_mutex_lock(&lock);
+    Range *range = range_of((char *)(uintptr_t)memory);
+    if (!range || range->start != (char *)(uintptr_t)memory) abort();
+    size_t bytes = range->bytes;
+    range_end(range);
+    pthread_mutex_unlock(&lock);
+    unbudget(bytes);
+    return OK;
+}
+int cuMemGetAddressRange_v2(uint64_t *start, size_t *bytes, uint64_t at) {
+    INSIDE;
+    pthread_mutex_lock(&lock);
+    Range *range = range_of((char *)(uintptr_t)at);
+    if (range) { *start = (uintptr_t)range->start; *bytes = range->bytes; }
+    pthread_mutex_unlock(&lock);
+    return range ? OK : INVALID_VALUE;
+}
+
+/* A handle says in which process a file is open, under which number, and which file that is. */
+typedef union { char reserved[64]; struct { uint64_t magic, process, file, inode; } is; } Handle;
+#define MAGIC 0x4b56484956450a0dull
+/* Makes of memory that this process has alone a file, in its place. Whoever lends memory does not write it meanwhile. */
+static void share(Range *range) {
+    struct stat stat;
+    range->file = file_of(range->bytes);
+    void *copy = mapped(range->file, range->bytes);
+    memcpy(copy, range->start, range->bytes);
+    munmap(copy, range->bytes);
+    void *there = mmap(range->start, range->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, range->file, 0);
+    if (there == MAP_FAILED || fstat(range->file, &stat)) abort();
+    range->inode = stat.st_ino;
+}
+int cuIpcGetMemHandle(Handle *out, uint64_t start) {
+    INSIDE;
+    pthread_mutex_lock(&lock);
+    Range *range = range_of((char *)(uintptr_t)start);
+    int known = range && range->start == (char *)(uintptr_t)start;
+    if (known && range->file < 0) share(range);
+    if (known) *out = (Handle){ .is = { MAGIC, (uint64_t)getpid(), (uint64_t)range->file, range->inode } };
+    pthread_mutex_unlock(&lock);
+    return known ? OK : INVALID_VALUE;
+}
+int cuIpcOpenMemHandle_v2(uint64_t *out, Handle handle, unsigned flags) {
+    INSIDE;
+    char path[64];
+    struct stat stat;
+    if (flags != 1 || handle.is.magic != MAGIC) return INVALID_VALUE;
+    /* As the driver has it: a process does not open what is its own. */
+    if (handle.is.process == (uint64_t)getpid()) return INVALID_CONTEXT;
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)handle.is.process, (int)handle.is.file);
+    int file = open(path, O_RDWR | O_CLOEXEC);
+    if (file < 0) return INVALID_VALUE;
+    if (fstat(file, &stat) || stat.st_ino != handle.is.inode) { close(file); return INVALID_VALUE; }
+    pthread_mutex_lock(&lock);
+    Range *range = ranges;
+    while (range && range->inode != stat.st_ino) range = range->next;
+    if (range) {
+        range->times++;
+        close(file);
+    } else {
+        range = range_new(mapped(file, (size_t)stat.st_size), (size_t)stat.st_size, file, stat.st_ino);
+    }
+    live++;
+    *out = (uintptr_t)range->start;
+    pthread_mutex_unlock(&lock);
+    return OK;
+}
+int cuIpcCloseMemHandle(uint64_t start) {
+    INSIDE;
+    pthread_mutex_lock(&lock);
+    Range *range = range_of((char *)(uintptr_t)start);
+    if (!range) abort();
+    live--;
+    if (!--range->times) range_end(range);
+    pthread_mutex_unlock(&lock);
+    return OK;
+}
 int cuMemHostRegister_v2(void *memory, size_t bytes, unsigned flags) { INSIDE; (void)flags; if (!memory || !bytes) return INVALID_VALUE; live++; return OK; }
 int cuMemHostUnregister(void *memory) { INSIDE; (void)memory; live--; return OK; }
 int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) { INSIDE; (void)flags; return give(out, bytes); }
 int cuMemFreeHost(void *memory) { INSIDE; return take_back(memory); }
 
-/* Virtual memory: a handle is a file of so many bytes, which is why another process can map it too. */
+/* Virtual memory: a handle is such a file; 0 is none, and one that was imported has a bit more. */
+#define OTHERS (1ull << 32)
 #define UNIT ((size_t)2 << 20)
 int cuMemGetAllocationGranularity(size_t *out, const int *properties, int option) {
     INSIDE;
@@ -128,26 +311,33 @@ int cuMemGetAllocationGranularity(size_t *out, const int *properties, int option
 int cuMemCreate(uint64_t *out, size_t bytes, const int *properties, uint64_t flags) {
     INSIDE;
     if (flags || bytes % UNIT || properties[3] != current[depth - 1] - 1) return INVALID_VALUE;
-    pthread_mutex_lock(&lock);
-    int full = used + bytes > MEMORY;
-    if (!full) { used += bytes; live++; }
-    pthread_mutex_unlock(&lock);
-    if (full) return OUT_OF_MEMORY;
-    int file = memfd_create("gpu", 0);
-    if (file < 0 || ftruncate(file, (off_t)bytes)) abort();
-    /* 0 is no handle. */
+    int full = budget(bytes);
+    if (full) return full;
+    int file = file_of(bytes);
+    void *all = mapped(file, bytes);
+    memset(all, 0xA5, bytes);
+    munmap(all, bytes);
     *out = (uint64_t)file + 1;
     return OK;
 }
 int cuMemRelease(uint64_t handle) {
     INSIDE;
-    off_t bytes = lseek((int)handle - 1, 0, SEEK_END);
+    int file = (int)handle - 1;
+    off_t bytes = lseek(file, 0, SEEK_END);
     if (bytes < 0) abort();
-    close((int)handle - 1);
-    pthread_mutex_lock(&lock);
-    used -= (size_t)bytes;
-    live--;
-    pthread_mutex_unlock(&lock);
+    close(file);
+    unbudget(handle & OTHERS ? 0 : (size_t)bytes);
+    return OK;
+}
+int cuMemImportFromShareableHandle(uint64_t *out, void *number, int kind) {
+    INSIDE;
+    struct stat stat;
+    int file = (int)(intptr_t)number;
+    if (kind != 1 || fstat(file, &stat)) return INVALID_VALUE;
+    /* Only what has no name can be such memory. */
+    if (!S_ISREG(stat.st_mode) || stat.st_nlink || stat.st_size % (off_t)UNIT) return INVALID_VALUE;
+    live++;
+    *out = ((uint64_t)fcntl(file, F_DUPFD_CLOEXEC, 0) + 1) | OTHERS;
     return OK;
 }
 int cuMemAddressReserve(uint64_t *out, size_t bytes, size_t unit, uint64_t where, uint64_t flags) {
@@ -162,7 +352,8 @@ int cuMemAddressReserve(uint64_t *out, size_t bytes, size_t unit, uint64_t where
 int cuMemAddressFree(uint64_t start, size_t bytes) { INSIDE; live--; return munmap((void *)(uintptr_t)start, bytes) ? INVALID_VALUE : OK; }
 int cuMemMap(uint64_t start, size_t bytes, size_t from, uint64_t handle, uint64_t flags) {
     INSIDE;
-    if (flags || from) return INVALID_VALUE;
+    struct stat stat;
+    if (flags || from || fstat((int)handle - 1, &stat) || (off_t)bytes > stat.st_size) return INVALID_VALUE;
     void *mapped = mmap((void *)(uintptr_t)start, bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, (int)handle - 1, 0);
     if (mapped == MAP_FAILED) return INVALID_VALUE;
     live++;
@@ -177,15 +368,12 @@ int cuMemUnmap(uint64_t start, size_t bytes) {
 int cuMemSetAccess(uint64_t start, size_t bytes, const int *access, size_t count) {
     INSIDE;
     if (count != 1 || access[0] != 1 || access[1] != current[depth - 1] - 1 || access[2] != 3) return INVALID_VALUE;
-    if (mprotect((void *)(uintptr_t)start, bytes, PROT_READ | PROT_WRITE)) return INVALID_VALUE;
-    /* Memory that nobody wrote is of no use to anybody. */
-    memset((void *)(uintptr_t)start, 0xA5, bytes);
-    return OK;
+    return mprotect((void *)(uintptr_t)start, bytes, PROT_READ | PROT_WRITE) ? INVALID_VALUE : OK;
 }
 int cuMemExportToShareableHandle(void *out, uint64_t handle, int kind, uint64_t flags) {
     INSIDE;
     if (kind != 1 || flags) return INVALID_VALUE;
-    *(int *)out = dup((int)handle - 1);
+    *(int *)out = fcntl((int)handle - 1, F_DUPFD_CLOEXEC, 0);
     return OK;
 }
 
@@ -194,27 +382,84 @@ int cuStreamCreate(void **out, unsigned flags) {
     Stream *stream = calloc(1, sizeof *stream);
     (void)flags;
     stream->context = current[depth - 1];
+    pthread_mutex_init(&stream->lock, NULL);
+    pthread_cond_init(&stream->changed, NULL);
     live++;
     *out = stream;
     return OK;
 }
-int cuStreamDestroy_v2(void *stream) { INSIDE; live--; free(stream); return OK; }
+static void stream_do(Copy *one) {
+    if (one->run) one->run(one->with);
+    else if (one->launched) kernel_run(one->launched);
+    else memcpy(one->to, one->from, one->bytes);
+}
+static void *stream_thread(void *raw) {
+    Stream *stream = raw;
+    pthread_mutex_lock(&stream->lock);
+    for (;;) {
+        while (stream->done == stream->asked && !stream->ending) pthread_cond_wait(&stream->changed, &stream->lock);
+        if (stream->done == stream->asked) break;
+        Copy one = stream->copy[stream->done % MAX_COPIES];
+        pthread_mutex_unlock(&stream->lock);
+        stream_do(&one);
+        pthread_mutex_lock(&stream->lock);
+        stream->done++;
+        pthread_cond_broadcast(&stream->changed);
+    }
+    pthread_mutex_unlock(&stream->lock);
+    free(stream);
+    return NULL;
+}
+/* As the driver's, it returns at once, and what was asked is done. */
+int cuStreamDestroy_v2(void *raw) {
+    INSIDE;
+    Stream *stream = raw;
+    live--;
+    if (!stream->threaded) { free(stream); return OK; }
+    pthread_mutex_lock(&stream->lock);
+    stream->ending = 1;
+    pthread_cond_broadcast(&stream->changed);
+    pthread_mutex_unlock(&stream->lock);
+    return OK;
+}
+/* Does what was asked up to some point, or waits until it is done. */
+static void stream_until(Stream *stream, uint64_t at) {
+    pthread_mutex_lock(&stream->lock);
+    while (stream->done < at) {
+        if (stream->threaded) pthread_cond_wait(&stream->changed, &stream->lock);
+        else stream_do(&stream->copy[stream->done++ % MAX_COPIES]);
+    }
+    pthread_mutex_unlock(&stream->lock);
+}
 int cuStreamSynchronize(void *raw) {
     Stream *stream = raw;
+    int code = fails(__func__);
     /* Also where it fails, nothing is under way any more. */
-    for (int i = 0; i < stream->copies; i++) {
-        Copy *one = &stream->copy[i];
-        if (one->launched) kernel_run(one->launched);
-        else memcpy(one->to, one->from, one->bytes);
-    }
-    stream->copies = 0;
-    INSIDE;
+    stream_until(stream, stream->asked);
+    return code ? code : dead ? dead : depth ? OK : INVALID_CONTEXT;
+}
+static int stream_ask(Stream *stream, Copy copy) {
+    pthread_mutex_lock(&stream->lock);
+    int full = stream->asked - stream->done == MAX_COPIES;
+    if (!full) stream->copy[stream->asked++ % MAX_COPIES] = copy;
+    pthread_cond_broadcast(&stream->changed);
+    pthread_mutex_unlock(&stream->lock);
+    return full ? INVALID_VALUE : OK;
+}
+/* Has a stream do something that may take long, after what was asked of it before. */
+int fake_stream_run(void *raw, void (*run)(void *), void *with) {
+    Stream *stream = raw;
+    int code = stream_ask(stream, (Copy){ .run = run, .with = with });
+    if (code || stream->threaded) return code;
+    pthread_t thread;
+    stream->threaded = 1;
+    if (pthread_create(&thread, NULL, stream_thread, stream)) abort();
+    pthread_detach(thread);
     return OK;
 }
 static int later(Stream *stream, void *to, const void *from, size_t bytes) {
-    if (stream->context != current[depth - 1] || stream->copies == MAX_COPIES) return INVALID_VALUE;
-    stream->copy[stream->copies++] = (Copy){ .to = to, .from = from, .bytes = bytes };
-    return OK;
+    if (stream->context != current[depth - 1]) return INVALID_VALUE;
+    return stream_ask(stream, (Copy){ .to = to, .from = from, .bytes = bytes });
 }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) { INSIDE; return later(stream, (void *)(uintptr_t)to, from, bytes); }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) { INSIDE; return later(stream, to, (void *)(uintptr_t)from, bytes); }
@@ -238,15 +483,32 @@ int cuLaunchKernel(void *kernel, unsigned x, unsigned y, unsigned z, unsigned tx
                    void **arguments, void **extra) {
     INSIDE;
     Stream *stream = raw;
-    if (!x || y * z * ty * tz != 1 || shared || extra || stream->context != current[depth - 1] || stream->copies == MAX_COPIES) return INVALID_VALUE;
+    if (!x || y * z * ty * tz != 1 || shared || extra || stream->context != current[depth - 1]) return INVALID_VALUE;
     /* Arguments are read at once, what they point to when the kernel runs. */
-    stream->copy[stream->copies++] = (Copy){ .launched = kernel_launched(kernel, x, tx, arguments) };
-    return OK;
+    return stream_ask(stream, (Copy){ .launched = kernel_launched(kernel, x, tx, arguments) });
 }
 
 int cuEventCreate(void **out, unsigned flags) { INSIDE; (void)flags; *out = calloc(1, sizeof(Event)); live++; return OK; }
 int cuEventDestroy_v2(void *event) { INSIDE; live--; free(event); return OK; }
-int cuEventRecord(void *event, void *stream) { INSIDE; (void)stream; ((Event *)event)->recorded = 1; return OK; }
+int cuEventRecord(void *raw, void *on) {
+    INSIDE;
+    Stream *stream = on;
+    pthread_mutex_lock(&stream->lock);
+    *(Event *)raw = (Event){ .recorded = 1, .stream = stream, .at = stream->asked };
+    pthread_mutex_unlock(&stream->lock);
+    return OK;
+}
+/* A stream without a thread has done what it was asked when it is asked about it. */
+int cuEventQuery(void *raw) {
+    INSIDE;
+    Event *event = raw;
+    if (!event->recorded) return OK;
+    if (!event->stream->threaded) stream_until(event->stream, event->at);
+    pthread_mutex_lock(&event->stream->lock);
+    int over = event->stream->done >= event->at;
+    pthread_mutex_unlock(&event->stream->lock);
+    return over ? OK : NOT_READY;
+}
 int cuEventElapsedTime(float *ms, void *begun, void *ended) {
     INSIDE;
     if (!((Event *)begun)->recorded || !((Event *)ended)->recorded) return INVALID_VALUE;

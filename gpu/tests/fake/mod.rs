@@ -38,9 +38,9 @@ impl Fake {
         compile("cc", &sources.join("cuda.c"), &driver, flags);
         let objects = [driver, kernels(&sources)];
         let linked =
-            // Whoever looks for the driver by its name finds it, once a test has loaded it.
+            // Whoever looks for the driver by its name finds it, once a test has loaded it. It is never unloaded: streams may have threads.
             Command::new("c++")
-                .args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1", "-o"])
+                .args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1", "-Wl,-z,nodelete", "-o"])
                 .arg(&path)
                 .args(objects)
                 .status();
@@ -59,12 +59,33 @@ impl Fake {
         self.folder.path()
     }
 
+    /// Returns the library itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn cuda(&self) -> Result<Arc<Cuda>, CudaError> {
         Cuda::load(&self.path)
     }
 
     pub(crate) fn gpu(&self) -> Arc<Gpu> {
         self.cuda().and_then(|cuda| cuda.open(0)).expect("it works")
+    }
+
+    /// Has a call not return before [`Fake::release`].
+    pub(crate) fn hang(&self, call: &str, nth: c_int) {
+        let name = CString::new(call).expect("no 0 in it");
+        // SAFETY: the fake's own function, with its own signature.
+        unsafe {
+            let hang: Symbol<unsafe extern "C" fn(*const c_char, c_int)> =
+                self.library.get(b"fake_hang\0").expect("it is there");
+            hang(name.as_ptr(), nth);
+        }
+    }
+
+    /// Has what hangs go on.
+    pub(crate) fn release(&self) {
+        self.set("fake_release", 0);
     }
 
     pub(crate) fn fail(&self, call: &str, nth: c_int, code: c_int) {

@@ -1,12 +1,12 @@
 //! By which way a transfer goes: what both ends have, what was measured of it at this size, and whether it lately failed.
 //!
-//! Ways that are at hand are taken in the order of [`Transport::ALL`] until they are measured; from then on the fastest is. What
+//! Ways that are at hand are taken in the order of [`TransportKind::ALL`] until they are measured; from then on the fastest is. What
 //! fails rests, each time for twice as long, and is then tried with one transfer. So that a measurement does not stay old, a
 //! bounded share of the bytes goes by ways that are not the best. TCP is taken whatever it did when nothing else is left.
 //!
 //! What is asked of a pair that is not ready yet goes by TCP at once and is no failure of NCCL: that is not reported here.
 
-use kvhive_protocol::links::{LinkReport, PairState, Transport};
+use kvhive_protocol::links::{LinkReport, PairState, TransportKind};
 use kvhive_protocol::{DeviceId, Moment};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,12 +44,12 @@ pub struct Ends {
 }
 
 impl Ends {
-    fn has(&self, transport: Transport) -> bool {
+    fn has(&self, transport: TransportKind) -> bool {
         match transport {
-            Transport::InProcess => self.same_process,
-            Transport::SharedMemory => self.same_host,
-            Transport::Nccl => self.both_gpu_tiers && self.nccl.is_some(),
-            Transport::Tcp => true,
+            TransportKind::InProcess => self.same_process,
+            TransportKind::SharedMemory => self.same_host,
+            TransportKind::Nccl => self.both_gpu_tiers && self.nccl.is_some(),
+            TransportKind::Tcp => true,
         }
     }
 }
@@ -58,7 +58,7 @@ impl Ends {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Choice {
     /// The way.
-    pub transport: Transport,
+    pub transport: TransportKind,
     /// Why; its `Display` is in words.
     pub reason: Reason,
 }
@@ -75,12 +75,12 @@ struct Way {
 
 #[derive(Clone, Debug)]
 struct Link {
-    ways: [Way; Transport::ALL.len()],
+    ways: [Way; TransportKind::ALL.len()],
     last: Choice,
     /// When it was last chosen for.
     used: Moment,
     /// By what the last transfer of each size went that was not for a measurement.
-    taken: [Option<Transport>; rates::CLASSES],
+    taken: [Option<TransportKind>; rates::CLASSES],
     /// Bytes of all transfers of each size, and of those that were for a measurement alone.
     chosen_bytes: [u64; rates::CLASSES],
     measured_bytes: [u64; rates::CLASSES],
@@ -91,7 +91,7 @@ impl Link {
         let reason = Reason { why: Why::NothingElse, passed_over: None };
         Link {
             ways: Default::default(),
-            last: Choice { transport: Transport::Tcp, reason },
+            last: Choice { transport: TransportKind::Tcp, reason },
             used: now,
             taken: [None; rates::CLASSES],
             chosen_bytes: [0; rates::CLASSES],
@@ -99,13 +99,13 @@ impl Link {
         }
     }
 
-    fn way(&self, transport: Transport) -> &Way {
+    fn way(&self, transport: TransportKind) -> &Way {
         &self.ways[transport as usize]
     }
 
     /// Says why a way that both ends have is not taken now.
-    fn passed_over(&self, now: Moment, transport: Transport, ends: &Ends) -> Option<PassedOver> {
-        let pair = ends.nccl.filter(|_| transport == Transport::Nccl);
+    fn passed_over(&self, now: Moment, transport: TransportKind, ends: &Ends) -> Option<PassedOver> {
+        let pair = ends.nccl.filter(|_| transport == TransportKind::Nccl);
         if let Some(
             state @ (PairState::Offered | PairState::Joining | PairState::Aborting | PairState::Cold),
         ) = pair
@@ -116,22 +116,22 @@ impl Link {
     }
 
     /// Returns what is measured of a way, once that is enough to compare it.
-    fn measured(&self, transport: Transport, class: usize) -> Option<u64> {
+    fn measured(&self, transport: TransportKind, class: usize) -> Option<u64> {
         self.way(transport).rates.of(class).filter(|rate| rate.samples >= ENOUGH).map(|rate| rate.bytes_per_s)
     }
 
     /// Returns the best of those that may be taken, which are in the order in which they are taken unmeasured.
-    fn best(&self, open: &[Transport], class: usize) -> (Transport, Why) {
-        let Some(first) = open.first().copied() else { return (Transport::Tcp, Why::AllRest) };
-        if first == Transport::InProcess {
+    fn best(&self, open: &[TransportKind], class: usize) -> (TransportKind, Why) {
+        let Some(first) = open.first().copied() else { return (TransportKind::Tcp, Why::AllRest) };
+        if first == TransportKind::InProcess {
             return (first, Why::OneProcess);
         }
-        let weighed = |transport: Transport, rate: u64| match self.taken[class] == Some(transport) {
+        let weighed = |transport: TransportKind, rate: u64| match self.taken[class] == Some(transport) {
             true => rate.saturating_mul(CLEARLY_PERCENT) / 100,
             false => rate,
         };
         let (mut best, mut best_rate) = (first, self.measured(first, class));
-        let mut second: Option<(Transport, u64)> = None;
+        let mut second: Option<(TransportKind, u64)> = None;
         for other in open[1..].iter().copied() {
             let (Some(old), Some(new)) = (best_rate, self.measured(other, class)) else { continue };
             let runner_up = if weighed(other, new) > weighed(best, old) {
@@ -158,18 +158,18 @@ impl Link {
     fn to_measure(
         &self,
         now: Moment,
-        (open, best): (&[Transport], Transport),
+        (open, best): (&[TransportKind], TransportKind),
         (bytes, class): (u64, usize),
         pair: Option<PairState>,
-    ) -> Option<Transport> {
+    ) -> Option<TransportKind> {
         let spared =
             self.measured_bytes[class].saturating_add(bytes) <= self.chosen_bytes[class] / MEASURED_ONE_IN;
-        if !spared || best == Transport::InProcess {
+        if !spared || best == TransportKind::InProcess {
             return None;
         }
         let stands = matches!(pair, Some(PairState::Ready | PairState::Busy));
         let others = open.iter().copied().filter(|other| {
-            *other != best && (*other != Transport::Nccl || stands) && self.way(*other).health.is_well()
+            *other != best && (*other != TransportKind::Nccl || stands) && self.way(*other).health.is_well()
         });
         let measured = others.map(|other| (self.way(other).rates.of(class), other));
         let is_stale = |rate: &Option<rates::Rate>| {
@@ -183,8 +183,8 @@ impl Link {
         let class = rates::class(bytes);
         self.used = now;
         self.chosen_bytes[class] = self.chosen_bytes[class].saturating_add(bytes);
-        let (mut open, mut passed_over) = (Vec::with_capacity(Transport::ALL.len()), None);
-        for transport in Transport::ALL.into_iter().filter(|transport| ends.has(*transport)) {
+        let (mut open, mut passed_over) = (Vec::with_capacity(TransportKind::ALL.len()), None);
+        for transport in TransportKind::ALL.into_iter().filter(|transport| ends.has(*transport)) {
             match self.passed_over(now, transport, ends) {
                 None => open.push(transport),
                 Some(why) => passed_over = passed_over.or(Some((transport, why))),
@@ -210,7 +210,7 @@ impl Link {
     }
 
     fn report(&self, now: Moment, target: DeviceId) -> LinkReport {
-        let known = |transport: &Transport| {
+        let known = |transport: &TransportKind| {
             let way = self.way(*transport);
             way.transfers + way.failures > 0 || *transport == self.last.transport
         };
@@ -218,7 +218,7 @@ impl Link {
             target,
             transport: self.last.transport,
             reason: self.last.reason.to_string(),
-            transports: Transport::ALL
+            transports: TransportKind::ALL
                 .into_iter()
                 .filter(known)
                 .map(|transport| {
@@ -254,14 +254,14 @@ impl Links {
         self.links.entry(target).or_insert_with(|| Link::new(now)).choose(now, bytes, &ends)
     }
 
-    /// A transfer of so many bytes has ended, well or not, and took so long.
+    /// A transfer of so many bytes has ended, well or not, and took so long: none where it has waited for something else.
     pub fn ended(
         &mut self,
         now: Moment,
         target: DeviceId,
-        transport: Transport,
+        transport: TransportKind,
         bytes: u64,
-        took: Duration,
+        took: Option<Duration>,
         ok: bool,
     ) {
         let Some(link) = self.links.get_mut(&target) else { return };
@@ -270,15 +270,17 @@ impl Links {
         if ok {
             way.transfers += 1;
             way.bytes = way.bytes.saturating_add(bytes);
-            way.rates.measured(now, bytes, took);
+            if let Some(took) = took {
+                way.rates.measured(now, bytes, took);
+            }
         } else {
             way.failures += 1;
         }
     }
 
-    /// A device is no more, or has become another one: nothing that is known of it holds.
-    pub fn gone(&mut self, target: DeviceId) {
-        self.links.remove(&target);
+    /// Forgets devices that are no more or have become others: nothing that is known of them holds.
+    pub fn retain(&mut self, stays: impl Fn(&DeviceId) -> bool) {
+        self.links.retain(|target, _| stays(target));
     }
 
     /// Reports every link, ascending by target.

@@ -14,14 +14,14 @@ fn at(ms: u64) -> Moment {
 }
 
 /// Says that so many transfers of 4 MiB went by a way at so many MB/s.
-fn measured(links: &mut Links, ms: u64, transport: Transport, mb_per_s: u64, times: u64) {
+fn measured(links: &mut Links, ms: u64, transport: TransportKind, mb_per_s: u64, times: u64) {
     for _ in 0..times {
         let took = Duration::from_nanos(4 * MIB * 1000 / mb_per_s);
-        links.ended(at(ms), A, transport, 4 * MIB, took, true);
+        links.ended(at(ms), A, transport, 4 * MIB, Some(took), true);
     }
 }
 
-fn chosen(links: &mut Links, ms: u64, ends: Ends) -> (Transport, String) {
+fn chosen(links: &mut Links, ms: u64, ends: Ends) -> (TransportKind, String) {
     let choice = links.choose(at(ms), A, 4 * MIB, ends);
     (choice.transport, choice.reason.to_string())
 }
@@ -32,10 +32,10 @@ fn what_is_not_measured_is_taken_in_order_of_what_the_ends_have() {
     let all =
         Ends { same_process: true, same_host: true, both_gpu_tiers: true, nccl: Some(PairState::Ready) };
     let mut taken = |ends| chosen(&mut links, 0, ends);
-    assert_eq!(taken(all), (Transport::InProcess, "both ends are one process".to_owned()));
-    assert_eq!(taken(HOST), (Transport::SharedMemory, "not measured yet".to_owned()));
-    assert_eq!(taken(GPUS), (Transport::Nccl, "not measured yet".to_owned()));
-    let tcp = (Transport::Tcp, "there is no other way".to_owned());
+    assert_eq!(taken(all), (TransportKind::InProcess, "both ends are one process".to_owned()));
+    assert_eq!(taken(HOST), (TransportKind::SharedMemory, "not measured yet".to_owned()));
+    assert_eq!(taken(GPUS), (TransportKind::Nccl, "not measured yet".to_owned()));
+    let tcp = (TransportKind::Tcp, "there is no other way".to_owned());
     assert_eq!(taken(Ends::default()), tcp);
     assert_eq!(taken(Ends { both_gpu_tiers: true, ..Ends::default() }), tcp, "one end has no NCCL");
     assert_eq!(taken(Ends { both_gpu_tiers: false, ..GPUS }), tcp, "blocks are in the host's memory");
@@ -46,12 +46,12 @@ fn a_pair_that_is_not_ready_is_passed_over_and_one_that_is_not_there_is_asked_fo
     for state in [PairState::Offered, PairState::Joining, PairState::Aborting, PairState::Cold] {
         let mut links = Links::default();
         let (transport, reason) = chosen(&mut links, 0, Ends { nccl: Some(state), ..GPUS });
-        assert_eq!(transport, Transport::Tcp);
+        assert_eq!(transport, TransportKind::Tcp);
         assert_eq!(reason, format!("there is no other way; nccl: its pair is {state}"));
     }
     for state in [PairState::Idle, PairState::Ready, PairState::Busy] {
         let choice = chosen(&mut Links::default(), 0, Ends { nccl: Some(state), ..GPUS });
-        assert_eq!(choice.0, Transport::Nccl, "{state}");
+        assert_eq!(choice.0, TransportKind::Nccl, "{state}");
     }
 }
 
@@ -59,25 +59,25 @@ fn a_pair_that_is_not_ready_is_passed_over_and_one_that_is_not_there_is_asked_fo
 fn what_is_measured_faster_is_taken_at_that_size() {
     let mut links = Links::default();
     chosen(&mut links, 0, GPUS);
-    measured(&mut links, 1, Transport::Tcp, 900, 3);
-    measured(&mut links, 1, Transport::Nccl, 500, 2);
-    assert_eq!(chosen(&mut links, 2, GPUS).0, Transport::Nccl, "two measurements are not enough");
-    measured(&mut links, 3, Transport::Nccl, 500, 1);
+    measured(&mut links, 1, TransportKind::Tcp, 900, 3);
+    measured(&mut links, 1, TransportKind::Nccl, 500, 2);
+    assert_eq!(chosen(&mut links, 2, GPUS).0, TransportKind::Nccl, "two measurements are not enough");
+    measured(&mut links, 3, TransportKind::Nccl, 500, 1);
     let (transport, reason) = chosen(&mut links, 4, GPUS);
-    assert_eq!((transport, reason.as_str()), (Transport::Tcp, "900.0 MB/s, nccl 500.0 MB/s"));
+    assert_eq!((transport, reason.as_str()), (TransportKind::Tcp, "900.0 MB/s, nccl 500.0 MB/s"));
     let small = links.choose(at(5), A, 1000, GPUS);
-    assert_eq!((small.transport, small.reason.why), (Transport::Nccl, Why::First), "another size");
+    assert_eq!((small.transport, small.reason.why), (TransportKind::Nccl, Why::First), "another size");
 }
 
 #[test]
 fn what_is_in_use_stays_until_another_is_clearly_faster() {
     let mut links = Links::default();
     chosen(&mut links, 0, GPUS);
-    measured(&mut links, 1, Transport::Nccl, 1000, 3);
-    measured(&mut links, 1, Transport::Tcp, 1050, 3);
-    assert_eq!(chosen(&mut links, 2, GPUS).0, Transport::Nccl);
-    measured(&mut links, 3, Transport::Tcp, 2000, 3);
-    assert_eq!(chosen(&mut links, 4, GPUS).0, Transport::Tcp);
+    measured(&mut links, 1, TransportKind::Nccl, 1000, 3);
+    measured(&mut links, 1, TransportKind::Tcp, 1050, 3);
+    assert_eq!(chosen(&mut links, 2, GPUS).0, TransportKind::Nccl);
+    measured(&mut links, 3, TransportKind::Tcp, 2000, 3);
+    assert_eq!(chosen(&mut links, 4, GPUS).0, TransportKind::Tcp);
 }
 
 #[test]
@@ -88,22 +88,22 @@ fn what_fails_rests_longer_each_time_and_is_tried_with_one_transfer() {
         [(1, 1000), (2, 2000), (3, 4000), (4, 8000), (5, 16_000), (6, 32_000), (7, 60_000)]
     {
         let (transport, reason) = chosen(&mut links, now, HOST);
-        assert_eq!(transport, Transport::SharedMemory);
+        assert_eq!(transport, TransportKind::SharedMemory);
         let tried = format!("tried again after {} failures", failures - 1);
         assert_eq!(reason, if failures == 1 { "not measured yet".to_owned() } else { tried });
         let (transport, _) = chosen(&mut links, now, HOST);
         let is_first = failures == 1;
-        assert_eq!(transport == Transport::SharedMemory, is_first, "others wait for what becomes of it");
-        links.ended(at(now), A, Transport::SharedMemory, MIB, Duration::from_secs(1), false);
+        assert_eq!(transport == TransportKind::SharedMemory, is_first, "others wait for what becomes of it");
+        links.ended(at(now), A, TransportKind::SharedMemory, MIB, Some(Duration::from_secs(1)), false);
         let (transport, reason) = chosen(&mut links, now + rest_ms - 1, HOST);
-        assert_eq!(transport, Transport::Tcp);
+        assert_eq!(transport, TransportKind::Tcp);
         let rests = format!("shared-memory: rests for 1 ms after {failures} failures");
         assert_eq!(reason, format!("there is no other way; {rests}"));
         now += rest_ms;
     }
     chosen(&mut links, now, HOST);
-    links.ended(at(now), A, Transport::SharedMemory, MIB, Duration::from_millis(1), true);
-    assert_eq!(chosen(&mut links, now, HOST).0, Transport::SharedMemory);
+    links.ended(at(now), A, TransportKind::SharedMemory, MIB, Some(Duration::from_millis(1)), true);
+    assert_eq!(chosen(&mut links, now, HOST).0, TransportKind::SharedMemory);
     assert_eq!(links.report(at(now))[0].transports[0].failures, 7);
 }
 
@@ -111,21 +111,21 @@ fn what_fails_rests_longer_each_time_and_is_tried_with_one_transfer() {
 fn a_try_that_nobody_tells_the_end_of_is_over_in_time() {
     let mut links = Links::default();
     chosen(&mut links, 0, HOST);
-    links.ended(at(0), A, Transport::SharedMemory, MIB, Duration::ZERO, false);
-    assert_eq!(chosen(&mut links, 1000, HOST).0, Transport::SharedMemory);
-    assert_eq!(chosen(&mut links, 30_999, HOST).0, Transport::Tcp);
-    assert_eq!(chosen(&mut links, 31_000, HOST).0, Transport::SharedMemory);
+    links.ended(at(0), A, TransportKind::SharedMemory, MIB, Some(Duration::ZERO), false);
+    assert_eq!(chosen(&mut links, 1000, HOST).0, TransportKind::SharedMemory);
+    assert_eq!(chosen(&mut links, 30_999, HOST).0, TransportKind::Tcp);
+    assert_eq!(chosen(&mut links, 31_000, HOST).0, TransportKind::SharedMemory);
 }
 
 #[test]
 fn tcp_is_taken_when_everything_rests() {
     let mut links = Links::default();
     chosen(&mut links, 0, HOST);
-    for transport in [Transport::SharedMemory, Transport::Tcp] {
-        links.ended(at(0), A, transport, MIB, Duration::ZERO, false);
+    for transport in [TransportKind::SharedMemory, TransportKind::Tcp] {
+        links.ended(at(0), A, transport, MIB, Some(Duration::ZERO), false);
     }
     let (transport, reason) = chosen(&mut links, 0, HOST);
-    assert_eq!(transport, Transport::Tcp);
+    assert_eq!(transport, TransportKind::Tcp);
     assert_eq!(reason, "everything has failed and rests; shared-memory: rests for 1000 ms after 1 failures");
 }
 
@@ -133,12 +133,12 @@ fn tcp_is_taken_when_everything_rests() {
 fn an_old_measurement_is_made_again_with_a_share_of_the_bytes() {
     let mut links = Links::default();
     chosen(&mut links, 0, GPUS);
-    measured(&mut links, 0, Transport::Nccl, 2000, 3);
+    measured(&mut links, 0, TransportKind::Nccl, 2000, 3);
     let mut by = Vec::new();
     for number in 1..300 {
         let now = 31_000 + number * 10;
         let choice = links.choose(at(now), A, 4 * MIB, GPUS);
-        if choice.transport == Transport::Tcp {
+        if choice.transport == TransportKind::Tcp {
             assert_eq!(choice.reason.why, Why::Measures);
             by.push(number);
         }
@@ -146,11 +146,15 @@ fn an_old_measurement_is_made_again_with_a_share_of_the_bytes() {
     }
     assert_eq!(by, [63, 127, 191], "one of 64, until there are enough that are new");
     let mut idle = links.clone();
-    idle.taken_by(A, Transport::Tcp);
+    idle.taken_by(A, TransportKind::Tcp);
     for number in 0..1000 {
         let ends = Ends { nccl: Some(PairState::Idle), ..GPUS };
-        measured(&mut idle, 100_000 + number, Transport::Tcp, 9000, 3);
-        assert_eq!(chosen(&mut idle, 100_000 + number, ends).0, Transport::Tcp, "no pair is made to measure");
+        measured(&mut idle, 100_000 + number, TransportKind::Tcp, 9000, 3);
+        assert_eq!(
+            chosen(&mut idle, 100_000 + number, ends).0,
+            TransportKind::Tcp,
+            "no pair is made to measure"
+        );
     }
 }
 
@@ -158,8 +162,8 @@ fn an_old_measurement_is_made_again_with_a_share_of_the_bytes() {
 fn a_device_that_is_gone_is_forgotten_and_so_is_who_was_asked_for_longest_ago() {
     let mut links = Links::default();
     chosen(&mut links, 0, HOST);
-    links.gone(A);
-    links.ended(at(1), A, Transport::Tcp, MIB, Duration::ZERO, true);
+    links.retain(|target| *target != A);
+    links.ended(at(1), A, TransportKind::Tcp, MIB, Some(Duration::ZERO), true);
     assert_eq!(links.report(at(1)), []);
     for number in 0..=MAX_TARGETS as u64 {
         let target = DeviceId::new(kvhive_protocol::MemberId(number as u32), 0);
@@ -173,22 +177,22 @@ fn a_device_that_is_gone_is_forgotten_and_so_is_who_was_asked_for_longest_ago() 
 fn the_report_says_what_was_taken_and_what_is_known() {
     let mut links = Links::default();
     chosen(&mut links, 0, HOST);
-    measured(&mut links, 5, Transport::SharedMemory, 3000, 1);
-    links.ended(at(6), A, Transport::SharedMemory, MIB, Duration::ZERO, false);
+    measured(&mut links, 5, TransportKind::SharedMemory, 3000, 1);
+    links.ended(at(6), A, TransportKind::SharedMemory, MIB, Some(Duration::ZERO), false);
     chosen(&mut links, 10, HOST);
     let [link] = &links.report(at(20))[..] else { panic!("one link") };
-    assert_eq!((link.target, link.transport), (A, Transport::Tcp));
+    assert_eq!((link.target, link.transport), (A, TransportKind::Tcp));
     let [shared, tcp] = &link.transports[..] else { panic!("two ways: {link:?}") };
     assert_eq!((shared.transfers, shared.bytes, shared.failures), (1, 4 * MIB, 1));
     assert_eq!(shared.rests_ms, Some(986));
     let [rate] = shared.rates[..] else { panic!("one size") };
     assert_eq!((rate.below_bytes, rate.samples, rate.ago_ms), (Some(16 * MIB), 1, 15));
-    assert_eq!((tcp.transport, tcp.transfers, tcp.rests_ms), (Transport::Tcp, 0, None));
+    assert_eq!((tcp.transport, tcp.transfers, tcp.rests_ms), (TransportKind::Tcp, 0, None));
 }
 
 impl Links {
     /// Has a way be the one in use at 4 MiB.
-    fn taken_by(&mut self, target: DeviceId, transport: Transport) {
+    fn taken_by(&mut self, target: DeviceId, transport: TransportKind) {
         let link = self.links.get_mut(&target).expect("it was chosen for");
         link.taken[rates::class(4 * MIB)] = Some(transport);
     }
@@ -216,11 +220,11 @@ proptest! {
                 let choice = links.choose(at(now), A, *bytes, ends);
                 assert!(ends.has(choice.transport));
                 let ways = rested.iter().flat_map(|link| &link.transports);
-                for way in ways.filter(|way| way.rests_ms.is_some() && way.transport != Transport::Tcp) {
+                for way in ways.filter(|way| way.rests_ms.is_some() && way.transport != TransportKind::Tcp) {
                     assert_ne!(way.transport, choice.transport, "it rests");
                 }
                 if *luck < 9 {
-                    links.ended(at(now), A, choice.transport, *bytes, Duration::from_nanos(*nanos), *luck > 2);
+                    links.ended(at(now), A, choice.transport, *bytes, Some(Duration::from_nanos(*nanos)), *luck > 2);
                 }
                 let link = &links.links[&A];
                 let mut both = link.measured_bytes.iter().zip(&link.chosen_bytes);

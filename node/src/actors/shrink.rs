@@ -150,6 +150,7 @@ mod tests {
     use crate::{ClassConfig, DeviceConfig, DeviceMemory};
     use kvhive_cache::policy::Strategy;
     use kvhive_cache::{Effect, Reserve, Rules, Shard, ShardConfig, TierCapacity};
+    use kvhive_gpu::cuda::Patience;
     use kvhive_protocol::data::{About, StoreBlock};
     use kvhive_protocol::{AxisOrder, BlockKey, Dtype, Era, Moment, Slot, TenantId};
     use std::time::Duration;
@@ -174,7 +175,7 @@ mod tests {
             disk_bytes: 0,
             classes,
         };
-        let (memory, _) = Memory::take(0, &config).expect("a little memory");
+        let (memory, _) = Memory::take(0, &config, Patience::default()).expect("a little memory");
         let frame = memory.take_frame(Tier::Device, 1, bytes.len() as u64).expect("a free frame");
         let frame = frame.filled(bytes).expect("the host takes it");
         let header = BlockHeader {

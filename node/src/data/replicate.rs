@@ -4,18 +4,16 @@ use crate::data::counters::{Counters, add, count};
 use crate::data::plane::kib;
 use crate::fill::Giving;
 use crate::guards::ReadGuard;
+use crate::links::{Links, Parcel};
 use crate::pace::Pacer;
 use crate::settle::is_here;
 use crate::view::Serving;
 use futures_util::future::join_all;
 use kvhive_cache::acks::Answer;
-use kvhive_client::{Lease, Pool};
 use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, MatchRequest, Refusal, Run, StoreBlock, StoreRequest, Stored,
 };
 use kvhive_protocol::explain::ExplainRequest;
-use kvhive_protocol::frame::Kind;
-use kvhive_protocol::trace::SpanKind;
 use kvhive_protocol::{
     BlockKey, ClusterMap, DeviceId, KeyList, Layout, Slot, TenantId, TraceContext, WireError,
 };
@@ -23,14 +21,11 @@ use kvhive_spans::Tracer;
 use kvhive_wire::Fault;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
-/// A replica that has not taken a batch within this does not hold it.
-const COPY_LIMIT: Duration = Duration::from_secs(5);
 /// Batches copied later that wait or are under way; beyond it they are dropped and counted. Their bytes are bounded too:
 /// they hold frames that nothing else can have.
 const MAX_LATER: usize = 256;
@@ -88,6 +83,8 @@ pub(crate) fn others(map: &ClusterMap, device: DeviceId, slot: Slot) -> Vec<Devi
 #[derive(Clone)]
 pub(crate) struct Origin {
     pub(crate) serving: Serving,
+    /// Whose blocks they are.
+    pub(crate) source: DeviceId,
     pub(crate) tenant: TenantId,
     pub(crate) layout: Option<Layout>,
     /// What is known of their request: replicas keep what the primary keeps.
@@ -121,13 +118,12 @@ struct Batch<'a> {
 /// Copies blocks to other nodes. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Replicator {
-    pool: Arc<Pool>,
+    pub(crate) links: Arc<Links>,
     waiting: Arc<Semaphore>,
     /// One permit a KiB of the blocks that wait.
     room: Arc<Semaphore>,
     room_kib: u32,
     running: Arc<Semaphore>,
-    requests: Arc<AtomicU64>,
     io: Handle,
     /// Replicas that are being given their slots: what does not get there is given once more.
     pub(crate) giving: Giving,
@@ -135,16 +131,15 @@ pub(crate) struct Replicator {
 }
 
 impl Replicator {
-    /// Copies over connections of `pool`; in the background at most `later_bytes` at a time.
-    pub(crate) fn new(pool: Pool, io: Handle, later_bytes: u64, tracer: Tracer) -> Replicator {
+    /// Copies by `links`; in the background at most `later_bytes` at a time.
+    pub(crate) fn new(links: Links, io: Handle, later_bytes: u64, tracer: Tracer) -> Replicator {
         let room_kib = kib(later_bytes).clamp(1, 1 << 28);
         Replicator {
-            pool: Arc::new(pool),
+            links: Arc::new(links),
             waiting: Arc::new(Semaphore::new(MAX_LATER)),
             room: Arc::new(Semaphore::new(room_kib as usize)),
             room_kib,
             running: Arc::new(Semaphore::new(LATER_AT_A_TIME)),
-            requests: Arc::new(AtomicU64::new(1)),
             io,
             giving: Giving::default(),
             tracer,
@@ -202,7 +197,7 @@ impl Replicator {
             runs: blocks.iter().map(|one| Run { slot: one.slot, keys: 1 }).collect(),
             keys: blocks.iter().map(|one| one.key).collect::<KeyList>(),
         });
-        match self.exchange((serving, trace), target, &request, &[]).await? {
+        match self.links.ask((serving, trace), target, &request).await? {
             // One that goes by an older map may mean a block of an ended era.
             DataReply::Matched { epoch, covered } if covered.len() == blocks.len() => {
                 let is_current = epoch >= serving.map.epoch;
@@ -224,7 +219,7 @@ impl Replicator {
         let keys: KeyList = keys.iter().copied().collect();
         let count = keys.len();
         let request = ExplainRequest { epoch, device: target, tenant, runs: Vec::new(), keys };
-        match self.exchange((serving, trace), target, &DataRequest::Explain(request), &[]).await {
+        match self.links.ask((serving, trace), target, &DataRequest::Explain(request)).await {
             Ok(DataReply::Explained { epoch: theirs, blocks, .. })
                 if theirs == epoch && blocks.len() == count =>
             {
@@ -340,12 +335,13 @@ impl Replicator {
 
     /// Forgets connections to members that are not in the map.
     pub(crate) fn keep(&self, map: &ClusterMap) {
-        self.pool.retain(|address| map.members.values().any(|member| member.data_address == address));
+        self.links.keep(map);
     }
 
     /// Copies items to one replica; returns what it says of each, none where it may take it another time.
     async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<Option<Answer>>, Fault> {
-        let Batch { origin: Origin { serving, tenant, layout, about, trace }, target, items, moved } = *batch;
+        let Batch { origin, target, items, moved } = *batch;
+        let Origin { serving, source, tenant, layout, about, trace } = origin;
         // What is here may be stored otherwise than what came now, and says so itself.
         let block = |item: &&Item| StoreBlock { header: *item.guard.header(), ..item.block };
         let blocks: Vec<StoreBlock> = items.iter().map(block).collect();
@@ -364,7 +360,9 @@ impl Replicator {
             blocks,
         });
         let payload: Vec<&[u8]> = items.iter().map(|item| item.guard.bytes()).collect();
-        match self.exchange((serving, *trace), target, &request, &payload).await? {
+        let parcel =
+            Parcel { serving, trace: *trace, source: *source, target, request: &request, payload: &payload };
+        match self.links.carry(&parcel).await? {
             DataReply::Stored { blocks, .. } if blocks.len() == items.len() => {
                 let answer = |(item, said): (&&Item, Stored)| {
                     // Damaged on its way, or here: what is damaged here is given to nobody any more.
@@ -379,75 +377,6 @@ impl Replicator {
             }
             _ => Err(senseless()),
         }
-    }
-
-    /// Asks one replica, and returns its answer.
-    async fn exchange(
-        &self,
-        (serving, trace): (&Serving, Option<TraceContext>),
-        target: DeviceId,
-        request: &DataRequest,
-        payload: &[&[u8]],
-    ) -> Result<DataReply, Fault> {
-        let mut span = self.tracer.under(trace, SpanKind::Asked, request.name());
-        if span.is_on() {
-            span.note("kvhive.device", target);
-            span.note("kvhive.bytes", payload.iter().map(|block| block.len()).sum::<usize>());
-        }
-        let answer = self.exchange_within(serving, target, (span.context(), request), payload).await;
-        if let Err(fault) = &answer {
-            span.fail(fault);
-        }
-        answer
-    }
-
-    async fn exchange_within(
-        &self,
-        serving: &Serving,
-        target: DeviceId,
-        request: (Option<TraceContext>, &DataRequest),
-        payload: &[&[u8]],
-    ) -> Result<DataReply, Fault> {
-        let Some(owner) = serving.map.owner(target) else {
-            return Err(Fault::Refused(WireError::WrongDevice { device: target }));
-        };
-        // What moves may have to wait first.
-        let moves = matches!(request.1, DataRequest::Store(StoreRequest { moved: true, .. }));
-        let limit = if moves { COPY_LIMIT + crate::pace::LONGEST } else { COPY_LIMIT };
-        let deadline = Instant::now() + limit;
-        let lease = self.pool.take(&owner.data_address, deadline).await?;
-        let was_idle = lease.was_idle();
-        match self.exchange_over(lease, request, payload, (deadline, limit)).await {
-            // The other end has gone since it was used last: started anew, or tired of waiting.
-            Err(Fault::Closed | Fault::Io(_)) if was_idle => {
-                let lease = self.pool.take_fresh(&owner.data_address, deadline).await?;
-                self.exchange_over(lease, request, payload, (deadline, limit)).await
-            }
-            answer => answer,
-        }
-    }
-
-    async fn exchange_over(
-        &self,
-        mut lease: Lease,
-        (trace, request): (Option<TraceContext>, &DataRequest),
-        payload: &[&[u8]],
-        (deadline, limit): (Instant, Duration),
-    ) -> Result<DataReply, Fault> {
-        let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        let exchange = async {
-            let connection = lease.connection();
-            match trace {
-                Some(trace) => {
-                    connection.send(Kind::TracedRequest, number, &(trace, request), payload).await?
-                }
-                None => connection.send(Kind::DataRequest, number, request, payload).await?,
-            }
-            connection.receive_answer(Kind::DataReply, number).await
-        };
-        let answer = timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(limit)))?;
-        lease.give_back();
-        Ok(answer)
     }
 }
 

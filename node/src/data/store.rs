@@ -5,6 +5,7 @@ use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::data::bring::ROOM_LIMIT;
 use crate::data::check;
 use crate::data::counters::{add, count};
+use crate::data::payload::Payload;
 use crate::data::plane::DataPlane;
 use crate::data::replicate::{Answers, Asker, Item, Known, Origin, others};
 use crate::disk::Room;
@@ -19,7 +20,7 @@ use kvhive_protocol::data::{
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{DeviceId, Layout, Slot, TenantId, TraceContext, WireError};
 use kvhive_spans::Span;
-use kvhive_wire::{Connection, Fault, Peer};
+use kvhive_wire::{Fault, Peer};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -59,8 +60,15 @@ struct Task {
 impl Task {
     /// Says what all its blocks have in common.
     fn origin(&self) -> Origin {
-        let Task { serving, tenant, layout, about, trace, .. } = self;
-        Origin { serving: serving.clone(), tenant: *tenant, layout: *layout, about: *about, trace: *trace }
+        let Task { serving, device, tenant, layout, about, trace, .. } = self;
+        Origin {
+            serving: serving.clone(),
+            source: *device,
+            tenant: *tenant,
+            layout: *layout,
+            about: *about,
+            trace: *trace,
+        }
     }
 
     /// Returns whom the slot of a block is being given to.
@@ -90,15 +98,15 @@ struct Sure {
 
 impl DataPlane {
     /// Serves a store. The outer error ends the connection, the inner one refuses the request.
-    pub(super) async fn store(
+    pub(crate) async fn store(
         &self,
-        connection: &mut Connection,
+        source: &mut impl Payload,
         peer: Peer,
         span: &Span,
         request: StoreRequest,
     ) -> Result<Result<DataReply, WireError>, Fault> {
         count(&self.counters.stores);
-        let payload = connection.payload_left();
+        let payload = source.left();
         let copy = request.copy;
         // Before anything is looked at: what is so now may not be so after it.
         if request.moved && peer.role == Role::Node {
@@ -136,7 +144,7 @@ impl DataPlane {
         receiving.note("kvhive.bytes", payload);
         let mut taken = Vec::with_capacity(task.blocks.len());
         for ((block, _), reserved) in task.blocks.iter().zip(reserved) {
-            let one = self.take_in(connection, block.header.payload_bytes, reserved).await?;
+            let one = self.take_in(source, block.header.payload_bytes, reserved).await?;
             if let (Taken::Landing(_), Some(device)) = (&one, device) {
                 device.traffic.stored(block.header.payload_bytes);
             }
@@ -163,16 +171,16 @@ impl DataPlane {
         Ok(Task { serving, device, tenant, ack, layout, about, blocks, copy, replicated, trace: None })
     }
 
-    /// Takes one block's bytes off the socket: into its frame, or past it.
+    /// Takes one block's bytes from where they come: into its frame, or past it.
     async fn take_in(
         &self,
-        connection: &mut Connection,
+        source: &mut impl Payload,
         bytes: u64,
         reserved: Reserved,
     ) -> Result<Taken, Fault> {
         match reserved {
             Reserved::Write(mut guard) => {
-                let digest = self.paced(bytes, connection.read_payload(guard.bytes_mut())).await?;
+                let digest = self.paced(bytes, source.read(guard.bytes_mut())).await?;
                 add(&self.counters.stored_bytes, bytes);
                 Ok(guard.verify(digest).map_or_else(
                     || {
@@ -183,7 +191,7 @@ impl DataPlane {
                 ))
             }
             Reserved::Present(lent) => {
-                self.paced(bytes, connection.skip_payload(bytes)).await?;
+                self.paced(bytes, source.skip(bytes)).await?;
                 // Whoever stores what is here has not been able to use it, perhaps: one that is damaged would stay for ever.
                 let checked = match &lent {
                     Some(Lent::Guard(guard)) => guard.check(),
@@ -199,7 +207,7 @@ impl DataPlane {
                 Ok(Taken::Present(lent))
             }
             Reserved::Refused(refusal) => {
-                self.paced(bytes, connection.skip_payload(bytes)).await?;
+                self.paced(bytes, source.skip(bytes)).await?;
                 Ok(Taken::Refused(refusal))
             }
         }

@@ -9,6 +9,7 @@ use super::{KIB, Setup, eventually};
 use crate::{DeviceMemory, NodeError};
 use fake::Fake;
 use kvhive_cache::Tier;
+use kvhive_gpu::cuda::Patience;
 use kvhive_protocol::MemberId;
 use kvhive_protocol::data::{Ack, Refusal, Stored};
 use std::sync::LazyLock;
@@ -113,6 +114,71 @@ async fn a_store_of_what_a_gpu_that_died_held_is_not_answered_by_what_is_no_more
     node.settles("the tier is lost", |stats| stats.device.capacity_bytes == 0).await;
     assert_eq!(client.store(&block, Ack::Primary).await, Ok(vec![kept(1)]), "the host has room");
     assert!(client.fetch(&[1]).await == Ok(vec![Some(block[0].bytes.clone())]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gpu_that_hangs_costs_its_tier_and_the_node_serves_the_rest_and_ends() {
+    let patience = Patience { copy: Duration::from_millis(100), stall: Duration::from_millis(300) };
+    for call in ["cuStreamSynchronize", "cuLaunchKernel", "cuCtxPushCurrent_v2"] {
+        let setup = Setup { device_frames: 8, host_frames: 8, patience, ..on_gpu() };
+        let (_coordinator, node) = setup.one().await;
+        let mut client = node.ask().await;
+        for number in 0..12 {
+            assert_eq!(client.store(&[Block::new(number, 64 * KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+            node.settles("a device frame is free again", |stats| {
+                stats.device.used_bytes < 8 * 64 * KIB as u64
+            })
+            .await;
+        }
+        let before = node.shard_stats().await;
+        assert!(before.device.blocks > 0 && before.host.blocks > 0, "{before:?}");
+        DRIVER.hang(call, 1);
+        let numbers: Vec<u64> = (0..12).collect();
+        let found = client.fetch(&numbers).await.expect("the node serves");
+        let hits = found.iter().flatten().count() as u64;
+        for (number, bytes) in found.into_iter().enumerate() {
+            assert!(
+                bytes.is_none_or(|bytes| bytes == Block::new(number as u64, 64 * KIB).bytes),
+                "{call}: block {number}"
+            );
+        }
+        assert_eq!(DRIVER.ask("fake_hung"), 1);
+        assert_eq!(hits, before.host.blocks, "{call}: those in the GPU's memory are misses");
+        node.settles("the tier is lost", |stats| stats.device.capacity_bytes == 0).await;
+        node.settles("nobody waits", |stats| stats.readers + stats.filling == 0).await;
+        for number in 20..24 {
+            assert_eq!(client.store(&[Block::new(number, 64 * KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+            let found = client.fetch(&[number]).await;
+            assert!(found == Ok(vec![Some(Block::new(number, 64 * KIB).bytes)]), "{call}: block {number}");
+        }
+        // It ends by itself, hanging GPU and all.
+        tokio::task::spawn_blocking(move || {
+            node.shutdown(Duration::from_secs(30));
+            node.wait().expect("it has ended as it was told");
+        })
+        .await
+        .expect("it ends");
+        assert_eq!(DRIVER.ask("fake_hung"), 1, "{call}");
+        DRIVER.release();
+        eventually("nothing hangs", || DRIVER.ask("fake_hung") == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_ends_while_its_gpu_hangs_and_is_not_yet_known_to() {
+    let patience = Patience { copy: Duration::from_millis(100), stall: Duration::from_secs(3600) };
+    let setup = Setup { device_frames: 8, host_frames: 8, patience, ..on_gpu() };
+    let (_coordinator, node) = setup.one().await;
+    let mut client = node.ask().await;
+    let block = [Block::new(1, 64 * KIB)];
+    assert_eq!(client.store(&block, Ack::Primary).await, Ok(vec![kept(1)]));
+    DRIVER.hang("cuStreamSynchronize", 1);
+    assert_eq!(client.fetch(&[1]).await, Ok(vec![None]), "it does not come in time");
+    let refused = client.store(&[Block::new(2, 64 * KIB)], Ack::Primary).await;
+    assert_eq!(refused, Ok(vec![kept(1)]), "the way up does not hang");
+    drop(client);
+    tokio::task::spawn_blocking(move || drop(node)).await.expect("it ends");
+    DRIVER.release();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,6 +12,7 @@ mod gpu;
 mod hints;
 mod knobs;
 mod life;
+mod links;
 mod moves;
 mod persist;
 mod persist_layouts;
@@ -32,6 +33,7 @@ use asker::Asker;
 use coordinator::FakeCoordinator;
 use kvhive_cache::ShardStats;
 use kvhive_cache::policy::Strategy;
+use kvhive_gpu::cuda::Patience;
 use kvhive_protocol::Generation;
 use kvhive_protocol::block::Codec;
 use kvhive_runtime::http::Access;
@@ -68,6 +70,8 @@ struct Setup {
     inflight_bytes: usize,
     stall: Duration,
     move_rate: u64,
+    /// How long its GPU is waited for.
+    patience: Patience,
     redis: Option<crate::RedisConfig>,
     /// How many of a million requests are traced.
     sample_ppm: u32,
@@ -94,6 +98,7 @@ impl Default for Setup {
             inflight_bytes: 64 * MIB,
             stall: Duration::from_secs(10),
             move_rate: 1 << 40,
+            patience: Patience::default(),
             redis: None,
             sample_ppm: 0,
         }
@@ -165,7 +170,7 @@ impl Setup {
             takes: MoveLimits { rate: 1 << 40, ..config.moves },
             gives: config.moves,
         };
-        start_within(config, limits, &self.disk_tuning)
+        start_within(config, limits, &self.disk_tuning, self.patience)
     }
 
     fn tracer(&self, name: &str) -> Tracer {

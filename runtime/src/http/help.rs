@@ -144,6 +144,12 @@ pub const HELP: &[(&str, &str)] = &[
         "For how long the node's lease lasts without hearing from a leader; 0 where it has none: others may have taken its place",
     ),
     ("kvhive_node_leaving_blocks", "Blocks that have left and are still read or copied"),
+    (
+        "kvhive_node_link_batches_total",
+        "Batches of blocks given to other devices, by the way they went, and whether that carried them",
+    ),
+    ("kvhive_node_link_bytes_total", "Bytes of blocks given to other devices, by the way they went"),
+    ("kvhive_node_links", "Devices that a device gives blocks to, by the way that the last batch went"),
     ("kvhive_node_lost_blocks_total", "Blocks that could not be read any more where they were kept"),
     ("kvhive_node_mailbox_full_total", "Requests shed because a device's mailbox was full"),
     ("kvhive_node_malformed_total", "Requests that made no sense"),

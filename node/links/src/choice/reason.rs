@@ -1,6 +1,6 @@
 //! Why a transfer goes by a way, in words.
 
-use kvhive_protocol::links::{PairState, Transport};
+use kvhive_protocol::links::{PairState, TransportKind};
 use std::fmt;
 
 /// Why a way is taken, and why the one that comes before it is not.
@@ -9,7 +9,7 @@ pub struct Reason {
     /// Why it is taken.
     pub why: Why,
     /// The first way that both ends have and that could not be taken.
-    pub passed_over: Option<(Transport, PassedOver)>,
+    pub passed_over: Option<(TransportKind, PassedOver)>,
 }
 
 /// Why a way is taken.
@@ -31,7 +31,7 @@ pub enum Why {
         /// Bytes a second.
         rate: u64,
         /// The fastest of the others.
-        other: Transport,
+        other: TransportKind,
         /// Its bytes a second.
         other_rate: u64,
     },

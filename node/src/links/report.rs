@@ -1,0 +1,67 @@
+//! What is told of links: to operators, and as metrics.
+
+use super::{Links, lock};
+use kvhive_protocol::DeviceId;
+use kvhive_protocol::links::{TransportKind, TransportReport};
+use serde::Serialize;
+use std::sync::atomic::Ordering;
+
+/// How a device of this node reaches another.
+#[derive(Serialize, Debug)]
+pub(crate) struct LinkFrom {
+    /// `member/index` of this node's.
+    source: String,
+    /// `member/index` of the other.
+    target: String,
+    /// The other's node.
+    node: String,
+    /// By what the last batch went.
+    transport: TransportKind,
+    /// Why, in words.
+    reason: String,
+    /// What is known of each way that was taken.
+    transports: Vec<TransportReport>,
+}
+
+impl Links {
+    /// Reports every link from this node's devices that was used since the other end started.
+    pub(crate) fn report(&self) -> Vec<LinkFrom> {
+        let Some(serving) = self.view.serving() else { return Vec::new() };
+        let now = self.view.now();
+        let mut links = Vec::new();
+        for (choices, index) in self.choices.iter().zip(0..) {
+            let source = DeviceId::new(serving.member, index);
+            let told = lock(choices).report(now);
+            links.extend(told.into_iter().map(|link| LinkFrom {
+                source: source.to_string(),
+                target: link.target.to_string(),
+                node: serving.map.owner(link.target).map(|owner| owner.name.clone()).unwrap_or_default(),
+                transport: link.transport,
+                reason: link.reason,
+                transports: link.transports,
+            }));
+        }
+        links
+    }
+
+    /// Records what went by each way.
+    pub(crate) fn record(&self) {
+        for (kind, figures) in TransportKind::ALL.iter().zip(&self.figures) {
+            for (outcome, counter) in [("carried", &figures.batches), ("failed", &figures.failures)] {
+                let labels = [("transport", kind.as_str()), ("outcome", outcome)];
+                metrics::counter!("kvhive_node_link_batches_total", &labels)
+                    .absolute(counter.load(Ordering::Relaxed));
+            }
+            metrics::counter!("kvhive_node_link_bytes_total", "transport" => kind.as_str())
+                .absolute(figures.bytes.load(Ordering::Relaxed));
+        }
+        for (choices, index) in self.choices.iter().zip(0u16..) {
+            let mut taken = [0u32; TransportKind::ALL.len()];
+            lock(choices).report(self.view.now()).iter().for_each(|link| taken[link.transport as usize] += 1);
+            for (kind, links) in TransportKind::ALL.iter().zip(taken) {
+                let labels = [("device", index.to_string()), ("transport", kind.as_str().to_owned())];
+                metrics::gauge!("kvhive_node_links", &labels).set(f64::from(links));
+            }
+        }
+    }
+}

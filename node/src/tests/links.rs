@@ -1,0 +1,79 @@
+//! By which way blocks get from device to device.
+
+use super::asker::{Block, kept};
+use super::moves::place;
+use super::{KIB, Setup, eventually};
+use crate::NodeHandle;
+use kvhive_protocol::data::Ack;
+use kvhive_protocol::{DeviceId, WireError};
+use serde_json::Value;
+
+fn links(node: &NodeHandle) -> Vec<Value> {
+    let report = serde_json::to_value(node.plane.replicator.links.report()).expect("it is plain");
+    report.as_array().expect("a list").clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_moves_between_devices_of_one_node_without_a_socket() {
+    let setup = Setup { devices: 2, ..Setup::default() };
+    let (coordinator, node) = setup.one().await;
+    let member = node.member().expect("it is a member");
+    let [old, new] = [0, 1].map(|index| DeviceId::new(member, index));
+    let mut client = node.ask().await;
+    let slot = client.slot;
+    place(&coordinator, slot, &[old], &[]);
+    eventually("the node serves by the map", || coordinator.has_confirmed(member, coordinator.epoch())).await;
+    let blocks: Vec<Block> = (0..20).map(|number| Block::new(number, 4 * KIB)).collect();
+    assert_eq!(client.store(&blocks, Ack::Primary).await, Ok(vec![kept(1); 20]));
+    let connections = node.counted(|counters| &counters.connections);
+
+    place(&coordinator, slot, &[old, new], &[new]);
+    eventually("it is given", || coordinator.is_filled(slot, new)).await;
+    place(&coordinator, slot, &[new], &[]);
+    eventually("the node serves by the map", || coordinator.has_confirmed(member, coordinator.epoch())).await;
+    let numbers: Vec<u64> = (0..20).collect();
+    assert!(matches!(
+        client.covered(&numbers).await,
+        Err(WireError::WrongDevice { .. } | WireError::StaleEpoch { .. })
+    ));
+    let mut after = node.ask().await;
+    after.device = new;
+    let expected: Vec<_> = blocks.into_iter().map(|block| Some(block.bytes)).collect();
+    assert!(after.fetch(&numbers).await == Ok(expected));
+    assert_eq!(node.counted(|counters| &counters.moved_blocks), 20);
+
+    let told = links(&node);
+    let [link] = &told[..] else { panic!("one pair of devices: {told:?}") };
+    assert_eq!((&link["source"], &link["target"]), (&old.to_string().into(), &new.to_string().into()));
+    assert_eq!(
+        (&link["transport"], &link["reason"]),
+        (&"in-process".into(), &"both ends are one process".into())
+    );
+    assert_eq!(link["transports"][0]["bytes"], 20 * 4 * KIB);
+    // The asker's, and the one by which it was asked which blocks it lacks.
+    assert!(node.counted(|counters| &counters.connections) <= connections + 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_to_another_node_are_measured_and_forgotten_when_it_starts_anew() {
+    let setup = Setup::default();
+    let (coordinator, mut nodes) = setup.several(2).await;
+    let mut client = nodes[0].ask().await;
+    let blocks: Vec<Block> = (0..8).map(|number| Block::new(number, 64 * KIB)).collect();
+    assert_eq!(client.store(&blocks, Ack::All).await, Ok(vec![kept(2); 8]));
+    let told = links(&nodes[0]);
+    let [link] = &told[..] else { panic!("one pair of devices: {told:?}") };
+    assert_eq!((&link["transport"], &link["node"]), (&"tcp".into(), &"node-1".into()));
+    let rate = &link["transports"][0]["rates"][0];
+    assert!(rate["bytes_per_s"].as_u64() > Some(0) && rate["samples"] == 1, "{link}");
+
+    let name =
+        nodes[1].member().map(|_| link["node"].as_str().expect("a name").to_owned()).expect("it is one");
+    nodes.remove(1).shutdown(std::time::Duration::from_secs(10));
+    let again = setup.start(&name, &coordinator);
+    eventually("it serves again", || again.is_serving()).await;
+    let epoch = coordinator.epoch();
+    let member = nodes[0].member().expect("it is a member");
+    eventually("the other knows", || coordinator.has_confirmed(member, epoch)).await;
+    eventually("what was known of it is forgotten", || links(&nodes[0]).is_empty()).await;
+}
