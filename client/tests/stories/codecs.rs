@@ -139,15 +139,7 @@ async fn who_reads_raw_says_so_with_the_layout_and_takes_nothing_else() {
         match request {
             DataRequest::Fetch(request) => assert_eq!(request.accept, Accept::Raw(LAYOUT)),
             DataRequest::Store(request) => assert_eq!(request.layout, Some(LAYOUT)),
-            DataRequest::Match(_)
-            | DataRequest::Release(_)
-            | DataRequest::Strategies(_)
-            | DataRequest::Watch(_)
-            | DataRequest::Survey(_)
-            | DataRequest::Explain(_)
-            | DataRequest::Trace(_)
-            | DataRequest::Recall(_)
-            | DataRequest::Names(_) => {}
+            _ => {}
         }
     }
 }

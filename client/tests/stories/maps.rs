@@ -16,22 +16,6 @@ fn map_requests(cluster: &Cluster) -> Vec<(Epoch, bool)> {
     maps.collect()
 }
 
-fn epoch_of(request: &DataRequest) -> Epoch {
-    match request {
-        DataRequest::Match(request) => request.epoch,
-        DataRequest::Fetch(request) => request.epoch,
-        DataRequest::Store(request) => request.epoch,
-        DataRequest::Release(request) => request.epoch,
-        DataRequest::Strategies(request) => request.epoch,
-        DataRequest::Watch(request) => request.epoch,
-        DataRequest::Survey(request) => request.epoch,
-        DataRequest::Explain(request) => request.epoch,
-        DataRequest::Trace(request) => request.epoch,
-        DataRequest::Recall(request) => request.epoch,
-        DataRequest::Names(request) => request.epoch,
-    }
-}
-
 #[tokio::test]
 async fn a_stale_epoch_costs_one_map_and_one_repeat() {
     let cluster = Cluster::start(1, 1).await;
@@ -45,7 +29,7 @@ async fn a_stale_epoch_costs_one_map_and_one_repeat() {
     text.fetch_all().await;
 
     assert_eq!(map_requests(&cluster), [(Epoch(0), false), (Epoch(1), false)]);
-    let epochs: Vec<Epoch> = cluster.nodes[0].requests().iter().map(epoch_of).collect();
+    let epochs: Vec<Epoch> = cluster.nodes[0].requests().iter().map(DataRequest::epoch).collect();
     assert_eq!(epochs, [Epoch(1), Epoch(1), Epoch(2)]);
     assert_eq!((client.stats().stale_epochs, client.stats().requests), (1, 3));
 }

@@ -58,15 +58,9 @@ async fn a_tenant_that_shares_names_the_others_blocks_as_the_other_does() {
         let tenant = match request {
             DataRequest::Match(request) => request.tenant,
             DataRequest::Release(request) => request.tenant,
-            DataRequest::Strategies(_)
-            | DataRequest::Watch(_)
-            | DataRequest::Survey(_)
-            | DataRequest::Explain(_)
-            | DataRequest::Trace(_)
-            | DataRequest::Recall(_)
-            | DataRequest::Names(_) => panic!("nobody asked for these"),
             DataRequest::Fetch(request) => request.tenant,
             DataRequest::Store(request) => request.tenant,
+            other => panic!("nobody asked for {other:?}"),
         };
         assert_eq!(tenant, TENANT);
     }

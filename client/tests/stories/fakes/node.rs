@@ -296,7 +296,9 @@ impl State {
                 (DataReply::Recalled { epoch: self.epoch, parts: Vec::new() }, Vec::new())
             }
             // Real nodes answer for names, in the stories of the Redis port.
-            DataRequest::Names(_) => panic!("no story of these asks for names"),
+            DataRequest::Names(_) | DataRequest::Carry(_) | DataRequest::Pair(_) => {
+                panic!("no story of these asks for that")
+            }
             DataRequest::Store(request) => {
                 let headers = request.blocks.iter().map(|block| block.header);
                 (
