@@ -81,7 +81,7 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
             (blocks.saturating_mul(FETCHED_BYTES), block_bytes.saturating_mul(blocks as u64))
         }
         DataRequest::Store(request) => (request.blocks.len().saturating_mul(VERDICT_BYTES), 0),
-        DataRequest::Carry(request) => (request.store.blocks.len().saturating_mul(VERDICT_BYTES), 0),
+        DataRequest::Receive(request) => (request.store.blocks.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Release(_) | DataRequest::Pair(_) => (0, 0),
         DataRequest::Survey(request) => (request.runs.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Explain(request) => (request.keys.len().saturating_mul(EXPLAINED_BYTES), 0),

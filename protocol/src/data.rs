@@ -84,7 +84,7 @@ pub enum DataRequest {
     Names(NamesRequest),
     /// Take these blocks, whose bytes come from another GPU by NCCL. From [`crate::Level::LINKS`] on, as the next; between nodes.
     /// Answered by [`DataReply::Stored`], or refused with [`crate::WireError::NotCarried`].
-    Carry(CarryRequest),
+    Receive(ReceiveRequest),
     /// What one GPU says to another about the pair of both. Answered by [`DataReply::Heard`].
     Pair(PairRequest),
 }
@@ -104,7 +104,7 @@ impl DataRequest {
             DataRequest::Trace(request) => request.epoch,
             DataRequest::Recall(request) => request.epoch,
             DataRequest::Names(request) => request.epoch,
-            DataRequest::Carry(request) => request.store.epoch,
+            DataRequest::Receive(request) => request.store.epoch,
             DataRequest::Pair(request) => request.epoch,
         }
     }
@@ -124,7 +124,7 @@ impl DataRequest {
             DataRequest::Trace(_) => "trace",
             DataRequest::Recall(_) => "recall",
             DataRequest::Names(_) => "names",
-            DataRequest::Carry(_) => "carry",
+            DataRequest::Receive(_) => "receive",
             DataRequest::Pair(_) => "pair",
         }
     }
@@ -225,9 +225,9 @@ pub struct StoreRequest {
     pub blocks: Vec<StoreBlock>,
 }
 
-/// See [`DataRequest::Carry`].
+/// See [`DataRequest::Receive`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct CarryRequest {
+pub struct ReceiveRequest {
     /// The store, without a payload: a copy.
     pub store: StoreRequest,
     /// By what the bytes are known to both GPUs.

@@ -116,7 +116,7 @@ async fn serve_request(
         | DataRequest::Trace(_)
         | DataRequest::Recall(_)
         | DataRequest::Names(_)
-        | DataRequest::Carry(_)
+        | DataRequest::Receive(_)
         | DataRequest::Pair(_) => None,
     };
     let served = answer(connection, peer, plane, (number, request), &mut span, noted).await;
@@ -155,7 +155,7 @@ async fn answer(
         DataRequest::Trace(request) => traces(plane, peer.role, request),
         DataRequest::Recall(request) => recalled(plane, peer.role, &request),
         DataRequest::Names(request) => names::answer(plane, request),
-        DataRequest::Carry(request) => plane.carry(peer, span, request).await,
+        DataRequest::Receive(request) => plane.receive(peer, span, request).await,
         DataRequest::Pair(request) => heard(plane, peer.role, request),
         DataRequest::Store(request) => plane.store(connection, peer, span, request).await?,
         DataRequest::Fetch(request) => match plane.fetch(span, peer.role, request).await {

@@ -1,7 +1,7 @@
 //! The data plane: connections, and what each request does.
 
 mod bring;
-mod carry;
+mod receive;
 mod check;
 mod connection;
 mod content;

@@ -48,7 +48,7 @@ impl About<'_> {
             DataRequest::Match(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),
             DataRequest::Fetch(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),
             DataRequest::Store(ask) => (ask.device, ask.tenant, &ask.runs, ask.blocks.len()),
-            DataRequest::Carry(ask) => {
+            DataRequest::Receive(ask) => {
                 (ask.store.device, ask.store.tenant, &ask.store.runs, ask.store.blocks.len())
             }
             DataRequest::Release(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),

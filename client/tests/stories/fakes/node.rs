@@ -296,7 +296,7 @@ impl State {
                 (DataReply::Recalled { epoch: self.epoch, parts: Vec::new() }, Vec::new())
             }
             // Real nodes answer for names, in the stories of the Redis port.
-            DataRequest::Names(_) | DataRequest::Carry(_) | DataRequest::Pair(_) => {
+            DataRequest::Names(_) | DataRequest::Receive(_) | DataRequest::Pair(_) => {
                 panic!("no story of these asks for that")
             }
             DataRequest::Store(request) => {

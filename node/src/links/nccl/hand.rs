@@ -12,7 +12,7 @@ use kvhive_gpu::DeviceKind;
 use kvhive_gpu::worker::{Answer, Command, Extent, Heard, PairId, Rank, Setup, UniqueId, Worker};
 use kvhive_links::Pairs;
 use kvhive_links::pairs::{self, Communicator, Effect, Event, Ticket, Tuning, Why};
-use kvhive_protocol::data::{CarryRequest, DataReply, DataRequest, PairRequest};
+use kvhive_protocol::data::{ReceiveRequest, DataReply, DataRequest, PairRequest};
 use kvhive_protocol::links::PairState;
 use kvhive_protocol::pairs::{PairMessage, PairsReport, TransferId, UniqueId as WireId};
 use kvhive_protocol::{DeviceId, Level, MemberState, Moment};
@@ -277,7 +277,7 @@ impl Hand {
         let hand = self.clone();
         self.io.spawn(async move {
             let (target, deadline) = (store.device, Instant::now() + super::super::COPY_LIMIT);
-            let request = DataRequest::Carry(CarryRequest { store, transfer });
+            let request = DataRequest::Receive(ReceiveRequest { store, transfer });
             let answer = hand.tcp.exchange(&serving.map, target, (trace, &request), &[], deadline).await;
             let mut state = hand.lock();
             let Some(life) = state.life.as_mut() else { return };

@@ -1,4 +1,4 @@
-//! Carry: a copy of blocks whose bytes come from another GPU by NCCL, straight into frames of this one's. Their digests are taken there.
+//! Receive: a copy of blocks whose bytes come from another GPU by NCCL, straight into frames of this one's. Their digests are taken there.
 
 use crate::actors::core::Reserved;
 use crate::data::counters::{add, count};
@@ -6,7 +6,7 @@ use crate::data::plane::DataPlane;
 use crate::data::store::{Taken, landed};
 use crate::guards::WriteGuard;
 use kvhive_protocol::WireError;
-use kvhive_protocol::data::{CarryRequest, DataReply, Refusal};
+use kvhive_protocol::data::{ReceiveRequest, DataReply, Refusal};
 use kvhive_protocol::handshake::Role;
 use kvhive_spans::Span;
 use kvhive_wire::Peer;
@@ -20,19 +20,19 @@ fn not_carried(why: impl ToString) -> WireError {
 }
 
 impl DataPlane {
-    /// Serves a carry: takes frames of the GPU for all blocks, waits for their bytes, and goes on as a store does. Where some would go
+    /// Serves a receive: takes frames of the GPU for all blocks, waits for their bytes, and goes on as a store does. Where some would go
     /// elsewhere, or are here, nothing is carried: the asker sends them.
-    pub(super) async fn carry(
+    pub(super) async fn receive(
         &self,
         peer: Peer,
         span: &Span,
-        request: CarryRequest,
+        request: ReceiveRequest,
     ) -> Result<DataReply, WireError> {
-        let CarryRequest { store, transfer } = request;
+        let ReceiveRequest { store, transfer } = request;
         if peer.role != Role::Node || !store.copy {
             return Err(WireError::Forbidden {
                 role: peer.role.to_string(),
-                what: "carry blocks".to_owned(),
+                what: "send blocks from GPU to GPU".to_owned(),
             });
         }
         count(&self.counters.stores);
