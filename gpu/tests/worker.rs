@@ -23,8 +23,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-/// Nothing here takes as long.
-const LONG: Duration = Duration::from_secs(120);
+/// Nothing that works takes as long.
+const LONG: Duration = Duration::from_secs(60);
+/// Nor is anybody told so late that something does not.
+const LONGER: Duration = Duration::from_secs(120);
 const SLAB: usize = 20 << 20;
 const POISON: u8 = 0xA5;
 
@@ -138,7 +140,7 @@ impl End {
     }
 
     fn next(&mut self) -> Heard {
-        self.heard.recv_timeout(LONG).expect("it answers, or is heard to be gone")
+        self.heard.recv_timeout(LONGER).expect("it answers, or is heard to be gone")
     }
 
     fn tell(&mut self, command: Command) {
@@ -587,9 +589,9 @@ fn a_machine_without_what_it_takes_is_told_of() {
         let mut environment = place.environment.clone();
         environment.push((change.0, change.1.to_owned()));
         let (_worker, heard) = begin(setup, &environment, "", &end.slab);
-        let first = heard.recv_timeout(LONG).expect("it answers");
+        let first = heard.recv_timeout(LONGER).expect("it answers");
         let Heard::Answer(Answer::Unfit { said }) = first else { panic!("{first:?}") };
-        let rest = [(); 2].map(|()| heard.recv_timeout(LONG).expect("it ends"));
+        let rest = [(); 2].map(|()| heard.recv_timeout(LONGER).expect("it ends"));
         assert!(matches!(&rest, [Heard::Gone, Heard::Ended(_)]), "{rest:?}");
         said
     };
@@ -617,7 +619,7 @@ fn what_is_no_worker_is_heard_to_be_gone() {
         let (tell, heard) = channel();
         let worker = Worker::start(program, &end.setup, lent, move |one| drop(tell.send(one)));
         let worker = worker.expect("it starts");
-        let told = [(); 2].map(|()| heard.recv_timeout(LONG).expect("it is heard"));
+        let told = [(); 2].map(|()| heard.recv_timeout(LONGER).expect("it is heard"));
         assert!(matches!(&told, [Heard::Gone, Heard::Ended(_)]), "{script}: {told:?}");
         assert_eq!(worker.tell(&Command::End), Err(TellError::Gone));
     }
@@ -643,7 +645,7 @@ fn a_worker_that_hears_what_is_no_command_or_nothing_any_more_ends() {
     }
     // One that works ends when its node says so, and when it is gone; see below for a node that is killed.
     end.worker.tell(&Command::End).expect("it is there");
-    let told = [(); 2].map(|()| end.heard.recv_timeout(LONG).expect("it is heard"));
+    let told = [(); 2].map(|()| end.heard.recv_timeout(LONGER).expect("it is heard"));
     assert!(matches!(&told, [Heard::Gone, Heard::Ended(status)] if status.success()), "{told:?}");
 }
 
