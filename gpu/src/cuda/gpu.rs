@@ -60,6 +60,18 @@ impl Gpu {
         &self.info
     }
 
+    /// Returns how much of its memory nobody has, of whatever process.
+    ///
+    /// # Errors
+    /// When the driver refuses to say.
+    pub fn free_bytes(&self) -> Result<u64, CudaError> {
+        let (mut free, mut total) = (0, 0);
+        let _entered = self.enter()?;
+        // SAFETY: the function writes two numbers.
+        unsafe { call!(self.table(), cuMemGetInfo_v2(&raw mut free, &raw mut total)) }?;
+        Ok(free as u64)
+    }
+
     pub(super) fn note_pinned(&self, start: u64, bytes: usize) {
         self.pinned.lock().unwrap_or_else(PoisonError::into_inner).insert(start, bytes);
     }
