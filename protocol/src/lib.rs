@@ -26,6 +26,7 @@ pub mod load;
 pub mod map;
 pub mod moment;
 pub mod names;
+pub mod pairs;
 pub mod pins;
 pub mod placing;
 pub mod raft;
