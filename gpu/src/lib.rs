@@ -34,6 +34,7 @@ mod shared;
 mod slab;
 mod space;
 mod window;
+pub mod worker;
 
 pub use arena::{Arena, ArenaError, ClassId, SizeClass};
 pub use device::{Device, DeviceError, DeviceInfo, DeviceKind};

@@ -25,14 +25,17 @@ enum DeviceTier {
 
 impl Memory {
     /// Takes the memory of device number `at`; also says why host memory stands in for a GPU's, where it was to if there is none.
+    /// The host's part is such as other processes can be let look at, if it is to be and there is any.
     pub(crate) fn take(
         at: usize,
         config: &DeviceConfig,
+        is_shared: bool,
         patience: Patience,
     ) -> Result<(Memory, Option<CudaError>), NodeError> {
         let failed = |source| NodeError::Memory { device: at, source };
         // The arenas are the budget: rounding frames up to pages may take a little more than was configured.
-        let of_host = |bytes| arena(config, bytes, &HostDevice::new(u64::MAX)).map_err(failed);
+        let device = if is_shared { HostDevice::shared(u64::MAX) } else { HostDevice::new(u64::MAX) };
+        let of_host = |bytes| arena(config, bytes, &device).map_err(failed);
         let (gpu, lacks) = open(config.memory).map_err(|source| NodeError::Gpu { device: at, source })?;
         let host = of_host(config.host_bytes)?;
         let Some(gpu) = gpu else {
@@ -106,6 +109,14 @@ impl Memory {
             }
             (Tier::Host, _) => self.host.take(class, bytes).map(Fresh::Host),
             (Tier::Disk, _) => None,
+        }
+    }
+
+    /// Returns its arenas in the host's memory.
+    pub(crate) fn host_arenas(&self) -> Vec<Arena> {
+        match &self.device {
+            DeviceTier::Host(device) => vec![device.clone(), self.host.clone()],
+            DeviceTier::Gpu(..) => vec![self.host.clone()],
         }
     }
 

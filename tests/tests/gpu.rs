@@ -3,13 +3,21 @@
 
 #[path = "../../gpu/tests/fake/mod.rs"]
 mod fake;
+#[path = "../../gpu/nccl-rs/tests/fake/mod.rs"]
+mod fake_nccl;
 
 use fake::{Fake, FakeNvml};
+use fake_nccl::FakeNccl;
+use kvhive_gpu::Device;
+use kvhive_gpu::cuda::CudaDevice;
+use kvhive_gpu::worker::{self, Answer, Heard, Setup, Worker};
 use kvhive_tests::files::{list, word};
 use kvhive_tests::{Cluster, kvhive, run_with};
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 fn bench(folder: &Path, words: &[&str]) -> Output {
     let mut command = Command::new(kvhive());
@@ -128,4 +136,33 @@ fn a_node_without_the_gpu_that_it_is_to_have_does_not_start_and_one_that_may_do_
     let cuda: Vec<&str> = ["up", "--detach", "--dir", dir].into_iter().chain(shape).chain(["cuda"]).collect();
     let error = run_with(&cuda, &nowhere).err().map(|error| error.to_string()).unwrap_or_default();
     assert!(error.contains("CUDA's driver is not on this machine"), "{error}");
+}
+
+#[test]
+fn the_command_is_a_gpus_worker_and_does_not_say_so() {
+    let (fake, nccl) = (Fake::new(), FakeNccl::new());
+    let slab =
+        CudaDevice::new(fake.gpu(), 4 << 20).and_then(|device| device.open_slab(4 << 20)).expect("room");
+    let lent = slab.export().expect("it can be lent").expect("it is a file");
+    let mut program = Command::new(kvhive());
+    program.arg("gpu-worker").env("LD_LIBRARY_PATH", fake.folder()).env("KVHIVE_NCCL", nccl.path());
+    let (tell, heard) = channel();
+    let setup = Setup { slab_bytes: 4 << 20, ..Setup::default() };
+    let worker = Worker::start(program, &setup, lent, move |one| drop(tell.send(one))).expect("it starts");
+    let mut next = || heard.recv_timeout(Duration::from_secs(60)).expect("it is heard");
+    let first = next();
+    assert!(matches!(&first, Heard::Answer(Answer::Started { nccl }) if nccl == "2.28.9"), "{first:?}");
+    worker.tell(&worker::Command::End).expect("it is there");
+    let rest = [next(), next()];
+    assert!(matches!(&rest, [Heard::Gone, Heard::Ended(status)] if status.success()), "{rest:?}");
+
+    let help = Command::new(kvhive()).arg("--help").output().expect("it runs");
+    assert!(!String::from_utf8_lossy(&help.stdout).contains("gpu-worker"));
+    let mut typed = Command::new(kvhive());
+    let typed = typed.arg("gpu-worker").stdin(Stdio::null()).output().expect("it runs");
+    let said = String::from_utf8_lossy(&typed.stderr).into_owned();
+    assert!(
+        !typed.status.success() && said.contains("a GPU's worker is started by its node alone"),
+        "{said}"
+    );
 }

@@ -83,6 +83,22 @@ impl Copier {
         begun.and(over)
     }
 
+    /// Has some pieces be copied within the GPU's memory, some time: after what its stream was asked before. One time ends before the next
+    /// begins.
+    ///
+    /// # Safety
+    /// As for [`Copier::copy`], until the stream has come past it.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub(crate) unsafe fn begin_within(&mut self, pieces: &[Piece]) -> Result<(), CudaError> {
+        let gpu = self.stream.gpu().clone();
+        let _entered = gpu.enter()?;
+        let work = self.prepare(Direction::Within, pieces)?;
+        // SAFETY: as the caller says; the list is this work's until the next, which begins after this has ended.
+        unsafe { self.begin(Direction::Within, &work) }
+    }
+
     /// Copies parts so often, and tells how long the GPU took for all of that, in seconds. What was there is as it is after one copy.
     ///
     /// # Panics

@@ -32,7 +32,7 @@ unsafe impl Send for Gpu {}
 unsafe impl Sync for Gpu {}
 
 /// While it lives, the GPU's context is the current one of this thread; then the former is again.
-pub(super) struct Entered<'a> {
+pub(crate) struct Entered<'a> {
     gpu: &'a Gpu,
     /// It belongs to its thread.
     _stays: PhantomData<*const ()>,
@@ -58,6 +58,18 @@ impl Gpu {
     /// Describes the GPU.
     pub fn info(&self) -> &GpuInfo {
         &self.info
+    }
+
+    /// Returns how much of its memory nobody has, of whatever process.
+    ///
+    /// # Errors
+    /// When the driver refuses to say.
+    pub fn free_bytes(&self) -> Result<u64, CudaError> {
+        let (mut free, mut total) = (0, 0);
+        let _entered = self.enter()?;
+        // SAFETY: the function writes two numbers.
+        unsafe { call!(self.table(), cuMemGetInfo_v2(&raw mut free, &raw mut total)) }?;
+        Ok(free as u64)
     }
 
     pub(super) fn note_pinned(&self, start: u64, bytes: usize) {
@@ -101,7 +113,7 @@ impl Gpu {
     }
 
     /// Makes the GPU's context the current one of this thread. Others in the process, on the same threads, have theirs.
-    pub(super) fn enter(&self) -> Result<Entered<'_>, CudaError> {
+    pub(crate) fn enter(&self) -> Result<Entered<'_>, CudaError> {
         // SAFETY: the context is retained for as long as `self` lives.
         unsafe { call!(self.table(), cuCtxPushCurrent_v2(self.context)) }?;
         Ok(Entered { gpu: self, _stays: PhantomData })

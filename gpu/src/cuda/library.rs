@@ -109,6 +109,7 @@ table! {
     cuDevicePrimaryCtxRelease_v2: fn(c_int);
     cuCtxPushCurrent_v2: fn(Handle);
     cuCtxPopCurrent_v2: fn(*mut Handle);
+    cuMemGetInfo_v2: fn(*mut usize, *mut usize);
     cuMemAlloc_v2: fn(*mut Address, usize);
     cuMemFree_v2: fn(Address);
     cuMemHostAlloc: fn(*mut *mut c_void, usize, c_uint);
@@ -144,6 +145,7 @@ table! {
     cuEventCreate: fn(*mut Handle, c_uint);
     cuEventDestroy_v2: fn(Handle);
     cuEventRecord: fn(Handle, Handle);
+    cuEventQuery: fn(Handle);
     cuEventElapsedTime: fn(*mut f32, Handle, Handle);
 }
 

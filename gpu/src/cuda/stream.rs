@@ -14,7 +14,7 @@ const NON_BLOCKING: u32 = 1;
 /// Copies that are done one after the other, and beside those of other streams.
 pub struct Stream {
     gpu: Arc<Gpu>,
-    raw: Handle,
+    pub(super) raw: Handle,
 }
 
 // SAFETY: a stream may be used from any thread in which its context is current, and the driver locks it.

@@ -8,6 +8,7 @@
 mod coordinator;
 mod crowd;
 mod node;
+pub mod pairs;
 mod random;
 mod world;
 

@@ -4,6 +4,7 @@
 use super::finding::Finding;
 use super::gpus::Gpus;
 use crate::report;
+use kvhive_gpu::{Arena, HostDevice, PageKind, SizeClass};
 use rustix::fs::OFlags;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -15,6 +16,8 @@ pub(super) const HOST: &str = "host";
 const ENOUGH_FILES: u64 = 4096;
 /// What direct IO is done in.
 const PAGE: usize = 4096;
+/// Memory that is taken to see whether it can be shared: two huge pages.
+const SHARED_BYTES: u64 = 4 << 20;
 
 /// NCCL as the interpreter of the engines has it.
 #[derive(Default, Debug)]
@@ -35,6 +38,7 @@ pub(super) fn look(disk: Option<&Path>, memory: Option<u64>, gpus: &Gpus, nccl: 
         open_files(&limits),
         locked_memory(&limits),
         huge_pages(&read("/sys/kernel/mm/transparent_hugepage/enabled")),
+        shared_memory(pages_of_shared(), kvhive_wire::this_host().is_some()),
         free_memory(&read("/proc/meminfo"), &read("/sys/fs/cgroup/memory.max"), memory),
     ];
     findings.extend(gpus.look(nccl));
@@ -110,6 +114,33 @@ fn huge_pages(enabled: &str) -> Finding {
     }
     let chosen = enabled.split(['[', ']']).nth(1).unwrap_or("unknown");
     Finding::holds(HOST, "huge pages", chosen)
+}
+
+/// Returns which pages memory has that processes share; none where the system has no such memory that is as good as any other.
+fn pages_of_shared() -> Option<PageKind> {
+    let class = SizeClass { frame_bytes: SHARED_BYTES, frames: 1 };
+    let arena = Arena::new(&HostDevice::shared(SHARED_BYTES), &[class]).ok()?;
+    arena.share().map(|_| arena.pages())
+}
+
+fn shared_memory(pages: Option<PageKind>, knows_host: bool) -> Finding {
+    match pages {
+        _ if !knows_host => Finding::warns(
+            HOST,
+            "shared memory",
+            "the system does not say which host this is",
+            "blocks of nodes here are sent over sockets: is /proc mounted?",
+        ),
+        Some(PageKind::Huge) => Finding::holds(HOST, "shared memory", "in reserved huge pages"),
+        Some(PageKind::Transparent) => Finding::holds(HOST, "shared memory", "in huge pages"),
+        Some(PageKind::Small) => Finding::holds(HOST, "shared memory", "in small pages"),
+        None => Finding::warns(
+            HOST,
+            "shared memory",
+            "not in huge pages",
+            "blocks of nodes here are sent over sockets: Linux 6.1 or newer joins pages of shared memory",
+        ),
+    }
 }
 
 fn free_memory(meminfo: &str, group: &str, wanted: Option<u64>) -> Finding {
@@ -191,10 +222,16 @@ mod tests {
 
     #[test]
     fn what_costs_speed_is_a_warning_that_says_what_to_do() {
-        let warnings = [uring("6.8.0\n", "2\n"), huge_pages("always madvise [never]\n")];
+        let warnings = [
+            uring("6.8.0\n", "2\n"),
+            huge_pages("always madvise [never]\n"),
+            shared_memory(None, true),
+            shared_memory(Some(PageKind::Huge), false),
+        ];
         for warning in warnings {
             assert_eq!((warning.state, warning.advice.is_some()), (State::Warns, true), "{warning:?}");
         }
+        assert_eq!(shared_memory(Some(PageKind::Transparent), true).found, "in huge pages");
         assert_eq!(huge_pages("always [madvise] never\n").found, "madvise");
         assert_eq!(uring("6.1.0\n", "").found, "Linux 6.1.0");
     }
