@@ -7,8 +7,8 @@ use crate::disk::{Payload, Place};
 use crate::far::{FarGuard, Source, Unsound};
 use crate::frames::{Brought, Frame, Fresh, FreshGpu};
 use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
-use kvhive_gpu::ReadFrame;
 use kvhive_gpu::worker::Extent;
+use kvhive_gpu::{ReadFrame, SharedPlace};
 use kvhive_protocol::BlockHeader;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -156,6 +156,14 @@ impl ReadGuard {
             self.report_lost();
         }
         checked
+    }
+
+    /// Returns where other processes see the block's bytes, if they can.
+    pub(crate) fn shared_place(&self) -> Option<SharedPlace> {
+        match &self.held {
+            Held::Frame(frame) => frame.shared_place(),
+            Held::Read(_) | Held::Brought(_) => None,
+        }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

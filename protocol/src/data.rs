@@ -8,6 +8,7 @@ use crate::layout::Layout;
 use crate::names::{NamesAnswer, NamesRequest};
 use crate::pairs::{PairMessage, TransferId};
 use crate::recall::{RecallRequest, Recalled};
+use crate::share::{CarryRequest, DoneRequest, LookRequest, Looked, ShareAnswer, ShareRequest};
 use crate::strategy::StrategyReport;
 use crate::trace::{TraceAnswer, TraceRequest};
 use crate::watch::{WatchAnswer, WatchRequest};
@@ -82,6 +83,16 @@ pub enum DataRequest {
     Recall(RecallRequest),
     /// Which blocks do these names mean, and shall? From [`crate::Level::NAMES`] on. Answered by [`DataReply::Named`].
     Names(NamesRequest),
+    /// May I look at your memory? From [`crate::Level::LINKS`] on, as the next three. Answered by [`DataReply::Shared`].
+    Share(ShareRequest),
+    /// Where are these blocks? Those that the asker cannot see are sent, as for [`DataRequest::Fetch`]. Answered by
+    /// [`DataReply::Looked`].
+    Look(LookRequest),
+    /// The asker has what it looked for. Not answered.
+    Done(DoneRequest),
+    /// Take these blocks out of the asker's memory. Answered as [`DataRequest::Store`], or by
+    /// [`DataReply::Unseen`].
+    Carry(Box<CarryRequest>),
     /// Take these blocks, whose bytes come from another GPU by NCCL. From [`crate::Level::LINKS`] on, as the next; between nodes.
     /// Answered by [`DataReply::Stored`], or refused with [`crate::WireError::NotCarried`].
     Receive(ReceiveRequest),
@@ -104,6 +115,10 @@ impl DataRequest {
             DataRequest::Trace(request) => request.epoch,
             DataRequest::Recall(request) => request.epoch,
             DataRequest::Names(request) => request.epoch,
+            DataRequest::Share(request) => request.epoch,
+            DataRequest::Look(request) => request.fetch.epoch,
+            DataRequest::Done(request) => request.epoch,
+            DataRequest::Carry(request) => request.store.epoch,
             DataRequest::Receive(request) => request.store.epoch,
             DataRequest::Pair(request) => request.epoch,
         }
@@ -124,6 +139,10 @@ impl DataRequest {
             DataRequest::Trace(_) => "trace",
             DataRequest::Recall(_) => "recall",
             DataRequest::Names(_) => "names",
+            DataRequest::Share(_) => "share",
+            DataRequest::Look(_) => "look",
+            DataRequest::Done(_) => "done",
+            DataRequest::Carry(_) => "carry",
             DataRequest::Receive(_) => "receive",
             DataRequest::Pair(_) => "pair",
         }
@@ -393,6 +412,27 @@ pub enum DataReply {
         /// The answering member's epoch.
         epoch: Epoch,
     },
+    /// Whether the asker may look at the node's memory.
+    Shared {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// The answer.
+        answer: ShareAnswer,
+    },
+    /// For each key: where its block is, its header alone where its bytes are in the payload, or why there is none.
+    Looked {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// What [`DataRequest::Done`] calls it; 0 where nothing is held for the asker.
+        grant: u64,
+        /// One answer a key.
+        blocks: Vec<Looked>,
+    },
+    /// The asker's memory is not seen from here: its blocks are to be sent.
+    Unseen {
+        /// The answering member's epoch.
+        epoch: Epoch,
+    },
 }
 
 impl DataReply {
@@ -410,7 +450,10 @@ impl DataReply {
             | DataReply::Traced { epoch, .. }
             | DataReply::Recalled { epoch, .. }
             | DataReply::Named { epoch, .. }
-            | DataReply::Heard { epoch } => *epoch,
+            | DataReply::Heard { epoch }
+            | DataReply::Shared { epoch, .. }
+            | DataReply::Looked { epoch, .. }
+            | DataReply::Unseen { epoch } => *epoch,
         }
     }
 }

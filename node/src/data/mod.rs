@@ -1,18 +1,20 @@
 //! The data plane: connections, and what each request does.
 
 mod bring;
-mod receive;
+mod carried;
 mod check;
 mod connection;
 mod content;
 mod counters;
 mod decode;
 mod fetch;
+mod grants;
 mod here;
 mod names;
 mod payload;
 mod plane;
 mod recall;
+mod receive;
 mod replicate;
 mod server;
 mod store;

@@ -6,7 +6,7 @@ use crate::data::plane::DataPlane;
 use crate::data::store::{Taken, landed};
 use crate::guards::WriteGuard;
 use kvhive_protocol::WireError;
-use kvhive_protocol::data::{ReceiveRequest, DataReply, Refusal};
+use kvhive_protocol::data::{DataReply, ReceiveRequest, Refusal};
 use kvhive_protocol::handshake::Role;
 use kvhive_spans::Span;
 use kvhive_wire::Peer;

@@ -11,6 +11,7 @@ use crate::settle::is_here;
 use crate::view::Serving;
 use futures_util::future::join_all;
 use kvhive_cache::acks::Answer;
+use kvhive_gpu::SharedPlace;
 use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, MatchRequest, Refusal, Run, StoreBlock, StoreRequest, Stored,
 };
@@ -346,23 +347,25 @@ impl Replicator {
 
     /// Copies items to one replica; returns what it says of each, none where it may take it another time.
     async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<Option<Answer>>, Fault> {
-        let Batch { origin, target, items, moved } = *batch;
+        let Batch { target, items, moved, .. } = *batch;
         let deadline = Instant::now() + limit(moved);
         let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
         let on_gpu: Option<Vec<Arc<OnGpu>>> =
             items.iter().map(|item| item.content.on_gpu().cloned()).collect();
-        let mut is_again = false;
-        let mut by = self.links.choose(origin.source, target, bytes, on_gpu.is_some());
-        if let (TransportKind::Nccl, Some(blocks)) = (by, on_gpu) {
+        let (mut by, is_on_gpu) = (None, on_gpu.is_some());
+        if let Some(blocks) = on_gpu {
             let request = batch.request(items.iter().map(|item| (*item, *item.content.header())));
-            match self.links.carry_on_gpu(&batch.parcel(&request, &[], deadline), blocks, bytes).await {
-                Ok(DataReply::Stored { blocks, .. }) if blocks.len() == items.len() => {
-                    return Ok(blocks.into_iter().map(Answer::of).collect());
-                }
-                Ok(_) => return Err(senseless()),
-                Err(error) => {
-                    tracing::debug!(%target, %error, "a batch does not go by NCCL");
-                    (by, is_again) = (TransportKind::Tcp, true);
+            let parcel = batch.parcel(&request, (&[], &[]), deadline);
+            if self.links.goes_by_nccl(&parcel, bytes) {
+                match self.links.carry_on_gpu(&parcel, blocks, bytes).await {
+                    Ok(DataReply::Stored { blocks, .. }) if blocks.len() == items.len() => {
+                        return Ok(blocks.into_iter().map(Answer::of).collect());
+                    }
+                    Ok(_) => return Err(senseless()),
+                    Err(error) => {
+                        tracing::debug!(%target, %error, "a batch does not go by NCCL");
+                        by = Some(TransportKind::Tcp);
+                    }
                 }
             }
         }
@@ -375,15 +378,17 @@ impl Replicator {
         }
         let request = batch.request(here.iter().map(|(at, guard)| (items[*at], *guard.header())));
         let payload: Vec<&[u8]> = here.iter().map(|(_, guard)| guard.bytes()).collect();
+        let places: Vec<Option<SharedPlace>> = here.iter().map(|(_, guard)| guard.shared_place()).collect();
+        let parcel = batch.parcel(&request, (&payload, &places), deadline);
         let mut pause = IN_FLIGHT_PAUSE;
         let said = loop {
-            let said = match self.links.carry(by, &batch.parcel(&request, &payload, deadline)).await? {
+            let said = match self.links.carry(&parcel, (by, is_on_gpu)).await? {
                 DataReply::Stored { blocks, .. } if blocks.len() == here.len() => blocks,
                 _ => return Err(senseless()),
             };
             // The other end may not have heard yet that these do not come by NCCL.
             let is_in_flight = said.contains(&Stored::Refused(Refusal::InFlight));
-            if !is_again || !is_in_flight || Instant::now() + pause >= deadline {
+            if by.is_none() || !is_in_flight || Instant::now() + pause >= deadline {
                 break said;
             }
             tokio::time::sleep(pause).await;
@@ -427,11 +432,12 @@ impl Batch<'_> {
     fn parcel<'a>(
         &'a self,
         request: &'a DataRequest,
-        payload: &'a [&'a [u8]],
+        (payload, places): (&'a [&'a [u8]], &'a [Option<SharedPlace>]),
         deadline: Instant,
     ) -> Parcel<'a> {
         let Origin { serving, source, trace, .. } = self.origin;
-        Parcel { serving, trace: *trace, source: *source, target: self.target, request, payload, deadline }
+        let (trace, source, target) = (*trace, *source, self.target);
+        Parcel { serving, trace, source, target, request, payload, places, deadline }
     }
 }
 

@@ -4,6 +4,7 @@
 mod local;
 mod nccl;
 mod report;
+mod shared;
 mod tcp;
 
 use crate::config::NcclConfig;
@@ -12,10 +13,11 @@ use crate::guards::WriteGuard;
 use crate::view::{Serving, View};
 use futures_util::future::BoxFuture;
 use kvhive_client::Pool;
+use kvhive_gpu::SharedPlace;
 use kvhive_links::Ends;
 use kvhive_links::pairs::Why;
 use kvhive_protocol::data::{DataReply, DataRequest, StoreRequest};
-use kvhive_protocol::links::TransportKind;
+use kvhive_protocol::links::{PairState, TransportKind};
 use kvhive_protocol::pairs::{PairMessage, TransferId};
 use kvhive_protocol::trace::SpanKind;
 use kvhive_protocol::{DeviceId, Generation, MemberId, TraceContext};
@@ -25,6 +27,7 @@ use local::InProcess;
 use nccl::Nccl;
 pub(crate) use nccl::{NotCarried, OwnGpu};
 pub(crate) use report::LinkFrom;
+use shared::SharedMemory;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -50,6 +53,8 @@ pub(crate) struct Parcel<'a> {
     pub(crate) request: &'a DataRequest,
     /// The bytes of each block; none where they are on a GPU.
     pub(crate) payload: &'a [&'a [u8]],
+    /// Where other processes see these, if they can.
+    pub(crate) places: &'a [Option<SharedPlace>],
     pub(crate) deadline: Instant,
 }
 
@@ -79,6 +84,7 @@ pub(crate) struct Links {
     tracer: Tracer,
     tcp: Arc<Tcp>,
     in_process: InProcess,
+    shared_memory: SharedMemory,
     /// None where the node has no GPU, or is to do without NCCL.
     nccl: Option<Nccl>,
     /// By which way each device reaches others, by its index.
@@ -110,6 +116,7 @@ impl Links {
         Links {
             view,
             tracer,
+            shared_memory: SharedMemory::new(tcp.clone()),
             tcp,
             nccl,
             in_process: InProcess::default(),
@@ -121,6 +128,7 @@ impl Links {
 
     /// Has devices of this node reach each other by the node's own data plane.
     pub(crate) fn serve(&self, plane: Weak<DataPlane>) {
+        self.shared_memory.serve(plane.clone());
         // A node has one plane, and is told once.
         let _ = self.in_process.plane.set(plane);
     }
@@ -129,6 +137,7 @@ impl Links {
     pub(crate) fn keep(&self, serving: &Serving) {
         let map = &serving.map;
         self.tcp.keep(map);
+        self.shared_memory.keep(map);
         if let Some(nccl) = &self.nccl {
             nccl.adopt(serving);
         }
@@ -162,27 +171,55 @@ impl Links {
         answer.inspect_err(|fault| span.fail(fault))
     }
 
-    /// Chooses by which way a batch of so many bytes goes; whether all of it is on a GPU.
-    pub(crate) fn choose(
+    /// Returns how far the pair of two devices is; none where NCCL is no way for a batch, as where not all of it is on a GPU.
+    fn pair_state(&self, source: DeviceId, target: DeviceId, is_on_gpu: bool) -> Option<PairState> {
+        self.nccl.as_ref().filter(|_| is_on_gpu)?.state(source, target)
+    }
+
+    /// Chooses by which way a batch goes.
+    fn choose(
         &self,
-        source: DeviceId,
-        target: DeviceId,
+        parcel: &Parcel<'_>,
         bytes: u64,
-        is_on_gpu: bool,
+        same_host: bool,
+        nccl: Option<PairState>,
     ) -> TransportKind {
+        let Parcel { source, target, .. } = *parcel;
         let Some(choices) = self.choices.get(usize::from(source.index)) else { return TransportKind::Tcp };
         let same_process = source.member == target.member;
-        let nccl = self.nccl.as_ref().filter(|_| is_on_gpu).and_then(|nccl| nccl.state(source, target));
-        let ends = Ends { same_process, both_gpu_tiers: nccl.is_some(), nccl, ..Ends::default() };
+        let ends = Ends { same_process, same_host, both_gpu_tiers: nccl.is_some(), nccl };
         lock(choices).choose(self.view.now(), target, bytes, ends).transport
     }
 
-    /// Has a batch get to its target, and returns what that says of it. What another way than TCP does not carry goes by TCP.
+    /// Says whether a batch that is on a GPU goes to another GPU by NCCL.
+    pub(crate) fn goes_by_nccl(&self, parcel: &Parcel<'_>, bytes: u64) -> bool {
+        let nccl = self.pair_state(parcel.source, parcel.target, true);
+        nccl.is_some() && self.choose(parcel, bytes, false, nccl) == TransportKind::Nccl
+    }
+
+    /// Has a batch get to its target, and returns what that says of it. What another way than TCP does not carry goes by TCP. By
+    /// which way is chosen here unless it is said; it may have come from a GPU.
     ///
     /// # Errors
     /// Whatever kept the target from taking it or from saying so. It may have taken it all the same.
-    pub(crate) async fn carry(&self, by: TransportKind, parcel: &Parcel<'_>) -> Result<DataReply, Fault> {
+    pub(crate) async fn carry(
+        &self,
+        parcel: &Parcel<'_>,
+        (by, is_on_gpu): (Option<TransportKind>, bool),
+    ) -> Result<DataReply, Fault> {
         let bytes = parcel.payload.iter().map(|block| block.len() as u64).sum();
+        let by = match by {
+            Some(by) => by,
+            None => {
+                let same_host = self.shared_memory.reaches(parcel).await;
+                let nccl = self.pair_state(parcel.source, parcel.target, is_on_gpu);
+                match self.choose(parcel, bytes, same_host, nccl) {
+                    // What might have gone by it was asked before.
+                    TransportKind::Nccl => TransportKind::Tcp,
+                    by => by,
+                }
+            }
+        };
         let mut span = self.span(by, parcel, bytes);
         let parcel = Parcel { trace: span.context(), ..*parcel };
         let mut answer = self.carry_by(by, &parcel, bytes).await;
@@ -261,6 +298,7 @@ impl Links {
     async fn carry_by(&self, by: TransportKind, parcel: &Parcel<'_>, bytes: u64) -> Result<DataReply, Fault> {
         let way: &dyn Transport = match by {
             TransportKind::InProcess => &self.in_process,
+            TransportKind::SharedMemory => &self.shared_memory,
             _ => &*self.tcp,
         };
         let begun = Instant::now();

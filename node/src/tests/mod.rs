@@ -20,6 +20,7 @@ mod persist_layouts;
 mod proxy;
 mod redis;
 mod replication;
+mod share;
 mod snapshots;
 mod tenants;
 mod traces;
@@ -35,8 +36,8 @@ use coordinator::FakeCoordinator;
 use kvhive_cache::ShardStats;
 use kvhive_cache::policy::Strategy;
 use kvhive_gpu::cuda::Patience;
-use kvhive_protocol::Generation;
 use kvhive_protocol::block::Codec;
+use kvhive_protocol::{Generation, Level};
 use kvhive_runtime::http::Access;
 use kvhive_spans::{Tracer, TracerConfig};
 use std::collections::BTreeMap;
@@ -77,6 +78,8 @@ struct Setup {
     /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in the first worker of a node of this name.
     nccl: bool,
     wrong: Option<(&'static str, &'static str)>,
+    share_memory: crate::ShareMemory,
+    speaks: Level,
     /// How many of a million requests are traced.
     sample_ppm: u32,
 }
@@ -106,6 +109,8 @@ impl Default for Setup {
             redis: None,
             nccl: false,
             wrong: None,
+            share_memory: crate::ShareMemory::default(),
+            speaks: Level::NEWEST,
             sample_ppm: 0,
         }
     }
@@ -136,7 +141,7 @@ impl Setup {
         };
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let config = NodeConfig {
-            speaks: kvhive_protocol::Level::NEWEST,
+            speaks: self.speaks,
             name: name.to_owned(),
             data_listen: free,
             advertise_data: String::new(),
@@ -149,6 +154,7 @@ impl Setup {
             moves: MoveLimits { rate: self.move_rate, slowdown_percent: 150 },
             devices: (0..self.devices).map(|_| device(classes.clone())).collect(),
             pin_memory: false,
+            share_memory: self.share_memory,
             tuning: crate::Tuning {
                 strategy: self.strategy,
                 codec: self.codec,

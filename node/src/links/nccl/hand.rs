@@ -12,7 +12,7 @@ use kvhive_gpu::DeviceKind;
 use kvhive_gpu::worker::{Answer, Command, Extent, Heard, PairId, Rank, Setup, UniqueId, Worker};
 use kvhive_links::Pairs;
 use kvhive_links::pairs::{self, Communicator, Effect, Event, Ticket, Tuning, Why};
-use kvhive_protocol::data::{ReceiveRequest, DataReply, DataRequest, PairRequest};
+use kvhive_protocol::data::{DataReply, DataRequest, PairRequest, ReceiveRequest};
 use kvhive_protocol::links::PairState;
 use kvhive_protocol::pairs::{PairMessage, PairsReport, TransferId, UniqueId as WireId};
 use kvhive_protocol::{DeviceId, Level, MemberState, Moment};
