@@ -15,7 +15,7 @@ mod trust;
 use clap::{Parser, Subcommand};
 use commands::{
     backup, balance, config, coordinator, cordon, devices, doctor, down, drain, engines, events, explain,
-    moves, node, pin, raft, replay, route, scale, simulate, status, tenants, tls, top,
+    gpu_worker, moves, node, pin, raft, replay, route, scale, simulate, status, tenants, tls, top,
     trace as trace_command, up,
 };
 use std::process::ExitCode;
@@ -67,6 +67,9 @@ enum Command {
     /// Serves the baselines of benchmarks
     #[command(hide = true)]
     BenchBaseline,
+    /// Makes a GPU's calls of NCCL for the node that starts it
+    #[command(hide = true)]
+    GpuWorker,
 }
 
 /// What a command ends with that was done and lost blocks.
@@ -127,6 +130,7 @@ fn main() -> ExitCode {
         Command::Backup(command) => command.run(),
         Command::Restore(command) => command.run(),
         Command::BenchBaseline => bench::serve_baseline(),
+        Command::GpuWorker => gpu_worker::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,7 @@ use kvhive_protocol::data::DataRequest;
 use kvhive_protocol::frame::{FrameLimits, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::names::{MAX_BYTES_LISTED, MAX_NAME_BYTES, MAX_NAMES_LISTED, NamesAsk};
 use kvhive_protocol::recall::{MAX_MISSED, MAX_RECALLED};
+use kvhive_protocol::share::LookRequest;
 use kvhive_protocol::strategy::MAX_REPORTS;
 use kvhive_protocol::trace::{MAX_LISTED, MAX_SPANS, TraceAsk};
 use kvhive_protocol::watch::{MAX_BLOCKS_PER_PAGE, MAX_EVENTS_PER_ANSWER};
@@ -15,7 +16,7 @@ use kvhive_wire::Fault;
 
 /// Message bytes that every answer may have: a refusal with its explanation fits.
 const ANSWER_BYTES: usize = 4096;
-/// Message bytes of one block's answer to a fetch: its header, encoded, and what tells a hit from a miss.
+/// Message bytes of one block's answer to a fetch: its header, encoded, what tells a hit from a miss, and where it is to be seen.
 const FETCHED_BYTES: usize = 128;
 /// Message bytes of one block's answer to a store, or of one run's to a match.
 const VERDICT_BYTES: usize = 16;
@@ -76,12 +77,13 @@ impl Shared {
 pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLimits {
     let (message, payload) = match request {
         DataRequest::Match(request) => (request.runs.len().saturating_mul(VERDICT_BYTES), 0),
-        DataRequest::Fetch(request) => {
+        DataRequest::Fetch(request) | DataRequest::Look(LookRequest { fetch: request, .. }) => {
             let blocks = request.keys.len();
             (blocks.saturating_mul(FETCHED_BYTES), block_bytes.saturating_mul(blocks as u64))
         }
         DataRequest::Store(request) => (request.blocks.len().saturating_mul(VERDICT_BYTES), 0),
-        DataRequest::Release(_) => (0, 0),
+        DataRequest::Carry(request) => (request.store.blocks.len().saturating_mul(VERDICT_BYTES), 0),
+        DataRequest::Release(_) | DataRequest::Share(_) | DataRequest::Done(_) => (0, 0),
         DataRequest::Survey(request) => (request.runs.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Explain(request) => (request.keys.len().saturating_mul(EXPLAINED_BYTES), 0),
         DataRequest::Trace(request) => {

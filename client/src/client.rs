@@ -7,6 +7,7 @@ use crate::pool::Pool;
 use crate::retry::{Backoff, in_time, random_seed};
 use crate::stats::{ClientStats, Counters};
 use crate::waits::Waits;
+use crate::windows::Windows;
 use kvhive_protocol::control::{Command, CommandReply};
 use kvhive_protocol::engines::EngineLoad;
 use kvhive_protocol::handshake::{Role, TokenKey};
@@ -44,6 +45,8 @@ pub struct ClientConfig {
     pub tls: Option<Tls>,
     /// Whether nodes decode what is stored encoded, so that nothing but raw blocks arrives.
     pub raw_reads: bool,
+    /// Whether blocks of nodes on this host are read out of their memory, where the nodes let this client look at it.
+    pub shared_memory: bool,
     /// What records the calls of namespaces that are traced ([`NamespaceClient::traced`]), and samples those that are not; off records
     /// nothing, and what is traced by the caller is passed on all the same.
     pub tracer: Tracer,
@@ -62,6 +65,7 @@ impl ClientConfig {
             hold: Duration::from_secs(2),
             tls: None,
             raw_reads: false,
+            shared_memory: true,
             tracer: Tracer::OFF,
         }
     }
@@ -82,6 +86,8 @@ pub(crate) struct Shared {
     /// No refresh in the background before.
     rests_until: Mutex<Option<Instant>>,
     pub(crate) pool: Pool,
+    /// Into the memory of nodes on this host; none where that is not wanted or not to be had.
+    pub(crate) windows: Option<Arc<Windows>>,
     pub(crate) counters: Counters,
     pub(crate) requests: AtomicU64,
     begun: Instant,
@@ -113,6 +119,7 @@ impl Client {
         let identity = Identity { cluster: Some(map.cluster), ..identity };
         let pool = Pool::new(identity, config.connections_per_member.max(1), config.connect_timeout);
         let shared = Shared {
+            windows: config.shared_memory.then(Windows::new).flatten(),
             config,
             coordinators,
             map: RwLock::new(map),
@@ -304,7 +311,7 @@ impl Client {
 
     /// Returns what this client has done.
     pub fn stats(&self) -> ClientStats {
-        self.shared.counters.snapshot(self.shared.pool.dials())
+        self.shared.counters.snapshot(self.shared.pool.dials(), self.shared.windows.as_deref())
     }
 
     pub(crate) async fn tenant(&self, name: &str) -> Result<TenantId, ClientError> {
@@ -341,7 +348,11 @@ impl Shared {
         let mut known = self.map.write().unwrap_or_else(|poison| poison.into_inner());
         if map.epoch > known.epoch {
             self.coordinators.follow(&map);
-            self.pool.retain(|address| map.members.values().any(|member| member.data_address == address));
+            let is_member = |address: &str| map.members.values().any(|member| member.data_address == address);
+            self.pool.retain(is_member);
+            if let Some(windows) = &self.windows {
+                windows.retain(is_member);
+            }
             *known = map;
         }
     }

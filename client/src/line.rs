@@ -8,7 +8,7 @@ use crate::stats::count;
 use kvhive_protocol::data::{DataReply, DataRequest};
 use kvhive_protocol::frame::{FrameLimits, Kind};
 use kvhive_protocol::trace::SpanKind;
-use kvhive_protocol::{ClusterMap, DeviceId, Generation, TraceContext, WireError};
+use kvhive_protocol::{ClusterMap, DeviceId, Generation, Level, TraceContext, WireError};
 use kvhive_spans::Span;
 use kvhive_wire::{Connection, Fault};
 use std::collections::VecDeque;
@@ -103,10 +103,19 @@ impl<'a> Line<'a> {
             Some(trace) => connection.send(Kind::TracedRequest, number, &(trace, request), payload).await?,
             None => connection.send(Kind::DataRequest, number, request, payload).await?,
         }
-        let is_read = matches!(request, DataRequest::Match(_) | DataRequest::Fetch(_));
+        let is_read = matches!(request, DataRequest::Match(_) | DataRequest::Fetch(_) | DataRequest::Look(_));
         let at = (is_read && self.asked.is_empty()).then(Instant::now);
         self.asked.push_back(Asked { number, limits: answer_limits(request, block_bytes), at, span });
         Ok(())
+    }
+
+    /// Tells something that is not answered.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub(crate) async fn tell(&mut self, what: &DataRequest) -> Result<(), Fault> {
+        let number = self.shared.requests.fetch_add(1, Ordering::Relaxed);
+        self.lease.connection().send(Kind::DataRequest, number, what, &[]).await
     }
 
     /// Receives the answer to the oldest request that has none yet; its payload is to be read before the next call.
@@ -177,10 +186,31 @@ impl Shared {
         trace: Option<TraceContext>,
         deadline: Instant,
     ) -> Result<DataReply, Fault> {
+        let answer = self.call_from(Level::OLDEST, map, device, request, trace, deadline).await?;
+        Ok(answer.expect("every member speaks the oldest level"))
+    }
+
+    /// As [`Shared::call`], what members of this level on understand; none where the member is of an older one.
+    ///
+    /// # Errors
+    /// As [`Shared::call`].
+    pub(crate) async fn call_from(
+        self: &Arc<Self>,
+        level: Level,
+        map: &ClusterMap,
+        device: DeviceId,
+        request: &DataRequest,
+        trace: Option<TraceContext>,
+        deadline: Instant,
+    ) -> Result<Option<DataReply>, Fault> {
         let limit = deadline.saturating_duration_since(Instant::now());
         let exchange = async {
             let mut line = Line::open(self, map, device, trace, deadline).await?;
             loop {
+                if line.connection().level() < level {
+                    line.close();
+                    return Ok(None);
+                }
                 let answer = match line.ask(request, &[], 0).await {
                     Ok(()) => line.answer().await,
                     Err(fault) => Err(fault),
@@ -189,7 +219,7 @@ impl Shared {
                     Err(fault) if !matches!(fault, Fault::Refused(_)) => line.revive(fault).await?,
                     answer => {
                         line.close();
-                        return answer;
+                        return answer.map(Some);
                     }
                 }
             }

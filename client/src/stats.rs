@@ -1,5 +1,6 @@
 //! What a client has done, for its owner's metrics.
 
+use crate::windows::{Fallback, Windows};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counters since the client connected.
@@ -27,6 +28,12 @@ pub struct ClientStats {
     pub hedges: u64,
     /// Connections dialled to nodes.
     pub dials: u64,
+    /// Payload bytes fetched by looking at nodes' memory; those of [`ClientStats::bytes_fetched`] have them in them.
+    pub bytes_looked_at: u64,
+    /// Nodes whose memory can be looked at now.
+    pub windows: u64,
+    /// Times that something which might have been looked at came over a connection, by [`Fallback::ALL`].
+    pub fallbacks: [u64; Fallback::ALL.len()],
 }
 
 /// The live counters.
@@ -45,7 +52,7 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn snapshot(&self, dials: u64) -> ClientStats {
+    pub(crate) fn snapshot(&self, dials: u64, windows: Option<&Windows>) -> ClientStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ClientStats {
             requests: read(&self.requests),
@@ -59,6 +66,9 @@ impl Counters {
             busy: read(&self.busy),
             hedges: read(&self.hedges),
             dials,
+            bytes_looked_at: windows.map_or(0, Windows::bytes),
+            windows: windows.map_or(0, |windows| windows.open() as u64),
+            fallbacks: Fallback::ALL.map(|why| windows.map_or(0, |windows| windows.fallbacks(why))),
         }
     }
 }

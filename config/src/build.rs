@@ -14,6 +14,7 @@ use crate::parse;
 use crate::problem::{Origin, Problem};
 use crate::scaling::{SCALING, ScalingSettings};
 use crate::section::Section;
+use crate::share::ShareMemory;
 use crate::tls::{TLS, TlsPaths};
 use crate::token::Token;
 use crate::traces::{TRACES, Traces};
@@ -226,6 +227,7 @@ fn node(section: &Section<'_>, ledger: &mut Ledger) -> NodeConfig {
         disk_dir: limits.disk_dir,
         persist_dir: limits.persist_dir,
         persist_every: limits.persist_every,
+        share_memory: limits.share_memory,
         names_memory: limits.names_memory,
         redis: limits.redis,
         mode: limits.mode,
@@ -244,6 +246,7 @@ struct NodeLimits {
     disk_dir: Option<String>,
     persist_dir: Option<String>,
     persist_every: Option<Duration>,
+    share_memory: ShareMemory,
     names_memory: Bytes,
     redis: RedisSettings,
     mode: Mode,
@@ -269,6 +272,9 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
         disk_dir: section.read(ledger, "disk_dir", parse::path),
         persist_dir: section.read(ledger, "persist_dir", parse::path),
         persist_every: section.read(ledger, "persist_every", parse::time),
+        share_memory: section
+            .read(ledger, "share_memory", parse::choice)
+            .map_or(ShareMemory::default(), |at| ShareMemory::ALL[at]),
         names_memory: section.read(ledger, "names_memory", parse::size).unwrap_or_default(),
         redis: RedisSettings {
             listen: section.read(ledger, "redis_listen", parse::listen),

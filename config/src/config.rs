@@ -7,6 +7,7 @@ use crate::mode::{Mode, Tuning};
 use crate::problem::ConfigError;
 use crate::render;
 use crate::scaling::ScalingSettings;
+use crate::share::ShareMemory;
 use crate::tls::TlsPaths;
 use crate::traces::Traces;
 use crate::units::Bytes;
@@ -210,6 +211,8 @@ pub struct NodeConfig {
     pub persist_dir: Option<String>,
     /// How often the snapshot is written while the node serves, if not only at its end.
     pub persist_every: Option<Duration>,
+    /// Who may look at its memory.
+    pub share_memory: ShareMemory,
     /// Memory for names of values.
     pub names_memory: Bytes,
     /// Its port for clients of Redis.

@@ -52,6 +52,8 @@ pub(crate) const MAX_TOPIC_BYTES: usize = 255;
 pub(crate) const MODES: [&str; 5] = ["training", "inference", "bulk", "streaming", "interactive"];
 /// Names of the ways to store blocks.
 pub(crate) const CODECS: [&str; 5] = ["raw", "lossless", "fp8", "int8", "int4"];
+/// Names of those who may look at a node's memory.
+pub(crate) const SHARE_MEMORY: [&str; 3] = ["off", "nodes", "clients"];
 /// Names of what decides which blocks go to disk.
 pub(crate) const DISK_ADMISSIONS: [&str; 2] = ["all", "used"];
 /// Names of the strategies.
@@ -319,6 +321,13 @@ pub(crate) const NODE: &[Key] = &[
         Derived("only at the end"),
         "How often the snapshot is also written while the node serves, from when the one before is taken in: a node that is killed \
          loses what came since the last one began."
+    ),
+    key!(
+        "share_memory",
+        Rule::Choice(&SHARE_MEMORY),
+        Value("clients"),
+        "Who of its host, of the same user or root, may map its memory to read blocks where they are: nobody, other nodes, or clients too. \
+         Who maps it sees the bytes of all tenants, as whoever has the cluster's token may fetch them."
     ),
     key!(
         "names_memory",

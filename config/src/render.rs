@@ -126,6 +126,7 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     if let Some(every) = one.persist_every {
         out.text("persist_every", &format_time(every));
     }
+    out.text("share_memory", one.share_memory.as_str());
     out.text("names_memory", &one.names_memory.to_string());
     if let Some(listen) = one.redis.listen {
         out.text("redis_listen", &listen.to_string());

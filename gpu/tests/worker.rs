@@ -9,23 +9,25 @@ mod fake_nccl;
 use fake::Fake;
 use fake_nccl::FakeNccl;
 use kvhive_gpu::Device;
-use kvhive_gpu::cuda::{Copier, CudaDevice, Direction, Gpu, GpuSlab, Imported, Piece, Pinned};
+use kvhive_gpu::cuda::{Copier, CudaDevice, Direction, Gpu, GpuMemory, GpuSlab, Imported, Piece, Pinned};
 use kvhive_gpu::worker::{
     Answer, Command, Extent, Heard, PairId, Rank, Setup, TellError, TransferId, UniqueId, Why, Worker, serve,
 };
+use nccl_rs::{Comm, Config, Nccl, Span, State, Version};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-/// Nothing here takes as long.
-const LONG: Duration = Duration::from_secs(120);
-const SLAB: usize = 20 << 20;
+/// Nothing that works takes as long.
+const LONG: Duration = Duration::from_secs(60);
+/// Nor is anybody told so late that something does not.
+const LONGER: Duration = Duration::from_secs(120);
 const POISON: u8 = 0xA5;
 
 /// The worker's program: this one, which another test has started. Without such a one it has nothing to do.
@@ -42,6 +44,8 @@ struct Place {
     environment: Vec<(&'static str, String)>,
     /// How long a transfer and a joining may take.
     within: Duration,
+    /// Bytes of each end's slab.
+    slab: usize,
     /// The libraries that are made for tests lie where they are told.
     _fake: Option<(Fake, FakeNccl)>,
 }
@@ -59,9 +63,31 @@ impl Place {
                 ("KVHIVE_NCCL", path(nccl.path())),
             ],
             within: Duration::from_secs(3),
+            slab: 20 << 20,
             _fake: Some((cuda, nccl)),
         }
     }
+}
+
+/// This machine's first GPU and NCCL; says so where there are none.
+fn real() -> Option<Place> {
+    let nccl = match Nccl::find() {
+        Ok(nccl) => nccl,
+        Err(error) => {
+            println!("SKIPPED: {error}");
+            return None;
+        }
+    };
+    let gpu = fake::real_gpus().into_iter().next()?;
+    println!("{}, NCCL {}", gpu.info(), nccl.version());
+    Some(Place {
+        gpus: vec![gpu],
+        // Both ends are on one GPU: NCCL takes them for two hosts, and goes by sockets.
+        environment: vec![("NCCL_SOCKET_IFNAME", "lo".to_owned())],
+        within: LONG,
+        slab: 160 << 20,
+        _fake: None,
+    })
 }
 
 /// A node's GPU with its slab and worker.
@@ -85,15 +111,15 @@ impl End {
     /// Opens the GPU of this number and starts its worker, in which something goes wrong.
     fn start(place: &Place, at: usize, wrong: &str) -> End {
         let gpu = place.gpus[at % place.gpus.len()].clone();
-        let device = CudaDevice::new(gpu.clone(), SLAB as u64).expect("it works");
-        let slab = device.open_slab(SLAB as u64).expect("there is room");
+        let device = CudaDevice::new(gpu.clone(), place.slab as u64).expect("it works");
+        let slab = device.open_slab(place.slab as u64).expect("there is room");
         let lent = slab.export().expect("it can be lent").expect("it is a file");
-        let seen = Imported::new(&gpu, lent.as_fd(), SLAB).expect("it is a slab");
+        let seen = Imported::new(&gpu, lent.as_fd(), place.slab).expect("it is a slab");
         let mut environment = place.environment.clone();
         environment.push(("NCCL_HOSTID", format!("host-{at}")));
         let setup = Setup {
             gpu: gpu.info().ordinal,
-            slab_bytes: SLAB as u64,
+            slab_bytes: place.slab as u64,
             watchdog: if wrong.contains("hang") {
                 Duration::from_millis(500)
             } else {
@@ -138,7 +164,7 @@ impl End {
     }
 
     fn next(&mut self) -> Heard {
-        self.heard.recv_timeout(LONG).expect("it answers, or is heard to be gone")
+        self.heard.recv_timeout(LONGER).expect("it answers, or is heard to be gone")
     }
 
     fn tell(&mut self, command: Command) {
@@ -167,6 +193,10 @@ impl End {
             }
         }
         last
+    }
+
+    fn slab(&self) -> usize {
+        self.seen.len()
     }
 
     fn is_well(&self) -> bool {
@@ -198,8 +228,8 @@ impl End {
     }
 
     fn read(&self) -> Vec<u8> {
-        let here = Pinned::new(&self.gpu, SLAB).expect("there is room");
-        self.copy(Direction::ToHost, self.seen.address(), address(here.bytes()), SLAB);
+        let here = Pinned::new(&self.gpu, self.slab()).expect("there is room");
+        self.copy(Direction::ToHost, self.seen.address(), address(here.bytes()), self.slab());
         here.bytes().to_vec()
     }
 }
@@ -237,11 +267,10 @@ fn join(pair: PairId, ends: &mut [&mut End]) -> bool {
     answers.iter().all(|answer| *answer == Some(Answer::Ready { pair }))
 }
 
-/// Bytes of a slab, of which no two stretches are alike, and others for each number.
-fn varied(number: usize) -> Vec<u8> {
-    static BYTES: LazyLock<Vec<u8>> =
-        LazyLock::new(|| (0..SLAB as u32 + 256).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect());
-    BYTES[number % 256..][..SLAB].to_vec()
+/// So many bytes, of which no two stretches are alike, and others for each number.
+fn varied(number: u64, count: usize) -> Vec<u8> {
+    let word = |at: u64| (at + (number << 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
+    (0..count.div_ceil(8) as u64).flat_map(|at| word(at).to_le_bytes()).take(count).collect()
 }
 
 /// Places extents of these lengths: one behind the other, or far from each other and in another order.
@@ -266,9 +295,9 @@ fn placed(lengths: &[u64], is_scattered: bool) -> Vec<Extent> {
 /// Has bytes go from one to the other, and looks at every byte of the other's slab.
 fn carry(pair: PairId, ends: (&mut End, u32), to: (&mut End, u32), extents: [&[Extent]; 2]) {
     let ((from, from_rank), (to, to_rank)) = (ends, to);
-    let sent = varied(extents[0].len() + from_rank as usize);
+    let sent = varied(u64::from(from_rank) + 1, from.slab());
     from.write(&sent);
-    to.write(&vec![POISON; SLAB]);
+    to.write(&vec![POISON; to.slab()]);
     from.send(pair, 1, to_rank, extents[0]);
     to.receive(pair, 2, from_rank, extents[1]);
     for (end, transfer) in [(&mut *from, 1), (&mut *to, 2)] {
@@ -277,7 +306,7 @@ fn carry(pair: PairId, ends: (&mut End, u32), to: (&mut End, u32), extents: [&[E
             matches!(&answer, Some(Answer::Done { transfer: TransferId(done), .. }) if *done == transfer);
         assert!(is_done, "{answer:?} {:?} {:?}", end.ended, extents[0]);
     }
-    let mut expected = vec![POISON; SLAB];
+    let mut expected = vec![POISON; to.slab()];
     for (here, there) in extents[0].iter().zip(extents[1]) {
         let bytes = here.bytes as usize;
         expected[there.at as usize..][..bytes].copy_from_slice(&sent[here.at as usize..][..bytes]);
@@ -328,9 +357,9 @@ fn one_rank_has_its_bytes_be_those_of_all() {
     let mut ends: Vec<End> = (0..3).map(|at| End::start(&place, at, "")).collect();
     assert!(join(pair, &mut ends.iter_mut().collect::<Vec<_>>()));
     let lengths = [3 << 20, 4096, 70_000, 1 << 20];
-    let sent = varied(3);
+    let sent = varied(3, place.slab);
     for (at, end) in ends.iter_mut().enumerate() {
-        end.write(&if at == 1 { sent.clone() } else { vec![POISON; SLAB] });
+        end.write(&if at == 1 { sent.clone() } else { vec![POISON; place.slab] });
         let (extents, within) = (placed(&lengths, at == 2), end.within);
         end.tell(Command::Broadcast { pair, transfer: TransferId(1), root: 1, within, extents });
     }
@@ -494,8 +523,8 @@ fn in_its_middle(place: &Place, pair: PairId) -> (End, End) {
     let (mut one, mut other) = (End::start(place, 0, ""), End::start(place, 1, "transfer:1:hang"));
     (one.within, other.within) = (LONG, LONG);
     assert!(join(pair, &mut [&mut one, &mut other]));
-    one.write(&varied(0));
-    other.write(&vec![POISON; SLAB]);
+    one.write(&varied(0, place.slab));
+    other.write(&vec![POISON; place.slab]);
     let extents = placed(&[8 << 20], false);
     one.send(pair, 1, 1, &extents);
     other.receive(pair, 1, 0, &extents);
@@ -517,7 +546,7 @@ fn a_worker_that_is_killed_in_the_middle_costs_its_peer_one_pair() {
     assert!(!PathBuf::from(format!("/proc/{process}")).exists(), "it was waited for");
     assert_eq!((one.failures.as_slice(), one.ended), (&[Why::Peer][..], None));
     // What it had of the slab is what it wrote there; the node has all of it.
-    assert!(other.read()[..1 << 20] == varied(0)[..1 << 20]);
+    assert!(other.read()[..1 << 20] == varied(0, place.slab)[..1 << 20]);
     other.again();
     assert!(join(PairId(2), &mut [&mut one, &mut other]));
     let extents = placed(&[1 << 20], false);
@@ -553,8 +582,8 @@ fn what_makes_no_sense_is_refused_and_costs_the_pair() {
     one.send(PairId(9), 1, 1, &fine);
     refused(&mut one);
     for (at, (peer, extent)) in [
-        (1, Extent { at: SLAB as u64, bytes: 1 }),
-        (1, Extent { at: SLAB as u64 - 4096, bytes: 4097 }),
+        (1, Extent { at: place.slab as u64, bytes: 1 }),
+        (1, Extent { at: place.slab as u64 - 4096, bytes: 4097 }),
         (0, fine[0]),
         (2, fine[0]),
         (u32::MAX, fine[0]),
@@ -587,9 +616,9 @@ fn a_machine_without_what_it_takes_is_told_of() {
         let mut environment = place.environment.clone();
         environment.push((change.0, change.1.to_owned()));
         let (_worker, heard) = begin(setup, &environment, "", &end.slab);
-        let first = heard.recv_timeout(LONG).expect("it answers");
+        let first = heard.recv_timeout(LONGER).expect("it answers");
         let Heard::Answer(Answer::Unfit { said }) = first else { panic!("{first:?}") };
-        let rest = [(); 2].map(|()| heard.recv_timeout(LONG).expect("it ends"));
+        let rest = [(); 2].map(|()| heard.recv_timeout(LONGER).expect("it ends"));
         assert!(matches!(&rest, [Heard::Gone, Heard::Ended(_)]), "{rest:?}");
         said
     };
@@ -617,7 +646,7 @@ fn what_is_no_worker_is_heard_to_be_gone() {
         let (tell, heard) = channel();
         let worker = Worker::start(program, &end.setup, lent, move |one| drop(tell.send(one)));
         let worker = worker.expect("it starts");
-        let told = [(); 2].map(|()| heard.recv_timeout(LONG).expect("it is heard"));
+        let told = [(); 2].map(|()| heard.recv_timeout(LONGER).expect("it is heard"));
         assert!(matches!(&told, [Heard::Gone, Heard::Ended(_)]), "{script}: {told:?}");
         assert_eq!(worker.tell(&Command::End), Err(TellError::Gone));
     }
@@ -643,7 +672,7 @@ fn a_worker_that_hears_what_is_no_command_or_nothing_any_more_ends() {
     }
     // One that works ends when its node says so, and when it is gone; see below for a node that is killed.
     end.worker.tell(&Command::End).expect("it is there");
-    let told = [(); 2].map(|()| end.heard.recv_timeout(LONG).expect("it is heard"));
+    let told = [(); 2].map(|()| end.heard.recv_timeout(LONGER).expect("it is heard"));
     assert!(matches!(&told, [Heard::Gone, Heard::Ended(status)] if status.success()), "{told:?}");
 }
 
@@ -704,7 +733,7 @@ fn many_pairs_leave_nothing(place: &Place, cycles: u64) {
         let pair = PairId(number);
         assert!(join(pair, &mut [one, other]), "{number}: {:?} {:?}", one.failures, other.failures);
         // Sometimes with a transfer under way that the other end never hears of.
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             one.send(pair, number, 1, &placed(&[1 << 20], false));
         }
         for end in [&mut *one, &mut *other] {
@@ -716,13 +745,18 @@ fn many_pairs_leave_nothing(place: &Place, cycles: u64) {
     };
     (1..=10).for_each(|number| cycle(number, &mut one, &mut other));
     let before = [&one, &other].map(|end| holds(end.worker.process()));
+    let gpu = place.gpus[0].clone();
+    let free = gpu.free_bytes().expect("it says");
     (11..=cycles).for_each(|number| cycle(number, &mut one, &mut other));
     let begun = Instant::now();
     // Threads of a library that were told to end may take a moment.
     let holds_more = |before: &[usize; 2], end: &End| {
         holds(end.worker.process()).iter().zip(before).any(|(now, before)| now > before)
     };
-    while holds_more(&before[0], &one) || holds_more(&before[1], &other) {
+    while holds_more(&before[0], &one)
+        || holds_more(&before[1], &other)
+        || gpu.free_bytes().expect("it says") < free
+    {
         assert!(begun.elapsed() < LONG, "more is held than before");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -731,4 +765,123 @@ fn many_pairs_leave_nothing(place: &Place, cycles: u64) {
 #[test]
 fn pairs_that_come_and_go_leave_no_descriptors_and_no_threads() {
     many_pairs_leave_nothing(&Place::fake(), 200);
+}
+
+#[test]
+fn a_real_gpu_has_blocks_come_as_they_went() {
+    let Some(place) = real() else { return };
+    let sizes: &[&[u64]] = &[
+        &[1 << 10],
+        &[4096; 300],
+        &[28 << 10; 64],
+        &[512 << 10, (512 << 10) - 1, 17],
+        &[2 << 20; 16],
+        &[64 << 20],
+        &[9 << 20, 1 << 10, 3 << 20, 2000],
+    ];
+    transfers_of_any_size(&place, sizes);
+}
+
+/// At a real one nothing says when a transfer is in its middle but that its other end was never told of it: the GPU waits for that.
+#[test]
+fn a_real_gpu_whose_peer_is_killed_goes_on_and_has_its_memory_back() {
+    let Some(place) = real() else { return };
+    let gpu = place.gpus[0].clone();
+    let free = || gpu.free_bytes().expect("it says");
+    let before = free();
+    {
+        let (mut one, mut other) = (End::start(&place, 0, ""), End::start(&place, 1, ""));
+        let without = free();
+        assert!(join(PairId(1), &mut [&mut one, &mut other]), "{:?} {:?}", one.failures, other.failures);
+        let extents = placed(&[64 << 20], false);
+        carry(PairId(1), (&mut one, 0), (&mut other, 1), [&extents, &extents]);
+        println!("a pair takes {} KiB of the GPU at both its ends", without.saturating_sub(free()) >> 10);
+        one.within = Duration::from_secs(5);
+        one.send(PairId(1), 7, 1, &extents);
+        let begun = Instant::now();
+        other.worker.kill();
+        assert!(matches!(one.settle(), Some(Answer::Failed { transfer: Some(TransferId(7)), .. })));
+        println!("a peer that is killed is told after {:?}: {:?}", begun.elapsed(), one.failures);
+        other.open = 1;
+        let _ = other.settle();
+        other.again();
+        one.within = LONG;
+        assert!(join(PairId(2), &mut [&mut one, &mut other]), "{:?} {:?}", one.failures, other.failures);
+        carry(PairId(2), (&mut other, 1), (&mut one, 0), [&extents, &extents]);
+    }
+    let begun = Instant::now();
+    while free() < before {
+        assert!(begun.elapsed() < LONG, "{} bytes are not given back", before - free());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// `KVHIVE_NCCL_CYCLES` says how many, where there is little time.
+#[test]
+fn a_real_gpu_has_nothing_left_of_pairs_that_came_and_went() {
+    let Some(place) = real() else { return };
+    let cycles = std::env::var("KVHIVE_NCCL_CYCLES").ok().and_then(|cycles| cycles.parse().ok());
+    let (cycles, begun) = (cycles.unwrap_or(1000), Instant::now());
+    many_pairs_leave_nothing(&place, cycles);
+    println!("{cycles} pairs were made and aborted in {:?}", begun.elapsed());
+}
+
+/// Two ranks of one process on one GPU, which NCCL allows from 2.30 on.
+#[test]
+fn a_real_gpu_has_two_ranks_of_one_process() {
+    let Some(place) = real() else { return };
+    let nccl = Nccl::find().expect("it was found");
+    if nccl.version() < (Version { major: 2, minor: 30, patch: 0 }) {
+        println!("SKIPPED: NCCL {} knows one rank of a process on a GPU", nccl.version());
+        return;
+    }
+    // In a process of its own: what NCCL reads from the environment is read once.
+    let mut program = std::process::Command::new(std::env::current_exe().expect("a test is a program"));
+    program.args(["--exact", "two_ranks", "--ignored", "--nocapture"]).envs(place.environment);
+    let status = program.env("NCCL_MULTI_RANK_GPU_ENABLE", "1").status().expect("it starts");
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+#[ignore = "is started by another test"]
+fn two_ranks() {
+    let place = real().expect("it was found");
+    let (gpu, nccl) = (&place.gpus[0], Nccl::find().expect("it was found"));
+    let id = nccl.unique_id().expect("there is a network");
+    let config = Config { min_ctas: 1, max_ctas: 2 };
+    let comms = [0, 1].map(|at| Comm::join(&nccl, &id, Rank { at, of: 2 }, config).expect("it begins"));
+    let settle = || {
+        while comms.iter().any(|comm| comm.state().expect("it goes well") == State::InProgress) {
+            std::thread::yield_now();
+        }
+    };
+    settle();
+    let mut copiers = [(); 2].map(|()| Copier::new(gpu).expect("it works"));
+    for bytes in [1 << 10, 1 << 20, 64 << 20] {
+        let memory = [(); 2].map(|()| GpuMemory::new(gpu, bytes).expect("there is room"));
+        let mut here = Pinned::new(gpu, bytes).expect("there is room");
+        let sent = varied(bytes as u64, bytes);
+        here.bytes_mut().copy_from_slice(&sent);
+        let inside = address(here.bytes());
+        let up = Piece { from: inside, to: memory[0].address(), bytes };
+        // SAFETY: all of it is this function's own, and nothing else is under way there.
+        unsafe { copiers[0].copy(Direction::ToGpu, &[up]) }.expect("it copies");
+        here.bytes_mut().fill(POISON);
+        let begun = Instant::now();
+        let spans = [0, 1].map(|at| Span { address: memory[at].address(), bytes });
+        let streams = [0, 1].map(|at| copiers[at].stream().number());
+        // SAFETY: the memory lives until both streams were waited for.
+        comms[0].group(|group| unsafe { group.send(&comms[0], 1, spans[0], streams[0]) }).expect("it begins");
+        // SAFETY: as above.
+        let received = comms[1].group(|group| unsafe { group.receive(&comms[1], 0, spans[1], streams[1]) });
+        received.expect("it begins");
+        settle();
+        let down = Piece { from: memory[1].address(), to: inside, bytes };
+        // SAFETY: as above; the copy comes after what was received.
+        unsafe { copiers[1].copy(Direction::ToHost, &[down]) }.expect("it copies");
+        // SAFETY: nothing is copied, and the stream is waited for.
+        unsafe { copiers[0].copy(Direction::ToHost, &[]) }.expect("it is over");
+        println!("{bytes} bytes from rank to rank, and to the host, in {:?}", begun.elapsed());
+        assert!(here.bytes() == sent);
+    }
 }

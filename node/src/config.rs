@@ -2,6 +2,7 @@
 
 use crate::disk::{DiskError, Geometry, record_bytes};
 use crate::pace::MoveLimits;
+use crate::share::ShareMemory;
 use kvhive_cache::policy::Strategy;
 use kvhive_gpu::ArenaError;
 use kvhive_gpu::cuda::CudaError;
@@ -54,6 +55,8 @@ pub struct NodeConfig {
     /// Whether their memory is locked, so that none of it is swapped out; where that is not allowed, it is said in the log and it
     /// goes on without.
     pub pin_memory: bool,
+    /// Who may look at its devices' memory, where both are on one host.
+    pub share_memory: ShareMemory,
     /// How its shards keep blocks.
     pub tuning: Tuning,
     /// Folder of its devices' disk tiers, one folder a device in it; needed if any device has one.
@@ -114,6 +117,7 @@ impl NodeConfig {
             moves: MoveLimits { rate: 256 << 20, slowdown_percent: 150 },
             devices: vec![device],
             pin_memory: false,
+            share_memory: ShareMemory::default(),
             tuning: Tuning::default(),
             disk_folder: None,
             persist: None,

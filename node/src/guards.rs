@@ -7,7 +7,7 @@ use crate::disk::{Payload, Place};
 use crate::far::{FarGuard, Source, Unsound};
 use crate::frames::{Brought, Frame, Fresh};
 use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
-use kvhive_gpu::ReadFrame;
+use kvhive_gpu::{ReadFrame, SharedPlace};
 use kvhive_protocol::BlockHeader;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -154,6 +154,14 @@ impl ReadGuard {
             self.report_lost();
         }
         checked
+    }
+
+    /// Returns where other processes see the block's bytes, if they can.
+    pub(crate) fn shared_place(&self) -> Option<SharedPlace> {
+        match &self.held {
+            Held::Frame(frame) => frame.shared_place(),
+            Held::Read(_) | Held::Brought(_) => None,
+        }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

@@ -24,6 +24,7 @@ mod persist;
 mod redis;
 mod rules;
 mod settle;
+mod share;
 mod start;
 mod stats;
 mod traffic;
@@ -41,6 +42,7 @@ pub use handle::NodeHandle;
 pub use latency::{Latencies, LatencySummary};
 pub use pace::MoveLimits;
 pub use persist::{Loaded, PersistError, PersistProgress, Saved};
+pub use share::ShareMemory;
 pub use start::start;
 pub use stats::{
     CodecFigures, CollectedFor, Collections, Evictions, NodeStats, Prefetches, Shrinks, StrategyFigures,

@@ -4,7 +4,7 @@
 use crate::config::{DeviceConfig, DeviceMemory, NodeError};
 use crate::frames::Fresh;
 use kvhive_cache::{Tier, TierCapacity};
-use kvhive_gpu::cuda::{Cuda, CudaDevice, CudaError, GpuSlab, Patience};
+use kvhive_gpu::cuda::{Cuda, CudaDevice, CudaError, GpuSlab, Nvml, Patience, Trouble};
 use kvhive_gpu::{Arena, ArenaError, ClassId, Device, DeviceError, DeviceKind, HostDevice, SizeClass, Space};
 use std::sync::Arc;
 
@@ -25,14 +25,17 @@ enum DeviceTier {
 
 impl Memory {
     /// Takes the memory of device number `at`; also says why host memory stands in for a GPU's, where it was to if there is none.
+    /// The host's part is such as other processes can be let look at, if it is to be and there is any.
     pub(crate) fn take(
         at: usize,
         config: &DeviceConfig,
+        is_shared: bool,
         patience: Patience,
     ) -> Result<(Memory, Option<CudaError>), NodeError> {
         let failed = |source| NodeError::Memory { device: at, source };
         // The arenas are the budget: rounding frames up to pages may take a little more than was configured.
-        let of_host = |bytes| arena(config, bytes, &HostDevice::new(u64::MAX)).map_err(failed);
+        let device = if is_shared { HostDevice::shared(u64::MAX) } else { HostDevice::new(u64::MAX) };
+        let of_host = |bytes| arena(config, bytes, &device).map_err(failed);
         let (gpu, lacks) = open(config.memory).map_err(|source| NodeError::Gpu { device: at, source })?;
         let host = of_host(config.host_bytes)?;
         let Some(gpu) = gpu else {
@@ -43,6 +46,7 @@ impl Memory {
             CudaDevice::with_patience(gpu, u64::MAX, patience).map_err(|error| failed(error.into()))?;
         let of_gpu = arena(config, config.device_bytes, &device).map_err(failed)?;
         let device = Arc::new(device);
+        watch(at, &device);
         tracing::info!(device = at, gpu = %device.info().name, bytes = of_gpu.total_bytes(), "the device tier is a GPU's memory");
         Ok((Memory { device: DeviceTier::Gpu(device, of_gpu), host, pinned_bytes: 0 }, None))
     }
@@ -108,6 +112,14 @@ impl Memory {
         }
     }
 
+    /// Returns its arenas in the host's memory.
+    pub(crate) fn host_arenas(&self) -> Vec<Arena> {
+        match &self.device {
+            DeviceTier::Host(device) => vec![device.clone(), self.host.clone()],
+            DeviceTier::Gpu(..) => vec![self.host.clone()],
+        }
+    }
+
     /// Returns a tier's frames per class.
     pub(crate) fn capacity(&self, tier: Tier) -> TierCapacity {
         let classes = match (tier, &self.device) {
@@ -138,6 +150,21 @@ impl Memory {
     /// Returns what kind of device this is.
     pub(crate) fn kind(&self) -> &'static str {
         if self.is_gpu() { DeviceKind::Cuda.as_str() } else { DeviceKind::Host.as_str() }
+    }
+}
+
+/// Has what befalls a GPU be heard, where the driver tells it.
+fn watch(at: usize, device: &CudaDevice) {
+    let name = device.info().name;
+    let tell = move |trouble: &Trouble| {
+        if trouble.is_fatal() {
+            tracing::error!(device = at, gpu = %name, %trouble, "what the GPU holds is lost");
+        } else {
+            tracing::warn!(device = at, gpu = %name, %trouble, "the GPU's driver notes an error");
+        }
+    };
+    if let Err(error) = Nvml::find().and_then(|nvml| device.watch(&nvml, tell)) {
+        tracing::info!(device = at, %error, "the GPU is not watched: that it has died shows when it is used");
     }
 }
 

@@ -14,6 +14,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use kvhive_cache::{Reason, ShardStats};
+use kvhive_client::Fallback;
 use kvhive_protocol::TenantId;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::load::{MAX_TENANT_LOADS, TenantLoad};
@@ -124,6 +125,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_give_rate_bytes", plane.gives.rate() as f64),
         ("kvhive_node_take_rate_bytes", plane.takes.rate() as f64),
         ("kvhive_node_names", names as f64),
+        ("kvhive_node_memory_readers", plane.sharing.as_ref().map_or(0, |sharing| sharing.guests()) as f64),
         ("kvhive_node_redis_inflight_bytes", redis.as_ref().map_or(0, |door| door.inflight_bytes()) as f64),
         ("kvhive_node_redis_connections", redis.as_ref().map_or(0, |door| door.open_connections()) as f64),
     ] {
@@ -142,6 +144,8 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_connections_refused_total", &counters.refused_connections),
         ("kvhive_node_handshakes_refused_total", &counters.refused_handshakes),
         ("kvhive_node_fetched_bytes_total", &counters.fetched_bytes),
+        ("kvhive_node_shown_bytes_total", &counters.shown_bytes),
+        ("kvhive_node_grants_expired_total", &counters.grants_expired),
         ("kvhive_node_stored_bytes_total", &counters.stored_bytes),
         ("kvhive_node_corrupt_blocks_total", &counters.corrupt_blocks),
         ("kvhive_node_decoded_blocks_total", &counters.decoded_blocks),
@@ -179,6 +183,19 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
     ] {
         let total = counter.load(Ordering::Relaxed);
         metrics::counter!("kvhive_node_requests_refused_total", "reason" => reason).absolute(total);
+    }
+    for (reason, counter) in [("pass", &counters.share_refused_pass), ("user", &counters.share_refused_user)]
+    {
+        let total = counter.load(Ordering::Relaxed);
+        metrics::counter!("kvhive_node_memory_readers_refused_total", "reason" => reason).absolute(total);
+    }
+    if let Some(windows) = &plane.windows {
+        metrics::gauge!("kvhive_node_windows").set(windows.open() as f64);
+        metrics::counter!("kvhive_node_looked_bytes_total").absolute(windows.bytes());
+        for why in Fallback::ALL {
+            metrics::counter!("kvhive_node_window_fallbacks_total", "reason" => why.as_str())
+                .absolute(windows.fallbacks(why));
+        }
     }
     plane.replicator.links.record();
     for (name, value) in plane.tracer.figures().named() {

@@ -17,6 +17,7 @@ use crate::metrics::{Sources, routes};
 use crate::persist::{self, Holdings, Jobs, Keeper};
 use crate::redis::{self, Door};
 use crate::settle::Settler;
+use crate::share::{self, ShareMemory};
 use crate::view::View;
 use axum::Router;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
@@ -110,7 +111,8 @@ pub(crate) fn start_within(
     let stores = open_disks(&config, &view, disks)?;
     let mut gpus_lacking = Vec::new();
     for (at, device) in config.devices.iter().enumerate() {
-        let (mut memory, lacks) = Memory::take(at, device, patience)?;
+        let is_shared = config.share_memory != ShareMemory::Off;
+        let (mut memory, lacks) = Memory::take(at, device, is_shared, patience)?;
         gpus_lacking.extend(lacks);
         memory.pin(at, config.pin_memory);
         let (give_up_ending, give_up_stop) = (ending.clone(), stop.clone());
@@ -153,12 +155,14 @@ pub(crate) fn start_within(
     let links = Links::new(pool, devices.len(), view.clone(), config.tracer.clone());
     let replicator =
         Replicator::new(links, runtime.io().clone(), limits.inflight_bytes, config.tracer.clone());
+    let sharing = share::start(&runtime, config.share_memory, &memories, &counters, &stopping);
     let plane = Arc::new(DataPlane::new(
         devices.clone(),
         view.clone(),
         counters,
         replicator.clone(),
         Listening { token, cluster: None, tls: config.tls.clone(), levels: Levels::up_to(config.speaks) },
+        sharing,
         limits,
     ));
     plane.replicator.links.serve(Arc::downgrade(&plane));

@@ -7,6 +7,7 @@ use crate::key::{BlockKey, KeyList};
 use crate::layout::Layout;
 use crate::names::{NamesAnswer, NamesRequest};
 use crate::recall::{RecallRequest, Recalled};
+use crate::share::{CarryRequest, DoneRequest, LookRequest, Looked, ShareAnswer, ShareRequest};
 use crate::strategy::StrategyReport;
 use crate::trace::{TraceAnswer, TraceRequest};
 use crate::watch::{WatchAnswer, WatchRequest};
@@ -81,6 +82,16 @@ pub enum DataRequest {
     Recall(RecallRequest),
     /// Which blocks do these names mean, and shall? From [`crate::Level::NAMES`] on. Answered by [`DataReply::Named`].
     Names(NamesRequest),
+    /// May I look at your memory? From [`crate::Level::LINKS`] on, as the next three. Answered by [`DataReply::Shared`].
+    Share(ShareRequest),
+    /// Where are these blocks? Those that the asker cannot see are sent, as for [`DataRequest::Fetch`]. Answered by
+    /// [`DataReply::Looked`].
+    Look(LookRequest),
+    /// The asker has what it looked for. Not answered.
+    Done(DoneRequest),
+    /// Take these blocks out of the asker's memory. Answered as [`DataRequest::Store`], or by
+    /// [`DataReply::Unseen`].
+    Carry(Box<CarryRequest>),
 }
 
 impl DataRequest {
@@ -98,6 +109,10 @@ impl DataRequest {
             DataRequest::Trace(request) => request.epoch,
             DataRequest::Recall(request) => request.epoch,
             DataRequest::Names(request) => request.epoch,
+            DataRequest::Share(request) => request.epoch,
+            DataRequest::Look(request) => request.fetch.epoch,
+            DataRequest::Done(request) => request.epoch,
+            DataRequest::Carry(request) => request.store.epoch,
         }
     }
 
@@ -116,6 +131,10 @@ impl DataRequest {
             DataRequest::Trace(_) => "trace",
             DataRequest::Recall(_) => "recall",
             DataRequest::Names(_) => "names",
+            DataRequest::Share(_) => "share",
+            DataRequest::Look(_) => "fetch",
+            DataRequest::Done(_) => "done",
+            DataRequest::Carry(_) => "copy",
         }
     }
 }
@@ -360,6 +379,27 @@ pub enum DataReply {
         /// The answer.
         answer: NamesAnswer,
     },
+    /// Whether the asker may look at the node's memory.
+    Shared {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// The answer.
+        answer: ShareAnswer,
+    },
+    /// For each key: where its block is, its header alone where its bytes are in the payload, or why there is none.
+    Looked {
+        /// The answering member's epoch.
+        epoch: Epoch,
+        /// What [`DataRequest::Done`] calls it; 0 where nothing is held for the asker.
+        grant: u64,
+        /// One answer a key.
+        blocks: Vec<Looked>,
+    },
+    /// The asker's memory is not seen from here: its blocks are to be sent.
+    Unseen {
+        /// The answering member's epoch.
+        epoch: Epoch,
+    },
 }
 
 impl DataReply {
@@ -376,7 +416,10 @@ impl DataReply {
             | DataReply::Explained { epoch, .. }
             | DataReply::Traced { epoch, .. }
             | DataReply::Recalled { epoch, .. }
-            | DataReply::Named { epoch, .. } => *epoch,
+            | DataReply::Named { epoch, .. }
+            | DataReply::Shared { epoch, .. }
+            | DataReply::Looked { epoch, .. }
+            | DataReply::Unseen { epoch } => *epoch,
         }
     }
 }

@@ -25,8 +25,10 @@ impl Level {
     pub const NAMES: Level = Level(5);
     /// Members that are emptied as the cluster's size changes.
     pub const SIZES: Level = Level(6);
+    /// Memory that peers on one host look at.
+    pub const LINKS: Level = Level(7);
     /// The newest that this build speaks.
-    pub const NEWEST: Level = Level::SIZES;
+    pub const NEWEST: Level = Level::LINKS;
     /// The oldest that this build speaks: that of the build before it.
     pub const OLDEST: Level = Level::FIRST;
 }

@@ -33,6 +33,7 @@ pub mod raft;
 pub mod recall;
 pub mod routing;
 pub mod scaling;
+pub mod share;
 pub mod strategy;
 pub mod tenant;
 pub mod trace;

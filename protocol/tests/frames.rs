@@ -17,6 +17,10 @@ use kvhive_protocol::names::{
     Life, ListedName, Meaning, NameAnswer, NameOp, NameVerb, NamesAnswer, NamesAsk, NamesRequest, Target,
     When,
 };
+use kvhive_protocol::share::{
+    CarryRequest, DoneRequest, HostId, LookRequest, Looked, NotShared, Pass, ShareAnswer, ShareOffer,
+    ShareRequest, SharedAt,
+};
 use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
 use kvhive_protocol::trace::{Fact, Span, SpanId, SpanKind, TraceAnswer, TraceAsk, TraceRequest};
 use kvhive_protocol::watch::{BlockEvent, BlockTier, Gone, WatchAnswer, WatchAsk, WatchRequest};
@@ -58,6 +62,26 @@ fn requests() -> Vec<DataRequest> {
     let (epoch, device, tenant) = (Epoch(2), DeviceId::new(MemberId(1), 1), TenantId(4));
     let runs = vec![Run { slot: Slot(17), keys: 2 }];
     let keys: KeyList = [key(3), key(4)].iter().collect();
+    let carried = StoreRequest {
+        epoch,
+        device,
+        tenant,
+        ack: Ack::Primary,
+        copy: true,
+        moved: true,
+        layout: None,
+        about: About::default(),
+        runs: runs.clone(),
+        blocks: vec![StoreBlock { header: header(), parent: key(1) }; 2],
+    };
+    let looked_for = FetchRequest {
+        epoch,
+        device,
+        tenant,
+        runs: runs.clone(),
+        keys: keys.clone(),
+        accept: Accept::Stored,
+    };
     vec![
         DataRequest::Match(MatchRequest {
             epoch,
@@ -112,6 +136,15 @@ fn requests() -> Vec<DataRequest> {
             tenant,
             ask: NamesAsk::List { from: 7, limit: 10 },
         }),
+        DataRequest::Share(ShareRequest { epoch, device, host: HostId([6; 32]) }),
+        DataRequest::Look(LookRequest { start: 9, fetch: looked_for }),
+        DataRequest::Done(DoneRequest { epoch, grant: 3 }),
+        DataRequest::Carry(Box::new(CarryRequest {
+            source: MemberId(3),
+            start: 9,
+            places: vec![Some(SharedAt { slab: 1, at: 4096 }), None],
+            store: carried,
+        })),
     ]
 }
 
@@ -142,6 +175,25 @@ fn replies() -> Vec<DataReply> {
             },
         },
         DataReply::Named { epoch: Epoch(2), answer: NamesAnswer::Counted(3) },
+        DataReply::Shared {
+            epoch: Epoch(2),
+            answer: ShareAnswer::Offered(ShareOffer {
+                start: 9,
+                door: "kvhive-1".into(),
+                pass: Pass([5; 32]),
+            }),
+        },
+        DataReply::Shared { epoch: Epoch(2), answer: ShareAnswer::Not(NotShared::Full) },
+        DataReply::Looked {
+            epoch: Epoch(2),
+            grant: 3,
+            blocks: vec![
+                Looked::At(header(), SharedAt { slab: 1, at: 4096 }),
+                Looked::Sent(header()),
+                Looked::Miss,
+            ],
+        },
+        DataReply::Unseen { epoch: Epoch(2) },
     ]
 }
 
@@ -454,9 +506,11 @@ fn two_ends_agree_on_the_newest_level_that_both_speak() {
     for (theirs, newest, agreed) in [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 2)] {
         assert_eq!(agree(&hello(theirs), ours(newest)), Ok(Level(agreed)));
     }
-    let far_ahead = Hello { version_min: 7, version_max: 9, ..hello(2) };
+    let beyond = Level::NEWEST.0 + 1;
+    let far_ahead = Hello { version_min: beyond, version_max: beyond + 2, ..hello(2) };
     let refused = agree(&far_ahead, Levels::default());
-    assert!(matches!(refused, Err(WireError::Version { theirs_min: 7, theirs_max: 9, .. })), "{refused:?}");
+    let Err(WireError::Version { theirs_min, theirs_max, .. }) = refused else { panic!("{refused:?}") };
+    assert_eq!((theirs_min, theirs_max), (beyond, beyond + 2));
 }
 
 #[test]
@@ -572,7 +626,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846020011004d000000000000001c00000000000000294fad96f94860b100000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 23] = [
+const GOLDEN_DATA: [&str; 29] = [
     "80c3ad5a1f9d2f6e",
     "d6ce58de67428ad2",
     "d2294f65d9f11aad",
@@ -584,6 +638,9 @@ const GOLDEN_DATA: [&str; 23] = [
     "4237df82bc136424",
     "575dcb16c2d599de",
     "4b847d9ea4dc9924",
+    "4762362b2167fa7b",
+    "6b497b825020a414",
+    "e4b6a3a2329e9c3d",
     "7d5b4e526fde8d0f",
     "adf02e136c16781e",
     "b35c5b20b52b6421",
@@ -596,6 +653,9 @@ const GOLDEN_DATA: [&str; 23] = [
     "26166303d9444b0d",
     "80ed9c8ff57bf39b",
     "733f5bf697ebd62f",
+    "a38a12a261f4719e",
+    "0c0095032199ee8e",
+    "0f5a11d76c56bb8f",
 ];
 const GOLDEN_COMMANDS: [&str; 8] = [
     "ea3a16194dde5e0e",

@@ -3,13 +3,21 @@
 
 #[path = "../../gpu/tests/fake/mod.rs"]
 mod fake;
+#[path = "../../gpu/nccl-rs/tests/fake/mod.rs"]
+mod fake_nccl;
 
-use fake::Fake;
+use fake::{Fake, FakeNvml};
+use fake_nccl::FakeNccl;
+use kvhive_gpu::Device;
+use kvhive_gpu::cuda::CudaDevice;
+use kvhive_gpu::worker::{self, Answer, Heard, Setup, Worker};
 use kvhive_tests::files::{list, word};
 use kvhive_tests::{Cluster, kvhive, run_with};
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 fn bench(folder: &Path, words: &[&str]) -> Output {
     let mut command = Command::new(kvhive());
@@ -56,6 +64,36 @@ fn the_bench_of_a_gpu_has_all_rows_and_draws_them() {
 }
 
 #[test]
+fn doctor_lists_gpus_and_the_links_between_them() {
+    let fake = Fake::new();
+    let doctor = |folder: &Path| -> Value {
+        let mut command = Command::new(kvhive());
+        let words = ["doctor", "--json", "--python", "/nowhere/python", "--dir"];
+        command.env("LD_LIBRARY_PATH", folder).args(words).arg(folder);
+        serde_json::from_slice(&command.output().expect("it runs").stdout).expect("a report")
+    };
+    let found = |report: &Value, what: &str| -> String {
+        let one = list(&report["findings"]).iter().find(|one| one["what"] == what);
+        word(&one.unwrap_or_else(|| panic!("{what} in {report:#}"))["found"]).to_owned()
+    };
+    let alone = doctor(fake.folder());
+    assert_eq!(found(&alone, "GPU 1"), "Fake 1, 0.2 GiB, sm_90, at 0000:02:00.0");
+    assert_eq!(found(&alone, "GPU links"), "peer access");
+    let link = &alone["gpus"]["links"][0];
+    assert_eq!((&link["peer_access"], &link["nvlink"]), (&Value::Bool(true), &Value::Null), "{link}");
+    let _management = FakeNvml::beside(&fake);
+    let report = doctor(fake.folder());
+    assert_eq!(found(&report, "GPU links"), "NVLink");
+    let gpus = &report["gpus"];
+    assert_eq!((word(&gpus["cuda"]), word(&gpus["driver"])), ("13.0", "580.00.01"));
+    let names: Vec<&str> = list(&gpus["gpus"]).iter().map(|gpu| word(&gpu["name"])).collect();
+    assert_eq!(names, ["Fake 0", "Fake 1"]);
+    assert_eq!(gpus["links"][0]["by"], "the host's PCIe bridge");
+    let none = doctor(&fake.folder().join("nothing"));
+    assert_eq!(none["gpus"], Value::Null);
+}
+
+#[test]
 fn requests_are_replayed_through_a_gpu_host_memory_and_a_disk() {
     let fake = Fake::new();
     // Whoever looks for the driver by its name finds this one.
@@ -98,4 +136,33 @@ fn a_node_without_the_gpu_that_it_is_to_have_does_not_start_and_one_that_may_do_
     let cuda: Vec<&str> = ["up", "--detach", "--dir", dir].into_iter().chain(shape).chain(["cuda"]).collect();
     let error = run_with(&cuda, &nowhere).err().map(|error| error.to_string()).unwrap_or_default();
     assert!(error.contains("CUDA's driver is not on this machine"), "{error}");
+}
+
+#[test]
+fn the_command_is_a_gpus_worker_and_does_not_say_so() {
+    let (fake, nccl) = (Fake::new(), FakeNccl::new());
+    let slab =
+        CudaDevice::new(fake.gpu(), 4 << 20).and_then(|device| device.open_slab(4 << 20)).expect("room");
+    let lent = slab.export().expect("it can be lent").expect("it is a file");
+    let mut program = Command::new(kvhive());
+    program.arg("gpu-worker").env("LD_LIBRARY_PATH", fake.folder()).env("KVHIVE_NCCL", nccl.path());
+    let (tell, heard) = channel();
+    let setup = Setup { slab_bytes: 4 << 20, ..Setup::default() };
+    let worker = Worker::start(program, &setup, lent, move |one| drop(tell.send(one))).expect("it starts");
+    let mut next = || heard.recv_timeout(Duration::from_secs(60)).expect("it is heard");
+    let first = next();
+    assert!(matches!(&first, Heard::Answer(Answer::Started { nccl }) if nccl == "2.28.9"), "{first:?}");
+    worker.tell(&worker::Command::End).expect("it is there");
+    let rest = [next(), next()];
+    assert!(matches!(&rest, [Heard::Gone, Heard::Ended(status)] if status.success()), "{rest:?}");
+
+    let help = Command::new(kvhive()).arg("--help").output().expect("it runs");
+    assert!(!String::from_utf8_lossy(&help.stdout).contains("gpu-worker"));
+    let mut typed = Command::new(kvhive());
+    let typed = typed.arg("gpu-worker").stdin(Stdio::null()).output().expect("it runs");
+    let said = String::from_utf8_lossy(&typed.stderr).into_owned();
+    assert!(
+        !typed.status.success() && said.contains("a GPU's worker is started by its node alone"),
+        "{said}"
+    );
 }

@@ -1,6 +1,7 @@
 //! One connection: receive a frame, read or skip its payload, send a frame.
 
 use crate::fault::Fault;
+use kvhive_protocol::Level;
 use kvhive_protocol::block::BlockDigest;
 use kvhive_protocol::error::WireError;
 use kvhive_protocol::frame::{self, FRAME_HEADER_BYTES, FrameHeader, FrameLimits, Kind};
@@ -35,6 +36,7 @@ pub struct Connection {
     payload_left: u64,
     out: Vec<u8>,
     broken: bool,
+    level: Level,
 }
 
 impl Connection {
@@ -53,6 +55,7 @@ impl Connection {
             payload_left: 0,
             out: Vec::with_capacity(1024),
             broken: false,
+            level: Level::OLDEST,
         })
     }
 
@@ -61,9 +64,15 @@ impl Connection {
         self.stream.binding()
     }
 
-    /// Lets frames of the protocol's full size pass: the handshake is through.
-    pub(crate) fn open(&mut self) {
+    /// Lets frames of the protocol's full size pass: the handshake is through, and both ends speak this level.
+    pub(crate) fn open(&mut self, level: Level) {
         self.limits = FrameLimits::OPEN;
+        self.level = level;
+    }
+
+    /// Returns the level that both ends speak.
+    pub fn level(&self) -> Level {
+        self.level
     }
 
     /// Lowers the limits on received frames, for an end that knows what it expects.
@@ -333,7 +342,7 @@ mod tests {
         let near = TcpStream::connect(address).await.expect("it listens");
         let (far, _) = listener.accept().await.expect("it was dialled");
         let mut ends = [near, far].map(|end| Connection::new(Stream::Plain(end)).expect("it is connected"));
-        ends.iter_mut().for_each(Connection::open);
+        ends.iter_mut().for_each(|end| end.open(Level::NEWEST));
         let [near, far] = ends;
         (near, far)
     }

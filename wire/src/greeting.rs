@@ -78,7 +78,7 @@ impl Connection {
             };
             let mut connection = Connection::new(stream)?;
             let peer = connection.greet(identity).await?;
-            connection.open();
+            connection.open(peer.level);
             Ok((connection, peer))
         })
         .await
@@ -105,7 +105,7 @@ impl Connection {
             let mut connection = Connection::new(stream)?;
             match connection.admit(listening).await {
                 Ok(peer) => {
-                    connection.open();
+                    connection.open(peer.level);
                     Ok((connection, peer))
                 }
                 Err(Fault::Protocol(error)) => {

@@ -4,10 +4,12 @@
 //! One [`Connection`] carries one request at a time. A future dropped half-way leaves it unusable, and it knows.
 
 mod connection;
+mod door;
 mod fault;
 mod greeting;
 
 pub use connection::Connection;
+pub use door::{Door, Guest, Handed, Visit, this_host};
 pub use fault::Fault;
 pub use greeting::{Identity, Listening, Peer};
 pub use kvhive_tls::{Callers, Stream, Tls, TlsError, TlsFault, TlsFigures, TlsFiles};

@@ -7,7 +7,7 @@ use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Result, bail};
-use kvhive_client::{ClientConfig, NamespaceClient, Prefix, StoreOptions};
+use kvhive_client::{Client, ClientConfig, NamespaceClient, Prefix, StoreOptions};
 use kvhive_config::{Bytes, DeviceKind};
 use kvhive_protocol::Layout;
 use std::time::Instant;
@@ -30,12 +30,12 @@ pub(super) fn run(runs: u32, tls: bool) -> Result<Vec<Row>> {
     for (name, bytes, total) in [("1MiB", 1u64 << 20, RUN_BYTES), ("64KiB", 64 << 10, SMALL_RUN_BYTES)] {
         let mut bench = Throughput::start(bytes, tls)?;
         let (mut fetch, mut store) = (Figures::default(), Figures::default());
-        bench.fetch(total / 4)?;
+        bench.fetch(total / 4, Way::Sockets)?;
         for blast in Blast::BOTH {
             bench.blast(total / 4, true, blast)?;
         }
         for _ in 0..runs {
-            fetch.ours.push(bench.fetch(total)?);
+            fetch.ours.push(bench.fetch(total, Way::Sockets)?);
             store.ours.push(bench.store(total)?);
             for (at, blast) in Blast::BOTH.into_iter().enumerate() {
                 fetch.baselines[at].push(bench.blast(total, true, blast)?);
@@ -49,10 +49,38 @@ pub(super) fn run(runs: u32, tls: bool) -> Result<Vec<Row>> {
             for (figures, case) in [(&fetch, "fetch"), (&store, "store")] {
                 rows.extend(figures.rows(&format!("cpu-per-gb-{case}-{name}"), "CPU s/GB", |run| run.1));
             }
+            rows.extend(looks(&mut bench, runs, total)?);
         }
     }
     rows.push(latency(runs, tls)?);
     Ok(rows)
+}
+
+/// Fetches out of the node's memory, against the same over sockets.
+fn looks(bench: &mut Throughput, runs: u32, total: u64) -> Result<Vec<Row>> {
+    bench.fetch(total / 4, Way::Memory)?;
+    let (mut ours, mut baseline) = (Vec::new(), Vec::new());
+    for _ in 0..runs {
+        ours.push(bench.fetch(total, Way::Memory)?);
+        baseline.push(bench.fetch(total, Way::Sockets)?);
+    }
+    let row = |case, unit, of: fn(&Run) -> f64| {
+        let figures = |runs: &[Run]| runs.iter().map(of).collect::<Vec<_>>();
+        Row::of_runs(case, unit, &figures(&ours), &figures(&baseline), "the same fetch over TCP")
+    };
+    Ok(vec![
+        row("shm-fetch-1MiB", "GB/s", |run| run.0),
+        row("cpu-per-gb-shm-fetch-1MiB", "CPU s/GB", |run| run.1),
+    ])
+}
+
+/// By which way blocks come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Over a connection, as from another host.
+    Sockets,
+    /// Out of the node's memory.
+    Memory,
 }
 
 /// One run: GB/s, and CPU seconds a GB of both ends.
@@ -100,6 +128,8 @@ pub(super) struct Throughput {
     private: Private,
     baseline: Baseline,
     blocks: NamespaceClient,
+    looking: Client,
+    looked_at: NamespaceClient,
     block_bytes: u64,
     memory: Vec<Vec<u8>>,
     fetched: Prefix,
@@ -126,6 +156,11 @@ impl Throughput {
         let client = runtime.block_on(private.client(|config| config.connections_per_member = 1))?;
         let layout = Layout::opaque(block_bytes as u32, 16);
         let blocks = client.namespace("default", "bench", layout, 0)?;
+        let looking = runtime.block_on(private.client(|config| {
+            config.connections_per_member = 1;
+            config.shared_memory = true;
+        }))?;
+        let looked_at = looking.namespace("default", "bench", layout, 0)?;
         let batch = (BATCH_BYTES / block_bytes) as usize;
         let memory = (0..batch).map(|at| vec![at as u8; block_bytes as usize]).collect();
         let hashes: Vec<[u8; 8]> = (0..batch as u64).map(u64::to_le_bytes).collect();
@@ -135,6 +170,8 @@ impl Throughput {
             private,
             baseline: Baseline::start()?,
             blocks,
+            looking,
+            looked_at,
             block_bytes,
             memory,
             fetched,
@@ -160,24 +197,28 @@ impl Throughput {
         Ok((gigabytes / took.as_secs_f64(), cpu.as_secs_f64() / gigabytes))
     }
 
-    pub(super) fn fetch(&mut self, bytes: u64) -> Result<Run> {
+    pub(super) fn fetch(&mut self, bytes: u64, way: Way) -> Result<Run> {
         let server = self.private.node_pids()[0];
-        self.measure(bytes, server, |bench| {
+        let looked_at = self.looking.stats().bytes_looked_at;
+        let run = self.measure(bytes, server, |bench| {
+            let asked = if way == Way::Memory { &bench.looked_at } else { &bench.blocks };
             let blocks = bench.fetched.len();
             for _ in 0..bytes / BATCH_BYTES {
                 let mut targets: Vec<&mut [u8]> =
                     bench.memory.iter_mut().map(|block| &mut block[..]).collect();
-                let report = bench.runtime.block_on(bench.blocks.fetch_into(
-                    &bench.fetched,
-                    0..blocks,
-                    &mut targets,
-                ))?;
+                let report =
+                    bench.runtime.block_on(asked.fetch_into(&bench.fetched, 0..blocks, &mut targets))?;
                 if report.delivered() != blocks {
                     bail!("{} of {blocks} blocks were fetched", report.delivered());
                 }
             }
             Ok(())
-        })
+        })?;
+        let looked_at = self.looking.stats().bytes_looked_at - looked_at;
+        if way == Way::Memory && looked_at != bytes / BATCH_BYTES * BATCH_BYTES {
+            bail!("{looked_at} of {bytes} bytes came out of the node's memory: {:?}", self.looking.stats());
+        }
+        Ok(run)
     }
 
     pub(super) fn store(&mut self, bytes: u64) -> Result<Run> {

@@ -51,7 +51,7 @@ impl Private {
         Ok(Client::connect(config).await?)
     }
 
-    /// Returns how a client reaches it.
+    /// Returns how a client reaches it: by sockets alone, as from another host.
     ///
     /// # Errors
     /// When the token cannot be read.
@@ -59,7 +59,8 @@ impl Private {
         let token = std::fs::read_to_string(self.folder.path().join(local::TOKEN_FILE))?;
         let coordinators = self.cluster.running(true).coordinators;
         let tls = trust::of_local(self.folder.path())?;
-        Ok(ClientConfig { tls, ..ClientConfig::new(coordinators, token.trim().as_bytes().to_vec()) })
+        let config = ClientConfig::new(coordinators, token.trim().as_bytes().to_vec());
+        Ok(ClientConfig { tls, shared_memory: false, ..config })
     }
 
     /// Returns its folder.

@@ -1,7 +1,7 @@
 //! `kvhive bench python`: the package `kvhive` against the Rust client, in turn on one cluster.
 
 use super::Row;
-use super::data::{BATCH_BYTES, Throughput};
+use super::data::{BATCH_BYTES, Throughput, Way};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -75,11 +75,12 @@ pub(super) fn run(runs: u32, python: &Path) -> Result<Vec<Row>> {
     });
     let mut python = Python::start(python, &setup)?;
     let batches = RUN_BYTES / BATCH_BYTES;
-    rust.fetch(RUN_BYTES / 4)?;
+    // As the package does by itself on one host.
+    rust.fetch(RUN_BYTES / 4, Way::Memory)?;
     python.run("fetch", batches / 4)?;
     let (mut fetch, mut awaited, mut store) = (Pairs::default(), Pairs::default(), Pairs::default());
     for _ in 0..runs {
-        let by_rust = rust.fetch(RUN_BYTES)?.0;
+        let by_rust = rust.fetch(RUN_BYTES, Way::Memory)?.0;
         fetch.push(python.run("fetch", batches)?, by_rust);
         awaited.push(python.run("fetch-awaited", batches)?, by_rust);
         let by_rust = rust.store(RUN_BYTES)?.0;

@@ -271,6 +271,11 @@ fn node(
         moves: MoveLimits { rate: own.move_rate.0, slowdown_percent: own.move_slowdown_percent },
         devices,
         pin_memory: false,
+        share_memory: match own.share_memory {
+            kvhive_config::ShareMemory::Off => kvhive_node::ShareMemory::Off,
+            kvhive_config::ShareMemory::Nodes => kvhive_node::ShareMemory::Nodes,
+            kvhive_config::ShareMemory::Clients => kvhive_node::ShareMemory::Clients,
+        },
         tuning: tuning(own),
         disk_folder: own.disk_dir.as_ref().map(|folder| beside(file, folder).join(&own.id)),
         persist: own.persist_dir.as_ref().map(|folder| PersistConfig {

@@ -14,6 +14,7 @@ pub(crate) mod engines;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod generated;
+pub(crate) mod gpu_worker;
 mod links;
 pub(crate) mod moves;
 mod named;

@@ -147,7 +147,11 @@ async fn who_reads_raw_says_so_with_the_layout_and_takes_nothing_else() {
             | DataRequest::Explain(_)
             | DataRequest::Trace(_)
             | DataRequest::Recall(_)
-            | DataRequest::Names(_) => {}
+            | DataRequest::Names(_)
+            | DataRequest::Share(_)
+            | DataRequest::Look(_)
+            | DataRequest::Done(_)
+            | DataRequest::Carry(_) => {}
         }
     }
 }

@@ -29,6 +29,9 @@ fn epoch_of(request: &DataRequest) -> Epoch {
         DataRequest::Trace(request) => request.epoch,
         DataRequest::Recall(request) => request.epoch,
         DataRequest::Names(request) => request.epoch,
+        DataRequest::Share(_) | DataRequest::Look(_) | DataRequest::Done(_) | DataRequest::Carry(_) => {
+            request.epoch()
+        }
     }
 }
 

@@ -64,7 +64,11 @@ async fn a_tenant_that_shares_names_the_others_blocks_as_the_other_does() {
             | DataRequest::Explain(_)
             | DataRequest::Trace(_)
             | DataRequest::Recall(_)
-            | DataRequest::Names(_) => panic!("nobody asked for these"),
+            | DataRequest::Names(_)
+            | DataRequest::Share(_)
+            | DataRequest::Look(_)
+            | DataRequest::Done(_)
+            | DataRequest::Carry(_) => panic!("nobody asked for these"),
             DataRequest::Fetch(request) => request.tenant,
             DataRequest::Store(request) => request.tenant,
         };

@@ -60,6 +60,18 @@ impl Gpu {
         &self.info
     }
 
+    /// Returns how much of its memory nobody has, of whatever process.
+    ///
+    /// # Errors
+    /// When the driver refuses to say.
+    pub fn free_bytes(&self) -> Result<u64, CudaError> {
+        let (mut free, mut total) = (0, 0);
+        let _entered = self.enter()?;
+        // SAFETY: the function writes two numbers.
+        unsafe { call!(self.table(), cuMemGetInfo_v2(&raw mut free, &raw mut total)) }?;
+        Ok(free as u64)
+    }
+
     pub(super) fn note_pinned(&self, start: u64, bytes: usize) {
         self.pinned.lock().unwrap_or_else(PoisonError::into_inner).insert(start, bytes);
     }
@@ -82,6 +94,14 @@ impl Gpu {
         // SAFETY: the function writes one number.
         unsafe { call!(self.table(), cuDeviceGetAttribute(&raw mut told, which, self.device)) }?;
         Ok(told)
+    }
+
+    /// Says whether it reads and writes another's memory by itself. GPUs of two drivers, as tests have them, do not.
+    pub(super) fn reaches(&self, other: &Gpu) -> Result<bool, CudaError> {
+        if !Arc::ptr_eq(&self.cuda, &other.cuda) || self.device == other.device {
+            return Ok(false);
+        }
+        self.cuda.reaches(self.info.ordinal, other.info.ordinal)
     }
 
     pub(super) fn device(&self) -> c_int {

@@ -103,11 +103,13 @@ table! {
     cuDeviceGetName: fn(*mut c_char, c_int, c_int);
     cuDeviceTotalMem_v2: fn(*mut usize, c_int);
     cuDeviceGetAttribute: fn(*mut c_int, c_int, c_int);
+    cuDeviceCanAccessPeer: fn(*mut c_int, c_int, c_int);
     cuDeviceGetPCIBusId: fn(*mut c_char, c_int, c_int);
     cuDevicePrimaryCtxRetain: fn(*mut Handle, c_int);
     cuDevicePrimaryCtxRelease_v2: fn(c_int);
     cuCtxPushCurrent_v2: fn(Handle);
     cuCtxPopCurrent_v2: fn(*mut Handle);
+    cuMemGetInfo_v2: fn(*mut usize, *mut usize);
     cuMemAlloc_v2: fn(*mut Address, usize);
     cuMemFree_v2: fn(Address);
     cuMemHostAlloc: fn(*mut *mut c_void, usize, c_uint);
@@ -148,7 +150,7 @@ table! {
 }
 
 /// Returns what the loader itself says.
-fn reason(error: &libloading::Error) -> String {
+pub(super) fn reason(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 

@@ -8,7 +8,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use thiserror::Error;
+
+/// A worker that has closed its end has so long to end by itself.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often it is looked whether a process has ended.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A worker. Dropped, it is killed.
 pub struct Worker {
@@ -80,20 +86,27 @@ impl Worker {
         let process = child.id();
         let shared = Arc::new(Shared { channel, child: Mutex::new(child) });
         let worker = Worker { shared: shared.clone(), process };
-        shared.channel.send(&setup.encode(), Some(slab.as_fd()), false)?;
+        // A program that has ended already is heard of as one that does later.
+        let _ = shared.channel.send(&setup.encode(), Some(slab.as_fd()), false);
         let thread = std::thread::Builder::new().name("gpu-worker".to_owned());
         thread.spawn(move || {
             let mut room = channel::room();
-            while let Ok(Some(received)) = shared.channel.receive(&mut room) {
+            let is_closed = loop {
+                let Ok(Some(received)) = shared.channel.receive(&mut room) else { break true };
                 match Answer::decode(&room[..received.bytes]) {
                     Ok(answer) => hear(Heard::Answer(answer)),
                     // Whatever it is that speaks there, it is no worker.
-                    Err(_) => break,
+                    Err(_) => break false,
                 }
-            }
+            };
             hear(Heard::Gone);
-            shared.kill();
-            hear(Heard::Ended(shared.wait()));
+            let ended = if is_closed { shared.wait(Some(GRACE)) } else { None };
+            let ended = ended.or_else(|| {
+                shared.kill();
+                shared.wait(None)
+            });
+            // Nobody else waits for it: it has ended, whatever the system says.
+            hear(Heard::Ended(ended.unwrap_or_default()));
         })?;
         Ok(worker)
     }
@@ -135,15 +148,16 @@ impl Shared {
         self.channel.close();
     }
 
-    /// Waits until the process has ended. It was killed, but may yet be where the system waits for a device.
-    fn wait(&self) -> ExitStatus {
+    /// Waits until the process has ended, so long at most; one that was killed may yet be where the system waits for a device. Returns none
+    /// where it has not, or where that is not known.
+    fn wait(&self, limit: Option<Duration>) -> Option<ExitStatus> {
+        let begun = Instant::now();
         loop {
             let looked = self.child.lock().unwrap_or_else(PoisonError::into_inner).try_wait();
             match looked {
-                Ok(Some(status)) => return status,
-                // Nobody else waits for it.
-                Err(_) => return ExitStatus::default(),
-                Ok(None) => std::thread::sleep(std::time::Duration::from_millis(1)),
+                Ok(Some(status)) => return Some(status),
+                Ok(None) if limit.is_none_or(|limit| begun.elapsed() < limit) => std::thread::sleep(LOOK),
+                _ => return None,
             }
         }
     }

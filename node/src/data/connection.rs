@@ -2,7 +2,9 @@
 
 use crate::actors::core::DeviceMessage;
 use crate::data::check;
-use crate::data::counters::count;
+use crate::data::counters::{add, count};
+use crate::data::decode::Held;
+use crate::data::grants::Grants;
 use crate::data::names;
 use crate::data::plane::DataPlane;
 use crate::data::recall::Noted;
@@ -17,15 +19,17 @@ use kvhive_protocol::explain::{ExplainRequest, MAX_KEYS_PER_EXPLAIN};
 use kvhive_protocol::frame::{FrameHeader, Kind};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::recall::RecallRequest;
+use kvhive_protocol::share::{LookRequest, NotShared, ShareAnswer, ShareRequest};
 use kvhive_protocol::trace::TraceRequest;
 use kvhive_protocol::watch::WatchRequest;
 use kvhive_protocol::{DeviceId, Epoch, TraceContext, WireError};
 use kvhive_runtime::stopped;
 use kvhive_spans::Span;
 use kvhive_wire::{Connection, Fault, Peer};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 use tracing::debug;
 
 /// A connection without a request for this long is closed.
@@ -38,10 +42,20 @@ pub(super) async fn serve_connection(
     plane: &DataPlane,
     mut stop: watch::Receiver<bool>,
 ) {
+    let mut grants = Grants::default();
     loop {
-        let received = tokio::select! {
-            received = timeout(IDLE_LIMIT, connection.receive()) => received,
-            () = stopped(&mut stop) => return,
+        let received = {
+            // Not begun anew: one dropped half-way would break the connection.
+            let mut receiving = pin!(timeout(IDLE_LIMIT, connection.receive()));
+            loop {
+                tokio::select! {
+                    received = &mut receiving => break received,
+                    () = over(&grants) => {
+                        add(&plane.counters.grants_expired, grants.expire(tokio::time::Instant::now()));
+                    }
+                    () = stopped(&mut stop) => return,
+                }
+            }
         };
         let frame = match received {
             Ok(Ok(frame)) => frame,
@@ -55,13 +69,18 @@ pub(super) async fn serve_connection(
             Ok(Err(_)) | Err(_) => return,
         };
         let served = match request(&mut connection, frame) {
+            Ok((_, DataRequest::Done(done))) => {
+                grants.done(done.grant);
+                continue;
+            }
             Ok((from, request)) => {
                 let span = traced::begin(plane, peer, from, &request);
                 // Of what nodes ask of each other the asker's own part is remembered.
                 let of = from.or_else(|| span.context()).filter(|_| peer.role == Role::Client);
                 let mut noted = Noted::of(of.map(|of| of.trace), &request);
                 let asked = (frame.request, request);
-                let served = serve_request(&mut connection, peer, plane, asked, span, &mut noted).await;
+                let served =
+                    serve_request(&mut connection, peer, plane, asked, span, &mut noted, &mut grants).await;
                 if let Some(noted) = noted {
                     noted.remember(plane).await;
                 }
@@ -78,6 +97,14 @@ pub(super) async fn serve_connection(
             debug!(%fault, "connection ended");
             return;
         }
+    }
+}
+
+/// Waits until something that is held for the asker is over; for ever where nothing is.
+async fn over<G>(grants: &Grants<G>) {
+    match grants.until() {
+        Some(until) => sleep_until(until).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -100,14 +127,16 @@ async fn serve_request(
     (number, request): (u64, DataRequest),
     mut span: Span,
     noted: &mut Option<Noted>,
+    grants: &mut Grants<Vec<Held>>,
 ) -> Result<(), Fault> {
     let begun = Instant::now();
     let verb = match request {
         DataRequest::Match(_) => Some(0),
-        DataRequest::Fetch(_) => Some(1),
+        DataRequest::Fetch(_) | DataRequest::Look(_) => Some(1),
         // Blocks that move wait for their turn, behind everything else: how long they take says nothing of what clients wait for.
         DataRequest::Store(ref request) if request.moved && peer.role == Role::Node => None,
-        DataRequest::Store(_) => Some(2),
+        DataRequest::Carry(ref request) if request.store.moved && peer.role == Role::Node => None,
+        DataRequest::Store(_) | DataRequest::Carry(_) => Some(2),
         DataRequest::Release(_) => Some(3),
         DataRequest::Strategies(_)
         | DataRequest::Watch(_)
@@ -115,9 +144,11 @@ async fn serve_request(
         | DataRequest::Explain(_)
         | DataRequest::Trace(_)
         | DataRequest::Recall(_)
-        | DataRequest::Names(_) => None,
+        | DataRequest::Names(_)
+        | DataRequest::Share(_)
+        | DataRequest::Done(_) => None,
     };
-    let served = answer(connection, peer, plane, (number, request), &mut span, noted).await;
+    let served = answer(connection, peer, plane, (number, request), &mut span, noted, grants).await;
     if let Err(fault) = &served {
         span.fail(fault);
     }
@@ -141,8 +172,14 @@ async fn answer(
     (number, request): (u64, DataRequest),
     span: &mut Span,
     noted: &mut Option<Noted>,
+    grants: &mut Grants<Vec<Held>>,
 ) -> Result<Given, Fault> {
     let of_asker = request.epoch();
+    // One who looks at this node's memory is told where blocks are; else it is a fetch.
+    let (request, looks) = match request {
+        DataRequest::Look(LookRequest { start, fetch }) => (DataRequest::Fetch(fetch), Some((start, grants))),
+        request => (request, None),
+    };
     let reply = match request {
         DataRequest::Match(request) => matched(plane, peer.role, span, request).await,
         DataRequest::Release(request) => released(plane, peer.role, span, request).await,
@@ -153,6 +190,11 @@ async fn answer(
         DataRequest::Trace(request) => traces(plane, peer.role, request),
         DataRequest::Recall(request) => recalled(plane, peer.role, &request),
         DataRequest::Names(request) => names::answer(plane, request),
+        DataRequest::Share(request) => shared(plane, peer.role, request),
+        DataRequest::Look(_) | DataRequest::Done(_) => {
+            Err(WireError::malformed(format_args!("no request of its own")))
+        }
+        DataRequest::Carry(request) => plane.carried(connection, peer, span, *request).await?,
         DataRequest::Store(request) => plane.store(connection, peer, span, request).await?,
         DataRequest::Fetch(request) => match plane.fetch(span, peer.role, request).await {
             Ok(found) => match plane.answer(peer.role, &found) {
@@ -161,7 +203,7 @@ async fn answer(
                     if let Some(noted) = noted {
                         noted.answered(&reply);
                     }
-                    plane.send_found(connection, number, span, (&reply, &found)).await?;
+                    plane.send_found(connection, number, span, (reply, found), looks).await?;
                     return Ok(Given::Answer);
                 }
                 Err(error) => Err(error),
@@ -307,6 +349,15 @@ fn traces(plane: &DataPlane, role: Role, request: TraceRequest) -> Result<DataRe
     let serving = plane.view.serves(role)?;
     admitted(&serving, request.epoch, request.device)?;
     Ok(DataReply::Traced { epoch: serving.map.epoch, answer: plane.tracer.answer(request.ask) })
+}
+
+/// Says whether the asker may look at this node's memory, and how.
+fn shared(plane: &DataPlane, role: Role, request: ShareRequest) -> Result<DataReply, WireError> {
+    let serving = plane.view.serves(role)?;
+    admitted(&serving, request.epoch, request.device)?;
+    let nothing = ShareAnswer::Not(NotShared::Nothing);
+    let answer = plane.sharing.as_ref().map_or(nothing, |sharing| sharing.offer(role, request.host));
+    Ok(DataReply::Shared { epoch: serving.map.epoch, answer })
 }
 
 /// Tells what is remembered of a request: of every tenant's, as of traces.

@@ -54,6 +54,12 @@ pub(crate) struct Counters {
     pub(crate) redis_errors: AtomicU64,
     pub(crate) redis_hits: AtomicU64,
     pub(crate) redis_misses: AtomicU64,
+    /// Bytes of blocks that askers were told the places of, and answers that were let go of before their asker was done.
+    pub(crate) shown_bytes: AtomicU64,
+    pub(crate) grants_expired: AtomicU64,
+    /// Processes that were not let look: their pass was none, or their user another.
+    pub(crate) share_refused_pass: AtomicU64,
+    pub(crate) share_refused_user: AtomicU64,
     /// How long requests took that were answered, not refused, from the whole question to the whole answer.
     pub(crate) took: [LatencyRecorder; 4],
 }

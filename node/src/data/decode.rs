@@ -6,6 +6,7 @@ use crate::data::counters::count;
 use crate::data::plane::DataPlane;
 use crate::guards::ReadGuard;
 use kvhive_client::codec;
+use kvhive_gpu::SharedPlace;
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::{BlockHeader, Layout, WireError};
 use kvhive_spans::Span;
@@ -29,6 +30,14 @@ impl Held {
         match self {
             Held::Frame(guard) => guard.header(),
             Held::Raw(header, _) => header,
+        }
+    }
+
+    /// Returns where other processes see its bytes, if they can.
+    pub(super) fn shared_place(&self) -> Option<SharedPlace> {
+        match self {
+            Held::Frame(guard) => guard.shared_place(),
+            Held::Raw(..) => None,
         }
     }
 

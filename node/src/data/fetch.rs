@@ -4,12 +4,14 @@ use crate::actors::core::DeviceMessage;
 use crate::data::check;
 use crate::data::counters::{add, count};
 use crate::data::decode::Held;
+use crate::data::grants::Grants;
 use crate::data::plane::DataPlane;
 use crate::guards::{Lent, ReadGuard};
 use kvhive_protocol::data::{Accept, DataReply, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{DeviceId, WireError};
+use kvhive_protocol::share::{LEAST_SHARED_BYTES, Looked, SharedAt};
+use kvhive_protocol::{DeviceId, Epoch, WireError};
 use kvhive_spans::Span;
 use kvhive_wire::{Connection, Fault};
 use tokio::sync::OwnedSemaphorePermit;
@@ -89,8 +91,36 @@ impl DataPlane {
         Ok(DataReply::Fetched { epoch: serving.map.epoch, blocks })
     }
 
-    /// Sends the reply made by [`DataPlane::answer`] with the blocks' bytes.
+    /// Sends the reply made by [`DataPlane::answer`] with the blocks' bytes. One who looks is told where those are that it can see, and
+    /// they are held for it.
     pub(super) async fn send_found(
+        &self,
+        connection: &mut Connection,
+        number: u64,
+        span: &Span,
+        (reply, found): (DataReply, Found),
+        looks: Option<(u64, &mut Grants<Vec<Held>>)>,
+    ) -> Result<(), Fault> {
+        let Some((start, grants)) = looks else {
+            return self.send_bytes(connection, number, span, (&reply, &found)).await;
+        };
+        let is_seen = self.sharing.as_ref().is_some_and(|sharing| sharing.start() == start);
+        let grant = grants.next().filter(|_| is_seen);
+        let (reply, seen, found) = show(found, reply.epoch(), grant);
+        if !seen.is_empty() {
+            let bytes = seen.iter().map(|held| held.bytes().len() as u64).sum();
+            // Held from before the asker hears of them.
+            grants.hold(Instant::now(), seen);
+            add(&self.counters.fetched_bytes, bytes);
+            add(&self.counters.shown_bytes, bytes);
+            if let Some(device) = self.device(found.device) {
+                device.traffic.fetched(bytes, found.begun.elapsed());
+            }
+        }
+        self.send_bytes(connection, number, span, (&reply, &found)).await
+    }
+
+    async fn send_bytes(
         &self,
         connection: &mut Connection,
         number: u64,
@@ -103,9 +133,38 @@ impl DataPlane {
         sending.note("kvhive.bytes", bytes);
         self.paced(bytes, connection.send(Kind::DataReply, number, reply, &payload)).await?;
         add(&self.counters.fetched_bytes, bytes);
-        if let Some(device) = self.device(found.device) {
+        if let Some(device) =
+            self.device(found.device).filter(|_| bytes > 0 || !matches!(reply, DataReply::Looked { .. }))
+        {
             device.traffic.fetched(bytes, found.begun.elapsed());
         }
         Ok(())
     }
+}
+
+/// Parts what was found into what an asker sees where it is, which is to be held for it, and what it is sent; without a name for what is
+/// held it sees nothing.
+fn show(mut found: Found, epoch: Epoch, grant: Option<u64>) -> (DataReply, Vec<Held>, Found) {
+    let mut seen = Vec::new();
+    let mut blocks = Vec::with_capacity(found.blocks.len());
+    for place in &mut found.blocks {
+        let Some(held) = place.take() else {
+            blocks.push(Looked::Miss);
+            continue;
+        };
+        let header = *held.header();
+        let is_worth_it = grant.is_some() && header.payload_bytes >= LEAST_SHARED_BYTES;
+        match held.shared_place().filter(|_| is_worth_it) {
+            Some(at) => {
+                blocks.push(Looked::At(header, SharedAt { slab: at.slab, at: at.at }));
+                seen.push(held);
+            }
+            None => {
+                blocks.push(Looked::Sent(header));
+                *place = Some(held);
+            }
+        }
+    }
+    let grant = grant.filter(|_| !seen.is_empty()).unwrap_or(0);
+    (DataReply::Looked { epoch, grant, blocks }, seen, found)
 }

@@ -1,11 +1,13 @@
 //! The data plane: connections, and what each request does.
 
 mod bring;
+mod carried;
 mod check;
 mod connection;
 mod counters;
 mod decode;
 mod fetch;
+mod grants;
 mod here;
 mod names;
 mod payload;

@@ -6,7 +6,9 @@ use crate::data::counters::{Counters, count};
 use crate::data::recall::Recall;
 use crate::data::replicate::Replicator;
 use crate::pace::{MoveLimits, Pacer};
+use crate::share::Sharing;
 use crate::view::View;
+use kvhive_client::Windows;
 use kvhive_protocol::{DeviceId, WireError};
 use kvhive_runtime::{AskError, Reply};
 use kvhive_spans::{Span, Tracer};
@@ -47,6 +49,10 @@ pub(crate) struct DataPlane {
     pub(crate) replicator: Replicator,
     pub(crate) listening: Listening,
     pub(crate) tracer: Tracer,
+    /// Its memory as others see it, if they do.
+    pub(crate) sharing: Option<Arc<Sharing>>,
+    /// Other nodes' memory as this one sees it; none where the system does not say which host this is.
+    pub(crate) windows: Option<Arc<Windows>>,
     pub(super) recall: Recall,
     pub(super) connections: Arc<Semaphore>,
     /// What blocks pass that move to others.
@@ -76,6 +82,7 @@ impl DataPlane {
         counters: Arc<Counters>,
         replicator: Replicator,
         listening: Listening,
+        sharing: Option<Arc<Sharing>>,
         limits: Limits,
     ) -> DataPlane {
         let inflight_kib = kib(limits.inflight_bytes).clamp(1, 1 << 28);
@@ -86,6 +93,8 @@ impl DataPlane {
             view,
             counters,
             listening,
+            sharing,
+            windows: Windows::new(),
             tracer: replicator.tracer.clone(),
             recall: Recall::default(),
             replicator,

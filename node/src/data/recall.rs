@@ -6,6 +6,7 @@ use crate::data::check;
 use crate::data::plane::DataPlane;
 use kvhive_protocol::data::{DataReply, DataRequest, Fetched, Run};
 use kvhive_protocol::recall::{MAX_MISSED, MAX_RECALLED, Recalled};
+use kvhive_protocol::share::LookRequest;
 use kvhive_protocol::{BlockKey, DeviceId, KeyList, Moment, Slot, TenantId, TraceId};
 use kvhive_spans::Span;
 use std::collections::VecDeque;
@@ -67,7 +68,9 @@ impl Noted {
         let trace = trace?;
         let (device, tenant, fetches, runs, keys) = match request {
             DataRequest::Match(ask) => (ask.device, ask.tenant, false, &ask.runs, &ask.keys),
-            DataRequest::Fetch(ask) => (ask.device, ask.tenant, true, &ask.runs, &ask.keys),
+            DataRequest::Fetch(ask) | DataRequest::Look(LookRequest { fetch: ask, .. }) => {
+                (ask.device, ask.tenant, true, &ask.runs, &ask.keys)
+            }
             _ => return None,
         };
         let (runs, keys) = (runs.clone(), keys.clone());

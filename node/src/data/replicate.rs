@@ -360,8 +360,16 @@ impl Replicator {
             blocks,
         });
         let payload: Vec<&[u8]> = items.iter().map(|item| item.guard.bytes()).collect();
-        let parcel =
-            Parcel { serving, trace: *trace, source: *source, target, request: &request, payload: &payload };
+        let places: Vec<_> = items.iter().map(|item| item.guard.shared_place()).collect();
+        let parcel = Parcel {
+            serving,
+            trace: *trace,
+            source: *source,
+            target,
+            request: &request,
+            payload: &payload,
+            places: &places,
+        };
         match self.links.carry(&parcel).await? {
             DataReply::Stored { blocks, .. } if blocks.len() == items.len() => {
                 let answer = |(item, said): (&&Item, Stored)| {

@@ -3,6 +3,7 @@
 use crate::data::plane::DataPlane;
 use kvhive_protocol::data::{DataReply, DataRequest, Fetched, Run, Stored};
 use kvhive_protocol::handshake::Role;
+use kvhive_protocol::share::LookRequest;
 use kvhive_protocol::trace::SpanKind;
 use kvhive_protocol::{DeviceId, TenantId, TraceContext};
 use kvhive_spans::Span;
@@ -46,7 +47,12 @@ impl About<'_> {
     fn of(request: &DataRequest) -> Option<About<'_>> {
         let (device, tenant, runs, blocks) = match request {
             DataRequest::Match(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),
-            DataRequest::Fetch(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),
+            DataRequest::Fetch(ask) | DataRequest::Look(LookRequest { fetch: ask, .. }) => {
+                (ask.device, ask.tenant, &ask.runs, ask.keys.len())
+            }
+            DataRequest::Carry(ask) => {
+                (ask.store.device, ask.store.tenant, &ask.store.runs, ask.store.blocks.len())
+            }
             DataRequest::Store(ask) => (ask.device, ask.tenant, &ask.runs, ask.blocks.len()),
             DataRequest::Release(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),
             DataRequest::Survey(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),

@@ -3,12 +3,14 @@
 
 mod local;
 mod report;
+mod shared;
 mod tcp;
 
 use crate::data::{DataPlane, add, count};
 use crate::view::{Serving, View};
 use futures_util::future::BoxFuture;
 use kvhive_client::Pool;
+use kvhive_gpu::SharedPlace;
 use kvhive_links::Ends;
 use kvhive_protocol::data::{DataReply, DataRequest, StoreRequest};
 use kvhive_protocol::links::TransportKind;
@@ -18,6 +20,7 @@ use kvhive_spans::Tracer;
 use kvhive_wire::Fault;
 use local::InProcess;
 pub(crate) use report::LinkFrom;
+use shared::SharedMemory;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -40,6 +43,8 @@ pub(crate) struct Parcel<'a> {
     pub(crate) request: &'a DataRequest,
     /// The bytes of each block.
     pub(crate) payload: &'a [&'a [u8]],
+    /// Where other processes see these, if they can.
+    pub(crate) places: &'a [Option<SharedPlace>],
 }
 
 impl Parcel<'_> {
@@ -70,8 +75,9 @@ trait Transport: Send + Sync {
 pub(crate) struct Links {
     view: Arc<View>,
     tracer: Tracer,
-    tcp: Tcp,
+    tcp: Arc<Tcp>,
     in_process: InProcess,
+    shared_memory: SharedMemory,
     /// By which way each device reaches others, by its index.
     choices: Vec<Mutex<kvhive_links::Links>>,
     /// Who is where, by the map that was looked at last.
@@ -90,10 +96,12 @@ struct Figures {
 impl Links {
     /// Makes the ways from so many devices: over connections of `pool`, until [`Links::serve`].
     pub(crate) fn new(pool: Pool, devices: usize, view: Arc<View>, tracer: Tracer) -> Links {
+        let tcp = Arc::new(Tcp::new(pool));
         Links {
             view,
             tracer,
-            tcp: Tcp::new(pool),
+            shared_memory: SharedMemory::new(tcp.clone()),
+            tcp,
             in_process: InProcess::default(),
             choices: (0..devices).map(|_| Mutex::default()).collect(),
             known: Mutex::default(),
@@ -103,6 +111,7 @@ impl Links {
 
     /// Has devices of this node reach each other by the node's own data plane.
     pub(crate) fn serve(&self, plane: Weak<DataPlane>) {
+        self.shared_memory.serve(plane.clone());
         // A node has one plane, and is told once.
         let _ = self.in_process.plane.set(plane);
     }
@@ -110,6 +119,7 @@ impl Links {
     /// Forgets members that are not in the map, and what is known of those that have started anew.
     pub(crate) fn keep(&self, map: &ClusterMap) {
         self.tcp.keep(map);
+        self.shared_memory.keep(map);
         let now = map.members.iter().map(|(id, member)| (*id, member.generation)).collect();
         let before = std::mem::replace(&mut *lock(&self.known), now);
         let is_gone = |device: &DeviceId| {
@@ -146,7 +156,11 @@ impl Links {
     /// Whatever kept the target from taking it or from saying so. It may have taken it all the same.
     pub(crate) async fn carry(&self, parcel: &Parcel<'_>) -> Result<DataReply, Fault> {
         let bytes = parcel.payload.iter().map(|block| block.len() as u64).sum();
-        let ends = Ends { same_process: parcel.source.member == parcel.target.member, ..Ends::default() };
+        let ends = Ends {
+            same_process: parcel.source.member == parcel.target.member,
+            same_host: self.shared_memory.reaches(parcel).await,
+            ..Ends::default()
+        };
         let Some(choices) = self.choices.get(usize::from(parcel.source.index)) else {
             return Err(Fault::Refused(WireError::WrongDevice { device: parcel.source }));
         };
@@ -181,7 +195,8 @@ impl Links {
     ) -> Result<DataReply, Fault> {
         let way: &dyn Transport = match by {
             TransportKind::InProcess => &self.in_process,
-            _ => &self.tcp,
+            TransportKind::SharedMemory => &self.shared_memory,
+            _ => &*self.tcp,
         };
         let begun = Instant::now();
         let answer = way.carry(parcel, deadline).await;

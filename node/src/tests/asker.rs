@@ -138,7 +138,7 @@ impl Asker {
         }
     }
 
-    fn store_request(&self, blocks: &[Block], ack: Ack) -> DataRequest {
+    pub(super) fn store_request(&self, blocks: &[Block], ack: Ack) -> DataRequest {
         DataRequest::Store(StoreRequest {
             epoch: self.epoch,
             device: self.device,

@@ -169,6 +169,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         disk_folder: None,
         persist: None,
         pin_memory: false,
+        share_memory: crate::ShareMemory::default(),
         tuning: crate::Tuning::default(),
         names_bytes: 32 << 20,
         redis: None,

@@ -56,7 +56,7 @@ async fn a_slot_moves_between_devices_of_one_node_without_a_socket() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copies_to_another_node_are_measured_and_forgotten_when_it_starts_anew() {
-    let setup = Setup::default();
+    let setup = Setup { share_memory: crate::ShareMemory::Off, ..Setup::default() };
     let (coordinator, mut nodes) = setup.several(2).await;
     let mut client = nodes[0].ask().await;
     let blocks: Vec<Block> = (0..8).map(|number| Block::new(number, 64 * KIB)).collect();

@@ -19,6 +19,7 @@ mod persist_layouts;
 mod proxy;
 mod redis;
 mod replication;
+mod share;
 mod snapshots;
 mod tenants;
 mod traces;
@@ -34,8 +35,8 @@ use coordinator::FakeCoordinator;
 use kvhive_cache::ShardStats;
 use kvhive_cache::policy::Strategy;
 use kvhive_gpu::cuda::Patience;
-use kvhive_protocol::Generation;
 use kvhive_protocol::block::Codec;
+use kvhive_protocol::{Generation, Level};
 use kvhive_runtime::http::Access;
 use kvhive_spans::{Tracer, TracerConfig};
 use std::collections::BTreeMap;
@@ -73,6 +74,8 @@ struct Setup {
     /// How long its GPU is waited for.
     patience: Patience,
     redis: Option<crate::RedisConfig>,
+    share_memory: crate::ShareMemory,
+    speaks: Level,
     /// How many of a million requests are traced.
     sample_ppm: u32,
 }
@@ -100,6 +103,8 @@ impl Default for Setup {
             move_rate: 1 << 40,
             patience: Patience::default(),
             redis: None,
+            share_memory: crate::ShareMemory::default(),
+            speaks: Level::NEWEST,
             sample_ppm: 0,
         }
     }
@@ -130,7 +135,7 @@ impl Setup {
         };
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let config = NodeConfig {
-            speaks: kvhive_protocol::Level::NEWEST,
+            speaks: self.speaks,
             name: name.to_owned(),
             data_listen: free,
             advertise_data: String::new(),
@@ -143,6 +148,7 @@ impl Setup {
             moves: MoveLimits { rate: self.move_rate, slowdown_percent: 150 },
             devices: (0..self.devices).map(|_| device(classes.clone())).collect(),
             pin_memory: false,
+            share_memory: self.share_memory,
             tuning: crate::Tuning {
                 strategy: self.strategy,
                 codec: self.codec,

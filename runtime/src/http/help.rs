@@ -133,6 +133,10 @@ pub const HELP: &[(&str, &str)] = &[
         "kvhive_node_give_rate_bytes",
         "Bytes a second at which blocks of slots that move may go to other nodes now",
     ),
+    (
+        "kvhive_node_grants_expired_total",
+        "Answers whose blocks were let go of because their asker had not read them where they are in time",
+    ),
     ("kvhive_node_handshakes_refused_total", "Connections whose handshake was refused"),
     (
         "kvhive_node_hits_total",
@@ -150,11 +154,17 @@ pub const HELP: &[(&str, &str)] = &[
     ),
     ("kvhive_node_link_bytes_total", "Bytes of blocks given to other devices, by the way they went"),
     ("kvhive_node_links", "Devices that a device gives blocks to, by the way that the last batch went"),
+    ("kvhive_node_looked_bytes_total", "Bytes of copies that were read out of other nodes' memory"),
     ("kvhive_node_lost_blocks_total", "Blocks that could not be read any more where they were kept"),
     ("kvhive_node_mailbox_full_total", "Requests shed because a device's mailbox was full"),
     ("kvhive_node_malformed_total", "Requests that made no sense"),
     ("kvhive_node_matched_keys_total", "Keys that matches asked for"),
     ("kvhive_node_memory_configured_bytes", "Memory that the configuration has this node take at most"),
+    ("kvhive_node_memory_readers", "Processes of this host that have mapped the node's memory"),
+    (
+        "kvhive_node_memory_readers_refused_total",
+        "Processes that came to map the node's memory and were turned away, by what was wrong: their pass or their user",
+    ),
     (
         "kvhive_node_misses_total",
         "Blocks that fetches did not get: gone since the match, or not read from the disk. What a match does not find is not in it",
@@ -213,6 +223,10 @@ pub const HELP: &[(&str, &str)] = &[
         "kvhive_node_serving_lease_seconds",
         "For how long the node may still answer reads without hearing from a leader; 0 where it may not",
     ),
+    (
+        "kvhive_node_shown_bytes_total",
+        "Bytes of these that were not sent: their askers read them where they are",
+    ),
     ("kvhive_node_shrinking_blocks", "Blocks being re-encoded to be smaller"),
     ("kvhive_node_shrunk_blocks_total", "Blocks re-encoded to be smaller, by what came of it"),
     ("kvhive_node_slots_to_give", "Slots that are still to be copied to other nodes"),
@@ -267,6 +281,11 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_node_undecoded_blocks_total", "Blocks that could not be decoded for a reader"),
     ("kvhive_node_untold_uses", "Blocks whose uses the strategies have not been told of yet"),
     ("kvhive_node_used_bytes", "Bytes of frames that are not free by tier"),
+    (
+        "kvhive_node_window_fallbacks_total",
+        "Times that another node's memory could not be looked at, by what failed: refused, closed (its door), unfit (what it handed over), torn",
+    ),
+    ("kvhive_node_windows", "Nodes of this host whose memory this one looks at"),
     ("kvhive_node_writes_under_way", "Writes of blocks that have begun and not ended"),
     ("kvhive_scaling_members", "Members that the size is reckoned by"),
     ("kvhive_scaling_queue_seconds", "How long requests wait for devices, as the autoscaler sees it"),

@@ -5,6 +5,7 @@ use kvhive_protocol::data::{DataReply, DataRequest, FetchRequest, Fetched, Match
 use kvhive_protocol::explain::{Explained, Since};
 use kvhive_protocol::frame::{Kind, encode_frame};
 use kvhive_protocol::handshake::TokenKey;
+use kvhive_protocol::share::{NotShared, ShareAnswer};
 use kvhive_protocol::watch::BlockTier;
 use kvhive_protocol::{BlockHeader, BlockKey, DeviceId, Epoch, TraceContext, WireError};
 use kvhive_wire::{Connection, Listening};
@@ -297,6 +298,13 @@ impl State {
             }
             // Real nodes answer for names, in the stories of the Redis port.
             DataRequest::Names(_) => panic!("no story of these asks for names"),
+            DataRequest::Share(request) => {
+                let answer = ShareAnswer::Not(NotShared::Elsewhere);
+                (DataReply::Shared { epoch: request.epoch, answer }, Vec::new())
+            }
+            DataRequest::Look(_) | DataRequest::Done(_) | DataRequest::Carry(_) => {
+                panic!("nobody looks at another host's memory")
+            }
             DataRequest::Store(request) => {
                 let headers = request.blocks.iter().map(|block| block.header);
                 (

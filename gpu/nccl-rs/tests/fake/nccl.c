@@ -364,7 +364,9 @@ static void *launch(void *raw) {
 
 int ncclGroupStart(void) { BEGIN; depth++; return OK; }
 int ncclGroupEnd(void) {
-    BEGIN;
+    int code = call(__func__);
+    /* As the real one's, a group that fails is over. */
+    if (code) { depth = grouped = 0; return code; }
     if (!depth) return USAGE;
     if (--depth || !grouped) return OK;
     int ops = grouped;

@@ -1,0 +1,219 @@
+//! This node's memory as others of its host see it: who may look, the passes that they are given, and the door at which they get what maps
+//! it. Which blocks they are told the places of is the data plane's.
+
+mod passes;
+
+use crate::data::{Counters, count};
+use crate::memory::Memory;
+use kvhive_gpu::Arena;
+use kvhive_protocol::handshake::Role;
+use kvhive_protocol::share::{HostId, NotShared, Pass, ShareAnswer, ShareOffer};
+use kvhive_runtime::{Runtime, stopped};
+use kvhive_wire::{Door, Guest, Handed, this_host};
+use passes::Passes;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+/// Who comes in shows a pass and takes what there is within this.
+const GUEST_LIMIT: Duration = Duration::from_secs(1);
+/// Processes that look at a time, or are about to.
+const MAX_GUESTS: usize = 1024;
+/// After the socket has failed, as where descriptors have run out.
+const REST: Duration = Duration::from_millis(100);
+
+/// Who may look at a node's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum ShareMemory {
+    /// Nobody: it is memory of the node's own.
+    Off,
+    /// Other nodes.
+    Nodes,
+    /// Whoever may ask it for blocks.
+    #[default]
+    Clients,
+}
+
+impl ShareMemory {
+    fn lets(self, role: Role) -> bool {
+        match self {
+            ShareMemory::Off => false,
+            ShareMemory::Nodes => role == Role::Node,
+            ShareMemory::Clients => true,
+        }
+    }
+}
+
+/// What a node shares.
+pub(crate) struct Sharing {
+    /// This start of the node: random, so that no other's is taken for it.
+    start: u64,
+    host: HostId,
+    door: String,
+    who: ShareMemory,
+    arenas: Vec<Arena>,
+    passes: Mutex<Passes>,
+    guests: Arc<Semaphore>,
+}
+
+impl Sharing {
+    /// Opens the door to what of these memories can be shared. None where that is nothing, or nobody may look.
+    fn open(who: ShareMemory, memories: &[Memory]) -> Option<(Sharing, Door)> {
+        let arenas: Vec<Arena> = memories.iter().flat_map(Memory::host_arenas).collect();
+        if who == ShareMemory::Off || arenas.iter().all(|arena| arena.share().is_none()) {
+            return None;
+        }
+        let opened =
+            this_host().zip(random()).map(|(host, start)| Door::open().map(|door| (host, start, door)));
+        match opened {
+            Some(Ok((host, start, door))) => {
+                let sharing = Sharing {
+                    start: u64::from_le_bytes(*start.0.first_chunk().expect("it has 32 bytes")),
+                    host,
+                    door: door.name().to_owned(),
+                    who,
+                    arenas,
+                    passes: Mutex::default(),
+                    guests: Arc::new(Semaphore::new(MAX_GUESTS)),
+                };
+                Some((sharing, door))
+            }
+            Some(Err(error)) => {
+                warn!(%error, "nobody can look at this node's memory");
+                None
+            }
+            None => {
+                warn!("nobody can look at this node's memory: the system does not say which host this is");
+                None
+            }
+        }
+    }
+
+    /// Returns which host this is.
+    pub(crate) fn host(&self) -> HostId {
+        self.host
+    }
+
+    /// Returns what this start of the node is called.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Says whether somebody may look, and how.
+    pub(crate) fn offer(&self, role: Role, host: HostId) -> ShareAnswer {
+        if host != self.host {
+            return ShareAnswer::Not(NotShared::Elsewhere);
+        }
+        if !self.who.lets(role) {
+            return ShareAnswer::Not(NotShared::Role);
+        }
+        let pass = random().filter(|_| self.guests.available_permits() > 0);
+        match pass.filter(|pass| self.passes().give(Instant::now(), *pass)) {
+            Some(pass) => {
+                ShareAnswer::Offered(ShareOffer { start: self.start, door: self.door.clone(), pass })
+            }
+            None => ShareAnswer::Not(NotShared::Full),
+        }
+    }
+
+    /// Returns how many processes look.
+    pub(crate) fn guests(&self) -> usize {
+        MAX_GUESTS - self.guests.available_permits()
+    }
+
+    fn passes(&self) -> std::sync::MutexGuard<'_, Passes> {
+        // Nothing is left half-done under this lock.
+        self.passes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets one in who shows a pass, and waits until it has gone.
+    async fn receive(&self, guest: &mut Guest, counters: &Counters) -> io::Result<()> {
+        let pass = guest.pass(GUEST_LIMIT).await?;
+        if !self.passes().show(Instant::now(), &pass) {
+            count(&counters.share_refused_pass);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the pass is none, or no longer"));
+        }
+        let shared = self.arenas.iter().filter_map(Arena::share);
+        let memory: Vec<_> =
+            shared.map(|slab| Handed { number: slab.number, bytes: slab.bytes, file: slab.file }).collect();
+        guest.hand(&memory, GUEST_LIMIT).await?;
+        guest.gone().await;
+        Ok(())
+    }
+}
+
+/// Has others of this host look at these memories, if they may.
+pub(crate) fn start(
+    runtime: &Runtime,
+    who: ShareMemory,
+    memories: &[Memory],
+    counters: &Arc<Counters>,
+    stopping: &watch::Receiver<bool>,
+) -> Option<Arc<Sharing>> {
+    // Where the door's socket is waited for.
+    let _inside = runtime.io().enter();
+    let (sharing, door) = Sharing::open(who, memories)?;
+    let sharing = Arc::new(sharing);
+    runtime.io().spawn(serve(door, sharing.clone(), counters.clone(), stopping.clone()));
+    Some(sharing)
+}
+
+/// Stands at the door until `stop` turns true.
+async fn serve(door: Door, sharing: Arc<Sharing>, counters: Arc<Counters>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let came = tokio::select! {
+            came = door.accept() => came,
+            () = stopped(&mut stop) => return,
+        };
+        let mut guest = match came {
+            Ok(guest) => guest,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                count(&counters.share_refused_user);
+                warn!(%error, "memory not shared");
+                continue;
+            }
+            Err(error) => {
+                debug!(%error, "nobody comes in");
+                tokio::time::sleep(REST).await;
+                continue;
+            }
+        };
+        // Dropped where there is no place: it sees the door closed.
+        let Ok(place) = sharing.guests.clone().try_acquire_owned() else { continue };
+        let (sharing, counters, mut stop) = (sharing.clone(), counters.clone(), stop.clone());
+        tokio::spawn(async move {
+            let ended = tokio::select! {
+                ended = sharing.receive(&mut guest, &counters) => ended,
+                () = stopped(&mut stop) => Ok(()),
+            };
+            if let Err(error) = ended {
+                debug!(%error, "memory not handed over");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// Draws 32 bytes; none where the system has none.
+fn random() -> Option<Pass> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).ok()?;
+    Some(Pass(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_look_is_the_nodes_to_say() {
+        let roles = [Role::Client, Role::Node];
+        let lets = |who: ShareMemory| roles.map(|role| who.lets(role));
+        assert_eq!(lets(ShareMemory::Off), [false, false]);
+        assert_eq!(lets(ShareMemory::Nodes), [false, true]);
+        assert_eq!(lets(ShareMemory::Clients), [true, true]);
+    }
+}
