@@ -140,10 +140,9 @@ impl DataRequest {
             DataRequest::Recall(_) => "recall",
             DataRequest::Names(_) => "names",
             DataRequest::Share(_) => "share",
-            DataRequest::Look(_) => "look",
+            DataRequest::Look(_) => "fetch",
             DataRequest::Done(_) => "done",
-            DataRequest::Carry(_) => "carry",
-            DataRequest::Receive(_) => "receive",
+            DataRequest::Carry(_) | DataRequest::Receive(_) => "copy",
             DataRequest::Pair(_) => "pair",
         }
     }
