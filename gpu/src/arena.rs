@@ -192,6 +192,11 @@ impl Arena {
 }
 
 impl Arena<GpuSlab> {
+    /// Returns the memory that it is cut from.
+    pub(crate) fn slab(&self) -> &GpuSlab {
+        &self.shared.space
+    }
+
     /// Returns a handle by which another process of this host may map all of its memory; none where the GPU has no such thing.
     ///
     /// # Errors

@@ -85,7 +85,7 @@ impl Frame {
         }
     }
 
-    /// Copies it into a fresh frame of another tier, and calls `done` when that has ended, well or not; this one is let go of before. `block`
+    /// Copies it into a fresh frame of another tier or of another device, of one GPU from another that it reaches, and calls `done` when that has ended, well or not; this one is let go of before. `block`
     /// has something be done where it may block.
     pub(crate) fn copy(
         self,
@@ -105,10 +105,11 @@ impl Frame {
                     done(ended.ok().map(|frame| Frame::Host(frame.seal())));
                 });
             }
-            // No two tiers are a GPU's.
-            (Frame::Gpu(from), Fresh::Gpu(to)) => {
-                drop((from, to));
-                done(None);
+            (Frame::Gpu(from), Fresh::Gpu(FreshGpu { device, frame, .. })) => {
+                let own = device.clone();
+                device.take(from.frame, frame, move |ended| {
+                    done(ended.ok().map(|frame| Frame::Gpu(GpuFrame { device: own, frame: frame.seal() })));
+                });
             }
         }
     }

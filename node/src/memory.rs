@@ -4,7 +4,7 @@
 use crate::config::{DeviceConfig, DeviceMemory, NodeError};
 use crate::frames::Fresh;
 use kvhive_cache::{Tier, TierCapacity};
-use kvhive_gpu::cuda::{Cuda, CudaDevice, CudaError, GpuSlab, Patience};
+use kvhive_gpu::cuda::{Cuda, CudaDevice, CudaError, GpuSlab, Nvml, Patience, Trouble};
 use kvhive_gpu::{Arena, ArenaError, ClassId, Device, DeviceError, DeviceKind, HostDevice, SizeClass, Space};
 use std::sync::Arc;
 
@@ -46,6 +46,7 @@ impl Memory {
             CudaDevice::with_patience(gpu, u64::MAX, patience).map_err(|error| failed(error.into()))?;
         let of_gpu = arena(config, config.device_bytes, &device).map_err(failed)?;
         let device = Arc::new(device);
+        watch(at, &device);
         tracing::info!(device = at, gpu = %device.info().name, bytes = of_gpu.total_bytes(), "the device tier is a GPU's memory");
         Ok((Memory { device: DeviceTier::Gpu(device, of_gpu), host, pinned_bytes: 0 }, None))
     }
@@ -149,6 +150,21 @@ impl Memory {
     /// Returns what kind of device this is.
     pub(crate) fn kind(&self) -> &'static str {
         if self.is_gpu() { DeviceKind::Cuda.as_str() } else { DeviceKind::Host.as_str() }
+    }
+}
+
+/// Has what befalls a GPU be heard, where the driver tells it.
+fn watch(at: usize, device: &CudaDevice) {
+    let name = device.info().name;
+    let tell = move |trouble: &Trouble| {
+        if trouble.is_fatal() {
+            tracing::error!(device = at, gpu = %name, %trouble, "what the GPU holds is lost");
+        } else {
+            tracing::warn!(device = at, gpu = %name, %trouble, "the GPU's driver notes an error");
+        }
+    };
+    if let Err(error) = Nvml::find().and_then(|nvml| device.watch(&nvml, tell)) {
+        tracing::info!(device = at, %error, "the GPU is not watched: that it has died shows when it is used");
     }
 }
 

@@ -132,9 +132,9 @@ impl DataRequest {
             DataRequest::Recall(_) => "recall",
             DataRequest::Names(_) => "names",
             DataRequest::Share(_) => "share",
-            DataRequest::Look(_) => "look",
+            DataRequest::Look(_) => "fetch",
             DataRequest::Done(_) => "done",
-            DataRequest::Carry(_) => "carry",
+            DataRequest::Carry(_) => "copy",
         }
     }
 }

@@ -6,7 +6,7 @@ mod fake;
 #[path = "../../gpu/nccl-rs/tests/fake/mod.rs"]
 mod fake_nccl;
 
-use fake::Fake;
+use fake::{Fake, FakeNvml};
 use fake_nccl::FakeNccl;
 use kvhive_gpu::Device;
 use kvhive_gpu::cuda::CudaDevice;
@@ -61,6 +61,36 @@ fn the_bench_of_a_gpu_has_all_rows_and_draws_them() {
     );
     let nowhere = bench(fake.folder(), &["--bytes", "2MiB", "--plot", "/nowhere/x.svg"]);
     assert!(String::from_utf8_lossy(&nowhere.stderr).contains("cannot write /nowhere/x.svg"));
+}
+
+#[test]
+fn doctor_lists_gpus_and_the_links_between_them() {
+    let fake = Fake::new();
+    let doctor = |folder: &Path| -> Value {
+        let mut command = Command::new(kvhive());
+        let words = ["doctor", "--json", "--python", "/nowhere/python", "--dir"];
+        command.env("LD_LIBRARY_PATH", folder).args(words).arg(folder);
+        serde_json::from_slice(&command.output().expect("it runs").stdout).expect("a report")
+    };
+    let found = |report: &Value, what: &str| -> String {
+        let one = list(&report["findings"]).iter().find(|one| one["what"] == what);
+        word(&one.unwrap_or_else(|| panic!("{what} in {report:#}"))["found"]).to_owned()
+    };
+    let alone = doctor(fake.folder());
+    assert_eq!(found(&alone, "GPU 1"), "Fake 1, 0.2 GiB, sm_90, at 0000:02:00.0");
+    assert_eq!(found(&alone, "GPU links"), "peer access");
+    let link = &alone["gpus"]["links"][0];
+    assert_eq!((&link["peer_access"], &link["nvlink"]), (&Value::Bool(true), &Value::Null), "{link}");
+    let _management = FakeNvml::beside(&fake);
+    let report = doctor(fake.folder());
+    assert_eq!(found(&report, "GPU links"), "NVLink");
+    let gpus = &report["gpus"];
+    assert_eq!((word(&gpus["cuda"]), word(&gpus["driver"])), ("13.0", "580.00.01"));
+    let names: Vec<&str> = list(&gpus["gpus"]).iter().map(|gpu| word(&gpu["name"])).collect();
+    assert_eq!(names, ["Fake 0", "Fake 1"]);
+    assert_eq!(gpus["links"][0]["by"], "the host's PCIe bridge");
+    let none = doctor(&fake.folder().join("nothing"));
+    assert_eq!(none["gpus"], Value::Null);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod cluster;
 mod control;
 mod engines;
 mod finding;
+mod gpus;
 mod host;
 
 use crate::admin::Target;
@@ -14,6 +15,7 @@ use clap::Args;
 use control::Dialled;
 use engines::Interpreter;
 use finding::{Finding, State};
+use gpus::Gpus;
 use kvhive_config::Bytes;
 use serde_json::json;
 use std::path::PathBuf;
@@ -52,8 +54,9 @@ impl Doctor {
     /// When something fails that must not.
     pub(crate) fn run(self) -> Result<()> {
         let interpreter = Interpreter::ask(self.python.as_deref());
+        let gpus = Gpus::ask();
         let memory = self.memory.map(|memory| memory.0);
-        let mut findings = host::look(self.disk.as_deref(), memory, &interpreter.nccl());
+        let mut findings = host::look(self.disk.as_deref(), memory, &gpus, &interpreter.nccl());
         findings.extend(cluster::look(&self.target, &self.dialled));
         findings.extend(interpreter.look());
         if let Some(file) = &self.blocks_file {
@@ -62,7 +65,10 @@ impl Doctor {
         let failed = findings.iter().filter(|finding| finding.state == State::Fails).count();
         let warned = findings.iter().filter(|finding| finding.state == State::Warns).count();
         if self.json {
-            report::print_json(&json!({ "failed": failed, "warned": warned, "findings": findings }))?;
+            let report = json!({
+                "failed": failed, "warned": warned, "findings": findings, "gpus": gpus.report(),
+            });
+            report::print_json(&report)?;
         } else {
             print(&findings);
             let counted = |count: usize, noun| report::counted(count as u64, noun);

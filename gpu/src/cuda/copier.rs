@@ -42,6 +42,9 @@ fn grid(direction: Direction, average: usize, processors: u32) -> Option<Grid> {
     match direction {
         Direction::ToGpu | Direction::ToHost if average >= 2 << 20 => None,
         Direction::ToGpu | Direction::ToHost => Some(Grid { blocks: 64, threads: 256 }),
+        // Not measured: few blocks, as towards the host, where one launch is less than a call for each piece.
+        Direction::FromPeer if average >= UNIT_BYTES => None,
+        Direction::FromPeer => Some(Grid { blocks: 64, threads: 256 }),
         Direction::Within if average >= 32 << 20 => None,
         Direction::Within if average >= UNIT_BYTES => Some(Grid { blocks: processors, threads: 512 }),
         Direction::Within => Some(Grid { blocks: 4 * processors, threads: 256 }),

@@ -5,9 +5,11 @@ use super::error::CudaError;
 use super::gpu::Gpu;
 use super::lane::{BATCH_BYTES, Fate, Job, Lane, LaneError, Patience};
 use super::memory::Staging;
+use super::nvml::{Nvml, NvmlError, Trouble, Watch};
 use super::shelf::MOST_KEPT;
 use super::slab::GpuSlab;
 use super::stream::{Direction, Piece};
+use crate::arena::Arena;
 use crate::device::{Device, DeviceError, DeviceInfo, DeviceKind};
 use crate::frame::{ReadFrame, WriteFrame};
 use crate::space::sealed::Memory;
@@ -26,7 +28,11 @@ pub struct CudaDevice {
     up: Lane,
     down: Lane,
     within: Lane,
+    /// From other GPUs, once one is reached.
+    beside: OnceLock<Lane>,
     patience: Patience,
+    /// Hears what befalls the GPU.
+    watch: OnceLock<Watch>,
 }
 
 /// An end of a copy in the host's memory, which stays where it is until the copy has ended.
@@ -84,12 +90,47 @@ impl CudaDevice {
         };
         let [up, down, within] =
             [lane(Direction::ToGpu)?, lane(Direction::ToHost)?, lane(Direction::Within)?];
-        Ok(CudaDevice { memory_bytes, given: Arc::default(), fate, up, down, within, patience, gpu })
+        Ok(CudaDevice {
+            memory_bytes,
+            given: Arc::default(),
+            fate,
+            up,
+            down,
+            within,
+            patience,
+            watch: OnceLock::new(),
+            beside: OnceLock::new(),
+            gpu,
+        })
     }
 
     /// Returns its GPU.
     pub fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
+    }
+
+    /// Has the driver's management library say when something befalls the GPU by which what it holds is lost: it is lost then, without anybody
+    /// having to find out by a copy. `tell` hears what else it says, on another thread.
+    ///
+    /// # Errors
+    /// When it does not tell such things of this GPU.
+    pub fn watch(&self, nvml: &Arc<Nvml>, tell: impl Fn(&Trouble) + Send + 'static) -> Result<(), NvmlError> {
+        let fate = self.fate.clone();
+        let watch = Watch::start(nvml, &self.gpu.info().pci, move |trouble| {
+            tell(&trouble);
+            if trouble.is_fatal() {
+                // Who was first knows the cause.
+                let _ = fate.set(CudaError::Befallen { trouble });
+            }
+        })?;
+        // Who watches already goes on.
+        let _ = self.watch.set(watch);
+        Ok(())
+    }
+
+    /// Returns what became of it, which others find out too.
+    pub(super) fn fate(&self) -> &Arc<Fate> {
+        &self.fate
     }
 
     /// Says how long it is waited for.
@@ -99,7 +140,7 @@ impl CudaDevice {
 
     /// Says why it is lost, if it is. Where it turns out to hang, whoever waits for a copy is told.
     pub fn loss(&self) -> Option<DeviceError> {
-        if self.lanes().into_iter().any(Lane::is_stalled) {
+        if self.lanes().any(Lane::is_stalled) {
             self.give_up();
         }
         self.fate.get().map(|error| self.lost(error))
@@ -108,18 +149,18 @@ impl CudaDevice {
     /// Waits until no copy is under way, as long as the GPU is waited for. One that then still copies is lost, and nobody waits for it any more:
     /// what it may use stays its own to the end of the process.
     pub fn settle(&self) {
-        if !self.lanes().into_iter().all(Lane::is_soon_idle) {
+        if !self.lanes().all(Lane::is_soon_idle) {
             self.give_up();
         }
     }
 
-    fn lanes(&self) -> [&Lane; 3] {
-        [&self.up, &self.down, &self.within]
+    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        [&self.up, &self.down, &self.within].into_iter().chain(self.beside.get())
     }
 
     fn give_up(&self) {
         let error = self.fate.get_or_init(|| CudaError::Stalled);
-        self.lanes().into_iter().for_each(|lane| lane.give_up(error));
+        self.lanes().for_each(|lane| lane.give_up(error));
     }
 
     /// Takes memory of the host for bytes that go to the GPU or come from it: such as was pinned before and is let go of, else plain,
@@ -178,6 +219,59 @@ impl CudaDevice {
             };
             self.begin(&self.down, piece, memory, done);
         }
+    }
+
+    /// Says whether this GPU reads the frames of another's memory by itself; from then on it does, where it can.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`] when the driver refuses, or the system has no more threads.
+    pub fn reaches(&self, theirs: &Arena<GpuSlab>) -> Result<bool, DeviceError> {
+        self.beside(theirs.slab()).map(|lane| lane.is_some())
+    }
+
+    /// Copies a sealed frame's bytes, of this GPU or of one that it reaches, into a frame of this one's, and calls `done` as
+    /// [`CudaDevice::upload`] does. The source is let go of before that.
+    pub fn take(
+        &self,
+        from: ReadFrame<GpuSlab>,
+        to: WriteFrame<GpuSlab>,
+        done: impl FnOnce(Result<WriteFrame<GpuSlab>, DeviceError>) + Send + 'static,
+    ) {
+        let (slab, offset) = from.span();
+        let by = match Arc::ptr_eq(slab.gpu(), &self.gpu) {
+            true => Ok(Some(&self.within)),
+            false => self.beside(slab),
+        };
+        let piece = by.and_then(|by| {
+            let lane = by.ok_or_else(|| self.failed("a frame is of a GPU that it does not reach"))?;
+            let there = self.at(to.span())?;
+            DeviceError::unless_equal(from.len(), to.len())?;
+            Ok((lane, Piece { from: slab.base() + offset as u64, to: there, bytes: to.len() }))
+        });
+        let (lane, piece) = match piece {
+            Ok((lane, piece)) => (lane, piece),
+            Err(error) => return done(Err(error)),
+        };
+        let memory = move || {
+            drop(from);
+            to
+        };
+        // SAFETY: nobody writes a sealed frame, and the other frame is the only handle on its bytes: both go into the job.
+        unsafe { self.begin(lane, Ok(piece), memory, done) };
+    }
+
+    /// Returns the lane from other GPUs, if another's memory is reached; the first time that is arranged.
+    fn beside(&self, slab: &GpuSlab) -> Result<Option<&Lane>, DeviceError> {
+        let told = |error: &dyn std::fmt::Display| self.failed(&error.to_string());
+        if !slab.let_reach(&self.gpu).map_err(|error| told(&error))? {
+            return Ok(None);
+        }
+        if self.beside.get().is_none() {
+            let lane = Lane::start(&self.gpu, Direction::FromPeer, &self.fate, self.patience);
+            // Another may have started one meanwhile; this one ends then.
+            let _ = self.beside.set(lane.map_err(|error| told(&error))?);
+        }
+        Ok(self.beside.get())
     }
 
     /// Has a lane copy a piece, if it is one, and calls `done` when that has ended with what is left of the `memory` at both ends, or when it

@@ -115,6 +115,18 @@ impl Cuda {
         (0..self.count()?).map(|ordinal| self.describe(ordinal)).collect()
     }
 
+    /// Says whether one GPU reads and writes another's memory by itself.
+    ///
+    /// # Errors
+    /// [`CudaError::NoSuchGpu`], or when the driver refuses to say.
+    pub fn reaches(&self, from: u32, to: u32) -> Result<bool, CudaError> {
+        let (from, to) = (self.device(from)?, self.device(to)?);
+        let mut can = 0;
+        // SAFETY: the function writes one number.
+        unsafe { call!(&self.table, cuDeviceCanAccessPeer(&raw mut can, from, to)) }?;
+        Ok(can != 0)
+    }
+
     /// Opens a GPU in this process: with the context that everything else of the process uses on it too.
     ///
     /// # Errors

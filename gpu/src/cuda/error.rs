@@ -1,5 +1,6 @@
 //! What goes wrong between this process and a GPU.
 
+use super::nvml::Trouble;
 use thiserror::Error;
 
 /// Why CUDA did not do what it should.
@@ -46,6 +47,12 @@ pub enum CudaError {
     /// A copy that was begun does not end.
     #[error("a copy has not ended for longer than any takes: the GPU hangs")]
     Stalled,
+    /// The driver says that something befell the GPU by which what it holds is lost.
+    #[error("{trouble}")]
+    Befallen {
+        /// What.
+        trouble: Trouble,
+    },
     /// Whoever copies has panicked.
     #[error("its thread has ended; why is in the log")]
     Ended,

@@ -96,6 +96,14 @@ impl Gpu {
         Ok(told)
     }
 
+    /// Says whether it reads and writes another's memory by itself. GPUs of two drivers, as tests have them, do not.
+    pub(super) fn reaches(&self, other: &Gpu) -> Result<bool, CudaError> {
+        if !Arc::ptr_eq(&self.cuda, &other.cuda) || self.device == other.device {
+            return Ok(false);
+        }
+        self.cuda.reaches(self.info.ordinal, other.info.ordinal)
+    }
+
     pub(super) fn device(&self) -> c_int {
         self.device
     }

@@ -154,6 +154,7 @@ impl Lane {
             Direction::ToGpu => "up",
             Direction::ToHost => "down",
             Direction::Within => "within",
+            Direction::FromPeer => "beside",
         };
         let name = format!("gpu-{}-{to}", gpu.info().ordinal);
         let thread = std::thread::Builder::new().name(name).spawn(move || hand.run())?;
@@ -314,7 +315,7 @@ impl Hand {
         let mut pieces = pieces.to_vec();
         let direction = self.direction;
         let mut detours: Vec<Detour> = Vec::new();
-        if direction != Direction::Within {
+        if direction.has_host() {
             for piece in pieces.iter_mut().filter(|piece| piece.bytes > 0) {
                 let bytes = piece.bytes;
                 let here = here(direction, piece);
@@ -333,9 +334,11 @@ impl Hand {
             }
         }
         // One copy may not go from one piece of pinned memory over into the next; on the GPU's side all is of one slab.
-        let is_one = |piece: &Piece| {
-            let mut piece = *piece;
-            direction == Direction::Within || self.gpu.is_pinned(*here(direction, &mut piece), piece.bytes)
+        let is_one = |piece: &Piece| match direction {
+            Direction::Within => true,
+            // The slabs of several GPUs may touch.
+            Direction::FromPeer => false,
+            _ => self.gpu.is_pinned(*here(direction, &mut { *piece }), piece.bytes),
         };
         let joined = joined(&pieces, is_one);
         // SAFETY: the jobs vouch for their bytes; on the host's side they are pinned, or a detour's own.

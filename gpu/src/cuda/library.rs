@@ -103,6 +103,7 @@ table! {
     cuDeviceGetName: fn(*mut c_char, c_int, c_int);
     cuDeviceTotalMem_v2: fn(*mut usize, c_int);
     cuDeviceGetAttribute: fn(*mut c_int, c_int, c_int);
+    cuDeviceCanAccessPeer: fn(*mut c_int, c_int, c_int);
     cuDeviceGetPCIBusId: fn(*mut c_char, c_int, c_int);
     cuDevicePrimaryCtxRetain: fn(*mut Handle, c_int);
     cuDevicePrimaryCtxRelease_v2: fn(c_int);
@@ -149,7 +150,7 @@ table! {
 }
 
 /// Returns what the loader itself says.
-fn reason(error: &libloading::Error) -> String {
+pub(super) fn reason(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 

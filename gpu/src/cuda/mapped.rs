@@ -78,6 +78,14 @@ impl Mapped {
         }
     }
 
+    /// Has another GPU of this process read and write it by itself.
+    pub(super) fn let_reach(&self, other: &Gpu) -> Result<(), CudaError> {
+        let access = Access { location: location(other), flags: READ_WRITE };
+        let _entered = self.gpu.enter()?;
+        // SAFETY: the memory is mapped there for as long as `self` lives; more may use it than before, and none less.
+        unsafe { call!(self.gpu.table(), cuMemSetAccess(self.address, self.length, &raw const access, 1)) }
+    }
+
     /// Returns the address of its first byte.
     pub(super) fn address(&self) -> Address {
         self.address

@@ -31,6 +31,15 @@ pub enum Direction {
     ToHost,
     /// Within the GPU's memory.
     Within,
+    /// From another GPU's memory to this one's.
+    FromPeer,
+}
+
+impl Direction {
+    /// Says whether one end is in the host's memory.
+    pub(super) fn has_host(self) -> bool {
+        matches!(self, Direction::ToGpu | Direction::ToHost)
+    }
 }
 
 /// Bytes that are copied in one piece.
@@ -142,7 +151,9 @@ impl Stream {
                     let to = std::ptr::with_exposed_provenance_mut(to as usize);
                     call!(table, cuMemcpyDtoHAsync_v2(to, from, bytes, self.raw))
                 }
-                Direction::Within => call!(table, cuMemcpyDtoDAsync_v2(to, from, bytes, self.raw)),
+                Direction::Within | Direction::FromPeer => {
+                    call!(table, cuMemcpyDtoDAsync_v2(to, from, bytes, self.raw))
+                }
             }
         }
     }

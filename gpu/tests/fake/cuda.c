@@ -363,24 +363,60 @@ int cuMemAddressReserve(uint64_t *out, size_t bytes, size_t unit, uint64_t where
     return OK;
 }
 int cuMemAddressFree(uint64_t start, size_t bytes) { INSIDE; live--; return munmap((void *)(uintptr_t)start, bytes) ? INVALID_VALUE : OK; }
+/* What is mapped, and which GPUs may use it. */
+typedef struct Mapping { struct Mapping *next; uint64_t start; size_t bytes; unsigned by; } Mapping;
+static Mapping *mappings;
+/* Under the lock. */
+static Mapping *mapping_of(uint64_t at) {
+    Mapping *one = mappings;
+    while (one && !(at >= one->start && at < one->start + one->bytes)) one = one->next;
+    return one;
+}
+/* Says whether the GPU whose context is current may use memory. */
+static int may_use(uint64_t at, size_t bytes) {
+    pthread_mutex_lock(&lock);
+    Mapping *one = mapping_of(at);
+    int may = !one || (at + bytes <= one->start + one->bytes && one->by >> (current[depth - 1] - 1) & 1);
+    pthread_mutex_unlock(&lock);
+    return may;
+}
 int cuMemMap(uint64_t start, size_t bytes, size_t from, uint64_t handle, uint64_t flags) {
     INSIDE;
     struct stat stat;
     if (flags || from || fstat((int)handle - 1, &stat) || (off_t)bytes > stat.st_size) return INVALID_VALUE;
     void *mapped = mmap((void *)(uintptr_t)start, bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, (int)handle - 1, 0);
     if (mapped == MAP_FAILED) return INVALID_VALUE;
+    pthread_mutex_lock(&lock);
+    Mapping *one = calloc(1, sizeof *one);
+    *one = (Mapping){ .next = mappings, .start = start, .bytes = bytes };
+    mappings = one;
     live++;
+    pthread_mutex_unlock(&lock);
     return OK;
 }
 int cuMemUnmap(uint64_t start, size_t bytes) {
     INSIDE;
+    pthread_mutex_lock(&lock);
+    Mapping **at = &mappings;
+    while (*at && (*at)->start != start) at = &(*at)->next;
+    if (!*at || (*at)->bytes != bytes) abort();
+    Mapping *one = *at;
+    *at = one->next;
+    free(one);
     live--;
+    pthread_mutex_unlock(&lock);
     void *left = mmap((void *)(uintptr_t)start, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
     return left == MAP_FAILED ? INVALID_VALUE : OK;
 }
 int cuMemSetAccess(uint64_t start, size_t bytes, const int *access, size_t count) {
     INSIDE;
-    if (count != 1 || access[0] != 1 || access[1] != current[depth - 1] - 1 || access[2] != 3) return INVALID_VALUE;
+    int own = current[depth - 1] - 1, whose = access[1];
+    if (count != 1 || access[0] != 1 || access[2] != 3 || whose < 0 || whose >= GPUS || (whose != own && !peers)) return INVALID_VALUE;
+    pthread_mutex_lock(&lock);
+    Mapping *one = mapping_of(start);
+    if (one) one->by |= 1u << whose;
+    pthread_mutex_unlock(&lock);
+    if (!one) return INVALID_VALUE;
     return mprotect((void *)(uintptr_t)start, bytes, PROT_READ | PROT_WRITE) ? INVALID_VALUE : OK;
 }
 int cuMemExportToShareableHandle(void *out, uint64_t handle, int kind, uint64_t flags) {
@@ -474,9 +510,9 @@ static int later(Stream *stream, void *to, const void *from, size_t bytes) {
     if (stream->context != current[depth - 1]) return INVALID_VALUE;
     return stream_ask(stream, (Copy){ .to = to, .from = from, .bytes = bytes });
 }
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) { INSIDE; return later(stream, (void *)(uintptr_t)to, from, bytes); }
-int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) { INSIDE; return later(stream, to, (void *)(uintptr_t)from, bytes); }
-int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) { INSIDE; return later(stream, (void *)(uintptr_t)to, (void *)(uintptr_t)from, bytes); }
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) { INSIDE; if (!may_use(to, bytes)) return INVALID_VALUE; return later(stream, (void *)(uintptr_t)to, from, bytes); }
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) { INSIDE; if (!may_use(from, bytes)) return INVALID_VALUE; return later(stream, to, (void *)(uintptr_t)from, bytes); }
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) { INSIDE; if (!may_use(to, bytes) || !may_use(from, bytes)) return INVALID_VALUE; return later(stream, (void *)(uintptr_t)to, (void *)(uintptr_t)from, bytes); }
 
 int cuModuleLoadData(void **out, const void *image) {
     INSIDE;

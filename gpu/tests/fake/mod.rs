@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "loads a library of the tests' own")]
 #![allow(dead_code, reason = "each test that takes it in uses a part")]
 
-use kvhive_gpu::cuda::{Cuda, CudaError, Gpu};
+use kvhive_gpu::cuda::{Cuda, CudaError, Gpu, Nvml, NvmlError};
 use libloading::{Library, Symbol};
 use std::ffi::{CString, c_char, c_int};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -89,35 +89,94 @@ impl Fake {
     }
 
     pub(crate) fn fail(&self, call: &str, nth: c_int, code: c_int) {
-        let name = CString::new(call).expect("no 0 in it");
-        // SAFETY: the fake's own function, with its own signature.
-        unsafe {
-            let fail: Symbol<unsafe extern "C" fn(*const c_char, c_int, c_int)> =
-                self.library.get(b"fake_fail\0").expect("it is there");
-            fail(name.as_ptr(), nth, code);
-        }
+        fail(&self.library, call, nth, code);
     }
 
     pub(crate) fn set(&self, name: &str, value: c_int) {
-        // SAFETY: as above.
-        unsafe {
-            let set: Symbol<unsafe extern "C" fn(c_int)> =
-                self.library.get(name.as_bytes()).expect("it is there");
-            set(value);
-        }
+        set(&self.library, name, value);
     }
 
     pub(crate) fn ask(&self, name: &str) -> c_int {
-        // SAFETY: as above.
-        unsafe {
-            let ask: Symbol<unsafe extern "C" fn() -> c_int> =
-                self.library.get(name.as_bytes()).expect("it is there");
-            ask()
-        }
+        ask(&self.library, name)
     }
 
     pub(crate) fn is_clean(&self) -> bool {
         (self.ask("fake_live"), self.ask("fake_depth")) == (0, 0)
+    }
+}
+
+/// NVIDIA's management library, made for tests, beside a driver: whoever looks for it by its name in that folder finds it.
+pub(crate) struct FakeNvml {
+    path: PathBuf,
+    library: Library,
+}
+
+impl FakeNvml {
+    pub(crate) fn beside(driver: &Fake) -> FakeNvml {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/tests/fake/nvml.c");
+        let (path, object) = (driver.folder().join("libnvidia-ml.so.1"), driver.folder().join("nvml.o"));
+        compile("cc", &source, &object, &[]);
+        let linked = Command::new("cc")
+            .args(["-shared", "-pthread", "-Wl,-soname,libnvidia-ml.so.1", "-o"])
+            .args([&path, &object])
+            .status();
+        assert!(linked.expect("a compiler is there").success());
+        // SAFETY: a library of our own, without initializers.
+        let library = unsafe { Library::new(&path) }.expect("it was just made");
+        FakeNvml { path, library }
+    }
+
+    pub(crate) fn nvml(&self) -> Result<Arc<Nvml>, NvmlError> {
+        Nvml::load(&self.path)
+    }
+
+    /// Has something of this kind befall a GPU.
+    pub(crate) fn befall(&self, gpu: c_int, kind: c_int, data: c_int) {
+        // SAFETY: the fake's own function, with its own signature.
+        unsafe {
+            let befall: Symbol<unsafe extern "C" fn(c_int, c_int, c_int)> =
+                self.library.get(b"fake_befall\0").expect("it is there");
+            befall(gpu, kind, data);
+        }
+    }
+
+    /// Has every call of this name fail.
+    pub(crate) fn fail(&self, call: &str, code: c_int) {
+        fail(&self.library, call, 1, code);
+    }
+
+    pub(crate) fn set(&self, name: &str, value: c_int) {
+        set(&self.library, name, value);
+    }
+
+    pub(crate) fn ask(&self, name: &str) -> c_int {
+        ask(&self.library, name)
+    }
+}
+
+fn fail(library: &Library, call: &str, nth: c_int, code: c_int) {
+    let name = CString::new(call).expect("no 0 in it");
+    // SAFETY: the fake's own function, with its own signature.
+    unsafe {
+        let fail: Symbol<unsafe extern "C" fn(*const c_char, c_int, c_int)> =
+            library.get(b"fake_fail\0").expect("it is there");
+        fail(name.as_ptr(), nth, code);
+    }
+}
+
+fn set(library: &Library, name: &str, value: c_int) {
+    // SAFETY: as above.
+    unsafe {
+        let set: Symbol<unsafe extern "C" fn(c_int)> = library.get(name.as_bytes()).expect("it is there");
+        set(value);
+    }
+}
+
+fn ask(library: &Library, name: &str) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        let ask: Symbol<unsafe extern "C" fn() -> c_int> = library.get(name.as_bytes()).expect("it is there");
+        ask()
     }
 }
 

@@ -306,3 +306,7 @@ impl Pairs {
         self.flaw == Some(flaw)
     }
 }
+
+#[cfg(test)]
+#[path = "pairs_test.rs"]
+mod pairs_test;

@@ -6,23 +6,28 @@ mod fake;
 
 use super::asker::{Block, already, kept};
 use super::{KIB, Setup, eventually};
-use crate::{DeviceMemory, NodeError};
-use fake::Fake;
+use crate::memory::Memory;
+use crate::{ClassConfig, DeviceConfig, DeviceMemory, NodeError};
+use fake::{Fake, FakeNvml};
 use kvhive_cache::Tier;
 use kvhive_gpu::cuda::Patience;
 use kvhive_protocol::MemberId;
 use kvhive_protocol::data::{Ack, Refusal, Stored};
 use std::sync::LazyLock;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 /// The driver of this process, once it is taken: whoever looks for CUDA by its name finds it.
 static DRIVER: LazyLock<Fake> = LazyLock::new(|| Fake::with(&[]));
 
+/// And what says what befalls its GPUs.
+static NVML: LazyLock<FakeNvml> = LazyLock::new(|| FakeNvml::beside(&DRIVER));
+
 /// What device tiers are made of in these tests.
 pub(super) fn memory() -> DeviceMemory {
     match std::env::var("KVHIVE_TEST_GPU").as_deref() {
         Ok("fake") => {
-            LazyLock::force(&DRIVER);
+            LazyLock::force(&NVML);
             DeviceMemory::Cuda(0)
         }
         Ok("real") => DeviceMemory::Cuda(0),
@@ -33,7 +38,7 @@ pub(super) fn memory() -> DeviceMemory {
 
 /// A node's device tier on the first GPU of the driver that is made for tests.
 fn on_gpu() -> Setup {
-    LazyLock::force(&DRIVER);
+    LazyLock::force(&NVML);
     Setup { memory: DeviceMemory::Cuda(0), ..Setup::default() }
 }
 
@@ -64,6 +69,32 @@ async fn a_gpu_holds_the_device_tier_and_blocks_move_between_it_and_the_host() {
     let described = &coordinator.devices(MemberId(1))[0];
     assert_eq!((described.kind.as_str(), described.device_bytes), ("cuda", 16 * 64 * KIB as u64));
     assert_eq!(memory.host_bytes(), 16 * 64 * KIB as u64, "the GPU's is not the host's");
+}
+
+#[test]
+fn a_frame_of_one_gpu_is_copied_to_one_of_another() {
+    LazyLock::force(&NVML);
+    let memory = |at: u32| {
+        let classes = vec![ClassConfig { frame_bytes: 64 << 10, share: 1 }];
+        let memory = DeviceMemory::Cuda(at);
+        let config = DeviceConfig { memory, device_bytes: 1 << 20, host_bytes: 0, disk_bytes: 0, classes };
+        Memory::take(0, &config, false, Patience::default()).expect("there is room").0
+    };
+    let (one, other) = (memory(0), memory(1));
+    let take = |memory: &Memory| memory.take_frame(Tier::Device, 0, 50_000).expect("a frame is free");
+    let bytes: Vec<u8> = (0..50_000u32).map(|at| (at ^ (at >> 8)) as u8).collect();
+    let from = take(&one).filled(&bytes).expect("its GPU takes it");
+    let (tell, told) = channel();
+    from.copy(
+        take(&other),
+        |_| panic!("it is no copy of the host's"),
+        move |copy| {
+            assert!(tell.send(copy).is_ok(), "it is waited for");
+        },
+    );
+    let copy = told.recv().expect("it ends").expect("they reach each other");
+    assert!(*copy.read().expect("it is there") == bytes[..]);
+    assert_eq!((one.free_frames(Tier::Device), other.free_frames(Tier::Device)), (16, 15));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,6 +193,24 @@ async fn a_gpu_that_hangs_costs_its_tier_and_the_node_serves_the_rest_and_ends()
         DRIVER.release();
         eventually("nothing hangs", || DRIVER.ask("fake_hung") == 0).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gpu_that_its_driver_says_is_lost_is_lost_at_once() {
+    let setup = Setup { device_frames: 8, host_frames: 8, ..on_gpu() };
+    let (_coordinator, node) = setup.one().await;
+    let mut client = node.ask().await;
+    let block = [Block::new(1, 64 * KIB)];
+    assert_eq!(client.store(&block, Ack::Primary).await, Ok(vec![kept(1)]));
+    // A program's own mistake costs nothing.
+    NVML.befall(0, 8, 31);
+    eventually("it was heard", || NVML.ask("fake_pending") == 0).await;
+    assert!(client.fetch(&[1]).await == Ok(vec![Some(block[0].bytes.clone())]));
+    // Nobody copies anything.
+    NVML.befall(0, 8, 79);
+    node.settles("the tier is lost", |stats| stats.device.capacity_bytes == 0).await;
+    assert_eq!(client.store(&block, Ack::Primary).await, Ok(vec![kept(1)]), "the host has room");
+    assert!(client.fetch(&[1]).await == Ok(vec![Some(block[0].bytes.clone())]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,7 +4,10 @@
 
 mod explore;
 mod gpu;
+mod nccl;
 mod rules;
+mod storm;
 
 pub use explore::{Bounds, Explored, Scenario, explore};
 pub use kvhive_links::pairs::Flaw;
+pub use storm::{Calm, Storm};

@@ -1,18 +1,17 @@
-//! The host: processor, kernel, limits, memory, disk, GPU libraries. What files of the kernel say is read here and judged by
+//! The host: processor, kernel, limits, memory, disk. What files of the kernel say is read here and judged by
 //! functions that are told what they say.
 
 use super::finding::Finding;
+use super::gpus::Gpus;
 use crate::report;
-use kvhive_gpu::cuda::{Cuda, CudaError, GpuInfo, Version};
 use kvhive_gpu::{Arena, HostDevice, PageKind, SizeClass};
 use rustix::fs::OFlags;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::Command;
 
-const HOST: &str = "host";
+pub(super) const HOST: &str = "host";
 /// Files that a node with a few hundred clients has open.
 const ENOUGH_FILES: u64 = 4096;
 /// What direct IO is done in.
@@ -30,7 +29,7 @@ pub(super) struct Nccl<'a> {
 }
 
 /// Looks at everything that needs nobody else.
-pub(super) fn look(disk: Option<&Path>, memory: Option<u64>, nccl: &Nccl<'_>) -> Vec<Finding> {
+pub(super) fn look(disk: Option<&Path>, memory: Option<u64>, gpus: &Gpus, nccl: &Nccl<'_>) -> Vec<Finding> {
     let limits = read("/proc/self/limits");
     let mut findings = vec![
         Finding::holds(HOST, "kvhive", env!("CARGO_PKG_VERSION")),
@@ -42,14 +41,13 @@ pub(super) fn look(disk: Option<&Path>, memory: Option<u64>, nccl: &Nccl<'_>) ->
         shared_memory(pages_of_shared(), kvhive_wire::this_host().is_some()),
         free_memory(&read("/proc/meminfo"), &read("/sys/fs/cgroup/memory.max"), memory),
     ];
-    let told = Cuda::find().and_then(|cuda| Ok((cuda.version(), cuda.gpus()?)));
-    findings.extend(gpus(told, &read("/proc/driver/nvidia/version"), &libraries(), nccl));
+    findings.extend(gpus.look(nccl));
     findings.extend(disk.map(direct_io));
     findings
 }
 
 /// Reads a file of the kernel's; nothing where there is none.
-fn read(path: &str) -> String {
+pub(super) fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
@@ -163,63 +161,6 @@ fn free_memory(meminfo: &str, group: &str, wanted: Option<u64>) -> Finding {
     }
 }
 
-/// Returns the names of shared libraries that the loader knows.
-fn libraries() -> String {
-    let asked = ["/sbin/ldconfig", "ldconfig"]
-        .iter()
-        .find_map(|program| Command::new(program).arg("-p").output().ok());
-    asked.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
-}
-
-/// Judges what CUDA's driver tells of itself and its GPUs, beside what the kernel's own says and the libraries that there are.
-fn gpus(
-    told: Result<(Version, Vec<GpuInfo>), CudaError>,
-    kernel: &str,
-    libraries: &str,
-    nccl: &Nccl<'_>,
-) -> Vec<Finding> {
-    const WHAT: &str = "GPU";
-    let (version, gpus) = match told {
-        Ok(told) => told,
-        Err(CudaError::NoLibrary { .. }) if kernel.is_empty() => {
-            return vec![Finding::holds(HOST, WHAT, "no NVIDIA driver: blocks lie in the host's memory")];
-        }
-        Err(error) => {
-            let advice =
-                "install the libraries of the kernel's driver, of the same version, and run ldconfig";
-            return vec![Finding::warns(HOST, WHAT, error.to_string(), advice)];
-        }
-    };
-    let mut findings: Vec<Finding> = gpus
-        .iter()
-        .map(|gpu| {
-            let node = read(&format!("/sys/bus/pci/devices/{}/numa_node", gpu.pci.to_lowercase()));
-            let near = node.trim().parse::<u32>().map_or(String::new(), |node| format!(", NUMA node {node}"));
-            Finding::holds(HOST, format!("{WHAT} {}", gpu.ordinal), format!("{}{near}", gpu.facts()))
-        })
-        .collect();
-    if gpus.is_empty() {
-        let advice = "look at nvidia-smi, and at CUDA_VISIBLE_DEVICES";
-        findings.push(Finding::warns(HOST, WHAT, format!("CUDA {version} sees none"), advice));
-        return findings;
-    }
-    const LIBRARIES: &str = "GPU libraries";
-    findings.push(match nccl.brought {
-        Some(file) => Finding::holds(HOST, LIBRARIES, format!("CUDA {version}, NCCL by {file}")),
-        None if libraries.contains("libnccl.so.2") => {
-            Finding::holds(HOST, LIBRARIES, format!("CUDA {version}, NCCL"))
-        }
-        None if nccl.is_used => Finding::warns(
-            HOST,
-            LIBRARIES,
-            format!("CUDA {version}; libnccl.so.2 not found"),
-            "engines on several GPUs need it: install torch with what it depends on, or NCCL's package, and run ldconfig",
-        ),
-        None => Finding::holds(HOST, LIBRARIES, format!("CUDA {version}; no NCCL, and no engine that uses it")),
-    });
-    findings
-}
-
 /// Writes one page into a folder past the page cache.
 fn direct_io(folder: &Path) -> Finding {
     let what = format!("disk {}", folder.display());
@@ -293,48 +234,6 @@ mod tests {
         assert_eq!(shared_memory(Some(PageKind::Transparent), true).found, "in huge pages");
         assert_eq!(huge_pages("always [madvise] never\n").found, "madvise");
         assert_eq!(uring("6.1.0\n", "").found, "Linux 6.1.0");
-    }
-
-    #[test]
-    fn gpus_are_listed_and_a_driver_that_cannot_be_used_is_told() {
-        let states = |told, kernel, libraries| -> Vec<(State, String)> {
-            let nccl = Nccl { brought: None, is_used: true };
-            gpus(told, kernel, libraries, &nccl).into_iter().map(|one| (one.state, one.found)).collect()
-        };
-        let missing = || Err(CudaError::NoLibrary { reason: "libcuda.so.1: not found".to_owned() });
-        assert_eq!(states(missing(), "", "")[0].0, State::Holds);
-        let (state, found) = states(missing(), "NVRM version: 580.1", "").remove(0);
-        assert!(state == State::Warns && found.contains("libcuda.so.1"), "{found}");
-        let version = Version { major: 13, minor: 0 };
-        assert_eq!(states(Ok((version, Vec::new())), "", "")[0].0, State::Warns);
-        let told = states(Ok((version, vec![h200()])), "", "libnccl.so.2");
-        let expected = ["NVIDIA H200, 140.0 GiB, sm_90, at FFFF:3B:00.0", "CUDA 13.0, NCCL"];
-        assert_eq!(told, expected.map(|found| (State::Holds, found.to_owned())));
-    }
-
-    fn h200() -> GpuInfo {
-        GpuInfo {
-            ordinal: 0,
-            name: "NVIDIA H200".to_owned(),
-            memory_bytes: 140 << 30,
-            capability: (9, 0),
-            processors: 132,
-            pci: "FFFF:3B:00.0".to_owned(),
-        }
-    }
-
-    #[test]
-    fn nccl_is_missed_where_an_engine_would_and_brings_none() {
-        let version = Version { major: 13, minor: 0 };
-        let judged = |brought, is_used| {
-            let told = Ok((version, vec![h200()]));
-            let last = gpus(told, "", "", &Nccl { brought, is_used }).pop().expect("of the libraries");
-            (last.state, last.found)
-        };
-        assert_eq!(judged(None, true).0, State::Warns);
-        assert_eq!(judged(None, false).0, State::Holds);
-        let (state, found) = judged(Some("/site-packages/nvidia/nccl/lib/libnccl.so.2"), true);
-        assert!(state == State::Holds && found.contains("site-packages"), "{found}");
     }
 
     #[test]

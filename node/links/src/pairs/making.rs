@@ -61,9 +61,10 @@ impl Pairs {
                 || self.wants.values().any(|want| want.peer == *device)
                 || self.expects.keys().any(|transfer| transfer.sender == *device)
         };
+        // A proposal alone does not count: its withdrawal may have been lost.
         let closable = self.peers.iter().filter(|(device, peer)| {
             let is_old = peer.used + self.tuning.keep <= self.now;
-            peer.ready().is_some() && peer.proposed.is_none() && is_old && !is_wanted(device)
+            peer.ready().is_some() && is_old && !is_wanted(device)
         });
         let oldest = closable.min_by_key(|(_, peer)| peer.used).map(|(device, _)| *device);
         if let Some(device) = oldest {

@@ -109,6 +109,7 @@ impl State {
             flaw: scenario.flaw,
             is_eager: scenario.is_eager,
             patience: Duration::from_secs(1000),
+            lateness: Duration::ZERO,
         };
         let mut state = State {
             rules: Rules::new(scenario.gpus, manners),

@@ -1,10 +1,11 @@
 //! What the hands do with what the machines ask for, what NCCL does with what the workers enqueue, and what must hold.
 
-use super::gpu::{Fate, Gpu, Operation, Worker, device, id, index, number};
-use kvhive_links::pairs::{Answer, Command, Communicator, Effect, Event, Flaw, Ticket, Tuning};
+use super::gpu::{Fate, Gpu, Worker, device, index, number};
+use kvhive_links::pairs::{Answer, Effect, Event, Flaw, Ticket, Tuning};
 use kvhive_protocol::pairs::{Incarnation, PairMessage, PairWord, TransferId};
 use kvhive_protocol::{DeviceId, Generation, Moment};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What goes from one node to another.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -21,6 +22,11 @@ pub(crate) enum Packet {
         to: DeviceId,
         device: DeviceId,
         generation: Generation,
+    },
+    /// The map says that a member has left.
+    Left {
+        to: DeviceId,
+        device: DeviceId,
     },
     /// The node does not take what it was to store.
     Refuse {
@@ -70,7 +76,7 @@ impl Packet {
         index(match self {
             Packet::Say(said) => said.0.to,
             Packet::Store { peer, .. } => *peer,
-            Packet::Map { to, .. } => *to,
+            Packet::Map { to, .. } | Packet::Left { to, .. } => *to,
             Packet::Refuse { sender, .. } => *sender,
         })
     }
@@ -79,13 +85,13 @@ impl Packet {
 /// What is known of an id.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub(crate) struct Known {
-    incarnation: Option<Incarnation>,
+    pub(super) incarnation: Option<Incarnation>,
     /// Rank 1 has joined it.
-    is_joined: bool,
+    pub(super) is_joined: bool,
     /// What was ever sent over it.
-    sent: Vec<TransferId>,
+    pub(super) sent: Vec<TransferId>,
     /// What has left its sender and was not received.
-    buffered: Vec<TransferId>,
+    pub(super) buffered: Vec<TransferId>,
 }
 
 /// How NCCL and the nodes behave.
@@ -96,7 +102,9 @@ pub(crate) struct Manners {
     /// What is sent leaves its sender before the receiver is there.
     pub(crate) is_eager: bool,
     /// How long whoever expects something waits, beside who sends it.
-    pub(crate) patience: std::time::Duration,
+    pub(crate) patience: Duration,
+    /// How late a machine may be told of the time.
+    pub(crate) lateness: Duration,
 }
 
 /// What follows from an event.
@@ -112,7 +120,7 @@ pub(crate) enum Out {
 pub(crate) struct Rules {
     pub(crate) manners: Arc<Manners>,
     pub(crate) gpus: Vec<Arc<Gpu>>,
-    ids: Arc<Vec<Known>>,
+    pub(super) ids: Arc<Vec<Known>>,
 }
 
 impl Rules {
@@ -131,11 +139,33 @@ impl Rules {
         &self.ids
     }
 
-    fn id(&mut self, at: usize) -> &mut Known {
+    pub(super) fn id(&mut self, at: usize) -> &mut Known {
         &mut Arc::make_mut(&mut self.ids)[at]
     }
 
-    /// Has every GPU know of a GPU, and it of them.
+    /// Forgets what a GPU wanted and is over; returns it, and whether it went by NCCL.
+    pub(crate) fn forget_wants(&mut self, at: usize) -> Vec<(Ticket, bool)> {
+        let is_over = |fate: &Fate| fate.answer.filter(|_| fate.is_quiet);
+        let wants = self.gpus[at].wants.iter();
+        let over: Vec<_> = wants.filter_map(|(ticket, fate)| Some((*ticket, is_over(fate)?))).collect();
+        if !over.is_empty() {
+            self.gpu(at).wants.retain(|_, fate| is_over(fate).is_none());
+        }
+        over
+    }
+
+    /// Forgets what a GPU expected and is over; returns how many of it have arrived.
+    pub(crate) fn forget_rooms(&mut self, at: usize) -> u64 {
+        let is_over = |fate: &Fate| fate.answer.is_some() && fate.is_quiet;
+        let rooms = self.gpus[at].rooms.values();
+        let arrived = rooms.filter(|fate| is_over(fate) && fate.answer == Some(true)).count();
+        if self.gpus[at].rooms.values().any(is_over) {
+            self.gpu(at).rooms.retain(|_, fate| !is_over(fate));
+        }
+        arrived as u64
+    }
+
+    /// Has a GPU know of all others.
     pub(crate) fn meet(&mut self, at: usize, now: Moment) -> Result<(), String> {
         for other in (0..self.gpus.len()).filter(|other| *other != at) {
             let generation = self.gpus[other].generation;
@@ -187,6 +217,7 @@ impl Rules {
                 Ok(outs)
             }
             Packet::Map { device, generation, .. } => self.step(at, now, Event::Peer { device, generation }),
+            Packet::Left { device, .. } => self.step(at, now, Event::Gone { device }),
             Packet::Refuse { ticket, generation, .. } => match self.gpus[at].generation == generation {
                 true => self.step(at, now, Event::Refused { ticket }),
                 false => Ok(Vec::new()),
@@ -208,7 +239,11 @@ impl Rules {
     pub(crate) fn step(&mut self, at: usize, now: Moment, event: Event) -> Result<Vec<Out>, String> {
         let (mut effects, mut outs) = (Vec::new(), Vec::new());
         let said = match &event {
-            Event::Message(message) => Some(message.word.clone()),
+            Event::Message(message) if matches!(message.word, PairWord::Broken { .. }) => {
+                // What is given up as time has passed is not given up for it.
+                outs = self.step(at, now, Event::Tick)?;
+                Some(message.word.clone())
+            }
             _ => None,
         };
         self.gpu(at).machine.step(now, event, &mut effects);
@@ -268,12 +303,13 @@ impl Rules {
     }
 
     fn answer_want(&mut self, at: usize, now: Moment, ticket: Ticket, by_nccl: bool) -> Result<(), String> {
+        let lateness = self.manners.lateness;
         let fate = self.gpu(at).wants.get_mut(&ticket).ok_or("a want that never was is answered")?;
         if fate.answer.replace(by_nccl).is_some() {
             return Err(format!("{ticket:?} is answered twice"));
         }
-        if by_nccl && now > fate.deadline {
-            return Err(format!("{ticket:?} is carried after its deadline"));
+        if now > fate.deadline + lateness {
+            return Err(format!("{ticket:?} is answered {:?} after its deadline", now.since(fate.deadline)));
         }
         Ok(())
     }
@@ -286,211 +322,6 @@ impl Rules {
         if by_nccl && fate.content != Some(transfer) {
             return Err(format!("{transfer} is to have arrived; its frames hold {:?}", fate.content));
         }
-        Ok(())
-    }
-
-    /// Returns the other end of an id that is not being closed.
-    fn other(&self, at: usize, id: usize) -> Option<(usize, Communicator)> {
-        self.gpus.iter().enumerate().filter(|(other, _)| *other != at).find_map(|(other, gpu)| {
-            let worker = gpu.worker.as_ref()?;
-            let end = worker.ends.iter().find(|(_, end)| end.id == Some(id) && !end.is_closing);
-            end.map(|(communicator, _)| (other, *communicator))
-        })
-    }
-
-    fn command(
-        &mut self,
-        at: usize,
-        command: Command,
-        said: Option<&PairWord>,
-        outs: &mut Vec<Out>,
-    ) -> Result<(), String> {
-        let most = self.manners.tuning.max_live;
-        // Of a worker that has died the machine may not have heard yet.
-        let Some(worker) = self.gpus[at].worker.as_ref() else { return Ok(()) };
-        if worker.hangs {
-            // That it was to be sent is known, and that rank 1 was to join.
-            match command {
-                Command::Send { communicator, transfer, .. } => {
-                    if let Some(id) = worker.ends.get(&communicator).and_then(|end| end.id) {
-                        self.id(id).sent.push(transfer);
-                    }
-                }
-                Command::Join { id, rank: 1, .. } => self.id(number(&id)).is_joined = true,
-                _ => {}
-            }
-            return Ok(());
-        }
-        match command {
-            Command::Id { communicator } => {
-                let fresh = self.ids.len();
-                Arc::make_mut(&mut self.ids).push(Known::default());
-                let gpu = self.gpu(at);
-                let ends = gpu.worker.as_mut().map(|worker| &mut worker.ends).ok_or("it is there")?;
-                ends.entry(communicator).or_default().id = Some(fresh);
-                gpu.answers.push_back(Answer::Made { communicator, id: id(fresh) });
-            }
-            Command::Join { communicator, id, rank } => self.join(at, communicator, number(&id), rank)?,
-            Command::Send { communicator, transfer, ticket, .. } => {
-                self.enqueue(at, communicator, Operation::Send(transfer, ticket), outs)?;
-            }
-            Command::Receive { communicator, transfer, .. } => {
-                self.enqueue(at, communicator, Operation::Receive(transfer), outs)?;
-            }
-            Command::Abort { communicator } | Command::Close { communicator } => {
-                let is_close = matches!(command, Command::Close { .. });
-                let gpu = self.gpu(at);
-                let ends = gpu.worker.as_mut().map(|worker| &mut worker.ends).ok_or("it is there")?;
-                let end = ends.get_mut(&communicator).ok_or("what is not there is given up")?;
-                if is_close && end.operation.is_some() {
-                    return Err(format!("{communicator:?} is closed while {:?}", end.operation));
-                }
-                end.is_closing = true;
-                let its = end.id;
-                gpu.answers.push_back(Answer::Closed { communicator });
-                if let (Some(PairWord::Broken { incarnation }), Some(its)) = (said, its) {
-                    let known = self.ids[its].incarnation;
-                    if known.is_some_and(|known| known != *incarnation) {
-                        return Err(format!("{known:?} is given up as {incarnation:?} is broken"));
-                    }
-                }
-            }
-        }
-        let live = self.gpus[at].worker.as_ref().map_or(0, |worker| worker.ends.len());
-        if live > most.max(1) {
-            return Err(format!("GPU {at} has {live} communicators"));
-        }
-        Ok(())
-    }
-
-    fn join(&mut self, at: usize, communicator: Communicator, id: usize, rank: u8) -> Result<(), String> {
-        if rank == 1 {
-            self.id(id).is_joined = true;
-        } else if !self.ids[id].is_joined {
-            return Err(format!("GPU {at} joins id {id}, which the other end has not joined"));
-        }
-        let worker = self.gpu(at).worker.as_mut().ok_or("it is there")?;
-        let end = worker.ends.entry(communicator).or_default();
-        (end.id, end.has_joined) = (Some(id), true);
-        let Some((other, others)) = self.other(at, id) else { return Ok(()) };
-        let is_whole = self.gpus[other]
-            .worker
-            .as_ref()
-            .is_some_and(|worker| !worker.hangs && worker.ends[&others].has_joined);
-        if is_whole {
-            for (gpu, communicator) in [(at, communicator), (other, others)] {
-                let gpu = self.gpu(gpu);
-                if let Some(end) = gpu.worker.as_mut().and_then(|worker| worker.ends.get_mut(&communicator)) {
-                    end.is_ready = true;
-                }
-                gpu.answers.push_back(Answer::Ready { communicator });
-            }
-        }
-        Ok(())
-    }
-
-    fn enqueue(
-        &mut self,
-        at: usize,
-        communicator: Communicator,
-        operation: Operation,
-        outs: &mut Vec<Out>,
-    ) -> Result<(), String> {
-        let ends = self.gpus[at].worker.as_ref().map(|worker| &worker.ends).ok_or("it is there")?;
-        if let Some(other) = ends.values().find_map(|end| end.operation.as_ref()) {
-            return Err(format!("GPU {at} has {other:?} enqueued and enqueues {operation:?}"));
-        }
-        let end = ends.get(&communicator).filter(|end| end.is_ready && !end.is_closing);
-        let id =
-            end.and_then(|end| end.id).ok_or(format!("{operation:?} is enqueued where nothing stands"))?;
-        let other = self.other(at, id);
-        let is_eager = self.manners.is_eager;
-        match (&operation, other) {
-            (Operation::Receive(transfer), Some(_)) if !self.ids[id].sent.contains(transfer) => {
-                return Err(format!("GPU {at} receives {transfer}, which nobody has promised to send"));
-            }
-            (Operation::Send(transfer, _), Some((other, _))) => {
-                let promised = format!("has granted {transfer}");
-                let slot = self.gpus[other].machine.snapshot(Moment::ZERO).slot;
-                if slot != promised && self.manners.flaw != Some(Flaw::EnqueuesEarly) {
-                    return Err(format!("GPU {at} sends {transfer} to GPU {other}, whose slot is {slot}"));
-                }
-            }
-            _ => {}
-        }
-        match operation {
-            Operation::Send(transfer, _) if is_eager => {
-                let known = self.id(id);
-                known.sent.push(transfer);
-                known.buffered.push(transfer);
-                self.gpu(at).answers.push_back(Answer::Done { communicator, transfer });
-            }
-            Operation::Receive(transfer) if is_eager && !self.ids[id].buffered.is_empty() => {
-                let content = self.id(id).buffered.remove(0);
-                self.fill(at, transfer, content)?;
-                self.gpu(at).answers.push_back(Answer::Done { communicator, transfer });
-            }
-            operation => {
-                if let Operation::Send(transfer, _) = operation {
-                    self.id(id).sent.push(transfer);
-                }
-                let worker = self.gpu(at).worker.as_mut().ok_or("it is there")?;
-                worker.ends.entry(communicator).or_default().operation = Some(operation);
-                if self.matched(id).is_some() {
-                    outs.push(Out::Matched(id));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns sender and receiver of an id on which both have enqueued.
-    fn matched(&self, id: usize) -> Option<[(usize, Communicator, Operation); 2]> {
-        let mut found = Vec::new();
-        for (at, gpu) in self.gpus.iter().enumerate() {
-            let Some(worker) = gpu.worker.as_ref().filter(|worker| !worker.hangs) else { continue };
-            for (communicator, end) in worker.ends.iter().filter(|(_, end)| end.id == Some(id)) {
-                found.extend(end.operation.clone().map(|operation| (at, *communicator, operation)));
-            }
-        }
-        found.sort_by_key(|(_, _, operation)| matches!(operation, Operation::Receive(_)));
-        found.try_into().ok()
-    }
-
-    /// What both ends of an id have enqueued is done, if it still is.
-    pub(crate) fn complete(&mut self, id: usize) -> Result<(), String> {
-        let Some([(sender, from, sent), (receiver, to, received)]) = self.matched(id) else { return Ok(()) };
-        let (Operation::Send(content, ticket), Operation::Receive(room)) = (sent, received) else {
-            return Err(format!("two of a kind meet on id {id}"));
-        };
-        // A sender that has started anew has another memory; its worker would be gone.
-        if self.gpus[sender].wants.get(&ticket).is_none_or(|fate| fate.is_quiet) {
-            return Err(format!("{ticket:?} is sent from frames that are used again"));
-        }
-        self.fill(receiver, room, content)?;
-        for (at, communicator, transfer) in [(sender, from, content), (receiver, to, room)] {
-            let gpu = self.gpu(at);
-            let Some(end) = gpu.worker.as_mut().and_then(|worker| worker.ends.get_mut(&communicator)) else {
-                continue;
-            };
-            end.operation = None;
-            // Of what is being given up nothing more is said.
-            if !end.is_closing {
-                gpu.answers.push_back(Answer::Done { communicator, transfer });
-            }
-        }
-        Ok(())
-    }
-
-    fn fill(&mut self, at: usize, room: TransferId, content: TransferId) -> Result<(), String> {
-        if room != content {
-            return Err(format!("GPU {at} expects {room} and receives {content}"));
-        }
-        let fate = self.gpu(at).rooms.get_mut(&room).ok_or("frames that never were are written")?;
-        if fate.is_quiet {
-            return Err(format!("{room} is received into frames that are used again"));
-        }
-        fate.content = Some(content);
         Ok(())
     }
 }

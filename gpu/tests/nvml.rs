@@ -1,0 +1,131 @@
+//! What NVIDIA's management library says of GPUs and what befalls them, by one that is made for tests.
+
+mod fake;
+
+use fake::{Fake, FakeNvml};
+use kvhive_gpu::cuda::{CudaDevice, Nvml, NvmlError, Topology, Trouble, Watch};
+use std::path::Path;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+const GPUS: [&str; 2] = ["0000:01:00.0", "0000:02:00.0"];
+const XID: i32 = 8;
+const ECC: i32 = 2;
+
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..4000 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("never came true: {what}");
+}
+
+#[test]
+fn links_between_gpus_are_told() {
+    let (fake, nowhere) = (Fake::new(), Nvml::load(Path::new("/nowhere/libnvidia-ml.so.1")).err());
+    assert!(matches!(nowhere, Some(NvmlError::NoLibrary { .. })), "{nowhere:?}");
+    let other = Nvml::load(fake.path()).err().expect("that is another library");
+    assert_eq!(other, NvmlError::NoSymbol { symbol: "nvmlInit_v2" });
+    let made = FakeNvml::beside(&fake);
+    let nvml = made.nvml().expect("it works");
+    assert_eq!(nvml.driver_version().as_deref(), Ok("580.00.01"));
+    assert_eq!(nvml.between(GPUS[0], GPUS[1]), Ok((true, Topology::Bridge)));
+    made.set("fake_linked", 0);
+    made.set("fake_level", 10);
+    assert_eq!(nvml.between(GPUS[1], GPUS[0]), Ok((false, Topology::Switch)));
+    let unknown = nvml.between("0000:03:00.0", GPUS[0]).expect_err("there is no such GPU");
+    assert_eq!(unknown.to_string(), "nvmlDeviceGetHandleByPciBusId_v2: Not Found (6)");
+    drop(nvml);
+    assert_eq!(made.ask("fake_live"), 0);
+}
+
+#[test]
+fn whichever_call_fails_is_named_and_nothing_is_left() {
+    let calls = [
+        "nvmlInit_v2",
+        "nvmlSystemGetDriverVersion",
+        "nvmlDeviceGetHandleByPciBusId_v2",
+        "nvmlDeviceGetP2PStatus",
+        "nvmlDeviceGetTopologyCommonAncestor",
+        "nvmlEventSetCreate",
+        "nvmlDeviceRegisterEvents",
+    ];
+    for failing in calls {
+        let fake = Fake::new();
+        let made = FakeNvml::beside(&fake);
+        made.fail(failing, 999);
+        let everything = || -> Result<(), NvmlError> {
+            let nvml = made.nvml()?;
+            nvml.driver_version()?;
+            nvml.between(GPUS[0], GPUS[1])?;
+            Watch::start(&nvml, GPUS[0], |_| ()).map(|_| ())
+        };
+        let expected = NvmlError::Failed { call: failing, code: 999, what: "Unknown Error".to_owned() };
+        assert_eq!(everything(), Err(expected));
+        assert_eq!(made.ask("fake_live"), 0, "{failing}");
+    }
+}
+
+#[test]
+fn what_befalls_a_gpu_is_heard_by_who_watches_that_one() {
+    let fake = Fake::new();
+    let made = FakeNvml::beside(&fake);
+    let nvml = made.nvml().expect("it works");
+    let (tell, told) = channel();
+    let watch = Watch::start(&nvml, GPUS[1], move |trouble| tell.send(trouble).expect("it is heard"));
+    let watch = watch.expect("it works");
+    for (kind, data, trouble) in
+        [(XID, 31, Trouble::Xid(31)), (XID, 79, Trouble::Xid(79)), (ECC, 0, Trouble::Ecc)]
+    {
+        made.befall(1, kind, data);
+        assert_eq!(told.recv(), Ok(trouble));
+    }
+    made.set("fake_gone", 1);
+    assert_eq!(told.recv(), Ok(Trouble::Gone));
+    assert!(told.recv().is_err(), "there is no more to be heard of it");
+    drop((watch, nvml));
+    assert_eq!(made.ask("fake_live"), 0);
+}
+
+#[test]
+fn a_gpu_is_lost_by_what_takes_all_it_holds_and_by_nothing_less() {
+    let fake = Fake::new();
+    let made = FakeNvml::beside(&fake);
+    let device = CudaDevice::new(fake.gpu(), 1 << 20).expect("it works");
+    let (tell, told) = channel();
+    let watched = device.watch(&made.nvml().expect("it works"), move |trouble| {
+        tell.send(trouble.clone()).expect("it is heard");
+    });
+    assert_eq!(watched, Ok(()));
+    // A program's own mistake, and what befalls the other GPU.
+    made.befall(0, XID, 43);
+    assert_eq!(told.recv(), Ok(Trouble::Xid(43)));
+    assert_eq!(device.loss(), None);
+    made.befall(0, XID, 79);
+    eventually("it is lost", || device.loss().is_some());
+    assert_eq!(device.loss().expect("as above").to_string(), "GPU 0 (Fake 0) is lost: Xid 79");
+    drop(device);
+    assert!(fake.is_clean());
+    assert_eq!(made.ask("fake_live"), 0);
+}
+
+#[test]
+fn what_befalls_a_real_gpu_would_be_heard() {
+    let gpus = fake::real_gpus();
+    let Some(nvml) = (!gpus.is_empty()).then(Nvml::find) else { return };
+    let nvml = nvml.expect("it comes with the driver");
+    println!("driver {}", nvml.driver_version().expect("it says"));
+    for gpu in &gpus {
+        match Watch::start(&nvml, &gpu.info().pci, |_| ()) {
+            Ok(_watch) => println!("{}: is watched", gpu.info()),
+            // As some hypervisors have it.
+            Err(error) => println!("{}: cannot be watched: {error}", gpu.info()),
+        }
+        for other in gpus.iter().filter(|other| other.info().ordinal > gpu.info().ordinal) {
+            let between = nvml.between(&gpu.info().pci, &other.info().pci).expect("both are there");
+            println!("GPU {} to {}: {between:?}", gpu.info().ordinal, other.info().ordinal);
+        }
+    }
+}
