@@ -41,7 +41,7 @@ pub use digester::{Digester, Span};
 pub use driver::{Cuda, GpuInfo};
 pub use error::{CudaError, Version};
 pub use exchange::{Exchange, LentLayer, Tensors};
-pub use gpu::Gpu;
+pub use gpu::{Entered, Gpu};
 pub use ipc::{Borrowed, Loan};
 pub use lane::Patience;
 pub use mapped::Imported;
