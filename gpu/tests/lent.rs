@@ -3,22 +3,18 @@
 #![allow(unsafe_code, reason = "copies between addresses")]
 
 mod fake;
+mod other;
 
 use fake::Fake;
 use kvhive_gpu::cuda::{
-    Borrowed, Copier, Cuda, CudaDevice, CudaError, Direction, Gpu, GpuMemory, Imported, Loan, Piece, Pinned,
+    Borrowed, Copier, CudaDevice, CudaError, Direction, Gpu, GpuMemory, Imported, Loan, Piece, Pinned,
 };
 use kvhive_gpu::{Arena, ClassId, Device, SizeClass};
-use std::io::{BufRead, BufReader, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use other::{LOAN, Other, loan, told_gpu, words};
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 
-/// What the other process is told: which driver to load, none where it is to look for it itself.
-const DRIVER: &str = "KVHIVE_TEST_LENT_DRIVER";
-/// And by which handle it finds memory.
-const LOAN: &str = "KVHIVE_TEST_LENT_LOAN";
 const BYTES: usize = 3 << 20;
 const CLASSES: [SizeClass; 1] = [SizeClass { frame_bytes: 3 << 20, frames: 1 }];
 
@@ -43,69 +39,6 @@ fn write(gpu: &Arc<Gpu>, bytes: &[u8], to: u64) -> Result<(), CudaError> {
     let from = here.bytes().as_ptr().expose_provenance() as u64;
     // SAFETY: as above.
     unsafe { Copier::new(gpu)?.copy(Direction::ToGpu, &[Piece { from, to, bytes: bytes.len() }]) }
-}
-
-/// Another process of this test.
-struct Other {
-    process: Child,
-    tell: Option<ChildStdin>,
-    told: BufReader<ChildStdout>,
-}
-
-impl Other {
-    /// Starts one that does `what` with the driver of this path.
-    fn start(what: &str, driver: Option<&Path>, loan: Option<Loan>, file: Option<OwnedFd>) -> Other {
-        let program = std::env::current_exe().expect("a test is a program");
-        let mut command = Command::new(program);
-        command.args(["--exact", what, "--ignored", "--nocapture"]);
-        command.stdin(file.map_or_else(Stdio::piped, Stdio::from)).stdout(Stdio::piped());
-        command.env(DRIVER, driver.unwrap_or(Path::new("")));
-        if let Some(loan) = loan {
-            command.env(LOAN, words(&loan));
-        }
-        let mut process = command.spawn().expect("it starts");
-        let told = BufReader::new(process.stdout.take().expect("it was asked for"));
-        Other { tell: process.stdin.take(), told, process }
-    }
-
-    /// Waits until it says something of this kind, and returns what.
-    fn hear(&mut self, kind: &str) -> String {
-        let start = format!("KVHIVE {kind} ");
-        let mut lines = self.told.by_ref().lines().map_while(Result::ok);
-        let said = lines.find_map(|line| line.find(&start).map(|at| line[at + start.len()..].to_owned()));
-        said.unwrap_or_else(|| panic!("the other process ended without a word of {kind}"))
-    }
-
-    /// Lets it end.
-    fn end(mut self) {
-        drop(self.tell.take());
-        std::io::copy(&mut self.told, &mut std::io::sink()).expect("it is read");
-        assert!(self.process.wait().expect("it ends").success());
-    }
-}
-
-fn words(loan: &Loan) -> String {
-    let handle: String = loan.handle.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{handle} {} {}", loan.offset, loan.bytes)
-}
-
-fn loan(words: &str) -> Loan {
-    let mut parts = words.split(' ');
-    let mut next = || parts.next().expect("three words");
-    let handle: Vec<u8> = next()
-        .as_bytes()
-        .chunks(2)
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).expect("digits"), 16).expect("digits"))
-        .collect();
-    let mut number = || next().parse().expect("a number");
-    Loan { handle: handle.try_into().expect("64 bytes"), offset: number(), bytes: number() }
-}
-
-/// Opens the GPU that the other process was told of.
-fn told_gpu() -> Arc<Gpu> {
-    let driver = std::env::var(DRIVER).expect("it is set");
-    let cuda = if driver.is_empty() { Cuda::find() } else { Cuda::load(Path::new(&driver)) };
-    cuda.and_then(|cuda| cuda.open(0)).expect("it works")
 }
 
 #[test]

@@ -20,8 +20,8 @@ use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 /// Nothing that works takes as long.
@@ -195,10 +195,6 @@ impl End {
         last
     }
 
-    fn slab(&self) -> usize {
-        self.seen.len()
-    }
-
     fn is_well(&self) -> bool {
         self.ended.is_none() && self.failures.is_empty()
     }
@@ -227,9 +223,10 @@ impl End {
         self.copy(Direction::ToGpu, address(here.bytes()), self.seen.address(), bytes.len());
     }
 
-    fn read(&self) -> Vec<u8> {
-        let here = Pinned::new(&self.gpu, self.slab()).expect("there is room");
-        self.copy(Direction::ToHost, self.seen.address(), address(here.bytes()), self.slab());
+    /// Reads so many bytes from the slab's first on.
+    fn read(&self, count: usize) -> Vec<u8> {
+        let here = Pinned::new(&self.gpu, count).expect("there is room");
+        self.copy(Direction::ToHost, self.seen.address(), address(here.bytes()), count);
         here.bytes().to_vec()
     }
 }
@@ -248,7 +245,9 @@ fn begin(
     let lent = slab.export().expect("it can be lent").expect("it is a file");
     let mut program = std::process::Command::new(std::env::current_exe().expect("a test is a program"));
     program.args(["--exact", "worker_process", "--ignored", "--nocapture"]).stderr(Stdio::null());
-    program.envs(environment.iter().map(|(name, value)| (name, value))).env("KVHIVE_FAKE_NCCL", wrong);
+    program
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .env(if wrong.starts_with("cu") { "KVHIVE_FAKE_CUDA" } else { "KVHIVE_FAKE_NCCL" }, wrong);
     let (tell, heard): (Sender<Heard>, _) = channel();
     let worker = Worker::start(program, setup, lent, move |one| drop(tell.send(one)));
     (worker.expect("it starts"), heard)
@@ -267,10 +266,21 @@ fn join(pair: PairId, ends: &mut [&mut End]) -> bool {
     answers.iter().all(|answer| *answer == Some(Answer::Ready { pair }))
 }
 
-/// So many bytes, of which no two stretches are alike, and others for each number.
+/// So many bytes, of which two stretches are alike only where they are a prime number of bytes apart, and others for each number.
 fn varied(number: u64, count: usize) -> Vec<u8> {
-    let word = |at: u64| (at + (number << 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
-    (0..count.div_ceil(8) as u64).flat_map(|at| word(at).to_le_bytes()).take(count).collect()
+    const PERIOD: usize = 1_048_573;
+    static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let word = |at: u64| at.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29).to_le_bytes();
+        (0..PERIOD as u64 / 4).flat_map(word).collect()
+    });
+    let begun = (number as usize * 4099) % PERIOD;
+    let mut bytes = Vec::with_capacity(count + PERIOD);
+    bytes.extend_from_slice(&BYTES[begun..PERIOD]);
+    while bytes.len() < count {
+        bytes.extend_from_slice(&BYTES[..PERIOD]);
+    }
+    bytes.truncate(count);
+    bytes
 }
 
 /// Places extents of these lengths: one behind the other, or far from each other and in another order.
@@ -292,12 +302,19 @@ fn placed(lengths: &[u64], is_scattered: bool) -> Vec<Extent> {
     extents
 }
 
-/// Has bytes go from one to the other, and looks at every byte of the other's slab.
+/// Returns how much of a slab is looked at: all that some transfers reach, and more.
+fn reach(extents: &[&[Extent]]) -> usize {
+    let end = extents.iter().copied().flatten().map(|extent| extent.at + extent.bytes).max();
+    end.unwrap_or(0) as usize + (64 << 10)
+}
+
+/// Has bytes go from one to the other, and looks at every byte that was there and around it.
 fn carry(pair: PairId, ends: (&mut End, u32), to: (&mut End, u32), extents: [&[Extent]; 2]) {
     let ((from, from_rank), (to, to_rank)) = (ends, to);
-    let sent = varied(u64::from(from_rank) + 1, from.slab());
+    let reach = reach(&extents);
+    let sent = varied(extents[0].len() as u64 + u64::from(from_rank), reach);
     from.write(&sent);
-    to.write(&vec![POISON; to.slab()]);
+    to.write(&vec![POISON; reach]);
     from.send(pair, 1, to_rank, extents[0]);
     to.receive(pair, 2, from_rank, extents[1]);
     for (end, transfer) in [(&mut *from, 1), (&mut *to, 2)] {
@@ -306,13 +323,13 @@ fn carry(pair: PairId, ends: (&mut End, u32), to: (&mut End, u32), extents: [&[E
             matches!(&answer, Some(Answer::Done { transfer: TransferId(done), .. }) if *done == transfer);
         assert!(is_done, "{answer:?} {:?} {:?}", end.ended, extents[0]);
     }
-    let mut expected = vec![POISON; to.slab()];
+    let mut expected = vec![POISON; reach];
     for (here, there) in extents[0].iter().zip(extents[1]) {
         let bytes = here.bytes as usize;
         expected[there.at as usize..][..bytes].copy_from_slice(&sent[here.at as usize..][..bytes]);
     }
-    assert!(to.read() == expected, "{extents:?}");
-    assert!(from.read() == sent, "what is sent stays as it was");
+    assert!(to.read(reach) == expected, "{extents:?}");
+    assert!(from.read(reach) == sent, "what is sent stays as it was");
 }
 
 /// Transfers of many sizes, in both directions, wherever their bytes lie at either end.
@@ -369,7 +386,7 @@ fn one_rank_has_its_bytes_be_those_of_all() {
     }
     let from = placed(&lengths, false);
     for (at, end) in ends.iter().enumerate() {
-        let got = end.read();
+        let got = end.read(place.slab);
         for (here, there) in from.iter().zip(placed(&lengths, at == 2)) {
             let bytes = here.bytes as usize;
             assert!(got[there.at as usize..][..bytes] == sent[here.at as usize..][..bytes], "rank {at}");
@@ -408,7 +425,7 @@ fn everything(pair: PairId, one: &mut End, other: &mut End) {
 /// then both make another pair.
 fn goes_wrong(place: &Place, site: &str, how: &str, is_first: bool) {
     let case = format!("{site} {how} {}", if is_first { "at rank 0" } else { "at rank 1" });
-    let wrong: String = site.split(',').map(|one| format!("{one}:{how},")).collect();
+    let wrong = format!("{site}:{how}");
     let mut ends = [0, 1].map(|at| End::start(place, at, if (at == 0) == is_first { &wrong } else { "" }));
     let [one, other] = &mut ends;
     everything(PairId(1), one, other);
@@ -419,6 +436,8 @@ fn goes_wrong(place: &Place, site: &str, how: &str, is_first: bool) {
             let is_last = site.starts_with("ncclCommFinalize") || site.starts_with("ncclCommDestroy");
             assert_eq!(faulty.is_well(), is_last, "{case}");
         }
+        // A driver that has failed leaves nothing to go on with.
+        "700" => assert!(faulty.ended.is_some_and(|status| status.code() == Some(101)), "{case}"),
         "hang" if !site.starts_with("transfer") => {
             assert_eq!(
                 faulty.ended.and_then(|status| status.signal()),
@@ -503,6 +522,44 @@ fn any_call_may_end_the_process_of_rank_1() {
     each_site_goes_wrong("die", false);
 }
 
+/// What the driver does in a worker is as far from the node as what NCCL does.
+#[test]
+fn a_driver_that_fails_or_hangs_costs_a_worker_and_no_more() {
+    let place = Place::fake();
+    for how in ["700", "hang"] {
+        for site in ["cuEventRecord:1", "cuEventQuery:1", "cuLaunchKernel:1", "cuMemcpyHtoDAsync_v2:1"] {
+            goes_wrong(&place, site, how, true);
+        }
+        goes_wrong(&place, "cuEventQuery:1", how, false);
+    }
+}
+
+#[test]
+fn a_worker_that_cannot_start_says_why_or_is_ended() {
+    let place = Place::fake();
+    let end = End::start(&place, 0, "");
+    let setup = Setup { start: Duration::from_millis(500), ..end.setup.clone() };
+    let calls = [
+        "cuInit",
+        "cuDevicePrimaryCtxRetain",
+        "cuMemImportFromShareableHandle",
+        "cuMemMap",
+        "cuModuleLoadData",
+        "cuStreamCreate",
+        "cuEventCreate",
+        "cuMemAlloc_v2",
+    ];
+    for call in calls {
+        let (_worker, heard) = begin(&end.setup, &place.environment, &format!("{call}:1:700"), &end.slab);
+        let first = heard.recv_timeout(LONGER).expect("it answers");
+        assert!(matches!(&first, Heard::Answer(Answer::Unfit { said }) if said.contains(call)), "{first:?}");
+        let (_worker, heard) = begin(&setup, &place.environment, &format!("{call}:1:hang"), &end.slab);
+        let told = [(); 2].map(|()| heard.recv_timeout(LONGER).expect("it is heard"));
+        let is_ended = matches!(&told, [Heard::Gone, Heard::Ended(status)] if status.signal() == Some(6));
+        assert!(is_ended, "{call}: {told:?}");
+    }
+}
+
 /// What an abort does not stop would go on writing to the slab: the worker ends instead.
 #[test]
 fn an_abort_that_fails_or_hangs_ends_the_worker() {
@@ -523,13 +580,13 @@ fn in_its_middle(place: &Place, pair: PairId) -> (End, End) {
     let (mut one, mut other) = (End::start(place, 0, ""), End::start(place, 1, "transfer:1:hang"));
     (one.within, other.within) = (LONG, LONG);
     assert!(join(pair, &mut [&mut one, &mut other]));
-    one.write(&varied(0, place.slab));
-    other.write(&vec![POISON; place.slab]);
+    one.write(&varied(0, 9 << 20));
+    other.write(&vec![POISON; 9 << 20]);
     let extents = placed(&[8 << 20], false);
     one.send(pair, 1, 1, &extents);
     other.receive(pair, 1, 0, &extents);
     let begun = Instant::now();
-    while other.read()[1 << 20] == POISON {
+    while other.read((1 << 20) + 1)[1 << 20] == POISON {
         assert!(begun.elapsed() < LONG, "nothing comes");
     }
     (one, other)
@@ -546,7 +603,7 @@ fn a_worker_that_is_killed_in_the_middle_costs_its_peer_one_pair() {
     assert!(!PathBuf::from(format!("/proc/{process}")).exists(), "it was waited for");
     assert_eq!((one.failures.as_slice(), one.ended), (&[Why::Peer][..], None));
     // What it had of the slab is what it wrote there; the node has all of it.
-    assert!(other.read()[..1 << 20] == varied(0, place.slab)[..1 << 20]);
+    assert!(other.read(1 << 20) == varied(0, 1 << 20));
     other.again();
     assert!(join(PairId(2), &mut [&mut one, &mut other]));
     let extents = placed(&[1 << 20], false);
@@ -562,10 +619,10 @@ fn a_transfer_that_is_aborted_is_answered_and_so_is_what_waits_behind_it() {
     let last = one.settle();
     assert_eq!(last, Some(Answer::Closed { pair: PairId(1) }));
     assert_eq!(one.failures, [Why::Aborted, Why::Aborted]);
-    // As it is made to hang, the other end does not see that this one has gone.
+    // The other end sees that this one has gone if it had not come to where it is made to hang.
     other.tell(Command::Abort { pair: PairId(1) });
     assert_eq!(other.settle(), Some(Answer::Closed { pair: PairId(1) }));
-    assert_eq!((other.failures.as_slice(), other.ended), (&[Why::Aborted][..], None));
+    assert!(matches!(other.failures[..], [Why::Aborted | Why::Peer]), "{:?}", other.failures);
     other.failures.clear();
     assert!(join(PairId(2), &mut [&mut one, &mut other]));
 }
@@ -847,6 +904,7 @@ fn a_real_gpu_has_two_ranks_of_one_process() {
 fn two_ranks() {
     let place = real().expect("it was found");
     let (gpu, nccl) = (&place.gpus[0], Nccl::find().expect("it was found"));
+    let _entered = gpu.enter().expect("it works");
     let id = nccl.unique_id().expect("there is a network");
     let config = Config { min_ctas: 1, max_ctas: 2 };
     let comms = [0, 1].map(|at| Comm::join(&nccl, &id, Rank { at, of: 2 }, config).expect("it begins"));

@@ -149,7 +149,7 @@ fn the_command_is_a_gpus_worker_and_does_not_say_so() {
     let (tell, heard) = channel();
     let setup = Setup { slab_bytes: 4 << 20, ..Setup::default() };
     let worker = Worker::start(program, &setup, lent, move |one| drop(tell.send(one))).expect("it starts");
-    let mut next = || heard.recv_timeout(Duration::from_secs(60)).expect("it is heard");
+    let next = || heard.recv_timeout(Duration::from_secs(60)).expect("it is heard");
     let first = next();
     assert!(matches!(&first, Heard::Answer(Answer::Started { nccl }) if nccl == "2.28.9"), "{first:?}");
     worker.tell(&worker::Command::End).expect("it is there");

@@ -128,6 +128,11 @@ impl CudaDevice {
         Ok(())
     }
 
+    /// Returns what became of it, which others find out too.
+    pub(super) fn fate(&self) -> &Arc<Fate> {
+        &self.fate
+    }
+
     /// Says how long it is waited for.
     pub fn patience(&self) -> Patience {
         self.patience

@@ -32,7 +32,7 @@ unsafe impl Send for Gpu {}
 unsafe impl Sync for Gpu {}
 
 /// While it lives, the GPU's context is the current one of this thread; then the former is again.
-pub(crate) struct Entered<'a> {
+pub struct Entered<'a> {
     gpu: &'a Gpu,
     /// It belongs to its thread.
     _stays: PhantomData<*const ()>,
@@ -113,7 +113,10 @@ impl Gpu {
     }
 
     /// Makes the GPU's context the current one of this thread. Others in the process, on the same threads, have theirs.
-    pub(crate) fn enter(&self) -> Result<Entered<'_>, CudaError> {
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn enter(&self) -> Result<Entered<'_>, CudaError> {
         // SAFETY: the context is retained for as long as `self` lives.
         unsafe { call!(self.table(), cuCtxPushCurrent_v2(self.context)) }?;
         Ok(Entered { gpu: self, _stays: PhantomData })

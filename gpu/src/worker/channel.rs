@@ -62,12 +62,14 @@ impl Channel {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut into = [IoSliceMut::new(room)];
-        let got = retry_on_intr(|| recvmsg(&self.0, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC));
-        let got = match got {
-            // As an end that was closed with something unread in it.
-            Err(Errno::CONNRESET) => return Ok(None),
-            got => got?,
+        let mut take =
+            || retry_on_intr(|| recvmsg(&self.0, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC));
+        // That the other end was closed with something unread in it is told once, before what it had sent.
+        let got = match take() {
+            Err(Errno::CONNRESET) => take(),
+            got => got,
         };
+        let got = got?;
         let mut file = None;
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(files) = message {
@@ -119,6 +121,19 @@ mod tests {
         drop(here);
         assert!(there.receive(&mut room).expect("it is closed").is_none());
         assert!(there.send(&[1], None, true).is_err());
+    }
+
+    #[test]
+    fn what_an_end_had_sent_before_it_went_is_read_though_it_had_not_read_all() {
+        let (here, there) = Channel::pair().expect("there are sockets");
+        let there = Channel::over(there);
+        here.send(&[1], None, false).expect("there is room");
+        there.send(&[2, 3], None, false).expect("there is room");
+        drop(there);
+        let mut room = room();
+        let last = here.receive(&mut room).expect("it comes").expect("it was sent");
+        assert_eq!(&room[..last.bytes], [2, 3]);
+        assert!(here.receive(&mut room).expect("it is closed").is_none());
     }
 
     #[test]

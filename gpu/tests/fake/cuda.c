@@ -90,9 +90,21 @@ int fake_hung(void) {
     return now;
 }
 
+/* What goes wrong in a process that is started so: KVHIVE_FAKE_CUDA is `NAME:N:hang`, or a code in the place of `hang`. */
+static void read_environment(void) {
+    static int is_read;
+    char name[48], how[16];
+    int nth;
+    const char *wrong = getenv("KVHIVE_FAKE_CUDA");
+    if (is_read++ || !wrong || sscanf(wrong, "%47[^:]:%d:%15s", name, &nth, how) != 3) return;
+    strcpy(strcmp(how, "hang") ? failing : hanging, name);
+    *(strcmp(how, "hang") ? &failing_at : &hanging_at) = nth;
+    failing_code = atoi(how);
+}
 static int fails(const char *name) {
     int code = 0;
     pthread_mutex_lock(&lock);
+    read_environment();
     if (hanging_at > 0 && !strcmp(name, hanging) && --hanging_at == 0) {
         hung++;
         for (int before = releases; before == releases;) pthread_cond_wait(&released, &lock);
