@@ -3,13 +3,13 @@
 
 use crate::check;
 use crate::config::{
-    Ack, BlockClass, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig, DeviceKind,
-    NcclSettings, Newcomer, NodeConfig, RaftSettings, RedisSettings, TokenSource,
+    Ack, ClusterParts, ClusterSettings, CoordinatorConfig, Newcomer, RaftSettings, TokenSource,
 };
 use crate::environment;
 use crate::keys::{self, CLUSTER, COORDINATOR, DEVICE, NODE, RAFT, ROOT, TOKEN_VARIABLE};
 use crate::ledger::Ledger;
 use crate::mode::{Codec, DiskAdmission, Mode, Tuning};
+use crate::node::{BlockClass, DeviceConfig, DeviceKind, NcclSettings, NodeConfig, RedisSettings};
 use crate::parse;
 use crate::problem::{Origin, Problem};
 use crate::scaling::{SCALING, ScalingSettings};

@@ -1,9 +1,10 @@
 //! The rules between keys: what is right by itself and wrong beside another. Each passes over keys that are refused
 //! already.
 
-use crate::config::{ClusterParts, NodeConfig};
+use crate::config::ClusterParts;
 use crate::keys::SHRINKING_STRATEGIES;
 use crate::ledger::Ledger;
+use crate::node::NodeConfig;
 use crate::units::{Bytes, format_time};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

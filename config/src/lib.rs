@@ -37,6 +37,7 @@ mod keys;
 mod ledger;
 mod local;
 mod mode;
+mod node;
 mod parse;
 mod problem;
 mod reference;
@@ -52,12 +53,13 @@ mod tree;
 mod units;
 
 pub use config::{
-    Ack, BlockClass, ClusterConfig, ClusterParts, ClusterSettings, CoordinatorConfig, DeviceConfig,
-    DeviceKind, NcclSettings, Newcomer, NodeConfig, Process, RaftSettings, RedisSettings, TokenSource,
+    Ack, ClusterConfig, ClusterParts, ClusterSettings, CoordinatorConfig, Newcomer, Process, RaftSettings,
+    TokenSource,
 };
 pub use keys::{SHRINKING_STRATEGIES, STRATEGIES, TOKEN_VARIABLE};
 pub use local::LocalCluster;
 pub use mode::{Codec, DiskAdmission, Mode, Tuning};
+pub use node::{BlockClass, DeviceConfig, DeviceKind, NcclSettings, NodeConfig, RedisSettings};
 pub use problem::{ConfigError, Origin, Problem};
 pub use reference::reference_markdown;
 pub use scaling::{Executor, ScalingMode, ScalingSettings};

@@ -1,6 +1,7 @@
 //! A whole cluster on this machine: all processes on 127.0.0.1, on ports that the caller has found free.
 
-use crate::config::{ClusterConfig, DeviceKind};
+use crate::config::ClusterConfig;
+use crate::node::DeviceKind;
 use crate::problem::ConfigError;
 use crate::units::Bytes;
 use std::fmt::Write;

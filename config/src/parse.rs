@@ -1,10 +1,10 @@
 //! Values to types, each by its rule of `keys.rs`. An error is the sentence that stands after the value in a message.
 
-use crate::config::BlockClass;
 use crate::keys::{
     BLOCK_ALIGN, BLOCK_BYTES, MAX_CLASSES, MAX_HOST_BYTES, MAX_LABEL_BYTES, MAX_LABELS, MAX_NAME_BYTES,
     MAX_PATH_BYTES, MAX_TOPIC_BYTES, Rule,
 };
+use crate::node::BlockClass;
 use crate::tree::{Kind, Value};
 use crate::units::{Bytes, SizeError, parse_time};
 use std::collections::BTreeMap;

@@ -1,6 +1,7 @@
 //! A cluster as a cluster file, every key written out.
 
-use crate::config::{BlockClass, ClusterParts, CoordinatorConfig, NodeConfig};
+use crate::config::{ClusterParts, CoordinatorConfig};
+use crate::node::{BlockClass, NodeConfig};
 use crate::scaling::{Executor, ScalingSettings};
 use crate::units::{format_share, format_time};
 use std::fmt::Write;

@@ -405,10 +405,10 @@ async fn at_hand(block: Lent) -> Result<Content, Unread> {
         Lent::Guard(guard) => return Ok(Content::Here(Arc::new(guard))),
         Lent::Far(far) => far,
     };
-    match OnGpu::new(far, None) {
+    match far.extent() {
         // Brought when it is known that it does not go from GPU to GPU.
-        Ok(block) => Ok(Content::OnGpu(Arc::new(block))),
+        Some(extent) => Ok(Content::OnGpu(Arc::new(OnGpu::new(far, extent, None)))),
         // One at a time: nobody has set memory aside for more.
-        Err(far) => far.read(None).await.map(|guard| Content::Here(Arc::new(guard))),
+        None => far.read(None).await.map(|guard| Content::Here(Arc::new(guard))),
     }
 }

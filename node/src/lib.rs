@@ -4,6 +4,7 @@
 
 mod actors;
 mod admin;
+mod budget;
 mod config;
 mod data;
 mod disk;

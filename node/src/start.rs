@@ -3,10 +3,11 @@
 use crate::actors::core::DeviceCore;
 use crate::actors::device::Device;
 use crate::admin;
+use crate::budget::{blocks_listed, memory_configured, memory_frames};
 use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
 use crate::disk::{self, DiskError, DiskTuning, Store};
-use crate::fill::{self, Filler};
+use crate::fill::Filler;
 #[cfg(test)]
 use crate::handle::Inside;
 use crate::handle::{Ending, NodeHandle};
@@ -14,15 +15,15 @@ use crate::links::Links;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
-use crate::persist::{self, Holdings, Jobs, Keeper};
-use crate::redis::{self, Door};
+use crate::persist::{Holdings, Jobs, Keeper};
+use crate::redis::Door;
 use crate::settle::Settler;
 use crate::share::{self, ShareMemory};
 use crate::view::View;
 use axum::Router;
 use kvhive_cache::{Rules, ShardConfig, Tier, TierCapacity};
 use kvhive_client::{ClientConfig, Coordinators, Pool};
-use kvhive_gpu::cuda::{CudaDevice, Patience};
+use kvhive_gpu::cuda::Patience;
 use kvhive_protocol::Levels;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_protocol::map::DeviceDescription;
@@ -52,11 +53,6 @@ const LOW_WATER_OVER_DISK_PER_MILLE: u16 = 50;
 const CONNECTIONS_PER_PEER: usize = 8;
 /// The longest a dial to another node may take.
 const DIAL_LIMIT: Duration = Duration::from_secs(1);
-/// Memory of one connection whose messages are small: its buffers. One whose messages are large keeps up to 512 KiB, and holds
-/// up to [`kvhive_protocol::data::MAX_REQUEST_BYTES`] while one is under way; that is not counted as configured.
-const CONNECTION_BYTES: u64 = 32 * 1024;
-/// What TLS adds to it: records of 16 KiB being received, and the 64 KiB that wait to be sent.
-const TLS_BYTES: u64 = 128 * 1024;
 /// What strangers can hold of the metrics listener.
 const METRICS_DOOR: DoorLimits = DoorLimits {
     connections: 32,
@@ -421,52 +417,6 @@ fn reached(advertised: &str, bound: SocketAddr, beside: &str) -> String {
         Some((host, _)) if bound.ip().is_unspecified() => format!("{host}:{}", bound.port()),
         _ => bound.to_string(),
     }
-}
-
-/// Returns how many blocks a device has in memory at most.
-fn memory_frames(memory: &Memory) -> u32 {
-    let tiers = [Tier::Device, Tier::Host];
-    tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).sum()
-}
-
-/// Returns how many blocks are listed at a time to be given away: no more than the largest device has.
-fn blocks_listed(config: &NodeConfig, memories: &[Memory]) -> usize {
-    let blocks = |(memory, device): (&Memory, &DeviceConfig)| {
-        let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
-        memory_frames(memory) as usize + records as usize
-    };
-    fill::listed(memories.iter().zip(&config.devices).map(blocks).max().unwrap_or(0))
-}
-
-/// Returns the bytes of arenas, indices (of blocks on disk too), what snapshots and finding records need, connections'
-/// buffers, and blocks that are decoded or read from disk until they are sent.
-fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64 {
-    let of_device = |(memory, device): (&Memory, &DeviceConfig)| {
-        let tiers = [Tier::Device, Tier::Host];
-        let frames: Vec<u32> = tiers.iter().flat_map(|tier| memory.capacity(*tier).frames).collect();
-        let classes = frames.len() / tiers.len();
-        let arenas = memory.host_bytes();
-        let records: u32 = device.disk_geometry().iter().map(|class| class.records).sum();
-        let snapshot = config.persist.as_ref().map_or(0, |_| persist::snapshot_bytes(memory_frames(memory)));
-        let core = DeviceCore::bytes(frames.iter().sum::<u32>() + records, classes, config.tuning.strategy);
-        arenas + snapshot + disk::scan_bytes(records) + core
-    };
-    let connection = CONNECTION_BYTES + config.tls.as_ref().map_or(0, |_| TLS_BYTES);
-    // What is decoded, and what is read from disks and GPUs, until an asker is sent it; what is received until a GPU has it, and what comes
-    // back for other replicas.
-    let has_disk = config.devices.iter().any(|device| device.disk_bytes > 0);
-    let has_gpu = memories.iter().any(Memory::is_gpu);
-    let times = 1 + u64::from(has_disk || has_gpu) + 2 * u64::from(has_gpu);
-    let on_the_way = config.max_inflight_bytes * times;
-    // What is kept pinned for that when nothing is on the way.
-    let kept = memories.iter().filter(|memory| memory.is_gpu()).count() as u64 * CudaDevice::KEPT_BYTES;
-    memories.iter().zip(&config.devices).map(of_device).sum::<u64>()
-        + config.max_connections as u64 * connection
-        + fill::bytes(blocks_listed(config, memories), has_disk)
-        + config.names_bytes
-        + config.redis.as_ref().map_or(0, redis::memory_bytes)
-        + on_the_way
-        + kept
 }
 
 async fn serve_metrics(

@@ -29,18 +29,10 @@ pub(crate) struct OnGpu {
 }
 
 impl OnGpu {
-    /// Takes a block that is held, if it is on a GPU. Before its bytes are brought, room is waited for.
-    pub(crate) fn new(far: FarGuard, room: Option<(Arc<Semaphore>, u32)>) -> Result<OnGpu, FarGuard> {
-        match far.extent() {
-            Some(extent) => Ok(OnGpu {
-                header: *far.header(),
-                extent,
-                far: Mutex::new(Some(far)),
-                room,
-                brought: OnceCell::new(),
-            }),
-            None => Err(far),
-        }
+    /// Takes a block that is held and lies in its GPU's slab at `extent`. Before its bytes are brought, room is waited for.
+    pub(crate) fn new(far: FarGuard, extent: Extent, room: Option<(Arc<Semaphore>, u32)>) -> OnGpu {
+        let (header, far) = (*far.header(), Mutex::new(Some(far)));
+        OnGpu { header, extent, far, room, brought: OnceCell::new() }
     }
 
     /// Returns where it is in its GPU's slab.

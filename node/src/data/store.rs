@@ -353,10 +353,10 @@ impl DataPlane {
         for (at, lent) in visible {
             let content = match lent {
                 Some(Lent::Guard(guard)) => Content::Here(Arc::new(guard)),
-                Some(Lent::Far(far)) => match OnGpu::new(far, Some(room.clone())) {
-                    Ok(block) => Content::OnGpu(Arc::new(block)),
+                Some(Lent::Far(far)) => match far.extent() {
+                    Some(extent) => Content::OnGpu(Arc::new(OnGpu::new(far, extent, Some(room.clone())))),
                     // What has just come is in memory.
-                    Err(far) => {
+                    None => {
                         far.give_up();
                         continue;
                     }
