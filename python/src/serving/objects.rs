@@ -116,7 +116,7 @@ impl Shared {
         let Moved { mut done, is_answered } = match how {
             Use::Write => {
                 let mut into = lent.slices_mut();
-                self.unless_given_up(self.links.take(&names, &mut into, self.load)).await
+                Box::pin(self.unless_given_up(self.links.take(&names, &mut into, self.load))).await
             }
             Use::Read => self.unless_given_up(self.links.put(&names, &lent.slices(), STORE_LIMIT)).await,
         };
