@@ -406,11 +406,6 @@ pub enum DataReply {
         /// The answer.
         answer: NamesAnswer,
     },
-    /// It was heard; what comes of it is said the same way.
-    Heard {
-        /// The answering member's epoch.
-        epoch: Epoch,
-    },
     /// Whether the asker may look at the node's memory.
     Shared {
         /// The answering member's epoch.
@@ -429,6 +424,11 @@ pub enum DataReply {
     },
     /// The asker's memory is not seen from here: its blocks are to be sent.
     Unseen {
+        /// The answering member's epoch.
+        epoch: Epoch,
+    },
+    /// It was heard; what comes of it is said the same way.
+    Heard {
         /// The answering member's epoch.
         epoch: Epoch,
     },

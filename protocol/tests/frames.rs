@@ -6,8 +6,9 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat, Registration,
 };
 use kvhive_protocol::data::{
-    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, Refusal,
-    ReleaseRequest, Run, StoreBlock, StoreRequest, Stored, StrategiesRequest, SurveyRequest, Surveyed,
+    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, PairRequest,
+    ReceiveRequest, Refusal, ReleaseRequest, Run, StoreBlock, StoreRequest, Stored, StrategiesRequest,
+    SurveyRequest, Surveyed,
 };
 use kvhive_protocol::error::WireError;
 use kvhive_protocol::explain::{Departure, ExplainRequest, Explained, Lapse, Since};
@@ -17,6 +18,7 @@ use kvhive_protocol::names::{
     Life, ListedName, Meaning, NameAnswer, NameOp, NameVerb, NamesAnswer, NamesAsk, NamesRequest, Target,
     When,
 };
+use kvhive_protocol::pairs::{Incarnation, PairMessage, PairWord, TransferId, UNIQUE_ID_BYTES, UniqueId};
 use kvhive_protocol::share::{
     CarryRequest, DoneRequest, HostId, LookRequest, Looked, NotShared, Pass, ShareAnswer, ShareOffer,
     ShareRequest, SharedAt,
@@ -82,6 +84,9 @@ fn requests() -> Vec<DataRequest> {
         keys: keys.clone(),
         accept: Accept::Stored,
     };
+    let incarnation = Incarnation { generation: Generation(2), number: 5 };
+    let offer = PairWord::Offer { incarnation, id: UniqueId([7; UNIQUE_ID_BYTES]) };
+    let proposal = PairWord::Propose { transfer: transfer(), round: 4, incarnation, bytes: 1 << 20 };
     vec![
         DataRequest::Match(MatchRequest {
             epoch,
@@ -143,8 +148,12 @@ fn requests() -> Vec<DataRequest> {
             source: MemberId(3),
             start: 9,
             places: vec![Some(SharedAt { slab: 1, at: 4096 }), None],
-            store: carried,
+            store: carried.clone(),
         })),
+        DataRequest::Receive(ReceiveRequest { store: carried, transfer: transfer() }),
+        DataRequest::Pair(PairRequest { epoch, message: said(PairWord::Accept { incarnation }) }),
+        DataRequest::Pair(PairRequest { epoch, message: said(offer) }),
+        DataRequest::Pair(PairRequest { epoch, message: said(proposal) }),
     ]
 }
 
@@ -194,7 +203,17 @@ fn replies() -> Vec<DataReply> {
             ],
         },
         DataReply::Unseen { epoch: Epoch(2) },
+        DataReply::Heard { epoch: Epoch(2) },
     ]
+}
+
+fn transfer() -> TransferId {
+    TransferId { number: 8, sender: DeviceId::new(MemberId(3), 1), generation: Generation(2) }
+}
+
+fn said(word: PairWord) -> PairMessage {
+    let (from, to) = (DeviceId::new(MemberId(3), 1), DeviceId::new(MemberId(4), 0));
+    PairMessage { from, generation: Generation(2), to, to_generation: Generation(1), word }
 }
 
 fn target() -> Target {
@@ -626,7 +645,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846020011004d000000000000001c00000000000000294fad96f94860b100000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 29] = [
+const GOLDEN_DATA: [&str; 36] = [
     "80c3ad5a1f9d2f6e",
     "d6ce58de67428ad2",
     "d2294f65d9f11aad",
@@ -641,6 +660,11 @@ const GOLDEN_DATA: [&str; 29] = [
     "4762362b2167fa7b",
     "6b497b825020a414",
     "e4b6a3a2329e9c3d",
+    "7593d67d3044f945",
+    "1e8bac09d272f42c",
+    "ac729a20128459de",
+    "f9fc4c2ea07d142a",
+    "fc007ca4515a3bfb",
     "7d5b4e526fde8d0f",
     "adf02e136c16781e",
     "b35c5b20b52b6421",
@@ -656,6 +680,8 @@ const GOLDEN_DATA: [&str; 29] = [
     "a38a12a261f4719e",
     "0c0095032199ee8e",
     "0f5a11d76c56bb8f",
+    "cec2959456776ce6",
+    "3f6772c0954ea101",
 ];
 const GOLDEN_COMMANDS: [&str; 8] = [
     "ea3a16194dde5e0e",
