@@ -3,7 +3,6 @@
 use crate::disk::{Place, ReadError, Room};
 use crate::frames::GpuFrame;
 use crate::guards::{Held, Pin, ReadGuard, Return, Unread};
-use kvhive_gpu::worker::Extent;
 use kvhive_protocol::BlockHeader;
 
 /// Where a block's bytes are that are not in the host's memory.
@@ -45,11 +44,11 @@ impl FarGuard {
         self.header.payload_bytes
     }
 
-    /// Returns where it is in its GPU's slab, if it is on a GPU.
-    pub(crate) fn extent(&self) -> Option<Extent> {
+    /// Returns its frame, if it is on a GPU.
+    pub(crate) fn gpu_frame(&self) -> Option<GpuFrame> {
         match &self.source {
             Source::Disk(_) => None,
-            Source::Gpu(frame) => Some(frame.extent()),
+            Source::Gpu(frame) => Some(frame.clone()),
         }
     }
 

@@ -405,9 +405,9 @@ async fn at_hand(block: Lent) -> Result<Content, Unread> {
         Lent::Guard(guard) => return Ok(Content::Here(Arc::new(guard))),
         Lent::Far(far) => far,
     };
-    match far.extent() {
+    match far.gpu_frame() {
         // Brought when it is known that it does not go from GPU to GPU.
-        Some(extent) => Ok(Content::OnGpu(Arc::new(OnGpu::new(far, extent, None)))),
+        Some(frame) => Ok(Content::OnGpu(Arc::new(OnGpu::new(far, frame, None)))),
         // One at a time: nobody has set memory aside for more.
         None => far.read(None).await.map(|guard| Content::Here(Arc::new(guard))),
     }

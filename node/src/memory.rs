@@ -92,9 +92,11 @@ impl Memory {
     /// Returns the GPU of its device tier, for processes that are lent its memory; none where it is the host's.
     pub(crate) fn own_gpu(&self) -> Option<OwnGpu> {
         let DeviceTier::Gpu(device, arena) = &self.device else { return None };
-        let (ordinal, slab_bytes, arena) = (device.gpu().info().ordinal, arena.total_bytes(), arena.clone());
-        let export = move || arena.export().ok().flatten();
-        Some(OwnGpu { ordinal, slab_bytes, export: Box::new(export) })
+        let slab = arena.export().unwrap_or_else(|error| {
+            tracing::warn!(gpu = %device.info().name, %error, "its memory cannot be lent: nothing goes by NCCL");
+            None
+        });
+        Some(OwnGpu { ordinal: device.gpu().info().ordinal, slab_bytes: arena.total_bytes(), slab })
     }
 
     /// Waits for copies to and from its GPU, if it has one, no longer than a GPU is waited for. Blocks the thread.

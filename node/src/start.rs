@@ -51,6 +51,8 @@ const LOW_WATER_PER_MILLE: u16 = 10;
 const LOW_WATER_OVER_DISK_PER_MILLE: u16 = 50;
 /// Connections kept to each other node, for copies.
 const CONNECTIONS_PER_PEER: usize = 8;
+/// Connections for what GPUs say to each other: it waits for no transfer.
+const WORDS_PER_PEER: usize = 2;
 /// The longest a dial to another node may take.
 const DIAL_LIMIT: Duration = Duration::from_secs(1);
 /// What strangers can hold of the metrics listener.
@@ -147,10 +149,11 @@ pub(crate) fn start_within(
     };
     let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())
         .map_err(|error| NodeError::Config(error.to_string()))?;
+    let words = Pool::new(identity.clone(), WORDS_PER_PEER, DIAL_LIMIT);
     let pool = Pool::new(identity, CONNECTIONS_PER_PEER, DIAL_LIMIT);
     let gpus = memories.iter().map(Memory::own_gpu).collect();
     let with = (view.clone(), config.tracer.clone(), runtime.io());
-    let links = Links::new(pool, (config.nccl.as_ref(), gpus), with);
+    let links = Links::new((pool, words), (config.nccl.as_ref(), gpus), with);
     let replicator =
         Replicator::new(links, runtime.io().clone(), limits.inflight_bytes, config.tracer.clone());
     let sharing = share::start(&runtime, config.share_memory, &memories, &counters, &stopping);

@@ -33,6 +33,8 @@ pub(super) fn show(admin: &Admin, as_json: bool) -> Result<()> {
             table.add_row(row(link));
         }
         report::print_table(&table);
+    }
+    if !as_json {
         print_pairs(&nccl);
     }
     if silent.is_empty() { Ok(()) } else { bail!("not all nodes have answered: {}", silent.join("; ")) }

@@ -132,7 +132,7 @@ pub(crate) const NODE: &[Key] = &[
     ),
     key!(
         "nccl_max_pairs",
-        Rule::Whole { min: 1, max: 4096 },
+        Rule::Whole { min: 1, max: 64 },
         Value("16"),
         "Pairs of one GPU at once; for one more, that is closed which was used longest ago."
     ),

@@ -17,7 +17,7 @@ use crate::space::sealed::Memory;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError};
 
 /// A GPU that gives memory with a budget. After an error that ends its context it is lost: every copy fails at once, and what it held
 /// is gone; the process goes on.
@@ -236,7 +236,12 @@ impl CudaDevice {
             .map(|frame| Ok(Span { start: self.at(frame.span())?, bytes: frame.len() as u64 }))
             .collect();
         let spans = spans?;
-        let mut digester = self.digester.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that waits for a GPU that hangs keeps it: nobody waits behind it.
+        let mut digester = match self.digester.try_lock() {
+            Ok(digester) => digester,
+            Err(TryLockError::Poisoned(poison)) => poison.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(self.failed("other digests are being taken")),
+        };
         let digester = match &mut *digester {
             Some(digester) => digester,
             none => none.insert(Digester::new(&self.gpu).map_err(self.teller())?),

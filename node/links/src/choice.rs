@@ -254,6 +254,15 @@ impl Links {
         self.links.entry(target).or_insert_with(|| Link::new(now)).choose(now, bytes, &ends)
     }
 
+    /// A transfer that was to go by a pair went by TCP at once, as the pair was not there, or not free.
+    pub fn has_not_begun(&mut self, now: Moment, target: DeviceId, pair: PairState) {
+        let Some(link) = self.links.get_mut(&target) else { return };
+        link.ways[TransportKind::Nccl as usize].health.has_not_begun(now);
+        let passed_over = Some((TransportKind::Nccl, PassedOver::Pair(pair)));
+        link.last =
+            Choice { transport: TransportKind::Tcp, reason: Reason { why: Why::NothingElse, passed_over } };
+    }
+
     /// A transfer of so many bytes has ended, well or not, and took so long: none where it has waited for something else.
     pub fn ended(
         &mut self,

@@ -342,10 +342,11 @@ impl DeviceCore {
                     Some(frame) => {
                         Reserved::Write(WriteGuard::new(frame, block.header, ticket, self.returns.clone()))
                     }
-                    // Guards of an actor that panicked may still hold frames.
+                    // Guards of an actor that panicked may still hold frames, and so does what was given up and something may yet write: it will
+                    // be free, so whoever has it in store keeps it and comes again.
                     None => {
                         self.shard.abandon(ticket);
-                        Reserved::Refused(Refusal::NoRoom)
+                        Reserved::Refused(Refusal::InFlight)
                     }
                 }
             }

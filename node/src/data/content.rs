@@ -4,6 +4,7 @@ use crate::data::bring::ROOM_LIMIT;
 use crate::data::plane::kib;
 use crate::disk::Room;
 use crate::far::FarGuard;
+use crate::frames::GpuFrame;
 use crate::guards::ReadGuard;
 use kvhive_gpu::worker::Extent;
 use kvhive_protocol::BlockHeader;
@@ -22,6 +23,8 @@ pub(crate) enum Content {
 pub(crate) struct OnGpu {
     header: BlockHeader,
     extent: Extent,
+    /// Stays as it is while this is held, whatever becomes of the block: something may read it.
+    _frame: GpuFrame,
     far: Mutex<Option<FarGuard>>,
     /// Room that is waited for, one permit a KiB, and how many there are.
     room: Option<(Arc<Semaphore>, u32)>,
@@ -29,10 +32,10 @@ pub(crate) struct OnGpu {
 }
 
 impl OnGpu {
-    /// Takes a block that is held and lies in its GPU's slab at `extent`. Before its bytes are brought, room is waited for.
-    pub(crate) fn new(far: FarGuard, extent: Extent, room: Option<(Arc<Semaphore>, u32)>) -> OnGpu {
-        let (header, far) = (*far.header(), Mutex::new(Some(far)));
-        OnGpu { header, extent, far, room, brought: OnceCell::new() }
+    /// Takes a block that is held and lies in `frame`. Before its bytes are brought, room is waited for.
+    pub(crate) fn new(far: FarGuard, frame: GpuFrame, room: Option<(Arc<Semaphore>, u32)>) -> OnGpu {
+        let (header, extent, far) = (*far.header(), frame.extent(), Mutex::new(Some(far)));
+        OnGpu { header, extent, _frame: frame, far, room, brought: OnceCell::new() }
     }
 
     /// Returns where it is in its GPU's slab.

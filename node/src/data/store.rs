@@ -353,8 +353,8 @@ impl DataPlane {
         for (at, lent) in visible {
             let content = match lent {
                 Some(Lent::Guard(guard)) => Content::Here(Arc::new(guard)),
-                Some(Lent::Far(far)) => match far.extent() {
-                    Some(extent) => Content::OnGpu(Arc::new(OnGpu::new(far, extent, Some(room.clone())))),
+                Some(Lent::Far(far)) => match far.gpu_frame() {
+                    Some(frame) => Content::OnGpu(Arc::new(OnGpu::new(far, frame, Some(room.clone())))),
                     // What has just come is in memory.
                     None => {
                         far.give_up();

@@ -103,16 +103,17 @@ struct Figures {
 }
 
 impl Links {
-    /// Makes the ways from devices, with their GPUs where they have one: over connections of `pool`, until [`Links::serve`], and by NCCL if
+    /// Makes the ways from devices, with their GPUs where they have one: over connections of `pool`, until [`Links::serve`], and by NCCL, of which is spoken
+    /// over those of `words`, if
     /// it says how.
     pub(crate) fn new(
-        pool: Pool,
+        (pool, words): (Pool, Pool),
         (config, gpus): (Option<&NcclConfig>, Vec<Option<OwnGpu>>),
         (view, tracer, io): (Arc<View>, Tracer, &Handle),
     ) -> Links {
         let (devices, tcp) = (gpus.len(), Arc::new(Tcp::new(pool)));
         let has_gpu = gpus.iter().any(Option::is_some);
-        let nccl = config.filter(|_| has_gpu).map(|config| Nccl::new(config, gpus, (&view, &tcp, io)));
+        let nccl = config.filter(|_| has_gpu).map(|config| Nccl::new(config, gpus, (&view, &tcp, io), words));
         Links {
             view,
             tracer,
@@ -257,6 +258,9 @@ impl Links {
                 span.fail(error);
                 if error.is_failure() {
                     self.ended(TransportKind::Nccl, &parcel, bytes, begun.elapsed(), false);
+                } else if let Some(choices) = self.choices.get(usize::from(parcel.source.index)) {
+                    let pair = nccl.state(parcel.source, parcel.target).unwrap_or_default();
+                    lock(choices).has_not_begun(self.view.now(), parcel.target, pair);
                 }
             }
         }

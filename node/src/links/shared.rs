@@ -69,7 +69,8 @@ impl SharedMemory {
         let asked = self.tcp.exchange(map, parcel.target, (None, &request), &[], deadline).await;
         // Whether it would let itself be looked at does not matter.
         let Ok(DataReply::Shared { answer, .. }) = asked else { return false };
-        let near = answer != ShareAnswer::Not(NotShared::Elsewhere);
+        // One that shares nothing does not say where it is.
+        let near = !matches!(answer, ShareAnswer::Not(NotShared::Elsewhere | NotShared::Nothing));
         lock(&self.near).insert(member, (owner.generation, near));
         near
     }

@@ -75,9 +75,9 @@ struct Setup {
     /// How long its GPU is waited for.
     patience: Patience,
     redis: Option<crate::RedisConfig>,
-    /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in the first worker of a node of this name.
+    /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in the first worker of a node.
     nccl: bool,
-    wrong: Option<(&'static str, &'static str)>,
+    wrong: Option<nccl::Wrong>,
     share_memory: crate::ShareMemory,
     speaks: Level,
     /// How many of a million requests are traced.
@@ -167,7 +167,7 @@ impl Setup {
             persist: self.persist.clone(),
             names_bytes: 32 << 20,
             redis: self.redis.clone(),
-            nccl: self.nccl.then(|| nccl::config(name, self.wrong)),
+            nccl: self.nccl.then(|| nccl::config(name, self.wrong.as_ref())),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
             access: Access::default(),

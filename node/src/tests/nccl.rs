@@ -14,8 +14,10 @@ use kvhive_protocol::DeviceId;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::links::PairState;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 static NCCL: LazyLock<FakeNccl> = LazyLock::new(FakeNccl::new);
 
@@ -27,23 +29,36 @@ fn worker_process() {
     kvhive_gpu::worker::serve(socket).expect("it works to its end");
 }
 
+/// What goes wrong in the first worker of a node of this name, and in none after it.
+pub(super) struct Wrong {
+    node: &'static str,
+    what: String,
+    /// In it there is a folder once a worker was started.
+    once: TempDir,
+}
+
 /// How a node of this name goes by NCCL.
-pub(super) fn config(name: &str, wrong: Option<(&str, &str)>) -> NcclConfig {
-    let path = |path: &std::path::Path| path.to_str().expect("it is text").to_owned();
-    let wrong = wrong.filter(|(of, _)| *of == name).map_or("", |(_, wrong)| wrong);
-    let environment = [
-        ("LD_LIBRARY_PATH", path(driver())),
-        ("KVHIVE_NCCL", path(&NCCL.path())),
-        ("NCCL_HOSTID", name.to_owned()),
-        ("KVHIVE_FAKE_NCCL", wrong.to_owned()),
+pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
+    let text = |path: &Path| path.to_str().expect("it is text").to_owned();
+    let mut environment = vec![
+        ("LD_LIBRARY_PATH".to_owned(), text(driver())),
+        ("KVHIVE_NCCL".to_owned(), text(&NCCL.path())),
+        ("NCCL_HOSTID".to_owned(), name.to_owned()),
     ];
-    let arguments = ["--exact", "tests::nccl::worker_process", "--ignored", "--nocapture"];
+    if let Some(wrong) = wrong.filter(|wrong| wrong.node == name) {
+        environment.push(("KVHIVE_FAKE_NCCL".to_owned(), wrong.what.clone()));
+        environment.push(("ONCE".to_owned(), text(&wrong.once.path().join("started"))));
+    }
+    let program = std::env::current_exe().expect("a test is a program");
+    let first = r#"mkdir "$ONCE" 2>/dev/null || unset KVHIVE_FAKE_NCCL; exec "$0" "$@""#;
+    let own = text(&program);
+    let words = ["-c", first, &own, "--exact", "tests::nccl::worker_process", "--ignored", "--nocapture"];
     NcclConfig {
-        arguments: arguments.map(str::to_owned).to_vec(),
-        environment: environment.map(|(name, value)| (name.to_owned(), value)).to_vec(),
+        arguments: words.map(str::to_owned).to_vec(),
+        environment,
         after_bytes: 1,
         watchdog: Duration::from_millis(300),
-        ..NcclConfig::of(std::env::current_exe().expect("a test is a program"))
+        ..NcclConfig::of("/bin/sh".into())
     }
 }
 
@@ -90,8 +105,8 @@ async fn copies_for_a_replica_go_from_gpu_to_gpu_once_a_pair_stands() {
 /// Two nodes in one of whose first workers something goes wrong: whatever it is, each store is answered by its deadline and both have the
 /// right bytes.
 async fn goes_on(node: &'static str, wrong: &str) {
-    let wrong: &'static str = wrong.to_owned().leak();
-    let setup = Setup { wrong: Some((node, wrong)), ..by_nccl() };
+    let once = tempfile::tempdir().expect("a temporary folder can be made");
+    let setup = Setup { wrong: Some(Wrong { node, what: wrong.to_owned(), once }), ..by_nccl() };
     let (_coordinator, nodes) = setup.several(2).await;
     let mut client = nodes[0].ask().await;
     for from in 0..6 {
@@ -110,6 +125,18 @@ async fn goes_on(node: &'static str, wrong: &str) {
         assert!(found.as_ref() == Ok(&expected), "{wrong}: {:?}", found.map(|found| found.len()));
         node.settles("nobody reads or writes", |stats| stats.readers + stats.filling == 0).await;
     }
+    // What failed rests, is made anew, and carries.
+    let before = gone_by(&nodes[0], "nccl");
+    for number in 100..600 {
+        let stored = client.store(&blocks(number, 1), Ack::All).await;
+        assert!(stored.is_ok(), "{wrong} at {node}: {stored:?}");
+        if gone_by(&nodes[0], "nccl") > before {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    let pairs = nodes[0].plane.replicator.links.pairs();
+    panic!("{wrong} at {node}: nothing goes by NCCL any more: {pairs:?}");
 }
 
 /// All that may go wrong in a call of this name.

@@ -43,6 +43,13 @@ impl Health {
         }
     }
 
+    /// What was to begin has not: it may be tried again at once.
+    pub(super) fn has_not_begun(&mut self, now: Moment) {
+        if self.failures > 0 {
+            self.rests_until = self.rests_until.min(now);
+        }
+    }
+
     pub(super) fn ended(&mut self, now: Moment, ok: bool) {
         if ok {
             *self = Health::default();

@@ -9,7 +9,7 @@ use crate::links::Parcel;
 use crate::links::tcp::Tcp;
 use crate::view::{Serving, View};
 use kvhive_gpu::DeviceKind;
-use kvhive_gpu::worker::{Answer, Command, Extent, Heard, PairId, Rank, Setup, UniqueId, Worker};
+use kvhive_gpu::worker::{Answer, Command, Extent, Heard, PairId, Rank, Setup, TellError, UniqueId, Worker};
 use kvhive_links::Pairs;
 use kvhive_links::pairs::{self, Communicator, Effect, Event, Ticket, Tuning, Why};
 use kvhive_protocol::data::{DataReply, DataRequest, PairRequest, ReceiveRequest};
@@ -17,6 +17,8 @@ use kvhive_protocol::links::PairState;
 use kvhive_protocol::pairs::{PairMessage, PairsReport, TransferId, UniqueId as WireId};
 use kvhive_protocol::{DeviceId, Level, MemberState, Moment};
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -37,6 +39,8 @@ pub(super) struct Hand {
     index: u16,
     view: Arc<View>,
     tcp: Arc<Tcp>,
+    /// What is said to peers waits for no transfer that is under way.
+    words: Arc<Tcp>,
     io: Handle,
     state: Mutex<State>,
     /// Told when the machine may want to wake earlier.
@@ -50,6 +54,8 @@ struct State {
     former: BTreeMap<u64, Life>,
     /// Workers that were started.
     workers: u64,
+    /// Batches that were to be sent: no two in any life have one number.
+    tickets: u64,
 }
 
 impl Hand {
@@ -58,10 +64,11 @@ impl Hand {
         config: NcclConfig,
         gpu: OwnGpu,
         index: u16,
-        (view, tcp, io): (Arc<View>, Arc<Tcp>, Handle),
+        (view, [tcp, words], io): (Arc<View>, [Arc<Tcp>; 2], Handle),
     ) -> Arc<Hand> {
         let changed = Notify::new();
-        let hand = Arc::new(Hand { config, gpu, index, view, tcp, io, state: Mutex::default(), changed });
+        let hand =
+            Arc::new(Hand { config, gpu, index, view, tcp, words, io, state: Mutex::default(), changed });
         hand.io.spawn(Hand::keep_time(Arc::downgrade(&hand)));
         hand
     }
@@ -144,19 +151,20 @@ impl Hand {
         let extents: Vec<Extent> = blocks.iter().map(|block| block.extent()).collect();
         let bytes = extents.iter().map(|extent| extent.bytes).sum();
         let (tell, told) = oneshot::channel();
-        let ticket = {
+        let left = deadline.saturating_duration_since(Instant::now());
+        {
             let mut state = self.lock();
+            state.tickets += 1;
+            let ticket = Ticket(state.tickets);
             let life = state.life.as_mut().ok_or(NotCarried::Pair(Why::NoWorker))?;
-            let ticket = Ticket(life.number());
             let (store, trace) = (announced(parcel), parcel.trace);
             let batch =
                 Outgoing { store, trace, extents, _blocks: blocks, tell: Some(tell), is_quiet: false };
             life.outgoing.insert(ticket, batch);
-            ticket
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let by = self.view.now() + left;
-        self.step(Event::Want { ticket, peer: parcel.target, bytes, deadline: by });
+            let deadline = self.view.now() + left;
+            self.step_in(&mut state, Event::Want { ticket, peer: parcel.target, bytes, deadline });
+        }
+        self.changed.notify_one();
         match timeout_at(deadline + GRACE, told).await {
             Ok(Ok(answer)) => answer,
             _ => Err(NotCarried::Pair(Why::Late)),
@@ -187,8 +195,10 @@ impl Hand {
                 is_quiet: false,
             };
             life.incoming.insert(transfer, batch);
+            let deadline = self.view.now() + limit;
+            self.step_in(&mut state, Event::Expect { transfer, bytes, deadline });
         }
-        self.step(Event::Expect { transfer, bytes, deadline: self.view.now() + limit });
+        self.changed.notify_one();
         match tokio::time::timeout(limit + GRACE, told).await {
             Ok(Ok(arrived)) => arrived,
             _ => Err(Why::Late),
@@ -238,6 +248,7 @@ impl Hand {
             Effect::KillWorker => {
                 match &life.worker {
                     Some((_, worker)) => worker.kill(),
+                    // One that is being started is killed before it is told anything.
                     None => return Some(Event::Worker(pairs::Answer::Died)),
                 }
                 None
@@ -295,26 +306,22 @@ impl Hand {
     /// Says something to another GPU's node. It may be lost.
     fn say(self: &Arc<Self>, message: PairMessage) {
         let Some(serving) = self.view.serving() else { return };
-        let tcp = self.tcp.clone();
+        let words = self.words.clone();
         self.io.spawn(async move {
             let to = message.to;
             let request = DataRequest::Pair(PairRequest { epoch: serving.map.epoch, message });
             let deadline = Instant::now() + SAID_LIMIT;
-            if let Err(fault) = tcp.exchange(&serving.map, to, (None, &request), &[], deadline).await {
+            if let Err(fault) = words.exchange(&serving.map, to, (None, &request), &[], deadline).await {
                 tracing::debug!(peer = %to, %fault, "a word to another GPU is lost");
             }
         });
     }
 
+    /// Has a worker be started on a thread of its own, which then hears it: neither takes the time of whoever tells the machine something.
     fn start_worker(self: &Arc<Self>, life: &mut Life, workers: &mut u64) -> Option<Event> {
         let died = Some(Event::Worker(pairs::Answer::Died));
-        let Some(slab) = (self.gpu.export)() else {
-            tracing::warn!(
-                device = self.index,
-                "the GPU's memory cannot be lent to another process: nothing goes by NCCL"
-            );
-            return died;
-        };
+        let slab = self.gpu.slab.as_ref().and_then(|slab| slab.try_clone().ok());
+        let Some(slab) = slab else { return died };
         *workers += 1;
         let (number, hand) = (*workers, Arc::downgrade(self));
         let NcclConfig { program, arguments, environment, max_ctas, buffer_bytes, watchdog, .. } =
@@ -329,12 +336,32 @@ impl Hand {
         };
         let mut command = std::process::Command::new(program);
         command.args(arguments).envs(environment.iter().cloned());
-        let hear = move |heard| {
-            if let Some(hand) = hand.upgrade() {
-                hand.hear_worker(number, heard);
+        let work = move || {
+            let (tell, told) = channel();
+            let started = Worker::start(command, &setup, slab, move |heard| drop(tell.send(heard)));
+            let Some(own) = hand.upgrade() else { return };
+            own.has_started(number, started);
+            drop(own);
+            for heard in told {
+                let Some(own) = hand.upgrade() else { return };
+                own.hear_worker(number, heard);
             }
         };
-        match Worker::start(command, &setup, slab, hear) {
+        match std::thread::Builder::new().name("gpu-worker-start".to_owned()).spawn(work) {
+            Ok(_) => {
+                life.starts = Some(number);
+                None
+            }
+            Err(_) => died,
+        }
+    }
+
+    /// Takes over a worker, if it is still wanted.
+    fn has_started(self: &Arc<Self>, number: u64, started: io::Result<Worker>) {
+        let mut state = self.lock();
+        let Some(life) = state.life.as_mut().filter(|life| life.starts == Some(number)) else { return };
+        life.starts = None;
+        match started {
             Ok(worker) => {
                 tracing::debug!(
                     device = self.index,
@@ -342,13 +369,14 @@ impl Hand {
                     "the GPU's worker is started"
                 );
                 life.worker = Some((number, worker));
-                None
             }
             Err(error) => {
                 tracing::warn!(device = self.index, %error, "the GPU's worker cannot be started");
-                died
+                self.step_in(&mut state, Event::Worker(pairs::Answer::Died));
             }
         }
+        drop(state);
+        self.changed.notify_one();
     }
 
     /// Hears something of a worker, on a thread of its own.
@@ -405,6 +433,7 @@ impl Hand {
             }
             Answer::Closed { pair } => {
                 life.ranks.remove(&pair.0);
+                life.let_go.remove(&pair.0);
                 pairs::Answer::Closed { communicator: communicator(pair) }
             }
         })
@@ -415,6 +444,14 @@ impl Hand {
 fn command_worker(life: &mut Life, now: Moment, command: pairs::Command) -> Option<Event> {
     let pair = |communicator: Communicator| PairId(communicator.0);
     let within = |deadline: Moment| deadline.since(now);
+    let of = match &command {
+        pairs::Command::Id { communicator }
+        | pairs::Command::Join { communicator, .. }
+        | pairs::Command::Send { communicator, .. }
+        | pairs::Command::Receive { communicator, .. }
+        | pairs::Command::Abort { communicator }
+        | pairs::Command::Close { communicator } => *communicator,
+    };
     let told = match command {
         pairs::Command::Id { communicator } => Command::MakeId { pair: pair(communicator) },
         pairs::Command::Join { communicator, id, rank } => {
@@ -456,10 +493,15 @@ fn command_worker(life: &mut Life, now: Moment, command: pairs::Command) -> Opti
         }
     };
     let (_, worker) = life.worker.as_ref()?;
-    if let Err(error) = worker.tell(&told) {
+    match worker.tell(&told) {
+        Ok(()) | Err(TellError::Gone) => {}
+        // What may not be sent costs its pair alone.
+        Err(TellError::Senseless) => return Some(Event::Worker(pairs::Answer::Failed { communicator: of })),
         // One that does not read is one to kill; that it has ended is heard.
-        tracing::debug!(%error, "the GPU's worker is killed");
-        worker.kill();
+        Err(error @ TellError::Full) => {
+            tracing::debug!(%error, "the GPU's worker is killed");
+            worker.kill();
+        }
     }
     None
 }

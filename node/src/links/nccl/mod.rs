@@ -11,6 +11,7 @@ use crate::data::OnGpu;
 use crate::guards::WriteGuard;
 use crate::view::{Serving, View};
 use hand::Hand;
+use kvhive_client::Pool;
 use kvhive_links::pairs::Why;
 use kvhive_protocol::DeviceId;
 use kvhive_protocol::data::{DataReply, DataRequest, StoreRequest};
@@ -30,8 +31,8 @@ pub(crate) struct OwnGpu {
     pub(crate) ordinal: u32,
     /// The size of its slab.
     pub(crate) slab_bytes: u64,
-    /// Makes a handle on its slab; none where the GPU has no such thing.
-    pub(crate) export: Box<dyn Fn() -> Option<OwnedFd> + Send + Sync>,
+    /// A handle on its slab; none where the GPU has no such thing.
+    pub(crate) slab: Option<OwnedFd>,
 }
 
 /// Why a batch did not go by NCCL.
@@ -67,9 +68,12 @@ impl Nccl {
         config: &NcclConfig,
         gpus: Vec<Option<OwnGpu>>,
         (view, tcp, io): (&Arc<View>, &Arc<Tcp>, &Handle),
+        words: Pool,
     ) -> Nccl {
+        let words = Arc::new(Tcp::new(words));
         let hand = |(index, gpu): (u16, Option<OwnGpu>)| {
-            Some(Hand::start(config.clone(), gpu?, index, (view.clone(), tcp.clone(), io.clone())))
+            let ways = [tcp.clone(), words.clone()];
+            Some(Hand::start(config.clone(), gpu?, index, (view.clone(), ways, io.clone())))
         };
         Nccl { hands: (0..).zip(gpus).map(hand).collect() }
     }

@@ -44,13 +44,13 @@ pub(super) struct Life {
     pub(super) me: DeviceId,
     pub(super) generation: Generation,
     pub(super) pairs: Pairs,
-    /// Numbers of batches, of both directions.
-    pub(super) tickets: u64,
     pub(super) outgoing: BTreeMap<Ticket, Outgoing>,
     pub(super) incoming: BTreeMap<TransferId, Incoming>,
-    /// The worker, and which of all that this node has started.
+    /// The worker, and which of all that this node has started; which of these is being started.
     pub(super) worker: Option<(u64, Worker)>,
-    /// What the worker calls transfers.
+    pub(super) starts: Option<u64>,
+    /// What the worker calls transfers, and how many it was told of.
+    pub(super) names: u64,
     pub(super) named: BTreeMap<u64, TransferId>,
     /// Communicators that the worker has let go of by itself.
     pub(super) let_go: BTreeSet<u64>,
@@ -64,19 +64,15 @@ impl Life {
             me,
             generation,
             pairs,
-            tickets: 0,
             outgoing: BTreeMap::new(),
             incoming: BTreeMap::new(),
             worker: None,
+            starts: None,
+            names: 0,
             named: BTreeMap::new(),
             let_go: BTreeSet::new(),
             ranks: BTreeMap::new(),
         }
-    }
-
-    pub(super) fn number(&mut self) -> u64 {
-        self.tickets += 1;
-        self.tickets
     }
 
     /// Returns the other end's rank in a communicator of two.
@@ -86,14 +82,14 @@ impl Life {
 
     /// Names a transfer for the worker.
     pub(super) fn name(&mut self, transfer: TransferId) -> Named {
-        let name = self.number();
-        self.named.insert(name, transfer);
-        Named(name)
+        self.names += 1;
+        self.named.insert(self.names, transfer);
+        Named(self.names)
     }
 
     /// The worker has ended, with all that it had.
     pub(super) fn worker_is_gone(&mut self) {
-        self.worker = None;
+        (self.worker, self.starts) = (None, None);
         self.let_go.clear();
         self.named.clear();
         self.ranks.clear();
@@ -152,6 +148,15 @@ impl Life {
     fn forget_received(&mut self, transfer: TransferId) {
         if self.incoming.get(&transfer).is_some_and(|batch| batch.is_quiet && batch.tell.is_none()) {
             self.incoming.remove(&transfer);
+        }
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        // Before the frames go that it may touch.
+        if let Some((_, worker)) = &self.worker {
+            worker.kill();
         }
     }
 }
