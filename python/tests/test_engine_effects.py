@@ -155,10 +155,16 @@ def prefetched(**given: Any) -> tuple[int, int]:
         if config.enable_prefetch:
             until(lambda: engine.get_stats()["node"]["promoted"] > 0)
         asked = prefetcher.get_prefetch_stats()["asked"]
-        for prompt in there:
-            ask(engine, prompt, max_new_tokens=1)
+
+        def is_used() -> bool:
+            for prompt in there:
+                prefetcher.prefetch([prompt])
+                ask(engine, prompt, max_new_tokens=1)
+            return prefetcher.get_prefetch_stats()["useful"] > 0
+
         if config.enable_prefetch:
-            until(lambda: prefetcher.get_prefetch_stats()["useful"] > 0)
+            # What has come up may be collected again before it is asked for.
+            until(is_used)
         return asked, engine.get_stats()["node"]["host"]["capacity_bytes"]
 
 
