@@ -2,7 +2,7 @@
 
 mod fake;
 
-use fake::Fake;
+use fake::{Fake, eventually};
 use kvhive_gpu::cuda::{CudaDevice, GpuSlab, Patience};
 use kvhive_gpu::{Arena, ClassId, Device, DeviceError, HostDevice, ReadFrame, SizeClass, WriteFrame};
 use std::sync::mpsc::{Receiver, channel};
@@ -67,16 +67,6 @@ impl Bench {
     fn used(&self) -> [u64; 2] {
         [self.there.used_bytes() / BYTES, self.here.used_bytes() / BYTES]
     }
-}
-
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    for _ in 0..4000 {
-        if holds() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    panic!("never came true: {what}");
 }
 
 #[test]

@@ -2,25 +2,14 @@
 
 mod fake;
 
-use fake::{Fake, FakeNvml};
+use fake::{Fake, FakeNvml, eventually};
 use kvhive_gpu::cuda::{CudaDevice, Nvml, NvmlError, Topology, Trouble, Watch};
 use std::path::Path;
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
 const GPUS: [&str; 2] = ["0000:01:00.0", "0000:02:00.0"];
 const XID: i32 = 8;
 const ECC: i32 = 2;
-
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    for _ in 0..4000 {
-        if holds() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    panic!("never came true: {what}");
-}
 
 #[test]
 fn links_between_gpus_are_told() {

@@ -253,3 +253,14 @@ fn compile(program: &str, source: &Path, object: &Path, flags: &[&str]) {
         .status();
     assert!(made.expect("a compiler is there").success());
 }
+
+/// Waits until something holds.
+pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..4000 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    panic!("never came true: {what}");
+}
