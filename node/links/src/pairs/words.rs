@@ -267,27 +267,9 @@ impl Why {
         Why::TooMany,
     ];
 
-    /// Returns a name for it, as metrics have it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Why::TooFewBytes => "too-few-bytes",
-            Why::BeingMade => "being-made",
-            Why::Cold => "cold",
-            Why::BeingClosed => "being-closed",
-            Why::NoRoom => "no-room",
-            Why::MadeRoom => "made-room",
-            Why::NoWorker => "no-worker",
-            Why::Gone => "gone",
-            Why::PeerBroke => "peer-broke",
-            Why::NoAnswer => "no-answer",
-            Why::NotGranted => "not-granted",
-            Why::Late => "late",
-            Why::Failed => "failed",
-            Why::Refused => "refused",
-            Why::Mismatch => "mismatch",
-            Why::Withdrawn => "withdrawn",
-            Why::TooMany => "too-many",
-        }
+    /// Says whether the pair has failed; not where it was not there, or both ends were busy.
+    pub fn is_failure(self) -> bool {
+        matches!(self, Why::Late | Why::Failed | Why::NoWorker | Why::NoAnswer | Why::PeerBroke)
     }
 
     /// Says whether none is made for a while after it.

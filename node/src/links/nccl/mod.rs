@@ -1,6 +1,7 @@
 //! By NCCL, between two GPUs: the thin hand around [`Pairs`](kvhive_links::Pairs). The bytes go from frame to frame by a process of each
 //! GPU that may hang or die; who says what to whom goes over the data plane.
 
+mod calls;
 mod hand;
 mod state;
 
@@ -50,9 +51,7 @@ impl NotCarried {
     /// Says whether the pair has failed; not where it was not there, or both ends were busy.
     pub(crate) fn is_failure(&self) -> bool {
         match self {
-            NotCarried::Pair(why) => {
-                matches!(why, Why::Late | Why::Failed | Why::NoWorker | Why::NoAnswer | Why::PeerBroke)
-            }
+            NotCarried::Pair(why) => why.is_failure(),
             NotCarried::Answer(fault) => is_of_the_way(fault),
         }
     }
