@@ -25,6 +25,8 @@ pub struct Figures {
     pub gaps_coordinators: Vec<f64>,
     /// The same while nodes or the network were.
     pub gaps_nodes: Vec<f64>,
+    /// The same while no coordinator was there at all: [`Figures::settle_outage`] says which of the two they are.
+    pub gaps_outage: Vec<f64>,
     /// From a leader's kill to the next change that was made, in seconds.
     pub failovers: Vec<f64>,
     /// Blocks on disk of which a bit was flipped.
@@ -93,6 +95,15 @@ fn quantile(values: &[f64], share: f64) -> Option<f64> {
 }
 
 impl Figures {
+    /// An outage of all coordinators is over. While it is shorter than nodes may serve alone, reads are to go on as if only some were
+    /// hit; of a longer one nothing is promised.
+    pub fn settle_outage(&mut self, took: f64, serving_lease: f64) {
+        let gaps = std::mem::take(&mut self.gaps_outage);
+        if took < serving_lease {
+            self.gaps_coordinators.extend(gaps);
+        }
+    }
+
     /// Judges them.
     pub fn report(&self) -> Report {
         let mut rows = Vec::new();
@@ -170,6 +181,16 @@ mod tests {
         let report = figures.report();
         assert_eq!(report.passed, report.rows.iter().all(|row| row.met));
         report.rows.iter().filter(|row| !row.met).map(|row| row.name).collect()
+    }
+
+    #[test]
+    fn gaps_of_an_outage_count_while_nodes_may_serve_alone() {
+        let mut figures = Figures { gaps_outage: vec![1.0], ..good() };
+        figures.settle_outage(6.0, 5.0);
+        assert_eq!(unmet(&figures), [""; 0]);
+        figures.gaps_outage = vec![1.0];
+        figures.settle_outage(4.0, 5.0);
+        assert_eq!(unmet(&figures), ["gap, coordinators hit, max"]);
     }
 
     #[test]

@@ -12,6 +12,8 @@ use tokio::sync::oneshot;
 
 /// The longest that a process is gone.
 pub(super) const GONE_MS: u64 = 4000;
+/// After a change has been made again, nodes have their leases renewed within this.
+const RENEWAL: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(50);
 /// The longest that a leader is stopped.
 const PAUSE_MS: u64 = 6000;
@@ -26,6 +28,8 @@ pub(super) struct Injector<'a> {
     runtime: &'a tokio::runtime::Runtime,
     clears: Clears,
     random: Random,
+    /// How long there was no coordinator, of an outage that is not settled yet.
+    outage: Option<Duration>,
 }
 
 impl<'a> Injector<'a> {
@@ -37,7 +41,7 @@ impl<'a> Injector<'a> {
         clears: Clears,
     ) -> Injector<'a> {
         let random = Random::new(shared.seed).part(2);
-        Injector { ground, load, shared, runtime, clears, random }
+        Injector { ground, load, shared, runtime, clears, random, outage: None }
     }
 
     /// Parts wanted faults into those that can be made here, and why the others cannot.
@@ -71,7 +75,11 @@ impl<'a> Injector<'a> {
             if self.shared.is_ending() || self.shared.elapsed() > until {
                 break;
             }
-            self.shared.hits(if step.fault.spares_nodes() { Hit::Coordinators } else { Hit::Nodes });
+            self.shared.hits(match step.fault {
+                Fault::KillCoordinators => Hit::Outage,
+                fault if fault.spares_nodes() => Hit::Coordinators,
+                _ => Hit::Nodes,
+            });
             let what = self.perform(step)?;
             self.shared.made(step.fault);
             self.mend(step.fault, &what)?;
@@ -91,6 +99,10 @@ impl<'a> Injector<'a> {
         for ended in ended.into_iter().filter(|_| !fault.may_end_processes()) {
             self.shared.figures().ended += 1;
             self.shared.found(ended);
+        }
+        if let Some(outage) = self.outage.take() {
+            let (_, serving) = self.ground.leases();
+            self.shared.figures().settle_outage(outage.as_secs_f64(), serving.as_secs_f64());
         }
         match healed {
             Ok(()) => {
@@ -134,6 +146,7 @@ impl<'a> Injector<'a> {
             }
             Fault::KillCoordinators => {
                 let all = self.ground.coordinators();
+                let begun = Instant::now();
                 for id in &all {
                     self.ground.kill(id)?;
                 }
@@ -143,7 +156,8 @@ impl<'a> Injector<'a> {
                     self.ground.start(id)?;
                 }
                 self.beat();
-                Ok(all.join(", "))
+                self.outage = Some(begun.elapsed() + RENEWAL);
+                Ok(format!("{}, changes again after {:.2} s", all.join(", "), begun.elapsed().as_secs_f64()))
             }
             Fault::KillNode => {
                 let node = self.node(step)?;

@@ -21,6 +21,8 @@ pub(super) enum Hit {
     Coordinators = 0,
     /// Nodes, or the network.
     Nodes = 1,
+    /// Every coordinator.
+    Outage = 2,
 }
 
 /// What is shared.
@@ -126,8 +128,11 @@ impl Shared {
     /// For so long promised blocks could not be read, from this time on.
     pub(super) fn gap(&self, gap: Duration, hit: u8) {
         let mut figures = self.figures();
-        let gaps =
-            if hit == Hit::Nodes as u8 { &mut figures.gaps_nodes } else { &mut figures.gaps_coordinators };
+        let gaps = match hit {
+            hit if hit == Hit::Nodes as u8 => &mut figures.gaps_nodes,
+            hit if hit == Hit::Outage as u8 => &mut figures.gaps_outage,
+            _ => &mut figures.gaps_coordinators,
+        };
         gaps.push(gap.as_secs_f64());
     }
 
