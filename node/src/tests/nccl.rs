@@ -139,7 +139,7 @@ async fn copies_for_a_replica_go_from_gpu_to_gpu_once_a_pair_stands() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stores_go_on_into_other_frames_while_a_worker_that_hangs_may_write_some() {
+async fn stores_go_on_when_a_worker_hangs_that_may_write_frames() {
     // Nothing ends it but who is tired of waiting for it, seconds after its transfer was given up.
     let wrong = Wrong { watchdog: Duration::from_secs(60), ..Wrong::at("node-", "ncclRecv:1:hang") };
     let setup = Setup { wrong: Some(wrong), device_frames: 6, ..by_nccl() };
