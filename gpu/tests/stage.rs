@@ -213,13 +213,16 @@ fn a_stage_of_ones_own_needs_no_handle() {
     let bench = Bench::new(&gpu);
     for shape in shapes() {
         let stage = staged(&gpu, &shape);
-        // SAFETY: the stage outlives what uses it.
-        let own = |bytes| unsafe { Ferry::own(&bench.device, stage.address(), bytes) };
-        assert!(matches!(own(stage.len() + 1).err(), Some(CudaError::Beyond { .. })));
-        let ferry = own(stage.len()).expect("it is there");
+        let own = |loan| Ferry::new(&bench.device, loan);
+        let more = own(Loan { bytes: 3 << 20, ..stage.loan() }).err();
+        assert!(matches!(more, Some(CudaError::Failed { code: 201, .. })), "a process opens no handle of its own");
+        let ferry = own(stage.loan()).expect("it is there");
         let frames = bench.takes(&ferry, &shape, Codec::Int8);
         let wanted = bench.puts(&ferry, &shape, Codec::Int8, &frames);
         assert!(second_half(&gpu, &stage) == wanted);
+        drop(stage);
+        // What carries keeps the memory.
+        assert!(bench.takes(&ferry, &shape, Codec::Raw).len() == BLOCKS);
     }
     drop((bench, gpu));
     assert!(fake.is_clean());
@@ -233,8 +236,7 @@ fn what_lies_elsewhere_is_refused_before_the_gpu_touches_anything() {
     let shape = shapes()[0];
     let raw = shape.raw_bytes().expect("few");
     let stage = staged(&gpu, &shape);
-    // SAFETY: the stage outlives what uses it.
-    let ferry = unsafe { Ferry::own(&bench.device, stage.address(), stage.len()) }.expect("it is there");
+    let ferry = Ferry::new(&bench.device, stage.loan()).expect("it is there");
     let outside = |what| Some(PagerError::Pages(PagesError::Outside { what }));
     assert!(ferry.has(stage.len() - raw, raw) && !ferry.has(stage.len() - raw + 1, raw));
     assert!(!ferry.has(u64::MAX, 2));
@@ -269,8 +271,7 @@ fn whichever_call_of_a_ferry_fails_is_told_and_a_gpu_that_dies_of_it_is_lost() {
     let raw = shape.raw_bytes().expect("few");
     let everything = |bench: &Bench| -> Result<(), PagerError> {
         let stage = Stage::new(bench.device.gpu(), 2 * raw as usize)?;
-        // SAFETY: the stage outlives what uses it.
-        let ferry = unsafe { Ferry::own(&bench.device, stage.address(), stage.len()) }?;
+        let ferry = Ferry::new(&bench.device, stage.loan())?;
         let mut frame = bench.empty(raw);
         ferry.take(&mut [(&mut frame, 0)])?;
         let mut encoded = bench.empty(max_stored_bytes(Codec::Fp8, &shape).expect("few"));
@@ -314,8 +315,7 @@ fn whichever_call_of_a_ferry_fails_is_told_and_a_gpu_that_dies_of_it_is_lost() {
     let fake = Fake::new();
     let bench = Bench::new(&fake.gpu());
     let stage = Stage::new(bench.device.gpu(), 2 * raw as usize).expect("there is room");
-    // SAFETY: the stage outlives what uses it.
-    let ferry = unsafe { Ferry::own(&bench.device, stage.address(), stage.len()) }.expect("it is there");
+    let ferry = Ferry::new(&bench.device, stage.loan()).expect("it is there");
     fake.set("fake_die", 719);
     assert!(ferry.take(&mut [(&mut bench.empty(raw), 0)]).is_err());
     assert!(bench.device.loss().is_some(), "its device knows");

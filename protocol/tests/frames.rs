@@ -23,6 +23,7 @@ use kvhive_protocol::share::{
     CarryRequest, DoneRequest, HostId, LookRequest, Looked, NotShared, Pass, ShareAnswer, ShareOffer,
     ShareRequest, SharedAt,
 };
+use kvhive_protocol::stage::{LendRequest, StagedFetch, StagedStore};
 use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
 use kvhive_protocol::trace::{Fact, Span, SpanId, SpanKind, TraceAnswer, TraceAsk, TraceRequest};
 use kvhive_protocol::watch::{BlockEvent, BlockTier, Gone, WatchAnswer, WatchAsk, WatchRequest};
@@ -142,7 +143,7 @@ fn requests() -> Vec<DataRequest> {
             ask: NamesAsk::List { from: 7, limit: 10 },
         }),
         DataRequest::Share(ShareRequest { epoch, device, host: HostId([6; 32]) }),
-        DataRequest::Look(LookRequest { start: 9, fetch: looked_for }),
+        DataRequest::Look(LookRequest { start: 9, fetch: looked_for.clone() }),
         DataRequest::Done(DoneRequest { epoch, grant: 3 }),
         DataRequest::Carry(Box::new(CarryRequest {
             source: MemberId(3),
@@ -150,10 +151,17 @@ fn requests() -> Vec<DataRequest> {
             places: vec![Some(SharedAt { slab: 1, at: 4096 }), None],
             store: carried.clone(),
         })),
-        DataRequest::Receive(ReceiveRequest { store: carried, transfer: transfer() }),
+        DataRequest::Receive(ReceiveRequest { store: carried.clone(), transfer: transfer() }),
         DataRequest::Pair(PairRequest { epoch, message: said(PairWord::Accept { incarnation }) }),
         DataRequest::Pair(PairRequest { epoch, message: said(offer) }),
         DataRequest::Pair(PairRequest { epoch, message: said(proposal) }),
+        DataRequest::Lend(LendRequest { epoch, device, host: HostId([6; 32]) }),
+        DataRequest::Gather(Box::new(StagedStore { stage: Pass([5; 32]), at: vec![0, 4096], store: carried })),
+        DataRequest::Scatter(Box::new(StagedFetch {
+            stage: Pass([5; 32]),
+            at: vec![0, 4096],
+            fetch: looked_for,
+        })),
     ]
 }
 

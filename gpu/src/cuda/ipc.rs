@@ -87,16 +87,6 @@ impl Drop for Borrowed {
     }
 }
 
-/// Says whether so many bytes at an address are all of one allocation.
-///
-/// # Errors
-/// When they are not, or that is no memory.
-pub(super) fn is_allocated(gpu: &Gpu, address: u64, bytes: u64) -> Result<(), CudaError> {
-    let _entered = gpu.enter()?;
-    let (base, length) = allocation(gpu, address)?;
-    within(address.wrapping_sub(base), bytes, length)
-}
-
 /// Returns where the allocation begins that an address lies in, and its size. The context is current.
 fn allocation(gpu: &Gpu, address: Address) -> Result<(Address, u64), CudaError> {
     let (mut base, mut length) = (0, 0);

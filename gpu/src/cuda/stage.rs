@@ -8,7 +8,7 @@ use super::device::CudaDevice;
 use super::digester::{Digester, Span};
 use super::error::CudaError;
 use super::gpu::Gpu;
-use super::ipc::{Borrowed, Loan, is_allocated};
+use super::ipc::{Borrowed, Loan};
 use super::lane::Fate;
 use super::memory::{GpuMemory, Pinned};
 use super::pager::{Paged, Pager, PagerError, Way};
@@ -19,12 +19,24 @@ use crate::frame::{ReadFrame, WriteFrame};
 use crate::pages::{PagePlan, PagesError};
 use crate::space::sealed::Memory;
 use crate::whole::pages_of;
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
-/// Memory that this process lends. It is freed when this is dropped: whoever has it open must have let go of it before.
+/// A stage takes whole units of memory: the driver cuts smaller pieces from a unit that others have parts of, and lends it as a whole.
+const UNIT_BYTES: usize = 2 << 20;
+
+/// Memory that this process lends. It is freed when this is dropped: any other process that has it open must have let go of it before.
 pub struct Stage {
-    memory: GpuMemory,
+    memory: Arc<GpuMemory>,
     loan: Loan,
+}
+
+/// Stages of this process by their handles: whoever is lent one in the same process has no use for a handle, which opens elsewhere alone.
+static OWN: Mutex<BTreeMap<[u8; 64], Weak<GpuMemory>>> = Mutex::new(BTreeMap::new());
+
+fn own() -> MutexGuard<'static, BTreeMap<[u8; 64], Weak<GpuMemory>>> {
+    // Nothing is left half-done under this lock.
+    OWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Stage {
@@ -33,12 +45,13 @@ impl Stage {
     /// # Errors
     /// When the GPU has not so many, or its driver lends nothing.
     pub fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Stage, CudaError> {
-        let memory = GpuMemory::new(gpu, bytes)?;
+        let memory = Arc::new(GpuMemory::new(gpu, bytes.next_multiple_of(UNIT_BYTES))?);
         let loan = Loan::new(gpu, memory.address(), bytes as u64)?;
+        own().insert(loan.handle, Arc::downgrade(&memory));
         Ok(Stage { memory, loan })
     }
 
-    /// Returns by what another process opens it.
+    /// Returns by what another opens it.
     pub fn loan(&self) -> Loan {
         self.loan
     }
@@ -59,6 +72,17 @@ impl Stage {
     }
 }
 
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let mut own = own();
+        // Another may have the same handle by now.
+        let is_known = |known: &Weak<GpuMemory>| std::ptr::eq(known.as_ptr(), Arc::as_ptr(&self.memory));
+        if own.get(&self.loan.handle).is_some_and(is_known) {
+            own.remove(&self.loan.handle);
+        }
+    }
+}
+
 /// Ways to encode blocks that are kept for the next; each has lists of its own.
 const MOST_PAGERS: usize = 8;
 
@@ -70,8 +94,19 @@ pub struct Ferry {
     hand: Mutex<Hand>,
     address: u64,
     bytes: u64,
-    /// Closed when nothing uses it any more; none where it is this process's own.
-    _memory: Option<Borrowed>,
+    /// Closed when nothing uses it any more.
+    _memory: Held,
+}
+
+/// What keeps a stage open.
+enum Held {
+    Own(#[allow(dead_code, reason = "held for its drop")] Arc<GpuMemory>),
+    Borrowed(#[allow(dead_code, reason = "held for its drop")] Borrowed),
+}
+
+/// Says whether a loan is of a stage's memory.
+fn is_of(memory: &GpuMemory, loan: &Loan) -> bool {
+    loan.offset == 0 && loan.bytes <= memory.len() as u64
 }
 
 struct Hand {
@@ -82,32 +117,24 @@ struct Hand {
 }
 
 impl Ferry {
-    /// Opens a stage beside a device's GPU: its own, or one that it reaches.
+    /// Opens a stage beside a device's GPU: of another process, on that GPU or on one that it reaches; or of this process, on that GPU.
     ///
     /// # Errors
     /// When it is no stage, or not as large as was said, or the driver refuses.
     pub fn new(device: &CudaDevice, loan: Loan) -> Result<Ferry, CudaError> {
+        let own = own().get(&loan.handle).and_then(Weak::upgrade);
+        if let Some(memory) = own.filter(|memory| is_of(memory, &loan) && device.gpu().is_same(memory.gpu())) {
+            return Ferry::of(device, memory.address(), loan.bytes, Held::Own(memory));
+        }
         let memory = Borrowed::new(device.gpu(), loan)?;
-        Ferry::of(device, memory.address(), loan.bytes, Some(memory))
-    }
-
-    /// Takes a stage of this process's own.
-    ///
-    /// # Safety
-    /// The stage is at this address, of this GPU's memory or of such as it reaches, until this is dropped.
-    ///
-    /// # Errors
-    /// When that is no memory of a GPU's, or the driver refuses.
-    pub unsafe fn own(device: &CudaDevice, address: u64, bytes: u64) -> Result<Ferry, CudaError> {
-        is_allocated(device.gpu(), address, bytes)?;
-        Ferry::of(device, address, bytes, None)
+        Ferry::of(device, memory.address(), loan.bytes, Held::Borrowed(memory))
     }
 
     fn of(
         device: &CudaDevice,
         address: u64,
         bytes: u64,
-        memory: Option<Borrowed>,
+        memory: Held,
     ) -> Result<Ferry, CudaError> {
         let gpu = device.gpu().clone();
         let hand = Hand { copier: Copier::new(&gpu)?, digester: Digester::new(&gpu)?, pagers: Vec::new() };
