@@ -1,7 +1,5 @@
 //! Blocks go from a stage that another process lends to frames of a device's and back, on the GPU, as they are and encoded: their bytes and
 //! digests are the host's.
-#![allow(unsafe_code, reason = "copies between addresses")]
-
 mod cases;
 mod fake;
 mod other;
@@ -9,9 +7,7 @@ mod other;
 use cases::{CODECS, Numbers};
 use fake::Fake;
 use kvhive_gpu::codec::{Codec, Element, Order, Shape, decode, encode, max_stored_bytes};
-use kvhive_gpu::cuda::{
-    Copier, CudaDevice, CudaError, Direction, Ferry, Gpu, GpuSlab, Loan, PagerError, Piece, Pinned, Stage,
-};
+use kvhive_gpu::cuda::{CudaDevice, CudaError, Ferry, Gpu, GpuSlab, Loan, PagerError, Pinned, Stage};
 use kvhive_gpu::pages::PagesError;
 use kvhive_gpu::{Arena, ClassId, Device, ReadFrame, SizeClass, WriteFrame};
 use kvhive_protocol::block::{digest, digest_of_pieces};
@@ -46,30 +42,19 @@ fn raw_blocks(shape: &Shape) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Copies between the host and an address of a GPU's.
-fn copy(gpu: &Arc<Gpu>, direction: Direction, there: u64, here: &mut Pinned) {
-    let (own, bytes) = (here.bytes_mut().as_mut_ptr().expose_provenance() as u64, here.bytes().len());
-    let (from, to) = if direction == Direction::ToGpu { (own, there) } else { (there, own) };
-    let mut copier = Copier::new(gpu).expect("it works");
-    // SAFETY: the host's end is borrowed alone, and whoever calls has the other.
-    unsafe { copier.copy(direction, &[Piece { from, to, bytes }]) }.expect("it copies");
-}
-
 /// Makes a stage with the blocks of a shape on it, and room for as many more.
 fn staged(gpu: &Arc<Gpu>, shape: &Shape) -> Stage {
     let all = raw_blocks(shape).concat();
     let stage = Stage::new(gpu, 2 * all.len()).expect("it is lent");
-    let mut here = Pinned::new(gpu, all.len()).expect("there is room");
-    here.bytes_mut().copy_from_slice(&all);
-    copy(gpu, Direction::ToGpu, stage.address(), &mut here);
+    stage.write(0, &all).expect("it copies");
     stage
 }
 
-fn second_half(gpu: &Arc<Gpu>, stage: &Stage) -> Vec<u8> {
+fn second_half(stage: &Stage) -> Vec<u8> {
     let half = stage.len() / 2;
-    let mut here = Pinned::new(gpu, half as usize).expect("there is room");
-    copy(gpu, Direction::ToHost, stage.address() + half, &mut here);
-    here.bytes().to_vec()
+    let mut here = vec![0; half as usize];
+    stage.read(half, &mut here).expect("it copies");
+    here
 }
 
 #[test]
@@ -85,7 +70,7 @@ fn engine_that_lends_a_stage() {
             if std::io::stdin().read_line(&mut line).expect("it is told") == 0 {
                 return;
             }
-            println!("KVHIVE then {:016x}", digest(&second_half(&gpu, &stage)));
+            println!("KVHIVE then {:016x}", digest(&second_half(&stage)));
         }
         std::io::stdin().read_line(&mut line).expect("it is told");
     }
@@ -171,9 +156,7 @@ fn goes_both_ways(gpu: &Arc<Gpu>, driver: Option<&Path>) {
         let bytes = raw[0].len();
         let mut pinned = Pinned::new(gpu, bytes).expect("there is room");
         let mut plain = vec![0; bytes];
-        ferry
-            .take_down(&mut [(pinned.bytes_mut(), 0), (&mut plain[..], bytes as u64)])
-            .expect("it works");
+        ferry.take_down(&mut [(pinned.bytes_mut(), 0), (&mut plain[..], bytes as u64)]).expect("it works");
         assert!(pinned.bytes() == raw[0] && plain == raw[1]);
         let half = lent.bytes / 2;
         let places = [half, half + bytes as u64, half + 2 * bytes as u64];
@@ -215,11 +198,14 @@ fn a_stage_of_ones_own_needs_no_handle() {
         let stage = staged(&gpu, &shape);
         let own = |loan| Ferry::new(&bench.device, loan);
         let more = own(Loan { bytes: 3 << 20, ..stage.loan() }).err();
-        assert!(matches!(more, Some(CudaError::Failed { code: 201, .. })), "a process opens no handle of its own");
+        assert!(
+            matches!(more, Some(CudaError::Failed { code: 201, .. })),
+            "a process opens no handle of its own"
+        );
         let ferry = own(stage.loan()).expect("it is there");
         let frames = bench.takes(&ferry, &shape, Codec::Int8);
         let wanted = bench.puts(&ferry, &shape, Codec::Int8, &frames);
-        assert!(second_half(&gpu, &stage) == wanted);
+        assert!(second_half(&stage) == wanted);
         drop(stage);
         // What carries keeps the memory.
         assert!(bench.takes(&ferry, &shape, Codec::Raw).len() == BLOCKS);
@@ -240,6 +226,10 @@ fn what_lies_elsewhere_is_refused_before_the_gpu_touches_anything() {
     let outside = |what| Some(PagerError::Pages(PagesError::Outside { what }));
     assert!(ferry.has(stage.len() - raw, raw) && !ferry.has(stage.len() - raw + 1, raw));
     assert!(!ferry.has(u64::MAX, 2));
+    for at in [stage.len() - 3, u64::MAX - 2] {
+        assert!(matches!(stage.write(at, &[0; 4]), Err(CudaError::Beyond { .. })));
+        assert!(matches!(stage.read(at, &mut [0; 4]), Err(CudaError::Beyond { .. })));
+    }
     for at in [stage.len() - raw + 1, stage.len(), u64::MAX - 3] {
         let (mut frame, mut here) = (bench.empty(raw), vec![0; raw as usize]);
         assert_eq!(ferry.take(&mut [(&mut frame, at)]).err(), outside("blocks"));

@@ -65,7 +65,8 @@ impl Taking {
             }
             (number, far, is_sound)
         });
-        let written = self.blocks.into_iter().zip(digests).map(|((number, guard, _), digest)| (number, guard, digest));
+        let written =
+            self.blocks.into_iter().zip(digests).map(|((number, guard, _), digest)| (number, guard, digest));
         Ok(Took { written: written.collect(), present: present.collect() })
     }
 
@@ -224,8 +225,10 @@ impl Putting {
             };
             decoded.push((*number, guard, *at, raw));
         }
-        let blocks: Vec<(&[u8], u64)> =
-            decoded.iter().map(|(_, guard, at, raw)| (raw.as_deref().unwrap_or(guard.bytes()), *at)).collect();
+        let blocks: Vec<(&[u8], u64)> = decoded
+            .iter()
+            .map(|(_, guard, at, raw)| (raw.as_deref().unwrap_or(guard.bytes()), *at))
+            .collect();
         if !blocks.is_empty() {
             ferry.put_up(&blocks)?;
         }

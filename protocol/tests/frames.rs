@@ -156,7 +156,11 @@ fn requests() -> Vec<DataRequest> {
         DataRequest::Pair(PairRequest { epoch, message: said(offer) }),
         DataRequest::Pair(PairRequest { epoch, message: said(proposal) }),
         DataRequest::Lend(LendRequest { epoch, device, host: HostId([6; 32]) }),
-        DataRequest::Gather(Box::new(StagedStore { stage: Pass([5; 32]), at: vec![0, 4096], store: carried })),
+        DataRequest::Gather(Box::new(StagedStore {
+            stage: Pass([5; 32]),
+            at: vec![0, 4096],
+            store: carried,
+        })),
         DataRequest::Scatter(Box::new(StagedFetch {
             stage: Pass([5; 32]),
             at: vec![0, 4096],

@@ -185,21 +185,28 @@ impl Visit {
         .await?
     }
 
-    /// Shows the pass at a door, and a stage.
+    /// Shows the pass at a door, and a stage. From then on the other end may have it open, until it goes.
     ///
     /// # Errors
-    /// When there is no such door, it stays closed, or the stage is not taken within `limit`.
+    /// When there is no such door, or it does not listen within `limit`.
     pub async fn lend(offer: &ShareOffer, loan: &StageLoan, limit: Duration) -> io::Result<Visit> {
         timeout(limit, async {
             let mut stream = Visit::enter(offer).await?;
             stream.write_all(&loan.to_bytes()).await?;
-            match stream.read_u8().await {
-                Ok(TAKEN) => Ok(Visit { stream }),
-                Ok(_) => Err(io::ErrorKind::InvalidData.into()),
-                Err(error) => Err(error),
-            }
+            Ok(Visit { stream })
         })
         .await?
+    }
+
+    /// Waits until the other end has taken the stage.
+    ///
+    /// # Errors
+    /// When it does not, or not within `limit`.
+    pub async fn taken(&mut self, limit: Duration) -> io::Result<()> {
+        match timeout(limit, self.stream.read_u8()).await?? {
+            TAKEN => Ok(()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
     }
 
     /// Goes, and waits until the other end has let go of what was lent to it: it may use that until then.
@@ -367,7 +374,10 @@ mod tests {
         let door = Door::open().expect("sockets are to be had");
         let offer = offer(&door);
         let loan = StageLoan { handle: [3; 64], offset: 1, bytes: 2 };
-        let lending = tokio::spawn(async move { Visit::lend(&offer, &loan, LIMIT).await });
+        let lending = tokio::spawn(async move {
+            let mut visit = Visit::lend(&offer, &loan, LIMIT).await?;
+            visit.taken(LIMIT).await.map(|()| visit)
+        });
         let mut guest = door.accept().await.expect("it is of the same user");
         assert_eq!(guest.pass(LIMIT).await.expect("it shows one"), Pass([7; 32]));
         assert_eq!(guest.loan(LIMIT).await.expect("it shows it"), loan);
@@ -387,7 +397,10 @@ mod tests {
             let door = Door::open().expect("sockets are to be had");
             let offer = offer(&door);
             let loan = StageLoan { bytes, ..loan };
-            let lending = tokio::spawn(async move { Visit::lend(&offer, &loan, LIMIT).await.map(|_| ()) });
+            let lending = tokio::spawn(async move {
+                let mut visit = Visit::lend(&offer, &loan, LIMIT).await?;
+                visit.taken(LIMIT).await
+            });
             let mut guest = door.accept().await.expect("it is of the same user");
             guest.pass(LIMIT).await.expect("it shows one");
             assert_eq!(guest.loan(LIMIT).await.is_ok(), bytes > 0);

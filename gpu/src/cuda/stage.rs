@@ -61,6 +61,42 @@ impl Stage {
         self.memory.address()
     }
 
+    /// Writes bytes of the host's there, for who has none on a GPU. Blocks the thread.
+    ///
+    /// # Errors
+    /// When they do not all lie on it, or the GPU fails.
+    pub fn write(&self, at: u64, bytes: &[u8]) -> Result<(), CudaError> {
+        let to = self.place(at, bytes.len())?;
+        let mut here = Pinned::for_a_while(self.memory.gpu(), bytes.len())?;
+        here.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+        let from = here.bytes().as_ptr().expose_provenance() as u64;
+        let piece = Piece { from, to, bytes: bytes.len() };
+        // SAFETY: the host's bytes are this one's own and pinned; the stage's are there, and whoever has it open reads bytes as they are.
+        unsafe { Copier::new(self.memory.gpu())?.copy(Direction::ToGpu, &[piece]) }
+    }
+
+    /// Reads bytes from there into the host's. Blocks the thread.
+    ///
+    /// # Errors
+    /// As for [`Stage::write`].
+    pub fn read(&self, at: u64, into: &mut [u8]) -> Result<(), CudaError> {
+        let (from, bytes) = (self.place(at, into.len())?, into.len());
+        let mut here = Pinned::for_a_while(self.memory.gpu(), bytes)?;
+        let to = here.bytes_mut().as_mut_ptr().expose_provenance() as u64;
+        // SAFETY: as above.
+        unsafe { Copier::new(self.memory.gpu())?.copy(Direction::ToHost, &[Piece { from, to, bytes }]) }?;
+        into.copy_from_slice(&here.bytes()[..bytes]);
+        Ok(())
+    }
+
+    fn place(&self, at: u64, bytes: usize) -> Result<u64, CudaError> {
+        let (bytes, length) = (bytes as u64, self.loan.bytes);
+        match at.checked_add(bytes).is_some_and(|end| end <= length) {
+            true => Ok(self.memory.address() + at),
+            false => Err(CudaError::Beyond { offset: at, bytes, length }),
+        }
+    }
+
     /// Returns its size in bytes.
     pub fn len(&self) -> u64 {
         self.loan.bytes
@@ -123,19 +159,15 @@ impl Ferry {
     /// When it is no stage, or not as large as was said, or the driver refuses.
     pub fn new(device: &CudaDevice, loan: Loan) -> Result<Ferry, CudaError> {
         let own = own().get(&loan.handle).and_then(Weak::upgrade);
-        if let Some(memory) = own.filter(|memory| is_of(memory, &loan) && device.gpu().is_same(memory.gpu())) {
+        if let Some(memory) = own.filter(|memory| is_of(memory, &loan) && device.gpu().is_same(memory.gpu()))
+        {
             return Ferry::of(device, memory.address(), loan.bytes, Held::Own(memory));
         }
         let memory = Borrowed::new(device.gpu(), loan)?;
         Ferry::of(device, memory.address(), loan.bytes, Held::Borrowed(memory))
     }
 
-    fn of(
-        device: &CudaDevice,
-        address: u64,
-        bytes: u64,
-        memory: Held,
-    ) -> Result<Ferry, CudaError> {
+    fn of(device: &CudaDevice, address: u64, bytes: u64, memory: Held) -> Result<Ferry, CudaError> {
         let gpu = device.gpu().clone();
         let hand = Hand { copier: Copier::new(&gpu)?, digester: Digester::new(&gpu)?, pagers: Vec::new() };
         let (fate, hand) = (device.fate().clone(), Mutex::new(hand));
@@ -284,7 +316,8 @@ impl Ferry {
     /// As for [`Ferry::take`].
     pub fn digests(&self, frames: &[&ReadFrame<GpuSlab>]) -> Result<Vec<Vec<u64>>, PagerError> {
         let mut hand = self.hand()?;
-        let spans = frames.iter().map(|frame| self.span(frame.span(), frame.len())).collect::<Result<Vec<_>, _>>()?;
+        let spans =
+            frames.iter().map(|frame| self.span(frame.span(), frame.len())).collect::<Result<Vec<_>, _>>()?;
         // SAFETY: nobody writes sealed frames, which are held for as long as the call lasts.
         let digests = unsafe { hand.digester.digest(&spans) };
         self.heed(hand.copier.stream(), digests)

@@ -7,7 +7,7 @@ use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
 use crate::data::store::{INFLIGHT_WAIT, Taken, landed};
 use crate::far::Unsound;
-use crate::ferrying::{Put, Putting, Took, Taking};
+use crate::ferrying::{Put, Putting, Taking, Took};
 use crate::guards::Lent;
 use crate::share::Staged;
 use kvhive_client::codec;
@@ -32,8 +32,9 @@ impl DataPlane {
     ) -> Result<DataReply, WireError> {
         let StagedStore { stage, at, store } = request;
         let layout = store.layout.filter(|_| !store.copy && !store.moved);
-        let layout = layout
-            .ok_or_else(|| WireError::malformed(format_args!("only blocks of a layout are taken from a stage")))?;
+        let layout = layout.ok_or_else(|| {
+            WireError::malformed(format_args!("only blocks of a layout are taken from a stage"))
+        })?;
         let device = store.device;
         let exact = |header: &BlockHeader| codec::stored_bytes(header.codec, &layout).is_some();
         if let Some(block) = store.blocks.iter().find(|block| !exact(&block.header)) {
@@ -211,7 +212,9 @@ impl DataPlane {
         let staged = staged.ok_or_else(|| not_carried("no such stage is lent"))?;
         let is_there = |at: &u64| at.is_multiple_of(bytes) && staged.ferry().has(*at, bytes);
         if at.len() != blocks || !at.iter().all(is_there) {
-            return Err(WireError::malformed(format_args!("{blocks} blocks have not all a place on the stage")));
+            return Err(WireError::malformed(format_args!(
+                "{blocks} blocks have not all a place on the stage"
+            )));
         }
         Ok(staged)
     }

@@ -22,6 +22,7 @@ mod redis;
 mod replication;
 mod share;
 mod snapshots;
+mod stages;
 mod tenants;
 mod traces;
 mod watch;
