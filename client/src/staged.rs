@@ -267,7 +267,7 @@ impl NamespaceClient {
             Ok((reply, is_repeated)) => {
                 // Of what was asked twice one may go on still.
                 if !is_repeated {
-                    using.is_over();
+                    using.end();
                 }
                 Some(reply)
             }
@@ -277,7 +277,7 @@ impl NamespaceClient {
                 match fault {
                     Fault::Refused(WireError::NotCarried { .. }) => over.lease.is_of_no_use_to(device),
                     // It has not begun.
-                    Fault::Refused(_) => using.is_over(),
+                    Fault::Refused(_) => using.end(),
                     _ => {}
                 }
                 None

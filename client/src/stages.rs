@@ -163,7 +163,7 @@ pub(crate) struct Use<'a> {
 
 impl Use<'_> {
     /// Hears that the node is done.
-    pub(crate) fn is_over(mut self) {
+    pub(crate) fn end(mut self) {
         self.is_over = true;
     }
 }

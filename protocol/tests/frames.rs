@@ -657,7 +657,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846020011004d000000000000001c00000000000000294fad96f94860b100000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 36] = [
+const GOLDEN_DATA: [&str; 39] = [
     "80c3ad5a1f9d2f6e",
     "d6ce58de67428ad2",
     "d2294f65d9f11aad",
@@ -677,6 +677,9 @@ const GOLDEN_DATA: [&str; 36] = [
     "ac729a20128459de",
     "f9fc4c2ea07d142a",
     "fc007ca4515a3bfb",
+    "ee274979e2599e6c",
+    "fe4d442d6591b264",
+    "5bce4fc62f6455fe",
     "7d5b4e526fde8d0f",
     "adf02e136c16781e",
     "b35c5b20b52b6421",
