@@ -46,11 +46,6 @@ pub(super) fn driver() -> &'static std::path::Path {
     DRIVER.folder()
 }
 
-/// Says whether these stories are told on this machine's own GPU, where no driver does as a test says.
-pub(super) fn is_real() -> bool {
-    std::env::var("KVHIVE_TEST_GPU").is_ok_and(|gpu| gpu == "real")
-}
-
 /// A node's device tier on this machine's first GPU, or on one that is made for tests; and its driver, for other processes, which look for it
 /// themselves where there is none.
 pub(super) fn on_some_gpu() -> (Setup, Option<&'static std::path::Path>) {
