@@ -195,6 +195,13 @@ pub(crate) enum Lent {
 }
 
 impl Lent {
+    pub(crate) fn header(&self) -> &BlockHeader {
+        match self {
+            Lent::Guard(guard) => guard.header(),
+            Lent::Far(far) => far.header(),
+        }
+    }
+
     pub(crate) fn new(
         rest: &Rest,
         header: BlockHeader,
@@ -257,6 +264,23 @@ impl WriteGuard {
     /// Returns how many bytes its block has.
     pub(crate) fn header_bytes(&self) -> u64 {
         self.write.as_ref().map_or(0, |write| write.header.payload_bytes)
+    }
+
+    /// Returns its frame and what is announced of its block, for what writes it otherwise than byte by byte.
+    pub(crate) fn parts_mut(&mut self) -> Option<(&mut Fresh, &BlockHeader)> {
+        self.write.as_mut().map(|write| (&mut write.frame, &write.header))
+    }
+
+    /// Turns into a verified block whose digest was not known before: it was taken of what is in the frame, after that was written.
+    pub(crate) fn verify_as(mut self, digest: u64) -> Option<Landing> {
+        let Write { frame, header, ticket } = self.write.take()?;
+        let header = BlockHeader { digest, ..header };
+        let frame = match frame {
+            Fresh::Host(frame) => Frame::Host(frame.seal()),
+            Fresh::Gpu(frame) => frame.written(),
+        };
+        let returns = self.returns.clone();
+        Some(Landing(Way::Landed(Verified { frame: Some(frame), header, ticket, returns, is_taken: false })))
     }
 
     /// Takes the digests of frames that were written on their GPU, there. None when it does not give them in time.

@@ -126,6 +126,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_take_rate_bytes", plane.takes.rate() as f64),
         ("kvhive_node_names", names as f64),
         ("kvhive_node_memory_readers", plane.sharing.as_ref().map_or(0, |sharing| sharing.guests()) as f64),
+        ("kvhive_node_stages", plane.sharing.as_ref().map_or(0, |sharing| sharing.stages()) as f64),
         ("kvhive_node_redis_inflight_bytes", redis.as_ref().map_or(0, |door| door.inflight_bytes()) as f64),
         ("kvhive_node_redis_connections", redis.as_ref().map_or(0, |door| door.open_connections()) as f64),
     ] {
@@ -145,6 +146,9 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_handshakes_refused_total", &counters.refused_handshakes),
         ("kvhive_node_fetched_bytes_total", &counters.fetched_bytes),
         ("kvhive_node_shown_bytes_total", &counters.shown_bytes),
+        ("kvhive_node_gathered_bytes_total", &counters.gathered_bytes),
+        ("kvhive_node_scattered_bytes_total", &counters.scattered_bytes),
+        ("kvhive_node_stage_failures_total", &counters.stage_failures),
         ("kvhive_node_grants_expired_total", &counters.grants_expired),
         ("kvhive_node_stored_bytes_total", &counters.stored_bytes),
         ("kvhive_node_corrupt_blocks_total", &counters.corrupt_blocks),
