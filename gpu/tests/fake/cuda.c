@@ -11,8 +11,13 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#ifndef GPUS
 #define GPUS 2
-#define MEMORY ((size_t)256 << 20)
+#endif
+#ifndef MEMORY_MIB
+#define MEMORY_MIB 256
+#endif
+#define MEMORY ((size_t)MEMORY_MIB << 20)
 #define MAX_COPIES 4096
 #define PAGE 4096
 
@@ -346,7 +351,8 @@ int cuMemImportFromShareableHandle(uint64_t *out, void *number, int kind) {
     INSIDE;
     struct stat stat;
     int file = (int)(intptr_t)number;
-    if (kind != 1 || fstat(file, &stat)) return INVALID_VALUE;
+    /* As the real one, it takes standard input for no address. */
+    if (kind != 1 || !number || fstat(file, &stat)) return INVALID_VALUE;
     /* Only what has no name can be such memory. */
     if (!S_ISREG(stat.st_mode) || stat.st_nlink || stat.st_size % (off_t)UNIT) return INVALID_VALUE;
     live++;

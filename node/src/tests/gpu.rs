@@ -36,9 +36,38 @@ pub(super) fn memory() -> DeviceMemory {
     }
 }
 
+/// Whether the stories are told of a real GPU.
+pub(super) fn is_real() -> bool {
+    std::env::var("KVHIVE_TEST_GPU").is_ok_and(|gpu| gpu == "real")
+}
+
 /// Returns where that driver is, for other processes.
 pub(super) fn driver() -> &'static std::path::Path {
     DRIVER.folder()
+}
+
+/// A node's device tier on this machine's first GPU, or on one that is made for tests; and its driver, for other processes, which look for it
+/// themselves where there is none.
+pub(super) fn on_some_gpu() -> (Setup, Option<&'static std::path::Path>) {
+    match is_real() {
+        true => (Setup { memory: DeviceMemory::Cuda(0), ..Setup::default() }, None),
+        false => (on_gpu(), Some(DRIVER.path())),
+    }
+}
+
+/// Has a call of the driver fail once.
+pub(super) fn fail(call: &str, nth: i32, code: i32) {
+    DRIVER.fail(call, nth, code);
+}
+
+/// Has a call of the driver hang until it is let go on.
+pub(super) fn hang(call: &str, nth: i32) {
+    DRIVER.hang(call, nth);
+}
+
+/// Lets what hangs go on.
+pub(super) fn release() {
+    DRIVER.release();
 }
 
 /// A node's device tier on the first GPU of the driver that is made for tests.
