@@ -104,8 +104,8 @@ impl Figures {
         }
     }
 
-    /// Judges them.
-    pub fn report(&self) -> Report {
+    /// Judges them; times only where they are to be, as a machine that does other things besides says nothing of them.
+    pub fn report(&self, judges_times: bool) -> Report {
         let mut rows = Vec::new();
         let mut row = |name, value: f64, unit, bar: Option<Bar>| {
             let met = match bar {
@@ -133,8 +133,9 @@ impl Figures {
             row(names[0], values.len() as f64, "times", None);
             let Some(longest) = quantile(values, 1.0) else { return };
             row(names[1], quantile(values, 0.5).unwrap_or(longest), "s", None);
-            row(names[2], quantile(values, 0.99).unwrap_or(longest), "s", p99.map(Bar::AtMost));
-            row(names[3], longest, "s", Some(Bar::AtMost(max)));
+            let p99 = p99.filter(|_| judges_times).map(Bar::AtMost);
+            row(names[2], quantile(values, 0.99).unwrap_or(longest), "s", p99);
+            row(names[3], longest, "s", judges_times.then_some(Bar::AtMost(max)));
         };
         let names = [
             "gaps in promised reads, coordinators hit",
@@ -178,7 +179,7 @@ mod tests {
 
     /// Names the bars that are not met.
     fn unmet(figures: &Figures) -> Vec<&'static str> {
-        let report = figures.report();
+        let report = figures.report(true);
         assert_eq!(report.passed, report.rows.iter().all(|row| row.met));
         report.rows.iter().filter(|row| !row.met).map(|row| row.name).collect()
     }
@@ -218,5 +219,6 @@ mod tests {
         }
         let slow = Figures { failovers: vec![4.0], ..good() };
         assert_eq!(unmet(&slow), ["leader killed to next change, p99"]);
+        assert!(slow.report(false).passed && !Figures { lost: 1, ..slow }.report(false).passed);
     }
 }

@@ -34,6 +34,10 @@ const CLEARED: u16 = 2;
 const PREFIXES: [u32; TENANTS as usize] = [24, 128, 32];
 const READERS: u64 = 3;
 const WRITERS: u64 = 2;
+/// The longest that a reader, and a writer, rests between calls, in milliseconds: faults are to be met by the cluster, not by a machine that
+/// has no time left for it.
+const READ_EVERY_MS: u64 = 30;
+const STORE_EVERY_MS: u64 = 60;
 /// How long a block that does not come is tried for until it is lost.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
 /// How long a promised block that does not come is asked for again and again.
@@ -193,6 +197,7 @@ impl Load {
             if tenant == KEPT && load.is_short(name, &came) {
                 load.measure_gap(name, begun, hit).await;
             }
+            tokio::time::sleep(Duration::from_millis(random.below(READ_EVERY_MS))).await;
         }
     }
 
@@ -330,7 +335,7 @@ impl Load {
             let name = random.below(u64::from(PREFIXES[usize::from(tenant)])) as u32;
             let ack = [Ack::Primary, Ack::Quorum, Ack::All][random.below(3) as usize];
             self.store(tenant, name, 0..DEPTH, ack).await;
-            tokio::time::sleep(Duration::from_millis(random.below(10))).await;
+            tokio::time::sleep(Duration::from_millis(random.below(STORE_EVERY_MS))).await;
         }
     }
 

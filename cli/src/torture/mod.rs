@@ -50,6 +50,9 @@ pub(crate) struct Torture {
     /// These kinds of faults only, such as kill-leader,kill-node
     #[arg(long, value_name = "KINDS", value_delimiter = ',', value_parser = kind)]
     only: Vec<Fault>,
+    /// Tell times and do not judge them: for a machine that does other things besides
+    #[arg(long)]
+    no_time_bars: bool,
     /// Leave the folder of its own cluster, with its processes' logs
     #[arg(long, conflicts_with = "dir")]
     keep: bool,
@@ -186,7 +189,7 @@ impl Torture {
             faults: shared.faults(),
             skipped,
             findings: shared.findings(),
-            report: figures.report(),
+            report: figures.report(!self.no_time_bars),
         };
         if self.keep {
             shared.say(&format!("what its processes have left is in {}", ground.keep().display()));
