@@ -14,6 +14,8 @@ use tokio::sync::oneshot;
 pub(super) const GONE_MS: u64 = 4000;
 /// After a change has been made again, nodes have their leases renewed within this.
 const RENEWAL: Duration = Duration::from_secs(1);
+/// How often blocks are fetched of which a bit was flipped.
+const LOOKS: u32 = 6;
 const AGAIN: Duration = Duration::from_millis(50);
 /// The longest that a leader is stopped.
 const PAUSE_MS: u64 = 6000;
@@ -187,7 +189,10 @@ impl<'a> Injector<'a> {
                 let node = self.node(step)?;
                 let before = self.ground.bad_records(self.load, &node);
                 let flipped = rot::flip(self.ground.dir(), &node, &mut self.random, self.load, self.shared)?;
-                self.runtime.block_on(self.load.look(&flipped));
+                // Again, as each time one of the replicas is asked.
+                for _ in 0..LOOKS {
+                    self.runtime.block_on(self.load.look(&flipped));
+                }
                 let found = self.ground.bad_records(self.load, &node).saturating_sub(before);
                 let mut figures = self.shared.figures();
                 figures.flipped += flipped.len() as u64;
