@@ -3,7 +3,7 @@
 use crate::actors::core::Reserved;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
-use crate::data::store::{Taken, landed};
+use crate::data::store::{Taken, Task, landed};
 use crate::guards::WriteGuard;
 use kvhive_protocol::WireError;
 use kvhive_protocol::data::{DataReply, ReceiveRequest, Refusal};
@@ -15,8 +15,17 @@ use std::time::Duration;
 /// What another GPU announced comes within this, or another way.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(3);
 
-fn not_carried(why: impl ToString) -> WireError {
+pub(super) fn not_carried(why: impl ToString) -> WireError {
     WireError::NotCarried { why: why.to_string() }
+}
+
+/// Returns the guards of a reservation, if all blocks are to be written and their frames are a GPU's.
+pub(super) fn all_on_gpu(reserved: Vec<Reserved>) -> Option<Vec<WriteGuard>> {
+    let guard = |one| match one {
+        Reserved::Write(guard) => guard.extent().is_some().then_some(guard),
+        Reserved::Present(_) | Reserved::Refused(_) => None,
+    };
+    reserved.into_iter().map(guard).collect()
 }
 
 impl DataPlane {
@@ -42,18 +51,29 @@ impl DataPlane {
         let task = self.check_store(store, bytes, peer)?.traced(span.context());
         let device = task.device;
         let reserved = self.reserve(span, &task, given_by).await?;
-        let guards: Option<Vec<WriteGuard>> = reserved
-            .into_iter()
-            .map(|one| match one {
-                Reserved::Write(guard) => guard.extent().is_some().then_some(guard),
-                Reserved::Present(_) | Reserved::Refused(_) => None,
-            })
-            .collect();
-        let guards = guards.ok_or_else(|| not_carried("not all of it would go to the GPU"))?;
-        let mut receiving = span.part("receive and verify");
+        let guards = all_on_gpu(reserved).ok_or_else(|| not_carried("not all of it would go to the GPU"))?;
+        let mut receiving = span.part("receive");
         receiving.note("kvhive.bytes", bytes);
         let arrived = self.replicator.links.expect(device, transfer, guards, ARRIVES_WITHIN).await;
         let guards = arrived.map_err(not_carried)?;
+        drop(receiving);
+        let stored = self.settle_on_gpu(span, task, guards).await;
+        if moved {
+            // Only now: the slots of both GPUs are not held while it waits. What comes next waits instead.
+            self.takes.pass(bytes).await;
+        }
+        stored
+    }
+
+    /// Goes on with a store whose bytes are in frames of a GPU: takes digests there, and makes visible what is as its header says.
+    pub(super) async fn settle_on_gpu(
+        &self,
+        span: &Span,
+        task: Task,
+        guards: Vec<WriteGuard>,
+    ) -> Result<DataReply, WireError> {
+        let verifying = span.part("verify on gpu");
+        let device = task.device;
         let digests = WriteGuard::digests_on_gpu(guards).await;
         let (guards, digests) = digests.ok_or_else(|| not_carried("the GPU gave no digests"))?;
         let mut taken = Vec::with_capacity(guards.len());
@@ -73,12 +93,7 @@ impl DataPlane {
                 device.traffic.stored(bytes);
             }
         }
-        drop(receiving);
-        let stored = self.settle(span, task, landed(taken).await).await;
-        if moved {
-            // Only now: the slots of both GPUs are not held while it waits. What comes next waits instead.
-            self.takes.pass(bytes).await;
-        }
-        stored
+        drop(verifying);
+        self.settle(span, task, landed(taken).await).await
     }
 }

@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tcp::Tcp;
 use tokio::runtime::Handle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// A batch that has not gone by NCCL within this goes by TCP in what is left of its time.
 const NCCL_LIMIT: Duration = Duration::from_secs(2);
@@ -265,6 +265,43 @@ impl Links {
             }
         }
         answer
+    }
+
+    /// Has a batch of blocks that are on a GPU get to another device of this node, from frame to frame. None where that is no other device of this node's,
+    /// or it is to go by the host's memory; the target may have them all the same.
+    pub(crate) async fn carry_within(
+        &self,
+        parcel: &Parcel<'_>,
+        blocks: &[Arc<OnGpu>],
+        bytes: u64,
+    ) -> Option<DataReply> {
+        if parcel.source.member != parcel.target.member {
+            return None;
+        }
+        let plane = self.in_process.plane.get().and_then(Weak::upgrade)?;
+        let DataRequest::Store(store) = parcel.request else { return None };
+        if self.choose(parcel, bytes, false, None) != TransportKind::InProcess {
+            return None;
+        }
+        let mut span = self.span(TransportKind::InProcess, parcel, bytes);
+        let begun = Instant::now();
+        let frames = blocks.iter().map(|block| block.frame()).collect();
+        let taken = plane.take_here(parcel.source.member, (span.context(), store.clone()), frames);
+        match timeout_at(parcel.deadline, taken).await {
+            Ok(Ok(reply)) => {
+                self.ended(TransportKind::InProcess, parcel, bytes, begun.elapsed(), true);
+                Some(reply)
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(target = %parcel.target, %error, "a batch goes by the host's memory");
+                span.fail(error);
+                None
+            }
+            Err(_) => {
+                span.fail("it took too long");
+                None
+            }
+        }
     }
 
     /// Waits until what another GPU sends is in the frames of `guards`, which are of this node's `device`.

@@ -65,6 +65,11 @@ pub(super) fn hang(call: &str, nth: i32) {
     DRIVER.hang(call, nth);
 }
 
+/// Says whether GPUs reach each other's memory.
+pub(super) fn reach_each_other(they_do: bool) {
+    DRIVER.set("fake_peers", they_do.into());
+}
+
 /// Lets what hangs go on.
 pub(super) fn release() {
     DRIVER.release();

@@ -187,6 +187,10 @@ pub const HELP: &[(&str, &str)] = &[
         "Blocks evicted because they were not worth a place on disk; among the evicted too",
     ),
     ("kvhive_node_open_connections", "Connections that are open"),
+    (
+        "kvhive_node_peer_bytes_total",
+        "Bytes of copies between the node's own GPUs that did not pass the host's memory",
+    ),
     ("kvhive_node_pinned_blocks", "Blocks that are pinned, and never leave for others"),
     ("kvhive_node_pinned_bytes", "Bytes of the frames of pinned blocks"),
     ("kvhive_node_pins_refused_total", "Blocks that stayed ordinary because as many are pinned as may be"),
