@@ -188,7 +188,10 @@ fn show(target: &Target, as_json: bool) -> Result<()> {
         table.add_row([name, tenant, keys, slots, until, reason]);
     }
     report::print_table(&table);
-    println!("{} blocks are pinned on nodes now, replicas counted", text(&pins, "pinned_blocks"));
+    println!(
+        "{} pinned on nodes now, replicas counted",
+        report::counted_are(pins["pinned_blocks"].as_u64().unwrap_or(0), "block")
+    );
     if pins["refused"].as_u64().is_some_and(|refused| refused > 0) {
         println!(
             "{} times a node did not pin a block because half of its frames, or of its tenant's, were pinned already",

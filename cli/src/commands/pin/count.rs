@@ -1,5 +1,6 @@
 //! How many of the blocks that a pin names are pinned, by the word of the nodes that have them.
 
+use crate::report::{counted, counted_are};
 use anyhow::Result;
 use kvhive_client::{Client, Explanation, Place};
 use kvhive_protocol::BlockKey;
@@ -58,16 +59,18 @@ impl Counted {
         let Counted { partly, refused, unheard, .. } = *self;
         if unheard > 0 && refused + partly == 0 {
             return Some(format!(
-                "nobody who may hold {unheard} blocks has answered: the pin stands, and is heeded when they do; `kvhive pin list` shows it"
+                "nobody who may hold {} has answered: the pin stands, and is heeded when they do; `kvhive pin list` shows it",
+                counted(unheard as u64, "block")
             ));
         }
         let what = match (refused, partly) {
             (0, 0) => return None,
-            (0, partly) => format!("{partly} blocks are pinned on some of their replicas only"),
-            (refused, 0) => format!("{refused} blocks are stored and not pinned"),
+            (0, partly) => format!("{} pinned on some replicas only", counted_are(partly as u64, "block")),
+            (refused, 0) => format!("{} stored and not pinned", counted_are(refused as u64, "block")),
             (refused, partly) => {
                 format!(
-                    "{refused} blocks are stored and not pinned, and {partly} on some of their replicas only"
+                    "{} stored and not pinned, and {partly} on some replicas only",
+                    counted_are(refused as u64, "block")
                 )
             }
         };
