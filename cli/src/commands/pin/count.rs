@@ -110,6 +110,6 @@ mod tests {
         let some = Counted { pinned: 3, refused: 2, ..Counted::default() }.remark().expect("two are not");
         assert!(some.starts_with("2 blocks are stored and not pinned: at most half"), "{some}");
         let partly = Counted { partly: 1, ..Counted::default() }.remark().expect("one is not everywhere");
-        assert!(partly.starts_with("1 blocks are pinned on some of their replicas only"), "{partly}");
+        assert!(partly.starts_with("1 block is pinned on some replicas only"), "{partly}");
     }
 }
