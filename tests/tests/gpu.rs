@@ -64,6 +64,58 @@ fn the_bench_of_a_gpu_has_all_rows_and_draws_them() {
 }
 
 #[test]
+fn the_bench_of_pairs_has_all_rows_with_two_gpus_and_with_one() {
+    let nccl = FakeNccl::new();
+    let sizes = ["1KiB", "64KiB", "1MiB", "8MiB", "64MiB"];
+    let mut expected: Vec<String> =
+        sizes.iter().flat_map(|size| [format!("pair-{size}"), format!("pair-{size}-to-copy")]).collect();
+    let lives = ["latency-1KiB", "set-up", "set-up-first", "first-transfer", "abort", "worker-start"];
+    expected.extend(lives.map(str::to_owned));
+    for setting in ["2-ctas-1MiB", "1-ctas-1MiB", "2-ctas-4MiB", "8-ctas-4MiB"] {
+        expected.extend([format!("memory-{setting}"), format!("pair-8MiB-{setting}")]);
+    }
+    for (gpus, said) in [(1, "both ends on it"), (2, "by the way that NCCL chooses")] {
+        let fake = Fake::with(&[&format!("-DGPUS={gpus}"), "-DMEMORY_MIB=512"]);
+        let mut command = Command::new(kvhive());
+        command.env("LD_LIBRARY_PATH", fake.folder()).env("KVHIVE_NCCL", nccl.path());
+        let output =
+            command.args(["bench", "gpu", "--nccl", "--json", "--runs", "1"]).output().expect("it runs");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && told.contains(said) && told.contains("NCCL 2.28.9"), "{told}");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
+        let rows = list(&report["rows"]);
+        assert_eq!(rows.iter().map(|row| word(&row["case"])).collect::<Vec<_>>(), expected);
+        for row in rows {
+            // Each process has memory of its own of a GPU that is made for tests.
+            let least = if word(&row["unit"]) == "MiB" { -1.0 } else { 0.0 };
+            assert!(row["ours"].as_f64() > Some(least) && row["baseline"].as_f64() > Some(least), "{row}");
+        }
+    }
+}
+
+#[test]
+fn the_bench_of_pairs_says_what_is_missing() {
+    let fake = Fake::with(&["-DMEMORY_MIB=512"]);
+    let bench = |folder: &Path, words: &[&str]| {
+        let mut command = Command::new(kvhive());
+        command.env("LD_LIBRARY_PATH", folder).env("KVHIVE_NCCL", "/nowhere/libnccl.so.2");
+        let output = command.args(["bench", "gpu", "--nccl"]).args(words).output().expect("it runs");
+        assert!(!output.status.success() && output.stdout.is_empty());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = bench(fake.folder(), &[]);
+    assert!(said.contains("no pair can be made here: NCCL is not on this machine"), "{said}");
+    assert!(said.contains("say where it lies by KVHIVE_NCCL=.../libnccl.so.2"), "{said}");
+    let said = bench(Path::new("/nowhere"), &[]);
+    assert!(
+        said.contains("a GPU is needed") && said.contains("CUDA's driver is not on this machine"),
+        "{said}"
+    );
+    let said = bench(fake.folder(), &["--bytes", "2MiB"]);
+    assert!(said.contains("cannot be used with"), "{said}");
+}
+
+#[test]
 fn doctor_lists_gpus_and_the_links_between_them() {
     let fake = Fake::new();
     let doctor = |folder: &Path| -> Value {

@@ -2,6 +2,7 @@
 //! many bytes in the same run.
 
 mod blocks;
+pub(super) mod nccl;
 mod plot;
 
 use super::Row;

@@ -93,7 +93,7 @@ enum Kind {
         python: PathBuf,
     },
     /// A GPU's copies by the size of their pieces, an engine's pages to blocks and back by each codec, and blocks' digests, against one
-    /// large copy of as many bytes
+    /// large copy of as many bytes; with --nccl, pairs of GPUs instead
     Gpu {
         /// Which one, as CUDA numbers them
         #[arg(long, value_name = "NUMBER", default_value_t = 0)]
@@ -104,6 +104,10 @@ enum Kind {
         /// Draw speed against bytes of a piece, with what one large copy reaches as ceilings
         #[arg(long, value_name = "FILE.svg")]
         plot: Option<PathBuf>,
+        /// Measure a pair by NCCL, with the next GPU or, where there is one alone, both ends on it: transfers by their size against TCP over
+        /// loopback and against copies within the GPU, how long pairs take to come and go, and the memory that they take
+        #[arg(long, conflicts_with_all = ["bytes", "plot"])]
+        nccl: bool,
     },
     /// Each codec's speed on one core, against memcpy; what it stores of fp16 and does to attention's output
     Codec,
@@ -207,7 +211,10 @@ impl Bench {
             Kind::Disk { dir, size } => ("disk", disk::run(self.runs, dir.as_deref(), size.0)?),
             Kind::Placement => ("placement", placement::run(self.runs)?),
             Kind::Python { python } => ("python", python::run(self.runs, python)?),
-            Kind::Gpu { gpu, bytes, plot } => ("gpu", gpu::run(self.runs, *gpu, *bytes, plot.as_deref())?),
+            Kind::Gpu { gpu, nccl: true, .. } => ("gpu-nccl", gpu::nccl::run(self.runs, *gpu)?),
+            Kind::Gpu { gpu, bytes, plot, .. } => {
+                ("gpu", gpu::run(self.runs, *gpu, *bytes, plot.as_deref())?)
+            }
             Kind::Codec => ("codec", codec::run(self.runs)?),
         };
         let report = Report { bench, machine: Machine::this(), rows };

@@ -213,6 +213,9 @@ pub struct Timer {
     events: [Handle; 2],
 }
 
+// SAFETY: an event may be used from any thread in which its context is current, and the driver locks it.
+unsafe impl Send for Timer {}
+
 impl Timer {
     /// Makes one.
     ///

@@ -11,8 +11,13 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#ifndef GPUS
 #define GPUS 2
-#define MEMORY ((size_t)256 << 20)
+#endif
+#ifndef MEMORY_MIB
+#define MEMORY_MIB 256
+#endif
+#define MEMORY ((size_t)MEMORY_MIB << 20)
 #define MAX_COPIES 4096
 #define PAGE 4096
 
