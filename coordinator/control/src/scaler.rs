@@ -295,7 +295,7 @@ mod tests {
                         match command {
                             Command::RecordLoad { observation } => scaling.record(observation),
                             Command::RecordStretch { stretch } => {
-                                scaling.remember(stretch);
+                                scaling.remember(stretch).expect("it is sound");
                                 stretches.push(stretch.bucket);
                             }
                             _ => {}

@@ -79,14 +79,16 @@ impl Scaling {
     }
 
     /// Remembers what sizes would have covered in a stretch of time, unless that is not after the newest: two leaders may tell of it.
-    pub(crate) fn remember(&mut self, stretch: Stretch) {
+    pub(crate) fn remember(&mut self, stretch: Stretch) -> Result<(), WireError> {
+        stretch.check().map_err(|reason| WireError::rejected(format_args!("{reason}")))?;
         if self.stretches.back().is_some_and(|newest| stretch.bucket <= newest.bucket) {
-            return;
+            return Ok(());
         }
         if self.stretches.len() == MAX_STRETCHES {
             self.stretches.pop_front();
         }
         self.stretches.push_back(stretch);
+        Ok(())
     }
 
     /// Takes over the stretches that were read beside it.
@@ -166,12 +168,17 @@ mod tests {
         let stretch = |bucket| Stretch { bucket, floor: 1, ceiling: 8, ..Stretch::default() };
         let mut scaling = Scaling::default();
         for bucket in 1..=MAX_STRETCHES as u64 + 2 {
-            scaling.remember(stretch(bucket));
-            scaling.remember(stretch(bucket - 1));
+            for bucket in [bucket, bucket - 1] {
+                assert_eq!(scaling.remember(stretch(bucket)), Ok(()));
+            }
         }
         let known: Vec<u64> = scaling.stretches().map(|one| one.bucket).collect();
         assert_eq!((known.len(), known[0]), (MAX_STRETCHES, 3));
         assert_eq!(scaling.check(), Ok(()));
+        assert!(
+            scaling.remember(Stretch { floor: 9, ..stretch(999) }).is_err(),
+            "the floor is above the ceiling"
+        );
         let read = |stretches: &[Stretch]| Scaling::default().with_stretches(stretches.to_vec()).check();
         assert!(read(&[stretch(2), stretch(2)]).is_err(), "they do not ascend");
         assert!(read(&vec![stretch(1); MAX_STRETCHES + 1]).is_err(), "they are too many");
