@@ -6,7 +6,7 @@ use super::error::CudaError;
 use super::gpu::Gpu;
 use super::library::{Access, Address, Location, Properties, call};
 use std::ffi::{c_int, c_void};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 /// `CU_MEM_ALLOCATION_TYPE_PINNED`, and `CU_MEM_LOCATION_TYPE_DEVICE`.
@@ -44,7 +44,9 @@ impl Mapped {
     fn import(gpu: &Arc<Gpu>, file: BorrowedFd<'_>, bytes: usize) -> Result<Mapped, CudaError> {
         let _entered = gpu.enter()?;
         let mut mapped = Mapped::none(gpu, bytes)?;
-        // The driver takes the descriptor's number in the place of an address.
+        // The driver takes the descriptor's number in the place of an address, and refuses 0 as none: a copy has another number.
+        let copy = (file.as_raw_fd() == 0).then(|| file.try_clone_to_owned()).and_then(Result::ok);
+        let file = copy.as_ref().map_or(file, AsFd::as_fd);
         let number = std::ptr::without_provenance_mut::<c_void>(file.as_raw_fd() as usize);
         let handle = &raw mut mapped.handle;
         // SAFETY: the function looks at an open descriptor and writes one number; dropping `mapped` gives back what was given.

@@ -351,7 +351,8 @@ int cuMemImportFromShareableHandle(uint64_t *out, void *number, int kind) {
     INSIDE;
     struct stat stat;
     int file = (int)(intptr_t)number;
-    if (kind != 1 || fstat(file, &stat)) return INVALID_VALUE;
+    /* As the real one, it takes standard input for no address. */
+    if (kind != 1 || !number || fstat(file, &stat)) return INVALID_VALUE;
     /* Only what has no name can be such memory. */
     if (!S_ISREG(stat.st_mode) || stat.st_nlink || stat.st_size % (off_t)UNIT) return INVALID_VALUE;
     live++;

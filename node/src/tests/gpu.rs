@@ -36,6 +36,11 @@ pub(super) fn memory() -> DeviceMemory {
     }
 }
 
+/// Whether the stories are told of a real GPU.
+pub(super) fn is_real() -> bool {
+    std::env::var("KVHIVE_TEST_GPU").is_ok_and(|gpu| gpu == "real")
+}
+
 /// Returns where that driver is, for other processes.
 pub(super) fn driver() -> &'static std::path::Path {
     DRIVER.folder()

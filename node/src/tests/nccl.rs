@@ -1,11 +1,12 @@
-//! Blocks that go from GPU to GPU by NCCL, with a driver and an NCCL that are made for tests. Workers are real processes.
+//! Blocks that go from GPU to GPU by NCCL, with a driver and an NCCL that are made for tests. Workers are real processes. With
+//! `KVHIVE_TEST_GPU=real` the stories in which nothing is told to go wrong are told of this machine's first GPU and its NCCL.
 #![allow(unsafe_code, reason = "takes in a library of the tests' own")]
 
 #[path = "../../../gpu/nccl-rs/tests/fake/mod.rs"]
 mod fake_nccl;
 
 use super::asker::{Block, kept};
-use super::gpu::{driver, on_gpu};
+use super::gpu::{driver, is_real, on_gpu};
 use super::{KIB, Setup, eventually};
 use crate::links::COPY_LIMIT;
 use crate::{NcclConfig, NodeHandle};
@@ -13,6 +14,7 @@ use fake_nccl::FakeNccl;
 use kvhive_protocol::DeviceId;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::links::PairState;
+use rustix::process::{Pid, Signal, kill_process};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -40,11 +42,16 @@ pub(super) struct Wrong {
 /// How a node of this name goes by NCCL.
 pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
     let text = |path: &Path| path.to_str().expect("it is text").to_owned();
-    let mut environment = vec![
-        ("LD_LIBRARY_PATH".to_owned(), text(driver())),
-        ("KVHIVE_NCCL".to_owned(), text(&NCCL.path())),
-        ("NCCL_HOSTID".to_owned(), name.to_owned()),
-    ];
+    let mut environment = vec![("NCCL_HOSTID".to_owned(), name.to_owned())];
+    let watchdog = if is_real() {
+        // Both ends are on one GPU: NCCL takes them for two hosts, and goes by sockets.
+        environment.push(("NCCL_SOCKET_IFNAME".to_owned(), "lo".to_owned()));
+        Duration::from_secs(5)
+    } else {
+        environment.push(("LD_LIBRARY_PATH".to_owned(), text(driver())));
+        environment.push(("KVHIVE_NCCL".to_owned(), text(&NCCL.path())));
+        Duration::from_millis(300)
+    };
     if let Some(wrong) = wrong.filter(|wrong| wrong.node == name) {
         environment.push(("KVHIVE_FAKE_NCCL".to_owned(), wrong.what.clone()));
         environment.push(("ONCE".to_owned(), text(&wrong.once.path().join("started"))));
@@ -57,13 +64,28 @@ pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
         arguments: words.map(str::to_owned).to_vec(),
         environment,
         after_bytes: 1,
-        watchdog: Duration::from_millis(300),
+        watchdog,
         ..NcclConfig::of("/bin/sh".into())
     }
 }
 
 fn by_nccl() -> Setup {
-    Setup { nccl: true, ..on_gpu() }
+    Setup { nccl: true, ..if is_real() { Setup::default() } else { on_gpu() } }
+}
+
+/// The process of a node's worker, as the system knows it.
+fn worker_of(node: &str) -> Option<Pid> {
+    let (own, host) = (std::process::id(), format!("NCCL_HOSTID={node}"));
+    let is_it = |process: &Path| {
+        let read = |file: &str| std::fs::read_to_string(process.join(file)).unwrap_or_default();
+        read("status")
+            .lines()
+            .any(|line| line.strip_prefix("PPid:").is_some_and(|parent| parent.trim() == own.to_string()))
+            && read("environ").split('\0').any(|said| said == host)
+    };
+    let processes = std::fs::read_dir("/proc").expect("Linux has it").flatten().map(|entry| entry.path());
+    let found = processes.into_iter().find(|process| is_it(process))?;
+    Pid::from_raw(found.file_name()?.to_str()?.parse().ok()?)
 }
 
 fn blocks(from: u64, count: u64) -> Vec<Block> {
@@ -99,6 +121,53 @@ async fn copies_for_a_replica_go_from_gpu_to_gpu_once_a_pair_stands() {
     assert!(replica.fetch(&numbers).await == Ok(expected));
     for node in &nodes {
         node.settles("nobody reads or writes", |stats| stats.readers + stats.filling == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_killed_under_way_costs_no_store_its_time_and_no_block_its_bytes() {
+    let (_coordinator, nodes) = Setup { device_frames: 256, ..by_nccl() }.several(2).await;
+    let mut client = nodes[0].ask().await;
+    let mut stored = 100_000;
+    for killed in 0..3 {
+        let gone = gone_by(&nodes[0], "nccl");
+        for _ in 0..400 {
+            if gone_by(&nodes[0], "nccl") > gone {
+                break;
+            }
+            assert_eq!(client.store(&blocks(stored, 1), Ack::All).await.map(|answers| answers.len()), Ok(1));
+            stored += 1;
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        assert!(
+            gone_by(&nodes[0], "nccl") > gone,
+            "{killed} were killed: {:?}",
+            nodes[0].plane.replicator.links.pairs()
+        );
+        let victim = worker_of(["node-1", "node-0"][killed % 2]).expect("a pair stands");
+        let kill = tokio::task::spawn_blocking(move || {
+            std::thread::sleep(Duration::from_millis(2));
+            kill_process(victim, Signal::KILL)
+        });
+        for batch in 0..4 {
+            let from = 1000 * (killed as u64 + 1) + batch * 8;
+            let begun = Instant::now();
+            assert_eq!(
+                client.store(&blocks(from, 8), Ack::All).await,
+                Ok(vec![kept(2); 8]),
+                "{killed}, batch {batch}"
+            );
+            let took = begun.elapsed();
+            assert!(took <= COPY_LIMIT + Duration::from_millis(100), "{killed}, batch {batch}: {took:?}");
+            let numbers: Vec<u64> = (from..from + 8).collect();
+            let expected: Vec<_> = blocks(from, 8).into_iter().map(|block| Some(block.bytes)).collect();
+            for node in &nodes {
+                let mut asker = node.ask().await;
+                asker.device = DeviceId::new(node.member().expect("it is a member"), 0);
+                assert!(asker.fetch(&numbers).await.as_ref() == Ok(&expected), "{killed}, batch {batch}");
+            }
+        }
+        kill.await.expect("it ends").expect("it was there");
     }
 }
 
