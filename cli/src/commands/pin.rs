@@ -200,3 +200,16 @@ fn show(target: &Target, as_json: bool) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_that_would_be_over_at_once_is_refused() {
+        for over in ["0s", "999ms"] {
+            assert_eq!(lasting(over), Err("a pin lasts a second at least".to_owned()), "{over}");
+        }
+        assert!(lasting("1s").is_ok() && lasting("8h").is_ok());
+    }
+}

@@ -247,7 +247,8 @@ impl Autoscaler {
 
     /// Takes over the day that another leader has written down, of which `bucket` is the next stretch of time.
     pub fn recall<'a>(&mut self, bucket: u64, written: impl Iterator<Item = &'a Stretch>) {
-        let is_of_day = |one: &&Stretch| one.bucket < bucket && one.bucket + DAY as u64 >= bucket;
+        let is_of_day =
+            |one: &&Stretch| one.bucket < bucket && one.bucket.saturating_add(DAY as u64) >= bucket;
         self.day = Day::of(written.filter(is_of_day));
     }
 
