@@ -83,10 +83,14 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
         }
         DataRequest::Store(request) => (request.blocks.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Carry(request) => (request.store.blocks.len().saturating_mul(VERDICT_BYTES), 0),
+        DataRequest::Gather(request) => (request.store.blocks.len().saturating_mul(VERDICT_BYTES), 0),
+        DataRequest::Scatter(request) => (request.fetch.keys.len().saturating_mul(FETCHED_BYTES), 0),
         DataRequest::Receive(request) => (request.store.blocks.len().saturating_mul(VERDICT_BYTES), 0),
-        DataRequest::Release(_) | DataRequest::Pair(_) | DataRequest::Share(_) | DataRequest::Done(_) => {
-            (0, 0)
-        }
+        DataRequest::Release(_)
+        | DataRequest::Pair(_)
+        | DataRequest::Share(_)
+        | DataRequest::Done(_)
+        | DataRequest::Lend(_) => (0, 0),
         DataRequest::Survey(request) => (request.runs.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Explain(request) => (request.keys.len().saturating_mul(EXPLAINED_BYTES), 0),
         DataRequest::Trace(request) => {

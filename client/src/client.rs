@@ -5,6 +5,7 @@ use crate::error::ClientError;
 use crate::namespace::NamespaceClient;
 use crate::pool::Pool;
 use crate::retry::{Backoff, in_time, random_seed};
+use crate::stages::Stages;
 use crate::stats::{ClientStats, Counters};
 use crate::waits::Waits;
 use crate::windows::Windows;
@@ -47,6 +48,9 @@ pub struct ClientConfig {
     pub raw_reads: bool,
     /// Whether blocks of nodes on this host are read out of their memory, where the nodes let this client look at it.
     pub shared_memory: bool,
+    /// Whether blocks in a GPU's memory go to GPUs of nodes on this host and come from them without passing the host's memory, where the
+    /// nodes take stages ([`NamespaceClient::stage`]).
+    pub gpu_stages: bool,
     /// What records the calls of namespaces that are traced ([`NamespaceClient::traced`]), and samples those that are not; off records
     /// nothing, and what is traced by the caller is passed on all the same.
     pub tracer: Tracer,
@@ -66,6 +70,7 @@ impl ClientConfig {
             tls: None,
             raw_reads: false,
             shared_memory: true,
+            gpu_stages: true,
             tracer: Tracer::OFF,
         }
     }
@@ -88,6 +93,8 @@ pub(crate) struct Shared {
     pub(crate) pool: Pool,
     /// Into the memory of nodes on this host; none where that is not wanted or not to be had.
     pub(crate) windows: Option<Arc<Windows>>,
+    /// Lent to GPUs of nodes on this host; none where that is not wanted.
+    pub(crate) stages: Option<Arc<Stages>>,
     pub(crate) counters: Counters,
     pub(crate) requests: AtomicU64,
     begun: Instant,
@@ -120,6 +127,7 @@ impl Client {
         let pool = Pool::new(identity, config.connections_per_member.max(1), config.connect_timeout);
         let shared = Shared {
             windows: config.shared_memory.then(Windows::new).flatten(),
+            stages: config.gpu_stages.then(Stages::new).flatten(),
             config,
             coordinators,
             map: RwLock::new(map),

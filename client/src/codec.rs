@@ -29,6 +29,11 @@ pub fn stored_bytes(codec: Codec, layout: &Layout) -> Option<u64> {
     if codec == Codec::Lossless { None } else { codec::max_stored_bytes(of_gpu(codec), &shape(layout)) }
 }
 
+/// Returns a codec and blocks of a layout as those know them who encode on a GPU.
+pub fn on_gpu(codec: Codec, layout: &Layout) -> (codec::Codec, Shape) {
+    (of_gpu(codec), shape(layout))
+}
+
 /// Returns the codec that blocks of this layout are quantized with: to 4 bits where a tenant's rules say so, or where they say
 /// nothing and its node stores so. A lossless one where the rules say 16, which are all of them, or the blocks have no numbers.
 pub fn quantized(layout: &Layout, rules: &TenantRules, of_node: Codec) -> Codec {

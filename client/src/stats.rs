@@ -32,6 +32,13 @@ pub struct ClientStats {
     pub bytes_looked_at: u64,
     /// Nodes whose memory can be looked at now.
     pub windows: u64,
+    /// Payload bytes fetched and stored over stages, without passing the host's memory; those of [`ClientStats::bytes_fetched`] and
+    /// [`ClientStats::bytes_stored`] have them in them.
+    pub bytes_fetched_on_gpu: u64,
+    /// See above.
+    pub bytes_stored_on_gpu: u64,
+    /// Times that something which might have gone over a stage did not.
+    pub stage_fallbacks: u64,
     /// Times that something which might have been looked at came over a connection, by [`Fallback::ALL`].
     pub fallbacks: [u64; Fallback::ALL.len()],
 }
@@ -49,6 +56,9 @@ pub(crate) struct Counters {
     pub(crate) failovers: AtomicU64,
     pub(crate) busy: AtomicU64,
     pub(crate) hedges: AtomicU64,
+    pub(crate) bytes_fetched_on_gpu: AtomicU64,
+    pub(crate) bytes_stored_on_gpu: AtomicU64,
+    pub(crate) stage_fallbacks: AtomicU64,
 }
 
 impl Counters {
@@ -66,6 +76,9 @@ impl Counters {
             busy: read(&self.busy),
             hedges: read(&self.hedges),
             dials,
+            bytes_fetched_on_gpu: read(&self.bytes_fetched_on_gpu),
+            bytes_stored_on_gpu: read(&self.bytes_stored_on_gpu),
+            stage_fallbacks: read(&self.stage_fallbacks),
             bytes_looked_at: windows.map_or(0, Windows::bytes),
             windows: windows.map_or(0, |windows| windows.open() as u64),
             fallbacks: Fallback::ALL.map(|why| windows.map_or(0, |windows| windows.fallbacks(why))),

@@ -162,7 +162,7 @@ impl NamespaceClient {
     }
 
     /// Returns the codec of blocks that a device is the first to hold.
-    fn ruled_codec(&self, map: &ClusterMap, device: DeviceId) -> Codec {
+    pub(crate) fn ruled_codec(&self, map: &ClusterMap, device: DeviceId) -> Codec {
         let rules = map.tenants.get(&self.tenant).map(|tenant| tenant.rules).unwrap_or_default();
         let of_node = map.members.get(&device.member).map(|member| member.codec).unwrap_or_default();
         codec::of_rules(&rules, of_node, &self.layout())
@@ -346,7 +346,7 @@ impl NamespaceClient {
     }
 
     /// Returns how many copies acknowledge each block of a job.
-    fn wanted_copies<'a>(
+    pub(crate) fn wanted_copies<'a>(
         &self,
         map: &'a ClusterMap,
         ack: Ack,
@@ -453,7 +453,7 @@ impl Round<'_> {
     }
 }
 
-fn outcome(stored: Stored, wanted: u8) -> StoreOutcome {
+pub(crate) fn outcome(stored: Stored, wanted: u8) -> StoreOutcome {
     match stored {
         Stored::Kept { copies, already } if copies >= wanted => {
             StoreOutcome::Acknowledged { copies, already }

@@ -228,6 +228,7 @@ fn node(section: &Section<'_>, ledger: &mut Ledger) -> NodeConfig {
         persist_dir: limits.persist_dir,
         persist_every: limits.persist_every,
         share_memory: limits.share_memory,
+        gpu_stages: limits.gpu_stages,
         names_memory: limits.names_memory,
         redis: limits.redis,
         nccl: limits.nccl,
@@ -248,6 +249,7 @@ struct NodeLimits {
     persist_dir: Option<String>,
     persist_every: Option<Duration>,
     share_memory: ShareMemory,
+    gpu_stages: bool,
     names_memory: Bytes,
     redis: RedisSettings,
     nccl: NcclSettings,
@@ -278,6 +280,9 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
         share_memory: section
             .read(ledger, "share_memory", parse::choice)
             .map_or(ShareMemory::default(), |at| ShareMemory::ALL[at]),
+        gpu_stages: section
+            .read(ledger, "gpu_stages", parse::choice)
+            .is_none_or(|at| keys::GPU_STAGES[at] == "auto"),
         names_memory: section.read(ledger, "names_memory", parse::size).unwrap_or_default(),
         redis: RedisSettings {
             listen: section.read(ledger, "redis_listen", parse::listen),

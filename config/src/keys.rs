@@ -48,6 +48,8 @@ pub(crate) const MAX_HOST_BYTES: usize = 253;
 pub(crate) const MAX_PATH_BYTES: usize = 1024;
 /// The longest topic.
 pub(crate) const MAX_TOPIC_BYTES: usize = 255;
+/// Whether clients may lend stages to GPUs.
+pub(crate) const GPU_STAGES: [&str; 2] = ["auto", "off"];
 /// Whether blocks go by NCCL.
 pub(crate) const NCCL: [&str; 2] = ["auto", "off"];
 /// Names of the modes.

@@ -44,6 +44,8 @@ pub struct NodeConfig {
     pub persist_every: Option<Duration>,
     /// Who may look at its memory.
     pub share_memory: ShareMemory,
+    /// Whether clients of its host may lend stages to its GPUs.
+    pub gpu_stages: bool,
     /// Memory for names of values.
     pub names_memory: Bytes,
     /// Its port for clients of Redis.

@@ -678,7 +678,7 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 13 + 3 + 10 + 3 + 3 + 9 + 35 + 5);
+    assert_eq!(keys, 13 + 3 + 10 + 3 + 3 + 9 + 36 + 5);
 }
 
 #[test]

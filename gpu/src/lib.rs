@@ -33,6 +33,7 @@ pub mod pages;
 mod shared;
 mod slab;
 mod space;
+mod whole;
 mod window;
 pub mod worker;
 

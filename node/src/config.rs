@@ -57,6 +57,8 @@ pub struct NodeConfig {
     pub pin_memory: bool,
     /// Who may look at its devices' memory, where both are on one host.
     pub share_memory: ShareMemory,
+    /// Whether clients of the same host may lend stages to its GPUs, over which blocks go without passing the host's memory.
+    pub gpu_stages: bool,
     /// How its shards keep blocks.
     pub tuning: Tuning,
     /// Folder of its devices' disk tiers, one folder a device in it; needed if any device has one.
@@ -120,6 +122,7 @@ impl NodeConfig {
             devices: vec![device],
             pin_memory: false,
             share_memory: ShareMemory::default(),
+            gpu_stages: true,
             tuning: Tuning::default(),
             disk_folder: None,
             persist: None,

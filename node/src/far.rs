@@ -44,6 +44,11 @@ impl FarGuard {
         self.header.payload_bytes
     }
 
+    /// Says that the block's bytes are of no use: it goes, and can be stored anew.
+    pub(crate) fn report_lost(&self) {
+        self.pin.push(Return::Lost);
+    }
+
     /// Returns its frame, if it is on a GPU.
     pub(crate) fn gpu_frame(&self) -> Option<GpuFrame> {
         match &self.source {

@@ -118,6 +118,11 @@ impl Frame {
 }
 
 impl GpuFrame {
+    /// Returns the frame itself.
+    pub(crate) fn frame(&self) -> &ReadFrame<GpuSlab> {
+        &self.frame
+    }
+
     /// Returns where it is in its GPU's slab.
     pub(crate) fn extent(&self) -> Extent {
         Extent { at: self.frame.offset() as u64, bytes: self.frame.len() as u64 }
@@ -193,6 +198,11 @@ impl FreshGpu {
     /// Returns where it is in its GPU's slab.
     pub(crate) fn extent(&self) -> Extent {
         Extent { at: self.frame.offset() as u64, bytes: self.frame.len() as u64 }
+    }
+
+    /// Returns the frame itself, for what is written on its GPU.
+    pub(crate) fn frame_mut(&mut self) -> &mut WriteFrame<GpuSlab> {
+        &mut self.frame
     }
 
     /// Takes the digests of what frames of one GPU hold; not where that must not block. None when it does not give them.

@@ -20,8 +20,10 @@ use tokio::time::timeout;
 pub(crate) enum Return {
     /// A reader has gone.
     Reader(BlockId),
-    /// A write ended without a block.
+    /// A write ended without a block, and its frame is free.
     Write(WriteTicket),
+    /// A write ended without a block, and something may write to its frame yet. Its guard goes later.
+    GivenUp(WriteTicket),
     /// A copy between tiers has ended, with where the block's bytes are now if it worked.
     Copy(CopyTicket, Option<Rest>),
     /// A block on disk was fetched: its bytes came, or they did not.
@@ -193,6 +195,13 @@ pub(crate) enum Lent {
 }
 
 impl Lent {
+    pub(crate) fn header(&self) -> &BlockHeader {
+        match self {
+            Lent::Guard(guard) => guard.header(),
+            Lent::Far(far) => far.header(),
+        }
+    }
+
     pub(crate) fn new(
         rest: &Rest,
         header: BlockHeader,
@@ -245,11 +254,11 @@ impl WriteGuard {
         }
     }
 
-    /// Ends the write and keeps the frame, which something may touch yet: the block can be stored anew, elsewhere.
-    pub(crate) fn give_up(mut self) -> Option<Fresh> {
-        let Write { frame, ticket, .. } = self.write.take()?;
-        self.returns.push(Return::Write(ticket));
-        Some(frame)
+    /// Ends the write, whose frame something may write to yet: the block can be stored anew, elsewhere. The frame is free when this is dropped.
+    pub(crate) fn give_up(&self) {
+        if let Some(write) = &self.write {
+            self.returns.push(Return::GivenUp(write.ticket));
+        }
     }
 
     /// Returns how many bytes its block has.
@@ -257,10 +266,31 @@ impl WriteGuard {
         self.write.as_ref().map_or(0, |write| write.header.payload_bytes)
     }
 
+    /// Returns its frame and what is announced of its block, for what writes it otherwise than byte by byte.
+    pub(crate) fn parts_mut(&mut self) -> Option<(&mut Fresh, &BlockHeader)> {
+        self.write.as_mut().map(|write| (&mut write.frame, &write.header))
+    }
+
+    /// Turns into a verified block whose digest was not known before: it was taken of what is in the frame, after that was written.
+    pub(crate) fn verify_as(mut self, digest: u64) -> Option<Landing> {
+        let Write { frame, header, ticket } = self.write.take()?;
+        let header = BlockHeader { digest, ..header };
+        let frame = match frame {
+            Fresh::Host(frame) => Frame::Host(frame.seal()),
+            Fresh::Gpu(frame) => frame.written(),
+        };
+        let returns = self.returns.clone();
+        Some(Landing(Way::Landed(Verified { frame: Some(frame), header, ticket, returns, is_taken: false })))
+    }
+
     /// Takes the digests of frames that were written on their GPU, there. None when it does not give them in time.
     pub(crate) async fn digests_on_gpu(guards: Vec<WriteGuard>) -> Option<(Vec<WriteGuard>, Vec<u64>)> {
         let Fresh::Gpu(first) = &guards.first()?.write.as_ref()?.frame else { return None };
         let limit = first.limit();
+        let under_way: Vec<(WriteTicket, Returns)> = guards
+            .iter()
+            .filter_map(|guard| Some((guard.write.as_ref()?.ticket, guard.returns.clone())))
+            .collect();
         let work = move || {
             let frames: Option<Vec<&FreshGpu>> = guards
                 .iter()
@@ -272,7 +302,12 @@ impl WriteGuard {
             let digests = FreshGpu::digests(&frames?)?;
             Some((guards, digests))
         };
-        timeout(limit, spawn_blocking(work)).await.ok()?.ok()?
+        let Ok(taken) = timeout(limit, spawn_blocking(work)).await else {
+            // Their guards go when the GPU comes back.
+            under_way.into_iter().for_each(|(ticket, returns)| returns.push(Return::GivenUp(ticket)));
+            return None;
+        };
+        taken.ok()?
     }
 
     /// As [`WriteGuard::verify`], of a block whose bytes are in its GPU's memory already.
@@ -298,7 +333,7 @@ impl WriteGuard {
             }
             Fresh::Gpu(frame) => {
                 let (tell, told) = oneshot::channel();
-                let limit = frame.limit();
+                let (limit, returns) = (frame.limit(), self.returns.clone());
                 frame.send(move |sent| {
                     block.frame = sent;
                     if block.frame.is_some() {
@@ -306,7 +341,7 @@ impl WriteGuard {
                         let _ = tell.send(block);
                     }
                 });
-                Some(Landing(Way::Going { told, limit }))
+                Some(Landing(Way::Going { told, limit, ticket, returns }))
             }
         }
     }
@@ -330,15 +365,23 @@ enum Way {
     Going {
         told: oneshot::Receiver<Verified>,
         limit: Duration,
+        ticket: WriteTicket,
+        returns: Returns,
     },
 }
 
 impl Landing {
-    /// Waits until the bytes are where they belong. None when their GPU does not take them in time.
+    /// Waits until the bytes are where they belong. None when their GPU does not take them in time: then the write is given up.
     pub(crate) async fn landed(self) -> Option<Verified> {
         match self.0 {
             Way::Landed(block) => Some(block),
-            Way::Going { told, limit } => timeout(limit, told).await.ok()?.ok(),
+            Way::Going { told, limit, ticket, returns } => match timeout(limit, told).await {
+                Ok(landed) => landed.ok(),
+                Err(_) => {
+                    returns.push(Return::GivenUp(ticket));
+                    None
+                }
+            },
         }
     }
 }

@@ -10,6 +10,7 @@ mod data;
 mod disk;
 pub mod engine;
 mod far;
+mod ferrying;
 mod fill;
 mod frames;
 mod guards;

@@ -99,6 +99,14 @@ impl Memory {
         Some(OwnGpu { ordinal: device.gpu().info().ordinal, slab_bytes: arena.total_bytes(), slab })
     }
 
+    /// Returns the GPU of its device tier, if that is one's.
+    pub(crate) fn gpu(&self) -> Option<Arc<CudaDevice>> {
+        match &self.device {
+            DeviceTier::Host(_) => None,
+            DeviceTier::Gpu(device, _) => Some(device.clone()),
+        }
+    }
+
     /// Waits for copies to and from its GPU, if it has one, no longer than a GPU is waited for. Blocks the thread.
     pub(crate) fn settle(&self) {
         if let DeviceTier::Gpu(device, _) = &self.device {

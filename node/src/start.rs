@@ -156,7 +156,8 @@ pub(crate) fn start_within(
     let links = Links::new((pool, words), (config.nccl.as_ref(), gpus), with);
     let replicator =
         Replicator::new(links, runtime.io().clone(), limits.inflight_bytes, config.tracer.clone());
-    let sharing = share::start(&runtime, config.share_memory, &memories, &counters, &stopping);
+    let shares = (config.share_memory, config.gpu_stages);
+    let sharing = share::start(&runtime, shares, &memories, &counters, &stopping);
     let plane = Arc::new(DataPlane::new(
         devices.clone(),
         view.clone(),

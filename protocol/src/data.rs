@@ -9,6 +9,7 @@ use crate::names::{NamesAnswer, NamesRequest};
 use crate::pairs::{PairMessage, TransferId};
 use crate::recall::{RecallRequest, Recalled};
 use crate::share::{CarryRequest, DoneRequest, LookRequest, Looked, ShareAnswer, ShareRequest};
+use crate::stage::{LendRequest, StagedFetch, StagedStore};
 use crate::strategy::StrategyReport;
 use crate::trace::{TraceAnswer, TraceRequest};
 use crate::watch::{WatchAnswer, WatchRequest};
@@ -98,6 +99,13 @@ pub enum DataRequest {
     Receive(ReceiveRequest),
     /// What one GPU says to another about the pair of both. Answered by [`DataReply::Heard`].
     Pair(PairRequest),
+    /// May I lend you memory of a GPU's? From [`crate::Level::LINKS`] on, as the next two. Answered by [`DataReply::Shared`].
+    Lend(LendRequest),
+    /// Take these blocks from a stage. Answered by [`DataReply::Stored`], or refused with [`crate::WireError::NotCarried`].
+    Gather(Box<StagedStore>),
+    /// Put these blocks on a stage. Answered by [`DataReply::Fetched`] without a payload, where a miss may also be elsewhere than the asker
+    /// can have it so, or refused with [`crate::WireError::NotCarried`]: then the stage may be written still.
+    Scatter(Box<StagedFetch>),
 }
 
 impl DataRequest {
@@ -121,6 +129,9 @@ impl DataRequest {
             DataRequest::Carry(request) => request.store.epoch,
             DataRequest::Receive(request) => request.store.epoch,
             DataRequest::Pair(request) => request.epoch,
+            DataRequest::Lend(request) => request.epoch,
+            DataRequest::Gather(request) => request.store.epoch,
+            DataRequest::Scatter(request) => request.fetch.epoch,
         }
     }
 
@@ -128,9 +139,9 @@ impl DataRequest {
     pub fn name(&self) -> &'static str {
         match self {
             DataRequest::Match(_) => "match",
-            DataRequest::Fetch(_) => "fetch",
+            DataRequest::Fetch(_) | DataRequest::Look(_) | DataRequest::Scatter(_) => "fetch",
             DataRequest::Store(request) if request.copy => "copy",
-            DataRequest::Store(_) => "store",
+            DataRequest::Store(_) | DataRequest::Gather(_) => "store",
             DataRequest::Release(_) => "release",
             DataRequest::Strategies(_) => "strategies",
             DataRequest::Watch(_) => "watch",
@@ -140,10 +151,10 @@ impl DataRequest {
             DataRequest::Recall(_) => "recall",
             DataRequest::Names(_) => "names",
             DataRequest::Share(_) => "share",
-            DataRequest::Look(_) => "fetch",
             DataRequest::Done(_) => "done",
             DataRequest::Carry(_) | DataRequest::Receive(_) => "copy",
             DataRequest::Pair(_) => "pair",
+            DataRequest::Lend(_) => "lend",
         }
     }
 }

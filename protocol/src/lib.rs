@@ -35,6 +35,7 @@ pub mod recall;
 pub mod routing;
 pub mod scaling;
 pub mod share;
+pub mod stage;
 pub mod strategy;
 pub mod tenant;
 pub mod trace;

@@ -23,6 +23,7 @@ use kvhive_protocol::share::{
     CarryRequest, DoneRequest, HostId, LookRequest, Looked, NotShared, Pass, ShareAnswer, ShareOffer,
     ShareRequest, SharedAt,
 };
+use kvhive_protocol::stage::{LendRequest, StagedFetch, StagedStore};
 use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
 use kvhive_protocol::trace::{Fact, Span, SpanId, SpanKind, TraceAnswer, TraceAsk, TraceRequest};
 use kvhive_protocol::watch::{BlockEvent, BlockTier, Gone, WatchAnswer, WatchAsk, WatchRequest};
@@ -142,7 +143,7 @@ fn requests() -> Vec<DataRequest> {
             ask: NamesAsk::List { from: 7, limit: 10 },
         }),
         DataRequest::Share(ShareRequest { epoch, device, host: HostId([6; 32]) }),
-        DataRequest::Look(LookRequest { start: 9, fetch: looked_for }),
+        DataRequest::Look(LookRequest { start: 9, fetch: looked_for.clone() }),
         DataRequest::Done(DoneRequest { epoch, grant: 3 }),
         DataRequest::Carry(Box::new(CarryRequest {
             source: MemberId(3),
@@ -150,10 +151,21 @@ fn requests() -> Vec<DataRequest> {
             places: vec![Some(SharedAt { slab: 1, at: 4096 }), None],
             store: carried.clone(),
         })),
-        DataRequest::Receive(ReceiveRequest { store: carried, transfer: transfer() }),
+        DataRequest::Receive(ReceiveRequest { store: carried.clone(), transfer: transfer() }),
         DataRequest::Pair(PairRequest { epoch, message: said(PairWord::Accept { incarnation }) }),
         DataRequest::Pair(PairRequest { epoch, message: said(offer) }),
         DataRequest::Pair(PairRequest { epoch, message: said(proposal) }),
+        DataRequest::Lend(LendRequest { epoch, device, host: HostId([6; 32]) }),
+        DataRequest::Gather(Box::new(StagedStore {
+            stage: Pass([5; 32]),
+            at: vec![0, 4096],
+            store: carried,
+        })),
+        DataRequest::Scatter(Box::new(StagedFetch {
+            stage: Pass([5; 32]),
+            at: vec![0, 4096],
+            fetch: looked_for,
+        })),
     ]
 }
 
@@ -645,7 +657,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846020011004d000000000000001c00000000000000294fad96f94860b100000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 36] = [
+const GOLDEN_DATA: [&str; 39] = [
     "80c3ad5a1f9d2f6e",
     "d6ce58de67428ad2",
     "d2294f65d9f11aad",
@@ -665,6 +677,9 @@ const GOLDEN_DATA: [&str; 36] = [
     "ac729a20128459de",
     "f9fc4c2ea07d142a",
     "fc007ca4515a3bfb",
+    "ee274979e2599e6c",
+    "fe4d442d6591b264",
+    "5bce4fc62f6455fe",
     "7d5b4e526fde8d0f",
     "adf02e136c16781e",
     "b35c5b20b52b6421",

@@ -1,7 +1,9 @@
-//! Descriptors of memory, handed over from one process of a host to another: a local socket, a pass, and what lies behind. The socket stands
-//! for as long as whoever came looks at the memory, so that each end hears of the other's end.
+//! Memory that one process of a host lets another have: a local socket, a pass, and what lies behind. Who looks at memory is handed
+//! descriptors of it; who lends a stage shows by what it is opened. The socket stands for as long as either goes on, so that each end hears
+//! of the other's end.
 
 use kvhive_protocol::share::{HostId, MAX_DOOR_BYTES, MAX_SHARED, Pass, ShareOffer};
+use kvhive_protocol::stage::{STAGE_LOAN_BYTES, StageLoan};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg, sockopt,
@@ -35,6 +37,9 @@ pub fn this_host() -> Option<HostId> {
     let network = std::fs::metadata("/proc/self/ns/net").ok()?;
     Some(HostId::new(start.trim(), (network.dev(), network.ino())))
 }
+
+/// What is said of a stage that is taken.
+const TAKEN: u8 = 1;
 
 /// Says whether a process of this user may be let look by one of that: the same, or the system's own.
 fn may_look(user: u32, owner: u32) -> bool {
@@ -99,6 +104,24 @@ impl Guest {
         Ok(Pass(pass))
     }
 
+    /// Hears what it lends.
+    ///
+    /// # Errors
+    /// When that does not come within `limit`, or is no stage.
+    pub async fn loan(&mut self, limit: Duration) -> io::Result<StageLoan> {
+        let mut loan = [0; STAGE_LOAN_BYTES];
+        timeout(limit, self.stream.read_exact(&mut loan)).await??;
+        StageLoan::of_bytes(&loan).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Says that its stage is taken.
+    ///
+    /// # Errors
+    /// When that is not heard within `limit`.
+    pub async fn take(&mut self, limit: Duration) -> io::Result<()> {
+        timeout(limit, self.stream.write_all(&[TAKEN])).await?
+    }
+
     /// Hands the memory over.
     ///
     /// # Errors
@@ -145,12 +168,8 @@ impl Visit {
     /// # Errors
     /// When there is no such door, it stays closed, or not all comes within `limit`.
     pub async fn pay(offer: &ShareOffer, limit: Duration) -> io::Result<(Visit, Vec<Handed<OwnedFd>>)> {
-        if offer.door.is_empty() || offer.door.len() > MAX_DOOR_BYTES {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no door has such a name"));
-        }
         timeout(limit, async {
-            let mut stream = UnixStream::connect(format!("\0{}", offer.door)).await?;
-            stream.write_all(&offer.pass.0).await?;
+            let stream = Visit::enter(offer).await?;
             let mut handed = Vec::new();
             loop {
                 let (one, left) = take(&stream).await?;
@@ -164,6 +183,46 @@ impl Visit {
             }
         })
         .await?
+    }
+
+    /// Shows the pass at a door, and a stage. From then on the other end may have it open, until it goes.
+    ///
+    /// # Errors
+    /// When there is no such door, or it does not listen within `limit`.
+    pub async fn lend(offer: &ShareOffer, loan: &StageLoan, limit: Duration) -> io::Result<Visit> {
+        timeout(limit, async {
+            let mut stream = Visit::enter(offer).await?;
+            stream.write_all(&loan.to_bytes()).await?;
+            Ok(Visit { stream })
+        })
+        .await?
+    }
+
+    /// Waits until the other end has taken the stage.
+    ///
+    /// # Errors
+    /// When it does not, or not within `limit`.
+    pub async fn taken(&mut self, limit: Duration) -> io::Result<()> {
+        match timeout(limit, self.stream.read_u8()).await?? {
+            TAKEN => Ok(()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Goes, and waits until the other end has let go of what was lent to it: it may use that until then.
+    pub async fn take_back(mut self) {
+        // The other end may have gone already.
+        let _ = self.stream.shutdown().await;
+        self.ended().await;
+    }
+
+    async fn enter(offer: &ShareOffer) -> io::Result<UnixStream> {
+        if offer.door.is_empty() || offer.door.len() > MAX_DOOR_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no door has such a name"));
+        }
+        let mut stream = UnixStream::connect(format!("\0{}", offer.door)).await?;
+        stream.write_all(&offer.pass.0).await?;
+        Ok(stream)
     }
 
     /// Waits until the other end has gone: its memory is nobody's then but who looks at it.
@@ -307,6 +366,46 @@ mod tests {
             }
             let refused = visiting.await.expect("it ends").expect_err("it is no memory");
             assert_eq!(refused.kind(), io::ErrorKind::InvalidData, "{refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stage_is_shown_and_taken_back_when_the_other_end_has_let_go_of_it() {
+        let door = Door::open().expect("sockets are to be had");
+        let offer = offer(&door);
+        let loan = StageLoan { handle: [3; 64], offset: 1, bytes: 2 };
+        let lending = tokio::spawn(async move {
+            let mut visit = Visit::lend(&offer, &loan, LIMIT).await?;
+            visit.taken(LIMIT).await.map(|()| visit)
+        });
+        let mut guest = door.accept().await.expect("it is of the same user");
+        assert_eq!(guest.pass(LIMIT).await.expect("it shows one"), Pass([7; 32]));
+        assert_eq!(guest.loan(LIMIT).await.expect("it shows it"), loan);
+        guest.take(LIMIT).await.expect("it listens");
+        let visit = lending.await.expect("it ends").expect("it is taken");
+        let taking = tokio::spawn(visit.take_back());
+        guest.gone().await;
+        assert!(!taking.is_finished(), "what was lent may be used still");
+        drop(guest);
+        taking.await.expect("it ends");
+    }
+
+    #[tokio::test]
+    async fn a_stage_that_is_not_taken_or_is_none_is_not_lent() {
+        let loan = StageLoan { handle: [3; 64], offset: 1, bytes: 2 };
+        for bytes in [2, 0] {
+            let door = Door::open().expect("sockets are to be had");
+            let offer = offer(&door);
+            let loan = StageLoan { bytes, ..loan };
+            let lending = tokio::spawn(async move {
+                let mut visit = Visit::lend(&offer, &loan, LIMIT).await?;
+                visit.taken(LIMIT).await
+            });
+            let mut guest = door.accept().await.expect("it is of the same user");
+            guest.pass(LIMIT).await.expect("it shows one");
+            assert_eq!(guest.loan(LIMIT).await.is_ok(), bytes > 0);
+            drop(guest);
+            lending.await.expect("it ends").expect_err("it was not taken");
         }
     }
 

@@ -278,6 +278,7 @@ fn node(
             kvhive_config::ShareMemory::Nodes => kvhive_node::ShareMemory::Nodes,
             kvhive_config::ShareMemory::Clients => kvhive_node::ShareMemory::Clients,
         },
+        gpu_stages: own.gpu_stages,
         tuning: tuning(own),
         disk_folder: own.disk_dir.as_ref().map(|folder| beside(file, folder).join(&own.id)),
         persist: own.persist_dir.as_ref().map(|folder| PersistConfig {

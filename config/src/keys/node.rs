@@ -88,6 +88,13 @@ pub(crate) const NODE: &[Key] = &[
          Who maps it sees the bytes of all tenants, as whoever has the cluster's token may fetch them."
     ),
     key!(
+        "gpu_stages",
+        Rule::Choice(&GPU_STAGES),
+        Value("auto"),
+        "Whether clients of its host, of the same user or root, may lend its GPUs memory of a GPU's, over which blocks come and go without \
+         passing the host's memory (docs/gpu.md): `off` has them go over a socket."
+    ),
+    key!(
         "names_memory",
         Rule::Size { min: 64 << 10, max: 1 << 40, or_zero: false },
         Value("32MiB"),

@@ -104,6 +104,11 @@ impl Gpu {
         self.cuda.reaches(self.info.ordinal, other.info.ordinal)
     }
 
+    /// Says whether both are one GPU, opened twice: a process has one context of it.
+    pub(super) fn is_same(&self, other: &Gpu) -> bool {
+        self.context == other.context && self.info.pci == other.info.pci
+    }
+
     pub(super) fn device(&self) -> c_int {
         self.device
     }

@@ -243,6 +243,11 @@ impl GpuMemory {
         self.address
     }
 
+    /// Returns whose it is.
+    pub(super) fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
     pub(super) fn span(&self) -> (u64, usize) {
         (self.address, self.bytes)
     }

@@ -33,6 +33,7 @@ mod nvml;
 mod pager;
 mod shelf;
 mod slab;
+mod stage;
 mod stream;
 
 pub use copier::Copier;
@@ -51,4 +52,5 @@ pub use memory::{GpuMemory, Pinned, Staging};
 pub use nvml::{Nvml, NvmlError, Topology, Trouble, Watch};
 pub use pager::{Paged, Pager, PagerError, Way};
 pub use slab::GpuSlab;
+pub use stage::{Ferry, Stage};
 pub use stream::{Between, Direction, Part, Piece, Stream, Timer};

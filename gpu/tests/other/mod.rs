@@ -50,7 +50,18 @@ impl Other {
 
     /// Lets it go on.
     pub(crate) fn go_on(&mut self) {
-        writeln!(self.tell.as_mut().expect("it was not lent a file"), "go on").expect("it listens");
+        self.tell("go on");
+    }
+
+    /// Tells it something, in one line.
+    pub(crate) fn tell(&mut self, what: &str) {
+        writeln!(self.tell.as_mut().expect("it was not lent a file"), "{what}").expect("it listens");
+    }
+
+    /// Ends it in the middle of whatever it does.
+    pub(crate) fn kill(mut self) {
+        self.process.kill().expect("it has not ended");
+        self.process.wait().expect("it ends");
     }
 
     /// Lets it end.

@@ -20,6 +20,7 @@ use kvhive_protocol::frame::{FrameHeader, Kind};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::recall::RecallRequest;
 use kvhive_protocol::share::{LookRequest, NotShared, ShareAnswer, ShareRequest};
+use kvhive_protocol::stage::LendRequest;
 use kvhive_protocol::trace::TraceRequest;
 use kvhive_protocol::watch::WatchRequest;
 use kvhive_protocol::{DeviceId, Epoch, TraceContext, WireError};
@@ -132,11 +133,11 @@ async fn serve_request(
     let begun = Instant::now();
     let verb = match request {
         DataRequest::Match(_) => Some(0),
-        DataRequest::Fetch(_) | DataRequest::Look(_) => Some(1),
+        DataRequest::Fetch(_) | DataRequest::Look(_) | DataRequest::Scatter(_) => Some(1),
         // Blocks that move wait for their turn, behind everything else: how long they take says nothing of what clients wait for.
         DataRequest::Store(ref request) if request.moved && peer.role == Role::Node => None,
         DataRequest::Carry(ref request) if request.store.moved && peer.role == Role::Node => None,
-        DataRequest::Store(_) | DataRequest::Carry(_) => Some(2),
+        DataRequest::Store(_) | DataRequest::Carry(_) | DataRequest::Gather(_) => Some(2),
         DataRequest::Release(_) => Some(3),
         DataRequest::Strategies(_)
         | DataRequest::Watch(_)
@@ -146,6 +147,7 @@ async fn serve_request(
         | DataRequest::Recall(_)
         | DataRequest::Names(_)
         | DataRequest::Share(_)
+        | DataRequest::Lend(_)
         | DataRequest::Done(_)
         | DataRequest::Receive(_)
         | DataRequest::Pair(_) => None,
@@ -193,6 +195,9 @@ async fn answer(
         DataRequest::Recall(request) => recalled(plane, peer.role, &request),
         DataRequest::Names(request) => names::answer(plane, request),
         DataRequest::Share(request) => shared(plane, peer.role, request),
+        DataRequest::Lend(request) => lent(plane, peer.role, request),
+        DataRequest::Gather(request) => plane.gather(peer, span, *request).await,
+        DataRequest::Scatter(request) => plane.scatter(span, peer.role, *request).await,
         DataRequest::Look(_) | DataRequest::Done(_) => {
             Err(WireError::malformed(format_args!("no request of its own")))
         }
@@ -362,6 +367,16 @@ fn shared(plane: &DataPlane, role: Role, request: ShareRequest) -> Result<DataRe
     let nothing = ShareAnswer::Not(NotShared::Nothing);
     let answer = plane.sharing.as_ref().map_or(nothing, |sharing| sharing.offer(role, request.host));
     Ok(DataReply::Shared { epoch: serving.map.epoch, answer })
+}
+
+/// Says whether the asker may lend a stage to one of this node's GPUs, and how.
+fn lent(plane: &DataPlane, role: Role, request: LendRequest) -> Result<DataReply, WireError> {
+    let serving = plane.view.serves(role)?;
+    admitted(&serving, request.epoch, request.device)?;
+    let nothing = ShareAnswer::Not(NotShared::Nothing);
+    let device = request.device.index;
+    let offer = plane.sharing.as_ref().map(|sharing| sharing.offer_to_lend(role, request.host, device));
+    Ok(DataReply::Shared { epoch: serving.map.epoch, answer: offer.unwrap_or(nothing) })
 }
 
 /// Hears what a GPU of another node says to one of this node's.

@@ -57,6 +57,10 @@ pub(crate) struct Counters {
     /// Bytes of blocks that askers were told the places of, and answers that were let go of before their asker was done.
     pub(crate) shown_bytes: AtomicU64,
     pub(crate) grants_expired: AtomicU64,
+    /// Bytes of blocks that came over stages and that went over them, and times that some could not.
+    pub(crate) gathered_bytes: AtomicU64,
+    pub(crate) scattered_bytes: AtomicU64,
+    pub(crate) stage_failures: AtomicU64,
     /// Processes that were not let look: their pass was none, or their user another.
     pub(crate) share_refused_pass: AtomicU64,
     pub(crate) share_refused_user: AtomicU64,

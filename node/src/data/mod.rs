@@ -17,6 +17,7 @@ mod recall;
 mod receive;
 mod replicate;
 mod server;
+mod stage;
 mod store;
 mod traced;
 

@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 /// A store waits this long for room among the bytes being received; then it is told to come back.
-const INFLIGHT_WAIT: Duration = Duration::from_millis(100);
+pub(super) const INFLIGHT_WAIT: Duration = Duration::from_millis(100);
 /// A copy from another node waits longer: a client waits for that node's answer, and a refusal costs a replica.
 const COPY_INFLIGHT_WAIT: Duration = Duration::from_secs(1);
 
@@ -59,6 +59,18 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn traced(self, trace: Option<TraceContext>) -> Task {
         Task { trace, ..self }
+    }
+
+    /// Returns how many blocks it has.
+    pub(super) fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Takes note of a block's digest, which its asker did not know.
+    pub(super) fn learn_digest(&mut self, at: usize, digest: u64) {
+        if let Some((block, _)) = self.blocks.get_mut(at) {
+            block.header.digest = digest;
+        }
     }
 
     /// Says what all its blocks have in common.

@@ -57,6 +57,12 @@ impl About<'_> {
             DataRequest::Receive(ask) => {
                 (ask.store.device, ask.store.tenant, &ask.store.runs, ask.store.blocks.len())
             }
+            DataRequest::Gather(ask) => {
+                (ask.store.device, ask.store.tenant, &ask.store.runs, ask.store.blocks.len())
+            }
+            DataRequest::Scatter(ask) => {
+                (ask.fetch.device, ask.fetch.tenant, &ask.fetch.runs, ask.fetch.keys.len())
+            }
             DataRequest::Release(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),
             DataRequest::Survey(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),
             _ => return None,

@@ -1,7 +1,8 @@
-//! This node's memory as others of its host see it: who may look, the passes that they are given, and the door at which they get what maps
-//! it. Which blocks they are told the places of is the data plane's.
+//! What this node and others of its host have of each other's memory: who may look at it or lend it some, the passes that they are given,
+//! and the door at which they get what maps it, or show what they lend. Which blocks they are told the places of is the data plane's.
 
 mod passes;
+mod stages;
 
 use crate::data::{Counters, count};
 use crate::memory::Memory;
@@ -10,7 +11,9 @@ use kvhive_protocol::handshake::Role;
 use kvhive_protocol::share::{HostId, NotShared, Pass, ShareAnswer, ShareOffer};
 use kvhive_runtime::{Runtime, stopped};
 use kvhive_wire::{Door, Guest, Handed, this_host};
-use passes::Passes;
+use passes::{Aim, Passes};
+pub(crate) use stages::Staged;
+use stages::Stages;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -57,13 +60,19 @@ pub(crate) struct Sharing {
     arenas: Vec<Arena>,
     passes: Mutex<Passes>,
     guests: Arc<Semaphore>,
+    stages: Stages,
 }
 
 impl Sharing {
-    /// Opens the door to what of these memories can be shared. None where that is nothing, or nobody may look.
-    fn open(who: ShareMemory, memories: &[Memory]) -> Option<(Sharing, Door)> {
-        let arenas: Vec<Arena> = memories.iter().flat_map(Memory::host_arenas).collect();
+    /// Opens the door to what of these memories can be shared, and for those who lend stages, if they may. None where nobody has anything to
+    /// come for.
+    fn open(who: ShareMemory, takes_stages: bool, memories: &[Memory]) -> Option<(Sharing, Door)> {
+        let mut arenas: Vec<Arena> = memories.iter().flat_map(Memory::host_arenas).collect();
         if who == ShareMemory::Off || arenas.iter().all(|arena| arena.share().is_none()) {
+            arenas.clear();
+        }
+        let stages = Stages::new(memories.iter().map(|memory| memory.gpu().filter(|_| takes_stages)));
+        if arenas.is_empty() && stages.is_none() {
             return None;
         }
         let opened =
@@ -78,6 +87,7 @@ impl Sharing {
                     arenas,
                     passes: Mutex::default(),
                     guests: Arc::new(Semaphore::new(MAX_GUESTS)),
+                    stages,
                 };
                 Some((sharing, door))
             }
@@ -104,14 +114,38 @@ impl Sharing {
 
     /// Says whether somebody may look, and how.
     pub(crate) fn offer(&self, role: Role, host: HostId) -> ShareAnswer {
-        if host != self.host {
-            return ShareAnswer::Not(NotShared::Elsewhere);
-        }
-        if !self.who.lets(role) {
-            return ShareAnswer::Not(NotShared::Role);
-        }
+        let refusal = match () {
+            () if host != self.host => Some(NotShared::Elsewhere),
+            () if self.arenas.is_empty() => Some(NotShared::Nothing),
+            () => (!self.who.lets(role)).then_some(NotShared::Role),
+        };
+        refusal.map_or_else(|| self.let_in(Aim::Look), ShareAnswer::Not)
+    }
+
+    /// Says whether somebody may lend a stage to the device of this index, and how.
+    pub(crate) fn offer_to_lend(&self, role: Role, host: HostId, device: u16) -> ShareAnswer {
+        let refusal = match () {
+            () if host != self.host => Some(NotShared::Elsewhere),
+            () if !self.stages.are_of(device) => Some(NotShared::Nothing),
+            () if role != Role::Client => Some(NotShared::Role),
+            () => self.stages.is_full().then_some(NotShared::Full),
+        };
+        refusal.map_or_else(|| self.let_in(Aim::Lend(device)), ShareAnswer::Not)
+    }
+
+    /// Returns the stage that was lent to the device of this index by a pass, to be used for as long as somebody has what is returned.
+    pub(crate) fn stage(&self, device: u16, pass: &Pass) -> Option<Staged> {
+        self.stages.find(device, pass)
+    }
+
+    /// Returns how many stages are lent.
+    pub(crate) fn stages(&self) -> usize {
+        self.stages.count()
+    }
+
+    fn let_in(&self, aim: Aim) -> ShareAnswer {
         let pass = random().filter(|_| self.guests.available_permits() > 0);
-        match pass.filter(|pass| self.passes().give(Instant::now(), *pass)) {
+        match pass.filter(|pass| self.passes().give(Instant::now(), *pass, aim)) {
             Some(pass) => {
                 ShareAnswer::Offered(ShareOffer { start: self.start, door: self.door.clone(), pass })
             }
@@ -130,32 +164,44 @@ impl Sharing {
     }
 
     /// Lets one in who shows a pass, and waits until it has gone.
-    async fn receive(&self, guest: &mut Guest, counters: &Counters) -> io::Result<()> {
+    async fn receive(
+        &self,
+        guest: &mut Guest,
+        counters: &Counters,
+        mut stop: watch::Receiver<bool>,
+    ) -> io::Result<()> {
         let pass = guest.pass(GUEST_LIMIT).await?;
-        if !self.passes().show(Instant::now(), &pass) {
+        let Some(aim) = self.passes().show(Instant::now(), &pass) else {
             count(&counters.share_refused_pass);
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the pass is none, or no longer"));
+        };
+        if let Aim::Lend(device) = aim {
+            // However it ends, the stage is let go of before the guest hears of that.
+            return self.stages.receive(guest, device, pass, &mut stop).await;
         }
         let shared = self.arenas.iter().filter_map(Arena::share);
         let memory: Vec<_> =
             shared.map(|slab| Handed { number: slab.number, bytes: slab.bytes, file: slab.file }).collect();
         guest.hand(&memory, GUEST_LIMIT).await?;
-        guest.gone().await;
+        tokio::select! {
+            () = guest.gone() => {}
+            () = stopped(&mut stop) => {}
+        }
         Ok(())
     }
 }
 
-/// Has others of this host look at these memories, if they may.
+/// Has others of this host look at these memories and lend some to their GPUs, if they may.
 pub(crate) fn start(
     runtime: &Runtime,
-    who: ShareMemory,
+    (who, takes_stages): (ShareMemory, bool),
     memories: &[Memory],
     counters: &Arc<Counters>,
     stopping: &watch::Receiver<bool>,
 ) -> Option<Arc<Sharing>> {
     // Where the door's socket is waited for.
     let _inside = runtime.io().enter();
-    let (sharing, door) = Sharing::open(who, memories)?;
+    let (sharing, door) = Sharing::open(who, takes_stages, memories)?;
     let sharing = Arc::new(sharing);
     runtime.io().spawn(serve(door, sharing.clone(), counters.clone(), stopping.clone()));
     Some(sharing)
@@ -183,14 +229,10 @@ async fn serve(door: Door, sharing: Arc<Sharing>, counters: Arc<Counters>, mut s
         };
         // Dropped where there is no place: it sees the door closed.
         let Ok(place) = sharing.guests.clone().try_acquire_owned() else { continue };
-        let (sharing, counters, mut stop) = (sharing.clone(), counters.clone(), stop.clone());
+        let (sharing, counters, stop) = (sharing.clone(), counters.clone(), stop.clone());
         tokio::spawn(async move {
-            let ended = tokio::select! {
-                ended = sharing.receive(&mut guest, &counters) => ended,
-                () = stopped(&mut stop) => Ok(()),
-            };
-            if let Err(error) = ended {
-                debug!(%error, "memory not handed over");
+            if let Err(error) = sharing.receive(&mut guest, &counters, stop).await {
+                debug!(%error, "memory neither handed over nor taken");
             }
             drop(place);
         });

@@ -46,6 +46,30 @@ pub(super) fn driver() -> &'static std::path::Path {
     DRIVER.folder()
 }
 
+/// A node's device tier on this machine's first GPU, or on one that is made for tests; and its driver, for other processes, which look for it
+/// themselves where there is none.
+pub(super) fn on_some_gpu() -> (Setup, Option<&'static std::path::Path>) {
+    match is_real() {
+        true => (Setup { memory: DeviceMemory::Cuda(0), ..Setup::default() }, None),
+        false => (on_gpu(), Some(DRIVER.path())),
+    }
+}
+
+/// Has a call of the driver fail once.
+pub(super) fn fail(call: &str, nth: i32, code: i32) {
+    DRIVER.fail(call, nth, code);
+}
+
+/// Has a call of the driver hang until it is let go on.
+pub(super) fn hang(call: &str, nth: i32) {
+    DRIVER.hang(call, nth);
+}
+
+/// Lets what hangs go on.
+pub(super) fn release() {
+    DRIVER.release();
+}
+
 /// A node's device tier on the first GPU of the driver that is made for tests.
 pub(super) fn on_gpu() -> Setup {
     LazyLock::force(&DRIVER);

@@ -170,6 +170,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         persist: None,
         pin_memory: false,
         share_memory: crate::ShareMemory::default(),
+        gpu_stages: true,
         tuning: crate::Tuning::default(),
         names_bytes: 32 << 20,
         nccl: None,

@@ -22,6 +22,7 @@ mod redis;
 mod replication;
 mod share;
 mod snapshots;
+mod stages;
 mod tenants;
 mod traces;
 mod watch;
@@ -79,6 +80,7 @@ struct Setup {
     nccl: bool,
     wrong: Option<nccl::Wrong>,
     share_memory: crate::ShareMemory,
+    gpu_stages: bool,
     speaks: Level,
     /// How many of a million requests are traced.
     sample_ppm: u32,
@@ -110,6 +112,7 @@ impl Default for Setup {
             nccl: false,
             wrong: None,
             share_memory: crate::ShareMemory::default(),
+            gpu_stages: true,
             speaks: Level::NEWEST,
             sample_ppm: 0,
         }
@@ -155,6 +158,7 @@ impl Setup {
             devices: (0..self.devices).map(|_| device(classes.clone())).collect(),
             pin_memory: false,
             share_memory: self.share_memory,
+            gpu_stages: self.gpu_stages,
             tuning: crate::Tuning {
                 strategy: self.strategy,
                 codec: self.codec,

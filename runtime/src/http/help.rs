@@ -130,9 +130,14 @@ pub const HELP: &[(&str, &str)] = &[
     ),
     ("kvhive_node_fetched_bytes_total", "Bytes given out by fetches"),
     (
+        "kvhive_node_gathered_bytes_total",
+        "Bytes that stores took from stages of clients, without passing a socket",
+    ),
+    (
         "kvhive_node_give_rate_bytes",
         "Bytes a second at which blocks of slots that move may go to other nodes now",
     ),
+    ("kvhive_node_given_up_frames", "Frames of writes that were given up and that a GPU may still write"),
     (
         "kvhive_node_grants_expired_total",
         "Answers whose blocks were let go of because their asker had not read them where they are in time",
@@ -220,6 +225,10 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_node_requests_refused_total", "Requests refused as a whole, by reason"),
     ("kvhive_node_requests_total", "Requests, by what they ask"),
     (
+        "kvhive_node_scattered_bytes_total",
+        "Bytes that fetches put on stages of clients, without passing a socket",
+    ),
+    (
         "kvhive_node_serving_lease_seconds",
         "For how long the node may still answer reads without hearing from a leader; 0 where it may not",
     ),
@@ -243,6 +252,11 @@ pub const HELP: &[(&str, &str)] = &[
         "kvhive_node_snapshots_total",
         "Snapshots written: at an end, every so often, and by kvhive node persist",
     ),
+    (
+        "kvhive_node_stage_failures_total",
+        "Requests over stages of a client's that a GPU did not do, or not in time: their askers went another way",
+    ),
+    ("kvhive_node_stages", "Stages that clients lend to the node's GPUs"),
     ("kvhive_node_stalled_transfers_total", "Transfers given up because the other end did not go on"),
     ("kvhive_node_stored_blocks_total", "Blocks stored"),
     ("kvhive_node_stored_bytes_total", "Bytes taken in by stores"),

@@ -300,6 +300,9 @@ impl State {
             DataRequest::Names(_) | DataRequest::Receive(_) | DataRequest::Pair(_) => {
                 panic!("no story of these asks for that")
             }
+            DataRequest::Lend(_) | DataRequest::Gather(_) | DataRequest::Scatter(_) => {
+                panic!("no story of these has a GPU")
+            }
             DataRequest::Share(request) => {
                 let answer = ShareAnswer::Not(NotShared::Elsewhere);
                 (DataReply::Shared { epoch: request.epoch, answer }, Vec::new())

@@ -1,0 +1,128 @@
+//! Stages that clients of this host lend to this node's GPUs: opened at the door, found by their pass, and closed when their lender has gone
+//! and nothing uses them any more.
+
+use super::GUEST_LIMIT;
+use kvhive_gpu::cuda::{CudaDevice, Ferry, Loan};
+use kvhive_protocol::share::Pass;
+use kvhive_protocol::stage::{MAX_STAGES, StageLoan};
+use kvhive_runtime::stopped;
+use kvhive_wire::Guest;
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
+use tokio::task::spawn_blocking;
+
+/// All stages.
+pub(super) struct Stages {
+    /// Of each of the node's devices its GPU, if it has one that is lent to.
+    gpus: Vec<Option<Arc<CudaDevice>>>,
+    lent: Mutex<HashMap<[u8; 32], Stage>>,
+}
+
+#[derive(Clone)]
+struct Stage {
+    device: u16,
+    ferry: Arc<RwLock<Option<Ferry>>>,
+}
+
+/// A stage in use: it stays open until this is dropped.
+pub(crate) struct Staged {
+    ferry: OwnedRwLockReadGuard<Option<Ferry>, Ferry>,
+    limit: Duration,
+}
+
+impl Staged {
+    /// Returns what carries blocks between the stage and frames.
+    pub(crate) fn ferry(&self) -> &Ferry {
+        &self.ferry
+    }
+
+    /// Says how long its GPU is waited for.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
+    }
+}
+
+impl Stages {
+    pub(super) fn new(gpus: impl Iterator<Item = Option<Arc<CudaDevice>>>) -> Stages {
+        Stages { gpus: gpus.collect(), lent: Mutex::default() }
+    }
+
+    /// Says whether there are none ever.
+    pub(super) fn is_none(&self) -> bool {
+        self.gpus.iter().all(Option::is_none)
+    }
+
+    /// Says whether some may be lent to the device of this index.
+    pub(super) fn are_of(&self, device: u16) -> bool {
+        self.gpu(device).is_some()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.count() >= MAX_STAGES
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.lent().len()
+    }
+
+    pub(super) fn find(&self, device: u16, pass: &Pass) -> Option<Staged> {
+        let stage = self.lent().get(&pass.0).filter(|stage| stage.device == device).cloned()?;
+        // Nobody writes but who closes it, and then it is not to be found any more.
+        let open = stage.ferry.try_read_owned().ok()?;
+        let ferry = OwnedRwLockReadGuard::try_map(open, Option::as_ref).ok()?;
+        Some(Staged { ferry, limit: self.gpu(device)?.patience().copy })
+    }
+
+    /// Takes a stage in that somebody lends, and keeps it until that has gone or the node ends.
+    pub(super) async fn receive(
+        &self,
+        guest: &mut Guest,
+        device: u16,
+        pass: Pass,
+        stop: &mut watch::Receiver<bool>,
+    ) -> io::Result<()> {
+        let gpu = self.gpu(device).cloned().ok_or(io::ErrorKind::NotFound)?;
+        let StageLoan { handle, offset, bytes } = guest.loan(GUEST_LIMIT).await?;
+        let open = move || Ferry::new(&gpu, Loan { handle, offset, bytes });
+        let opened = spawn_blocking(open).await.map_err(io::Error::other)?;
+        let stage = Stage { device, ferry: Arc::new(RwLock::new(Some(opened.map_err(io::Error::other)?))) };
+        let is_kept = self.keep(pass, stage.clone());
+        let mut ended = Ok(());
+        if is_kept {
+            ended = guest.take(GUEST_LIMIT).await;
+            if ended.is_ok() {
+                tokio::select! {
+                    () = guest.gone() => {}
+                    () = stopped(stop) => {}
+                }
+            }
+            self.lent().remove(&pass.0);
+        }
+        // Whoever uses it is waited for. Only then its lender hears that it is closed.
+        let ferry = stage.ferry.write_owned().await.take();
+        let _ = spawn_blocking(move || drop(ferry)).await;
+        ended
+    }
+
+    /// Keeps a stage, if there are not as many as may be.
+    fn keep(&self, pass: Pass, stage: Stage) -> bool {
+        let mut lent = self.lent();
+        if lent.len() >= MAX_STAGES {
+            return false;
+        }
+        lent.insert(pass.0, stage);
+        true
+    }
+
+    fn gpu(&self, device: u16) -> Option<&Arc<CudaDevice>> {
+        self.gpus.get(usize::from(device))?.as_ref()
+    }
+
+    fn lent(&self) -> MutexGuard<'_, HashMap<[u8; 32], Stage>> {
+        // Nothing is left half-done under this lock.
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
