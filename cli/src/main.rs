@@ -9,6 +9,7 @@ mod problem;
 mod report;
 mod scaling;
 mod svg;
+mod torture;
 mod trace;
 mod trust;
 
@@ -57,6 +58,7 @@ enum Command {
     Replay(replay::Replay),
     Simulate(simulate::Simulate),
     Bench(bench::Bench),
+    Torture(torture::Torture),
     Trace(trace_command::TraceCommand),
     Config(config::ConfigCommand),
     Node(node::NodeCommand),
@@ -122,6 +124,7 @@ fn main() -> ExitCode {
         Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
         Command::Simulate(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Torture(command) => command.run(),
         Command::Trace(command) => command.run(),
         Command::Config(command) => command.run(),
         Command::Node(command) => command.run(),

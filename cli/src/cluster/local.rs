@@ -14,6 +14,7 @@ pub(crate) use super::shape::Shape;
 use crate::report;
 use crate::trust;
 use anyhow::{Context, Result, bail};
+pub(crate) use begin::{Begin, Begins};
 use kvhive_config::{ClusterConfig, LocalCluster};
 use ports::PortTaken;
 pub(crate) use ports::{PORT_IS_TAKEN, is_port_taken, start};
@@ -25,9 +26,10 @@ use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+mod begin;
 mod ports;
 mod resize;
 
@@ -224,6 +226,7 @@ pub(crate) struct Cluster {
     dir: PathBuf,
     config: ClusterConfig,
     children: Vec<(RunningProcess, Child)>,
+    begins: Begins,
     _lock: File,
 }
 
@@ -232,7 +235,15 @@ impl Cluster {
     ///
     /// # Errors
     /// When a process ends or does not serve in time; the others are stopped then.
-    pub(crate) fn start(dir: &Path, mut waiting: impl FnMut(&str)) -> Result<Cluster> {
+    pub(crate) fn start(dir: &Path, waiting: impl FnMut(&str)) -> Result<Cluster> {
+        Cluster::start_as(dir, Begins::new(), waiting)
+    }
+
+    /// The same, where some of its processes are begun in another way.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub(crate) fn start_as(dir: &Path, begins: Begins, mut waiting: impl FnMut(&str)) -> Result<Cluster> {
         let dir = dir.canonicalize().with_context(|| format!("no cluster in {}", dir.display()))?;
         let lock = lock(&dir)?.with_context(|| format!("a cluster already runs in {}", dir.display()))?;
         // What a killed supervisor has left says nothing of this one.
@@ -241,7 +252,7 @@ impl Cluster {
             .with_context(|| format!("cannot make {}", dir.join("logs").display()))?;
         let text = fs::read_to_string(dir.join(CONFIG_FILE)).context("cannot read the cluster file")?;
         let config = ClusterConfig::from_toml(&text, std::env::vars())?;
-        let mut cluster = Cluster { dir, config, children: Vec::new(), _lock: lock };
+        let mut cluster = Cluster { dir, config, children: Vec::new(), begins, _lock: lock };
         let ids: Vec<(String, &str)> = cluster
             .config
             .coordinators
@@ -261,7 +272,8 @@ impl Cluster {
 
     fn spawn(&self, id: &str) -> Result<Child> {
         let log = OpenOptions::new().create(true).append(true).open(self.log_file(id))?;
-        Command::new(std::env::current_exe()?)
+        self.begin(id)
+            .command(&std::env::current_exe()?)
             .args(["up", "--config"])
             .arg(self.dir.join(CONFIG_FILE))
             .args(["--id", id])
@@ -285,8 +297,7 @@ impl Cluster {
     /// # Errors
     /// When there is no process of this id.
     pub(crate) fn kill(&mut self, id: &str) -> Result<()> {
-        let at = self.children.iter().position(|(process, _)| process.id == id);
-        let (_, mut child) = self.children.remove(at.with_context(|| format!("{id} does not run"))?);
+        let (_, mut child) = self.take(id)?;
         child.kill()?;
         child.wait()?;
         Ok(())
