@@ -2,7 +2,7 @@
 //! shrink under the mapping, nor ever write to it.
 #![allow(unsafe_code, reason = "maps memory; the only way to get pages that two processes see")]
 
-use crate::slab::{HUGE_BYTES, PAGE_BYTES, PageKind, populate, unmap};
+use crate::slab::{HUGE_BYTES, PAGE_BYTES, PageKind, keep_from_dumps, populate, unmap};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create, open};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
@@ -106,6 +106,10 @@ pub(crate) fn map_aligned(
     if before < HUGE_BYTES {
         // SAFETY: `before + mapped` is less than `around`.
         unmap(unsafe { base.add(mapped) }, HUGE_BYTES - before);
+    }
+    if let Err(errno) = keep_from_dumps(base, mapped) {
+        unmap(base, mapped);
+        return Err(errno);
     }
     Ok(base)
 }

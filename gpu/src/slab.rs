@@ -194,7 +194,20 @@ fn map_fresh(mapped: usize, flags: MapFlags) -> Result<NonNull<u8>, Errno> {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a fresh anonymous mapping at an address of the kernel's choice replaces nothing.
     let address = unsafe { mmap_anonymous(std::ptr::null_mut(), mapped, protection, flags) }?;
-    NonNull::new(address.cast()).ok_or(Errno::NOMEM)
+    let base = NonNull::new(address.cast()).ok_or(Errno::NOMEM)?;
+    match keep_from_dumps(base, mapped) {
+        Ok(()) => Ok(base),
+        Err(errno) => {
+            unmap(base, mapped);
+            Err(errno)
+        }
+    }
+}
+
+/// Has no core dump hold a mapping's bytes: they are prompts.
+pub(crate) fn keep_from_dumps(base: NonNull<u8>, mapped: usize) -> Result<(), Errno> {
+    // SAFETY: advice on a range just mapped changes no byte of it.
+    unsafe { madvise(base.as_ptr().cast(), mapped, Advice::LinuxDontDump) }
 }
 
 pub(crate) fn unmap(base: NonNull<u8>, mapped: usize) {

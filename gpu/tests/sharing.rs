@@ -46,6 +46,42 @@ fn a_window_shows_what_is_written_and_where() {
     }
 }
 
+/// Whether the system leaves the mapping of this address out of core dumps.
+fn is_kept_from_dumps(address: *const u8) -> bool {
+    let maps = std::fs::read_to_string("/proc/self/smaps").expect("Linux has it");
+    let mut is_there = false;
+    for line in maps.lines() {
+        let bounds = line.split(' ').next().and_then(|bounds| bounds.split_once('-'));
+        let number = |text| usize::from_str_radix(text, 16).ok();
+        if let Some((from, to)) = bounds.and_then(|(from, to)| Some((number(from)?, number(to)?))) {
+            is_there = (from..to).contains(&address.addr());
+        } else if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| is_there) {
+            return flags.split(' ').any(|flag| flag == "dd");
+        }
+    }
+    panic!("there is no such mapping");
+}
+
+#[test]
+fn no_core_dump_has_blocks_in_it() {
+    let own = Arena::new(&HostDevice::new(u64::MAX), &CLASSES).expect("the host has 3 MiB");
+    let shared = shared();
+    for arena in [&own, &shared] {
+        let mut frame = arena.take(kvhive_gpu::ClassId(0), 1000).expect("frames are free");
+        assert!(is_kept_from_dumps(frame.bytes_mut().as_ptr()));
+    }
+    let share = shared.share().expect("memory is shared");
+    let _window = Window::map(share.file, share.bytes).expect("it is sealed");
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("Linux has it");
+    let windows = maps.lines().filter(|line| line.contains("memfd:kvhive") && line.contains(" r--s "));
+    let starts = windows.map(|line| line.split('-').next().expect("it begins with its bounds"));
+    let starts: Vec<usize> =
+        starts.map(|start| usize::from_str_radix(start, 16).expect("an address")).collect();
+    assert!(!starts.is_empty());
+    assert!(starts.into_iter().all(|start| is_kept_from_dumps(std::ptr::without_provenance(start))));
+    assert!(!is_kept_from_dumps([0u8; 1].as_ptr()), "what is no block is in one");
+}
+
 #[test]
 fn a_window_outlives_the_memorys_owner() {
     let arena = shared();

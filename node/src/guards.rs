@@ -20,8 +20,10 @@ use tokio::time::timeout;
 pub(crate) enum Return {
     /// A reader has gone.
     Reader(BlockId),
-    /// A write ended without a block.
+    /// A write ended without a block, and its frame is free.
     Write(WriteTicket),
+    /// A write ended without a block, and something may write to its frame yet. Its guard goes later.
+    GivenUp(WriteTicket),
     /// A copy between tiers has ended, with where the block's bytes are now if it worked.
     Copy(CopyTicket, Option<Rest>),
     /// A block on disk was fetched: its bytes came, or they did not.
@@ -252,11 +254,11 @@ impl WriteGuard {
         }
     }
 
-    /// Ends the write and keeps the frame, which something may touch yet: the block can be stored anew, elsewhere.
-    pub(crate) fn give_up(mut self) -> Option<Fresh> {
-        let Write { frame, ticket, .. } = self.write.take()?;
-        self.returns.push(Return::Write(ticket));
-        Some(frame)
+    /// Ends the write, whose frame something may write to yet: the block can be stored anew, elsewhere. The frame is free when this is dropped.
+    pub(crate) fn give_up(&self) {
+        if let Some(write) = &self.write {
+            self.returns.push(Return::GivenUp(write.ticket));
+        }
     }
 
     /// Returns how many bytes its block has.
@@ -300,6 +302,10 @@ impl WriteGuard {
     pub(crate) async fn digests_on_gpu(guards: Vec<WriteGuard>) -> Option<(Vec<WriteGuard>, Vec<u64>)> {
         let Fresh::Gpu(first) = &guards.first()?.write.as_ref()?.frame else { return None };
         let limit = first.limit();
+        let under_way: Vec<(WriteTicket, Returns)> = guards
+            .iter()
+            .filter_map(|guard| Some((guard.write.as_ref()?.ticket, guard.returns.clone())))
+            .collect();
         let work = move || {
             let frames: Option<Vec<&FreshGpu>> = guards
                 .iter()
@@ -311,7 +317,12 @@ impl WriteGuard {
             let digests = FreshGpu::digests(&frames?)?;
             Some((guards, digests))
         };
-        timeout(limit, spawn_blocking(work)).await.ok()?.ok()?
+        let Ok(taken) = timeout(limit, spawn_blocking(work)).await else {
+            // Their guards go when the GPU comes back.
+            under_way.into_iter().for_each(|(ticket, returns)| returns.push(Return::GivenUp(ticket)));
+            return None;
+        };
+        taken.ok()?
     }
 
     /// As [`WriteGuard::verify`], of a block whose bytes are in its GPU's memory already.
@@ -337,7 +348,7 @@ impl WriteGuard {
             }
             Fresh::Gpu(frame) => {
                 let (tell, told) = oneshot::channel();
-                let limit = frame.limit();
+                let (limit, returns) = (frame.limit(), self.returns.clone());
                 frame.send(move |sent| {
                     block.frame = sent;
                     if block.frame.is_some() {
@@ -345,7 +356,7 @@ impl WriteGuard {
                         let _ = tell.send(block);
                     }
                 });
-                Some(Landing(Way::Going { told, limit }))
+                Some(Landing(Way::Going { told, limit, ticket, returns }))
             }
         }
     }
@@ -369,15 +380,23 @@ enum Way {
     Going {
         told: oneshot::Receiver<Verified>,
         limit: Duration,
+        ticket: WriteTicket,
+        returns: Returns,
     },
 }
 
 impl Landing {
-    /// Waits until the bytes are where they belong. None when their GPU does not take them in time.
+    /// Waits until the bytes are where they belong. None when their GPU does not take them in time: then the write is given up.
     pub(crate) async fn landed(self) -> Option<Verified> {
         match self.0 {
             Way::Landed(block) => Some(block),
-            Way::Going { told, limit } => timeout(limit, told).await.ok()?.ok(),
+            Way::Going { told, limit, ticket, returns } => match timeout(limit, told).await {
+                Ok(landed) => landed.ok(),
+                Err(_) => {
+                    returns.push(Return::GivenUp(ticket));
+                    None
+                }
+            },
         }
     }
 }

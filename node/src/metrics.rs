@@ -293,6 +293,7 @@ fn record_device(device: &str, stats: &ShardStats) {
         ("kvhive_node_writes_under_way", stats.filling),
         ("kvhive_node_readers", stats.readers),
         ("kvhive_node_leaving_blocks", stats.leaving),
+        ("kvhive_node_given_up_frames", stats.given_up),
         ("kvhive_node_untold_uses", stats.untold),
         ("kvhive_node_shrinking_blocks", stats.shrinking),
         ("kvhive_node_pinned_blocks", stats.pinned_blocks),

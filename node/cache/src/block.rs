@@ -1,8 +1,9 @@
 //! A block's record within a shard, and the names by which the outside refers to it.
 //!
 //! The life of a block: a write ticket (*reserved*, *filling*) is invisible; sealing makes it *resident*; a resident
-//! block that goes while somebody reads it is *leaving* until the last reader has gone. There is no way from a ticket
-//! that was abandoned, or from a leaving block, back to a resident one.
+//! block that goes while somebody reads it is *leaving* until the last reader has gone. A write that was *given up* while something
+//! may write to its frame keeps that, and nothing else. There is no way from a ticket that was abandoned or given up, or from a leaving
+//! block, back to a resident one.
 
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::{BlockKey, Moment};
@@ -93,6 +94,8 @@ pub(crate) enum Life {
     Resident,
     /// Invisible; its frame is still being read or copied.
     Leaving,
+    /// Nothing was written; its frame may be written to yet.
+    GivenUp,
 }
 
 /// How far a record's bytes are from being fewer.

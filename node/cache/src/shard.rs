@@ -80,6 +80,8 @@ pub struct Shard {
     writes: usize,
     /// Those under way by class.
     writes_of: Vec<u32>,
+    /// Those that were given up and whose frames may be written to yet.
+    given_up: usize,
     copies: usize,
     /// Those under way by class, and by the tiers from and to which they go.
     copies_between: Vec<[[u32; 3]; 3]>,
@@ -144,6 +146,7 @@ impl Shard {
             closed: [false; 3],
             writes: 0,
             writes_of: vec![0; classes],
+            given_up: 0,
             copies: 0,
             copies_between: vec![[[0; 3]; 3]; classes],
             said: BTreeMap::new(),
@@ -284,7 +287,8 @@ impl Shard {
         stats.untold = self.untold() as u64;
         stats.shrinking = self.shrinks.len() as u64;
         (stats.pinned_blocks, stats.pinned_bytes) = self.pinned();
-        stats.leaving = (self.index.taken() - self.index.findable()) as u64;
+        stats.given_up = self.given_up as u64;
+        stats.leaving = (self.index.taken() - self.index.findable() - self.given_up) as u64;
         stats
     }
 

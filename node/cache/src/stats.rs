@@ -9,7 +9,7 @@ use kvhive_protocol::watch::Gone;
 pub struct TierStats {
     /// Resident blocks.
     pub blocks: u64,
-    /// Bytes of all frames that are not free: resident, being written, copied to or leaving.
+    /// Bytes of all frames that are not free: resident, being written, given up, copied to or leaving.
     pub used_bytes: u64,
     /// Bytes of all frames.
     pub capacity_bytes: u64,
@@ -84,6 +84,8 @@ pub struct ShardStats {
     pub untold: u64,
     /// Blocks that left while they were read or copied.
     pub leaving: u64,
+    /// Frames of writes that were given up and may be written to yet.
+    pub given_up: u64,
     /// Blocks that pins keep.
     pub pinned_blocks: u64,
     /// Bytes of their frames.

@@ -158,6 +158,33 @@ fn a_block_is_seen_only_when_it_is_sealed() {
 }
 
 #[test]
+fn a_write_that_is_given_up_keeps_its_frame_and_not_its_key() {
+    let mut scene = Scenario::with(&[3], &[0], 0);
+    scene.store(1, None, 0);
+    let given_up = [scene.ticket(2), scene.ticket(3)];
+    given_up.iter().for_each(|ticket| scene.shard.give_up(*ticket));
+    scene.shard.invariants().expect("all hold");
+    let stats = scene.shard.stats();
+    assert_eq!((stats.given_up, stats.filling, stats.leaving, stats.device.used_bytes), (2, 0, 0, 300));
+    // Nothing but the frame that is left is stored into, block after block.
+    for number in [2, 3, 4, 2] {
+        scene.store(number, None, 0);
+        assert_eq!(scene.resident(0..9), [number]);
+        scene.shard.invariants().expect("all hold");
+    }
+    assert_eq!(given_up.map(|ticket| scene.shard.seal(ticket)), [None; 2], "none of them is ever seen");
+    given_up.iter().for_each(|ticket| scene.shard.abandon(*ticket));
+    given_up.iter().for_each(|ticket| scene.shard.abandon(*ticket));
+    let stats = scene.shard.stats();
+    assert_eq!((stats.given_up, stats.device.used_bytes), (0, 100), "each comes back once");
+    for number in 5..7 {
+        scene.store(number, None, 0);
+    }
+    assert_eq!(scene.resident(0..9), [2, 5, 6]);
+    scene.shard.invariants().expect("all hold");
+}
+
+#[test]
 fn a_prefix_loses_its_tail_before_its_head() {
     let mut scene = Scenario::with(&[4], &[0], 0);
     for at in 0..4 {
@@ -577,6 +604,7 @@ enum Step {
     Reserve { number: u64, linked: bool, large: bool },
     Seal(usize),
     Abandon(usize),
+    GiveUp(usize),
     Match { first: u64, count: u64, hold: u64 },
     Read(u64),
     Unread(usize),
@@ -599,6 +627,7 @@ fn steps() -> impl proptest::strategy::Strategy<Value = Vec<Step>> {
             .prop_map(|(number, linked, large)| Step::Reserve { number, linked, large }),
         3 => any::<usize>().prop_map(Step::Seal),
         1 => any::<usize>().prop_map(Step::Abandon),
+        1 => any::<usize>().prop_map(Step::GiveUp),
         2 => (number.clone(), 1..6u64, 0..30u64).prop_map(|(first, count, hold)| Step::Match { first, count, hold }),
         2 => number.prop_map(Step::Read),
         2 => any::<usize>().prop_map(Step::Unread),
@@ -640,13 +669,23 @@ proptest! {
                 }
                 Step::Seal(at) if !writes.is_empty() => {
                     let (ticket, number) = writes.swap_remove(at % writes.len());
-                    if let Some(id) = scene.shard.seal(ticket) {
-                        prop_assert!(frames.insert(id, key(number)).is_none());
-                        alive.insert(number, id);
+                    match scene.shard.seal(ticket) {
+                        Some(id) => {
+                            prop_assert!(frames.insert(id, key(number)).is_none());
+                            alive.insert(number, id);
+                        }
+                        // Whoever wrote lets go of the frame.
+                        None => scene.shard.abandon(ticket),
                     }
                 }
                 Step::Abandon(at) if !writes.is_empty() => {
                     scene.shard.abandon(writes.swap_remove(at % writes.len()).0);
+                }
+                Step::GiveUp(at) if !writes.is_empty() => {
+                    // Its ticket is good for nothing but to say that its frame is free.
+                    let (ticket, _) = writes[at % writes.len()];
+                    scene.shard.give_up(ticket);
+                    prop_assert_eq!(scene.shard.seal(ticket), None);
                 }
                 Step::Match { first, count, hold } => {
                     let numbers: Vec<u64> = (first..first + count).collect();

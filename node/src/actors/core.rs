@@ -248,6 +248,7 @@ impl DeviceCore {
             match one {
                 Return::Reader(id) => self.shard.unread(id),
                 Return::Write(ticket) => self.shard.abandon(ticket),
+                Return::GivenUp(ticket) => self.shard.give_up(ticket),
                 Return::Copy(ticket, rest) => match (self.shard.copied(ticket, rest.is_some()), rest) {
                     (CopyVerdict::Adopt(id), Some(rest)) => {
                         if let Some(resident) = &mut self.resident[id.index()] {
@@ -342,8 +343,8 @@ impl DeviceCore {
                     Some(frame) => {
                         Reserved::Write(WriteGuard::new(frame, block.header, ticket, self.returns.clone()))
                     }
-                    // Guards of an actor that panicked may still hold frames, and so does what was given up and something may yet write: it will
-                    // be free, so whoever has it in store keeps it and comes again.
+                    // Guards of an actor that panicked may still hold frames: they will be free, so whoever has it in store keeps it and
+                    // comes again.
                     None => {
                         self.shard.abandon(ticket);
                         Reserved::Refused(Refusal::InFlight)

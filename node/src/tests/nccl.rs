@@ -11,6 +11,7 @@ use super::{KIB, Setup, eventually};
 use crate::links::COPY_LIMIT;
 use crate::{NcclConfig, NodeHandle};
 use fake_nccl::FakeNccl;
+use kvhive_cache::Tier;
 use kvhive_protocol::DeviceId;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::links::PairState;
@@ -31,17 +32,30 @@ fn worker_process() {
     kvhive_gpu::worker::serve(socket).expect("it works to its end");
 }
 
-/// What goes wrong in the first worker of a node of this name, and in none after it.
+/// What goes wrong in the first worker of each node whose name begins so, and in none after it.
 pub(super) struct Wrong {
     node: &'static str,
     what: String,
-    /// In it there is a folder once a worker was started.
+    /// In it there is a folder of each node's once a worker was started.
     once: TempDir,
+    /// How long a worker's calls may take.
+    watchdog: Duration,
 }
+
+impl Wrong {
+    fn at(node: &'static str, what: &str) -> Wrong {
+        let once = tempfile::tempdir().expect("a temporary folder can be made");
+        Wrong { node, what: what.to_owned(), once, watchdog: WATCHDOG }
+    }
+}
+
+/// A worker whose call does not return within this ends itself.
+const WATCHDOG: Duration = Duration::from_millis(300);
 
 /// How a node of this name goes by NCCL.
 pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
     let text = |path: &Path| path.to_str().expect("it is text").to_owned();
+    let wrong = wrong.filter(|wrong| name.starts_with(wrong.node));
     let mut environment = vec![("NCCL_HOSTID".to_owned(), name.to_owned())];
     let watchdog = if is_real() {
         // Both ends are on one GPU: NCCL takes them for two hosts, and goes by sockets.
@@ -50,11 +64,11 @@ pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
     } else {
         environment.push(("LD_LIBRARY_PATH".to_owned(), text(driver())));
         environment.push(("KVHIVE_NCCL".to_owned(), text(&NCCL.path())));
-        Duration::from_millis(300)
+        wrong.map_or(WATCHDOG, |wrong| wrong.watchdog)
     };
-    if let Some(wrong) = wrong.filter(|wrong| wrong.node == name) {
+    if let Some(wrong) = wrong {
         environment.push(("KVHIVE_FAKE_NCCL".to_owned(), wrong.what.clone()));
-        environment.push(("ONCE".to_owned(), text(&wrong.once.path().join("started"))));
+        environment.push(("ONCE".to_owned(), text(&wrong.once.path().join(name))));
     }
     let program = std::env::current_exe().expect("a test is a program");
     let first = r#"mkdir "$ONCE" 2>/dev/null || unset KVHIVE_FAKE_NCCL; exec "$0" "$@""#;
@@ -125,6 +139,31 @@ async fn copies_for_a_replica_go_from_gpu_to_gpu_once_a_pair_stands() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stores_go_on_when_a_worker_hangs_that_may_write_frames() {
+    // Nothing ends it but who is tired of waiting for it, seconds after its transfer was given up.
+    let wrong = Wrong { watchdog: Duration::from_secs(60), ..Wrong::at("node-", "ncclRecv:1:hang") };
+    let setup = Setup { wrong: Some(wrong), device_frames: 6, ..by_nccl() };
+    let (_coordinator, nodes) = setup.several(2).await;
+    let mut client = nodes[0].ask().await;
+    assert_eq!(client.store(&blocks(0, 6), Ack::All).await, Ok(vec![kept(2); 6]), "both are full");
+    eventually("a pair stands", || pair(&nodes[0]) == Some(PairState::Ready)).await;
+    for from in 3..8 {
+        assert_eq!(client.store(&blocks(from * 2, 2), Ack::All).await, Ok(vec![kept(2); 2]), "from {from}");
+        let stats = nodes[1].shard_stats().await;
+        assert_eq!((stats.given_up, stats.device.blocks, stats.filling), (2, 4, 0), "from {from}");
+    }
+    nodes[1].settles("all frames are there again", |stats| stats.given_up == 0).await;
+    assert_eq!(nodes[1].inside.memories[0].free_frames(Tier::Device), 2);
+    assert_eq!(client.store(&blocks(20, 2), Ack::All).await, Ok(vec![kept(2); 2]));
+    assert_eq!(nodes[1].shard_stats().await.device.blocks, 6);
+    let mut replica = nodes[1].ask().await;
+    let numbers: Vec<u64> = (12..16).chain(20..22).collect();
+    let found = replica.fetch(&numbers).await.expect("it serves");
+    let expected = numbers.iter().map(|number| Some(blocks(*number, 1).remove(0).bytes)).collect::<Vec<_>>();
+    assert!(found == expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_is_killed_under_way_costs_no_store_its_time_and_no_block_its_bytes() {
     let (_coordinator, nodes) = Setup { device_frames: 256, ..by_nccl() }.several(2).await;
     let mut client = nodes[0].ask().await;
@@ -174,8 +213,7 @@ async fn a_worker_that_is_killed_under_way_costs_no_store_its_time_and_no_block_
 /// Two nodes in one of whose first workers something goes wrong: whatever it is, each store is answered by its deadline and both have the
 /// right bytes.
 async fn goes_on(node: &'static str, wrong: &str) {
-    let once = tempfile::tempdir().expect("a temporary folder can be made");
-    let setup = Setup { wrong: Some(Wrong { node, what: wrong.to_owned(), once }), ..by_nccl() };
+    let setup = Setup { wrong: Some(Wrong::at(node, wrong)), ..by_nccl() };
     let (_coordinator, nodes) = setup.several(2).await;
     let mut client = nodes[0].ask().await;
     for from in 0..6 {

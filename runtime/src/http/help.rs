@@ -137,6 +137,7 @@ pub const HELP: &[(&str, &str)] = &[
         "kvhive_node_give_rate_bytes",
         "Bytes a second at which blocks of slots that move may go to other nodes now",
     ),
+    ("kvhive_node_given_up_frames", "Frames of writes that were given up and that a GPU may still write"),
     (
         "kvhive_node_grants_expired_total",
         "Answers whose blocks were let go of because their asker had not read them where they are in time",

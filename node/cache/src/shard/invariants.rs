@@ -17,6 +17,7 @@ impl Shard {
         let mut children = vec![0u32; self.index.records.len()];
         let (mut shrinks, mut listed, mut writes, mut copies, mut occupied) =
             (0, 0, 0, 0, vec![0u32; usize::from(SLOTS)]);
+        let mut given_up = 0;
         for (at, record) in self.index.records.iter().enumerate() {
             if record.life == Life::Free {
                 continue;
@@ -52,6 +53,10 @@ impl Shard {
                     occupied[usize::from(record.slot)] += 1;
                 }
                 Life::Resident => occupied[usize::from(record.slot)] += 1,
+                Life::GivenUp if record.readers > 0 || record.is_worked_on() || record.children > 0 => {
+                    return Err(format!("record {at} was given up and somebody has to do with it"));
+                }
+                Life::GivenUp => given_up += 1,
                 Life::Leaving if record.readers == 0 && !record.is_worked_on() => {
                     return Err(format!("record {at} is leaving but nobody holds it"));
                 }
@@ -70,7 +75,7 @@ impl Shard {
                 return Err(format!("record {at} claims {} before it", record.chain));
             }
             let found = self.find(self.owners.of(record.owner).0, &record.key);
-            if (found == Some(at as u32)) != (record.life != Life::Leaving) {
+            if (found == Some(at as u32)) != !matches!(record.life, Life::Leaving | Life::GivenUp) {
                 return Err(format!("record {at} is {:?} and found as {found:?}", record.life));
             }
         }
@@ -105,10 +110,11 @@ impl Shard {
         if (listed, writes, copies) != (self.recency.listed(), self.writes, self.copies)
             || occupied != self.occupied
             || shrinks != self.shrinks.len()
+            || given_up != self.given_up
             || self.owners.records() != self.index.taken()
         {
             return Err(
-                "listed blocks, writes, copies, shrinks, owners or occupied slots are miscounted".to_owned()
+                "listed blocks, writes, those given up, copies, shrinks, owners or occupied slots are miscounted".to_owned()
             );
         }
         self.check_loads()?;

@@ -232,12 +232,33 @@ impl Shard {
 
     /// Ends a write without a block; its frame is free again, its handle dropped before.
     pub fn abandon(&mut self, ticket: WriteTicket) {
-        if let Some(at) = self.filling(ticket) {
-            self.end_write(at, Gone::Unwritten);
+        let Some(at) = self.index.named(ticket.index, ticket.generation) else { return };
+        match self.index.records[at as usize].life {
+            Life::Filling => self.end_write(at, Gone::Unwritten),
+            Life::GivenUp => {
+                self.given_up -= 1;
+                self.let_frame_go(at);
+            }
+            Life::Free | Life::Resident | Life::Leaving => {}
         }
     }
 
+    /// Ends a write without a block whose frame something may write to yet: the block can be stored anew at once, elsewhere. The frame is
+    /// nobody's until [`Shard::abandon`].
+    pub fn give_up(&mut self, ticket: WriteTicket) {
+        let Some(at) = self.filling(ticket) else { return };
+        self.take_out(at, Gone::Unwritten);
+        self.index.records[at as usize].life = Life::GivenUp;
+        self.given_up += 1;
+    }
+
     fn end_write(&mut self, at: u32, why: Gone) {
+        self.take_out(at, why);
+        self.let_frame_go(at);
+    }
+
+    /// Has a write be under way no more.
+    fn take_out(&mut self, at: u32, why: Gone) {
         self.writes -= 1;
         self.writes_of[usize::from(self.index.records[at as usize].class)] -= 1;
         self.said.remove(&at);
@@ -247,6 +268,9 @@ impl Shard {
         self.note_gone(at, hash, why);
         let bared = self.unlink(at);
         self.tell_leaf(bared, true);
+    }
+
+    fn let_frame_go(&mut self, at: u32) {
         let Record { tier, class, party, .. } = self.index.records[at as usize];
         self.give(tier, class, party);
         self.free(at);

@@ -2,7 +2,6 @@
 
 use super::NotCarried;
 use crate::data::OnGpu;
-use crate::frames::Fresh;
 use crate::guards::WriteGuard;
 use kvhive_gpu::worker::{Extent, TransferId as Named, Worker};
 use kvhive_links::Pairs;
@@ -32,8 +31,8 @@ pub(super) struct Incoming {
     pub(super) extents: Vec<Extent>,
     /// None once they were given back, or will not be.
     pub(super) guards: Option<Vec<WriteGuard>>,
-    /// What something may write to yet.
-    pub(super) held: Vec<Fresh>,
+    /// Of writes that were given up: something may write to them yet.
+    pub(super) held: Vec<WriteGuard>,
     /// None once it was answered.
     pub(super) tell: Option<oneshot::Sender<Result<Vec<WriteGuard>, Why>>>,
     pub(super) is_quiet: bool,
@@ -128,7 +127,8 @@ impl Life {
                 Ok(()) => guards.ok_or(Why::Failed),
                 Err(why) => {
                     // Whoever sends them another way finds no write of theirs under way.
-                    batch.held = guards.into_iter().flatten().filter_map(WriteGuard::give_up).collect();
+                    batch.held = guards.unwrap_or_default();
+                    batch.held.iter().for_each(WriteGuard::give_up);
                     Err(why)
                 }
             };
