@@ -63,6 +63,14 @@ impl Target {
     /// # Errors
     /// When neither options nor a local cluster say which cluster is meant.
     pub(crate) fn resolve(&self) -> Result<Admin> {
+        self.resolve_within(READ_LIMIT, CHANGE_LIMIT)
+    }
+
+    /// The same, for a caller who waits no longer than this for one coordinator's answer.
+    ///
+    /// # Errors
+    /// As [`Target::resolve`].
+    pub(crate) fn resolve_within(&self, read: Duration, change: Duration) -> Result<Admin> {
         let urls: Vec<String> = match &self.admin {
             Some(urls) => {
                 let scheme = if self.ca.is_some() { "https" } else { "http" };
@@ -92,7 +100,7 @@ impl Target {
                 "{url} is known by a certificate: give the file of the cluster's authorities by --ca or KVHIVE_CA"
             );
         }
-        let admin = Admin::new(urls, token, token_from, &trusted, READ_LIMIT, CHANGE_LIMIT);
+        let admin = Admin::new(urls, token, token_from, &trusted, read, change);
         Ok(Admin { local: self.admin.is_none().then(|| self.dir.clone()), ..admin })
     }
 }
@@ -176,6 +184,13 @@ impl Admin {
     /// Waits no longer than this for a change to be acknowledged that is made.
     pub(crate) fn waiting(self, patience: Option<Duration>) -> Admin {
         Admin { patience, ..self }
+    }
+
+    /// Asks first whom it would ask after so many others.
+    pub(crate) fn beginning_with(mut self, first: usize) -> Admin {
+        let count = self.urls.len().max(1);
+        self.urls.rotate_left(first % count);
+        self
     }
 
     /// Returns the way to one node, which takes the same token.

@@ -9,10 +9,12 @@ mod problem;
 mod report;
 mod scaling;
 mod svg;
+mod torture;
 mod trace;
 mod trust;
 
 use clap::{Parser, Subcommand};
+use cluster::local::{self, PORT_IS_TAKEN};
 use commands::{
     backup, balance, config, coordinator, cordon, devices, doctor, down, drain, engines, events, explain,
     gpu_worker, moves, node, pin, raft, replay, route, scale, simulate, status, tenants, tls, top,
@@ -56,6 +58,7 @@ enum Command {
     Replay(replay::Replay),
     Simulate(simulate::Simulate),
     Bench(bench::Bench),
+    Torture(torture::Torture),
     Trace(trace_command::TraceCommand),
     Config(config::ConfigCommand),
     Node(node::NodeCommand),
@@ -121,6 +124,7 @@ fn main() -> ExitCode {
         Command::Replay(command) => commands::runtime().and_then(|runtime| runtime.block_on(command.run())),
         Command::Simulate(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Torture(command) => command.run(),
         Command::Trace(command) => command.run(),
         Command::Config(command) => command.run(),
         Command::Node(command) => command.run(),
@@ -140,7 +144,11 @@ fn main() -> ExitCode {
                 false => eprintln!("error: {error:#}"),
             }
             // It was done, and cost blocks: whoever runs it can tell that from what was not done.
-            if error.is::<drains::Lost>() { ExitCode::from(BLOCKS_WERE_LOST) } else { ExitCode::FAILURE }
+            if error.is::<drains::Lost>() {
+                return ExitCode::from(BLOCKS_WERE_LOST);
+            }
+            // Whoever has picked its ports may pick others.
+            if local::is_port_taken(&error) { ExitCode::from(PORT_IS_TAKEN) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -33,6 +33,16 @@ pub(crate) fn was_removed(error: &anyhow::Error) -> bool {
     error.downcast_ref().is_some_and(|Refused { problem, .. }| problem["code"] == "misdirected")
 }
 
+/// Returns the status with which a coordinator has refused, if one has and that is what failed.
+pub(crate) fn status(error: &anyhow::Error) -> Option<u64> {
+    error.downcast_ref().and_then(|Refused { problem, .. }| problem["status"].as_u64())
+}
+
+/// Returns the code with which a coordinator has refused, if one has and that is what failed.
+pub(crate) fn code(error: &anyhow::Error) -> Option<&str> {
+    error.downcast_ref().and_then(|Refused { problem, .. }| problem["code"].as_str())
+}
+
 /// Nobody answered.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

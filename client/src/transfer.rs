@@ -161,7 +161,12 @@ impl NamespaceClient {
             claim.settle(checked.map_or_else(
                 |error| {
                     count(&self.shared().counters.corrupt_blocks, 1);
-                    tracing::warn!(key = ?read.prefix.keys()[*at], device = %job.device, %error, "block refused");
+                    let (key, device) = (read.prefix.keys()[*at], job.device);
+                    match error {
+                        // A clear is under way: all that the tenant had comes back so, until the node has heard of it too.
+                        HeaderError::Era => tracing::debug!(?key, %device, %error, "block refused"),
+                        _ => tracing::warn!(?key, %device, %error, "block refused"),
+                    }
                     FetchOutcome::Missed(MissReason::Corrupt(error))
                 },
                 FetchOutcome::Loaded,

@@ -162,6 +162,7 @@ fn cluster_settings(section: &Section<'_>, token: Option<&String>, ledger: &mut 
         },
         operator_token_file: section.read(ledger, "operator_token_file", parse::path),
         viewer_token_file: section.read(ledger, "viewer_token_file", parse::path),
+        may_be_insecure: section.read(ledger, "insecure", parse::choice) == Some(1),
         lease: time(section, ledger, "lease"),
         serving_lease: time(section, ledger, "serving_lease"),
         heartbeat: time(section, ledger, "heartbeat"),

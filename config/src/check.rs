@@ -20,6 +20,7 @@ pub(crate) fn all(parts: &ClusterParts, ledger: &mut Ledger) {
     hosts(parts, ledger);
     reachable(&listeners, ledger);
     own_listeners(&listeners, ledger);
+    encrypted(parts, &listeners, ledger);
     block_events(parts, ledger);
     let nodes = if parts.nodes.is_empty() { parts.template.as_slice() } else { &parts.nodes };
     for (at, node) in nodes.iter().enumerate() {
@@ -232,6 +233,21 @@ fn reachable(listeners: &[Listener<'_>], ledger: &mut Ledger) {
             ledger.conflict(&listener.key, reason);
         }
     }
+}
+
+/// What other machines reach is encrypted, unless the file says that it need not be.
+fn encrypted(parts: &ClusterParts, listeners: &[Listener<'_>], ledger: &mut Ledger) {
+    if parts.tls.is_some() || parts.cluster.may_be_insecure || !ledger.is_good("cluster.insecure") {
+        return;
+    }
+    let is_open = |one: &&Listener<'_>| !is_loopback(one.host) || !one.address.ip().is_loopback();
+    let Some(one) = listeners.iter().filter(|one| ledger.is_good(&one.key)).find(is_open) else { return };
+    let reason = format!(
+        "{} listens on {}, where other machines reach it, and without [tls] tokens and blocks travel in the clear; \
+         give [tls] (`kvhive tls init` makes certificates), or \"allowed\" where everyone on that network may read them",
+        one.key, one.address
+    );
+    ledger.conflict("cluster.insecure", reason);
 }
 
 fn snapshot(at: usize, node: &NodeConfig, ledger: &mut Ledger) {

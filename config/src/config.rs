@@ -71,6 +71,8 @@ pub struct ClusterSettings {
     pub operator_token_file: Option<String>,
     /// The file of the token that gives the role of a viewer.
     pub viewer_token_file: Option<String>,
+    /// Whether processes that other machines reach may serve though nothing is encrypted.
+    pub may_be_insecure: bool,
     /// How long a heartbeat's answer makes a node a member.
     pub lease: Duration,
     /// How long a heartbeat's answer lets it answer reads; at least `lease`.

@@ -140,6 +140,13 @@ pub(crate) const CLUSTER: &[Key] = &[
         "File with the token that may look at the admin API, and no more: for dashboards and scrapes."
     ),
     key!(
+        "insecure",
+        Rule::Choice(&["refused", "allowed"]),
+        Value("refused"),
+        "Whether processes that other machines reach may serve without `[tls]`. Tokens, and blocks that can be turned back into prompts, \
+         travel in the clear then: only for a network on which everyone may read them."
+    ),
+    key!(
         "lease",
         Rule::Time { min: 200, max: 60_000 },
         Value("2s"),

@@ -25,6 +25,7 @@ pub(crate) fn toml(parts: &ClusterParts) -> String {
             out.text(key, file);
         }
     }
+    out.text("insecure", if cluster.may_be_insecure { "allowed" } else { "refused" });
     out.text("lease", &format_time(cluster.lease));
     out.text("serving_lease", &format_time(cluster.serving_lease));
     out.text("heartbeat", &format_time(cluster.heartbeat));

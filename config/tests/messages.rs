@@ -5,6 +5,7 @@ use kvhive_config::{Bytes, ClusterConfig, DeviceKind, Process, TokenSource};
 const VALID: &str = r#"[cluster]
 name = "test"
 token_file = "token"
+insecure = "allowed"
 [raft]
 [[coordinator]]
 id = "coord-a"
@@ -53,38 +54,38 @@ fn each_wrong_value_is_told_with_line_key_value_and_what_is_allowed() {
         (
             "[[node]]",
             "gc_threshold = 0.05",
-            "line 10: node[0].gc_threshold = 0.05: allowed is a number from 0.1 to 1",
+            "line 11: node[0].gc_threshold = 0.05: allowed is a number from 0.1 to 1",
         ),
         (
             "[[node]]",
             "gc_threshold = \"0.8\"",
-            "line 10: node[0].gc_threshold = \"0.8\": allowed is a number from 0.1 to 1",
+            "line 11: node[0].gc_threshold = \"0.8\": allowed is a number from 0.1 to 1",
         ),
         (
             "[raft]",
             "[scaling]\nceiling = 2\nfloor = 3",
-            "line 6: scaling.ceiling = 2: allowed is at least scaling.floor, which is 3",
+            "line 7: scaling.ceiling = 2: allowed is at least scaling.floor, which is 3",
         ),
-        ("[raft]", "[scaling]\nkeep = 0.4", "line 6: scaling.keep = 0.4: allowed is a number from 0.5 to 1"),
+        ("[raft]", "[scaling]\nkeep = 0.4", "line 7: scaling.keep = 0.4: allowed is a number from 0.5 to 1"),
         (
             "[raft]",
             "[scaling]\nup_cooldown = \"1500ms\"",
-            "line 6: scaling.up_cooldown = \"1500ms\": it must come out at whole seconds; allowed is a time from \"0ms\" to \"86400s\"",
+            "line 7: scaling.up_cooldown = \"1500ms\": it must come out at whole seconds; allowed is a time from \"0ms\" to \"86400s\"",
         ),
         (
             "[raft]",
             "[scaling]\nstatefulset = \"a/b/c\"",
-            "line 6: scaling.statefulset = \"a/b/c\": allowed is \"NAME\" or \"NAMESPACE/NAME\", each 1 to 63 of a-z, 0-9 and '-', as in \"kvhive/kvhive-node\"",
+            "line 7: scaling.statefulset = \"a/b/c\": allowed is \"NAME\" or \"NAMESPACE/NAME\", each 1 to 63 of a-z, 0-9 and '-', as in \"kvhive/kvhive-node\"",
         ),
         (
             "[raft]",
             "[scaling]\nprogram = []",
-            "line 6: scaling.program = (array of 0): allowed is an array of 1 to 64 texts of 1 to 1024 bytes without control characters",
+            "line 7: scaling.program = (array of 0): allowed is an array of 1 to 64 texts of 1 to 1024 bytes without control characters",
         ),
         (
             "[raft]",
             "[scaling]\nprogram = [\"a\"]\nstatefulset = \"a\"",
-            "line 6: scaling.program = (array of 1): scaling.statefulset says already who starts nodes; allowed is one of them",
+            "line 7: scaling.program = (array of 1): scaling.statefulset says already who starts nodes; allowed is one of them",
         ),
         ("[cluster]", "replicas = 9", "line 2: cluster.replicas = 9: allowed is a whole number from 1 to 8"),
         (
@@ -140,62 +141,62 @@ fn each_wrong_value_is_told_with_line_key_value_and_what_is_allowed() {
         (
             "[raft]",
             "heartbeat = \"200ms\"",
-            "line 5: raft.heartbeat = \"200ms\": allowed is at most a third of raft.election_timeout, which is \"400ms\"",
+            "line 6: raft.heartbeat = \"200ms\": allowed is at most a third of raft.election_timeout, which is \"400ms\"",
         ),
         (
             "id = \"coord-a\"",
             "admin = \"7800\"",
-            "line 7: coordinator[0].admin = \"7800\": allowed is an IP address and a port from 1 to 65535, such as \"0.0.0.0:7810\"",
+            "line 8: coordinator[0].admin = \"7800\": allowed is an IP address and a port from 1 to 65535, such as \"0.0.0.0:7810\"",
         ),
         (
             "id = \"coord-a\"",
             "admin = \"0.0.0.0:0\"",
-            "line 7: coordinator[0].admin = \"0.0.0.0:0\": allowed is an IP address and a port from 1 to 65535, such as \"0.0.0.0:7810\"",
+            "line 8: coordinator[0].admin = \"0.0.0.0:0\": allowed is an IP address and a port from 1 to 65535, such as \"0.0.0.0:7810\"",
         ),
         (
             "id = \"coord-a\"",
             "admin = \"127.0.0.1:7800\"",
-            "line 7: coordinator[0].admin = \"127.0.0.1:7800\": others reach it by coordinator[0].host, which is \"10.0.0.1\"; listen there or on 0.0.0.0",
+            "line 8: coordinator[0].admin = \"127.0.0.1:7800\": others reach it by coordinator[0].host, which is \"10.0.0.1\"; listen there or on 0.0.0.0",
         ),
         (
             "id = \"coord-a\"",
             "raft = \"0.0.0.0:7800\"",
-            "line 7: coordinator[0].raft = \"0.0.0.0:7800\": coordinator[0].admin listens on 10.0.0.1:7800 of the same host; each listener needs a port of its own",
+            "line 8: coordinator[0].raft = \"0.0.0.0:7800\": coordinator[0].admin listens on 10.0.0.1:7800 of the same host; each listener needs a port of its own",
         ),
         (
             "id = \"node-a\"",
             "max_inflight = 268435456",
-            "line 11: node[0].max_inflight = 268435456: a size needs a unit, such as \"64MiB\"; allowed is a size from \"1MiB\" to \"1TiB\"",
+            "line 12: node[0].max_inflight = 268435456: a size needs a unit, such as \"64MiB\"; allowed is a size from \"1MiB\" to \"1TiB\"",
         ),
         (
             "id = \"node-a\"",
             "max_inflight = \"64M\"",
-            "line 11: node[0].max_inflight = \"64M\": \"M\" is no unit; units are B, KB, MB, GB, TB, KiB, MiB, GiB, TiB; allowed is a size from \"1MiB\" to \"1TiB\"",
+            "line 12: node[0].max_inflight = \"64M\": \"M\" is no unit; units are B, KB, MB, GB, TB, KiB, MiB, GiB, TiB; allowed is a size from \"1MiB\" to \"1TiB\"",
         ),
         (
             "id = \"node-a\"",
             "block_sizes = [\"2KiB\"]",
-            "line 11: node[0].block_sizes = (array of 1): \"2KiB\" is no block size; allowed is an array of 1 to 8 different sizes from \"4KiB\" to \"64MiB\", multiples of 64 bytes, all or none as { size, share }",
+            "line 12: node[0].block_sizes = (array of 1): \"2KiB\" is no block size; allowed is an array of 1 to 8 different sizes from \"4KiB\" to \"64MiB\", multiples of 64 bytes, all or none as { size, share }",
         ),
         (
             "[[node.device]]",
             "memory = \"0\"",
-            "line 13: node[0].device[0].memory = \"0\": allowed is a size from \"4KiB\" to \"64TiB\"",
+            "line 14: node[0].device[0].memory = \"0\": allowed is a size from \"4KiB\" to \"64TiB\"",
         ),
         (
             "[[node.device]]",
             "host_memory = \"1KiB\"",
-            "line 13: node[0].device[0].host_memory = \"1KiB\": allowed is \"0\" or a size from \"4KiB\" to \"64TiB\"",
+            "line 14: node[0].device[0].host_memory = \"1KiB\": allowed is \"0\" or a size from \"4KiB\" to \"64TiB\"",
         ),
         (
             "[[node.device]]",
             "kind = \"rocm\"",
-            "line 13: node[0].device[0].kind = \"rocm\": allowed is \"host\" or \"cuda\" or \"auto\"",
+            "line 14: node[0].device[0].kind = \"rocm\": allowed is \"host\" or \"cuda\" or \"auto\"",
         ),
         (
             "[[node.device]]",
             "memory = \"32KiB\"",
-            "line 13: node[0].device[0].memory = \"32KiB\": no block of \"64KiB\" (node[0].block_sizes) fits its part; each size needs room for one",
+            "line 14: node[0].device[0].memory = \"32KiB\": no block of \"64KiB\" (node[0].block_sizes) fits its part; each size needs room for one",
         ),
     ] {
         assert_eq!(with(under, line), [message]);
@@ -213,27 +214,27 @@ fn replaced_values_are_told_alike() {
         (
             "\"node-a\"",
             "\"node--a\"",
-            "line 10: node[0].id = \"node--a\": allowed is 1 to 63 of a-z, 0-9 and single hyphens, with a letter or digit at both ends",
+            "line 11: node[0].id = \"node--a\": allowed is 1 to 63 of a-z, 0-9 and single hyphens, with a letter or digit at both ends",
         ),
         (
             "\"node-a\"",
             "\"coord-a\"",
-            "line 10: node[0].id = \"coord-a\": coordinator[0].id is the same; each process needs an id of its own",
+            "line 11: node[0].id = \"coord-a\": coordinator[0].id is the same; each process needs an id of its own",
         ),
         (
             "\"10.0.0.2\"",
             "\"10.0.0.256\"",
-            "line 11: node[0].host = \"10.0.0.256\": allowed is an IP address or a DNS name",
+            "line 12: node[0].host = \"10.0.0.256\": allowed is an IP address or a DNS name",
         ),
         (
             "\"10.0.0.2\"",
             "\"0.0.0.0\"",
-            "line 11: node[0].host = \"0.0.0.0\": nobody can be reached there; allowed is an IP address or a DNS name",
+            "line 12: node[0].host = \"0.0.0.0\": nobody can be reached there; allowed is an IP address or a DNS name",
         ),
         (
             "\"10.0.0.2\"",
             "\"localhost\"",
-            "line 11: node[0].host = \"localhost\": coordinator[0].host is another machine, which cannot reach this one by it; give an address that all can use",
+            "line 12: node[0].host = \"localhost\": coordinator[0].host is another machine, which cannot reach this one by it; give an address that all can use",
         ),
         (
             "data_dir = \"/data/a\"",
@@ -243,21 +244,21 @@ fn replaced_values_are_told_alike() {
         (
             "\"/data/a\"",
             "\"\"",
-            "line 8: coordinator[0].data_dir = \"\": allowed is a path of 1 to 1024 bytes without control characters",
+            "line 9: coordinator[0].data_dir = \"\": allowed is a path of 1 to 1024 bytes without control characters",
         ),
         (
             "[[node.device]]",
             "",
             "node[0].device: missing; wanted is 1 to 16 tables, each begun by [[node.device]]",
         ),
-        ("[raft]", "[rafts]", "line 4: rafts: unknown key, did you mean \"raft\"?"),
+        ("[raft]", "[rafts]", "line 5: rafts: unknown key, did you mean \"raft\"?"),
         (
             "[raft]",
             "[raft]\n[storage]",
-            "line 5: storage: unknown key, known here are cluster, raft, scaling, tls, traces, coordinator, node_defaults, node",
+            "line 6: storage: unknown key, known here are cluster, raft, scaling, tls, traces, coordinator, node_defaults, node",
         ),
         ("token_file", "tokenfile", "line 3: cluster.tokenfile: unknown key, did you mean \"token_file\"?"),
-        ("[raft]", "[[raft]]", "line 4: raft = (array of 1): allowed is a table"),
+        ("[raft]", "[[raft]]", "line 5: raft = (array of 1): allowed is a table"),
     ] {
         let found = instead(old, new);
         assert!(found.iter().any(|found| found == message), "wanted {message}\nfound {found:#?}");
@@ -273,7 +274,7 @@ fn a_wrong_number_of_processes_is_told() {
     };
     assert_eq!(
         problems_with(&with_more(15), &[]),
-        ["line 5: coordinator = (array of 16): allowed is 1 to 15 tables, each begun by [[coordinator]]"]
+        ["line 6: coordinator = (array of 16): allowed is 1 to 15 tables, each begun by [[coordinator]]"]
     );
     let remarks =
         |more| ClusterConfig::from_toml(&with_more(more), []).expect("any number will do").remarks();
@@ -289,7 +290,7 @@ fn a_wrong_number_of_processes_is_told() {
     let copies = VALID.replace("[raft]", "replicas = 2");
     assert_eq!(
         problems_with(&copies, &[]),
-        ["line 4: cluster.replicas = 2: the file has 1 node; allowed is at most one copy a node"]
+        ["line 5: cluster.replicas = 2: the file has 1 node; allowed is at most one copy a node"]
     );
 }
 
@@ -306,10 +307,10 @@ fn coordinators_cannot_share_a_number_or_a_folder() {
     assert_eq!(
         found,
         [
-            "line 11: coordinator[1].peer = 1: coordinator[0].peer is the same; each coordinator needs a number of its own",
-            "line 18: coordinator[2].peer = 1: coordinator[0].peer is the same; each coordinator needs a number of its own",
-            "line 14: coordinator[1].data_dir = \"/data/a\": coordinator[0].data_dir is the same on the same host; each coordinator needs a folder of its own",
-            "line 20: coordinator[2].data_dir = \"/data/a\": coordinator[0].data_dir is the same on the same host; each coordinator needs a folder of its own",
+            "line 12: coordinator[1].peer = 1: coordinator[0].peer is the same; each coordinator needs a number of its own",
+            "line 19: coordinator[2].peer = 1: coordinator[0].peer is the same; each coordinator needs a number of its own",
+            "line 15: coordinator[1].data_dir = \"/data/a\": coordinator[0].data_dir is the same on the same host; each coordinator needs a folder of its own",
+            "line 21: coordinator[2].data_dir = \"/data/a\": coordinator[0].data_dir is the same on the same host; each coordinator needs a folder of its own",
             "coordinator[2].raft = \"10.0.0.1:7801\": coordinator[0].raft listens on 10.0.0.1:7801 of the same host; each listener needs a port of its own",
         ]
     );
@@ -332,15 +333,15 @@ fn size_classes_that_do_not_add_up_are_told() {
         ("[\"64KiB\", \"5000B\"]", "\"5000B\" is no block size; "),
     ] {
         let found = with("id = \"node-a\"", &format!("block_sizes = {sizes}"));
-        assert_eq!(found, [format!("line 11: node[0].block_sizes = (array of 2): {what}{allowed}")]);
+        assert_eq!(found, [format!("line 12: node[0].block_sizes = (array of 2): {what}{allowed}")]);
     }
     assert_eq!(
         with("id = \"node-a\"", "block_sizes = []"),
-        [format!("line 11: node[0].block_sizes = (array of 0): {allowed}")]
+        [format!("line 12: node[0].block_sizes = (array of 0): {allowed}")]
     );
     assert_eq!(
         with("id = \"node-a\"", "block_sizes = [\"64MiB\"]\nmax_inflight = \"1MiB\"")[0],
-        "line 12: node[0].max_inflight = \"1MiB\": a block of node[0].block_sizes has \"64MiB\"; allowed is at least one such block"
+        "line 13: node[0].max_inflight = \"1MiB\": a block of node[0].block_sizes has \"64MiB\"; allowed is at least one such block"
     );
 }
 
@@ -360,7 +361,7 @@ fn a_disk_tier_needs_a_folder_and_room_for_a_record_of_each_size() {
     assert_eq!(
         with(device, "disk = \"1GiB\""),
         [
-            "line 13: node[0].device[0].disk = \"1GiB\": its files have no folder; allowed is with a \"disk_dir\""
+            "line 14: node[0].device[0].disk = \"1GiB\": its files have no folder; allowed is with a \"disk_dir\""
         ]
     );
     let given = |disk: &str| {
@@ -372,7 +373,7 @@ fn a_disk_tier_needs_a_folder_and_room_for_a_record_of_each_size() {
     assert_eq!(
         given("64KiB"),
         [
-            "line 14: node[0].device[0].disk = \"64KiB\": no block of \"64KiB\" (node[0].block_sizes) fits its part; each size \
+            "line 15: node[0].device[0].disk = \"64KiB\": no block of \"64KiB\" (node[0].block_sizes) fits its part; each size \
           needs room for one"
         ]
     );
@@ -393,7 +394,7 @@ fn a_disk_tier_and_a_snapshot_need_folders_of_their_own() {
         assert_eq!(
             given(disk, persist),
             [format!(
-                "line 12: node[0].persist_dir = \"{persist}\": node[0].disk_dir = \"{disk}\" gives the node's disk tier the same \
+                "line 13: node[0].persist_dir = \"{persist}\": node[0].disk_dir = \"{disk}\" gives the node's disk tier the same \
                  folder, or one within the other; allowed is another"
             )]
         );
@@ -412,7 +413,7 @@ fn a_strategy_that_shrinks_needs_a_smaller_size_to_shrink_into() {
         assert_eq!(
             given("[\"64KiB\"]"),
             [format!(
-                "line 12: node[0].strategy = \"{strategy}\": it shrinks blocks into frames of a smaller size, and \
+                "line 13: node[0].strategy = \"{strategy}\": it shrinks blocks into frames of a smaller size, and \
                  node[0].block_sizes has one size only; allowed is with two or more"
             )]
         );
@@ -432,7 +433,7 @@ fn labels_are_bounded() {
         ),
     ] {
         let found = with("id = \"node-a\"", &format!("labels = {labels}"));
-        assert_eq!(found, [format!("line 11: node[0].labels = (table): {what}{allowed}")]);
+        assert_eq!(found, [format!("line 12: node[0].labels = (table): {what}{allowed}")]);
     }
 }
 
@@ -449,22 +450,41 @@ fn a_text_that_is_not_toml_is_told_with_line_and_column() {
 
 #[test]
 fn all_problems_are_told_at_once_and_each_once() {
-    let text = "[cluster]\nname = \"UP\"\nreplicas = 0\nlease = 5\n[node_defaults]\nio_threads = 0\n\
+    let text = "[cluster]\nname = \"UP\"\nreplicas = 0\nlease = 5\ninsecure = \"yes\"\n[node_defaults]\nio_threads = 0\n\
                 [[node_defaults.device]]\nmemory = 1\n[[node]]\nid = \"a\"\n[[node]]\nhost = \"h\"\n";
     let error = ClusterConfig::from_toml(text, []).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the cluster file has 9 problems:\n  \
+        "the cluster file has 10 problems:\n  \
          cluster.token_file: missing; wanted is a file with the shared token, 16 to 1024 bytes, or KVHIVE_TOKEN in the environment\n  \
          line 2: cluster.name = \"UP\": allowed is 1 to 63 of a-z, 0-9 and single hyphens, with a letter or digit at both ends\n  \
          line 3: cluster.replicas = 0: allowed is a whole number from 1 to 8\n  \
+         line 5: cluster.insecure = \"yes\": allowed is \"refused\" or \"allowed\"\n  \
          line 4: cluster.lease = 5: a time needs a unit, such as \"5ms\"; allowed is a time from \"200ms\" to \"60s\"\n  \
          coordinator: missing; wanted is 1 to 15 tables, each begun by [[coordinator]]\n  \
-         line 6: node_defaults.io_threads = 0: allowed is a whole number from 1 to 256\n  \
-         line 8: node_defaults.device[0].memory = 1: a size needs a unit, such as \"64MiB\"; allowed is a size from \"4KiB\" to \"64TiB\"\n  \
+         line 7: node_defaults.io_threads = 0: allowed is a whole number from 1 to 256\n  \
+         line 9: node_defaults.device[0].memory = 1: a size needs a unit, such as \"64MiB\"; allowed is a size from \"4KiB\" to \"64TiB\"\n  \
          node[0].host: missing; wanted is an IP address or a DNS name\n  \
          node[1].id: missing; wanted is 1 to 63 of a-z, 0-9 and single hyphens, with a letter or digit at both ends"
     );
+}
+
+#[test]
+fn what_other_machines_reach_is_encrypted_or_said_to_be_insecure() {
+    let bare = VALID.replace("insecure = \"allowed\"\n", "");
+    let told = |key: &str, address: &str| {
+        format!(
+            "cluster.insecure = \"refused\": {key} listens on {address}, where other machines reach it, and without [tls] tokens and blocks \
+             travel in the clear; give [tls] (`kvhive tls init` makes certificates), or \"allowed\" where everyone on that network may read them"
+        )
+    };
+    assert_eq!(problems_with(&bare, &[]), [told("coordinator[0].admin", "10.0.0.1:7800")]);
+    assert_eq!(problems_with(&format!("{bare}{TLS}"), &[]), [""; 0]);
+    let one_host = bare.replace("10.0.0.1", "127.0.0.1").replace("10.0.0.2", "localhost");
+    assert_eq!(problems_with(&one_host, &[]), [""; 0]);
+    let open = one_host.replace("id = \"node-a\"", "id = \"node-a\"\ndata = \"0.0.0.0:7810\"");
+    assert_eq!(problems_with(&open, &[]), [told("node[0].data", "0.0.0.0:7810")]);
+    assert_eq!(problems_with(&open, &[("KVHIVE_CLUSTER__INSECURE", "allowed")]), [""; 0]);
 }
 
 #[test]
@@ -583,7 +603,7 @@ fn certificates_are_given_whole_or_not_at_all() {
     );
     assert_eq!(
         problems_with(&format!("{VALID}{TLS}ca = \"a.pem\"\n"), &[]),
-        ["line 17: tls.ca: unknown key, known here are certificate, key, authorities"]
+        ["line 18: tls.ca: unknown key, known here are certificate, key, authorities"]
     );
     let env = [("KVHIVE_TLS__KEY".to_owned(), "/run/own.key".to_owned())];
     let config = ClusterConfig::from_toml(&format!("{VALID}{TLS}"), env).unwrap();
@@ -609,13 +629,13 @@ fn block_events_are_published_where_a_coordinator_says_and_repeated_only_then() 
     assert_eq!(
         with(at, "block_events_replay = \"10.0.0.1:5558\""),
         [
-            "line 7: coordinator[0].block_events_replay = \"10.0.0.1:5558\": nothing is published that it could repeat; give block_events too"
+            "line 8: coordinator[0].block_events_replay = \"10.0.0.1:5558\": nothing is published that it could repeat; give block_events too"
         ]
     );
     assert_eq!(
         with(at, "block_events = \"10.0.0.1:7801\""),
         [
-            "line 7: coordinator[0].block_events = \"10.0.0.1:7801\": coordinator[0].raft listens on 10.0.0.1:7801 of the same host; each listener needs a port of its own"
+            "line 8: coordinator[0].block_events = \"10.0.0.1:7801\": coordinator[0].raft listens on 10.0.0.1:7801 of the same host; each listener needs a port of its own"
         ]
     );
 }
@@ -641,7 +661,7 @@ fn traces_are_off_without_their_table_and_a_variable_can_make_it() {
     {
         let text = format!("{VALID}[traces]\nendpoint = \"{wrong}\"\n");
         let expected =
-            format!("line 14: traces.endpoint = \"{wrong}\": allowed is http://host:port, without a path");
+            format!("line 15: traces.endpoint = \"{wrong}\": allowed is http://host:port, without a path");
         assert_eq!(problems_with(&text, &[]), [expected]);
     }
     let text = format!("{VALID}[traces]\nendpoint = \"http://[::1]:4318\"\n");
@@ -678,7 +698,7 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 13 + 3 + 10 + 3 + 3 + 9 + 36 + 5);
+    assert_eq!(keys, 14 + 3 + 10 + 3 + 3 + 9 + 36 + 5);
 }
 
 #[test]

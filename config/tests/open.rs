@@ -7,6 +7,7 @@ const OPEN: &str = r#"[cluster]
 name = "open"
 replicas = 3
 token_file = "token"
+insecure = "allowed"
 [[coordinator]]
 id = "coord-a"
 host = "10.0.0.1"
@@ -59,7 +60,7 @@ fn what_would_be_wrong_with_any_newcomer_is_told_before_one_comes() {
     assert_eq!(
         problems(ClusterConfig::from_toml(&text.replace("1GiB", "1MiB"), [])),
         [
-            "line 13: node_defaults.device[0].memory = \"1MiB\": no block of \"2MiB\" (node_defaults.block_sizes) fits its part; each size needs room for one"
+            "line 14: node_defaults.device[0].memory = \"1MiB\": no block of \"2MiB\" (node_defaults.block_sizes) fits its part; each size needs room for one"
         ]
     );
 }

@@ -87,7 +87,7 @@ proptest! {
         path in r#"[a-zA-Z0-9 /"\\äß#'.]{1,100}"#,
     ) {
         let mut text = format!(
-            "[cluster]\nname = \"any\"\nack = \"{ack}\"\nreplicas = {}\ntoken_file = {}\nlease = \"{lease_ms}ms\"\n\
+            "[cluster]\nname = \"any\"\ninsecure = \"allowed\"\nack = \"{ack}\"\nreplicas = {}\ntoken_file = {}\nlease = \"{lease_ms}ms\"\n\
              heartbeat = \"{}ms\"\n[raft]\nelection_timeout = \"{election_ms}ms\"\nheartbeat = \"{}ms\"\n",
             nodes.len(), quoted(&path), (lease_ms / 4).max(10), (election_ms / 3).max(10),
         );

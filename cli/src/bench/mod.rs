@@ -123,7 +123,7 @@ pub(crate) struct Report {
 
 /// Where it was measured.
 #[derive(Serialize, Debug)]
-struct Machine {
+pub(crate) struct Machine {
     cpu: String,
     cores: usize,
     memory_bytes: u64,
@@ -249,7 +249,8 @@ fn show(value: f64) -> String {
 }
 
 impl Machine {
-    fn this() -> Machine {
+    /// Looks at this machine.
+    pub(crate) fn this() -> Machine {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let cpu = read("/proc/cpuinfo")
             .lines()

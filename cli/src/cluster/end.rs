@@ -51,7 +51,7 @@ pub(super) fn end(mut children: Vec<(RunningProcess, Child)>, config: &ClusterCo
 }
 
 /// Sends a signal to a process, if it is still there.
-pub(super) fn signal(pid: u32, signal: rustix::process::Signal) {
+pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
         // Fails only when it has ended meanwhile.
         let _ = rustix::process::kill_process(pid, signal);

@@ -11,9 +11,13 @@
 use super::end::{end, signal, stop_limit};
 use super::lock::{is_locked, lock};
 pub(crate) use super::shape::Shape;
+use crate::report;
 use crate::trust;
 use anyhow::{Context, Result, bail};
+pub(crate) use begin::{Begin, Begins};
 use kvhive_config::{ClusterConfig, LocalCluster};
+use ports::PortTaken;
+pub(crate) use ports::{PORT_IS_TAKEN, is_port_taken, start};
 pub(crate) use resize::wish;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -22,9 +26,11 @@ use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+mod begin;
+mod ports;
 mod resize;
 
 /// The token's file within the cluster's folder.
@@ -122,11 +128,11 @@ impl Running {
     }
 }
 
-/// Makes the cluster's folder, token and cluster file if they are not there.
+/// Makes the cluster's folder, token and cluster file if they are not there. Says whether it has made them.
 ///
 /// # Errors
 /// When the folder cannot be written, or holds a cluster already and `shape` asks for another.
-pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<()> {
+pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<bool> {
     if is_locked(dir)? {
         bail!(
             "a cluster already runs in {}; stop it with `kvhive down --dir {}`",
@@ -142,7 +148,7 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
                 dir.display()
             );
         }
-        return Ok(());
+        return Ok(false);
     }
     // Refused before anything is removed.
     let shape = shape.unwrap_or_default();
@@ -182,7 +188,7 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
         trust::make_local(dir)?;
     }
     fs::write(config, text)?;
-    Ok(())
+    Ok(true)
 }
 
 /// Writes the cluster file of a cluster of this shape.
@@ -201,7 +207,7 @@ fn describe(dir: &Path, shape: Shape) -> Result<String> {
         strategy: shape.strategy,
         tls: shape.tls,
         base_dir,
-        ports: ports(shape.coordinators, shape.nodes)?,
+        ports: ports::pick(shape.coordinators, shape.nodes)?,
     };
     Ok(cluster.config()?.to_toml().expect("a local cluster lists its nodes"))
 }
@@ -215,26 +221,12 @@ fn remove(path: &Path, how: impl Fn(&Path) -> std::io::Result<()>) -> Result<()>
     }
 }
 
-/// Picks two ports for each process: the documented ones where they are all free, else any free ones.
-fn ports(coordinators: u32, nodes: u32) -> Result<Vec<u16>> {
-    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let first =
-        (0..coordinators).map(|at| 7800 + 20 * at as u16).chain((0..nodes).map(|at| 7810 + 20 * at as u16));
-    let usual: Vec<u16> = first.flat_map(|port| [port, port + 1]).collect();
-    if usual.iter().all(|port| free(*port)) {
-        return Ok(usual);
-    }
-    // Held together until all are picked, so that no two are the same.
-    let held: Vec<TcpListener> =
-        (0..usual.len()).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
-    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
-}
-
 /// A local cluster's processes, owned by the calling process; dropping it kills what still runs.
 pub(crate) struct Cluster {
     dir: PathBuf,
     config: ClusterConfig,
     children: Vec<(RunningProcess, Child)>,
+    begins: Begins,
     _lock: File,
 }
 
@@ -243,7 +235,15 @@ impl Cluster {
     ///
     /// # Errors
     /// When a process ends or does not serve in time; the others are stopped then.
-    pub(crate) fn start(dir: &Path, mut waiting: impl FnMut(&str)) -> Result<Cluster> {
+    pub(crate) fn start(dir: &Path, waiting: impl FnMut(&str)) -> Result<Cluster> {
+        Cluster::start_as(dir, Begins::new(), waiting)
+    }
+
+    /// The same, where some of its processes are begun in another way.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`].
+    pub(crate) fn start_as(dir: &Path, begins: Begins, mut waiting: impl FnMut(&str)) -> Result<Cluster> {
         let dir = dir.canonicalize().with_context(|| format!("no cluster in {}", dir.display()))?;
         let lock = lock(&dir)?.with_context(|| format!("a cluster already runs in {}", dir.display()))?;
         // What a killed supervisor has left says nothing of this one.
@@ -252,7 +252,7 @@ impl Cluster {
             .with_context(|| format!("cannot make {}", dir.join("logs").display()))?;
         let text = fs::read_to_string(dir.join(CONFIG_FILE)).context("cannot read the cluster file")?;
         let config = ClusterConfig::from_toml(&text, std::env::vars())?;
-        let mut cluster = Cluster { dir, config, children: Vec::new(), _lock: lock };
+        let mut cluster = Cluster { dir, config, children: Vec::new(), begins, _lock: lock };
         let ids: Vec<(String, &str)> = cluster
             .config
             .coordinators
@@ -272,7 +272,8 @@ impl Cluster {
 
     fn spawn(&self, id: &str) -> Result<Child> {
         let log = OpenOptions::new().create(true).append(true).open(self.log_file(id))?;
-        Command::new(std::env::current_exe()?)
+        self.begin(id)
+            .command(&std::env::current_exe()?)
             .args(["up", "--config"])
             .arg(self.dir.join(CONFIG_FILE))
             .args(["--id", id])
@@ -296,8 +297,7 @@ impl Cluster {
     /// # Errors
     /// When there is no process of this id.
     pub(crate) fn kill(&mut self, id: &str) -> Result<()> {
-        let at = self.children.iter().position(|(process, _)| process.id == id);
-        let (_, mut child) = self.children.remove(at.with_context(|| format!("{id} does not run"))?);
+        let (_, mut child) = self.take(id)?;
         child.kill()?;
         child.wait()?;
         Ok(())
@@ -349,7 +349,14 @@ impl Cluster {
         let begun = Instant::now();
         loop {
             if let Some((id, status)) = self.dead()? {
-                bail!("{id} ended while starting ({status}); its log ends with:\n{}", self.log_tail(&id));
+                let said = format!(
+                    "{id} ended while starting ({status}); its log ends with:\n{}",
+                    self.log_tail(&id)
+                );
+                return match status.code() == Some(PORT_IS_TAKEN.into()) {
+                    true => Err(PortTaken(said).into()),
+                    false => Err(anyhow::Error::msg(said)),
+                };
             }
             let answer = admin.get::<serde_json::Value>("/v1/cluster");
             let state = match &answer {
@@ -384,7 +391,11 @@ impl Cluster {
         let slots = &status["slots"];
         let (unavailable, moving) = (&slots["unavailable"], &slots["moving"]);
         if up < nodes || silent > 0 {
-            return Err(format!("{up} of {nodes} nodes serve, {silent} devices have not reported"));
+            return Err(format!(
+                "{up} of {} serve, {} silent",
+                report::counted(nodes as u64, "node"),
+                report::counted_are(silent as u64, "device")
+            ));
         }
         // Slots settle at once where there is nothing; others are served while they move.
         if unavailable.as_u64() != Some(0) || is_empty && moving.as_u64() != Some(0) {

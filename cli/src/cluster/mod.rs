@@ -1,6 +1,6 @@
 //! Clusters as processes: one process of a cluster file, or a whole cluster on this machine.
 
-mod end;
+pub(crate) mod end;
 pub(crate) mod local;
 mod lock;
 pub(crate) mod place;

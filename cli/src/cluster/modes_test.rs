@@ -188,6 +188,7 @@ fn tuning_of(mode: Mode) -> Tuning {
         r#"
             [cluster]
             name = "test"
+            insecure = "allowed"
             token_file = "token"
             [raft]
             [[coordinator]]

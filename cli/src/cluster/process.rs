@@ -366,6 +366,7 @@ mod tests {
         let text = r#"
             [cluster]
             name = "test"
+            insecure = "allowed"
             token_file = "token"
             [raft]
             [[coordinator]]

@@ -162,10 +162,30 @@ impl Book {
 
     /// Adds what comes until nobody can send more.
     fn keep(&mut self, queue: &Receiver<Vec<u8>>) {
+        let mut lacking = 0u64;
         for line in queue {
-            if let Err(error) = self.add(&line) {
-                tracing::error!(%error, folder = %self.folder.display(), "the audit file cannot be written: the change is in this log alone");
+            match self.add(&line) {
+                Ok(()) if lacking > 0 => {
+                    tracing::warn!(lacking, folder = %self.folder.display(), "the audit file can be written again; changes before are in this log alone");
+                    lacking = 0;
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    // Said once, and not for each change while it lasts.
+                    if lacking == 0 {
+                        tracing::error!(%error, folder = %self.folder.display(), "the audit file cannot be written: changes are in this log alone");
+                    }
+                    lacking += 1;
+                    self.cut();
+                }
             }
+        }
+    }
+
+    /// Takes away what a failed write has left of a line: the next one would be joined to it.
+    fn cut(&self) {
+        if let Err(error) = self.file.set_len(self.bytes) {
+            tracing::debug!(%error, "the audit file may end with a part of a line");
         }
     }
 
@@ -198,5 +218,17 @@ mod tests {
         // Another start goes on with it.
         let again = Book::open(folder.path().to_owned()).expect("it is writable");
         assert_eq!(again.bytes, MAX_FILE_BYTES / 2);
+    }
+    #[test]
+    fn what_a_failed_write_left_of_a_line_is_not_joined_to_the_next() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut book = Book::open(folder.path().to_owned()).expect("it is writable");
+        book.add(b"one\n").expect("there is room");
+        // As a disk leaves it that became full in the middle.
+        book.file.write_all(b"tw").expect("there is room");
+        book.cut();
+        book.add(b"three\n").expect("there is room");
+        let text = std::fs::read_to_string(folder.path().join(FILE)).expect("it is there");
+        assert_eq!(text, "one\nthree\n");
     }
 }

@@ -14,7 +14,7 @@ use kvhive_control::{check_change, check_rules};
 use kvhive_protocol::control::{Command, CommandReply, Overview};
 use kvhive_protocol::load::TenantLoad;
 use kvhive_protocol::{
-    Change, ClusterMap, RulesChange, Strategy, Tenant as KnownTenant, TenantId, TenantRules, WireError,
+    Change, ClusterMap, Era, RulesChange, Strategy, Tenant as KnownTenant, TenantId, TenantRules, WireError,
 };
 use kvhive_runtime::http::Problem;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -238,15 +238,44 @@ fn missing(name: &str) -> Trouble {
     Trouble::not_found(format!("tenant {name:?} does not exist; GET /v1/tenants lists those that do"))
 }
 
+/// Whom a change is asked of where there is no tenant of its name: it may have been made under the name that it has itself while there
+/// was one, and is answered as it was then. Otherwise it is refused: nobody has this number.
+const NOBODY: TenantId = TenantId(0);
+
+/// Finds the tenant that a change is asked of.
+fn asked_of(map: &ClusterMap, name: &str, asked: &AskedAs) -> Result<(TenantId, KnownTenant), Trouble> {
+    match map.tenant(name) {
+        Some((id, known)) => Ok((id, known.clone())),
+        None if asked.is_named() => {
+            let gone = KnownTenant {
+                name: name.to_owned(),
+                era: Era::default(),
+                secret: [0; 32],
+                rules: TenantRules::default(),
+            };
+            Ok((NOBODY, gone))
+        }
+        None => Err(missing(name)),
+    }
+}
+
 impl Admin {
-    /// Has a change made that ends a tenant's era, and shows the tenant in its new one.
-    async fn end_era(&self, asked: AskedAs, command: Command, name: &str) -> Answer<Tenant> {
-        match self.submit(asked, command).await? {
-            CommandReply::TenantCleared { era, .. } => {
-                let shown = self.shown(name).await?;
+    /// Has a change made that ends a tenant's era, and shows the tenant in its new one: that it is deleted meanwhile takes nothing
+    /// back of what was done.
+    async fn end_era(
+        &self,
+        asked: AskedAs,
+        command: Command,
+        (id, known): (TenantId, &KnownTenant),
+    ) -> Answer<Tenant> {
+        match self.submit(asked, command).await {
+            Ok(CommandReply::TenantCleared { era, .. }) => {
+                let shown = self.made(id, known).await?;
                 Ok(Json(Tenant { era: era.0, ..shown }))
             }
-            other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+            Ok(other) => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+            Err(trouble) if id == NOBODY && trouble.is_refusal() => Err(missing(&known.name)),
+            Err(trouble) => Err(trouble),
         }
     }
 
@@ -262,16 +291,12 @@ impl Admin {
         map.ok_or_else(not_started)
     }
 
-    /// Shows a tenant that was created: as it is, or as it was then where it has ended since.
+    /// Shows a tenant that was created or changed: as it is, or as it was then where it has ended since.
     async fn made(&self, id: TenantId, then: &KnownTenant) -> Result<Tenant, Trouble> {
         let overview = self.overview(Freshness::Linearizable).await?;
         let map = overview.map.as_ref().ok_or_else(not_started)?;
         let load = overview.tenants.iter().find(|(tenant, _)| *tenant == id).map(|(_, load)| *load);
         Ok(shown(map, id, map.tenants.get(&id).unwrap_or(then), &load.unwrap_or_default()))
-    }
-
-    async fn shown(&self, name: &str) -> Result<Tenant, Trouble> {
-        one(&self.overview(Freshness::Linearizable).await?, name)
     }
 }
 
@@ -348,16 +373,23 @@ pub(super) async fn change_tenant(
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let Json(Object(patch)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let map = admin.map().await?;
-    let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
+    let (tenant, known) = asked_of(&map, &name, &asked)?;
     let change = patch.change(&map)?;
     let rules = change.apply(TenantRules::default());
     let pool = rules.shares_with.and_then(|pool| map.tenants.get(&pool));
     check(&rules, pool.map(|pool| pool.name.as_str()))?;
     // By the map of now, which is newer than the asking: what it refuses costs no entry of the log.
-    check_change(&map, tenant, &change)?;
-    match admin.submit(asked, Command::SetTenantRules { tenant, change }).await? {
-        CommandReply::Applied { .. } => Ok(Json(admin.shown(&name).await?)),
-        other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+    if tenant != NOBODY {
+        check_change(&map, tenant, &change)?;
+    }
+    match admin.submit(asked, Command::SetTenantRules { tenant, change }).await {
+        Ok(CommandReply::Applied { .. }) => {
+            let then = KnownTenant { rules: change.apply(known.rules), ..known };
+            Ok(Json(admin.made(tenant, &then).await?))
+        }
+        Ok(other) => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),
+        Err(trouble) if tenant == NOBODY && trouble.is_refusal() => Err(missing(&name)),
+        Err(trouble) => Err(trouble),
     }
 }
 
@@ -371,8 +403,8 @@ pub(super) async fn clear_tenant(
 ) -> Answer<Tenant> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let map = admin.map().await?;
-    let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
-    admin.end_era(asked, Command::ClearTenant { tenant }, &name).await
+    let (tenant, known) = asked_of(&map, &name, &asked)?;
+    admin.end_era(asked, Command::ClearTenant { tenant }, (tenant, &known)).await
 }
 
 /// Gives a tenant another secret, which nobody chooses or sees, and ends its era. Answered when nobody serves its older blocks any
@@ -386,8 +418,8 @@ pub(super) async fn rotate_secret(
 ) -> Answer<Tenant> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let map = admin.map().await?;
-    let (tenant, _) = map.tenant(&name).ok_or_else(|| missing(&name))?;
-    admin.end_era(asked, Command::RotateSecret { tenant, secret: fresh_secret()? }, &name).await
+    let (tenant, known) = asked_of(&map, &name, &asked)?;
+    admin.end_era(asked, Command::RotateSecret { tenant, secret: fresh_secret()? }, (tenant, &known)).await
 }
 
 /// Ends a tenant. Answered when nobody serves its blocks any more; a later tenant of its name is another. Refused for `default`, for
@@ -401,7 +433,7 @@ pub(super) async fn delete_tenant(
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let known = admin.map().await?.tenant(&name).map(|(tenant, _)| tenant);
     // One that is gone may have been ended under this very name, which is then answered as it was: nobody has this number.
-    let tenant = known.or(asked.is_named().then_some(TenantId(0))).ok_or_else(|| missing(&name))?;
+    let tenant = known.or(asked.is_named().then_some(NOBODY)).ok_or_else(|| missing(&name))?;
     match admin.submit(asked, Command::DeleteTenant { tenant }).await {
         Ok(CommandReply::TenantDeleted { .. }) => Ok(StatusCode::NO_CONTENT),
         Ok(other) => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),

@@ -247,3 +247,35 @@ fn what_devices_report_of_a_tenant_is_summed_up() {
         assert_eq!(shown[field], value, "{field}");
     }
 }
+
+/// Asks for a change under a name of its own.
+fn named(group: &Group, method: &str, path: &str, name: u8, body: &str) -> Answer {
+    let (token, name) = (bearer(TOKEN), format!("{name:032x}"));
+    let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let headers = [("authorization", token.as_str()), ("content-type", kind), ("idempotency-key", &name)];
+    ask(group.admin(0).address, method, path, &headers, body.as_bytes())
+}
+
+#[test]
+fn a_change_that_was_made_is_answered_as_such_although_the_tenant_is_deleted_meanwhile() {
+    let group = Group::of(1);
+    let door = group.admin(0);
+    assert_eq!(door.post("/v1/tenants", &json!({"name": "acme"}).to_string()).status, 201);
+    let path = "/v1/tenants/acme";
+    let clear = |name| named(&group, "POST", &format!("{path}/clear"), name, "{}");
+    let rotate = |name| named(&group, "POST", &format!("{path}/rotate"), name, "{}");
+    let rule = |name| named(&group, "PATCH", path, name, r#"{"host_quota_bytes": 7}"#);
+    assert_eq!(
+        (rule(1).json()["host_quota_bytes"].clone(), clear(2).json()["era"].clone()),
+        (json!(7), json!(2))
+    );
+    assert_eq!(rotate(3).json()["era"], 3);
+    assert_eq!(named(&group, "DELETE", path, 4, "").status, 204);
+    // Whoever did not hear the answer asks again, and hears that it was done.
+    let again = [rule(1), clear(2), rotate(3)];
+    assert_eq!(again.each_ref().map(|answer| answer.status), [200; 3]);
+    assert_eq!(again.map(|answer| answer.json()["era"].clone())[1..], [json!(2), json!(3)]);
+    // Of what was not asked before there is nobody any more.
+    assert_eq!([rule(5), clear(6), rotate(7)].map(|answer| answer.status), [404; 3]);
+    assert_eq!(door.post(&format!("{path}/clear"), "{}").status, 404);
+}

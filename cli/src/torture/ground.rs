@@ -1,0 +1,478 @@
+//! The cluster that is broken: its processes, its folder, and when it is whole again.
+
+use super::isolated::{Isolation, probe, wrong_clock};
+use super::load::{self, Load};
+use super::shared::Shared;
+use crate::admin::{Admin, Target};
+use crate::cluster::end::signal;
+use crate::cluster::local::{self, Begins, Cluster, Shape};
+use crate::trust;
+use anyhow::{Context, Result, bail};
+use kvhive_client::ClientConfig;
+use kvhive_config::{Bytes, ClusterConfig};
+use kvhive_oracle::Fault;
+use kvhive_protocol::{ClusterMap, Generation, MemberState};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long a cluster may take until it is whole after a fault is over.
+const HEAL_LIMIT: Duration = Duration::from_secs(60);
+/// The largest page of metrics.
+const METRICS_BYTES: usize = 8 << 20;
+const POLL: Duration = Duration::from_millis(100);
+/// Of the cluster of its own: short, so that nodes are stopped for longer than it in little time.
+const SERVING_LEASE: &str = "5s";
+/// How long a coordinator may take to answer, who may be stopped.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+
+/// A cluster whose processes may be broken.
+pub(super) struct Ground {
+    // Dropped in this order: processes first, then their networks and disks, then their folder.
+    cluster: Cluster,
+    /// Networks and disks of its processes; why there are none otherwise.
+    isolation: Result<Isolation, String>,
+    dir: PathBuf,
+    stopped: BTreeSet<String>,
+    /// Nodes that have to be heard anew before the cluster can be whole: the map may know nothing yet of their end.
+    renews: BTreeMap<String, Generation>,
+    folder: Option<tempfile::TempDir>,
+}
+
+impl Ground {
+    /// Starts a cluster of its own: three coordinators, four nodes with little memory and a disk tier each.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(super) fn own() -> Result<Ground> {
+        let (folder, _) = prepared(|config| config.to_toml().context(LISTS))?;
+        let cluster = Cluster::start(folder.path(), |_| {})?;
+        Ok(Ground::new(
+            cluster,
+            Err("only with --namespaces".to_owned()),
+            folder.path().to_owned(),
+            Some(folder),
+        ))
+    }
+
+    /// The same, each process in a network of its own and each coordinator with a disk of its own, where this machine can do that.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(super) fn isolated() -> Result<Ground> {
+        let can = match probe() {
+            Ok(can) => can,
+            Err(why) => {
+                let mut ground = Ground::own()?;
+                ground.isolation = Err(why);
+                return Ok(ground);
+            }
+        };
+        let has_disks = can.get(&Fault::FullDisk).is_some_and(Result::is_ok);
+        let mut isolation = None;
+        let (folder, config) = prepared(|config| {
+            let ids: Vec<String> = config.ids().map(str::to_owned).collect();
+            let made = isolation.insert(Isolation::new(&ids, can)?);
+            Ok(moved(&config.to_toml().context(LISTS)?, |id| made.network().host(id)))
+        })?;
+        let mut isolation = isolation.context("it was made with the cluster file")?;
+        let images = folder.path().join("images");
+        std::fs::create_dir(&images)?;
+        for one in config.coordinators.iter().filter(|_| has_disks) {
+            isolation.give_disk(&one.id, &images.join(&one.id), &folder.path().join("data").join(&one.id))?;
+        }
+        let begins: Begins = config.ids().map(|id| (id.to_owned(), isolation.network().begin(id))).collect();
+        let cluster = Cluster::start_as(folder.path(), begins, |_| {})?;
+        Ok(Ground::new(cluster, Ok(isolation), folder.path().to_owned(), Some(folder)))
+    }
+
+    fn new(
+        cluster: Cluster,
+        isolation: Result<Isolation, String>,
+        dir: PathBuf,
+        folder: Option<tempfile::TempDir>,
+    ) -> Ground {
+        Ground { cluster, isolation, dir, stopped: BTreeSet::new(), renews: BTreeMap::new(), folder }
+    }
+
+    /// Starts the cluster that `kvhive up` made in `dir`.
+    ///
+    /// # Errors
+    /// When there is none, it runs, or it does not start.
+    pub(super) fn of(dir: &Path) -> Result<Ground> {
+        if !dir.join(local::CONFIG_FILE).exists() {
+            bail!("no cluster in {}: `kvhive up --dir {}` makes one", dir.display(), dir.display());
+        }
+        if local::Running::load(dir).is_ok() {
+            bail!(
+                "a cluster runs in {dir}; its processes are to be this command's own: end it with `kvhive down --dir {dir}` first",
+                dir = dir.display()
+            );
+        }
+        let cluster = Cluster::start(dir, |_| {})?;
+        let why = "only a cluster of its own can have networks of its own".to_owned();
+        Ok(Ground::new(cluster, Err(why), dir.canonicalize()?, None))
+    }
+
+    /// Returns the cluster's folder.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Returns how a client reaches it.
+    ///
+    /// # Errors
+    /// When token or certificates cannot be read.
+    pub(super) fn client_config(&self) -> Result<ClientConfig> {
+        let token = std::fs::read_to_string(self.dir.join(local::TOKEN_FILE))?;
+        let coordinators = self.cluster.running(true).coordinators;
+        let config = ClientConfig::new(coordinators, token.trim().as_bytes().to_vec());
+        Ok(ClientConfig { tls: trust::of_local(&self.dir)?, request_timeout: load::READ_LIMIT, ..config })
+    }
+
+    /// Returns its admin API, asked with little patience.
+    ///
+    /// # Errors
+    /// When token or certificates cannot be read.
+    pub(super) fn admin(&self) -> Result<Admin> {
+        let target = Target {
+            admin: Some(self.cluster.running(true).admin_urls.join(",")),
+            token_file: Some(self.dir.join(local::TOKEN_FILE)),
+            ca: trust::local_authority(&self.dir),
+            dir: self.dir.clone(),
+        };
+        target.resolve_within(ANSWER_LIMIT, ANSWER_LIMIT)
+    }
+
+    /// Names its coordinators, as the cluster file does.
+    pub(super) fn coordinators(&self) -> Vec<String> {
+        self.cluster.config().coordinators.iter().map(|one| one.id.clone()).collect()
+    }
+
+    /// Names its nodes.
+    pub(super) fn nodes(&self) -> Vec<String> {
+        self.cluster.config().nodes.iter().map(|one| one.id.clone()).collect()
+    }
+
+    /// Returns how long a node may be a member, and serve, without being heard.
+    pub(super) fn leases(&self) -> (Duration, Duration) {
+        let settings = &self.cluster.config().cluster;
+        (settings.lease, settings.serving_lease)
+    }
+
+    /// Returns who leads the coordinators, by the first of them that says so.
+    pub(super) fn leader(&self) -> Option<String> {
+        let begun = Instant::now();
+        while begun.elapsed() < HEAL_LIMIT {
+            let answers = self.admin().ok()?.each();
+            let leader = |admin: &Admin| {
+                let status = admin.get::<Value>("/v1/cluster?consistency=stale").ok()?;
+                status["leader"].as_str().map(str::to_owned)
+            };
+            if let Some(leader) = answers.iter().find_map(leader) {
+                return Some(leader);
+            }
+            std::thread::sleep(POLL);
+        }
+        None
+    }
+
+    /// Returns how many records of its disk a node has found to be damaged since it started; 0 where it does not answer.
+    pub(super) fn bad_records(&self, load: &Load, node: &str) -> u64 {
+        let map = load.client().map();
+        let address = map.member(node).map(|(_, member)| member.metrics_address.clone());
+        let page = address.and_then(|address| {
+            let admin = self.admin().ok()?.of_node(&address);
+            String::from_utf8(admin.get_bytes("/metrics", METRICS_BYTES).ok()?).ok()
+        });
+        let lines = page.iter().flat_map(|page| page.lines());
+        let of_it = lines.filter(|line| line.starts_with("kvhive_node_disk_bad_records_total{"));
+        of_it.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+    }
+
+    /// Kills a process at once.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub(super) fn kill(&mut self, id: &str) -> Result<()> {
+        self.stopped.remove(id);
+        self.cluster.kill(id)
+    }
+
+    /// Ends a process in order.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub(super) fn finish(&mut self, id: &str) -> Result<()> {
+        self.cluster.end(id)
+    }
+
+    /// Starts a process that does not run.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(super) fn start(&mut self, id: &str) -> Result<()> {
+        self.cluster.respawn(id)
+    }
+
+    /// Stops a process where it is.
+    pub(super) fn pause(&mut self, id: &str) {
+        if let Some(pid) = self.cluster.pid(id) {
+            self.stopped.insert(id.to_owned());
+            signal(pid, Signal::STOP);
+        }
+    }
+
+    /// Has a stopped process go on.
+    pub(super) fn resume(&mut self, id: &str) {
+        self.stopped.remove(id);
+        if let Some(pid) = self.cluster.pid(id) {
+            signal(pid, Signal::CONT);
+        }
+    }
+
+    /// Says why a fault cannot be made that needs hosts of their own.
+    pub(super) fn lacks(&self, fault: Fault) -> Option<String> {
+        match &self.isolation {
+            Err(why) => Some(why.clone()),
+            Ok(isolation) => match isolation.can().get(&fault) {
+                Some(Ok(())) => None,
+                Some(Err(why)) => Some(why.clone()),
+                None => Some("it is no fault of a host".to_owned()),
+            },
+        }
+    }
+
+    /// Returns its networks and disks.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub(super) fn isolation(&mut self) -> Result<&mut Isolation> {
+        self.isolation.as_mut().map_err(|why| anyhow::anyhow!("{why}"))
+    }
+
+    /// Has a process be begun with another clock from its next start on, or as before.
+    pub(super) fn set_clock(&mut self, id: &str, hours: Option<i64>) -> Result<()> {
+        let begin = self.isolation()?.network().begin(id);
+        self.cluster.begin_as(id, hours.map_or_else(|| begin.clone(), |hours| wrong_clock(&begin, hours)));
+        Ok(())
+    }
+
+    /// Returns a process' id.
+    pub(super) fn pid(&self, id: &str) -> Option<u32> {
+        self.cluster.pid(id)
+    }
+
+    /// Says whether a process has ended by itself. It is not looked after any more then.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub(super) fn has_ended(&mut self, id: &str) -> Result<bool> {
+        while let Some((ended, status)) = self.cluster.dead()? {
+            tracing::debug!(ended, %status, "ended by itself");
+            if ended != id {
+                self.cluster.respawn(&ended)?;
+            }
+        }
+        Ok(self.cluster.pid(id).is_none())
+    }
+
+    /// A node has lost nothing after all.
+    pub(super) fn stays(&mut self, id: &str) {
+        self.renews.remove(id);
+    }
+
+    /// Starts what ended by itself, and returns it with why.
+    ///
+    /// # Errors
+    /// When the system does not say, or it cannot be started.
+    pub(super) fn revive(&mut self) -> Result<Vec<String>> {
+        let mut ended = Vec::new();
+        while let Some((id, status)) = self.cluster.dead()? {
+            let tail = self.cluster.log_tail(&id);
+            let last = tail.lines().last().unwrap_or_default().to_owned();
+            self.cluster.respawn(&id)?;
+            ended.push(format!("{id} ended ({status}); its log ends with: {last}"));
+        }
+        Ok(ended)
+    }
+
+    /// Waits until every process is there, every slot has all of its replicas and none of them lacks anything; what ends meanwhile is
+    /// started again, and told. Says what is lacking if that takes too long.
+    ///
+    /// # Errors
+    /// When a process cannot be started.
+    pub(super) fn heal(
+        &mut self,
+        shared: &Shared,
+        runtime: &tokio::runtime::Runtime,
+        load: &Load,
+    ) -> Result<(Result<(), String>, Vec<String>)> {
+        let (begun, mut ended) = (Instant::now(), Vec::new());
+        loop {
+            ended.extend(self.revive()?);
+            let lacking = match runtime.block_on(load.client().refresh()) {
+                Err(error) => format!("no map: {error}"),
+                Ok(map) => match self.lacking(&map).or_else(|| self.silent()) {
+                    None => {
+                        self.renews.clear();
+                        return Ok((Ok(()), ended));
+                    }
+                    Some(lacking) => lacking,
+                },
+            };
+            if begun.elapsed() > HEAL_LIMIT || shared.is_interrupted() {
+                return Ok((Err(lacking), ended));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// A node loses what it holds: it has to be heard anew.
+    pub(super) fn renews(&mut self, runtime: &tokio::runtime::Runtime, load: &Load, id: &str) {
+        // Where no coordinator answers, the newest map that the client has.
+        if let Err(error) = runtime.block_on(load.client().refresh()) {
+            tracing::debug!(%error, "the map could not be refreshed");
+        }
+        if let Some((_, member)) = load.client().map().member(id) {
+            self.renews.insert(id.to_owned(), member.generation);
+        }
+    }
+
+    /// Says what a map lacks until the cluster is whole.
+    fn lacking(&self, map: &ClusterMap) -> Option<String> {
+        let is_old = |(id, old): &(&String, &Generation)| {
+            map.member(id).is_none_or(|(_, member)| member.generation <= **old)
+        };
+        if let Some((id, _)) = self.renews.iter().find(is_old) {
+            return Some(format!("{id} has not registered anew"));
+        }
+        let nodes = self.nodes().len();
+        let up = map.members.values().filter(|member| member.state == MemberState::Up).count();
+        let wanted = usize::from(map.settings.replicas).min(nodes);
+        let thin = map.slots.iter().filter(|set| set.0.len() < wanted).count();
+        let filling = map.filling.len();
+        let is_whole = up >= nodes && thin == 0 && filling == 0;
+        (!is_whole).then(|| {
+            format!("{up} of {nodes} nodes are up, {thin} slots lack a replica, {filling} are being filled")
+        })
+    }
+
+    /// Says which coordinator does not follow.
+    fn silent(&self) -> Option<String> {
+        let Ok(admin) = self.admin() else { return Some("the token cannot be read".to_owned()) };
+        let status = match admin.get::<Value>("/v1/cluster") {
+            Ok(status) => status,
+            Err(error) => return Some(format!("no status: {error:#}")),
+        };
+        let coordinators = status["coordinators"].as_array().map_or(&[][..], Vec::as_slice);
+        let silent = coordinators.iter().find(|one| one["role"] == "unreachable")?;
+        Some(format!("{} does not answer", silent["name"]))
+    }
+
+    /// Heals it for the last time and looks for every promised block.
+    ///
+    /// # Errors
+    /// When a process cannot be started.
+    pub(super) fn settle(
+        &mut self,
+        shared: &Shared,
+        runtime: &tokio::runtime::Runtime,
+        load: &Load,
+    ) -> Result<()> {
+        match self.heal(shared, runtime, load)?.0 {
+            Ok(()) => runtime.block_on(load.check_promises()),
+            Err(lacking) => {
+                shared.figures().not_healed += 1;
+                shared.found(format!("not whole at the end: {lacking}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves the folder of a cluster of its own where it is, and says where that is.
+    pub(super) fn keep(&mut self) -> PathBuf {
+        self.folder.take().map_or_else(|| self.dir.clone(), tempfile::TempDir::keep)
+    }
+
+    fn resume_all(&mut self) {
+        for id in std::mem::take(&mut self.stopped) {
+            self.resume(&id);
+        }
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        // A stopped process would not hear that it is to end.
+        self.resume_all();
+    }
+}
+
+/// What is known of every file that is made here.
+const LISTS: &str = "a local cluster lists its nodes";
+
+/// Makes the folder of a cluster of its own, with the file that `write` makes of what it is to be.
+fn prepared(
+    write: impl FnOnce(&ClusterConfig) -> Result<String>,
+) -> Result<(tempfile::TempDir, ClusterConfig)> {
+    let folder = tempfile::Builder::new().prefix("kvhive-torture-").tempdir()?;
+    let shape = Shape {
+        coordinators: 3,
+        nodes: 4,
+        devices: 1,
+        device_memory: Bytes(4 << 20),
+        host_memory: Bytes(2 << 20),
+        disk: Bytes(48 << 20),
+        block_size: Bytes(load::BLOCK as u64),
+        replicas: 2,
+        ..Shape::default()
+    };
+    local::prepare(folder.path(), Some(shape), false)?;
+    let file = folder.path().join(local::CONFIG_FILE);
+    let lease = [("KVHIVE_CLUSTER__SERVING_LEASE".to_owned(), SERVING_LEASE.to_owned())];
+    let config = ClusterConfig::from_toml(&std::fs::read_to_string(&file)?, lease)?;
+    std::fs::write(&file, write(&config)?)?;
+    Ok((folder, config))
+}
+
+/// Puts each process of a local cluster's file on a host of its own: of this machine, all of them, so that nobody else listens.
+fn moved(text: &str, host: impl Fn(&str) -> Option<String>) -> String {
+    let text = text.replace("insecure = \"refused\"", "insecure = \"allowed\"");
+    let mut own = None;
+    let mut out = String::new();
+    for line in text.lines() {
+        if let Some(id) = line.strip_prefix("id = \"").and_then(|rest| rest.strip_suffix('"')) {
+            own = host(id);
+        }
+        match &own {
+            Some(own) => out.push_str(&line.replace("127.0.0.1", own)),
+            None => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_process_of_the_file_is_on_its_own_host() {
+        let config = kvhive_config::LocalCluster::default().config().expect("a right file");
+        let hosts: BTreeMap<&str, String> =
+            config.ids().enumerate().map(|(at, id)| (id, format!("10.1.2.{}", 10 + at))).collect();
+        let text = moved(&config.to_toml().expect(LISTS), |id| hosts.get(id).cloned());
+        let moved = ClusterConfig::from_toml(&text, std::iter::empty()).expect("a right file");
+        assert!(!text.contains("127.0.0.1"));
+        for one in &moved.coordinators {
+            assert_eq!((&one.host, one.raft.ip().to_string()), (&hosts[&*one.id], hosts[&*one.id].clone()));
+        }
+        for one in &moved.nodes {
+            assert_eq!((&one.host, one.data.ip().to_string()), (&hosts[&*one.id], hosts[&*one.id].clone()));
+        }
+    }
+}

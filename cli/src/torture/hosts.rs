@@ -1,0 +1,162 @@
+//! Faults of hosts: of the network, of a coordinator's disk, of memory and of clocks.
+
+use super::inject::{GONE_MS, Injector, pick};
+use super::isolated::{Group, SyncErrors, Trouble};
+use anyhow::{Context, Result, bail};
+use kvhive_oracle::{Fault, Step};
+use std::time::{Duration, Instant};
+
+/// How long a process is cut off: for less than a lease or for clearly more, as nobody knows what becomes of it between.
+const SHORT_MS: (u64, u64) = (300, 1200);
+const LONG_MS: (u64, u64) = (3500, 7000);
+/// The most packets of a hundred that are lost.
+const MOST_LOST: u64 = 30;
+/// How slow a slow network is, in Mbit/s.
+const SLOW_MBIT: u64 = 8;
+/// After trouble that may or may not have ended a lease, it is seen within this which of the two.
+const SETTLE: Duration = Duration::from_millis(2500);
+/// How long a process may go on after a failed sync.
+const SYNC_LIMIT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(50);
+
+impl Injector<'_> {
+    /// Makes a fault of a host. Says who was hit.
+    pub(super) fn perform_on_host(&mut self, step: Step) -> Result<String> {
+        let gone = Duration::from_millis(GONE_MS * step.per_mille / 1000);
+        match step.fault {
+            Fault::Cut | Fault::CutOneWay => self.cut(step),
+            Fault::Lose => {
+                let share = 1 + MOST_LOST * step.per_mille / 1000;
+                self.trouble(step, Trouble::Loses(share), gone, &format!("{share} packets of 100"))
+            }
+            Fault::Reset => self.trouble(step, Trouble::Resets, gone / 4, "every connection"),
+            Fault::Slow => self.trouble(step, Trouble::Slow(SLOW_MBIT), gone, &format!("{SLOW_MBIT} Mbit/s")),
+            Fault::FullDisk => {
+                let id = self.coordinator(step)?;
+                self.disk(&id)?.fill()?;
+                let took = self.beat();
+                self.shared.rest(gone);
+                self.disk(&id)?.free();
+                Ok(format!("{id}, changes again after {:.2} s", took.unwrap_or(f64::INFINITY)))
+            }
+            Fault::SyncError => self.fail_syncs(step),
+            Fault::PowerCut => {
+                let id = self.coordinator(step)?;
+                self.disk(&id)?.cut_power()?;
+                self.shared.rest(gone / 8);
+                // It may have ended by itself, as it should.
+                if !self.has_ended(&id)? {
+                    self.ground.kill(&id)?;
+                }
+                self.disk(&id)?.power_on()?;
+                self.ground.start(&id)?;
+                Ok(id)
+            }
+            Fault::LittleMemory => {
+                let node = self.node(step)?;
+                let pid = self.ground.pid(&node).context("a node that does not run")?;
+                self.hurts(&node);
+                let bytes = (1 + 7 * step.per_mille / 1000) << 20;
+                let group = Group::limit(pid, bytes)?;
+                self.shared.rest(gone);
+                drop(group);
+                let ended = self.has_ended(&node)?;
+                if ended {
+                    self.ground.start(&node)?;
+                } else {
+                    self.ground.stays(&node);
+                }
+                let said = if ended { "and was killed" } else { "and lived" };
+                Ok(format!("{node}, which may take {} MiB more, {said}", bytes >> 20))
+            }
+            Fault::WrongClock => {
+                let id = self.anybody(step)?;
+                let hours = step.per_mille as i64 % 25 - 12;
+                if self.ground.nodes().contains(&id) {
+                    self.hurts(&id);
+                }
+                self.ground.set_clock(&id, Some(hours))?;
+                self.ground.kill(&id)?;
+                self.ground.start(&id)?;
+                // From its next start on; until then it goes by the wrong one.
+                self.ground.set_clock(&id, None)?;
+                Ok(format!("{id}, {hours:+} h"))
+            }
+            other => bail!("{} is no fault of a host", other.name()),
+        }
+    }
+
+    /// Cuts a process off from all others, or one way only.
+    fn cut(&mut self, step: Step) -> Result<String> {
+        let id = self.anybody(step)?;
+        let trouble = match (step.fault, step.victim % 2) {
+            (Fault::Cut, _) => Trouble::Cut,
+            (_, 0) => Trouble::Mute,
+            _ => Trouble::Deaf,
+        };
+        let is_long = step.per_mille > 300;
+        let (least, most) = if is_long { LONG_MS } else { SHORT_MS };
+        let time = Duration::from_millis(least + (most - least) * step.per_mille / 1000);
+        if is_long && self.ground.nodes().contains(&id) {
+            // It is no member any more when it is heard again.
+            self.hurts(&id);
+        }
+        self.ground.isolation()?.network().trouble(&id, trouble)?;
+        self.shared.rest(time);
+        self.ground.isolation()?.network().mend(&id);
+        Ok(format!("{id}, {trouble:?} for {:.1} s", time.as_secs_f64()))
+    }
+
+    /// Makes trouble at a process' link for a while.
+    fn trouble(&mut self, step: Step, trouble: Trouble, time: Duration, what: &str) -> Result<String> {
+        let id = self.anybody(step)?;
+        if self.ground.nodes().contains(&id) {
+            // Whether its lease ends by it is not known.
+            self.shared.oracle().hurts(&id);
+        }
+        self.ground.isolation()?.network().trouble(&id, trouble)?;
+        self.shared.rest(time);
+        self.ground.isolation()?.network().mend(&id);
+        self.shared.rest(SETTLE);
+        Ok(format!("{id}, {what} for {:.1} s", time.as_secs_f64()))
+    }
+
+    /// Has every sync of a coordinator's log fail: it has to end rather than go on.
+    fn fail_syncs(&mut self, step: Step) -> Result<String> {
+        let id = self.coordinator(step)?;
+        let pid = self.ground.pid(&id).context("a coordinator that does not run")?;
+        let errors = SyncErrors::begin(pid)?;
+        let begun = Instant::now();
+        let mut ended = false;
+        while !ended && begun.elapsed() < SYNC_LIMIT && !self.shared.is_ending() {
+            self.beat();
+            ended = self.has_ended(&id)?;
+            self.shared.rest(POLL);
+        }
+        drop(errors);
+        if ended {
+            self.ground.start(&id)?;
+        } else if !self.shared.is_ending() {
+            self.shared.figures().outlived_sync_errors += 1;
+            self.shared.found(format!("{id} went on for {SYNC_LIMIT:?} after its syncs had failed"));
+        }
+        Ok(format!("{id}, which ended after {:.1} s", begun.elapsed().as_secs_f64()))
+    }
+
+    /// Says whether a process has ended by itself.
+    fn has_ended(&mut self, id: &str) -> Result<bool> {
+        self.ground.has_ended(id)
+    }
+
+    fn disk(&mut self, id: &str) -> Result<&mut super::isolated::Disk> {
+        self.ground.isolation()?.disk(id).context("it has no disk of its own")
+    }
+
+    fn coordinator(&self, step: Step) -> Result<String> {
+        pick(&self.ground.coordinators(), step.victim).cloned()
+    }
+
+    fn anybody(&self, step: Step) -> Result<String> {
+        pick(&[self.ground.coordinators(), self.ground.nodes()].concat(), step.victim).cloned()
+    }
+}

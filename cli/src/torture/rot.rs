@@ -1,0 +1,88 @@
+//! Bits of blocks flipped in the files of a disk tier, below everything that checks them.
+
+use super::load::Load;
+use super::shared::Shared;
+use anyhow::Result;
+use kvhive_oracle::Random;
+use kvhive_protocol::BlockHeader;
+use kvhive_protocol::block::HEADER_BYTES;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Bytes of a page: before each block there is one that says what it is (docs/disk.md).
+const PAGE: u64 = 4096;
+/// Where in it the block's header is.
+const HEADER_AT: usize = 88;
+const MAGIC: &[u8] = b"KVRECORD";
+/// Records flipped at a time.
+const FLIPS: usize = 8;
+/// Records looked at, at most, to find as many.
+const LOOKS: u64 = 400;
+
+/// Returns the files of a node's disk tiers, with the bytes of their frames.
+pub(super) fn files(dir: &Path, node: &str) -> Vec<(PathBuf, u64)> {
+    let mut found = Vec::new();
+    for device in std::fs::read_dir(dir.join("data").join(node)).into_iter().flatten().flatten() {
+        for file in std::fs::read_dir(device.path()).into_iter().flatten().flatten() {
+            let name = file.file_name();
+            let frame = name.to_str().and_then(|name| name.strip_prefix("records-")?.parse().ok());
+            found.extend(frame.map(|frame: u64| (file.path(), frame)));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Flips one bit each of some blocks of this run that are on a node's disks. Returns the prefixes that they are of.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub(super) fn flip(
+    dir: &Path,
+    node: &str,
+    random: &mut Random,
+    load: &Load,
+    shared: &Shared,
+) -> Result<Vec<(u16, u32)>> {
+    let mut flipped = Vec::new();
+    for (path, frame) in files(dir, node) {
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        let record = PAGE + frame.next_multiple_of(PAGE);
+        let records = file.metadata()?.len() / record;
+        for _ in 0..LOOKS.min(records * 4) {
+            if flipped.len() >= FLIPS {
+                break;
+            }
+            let at = random.below(records) * record;
+            let Some(header) = header(&file, at)? else { continue };
+            let Some((tenant, name, place)) = load.block_of(&header) else { continue };
+            // Told before it is done: a fetch may miss it from then on.
+            shared.oracle().damages(tenant, name, place);
+            let byte = at + PAGE + random.below(header.payload_bytes);
+            let mut one = [0];
+            file.read_exact_at(&mut one, byte)?;
+            one[0] ^= 1 << random.below(8);
+            file.write_all_at(&one, byte)?;
+            // Whoever took the record's place meanwhile has the flipped bit.
+            if let Some((tenant, name, place)) = self::header(&file, at)?.and_then(|now| load.block_of(&now))
+            {
+                shared.oracle().damages(tenant, name, place);
+            }
+            flipped.push((tenant, name));
+        }
+        // Nodes read past the page cache.
+        file.sync_data()?;
+    }
+    Ok(flipped)
+}
+
+/// Reads the header of the block in a record, if there is one.
+fn header(file: &File, at: u64) -> Result<Option<BlockHeader>> {
+    let mut page = [0; PAGE as usize];
+    file.read_exact_at(&mut page, at)?;
+    let mut bytes = [0; HEADER_BYTES];
+    bytes.copy_from_slice(&page[HEADER_AT..HEADER_AT + HEADER_BYTES]);
+    let header = BlockHeader::decode(&bytes).ok().filter(|header| header.payload_bytes > 0);
+    Ok(header.filter(|_| page.starts_with(MAGIC)))
+}

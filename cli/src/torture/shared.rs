@@ -1,0 +1,226 @@
+//! What all parts of a run share: its clock, what is known of the cluster, and what was found.
+
+use kvhive_oracle::{At, Fault, Figures, Oracle};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// Findings that are kept in words; all are counted.
+const MAX_FINDINGS: usize = 40;
+/// How often it is seen how late this process itself is.
+const LAG_EVERY: Duration = Duration::from_millis(10);
+/// How far back.
+const LAG_SAMPLES: usize = 2000;
+const POLL: Duration = Duration::from_millis(20);
+
+/// Whom the present fault hits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Hit {
+    /// Coordinators alone, or nobody.
+    Coordinators = 0,
+    /// Nodes, or the network.
+    Nodes = 1,
+    /// Every coordinator.
+    Outage = 2,
+}
+
+/// What is shared.
+pub(super) struct Shared {
+    /// What the run's numbers come from.
+    pub(super) seed: u64,
+    begun: Instant,
+    oracle: Mutex<Oracle>,
+    figures: Mutex<Figures>,
+    findings: Mutex<Vec<String>>,
+    faults: Mutex<BTreeMap<&'static str, u64>>,
+    /// How late timers of this process were, and when.
+    lags: Mutex<VecDeque<(Duration, Duration)>>,
+    hit: AtomicU8,
+    ending: AtomicBool,
+    interrupted: AtomicBool,
+    next: AtomicU64,
+}
+
+fn open<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What a panic left behind is counted all the same: the run has failed then.
+    mutex.lock().unwrap_or_else(|poison| poison.into_inner())
+}
+
+impl Shared {
+    /// Begins.
+    pub(super) fn new(seed: u64, tenants: u16) -> Shared {
+        Shared {
+            seed,
+            begun: Instant::now(),
+            oracle: Mutex::new(Oracle::new(tenants, 1)),
+            figures: Mutex::default(),
+            findings: Mutex::default(),
+            faults: Mutex::default(),
+            lags: Mutex::default(),
+            hit: AtomicU8::new(Hit::Coordinators as u8),
+            ending: AtomicBool::new(false),
+            interrupted: AtomicBool::new(false),
+            next: AtomicU64::new(1),
+        }
+    }
+
+    /// Begins anew with what is known of a cluster of so many replicas.
+    pub(super) fn know(&self, tenants: u16, replicas: u8) {
+        *self.oracle() = Oracle::new(tenants, replicas);
+    }
+
+    pub(super) fn oracle(&self) -> MutexGuard<'_, Oracle> {
+        open(&self.oracle)
+    }
+
+    pub(super) fn figures(&self) -> MutexGuard<'_, Figures> {
+        open(&self.figures)
+    }
+
+    /// Returns for how long it has gone on.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Returns what time it is.
+    pub(super) fn now(&self) -> At {
+        At(u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Returns a number that is larger than any that was returned before: the order of calls and returns.
+    pub(super) fn tick(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Tells whoever watches.
+    pub(super) fn say(&self, text: &str) {
+        eprintln!("{:>7.1} s  {text}", self.elapsed().as_secs_f64());
+    }
+
+    /// Something is not as it has to be.
+    pub(super) fn found(&self, text: String) {
+        self.say(&format!("FOUND: {text}"));
+        let mut findings = open(&self.findings);
+        if findings.len() < MAX_FINDINGS {
+            findings.push(format!("at {:.1} s: {text}", self.elapsed().as_secs_f64()));
+        }
+    }
+
+    pub(super) fn findings(&self) -> Vec<String> {
+        open(&self.findings).clone()
+    }
+
+    /// A fault was made.
+    pub(super) fn made(&self, fault: Fault) {
+        *open(&self.faults).entry(fault.name()).or_default() += 1;
+    }
+
+    pub(super) fn faults(&self) -> BTreeMap<&'static str, u64> {
+        open(&self.faults).clone()
+    }
+
+    /// Says whom the fault hits that comes.
+    pub(super) fn hits(&self, hit: Hit) {
+        self.hit.store(hit as u8, Ordering::Relaxed);
+    }
+
+    /// For so long promised blocks could not be read, from this time on.
+    pub(super) fn gap(&self, gap: Duration, hit: u8) {
+        let mut figures = self.figures();
+        let gaps = match hit {
+            hit if hit == Hit::Nodes as u8 => &mut figures.gaps_nodes,
+            hit if hit == Hit::Outage as u8 => &mut figures.gaps_outage,
+            _ => &mut figures.gaps_coordinators,
+        };
+        gaps.push(gap.as_secs_f64());
+    }
+
+    pub(super) fn hit(&self) -> u8 {
+        self.hit.load(Ordering::Relaxed)
+    }
+
+    /// Ends the clients.
+    pub(super) fn end(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    /// Says whether somebody has asked it to end before its time.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
+    }
+
+    /// Waits that long, or until the run ends.
+    pub(super) fn rest(&self, time: Duration) {
+        let begun = Instant::now();
+        while begun.elapsed() < time && !self.is_ending() {
+            std::thread::sleep(POLL.min(time));
+        }
+    }
+
+    /// Has a signal to end end the run, so that everything that was broken is mended.
+    pub(super) fn heed_signals(self: &Arc<Self>, runtime: &tokio::runtime::Runtime) {
+        let shared = self.clone();
+        runtime.spawn(async move {
+            if kvhive_runtime::shutdown_signal().await.is_ok() {
+                shared.say("ending");
+                shared.interrupted.store(true, Ordering::SeqCst);
+                shared.end();
+            }
+        });
+        let shared = self.clone();
+        runtime.spawn(async move {
+            while !shared.is_ending() {
+                let begun = Instant::now();
+                tokio::time::sleep(LAG_EVERY).await;
+                shared.note_lag(begun.elapsed().saturating_sub(LAG_EVERY));
+            }
+        });
+    }
+
+    fn note_lag(&self, lag: Duration) {
+        let mut lags = open(&self.lags);
+        if lags.len() >= LAG_SAMPLES {
+            lags.pop_front();
+        }
+        lags.push_back((self.elapsed(), lag));
+    }
+
+    /// Returns how late a timer of this process was at most since then: what a call that ends late may owe to the machine.
+    pub(super) fn lag_since(&self, then: Duration) -> Duration {
+        let lags = open(&self.lags);
+        let since = lags.iter().rev().take_while(|(at, _)| *at >= then).map(|(_, lag)| *lag);
+        since.max().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_late_the_machine_was_is_told_for_the_time_that_is_asked() {
+        let shared = Shared::new(1, 1);
+        shared.note_lag(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(2));
+        let then = shared.elapsed();
+        assert_eq!(shared.lag_since(then), Duration::ZERO);
+        shared.note_lag(Duration::from_millis(5));
+        assert_eq!(shared.lag_since(then), Duration::from_millis(5));
+        assert_eq!(shared.lag_since(Duration::ZERO), Duration::from_millis(300));
+    }
+
+    #[test]
+    fn gaps_are_counted_by_whom_the_fault_hits() {
+        let shared = Shared::new(1, 1);
+        shared.gap(Duration::from_millis(500), shared.hit());
+        shared.hits(Hit::Nodes);
+        shared.gap(Duration::from_secs(1), shared.hit());
+        let figures = shared.figures();
+        assert_eq!((&figures.gaps_coordinators[..], &figures.gaps_nodes[..]), (&[0.5][..], &[1.0][..]));
+    }
+}
