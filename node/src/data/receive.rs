@@ -38,13 +38,12 @@ impl DataPlane {
         request: ReceiveRequest,
     ) -> Result<DataReply, WireError> {
         let ReceiveRequest { store, transfer } = request;
-        if peer.role != Role::Node || !store.copy {
+        if peer.role != Role::Node || !peer.is_of(transfer.sender.member) || !store.copy {
             return Err(WireError::Forbidden {
                 role: peer.role.to_string(),
-                what: "send blocks from GPU to GPU".to_owned(),
+                what: "send blocks from another's GPU".to_owned(),
             });
         }
-        count(&self.counters.stores);
         let (moved, given_by) = (store.moved, store.moved.then_some(store.epoch));
         let announced = store.blocks.iter().map(|block| block.header.payload_bytes);
         let bytes = announced.fold(0, u64::saturating_add);
@@ -76,12 +75,21 @@ impl DataPlane {
         let device = task.device;
         let digests = WriteGuard::digests_on_gpu(guards).await;
         let (guards, digests) = digests.ok_or_else(|| not_carried("the GPU gave no digests"))?;
+        // Only now: what does not come this way comes as a store, and is counted then.
+        count(&self.counters.stores);
+        let here = self.device(device);
+        if let Some(here) = here {
+            here.work.stored();
+        }
         let mut taken = Vec::with_capacity(guards.len());
         for (guard, digest) in guards.into_iter().zip(digests) {
             let bytes = guard.header_bytes();
             taken.push(match guard.verify_on_gpu(digest) {
                 Some(landing) => {
                     add(&self.counters.stored_bytes, bytes);
+                    if let Some(here) = here {
+                        here.traffic.stored(bytes);
+                    }
                     Taken::Landing(landing)
                 }
                 None => {
@@ -89,9 +97,6 @@ impl DataPlane {
                     Taken::Refused(Refusal::Corrupt)
                 }
             });
-            if let Some(device) = self.device(device) {
-                device.traffic.stored(bytes);
-            }
         }
         drop(verifying);
         self.settle(span, task, landed(taken).await).await

@@ -25,7 +25,7 @@ use kvhive_spans::{Span, Tracer};
 use kvhive_wire::Fault;
 use local::InProcess;
 use nccl::Nccl;
-pub(crate) use nccl::{NotCarried, OwnGpu};
+pub(crate) use nccl::{NotCarried, OwnGpu, Without};
 pub(crate) use report::LinkFrom;
 use shared::SharedMemory;
 use std::collections::BTreeMap;
@@ -137,6 +137,7 @@ impl Links {
     /// Forgets members that are not in the map, and what is known of those that have started anew.
     pub(crate) fn keep(&self, serving: &Serving) {
         let map = &serving.map;
+        self.tcp.speak_as(serving.member);
         self.tcp.keep(map);
         self.shared_memory.keep(map);
         if let Some(nccl) = &self.nccl {
@@ -215,8 +216,11 @@ impl Links {
                 let same_host = self.shared_memory.reaches(parcel).await;
                 let nccl = self.pair_state(parcel.source, parcel.target, is_on_gpu);
                 match self.choose(parcel, bytes, same_host, nccl) {
-                    // What might have gone by it was asked before.
-                    TransportKind::Nccl => TransportKind::Tcp,
+                    TransportKind::Nccl => {
+                        // It was not to go by it when that was asked, a moment ago: others need not wait for how it went.
+                        self.has_not_begun(parcel, nccl);
+                        TransportKind::Tcp
+                    }
                     by => by,
                 }
             }
@@ -258,9 +262,8 @@ impl Links {
                 span.fail(error);
                 if error.is_failure() {
                     self.ended(TransportKind::Nccl, &parcel, bytes, begun.elapsed(), false);
-                } else if let Some(choices) = self.choices.get(usize::from(parcel.source.index)) {
-                    let pair = nccl.state(parcel.source, parcel.target).unwrap_or_default();
-                    lock(choices).has_not_begun(self.view.now(), parcel.target, pair);
+                } else {
+                    self.has_not_begun(&parcel, nccl.state(parcel.source, parcel.target));
                 }
             }
         }
@@ -320,10 +323,11 @@ impl Links {
     }
 
     /// Hears what the GPU of another node says to one of this node's.
-    pub(crate) fn hear(&self, message: PairMessage) {
-        if let Some(nccl) = &self.nccl {
-            nccl.hear(message);
-        }
+    ///
+    /// # Errors
+    /// When that one does without NCCL, now and as long as this node lives.
+    pub(crate) fn hear(&self, message: PairMessage) -> Result<(), Without> {
+        self.nccl.as_ref().ok_or(Without)?.hear(message)
     }
 
     fn span(&self, by: TransportKind, parcel: &Parcel<'_>, bytes: u64) -> Span {
@@ -352,6 +356,13 @@ impl Links {
         };
         self.ended(by, parcel, bytes, begun.elapsed(), is_well);
         answer
+    }
+
+    /// Notes that a batch which was to go by NCCL goes another way.
+    fn has_not_begun(&self, parcel: &Parcel<'_>, pair: Option<PairState>) {
+        if let Some(choices) = self.choices.get(usize::from(parcel.source.index)) {
+            lock(choices).has_not_begun(self.view.now(), parcel.target, pair.unwrap_or_default());
+        }
     }
 
     /// Notes how a batch went.

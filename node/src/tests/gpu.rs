@@ -18,7 +18,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 /// The driver of this process, once it is taken: whoever looks for CUDA by its name finds it.
-static DRIVER: LazyLock<Fake> = LazyLock::new(|| Fake::with(&[]));
+static DRIVER: LazyLock<Fake> = LazyLock::new(Fake::shared);
 
 /// And what says what befalls its GPUs.
 static NVML: LazyLock<FakeNvml> = LazyLock::new(|| FakeNvml::beside(&DRIVER));
