@@ -1,6 +1,6 @@
 //! The cluster that is broken: its processes, its folder, and when it is whole again.
 
-use super::isolated::{Isolation, probe, wrong_clock};
+use super::isolated::{FOLDER, Isolation, probe, wrong_clock};
 use super::load::{self, Load};
 use super::shared::Shared;
 use crate::admin::{Admin, Target};
@@ -418,7 +418,7 @@ const LISTS: &str = "a local cluster lists its nodes";
 fn prepared(
     write: impl FnOnce(&ClusterConfig) -> Result<String>,
 ) -> Result<(tempfile::TempDir, ClusterConfig)> {
-    let folder = tempfile::Builder::new().prefix("kvhive-torture-").tempdir()?;
+    let folder = tempfile::Builder::new().prefix(&format!("{FOLDER}{}-", std::process::id())).tempdir()?;
     let shape = Shape {
         coordinators: 3,
         nodes: 4,

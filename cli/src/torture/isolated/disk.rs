@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 
 /// Bytes of the disk.
 const BYTES: u64 = 192 << 20;
+/// What begins the name of the folder of a cluster of its own; the process follows.
+pub(in super::super) const FOLDER: &str = "kvhive-torture-";
 const FILLER: &str = "filler";
 /// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`: nothing that was not synced reaches the disk any more.
 const CUT_POWER: &str = "import fcntl, os, struct, sys\n\
@@ -17,6 +19,23 @@ const CUT_POWER: &str = "import fcntl, os, struct, sys\n\
 pub(in super::super) struct Disk {
     image: PathBuf,
     place: PathBuf,
+}
+
+/// Unmounts the disks of runs that are over, and removes their folders.
+pub(super) fn sweep() {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    for place in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+        let mut above = Path::new(place).ancestors();
+        let is_left = |folder: &&Path| {
+            let name = folder.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| super::is_left(name, FOLDER))
+        };
+        if let Some(folder) = above.find(is_left) {
+            try_run(&["umount", "-l", place]);
+            // Not before the last of its disks is unmounted.
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
 }
 
 fn text(path: &Path) -> Result<&str> {

@@ -22,6 +22,17 @@ pub(super) fn groups() -> Option<(PathBuf, &'static str)> {
     enabled.split_whitespace().any(|one| one == "memory").then(|| (SECOND.into(), "memory.max"))
 }
 
+/// Removes groups of runs that are over.
+pub(super) fn sweep() {
+    let Some((above, _)) = groups() else { return };
+    for group in std::fs::read_dir(above).into_iter().flatten().flatten() {
+        if group.file_name().to_str().is_some_and(|name| super::is_left(name, super::STEM)) {
+            // Fails where a process of that run still ends.
+            let _ = std::fs::remove_dir(group.path());
+        }
+    }
+}
+
 impl Group {
     /// Lets a process take no more than `bytes` from now on.
     ///

@@ -10,7 +10,7 @@ mod probe;
 mod words;
 
 pub(super) use clock::wrong_clock;
-pub(super) use disk::{Disk, SyncErrors};
+pub(super) use disk::{Disk, FOLDER, SyncErrors};
 pub(super) use memory::Group;
 pub(super) use network::{Network, Trouble};
 pub(super) use probe::{Can, probe};
@@ -21,6 +21,13 @@ use std::path::Path;
 
 /// What begins the names of all that is made.
 const STEM: &str = "kvt";
+
+/// Says whether a name is of a run whose process is gone: `stem` and the process come first in it.
+fn is_left(name: &str, stem: &str) -> bool {
+    let Some(rest) = name.strip_prefix(stem) else { return false };
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    !digits.is_empty() && !Path::new("/proc").join(digits).exists()
+}
 
 /// Networks and disks of one cluster.
 pub(super) struct Isolation {
@@ -37,6 +44,8 @@ impl Isolation {
     /// When the system does not let it.
     pub(super) fn new(ids: &[String], can: Can) -> Result<Isolation> {
         Network::sweep();
+        disk::sweep();
+        memory::sweep();
         Ok(Isolation { disks: BTreeMap::new(), network: Network::new(ids)?, can })
     }
 
@@ -62,5 +71,19 @@ impl Isolation {
     /// Says what this machine can do.
     pub(super) fn can(&self) -> &Can {
         &self.can
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_runs_that_are_over_have_left_is_swept() {
+        let own = std::process::id();
+        let left = |name: &str| is_left(name, STEM);
+        assert!(!left(&format!("kvt{own}n0")) && !left("eth0") && !left("kvt") && !left("kvtx"));
+        // More than a process id can be.
+        assert!(left("kvt99999999n0"));
     }
 }

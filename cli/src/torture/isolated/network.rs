@@ -1,10 +1,9 @@
 //! A network namespace for each process, all on one bridge, and what goes wrong between them.
 
-use super::STEM;
 use super::words::{run, try_run};
+use super::{STEM, is_left};
 use crate::cluster::local::Begin;
 use anyhow::{Context, Result};
-use std::path::Path;
 
 /// The first address of processes; the first of all is the clients'.
 const FIRST: usize = 11;
@@ -74,9 +73,9 @@ impl Network {
     pub(super) fn sweep() {
         let spaces = run(&["ip", "netns", "list"]).unwrap_or_default();
         let links = run(&["ip", "-o", "link"]).unwrap_or_default();
-        let spaces = spaces.split_whitespace().filter(|name| is_left(name)).map(|name| ("netns", name));
+        let spaces = spaces.split_whitespace().filter(|name| is_left(name, STEM)).map(|name| ("netns", name));
         let links = links.lines().filter_map(|line| line.split(": ").nth(1)?.split('@').next());
-        let links = links.filter(|name| is_left(name)).map(|name| ("link", name));
+        let links = links.filter(|name| is_left(name, STEM)).map(|name| ("link", name));
         for (kind, name) in spaces.chain(links) {
             try_run(&["ip", kind, "del", name]);
         }
@@ -142,13 +141,6 @@ impl Drop for Network {
     }
 }
 
-/// Says whether a name is of a run whose process is gone.
-fn is_left(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix(STEM) else { return false };
-    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    !digits.is_empty() && !Path::new("/proc").join(digits).exists()
-}
-
 /// Returns the packet filter of a trouble.
 fn rules(trouble: Trouble) -> String {
     let (arriving, leaving) = match trouble {
@@ -173,14 +165,6 @@ fn rules(trouble: Trouble) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_what_runs_that_are_over_have_left_is_swept() {
-        let own = std::process::id();
-        assert!(!is_left(&format!("kvt{own}n0")) && !is_left("eth0") && !is_left("kvt") && !is_left("kvtx"));
-        // More than a process id can be.
-        assert!(is_left("kvt99999999n0"));
-    }
 
     #[test]
     fn one_way_trouble_is_one_way() {
